@@ -1,0 +1,29 @@
+# `make demo` and `make test` do everything on a machine that has Python 3.11 or later, make and a package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := test
+
+# torch first, in the version of constraints.txt, so that no other build of it is chosen on the way.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed ## run the whole pipeline on the demo model
+	$(BIN)/remoe demo
+
+test: $(VENV)/.installed ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,110 @@
+"""Files that one stage leaves for the next: schema-versioned JSON and safetensors arrays.
+
+Every write is atomic (a temporary file in the same folder, fsync, rename): a reader sees the old file or the
+new one, never half of one. Every document names its schema; a document of another schema is refused. This
+module knows files and digests; it does not know what a profile or a plan is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from remoe_cli.errors import ArtifactError
+
+
+class Document(BaseModel):
+    """A JSON document with a schema name such as `remoe.plan/1`, set by each subclass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: str
+
+
+D = TypeVar("D", bound=Document)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path`, on failure it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: BaseModel | Mapping[str, Any]) -> None:
+    """Write `content` as indented JSON, keys in their declared order, atomically."""
+    data = content.model_dump(mode="json") if isinstance(content, BaseModel) else dict(content)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, kind: type[D]) -> D:
+    """Read a document of type `kind`; raises ArtifactError when it is missing, damaged or of another schema."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"There is no file {path}.", "Check the path, or make the file again.") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read as JSON: {error}.", "Make the file again.") from None
+    expected = kind.model_fields["schema_version"].default
+    found = data.get("schema_version") if isinstance(data, dict) else None
+    if found != expected:
+        raise ArtifactError(
+            f"{path} has schema {found!r}, but this remoe reads {expected!r}.", "Make the file again with this version of remoe."
+        )
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path} is damaged at '{where}': {first['msg']}.", "Make the file again.") from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write named arrays as safetensors, atomically. Same arrays, same bytes."""
+    from safetensors.numpy import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}, str(temporary))
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read every array of a safetensors file; raises ArtifactError when it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(str(path))
+    except FileNotFoundError:
+        raise ArtifactError(f"There is no file {path}.", "Make the profile or bundle again.") from None
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}.", "Make the file again.") from None
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,78 @@
+"""The `remoe` command. The only place that turns an exception into an exit code.
+
+0 ok · 1 failure · 2 usage · 3 infeasible plan · 4 over budget · 5 held by another · 6 partly deployed · 130 interrupted
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from remoe_cli import __version__
+from remoe_cli.cli import demo, deploy, destroy, infer, logs, output, plan, profile, status
+from remoe_cli.errors import RemoeError, UsageError
+from remoe_cli.settings import debug
+
+app = typer.Typer(
+    name="remoe",
+    help="Run mixture-of-experts models with rarely used experts in serverless functions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for module in (demo, profile, plan, deploy, infer, status, logs, destroy):
+    app.command(name=module.__name__.rpartition(".")[2])(module.command)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        output.line(f"remoe {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run())
+
+
+def run() -> int:
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except TyperException as error:
+        if not (message := error.format_message()):
+            return 2  # no arguments: the help text has been printed
+        output.fail(UsageError(message, "Run the command with --help to see its options."))
+        return UsageError.exit_code
+    except RemoeError as error:
+        _traceback()
+        output.fail(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        _traceback()
+        output.fail(
+            RemoeError(
+                f"remoe failed: {type(error).__name__}: {error}", "Run again with REMOE_DEBUG=1 for a traceback, and please report it."
+            )
+        )
+        return 1
+
+
+def _traceback() -> None:
+    if debug():
+        traceback.print_exc()

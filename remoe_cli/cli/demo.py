@@ -1,0 +1,119 @@
+"""`remoe demo`: the whole pipeline on a real small model that needs no model hub."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from remoe_cli.cli import infer, output
+from remoe_cli.cli import plan as plan_command
+
+if TYPE_CHECKING:
+    from remoe_cli.profile.prompts import PromptSet
+    from remoe_cli.profile.record import Profile
+
+QUESTION = "What is the capital of France?"
+REMOTE_SHARE = 0.25
+_NEW_TOKENS, _PROMPT_TOKENS, _BATCH = 32, 512, 16
+
+
+class Dtype(StrEnum):
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+def command(
+    dtype: Annotated[Dtype, typer.Option(help="Number type of the demo checkpoint.")] = Dtype.bfloat16,
+    json: output.JsonOption = False,
+    quiet: output.QuietOption = False,
+) -> None:
+    """Fetch a real small model, then profile, plan, deploy and ask it, on this machine. Needs no account."""
+    from remoe_cli import artifacts
+    from remoe_cli.deploy.local import lifecycle
+    from remoe_cli.deploy.local.target import deploy
+    from remoe_cli.model.demo import demo_model
+    from remoe_cli.plan.build import make_plan
+    from remoe_cli.plan.catalog import read_catalog
+    from remoe_cli.runtime.client import answer
+    from remoe_cli.settings import cache_dir
+
+    output.say("1/5 The model")
+    model = demo_model(dtype.value, output.say)
+    folder = cache_dir() / "demo" / model.name
+    output.say(f"2/5 Profile: which experts the demo prompts use ({folder / 'profile'})")
+    profile = _profile(model, folder / "profile")
+
+    output.say("3/5 Plan: what to move out, if anything")
+    catalog = read_catalog("local")
+    honest = make_plan(profile, catalog)
+    artifacts.write_json(folder / "plan.json", honest)
+    if not output.is_json():
+        plan_command.show(honest, folder / "plan.json")
+
+    share = f"{REMOTE_SHARE:.0%}"
+    output.say(f"4/5 Deploy, with {share} of the experts forced out to show the remote path at work")
+    forced_path = folder / "plan-remote.json"
+    artifacts.write_json(forced_path, make_plan(profile, catalog, remote_share=REMOTE_SHARE))
+    name = f"remoe-demo-{os.getpid()}"
+    with output.progress("Packaging layers") as progress:
+        deployed = deploy(forced_path, name, rtt_ms=0.0, say=output.say, progress=progress)
+    try:
+        output.say(f"5/5 Ask: {QUESTION}\n")
+        port = infer.main_port(name)
+        document = answer(name, port, QUESTION, 64, (lambda text: None) if output.is_json() else output.piece)
+    finally:
+        lifecycle.destroy(name)
+    output.result(
+        {
+            "model": str(model),
+            "profile": str(profile.path),
+            "plan": str(folder / "plan.json"),
+            "plan_deployed": str(forced_path),
+            "verdict": honest.verdict,
+            "deployment": {"name": name, "target": "local", "functions": len(deployed["functions"]), "state": "destroyed"},
+            "text": document["text"],
+            "receipt": document["receipt"],
+        },
+        lambda: _show(document, forced_path),
+    )
+
+
+def _prompts() -> PromptSet:
+    from importlib.resources import as_file, files
+
+    from remoe_cli.profile.prompts import PromptSet, read_prompts
+
+    with as_file(files("remoe_cli.demo_data") / "prompts.jsonl") as file:
+        return PromptSet("remoe_cli.demo_data/prompts.jsonl", "prompt", read_prompts(str(file)).texts)
+
+
+def _profile(model: Path, out: Path) -> Profile:
+    """The demo profile, made now unless this very one is there already."""
+    from remoe_cli.errors import ArtifactError
+    from remoe_cli.model.checkpoint import find
+    from remoe_cli.profile.record import read_profile
+    from remoe_cli.profile.run import profile
+
+    prompts = _prompts()
+    try:
+        made = read_profile(out)
+        if (made.record.dataset.sha256, made.record.model.revision) == (prompts.sha256, find(str(model)).revision):
+            return made
+    except ArtifactError:
+        pass
+    with output.progress("Profiling prompts") as progress:
+        return profile(
+            str(model), prompts, out, max_new_tokens=_NEW_TOKENS, max_prompt_tokens=_PROMPT_TOKENS, batch_size=_BATCH, progress=progress
+        )
+
+
+def _show(document: dict[str, Any], plan: Path) -> None:
+    infer.show_receipt(document["receipt"])
+    output.line("\nThe demo deployment is gone again. To keep one, and to ask it your own questions:")
+    output.line(f"  remoe deploy {plan} --name demo")
+    output.line("  remoe infer demo --prompt 'Write a haiku about rivers.'")
+    output.line("  remoe destroy demo")

@@ -1,0 +1,74 @@
+"""`remoe infer`: run a deployed model, and get text and a receipt."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from remoe_cli.cli import output
+from remoe_cli.errors import UsageError
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="A deployment.")],
+    prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
+    input: Annotated[str | None, typer.Option("--input", help="A file of prompts, as for 'remoe profile'; one answer each.")] = None,
+    field: Annotated[str, typer.Option(help="Field of the prompts that holds the text.")] = "prompt",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    json: output.JsonOption = False,
+    quiet: output.QuietOption = False,
+) -> None:
+    """Stream the answer to a prompt, then its receipt. With --input and --json, one document a line."""
+    from remoe_cli.profile.prompts import read_prompts
+    from remoe_cli.runtime.client import answer
+
+    if (prompt is None) == (input is None):
+        raise UsageError("Give either --prompt TEXT or --input FILE.", "See 'remoe infer --help'.")
+    port = main_port(name)
+    for text in [prompt] if prompt is not None else read_prompts(str(input), field).texts:
+        document = answer(name, port, str(text), max_new_tokens, (lambda piece: None) if output.is_json() else output.piece)
+        output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
+
+
+def main_port(name: str) -> int:
+    """The port of a deployment's main server; raises DeployError when it does not run."""
+    from remoe_cli.deploy.local.target import status
+    from remoe_cli.errors import DeployError
+
+    document = status(name)
+    main = document["main"]
+    if main is None or main["state"] != "running":
+        raise DeployError(
+            f"The main server of '{name}' does not run.", f"See 'remoe logs {name}'; 'remoe destroy {name}' and deploy again."
+        )
+    return int(main["port"])
+
+
+def show_receipt(receipt: dict[str, Any]) -> None:
+    """The receipt for people: what was measured beside what was predicted."""
+    predicted = receipt["predicted"] or {}
+    cost = receipt["cost"]
+    rows = [
+        ("time to first token", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
+        ("time per further token", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
+        ("cost of this answer", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
+        ("  main function", _usd(cost["main_usd"]), ""),
+        ("  expert functions", _usd(cost["functions_usd"]), ""),
+    ]
+    output.line("\n")
+    output.table(f"Receipt (prices: catalog '{receipt['catalog']}')", ("", "measured", "predicted"), rows)
+    output.line(f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated in {receipt['total_s']:.2f} s")
+    calls = f"{receipt['invocations']} invocations of {len(receipt['functions'])} functions"
+    output.line(
+        f"{calls}, {receipt['cold_starts']} cold starts, {receipt['retries']} retries, "
+        f"{receipt['billed_ms']} ms billed, {receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received"
+    )
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
+def _usd(amount: float | None) -> str:
+    return "-" if amount is None else f"${amount * 1e6:,.2f} per million" if amount >= 1e-9 else "$0"

@@ -1,0 +1,112 @@
+"""The only place that prints.
+
+Results go to stdout; everything else (messages, progress, errors) to stderr. With --json stdout carries exactly one JSON
+document; with --quiet messages and progress are dropped. Progress bars appear only on a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from remoe_cli.errors import RemoeError
+
+
+@dataclass
+class _Mode:
+    json: bool = False
+    quiet: bool = False
+
+
+_mode = _Mode()
+
+
+def _set_json(value: bool) -> bool:
+    _mode.json = value
+    return value
+
+
+def _set_quiet(value: bool) -> bool:
+    _mode.quiet = value
+    return value
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.", callback=_set_json)]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no progress.", callback=_set_quiet)]
+
+
+def is_json() -> bool:
+    return _mode.json
+
+
+def say(message: str) -> None:
+    """A message for the user, on stderr."""
+    if not _mode.quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+def result(document: BaseModel | Mapping[str, Any], show: Callable[[], None]) -> None:
+    """The command's result: the document with --json, else whatever `show` prints for people."""
+    if not _mode.json:
+        show()
+        return
+    data = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
+    print(json.dumps(data, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def line(text: str = "") -> None:
+    """A line of a human result, on stdout; square brackets are kept as they are."""
+    print(text, flush=True)
+
+
+def piece(text: str) -> None:
+    """A piece of streamed text, on stdout, without a line end."""
+    print(text, end="", flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: first column to the left, numbers to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(grid)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; yields `report(done, total)`. Off a terminal, a line at the start and at the end."""
+    if _mode.quiet or _mode.json or not sys.stderr.isatty():
+        say(f"{title} ..")
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def fail(error: RemoeError) -> None:
+    """An error: with --json the document {"error": ..} on stdout, else one line and its hint on stderr."""
+    if _mode.json or "--json" in sys.argv:
+        document = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
+        print(json.dumps(document, ensure_ascii=False), flush=True)
+        return
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  hint: {error.hint}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Where a plan runs: the local twin of AWS Lambda, or AWS itself."""

@@ -1,0 +1,74 @@
+"""What a twin deployment consists of, and what its supervisor leaves on disk about itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from remoe_cli.artifacts import Document
+
+NAME_FORM = r"[a-z0-9][a-z0-9-]{0,62}"
+DeploymentName = Annotated[str, Field(pattern=f"^{NAME_FORM}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FunctionConfig(_Part):
+    """One function. Bounds are AWS's quotas (Lambda developer guide, "Lambda quotas"); `handler` is `module.function`
+    in `code_dir`, an absolute path."""
+
+    name: FunctionName
+    handler: str
+    code_dir: str
+    environment: dict[str, str] = {}
+    memory_mb: int = Field(ge=128, le=10_240)
+    timeout_s: float = Field(gt=0, le=900)
+    reserved_concurrency: int = Field(ge=1)
+
+
+class MainConfig(_Part):
+    """The main server: started as `argv`, answers GET /ping with 200 on loopback `port` when ready, and ends when its stdin closes."""
+
+    argv: list[str] = Field(min_length=1)
+    environment: dict[str, str] = {}
+    port: int = Field(ge=1, le=65_535)
+
+
+class TwinConfig(Document):
+    """One deployment. `rtt_ms` is slept per invocation to stand for the network; an execution environment that is idle for
+    `idle_ttl_s` is reclaimed; `python` is the interpreter that has awslambdaric."""
+
+    schema_version: str = "remoe.twin/1"
+    name: DeploymentName
+    functions: tuple[FunctionConfig, ...]
+    main: MainConfig | None = None
+    rtt_ms: float = Field(default=0.0, ge=0)
+    idle_ttl_s: float = Field(default=300.0, gt=0)
+    python: str
+
+
+class ProcessRef(_Part):
+    """A process that a later process of the same pid cannot be mistaken for. `start_time` is in the system's own terms."""
+
+    pid: int
+    start_time: str
+
+
+class SupervisorRecord(Document):
+    """supervisor.json. `groups` are the control groups that hold every worker, if any."""
+
+    schema_version: str = "remoe.twin-supervisor/1"
+    process: ProcessRef
+    endpoint: str
+    groups: tuple[str, ...]
+
+
+class ChildrenRecord(Document):
+    """children.json: every process that must not outlive the deployment."""
+
+    schema_version: str = "remoe.twin-children/1"
+    children: tuple[ProcessRef, ...]

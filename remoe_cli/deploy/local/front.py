@@ -1,0 +1,169 @@
+"""The twin's Invoke API on loopback, as botocore speaks it (Lambda API reference, 2015-03-31, Invoke), plus status and shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from aiohttp import web
+
+from remoe_cli.deploy.local import processes
+from remoe_cli.deploy.local.config import TwinConfig
+from remoe_cli.deploy.local.instance import Host
+from remoe_cli.deploy.local.pool import Pool, Throttled
+from remoe_cli.deploy.local.worker import PAYLOAD_LIMIT_BYTES
+
+# A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
+READ_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES
+_NAME = re.compile(r"(?:arn:aws[\w-]*:lambda:[\w-]+:\d{12}:function:|\d{12}:function:)?([A-Za-z0-9_-]{1,64})(?::[$\w-]+)?")
+
+
+@dataclass(frozen=True)
+class Twin:
+    """One running deployment. `main_status` describes the main server, `stop` ends the deployment."""
+
+    config: TwinConfig
+    host: Host
+    pools: Mapping[str, Pool]
+    main_status: Callable[[], dict[str, Any] | None] = lambda: None
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def twin(config: TwinConfig, host: Host, main_status: Callable[[], dict[str, Any] | None] = lambda: None) -> Twin:
+    pools = {function.name: Pool(function, host, config.idle_ttl_s) for function in config.functions}
+    return Twin(config, host, pools, main_status)
+
+
+async def serve(twin: Twin, port: int = 0) -> web.AppRunner:
+    """Open the front on loopback `port` (0: any free one); the caller ends it with `close`. Raises OSError if the port is taken."""
+    app = web.Application(client_max_size=READ_LIMIT_BYTES)
+    app.router.add_post("/2015-03-31/functions/{name}/invocations", functools.partial(_invoke, twin))
+    app.router.add_get("/remoe/status", functools.partial(_answer_status, twin))
+    app.router.add_post("/remoe/shutdown", functools.partial(_shutdown, twin))
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+    except OSError:
+        await runner.cleanup()
+        raise
+    return runner
+
+
+def endpoint(runner: web.AppRunner) -> str:
+    return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+async def close(twin: Twin, runner: web.AppRunner) -> None:
+    """End all workers, which fails the calls that they run, then the front."""
+    await asyncio.gather(*(pool.close() for pool in twin.pools.values()))
+    await runner.cleanup()
+
+
+def status(twin: Twin) -> dict[str, Any]:
+    """The status document: what runs, what it has done, and how it is limited."""
+    mechanism = twin.host.mechanism
+    return {
+        "name": twin.config.name,
+        "target": "local",
+        "state": "running",
+        "pid": os.getpid(),
+        "limits": {"memory": mechanism.memory, "cpu": mechanism.cpu},
+        "rtt_ms": twin.config.rtt_ms,
+        "main": twin.main_status(),
+        "functions": [
+            {
+                "name": name,
+                "memory_mb": pool.function.memory_mb,
+                **asdict(pool.counters),
+                "instances": [
+                    {
+                        "pid": instance.pid,
+                        "state": instance.state.name,
+                        "resident_bytes": processes.memory(instance.pid).resident_bytes,
+                        "port": instance.port,
+                    }
+                    for instance in pool.instances
+                ],
+            }
+            for name, pool in twin.pools.items()
+        ],
+    }
+
+
+def is_json(body: bytes) -> bool:
+    """Whether `body` is one JSON document. A plain ASCII string, which is what a base64 payload is, is told at memory speed:
+    it has a quote at either end only, no backslash and no control character."""
+    if len(body) >= 2 and body[0] == body[-1] == 0x22 and body.find(b'"', 1) == len(body) - 1 and b"\\" not in body and body.isascii():
+        return int(np.frombuffer(body, np.uint8).min()) >= 0x20
+    with suppress(ValueError, RecursionError):
+        json.loads(body)
+        return True
+    return False
+
+
+async def _invoke(twin: Twin, request: web.Request) -> web.Response:
+    request_id = str(uuid.uuid4())
+    named = _NAME.fullmatch(request.match_info["name"])
+    pool = twin.pools.get(named[1]) if named else None
+    try:
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        body = bytes(PAYLOAD_LIMIT_BYTES + 1)
+    kind = request.headers.get("X-Amz-Invocation-Type", "RequestResponse")
+    if pool is None:
+        return _refuse(request_id, 404, "ResourceNotFoundException", f"Function not found: {request.match_info['name']}")
+    if len(body) > PAYLOAD_LIMIT_BYTES:
+        message = f"Request must be smaller than {PAYLOAD_LIMIT_BYTES} bytes for the InvokeFunction operation"
+        return _refuse(request_id, 413, "RequestTooLargeException", message)
+    if body and not is_json(body):
+        return _refuse(request_id, 400, "InvalidRequestContentException", "Could not parse request body into json")
+    match kind:
+        case "RequestResponse":
+            return await _run(twin, pool, request, request_id, body or b"{}")
+        case "DryRun":
+            return web.Response(status=204, headers={"x-amzn-RequestId": request_id})
+        case _:
+            message = f"The local twin serves the invocation types RequestResponse and DryRun, not {kind}"
+            return _refuse(request_id, 400, "InvalidParameterValueException", message)
+
+
+async def _run(twin: Twin, pool: Pool, request: web.Request, request_id: str, event: bytes) -> web.Response:
+    if twin.config.rtt_ms:
+        await asyncio.sleep(twin.config.rtt_ms / 1e3)
+    try:
+        done = await pool.invoke(request_id, event)
+    except Throttled:
+        reason = {"Reason": "ReservedFunctionConcurrentInvocationLimitExceeded", "Type": "User"}
+        return _refuse(request_id, 429, "TooManyRequestsException", "Rate Exceeded.", reason)
+    headers = {"x-amzn-RequestId": request_id, "X-Amz-Executed-Version": "$LATEST"}
+    if done.failed:
+        headers["X-Amz-Function-Error"] = "Unhandled"
+    if request.headers.get("X-Amz-Log-Type") == "Tail":
+        headers["X-Amz-Log-Result"] = base64.b64encode(done.log_tail).decode()
+    return web.Response(body=done.payload, content_type="application/json", headers=headers)
+
+
+def _refuse(request_id: str, status: int, error: str, message: str, more: Mapping[str, str] | None = None) -> web.Response:
+    """An error of the Invoke API itself; botocore raises the exception that x-amzn-errortype names."""
+    headers = {"x-amzn-RequestId": request_id, "x-amzn-errortype": error}
+    return web.json_response({"Type": "User", **(more or {}), "message": message}, status=status, headers=headers)
+
+
+async def _answer_status(twin: Twin, _: web.Request) -> web.Response:
+    return web.json_response(status(twin))
+
+
+async def _shutdown(twin: Twin, _: web.Request) -> web.Response:
+    twin.stop.set()
+    return web.json_response({"state": "stopping"}, status=202)

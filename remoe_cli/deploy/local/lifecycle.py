@@ -1,0 +1,267 @@
+"""What the command line calls: start, look at and destroy deployments of the local twin.
+
+Each deployment is one directory of the state root, which holds everything there is on disk about it:
+twin.json, supervisor.json, children.json, logs/, and the files that `start` was given. Its own flock is the lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from remoe_cli.artifacts import read_json, write_json
+from remoe_cli.deploy.local import limits, processes
+from remoe_cli.deploy.local.config import NAME_FORM, ChildrenRecord, ProcessRef, SupervisorRecord, TwinConfig
+from remoe_cli.deploy.local.logs import last_lines
+from remoe_cli.errors import ArtifactError, DeployError, HeldError, UsageError
+
+FRONT_WAIT_S = 30.0
+SHUTDOWN_WAIT_S = 10.0
+
+
+def state_root() -> Path:
+    """Where deployments are kept: $REMOE_STATE_DIR/deployments, else under the user's state directory."""
+    given = os.environ.get("REMOE_STATE_DIR")
+    return (Path(given).absolute() if given else platformdirs.user_state_path("remoe")) / "deployments"
+
+
+def names() -> list[str]:
+    """Names of all deployments, living, dead or half-made."""
+    root = state_root()
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+
+
+def state_dir(name: str) -> Path:
+    """The directory of deployment `name`, which need not exist. Raises UsageError for a name that cannot be one."""
+    if not re.fullmatch(NAME_FORM, name):
+        raise UsageError(f"{name!r} cannot be the name of a deployment.", "Use lower-case letters, digits and hyphens, 63 at most.")
+    return state_root() / name
+
+
+def start(
+    name: str,
+    prepare: Callable[[Path], TwinConfig],
+    progress: Callable[[str], None] = lambda _: None,
+    main_wait_s: float = 900.0,
+) -> dict[str, Any]:
+    """Deploy under `name` and return the status once the front and the main server answer. `prepare` is given the state
+    directory, while the name is held, to put the deployment's own files there and say what it consists of. Whatever fails,
+    nothing is left. Raises HeldError if the name is taken, UsageError if it cannot be one, DeployError if something does not start."""
+    folder = state_dir(name)
+    with _locked(folder, make=True):
+        if (record := _record(folder)) and processes.is_alive(record.process):
+            raise HeldError(f"A deployment named '{name}' is running.", f"Run 'remoe destroy {name}', or choose another name.")
+        _end_everything(folder)
+        _empty(folder)
+        try:
+            config = prepare(folder)
+            write_json(folder / "twin.json", config)
+            progress("Starting the supervisor")
+            supervisor = _spawn_supervisor(folder)
+            _await_front(folder, supervisor)
+            if config.main:
+                progress("Waiting for the main server")
+                _await_main(folder, config.main.port, main_wait_s)
+            return _live_status(folder)
+        except BaseException:
+            _end_everything(folder)
+            shutil.rmtree(folder)
+            raise
+
+
+def status(name: str) -> dict[str, Any]:
+    """The status document of a deployment. Where no supervisor answers, `state` is "deploying" or "dead", and `hint` says what
+    to do. Raises DeployError for an unknown name."""
+    folder = _known(name)
+    try:
+        return _live_status(folder)
+    except DeployError as error:
+        state, hint = "dead", error.hint
+    try:
+        with _locked(folder, make=False):
+            pass
+    except HeldError as error:
+        state, hint = "deploying", error.hint
+    return {"name": name, "target": "local", "state": state, "endpoint": None, "main": None, "functions": [], "hint": hint}
+
+
+def logs(name: str, function: str | None = None, lines: int = 50) -> dict[str, list[str]]:
+    """The last `lines` lines of each log, by source: `supervisor`, `main` and the functions that have run, or only `function`.
+    Streams of one function follow each other in order of their last line. Raises DeployError for an unknown name or source."""
+    folder = _known(name) / "logs"
+    sources = {path.stem: [path] for path in (folder / "supervisor.log", folder / "main.log") if path.exists()}
+    if (folder / "functions").is_dir():
+        for entry in sorted((folder / "functions").iterdir()):
+            sources[entry.name] = sorted(entry.iterdir(), key=lambda path: path.stat().st_mtime)
+    if function is not None and function not in sources:
+        message = f"Deployment '{name}' has no log of '{function}'; there are: {', '.join(sources)}."
+        raise DeployError(message, "A function logs from its first call on.")
+    chosen = sources if function is None else {function: sources[function]}
+    return {source: [line for path in paths for line in last_lines(path, lines)][-lines:] for source, paths in chosen.items()}
+
+
+def destroy(name: str) -> None:
+    """End every process and remove every group and file of a deployment, in whatever state it is. Raises DeployError for an
+    unknown name or if a process survives, HeldError while another process deploys or destroys it."""
+    folder = _known(name)
+    with _locked(folder, make=False):
+        record = _record(folder)
+        if record and processes.is_alive(record.process):
+            with suppress(OSError, http.client.HTTPException):
+                _call(_port(record), "POST", "/remoe/shutdown")
+                processes.await_end([record.process], SHUTDOWN_WAIT_S)
+        _end_everything(folder)
+        shutil.rmtree(folder)
+
+
+def _end_everything(folder: Path) -> None:
+    """Kill what is left of a deployment: supervisor first, for it starts others; then its children, by record and by group."""
+    record = _record(folder)
+    left: tuple[ProcessRef, ...] = processes.end([record.process]) if record else ()
+    with suppress(ArtifactError):
+        left += processes.end(read_json(folder / "children.json", ChildrenRecord).children)
+    groups = [Path(group) for group in record.groups] if record else []
+    kept = [group for group in groups if not limits.remove(group)]
+    if left or kept:
+        what = ", ".join([f"process {process.pid}" for process in left] + [f"group {group}" for group in kept])
+        message = f"Of the deployment in {folder} there is still {what}, which could not be ended."
+        raise DeployError(message, "End it by hand, then run the command again.")
+
+
+def _spawn_supervisor(folder: Path) -> ProcessRef:
+    """Start the supervisor in a session of its own, and write it down at once: it may be needed before it has written anything."""
+    log = folder / "logs" / "supervisor.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", "remoe_cli.deploy.local.supervisor", str(folder)],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+    supervisor = processes.reference(pid)
+    if supervisor is None:
+        raise _log_error("The supervisor ended at once", log)
+    write_json(folder / "children.json", ChildrenRecord(children=(supervisor,)))
+    return supervisor
+
+
+def _await_front(folder: Path, supervisor: ProcessRef) -> None:
+    give_up = time.monotonic() + FRONT_WAIT_S
+    while not _record(folder):
+        if not processes.is_alive(supervisor):
+            raise _log_error("The supervisor ended before it served", folder / "logs" / "supervisor.log")
+        if time.monotonic() > give_up:
+            raise _log_error(f"The supervisor did not serve within {FRONT_WAIT_S:.0f} s", folder / "logs" / "supervisor.log")
+        time.sleep(0.02)
+
+
+def _await_main(folder: Path, port: int, wait_s: float) -> None:
+    give_up = time.monotonic() + wait_s
+    while True:
+        main = _live_status(folder)["main"]
+        if main["restarts"] or main["state"] not in ("starting", "running"):
+            raise _log_error("The main server ended before it was ready", folder / "logs" / "main.log")
+        with suppress(OSError, http.client.HTTPException):
+            if main["state"] == "running" and _call(port, "GET", "/ping")[0] == 200:
+                return
+        if time.monotonic() > give_up:
+            raise _log_error(f"The main server was not ready within {wait_s:.0f} s", folder / "logs" / "main.log")
+        time.sleep(0.05)
+
+
+def _live_status(folder: Path) -> dict[str, Any]:
+    record = _record(folder)
+    if record and processes.is_alive(record.process):
+        with suppress(OSError, ValueError, http.client.HTTPException):
+            document: dict[str, Any] = json.loads(_call(_port(record), "GET", "/remoe/status")[1])
+            return {**document, "endpoint": record.endpoint}
+    hint = f"Run 'remoe destroy {folder.name}', then deploy again."
+    raise _log_error(f"The supervisor of deployment '{folder.name}' is gone", folder / "logs" / "supervisor.log", hint)
+
+
+def _log_error(what: str, log: Path, hint: str = "Nothing of it is left; mend what the log says and deploy again.") -> DeployError:
+    lines = last_lines(log, 12)
+    said = f"; the last lines of its log are:\n{os.linesep.join(lines)}" if lines else "; its log is empty."
+    return DeployError(f"{what}{said}", hint)
+
+
+def _record(folder: Path) -> SupervisorRecord | None:
+    with suppress(ArtifactError):
+        return read_json(folder / "supervisor.json", SupervisorRecord)
+    return None
+
+
+def _port(record: SupervisorRecord) -> int:
+    return int(record.endpoint.rpartition(":")[2])
+
+
+def _call(port: int, method: str, path: str) -> tuple[int, bytes]:
+    """One call on loopback, past any proxy that the environment names."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def _known(name: str) -> Path:
+    folder = state_dir(name)
+    if not folder.is_dir():
+        message = f"There is no deployment named '{name}'; there are: {', '.join(names()) or 'none'}."
+        raise DeployError(message, "Make one with 'remoe deploy PLAN --target local'.")
+    return folder
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a dead deployment of this name left; the directory itself stays, as it is the lock."""
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+@contextmanager
+def _locked(folder: Path, make: bool) -> Iterator[None]:
+    """Hold the lock of a deployment's directory. Raises HeldError when another process has it."""
+    descriptor = _lock(folder, make)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(folder: Path, make: bool) -> int:
+    while True:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise DeployError(f"The deployment '{folder.name}' was just removed by another process.", "Nothing is left to do.") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            message = f"Another process is deploying or destroying '{folder.name}'."
+            raise HeldError(message, "Wait until it is done, then try again.") from None
+        with suppress(FileNotFoundError):
+            if folder.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)  # the directory was removed between open and lock

@@ -1,0 +1,227 @@
+"""The memory and CPU limit of one worker, by the best mechanism that this machine really lets us use.
+
+    cgroup-v2, cgroup-v1   the kernel counts and kills; page cache (mapped weights) is reclaimed first
+    rlimit                 `ulimit -d` bounds private writable memory, and a poll of anonymous memory kills (the caller polls)
+
+RLIMIT_AS would refuse to map weights and RLIMIT_RSS is ignored by Linux, so neither is used. A worker joins its groups
+before exec: a small shell does it, so that nothing of the interpreter escapes the count.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+MB_PER_VCPU = 1769  # Lambda developer guide, "Configure Lambda function memory"
+PERIOD_US = 20_000
+SMALLEST_QUOTA_US = 1_000  # the kernel refuses less
+
+_JOIN_GROUPS = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 125; shift; done; shift; exec "$@"'
+_SET_RLIMIT = 'ulimit -d "$1" || exit 125; shift; exec "$@"'
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """How workers are limited. Each root holds one group per worker; under v2 both roots are the same directory.
+
+    `parent_death` is an argv prefix that makes the kernel kill a worker when the supervisor dies, where the machine has one.
+    """
+
+    memory: Literal["cgroup-v2", "cgroup-v1", "rlimit"]
+    cpu: Literal["cfs-quota", "threads-only"]
+    memory_root: Path | None = None
+    cpu_root: Path | None = None
+    parent_death: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(root for root in (self.memory_root, self.cpu_root) if root))
+
+
+@dataclass(frozen=True)
+class Cage:
+    """The limits on one worker, named `label` within the mechanism's groups."""
+
+    mechanism: Mechanism
+    label: str
+    memory_mb: int
+
+    @property
+    def groups(self) -> tuple[Path, ...]:
+        return tuple(root / self.label for root in self.mechanism.groups)
+
+
+def vcpus(memory_mb: int) -> float:
+    """CPU share that Lambda gives: 1 vCPU for each 1,769 MB."""
+    return memory_mb / MB_PER_VCPU
+
+
+def threads(memory_mb: int) -> int:
+    """Threads worth starting on that share: more of them than whole vCPUs only wait for each other."""
+    return max(1, memory_mb // MB_PER_VCPU)
+
+
+def rlimit_only() -> Mechanism:
+    return Mechanism("rlimit", "threads-only", parent_death=_parent_death())
+
+
+def probe(label: str) -> Mechanism:
+    """Try each mechanism for real, best first; groups that workers will use are made as `label`."""
+    for memory_root in _made("cgroup-v2", "memory", label):
+        cpu = _write(memory_root / "cgroup.subtree_control", "+cpu")
+        return Mechanism("cgroup-v2", "cfs-quota" if cpu else "threads-only", memory_root, memory_root if cpu else None, _parent_death())
+    for memory_root in _made("cgroup-v1", "memory", label):
+        cpu_root = next(_made("cgroup-v1", "cpu", label), None)
+        return Mechanism("cgroup-v1", "cfs-quota" if cpu_root else "threads-only", memory_root, cpu_root, _parent_death())
+    return rlimit_only()
+
+
+def make(cage: Cage) -> None:
+    """Make the worker's groups and set its memory limit. Raises OSError when the kernel refuses."""
+    for group in cage.groups:
+        group.mkdir(exist_ok=True)
+    limit = str(cage.memory_mb << 20)
+    match cage.mechanism.memory, cage.groups:
+        case "cgroup-v2", (group, *_):
+            (group / "memory.max").write_text(limit)
+            _write(group / "memory.swap.max", "0")
+            _write(group / "memory.oom.group", "1")
+        case "cgroup-v1", (group, *_):
+            (group / "memory.limit_in_bytes").write_text(limit)
+            _write(group / "memory.memsw.limit_in_bytes", limit)
+
+
+def launcher(cage: Cage, argv: Sequence[str]) -> list[str]:
+    """The argv that starts `argv` inside the cage. It ends with status 125 when the limit cannot be set."""
+    argv = [*cage.mechanism.parent_death, *argv]
+    if cage.mechanism.memory == "rlimit":
+        return ["/bin/sh", "-c", _SET_RLIMIT, "sh", str(cage.memory_mb << 10), *argv]
+    return ["/bin/sh", "-c", _JOIN_GROUPS, "sh", *map(str, cage.groups), "--", *argv]
+
+
+def limit_cpu(cage: Cage) -> None:
+    """Set the CPU quota, where there is one. To be called after init, which Lambda runs on full CPU."""
+    share = vcpus(cage.memory_mb)
+    if cage.mechanism.cpu_root is None or share >= (os.cpu_count() or 1):
+        return
+    group, quota_us = cage.mechanism.cpu_root / cage.label, max(SMALLEST_QUOTA_US, round(share * PERIOD_US))
+    if cage.mechanism.memory == "cgroup-v2":
+        _write(group / "cpu.max", f"{quota_us} {PERIOD_US}")
+    else:
+        _write(group / "cpu.cfs_period_us", str(PERIOD_US))
+        _write(group / "cpu.cfs_quota_us", str(quota_us))
+
+
+def was_oom_killed(cage: Cage) -> bool:
+    """Whether the kernel killed something in the cage for want of memory. Always False under rlimit."""
+    if cage.mechanism.memory_root is None:
+        return False
+    file = cage.mechanism.memory_root / cage.label / ("memory.events" if cage.mechanism.memory == "cgroup-v2" else "memory.oom_control")
+    with suppress(OSError):
+        return any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in file.read_text().splitlines())
+    return False
+
+
+def peak_bytes(cage: Cage) -> int:
+    """The most memory the cage held, page cache included; 0 where nobody counts."""
+    if cage.mechanism.memory_root is None:
+        return 0
+    file = "memory.peak" if cage.mechanism.memory == "cgroup-v2" else "memory.max_usage_in_bytes"
+    with suppress(OSError, ValueError):
+        return int((cage.mechanism.memory_root / cage.label / file).read_text())
+    return 0
+
+
+def remove(group: Path, wait_s: float = 2.0) -> bool:
+    """Kill whatever is in `group` or below it, and remove it. Returns whether it is gone."""
+    give_up = time.monotonic() + wait_s
+    while group.is_dir():
+        for folder, _, _ in os.walk(group, topdown=False):
+            _kill_members(Path(folder))
+            with suppress(OSError):
+                os.rmdir(folder)
+        if group.is_dir():
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.005)
+    return True
+
+
+def _kill_members(group: Path) -> None:
+    with suppress(OSError):
+        for pid in (group / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def _made(version: str, controller: str, label: str) -> Iterator[Path]:
+    """Make `label` in each place that may hold it, this process's own group first (which keeps any limit that is on us), and
+    yield those where a child group takes a limit and a process."""
+    for parent in _candidates(version, controller):
+        group = parent / label
+        remove(group)
+        if _try(group, version, controller):
+            yield group
+        else:
+            remove(group)
+
+
+def _try(group: Path, version: str, controller: str) -> bool:
+    file, value = {
+        ("cgroup-v2", "memory"): ("memory.max", str(1 << 30)),
+        ("cgroup-v1", "memory"): ("memory.limit_in_bytes", str(1 << 30)),
+        ("cgroup-v1", "cpu"): ("cpu.cfs_quota_us", str(PERIOD_US)),
+    }[version, controller]
+    child = group / "probe"
+    try:
+        group.mkdir()
+        if version == "cgroup-v2":
+            (group / "cgroup.subtree_control").write_text(f"+{controller}")
+        child.mkdir()
+        if not (child / file).exists():
+            return False
+        (child / file).write_text(value)
+    except OSError:
+        return False
+    entered = subprocess.run(["/bin/sh", "-c", _JOIN_GROUPS, "sh", str(child), "--", "true"], capture_output=True, check=False)
+    return remove(child) and entered.returncode == 0
+
+
+def _candidates(version: str, controller: str) -> Iterator[Path]:
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        own = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    kind = {"cgroup-v2": "cgroup2", "cgroup-v1": "cgroup"}[version]
+    for _, mount, found, options, *_ in mounts:
+        if found != kind or (kind == "cgroup" and controller not in options.split(",")):
+            continue
+        for _, controllers, path in own:
+            if (controller in controllers.split(",")) if kind == "cgroup" else not controllers:
+                here = Path(mount) / path.lstrip("/")
+                yield from (folder for folder in (here, *here.parents) if folder.is_dir() and folder.is_relative_to(mount))
+
+
+def _parent_death() -> tuple[str, ...]:
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        return ()
+    prefix = (setpriv, "--pdeathsig", "KILL")
+    return prefix if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0 else ()
+
+
+def _write(file: Path, value: str) -> bool:
+    try:
+        file.write_text(value)
+    except OSError:
+        return False
+    return True

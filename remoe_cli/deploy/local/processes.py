@@ -1,0 +1,80 @@
+"""Facts about other processes, and ending them, without taking a reused pid for the process that once had it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from remoe_cli.deploy.local.config import ProcessRef
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process: resident now, resident at most, and the anonymous share of what is resident now."""
+
+    resident_bytes: int = 0
+    peak_bytes: int = 0
+    anonymous_bytes: int = 0
+
+
+def start_time(pid: int) -> str | None:
+    """When `pid` started, as the system says it (clock ticks since boot on Linux); None if it is gone or a zombie."""
+    if Path("/proc/self/stat").exists():
+        try:
+            # The command name may hold spaces and brackets, so count fields from the last bracket.
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else fields[19]
+    told = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    answer = told.stdout.split(maxsplit=1)
+    return answer[1].strip() if len(answer) == 2 and not answer[0].startswith("Z") else None
+
+
+def reference(pid: int) -> ProcessRef | None:
+    """The process that has `pid` now, or None if there is none."""
+    started = start_time(pid)
+    return None if started is None else ProcessRef(pid=pid, start_time=started)
+
+
+def is_alive(process: ProcessRef) -> bool:
+    return start_time(process.pid) == process.start_time
+
+
+def end(processes: Sequence[ProcessRef], wait_s: float = 5.0) -> tuple[ProcessRef, ...]:
+    """SIGKILL each of `processes` with its process group, wait until they are gone, and return those that are not."""
+    for process in processes:
+        if is_alive(process):
+            with suppress(ProcessLookupError, PermissionError):
+                # Every process of the twin leads its own group; one that does not (yet) is killed alone.
+                (os.killpg if os.getpgid(process.pid) == process.pid else os.kill)(process.pid, signal.SIGKILL)
+    return await_end(processes, wait_s)
+
+
+def await_end(processes: Sequence[ProcessRef], wait_s: float) -> tuple[ProcessRef, ...]:
+    """Wait at most `wait_s` for `processes` to be gone; return those that are not. Own children are reaped."""
+    give_up = time.monotonic() + wait_s
+    while True:
+        for process in processes:
+            with suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
+        left = tuple(process for process in processes if is_alive(process))
+        if not left or time.monotonic() > give_up:
+            return left
+        time.sleep(0.01)
+
+
+def memory(pid: int) -> Memory:
+    """Memory of `pid`; zeros when it is gone or the system has no /proc."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return Memory()
+    size = {key: int(rest.split()[0]) << 10 for key, _, rest in (line.partition(":") for line in lines) if rest.endswith(" kB")}
+    return Memory(size.get("VmRSS", 0), size.get("VmHWM", 0), size.get("RssAnon", 0))

@@ -1,0 +1,119 @@
+"""From a plan to a running local deployment: bundle, functions, main server, all in one state directory.
+
+The directory of a deployment holds, beside the twin's own files:
+
+    plan.json      a copy of the plan
+    bundle/        the functions' code and shards (package/bundle.py)
+    server.json    what the main server is told (runtime/server.py)
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from remoe_cli import artifacts
+from remoe_cli.deploy.local import lifecycle
+from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
+from remoe_cli.errors import ArtifactError
+from remoe_cli.package import bundle
+from remoe_cli.plan.catalog import Catalog, read_catalog
+from remoe_cli.plan.document import Plan
+from remoe_cli.plan.verify import verify
+from remoe_cli.profile.record import Profile, read_profile
+from remoe_cli.runtime.receipt import Prices
+from remoe_cli.runtime.server import ServedFunction, ServerConfig
+
+_TIMEOUT_S = 30.0
+Progress = Callable[[int, int], None]
+
+
+def deploy(plan_path: Path, name: str, *, rtt_ms: float, say: Callable[[str], None], progress: Progress) -> dict[str, Any]:
+    """Check the plan, build its bundle and start everything; returns the status document. On failure nothing is left.
+
+    Raises ArtifactError for a plan that the verifier does not confirm, HeldError for a name that is taken.
+    """
+    plan, profile, catalog = _inputs(plan_path)
+
+    def prepare(folder: Path) -> TwinConfig:
+        say("Packaging the remote experts")
+        shutil.copyfile(plan_path, folder / "plan.json")
+        manifest = bundle.build(plan, plan_path, profile, folder / "bundle", progress)
+        bundle.read(folder / "bundle")
+        code = bundle.unpack_code(folder / "bundle")
+        port = _free_port()
+        artifacts.write_json(folder / "server.json", _server_config(name, plan, folder / "plan.json", catalog, manifest, port))
+        functions = tuple(
+            FunctionConfig(
+                name=f"{name}-{entry.name}",
+                handler=bundle.HANDLER,
+                code_dir=str(code),
+                environment={"REMOE_SHARD": str(folder / "bundle" / entry.shard)},
+                memory_mb=entry.memory_mb,
+                timeout_s=_TIMEOUT_S,
+                reserved_concurrency=entry.replicas,
+            )
+            for entry in manifest.functions
+        )
+        server = MainConfig(argv=[sys.executable, "-m", "remoe_cli.runtime.server", str(folder / "server.json")], port=port)
+        return TwinConfig(name=name, functions=functions, main=server, rtt_ms=rtt_ms, python=sys.executable)
+
+    lifecycle.start(name, prepare, say)
+    return status(name)
+
+
+def _inputs(plan_path: Path) -> tuple[Plan, Profile, Catalog]:
+    """The plan with the profile and catalog that it names, confirmed by the verifier."""
+    plan = artifacts.read_json(plan_path, Plan)
+    profile = read_profile(Path(plan.profile.path))
+    catalog = read_catalog(plan.catalog.path)
+    for what, expected, found in (("profile", plan.profile.sha256, profile.sha256), ("catalog", plan.catalog.sha256, catalog.file.sha256)):
+        if expected != found:
+            raise ArtifactError(f"The {what} has changed since {plan_path} was made.", "Make the plan again with 'remoe plan'.")
+    findings = verify(plan, profile, catalog)
+    if findings:
+        raise ArtifactError(f"{plan_path} does not pass verification: {findings[0]}.", "Make the plan again with 'remoe plan'.")
+    return plan, profile, catalog
+
+
+def _server_config(name: str, plan: Plan, plan_file: Path, catalog: Catalog, manifest: bundle.Manifest, port: int) -> ServerConfig:
+    return ServerConfig(
+        model=manifest.model,
+        spec=manifest.spec,
+        functions=tuple(
+            ServedFunction(layer=f.layer, function=f"{name}-{f.name}", experts=f.experts, replicas=f.replicas) for f in manifest.functions
+        ),
+        port=port,
+        plan=str(plan_file),
+        prices=Prices(
+            catalog=catalog.name,
+            main_gb=plan.main.memory_mb / 1024,
+            main_usd_per_gb_second=catalog.main.usd_per_gb_second,
+            function_usd_per_gb_second=catalog.function.usd_per_gb_second,
+            function_usd_per_request=catalog.function.usd_per_request,
+        ),
+    )
+
+
+def status(name: str) -> dict[str, Any]:
+    """The twin's status document, with what the main server really holds (runtime/server.py, MainState) under `main`."""
+    document = lifecycle.status(name)
+    main = document["main"]
+    if main and main["state"] == "running":
+        with suppress(httpx.HTTPError):
+            answer = httpx.get(f"http://127.0.0.1:{main['port']}/main", trust_env=False, timeout=5)
+            main |= answer.raise_for_status().json()
+    return document
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,68 @@
+"""What Lambda gives a worker, and the words it has for a worker's end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from remoe_cli.deploy.local import limits
+from remoe_cli.deploy.local.config import FunctionConfig
+
+PAYLOAD_LIMIT_BYTES = 6_291_456
+REGION, ACCOUNT = "us-east-1", "000000000000"
+_SIGNALS = {signal.SIGKILL: "killed", signal.SIGSEGV: "segmentation fault", signal.SIGABRT: "aborted", signal.SIGTERM: "terminated"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why the twin ended a worker, or found it ended. `message` follows `RequestId: ... Error: ` as on AWS."""
+
+    error_type: str
+    message: str
+
+
+OUT_OF_MEMORY = Fault("Runtime.OutOfMemory", "Runtime exited with error: signal: killed")
+TOO_LARGE = Fault(
+    "Function.ResponseSizeTooLarge", f"Response payload size exceeded maximum allowed payload size ({PAYLOAD_LIMIT_BYTES} bytes)."
+)
+
+
+def environment(function: FunctionConfig, port: int, stream: str) -> Mapping[str, str]:
+    """The worker's whole environment: what Lambda sets, and the function's own. Nothing of the parent's but PATH."""
+    threads = str(limits.threads(function.memory_mb))
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": "/tmp",
+        "LANG": "en_US.UTF-8",
+        "TZ": ":UTC",
+        "LAMBDA_TASK_ROOT": function.code_dir,
+        "_HANDLER": function.handler,
+        "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{port}",
+        "AWS_LAMBDA_FUNCTION_NAME": function.name,
+        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory_mb),
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{function.name}",
+        "AWS_LAMBDA_LOG_STREAM_NAME": stream,
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+        "PYTHONPATH": function.code_dir,
+        # With fewer cores than threads, OpenMP's spinning costs more than the work (measured: 1 ms becomes 28 ms).
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **function.environment,
+    }
+
+
+def describe(status: int) -> str:
+    """A process's end in the words that Lambda uses."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        number = signal.Signals(-status)
+    except ValueError:
+        return f"signal: {-status}"
+    return f"signal: {_SIGNALS.get(number, number.name)}"

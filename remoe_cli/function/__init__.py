@@ -1,0 +1,5 @@
+"""What runs inside one expert function: the remote experts of one MoE layer.
+
+Self-contained: it imports nothing of remoe outside this folder, and no torch, transformers or boto3, so that a cold
+start is an interpreter, numpy and one matrix library. The folder is zipped as it is into the function's package.
+"""

@@ -1,0 +1,100 @@
+"""The wire format between dispatcher and expert function: one binary frame, carried as one base64 JSON string.
+
+Lambda takes only JSON in (serverless.md section 1), so the whole event is one JSON string: a quote, base64, a quote.
+
+    frame = magic "RMO1" | dtype u8 | 0 u8 | experts u16 | width u32 | compute_us u64
+          | experts x ( id u32 | rows u32 ) | rows of hidden states, `width` numbers each, in the order of the table
+
+All numbers are little-endian. The answer has the same table and the experts' outputs, unweighted.
+Parsing is strict: anything that does not add up is a FrameError, never a guess.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pybase64
+
+MAGIC = b"RMO1"
+_HEAD = struct.Struct("<4sBBHIQ")
+# bfloat16 has no numpy type: its bits travel as uint16.
+STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2"), "float16": np.dtype("<f2")}
+_CODES = ("float32", "bfloat16", "float16")
+# The exponent bits that are all ones in an infinity or a NaN.
+_EXPONENT = {"float32": (np.uint32, 0x7F80_0000), "bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00)}
+
+
+class FrameError(ValueError):
+    """A frame that cannot be what the other side meant."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of hidden states by expert. `data` is [sum(rows), width] in STORAGE[dtype]; `compute_us` is set in answers."""
+
+    dtype: str
+    experts: tuple[int, ...]
+    rows: tuple[int, ...]
+    data: npt.NDArray[Any]
+    compute_us: int = 0
+
+
+def frame_bytes(rows: int, experts: int, width: int, dtype: str) -> int:
+    """Size of a frame before base64."""
+    return _HEAD.size + 8 * experts + rows * width * STORAGE[dtype].itemsize
+
+
+def wire_bytes(frame: int) -> int:
+    """Size on the wire of a frame of `frame` bytes: base64 and two quotes."""
+    return 4 * ((frame + 2) // 3) + 2
+
+
+def pack(batch: Batch) -> bytes:
+    """Frame a batch."""
+    head = _HEAD.pack(MAGIC, _CODES.index(batch.dtype), 0, len(batch.experts), batch.data.shape[1], batch.compute_us)
+    table = np.array([batch.experts, batch.rows], dtype="<u4").T.tobytes()
+    return b"".join((head, table, np.ascontiguousarray(batch.data).tobytes()))
+
+
+def unpack(frame: bytes) -> Batch:
+    """Parse a frame; raises FrameError when a length, a type, an id or a number is not sound."""
+    if len(frame) < _HEAD.size:
+        raise FrameError(f"frame of {len(frame)} bytes is shorter than its head")
+    magic, code, zero, experts, width, compute_us = _HEAD.unpack_from(frame)
+    if magic != MAGIC or zero or code >= len(_CODES):
+        raise FrameError("not a remoe frame, or one of another version")
+    dtype = _CODES[code]
+    start = _HEAD.size + 8 * experts
+    if len(frame) < start:
+        raise FrameError("frame ends inside its table of experts")
+    table = np.frombuffer(frame, dtype="<u4", count=2 * experts, offset=_HEAD.size).reshape(experts, 2)
+    ids, rows = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
+    if (np.diff(ids) <= 0).any() or (rows == 0).any():
+        raise FrameError("experts must ascend and each must have rows")
+    total = int(rows.sum())
+    if len(frame) != start + total * width * STORAGE[dtype].itemsize or not total * width:
+        raise FrameError(f"frame of {len(frame)} bytes does not hold {total} rows of {width} {dtype}")
+    data = np.frombuffer(frame, dtype=STORAGE[dtype], offset=start).reshape(total, width)
+    integer, exponent = _EXPONENT[dtype]
+    if ((data.view(integer) & exponent) == exponent).any():
+        raise FrameError("rows hold an infinity or a NaN")
+    return Batch(dtype, tuple(ids.tolist()), tuple(rows.tolist()), data, compute_us)
+
+
+def to_wire(frame: bytes) -> bytes:
+    """A frame as the JSON string that Invoke carries."""
+    return b'"' + pybase64.b64encode(frame) + b'"'
+
+
+def from_wire(body: bytes) -> bytes:
+    """The frame inside a JSON string; raises FrameError when the body is not one."""
+    if len(body) < 2 or body[:1] != b'"' or body[-1:] != b'"':
+        raise FrameError("body is not one JSON string")
+    try:
+        return pybase64.b64decode(body[1:-1], validate=True)
+    except ValueError as error:
+        raise FrameError(f"body is not base64: {error}") from None

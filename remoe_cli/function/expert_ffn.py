@@ -1,0 +1,193 @@
+"""One expert's feed-forward network, rounding where torch's eager path rounds.
+
+A bfloat16 model keeps its tokens only if every intermediate is rounded to bfloat16 at the points at which torch
+writes a tensor: after each matmul, bias, activation and product (measured: with float32 intermediates greedy tokens
+diverge). So values are float32 arrays that hold numbers of the model's type, and `_round` is called at those points.
+
+Matrix products of 16-bit weights go through numkong (float32 accumulation, weights packed once), of float32 weights
+through numpy; docs/adr/0003-function-arithmetic.md has the measurement behind that choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numkong
+import numpy as np
+import numpy.typing as npt
+
+from .codec import STORAGE
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[Any]  # float32; numpy's stubs widen float32 expressions to float64
+_NUMKONG: dict[str, Any] = {"bfloat16": "bf16", "float16": "f16"}
+
+
+@dataclass(frozen=True)
+class FfnSpec:
+    """The arithmetic of a family's experts.
+
+    gate         how the up projection becomes the hidden activation: see `_GATES`
+    activation   a name in `_ACTIVATIONS`, used by the gates that have one
+    limit/alpha  clamp and sigmoid scale, where the gate uses them
+    interleaved  gate and up alternate (g0 u0 g1 u1 ..) instead of following each other
+    transposed   weights are stored [in, out] instead of [out, in]
+    """
+
+    dtype: str
+    gate: str
+    activation: str = "silu"
+    limit: float = 0.0
+    alpha: float = 0.0
+    interleaved: bool = False
+    transposed: bool = False
+
+
+def widen(stored: Array, dtype: str) -> Floats:
+    """Stored numbers as float32, exactly."""
+    if dtype == "bfloat16":
+        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return np.asarray(stored, dtype=np.float32)
+
+
+def narrow(values: Floats, dtype: str) -> Array:
+    """float32 to storage, round to nearest even."""
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return values.astype(STORAGE[dtype])
+
+
+def _round(values: Floats, dtype: str) -> Floats:
+    return values if dtype == "float32" else widen(narrow(values, dtype), dtype)
+
+
+def _silu(x: Floats) -> Floats:
+    return x / (np.float32(1) + np.exp(-x))
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.float32(1) / (np.float32(1) + np.exp(-x))
+
+
+def _gelu_tanh(x: Floats) -> Floats:
+    y: Floats = np.float32(0.5) * x * (np.float32(1) + np.tanh(np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)))
+    return y
+
+
+# Each computes in float32 and rounds once at the end, as torch's CPU kernels do.
+_ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
+    "silu": _silu,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": lambda x: np.maximum(x, np.float32(0)),
+    "relu2": lambda x: np.square(np.maximum(x, np.float32(0))),
+}
+
+
+def _split(h: Floats, spec: FfnSpec) -> tuple[Floats, Floats]:
+    if spec.interleaved:
+        return h[:, ::2], h[:, 1::2]
+    half = h.shape[1] // 2
+    return h[:, :half], h[:, half:]
+
+
+def _gate_none(h: Floats, spec: FfnSpec) -> Floats:
+    return _round(_ACTIVATIONS[spec.activation](h), spec.dtype)
+
+
+def _gate_standard(h: Floats, spec: FfnSpec) -> Floats:
+    gate, up = _split(h, spec)
+    return _round(_round(_ACTIVATIONS[spec.activation](gate), spec.dtype) * up, spec.dtype)
+
+
+def _gate_wide(h: Floats, spec: FfnSpec) -> Floats:
+    gate, up = _split(h, spec)
+    return _round(_ACTIVATIONS[spec.activation](gate) * up, spec.dtype)
+
+
+def _clamp(h: Floats, spec: FfnSpec) -> tuple[Floats, Floats]:
+    gate, up = _split(h, spec)
+    # torch clamps in the tensor's own type, so the limit is rounded to it first.
+    limit = _round(np.array([spec.limit], dtype=np.float32), spec.dtype)[0]
+    return np.minimum(gate, limit), np.clip(up, -limit, limit)
+
+
+def _gate_clamped(h: Floats, spec: FfnSpec) -> Floats:
+    gate, up = _clamp(h, spec)
+    return _round(_round(_ACTIVATIONS[spec.activation](gate), spec.dtype) * up, spec.dtype)
+
+
+def _gate_sigmoid(h: Floats, spec: FfnSpec) -> Floats:
+    gate, up = _clamp(h, spec)
+    d = spec.dtype
+    swish = _round(gate * _round(_sigmoid(_round(gate * np.float32(spec.alpha), d)), d), d)
+    return _round(_round(up + np.float32(1), d) * swish, d)
+
+
+_GATES: dict[str, Callable[[Floats, FfnSpec], Floats]] = {
+    "none": _gate_none,  # act(up): nemotron_h
+    "standard": _gate_standard,  # act(gate) * up: nearly every family
+    "wide": _gate_wide,  # the same without the rounding between: beam
+    "clamped": _gate_clamped,  # clamps first: deepseek_v4, hy_v4
+    "sigmoid": _gate_sigmoid,  # clamps, gate * sigmoid(alpha gate) * (up + 1): gpt_oss, minimax_m3
+}
+GATES, ACTIVATIONS = tuple(_GATES), tuple(_ACTIVATIONS)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix ready to multiply: float32 [out, in], or packed by numkong."""
+
+    dtype: str
+    weights: Any
+
+    @classmethod
+    def of(cls, stored: Array, spec: FfnSpec) -> Matrix:
+        matrix = stored.T if spec.transposed else stored
+        if spec.dtype == "float32":
+            return cls(spec.dtype, matrix)
+        return cls(spec.dtype, numkong.dots_pack(_tensor(matrix, spec.dtype), dtype=_NUMKONG[spec.dtype]))
+
+    def apply(self, x: Floats) -> Floats:
+        """x [n, in] -> [n, out], rounded once."""
+        if self.dtype == "float32":
+            product: Floats = x @ self.weights.T
+            return product
+        product = np.asarray(numkong.dots_packed(_tensor(narrow(x, self.dtype), self.dtype), self.weights))
+        return _round(product, self.dtype)
+
+
+def _tensor(stored: Array, dtype: str) -> Any:
+    owner = np.ascontiguousarray(stored)
+    return numkong.from_pointer(owner.ctypes.data, owner.shape, _NUMKONG[dtype], owner=owner)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert, ready to run."""
+
+    spec: FfnSpec
+    up: Matrix
+    down: Matrix
+    up_bias: Floats | None
+    down_bias: Floats | None
+
+    @classmethod
+    def of(cls, tensors: dict[str, Array], spec: FfnSpec) -> Expert:
+        """From stored parameters `gate_up_proj` (or `up_proj`), `down_proj` and, where there are any, their `_bias`."""
+        name = "up_proj" if spec.gate == "none" else "gate_up_proj"
+        biases = [widen(tensors[b], spec.dtype) if b in tensors else None for b in (name + "_bias", "down_proj_bias")]
+        return cls(spec, Matrix.of(tensors[name], spec), Matrix.of(tensors["down_proj"], spec), biases[0], biases[1])
+
+    def run(self, stored: Array) -> Array:
+        """Rows [n, hidden] in storage form -> unweighted outputs [n, hidden] in storage form."""
+        d = self.spec.dtype
+        h = self.up.apply(widen(stored, d))
+        if self.up_bias is not None:
+            h = _round(h + self.up_bias, d)
+        out = self.down.apply(_GATES[self.spec.gate](h, self.spec))
+        if self.down_bias is not None:
+            out = _round(out + self.down_bias, d)
+        return narrow(out, d)

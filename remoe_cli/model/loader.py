@@ -1,0 +1,173 @@
+"""Loading the non-expert weights and a chosen set of experts, and nothing else.
+
+The library does the loading (renaming, conversion, tying, buffers); this module only decides which expert rows it is
+given. Checkpoints come with one tensor an expert, or with all experts of a layer fused; in both the rows that are not
+kept are never read from disk. The same function loads the main process (keep = local experts) and feeds the packager
+(keep = the experts that leave).
+
+It leans on two functions of transformers that are not its public interface (`get_model_conversion_mapping` and
+`rename_source_key`); the version is pinned, and tests/test_loader.py loads every family it claims in both layouts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.utils.logging import disable_progress_bar
+
+from remoe_cli.errors import ModelError
+from remoe_cli.model.checkpoint import Checkpoint
+from remoe_cli.model.experts import expert_layers, refuse_unservable
+
+disable_progress_bar()  # remoe shows its own
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_SAFETENSORS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+# keep[layer] lists, ascending, the experts of that hidden layer to load
+Keep = Mapping[int, Sequence[int]]
+
+
+class _Rows:
+    """Some rows of a fused tensor in a checkpoint, read when the library asks for them."""
+
+    def __init__(self, source: Any, rows: Sequence[int]) -> None:
+        self._source, self._rows = source, rows
+
+    def get_shape(self) -> list[int]:
+        return [len(self._rows), *self._source.get_shape()[1:]]
+
+    def get_dtype(self) -> str:
+        return cast(str, self._source.get_dtype())
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        if not self._rows:
+            return cast(torch.Tensor, self._source[0:0])[key]
+        return torch.cat([self._source[row : row + 1] for row in self._rows])[key]
+
+
+def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """The model's configuration, with a dtype filled in; raises ModelError when transformers does not know it.
+
+    A config that names no dtype gets that of its weights or, when only config.json is there, bfloat16.
+    """
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        if config.dtype is None and config.get_text_config().dtype is None:
+            config.dtype = _stored_dtype(checkpoint)
+        return config
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{checkpoint.path}/config.json cannot be used: {reason}", "Use a model that this version of transformers knows."
+        ) from None
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    for file in sorted(checkpoint.path.glob("*.safetensors")):
+        with safe_open(str(file), framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 (not a dict)
+                if (dtype := _SAFETENSORS.get(handle.get_slice(name).get_dtype())) is not None:
+                    return dtype
+    return torch.bfloat16
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model without any memory behind its parameters (torch's meta device)."""
+    with torch.device("meta"):
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=model_dtype(config), trust_remote_code=False))
+
+
+def model_dtype(config: PreTrainedConfig) -> torch.dtype:
+    """The dtype of a config that read_config returned."""
+    dtype = config.dtype or config.get_text_config().dtype
+    return dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
+
+
+def load(checkpoint: Checkpoint, keep: Keep | None = None) -> PreTrainedModel:
+    """Load the model in its own dtype with only the experts in `keep` (None: all); raises ModelError when it does not fit.
+
+    The expert parameters have one row for each kept expert of their layer, in the order of `keep`; a layer that keeps
+    none has parameters of zero rows.
+    """
+    config = read_config(checkpoint)
+    probe = skeleton(config)
+    refuse_unservable(probe)
+    layers = expert_layers(probe)
+    wanted = {x.layer: tuple(range(x.experts) if keep is None else keep.get(x.layer, ())) for x in layers}
+    kind = type(probe)
+    handles: list[Any] = [safe_open(str(file), framework="pt") for file in checkpoint.weight_files]
+    tensors = {name: handle.get_slice(name) for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
+    state = _select(probe, tensors, wanted)
+    model, report = _partial(kind, wanted).from_pretrained(
+        None, config=config, state_dict=state, dtype=model_dtype(config), output_loading_info=True, experts_implementation="eager"
+    )
+    model.__class__ = kind
+    empty = {f"{x.name}.{p}" for x in layers if not wanted[x.layer] for p in x.parameters()}
+    _refuse_mismatch(checkpoint, report, empty)
+    if (checkpoint.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
+    return cast(PreTrainedModel, model.eval())
+
+
+def _select(probe: PreTrainedModel, tensors: dict[str, Any], wanted: Keep) -> dict[str, Any]:
+    """The checkpoint without the expert rows that are not wanted."""
+    mapping = get_model_conversion_mapping(probe)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+    meta = probe.state_dict()
+    owner = {f"{x.name}.{p}": x.layer for x in expert_layers(probe) for p in x.parameters()}
+    state = {}
+    for key, source in tensors.items():
+        target, _ = rename_source_key(key, renamings, converters, probe.base_model_prefix, meta)
+        target = key if target not in meta and key in meta else target
+        if target not in owner:
+            state[key] = source
+            continue
+        rows, single = wanted[owner[target]], re.search(r"experts\.(\d+)\.", key)
+        if single is None:
+            state[key] = _Rows(source, rows)
+        elif int(single[1]) in rows:
+            state[key] = source
+    return state
+
+
+def _partial(kind: type[PreTrainedModel], wanted: Keep) -> type[PreTrainedModel]:
+    """`kind` with expert parameters of as many rows as are wanted, so that the library's shape check holds."""
+
+    class Partial(kind):  # type: ignore[misc]
+        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            for layer in expert_layers(self):
+                for name, p in layer.parameters().items():
+                    empty = torch.empty(len(wanted[layer.layer]), *p.shape[1:], dtype=p.dtype, device=p.device)
+                    setattr(layer.module, name, nn.Parameter(empty, requires_grad=False))
+
+    # The library reads these to tell its own code from custom code.
+    Partial.__name__, Partial.__qualname__, Partial.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    return Partial
+
+
+def _refuse_mismatch(checkpoint: Checkpoint, report: Mapping[str, Any], empty: set[str]) -> None:
+    problems = {
+        "is missing": sorted(set(report["missing_keys"]) - empty),
+        "does not know": sorted(report["unexpected_keys"]),
+        "has in another shape": sorted(str(k) for k in report["mismatched_keys"]),
+    }
+    for what, keys in problems.items():
+        if keys:
+            raise ModelError(
+                f"The checkpoint {checkpoint.path} {what} {len(keys)} tensors, such as {keys[0]}.", "Check that the checkpoint is whole."
+            )
+
+
+def expert_bytes_held(model: PreTrainedModel) -> int:
+    """Bytes of the routed experts that this process really holds, from the tensors themselves."""
+    return sum(p.numel() * p.element_size() for layer in expert_layers(model) for p in layer.parameters().values())

@@ -1,0 +1,33 @@
+"""Prompts to token ids, the same way when profiling and when serving."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from remoe_cli.errors import ModelError
+from remoe_cli.model.checkpoint import Checkpoint
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer; raises ModelError when it has none that can be used."""
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"The tokenizer of {checkpoint.name} cannot be loaded: {reason}", "The checkpoint's folder needs its tokenizer files."
+        ) from None
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
+def encode(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a user's prompt, wrapped in the model's chat template when it has one."""
+    if not has_chat_template(tokenizer):
+        return list(tokenizer(prompt)["input_ids"])
+    messages = [{"role": "user", "content": prompt}]
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])

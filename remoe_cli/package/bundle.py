@@ -1,0 +1,130 @@
+"""The bundle: everything that the functions of one plan need, in one folder, reproducible byte for byte.
+
+manifest.json            a Manifest; names every other file by its sha256
+function.zip             the code of remoe_cli/function, the same for every plan
+layer-NNN.safetensors    the remote experts of hidden layer NNN
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from remoe_cli import artifacts
+from remoe_cli.errors import ArtifactError
+from remoe_cli.model.checkpoint import find
+from remoe_cli.model.spec import MoeSpec
+from remoe_cli.plan.document import Plan, Source
+from remoe_cli.profile.record import ModelRef, Profile
+
+HANDLER = "function.handler.handle"
+_CODE = "function.zip"
+
+
+class FunctionEntry(BaseModel):
+    """One expert function. `replicas` is how many instances of it may run at once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    layer: int
+    experts: tuple[int, ...]
+    memory_mb: int
+    replicas: int
+    shard: str
+    shard_sha256: str
+
+
+class Manifest(artifacts.Document):
+    schema_version: str = "remoe.bundle/1"
+    plan: Source
+    model: ModelRef
+    spec: MoeSpec
+    code_sha256: str
+    functions: tuple[FunctionEntry, ...]
+
+    @property
+    def remote(self) -> dict[int, tuple[int, ...]]:
+        """Remote experts by hidden layer."""
+        return {f.layer: f.experts for f in self.functions}
+
+
+def function_zip() -> bytes:
+    """The function's code as a zip that depends on nothing but the code: names sorted, times fixed."""
+    buffer = io.BytesIO()
+    sources = sorted((f for f in files("remoe_cli.function").iterdir() if f.name.endswith(".py")), key=lambda f: f.name)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for source in sources:
+            info = zipfile.ZipInfo(f"function/{source.name}", date_time=(1980, 1, 1, 0, 0, 0))
+            info.external_attr = 0o644 << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, source.read_bytes())
+    return buffer.getvalue()
+
+
+def build(
+    plan: Plan, plan_path: Path, profile: Profile, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Manifest:
+    """Write the bundle of `plan` into `folder`; raises ModelError when the model has changed since it was profiled."""
+    reference = profile.record.model
+    checkpoint = find(reference.path)
+    if checkpoint.revision != reference.revision:
+        raise ArtifactError(
+            f"The model {reference.path} is at revision {checkpoint.revision}, the profile is of {reference.revision}.",
+            "Profile and plan again.",
+        )
+    from remoe_cli.model.shards import write_shards
+
+    remote = {layer.layer: layer for layer in plan.layers if layer.remote}
+    code = function_zip()
+    folder.mkdir(parents=True, exist_ok=True)
+    with artifacts.atomic_path(folder / _CODE) as temporary:
+        temporary.write_bytes(code)
+    entries = []
+    written = write_shards(checkpoint, {n: x.remote for n, x in remote.items()}, profile.record.spec.expert_bytes, folder)
+    for number, path in written:
+        layer = remote[number]
+        entries.append(
+            FunctionEntry(
+                name=path.stem,
+                layer=number,
+                experts=layer.remote,
+                memory_mb=layer.memory_mb,
+                replicas=layer.replicas,
+                shard=path.name,
+                shard_sha256=artifacts.sha256_file(path),
+            )
+        )
+        progress(len(entries), len(remote))
+    manifest = Manifest(
+        plan=Source(path=str(plan_path), sha256=artifacts.sha256_file(plan_path)),
+        model=reference,
+        spec=profile.record.spec,
+        code_sha256=artifacts.sha256_bytes(code),
+        functions=tuple(entries),
+    )
+    artifacts.write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def read(folder: Path) -> Manifest:
+    """Read a bundle and check every file against its digest; raises ArtifactError for the first that differs."""
+    manifest = artifacts.read_json(folder / "manifest.json", Manifest)
+    expected = {_CODE: manifest.code_sha256} | {f.shard: f.shard_sha256 for f in manifest.functions}
+    for name, digest in expected.items():
+        if not (folder / name).is_file() or artifacts.sha256_file(folder / name) != digest:
+            raise ArtifactError(f"{folder / name} is missing or is not the file that the manifest names.", "Deploy the plan again.")
+    return manifest
+
+
+def unpack_code(folder: Path) -> Path:
+    """Unpack function.zip beside the manifest, for targets that run from a folder; returns the folder for PYTHONPATH."""
+    code = folder / "code"
+    with zipfile.ZipFile(folder / _CODE) as archive:
+        archive.extractall(code)
+    return code

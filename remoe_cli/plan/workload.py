@@ -1,0 +1,96 @@
+"""The workload that a plan is for: one request of typical length, and the routing that the profile recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.profile.record import Profile
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+ENUMERATED_EXPERTS = 8  # up to here all 2**E remote sets of a layer are weighed
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One request: n_in prompt tokens, one token from the prefill, then n_out tokens generated one by one.
+
+    prefill_tokens  float64 [L, E], expected prompt tokens per expert (N_lk); each row sums to n_in * top_k
+    trace           int64 [T, L, k], expert ids of recorded decode tokens, -1 where a slot was skipped
+    """
+
+    n_in: int
+    n_out: int
+    prefill_tokens: Floats
+    trace: Ints
+
+    @cached_property
+    def patterns(self) -> tuple[tuple[Ints, Ints], ...]:
+        """Per layer the distinct sets of experts that traced tokens used, int64 [P, k] ascending, and how many did, [P]."""
+        return tuple(np.unique(np.sort(self.trace[:, i], axis=1), axis=0, return_counts=True) for i in range(self.trace.shape[1]))
+
+    @property
+    def decode_hits(self) -> Floats:
+        """float64 [L, E]: share of decode tokens that use each expert."""
+        tokens, layers, _ = self.trace.shape
+        experts = self.prefill_tokens.shape[1]
+        hits = np.stack([np.bincount(self.trace[:, layer].ravel() + 1, minlength=experts + 1)[1:] for layer in range(layers)])
+        shares: Floats = hits / tokens
+        return shares
+
+    @property
+    def utility(self) -> Floats:
+        """float64 [L, E]: expected tokens of one request through each expert (u_lk, method section 7)."""
+        return self.prefill_tokens + self.n_out * self.decode_hits
+
+
+def from_profile(profile: Profile, n_in: int | None = None, n_out: int | None = None) -> Workload:
+    """The workload of a profile; lengths default to the profile's own medians, at least 1.
+
+    Raises UsageError for a length below 1, and ArtifactError when the profile recorded no prompt or no decode token.
+    """
+    arrays, spec = profile.arrays, profile.record.spec
+    if min(value for value in (n_in, n_out, 1) if value is not None) < 1:
+        raise UsageError("The workload needs at least 1 prompt token and 1 generated token.", "Give lengths of 1 or more.")
+    counts = arrays["prefill_counts"].sum(axis=0, dtype=np.float64)
+    totals = counts.sum(axis=1, keepdims=True)
+    trace = arrays["trace_ids"].astype(np.int64)
+    if counts.size == 0 or (totals == 0).any() or len(trace) == 0:
+        raise ArtifactError(
+            f"The profile {profile.path} recorded no routing of {'decode tokens' if counts.size and (totals > 0).all() else 'prompts'}.",
+            "Profile again with more prompts and a larger --max-new-tokens.",
+        )
+    n_in = n_in if n_in is not None else max(1, round(float(np.median(arrays["prompt_tokens"]))))
+    n_out = n_out if n_out is not None else max(1, round(float(np.median(arrays["decode_tokens"]))))
+    return Workload(n_in, n_out, counts / totals * (n_in * spec.top_k), trace)
+
+
+def candidate_sets(workload: Workload) -> tuple[Bools, ...]:
+    """Remote sets that the exact planner weighs, per layer bool [S, E], by rising size.
+
+    All subsets up to 8 experts a layer; above, the prefixes of the utility order, which is optimal only among such
+    plans (planning study, section 1: measured loss 0 to 0.27% at full size).
+    """
+    experts = workload.prefill_tokens.shape[1]
+    if experts <= ENUMERATED_EXPERTS:
+        members = (np.arange(2**experts)[:, None] >> np.arange(experts)) & 1 == 1
+        return (members[np.argsort(members.sum(axis=1), kind="stable")],) * len(workload.prefill_tokens)
+    return tuple(np.arange(experts + 1)[:, None] > rank for rank in _utility_ranks(workload))
+
+
+def least_used_sets(workload: Workload, size: int) -> tuple[Bools, ...]:
+    """Per layer bool [1, E]: the `size` experts of least utility."""
+    return tuple((rank < size)[None, :] for rank in _utility_ranks(workload))
+
+
+def _utility_ranks(workload: Workload) -> Ints:
+    """int64 [L, E]: 0 for the least used expert of a layer; equal utilities by expert id."""
+    ranks: Ints = np.argsort(np.argsort(workload.utility, axis=1, kind="stable"), axis=1, kind="stable")
+    return ranks

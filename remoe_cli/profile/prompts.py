@@ -1,0 +1,218 @@
+"""Prompts of a dataset: a local file, or a stream from the Hugging Face hub.
+
+A source is a .jsonl or .json file (one JSON object a line), .txt (one prompt a line), .csv with a header, .parquet, or a hub
+dataset id `owner/name`, of which the first split is streamed. What exists on disk wins over the hub. Texts of nothing but
+white space are skipped: they hold no prompt. Rows count from 1 in errors; in a text file that is the line where the row
+starts, so the header of a .csv is row 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from remoe_cli.artifacts import sha256_bytes
+from remoe_cli.errors import RemoeError, UsageError
+
+_Row = tuple[int, Mapping[str, object]]
+
+_BATCH_ROWS = 256
+_HUB_TIMEOUT_S = 10.0
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts in the order of their source; never empty."""
+
+    source: str
+    field: str
+    texts: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the texts as one compact ASCII JSON array: other boundaries between texts give another digest."""
+        return sha256_bytes(json.dumps(self.texts, ensure_ascii=True, separators=(",", ":")).encode("ascii"))
+
+
+def read_prompts(source: str, field: str = "prompt", limit: int | None = None) -> PromptSet:
+    """Read the texts of `field`, at most `limit` of them; reading stops there, whatever the size of the source.
+
+    A .txt file has no fields, so `field` is ignored for it. Raises UsageError when the source cannot be found, reached or
+    decoded, when a row is broken, lacks the field or holds something other than text in it, or when there is no prompt.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"The limit of prompts is {limit}, which leaves none to read.", "Give a limit of 1 or more.")
+    texts = tuple(islice(_texts(source, field, _rows(source, field)), limit))
+    if not texts:
+        raise UsageError(f"{source} holds no prompts.", "Give a dataset with at least one text that is not blank.")
+    return PromptSet(source, field, texts)
+
+
+def _rows(source: str, field: str) -> Iterator[_Row]:
+    path = Path(source)
+    reader = _READERS.get(path.suffix.lower())
+    if not os.path.exists(source):
+        if reader is None and _HUB_ID.fullmatch(source):
+            return _hub_rows(source, field)
+        raise UsageError(f"There is no file {source!r}.", "Check the path, or give a Hugging Face dataset id such as owner/name.")
+    if path.is_dir():
+        raise UsageError(f"{source} is a folder, not a file of prompts.", f"Give one file: {', '.join(_READERS)}.")
+    if reader is None:
+        raise UsageError(f"{source} has the unknown suffix {path.suffix!r}.", f"Known are {', '.join(_READERS)}.")
+    return reader(path, field)
+
+
+def _texts(source: str, field: str, rows: Iterator[_Row]) -> Iterator[str]:
+    for number, row in rows:
+        if field not in row:
+            raise _no_field(f"{source}, row {number}", field, row)
+        text = row[field]
+        if not isinstance(text, str):
+            what = "null" if text is None else f"of type {type(text).__name__}"
+            raise UsageError(
+                f"{source}, row {number}: the field {field!r} is {what}, not text.", "Mend the row, or choose another --field."
+            )
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError(f"{source}, row {number}: the field {field!r} holds half of a surrogate pair.", "Mend the row.")
+        if text.strip():
+            yield text
+
+
+def _no_field(where: str, field: str, there: Iterable[object]) -> UsageError:
+    names = ", ".join(str(name) for name in there)
+    return UsageError(f"{where} has no field {field!r}; it has {names or 'none'}.", "Name the field of the prompts with --field.")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their ends, decoded one by one so that an error has its line number."""
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}, row {number}: not UTF-8 ({error.reason}).", "Save the file as UTF-8.") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Check the file and your rights to it.") from None
+
+
+def _text_rows(path: Path, field: str) -> Iterator[_Row]:
+    for number, line in _lines(path):
+        yield number, {field: line.rstrip("\r\n")}
+
+
+def _json_rows(path: Path, field: str) -> Iterator[_Row]:
+    hint = "The file must hold one JSON object a line."
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path}, row {number}: not JSON ({error}).", hint) from None
+        if not isinstance(row, dict):
+            raise UsageError(f"{path}, row {number}: a JSON {type(row).__name__}, not an object.", hint)
+        yield number, row
+
+
+def _csv_rows(path: Path, field: str) -> Iterator[_Row]:
+    hint = "Mend the row, or its quotes."
+    records = csv.reader((line for _, line in _lines(path)), strict=True)
+    header: list[str] | None = None
+    while True:
+        number = records.line_num + 1
+        try:
+            record = next(records, None)
+        except csv.Error as error:
+            raise UsageError(f"{path}, row {number}: not CSV ({error}).", hint) from None
+        if record is None:
+            return
+        if not record:
+            continue
+        if header is None:
+            header = record
+            if field not in header:
+                raise _no_field(str(path), field, header)
+        elif len(record) == len(header):
+            yield number, dict(zip(header, record, strict=True))
+        else:
+            raise UsageError(f"{path}, row {number}: {len(record)} values for the {len(header)} columns of the header.", hint)
+
+
+def _parquet_rows(path: Path, field: str) -> Iterator[_Row]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            if field not in file.schema_arrow.names:
+                raise _no_field(str(path), field, file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[field]):
+                for value in batch.column(0):
+                    row = {field: value.as_py()}
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        where = f"{path}, after row {number}" if number else str(path)
+        raise UsageError(f"{where}: not readable as Parquet ({_first_line(error)}).", "Write the file again.") from None
+
+
+def _hub_rows(source: str, field: str) -> Iterator[_Row]:
+    """Rows of the first split, at the revision that the hub names at the start."""
+    from datasets import load_dataset
+
+    revision = _hub_revision(source)
+    try:
+        stream = next(iter(load_dataset(source, streaming=True, revision=revision).values()))
+        if stream.column_names is not None:
+            if field not in stream.column_names:
+                raise _no_field(source, field, stream.column_names)
+            stream = stream.select_columns([field])
+        yield from enumerate(stream, 1)
+    except RemoeError:
+        raise
+    except Exception as error:  # the client, the network and every file format raise classes of their own
+        message = f"{source} cannot be read from the Hugging Face hub: {_first_line(error)}."
+        raise UsageError(message, "Download one of its files and give that.") from None
+
+
+def _hub_revision(source: str) -> str | None:
+    """The dataset's commit. One request without retries: load_dataset alone tries for 23 s before it gives up without a network."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        return HfApi().dataset_info(source, timeout=_HUB_TIMEOUT_S).sha
+    except errors.GatedRepoError:
+        message, hint = f"{source} is a gated dataset, and you have no access.", "Ask for access on its page, then run 'hf auth login'."
+    except errors.RepositoryNotFoundError:
+        message = f"{source} is neither a file here nor a dataset on the Hugging Face hub that you may see."
+        hint = "Check the name; for a private dataset run 'hf auth login'."
+    except errors.OfflineModeIsEnabled:
+        message = f"{source} is not a file here, and HF_HUB_OFFLINE forbids to look for it on the Hugging Face hub."
+        hint = "Give a local file, or unset HF_HUB_OFFLINE."
+    except Exception as error:  # the HTTP client raises classes of its own, and huggingface_hub has changed its client before
+        message = f"{source} is not a file here, and the Hugging Face hub cannot be reached to look for it there ({_first_line(error)})."
+        hint = "Give a local file, or check the network and try again."
+    raise UsageError(message, hint)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".")[:300] if lines else type(error).__name__
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[_Row]]] = {
+    ".jsonl": _json_rows,
+    ".json": _json_rows,
+    ".txt": _text_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}

@@ -1,0 +1,128 @@
+"""Local and remote experts side by side: the Runner behind the hook when serving.
+
+In each MoE layer the rows of all remote experts that a batch hits leave in one invocation of that layer's function,
+before the local experts start. Only two things divide it: a payload over Lambda's limit, and, in prefill, replicas:
+then experts are spread over invocations by LPT (longest processing time first, method section 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from remoe_cli.errors import InvokeError
+from remoe_cli.function.codec import Batch, frame_bytes, pack, unpack, wire_bytes
+from remoe_cli.model.experts import ExpertLayer, run_experts
+from remoe_cli.model.ffn import from_storage, to_storage
+from remoe_cli.runtime.invoke import Invocation, invoke, ping
+
+PAYLOAD_LIMIT_BYTES = 6_291_456
+# Fewer rows than this are not worth a second invocation.
+_ROWS_PER_REPLICA = 16
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RemoteLayer:
+    """The function of one MoE layer."""
+
+    function: str
+    experts: tuple[int, ...]
+    replicas: int
+
+
+@dataclass
+class Dispatcher:
+    """Runner for serving. `local[layer]` maps expert id to row; `sent` collects every invocation until `take` empties it."""
+
+    client: Any
+    local: Mapping[int, Mapping[int, int]]
+    remote: Mapping[int, RemoteLayer]
+    pool: ThreadPoolExecutor
+    sent: list[Invocation] = field(default_factory=list)
+
+    def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        return run_experts(layer, hidden, index, weights, self.local[layer.layer], self._send)
+
+    def take(self) -> list[Invocation]:
+        """The invocations since the last call."""
+        sent, self.sent = self.sent, []
+        return sent
+
+    def warm(self) -> list[Future[Invocation]]:
+        """Start one instance of every function, all at once, so that the first pass does not meet one cold start a layer."""
+        return [self.pool.submit(ping, self.client, target.function) for target in self.remote.values()]
+
+    def _send(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
+        target = self.remote[layer.layer]
+        dtype = next(iter(rows.values())).dtype
+        name = str(dtype).removeprefix("torch.")
+        batches = divide({e: to_storage(x.cpu()) for e, x in rows.items()}, name, target.replicas)
+        futures = [self.pool.submit(invoke, self.client, target.function, pack(b)) for b in batches]
+
+        def wait() -> dict[int, Tensor]:
+            parts: dict[int, list[Array]] = {}
+            for batch, future in zip(batches, futures, strict=True):
+                for expert, part in self._answer(batch, future).items():
+                    parts.setdefault(expert, []).append(part)
+            device = next(iter(rows.values())).device
+            return {e: from_storage(np.concatenate(p), dtype).to(device) for e, p in parts.items()}
+
+        return wait
+
+    def _answer(self, batch: Batch, future: Future[tuple[bytes, Invocation]]) -> dict[int, Array]:
+        frame, invocation = future.result()
+        self.sent.append(invocation)
+        answer = unpack(frame)
+        if (answer.experts, answer.rows, answer.dtype) != (batch.experts, batch.rows, batch.dtype) or answer.data.shape != batch.data.shape:
+            raise InvokeError(f"The expert function {invocation.function} answered other rows than it was sent.", "Deploy the plan again.")
+        ends = np.cumsum(batch.rows)
+        return {e: answer.data[end - n : end] for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)}
+
+
+def divide(rows: Mapping[int, Array], dtype: str, replicas: int) -> list[Batch]:
+    """Rows by expert -> the batches of the invocations: as few as replicas and the payload limit allow.
+
+    An expert's rows stay together and in order unless they alone exceed the payload limit.
+    """
+    total = sum(len(x) for x in rows.values())
+    bins = max(1, min(replicas, total // _ROWS_PER_REPLICA, len(rows)))
+    loads = [0] * bins
+    groups: list[dict[int, Array]] = [{} for _ in range(bins)]
+    for expert in sorted(rows, key=lambda e: (-len(rows[e]), e)):
+        least = loads.index(min(loads))
+        loads[least] += len(rows[expert])
+        groups[least][expert] = rows[expert]
+    return [batch for group in groups for batch in _within_limit(group, dtype)]
+
+
+def _within_limit(group: Mapping[int, Array], dtype: str) -> list[Batch]:
+    """One batch, or several where one would exceed the payload limit."""
+    width = next(iter(group.values())).shape[1]
+    pieces: list[tuple[int, Array]] = []
+    fits = 1
+    while wire_bytes(frame_bytes(fits * 2, 1, width, dtype)) <= PAYLOAD_LIMIT_BYTES:
+        fits *= 2
+    for expert in sorted(group):
+        x = group[expert]
+        pieces += [(expert, x[i : i + fits]) for i in range(0, len(x), fits)]
+    batches: list[Batch] = []
+    open_pieces: list[tuple[int, Array]] = []
+    for piece in pieces:
+        rows = sum(len(x) for _, x in (*open_pieces, piece))
+        again = any(e == piece[0] for e, _ in open_pieces)
+        if open_pieces and (again or wire_bytes(frame_bytes(rows, len(open_pieces) + 1, width, dtype)) > PAYLOAD_LIMIT_BYTES):
+            batches.append(_batch(open_pieces, dtype))
+            open_pieces = []
+        open_pieces.append(piece)
+    return [*batches, _batch(open_pieces, dtype)]
+
+
+def _batch(pieces: Sequence[tuple[int, Array]], dtype: str) -> Batch:
+    return Batch(dtype, tuple(e for e, _ in pieces), tuple(len(x) for _, x in pieces), np.concatenate([x for _, x in pieces]))

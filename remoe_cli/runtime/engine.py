@@ -1,0 +1,170 @@
+"""Generation with the main process's share of a model, streamed token by token.
+
+The engine holds the non-expert weights and the local experts. It serves one request at a time: the experts hook and
+its dispatcher belong to one forward pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from remoe_cli.errors import UsageError
+from remoe_cli.model.checkpoint import Checkpoint
+from remoe_cli.model.experts import Attachment, attach
+from remoe_cli.model.loader import load
+from remoe_cli.model.spec import MoeSpec
+from remoe_cli.model.tokens import encode, load_tokenizer
+from remoe_cli.runtime.dispatch import Dispatcher, RemoteLayer
+from remoe_cli.runtime.invoke import Invocation, make_client
+
+# Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas.
+_CONNECTIONS = 8
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer. Times are in seconds since the request was accepted; `token_times_s` has one entry a token."""
+
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: Literal["stop", "length", "cancelled"]
+    token_times_s: tuple[float, ...]
+    invocations: tuple[Invocation, ...]
+
+    @property
+    def ttft_s(self) -> float:
+        return self.token_times_s[0]
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time between tokens; None when there is only one."""
+        n = len(self.token_times_s) - 1
+        return (self.token_times_s[-1] - self.token_times_s[0]) / n if n else None
+
+
+@dataclass
+class _Stream(BaseStreamer):  # type: ignore[misc]
+    """Receives tokens from `generate`; the first put is the prompt. Text is passed on once its bytes are whole."""
+
+    tokenizer: Any
+    start: float
+    on_text: Callable[[int, str], None]
+    ids: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    text: str = ""
+    _prompt_seen: bool = False
+
+    def put(self, value: Tensor) -> None:
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self.times.append(time.perf_counter() - self.start)
+        self.ids.append(int(value.item()))
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):
+            self.on_text(self.ids[-1], text[len(self.text) :])
+            self.text = text
+
+    def end(self) -> None:
+        whole = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if whole != self.text:
+            self.on_text(self.ids[-1], whole[len(self.text) :])
+            self.text = whole
+
+
+class _Cancelled(StoppingCriteria):  # type: ignore[misc]
+    def __init__(self, cancelled: Callable[[], bool]) -> None:
+        self._cancelled = cancelled
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((input_ids.shape[0],), self._cancelled(), device=input_ids.device, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded model with its dispatcher attached."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    dispatcher: Dispatcher
+    attachment: Attachment
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        return encode(self.tokenizer, prompt)
+
+    def generate(
+        self,
+        prompt_ids: Iterable[int],
+        max_new_tokens: int,
+        on_text: Callable[[int, str], None] = lambda token, text: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Generated:
+        """Greedy decoding of one prompt. `on_text(token_id, text)` is called as text becomes whole.
+
+        Raises UsageError for a prompt that is empty or too long for the model, InvokeError when an expert function fails.
+        """
+        ids = tuple(prompt_ids)
+        self._refuse_length(len(ids), max_new_tokens)
+        self.dispatcher.take()
+        stream = _Stream(self.tokenizer, time.perf_counter(), on_text)
+        eos = self.model.generation_config.eos_token_id
+        with torch.inference_mode():
+            self.model.generate(
+                input_ids=torch.tensor([ids], device=self.model.device),
+                attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self.model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                disable_compile=True,
+                pad_token_id=self.model.generation_config.pad_token_id or 0,
+                streamer=stream,
+                stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)]),
+            )
+        ended = stream.ids[-1] in ({eos} if isinstance(eos, int) else set(eos or ()))
+        reason: Literal["stop", "length", "cancelled"] = "stop" if ended else "length" if len(stream.ids) == max_new_tokens else "cancelled"
+        return Generated(ids, tuple(stream.ids), stream.text, reason, tuple(stream.times), tuple(self.dispatcher.take()))
+
+    def _refuse_length(self, prompt: int, new: int) -> None:
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if not prompt:
+            raise UsageError("The prompt has no tokens.", "Give a prompt with some text.")
+        if new < 1:
+            raise UsageError(f"max_new_tokens is {new}, but an answer has at least one token.", "Give 1 or more.")
+        if limit is not None and prompt + new > limit:
+            raise UsageError(
+                f"{prompt} prompt tokens and {new} new ones exceed the model's {limit} positions.",
+                "Shorten the prompt or --max-new-tokens.",
+            )
+
+
+def start_engine(
+    checkpoint: Checkpoint, spec: MoeSpec, functions: Mapping[int, RemoteLayer], endpoint: str | None, timeout_s: float = 60.0
+) -> Engine:
+    """Load the main process's share of the model and attach the dispatcher; `functions` is by hidden layer.
+
+    The functions start while the model loads (method section 10). Raises InvokeError when one of them cannot start.
+    """
+    stay = spec.local_experts({layer: f.experts for layer, f in functions.items()})
+    connections = max(_CONNECTIONS, *(f.replicas for f in functions.values())) if functions else 1
+    dispatcher = Dispatcher(
+        client=make_client(endpoint, connections, timeout_s) if functions else None,
+        local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in stay.items()},
+        remote=functions,
+        # Threads only wait for answers, so there may be more of them than cores.
+        pool=ThreadPoolExecutor(max_workers=connections, thread_name_prefix="invoke"),
+    )
+    warming = dispatcher.warm()
+    model = load(checkpoint, stay)
+    for started in warming:
+        started.result()
+    return Engine(model, load_tokenizer(checkpoint), dispatcher, attach(model, dispatcher))

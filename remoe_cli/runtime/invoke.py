@@ -1,0 +1,132 @@
+"""One call of an expert function through Lambda's Invoke API: the same code for AWS and for the local twin.
+
+boto3's own retries are off: a retry costs time and money, so it is decided here, where the deadline is known
+(`resilience.py`), and counted in the receipt.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from remoe_cli.errors import InvokeError
+from remoe_cli.function.codec import from_wire, to_wire
+from remoe_cli.runtime.resilience import RETRIES, pause_s
+
+# The line that Lambda appends to every invocation's log, here and there.
+_REPORT = re.compile(
+    r"Duration: (?P<duration>[\d.]+) ms\tBilled Duration: (?P<billed>\d+) ms\tMemory Size: (?P<memory>\d+) MB"
+    r"(?:.*Init Duration: (?P<init>[\d.]+) ms)?"
+)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What one answered call was: the money side comes from Lambda's own REPORT line."""
+
+    function: str
+    request_bytes: int
+    response_bytes: int
+    elapsed_s: float
+    duration_ms: float
+    billed_ms: int
+    memory_mb: int
+    init_ms: float | None
+    retries: int
+
+
+class _FunctionFailed(Exception):
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+
+
+def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any:
+    """A Lambda client. With an endpoint (the local twin) it needs no account: its credentials are placeholders."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        connect_timeout=5,
+        read_timeout=timeout_s,
+        max_pool_connections=connections,
+        # Payloads are built here and always valid; checking them costs as much as sending them.
+        parameter_validation=False,
+    )
+    if endpoint is None:
+        return boto3.client("lambda", config=config)
+    return boto3.client(
+        "lambda", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="local", aws_secret_access_key="local", config=config
+    )
+
+
+def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]:
+    """Send a frame, return the answer's frame; raises InvokeError after the retries that its kind of failure allows."""
+    answer, invocation = _try(client, function, to_wire(frame))
+    return from_wire(answer), invocation
+
+
+def ping(client: Any, function: str) -> Invocation:
+    """Start an instance of the function, if none is warm, without any work for it; raises as `invoke` does."""
+    return _try(client, function, b'{"health": true}')[1]
+
+
+def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
+    start = time.perf_counter()
+    for attempt in range(RETRIES + 1):
+        try:
+            answer, log = _call(client, function, body)
+        except Exception as error:
+            kind = _kind(error)
+            wait = pause_s(kind, attempt)
+            if wait is None:
+                tried = f" after {attempt + 1} tries" if attempt else ""
+                raise InvokeError(
+                    f"The expert function {function} failed{tried}: {error}",
+                    "See 'remoe logs NAME' for what it printed, 'remoe status NAME' for its state.",
+                ) from error
+            time.sleep(wait)
+            continue
+        report = _REPORT.search(log)
+        if report is None:
+            raise InvokeError(
+                f"The expert function {function} answered without Lambda's REPORT line.", "Is the endpoint Lambda or the local twin?"
+            )
+        init = report["init"]
+        return answer, Invocation(
+            function=function,
+            request_bytes=len(body),
+            response_bytes=len(answer),
+            elapsed_s=time.perf_counter() - start,
+            duration_ms=float(report["duration"]),
+            billed_ms=int(report["billed"]),
+            memory_mb=int(report["memory"]),
+            init_ms=None if init is None else float(init),
+            retries=attempt,
+        )
+    raise AssertionError("unreachable: the last attempt either returns or raises")
+
+
+def _call(client: Any, function: str, body: bytes) -> tuple[bytes, str]:
+    response = client.invoke(FunctionName=function, InvocationType="RequestResponse", LogType="Tail", Payload=body)
+    payload = response["Payload"].read()
+    if "FunctionError" in response:
+        error = json.loads(payload or b"{}")
+        raise _FunctionFailed(error.get("errorType", "Unknown"), error.get("errorMessage", "no message"))
+    return payload, base64.b64decode(response.get("LogResult", "")).decode("utf-8", "replace")
+
+
+def _kind(error: Exception) -> str:
+    """A stable name of the failure: the function's error type, the API's error code, or the exception's class."""
+    from botocore.exceptions import ClientError
+
+    if isinstance(error, _FunctionFailed):
+        return error.kind
+    if isinstance(error, ClientError):
+        return str(error.response.get("Error", {}).get("Code", "ClientError"))
+    return type(error).__name__

@@ -1,0 +1,215 @@
+"""The main model server: one process that holds the main share of a model and answers over HTTP.
+
+    python -m remoe_cli.runtime.server CONFIG.json
+
+`GET /ping` answers 200 once the model is loaded; `POST /invocations` takes {"prompt" or "prompt_token_ids",
+"max_new_tokens", "stream"} and answers one JSON document, or with "stream" one JSON object a line: {"text": ..} for each
+piece, then {"answer": ..} or {"error": ..}. `GET /main` tells what the process holds. Port and contract are those of a
+SageMaker container. The server listens on loopback, and ends when its standard input is closed, so that it never
+outlives what started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from remoe_cli import artifacts
+from remoe_cli.errors import RemoeError, UsageError
+from remoe_cli.model.spec import MoeSpec
+from remoe_cli.profile.record import ModelRef
+from remoe_cli.runtime.engine import Engine
+from remoe_cli.runtime.prediction import Predict, predictor
+from remoe_cli.runtime.receipt import Prices, Receipt, make_receipt
+
+
+class ServedFunction(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: int
+    function: str
+    experts: tuple[int, ...]
+    replicas: int
+
+
+class ServerConfig(artifacts.Document):
+    """What the server is told. The functions' endpoint comes from REMOE_ENDPOINT, set by what starts it."""
+
+    schema_version: str = "remoe.server/1"
+    model: ModelRef
+    spec: MoeSpec
+    functions: tuple[ServedFunction, ...]
+    port: int
+    plan: str
+    prices: Prices
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    max_new_tokens: int = Field(default=256, ge=1)
+    stream: bool = False
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    receipt: Receipt
+
+
+class MainState(BaseModel):
+    """Bytes by the tensors themselves, and what the kernel says is resident (all of it, and its anonymous part)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    expert_bytes_held: int
+    expert_bytes_of_model: int
+    local_experts: int
+    experts_of_model: int
+    resident_bytes: int
+    anonymous_bytes: int
+
+
+def load_engine(config: ServerConfig) -> Engine:
+    from remoe_cli.model.checkpoint import find
+    from remoe_cli.runtime.dispatch import RemoteLayer
+    from remoe_cli.runtime.engine import start_engine
+
+    checkpoint = find(config.model.path)
+    if checkpoint.revision != config.model.revision:
+        raise RemoeError(f"The model {config.model.path} has changed since it was profiled.", "Profile, plan and deploy again.")
+    functions = {f.layer: RemoteLayer(f.function, f.experts, f.replicas) for f in config.functions}
+    return start_engine(checkpoint, config.spec, functions, os.environ.get("REMOE_ENDPOINT"))
+
+
+def main_state(engine: Engine, spec: MoeSpec) -> MainState:
+    from remoe_cli.model.loader import expert_bytes_held
+
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return MainState(
+        expert_bytes_held=expert_bytes_held(engine.model),
+        expert_bytes_of_model=spec.routed_bytes,
+        local_experts=sum(map(len, engine.dispatcher.local.values())),
+        experts_of_model=spec.experts_per_layer * len(spec.moe_layers),
+        resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
+        anonymous_bytes=int(status["RssAnon"].split()[0]) * 1024,
+    )
+
+
+def make_app(engine: Engine, config: ServerConfig, predict: Predict) -> Any:
+    """The HTTP application. One answer at a time; further requests wait."""
+    from fastapi import FastAPI
+    from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+
+    app = FastAPI(title="remoe", docs_url=None, redoc_url=None, openapi_url=None)
+    one_at_a_time = threading.Lock()
+
+    def run(request: Request, on_text: Any, cancelled: Any) -> Answer:
+        if (request.prompt is None) == (request.prompt_token_ids is None):
+            raise UsageError("A request has either 'prompt' or 'prompt_token_ids'.", "Give one of the two.")
+        ids = request.prompt_token_ids if request.prompt is None else engine.prompt_ids(request.prompt)
+        with one_at_a_time:
+            generated = engine.generate(ids or (), request.max_new_tokens, on_text, cancelled)
+        return Answer(
+            text=generated.text,
+            prompt_token_ids=generated.prompt_token_ids,
+            token_ids=generated.token_ids,
+            finish_reason=generated.finish_reason,
+            receipt=make_receipt(generated, config.prices, predict(len(generated.prompt_token_ids), len(generated.token_ids) - 1)),
+        )
+
+    def stream(request: Request) -> Iterator[str]:
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        gone = threading.Event()
+
+        def work() -> None:
+            try:
+                answer = run(request, lambda token, text: lines.put(_line({"text": text, "token_id": token})), gone.is_set)
+                lines.put(_line({"answer": answer.model_dump(mode="json")}))
+            except Exception as error:
+                lines.put(_line({"error": _error(error)}))
+            lines.put(None)
+
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            while (line := lines.get()) is not None:
+                yield line
+        finally:
+            gone.set()
+
+    @app.get("/ping")
+    def ping() -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    @app.get("/main")
+    def state() -> MainState:
+        return main_state(engine, config.spec)
+
+    @app.post("/invocations")
+    def invocations(request: Request) -> Any:
+        if request.stream:
+            return StreamingResponse(stream(request), media_type="application/x-ndjson")
+        try:
+            return run(request, lambda token, text: None, lambda: False)
+        except RemoeError as error:
+            return JSONResponse({"error": _error(error)}, status_code=400 if isinstance(error, UsageError) else 502)
+
+    return app
+
+
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _error(error: Exception) -> dict[str, str]:
+    if isinstance(error, RemoeError):
+        return {"kind": error.kind, "message": error.message, "hint": error.hint}
+    return {
+        "kind": "Internal",
+        "message": f"{type(error).__name__}: {error}",
+        "hint": "See 'remoe logs NAME --function main'; please report it.",
+    }
+
+
+def _end_with_parent() -> None:
+    """Exit as soon as standard input is closed: whoever started the server is gone."""
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def main(path: str) -> None:
+    import uvicorn
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    config = artifacts.read_json(Path(path), ServerConfig)
+    engine = load_engine(config)
+    # One token through every layer: proves the hook, and pages the weights in, before anybody waits for an answer.
+    engine.model(input_ids=_warm_up_ids(engine))
+    engine.attachment.check_fired(1)
+    uvicorn.run(
+        make_app(engine, config, predictor(Path(config.plan))), host="127.0.0.1", port=config.port, log_level="warning", access_log=False
+    )
+
+
+def _warm_up_ids(engine: Engine) -> Any:
+    import torch
+
+    return torch.zeros((1, 1), dtype=torch.long, device=engine.model.device)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,101 @@
+"""Synthetic profiles for tests: real Profile objects, on disk or only in memory, of any shape and skew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from remoe_cli.model.spec import KvLayer, MoeSpec
+from remoe_cli.plan.catalog import Catalog, read_catalog
+from remoe_cli.profile.record import DatasetRef, Latency, Linear, ModelRef, Profile, ProfileRecord, Settings, write_profile
+
+MB = 2**20
+
+
+def synthetic_profile(
+    path: Path,
+    *,
+    layers: int = 2,
+    experts: int = 4,
+    top_k: int = 2,
+    skew: float = 1.0,
+    prompts: int = 20,
+    prompt_tokens: int = 40,
+    decode_tokens: int = 15,
+    expert_mb: float = 20.0,
+    nonexpert_mb: float = 200.0,
+    hidden_size: int = 1024,
+    main_vcpus: int = 2,
+    local_expert: tuple[float, float] = (2e-4, 1e-4),
+    remote_expert: tuple[float, float] = (3e-4, 2e-4),
+    nonexpert_decode_s: float = 0.005,
+    seed: int = 0,
+) -> Profile:
+    """Write and return a profile whose experts are used with Zipf weights of exponent `skew`, in a random order per layer.
+
+    Tokens choose `top_k` distinct experts by Gumbel top-k; each prompt shifts the weights a little.
+    """
+    random = np.random.default_rng(seed)
+    popularity = np.stack([random.permutation(-skew * np.log(np.arange(1, experts + 1))) for _ in range(layers)])
+    prefill, decode = (np.zeros((prompts, layers, experts), dtype=np.int32) for _ in range(2))
+    trace = []
+    for prompt in range(prompts):
+        logits = popularity + 0.5 * random.standard_normal((layers, experts))
+        gumbel = random.gumbel(size=(prompt_tokens + decode_tokens, layers, experts))
+        chosen = np.argsort(-(logits + gumbel), axis=2)[:, :, :top_k]
+        for counts, part in ((prefill, chosen[:prompt_tokens]), (decode, chosen[prompt_tokens:])):
+            for layer in range(layers):
+                counts[prompt, layer] = np.bincount(part[:, layer].ravel(), minlength=experts)
+        trace.append(chosen[prompt_tokens:])
+    arrays: dict[str, Any] = {
+        "prefill_counts": prefill,
+        "decode_counts": decode,
+        "prompt_tokens": np.full(prompts, prompt_tokens, dtype=np.int32),
+        "decode_tokens": np.full(prompts, decode_tokens, dtype=np.int32),
+        "prompt_vectors": random.standard_normal((prompts, hidden_size)).astype(np.float32),
+        "trace_ids": np.concatenate(trace).astype(np.int16),
+        "trace_prompt": np.repeat(np.arange(prompts, dtype=np.int32), decode_tokens),
+    }
+    spec = MoeSpec(
+        family="mixtral",
+        dtype="bfloat16",
+        hidden_size=hidden_size,
+        hidden_layers=layers + 1,
+        moe_layers=tuple(range(1, layers + 1)),
+        experts_per_layer=experts,
+        top_k=top_k,
+        expert_bytes=round(expert_mb * MB),
+        nonexpert_bytes=round(nonexpert_mb * MB),
+        hidden_state_bytes=2 * hidden_size,
+        kv_layers=tuple(KvLayer(bytes_per_token=1024) for _ in range(layers + 1)),
+    )
+    latency = Latency(
+        machine="synthetic",
+        measured_on="2026-01-01",
+        main_vcpus=main_vcpus,
+        nonexpert_prefill=Linear(fixed_s=0.004, per_token_s=2e-4),
+        nonexpert_decode_s=nonexpert_decode_s,
+        local_expert=Linear(fixed_s=local_expert[0], per_token_s=local_expert[1]),
+        remote_expert=Linear(fixed_s=remote_expert[0], per_token_s=remote_expert[1]),
+        load_s=1.0,
+    )
+    record = ProfileRecord(
+        model=ModelRef(path="synthetic", revision="local:0"),
+        dataset=DatasetRef(source="synthetic", field="prompt", prompts=prompts, sha256="0" * 64),
+        settings=Settings(max_new_tokens=decode_tokens + 1, max_prompt_tokens=512, batch_size=1, chat_template=False, dtype="bfloat16"),
+        spec=spec,
+        latency=latency,
+        arrays_sha256="",
+    )
+    return write_profile(path, record, arrays)
+
+
+def tiny_catalog(main: dict[str, Any] | None = None, **function: Any) -> Catalog:
+    """The `local` catalog with a small main menu (override in `main`) and a few function specs; `function` overrides those."""
+    local = read_catalog("local").model_dump()
+    menu = [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in (900, 1200, 1800, 3000)]
+    local["main"] |= {"menu": menu} | (main or {})
+    local["function"] |= {"memory_menu_mb": [128, 256, 512], "max_replicas": 2} | function
+    return Catalog.model_validate(local)

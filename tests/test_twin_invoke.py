@@ -1,0 +1,492 @@
+"""The twin through its Invoke API: a real boto3 client, real workers, real limits. Each test says which AWS behaviour it pins."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import json
+import os
+import re
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from remoe_cli.deploy.local import front, limits, processes
+from remoe_cli.deploy.local.config import FunctionConfig, ProcessRef, TwinConfig
+from remoe_cli.deploy.local.instance import Host
+
+HANDLERS = """
+import json, os, sys, time
+
+def echo(event, context):
+    return event
+
+def who(event, context):
+    print("hello from", context.aws_request_id)
+    return {"pid": os.getpid(), "environment": dict(os.environ), "cwd": os.getcwd(), "left_ms": context.get_remaining_time_in_millis()}
+
+def sleep(event, context):
+    time.sleep(event)
+    return os.getpid()
+
+def fail(event, context):
+    raise KeyError("no such expert")
+
+def leave(event, context):
+    sys.exit(3)
+
+def hog(event, context):
+    blocks = []
+    for _ in range(event):
+        blocks.append(b"x" * (1 << 20))
+    return len(blocks)
+
+def map_file(event, context):
+    import mmap
+    with open(event, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        return sum(view[offset] for offset in range(0, len(view), 4096))
+
+def grow(event, context):
+    return "x" * event
+
+def chatter(event, context):
+    print("y" * event)
+
+def spin(event, context):
+    begun, used = time.perf_counter(), time.process_time()
+    while time.perf_counter() - begun < event:
+        pass
+    return (time.process_time() - used) / (time.perf_counter() - begun)
+"""
+
+
+@pytest.fixture(scope="module")
+def probed() -> Iterator[limits.Mechanism]:
+    mechanism = limits.probe(f"remoe-test-{os.getpid()}")
+    yield mechanism
+    for group in mechanism.groups:
+        assert not [entry for entry in group.iterdir() if entry.is_dir()], "a worker's group was left behind"
+        assert limits.remove(group)
+
+
+class Running:
+    """A twin served from a thread of this process, and a boto3 client of it."""
+
+    def __init__(self, twin: front.Twin, endpoint: str, started: list[ProcessRef]) -> None:
+        self.twin, self.endpoint, self.started = twin, endpoint, started
+        self.client = boto3.client(
+            "lambda",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="x",
+            aws_secret_access_key="x",
+            config=Config(retries={"total_max_attempts": 1}, proxies={}, read_timeout=30, max_pool_connections=4),
+        )
+
+    def raw(self, body: bytes, name: str = "f", **more: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self.client.invoke(FunctionName=name, Payload=body, **more)
+        answer["body"] = answer["Payload"].read()
+        return answer
+
+    def call(self, event: Any = None, **more: Any) -> Any:
+        answer = self.raw(json.dumps(event).encode(), **more)
+        assert "FunctionError" not in answer, answer["body"]
+        return json.loads(answer["body"])
+
+    def fault(self, event: Any = None, **more: Any) -> dict[str, Any]:
+        answer = self.raw(json.dumps(event).encode(), **more)
+        assert answer["StatusCode"] == 200 and answer["FunctionError"] == "Unhandled"
+        return json.loads(answer["body"])  # type: ignore[no-any-return]
+
+    def status(self) -> dict[str, Any]:
+        return front.status(self.twin)
+
+
+@pytest.fixture
+def serve(tmp_path: Path, probed: limits.Mechanism, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "parents-secret")
+    monkeypatch.setenv("HF_TOKEN", "parents-token")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "app.py").write_text(HANDLERS)
+    return functools.partial(_serve, tmp_path, probed)
+
+
+@contextmanager
+def _serve(
+    folder: Path,
+    probed: limits.Mechanism,
+    handler: str,
+    *,
+    mechanism: limits.Mechanism | None = None,
+    init_limit_s: float = 10.0,
+    rtt_ms: float = 0.0,
+    idle_ttl_s: float = 300.0,
+    memory_mb: int = 1769,
+    timeout_s: float = 20.0,
+    concurrency: int = 1,
+    environment: dict[str, str] | None = None,
+) -> Iterator[Running]:
+    function = FunctionConfig(
+        name="f",
+        handler=handler,
+        code_dir=str(folder / "code"),
+        environment=environment or {},
+        memory_mb=memory_mb,
+        timeout_s=timeout_s,
+        reserved_concurrency=concurrency,
+    )
+    config = TwinConfig(name="t", functions=(function,), rtt_ms=rtt_ms, idle_ttl_s=idle_ttl_s, python=sys.executable)
+    started: list[ProcessRef] = []
+    host = Host(sys.executable, mechanism or probed, folder / "logs", started.append, init_limit_s)
+    ready, ended = threading.Event(), threading.Event()
+    running: list[Running] = []
+
+    async def run() -> None:
+        twin = front.twin(config, host)
+        runner = await front.serve(twin)
+        running.append(Running(twin, front.endpoint(runner), started))
+        ready.set()
+        await asyncio.to_thread(ended.wait)
+        await front.close(twin, runner)
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield running[0]
+    finally:
+        running[0].client.close()
+        ended.set()
+        thread.join(15)
+        assert not thread.is_alive()
+        assert not [process for process in started if processes.is_alive(process)], "a worker outlived its twin"
+
+
+def report(answer: dict[str, Any]) -> dict[str, float]:
+    """The numbers of the REPORT line, which must be the last line of the log tail, in AWS's own form."""
+    line = base64.b64decode(answer["LogResult"]).decode().splitlines(keepends=True)[-1]
+    form = (
+        r"REPORT RequestId: (?P<id>[0-9a-f-]{36})\tDuration: (?P<duration>\d+\.\d\d) ms\tBilled Duration: (?P<billed>\d+) ms\t"
+        r"Memory Size: (?P<size>\d+) MB\tMax Memory Used: (?P<used>\d+) MB\t(Init Duration: (?P<init>\d+\.\d\d) ms\t)?\n"
+    )
+    match = re.fullmatch(form, line)
+    assert match, line
+    assert match["id"] == answer["ResponseMetadata"]["RequestId"]
+    return {key: float(value) for key, value in match.groupdict().items() if value and key != "id"}
+
+
+def test_echo_and_names(serve: Any) -> None:
+    with serve("app.echo") as twin:
+        assert twin.call({"a": [1, None, "é"]}) == {"a": [1, None, "é"]}
+        for name in ("f:live", "arn:aws:lambda:us-east-1:123456789012:function:f", "arn:aws:lambda:us-east-1:123456789012:function:f:7"):
+            assert twin.call(5, name=name) == 5
+        assert twin.raw(b"1")["ExecutedVersion"] == "$LATEST"
+        with pytest.raises(twin.client.exceptions.ResourceNotFoundException):
+            twin.call(1, name="g")
+        assert twin.raw(b"1", InvocationType="DryRun")["StatusCode"] == 204
+        with pytest.raises(twin.client.exceptions.InvalidParameterValueException, match="not Event"):
+            twin.call(1, InvocationType="Event")
+
+
+def test_cold_then_warm_and_the_report_line(serve: Any) -> None:
+    with serve("app.who") as twin:
+        cold = twin.raw(b"{}", LogType="Tail")
+        warm = twin.raw(b"{}", LogType="Tail")
+        first, second = report(cold), report(warm)
+        assert first["init"] > 10 and "init" not in second
+        for numbers in (first, second):
+            total_ms = numbers["duration"] + numbers.get("init", 0.0)
+            assert total_ms - 0.02 <= numbers["billed"] <= total_ms + 1.02  # rounded up, init included
+            assert numbers["size"] == 1769 and 5 < numbers["used"] < 100
+        assert json.loads(cold["body"])["pid"] == json.loads(warm["body"])["pid"]
+        log = base64.b64decode(warm["LogResult"]).decode()
+        request_id = warm["ResponseMetadata"]["RequestId"]
+        assert log.startswith(f"START RequestId: {request_id} Version: $LATEST\nhello from {request_id}\nEND RequestId: {request_id}\n")
+        (function,) = twin.status()["functions"]
+        assert (function["invocations"], function["cold_starts"], function["errors"]) == (2, 1, 0)
+        assert function["billed_ms"] == first["billed"] + second["billed"]
+        (instance,) = function["instances"]
+        assert instance["state"] == "IDLE" and instance["pid"] == json.loads(warm["body"])["pid"] and instance["resident_bytes"] > 5e6
+
+
+def test_log_tail_is_at_most_4_kb(serve: Any) -> None:
+    with serve("app.chatter") as twin:
+        answer = twin.raw(b"1000000", LogType="Tail")
+        assert len(base64.b64decode(answer["LogResult"])) == 4096
+        assert "init" in report(answer)
+
+
+def test_a_second_call_at_once_is_throttled(serve: Any) -> None:
+    with serve("app.sleep") as twin, ThreadPoolExecutor(1) as pool:
+        twin.call(0)
+        slow = pool.submit(twin.call, 0.5)
+        time.sleep(0.2)
+        with pytest.raises(twin.client.exceptions.TooManyRequestsException) as caught:
+            twin.call(0)
+        assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 429
+        assert caught.value.response["Reason"] == "ReservedFunctionConcurrentInvocationLimitExceeded"
+        pid = slow.result()
+        assert twin.call(0) == pid
+        assert twin.status()["functions"][0]["invocations"] == 3
+
+
+def test_concurrency_2_runs_two_and_reuses_the_latest(serve: Any) -> None:
+    with serve("app.sleep", concurrency=2) as twin, ThreadPoolExecutor(2) as pool:
+        long, short = pool.submit(twin.call, 0.8), pool.submit(twin.call, 0.3)
+        assert short.result() != long.result()
+        assert twin.call(0) == long.result()
+        assert twin.status()["functions"][0]["cold_starts"] == 2
+
+
+def test_timeout(serve: Any) -> None:
+    with serve("app.sleep", timeout_s=0.4) as twin:
+        pid = twin.call(0)
+        begun = time.perf_counter()
+        answer = twin.raw(b"30", LogType="Tail")
+        fault = json.loads(answer["body"])
+        assert 0.4 <= time.perf_counter() - begun < 2
+        assert fault["errorType"] == "Sandbox.Timedout"
+        assert fault["errorMessage"] == f"RequestId: {answer['ResponseMetadata']['RequestId']} Error: Task timed out after 0.40 seconds"
+        assert report(answer)["duration"] >= 400
+        assert twin.call(0) != pid
+
+
+def test_handler_exception_keeps_the_worker(serve: Any) -> None:
+    with serve("app.fail") as twin:
+        for _ in range(2):
+            fault = twin.fault()
+            assert fault["errorType"] == "KeyError" and fault["errorMessage"] == "'no such expert'"
+            assert "app.py" in fault["stackTrace"][0]
+        (function,) = twin.status()["functions"]
+        assert (function["cold_starts"], function["errors"]) == (1, 2)
+
+
+def test_exit_in_handler_is_named(serve: Any) -> None:
+    with serve("app.leave") as twin:
+        fault = twin.fault()
+        assert fault["errorType"] == "Runtime.ExitError"
+        assert fault["errorMessage"].endswith("Error: Runtime exited with error: exit status 3")
+
+
+@pytest.mark.parametrize(
+    ("source", "handler", "error_type", "words"),
+    [
+        ("import no_such_module", "bad.f", "Runtime.ImportModuleError", "No module named 'no_such_module'"),
+        ("def f(:", "bad.f", "Runtime.UserCodeSyntaxError", "Syntax error"),
+        ("", "bad.f", "Runtime.HandlerNotFound", "Handler 'f' missing"),
+        ("raise ValueError('damaged weights')", "bad.f", "ValueError", "damaged weights"),
+        ("import os; os._exit(7)", "bad.f", "Runtime.ExitError", "exit status 7"),
+        ("import os; os.abort()", "bad.f", "Runtime.ExitError", "signal: aborted"),
+    ],
+)
+def test_init_failure_is_named(serve: Any, tmp_path: Path, source: str, handler: str, error_type: str, words: str) -> None:
+    (tmp_path / "code" / "bad.py").write_text(source)
+    with serve(handler) as twin:
+        answer = twin.raw(b"1", LogType="Tail")
+        fault = json.loads(answer["body"])
+        assert answer["FunctionError"] == "Unhandled" and fault["errorType"] == error_type and words in fault["errorMessage"]
+        assert "init" in report(answer)
+        assert twin.fault()["errorType"] == error_type  # and again: nothing is stuck
+
+
+def test_missing_code_is_named(serve: Any, tmp_path: Path) -> None:
+    (tmp_path / "code" / "app.py").unlink()
+    (tmp_path / "code").rmdir()
+    with serve("app.echo") as twin:
+        assert twin.fault()["errorType"] == "Runtime.LaunchError"
+
+
+def test_slow_init(serve: Any, tmp_path: Path) -> None:
+    (tmp_path / "code" / "slow.py").write_text("import time; time.sleep(30)")
+    with serve("slow.f", init_limit_s=0.5) as twin:
+        begun = time.perf_counter()
+        fault = twin.fault()
+        assert 0.5 <= time.perf_counter() - begun < 3
+        assert fault["errorType"] == "Runtime.InitError" and fault["errorMessage"].endswith("Init timed out after 0.50 seconds")
+
+
+@pytest.mark.parametrize("forced", [None, limits.rlimit_only()], ids=["probed", "rlimit"])
+def test_memory_limit_is_enforced_and_named(serve: Any, forced: limits.Mechanism | None, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.bin"
+    with weights.open("wb") as file:
+        file.truncate(300 << 20)
+    with serve("app.hog", memory_mb=128, mechanism=forced) as twin:
+        assert twin.call(60) == 60  # what fits is let be
+        answer = twin.raw(b"400", LogType="Tail")
+        fault = json.loads(answer["body"])
+        assert fault["errorType"] == "Runtime.OutOfMemory" and "signal: killed" in fault["errorMessage"]
+        assert report(answer)["used"] == 128
+        assert twin.call(1) == 1
+    with serve("app.map_file", memory_mb=128, mechanism=forced) as twin:
+        assert twin.call(str(weights)) == 0  # mapped files larger than the limit are not the worker's own memory
+
+
+def test_rlimit_is_set_before_the_worker_starts(serve: Any, tmp_path: Path) -> None:
+    source = "import resource\nLIMIT = resource.getrlimit(resource.RLIMIT_DATA)\ndef f(event, context): return LIMIT\n"
+    (tmp_path / "code" / "bound.py").write_text(source)
+    with serve("bound.f", memory_mb=200, mechanism=limits.rlimit_only()) as twin:
+        assert twin.call() == [200 << 20, 200 << 20]
+
+
+def test_memory_poll_kills_what_the_rlimit_does_not_count(serve: Any, tmp_path: Path) -> None:
+    """Pages that were written and then made read-only are no longer the rlimit's business, but they are still memory."""
+    (tmp_path / "code" / "frozen.py").write_text(
+        "import ctypes, mmap, time\n"
+        "def f(event, context):\n"
+        "    libc, kept = ctypes.CDLL(None), []\n"
+        "    for _ in range(6):\n"
+        "        block = mmap.mmap(-1, 50 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "        for offset in range(0, len(block), 4096): block[offset] = 1\n"
+        "        start = ctypes.addressof(ctypes.c_char.from_buffer(block))\n"
+        "        assert libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(len(block)), mmap.PROT_READ) == 0\n"
+        "        kept.append(block)\n"
+        "    time.sleep(5)\n"
+    )
+    with serve("frozen.f", memory_mb=128, mechanism=limits.rlimit_only()) as twin:
+        assert twin.fault()["errorType"] == "Runtime.OutOfMemory"
+
+
+def test_cpu_quota(serve: Any, probed: limits.Mechanism) -> None:
+    if probed.cpu != "cfs-quota":
+        pytest.skip("this machine has no CPU quota to set")
+    with serve("app.spin", memory_mb=512) as twin:
+        twin.call(0.1)
+        assert twin.call(1.0) == pytest.approx(512 / 1769, abs=0.08)
+
+
+def test_6_mb_both_ways_and_not_a_byte_more(serve: Any) -> None:
+    limit = 6_291_456
+    full = b'"' + b"A" * (limit - 2) + b'"'
+    with serve("app.echo") as twin:
+        assert twin.raw(full)["body"] == full
+        with pytest.raises(twin.client.exceptions.RequestTooLargeException):
+            twin.raw(full[:-1] + b'A"')
+        with pytest.raises(twin.client.exceptions.RequestTooLargeException):
+            twin.raw(b'"' + b"A" * 40_000_000 + b'"')
+    with serve("app.grow") as twin:
+        assert len(twin.raw(str(limit - 2).encode())["body"]) == limit
+        for size in (limit - 1, 20_000_000):
+            fault = twin.fault(size)
+            assert fault["errorType"] == "Function.ResponseSizeTooLarge"
+        assert twin.call(3) == "xxx"
+
+
+@pytest.mark.parametrize("body", [b"not json", b'"open', b'"a"b"', b'"a\nb"', b'"a\\"', b'"\xff"', b"\x00", b'{"a":}'])
+def test_what_is_not_json_is_refused(serve: Any, body: bytes) -> None:
+    assert not front.is_json(body)
+    if body == b'"a\nb"':  # one of them through the wire is enough
+        with serve("app.echo") as twin, pytest.raises(twin.client.exceptions.InvalidRequestContentException):
+            twin.raw(body)
+
+
+@pytest.mark.parametrize("body", [b'""', b'"QUJD+/=="', b'"a\\"b"', '"é"'.encode(), b"[1, 2]", b" null "])
+def test_what_is_json_is_let_through(body: bytes) -> None:
+    assert front.is_json(body)
+
+
+def test_worker_killed_in_mid_request(serve: Any) -> None:
+    with serve("app.sleep") as twin, ThreadPoolExecutor(1) as pool:
+        pid = twin.call(0)
+        slow = pool.submit(twin.fault, 20)
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGKILL)
+        fault = slow.result(5)
+        assert fault["errorType"] == "Runtime.ExitError"
+        assert re.fullmatch(r"RequestId: [0-9a-f-]{36} Error: Runtime exited with error: signal: killed", fault["errorMessage"])
+        assert twin.call(0) != pid
+
+
+def test_worker_killed_while_idle_costs_nobody_a_request(serve: Any) -> None:
+    with serve("app.sleep") as twin:
+        for _ in range(5):
+            pid = twin.call(0)
+            os.kill(pid, signal.SIGKILL)
+            while processes.start_time(pid):  # a worker that still lives takes the event, and its death is then a named error
+                time.sleep(0.001)
+        (function,) = twin.status()["functions"]
+        assert (function["cold_starts"], function["errors"]) == (5, 0)
+
+
+def test_idle_environments_are_reclaimed(serve: Any) -> None:
+    with serve("app.sleep", idle_ttl_s=0.3) as twin:
+        pid = twin.call(0)
+        time.sleep(0.15)
+        assert twin.call(0) == pid  # a call starts the wait anew
+        time.sleep(0.2)
+        assert processes.start_time(pid)
+        time.sleep(0.5)
+        assert not processes.start_time(pid) and twin.status()["functions"][0]["instances"] == []
+        assert twin.call(0) != pid
+
+
+def test_worker_environment_is_lambdas_and_not_the_parents(serve: Any, tmp_path: Path) -> None:
+    with serve("app.who", memory_mb=3600, environment={"LAYER": "7", "LANG": "C.UTF-8"}) as twin:
+        answer = twin.call()
+        environment = answer["environment"]
+        assert not [key for key in environment if "SECRET" in key or "TOKEN" in key]
+        assert set(environment) - {"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE", "_X_AMZN_TRACE_ID"} == {
+            *("PATH", "HOME", "LANG", "TZ", "LAMBDA_TASK_ROOT", "_HANDLER", "AWS_REGION", "AWS_DEFAULT_REGION", "PYTHONPATH", "LAYER"),
+            *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_LOG_STREAM_NAME"),
+            *("AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_FUNCTION_VERSION", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "AWS_LAMBDA_LOG_GROUP_NAME"),
+            "AWS_LAMBDA_INITIALIZATION_TYPE",
+        }
+        assert (environment["LAYER"], environment["LANG"], environment["OMP_NUM_THREADS"]) == ("7", "C.UTF-8", "2")
+        assert answer["cwd"] == environment["LAMBDA_TASK_ROOT"] == str(tmp_path / "code")
+        assert 15_000 < answer["left_ms"] <= 20_000
+
+
+def test_what_a_worker_starts_ends_with_it(serve: Any, tmp_path: Path) -> None:
+    (tmp_path / "code" / "nest.py").write_text(
+        "import subprocess, os\ndef f(event, context):\n    child = subprocess.Popen(['sleep', '60'])\n"
+        "    if event: print(child.pid, flush=True); os._exit(1)\n    return child.pid\n"
+    )
+    with serve("nest.f", mechanism=limits.rlimit_only()) as twin:
+        pids = [twin.call(False)]
+        log = base64.b64decode(twin.raw(b"true", LogType="Tail")["LogResult"]).decode()
+        pids.append(int(log.splitlines()[1]))
+    give_up = time.monotonic() + 2  # SIGKILL is sent by now, but a busy machine takes its time to deliver it
+    while any(map(processes.start_time, pids)) and time.monotonic() < give_up:
+        time.sleep(0.01)
+    assert [processes.start_time(pid) for pid in pids] == [None, None]
+
+
+def test_rtt_is_added_to_each_call_but_not_to_the_bill(serve: Any) -> None:
+    with serve("app.echo", rtt_ms=120) as twin:
+        twin.call(1)
+        begun = time.perf_counter()
+        answer = twin.raw(b"1", LogType="Tail")
+        assert time.perf_counter() - begun >= 0.12
+        assert report(answer)["duration"] < 60
+
+
+def test_warm_latency(serve: Any) -> None:
+    """Not a benchmark: it fails when a stall (Nagle, a fork, a poll) gets into the warm path. The figure is printed with -s."""
+    body = json.dumps("A" * 8192).encode()
+    with serve("app.echo", memory_mb=3600) as twin:
+        twin.raw(body)
+        times_ms = []
+        for _ in range(200):
+            begun = time.perf_counter()
+            twin.raw(body)
+            times_ms.append((time.perf_counter() - begun) * 1e3)
+        median_ms = statistics.median(times_ms)
+        print(f"warm 8 KB echo through boto3: median {median_ms:.2f} ms, min {min(times_ms):.2f} ms")
+        assert median_ms < 15
+
+
+def test_errors_of_the_front_reach_botocore_as_client_errors(serve: Any) -> None:
+    with serve("app.echo") as twin, pytest.raises(ClientError, match="Could not parse request body into json"):
+        twin.raw(b"{")
