@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint measure clean
 .DEFAULT_GOAL := test
 
 # torch first, in the version of constraints.txt, so that no other build of it is chosen on the way.
@@ -24,6 +24,9 @@ lint: $(VENV)/.installed ## style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+measure: $(VENV)/.installed ## print the tables of docs/
+	$(BIN)/python docs/measure/function_arithmetic.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+
+import pytest
 
 # Tiny models gain nothing from threads, and spinning ones starve the worker processes that run beside them.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -10,3 +13,31 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # No test may reach for a hub, whatever the machine allows.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+from remoe_cli.deploy.local import limits
+
+
+@pytest.fixture(scope="session")
+def probed() -> Iterator[limits.Mechanism]:
+    """The best limits that this machine has; at the end none of their groups may be left."""
+    mechanism = limits.probe(f"remoe-test-{os.getpid()}")
+    yield mechanism
+    for group in mechanism.groups:
+        assert not [entry for entry in group.iterdir() if entry.is_dir()], "a worker's group was left behind"
+        assert limits.remove(group)
+
+
+_measured: list[str] = []
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Notes a figure that a test measured; all of them are printed at the end of the run."""
+    return lambda figure: _measured.append(f"{request.node.name}: {figure}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _measured:
+        terminalreporter.section("measured")
+        for line in _measured:
+            terminalreporter.write_line(line)

@@ -74,3 +74,10 @@ def greedy(model: PreTrainedModel, tokens: int = 16) -> Tensor:
 def logits(model: PreTrainedModel) -> Tensor:
     with torch.inference_mode():
         return model(input_ids=PROMPT).logits.float()  # type: ignore[no-any-return]
+
+
+def clear_steps(logits: Tensor) -> Tensor:
+    """Where the two best logits [..., V] differ by more than two steps of bfloat16."""
+    best = logits.topk(2).values
+    step = torch.exp2(best[..., 0].abs().clamp_min(2.0**-20).log2().floor() - 7)
+    return best[..., 0] - best[..., 1] > 2 * step

@@ -151,6 +151,12 @@ def test_a_forced_plan_sends_the_least_used_share_and_says_what_it_costs(tmp_pat
         assert set(layer.remote) == set(tokens.argsort(kind="stable")[:2].tolist())
 
 
+def test_a_share_that_no_layer_can_give_alone_is_met_over_all_layers(tmp_path: Path) -> None:
+    profile = synthetic_profile(tmp_path, **(NOT | {"skew": 2.0}))
+    sizes = [len(layer.remote) for layer in make_plan(profile, tiny_catalog({"menu": menu()}), remote_share=0.8).layers]
+    assert sum(sizes) == round(0.8 * 12) and max(sizes) - min(sizes) == 1
+
+
 def test_too_few_tokens_are_no_evidence(tmp_path: Path) -> None:
     plan = make_plan(synthetic_profile(tmp_path, prompts=9, decode_tokens=22), tiny_catalog())
     assert plan.verdict == "insufficient evidence"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import functools
 import json
@@ -10,8 +9,6 @@ import os
 import re
 import signal
 import statistics
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from remoe_cli.deploy.local import front, limits, processes
-from remoe_cli.deploy.local.config import FunctionConfig, ProcessRef, TwinConfig
-from remoe_cli.deploy.local.instance import Host
+from remoe_cli.deploy.local.config import FunctionConfig
+from tests.twin import Running, run_twin
 
 HANDLERS = """
 import json, os, sys, time
@@ -73,48 +68,6 @@ def spin(event, context):
 """
 
 
-@pytest.fixture(scope="module")
-def probed() -> Iterator[limits.Mechanism]:
-    mechanism = limits.probe(f"remoe-test-{os.getpid()}")
-    yield mechanism
-    for group in mechanism.groups:
-        assert not [entry for entry in group.iterdir() if entry.is_dir()], "a worker's group was left behind"
-        assert limits.remove(group)
-
-
-class Running:
-    """A twin served from a thread of this process, and a boto3 client of it."""
-
-    def __init__(self, twin: front.Twin, endpoint: str, started: list[ProcessRef]) -> None:
-        self.twin, self.endpoint, self.started = twin, endpoint, started
-        self.client = boto3.client(
-            "lambda",
-            endpoint_url=endpoint,
-            region_name="us-east-1",
-            aws_access_key_id="x",
-            aws_secret_access_key="x",
-            config=Config(retries={"total_max_attempts": 1}, proxies={}, read_timeout=30, max_pool_connections=4),
-        )
-
-    def raw(self, body: bytes, name: str = "f", **more: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = self.client.invoke(FunctionName=name, Payload=body, **more)
-        answer["body"] = answer["Payload"].read()
-        return answer
-
-    def call(self, event: Any = None, **more: Any) -> Any:
-        answer = self.raw(json.dumps(event).encode(), **more)
-        assert "FunctionError" not in answer, answer["body"]
-        return json.loads(answer["body"])
-
-    def fault(self, event: Any = None, **more: Any) -> dict[str, Any]:
-        answer = self.raw(json.dumps(event).encode(), **more)
-        assert answer["StatusCode"] == 200 and answer["FunctionError"] == "Unhandled"
-        return json.loads(answer["body"])  # type: ignore[no-any-return]
-
-    def status(self) -> dict[str, Any]:
-        return front.status(self.twin)
-
-
 @pytest.fixture
 def serve(tmp_path: Path, probed: limits.Mechanism, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "parents-secret")
@@ -148,31 +101,10 @@ def _serve(
         timeout_s=timeout_s,
         reserved_concurrency=concurrency,
     )
-    config = TwinConfig(name="t", functions=(function,), rtt_ms=rtt_ms, idle_ttl_s=idle_ttl_s, python=sys.executable)
-    started: list[ProcessRef] = []
-    host = Host(sys.executable, mechanism or probed, folder / "logs", started.append, init_limit_s)
-    ready, ended = threading.Event(), threading.Event()
-    running: list[Running] = []
-
-    async def run() -> None:
-        twin = front.twin(config, host)
-        runner = await front.serve(twin)
-        running.append(Running(twin, front.endpoint(runner), started))
-        ready.set()
-        await asyncio.to_thread(ended.wait)
-        await front.close(twin, runner)
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),))
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield running[0]
-    finally:
-        running[0].client.close()
-        ended.set()
-        thread.join(15)
-        assert not thread.is_alive()
-        assert not [process for process in started if processes.is_alive(process)], "a worker outlived its twin"
+    with run_twin(
+        [function], folder / "logs", mechanism or probed, init_limit_s=init_limit_s, rtt_ms=rtt_ms, idle_ttl_s=idle_ttl_s
+    ) as running:
+        yield running
 
 
 def report(answer: dict[str, Any]) -> dict[str, float]:

@@ -63,6 +63,10 @@ def run() -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        _traceback()
+        output.fail(RemoeError(f"The system refused: {error}", "Check the path, its permissions and the free space."))
+        return 1
     except Exception as error:
         _traceback()
         output.fail(

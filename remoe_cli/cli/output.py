@@ -87,10 +87,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr; yields `report(done, total)`. Off a terminal, a line at the start and at the end."""
-    if _mode.quiet or _mode.json or not sys.stderr.isatty():
-        say(f"{title} ..")
-        yield lambda done, total: None
+    """A progress bar on stderr; yields `report(done, total)`. Off a terminal there is none, only a line when all is done."""
+    if _mode.quiet or not sys.stderr.isatty():
+        yield lambda done, total: say(f"{title}: {total} done") if done == total else None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -31,12 +31,14 @@ def command(
 ) -> None:
     """Solve for the cheapest placement that meets the targets, and compare it with keeping every expert local."""
     from remoe_cli.artifacts import write_json
-    from remoe_cli.errors import RemoeError
+    from remoe_cli.errors import RemoeError, UsageError
     from remoe_cli.plan.build import make_plan
     from remoe_cli.plan.catalog import read_catalog
     from remoe_cli.plan.verify import verify
     from remoe_cli.profile.record import read_profile
 
+    if out.is_dir():
+        raise UsageError(f"{out} is a directory.", "Give the plan a file name with -o, such as plans/NAME.json.")
     read = read_profile(profile.resolve())
     prices = read_catalog(catalog)
     with output.progress("Solving"):

@@ -166,9 +166,10 @@ def _tensor(stored: Array, dtype: str) -> Any:
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert, ready to run."""
+    """One expert, ready to run. `width` is the numbers in a row that enters and leaves it."""
 
     spec: FfnSpec
+    width: int
     up: Matrix
     down: Matrix
     up_bias: Floats | None
@@ -179,7 +180,8 @@ class Expert:
         """From stored parameters `gate_up_proj` (or `up_proj`), `down_proj` and, where there are any, their `_bias`."""
         name = "up_proj" if spec.gate == "none" else "gate_up_proj"
         biases = [widen(tensors[b], spec.dtype) if b in tensors else None for b in (name + "_bias", "down_proj_bias")]
-        return cls(spec, Matrix.of(tensors[name], spec), Matrix.of(tensors["down_proj"], spec), biases[0], biases[1])
+        width = tensors["down_proj"].shape[-1 if spec.transposed else -2]
+        return cls(spec, width, Matrix.of(tensors[name], spec), Matrix.of(tensors["down_proj"], spec), biases[0], biases[1])
 
     def run(self, stored: Array) -> Array:
         """Rows [n, hidden] in storage form -> unweighted outputs [n, hidden] in storage form."""

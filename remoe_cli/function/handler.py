@@ -17,7 +17,7 @@ import numpy as np
 from awslambdaric.lambda_runtime_client import BaseLambdaRuntimeClient
 
 from .codec import Batch, FrameError, from_wire, pack, to_wire, unpack
-from .expert_ffn import Expert, FfnSpec
+from .expert_ffn import Array, Expert, FfnSpec
 from .weights import ExpertFile
 
 
@@ -56,8 +56,15 @@ def compute(batch: Batch) -> Batch:
         raise FrameError(f"rows are {batch.dtype}, this function's experts are {_spec.dtype}")
     start = time.perf_counter_ns()
     ends = np.cumsum(batch.rows)
-    parts = [_expert(e).run(batch.data[end - n : end]) for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)]
+    parts = [_run(e, batch.data[end - n : end]) for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)]
     return Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(parts), (time.perf_counter_ns() - start) // 1000)
+
+
+def _run(expert: int, rows: Array) -> Array:
+    ready = _expert(expert)
+    if rows.shape[1] != ready.width:
+        raise FrameError(f"rows have width {rows.shape[1]}, this function's experts take {ready.width}")
+    return ready.run(rows)
 
 
 def handle(event: Any, context: Any) -> bytes | dict[str, Any]:

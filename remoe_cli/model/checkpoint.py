@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,32 @@ class Checkpoint:
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """The safetensors files; raises ModelError when there are none (pickled weights are not read)."""
-        files = tuple(sorted(self.path.glob("*.safetensors")))
+        """The safetensors files, those of the index where there is one; raises ModelError when one or all are missing.
+
+        Some repositories hold the same weights a second time under other names, which the index leaves out.
+        """
+        index = self.path / "model.safetensors.index.json"
+        files = sorted(self.path / name for name in _indexed(index)) if index.is_file() else sorted(self.path.glob("*.safetensors"))
         if not files:
             raise ModelError(
                 f"{self.path} holds no .safetensors file, and remoe reads no other weights.", "Convert the checkpoint to safetensors."
             )
-        return files
+        for file in files:
+            if not file.is_file():
+                raise ModelError(f"{self.path} has no {file.name}, which its index names.", "Check that the checkpoint is whole.")
+        return tuple(files)
+
+
+def reason(error: Exception) -> str:
+    """What a library's error says, on one line and not at length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:240].rstrip(": ")
+
+
+def _indexed(index: Path) -> set[str]:
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} cannot be used: {reason(error)}", "Check that the checkpoint is whole.") from None
 
 
 def find(model: str) -> Checkpoint:
@@ -48,10 +68,10 @@ def _fetch(model: str) -> Checkpoint:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(model, allow_patterns=_PATTERNS, etag_timeout=10))
+        # Folders inside a repository hold copies of the weights in other formats.
+        folder = Path(snapshot_download(model, allow_patterns=_PATTERNS, ignore_patterns=["*/*"], etag_timeout=10))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"The model '{model}' cannot be fetched from the hub: {reason}", "Check the id and the network, or give a local folder."
+            f"The model '{model}' cannot be fetched from the hub: {reason(error)}", "Check the id and the network, or give a local folder."
         ) from None
     return Checkpoint(model, folder, folder.name)

@@ -106,8 +106,9 @@ class Attachment:
             )
 
 
-# Kept off the modules: a thread pool or client inside a module breaks deepcopy and pickling.
-_bound: WeakKeyDictionary[nn.Module, tuple[ExpertLayer, Runner, Counter[int]]] = WeakKeyDictionary()
+# (layer, name, experts, runner, calls), kept off the modules: a thread pool or client inside a module breaks deepcopy and
+# pickling. No ExpertLayer here: it holds its module, and a value that holds its key keeps a whole model alive for ever.
+_bound: WeakKeyDictionary[nn.Module, tuple[int, str, int, Runner, Counter[int]]] = WeakKeyDictionary()
 
 
 def attach(model: PreTrainedModel, runner: Runner) -> Attachment:
@@ -118,7 +119,7 @@ def attach(model: PreTrainedModel, runner: Runner) -> Attachment:
     model.set_experts_implementation(IMPLEMENTATION)
     calls: Counter[int] = Counter()
     for layer in layers:
-        _bound[layer.module] = (layer, runner, calls)
+        _bound[layer.module] = (layer.layer, layer.name, layer.experts, runner, calls)
     return Attachment(layers, calls)
 
 
@@ -127,9 +128,9 @@ def _hook(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> 
         raise ModelError(
             "An experts module was called that remoe did not attach to.", "Attach to the model that is run, not to a copy of it."
         )
-    layer, runner, calls = _bound[module]
-    calls[layer.layer] += 1
-    return runner(layer, hidden, index, weights)
+    number, name, experts, runner, calls = _bound[module]
+    calls[number] += 1
+    return runner(ExpertLayer(number, name, module, experts), hidden, index, weights)
 
 
 @dataclass(frozen=True)

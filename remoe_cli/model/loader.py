@@ -12,11 +12,13 @@ It leans on two functions of transformers that are not its public interface (`ge
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -24,7 +26,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.utils.logging import disable_progress_bar
 
 from remoe_cli.errors import ModelError
-from remoe_cli.model.checkpoint import Checkpoint
+from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import expert_layers, refuse_unservable
 
 disable_progress_bar()  # remoe shows its own
@@ -49,12 +51,12 @@ class _Rows:
 
     def __getitem__(self, key: Any) -> torch.Tensor:
         if not self._rows:
-            return cast(torch.Tensor, self._source[0:0])[key]
+            return cast(torch.Tensor, self._source[0:0]).clone()[key]  # without the file's pages behind it
         return torch.cat([self._source[row : row + 1] for row in self._rows])[key]
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """The model's configuration, with a dtype filled in; raises ModelError when transformers does not know it.
+    """The model's configuration, with a dtype filled in; raises ModelError when transformers cannot read it.
 
     A config that names no dtype gets that of its weights or, when only config.json is there, bfloat16.
     """
@@ -63,26 +65,40 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         if config.dtype is None and config.get_text_config().dtype is None:
             config.dtype = _stored_dtype(checkpoint)
         return config
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except ModelError:
+        raise
+    except Exception as error:  # every family's config class checks its own way
         raise ModelError(
-            f"{checkpoint.path}/config.json cannot be used: {reason}", "Use a model that this version of transformers knows."
+            f"{checkpoint.path}/config.json cannot be used: {reason(error)}", "Use a model that this version of transformers knows."
         ) from None
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     for file in sorted(checkpoint.path.glob("*.safetensors")):
-        with safe_open(str(file), framework="pt") as handle:
+        with _open(file) as handle:
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 if (dtype := _SAFETENSORS.get(handle.get_slice(name).get_dtype())) is not None:
                     return dtype
     return torch.bfloat16
 
 
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(str(file), framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} is not a whole safetensors file: {reason(error)}", "Copy or download the checkpoint again.") from None
+
+
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model without any memory behind its parameters (torch's meta device)."""
-    with torch.device("meta"):
-        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=model_dtype(config), trust_remote_code=False))
+    """The model without any memory behind its parameters (torch's meta device); raises ModelError for a config that no model fits."""
+    try:
+        with torch.device("meta"):
+            return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=model_dtype(config), trust_remote_code=False))
+    except Exception as error:  # every family's constructor fails its own way
+        raise ModelError(
+            f"transformers cannot make a causal language model of family '{config.model_type}' from this config.json: {reason(error)}",
+            "Check config.json, and that the model generates text.",
+        ) from None
 
 
 def model_dtype(config: PreTrainedConfig) -> torch.dtype:
@@ -103,40 +119,80 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None) -> PreTrainedModel:
     layers = expert_layers(probe)
     wanted = {x.layer: tuple(range(x.experts) if keep is None else keep.get(x.layer, ())) for x in layers}
     kind = type(probe)
-    handles: list[Any] = [safe_open(str(file), framework="pt") for file in checkpoint.weight_files]
+    handles = [_open(file) for file in checkpoint.weight_files]
     tensors = {name: handle.get_slice(name) for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
-    state = _select(probe, tensors, wanted)
-    model, report = _partial(kind, wanted).from_pretrained(
-        None, config=config, state_dict=state, dtype=model_dtype(config), output_loading_info=True, experts_implementation="eager"
-    )
+    state = _select(checkpoint, probe, tensors, wanted)
+    try:
+        model, report = _partial(kind, wanted).from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=model_dtype(config),
+            output_loading_info=True,
+            experts_implementation="eager",
+            ignore_mismatched_sizes=True,  # reported, and refused below with the tensor's name
+        )
+    except (RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"The tensors of {checkpoint.path} do not fit its config.json: {reason(error)}", "Check that the checkpoint is whole."
+        ) from None
     model.__class__ = kind
     empty = {f"{x.name}.{p}" for x in layers if not wanted[x.layer] for p in x.parameters()}
     _refuse_mismatch(checkpoint, report, empty)
     if (checkpoint.path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
+        model.generation_config = _generation_config(checkpoint)
     return cast(PreTrainedModel, model.eval())
 
 
-def _select(probe: PreTrainedModel, tensors: dict[str, Any], wanted: Keep) -> dict[str, Any]:
-    """The checkpoint without the expert rows that are not wanted."""
+def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(checkpoint.path)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{checkpoint.path}/generation_config.json cannot be used: {reason(error)}", "Mend the file or remove it."
+        ) from None
+
+
+def _select(checkpoint: Checkpoint, probe: PreTrainedModel, tensors: dict[str, Any], wanted: Keep) -> dict[str, Any]:
+    """The checkpoint without the expert rows that are not wanted; raises ModelError when one that is wanted is not there."""
     mapping = get_model_conversion_mapping(probe)
     renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
     converters = [m for m in mapping if isinstance(m, WeightConverter)]
     meta = probe.state_dict()
-    owner = {f"{x.name}.{p}": x.layer for x in expert_layers(probe) for p in x.parameters()}
+    owner = {f"{x.name}.{p}": x for x in expert_layers(probe) for p in x.parameters()}
     state = {}
+    # By parameter and naming pattern of the checkpoint, the experts that have a tensor of their own.
+    single: dict[tuple[str, str | None], set[int]] = defaultdict(set)
     for key, source in tensors.items():
-        target, _ = rename_source_key(key, renamings, converters, probe.base_model_prefix, meta)
+        target, pattern = rename_source_key(key, renamings, converters, probe.base_model_prefix, meta)
         target = key if target not in meta and key in meta else target
         if target not in owner:
             state[key] = source
             continue
-        rows, single = wanted[owner[target]], re.search(r"experts\.(\d+)\.", key)
-        if single is None:
-            state[key] = _Rows(source, rows)
-        elif int(single[1]) in rows:
+        layer, number = owner[target], re.search(r"experts\.(\d+)\.", key)
+        if number is None:
+            _refuse_count(checkpoint, key, source.get_shape()[0], layer.experts)
+            state[key] = _Rows(source, wanted[layer.layer])
+            continue
+        single[target, pattern].add(int(number[1]))
+        if int(number[1]) in wanted[layer.layer]:
             state[key] = source
+    for (target, pattern), experts in single.items():
+        _refuse_count(checkpoint, f"{target} ({pattern})", max(experts) + 1, owner[target].experts)
+        if missing := set(wanted[owner[target].layer]) - experts:
+            raise ModelError(
+                f"The checkpoint {checkpoint.path} is missing expert {min(missing)} of {target} ({pattern}).",
+                "Check that the checkpoint is whole.",
+            )
     return state
+
+
+def _refuse_count(checkpoint: Checkpoint, name: str, found: int, experts: int) -> None:
+    if found != experts:
+        raise ModelError(
+            f"The checkpoint {checkpoint.path} has {found} experts in {name}, its config.json says {experts}.",
+            "Check which of them is right.",
+        )
 
 
 def _partial(kind: type[PreTrainedModel], wanted: Keep) -> type[PreTrainedModel]:
@@ -159,7 +215,7 @@ def _refuse_mismatch(checkpoint: Checkpoint, report: Mapping[str, Any], empty: s
     problems = {
         "is missing": sorted(set(report["missing_keys"]) - empty),
         "does not know": sorted(report["unexpected_keys"]),
-        "has in another shape": sorted(str(k) for k in report["mismatched_keys"]),
+        "has in another shape": sorted(name for name, *_shapes in report["mismatched_keys"]),
     }
     for what, keys in problems.items():
         if keys:

@@ -7,17 +7,16 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from remoe_cli.errors import ModelError
-from remoe_cli.model.checkpoint import Checkpoint
+from remoe_cli.model.checkpoint import Checkpoint, reason
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's tokenizer; raises ModelError when it has none that can be used."""
     try:
         return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a damaged tokenizer.json surfaces as a bare Exception of the tokenizers library
         raise ModelError(
-            f"The tokenizer of {checkpoint.name} cannot be loaded: {reason}", "The checkpoint's folder needs its tokenizer files."
+            f"The tokenizer of {checkpoint.name} cannot be loaded: {reason(error)}", "The checkpoint's folder needs its tokenizer files."
         ) from None
 
 

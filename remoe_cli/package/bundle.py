@@ -70,7 +70,7 @@ def function_zip() -> bytes:
 def build(
     plan: Plan, plan_path: Path, profile: Profile, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Manifest:
-    """Write the bundle of `plan` into `folder`; raises ModelError when the model has changed since it was profiled."""
+    """Write the bundle of `plan` into `folder`; raises ArtifactError when the model has changed since it was profiled."""
     reference = profile.record.model
     checkpoint = find(reference.path)
     if checkpoint.revision != reference.revision:

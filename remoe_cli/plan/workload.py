@@ -82,15 +82,10 @@ def candidate_sets(workload: Workload) -> tuple[Bools, ...]:
     if experts <= ENUMERATED_EXPERTS:
         members = (np.arange(2**experts)[:, None] >> np.arange(experts)) & 1 == 1
         return (members[np.argsort(members.sum(axis=1), kind="stable")],) * len(workload.prefill_tokens)
-    return tuple(np.arange(experts + 1)[:, None] > rank for rank in _utility_ranks(workload))
+    return tuple(np.arange(experts + 1)[:, None] > rank for rank in utility_ranks(workload))
 
 
-def least_used_sets(workload: Workload, size: int) -> tuple[Bools, ...]:
-    """Per layer bool [1, E]: the `size` experts of least utility."""
-    return tuple((rank < size)[None, :] for rank in _utility_ranks(workload))
-
-
-def _utility_ranks(workload: Workload) -> Ints:
+def utility_ranks(workload: Workload) -> Ints:
     """int64 [L, E]: 0 for the least used expert of a layer; equal utilities by expert id."""
     ranks: Ints = np.argsort(np.argsort(workload.utility, axis=1, kind="stable"), axis=1, kind="stable")
     return ranks

@@ -123,6 +123,18 @@ def write_profile(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArr
     return Profile(path, record, arrays)
 
 
+# The shapes that this module's docstring gives.
+_AXES = {
+    "prefill_counts": "PLE",
+    "decode_counts": "PLE",
+    "prompt_tokens": "P",
+    "decode_tokens": "P",
+    "prompt_vectors": "Pd",
+    "trace_ids": "TLk",
+    "trace_prompt": "T",
+}
+
+
 def read_profile(path: Path) -> Profile:
     """Read and check a profile directory; raises ArtifactError when it is missing, damaged or does not add up."""
     if not (path / "profile.json").is_file():
@@ -139,10 +151,14 @@ def read_profile(path: Path) -> Profile:
 
 
 def _check(path: Path, spec: MoeSpec, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    prompts = len(arrays["prompt_tokens"])
-    shape = (prompts, len(spec.moe_layers), spec.experts_per_layer)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    sizes = {"P": shapes.get("prompt_tokens"), "T": shapes.get("trace_prompt"), "d": shapes.get("prompt_vectors", ())[1:]}
+    letters = {name: (size or (0,))[0] for name, size in sizes.items()}
+    letters |= {"L": len(spec.moe_layers), "E": spec.experts_per_layer, "k": spec.top_k}
+    for name, axes in _AXES.items():
+        shape = tuple(letters[axis] for axis in axes)
+        if shapes.get(name) != shape:
+            raise ArtifactError(f"{path}: {name} has shape {shapes.get(name)}, the profile needs {shape}.", "Profile again.")
     for phase, tokens in (("prefill_counts", "prompt_tokens"), ("decode_counts", "decode_tokens")):
-        if arrays[phase].shape != shape:
-            raise ArtifactError(f"{path}: {phase} has shape {arrays[phase].shape}, the model needs {shape}.", "Profile again.")
         if (arrays[phase] < 0).any() or (arrays[phase].sum(axis=2) > arrays[tokens][:, None] * spec.top_k).any():
             raise ArtifactError(f"{path}: {phase} does not fit {tokens} and top-{spec.top_k}.", "Profile again.")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli import artifacts
-from remoe_cli.errors import UsageError
+from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.model.spec import MoeSpec, read_spec
 from remoe_cli.profile.prompts import PromptSet
@@ -74,17 +74,18 @@ def profile(
 
 def _partial_folder(out: Path, inputs: Inputs) -> Path:
     """The folder of finished batches, emptied when it belongs to another run; refuses to write over foreign files."""
-    if out.is_dir() and any(out.iterdir()) and not (out / "profile.json").exists() and not (out / "partial").is_dir():
-        raise UsageError(f"{out} holds other files and no profile.", "Give an empty or new directory with -o.")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file.", "Give a directory with -o.")
     partial = out / "partial"
     fingerprint = partial / "inputs.json"
-    if fingerprint.is_file():
-        if fingerprint.read_text(encoding="utf-8") == _json(inputs):
-            return partial
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
+    ours = (out / "profile.json").is_file() or fingerprint.is_file()
+    if not ours and any(path.is_file() for path in out.rglob("*")):
+        raise UsageError(f"{out} holds other files and no profile.", "Give an empty or new directory with -o.")
+    if fingerprint.is_file() and fingerprint.read_text(encoding="utf-8") == _json(inputs):
+        return partial
+    # Before the fingerprint changes, so that a crash between the two leaves no batch of another run behind.
+    for stale in (*partial.glob("batch-*.safetensors"), partial / "latency.json"):
+        stale.unlink(missing_ok=True)
     artifacts.write_json(fingerprint, inputs)
     return partial
 
@@ -125,6 +126,8 @@ def _run(checkpoint: Checkpoint, tokenizer: Any, inputs: Inputs, texts: tuple[st
     trace = max(1, _TRACE_TOKENS // len(texts))
     for name, batch in missing:
         ids = [encode(tokenizer, text)[: settings.max_prompt_tokens] for text in batch]
+        if not all(ids):
+            raise UsageError(f"The tokenizer makes no tokens of the prompt {batch[ids.index([])]!r}.", "Remove it from the dataset.")
         attachment.calls.clear()
         routing = record_batch(model, recorder, ids, inputs.spec.experts_per_layer, settings.max_new_tokens, trace)
         attachment.check_fired(max(attachment.calls.values(), default=0) or 1)
@@ -135,9 +138,16 @@ def _run(checkpoint: Checkpoint, tokenizer: Any, inputs: Inputs, texts: tuple[st
         yield done
 
 
+def _read_batch(file: Path) -> Arrays:
+    try:
+        return artifacts.read_arrays(file)
+    except ArtifactError as error:
+        raise ArtifactError(error.message, f"Delete {file} and repeat the command: it goes on from the other batches.") from None
+
+
 def _finish(out: Path, partial: Path, inputs: Inputs) -> Profile:
     """Join the batches into the profile and remove them."""
-    parts = [artifacts.read_arrays(file) for file in sorted(partial.glob("batch-*.safetensors"))]
+    parts = [_read_batch(file) for file in sorted(partial.glob("batch-*.safetensors"))]
     first = np.cumsum([0, *(len(p["prompt_tokens"]) for p in parts)])
     for part, offset in zip(parts, first, strict=False):
         part["trace_prompt"] = part["trace_prompt"] + np.int32(offset)

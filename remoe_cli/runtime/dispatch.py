@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from remoe_cli.errors import InvokeError
-from remoe_cli.function.codec import Batch, frame_bytes, pack, unpack, wire_bytes
+from remoe_cli.function.codec import Batch, FrameError, frame_bytes, pack, unpack, wire_bytes
 from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.ffn import from_storage, to_storage
 from remoe_cli.runtime.invoke import Invocation, invoke, ping
@@ -25,6 +25,7 @@ from remoe_cli.runtime.invoke import Invocation, invoke, ping
 PAYLOAD_LIMIT_BYTES = 6_291_456
 # Fewer rows than this are not worth a second invocation.
 _ROWS_PER_REPLICA = 16
+_OTHER_VERSION = "Deploy the plan again: the function may be of another version."
 Array = npt.NDArray[Any]
 
 
@@ -79,9 +80,12 @@ class Dispatcher:
     def _answer(self, batch: Batch, future: Future[tuple[bytes, Invocation]]) -> dict[int, Array]:
         frame, invocation = future.result()
         self.sent.append(invocation)
-        answer = unpack(frame)
+        try:
+            answer = unpack(frame)
+        except FrameError as error:
+            raise InvokeError(f"The answer of the expert function {invocation.function} cannot be read: {error}.", _OTHER_VERSION) from None
         if (answer.experts, answer.rows, answer.dtype) != (batch.experts, batch.rows, batch.dtype) or answer.data.shape != batch.data.shape:
-            raise InvokeError(f"The expert function {invocation.function} answered other rows than it was sent.", "Deploy the plan again.")
+            raise InvokeError(f"The expert function {invocation.function} answered other rows than it was sent.", _OTHER_VERSION)
         ends = np.cumsum(batch.rows)
         return {e: answer.data[end - n : end] for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)}
 
@@ -106,9 +110,9 @@ def _within_limit(group: Mapping[int, Array], dtype: str) -> list[Batch]:
     """One batch, or several where one would exceed the payload limit."""
     width = next(iter(group.values())).shape[1]
     pieces: list[tuple[int, Array]] = []
-    fits = 1
-    while wire_bytes(frame_bytes(fits * 2, 1, width, dtype)) <= PAYLOAD_LIMIT_BYTES:
-        fits *= 2
+    # Rows of one expert that fill a payload: base64 makes 4 bytes of 3, between 2 quotes.
+    head_bytes = frame_bytes(0, 1, width, dtype)
+    fits = ((PAYLOAD_LIMIT_BYTES - 2) // 4 * 3 - head_bytes) // (frame_bytes(1, 1, width, dtype) - head_bytes)
     for expert in sorted(group):
         x = group[expert]
         pieces += [(expert, x[i : i + fits]) for i in range(0, len(x), fits)]

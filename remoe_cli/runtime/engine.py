@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,33 +24,12 @@ from remoe_cli.model.experts import Attachment, attach
 from remoe_cli.model.loader import load
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
+from remoe_cli.runtime.answer import FinishReason, Generated
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteLayer
-from remoe_cli.runtime.invoke import Invocation, make_client
+from remoe_cli.runtime.invoke import make_client
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas.
 _CONNECTIONS = 8
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One answer. Times are in seconds since the request was accepted; `token_times_s` has one entry a token."""
-
-    prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    text: str
-    finish_reason: Literal["stop", "length", "cancelled"]
-    token_times_s: tuple[float, ...]
-    invocations: tuple[Invocation, ...]
-
-    @property
-    def ttft_s(self) -> float:
-        return self.token_times_s[0]
-
-    @property
-    def tpot_s(self) -> float | None:
-        """Mean time between tokens; None when there is only one."""
-        n = len(self.token_times_s) - 1
-        return (self.token_times_s[-1] - self.token_times_s[0]) / n if n else None
 
 
 @dataclass
@@ -131,7 +110,7 @@ class Engine:
                 stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)]),
             )
         ended = stream.ids[-1] in ({eos} if isinstance(eos, int) else set(eos or ()))
-        reason: Literal["stop", "length", "cancelled"] = "stop" if ended else "length" if len(stream.ids) == max_new_tokens else "cancelled"
+        reason: FinishReason = "stop" if ended else "length" if len(stream.ids) == max_new_tokens else "cancelled"
         return Generated(ids, tuple(stream.ids), stream.text, reason, tuple(stream.times), tuple(self.dispatcher.take()))
 
     def _refuse_length(self, prompt: int, new: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remoe_cli.errors import InvokeError
-from remoe_cli.function.codec import from_wire, to_wire
+from remoe_cli.function.codec import FrameError, from_wire, to_wire
 from remoe_cli.runtime.resilience import RETRIES, pause_s
 
 # The line that Lambda appends to every invocation's log, here and there.
@@ -60,6 +60,8 @@ def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any
     )
     if endpoint is None:
         return boto3.client("lambda", config=config)
+    # The twin is on loopback: a proxy that the environment names must not come between.
+    config = config.merge(Config(proxies={}))
     return boto3.client(
         "lambda", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="local", aws_secret_access_key="local", config=config
     )
@@ -68,7 +70,12 @@ def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any
 def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]:
     """Send a frame, return the answer's frame; raises InvokeError after the retries that its kind of failure allows."""
     answer, invocation = _try(client, function, to_wire(frame))
-    return from_wire(answer), invocation
+    try:
+        return from_wire(answer), invocation
+    except FrameError as error:
+        raise InvokeError(
+            f"The expert function {function} did not answer with a frame: {error}.", "Is it one that remoe deployed?"
+        ) from None
 
 
 def ping(client: Any, function: str) -> Invocation:

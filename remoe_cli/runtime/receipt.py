@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from remoe_cli.plan.document import Outcome
-from remoe_cli.runtime.engine import Generated
+from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.invoke import Invocation
 
 

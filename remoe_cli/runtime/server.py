@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,9 +26,11 @@ from remoe_cli import artifacts
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.record import ModelRef
-from remoe_cli.runtime.engine import Engine
 from remoe_cli.runtime.prediction import Predict, predictor
 from remoe_cli.runtime.receipt import Prices, Receipt, make_receipt
+
+if TYPE_CHECKING:
+    from remoe_cli.runtime.engine import Engine
 
 
 class ServedFunction(BaseModel):

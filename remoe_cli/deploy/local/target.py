@@ -43,7 +43,6 @@ def deploy(plan_path: Path, name: str, *, rtt_ms: float, say: Callable[[str], No
     plan, profile, catalog = _inputs(plan_path)
 
     def prepare(folder: Path) -> TwinConfig:
-        say("Packaging the remote experts")
         shutil.copyfile(plan_path, folder / "plan.json")
         manifest = bundle.build(plan, plan_path, profile, folder / "bundle", progress)
         bundle.read(folder / "bundle")

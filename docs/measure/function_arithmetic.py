@@ -1,0 +1,84 @@
+"""Prints the table of ADR 3: one expert's time in an expert function, by arithmetic and rows. `make measure` runs it.
+
+All in one run, one thread, medians of interleaved repetitions over several experts, so that weights come from memory.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+
+import numpy as np
+import torch
+
+from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow, widen
+
+torch.set_num_threads(1)
+BF16, F32 = FfnSpec("bfloat16", "standard"), FfnSpec("float32", "standard")
+
+
+def torch_expert(tensors: dict[str, np.ndarray]) -> Callable[[np.ndarray], object]:
+    up, down = (torch.from_numpy(tensors[n].copy()).view(torch.bfloat16) for n in ("gate_up_proj", "down_proj"))
+
+    def run(rows: np.ndarray) -> object:
+        gate, value = torch.nn.functional.linear(torch.from_numpy(rows).view(torch.bfloat16), up).chunk(2, dim=-1)
+        return torch.nn.functional.linear(torch.nn.functional.silu(gate) * value, down)
+
+    return run
+
+
+def numpy_widened_once(tensors: dict[str, np.ndarray]) -> Callable[[np.ndarray], object]:
+    """float32 copies are kept: twice the memory of the weights. Rounds where the others do."""
+    up, down = (widen(tensors[n], "bfloat16") for n in ("gate_up_proj", "down_proj"))
+    return lambda rows: _numpy(widen(rows, "bfloat16"), up, down)
+
+
+def numpy_widened_each_call(tensors: dict[str, np.ndarray]) -> Callable[[np.ndarray], object]:
+    return lambda rows: _numpy(widen(rows, "bfloat16"), widen(tensors["gate_up_proj"], "bfloat16"), widen(tensors["down_proj"], "bfloat16"))
+
+
+def _numpy(x: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    def r(v: np.ndarray) -> np.ndarray:
+        return widen(narrow(v, "bfloat16"), "bfloat16")
+
+    gate, value = np.split(r(x @ up.T), 2, axis=1)
+    return narrow(r(r(gate / (1 + np.exp(-gate))) * value) @ down.T, "bfloat16")
+
+
+WAYS: dict[str, Callable[[dict[str, np.ndarray]], Callable[[np.ndarray], object]]] = {
+    "numkong (chosen)": lambda tensors: Expert.of(tensors, BF16).run,
+    "numpy, widened once": numpy_widened_once,
+    "numpy, widened each call": numpy_widened_each_call,
+    "torch bfloat16": torch_expert,
+}
+
+
+def main() -> None:
+    print(f"{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread; median ms of one expert")
+    print(f"{'hidden x inner':<16}{'rows':>5}" + "".join(f"{name:>26}" for name in WAYS))
+    generator = np.random.default_rng(0)
+    for hidden, inner, experts in ((576, 96, 64), (2048, 1408, 8)):
+        shapes = {"gate_up_proj": (2 * inner, hidden), "down_proj": (hidden, inner)}
+        stored = [
+            {n: narrow(generator.standard_normal(s, dtype=np.float32) / s[1] ** 0.5, "bfloat16") for n, s in shapes.items()}
+            for _ in range(experts)
+        ]
+        ready = {name: [make(tensors) for tensors in stored] for name, make in WAYS.items()}
+        for rows in (1, 8, 128):
+            x = narrow(generator.standard_normal((rows, hidden), dtype=np.float32), "bfloat16")
+            times: dict[str, list[float]] = {name: [] for name in WAYS}
+            for turn in range(40):
+                for name, expert in ready.items():
+                    start = time.perf_counter()
+                    expert[turn % experts](x)
+                    times[name].append((time.perf_counter() - start) * 1000)
+            print(f"{f'{hidden} x {inner}':<16}{rows:>5}" + "".join(f"{statistics.median(times[name][8:]):>26.3f}" for name in WAYS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""What the engine hands on about one answer. Light: what only reads receipts imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from remoe_cli.runtime.invoke import Invocation
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer. Times are in seconds since the request was accepted; `token_times_s` has one entry a token."""
+
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    token_times_s: tuple[float, ...]
+    invocations: tuple[Invocation, ...]
+
+    @property
+    def ttft_s(self) -> float:
+        return self.token_times_s[0]
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time between tokens; None when there is only one."""
+        n = len(self.token_times_s) - 1
+        return (self.token_times_s[-1] - self.token_times_s[0]) / n if n else None

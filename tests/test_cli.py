@@ -1,0 +1,93 @@
+"""The command line's contract: JSON, exit codes, one clear error, quick help."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ("demo", "profile", "plan", "deploy", "infer", "status", "logs", "destroy")
+
+
+def remoe(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "remoe_cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=os.environ | environment)
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_are_quick(option: str, measured) -> None:  # type: ignore[no-untyped-def]
+    seconds = []
+    for _ in range(7):
+        start = time.perf_counter()
+        run = remoe(option)
+        seconds.append(time.perf_counter() - start)
+        assert run.returncode == 0 and run.stdout
+    measured(f"remoe {option}: {min(seconds):.2f} s")
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
+    assert f" {command} " in remoe("--help").stdout
+    text = remoe(command, "--help").stdout
+    assert "--json" in text and "--quiet" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind", "said"),
+    [
+        (("plan", "nowhere", "-o", "p.json"), 1, "Artifact", "is not a profile"),
+        (("deploy", "nowhere.json"), 1, "Artifact", "no file nowhere.json"),
+        (("infer", "nobody", "--prompt", "x"), 1, "Deploy", "no deployment named 'nobody'"),
+        (("infer", "nobody"), 2, "Usage", "either --prompt TEXT or --input FILE"),
+        (("status", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
+        (("logs", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
+        (("destroy", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
+        (("profile", "no-model", "--data", "none.jsonl", "-o", "out"), 2, "Usage", "none.jsonl"),
+        (("plan", "p", "-o", "."), 2, "Usage", ". is a directory"),
+        (("plan",), 2, "Usage", "'profile'"),
+        (("plan", "p", "-o", "x", "--remote-share", "2"), 2, "Usage", "remote-share"),
+        (("wat",), 2, "Usage", "wat"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(arguments: tuple[str, ...], code: int, kind: str, said: str, tmp_path: Path) -> None:
+    state = {"REMOE_STATE_DIR": str(tmp_path)}
+    run = remoe(*arguments, "--json", **state)
+    error = json.loads(run.stdout)["error"]
+    assert (run.returncode, error["kind"]) == (code, kind)
+    assert said in error["message"] and error["hint"]
+    people = remoe(*arguments, **state)
+    assert people.returncode == code and people.stdout == ""
+    assert people.stderr.startswith("error: ") and said in people.stderr and "Traceback" not in people.stderr
+
+
+def test_a_traceback_only_in_debug(tmp_path: Path) -> None:
+    run = remoe("status", "nobody", REMOE_STATE_DIR=str(tmp_path), REMOE_DEBUG="1")
+    assert run.returncode == 1 and "Traceback" in run.stderr
+
+
+def test_no_deployments_is_an_empty_list(tmp_path: Path) -> None:
+    assert json.loads(remoe("status", "--json", REMOE_STATE_DIR=str(tmp_path)).stdout) == {"deployments": []}
+
+
+def test_no_arguments_print_the_help() -> None:
+    run = remoe()
+    assert run.returncode == 2 and "Commands:" in run.stdout + run.stderr
+
+
+def test_prompts_are_read_before_the_model(tmp_path: Path) -> None:
+    data = tmp_path / "prompts.jsonl"
+    data.write_text('{"prompt": "x"}\n{"text": "y"}\n')
+    run = remoe("profile", "no-model", "--data", str(data), "-o", str(tmp_path / "out"), "--json")
+    assert "text" in json.loads(run.stdout)["error"]["message"] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("module", ["deploy.local.target", "runtime.client", "plan.build", "cli.app"])
+def test_what_only_looks_or_plans_does_not_import_torch(module: str) -> None:
+    code = f"import sys, remoe_cli.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,233 @@
+"""The main job on the demo model: real language, real workers, through the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from remoe_cli import artifacts
+from remoe_cli.demo_data import PROMPTS
+from remoe_cli.model.demo import demo_model
+from remoe_cli.runtime.server import ServerConfig, load_engine
+from tests.harness import clear_steps
+
+EVERY_16TH = [json.loads(line)["prompt"] for line in PROMPTS.read_text(encoding="utf-8").splitlines()[::16]]
+Measured = Callable[[str], None]
+
+
+def remoe(*arguments: str, code: int = 0) -> Any:
+    """Run the command with --json and return its document; every line of stdout must be JSON."""
+    run = subprocess.run(
+        [sys.executable, "-m", "remoe_cli", *arguments, "--json"], capture_output=True, text=True, check=False, timeout=280
+    )
+    assert run.returncode == code, run.stdout + run.stderr
+    documents = [json.loads(line) for line in run.stdout.splitlines()]
+    assert "Traceback" not in run.stderr
+    return documents[0] if len(documents) == 1 else documents
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REMOE_STATE_DIR", str(folder))
+        yield folder
+        for name in [d.name for d in (folder / "deployments").glob("*")]:
+            remoe("destroy", name)
+
+
+@pytest.fixture(scope="session")
+def profiles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A small profile of the demo model in one number type, made when it is first asked for."""
+    made: dict[str, Path] = {}
+
+    def profile(dtype: str) -> Path:
+        if dtype not in made:
+            path = tmp_path_factory.mktemp("profile") / dtype
+            options = ("--data", str(PROMPTS), "--limit", "24", "--max-new-tokens", "12", "-o", str(path))
+            document = remoe("profile", str(demo_model(dtype)), *options)
+            assert (document["layers"], document["experts_per_layer"], document["top_k"], document["prompts"]) == (30, 8, 2, 24)
+            made[dtype] = path
+        return made[dtype]
+
+    return profile
+
+
+@contextmanager
+def deployed(profile: Path, folder: Path, name: str, share: float) -> Iterator[dict[str, Any]]:
+    """A deployment with a forced share of remote experts; yields its status document."""
+    plan = folder / f"{name}.json"
+    remoe("plan", str(profile), "-o", str(plan), "--remote-share", str(share))
+    yield remoe("deploy", str(plan), "--name", name)
+    remoe("destroy", name)
+
+
+def _reference(dtype: str) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(demo_model(dtype), experts_implementation="eager")
+    return model.eval()
+
+
+def _reference_tokens(model: Any, prompt: list[int], tokens: int) -> list[int]:
+    with torch.inference_mode():
+        ids = torch.tensor([prompt])
+        output = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, disable_compile=True
+        )
+    return output[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.timeout(600)
+def test_float32_answers_are_token_for_token_those_of_transformers(
+    profiles: Callable[[str], Path], tmp_path: Path, measured: Measured
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in EVERY_16TH))
+    with deployed(profiles("float32"), tmp_path, "same", 0.5):
+        answers = remoe("infer", "same", "--input", str(prompts), "--max-new-tokens", "64")
+    assert len(answers) == 20
+    reference = _reference("float32")
+    equal = [a["token_ids"] == _reference_tokens(reference, a["prompt_token_ids"], 64) for a in answers]
+    measured(f"{sum(equal)} of 20 prompts x 64 greedy tokens equal to transformers' in float32, half of the experts remote")
+    assert all(equal)
+    assert all(a["receipt"]["invocations"] > 30 for a in answers)
+
+
+@pytest.mark.timeout(600)
+def test_bfloat16_agrees_wherever_the_reference_is_clear(
+    profiles: Callable[[str], Path], state: Path, tmp_path: Path, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fed the reference's own tokens; a clear step is one whose two best logits differ by more than two bfloat16 steps."""
+    reference = _reference("bfloat16")
+    clear_count = steps = agreed = same_greedy = positions = 0
+    losses = {"reference": 0.0, "remote": 0.0}
+    with deployed(profiles("bfloat16"), tmp_path, "bf16", 0.5) as status:
+        monkeypatch.setenv("REMOE_ENDPOINT", status["endpoint"])
+        engine = load_engine(artifacts.read_json(state / "deployments" / "bf16" / "server.json", ServerConfig))
+        for text in EVERY_16TH:
+            prompt = engine.prompt_ids(text)
+            tokens = _reference_tokens(reference, prompt, 64)
+            same_greedy += list(engine.generate(prompt, 64).token_ids) == tokens
+            ids = torch.tensor([prompt + tokens])
+            with torch.inference_mode():
+                theirs = reference(input_ids=ids).logits[0, :-1].float()
+                ours = engine.model(input_ids=ids).logits[0, :-1].float()
+            for name, output in (("reference", theirs), ("remote", ours)):
+                losses[name] += float(torch.nn.functional.cross_entropy(output, ids[0, 1:], reduction="sum"))
+            positions += len(theirs)
+            theirs, ours = theirs[len(prompt) - 1 :], ours[len(prompt) - 1 :]
+            clear = clear_steps(theirs)
+            agree = ours.argmax(-1) == theirs.argmax(-1)
+            clear_count, steps, agreed = clear_count + int(clear.sum()), steps + len(clear), agreed + int((agree & clear).sum())
+    change = math.exp((losses["remote"] - losses["reference"]) / positions) - 1
+    measured(
+        f"bfloat16: argmax agrees at {agreed} of {clear_count} clear steps (of {steps}), perplexity {change:+.4%} over {positions} tokens"
+    )
+    measured(f"bfloat16: {same_greedy} of 20 prompts have wholly equal greedy tokens")
+    assert agreed == clear_count > steps / 2
+    assert abs(change) < 0.002
+
+
+def test_the_main_process_holds_only_its_share(profiles: Callable[[str], Path], tmp_path: Path, measured: Measured) -> None:
+    # Both have functions to call, so both carry boto3: what differs is experts.
+    with deployed(profiles("bfloat16"), tmp_path, "most", 0.2) as most, deployed(profiles("bfloat16"), tmp_path, "fifth", 0.8) as fifth:
+        held = {share: status["main"]["expert_bytes_held"] for share, status in ((0.2, most), (0.8, fifth))}
+        model = fifth["main"]["expert_bytes_of_model"]
+    assert held == {0.2: model * 4 // 5, 0.8: model // 5}
+    saved = most["main"]["anonymous_bytes"] - fifth["main"]["anonymous_bytes"]
+    measured(
+        f"80% remote: holds {held[0.8] / 1e6:.1f} of {model / 1e6:.1f} MB of experts; {saved / 1e6:.1f} MB less memory than at 20% remote"
+    )
+    assert saved == pytest.approx(held[0.2] - held[0.8], rel=0.25)
+
+
+def test_kill_worker_main_and_supervisor(profiles: Callable[[str], Path], tmp_path: Path, state: Path) -> None:
+    question = ("--prompt", "Count from one to thirty in words.", "--max-new-tokens", "40")
+    with deployed(profiles("bfloat16"), tmp_path, "killed", 0.5) as status:
+        expected = remoe("infer", "killed", *question)
+
+        # A worker in mid-request: tried again on a new instance, same tokens.
+        pids = [i["pid"] for f in status["functions"] for i in f["instances"]]
+        answer = _infer_and_kill(lambda: [os.kill(pid, signal.SIGKILL) for pid in pids[:10]], *question)
+        assert json.loads(answer.stdout)["token_ids"] == expected["token_ids"]
+        assert json.loads(answer.stdout)["receipt"]["cold_starts"] >= 10
+
+        # The main server: a clear error, and the supervisor starts it again.
+        answer = _infer_and_kill(lambda: os.kill(status["main"]["pid"], signal.SIGKILL), *question)
+        error = json.loads(answer.stdout)["error"]
+        assert answer.returncode == 1 and error["kind"] == "Deploy" and "ended before the answer" in error["message"]
+        assert "repeat the command" in error["hint"]
+        _await(lambda: remoe("status", "killed")["main"].get("expert_bytes_held"))
+        assert remoe("infer", "killed", *question)["token_ids"] == expected["token_ids"]
+
+        # The supervisor: a clear error, nothing of it survives, destroy and a new deploy work.
+        now = remoe("status", "killed")
+        answer = _infer_and_kill(lambda: os.kill(now["pid"], signal.SIGKILL), *question)
+        assert answer.returncode == 1 and json.loads(answer.stdout)["error"]["message"]
+        assert remoe("status", "killed")["state"] == "dead"
+        assert remoe("infer", "killed", *question, code=1)["error"]["kind"] == "Deploy"
+        remoe("destroy", "killed")
+        assert not (state / "deployments" / "killed").exists()
+        left = [now["main"]["pid"], *(i["pid"] for f in now["functions"] for i in f["instances"])]
+        _await(lambda: not any(_alive(pid) for pid in left))
+        remoe("deploy", str(tmp_path / "killed.json"), "--name", "killed")
+        assert remoe("infer", "killed", *question)["token_ids"] == expected["token_ids"]
+
+
+def _infer_and_kill(kill: Callable[[], object], *question: str) -> subprocess.CompletedProcess[str]:
+    """Ask without --json first pieces read, kill in mid-answer, and return the finished command."""
+    timer = threading.Timer(2.0, kill)
+    timer.start()
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "remoe_cli", "infer", "killed", *question, "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    finally:
+        timer.join()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def _await(holds: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_an_impossible_target_exits_3_and_names_the_limit(profiles: Callable[[str], Path], tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    error = remoe("plan", str(profiles("bfloat16")), "-o", str(plan), "--tpot", "0.001", code=3)["error"]
+    assert error["kind"] == "Infeasible" and "TPOT" in error["message"] and not plan.exists()
+    least = float(re.findall(r"\d+\.\d+", error["message"] + error["hint"])[-1])
+    document = remoe("plan", str(profiles("bfloat16")), "-o", str(plan), "--tpot", str(least))
+    assert document["tpot_s"] <= least
+    assert document["gap"] <= 1e-3 and 0 < document["lower_bound_usd"] <= document["cost_usd_per_request"]
+    assert document["verdict"] == "not recommended" and "all-local" in document["baselines"]
+
+
+def test_demo_model_is_the_studied_one() -> None:
+    assert artifacts.sha256_file(demo_model("bfloat16") / "model.safetensors").startswith("95d759d336df9aaa")

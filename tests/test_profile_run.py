@@ -1,0 +1,320 @@
+"""`profile` from end to end on a tiny checkpoint with a tokenizer of its own: arrays, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from remoe_cli import artifacts
+from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.model.checkpoint import find
+from remoe_cli.model.spec import read_spec
+from remoe_cli.model.tokens import encode, load_tokenizer
+from remoe_cli.profile.prompts import PromptSet
+from remoe_cli.profile.record import Latency, Profile, ProfileRecord, read_profile, write_profile
+from remoe_cli.profile.run import profile
+from tests.families import EXPERTS, HIDDEN_SIZE, TOP_K, VOCAB_SIZE, save
+
+WORDS = [f"w{i}" for i in range(VOCAB_SIZE - 8)]
+TEXTS = tuple(" ".join(WORDS[(7 * i + j * j) % len(WORDS)] for j in range(3 + 2 * i)) for i in range(7))
+NEW = 6
+# A finished profile, and what its progress was
+Made = tuple[Profile, list[tuple[int, int]]]
+
+
+def save_checkpoint(folder: Path, chat: bool = False) -> Path:
+    save("qwen3_moe", torch.float32, folder, fused=False)
+    vocabulary = {"<pad>": 0, "<s>": 1, "<unk>": 2, "<user>": 3, "<assistant>": 4} | {w: i + 8 for i, w in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<s>")
+    if chat:
+        fast.chat_template = "{% for m in messages %}<user> {{ m.content }} {% endfor %}<assistant>"
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@dataclass
+class Interrupt:
+    """Presses Ctrl-C once `after` prompts are done."""
+
+    after: int
+
+    def __call__(self, done: int, total: int) -> None:
+        if done >= self.after:
+            raise KeyboardInterrupt
+
+
+@dataclass
+class Measured:
+    """Puts latencies that were measured before in place, to save the seconds that measuring takes."""
+
+    out: Path
+    latency: Latency
+
+    def __call__(self, done: int, total: int) -> None:
+        artifacts.write_json(self.out / "partial" / "latency.json", self.latency)
+
+
+def run(model: Path, out: Path, progress: Callable[[int, int], None] = lambda done, total: None, **changes: Any) -> Profile:
+    settings: dict[str, Any] = {"max_new_tokens": NEW, "max_prompt_tokens": 12, "batch_size": 3} | changes
+    prompts = settings.pop("prompts", PromptSet("memory", "prompt", TEXTS))
+    return profile(str(model), prompts, out, progress=progress, **settings)
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    seen: list[tuple[int, int]] = []
+    out = tmp_path_factory.mktemp("whole") / "profile"
+    return run(model, out, lambda done, total: seen.append((done, total))), seen
+
+
+def without_latency(folder: Path) -> str:
+    record = json.loads((folder / "profile.json").read_text())
+    return json.dumps({k: v for k, v in record.items() if k != "latency"})
+
+
+def test_the_arrays_are_those_of_the_prompts(whole: Made, model: Path) -> None:
+    made, progress = whole
+    assert sorted(p.name for p in made.path.iterdir()) == ["arrays.safetensors", "profile.json"]
+    assert progress == [(0, 7), (3, 7), (6, 7), (7, 7)]
+    read = read_profile(made.path)
+    assert read.record == made.record
+    assert read.record.spec == read_spec(find(str(model)))
+    assert (read.record.dataset.prompts, read.record.settings.chat_template, read.record.settings.dtype) == (7, False, "float32")
+    arrays = read.arrays
+    dtypes = {name: str(a.dtype) for name, a in arrays.items()}
+    assert dtypes == dict.fromkeys(dtypes, "int32") | {"prompt_vectors": "float32", "trace_ids": "int16"}
+    # 3, 5, .. 15 words, cut at 12 tokens
+    assert arrays["prompt_tokens"].tolist() == [3, 5, 7, 9, 11, 12, 12]
+    assert arrays["decode_tokens"].tolist() == [NEW - 1] * 7
+    for phase, tokens in (("prefill_counts", "prompt_tokens"), ("decode_counts", "decode_tokens")):
+        assert arrays[phase].shape == (7, 2, EXPERTS)
+        assert (arrays[phase].sum(axis=2) == arrays[tokens][:, None] * TOP_K).all()
+    assert arrays["prompt_vectors"].shape == (7, HIDDEN_SIZE)
+    assert arrays["trace_prompt"].tolist() == [p for p in range(7) for _ in range(NEW - 1)]
+    for p in range(7):
+        mine = arrays["trace_ids"][arrays["trace_prompt"] == p]
+        counts = np.stack([np.bincount(mine[:, x].ravel(), minlength=EXPERTS) for x in range(2)])
+        assert np.array_equal(counts, arrays["decode_counts"][p])
+
+
+def test_the_latencies_are_measured(whole: Made) -> None:
+    latency = whole[0].record.latency
+    assert latency.nonexpert_decode_s > 0
+    assert latency.load_s > 0
+    for line in (latency.nonexpert_prefill, latency.local_expert, latency.remote_expert):
+        assert min(line.fixed_s, line.per_token_s) >= 0
+        assert 0 < line.seconds(1) < line.seconds(1000) < 10
+
+
+def test_another_batch_size_counts_the_same(whole: Made, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "alone"
+    alone = run(model, out, Measured(out, whole[0].record.latency), batch_size=1)
+    for name in ("prefill_counts", "decode_counts", "prompt_tokens", "decode_tokens", "trace_prompt"):
+        assert np.array_equal(alone.arrays[name], whole[0].arrays[name])
+    assert np.array_equal(np.sort(alone.arrays["trace_ids"]), np.sort(whole[0].arrays["trace_ids"]))
+    assert np.allclose(alone.arrays["prompt_vectors"], whole[0].arrays["prompt_vectors"])
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(whole: Made, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "profile"
+    with pytest.raises(KeyboardInterrupt):
+        run(model, out, Interrupt(3))
+    assert not (out / "profile.json").exists()
+    first = out / "partial" / "batch-0000000.safetensors"
+    written = first.stat().st_mtime_ns, first.stat().st_ino
+    with pytest.raises(KeyboardInterrupt):
+        run(model, out, Interrupt(6))
+    assert (first.stat().st_mtime_ns, first.stat().st_ino) == written
+    latency = json.loads((out / "partial" / "latency.json").read_text())
+    seen: list[int] = []
+    resumed = run(model, out, lambda done, total: seen.append(done))
+    assert seen == [6, 7]
+    expected = whole[0].path
+    assert (out / "arrays.safetensors").read_bytes() == (expected / "arrays.safetensors").read_bytes()
+    assert without_latency(out) == without_latency(expected)
+    assert resumed.record.latency.model_dump() == latency
+    assert not (out / "partial").exists()
+
+
+@pytest.fixture
+def interrupted(model: Path, whole: Made, tmp_path: Path) -> Path:
+    """An output directory as a crash after the first batch leaves it, latency taken from the whole run."""
+    out = tmp_path / "profile"
+    with pytest.raises(KeyboardInterrupt):
+        run(model, out, Interrupt(0))
+    artifacts.write_json(out / "partial" / "latency.json", whole[0].record.latency)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, out, Interrupt(3))
+    return out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_new_tokens": NEW - 1},
+        {"max_prompt_tokens": 5},
+        {"batch_size": 2},
+        {"prompts": PromptSet("memory", "prompt", (*TEXTS[:6], "w1 w2"))},
+    ],
+    ids=lambda changes: str(*changes),
+)
+def test_changed_inputs_start_anew(interrupted: Path, model: Path, changes: dict[str, Any]) -> None:
+    assert (interrupted / "partial" / "batch-0000000.safetensors").is_file()
+    seen: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, interrupted, stop, **changes)
+    assert seen == [0]
+    assert [p.name for p in (interrupted / "partial").iterdir()] == ["inputs.json"]
+
+
+def test_a_changed_model_starts_anew(interrupted: Path, model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    config = json.loads((other / "config.json").read_text()) | {"rms_norm_eps": 1e-5}
+    (other / "config.json").write_text(json.dumps(config))
+    seen: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(other, interrupted, stop)
+    assert seen == [0]
+
+
+def test_batches_without_a_fingerprint_are_not_trusted(interrupted: Path, model: Path, whole: Made) -> None:
+    """A crash between removing another run's fingerprint and its batches must not mix two runs."""
+    shutil.copy(whole[0].path / "profile.json", interrupted / "profile.json")
+    (interrupted / "partial" / "inputs.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(model, interrupted, Interrupt(0))
+    assert [p.name for p in (interrupted / "partial").iterdir()] == ["inputs.json"]
+
+
+def test_a_damaged_batch_says_which_file_to_delete(interrupted: Path, model: Path, whole: Made) -> None:
+    batch = interrupted / "partial" / "batch-0000000.safetensors"
+    batch.write_bytes(batch.read_bytes()[:-8])
+    with pytest.raises(ArtifactError, match=r"batch-0000000\.safetensors is damaged") as refused:
+        run(model, interrupted)
+    assert str(batch) in refused.value.hint
+    batch.unlink()
+    run(model, interrupted)
+    assert (interrupted / "arrays.safetensors").read_bytes() == (whole[0].path / "arrays.safetensors").read_bytes()
+
+
+def test_foreign_files_are_left_alone(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "partial").mkdir()
+    (tmp_path / "partial" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="holds other files and no profile"):
+        run(model, tmp_path)
+    assert (tmp_path / "partial" / "thesis.tex").read_text() == "years of work"
+    assert [p.name for p in tmp_path.iterdir()] == ["partial"]
+
+
+def test_an_output_that_is_a_file_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="out is a file"):
+        run(model, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_prompt_without_tokens_is_named(model: Path, whole: Made, tmp_path: Path) -> None:
+    """White space is no prompt to prompts.py; what a tokenizer drops beyond that is found here."""
+    out = tmp_path / "profile"
+    prompts = PromptSet("memory", "prompt", ("w1", "\u3000"))
+    with pytest.raises(UsageError, match=r"makes no tokens of the prompt '\\u3000'"):
+        run(model, out, Measured(out, whole[0].record.latency), prompts=prompts)
+
+
+def test_prompts_are_wrapped_in_the_models_chat_template(tmp_path: Path) -> None:
+    plain, chat = save_checkpoint(tmp_path / "plain"), save_checkpoint(tmp_path / "chat", chat=True)
+    assert encode(load_tokenizer(find(str(plain))), "w0 w1") == [8, 9]
+    assert encode(load_tokenizer(find(str(chat))), "w0 w1") == [3, 8, 9, 4]
+
+
+def copy_of(made: Profile, folder: Path) -> Path:
+    shutil.copytree(made.path, folder)
+    return folder
+
+
+def test_a_changed_arrays_file_is_noticed(whole: Made, tmp_path: Path) -> None:
+    folder = copy_of(whole[0], tmp_path / "copy")
+    data = bytearray((folder / "arrays.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "arrays.safetensors").write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"is not the file that profile\.json names"):
+        read_profile(folder)
+    (folder / "arrays.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="There is no file"):
+        read_profile(folder)
+    (folder / "profile.json").unlink()
+    with pytest.raises(ArtifactError, match="is not a profile"):
+        read_profile(folder)
+
+
+def _add(phase: str, amount: int) -> Callable[[dict[str, Any]], object]:
+    def change(arrays: dict[str, Any]) -> None:
+        arrays[phase][2, 1, 3] += amount
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_add("prefill_counts", 1), "prefill_counts does not fit prompt_tokens and top-2"),
+        (_add("decode_counts", 1), "decode_counts does not fit decode_tokens"),
+        (_add("decode_counts", -99), "decode_counts does not fit decode_tokens"),
+        (lambda a: a.update(prefill_counts=a["prefill_counts"][:, :, :7]), r"prefill_counts has shape \(7, 2, 7\)"),
+        (lambda a: a.update(decode_tokens=a["decode_tokens"][:6]), r"decode_tokens has shape \(6,\), the profile needs \(7,\)"),
+        (lambda a: a.update(prompt_vectors=a["prompt_vectors"][:6]), "prompt_vectors has shape"),
+        (lambda a: a.update(trace_ids=a["trace_ids"][:, :1]), "trace_ids has shape"),
+        (lambda a: a.pop("trace_prompt"), "has shape"),
+        (lambda a: a.pop("prompt_tokens"), "has shape"),
+        (lambda a: a.pop("prompt_vectors"), "has shape"),
+    ],
+)
+def test_arrays_that_do_not_add_up_are_refused(
+    whole: Made, change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    """Even with a digest that fits: the numbers themselves are checked."""
+    arrays = {name: array.copy() for name, array in whole[0].arrays.items()}
+    change(arrays)
+    write_profile(tmp_path / "tampered", whole[0].record, arrays)
+    with pytest.raises(ArtifactError, match=message):
+        read_profile(tmp_path / "tampered")
+
+
+def test_a_profile_of_another_schema_or_with_a_broken_field_is_refused(whole: Made, tmp_path: Path) -> None:
+    folder = copy_of(whole[0], tmp_path / "copy")
+    record = json.loads((folder / "profile.json").read_text())
+    artifacts.write_json(folder / "profile.json", record | {"schema_version": "remoe.profile/0"})
+    with pytest.raises(ArtifactError, match=r"has schema 'remoe\.profile/0'"):
+        read_profile(folder)
+    record["latency"]["local_expert"]["fixed_s"] = "fast"
+    artifacts.write_json(folder / "profile.json", record)
+    with pytest.raises(ArtifactError, match=r"damaged at 'latency\.local_expert\.fixed_s'"):
+        artifacts.read_json(folder / "profile.json", ProfileRecord)
