@@ -28,8 +28,6 @@ from remoe_cli.runtime.resilience import RETRIES, pause_s
 from tests.families import build
 from tests.harness import InProcessExperts, greedy, logits
 
-# -- divide ----------------------------------------------------------------------------------------------------------
-
 Rows = dict[int, npt.NDArray[Any]]
 
 
@@ -109,9 +107,6 @@ def test_the_fullest_replica_is_within_lpts_bound(counts: list[int], replicas: i
 def test_few_rows_are_not_worth_a_second_invocation() -> None:
     assert len(divide(numbered({0: 16, 1: 15}, 4, "float32"), "float32", 2)) == 1
     assert len(divide(numbered({0: 16, 1: 16}, 4, "float32"), "float32", 2)) == 2
-
-
-# -- invoke ----------------------------------------------------------------------------------------------------------
 
 
 def report(duration: float, billed: int, memory: int, init: float | None = None) -> bytes:
@@ -237,6 +232,14 @@ def test_what_can_differ_next_time_is_tried_again_and_counted(endpoint: Endpoint
     assert len({body for _, _, body in endpoint.requests}) == 1
 
 
+def test_a_try_that_failed_in_the_function_is_billed_and_a_throttled_one_is_not(endpoint: Endpoint) -> None:
+    died = failed("Runtime.ExitError")
+    died.headers["X-Amz-Log-Result"] = report(700.0, 701, 512, None).decode()
+    endpoint.script = [died, refused(429, "TooManyRequestsException"), ok()]
+    _, call = invoke(endpoint.client, "f", FRAME)
+    assert (call.retries, call.billed_tries, call.billed_ms) == (2, 2, 714)
+
+
 @pytest.mark.parametrize("failure", [failed("Runtime.ExitError"), refused(429, "TooManyRequestsException")])
 def test_retries_end(endpoint: Endpoint, failure: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -299,12 +302,9 @@ def test_a_function_that_does_not_answer_in_time_is_an_invoke_error() -> None:
 
 
 def test_pauses_double_and_end() -> None:
-    assert [pause_s("TooManyRequestsException", n) for n in range(5)] == [0.05, 0.1, 0.2, 0.4, None]
+    assert [pause_s("TooManyRequestsException", n) for n in range(5)] == [0.2, 0.4, 0.8, 1.6, None]
     assert pause_s("Runtime.ExitError", 0) == 0
     assert pause_s("Runtime.OutOfMemory", 0) is None
-
-
-# -- the dispatcher --------------------------------------------------------------------------------------------------
 
 
 def dispatcher(client: Any, local: dict[int, tuple[int, ...]], replicas: int, pool: ThreadPoolExecutor) -> Dispatcher:

@@ -13,7 +13,7 @@ PRICES = Prices(catalog="by hand", main_gb=4.0, main_usd_per_gb_second=0.01, fun
 
 
 def call(function: str, billed_ms: int, memory_mb: int, init_ms: float | None = None, retries: int = 0) -> Invocation:
-    return Invocation(function, 100, 40, 0.5, billed_ms - 0.5, billed_ms, memory_mb, init_ms, retries)
+    return Invocation(function, 100, 40, 0.5, billed_ms - 0.5, billed_ms, 1 + retries, memory_mb, init_ms, retries)
 
 
 def answer(times: tuple[float, ...], *calls: Invocation) -> Generated:
@@ -33,16 +33,16 @@ def test_sums_by_function_and_in_all() -> None:
         None,
     )
     a, b = made.functions
-    # a: 0.25 s x 1 GB x 0.1 + 1 x 0.001; b: 4.001 s x 0.5 GB x 0.1 + 3 x 0.001
+    # a: 0.25 s x 1 GB x 0.1 + 3 tries x 0.001; b: 4.001 s x 0.5 GB x 0.1 + 3 x 0.001
     assert (a.name, a.memory_mb, a.invocations, a.cold_starts, a.retries, a.billed_ms) == ("a", 1024, 1, 0, 2, 250)
     assert (b.name, b.memory_mb, b.invocations, b.cold_starts, b.retries, b.billed_ms) == ("b", 512, 3, 2, 0, 4001)
-    assert a.cost_usd == pytest.approx(0.026)
+    assert a.cost_usd == pytest.approx(0.028)
     assert b.cost_usd == pytest.approx(0.20305)
     assert (a.sent_bytes, a.received_bytes, b.sent_bytes, b.received_bytes) == (100, 40, 300, 120)
     # main: 3.5 s x 4 GB x 0.01
     assert made.cost.main_usd == pytest.approx(0.14)
-    assert made.cost.functions_usd == pytest.approx(0.22905)
-    assert made.cost.total_usd == pytest.approx(0.36905)
+    assert made.cost.functions_usd == pytest.approx(0.23105)
+    assert made.cost.total_usd == pytest.approx(0.37105)
     assert (made.invocations, made.cold_starts, made.retries, made.billed_ms) == (4, 2, 2, 4251)
     assert (made.sent_bytes, made.received_bytes) == (400, 160)
     assert (made.prompt_tokens, made.generated_tokens) == (4, 3)

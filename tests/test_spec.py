@@ -169,8 +169,6 @@ def test_a_family_outside_the_experts_interface_is_refused_by_name(family: str, 
     [
         (_SMALL | {"model_type": "llama", "intermediate_size": 64}, r"\('llama'\) has no routed experts"),
         (config_of("deepseek_v3", first_k_dense_replace=9), r"\('deepseek_v3'\) has no routed experts"),
-        (config_of("deepseek_v3", quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]}), "is quantised"),
-        (config_of("gpt_oss", quantization_config={"quant_method": "mxfp4"}), "is quantised"),
         ({"model_type": "nosuch"}, "model type `nosuch`"),
         ({}, "`model_type` key"),
         ({"model_type": "t5"}, "cannot make a causal language model of family 't5'"),
@@ -203,3 +201,14 @@ def test_layers_that_differ_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(loader, "skeleton", uneven)
     with pytest.raises(ModelError, match="differ in the number or size of their experts"):
         spec_of(tmp_path, config_of("mixtral"))
+
+
+@pytest.mark.parametrize(
+    ("family", "quantisation"),
+    [("deepseek_v3", {"quant_method": "fp8", "weight_block_size": [128, 128]}), ("gpt_oss", {"quant_method": "mxfp4"})],
+)
+def test_a_quantised_model_has_the_sizes_of_the_dequantised_one(family: str, quantisation: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "quantised").mkdir()
+    quantised = spec_of(tmp_path / "quantised", config_of(family, quantization_config=quantisation))
+    assert quantised == spec_of(tmp_path / "plain", config_of(family))

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from remoe_cli.errors import ModelError
 
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`path` is the folder with config.json; `revision` the hub commit, or `local:` and the start of config.json's sha256."""
+    """`path` is the folder with config.json; `revision` the hub commit, or `local:` and the start of a digest (see `_digest`)."""
 
     name: str
     path: Path
@@ -50,26 +51,41 @@ def _indexed(index: Path) -> set[str]:
         raise ModelError(f"{index} cannot be used: {reason(error)}", "Check that the checkpoint is whole.") from None
 
 
-def find(model: str) -> Checkpoint:
-    """Resolve a folder or hub id; raises ModelError when it is neither or cannot be fetched."""
+def find(model: str, revision: str | None = None) -> Checkpoint:
+    """Resolve a folder or hub id; raises ModelError when it is neither or cannot be fetched.
+
+    `revision` asks for a commit of a hub model that was found before; a folder has only the revision that it is at.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"The folder {path} has no config.json.", "Give the folder of a transformers checkpoint.")
-        digest = hashlib.sha256((path / "config.json").read_bytes()).hexdigest()
-        return Checkpoint(str(path.resolve()), path.resolve(), f"local:{digest[:16]}")
+        return Checkpoint(str(path.resolve()), path.resolve(), f"local:{_digest(path)[:16]}")
     if path.is_absolute() or model.count("/") != 1 or model.startswith("."):
         raise ModelError(f"There is no folder {model}, and it is not a hub id such as 'owner/name'.", "Check the path.")
-    return _fetch(model)
+    return _fetch(model, revision)
 
 
-def _fetch(model: str) -> Checkpoint:
+def _digest(folder: Path) -> str:
+    """sha256 over config.json and, of each weight file, name, size and 16 samples: other weights are noticed without reading them all."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as weights:
+            for sample in range(_SAMPLES):
+                weights.seek(size * sample // _SAMPLES)
+                digest.update(weights.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _fetch(model: str, revision: str | None) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         # Folders inside a repository hold copies of the weights in other formats.
-        folder = Path(snapshot_download(model, allow_patterns=_PATTERNS, ignore_patterns=["*/*"], etag_timeout=10))
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=["*/*"], etag_timeout=10))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"The model '{model}' cannot be fetched from the hub: {reason(error)}", "Check the id and the network, or give a local folder."

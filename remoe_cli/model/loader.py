@@ -23,13 +23,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import expert_layers, refuse_unservable
 
-disable_progress_bar()  # remoe shows its own
+# remoe shows its own progress, and what goes wrong as one ModelError.
+disable_progress_bar()
+set_verbosity_error()
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _SAFETENSORS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

@@ -72,11 +72,16 @@ class MoeSpec(BaseModel):
 
 
 def read_spec(checkpoint: Checkpoint) -> MoeSpec:
-    """Sizes of the checkpoint's model; raises ModelError when it has no experts that the hook can serve."""
+    """Sizes of the checkpoint's model, of a quantised one after dequantisation, as which alone it can be served.
+
+    Raises ModelError when it has no experts that the hook can serve.
+    """
     from remoe_cli.model.experts import expert_layers
     from remoe_cli.model.loader import model_dtype, read_config, skeleton
 
     config = read_config(checkpoint)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     model = skeleton(config)
     layers = expert_layers(model)
     sizes = {sum(p.numel() * p.element_size() for p in x.parameters().values()) // x.experts for x in layers}

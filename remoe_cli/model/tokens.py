@@ -24,8 +24,14 @@ def has_chat_template(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None
 
 
-def encode(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a user's prompt, wrapped in the model's chat template when it has one."""
+def encode(tokenizer: Any, prompt: str, limit: int | None = None) -> list[int]:
+    """Token ids of a user's prompt, wrapped in the model's chat template when it has one.
+
+    A prompt of more than `limit` tokens is cut before it is wrapped, so that the template stays whole.
+    """
+    if limit is not None:
+        plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        prompt = prompt if len(plain) <= limit else tokenizer.decode(plain[:limit])
     if not has_chat_template(tokenizer):
         return list(tokenizer(prompt)["input_ids"])
     messages = [{"role": "user", "content": prompt}]

@@ -72,7 +72,7 @@ def build(
 ) -> Manifest:
     """Write the bundle of `plan` into `folder`; raises ArtifactError when the model has changed since it was profiled."""
     reference = profile.record.model
-    checkpoint = find(reference.path)
+    checkpoint = find(reference.path, reference.revision)
     if checkpoint.revision != reference.revision:
         raise ArtifactError(
             f"The model {reference.path} is at revision {checkpoint.revision}, the profile is of {reference.revision}.",

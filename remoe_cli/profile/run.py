@@ -125,7 +125,7 @@ def _run(checkpoint: Checkpoint, tokenizer: Any, inputs: Inputs, texts: tuple[st
     embeddings = model.get_input_embeddings().weight.detach()
     trace = max(1, _TRACE_TOKENS // len(texts))
     for name, batch in missing:
-        ids = [encode(tokenizer, text)[: settings.max_prompt_tokens] for text in batch]
+        ids = [encode(tokenizer, text, settings.max_prompt_tokens) for text in batch]
         if not all(ids):
             raise UsageError(f"The tokenizer makes no tokens of the prompt {batch[ids.index([])]!r}.", "Remove it from the dataset.")
         attachment.calls.clear()

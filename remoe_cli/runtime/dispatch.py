@@ -110,7 +110,7 @@ def _within_limit(group: Mapping[int, Array], dtype: str) -> list[Batch]:
     """One batch, or several where one would exceed the payload limit."""
     width = next(iter(group.values())).shape[1]
     pieces: list[tuple[int, Array]] = []
-    # Rows of one expert that fill a payload: base64 makes 4 bytes of 3, between 2 quotes.
+    # Rows of one expert that fill a payload (base64 makes 4 bytes of 3, between 2 quotes), so that no batch takes two pieces of it.
     head_bytes = frame_bytes(0, 1, width, dtype)
     fits = ((PAYLOAD_LIMIT_BYTES - 2) // 4 * 3 - head_bytes) // (frame_bytes(1, 1, width, dtype) - head_bytes)
     for expert in sorted(group):
@@ -120,8 +120,7 @@ def _within_limit(group: Mapping[int, Array], dtype: str) -> list[Batch]:
     open_pieces: list[tuple[int, Array]] = []
     for piece in pieces:
         rows = sum(len(x) for _, x in (*open_pieces, piece))
-        again = any(e == piece[0] for e, _ in open_pieces)
-        if open_pieces and (again or wire_bytes(frame_bytes(rows, len(open_pieces) + 1, width, dtype)) > PAYLOAD_LIMIT_BYTES):
+        if open_pieces and wire_bytes(frame_bytes(rows, len(open_pieces) + 1, width, dtype)) > PAYLOAD_LIMIT_BYTES:
             batches.append(_batch(open_pieces, dtype))
             open_pieces = []
         open_pieces.append(piece)

@@ -26,7 +26,11 @@ _REPORT = re.compile(
 
 @dataclass(frozen=True)
 class Invocation:
-    """What one answered call was: the money side comes from Lambda's own REPORT line."""
+    """What one answered call was: the money side comes from Lambda's own REPORT lines.
+
+    `billed_ms` and `billed_tries` include tries that failed in the function: Lambda bills those too. `duration_ms` and
+    `init_ms` are the last try's.
+    """
 
     function: str
     request_bytes: int
@@ -34,15 +38,16 @@ class Invocation:
     elapsed_s: float
     duration_ms: float
     billed_ms: int
+    billed_tries: int
     memory_mb: int
     init_ms: float | None
     retries: int
 
 
 class _FunctionFailed(Exception):
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, log: str) -> None:
         super().__init__(f"{kind}: {message}")
-        self.kind = kind
+        self.kind, self.log = kind, log
 
 
 def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any:
@@ -85,11 +90,14 @@ def ping(client: Any, function: str) -> Invocation:
 
 def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
     start = time.perf_counter()
+    failed: list[int] = []  # billed ms of tries that failed in the function
     for attempt in range(RETRIES + 1):
         try:
             answer, log = _call(client, function, body)
         except Exception as error:
             kind = _kind(error)
+            if isinstance(error, _FunctionFailed) and (report := _REPORT.search(error.log)):
+                failed.append(int(report["billed"]))
             wait = pause_s(kind, attempt)
             if wait is None:
                 tried = f" after {attempt + 1} tries" if attempt else ""
@@ -111,7 +119,8 @@ def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
             response_bytes=len(answer),
             elapsed_s=time.perf_counter() - start,
             duration_ms=float(report["duration"]),
-            billed_ms=int(report["billed"]),
+            billed_ms=int(report["billed"]) + sum(failed),
+            billed_tries=1 + len(failed),
             memory_mb=int(report["memory"]),
             init_ms=None if init is None else float(init),
             retries=attempt,
@@ -122,10 +131,11 @@ def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
 def _call(client: Any, function: str, body: bytes) -> tuple[bytes, str]:
     response = client.invoke(FunctionName=function, InvocationType="RequestResponse", LogType="Tail", Payload=body)
     payload = response["Payload"].read()
+    log = base64.b64decode(response.get("LogResult", "")).decode("utf-8", "replace")
     if "FunctionError" in response:
         error = json.loads(payload or b"{}")
-        raise _FunctionFailed(error.get("errorType", "Unknown"), error.get("errorMessage", "no message"))
-    return payload, base64.b64decode(response.get("LogResult", "")).decode("utf-8", "replace")
+        raise _FunctionFailed(error.get("errorType", "Unknown"), error.get("errorMessage", "no message"), log)
+    return payload, log
 
 
 def _kind(error: Exception) -> str:

@@ -104,7 +104,7 @@ def _line(name: str, calls: Sequence[Invocation], prices: Prices) -> FunctionLin
         cold_starts=sum(c.init_ms is not None for c in calls),
         retries=sum(c.retries for c in calls),
         billed_ms=sum(c.billed_ms for c in calls),
-        cost_usd=gb_seconds * prices.function_usd_per_gb_second + len(calls) * prices.function_usd_per_request,
+        cost_usd=gb_seconds * prices.function_usd_per_gb_second + sum(c.billed_tries for c in calls) * prices.function_usd_per_request,
         sent_bytes=sum(c.request_bytes for c in calls),
         received_bytes=sum(c.response_bytes for c in calls),
     )

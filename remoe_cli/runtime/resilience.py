@@ -11,7 +11,7 @@ RETRIES = 4
 # Pause before the first retry of each kind of failure; it doubles with every further one.
 _FIRST_PAUSE_S = {
     "Runtime.ExitError": 0.0,
-    "TooManyRequestsException": 0.05,
+    "TooManyRequestsException": 0.2,
     "ServiceException": 0.05,
     "ConnectionClosedError": 0.02,
     "ProtocolError": 0.02,
