@@ -134,8 +134,8 @@ def test_all_local_where_remote_cannot_pay(tmp_path: Path) -> None:
     assert plan.verdict == "not recommended"
     assert not any(layer.remote for layer in plan.layers)
     assert plan.outcome == plan.baselines["all-local"]
-    saved = number(plan.reason, r"saves \$([\d.e-]+) of main memory")
-    assert saved < number(plan.reason, r"would cost \$([\d.e-]+) in invocations")
+    saved = number(plan.reason, r"saves \$([\d.e-]+) per million requests in main memory")
+    assert saved < number(plan.reason, r"would cost \$([\d.e-]+) per million in invocations")
 
 
 def test_a_forced_plan_sends_the_least_used_share_and_says_what_it_costs(tmp_path: Path) -> None:
@@ -277,6 +277,6 @@ def test_rows_for_people(paying: tuple[Profile, Catalog]) -> None:
     assert explain.id_ranges((0, 1, 2, 5, 7, 8)) == "0-2, 5, 7, 8"
     lines = dict(explain.summary_rows(plan))
     assert lines["verdict"] == plan.verdict
-    assert f"${plan.cost_usd_per_request:.4g}" in lines["cost"]
+    assert f"${plan.cost_usd_per_request * 1e6:,.4g} per million" in lines["cost"]
     assert isinstance(plan.outcome, Outcome)
     assert "all-local" in lines

@@ -57,7 +57,10 @@ def command(
     share = f"{REMOTE_SHARE:.0%}"
     output.say(f"4/5 Deploy, with {share} of the experts forced out to show the remote path at work")
     forced_path = folder / "plan-remote.json"
-    artifacts.write_json(forced_path, make_plan(profile, catalog, remote_share=REMOTE_SHARE))
+    forced = make_plan(profile, catalog, remote_share=REMOTE_SHARE)
+    artifacts.write_json(forced_path, forced)
+    if not output.is_json():
+        plan_command.show(forced, forced_path)
     name = f"remoe-demo-{os.getpid()}"
     with output.progress("Packaging layers") as progress:
         deployed = deploy(forced_path, name, rtt_ms=0.0, say=output.say, progress=progress)

@@ -52,7 +52,7 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     rows = [
         ("time to first token", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
         ("time per further token", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
-        ("cost of this answer", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
+        ("cost of such answers", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
         ("  main function", _usd(cost["main_usd"]), ""),
         ("  expert functions", _usd(cost["functions_usd"]), ""),
     ]
@@ -71,4 +71,6 @@ def _ms(seconds: float | None) -> str:
 
 
 def _usd(amount: float | None) -> str:
-    return "-" if amount is None else f"${amount * 1e6:,.2f} per million" if amount >= 1e-9 else "$0"
+    from remoe_cli.plan.explain import per_million
+
+    return "-" if amount is None else per_million(amount)

@@ -12,6 +12,7 @@ from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.columns import Columns, build_columns
 from remoe_cli.plan.document import LayerPlan, Outcome, Plan, Source, Targets, WorkloadRef
 from remoe_cli.plan.exact import SLACK, Solution, Task, solve
+from remoe_cli.plan.explain import per_million
 from remoe_cli.plan.forced import forced_sets
 from remoe_cli.plan.infeasible import diagnose
 from remoe_cli.plan.workload import ENUMERATED_EXPERTS, Bools, candidate_sets, from_profile
@@ -127,26 +128,29 @@ def _verdict(problem: cost.Problem, placement: cost.Placement, outcome: Outcome,
         largest = problem.catalog.main.menu[-1].memory_mb
         return "recommended", (
             f"All experts local need a main function of {need} MB, and the largest has {largest} MB; "
-            f"this plan costs ${usd:.3g} a request, warm."
+            f"this plan costs {per_million(usd)} requests, warm."
         )
     if not baseline.meets:
         local = baseline.outcome
         return "recommended", (
             f"With all experts local no main spec meets the targets (on {baseline.placement.main.name}: TTFT {local.ttft_s:.4g} s, "
-            f"TPOT {local.tpot_s:.4g} s); this plan costs ${usd:.3g} a request, warm."
+            f"TPOT {local.tpot_s:.4g} s); this plan costs {per_million(usd)} requests, warm."
         )
     local_usd = baseline.outcome.cost_usd_per_request
     change = usd / local_usd - 1 if local_usd > 0 else 0.0
     if usd < local_usd * (1 - GAP):
         return "recommended", (
-            f"It costs ${usd:.3g} a request, warm: {-change:.1%} less than all experts local "
-            f"on {baseline.placement.main.name} (${local_usd:.3g})."
+            f"It costs {per_million(usd)} requests, warm: {-change:.1%} less than all experts local "
+            f"on {baseline.placement.main.name} ({per_million(local_usd)})."
         )
     remote = sum(len(layer.remote) for layer in placement.layers)
-    start = (
-        f"With {remote} experts remote it costs ${usd:.3g} a request, warm, "
-        f"against ${local_usd:.3g} with all experts local on {baseline.placement.main.name} ({change:+.1%})."
-    )
+    if remote:
+        start = (
+            f"With {remote} experts remote it costs {per_million(usd)} requests, warm, "
+            f"against {per_million(local_usd)} with all experts local on {baseline.placement.main.name} ({change:+.1%})."
+        )
+    else:
+        start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {per_million(usd)} requests, warm."
     return "not recommended", f"{start} {_break_even(problem, baseline)}"
 
 
@@ -169,6 +173,6 @@ def _break_even(problem: cost.Problem, baseline: _Baseline) -> str:
     share = float(columns.shares[:, best] @ (columns.call_s[:, best] > 0))
     layer = problem.spec.moe_layers[columns.layer[best]]
     return (
-        f"A remote expert saves ${saved:.3g} of main memory a request; the cheapest to send away (layer {layer}, hit by {share:.1%} of "
-        f"decode tokens) would cost ${columns.bill_usd[best]:.3g} in invocations, before what waiting for it adds."
+        f"A remote expert saves {per_million(saved)} requests in main memory; the cheapest to send away (layer {layer}, hit by "
+        f"{share:.1%} of decode tokens) would cost {per_million(float(columns.bill_usd[best]))} in invocations, before what waiting for it adds."
     )

@@ -21,24 +21,29 @@ def summary_rows(plan: Plan) -> tuple[tuple[str, str], ...]:
     """(name, value) lines: verdict first, then money, latency, specs, and the certificate."""
     remote, with_remote = sum(len(layer.remote) for layer in plan.layers), sum(bool(layer.remote) for layer in plan.layers)
     local = tuple(
-        (name, f"${b.cost_usd_per_request:.4g} a request, TTFT {b.ttft_s:.4g} s, TPOT {b.tpot_s * 1000:.4g} ms")
+        (name, f"{per_million(b.cost_usd_per_request)} requests, TTFT {b.ttft_s:.4g} s, TPOT {b.tpot_s * 1000:.4g} ms")
         for name, b in plan.baselines.items()
     )
     return (
         ("verdict", plan.verdict),
         ("reason", plan.reason),
-        ("cost", f"${plan.cost_usd_per_request:.4g} a request of {plan.workload.n_in} + {plan.workload.n_out} tokens, warm"),
+        ("cost", f"{per_million(plan.cost_usd_per_request)} requests of {plan.workload.n_in} + {plan.workload.n_out} tokens, warm"),
         ("TTFT", _against(plan.ttft_s, 1, "s", plan.targets.ttft_s)),
         ("TPOT", _against(plan.tpot_s, 1000, "ms", plan.targets.tpot_s)),
         ("main function", f"{plan.main.name}: {plan.main.memory_mb} MB, {_vcpus(plan.main.vcpus)}"),
         ("remote experts", f"{remote} in {with_remote} of {len(plan.layers)} layers"),
-        ("certificate", f"{plan.status}: at least ${plan.lower_bound_usd:.4g}, gap {plan.gap:.2%}"),
+        ("certificate", f"{plan.status}: at least {per_million(plan.lower_bound_usd)}, gap {plan.gap:.2%}"),
         *local,
     )
 
 
 def _vcpus(vcpus: float | None) -> str:
     return "all cores of the profile's machine" if vcpus is None else f"{vcpus:.3g} vCPUs"
+
+
+def per_million(usd: float) -> str:
+    """Money that people can read: a request costs millionths of a dollar."""
+    return f"${usd * 1e6:,.4g} per million"
 
 
 def id_ranges(ids: tuple[int, ...]) -> str:
