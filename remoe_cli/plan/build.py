@@ -173,6 +173,7 @@ def _break_even(problem: cost.Problem, baseline: _Baseline) -> str:
     share = float(columns.shares[:, best] @ (columns.call_s[:, best] > 0))
     layer = problem.spec.moe_layers[columns.layer[best]]
     return (
-        f"A remote expert saves {per_million(saved)} requests in main memory; the cheapest to send away (layer {layer}, hit by "
-        f"{share:.1%} of decode tokens) would cost {per_million(float(columns.bill_usd[best]))} in invocations, before what waiting for it adds."
+        f"A remote expert saves {per_million(saved)} requests in main memory; the cheapest to send away (layer {layer}, "
+        f"hit by {share:.1%} of decode tokens) would cost {per_million(float(columns.bill_usd[best]))} in invocations, "
+        f"before what waiting for it adds."
     )
