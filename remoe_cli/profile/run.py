@@ -81,7 +81,7 @@ def _partial_folder(out: Path, inputs: Inputs) -> Path:
     ours = (out / "profile.json").is_file() or fingerprint.is_file()
     if not ours and any(path.is_file() for path in out.rglob("*")):
         raise UsageError(f"{out} holds other files and no profile.", "Give an empty or new directory with -o.")
-    if fingerprint.is_file() and fingerprint.read_text(encoding="utf-8") == _json(inputs):
+    if _is_of(fingerprint, inputs):
         return partial
     # Before the fingerprint changes, so that a crash between the two leaves no batch of another run behind.
     for stale in (*partial.glob("batch-*.safetensors"), partial / "latency.json"):
@@ -90,10 +90,11 @@ def _partial_folder(out: Path, inputs: Inputs) -> Path:
     return partial
 
 
-def _json(inputs: Inputs) -> str:
-    import json
-
-    return json.dumps(inputs.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+def _is_of(fingerprint: Path, inputs: Inputs) -> bool:
+    try:
+        return artifacts.read_json(fingerprint, Inputs) == inputs
+    except ArtifactError:
+        return False
 
 
 def _batches(texts: tuple[str, ...], size: int) -> Iterator[tuple[Path, tuple[str, ...]]]:
