@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from remoe_cli.demo_data import PROMPTS
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.demo import demo_model
 from remoe_cli.model.tokens import encode, load_tokenizer
+from remoe_cli.profile.record import ProfileRecord
 from remoe_cli.runtime.server import ServerConfig, load_engine
 from tests.harness import clear_steps
 
@@ -247,3 +249,20 @@ def test_an_impossible_target_exits_3_and_names_the_limit(profiles: Callable[[st
 
 def test_demo_model_is_the_studied_one() -> None:
     assert artifacts.sha256_file(demo_model("bfloat16") / "model.safetensors").startswith("95d759d336df9aaa")
+
+
+def test_a_main_server_that_cannot_start_says_why_and_leaves_nothing(profiles: Callable[[str], Path], tmp_path: Path, state: Path) -> None:
+    """The model loses its tokenizer between planning and deploying."""
+    model = tmp_path / "model"
+    shutil.copytree(demo_model("bfloat16"), model)
+    profile = tmp_path / "profile"
+    shutil.copytree(profiles("bfloat16"), profile)
+    record = artifacts.read_json(profile / "profile.json", ProfileRecord)
+    moved = record.model.model_copy(update={"path": str(model), "revision": find(str(model)).revision})
+    artifacts.write_json(profile / "profile.json", record.model_copy(update={"model": moved}))
+    remoe("plan", str(profile), "-o", str(tmp_path / "plan.json"), "--remote-share", "0.1")
+    (model / "tokenizer.json").unlink()
+    error = remoe("deploy", str(tmp_path / "plan.json"), "--name", "mute", code=1)["error"]
+    assert error["kind"] == "Deploy" and f"The tokenizer of {model} cannot be loaded" in error["message"]
+    assert "Traceback" not in error["message"] and "Fatal" not in error["message"]
+    assert not (state / "deployments" / "mute").exists()

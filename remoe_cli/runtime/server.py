@@ -201,7 +201,8 @@ def _error(error: Exception) -> dict[str, str]:
 
 def _end_with_parent() -> None:
     """Exit as soon as standard input is closed: whoever started the server is gone."""
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not sys.stdin: its lock would trouble the interpreter's own end
+        pass
     os._exit(0)
 
 
@@ -211,7 +212,10 @@ def main(path: str) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     config = artifacts.read_json(Path(path), ServerConfig)
     with ThreadPoolExecutor(1, "model") as model_thread:
-        engine = model_thread.submit(load_engine, config).result()
+        try:
+            engine = model_thread.submit(load_engine, config).result()
+        except RemoeError as error:
+            sys.exit(f"error: {error.message}\n  hint: {error.hint}")
         app = make_app(engine, config, predictor(Path(config.plan)), model_thread)
         uvicorn.run(app, host="127.0.0.1", port=config.port, log_level="warning", access_log=False)
 
