@@ -18,7 +18,7 @@ def cache_dir() -> Path:
 
 
 def state_dir() -> Path:
-    return Path(os.environ.get("REMOE_STATE_DIR") or platformdirs.user_state_path("remoe"))
+    return Path(os.environ.get("REMOE_STATE_DIR") or platformdirs.user_state_path("remoe")).absolute()
 
 
 def debug() -> bool:

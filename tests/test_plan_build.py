@@ -15,6 +15,7 @@ from remoe_cli.plan.build import make_plan
 from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.document import Outcome, Plan
 from remoe_cli.plan.verify import verify
+from remoe_cli.plan.workload import from_profile
 from remoe_cli.profile.record import Profile
 from tests.synthetic import synthetic_profile, tiny_catalog
 
@@ -155,6 +156,15 @@ def test_a_share_that_no_layer_can_give_alone_is_met_over_all_layers(tmp_path: P
     profile = synthetic_profile(tmp_path, **(NOT | {"skew": 2.0}))
     sizes = [len(layer.remote) for layer in make_plan(profile, tiny_catalog({"menu": menu()}), remote_share=0.8).layers]
     assert sum(sizes) == round(0.8 * 12) and max(sizes) - min(sizes) == 1
+
+
+def test_a_resized_workload_is_that_of_the_profile_at_those_lengths(tmp_path: Path) -> None:
+    profile = synthetic_profile(tmp_path)
+    resized, anew = from_profile(profile).resized(7, 90), from_profile(profile, 7, 90)
+    assert (resized.n_in, resized.n_out) == (7, 90)
+    assert resized.prefill_tokens == pytest.approx(anew.prefill_tokens, rel=1e-12)
+    for (sets, counts), (sets_anew, counts_anew) in zip(resized.patterns, anew.patterns, strict=True):
+        assert (sets == sets_anew).all() and (counts == counts_anew).all()
 
 
 def test_too_few_tokens_are_no_evidence(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,17 +23,18 @@ class Workload:
 
     prefill_tokens  float64 [L, E], expected prompt tokens per expert (N_lk); each row sums to n_in * top_k
     trace           int64 [T, L, k], expert ids of recorded decode tokens, -1 where a slot was skipped
+    patterns        per layer the distinct sets of experts in the trace, int64 [P, k] ascending, and how many tokens used each, [P]
     """
 
     n_in: int
     n_out: int
     prefill_tokens: Floats
     trace: Ints
+    patterns: tuple[tuple[Ints, Ints], ...]
 
-    @cached_property
-    def patterns(self) -> tuple[tuple[Ints, Ints], ...]:
-        """Per layer the distinct sets of experts that traced tokens used, int64 [P, k] ascending, and how many did, [P]."""
-        return tuple(np.unique(np.sort(self.trace[:, i], axis=1), axis=0, return_counts=True) for i in range(self.trace.shape[1]))
+    def resized(self, n_in: int, n_out: int) -> Workload:
+        """The same routing for a request of other lengths; what was counted of the trace is kept."""
+        return replace(self, n_in=n_in, n_out=n_out, prefill_tokens=self.prefill_tokens * (n_in / self.n_in))
 
     @property
     def decode_hits(self) -> Floats:
@@ -69,7 +69,8 @@ def from_profile(profile: Profile, n_in: int | None = None, n_out: int | None = 
         )
     n_in = n_in if n_in is not None else max(1, round(float(np.median(arrays["prompt_tokens"]))))
     n_out = n_out if n_out is not None else max(1, round(float(np.median(arrays["decode_tokens"]))))
-    return Workload(n_in, n_out, counts / totals * (n_in * spec.top_k), trace)
+    patterns = tuple(np.unique(np.sort(trace[:, i], axis=1), axis=0, return_counts=True) for i in range(trace.shape[1]))
+    return Workload(n_in, n_out, counts / totals * (n_in * spec.top_k), trace, patterns)
 
 
 def candidate_sets(workload: Workload) -> tuple[Bools, ...]:

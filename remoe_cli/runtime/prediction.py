@@ -24,10 +24,10 @@ def predictor(plan_path: Path) -> Predict:
         profile, catalog = read_profile(Path(plan.profile.path)), read_catalog(plan.catalog.path)
     except RemoeError:
         return lambda n_in, n_out: None
-    placement = Placement(plan.main, plan.layers)
+    placement, workload = Placement(plan.main, plan.layers), from_profile(profile)
 
     def predict(n_in: int, n_out: int) -> Outcome:
-        workload = from_profile(profile, n_in, max(1, n_out))
-        return evaluate(Problem(profile.record.spec, profile.record.latency, catalog, workload), placement)
+        request = workload.resized(n_in, max(1, n_out))
+        return evaluate(Problem(profile.record.spec, profile.record.latency, catalog, request), placement)
 
     return predict

@@ -19,8 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from remoe_cli import settings
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.local import limits, processes
 from remoe_cli.deploy.local.config import NAME_FORM, ChildrenRecord, ProcessRef, SupervisorRecord, TwinConfig
@@ -33,8 +32,7 @@ SHUTDOWN_WAIT_S = 10.0
 
 def state_root() -> Path:
     """Where deployments are kept: $REMOE_STATE_DIR/deployments, else under the user's state directory."""
-    given = os.environ.get("REMOE_STATE_DIR")
-    return (Path(given).absolute() if given else platformdirs.user_state_path("remoe")) / "deployments"
+    return settings.state_dir() / "deployments"
 
 
 def names() -> list[str]:
