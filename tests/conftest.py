@@ -14,7 +14,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
-from remoe_cli.deploy.local import limits
+from remoe_cli import limits
 
 
 @pytest.fixture(scope="session")

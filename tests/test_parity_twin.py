@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from remoe_cli.deploy.local.config import FunctionConfig
-from remoe_cli.deploy.local.limits import Mechanism
+from remoe_cli.limits import Mechanism
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import attach, expert_layers
 from remoe_cli.model.loader import load

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from remoe_cli.deploy.local import front, limits, processes
+from remoe_cli import limits
+from remoe_cli.deploy.local import front, processes
 from remoe_cli.deploy.local.config import FunctionConfig
 from tests.twin import Running, run_twin
 

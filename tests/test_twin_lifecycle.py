@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
+from remoe_cli import limits
 from remoe_cli.artifacts import read_json
-from remoe_cli.deploy.local import lifecycle, limits, processes
+from remoe_cli.deploy.local import lifecycle, processes
 from remoe_cli.deploy.local.config import ChildrenRecord, FunctionConfig, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.supervisor import label
 from remoe_cli.errors import DeployError, HeldError, UsageError

@@ -14,7 +14,8 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from remoe_cli.deploy.local import front, limits, processes
+from remoe_cli import limits
+from remoe_cli.deploy.local import front, processes
 from remoe_cli.deploy.local.config import FunctionConfig, ProcessRef, TwinConfig
 from remoe_cli.deploy.local.instance import Host
 

@@ -1,6 +1,11 @@
-"""Times a shard's experts in a process of its own: `python -m remoe_cli.profile.function_timing SHARD TOKENS...`.
+"""Times experts with the function's own arithmetic: `python -m remoe_cli.profile.function_timing PERIOD_S SHARD...`.
 
-Prints a JSON list of median seconds for one expert, one for each count of tokens. Imports only function/.
+Each line on stdin is a JSON list of token counts, ascending; the answer is a JSON list of [tokens, median seconds], which ends early when
+a call takes too long. Between two lines whoever started this process may change what CPU share it gets; nothing of that is known here.
+
+Calls come one by one, as they do when a model decodes: before each, the process sleeps for one to two periods of a CPU quota, so that
+it starts with its quota whole and at a random point of a period. Experts take turns, so that weights come from memory, not from cache.
+Imports only function/.
 """
 
 from __future__ import annotations
@@ -9,6 +14,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +23,32 @@ import numpy as np
 from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow
 from remoe_cli.function.weights import ExpertFile
 
-_REPEAT_S = 0.2
+_CALLS, _LEAST_CALLS = 9, 3
+_ENOUGH_S = 2.0  # of calls for one point; a call that takes longer alone is the last of its line
 
 
-def main(path: str, *tokens: str) -> None:
-    shard = ExpertFile(Path(path))
-    spec = FfnSpec(**shard.ffn)
-    experts = [Expert.of(shard.tensors(e), spec) for e in shard.experts]
-    down = shard.tensors(shard.experts[0])["down_proj"]
-    width = down.shape[-1 if spec.transposed else -2]
-    medians = []
-    for n in map(int, tokens):
-        x = narrow(np.random.default_rng(0).standard_normal((n, width), dtype=np.float32), spec.dtype)
+def main(period_s: str, *paths: str) -> None:
+    shards = [ExpertFile(Path(path)) for path in paths]
+    experts = cycle([Expert.of(shard.tensors(e), FfnSpec(**shard.ffn)) for shard in shards for e in shard.experts])
+    random = np.random.default_rng(0)
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(list(_points(json.loads(line), experts, float(period_s), random))) + "\n")
+        sys.stdout.flush()
+
+
+def _points(counts: list[int], experts: Iterator[Expert], period_s: float, random: np.random.Generator) -> Iterator[tuple[int, float]]:
+    for n in counts:
         times: list[float] = []
-        while len(times) < 3 or sum(times) < _REPEAT_S:
-            expert = experts[len(times) % len(experts)]
+        while len(times) < _CALLS and (len(times) < _LEAST_CALLS or sum(times) < _ENOUGH_S):
+            expert = next(experts)
+            x = narrow(random.standard_normal((n, expert.width), dtype=np.float32), expert.spec.dtype)
+            time.sleep(period_s * (1 + random.random()))
             start = time.perf_counter()
             expert.run(x)
             times.append(time.perf_counter() - start)
-        medians.append(statistics.median(times))
-    sys.stdout.write(json.dumps(medians))
+        yield n, statistics.median(times)
+        if min(times) > _ENOUGH_S:
+            return
 
 
 if __name__ == "__main__":

@@ -1,79 +1,64 @@
 """Measuring, on this machine, the times that the cost model needs (method section 2).
 
-Every figure is a median over repetitions, fitted as fixed + per token. The main process's experts and the function's
-are measured apart, because their arithmetic differs; the function's run in a process of their own, with one thread, as
-they will in the function.
+Every figure is a median over repetitions. Experts are timed against tokens and vCPUs and fitted (curves.py), those of the main process
+here and those of the function in function_latency.py, because their arithmetic differs. Non-expert time is taken layer by layer.
+With the model on an accelerator, non-expert time is the accelerator's and experts are timed on the CPU, where remoe keeps them.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import os
 import platform
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import date
-from pathlib import Path
+from functools import partial
+from itertools import cycle
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from remoe_cli.errors import ModelError
-from remoe_cli.model.experts import Attachment, ExpertLayer, attach, run_expert, run_experts
-from remoe_cli.model.shards import write_shard
-from remoe_cli.profile.record import Latency, Linear
+from remoe_cli.model.experts import ExpertLayer, attach, run_expert, run_experts
+from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, ROOFLINE, fit, fit_linear
+from remoe_cli.profile.function_latency import function_expert
+from remoe_cli.profile.latency_record import Latency, LayerTimes, Linear, Point
 
 _TOKENS = (1, 4, 16, 64, 256)
 _PROMPT_TOKENS = (16, 64, 192)
-_REPEAT_S = 0.25
+_CACHED_TOKENS = 64
+_ROUNDS, _ROUND_S = 3, 0.05  # every setting has its turn in each round, so that a busy spell of the machine hits all alike
+_FORWARD_S = 0.5
+_TOO_LONG_S = 2.0  # more tokens are not tried after a call this long
 
 
 def measure(model: PreTrainedModel, load_s: float) -> Latency:
-    """Measure everything; replaces what is attached to the model's hook. Takes a few seconds."""
-    attachment = attach(model, _without_experts)
+    """Measure everything; replaces what is attached to the model's hook. Takes 10 to 20 seconds for a small model."""
+    layers = attach(model, _without_experts).layers
     with torch.inference_mode():
-        prefill = fit(_PROMPT_TOKENS, [_forward_s(model, n, cached=0) for n in _PROMPT_TOKENS])
-        decode_s = _forward_s(model, 1, cached=64)
-        local = fit(_TOKENS, [_local_expert_s(attachment, n) for n in _TOKENS])
+        nonexpert = _nonexpert(model, _decoder_layers(model, layers[0]))
+        on_cpu = _on_cpu(layers)
+        local = fit(_local_points(on_cpu), [EXPONENTIAL, PHYSICAL, ROOFLINE])
+        copied = _copy(model.device, layers[0])
+    totals = [sum(column) for column in zip(*nonexpert.seconds, strict=True)]
     return Latency(
+        source="measured",
         machine=f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         measured_on=date.today().isoformat(),
         main_vcpus=torch.get_num_threads(),
-        nonexpert_prefill=prefill,
-        nonexpert_decode_s=decode_s,
+        nonexpert_prefill=fit_linear(_PROMPT_TOKENS, totals[1:]),
+        nonexpert_decode_s=totals[0],
+        nonexpert_layers=nonexpert,
         local_expert=local,
-        remote_expert=_function_expert(attachment.layers[0]),
+        remote_expert=function_expert(on_cpu),
+        copy_s=copied,
         load_s=load_s,
     )
-
-
-def fit(tokens: tuple[int, ...], seconds: list[float]) -> Linear:
-    """Least squares on relative error of fixed + per_token * n, both at least zero."""
-    n, t = np.array(tokens, dtype=float), np.array(seconds)
-    a = np.stack([1 / t, n / t], axis=1)
-    (fixed, slope), *_ = np.linalg.lstsq(a, np.ones(len(t)), rcond=None)
-    if fixed < 0:
-        fixed, slope = 0.0, float((a[:, 1] @ np.ones(len(t))) / (a[:, 1] @ a[:, 1]))
-    elif slope < 0:
-        fixed, slope = float((a[:, 0] @ np.ones(len(t))) / (a[:, 0] @ a[:, 0])), 0.0
-    return Linear(fixed_s=float(fixed), per_token_s=float(slope))
-
-
-def _median_s(work: Callable[[], object]) -> float:
-    """Median time of `work` over about a quarter second, at least three times, after one warm-up."""
-    work()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < _REPEAT_S:
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def _without_experts(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -81,40 +66,120 @@ def _without_experts(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights:
     return run_experts(layer, hidden, index, weights, {}, lambda _, rows: lambda: rows)
 
 
-def _forward_s(model: PreTrainedModel, tokens: int, cached: int) -> float:
-    generator = torch.Generator().manual_seed(0)
+# Non-expert modules
+
+
+def _decoder_layers(model: PreTrainedModel, layer: ExpertLayer) -> dict[str, nn.Module]:
+    """All decoder layers by name, dense ones too: the siblings of the one that holds `layer`."""
+    parent = layer.name.rpartition(f".{layer.layer}.")[0]
+    return {f"{parent}.{name}": module for name, module in model.get_submodule(parent).named_children()}
+
+
+def _nonexpert(model: PreTrainedModel, layers: dict[str, nn.Module]) -> LayerTimes:
+    columns = [_forward_s(model, layers, 1, cached=_CACHED_TOKENS), *(_forward_s(model, layers, n, cached=0) for n in _PROMPT_TOKENS)]
+    rows = tuple(zip(*columns, strict=True))
+    return LayerTimes(names=(*layers, "rest"), tokens=(0, *_PROMPT_TOKENS), seconds=rows)
+
+
+def _forward_s(model: PreTrainedModel, layers: dict[str, nn.Module], tokens: int, cached: int) -> list[float]:
+    """Median seconds of each layer and of the rest, for `tokens` tokens after `cached` ones."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(vocabulary, (1, cached + tokens), generator=generator)
-    if not cached:
-        return _median_s(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
-    cache = model(input_ids=ids[:, :cached], use_cache=True, logits_to_keep=1).past_key_values
-    return _median_s(lambda: model(input_ids=ids[:, cached:], past_key_values=cache, use_cache=True, logits_to_keep=1))
+    ids = torch.randint(vocabulary, (1, cached + tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
+    cache = model(input_ids=ids[:, :cached], use_cache=True, logits_to_keep=1).past_key_values if cached else None
+
+    def forward() -> None:
+        model(input_ids=ids[:, cached:], past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    forward()
+    passes: list[list[float]] = []
+    with _timed(list(layers.values()), model.device) as seconds:
+        while len(passes) < 3 or sum(map(sum, passes)) < _FORWARD_S:
+            seconds[:] = [0.0] * len(seconds)
+            start = _now(model.device)
+            forward()
+            whole = _now(model.device) - start
+            passes.append([*seconds, whole - sum(seconds)])
+    return [statistics.median(times) for times in zip(*passes, strict=True)]
 
 
-def _local_expert_s(attachment: Attachment, tokens: int) -> float:
-    layers = attachment.layers
+@contextmanager
+def _timed(modules: Sequence[nn.Module], device: torch.device) -> Iterator[list[float]]:
+    """Inside, each module's time in forward is added to its place in the list."""
+    seconds = [0.0] * len(modules)
+
+    def start(i: int, *_: object) -> None:
+        seconds[i] -= _now(device)
+
+    def stop(i: int, *_: object) -> None:
+        seconds[i] += _now(device)
+
+    with ExitStack() as stack:
+        for i, module in enumerate(modules):
+            stack.callback(module.register_forward_pre_hook(partial(start, i)).remove)
+            stack.callback(module.register_forward_hook(partial(stop, i)).remove)
+        yield seconds
+
+
+def _now(device: torch.device) -> float:
+    """The time, once everything is done that an accelerator was given to do."""
+    if device.type != "cpu":
+        for index in range(torch.accelerator.device_count()):
+            torch.accelerator.synchronize(index)
+    return time.perf_counter()
+
+
+# Experts of the main process
+
+
+def _on_cpu(layers: Sequence[ExpertLayer]) -> Sequence[ExpertLayer]:
+    """The layers, or a copy of the first one where they are on an accelerator."""
+    if all(p.device.type == "cpu" for layer in layers for p in layer.parameters().values()):
+        return layers
+    return [replace(layers[0], module=copy.deepcopy(layers[0].module).to("cpu"))]
+
+
+def _local_points(layers: Sequence[ExpertLayer]) -> list[Point]:
     dtype = next(iter(layers[0].parameters().values())).dtype
-    x = torch.randn((tokens, layers[0].width), generator=torch.Generator().manual_seed(0)).to(dtype)
-    turn = iter(range(1 << 30))
+    # Another layer each time, so that weights come from memory as they do in real decoding.
+    experts = cycle([(layer, row) for row in range(layers[0].experts) for layer in layers])
+    rows = {n: torch.randn((n, layers[0].width), generator=torch.Generator().manual_seed(0)).to(dtype) for n in _TOKENS}
+    times: dict[tuple[int, int], list[float]] = defaultdict(list)
+    most, before = _TOKENS[-1], torch.get_num_threads()
+    try:
+        for threads in _thread_counts() * _ROUNDS:
+            torch.set_num_threads(threads)
+            run_expert(*next(experts), rows[_TOKENS[0]])  # starts the threads
+            for n in _TOKENS:
+                spent = 0.0
+                while spent < _ROUND_S and n <= most:
+                    start = time.perf_counter()
+                    run_expert(*next(experts), rows[n])
+                    last = time.perf_counter() - start
+                    times[n, threads].append(last)
+                    spent += last
+                    most = n if last > _TOO_LONG_S else most
+    finally:
+        torch.set_num_threads(before)
+    return [Point(tokens=n, vcpus=threads, seconds=statistics.median(t)) for (n, threads), t in times.items()]
 
-    def one() -> Tensor:
-        # Another expert each time, so that weights come from memory as they do in real decoding.
-        i = next(turn)
-        layer = layers[i % len(layers)]
-        return run_expert(layer, (i // len(layers)) % layer.experts, x)
 
-    return _median_s(one)
+def _thread_counts() -> list[int]:
+    """1, 2, 4, .. and as many as there are cores."""
+    cores = os.cpu_count() or 1
+    return sorted({cores, *(1 << i for i in range(cores.bit_length()))})
 
 
-def _function_expert(layer: ExpertLayer) -> Linear:
-    with tempfile.TemporaryDirectory() as folder:
-        shard = Path(folder) / "layer.safetensors"
-        write_shard(shard, layer, range(layer.experts))
-        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "remoe_cli.profile.function_timing", str(shard), *map(str, _TOKENS)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if run.returncode != 0:
-        raise ModelError(
-            f"The function's arithmetic cannot be timed: {(run.stderr.strip().splitlines() or ['it said nothing'])[-1]}", "Run 'pip check'."
-        )
-    return fit(_TOKENS, json.loads(run.stdout))
+def _copy(device: torch.device, layer: ExpertLayer) -> Linear:
+    """Hidden states of n tokens from one device to the other: half of there and back."""
+    if device.type == "cpu":
+        return Linear(fixed_s=0.0, per_token_s=0.0)
+    dtype = next(iter(layer.parameters().values())).dtype
+    medians = []
+    for n in _TOKENS:
+        hidden, times = torch.zeros((n, layer.width), dtype=dtype, device=device), []
+        for _ in range(20):
+            start = _now(device)
+            hidden.to("cpu").to(device)
+            times.append((_now(device) - start) / 2)
+        medians.append(statistics.median(times))
+    return fit_linear(_TOKENS, medians)

@@ -6,5 +6,5 @@ timeout, init and concurrency limits are enforced. The twin knows functions, not
     lifecycle   what the command line calls: start, status, logs, destroy
     supervisor  the detached process that holds one deployment together
     front       the Invoke API on loopback            pool      the execution environments of one function
-    instance    one execution environment             limits    memory and CPU limits of one worker
+    instance    one execution environment             worker    what a worker is given, and why it ended
 """

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from remoe_cli.deploy.local import limits, processes
+from remoe_cli import limits
+from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig, ProcessRef
 from remoe_cli.deploy.local.logs import LogStream
 from remoe_cli.deploy.local.worker import ACCOUNT, OUT_OF_MEMORY, PAYLOAD_LIMIT_BYTES, REGION, TOO_LARGE, Fault, describe, environment

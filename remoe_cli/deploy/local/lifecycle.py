@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from remoe_cli import settings
+from remoe_cli import limits, settings
 from remoe_cli.artifacts import read_json, write_json
-from remoe_cli.deploy.local import limits, processes
+from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import NAME_FORM, ChildrenRecord, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.logs import last_lines
 from remoe_cli.errors import ArtifactError, DeployError, HeldError, UsageError

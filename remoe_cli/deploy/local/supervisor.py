@@ -18,8 +18,9 @@ from typing import Any
 
 from aiohttp import web
 
+from remoe_cli import limits
 from remoe_cli.artifacts import read_json, write_json
-from remoe_cli.deploy.local import front, limits, processes
+from remoe_cli.deploy.local import front, processes
 from remoe_cli.deploy.local.config import ChildrenRecord, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.instance import Host
 from remoe_cli.errors import ArtifactError, DeployError

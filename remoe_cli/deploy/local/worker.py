@@ -7,7 +7,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from remoe_cli.deploy.local import limits
+from remoe_cli import limits
 from remoe_cli.deploy.local.config import FunctionConfig
 
 PAYLOAD_LIMIT_BYTES = 6_291_456

@@ -1,4 +1,4 @@
-"""The memory and CPU limit of one worker, by the best mechanism that this machine really lets us use.
+"""The memory and CPU limit of one worker process, by the best mechanism that this machine really lets us use.
 
     cgroup-v2, cgroup-v1   the kernel counts and kills; page cache (mapped weights) is reclaimed first
     rlimit                 `ulimit -d` bounds private writable memory, and a poll of anonymous memory kills (the caller polls)
@@ -104,16 +104,25 @@ def launcher(cage: Cage, argv: Sequence[str]) -> list[str]:
     argv = [*cage.mechanism.parent_death, *argv]
     if cage.mechanism.memory == "rlimit":
         return ["/bin/sh", "-c", _SET_RLIMIT, "sh", str(cage.memory_mb << 10), *argv]
-    return ["/bin/sh", "-c", _JOIN_GROUPS, "sh", *map(str, cage.groups), "--", *argv]
+    return inside(cage.groups, argv)
+
+
+def inside(groups: Sequence[Path], argv: Sequence[str]) -> list[str]:
+    """The argv that starts `argv` in `groups`. It ends with status 125 when it cannot join them."""
+    return ["/bin/sh", "-c", _JOIN_GROUPS, "sh", *map(str, groups), "--", *argv]
 
 
 def limit_cpu(cage: Cage) -> None:
     """Set the CPU quota, where there is one. To be called after init, which Lambda runs on full CPU."""
     share = vcpus(cage.memory_mb)
-    if cage.mechanism.cpu_root is None or share >= (os.cpu_count() or 1):
-        return
-    group, quota_us = cage.mechanism.cpu_root / cage.label, max(SMALLEST_QUOTA_US, round(share * PERIOD_US))
-    if cage.mechanism.memory == "cgroup-v2":
+    if cage.mechanism.cpu_root is not None and share < (os.cpu_count() or 1):
+        set_cpu_share(cage.mechanism, cage.mechanism.cpu_root / cage.label, share)
+
+
+def set_cpu_share(mechanism: Mechanism, group: Path, share: float) -> None:
+    """Let the processes of a group run for `share` of each period; each period starts anew, whatever was used before."""
+    quota_us = max(SMALLEST_QUOTA_US, round(share * PERIOD_US))
+    if mechanism.memory == "cgroup-v2":
         _write(group / "cpu.max", f"{quota_us} {PERIOD_US}")
     else:
         _write(group / "cpu.cfs_period_us", str(PERIOD_US))

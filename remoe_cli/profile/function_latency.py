@@ -1,0 +1,95 @@
+"""One expert's time in an expert function, against tokens and against the CPU share that a memory spec brings.
+
+The function's arithmetic runs in a process of its own (function_timing.py), with one thread, under the very CPU quota that the local
+twin sets. Where this machine lets nobody set one, the process is timed on one whole vCPU, and what a quota does is left to the curve.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from remoe_cli import limits
+from remoe_cli.errors import ModelError
+from remoe_cli.model.experts import ExpertLayer
+from remoe_cli.model.shards import write_shard
+from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, fit, quota
+from remoe_cli.profile.latency_record import Point, Timing
+
+_TOKENS = (1, 4, 16, 64, 256)
+_MEMORY_MB = (128, 512, 1024)
+_BEYOND_CACHE_BYTES = 128 << 20
+PERIOD_S = limits.PERIOD_US / 1e6
+
+
+def function_expert(layers: Sequence[ExpertLayer]) -> Timing:
+    """Measure and fit one expert of these layers, whose parameters must be on the CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        points = list(_points(list(_shards(Path(folder), layers))))
+    whole_only = all(point.vcpus == 1 for point in points)
+    return fit(points, [quota(PERIOD_S)] if whole_only else [EXPONENTIAL, PHYSICAL, quota(PERIOD_S)])
+
+
+def _shards(folder: Path, layers: Sequence[ExpertLayer]) -> Iterator[Path]:
+    """Experts of as many layers as it takes to outgrow a processor's cache."""
+    held = 0
+    for layer in layers:
+        each = sum(p.numel() * p.element_size() for p in layer.parameters().values()) // layer.experts
+        wanted = min(layer.experts, -(-(_BEYOND_CACHE_BYTES - held) // each))
+        if wanted <= 0:
+            return
+        path = folder / f"{layer.layer}.safetensors"
+        write_shard(path, layer, range(wanted))
+        held += wanted * each
+        yield path
+
+
+def _points(shards: list[Path]) -> Iterator[Point]:
+    with _group() as group:
+        command = [sys.executable, "-m", "remoe_cli.profile.function_timing", str(PERIOD_S), *map(str, shards)]
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        argv = limits.inside([group[1]], command) if group else command
+        pipe = subprocess.PIPE
+        with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as child:
+            try:
+                assert child.stdin and child.stdout and child.stderr
+                for vcpus in (*map(limits.vcpus, _MEMORY_MB if group else ()), 1.0):
+                    if group:
+                        limits.set_cpu_share(*group, vcpus)
+                    child.stdin.write(json.dumps(_TOKENS) + "\n")
+                    child.stdin.flush()
+                    answer = child.stdout.readline()
+                    if not answer:
+                        raise _failed(child.stderr.read())
+                    yield from (Point(tokens=n, vcpus=vcpus, seconds=s) for n, s in json.loads(answer))
+            except BrokenPipeError:
+                raise _failed(child.stderr.read() if child.stderr else "") from None
+            finally:
+                child.kill()
+
+
+@contextmanager
+def _group() -> Iterator[tuple[limits.Mechanism, Path] | None]:
+    """A control group whose CPU share can be set, and the mechanism that it is of; None where there is none."""
+    mechanism = limits.probe(f"remoe-profile-{os.getpid()}")
+    try:
+        if mechanism.cpu_root is None:
+            yield None
+        else:
+            group = mechanism.cpu_root / "function"
+            group.mkdir()
+            yield mechanism, group
+    finally:
+        for root in mechanism.groups:
+            limits.remove(root)
+
+
+def _failed(said: str) -> ModelError:
+    reason = (said.strip().splitlines() or ["it said nothing"])[-1]
+    return ModelError(f"The function's arithmetic cannot be timed: {reason}", "Run 'pip check'.")

@@ -1,0 +1,143 @@
+"""Latencies of hardware that is not here, from a description of it: a roofline of bandwidth, FLOP/s and overheads.
+
+A description is a TOML file with `[main]` (the CPU of the main process), optionally `[gpu]` (non-expert modules run there when it is
+given) and `[function]` (an expert function); each figure has its source (sourced.py). With a model's sizes it makes the `Latency` that
+a measurement would make:
+
+- an expert takes its call's overhead, and the longer of reading its weights and computing its rows, divided by the vCPUs in use;
+- all non-expert modules take each layer's overhead, and the longer of reading their weights and computing their rows.
+
+Computing is two operations a weight and token. Left out: attention's term that grows with the square of the prompt, reading the KV
+cache, and that an embedding table is not multiplied (its share of `nonexpert_bytes` is not known here), so long prompts come out too
+fast and models with a large vocabulary too slow. A share of a vCPU is taken as that much slower; the waiting of a CPU quota in periods
+is not described.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from remoe_cli.model.spec import MoeSpec
+from remoe_cli.profile.latency_record import Latency, Linear, Roofline, Timing
+from remoe_cli.sourced import Provenance, check_provenance, read_sourced, shipped_names
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+_SHIPPED = ("remoe_cli.profile", "hardware")
+_WEIGHT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FunctionSpeed(_Part):
+    """How fast vCPUs run experts.
+
+    bytes_per_s_per_vcpu   reading weights from memory
+    flop_per_s_per_vcpu    multiplying in the model's number type, as the software at hand does it
+    saturation_vcpus       vCPUs beyond which nothing gets faster
+    expert_overhead_s      calling one expert
+    """
+
+    bytes_per_s_per_vcpu: Positive
+    flop_per_s_per_vcpu: Positive
+    saturation_vcpus: Positive
+    expert_overhead_s: NonNegative
+
+
+class MainSpeed(FunctionSpeed):
+    """The main process.
+
+    vcpus                  that it has
+    layer_overhead_s       calling one decoder layer's non-expert modules, on whatever they run
+    load_bytes_per_s       reading the model from disk
+    """
+
+    vcpus: Positive
+    layer_overhead_s: NonNegative
+    load_bytes_per_s: Positive
+
+
+class Gpu(_Part):
+    """The accelerator; `copy_latency_s` and `copy_bytes_per_s` are of one copy between it and CPU memory."""
+
+    bytes_per_s: Positive
+    flop_per_s: Positive
+    copy_latency_s: NonNegative
+    copy_bytes_per_s: Positive
+
+
+class File(_Part):
+    path: str
+    sha256: str
+
+
+class Hardware(_Part):
+    """A description as read; `file` is where it came from and is filled in by `read_hardware`."""
+
+    schema_version: str = Field(pattern=r"^remoe\.hardware/1$")
+    name: str
+    main: MainSpeed
+    gpu: Gpu | None = None
+    function: FunctionSpeed
+    provenance: tuple[Provenance, ...] = Field(min_length=1)
+    file: File
+
+    @model_validator(mode="after")
+    def _every_figure_has_a_source(self) -> Hardware:
+        sides: dict[str, type[BaseModel]] = {"main": MainSpeed, "function": FunctionSpeed}
+        check_provenance(sides | ({"gpu": Gpu} if self.gpu else {}), self.provenance)
+        return self
+
+
+def hardware_names() -> tuple[str, ...]:
+    """Names of the descriptions that come with remoe."""
+    return shipped_names(*_SHIPPED)
+
+
+def read_hardware(name: str) -> Hardware:
+    """A description by name or by path; UsageError when there is none, or it is wrong."""
+    return read_sourced("hardware description", Hardware, name, *_SHIPPED)
+
+
+def latency_from(name: str, spec: MoeSpec) -> Latency:
+    """What a model of these sizes takes on the hardware described by `name`; `measured_on` is the date of its newest figure."""
+    hardware = read_hardware(name)
+    main, gpu = hardware.main, hardware.gpu
+    vcpus = min(main.vcpus, main.saturation_vcpus)
+    read_s = spec.nonexpert_bytes / (gpu.bytes_per_s if gpu else main.bytes_per_s_per_vcpu * vcpus)
+    compute_s = _flop(spec, spec.nonexpert_bytes) / (gpu.flop_per_s if gpu else main.flop_per_s_per_vcpu * vcpus)
+    overhead_s = main.layer_overhead_s * spec.hidden_layers
+    nonexpert = Linear(fixed_s=overhead_s, per_token_s=compute_s, least_s=overhead_s + read_s)
+    copied = Linear(fixed_s=gpu.copy_latency_s if gpu else 0.0, per_token_s=spec.hidden_state_bytes / gpu.copy_bytes_per_s if gpu else 0.0)
+    return Latency(
+        source="described",
+        machine=hardware.name,
+        measured_on=max(entry.date for entry in hardware.provenance).isoformat(),
+        main_vcpus=main.vcpus,
+        nonexpert_prefill=nonexpert,
+        nonexpert_decode_s=float(nonexpert.seconds(1)),
+        nonexpert_layers=None,
+        local_expert=_expert(main, spec),
+        remote_expert=_expert(hardware.function, spec),
+        copy_s=copied,
+        load_s=(spec.nonexpert_bytes + spec.routed_bytes) / main.load_bytes_per_s,
+    )
+
+
+def _expert(speed: FunctionSpeed, spec: MoeSpec) -> Timing:
+    curve = Roofline(
+        overhead_s=speed.expert_overhead_s,
+        weights_s=spec.expert_bytes / speed.bytes_per_s_per_vcpu,
+        per_token_s=_flop(spec, spec.expert_bytes) / speed.flop_per_s_per_vcpu,
+        saturation_vcpus=speed.saturation_vcpus,
+    )
+    return Timing(curve=curve, held_out_error=None, errors={}, points=(), residuals=())
+
+
+def _flop(spec: MoeSpec, weight_bytes: int) -> float:
+    """Operations of one token with that many bytes of weights: a multiplication and an addition each."""
+    return 2.0 * weight_bytes / _WEIGHT_BYTES[spec.dtype]
