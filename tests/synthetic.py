@@ -9,7 +9,8 @@ import numpy as np
 
 from remoe_cli.model.spec import KvLayer, MoeSpec
 from remoe_cli.plan.catalog import Catalog, read_catalog
-from remoe_cli.profile.record import DatasetRef, Latency, Linear, ModelRef, Profile, ProfileRecord, Settings, write_profile
+from remoe_cli.profile.latency_record import InvocationTiming, Latency, Linear, Physical, Quantiles, Timing
+from remoe_cli.profile.record import DatasetRef, ModelRef, Profile, ProfileRecord, Settings, write_profile
 
 MB = 2**20
 
@@ -72,13 +73,16 @@ def synthetic_profile(
         kv_layers=tuple(KvLayer(bytes_per_token=1024) for _ in range(layers + 1)),
     )
     latency = Latency(
+        source="measured",
         machine="synthetic",
         measured_on="2026-01-01",
         main_vcpus=main_vcpus,
         nonexpert_prefill=Linear(fixed_s=0.004, per_token_s=2e-4),
         nonexpert_decode_s=nonexpert_decode_s,
-        local_expert=Linear(fixed_s=local_expert[0], per_token_s=local_expert[1]),
-        remote_expert=Linear(fixed_s=remote_expert[0], per_token_s=remote_expert[1]),
+        nonexpert_layers=None,
+        local_expert=inverse(*local_expert, at_vcpus=main_vcpus),
+        remote_expert=inverse(*remote_expert, at_vcpus=1),
+        copy_s=Linear(fixed_s=0.0, per_token_s=0.0),
         load_s=1.0,
     )
     record = ProfileRecord(
@@ -90,6 +94,26 @@ def synthetic_profile(
         arrays_sha256="",
     )
     return write_profile(path, record, arrays)
+
+
+def inverse(fixed_s: float, per_token_s: float, at_vcpus: float) -> Timing:
+    """fixed_s + per_token_s * tokens at `at_vcpus`, inversely proportional to the vCPUs."""
+    curve = Physical(overhead_s=0.0, weights_s=fixed_s * at_vcpus, per_token_s=per_token_s * at_vcpus)
+    return Timing(curve=curve, held_out_error=None, errors={}, points=(), residuals=())
+
+
+def quantiles(tenths: list[float]) -> Quantiles:
+    """Ten equally likely values and the quantiles that go with them."""
+    return Quantiles(p50=tenths[4], p90=tenths[8], p99=tenths[9], tenths=tuple(tenths))
+
+
+def invocation(seed: int) -> InvocationTiming:
+    """A live target with a spread of about a millisecond, inside and outside the function."""
+    random = np.random.default_rng(seed)
+    unbilled, billed = (np.sort(random.uniform(2e-4, 3e-3, size=10)).tolist() for _ in range(2))
+    return InvocationTiming(
+        target="t", measured_on="2026-01-01", unbilled_s=quantiles(unbilled), billed_s=quantiles(billed), bytes_per_s=5e7, samples=()
+    )
 
 
 def tiny_catalog(main: dict[str, Any] | None = None, **function: Any) -> Catalog:

@@ -202,7 +202,7 @@ def test_a_target_out_of_reach_names_the_least_that_does(target: str, paying: tu
 def test_targets_that_conflict_name_the_least_tpot_at_that_ttft(tmp_path: Path) -> None:
     # In prefill the remote side is far faster than the main function, in decoding far slower.
     profile = synthetic_profile(tmp_path, layers=2, experts=4, local_expert=(1e-5, 1e-3), remote_expert=(1e-5, 1e-6), main_vcpus=1)
-    catalog = tiny_catalog(warm_overhead_s=0.01)
+    catalog = tiny_catalog(warm_unbilled_s=0.005, warm_billed_s=0.005)
     ttft, tpot = 0.04, 0.012
     for alone in ({"ttft_s": ttft}, {"tpot_s": tpot}):
         assert make_plan(profile, catalog, **alone).placement == "exact"  # type: ignore[arg-type]

@@ -158,7 +158,7 @@ def _caveats(problem: cost.Problem) -> list[str]:
     """What the numbers leave out, in whole sentences."""
     prefix = problem.spec.experts_per_layer > ENUMERATED_EXPERTS
     among = ["The bound is for plans that send each layer's least used experts away."] if prefix else []
-    return [*among, "Cold starts are not billed."]
+    return [*among, *problem.workload.assumptions, "Cold starts are not billed."]
 
 
 def _break_even(problem: cost.Problem, baseline: _Baseline) -> str:

@@ -1,7 +1,11 @@
-"""The workload that a plan is for: one request of typical length, and the routing that the profile recorded."""
+"""The workload that a plan is for: one request of typical length, and the routing that the profile recorded.
+
+Imported routing may lack a phase, single tokens or lengths. What then stands in for them is an assumption, which the plan states.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +28,7 @@ class Workload:
     prefill_tokens  float64 [L, E], expected prompt tokens per expert (N_lk); each row sums to n_in * top_k
     trace           int64 [T, L, k], expert ids of recorded decode tokens, -1 where a slot was skipped
     patterns        per layer the distinct sets of experts in the trace, int64 [P, k] ascending, and how many tokens used each, [P]
+    assumptions     whole sentences on what the profile does not hold and what was put in its place
     """
 
     n_in: int
@@ -31,6 +36,7 @@ class Workload:
     prefill_tokens: Floats
     trace: Ints
     patterns: tuple[tuple[Ints, Ints], ...]
+    assumptions: tuple[str, ...] = ()
 
     def resized(self, n_in: int, n_out: int) -> Workload:
         """The same routing for a request of other lengths; what was counted of the trace is kept."""
@@ -54,12 +60,19 @@ class Workload:
 def from_profile(profile: Profile, n_in: int | None = None, n_out: int | None = None) -> Workload:
     """The workload of a profile; lengths default to the profile's own medians, at least 1.
 
-    Raises UsageError for a length below 1, and ArtifactError when the profile recorded no prompt or no decode token.
+    Raises UsageError for a length below 1, and ArtifactError when the profile has no routing of prompts, of single tokens or of
+    some layers.
     """
-    arrays, spec = profile.arrays, profile.record.spec
+    arrays, spec, routing = profile.arrays, profile.record.spec, profile.record.routing
     if min(value for value in (n_in, n_out, 1) if value is not None) < 1:
         raise UsageError("The workload needs at least 1 prompt token and 1 generated token.", "Give lengths of 1 or more.")
-    counts = arrays["prefill_counts"].sum(axis=0, dtype=np.float64)
+    if routing.layers is not None and len(routing.layers) < len(spec.moe_layers):
+        raise ArtifactError(
+            f"The profile {profile.path} has routing of {len(routing.layers)} of the model's {len(spec.moe_layers)} MoE layers, "
+            "and a plan places the experts of all.",
+            "Import routing of every MoE layer.",
+        )
+    counts = profile.counts("prefill").sum(axis=0, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     trace = arrays["trace_ids"].astype(np.int64)
     if counts.size == 0 or (totals == 0).any() or len(trace) == 0:
@@ -67,10 +80,32 @@ def from_profile(profile: Profile, n_in: int | None = None, n_out: int | None = 
             f"The profile {profile.path} recorded no routing of {'decode tokens' if counts.size and (totals > 0).all() else 'prompts'}.",
             "Profile again with more prompts and a larger --max-new-tokens.",
         )
+    assumptions = tuple(_assumptions(profile, n_in is None, n_out is None))
     n_in = n_in if n_in is not None else max(1, round(float(np.median(arrays["prompt_tokens"]))))
     n_out = n_out if n_out is not None else max(1, round(float(np.median(arrays["decode_tokens"]))))
     patterns = tuple(np.unique(np.sort(trace[:, i], axis=1), axis=0, return_counts=True) for i in range(trace.shape[1]))
-    return Workload(n_in, n_out, counts / totals * (n_in * spec.top_k), trace, patterns)
+    return Workload(n_in, n_out, counts / totals * (n_in * spec.top_k), trace, patterns, assumptions)
+
+
+def _assumptions(profile: Profile, default_in: bool, default_out: bool) -> Iterator[str]:
+    """What stands in for things that the profile lacks; nothing for a recorded profile."""
+    routing, arrays = profile.record.routing, profile.arrays
+    if "prefill" not in routing.phases:
+        yield "The profile has no separate routing of prompts: their tokens are taken to use experts as its generated tokens do."
+    if "decode" not in routing.phases:
+        yield "The profile has no separate routing of generated tokens: they are taken to use experts as its other tokens do."
+    if routing.trace == "drawn":
+        yield (
+            "Experts of single tokens were drawn from the profile's counts, as if a token chose them independently of each other; "
+            "with real tokens the times of remote calls differ."
+        )
+    lacking = [
+        name
+        for name, wanted, tokens in (("prompts", default_in, "prompt_tokens"), ("answers", default_out, "decode_tokens"))
+        if wanted and routing.source == "imported" and (routing.row != "prompt" or not arrays[tokens].any())
+    ]
+    if lacking:
+        yield f"The profile does not know the lengths of {' and '.join(lacking)} (its rows are: {routing.row}); give --n-in and --n-out."
 
 
 def candidate_sets(workload: Workload) -> tuple[Bools, ...]:

@@ -2,22 +2,29 @@
 
 A profile is a directory:
 
-    profile.json         a ProfileRecord: model, dataset, settings, sizes, latencies, digest of the arrays
-    arrays.safetensors   P prompts, L MoE layers, E experts a layer, k = top-k, T traced decode tokens, d = hidden size
+    profile.json         a ProfileRecord: model, dataset, settings, routing, sizes, latencies, digest of the arrays
+    arrays.safetensors   P prompts, L MoE layers, E experts a layer, k = top-k, T traced tokens, d = width of an embedding
         prefill_counts   int32 [P, L, E]   prompt tokens routed to each expert; each row sums to prompt_tokens * k
         decode_counts    int32 [P, L, E]   the same for generated tokens that were fed back; sums to decode_tokens * k
         prompt_tokens    int32 [P]
         decode_tokens    int32 [P]         forward passes of one token: generated tokens less one
-        prompt_vectors   float32 [P, d]    sum of L2-normalised token embeddings (method section 5)
-        trace_ids        int16 [T, L, k]   top-k expert ids of single decode tokens, -1 where a slot was skipped
+        prompt_vectors   float32 [P, d]    sum of L2-normalised token embeddings (method section 5); d = 0 without embeddings
+        trace_ids        int16 [T, L, k]   top-k expert ids of single tokens, -1 where a slot was skipped (RoutingRef says which tokens)
         trace_prompt     int32 [T]         the prompt each traced token belongs to
+        bag_sizes        int32 [P]         only with texts: distinct tokens of each prompt,
+        bag_tokens       int32 [N]         their ids, prompt after prompt,
+        bag_counts       int32 [N]         and how often each occurs (model/vectors.py)
+        prompt_index     int32 [P]         only in a shard: the place of each prompt in the whole dataset, ascending
+
+Recorded rows sum to less where the model skips slots. Imported routing may lack layers, phases, tokens or lengths: what is lacking is
+zero in the counts and -1 in the trace, the rest sums alike over layers, and RoutingRef says what is there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +33,10 @@ from pydantic import BaseModel, ConfigDict
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError
 from remoe_cli.model.spec import MoeSpec
+from remoe_cli.profile.latency_record import Latency
+
+Phase = Literal["prefill", "decode"]
+TRACE_TOKENS = 32_768  # single-token routing kept for the expected maximum of local and remote time (planning section 1)
 
 
 class _Part(BaseModel):
@@ -39,13 +50,24 @@ class ModelRef(_Part):
     revision: str
 
 
+class Shard(_Part):
+    """Part `number` of `of`, from 1."""
+
+    number: int
+    of: int
+
+
 class DatasetRef(_Part):
-    """The prompts. `sha256` is over their texts, in order."""
+    """The prompts. `sha256` is over their texts, in order; for imported routing without texts, over the file it came from.
+
+    A shard names the whole dataset: `prompts` and `sha256` are over all its prompts, `prompt_index` says which of them the shard holds.
+    """
 
     source: str
     field: str
     prompts: int
     sha256: str
+    shard: Shard | None = None
 
 
 class Settings(_Part):
@@ -58,42 +80,35 @@ class Settings(_Part):
     dtype: str
 
 
-class Linear(_Part):
-    """Time of a piece of work for n tokens: 0 for n = 0, else fixed_s + per_token_s * n, in seconds."""
+class RoutingRef(_Part):
+    """Where the routing comes from and how far it reaches; the defaults are what `remoe profile` records itself.
 
-    fixed_s: float
-    per_token_s: float
-
-    def seconds(self, tokens: npt.ArrayLike) -> Any:
-        n = np.asarray(tokens, dtype=np.float64)
-        return np.where(n > 0, self.fixed_s + self.per_token_s * n, 0.0)
-
-
-class Latency(_Part):
-    """Times measured on the machine that ran the profile (method section 2); every number is in seconds.
-
-    nonexpert_prefill   all non-expert modules of the whole model, for n prompt tokens (sum over layers of tau_f_l)
-    nonexpert_decode_s  the same for one generated token (sum over layers of t_f_l)
-    local_expert        one expert for n tokens by the main process (tau_c_l(w, n)), at `main_vcpus`
-    remote_expert       one expert for n tokens by the function's own arithmetic (tau_c_l(y, n)), on one whole vCPU
-    load_s              reading the main model from disk
+    format   of the imported file, `sha256` its digest
+    row      what one row of the counts stands for; only for `prompt` are lengths and predictions those of prompts
+    layers   hidden-layer indices of the MoE layers that have routing; None for all
+    phases   the phases that have routing
+    trace    what the traced tokens are: recorded decode tokens, recorded prompt tokens, or drawn from the counts
     """
 
-    machine: str
-    measured_on: str
-    main_vcpus: int
-    nonexpert_prefill: Linear
-    nonexpert_decode_s: float
-    local_expert: Linear
-    remote_expert: Linear
-    load_s: float
+    source: Literal["recorded", "imported"] = "recorded"
+    format: str | None = None
+    sha256: str | None = None
+    row: str = "prompt"
+    layers: tuple[int, ...] | None = None
+    phases: tuple[Phase, ...] = ("prefill", "decode")
+    trace: Literal["decode", "prefill", "drawn"] = "decode"
 
 
 class ProfileRecord(artifacts.Document):
-    schema_version: str = "remoe.profile/1"
+    """`settings` is None for imported routing, whose run is not known. `vectors` is the checkpoint whose embeddings made the prompt
+    vectors, where that is not the profiled model itself."""
+
+    schema_version: str = "remoe.profile/2"
     model: ModelRef
     dataset: DatasetRef
-    settings: Settings
+    settings: Settings | None
+    routing: RoutingRef = RoutingRef()
+    vectors: ModelRef | None = None
     spec: MoeSpec
     latency: Latency
     arrays_sha256: str
@@ -112,9 +127,16 @@ class Profile:
         """Digest of profile.json, which itself names the digest of the arrays."""
         return artifacts.sha256_file(self.path / "profile.json")
 
+    def counts(self, phase: Phase) -> npt.NDArray[np.int32]:
+        """Counts of a phase, [P, L, E]; those of the other phase where the profile has no routing of this one."""
+        phases = self.record.routing.phases
+        counts: npt.NDArray[np.int32] = self.arrays[f"{phase if phase in phases else phases[0]}_counts"]
+        return counts
+
 
 def write_profile(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]]) -> Profile:
-    """Write both files; `record.arrays_sha256` is filled in here."""
+    """Write both files; `record.arrays_sha256` is filled in here. Nothing is written that `read_profile` would refuse."""
+    _check(path, record, arrays)
     path.mkdir(parents=True, exist_ok=True)
     artifacts.write_arrays(path / "arrays.safetensors", arrays)
     digest = artifacts.sha256_file(path / "arrays.safetensors")
@@ -124,7 +146,7 @@ def write_profile(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArr
 
 
 # The shapes that this module's docstring gives.
-_AXES = {
+AXES = {
     "prefill_counts": "PLE",
     "decode_counts": "PLE",
     "prompt_tokens": "P",
@@ -133,6 +155,8 @@ _AXES = {
     "trace_ids": "TLk",
     "trace_prompt": "T",
 }
+WITH_TEXTS = {"bag_sizes": "P", "bag_tokens": "N", "bag_counts": "N"}  # all or none
+IN_SHARD = {"prompt_index": "P"}
 
 
 def read_profile(path: Path) -> Profile:
@@ -146,19 +170,36 @@ def read_profile(path: Path) -> Profile:
     if file.is_file() and artifacts.sha256_file(file) != record.arrays_sha256:
         raise ArtifactError(f"{file} is not the file that profile.json names (its sha256 differs).", "Profile again, or restore the file.")
     arrays = artifacts.read_arrays(file)
-    _check(path, record.spec, arrays)
+    _check(path, record, arrays)
     return Profile(path, record, arrays)
 
 
-def _check(path: Path, spec: MoeSpec, arrays: dict[str, npt.NDArray[Any]]) -> None:
+def _check(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    spec, routing = record.spec, record.routing
     shapes = {name: array.shape for name, array in arrays.items()}
     sizes = {"P": shapes.get("prompt_tokens"), "T": shapes.get("trace_prompt"), "d": shapes.get("prompt_vectors", ())[1:]}
     letters = {name: (size or (0,))[0] for name, size in sizes.items()}
     letters |= {"L": len(spec.moe_layers), "E": spec.experts_per_layer, "k": spec.top_k}
-    for name, axes in _AXES.items():
+    letters["N"] = int(arrays["bag_sizes"].sum()) if "bag_sizes" in arrays else 0
+    more = (WITH_TEXTS if WITH_TEXTS.keys() & arrays.keys() else {}) | (IN_SHARD if record.dataset.shard else {})
+    for name, axes in (AXES | more).items():
         shape = tuple(letters[axis] for axis in axes)
         if shapes.get(name) != shape:
             raise ArtifactError(f"{path}: {name} has shape {shapes.get(name)}, the profile needs {shape}.", "Profile again.")
-    for phase, tokens in (("prefill_counts", "prompt_tokens"), ("decode_counts", "decode_tokens")):
-        if (arrays[phase] < 0).any() or (arrays[phase].sum(axis=2) > arrays[tokens][:, None] * spec.top_k).any():
-            raise ArtifactError(f"{path}: {phase} does not fit {tokens} and top-{spec.top_k}.", "Profile again.")
+    there = np.isin(spec.moe_layers, spec.moe_layers if routing.layers is None else routing.layers)
+    if not routing.phases or int(there.sum()) != (len(there) if routing.layers is None else len(routing.layers)):
+        raise ArtifactError(f"{path}: the layers or phases of its routing are not those of the model.", "Profile again.")
+    for phase in ("prefill", "decode"):
+        counts, tokens = arrays[f"{phase}_counts"], arrays["prompt_tokens" if phase == "prefill" else "decode_tokens"]
+        sums = counts.sum(axis=2, dtype=np.int64)
+        if (counts < 0).any() or (sums > tokens[:, None].astype(np.int64) * spec.top_k).any():
+            raise ArtifactError(f"{path}: {phase}_counts do not fit {phase} tokens and top-{spec.top_k}.", "Profile again.")
+        if sums[:, ~there].any() or (phase not in routing.phases and sums.any()):
+            raise ArtifactError(f"{path}: {phase}_counts hold routing that profile.json does not name.", "Profile again.")
+        if routing.source == "imported" and (sums[:, there] != sums[:, there][:, :1]).any():
+            raise ArtifactError(f"{path}: {phase}_counts differ in their sums over layers.", "Import the routing again.")
+    traced = arrays["trace_ids"]
+    if ((traced < -1) | (traced >= spec.experts_per_layer)).any() or (traced[:, ~there] != -1).any():
+        raise ArtifactError(f"{path}: trace_ids hold no experts of the model.", "Profile again.")
+    if ((arrays["trace_prompt"] < 0) | (arrays["trace_prompt"] >= letters["P"])).any():
+        raise ArtifactError(f"{path}: trace_prompt names prompts that are not there.", "Profile again.")

@@ -1,0 +1,119 @@
+"""Routing as arrays: .npz, .npy and .safetensors files.
+
+    counts [P, L, E]; or prefill_counts and decode_counts; optional n_tokens, prompt_tokens, decode_tokens [P]
+    ids (topk_ids, routed_experts) [T, L, k] with seq_offsets [P + 1]; without them the file is one sequence; optional prompt_tokens
+        (prompt_lens) [P], how many of each sequence's tokens are its prompt
+    layers [L], optional in both
+
+Other arrays are left alone. Sizes that a header declares are compared with the file before memory is taken for them.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from remoe_cli.model.checkpoint import reason
+from remoe_cli.model.spec import MoeSpec
+from remoe_cli.profile.imports.rows import Array, Counted, Traced, refuse, whole
+from remoe_cli.profile.record import Phase
+
+_MOST_BYTES = 2**31  # of one array
+_COUNTS: dict[str, Phase | None] = {"counts": None, "prefill_counts": "prefill", "decode_counts": "decode"}
+_IDS = ("ids", "topk_ids", "routed_experts")
+_PROMPTS = ("prompt_tokens", "prompt_lens")
+_OTHERS = ("n_tokens", "decode_tokens", "seq_offsets", "layers")
+
+
+def read_arrays_file(file: Path, spec: MoeSpec) -> Counted | Traced:
+    """Read a file that starts as one of the three kinds does."""
+    with file.open("rb") as stream:
+        start = stream.read(6)
+    if start == b"\x93NUMPY":
+        return _one_array(_guarded(file, lambda: _read_npy(file)), file, spec)
+    arrays = _guarded(file, lambda: _read_npz(file) if start[:2] == b"PK" else _read_safetensors(file))
+    return from_arrays(arrays, ".npz" if start[:2] == b"PK" else ".safetensors", file)
+
+
+def from_arrays(arrays: Mapping[str, Array], kind: str, file: Path) -> Counted | Traced:
+    named = [name for name in (*_COUNTS, *_IDS) if name in arrays]
+    counts = [name for name in named if name in _COUNTS]
+    if not named or (len(counts) != len(named) if counts else len(named) > 1) or ("counts" in counts and len(counts) > 1):
+        raise refuse(file, f"it holds {', '.join(named) or 'no routing'}", f"Give one of {', '.join((*_COUNTS, *_IDS))}.")
+    for name in ("layers", "seq_offsets"):
+        if name in arrays and arrays[name].ndim != 1:
+            raise refuse(f"{file}: {name}", f"it has shape {arrays[name].shape}, and a list is needed")
+    layers = tuple(whole(arrays["layers"], f"{file}: layers").tolist()) if "layers" in arrays else None
+    prompts = next((arrays[name] for name in _PROMPTS if name in arrays), None)
+    if not counts:
+        ids = arrays[named[0]]
+        offsets = arrays.get("seq_offsets", np.array([0, len(ids) if ids.ndim else 0]))
+        return Traced(f"token ids ({kind})", ids, offsets, prompts, layers)
+    lengths = arrays.get("n_tokens")
+    if lengths is None and "seq_offsets" in arrays:
+        lengths = np.diff(whole(arrays["seq_offsets"], f"{file}: seq_offsets").astype(np.int64))
+    stated = {None: lengths, "prefill": prompts, "decode": arrays.get("decode_tokens")}
+    tokens = {phase: array for phase, array in stated.items() if array is not None}
+    return Counted(f"counts ({kind})", {_COUNTS[name]: arrays[name] for name in counts}, tokens, layers)  # type: ignore[arg-type]
+
+
+def _one_array(array: Array, file: Path, spec: MoeSpec) -> Counted | Traced:
+    """A lone array is counts or the ids of one sequence, which its last axis tells: experts or top-k."""
+    if array.ndim == 3 and array.shape[2] == spec.top_k != spec.experts_per_layer:
+        return Traced("token ids (.npy)", array, np.array([0, len(array)]), None)
+    return Counted("counts (.npy)", {None: array}, {})
+
+
+def _guarded(file: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except OSError as error:
+        raise refuse(file, f"it cannot be read ({error.strerror or reason(error)})") from None
+    except Exception as error:  # zipfile, zlib, numpy and safetensors each fail in ways of their own on damaged files
+        raise refuse(file, f"it is damaged ({reason(error)})") from None
+
+
+def _read_npy(file: Path) -> Array:
+    with file.open("rb") as stream:
+        return read_npy_stream(stream, file.stat().st_size)
+
+
+def _read_npz(file: Path) -> dict[str, Array]:
+    wanted = {f"{name}.npy" for name in (*_COUNTS, *_IDS, *_PROMPTS, *_OTHERS)}
+    arrays = {}
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.filename in wanted:
+                if entry.file_size > _MOST_BYTES:
+                    raise ValueError(f"{entry.filename} would take {entry.file_size} bytes")
+                with archive.open(entry) as stream:
+                    arrays[entry.filename.removesuffix(".npy")] = read_npy_stream(stream, entry.file_size)
+    return arrays
+
+
+def read_npy_stream(stream: IO[bytes], size: int) -> Array:
+    """The array of a .npy stream of `size` bytes; raises ValueError when header and size do not fit, whatever the header says."""
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(stream)
+    taken = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or dtype.itemsize == 0 or any(axis < 0 for axis in shape) or taken > min(size, _MOST_BYTES):
+        raise ValueError(f"an array {shape} of {dtype} does not fit {size} bytes")
+    data = stream.read(taken)
+    if len(data) != taken or stream.read(1):
+        raise ValueError(f"an array {shape} of {dtype} is not what follows its header")
+    flat: npt.NDArray[Any] = np.frombuffer(data, dtype=dtype)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _read_safetensors(file: Path) -> dict[str, Array]:
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="numpy") as archive:  # checks the header against the file's size
+        return {name: archive.get_tensor(name) for name in archive.keys() if name in {*_COUNTS, *_IDS, *_PROMPTS, *_OTHERS}}  # noqa: SIM118
