@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from remoe_cli.model.experts import attach, expert_layers
-from remoe_cli.profile.routing import BatchRouting, RoutingRecorder, prompt_vector, record_batch
+from remoe_cli.profile.routing import BatchRouting, RoutingRecorder, record_batch
 from tests.families import EXPERTS, TOP_K, build
 
 FAMILIES = ["mixtral", "deepseek_v3", "gpt_oss", "qwen3_moe"]
@@ -141,24 +141,3 @@ def test_recording_does_not_change_the_answer() -> None:
     expected = [generated(model, p) for p in PROMPTS]
     attach(model, RoutingRecorder())
     assert [generated(model, p) for p in PROMPTS] == expected
-
-
-def test_the_cosine_of_two_prompt_vectors_is_the_papers_soft_cosine_similarity() -> None:
-    embeddings = torch.randn((50, 16), generator=torch.Generator().manual_seed(3)) * torch.linspace(0.1, 9, 50)[:, None]
-    one, other = [4, 4, 17, 49, 0], [17, 2, 31]
-
-    # Method section 5 as written: C = [A;B][A;B]^T and the marks of the rows' owners.
-    rows = torch.nn.functional.normalize(embeddings[one + other].double(), dim=1)
-    c = rows @ rows.T
-    v1, v2 = (torch.tensor([float(owner == i) for owner in [0] * len(one) + [1] * len(other)]).double() for i in range(2))
-    long_way = (v1 @ c @ v2) / ((v1 @ c @ v1).sqrt() * (v2 @ c @ v2).sqrt())
-
-    a, b = (prompt_vector(embeddings, p).astype(np.float64) for p in (one, other))
-    assert a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) == pytest.approx(long_way.item(), abs=1e-6)
-    assert prompt_vector(embeddings, one).dtype == np.float32
-
-
-def test_a_prompt_vector_weighs_every_token_alike_whatever_its_norm() -> None:
-    embeddings = torch.diag(torch.tensor([1.0, 100.0, 0.01])).to(torch.bfloat16)
-    assert np.allclose(prompt_vector(embeddings, [0, 1, 1, 2]), [1, 2, 1])
-    assert not prompt_vector(embeddings, []).any()

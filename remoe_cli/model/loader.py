@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,6 +92,12 @@ def _open(file: Path) -> Any:
         raise ModelError(f"{file} is not a whole safetensors file: {reason(error)}", "Copy or download the checkpoint again.") from None
 
 
+def open_weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Every tensor of the checkpoint by name, as a lazy slice: it is read where it is indexed, and keeps its file open."""
+    handles = [_open(file) for file in checkpoint.weight_files]
+    return {name: handle.get_slice(name) for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
+
+
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The model without any memory behind its parameters (torch's meta device); raises ModelError for a config that no model fits."""
     try:
@@ -109,34 +116,39 @@ def model_dtype(config: PreTrainedConfig) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
 
 
-def load(checkpoint: Checkpoint, keep: Keep | None = None) -> PreTrainedModel:
+def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | None = None) -> PreTrainedModel:
     """Load the model in its own dtype with only the experts in `keep` (None: all); raises ModelError when it does not fit.
 
     The expert parameters have one row for each kept expert of their layer, in the order of `keep`; a layer that keeps
-    none has parameters of zero rows.
+    none has parameters of zero rows. `device_map` is transformers' own: "auto" spreads the model over the accelerators that
+    there are, None keeps it on the CPU.
     """
+    if device_map is not None and find_spec("accelerate") is None:
+        raise ModelError("Spreading a model over devices needs the package accelerate, which is not installed.", "pip install accelerate")
     config = read_config(checkpoint)
     probe = skeleton(config)
     refuse_unservable(probe)
     layers = expert_layers(probe)
     wanted = {x.layer: tuple(range(x.experts) if keep is None else keep.get(x.layer, ())) for x in layers}
     kind = type(probe)
-    handles = [_open(file) for file in checkpoint.weight_files]
-    tensors = {name: handle.get_slice(name) for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
-    state = _select(checkpoint, probe, tensors, wanted)
+    state = _select(checkpoint, probe, open_weights(checkpoint), wanted)
     try:
         model, report = _partial(kind, wanted).from_pretrained(
             None,
             config=config,
             state_dict=state,
             dtype=model_dtype(config),
+            device_map=device_map,
             output_loading_info=True,
             experts_implementation="eager",
             ignore_mismatched_sizes=True,  # reported, and refused below with the tensor's name
         )
-    except (RuntimeError, SafetensorError) as error:
+    except (RuntimeError, ValueError, AssertionError, SafetensorError) as error:  # AssertionError: torch, of a device that is not there
         raise ModelError(
-            f"The tensors of {checkpoint.path} do not fit its config.json: {reason(error)}", "Check that the checkpoint is whole."
+            f"{checkpoint.path} cannot be loaded with device_map '{device_map}': {reason(error)}"
+            if device_map
+            else f"The tensors of {checkpoint.path} do not fit its config.json: {reason(error)}",
+            "Use 'auto', or leave the device_map out." if device_map else "Check that the checkpoint is whole.",
         ) from None
     model.__class__ = kind
     empty = {f"{x.name}.{p}" for x in layers if not wanted[x.layer] for p in x.parameters()}

@@ -1,8 +1,11 @@
 """Recording which experts each prompt uses, in prefill and in decode.
 
-Prompts run through the model's own `generate` in left-padded batches; the hook keeps the expert ids of every forward
-pass and hands the rows on to transformers' own eager experts. What counts is decided afterwards, when it is known which
-rows were padding and where each sequence ended: padding and finished sequences leave no trace in the counts.
+Prompts run through the model's own `generate` in left-padded batches; the hook keeps references to the expert ids of every
+forward pass and hands the rows on to transformers' own eager experts. What counts is decided afterwards, when it is known
+which rows were padding and where each sequence ended: padding and finished sequences leave no trace in the counts.
+
+Eager, and not transformers' default (grouped_mm), because it is what serving adds up like: in bfloat16 the other order of
+sums now and then picks another token. It costs nothing on a CPU (docs/measure/recording.py measures both side by side).
 
 This module does not know about files, datasets or progress bars.
 """
@@ -59,33 +62,36 @@ def record_batch(
     recorder.seen.clear()
     with torch.inference_mode():
         output: Any = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             disable_compile=True,
             pad_token_id=model.generation_config.pad_token_id or 0,
         )
-    decoded = _decode_steps(output[:, length:], model.generation_config.eos_token_id)
-    layers = sorted(recorder.seen)
-    prefill = np.stack([recorder.seen[x][0].cpu().numpy() for x in layers]).reshape(len(layers), len(prompts), length, -1)
-    # [L, steps, B, k]
-    steps = np.stack([np.stack([t.cpu().numpy() for t in recorder.seen[x][1:]] or [np.empty((0, 0))]) for x in layers])
-    steps = steps.reshape(len(layers), -1, len(prompts), prefill.shape[-1]).astype(np.int64)
+    decoded = _decode_steps(output[:, length:].cpu(), model.generation_config.eos_token_id)
+    passes = [recorder.seen[layer] for layer in sorted(recorder.seen)]
+    # [L, B, tokens, k] both
+    prefill = np.stack([seen[0].reshape(len(prompts), length, -1).cpu().numpy() for seen in passes])
+    steps = np.stack([_stacked(seen[1:], like=seen[0], batch=len(prompts)).cpu().numpy() for seen in passes])
     recorder.seen.clear()
-    kept = mask.numpy().astype(bool)
-    alive = np.arange(steps.shape[1])[:, None] < decoded[None, :]  # [steps, B]
-    trace_mask = alive & (np.arange(steps.shape[1])[:, None] < trace)
-    order = [(s, b) for b in range(len(prompts)) for s in range(steps.shape[1]) if trace_mask[s, b]]
-    traced = np.array([steps[:, s, b] for s, b in order], dtype=np.int16).reshape(len(order), len(layers), prefill.shape[-1])
+    step = np.arange(steps.shape[2])
+    alive = step < decoded[:, None]  # [B, steps]
+    traced = alive & (step < trace)
+    trace_ids = steps.transpose(1, 2, 0, 3)[traced]
     return BatchRouting(
-        prefill_counts=np.stack([_count(prefill[:, b, kept[b]], experts) for b in range(len(prompts))]),
-        decode_counts=np.stack([_count(steps[:, alive[:, b], b], experts) for b in range(len(prompts))]),
+        prefill_counts=_counts(prefill, mask.numpy().astype(bool), experts),
+        decode_counts=_counts(steps, alive, experts),
         prompt_tokens=np.array([len(p) for p in prompts], dtype=np.int32),
         decode_tokens=decoded.astype(np.int32),
-        trace_ids=np.where((traced >= 0) & (traced < experts), traced, -1).astype(np.int16),
-        trace_prompt=np.array([b for _, b in order], dtype=np.int32),
+        trace_ids=np.where((trace_ids >= 0) & (trace_ids < experts), trace_ids, -1).astype(np.int16),
+        trace_prompt=np.nonzero(traced)[0].astype(np.int32),
     )
+
+
+def _stacked(passes: Sequence[Tensor], like: Tensor, batch: int) -> Tensor:
+    """The ids of single-token passes, [B, steps, k]; of no pass, [B, 0, k]."""
+    return torch.stack(list(passes), dim=1) if passes else like.new_empty((batch, 0, like.shape[-1]))
 
 
 def _decode_steps(generated: Tensor, eos: int | list[int] | None) -> npt.NDArray[np.int64]:
@@ -95,13 +101,10 @@ def _decode_steps(generated: Tensor, eos: int | list[int] | None) -> npt.NDArray
     return first_end.numpy().astype(np.int64)
 
 
-def _count(ids: npt.NDArray[np.int64], experts: int) -> Ints:
-    """ids [L, tokens, k] -> counts [L, experts]; ids outside 0..experts-1 mean "no expert"."""
-    return np.stack([np.bincount(x[(x >= 0) & (x < experts)].ravel(), minlength=experts) for x in ids.astype(np.int64)]).astype(np.int32)
-
-
-def prompt_vector(embeddings: Tensor, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Sum of the L2-normalised embeddings of a prompt's tokens, [d]; its cosines are the paper's SCS (method section 5)."""
-    rows = embeddings[torch.tensor(list(ids), dtype=torch.long)].float()
-    total: npt.NDArray[np.float32] = torch.nn.functional.normalize(rows, dim=1).sum(dim=0).numpy()
-    return total
+def _counts(ids: npt.NDArray[np.int64], valid: npt.NDArray[np.bool_], experts: int) -> Ints:
+    """ids [L, B, tokens, k], of which `valid` [B, tokens] count -> [B, L, experts]; ids outside 0..experts-1 mean "no expert"."""
+    layers, batch = ids.shape[:2]
+    cell = np.arange(batch)[:, None, None] * layers + np.arange(layers)[:, None, None, None]
+    kept = valid[:, :, None] & (ids >= 0) & (ids < experts)
+    counts = np.bincount((cell * experts + ids)[kept], minlength=batch * layers * experts)
+    return counts.reshape(batch, layers, experts).astype(np.int32)

@@ -1,5 +1,8 @@
 """`remoe profile`: prompts through the model, batch by batch, into a profile directory.
 
+Prompts of similar length run together: within a window of 16 batches they are sorted by length, so that little is padding. The
+batches, and so every number, are the same whether a run is whole, cut into shards, or interrupted.
+
 While it runs, DIR/partial/ holds one safetensors file a batch and a fingerprint of everything that decides the counts.
 An interrupted run keeps the batches that are done; the same command goes on after them, another one starts anew.
 """
@@ -8,30 +11,34 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.model.spec import MoeSpec, read_spec
+from remoe_cli.profile.latency_record import Latency
+from remoe_cli.profile.merge import Arrays, join, refuse_foreign
 from remoe_cli.profile.prompts import PromptSet
-from remoe_cli.profile.record import DatasetRef, Latency, ModelRef, Profile, ProfileRecord, Settings, write_profile
+from remoe_cli.profile.record import TRACE_TOKENS, DatasetRef, ModelRef, Profile, ProfileRecord, Settings, Shard, write_profile
 
-# Single-token routing kept for the expected maximum of local and remote time (planning section 1).
-_TRACE_TOKENS = 32_768
-Arrays = dict[str, npt.NDArray[Any]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Batches whose prompts are sorted together. Larger windows save little more padding, and a resumed run tokenises a window again.
+_WINDOW = 16
 
 
 class Inputs(artifacts.Document):
     """Everything that decides the counts: the fingerprint of a run, and how a rerun knows that it may go on."""
 
-    schema_version: str = "remoe.profile-inputs/1"
+    schema_version: str = "remoe.profile-inputs/2"
     model: ModelRef
     dataset: DatasetRef
     settings: Settings
@@ -47,16 +54,31 @@ def profile(
     max_prompt_tokens: int,
     batch_size: int,
     progress: Callable[[int, int], None],
+    say: Callable[[str], None] = lambda _: None,
+    shard: tuple[int, int] | None = None,
+    latency: Latency | None = None,
+    device_map: str | None = None,
 ) -> Profile:
-    """Profile `model` on `prompts` into the directory `out`; `progress(done, total)` is called after each batch."""
+    """Profile `model` on `prompts` into the directory `out`.
+
+    `progress(done, total)` is called at the start and after each batch, `say` before what takes long otherwise. `shard` (I, N) profiles
+    part I of N of the prompts. Latencies are measured unless `latency` is given. `device_map` is the loader's.
+    """
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
+    from remoe_cli.model.vectors import prompt_features
 
     checkpoint = find(model)
     spec = read_spec(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     inputs = Inputs(
         model=ModelRef(path=checkpoint.name, revision=checkpoint.revision),
-        dataset=DatasetRef(source=prompts.source, field=prompts.field, prompts=len(prompts.texts), sha256=prompts.sha256),
+        dataset=DatasetRef(
+            source=prompts.source,
+            field=prompts.field,
+            prompts=len(prompts.texts),
+            sha256=prompts.sha256,
+            shard=Shard(number=shard[0], of=shard[1]) if shard else None,
+        ),
         settings=Settings(
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
@@ -66,21 +88,64 @@ def profile(
         ),
         spec=spec,
     )
+    batches = _batches(inputs)
     partial = _partial_folder(out, inputs)
-    for done in _run(checkpoint, tokenizer, inputs, prompts.texts, partial):
-        progress(done, len(prompts.texts))
-    return _finish(out, partial, inputs)
+    missing = [batch for batch in batches if not _file(partial, batch).is_file()]
+    total = sum(_size(inputs, batch) for batch in batches)
+    done = total - sum(_size(inputs, batch) for batch in missing)
+    progress(done, total)
+    measured = partial / "latency.json"
+    if missing or not (latency or measured.is_file()):
+        loaded, load_s = _load(checkpoint, device_map, say)
+        if not (latency or measured.is_file()):
+            from remoe_cli.profile.latency import measure
+
+            say("Measuring how long things take on this machine")
+            artifacts.write_json(measured, measure(loaded, load_s))
+        for batch in record(loaded, tokenizer, inputs, prompts.texts, missing, partial):
+            done += _size(inputs, batch)
+            progress(done, total)
+        del loaded
+    arrays = join([_read_batch(_file(partial, batch)) for batch in batches])
+    texts = [prompts.texts[p] for p in arrays["prompt_index"]]
+    arrays |= prompt_features(checkpoint, texts, max_prompt_tokens)
+    latency = latency or Latency.model_validate_json(measured.read_text(encoding="utf-8"))
+    return _finish(out, partial, inputs, arrays, latency)
+
+
+def _batches(inputs: Inputs) -> range:
+    """The numbers of the batches to run: all of the dataset's, or a shard's slice of them."""
+    count = -(-inputs.dataset.prompts // inputs.settings.batch_size)
+    if (shard := inputs.dataset.shard) is None:
+        return range(count)
+    if not 1 <= shard.number <= shard.of:
+        raise UsageError(f"There is no shard {shard.number} of {shard.of}.", "Shards are counted from 1: --shard 1/4 to --shard 4/4.")
+    if shard.of > count:
+        raise UsageError(
+            f"{inputs.dataset.prompts} prompts in batches of {inputs.settings.batch_size} cannot be cut into {shard.of} shards.",
+            "Take fewer shards, or a smaller --batch-size for all of them.",
+        )
+    return range(count * (shard.number - 1) // shard.of, count * shard.number // shard.of)
+
+
+def _size(inputs: Inputs, batch: int) -> int:
+    """Prompts in a batch."""
+    size = inputs.settings.batch_size
+    return min(size, inputs.dataset.prompts - batch * size)
+
+
+def _file(partial: Path, batch: int) -> Path:
+    return partial / f"batch-{batch:07d}.safetensors"
 
 
 def _partial_folder(out: Path, inputs: Inputs) -> Path:
     """The folder of finished batches, emptied when it belongs to another run; refuses to write over foreign files."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file.", "Give a directory with -o.")
+    refuse_foreign(out)
     partial = out / "partial"
+    # What a run that was killed while it wrote has left behind.
+    for stale in (*out.glob(".arrays.safetensors.*"), *out.glob(".profile.json.*")):
+        stale.unlink()
     fingerprint = partial / "inputs.json"
-    ours = (out / "profile.json").is_file() or fingerprint.is_file()
-    if not ours and any(path.is_file() for path in out.rglob("*")):
-        raise UsageError(f"{out} holds other files and no profile.", "Give an empty or new directory with -o.")
     if _is_of(fingerprint, inputs):
         return partial
     # Before the fingerprint changes, so that a crash between the two leaves no batch of another run behind.
@@ -97,46 +162,47 @@ def _is_of(fingerprint: Path, inputs: Inputs) -> bool:
         return False
 
 
-def _batches(texts: tuple[str, ...], size: int) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    for first in range(0, len(texts), size):
-        yield Path(f"batch-{first:07d}.safetensors"), texts[first : first + size]
-
-
-def _run(checkpoint: Checkpoint, tokenizer: Any, inputs: Inputs, texts: tuple[str, ...], partial: Path) -> Iterator[int]:
-    """Run the batches that are not there yet; yields how many prompts are done. The model is loaded only if it is needed."""
-    settings = inputs.settings
-    batches = list(_batches(texts, settings.batch_size))
-    missing = [b for b in batches if not (partial / b[0]).is_file()]
-    done = len(texts) - sum(len(t) for _, t in missing)
-    yield done
-    if not missing and (partial / "latency.json").is_file():
-        return
-    from remoe_cli.model.experts import attach
+def _load(checkpoint: Checkpoint, device_map: str | None, say: Callable[[str], None]) -> tuple[PreTrainedModel, float]:
+    """The model, and the seconds that loading it took."""
     from remoe_cli.model.loader import load
-    from remoe_cli.model.tokens import encode
-    from remoe_cli.profile.latency import measure
-    from remoe_cli.profile.routing import RoutingRecorder, prompt_vector, record_batch
 
+    say(f"Loading {checkpoint.name}")
     start = time.perf_counter()
-    model = load(checkpoint)
-    if not (partial / "latency.json").is_file():
-        artifacts.write_json(partial / "latency.json", measure(model, time.perf_counter() - start))
+    return load(checkpoint, device_map=device_map), time.perf_counter() - start
+
+
+def record(
+    model: PreTrainedModel, tokenizer: Any, inputs: Inputs, texts: Sequence[str], batches: Sequence[int], partial: Path
+) -> Iterator[int]:
+    """Run batches by their numbers, ascending, and write each into the folder `partial`; yields the number of each when it is done."""
+    from remoe_cli.model.experts import attach
+    from remoe_cli.profile.routing import RoutingRecorder, record_batch
+
+    settings = inputs.settings
     recorder = RoutingRecorder()
     attachment = attach(model, recorder)
-    embeddings = model.get_input_embeddings().weight.detach()
-    trace = max(1, _TRACE_TOKENS // len(texts))
-    for name, batch in missing:
-        ids = [encode(tokenizer, text, settings.max_prompt_tokens) for text in batch]
-        if not all(ids):
-            raise UsageError(f"The tokenizer makes no tokens of the prompt {batch[ids.index([])]!r}.", "Remove it from the dataset.")
-        attachment.calls.clear()
-        routing = record_batch(model, recorder, ids, inputs.spec.experts_per_layer, settings.max_new_tokens, trace)
-        attachment.check_fired(max(attachment.calls.values(), default=0) or 1)
-        plain = [tokenizer(text, add_special_tokens=False)["input_ids"][: settings.max_prompt_tokens] for text in batch]
-        vectors = np.stack([prompt_vector(embeddings, p) for p in plain])
-        artifacts.write_arrays(partial / name, asdict(routing) | {"prompt_vectors": vectors})
-        done += len(batch)
-        yield done
+    trace = max(1, TRACE_TOKENS // inputs.dataset.prompts)
+    for window, numbers in groupby(batches, key=lambda batch: batch // _WINDOW):
+        first = window * _WINDOW * settings.batch_size
+        ids = _encode(tokenizer, texts[first : first + _WINDOW * settings.batch_size], settings.max_prompt_tokens)
+        # The longest first: what memory does not hold is found out at once.
+        order = np.argsort([-len(i) for i in ids], kind="stable")
+        for batch in numbers:
+            place = batch % _WINDOW * settings.batch_size
+            mine = order[place : place + settings.batch_size]
+            attachment.calls.clear()
+            routing = record_batch(model, recorder, [ids[p] for p in mine], inputs.spec.experts_per_layer, settings.max_new_tokens, trace)
+            attachment.check_fired(max(attachment.calls.values(), default=0) or 1)
+            artifacts.write_arrays(_file(partial, batch), asdict(routing) | {"prompt_index": (first + mine).astype(np.int32)})
+            yield batch
+
+
+def _encode(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
+    from remoe_cli.model.tokens import encode
+    from remoe_cli.model.vectors import bags
+
+    bags(tokenizer, texts, limit)  # refuses a text without tokens now, not when all is done and prompt_features finds it
+    return [encode(tokenizer, text, limit) for text in texts]
 
 
 def _read_batch(file: Path) -> Arrays:
@@ -146,17 +212,14 @@ def _read_batch(file: Path) -> Arrays:
         raise ArtifactError(error.message, f"Delete {file} and repeat the command: it goes on from the other batches.") from None
 
 
-def _finish(out: Path, partial: Path, inputs: Inputs) -> Profile:
-    """Join the batches into the profile and remove them."""
-    parts = [_read_batch(file) for file in sorted(partial.glob("batch-*.safetensors"))]
-    first = np.cumsum([0, *(len(p["prompt_tokens"]) for p in parts)])
-    for part, offset in zip(parts, first, strict=False):
-        part["trace_prompt"] = part["trace_prompt"] + np.int32(offset)
-    arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    latency = Latency.model_validate_json((partial / "latency.json").read_text(encoding="utf-8"))
+def _finish(out: Path, partial: Path, inputs: Inputs, arrays: Arrays, latency: Latency) -> Profile:
+    """Write the profile and remove the batches, their fingerprint first: without it what a kill leaves of them counts for nothing."""
+    if inputs.dataset.shard is None:
+        del arrays["prompt_index"]
     record = ProfileRecord(
         model=inputs.model, dataset=inputs.dataset, settings=inputs.settings, spec=inputs.spec, latency=latency, arrays_sha256=""
     )
     profile = write_profile(out, record, arrays)
+    (partial / "inputs.json").unlink()
     shutil.rmtree(partial)
     return profile

@@ -1,0 +1,102 @@
+"""Joining what was profiled in parts: the batches of one run, and shards from several machines (`remoe profile merge`).
+
+A part's `prompt_index` says which prompts of the dataset it holds. Joining puts the rows of all parts into the dataset's order, so
+the arrays of merged shards are byte for byte those of one run over everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.profile.record import AXES, IN_SHARD, WITH_TEXTS, Profile, ProfileRecord, read_profile, write_profile
+
+Arrays = dict[str, npt.NDArray[Any]]
+_AXES = AXES | WITH_TEXTS | IN_SHARD
+
+
+def merge(profiles: Sequence[Path], out: Path) -> Profile:
+    """Join all shards of a run, in any order, into the profile of the whole, in the directory `out`.
+
+    The latencies are the first shard's (times of different machines do not mix), and so are the paths of model and dataset. Raises
+    UsageError when a shard is missing or doubled, or when the shards are not of one run.
+    """
+    refuse_foreign(out)
+    if any(out.resolve() == path.resolve() for path in profiles):
+        raise UsageError(f"{out} is one of the shards.", "Give another directory with -o.")
+    shards = sorted((read_profile(path) for path in profiles), key=_number)
+    first = shards[0]
+    for other in shards[1:]:
+        _refuse_other_run(first, other)
+    _refuse_gaps(shards)
+    arrays = join([shard.arrays for shard in shards])
+    if not np.array_equal(arrays.pop("prompt_index"), np.arange(first.record.dataset.prompts)):
+        raise ArtifactError("The shards do not hold every prompt once.", "Profile all shards with one version of remoe.")
+    dataset = first.record.dataset.model_copy(update={"shard": None})
+    return write_profile(out, first.record.model_copy(update={"dataset": dataset}), arrays)
+
+
+def join(parts: Sequence[Arrays]) -> Arrays:
+    """The parts' arrays as those of one part, prompts (and what belongs to each) in the order of the dataset."""
+    prompts = [part["prompt_index"] for part in parts]
+    owners = {"P": prompts, "T": [index[part["trace_prompt"]] for index, part in zip(prompts, parts, strict=True)]}
+    if "bag_sizes" in parts[0]:
+        owners["N"] = [np.repeat(index, part["bag_sizes"]) for index, part in zip(prompts, parts, strict=True)]
+    order = {axis: np.argsort(np.concatenate(owner), kind="stable") for axis, owner in owners.items()}
+    joined = {name: np.concatenate([part[name] for part in parts])[order[_AXES[name][0]]] for name in parts[0]}
+    traced = np.concatenate(owners["T"])[order["T"]]
+    return joined | {"trace_prompt": np.searchsorted(joined["prompt_index"], traced).astype(np.int32)}
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise UsageError when `out` is not a directory that a profile may be written to: new, empty, or a profile already."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file.", "Give a directory with -o.")
+    ours = (out / "profile.json").is_file() or (out / "partial" / "inputs.json").is_file()
+    # A run that was killed at its very start leaves nothing but a half-written inputs.json.
+    if not ours and any(path.is_file() and not path.name.startswith(".inputs.json.") for path in out.rglob("*")):
+        raise UsageError(f"{out} holds other files and no profile.", "Give an empty or new directory with -o.")
+
+
+def _number(profile: Profile) -> int:
+    if profile.record.dataset.shard is None:
+        raise UsageError(f"{profile.path} is not a shard.", "Merge what 'remoe profile --shard I/N' made.")
+    return profile.record.dataset.shard.number
+
+
+def _refuse_other_run(one: Profile, other: Profile) -> None:
+    a, b = _run_of(one.record), _run_of(other.record)
+    if different := [name for name in a if a[name] != b[name]]:
+        raise UsageError(
+            f"{one.path} and {other.path} are shards of different runs: they differ in their {' and '.join(different)}.",
+            "Profile all shards of one dataset with the same options.",
+        )
+
+
+def _run_of(record: ProfileRecord) -> dict[str, object]:
+    """What all shards of a run have in common; a model or dataset may lie in another folder on each machine."""
+    shard = record.dataset.shard
+    return {
+        "model": (record.model.revision, record.spec),
+        "dataset": (record.dataset.sha256, record.dataset.prompts),
+        "settings": record.settings,
+        "number of shards": shard and shard.of,
+    }
+
+
+def _refuse_gaps(shards: Sequence[Profile]) -> None:
+    paths: dict[int, Path] = {}
+    for shard in shards:
+        if (number := _number(shard)) in paths:
+            raise UsageError(f"{paths[number]} and {shard.path} are both shard {number}.", "Name each shard once.")
+        paths[number] = shard.path
+    of = shards[0].record.dataset.shard.of if shards[0].record.dataset.shard else 0
+    if missing := sorted(set(range(1, of + 1)) - set(paths)):
+        raise UsageError(
+            f"Shard {missing[0]} of {of} is missing.", f"Profile it with --shard {missing[0]}/{of}, and name it beside the others."
+        )
