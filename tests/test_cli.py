@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("demo", "profile", "plan", "deploy", "infer", "status", "logs", "destroy")
+COMMANDS = ("demo", "profile", "profile merge", "predict", "plan", "deploy", "infer", "status", "logs", "destroy")
 
 
 def remoe(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +34,7 @@ def test_help_and_version_are_quick(option: str, measured) -> None:  # type: ign
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
     assert f" {command} " in remoe("--help").stdout
-    text = remoe(command, "--help").stdout
+    text = remoe(*command.split(), "--help").stdout
     assert "--json" in text and "--quiet" in text
 
 
@@ -49,6 +49,14 @@ def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
         (("logs", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
         (("destroy", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
         (("profile", "no-model", "--data", "none.jsonl", "-o", "out"), 2, "Usage", "none.jsonl"),
+        (("profile", "-o", "out"), 2, "Usage", "Give a MODEL with --data PROMPTS or --routing FILE"),
+        (("profile", "m", "-o", "out", "--target", "nobody"), 2, "Usage", "--target measures a deployment"),
+        (("profile", "-o", "out", "--target", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
+        (("profile", "m", "--routing", "r.npz", "-o", "out"), 2, "Usage", "needs a description of the hardware"),
+        (("profile", "m", "--data", "DATA", "--shard", "3/2", "-o", "out"), 2, "Usage", "not a slice such as 1/4"),
+        (("profile", "no-model", "--data", "DATA", "--latency-from", "paper", "-o", "out"), 1, "Model", "no folder no-model"),
+        (("profile", "merge", "nowhere", "-o", "out"), 1, "Artifact", "is not a profile"),
+        (("predict", "nowhere", "--prompt", "x"), 1, "Artifact", "is not a profile"),
         (("plan", "p", "-o", "."), 2, "Usage", ". is a directory"),
         (("plan",), 2, "Usage", "'profile'"),
         (("plan", "p", "-o", "x", "--remote-share", "2"), 2, "Usage", "remote-share"),
@@ -57,6 +65,8 @@ def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
 )
 def test_bad_input_is_one_clear_sentence(arguments: tuple[str, ...], code: int, kind: str, said: str, tmp_path: Path) -> None:
     state = {"REMOE_STATE_DIR": str(tmp_path)}
+    (tmp_path / "data.txt").write_text("A prompt.")
+    arguments = tuple(str(tmp_path / "data.txt") if argument == "DATA" else argument for argument in arguments)
     run = remoe(*arguments, "--json", **state)
     error = json.loads(run.stdout)["error"]
     assert (run.returncode, error["kind"]) == (code, kind)

@@ -7,26 +7,37 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from remoe_cli import __version__
-from remoe_cli.cli import demo, deploy, destroy, infer, logs, output, plan, profile, status
+from remoe_cli.cli import demo, deploy, destroy, infer, logs, output, plan, predict, profile, profile_merge, status
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.settings import debug
 
+
+class _Commands(TyperGroup):
+    """Names of commands may have two words: `remoe profile` is one command, `remoe profile merge` another."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        two = " ".join(args[:2])
+        return super().resolve_command(ctx, [two, *args[2:]] if two in self.commands else args)
+
+
 app = typer.Typer(
     name="remoe",
+    cls=_Commands,
     help="Run mixture-of-experts models with rarely used experts in serverless functions.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (demo, profile, plan, deploy, infer, status, logs, destroy):
-    app.command(name=module.__name__.rpartition(".")[2])(module.command)
+for module in (demo, profile, profile_merge, predict, plan, deploy, infer, status, logs, destroy):
+    app.command(name=module.__name__.rpartition(".")[2].replace("_", " "))(module.command)
 
 
 def _print_version(value: bool) -> None:

@@ -98,6 +98,7 @@ def _profile(model: Path, out: Path) -> Profile:
     """The demo profile, made now unless this very one is there already."""
     from remoe_cli.errors import ArtifactError
     from remoe_cli.model.checkpoint import find
+    from remoe_cli.predict.train import train
     from remoe_cli.profile.record import read_profile
     from remoe_cli.profile.run import profile
 
@@ -109,9 +110,18 @@ def _profile(model: Path, out: Path) -> Profile:
     except ArtifactError:
         pass
     with output.progress("Profiling prompts") as progress:
-        return profile(
-            str(model), prompts, out, max_new_tokens=_NEW_TOKENS, max_prompt_tokens=_PROMPT_TOKENS, batch_size=_BATCH, progress=progress
+        made = profile(
+            str(model),
+            prompts,
+            out,
+            max_new_tokens=_NEW_TOKENS,
+            max_prompt_tokens=_PROMPT_TOKENS,
+            batch_size=_BATCH,
+            progress=progress,
+            say=output.say,
         )
+    train(made)
+    return made
 
 
 def _show(document: dict[str, Any], plan: Path) -> None:

@@ -1,0 +1,171 @@
+"""`remoe predict`: which experts a prompt will use, before it runs; and how well that can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from remoe_cli.cli import output
+from remoe_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from remoe_cli.predict.evaluate import Evaluation
+    from remoe_cli.predict.fate import Fate
+    from remoe_cli.predict.history import History, Prompts, View
+    from remoe_cli.profile.record import Profile
+
+_SHOWN = 3
+
+
+def command(
+    profile: Annotated[Path, typer.Argument(help="A profile made by 'remoe profile'.")],
+    prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
+    input: Annotated[str | None, typer.Option("--input", help="A file of prompts, as for 'remoe profile'.")] = None,
+    field: Annotated[str, typer.Option(help="Field of the prompts that holds the text.")] = "prompt",
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="Write the predictions here, as .safetensors.")] = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Score all predictors on held-out prompts of the profile.")] = False,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the evaluation.")] = 5,
+    fate: Annotated[bool, typer.Option("--fate", help="Evaluate Fate too, which loads the model's routers.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the evaluation here (.png, .svg or .pdf).")] = None,
+    vectors_from: Annotated[
+        str | None, typer.Option(help="Checkpoint whose embeddings make the prompt vectors; needs the profiled prompts in --data.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="The prompts that were profiled, for --vectors-from.")] = None,
+    json: output.JsonOption = False,
+    quiet: output.QuietOption = False,
+) -> None:
+    """Predict the activation frequencies of prompts, or with --evaluate score the predictors on the profile's own."""
+    from remoe_cli.predict.history import histories, prompts_of
+    from remoe_cli.profile.prompts import read_prompts
+    from remoe_cli.profile.record import read_profile
+
+    if (prompt is not None) + (input is not None) + evaluate != 1:
+        raise UsageError("Give one of --prompt TEXT, --input FILE or --evaluate.", "See 'remoe predict --help'.")
+    if not evaluate and (plot or fate):
+        raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
+    read = read_profile(profile)
+    known = prompts_of(read, vectors_from, None if data is None else read_prompts(data, field))
+    views = histories(read, known)
+    if evaluate:
+        _evaluate(read, views, _fate(read, known) if fate else None, folds, plot)
+    else:
+        texts = (str(prompt),) if prompt is not None else read_prompts(str(input), field).texts
+        _predict(read, views["request"], texts, out)
+
+
+def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Path | None) -> None:
+    import numpy as np
+
+    from remoe_cli.artifacts import write_arrays
+    from remoe_cli.predict.history import prompts_from
+    from remoe_cli.predict.train import trained
+
+    predictor = trained(profile, history)
+    settings = profile.record.settings
+    prompts = prompts_from(history.prompts.table, texts, settings.max_prompt_tokens if settings else None)
+    activation = predictor.predict(prompts)
+    low, high = predictor.interval(prompts)
+    if out is not None:
+        arrays = {"activation": activation, "lower": low, "upper": high}
+        write_arrays(out, {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()})
+    layers = _layers(profile)
+    document: dict[str, Any] = {
+        "path": None if out is None else str(out),
+        "predictor": predictor.record.default,
+        "validation_bits": predictor.record.validation_bits,
+        "prompts": len(texts),
+        "layers": layers,
+        "experts_per_layer": profile.record.spec.experts_per_layer,
+        "interval": predictor.fitted.coverage,
+        "most_used": [
+            [{"expert": int(e), "share": float(row[e]), "lower": float(lo[e]), "upper": float(hi[e])} for e in (-row).argsort()[:_SHOWN]]
+            for row, lo, hi in zip(activation[0], low[0], high[0], strict=True)
+        ],
+    }
+
+    def show() -> None:
+        rows = [
+            (str(layer), *(f"{x['expert']}: {x['share']:.0%} ({x['lower']:.0%} to {x['upper']:.0%})" for x in best))
+            for layer, best in zip(layers, document["most_used"], strict=True)
+        ]
+        output.table(f"Most used experts of {texts[0][:60]!r}", ("layer", *(f"{i + 1}." for i in range(len(rows[0]) - 1))), rows)
+        output.line(f"Predictor: {predictor.record.default}; in brackets where the share lies in {predictor.fitted.coverage:.0%} of cases.")
+        if out is not None:
+            output.line(f"All {len(texts)} predictions: {out}")
+
+    output.result(document, show)
+
+
+def _layers(profile: Profile) -> list[int]:
+    routing = profile.record.routing
+    return list(profile.record.spec.moe_layers if routing.layers is None else routing.layers)
+
+
+def _fate(profile: Profile, known: Prompts) -> Fate:
+    from remoe_cli.model.checkpoint import find
+    from remoe_cli.predict.fate import ask_routers
+
+    if profile.record.vectors is not None or known.table.checkpoint.name != profile.record.model.path:
+        raise UsageError(
+            "Fate asks the model's own routers about its own tokens, and this profile's vectors are another model's.", "Leave --fate out."
+        )
+    output.say("Asking the model's routers about every token of the prompts")
+    return ask_routers(find(profile.record.model.path), known.bags.tokens, _layers(profile))
+
+
+def _evaluate(profile: Profile, views: dict[View, History], fate: Fate | None, folds: int, plot: Path | None) -> None:
+    from remoe_cli.predict import evaluate as scoring
+    from remoe_cli.predict.train import train
+
+    winner = train(profile)
+    found = []
+    for view, history in views.items():
+        with output.progress(f"Scoring predictors ({view})") as progress:
+            found.append(scoring.evaluate(history, view, k=folds, fate=fate, progress=progress))
+    pairs = scoring.similarity(views["request"])
+    if plot is not None:
+        from remoe_cli.report.prediction import draw
+
+        draw(found, pairs, plot)
+    document = {
+        "path": str(profile.path),
+        "folds": folds,
+        "default": winner and winner.default,
+        "validation_bits": winner.validation_bits if winner else {},
+        "similarity_correlation": pairs.correlation,
+        "plot": None if plot is None else str(plot),
+        "evaluations": [one.model_dump(mode="json") for one in found],
+    }
+
+    def show() -> None:
+        for one in found:
+            _show(one)
+        output.line(f"Semantic and activation similarity of prompts correlate with r = {pairs.correlation:.2f}.")
+        if winner:
+            output.line(
+                f"Default predictor of this profile: {winner.default} (least divergence on {winner.validation_prompts} held-out prompts)."
+            )
+        if plot is not None:
+            output.line(f"Picture: {plot}")
+
+    output.result(document, show)
+
+
+def _show(one: Evaluation) -> None:
+    rows = [
+        (
+            name,
+            f"{score.jsd_bits:.4f}",
+            f"{score.standard_error:.4f}",
+            f"{score.remote_hit_share:.1%}",
+            f"{score.build_s:.3f}",
+            f"{score.search_ms:.2f}",
+        )
+        for name, score in sorted(one.predictors.items(), key=lambda item: item[1].jsd_bits)
+    ]
+    rows.append(("perfect (noise floor)", f"{one.noise_floor_bits:.4f}", "", f"{one.oracle_remote_hit_share:.1%}", "", ""))
+    header = ("predictor", "divergence, bits", "std. error", "remote hits at 50%", "build s", "search ms")
+    output.table(f"{one.view}: {one.prompts} prompts", header, rows)
+    output.line(f"Intervals of {one.interval_nominal:.0%} held {one.interval_coverage:.1%} of the held-out frequencies.\n")

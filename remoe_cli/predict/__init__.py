@@ -1,0 +1,1 @@
+"""Predicting which experts a prompt will use, from prompts that are known."""

@@ -1,0 +1,146 @@
+"""The predictor that a profile carries: chosen on the profile's own prompts, fitted on all of them, kept beside them.
+
+predictor.json          which predictor won on a validation split, and what the others scored there
+predictor.safetensors   `tree.*` (SPS), `neighbours.*` and `ridge.*`; vectors and counts stay in the profile
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from remoe_cli import artifacts
+from remoe_cli.predict import baselines, neighbours, ridge, tree
+from remoe_cli.predict.divergence import jensen_shannon
+from remoe_cli.predict.evaluate import OURS, PREDICTORS, Predictor, folds
+from remoe_cli.predict.history import Floats, History, Prompts, histories, prompts_of
+from remoe_cli.profile.record import Profile
+
+CANDIDATES = ("DOP", "SPS", "neighbours", OURS)
+_VALIDATION = 5  # one prompt in so many is held out
+_LEAST = 10  # prompts; with fewer there is no split, and the mean of the history stands
+_SEED = 0
+
+
+class PredictorRecord(artifacts.Document):
+    """`validation_bits`: mean divergence of each candidate on `validation_prompts` held-out prompts, empty where there were too few."""
+
+    schema_version: str = "remoe.predictor/1"
+    profile_sha256: str
+    arrays_sha256: str
+    default: str
+    validation_bits: dict[str, float]
+    validation_prompts: int
+    prompts: int
+
+
+class _Stored(Protocol):
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]: ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A predictor, ready: `predict` is the winner's, the interval always the ridge regression's."""
+
+    record: PredictorRecord
+    predictor: Predictor
+    fitted: ridge.Ridge
+
+    def predict(self, prompts: Prompts) -> Floats:
+        return self.predictor.predict(prompts)
+
+    def interval(self, prompts: Prompts) -> tuple[Floats, Floats]:
+        return self.fitted.interval(prompts)
+
+
+def train(profile: Profile) -> PredictorRecord | None:
+    """Choose, fit and save; None, and nothing saved, for a profile without prompt vectors or with routing of fewer than two prompts."""
+    forget(profile.path)
+    if not profile.arrays["prompt_vectors"].shape[1]:
+        return None
+    history = histories(profile, prompts_of(profile))["request"]
+    if len(history) < 2:
+        return None
+    record, arrays = _fit(profile, history)
+    document, file = _files(profile.path)
+    artifacts.write_arrays(file, arrays)
+    record = record.model_copy(update={"arrays_sha256": artifacts.sha256_file(file)})
+    artifacts.write_json(document, record)
+    return record
+
+
+def trained(profile: Profile, history: History) -> Trained:
+    """The predictor over the profile's `request` history: the saved one where it is that of this profile and these vectors, else a new one
+    that is not saved."""
+    saved = _read(profile) if history.prompts.vectors.shape == profile.arrays["prompt_vectors"].shape else None
+    record, arrays = saved or _fit(profile, history)
+    fitted = ridge.Ridge.from_arrays(_part(arrays, "ridge"))
+    grown = tree.from_arrays(_part(arrays, "tree"), history.prompts.vectors)
+    nearest = neighbours.from_arrays(_part(arrays, "neighbours"), history.prompts.vectors)
+    ready: dict[str, Callable[[], Predictor]] = {
+        OURS: lambda: fitted,
+        "DOP": lambda: baselines.history_mean(history, _SEED),
+        "SPS": lambda: baselines.over_tree(history, grown),
+        "neighbours": lambda: baselines.tuned_over(history, nearest, _SEED),
+    }
+    return Trained(record, ready[record.default](), fitted)
+
+
+def forget(path: Path) -> None:
+    """Remove the predictor of a profile that is about to change."""
+    for file in _files(path):
+        file.unlink(missing_ok=True)
+
+
+def _read(profile: Profile) -> tuple[PredictorRecord, dict[str, npt.NDArray[Any]]] | None:
+    document, file = _files(profile.path)
+    if not document.is_file():
+        return None
+    record = artifacts.read_json(document, PredictorRecord)
+    fits = record.profile_sha256 == profile.sha256 and file.is_file() and artifacts.sha256_file(file) == record.arrays_sha256
+    return (record, artifacts.read_arrays(file)) if fits else None
+
+
+def _fit(profile: Profile, history: History) -> tuple[PredictorRecord, dict[str, npt.NDArray[Any]]]:
+    scores, held_out = _validate(history)
+    vectors = history.prompts.vectors
+    parts: dict[str, _Stored] = {
+        "tree": tree.build(vectors, seed=_SEED),
+        "neighbours": neighbours.build(vectors),
+        "ridge": ridge.fit(history, _SEED),
+    }
+    arrays = {f"{part}.{name}": array for part, made in parts.items() for name, array in made.to_arrays().items()}
+    record = PredictorRecord(
+        profile_sha256=profile.sha256,
+        arrays_sha256="",
+        default=min(scores, key=lambda name: scores[name]) if scores else "DOP",
+        validation_bits=scores,
+        validation_prompts=held_out,
+        prompts=len(history),
+    )
+    return record, arrays
+
+
+def _validate(history: History) -> tuple[dict[str, float], int]:
+    """Candidates fitted without one prompt in five, scored on those."""
+    if len(history) < _LEAST:
+        return {}, 0
+    fold = folds(len(history), _VALIDATION, _SEED)[0]
+    test, known = history.take(fold), history.take(np.setdiff1d(np.arange(len(history)), fold))
+    scores = {
+        name: float(jensen_shannon(PREDICTORS[name](known, _SEED).predict(test.prompts), test.frequencies).mean()) for name in CANDIDATES
+    }
+    return scores, len(fold)
+
+
+def _part(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
+    return {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(prefix + ".")}
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    return path / "predictor.json", path / "predictor.safetensors"

@@ -1,0 +1,42 @@
+"""The picture of an evaluation: every predictor's divergence against the noise floor, and semantic against activation similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from remoe_cli.artifacts import atomic_path
+from remoe_cli.errors import UsageError
+from remoe_cli.predict.evaluate import OURS, Evaluation, Similarity
+
+_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def draw(evaluations: Sequence[Evaluation], pairs: Similarity, path: Path) -> None:
+    """Write the picture; one panel for each view and one for the pairs of prompts. Raises UsageError for an unknown suffix."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"A picture cannot be written as '{path.suffix}'.", f"End its name in one of {', '.join(_SUFFIXES)}.")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * (len(evaluations) + 1), 4), layout="constrained")
+    panels = figure.subplots(1, len(evaluations) + 1, squeeze=False)[0]
+    for panel, one in zip(panels, evaluations, strict=False):
+        order = sorted(one.predictors, key=lambda name: -one.predictors[name].jsd_bits)
+        scores = [one.predictors[name] for name in order]
+        panel.barh(
+            order,
+            [score.jsd_bits for score in scores],
+            xerr=[2 * score.standard_error for score in scores],
+            color=["#d95f02" if name == OURS else "#7f9fbf" for name in order],
+            error_kw={"ecolor": "#444444", "capsize": 2},
+        )
+        panel.axvline(one.noise_floor_bits, color="#444444", linestyle="--", linewidth=1)
+        panel.set_title(f"{one.view}, {one.prompts} held-out prompts", fontsize=10)
+        panel.set_xlabel("Jensen-Shannon divergence, bits\n(bars: 2 standard errors; dashed: noise floor)", fontsize=8)
+    panel = panels[-1]
+    panel.hexbin(pairs.semantic, pairs.activation, gridsize=40, bins="log", mincnt=1, cmap="viridis")
+    panel.set_title(f"pairs of prompts, r = {pairs.correlation:.2f}", fontsize=10)
+    panel.set_xlabel("semantic similarity (cosine of prompt vectors)", fontsize=8)
+    panel.set_ylabel("activation similarity (1 - divergence)", fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=130)
