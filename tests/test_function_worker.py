@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from remoe_cli.deploy.local.config import FunctionConfig
-from remoe_cli.deploy.local.limits import Mechanism
 from remoe_cli.function.codec import Batch, from_wire, pack, to_wire, unpack
 from remoe_cli.function.expert_ffn import narrow
+from remoe_cli.limits import Mechanism
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.shards import write_shard
 from remoe_cli.package.bundle import HANDLER, function_zip
@@ -72,8 +72,12 @@ def test_no_framework_is_loaded(twin: Running, measured: Callable[[str], None]) 
     assert {"numpy", "numkong", "awslambdaric", "function"} <= set(health["modules"])
     assert {"torch", "transformers", "boto3", "safetensors", "remoe_cli"}.isdisjoint(health["modules"])
     assert health["experts"] == list(range(8)) and health["experts_ready"] == [3]
+    split = health["cold_start"]
+    assert set(split) == {"process_s", "imports_s", "weights_s", "first_result_s"} and all(0 < s < 5 for s in split.values())
     measured(
-        f"function worker: {health['first_result_s'] * 1000:.0f} ms from process start to first result, {len(health['modules'])} modules"
+        f"function worker: {sum(split.values()) * 1000:.0f} ms from process start to first result, {len(health['modules'])} modules ("
+        + ", ".join(f"{name.removesuffix('_s')} {s * 1000:.1f}" for name, s in split.items())
+        + ")"
     )
 
 

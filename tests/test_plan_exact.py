@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +15,17 @@ from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.columns import build_columns
 from remoe_cli.plan.exact import Solution, Task, solve
 from remoe_cli.plan.workload import candidate_sets, from_profile
+from remoe_cli.profile.latency_record import Linear, Quota, Timing
 from remoe_cli.profile.record import Profile
-from tests.synthetic import synthetic_profile, tiny_catalog
+from tests.synthetic import invocation, synthetic_profile, tiny_catalog
 
 
-def seconds(linear: Any, tokens: float) -> float:
+def seconds(linear: Linear, tokens: float) -> float:
     return linear.fixed_s + linear.per_token_s * tokens if tokens > 0 else 0.0
+
+
+def expert_s(timing: Timing, tokens: float, vcpus: float) -> float:
+    return float(timing.seconds(tokens, vcpus))
 
 
 def split(times: dict[int, float], replicas: int) -> list[list[int]]:
@@ -34,11 +39,23 @@ def split(times: dict[int, float], replicas: int) -> list[list[int]]:
 def brute_force(profile: Profile, catalog: Catalog, n_in: int, n_out: int) -> np.ndarray:
     """Every plan of a 2-layer model that fits memory and payload, as rows (cost, ttft, tpot)."""
     spec, latency, side = profile.record.spec, profile.record.latency, catalog.function
-    row_s = 2 * spec.hidden_state_bytes * side.wire_expansion / side.network_bytes_per_s
+    measured = latency.invocation
+    row_s = 2 * spec.hidden_state_bytes * side.wire_expansion / (measured.bytes_per_s if measured else side.network_bytes_per_s)
+    outside = sum(measured.unbilled_s.tenths) / 10 if measured else side.warm_unbilled_s
+    billed = measured.billed_s.tenths if measured else (side.warm_billed_s,)
     granule = side.billing_granularity_ms / 1000
+    copies_s = [2 * 2 * seconds(latency.copy_s, n) for n in (n_in, 1)]
 
-    def bill(memory_mb: int, call_s: float) -> float:
-        return math.ceil(call_s / granule - 1e-6) * granule * memory_mb / 1024 * side.usd_per_gb_second + side.usd_per_request
+    def inside(memory_mb: int, tokens: list[float]) -> float:
+        vcpus, timing = min(side.max_useful_vcpus, memory_mb / side.mb_per_vcpu), latency.remote_expert
+        return float(timing.elapsed_s(sum(timing.work_s(n, vcpus) for n in tokens), vcpus)) + sum(tokens) * row_s
+
+    def wait(inside_s: float) -> float:
+        return outside + sum(billed) / len(billed) + inside_s
+
+    def bill(memory_mb: int, inside_s: float) -> float:
+        rounded = [math.ceil((overhead + inside_s) / granule - 1e-6) * granule for overhead in billed]
+        return sum(rounded) / len(rounded) * memory_mb / 1024 * side.usd_per_gb_second + side.usd_per_request
 
     def choices(layer: int, main_speed: float) -> list[tuple[float, float, float, int]]:
         counts = profile.arrays["prefill_counts"][:, layer].sum(axis=0)
@@ -46,27 +63,30 @@ def brute_force(profile: Profile, catalog: Catalog, n_in: int, n_out: int) -> np
         out = []
         for size in range(spec.experts_per_layer + 1):
             for remote in itertools.combinations(range(spec.experts_per_layer), size):
-                local_s = sum(seconds(latency.local_expert, n) for e, n in enumerate(tokens) if e not in remote) / main_speed
+                local_s = (
+                    sum(expert_s(latency.local_expert, n, latency.main_vcpus) for e, n in enumerate(tokens) if e not in remote) / main_speed
+                )
                 for memory_mb, replicas in itertools.product(side.memory_menu_mb, range(1, side.max_replicas + 1)) if remote else [(0, 0)]:
                     if remote:
                         held = side.runtime_memory_mb * 2**20 + size * spec.expert_bytes * side.expert_memory_factor
                         if held + sum(tokens[e] for e in remote) * spec.hidden_state_bytes > memory_mb * 2**20:
                             continue
                     vcpus = min(side.max_useful_vcpus, memory_mb / side.mb_per_vcpu)
-                    times = {e: seconds(latency.remote_expert, tokens[e]) / vcpus + tokens[e] * row_s for e in remote if tokens[e] > 0}
+                    times = {e: float(latency.remote_expert.work_s(tokens[e], vcpus)) for e in remote if tokens[e] > 0}
                     parts = split(times, replicas) if remote else []
                     wire = [sum(tokens[e] for e in part) * spec.hidden_state_bytes * side.wire_expansion for part in parts]
                     if max(wire, default=0) > side.payload_limit_bytes:
                         continue
-                    calls = [side.warm_overhead_s + sum(times[e] for e in part) for part in parts]
-                    usd, step = sum(bill(memory_mb, call) for call in calls), 0.0
+                    durations = [inside(memory_mb, [tokens[e] for e in part]) for part in parts]
+                    usd, step = sum(bill(memory_mb, duration) for duration in durations), 0.0
                     for token in profile.arrays["trace_ids"][:, layer].tolist():
                         hits = sum(e in remote for e in token)
-                        call = side.warm_overhead_s + hits * (seconds(latency.remote_expert, 1) / vcpus + row_s) if hits else 0.0
+                        duration = inside(memory_mb, [1.0] * hits) if hits else 0.0
                         local = sum(e >= 0 for e in token) - hits
-                        step += max(local * seconds(latency.local_expert, 1) / main_speed, call)
-                        usd += n_out * (bill(memory_mb, call) if hits else 0.0) / len(profile.arrays["trace_ids"])
-                    out.append((max([local_s, *calls]), step / len(profile.arrays["trace_ids"]), usd, size))
+                        local_step = local * expert_s(latency.local_expert, 1, latency.main_vcpus) / main_speed
+                        step += max(local_step, wait(duration) if hits else 0.0)
+                        usd += n_out * (bill(memory_mb, duration) if hits else 0.0) / len(profile.arrays["trace_ids"])
+                    out.append((max([local_s, *map(wait, durations)]), step / len(profile.arrays["trace_ids"]), usd, size))
         return out
 
     plans = []
@@ -77,8 +97,8 @@ def brute_force(profile: Profile, catalog: Catalog, n_in: int, n_out: int) -> np
         base += tokens * (spec.hidden_state_bytes + 1024 * spec.hidden_layers)
         rate = catalog.main.usd_per_gb_second * main.memory_mb / 1024
         first, second = (np.array(choices(layer, speed))[..., None] for layer in (0, 1))
-        ttft = seconds(latency.nonexpert_prefill, n_in) / speed + first[:, 0] + second[:, 0].T
-        tpot = latency.nonexpert_decode_s / speed + first[:, 1] + second[:, 1].T
+        ttft = seconds(latency.nonexpert_prefill, n_in) / speed + copies_s[0] + first[:, 0] + second[:, 0].T
+        tpot = latency.nonexpert_decode_s / speed + copies_s[1] + first[:, 1] + second[:, 1].T
         total = rate * (ttft + n_out * tpot) + first[:, 2] + second[:, 2].T
         local = 2 * spec.experts_per_layer - first[:, 3] - second[:, 3].T
         fits = base + local * spec.expert_bytes <= main.memory_mb * 2**20
@@ -87,7 +107,8 @@ def brute_force(profile: Profile, catalog: Catalog, n_in: int, n_out: int) -> np
 
 
 def instance(seed: int, path: Path) -> tuple[Profile, Catalog, cost.Problem]:
-    """A random tiny problem; over the seeds memory, payload and both targets bind, and skipped slots occur."""
+    """A random tiny problem; over the seeds memory, payload and both targets bind, and skipped slots, an accelerator to copy to, live
+    targets and CPU quotas occur."""
     random = np.random.default_rng(seed)
     profile = synthetic_profile(
         path,
@@ -106,9 +127,17 @@ def instance(seed: int, path: Path) -> tuple[Profile, Catalog, cost.Problem]:
     )
     if seed % 4 == 0:
         profile.arrays["trace_ids"][::3, :, -1] = -1
+    latency = profile.record.latency
+    if seed % 3 == 0:
+        latency = latency.model_copy(update={"copy_s": Linear(fixed_s=2e-5, per_token_s=3e-6), "invocation": invocation(seed)})
+    if seed % 5 == 0:
+        quota = Quota(fixed_s=float(random.uniform(1e-4, 4e-3)), per_token_s=float(random.uniform(1e-5, 1e-3)), period_s=0.02)
+        latency = latency.model_copy(update={"remote_expert": latency.remote_expert.model_copy(update={"curve": quota})})
+    profile = replace(profile, record=profile.record.model_copy(update={"latency": latency}))
     catalog = tiny_catalog(
         {"menu": [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in (800, 1100, 1500, 1900, 2400, 3000)]},
-        warm_overhead_s=float(random.uniform(1e-4, 1e-2)),
+        warm_unbilled_s=float(random.uniform(1e-4, 5e-3)),
+        warm_billed_s=float(random.uniform(1e-4, 5e-3)),
         usd_per_request=float(random.choice([0.0, 2e-7, 2e-6])),
         billing_granularity_ms=float(random.choice([0.1, 1.0, 10.0])),
         payload_limit_bytes=int(random.choice([20_000, 60_000, 6_291_456])),

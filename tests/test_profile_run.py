@@ -27,7 +27,7 @@ from remoe_cli.model.spec import read_spec
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.prompts import PromptSet
-from remoe_cli.profile.record import Profile, ProfileRecord, read_profile, write_profile
+from remoe_cli.profile.record import Profile, ProfileRecord, read_profile
 from remoe_cli.profile.run import profile
 from tests.families import EXPERTS, HIDDEN_SIZE, TOP_K, VOCAB_SIZE, save
 
@@ -333,9 +333,9 @@ def _add(phase: str, amount: int) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_add("prefill_counts", 1), "prefill_counts does not fit prompt_tokens and top-2"),
-        (_add("decode_counts", 1), "decode_counts does not fit decode_tokens"),
-        (_add("decode_counts", -99), "decode_counts does not fit decode_tokens"),
+        (_add("prefill_counts", 1), "prefill_counts do not fit prefill tokens and top-2"),
+        (_add("decode_counts", 1), "decode_counts do not fit decode tokens"),
+        (_add("decode_counts", -99), "decode_counts do not fit decode tokens"),
         (lambda a: a.update(prefill_counts=a["prefill_counts"][:, :, :7]), r"prefill_counts has shape \(7, 2, 7\)"),
         (lambda a: a.update(decode_tokens=a["decode_tokens"][:6]), r"decode_tokens has shape \(6,\), the profile needs \(7,\)"),
         (lambda a: a.update(prompt_vectors=a["prompt_vectors"][:6]), "prompt_vectors has shape"),
@@ -351,7 +351,10 @@ def test_arrays_that_do_not_add_up_are_refused(
     """Even with a digest that fits: the numbers themselves are checked."""
     arrays = {name: array.copy() for name, array in whole[0].arrays.items()}
     change(arrays)
-    write_profile(tmp_path / "tampered", whole[0].record, arrays)
+    folder = tmp_path / "tampered"
+    artifacts.write_arrays(folder / "arrays.safetensors", arrays)
+    digest = artifacts.sha256_file(folder / "arrays.safetensors")
+    artifacts.write_json(folder / "profile.json", whole[0].record.model_copy(update={"arrays_sha256": digest}))
     with pytest.raises(ArtifactError, match=message):
         read_profile(tmp_path / "tampered")
 

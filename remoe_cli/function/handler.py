@@ -1,7 +1,7 @@
 """The function's entry point: rows by expert in, outputs by expert out.
 
 Environment: REMOE_SHARD is the path of this layer's shard. An event that is the JSON object {"health": true} is
-answered with what this process has imported and how long it took to come up.
+answered with what this process has imported and how long each part of its cold start took.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from awslambdaric.lambda_runtime_client import BaseLambdaRuntimeClient
 
+from . import ENTERED_S
 from .codec import Batch, FrameError, from_wire, pack, to_wire, unpack
 from .expert_ffn import Array, Expert, FfnSpec
 from .weights import ExpertFile
@@ -37,16 +38,21 @@ class _Marshaller:
 
 BaseLambdaRuntimeClient.marshaller = _Marshaller()
 
+_imported_s = time.perf_counter()
 _shard = ExpertFile(Path(os.environ["REMOE_SHARD"]))
 _spec = FfnSpec(**_shard.ffn)
 _ready: dict[int, Expert] = {}
-_first_result_s: float | None = None
+_weights_s = time.perf_counter() - _imported_s  # opening the shard, and making experts ready, as far as that has gone
+_cold_start: dict[str, float] | None = None
 
 
 def _expert(expert: int) -> Expert:
     """The expert, made ready when it is first asked for."""
+    global _weights_s
     if expert not in _ready:
+        start = time.perf_counter()
         _ready[expert] = Expert.of(_shard.tensors(expert), _spec)
+        _weights_s += time.perf_counter() - start
     return _ready[expert]
 
 
@@ -69,21 +75,41 @@ def _run(expert: int, rows: Array) -> Array:
 
 def handle(event: Any, context: Any) -> bytes | dict[str, Any]:
     """Lambda handler."""
-    global _first_result_s
+    global _cold_start
+    begun_s, opened_s = time.perf_counter(), _weights_s
     if isinstance(event, dict) and event.get("health"):
         return _health()
     if not isinstance(event, bytes):
         raise FrameError("event is neither a frame nor a health request")
     answer = pack(compute(unpack(event)))
-    if _first_result_s is None:
-        _first_result_s = _age_s()
+    if _cold_start is None:
+        _cold_start = _split(time.perf_counter() - begun_s - (_weights_s - opened_s))
     return answer
 
 
+def _split(first_result_s: float) -> dict[str, float]:
+    """This process's start in its parts: until our code was entered, imports, weights of the experts first asked for, first result.
+
+    Waiting for the first event is in none of them.
+    """
+    return {
+        "process_s": max(0.0, _age_s() - (time.perf_counter() - ENTERED_S)),
+        "imports_s": _imported_s - ENTERED_S,
+        "weights_s": _weights_s,
+        "first_result_s": first_result_s,
+    }
+
+
 def _age_s() -> float:
-    """Seconds since this process was started by the kernel (field 22 of /proc/self/stat, in clock ticks since boot)."""
-    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    """Seconds since the kernel started this process (field 22 of /proc/self/stat: whole clock ticks since boot, so on average
+    half a tick too early)."""
+    started = (int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) + 0.5) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+def _width() -> int:
+    """Numbers in a row that enters or leaves an expert, told without making one ready."""
+    return int(_shard.tensors(_shard.experts[0])["down_proj"].shape[-1 if _spec.transposed else -2])
 
 
 def _health() -> dict[str, Any]:
@@ -91,6 +117,8 @@ def _health() -> dict[str, Any]:
     return {
         "experts": list(_shard.experts),
         "experts_ready": sorted(_ready),
-        "first_result_s": _first_result_s,
+        "dtype": _spec.dtype,
+        "width": _width(),
+        "cold_start": _cold_start,
         "modules": [name for name in modules if not name.startswith("_")],
     }

@@ -7,38 +7,21 @@ and prices are per GB of 1024 MB.
 
 from __future__ import annotations
 
-import tomllib
-from collections import Counter
-from datetime import date
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from remoe_cli import artifacts
-from remoe_cli.errors import UsageError
 from remoe_cli.plan.document import MainSpec, Source
+from remoe_cli.sourced import Provenance, check_provenance, read_sourced, shipped_names
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
-
-
-_FORM = "Mend the file; the 'local' catalog shows the form."
+_SHIPPED = ("remoe_cli.plan", "catalogs")
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Provenance(_Part):
-    """Where the fields named in `of` (such as `function.usd_per_request`) come from."""
-
-    of: tuple[str, ...] = Field(min_length=1)
-    date: date
-    region: str = Field(min_length=1)
-    source: str = Field(min_length=1)
 
 
 class FunctionSide(_Part):
@@ -53,8 +36,9 @@ class FunctionSide(_Part):
     payload_limit_bytes    largest request, and largest response, of one synchronous invocation (U)
     wire_expansion         bytes on the wire per byte of hidden state (base64: 4/3)
     max_replicas           instances of one layer's function that work side by side (z_max)
-    warm_overhead_s        what a warm invocation takes besides transfer and computing (t_rem)
-    network_bytes_per_s    rate between main and expert function, on the wire (B)
+    warm_unbilled_s        what a warm invocation takes outside the function, for a small payload (t_rem with the next)
+    warm_billed_s          what it takes inside besides computing: this is billed
+    network_bytes_per_s    rate at which payloads pass between main and expert function, on the wire (B)
     runtime_memory_mb      what interpreter and libraries take before any expert
     expert_memory_factor   bytes of memory per stored byte of an expert
     """
@@ -68,7 +52,8 @@ class FunctionSide(_Part):
     payload_limit_bytes: PositiveInt
     wire_expansion: Annotated[float, Field(ge=1)]
     max_replicas: PositiveInt
-    warm_overhead_s: NonNegative
+    warm_unbilled_s: NonNegative
+    warm_billed_s: NonNegative
     network_bytes_per_s: Positive
     runtime_memory_mb: NonNegative
     expert_memory_factor: Annotated[float, Field(ge=1)]
@@ -121,18 +106,13 @@ class Catalog(_Part):
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Catalog:
-        needed = {f"{side}.{field}" for side, kind in (("function", FunctionSide), ("main", MainSide)) for field in kind.model_fields}
-        named = Counter(field for entry in self.provenance for field in entry.of)
-        if wrong := sorted(needed - named.keys()):
-            raise ValueError(f"no provenance for {', '.join(wrong)}")
-        if wrong := sorted(named.keys() - needed) + sorted(field for field, times in named.items() if times > 1):
-            raise ValueError(f"provenance for unknown or repeated {', '.join(wrong)}")
+        check_provenance({"function": FunctionSide, "main": MainSide}, self.provenance)
         return self
 
 
 def catalog_names() -> tuple[str, ...]:
     """Names of the catalogs that come with remoe."""
-    return tuple(sorted(file.name.removesuffix(".toml") for file in _shipped().iterdir() if file.name.endswith(".toml")))
+    return shipped_names(*_SHIPPED)
 
 
 def read_catalog(name: str) -> Catalog:
@@ -140,26 +120,4 @@ def read_catalog(name: str) -> Catalog:
 
     Raises UsageError when there is no such catalog, or it is not TOML, or a field is unknown, missing or has a bad value.
     """
-    is_path = "/" in name or name.endswith(".toml")
-    if not is_path and name not in catalog_names():
-        raise UsageError(f"There is no catalog named '{name}'.", f"Give the path of a .toml file, or one of: {', '.join(catalog_names())}.")
-    try:
-        data = Path(name).read_bytes() if is_path else (_shipped() / f"{name}.toml").read_bytes()
-    except OSError as error:
-        raise UsageError(f"The catalog {name} cannot be read: {error.strerror}.", "Check the path.") from None
-    try:
-        tables: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise UsageError(f"The catalog {name} is not TOML: {error}.", _FORM) from None
-    if "file" in tables:
-        raise UsageError(f"The catalog {name} has an unknown field 'file'.", "Take it out.")
-    try:
-        return Catalog.model_validate(tables | {"file": {"path": name, "sha256": artifacts.sha256_bytes(data)}})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise UsageError(f"The catalog {name} is wrong at '{where}': {first['msg']}.", _FORM) from None
-
-
-def _shipped() -> Any:
-    return resources.files("remoe_cli.plan") / "catalogs"
+    return read_sourced("catalog", Catalog, name, *_SHIPPED)

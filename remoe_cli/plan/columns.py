@@ -104,8 +104,7 @@ def _layer_columns(problem: cost.Problem, index: int, sets: Bools, payload_limit
     if payload_limited:
         usable &= cost.payload_bytes(problem, rows) <= side.payload_limit_bytes
     calls = by_replicas[0].call_s
-    slowness = np.repeat(cost.remote_experts_s(problem, menu, 1.0), side.max_replicas)
-    keep = usable & ~_dominated(np.where(usable, zt, np.inf), slowness, np.where(usable, bill, np.inf))
+    keep = usable & ~_dominated(np.where(usable, zt, np.inf), np.repeat(calls, side.max_replicas, axis=0), np.where(usable, bill, np.inf))
     at_set, at = np.nonzero(keep)
     at_memory, at_replicas = at // side.max_replicas, at % side.max_replicas + 1
     empty = np.flatnonzero(count == 0)[:1]  # the empty set is one column, without memory and replicas
@@ -125,12 +124,14 @@ def _layer_columns(problem: cost.Problem, index: int, sets: Bools, payload_limit
     }
 
 
-def _dominated(zt: Floats, slowness: Floats, bill: Floats) -> Bools:
-    """[S, n]: whether another column of the same set is no worse in all three and better in one, or equal and earlier."""
+def _dominated(zt: Floats, calls: Floats, bill: Floats) -> Bools:
+    """[S, n]: whether another column of the same set is no worse in `zt` [S, n], every call [n, P] and `bill` [S, n], and better in one
+    of them, or equal and earlier."""
     out = np.zeros(zt.shape, dtype=bool)
     order = np.arange(zt.shape[1])
     for other in order:
-        no_worse = (zt[:, other, None] <= zt) & (slowness[other] <= slowness) & (bill[:, other, None] <= bill)
-        better = (zt[:, other, None] < zt) | (slowness[other] < slowness) | (bill[:, other, None] < bill)
+        no_slower, faster = (calls[other] <= calls).all(axis=1), (calls[other] < calls).any(axis=1)
+        no_worse = (zt[:, other, None] <= zt) & no_slower & (bill[:, other, None] <= bill)
+        better = (zt[:, other, None] < zt) | faster | (bill[:, other, None] < bill)
         out |= no_worse & (better | (other < order))
     return out

@@ -4,7 +4,10 @@ Equations are those of Remoe (arXiv 2512.18674) as restated in method sections 3
 
 - one invocation per layer and replica carries all its hit experts, so t_rem is paid once, not once per expert;
 - TPOT takes E[max(local, remote)] over the recorded tokens, not max of the means;
-- billed time is rounded up to the platform's granularity per invocation, and each invocation has its fee;
+- of an invocation only the time inside the function is billed (its warm overhead there, computing, its payload), rounded up to the
+  platform's granularity; where the overhead's spread was measured, the mean of the rounded times counts, for that is what a bill
+  adds up; each invocation has its fee;
+- overhead and rate are those measured on a live target where the profile has them, else the catalog's;
 - requests are served one at a time, warm: cold starts and idle or kept-warm instances are not billed here.
 
 Shapes: S remote sets, Y function memory specs, E experts, z replicas.
@@ -23,7 +26,7 @@ from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.catalog import Catalog, FunctionSide
 from remoe_cli.plan.document import LayerPlan, MainSpec, Outcome
 from remoe_cli.plan.workload import Bools, Floats, Ints, Workload
-from remoe_cli.profile.record import Latency
+from remoe_cli.profile.latency_record import Latency
 
 MB = 2**20
 GB_MB = 1024
@@ -57,6 +60,19 @@ def main_speed(problem: Problem, main: MainSpec) -> float:
     if main.vcpus is None:
         return 1.0
     return min(main.vcpus, problem.latency.main_vcpus) / problem.latency.main_vcpus
+
+
+def prefill_rest_s(problem: Problem, main: MainSpec) -> float:
+    """Prefill besides experts: non-expert modules, and hidden states to the experts' device and back in each layer (2 tau_sw)."""
+    tokens, latency = problem.workload.n_in, problem.latency
+    copies_s = 2 * len(problem.spec.moe_layers) * float(latency.copy_s.seconds(tokens))
+    return float(latency.nonexpert_prefill.seconds(tokens)) / nonexpert_speed(problem, main) + copies_s
+
+
+def decode_rest_s(problem: Problem, main: MainSpec) -> float:
+    """One generated token besides experts, likewise."""
+    copies_s = 2 * len(problem.spec.moe_layers) * float(problem.latency.copy_s.seconds(1))
+    return problem.latency.nonexpert_decode_s / nonexpert_speed(problem, main) + copies_s
 
 
 def nonexpert_speed(problem: Problem, main: MainSpec) -> float:
@@ -96,23 +112,55 @@ def function_vcpus(side: FunctionSide, memory_mb: npt.ArrayLike) -> Floats:
     return np.minimum(side.max_useful_vcpus, np.asarray(memory_mb, dtype=np.float64) / side.mb_per_vcpu)
 
 
-def remote_experts_s(problem: Problem, memory_mb: npt.ArrayLike, tokens: npt.ArrayLike) -> Floats:
-    """tau_c(y, N) + 2 N D / B of section 3, broadcast over memory specs and token counts; 0 for no tokens."""
-    side, rows = problem.catalog.function, np.asarray(tokens, dtype=np.float64)
-    compute_s: Floats = problem.latency.remote_expert.seconds(rows) / function_vcpus(side, memory_mb)
-    return compute_s + 2 * rows * problem.spec.hidden_state_bytes * side.wire_expansion / side.network_bytes_per_s
+@dataclass(frozen=True)
+class Warm:
+    """A warm invocation besides its experts: t_rem in the part that is not billed and the part that is, and B.
+
+    `billed_s` [T] are equally likely values; a catalog has one.
+    """
+
+    unbilled_s: float
+    billed_s: Floats
+    bytes_per_s: float
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.unbilled_s + float(self.billed_s.mean())
 
 
-def decode_call_s(problem: Problem, memory_mb: npt.ArrayLike, hits: npt.ArrayLike) -> Floats:
-    """rho(h): one invocation for the h remote experts that one token hits; 0 for none."""
-    count = np.asarray(hits, dtype=np.float64)
-    return np.where(count > 0, problem.catalog.function.warm_overhead_s + count * remote_experts_s(problem, memory_mb, 1.0), 0.0)
+def warm(problem: Problem) -> Warm:
+    """What was measured on a live target, where the profile has it, else what the catalog says."""
+    side, measured = problem.catalog.function, problem.latency.invocation
+    if measured is None:
+        return Warm(side.warm_unbilled_s, np.array([side.warm_billed_s]), side.network_bytes_per_s)
+    return Warm(measured.unbilled_s.mean, np.array(measured.billed_s.tenths), measured.bytes_per_s)
 
 
-def billed_s(problem: Problem, seconds: npt.ArrayLike) -> Floats:
-    """Rounded up to the billing granularity; a millionth of it is forgiven, so that float noise does not buy a whole one."""
+def inside_s(problem: Problem, memory_mb: npt.ArrayLike, work_s: npt.ArrayLike, rows: npt.ArrayLike) -> Floats:
+    """Time of an invocation in the function besides overhead: the work of its experts under the CPU share, and its rows on the wire
+    (the sums over tau_c(y, N) and over 2 N D / B of section 3)."""
+    side = problem.catalog.function
+    computing_s: Floats = problem.latency.remote_expert.elapsed_s(work_s, function_vcpus(side, memory_mb))
+    return computing_s + 2 * np.asarray(rows) * (problem.spec.hidden_state_bytes * side.wire_expansion / warm(problem).bytes_per_s)
+
+
+def expert_work_s(problem: Problem, memory_mb: npt.ArrayLike, tokens: npt.ArrayLike) -> Floats:
+    """What one expert adds to an invocation's work, broadcast over memory specs and token counts; 0 for no tokens."""
+    work_s: Floats = problem.latency.remote_expert.work_s(tokens, function_vcpus(problem.catalog.function, memory_mb))
+    return work_s
+
+
+def decode_inside_s(problem: Problem, memory_mb: npt.ArrayLike, hits: npt.ArrayLike) -> Floats:
+    """`inside_s` of one invocation for the h remote experts that one token hits."""
+    return inside_s(problem, memory_mb, np.asarray(hits) * expert_work_s(problem, memory_mb, 1), hits)
+
+
+def billed_s(problem: Problem, inside_s: npt.ArrayLike) -> Floats:
+    """Mean of the billed time over the values of the billed overhead, each rounded up to the billing granularity; a millionth of it is
+    forgiven, so that float noise does not buy a whole one."""
     granule_s = problem.catalog.function.billing_granularity_ms / 1000
-    billed: Floats = np.ceil(np.asarray(seconds, dtype=np.float64) / granule_s - 1e-6) * granule_s
+    seconds = np.asarray(inside_s, dtype=np.float64)[..., None] + warm(problem).billed_s
+    billed: Floats = (np.ceil(seconds / granule_s - 1e-6) * granule_s).mean(axis=-1)
     return billed
 
 
@@ -133,19 +181,19 @@ def payload_bytes(problem: Problem, rows: npt.ArrayLike) -> Floats:
     return np.asarray(rows, dtype=np.float64) * problem.spec.hidden_state_bytes * problem.catalog.function.wire_expansion
 
 
-def lpt(seconds: Floats, tokens: Floats, members: Bools, replicas: int) -> tuple[Floats, Floats]:
+def lpt(work_s: Floats, tokens: Floats, members: Bools, replicas: int) -> tuple[Floats, Floats]:
     """Longest processing time first (section 9): each expert, longest first, to the least loaded replica.
 
-    `seconds` [Y, E] and `tokens` [E] of each expert, `members` [S, E]. Returns load in seconds [S, Y, z] and rows [S, Y, z].
-    Time grows with tokens, so the order is that of the tokens; ties go to the lower expert id and replica.
+    `work_s` [Y, E] and `tokens` [E] of each expert, `members` [S, E]. Returns work in seconds [S, Y, z] and rows [S, Y, z].
+    Work grows with tokens, so the order is that of the tokens; ties go to the lower expert id and replica.
     """
-    load = np.zeros((len(members), len(seconds), replicas))
+    load = np.zeros((len(members), len(work_s), replicas))
     rows = np.zeros_like(load)
     for expert in np.argsort(-tokens, kind="stable"):
         if tokens[expert] > 0 and members[:, expert].any():
             least = load.argmin(axis=2)[:, :, None]
             at = members[:, expert, None, None]
-            np.put_along_axis(load, least, np.take_along_axis(load, least, 2) + np.where(at, seconds[:, expert][None, :, None], 0.0), 2)
+            np.put_along_axis(load, least, np.take_along_axis(load, least, 2) + np.where(at, work_s[:, expert][None, :, None], 0.0), 2)
             np.put_along_axis(rows, least, np.take_along_axis(rows, least, 2) + np.where(at, tokens[expert], 0.0), 2)
     return load, rows
 
@@ -191,10 +239,13 @@ def remote_side(
     memory = np.asarray(memory_mb, dtype=np.float64)
     tokens = workload.prefill_tokens[layer]
     _, remote, shares = law
-    load, rows = lpt(remote_experts_s(problem, memory[:, None], tokens), tokens, members, replicas)
-    zt = np.where(rows > 0, problem.catalog.function.warm_overhead_s + load, 0.0)
-    calls = decode_call_s(problem, memory[:, None], remote)
-    billed = billed_s(problem, zt).sum(axis=2) + workload.n_out * (shares @ billed_s(problem, calls).T)
+    load, rows = lpt(expert_work_s(problem, memory[:, None], tokens), tokens, members, replicas)
+    inside = inside_s(problem, memory[:, None], load, rows)
+    zt = np.where(rows > 0, warm(problem).elapsed_s + inside, 0.0)
+    step = decode_inside_s(problem, memory[:, None], remote)
+    calls = np.where(remote > 0, warm(problem).elapsed_s + step, 0.0)
+    step_billed = np.where(remote > 0, billed_s(problem, step), 0.0)
+    billed = np.where(rows > 0, billed_s(problem, inside), 0.0).sum(axis=2) + workload.n_out * (shares @ step_billed.T)
     invocations = (rows > 0).sum(axis=2) + workload.n_out * shares[:, remote > 0].sum(axis=1, keepdims=True)
     return RemoteSide(zt.max(axis=2), function_usd_per_s(problem, memory) * billed + fee * invocations, rows.max(axis=2), calls)
 
@@ -204,22 +255,19 @@ def remote_side(
 
 def local_prefill_s(problem: Problem, tokens: Floats, members: Bools) -> Floats:
     """[S]: sum of tau_c(1 vCPU share, N_k) over the local experts of one layer, at the profile's own speed."""
-    seconds: Floats = (~members) @ problem.latency.local_expert.seconds(tokens)
+    seconds: Floats = (~members) @ problem.latency.local_expert.seconds(tokens, problem.latency.main_vcpus)
     return seconds
 
 
 def local_step_s(problem: Problem) -> float:
     """t_c: one local expert for one token, at the profile's own speed."""
-    return float(problem.latency.local_expert.seconds(1))
+    return float(problem.latency.local_expert.seconds(1, problem.latency.main_vcpus))
 
 
 def evaluate(problem: Problem, placement: Placement) -> Outcome:
     """Cost and latency of a placement; it need not meet any limit."""
     workload, speed = problem.workload, main_speed(problem, placement.main)
-    beside = nonexpert_speed(problem, placement.main)
-    ttft = float(problem.latency.nonexpert_prefill.seconds(workload.n_in)) / beside
-    tpot = problem.latency.nonexpert_decode_s / beside
-    bill = 0.0
+    ttft, tpot, bill = prefill_rest_s(problem, placement.main), decode_rest_s(problem, placement.main), 0.0
     experts: Any = np.arange(problem.spec.experts_per_layer)
     for index, layer in enumerate(placement.layers):
         members = np.isin(experts, layer.remote)[None, :]

@@ -155,13 +155,13 @@ def _silence_highs() -> None:
 def _node(task: Task, specs: tuple[MainSpec, ...]) -> _Node | None:
     """The relaxation over a range of the menu; None when one limit alone rules it out."""
     problem, columns = task.problem, task.columns
-    workload, latency = problem.workload, problem.latency
+    workload = problem.workload
     speed = max(cost.main_speed(problem, spec) for spec in specs)
-    beside = max(cost.nonexpert_speed(problem, spec) for spec in specs)
     price = min(cost.main_usd_per_s(problem, spec) for spec in specs)
     capacity = max(cost.local_capacity(problem, spec) for spec in specs)
     prefill, decode = columns.prefill_s(speed), columns.decode_s(speed, cost.local_step_s(problem))
-    prefill_rest, decode_rest = float(latency.nonexpert_prefill.seconds(workload.n_in)) / beside, latency.nonexpert_decode_s / beside
+    prefill_rest = min(cost.prefill_rest_s(problem, spec) for spec in specs)
+    decode_rest = min(cost.decode_rest_s(problem, spec) for spec in specs)
     match task.objective:
         case "cost":
             c, const = price * (prefill + workload.n_out * decode) + columns.bill_usd, price * (prefill_rest + workload.n_out * decode_rest)

@@ -14,7 +14,8 @@ from statistics import fmean
 
 from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.document import LayerPlan, MainSpec, Outcome, Plan
-from remoe_cli.profile.record import Linear, Profile
+from remoe_cli.profile.latency_record import Timing
+from remoe_cli.profile.record import Profile
 
 TOLERANCE = 1e-9
 ENOUGH_TOKENS = 200
@@ -79,7 +80,7 @@ class _Layer:
 
 
 def _layers(plan: Plan, profile: Profile) -> list[_Layer]:
-    counts, trace = profile.arrays["prefill_counts"], profile.arrays["trace_ids"]
+    counts, trace = profile.counts("prefill"), profile.arrays["trace_ids"]
     out = []
     for index in range(len(profile.record.spec.moe_layers)):
         totals = [int(counts[:, index, expert].sum()) for expert in range(profile.record.spec.experts_per_layer)]
@@ -89,33 +90,41 @@ def _layers(plan: Plan, profile: Profile) -> list[_Layer]:
     return out
 
 
-def _time_s(linear: Linear, tokens: float) -> float:
-    return linear.fixed_s + linear.per_token_s * tokens if tokens > 0 else 0.0
+def _time_s(timing: Timing, tokens: float, vcpus: float) -> float:
+    return float(timing.seconds(tokens, vcpus))
 
 
-def _remote_s(profile: Profile, catalog: Catalog, memory_mb: int, tokens: float) -> float:
-    """One expert in a function: computing at its share of a vCPU, and rows on the wire both ways."""
-    side = catalog.function
-    vcpus = min(side.max_useful_vcpus, memory_mb / side.mb_per_vcpu)
-    wire_bytes = 2 * tokens * profile.record.spec.hidden_state_bytes * side.wire_expansion
-    return _time_s(profile.record.latency.remote_expert, tokens) / vcpus + wire_bytes / side.network_bytes_per_s
+def _vcpus(catalog: Catalog, memory_mb: int) -> float:
+    return min(catalog.function.max_useful_vcpus, memory_mb / catalog.function.mb_per_vcpu)
 
 
 def _split(profile: Profile, catalog: Catalog, layer: LayerPlan, tokens: list[float]) -> list[list[int]]:
-    """The experts of each replica: longest first, each to the replica with the least time so far."""
+    """The experts of each replica: longest first, each to the replica with the least work so far."""
     parts: list[list[int]] = [[] for _ in range(layer.replicas)]
-    times = [0.0] * layer.replicas
+    work = [0.0] * layer.replicas
     for expert in sorted((e for e in layer.remote if tokens[e] > 0), key=lambda e: (-tokens[e], e)):
-        least = times.index(min(times))
+        least = work.index(min(work))
         parts[least].append(expert)
-        times[least] += _remote_s(profile, catalog, layer.memory_mb, tokens[expert])
+        work[least] += float(profile.record.latency.remote_expert.work_s(tokens[expert], _vcpus(catalog, layer.memory_mb)))
     return [part for part in parts if part]
 
 
-def _invocation_usd(catalog: Catalog, memory_mb: int, seconds: float) -> float:
-    side = catalog.function
-    billed_ms = math.ceil(seconds * 1000 / side.billing_granularity_ms - 1e-6) * side.billing_granularity_ms
-    return billed_ms / 1000 * memory_mb / 1024 * side.usd_per_gb_second + side.usd_per_request
+def _invocation(profile: Profile, catalog: Catalog, memory_mb: int, rows: tuple[float, ...]) -> tuple[float, float]:
+    """Seconds waited for one invocation with so many rows for each of its experts, and what it costs.
+
+    A live target's overhead, where the profile has it, goes before the catalog's. Only time in the function is billed; of an overhead
+    with a spread, each of the equally likely values is rounded up by itself.
+    """
+    side, timing, measured = catalog.function, profile.record.latency.remote_expert, profile.record.latency.invocation
+    vcpus = _vcpus(catalog, memory_mb)
+    rate = measured.bytes_per_s if measured else side.network_bytes_per_s
+    outside_s = fmean(measured.unbilled_s.tenths) if measured else side.warm_unbilled_s
+    inside_s = float(timing.elapsed_s(sum(float(timing.work_s(n, vcpus)) for n in rows), vcpus))
+    inside_s += 2 * sum(rows) * profile.record.spec.hidden_state_bytes * side.wire_expansion / rate
+    durations_s = [overhead_s + inside_s for overhead_s in (measured.billed_s.tenths if measured else (side.warm_billed_s,))]
+    billed_ms = fmean(math.ceil(d * 1000 / side.billing_granularity_ms - 1e-6) * side.billing_granularity_ms for d in durations_s)
+    usd = billed_ms / 1000 * memory_mb / 1024 * side.usd_per_gb_second + side.usd_per_request
+    return outside_s + fmean(durations_s), usd
 
 
 def _accelerated(catalog: Catalog) -> bool:
@@ -133,24 +142,27 @@ def _price(plan: Plan, profile: Profile, catalog: Catalog, main: MainSpec, layer
     latency, workload = profile.record.latency, plan.workload
     speed = 1.0 if main.vcpus is None else min(1.0, main.vcpus / latency.main_vcpus)
     beside = 1.0 if _accelerated(catalog) else speed
-    ttft = _time_s(latency.nonexpert_prefill, workload.n_in) / beside
-    tpot = latency.nonexpert_decode_s / beside
+    ttft = float(latency.nonexpert_prefill.seconds(workload.n_in)) / beside + 2 * len(layers) * float(latency.copy_s.seconds(workload.n_in))
+    tpot = latency.nonexpert_decode_s / beside + 2 * len(layers) * float(latency.copy_s.seconds(1))
+    step_s = _time_s(latency.local_expert, 1, latency.main_vcpus) / speed
     remote_usd = 0.0
     for layer, routed in zip(layers, _layers(plan, profile), strict=True):
         remote = set(layer.remote)
-        local_s = sum(_time_s(latency.local_expert, n) for e, n in enumerate(routed.tokens) if e not in remote) / speed
+        local_s = sum(_time_s(latency.local_expert, n, latency.main_vcpus) for e, n in enumerate(routed.tokens) if e not in remote) / speed
         longest = 0.0
         for part in _split(profile, catalog, layer, routed.tokens):
-            call = catalog.function.warm_overhead_s + sum(_remote_s(profile, catalog, layer.memory_mb, routed.tokens[e]) for e in part)
-            longest = max(longest, call)
-            remote_usd += _invocation_usd(catalog, layer.memory_mb, call)
+            call_s, usd = _invocation(profile, catalog, layer.memory_mb, tuple(routed.tokens[e] for e in part))
+            longest = max(longest, call_s)
+            remote_usd += usd
         ttft += max(local_s, longest)
+        calls = {0: (0.0, 0.0)} | {
+            h: _invocation(profile, catalog, layer.memory_mb, (1.0,) * h) for h in range(1, profile.record.spec.top_k + 1) if remote
+        }
         steps, bills = [], []
         for token in routed.choices:
             hits = sum(e in remote for e in token)
-            call = catalog.function.warm_overhead_s + hits * _remote_s(profile, catalog, layer.memory_mb, 1) if hits else 0.0
-            steps.append(max((len(token) - hits) * _time_s(latency.local_expert, 1) / speed, call))
-            bills.append(_invocation_usd(catalog, layer.memory_mb, call) if hits else 0.0)
+            steps.append(max((len(token) - hits) * step_s, calls[hits][0]))
+            bills.append(calls[hits][1])
         tpot += fmean(steps)
         remote_usd += workload.n_out * fmean(bills)
     side = catalog.main

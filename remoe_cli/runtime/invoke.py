@@ -23,6 +23,8 @@ _REPORT = re.compile(
     r"(?:.*Init Duration: (?P<init>[\d.]+) ms)?"
 )
 
+_HEALTH = b'{"health": true}'
+
 
 @dataclass(frozen=True)
 class Invocation:
@@ -85,7 +87,12 @@ def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]
 
 def ping(client: Any, function: str) -> Invocation:
     """Start an instance of the function, if none is warm, without any work for it; raises as `invoke` does."""
-    return _try(client, function, b'{"health": true}')[1]
+    return _try(client, function, _HEALTH)[1]
+
+
+def health(client: Any, function: str) -> dict[str, Any]:
+    """What the function says of itself (function/handler.py); raises as `invoke` does."""
+    return dict(json.loads(_try(client, function, _HEALTH)[0]))
 
 
 def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:

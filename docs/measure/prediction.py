@@ -1,0 +1,155 @@
+"""How close the planner's predictions come to what the twin really takes and bills, on the demo model.
+
+    python docs/measure/prediction.py [--profile DIR] [--prompts N] [--new-tokens N]
+
+Profiles the demo model (or takes a profile), calibrates it on a deployment with a quarter of the experts remote, then makes three
+plans (the cheapest, a quarter remote, half remote), deploys each, and asks prompts that were not profiled. Prints predicted /
+measured for every prompt, and exits with 1 when a plan's median is off by more than 25% in TPOT or 15% in cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from remoe_cli import artifacts
+from remoe_cli.cli.demo import _prompts
+from remoe_cli.cli.infer import main_port
+from remoe_cli.deploy.local import lifecycle
+from remoe_cli.deploy.local.calibrate import calibrate
+from remoe_cli.deploy.local.target import deploy
+from remoe_cli.model.demo import demo_model
+from remoe_cli.plan.build import make_plan
+from remoe_cli.plan.catalog import read_catalog
+from remoe_cli.plan.document import Plan
+from remoe_cli.profile.prompts import PromptSet
+from remoe_cli.profile.record import Profile, read_profile
+from remoe_cli.profile.run import profile
+from remoe_cli.runtime.client import answer
+
+PROFILED = 64
+SHARES = {"the cheapest plan": None, "a quarter remote": 0.25, "half remote": 0.5}
+LIMITS = {"TPOT": 0.25, "cost": 0.15}
+BUSY, WAIT_S = 0.5, 60.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", type=Path, help=f"profile of the demo model; without it one is made of {PROFILED} prompts")
+    parser.add_argument("--prompts", type=int, default=7, help="prompts to ask each deployment; the first is dropped")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    options = parser.parse_args()
+    texts = _prompts().texts
+    with tempfile.TemporaryDirectory() as folder:
+        made = read_profile(options.profile) if options.profile else _profile(texts[:PROFILED], Path(folder) / "profile")
+        with _deployed(_plan(made, 0.25), Path(folder)) as name:
+            made = calibrate(name, Path(folder) / "calibrated")
+        _show_profile(made)
+        missed = []
+        for what, share in SHARES.items():
+            plan = _plan(made, share)
+            with _deployed(plan, Path(folder)) as name:
+                missed += _compare(what, plan, _ask(name, texts[-options.prompts :], options.new_tokens))
+    for line in missed:
+        print(f"MISSED: {line}")
+    return 1 if missed else 0
+
+
+def _profile(texts: tuple[str, ...], out: Path) -> Profile:
+    _settle()
+    prompts = PromptSet("demo", "prompt", texts)
+    return profile(
+        str(demo_model()), prompts, out, max_new_tokens=32, max_prompt_tokens=512, batch_size=16, progress=lambda done, total: None
+    )
+
+
+def _plan(made: Profile, share: float | None) -> Plan:
+    return make_plan(made, read_catalog("local"), remote_share=share)
+
+
+@contextmanager
+def _deployed(plan: Plan, folder: Path) -> Iterator[str]:
+    """A deployment of the plan, which is gone afterwards whatever happens."""
+    name = f"prediction-{os.getpid()}"
+    artifacts.write_json(folder / "plan.json", plan)
+    deploy(folder / "plan.json", name, rtt_ms=0.0, say=lambda text: None, progress=lambda done, total: None)
+    try:
+        _settle()
+        yield name
+    finally:
+        lifecycle.destroy(name)
+
+
+def _settle() -> None:
+    """Give a busy machine a minute to become quiet, for nothing can be predicted of one that others use."""
+    give_up = time.monotonic() + WAIT_S
+    while os.getloadavg()[0] > BUSY * (os.cpu_count() or 1) and time.monotonic() < give_up:
+        time.sleep(1)
+
+
+def _ask(name: str, prompts: tuple[str, ...], new_tokens: int) -> list[dict[str, Any]]:
+    """Receipts of all prompts but the first, which warms what no other start-up warms."""
+    port = main_port(name)
+    return [answer(name, port, prompt, new_tokens, lambda text: None)["receipt"] for prompt in prompts][1:]
+
+
+def _compare(what: str, plan: Plan, receipts: list[dict[str, Any]]) -> list[str]:
+    """Print a table; returns what was missed."""
+    used = sorted({layer.memory_mb for layer in plan.layers if layer.remote})
+    print(f"\n{what}: {sum(len(layer.remote) for layer in plan.layers)} experts in functions of {used} MB, main {plan.main.memory_mb} MB")
+    print(f"load of the machine {os.getloadavg()[0]:.1f}; predicted / measured, times in ms, $ per million requests")
+    print(f"{'tokens':>9}{'TTFT':>22}{'TPOT':>22}{'cost':>24}{'of it functions':>17}{'calls':>7}{'cold':>6}")
+    ratios: dict[str, list[float]] = {"TTFT": [], "TPOT": [], "cost": []}
+    for receipt in receipts:
+        said = receipt["predicted"]
+        pairs = {
+            "TTFT": (said["ttft_s"] * 1e3, receipt["ttft_s"] * 1e3),
+            "TPOT": (said["tpot_s"] * 1e3, (receipt["tpot_s"] or float("nan")) * 1e3),
+            "cost": (said["cost_usd_per_request"] * 1e6, receipt["cost"]["total_usd"] * 1e6),
+        }
+        for name, (predicted, measured) in pairs.items():
+            ratios[name].append(predicted / measured)
+        cells = "".join(f"{f'{p:.1f} / {m:.1f} {p / m:.2f}':>{24 if n == 'cost' else 22}}" for n, (p, m) in pairs.items())
+        tokens = f"{receipt['prompt_tokens']}+{receipt['generated_tokens']}"
+        functions = receipt["cost"]["functions_usd"] * 1e6
+        print(f"{tokens:>9}{cells}{functions:>17.1f}{receipt['invocations']:>7}{receipt['cold_starts']:>6}")
+    missed = []
+    for name, values in ratios.items():
+        median, worst = statistics.median(values), max(values, key=lambda ratio: abs(ratio - 1))
+        print(f"{name}: median {median:.3f}, worst {worst:.3f}")
+        if name in LIMITS and not abs(median - 1) <= LIMITS[name]:
+            missed.append(f"{what}: {name} predicted / measured {median:.3f}, allowed 1 +- {LIMITS[name]}")
+    return missed
+
+
+def _show_profile(made: Profile) -> None:
+    latency = made.record.latency
+    print(f"{date.today()}, {latency.machine}, {latency.main_vcpus:g} threads; load {os.getloadavg()[0]:.1f}")
+    for name, timing in (("local", latency.local_expert), ("remote", latency.remote_expert)):
+        error = "described" if timing.held_out_error is None else f"held-out error {timing.held_out_error:.1%}"
+        print(f"{name} expert: {timing.curve.form}, {error}; one token {float(timing.seconds(1, 1)) * 1e3:.3f} ms at 1 vCPU")
+    prefill_ms = float(latency.nonexpert_prefill.seconds(64)) * 1e3
+    print(f"non-expert: {latency.nonexpert_decode_s * 1e3:.1f} ms a token, 64 prompt tokens {prefill_ms:.1f} ms")
+    if latency.invocation and latency.cold_start:
+        for name, spread in (("not billed", latency.invocation.unbilled_s), ("billed", latency.invocation.billed_s)):
+            figures = ", ".join(f"{q} {getattr(spread, q) * 1e3:.2f}" for q in ("p50", "p90", "p99", "mean"))
+            print(f"warm invocation, {name}: {figures} ms ({len(latency.invocation.samples)} calls)")
+        print(f"payload: {latency.invocation.bytes_per_s / 1e6:.0f} MB/s")
+        split = latency.cold_start.model_dump()
+        starts = split.pop("starts")
+        print(
+            f"cold start ({starts}): " + ", ".join(f"{name.removesuffix('_s')} {value * 1e3:.1f}" for name, value in split.items()) + " ms"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
