@@ -8,7 +8,8 @@ the method, with one invocation per layer and token, E[max] over the recorded to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -36,7 +37,8 @@ def verify(plan: Plan, profile: Profile, catalog: Catalog) -> tuple[Finding, ...
     structure = (*_sources(plan, profile, catalog), *_structure(plan, profile, catalog))
     if structure:  # numbers of a plan that is not well formed mean nothing
         return structure
-    return (*_limits(plan, profile, catalog), *_numbers(plan, profile, catalog))
+    routed = _layers(plan, profile)
+    return (*_limits(plan, profile, catalog, routed), *_numbers(plan, profile, catalog, routed))
 
 
 def _same(field: str, stated: float, found: float) -> Iterator[Finding]:
@@ -73,10 +75,18 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer's expected prompt tokens and recorded decode choices."""
+    """One layer's expected prompt tokens and recorded decode choices: each set of experts, and how many tokens chose it."""
 
     tokens: list[float]
-    choices: list[list[int]]
+    choices: Counter[tuple[int, ...]]
+
+    def hits(self, remote: Collection[int]) -> Counter[tuple[int, int]]:
+        """How many tokens hit so many local and so many remote experts."""
+        found: Counter[tuple[int, int]] = Counter()
+        for chosen, tokens in self.choices.items():
+            away = sum(e in remote for e in chosen)
+            found[len(chosen) - away, away] += tokens
+        return found
 
 
 def _layers(plan: Plan, profile: Profile) -> list[_Layer]:
@@ -85,7 +95,7 @@ def _layers(plan: Plan, profile: Profile) -> list[_Layer]:
     for index in range(len(profile.record.spec.moe_layers)):
         totals = [int(counts[:, index, expert].sum()) for expert in range(profile.record.spec.experts_per_layer)]
         rows = plan.workload.n_in * profile.record.spec.top_k
-        choices = [[e for e in token if e >= 0] for token in trace[:, index].tolist()]
+        choices = Counter(tuple(sorted(e for e in token if e >= 0)) for token in trace[:, index].tolist())
         out.append(_Layer([rows * total / sum(totals) for total in totals], choices))
     return out
 
@@ -138,7 +148,20 @@ def _request_bytes(plan: Plan, profile: Profile) -> int:
     return spec.nonexpert_bytes + kv + tokens * spec.hidden_state_bytes
 
 
-def _price(plan: Plan, profile: Profile, catalog: Catalog, main: MainSpec, layers: tuple[LayerPlan, ...]) -> Outcome:
+@dataclass(frozen=True)
+class _Placed:
+    """One layer of a placement: `hits` counts tokens by local and remote experts hit."""
+
+    plan: LayerPlan
+    tokens: list[float]
+    hits: Counter[tuple[int, int]]
+
+
+def _placed(layers: tuple[LayerPlan, ...], routed: list[_Layer]) -> list[_Placed]:
+    return [_Placed(plan, layer.tokens, layer.hits(set(plan.remote))) for plan, layer in zip(layers, routed, strict=True)]
+
+
+def _price(plan: Plan, profile: Profile, catalog: Catalog, main: MainSpec, layers: list[_Placed]) -> Outcome:
     latency, workload = profile.record.latency, plan.workload
     speed = 1.0 if main.vcpus is None else min(1.0, main.vcpus / latency.main_vcpus)
     beside = 1.0 if _accelerated(catalog) else speed
@@ -146,25 +169,21 @@ def _price(plan: Plan, profile: Profile, catalog: Catalog, main: MainSpec, layer
     tpot = latency.nonexpert_decode_s / beside + 2 * len(layers) * float(latency.copy_s.seconds(1))
     step_s = _time_s(latency.local_expert, 1, latency.main_vcpus) / speed
     remote_usd = 0.0
-    for layer, routed in zip(layers, _layers(plan, profile), strict=True):
-        remote = set(layer.remote)
-        local_s = sum(_time_s(latency.local_expert, n, latency.main_vcpus) for e, n in enumerate(routed.tokens) if e not in remote) / speed
+    for placed in layers:
+        layer, remote = placed.plan, set(placed.plan.remote)
+        local_s = sum(_time_s(latency.local_expert, n, latency.main_vcpus) for e, n in enumerate(placed.tokens) if e not in remote) / speed
         longest = 0.0
-        for part in _split(profile, catalog, layer, routed.tokens):
-            call_s, usd = _invocation(profile, catalog, layer.memory_mb, tuple(routed.tokens[e] for e in part))
+        for part in _split(profile, catalog, layer, placed.tokens):
+            call_s, usd = _invocation(profile, catalog, layer.memory_mb, tuple(placed.tokens[e] for e in part))
             longest = max(longest, call_s)
             remote_usd += usd
         ttft += max(local_s, longest)
         calls = {0: (0.0, 0.0)} | {
             h: _invocation(profile, catalog, layer.memory_mb, (1.0,) * h) for h in range(1, profile.record.spec.top_k + 1) if remote
         }
-        steps, bills = [], []
-        for token in routed.choices:
-            hits = sum(e in remote for e in token)
-            steps.append(max((len(token) - hits) * step_s, calls[hits][0]))
-            bills.append(calls[hits][1])
-        tpot += fmean(steps)
-        remote_usd += workload.n_out * fmean(bills)
+        counted = list(placed.hits.values())
+        tpot += fmean((max(local * step_s, calls[away][0]) for local, away in placed.hits), counted)
+        remote_usd += workload.n_out * fmean((calls[away][1] for _, away in placed.hits), counted)
     side = catalog.main
     rate = side.usd_per_gb_second * main.memory_mb / 1024 + side.usd_per_accelerator_gb_second * _request_bytes(plan, profile) / 2**30
     return Outcome(cost_usd_per_request=rate * (ttft + workload.n_out * tpot) + remote_usd, ttft_s=ttft, tpot_s=tpot)
@@ -177,20 +196,21 @@ def _main_bytes(plan: Plan, profile: Profile, catalog: Catalog, layers: tuple[La
     return catalog.main.runtime_memory_mb * 2**20 + held + local * spec.expert_bytes
 
 
-def _limits(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
+def _limits(plan: Plan, profile: Profile, catalog: Catalog, routed: list[_Layer]) -> Iterator[Finding]:
     """Memory of main and expert functions, payload, targets."""
     spec, side = profile.record.spec, catalog.function
     need = _main_bytes(plan, profile, catalog, plan.layers)
     yield from _require(need <= plan.main.memory_mb * 2**20, "main.memory_mb", plan.main.memory_mb, f"needs {need / 2**20:.3f}")
-    for index, (layer, routed) in enumerate(zip(plan.layers, _layers(plan, profile), strict=True)):
+    for index, placed in enumerate(_placed(plan.layers, routed)):
+        layer, tokens = placed.plan, placed.tokens
         if layer.remote:
-            rows = sum(routed.tokens[e] for e in layer.remote)
+            rows = sum(tokens[e] for e in layer.remote)
             need = side.runtime_memory_mb * 2**20 + len(layer.remote) * spec.expert_bytes * side.expert_memory_factor
             need += rows * spec.hidden_state_bytes
             fits = need <= layer.memory_mb * 2**20 * (1 + TOLERANCE)
             yield from _require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
-        for part in _split(profile, catalog, layer, routed.tokens):
-            payload = sum(routed.tokens[e] for e in part) * spec.hidden_state_bytes * side.wire_expansion
+        for part in _split(profile, catalog, layer, tokens):
+            payload = sum(tokens[e] for e in part) * spec.hidden_state_bytes * side.wire_expansion
             fits = payload <= side.payload_limit_bytes * (1 + TOLERANCE)
             found = f"payload {payload:.0f} of {side.payload_limit_bytes} bytes"
             yield from _require(fits, f"layers[{index}].replicas", layer.replicas, found)
@@ -201,9 +221,9 @@ def _meets(plan: Plan, outcome: Outcome) -> bool:
     return all(target is None or value <= target * (1 + 2 * TOLERANCE) for value, target in pairs)
 
 
-def _numbers(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
+def _numbers(plan: Plan, profile: Profile, catalog: Catalog, routed: list[_Layer]) -> Iterator[Finding]:
     """Cost and latency, bound and gap, the baseline, and the verdict that follows from them."""
-    outcome = _price(plan, profile, catalog, plan.main, plan.layers)
+    outcome = _price(plan, profile, catalog, plan.main, _placed(plan.layers, routed))
     cost = outcome.cost_usd_per_request
     yield from _same("cost_usd_per_request", plan.cost_usd_per_request, cost)
     yield from _same("ttft_s", plan.ttft_s, outcome.ttft_s)
@@ -219,7 +239,7 @@ def _numbers(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding
         "forced": lambda: plan.placement == "forced",
     }
     yield from _require(statuses[plan.status](), "status", plan.status, f"gap {gap}, placement {plan.placement}")
-    baseline = _all_local(plan, profile, catalog)
+    baseline = _all_local(plan, profile, catalog, routed)
     stated = plan.baselines.get("all-local")
     if baseline is None or stated is None:
         yield from _require(baseline is stated, "baselines", stated, baseline)
@@ -234,11 +254,12 @@ def _numbers(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding
     yield from _require(plan.verdict == verdict, "verdict", plan.verdict, verdict)
 
 
-def _all_local(plan: Plan, profile: Profile, catalog: Catalog) -> Outcome | None:
+def _all_local(plan: Plan, profile: Profile, catalog: Catalog, routed: list[_Layer]) -> Outcome | None:
     """All experts local on the cheapest main spec that meets the targets, else on the cheapest that holds them (fastest of equals)."""
     layers = tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in profile.record.spec.moe_layers)
     holding = [main for main in catalog.main.menu if _main_bytes(plan, profile, catalog, layers) <= main.memory_mb * 2**20]
-    outcomes = [_price(plan, profile, catalog, main, layers) for main in holding]
+    placed = _placed(layers, routed)
+    outcomes = [_price(plan, profile, catalog, main, placed) for main in holding]
     pool = [outcome for outcome in outcomes if _meets(plan, outcome)] or outcomes
     least = min((outcome.cost_usd_per_request for outcome in pool), default=0.0)
     equals = [outcome for outcome in pool if outcome.cost_usd_per_request <= least * (1 + TOLERANCE)]
