@@ -67,7 +67,7 @@ def ways(vectors: np.ndarray) -> list[Way]:
     found: list[Way] = [("brute force", (0.0, 0.0), 0.0, lambda q: _brute(vectors, q))]
     seconds, built = _timed(lambda: tree.build(vectors))
     nodes_mb = (sum(array.nbytes for array in built.to_arrays().values()) + built.centres.nbytes) / 1e6
-    for at_least in (ALPHA, 600, 1200, 2400, 4800):
+    for at_least in (ALPHA, tree.BETA, 600, 2400):
         if at_least < len(vectors):
             found.append((f"tree, {at_least} seen", seconds, nodes_mb, _tree_search(built, at_least)))
     found += _usearch(vectors)
