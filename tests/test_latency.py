@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,15 +44,12 @@ def test_everything_measured_is_positive_and_finite(measured: Latency) -> None:
     assert Latency.model_validate_json(measured.model_dump_json()) == measured
 
 
-def test_experts_are_timed_over_tokens_and_vcpus(measured: Latency) -> None:
+def test_experts_are_timed_over_tokens_and_vcpus(measured: Latency, probed: limits.Mechanism) -> None:
     local = {(p.tokens, p.vcpus) for p in measured.local_expert.points}
     assert local == {(n, v) for n in (1, 4, 16, 64, 256) for v in latency._thread_counts()}
     assert 1 in latency._thread_counts() and os.cpu_count() in latency._thread_counts()
     remote = {(p.tokens, round(p.vcpus, 3)) for p in measured.remote_expert.points}
-    shares = (0.072, 0.289, 0.579, 1.0) if limits.probe("remoe-test-shares").cpu == "cfs-quota" else (1.0,)
-    limits_left = limits.probe("remoe-test-shares").groups
-    for group in limits_left:
-        limits.remove(group)
+    shares = (0.072, 0.289, 0.579, 1.0) if probed.cpu_root else (1.0,)
     assert remote == {(n, v) for n in (1, 4, 16, 64, 256) for v in shares}
 
 
@@ -64,6 +62,17 @@ def test_layers_add_up_and_dense_ones_count(measured: Latency) -> None:
     seconds = np.array(layers.seconds)
     assert seconds.shape == (4, 4) and (seconds > 0).all()
     assert measured.nonexpert_decode_s == pytest.approx(seconds[:, 0].sum())
+    assert layers.spread >= 1
+
+
+def test_the_spread_is_that_of_passes_which_take_unlike_times() -> None:
+    model = build("mixtral")
+    attachment = attach(model, latency._without_experts)
+    naps = cycle([0.0, 0.1, 0.1])
+    model.lm_head.register_forward_hook(lambda *_: time.sleep(next(naps)))
+    with torch.inference_mode():
+        layers = latency._nonexpert(model, latency._decoder_layers(model, attachment.layers[0]))
+    assert 2 < layers.spread < 200
 
 
 @pytest.mark.parametrize("family", ["deepseek_v2", "nemotron_h", "gpt_oss"])
@@ -78,25 +87,33 @@ def test_time_goes_to_the_layer_that_takes_it() -> None:
     model.model.layers[1].mlp.register_forward_hook(lambda *_: time.sleep(0.03))
     model.lm_head.register_forward_hook(lambda *_: time.sleep(0.06))
     with torch.inference_mode():
-        seconds = latency._forward_s(model, latency._decoder_layers(model, attachment.layers[0]), 1, cached=4)
-    assert len(seconds) == 4
+        passes = latency._passes(model, latency._decoder_layers(model, attachment.layers[0]), 1, cached=4)
+    seconds = [min(times) for times in zip(*passes, strict=True)]
+    assert len(passes) >= 3 and len(seconds) == 4
     assert seconds[1] > 0.03 + max(seconds[0], seconds[2]) / 2
     assert seconds[3] > 0.06 and seconds[3] > seconds[1]
     assert all(not module._forward_pre_hooks for module in model.model.layers)
 
 
-def test_no_group_of_the_measurement_is_left(measured: Latency) -> None:
-    mechanism = limits.probe("remoe-test-left")
-    for root in mechanism.groups:
-        assert not list(root.parent.glob(f"remoe-profile-{os.getpid()}*"))
-        limits.remove(root)
+def test_no_group_of_the_measurement_is_left(measured: Latency, probed: limits.Mechanism) -> None:
+    assert not [group for root in probed.groups for group in root.parent.glob(f"remoe-profile-{os.getpid()}*")]
+
+
+def test_a_small_share_really_slows_long_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, probed: limits.Mechanism) -> None:
+    if probed.cpu_root is None:
+        pytest.skip("nobody may set a CPU quota here")
+    monkeypatch.setattr(function_latency, "_TOKENS", (20_000,))
+    monkeypatch.setattr(function_latency, "_MEMORY_MB", (128,))
+    fast, slow = function_latency._points(list(function_latency._shards(tmp_path, expert_layers(build("qwen3_moe", torch.bfloat16)))))
+    assert (round(slow.vcpus, 3), fast.vcpus) == (0.072, 1.0)
+    assert slow.seconds > 4 * fast.seconds  # about 14 times, less what neighbours take from the fast one
 
 
 def test_without_a_quota_the_curve_computes_what_one_would_do(monkeypatch: pytest.MonkeyPatch, measured: Latency) -> None:
     monkeypatch.setattr(limits, "probe", lambda label: limits.rlimit_only())
     timing = function_latency.function_expert(expert_layers(build("qwen3_moe", torch.bfloat16)))
     assert {point.vcpus for point in timing.points} == {1.0}
-    assert isinstance(timing.curve, Quota)
+    assert isinstance(timing.curve, Quota) and set(timing.errors) == {"quota"}
     said = measured.model_copy(update={"remote_expert": timing}).warnings
     assert any("No CPU quota" in sentence for sentence in said)
 
@@ -104,12 +121,15 @@ def test_without_a_quota_the_curve_computes_what_one_would_do(monkeypatch: pytes
 def test_warnings_name_what_cannot_be_trusted(measured: Latency) -> None:
     sound = inverse(1e-3, 1e-4, 1).model_copy(update={"held_out_error": 0.15, "points": (Point(tokens=1, vcpus=0.5, seconds=1.0),)})
     poor = sound.model_copy(update={"held_out_error": 0.1501})
-    both = measured.model_copy(update={"local_expert": sound, "remote_expert": sound})
+    both = measured.model_copy(update={"local_expert": sound, "remote_expert": sound, "nonexpert_layers": None})
     assert both.warnings == ()
     (said,) = both.model_copy(update={"local_expert": poor}).warnings
     assert "main process" in said and "15%" in said and "physical" in said
     (said,) = both.model_copy(update={"remote_expert": poor}).warnings
     assert "the function" in said
+    assert measured.nonexpert_layers is not None
+    (said,) = both.model_copy(update={"nonexpert_layers": measured.nonexpert_layers.model_copy(update={"spread": 2.0})}).warnings
+    assert "2.0 times" in said and "quiet machine" in said
 
 
 def test_a_function_that_cannot_be_timed_is_one_sentence() -> None:

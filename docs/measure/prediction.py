@@ -1,6 +1,6 @@
 """How close the planner's predictions come to what the twin really takes and bills, on the demo model.
 
-    python docs/measure/prediction.py [--profile DIR] [--prompts N] [--new-tokens N]
+    python docs/measure/prediction.py [--profile DIR | --dtype float32] [--prompts N] [--new-tokens N]
 
 Profiles the demo model (or takes a profile), calibrates it on a deployment with a quarter of the experts remote, then makes three
 plans (the cheapest, a quarter remote, half remote), deploys each, and asks prompts that were not profiled. Prints predicted /
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -45,12 +46,14 @@ BUSY, WAIT_S = 0.5, 60.0
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", type=Path, help=f"profile of the demo model; without it one is made of {PROFILED} prompts")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the demo model that is profiled")
     parser.add_argument("--prompts", type=int, default=7, help="prompts to ask each deployment; the first is dropped")
     parser.add_argument("--new-tokens", type=int, default=32)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a deployment goes even when this is ended from outside
     texts = _prompts().texts
     with tempfile.TemporaryDirectory() as folder:
-        made = read_profile(options.profile) if options.profile else _profile(texts[:PROFILED], Path(folder) / "profile")
+        made = read_profile(options.profile) if options.profile else _profile(options.dtype, texts[:PROFILED], Path(folder) / "profile")
         with _deployed(_plan(made, 0.25), Path(folder)) as name:
             made = calibrate(name, Path(folder) / "calibrated")
         _show_profile(made)
@@ -64,11 +67,11 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def _profile(texts: tuple[str, ...], out: Path) -> Profile:
+def _profile(dtype: str, texts: tuple[str, ...], out: Path) -> Profile:
     _settle()
     prompts = PromptSet("demo", "prompt", texts)
     return profile(
-        str(demo_model()), prompts, out, max_new_tokens=32, max_prompt_tokens=512, batch_size=16, progress=lambda done, total: None
+        str(demo_model(dtype)), prompts, out, max_new_tokens=32, max_prompt_tokens=512, batch_size=16, progress=lambda done, total: None
     )
 
 

@@ -29,7 +29,7 @@ from remoe_cli.model.loader import load
 from remoe_cli.model.spec import read_spec
 from remoe_cli.model.tokens import encode, has_chat_template, load_tokenizer
 from remoe_cli.profile.record import DatasetRef, ModelRef, Settings
-from remoe_cli.profile.routing import RoutingRecorder
+from remoe_cli.profile.routing import RoutingRecorder, record_batch
 from remoe_cli.profile.run import Inputs, record
 
 BATCH, ROUNDS, LIMIT = 16, 5, 512
@@ -52,7 +52,7 @@ def generate(model: Any, prompts: list[list[int]], new_tokens: int) -> Any:
 
 
 def overhead(model: Any, prompts: list[list[int]], new_tokens: int) -> None:
-    """The same eager experts with and without the recorder behind the hook, prefill alone and with decoding."""
+    """The same eager experts without and with the recorder behind the hook; decode is a whole generation less its prefill."""
     recorder = RoutingRecorder()
 
     def without(tokens: int) -> float:
@@ -60,9 +60,8 @@ def overhead(model: Any, prompts: list[list[int]], new_tokens: int) -> None:
         return timed(lambda: generate(model, prompts, tokens))
 
     def recording(tokens: int) -> float:
-        attach(model, recorder)
-        recorder.seen.clear()
-        return timed(lambda: generate(model, prompts, tokens))
+        experts = attach(model, recorder).layers[0].experts
+        return timed(lambda: record_batch(model, recorder, prompts, experts, tokens, tokens))  # counting included
 
     ratios: dict[str, list[float]] = {"prefill": [], "decode": []}
     for turn in range(ROUNDS + 1):

@@ -23,7 +23,7 @@ from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, fit, quota
 from remoe_cli.profile.latency_record import Point, Timing
 
 _TOKENS = (1, 4, 16, 64, 256)
-_MEMORY_MB = (128, 512, 1024)
+_MEMORY_MB = (1024, 512, 128)
 _BEYOND_CACHE_BYTES = 128 << 20
 PERIOD_S = limits.PERIOD_US / 1e6
 
@@ -59,7 +59,7 @@ def _points(shards: list[Path]) -> Iterator[Point]:
         with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as child:
             try:
                 assert child.stdin and child.stdout and child.stderr
-                for vcpus in (*map(limits.vcpus, _MEMORY_MB if group else ()), 1.0):
+                for vcpus in (1.0, *map(limits.vcpus, _MEMORY_MB if group else ())):  # whole first: the process is still starting
                     if group:
                         limits.set_cpu_share(*group, vcpus)
                     child.stdin.write(json.dumps(_TOKENS) + "\n")

@@ -38,10 +38,11 @@ def main(period_s: str, *paths: str) -> None:
 
 def _points(counts: list[int], experts: Iterator[Expert], period_s: float, random: np.random.Generator) -> Iterator[tuple[int, float]]:
     for n in counts:
+        first = next(experts)  # all have the same width
+        x = narrow(random.standard_normal((n, first.width), dtype=np.float32), first.spec.dtype)
         times: list[float] = []
         while len(times) < _CALLS and (len(times) < _LEAST_CALLS or sum(times) < _ENOUGH_S):
             expert = next(experts)
-            x = narrow(random.standard_normal((n, expert.width), dtype=np.float32), expert.spec.dtype)
             time.sleep(period_s * (1 + random.random()))
             start = time.perf_counter()
             expert.run(x)

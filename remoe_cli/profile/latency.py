@@ -33,7 +33,7 @@ _TOKENS = (1, 4, 16, 64, 256)
 _PROMPT_TOKENS = (16, 64, 192)
 _CACHED_TOKENS = 64
 _ROUNDS, _ROUND_S = 3, 0.05  # every setting has its turn in each round, so that a busy spell of the machine hits all alike
-_FORWARD_S = 0.5
+_FORWARD_S, _PASSES, _PASSES_S = 0.5, 3, 5.0  # as many passes as fill the first; at least so many, unless they fill the last
 _TOO_LONG_S = 2.0  # more tokens are not tried after a call this long
 
 
@@ -76,13 +76,20 @@ def _decoder_layers(model: PreTrainedModel, layer: ExpertLayer) -> dict[str, nn.
 
 
 def _nonexpert(model: PreTrainedModel, layers: dict[str, nn.Module]) -> LayerTimes:
-    columns = [_forward_s(model, layers, 1, cached=_CACHED_TOKENS), *(_forward_s(model, layers, n, cached=0) for n in _PROMPT_TOKENS)]
-    rows = tuple(zip(*columns, strict=True))
-    return LayerTimes(names=(*layers, "rest"), tokens=(0, *_PROMPT_TOKENS), seconds=rows)
+    settings = [(1, _CACHED_TOKENS), *((n, 0) for n in _PROMPT_TOKENS)]
+    passes = [_passes(model, layers, tokens, cached) for tokens, cached in settings]
+    columns = [[statistics.median(times) for times in zip(*some, strict=True)] for some in passes]
+    wholes = [[sum(one) for one in some] for some in passes]
+    return LayerTimes(
+        names=(*layers, "rest"),
+        tokens=(0, *_PROMPT_TOKENS),
+        seconds=tuple(zip(*columns, strict=True)),
+        spread=max(statistics.median(seconds) / min(seconds) for seconds in wholes),
+    )
 
 
-def _forward_s(model: PreTrainedModel, layers: dict[str, nn.Module], tokens: int, cached: int) -> list[float]:
-    """Median seconds of each layer and of the rest, for `tokens` tokens after `cached` ones."""
+def _passes(model: PreTrainedModel, layers: dict[str, nn.Module], tokens: int, cached: int) -> list[list[float]]:
+    """Passes of `tokens` tokens after `cached` ones: the seconds of each layer and of the rest."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocabulary, (1, cached + tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     cache = model(input_ids=ids[:, :cached], use_cache=True, logits_to_keep=1).past_key_values if cached else None
@@ -93,13 +100,13 @@ def _forward_s(model: PreTrainedModel, layers: dict[str, nn.Module], tokens: int
     forward()
     passes: list[list[float]] = []
     with _timed(list(layers.values()), model.device) as seconds:
-        while len(passes) < 3 or sum(map(sum, passes)) < _FORWARD_S:
+        while (spent := sum(map(sum, passes))) < _FORWARD_S or (len(passes) < _PASSES and spent < _PASSES_S):
             seconds[:] = [0.0] * len(seconds)
             start = _now(model.device)
             forward()
             whole = _now(model.device) - start
             passes.append([*seconds, whole - sum(seconds)])
-    return [statistics.median(times) for times in zip(*passes, strict=True)]
+    return passes
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 WARN_ABOVE = 0.15  # held-out median error of a kept curve
+WARN_SPREAD = 1.5  # of passes that do the same
 
 
 class _Part(BaseModel):
@@ -157,11 +158,15 @@ class Timing(_Part):
 
 class LayerTimes(_Part):
     """Non-expert work layer by layer, as measured: seconds[i][j] for layer `names[i]` and tokens[j] (0 stands for one token after a
-    cached prompt). The last name is `rest`: embeddings, final norm and head."""
+    cached prompt). The last name is `rest`: embeddings, final norm and head.
+
+    spread   how many times as long as the fastest pass the median one took, at the count of tokens where that is most: 1 on a quiet machine
+    """
 
     names: tuple[str, ...]
     tokens: tuple[int, ...]
     seconds: tuple[tuple[float, ...], ...]
+    spread: float = 1.0
 
 
 class Quantiles(_Part):
@@ -244,6 +249,12 @@ class Latency(_Part):
                     f"The fitted time of an expert in {name} is off by {timing.held_out_error:.0%} (median, on points not used "
                     f"for fitting; form '{timing.curve.form}'). Profile on a quiet machine."
                 )
+        spread = self.nonexpert_layers.spread if self.nonexpert_layers else 1.0
+        if spread > WARN_SPREAD:
+            said.append(
+                f"Passes through the non-expert modules took up to {spread:.1f} times (median) as long as the fastest, so something else "
+                f"was using the cores. Profile on a quiet machine."
+            )
         points = self.remote_expert.points
         if points and all(point.vcpus >= 1 for point in points):
             said.append("No CPU quota can be set on this machine: the function was timed on one whole vCPU, smaller shares are computed.")
