@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.test_profile_run import MANY, run, same_bytes, save_checkpoint
 
 # 30 batches in windows of 16 cut into shards of 10: the second begins in the middle of one window and ends in the next.
 SHARDS = 3
-OPTIONS = {"prompts": MANY, "batch_size": 2}
+OPTIONS: dict[str, Any] = {"prompts": MANY, "batch_size": 2}
 TRACED = 3  # of a prompt's 5 decode tokens
 
 
@@ -66,13 +67,12 @@ def test_one_shard_of_one_is_the_whole(model: Path, whole: Profile, tmp_path: Pa
 
 
 def test_the_first_shards_latencies_are_kept(shards: list[Path], tmp_path: Path) -> None:
-    record = json.loads((shards[1] / "profile.json").read_text())
-    record["latency"]["load_s"] = 99.0
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "profile.json").write_text(json.dumps(record))
-    (other / "arrays.safetensors").write_bytes((shards[1] / "arrays.safetensors").read_bytes())
-    made = merge([other, shards[2], shards[0]], tmp_path / "merged")
+    for number in (2, 3):
+        shutil.copytree(shards[number - 1], tmp_path / str(number))
+        record = json.loads((tmp_path / str(number) / "profile.json").read_text())
+        record["latency"]["load_s"] = 99.0
+        (tmp_path / str(number) / "profile.json").write_text(json.dumps(record))
+    made = merge([tmp_path / "2", tmp_path / "3", shards[0]], tmp_path / "merged")
     assert made.record.latency == read_profile(shards[0]).record.latency
 
 
@@ -101,7 +101,7 @@ def test_what_is_not_all_shards_once_is_refused(
         ({"shard": (2, 4)}, "number of shards"),
     ],
 )
-def test_shards_of_another_run_are_refused(model: Path, shards: list[Path], changes: dict[str, object], said: str, tmp_path: Path) -> None:
+def test_shards_of_another_run_are_refused(model: Path, shards: list[Path], changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     run(model, tmp_path / "other", **(OPTIONS | {"shard": (2, SHARDS)} | changes))
     with pytest.raises(UsageError, match=f"different runs: they differ in their {said}"):
         merge([shards[0], tmp_path / "other", shards[2]], tmp_path / "merged")

@@ -3,7 +3,8 @@ a plain loop over the same prompts.
 
     python docs/measure/recording.py [--dtype float32|bfloat16] [--prompts N] [--new-tokens N]
 
-Everything in one process, in turn, round after round; ratios are of a round's two times, and their median counts.
+Everything in one process, in turn, round after round, each time in another order; ratios are of a round's times, and their median
+counts. The plain loop takes the prompts as they come: that `record` runs prompts of similar length together is part of its figure.
 """
 
 from __future__ import annotations
@@ -32,7 +33,16 @@ from remoe_cli.profile.record import DatasetRef, ModelRef, Settings
 from remoe_cli.profile.routing import RoutingRecorder, record_batch
 from remoe_cli.profile.run import Inputs, record
 
-BATCH, ROUNDS, LIMIT = 16, 5, 512
+BATCH, LIMIT = 16, 512
+
+
+def in_turn(ways: dict[str, Callable[[], object]], rounds: int) -> list[dict[str, float]]:
+    """The seconds of each way in each round, after one that warms up; every round begins with another way."""
+    taken = []
+    for turn in range(rounds + 1):
+        names = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
+        taken.append({name: timed(ways[name]) for name in names})
+    return taken[1:]
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -41,38 +51,44 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def show(what: str, ratios: list[float]) -> None:
+    print(f"{what:<52}median {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+
+
 def generate(model: Any, prompts: list[list[int]], new_tokens: int) -> Any:
     length = max(map(len, prompts))
     ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
     with torch.inference_mode():
         return model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, disable_compile=True, pad_token_id=2
+            input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, disable_compile=True, pad_token_id=0
         )
 
 
-def overhead(model: Any, prompts: list[list[int]], new_tokens: int) -> None:
-    """The same eager experts without and with the recorder behind the hook; decode is a whole generation less its prefill."""
+def overhead(model: Any, prompts: list[list[int]], experts: int, new_tokens: int) -> None:
+    """One batch with the recorder, counting included, and the same eager experts without it; prefill is a generation of one token."""
     recorder = RoutingRecorder()
 
-    def without(tokens: int) -> float:
+    def without(tokens: int) -> None:
         model.set_experts_implementation("eager")
-        return timed(lambda: generate(model, prompts, tokens))
+        generate(model, prompts, tokens)
 
-    def recording(tokens: int) -> float:
-        experts = attach(model, recorder).layers[0].experts
-        return timed(lambda: record_batch(model, recorder, prompts, experts, tokens, tokens))  # counting included
+    def recording(tokens: int) -> None:
+        attach(model, recorder)
+        record_batch(model, recorder, prompts, experts, tokens, tokens)
 
-    ratios: dict[str, list[float]] = {"prefill": [], "decode": []}
-    for turn in range(ROUNDS + 1):
-        ways = [without, recording] if turn % 2 else [recording, without]
-        times = {way.__name__: (way(1), way(new_tokens)) for way in ways}
-        if turn:  # the first round warms up
-            ratios["prefill"].append(times["recording"][0] / times["without"][0])
-            decode = {name: whole - prefill for name, (prefill, whole) in times.items()}
-            ratios["decode"].append(decode["recording"] / decode["without"])
-    for phase, values in ratios.items():
-        print(f"{phase:<10}recording / without: median {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+    ways: dict[str, Callable[[], object]] = {
+        "without": lambda: without(1),
+        "recording": lambda: recording(1),
+        "without, whole": lambda: without(new_tokens),
+        "recording, whole": lambda: recording(new_tokens),
+    }
+    taken = in_turn(ways, 8)
+    show("prefill, recording / without", [t["recording"] / t["without"] for t in taken])
+    show(
+        "decode, recording / without",
+        [(t["recording, whole"] - t["recording"]) / (t["without, whole"] - t["without"]) for t in taken],
+    )
 
 
 def throughput(path: str, model: Any, texts: tuple[str, ...], new_tokens: int) -> None:
@@ -92,30 +108,26 @@ def throughput(path: str, model: Any, texts: tuple[str, ...], new_tokens: int) -
         spec=spec,
     )
 
-    def plain() -> None:
+    def plain(implementation: str) -> None:
+        model.set_experts_implementation(implementation)
         for start in range(0, len(texts), BATCH):
             generate(model, [encode(tokenizer, text, LIMIT) for text in texts[start : start + BATCH]], new_tokens)
 
     def profiling() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            list(record(model, tokenizer, inputs, texts, range(-(-len(texts) // BATCH)), Path(folder)))
+            for _ in record(model, tokenizer, inputs, texts, range(-(-len(texts) // BATCH)), Path(folder)):
+                pass
 
-    ratios: dict[str, list[float]] = {"grouped_mm (default)": [], "eager": []}
-    for _ in range(3):
-        ours = timed(profiling)
-        for name, values in ratios.items():
-            model.set_experts_implementation(name.split()[0])
-            values.append(timed(plain) / ours)
-    for name, values in ratios.items():
-        print(
-            f"throughput of profiling / plain loop, {name}: median {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-        )
-    print(f"prompts per second, profiling: {len(texts) / ours:.1f}")
+    taken = in_turn({"profiling": profiling, "grouped_mm": lambda: plain("grouped_mm"), "eager": lambda: plain("eager")}, 3)
+    show("throughput, profiling / plain loop (grouped_mm)", [t["grouped_mm"] / t["profiling"] for t in taken])
+    show("throughput, profiling / plain loop (eager)", [t["eager"] / t["profiling"] for t in taken])
+    rates = {name: len(texts) / statistics.median(t[name] for t in taken) for name in taken[0]}
+    print("prompts per second: " + ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=16)
     options = parser.parse_args()
@@ -126,8 +138,8 @@ def main() -> None:
         f"{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
         f"demo model in {options.dtype}, {len(texts)} prompts, batches of {BATCH}, {options.new_tokens} new tokens"
     )
-    tokenizer = load_tokenizer(find(path))
-    overhead(model, [encode(tokenizer, text, LIMIT) for text in texts[:BATCH]], options.new_tokens)
+    tokenizer, experts = load_tokenizer(find(path)), read_spec(find(path)).experts_per_layer
+    overhead(model, [encode(tokenizer, text, LIMIT) for text in texts[:BATCH]], experts, options.new_tokens)
     throughput(path, model, texts, options.new_tokens)
 
 
