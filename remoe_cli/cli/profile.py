@@ -79,7 +79,7 @@ def finish(made: Profile, out: Path) -> None:
         "path": str(out),
         "model": record.model.path,
         "revision": record.model.revision,
-        "prompts": record.dataset.prompts,
+        "prompts": len(arrays["prompt_tokens"]),
         "shard": record.dataset.shard,
         "layers": len(record.spec.moe_layers),
         "experts_per_layer": record.spec.experts_per_layer,
