@@ -3,8 +3,8 @@ a plain loop over the same prompts.
 
     python docs/measure/recording.py [--dtype float32|bfloat16] [--prompts N] [--new-tokens N]
 
-Everything in one process, in turn, round after round, each time in another order; ratios are of a round's times, and their median
-counts. The plain loop takes the prompts as they come: that `record` runs prompts of similar length together is part of its figure.
+Everything in one process, in turn, each time in another order; ratios are of times that lie close together, and their median counts.
+The plain loop takes the prompts as they come: that `record` runs prompts of similar length together is part of its figure.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import torch
 from remoe_cli.cli.demo import _prompts
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.demo import demo_model
-from remoe_cli.model.experts import attach
+from remoe_cli.model.experts import IMPLEMENTATION, attach
 from remoe_cli.model.loader import load
 from remoe_cli.model.spec import read_spec
 from remoe_cli.model.tokens import encode, has_chat_template, load_tokenizer
@@ -34,15 +36,14 @@ from remoe_cli.profile.routing import RoutingRecorder, record_batch
 from remoe_cli.profile.run import Inputs, record
 
 BATCH, LIMIT = 16, 512
+OVERHEAD_BATCH, OVERHEAD_ROUNDS, ROUNDS = 8, 9, 3
 
 
-def in_turn(ways: dict[str, Callable[[], object]], rounds: int) -> list[dict[str, float]]:
-    """The seconds of each way in each round, after one that warms up; every round begins with another way."""
-    taken = []
-    for turn in range(rounds + 1):
-        names = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
-        taken.append({name: timed(ways[name]) for name in names})
-    return taken[1:]
+def in_turn(ways: dict[str, Callable[[], object]], turn: int) -> dict[str, float]:
+    """The seconds that each way takes; every turn begins with another one."""
+    first = turn % len(ways)
+    names = [*ways][first:] + [*ways][:first]
+    return {name: timed(ways[name]) for name in names}
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -83,7 +84,7 @@ def overhead(model: Any, prompts: list[list[int]], experts: int, new_tokens: int
         "without, whole": lambda: without(new_tokens),
         "recording, whole": lambda: recording(new_tokens),
     }
-    taken = in_turn(ways, 8)
+    taken = [in_turn(ways, turn) for turn in range(OVERHEAD_ROUNDS + 1)][1:]  # the first warms up
     show("prefill, recording / without", [t["recording"] / t["without"] for t in taken])
     show(
         "decode, recording / without",
@@ -108,17 +109,27 @@ def throughput(path: str, model: Any, texts: tuple[str, ...], new_tokens: int) -
         spec=spec,
     )
 
-    def plain(implementation: str) -> None:
+    def plain(start: int, implementation: str) -> None:
         model.set_experts_implementation(implementation)
-        for start in range(0, len(texts), BATCH):
-            generate(model, [encode(tokenizer, text, LIMIT) for text in texts[start : start + BATCH]], new_tokens)
+        generate(model, [encode(tokenizer, text, LIMIT) for text in texts[start : start + BATCH]], new_tokens)
 
-    def profiling() -> None:
+    def profiling(loop: Iterator[int]) -> None:
+        model.set_experts_implementation(IMPLEMENTATION)
+        next(loop)
+
+    taken = []
+    for turn in range(ROUNDS):
+        total: Counter[str] = Counter()
         with tempfile.TemporaryDirectory() as folder:
-            for _ in record(model, tokenizer, inputs, texts, range(-(-len(texts) // BATCH)), Path(folder)):
-                pass
-
-    taken = in_turn({"profiling": profiling, "grouped_mm": lambda: plain("grouped_mm"), "eager": lambda: plain("eager")}, 3)
+            loop = record(model, tokenizer, inputs, texts, range(-(-len(texts) // BATCH)), Path(folder))
+            for start in range(0, len(texts), BATCH):
+                ways: dict[str, Callable[[], object]] = {
+                    "profiling": partial(profiling, loop),
+                    "grouped_mm": partial(plain, start, "grouped_mm"),
+                    "eager": partial(plain, start, "eager"),
+                }
+                total.update(in_turn(ways, turn + start // BATCH))
+        taken.append(total)
     show("throughput, profiling / plain loop (grouped_mm)", [t["grouped_mm"] / t["profiling"] for t in taken])
     show("throughput, profiling / plain loop (eager)", [t["eager"] / t["profiling"] for t in taken])
     rates = {name: len(texts) / statistics.median(t[name] for t in taken) for name in taken[0]}
@@ -136,10 +147,11 @@ def main() -> None:
     texts = _prompts().texts[: options.prompts]
     print(
         f"{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
-        f"demo model in {options.dtype}, {len(texts)} prompts, batches of {BATCH}, {options.new_tokens} new tokens"
+        f"demo model in {options.dtype}, {len(texts)} prompts, batches of {BATCH} ({OVERHEAD_BATCH} for the first two), "
+        f"{options.new_tokens} new tokens"
     )
     tokenizer, experts = load_tokenizer(find(path)), read_spec(find(path)).experts_per_layer
-    overhead(model, [encode(tokenizer, text, LIMIT) for text in texts[:BATCH]], experts, options.new_tokens)
+    overhead(model, [encode(tokenizer, text, LIMIT) for text in texts[:OVERHEAD_BATCH]], experts, options.new_tokens)
     throughput(path, model, texts, options.new_tokens)
 
 
