@@ -2,9 +2,9 @@
 
     python docs/measure/prediction.py [--profile DIR | --dtype float32] [--prompts N] [--new-tokens N]
 
-Profiles the demo model (or takes a profile), calibrates it on a deployment with a quarter of the experts remote, then makes three
-plans (the cheapest, a quarter remote, half remote), deploys each, and asks prompts that were not profiled. Prints predicted /
-measured for every prompt, and exits with 1 when a plan's median is off by more than 25% in TPOT or 15% in cost.
+Profiles the demo model (or takes a profile), calibrates it on a deployment with a quarter of the experts remote that answers other
+prompts, then makes three plans (the cheapest, a quarter remote, half remote), deploys each, and asks prompts of a third kind.
+Prints predicted / measured for every prompt, and exits with 1 when a plan's median is off by more than 25% in TPOT or 15% in cost.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from remoe_cli.profile.record import Profile, read_profile
 from remoe_cli.profile.run import profile
 from remoe_cli.runtime.client import answer
 
-PROFILED = 64
+PROFILED, CALIBRATED = 64, 8
 SHARES = {"the cheapest plan": None, "a quarter remote": 0.25, "half remote": 0.5}
 LIMITS = {"TPOT": 0.25, "cost": 0.15}
 BUSY, WAIT_S = 0.5, 60.0
@@ -55,7 +55,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         made = read_profile(options.profile) if options.profile else _profile(options.dtype, texts[:PROFILED], Path(folder) / "profile")
         with _deployed(_plan(made, 0.25), Path(folder)) as name:
-            made = calibrate(name, Path(folder) / "calibrated")
+            made = calibrate(name, Path(folder) / "calibrated", texts[PROFILED : PROFILED + CALIBRATED], options.new_tokens)
         _show_profile(made)
         missed = []
         for what, share in SHARES.items():
@@ -146,6 +146,8 @@ def _show_profile(made: Profile) -> None:
         for name, spread in (("not billed", latency.invocation.unbilled_s), ("billed", latency.invocation.billed_s)):
             figures = ", ".join(f"{q} {getattr(spread, q) * 1e3:.2f}" for q in ("p50", "p90", "p99", "mean"))
             print(f"warm invocation, {name}: {figures} ms ({len(latency.invocation.samples)} calls)")
+        if serving := latency.serving:
+            print(f"serving: the main process takes {serving.prefill:.2f} times as long in prefill, {serving.decode:.2f} in decode")
         print(f"payload: {latency.invocation.bytes_per_s / 1e6:.0f} MB/s")
         split = latency.cold_start.model_dump()
         starts = split.pop("starts")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from remoe_cli.profile.prompts import PromptSet
     from remoe_cli.profile.record import Profile
 
+_ASKED = 8  # prompts that a measured deployment answers, unless --limit says otherwise
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 
@@ -39,7 +40,10 @@ def command(
     ] = None,
     vectors_from: Annotated[str | None, typer.Option(help="With --routing: checkpoint whose embeddings make the prompt vectors.")] = None,
     target: Annotated[
-        str | None, typer.Option(help="Measure this running deployment, and add its invocations and cold starts to a copy of its profile.")
+        str | None,
+        typer.Option(
+            help="Measure this running deployment, with --data also while it answers; writes a copy of its profile with what was measured."
+        ),
     ] = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
@@ -48,13 +52,15 @@ def command(
     from remoe_cli.profile.prompts import read_prompts
 
     if target is not None:
-        if model or data or routing or latency_from or shard:
+        if model or routing or latency_from or shard:
             raise UsageError(
-                "--target measures a deployment, whose plan names its model and profile.", "Leave the other options out, except -o."
+                "--target measures a deployment, whose plan names its model and profile.",
+                "Leave the other options out, except -o and --data.",
             )
         from remoe_cli.deploy.local.calibrate import calibrate
 
-        finish(calibrate(target, out, output.say), out)
+        texts = read_prompts(data, field, limit or _ASKED).texts if data else ()
+        finish(calibrate(target, out, texts, max_new_tokens, output.say), out)
         return
     if model is None or (data is None and routing is None):
         raise UsageError("Give a MODEL with --data PROMPTS or --routing FILE, or a --target NAME.", "See 'remoe profile --help'.")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ from remoe_cli.profile.latency_record import Latency
 
 MB = 2**20
 GB_MB = 1024
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, Phase] = ("prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -55,29 +57,34 @@ class Placement:
 # The main function
 
 
-def main_speed(problem: Problem, main: MainSpec) -> float:
-    """Speed relative to the machine of the profile: in proportion to vCPUs, saturating at those it had."""
-    if main.vcpus is None:
-        return 1.0
-    return min(main.vcpus, problem.latency.main_vcpus) / problem.latency.main_vcpus
+def main_speed(problem: Problem, main: MainSpec, phase: Phase) -> float:
+    """Speed relative to the profile's times: in proportion to vCPUs, saturating at those its machine had, and as much slower as a live
+    main process was seen to be."""
+    vcpus = problem.latency.main_vcpus if main.vcpus is None else min(main.vcpus, problem.latency.main_vcpus)
+    return vcpus / problem.latency.main_vcpus / serving_ratio(problem, phase)
+
+
+def serving_ratio(problem: Problem, phase: Phase) -> float:
+    serving = problem.latency.serving
+    return 1.0 if serving is None else {"prefill": serving.prefill, "decode": serving.decode}[phase]
 
 
 def prefill_rest_s(problem: Problem, main: MainSpec) -> float:
     """Prefill besides experts: non-expert modules, and hidden states to the experts' device and back in each layer (2 tau_sw)."""
     tokens, latency = problem.workload.n_in, problem.latency
     copies_s = 2 * len(problem.spec.moe_layers) * float(latency.copy_s.seconds(tokens))
-    return float(latency.nonexpert_prefill.seconds(tokens)) / nonexpert_speed(problem, main) + copies_s
+    return float(latency.nonexpert_prefill.seconds(tokens)) / nonexpert_speed(problem, main, "prefill") + copies_s
 
 
 def decode_rest_s(problem: Problem, main: MainSpec) -> float:
     """One generated token besides experts, likewise."""
     copies_s = 2 * len(problem.spec.moe_layers) * float(problem.latency.copy_s.seconds(1))
-    return problem.latency.nonexpert_decode_s / nonexpert_speed(problem, main) + copies_s
+    return problem.latency.nonexpert_decode_s / nonexpert_speed(problem, main, "decode") + copies_s
 
 
-def nonexpert_speed(problem: Problem, main: MainSpec) -> float:
-    """Non-expert modules run on the accelerator when there is one, at the speed measured."""
-    return 1.0 if problem.has_accelerator else main_speed(problem, main)
+def nonexpert_speed(problem: Problem, main: MainSpec, phase: Phase) -> float:
+    """Non-expert modules run on the accelerator when there is one, whatever the vCPUs."""
+    return 1.0 / serving_ratio(problem, phase) if problem.has_accelerator else main_speed(problem, main, phase)
 
 
 def base_bytes(problem: Problem) -> int:
@@ -266,14 +273,15 @@ def local_step_s(problem: Problem) -> float:
 
 def evaluate(problem: Problem, placement: Placement) -> Outcome:
     """Cost and latency of a placement; it need not meet any limit."""
-    workload, speed = problem.workload, main_speed(problem, placement.main)
+    workload = problem.workload
+    prefill_speed, decode_speed = (main_speed(problem, placement.main, phase) for phase in PHASES)
     ttft, tpot, bill = prefill_rest_s(problem, placement.main), decode_rest_s(problem, placement.main), 0.0
     experts: Any = np.arange(problem.spec.experts_per_layer)
     for index, layer in enumerate(placement.layers):
         members = np.isin(experts, layer.remote)[None, :]
         law = hit_law(workload, index, members)
-        local_prefill = local_prefill_s(problem, workload.prefill_tokens[index], members)[0] / speed
-        local_decode = law[0] * local_step_s(problem) / speed
+        local_prefill = local_prefill_s(problem, workload.prefill_tokens[index], members)[0] / prefill_speed
+        local_decode = law[0] * local_step_s(problem) / decode_speed
         if not layer.remote:
             ttft, tpot = ttft + local_prefill, tpot + float(law[2][0] @ local_decode)
             continue

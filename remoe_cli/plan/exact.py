@@ -156,10 +156,10 @@ def _node(task: Task, specs: tuple[MainSpec, ...]) -> _Node | None:
     """The relaxation over a range of the menu; None when one limit alone rules it out."""
     problem, columns = task.problem, task.columns
     workload = problem.workload
-    speed = max(cost.main_speed(problem, spec) for spec in specs)
+    prefill_speed, decode_speed = (max(cost.main_speed(problem, spec, phase) for spec in specs) for phase in cost.PHASES)
     price = min(cost.main_usd_per_s(problem, spec) for spec in specs)
     capacity = max(cost.local_capacity(problem, spec) for spec in specs)
-    prefill, decode = columns.prefill_s(speed), columns.decode_s(speed, cost.local_step_s(problem))
+    prefill, decode = columns.prefill_s(prefill_speed), columns.decode_s(decode_speed, cost.local_step_s(problem))
     prefill_rest = min(cost.prefill_rest_s(problem, spec) for spec in specs)
     decode_rest = min(cost.decode_rest_s(problem, spec) for spec in specs)
     match task.objective:

@@ -165,19 +165,22 @@ def _price(plan: Plan, profile: Profile, catalog: Catalog, main: MainSpec, layer
     latency, workload = profile.record.latency, plan.workload
     speed = 1.0 if main.vcpus is None else min(1.0, main.vcpus / latency.main_vcpus)
     beside = 1.0 if _accelerated(catalog) else speed
-    ttft = float(latency.nonexpert_prefill.seconds(workload.n_in)) / beside + 2 * len(layers) * float(latency.copy_s.seconds(workload.n_in))
-    tpot = latency.nonexpert_decode_s / beside + 2 * len(layers) * float(latency.copy_s.seconds(1))
-    step_s = _time_s(latency.local_expert, 1, latency.main_vcpus) / speed
+    slower = (latency.serving.prefill, latency.serving.decode) if latency.serving else (1.0, 1.0)
+    ttft = float(latency.nonexpert_prefill.seconds(workload.n_in)) * slower[0] / beside + 2 * len(layers) * float(
+        latency.copy_s.seconds(workload.n_in)
+    )
+    tpot = latency.nonexpert_decode_s * slower[1] / beside + 2 * len(layers) * float(latency.copy_s.seconds(1))
+    step_s = _time_s(latency.local_expert, 1, latency.main_vcpus) * slower[1] / speed
     remote_usd = 0.0
     for placed in layers:
         layer, remote = placed.plan, set(placed.plan.remote)
-        local_s = sum(_time_s(latency.local_expert, n, latency.main_vcpus) for e, n in enumerate(placed.tokens) if e not in remote) / speed
+        local_s = sum(_time_s(latency.local_expert, n, latency.main_vcpus) for e, n in enumerate(placed.tokens) if e not in remote)
         longest = 0.0
         for part in _split(profile, catalog, layer, placed.tokens):
             call_s, usd = _invocation(profile, catalog, layer.memory_mb, tuple(placed.tokens[e] for e in part))
             longest = max(longest, call_s)
             remote_usd += usd
-        ttft += max(local_s, longest)
+        ttft += max(local_s * slower[0] / speed, longest)
         calls = {0: (0.0, 0.0)} | {
             h: _invocation(profile, catalog, layer.memory_mb, (1.0,) * h) for h in range(1, profile.record.spec.top_k + 1) if remote
         }

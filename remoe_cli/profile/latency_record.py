@@ -199,6 +199,15 @@ class InvocationTiming(_Part):
     samples: tuple[tuple[int, float, float, float], ...]
 
 
+class Serving(_Part):
+    """How many times as long a live main process takes for its own work as it does alone, with nothing but the model to run: in a server
+    that streams, beside functions that may share its cores. Medians over `answers` answers."""
+
+    answers: int
+    prefill: float
+    decode: float
+
+
 class ColdStart(_Part):
     """Medians over cold starts of a live target; `total_s` is what the client waits, the others are its parts in order."""
 
@@ -222,6 +231,7 @@ class Latency(_Part):
     copy_s              n tokens' hidden states from one device to the other (tau_sw(n)), paid twice a layer; 0 without an accelerator
     main_vcpus          vCPUs of the main process for which the non-expert times hold
     invocation          a live target's, when there was one
+    serving             what a live target's main process was seen to take, likewise
     load_s              reading the main model from disk
     """
 
@@ -237,6 +247,7 @@ class Latency(_Part):
     copy_s: Linear
     invocation: InvocationTiming | None = None
     cold_start: ColdStart | None = None
+    serving: Serving | None = None
     load_s: float
 
     @property

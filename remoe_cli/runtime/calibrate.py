@@ -1,4 +1,5 @@
-"""Measuring a live target: warm invocations and cold starts of a deployment's own functions, as its dispatcher sees them.
+"""Measuring a live target: warm invocations and cold starts of a deployment's own functions, as its dispatcher sees them, and
+what they and the main process take while they answer prompts.
 
 The calls are those of serving (`invoke`, from a thread of the dispatcher's kind, packing included), with frames that the functions
 can compute; what they hold they say themselves. This module does not know where functions run: how a cold start is forced is given
@@ -22,7 +23,11 @@ import numpy as np
 from remoe_cli.errors import DeployError, InvokeError
 from remoe_cli.function.codec import STORAGE, Batch, pack, unpack
 from remoe_cli.function.expert_ffn import narrow
-from remoe_cli.profile.latency_record import ColdStart, InvocationTiming, Quantiles
+from remoe_cli.plan.catalog import Catalog
+from remoe_cli.plan.cost import Placement, Problem, evaluate
+from remoe_cli.plan.document import Outcome, Plan
+from remoe_cli.plan.workload import from_profile
+from remoe_cli.profile.latency_record import ColdStart, InvocationTiming, Latency, Quantiles, Serving
 from remoe_cli.profile.record import Profile, write_profile
 from remoe_cli.runtime.invoke import Invocation, health, invoke
 
@@ -86,6 +91,48 @@ def with_target(profile: Profile, out: Path, invocation: InvocationTiming, cold_
     """Write a copy of the profile whose latency carries what was measured on a live target."""
     latency = profile.record.latency.model_copy(update={"invocation": invocation, "cold_start": cold_start})
     return write_profile(out, profile.record.model_copy(update={"latency": latency}), profile.arrays)
+
+
+def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answers: Sequence[dict[str, Any]]) -> Profile:
+    """Write a copy of the profile which takes overheads and the main process's own times from `answers` (with their calls) of a
+    deployment of `plan`: functions, main process and client may share cores, and then a call takes longer than it does alone.
+
+    Raises DeployError when the answers are too few or too short to tell.
+    """
+    latency = profile.record.latency
+    calls = sorted(tuple(call) for answer in answers for call in answer["calls"])
+    if latency.invocation and calls:
+        small = np.array([call for call in calls if call[0] <= 2 * calls[0][0]])
+        overhead = {"unbilled_s": quantiles(small[:, 1] - small[:, 2]), "billed_s": quantiles(small[:, 2] - small[:, 3])}
+        latency = latency.model_copy(update={"invocation": latency.invocation.model_copy(update=overhead)})
+    ratios = [_ratios(profile, latency, plan, catalog, answer["receipt"]) for answer in answers if answer["receipt"]["tpot_s"]]
+    if not ratios:
+        raise DeployError("No answer of the deployment had more than one token.", "Give prompts with longer answers.")
+    prefill, decode = (statistics.median(phase) for phase in zip(*ratios, strict=True))
+    latency = latency.model_copy(update={"serving": Serving(answers=len(ratios), prefill=prefill, decode=decode)})
+    return write_profile(out, profile.record.model_copy(update={"latency": latency}), profile.arrays)
+
+
+def _ratios(profile: Profile, latency: Latency, plan: Plan, catalog: Catalog, receipt: dict[str, Any]) -> tuple[float, float]:
+    """The ratios of prefill and decode with which the cost model predicts this receipt's TTFT and TPOT."""
+    request = from_profile(profile).resized(receipt["prompt_tokens"], max(1, receipt["generated_tokens"] - 1))
+
+    def outcome(ratio: float) -> Outcome:
+        slowed = latency.model_copy(update={"serving": Serving(answers=0, prefill=ratio, decode=ratio)})
+        return evaluate(Problem(profile.record.spec, slowed, catalog, request), Placement(plan.main, plan.layers))
+
+    return (
+        _root(lambda ratio: outcome(ratio).ttft_s - receipt["ttft_s"]),
+        _root(lambda ratio: outcome(ratio).tpot_s - receipt["tpot_s"]),
+    )
+
+
+def _root(rising: Callable[[float], float], low: float = 0.25, high: float = 16.0) -> float:
+    """Where a rising function is 0, by bisection; the nearer end when it is nowhere."""
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return low
 
 
 def _callee(client: Any, name: str) -> _Callee:

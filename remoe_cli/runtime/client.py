@@ -14,9 +14,13 @@ from remoe_cli.errors import DeployError, InvokeError, RemoeError, UsageError
 _KINDS: dict[str, type[RemoeError]] = {kind.__name__.removesuffix("Error"): kind for kind in (UsageError, InvokeError, DeployError)}
 
 
-def answer(name: str, port: int, prompt: str, max_new_tokens: int, on_text: Callable[[str], None]) -> dict[str, Any]:
-    """The answer document for one prompt; raises DeployError when the server is gone or ends in mid-answer."""
-    request = {"prompt": prompt, "max_new_tokens": max_new_tokens, "stream": True}
+def answer(
+    name: str, port: int, prompt: str, max_new_tokens: int, on_text: Callable[[str], None], *, calls: bool = False
+) -> dict[str, Any]:
+    """The answer document for one prompt, with the times of its invocations if `calls`.
+
+    Raises DeployError when the server is gone or ends in mid-answer."""
+    request = {"prompt": prompt, "max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
     timeout = httpx.Timeout(10, read=600)
     try:
         with (

@@ -7,9 +7,10 @@ then experts are spread over invocations by LPT (longest processing time first, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,8 @@ class Dispatcher:
         dtype = next(iter(rows.values())).dtype
         name = str(dtype).removeprefix("torch.")
         batches = divide({e: to_storage(x.cpu()) for e, x in rows.items()}, name, target.replicas)
-        futures = [self.pool.submit(invoke, self.client, target.function, pack(b)) for b in batches]
+        start = time.perf_counter()
+        futures = [self.pool.submit(self._call, target.function, batch, start) for batch in batches]
 
         def wait() -> dict[int, Tensor]:
             parts: dict[int, list[Array]] = {}
@@ -77,15 +79,22 @@ class Dispatcher:
 
         return wait
 
+    def _call(self, function: str, batch: Batch, start: float) -> tuple[bytes, Invocation]:
+        """In a thread of the pool. The wait includes what it took to get there: it is what a layer waits for."""
+        frame, invocation = invoke(self.client, function, pack(batch))
+        return frame, replace(invocation, elapsed_s=time.perf_counter() - start)
+
     def _answer(self, batch: Batch, future: Future[tuple[bytes, Invocation]]) -> dict[int, Array]:
         frame, invocation = future.result()
-        self.sent.append(invocation)
+        start = time.perf_counter()
         try:
             answer = unpack(frame)
         except FrameError as error:
             raise InvokeError(f"The answer of the expert function {invocation.function} cannot be read: {error}.", _OTHER_VERSION) from None
         if (answer.experts, answer.rows, answer.dtype) != (batch.experts, batch.rows, batch.dtype) or answer.data.shape != batch.data.shape:
             raise InvokeError(f"The expert function {invocation.function} answered other rows than it was sent.", _OTHER_VERSION)
+        elapsed_s = invocation.elapsed_s + time.perf_counter() - start
+        self.sent.append(replace(invocation, elapsed_s=elapsed_s, compute_s=answer.compute_us / 1e6))
         ends = np.cumsum(batch.rows)
         return {e: answer.data[end - n : end] for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)}
 

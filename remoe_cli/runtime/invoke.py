@@ -31,7 +31,8 @@ class Invocation:
     """What one answered call was: the money side comes from Lambda's own REPORT lines.
 
     `billed_ms` and `billed_tries` include tries that failed in the function: Lambda bills those too. `duration_ms` and
-    `init_ms` are the last try's.
+    `init_ms` are the last try's. `elapsed_s` is the whole wait as the caller knows it; `compute_s` is what the answer says that its
+    experts took.
     """
 
     function: str
@@ -44,6 +45,12 @@ class Invocation:
     memory_mb: int
     init_ms: float | None
     retries: int
+    compute_s: float = 0.0
+
+    @property
+    def sample(self) -> tuple[int, float, float, float]:
+        """Bytes on the wire both ways, and seconds waited, in the function and computing (profile/latency_record.py)."""
+        return self.request_bytes + self.response_bytes, self.elapsed_s, self.duration_ms / 1000, self.compute_s
 
 
 class _FunctionFailed(Exception):

@@ -66,9 +66,12 @@ class Request(BaseModel):
     prompt_token_ids: tuple[int, ...] | None = None
     max_new_tokens: int = Field(default=256, ge=1)
     stream: bool = False
+    calls: bool = False
 
 
 class Answer(BaseModel):
+    """`calls`, for calibration: of every warm invocation the bytes both ways, and the seconds waited, in the function and computing."""
+
     model_config = ConfigDict(frozen=True)
 
     text: str
@@ -76,6 +79,7 @@ class Answer(BaseModel):
     token_ids: tuple[int, ...]
     finish_reason: str
     receipt: Receipt
+    calls: tuple[tuple[int, float, float, float], ...] | None = None
 
 
 class MainState(BaseModel):
@@ -139,6 +143,7 @@ def make_app(engine: Engine, config: ServerConfig, predict: Predict, model_threa
             token_ids=generated.token_ids,
             finish_reason=generated.finish_reason,
             receipt=make_receipt(generated, config.prices, predict(len(generated.prompt_token_ids), len(generated.token_ids) - 1)),
+            calls=tuple(i.sample for i in generated.invocations if i.init_ms is None and not i.retries) if request.calls else None,
         )
 
     async def stream(request: Request) -> AsyncIterator[str]:

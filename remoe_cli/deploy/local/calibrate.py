@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from remoe_cli.artifacts import read_json
 from remoe_cli.deploy.local import lifecycle, processes
 from remoe_cli.errors import DeployError
+from remoe_cli.plan.catalog import read_catalog
 from remoe_cli.plan.document import Plan
 from remoe_cli.profile.record import Profile, read_profile
-from remoe_cli.runtime.calibrate import measure_target, with_target
+from remoe_cli.runtime.calibrate import measure_target, with_answers, with_target
+from remoe_cli.runtime.client import answer
 from remoe_cli.runtime.invoke import make_client
 
 _TIMEOUT_S = 60.0
 
 
-def calibrate(name: str, out: Path, say: Callable[[str], None] = lambda _: None) -> Profile:
-    """Write to `out` a copy of the deployment's profile whose latency carries the invocations and cold starts measured on it.
+def calibrate(
+    name: str, out: Path, prompts: Sequence[str] = (), max_new_tokens: int = 32, say: Callable[[str], None] = lambda _: None
+) -> Profile:
+    """Write to `out` a copy of the deployment's profile whose latency carries the invocations and cold starts measured on it, and
+    what answering the prompts took, if there are any.
 
     Raises DeployError for a deployment that is not running or has no functions, and what `measure_target` and `read_profile` raise.
     """
     status = lifecycle.status(name)
     if status["endpoint"] is None:
         raise DeployError(f"The deployment '{name}' cannot be measured: it is {status['state']}.", status["hint"])
-    profile = read_profile(Path(read_json(lifecycle.state_dir(name) / "plan.json", Plan).profile.path))
+    plan = read_json(lifecycle.state_dir(name) / "plan.json", Plan)
+    profile = read_profile(Path(plan.profile.path))
     client = make_client(status["endpoint"], 1, _TIMEOUT_S)
     functions = [function["name"] for function in status["functions"]]
     say(f"Measuring warm invocations and cold starts of '{name}'")
-    return with_target(profile, out, *measure_target(name, client, functions, lambda function: restart(name, function)))
+    profile = with_target(profile, out, *measure_target(name, client, functions, lambda function: restart(name, function)))
+    if prompts:
+        say(f"Asking '{name}' {len(prompts)} prompts")
+        port = status["main"]["port"]
+        answers = [answer(name, port, prompt, max_new_tokens, lambda text: None, calls=True) for prompt in (prompts[0], *prompts)]
+        profile = with_answers(profile, out, plan, read_catalog(plan.catalog.path), answers[1:])  # the first of all finds all cold
+    return profile
 
 
 def restart(name: str, function: str) -> None:
