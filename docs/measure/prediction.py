@@ -3,7 +3,7 @@
     python docs/measure/prediction.py [--profile DIR | --dtype float32] [--prompts N] [--new-tokens N]
 
 Profiles the demo model (or takes a profile), calibrates it on a deployment with a quarter of the experts remote that answers other
-prompts, then makes three plans (the cheapest, a quarter remote, half remote), deploys each, and asks prompts of a third kind.
+prompts, then makes three plans (the cheapest, a quarter remote, half remote), deploys each, and asks yet other prompts.
 Prints predicted / measured for every prompt, and exits with 1 when a plan's median is off by more than 25% in TPOT or 15% in cost.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import signal
 import statistics
 import sys
@@ -47,11 +48,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", type=Path, help=f"profile of the demo model; without it one is made of {PROFILED} prompts")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the demo model that is profiled")
-    parser.add_argument("--prompts", type=int, default=7, help="prompts to ask each deployment; the first is dropped")
+    parser.add_argument("--prompts", type=int, default=13, help="prompts to ask each deployment; the first is dropped")
     parser.add_argument("--new-tokens", type=int, default=32)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a deployment goes even when this is ended from outside
-    texts = _prompts().texts
+    texts = random.Random(0).sample(_prompts().texts, PROFILED + CALIBRATED + options.prompts)  # prompts of all kinds in each part
     with tempfile.TemporaryDirectory() as folder:
         made = read_profile(options.profile) if options.profile else _profile(options.dtype, texts[:PROFILED], Path(folder) / "profile")
         with _deployed(_plan(made, 0.25), Path(folder)) as name:

@@ -1,137 +1,212 @@
-"""Columns of the exact programme: per layer every (remote set, memory, replicas) that may be part of an optimal plan.
+"""Columns of the exact programme: per layer every (remote set, memory, functions, replicas) that may be part of an optimal plan.
 
-With the main spec fixed, a column's share of TTFT, TPOT and cost is a constant, so the max() and the products of the
-paper's non-linear programme disappear (planning study, section 1). C columns of all layers lie one after the other.
+With the main spec fixed, a column's share of TTFT, TPOT and cost is a constant, so the max() and the products of the paper's non-linear
+programme disappear (planning study, section 1). The C columns of all layers lie one after the other, those of one set together. A set that
+no single function of a memory spec holds is divided over the fewest that do; only undivided sets have replicas.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from remoe_cli.plan import cost
+from remoe_cli.plan import main_side, remote_side
 from remoe_cli.plan.document import LayerPlan
+from remoe_cli.plan.hits import HitLaw, hit_law, owners, prefix_law
+from remoe_cli.plan.problem import MainSpec, Problem
 from remoe_cli.plan.workload import Bools, Floats, Ints
+
+Small = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Decode of one layer's sets [S] at all memory specs [Y], with one way of dividing them: `local` [P], `call_s` [Y, P], `shares` [S, P]."""
+
+    local: Ints
+    call_s: Floats
+    shares: Floats
 
 
 @dataclass(frozen=True)
 class Columns:
-    """All arrays run over the C columns, ascending in layer, except `starts` [L], the first column of each layer.
+    """All sets of all layers are numbered in one row, X of them; arrays [C] ascend in layer and set. Small integers are int32.
 
-    members         bool [C, E]    the remote set
-    memory_mb       0 for the empty set; replicas likewise
-    count           experts in the set (m)
-    local_s         prefill of the local experts at the profile's own speed
-    zt_s, bill_usd  remote prefill, remote bill: see cost.RemoteSide
-    local_hits, call_s, shares    [P_max, C]: hit law and its remote times, padded with share 0
+    members     bool [X, E], `set_layer` [X]
+    starts      [L], the first column of each layer
+    layer, at_set, memory_mb, functions, replicas, count    [C]; memory, functions and replicas of an empty set are 0
+    zt_s        [B, C], remote prefill of each kind of request
+    bill_usd    [C], invocations of a request, cold starts of functions in it
+    start_s     [C], wait for functions that start, in the mean request (only beside an always-on main function)
+    step        [C], the column's place in `decode_s`'s table
     """
 
-    starts: Ints
-    layer: Ints
     members: Bools
-    memory_mb: Ints
-    replicas: Ints
-    count: Ints
-    local_s: Floats
+    set_layer: Small
+    starts: Ints
+    layer: Small
+    at_set: Small
+    memory_mb: Small
+    functions: Small
+    replicas: Small
+    count: Small
     zt_s: Floats
     bill_usd: Floats
-    local_hits: Floats
-    call_s: Floats
-    shares: Floats
+    start_s: Floats
+    step: Small
+    steps: tuple[Steps, ...]
 
-    def prefill_s(self, speed: float) -> Floats:
-        """[C]: max(local, ZT) of section 3 at a main function of relative speed `speed`."""
-        return np.maximum(self.local_s / speed, self.zt_s)
+    def local_s(self, problem: Problem, spec: MainSpec) -> Floats:
+        """[B, X]: prefill of each set's local experts, for each kind of request."""
+        stay = ~self.members
+        out = []
+        for kind in problem.workload.lengths:
+            seconds = main_side.expert_prefill_s(problem, spec, problem.workload.use * kind.n_in)
+            out.append(np.einsum("xe,xe->x", stay, seconds[self.set_layer]))
+        return np.array(out)
 
-    def decode_s(self, speed: float, local_step_s: float) -> Floats:
-        """[C]: E[max(local, remote)] of one decode token."""
-        total = np.zeros(len(self.layer))
-        for hits, call_s, share in zip(self.local_hits, self.call_s, self.shares, strict=True):
-            total += share * np.maximum(hits * (local_step_s / speed), call_s)
-        return total
+    def decode_s(self, step_s: float) -> Floats:
+        """E[max(local, remote)] of one decode token, for the places that `step` names."""
+        return np.concatenate([(s.shares @ np.maximum(s.local * step_s, s.call_s).T).ravel() for s in self.steps])
 
-    def layer_plans(self, problem: cost.Problem, chosen: Ints) -> tuple[LayerPlan, ...]:
+    def layer_plans(self, problem: Problem, chosen: Ints) -> tuple[LayerPlan, ...]:
         """The layers of a plan from one chosen column per layer, ascending."""
-        return tuple(
-            LayerPlan(
-                layer=problem.spec.moe_layers[index],
-                remote=tuple(np.flatnonzero(self.members[column]).tolist()),
-                memory_mb=int(self.memory_mb[column]),
-                replicas=int(self.replicas[column]),
-            )
-            for index, column in enumerate(chosen)
+        return tuple(self._layer_plan(problem, index, int(column)) for index, column in enumerate(chosen))
+
+    def _layer_plan(self, problem: Problem, index: int, column: int) -> LayerPlan:
+        members, functions = self.members[self.at_set[column]], int(self.functions[column])
+        parts: tuple[tuple[int, ...], ...] = ()
+        if functions > 1:
+            owner = owners(members[None], problem.workload.ranks[index], functions)[0]
+            parts = tuple(tuple(np.flatnonzero(owner == part).tolist()) for part in range(functions))
+        return LayerPlan(
+            layer=problem.spec.moe_layers[index],
+            remote=tuple(np.flatnonzero(members).tolist()),
+            memory_mb=int(self.memory_mb[column]),
+            replicas=int(self.replicas[column]),
+            functions=parts,
         )
 
 
-def build_columns(problem: cost.Problem, candidates: tuple[Bools, ...], payload_limited: bool = True) -> Columns:
-    """Columns for the candidate sets [S, E] of each layer.
+def build_columns(
+    problem: Problem, candidates: tuple[Bools, ...], *, memory_menu_mb: tuple[int, ...] | None = None, payload_limited: bool = True
+) -> Columns:
+    """Columns for the candidate sets [S, E] of each layer, at the catalog's memory specs or some of them.
 
-    Left out: what does not fit the function's memory or the payload, and, among the columns of one set, what another is as
-    good as in remote prefill, remote decode and bill. Those are the only ways in which they differ, so nothing is lost.
+    Left out: what does not fit the function's memory or the payload, and replicas that do not shorten prefill: they cost at least
+    as much, so nothing is lost.
     """
-    layers = [_layer_columns(problem, index, sets, payload_limited) for index, sets in enumerate(candidates)]
-    width = max(len(layer["shares"]) for layer in layers)
-    sizes = [len(layer["count"]) for layer in layers]
-    padded = {"local_hits", "call_s", "shares"}
+    menu = memory_menu_mb or problem.catalog.function.memory_menu_mb
+    layers = [_layer_columns(problem, index, sets, menu, payload_limited) for index, sets in enumerate(candidates)]
+    sizes = [len(arrays["count"]) for arrays, _ in layers]
+    set_sizes = [len(sets) for sets in candidates]
+    steps = [some for _, some in layers]
+    step_sizes = [sum(s.shares.shape[0] * s.call_s.shape[0] for s in some) for some in steps]
+    offsets = {"at_set": np.cumsum([0, *set_sizes[:-1]]), "step": np.cumsum([0, *step_sizes[:-1]])}
 
-    def join(name: str) -> Floats:
-        if name in padded:
-            return np.concatenate([np.pad(layer[name], ((0, width - len(layer[name])), (0, 0))) for layer in layers], axis=1)
-        return np.concatenate([layer[name] for layer in layers])
+    def join(name: str) -> Any:
+        parts = [arrays[name] + (offsets[name][i] if name in offsets else 0) for i, (arrays, _) in enumerate(layers)]
+        joined = np.concatenate(parts, axis=-1)
+        return joined if joined.dtype == np.float64 else joined.astype(np.int32)
 
     return Columns(
+        members=np.concatenate(candidates),
+        set_layer=np.repeat(np.arange(len(layers), dtype=np.int32), set_sizes),
         starts=np.cumsum([0, *sizes[:-1]]),
-        layer=np.repeat(np.arange(len(layers)), sizes),
-        **{name: join(name) for name in layers[0]},  # type: ignore[arg-type]
+        layer=np.repeat(np.arange(len(layers), dtype=np.int32), sizes),
+        steps=tuple(one for some in steps for one in some),
+        **{name: join(name) for name in layers[0][0]},
     )
 
 
-def _layer_columns(problem: cost.Problem, index: int, sets: Bools, payload_limited: bool) -> dict[str, Floats]:
-    side, workload = problem.catalog.function, problem.workload
-    tokens = workload.prefill_tokens[index]
-    law = cost.hit_law(workload, index, sets)
-    local_hits, _, shares = law
+def _layer_columns(
+    problem: Problem, index: int, sets: Bools, menu: tuple[int, ...], payload_limited: bool
+) -> tuple[dict[str, Any], list[Steps]]:
+    side, workload, rank = problem.catalog.function, problem.workload, problem.workload.ranks[index]
     count = sets.sum(axis=1)
-    menu = np.array(side.memory_menu_mb)
-    fits = cost.function_memory_bytes(problem, count, sets @ tokens)[:, None] <= menu * cost.MB
-    by_replicas = [cost.remote_side(problem, index, sets, side.memory_menu_mb, z, law) for z in range(1, side.max_replicas + 1)]
-    # [S, Y * z], memory first: of equally good columns the one of least memory, then of fewest replicas, is kept.
-    zt = np.stack([r.zt_s for r in by_replicas], axis=2).reshape(len(sets), -1)
-    bill = np.stack([r.bill_usd for r in by_replicas], axis=2).reshape(len(sets), -1)
-    rows = np.stack([r.rows for r in by_replicas], axis=2).reshape(len(sets), -1)
-    usable = np.repeat(fits, side.max_replicas, axis=1) & (count > 0)[:, None]
-    if payload_limited:
-        usable &= cost.payload_bytes(problem, rows) <= side.payload_limit_bytes
-    calls = by_replicas[0].call_s
-    keep = usable & ~_dominated(np.where(usable, zt, np.inf), np.repeat(calls, side.max_replicas, axis=0), np.where(usable, bill, np.inf))
-    at_set, at = np.nonzero(keep)
-    at_memory, at_replicas = at // side.max_replicas, at % side.max_replicas + 1
+    missing = np.ones((len(sets), len(menu)), dtype=bool) & (count > 0)[:, None]
     empty = np.flatnonzero(count == 0)[:1]  # the empty set is one column, without memory and replicas
-    at_all = np.concatenate([empty, at_set])
-    none = np.zeros(len(empty))
-    return {
-        "members": sets[at_all],
-        "memory_mb": np.concatenate([none, menu[at_memory]]).astype(np.int64),
-        "replicas": np.concatenate([none, at_replicas]).astype(np.int64),
-        "count": count[at_all],
-        "local_s": cost.local_prefill_s(problem, tokens, sets)[at_all],
-        "zt_s": np.concatenate([none, zt[at_set, at]]),
-        "bill_usd": np.concatenate([none, bill[at_set, at]]),
-        "local_hits": np.repeat(local_hits[:, None], len(at_all), axis=1).astype(np.float64),
-        "call_s": np.concatenate([np.zeros((len(local_hits), len(empty))), calls[at_memory].T], axis=1),
-        "shares": shares[at_all].T,
-    }
+    blocks = [_block(problem, empty, np.zeros(len(empty), int), {"zt_s": np.zeros((len(workload.lengths), len(empty)))})]
+    steps: list[Steps] = []
+    places = 0
+    for functions in range(1, side.max_functions + 1):
+        owner = owners(sets, rank, functions)
+        biggest, held = _function_loads(problem, index, owner, functions)
+        here = missing & (held[:, None] <= np.array(menu) * remote_side.MB)
+        missing &= ~here
+        if functions > 1 and not here.any():
+            continue
+        law = _law(problem, index, sets, count, owner, functions)
+        steps.append(Steps(law.local, remote_side.decode_call_s(problem, menu, law), law.shares))
+        decode = workload.n_out * remote_side.decode_usd(problem, menu, law)
+        start_s = workload.cold_share * remote_side.cold_s(problem, biggest)
+        best = np.full((len(workload.lengths), *here.shape), np.inf)
+        for replicas in range(1, (side.max_replicas if functions == 1 else 1) + 1):
+            zt, bill, rows = _prefills(problem, index, sets, owner, functions, replicas, menu)
+            usable = here & (~payload_limited | (remote_side.payload_bytes(problem, rows) <= side.payload_limit_bytes))[:, None]
+            usable &= (zt < best).any(axis=0)
+            best = np.where(usable, np.minimum(best, zt), best)
+            usd = bill + decode + remote_side.cold_usd(problem, menu, biggest, functions * replicas)
+            at_set, at_memory = np.nonzero(usable)
+            figures = {
+                "zt_s": zt[:, usable],
+                "bill_usd": usd[usable],
+                "start_s": start_s[at_set],
+                "memory_mb": np.array(menu)[at_memory],
+                "functions": np.full(len(at_set), functions),
+                "replicas": np.full(len(at_set), replicas),
+                "count": count[at_set],
+                "step": places + at_set * len(menu) + at_memory,
+            }
+            blocks.append(_block(problem, at_set, at_memory, figures))
+        places += len(sets) * len(menu)
+    if len(empty):
+        blocks[0]["step"] = empty * len(menu)
+    order = np.lexsort([np.concatenate([block[name] for block in blocks]) for name in ("replicas", "at_memory", "at_set")])
+    joined = {name: np.concatenate([block[name] for block in blocks], axis=-1)[..., order] for name in blocks[0] if name != "at_memory"}
+    return joined, steps
 
 
-def _dominated(zt: Floats, calls: Floats, bill: Floats) -> Bools:
-    """[S, n]: whether another column of the same set is no worse in `zt` [S, n], every call [n, P] and `bill` [S, n], and better in one
-    of them, or equal and earlier."""
-    out = np.zeros(zt.shape, dtype=bool)
-    order = np.arange(zt.shape[1])
-    for other in order:
-        no_slower, faster = (calls[other] <= calls).all(axis=1), (calls[other] < calls).any(axis=1)
-        no_worse = (zt[:, other, None] <= zt) & no_slower & (bill[:, other, None] <= bill)
-        better = (zt[:, other, None] < zt) | faster | (bill[:, other, None] < bill)
-        out |= no_worse & (better | (other < order))
-    return out
+def _block(problem: Problem, at_set: Ints, at_memory: Ints, figures: dict[str, Any]) -> dict[str, Any]:
+    none = np.zeros(len(at_set), dtype=np.int64)
+    nothing = {name: none for name in ("memory_mb", "functions", "replicas", "count", "step")}
+    return nothing | {"bill_usd": none * 0.0, "start_s": none * 0.0} | figures | {"at_set": at_set, "at_memory": at_memory}
+
+
+def _function_loads(problem: Problem, index: int, owner: Ints, functions: int) -> tuple[Ints, Floats]:
+    """[S]: experts of the fullest function, and the bytes that the largest needs for the longest prompt."""
+    tokens = problem.workload.use[index] * max(kind.n_in for kind in problem.workload.lengths)
+    biggest, held = np.zeros(len(owner), dtype=np.int64), np.zeros(len(owner))
+    for function in range(functions):
+        here = owner == function
+        experts = here.sum(axis=1)
+        biggest = np.maximum(biggest, experts)
+        held = np.maximum(held, remote_side.function_memory_bytes(problem, experts, here @ tokens))
+    return biggest, held
+
+
+def _law(problem: Problem, index: int, sets: Bools, count: Ints, owner: Ints, functions: int) -> HitLaw:
+    if len(sets) > 2 and (sets == (problem.workload.ranks[index] < count[:, None])).all():
+        return prefix_law(problem.workload, index, count, functions)
+    return hit_law(problem.workload, index, owner)
+
+
+def _prefills(
+    problem: Problem, index: int, sets: Bools, owner: Ints, functions: int, replicas: int, menu: tuple[int, ...]
+) -> tuple[Floats, Floats, Floats]:
+    """Of the kinds of requests: longest invocation [B, S, Y]; mean bill [S, Y]; rows of the largest invocation of any kind [S]."""
+    zts, bills, most = [], np.zeros((len(sets), len(menu))), np.zeros(len(sets))
+    usd_per_s = remote_side.function_usd_per_s(problem, menu)
+    for kind in problem.workload.lengths:
+        tokens = problem.workload.use[index] * kind.n_in
+        at = np.where(tokens > 0, owner, -1)
+        if replicas > 1:
+            at = remote_side.lpt(remote_side.expert_work_s(problem, problem.catalog.function.mb_per_vcpu, tokens), sets, replicas)
+        sent = remote_side.prefill(problem, tokens, menu, at, functions * replicas)
+        zts.append(sent.zt_s)
+        bills += kind.share * (usd_per_s * sent.billed_s + problem.catalog.function.usd_per_request * sent.calls)
+        most = np.maximum(most, sent.rows)
+    return np.array(zts), bills, most

@@ -14,20 +14,40 @@ class _Part(BaseModel):
 
 
 class MainSpec(_Part):
-    """One row of the catalog's menu for the main function. Without `vcpus` it runs at the speed that the profile measured."""
+    """One row of the catalog's menu for the main function.
+
+    memory_mb       CPU memory, which holds local experts
+    vcpus           without it, the speed that the profile measured
+    gpu_memory_mb   of a GPU that comes with it and holds the rest of the model; None where there is none, or is bought by the GB-second
+    usd_per_hour    of an instance that is rented, busy or not; without it, memory is paid by the second of use
+    hardware        description of its speed (profile/hardware), for a profile that was not measured on such a machine
+    """
 
     name: str
     memory_mb: int
     vcpus: float | None = None
+    gpu_memory_mb: int | None = None
+    usd_per_hour: float | None = None
+    hardware: str | None = None
 
 
 class LayerPlan(_Part):
-    """One MoE layer. `layer` is its index among all hidden layers; an empty `remote` has memory 0 and no replicas."""
+    """One MoE layer. `layer` is its index among all hidden layers; an empty `remote` has memory 0 and no replicas.
+
+    functions   the remote experts of each of several functions of `memory_mb`, where one does not hold them all; else empty
+    replicas    instances that share out the experts of a prompt; 1 where there are several functions
+    """
 
     layer: int
     remote: tuple[int, ...]
     memory_mb: int
     replicas: int
+    functions: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[int, ...], ...]:
+        """The experts of each function, whether one or several; none for an empty `remote`."""
+        return self.functions or ((self.remote,) if self.remote else ())
 
 
 class Outcome(_Part):
@@ -38,11 +58,30 @@ class Outcome(_Part):
     tpot_s: float
 
 
-class WorkloadRef(_Part):
-    """One request: n_in prompt tokens, then n_out generated tokens after the first."""
+class Lengths(_Part):
+    """A kind of request: its share of all, its prompt tokens, and the tokens that are generated after the first."""
 
+    share: float
     n_in: int
     n_out: int
+
+
+class WorkloadRef(_Part):
+    """The requests that a plan is for. Lengths are means over `kinds`, which are left out where there is one.
+
+    requests_per_hour   None where the traffic is unknown: then nothing idle is priced
+    cold_share          share of requests that find everything cold
+    """
+
+    n_in: float
+    n_out: float
+    kinds: tuple[Lengths, ...] = ()
+    requests_per_hour: float | None = None
+    cold_share: float = 0.0
+
+    @property
+    def lengths(self) -> tuple[Lengths, ...]:
+        return self.kinds or (Lengths(share=1.0, n_in=round(self.n_in), n_out=round(self.n_out)),)
 
 
 class Targets(_Part):

@@ -1,4 +1,4 @@
-"""The workload that a plan is for: one request of typical length, and the routing that the profile recorded.
+"""The workload that a plan is for: requests of certain lengths and traffic, and the routing that the profile recorded.
 
 Imported routing may lack a phase, single tokens or lengths. What then stands in for them is an assumption, which the plan states.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.errors import ArtifactError
+from remoe_cli.plan.document import Lengths
+from remoe_cli.plan.requests import Requests, one_length
 from remoe_cli.profile.record import Profile
 
 Floats = npt.NDArray[np.float64]
@@ -23,30 +26,54 @@ ENUMERATED_EXPERTS = 8  # up to here all 2**E remote sets of a layer are weighed
 
 @dataclass(frozen=True)
 class Workload:
-    """One request: n_in prompt tokens, one token from the prefill, then n_out tokens generated one by one.
+    """Requests: a prompt, one token from its prefill, then further tokens one by one.
 
-    prefill_tokens  float64 [L, E], expected prompt tokens per expert (N_lk); each row sums to n_in * top_k
-    trace           int64 [T, L, k], expert ids of recorded decode tokens, -1 where a slot was skipped
-    patterns        per layer the distinct sets of experts in the trace, int64 [P, k] ascending, and how many tokens used each, [P]
-    assumptions     whole sentences on what the profile does not hold and what was put in its place
+    lengths            kinds of requests, whose shares sum to 1
+    requests_per_hour  None where unknown: then nothing idle is priced
+    cold_share         share of requests that find the main function and the expert functions cold
+    use                float64 [L, E], experts that a prompt token uses; each row sums to top_k (k_top s_lk)
+    trace              int64 [T, L, k], expert ids of recorded decode tokens, -1 where a slot was skipped
+    patterns           per layer the distinct sets of experts in the trace, int64 [P, k] ascending, and how many tokens used each, [P]
+    assumptions        whole sentences on what the profile does not hold and what was put in its place
     """
 
-    n_in: int
-    n_out: int
-    prefill_tokens: Floats
+    lengths: tuple[Lengths, ...]
+    requests_per_hour: float | None
+    cold_share: float
+    use: Floats
     trace: Ints
     patterns: tuple[tuple[Ints, Ints], ...]
     assumptions: tuple[str, ...] = ()
 
     def resized(self, n_in: int, n_out: int) -> Workload:
-        """The same routing for a request of other lengths; what was counted of the trace is kept."""
-        return replace(self, n_in=n_in, n_out=n_out, prefill_tokens=self.prefill_tokens * (n_in / self.n_in))
+        """The same routing for warm requests of one length; what was counted of the trace is kept."""
+        return replace(self, lengths=(Lengths(share=1.0, n_in=n_in, n_out=n_out),), requests_per_hour=None, cold_share=0.0)
 
     @property
+    def n_in(self) -> float:
+        """Mean prompt tokens (N_in)."""
+        return sum(kind.share * kind.n_in for kind in self.lengths)
+
+    @property
+    def n_out(self) -> float:
+        """Mean tokens generated after the first (N_out)."""
+        return sum(kind.share * kind.n_out for kind in self.lengths)
+
+    @property
+    def longest(self) -> Lengths:
+        """The request with most tokens in all: memory has to hold it."""
+        return max(self.lengths, key=lambda kind: (kind.n_in + kind.n_out, kind.n_in))
+
+    @property
+    def prefill_tokens(self) -> Floats:
+        """float64 [L, E]: expected prompt tokens of a mean request per expert (N_lk); rows sum to n_in * top_k."""
+        return self.use * self.n_in
+
+    @cached_property
     def decode_hits(self) -> Floats:
         """float64 [L, E]: share of decode tokens that use each expert."""
         tokens, layers, _ = self.trace.shape
-        experts = self.prefill_tokens.shape[1]
+        experts = self.use.shape[1]
         hits = np.stack([np.bincount(self.trace[:, layer].ravel() + 1, minlength=experts + 1)[1:] for layer in range(layers)])
         shares: Floats = hits / tokens
         return shares
@@ -56,22 +83,31 @@ class Workload:
         """float64 [L, E]: expected tokens of one request through each expert (u_lk, method section 7)."""
         return self.prefill_tokens + self.n_out * self.decode_hits
 
+    @cached_property
+    def ranks(self) -> Ints:
+        """int64 [L, E]: 0 for the least used expert of a layer; equal utilities by expert id."""
+        ranks: Ints = np.argsort(np.argsort(self.utility, axis=1, kind="stable"), axis=1, kind="stable")
+        return ranks
 
-def from_profile(profile: Profile, n_in: int | None = None, n_out: int | None = None) -> Workload:
-    """The workload of a profile; lengths default to the profile's own medians, at least 1.
+
+def from_profile(profile: Profile, n_in: int | None = None, n_out: int | None = None, requests: Requests | None = None) -> Workload:
+    """The workload of a profile; lengths default to the profile's own medians, at least 1, and are warm requests without traffic.
 
     Raises UsageError for a length below 1, and ArtifactError when the profile has no routing of prompts, of single tokens or of
     some layers.
     """
     arrays, spec, routing = profile.arrays, profile.record.spec, profile.record.routing
-    if min(value for value in (n_in, n_out, 1) if value is not None) < 1:
-        raise UsageError("The workload needs at least 1 prompt token and 1 generated token.", "Give lengths of 1 or more.")
     if routing.layers is not None and len(routing.layers) < len(spec.moe_layers):
         raise ArtifactError(
             f"The profile {profile.path} has routing of {len(routing.layers)} of the model's {len(spec.moe_layers)} MoE layers, "
             "and a plan places the experts of all.",
             "Import routing of every MoE layer.",
         )
+    if requests is None:
+        requests = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
+        assumptions = tuple(_assumptions(profile, n_in is None, n_out is None))
+    else:
+        assumptions = tuple(_assumptions(profile, False, False))
     counts = profile.counts("prefill").sum(axis=0, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     trace = arrays["trace_ids"].astype(np.int64)
@@ -80,11 +116,12 @@ def from_profile(profile: Profile, n_in: int | None = None, n_out: int | None = 
             f"The profile {profile.path} recorded no routing of {'decode tokens' if counts.size and (totals > 0).all() else 'prompts'}.",
             "Profile again with more prompts and a larger --max-new-tokens.",
         )
-    assumptions = tuple(_assumptions(profile, n_in is None, n_out is None))
-    n_in = n_in if n_in is not None else max(1, round(float(np.median(arrays["prompt_tokens"]))))
-    n_out = n_out if n_out is not None else max(1, round(float(np.median(arrays["decode_tokens"]))))
     patterns = tuple(np.unique(np.sort(trace[:, i], axis=1), axis=0, return_counts=True) for i in range(trace.shape[1]))
-    return Workload(n_in, n_out, counts / totals * (n_in * spec.top_k), trace, patterns, assumptions)
+    return Workload(requests.lengths, requests.per_hour, 0.0, counts / totals * spec.top_k, trace, patterns, assumptions)
+
+
+def _or_median(tokens: int | None, recorded: npt.NDArray[np.int32]) -> int:
+    return tokens if tokens is not None else max(1, round(float(np.median(recorded))))
 
 
 def _assumptions(profile: Profile, default_in: bool, default_out: bool) -> Iterator[str]:
@@ -114,14 +151,13 @@ def candidate_sets(workload: Workload) -> tuple[Bools, ...]:
     All subsets up to 8 experts a layer; above, the prefixes of the utility order, which is optimal only among such
     plans (planning study, section 1: measured loss 0 to 0.27% at full size).
     """
-    experts = workload.prefill_tokens.shape[1]
+    layers, experts = workload.use.shape
     if experts <= ENUMERATED_EXPERTS:
         members = (np.arange(2**experts)[:, None] >> np.arange(experts)) & 1 == 1
-        return (members[np.argsort(members.sum(axis=1), kind="stable")],) * len(workload.prefill_tokens)
-    return tuple(np.arange(experts + 1)[:, None] > rank for rank in utility_ranks(workload))
+        return (members[np.argsort(members.sum(axis=1), kind="stable")],) * layers
+    return prefix_sets(workload, tuple(range(experts + 1)))
 
 
-def utility_ranks(workload: Workload) -> Ints:
-    """int64 [L, E]: 0 for the least used expert of a layer; equal utilities by expert id."""
-    ranks: Ints = np.argsort(np.argsort(workload.utility, axis=1, kind="stable"), axis=1, kind="stable")
-    return ranks
+def prefix_sets(workload: Workload, sizes: tuple[int, ...]) -> tuple[Bools, ...]:
+    """Per layer bool [S, E]: the least used experts, so many of them as `sizes` says, by rising size."""
+    return tuple(np.array(sizes)[:, None] > rank for rank in workload.ranks)

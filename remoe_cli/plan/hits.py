@@ -1,0 +1,100 @@
+"""How many experts of which function one decode token hits: the law behind E[max(local, remote)] and behind the bill.
+
+A remote set is divided over functions: `owner` [S, E] is the function of each expert in each of S candidate sets, -1 for local. A token's
+layer ends with its busiest function, while every function that it hits is billed; so the law keeps both. It is exact over the trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from remoe_cli.plan.workload import Bools, Floats, Ints, Workload
+
+
+@dataclass(frozen=True)
+class HitLaw:
+    """One decode token of one layer, for S remote sets.
+
+    local, busiest   int64 [P], pairs that occur: local experts hit, and remote experts hit in the function that is hit most
+    shares           float64 [S, P], of tokens with that pair
+    calls            float64 [S, k + 1], expected functions that are hit in so many experts; column 0 is 0
+    """
+
+    local: Ints
+    busiest: Ints
+    shares: Floats
+    calls: Floats
+
+
+def owners(members: Bools, rank: Ints, functions: int) -> Ints:
+    """int64 [S, E]: the function of each member of the sets, -1 for the rest. Members go round the functions in order of use, so that
+    each function has about as many experts and as many tokens."""
+    order = np.argsort(rank)
+    position = np.empty(members.shape, dtype=np.int64)
+    position[:, order] = np.cumsum(members[:, order], axis=1) - 1
+    return np.where(members, position % functions, -1)
+
+
+def hit_law(workload: Workload, layer: int, owner: Ints) -> HitLaw:
+    """The law of one layer for the sets `owner` [S, E]."""
+    patterns, counts = workload.patterns[layer]
+    k, functions = patterns.shape[1], int(owner.max(initial=-1)) + 1
+    with_none = np.concatenate([owner, np.full((len(owner), 1), -1)], axis=1)
+    used = (patterns >= 0).sum(axis=1)
+    hits = np.zeros((functions, len(owner), len(patterns)), dtype=np.int64)
+    for slot in patterns.T:
+        at = with_none[:, slot]
+        for function in range(functions):
+            hits[function] += at == function
+    calls = np.zeros((len(owner), k + 1))
+    for hit in range(1, k + 1):
+        calls[:, hit] = ((hits == hit).sum(axis=0) @ counts) / counts.sum()
+    busiest = hits.max(axis=0, initial=0)
+    code = busiest + (k + 1) * (used[None, :] - hits.sum(axis=0))
+    pairs = np.unique(code)
+    shares = np.stack([(code == pair) @ counts for pair in pairs], axis=1) / counts.sum()
+    return HitLaw(pairs // (k + 1), pairs % (k + 1), shares, calls)
+
+
+def prefix_law(workload: Workload, layer: int, sizes: Ints, functions: int) -> HitLaw:
+    """`hit_law` for the sets of the `sizes` [S] least used experts, divided by `owners`, in time that does not grow with S.
+
+    With rising size m a token's state changes only where m passes the rank of one of its experts: each of its states is added
+    where it begins and taken away where it ends, and a running sum over m does the rest.
+    """
+    patterns, counts = workload.patterns[layer]
+    tokens, k = patterns.shape
+    experts = workload.use.shape[1]
+    rank = np.append(workload.ranks[layer], experts)  # a skipped slot (-1) is never remote
+    ranks = np.sort(rank[patterns], axis=1)
+    used = (patterns >= 0).sum(axis=1)
+    begin = np.zeros(tokens, dtype=np.int64)
+    hits = np.zeros((tokens, functions), dtype=np.int64)
+    states = np.zeros(((k + 1) ** 2, experts + 2))
+    calls = np.zeros((k + 1, experts + 2))
+    rows = np.arange(tokens)
+    for h in range(k + 1):
+        # From `begin` on, h of the token's experts are remote; with the next one it ends.
+        end = ranks[:, h] + 1 if h < k else np.full(tokens, experts + 1)
+        end = np.where(used > h, end, experts + 1)
+        alive = (used >= h) & (begin <= experts)
+        code = hits.max(axis=1) + (k + 1) * (used - h)
+        np.add.at(states, (code[alive], begin[alive]), counts[alive])
+        np.add.at(states, (code[alive], np.minimum(end, experts + 1)[alive]), -counts[alive])
+        if h < k:
+            hit = alive & (used > h)
+            function = ranks[:, h] % functions
+            before = hits[rows, function]
+            at = np.minimum(end, experts + 1)
+            np.add.at(calls, (before[hit], at[hit]), -counts[hit])
+            np.add.at(calls, (before[hit] + 1, at[hit]), counts[hit])
+            hits[rows[hit], function[hit]] += 1
+            begin = end
+    present = np.flatnonzero(np.abs(states).sum(axis=1))
+    total = counts.sum()
+    shares = np.cumsum(states[present], axis=1)[:, sizes].T / total
+    mean_calls = np.cumsum(calls, axis=1)[:, sizes].T / total
+    mean_calls[:, 0] = 0.0
+    return HitLaw(present // (k + 1), present % (k + 1), shares, mean_calls)

@@ -1,0 +1,185 @@
+"""The expert functions of one layer: time, payload, memory and price of candidate remote sets (method sections 3, 4 and 9).
+
+- One invocation per function and token carries all hit experts, so t_rem is paid once, not once per expert; the paper's equation 5,
+  one call after another for each expert, is priced with `invocations="per-expert"`.
+- Of an invocation only the time inside the function is billed (its warm overhead there, computing, its payload), rounded up to the
+  platform's granularity; where the overhead's spread was measured, the mean of the rounded times counts, for that is what a bill
+  adds up; each invocation has its fee.
+- Overhead and rate are those measured on a live target where the profile has them, else the catalog's.
+- In prefill replicas of one function share out its experts, by LPT on their work at one vCPU; several functions hold disjoint experts.
+- A share of requests finds the functions cold: each instance's start is billed. It is waited for only beside an always-on main
+  function, layer by layer; one that starts itself takes longer for that, and the functions start meanwhile (method section 10).
+
+Shapes: S remote sets, Y memory specs, E experts, k = top-k, B kinds of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from remoe_cli.plan.catalog import FunctionSide
+from remoe_cli.plan.hits import HitLaw
+from remoe_cli.plan.problem import GB_MB, MB, Problem
+from remoe_cli.plan.workload import Bools, Floats, Ints
+
+
+def function_vcpus(side: FunctionSide, memory_mb: npt.ArrayLike) -> Floats:
+    return np.minimum(side.max_useful_vcpus, np.asarray(memory_mb, dtype=np.float64) / side.mb_per_vcpu)
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A warm invocation besides its experts: t_rem in the part that is not billed and the part that is, and B.
+
+    `billed_s` [T] are equally likely values; a catalog has one.
+    """
+
+    unbilled_s: float
+    billed_s: Floats
+    bytes_per_s: float
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.unbilled_s + float(self.billed_s.mean())
+
+
+def warm(problem: Problem) -> Warm:
+    """What was measured on a live target, where the profile has it, else what the catalog says."""
+    side, measured = problem.catalog.function, problem.latency.invocation
+    if measured is None:
+        return Warm(side.warm_unbilled_s, np.array([side.warm_billed_s]), side.network_bytes_per_s)
+    return Warm(measured.unbilled_s.mean, np.array(measured.billed_s.tenths), measured.bytes_per_s)
+
+
+def inside_s(problem: Problem, memory_mb: npt.ArrayLike, work_s: npt.ArrayLike, rows: npt.ArrayLike) -> Floats:
+    """Time of an invocation in the function besides overhead: the work of its experts under the CPU share, and its rows on the wire
+    (the sums over tau_c(y, N) and over 2 N D / B of section 3)."""
+    side = problem.catalog.function
+    computing_s: Floats = problem.latency.remote_expert.elapsed_s(work_s, function_vcpus(side, memory_mb))
+    return computing_s + 2 * np.asarray(rows) * (problem.spec.hidden_state_bytes * side.wire_expansion / warm(problem).bytes_per_s)
+
+
+def expert_work_s(problem: Problem, memory_mb: npt.ArrayLike, tokens: npt.ArrayLike) -> Floats:
+    """What one expert adds to an invocation's work, broadcast over memory specs and token counts; 0 for no tokens."""
+    work_s: Floats = problem.latency.remote_expert.work_s(tokens, function_vcpus(problem.catalog.function, memory_mb))
+    return work_s
+
+
+def decode_inside_s(problem: Problem, memory_mb: npt.ArrayLike, hits: npt.ArrayLike) -> Floats:
+    """`inside_s` of one invocation for the h remote experts that one token hits."""
+    return inside_s(problem, memory_mb, np.asarray(hits) * expert_work_s(problem, memory_mb, 1), hits)
+
+
+def billed_s(problem: Problem, inside_s: npt.ArrayLike) -> Floats:
+    """Mean of the billed time over the values of the billed overhead, each rounded up to the billing granularity; a millionth of it is
+    forgiven, so that float noise does not buy a whole one."""
+    granule_s = problem.catalog.function.billing_granularity_ms / 1000
+    seconds = np.asarray(inside_s, dtype=np.float64)[..., None] + warm(problem).billed_s
+    billed: Floats = (np.ceil(seconds / granule_s - 1e-6) * granule_s).mean(axis=-1)
+    return billed
+
+
+def function_usd_per_s(problem: Problem, memory_mb: npt.ArrayLike) -> Floats:
+    """c_c y (section 4)."""
+    return problem.catalog.function_usd_per_gb_second * np.asarray(memory_mb, dtype=np.float64) / GB_MB
+
+
+def function_memory_bytes(problem: Problem, experts: npt.ArrayLike, rows: npt.ArrayLike) -> Floats:
+    """Memory row of section 4: runtime, experts, and hidden states of all their prompt tokens."""
+    side, spec = problem.catalog.function, problem.spec
+    held = np.asarray(experts, dtype=np.float64) * (spec.expert_bytes * side.expert_memory_factor)
+    return side.runtime_memory_mb * MB + held + np.asarray(rows, dtype=np.float64) * spec.hidden_state_bytes
+
+
+def payload_bytes(problem: Problem, rows: npt.ArrayLike) -> Floats:
+    """Bytes on the wire, each way, of one invocation with `rows` hidden states (payload row of section 4)."""
+    return np.asarray(rows, dtype=np.float64) * problem.spec.hidden_state_bytes * problem.catalog.function.wire_expansion
+
+
+def cold_s(problem: Problem, experts: npt.ArrayLike) -> Floats:
+    """Time from the call to the first result of an instance that has to start and read so many experts."""
+    side, measured = problem.catalog.function, problem.latency.cold_start
+    start_s = side.cold_start_s if measured is None else measured.total_s
+    return start_s + np.asarray(experts, dtype=np.float64) * problem.spec.expert_bytes / side.load_bytes_per_s
+
+
+def lpt(work_s: Floats, members: Bools, replicas: int) -> Ints:
+    """Longest processing time first (section 9): each expert, longest first, to the least loaded replica.
+
+    `work_s` [E], `members` [S, E]. Returns the replica of each expert, int64 [S, E], -1 for those that are no members or have no
+    work. Ties go to the lower expert id and replica. At most 4/3 - 1/(3 z) of the optimum.
+    """
+    at = np.full(members.shape, -1, dtype=np.int64)
+    load = np.zeros((len(members), replicas))
+    sets = np.arange(len(members))
+    for expert in np.argsort(-work_s, kind="stable"):
+        if work_s[expert] > 0:
+            least = load.argmin(axis=1)
+            at[:, expert] = np.where(members[:, expert], least, -1)
+            load[sets, least] += np.where(members[:, expert], work_s[expert], 0.0)
+    return at
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """The invocations of one prompt: `zt_s` [S, Y] the longest (ZT of section 3), `billed_s` and `calls` [S, Y] of all together,
+    `rows` [S] hidden states in the largest."""
+
+    zt_s: Floats
+    billed_s: Floats
+    calls: Floats
+    rows: Floats
+
+
+def prefill(problem: Problem, tokens: Floats, memory_mb: Sequence[int], at: Ints, parts: int) -> Prefill:
+    """One invocation for each of `parts` groups of experts, `at` [S, E] (-1 for none); `tokens` [E] of each expert."""
+    memory = np.asarray(memory_mb, dtype=np.float64)
+    work = expert_work_s(problem, memory[:, None], tokens).T  # [E, Y]
+    zt, billed = np.zeros((len(at), len(memory))), np.zeros((len(at), len(memory)))
+    calls, most = np.zeros((len(at), 1)), np.zeros(len(at))
+    overhead_s = warm(problem).elapsed_s
+    for part in range(parts):
+        here = (at == part).astype(np.float64)
+        rows = here @ tokens
+        inside = inside_s(problem, memory, here @ work, rows[:, None])
+        some = (rows > 0)[:, None]
+        zt = np.maximum(zt, np.where(some, overhead_s + inside, 0.0))
+        billed += np.where(some, billed_s(problem, inside), 0.0)
+        calls += some
+        most = np.maximum(most, rows)
+    return Prefill(zt, billed, np.broadcast_to(calls, zt.shape), most)
+
+
+def decode_call_s(problem: Problem, memory_mb: Sequence[int], law: HitLaw) -> Floats:
+    """[Y, P]: rho, what the remote side of each pair of the law takes."""
+    memory, hits = np.asarray(memory_mb, dtype=np.float64)[:, None], law.busiest
+    overhead_s = warm(problem).elapsed_s
+    if problem.invocations == "per-expert":
+        calls: Floats = hits * (overhead_s + decode_inside_s(problem, memory, 1))
+        return calls
+    return np.where(hits > 0, overhead_s + decode_inside_s(problem, memory, hits), 0.0)
+
+
+def decode_usd(problem: Problem, memory_mb: Sequence[int], law: HitLaw) -> Floats:
+    """[S, Y]: invocations of one decode token."""
+    memory = np.asarray(memory_mb, dtype=np.float64)
+    hits = np.arange(1, law.calls.shape[1])
+    if problem.invocations == "per-expert":
+        calls = (law.calls[:, 1:] @ hits)[:, None]
+        billed = calls * billed_s(problem, decode_inside_s(problem, memory, 1))
+    else:
+        calls = law.calls[:, 1:].sum(axis=1, keepdims=True)
+        billed = law.calls[:, 1:] @ billed_s(problem, decode_inside_s(problem, memory[:, None], hits)).T
+    usd: Floats = function_usd_per_s(problem, memory) * billed + problem.catalog.function.usd_per_request * calls
+    return usd
+
+
+def cold_usd(problem: Problem, memory_mb: Sequence[int], experts: Ints, instances: int) -> Floats:
+    """[S, Y]: what starting the layer's instances adds to the mean request, with `experts` [S] in each."""
+    billed = problem.workload.cold_share * instances * cold_s(problem, experts)
+    usd: Floats = billed[:, None] * function_usd_per_s(problem, memory_mb)
+    return usd
