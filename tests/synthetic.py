@@ -28,7 +28,7 @@ def synthetic_profile(
     expert_mb: float = 20.0,
     nonexpert_mb: float = 200.0,
     hidden_size: int = 1024,
-    main_vcpus: int = 2,
+    main_vcpus: float = 2,
     local_expert: tuple[float, float] = (2e-4, 1e-4),
     remote_expert: tuple[float, float] = (3e-4, 2e-4),
     nonexpert_decode_s: float = 0.005,

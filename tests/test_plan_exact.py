@@ -1,4 +1,4 @@
-"""The exact planner against brute force: an independent evaluator and every subset, memory, replicas and main spec."""
+"""The exact planner against brute force: every plan of random tiny problems, every objective and limit; and its certificate at size."""
 
 from __future__ import annotations
 
@@ -6,113 +6,39 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from remoe_cli.plan import cost
 from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.columns import build_columns
-from remoe_cli.plan.exact import Solution, Task, solve
+from remoe_cli.plan.cost import evaluate
+from remoe_cli.plan.document import Lengths
+from remoe_cli.plan.exact import Solution, solve
+from remoe_cli.plan.node import Aim, Task
+from remoe_cli.plan.problem import Placement, Problem
+from remoe_cli.plan.requests import Requests
+from remoe_cli.plan.scan import scan
 from remoe_cli.plan.workload import candidate_sets, from_profile
-from remoe_cli.profile.latency_record import Linear, Quota, Timing
+from remoe_cli.profile.latency_record import ColdStart, Linear, Quota
 from remoe_cli.profile.record import Profile
+from tests.brute_force import Brute
 from tests.synthetic import invocation, synthetic_profile, tiny_catalog
 
-
-def seconds(linear: Linear, tokens: float) -> float:
-    return linear.fixed_s + linear.per_token_s * tokens if tokens > 0 else 0.0
-
-
-def expert_s(timing: Timing, tokens: float, vcpus: float) -> float:
-    return float(timing.seconds(tokens, vcpus))
+INSTANCES = 200
+FIELD = {"cost": 0, "ttft": 1, "tpot": 2}
 
 
-def split(times: dict[int, float], replicas: int) -> list[list[int]]:
-    """Longest first, to the least loaded."""
-    parts: list[list[int]] = [[] for _ in range(replicas)]
-    for expert in sorted(times, key=lambda e: (-times[e], e)):
-        min(parts, key=lambda part: sum(times[e] for e in part)).append(expert)
-    return [part for part in parts if part]
-
-
-def brute_force(profile: Profile, catalog: Catalog, n_in: int, n_out: int) -> np.ndarray:
-    """Every plan of a 2-layer model that fits memory and payload, as rows (cost, ttft, tpot)."""
-    spec, latency, side = profile.record.spec, profile.record.latency, catalog.function
-    measured = latency.invocation
-    row_s = 2 * spec.hidden_state_bytes * side.wire_expansion / (measured.bytes_per_s if measured else side.network_bytes_per_s)
-    outside = sum(measured.unbilled_s.tenths) / 10 if measured else side.warm_unbilled_s
-    billed = measured.billed_s.tenths if measured else (side.warm_billed_s,)
-    granule = side.billing_granularity_ms / 1000
-    copies_s = [2 * 2 * seconds(latency.copy_s, n) for n in (n_in, 1)]
-
-    def inside(memory_mb: int, tokens: list[float]) -> float:
-        vcpus, timing = min(side.max_useful_vcpus, memory_mb / side.mb_per_vcpu), latency.remote_expert
-        return float(timing.elapsed_s(sum(timing.work_s(n, vcpus) for n in tokens), vcpus)) + sum(tokens) * row_s
-
-    def wait(inside_s: float) -> float:
-        return outside + sum(billed) / len(billed) + inside_s
-
-    def bill(memory_mb: int, inside_s: float) -> float:
-        rounded = [math.ceil((overhead + inside_s) / granule - 1e-6) * granule for overhead in billed]
-        return sum(rounded) / len(rounded) * memory_mb / 1024 * side.usd_per_gb_second + side.usd_per_request
-
-    def choices(layer: int, main_speed: float) -> list[tuple[float, float, float, int]]:
-        counts = profile.arrays["prefill_counts"][:, layer].sum(axis=0)
-        tokens = [n_in * spec.top_k * float(c) / float(counts.sum()) for c in counts]
-        out = []
-        for size in range(spec.experts_per_layer + 1):
-            for remote in itertools.combinations(range(spec.experts_per_layer), size):
-                local_s = (
-                    sum(expert_s(latency.local_expert, n, latency.main_vcpus) for e, n in enumerate(tokens) if e not in remote) / main_speed
-                )
-                for memory_mb, replicas in itertools.product(side.memory_menu_mb, range(1, side.max_replicas + 1)) if remote else [(0, 0)]:
-                    if remote:
-                        held = side.runtime_memory_mb * 2**20 + size * spec.expert_bytes * side.expert_memory_factor
-                        if held + sum(tokens[e] for e in remote) * spec.hidden_state_bytes > memory_mb * 2**20:
-                            continue
-                    vcpus = min(side.max_useful_vcpus, memory_mb / side.mb_per_vcpu)
-                    times = {e: float(latency.remote_expert.work_s(tokens[e], vcpus)) for e in remote if tokens[e] > 0}
-                    parts = split(times, replicas) if remote else []
-                    wire = [sum(tokens[e] for e in part) * spec.hidden_state_bytes * side.wire_expansion for part in parts]
-                    if max(wire, default=0) > side.payload_limit_bytes:
-                        continue
-                    durations = [inside(memory_mb, [tokens[e] for e in part]) for part in parts]
-                    usd, step = sum(bill(memory_mb, duration) for duration in durations), 0.0
-                    for token in profile.arrays["trace_ids"][:, layer].tolist():
-                        hits = sum(e in remote for e in token)
-                        duration = inside(memory_mb, [1.0] * hits) if hits else 0.0
-                        local = sum(e >= 0 for e in token) - hits
-                        local_step = local * expert_s(latency.local_expert, 1, latency.main_vcpus) / main_speed
-                        step += max(local_step, wait(duration) if hits else 0.0)
-                        usd += n_out * (bill(memory_mb, duration) if hits else 0.0) / len(profile.arrays["trace_ids"])
-                    out.append((max([local_s, *map(wait, durations)]), step / len(profile.arrays["trace_ids"]), usd, size))
-        return out
-
-    plans = []
-    for main in catalog.main.menu:
-        speed = min(main.vcpus, latency.main_vcpus) / latency.main_vcpus
-        tokens = n_in + n_out
-        base = catalog.main.runtime_memory_mb * 2**20 + spec.nonexpert_bytes
-        base += tokens * (spec.hidden_state_bytes + 1024 * spec.hidden_layers)
-        rate = catalog.main.usd_per_gb_second * main.memory_mb / 1024
-        first, second = (np.array(choices(layer, speed))[..., None] for layer in (0, 1))
-        ttft = seconds(latency.nonexpert_prefill, n_in) / speed + copies_s[0] + first[:, 0] + second[:, 0].T
-        tpot = latency.nonexpert_decode_s / speed + copies_s[1] + first[:, 1] + second[:, 1].T
-        total = rate * (ttft + n_out * tpot) + first[:, 2] + second[:, 2].T
-        local = 2 * spec.experts_per_layer - first[:, 3] - second[:, 3].T
-        fits = base + local * spec.expert_bytes <= main.memory_mb * 2**20
-        plans.append(np.stack([total[fits], ttft[fits], tpot[fits]], axis=1))
-    return np.concatenate(plans)
-
-
-def instance(seed: int, path: Path) -> tuple[Profile, Catalog, cost.Problem]:
-    """A random tiny problem; over the seeds memory, payload and both targets bind, and skipped slots, an accelerator to copy to, live
-    targets and CPU quotas occur."""
+def instance(seed: int, path: Path) -> tuple[Brute, Problem]:
+    """A random tiny problem; over the seeds memory, payload and all limits bind, and skipped slots, a GPU to copy to, live targets, CPU
+    quotas, divided layers, cold starts, kinds of requests, always-on instances and calls for each expert occur."""
     random = np.random.default_rng(seed)
+    layers = 3 if seed % 6 == 1 else 2
     profile = synthetic_profile(
         path,
-        experts=int(random.integers(3, 5)),
+        layers=layers,
+        experts=3 if layers == 3 else int(random.integers(3, 6)) if seed % 10 == 0 else int(random.integers(3, 5)),
         top_k=int(random.integers(1, 3)),
         skew=float(random.uniform(0, 3)),
         prompts=6,
@@ -127,103 +53,142 @@ def instance(seed: int, path: Path) -> tuple[Profile, Catalog, cost.Problem]:
     )
     if seed % 4 == 0:
         profile.arrays["trace_ids"][::3, :, -1] = -1
-    latency = profile.record.latency
+    profile = replace(profile, record=profile.record.model_copy(update={"latency": _latency(profile, seed, random)}))
+    catalog = _catalog(seed, random)
+    prompt, answer = int(profile.arrays["prompt_tokens"][0]), int(profile.arrays["decode_tokens"][0])
+    kinds = [(0.25, max(1, prompt // 4), 3 * answer), (0.75, 2 * prompt, answer)] if seed % 7 == 2 else [(1.0, prompt, answer)]
+    per_hour = float(random.choice([2.0, 400.0, 40_000.0])) if seed % 5 == 3 else None
+    cold_share = float(random.uniform(0, 1)) if seed % 4 == 3 else 0.0
+    per_expert = seed % 8 == 6
+    requests = Requests(tuple(Lengths(share=s, n_in=i, n_out=o) for s, i, o in kinds), per_hour)
+    workload = replace(from_profile(profile, requests=requests), cold_share=cold_share)
+    invocations = "per-expert" if per_expert else "per-layer"
+    problem = Problem(profile.record.spec, profile.record.latency, catalog, workload, invocations=invocations)
+    return Brute(profile, catalog, kinds, per_hour, cold_share, per_expert), problem
+
+
+def _latency(profile: Profile, seed: int, random: np.random.Generator) -> Any:
+    update: dict[str, Any] = {}
     if seed % 3 == 0:
-        latency = latency.model_copy(update={"copy_s": Linear(fixed_s=2e-5, per_token_s=3e-6), "invocation": invocation(seed)})
+        update |= {"copy_s": Linear(fixed_s=2e-5, per_token_s=3e-6), "invocation": invocation(seed)}
+        update |= {"cold_start": ColdStart(starts=1, process_s=0.1, imports_s=0.1, weights_s=0.1, first_result_s=0.1, total_s=0.4)}
     if seed % 5 == 0:
         quota = Quota(fixed_s=float(random.uniform(1e-4, 4e-3)), per_token_s=float(random.uniform(1e-5, 1e-3)), period_s=0.02)
-        latency = latency.model_copy(update={"remote_expert": latency.remote_expert.model_copy(update={"curve": quota})})
-    profile = replace(profile, record=profile.record.model_copy(update={"latency": latency}))
-    catalog = tiny_catalog(
-        {"menu": [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in (800, 1100, 1500, 1900, 2400, 3000)]},
+        update |= {"remote_expert": profile.record.latency.remote_expert.model_copy(update={"curve": quota})}
+    return profile.record.latency.model_copy(update=update)
+
+
+def _catalog(seed: int, random: np.random.Generator) -> Catalog:
+    menu: list[dict[str, Any]] = [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in (800, 1100, 1500, 1900, 2400, 3000)]
+    if seed % 5 == 3:
+        menu += [
+            {"name": "gpu", "memory_mb": 1400, "vcpus": 1.0, "gpu_memory_mb": 320, "usd_per_hour": 0.3},
+            {"name": "box", "memory_mb": 2600, "vcpus": 2.0, "usd_per_hour": 0.2},
+        ]
+    main = {"menu": menu, "timeout_s": float(random.choice([0.5, 900.0])), "usd_per_request": 2e-7}
+    if seed % 6 == 4:
+        main |= {"usd_per_accelerator_gb_second": 5e-5}
+    return tiny_catalog(
+        main,
+        max_functions=int(random.integers(1, 4)),
         warm_unbilled_s=float(random.uniform(1e-4, 5e-3)),
         warm_billed_s=float(random.uniform(1e-4, 5e-3)),
         usd_per_request=float(random.choice([0.0, 2e-7, 2e-6])),
         billing_granularity_ms=float(random.choice([0.1, 1.0, 10.0])),
         payload_limit_bytes=int(random.choice([20_000, 60_000, 6_291_456])),
     )
-    return profile, catalog, cost.Problem(profile.record.spec, profile.record.latency, catalog, from_profile(profile))
 
 
-def checked(problem: cost.Problem, ttft_s: float | None, tpot_s: float | None, gap: float) -> Solution | None:
-    """Solve, and require that the chosen plan really has the value, meets the targets and is above its own bound."""
-    columns = build_columns(problem, candidate_sets(problem.workload))
-    solution = solve(Task(problem, columns, "cost", ttft_s, tpot_s), gap)
+def checked(problem: Problem, aim: Aim, gap: float) -> Solution | None:
+    """Solve from the scan's plan, and require that the chosen plan really has the value, meets the limits and is above its own bound."""
+    start = scan(problem, aim)
+    solution = solve(Task(problem, build_columns(problem, candidate_sets(problem.workload)), aim), gap, start=start)
+    assert solution is not None or start is None
+    for found in filter(None, (start, solution)):
+        outcome = evaluate(problem, Placement(found.main.spec, found.layers, found.main.instances))
+        values = (outcome.cost_usd_per_request, outcome.ttft_s, outcome.tpot_s)
+        assert values[FIELD[aim.objective]] == pytest.approx(found.value, rel=1e-12)
+        for value, limit in zip(values, (aim.budget_usd, aim.ttft_s, aim.tpot_s), strict=True):
+            assert limit is None or value <= limit * (1 + 1e-8)
     if solution is not None:
-        outcome = cost.evaluate(problem, cost.Placement(solution.main, columns.layer_plans(problem, solution.chosen)))
-        assert outcome.cost_usd_per_request == pytest.approx(solution.value, rel=1e-12)
-        assert ttft_s is None or outcome.ttft_s <= ttft_s * (1 + 1e-8)
-        assert tpot_s is None or outcome.tpot_s <= tpot_s * (1 + 1e-8)
         assert solution.value - solution.lower_bound <= max(gap, 1e-9) * solution.value
     return solution
 
 
-@pytest.mark.parametrize("seed", range(48))
+@pytest.mark.parametrize("seed", range(INSTANCES))
 def test_exact_is_brute_force(seed: int, tmp_path: Path) -> None:
-    profile, catalog, problem = instance(seed, tmp_path)
-    plans = brute_force(profile, catalog, problem.workload.n_in, problem.workload.n_out)
-    random = np.random.default_rng(1000 + seed)
+    brute, problem = instance(seed, tmp_path)
+    plans = brute.all()
     if not len(plans):
-        assert checked(problem, None, None, 0.0) is None
+        assert checked(problem, Aim(), 0.0) is None
         return
-    quantiles = [np.quantile(plans[:, column], [0, 0.05, 0.5]) for column in (1, 2)]
-    picks = [None, 0.97 * float(quantiles[0][0]), *(float(random.uniform(1.0, 1.3) * q[index]) for q in quantiles for index in (0, 1))]
-    targets = [(None, None), (picks[1], None), (picks[2], None), (None, picks[4]), (picks[3], picks[5]), (picks[2], picks[4])]
-    for ttft_s, tpot_s in targets:
-        meets = np.all(plans[:, 1:] <= np.array([ttft_s or np.inf, tpot_s or np.inf]), axis=1)
+    random = np.random.default_rng(1000 + seed)
+    least = plans.min(axis=0)
+    loose = [float(random.uniform(1.0, 1.3) * np.quantile(plans[:, column], random.choice([0, 0.05, 0.5]))) for column in range(3)]
+    aims = [
+        Aim(),
+        Aim(ttft_s=0.97 * least[1]),
+        Aim(ttft_s=loose[1]),
+        Aim(tpot_s=loose[2]),
+        Aim(ttft_s=loose[1], tpot_s=loose[2]),
+        Aim("tpot"),
+        Aim("ttft"),
+        Aim("tpot", budget_usd=loose[0]),
+        Aim("ttft", tpot_s=loose[2], budget_usd=loose[0]),
+        Aim("tpot", budget_usd=0.97 * least[0]),
+    ]
+    for aim in aims if seed % 4 == 0 else [aims[i] for i in random.permutation(len(aims))[:4]]:
+        limits = np.array([x if x is not None else np.inf for x in (aim.budget_usd, aim.ttft_s, aim.tpot_s)])
+        meets = np.all(plans <= limits * (1 + 1e-9), axis=1)
         for gap, allowed in ((1e-3, 1e-3), (0.0, 1e-6)):
-            solution = checked(problem, ttft_s, tpot_s, gap)
-            assert (solution is not None) == meets.any(), (ttft_s, tpot_s)
+            solution = checked(problem, aim, gap)
+            assert (solution is not None) == meets.any(), aim
             if solution is not None:
-                least = plans[meets, 0].min()
-                assert least * (1 - 1e-9) <= solution.value <= least * (1 + allowed)
-                assert solution.lower_bound <= least * (1 + 1e-6)
-
-
-@pytest.mark.parametrize("objective", ["ttft", "tpot"])
-def test_least_latency_is_brute_force(objective: str, tmp_path: Path) -> None:
-    for seed in (1, 2, 3, 5):
-        profile, catalog, problem = instance(seed, tmp_path / str(seed))
-        plans = brute_force(profile, catalog, problem.workload.n_in, problem.workload.n_out)
-        solution = solve(Task(problem, build_columns(problem, candidate_sets(problem.workload)), objective), 0.0)  # type: ignore[arg-type]
-        assert (solution is None) == (len(plans) == 0)
-        if solution is not None:
-            assert solution.value == pytest.approx(plans[:, ["ttft", "tpot"].index(objective) + 1].min(), rel=1e-6)
+                best = plans[meets, FIELD[aim.objective]].min()
+                assert best * (1 - 1e-9) <= solution.value <= best * (1 + allowed), aim
+                assert solution.lower_bound <= best * (1 + 1e-6)
 
 
 def test_random_instances_reach_every_limit(tmp_path: Path) -> None:
-    """The 48 instances are worth something only if plans mix local and remote, and if some have no plan."""
+    """The instances are worth something only if plans mix local and remote, if some have no plan, and if every feature is chosen."""
     kinds = set()
-    for seed in range(48):
-        problem = instance(seed, tmp_path / str(seed))[2]
+    for seed in range(0, INSTANCES, 2):
+        problem = instance_problem(seed, tmp_path / str(seed))
         columns = build_columns(problem, candidate_sets(problem.workload))
-        solution = solve(Task(problem, columns, "cost"))
-        remote = columns.count[solution.chosen] if solution else None
+        solution = solve(Task(problem, columns, Aim()))
+        sizes = [len(layer.remote) for layer in solution.layers] if solution else []
         full = problem.spec.experts_per_layer
-        kinds.add("none" if remote is None else "local" if not remote.any() else "remote" if (remote == full).all() else "mixed")
-        if remote is not None and columns.replicas[solution.chosen].max() > 1:  # type: ignore[union-attr]
-            kinds.add("replicas")
+        kinds.add("none" if not sizes else "local" if not any(sizes) else "remote" if min(sizes) == full else "mixed")
+        if solution:
+            kinds |= {"replicas"} if max(layer.replicas for layer in solution.layers) > 1 else set()
+            kinds |= {"functions"} if any(layer.functions for layer in solution.layers) else set()
+            kinds |= {"instance"} if solution.main.spec.usd_per_hour else set()
+            kinds |= {"instances"} if solution.main.instances > 1 else set()
         unlimited = build_columns(problem, candidate_sets(problem.workload), payload_limited=False)
         if len(unlimited.count) > len(columns.count):
             kinds.add("payload")
-    assert kinds >= {"none", "local", "mixed", "replicas", "payload"}
+    assert kinds >= {"none", "local", "mixed", "replicas", "functions", "instance", "payload"}, kinds
+
+
+def instance_problem(seed: int, path: Path) -> Problem:
+    return instance(seed, path)[1]
 
 
 def test_cost_never_rises_as_targets_loosen(tmp_path: Path) -> None:
     profile = synthetic_profile(tmp_path, layers=6, experts=6, skew=1.5, expert_mb=60, seed=3)
-    problem = cost.Problem(profile.record.spec, profile.record.latency, tiny_catalog(), from_profile(profile))
+    problem = Problem(profile.record.spec, profile.record.latency, tiny_catalog(), from_profile(profile))
     columns = build_columns(problem, candidate_sets(problem.workload))
-    least = {kind: solve(Task(problem, columns, kind)) for kind in ("ttft", "tpot")}
-    for kind, solution in least.items():
-        assert solution is not None
+    for kind in ("ttft", "tpot"):
+        least = solve(Task(problem, columns, Aim(kind)))  # type: ignore[arg-type]
+        assert least is not None
         costs = []
         for factor in (0.99, 1.0001, 1.02, 1.05, 1.1, 1.3, 2.0, 10.0):
-            target = solution.value * factor
-            found = checked(problem, target if kind == "ttft" else None, target if kind == "tpot" else None, 1e-6)
+            target = least.value * factor
+            found = checked(problem, Aim(**{f"{kind}_s": target}), 1e-6)  # type: ignore[arg-type]
             costs.append(found.value if found else math.inf)
         assert costs[-2] < math.inf
         assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(costs)), costs
-        assert costs[-1] == pytest.approx(checked(problem, None, None, 1e-6).value, rel=1e-5)  # type: ignore[union-attr]
+        assert costs[-1] == pytest.approx(checked(problem, Aim(), 1e-6).value, rel=1e-5)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("tpot_factor", [None, 1.1, 1.4])
@@ -231,10 +196,9 @@ def test_full_size_is_certified_within_its_gap(tpot_factor: float | None, tmp_pa
     """30 layers x 8 experts, all 256 subsets; `checked` holds the certificate to the plan's evaluated cost."""
     profile = synthetic_profile(tmp_path, layers=30, experts=8, skew=2.0, expert_mb=30, nonexpert_mb=400)
     menu = [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in range(1024, 10241, 256)]
-    problem = cost.Problem(profile.record.spec, profile.record.latency, tiny_catalog({"menu": menu}), from_profile(profile))
-    columns = build_columns(problem, candidate_sets(problem.workload))
-    least = solve(Task(problem, columns, "tpot"))
+    problem = Problem(profile.record.spec, profile.record.latency, tiny_catalog({"menu": menu}), from_profile(profile))
+    least = solve(Task(problem, build_columns(problem, candidate_sets(problem.workload)), Aim("tpot")))
     assert least is not None
-    solution = checked(problem, None, None if tpot_factor is None else least.value * tpot_factor, 1e-3)
+    solution = checked(problem, Aim(tpot_s=None if tpot_factor is None else least.value * tpot_factor), 1e-3)
     assert solution is not None
     assert not solution.timed_out

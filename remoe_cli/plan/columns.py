@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.plan import main_side, remote_side
-from remoe_cli.plan.document import LayerPlan
+from remoe_cli.plan.document import LayerPlan, MainSpec
 from remoe_cli.plan.hits import HitLaw, hit_law, owners, prefix_law
-from remoe_cli.plan.problem import MainSpec, Problem
+from remoe_cli.plan.problem import MB, Problem
 from remoe_cli.plan.workload import Bools, Floats, Ints
 
 Small = npt.NDArray[np.int32]
@@ -24,7 +24,7 @@ Small = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Steps:
-    """Decode of one layer's sets [S] at all memory specs [Y], with one way of dividing them: `local` [P], `call_s` [Y, P], `shares` [S, P]."""
+    """Decode of one layer's sets at all memory specs, with one way of dividing them: `local` [P], `call_s` [Y, P], `shares` [S, P]."""
 
     local: Ints
     call_s: Floats
@@ -135,7 +135,7 @@ def _layer_columns(
     for functions in range(1, side.max_functions + 1):
         owner = owners(sets, rank, functions)
         biggest, held = _function_loads(problem, index, owner, functions)
-        here = missing & (held[:, None] <= np.array(menu) * remote_side.MB)
+        here = missing & (held[:, None] <= np.array(menu) * MB)
         missing &= ~here
         if functions > 1 and not here.any():
             continue
@@ -146,7 +146,7 @@ def _layer_columns(
         best = np.full((len(workload.lengths), *here.shape), np.inf)
         for replicas in range(1, (side.max_replicas if functions == 1 else 1) + 1):
             zt, bill, rows = _prefills(problem, index, sets, owner, functions, replicas, menu)
-            usable = here & (~payload_limited | (remote_side.payload_bytes(problem, rows) <= side.payload_limit_bytes))[:, None]
+            usable = here & ((not payload_limited) | (remote_side.payload_bytes(problem, rows) <= side.payload_limit_bytes))[:, None]
             usable &= (zt < best).any(axis=0)
             best = np.where(usable, np.minimum(best, zt), best)
             usd = bill + decode + remote_side.cold_usd(problem, menu, biggest, functions * replicas)

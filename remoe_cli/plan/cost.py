@@ -15,7 +15,7 @@ from remoe_cli.plan import main_side, remote_side
 from remoe_cli.plan.document import LayerPlan, Outcome
 from remoe_cli.plan.hits import hit_law
 from remoe_cli.plan.problem import Placement, Problem
-from remoe_cli.plan.workload import Ints
+from remoe_cli.plan.workload import Floats, Ints
 
 __all__ = ["LayerOutcome", "Placement", "Problem", "evaluate", "layer_outcome", "total"]
 
@@ -95,7 +95,7 @@ def owner_of(problem: Problem, layer: LayerPlan) -> Ints:
     return owner
 
 
-def _parts_at(problem: Problem, layer: LayerPlan, owner: Ints, tokens: np.ndarray) -> Ints:  # type: ignore[type-arg]
+def _parts_at(problem: Problem, layer: LayerPlan, owner: Ints, tokens: Floats) -> Ints:
     """[1, E]: which invocation of a prompt takes each expert."""
     if layer.replicas <= 1:
         return np.where(tokens > 0, owner, -1)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 
-from remoe_cli.plan.problem import GB_MB, MB, Main, MainSpec, Phase, Problem
+from remoe_cli.plan.document import MainSpec
+from remoe_cli.plan.problem import GB_MB, MB, Main, Phase, Problem
 from remoe_cli.plan.workload import Floats
 from remoe_cli.profile.latency_record import Roofline
 

@@ -60,7 +60,8 @@ def read_requests(path: Path) -> Requests:
     if not rows:
         raise UsageError(f"{path} holds no requests.", _FORM)
     parsed = [_request(path, number, row) for number, row in enumerate(rows, 1)]
-    per_hour, gaps = None, ()
+    per_hour: float | None = None
+    gaps: tuple[float, ...] = ()
     times = [time for *_, time in parsed if time is not None]
     if times and len(times) < len(parsed):
         raise UsageError(f"{path}: {len(parsed) - len(times)} of {len(parsed)} rows have no timestamp.", "Give every row one, or none.")

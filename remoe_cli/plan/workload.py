@@ -160,4 +160,6 @@ def candidate_sets(workload: Workload) -> tuple[Bools, ...]:
 
 def prefix_sets(workload: Workload, sizes: tuple[int, ...]) -> tuple[Bools, ...]:
     """Per layer bool [S, E]: the least used experts, so many of them as `sizes` says, by rising size."""
-    return tuple(np.array(sizes)[:, None] > rank for rank in workload.ranks)
+    wanted: Ints = np.array(sizes)[:, None]
+    sets: list[Bools] = [wanted > rank for rank in workload.ranks]
+    return tuple(sets)

@@ -1,0 +1,97 @@
+"""The fast planner: one share of remote experts for all layers, the least used ones, scanned by cost.
+
+For every share and main spec the memory and replicas of each layer are the cheapest, or, where a limit then fails, the cheapest under
+the least multiplier that meets it. A first pass looks at few shares and memory specs, a second around the best of the first. The plan is
+feasible and good (planning study: median 0.4% above the optimum), but nothing is proven; the exact solver starts from it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from remoe_cli.plan.columns import build_columns
+from remoe_cli.plan.exact import Solution
+from remoe_cli.plan.node import Aim, Node, Task, mains, make_node
+from remoe_cli.plan.problem import Main, Problem
+from remoe_cli.plan.workload import Ints, prefix_sets
+
+SHARES, SPECS, MAINS = 17, 16, 24  # of the first pass, at most
+_FINE_SHARES, _FINE_MAINS = 9, 9
+_MULTIPLIERS = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 15)])
+
+
+def scan(problem: Problem, aim: Aim) -> Solution | None:
+    """The best plan found, whose lower bound is 0, or None: then there may still be one."""
+    experts, menu = problem.spec.experts_per_layer, problem.catalog.function.memory_menu_mb
+    sizes = _spread(experts + 1, SHARES)
+    coarse = tuple(menu[i] for i in _spread(len(menu), SPECS))
+    first = _pass(problem, aim, sizes, coarse, None)
+    if first is None:
+        first = _pass(problem, aim, tuple(range(experts + 1)) if experts <= 64 else _spread(experts + 1, 65), menu, None)
+        if first is None:
+            return None
+    step = max(1, experts // (SHARES - 1))
+    offsets = np.linspace(-step, step, _FINE_SHARES).round().astype(int)
+    near = sorted({0, experts, *(min(experts, max(0, first[1] + offset)) for offset in offsets.tolist())})
+    second = _pass(problem, aim, tuple(near), menu, first[0].main)
+    best = min((found for found in (first, second) if found), key=lambda found: found[0].value)
+    return best[0]
+
+
+def _pass(problem: Problem, aim: Aim, sizes: tuple[int, ...], menu: tuple[int, ...], around: Main | None) -> tuple[Solution, int] | None:
+    """The best plan with one of these sizes of remote set in every layer, and its size."""
+    columns = build_columns(problem, prefix_sets(problem.workload, sizes), memory_menu_mb=menu)
+    here = Task(problem, columns, aim)
+    bought = mains(here)
+    if around is not None:
+        middle = next((i for i, main in enumerate(bought) if main == around), 0)
+        bought = bought[max(0, middle - _FINE_MAINS) : middle + _FINE_MAINS + 1]
+    elif len(bought) > MAINS:
+        bought = tuple(bought[i] for i in _spread(len(bought), MAINS))
+    best: tuple[float, Main, int, Ints] | None = None
+    layers = len(columns.starts)
+    for main in bought:
+        node = make_node(here, (main,))
+        if node is None:
+            continue
+        # Columns of one layer and size lie together: [L, sizes] groups, of which some may be empty.
+        group = columns.layer.astype(np.int64) * len(sizes) + np.searchsorted(sizes, columns.count)
+        found = _best_size(node, group, layers, len(sizes), best[0] if best else np.inf)
+        if found is not None:
+            best = (found[0], main, found[1], found[2])
+    if best is None:
+        return None
+    value, main, size, chosen = best
+    return Solution(main, columns.layer_plans(problem, chosen), value, 0.0, False), sizes[size]
+
+
+def _best_size(node: Node, group: Ints, layers: int, sizes: int, cutoff: float) -> tuple[float, int, Ints] | None:
+    """Value, size and columns [L] of the best uniform choice below `cutoff`."""
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    present = group[starts]
+    bounded = np.array(node.rows[1:].sum(axis=0)) if len(node.rows) > 1 else np.zeros(len(node.c))
+    best: tuple[float, int, Ints] | None = None
+    pending = np.ones(sizes, dtype=bool)
+    for u in _MULTIPLIERS if len(node.rows) > 1 else _MULTIPLIERS[:1]:
+        priced = node.c + u * bounded
+        least = np.minimum.reduceat(priced, starts)
+        at = np.flatnonzero(priced <= np.repeat(least, np.diff(np.append(starts, len(priced)))))
+        firsts = at[np.unique(group[at], return_index=True)[1]]
+        table = np.full((layers, sizes), -1)
+        table.ravel()[present] = firsts
+        for size in np.flatnonzero(pending & (table >= 0).all(axis=0)):
+            chosen = table[:, size]
+            value = node.value(chosen)
+            if value >= cutoff:
+                pending[size] = False  # costs only rise with u
+            elif node.meets(chosen):
+                pending[size] = False
+                cutoff, best = value, (value, int(size), chosen)
+        if not pending.any():
+            break
+    return best
+
+
+def _spread(length: int, most: int) -> tuple[int, ...]:
+    """At most so many of 0 .. length - 1, evenly, both ends in it."""
+    return tuple(sorted({round(float(i)) for i in np.linspace(0, length - 1, min(length, most))}))

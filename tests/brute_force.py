@@ -1,0 +1,195 @@
+"""Every plan of a tiny problem, by plain loops: shares no code with the planner or the verifier.
+
+For each main function, every subset of each layer's experts, memory spec and number of replicas that fit; a set that no function of a
+memory spec holds is dealt out, least used first, over the fewest functions that do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from remoe_cli.plan.catalog import Catalog
+from remoe_cli.profile.record import Profile
+
+
+def linear(line: Any, tokens: float) -> float:
+    return max(line.least_s, line.fixed_s + line.per_token_s * tokens) if tokens > 0 else 0.0
+
+
+def alone(timing: Any, tokens: float, vcpus: float) -> float:
+    return float(timing.seconds(tokens, vcpus))
+
+
+class Brute:
+    """All plans of one problem as rows (cost, ttft, tpot), over main functions, main by main."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        catalog: Catalog,
+        kinds: list[tuple[float, int, int]],
+        per_hour: float | None = None,
+        cold_share: float = 0.0,
+        per_expert: bool = False,
+    ) -> None:
+        self.profile, self.catalog, self.kinds = profile, catalog, kinds
+        self.per_hour, self.cold_share, self.per_expert = per_hour, cold_share, per_expert
+        self.spec, self.latency = profile.record.spec, profile.record.latency
+        self.n_out = sum(share * n_out for share, _, n_out in kinds)
+        self.plans = [plans for main in catalog.main.menu for plans in self.at(main)]
+
+    def all(self) -> np.ndarray:
+        return np.concatenate(self.plans) if self.plans else np.empty((0, 3))
+
+    def at(self, main: Any) -> Any:
+        """Plans of one row of the menu, once for every number of instances."""
+        spec, latency, side = self.spec, self.latency, self.catalog.main
+        by_use = main.usd_per_hour is None
+        gpu = main.gpu_memory_mb is not None or (by_use and side.usd_per_accelerator_gb_second > 0)
+        vcpus = latency.main_vcpus if main.vcpus is None else min(main.vcpus, latency.main_vcpus)
+        slow = 1.0 if gpu else latency.main_vcpus / vcpus
+        longest_in, longest_out = max(((n_in, n_out) for _, n_in, n_out in self.kinds), key=lambda kind: (sum(kind), kind[0]))
+        tokens = longest_in + longest_out
+        base = spec.nonexpert_bytes + tokens * (spec.hidden_state_bytes + 1024 * spec.hidden_layers)
+        if main.gpu_memory_mb is not None and base > main.gpu_memory_mb * 2**20:
+            return
+        held = side.runtime_memory_mb * 2**20 + (longest_out * spec.hidden_state_bytes if gpu else base)
+        layers = len(spec.moe_layers)
+        ttft0 = sum(
+            share * (linear(latency.nonexpert_prefill, n_in) * slow + 2 * layers * linear(latency.copy_s, n_in))
+            for share, n_in, _ in self.kinds
+        )
+        if by_use:
+            ttft0 += self.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
+        tpot0 = latency.nonexpert_decode_s * slow + 2 * layers * linear(latency.copy_s, 1)
+        choices = [np.array(self.choices(layer, main, vcpus)) for layer in range(layers)]
+        if any(not len(c) for c in choices):
+            return
+        ttft, tpot, usd, local = (ttft0, tpot0, 0.0, 0.0)
+        for axis, c in enumerate(choices):
+            shape = [1] * layers
+            shape[axis] = len(c)
+            ttft, tpot = ttft + c[:, 0].reshape(shape), tpot + c[:, 1].reshape(shape)
+            usd, local = usd + c[:, 2].reshape(shape), local + c[:, 3].reshape(shape)
+        request = ttft + self.n_out * tpot
+        fits = held + local * spec.expert_bytes <= main.memory_mb * 2**20
+        if by_use:
+            rate = side.usd_per_gb_second["x86_64"] * main.memory_mb / 1024 + side.usd_per_accelerator_gb_second * base / 2**30
+            options = [(rate, side.usd_per_request, side.timeout_s)]
+        elif self.per_hour is None:
+            options = [(main.usd_per_hour / 3600, 0.0, math.inf)]
+        else:
+            most = min(64, math.ceil(float(request.max()) * self.per_hour / 3600))
+            options = [(0.0, n * main.usd_per_hour / self.per_hour, 3600 * n / self.per_hour) for n in range(1, most + 1)]
+        for rate, fixed, longest in options:
+            good = fits & (request <= longest * (1 + 1e-9))
+            yield np.stack(
+                [(rate * request + fixed + usd)[good], np.broadcast_to(ttft, good.shape)[good], np.broadcast_to(tpot, good.shape)[good]], 1
+            )
+
+    def choices(self, layer: int, main: Any, vcpus: float) -> list[tuple[float, float, float, int]]:
+        """Of one layer: (prefill with cold starts, decode, bill, local experts) of everything that fits."""
+        experts = range(self.spec.experts_per_layer)
+        counts = self.profile.arrays["prefill_counts"][:, layer].sum(axis=0)
+        use = [self.spec.top_k * float(c) / float(counts.sum()) for c in counts]
+        trace = self.profile.arrays["trace_ids"][:, layer].tolist()
+        hit = [sum(e in token for token in trace) / len(trace) for e in experts]
+        mean_in = sum(share * n_in for share, n_in, _ in self.kinds)
+        order = sorted(experts, key=lambda e: (use[e] * mean_in + self.n_out * hit[e], e))
+        out = []
+        for size in range(len(experts) + 1):
+            for remote in itertools.combinations(experts, size):
+                if not remote:
+                    out.append(self.choice(main, vcpus, use, trace, [], 0, 0))
+                for memory_mb in self.catalog.function.memory_menu_mb if remote else ():
+                    ordered = [e for e in order if e in remote]
+                    for functions in range(1, self.catalog.function.max_functions + 1):
+                        parts = [p for j in range(functions) if (p := ordered[j::functions])]
+                        if all(self.bytes(part, use) <= memory_mb * 2**20 for part in parts):
+                            for replicas in range(1, (self.catalog.function.max_replicas if functions == 1 else 1) + 1):
+                                found = self.choice(main, vcpus, use, trace, parts, memory_mb, replicas)
+                                out += [found] if found else []
+                            break
+        return out
+
+    def bytes(self, part: list[int], use: list[float]) -> float:
+        side, longest = self.catalog.function, max(n_in for _, n_in, _ in self.kinds)
+        held = side.runtime_memory_mb * 2**20 + len(part) * self.spec.expert_bytes * side.expert_memory_factor
+        return held + sum(use[e] * longest for e in part) * self.spec.hidden_state_bytes
+
+    def choice(self, main: Any, vcpus: float, use: list[float], trace: Any, parts: Any, memory_mb: int, replicas: int) -> Any:
+        side, local_curve = self.catalog.function, self.latency.local_expert
+        remote = {e: j for j, part in enumerate(parts) for e in part}
+        stay = [e for e in range(len(use)) if e not in remote]
+        prefill = usd = 0.0
+        for share, n_in, _ in self.kinds:
+            local_s = sum(alone(local_curve, use[e] * n_in, vcpus) for e in stay)
+            groups = parts if replicas <= 1 else self.lpt({e: use[e] * n_in for e in remote}, replicas)
+            durations = []
+            for group in groups:
+                rows = sum(use[e] * n_in for e in group)
+                if rows * self.spec.hidden_state_bytes * side.wire_expansion > side.payload_limit_bytes:
+                    return None
+                if rows:
+                    durations.append(self.inside(memory_mb, [use[e] * n_in for e in group]))
+            prefill += share * max([local_s, *(self.wait(d) for d in durations)])
+            usd += share * sum(self.bill(memory_mb, d) for d in durations)
+        step, billed = 0.0, 0.0
+        for token in trace:
+            hits = [sum(remote.get(e) == j for e in token) for j in range(len(parts))]
+            local = sum(e >= 0 for e in token) - sum(hits)
+            if self.per_expert:
+                one = self.inside(memory_mb, [1.0]) if parts else 0.0
+                waits, bills = [h * self.wait(one) for h in hits], [h * self.bill(memory_mb, one) for h in hits if h]
+            else:
+                times = [self.inside(memory_mb, [1.0] * h) for h in hits if h]
+                waits, bills = [self.wait(t) for t in times], [self.bill(memory_mb, t) for t in times]
+            step += max([local * alone(local_curve, 1, vcpus), *waits]) / len(trace)
+            billed += sum(bills) / len(trace)
+        usd += self.n_out * billed
+        cold = 0.0
+        if main.usd_per_hour is None:
+            cold += self.cold_share * len(stay) * self.spec.expert_bytes / self.catalog.main.load_bytes_per_s
+        if parts:
+            started = self.latency.cold_start.total_s if self.latency.cold_start else side.cold_start_s
+            started += max(map(len, parts)) * self.spec.expert_bytes / side.load_bytes_per_s
+            usd += self.cold_share * len(parts) * replicas * started * memory_mb / 1024 * side.usd_per_gb_second["x86_64"]
+            cold += self.cold_share * started if main.usd_per_hour is not None else 0.0
+        return prefill + cold, step, usd, len(stay)
+
+    def lpt(self, tokens: dict[int, float], replicas: int) -> list[list[int]]:
+        """By work at one vCPU, longest first, to the least loaded."""
+        groups: list[list[int]] = [[] for _ in range(replicas)]
+        load = [0.0] * replicas
+        one = min(self.catalog.function.max_useful_vcpus, 1.0)
+        work = {e: float(self.latency.remote_expert.work_s(n, one)) for e, n in tokens.items() if n > 0}
+        for expert in sorted(work, key=lambda e: (-work[e], e)):
+            least = load.index(min(load))
+            groups[least].append(expert)
+            load[least] += work[expert]
+        return [group for group in groups if group]
+
+    def inside(self, memory_mb: int, rows: list[float]) -> float:
+        side, timing, measured = self.catalog.function, self.latency.remote_expert, self.latency.invocation
+        vcpus = min(side.max_useful_vcpus, memory_mb / side.mb_per_vcpu)
+        rate = measured.bytes_per_s if measured else side.network_bytes_per_s
+        seconds = float(timing.elapsed_s(sum(timing.work_s(n, vcpus) for n in rows), vcpus))
+        return seconds + 2 * sum(rows) * self.spec.hidden_state_bytes * side.wire_expansion / rate
+
+    def billed_overheads(self) -> list[float]:
+        measured = self.latency.invocation
+        return list(measured.billed_s.tenths) if measured else [self.catalog.function.warm_billed_s]
+
+    def wait(self, inside_s: float) -> float:
+        measured = self.latency.invocation
+        outside = sum(measured.unbilled_s.tenths) / len(measured.unbilled_s.tenths) if measured else self.catalog.function.warm_unbilled_s
+        return outside + sum(self.billed_overheads()) / len(self.billed_overheads()) + inside_s
+
+    def bill(self, memory_mb: int, inside_s: float) -> float:
+        side, granule = self.catalog.function, self.catalog.function.billing_granularity_ms / 1000
+        rounded = [math.ceil((overhead + inside_s) / granule - 1e-6) * granule for overhead in self.billed_overheads()]
+        return sum(rounded) / len(rounded) * memory_mb / 1024 * side.usd_per_gb_second["x86_64"] + side.usd_per_request
