@@ -1,179 +1,200 @@
-"""From a profile and a catalog to a plan: solve, compare with all experts local, and say whether it is worth it."""
+"""From a profile and a catalog to a plan: choose a placement, compare it with what else there is, and say whether it is worth it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import numpy as np
-
-from remoe_cli.plan import cost
+from remoe_cli.plan.baselines import Baselines, baselines
 from remoe_cli.plan.catalog import Catalog
-from remoe_cli.plan.columns import Columns, build_columns
-from remoe_cli.plan.document import LayerPlan, Outcome, Plan, Source, Targets, WorkloadRef
-from remoe_cli.plan.exact import SLACK, Solution, Task, solve
-from remoe_cli.plan.explain import per_million
+from remoe_cli.plan.columns import build_columns
+from remoe_cli.plan.cost import evaluate
+from remoe_cli.plan.document import Method, Outcome, Plan, Source, Targets, WorkloadRef
+from remoe_cli.plan.exact import Solution, solve
 from remoe_cli.plan.forced import forced_sets
+from remoe_cli.plan.given import read_placement
+from remoe_cli.plan.improve import improve, meets
 from remoe_cli.plan.infeasible import diagnose
-from remoe_cli.plan.workload import ENUMERATED_EXPERTS, Bools, candidate_sets, from_profile
+from remoe_cli.plan.node import SLACK, Aim, Task
+from remoe_cli.plan.problem import Invocations, Main, Placement, Problem
+from remoe_cli.plan.requests import Requests
+from remoe_cli.plan.robust import flip, held_out, shifts, turns
+from remoe_cli.plan.scan import scan
+from remoe_cli.plan.verdict import notes, verdict
+from remoe_cli.plan.workload import Bools, candidate_sets, from_profile
+from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.record import Profile
 
 GAP = 1e-3
-Verdict = Literal["recommended", "not recommended", "insufficient evidence"]
-MIN_TRACE_TOKENS = 200  # below, a hit probability of 1% rests on fewer than two tokens
-ALL_LOCAL = "all-local"
+_FIELD = {"cost": "cost_usd_per_request", "ttft": "ttft_s", "tpot": "tpot_s"}
 
 
 @dataclass(frozen=True)
-class _Baseline:
-    """All experts local (MIX*): at the best main spec that meets the targets, else at the cheapest that holds them."""
+class Wanted:
+    """What to plan for. `remote_share` forces that share of experts out, `placement` prices what a file says; else `solver` chooses.
 
-    placement: cost.Placement
-    outcome: Outcome
-    meets: bool
-
-
-def make_plan(
-    profile: Profile,
-    catalog: Catalog,
-    *,
-    ttft_s: float | None = None,
-    tpot_s: float | None = None,
-    n_in: int | None = None,
-    n_out: int | None = None,
-    remote_share: float | None = None,
-    time_limit_s: float = 120.0,
-) -> Plan:
-    """The cheapest plan under the targets, or with `remote_share` the cheapest around that forced placement.
-
-    Same input, same bytes, unless the time limit cuts the search short. Costs are of warm, sequential requests: cold starts
-    are not billed. Raises InfeasibleError when no plan meets the limits, and what `from_profile` and `forced_sets` raise.
+    cold_share is the share of requests that find everything cold: by default what the traffic implies, 0 without.
     """
-    workload = from_profile(profile, n_in, n_out)
-    problem = cost.Problem(profile.record.spec, profile.record.latency, catalog, workload)
-    targets = Targets(ttft_s=ttft_s, tpot_s=tpot_s)
-    forced = None if remote_share is None else forced_sets(workload, remote_share)
-    exact_columns, exact = _solve(problem, candidate_sets(workload), targets, time_limit_s)
-    columns, solution = (exact_columns, exact) if forced is None else _solve(problem, forced, targets, time_limit_s)
-    placement = cost.Placement(solution.main, columns.layer_plans(problem, solution.chosen))
-    outcome = cost.evaluate(problem, placement)
-    baseline = _all_local(problem, targets)
-    if forced is None and baseline and baseline.meets and _no_dearer(baseline.outcome, outcome.cost_usd_per_request):
-        placement, outcome = baseline.placement, baseline.outcome  # within its gap, the solver may miss even this one
-    lower = min(exact.lower_bound, outcome.cost_usd_per_request)
-    gap = (outcome.cost_usd_per_request - lower) / outcome.cost_usd_per_request if outcome.cost_usd_per_request > 0 else 0.0
-    verdict, reason = _verdict(problem, placement, outcome, baseline)
+
+    aim: Aim = field(default_factory=Aim)
+    n_in: int | None = None
+    n_out: int | None = None
+    requests: Requests | None = None
+    cold_share: float | None = None
+    invocations: Invocations = "per-layer"
+    solver: Method = "exact"
+    remote_share: float | None = None
+    placement: Path | None = None
+    time_limit_s: float = 120.0
+    examine: bool = True
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A placement, who chose it, and the bound of the objective where there is one."""
+
+    placement: Placement
+    method: Method
+    bound: float | None
+    timed_out: bool
+    gain: float = 0.0
+
+
+def make_problem(profile: Profile, catalog: Catalog, wanted: Wanted) -> Problem:
+    """The problem of a profile on a catalog; raises what `from_profile` raises."""
+    workload = from_profile(profile, wanted.n_in, wanted.n_out, wanted.requests)
+    traffic = wanted.requests or Requests(workload.lengths)
+    cold = wanted.cold_share if wanted.cold_share is not None else traffic.cold_share(catalog.function.idle_ttl_s)
+    latency, spec = profile.record.latency, profile.record.spec
+    described = {}
+    for main in catalog.main.menu:
+        measured_here = latency.source == "measured" and main.gpu_memory_mb is None and not latency.copy_s.fixed_s
+        if main.hardware and main.hardware not in described and latency.machine != main.hardware and not measured_here:
+            described[main.hardware] = latency_from(main.hardware, spec)
+    return Problem(spec, latency, catalog, replace(workload, cold_share=cold), described, wanted.invocations)
+
+
+def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted) -> Plan:
+    """The plan that is wanted. Same input, same bytes, unless the time limit cuts the search short.
+
+    Raises InfeasibleError when no plan meets the limits, and what `from_profile`, `forced_sets` and `read_placement` raise.
+    """
+    problem, aim = make_problem(profile, catalog, wanted), wanted.aim
+    chosen = _choose(problem, wanted)
+    others = baselines(problem, aim)
+    outcome = evaluate(problem, chosen.placement)
+    value = _value(aim, outcome)
+    if chosen.method in ("exact", "scan") and (better := _all_local(problem, aim, others, value)):
+        chosen, outcome = replace(chosen, placement=better[0], gain=0.0), better[1]  # within its gap, the solver may miss even this one
+        value = _value(aim, outcome)
+    bound = None if chosen.bound is None else min(chosen.bound, value)
+    gap = None if bound is None else (value - bound) / value if value > 0 else 0.0
+    said, reason = verdict(problem, aim, chosen.placement, outcome, others)
+    examined = wanted.examine and problem.workload.trace.shape[0] > 0
+    window = held_out(problem, profile, aim) if examined else None
+    workload = problem.workload
     return Plan(
         profile=Source(path=str(profile.path), sha256=profile.sha256),
         catalog=catalog.file,
-        workload=WorkloadRef(n_in=workload.n_in, n_out=workload.n_out),
-        targets=targets,
-        objective="cost",
-        placement="exact" if forced is None else "forced",
+        prices_of=catalog.oldest_price.isoformat(),
+        workload=WorkloadRef(
+            n_in=workload.n_in,
+            n_out=workload.n_out,
+            kinds=workload.lengths if len(workload.lengths) > 1 else (),
+            requests_per_hour=workload.requests_per_hour,
+            cold_share=workload.cold_share,
+        ),
+        invocations=problem.invocations,
+        targets=Targets(ttft_s=aim.ttft_s, tpot_s=aim.tpot_s, budget_usd=aim.budget_usd),
+        objective=aim.objective,
+        placement=chosen.method,
         **outcome.model_dump(),
-        lower_bound_usd=lower,
+        lower_bound_usd=bound if aim.objective == "cost" else None,
+        lower_bound_s=bound if aim.objective != "cost" else None,
         gap=gap,
-        status="forced" if forced is not None else "time-limit" if solution.timed_out else "optimal" if gap <= SLACK else "within-gap",
-        verdict=verdict,
-        reason=" ".join([reason, *_caveats(problem)]),
-        main=placement.main,
-        layers=placement.layers,
-        baselines={ALL_LOCAL: baseline.outcome} if baseline else {},
+        status=_status(chosen, gap),
+        verdict=said,
+        reason=reason,
+        notes=tuple(notes(problem, chosen.placement, chosen.method, chosen.gain)),
+        main=chosen.placement.main,
+        instances=chosen.placement.instances,
+        layers=chosen.placement.layers,
+        baselines=others.priced,
+        missing=others.missing,
+        robustness=tuple([*shifts(problem, aim, chosen.placement), *([window] if window else [])]) if examined else (),
+        turns=tuple(turns(problem, aim, chosen.placement)) if examined else (),
+        flip=flip(problem, aim) if examined else None,
     )
 
 
-def _solve(problem: cost.Problem, candidates: tuple[Bools, ...], targets: Targets, time_limit_s: float) -> tuple[Columns, Solution]:
+def _choose(problem: Problem, wanted: Wanted) -> _Chosen:
+    aim = wanted.aim
+    if wanted.placement is not None:
+        return _Chosen(read_placement(wanted.placement, problem), "given", None, False)
+    if wanted.remote_share is not None:
+        forced = _solved(problem, forced_sets(problem.workload, wanted.remote_share), aim, wanted.time_limit_s, None)
+        exact = _exact(problem, wanted)
+        return replace(_of(forced, "forced"), bound=exact.bound)
+    match wanted.solver:
+        case "exact":
+            return _exact(problem, wanted)
+        case "paper":
+            from remoe_cli.plan.paper import paper_plan
+
+            found = paper_plan(problem, aim)
+        case _:
+            found = scan(problem, aim)
+    if found is None:
+        # A heuristic finds no plan: say what is impossible, or leave it to the solver that finds all.
+        exact = _exact(problem, wanted)
+        return replace(exact, bound=None) if wanted.solver == "scan" else _none(wanted)
+    return replace(_of(found, wanted.solver), bound=None)
+
+
+def _none(wanted: Wanted) -> _Chosen:
+    from remoe_cli.errors import InfeasibleError
+
+    raise InfeasibleError(
+        f"The {wanted.solver} solver finds no plan that meets the targets, though there are some.", "Use --solver exact, or looser targets."
+    )
+
+
+def _exact(problem: Problem, wanted: Wanted) -> _Chosen:
+    candidates = candidate_sets(problem.workload)
+    solution = _solved(problem, candidates, wanted.aim, wanted.time_limit_s, scan(problem, wanted.aim))
+    better = improve(problem, wanted.aim, solution) if len(candidates[0]) == problem.spec.experts_per_layer + 1 else solution
+    return replace(_of(better, "exact"), bound=solution.lower_bound, gain=1 - better.value / solution.value if solution.value else 0.0)
+
+
+def _solved(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float, start: Solution | None) -> Solution:
     columns = build_columns(problem, candidates)
-    if any(layer not in columns.layer for layer in range(len(candidates))):
-        raise diagnose(problem, candidates, targets.ttft_s, targets.tpot_s, time_limit_s)
-    solution = solve(Task(problem, columns, "cost", targets.ttft_s, targets.tpot_s), GAP, time_limit_s)
+    complete = all(layer in columns.layer for layer in range(len(candidates)))
+    solution = solve(Task(problem, columns, aim), GAP, time_limit_s, start) if complete else None
     if solution is None:
-        raise diagnose(problem, candidates, targets.ttft_s, targets.tpot_s, time_limit_s)
-    return columns, solution
+        raise diagnose(problem, candidates, aim, time_limit_s)
+    return solution
 
 
-def _all_local(problem: cost.Problem, targets: Targets) -> _Baseline | None:
-    layers = tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in problem.spec.moe_layers)
-    experts = problem.spec.experts_per_layer * len(layers)
-    found = []
-    for main in problem.catalog.main.menu:
-        if cost.local_capacity(problem, main) >= experts:
-            placement = cost.Placement(main, layers)
-            outcome = cost.evaluate(problem, placement)
-            found.append(_Baseline(placement, outcome, _meets(outcome, targets)))
-    meeting = [b for b in found if b.meets] or found
-    least = min((b.outcome.cost_usd_per_request for b in meeting), default=0.0)
-    # Below the vCPUs measured, time x memory is the same for all specs: of equally dear ones the fastest counts.
-    return min((b for b in meeting if _no_dearer(b.outcome, least)), key=lambda b: b.outcome.ttft_s, default=None)
+def _of(solution: Solution, method: Method) -> _Chosen:
+    main: Main = solution.main
+    return _Chosen(Placement(main.spec, solution.layers, main.instances), method, solution.lower_bound, solution.timed_out)
 
 
-def _no_dearer(outcome: Outcome, usd: float) -> bool:
-    return outcome.cost_usd_per_request <= usd * (1 + SLACK)
+def _value(aim: Aim, outcome: Outcome) -> float:
+    return float(getattr(outcome, _FIELD[aim.objective]))
 
 
-def _meets(outcome: Outcome, targets: Targets) -> bool:
-    pairs = ((outcome.ttft_s, targets.ttft_s), (outcome.tpot_s, targets.tpot_s))
-    return all(target is None or value <= target * (1 + SLACK) for value, target in pairs)
+def _all_local(problem: Problem, aim: Aim, others: Baselines, value: float) -> tuple[Placement, Outcome] | None:
+    """The all-local placement, where it meets the limits and is no worse."""
+    if others.all_local is None:
+        return None
+    outcome = evaluate(problem, others.all_local)
+    return (others.all_local, outcome) if meets(aim, outcome) and _value(aim, outcome) <= value * (1 + SLACK) else None
 
 
-def _verdict(problem: cost.Problem, placement: cost.Placement, outcome: Outcome, baseline: _Baseline | None) -> tuple[Verdict, str]:
-    tokens = len(problem.workload.trace)
-    if tokens < MIN_TRACE_TOKENS:
-        return "insufficient evidence", (
-            f"The profile traced {tokens} decode tokens; at least {MIN_TRACE_TOKENS} are needed to tell how often experts are used."
-        )
-    usd = outcome.cost_usd_per_request
-    if baseline is None:
-        need = int(np.ceil(cost.main_memory_bytes(problem, problem.spec.experts_per_layer * len(placement.layers)) / cost.MB))
-        largest = problem.catalog.main.menu[-1].memory_mb
-        return "recommended", (
-            f"All experts local need a main function of {need} MB, and the largest has {largest} MB; "
-            f"this plan costs {per_million(usd)} requests, warm."
-        )
-    if not baseline.meets:
-        local = baseline.outcome
-        return "recommended", (
-            f"With all experts local no main spec meets the targets (on {baseline.placement.main.name}: TTFT {local.ttft_s:.4g} s, "
-            f"TPOT {local.tpot_s:.4g} s); this plan costs {per_million(usd)} requests, warm."
-        )
-    local_usd = baseline.outcome.cost_usd_per_request
-    change = usd / local_usd - 1 if local_usd > 0 else 0.0
-    if usd < local_usd * (1 - GAP):
-        return "recommended", (
-            f"It costs {per_million(usd)} requests, warm: {-change:.1%} less than all experts local "
-            f"on {baseline.placement.main.name} ({per_million(local_usd)})."
-        )
-    remote = sum(len(layer.remote) for layer in placement.layers)
-    if remote:
-        start = (
-            f"With {remote} experts remote it costs {per_million(usd)} requests, warm, "
-            f"against {per_million(local_usd)} with all experts local on {baseline.placement.main.name} ({change:+.1%})."
-        )
-    else:
-        start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {per_million(usd)} requests, warm."
-    return "not recommended", f"{start} {_break_even(problem, baseline)}"
-
-
-def _caveats(problem: cost.Problem) -> list[str]:
-    """What the numbers leave out, in whole sentences."""
-    prefix = problem.spec.experts_per_layer > ENUMERATED_EXPERTS
-    among = ["The bound is for plans that send each layer's least used experts away."] if prefix else []
-    return [*among, *problem.workload.assumptions, "Cold starts are not billed."]
-
-
-def _break_even(problem: cost.Problem, baseline: _Baseline) -> str:
-    """The best single expert to send away: what its memory costs in the main function against what its invocations cost."""
-    seconds = baseline.outcome.ttft_s + problem.workload.n_out * baseline.outcome.tpot_s
-    saved = seconds * problem.catalog.main.usd_per_gb_second * problem.spec.expert_bytes / (cost.GB_MB * cost.MB)
-    experts = problem.spec.experts_per_layer
-    columns = build_columns(problem, (np.eye(experts, dtype=bool),) * len(problem.spec.moe_layers))
-    if not len(columns.count):
-        return "No expert fits an expert function."
-    best = int(columns.bill_usd.argmin())
-    share = float(columns.shares[:, best] @ (columns.call_s[:, best] > 0))
-    layer = problem.spec.moe_layers[columns.layer[best]]
-    return (
-        f"A remote expert saves {per_million(saved)} requests in main memory; the cheapest to send away (layer {layer}, "
-        f"hit by {share:.1%} of decode tokens) would cost {per_million(float(columns.bill_usd[best]))} in invocations, "
-        f"before what waiting for it adds."
-    )
+def _status(chosen: _Chosen, gap: float | None) -> str:
+    if chosen.method in ("forced", "given"):
+        return chosen.method
+    if gap is None:
+        return "heuristic"
+    return "time-limit" if chosen.timed_out else "optimal" if gap <= SLACK else "within-gap"

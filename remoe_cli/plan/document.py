@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from remoe_cli.artifacts import Document
 
@@ -85,8 +85,11 @@ class WorkloadRef(_Part):
 
 
 class Targets(_Part):
+    """Limits that were asked for; `budget_usd` is a request's."""
+
     ttft_s: float | None = None
     tpot_s: float | None = None
+    budget_usd: float | None = None
 
 
 class Source(_Part):
@@ -96,28 +99,84 @@ class Source(_Part):
     sha256: str
 
 
-class Plan(Document):
-    """`gap` is (cost - lower bound) / cost for the stated objective; a forced placement has neither bound nor gap of its own,
-    so it carries those of the exact plan it is compared with (negative gap never happens: the exact plan is never dearer)."""
+class Baseline(Outcome):
+    """Another way to run the model. `spec` is what it runs on, `meets` whether it meets the targets, `assumed` what it takes for granted;
+    one that nobody can buy as it stands is `ideal` and does not decide the verdict."""
 
-    schema_version: str = "remoe.plan/1"
+    spec: str
+    meets: bool
+    assumed: str = ""
+    ideal: bool = False
+
+
+class Shift(Outcome):
+    """The plan under other circumstances: `what` changed, whether it still meets the targets, and what the best plan known for these
+    circumstances would cost, where that was looked for."""
+
+    what: str
+    meets: bool
+    best_usd: float | None = None
+
+
+class Turn(_Part):
+    """Where the choice between the plan and `against` turns: at `factor` times `what`; None when it does not within 1/64 to 64 times."""
+
+    what: str
+    against: str
+    factor: float | None
+
+
+class Flip(_Part):
+    """Traffic at which a main function paid by use and an always-on instance cost the same, and what each is."""
+
+    by_use: str
+    instance: str
+    requests_per_hour: float
+
+
+Objective = Literal["cost", "tpot", "ttft"]
+Method = Literal["exact", "scan", "paper", "forced", "given"]
+Verdict = Literal["recommended", "not recommended", "insufficient evidence"]
+
+
+class Plan(Document):
+    """One placement, what it costs, how sure that is, and what else there is.
+
+    placement       who chose it; `exact` is optimal among what `notes` say
+    lower_bound_usd, lower_bound_s    no plan has less of the objective, in its unit; None of the other, and for what has no bound
+    gap             (value - lower bound) / value of the objective. A forced placement carries the bound of the exact plan that it is
+                    compared with; a scan, the paper's heuristic and a given placement have none
+    notes           whole sentences: what was assumed, and what the numbers leave out
+    missing         baselines that cannot be reckoned, and why
+    """
+
+    schema_version: str = "remoe.plan/2"
     profile: Source
     catalog: Source
+    prices_of: str
     workload: WorkloadRef
+    invocations: Literal["per-layer", "per-expert"] = "per-layer"
     targets: Targets
-    objective: Literal["cost"]
-    placement: Literal["exact", "forced"]
+    objective: Objective
+    placement: Method
     cost_usd_per_request: float
     ttft_s: float
     tpot_s: float
-    lower_bound_usd: float
-    gap: float
-    status: Literal["optimal", "within-gap", "time-limit", "forced"]
-    verdict: Literal["recommended", "not recommended", "insufficient evidence"]
+    lower_bound_usd: float | None
+    lower_bound_s: float | None = None
+    gap: float | None
+    status: Literal["optimal", "within-gap", "time-limit", "forced", "heuristic", "given"]
+    verdict: Verdict
     reason: str
+    notes: tuple[str, ...]
     main: MainSpec
+    instances: int = 1
     layers: tuple[LayerPlan, ...]
-    baselines: dict[str, Outcome]
+    baselines: dict[str, Baseline]
+    missing: dict[str, str] = Field(default_factory=dict)
+    robustness: tuple[Shift, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    flip: Flip | None = None
 
     @property
     def outcome(self) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from remoe_cli.errors import UsageError
-from remoe_cli.plan.workload import Bools, Workload, utility_ranks
+from remoe_cli.plan.workload import Bools, Workload
 
 
 def forced_sets(workload: Workload, remote_share: float) -> tuple[Bools, ...]:
@@ -16,10 +16,10 @@ def forced_sets(workload: Workload, remote_share: float) -> tuple[Bools, ...]:
     """
     if not 0 <= remote_share <= 1:
         raise UsageError(f"A remote share of {remote_share:g} is not between 0 and 1.", "Give a share such as 0.5.")
-    layers, experts = workload.prefill_tokens.shape
+    layers, experts = workload.use.shape
     total = int(remote_share * layers * experts + 0.5)
     sizes = np.full(layers, total // layers)
     if extra := total % layers:
         next_utility = np.sort(workload.utility, axis=1)[:, sizes[0]]
         sizes[np.argsort(next_utility, kind="stable")[:extra]] += 1
-    return tuple((rank < size)[None, :] for rank, size in zip(utility_ranks(workload), sizes, strict=True))
+    return tuple((rank < size)[None, :] for rank, size in zip(workload.ranks, sizes, strict=True))

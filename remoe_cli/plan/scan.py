@@ -20,19 +20,23 @@ _FINE_SHARES, _FINE_MAINS = 9, 9
 _MULTIPLIERS = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 15)])
 
 
-def scan(problem: Problem, aim: Aim) -> Solution | None:
-    """The best plan found, whose lower bound is 0, or None: then there may still be one."""
+def scan(problem: Problem, aim: Aim, least: int = 0) -> Solution | None:
+    """The best plan found that sends at least `least` experts of every layer away, or None: then there may still be one.
+
+    Its lower bound is 0.
+    """
     experts, menu = problem.spec.experts_per_layer, problem.catalog.function.memory_menu_mb
-    sizes = _spread(experts + 1, SHARES)
+    sizes = tuple(max(least, size) for size in _spread(experts + 1, SHARES))
+    sizes = tuple(sorted(set(sizes)))
     coarse = tuple(menu[i] for i in _spread(len(menu), SPECS))
     first = _pass(problem, aim, sizes, coarse, None)
     if first is None:
-        first = _pass(problem, aim, tuple(range(experts + 1)) if experts <= 64 else _spread(experts + 1, 65), menu, None)
+        first = _pass(problem, aim, tuple(range(least, experts + 1)) if experts <= 64 else sizes, menu, None)
         if first is None:
             return None
     step = max(1, experts // (SHARES - 1))
     offsets = np.linspace(-step, step, _FINE_SHARES).round().astype(int)
-    near = sorted({0, experts, *(min(experts, max(0, first[1] + offset)) for offset in offsets.tolist())})
+    near = sorted({least, experts, *(min(experts, max(least, first[1] + offset)) for offset in offsets.tolist())})
     second = _pass(problem, aim, tuple(near), menu, first[0].main)
     best = min((found for found in (first, second) if found), key=lambda found: found[0].value)
     return best[0]

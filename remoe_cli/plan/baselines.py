@@ -1,0 +1,190 @@
+"""What else could run the model: the paper's CPU, GPU, Fetch and MIX (method section 10), and all experts local at the best main spec.
+
+- CPU        the whole model in CPU memory
+- GPU        the whole model in GPU memory
+- Fetch      ideal offloading: experts in CPU memory, those that are needed always on the GPU already, which has room for one layer's
+- MIX        experts in CPU memory, the rest where main functions have it, on the smallest main spec that holds them
+- all-local  the same on the cheapest spec that meets the targets (MIX*): a plan that sends nothing away
+
+Times of CPU, GPU and Fetch come from descriptions (profile/hardware), whose GPU takes a fixed time for each layer and each expert that it
+is called for: that is what eager code costs, and it decides these baselines. Prices are those of main functions: by the GB-second, or the
+instance's hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from remoe_cli.plan import main_side
+from remoe_cli.plan.cost import evaluate
+from remoe_cli.plan.document import Baseline, LayerPlan, MainSpec, Outcome
+from remoe_cli.plan.improve import meets
+from remoe_cli.plan.node import SLACK, Aim
+from remoe_cli.plan.problem import GB_MB, MB, Main, Placement, Problem
+from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
+
+ALL_LOCAL, MIX, CPU, GPU, FETCH = "all-local", "mix", "cpu", "gpu", "fetch"
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Baselines by name, and why others are missing. `all_local` is the placement of that name, if there is one."""
+
+    priced: dict[str, Baseline]
+    missing: dict[str, str]
+    all_local: Placement | None
+
+
+def baselines(problem: Problem, aim: Aim) -> Baselines:
+    """All of them, or why not."""
+    priced: dict[str, Baseline] = {}
+    missing: dict[str, str] = {}
+    ways: dict[str, Callable[[Problem, Aim], Baseline | str]] = {CPU: _cpu, GPU: _gpu, FETCH: _fetch, MIX: _mix}
+    for name, way in ways.items():
+        found = way(problem, aim)
+        if isinstance(found, str):
+            missing[name] = found
+        else:
+            priced[name] = found
+    best = best_local(problem, aim)
+    if best is None:
+        missing[ALL_LOCAL] = missing[MIX]
+        return Baselines(priced, missing, None)
+    outcome = evaluate(problem, best)
+    priced[ALL_LOCAL] = Baseline(**outcome.model_dump(), spec=_name(best.bought), meets=meets(aim, outcome))
+    return Baselines(priced, missing, best)
+
+
+def local_layers(problem: Problem) -> tuple[LayerPlan, ...]:
+    return tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in problem.spec.moe_layers)
+
+
+def _holding(problem: Problem) -> list[MainSpec]:
+    """Specs of the menu that hold all experts."""
+    experts = problem.spec.experts_per_layer * len(problem.spec.moe_layers)
+    return [spec for spec in problem.catalog.main.menu if main_side.local_capacity(problem, spec) >= experts]
+
+
+def _local(problem: Problem, spec: MainSpec) -> Placement | None:
+    """All experts local on this spec, on as few instances as the traffic needs; None where one request takes too long for it."""
+    layers = local_layers(problem)
+    outcome = evaluate(problem, Placement(spec, layers))
+    request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
+    if not main_side.always_on(problem, spec):
+        return Placement(spec, layers) if request_s <= main_side.longest_mean_s(problem, Main(spec)) * (1 + SLACK) else None
+    return Placement(spec, layers, instances_for(problem, request_s))
+
+
+def instances_for(problem: Problem, request_s: float) -> int:
+    """Always-on instances that have time for the traffic."""
+    return max(1, -int(-(request_s * (problem.workload.requests_per_hour or 0.0) / 3600 - 1e-9) // 1))
+
+
+def best_local(problem: Problem, aim: Aim) -> Placement | None:
+    """All experts local on the cheapest main spec that meets the targets, else on the cheapest that holds them; of equals the fastest."""
+    found = [(p, evaluate(problem, p)) for spec in _holding(problem) if (p := _local(problem, spec)) is not None]
+    pool = [pair for pair in found if meets(aim, pair[1])] or found
+    least = min((outcome.cost_usd_per_request for _, outcome in pool), default=0.0)
+    equals = [pair for pair in pool if pair[1].cost_usd_per_request <= least * (1 + SLACK)]
+    return min(equals, key=lambda pair: pair[1].ttft_s, default=(None, None))[0]
+
+
+def _mix(problem: Problem, aim: Aim) -> Baseline | str:
+    holding = [p for spec in _holding(problem) if (p := _local(problem, spec)) is not None]
+    if not holding:
+        needed = main_side.main_memory_bytes(
+            problem, problem.catalog.main.menu[-1], problem.spec.experts_per_layer * len(problem.spec.moe_layers)
+        )
+        largest = max(spec.memory_mb for spec in problem.catalog.main.menu)
+        return f"all experts local need a main function of {needed / MB:.0f} MB, and the largest has {largest} MB"
+    smallest = min(holding, key=lambda p: (p.main.memory_mb, p.main.usd_per_hour or 0.0))
+    outcome = evaluate(problem, smallest)
+    return Baseline(**outcome.model_dump(), spec=_name(smallest.bought), meets=meets(aim, outcome))
+
+
+def _cpu(problem: Problem, aim: Aim) -> Baseline | str:
+    """On a machine without a GPU this is the measured one; else as the reference describes it."""
+    by_use = [spec for spec in problem.catalog.main.menu if spec.usd_per_hour is None]
+    bytes_needed = problem.catalog.main.runtime_memory_mb * MB + main_side.base_bytes(problem) + problem.spec.routed_bytes
+    hardware = read_hardware(problem.catalog.reference.hardware)
+    nonexpert, expert = whole_on_cpu(hardware, problem.spec)
+    best: Baseline | None = None
+    for spec in by_use:
+        if spec.memory_mb * MB < bytes_needed:
+            continue
+        if not main_side.on_gpu(problem, spec):
+            placement = _local(problem, spec)
+            outcome = evaluate(problem, placement) if placement else None
+        else:
+            vcpus = min(spec.vcpus or hardware.main.vcpus, hardware.main.saturation_vcpus)
+            slow = hardware.main.saturation_vcpus / vcpus
+            usd_per_s = problem.catalog.main_usd_per_gb_second * spec.memory_mb / GB_MB
+            outcome = _outcome(
+                problem,
+                lambda n, slow=slow: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
+                lambda n, vcpus=vcpus: float(expert.seconds(n, vcpus)),  # type: ignore[misc]
+                usd_per_s,
+                problem.catalog.main.usd_per_request,
+            )
+        if outcome and (best is None or outcome.cost_usd_per_request < best.cost_usd_per_request):
+            best = Baseline(**outcome.model_dump(), spec=spec.name, meets=meets(aim, outcome), assumed="no GPU")
+    return best or f"no main function that is paid by use holds the {bytes_needed / 2**30:.1f} GB of the whole model"
+
+
+def _gpu(problem: Problem, aim: Aim) -> Baseline | str:
+    gpu_bytes = main_side.base_bytes(problem) + problem.spec.routed_bytes
+    return _on_gpu(problem, aim, gpu_bytes, 0, ideal=False)
+
+
+def _fetch(problem: Problem, aim: Aim) -> Baseline | str:
+    gpu_bytes = main_side.base_bytes(problem) + problem.spec.experts_per_layer * problem.spec.expert_bytes
+    return _on_gpu(problem, aim, gpu_bytes, problem.spec.routed_bytes, ideal=True)
+
+
+def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: bool) -> Baseline | str:
+    """The cheapest way to have that much memory, with all arithmetic on the GPU."""
+    reference, side = problem.catalog.reference, problem.catalog.main
+    cpu_needed = cpu_bytes + side.runtime_memory_mb * MB
+    options: list[tuple[str, str, float, float | None]] = []  # name, hardware, USD a second, USD an hour of an instance
+    if side.usd_per_accelerator_gb_second > 0:
+        usd = side.usd_per_accelerator_gb_second * gpu_bytes / 2**30 + problem.catalog.main_usd_per_gb_second * cpu_needed / 2**30
+        options.append(("memory by the GB-second", reference.hardware, usd, None))
+    for spec in reference.gpus:
+        if (spec.gpu_memory_mb or 0) * MB >= gpu_bytes and spec.memory_mb * MB >= cpu_needed:
+            options.append((spec.name, spec.hardware or reference.hardware, (spec.usd_per_hour or 0.0) / 3600, spec.usd_per_hour))
+    best: Baseline | None = None
+    for name, described, usd_per_s, per_hour in options:
+        hardware = read_hardware(described)
+        if hardware.gpu is None:
+            continue
+        nonexpert, expert = whole_on_gpu(hardware, problem.spec)
+        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: float(expert.seconds(n, 1)), usd_per_s, 0.0)  # noqa: B023
+        traffic = problem.workload.requests_per_hour
+        if per_hour is not None and traffic is not None:
+            count = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
+            outcome = outcome.model_copy(update={"cost_usd_per_request": count * per_hour / traffic})
+        overhead = (
+            f"{hardware.main.layer_overhead_s * 1e3:g} ms a layer and {hardware.gpu.expert_overhead_s * 1e3:g} ms an expert of GPU overhead"
+        )
+        if best is None or outcome.cost_usd_per_request < best.cost_usd_per_request:
+            best = Baseline(**outcome.model_dump(), spec=name, meets=meets(aim, outcome), assumed=overhead, ideal=ideal)
+    return best or f"no GPU of the catalog holds {gpu_bytes / 2**30:.1f} GB beside {cpu_needed / 2**30:.1f} GB of CPU memory"
+
+
+def _outcome(
+    problem: Problem, nonexpert_s: Callable[[float], float], expert_s: Callable[[float], float], usd_per_s: float, fixed_usd: float
+) -> Outcome:
+    """One device does everything, one expert after another."""
+    workload = problem.workload
+    ttft = 0.0
+    for kind in workload.lengths:
+        tokens = (workload.use * kind.n_in).ravel().tolist()
+        ttft += kind.share * (nonexpert_s(kind.n_in) + sum(expert_s(n) for n in tokens))
+    hits = float(workload.decode_hits.sum())
+    tpot = nonexpert_s(1) + hits * expert_s(1)
+    return Outcome(cost_usd_per_request=usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd, ttft_s=ttft, tpot_s=tpot)
+
+
+def _name(main: Main) -> str:
+    return main.spec.name if main.instances == 1 else f"{main.instances} x {main.spec.name}"

@@ -1,0 +1,210 @@
+"""A second cost model, for the verifier: plain loops over experts and recorded tokens, sharing nothing with the planner's.
+
+Equations: Remoe (arXiv 2512.18674), sections 3 and 4 of the method, with one invocation per function and token, E[max] over the recorded
+tokens, and requests served one at a time. An error in the planner's arithmetic is not repeated here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from remoe_cli.plan.catalog import Catalog
+from remoe_cli.plan.document import LayerPlan, Lengths, MainSpec, Outcome, Plan
+from remoe_cli.profile.hardware import latency_from
+from remoe_cli.profile.latency_record import Latency, Roofline
+from remoe_cli.profile.record import Profile
+
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's routing: experts that a prompt token uses, and how many recorded tokens chose each set of experts."""
+
+    use: list[float]
+    choices: Counter[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Books:
+    """What is needed to price any placement for a plan's requests."""
+
+    plan: Plan
+    profile: Profile
+    catalog: Catalog
+    layers: list[Layer]
+
+    @property
+    def kinds(self) -> Sequence[Lengths]:
+        return self.plan.workload.lengths
+
+    @property
+    def n_out(self) -> float:
+        return sum(kind.share * kind.n_out for kind in self.kinds)
+
+
+def open_books(plan: Plan, profile: Profile, catalog: Catalog) -> Books:
+    counts, trace, top_k = profile.counts("prefill"), profile.arrays["trace_ids"], profile.record.spec.top_k
+    layers = []
+    for index in range(len(profile.record.spec.moe_layers)):
+        totals = [int(total) for total in counts[:, index].sum(axis=0).tolist()]
+        choices = Counter(tuple(sorted(e for e in token if e >= 0)) for token in trace[:, index].tolist())
+        layers.append(Layer([top_k * total / sum(totals) for total in totals], choices))
+    return Books(plan, profile, catalog, layers)
+
+
+# The main function
+
+
+def latency_of(books: Books, main: MainSpec) -> Latency:
+    """The profile's own times, unless the main spec names other hardware that the profile was not measured on."""
+    own = books.profile.record.latency
+    on_cpus_alike = own.source == "measured" and main.gpu_memory_mb is None and own.copy_s.fixed_s == 0
+    if main.hardware is None or main.hardware == own.machine or on_cpus_alike:
+        return own
+    return latency_from(main.hardware, books.profile.record.spec)
+
+
+def accelerated(books: Books, main: MainSpec) -> bool:
+    return main.gpu_memory_mb is not None or (main.usd_per_hour is None and books.catalog.main.usd_per_accelerator_gb_second > 0)
+
+
+def request_bytes(books: Books) -> int:
+    """Non-expert modules, and KV cache and hidden states of the longest request."""
+    spec = books.profile.record.spec
+    tokens = max(kind.n_in + kind.n_out for kind in books.kinds)
+    kv = sum(layer.bytes_per_token * (tokens if layer.window is None else min(tokens, layer.window)) for layer in spec.kv_layers)
+    return spec.nonexpert_bytes + kv + tokens * spec.hidden_state_bytes
+
+
+def main_bytes(books: Books, main: MainSpec, local_experts: int) -> float:
+    spec = books.profile.record.spec
+    longest = max(books.kinds, key=lambda kind: (kind.n_in + kind.n_out, kind.n_in))
+    held = longest.n_out * spec.hidden_state_bytes if accelerated(books, main) else request_bytes(books)
+    return books.catalog.main.runtime_memory_mb * 2**20 + held + local_experts * spec.expert_bytes
+
+
+def outcome(books: Books, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> Outcome:
+    """Mean cost, TTFT and TPOT of the plan's requests under a placement."""
+    latency, side = latency_of(books, main), books.catalog.main
+    spec, workload = books.profile.record.spec, books.plan.workload
+    vcpus = latency.main_vcpus if main.vcpus is None else min(main.vcpus, latency.main_vcpus)
+    slower = (latency.serving.prefill, latency.serving.decode) if latency.serving else (1.0, 1.0)
+    curve = latency.local_expert.curve
+    useful = min(latency.main_vcpus, curve.saturation_vcpus) if isinstance(curve, Roofline) else latency.main_vcpus
+    beside = 1.0 if accelerated(books, main) else useful / min(vcpus, useful)
+    copies = 2 * len(layers)
+    ttft = sum(
+        kind.share
+        * (float(latency.nonexpert_prefill.seconds(kind.n_in)) * slower[0] * beside + copies * float(latency.copy_s.seconds(kind.n_in)))
+        for kind in books.kinds
+    )
+    tpot = latency.nonexpert_decode_s * slower[1] * beside + copies * float(latency.copy_s.seconds(1))
+    by_use, functions_usd = main.usd_per_hour is None, 0.0
+    local_step_s = float(latency.local_expert.seconds(1, vcpus)) * slower[1]
+    for layer, routed in zip(layers, books.layers, strict=True):
+        stay = [e for e in range(spec.experts_per_layer) if e not in set(layer.remote)]
+        for kind in books.kinds:
+            local_s = sum(float(latency.local_expert.seconds(routed.use[e] * kind.n_in, vcpus)) for e in stay) * slower[0]
+            calls = [call(books, layer.memory_mb, rows) for rows in prompt_rows(books, layer, routed, kind.n_in)]
+            ttft += kind.share * max([local_s, *(waited for waited, _ in calls)])
+            functions_usd += kind.share * sum(usd for _, usd in calls)
+        step_s, step_usd = decode(books, layer, routed, local_step_s)
+        tpot += step_s
+        functions_usd += books.n_out * step_usd
+        if by_use:
+            ttft += workload.cold_share * len(stay) * spec.expert_bytes / side.load_bytes_per_s
+        if layer.remote:
+            started = start_s(books, layer)
+            ttft += 0.0 if by_use else workload.cold_share * started
+            price = books.catalog.function.usd_per_gb_second[books.catalog.architecture]
+            functions_usd += workload.cold_share * started * len(layer.parts) * layer.replicas * layer.memory_mb / 1024 * price
+    if by_use:
+        ttft += workload.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
+    request_s = ttft + books.n_out * tpot
+    cost = main_usd(books, main, instances, request_s) + functions_usd
+    return Outcome(cost_usd_per_request=cost, ttft_s=ttft, tpot_s=tpot)
+
+
+def main_usd(books: Books, main: MainSpec, instances: int, request_s: float) -> float:
+    side, per_hour = books.catalog.main, books.plan.workload.requests_per_hour
+    if main.usd_per_hour is not None:
+        return main.usd_per_hour * (request_s / 3600 if per_hour is None else instances / per_hour)
+    accelerator = side.usd_per_accelerator_gb_second * request_bytes(books) / 2**30
+    cpu = side.usd_per_gb_second[books.catalog.architecture] * main.memory_mb / 1024
+    return (cpu + accelerator) * request_s + side.usd_per_request
+
+
+# The expert functions
+
+
+def function_vcpus(catalog: Catalog, memory_mb: int) -> float:
+    return min(catalog.function.max_useful_vcpus, memory_mb / catalog.function.mb_per_vcpu)
+
+
+def prompt_rows(books: Books, layer: LayerPlan, routed: Layer, n_in: int) -> list[list[float]]:
+    """Rows of each expert in each invocation of a prompt. Replicas share out the experts: most work at one vCPU first, each to the replica
+    with the least so far."""
+    tokens = [use * n_in for use in routed.use]
+    if layer.replicas <= 1:
+        groups = [[e for e in part if tokens[e] > 0] for part in layer.parts]
+        return [[tokens[e] for e in group] for group in groups if group]
+    timing, one = books.profile.record.latency.remote_expert, min(books.catalog.function.max_useful_vcpus, 1.0)
+    work = {e: float(timing.work_s(tokens[e], one)) for e in layer.remote if tokens[e] > 0}
+    rows: list[list[float]] = [[] for _ in range(layer.replicas)]
+    load = [0.0] * layer.replicas
+    for expert in sorted((e for e in work if work[e] > 0), key=lambda e: (-work[e], e)):
+        least = load.index(min(load))
+        rows[least].append(tokens[expert])
+        load[least] += work[expert]
+    return [group for group in rows if group]
+
+
+def call(books: Books, memory_mb: int, rows: Iterable[float]) -> tuple[float, float]:
+    """Seconds waited for one invocation with so many rows for each of its experts, and what it costs.
+
+    A live target's overhead, where the profile has it, goes before the catalog's. Only time in the function is billed; of an overhead
+    with a spread, each of the equally likely values is rounded up by itself.
+    """
+    side, latency = books.catalog.function, books.profile.record.latency
+    timing, measured, each = latency.remote_expert, latency.invocation, list(rows)
+    vcpus = function_vcpus(books.catalog, memory_mb)
+    rate = measured.bytes_per_s if measured else side.network_bytes_per_s
+    outside_s = fmean(measured.unbilled_s.tenths) if measured else side.warm_unbilled_s
+    inside_s = float(timing.elapsed_s(sum(float(timing.work_s(n, vcpus)) for n in each), vcpus))
+    inside_s += 2 * sum(each) * books.profile.record.spec.hidden_state_bytes * side.wire_expansion / rate
+    durations_s = [overhead_s + inside_s for overhead_s in (measured.billed_s.tenths if measured else (side.warm_billed_s,))]
+    billed_ms = fmean(math.ceil(d * 1000 / side.billing_granularity_ms - 1e-6) * side.billing_granularity_ms for d in durations_s)
+    price = side.usd_per_gb_second[books.catalog.architecture]
+    return outside_s + fmean(durations_s), billed_ms / 1000 * memory_mb / 1024 * price + side.usd_per_request
+
+
+def decode(books: Books, layer: LayerPlan, routed: Layer, local_step_s: float) -> tuple[float, float]:
+    """Mean seconds of one token in this layer, and mean cost of its invocations."""
+    holder = {expert: part for part, experts in enumerate(layer.parts) for expert in experts}
+    seen: Counter[tuple[int, tuple[int, ...]]] = Counter()
+    for chosen, tokens in routed.choices.items():
+        hits = Counter(holder[e] for e in chosen if e in holder)
+        seen[len(chosen) - hits.total(), tuple(sorted(hits.values()))] += tokens
+    once = {h: call(books, layer.memory_mb, [1.0] * h) for h in {h for _, hits in seen for h in hits} | ({1} if layer.remote else set())}
+    seconds = usd = 0.0
+    for (local, hits), tokens in seen.items():
+        if books.plan.invocations == "per-expert":
+            waits, costs = [h * once[1][0] for h in hits], [h * once[1][1] for h in hits]
+        else:
+            waits, costs = [once[h][0] for h in hits], [once[h][1] for h in hits]
+        seconds += tokens * max([local * local_step_s, *waits])
+        usd += tokens * sum(costs)
+    total = seen.total()
+    return seconds / total, usd / total
+
+
+def start_s(books: Books, layer: LayerPlan) -> float:
+    """From the call to the first result of a function that has to start."""
+    side, measured = books.catalog.function, books.profile.record.latency.cold_start
+    read_s = max(map(len, layer.parts)) * books.profile.record.spec.expert_bytes / side.load_bytes_per_s
+    return (measured.total_s if measured else side.cold_start_s) + read_s

@@ -1,0 +1,201 @@
+"""How far a plan can be trusted: other prompts, other times, prices and skew; where the choice turns; and at which traffic it flips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from remoe_cli.plan import main_side
+from remoe_cli.plan.baselines import best_local
+from remoe_cli.plan.cost import evaluate
+from remoe_cli.plan.document import Flip, MainSpec, Outcome, Shift, Turn
+from remoe_cli.plan.improve import meets
+from remoe_cli.plan.node import Aim
+from remoe_cli.plan.problem import Placement, Problem
+from remoe_cli.plan.scan import scan
+from remoe_cli.plan.workload import Workload, from_profile
+from remoe_cli.profile.record import Profile
+
+STEP = 2.0  # by which circumstances are shifted, up and down
+FLATTER = 0.5  # share of an evenly spread routing that is mixed in
+WIDEST = 64.0  # factors beyond it, or below its inverse, are not looked for
+
+
+def slower_calls(problem: Problem, factor: float) -> Problem:
+    """t_rem times `factor`: the warm overhead of an invocation, billed and not."""
+    side = problem.catalog.function
+    update = {"warm_unbilled_s": side.warm_unbilled_s * factor, "warm_billed_s": side.warm_billed_s * factor}
+    catalog = problem.catalog.model_copy(update={"function": side.model_copy(update=update)})
+    measured = problem.latency.invocation
+    if measured is None:
+        return replace(problem, catalog=catalog)
+
+    def scaled(spread: object) -> dict[str, object]:
+        said = measured.unbilled_s if spread == "unbilled_s" else measured.billed_s  # type: ignore[union-attr]
+        return {
+            "p50": said.p50 * factor,
+            "p90": said.p90 * factor,
+            "p99": said.p99 * factor,
+            "tenths": tuple(t * factor for t in said.tenths),
+        }
+
+    spreads = {name: getattr(measured, name).model_copy(update=scaled(name)) for name in ("unbilled_s", "billed_s")}
+    return replace(problem, catalog=catalog, latency=problem.latency.model_copy(update={"invocation": measured.model_copy(update=spreads)}))
+
+
+def dearer_functions(problem: Problem, factor: float) -> Problem:
+    """Price and fee of expert functions times `factor`, the main function's unchanged."""
+    side = problem.catalog.function
+    prices = {name: usd * factor for name, usd in side.usd_per_gb_second.items()}
+    update = {"usd_per_gb_second": prices, "usd_per_request": side.usd_per_request * factor}
+    return replace(problem, catalog=problem.catalog.model_copy(update={"function": side.model_copy(update=update)}))
+
+
+def flatter(problem: Problem, share: float) -> Problem:
+    """Routing in which a share of tokens, every so many, choose experts evenly: the first expert ids shifted round, token by token."""
+    workload = problem.workload
+    experts, k = workload.use.shape[1], workload.trace.shape[2]
+    use = (1 - share) * workload.use + share * k / experts
+    trace = workload.trace.copy()
+    every = round(1 / share)
+    even = (np.arange(len(trace[::every]))[:, None] * k + np.arange(k)) % experts
+    trace[::every] = np.where(trace[::every] >= 0, even[:, None, :], -1)
+    patterns = tuple(np.unique(np.sort(trace[:, i], axis=1), axis=0, return_counts=True) for i in range(trace.shape[1]))
+    return replace(problem, workload=replace(workload, use=use, trace=trace, patterns=patterns))
+
+
+KNOBS: dict[str, Callable[[Problem, float], Problem]] = {"t_rem": slower_calls, "the price of expert functions": dearer_functions}
+
+
+def shifts(problem: Problem, aim: Aim, placement: Placement) -> list[Shift]:
+    """The plan as it stands under each change."""
+    changed = {f"{name} x {factor:g}": knob(problem, factor) for name, knob in KNOBS.items() for factor in (1 / STEP, STEP)}
+    changed[f"{FLATTER:.0%} of tokens routed evenly"] = flatter(problem, FLATTER)
+    return [_shift(what, aim, evaluate(other, placement)) for what, other in changed.items()]
+
+
+def _shift(what: str, aim: Aim, outcome: Outcome, best_usd: float | None = None) -> Shift:
+    return Shift(**outcome.model_dump(), what=what, meets=meets(aim, outcome), best_usd=best_usd)
+
+
+def held_out(problem: Problem, profile: Profile, aim: Aim) -> Shift | None:
+    """A plan (by the scan) made of one half of the prompts, every other one, judged on the other half; None when there are too few."""
+    rows = np.arange(len(profile.arrays["prompt_tokens"]))
+    halves = [_window(problem.workload, profile, rows % 2 == half) for half in (0, 1)]
+    if halves[0] is None or halves[1] is None:
+        return None
+    planned, judged = (replace(problem, workload=half) for half in halves if half is not None)
+    plan, best = scan(planned, aim), scan(judged, aim)
+    if plan is None:
+        return None
+    outcome = evaluate(judged, Placement(plan.main.spec, plan.layers, plan.main.instances))
+    known = best.value if best and aim.objective == "cost" else None
+    return _shift(f"planned on {(rows % 2 == 0).sum()} prompts, judged on {(rows % 2 == 1).sum()} others (by scan)", aim, outcome, known)
+
+
+def _window(workload: Workload, profile: Profile, rows: np.ndarray) -> Workload | None:  # type: ignore[type-arg]
+    arrays = dict(profile.arrays)
+    tokens = rows[arrays["trace_prompt"]]
+    if rows.sum() < 2 or not tokens.any():
+        return None
+    counts = profile.counts("prefill")[rows].sum(axis=0)
+    if (counts.sum(axis=1) == 0).any():
+        return None
+    for name, array in profile.arrays.items():
+        if name.startswith("trace_"):
+            arrays[name] = array[tokens]
+        elif name in ("prefill_counts", "decode_counts", "prompt_tokens", "decode_tokens") and len(array) == len(rows):
+            arrays[name] = array[rows]
+    half = from_profile(replace(profile, arrays=arrays), 1, 1)
+    return replace(half, lengths=workload.lengths, requests_per_hour=workload.requests_per_hour, cold_share=workload.cold_share)
+
+
+def turns(problem: Problem, aim: Aim, placement: Placement) -> list[Turn]:
+    """By how much t_rem, or the price of expert functions, has to change for the choice to turn between sending experts away and all local.
+
+    The placement is compared, as it stands; if it sends none away, the best known one that does (by the scan) is.
+    """
+    local = best_local(problem, aim)
+    if local is None:
+        return []
+    away: Placement | None = placement
+    if not any(layer.remote for layer in placement.layers):
+        found = scan(problem, replace(aim, objective="cost"), least=1)
+        away = found and Placement(found.main.spec, found.layers, found.main.instances)
+    if away is None:
+        return []
+    local_usd = evaluate(problem, local).cost_usd_per_request
+
+    def excess(knob: Callable[[Problem, float], Problem], factor: float) -> float:
+        return evaluate(knob(problem, factor), away).cost_usd_per_request - local_usd
+
+    return [
+        Turn(what=name, against="all experts local", factor=_crossing(lambda factor, knob=knob: excess(knob, factor)))  # type: ignore[misc]
+        for name, knob in KNOBS.items()
+    ]
+
+
+def _crossing(rising: Callable[[float], float]) -> float | None:
+    """The factor at which a rising function of it is 0, to three digits, by bisection of its logarithm."""
+    low, high = -math.log(WIDEST), math.log(WIDEST)
+    if rising(math.exp(low)) > 0 or rising(math.exp(high)) < 0:
+        return None
+    for _ in range(14):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(math.exp(middle)) < 0 else (low, middle)
+    return float(f"{math.exp((low + high) / 2):.3g}")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The best plan (by the scan) with main functions of one kind, warm and without idle hours."""
+
+    placement: Placement
+    outcome: Outcome
+
+
+def flip(problem: Problem, aim: Aim) -> Flip | None:
+    """Above which traffic an always-on instance is cheaper than a main function paid by use; None where the catalog lacks a kind or one
+    is never the cheaper. Cold starts, which make paying by use dearer when requests are rare, are left out."""
+    idle_free = replace(problem, workload=replace(problem.workload, requests_per_hour=None, cold_share=0.0))
+    by_use, rented = _best_of(idle_free, aim, False), _cheapest_hour(idle_free, aim) or _best_of(idle_free, aim, True)
+    if by_use is None or rented is None:
+        return None
+    instance = rented.placement.main
+    request_s = rented.outcome.ttft_s + problem.workload.n_out * rented.outcome.tpot_s
+    functions_usd = rented.outcome.cost_usd_per_request - main_side.usd_per_s(idle_free, instance) * request_s
+    spare_usd = by_use.outcome.cost_usd_per_request - functions_usd
+    per_hour = (instance.usd_per_hour or 0.0) / spare_usd if spare_usd > 0 else math.inf
+    if per_hour > 3600 / request_s:  # an instance that works all the time is still dearer
+        return None
+    return Flip(by_use=by_use.placement.main.name, instance=instance.name, requests_per_hour=float(f"{per_hour:.4g}"))
+
+
+def _cheapest_hour(problem: Problem, aim: Aim) -> _Kind | None:
+    """The instance with the least price per hour that holds all experts and meets the targets."""
+    for spec in sorted((s for s in problem.catalog.main.menu if s.usd_per_hour is not None), key=lambda s: s.usd_per_hour or 0.0):
+        only = _only(problem, (spec,))
+        placement = best_local(only, aim)
+        if placement is not None and meets(replace(aim, budget_usd=None), outcome := evaluate(only, placement)):
+            return _Kind(placement, outcome)
+    return None
+
+
+def _only(problem: Problem, menu: tuple[MainSpec, ...]) -> Problem:
+    main = problem.catalog.main.model_copy(update={"menu": menu})
+    return replace(problem, catalog=problem.catalog.model_copy(update={"main": main}))
+
+
+def _best_of(problem: Problem, aim: Aim, rented: bool) -> _Kind | None:
+    menu = tuple(spec for spec in problem.catalog.main.menu if (spec.usd_per_hour is not None) == rented)
+    if not menu:
+        return None
+    only = _only(problem, menu)
+    found = scan(only, replace(aim, objective="cost", budget_usd=None))
+    if found is None:
+        return None
+    placement = Placement(found.main.spec, found.layers)
+    return _Kind(placement, evaluate(only, placement))
