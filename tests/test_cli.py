@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("demo", "profile", "profile merge", "predict", "plan", "deploy", "infer", "status", "logs", "destroy")
+COMMANDS = ("demo", "profile", "profile merge", "predict", "plan", "catalog update", "deploy", "infer", "status", "logs", "destroy")
 
 
 def remoe(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -60,6 +60,7 @@ def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
         (("plan", "p", "-o", "."), 2, "Usage", ". is a directory"),
         (("plan",), 2, "Usage", "'profile'"),
         (("plan", "p", "-o", "x", "--remote-share", "2"), 2, "Usage", "remote-share"),
+        (("catalog", "update", "mars", "-o", "new.toml"), 2, "Usage", "no catalog named 'mars'"),
         (("wat",), 2, "Usage", "wat"),
     ],
 )

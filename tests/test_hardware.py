@@ -10,7 +10,7 @@ import pytest
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.spec import KvLayer, MoeSpec
-from remoe_cli.profile.hardware import hardware_names, latency_from, read_hardware
+from remoe_cli.profile.hardware import hardware_names, latency_from, read_hardware, whole_on_cpu, whole_on_gpu
 
 G5 = (resources.files("remoe_cli.profile") / "hardware" / "g5.xlarge.toml").read_text()
 
@@ -35,11 +35,15 @@ SIZES = {"small": spec(1, 300, 24, 1024), "DeepSeek-V2-Lite": spec(17.3, 2600, 2
 
 
 def test_the_ready_ones() -> None:
-    assert set(hardware_names()) >= {"g4dn.xlarge", "g5.xlarge", "g6.xlarge", "g6e.xlarge", "paper"}
+    assert set(hardware_names()) >= {"g4dn.xlarge", "g5.xlarge", "g6.xlarge", "g6e.xlarge", "p5.48xlarge", "paper", "lambda"}
     for name in hardware_names():
         hardware = read_hardware(name)
         assert (hardware.name, hardware.file.path) == (name, name)
-        assert hardware.gpu is not None
+        assert (hardware.gpu is None) == (name == "lambda")
+        assert hardware.gpu is None or hardware.gpu.expert_overhead_s == 0.15e-3
+    cpus = read_hardware("lambda")
+    assert cpus.main.vcpus == cpus.main.saturation_vcpus == pytest.approx(10240 / 1769, abs=0.005)
+    assert cpus.function == read_hardware("g5.xlarge").function
     paper = read_hardware("paper")
     assert (paper.main.bytes_per_s_per_vcpu, paper.main.flop_per_s_per_vcpu) == (2.5e9, 30e9)
     assert paper.gpu is not None and paper.gpu.bytes_per_s == 1.5e12
@@ -64,6 +68,27 @@ def test_one_case_by_hand() -> None:
     assert latency.warnings == ()
 
 
+def test_a_whole_model_on_one_device_by_hand() -> None:
+    """On g5.xlarge's A10G (600 GB/s, 70 TFLOP/s, 0.15 ms an expert), and on its 4 vCPUs (6.4 GB/s and 30 GFLOP/s each)."""
+    hardware, sizes = read_hardware("g5.xlarge"), spec(expert_mb=12, nonexpert_mb=1200, layers=10, hidden=1100)
+    rest, expert = whole_on_gpu(hardware, sizes)
+    assert rest == latency_from("g5.xlarge", sizes).nonexpert_prefill
+    # 12 MB at 600 GB/s are 20 us; 12 MFLOP a token at 70 TFLOP/s are longer from 117 tokens on
+    assert expert.seconds([0, 1, 100, 7000], 1) == pytest.approx([0, 0.17e-3, 0.17e-3, 0.15e-3 + 1.2e-3])
+    assert expert.seconds(1, 1) == expert.seconds(1, 64)
+    rest, expert = whole_on_cpu(hardware, sizes)
+    # 10 layers of 1 ms; 1.2 GB at 25.6 GB/s; 1.2 GFLOP a token at 120 GFLOP/s
+    assert rest.seconds([1, 100]) == pytest.approx([10e-3 + 1200e6 / 25.6e9, 10e-3 + 1.0])
+    assert expert == latency_from("g5.xlarge", sizes).local_expert.curve
+
+
+def test_a_whole_model_needs_a_gpu_to_be_on_one() -> None:
+    with pytest.raises(UsageError, match=r"lambda has no \[gpu\]"):
+        whole_on_gpu(read_hardware("lambda"), SIZES["small"])
+    rest, _ = whole_on_cpu(read_hardware("lambda"), SIZES["small"])
+    assert rest == latency_from("lambda", SIZES["small"]).nonexpert_prefill
+
+
 def test_float32_has_half_as_many_weights_in_the_same_bytes() -> None:
     half, single = (latency_from("paper", spec(10, 100, 4, 64, dtype)) for dtype in ("bfloat16", "float32"))
     assert float(half.local_expert.seconds(1000, 1)) == pytest.approx(2 * float(single.local_expert.seconds(1000, 1)))
@@ -81,7 +106,8 @@ def test_more_tokens_take_longer_and_more_vcpus_do_not(name: str, size: str) -> 
         assert (np.diff(seconds, axis=1) >= 0).all() and (np.diff(seconds, axis=0) <= 0).all()
         assert (seconds[:, -1] > seconds[:, 0]).all() and (seconds[0] > seconds[-1]).all()
     for line in (latency.nonexpert_prefill, latency.copy_s):
-        assert (np.diff(line.seconds(tokens)) >= 0).all() and line.seconds(1) > 0
+        assert (np.diff(line.seconds(tokens)) >= 0).all()
+    assert latency.nonexpert_prefill.seconds(1) > 0 and (latency.copy_s.seconds(1) > 0) == (name != "lambda")
     assert latency.load_s > 0
 
 
@@ -104,6 +130,7 @@ def test_without_a_gpu_the_cpu_does_it_all(tmp_path: Path) -> None:
         ("flop_per_s = 70e12", "flop_per_s = inf", "gpu.flop_per_s"),
         ("load_bytes_per_s = 400e6", "", "main.load_bytes_per_s"),
         ("load_bytes_per_s = 400e6", "load_bytes_per_s = 400e6\nspeed = 1.0", "main.speed"),
+        ("copy_bytes_per_s = 22e9\nexpert_overhead_s = 0.00015\n", "copy_bytes_per_s = 22e9\n", "gpu.expert_overhead_s"),
         ('"gpu.copy_latency_s"', '"gpu.latency_s"', "no provenance for gpu.copy_latency_s"),
         ('of = ["main.vcpus"]', 'of = ["main.vcpus", "gpu.flop_per_s"]', "repeated gpu.flop_per_s"),
         ("remoe.hardware/1", "remoe.hardware/2", "schema_version"),

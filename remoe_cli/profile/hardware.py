@@ -19,6 +19,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from remoe_cli.errors import UsageError
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.latency_record import Latency, Linear, Roofline, Timing
 from remoe_cli.sourced import Provenance, check_provenance, read_sourced, shipped_names
@@ -62,12 +63,18 @@ class MainSpeed(FunctionSpeed):
 
 
 class Gpu(_Part):
-    """The accelerator; `copy_latency_s` and `copy_bytes_per_s` are of one copy between it and CPU memory."""
+    """The accelerator.
+
+    bytes_per_s, flop_per_s              as a vendor gives them; what software adds is in the overheads
+    copy_latency_s, copy_bytes_per_s     of one copy between it and CPU memory
+    expert_overhead_s                    calling one expert on it, where a whole model is there
+    """
 
     bytes_per_s: Positive
     flop_per_s: Positive
     copy_latency_s: NonNegative
     copy_bytes_per_s: Positive
+    expert_overhead_s: NonNegative
 
 
 class File(_Part):
@@ -107,11 +114,7 @@ def latency_from(name: str, spec: MoeSpec) -> Latency:
     """What a model of these sizes takes on the hardware described by `name`; `measured_on` is the date of its newest figure."""
     hardware = read_hardware(name)
     main, gpu = hardware.main, hardware.gpu
-    vcpus = min(main.vcpus, main.saturation_vcpus)
-    read_s = spec.nonexpert_bytes / (gpu.bytes_per_s if gpu else main.bytes_per_s_per_vcpu * vcpus)
-    compute_s = _flop(spec, spec.nonexpert_bytes) / (gpu.flop_per_s if gpu else main.flop_per_s_per_vcpu * vcpus)
-    overhead_s = main.layer_overhead_s * spec.hidden_layers
-    nonexpert = Linear(fixed_s=overhead_s, per_token_s=compute_s, least_s=overhead_s + read_s)
+    nonexpert = _nonexpert_on_gpu(main, gpu, spec) if gpu else _nonexpert_on_cpu(main, min(main.vcpus, main.saturation_vcpus), spec)
     copied = Linear(fixed_s=gpu.copy_latency_s if gpu else 0.0, per_token_s=spec.hidden_state_bytes / gpu.copy_bytes_per_s if gpu else 0.0)
     return Latency(
         source="described",
@@ -121,20 +124,57 @@ def latency_from(name: str, spec: MoeSpec) -> Latency:
         nonexpert_prefill=nonexpert,
         nonexpert_decode_s=float(nonexpert.seconds(1)),
         nonexpert_layers=None,
-        local_expert=_expert(main, spec),
-        remote_expert=_expert(hardware.function, spec),
+        local_expert=_timing(_expert_on_cpu(main, spec)),
+        remote_expert=_timing(_expert_on_cpu(hardware.function, spec)),
         copy_s=copied,
         load_s=(spec.nonexpert_bytes + spec.routed_bytes) / main.load_bytes_per_s,
     )
 
 
-def _expert(speed: FunctionSpeed, spec: MoeSpec) -> Timing:
-    curve = Roofline(
-        overhead_s=speed.expert_overhead_s,
-        weights_s=spec.expert_bytes / speed.bytes_per_s_per_vcpu,
-        per_token_s=_flop(spec, spec.expert_bytes) / speed.flop_per_s_per_vcpu,
-        saturation_vcpus=speed.saturation_vcpus,
-    )
+def whole_on_gpu(hardware: Hardware, spec: MoeSpec) -> tuple[Linear, Roofline]:
+    """All non-expert modules and one expert of a model that is on the GPU as a whole, so nothing is copied; vCPUs do not matter.
+
+    UsageError when the description has no GPU.
+    """
+    if (gpu := hardware.gpu) is None:
+        raise UsageError(f"The hardware description {hardware.file.path} has no [gpu].", "Name one that has, such as g5.xlarge.")
+    expert = _roofline(gpu.expert_overhead_s, gpu.bytes_per_s, gpu.flop_per_s, spec.expert_bytes, spec)
+    return _nonexpert_on_gpu(hardware.main, gpu, spec), expert
+
+
+def whole_on_cpu(hardware: Hardware, spec: MoeSpec) -> tuple[Linear, Roofline]:
+    """All non-expert modules and one expert of a model that is on CPUs as a whole; the former at `main.saturation_vcpus` vCPUs."""
+    main = hardware.main
+    return _nonexpert_on_cpu(main, main.saturation_vcpus, spec), _expert_on_cpu(main, spec)
+
+
+def _nonexpert_on_gpu(main: MainSpeed, gpu: Gpu, spec: MoeSpec) -> Linear:
+    return _nonexpert(main.layer_overhead_s, gpu.bytes_per_s, gpu.flop_per_s, spec)
+
+
+def _nonexpert_on_cpu(main: MainSpeed, vcpus: float, spec: MoeSpec) -> Linear:
+    return _nonexpert(main.layer_overhead_s, main.bytes_per_s_per_vcpu * vcpus, main.flop_per_s_per_vcpu * vcpus, spec)
+
+
+def _nonexpert(layer_overhead_s: float, bytes_per_s: float, flop_per_s: float, spec: MoeSpec) -> Linear:
+    curve = _roofline(layer_overhead_s * spec.hidden_layers, bytes_per_s, flop_per_s, spec.nonexpert_bytes, spec)
+    return Linear(fixed_s=curve.overhead_s, per_token_s=curve.per_token_s, least_s=curve.overhead_s + curve.weights_s)
+
+
+def _expert_on_cpu(speed: FunctionSpeed, spec: MoeSpec) -> Roofline:
+    bytes_per_s, flop_per_s = speed.bytes_per_s_per_vcpu, speed.flop_per_s_per_vcpu
+    return _roofline(speed.expert_overhead_s, bytes_per_s, flop_per_s, spec.expert_bytes, spec, speed.saturation_vcpus)
+
+
+def _roofline(
+    overhead_s: float, bytes_per_s: float, flop_per_s: float, weight_bytes: int, spec: MoeSpec, saturation_vcpus: float = 1.0
+) -> Roofline:
+    per_token_s = _flop(spec, weight_bytes) / flop_per_s
+    weights_s = weight_bytes / bytes_per_s
+    return Roofline(overhead_s=overhead_s, weights_s=weights_s, per_token_s=per_token_s, saturation_vcpus=saturation_vcpus)
+
+
+def _timing(curve: Roofline) -> Timing:
     return Timing(curve=curve, held_out_error=None, errors={}, points=(), residuals=())
 
 

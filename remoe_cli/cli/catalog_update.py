@@ -1,0 +1,52 @@
+"""`remoe catalog update`: a copy of a catalog with the prices that AWS publishes today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from remoe_cli.cli import output
+
+if TYPE_CHECKING:
+    from remoe_cli.plan.prices import Price
+
+
+def command(
+    out: Annotated[Path, typer.Option("-o", "--output", help="The copy, such as catalogs/aws.toml; may be CATALOG's own file.")],
+    catalog: Annotated[str, typer.Argument(help="A catalog's name or a TOML file.")] = "aws-us-east-1",
+    json: output.JsonOption = False,
+    quiet: output.QuietOption = False,
+) -> None:
+    """Fetch AWS's public price list (no account needed) and write a copy of the catalog with its prices; comments are not copied."""
+    from remoe_cli.errors import UsageError
+    from remoe_cli.plan.catalog import read_catalog
+    from remoe_cli.plan.prices import update
+
+    if out.is_dir() or out.suffix != ".toml":
+        raise UsageError(f"{out} is no file name of a catalog.", "Give the copy a name that ends in .toml, such as catalogs/aws.toml.")
+    updated = update(read_catalog(catalog), out, say=output.say)
+    if missing := updated.not_found:
+        output.say(f"Not in AWS's price list, kept as they were: {', '.join(missing)}.")
+    document: dict[str, Any] = {
+        "path": str(out),
+        "published": {f"{service} {region}": day for (service, region), day in updated.published.items()},
+        "prices": [{"name": price.name, "old": price.old, "new": price.new} for price in updated.prices],
+        "not_found": list(updated.not_found),
+    }
+    output.result(document, lambda: _show(updated.prices, out))
+
+
+def _show(prices: tuple[Price, ...], out: Path) -> None:
+    output.table("Prices in USD", ("price", "old", "new", "change"), [_row(price) for price in prices])
+    output.line(f"The catalog is {out}; 'remoe plan --catalog {out}' uses it.")
+
+
+def _row(price: Price) -> tuple[str, str, str, str]:
+    from remoe_cli.plan.prices import plain
+
+    if price.new is None:
+        return price.name, plain(price.old), "not found", "kept"
+    change = f"{price.new / price.old - 1:+.1%}" if price.old else "from nothing"
+    return price.name, plain(price.old), plain(price.new), "same" if price.new == price.old else change
