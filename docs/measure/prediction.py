@@ -30,7 +30,7 @@ from remoe_cli.deploy.local import lifecycle
 from remoe_cli.deploy.local.calibrate import calibrate
 from remoe_cli.deploy.local.target import deploy
 from remoe_cli.model.demo import demo_model
-from remoe_cli.plan.build import make_plan
+from remoe_cli.plan.build import Wanted, make_plan
 from remoe_cli.plan.catalog import read_catalog
 from remoe_cli.plan.document import Plan
 from remoe_cli.profile.prompts import PromptSet
@@ -77,7 +77,7 @@ def _profile(dtype: str, texts: tuple[str, ...], out: Path) -> Profile:
 
 
 def _plan(made: Profile, share: float | None) -> Plan:
-    return make_plan(made, read_catalog("local"), remote_share=share)
+    return make_plan(made, read_catalog("local"), Wanted(remote_share=share))
 
 
 @contextmanager

@@ -66,19 +66,21 @@ def make_problem(profile: Profile, catalog: Catalog, wanted: Wanted) -> Problem:
     traffic = wanted.requests or Requests(workload.lengths)
     cold = wanted.cold_share if wanted.cold_share is not None else traffic.cold_share(catalog.function.idle_ttl_s)
     latency, spec = profile.record.latency, profile.record.spec
-    described = {}
-    for main in catalog.main.menu:
-        measured_here = latency.source == "measured" and main.gpu_memory_mb is None and not latency.copy_s.fixed_s
-        if main.hardware and main.hardware not in described and latency.machine != main.hardware and not measured_here:
-            described[main.hardware] = latency_from(main.hardware, spec)
+    measured_on_cpus = latency.source == "measured" and not latency.copy_s.fixed_s
+    described = {
+        main.name: latency_from(main.hardware, spec, main.vcpus)
+        for main in catalog.main.menu
+        if main.hardware and not (measured_on_cpus and main.gpu_memory_mb is None)
+    }
     return Problem(spec, latency, catalog, replace(workload, cold_share=cold), described, wanted.invocations)
 
 
-def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted) -> Plan:
+def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) -> Plan:
     """The plan that is wanted. Same input, same bytes, unless the time limit cuts the search short.
 
     Raises InfeasibleError when no plan meets the limits, and what `from_profile`, `forced_sets` and `read_placement` raise.
     """
+    wanted = wanted or Wanted()
     problem, aim = make_problem(profile, catalog, wanted), wanted.aim
     chosen = _choose(problem, wanted)
     others = baselines(problem, aim)

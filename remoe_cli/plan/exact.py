@@ -43,6 +43,16 @@ class Solution:
     timed_out: bool
 
 
+def multipliers(task: Task, main: Main) -> dict[str, float]:
+    """What a unit more of each limit (experts, seconds, USD) would change the relaxation's least objective by, at one main function."""
+    quiet_highs()
+    node = make_node(task, (main,))
+    if node is None:
+        return {}
+    u = _bound(node, None, np.inf).u
+    return {name: float(price) / limit for name, price, limit in zip(node.names, u, node.limits, strict=True) if limit > 0}
+
+
 @dataclass(frozen=True)
 class _Bound:
     """A certified bound of a node, its multipliers in the objective's unit, the columns its LP used, and those open to a better plan."""

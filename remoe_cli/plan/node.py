@@ -48,7 +48,7 @@ class Task:
 class Node:
     """Minimise `const + scale * c x` with one column per layer and `rows x <= 1` (rows [R, N], each divided by its limit).
 
-    `at` [N] are the node's columns among all; `starts` and `layer` are over them.
+    `at` [N] are the node's columns among all; `starts` and `layer` are over them; `names` and `limits` are the rows'.
     """
 
     at: Ints
@@ -58,6 +58,8 @@ class Node:
     scale: float
     c: Floats
     rows: Floats
+    names: tuple[str, ...]
+    limits: tuple[float, ...]
 
     def reduced(self, u: Floats) -> tuple[Floats, Floats, float]:
         """Costs less multipliers [N], their least per layer [L], and the Lagrangian bound."""
@@ -166,18 +168,19 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
     c, const = objectives[task.aim.objective]
     capacity = max(main_side.local_capacity(problem, main.spec) for main in bought)
     longest_s = max(main_side.longest_mean_s(problem, main) for main in bought)
-    limits: list[tuple[Floats, float]] = [((problem.spec.experts_per_layer - columns.count[chosen]).astype(np.float64), float(capacity))]
-    for row, limit, rest in (
-        (figures.first_s, task.aim.ttft_s, figures.ttft_rest_s),
-        (figures.decode_s, task.aim.tpot_s, figures.tpot_rest_s),
-        (usd, task.aim.budget_usd, usd_rest),
-        (request_s, longest_s if longest_s < math.inf else None, figures.rest_s),
+    local = (problem.spec.experts_per_layer - columns.count[chosen]).astype(np.float64)
+    limits: dict[str, tuple[Floats, float]] = {"memory": (local, float(capacity))}
+    for name, row, limit, rest in (
+        ("ttft", figures.first_s, task.aim.ttft_s, figures.ttft_rest_s),
+        ("tpot", figures.decode_s, task.aim.tpot_s, figures.tpot_rest_s),
+        ("budget", usd, task.aim.budget_usd, usd_rest),
+        ("time", request_s, longest_s if longest_s < math.inf else None, figures.rest_s),
     ):
         if limit is not None:
-            limits.append((row, limit * (1 + SLACK) - rest))
-    if any(np.minimum.reduceat(row, starts).sum() > limit for row, limit in limits):
+            limits[name] = (row, limit * (1 + SLACK) - rest)
+    if any(np.minimum.reduceat(row, starts).sum() > limit for row, limit in limits.values()):
         return None
     scale = float(np.minimum.reduceat(c, starts).sum()) or 1.0
     # A limit of exactly 0 leaves only columns that use none of it: any use counts double, and so breaks `<= 1`.
-    rows = np.stack([row / limit if limit > 0 else np.where(row > 0, 2.0, 0.0) for row, limit in limits])
-    return Node(chosen, starts, layer, const, scale, c / scale, rows)
+    rows = np.stack([row / limit if limit > 0 else np.where(row > 0, 2.0, 0.0) for row, limit in limits.values()])
+    return Node(chosen, starts, layer, const, scale, c / scale, rows, tuple(limits), tuple(limit for _, limit in limits.values()))

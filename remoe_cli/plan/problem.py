@@ -22,8 +22,8 @@ Invocations = Literal["per-layer", "per-expert"]
 class Problem:
     """All that a placement's cost depends on, besides the placement.
 
-    latency       the profile's: times of the expert functions, and of main specs that name no described hardware
-    described     times of main specs by the hardware that they name; what is missing here has the profile's own times
+    latency       the profile's: times of the expert functions, and of main specs that are not in `described`
+    described     times of main specs by name, where they are not the profile's own
     invocations   one call for all experts that a token hits in a function, or one after another for each (the paper's equation 5)
     """
 
@@ -35,7 +35,7 @@ class Problem:
     invocations: Invocations = "per-layer"
 
     def latency_of(self, main: MainSpec) -> Latency:
-        return self.described.get(main.hardware or "", self.latency)
+        return self.described.get(main.name, self.latency)
 
 
 @dataclass(frozen=True)

@@ -61,12 +61,12 @@ def open_books(plan: Plan, profile: Profile, catalog: Catalog) -> Books:
 
 
 def latency_of(books: Books, main: MainSpec) -> Latency:
-    """The profile's own times, unless the main spec names other hardware that the profile was not measured on."""
+    """Those of the hardware that the main spec names, unless the profile was measured on CPUs and that is what it has."""
     own = books.profile.record.latency
     on_cpus_alike = own.source == "measured" and main.gpu_memory_mb is None and own.copy_s.fixed_s == 0
-    if main.hardware is None or main.hardware == own.machine or on_cpus_alike:
+    if main.hardware is None or on_cpus_alike:
         return own
-    return latency_from(main.hardware, books.profile.record.spec)
+    return latency_from(main.hardware, books.profile.record.spec, main.vcpus)
 
 
 def accelerated(books: Books, main: MainSpec) -> bool:

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import combinations
 from pathlib import Path
@@ -23,10 +23,11 @@ import numpy as np
 from remoe_cli.errors import DeployError, InvokeError
 from remoe_cli.function.codec import STORAGE, Batch, pack, unpack
 from remoe_cli.function.expert_ffn import narrow
+from remoe_cli.plan.build import Wanted, make_problem
 from remoe_cli.plan.catalog import Catalog
-from remoe_cli.plan.cost import Placement, Problem, evaluate
+from remoe_cli.plan.cost import evaluate
 from remoe_cli.plan.document import Outcome, Plan
-from remoe_cli.plan.workload import from_profile
+from remoe_cli.plan.problem import Placement
 from remoe_cli.profile.latency_record import ColdStart, InvocationTiming, Latency, Quantiles, Serving
 from remoe_cli.profile.record import Profile, write_profile
 from remoe_cli.runtime.invoke import Invocation, health, invoke
@@ -115,11 +116,11 @@ def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answ
 
 def _ratios(profile: Profile, latency: Latency, plan: Plan, catalog: Catalog, receipt: dict[str, Any]) -> tuple[float, float]:
     """The ratios of prefill and decode with which the cost model predicts this receipt's TTFT and TPOT."""
-    request = from_profile(profile).resized(receipt["prompt_tokens"], max(1, receipt["generated_tokens"] - 1))
+    problem = make_problem(profile, catalog, Wanted(n_in=receipt["prompt_tokens"], n_out=max(1, receipt["generated_tokens"] - 1)))
 
     def outcome(ratio: float) -> Outcome:
         slowed = latency.model_copy(update={"serving": Serving(answers=0, prefill=ratio, decode=ratio)})
-        return evaluate(Problem(profile.record.spec, slowed, catalog, request), Placement(plan.main, plan.layers))
+        return evaluate(replace(problem, latency=slowed), Placement(plan.main, plan.layers))
 
     return (
         _root(lambda ratio: outcome(ratio).ttft_s - receipt["ttft_s"]),
