@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,9 +45,15 @@ def command(
     remote_share: Annotated[
         float | None, typer.Option(min=0, max=1, help="Force this share of the experts out, the least used, to exercise the remote path.")
     ] = None,
-    placement: Annotated[Path | None, typer.Option(help="Price this placement (a plan, or its main and layers) instead of solving.")] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Say where every input came from, what binds, and what more would be worth.")] = False,
-    frontier: Annotated[bool, typer.Option("--frontier", help="Also the cost of every TPOT, as a table and a picture beside the plan.")] = False,
+    placement: Annotated[
+        Path | None, typer.Option(help="Price this placement (a plan, or its main and layers) instead of solving.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say where every input came from, what binds, and what more would be worth.")
+    ] = False,
+    frontier: Annotated[
+        bool, typer.Option("--frontier", help="Also the cost of every TPOT, as a table and a picture beside the plan.")
+    ] = False,
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds after which the solver stops with the gap it has.")] = 120.0,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
@@ -87,16 +94,30 @@ def command(
         )
     write_json(out, made)
     document: dict[str, Any] = {"path": str(out)} | made.model_dump(mode="json")
-    shows = [lambda: show(made, out)]
+    shows: list[Callable[[], None]] = [lambda: show(made, out)]
     if explain:
         from remoe_cli.plan.explain import explanation
 
         sections = explanation(made, read, prices, wanted)
         document["explanation"] = {title: [list(row) for row in rows] for title, rows in sections.items()}
-        shows.append(lambda: [output.table(title, ("", ""), rows) for title, rows in sections.items()] and None)
+        shows.append(lambda: _show_sections(sections))
     if frontier:
         shows.append(_frontier(document, read, prices, wanted, out))
-    output.result(document, lambda: [one() for one in shows] and None)
+
+    def show_all() -> None:
+        for one in shows:
+            one()
+
+    output.result(document, show_all)
+
+
+def _show_sections(sections: dict[str, Any]) -> None:
+    from textwrap import fill
+
+    for title, rows in sections.items():
+        output.line(f"\n{title}")
+        for name, text in rows:
+            output.line(fill(text, 118, initial_indent=f"  {name}: ", subsequent_indent="      "))
 
 
 def _requests(read: Any, path: Path | None, per_hour: float | None, n_in: int | None, n_out: int | None) -> Requests | None:
@@ -120,7 +141,7 @@ def _requests(read: Any, path: Path | None, per_hour: float | None, n_in: int | 
     return one_length(lengths.n_in, lengths.n_out, per_hour)
 
 
-def _frontier(document: dict[str, Any], read: Any, prices: Any, wanted: Any, out: Path) -> Any:
+def _frontier(document: dict[str, Any], read: Any, prices: Any, wanted: Any, out: Path) -> Callable[[], None]:
     from remoe_cli.plan.frontier import frontier
     from remoe_cli.report.plan import draw_frontier
 

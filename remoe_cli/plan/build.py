@@ -9,7 +9,7 @@ from remoe_cli.plan.baselines import Baselines, baselines
 from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.columns import build_columns
 from remoe_cli.plan.cost import evaluate
-from remoe_cli.plan.document import Method, Outcome, Plan, Source, Targets, WorkloadRef
+from remoe_cli.plan.document import Method, Outcome, Plan, Source, Status, Targets, WorkloadRef
 from remoe_cli.plan.exact import Solution, solve
 from remoe_cli.plan.forced import forced_sets
 from remoe_cli.plan.given import read_placement
@@ -194,8 +194,8 @@ def _all_local(problem: Problem, aim: Aim, others: Baselines, value: float) -> t
     return (others.all_local, outcome) if meets(aim, outcome) and _value(aim, outcome) <= value * (1 + SLACK) else None
 
 
-def _status(chosen: _Chosen, gap: float | None) -> str:
-    if chosen.method in ("forced", "given"):
+def _status(chosen: _Chosen, gap: float | None) -> Status:
+    if chosen.method == "forced" or chosen.method == "given":
         return chosen.method
     if gap is None:
         return "heuristic"

@@ -20,7 +20,6 @@ NonNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Architecture = Literal["x86_64", "arm64"]
 _SHIPPED = ("remoe_cli.plan", "catalogs")
-_PRICED = ("reference.gpus",)
 
 
 class _Part(BaseModel):
@@ -177,8 +176,15 @@ class Catalog(_Part):
 
     @property
     def oldest_price(self) -> date:
-        """The date of the oldest figure that is a price."""
-        return min(entry.date for entry in self.provenance if any(".usd_" in field or field in _PRICED for field in entry.of))
+        """The date of the oldest figure that is a price of something; what is free does not age."""
+        return min(entry.date for entry in self.provenance if any(self._is_price(field) for field in entry.of))
+
+    def _is_price(self, field: str) -> bool:
+        side, name = field.split(".")
+        value = getattr(getattr(self, side), name)
+        if isinstance(value, tuple):
+            return any(isinstance(spec, MainSpec) and spec.usd_per_hour for spec in value)
+        return name.startswith("usd_") and value != 0
 
 
 def catalog_names() -> tuple[str, ...]:

@@ -188,10 +188,29 @@ def _function_loads(problem: Problem, index: int, owner: Ints, functions: int) -
     return biggest, held
 
 
+def _are_prefixes(problem: Problem, index: int, sets: Bools, count: Ints) -> bool:
+    """Whether each set is that of the least used experts; a single set is not worth the tables of all."""
+    return len(sets) > 2 and bool((sets == (problem.workload.ranks[index] < count[:, None])).all())
+
+
 def _law(problem: Problem, index: int, sets: Bools, count: Ints, owner: Ints, functions: int) -> HitLaw:
-    if len(sets) > 2 and (sets == (problem.workload.ranks[index] < count[:, None])).all():
+    if _are_prefixes(problem, index, sets, count):
         return prefix_law(problem.workload, index, count, functions)
     return hit_law(problem.workload, index, owner)
+
+
+def _replica_of(problem: Problem, index: int, n_in: int, sets: Bools, replicas: int) -> Ints:
+    """[S, E]: LPT. That of all prefixes is kept, as both planners ask for parts of it."""
+    workload, count = problem.workload, sets.sum(axis=1)
+    work = remote_side.expert_work_s(problem, problem.catalog.function.mb_per_vcpu, workload.use[index] * n_in)
+    if not _are_prefixes(problem, index, sets, count):
+        return remote_side.lpt(work, sets, replicas)
+    key = ("lpt", index, n_in, replicas, work.tobytes())
+    if key not in workload.memo:
+        every = np.arange(len(work) + 1)[:, None] > workload.ranks[index]
+        workload.memo[key] = remote_side.lpt(work, every, replicas).astype(np.int16)
+    at: Ints = workload.memo[key][count].astype(np.int64)
+    return at
 
 
 def _prefills(
@@ -204,7 +223,7 @@ def _prefills(
         tokens = problem.workload.use[index] * kind.n_in
         at = np.where(tokens > 0, owner, -1)
         if replicas > 1:
-            at = remote_side.lpt(remote_side.expert_work_s(problem, problem.catalog.function.mb_per_vcpu, tokens), sets, replicas)
+            at = _replica_of(problem, index, kind.n_in, sets, replicas)
         sent = remote_side.prefill(problem, tokens, menu, at, functions * replicas)
         zts.append(sent.zt_s)
         bills += kind.share * (usd_per_s * sent.billed_s + problem.catalog.function.usd_per_request * sent.calls)

@@ -136,6 +136,7 @@ class Flip(_Part):
 
 Objective = Literal["cost", "tpot", "ttft"]
 Method = Literal["exact", "scan", "paper", "forced", "given"]
+Status = Literal["optimal", "within-gap", "time-limit", "forced", "heuristic", "given"]
 Verdict = Literal["recommended", "not recommended", "insufficient evidence"]
 
 
@@ -165,7 +166,7 @@ class Plan(Document):
     lower_bound_usd: float | None
     lower_bound_s: float | None = None
     gap: float | None
-    status: Literal["optimal", "within-gap", "time-limit", "forced", "heuristic", "given"]
+    status: Status
     verdict: Verdict
     reason: str
     notes: tuple[str, ...]

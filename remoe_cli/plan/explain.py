@@ -150,7 +150,10 @@ def _inputs(plan: Plan, profile: Profile, catalog: Catalog) -> Rows:
     sources = sorted({(entry.date.isoformat(), entry.source, ", ".join(entry.of)) for entry in catalog.provenance})
     traffic = "unknown" if workload.requests_per_hour is None else f"{workload.requests_per_hour:.4g} requests an hour"
     return (
-        ("routing", f"{record.routing.source}, {len(profile.arrays['prompt_tokens'])} prompts of {record.dataset.source}, {traced} tokens traced"),
+        (
+            "routing",
+            f"{record.routing.source}, {len(profile.arrays['prompt_tokens'])} prompts of {record.dataset.source}, {traced} tokens traced",
+        ),
         ("times", f"{latency.source}: {latency.machine}, {latency.measured_on}"),
         ("warm invocation", latency.invocation.target if latency.invocation else f"catalog {catalog.name}"),
         ("requests", f"{workload.n_in:.4g} + {workload.n_out:.4g} tokens; traffic {traffic}; {workload.cold_share:.1%} cold"),

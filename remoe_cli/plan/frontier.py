@@ -56,7 +56,9 @@ def frontier(profile: Profile, catalog: Catalog, wanted: Wanted, progress: Calla
         if found is not None:
             outcome = evaluate(problem, Placement(found.main.spec, found.layers, found.main.instances))
             remote = sum(len(layer.remote) for layer in found.layers)
-            points.append(Point(outcome.tpot_s, outcome.ttft_s, outcome.cost_usd_per_request, found.lower_bound, remote, found.main.spec.name))
+            points.append(
+                Point(outcome.tpot_s, outcome.ttft_s, outcome.cost_usd_per_request, found.lower_bound, remote, found.main.spec.name)
+            )
         progress(done, POINTS)
     return [p for p in points if not any(_better(other, p) for other in points)]
 

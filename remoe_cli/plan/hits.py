@@ -59,42 +59,50 @@ def hit_law(workload: Workload, layer: int, owner: Ints) -> HitLaw:
 
 
 def prefix_law(workload: Workload, layer: int, sizes: Ints, functions: int) -> HitLaw:
-    """`hit_law` for the sets of the `sizes` [S] least used experts, divided by `owners`, in time that does not grow with S.
+    """`hit_law` for the sets of the `sizes` [S] least used experts, divided by `owners`, in time that does not grow with S."""
+    key = ("law", layer, functions)
+    if key not in workload.memo:
+        workload.memo[key] = _all_prefixes(workload, layer, functions)
+    local, busiest, shares, calls = workload.memo[key]
+    return HitLaw(local, busiest, shares[sizes], calls[sizes])
 
-    With rising size m a token's state changes only where m passes the rank of one of its experts: each of its states is added
-    where it begins and taken away where it ends, and a running sum over m does the rest.
-    """
+
+def _all_prefixes(workload: Workload, layer: int, functions: int) -> tuple[Ints, Ints, Floats, Floats]:
+    """The law of every size. With rising size m a token's state changes only where m passes the rank of one of its experts: each of its
+    states is added where it begins and taken away where it ends, and a running sum over m does the rest."""
     patterns, counts = workload.patterns[layer]
     tokens, k = patterns.shape
-    experts = workload.use.shape[1]
-    rank = np.append(workload.ranks[layer], experts)  # a skipped slot (-1) is never remote
+    width = workload.use.shape[1] + 2
+    rank = np.append(workload.ranks[layer], width - 2)  # a skipped slot (-1) is never remote
     ranks = np.sort(rank[patterns], axis=1)
     used = (patterns >= 0).sum(axis=1)
     begin = np.zeros(tokens, dtype=np.int64)
     hits = np.zeros((tokens, functions), dtype=np.int64)
-    states = np.zeros(((k + 1) ** 2, experts + 2))
-    calls = np.zeros((k + 1, experts + 2))
+    states, calls = np.zeros((k + 1) ** 2 * width), np.zeros((k + 1) * width)
     rows = np.arange(tokens)
+
+    def add(table: Floats, row: Ints, column: Ints, weight: Ints) -> None:
+        table += np.bincount(row * width + column, weights=weight, minlength=len(table))
+
     for h in range(k + 1):
         # From `begin` on, h of the token's experts are remote; with the next one it ends.
-        end = ranks[:, h] + 1 if h < k else np.full(tokens, experts + 1)
-        end = np.where(used > h, end, experts + 1)
-        alive = (used >= h) & (begin <= experts)
-        code = hits.max(axis=1) + (k + 1) * (used - h)
-        np.add.at(states, (code[alive], begin[alive]), counts[alive])
-        np.add.at(states, (code[alive], np.minimum(end, experts + 1)[alive]), -counts[alive])
+        end = np.where(used > h, ranks[:, h] + 1, width - 1) if h < k else np.full(tokens, width - 1)
+        alive = (used >= h) & (begin < width - 1)
+        code = hits.max(axis=1)[alive] + (k + 1) * (used[alive] - h)
+        add(states, code, begin[alive], counts[alive])
+        add(states, code, end[alive], -counts[alive])
         if h < k:
             hit = alive & (used > h)
-            function = ranks[:, h] % functions
-            before = hits[rows, function]
-            at = np.minimum(end, experts + 1)
-            np.add.at(calls, (before[hit], at[hit]), -counts[hit])
-            np.add.at(calls, (before[hit] + 1, at[hit]), counts[hit])
-            hits[rows[hit], function[hit]] += 1
+            function = (ranks[:, h] % functions)[hit]
+            before = hits[rows[hit], function]
+            add(calls, before, end[hit], -counts[hit])
+            add(calls, before + 1, end[hit], counts[hit])
+            hits[rows[hit], function] += 1
             begin = end
-    present = np.flatnonzero(np.abs(states).sum(axis=1))
     total = counts.sum()
-    shares = np.cumsum(states[present], axis=1)[:, sizes].T / total
-    mean_calls = np.cumsum(calls, axis=1)[:, sizes].T / total
+    states = states.reshape(-1, width)
+    present = np.flatnonzero(np.abs(states).sum(axis=1))
+    shares = np.cumsum(states[present], axis=1)[:, :-1].T / total
+    mean_calls = np.cumsum(calls.reshape(-1, width), axis=1)[:, :-1].T / total
     mean_calls[:, 0] = 0.0
-    return HitLaw(present // (k + 1), present % (k + 1), shares, mean_calls)
+    return present // (k + 1), present % (k + 1), shares, mean_calls

@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from remoe_cli.plan import main_side
-from remoe_cli.plan.columns import Columns
+from remoe_cli.plan.columns import Columns, Small
 from remoe_cli.plan.document import MainSpec
 from remoe_cli.plan.problem import Main, Problem
 from remoe_cli.plan.workload import Floats, Ints
@@ -53,7 +53,7 @@ class Node:
 
     at: Ints
     starts: Ints
-    layer: Ints
+    layer: Small
     const: float
     scale: float
     c: Floats
@@ -129,7 +129,7 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
         (s.hardware, main_side.vcpus(problem, s), main_side.on_gpu(problem, s), s.usd_per_hour is None): s for s in (m.spec for m in bought)
     }
     specs = tuple(kinds.values())
-    chosen = slice(None) if at is None else at
+    chosen: Any = slice(None) if at is None else at
     sets = columns.at_set[chosen]
     local = np.minimum.reduce([columns.local_s(problem, spec) for spec in specs])
     steps = columns.decode_s(min(main_side.expert_step_s(problem, spec) for spec in specs))
@@ -155,8 +155,8 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
     """The relaxation over a range of main functions and the columns `at` (all by default); None when one limit alone rules it out."""
     problem, columns = task.problem, task.columns
     figures = _figures(problem, columns, bought, at)
-    chosen = np.arange(len(columns.layer)) if at is None else at
-    layer = columns.layer[chosen].astype(np.int64)
+    chosen: Any = slice(None) if at is None else at
+    layer = columns.layer[chosen]
     starts = np.searchsorted(layer, np.arange(len(columns.starts)))
     if starts[-1] == len(layer) or (np.diff(np.append(starts, len(layer))) == 0).any():
         return None
@@ -183,4 +183,14 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
     scale = float(np.minimum.reduceat(c, starts).sum()) or 1.0
     # A limit of exactly 0 leaves only columns that use none of it: any use counts double, and so breaks `<= 1`.
     rows = np.stack([row / limit if limit > 0 else np.where(row > 0, 2.0, 0.0) for row, limit in limits.values()])
-    return Node(chosen, starts, layer, const, scale, c / scale, rows, tuple(limits), tuple(limit for _, limit in limits.values()))
+    return Node(
+        np.arange(len(layer)) if at is None else at,
+        starts,
+        layer,
+        const,
+        scale,
+        c / scale,
+        rows,
+        tuple(limits),
+        tuple(limit for _, limit in limits.values()),
+    )

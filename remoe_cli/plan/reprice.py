@@ -187,16 +187,16 @@ def decode(books: Books, layer: LayerPlan, routed: Layer, local_step_s: float) -
     """Mean seconds of one token in this layer, and mean cost of its invocations."""
     holder = {expert: part for part, experts in enumerate(layer.parts) for expert in experts}
     seen: Counter[tuple[int, tuple[int, ...]]] = Counter()
-    for chosen, tokens in routed.choices.items():
-        hits = Counter(holder[e] for e in chosen if e in holder)
-        seen[len(chosen) - hits.total(), tuple(sorted(hits.values()))] += tokens
+    for choice, tokens in routed.choices.items():
+        hits = Counter(holder[e] for e in choice if e in holder)
+        seen[len(choice) - hits.total(), tuple(sorted(hits.values()))] += tokens
     once = {h: call(books, layer.memory_mb, [1.0] * h) for h in {h for _, hits in seen for h in hits} | ({1} if layer.remote else set())}
     seconds = usd = 0.0
-    for (local, hits), tokens in seen.items():
+    for (local, each), tokens in seen.items():
         if books.plan.invocations == "per-expert":
-            waits, costs = [h * once[1][0] for h in hits], [h * once[1][1] for h in hits]
+            waits, costs = [h * once[1][0] for h in each], [h * once[1][1] for h in each]
         else:
-            waits, costs = [once[h][0] for h in hits], [once[h][1] for h in hits]
+            waits, costs = [once[h][0] for h in each], [once[h][1] for h in each]
         seconds += tokens * max([local * local_step_s, *waits])
         usd += tokens * sum(costs)
     total = seen.total()

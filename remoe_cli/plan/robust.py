@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from remoe_cli.plan.improve import meets
 from remoe_cli.plan.node import Aim
 from remoe_cli.plan.problem import Placement, Problem
 from remoe_cli.plan.scan import scan
-from remoe_cli.plan.workload import Workload, from_profile
+from remoe_cli.plan.workload import Bools, Workload, from_profile
+from remoe_cli.profile.latency_record import Quantiles
 from remoe_cli.profile.record import Profile
 
 STEP = 2.0  # by which circumstances are shifted, up and down
@@ -33,16 +35,10 @@ def slower_calls(problem: Problem, factor: float) -> Problem:
     if measured is None:
         return replace(problem, catalog=catalog)
 
-    def scaled(spread: object) -> dict[str, object]:
-        said = measured.unbilled_s if spread == "unbilled_s" else measured.billed_s  # type: ignore[union-attr]
-        return {
-            "p50": said.p50 * factor,
-            "p90": said.p90 * factor,
-            "p99": said.p99 * factor,
-            "tenths": tuple(t * factor for t in said.tenths),
-        }
-
-    spreads = {name: getattr(measured, name).model_copy(update=scaled(name)) for name in ("unbilled_s", "billed_s")}
+    spreads = {
+        name: Quantiles(p50=s.p50 * factor, p90=s.p90 * factor, p99=s.p99 * factor, tenths=tuple(t * factor for t in s.tenths))
+        for name, s in (("unbilled_s", measured.unbilled_s), ("billed_s", measured.billed_s))
+    }
     return replace(problem, catalog=catalog, latency=problem.latency.model_copy(update={"invocation": measured.model_copy(update=spreads)}))
 
 
@@ -96,7 +92,7 @@ def held_out(problem: Problem, profile: Profile, aim: Aim) -> Shift | None:
     return _shift(f"planned on {(rows % 2 == 0).sum()} prompts, judged on {(rows % 2 == 1).sum()} others (by scan)", aim, outcome, known)
 
 
-def _window(workload: Workload, profile: Profile, rows: np.ndarray) -> Workload | None:  # type: ignore[type-arg]
+def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | None:
     arrays = dict(profile.arrays)
     tokens = rows[arrays["trace_prompt"]]
     if rows.sum() < 2 or not tokens.any():
@@ -121,21 +117,18 @@ def turns(problem: Problem, aim: Aim, placement: Placement) -> list[Turn]:
     local = best_local(problem, aim)
     if local is None:
         return []
-    away: Placement | None = placement
+    away = placement
     if not any(layer.remote for layer in placement.layers):
         found = scan(problem, replace(aim, objective="cost"), least=1)
-        away = found and Placement(found.main.spec, found.layers, found.main.instances)
-    if away is None:
-        return []
+        if found is None:
+            return []
+        away = Placement(found.main.spec, found.layers, found.main.instances)
     local_usd = evaluate(problem, local).cost_usd_per_request
 
     def excess(knob: Callable[[Problem, float], Problem], factor: float) -> float:
         return evaluate(knob(problem, factor), away).cost_usd_per_request - local_usd
 
-    return [
-        Turn(what=name, against="all experts local", factor=_crossing(lambda factor, knob=knob: excess(knob, factor)))  # type: ignore[misc]
-        for name, knob in KNOBS.items()
-    ]
+    return [Turn(what=name, against="all experts local", factor=_crossing(partial(excess, knob))) for name, knob in KNOBS.items()]
 
 
 def _crossing(rising: Callable[[float], float]) -> float | None:

@@ -1,8 +1,9 @@
 """The fast planner: one share of remote experts for all layers, the least used ones, scanned by cost.
 
 For every share and main spec the memory and replicas of each layer are the cheapest, or, where a limit then fails, the cheapest under
-the least multiplier that meets it. A first pass looks at few shares and memory specs, a second around the best of the first. The plan is
-feasible and good (planning study: median 0.4% above the optimum), but nothing is proven; the exact solver starts from it.
+the least multiplier that meets it. A first pass looks at few shares and memory specs, a second around the best of the first; there, under a
+few multipliers, each layer may also take the share that is cheapest for it. The plan is feasible and good, but nothing is proven; the exact
+solver starts from it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from remoe_cli.plan.workload import Ints, prefix_sets
 
 SHARES, SPECS, MAINS = 17, 16, 24  # of the first pass, at most
 _FINE_SHARES, _FINE_MAINS = 9, 9
+_FREE = np.concatenate([[0.0], np.geomspace(1e-3, 1e2, 10)])
 _MULTIPLIERS = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 15)])
 
 
@@ -58,6 +60,8 @@ def _pass(problem: Problem, aim: Aim, sizes: tuple[int, ...], menu: tuple[int, .
         node = make_node(here, (main,))
         if node is None:
             continue
+        if main == around and (free := _each_its_own(node)) is not None and (best is None or free[0] < best[0]):
+            best = (free[0], main, 0, free[1])
         # Columns of one layer and size lie together: [L, sizes] groups, of which some may be empty.
         group = columns.layer.astype(np.int64) * len(sizes) + np.searchsorted(sizes, columns.count)
         found = _best_size(node, group, layers, len(sizes), best[0] if best else np.inf)
@@ -93,6 +97,20 @@ def _best_size(node: Node, group: Ints, layers: int, sizes: int, cutoff: float) 
                 cutoff, best = value, (value, int(size), chosen)
         if not pending.any():
             break
+    return best
+
+
+def _each_its_own(node: Node) -> tuple[float, Ints] | None:
+    """Value and columns [L] when each layer takes its cheapest column under one of a grid of multipliers of memory and of all else."""
+    memory, others = node.rows[0], node.rows[1:].sum(axis=0)
+    best: tuple[float, Ints] | None = None
+    for price in _FREE:
+        for wait in _FREE if len(node.rows) > 1 else _FREE[:1]:
+            priced = node.c + price * memory + wait * others
+            chosen = node.cheapest(priced, np.minimum.reduceat(priced, node.starts))
+            value = node.value(chosen)
+            if (best is None or value < best[0]) and node.meets(chosen):
+                best = (value, chosen)
     return best
 
 

@@ -42,10 +42,22 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
     request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
     local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in plan.layers)
     limits = {
-        "memory": (float(local), float(main_side.local_capacity(problem, plan.main)), "experts in main memory", "GB", _experts_per_gb(problem)),
+        "memory": (
+            float(local),
+            float(main_side.local_capacity(problem, plan.main)),
+            "experts in main memory",
+            "GB",
+            _experts_per_gb(problem),
+        ),
         "ttft": (outcome.ttft_s * 1e3, None if aim.ttft_s is None else aim.ttft_s * 1e3, "TTFT, ms", "ms", 1e-3),
         "tpot": (outcome.tpot_s * 1e3, None if aim.tpot_s is None else aim.tpot_s * 1e3, "TPOT, ms", "ms", 1e-3),
-        "budget": (outcome.cost_usd_per_request * 1e6, None if aim.budget_usd is None else aim.budget_usd * 1e6, "USD a million", "$1", 1e-6),
+        "budget": (
+            outcome.cost_usd_per_request * 1e6,
+            None if aim.budget_usd is None else aim.budget_usd * 1e6,
+            "USD a million",
+            "$1",
+            1e-6,
+        ),
         "time": (request_s, main_side.longest_mean_s(problem, main), "seconds a request", "s", 1.0),
     }
     for name, (used, limit, what, unit, step) in limits.items():
@@ -77,8 +89,9 @@ def layer_reasons(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
         hits = problem.workload.decode_hits[index][list(layer.remote)]
         yield (
             f"layer {layer.layer}",
-            f"{len(layer.remote)} experts hit by {hits.min():.1%} to {hits.max():.1%} of tokens; {part.calls_per_token:.2f} calls a token cost "
-            f"{per_million(part.usd)}; memory for them in the main function would cost {per_million(freed_usd * len(layer.remote))}",
+            f"{len(layer.remote)} experts hit by {hits.min():.1%} to {hits.max():.1%} of tokens; "
+            f"{part.calls_per_token:.2f} calls a token cost {per_million(part.usd)}; "
+            f"memory for them in the main function would cost {per_million(freed_usd * len(layer.remote))}",
         )
     if not any(layer.remote for layer in plan.layers):
         yield "none did", plan.reason

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,11 @@ class Workload:
     def prefill_tokens(self) -> Floats:
         """float64 [L, E]: expected prompt tokens of a mean request per expert (N_lk); rows sum to n_in * top_k."""
         return self.use * self.n_in
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What others work out of this routing more than once (hits.py, columns.py)."""
+        return {}
 
     @cached_property
     def decode_hits(self) -> Floats:
@@ -161,5 +167,5 @@ def candidate_sets(workload: Workload) -> tuple[Bools, ...]:
 def prefix_sets(workload: Workload, sizes: tuple[int, ...]) -> tuple[Bools, ...]:
     """Per layer bool [S, E]: the least used experts, so many of them as `sizes` says, by rising size."""
     wanted: Ints = np.array(sizes)[:, None]
-    sets: list[Bools] = [wanted > rank for rank in workload.ranks]
+    sets: list[Bools] = [np.greater(wanted, rank) for rank in workload.ranks]
     return tuple(sets)

@@ -110,9 +110,16 @@ def read_hardware(name: str) -> Hardware:
     return read_sourced("hardware description", Hardware, name, *_SHIPPED)
 
 
-def latency_from(name: str, spec: MoeSpec) -> Latency:
-    """What a model of these sizes takes on the hardware described by `name`; `measured_on` is the date of its newest figure."""
+def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None) -> Latency:
+    """What a model of these sizes takes on the hardware described by `name`; `measured_on` is the date of its newest figure.
+
+    `vcpus` is for another size of the same family of instances: memory bandwidth is taken to grow in proportion, as AWS sells slices of
+    the same servers.
+    """
     hardware = read_hardware(name)
+    if vcpus is not None and vcpus > hardware.main.vcpus:
+        sized = {"vcpus": vcpus, "saturation_vcpus": hardware.main.saturation_vcpus * vcpus / hardware.main.vcpus}
+        hardware = hardware.model_copy(update={"main": hardware.main.model_copy(update=sized)})
     main, gpu = hardware.main, hardware.gpu
     nonexpert = _nonexpert_on_gpu(main, gpu, spec) if gpu else _nonexpert_on_cpu(main, min(main.vcpus, main.saturation_vcpus), spec)
     copied = Linear(fixed_s=gpu.copy_latency_s if gpu else 0.0, per_token_s=spec.hidden_state_bytes / gpu.copy_bytes_per_s if gpu else 0.0)

@@ -21,7 +21,9 @@ def draw_frontier(points: Sequence[Point], path: Path) -> None:
         tpot_ms, [p.bound_usd * 1e6 for p in points], [p.cost_usd * 1e6 for p in points], step="post", color="#d95f02", alpha=0.2
     )
     for point in points:
-        panel.annotate(f"{point.remote} remote", (point.tpot_s * 1e3, point.cost_usd * 1e6), fontsize=7, xytext=(3, 4), textcoords="offset points")
+        panel.annotate(
+            f"{point.remote} remote", (point.tpot_s * 1e3, point.cost_usd * 1e6), fontsize=7, xytext=(3, 4), textcoords="offset points"
+        )
     panel.set_xlabel("TPOT, ms")
     panel.set_ylabel("USD per million requests")
     panel.set_title("Least cost of every TPOT", fontsize=10)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from remoe_cli.artifacts import read_json
 from remoe_cli.errors import RemoeError
-from remoe_cli.plan.catalog import read_catalog
 from remoe_cli.plan.build import Wanted, make_problem
+from remoe_cli.plan.catalog import read_catalog
 from remoe_cli.plan.cost import evaluate
 from remoe_cli.plan.document import Outcome, Plan
 from remoe_cli.plan.problem import Placement
