@@ -45,11 +45,10 @@ class Solution:
 
 def multipliers(task: Task, main: Main) -> dict[str, float]:
     """What a unit more of each limit (experts, seconds, USD) would change the relaxation's least objective by, at one main function."""
-    quiet_highs()
     node = make_node(task, (main,))
     if node is None:
         return {}
-    u = _bound(node, None, np.inf).u
+    u = relax(node)[1] * node.scale
     return {name: float(price) / limit for name, price, limit in zip(node.names, u, node.limits, strict=True) if limit > 0}
 
 
@@ -161,6 +160,13 @@ def _bound(node: Node, parent: _Bound | None, cutoff: float) -> _Bound:
         priced, least, lower = node.reduced(best_u)
         keep = np.flatnonzero((priced - least[node.layer]) * node.scale <= cutoff * (1 + SLACK) - lower + 1e-12 * abs(cutoff))
     return _Bound(lower, best_u * node.scale, node.at[used], node.at[keep])
+
+
+def relax(node: Node, cutoff: float = np.inf) -> tuple[float, Floats]:
+    """A lower bound of a node (it stops at `cutoff`) and its rows' multipliers, in the node's own units."""
+    quiet_highs()
+    bound = _bound(node, None, cutoff)
+    return bound.lower, bound.u / node.scale
 
 
 def _master(node: Node, pool: Ints) -> tuple[float, Floats, Ints]:

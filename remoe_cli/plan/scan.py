@@ -1,9 +1,9 @@
 """The fast planner: one share of remote experts for all layers, the least used ones, scanned by cost.
 
 For every share and main spec the memory and replicas of each layer are the cheapest, or, where a limit then fails, the cheapest under
-the least multiplier that meets it. A first pass looks at few shares and memory specs, a second around the best of the first; there, under a
-few multipliers, each layer may also take the share that is cheapest for it. The plan is feasible and good, but nothing is proven; the exact
-solver starts from it.
+the least multiplier that meets it; then each layer may also take the share that is cheapest for it under the relaxation's multipliers. A
+first pass looks at few shares and memory specs, a second around the best of the first. The plan is feasible and good, but nothing is
+proven; the exact solver starts from it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import numpy as np
 
 from remoe_cli.plan.columns import build_columns
-from remoe_cli.plan.exact import Solution
+from remoe_cli.plan.exact import Solution, relax
 from remoe_cli.plan.node import Aim, Node, Task, mains, make_node
 from remoe_cli.plan.problem import Main, Problem
 from remoe_cli.plan.workload import Ints, prefix_sets
 
 SHARES, SPECS, MAINS = 17, 16, 24  # of the first pass, at most
 _FINE_SHARES, _FINE_MAINS = 9, 9
-_FREE = np.concatenate([[0.0], np.geomspace(1e-3, 1e2, 10)])
+_FREE = (1.0, 1.001, 1.01, 1.05, 1.2, 1.6, 2.5)
 _MULTIPLIERS = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 15)])
 
 
@@ -45,7 +45,7 @@ def scan(problem: Problem, aim: Aim, least: int = 0) -> Solution | None:
 
 
 def _pass(problem: Problem, aim: Aim, sizes: tuple[int, ...], menu: tuple[int, ...], around: Main | None) -> tuple[Solution, int] | None:
-    """The best plan with one of these sizes of remote set in every layer, and its size."""
+    """The best plan with one of these sizes of remote set in every layer, or each layer's own, and its (median) size."""
     columns = build_columns(problem, prefix_sets(problem.workload, sizes), memory_menu_mb=menu)
     here = Task(problem, columns, aim)
     bought = mains(here)
@@ -60,17 +60,17 @@ def _pass(problem: Problem, aim: Aim, sizes: tuple[int, ...], menu: tuple[int, .
         node = make_node(here, (main,))
         if node is None:
             continue
-        if main == around and (free := _each_its_own(node)) is not None and (best is None or free[0] < best[0]):
-            best = (free[0], main, 0, free[1])
         # Columns of one layer and size lie together: [L, sizes] groups, of which some may be empty.
         group = columns.layer.astype(np.int64) * len(sizes) + np.searchsorted(sizes, columns.count)
         found = _best_size(node, group, layers, len(sizes), best[0] if best else np.inf)
         if found is not None:
-            best = (found[0], main, found[1], found[2])
+            best = (found[0], main, sizes[found[1]], found[2])
+        if (free := _each_its_own(node, best[0] if best else np.inf)) is not None:
+            best = (free[0], main, int(np.median(columns.count[free[1]])), free[1])
     if best is None:
         return None
     value, main, size, chosen = best
-    return Solution(main, columns.layer_plans(problem, chosen), value, 0.0, False), sizes[size]
+    return Solution(main, columns.layer_plans(problem, chosen), value, 0.0, False), size
 
 
 def _best_size(node: Node, group: Ints, layers: int, sizes: int, cutoff: float) -> tuple[float, int, Ints] | None:
@@ -100,18 +100,18 @@ def _best_size(node: Node, group: Ints, layers: int, sizes: int, cutoff: float) 
     return best
 
 
-def _each_its_own(node: Node) -> tuple[float, Ints] | None:
-    """Value and columns [L] when each layer takes its cheapest column under one of a grid of multipliers of memory and of all else."""
-    memory, others = node.rows[0], node.rows[1:].sum(axis=0)
-    best: tuple[float, Ints] | None = None
-    for price in _FREE:
-        for wait in _FREE if len(node.rows) > 1 else _FREE[:1]:
-            priced = node.c + price * memory + wait * others
-            chosen = node.cheapest(priced, np.minimum.reduceat(priced, node.starts))
+def _each_its_own(node: Node, cutoff: float) -> tuple[float, Ints] | None:
+    """Value and columns [L] when each layer takes its cheapest column under the relaxation's multipliers, or a little more of them."""
+    lower, u = relax(node, cutoff)
+    if lower >= cutoff:
+        return None
+    for more in _FREE:
+        priced, least, _ = node.reduced(u * more)
+        chosen = node.cheapest(priced, least)
+        if node.meets(chosen):
             value = node.value(chosen)
-            if (best is None or value < best[0]) and node.meets(chosen):
-                best = (value, chosen)
-    return best
+            return (value, chosen) if value < cutoff else None
+    return None
 
 
 def _spread(length: int, most: int) -> tuple[int, ...]:
