@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 
 from remoe_cli.model.spec import KvLayer, MoeSpec
+from remoe_cli.plan.build import Wanted, make_plan, make_problem
 from remoe_cli.plan.catalog import Catalog, read_catalog
+from remoe_cli.plan.document import Plan
+from remoe_cli.plan.node import Aim
+from remoe_cli.plan.problem import Problem
 from remoe_cli.profile.latency_record import InvocationTiming, Latency, Linear, Physical, Quantiles, Timing
 from remoe_cli.profile.record import DatasetRef, ModelRef, Profile, ProfileRecord, Settings, write_profile
 
@@ -123,3 +127,13 @@ def tiny_catalog(main: dict[str, Any] | None = None, **function: Any) -> Catalog
     local["main"] |= {"menu": menu} | (main or {})
     local["function"] |= {"memory_menu_mb": [128, 256, 512], "max_replicas": 2} | function
     return Catalog.model_validate(local)
+
+
+def plan_of(profile: Profile, catalog: Catalog, *, examine: bool = False, **options: Any) -> Plan:
+    """A plan from flat options: those of the aim and those of `Wanted`; not examined for robustness unless asked."""
+    aim = {name: options.pop(name) for name in ("objective", "ttft_s", "tpot_s", "budget_usd") if name in options}
+    return make_plan(profile, catalog, Wanted(aim=Aim(**aim), examine=examine, **options))
+
+
+def problem_of(profile: Profile, catalog: Catalog, **options: Any) -> Problem:
+    return make_problem(profile, catalog, Wanted(**options))

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from remoe_cli.errors import ArtifactError, RemoeError, UsageError
-from remoe_cli.plan.build import make_plan
 from remoe_cli.plan.verify import verify
 from remoe_cli.plan.workload import from_profile
 from remoe_cli.profile.imports.draw import draw_trace
@@ -24,7 +23,7 @@ from remoe_cli.profile.record import read_profile
 from tests import routing_files as made
 from tests.families import FAMILIES, save
 from tests.routing_files import LENGTHS, PROMPT, SPEC, Array
-from tests.synthetic import tiny_catalog
+from tests.synthetic import plan_of, tiny_catalog
 
 IDS = made.make_ids()
 COUNTS = made.count(IDS)
@@ -365,7 +364,7 @@ def test_a_profile_of_a_folder_with_config_alone(model: Path, files: dict[str, P
     assert read.record.settings is None and read.record.routing.format == "token ids (.npz)"
     assert read.arrays["prompt_vectors"].shape == (3, 0)
     assert (read.record.dataset.source, read.record.dataset.prompts) == (str(files["ids.npz"]), 3)
-    plan = make_plan(read, tiny_catalog(), remote_share=0.5)
+    plan = plan_of(read, tiny_catalog(), remote_share=0.5)
     assert verify(plan, read, tiny_catalog()) == ()
     assert "The profile" not in plan.reason.replace("The profile traced", "")
 
@@ -381,7 +380,7 @@ def test_a_plan_from_one_phase_says_so_and_is_verified(phase: Any, model: Path, 
     lengths = (400, 300, 350)
     np.savez(tmp_path / "x.npz", counts=made.count(made.make_ids(lengths), lengths))
     profile = import_profile(str(model), tmp_path / "x.npz", tmp_path / "p", latency=made.latency(tmp_path), phase=phase)
-    plan = make_plan(profile, tiny_catalog(), remote_share=0.5)
+    plan = plan_of(profile, tiny_catalog(), remote_share=0.5)
     assert verify(plan, profile, tiny_catalog()) == ()
     for sentence in CAVEATS[phase]:
         assert sentence in plan.reason
@@ -392,7 +391,7 @@ def test_a_profile_of_some_layers_cannot_be_planned(model: Path, files: dict[str
     profile = import_profile(str(model), files["small.npz"], tmp_path / "p", latency=made.latency(tmp_path))
     assert read_profile(tmp_path / "p").record.routing.layers == (2,)
     with pytest.raises(ArtifactError, match="routing of 1 of the model's 2 MoE layers"):
-        make_plan(profile, tiny_catalog())
+        plan_of(profile, tiny_catalog())
 
 
 def test_texts_without_embeddings_and_vectors_without_texts(model: Path, files: dict[str, Path], tmp_path: Path) -> None:

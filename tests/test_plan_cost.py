@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from remoe_cli.plan import cost
-from remoe_cli.plan.build import make_plan
+from remoe_cli.plan import cost, remote_side
 from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.document import LayerPlan, Outcome, Plan
 from remoe_cli.plan.verify import verify
 from remoe_cli.plan.workload import from_profile
 from remoe_cli.profile.latency_record import InvocationTiming, Linear, Quota
 from remoe_cli.profile.record import Profile
-from tests.synthetic import invocation, quantiles, synthetic_profile, tiny_catalog
+from tests.synthetic import invocation, plan_of, quantiles, synthetic_profile, tiny_catalog
 
 N_IN, N_OUT = 10, 20
 MB = 1769  # one vCPU
@@ -48,7 +47,7 @@ def outcome(profile: Profile, catalog: Catalog) -> Outcome:
 
 
 def functions_usd(of: Outcome, catalog: Catalog) -> float:
-    main = catalog.main.menu[-1].memory_mb / 1024 * catalog.main.usd_per_gb_second
+    main = catalog.main.menu[-1].memory_mb / 1024 * catalog.main_usd_per_gb_second
     return of.cost_usd_per_request - main * (of.ttft_s + N_OUT * of.tpot_s)
 
 
@@ -96,7 +95,7 @@ def test_experts_of_one_call_share_its_cpu_quota(tmp_path: Path) -> None:
     timing = profile.record.latency.remote_expert.model_copy(update={"curve": curve})
     latency = profile.record.latency.model_copy(update={"remote_expert": timing})
     problem = cost.Problem(profile.record.spec, latency, catalog, from_profile(profile, N_IN, N_OUT))
-    one, two = cost.decode_inside_s(problem, 256, np.array([1, 2]))
+    one, two = remote_side.decode_inside_s(problem, 256, np.array([1, 2]))
     assert two - 2 * one > 0.1 * 0.02 * (1 - share)
     assert one == pytest.approx(0.8 * 0.02 * share + 0.001)
 
@@ -106,7 +105,7 @@ def test_the_verifier_agrees_on_a_live_target_and_finds_what_is_tampered(field: 
     profile = synthetic_profile(tmp_path, layers=3, experts=6, skew=2.0, expert_mb=60)
     latency = profile.record.latency.model_copy(update={"invocation": invocation(1), "copy_s": Linear(fixed_s=1e-5, per_token_s=1e-6)})
     profile = replace(profile, record=profile.record.model_copy(update={"latency": latency}))
-    plan = make_plan(profile, tiny_catalog(), remote_share=0.5)
+    plan = plan_of(profile, tiny_catalog(), remote_share=0.5)
     assert verify(plan, profile, tiny_catalog()) == ()
     data = plan.model_dump(mode="json")
     data[field] *= 1 - 1e-8

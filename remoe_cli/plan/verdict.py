@@ -11,7 +11,7 @@ from remoe_cli.plan.columns import build_columns
 from remoe_cli.plan.document import Baseline, Method, Outcome, Verdict
 from remoe_cli.plan.explain import per_million
 from remoe_cli.plan.improve import meets
-from remoe_cli.plan.node import Aim
+from remoe_cli.plan.node import SLACK, Aim
 from remoe_cli.plan.problem import GB_MB, MB, Placement, Problem
 from remoe_cli.plan.workload import ENUMERATED_EXPERTS
 
@@ -62,7 +62,8 @@ def cheapest_rival(priced: dict[str, Baseline]) -> tuple[str | None, Baseline | 
     """The cheapest baseline that can be bought and meets the targets; the first named of equals, all experts local before others."""
     order = [ALL_LOCAL, *(name for name in priced if name != ALL_LOCAL)]
     able = [(name, priced[name]) for name in order if name in priced and priced[name].meets and not priced[name].ideal]
-    return min(able, key=lambda pair: pair[1].cost_usd_per_request, default=(None, None))
+    least = min((baseline.cost_usd_per_request for _, baseline in able), default=0.0)
+    return next(((name, b) for name, b in able if b.cost_usd_per_request <= least * (1 + SLACK)), (None, None))
 
 
 def notes(problem: Problem, placement: Placement, method: Method, gain: float) -> Iterator[str]:
