@@ -41,7 +41,7 @@ def _deployed(
     layers = expert_layers(reference)
     remote = {x.layer: tuple(range(1, x.experts, 2)) for x in layers}
     stay = {x.layer: tuple(range(0, x.experts, 2)) for x in layers}
-    shards = dict(write_shards(checkpoint, remote, 1, folder / "bundle"))
+    shards = {x.layer: x.path for x in write_shards(checkpoint, {n: [e] for n, e in remote.items()}, 1, folder / "bundle")}
     zipfile.ZipFile(io.BytesIO(function_zip())).extractall(folder / "code")
     functions = [
         FunctionConfig(
