@@ -6,11 +6,13 @@ import base64
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +20,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import STORAGE, Batch, from_wire, pack, to_wire, unpack
-from remoe_cli.model.experts import attach, expert_layers
-from remoe_cli.runtime.dispatch import PAYLOAD_LIMIT_BYTES, Dispatcher, RemoteLayer, divide
+from remoe_cli.model import experts
+from remoe_cli.model.checkpoint import find
+from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert
+from remoe_cli.model.spec import read_spec
+from remoe_cli.runtime import engine
+from remoe_cli.runtime.dispatch import PAYLOAD_LIMIT_BYTES, Dispatcher, RemoteFunction, divide
 from remoe_cli.runtime.invoke import invoke, make_client, ping
 from remoe_cli.runtime.resilience import RETRIES, pause_s
-from tests.families import build
+from tests.families import build, save
 from tests.harness import InProcessExperts, greedy, logits
 
 Rows = dict[int, npt.NDArray[Any]]
@@ -175,17 +182,22 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.client = make_client(self.url, 4, 5.0)
 
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()
+
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield made
-    made.client.close()
-    made.server.shutdown()
-    made.server.server_close()
-    thread.join()
+    with Endpoint() as made:
+        yield made
 
 
 FRAME = pack(Batch("float32", (1, 4), (1, 2), np.arange(12, dtype=np.float32).reshape(3, 4)))
@@ -307,27 +319,40 @@ def test_pauses_double_and_end() -> None:
     assert pause_s("Runtime.OutOfMemory", 0) is None
 
 
+def remote(local: dict[int, tuple[int, ...]], replicas: int, functions: int = 1) -> dict[int, tuple[RemoteFunction, ...]]:
+    """The functions of the experts that are not local, dealt out in turn."""
+    away = {layer: [e for e in range(8) if e not in experts] for layer, experts in local.items()}
+    return {
+        layer: tuple(RemoteFunction(f"layer-{layer:03d}-{f}", tuple(experts[f::functions]), replicas) for f in range(functions))
+        for layer, experts in away.items()
+    }
+
+
 def dispatcher(client: Any, local: dict[int, tuple[int, ...]], replicas: int, pool: ThreadPoolExecutor) -> Dispatcher:
     rows = {layer: {e: i for i, e in enumerate(experts)} for layer, experts in local.items()}
-    remote = {n: RemoteLayer(f"layer-{n:03d}", tuple(e for e in range(8) if e not in experts), replicas) for n, experts in local.items()}
-    return Dispatcher(client, rows, remote, pool)
+    return Dispatcher(client, rows, remote(local, replicas), pool)
 
 
 class Answering(Endpoint):
-    """Replies as the functions of a whole model would."""
+    """Replies as the functions of a whole model would, each after `hold(its name)`."""
 
-    def __init__(self, experts: InProcessExperts, layers: dict[str, Any]) -> None:
+    def __init__(self, whole: PreTrainedModel, hold: Callable[[str], object] = lambda name: None) -> None:
         super().__init__()
+        served = InProcessExperts(whole)
         handler: Any = self.server.RequestHandlerClass
 
         def do_POST(this: Any) -> None:
             body = this.rfile.read(int(this.headers["Content-Length"]))
             name = this.path.split("/")[3]
             self.requests.append((name, {}, body))
-            batch = unpack(from_wire(body))
-            parts = np.split(batch.data, np.cumsum(batch.rows)[:-1])
-            done = [experts._expert(layers[name].layer, e).run(x) for e, x in zip(batch.experts, parts, strict=True)]
-            answer = to_wire(pack(Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(done), 5)))
+            answer = b"{}"
+            if body[:1] == b'"':
+                hold(name)
+                batch = unpack(from_wire(body))
+                parts = np.split(batch.data, np.cumsum(batch.rows)[:-1])
+                layer = int(name.split("-")[1])
+                done = [served._expert(layer, e).run(x) for e, x in zip(batch.experts, parts, strict=True)]
+                answer = to_wire(pack(Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(done), 5)))
             this.send_response(200)
             this.send_header("X-Amz-Log-Result", report(1.0, 2, 128).decode())
             this.send_header("Content-Length", str(len(answer)))
@@ -344,25 +369,51 @@ def test_a_model_served_over_http_answers_as_in_one_process(replicas: int) -> No
     for layer in expert_layers(split):
         for name, p in layer.parameters().items():
             setattr(layer.module, name, torch.nn.Parameter(p[[0, 5]].clone(), requires_grad=False))
-    endpoint = Answering(InProcessExperts(whole), {f"layer-{x.layer:03d}": x for x in expert_layers(whole)})
-    thread = threading.Thread(target=endpoint.server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    with ThreadPoolExecutor(4) as pool:
+    with Answering(whole) as endpoint, ThreadPoolExecutor(4) as pool:
         runner = dispatcher(endpoint.client, local, replicas, pool)
         attachment = attach(split, runner)
         assert (logits(split) - logits(whole)).abs().max() < 1e-4
         attachment.check_fired(1)
         sent = runner.take()
         # 40 tokens x top-2, some of them local: 1 invocation a layer, or as many as rows allow with 3 replicas
-        assert [c.function for c in sent].count("layer-000") == replicas
+        assert [c.function for c in sent].count("layer-000-0") == replicas
         assert len(sent) == len(endpoint.requests) == 2 * replicas
         assert runner.take() == []
         assert torch.equal(greedy(split), greedy(whole))
         assert {c.billed_ms for c in runner.take()} == {2}
-    endpoint.client.close()
-    endpoint.server.shutdown()
-    endpoint.server.server_close()
-    thread.join()
+
+
+def test_all_functions_of_a_layer_compute_while_local_experts_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local experts wait until every function of their layer has its call, and no function answers before one of them has started."""
+    whole = save("mixtral", torch.float32, tmp_path, fused=False)
+    checkpoint, layers = find(str(tmp_path)), [x.layer for x in expert_layers(whole)]
+    started = {layer: threading.Event() for layer in layers}
+    asked: dict[int, list[str]] = {layer: [] for layer in layers}
+
+    def hold(name: str) -> None:
+        layer = int(name.split("-")[1])
+        asked[layer].append(name)
+        assert started[layer].wait(10)
+
+    def run_local(layer: ExpertLayer, row: int, x: torch.Tensor) -> torch.Tensor:
+        give_up = time.monotonic() + 10
+        while len(asked[layer.layer]) < 3 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        assert sorted(asked[layer.layer]) == [f"layer-{layer.layer:03d}-{f}" for f in range(3)]
+        started[layer.layer].set()
+        return run_expert(layer, row, x)
+
+    monkeypatch.setattr(engine, "_CONNECTIONS", 1)  # so that those of the layer's functions are all that there are
+    monkeypatch.setattr(engine, "load_tokenizer", lambda checkpoint: None)
+    functions = remote(dict.fromkeys(layers, (0, 5)), 1, functions=3)
+    with Answering(whole, hold) as endpoint:
+        expected = logits(whole)
+        monkeypatch.setattr(experts, "run_expert", run_local)
+        split = engine.start_engine(checkpoint, read_spec(checkpoint), functions, endpoint.url)
+        assert (logits(split.model) - expected).abs().max() < 1e-4
+        assert split.dispatcher.client.meta.config.max_pool_connections == 3
+        split.dispatcher.pool.shutdown()
+        split.dispatcher.client.close()
 
 
 @pytest.mark.parametrize(
@@ -396,7 +447,8 @@ def test_an_answer_with_a_nan_is_refused(endpoint: Endpoint) -> None:
 def test_warming_pings_every_function_once(endpoint: Endpoint) -> None:
     endpoint.script = [ok(120.0, body=b"{}")]
     with ThreadPoolExecutor(4) as pool:
-        started = [f.result() for f in dispatcher(endpoint.client, {0: (), 1: ()}, 2, pool).warm()]
-    assert sorted(c.function for c in started) == ["layer-000", "layer-001"]
+        functions = remote({0: ()}, 1, functions=3) | remote({1: ()}, 2)
+        started = [f.result() for f in Dispatcher(endpoint.client, {0: {}, 1: {}}, functions, pool).warm()]
+    assert sorted(c.function for c in started) == ["layer-000-0", "layer-000-1", "layer-000-2", "layer-001-0"]
     assert {c.init_ms for c in started} == {120.0}
     assert {body for _, _, body in endpoint.requests} == {b'{"health": true}'}
