@@ -94,8 +94,8 @@ def _server_config(name: str, plan: Plan, plan_file: Path, catalog: Catalog, man
         prices=Prices(
             catalog=catalog.name,
             main_gb=plan.main.memory_mb / 1024,
-            main_usd_per_gb_second=catalog.main.usd_per_gb_second,
-            function_usd_per_gb_second=catalog.function.usd_per_gb_second,
+            main_usd_per_gb_second=catalog.main_usd_per_gb_second,
+            function_usd_per_gb_second=catalog.function_usd_per_gb_second,
             function_usd_per_request=catalog.function.usd_per_request,
         ),
     )
