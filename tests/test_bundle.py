@@ -25,10 +25,10 @@ from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.model.experts import expert_layers, run_expert
 from remoe_cli.model.spec import read_spec
 from remoe_cli.package.bundle import HANDLER, Manifest, build, function_zip, read, unpack_code
-from remoe_cli.plan.document import LayerPlan, MainSpec, Plan, Source, Targets, WorkloadRef
+from remoe_cli.plan.document import LayerPlan, Source
 from remoe_cli.profile.record import ModelRef, Profile
 from tests.families import save
-from tests.synthetic import synthetic_profile
+from tests.synthetic import plan_by_hand, synthetic_profile
 
 WHOLE = (LayerPlan(layer=1, remote=(1, 4, 6), memory_mb=256, replicas=2), LayerPlan(layer=2, remote=(), memory_mb=0, replicas=0))
 DIVIDED = (
@@ -47,32 +47,10 @@ class Inputs:
         synthetic = synthetic_profile(folder / "profile")
         record = synthetic.record.model_copy(update={"model": ModelRef(path=found.name, revision=found.revision), "spec": read_spec(found)})
         self.profile = Profile(synthetic.path, record, synthetic.arrays)
-        self.plan, self.plan_path = self._plan(WHOLE), folder / "plan.json"
-        self.divided, self.divided_path = self._plan(DIVIDED), folder / "divided.json"
+        self.plan, self.plan_path = plan_by_hand(WHOLE), folder / "plan.json"
+        self.divided, self.divided_path = plan_by_hand(DIVIDED), folder / "divided.json"
         artifacts.write_json(self.plan_path, self.plan)
         artifacts.write_json(self.divided_path, self.divided)
-
-    def _plan(self, layers: tuple[LayerPlan, ...]) -> Plan:
-        source = Source(path="profile", sha256="0" * 64)
-        return Plan(
-            profile=source,
-            catalog=source,
-            workload=WorkloadRef(n_in=10, n_out=10),
-            targets=Targets(),
-            objective="cost",
-            placement="forced",
-            cost_usd_per_request=1.0,
-            ttft_s=1.0,
-            tpot_s=1.0,
-            lower_bound_usd=0.0,
-            gap=1.0,
-            status="forced",
-            verdict="insufficient evidence",
-            reason="a test",
-            main=MainSpec(name="m", memory_mb=1000),
-            layers=layers,
-            baselines={},
-        )
 
     def build(self, folder: Path) -> Manifest:
         return build(self.plan, self.plan_path, self.profile, folder)

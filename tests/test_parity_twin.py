@@ -50,7 +50,7 @@ def _deployed(
     replicas = 2 if len(parts) == 1 else 1
     functions: dict[int, list[RemoteFunction]] = {}
     for shard in shards:
-        functions.setdefault(shard.layer, []).append(RemoteFunction(shard.path.stem, shard.experts, replicas))
+        functions.setdefault(shard.layer, []).append(RemoteFunction(shard.path.stem, shard.experts, replicas, 0.0))
     zipfile.ZipFile(io.BytesIO(function_zip())).extractall(folder / "code")
     configs = [
         FunctionConfig(

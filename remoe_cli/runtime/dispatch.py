@@ -32,11 +32,15 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class RemoteFunction:
-    """A function of one MoE layer, which alone holds `experts`; `replicas` of it may run at once."""
+    """A function of one MoE layer, which alone holds `experts`; `replicas` of it may run at once.
+
+    expert_rows   what calling an expert costs besides its rows, in rows: reading its weights, mostly
+    """
 
     name: str
     experts: tuple[int, ...]
     replicas: int
+    expert_rows: float
 
 
 @dataclass
@@ -64,11 +68,12 @@ class Dispatcher:
 
     def _send(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
         dtype = next(iter(rows.values())).dtype
+        stored = str(dtype).removeprefix("torch.")
         batches: list[tuple[str, Batch]] = []
         for function in self.remote[layer.layer]:
             held = {e: to_storage(rows[e].cpu()) for e in function.experts if e in rows}
             if held:
-                batches += [(function.name, batch) for batch in divide(held, str(dtype).removeprefix("torch."), function.replicas)]
+                batches += [(function.name, batch) for batch in divide(held, stored, function.replicas, function.expert_rows)]
         start = time.perf_counter()
         calls = [(batch, self.pool.submit(self._call, name, batch, start)) for name, batch in batches]
 
@@ -102,18 +107,19 @@ class Dispatcher:
         return {e: answer.data[end - n : end] for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)}
 
 
-def divide(rows: Mapping[int, Array], dtype: str, replicas: int) -> list[Batch]:
-    """One function's rows by expert -> the batches of its invocations: as few as replicas and the payload limit allow.
+def divide(rows: Mapping[int, Array], dtype: str, replicas: int, expert_rows: float) -> list[Batch]:
+    """One function's rows [n, width] by expert -> the batches of its invocations: as few as replicas and the payload limit allow,
+    with the work balanced that the planner balances, `expert_rows` and its own rows for each expert.
 
     An expert's rows stay together and in order unless they alone exceed the payload limit.
     """
     total = sum(len(x) for x in rows.values())
     bins = max(1, min(replicas, total // _ROWS_PER_REPLICA, len(rows)))
-    loads = [0] * bins
+    loads = [0.0] * bins
     groups: list[dict[int, Array]] = [{} for _ in range(bins)]
     for expert in sorted(rows, key=lambda e: (-len(rows[e]), e)):
         least = loads.index(min(loads))
-        loads[least] += len(rows[expert])
+        loads[least] += expert_rows + len(rows[expert])
         groups[least][expert] = rows[expert]
     return [batch for group in groups for batch in _within_limit(group, dtype)]
 

@@ -47,6 +47,7 @@ class ServedFunction(BaseModel):
     function: str
     experts: tuple[int, ...]
     replicas: int
+    expert_rows: float
 
 
 class ServerConfig(artifacts.Document):
@@ -107,7 +108,7 @@ def load_engine(config: ServerConfig) -> Engine:
         raise RemoeError(f"The model {config.model.path} has changed since it was profiled.", "Profile, plan and deploy again.")
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
-        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas))
+        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
     engine = start_engine(checkpoint, config.spec, functions, os.environ.get("REMOE_ENDPOINT"))
     # One token through every layer: proves the hook, and pages the weights in, before anybody waits for an answer.
     engine.generate([0], 1)
