@@ -10,7 +10,7 @@ import numpy as np
 from remoe_cli.model.spec import KvLayer, MoeSpec
 from remoe_cli.plan.build import Wanted, make_plan, make_problem
 from remoe_cli.plan.catalog import Catalog, read_catalog
-from remoe_cli.plan.document import Plan
+from remoe_cli.plan.document import LayerPlan, MainSpec, Plan, Source, Targets, WorkloadRef
 from remoe_cli.plan.node import Aim
 from remoe_cli.plan.problem import Problem
 from remoe_cli.profile.latency_record import InvocationTiming, Latency, Linear, Physical, Quantiles, Timing
@@ -98,6 +98,31 @@ def synthetic_profile(
         arrays_sha256="",
     )
     return write_profile(path, record, arrays)
+
+
+def plan_by_hand(layers: tuple[LayerPlan, ...], **update: Any) -> Plan:
+    """A plan of these layers that no planner made; its figures mean nothing."""
+    source = Source(path="nowhere", sha256="0" * 64)
+    plan = Plan(
+        profile=source,
+        catalog=source,
+        workload=WorkloadRef(n_in=10, n_out=10),
+        targets=Targets(),
+        objective="cost",
+        placement="forced",
+        cost_usd_per_request=1.0,
+        ttft_s=1.0,
+        tpot_s=1.0,
+        lower_bound_usd=0.0,
+        gap=1.0,
+        status="forced",
+        verdict="insufficient evidence",
+        reason="a test",
+        main=MainSpec(name="m", memory_mb=1000),
+        layers=layers,
+        baselines={},
+    )
+    return plan.model_copy(update=update)
 
 
 def inverse(fixed_s: float, per_token_s: float, at_vcpus: float) -> Timing:

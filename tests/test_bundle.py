@@ -19,20 +19,26 @@ from transformers import PreTrainedModel
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError, ModelError
 from remoe_cli.function.codec import Batch, from_wire, pack, to_wire, unpack
-from remoe_cli.model.checkpoint import find
+from remoe_cli.function.weights import ExpertFile
+from remoe_cli.model import loader, shards
+from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.model.experts import expert_layers, run_expert
 from remoe_cli.model.spec import read_spec
 from remoe_cli.package.bundle import HANDLER, Manifest, build, function_zip, read, unpack_code
-from remoe_cli.plan.document import LayerPlan, MainSpec, Plan, Source, Targets, WorkloadRef
+from remoe_cli.plan.document import LayerPlan, Source
 from remoe_cli.profile.record import ModelRef, Profile
 from tests.families import save
-from tests.synthetic import synthetic_profile
+from tests.synthetic import plan_by_hand, synthetic_profile
 
-REMOTE = {1: (1, 4, 6), 2: ()}
+WHOLE = (LayerPlan(layer=1, remote=(1, 4, 6), memory_mb=256, replicas=2), LayerPlan(layer=2, remote=(), memory_mb=0, replicas=0))
+DIVIDED = (
+    LayerPlan(layer=1, remote=(0, 1, 4, 6, 7), memory_mb=256, replicas=1, functions=((1, 7), (0, 6), (4,))),
+    LayerPlan(layer=2, remote=(2, 5), memory_mb=512, replicas=2),
+)
 
 
 class Inputs:
-    """A deepseek_v3 checkpoint, a profile that names it, and a plan whose layer 1 sends three experts away."""
+    """A deepseek_v3 checkpoint, a profile that names it, and a plan of each kind."""
 
     def __init__(self, folder: Path) -> None:
         self.checkpoint = folder / "model"
@@ -41,31 +47,16 @@ class Inputs:
         synthetic = synthetic_profile(folder / "profile")
         record = synthetic.record.model_copy(update={"model": ModelRef(path=found.name, revision=found.revision), "spec": read_spec(found)})
         self.profile = Profile(synthetic.path, record, synthetic.arrays)
-        source = Source(path="profile", sha256="0" * 64)
-        self.plan = Plan(
-            profile=source,
-            catalog=source,
-            workload=WorkloadRef(n_in=10, n_out=10),
-            targets=Targets(),
-            objective="cost",
-            placement="forced",
-            cost_usd_per_request=1.0,
-            ttft_s=1.0,
-            tpot_s=1.0,
-            lower_bound_usd=0.0,
-            gap=1.0,
-            status="forced",
-            verdict="insufficient evidence",
-            reason="a test",
-            main=MainSpec(name="m", memory_mb=1000),
-            layers=tuple(LayerPlan(layer=n, remote=r, memory_mb=256 if r else 0, replicas=2 if r else 0) for n, r in REMOTE.items()),
-            baselines={},
-        )
-        self.plan_path = folder / "plan.json"
+        self.plan, self.plan_path = plan_by_hand(WHOLE), folder / "plan.json"
+        self.divided, self.divided_path = plan_by_hand(DIVIDED), folder / "divided.json"
         artifacts.write_json(self.plan_path, self.plan)
+        artifacts.write_json(self.divided_path, self.divided)
 
     def build(self, folder: Path) -> Manifest:
         return build(self.plan, self.plan_path, self.profile, folder)
+
+    def build_divided(self, folder: Path) -> Manifest:
+        return build(self.divided, self.divided_path, self.profile, folder)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +82,52 @@ def test_two_builds_are_the_same_bytes(inputs: Inputs, tmp_path: Path) -> None:
     assert one == files(tmp_path / "two")
 
 
+def test_a_divided_layer_is_one_function_a_part_in_the_same_bytes_each_time(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs.build_divided(tmp_path / "one")
+    loaded: list[dict[int, list[int]]] = []
+
+    def load(checkpoint: Checkpoint, keep: dict[int, list[int]]) -> PreTrainedModel:
+        loaded.append(keep)
+        return loader.load(checkpoint, keep)
+
+    monkeypatch.setattr(shards, "load", load)
+    monkeypatch.setattr(shards, "_BATCH_BYTES", 1)
+    inputs.build_divided(tmp_path / "two")
+    assert loaded == [{1: [1, 7]}, {1: [0, 6]}, {1: [4]}, {2: [2, 5]}]  # a layer that is divided need not fit memory whole
+    one = files(tmp_path / "one")
+    assert sorted(one) == [
+        "function.zip",
+        "layer-001-0.safetensors",
+        "layer-001-1.safetensors",
+        "layer-001-2.safetensors",
+        "layer-002.safetensors",
+        "manifest.json",
+    ]
+    assert one == files(tmp_path / "two")
+
+
+def test_a_bundle_with_divided_layers_is_read_back(inputs: Inputs, tmp_path: Path) -> None:
+    inputs.build_divided(tmp_path)
+    manifest = read(tmp_path)
+    assert [(f.name, f.layer, f.experts, f.memory_mb, f.replicas) for f in manifest.functions] == [
+        ("layer-001-0", 1, (1, 7), 256, 1),
+        ("layer-001-1", 1, (0, 6), 256, 1),
+        ("layer-001-2", 1, (4,), 256, 1),
+        ("layer-002", 2, (2, 5), 512, 2),
+    ]
+    assert manifest.remote == {1: (0, 1, 4, 6, 7), 2: (2, 5)}
+    layers = {x.layer: x.parameters() for x in expert_layers(inputs.model)}
+    for function in manifest.functions:
+        shard = ExpertFile(tmp_path / function.shard)
+        assert shard.experts == tuple(sorted(function.experts))
+        for expert in function.experts:
+            held = shard.tensors(expert)
+            assert held.keys() == layers[function.layer].keys()
+            assert all(np.array_equal(held[name], p[expert].detach().numpy()) for name, p in layers[function.layer].items())
+
+
 def test_the_manifest_says_what_is_deployed(inputs: Inputs, bundle: Path) -> None:
     manifest = read(bundle)
     assert manifest.plan == Source(path=str(inputs.plan_path), sha256=artifacts.sha256_file(inputs.plan_path))
@@ -100,10 +137,10 @@ def test_the_manifest_says_what_is_deployed(inputs: Inputs, bundle: Path) -> Non
     assert (entry.name, entry.layer, entry.memory_mb, entry.replicas) == ("layer-001", 1, 256, 2)
 
 
-def test_progress_counts_layers(inputs: Inputs, tmp_path: Path) -> None:
+def test_progress_counts_functions(inputs: Inputs, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    build(inputs.plan, inputs.plan_path, inputs.profile, tmp_path, lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 1)]
+    build(inputs.divided, inputs.divided_path, inputs.profile, tmp_path, lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 @pytest.mark.parametrize("name", ["function.zip", "layer-001.safetensors"])

@@ -1,4 +1,4 @@
-"""Dividing rows into invocations, and one invocation: REPORT lines, retries, and what is raised when it fails."""
+"""One invocation: REPORT lines, retries, and what is raised when it fails; and the dispatcher that makes all those of a layer."""
 
 from __future__ import annotations
 
@@ -6,107 +6,31 @@ import base64
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from remoe_cli.errors import InvokeError
-from remoe_cli.function.codec import STORAGE, Batch, from_wire, pack, to_wire, unpack
-from remoe_cli.model.experts import attach, expert_layers
-from remoe_cli.runtime.dispatch import PAYLOAD_LIMIT_BYTES, Dispatcher, RemoteLayer, divide
+from remoe_cli.function.codec import Batch, from_wire, pack, to_wire, unpack
+from remoe_cli.model import experts
+from remoe_cli.model.checkpoint import find
+from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert
+from remoe_cli.model.spec import read_spec
+from remoe_cli.runtime import engine
+from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction, divide
 from remoe_cli.runtime.invoke import invoke, make_client, ping
 from remoe_cli.runtime.resilience import RETRIES, pause_s
-from tests.families import build
+from tests.families import build, save
 from tests.harness import InProcessExperts, greedy, logits
-
-Rows = dict[int, npt.NDArray[Any]]
-
-
-def numbered(counts: dict[int, int], width: int, dtype: str) -> Rows:
-    """Rows that name their expert (column 0) and their place in it (columns 1 and 2); bfloat16 holds 256 values exactly."""
-    rows = {}
-    for expert, n in counts.items():
-        x = np.zeros((n, width), STORAGE[dtype])
-        x[:, 0], x[:, 1], x[:, 2] = expert, np.arange(n) // 256, np.arange(n) % 256
-        rows[expert] = x
-    return rows
-
-
-def wire(batch: Batch) -> int:
-    return len(to_wire(pack(batch)))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    counts=st.dictionaries(st.integers(0, 255), st.integers(1, 900), min_size=1, max_size=12),
-    width=st.sampled_from([3, 64, 2048, 7168]),
-    dtype=st.sampled_from(sorted(STORAGE)),
-    replicas=st.integers(1, 5),
-)
-def test_every_row_leaves_once_in_order_and_within_the_limit(counts: dict[int, int], width: int, dtype: str, replicas: int) -> None:
-    rows = numbered(counts, width, dtype)
-    batches = divide(rows, dtype, replicas)
-    parts: dict[int, list[npt.NDArray[Any]]] = {e: [] for e in rows}
-    for batch in batches:
-        assert wire(batch) <= PAYLOAD_LIMIT_BYTES
-        back = unpack(pack(batch))  # the strict reader takes it
-        for expert, part in zip(back.experts, np.split(back.data, np.cumsum(back.rows)[:-1]), strict=True):
-            parts[expert].append(part)
-    for expert, x in rows.items():
-        assert np.array_equal(np.concatenate(parts[expert]), x)
-        alone = wire(Batch(dtype, (expert,), (len(x),), x))
-        assert len(parts[expert]) == 1 or alone > PAYLOAD_LIMIT_BYTES
-    everything = sum(wire(Batch(dtype, (e,), (len(x),), x)) for e, x in rows.items())
-    if everything <= PAYLOAD_LIMIT_BYTES:
-        assert len(batches) <= replicas
-    again = divide(dict(reversed(rows.items())), dtype, replicas)
-    assert [(b.experts, b.rows) for b in again] == [(b.experts, b.rows) for b in batches]
-
-
-@pytest.mark.parametrize("dtype", sorted(STORAGE))
-def test_a_payload_is_filled_to_the_last_row(dtype: str) -> None:
-    """Rows of one expert go out whole up to exactly the limit: one row more than fits makes a second invocation."""
-    width = 2048
-    most = next(n for n in range(1, 5000) if wire(Batch(dtype, (0,), (n,), np.zeros((n, width), STORAGE[dtype]))) > PAYLOAD_LIMIT_BYTES) - 1
-    assert [b.rows for b in divide({0: np.zeros((most, width), STORAGE[dtype])}, dtype, 1)] == [(most,)]
-    assert [b.rows for b in divide({0: np.zeros((most + 1, width), STORAGE[dtype])}, dtype, 4)] == [(most,), (1,)]
-
-
-def test_decode_stays_one_invocation_however_many_replicas() -> None:
-    (batch,) = divide(numbered(dict.fromkeys((9, 2, 5), 1), 8, "float32"), "float32", 4)
-    assert (batch.experts, batch.rows) == ((2, 5, 9), (1, 1, 1))
-
-
-def test_replicas_share_the_rows_longest_first() -> None:
-    """LPT by hand: 50 | 40 | 30, then 25 joins 30, 20 joins 40, 15 joins 50, and 10 joins 55."""
-    counts = {0: 10, 1: 50, 2: 15, 3: 40, 4: 20, 5: 30, 6: 25}
-    batches = divide(numbered(counts, 8, "float32"), "float32", 3)
-    assert [b.experts for b in batches] == [(1, 2), (3, 4), (0, 5, 6)]
-    assert [sum(b.rows) for b in batches] == [65, 60, 65]
-
-
-@settings(max_examples=50, deadline=None)
-@given(counts=st.lists(st.integers(1, 300), min_size=1, max_size=20), replicas=st.integers(1, 6))
-def test_the_fullest_replica_is_within_lpts_bound(counts: list[int], replicas: int) -> None:
-    batches = divide(numbered(dict(enumerate(counts)), 4, "float32"), "float32", replicas)
-    bins = max(1, min(replicas, sum(counts) // 16, len(counts)))
-    assert len(batches) == bins
-    # Any list schedule ends within the mean plus (1 - 1/z) of its largest piece.
-    assert max(sum(b.rows) for b in batches) <= sum(counts) / bins + (1 - 1 / bins) * max(counts)
-
-
-def test_few_rows_are_not_worth_a_second_invocation() -> None:
-    assert len(divide(numbered({0: 16, 1: 15}, 4, "float32"), "float32", 2)) == 1
-    assert len(divide(numbered({0: 16, 1: 16}, 4, "float32"), "float32", 2)) == 2
 
 
 def report(duration: float, billed: int, memory: int, init: float | None = None) -> bytes:
@@ -175,17 +99,22 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.client = make_client(self.url, 4, 5.0)
 
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()
+
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield made
-    made.client.close()
-    made.server.shutdown()
-    made.server.server_close()
-    thread.join()
+    with Endpoint() as made:
+        yield made
 
 
 FRAME = pack(Batch("float32", (1, 4), (1, 2), np.arange(12, dtype=np.float32).reshape(3, 4)))
@@ -307,27 +236,40 @@ def test_pauses_double_and_end() -> None:
     assert pause_s("Runtime.OutOfMemory", 0) is None
 
 
+def remote(local: dict[int, tuple[int, ...]], replicas: int, functions: int = 1) -> dict[int, tuple[RemoteFunction, ...]]:
+    """The functions of the experts that are not local, dealt out in turn."""
+    away = {layer: [e for e in range(8) if e not in experts] for layer, experts in local.items()}
+    return {
+        layer: tuple(RemoteFunction(f"layer-{layer:03d}-{f}", tuple(experts[f::functions]), replicas, 0.0) for f in range(functions))
+        for layer, experts in away.items()
+    }
+
+
 def dispatcher(client: Any, local: dict[int, tuple[int, ...]], replicas: int, pool: ThreadPoolExecutor) -> Dispatcher:
     rows = {layer: {e: i for i, e in enumerate(experts)} for layer, experts in local.items()}
-    remote = {n: RemoteLayer(f"layer-{n:03d}", tuple(e for e in range(8) if e not in experts), replicas) for n, experts in local.items()}
-    return Dispatcher(client, rows, remote, pool)
+    return Dispatcher(client, rows, remote(local, replicas), pool)
 
 
 class Answering(Endpoint):
-    """Replies as the functions of a whole model would."""
+    """Replies as the functions of a whole model would, each after `hold(its name)`."""
 
-    def __init__(self, experts: InProcessExperts, layers: dict[str, Any]) -> None:
+    def __init__(self, whole: PreTrainedModel, hold: Callable[[str], object] = lambda name: None) -> None:
         super().__init__()
+        served = InProcessExperts(whole)
         handler: Any = self.server.RequestHandlerClass
 
         def do_POST(this: Any) -> None:
             body = this.rfile.read(int(this.headers["Content-Length"]))
             name = this.path.split("/")[3]
             self.requests.append((name, {}, body))
-            batch = unpack(from_wire(body))
-            parts = np.split(batch.data, np.cumsum(batch.rows)[:-1])
-            done = [experts._expert(layers[name].layer, e).run(x) for e, x in zip(batch.experts, parts, strict=True)]
-            answer = to_wire(pack(Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(done), 5)))
+            answer = b"{}"
+            if body[:1] == b'"':
+                hold(name)
+                batch = unpack(from_wire(body))
+                parts = np.split(batch.data, np.cumsum(batch.rows)[:-1])
+                layer = int(name.split("-")[1])
+                done = [served._expert(layer, e).run(x) for e, x in zip(batch.experts, parts, strict=True)]
+                answer = to_wire(pack(Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(done), 5)))
             this.send_response(200)
             this.send_header("X-Amz-Log-Result", report(1.0, 2, 128).decode())
             this.send_header("Content-Length", str(len(answer)))
@@ -344,25 +286,63 @@ def test_a_model_served_over_http_answers_as_in_one_process(replicas: int) -> No
     for layer in expert_layers(split):
         for name, p in layer.parameters().items():
             setattr(layer.module, name, torch.nn.Parameter(p[[0, 5]].clone(), requires_grad=False))
-    endpoint = Answering(InProcessExperts(whole), {f"layer-{x.layer:03d}": x for x in expert_layers(whole)})
-    thread = threading.Thread(target=endpoint.server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    with ThreadPoolExecutor(4) as pool:
+    with Answering(whole) as endpoint, ThreadPoolExecutor(4) as pool:
         runner = dispatcher(endpoint.client, local, replicas, pool)
         attachment = attach(split, runner)
         assert (logits(split) - logits(whole)).abs().max() < 1e-4
         attachment.check_fired(1)
         sent = runner.take()
         # 40 tokens x top-2, some of them local: 1 invocation a layer, or as many as rows allow with 3 replicas
-        assert [c.function for c in sent].count("layer-000") == replicas
+        assert [c.function for c in sent].count("layer-000-0") == replicas
         assert len(sent) == len(endpoint.requests) == 2 * replicas
         assert runner.take() == []
         assert torch.equal(greedy(split), greedy(whole))
         assert {c.billed_ms for c in runner.take()} == {2}
-    endpoint.client.close()
-    endpoint.server.shutdown()
-    endpoint.server.server_close()
-    thread.join()
+
+
+def test_replicas_share_the_work_of_their_own_function_only() -> None:
+    whole = build("mixtral")
+    counts = {0: 100, 1: 40, 2: 30, 3: 20, 4: 10, 6: 90, 7: 90}  # the first five as divided by hand in test_divide.py
+    functions = (RemoteFunction("layer-000-0", (0, 1, 2, 3, 4), 2, 50.0), RemoteFunction("layer-000-1", (5, 6, 7), 1, 50.0))
+    with Answering(whole) as endpoint, ThreadPoolExecutor(3) as pool:
+        runner = Dispatcher(endpoint.client, {0: {}}, {0: functions}, pool)
+        outputs = runner._send(expert_layers(whole)[0], {e: torch.ones(n, 64) for e, n in counts.items()})()
+        assert {e: len(x) for e, x in outputs.items()} == counts
+        sent = sorted((name, unpack(from_wire(body)).experts) for name, _, body in endpoint.requests)
+    assert sent == [("layer-000-0", (0, 3)), ("layer-000-0", (1, 2, 4)), ("layer-000-1", (6, 7))]
+
+
+def test_all_functions_of_a_layer_compute_while_local_experts_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local experts wait until every function of their layer has its call, and no function answers before one of them has started."""
+    whole = save("mixtral", torch.float32, tmp_path, fused=False)
+    checkpoint, layers = find(str(tmp_path)), [x.layer for x in expert_layers(whole)]
+    started = {layer: threading.Event() for layer in layers}
+    asked: dict[int, list[str]] = {layer: [] for layer in layers}
+
+    def hold(name: str) -> None:
+        layer = int(name.split("-")[1])
+        asked[layer].append(name)
+        assert started[layer].wait(10)
+
+    def run_local(layer: ExpertLayer, row: int, x: torch.Tensor) -> torch.Tensor:
+        give_up = time.monotonic() + 10
+        while len(asked[layer.layer]) < 3 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        assert sorted(asked[layer.layer]) == [f"layer-{layer.layer:03d}-{f}" for f in range(3)]
+        started[layer.layer].set()
+        return run_expert(layer, row, x)
+
+    monkeypatch.setattr(engine, "_CONNECTIONS", 1)  # so that those of the layer's functions are all that there are
+    monkeypatch.setattr(engine, "load_tokenizer", lambda checkpoint: None)
+    functions = remote(dict.fromkeys(layers, (0, 5)), 1, functions=3)
+    with Answering(whole, hold) as endpoint:
+        expected = logits(whole)
+        monkeypatch.setattr(experts, "run_expert", run_local)
+        split = engine.start_engine(checkpoint, read_spec(checkpoint), functions, endpoint.url)
+        assert (logits(split.model) - expected).abs().max() < 1e-4
+        assert split.dispatcher.client.meta.config.max_pool_connections == 3
+        split.dispatcher.pool.shutdown()
+        split.dispatcher.client.close()
 
 
 @pytest.mark.parametrize(
@@ -378,7 +358,7 @@ def test_a_model_served_over_http_answers_as_in_one_process(replicas: int) -> No
 def test_an_answer_to_something_else_is_refused(endpoint: Endpoint, change: Callable[[Batch], Batch]) -> None:
     layer = expert_layers(build("mixtral"))[0]
     rows = {2: torch.ones(2, 64), 3: torch.zeros(1, 64)}
-    (batch,) = divide({e: x.numpy() for e, x in rows.items()}, "float32", 1)
+    (batch,) = divide({e: x.numpy() for e, x in rows.items()}, "float32", 1, 0.0)
     endpoint.script = [ok(body=to_wire(pack(change(batch))))]
     with ThreadPoolExecutor(1) as pool:
         runner = dispatcher(endpoint.client, {0: (0, 1)}, 1, pool)
@@ -396,7 +376,8 @@ def test_an_answer_with_a_nan_is_refused(endpoint: Endpoint) -> None:
 def test_warming_pings_every_function_once(endpoint: Endpoint) -> None:
     endpoint.script = [ok(120.0, body=b"{}")]
     with ThreadPoolExecutor(4) as pool:
-        started = [f.result() for f in dispatcher(endpoint.client, {0: (), 1: ()}, 2, pool).warm()]
-    assert sorted(c.function for c in started) == ["layer-000", "layer-001"]
+        functions = remote({0: ()}, 1, functions=3) | remote({1: ()}, 2)
+        started = [f.result() for f in Dispatcher(endpoint.client, {0: {}, 1: {}}, functions, pool).warm()]
+    assert sorted(c.function for c in started) == ["layer-000-0", "layer-000-1", "layer-000-2", "layer-001-0"]
     assert {c.init_ms for c in started} == {120.0}
     assert {body for _, _, body in endpoint.requests} == {b'{"health": true}'}

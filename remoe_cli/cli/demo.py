@@ -62,7 +62,7 @@ def command(
     if not output.is_json():
         plan_command.show(forced, forced_path)
     name = f"remoe-demo-{os.getpid()}"
-    with output.progress("Packaging layers") as progress:
+    with output.progress("Packaging functions") as progress:
         deployed = deploy(forced_path, name, rtt_ms=0.0, say=output.say, progress=progress)
     try:
         output.say(f"5/5 Ask: {QUESTION}\n")

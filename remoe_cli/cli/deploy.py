@@ -26,6 +26,6 @@ def command(
     """Package PLAN's remote experts as functions and start them with the main server."""
     from remoe_cli.deploy.local.target import deploy
 
-    with output.progress("Packaging layers") as progress:
+    with output.progress("Packaging functions") as progress:
         document = deploy(plan, name or plan.stem, rtt_ms=rtt_ms, say=output.say, progress=progress)
     output.result(document, lambda: status.show(document))

@@ -1,6 +1,6 @@
 """The function's entry point: rows by expert in, outputs by expert out.
 
-Environment: REMOE_SHARD is the path of this layer's shard. An event that is the JSON object {"health": true} is
+Environment: REMOE_SHARD is the path of this function's shard. An event that is the JSON object {"health": true} is
 answered with what this process has imported and how long each part of its cold start took.
 """
 

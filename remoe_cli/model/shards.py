@@ -1,4 +1,4 @@
-"""Writing the experts that leave: one safetensors file a layer, each expert one contiguous range.
+"""Writing the experts that leave: one safetensors file a function, each expert one contiguous range.
 
 function/weights.py reads what is written here, without torch and without the safetensors library.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,18 +19,22 @@ from remoe_cli.model.experts import ExpertLayer, expert_layers
 from remoe_cli.model.ffn import describe, prove_same
 from remoe_cli.model.loader import load
 
-# Experts held in memory at once while packaging; a layer is never divided.
+# Experts held in memory at once while packaging; those of one function are never divided.
 _BATCH_BYTES = 2 << 30
 
 
-def write_shard(path: Path, layer: ExpertLayer, experts: Sequence[int]) -> None:
-    """Write the layer's rows as the shard of `experts` (row i is experts[i]), after proving the function's arithmetic on one."""
+def write_shard(path: Path, layer: ExpertLayer, experts: Sequence[int], rows: Sequence[int] | None = None) -> None:
+    """Write the shard of `experts`, after proving the function's arithmetic on one; `rows` are theirs in the layer's parameters, by
+    default the first ones in that order. Raises ModelError for experts that a function cannot serve."""
     from safetensors.torch import save_file
 
     spec = describe(layer)
     prove_same(layer, 0, spec)
+    rows = range(len(experts)) if rows is None else rows
     # Sorted by name, which is how safetensors lays tensors of one dtype out, an expert's tensors stand together.
-    tensors = {f"{e:05d}.{name}": p[row].contiguous() for row, e in enumerate(experts) for name, p in layer.parameters().items()}
+    tensors = {
+        f"{e:05d}.{name}": p[row].contiguous() for e, row in zip(experts, rows, strict=True) for name, p in layer.parameters().items()
+    }
     with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata={"ffn": json.dumps(asdict(spec))})
         _check_contiguous(ExpertFile(temporary), layer)
@@ -44,23 +48,42 @@ def _check_contiguous(shard: ExpertFile, layer: ExpertLayer) -> None:
         )
 
 
-def write_shards(
-    checkpoint: Checkpoint, remote: Mapping[int, Sequence[int]], expert_bytes: int, folder: Path
-) -> Iterator[tuple[int, Path]]:
-    """Write `layer-NNN.safetensors` for every layer of `remote`; yields each as it is done. Memory stays bounded."""
-    batch: list[int] = []
-    for layer in sorted(layer for layer, experts in remote.items() if experts):
-        if batch and sum(len(remote[x]) for x in (*batch, layer)) * expert_bytes > _BATCH_BYTES:
-            yield from _write_batch(checkpoint, {x: remote[x] for x in batch}, folder)
+@dataclass(frozen=True)
+class Shard:
+    """The experts of one function, in one file."""
+
+    layer: int
+    experts: tuple[int, ...]
+    path: Path
+
+
+def write_shards(checkpoint: Checkpoint, parts: Mapping[int, Sequence[Sequence[int]]], expert_bytes: int, folder: Path) -> Iterator[Shard]:
+    """Write a shard for each group of experts in `parts`, by hidden layer; yields each as it is done. Memory stays bounded.
+
+    They are named `layer-NNN.safetensors`, or `layer-NNN-P.safetensors`, P from 0, where a layer has several.
+    """
+    batch: list[Shard] = []
+    for shard in _shards(parts, folder):
+        if batch and sum(len(x.experts) for x in (*batch, shard)) * expert_bytes > _BATCH_BYTES:
+            yield from _write_batch(checkpoint, batch)
             batch = []
-        batch.append(layer)
+        batch.append(shard)
     if batch:
-        yield from _write_batch(checkpoint, {x: remote[x] for x in batch}, folder)
+        yield from _write_batch(checkpoint, batch)
 
 
-def _write_batch(checkpoint: Checkpoint, remote: Mapping[int, Sequence[int]], folder: Path) -> Iterator[tuple[int, Path]]:
-    layers = {x.layer: x for x in expert_layers(load(checkpoint, remote))}
-    for number, experts in remote.items():
-        path = folder / f"layer-{number:03d}.safetensors"
-        write_shard(path, layers[number], experts)
-        yield number, path
+def _shards(parts: Mapping[int, Sequence[Sequence[int]]], folder: Path) -> Iterator[Shard]:
+    for layer in sorted(parts):
+        for part, experts in enumerate(parts[layer]):
+            suffix = f"-{part}" if len(parts[layer]) > 1 else ""
+            yield Shard(layer, tuple(experts), folder / f"layer-{layer:03d}{suffix}.safetensors")
+
+
+def _write_batch(checkpoint: Checkpoint, batch: Sequence[Shard]) -> Iterator[Shard]:
+    held: dict[int, list[int]] = {}
+    for shard in batch:
+        held[shard.layer] = sorted((*held.get(shard.layer, ()), *shard.experts))
+    layers = {x.layer: x for x in expert_layers(load(checkpoint, held))}
+    for shard in batch:
+        write_shard(shard.path, layers[shard.layer], shard.experts, [held[shard.layer].index(e) for e in shard.experts])
+        yield shard

@@ -1,1 +1,1 @@
-"""From a plan to what is deployed: the function's code, one shard of experts a layer, and a manifest."""
+"""From a plan to what is deployed: the function's code, one shard of experts a function, and a manifest."""

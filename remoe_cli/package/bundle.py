@@ -1,8 +1,9 @@
 """The bundle: everything that the functions of one plan need, in one folder, reproducible byte for byte.
 
-manifest.json            a Manifest; names every other file by its sha256
-function.zip             the code of remoe_cli/function, the same for every plan
-layer-NNN.safetensors    the remote experts of hidden layer NNN
+manifest.json              a Manifest; names every other file by its sha256
+function.zip               the code of remoe_cli/function, the same for every plan
+layer-NNN.safetensors      the remote experts of hidden layer NNN,
+layer-NNN-P.safetensors    or those of its function P, from 0, where they are divided over several
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _CODE = "function.zip"
 
 
 class FunctionEntry(BaseModel):
-    """One expert function. `replicas` is how many instances of it may run at once."""
+    """One expert function: `experts` of hidden layer `layer`. `replicas` is how many instances of it may run at once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,8 +51,11 @@ class Manifest(artifacts.Document):
 
     @property
     def remote(self) -> dict[int, tuple[int, ...]]:
-        """Remote experts by hidden layer."""
-        return {f.layer: f.experts for f in self.functions}
+        """Remote experts by hidden layer, ascending, whichever of its functions holds them."""
+        experts: dict[int, tuple[int, ...]] = {}
+        for f in self.functions:
+            experts[f.layer] = tuple(sorted((*experts.get(f.layer, ()), *f.experts)))
+        return experts
 
 
 def function_zip() -> bytes:
@@ -70,7 +74,10 @@ def function_zip() -> bytes:
 def build(
     plan: Plan, plan_path: Path, profile: Profile, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Manifest:
-    """Write the bundle of `plan` into `folder`; raises ArtifactError when the model has changed since it was profiled."""
+    """Write the bundle of `plan` into `folder`; `progress` is told the functions done and their total.
+
+    Raises ArtifactError when the model has changed since it was profiled.
+    """
     reference = profile.record.model
     checkpoint = find(reference.path, reference.revision)
     if checkpoint.revision != reference.revision:
@@ -80,27 +87,27 @@ def build(
         )
     from remoe_cli.model.shards import write_shards
 
-    remote = {layer.layer: layer for layer in plan.layers if layer.remote}
+    layers = {layer.layer: layer for layer in plan.layers}
+    parts = {number: layer.parts for number, layer in layers.items()}
     code = function_zip()
     folder.mkdir(parents=True, exist_ok=True)
     with artifacts.atomic_path(folder / _CODE) as temporary:
         temporary.write_bytes(code)
     entries = []
-    written = write_shards(checkpoint, {n: x.remote for n, x in remote.items()}, profile.record.spec.expert_bytes, folder)
-    for number, path in written:
-        layer = remote[number]
+    for shard in write_shards(checkpoint, parts, profile.record.spec.expert_bytes, folder):
+        layer = layers[shard.layer]
         entries.append(
             FunctionEntry(
-                name=path.stem,
-                layer=number,
-                experts=layer.remote,
+                name=shard.path.stem,
+                layer=shard.layer,
+                experts=shard.experts,
                 memory_mb=layer.memory_mb,
                 replicas=layer.replicas,
-                shard=path.name,
-                shard_sha256=artifacts.sha256_file(path),
+                shard=shard.path.name,
+                shard_sha256=artifacts.sha256_file(shard.path),
             )
         )
-        progress(len(entries), len(remote))
+        progress(len(entries), sum(map(len, parts.values())))
     manifest = Manifest(
         plan=Source(path=str(plan_path), sha256=artifacts.sha256_file(plan_path)),
         model=reference,

@@ -1,8 +1,8 @@
 """Local and remote experts side by side: the Runner behind the hook when serving.
 
-In each MoE layer the rows of all remote experts that a batch hits leave in one invocation of that layer's function,
-before the local experts start. Only two things divide it: a payload over Lambda's limit, and, in prefill, replicas:
-then experts are spread over invocations by LPT (longest processing time first, method section 9).
+In each MoE layer the rows of all remote experts that a batch hits leave before the local experts start, in one invocation
+of each function that holds some of them. Only two things divide it: a payload over Lambda's limit, and, in prefill,
+replicas: then a function's experts are spread over invocations by LPT (longest processing time first, method section 9).
 """
 
 from __future__ import annotations
@@ -31,21 +31,26 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class RemoteLayer:
-    """The function of one MoE layer."""
+class RemoteFunction:
+    """A function of one MoE layer, which alone holds `experts`; `replicas` of it may run at once.
 
-    function: str
+    expert_rows   what calling an expert costs besides its rows, in rows: reading its weights, mostly
+    """
+
+    name: str
     experts: tuple[int, ...]
     replicas: int
+    expert_rows: float
 
 
 @dataclass
 class Dispatcher:
-    """Runner for serving. `local[layer]` maps expert id to row; `sent` collects every invocation until `take` empties it."""
+    """Runner for serving. `local[layer]` maps expert id to row, `remote[layer]` holds every other expert; `sent` collects every
+    invocation until `take` empties it. A `pool` and a `client` that take all calls of a layer at once let none of them wait."""
 
     client: Any
     local: Mapping[int, Mapping[int, int]]
-    remote: Mapping[int, RemoteLayer]
+    remote: Mapping[int, Sequence[RemoteFunction]]
     pool: ThreadPoolExecutor
     sent: list[Invocation] = field(default_factory=list)
 
@@ -59,19 +64,22 @@ class Dispatcher:
 
     def warm(self) -> list[Future[Invocation]]:
         """Start one instance of every function, all at once, so that the first pass does not meet one cold start a layer."""
-        return [self.pool.submit(ping, self.client, target.function) for target in self.remote.values()]
+        return [self.pool.submit(ping, self.client, function.name) for some in self.remote.values() for function in some]
 
     def _send(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
-        target = self.remote[layer.layer]
         dtype = next(iter(rows.values())).dtype
-        name = str(dtype).removeprefix("torch.")
-        batches = divide({e: to_storage(x.cpu()) for e, x in rows.items()}, name, target.replicas)
+        stored = str(dtype).removeprefix("torch.")
+        batches: list[tuple[str, Batch]] = []
+        for function in self.remote[layer.layer]:
+            held = {e: to_storage(rows[e].cpu()) for e in function.experts if e in rows}
+            if held:
+                batches += [(function.name, batch) for batch in divide(held, stored, function.replicas, function.expert_rows)]
         start = time.perf_counter()
-        futures = [self.pool.submit(self._call, target.function, batch, start) for batch in batches]
+        calls = [(batch, self.pool.submit(self._call, name, batch, start)) for name, batch in batches]
 
         def wait() -> dict[int, Tensor]:
             parts: dict[int, list[Array]] = {}
-            for batch, future in zip(batches, futures, strict=True):
+            for batch, future in calls:
                 for expert, part in self._answer(batch, future).items():
                     parts.setdefault(expert, []).append(part)
             device = next(iter(rows.values())).device
@@ -99,18 +107,19 @@ class Dispatcher:
         return {e: answer.data[end - n : end] for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)}
 
 
-def divide(rows: Mapping[int, Array], dtype: str, replicas: int) -> list[Batch]:
-    """Rows by expert -> the batches of the invocations: as few as replicas and the payload limit allow.
+def divide(rows: Mapping[int, Array], dtype: str, replicas: int, expert_rows: float) -> list[Batch]:
+    """One function's rows [n, width] by expert -> the batches of its invocations: as few as replicas and the payload limit allow,
+    with the work balanced that the planner balances, `expert_rows` and its own rows for each expert.
 
     An expert's rows stay together and in order unless they alone exceed the payload limit.
     """
     total = sum(len(x) for x in rows.values())
     bins = max(1, min(replicas, total // _ROWS_PER_REPLICA, len(rows)))
-    loads = [0] * bins
+    loads = [0.0] * bins
     groups: list[dict[int, Array]] = [{} for _ in range(bins)]
     for expert in sorted(rows, key=lambda e: (-len(rows[e]), e)):
         least = loads.index(min(loads))
-        loads[least] += len(rows[expert])
+        loads[least] += expert_rows + len(rows[expert])
         groups[least][expert] = rows[expert]
     return [batch for group in groups for batch in _within_limit(group, dtype)]
 

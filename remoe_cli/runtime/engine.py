@@ -7,7 +7,7 @@ its dispatcher belong to one forward pass.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +25,10 @@ from remoe_cli.model.loader import load
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.runtime.answer import FinishReason, Generated
-from remoe_cli.runtime.dispatch import Dispatcher, RemoteLayer
+from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from remoe_cli.runtime.invoke import make_client
 
-# Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas.
+# Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
 
 
@@ -127,14 +127,14 @@ class Engine:
 
 
 def start_engine(
-    checkpoint: Checkpoint, spec: MoeSpec, functions: Mapping[int, RemoteLayer], endpoint: str | None, timeout_s: float = 60.0
+    checkpoint: Checkpoint, spec: MoeSpec, functions: Mapping[int, Sequence[RemoteFunction]], endpoint: str | None, timeout_s: float = 60.0
 ) -> Engine:
     """Load the main process's share of the model and attach the dispatcher; `functions` is by hidden layer.
 
     The functions start while the model loads (method section 10). Raises InvokeError when one of them cannot start.
     """
-    stay = spec.local_experts({layer: f.experts for layer, f in functions.items()})
-    connections = max(_CONNECTIONS, *(f.replicas for f in functions.values())) if functions else 1
+    stay = spec.local_experts({layer: tuple(e for f in some for e in f.experts) for layer, some in functions.items()})
+    connections = max(_CONNECTIONS, *(sum(f.replicas for f in some) for some in functions.values())) if functions else 1
     dispatcher = Dispatcher(
         client=make_client(endpoint, connections, timeout_s) if functions else None,
         local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in stay.items()},

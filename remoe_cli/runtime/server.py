@@ -39,12 +39,15 @@ if TYPE_CHECKING:
 
 
 class ServedFunction(BaseModel):
+    """A function of hidden layer `layer` (runtime/dispatch.py, RemoteFunction); a layer may have several."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: int
     function: str
     experts: tuple[int, ...]
     replicas: int
+    expert_rows: float
 
 
 class ServerConfig(artifacts.Document):
@@ -97,13 +100,15 @@ class MainState(BaseModel):
 
 def load_engine(config: ServerConfig) -> Engine:
     from remoe_cli.model.checkpoint import find
-    from remoe_cli.runtime.dispatch import RemoteLayer
+    from remoe_cli.runtime.dispatch import RemoteFunction
     from remoe_cli.runtime.engine import start_engine
 
     checkpoint = find(config.model.path, config.model.revision)
     if checkpoint.revision != config.model.revision:
         raise RemoeError(f"The model {config.model.path} has changed since it was profiled.", "Profile, plan and deploy again.")
-    functions = {f.layer: RemoteLayer(f.function, f.experts, f.replicas) for f in config.functions}
+    functions: dict[int, list[RemoteFunction]] = {}
+    for f in config.functions:
+        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
     engine = start_engine(checkpoint, config.spec, functions, os.environ.get("REMOE_ENDPOINT"))
     # One token through every layer: proves the hook, and pages the weights in, before anybody waits for an answer.
     engine.generate([0], 1)

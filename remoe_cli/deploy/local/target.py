@@ -32,6 +32,7 @@ from remoe_cli.runtime.receipt import Prices
 from remoe_cli.runtime.server import ServedFunction, ServerConfig
 
 _TIMEOUT_S = 30.0
+_MOST_EXPERT_ROWS = 1e6
 Progress = Callable[[int, int], None]
 
 
@@ -48,7 +49,7 @@ def deploy(plan_path: Path, name: str, *, rtt_ms: float, say: Callable[[str], No
         bundle.read(folder / "bundle")
         code = bundle.unpack_code(folder / "bundle")
         port = _free_port()
-        artifacts.write_json(folder / "server.json", _server_config(name, plan, folder / "plan.json", catalog, manifest, port))
+        artifacts.write_json(folder / "server.json", _server_config(name, plan, folder / "plan.json", profile, catalog, manifest, port))
         functions = tuple(
             FunctionConfig(
                 name=f"{name}-{entry.name}",
@@ -82,23 +83,36 @@ def _inputs(plan_path: Path) -> tuple[Plan, Profile, Catalog]:
     return plan, profile, catalog
 
 
-def _server_config(name: str, plan: Plan, plan_file: Path, catalog: Catalog, manifest: bundle.Manifest, port: int) -> ServerConfig:
+def _server_config(
+    name: str, plan: Plan, plan_file: Path, profile: Profile, catalog: Catalog, manifest: bundle.Manifest, port: int
+) -> ServerConfig:
+    expert_rows = _expert_rows(profile)
     return ServerConfig(
         model=manifest.model,
         spec=manifest.spec,
         functions=tuple(
-            ServedFunction(layer=f.layer, function=f"{name}-{f.name}", experts=f.experts, replicas=f.replicas) for f in manifest.functions
+            ServedFunction(layer=f.layer, function=f"{name}-{f.name}", experts=f.experts, replicas=f.replicas, expert_rows=expert_rows)
+            for f in manifest.functions
         ),
         port=port,
         plan=str(plan_file),
         prices=Prices(
             catalog=catalog.name,
             main_gb=plan.main.memory_mb / 1024,
-            main_usd_per_gb_second=catalog.main.usd_per_gb_second,
-            function_usd_per_gb_second=catalog.function.usd_per_gb_second,
+            main_usd_per_gb_second=catalog.main_usd_per_gb_second,
+            function_usd_per_gb_second=catalog.function_usd_per_gb_second,
             function_usd_per_request=catalog.function.usd_per_request,
         ),
     )
+
+
+def _expert_rows(profile: Profile) -> float:
+    """What an expert adds to an invocation besides its rows, in rows; at one vCPU, where the planner divides among replicas too
+    (plan/remote_side.py, `lpt`). A million where rows cost next to nothing: then only experts count."""
+    work_s = profile.record.latency.remote_expert.work_s
+    one_s, many_s = float(work_s(1, 1.0)), float(work_s(65, 1.0))
+    row_s = (many_s - one_s) / 64
+    return min(max(one_s / row_s - 1, 0.0), _MOST_EXPERT_ROWS) if row_s > 0 else _MOST_EXPERT_ROWS
 
 
 def status(name: str) -> dict[str, Any]:
