@@ -106,6 +106,7 @@ def plan_by_hand(layers: tuple[LayerPlan, ...], **update: Any) -> Plan:
     plan = Plan(
         profile=source,
         catalog=source,
+        prices_of="2026-01-01",
         workload=WorkloadRef(n_in=10, n_out=10),
         targets=Targets(),
         objective="cost",
@@ -118,6 +119,7 @@ def plan_by_hand(layers: tuple[LayerPlan, ...], **update: Any) -> Plan:
         status="forced",
         verdict="insufficient evidence",
         reason="a test",
+        notes=(),
         main=MainSpec(name="m", memory_mb=1000),
         layers=layers,
         baselines={},

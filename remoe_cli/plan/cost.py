@@ -13,7 +13,7 @@ import numpy as np
 
 from remoe_cli.plan import main_side, remote_side
 from remoe_cli.plan.document import LayerPlan, Outcome
-from remoe_cli.plan.hits import hit_law
+from remoe_cli.plan.hits import HitLaw, hit_law
 from remoe_cli.plan.problem import Placement, Problem
 from remoe_cli.plan.workload import Floats, Ints
 
@@ -54,13 +54,9 @@ def total(problem: Problem, placement: Placement, layers: list[LayerOutcome]) ->
 def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOutcome:
     """The part of the layer at `index` among the MoE layers."""
     workload, main, layer = problem.workload, placement.main, placement.layers[index]
-    owner = owner_of(problem, layer)
-    law = hit_law(workload, index, owner)
+    owner, step_s, parts = owner_of(problem, layer), main_side.expert_step_s(problem, main), layer.parts
     local = owner[0] < 0
-    stay, parts = int(local.sum()), layer.parts
-    step_s = main_side.expert_step_s(problem, main)
-    calls_s = remote_side.decode_call_s(problem, [layer.memory_mb], law)[0] if parts else np.zeros(len(law.local))
-    decode_s = float(law.shares[0] @ np.maximum(law.local * step_s, calls_s))
+    stay = int(local.sum())
     prefill_s, usd, largest, held = 0.0, 0.0, 0.0, 0.0
     for kind in workload.lengths:
         tokens = workload.use[index] * kind.n_in
@@ -76,15 +72,30 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         largest = max(largest, float(sent.rows[0]))
         rows = [float(tokens[list(part)].sum()) for part in parts]
         held = max(held, *(float(remote_side.function_memory_bytes(problem, len(p), n)) for p, n in zip(parts, rows, strict=True)))
-    cold_s = main_side.cold_expert_s(problem, main) * stay
+    cold_s, calls = main_side.cold_expert_s(problem, main) * stay, 0.0
+    decode_s = float(workload.decode_hits[index].sum()) * step_s
     if parts:
+        law = _law(problem, index, layer, owner)
+        calls_s = remote_side.decode_call_s(problem, [layer.memory_mb], law)[0]
+        decode_s = float(law.shares[0] @ np.maximum(law.local * step_s, calls_s))
+        each = np.arange(law.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
+        calls = float((law.calls[0] * each).sum())
         biggest = np.array([max(map(len, parts))])
         usd += workload.n_out * float(remote_side.decode_usd(problem, [layer.memory_mb], law)[0, 0])
         usd += float(remote_side.cold_usd(problem, [layer.memory_mb], biggest, len(parts) * layer.replicas)[0, 0])
         if main.usd_per_hour is not None:
             cold_s += workload.cold_share * float(remote_side.cold_s(problem, biggest)[0])
-    calls = float(law.calls[0] @ np.arange(law.calls.shape[1])) if problem.invocations == "per-expert" else float(law.calls[0].sum())
     return LayerOutcome(prefill_s, decode_s, cold_s, usd, float(remote_side.payload_bytes(problem, largest)), held, calls)
+
+
+def _law(problem: Problem, index: int, layer: LayerPlan, owner: Ints) -> HitLaw:
+    """Kept, for one placement is often priced under many circumstances."""
+    memo = problem.workload.memo
+    key = ("placed", index, layer.parts)
+    if key not in memo:
+        memo[key] = hit_law(problem.workload, index, owner)
+    law: HitLaw = memo[key]
+    return law
 
 
 def owner_of(problem: Problem, layer: LayerPlan) -> Ints:

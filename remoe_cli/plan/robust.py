@@ -17,7 +17,7 @@ from remoe_cli.plan.improve import meets
 from remoe_cli.plan.node import Aim
 from remoe_cli.plan.problem import Placement, Problem
 from remoe_cli.plan.scan import scan
-from remoe_cli.plan.workload import Bools, Workload, from_profile
+from remoe_cli.plan.workload import Bools, Workload, from_profile, patterns_of
 from remoe_cli.profile.latency_record import Quantiles
 from remoe_cli.profile.record import Profile
 
@@ -59,8 +59,7 @@ def flatter(problem: Problem, share: float) -> Problem:
     every = round(1 / share)
     even = (np.arange(len(trace[::every]))[:, None] * k + np.arange(k)) % experts
     trace[::every] = np.where(trace[::every] >= 0, even[:, None, :], -1)
-    patterns = tuple(np.unique(np.sort(trace[:, i], axis=1), axis=0, return_counts=True) for i in range(trace.shape[1]))
-    return replace(problem, workload=replace(workload, use=use, trace=trace, patterns=patterns))
+    return replace(problem, workload=replace(workload, use=use, trace=trace, patterns=patterns_of(trace, experts)))
 
 
 KNOBS: dict[str, Callable[[Problem, float], Problem]] = {"t_rem": slower_calls, "the price of expert functions": dearer_functions}
@@ -153,6 +152,8 @@ class _Kind:
 def flip(problem: Problem, aim: Aim) -> Flip | None:
     """Above which traffic an always-on instance is cheaper than a main function paid by use; None where the catalog lacks a kind or one
     is never the cheaper. Cold starts, which make paying by use dearer when requests are rare, are left out."""
+    if len({spec.usd_per_hour is None for spec in problem.catalog.main.menu}) < 2:
+        return None
     idle_free = replace(problem, workload=replace(problem.workload, requests_per_hour=None, cold_share=0.0))
     by_use, rented = _best_of(idle_free, aim, False), _cheapest_hour(idle_free, aim) or _best_of(idle_free, aim, True)
     if by_use is None or rented is None:

@@ -122,8 +122,23 @@ def from_profile(profile: Profile, n_in: int | None = None, n_out: int | None = 
             f"The profile {profile.path} recorded no routing of {'decode tokens' if counts.size and (totals > 0).all() else 'prompts'}.",
             "Profile again with more prompts and a larger --max-new-tokens.",
         )
-    patterns = tuple(np.unique(np.sort(trace[:, i], axis=1), axis=0, return_counts=True) for i in range(trace.shape[1]))
-    return Workload(requests.lengths, requests.per_hour, 0.0, counts / totals * spec.top_k, trace, patterns, assumptions)
+    use = counts / totals * spec.top_k
+    return Workload(requests.lengths, requests.per_hour, 0.0, use, trace, patterns_of(trace, use.shape[1]), assumptions)
+
+
+def patterns_of(trace: Ints, experts: int) -> tuple[tuple[Ints, Ints], ...]:
+    """Per layer the distinct sets of experts [P, k] of a trace [T, L, k], and how many tokens used each [P]."""
+    return tuple(_distinct(np.sort(trace[:, layer], axis=1), experts) for layer in range(trace.shape[1]))
+
+
+def _distinct(rows: Ints, experts: int) -> tuple[Ints, Ints]:
+    """Distinct rows, ascending; as one number each where that fits 63 bits, for sorting rows as such takes many times as long."""
+    k = rows.shape[1]
+    if (experts + 1) ** k >= 2**63:
+        return np.unique(rows, axis=0, return_counts=True)
+    base = (experts + 1) ** np.arange(k - 1, -1, -1, dtype=np.int64)
+    codes, counts = np.unique((rows + 1) @ base, return_counts=True)
+    return codes[:, None] // base % (experts + 1) - 1, counts
 
 
 def _or_median(tokens: int | None, recorded: npt.NDArray[np.int32]) -> int:
@@ -160,12 +175,12 @@ def candidate_sets(workload: Workload) -> tuple[Bools, ...]:
     layers, experts = workload.use.shape
     if experts <= ENUMERATED_EXPERTS:
         members = (np.arange(2**experts)[:, None] >> np.arange(experts)) & 1 == 1
-        return (members[np.argsort(members.sum(axis=1), kind="stable")],) * layers
+        by_size: Bools = members[np.argsort(members.sum(axis=1), kind="stable")]
+        return tuple(by_size for _ in range(layers))
     return prefix_sets(workload, tuple(range(experts + 1)))
 
 
 def prefix_sets(workload: Workload, sizes: tuple[int, ...]) -> tuple[Bools, ...]:
     """Per layer bool [S, E]: the least used experts, so many of them as `sizes` says, by rising size."""
-    wanted: Ints = np.array(sizes)[:, None]
-    sets: list[Bools] = [np.greater(wanted, rank) for rank in workload.ranks]
-    return tuple(sets)
+    every: Bools = np.array(sizes)[:, None] > workload.ranks[:, None, :]
+    return tuple(sets for sets in every)
