@@ -119,11 +119,12 @@ class Shift(Outcome):
 
 
 class Turn(_Part):
-    """Where the choice between the plan and `against` turns: at `factor` times `what`; None when it does not within 1/64 to 64 times."""
+    """Where the choice between sending experts away and `against` turns: at `at` `what` (such as 1.7 times t_rem, 0.3 of the tokens routed
+    evenly); None when it does not, within 1/64 to 64 times or 0 to all."""
 
     what: str
     against: str
-    factor: float | None
+    at: float | None
 
 
 class Flip(_Part):

@@ -76,13 +76,12 @@ def baseline_rows(plan: Plan) -> Rows:
 
 
 def turn_texts(plan: Plan) -> list[str]:
-    texts = []
-    for turn in plan.turns:
-        if turn.factor is None:
-            texts.append(f"no change of {turn.what} by up to 64 times turns the choice against {turn.against}")
-        else:
-            texts.append(f"against {turn.against} the choice turns at {turn.factor:g} times {turn.what}")
-    return texts
+    return [
+        f"no number {turn.what} turns the choice against {turn.against}"
+        if turn.at is None
+        else f"against {turn.against} the choice turns at {turn.at:g} {turn.what}"
+        for turn in plan.turns
+    ]
 
 
 def _flip(plan: Plan) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from remoe_cli.plan.catalog import Catalog
@@ -19,6 +19,7 @@ from remoe_cli.profile.latency_record import Latency, Roofline
 from remoe_cli.profile.record import Profile
 
 TOLERANCE = 1e-9
+Hits = Counter[tuple[int, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Books:
-    """What is needed to price any placement for a plan's requests."""
+    """What is needed to price any placement for a plan's requests; `hits` keeps what was counted for a layer and its functions."""
 
     plan: Plan
     profile: Profile
     catalog: Catalog
     layers: list[Layer]
+    hits: dict[tuple[int, tuple[tuple[int, ...], ...]], Hits] = field(default_factory=dict)
 
     @property
     def kinds(self) -> Sequence[Lengths]:
@@ -185,11 +187,10 @@ def call(books: Books, memory_mb: int, rows: Iterable[float]) -> tuple[float, fl
 
 def decode(books: Books, layer: LayerPlan, routed: Layer, local_step_s: float) -> tuple[float, float]:
     """Mean seconds of one token in this layer, and mean cost of its invocations."""
-    holder = {expert: part for part, experts in enumerate(layer.parts) for expert in experts}
-    seen: Counter[tuple[int, tuple[int, ...]]] = Counter()
-    for choice, tokens in routed.choices.items():
-        hits = Counter(holder[e] for e in choice if e in holder)
-        seen[len(choice) - hits.total(), tuple(sorted(hits.values()))] += tokens
+    key = (layer.layer, layer.parts)
+    if key not in books.hits:
+        books.hits[key] = count_hits(layer, routed)
+    seen = books.hits[key]
     once = {h: call(books, layer.memory_mb, [1.0] * h) for h in {h for _, hits in seen for h in hits} | ({1} if layer.remote else set())}
     seconds = usd = 0.0
     for (local, each), tokens in seen.items():
@@ -201,6 +202,16 @@ def decode(books: Books, layer: LayerPlan, routed: Layer, local_step_s: float) -
         usd += tokens * sum(costs)
     total = seen.total()
     return seconds / total, usd / total
+
+
+def count_hits(layer: LayerPlan, routed: Layer) -> Hits:
+    """How many tokens hit so many local experts, and so many in each function that they hit."""
+    holder = {expert: part for part, experts in enumerate(layer.parts) for expert in experts}
+    seen: Hits = Counter()
+    for choice, tokens in routed.choices.items():
+        hits = Counter(holder[e] for e in choice if e in holder)
+        seen[len(choice) - hits.total(), tuple(sorted(hits.values()))] += tokens
+    return seen
 
 
 def start_s(books: Books, layer: LayerPlan) -> float:

@@ -17,7 +17,7 @@ from remoe_cli.plan.improve import meets
 from remoe_cli.plan.node import Aim
 from remoe_cli.plan.problem import Placement, Problem
 from remoe_cli.plan.scan import scan
-from remoe_cli.plan.workload import Bools, Workload, from_profile, patterns_of
+from remoe_cli.plan.workload import Bools, Workload, from_profile
 from remoe_cli.profile.latency_record import Quantiles
 from remoe_cli.profile.record import Profile
 
@@ -51,15 +51,16 @@ def dearer_functions(problem: Problem, factor: float) -> Problem:
 
 
 def flatter(problem: Problem, share: float) -> Problem:
-    """Routing in which a share of tokens, every so many, choose experts evenly: the first expert ids shifted round, token by token."""
+    """Routing in which a share of the tokens choose experts evenly: k neighbouring ids, every expert being the first alike."""
     workload = problem.workload
     experts, k = workload.use.shape[1], workload.trace.shape[2]
+    even = np.sort((np.arange(experts)[:, None] + np.arange(k)) % experts, axis=1)
+    patterns = tuple(
+        (np.concatenate([sets, even]), np.concatenate([counts * (1 - share), np.full(experts, counts.sum() * share / experts)]))
+        for sets, counts in workload.patterns
+    )
     use = (1 - share) * workload.use + share * k / experts
-    trace = workload.trace.copy()
-    every = round(1 / share)
-    even = (np.arange(len(trace[::every]))[:, None] * k + np.arange(k)) % experts
-    trace[::every] = np.where(trace[::every] >= 0, even[:, None, :], -1)
-    return replace(problem, workload=replace(workload, use=use, trace=trace, patterns=patterns_of(trace, experts)))
+    return replace(problem, workload=replace(workload, use=use, patterns=patterns))
 
 
 KNOBS: dict[str, Callable[[Problem, float], Problem]] = {"t_rem": slower_calls, "the price of expert functions": dearer_functions}
@@ -127,18 +128,23 @@ def turns(problem: Problem, aim: Aim, placement: Placement) -> list[Turn]:
     def excess(knob: Callable[[Problem, float], Problem], factor: float) -> float:
         return evaluate(knob(problem, factor), away).cost_usd_per_request - local_usd
 
-    return [Turn(what=name, against="all experts local", factor=_crossing(partial(excess, knob))) for name, knob in KNOBS.items()]
+    ends = (math.log(1 / WIDEST), math.log(WIDEST))
+    crossings = {
+        f"times {name}": _crossing(lambda log, knob=knob: excess(knob, math.exp(log)), *ends, math.exp)  # type: ignore[misc]
+        for name, knob in KNOBS.items()
+    }
+    crossings["of the tokens routed evenly"] = _crossing(partial(excess, flatter), 0.0, 1.0, float)
+    return [Turn(what=what, against="all experts local", at=at) for what, at in crossings.items()]
 
 
-def _crossing(rising: Callable[[float], float]) -> float | None:
-    """The factor at which a rising function of it is 0, to three digits, by bisection of its logarithm."""
-    low, high = -math.log(WIDEST), math.log(WIDEST)
-    if rising(math.exp(low)) > 0 or rising(math.exp(high)) < 0:
+def _crossing(rising: Callable[[float], float], low: float, high: float, shown: Callable[[float], float]) -> float | None:
+    """Where a rising function is 0, to three digits, by bisection; None when that is nowhere between the ends."""
+    if rising(low) > 0 or rising(high) < 0:
         return None
     for _ in range(14):
         middle = (low + high) / 2
-        low, high = (middle, high) if rising(math.exp(middle)) < 0 else (low, middle)
-    return float(f"{math.exp((low + high) / 2):.3g}")
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return float(f"{shown((low + high) / 2):.3g}")
 
 
 @dataclass(frozen=True)

@@ -78,10 +78,11 @@ class Workload:
     @cached_property
     def decode_hits(self) -> Floats:
         """float64 [L, E]: share of decode tokens that use each expert."""
-        tokens, layers, _ = self.trace.shape
-        experts = self.use.shape[1]
-        hits = np.stack([np.bincount(self.trace[:, layer].ravel() + 1, minlength=experts + 1)[1:] for layer in range(layers)])
-        shares: Floats = hits / tokens
+        slots = self.use.shape[1] + 1
+        weighed = [
+            np.bincount(sets.ravel() + 1, np.repeat(counts, sets.shape[1]), slots)[1:] / counts.sum() for sets, counts in self.patterns
+        ]
+        shares: Floats = np.stack(weighed)
         return shares
 
     @property
