@@ -126,6 +126,7 @@ def _cpu(problem: Problem, aim: Aim) -> Baseline | str:
                 lambda n, vcpus=vcpus: float(expert.seconds(n, vcpus)),  # type: ignore[misc]
                 usd_per_s,
                 problem.catalog.main.usd_per_request,
+                _cold_s(problem),
             )
         if outcome and (best is None or outcome.cost_usd_per_request < best.cost_usd_per_request):
             best = Baseline(**outcome.model_dump(), spec=spec.name, meets=meets(aim, outcome), assumed="no GPU")
@@ -159,7 +160,8 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         if hardware.gpu is None:
             continue
         nonexpert, expert = whole_on_gpu(hardware, problem.spec)
-        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: float(expert.seconds(n, 1)), usd_per_s, 0.0)  # noqa: B023
+        cold_s = _cold_s(problem) if per_hour is None else 0.0
+        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: float(expert.seconds(n, 1)), usd_per_s, 0.0, cold_s)  # noqa: B023
         traffic = problem.workload.requests_per_hour
         if per_hour is not None and traffic is not None:
             count = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
@@ -173,17 +175,28 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
 
 
 def _outcome(
-    problem: Problem, nonexpert_s: Callable[[float], float], expert_s: Callable[[float], float], usd_per_s: float, fixed_usd: float
+    problem: Problem,
+    nonexpert_s: Callable[[float], float],
+    expert_s: Callable[[float], float],
+    usd_per_s: float,
+    fixed_usd: float,
+    cold_s: float,
 ) -> Outcome:
-    """One device does everything, one expert after another."""
+    """One device does everything, one expert after another; `cold_s` is what cold starts add to the mean TTFT."""
     workload = problem.workload
-    ttft = 0.0
+    ttft = cold_s
     for kind in workload.lengths:
         tokens = (workload.use * kind.n_in).ravel().tolist()
         ttft += kind.share * (nonexpert_s(kind.n_in) + sum(expert_s(n) for n in tokens))
     hits = float(workload.decode_hits.sum())
     tpot = nonexpert_s(1) + hits * expert_s(1)
     return Outcome(cost_usd_per_request=usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd, ttft_s=ttft, tpot_s=tpot)
+
+
+def _cold_s(problem: Problem) -> float:
+    """A whole model that is paid by use has to be read when it starts."""
+    side, spec = problem.catalog.main, problem.spec
+    return problem.workload.cold_share * (side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s)
 
 
 def _name(main: Main) -> str:
