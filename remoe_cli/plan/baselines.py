@@ -104,11 +104,11 @@ def _mix(problem: Problem, aim: Aim) -> Baseline | str:
 
 
 def _cpu(problem: Problem, aim: Aim) -> Baseline | str:
-    """On a machine without a GPU this is the measured one; else as the reference describes it."""
+    """Where main functions have no GPU, that is all experts local; else experts as in the main function, the rest as described."""
     by_use = [spec for spec in problem.catalog.main.menu if spec.usd_per_hour is None]
     bytes_needed = problem.catalog.main.runtime_memory_mb * MB + main_side.base_bytes(problem) + problem.spec.routed_bytes
     hardware = read_hardware(problem.catalog.reference.hardware)
-    nonexpert, expert = whole_on_cpu(hardware, problem.spec)
+    nonexpert, _ = whole_on_cpu(hardware, problem.spec)
     best: Baseline | None = None
     for spec in by_use:
         if spec.memory_mb * MB < bytes_needed:
@@ -117,13 +117,13 @@ def _cpu(problem: Problem, aim: Aim) -> Baseline | str:
             placement = _local(problem, spec)
             outcome = evaluate(problem, placement) if placement else None
         else:
-            vcpus = min(spec.vcpus or hardware.main.vcpus, hardware.main.saturation_vcpus)
-            slow = hardware.main.saturation_vcpus / vcpus
+            vcpus = main_side.vcpus(problem, spec)
+            slow = hardware.main.saturation_vcpus / main_side.useful_vcpus(problem, spec)
             usd_per_s = problem.catalog.main_usd_per_gb_second * spec.memory_mb / GB_MB
             outcome = _outcome(
                 problem,
                 lambda n, slow=slow: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
-                lambda n, vcpus=vcpus: float(expert.seconds(n, vcpus)),  # type: ignore[misc]
+                lambda n, expert=problem.latency_of(spec).local_expert, vcpus=vcpus: float(expert.seconds(n, vcpus)),  # type: ignore[misc]
                 usd_per_s,
                 problem.catalog.main.usd_per_request,
                 _cold_s(problem),

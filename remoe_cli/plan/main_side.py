@@ -29,6 +29,17 @@ def vcpus(problem: Problem, spec: MainSpec) -> float:
     return most if spec.vcpus is None else min(spec.vcpus, most)
 
 
+def useful_vcpus(problem: Problem, spec: MainSpec) -> float:
+    """vCPUs up to those at which the machine gets no faster."""
+    return min(vcpus(problem, spec), _most_useful_vcpus(problem, spec))
+
+
+def _most_useful_vcpus(problem: Problem, spec: MainSpec) -> float:
+    latency = problem.latency_of(spec)
+    curve = latency.local_expert.curve
+    return min(latency.main_vcpus, curve.saturation_vcpus) if isinstance(curve, Roofline) else latency.main_vcpus
+
+
 def serving_ratio(problem: Problem, spec: MainSpec, phase: Phase) -> float:
     """How much longer a live main process takes for its own work than alone."""
     serving = problem.latency_of(spec).serving
@@ -40,10 +51,7 @@ def nonexpert_factor(problem: Problem, spec: MainSpec, phase: Phase) -> float:
     ratio = serving_ratio(problem, spec, phase)
     if on_gpu(problem, spec):
         return ratio
-    latency = problem.latency_of(spec)
-    curve = latency.local_expert.curve
-    useful = min(latency.main_vcpus, curve.saturation_vcpus) if isinstance(curve, Roofline) else latency.main_vcpus
-    return ratio * useful / min(vcpus(problem, spec), useful)
+    return ratio * _most_useful_vcpus(problem, spec) / useful_vcpus(problem, spec)
 
 
 def prefill_rest_s(problem: Problem, spec: MainSpec, n_in: float) -> float:
