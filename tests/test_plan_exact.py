@@ -143,9 +143,9 @@ def test_exact_is_brute_force(seed: int, tmp_path: Path) -> None:
     for aim in aims if seed % 4 == 0 else [aims[i] for i in random.permutation(len(aims))[:4]]:
         limits = np.array([x if x is not None else np.inf for x in (aim.budget_usd, aim.ttft_s, aim.tpot_s)])
         meets = np.all(plans <= limits * (1 + 1e-9), axis=1)
-        # As plans are made, with a gap; and without. Every fourth instance is solved both ways.
+        # As plans are made, from the scan's plan and with a gap; and without either. Every fourth instance is solved both ways.
         for gap, allowed in ((1e-3, 1e-3), (0.0, 1e-6)) if seed % 4 == 0 else [random.choice(((1e-3, 1e-3), (0.0, 1e-6)))]:
-            solution = checked(Task(problem, columns, aim), gap, scan(problem, aim))
+            solution = checked(Task(problem, columns, aim), gap, scan(problem, aim) if gap else None)
             assert (solution is not None) == meets.any(), aim
             if solution is not None:
                 best = plans[meets, FIELD[aim.objective]].min()
