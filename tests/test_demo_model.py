@@ -130,7 +130,7 @@ def _fed(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
     return torch.stack(logits)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600 + BUDGET_S)
 def test_float32_answers_are_token_for_token_those_of_transformers(stage: Stage, tmp_path: Path, measured: Measured) -> None:
     stage.deployed("float32", 0.5)
     prompts = tmp_path / "prompts.jsonl"
@@ -228,7 +228,7 @@ def test_the_main_process_holds_only_its_share(stage: Stage, measured: Measured)
     assert saved == pytest.approx(half["expert_bytes_held"] - fifth["expert_bytes_held"], rel=0.25)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600 + BUDGET_S)
 def test_bfloat16_agrees_wherever_the_reference_is_clear(
     stage: Stage, state: Path, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
