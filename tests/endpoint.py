@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 from remoe_cli.runtime.invoke import make_client
 
@@ -80,14 +78,13 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.client = make_client(self.url, 4, 5.0)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield
-        finally:
-            self.client.close()
-            self.server.shutdown()
-            self.server.server_close()
-            thread.join()
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()

@@ -29,8 +29,7 @@ from tests.harness import InProcessExperts, greedy, logits
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint()
-    with made.running():
+    with Endpoint() as made:
         yield made
 
 

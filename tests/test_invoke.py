@@ -17,8 +17,7 @@ from tests.endpoint import Endpoint, Reply, failed, ok, refused, report
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint()
-    with made.running():
+    with Endpoint() as made:
         yield made
 
 
