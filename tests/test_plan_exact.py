@@ -169,9 +169,10 @@ def test_exact_is_brute_force(seed: int, tmp_path: Path) -> None:
     quantiles = [np.quantile(plans[:, column], [0, 0.05, 0.5]) for column in (1, 2)]
     picks = [None, 0.97 * float(quantiles[0][0]), *(float(random.uniform(1.0, 1.3) * q[index]) for q in quantiles for index in (0, 1))]
     targets = [(None, None), (picks[1], None), (picks[2], None), (None, picks[4]), (picks[3], picks[5]), (picks[2], picks[4])]
-    for ttft_s, tpot_s in targets:
+    for number, (ttft_s, tpot_s) in enumerate(targets):
         meets = np.all(plans[:, 1:] <= np.array([ttft_s or np.inf, tpot_s or np.inf]), axis=1)
-        for gap, allowed in ((1e-3, 1e-3), (0.0, 1e-6)):
+        # Without a gap every time; with the usual one, which ends sooner on the same way, in half of the cases.
+        for gap, allowed in ((0.0, 1e-6), (1e-3, 1e-3))[: 1 + (number + seed) % 2]:
             solution = checked(problem, ttft_s, tpot_s, gap)
             assert (solution is not None) == meets.any(), (ttft_s, tpot_s)
             if solution is not None:
