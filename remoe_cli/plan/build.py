@@ -149,7 +149,7 @@ def _choose(problem: Problem, wanted: Wanted) -> _Chosen:
     if found is None:
         # A heuristic finds no plan: say what is impossible, or leave it to the solver that finds all.
         exact = _exact(problem, wanted)
-        return replace(exact, bound=None) if wanted.solver == "scan" else _none(wanted)
+        return exact if wanted.solver == "scan" else _none(wanted)
     return replace(_of(found, wanted.solver), bound=None)
 
 

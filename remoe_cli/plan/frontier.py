@@ -60,7 +60,10 @@ def frontier(profile: Profile, catalog: Catalog, wanted: Wanted, progress: Calla
                 Point(outcome.tpot_s, outcome.ttft_s, outcome.cost_usd_per_request, found.lower_bound, remote, found.main.spec.name)
             )
         progress(done, POINTS)
-    return [p for p in points if not any(_better(other, p) for other in points)]
+    # Many targets may have one plan: then its bound is that of the tightest. Within its gap, the solver may also find a faster plan for
+    # a looser target.
+    unlike = {(point.tpot_s, point.cost_usd): point for point in reversed(points)}.values()
+    return sorted(point for point in unlike if not any(_better(other, point) for other in unlike))
 
 
 def _better(other: Point, point: Point) -> bool:
