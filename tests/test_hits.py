@@ -77,11 +77,7 @@ def traces(draw: st.DrawFn) -> tuple[Any, int]:
     return np.where(skipped, -1, trace), experts
 
 
-<<<<<<< HEAD
-CHECK = settings(max_examples=150, deadline=None)
-=======
 CHECK = settings(max_examples=100, deadline=None)
->>>>>>> planprops
 
 
 @CHECK
@@ -89,18 +85,6 @@ CHECK = settings(max_examples=100, deadline=None)
 def test_the_law_of_prefixes_is_that_of_any_set(made: tuple[Any, int], functions: int, data: st.DataObject) -> None:
     trace, experts = made
     workload = workload_of(trace, experts)
-<<<<<<< HEAD
-    layer = data.draw(st.integers(0, trace.shape[1] - 1))
-    sizes = np.array(data.draw(st.lists(st.integers(0, experts), min_size=1, max_size=12)))
-    rank = workload.ranks[layer]
-    general = hit_law(workload, layer, owners(rank < sizes[:, None], rank, functions))
-    quick = prefix_law(workload, layer, sizes, functions)
-    for at in range(len(sizes)):
-        quickly = {pair: share for pair, share in pairs(quick, at).items() if share > 1e-12}
-        assert quickly == pytest.approx(pairs(general, at), abs=1e-12)
-        assert quick.calls[at] == pytest.approx(general.calls[at], abs=1e-12)
-        assert quick.shares[at].sum() == pytest.approx(1, abs=1e-12)
-=======
     sizes = np.array(data.draw(st.lists(st.integers(0, experts), min_size=1, max_size=12)))
     for layer, rank in enumerate(workload.ranks):
         general = hit_law(workload, layer, owners(rank < sizes[:, None], rank, functions))
@@ -110,7 +94,6 @@ def test_the_law_of_prefixes_is_that_of_any_set(made: tuple[Any, int], functions
             assert quickly == pytest.approx(pairs(general, at), abs=1e-12)
             assert quick.calls[at] == pytest.approx(general.calls[at], abs=1e-12)
             assert quick.shares[at].sum() == pytest.approx(1, abs=1e-12)
->>>>>>> planprops
 
 
 @CHECK
