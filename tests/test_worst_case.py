@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from remoe_cli.plan.worst_case import Calibrated, Coverage, PaperBound, calibrate, coverage, expert_coverage, least_first, place
+from remoe_cli.plan.worst_case import (
+    Calibrated,
+    Coverage,
+    PaperBound,
+    calibrate,
+    coverage,
+    expert_coverage,
+    least_first,
+    measured_note,
+    place,
+)
 
 LAYERS, EXPERTS, TOP_K = 4, 16, 3
 
@@ -158,3 +168,13 @@ def test_prompts_without_tokens_do_not_count() -> None:
     without, found = calibrate(counts, tokens, TOP_K), calibrate(empty, np.concatenate([np.zeros(30, dtype=int), tokens]), TOP_K)
     assert isinstance(found, Calibrated)
     assert np.array_equal(found.factor, without.factor) and np.array_equal(found.mean, without.mean)
+
+
+def test_a_plan_says_how_often_its_bound_held() -> None:
+    random = np.random.default_rng(0)
+    counts = random.multinomial(400, np.full(8, 1 / 8), size=(120, 3))
+    tokens = np.full(120, 100)
+    said = measured_note(counts, tokens, 4, 4)
+    assert said is not None and "for the 4 least used experts" in said and "of 60 prompts" in said
+    assert float(said.split("calibrated on the others for ")[1].rstrip("%.")) >= 85
+    assert measured_note(counts[:6], tokens[:6], 4, 4) is None and measured_note(counts, tokens, 4, 0) is None

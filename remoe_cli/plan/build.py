@@ -117,7 +117,7 @@ def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) 
         status=_status(chosen, gap),
         verdict=said,
         reason=reason,
-        notes=tuple(notes(problem, chosen.placement, chosen.method, chosen.gain)),
+        notes=tuple([*notes(problem, chosen.placement, chosen.method, chosen.gain), *_bound_note(profile, chosen)]),
         main=chosen.placement.main,
         instances=chosen.placement.instances,
         layers=chosen.placement.layers,
@@ -151,6 +151,17 @@ def _choose(problem: Problem, wanted: Wanted) -> _Chosen:
         exact = _exact(problem, wanted)
         return exact if wanted.solver == "scan" else _none(wanted)
     return replace(_of(found, wanted.solver), bound=None)
+
+
+def _bound_note(profile: Profile, chosen: _Chosen) -> list[str]:
+    """The paper's heuristic rests on a bound, whose coverage belongs beside what it chose."""
+    if chosen.method != "paper":
+        return []
+    from remoe_cli.plan.worst_case import measured_note
+
+    remote = max(len(layer.remote) for layer in chosen.placement.layers)
+    said = measured_note(profile.counts("prefill"), profile.arrays["prompt_tokens"], profile.record.spec.top_k, remote)
+    return [said] if said else []
 
 
 def _none(wanted: Wanted) -> _Chosen:

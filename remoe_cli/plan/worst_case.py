@@ -205,3 +205,20 @@ def expert_coverage(bound: Bound, counts: Counts, tokens: Counts) -> Coverage:
     largest = np.array([bound.largest(float(n), counts.shape[2]) for n in tokens])
     holds = counts <= largest[:, :, None] + 1e-9
     return Coverage(float(holds.mean()), float(holds.all(axis=(1, 2)).mean()))
+
+
+def measured_note(counts: Counts, tokens: Counts, top_k: int, m: int) -> str | None:
+    """What a plan that rests on the paper's bound should say: how often it, and a calibrated one, hold in all layers at once for the
+    `m` least used experts, known from every other prompt and measured on the rest; None when there are too few prompts to tell."""
+    known = np.arange(len(tokens)) % 2 == 0
+    if place(int(known.sum())) is None or not m:
+        return None
+    order, bounds = (
+        least_first(counts[known]),
+        (PaperBound(counts.shape[1], counts.shape[2], top_k), calibrate(counts[known], tokens[known], top_k)),
+    )
+    held = [coverage(bound, counts[~known], tokens[~known], order, m).at_once for bound in bounds]
+    return (
+        f"The paper's worst-case bound was used; for the {m} least used experts of every layer it holds for {held[0]:.1%} of "
+        f"{(~known).sum()} prompts that were held out, a bound calibrated on the others for {held[1]:.1%}."
+    )
