@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import remoe
+
 COMMANDS = ("demo", "profile", "profile merge", "predict", "plan", "catalog update", "deploy", "infer", "status", "logs", "destroy")
 
 
-def remoe(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "remoe_cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=os.environ | environment)
+def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in an interpreter that has imported nothing yet."""
+    return subprocess.run([sys.executable, "-m", "remoe_cli", *arguments], capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
@@ -24,7 +25,7 @@ def test_help_and_version_are_quick(option: str, measured) -> None:  # type: ign
     seconds = []
     for _ in range(7):
         start = time.perf_counter()
-        run = remoe(option)
+        run = fresh(option)
         seconds.append(time.perf_counter() - start)
         assert run.returncode == 0 and run.stdout
     measured(f"remoe {option}: {min(seconds):.2f} s")
@@ -82,19 +83,21 @@ def test_a_traceback_only_in_debug(tmp_path: Path) -> None:
     assert run.returncode == 1 and "Traceback" in run.stderr
 
 
-def test_no_deployments_is_an_empty_list(tmp_path: Path) -> None:
-    assert json.loads(remoe("status", "--json", REMOE_STATE_DIR=str(tmp_path)).stdout) == {"deployments": []}
+def test_no_deployments_is_an_empty_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path))
+    assert json.loads(fresh("status", "--json").stdout) == {"deployments": []}
 
 
 def test_no_arguments_print_the_help() -> None:
-    run = remoe()
+    run = fresh()
     assert run.returncode == 2 and "Commands:" in run.stdout + run.stderr
 
 
 def test_prompts_are_read_before_the_model(tmp_path: Path) -> None:
     data = tmp_path / "prompts.jsonl"
     data.write_text('{"prompt": "x"}\n{"text": "y"}\n')
-    run = remoe("profile", "no-model", "--data", str(data), "-o", str(tmp_path / "out"), "--json")
+    run = fresh("profile", "no-model", "--data", str(data), "-o", str(tmp_path / "out"), "--json")
+    assert run.returncode == 2
     assert "text" in json.loads(run.stdout)["error"]["message"] and not (tmp_path / "out").exists()
 
 

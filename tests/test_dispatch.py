@@ -1,18 +1,13 @@
-"""One invocation: REPORT lines, retries, and what is raised when it fails; and the dispatcher that makes all those of a layer."""
+"""A model whose experts answer over HTTP: the dispatcher, its functions and replicas, and what it refuses."""
 
 from __future__ import annotations
 
-import base64
-import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,213 +22,15 @@ from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expe
 from remoe_cli.model.spec import read_spec
 from remoe_cli.runtime import engine
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction, divide
-from remoe_cli.runtime.invoke import invoke, make_client, ping
-from remoe_cli.runtime.resilience import RETRIES, pause_s
+from tests.endpoint import Endpoint, ok, report
 from tests.families import build, save
 from tests.harness import InProcessExperts, greedy, logits
-
-
-def report(duration: float, billed: int, memory: int, init: float | None = None) -> bytes:
-    """The log tail as Lambda writes it (a fixed id; a line of the function's own before)."""
-    times = f"Duration: {duration:.2f} ms\tBilled Duration: {billed} ms"
-    line = f"REPORT RequestId: 8f5e\t{times}\tMemory Size: {memory} MB\tMax Memory Used: 38 MB\t"
-    end = "" if init is None else f"Init Duration: {init:.2f} ms\t"
-    return base64.b64encode(f"START RequestId: 8f5e\nDuration: 7 ms, says the function\nEND RequestId: 8f5e\n{line}{end}\n".encode())
-
-
-@dataclass
-class Reply:
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes | None = None  # None: the request's own body
-    hang_up: bool = False
-    cut: bool = False
-
-
-def ok(init: float | None = None, body: bytes | None = None) -> Reply:
-    return Reply(headers={"X-Amz-Log-Result": report(12.34, 13, 512, init).decode()}, body=body)
-
-
-def failed(kind: str) -> Reply:
-    return Reply(
-        headers={"X-Amz-Function-Error": "Unhandled"}, body=json.dumps({"errorType": kind, "errorMessage": f"it was {kind}"}).encode()
-    )
-
-
-def refused(status: int, kind: str) -> Reply:
-    return Reply(status, {"x-amzn-ErrorType": kind}, json.dumps({"Type": "User", "message": "no"}).encode())
-
-
-class Endpoint:
-    """A server that speaks Invoke and gives the replies in `script` in turn, the last one for ever."""
-
-    def __init__(self) -> None:
-        self.script: list[Reply] = []
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                outer.requests.append((self.path, dict(self.headers), body))
-                reply = outer.script.pop(0) if len(outer.script) > 1 else outer.script[0]
-                if reply.hang_up:
-                    self.close_connection = True
-                    return
-                answer = body if reply.body is None else reply.body
-                self.send_response(reply.status)
-                for name, value in reply.headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(answer) + 10 * reply.cut))
-                self.end_headers()
-                self.wfile.write(answer)
-                self.close_connection = reply.cut
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.client = make_client(self.url, 4, 5.0)
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.client.close()
-        self.server.shutdown()
-        self.server.server_close()
-        self._thread.join()
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
     with Endpoint() as made:
         yield made
-
-
-FRAME = pack(Batch("float32", (1, 4), (1, 2), np.arange(12, dtype=np.float32).reshape(3, 4)))
-
-
-@pytest.mark.parametrize("init", [None, 181.25])
-def test_the_report_line_is_read_with_and_without_init(endpoint: Endpoint, init: float | None) -> None:
-    endpoint.script = [ok(init)]
-    answer, call = invoke(endpoint.client, "layer-001", FRAME)
-    assert answer == FRAME
-    assert (call.function, call.duration_ms, call.billed_ms, call.memory_mb, call.init_ms, call.retries) == (
-        "layer-001",
-        12.34,
-        13,
-        512,
-        init,
-        0,
-    )
-    assert call.request_bytes == call.response_bytes == len(to_wire(FRAME))
-    assert 0 < call.elapsed_s < 5
-    ((path, headers, body),) = endpoint.requests
-    assert path == "/2015-03-31/functions/layer-001/invocations"
-    assert {headers[name] for name in ("X-Amz-Invocation-Type", "X-Amz-Log-Type")} == {"RequestResponse", "Tail"}
-    assert from_wire(body) == FRAME
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [
-        failed("Runtime.ExitError"),
-        refused(429, "TooManyRequestsException"),
-        refused(500, "ServiceException"),
-        Reply(hang_up=True),
-        Reply(body=b'"', cut=True, headers=ok().headers),
-    ],
-    ids=["worker died", "throttled", "service", "connection closed", "answer cut"],
-)
-def test_what_can_differ_next_time_is_tried_again_and_counted(endpoint: Endpoint, failure: Reply) -> None:
-    endpoint.script = [failure, failure, ok(99.0)]
-    answer, call = invoke(endpoint.client, "f", FRAME)
-    assert answer == FRAME
-    assert call.retries == 2
-    assert len(endpoint.requests) == 3
-    assert len({body for _, _, body in endpoint.requests}) == 1
-
-
-def test_a_try_that_failed_in_the_function_is_billed_and_a_throttled_one_is_not(endpoint: Endpoint) -> None:
-    died = failed("Runtime.ExitError")
-    died.headers["X-Amz-Log-Result"] = report(700.0, 701, 512, None).decode()
-    endpoint.script = [died, refused(429, "TooManyRequestsException"), ok()]
-    _, call = invoke(endpoint.client, "f", FRAME)
-    assert (call.retries, call.billed_tries, call.billed_ms) == (2, 2, 714)
-
-
-@pytest.mark.parametrize("failure", [failed("Runtime.ExitError"), refused(429, "TooManyRequestsException")])
-def test_retries_end(endpoint: Endpoint, failure: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    endpoint.script = [failure]
-    with pytest.raises(InvokeError, match=f"function f failed after {RETRIES + 1} tries: "):
-        invoke(endpoint.client, "f", FRAME)
-    assert len(endpoint.requests) == RETRIES + 1
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [
-        failed("Runtime.OutOfMemory"),
-        failed("Sandbox.Timedout"),
-        failed("FrameError"),
-        refused(404, "ResourceNotFoundException"),
-        refused(413, "RequestTooLargeException"),
-        Reply(headers={"X-Amz-Function-Error": "Unhandled"}, body=b"not JSON"),
-    ],
-    ids=["memory", "timeout", "frame", "no function", "too large", "not JSON"],
-)
-def test_what_would_fail_again_is_not_tried_again(endpoint: Endpoint, failure: Reply) -> None:
-    endpoint.script = [failure, ok()]
-    with pytest.raises(InvokeError, match="The expert function f failed: ") as raised:
-        invoke(endpoint.client, "f", FRAME)
-    assert len(endpoint.requests) == 1
-    assert "remoe logs" in raised.value.hint
-
-
-@pytest.mark.parametrize("body", [b"null", b'"AAA"', b'"@@@@"', b""])
-def test_an_answer_that_is_no_frame_is_an_invoke_error(endpoint: Endpoint, body: bytes) -> None:
-    endpoint.script = [ok(body=body)]
-    with pytest.raises(InvokeError, match="did not answer with a frame"):
-        invoke(endpoint.client, "f", FRAME)
-
-
-def test_an_answer_without_a_report_is_not_lambda(endpoint: Endpoint) -> None:
-    endpoint.script = [Reply()]
-    with pytest.raises(InvokeError, match="without Lambda's REPORT line"):
-        ping(endpoint.client, "f")
-
-
-def test_a_dead_endpoint_is_an_invoke_error() -> None:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))  # taken, and nobody listens
-        client = make_client(f"http://127.0.0.1:{held.getsockname()[1]}", 1, 5.0)
-        with pytest.raises(InvokeError, match="The expert function f failed: Could not connect"):
-            invoke(client, "f", FRAME)
-        client.close()
-
-
-def test_a_function_that_does_not_answer_in_time_is_an_invoke_error() -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen(1)
-        client = make_client(f"http://127.0.0.1:{silent.getsockname()[1]}", 1, 0.2)
-        with pytest.raises(InvokeError, match="Read timeout"):
-            invoke(client, "f", FRAME)
-        client.close()
-
-
-def test_pauses_double_and_end() -> None:
-    assert [pause_s("TooManyRequestsException", n) for n in range(5)] == [0.2, 0.4, 0.8, 1.6, None]
-    assert pause_s("Runtime.ExitError", 0) == 0
-    assert pause_s("Runtime.OutOfMemory", 0) is None
 
 
 def remote(local: dict[int, tuple[int, ...]], replicas: int, functions: int = 1) -> dict[int, tuple[RemoteFunction, ...]]:

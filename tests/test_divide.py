@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,11 @@ def test_every_row_leaves_once_in_order_and_within_the_limit(
 def test_a_payload_is_filled_to_the_last_row(dtype: str) -> None:
     """Rows of one expert go out whole up to exactly the limit: one row more than fits makes a second invocation."""
     width = 2048
-    most = next(n for n in range(1, 5000) if wire(Batch(dtype, (0,), (n,), np.zeros((n, width), STORAGE[dtype]))) > PAYLOAD_LIMIT_BYTES) - 1
+
+    def too_large(rows: int) -> bool:
+        return wire(Batch(dtype, (0,), (rows,), np.zeros((rows, width), STORAGE[dtype]))) > PAYLOAD_LIMIT_BYTES
+
+    most = bisect.bisect_left(range(5000), True, lo=1, key=too_large) - 1
     assert [b.rows for b in divide({0: np.zeros((most, width), STORAGE[dtype])}, dtype, 1, 0.0)] == [(most,)]
     assert [b.rows for b in divide({0: np.zeros((most + 1, width), STORAGE[dtype])}, dtype, 4, 0.0)] == [(most,), (1,)]
 

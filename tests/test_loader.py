@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.loader import Keep, expert_bytes_held, load
 from remoe_cli.model.tokens import load_tokenizer
+from tests import forked
 from tests.families import EXPERTS, FAMILIES, build, save
 from tests.harness import InProcessExperts, greedy, logits, serve
 
@@ -237,23 +236,19 @@ def test_a_tokenizer_that_cannot_be_used_is_a_model_error(content: str | None, t
         load_tokenizer(find(str(tmp_path)))
 
 
-_GROWTH = """
-import json, sys
-from remoe_cli.model.checkpoint import find
-from remoe_cli.model.loader import load, expert_bytes_held
+def _memory_kb(name: str) -> int:
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
 
-def memory_kb(name):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 
-folder, keep = sys.argv[1], json.loads(sys.argv[2])
-checkpoint = find(folder)
-load(checkpoint, {})  # what imports and the other weights take
-before, peak_before = memory_kb("RssAnon:"), memory_kb("VmHWM:")
-model = load(checkpoint, None if keep is None else dict.fromkeys((0, 1), tuple(keep)))
-for parameter in model.parameters():
-    parameter.sum()  # pages that are mapped and not yet read would not be counted
-print(json.dumps([memory_kb("RssAnon:") - before, memory_kb("VmHWM:") - peak_before, expert_bytes_held(model) / 1024]))
-"""
+def print_growth(folder: Path, keep: Keep | None) -> None:
+    """Anonymous kB and peak kB that loading `keep` adds to this process, and the kB of experts that it then holds."""
+    checkpoint = find(str(folder))
+    load(checkpoint, {})  # what imports and the other weights take
+    before, peak_before = _memory_kb("RssAnon:"), _memory_kb("VmHWM:")
+    model = load(checkpoint, keep)
+    for parameter in model.parameters():
+        parameter.sum()  # pages that are mapped and not yet read would not be counted
+    print(json.dumps([_memory_kb("RssAnon:") - before, _memory_kb("VmHWM:") - peak_before, expert_bytes_held(model) / 1024]))
 
 
 @layouts
@@ -272,12 +267,13 @@ def test_an_eighth_of_the_experts_takes_an_eighth_of_the_memory(fused: bool, tmp
     whole.save_pretrained(tmp_path, save_original_format=not fused)
     del whole
 
-    def growth(keep: list[int] | None) -> tuple[float, float, float]:
-        run = subprocess.run([sys.executable, "-c", _GROWTH, str(tmp_path), json.dumps(keep)], capture_output=True, text=True, check=True)
+    def growth(keep: Keep | None) -> tuple[float, float, float]:
+        run = forked.complete(print_growth, tmp_path, keep)
+        assert run.returncode == 0, run.stderr
         anonymous_kb, peak_kb, held_kb = json.loads(run.stdout)
         return anonymous_kb, peak_kb, held_kb
 
-    part, part_peak, part_held = growth([3])
+    part, part_peak, part_held = growth({0: (3,), 1: (3,)})
     full, full_peak, full_held = growth(None)
     assert part_held == full_held / EXPERTS
     # Seen: 24 to 28 MB of 192, peak (which also counts pages of the file) 54 to 58 MB of 386.

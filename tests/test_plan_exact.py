@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from remoe_cli.plan.catalog import Catalog
-from remoe_cli.plan.columns import build_columns
+from remoe_cli.plan.columns import Columns, build_columns
 from remoe_cli.plan.cost import evaluate
 from remoe_cli.plan.document import Lengths
 from remoe_cli.plan.exact import Solution, solve
@@ -99,14 +99,17 @@ def _catalog(seed: int, random: np.random.Generator) -> Catalog:
     )
 
 
-def checked(problem: Problem, aim: Aim, gap: float) -> Solution | None:
-    """Solve from the scan's plan, and require that the chosen plan really has the value, meets the limits and is above its own bound."""
-    start = scan(problem, aim)
-    solution = solve(Task(problem, build_columns(problem, candidate_sets(problem.workload)), aim), gap, start=start)
+def all_columns(problem: Problem) -> Columns:
+    return build_columns(problem, candidate_sets(problem.workload))
+
+
+def checked(task: Task, gap: float, start: Solution | None) -> Solution | None:
+    """Solve from a start, if any; the chosen plan has to have the value that is said, to meet the limits and to be above its bound."""
+    solution = solve(task, gap, start=start)
     assert solution is not None or start is None
     for found in filter(None, (start, solution)):
-        outcome = evaluate(problem, Placement(found.main.spec, found.layers, found.main.instances))
-        values = (outcome.cost_usd_per_request, outcome.ttft_s, outcome.tpot_s)
+        outcome = evaluate(task.problem, Placement(found.main.spec, found.layers, found.main.instances))
+        values, aim = (outcome.cost_usd_per_request, outcome.ttft_s, outcome.tpot_s), task.aim
         assert values[FIELD[aim.objective]] == pytest.approx(found.value, rel=1e-12)
         for value, limit in zip(values, (aim.budget_usd, aim.ttft_s, aim.tpot_s), strict=True):
             assert limit is None or value <= limit * (1 + 1e-8)
@@ -118,9 +121,9 @@ def checked(problem: Problem, aim: Aim, gap: float) -> Solution | None:
 @pytest.mark.parametrize("seed", range(INSTANCES))
 def test_exact_is_brute_force(seed: int, tmp_path: Path) -> None:
     brute, problem = instance(seed, tmp_path)
-    plans = brute.all()
+    plans, columns = brute.all(), all_columns(problem)
     if not len(plans):
-        assert checked(problem, Aim(), 0.0) is None
+        assert checked(Task(problem, columns, Aim()), 0.0, scan(problem, Aim())) is None
         return
     random = np.random.default_rng(1000 + seed)
     least = plans.min(axis=0)
@@ -140,8 +143,9 @@ def test_exact_is_brute_force(seed: int, tmp_path: Path) -> None:
     for aim in aims if seed % 4 == 0 else [aims[i] for i in random.permutation(len(aims))[:4]]:
         limits = np.array([x if x is not None else np.inf for x in (aim.budget_usd, aim.ttft_s, aim.tpot_s)])
         meets = np.all(plans <= limits * (1 + 1e-9), axis=1)
-        for gap, allowed in ((1e-3, 1e-3), (0.0, 1e-6)):
-            solution = checked(problem, aim, gap)
+        # As plans are made, from the scan's plan and with a gap; and without either. Every fourth instance is solved both ways.
+        for gap, allowed in ((1e-3, 1e-3), (0.0, 1e-6)) if seed % 4 == 0 else [random.choice(((1e-3, 1e-3), (0.0, 1e-6)))]:
+            solution = checked(Task(problem, columns, aim), gap, scan(problem, aim) if gap else None)
             assert (solution is not None) == meets.any(), aim
             if solution is not None:
                 best = plans[meets, FIELD[aim.objective]].min()
@@ -151,10 +155,10 @@ def test_exact_is_brute_force(seed: int, tmp_path: Path) -> None:
 
 def test_random_instances_reach_every_limit(tmp_path: Path) -> None:
     """The instances are worth something only if plans mix local and remote, if some have no plan, and if every feature is chosen."""
-    kinds = set()
-    for seed in range(0, INSTANCES, 2):
-        problem = instance_problem(seed, tmp_path / str(seed))
-        columns = build_columns(problem, candidate_sets(problem.workload))
+    wanted, kinds = {"none", "local", "mixed", "replicas", "functions", "instance", "instances", "payload"}, set()
+    for seed in range(INSTANCES):
+        problem = instance(seed, tmp_path / str(seed))[1]
+        columns = all_columns(problem)
         solution = solve(Task(problem, columns, Aim()))
         sizes = [len(layer.remote) for layer in solution.layers] if solution else []
         full = problem.spec.experts_per_layer
@@ -165,30 +169,28 @@ def test_random_instances_reach_every_limit(tmp_path: Path) -> None:
             kinds |= {"instance"} if solution.main.spec.usd_per_hour else set()
             kinds |= {"instances"} if solution.main.instances > 1 else set()
         unlimited = build_columns(problem, candidate_sets(problem.workload), payload_limited=False)
-        if len(unlimited.count) > len(columns.count):
-            kinds.add("payload")
-    assert kinds >= {"none", "local", "mixed", "replicas", "functions", "instance", "payload"}, kinds
-
-
-def instance_problem(seed: int, path: Path) -> Problem:
-    return instance(seed, path)[1]
+        kinds |= {"payload"} if len(unlimited.count) > len(columns.count) else set()
+        if kinds >= wanted:
+            return
+    pytest.fail(f"no instance for {wanted - kinds}")
 
 
 def test_cost_never_rises_as_targets_loosen(tmp_path: Path) -> None:
     profile = synthetic_profile(tmp_path, layers=6, experts=6, skew=1.5, expert_mb=60, seed=3)
     problem = Problem(profile.record.spec, profile.record.latency, tiny_catalog(), from_profile(profile))
-    columns = build_columns(problem, candidate_sets(problem.workload))
+    columns = all_columns(problem)
     for kind in ("ttft", "tpot"):
         least = solve(Task(problem, columns, Aim(kind)))  # type: ignore[arg-type]
         assert least is not None
         costs = []
         for factor in (0.99, 1.0001, 1.02, 1.05, 1.1, 1.3, 2.0, 10.0):
             target = least.value * factor
-            found = checked(problem, Aim(**{f"{kind}_s": target}), 1e-6)  # type: ignore[arg-type]
+            aim = Aim(**{f"{kind}_s": target})  # type: ignore[arg-type]
+            found = checked(Task(problem, columns, aim), 1e-6, scan(problem, aim))
             costs.append(found.value if found else math.inf)
         assert costs[-2] < math.inf
         assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(costs)), costs
-        assert costs[-1] == pytest.approx(checked(problem, Aim(), 1e-6).value, rel=1e-5)  # type: ignore[union-attr]
+        assert costs[-1] == pytest.approx(checked(Task(problem, columns, Aim()), 1e-6, None).value, rel=1e-5)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("tpot_factor", [None, 1.1, 1.4])
@@ -197,8 +199,10 @@ def test_full_size_is_certified_within_its_gap(tpot_factor: float | None, tmp_pa
     profile = synthetic_profile(tmp_path, layers=30, experts=8, skew=2.0, expert_mb=30, nonexpert_mb=400)
     menu = [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in range(1024, 10241, 256)]
     problem = Problem(profile.record.spec, profile.record.latency, tiny_catalog({"menu": menu}), from_profile(profile))
-    least = solve(Task(problem, build_columns(problem, candidate_sets(problem.workload)), Aim("tpot")))
+    columns = all_columns(problem)
+    least = solve(Task(problem, columns, Aim("tpot")))
     assert least is not None
-    solution = checked(problem, Aim(tpot_s=None if tpot_factor is None else least.value * tpot_factor), 1e-3)
+    aim = Aim(tpot_s=None if tpot_factor is None else least.value * tpot_factor)
+    solution = checked(Task(problem, columns, aim), 1e-3, scan(problem, aim))
     assert solution is not None
     assert not solution.timed_out

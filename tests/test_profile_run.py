@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,10 +24,12 @@ from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
 from remoe_cli.model.tokens import encode, load_tokenizer
+from remoe_cli.profile import function_latency, latency
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import Profile, ProfileRecord, read_profile
 from remoe_cli.profile.run import profile
+from tests import forked
 from tests.families import EXPERTS, HIDDEN_SIZE, TOP_K, VOCAB_SIZE, save
 
 WORDS = [f"w{i}" for i in range(VOCAB_SIZE - 8)]
@@ -127,7 +128,11 @@ def test_prompts_of_similar_length_run_together(model: Path, tmp_path: Path) -> 
     assert sorted(batches[-1]["prompt_index"].tolist()) == [32, 33]
 
 
-def test_latencies_are_measured_when_first_needed_and_then_kept(model: Path, tmp_path: Path) -> None:
+def test_latencies_are_measured_when_first_needed_and_then_kept(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Less of everything: how well it is measured is test_latency.py's business.
+    monkeypatch.setattr(latency, "_FORWARD_S", 0.02)
+    monkeypatch.setattr(latency, "_ROUND_S", 0.002)
+    monkeypatch.setattr(function_latency, "_MEMORY_MB", ())
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path, Interrupt(3), latency=None, say=said.append)
@@ -156,13 +161,11 @@ def test_an_interrupted_run_goes_on_where_it_was(whole: Made, model: Path, tmp_p
 
 
 MANY = PromptSet("memory", "prompt", tuple(" ".join(WORDS[(3 * i + j) % len(WORDS)] for j in range(1 + (7 * i) % 12)) for i in range(60)))
-# Runs in a process of its own, as `python -c CHILD MODEL OUT`, and says how many prompts are done.
-CHILD = """
-import sys
-from pathlib import Path
-from tests.test_profile_run import MANY, run
-run(Path(sys.argv[1]), Path(sys.argv[2]), lambda done, total: print(done, flush=True), prompts=MANY, batch_size=1)
-"""
+
+
+def run_aloud(model: Path, out: Path) -> None:
+    """Say how many prompts are done."""
+    run(model, out, lambda done, total: print(done, flush=True), prompts=MANY, batch_size=1)
 
 
 def test_a_process_killed_at_three_random_moments_ends_with_the_same_bytes(model: Path, tmp_path: Path) -> None:
@@ -170,20 +173,23 @@ def test_a_process_killed_at_three_random_moments_ends_with_the_same_bytes(model
     print(f"seed {seed}")
     generator = random.Random(seed)
     expected = run(model, tmp_path / "whole", prompts=MANY, batch_size=1)
-    out = tmp_path / "killed"
-    command = [sys.executable, "-c", CHILD, str(model), str(out)]
+    out, said = tmp_path / "killed", tmp_path / "said"
+    os.mkfifo(said)
     points = sorted(generator.sample(range(1, 45), 3))
     for point, how in zip(points, generator.sample([signal.SIGINT, signal.SIGKILL, signal.SIGKILL], 3), strict=True):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-            assert child.stdout is not None
-            for line in child.stdout:
+        child = forked.start(run_aloud, model, out, stdout=said, stderr=Path(os.devnull))
+        with said.open() as lines:
+            for line in lines:
                 if int(line) >= point:
                     time.sleep(generator.uniform(0, 0.03))  # somewhere inside the next batch, or while it is written
-                    child.send_signal(how)
+                    assert child.pid is not None
+                    os.kill(child.pid, how)
                     break
-        assert child.returncode != 0  # -how, or 1 where the interrupt fell into a library that turned it into an error of its own
+            child.join(60)
+        assert child.exitcode  # -how, or 1 where the interrupt became an exception
         assert not (out / "profile.json").exists()
-    last = subprocess.run(command, capture_output=True, text=True, check=True)
+    last = forked.complete(run_aloud, model, out)
+    assert last.returncode == 0, last.stderr
     assert points[-1] <= int(last.stdout.split()[0]) < 60
     assert same_bytes(out, expected.path)
     assert sorted(p.name for p in out.iterdir()) == ["arrays.safetensors", "profile.json"]

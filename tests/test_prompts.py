@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import subprocess
 import sys
-import time
-import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations
 from pathlib import Path
-from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -266,127 +259,6 @@ def test_a_damaged_parquet_file_gives_prompts_or_a_refusal(damage: list[tuple[in
         content[place % len(content)] = byte
     path.write_bytes(content)
     check_outcome(path)
-
-
-# The hub. The client reads its address once, at import, so each of these runs in a process of its own.
-
-_PROGRAM = """
-import json, sys
-from remoe_cli.errors import RemoeError
-from remoe_cli.profile.prompts import read_prompts
-source, field, limit = sys.argv[1:]
-try:
-    result = {"texts": read_prompts(source, field, int(limit) or None).texts}
-except RemoeError as error:
-    result = {"kind": error.kind, "message": error.message, "hint": error.hint}
-result["heavy"] = sorted({"torch", "transformers", "datasets", "pyarrow"} & sys.modules.keys())
-print(json.dumps(result))
-"""
-
-_SHA = "a" * 40
-_FILES = {
-    "data/train.jsonl": b"".join(b'{"id": %d, "prompt": "prompt %d"}\n' % (i, i) for i in range(300)) + b'{"id": 300, "prompt": null}\n',
-    "data/test.jsonl": b'{"id": 0, "prompt": "of the second split"}\n',
-}
-
-
-class _Hub(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP interface as streaming a dataset of two .jsonl files takes; it has no other dataset."""
-
-    def _answer(self) -> tuple[int, dict[str, str], bytes]:
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        if path in ("/api/datasets/o/n", f"/api/datasets/o/n/revision/{_SHA}"):
-            return 200, {}, json.dumps({"id": "o/n", "sha": _SHA, "siblings": [{"rfilename": name} for name in _FILES]}).encode()
-        if path.startswith(f"/api/datasets/o/n/tree/{_SHA}"):
-            files = [{"type": "file", "path": name, "size": len(body), "oid": "b" * 40} for name, body in _FILES.items()]
-            folder = {"type": "directory", "path": "data", "oid": "c" * 40}
-            return 200, {}, json.dumps(files if "data" in path.split("/") else [folder, *files]).encode()
-        body = _FILES.get(path.removeprefix(f"/datasets/o/n/resolve/{_SHA}/"))
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if body and wanted:
-            first, last = int(wanted[1]), int(wanted[2])
-            return 206, {"ETag": '"x"', "Content-Range": f"bytes {first}-{last}/{len(body)}"}, body[first : last + 1]
-        code = {"o/gated": "GatedRepo", "o/broken": ""}.get(
-            path.removeprefix("/api/datasets/"), "RepoNotFound" if "/api/" in path else "EntryNotFound"
-        )
-        return (403 if code == "GatedRepo" else 404 if code else 500), {"X-Error-Code": code} if code else {}, b""
-
-    def do_GET(self) -> None:
-        status, headers, body = self._answer()
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-Ask = Callable[..., dict[str, object]]
-
-
-@pytest.fixture(scope="module")
-def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """Read prompts in another process, whose hub is the one above unless `endpoint` names another."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        here = f"http://127.0.0.1:{server.server_address[1]}"
-        folder = tmp_path_factory.mktemp("hub")
-
-        def run(source: str, field: str = "prompt", limit: int = 0, endpoint: str = here, **environment: str) -> dict[str, object]:
-            base = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
-            env = (
-                base
-                | {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "cache"), "PYTHONPATH": str(Path(__file__).parents[1])}
-                | environment
-            )
-            command = [sys.executable, "-c", _PROGRAM, source, field, str(limit)]
-            done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
-            assert done.returncode == 0, done.stderr
-            assert not {"Retrying", "Traceback"} & set(re.findall(r"\w+", done.stderr)), done.stderr
-            result: dict[str, object] = json.loads(done.stdout)
-            return result
-
-        yield run
-        server.shutdown()
-
-
-def test_a_hub_dataset_streams_its_first_split(ask: Ask) -> None:
-    assert ask("o/n", limit=250)["texts"] == [f"prompt {i}" for i in range(250)]
-
-
-def test_a_hub_dataset_has_the_same_errors_as_a_file(ask: Ask) -> None:
-    assert "o/n, row 301: the field 'prompt' is null" in str(ask("o/n")["message"])
-    assert "o/n has no field 'text'; it has id, prompt" in str(ask("o/n", "text")["message"])
-
-
-@pytest.mark.parametrize(
-    ("source", "environment", "message"),
-    [
-        ("o/missing", {}, "neither a file here nor a dataset on the Hugging Face hub"),
-        ("o/gated", {}, "is a gated dataset"),
-        ("o/broken", {}, "hub cannot be reached to look for it there"),
-        ("o/n", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids"),
-        ("o/n", {"endpoint": "http://127.0.0.1:9"}, "hub cannot be reached to look for it there"),
-        ("o/n", {"endpoint": "http://no-such-host.invalid"}, "hub cannot be reached to look for it there"),
-    ],
-)
-def test_a_hub_that_cannot_help_says_so_soon(source: str, environment: dict[str, str], message: str, ask: Ask) -> None:
-    start_s = time.monotonic()
-    result = ask(source, **environment)
-    assert time.monotonic() - start_s < 20  # with imports, on a busy machine; load_dataset alone would take 23 s
-    assert result["kind"] == "Usage"
-    assert result["hint"]
-    assert message in str(result["message"])
-    assert "\n" not in str(result["message"])
-
-
-def test_a_text_file_imports_nothing_heavy(ask: Ask) -> None:
-    assert ask(str(PROMPTS), limit=1)["heavy"] == []
 
 
 # The prompts of the demonstration.

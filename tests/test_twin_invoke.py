@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import functools
 import json
 import os
 import re
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,104 +19,12 @@ from botocore.exceptions import ClientError
 
 from remoe_cli import limits
 from remoe_cli.deploy.local import front, processes
-from remoe_cli.deploy.local.config import FunctionConfig
-from tests.twin import Running, run_twin
-
-HANDLERS = """
-import json, os, sys, time
-
-def echo(event, context):
-    return event
-
-def who(event, context):
-    print("hello from", context.aws_request_id)
-    return {"pid": os.getpid(), "environment": dict(os.environ), "cwd": os.getcwd(), "left_ms": context.get_remaining_time_in_millis()}
-
-def sleep(event, context):
-    time.sleep(event)
-    return os.getpid()
-
-def fail(event, context):
-    raise KeyError("no such expert")
-
-def leave(event, context):
-    sys.exit(3)
-
-def hog(event, context):
-    blocks = []
-    for _ in range(event):
-        blocks.append(b"x" * (1 << 20))
-    return len(blocks)
-
-def map_file(event, context):
-    import mmap
-    with open(event, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        return sum(view[offset] for offset in range(0, len(view), 4096))
-
-def grow(event, context):
-    return "x" * event
-
-def chatter(event, context):
-    print("y" * event)
-
-def spin(event, context):
-    begun, used = time.perf_counter(), time.process_time()
-    while time.perf_counter() - begun < event:
-        pass
-    return (time.process_time() - used) / (time.perf_counter() - begun)
-"""
+from tests.handlers import report, server
 
 
 @pytest.fixture
 def serve(tmp_path: Path, probed: limits.Mechanism, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "parents-secret")
-    monkeypatch.setenv("HF_TOKEN", "parents-token")
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "app.py").write_text(HANDLERS)
-    return functools.partial(_serve, tmp_path, probed)
-
-
-@contextmanager
-def _serve(
-    folder: Path,
-    probed: limits.Mechanism,
-    handler: str,
-    *,
-    mechanism: limits.Mechanism | None = None,
-    init_limit_s: float = 10.0,
-    rtt_ms: float = 0.0,
-    idle_ttl_s: float = 300.0,
-    memory_mb: int = 1769,
-    timeout_s: float = 20.0,
-    concurrency: int = 1,
-    environment: dict[str, str] | None = None,
-) -> Iterator[Running]:
-    function = FunctionConfig(
-        name="f",
-        handler=handler,
-        code_dir=str(folder / "code"),
-        environment=environment or {},
-        memory_mb=memory_mb,
-        timeout_s=timeout_s,
-        reserved_concurrency=concurrency,
-    )
-    with run_twin(
-        [function], folder / "logs", mechanism or probed, init_limit_s=init_limit_s, rtt_ms=rtt_ms, idle_ttl_s=idle_ttl_s
-    ) as running:
-        yield running
-
-
-def report(answer: dict[str, Any]) -> dict[str, float]:
-    """The numbers of the REPORT line, which must be the last line of the log tail, in AWS's own form."""
-    line = base64.b64decode(answer["LogResult"]).decode().splitlines(keepends=True)[-1]
-    form = (
-        r"REPORT RequestId: (?P<id>[0-9a-f-]{36})\tDuration: (?P<duration>\d+\.\d\d) ms\tBilled Duration: (?P<billed>\d+) ms\t"
-        r"Memory Size: (?P<size>\d+) MB\tMax Memory Used: (?P<used>\d+) MB\t(Init Duration: (?P<init>\d+\.\d\d) ms\t)?\n"
-    )
-    match = re.fullmatch(form, line)
-    assert match, line
-    assert match["id"] == answer["ResponseMetadata"]["RequestId"]
-    return {key: float(value) for key, value in match.groupdict().items() if value and key != "id"}
+    return server(tmp_path, probed, monkeypatch)
 
 
 def test_echo_and_names(serve: Any) -> None:
@@ -153,13 +59,6 @@ def test_cold_then_warm_and_the_report_line(serve: Any) -> None:
         assert function["billed_ms"] == first["billed"] + second["billed"]
         (instance,) = function["instances"]
         assert instance["state"] == "IDLE" and instance["pid"] == json.loads(warm["body"])["pid"] and instance["resident_bytes"] > 5e6
-
-
-def test_log_tail_is_at_most_4_kb(serve: Any) -> None:
-    with serve("app.chatter") as twin:
-        answer = twin.raw(b"1000000", LogType="Tail")
-        assert len(base64.b64decode(answer["LogResult"])) == 4096
-        assert "init" in report(answer)
 
 
 def test_a_second_call_at_once_is_throttled(serve: Any) -> None:
@@ -251,72 +150,6 @@ def test_slow_init(serve: Any, tmp_path: Path) -> None:
         assert fault["errorType"] == "Runtime.InitError" and fault["errorMessage"].endswith("Init timed out after 0.50 seconds")
 
 
-@pytest.mark.parametrize("forced", [None, limits.rlimit_only()], ids=["probed", "rlimit"])
-def test_memory_limit_is_enforced_and_named(serve: Any, forced: limits.Mechanism | None, tmp_path: Path) -> None:
-    weights = tmp_path / "weights.bin"
-    with weights.open("wb") as file:
-        file.truncate(300 << 20)
-    with serve("app.hog", memory_mb=128, mechanism=forced) as twin:
-        assert twin.call(60) == 60  # what fits is let be
-        answer = twin.raw(b"400", LogType="Tail")
-        fault = json.loads(answer["body"])
-        assert fault["errorType"] == "Runtime.OutOfMemory" and "signal: killed" in fault["errorMessage"]
-        assert report(answer)["used"] == 128
-        assert twin.call(1) == 1
-    with serve("app.map_file", memory_mb=128, mechanism=forced) as twin:
-        assert twin.call(str(weights)) == 0  # mapped files larger than the limit are not the worker's own memory
-
-
-def test_rlimit_is_set_before_the_worker_starts(serve: Any, tmp_path: Path) -> None:
-    source = "import resource\nLIMIT = resource.getrlimit(resource.RLIMIT_DATA)\ndef f(event, context): return LIMIT\n"
-    (tmp_path / "code" / "bound.py").write_text(source)
-    with serve("bound.f", memory_mb=200, mechanism=limits.rlimit_only()) as twin:
-        assert twin.call() == [200 << 20, 200 << 20]
-
-
-def test_memory_poll_kills_what_the_rlimit_does_not_count(serve: Any, tmp_path: Path) -> None:
-    """Pages that were written and then made read-only are no longer the rlimit's business, but they are still memory."""
-    (tmp_path / "code" / "frozen.py").write_text(
-        "import ctypes, mmap, time\n"
-        "def f(event, context):\n"
-        "    libc, kept = ctypes.CDLL(None), []\n"
-        "    for _ in range(6):\n"
-        "        block = mmap.mmap(-1, 50 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
-        "        for offset in range(0, len(block), 4096): block[offset] = 1\n"
-        "        start = ctypes.addressof(ctypes.c_char.from_buffer(block))\n"
-        "        assert libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(len(block)), mmap.PROT_READ) == 0\n"
-        "        kept.append(block)\n"
-        "    time.sleep(5)\n"
-    )
-    with serve("frozen.f", memory_mb=128, mechanism=limits.rlimit_only()) as twin:
-        assert twin.fault()["errorType"] == "Runtime.OutOfMemory"
-
-
-def test_cpu_quota(serve: Any, probed: limits.Mechanism) -> None:
-    if probed.cpu != "cfs-quota":
-        pytest.skip("this machine has no CPU quota to set")
-    with serve("app.spin", memory_mb=512) as twin:
-        twin.call(0.1)
-        assert twin.call(1.0) == pytest.approx(512 / 1769, abs=0.08)
-
-
-def test_6_mb_both_ways_and_not_a_byte_more(serve: Any) -> None:
-    limit = 6_291_456
-    full = b'"' + b"A" * (limit - 2) + b'"'
-    with serve("app.echo") as twin:
-        assert twin.raw(full)["body"] == full
-        with pytest.raises(twin.client.exceptions.RequestTooLargeException):
-            twin.raw(full[:-1] + b'A"')
-        with pytest.raises(twin.client.exceptions.RequestTooLargeException):
-            twin.raw(b'"' + b"A" * 40_000_000 + b'"')
-    with serve("app.grow") as twin:
-        assert len(twin.raw(str(limit - 2).encode())["body"]) == limit
-        for size in (limit - 1, 20_000_000):
-            fault = twin.fault(size)
-            assert fault["errorType"] == "Function.ResponseSizeTooLarge"
-        assert twin.call(3) == "xxx"
-
-
 @pytest.mark.parametrize("body", [b"not json", b'"open', b'"a"b"', b'"a\nb"', b'"a\\"', b'"\xff"', b"\x00", b'{"a":}'])
 def test_what_is_not_json_is_refused(serve: Any, body: bytes) -> None:
     assert not front.is_json(body)
@@ -353,18 +186,6 @@ def test_worker_killed_while_idle_costs_nobody_a_request(serve: Any) -> None:
         assert (function["cold_starts"], function["errors"]) == (5, 0)
 
 
-def test_idle_environments_are_reclaimed(serve: Any) -> None:
-    with serve("app.sleep", idle_ttl_s=0.3) as twin:
-        pid = twin.call(0)
-        time.sleep(0.15)
-        assert twin.call(0) == pid  # a call starts the wait anew
-        time.sleep(0.2)
-        assert processes.start_time(pid)
-        time.sleep(0.5)
-        assert not processes.start_time(pid) and twin.status()["functions"][0]["instances"] == []
-        assert twin.call(0) != pid
-
-
 def test_worker_environment_is_lambdas_and_not_the_parents(serve: Any, tmp_path: Path) -> None:
     with serve("app.who", memory_mb=3600, environment={"LAYER": "7", "LANG": "C.UTF-8"}) as twin:
         answer = twin.call()
@@ -379,21 +200,6 @@ def test_worker_environment_is_lambdas_and_not_the_parents(serve: Any, tmp_path:
         assert (environment["LAYER"], environment["LANG"], environment["OMP_NUM_THREADS"]) == ("7", "C.UTF-8", "2")
         assert answer["cwd"] == environment["LAMBDA_TASK_ROOT"] == str(tmp_path / "code")
         assert 15_000 < answer["left_ms"] <= 20_000
-
-
-def test_what_a_worker_starts_ends_with_it(serve: Any, tmp_path: Path) -> None:
-    (tmp_path / "code" / "nest.py").write_text(
-        "import subprocess, os\ndef f(event, context):\n    child = subprocess.Popen(['sleep', '60'])\n"
-        "    if event: print(child.pid, flush=True); os._exit(1)\n    return child.pid\n"
-    )
-    with serve("nest.f", mechanism=limits.rlimit_only()) as twin:
-        pids = [twin.call(False)]
-        log = base64.b64decode(twin.raw(b"true", LogType="Tail")["LogResult"]).decode()
-        pids.append(int(log.splitlines()[1]))
-    give_up = time.monotonic() + 2  # SIGKILL is sent by now, but a busy machine takes its time to deliver it
-    while any(map(processes.start_time, pids)) and time.monotonic() < give_up:
-        time.sleep(0.01)
-    assert [processes.start_time(pid) for pid in pids] == [None, None]
 
 
 def test_rtt_is_added_to_each_call_but_not_to_the_bill(serve: Any) -> None:

@@ -37,7 +37,6 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """Predict the activation frequencies of prompts, or with --evaluate score the predictors on the profile's own."""
-    from remoe_cli.predict.history import histories, prompts_of
     from remoe_cli.profile.prompts import read_prompts
     from remoe_cli.profile.record import read_profile
 
@@ -46,6 +45,9 @@ def command(
     if not evaluate and (plot or fate):
         raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
     read = read_profile(profile)
+
+    from remoe_cli.predict.history import histories, prompts_of  # imports torch, for which a wrong path need not wait
+
     known = prompts_of(read, vectors_from, None if data is None else read_prompts(data, field))
     views = histories(read, known)
     if evaluate:

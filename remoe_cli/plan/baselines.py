@@ -117,13 +117,13 @@ def _cpu(problem: Problem, aim: Aim) -> Baseline | str:
             placement = _local(problem, spec)
             outcome = evaluate(problem, placement) if placement else None
         else:
-            vcpus = main_side.vcpus(problem, spec)
+            vcpus, expert = main_side.vcpus(problem, spec), problem.latency_of(spec).local_expert
             slow = hardware.main.saturation_vcpus / main_side.useful_vcpus(problem, spec)
             usd_per_s = problem.catalog.main_usd_per_gb_second * spec.memory_mb / GB_MB
             outcome = _outcome(
                 problem,
                 lambda n, slow=slow: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
-                lambda n, expert=problem.latency_of(spec).local_expert, vcpus=vcpus: float(expert.seconds(n, vcpus)),  # type: ignore[misc]
+                lambda n, expert=expert, vcpus=vcpus: float(expert.seconds(n, vcpus)),  # type: ignore[misc]
                 usd_per_s,
                 problem.catalog.main.usd_per_request,
                 _cold_s(problem),

@@ -74,8 +74,9 @@ class Node:
 
     @cached_property
     def dearest(self) -> float:
-        """No plan at this node costs more: a bound above it proves that there is none."""
-        return self.const + self.scale * float(np.maximum.reduceat(self.c, self.starts).sum())
+        """No plan at this node costs more: a bound above it proves that there is none. A millionth more than the dearest columns, for
+        large multipliers leave the bound of a node with few columns above what its only plan costs, by rounding."""
+        return (self.const + self.scale * float(np.maximum.reduceat(self.c, self.starts).sum())) * (1 + 1e-6)
 
     def value(self, chosen: Ints) -> float:
         return self.const + self.scale * float(self.c[chosen].sum())
@@ -180,7 +181,9 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
             limits[name] = (row, limit * (1 + SLACK) - rest)
     if any(np.minimum.reduceat(row, starts).sum() > limit for row, limit in limits.values()):
         return None
-    scale = float(np.minimum.reduceat(c, starts).sum()) or 1.0
+    # Beside an always-on main function what stays local costs nothing; then the dearest columns are the unit. The solver's tolerances are
+    # absolute, so a unit of 1 USD would hide all that expert functions cost.
+    scale = float(np.minimum.reduceat(c, starts).sum()) or float(np.maximum.reduceat(c, starts).sum()) or 1.0
     # A limit of exactly 0 leaves only columns that use none of it: any use counts double, and so breaks `<= 1`.
     rows = np.stack([row / limit if limit > 0 else np.where(row > 0, 2.0, 0.0) for row, limit in limits.values()])
     return Node(
