@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import statistics
@@ -82,22 +83,19 @@ def test_no_framework_is_loaded(twin: Running, measured: Callable[[str], None]) 
 
 
 def test_it_starts_in_a_fifth_of_a_torch_workers_time(twin: Running, measured: Callable[[str], None]) -> None:
-    """Cold start to first answer, in turns; the first of each only fills the page cache."""
+    """Cold start to first answer, in turns. The first of ours only fills the page cache; torch, which this process has read, is in it."""
     times: dict[str, list[float]] = {"ours": [], "torch": []}
     answers = {}
-    for _ in range(4):
-        for name, seconds in times.items():
-            start = time.perf_counter()
-            answers[name] = twin.raw(EVENT, name)
-            seconds.append(time.perf_counter() - start)
-            assert "FunctionError" not in answers[name], answers[name]["body"]
-            while any(f["instances"] for f in twin.status()["functions"]):
-                time.sleep(0.05)
-    ours, theirs = (statistics.median(times[name][1:]) for name in ("ours", "torch"))
+    for name in ("ours", "torch", "ours", "torch", "ours", "ours"):
+        start = time.perf_counter()
+        answers[name] = twin.raw(EVENT, name)
+        times[name].append(time.perf_counter() - start)
+        assert "FunctionError" not in answers[name], answers[name]["body"]
+        while any(f["instances"] for f in twin.status()["functions"]):
+            time.sleep(0.05)
+    ours, theirs = statistics.median(times["ours"][1:]), min(times["torch"])
     measured(f"cold start to first answer: {ours * 1000:.0f} ms, a torch worker {theirs * 1000:.0f} ms, ratio {ours / theirs:.3f}")
     assert ours / theirs <= 0.2
-    import base64
-
     same = np.frombuffer(base64.b64decode(json.loads(answers["torch"]["body"])), dtype=np.uint16)
     assert np.array_equal(unpack(from_wire(answers["ours"]["body"])).data[0], same)
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,14 @@ def read_requests(path: Path) -> Requests:
     if len(times) > 1:
         times.sort()
         gaps = tuple(later - earlier for earlier, later in pairwise(times))
-        if not sum(gaps):
+        if times[-1] - times[0] < 1e-6:  # a date tells no less
             raise UsageError(f"{path}: all requests have the same timestamp.", "Leave the column out, and say --requests-per-hour.")
         per_hour = len(gaps) / sum(gaps) * 3600
-    return Requests(_kinds([(n_in, n_out, weight) for n_in, n_out, weight, _ in parsed]), per_hour, gaps)
+    total = sum(weight for _, _, weight, _ in parsed)
+    weighty = [(n_in, n_out, weight) for n_in, n_out, weight, _ in parsed if total > 0 and weight / total > 0]
+    if not weighty:
+        raise UsageError(f"{path}: all requests have the weight 0.", "Give a weight above 0, or leave the column out.")
+    return Requests(_kinds(weighty), per_hour, gaps)
 
 
 def _kinds(requests: list[tuple[int, int, float]]) -> tuple[Lengths, ...]:
@@ -97,12 +101,16 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}.", _FORM) from None
     if not text.lstrip().startswith("{"):
-        return list(csv.DictReader(text.splitlines()))
+        reader = csv.DictReader(text.splitlines())
+        try:
+            return list(reader)
+        except csv.Error as error:
+            raise UsageError(f"{path}: row {max(1, reader.line_num)} is not CSV: {error}.", _FORM) from None
     rows = []
     for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
         try:
             rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise UsageError(f"{path}: row {number} is not a JSON object.", _FORM) from None
     return rows
 
@@ -116,7 +124,7 @@ def _request(path: Path, number: int, row: Mapping[str, Any]) -> tuple[int, int,
             return None
         try:
             value = float(text)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = math.nan
         if not least <= value < 1e9:
             raise UsageError(f"{path}: row {number} has {what} {text!r}, not a number of {least:g} or more.", _FORM)
@@ -132,11 +140,15 @@ def _request(path: Path, number: int, row: Mapping[str, Any]) -> tuple[int, int,
 
 
 def _seconds(path: Path, number: int, time: Any) -> float:
+    """A date without a zone is UTC: no trace gets an hour more or less where this machine's clocks are changed."""
     try:
-        return float(time)
-    except (TypeError, ValueError):
-        pass
-    try:
-        return datetime.fromisoformat(str(time)[:26]).timestamp()
-    except ValueError:
-        raise UsageError(f"{path}: row {number} has the timestamp {time!r}.", "Give seconds, or dates as 2026-11-25 18:15:46.68.") from None
+        seconds = float(time)
+    except (TypeError, ValueError, OverflowError):
+        try:
+            moment = datetime.fromisoformat(str(time))
+            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            seconds = math.nan
+    if not abs(seconds) < 1e12:
+        raise UsageError(f"{path}: row {number} has the timestamp {time!r}.", "Give seconds, or dates as 2026-11-25 18:15:46.68.")
+    return seconds
