@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class Document(BaseModel):
     schema_version: str
 
 
+_NUMBERS = re.compile(r"\[\n\s*((?:[-+.\deE]+,\n\s*)*[-+.\deE]+)\n\s*\]")
 D = TypeVar("D", bound=Document)
 
 
@@ -52,10 +54,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: BaseModel | Mapping[str, Any]) -> None:
-    """Write `content` as indented JSON, keys in their declared order, atomically."""
+    """Write `content` as indented JSON, keys in their declared order and lists of numbers on one line, atomically."""
     data = content.model_dump(mode="json") if isinstance(content, BaseModel) else dict(content)
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    # A line end inside brackets is never inside a string, where JSON writes it as \\n.
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, kind: type[D]) -> D:

@@ -49,7 +49,7 @@ def test_theorem_2_says_where_g_is_convex(decay: Decay, free: float, usd: float,
     assert (begin <= 1e-9) == (decay.th2 >= 2 * usd / main_usd * (1 - 1e-9) if main_usd else False)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(problems())
 def test_optimum_meets_the_kkt_conditions(problem: MemoryProblem) -> None:
     found = solve(problem)
@@ -79,7 +79,7 @@ def test_optimum_meets_the_kkt_conditions(problem: MemoryProblem) -> None:
     assert (slope[y < problem.high - 1e-9] >= -noise[y < problem.high - 1e-9]).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(DECAYS, PRICES, st.floats(0.0, 0.05), st.floats(0.0, 6.0), st.floats(0.0, 6.0), st.none() | st.floats(0.02, 1.0))
 def test_no_point_of_a_grid_is_better(
     decay: Decay, prices: tuple[float, float], overhead_s: float, one: float, other: float, between: float | None

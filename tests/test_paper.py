@@ -27,7 +27,7 @@ from remoe_cli.plan.worst_case import Bound, calibrate, paper_bound
 from remoe_cli.profile.latency_record import Linear, Roofline
 from tests.synthetic import inverse, synthetic_profile, tiny_catalog
 
-CASES = 13
+CASES = 11
 
 
 @cache

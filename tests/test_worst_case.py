@@ -91,7 +91,7 @@ def test_only_the_bound_with_k_top_has_the_right_mean() -> None:
 @pytest.mark.parametrize("scatter", [0.0, 0.5, 2.0])
 def test_calibrated_covers_what_it_promises_and_says_something(scatter: float) -> None:
     """In all layers at once, of prompts it has not seen, over draws of the prompts that it was calibrated on."""
-    held, lengths = prompts(1000, 1000, scatter)
+    held, lengths = prompts(1000, 700, scatter)
     found = []
     for seed in range(8):
         counts, tokens = prompts(seed, 120, scatter)
@@ -111,7 +111,7 @@ def test_calibrated_scale_is_right_for_other_lengths() -> None:
     """Calibrated on long prompts, the bound holds for short ones, whose shares scatter more."""
     counts, tokens = prompts(3, 200, 0.5, (5.0, 0.3))
     bound, order = calibrate(counts, tokens, TOP_K), least_first(counts)
-    held, lengths = prompts(4, 1000, 0.5, (2.5, 0.3))
+    held, lengths = prompts(4, 700, 0.5, (2.5, 0.3))
     assert lengths.max() < tokens.min()
     for m in (4, 8, 12):
         assert coverage(bound, held, lengths, order, m).at_once >= 0.93

@@ -205,11 +205,12 @@ def _replica_of(problem: Problem, index: int, n_in: int, sets: Bools, replicas: 
     work = remote_side.expert_work_s(problem, problem.catalog.function.mb_per_vcpu, workload.use[index] * n_in)
     if not _are_prefixes(problem, index, sets, count):
         return remote_side.lpt(work, sets, replicas)
-    key = ("lpt", index, n_in, replicas, work.tobytes())
+    most = problem.catalog.function.max_replicas
+    key = ("lpt", index, n_in, most, work.tobytes())
     if key not in workload.memo:
         every = np.arange(len(work) + 1)[:, None] > workload.ranks[index]
-        workload.memo[key] = remote_side.lpt(work, every, replicas).astype(np.int16)
-    at: Ints = workload.memo[key][count].astype(np.int64)
+        workload.memo[key] = remote_side.lpt_for_each(work, every, range(2, most + 1))
+    at: Ints = workload.memo[key][replicas - 2][count].astype(np.int64)
     return at
 
 

@@ -142,23 +142,22 @@ def _bound(node: Node, parent: _Bound | None, cutoff: float) -> _Bound:
     u = parent.u / node.scale if parent and len(parent.u) == len(node.rows) else np.zeros(len(node.rows))
     pool = set(np.flatnonzero(np.isin(node.at, parent.pool)).tolist()) if parent else set()
     for row in (*node.rows, node.c):
-        pool.update(node.cheapest(row, np.minimum.reduceat(row, node.starts)).tolist())
+        pool.update(node.cheapest(row).tolist())
     lower, best_u, used = -np.inf, u, np.array(sorted(pool))
     for _ in range(60):
-        priced, least, value = node.reduced(u)
+        _, best, value = node.reduced(u)
         if value > lower:
             lower, best_u = value, u
         if lower >= min(cutoff, node.dearest):
             break
-        pool.update(node.cheapest(priced, least).tolist())
+        pool.update(best.tolist())
         pool_array = np.array(sorted(pool))
         value, u, used = _master(node, pool_array)
         if node.const + node.scale * value - lower <= 1e-7 * abs(lower):
             break
     keep = np.arange(len(node.at))
     if cutoff < np.inf:
-        priced, least, lower = node.reduced(best_u)
-        keep = np.flatnonzero((priced - least[node.layer]) * node.scale <= cutoff * (1 + SLACK) - lower + 1e-12 * abs(cutoff))
+        keep = np.flatnonzero(node.excess(best_u) <= cutoff * (1 + SLACK) - lower + 1e-12 * abs(cutoff))
     return _Bound(lower, best_u * node.scale, node.at[used], node.at[keep])
 
 
@@ -195,8 +194,7 @@ def _programme(node: Node, at: Ints, elastic: bool, tighten: float = 0.0) -> tup
 
 def _leaf(node: Node, bound: _Bound, cutoff: float, gap: float, deadline: float) -> tuple[Ints | None, float]:
     """Best choice [L] at one main spec (None when none is better than `cutoff`) and a lower bound for this spec."""
-    priced, least, lower = node.reduced(bound.u / node.scale)
-    excess = (priced - least[node.layer]) * node.scale
+    lower, excess = node.reduced(bound.u / node.scale)[2], node.excess(bound.u / node.scale)
     window = max(gap, 1e-3) * max(abs(lower), 1e-3 * node.scale)
     while True:
         last = window >= cutoff - lower or window >= float(excess.max())

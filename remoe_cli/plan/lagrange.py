@@ -27,7 +27,7 @@ import numpy as np
 from remoe_cli.plan.workload import Floats
 
 ETA = 0.1  # prefill time over decode time, at most (the paper's)
-_GRID, _NARROWINGS, _HALVINGS, _DOUBLINGS = 60, 6, 60, 60
+_GRID, _NARROWINGS, _HALVINGS, _DOUBLINGS = 60, 6, 52, 60
 _LEAST = 1e-9  # of th1 and th3, relative to the shortest time: positive, and nothing
 
 

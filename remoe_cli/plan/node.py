@@ -61,16 +61,23 @@ class Node:
     names: tuple[str, ...]
     limits: tuple[float, ...]
 
-    def reduced(self, u: Floats) -> tuple[Floats, Floats, float]:
-        """Costs less multipliers [N], their least per layer [L], and the Lagrangian bound."""
+    def reduced(self, u: Floats) -> tuple[Floats, Ints, float]:
+        """Costs less multipliers [N], the first column of least in each layer [L], and the Lagrangian bound."""
         priced = self.c + u @ self.rows
-        least = np.minimum.reduceat(priced, self.starts)
-        return priced, least, self.const + self.scale * float(least.sum() - u.sum())
+        best = self.cheapest(priced)
+        return priced, best, self.const + self.scale * float(priced[best].sum() - u.sum())
 
-    def cheapest(self, priced: Floats, least: Floats) -> Ints:
+    def cheapest(self, priced: Floats) -> Ints:
         """[L]: the first column of least price in each layer."""
-        at = np.flatnonzero(priced <= least[self.layer])
-        return at[np.unique(self.layer[at], return_index=True)[1]]
+        ends = [*self.starts[1:].tolist(), len(priced)]
+        return np.array([start + int(priced[start:end].argmin()) for start, end in zip(self.starts.tolist(), ends, strict=True)])
+
+    def excess(self, u: Floats) -> Floats:
+        """[N]: how much more than its layer's least each column costs, less multipliers, in the objective's unit."""
+        priced, best, _ = self.reduced(u)
+        sizes = np.diff(np.append(self.starts, len(priced)))
+        dearer: Floats = (priced - np.repeat(priced[best], sizes)) * self.scale
+        return dearer
 
     @cached_property
     def dearest(self) -> float:
@@ -185,7 +192,9 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
     # absolute, so a unit of 1 USD would hide all that expert functions cost.
     scale = float(np.minimum.reduceat(c, starts).sum()) or float(np.maximum.reduceat(c, starts).sum()) or 1.0
     # A limit of exactly 0 leaves only columns that use none of it: any use counts double, and so breaks `<= 1`.
-    rows = np.stack([row / limit if limit > 0 else np.where(row > 0, 2.0, 0.0) for row, limit in limits.values()])
+    rows = np.empty((len(limits), len(layer)))
+    for index, (row, limit) in enumerate(limits.values()):
+        rows[index] = row * (1 / limit) if limit > 0 else np.where(row > 0, 2.0, 0.0)
     return Node(
         np.arange(len(layer)) if at is None else at,
         starts,

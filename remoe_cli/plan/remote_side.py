@@ -26,6 +26,8 @@ from remoe_cli.plan.hits import HitLaw
 from remoe_cli.plan.problem import GB_MB, MB, Problem
 from remoe_cli.plan.workload import Bools, Floats, Ints
 
+Places = npt.NDArray[np.int16]
+
 
 def function_vcpus(side: FunctionSide, memory_mb: npt.ArrayLike) -> Floats:
     return np.minimum(side.max_useful_vcpus, np.asarray(memory_mb, dtype=np.float64) / side.mb_per_vcpu)
@@ -113,14 +115,22 @@ def lpt(work_s: Floats, members: Bools, replicas: int) -> Ints:
     `work_s` [E], `members` [S, E]. Returns the replica of each expert, int64 [S, E], -1 for those that are no members or have no
     work. Ties go to the lower expert id and replica. At most 4/3 - 1/(3 z) of the optimum.
     """
-    at = np.full(members.shape, -1, dtype=np.int64)
-    load = np.zeros((len(members), replicas))
-    sets = np.arange(len(members))
+    at: Ints = lpt_for_each(work_s, members, (replicas,))[0].astype(np.int64)
+    return at
+
+
+def lpt_for_each(work_s: Floats, members: Bools, replicas: Sequence[int]) -> Places:
+    """`lpt` for several numbers of replicas at once: int16 [Z, S, E]."""
+    most, sets = max(replicas), len(members)
+    at = np.full((len(replicas), sets, len(work_s)), -1, dtype=np.int16)
+    load = np.where(np.arange(most) < np.array(replicas)[:, None, None], np.zeros((1, sets, 1)), np.inf).reshape(-1, most)
+    rows = np.arange(len(load))
     for expert in np.argsort(-work_s, kind="stable"):
         if work_s[expert] > 0:
             least = load.argmin(axis=1)
-            at[:, expert] = np.where(members[:, expert], least, -1)
-            load[sets, least] += np.where(members[:, expert], work_s[expert], 0.0)
+            inside = members[:, expert]
+            at[:, :, expert] = np.where(inside, least.reshape(len(replicas), sets), -1)
+            load[rows, least] += np.tile(np.where(inside, work_s[expert], 0.0), len(replicas))
     return at
 
 

@@ -106,8 +106,7 @@ def _each_its_own(node: Node, cutoff: float) -> tuple[float, Ints] | None:
     if lower >= cutoff:
         return None
     for more in _FREE:
-        priced, least, _ = node.reduced(u * more)
-        chosen = node.cheapest(priced, least)
+        chosen = node.reduced(u * more)[1]
         if node.meets(chosen):
             value = node.value(chosen)
             return (value, chosen) if value < cutoff else None
