@@ -22,7 +22,7 @@ plan() { # profile, plan, further options
 }
 
 # The demo model on this machine: really profiled, so the figures are this machine's.
-$bin/remoe profile "$($bin/python -c 'from remoe_cli.model.demo import demo_model; print(demo_model("bfloat16"))')" \
+$bin/remoe profile "$($bin/python -c 'from remoe_cli.model.demo import demo_model; print(demo_model("float32"))')" \
   --data remoe_cli/demo_data/prompts.jsonl --limit 64 --max-new-tokens 16 -o $profiles/demo
 plan demo demo-local
 
