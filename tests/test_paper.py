@@ -248,39 +248,6 @@ def test_what_ttft_has_beside_the_experts_is_the_cost_models(seed: int) -> None:
         assert evaluate(problem, placement).ttft_s == pytest.approx(ttft_rest_s(problem, main, 1) + experts)
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.floats(0, 20), min_size=1, max_size=9), st.floats(1, 3), st.floats(1, 2), st.floats(0, 5))
-def test_no_spread_of_the_tokens_is_more_work(tokens: list[float], more: float, wider: float, knee: float) -> None:
-    """Of experts whose time is convex in their tokens; and some spread is as much."""
-    n, m = np.array(tokens), len(tokens)
-    together, largest = more * n.sum() + 1e-3, wider * n.max() + 1e-3
-
-    def work(x: np.ndarray) -> np.ndarray:
-        return np.where(x > 0, 1.0 + np.maximum(knee, x), 0.0)
-
-    most = float(worst_times.most_work_s(work, m, np.array([together]), np.array([largest]))[0])
-    assert work(n).sum() <= most * (1 + 1e-9)
-    full = [largest] * min(m, int(together / largest + 1e-9))
-    spread = (full + [together - largest * len(full)] * (len(full) < m) + [1e-9] * m)[:m]
-    assert most == pytest.approx(float(work(np.maximum(np.array(spread), 1e-9)).sum()))
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 10), min_size=2, max_size=8), st.lists(st.floats(0, 1), min_size=2, max_size=8))
-def test_concave_function_above_is_no_less_than_any_law_and_as_little_as_some(values: list[float], weights: list[float]) -> None:
-    size = min(len(values), len(weights))
-    rho, law = np.array(values[:size]), np.array(weights[:size]) + 1e-3
-    law /= law.sum()
-    mean = float(law @ np.arange(size))
-    found = float(worst_times.concave_above(rho, np.array([mean]))[0])
-    assert found >= float(law @ rho) - 1e-9
-    pairs = ((i, j) for i in range(size) for j in range(i + 1, size) if i <= mean <= j)
-    assert found == pytest.approx(max((rho[i] * (j - mean) + rho[j] * (mean - i)) / (j - i) for i, j in pairs))
-
-
-# Step 3: memory.
-
-
 @pytest.mark.parametrize("invocations", ["per-layer", "per-expert"])
 def test_what_is_asked_of_the_memory_optimum(invocations: Invocations, tmp_path: Path) -> None:
     problem = replace(by_hand(tmp_path), invocations=invocations)
@@ -359,18 +326,6 @@ def test_an_always_on_instance_has_no_part(tmp_path: Path) -> None:
     found = paper_plan(by_use, Aim())
     assert found is not None and found.main == Main(box.main.menu[0])
     assert paper_plan(busy, Aim()) is None
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=7), st.integers(1, 4))
-def test_lpt_is_near_the_best_partition_and_within_the_bound(times: list[float], z: int) -> None:
-    work = np.array(times)
-    at = remote_side.lpt(work, np.ones((1, len(work)), dtype=bool), z)[0]
-    load = max(work[at == j].sum() for j in range(z))
-    every = np.array(list(itertools.product(range(z), repeat=len(work))))
-    best = np.stack([(every == j) @ work for j in range(z)]).max(axis=0).min()
-    assert load <= (4 / 3 - 1 / (3 * z)) * best * (1 + 1e-9)
-    assert load <= float(worst_times.fullest(work.sum(), work.max(), z)) * (1 + 1e-9)
 
 
 @settings(max_examples=40, deadline=None)
