@@ -253,14 +253,6 @@ def broken_limits(problem: Problem, aim: Aim, placement: Placement) -> tuple[str
     return tuple(name for name, keeps in held.items() if not keeps)
 
 
-def paper_solver() -> Callable[[Problem, Aim], Solution | None] | None:
-    try:
-        from remoe_cli.plan.paper import paper_plan
-    except ModuleNotFoundError:
-        return None
-    return paper_plan
-
-
 def exact_plan(case: Asked, local: str = ALL_LOCAL) -> tuple[Found, Plan]:
     seconds, plan = timed(lambda: make_plan(case.profile, case.catalog, case.wanted()))
     problem = case.problem()

@@ -33,7 +33,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from plain_ilp import plain_plan
 from solver_cases import (
     GRID,
@@ -52,7 +51,6 @@ from solver_cases import (
     hardware,
     heuristic,
     imported,
-    paper_solver,
     remote_share,
 )
 from synthetic_routing import Law, sizes_of
@@ -62,6 +60,10 @@ from remoe_cli.plan.baselines import ALL_LOCAL, CPU, FETCH, GPU, MIX
 from remoe_cli.plan.build import GAP
 from remoe_cli.plan.columns import build_columns
 from remoe_cli.plan.cost import evaluate
+from remoe_cli.plan.exact import Solution
+from remoe_cli.plan.node import Aim
+from remoe_cli.plan.paper import paper_plan
+from remoe_cli.plan.problem import Problem
 from remoe_cli.plan.scan import scan
 from remoe_cli.plan.verdict import WORTHWHILE
 from remoe_cli.plan.workload import candidate_sets
@@ -81,20 +83,27 @@ class Row:
     setting: Setting
     exact: Found
     scan: Found
-    paper: Found | None
+    paper: Found
     baselines: dict[str, float]
     verdict: str
     status: str
+
+    @property
+    def cost(self) -> float:
+        """Of the exact plan, of which there always is one: the target is looser than what MIX keeps."""
+        assert self.exact.cost is not None
+        return self.exact.cost
+
+
+HEURISTICS: dict[str, Callable[[Problem, Aim], Solution | None]] = {"scan": scan, "paper": paper_plan}
 
 
 def measure(routing: str, setting: Setting, profile: Profile, folder: Path) -> Row:
     case = asked(profile, setting, folder)
     exact, plan = exact_plan(case)
     local_usd = plan.baselines[ALL_LOCAL].cost_usd_per_request
-    solvers = {"scan": scan, "paper": paper_solver()}
-    found = {name: heuristic(solver, case, local_usd, plan.cost_usd_per_request) if solver else None for name, solver in solvers.items()}
-    assert found["scan"] is not None
-    priced = {name: plan.baselines[name].cost_usd_per_request / local_usd for name in (MIX, CPU, GPU, FETCH) if name in plan.baselines}
+    found = {name: heuristic(solver, case, local_usd, plan.cost_usd_per_request) for name, solver in HEURISTICS.items()}
+    priced = {name: plan.baselines[name].cost_usd_per_request / local_usd for name in (MIX, CPU, GPU, FETCH)}
     return Row(routing, setting, exact, found["scan"], found["paper"], priced, plan.verdict, plan.status)
 
 
@@ -104,24 +113,23 @@ PLANS = ("exact", "remote", "certified", "scan gap", "paper", "its gap", "CPU", 
 
 def cells(row: Row) -> tuple[str, ...]:
     setting, paper = row.setting, row.paper
-    missing = "n/a" if paper is None else "none"
     return (
         row.routing,
         f"{setting.cap}",
         f"{setting.t_rem_ms:g}",
         f"{setting.price:g}",
         f"{SLOWER:g} MIX" if setting.targeted else "",
-        f"{row.exact.cost:.3f}",
+        f"{row.cost:.3f}",
         f"{row.exact.remote:.0%}",
         f"{row.exact.gap:.2%}" + (" (time limit)" if row.status == "time-limit" else ""),
         "none" if row.scan.gap is None else f"{row.scan.gap:.2%}",
-        missing if paper is None or paper.cost is None else f"{paper.cost:.3f}",
-        missing if paper is None or paper.gap is None else f"{paper.gap:.1%}",
-        *(f"{row.baselines[name]:.2f}" if name in row.baselines else "n/a" for name in (CPU, GPU, FETCH)),
+        "none" if paper.cost is None else f"{paper.cost:.3f}",
+        "none" if paper.gap is None else f"{paper.gap:.1%}",
+        *(f"{row.baselines[name]:.2f}" for name in (CPU, GPU, FETCH)),
         row.verdict,
         f"{row.exact.seconds:.1f}",
         f"{row.scan.seconds:.1f}",
-        missing if paper is None else f"{paper.seconds:.1f}",
+        f"{paper.seconds:.1f}",
     )
 
 
@@ -133,12 +141,9 @@ def head(names: tuple[str, ...]) -> str:
     return f"{line(names)}\n{line(('---',) * len(names))}"
 
 
-def gaps(rows: list[Row], solver: str) -> dict[str, Any] | None:
-    """Of a heuristic: median and largest gap, and how often it found no plan, broke what it claims, or cost more than MIX*."""
-    found = [part for row in rows if (part := getattr(row, solver)) is not None]
+def gaps(found: list[Found]) -> dict[str, Any]:
+    """Of a heuristic: its gaps, and how often it found no plan, broke what it claims, or cost more than MIX*."""
     known = [part.gap for part in found if part.gap is not None]
-    if not known:
-        return None
     return {
         "configurations": len(found),
         "median": statistics.median(known),
@@ -155,26 +160,24 @@ def gaps(rows: list[Row], solver: str) -> dict[str, Any] | None:
 def summary(rows: list[Row]) -> dict[str, Any]:
     seconds = [row.exact.seconds for row in rows]
     return {
-        "scan": gaps(rows, "scan"),
-        "paper": gaps(rows, "paper"),
+        "scan": gaps([row.scan for row in rows]),
+        "paper": gaps([row.paper for row in rows]),
         "exact": {
             "median_s": statistics.median(seconds),
             "most_s": max(seconds),
             "broken": sum(bool(row.exact.broken) for row in rows),
             "over_gap": sum((row.exact.gap or 0.0) > GAP * (1 + 1e-6) for row in rows),
         },
-        "pays": sum(row.exact.cost < 1 - WORTHWHILE for row in rows if row.exact.cost is not None),
+        "pays": sum(row.cost < 1 - WORTHWHILE for row in rows),
         "recommended": sum(row.verdict == "recommended" for row in rows),
-        "below_gpu": sum(row.exact.cost < row.baselines.get(GPU, np.inf) for row in rows if row.exact.cost is not None),
-        "below_fetch": sum(row.exact.cost < row.baselines.get(FETCH, np.inf) for row in rows if row.exact.cost is not None),
+        "below_gpu": sum(row.cost < row.baselines[GPU] for row in rows),
+        "below_fetch": sum(row.cost < row.baselines[FETCH] for row in rows),
     }
 
 
 def say_summary(rows: list[Row], told: dict[str, Any]) -> Iterator[str]:
-    for solver in ("scan", "paper"):
-        if (of := told[solver]) is None:
-            yield f"{solver}: n/a"
-            continue
+    for solver in HEURISTICS:
+        of = told[solver]
         yield (
             f"{solver}: gap to exact median {of['median']:.2%}, {of['least']:.2%} to {of['most']:.2%}; no plan {of['none']}, "
             f"breaks what it claims {of['broken']}, dearer than MIX* {of['dearer_than_mix']} of {of['configurations']}; "
@@ -191,7 +194,7 @@ def say_summary(rows: list[Row], told: dict[str, Any]) -> Iterator[str]:
     )
     yield "\nWhere offloading pays: exact / MIX*, targets kept\n"
     yield head(("routing", *(f"cap {setting.cap}, {setting.t_rem_ms:g} ms" for setting in GRID)))
-    costs = {(row.routing, row.setting): row.exact.cost for row in rows}
+    costs = {(row.routing, row.setting): row.cost for row in rows}
     for routing in dict.fromkeys(row.routing for row in rows):
         yield line((routing, *(f"{costs[routing, setting]:.3f}" for setting in GRID)))
 
@@ -217,7 +220,7 @@ def table(chosen: argparse.Namespace) -> int:
         print(json.dumps({"rows": [asdict(row) for row in rows], "summary": told}, indent=1))
     else:
         print("\n" + "\n".join(say_summary(rows, told)))
-    broken = sum(told[solver]["broken"] for solver in ("exact", "scan", "paper") if told[solver])
+    broken = sum(told[solver]["broken"] for solver in ("exact", *HEURISTICS))
     return 1 if broken else 0
 
 
