@@ -30,6 +30,8 @@ measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/recording.py
 	$(BIN)/python docs/measure/prediction.py
 	$(BIN)/python docs/measure/tree.py
+	$(BIN)/python docs/measure/solvers.py table
+	$(BIN)/python docs/measure/solvers.py sizes
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
