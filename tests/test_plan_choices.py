@@ -1,8 +1,7 @@
-"""What plans are asked for besides the least cost: given placements, traffic, robustness, baselines; and properties of the least cost."""
+"""What plans are asked for besides the least cost: traffic, robustness, baselines; and properties of the least cost."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remoe_cli import artifacts
-from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.build import Wanted, make_problem
 from remoe_cli.plan.catalog import Catalog, read_catalog
 from remoe_cli.plan.cost import evaluate
@@ -36,48 +33,6 @@ def menu(*more: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def profile(tmp_path: Path) -> Profile:
     return synthetic_profile(tmp_path / "profile", **SHAPE)
-
-
-# Given placements
-
-
-def test_a_plan_given_back_costs_what_it_says(profile: Profile, tmp_path: Path) -> None:
-    catalog = tiny_catalog(menu())
-    plan = plan_of(profile, catalog)
-    assert any(layer.remote for layer in plan.layers)
-    artifacts.write_json(tmp_path / "whole.json", plan)
-    part = {"main": plan.main.name, "layers": [layer.model_dump(mode="json") for layer in plan.layers]}
-    (tmp_path / "part.json").write_text(json.dumps(part))
-    for name in ("whole.json", "part.json"):
-        again = plan_of(profile, catalog, placement=tmp_path / name)
-        assert (again.outcome, again.placement, again.gap) == (plan.outcome, "given", None)
-        assert verify(again, profile, catalog) == ()
-    slow = plan_of(profile, catalog, placement=tmp_path / "part.json", tpot_s=plan.tpot_s / 2)
-    assert slow.verdict == "not recommended" and "misses a target" in slow.reason
-    assert verify(slow, profile, catalog) == ()
-
-
-@pytest.mark.parametrize(
-    ("change", "kind", "said"),
-    [
-        (lambda data: data.update(main="m1"), UsageError, "not on the menu"),
-        (lambda data: data["layers"].pop(), UsageError, "exactly the model's MoE layers"),
-        (lambda data: data["layers"][0].update(remote=[0, 99], memory_mb=512, replicas=1), UsageError, "Layer 1 of the placement"),
-        (lambda data: data["layers"][0].update(remote=[0], memory_mb=300, replicas=1), UsageError, "Layer 1 of the placement"),
-        (lambda data: data["layers"][0].update(remote=[0], memory_mb=512, replicas=9), UsageError, "Layer 1 of the placement"),
-        (lambda data: data["layers"][0].update(remote=[0, 1], memory_mb=512, replicas=1, functions=[[0], [0]]), UsageError, "Layer 1"),
-        (lambda data: data.update(layers="none"), UsageError, "wrong at 'layers'"),
-        (lambda data: data["layers"][0].update(remote=[0, 1, 2, 3, 4], memory_mb=128, replicas=1, functions=[]), InfeasibleError, "need"),
-        (lambda data: data.update(main="m768"), InfeasibleError, "m768 holds"),
-    ],
-)
-def test_what_is_no_placement_is_named(change: Any, kind: type[Exception], said: str, profile: Profile, tmp_path: Path) -> None:
-    local = [{"layer": layer, "remote": [], "memory_mb": 0, "replicas": 0} for layer in (1, 2, 3)]
-    data: dict[str, Any] = {"main": "m4096", "layers": local}
-    change(data)
-    (tmp_path / "p.json").write_text(json.dumps(data))
-    with pytest.raises(kind, match=said):
-        plan_of(profile, tiny_catalog(menu()), placement=tmp_path / "p.json")
 
 
 # Traffic
