@@ -10,7 +10,7 @@ import numpy as np
 from remoe_cli.model.spec import KvLayer, MoeSpec
 from remoe_cli.plan.build import Wanted, make_plan, make_problem
 from remoe_cli.plan.catalog import Catalog, read_catalog
-from remoe_cli.plan.document import LayerPlan, MainSpec, Plan, Source, Targets, WorkloadRef
+from remoe_cli.plan.document import Costs, LayerPlan, MainSpec, Plan, PlannedModel, Source, Targets, WorkloadRef
 from remoe_cli.plan.node import Aim
 from remoe_cli.plan.problem import Problem
 from remoe_cli.profile.latency_record import InvocationTiming, Latency, Linear, Physical, Quantiles, Timing
@@ -107,6 +107,7 @@ def plan_by_hand(layers: tuple[LayerPlan, ...], **update: Any) -> Plan:
         profile=source,
         catalog=source,
         prices_of="2026-01-01",
+        model=PlannedModel(name="synthetic", revision="local:0", expert_bytes=1000, nonexpert_bytes=1000),
         workload=WorkloadRef(n_in=10, n_out=10),
         targets=Targets(),
         objective="cost",
@@ -122,6 +123,7 @@ def plan_by_hand(layers: tuple[LayerPlan, ...], **update: Any) -> Plan:
         notes=(),
         main=MainSpec(name="m", memory_mb=1000),
         layers=layers,
+        costs=Costs(main_usd=1.0, layers_usd=(0.0,) * len(layers)),
         baselines={},
     )
     return plan.model_copy(update=update)

@@ -8,8 +8,8 @@ from pathlib import Path
 from remoe_cli.plan.baselines import Baselines, baselines
 from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.columns import build_columns
-from remoe_cli.plan.cost import evaluate
-from remoe_cli.plan.document import Method, Outcome, Plan, Source, Status, Targets, WorkloadRef
+from remoe_cli.plan.cost import evaluate, layer_outcomes
+from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
 from remoe_cli.plan.exact import Solution, solve
 from remoe_cli.plan.forced import forced_sets
 from remoe_cli.plan.given import read_placement
@@ -99,6 +99,12 @@ def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) 
         profile=Source(path=str(profile.path), sha256=profile.sha256),
         catalog=catalog.file,
         prices_of=catalog.oldest_price.isoformat(),
+        model=PlannedModel(
+            name=profile.record.model.path,
+            revision=profile.record.model.revision,
+            expert_bytes=problem.spec.expert_bytes,
+            nonexpert_bytes=problem.spec.nonexpert_bytes,
+        ),
         workload=WorkloadRef(
             n_in=workload.n_in,
             n_out=workload.n_out,
@@ -121,6 +127,7 @@ def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) 
         main=chosen.placement.main,
         instances=chosen.placement.instances,
         layers=chosen.placement.layers,
+        costs=_costs(problem, chosen.placement, outcome),
         baselines=others.priced,
         missing=others.missing,
         robustness=tuple([*shifts(problem, aim, chosen.placement), *([window] if window else [])]) if examined else (),
@@ -191,6 +198,11 @@ def _solved(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limi
 def _of(solution: Solution, method: Method) -> _Chosen:
     main: Main = solution.main
     return _Chosen(Placement(main.spec, solution.layers, main.instances), method, solution.lower_bound, solution.timed_out)
+
+
+def _costs(problem: Problem, placement: Placement, outcome: Outcome) -> Costs:
+    layers_usd = tuple(layer.usd for layer in layer_outcomes(problem, placement))
+    return Costs(main_usd=outcome.cost_usd_per_request - sum(layers_usd), layers_usd=layers_usd)
 
 
 def _value(aim: Aim, outcome: Outcome) -> float:

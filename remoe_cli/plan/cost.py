@@ -17,7 +17,7 @@ from remoe_cli.plan.hits import HitLaw, hit_law
 from remoe_cli.plan.problem import Placement, Problem
 from remoe_cli.plan.workload import Floats, Ints
 
-__all__ = ["LayerOutcome", "Placement", "Problem", "evaluate", "layer_outcome", "total"]
+__all__ = ["LayerOutcome", "Placement", "Problem", "evaluate", "layer_outcome", "layer_outcomes", "total"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,12 @@ class LayerOutcome:
 
 def evaluate(problem: Problem, placement: Placement) -> Outcome:
     """Cost and latency of a placement; it need not meet any limit."""
-    return total(problem, placement, [layer_outcome(problem, placement, index) for index in range(len(placement.layers))])
+    return total(problem, placement, layer_outcomes(problem, placement))
+
+
+def layer_outcomes(problem: Problem, placement: Placement) -> list[LayerOutcome]:
+    """The part of each MoE layer, in order."""
+    return [layer_outcome(problem, placement, index) for index in range(len(placement.layers))]
 
 
 def total(problem: Problem, placement: Placement, layers: list[LayerOutcome]) -> Outcome:

@@ -118,6 +118,22 @@ class Shift(Outcome):
     best_usd: float | None = None
 
 
+class PlannedModel(_Part):
+    """The model that was profiled, and what deploying it moves: bytes of one routed expert, and of everything else."""
+
+    name: str
+    revision: str
+    expert_bytes: int
+    nonexpert_bytes: int
+
+
+class Costs(_Part):
+    """What a request costs, by part: the main function, and the expert functions of each layer. The sum is the plan's cost."""
+
+    main_usd: float
+    layers_usd: tuple[float, ...]
+
+
 class Turn(_Part):
     """Where the choice between sending experts away and `against` turns: at `at` `what` (such as 1.7 times t_rem, 0.3 of the tokens routed
     evenly); None when it does not, within 1/64 to 64 times or 0 to all."""
@@ -152,10 +168,11 @@ class Plan(Document):
     missing         baselines that cannot be reckoned, and why
     """
 
-    schema_version: str = "remoe.plan/2"
+    schema_version: str = "remoe.plan/3"
     profile: Source
     catalog: Source
     prices_of: str
+    model: PlannedModel
     workload: WorkloadRef
     invocations: Literal["per-layer", "per-expert"] = "per-layer"
     targets: Targets
@@ -174,6 +191,7 @@ class Plan(Document):
     main: MainSpec
     instances: int = 1
     layers: tuple[LayerPlan, ...]
+    costs: Costs
     baselines: dict[str, Baseline]
     missing: dict[str, str] = Field(default_factory=dict)
     robustness: tuple[Shift, ...] = ()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from remoe_cli.plan.catalog import Catalog
-from remoe_cli.plan.document import LayerPlan, Lengths, MainSpec, Outcome, Plan
+from remoe_cli.plan.document import Costs, LayerPlan, Lengths, MainSpec, Outcome, Plan
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.latency_record import Latency, Roofline
 from remoe_cli.profile.record import Profile
@@ -92,6 +92,11 @@ def main_bytes(books: Books, main: MainSpec, local_experts: int) -> float:
 
 def outcome(books: Books, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> Outcome:
     """Mean cost, TTFT and TPOT of the plan's requests under a placement."""
+    return outcome_and_costs(books, main, instances, layers)[0]
+
+
+def outcome_and_costs(books: Books, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> tuple[Outcome, Costs]:
+    """The same, and what of the cost is the main function's and each layer's."""
     latency, side = latency_of(books, main), books.catalog.main
     spec, workload = books.profile.record.spec, books.plan.workload
     vcpus = latency.main_vcpus if main.vcpus is None else min(main.vcpus, latency.main_vcpus)
@@ -106,30 +111,31 @@ def outcome(books: Books, main: MainSpec, instances: int, layers: Sequence[Layer
         for kind in books.kinds
     )
     tpot = latency.nonexpert_decode_s * slower[1] * beside + copies * float(latency.copy_s.seconds(1))
-    by_use, functions_usd = main.usd_per_hour is None, 0.0
+    by_use, layers_usd = main.usd_per_hour is None, []
     local_step_s = float(latency.local_expert.seconds(1, vcpus)) * slower[1]
     for layer, routed in zip(layers, books.layers, strict=True):
-        stay = [e for e in range(spec.experts_per_layer) if e not in set(layer.remote)]
+        stay, usd = [e for e in range(spec.experts_per_layer) if e not in set(layer.remote)], 0.0
         for kind in books.kinds:
             local_s = sum(float(latency.local_expert.seconds(routed.use[e] * kind.n_in, vcpus)) for e in stay) * slower[0]
             calls = [call(books, layer.memory_mb, rows) for rows in prompt_rows(books, layer, routed, kind.n_in)]
             ttft += kind.share * max([local_s, *(waited for waited, _ in calls)])
-            functions_usd += kind.share * sum(usd for _, usd in calls)
+            usd += kind.share * sum(billed for _, billed in calls)
         step_s, step_usd = decode(books, layer, routed, local_step_s)
         tpot += step_s
-        functions_usd += books.n_out * step_usd
+        usd += books.n_out * step_usd
         if by_use:
             ttft += workload.cold_share * len(stay) * spec.expert_bytes / side.load_bytes_per_s
         if layer.remote:
             started = start_s(books, layer)
             ttft += 0.0 if by_use else workload.cold_share * started
             price = books.catalog.function.usd_per_gb_second[books.catalog.architecture]
-            functions_usd += workload.cold_share * started * len(layer.parts) * layer.replicas * layer.memory_mb / 1024 * price
+            usd += workload.cold_share * started * len(layer.parts) * layer.replicas * layer.memory_mb / 1024 * price
+        layers_usd.append(usd)
     if by_use:
         ttft += workload.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
     request_s = ttft + books.n_out * tpot
-    cost = main_usd(books, main, instances, request_s) + functions_usd
-    return Outcome(cost_usd_per_request=cost, ttft_s=ttft, tpot_s=tpot)
+    costs = Costs(main_usd=main_usd(books, main, instances, request_s), layers_usd=tuple(layers_usd))
+    return Outcome(cost_usd_per_request=costs.main_usd + sum(layers_usd), ttft_s=ttft, tpot_s=tpot), costs
 
 
 def main_usd(books: Books, main: MainSpec, instances: int, request_s: float) -> float:

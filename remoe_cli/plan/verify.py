@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from remoe_cli.plan.catalog import Catalog
-from remoe_cli.plan.document import LayerPlan, Outcome, Plan
+from remoe_cli.plan.document import LayerPlan, Outcome, Plan, PlannedModel
 from remoe_cli.plan.reprice import (
     TOLERANCE,
     Books,
     main_bytes,
     open_books,
     outcome,
+    outcome_and_costs,
     prompt_rows,
     request_bytes,
 )
@@ -59,6 +60,9 @@ def _require(holds: bool, field: str, stated: object, found: object) -> Iterator
 def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
     yield from _require(plan.profile.sha256 == profile.sha256, "profile.sha256", plan.profile.sha256, profile.sha256)
     yield from _require(plan.catalog.sha256 == catalog.file.sha256, "catalog.sha256", plan.catalog.sha256, catalog.file.sha256)
+    model, spec = profile.record.model, profile.record.spec
+    profiled = PlannedModel(name=model.path, revision=model.revision, expert_bytes=spec.expert_bytes, nonexpert_bytes=spec.nonexpert_bytes)
+    yield from _require(plan.model == profiled, "model", plan.model, profiled)
 
 
 def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
@@ -136,7 +140,12 @@ def _in_time(books: Books, found: Outcome, plan: Plan) -> bool:
 def _numbers(books: Books) -> Iterator[Finding]:
     """Cost and latency, bound and gap, the baseline, and the verdict that follows from them."""
     plan = books.plan
-    found = outcome(books, plan.main, plan.instances, plan.layers)
+    found, costs = outcome_and_costs(books, plan.main, plan.instances, plan.layers)
+    yield from _same("costs.main_usd", plan.costs.main_usd, costs.main_usd)
+    if len(plan.costs.layers_usd) != len(costs.layers_usd):
+        yield Finding("costs.layers_usd", f"{len(plan.costs.layers_usd)} layers", f"{len(costs.layers_usd)}")
+    for index, (stated_usd, usd) in enumerate(zip(plan.costs.layers_usd, costs.layers_usd, strict=False)):
+        yield from _same(f"costs.layers_usd[{index}]", stated_usd, usd)
     for field in ("cost_usd_per_request", "ttft_s", "tpot_s"):
         yield from _same(field, getattr(plan, field), getattr(found, field))
     if plan.placement != "given":
