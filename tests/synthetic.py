@@ -107,7 +107,7 @@ def plan_by_hand(layers: tuple[LayerPlan, ...], **update: Any) -> Plan:
         profile=source,
         catalog=source,
         prices_of="2026-01-01",
-        model=PlannedModel(name="synthetic", revision="local:0", expert_bytes=1000, nonexpert_bytes=1000),
+        model=PlannedModel(name="synthetic", revision="local:0", experts_per_layer=8, expert_bytes=1000, nonexpert_bytes=1000),
         workload=WorkloadRef(n_in=10, n_out=10),
         targets=Targets(),
         objective="cost",

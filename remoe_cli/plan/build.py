@@ -102,6 +102,7 @@ def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) 
         model=PlannedModel(
             name=profile.record.model.path,
             revision=profile.record.model.revision,
+            experts_per_layer=problem.spec.experts_per_layer,
             expert_bytes=problem.spec.expert_bytes,
             nonexpert_bytes=problem.spec.nonexpert_bytes,
         ),

@@ -123,6 +123,7 @@ class PlannedModel(_Part):
 
     name: str
     revision: str
+    experts_per_layer: int
     expert_bytes: int
     nonexpert_bytes: int
 

@@ -61,7 +61,13 @@ def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding
     yield from _require(plan.profile.sha256 == profile.sha256, "profile.sha256", plan.profile.sha256, profile.sha256)
     yield from _require(plan.catalog.sha256 == catalog.file.sha256, "catalog.sha256", plan.catalog.sha256, catalog.file.sha256)
     model, spec = profile.record.model, profile.record.spec
-    profiled = PlannedModel(name=model.path, revision=model.revision, expert_bytes=spec.expert_bytes, nonexpert_bytes=spec.nonexpert_bytes)
+    profiled = PlannedModel(
+        name=model.path,
+        revision=model.revision,
+        experts_per_layer=spec.experts_per_layer,
+        expert_bytes=spec.expert_bytes,
+        nonexpert_bytes=spec.nonexpert_bytes,
+    )
     yield from _require(plan.model == profiled, "model", plan.model, profiled)
 
 

@@ -1,0 +1,1 @@
+"""The target AWS: one bucket and one CloudFormation stack for each deployment; nothing is kept on this machine."""

@@ -1,0 +1,72 @@
+"""Every name that a deployment has on AWS. Pure: names follow from the deployment's name and from digests alone."""
+
+from __future__ import annotations
+
+import re
+
+from remoe_cli.errors import UsageError
+
+# The bucket's name has 63 characters, with account and region in it; a function's 64, with the entry.
+NAME_FORM = r"[a-z0-9](?:[a-z0-9-]{0,22}[a-z0-9])?"
+ALIAS = "live"
+DEPLOYMENT_TAG, PLAN_TAG = "remoe:deployment", "remoe:plan"
+
+
+def check_name(name: str) -> str:
+    """`name`, if a deployment on AWS can have it; raises UsageError."""
+    if not re.fullmatch(NAME_FORM, name):
+        raise UsageError(
+            f"{name!r} cannot be the name of a deployment on AWS.",
+            "Use lower-case letters, digits and hyphens, 24 at most, no hyphen at either end: --name NAME.",
+        )
+    return name
+
+
+def stack(name: str) -> str:
+    return f"remoe-{name}"
+
+
+def bucket(name: str, account: str, region: str) -> str:
+    return f"remoe-{name}-{account}-{region}"
+
+
+def function(name: str, entry: str) -> str:
+    """The expert function of a bundle's entry; callers add the alias (`invoked`)."""
+    return f"{name}-{entry}"
+
+
+def main(name: str) -> str:
+    """The main function, or the SageMaker endpoint."""
+    return f"{name}-main"
+
+
+def invoked(function_name: str) -> str:
+    """What Invoke is given."""
+    return f"{function_name}:{ALIAS}"
+
+
+def log_group(function_name: str) -> str:
+    return f"/aws/lambda/{function_name}"
+
+
+# Keys in the bucket. Each says the digest of what it names, so what is there under the right size need not be sent again.
+
+
+def code_key(sha256: str) -> str:
+    return f"code/{sha256}.zip"
+
+
+def shard_key(entry: str, sha256: str) -> str:
+    return f"functions/{entry}/{sha256}.safetensors"
+
+
+def main_manifest_key(sha256: str) -> str:
+    return f"main/{sha256}.json"
+
+
+def main_file_key(sha256: str, file_name: str) -> str:
+    return f"main/{sha256}/{file_name}"
+
+
+def template_key(sha256: str) -> str:
+    return f"templates/{sha256}.json"

@@ -1,0 +1,72 @@
+"""What a deployment consists of, as far as templates, quotas and money need it: sizes and digests, no files.
+
+`expected` tells it from a plan alone, before anything is packaged; digests are then UNKNOWN, sizes those of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from remoe_cli.plan.document import Plan
+
+UNKNOWN = "0" * 64
+
+
+@dataclass(frozen=True)
+class Part:
+    """One expert function. `head_bytes` and `head_sha256` are of its shard's head (function/weights.py)."""
+
+    entry: str
+    layer: int
+    experts: tuple[int, ...]
+    memory_mb: int
+    replicas: int
+    shard_bytes: int
+    shard_sha256: str = UNKNOWN
+    head_bytes: int = 0
+    head_sha256: str = UNKNOWN
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All functions, their common code (zipped and unpacked size), and the main function's share of the model."""
+
+    functions: tuple[Part, ...]
+    code_bytes: int
+    code_unpacked_bytes: int
+    main_bytes: int
+    code_sha256: str = UNKNOWN
+    main_sha256: str = UNKNOWN
+
+    @property
+    def known(self) -> bool:
+        """Whether everything has been packaged, so that this can be deployed."""
+        return UNKNOWN not in (self.code_sha256, self.main_sha256, *(f.shard_sha256 for f in self.functions))
+
+
+def expected(plan: Plan) -> Parts:
+    """The parts of a plan that nothing is packaged of yet."""
+    functions = tuple(_functions(plan))
+    remote = sum(len(f.experts) for f in functions)
+    local = plan.model.experts_per_layer * len(plan.layers) - remote
+    return Parts(
+        functions=functions,
+        code_bytes=0,
+        code_unpacked_bytes=0,
+        main_bytes=plan.model.nonexpert_bytes + local * plan.model.expert_bytes,
+    )
+
+
+def _functions(plan: Plan) -> Iterator[Part]:
+    for layer in plan.layers:
+        for number, experts in enumerate(layer.parts):
+            suffix = f"-{number}" if len(layer.parts) > 1 else ""
+            yield Part(
+                entry=f"layer-{layer.layer:03d}{suffix}",
+                layer=layer.layer,
+                experts=experts,
+                memory_mb=layer.memory_mb,
+                replicas=layer.replicas,
+                shard_bytes=len(experts) * plan.model.expert_bytes,
+            )

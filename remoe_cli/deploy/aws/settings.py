@@ -1,0 +1,39 @@
+"""What the user chose about a deployment on AWS, besides the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Endpoint(StrEnum):
+    """Where the main function runs: a SageMaker instance, a Lambda function of a container image, or the user's own machine."""
+
+    sagemaker = "sagemaker"
+    aws_lambda = "lambda"
+    none = "none"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`python` is the minor version, such as 3.11; `architecture` x86_64 or arm64, of the expert functions and of a main function on
+    Lambda. `image_uri` is the main function's container image, None where there is no such function or it is not yet known.
+
+    budget_usd      a month's, at which AWS sends a mail to `budget_email`; None for no budget
+    """
+
+    name: str
+    architecture: str
+    python: str
+    endpoint: Endpoint
+    image_uri: str | None = None
+    log_days: int = 14
+    budget_usd: float | None = None
+    budget_email: str | None = None
+
+
+def endpoint_of(main_name: str) -> Endpoint:
+    """The kind of endpoint that a main spec of the catalog calls for; none for what AWS does not sell."""
+    if main_name.startswith("lambda-"):
+        return Endpoint.aws_lambda
+    return Endpoint.sagemaker if main_name.startswith("ml.") else Endpoint.none
