@@ -16,8 +16,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed ## run the whole pipeline on the demo model
 	$(BIN)/remoe demo
 
+# Two at a time, a file's tests in one process, which shares what it deploys; then those that measure time.
 test: $(VENV)/.installed ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/.installed ## style, types and the direction of imports
 	$(BIN)/ruff check .

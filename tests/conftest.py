@@ -27,17 +27,17 @@ def probed() -> Iterator[limits.Mechanism]:
         assert limits.remove(group)
 
 
-_measured: list[str] = []
-
-
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Notes a figure that a test measured; all of them are printed at the end of the run."""
-    return lambda figure: _measured.append(f"{request.node.name}: {figure}")
+    return lambda figure: request.node.user_properties.append(("measured", f"{request.node.name}: {figure}"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _measured:
+    # From the reports, which reach this process from whichever process ran the test.
+    reports = [report for some in terminalreporter.stats.values() for report in some if getattr(report, "when", None) == "call"]
+    lines = [figure for report in reports for name, figure in report.user_properties if name == "measured"]
+    if lines:
         terminalreporter.section("measured")
-        for line in _measured:
+        for line in lines:
             terminalreporter.write_line(line)

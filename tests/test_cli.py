@@ -20,6 +20,7 @@ def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "remoe_cli", *arguments], capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_are_quick(option: str, measured) -> None:  # type: ignore[no-untyped-def]
     seconds = []

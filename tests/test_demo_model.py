@@ -3,146 +3,49 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
-from remoe_cli import artifacts
-from remoe_cli.demo_data import PROMPTS
+from remoe_cli.model import demo
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.demo import demo_model
 from remoe_cli.model.tokens import encode, load_tokenizer
-from remoe_cli.profile.record import ProfileRecord
-from remoe_cli.runtime.server import ServerConfig, load_engine
 from tests.forked import document as remoe
-from tests.harness import clear_steps
+from tests.stage import BUDGET_S, EVERY_16TH, Stage, in_time, reference, reference_answer, staged
 
-EVERY_16TH = [json.loads(line)["prompt"] for line in PROMPTS.read_text(encoding="utf-8").splitlines()[::16]]
-# What comparing with transformers may take where it cannot ask all prompts sooner. The figures of docs/ took more.
-BUDGET_S = float(os.environ.get("REMOE_TEST_S") or 30)
 Measured = Callable[[str], None]
 
 
-class Stage:
-    """Profiles and deployments of the demo model for all tests here, each made when it is first asked for.
-
-    A deployment is named after its number type, and stands until another share of remote experts is asked for under its name.
-    `as_deployed` keeps the status that each began with.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.as_deployed: dict[tuple[str, float], dict[str, Any]] = {}
-        self._standing: dict[str, float] = {}
-
-    def profile(self, dtype: str) -> Path:
-        """float32 is measured, as by default. bfloat16 is described and little: without a CPU that has it, each prompt takes seconds."""
-        path = self.folder / f"profile-{dtype}"
-        if not path.exists():
-            prompts, tokens, *latency = ("24", "12") if dtype == "float32" else ("4", "2", "--latency-from", "paper")
-            options = ["--data", str(PROMPTS), "--limit", prompts, "--max-new-tokens", tokens, *latency, "-o", str(path)]
-            document = remoe("profile", str(demo_model(dtype)), *options)
-            assert (document["layers"], document["experts_per_layer"], document["top_k"]) == (30, 8, 2)
-            assert (document["prompts"], document["latency"]) == (int(prompts), "described" if latency else "measured")
-        return path
-
-    def deployed(self, dtype: str, share: float) -> dict[str, Any]:
-        """The status of a deployment with a forced share of remote experts."""
-        if self._standing.get(dtype) != share:
-            self.destroy(dtype)
-            plan = self.folder / f"plan-{dtype}.json"
-            remoe("plan", str(self.profile(dtype)), "-o", str(plan), "--remote-share", str(share))
-            self.as_deployed[dtype, share] = remoe("deploy", str(plan), "--name", dtype)
-            self._standing[dtype] = share
-        return remoe("status", dtype)
-
-    def destroy(self, dtype: str) -> None:
-        if self._standing.pop(dtype, None) is not None:
-            remoe("destroy", dtype)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("state")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REMOE_STATE_DIR", str(folder))
-        yield folder
-        for name in [d.name for d in (folder / "deployments").glob("*")]:
-            remoe("destroy", name)
-
-
-@pytest.fixture(scope="session")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    return Stage(tmp_path_factory.mktemp("stage"))
-
-
-def _reference(dtype: str) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(demo_model(dtype), experts_implementation="eager")
-    return model.eval()
-
-
-def _reference_answer(model: Any, prompt: list[int], tokens: int) -> tuple[list[int], torch.Tensor]:
-    """The greedy answer of plain transformers, and the logits [answer, V] that it was chosen from."""
-    ids = torch.tensor([prompt])
-    options = {
-        "max_new_tokens": tokens,
-        "do_sample": False,
-        "disable_compile": True,
-        "output_logits": True,
-        "return_dict_in_generate": True,
-    }
-    with torch.inference_mode():
-        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-    return output.sequences[0, len(prompt) :].tolist(), torch.cat(output.logits).float()
-
-
-def _in_time(items: Sequence[Any], least: int) -> Iterator[Any]:
-    """As many of the items as can be started in BUDGET_S, `least` of them in any case."""
-    give_up = time.monotonic() + BUDGET_S
-    for done, item in enumerate(items):
-        if done >= least and time.monotonic() > give_up:
-            return
-        yield item
-
-
-def _fed(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
-    """Logits [answer, V] of a model that is fed the prompt and then, one by one, somebody else's answer."""
-    cache, logits = None, []
-    with torch.inference_mode():
-        for ids in (prompt, *([token] for token in answer[:-1])):
-            output = model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = output.past_key_values
-            logits.append(output.logits[0, -1].float())
-    return torch.stack(logits)
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with staged(tmp_path_factory.mktemp("stage")) as made:
+        yield made
 
 
 @pytest.mark.timeout(600 + BUDGET_S)
 def test_float32_answers_are_token_for_token_those_of_transformers(stage: Stage, tmp_path: Path, measured: Measured) -> None:
     stage.deployed("float32", 0.5)
     prompts = tmp_path / "prompts.jsonl"
-    reference, tokenizer = _reference("float32"), load_tokenizer(find(str(demo_model("float32"))))
+    model, tokenizer = reference("float32"), load_tokenizer(find(str(demo_model("float32"))))
     answers: list[Any] = []
     expected: list[Any] = []
     # Both compute in one thread, so they take no more time together than the slower one alone.
     with ThreadPoolExecutor(1) as asking:
-        for some in _in_time([EVERY_16TH[i : i + 2] for i in range(0, len(EVERY_16TH), 2)], least=1):
+        for some in in_time([EVERY_16TH[i : i + 2] for i in range(0, len(EVERY_16TH), 2)], least=1):
             prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in some))
             asked = asking.submit(remoe, "infer", "float32", "--input", str(prompts), "--max-new-tokens", "64")
-            expected += [(ids, _reference_answer(reference, ids, 64)[0]) for ids in (encode(tokenizer, p) for p in some)]
+            expected += [(ids, reference_answer(model, ids, 64)[0]) for ids in (encode(tokenizer, p) for p in some)]
             answers += asked.result()
     equal = [(a["prompt_token_ids"], a["token_ids"]) == e for a, e in zip(answers, expected, strict=True)]
     measured(f"{sum(equal)} of {len(equal)} prompts x 64 greedy tokens equal to transformers' in float32, half of the experts remote")
@@ -150,7 +53,7 @@ def test_float32_answers_are_token_for_token_those_of_transformers(stage: Stage,
     assert all(a["receipt"]["invocations"] > 30 for a in answers)
 
 
-def test_kill_worker_main_and_supervisor(stage: Stage, state: Path) -> None:
+def test_kill_worker_main_and_supervisor(stage: Stage) -> None:
     question = ("--prompt", "Count from one to thirty in words.", "--max-new-tokens", "40")
     stage.deployed("float32", 0.5)
     expected = remoe("infer", "float32", *question)
@@ -177,7 +80,7 @@ def test_kill_worker_main_and_supervisor(stage: Stage, state: Path) -> None:
     assert remoe("status", "float32")["state"] == "dead"
     assert remoe("infer", "float32", *question, code=1)["error"]["kind"] == "Deploy"
     stage.destroy("float32")
-    assert not (state / "deployments" / "float32").exists()
+    assert not (stage.state / "deployments" / "float32").exists()
     left = [now["main"]["pid"], *(i["pid"] for f in now["functions"] for i in f["instances"])]
     _await(lambda: not any(_alive(pid) for pid in left))
     # Which experts are remote changes no token of float32.
@@ -228,36 +131,6 @@ def test_the_main_process_holds_only_its_share(stage: Stage, measured: Measured)
     assert saved == pytest.approx(half["expert_bytes_held"] - fifth["expert_bytes_held"], rel=0.25)
 
 
-@pytest.mark.timeout(600 + BUDGET_S)
-def test_bfloat16_agrees_wherever_the_reference_is_clear(
-    stage: Stage, state: Path, measured: Measured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fed the reference's own tokens, one by one; a clear step is one whose two best logits differ by more than two bfloat16 steps."""
-    reference = _reference("bfloat16")
-    clear_count = steps = agreed = same_greedy = asked = 0
-    losses = {"reference": 0.0, "remote": 0.0}
-    monkeypatch.setenv("REMOE_ENDPOINT", stage.deployed("bfloat16", 0.5)["endpoint"])
-    engine = load_engine(artifacts.read_json(state / "deployments" / "bfloat16" / "server.json", ServerConfig))
-    for text in _in_time(EVERY_16TH, least=3):
-        prompt = engine.prompt_ids(text)
-        answer, theirs = _reference_answer(reference, prompt, 40)
-        ours = _fed(engine.model, prompt, answer)
-        target = torch.tensor(answer)
-        for name, output in (("reference", theirs), ("remote", ours)):
-            losses[name] += float(torch.nn.functional.cross_entropy(output, target, reduction="sum"))
-        clear = clear_steps(theirs)
-        agree = ours.argmax(-1) == theirs.argmax(-1)
-        # Fed the same tokens, a model that agrees at every step would have generated them.
-        same_greedy, asked = same_greedy + bool(agree.all()), asked + 1
-        clear_count, steps, agreed = clear_count + int(clear.sum()), steps + len(clear), agreed + int((agree & clear).sum())
-    change = math.exp((losses["remote"] - losses["reference"]) / steps) - 1
-    measured(f"bfloat16: argmax agrees at {agreed} of {clear_count} clear steps (of {steps}), perplexity {change:+.4%}")
-    measured(f"bfloat16: {same_greedy} of {asked} prompts x 40 tokens have wholly equal greedy tokens")
-    assert agreed == clear_count > steps / 2
-    # Over the 700 steps of 20 prompts rounding averages out; over a few hundred, one token counts for several thousandths.
-    assert abs(change) < (0.002 if asked == len(EVERY_16TH) else 0.01)
-
-
 def test_an_impossible_target_exits_3_and_names_the_limit(stage: Stage, tmp_path: Path) -> None:
     plan, profile = tmp_path / "plan.json", str(stage.profile("float32"))
     error = remoe("plan", profile, "-o", str(plan), "--tpot", "0.001", code=3)["error"]
@@ -269,22 +142,17 @@ def test_an_impossible_target_exits_3_and_names_the_limit(stage: Stage, tmp_path
     assert document["verdict"] == "not recommended" and "all-local" in document["baselines"]
 
 
-def test_demo_model_is_the_studied_one() -> None:
-    assert artifacts.sha256_file(demo_model("bfloat16") / "model.safetensors").startswith("95d759d336df9aaa")
+def test_two_that_need_the_demo_model_at_once_build_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Path] = []
 
+    def build(wheel: Path, folder: Path, dtype: str) -> None:
+        built.append(folder)
+        time.sleep(0.2)  # the other one comes meanwhile
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
 
-def test_a_main_server_that_cannot_start_says_why_and_leaves_nothing(stage: Stage, tmp_path: Path, state: Path) -> None:
-    """The model loses its tokenizer between planning and deploying."""
-    model = tmp_path / "model"
-    shutil.copytree(demo_model("bfloat16"), model)
-    profile = tmp_path / "profile"
-    shutil.copytree(stage.profile("bfloat16"), profile)
-    record = artifacts.read_json(profile / "profile.json", ProfileRecord)
-    moved = record.model.model_copy(update={"path": str(model), "revision": find(str(model)).revision})
-    artifacts.write_json(profile / "profile.json", record.model_copy(update={"model": moved}))
-    remoe("plan", str(profile), "-o", str(tmp_path / "plan.json"), "--remote-share", "0.1")
-    (model / "tokenizer.json").unlink()
-    error = remoe("deploy", str(tmp_path / "plan.json"), "--name", "mute", code=1)["error"]
-    assert error["kind"] == "Deploy" and f"The tokenizer of {model} cannot be loaded" in error["message"]
-    assert "Traceback" not in error["message"] and "Fatal" not in error["message"]
-    assert not (state / "deployments" / "mute").exists()
+    monkeypatch.setenv("REMOE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(demo, "_fetch", lambda say: tmp_path)
+    monkeypatch.setattr(demo, "_build", build)
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(demo_model, ["bfloat16"] * 2)] == 2 * built

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.local import lifecycle, target
+from remoe_cli.errors import DeployError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
 from remoe_cli.plan import remote_side
@@ -35,8 +38,9 @@ LAYERS = (
 
 
 @pytest.fixture
-def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Catalog, PreTrainedModel]:
-    """A mixtral checkpoint with a tokenizer, a profile of it, and a plan that no planner made, taken for verified."""
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Catalog, PreTrainedModel]]:
+    """A mixtral checkpoint with a tokenizer, a profile of it, and a plan that no planner made, taken for verified; nothing that is
+    deployed outlives the test."""
     model = save("mixtral", torch.float32, tmp_path / "model", fused=False)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "model")
@@ -51,32 +55,40 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Catalog, Pr
     write_json(tmp_path / "plan.json", plan)
     monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setattr(target, "_inputs", lambda path: (plan, profile, catalog))
-    return catalog, model
+    yield catalog, model
+    for name in lifecycle.names():
+        lifecycle.destroy(name)
 
 
 def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: tuple[Catalog, PreTrainedModel], tmp_path: Path) -> None:
     catalog, model = inputs
     status = target.deploy(tmp_path / "plan.json", "d", rtt_ms=0, say=lambda _: None, progress=lambda done, total: None)
-    try:
-        assert [f["name"] for f in status["functions"]] == ["d-layer-000-0", "d-layer-000-1", "d-layer-000-2", "d-layer-001"]
-        assert status["main"]["local_experts"] == 2 + 4
-        served = read_json(lifecycle.state_dir("d") / "server.json", ServerConfig)
-        # 3e-4 s an expert and 2e-4 s a row (tests/synthetic.py)
-        assert [f.expert_rows for f in served.functions] == pytest.approx([1.5] * 4)
-        assert served.prices.main_usd_per_gb_second == catalog.main.usd_per_gb_second[catalog.architecture]
-        assert served.prices.function_usd_per_gb_second == catalog.function.usd_per_gb_second[catalog.architecture]
-        prompt = list(range(1, 21))
-        answer = _ask(status["main"]["port"], prompt)
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            whole: Any = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-        assert answer["token_ids"] == whole[0, 20:].tolist()
-        assert {f["name"] for f in answer["receipt"]["functions"]} == {f["name"] for f in status["functions"]}
-        # A prompt and 15 tokens: at most one invocation of a function a pass, and of its second replica for the prompt.
-        assert all(0 < f["invocations"] <= 16 + (f["name"] == "d-layer-001") for f in answer["receipt"]["functions"])
-        assert answer["receipt"]["retries"] == 0
-    finally:
-        lifecycle.destroy("d")
+    assert [f["name"] for f in status["functions"]] == ["d-layer-000-0", "d-layer-000-1", "d-layer-000-2", "d-layer-001"]
+    assert status["main"]["local_experts"] == 2 + 4
+    served = read_json(lifecycle.state_dir("d") / "server.json", ServerConfig)
+    # 3e-4 s an expert and 2e-4 s a row (tests/synthetic.py)
+    assert [f.expert_rows for f in served.functions] == pytest.approx([1.5] * 4)
+    assert served.prices.main_usd_per_gb_second == catalog.main.usd_per_gb_second[catalog.architecture]
+    assert served.prices.function_usd_per_gb_second == catalog.function.usd_per_gb_second[catalog.architecture]
+    prompt = list(range(1, 21))
+    answer = _ask(status["main"]["port"], prompt)
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        whole: Any = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+    assert answer["token_ids"] == whole[0, 20:].tolist()
+    assert {f["name"] for f in answer["receipt"]["functions"]} == {f["name"] for f in status["functions"]}
+    # A prompt and 15 tokens: at most one invocation of a function a pass, and of its second replica for the prompt.
+    assert all(0 < f["invocations"] <= 16 + (f["name"] == "d-layer-001") for f in answer["receipt"]["functions"])
+    assert answer["receipt"]["retries"] == 0
+
+
+def test_a_main_server_that_cannot_start_says_why_and_leaves_nothing(inputs: tuple[Catalog, PreTrainedModel], tmp_path: Path) -> None:
+    """The model loses its tokenizer between planning and deploying."""
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(DeployError, match=re.escape(f"The tokenizer of {tmp_path / 'model'} cannot be loaded")) as raised:
+        target.deploy(tmp_path / "plan.json", "mute", rtt_ms=0, say=lambda _: None, progress=lambda done, total: None)
+    assert "Traceback" not in raised.value.message and "Fatal" not in raised.value.message
+    assert not lifecycle.state_dir("mute").exists()
 
 
 def _ask(port: int, prompt: list[int]) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def test_no_framework_is_loaded(twin: Running, measured: Callable[[str], None]) 
     )
 
 
+@pytest.mark.alone
 def test_it_starts_in_a_fifth_of_a_torch_workers_time(twin: Running, measured: Callable[[str], None]) -> None:
     """Cold start to first answer, in turns. The first of ours only fills the page cache; torch, which this process has read, is in it."""
     times: dict[str, list[float]] = {"ours": [], "torch": []}

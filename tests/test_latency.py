@@ -65,6 +65,7 @@ def test_layers_add_up_and_dense_ones_count(measured: Latency) -> None:
     assert layers.spread >= 1
 
 
+@pytest.mark.alone
 def test_the_spread_is_that_of_passes_which_take_unlike_times() -> None:
     model = build("mixtral")
     attachment = attach(model, latency._without_experts)
@@ -81,6 +82,7 @@ def test_every_decoder_layer_is_found(family: str) -> None:
     assert len(latency._decoder_layers(model, expert_layers(model)[0])) == model.config.num_hidden_layers
 
 
+@pytest.mark.alone
 def test_time_goes_to_the_layer_that_takes_it() -> None:
     model = build("qwen3_moe")
     attachment = attach(model, latency._without_experts)
@@ -99,6 +101,7 @@ def test_no_group_of_the_measurement_is_left(measured: Latency, probed: limits.M
     assert not [group for root in probed.groups for group in root.parent.glob(f"remoe-profile-{os.getpid()}*")]
 
 
+@pytest.mark.alone
 def test_a_small_share_really_slows_long_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, probed: limits.Mechanism) -> None:
     if probed.cpu_root is None:
         pytest.skip("nobody may set a CPU quota here")
@@ -137,6 +140,7 @@ def test_a_function_that_cannot_be_timed_is_one_sentence() -> None:
         list(function_latency._points([Path("nowhere.safetensors")]))
 
 
+@pytest.mark.alone
 def test_more_tokens_are_not_tried_after_a_call_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(function_timing, "_ENOUGH_S", 0.02)
     slow: Any = SimpleNamespace(width=4, spec=SimpleNamespace(dtype="float32"), run=lambda x: time.sleep(0.01 * len(x)))

@@ -61,6 +61,7 @@ def test_cold_then_warm_and_the_report_line(serve: Any) -> None:
         assert instance["state"] == "IDLE" and instance["pid"] == json.loads(warm["body"])["pid"] and instance["resident_bytes"] > 5e6
 
 
+@pytest.mark.alone
 def test_a_second_call_at_once_is_throttled(serve: Any) -> None:
     with serve("app.sleep") as twin, ThreadPoolExecutor(1) as pool:
         twin.call(0)
@@ -75,6 +76,7 @@ def test_a_second_call_at_once_is_throttled(serve: Any) -> None:
         assert twin.status()["functions"][0]["invocations"] == 3
 
 
+@pytest.mark.alone
 def test_concurrency_2_runs_two_and_reuses_the_latest(serve: Any) -> None:
     with serve("app.sleep", concurrency=2) as twin, ThreadPoolExecutor(2) as pool:
         long, short = pool.submit(twin.call, 0.8), pool.submit(twin.call, 0.3)
@@ -202,6 +204,7 @@ def test_worker_environment_is_lambdas_and_not_the_parents(serve: Any, tmp_path:
         assert 15_000 < answer["left_ms"] <= 20_000
 
 
+@pytest.mark.alone
 def test_rtt_is_added_to_each_call_but_not_to_the_bill(serve: Any) -> None:
     with serve("app.echo", rtt_ms=120) as twin:
         twin.call(1)
@@ -211,6 +214,7 @@ def test_rtt_is_added_to_each_call_but_not_to_the_bill(serve: Any) -> None:
         assert report(answer)["duration"] < 60
 
 
+@pytest.mark.alone
 def test_warm_latency(serve: Any) -> None:
     """Not a benchmark: it fails when a stall (Nagle, a fork, a poll) gets into the warm path. The figure is printed with -s."""
     body = json.dumps("A" * 8192).encode()

