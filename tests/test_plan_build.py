@@ -24,13 +24,18 @@ PAYS: dict[str, Any] = {"layers": 3, "experts": 8, "skew": 3.0, "expert_mb": 100
 NOT: dict[str, Any] = {"layers": 3, "experts": 4, "skew": 0.0, "expert_mb": 2}
 
 
-@pytest.fixture
-def paying(tmp_path: Path) -> tuple[Profile, Catalog]:
-    return synthetic_profile(tmp_path / "profile", **PAYS), tiny_catalog({"menu": menu()})
+@pytest.fixture(scope="module")
+def paying(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, Catalog]:
+    return synthetic_profile(tmp_path_factory.mktemp("paying"), **PAYS), tiny_catalog({"menu": menu()})
+
+
+@pytest.fixture(scope="module")
+def recommended(paying: tuple[Profile, Catalog]) -> Plan:
+    return plan_of(*paying)
 
 
 def menu(largest_mb: int = 4096) -> list[dict[str, Any]]:
-    return [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in range(768, largest_mb + 1, 256)]
+    return [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in range(768, largest_mb + 1, 512)]
 
 
 def number(text: str, pattern: str) -> float:
@@ -102,9 +107,8 @@ def tamperings() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", tamperings())
-def test_the_verifier_catches(name: str, paying: tuple[Profile, Catalog]) -> None:
-    plan = plan_of(*paying)
-    data = plan.model_dump(mode="json")
+def test_the_verifier_catches(name: str, paying: tuple[Profile, Catalog], recommended: Plan) -> None:
+    data = recommended.model_dump(mode="json")
     tamperings()[name](data)
     findings = verify(Plan.model_validate(data), *paying)
     assert any(finding.field.startswith(name.split()[0]) for finding in findings), findings
@@ -118,8 +122,8 @@ def test_the_verifier_catches_a_payload_over_the_limit(paying: tuple[Profile, Ca
     assert any("payload" in finding.found for finding in verify(plan, profile, tight))
 
 
-def test_remote_is_chosen_and_recommended_where_it_pays(paying: tuple[Profile, Catalog]) -> None:
-    plan = plan_of(*paying)
+def test_remote_is_chosen_and_recommended_where_it_pays(recommended: Plan) -> None:
+    plan = recommended
     assert plan.verdict == "recommended"
     assert plan.gap <= 1e-3
     assert sum(len(layer.remote) for layer in plan.layers) >= 6
@@ -279,8 +283,8 @@ def test_an_accelerator_takes_the_nonexpert_part_out_of_cpu_memory(tmp_path: Pat
             assert verify(plan, profile, catalog) == ()
 
 
-def test_rows_for_people(paying: tuple[Profile, Catalog]) -> None:
-    plan = plan_of(*paying)
+def test_rows_for_people(recommended: Plan) -> None:
+    plan = recommended
     rows = explain.layer_rows(plan)
     assert [row[0] for row in rows] == ["1", "2", "3"]
     assert all(len(row) == len(explain.HEADER) for row in rows)
