@@ -27,7 +27,7 @@ BOX = {"name": "box", "memory_mb": 4096, "vcpus": 1.0, "usd_per_hour": 0.05}
 
 
 def menu(*more: dict[str, Any]) -> dict[str, Any]:
-    return {"menu": [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in range(768, 4097, 256)] + list(more)}
+    return {"menu": [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in range(768, 4097, 512)] + list(more)}
 
 
 @pytest.fixture
