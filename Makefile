@@ -6,11 +6,13 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint measure clean
 .DEFAULT_GOAL := test
 
-# torch first, in the version of constraints.txt, so that no other build of it is chosen on the way.
+# torch first, in the version of constraints.txt, so that no other build of it is chosen on the way. Compiled at the end, as pip would
+# on one core only; some files are templates and fail, which pip does not mind either.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
 	touch $@
 
 demo: $(VENV)/.installed ## run the whole pipeline on the demo model
