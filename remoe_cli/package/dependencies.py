@@ -117,8 +117,7 @@ def fetch(packages: Iterable[str], architecture: str, python: str, folder: Path)
     command += [f"--dest={folder}", f"--python-version={python}", "--implementation=cp", *platforms, *_requirements(packages)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        said = next((line for line in reversed(lines) if line.startswith("ERROR: ")), lines[-1] if lines else "it says nothing")
+        said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise ArtifactError(
             f"pip cannot fetch the function's packages for Python {python} on {architecture}: {said.removeprefix('ERROR: ').rstrip('.')}.",
             "See that pip is installed here, that it reaches a package index, and that the index has wheels of "
