@@ -1,11 +1,14 @@
-"""The function as AWS runs it: its zip alone, by another Python, on the twin; its shard over HTTP from a bucket that checks signatures
-and permissions."""
+"""The function as AWS runs it. Its zip: the same bytes each time, with nothing in it that no function reads. On the twin: from that zip
+alone, by another Python, its shard over HTTP from a bucket that checks signatures and permissions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import struct
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +23,8 @@ from moto.server import ThreadedMotoServer
 from transformers import AutoModelForCausalLM, MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
-from remoe_cli.errors import InvokeError
+from remoe_cli.artifacts import sha256_file
+from remoe_cli.errors import ArtifactError, InvokeError, UsageError
 from remoe_cli.function.codec import Batch, from_wire, pack, to_wire, unpack
 from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow
 from remoe_cli.function.weights import Head, ShardFile, read_head
@@ -31,12 +35,18 @@ from remoe_cli.model.experts import ExpertLayer, attach, expert_layers
 from remoe_cli.model.loader import load
 from remoe_cli.model.shards import write_shard, write_shards
 from remoe_cli.model.tokens import encode, load_tokenizer
+from remoe_cli.package import dependencies
+from remoe_cli.package.bundle import function_sources
+from remoe_cli.package.dependencies import RUNTIMES, FunctionPackage, function_package
+from remoe_cli.package.elf import stripped
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from remoe_cli.runtime.invoke import invoke, make_client
 from tests.families import HIDDEN_SIZE, build
 from tests.twin import run_twin
-from tests.zipped import Zipped
+from tests.zipped import ARCHITECTURE, Zipped, make
 
+LIMIT_BYTES = 60 << 20
+_MACHINES = {"x86_64": 62, "arm64": 183}  # e_machine
 BUCKET, PREFIX = "remoe-t-000000000000-us-east-1", "functions/layer-000"
 ROWS = np.random.default_rng(0).standard_normal((3, HIDDEN_SIZE), dtype=np.float32)
 
@@ -51,6 +61,11 @@ def expected(shard: ShardFile, *experts: int) -> np.ndarray[Any, Any]:
     """What the function's code answers in this process, from disk."""
     rows, spec = narrow(ROWS, "bfloat16"), FfnSpec(**shard.head.ffn)
     return np.concatenate([Expert.of(shard.tensors(e), spec).run(rows) for e in experts])
+
+
+@pytest.fixture(scope="module")
+def zipped(tmp_path_factory: pytest.TempPathFactory) -> Zipped:
+    return make(tmp_path_factory.mktemp("zipped"))
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +125,102 @@ def bucket() -> Iterator[Bucket]:
     made = Bucket()
     yield made
     made.close()
+
+
+def test_two_builds_are_the_same_bytes(zipped: Zipped, tmp_path: Path, measured: Callable[[str], None]) -> None:
+    again = tmp_path / "elsewhere" / "again.zip"
+    dependencies.build(again, ARCHITECTURE, zipped.python, zipped.interpreter)
+    assert sha256_file(again) == sha256_file(zipped.zip)
+    made = FunctionPackage.of(again)
+    assert made.compiled and made.zipped_bytes < LIMIT_BYTES and made.unpacked_bytes < LIMIT_BYTES
+    largest = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in made.largest[:4])
+    measured(f"{ARCHITECTURE}: {made.zipped_bytes / 1e6:.1f} MB zipped, {made.unpacked_bytes / 1e6:.1f} MB unpacked ({largest})")
+
+
+def test_it_holds_what_a_function_reads_with_its_licences(zipped: Zipped) -> None:
+    with zipfile.ZipFile(zipped.zip) as archive:
+        infos = archive.infolist()
+        sources = {path: archive.read(f"function/{path.name}") for path in function_sources()}
+    names = [info.filename for info in infos]
+    assert names == sorted(names)
+    assert {info.date_time for info in infos} == {(1980, 1, 1, 0, 0, 0)} and {info.external_attr >> 16 for info in infos} == {0o644}
+    assert sources == {path: path.read_bytes() for path in function_sources()}
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {
+        "function", "numpy", "numpy.libs", "numkong", "numkong.libs", "pybase64"
+    }  # fmt: skip
+    for package in ("numpy", "numkong", "pybase64"):
+        assert any(name.startswith(f"{package}-") and "/licenses/" in name for name in names)
+        assert any(name.startswith(f"{package}-") and name.endswith("/METADATA") for name in names)
+    assert not [name for name in names if "/tests/" in name or name.endswith((".pyi", ".h", ".a", "RECORD"))]
+    compiled = {name.replace("__pycache__/", "").split(".")[0] for name in names if name.endswith(".pyc")}
+    assert compiled == {name.split(".")[0] for name in names if name.endswith(".py")}
+
+
+def _machines(path: Path) -> set[int]:
+    with zipfile.ZipFile(path) as archive:
+        libraries = [archive.read(name) for name in archive.namelist() if ".so" in name]
+    assert len(libraries) > 10
+    return {struct.unpack_from("<H", library, 18)[0] for library in libraries}
+
+
+def test_either_architecture_is_made_here(zipped: Zipped, tmp_path: Path, measured: Callable[[str], None]) -> None:
+    (other,) = {"x86_64", "arm64"} - {ARCHITECTURE}
+    dependencies.build(tmp_path / "other.zip", other, zipped.python, None)
+    assert _machines(tmp_path / "other.zip") == {_MACHINES[other]} and _machines(zipped.zip) == {_MACHINES[ARCHITECTURE]}
+    made = FunctionPackage.of(tmp_path / "other.zip")
+    assert not made.compiled and made.unpacked_bytes < LIMIT_BYTES
+    measured(f"{other}, without bytecode: {made.zipped_bytes / 1e6:.1f} MB zipped, {made.unpacked_bytes / 1e6:.1f} MB unpacked")
+
+
+def test_it_is_made_once_for_the_same_inputs(zipped: Zipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, str]] = []
+
+    def copied(path: Path, architecture: str, python: str, interpreter: object) -> None:
+        made.append((architecture, python))
+        path.parent.mkdir(exist_ok=True, parents=True)
+        shutil.copyfile(zipped.zip, path)
+
+    monkeypatch.setenv("REMOE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(dependencies, "build", copied)
+    monkeypatch.setattr(dependencies, "find_interpreter", lambda python: None)
+    first = function_package("arm64")
+    assert function_package("arm64") == first
+    function_package("x86_64")
+    function_package("arm64", "3.14")
+    changed = tmp_path / "changed.py"
+    changed.write_text("# other code")
+    monkeypatch.setattr(dependencies, "function_sources", lambda: [changed])
+    function_package("arm64")
+    assert made == [("arm64", "3.13"), ("x86_64", "3.13"), ("arm64", "3.14"), ("arm64", "3.13")]
+    assert first.sha256 == sha256_file(zipped.zip)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "python", "said"),
+    [("riscv64", "3.13", "no architecture 'riscv64'"), ("arm64", "3.11", "do not run on Lambda's Python 3.11")],
+)
+def test_what_lambda_does_not_run_is_refused(architecture: str, python: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as raised:
+        function_package(architecture, python)
+    assert "arm64" in raised.value.hint or all(version in raised.value.hint for version in RUNTIMES)
+
+
+def test_without_an_index_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a pip that may look into one empty folder only."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(
+        ArtifactError, match=r"pip cannot fetch .* for Python 3.13 on arm64: No matching distribution found for numpy"
+    ) as raised:
+        dependencies.build(tmp_path / "x.zip", "arm64", "3.13", None)
+    assert "numkong" in raised.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_libraries_are_stripped() -> None:
+    assert stripped(b"import numpy\n") == b"import numpy\n"
+    assert stripped(b"\x7fELF\x01\x01" + bytes(60)) == b"\x7fELF\x01\x01" + bytes(60)  # 32 bits
 
 
 STANDARD = """
