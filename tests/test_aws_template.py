@@ -118,6 +118,14 @@ def test_every_function_has_a_role_log_version_and_alias_of_its_own(deployment: 
     assert set(groups) >= {f"/aws/lambda/{name}" for name in names_of.values()} and len(groups) == len(roles)
 
 
+def test_a_functions_storage_holds_its_shard() -> None:
+    _, parts, settings = MANY
+    for shard_bytes, least_mb in ((1, 512), (3 << 30, 3 << 10)):
+        made = functions.expert(replace(parts.functions[0], shard_bytes=shard_bytes), parts, settings, 1)
+        (size_mb,) = (r["Properties"]["EphemeralStorage"]["Size"] for r in made.values() if r["Type"] == "AWS::Lambda::Function")
+        assert least_mb <= size_mb <= least_mb + 64
+
+
 @CHECK
 @given(aws.deployments())
 @example(MANY)

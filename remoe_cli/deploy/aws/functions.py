@@ -17,6 +17,7 @@ from remoe_cli.package.bundle import HANDLER
 from remoe_cli.plan.document import Plan
 
 Resource = dict[str, Any]
+_SPARE_STORAGE_MB = 64  # of /tmp, where experts are fetched to; no plan reaches the most, which is that of memory
 DELETE = {"DeletionPolicy": "Delete", "UpdateReplacePolicy": "Delete"}  # nothing outlives the deployment
 
 
@@ -52,7 +53,7 @@ def expert(part: Part, parts: Parts, settings: Settings, served: int) -> dict[st
         "Handler": HANDLER,
         "Code": {"S3Bucket": bucket, "S3Key": names.code_key(parts.code_sha256)},
         "MemorySize": part.memory_mb,
-        "EphemeralStorage": {"Size": figures().function.storage_least_mb},
+        "EphemeralStorage": {"Size": max(figures().function.storage_least_mb, ceil(part.shard_bytes / 2**20) + _SPARE_STORAGE_MB)},
         "Environment": {
             "Variables": {
                 "REMOE_SHARD": object_uri(settings, shard),
