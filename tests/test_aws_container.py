@@ -261,6 +261,8 @@ def test_files_are_fetched_in_ranges_checked_and_kept(stored: Stored, tmp_path: 
     assert {name: digest for name, (digest, _) in again.items()} == {name: digest for name, (digest, _) in kept.items()}
 
 
+# s3transfer leaves the sockets of transfers that it cancels to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_cannot_be_fetched_is_named(stored: Stored, tmp_path: Path) -> None:
     def refused(kind: type[RemoeError], uri: str) -> str:
         with pytest.raises(kind) as raised:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,16 +60,17 @@ def fetch(uri: str, folder: Path) -> Path:
             for _ in pool.map(lambda file: _check(here / file.name, file, str(here / file.name)), manifest.files):
                 pass
         return here
-    source, client = _Object(found[1], found[2]), _client()
+    source = _Object(found[1], found[2])
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(client, source, folder)
-    names = {file.name for file in manifest.files}
-    for stale in folder.iterdir():
-        if stale.name not in names | {MANIFEST}:
-            stale.unlink()
-    wanted = [file for file in manifest.files if not _is_right(folder / file.name, file)]
-    _refuse_full(folder, sum(file.bytes for file in wanted))
-    _download(client, source, wanted, folder)
+    with closing(_client()) as client:
+        manifest = _manifest(client, source, folder)
+        names = {file.name for file in manifest.files}
+        for stale in folder.iterdir():
+            if stale.name not in names | {MANIFEST}:
+                stale.unlink()
+        wanted = [file for file in manifest.files if not _is_right(folder / file.name, file)]
+        _refuse_full(folder, sum(file.bytes for file in wanted))
+        _download(client, source, wanted, folder)
     return folder
 
 
@@ -104,7 +105,7 @@ def _download(client: Any, source: _Object, files: list[MainFile], folder: Path)
         max_concurrency=_CONNECTIONS,
         preferred_transfer_client="classic",
     )
-    with create_transfer_manager(client, config) as transfers, ThreadPoolExecutor(_DIGESTS) as pool:
+    with ThreadPoolExecutor(_DIGESTS) as pool, create_transfer_manager(client, config) as transfers:  # which cancels all upon an error
 
         def finish(file: MainFile, transfer: Any) -> None:
             at = source.beside(file)
@@ -114,13 +115,8 @@ def _download(client: Any, source: _Object, files: list[MainFile], folder: Path)
 
         started = [(f, transfers.download(source.bucket, source.beside(f).key, str(folder / f.name))) for f in files]
         ended = [pool.submit(finish, file, transfer) for file, transfer in started]
-        try:
-            for each in ended:
-                each.result()
-        except BaseException:
-            for _, transfer in started:
-                transfer.cancel()
-            raise
+        for each in ended:
+            each.result()
 
 
 def _is_right(path: Path, file: MainFile) -> bool:
