@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from awslambdaric.lambda_context import LambdaContext
 
@@ -18,12 +23,13 @@ from remoe_cli.deploy import main_share
 from remoe_cli.deploy.aws.settings import Endpoint
 from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.deploy.local.config import TwinConfig
-from remoe_cli.errors import DeployError, UsageError
+from remoe_cli.errors import DeployError, InvokeError, RemoeError, UsageError
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.package.share import MANIFEST
 from remoe_cli.plan.document import LayerPlan, MainSpec, Source
 from remoe_cli.runtime import client, lambda_main
 from remoe_cli.runtime.prediction import predictor
+from tests import endpoint as endpoints
 from tests.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
 
 LAYERS = (
@@ -104,6 +110,79 @@ def test_it_answers_through_its_functions_from_zero_to_zero_and_back(deployed: D
 def test_what_is_wrong_with_a_request_comes_back_as_such(deployed: Deployed) -> None:
     with pytest.raises(UsageError, match="exceed the model's 512 positions"):
         deployed.ask(new_tokens=1000)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "said"),
+    [
+        (
+            endpoints.failed("Sandbox.Timedout"),
+            InvokeError,
+            r"The main function f ran out of time \(Sandbox.Timedout: it was Sandbox.Timedout\)",
+        ),
+        (endpoints.failed("Runtime.OutOfMemory"), InvokeError, "ran out of memory"),
+        (endpoints.failed("Runtime.ExitError"), InvokeError, r"The main function f failed \(Runtime.ExitError"),
+        (endpoints.refused(429, "TooManyRequestsException"), DeployError, "is busy"),
+        (endpoints.refused(404, "ResourceNotFoundException"), DeployError, "does not exist"),
+        (endpoints.refused(403, "AccessDeniedException"), DeployError, "may not be called with these credentials"),
+        (endpoints.refused(403, "ExpiredTokenException"), DeployError, "the credentials have expired"),
+        (endpoints.refused(500, "ServiceException"), DeployError, "ended before the answer was complete .ServiceException"),
+        (endpoints.Reply(hang_up=True), DeployError, "ended before the answer was complete .ConnectionClosedError"),
+        (endpoints.ok(body=b"nonsense"), DeployError, "ended before the answer was complete .JSONDecodeError"),
+        (
+            endpoints.ok(body=b'{"error": {"kind": "Invoke", "message": "An expert is gone.", "hint": "Look."}}'),
+            InvokeError,
+            "An expert is gone",
+        ),
+        (
+            endpoints.ok(body=b'{"error": {"kind": "Internal", "message": "Something else.", "hint": "Report it."}}'),
+            RemoeError,
+            "Something else",
+        ),
+    ],
+)
+def test_a_main_function_that_fails_is_one_clear_sentence(reply: endpoints.Reply, kind: type[RemoeError], said: str) -> None:
+    with endpoints.Endpoint() as endpoint:
+        endpoint.script = [reply]
+        with pytest.raises(kind, match=said) as raised:
+            client.answer(client.LambdaMain("f", endpoint.client), "w1", 4, print)
+    assert type(raised.value) is kind and raised.value.hint and "\n" not in raised.value.message
+    assert len(endpoint.requests) == 1
+
+
+def test_functions_only_and_the_main_function_on_ones_own_machine(deployed: Deployed) -> None:
+    """The server needs this process's main thread, so the questions come from another."""
+    made = deployed.made
+    quiet: dict[str, Any] = {"say": lambda text: None, "progress": lambda done, total: None}
+    status = target.deploy(made.plan_path, "n", rtt_ms=0, endpoint=Endpoint.none, **quiet)
+    try:
+        assert status["main"] is None and len(status["functions"]) == 3
+        with pytest.raises(DeployError, match="'n' has functions only") as raised:
+            target.reach("n")
+        assert "remoe serve n" in raised.value.hint
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+
+        def ask() -> dict[str, Any]:
+            try:
+                for _ in range(600):
+                    with suppress(httpx.ConnectError):
+                        if httpx.get(f"http://127.0.0.1:{port}/ping", trust_env=False, timeout=20).status_code == 200:
+                            break
+                    time.sleep(0.1)
+                return client.answer(client.Http(f"http://127.0.0.1:{port}"), PROMPT, 16, lambda text: None)
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with ThreadPoolExecutor(1) as other:
+            asked = other.submit(ask)
+            target.serve("n", "127.0.0.1", port)
+            answer = asked.result()
+        assert answer["token_ids"] == made.tokens() and len(answer["receipt"]["functions"]) == 3
+    finally:
+        lifecycle.destroy("n")
+    with pytest.raises(UsageError, match="no SageMaker endpoint"):
+        target.deploy(made.plan_path, "n", rtt_ms=0, endpoint=Endpoint.sagemaker, **quiet)
 
 
 def _context(remaining_s: float) -> LambdaContext:

@@ -176,7 +176,7 @@ def _said(error: Any) -> dict[str, Any] | None:
 
 
 def _refused(endpoint: Endpoint, error: Exception) -> RemoeError:
-    response: dict[str, Any] = getattr(error, "response", {})
+    response: dict[str, Any] = getattr(error, "response", None) or {}  # of some connection errors it is None
     kind = response.get("Error", {}).get("Code") or type(error).__name__
     if kind not in _REFUSALS:
         return _gone(endpoint, f"{kind}: {error}")
