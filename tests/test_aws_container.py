@@ -306,7 +306,7 @@ def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored:
     loading: Future[MainFunction] = Future()
     loading.set_result(loaded)
     with ThreadPoolExecutor(1) as model_thread:
-        app = make_app(loading, model_thread, threading.Event(), Limits(whole_s=0.3, streamed_s=0.6))
+        app = make_app(loading, model_thread, threading.Event(), Limits(whole_s=0.4, streamed_s=0.8))
 
         async def send(document: Any) -> httpx.Response:
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app", timeout=60) as http:
@@ -322,7 +322,7 @@ def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored:
             assert part["token_ids"] == whole[: len(part["token_ids"])]
         assert answer["receipt"]["total_s"] < last["receipt"]["total_s"]
         # A request whose turn comes too late is told so.
-        model_thread.submit(time.sleep, 0.5)
+        model_thread.submit(time.sleep, 0.6)
         late = post(LONG)
         assert late.status_code == 503 and "no time left" in late.json()["error"]["message"]
 
