@@ -36,6 +36,7 @@ def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manife
             function_usd_per_gb_second=catalog.function_usd_per_gb_second,
             function_usd_per_request=catalog.function.usd_per_request,
         ),
+        gpu=plan.main.gpu_memory_mb is not None,
     )
 
 

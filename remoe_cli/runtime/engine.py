@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.checkpoint import Checkpoint
-from remoe_cli.model.experts import Attachment, attach
+from remoe_cli.model.experts import Attachment, attach, move_rest
 from remoe_cli.model.loader import load
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
@@ -131,9 +131,16 @@ class Engine:
 
 
 def start_engine(
-    checkpoint: Checkpoint, spec: MoeSpec, functions: Mapping[int, Sequence[RemoteFunction]], endpoint: str | None, timeout_s: float = 60.0
+    checkpoint: Checkpoint,
+    spec: MoeSpec,
+    functions: Mapping[int, Sequence[RemoteFunction]],
+    endpoint: str | None,
+    *,
+    gpu: bool = False,
+    timeout_s: float = 60.0,
 ) -> Engine:
-    """Load the main process's share of the model and attach the dispatcher; `functions` is by hidden layer.
+    """Load the main process's share of the model and attach the dispatcher; `functions` is by hidden layer. With `gpu`, all but the
+    experts is on the machine's GPU if it has one.
 
     The functions start while the model loads (method section 10). Raises InvokeError when one of them cannot start.
     """
@@ -148,6 +155,8 @@ def start_engine(
     )
     warming = dispatcher.warm()
     model = load(checkpoint, stay)
+    if gpu and torch.cuda.is_available():
+        move_rest(model, "cuda")
     for started in warming:
         started.result()
     return Engine(model, load_tokenizer(checkpoint), dispatcher, attach(model, dispatcher))

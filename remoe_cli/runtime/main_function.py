@@ -52,7 +52,8 @@ class Answer(BaseModel):
 
 
 class MainState(BaseModel):
-    """Bytes by the tensors themselves, and what the kernel says is resident (all of it, and its anonymous part)."""
+    """Bytes by the tensors themselves, and what the kernel says is resident (all of it, and its anonymous part). `device` is that of all
+    but the experts."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,6 +63,7 @@ class MainState(BaseModel):
     experts_of_model: int
     resident_bytes: int
     anonymous_bytes: int
+    device: str
 
 
 def parse(body: bytes | Mapping[str, Any]) -> Request:
@@ -150,6 +152,7 @@ class MainFunction:
             experts_of_model=spec.experts_per_layer * len(spec.moe_layers),
             resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
             anonymous_bytes=int(status["RssAnon"].split()[0]) * 1024,
+            device=str(self.engine.model.device),
         )
 
 
@@ -164,7 +167,7 @@ def load(config: ServerConfig, checkpoint: Checkpoint, endpoint: str | None) -> 
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
         functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
-    engine = start_engine(checkpoint, config.spec, functions, endpoint)
+    engine = start_engine(checkpoint, config.spec, functions, endpoint, gpu=config.gpu)
     # One token through every layer: proves the hook, and pages the weights in, before anybody waits for an answer.
     engine.generate([0], 1)
     engine.attachment.check_fired(1)

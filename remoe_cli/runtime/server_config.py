@@ -25,7 +25,8 @@ class ServedFunction(BaseModel):
 class ServerConfig(artifacts.Document):
     """The same wherever the main function runs. `model` is what was profiled; a main function that has a share of it reads only that.
 
-    Where the functions are called is not in it: what starts the main function says so.
+    `gpu` is whether the plan has a GPU for all but the experts. Where the functions are called is not in it: what starts the main
+    function says so.
     """
 
     schema_version: str = "remoe.server/2"
@@ -33,3 +34,4 @@ class ServerConfig(artifacts.Document):
     spec: MoeSpec
     functions: tuple[ServedFunction, ...]
     prices: Prices
+    gpu: bool = False
