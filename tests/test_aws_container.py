@@ -39,6 +39,8 @@ from tests.sagemaker_front import ENDPOINT, sagemaker
 
 BUCKET = "remoe-tiny-123456789012-us-east-1"
 LONG = {"prompt_token_ids": list(PROMPT_IDS), "max_new_tokens": 490}
+# One for all, since each makes a TLS context, which takes longer than a ping.
+HTTP = httpx.Client(trust_env=False, timeout=60, limits=httpx.Limits(max_connections=None))
 AWS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": ""}
 
 
@@ -81,6 +83,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
         yield Stored(made, folder / "share", s3, environment, some.put(folder / "share"))
     s3.close()
     moto.stop()
+    HTTP.close()
 
 
 @contextmanager
@@ -115,7 +118,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _ping(url: str) -> tuple[int, float]:
     begun = time.perf_counter()
-    status = httpx.get(f"{url}/ping", trust_env=False, timeout=20).status_code
+    status = HTTP.get(f"{url}/ping").status_code
     return status, time.perf_counter() - begun
 
 
@@ -132,7 +135,7 @@ def _until_ready(url: str) -> int:
 
 
 def _post(url: str, **content: Any) -> tuple[int, Any]:
-    response = httpx.post(f"{url}/invocations", trust_env=False, timeout=60, **content)
+    response = HTTP.post(f"{url}/invocations", **content)
     return response.status_code, response.json()
 
 
@@ -147,6 +150,8 @@ def test_the_contract(stored: Stored, image: Path, tmp_path: Path, measured: Cal
                 time.sleep(0.02)
         listening_s = time.perf_counter() - begun
         assert status == 503 and body["error"]["kind"] == "Deploy" and "still loading" in body["error"]["message"]
+        sockets = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()]
+        assert f"00000000:{int(url.rpartition(':')[2]):04X}" in sockets  # every interface, since SageMaker asks from outside
         assert _until_ready(url) > 1, "it answered 200 before it can have loaded anything"
         measured(f"container: listening after {listening_s:.1f} s, ready after {time.perf_counter() - begun:.1f} s")
         _answers(stored, url)
@@ -162,11 +167,11 @@ def _answers(stored: Stored, url: str) -> None:
     assert answer["prompt_token_ids"] == list(PROMPT_IDS) and answer["receipt"]["predicted"] is None
     status, same = _post(url, content=json.dumps({"prompt_token_ids": PROMPT_IDS, "max_new_tokens": 16}))  # no content type
     assert status == 200 and same["token_ids"] == answer["token_ids"]
-    with httpx.stream("POST", f"{url}/invocations", json={"prompt": PROMPT, "max_new_tokens": 16, "stream": True}, trust_env=False) as r:
-        *pieces, last = map(json.loads, r.iter_lines())
+    with HTTP.stream("POST", f"{url}/invocations", json={"prompt": PROMPT, "max_new_tokens": 16, "stream": True}) as response:
+        *pieces, last = map(json.loads, response.iter_lines())
     assert "".join(piece["text"] for piece in pieces) == answer["text"] and len(pieces) == 16
     assert last["answer"]["token_ids"] == answer["token_ids"]
-    held = httpx.get(f"{url}/main", trust_env=False).json()
+    held = HTTP.get(f"{url}/main").json()
     assert held["expert_bytes_held"] == held["expert_bytes_of_model"] > 0
 
 
@@ -200,7 +205,7 @@ def _through_sagemaker(stored: Stored, url: str) -> None:
 
 def _pings_while_it_answers(url: str) -> None:
     with ThreadPoolExecutor(50) as pool:
-        asked = [pool.submit(_post, url, json=LONG | {"max_new_tokens": 300})]
+        asked = [pool.submit(_post, url, json=LONG | {"max_new_tokens": 150})]
         asked += [pool.submit(_post, url, json=LONG | {"max_new_tokens": 1}) for _ in range(49)]  # which wait
         pings = []
         while not asked[0].done():
@@ -211,7 +216,7 @@ def _pings_while_it_answers(url: str) -> None:
 
 
 def _ends(process: subprocess.Popen[str], url: str, measured: Callable[[str], None]) -> None:
-    with httpx.stream("POST", f"{url}/invocations", json=LONG | {"stream": True}, trust_env=False, timeout=30) as response:
+    with HTTP.stream("POST", f"{url}/invocations", json=LONG | {"stream": True}) as response:
         lines = response.iter_lines()
         assert "text" in json.loads(next(lines))
         begun = time.perf_counter()
@@ -302,7 +307,6 @@ def loaded(stored: Stored) -> MainFunction:
 
 
 def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored: Stored) -> None:
-    whole = stored.made.tokens(490)
     loading: Future[MainFunction] = Future()
     loading.set_result(loaded)
     with ThreadPoolExecutor(1) as model_thread:
@@ -317,6 +321,7 @@ def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored:
 
         answer = post(LONG).json()
         last = json.loads(post(LONG | {"stream": True}).text.splitlines()[-1])["answer"]
+        whole = stored.made.tokens(len(last["token_ids"]))
         for part in (answer, last):
             assert part["finish_reason"] == "time-limit" and 1 < len(part["token_ids"]) < 490
             assert part["token_ids"] == whole[: len(part["token_ids"])]
