@@ -176,7 +176,7 @@ def test_functions_only_and_the_main_function_on_ones_own_machine(deployed: Depl
 
         with ThreadPoolExecutor(1) as other:
             asked = other.submit(ask)
-            target.serve("n", "127.0.0.1", port)
+            target.serve("n", "127.0.0.1", port, lambda text: None)
             answer = asked.result()
         assert answer["token_ids"] == made.tokens() and len(answer["receipt"]["functions"]) == 3
     finally:

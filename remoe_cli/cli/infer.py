@@ -62,6 +62,8 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     output.line("\n")
     output.table(f"Receipt (prices: catalog '{receipt['catalog']}')", ("", "measured", "predicted"), rows)
     output.line(f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated in {receipt['total_s']:.2f} s")
+    if receipt["main_load_s"]:
+        output.line(f"before that the main function took {receipt['main_load_s']:.1f} s to load, which is in its cost")
     calls = f"{receipt['invocations']} invocations of {len(receipt['functions'])} functions"
     output.line(
         f"{calls}, {receipt['cold_starts']} cold starts, {receipt['retries']} retries, "

@@ -21,5 +21,4 @@ def command(
     """Load the main function's share here and answer over HTTP until interrupted: GET /ping, POST /invocations."""
     from remoe_cli.deploy.local.target import serve
 
-    output.say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    serve(name, host, port)
+    serve(name, host, port, output.say)

@@ -139,7 +139,7 @@ def plan_path(name: str) -> Path:
     return lifecycle.state_dir(name) / "plan.json"
 
 
-def serve(name: str, host: str, port: int) -> None:
+def serve(name: str, host: str, port: int, say: Callable[[str], None]) -> None:
     """Run the main function of a deployment in this process until it is interrupted, from the model's own checkpoint.
 
     Raises DeployError for a deployment that does not run, and what runtime/main_function.py and runtime/server.py raise.
@@ -149,6 +149,7 @@ def serve(name: str, host: str, port: int) -> None:
     functions = lifecycle.status(name)["endpoint"]
     if functions is None:
         raise DeployError(f"'{name}' does not run.", f"Run 'remoe destroy {name}', then deploy again.")
+    say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
     server.serve(lambda: main_function.load_here(lifecycle.state_dir(name) / "server.json", functions), host, port)
 
 
