@@ -63,6 +63,9 @@ def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
         (("plan",), 2, "Usage", "'profile'"),
         (("plan", "p", "-o", "x", "--remote-share", "2"), 2, "Usage", "remote-share"),
         (("catalog", "update", "mars", "-o", "new.toml"), 2, "Usage", "no catalog named 'mars'"),
+        (("serve", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
+        (("package", "nowhere.json"), 1, "Artifact", "no file nowhere.json"),
+        (("package", "nowhere.json", "--repository", "r"), 2, "Usage", "--repository is for an image"),
         (("wat",), 2, "Usage", "wat"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 
 from remoe_cli import artifacts
 from remoe_cli.model.demo import demo_model
-from remoe_cli.runtime.server import ServerConfig, load_engine
+from remoe_cli.runtime.main_function import load_here
 from tests.harness import clear_steps
 from tests.stage import BUDGET_S, EVERY_16TH, Stage, in_time, reference, reference_answer, staged
 
@@ -38,15 +38,13 @@ def _fed(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.timeout(600 + BUDGET_S)
-def test_bfloat16_agrees_wherever_the_reference_is_clear(
-    stage: Stage, measured: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_agrees_wherever_the_reference_is_clear(stage: Stage, measured: Callable[[str], None]) -> None:
     """Fed the reference's own tokens, one by one; a clear step is one whose two best logits differ by more than two bfloat16 steps."""
     model = reference("bfloat16")
     clear_count = steps = agreed = same_greedy = asked = 0
     losses = {"reference": 0.0, "remote": 0.0}
-    monkeypatch.setenv("REMOE_ENDPOINT", stage.deployed("bfloat16", 0.5)["endpoint"])
-    engine = load_engine(artifacts.read_json(stage.state / "deployments" / "bfloat16" / "server.json", ServerConfig))
+    endpoint = stage.deployed("bfloat16", 0.5)["endpoint"]
+    engine = load_here(stage.state / "deployments" / "bfloat16" / "server.json", endpoint).engine
     for text in in_time(EVERY_16TH, least=3):
         prompt = engine.prompt_ids(text)
         answer, theirs = reference_answer(model, prompt, 40)

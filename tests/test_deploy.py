@@ -5,31 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from remoe_cli.artifacts import read_json, write_json
+from remoe_cli.artifacts import read_json
+from remoe_cli.deploy import main_share
 from remoe_cli.deploy.local import lifecycle, target
-from remoe_cli.errors import DeployError
-from remoe_cli.model.checkpoint import find
-from remoe_cli.model.spec import read_spec
+from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.plan import remote_side
-from remoe_cli.plan.catalog import Catalog, read_catalog
-from remoe_cli.plan.document import LayerPlan, Source
+from remoe_cli.plan.build import Wanted, make_problem
+from remoe_cli.plan.cost import evaluate
+from remoe_cli.plan.document import LayerPlan, Outcome
+from remoe_cli.plan.problem import Placement
 from remoe_cli.profile.latency_record import Curve, Exponential, Physical, Quota, Roofline
-from remoe_cli.profile.record import ModelRef, Profile, write_profile
+from remoe_cli.profile.record import Profile, write_profile
+from remoe_cli.runtime import client
 from remoe_cli.runtime.dispatch import divide
-from remoe_cli.runtime.server import ServerConfig
-from tests.families import VOCAB_SIZE, save
-from tests.synthetic import plan_by_hand, synthetic_profile
+from remoe_cli.runtime.prediction import predictor
+from remoe_cli.runtime.server_config import ServerConfig
+from tests.by_hand import PROMPT, ByHand, by_hand
+from tests.synthetic import synthetic_profile
 
 LAYERS = (
     LayerPlan(layer=0, remote=(1, 2, 3, 5, 6, 7), memory_mb=1769, replicas=1, functions=((1, 7), (2, 5), (3, 6))),
@@ -38,64 +36,49 @@ LAYERS = (
 
 
 @pytest.fixture
-def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Catalog, PreTrainedModel]]:
-    """A mixtral checkpoint with a tokenizer, a profile of it, and a plan that no planner made, taken for verified; nothing that is
-    deployed outlives the test."""
-    model = save("mixtral", torch.float32, tmp_path / "model", fused=False)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "model")
-    found = find(str(tmp_path / "model"))
-    synthetic = synthetic_profile(tmp_path / "synthetic", experts=8)
-    update = {"model": ModelRef(path=found.name, revision=found.revision), "spec": read_spec(found)}
-    profile = write_profile(tmp_path / "profile", synthetic.record.model_copy(update=update), synthetic.arrays)
-    catalog = read_catalog("local")
-    plan = plan_by_hand(
-        LAYERS, profile=Source(path=str(profile.path), sha256=profile.sha256), catalog=catalog.file, main=catalog.main.menu[0]
-    )
-    write_json(tmp_path / "plan.json", plan)
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ByHand]:
+    """A deployment that no planner made; nothing of it outlives the test."""
+    made = by_hand(tmp_path, LAYERS)
     monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setattr(target, "_inputs", lambda path: (plan, profile, catalog))
-    yield catalog, model
+    monkeypatch.setattr(target, "read_inputs", lambda path: (made.plan, made.profile, made.catalog))
+    yield made
     for name in lifecycle.names():
         lifecycle.destroy(name)
 
 
-def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: tuple[Catalog, PreTrainedModel], tmp_path: Path) -> None:
-    catalog, model = inputs
-    status = target.deploy(tmp_path / "plan.json", "d", rtt_ms=0, say=lambda _: None, progress=lambda done, total: None)
+def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: ByHand) -> None:
+    status = target.deploy(inputs.plan_path, "d", rtt_ms=0, say=lambda _: None, progress=lambda done, total: None)
     assert [f["name"] for f in status["functions"]] == ["d-layer-000-0", "d-layer-000-1", "d-layer-000-2", "d-layer-001"]
     assert status["main"]["local_experts"] == 2 + 4
     served = read_json(lifecycle.state_dir("d") / "server.json", ServerConfig)
     # 3e-4 s an expert and 2e-4 s a row (tests/synthetic.py)
     assert [f.expert_rows for f in served.functions] == pytest.approx([1.5] * 4)
+    catalog = inputs.catalog
     assert served.prices.main_usd_per_gb_second == catalog.main.usd_per_gb_second[catalog.architecture]
     assert served.prices.function_usd_per_gb_second == catalog.function.usd_per_gb_second[catalog.architecture]
-    prompt = list(range(1, 21))
-    answer = _ask(status["main"]["port"], prompt)
-    ids = torch.tensor([prompt])
-    with torch.inference_mode():
-        whole: Any = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-    assert answer["token_ids"] == whole[0, 20:].tolist()
+    answer = client.answer(target.reach("d"), PROMPT, 16, lambda text: None, predict=predictor(inputs.plan_path))
+    assert answer["token_ids"] == inputs.tokens()
     assert {f["name"] for f in answer["receipt"]["functions"]} == {f["name"] for f in status["functions"]}
     # A prompt and 15 tokens: at most one invocation of a function a pass, and of its second replica for the prompt.
     assert all(0 < f["invocations"] <= 16 + (f["name"] == "d-layer-001") for f in answer["receipt"]["functions"])
     assert answer["receipt"]["retries"] == 0
+    problem = make_problem(inputs.profile, catalog, Wanted(n_in=20, n_out=15))
+    assert Outcome(**answer["receipt"]["predicted"]) == evaluate(problem, Placement(inputs.plan.main, LAYERS))
 
 
-def test_a_main_server_that_cannot_start_says_why_and_leaves_nothing(inputs: tuple[Catalog, PreTrainedModel], tmp_path: Path) -> None:
+def test_a_profile_that_is_not_the_plans_predicts_nothing(inputs: ByHand) -> None:
+    write_profile(inputs.profile.path, inputs.profile.record.model_copy(update={"settings": None}), inputs.profile.arrays)
+    with pytest.raises(ArtifactError, match=f"The profile {inputs.profile.path} has changed since the plan was made"):
+        predictor(inputs.plan_path)
+
+
+def test_a_main_server_that_cannot_start_says_why_and_leaves_nothing(inputs: ByHand, tmp_path: Path) -> None:
     """The model loses its tokenizer between planning and deploying."""
     (tmp_path / "model" / "tokenizer.json").unlink()
     with pytest.raises(DeployError, match=re.escape(f"The tokenizer of {tmp_path / 'model'} cannot be loaded")) as raised:
-        target.deploy(tmp_path / "plan.json", "mute", rtt_ms=0, say=lambda _: None, progress=lambda done, total: None)
+        target.deploy(inputs.plan_path, "mute", rtt_ms=0, say=lambda _: None, progress=lambda done, total: None)
     assert "Traceback" not in raised.value.message and "Fatal" not in raised.value.message
     assert not lifecycle.state_dir("mute").exists()
-
-
-def _ask(port: int, prompt: list[int]) -> dict[str, Any]:
-    request = {"prompt_token_ids": prompt, "max_new_tokens": 16}
-    response = httpx.post(f"http://127.0.0.1:{port}/invocations", json=request, trust_env=False, timeout=60)
-    assert response.status_code == 200, response.text
-    return dict(response.json())
 
 
 def _timed(profile: Profile, curve: Curve) -> Profile:
@@ -120,7 +103,7 @@ def _timed(profile: Profile, curve: Curve) -> Profile:
     ],
 )
 def test_what_an_expert_costs_in_rows(curve: Curve, expected: float, tmp_path: Path) -> None:
-    assert target._expert_rows(_timed(synthetic_profile(tmp_path), curve)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert main_share._expert_rows(_timed(synthetic_profile(tmp_path), curve)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +117,10 @@ def test_replicas_share_work_as_the_planner_reckons(counts: list[int], replicas:
     """Seconds are multiples of a power of two, so that ties are ties in both."""
     curve = Quota(fixed_s=fixed / 2**16, per_token_s=1 / 2**16, period_s=0.02)
     batches = divide(
-        {e: np.zeros((n, 4), np.float32) for e, n in enumerate(counts)}, "float32", replicas, target._expert_rows(_timed(profile, curve))
+        {e: np.zeros((n, 4), np.float32) for e, n in enumerate(counts)},
+        "float32",
+        replicas,
+        main_share._expert_rows(_timed(profile, curve)),
     )
     at = remote_side.lpt(curve.work_s(counts, 1.0), np.ones((1, len(counts)), dtype=bool), replicas)
     assert [b.experts for b in batches] == [tuple(np.flatnonzero(at[0] == replica)) for replica in range(replicas)]

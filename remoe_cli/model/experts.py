@@ -177,10 +177,21 @@ def run_experts(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tens
     return total.to(hidden.dtype)
 
 
+def move_rest(model: PreTrainedModel, device: str) -> None:
+    """Move all but the routed experts to `device`: they stay in CPU memory, as a plan for a GPU has it."""
+    modules = [layer.module for layer in expert_layers(model)]
+    for module in modules:
+        setattr(module, "_apply", lambda *_, module=module: module)  # noqa: B010 (which is what Module.to moves a part by)
+    model.to(device)
+    for module in modules:
+        delattr(module, "_apply")
+
+
 def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
-    """One expert's feed-forward network on rows x [n, H], as eager computes it, without the router weight."""
+    """One expert's feed-forward network on rows x [n, H], as eager computes it, without the router weight; on the device of its weights."""
     m: Any = layer.module
     w = layer.parameters()
+    device, x = x.device, x.to(w["down_proj"].device)
     up = "gate_up_proj" if m.has_gate else "up_proj"
 
     def linear(x: Tensor, name: str) -> Tensor:
@@ -190,4 +201,5 @@ def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
     h: Tensor = linear(x, up)
     h = m._apply_gate(h) if m.has_gate else m.act_fn(h)
     out = linear(h, "down_proj")
-    return m.post_expert_norm(out) if m.has_post_expert_norm else out
+    out = m.post_expert_norm(out) if m.has_post_expert_norm else out
+    return out.to(device)
