@@ -53,14 +53,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: BaseModel | Mapping[str, Any]) -> None:
-    """Write `content` as indented JSON, keys in their declared order and lists of numbers on one line, atomically."""
+def json_text(content: BaseModel | Mapping[str, Any]) -> str:
+    """`content` as indented JSON, keys in their declared order and lists of numbers on one line. Same content, same text."""
     data = content.model_dump(mode="json") if isinstance(content, BaseModel) else dict(content)
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     # A line end inside brackets is never inside a string, where JSON writes it as \\n.
-    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+
+
+def write_json(path: Path, content: BaseModel | Mapping[str, Any]) -> None:
+    """Write `content` as `json_text` has it, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json_text(content), encoding="utf-8")
 
 
 def read_json(path: Path, kind: type[D]) -> D:

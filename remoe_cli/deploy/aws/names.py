@@ -49,6 +49,17 @@ def log_group(function_name: str) -> str:
     return f"/aws/lambda/{function_name}"
 
 
+def endpoint_log_group(name: str) -> str:
+    """Where SageMaker writes what the main function prints."""
+    return f"/aws/sagemaker/Endpoints/{main(name)}"
+
+
+def logical_id(entry: str) -> str:
+    """The id of an entry's function in a template: Layer003, Layer003Part1. Its role, log group, version and alias add a word."""
+    _, layer, *part = entry.split("-")
+    return f"Layer{layer}" + "".join(f"Part{number}" for number in part)
+
+
 # Keys in the bucket. Each says the digest of what it names, so what is there under the right size need not be sent again.
 
 

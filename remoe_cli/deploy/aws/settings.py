@@ -20,6 +20,7 @@ class Settings:
     Lambda. `image_uri` is the main function's container image, None where there is no such function or it is not yet known.
 
     budget_usd      a month's, at which AWS sends a mail to `budget_email`; None for no budget
+    concurrency     instances of all functions that the account may run at once; a new account has fewer than AWS's default
     """
 
     name: str
@@ -30,6 +31,7 @@ class Settings:
     log_days: int = 14
     budget_usd: float | None = None
     budget_email: str | None = None
+    concurrency: int = 1000
 
 
 def endpoint_of(main_name: str) -> Endpoint:

@@ -31,7 +31,6 @@ TOO_LARGE = Fault(
 
 def environment(function: FunctionConfig, port: int, stream: str) -> Mapping[str, str]:
     """The worker's whole environment: what Lambda sets, and the function's own. Nothing of the parent's but PATH."""
-    threads = str(limits.threads(function.memory_mb))
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": "/tmp",
@@ -49,10 +48,7 @@ def environment(function: FunctionConfig, port: int, stream: str) -> Mapping[str
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,
         "PYTHONPATH": function.code_dir,
-        # With fewer cores than threads, OpenMP's spinning costs more than the work (measured: 1 ms becomes 28 ms).
-        "OMP_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": "PASSIVE",
+        **limits.thread_environment(function.memory_mb),
         **function.environment,
     }
 

@@ -1,0 +1,111 @@
+"""AWS's quotas, and the prices that no catalog has, as data (data/aws.toml), each with its source."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+
+from remoe_cli.plan.document import Source
+from remoe_cli.sourced import Provenance, check_provenance, read_sourced
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Function(_Part):
+    """Quotas of Lambda.
+
+    memory_new_account_mb, concurrency_new_account   what an account has until AWS raises it
+    concurrency_unreserved   of `concurrency`, what reservations must leave
+    unpacked_bytes           of a function's zip
+    code_storage_bytes       of the zips of all versions of all functions of a region
+    environment_bytes        names and values of a function's variables
+    payload_bytes            a synchronous invocation's request, or answer
+    storage_least_mb, storage_most_mb   of a function's /tmp; the least is free
+    control_calls_per_s      API calls that make or change functions, versions and aliases
+    """
+
+    memory_least_mb: PositiveInt
+    memory_most_mb: PositiveInt
+    memory_new_account_mb: PositiveInt
+    concurrency: PositiveInt
+    concurrency_unreserved: PositiveInt
+    concurrency_new_account: PositiveInt
+    unpacked_bytes: PositiveInt
+    code_storage_bytes: PositiveInt
+    environment_bytes: PositiveInt
+    payload_bytes: PositiveInt
+    timeout_s: PositiveInt
+    storage_least_mb: PositiveInt
+    storage_most_mb: PositiveInt
+    name_characters: PositiveInt
+    control_calls_per_s: PositiveInt
+
+
+class Stack(_Part):
+    """Quotas of CloudFormation: resources of one template, and of all nested stacks in one operation; stacks of a region."""
+
+    resources: PositiveInt
+    nested_resources: PositiveInt
+    template_bytes: PositiveInt
+    stacks: PositiveInt
+
+
+class Iam(_Part):
+    """Quotas of IAM: roles of the account, characters of all inline policies of a role, and of a managed policy."""
+
+    roles: PositiveInt
+    role_policy_characters: PositiveInt
+    managed_policy_characters: PositiveInt
+
+
+class Endpoint(_Part):
+    """Quotas of a SageMaker endpoint: time for a streamed answer, and for its container to become healthy."""
+
+    streamed_s: PositiveInt
+    start_s: PositiveInt
+
+
+class Prices(_Part):
+    """Prices in USD: a GB of logs written, and kept; a GB of images kept; a GB and second of a function's /tmp beyond the free part."""
+
+    usd_per_log_gb: PositiveFloat
+    usd_per_log_gb_month: PositiveFloat
+    usd_per_image_gb_month: PositiveFloat
+    usd_per_function_storage_gb_second: PositiveFloat
+
+
+class Estimates(_Part):
+    """What Lambda logs of an invocation, what the main function's image takes, how fast a container reads its share of the model, and
+    how much of S3 is read at once."""
+
+    log_bytes_per_invocation: PositiveInt
+    lambda_image_bytes: PositiveInt
+    sagemaker_image_bytes: PositiveInt
+    share_bytes_per_s: PositiveInt
+    bytes_per_read: PositiveInt
+
+
+class Figures(_Part):
+    function: Function
+    stack: Stack
+    iam: Iam
+    endpoint: Endpoint
+    prices: Prices
+    estimates: Estimates
+    provenance: tuple[Provenance, ...]
+    file: Source
+
+    @model_validator(mode="after")
+    def _every_figure_has_a_source(self) -> Figures:
+        sides: dict[str, type[BaseModel]] = {name: type(side) for name, side in self if isinstance(side, _Part)}
+        check_provenance(sides, self.provenance)
+        return self
+
+
+@cache
+def figures() -> Figures:
+    """The file that comes with remoe."""
+    return read_sourced("file of quotas", Figures, "aws", "remoe_cli.deploy.aws", "data")

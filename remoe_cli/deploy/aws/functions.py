@@ -1,0 +1,143 @@
+"""The resources of an expert function, and what every function needs: role, log group, version, alias. Pure; template.py joins them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import ceil, sqrt
+from typing import Any
+
+from remoe_cli import artifacts, limits
+from remoe_cli.deploy.aws import names, policies
+from remoe_cli.deploy.aws.figures import figures
+from remoe_cli.deploy.aws.parts import Part, Parts
+from remoe_cli.deploy.aws.policies import ACCOUNT, REGION, sub
+from remoe_cli.deploy.aws.settings import Endpoint, Settings
+from remoe_cli.package.bundle import HANDLER
+from remoe_cli.plan.document import Plan
+
+Resource = dict[str, Any]
+DELETE = {"DeletionPolicy": "Delete", "UpdateReplacePolicy": "Delete"}  # nothing outlives the deployment
+
+
+def requests_at_once(plan: Plan) -> int:
+    """Requests that are answered at the same time: one by each rented instance; else as many as come together at the plan's traffic
+    (the mean and three standard deviations of requests that come at random), and one where it is unknown."""
+    if plan.main.usd_per_hour is not None:
+        return plan.instances
+    request_s = plan.ttft_s + plan.workload.n_out * plan.tpot_s
+    mean = (plan.workload.requests_per_hour or 0.0) * request_s / 3600
+    return max(1, ceil(mean + 3 * sqrt(mean)))
+
+
+def instances_each(parts: Parts, settings: Settings) -> int:
+    """Instances of all functions together that one request may keep busy."""
+    return sum(part.replicas for part in parts.functions) + (settings.endpoint is Endpoint.aws_lambda)
+
+
+def served_at_once(plan: Plan, parts: Parts, settings: Settings) -> int:
+    """As many of them as the account's concurrency has room for, so that none waits for another; 0 where it is too little for one."""
+    each = instances_each(parts, settings)
+    room = max(0, settings.concurrency - figures().function.concurrency_unreserved)
+    return min(requests_at_once(plan), room // max(1, each))
+
+
+def expert(part: Part, parts: Parts, settings: Settings, served: int) -> dict[str, Resource]:
+    """An expert function, with the replicas of its part for each of so many requests at once."""
+    bucket = sub(names.bucket(settings.name, ACCOUNT, REGION))
+    shard = names.shard_key(part.entry, part.shard_sha256)
+    configuration = {
+        "Description": f"{len(part.experts)} experts of layer {part.layer}",
+        "Runtime": f"python{settings.python}",
+        "Handler": HANDLER,
+        "Code": {"S3Bucket": bucket, "S3Key": names.code_key(parts.code_sha256)},
+        "MemorySize": part.memory_mb,
+        "EphemeralStorage": {"Size": figures().function.storage_least_mb},
+        "Environment": {
+            "Variables": {
+                "REMOE_SHARD": object_uri(settings, shard),
+                "REMOE_SHARD_HEADER": f"{part.head_bytes}:{part.head_sha256}",
+                **limits.thread_environment(part.memory_mb),
+            }
+        },
+    }
+    return function(
+        names.logical_id(part.entry),
+        names.function(settings.name, part.entry),
+        configuration,
+        settings,
+        policy=policies.expert(settings.name, part.entry),
+        reserved=part.replicas * served,
+        tags=tags(settings),
+    )
+
+
+def function(
+    id: str, name: str, configuration: Mapping[str, Any], settings: Settings, *, policy: Resource, reserved: int, tags: list[Any]
+) -> dict[str, Resource]:
+    """A Lambda function `name` with its role, log group, version and alias; `configuration` is what a version freezes.
+
+    It never has more than `reserved` instances: whatever calls it, it cannot cost more than they do. An account that cannot reserve
+    (0) has so few that they are the limit.
+    """
+    versioned = {
+        **configuration,
+        "Role": {"Fn::GetAtt": [f"{id}Role", "Arn"]},
+        "Architectures": [settings.architecture],
+        "Timeout": figures().function.timeout_s,
+    }
+    # A version is published when there is a new one in the template. Lambda refuses one of what is published already.
+    version = f"{id}Version{artifacts.sha256_bytes(json.dumps(versioned, sort_keys=True).encode())[:12]}"
+    return {
+        f"{id}Role": role("lambda", policy, tags),
+        f"{id}Log": log_group(names.log_group(name), settings, tags),
+        id: {
+            "Type": "AWS::Lambda::Function",
+            "DependsOn": [f"{id}Log"],
+            "Properties": {
+                "FunctionName": name,
+                **versioned,
+                **({"ReservedConcurrentExecutions": reserved} if reserved else {}),
+                "Tags": tags,
+            },
+        },
+        version: {"Type": "AWS::Lambda::Version", "Properties": {"FunctionName": {"Ref": id}}},
+        f"{id}Alias": {
+            "Type": "AWS::Lambda::Alias",
+            "Properties": {"FunctionName": {"Ref": id}, "FunctionVersion": {"Fn::GetAtt": [version, "Version"]}, "Name": names.ALIAS},
+        },
+    }
+
+
+def role(service: str, policy: Resource, tags: list[Any]) -> Resource:
+    return {
+        "Type": "AWS::IAM::Role",
+        "Properties": {
+            "AssumeRolePolicyDocument": policies.trust(service),
+            "Policies": [{"PolicyName": "remoe", "PolicyDocument": policy}],
+            "Tags": tags,
+        },
+    }
+
+
+def log_group(group: str, settings: Settings, tags: list[Any]) -> Resource:
+    return {
+        "Type": "AWS::Logs::LogGroup",
+        **DELETE,
+        "Properties": {"LogGroupName": group, "RetentionInDays": settings.log_days, "Tags": tags},
+    }
+
+
+def object_uri(settings: Settings, key: str) -> Resource:
+    return sub(f"s3://{names.bucket(settings.name, ACCOUNT, REGION)}/{key}")
+
+
+def tags(settings: Settings, plan: Plan | None = None) -> list[dict[str, str]]:
+    """Of the deployment; and of the plan on what stands for all of it. On expert functions a new plan would touch them all."""
+    pairs = {names.DEPLOYMENT_TAG: settings.name} | ({names.PLAN_TAG: plan_sha256(plan)} if plan else {})
+    return [{"Key": key, "Value": value} for key, value in pairs.items()]
+
+
+def plan_sha256(plan: Plan) -> str:
+    """The digest of the plan's file as remoe writes it: the tag and the output that say what is deployed."""
+    return artifacts.sha256_bytes(artifacts.json_text(plan).encode())

@@ -1,0 +1,163 @@
+"""What a deployment costs: a month at rest, a request, and a month at the plan's traffic, line by line. Pure.
+
+The main function and the expert functions cost what the plan says, so these lines add up to the plan's cost of a request. Storage and
+logs are in no plan, as no placement changes them much; they are `beside` it. Free tiers are left out, as in the catalogs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, fsum
+
+from remoe_cli.deploy.aws import endpoint, names
+from remoe_cli.deploy.aws.figures import figures
+from remoe_cli.deploy.aws.parts import Parts
+from remoe_cli.deploy.aws.settings import Endpoint, Settings
+from remoe_cli.plan.catalog import Catalog
+from remoe_cli.plan.document import Plan
+
+HOURS_PER_MONTH = 730
+_GB = 2**30
+_REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that is paid for. `resource` is its logical id in the templates, None for what is in none.
+
+    idle_usd_per_month   whether it is used or not
+    usd_per_request      in the plan's requests, or beside them
+    usd_per_month        at the plan's traffic; None where that is unknown
+    planned              whether the plan's cost contains it
+    """
+
+    what: str
+    resource: str | None
+    idle_usd_per_month: float
+    usd_per_request: float
+    usd_per_month: float | None
+    planned: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Money:
+    """`usd_per_request` is the plan's; `beside_usd_per_request` comes on top, at most."""
+
+    lines: tuple[Line, ...]
+    usd_per_request: float
+    beside_usd_per_request: float
+    idle_usd_per_month: float
+    usd_per_month: float | None
+    notes: tuple[str, ...]
+
+
+def bill(plan: Plan, catalog: Catalog, parts: Parts, settings: Settings) -> Money:
+    """`catalog` is the plan's: its storage is priced here, and it says where the plan's prices are from."""
+    lines = (_main(plan, settings), *_functions(plan, parts), *_beside(plan, catalog, parts, settings))
+    months = [line.usd_per_month for line in lines if line.usd_per_month is not None]
+    return Money(
+        lines=lines,
+        usd_per_request=fsum(line.usd_per_request for line in lines if line.planned),
+        beside_usd_per_request=fsum(line.usd_per_request for line in lines if not line.planned),
+        idle_usd_per_month=fsum(line.idle_usd_per_month for line in lines),
+        usd_per_month=fsum(months) if len(months) == len(lines) else None,
+        notes=tuple(_notes(plan, catalog, settings)),
+    )
+
+
+def _main(plan: Plan, settings: Settings) -> Line:
+    usd, name = plan.costs.main_usd, plan.main.name
+    match settings.endpoint:
+        case Endpoint.none:
+            note = "Your own machine, at the plan's price: not on AWS's bill."
+            return Line(f"main function, {name}", None, 0.0, usd, _by_traffic(plan, usd), True, note)
+        case Endpoint.aws_lambda:
+            return Line(f"main function, {name}", endpoint.FUNCTION, 0.0, usd, _by_traffic(plan, usd), True)
+        case Endpoint.sagemaker:
+            hourly = plan.instances * (plan.main.usd_per_hour or 0.0)
+            month, per_hour = hourly * HOURS_PER_MONTH, plan.workload.requests_per_hour
+            note = f"${hourly:.4g} an hour, used or not"
+            note += "" if per_hour is None else f": a request's is what {per_hour:g} an hour share"
+            what = f"main endpoint, {plan.instances} x {name}"
+            return Line(what, endpoint.ENDPOINT, month, usd, None if per_hour is None else month, True, f"{note}.")
+
+
+def _functions(plan: Plan, parts: Parts) -> Iterator[Line]:
+    """Each function's part of its layer's cost goes by its experts."""
+    usd = {layer.layer: (usd, len(layer.remote)) for layer, usd in zip(plan.layers, plan.costs.layers_usd, strict=True)}
+    for part in parts.functions:
+        layer_usd, experts = usd[part.layer]
+        own_usd = layer_usd * len(part.experts) / experts
+        what = f"{part.entry}, {part.memory_mb:,} MB, {len(part.experts)} experts"
+        yield Line(what, names.logical_id(part.entry), 0.0, own_usd, _by_traffic(plan, own_usd), True)
+
+
+def _beside(plan: Plan, catalog: Catalog, parts: Parts, settings: Settings) -> Iterator[Line]:
+    yield from _kept(catalog, parts, settings)
+    yield _used(plan, "logs of expert functions", _logs_usd(plan, parts, settings), "At most: as if every token called every function.")
+    usd = plan.workload.cold_share * _reads(plan, parts, settings) * catalog.storage.usd_per_1000_reads / 1000
+    yield _used(plan, "reads of S3 in cold starts", usd, "At most: as if every instance read all its experts.")
+    if settings.endpoint is Endpoint.aws_lambda:
+        beyond_gb = (endpoint.storage_mb(parts) - figures().function.storage_least_mb) / 1024
+        request_s = plan.ttft_s + plan.workload.n_out * plan.tpot_s
+        usd = beyond_gb * request_s * figures().prices.usd_per_function_storage_gb_second
+        yield _used(plan, "/tmp of the main function", usd, f"{beyond_gb:.1f} GB more than is free.")
+
+
+def _kept(catalog: Catalog, parts: Parts, settings: Settings) -> Iterator[Line]:
+    """What is paid for being there."""
+    share = 0 if settings.endpoint is Endpoint.none else parts.main_bytes
+    stored_gb = (sum(f.shard_bytes for f in parts.functions) + share + parts.code_bytes) / _GB
+    yield _line(f"S3, {stored_gb:.1f} GB", stored_gb * catalog.storage.usd_per_gb_month, "Weights and code.")
+    if settings.endpoint is not Endpoint.none:
+        estimates = figures().estimates
+        image_bytes = estimates.lambda_image_bytes if settings.endpoint is Endpoint.aws_lambda else estimates.sagemaker_image_bytes
+        usd = image_bytes / _GB * figures().prices.usd_per_image_gb_month
+        yield _line(f"image in ECR, about {image_bytes / _GB:.1f} GB", usd, "Yours: it outlives the deployment.")
+    if settings.budget_usd is not None:
+        yield _line("budget", 0.0, "An account's first two are free.")
+
+
+def _line(what: str, usd_per_month: float, note: str) -> Line:
+    return Line(what, None, usd_per_month, 0.0, usd_per_month, False, note)
+
+
+def _used(plan: Plan, what: str, usd_per_request: float, note: str) -> Line:
+    return Line(what, None, 0.0, usd_per_request, _by_traffic(plan, usd_per_request), False, note)
+
+
+def _logs_usd(plan: Plan, parts: Parts, settings: Settings) -> float:
+    """Of a request: what Lambda writes about each invocation, and keeps."""
+    calls = sum(f.replicas for f in parts.functions) + len(parts.functions) * plan.workload.n_out
+    kept_months = settings.log_days * 24 / HOURS_PER_MONTH
+    prices = figures().prices
+    written_gb = calls * figures().estimates.log_bytes_per_invocation / _GB
+    return written_gb * (prices.usd_per_log_gb + kept_months * prices.usd_per_log_gb_month)
+
+
+def _reads(plan: Plan, parts: Parts, settings: Settings) -> int:
+    """GETs of a request that finds everything cold."""
+    bytes_per_read = figures().estimates.bytes_per_read
+    experts = sum(f.replicas * len(f.experts) for f in parts.functions)
+    share = parts.main_bytes if settings.endpoint is Endpoint.aws_lambda else 0
+    return experts * ceil(plan.model.expert_bytes / bytes_per_read) + ceil(share / bytes_per_read)
+
+
+def _by_traffic(plan: Plan, usd_per_request: float) -> float | None:
+    per_hour = plan.workload.requests_per_hour
+    return None if per_hour is None else usd_per_request * per_hour * HOURS_PER_MONTH
+
+
+def _notes(plan: Plan, catalog: Catalog, settings: Settings) -> Iterator[str]:
+    region = next(entry.region for entry in catalog.provenance if "storage.usd_per_gb_month" in entry.of)
+    if _REGION.fullmatch(region):
+        yield f"Prices are those of the catalog {catalog.name}, the oldest of {plan.prices_of}, and list prices of logs, images and /tmp."
+    else:
+        yield f"The prices of the catalog {catalog.name} are not AWS's: plan with an AWS catalog to see what AWS charges."
+    if settings.architecture != catalog.architecture:
+        yield f"The plan is priced for {catalog.architecture}, the functions are {settings.architecture}."
+    if plan.workload.requests_per_hour is None:
+        yield "The plan knows no traffic, so a month of use cannot be told."

@@ -1,0 +1,134 @@
+"""Who may do what, as IAM policy documents. Pure.
+
+Every role may read its own prefix of the deployment's bucket and write its own logs; the main function's may also call the expert
+functions, by their alias alone. No action is a pattern, and only ECR's login has no resource to name. Account, region and partition are
+CloudFormation's pseudo parameters, so the documents are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from remoe_cli.deploy.aws import names
+
+Document = dict[str, Any]
+ACCOUNT, REGION, PARTITION, SUFFIX = "${AWS::AccountId}", "${AWS::Region}", "${AWS::Partition}", "${AWS::URLSuffix}"
+# The most characters that each may stand for: policies are measured before anybody knows where they go.
+_LONGEST = {ACCOUNT: "0" * 12, REGION: "ap-southeast-1", PARTITION: "aws-us-gov"}
+_IMAGE = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([^:@]+)(?:[:@].+)?")
+
+
+def sub(text: str) -> Document:
+    """`text`, with the pseudo parameters in it filled in by CloudFormation."""
+    return {"Fn::Sub": text}
+
+
+def trust(service: str) -> Document:
+    """Only `service`, on behalf of this account, may take the role."""
+    return _document(
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": f"{service}.amazonaws.com"},
+            "Action": "sts:AssumeRole",
+            "Condition": {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}},
+        }
+    )
+
+
+def expert(name: str, entry: str) -> Document:
+    """An expert function's: its shards and its log."""
+    return _document(_read(name, f"functions/{entry}"), _log(names.log_group(names.function(name, entry))))
+
+
+def main_function(name: str, entries: Iterable[str], most_characters: int) -> Document:
+    """The main function's as a Lambda function: its share of the model, its log, and the expert functions `entries`."""
+    own = (_read(name, "main"), _log(names.log_group(names.main(name))))
+    return _with_calls(name, entries, most_characters, *own)
+
+
+def main_endpoint(name: str, entries: Iterable[str], most_characters: int, image: tuple[str, str, str]) -> Document:
+    """The same as a SageMaker endpoint, which also fetches its image (account, region and repository, of `image`) by this role."""
+    account, region, repository = image
+    pull = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
+    own = (
+        _read(name, "main"),
+        # SageMaker's agent looks for its log streams, and for the group by making it.
+        _log(names.endpoint_log_group(name), "logs:CreateLogGroup", "logs:DescribeLogStreams"),
+        _allow("PullImage", pull, _arn("ecr", f"repository/{repository}", region, account)),
+        _allow("LogInToRegistry", ("ecr:GetAuthorizationToken",), "*"),
+    )
+    return _with_calls(name, entries, most_characters, *own)
+
+
+def caller(name: str, entries: Iterable[str], most_characters: int) -> Document:
+    """What a machine needs that runs the main function itself."""
+    return _with_calls(name, entries, most_characters)
+
+
+def image_parts(uri: str) -> tuple[str, str, str] | None:
+    """Account, region and repository of an image in ECR; None for an image elsewhere."""
+    found = _IMAGE.fullmatch(uri)
+    return (found[1], found[2], found[3]) if found else None
+
+
+def characters(document: Document) -> int:
+    """As IAM counts them: no white space, and pseudo parameters at their longest."""
+    return len(json.dumps(filled(document), separators=(",", ":")))
+
+
+def filled(value: Any) -> Any:
+    """`value` of a template with pseudo parameters at their longest."""
+    match value:
+        case {"Fn::Sub": str(text)}:
+            for parameter, longest in _LONGEST.items():
+                text = text.replace(parameter, longest)
+            return text
+        case {"Ref": "AWS::AccountId"}:
+            return _LONGEST[ACCOUNT]
+        case dict():
+            return {key: filled(item) for key, item in value.items()}
+        case list():
+            return [filled(item) for item in value]
+    return value
+
+
+def _with_calls(name: str, entries: Iterable[str], most_characters: int, *own: Document) -> Document:
+    """`own`, and calling the expert functions: each by name, or, where that many do not fit, by the form of their names. A `?` is one
+    character, so a form matches no function of another deployment, whatever that one is called."""
+    entries = sorted(entries)
+    if not entries:
+        return _document(*own)
+    forms = sorted({re.sub(r"\d", "?", entry) for entry in entries})
+    exact, by_form = (_document(*own, _call(name, some)) for some in (entries, forms))
+    return exact if characters(exact) <= most_characters else by_form
+
+
+def _call(name: str, entries: Iterable[str]) -> Document:
+    functions = (f"function:{names.invoked(names.function(name, entry))}" for entry in entries)
+    return _allow("CallFunctions", ("lambda:InvokeFunction",), *(_arn("lambda", function) for function in functions))
+
+
+def _read(name: str, prefix: str) -> Document:
+    bucket = names.bucket(name, ACCOUNT, REGION)
+    return _allow("ReadModel", ("s3:GetObject",), _arn("s3", f"{bucket}/{prefix}/*", "", ""))
+
+
+def _log(group: str, *further: str) -> Document:
+    actions = ("logs:CreateLogStream", "logs:PutLogEvents", *further)
+    return _allow("WriteLog", actions, _arn("logs", f"log-group:{group}:*"))
+
+
+def _arn(service: str, resource: str, region: str = REGION, account: str = ACCOUNT) -> str:
+    return f"arn:{PARTITION}:{service}:{region}:{account}:{resource}"
+
+
+def _allow(sid: str, actions: Iterable[str], *resources: str) -> Document:
+    named = [resource if resource == "*" else sub(resource) for resource in resources]
+    return {"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": named}
+
+
+def _document(*statements: Document) -> Document:
+    return {"Version": "2012-10-17", "Statement": list(statements)}

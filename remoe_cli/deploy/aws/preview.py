@@ -1,0 +1,105 @@
+"""What a deployment would do, as one document and as tables for people. Pure; nothing here talks to AWS."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import fsum
+from typing import Any, get_args
+
+from remoe_cli.deploy.aws import endpoint
+from remoe_cli.deploy.aws.functions import Resource, plan_sha256
+from remoe_cli.deploy.aws.money import Line, Money
+from remoe_cli.deploy.aws.parts import Parts
+from remoe_cli.deploy.aws.quotas import Quota, Severity
+from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.plan.document import Plan
+
+_NAMES = ("FunctionName", "LogGroupName", "EndpointName")
+
+
+@dataclass(frozen=True)
+class Table:
+    """As `cli/output.table` takes it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def dry_run(plan: Plan, made: Templates, parts: Parts, quotas: Sequence[Quota], money: Money) -> dict[str, Any]:
+    """The document of a first deployment: `template`, `nested`, `resources`, `cost`, `quotas` and `changes`, all of them additions.
+
+    `packaged` says whether digests and sizes are those of files, or still what the plan lets expect.
+    """
+    lines = {line.resource: line for line in money.lines if line.resource}
+    resources = [_row(stack, id, resource, lines.get(id)) for stack, id, resource in _resources(made)]
+    return {
+        "plan": plan_sha256(plan),
+        "packaged": parts.known,
+        "template": made.root,
+        "nested": dict(made.nested),
+        "resources": resources,
+        "cost": asdict(money),
+        "quotas": [asdict(quota) | {"ok": quota.ok} for quota in quotas],
+        "changes": [{"action": "add"} | {key: row[key] for key in ("stack", "logical_id", "type", "name")} for row in resources],
+    }
+
+
+def _resources(made: Templates) -> Iterator[tuple[str | None, str, Resource]]:
+    """Nested stack (None for the root), logical id and resource."""
+    for stack, one in ((None, made.root), *made.nested.items()):
+        for id, resource in one["Resources"].items():
+            yield stack, id, resource
+
+
+def _row(stack: str | None, id: str, resource: Resource, line: Line | None) -> dict[str, Any]:
+    properties = resource["Properties"]
+    return {
+        "stack": stack,
+        "logical_id": id,
+        "type": resource["Type"],
+        "name": next((properties[key] for key in _NAMES if isinstance(properties.get(key), str)), None),
+        "idle_usd_per_month": line.idle_usd_per_month if line else 0.0,
+        "usd_per_request": line.usd_per_request if line else 0.0,
+    }
+
+
+def tables(made: Templates, quotas: Sequence[Quota], money: Money) -> tuple[Table, ...]:
+    """The same for people: resources by type, all expert functions on one line of the money, and quotas with those in doubt first."""
+    counts = Counter(resource["Type"].removeprefix("AWS::") for _, _, resource in _resources(made))
+    kinds = tuple((kind, f"{number:,}") for kind, number in sorted(counts.items()))
+    order = get_args(Severity)
+    rows = tuple(map(_quota_cells, sorted(quotas, key=lambda quota: -order.index(quota.severity))))
+    return (
+        Table("To be added", ("resource", "number"), kinds),
+        Table("Money in USD", ("what", "a month at rest", "a request", "a month of use"), tuple(_money_rows(money))),
+        Table("Quotas", ("what", "used", "of", "unit", "verdict"), rows),
+    )
+
+
+def _money_rows(money: Money) -> Iterator[tuple[str, ...]]:
+    functions = [line for line in money.lines if line.planned and line.resource not in (endpoint.FUNCTION, endpoint.ENDPOINT, None)]
+    for line in money.lines:
+        if line not in functions:
+            yield _cells(line.what, line.idle_usd_per_month, line.usd_per_request, line.usd_per_month)
+        elif line is functions[0]:
+            months = [f.usd_per_month for f in functions if f.usd_per_month is not None]
+            usd = fsum(f.usd_per_request for f in functions)
+            yield _cells(f"{len(functions)} expert functions", 0.0, usd, fsum(months) if months else None)
+    usd = money.usd_per_request + money.beside_usd_per_request
+    yield _cells("all", money.idle_usd_per_month, usd, money.usd_per_month)
+
+
+def _cells(what: str, idle_usd: float, request_usd: float, month_usd: float | None) -> tuple[str, ...]:
+    return what, f"{idle_usd:,.2f}", f"{request_usd:.6f}", "-" if month_usd is None else f"{month_usd:,.2f}"
+
+
+def _quota_cells(quota: Quota) -> tuple[str, ...]:
+    return quota.name, f"{quota.used:,.0f}", "-" if quota.limit is None else f"{quota.limit:,.0f}", quota.unit, quota.severity
+
+
+def remarks(quotas: Sequence[Quota], money: Money) -> tuple[str, ...]:
+    """The sentences that belong under the tables."""
+    return (*(f"{quota.name}: {quota.hint}" for quota in quotas if quota.hint), *money.notes)
