@@ -135,6 +135,9 @@ def test_the_manifest_says_what_is_deployed(inputs: Inputs, bundle: Path) -> Non
     assert manifest.remote == {1: (1, 4, 6)}
     (entry,) = manifest.functions
     assert (entry.name, entry.layer, entry.memory_mb, entry.replicas) == ("layer-001", 1, 256, 2)
+    data = (bundle / entry.shard).read_bytes()
+    assert (entry.shard_bytes, entry.head_bytes) == (len(data), 8 + int.from_bytes(data[:8], "little"))
+    assert (entry.shard_sha256, entry.head_sha256) == (artifacts.sha256_bytes(data), artifacts.sha256_bytes(data[: entry.head_bytes]))
 
 
 def test_progress_counts_functions(inputs: Inputs, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from remoe_cli.function.codec import STORAGE, Batch, FrameError, frame_bytes, from_wire, pack, to_wire, unpack, wire_bytes
 from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow, widen
-from remoe_cli.function.weights import ExpertFile, WeightsError
+from remoe_cli.function.weights import ALIGNMENT, ExpertFile, WeightsError, read_head
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.ffn import describe, to_storage
 from remoe_cli.model.shards import write_shard
@@ -146,14 +148,20 @@ def test_an_expert_is_one_range_of_the_shard_and_only_asked_ones_are_read(tmp_pa
     write_shard(path, layer, experts)
     shard = ExpertFile(path)
     assert shard.experts == (2, 5, 7)
-    ranges = sorted(shard.range(e) for e in experts)
+    ranges = sorted(shard.head.range(e) for e in experts)
     sizes = {sum(p[0].numel() * p.element_size() for p in layer.parameters().values())}
     assert {last - first for first, last in ranges} == sizes
     assert all(a[1] <= b[0] for a, b in pairwise(ranges))
+    data = path.read_bytes()
+    assert ranges[0][0] == len(read_head(path)) and ranges[0][0] % ALIGNMENT == 0
+    assert shard.head.sha256 == {e: hashlib.sha256(data[slice(*shard.head.range(e))]).hexdigest() for e in experts}
     for row, expert in enumerate(experts):
         for name, tensor in layer.parameters().items():
             assert np.array_equal(shard.tensors(expert)[name], to_storage(tensor[row]))
-    assert FfnSpec(**shard.ffn) == describe(layer)
+    assert FfnSpec(**shard.head.ffn) == describe(layer)
+    anyone = load_file(path)  # the safetensors library's own reading of it
+    assert len(anyone) == 3 * len(layer.parameters())
+    assert all(torch.equal(anyone[f"{e:05d}.{name}"], p[row]) for row, e in enumerate(experts) for name, p in layer.parameters().items())
     with pytest.raises(WeightsError, match=r"expert 3 is not in this function, which holds \[2, 5, 7\]"):
         shard.tensors(3)
 

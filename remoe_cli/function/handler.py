@@ -40,7 +40,7 @@ BaseLambdaRuntimeClient.marshaller = _Marshaller()
 
 _imported_s = time.perf_counter()
 _shard = ExpertFile(Path(os.environ["REMOE_SHARD"]))
-_spec = FfnSpec(**_shard.ffn)
+_spec = FfnSpec(**_shard.head.ffn)
 _ready: dict[int, Expert] = {}
 _weights_s = time.perf_counter() - _imported_s  # opening the shard, and making experts ready, as far as that has gone
 _cold_start: dict[str, float] | None = None

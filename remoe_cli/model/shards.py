@@ -5,18 +5,20 @@ function/weights.py reads what is written here, without torch and without the sa
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from remoe_cli.artifacts import atomic_path
 from remoe_cli.errors import ModelError
-from remoe_cli.function.weights import ExpertFile
+from remoe_cli.function.expert_ffn import Array, FfnSpec
+from remoe_cli.function.weights import ALIGNMENT, TYPES
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer, expert_layers
-from remoe_cli.model.ffn import describe, prove_same
+from remoe_cli.model.ffn import describe, prove_same, to_storage
 from remoe_cli.model.loader import load
 
 # Experts held in memory at once while packaging; those of one function are never divided.
@@ -26,26 +28,37 @@ _BATCH_BYTES = 2 << 30
 def write_shard(path: Path, layer: ExpertLayer, experts: Sequence[int], rows: Sequence[int] | None = None) -> None:
     """Write the shard of `experts`, after proving the function's arithmetic on one; `rows` are theirs in the layer's parameters, by
     default the first ones in that order. Raises ModelError for experts that a function cannot serve."""
-    from safetensors.torch import save_file
-
     spec = describe(layer)
     prove_same(layer, 0, spec)
+    parameters = sorted(layer.parameters().items())
+    if len({p.dtype for _, p in parameters}) > 1:
+        raise ModelError(f"The experts of layer {layer.layer} mix number types.", "Keep this model local.")
     rows = range(len(experts)) if rows is None else rows
-    # Sorted by name, which is how safetensors lays tensors of one dtype out, an expert's tensors stand together.
-    tensors = {
-        f"{e:05d}.{name}": p[row].contiguous() for e, row in zip(experts, rows, strict=True) for name, p in layer.parameters().items()
-    }
-    with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata={"ffn": json.dumps(asdict(spec))})
-        _check_contiguous(ExpertFile(temporary), layer)
+    stored = {e: [(name, to_storage(p[row])) for name, p in parameters] for e, row in sorted(zip(experts, rows, strict=True))}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(_head(stored, spec))
+        for tensors in stored.values():
+            for _, array in tensors:
+                file.write(array.data)
 
 
-def _check_contiguous(shard: ExpertFile, layer: ExpertLayer) -> None:
-    ranges = [shard.range(e) for e in shard.experts]
-    if any(last > first for (_, last), (first, _) in pairwise(ranges)):
-        raise ModelError(
-            f"The experts of layer {layer.layer} mix number types, so an expert is not one range of a file.", "Keep this model local."
-        )
+def _head(stored: Mapping[int, Sequence[tuple[str, Array]]], spec: FfnSpec) -> bytes:
+    """The file up to its tensors, padded with the spaces that the format allows. It needs the digests of what follows it, and the
+    safetensors library writes a whole file or none."""
+    entries: dict[str, Any] = {}
+    digests: dict[int, str] = {}
+    end = 0
+    for expert, tensors in stored.items():
+        digest = hashlib.sha256()
+        for name, array in tensors:
+            digest.update(array.data)
+            offsets = [end, end := end + array.nbytes]
+            entries[f"{expert:05d}.{name}"] = {"dtype": TYPES[spec.dtype], "shape": list(array.shape), "data_offsets": offsets}
+        digests[expert] = digest.hexdigest()
+    metadata = {"ffn": json.dumps(asdict(spec)), "sha256": json.dumps(digests)}
+    header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+    header += b" " * (-(8 + len(header)) % ALIGNMENT)
+    return len(header).to_bytes(8, "little") + header
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError
+from remoe_cli.function.weights import read_head
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.document import Plan, Source
@@ -28,7 +29,8 @@ _CODE = "function.zip"
 
 
 class FunctionEntry(BaseModel):
-    """One expert function: `experts` of hidden layer `layer`. `replicas` is how many instances of it may run at once."""
+    """One expert function: `experts` of hidden layer `layer`. `replicas` is how many instances of it may run at once; `head_bytes`
+    and `head_sha256` are of its shard's head (function/weights.py)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,10 +41,13 @@ class FunctionEntry(BaseModel):
     replicas: int
     shard: str
     shard_sha256: str
+    shard_bytes: int
+    head_bytes: int
+    head_sha256: str
 
 
 class Manifest(artifacts.Document):
-    schema_version: str = "remoe.bundle/1"
+    schema_version: str = "remoe.bundle/2"
     plan: Source
     model: ModelRef
     spec: MoeSpec
@@ -95,7 +100,7 @@ def build(
         temporary.write_bytes(code)
     entries = []
     for shard in write_shards(checkpoint, parts, profile.record.spec.expert_bytes, folder):
-        layer = layers[shard.layer]
+        layer, head = layers[shard.layer], read_head(shard.path)
         entries.append(
             FunctionEntry(
                 name=shard.path.stem,
@@ -105,6 +110,9 @@ def build(
                 replicas=layer.replicas,
                 shard=shard.path.name,
                 shard_sha256=artifacts.sha256_file(shard.path),
+                shard_bytes=shard.path.stat().st_size,
+                head_bytes=len(head),
+                head_sha256=artifacts.sha256_bytes(head),
             )
         )
         progress(len(entries), sum(map(len, parts.values())))

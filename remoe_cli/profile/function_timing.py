@@ -29,7 +29,7 @@ _ENOUGH_S = 2.0  # of calls for one point; a call that takes longer alone is the
 
 def main(period_s: str, *paths: str) -> None:
     shards = [ExpertFile(Path(path)) for path in paths]
-    experts = cycle([Expert.of(shard.tensors(e), FfnSpec(**shard.ffn)) for shard in shards for e in shard.experts])
+    experts = cycle([Expert.of(shard.tensors(e), FfnSpec(**shard.head.ffn)) for shard in shards for e in shard.experts])
     random = np.random.default_rng(0)
     for line in sys.stdin:
         sys.stdout.write(json.dumps(list(_points(json.loads(line), experts, float(period_s), random))) + "\n")
