@@ -1,4 +1,7 @@
-"""Finding a checkpoint's files: a local folder, or a repository on the hub. Safetensors only; nothing is unpickled."""
+"""Finding a checkpoint's files: a local folder, or a repository on the hub. Safetensors only; nothing is unpickled.
+
+A share is a folder like a checkpoint's that holds only some of the experts; package/share.py writes it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,21 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from remoe_cli.artifacts import Document, read_json
 from remoe_cli.errors import ModelError
 
+INDEX = "model.safetensors.index.json"
+SHARE = "share.json"
+# Besides weights, what transformers reads of a model: its config, generation config, tokenizer and chat template.
+SETTINGS = ["*.json", "*.jinja", "*.model", "*.txt"]
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
-_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+class Share(Document):
+    """share.json: by hidden layer the experts that the folder holds, ascending. A fused tensor has their rows, in that order."""
+
+    schema_version: str = "remoe.share/1"
+    experts: dict[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,7 @@ class Checkpoint:
 
         Some repositories hold the same weights a second time under other names, which the index leaves out.
         """
-        index = self.path / "model.safetensors.index.json"
+        index = self.path / INDEX
         files = sorted(self.path / name for name in _indexed(index)) if index.is_file() else sorted(self.path.glob("*.safetensors"))
         if not files:
             raise ModelError(
@@ -37,6 +51,11 @@ class Checkpoint:
             if not file.is_file():
                 raise ModelError(f"{self.path} has no {file.name}, which its index names.", "Check that the checkpoint is whole.")
         return tuple(files)
+
+    def held(self) -> dict[int, tuple[int, ...]] | None:
+        """The experts that a share holds, by hidden layer; None for a whole checkpoint."""
+        share = self.path / SHARE
+        return read_json(share, Share).experts if share.is_file() else None
 
 
 def reason(error: Exception) -> str:
@@ -85,7 +104,11 @@ def _fetch(model: str, revision: str | None) -> Checkpoint:
 
     try:
         # Folders inside a repository hold copies of the weights in other formats.
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=["*/*"], etag_timeout=10))
+        folder = Path(
+            snapshot_download(
+                model, revision=revision, allow_patterns=["*.safetensors", *SETTINGS], ignore_patterns=["*/*"], etag_timeout=10
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"The model '{model}' cannot be fetched from the hub: {reason(error)}", "Check the id and the network, or give a local folder."

@@ -40,22 +40,22 @@ _SAFETENSORS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float
 Keep = Mapping[int, Sequence[int]]
 
 
-class _Rows:
+class Rows:
     """Some rows of a fused tensor in a checkpoint, read when the library asks for them."""
 
     def __init__(self, source: Any, rows: Sequence[int]) -> None:
-        self._source, self._rows = source, rows
+        self._source, self.rows = source, rows
 
     def get_shape(self) -> list[int]:
-        return [len(self._rows), *self._source.get_shape()[1:]]
+        return [len(self.rows), *self._source.get_shape()[1:]]
 
     def get_dtype(self) -> str:
         return cast(str, self._source.get_dtype())
 
     def __getitem__(self, key: Any) -> torch.Tensor:
-        if not self._rows:
+        if not self.rows:
             return cast(torch.Tensor, self._source[0:0]).clone()[key]  # without the file's pages behind it
-        return torch.cat([self._source[row : row + 1] for row in self._rows])[key]
+        return torch.cat([self._source[row : row + 1] for row in self.rows])[key]
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -131,7 +131,7 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | Non
     layers = expert_layers(probe)
     wanted = {x.layer: tuple(range(x.experts) if keep is None else keep.get(x.layer, ())) for x in layers}
     kind = type(probe)
-    state = _select(checkpoint, probe, open_weights(checkpoint), wanted)
+    state = select(checkpoint, probe, wanted)
     try:
         model, report = _partial(kind, wanted).from_pretrained(
             None,
@@ -167,17 +167,25 @@ def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:
         ) from None
 
 
-def _select(checkpoint: Checkpoint, probe: PreTrainedModel, tensors: dict[str, Any], wanted: Keep) -> dict[str, Any]:
-    """The checkpoint without the expert rows that are not wanted; raises ModelError when one that is wanted is not there."""
+def select(checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep) -> dict[str, Any]:
+    """The checkpoint's tensors by name, lazily, without the experts that are not wanted: of fused ones `Rows`.
+
+    `probe` is the model's skeleton. Raises ModelError when an expert that is wanted is not there.
+    """
+    layers, share = expert_layers(probe), checkpoint.held()
+    held = {x.layer: tuple(range(x.experts) if share is None else share.get(x.layer, ())) for x in layers}
+    for layer, experts in wanted.items():
+        if absent := set(experts) - set(held[layer]):
+            raise ModelError(f"{checkpoint.path} does not hold expert {min(absent)} of layer {layer}.", "Ask for experts that it holds.")
     mapping = get_model_conversion_mapping(probe)
     renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
     converters = [m for m in mapping if isinstance(m, WeightConverter)]
     meta = probe.state_dict()
-    owner = {f"{x.name}.{p}": x for x in expert_layers(probe) for p in x.parameters()}
-    state = {}
+    owner = {f"{x.name}.{p}": x.layer for x in layers for p in x.parameters()}
+    state: dict[str, Any] = {}
     # By parameter and naming pattern of the checkpoint, the experts that have a tensor of their own.
     single: dict[tuple[str, str | None], set[int]] = defaultdict(set)
-    for key, source in tensors.items():
+    for key, source in open_weights(checkpoint).items():
         target, pattern = rename_source_key(key, renamings, converters, probe.base_model_prefix, meta)
         target = key if target not in meta and key in meta else target
         if target not in owner:
@@ -185,15 +193,15 @@ def _select(checkpoint: Checkpoint, probe: PreTrainedModel, tensors: dict[str, A
             continue
         layer, number = owner[target], re.search(r"experts\.(\d+)\.", key)
         if number is None:
-            _refuse_count(checkpoint, key, source.get_shape()[0], layer.experts)
-            state[key] = _Rows(source, wanted[layer.layer])
+            _refuse_count(checkpoint, key, source.get_shape()[0], len(held[layer]))
+            state[key] = Rows(source, [held[layer].index(e) for e in wanted[layer]])
             continue
         single[target, pattern].add(int(number[1]))
-        if int(number[1]) in wanted[layer.layer]:
+        if int(number[1]) in wanted[layer]:
             state[key] = source
-    for (target, pattern), experts in single.items():
-        _refuse_count(checkpoint, f"{target} ({pattern})", max(experts) + 1, owner[target].experts)
-        if missing := set(wanted[owner[target].layer]) - experts:
+    for (target, pattern), found in single.items():
+        _refuse_count(checkpoint, f"{target} ({pattern})", max(found) + 1, max(held[owner[target]], default=-1) + 1)
+        if missing := set(wanted[owner[target]]) - found:
             raise ModelError(
                 f"The checkpoint {checkpoint.path} is missing expert {min(missing)} of {target} ({pattern}).",
                 "Check that the checkpoint is whole.",
