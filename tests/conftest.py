@@ -27,6 +27,15 @@ def probed() -> Iterator[limits.Mechanism]:
         assert limits.remove(group)
 
 
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[str]:
+    """One moto server for all tests that want one; they tell their deployments apart by name."""
+    from tests import aws
+
+    with aws.moto() as url:
+        yield url
+
+
 _measured: list[str] = []
 
 

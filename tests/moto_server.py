@@ -6,7 +6,8 @@ What moto 5.2 lacks, and what is put in its place here:
   resource, is refused while another operation goes on, and takes back what it did when a resource fails.
 - A second change set of a stack in review makes a second stack of that name; executing one changes neither the stack's tags, nor its
   outputs, nor does it name the change set or drop the others.
-- AWS::Lambda::Alias is not known, a version has no number, and a nested stack's physical id is not its ARN.
+- A stack that cannot be deleted is an error of the call, and does not fail; RetainResources are not known.
+- AWS::Lambda::Alias is not known, a version has no number, an endpoint not its name, and a nested stack's physical id is not its ARN.
 - S3 does not hold what it is sent against its checksum, nor list the checksums of parts.
 
 Run as `python -m tests.moto_server`: prints the address once it serves, and serves until its stdin closes.
@@ -22,6 +23,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,14 +33,17 @@ from moto.cloudformation import models as cloudformation
 from moto.cloudformation.exceptions import AlreadyExistsException, CloudFormationError, ValidationError
 from moto.cloudformation.models import ChangeSet, CloudFormationBackend, Stack
 from moto.cloudformation.parsing import parse_and_update_resource
+from moto.cloudformation.responses import CloudFormationResponse
 from moto.cloudformation.utils import generate_changeset_id
 from moto.core.common_models import CloudFormationModel
+from moto.core.responses import EmptyResult
 from moto.core.utils import utcnow
 from moto.s3.exceptions import S3ClientError
 from moto.s3.responses import S3Response
+from moto.sagemaker.models import FakeEndpoint
 from moto.server import ThreadedMotoServer
 
-PAUSE_S = float(os.environ.get("REMOE_TEST_PAUSE_S", "0.01"))
+PAUSE_S, SLOW_PAUSE_S = 0.002, 0.3  # before each resource; the second in stacks with "slow" in their name
 
 
 class InvalidChangeSetStatus(CloudFormationError):
@@ -102,7 +107,6 @@ class Alias(CloudFormationModel):
 
 _lock = threading.RLock()
 _make_review = CloudFormationBackend.create_change_set
-_delete_at_once = CloudFormationBackend.delete_stack
 
 
 def _busy(stack: Stack) -> bool:
@@ -157,18 +161,64 @@ def execute_change_set(self: CloudFormationBackend, change_set_name: str, stack_
         stack.thread.start()  # type: ignore[attr-defined]
 
 
-def delete_stack(self: CloudFormationBackend, name_or_stack_id: str) -> None:
+def delete_stack(self: CloudFormationBackend, name_or_stack_id: str, retain: Sequence[str] = ()) -> None:
     stack = next((each for each in self.stacks.values() if name_or_stack_id in (each.name, each.stack_id)), None)
     if stack is None:
         return
     if stack.status.startswith("UPDATE") and _busy(stack):
         raise ValidationError(message=f"Stack [{stack.name}] cannot be deleted while in status {stack.status}")
+    if retain and stack.status != "DELETE_FAILED":
+        raise ValidationError(message="Invalid operation on stack. RetainResources is for stacks in DELETE_FAILED.")
     if _busy(stack):
         stack.cancelled = True  # type: ignore[attr-defined]
         stack.thread.join()  # type: ignore[attr-defined]
     for change_set in [each.change_set_id for each in self.change_sets.values() if each.stack is stack]:
         del self.change_sets[change_set]
-    _delete_at_once(self, stack.stack_id)
+    tell(stack, "DELETE_IN_PROGRESS", "User Initiated")
+    resources, failed = stack.resource_map._resource_json_map, False
+    for name in reversed([name for name in resources if name in stack.resource_map._parsed_resources and name not in retain]):
+        try:
+            delete_resource(stack, name, resources)
+        except Exception as error:
+            tell(stack, "DELETE_FAILED", said(error), name, resources)
+            failed = True
+    if failed:
+        tell(stack, "DELETE_FAILED", "Some resources failed to delete")
+    else:
+        self.deleted_stacks[stack.stack_id] = self.stacks.pop(stack.stack_id)
+        tell(stack, "DELETE_COMPLETE")
+
+
+def respond_to_delete_stack(self: CloudFormationResponse) -> EmptyResult:
+    delete_stack(self.cloudformation_backend, self._get_param("StackName"), self._get_param("RetainResources", []))
+    return EmptyResult()
+
+
+def delete_resource(stack: Stack, name: str, resources: Any) -> None:
+    tell(stack, "DELETE_IN_PROGRESS", None, name, resources)
+    if (made := stack.resource_map._parsed_resources.get(name)) is not None:
+        try:
+            stack.resource_map._delete_resource(made, resources[name])
+        except Exception as error:
+            if not any(phrase in said(error).lower() for phrase in ("not found", "could not find")):  # what is gone is deleted
+                raise
+    tell(stack, "DELETE_COMPLETE", None, name, resources)
+    stack.resource_map._parsed_resources.pop(name, None)
+
+
+def tell(stack: Stack, status: str, reason: str | None = None, name: str | None = None, resources: Any = None) -> None:
+    """Add an event of the stack, which sets its status, or of the resource `name`."""
+    if name is None:
+        stack.status = status
+        stack._add_stack_event(status, reason)
+        return
+    made = stack.resource_map._parsed_resources.get(name)
+    where = (stack.stack_id, stack.name, name, getattr(made, "physical_resource_id", None) or "", resources[name]["Type"])
+    stack.events.append(cloudformation.Event(*where, status, reason, None))
+
+
+def said(error: Exception) -> str:
+    return str(getattr(error, "description", None) or getattr(error, "message", None) or error)
 
 
 class _Operation:
@@ -181,20 +231,13 @@ class _Operation:
         self.changed: list[tuple[str, str]] = []
 
     def tell(self, status: str, reason: str | None = None, name: str | None = None) -> None:
-        if name is None:
-            self.stack.status = status
-            self.stack._add_stack_event(status, reason)
-            return
-        made = self.map._parsed_resources.get(name)
-        kind = {**self.old, **self.new}[name]["Type"]
-        where = (self.stack.stack_id, self.stack.name, name, getattr(made, "physical_resource_id", None) or "", kind)
-        self.stack.events.append(cloudformation.Event(*where, status, reason, None))
+        tell(self.stack, status, reason, name, self.new)
 
     def run(self) -> None:
         try:
             self._forward()
         except Exception as error:
-            self._back(getattr(error, "description", None) or getattr(error, "message", None) or str(error))
+            self._back(said(error))
             self.change_set.execution_status = "EXECUTE_FAILED"
         else:
             self.change_set.execution_status = "EXECUTE_COMPLETE"
@@ -207,19 +250,19 @@ class _Operation:
             if action is None:
                 continue
             verb = "CREATE" if action == "Add" else "UPDATE"
-            time.sleep(PAUSE_S)
+            time.sleep(SLOW_PAUSE_S if "slow" in self.stack.name else PAUSE_S)
             self.tell(f"{verb}_IN_PROGRESS", name=name)
             try:
                 if self.stack.cancelled:  # type: ignore[attr-defined]
                     raise RuntimeError("Resource creation cancelled")
                 self._change(action, name, self.new)
             except Exception as error:
-                self.tell(f"{verb}_FAILED", str(error), name)
+                self.tell(f"{verb}_FAILED", said(error), name)
                 raise
             self.changed.append((action, name))
             self.tell(f"{verb}_COMPLETE", name=name)
         for name in diff["Remove"]:
-            self._delete(name, self.old)
+            delete_resource(self.stack, name, self.old)
         self.stack.template, self.stack.template_dict = self.change_set.template, self.change_set.template_dict
         self.stack.tags = dict(self.change_set.tags or {})
         self.stack.output_map = self.stack._create_output_map()
@@ -230,7 +273,7 @@ class _Operation:
         self.tell(f"{prefix}ROLLBACK_IN_PROGRESS", f"The following resource(s) failed: {reason}")
         for action, name in reversed(self.changed):
             if action == "Add":
-                self._delete(name, self.new)
+                delete_resource(self.stack, name, self.new)
             else:
                 self._change("Modify", name, self.old)
         self._load(self.old)
@@ -250,13 +293,6 @@ class _Operation:
             changed = parse_and_update_resource(name, resources[name], self.map, **where)
             if changed is not None:
                 self.map._parsed_resources[name] = changed
-
-    def _delete(self, name: str, resources: Any) -> None:
-        self.tell("DELETE_IN_PROGRESS", name=name)
-        if (made := self.map._parsed_resources.get(name)) is not None:
-            self.map._delete_resource(made, resources[name])
-        self.map._parsed_resources.pop(name, None)
-        self.tell("DELETE_COMPLETE", name=name)
 
 
 class BadDigest(S3ClientError):
@@ -286,6 +322,8 @@ def serialized(self: S3Response, answer: Any) -> Any:
 
 
 def main() -> None:
+    CloudFormationResponse.delete_stack = respond_to_delete_stack  # type: ignore[method-assign]
+    FakeEndpoint.cloudformation_name_type = staticmethod(lambda: "EndpointName")  # type: ignore[method-assign]
     for mended in (create_change_set, delete_change_set, describe_change_set, execute_change_set, delete_stack):
         setattr(CloudFormationBackend, mended.__name__, mended)
     for mended in (_get_checksum, serialized):

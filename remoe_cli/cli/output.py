@@ -85,16 +85,26 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(grid)
 
 
+def ask(question: str) -> bool:
+    """A question on stderr that only 'y' or 'yes' answers with yes."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr; yields `report(done, total)`. Off a terminal there is none, only a line when all is done."""
+def progress(title: str, *, of_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; yields `report(done, total)`. Off a terminal there is none, only a line when all is done.
+
+    What is counted are things, or bytes."""
     if _mode.quiet or not sys.stderr.isatty():
-        yield lambda done, total: say(f"{title}: {total} done") if done == total else None
+        unit = " bytes" if of_bytes else ""
+        yield lambda done, total: say(f"{title}: {total:,}{unit} done") if done == total else None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    count = DownloadColumn() if of_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -51,9 +51,10 @@ def newest(client: Any, stack_id: str) -> str | None:
     return next((event.key for event in _events(client, stack_id)), None)
 
 
-def last_end(client: Any, stack_id: str) -> Event | None:
-    """The event that ended the operation before the one that goes on."""
-    return next((event for event in _events(client, stack_id) if event.of_stack and event.ended), None)
+def before(client: Any, stack_id: str) -> Event | None:
+    """The event that ended the operation before the latest one, which may have ended since somebody saw it going on."""
+    of_stack = (event for event in _events(client, stack_id) if event.of_stack)
+    return next((event for event in islice(of_stack, 1, None) if event.ended), None)
 
 
 def follow(client: Any, stack_id: str, after: str | None) -> Iterator[Event]:

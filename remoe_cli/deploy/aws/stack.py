@@ -153,14 +153,14 @@ class Stack:
                 if not self._goes_on(state, wanted):
                     raise self.held(state)
                 self.say(f"This is being deployed since {state.since:%H:%M:%S} UTC by {self.by(state)}: waiting for it to end.")
-                end = events.last_end(self._client, state.id)
-                happened = self._follow(state.id, end.key if end else None)
+                happened = self._follow_latest(state)
                 if happened[-1].status not in _STANDS and (failure := events.cause(happened)):
                     self.say(f"That failed: {_why(failure)}")
             elif state.status in _NEVER_STOOD or state.status == "DELETE_FAILED":
                 self.say(f"The stack {self.name} is what an operation that failed has left ({state.status}): removing it first.")
                 for event in self.remove(state):
-                    self.say(f"It stays, outside the deployment: {_why(event)}")
+                    if event.failed:
+                        self.say(f"It stays, outside the deployment: {_why(event)}")
             elif state.status == "UPDATE_ROLLBACK_FAILED":
                 self.say(f"The last update of {self.name} was not taken back completely: going on with that first.")
                 self._continue_rollback(state)
@@ -171,7 +171,7 @@ class Stack:
     def _goes_on(self, state: State, wanted: Wanted) -> bool:
         """Whether the operation under way is this very deployment, or the removal of one that failed."""
         if state.status == "DELETE_IN_PROGRESS":
-            end = events.last_end(self._client, state.id)
+            end = events.before(self._client, state.id)
             return end is not None and end.status in _NEVER_STOOD
         return f"/{wanted.prefix}" in state.change_set
 
@@ -186,7 +186,7 @@ class Stack:
                 ChangeSetType="CREATE" if creates else "UPDATE",
                 Description=self.account.who[:1024],
                 TemplateURL=wanted.url,
-                Capabilities=["CAPABILITY_NAMED_IAM"],
+                Capabilities=["CAPABILITY_IAM"],
                 IncludeNestedStacks=wanted.nested,
                 Tags=[{"Key": key, "Value": value} for key, value in {**wanted.tags, **by}.items()],
             )
@@ -274,11 +274,10 @@ class Stack:
             )
 
     def remove(self, state: State) -> tuple[Event, ...]:
-        """Delete the stack; returns the failures of what cannot be deleted and is therefore left standing, outside any stack."""
+        """Delete the stack; returns what was deleted, and the failures of what cannot be and so is left standing, outside any stack."""
         try:
-            if state.status == "DELETE_IN_PROGRESS":
-                end = events.last_end(self._client, state.id)
-                self._follow(state.id, end.key if end else None)
+            if state.status == "DELETE_IN_PROGRESS" and (happened := self._follow_latest(state))[-1].status == "DELETE_COMPLETE":
+                return tuple(happened)
             return self._remove(state.id, state)
         except KeyboardInterrupt:
             self.say(f"CloudFormation goes on deleting. 'remoe destroy {self.deployment} --target aws' follows it and does the rest.")
@@ -286,24 +285,29 @@ class Stack:
 
     def _remove(self, stack_id: str, state: State | None = None) -> tuple[Event, ...]:
         """Twice as it is, for what only needs time; then without what fails."""
-        left: tuple[Event, ...] = ()
+        told: tuple[Event, ...] = ()
         retain: list[str] = []
         for attempt in range(3):
             after = events.newest(self._client, stack_id)
             with self._sole(state):
                 self._client.delete_stack(StackName=stack_id, **({"RetainResources": retain} if retain else {}))
             happened = self._follow(stack_id, after)
+            told += tuple(event for event in happened if event.status == "DELETE_COMPLETE")
             if happened[-1].status == "DELETE_COMPLETE":
-                return left
+                return told
             failed = {event.name: event for event in happened if event.failed and event.stack_id == stack_id and not event.of_stack}
             if attempt:
                 for event in failed.values():
-                    left += self._remove(event.id) if event.kind == events.STACK else (event,)
+                    told += self._remove(event.id) if event.kind == events.STACK else (event,)
                 retain = sorted(event.name for event in failed.values() if event.kind != events.STACK)
         raise PartialDeployError(
             f"The stack {self.name} cannot be deleted: {_why(events.cause(happened) or happened[-1])}",
             f"Mend that, then run 'remoe destroy {self.deployment} --target aws' again.",
         )
+
+    def _follow_latest(self, state: State) -> list[Event]:
+        end = events.before(self._client, state.id)
+        return self._follow(state.id, end.key if end else None)
 
     def _follow(self, stack_id: str, after: str | None, total: int = 0) -> list[Event]:
         """All events of an operation, up to its end; what each resource came to is told as it comes."""
