@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError, ModelError
 from remoe_cli.function.codec import Batch, from_wire, pack, to_wire, unpack
-from remoe_cli.function.weights import ExpertFile
+from remoe_cli.function.weights import ShardFile
 from remoe_cli.model import loader, shards
 from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.model.experts import expert_layers, run_expert
@@ -120,7 +120,7 @@ def test_a_bundle_with_divided_layers_is_read_back(inputs: Inputs, tmp_path: Pat
     assert manifest.remote == {1: (0, 1, 4, 6, 7), 2: (2, 5)}
     layers = {x.layer: x.parameters() for x in expert_layers(inputs.model)}
     for function in manifest.functions:
-        shard = ExpertFile(tmp_path / function.shard)
+        shard = ShardFile(tmp_path / function.shard)
         assert shard.experts == tuple(sorted(function.experts))
         for expert in function.experts:
             held = shard.tensors(expert)

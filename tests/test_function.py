@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from remoe_cli.function.codec import STORAGE, Batch, FrameError, frame_bytes, from_wire, pack, to_wire, unpack, wire_bytes
 from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow, widen
-from remoe_cli.function.weights import ALIGNMENT, ExpertFile, WeightsError, read_head
+from remoe_cli.function.weights import ALIGNMENT, ShardFile, WeightsError, read_head
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.ffn import describe, to_storage
 from remoe_cli.model.shards import write_shard
@@ -146,7 +146,7 @@ def test_an_expert_is_one_range_of_the_shard_and_only_asked_ones_are_read(tmp_pa
     path = tmp_path / "layer.safetensors"
     experts = [7, 2, 5]  # rows 0..2 of the layer stand for these ids
     write_shard(path, layer, experts)
-    shard = ExpertFile(path)
+    shard = ShardFile(path)
     assert shard.experts == (2, 5, 7)
     ranges = sorted(shard.head.range(e) for e in experts)
     sizes = {sum(p[0].numel() * p.element_size() for p in layer.parameters().values())}
@@ -174,7 +174,7 @@ def test_a_damaged_shard_is_refused(damage, tmp_path: Path) -> None:  # type: ig
     write_shard(path, expert_layers(build("mixtral"))[0], [0, 1])
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(WeightsError, match="is not a shard of experts"):
-        ExpertFile(path)
+        ShardFile(path)
 
 
 def test_the_function_imports_no_framework() -> None:

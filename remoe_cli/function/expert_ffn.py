@@ -183,6 +183,11 @@ class Expert:
         width = tensors["down_proj"].shape[-1 if spec.transposed else -2]
         return cls(spec, width, Matrix.of(tensors[name], spec), Matrix.of(tensors["down_proj"], spec), biases[0], biases[1])
 
+    @property
+    def weights_bytes(self) -> int:
+        """Memory that its matrices take."""
+        return int(self.up.weights.nbytes + self.down.weights.nbytes)
+
     def run(self, stored: Array) -> Array:
         """Rows [n, hidden] in storage form -> unweighted outputs [n, hidden] in storage form."""
         d = self.spec.dtype

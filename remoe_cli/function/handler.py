@@ -1,7 +1,7 @@
 """The function's entry point: rows by expert in, outputs by expert out.
 
-Environment: REMOE_SHARD is the path of this function's shard. An event that is the JSON object {"health": true} is
-answered with what this process has imported and how long each part of its cold start took.
+Environment: REMOE_SHARD and REMOE_SHARD_HEADER name this function's shard (weights.py). An event that is the JSON object
+{"health": true} is answered with what this process has imported and how long each part of its cold start took.
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from awslambdaric.lambda_runtime_client import BaseLambdaRuntimeClient
 
 from . import ENTERED_S
 from .codec import Batch, FrameError, from_wire, pack, to_wire, unpack
-from .expert_ffn import Array, Expert, FfnSpec
-from .weights import ExpertFile
+from .expert_ffn import Array
+from .ready import ReadyExperts, room_bytes
+from .weights import open_shard
 
 
 class _Marshaller:
     """Replaces the runtime client's JSON codec, which takes 8 times as long on a 1 MB string.
 
-    A JSON string is decoded to the bytes of its base64, anything else as JSON; bytes are answered as a JSON string.
+    A JSON string is decoded to the bytes of its base64, anything else as JSON; bytes are answered as a JSON string. A runtime
+    client that knows no other codec than its own passes the string as it is, and `handle` answers one.
     """
 
     def unmarshal_request(self, request: bytes, content_type: str = "application/json") -> Any:
@@ -36,30 +39,33 @@ class _Marshaller:
         return body, "application/json"
 
 
-BaseLambdaRuntimeClient.marshaller = _Marshaller()
+with suppress(ImportError):
+    from awslambdaric.lambda_runtime_client import LambdaRuntimeClient
+
+    LambdaRuntimeClient.marshaller = _Marshaller()
 
 _imported_s = time.perf_counter()
-_shard = ExpertFile(Path(os.environ["REMOE_SHARD"]))
-_spec = FfnSpec(**_shard.head.ffn)
-_ready: dict[int, Expert] = {}
+_shard = open_shard(os.environ)
+_experts = ReadyExperts(_shard, room_bytes(os.environ))
 _weights_s = time.perf_counter() - _imported_s  # opening the shard, and making experts ready, as far as that has gone
 _cold_start: dict[str, float] | None = None
 
 
-def _expert(expert: int) -> Expert:
-    """The expert, made ready when it is first asked for."""
+@contextmanager
+def _counted() -> Iterator[None]:
+    """What is done within counts as weights."""
     global _weights_s
-    if expert not in _ready:
-        start = time.perf_counter()
-        _ready[expert] = Expert.of(_shard.tensors(expert), _spec)
-        _weights_s += time.perf_counter() - start
-    return _ready[expert]
+    start = time.perf_counter()
+    yield
+    _weights_s += time.perf_counter() - start
 
 
 def compute(batch: Batch) -> Batch:
     """Run every expert of the batch on its rows."""
-    if batch.dtype != _spec.dtype:
-        raise FrameError(f"rows are {batch.dtype}, this function's experts are {_spec.dtype}")
+    if batch.dtype != _experts.spec.dtype:
+        raise FrameError(f"rows are {batch.dtype}, this function's experts are {_experts.spec.dtype}")
+    with _counted():
+        _shard.bring(batch.experts)
     start = time.perf_counter_ns()
     ends = np.cumsum(batch.rows)
     parts = [_run(e, batch.data[end - n : end]) for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)]
@@ -67,21 +73,29 @@ def compute(batch: Batch) -> Batch:
 
 
 def _run(expert: int, rows: Array) -> Array:
-    ready = _expert(expert)
+    with _counted():
+        ready = _experts.get(expert)
     if rows.shape[1] != ready.width:
         raise FrameError(f"rows have width {rows.shape[1]}, this function's experts take {ready.width}")
     return ready.run(rows)
 
 
-def handle(event: Any, context: Any) -> bytes | dict[str, Any]:
+def handle(event: Any, context: Any) -> bytes | str | dict[str, Any]:
     """Lambda handler."""
+    match event:
+        case bytes():
+            return _answer(event)
+        case str():
+            return to_wire(_answer(from_wire(f'"{event}"'.encode())))[1:-1].decode()
+        case {"health": True}:
+            return _health()
+    raise FrameError("event is neither a frame nor a health request")
+
+
+def _answer(frame: bytes) -> bytes:
     global _cold_start
     begun_s, opened_s = time.perf_counter(), _weights_s
-    if isinstance(event, dict) and event.get("health"):
-        return _health()
-    if not isinstance(event, bytes):
-        raise FrameError("event is neither a frame nor a health request")
-    answer = pack(compute(unpack(event)))
+    answer = pack(compute(unpack(frame)))
     if _cold_start is None:
         _cold_start = _split(time.perf_counter() - begun_s - (_weights_s - opened_s))
     return answer
@@ -109,15 +123,15 @@ def _age_s() -> float:
 
 def _width() -> int:
     """Numbers in a row that enters or leaves an expert, told without making one ready."""
-    return int(_shard.tensors(_shard.experts[0])["down_proj"].shape[-1 if _spec.transposed else -2])
+    return int(_shard.head.tensors[_shard.experts[0]]["down_proj"].shape[-1 if _experts.spec.transposed else -2])
 
 
 def _health() -> dict[str, Any]:
     modules = sorted({name.partition(".")[0] for name in sys.modules})
     return {
         "experts": list(_shard.experts),
-        "experts_ready": sorted(_ready),
-        "dtype": _spec.dtype,
+        "experts_ready": list(_experts.ids),
+        "dtype": _experts.spec.dtype,
         "width": _width(),
         "cold_start": _cold_start,
         "modules": [name for name in modules if not name.startswith("_")],

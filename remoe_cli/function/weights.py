@@ -8,9 +8,11 @@ FfnSpec under `ffn`, and under `sha256` the digest of each expert's range by its
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .codec import STORAGE
+from .errors import FunctionStorageError, ShardDigestError, ShardTruncatedError, WeightsError
 
 ALIGNMENT = 4096
 # What safetensors calls the types of codec.py.
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _STORAGE = {name: STORAGE[dtype] for dtype, name in TYPES.items()}
 Array = npt.NDArray[Any]
-
-
-class WeightsError(ValueError):
-    """A weights file that is damaged or does not hold what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,10 @@ class Head:
         tensors = self.tensors[expert].values()
         return min(t.first for t in tensors), max(t.last for t in tensors)
 
+    def expert_bytes(self, expert: int) -> int:
+        first, last = self.range(expert)
+        return last - first
+
 
 def read_head(path: Path) -> bytes:
     """The head of a shard on disk, not yet parsed."""
@@ -81,29 +84,102 @@ def read_head(path: Path) -> bytes:
         return length + file.read(min(int.from_bytes(length, "little"), path.stat().st_size))
 
 
-class ExpertFile:
-    """A shard on disk, mapped: only the pages of experts that are asked for are ever read."""
+class Shard:
+    """Experts in a file that is mapped, so only the pages of those that are asked for are ever read."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self.head = Head.parse(read_head(path))
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if self.head.file_bytes != len(self._map):
-                raise WeightsError("its tensors do not end where the file ends")
-        except WeightsError as error:
-            raise WeightsError(f"{path} is not a shard of experts: {error}") from None
+    def __init__(self, head: Head, file: int) -> None:
+        """`file` is a descriptor, which may be closed afterwards."""
+        self.head = head
+        self._map = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
 
     @property
     def experts(self) -> tuple[int, ...]:
         return tuple(sorted(self.head.tensors))
 
+    def bring(self, experts: Iterable[int]) -> None:
+        """See to it that the tensors of these experts are there; raises WeightsError for an unknown id."""
+        for expert in experts:
+            if expert not in self.head.tensors:
+                raise WeightsError(f"expert {expert} is not in this function, which holds {list(self.experts)}")
+
     def tensors(self, expert: int) -> dict[str, Array]:
-        """The expert's parameters as views into the file (bfloat16 as uint16); raises WeightsError for an unknown id."""
-        if expert not in self.head.tensors:
-            raise WeightsError(f"expert {expert} is not in this function, which holds {list(self.experts)}")
+        """The expert's parameters as views into the file (bfloat16 as uint16)."""
+        self.bring([expert])
         return {name: self._view(tensor) for name, tensor in self.head.tensors[expert].items()}
 
     def _view(self, tensor: Tensor) -> Array:
         count = (tensor.last - tensor.first) // tensor.dtype.itemsize
         return np.frombuffer(self._map, tensor.dtype, count, tensor.first).reshape(tensor.shape)
+
+
+class ShardFile(Shard):
+    """A shard on this machine's disk. Raises WeightsError when it is not one."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            head = Head.parse(read_head(path))
+            if head.file_bytes != path.stat().st_size:
+                raise WeightsError("its tensors do not end where the file ends")
+        except WeightsError as error:
+            raise WeightsError(f"{path} is not a shard of experts: {error}") from None
+        with path.open("rb") as file:
+            super().__init__(head, file.fileno())
+
+
+class ShardObject(Shard):
+    """A shard in S3, of which experts are fetched when they are first asked for, to a file in /tmp that has holes for the others.
+
+    They lie there rather than in memory, so that making one ready takes no more memory than having it ready, and one that had to
+    go from memory comes back from disk. The head is checked against `head_sha256`, each expert against the head. Raises what
+    errors.py lists.
+    """
+
+    def __init__(self, url: str, head_bytes: int, head_sha256: str) -> None:
+        from .s3 import S3Object  # what a function whose shard is on disk need not import
+
+        self._object = S3Object(url)
+        head, object_bytes = self._object.read(0, head_bytes)
+        if hashlib.sha256(head).hexdigest() != head_sha256:
+            raise ShardDigestError(f"the head of {url} is not the one that was deployed")
+        parsed = Head.parse(head)
+        if parsed.file_bytes != object_bytes:
+            raise ShardTruncatedError(f"{url} has {object_bytes} bytes, its head says {parsed.file_bytes}")
+        folder = os.environ.get("TMPDIR", "/tmp")
+        space = os.statvfs(folder)
+        if space.f_bavail * space.f_frsize < object_bytes:
+            raise FunctionStorageError(f"{url} has {object_bytes} bytes, {folder} has room for {space.f_bavail * space.f_frsize}")
+        path = f"{folder}/remoe-{os.getpid()}.shard"
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.unlink(path)
+        os.ftruncate(self._file, object_bytes)
+        self._here: set[int] = set()
+        super().__init__(parsed, self._file)
+
+    def bring(self, experts: Iterable[int]) -> None:
+        experts = set(experts)
+        super().bring(experts)
+        missing = sorted(experts - self._here)
+        self._object.fetch([self.head.range(e) for e in missing], self._write)
+        for expert in missing:
+            first, last = self.head.range(expert)
+            if hashlib.sha256(memoryview(self._map)[first:last]).hexdigest() != self.head.sha256[expert]:
+                raise ShardDigestError(f"expert {expert} of {self._object.url} is not the one that was deployed")
+            self._here.add(expert)
+
+    def _write(self, data: memoryview, at: int) -> None:
+        try:
+            while data:
+                written = os.pwrite(self._file, data, at)
+                data, at = data[written:], at + written
+        except OSError as error:
+            raise FunctionStorageError(f"an expert of {self._object.url} cannot be written to /tmp: {error.strerror}") from None
+
+
+def open_shard(environment: Mapping[str, str]) -> Shard:
+    """The shard that the function's environment names: REMOE_SHARD is a path, or s3://BUCKET/KEY with REMOE_SHARD_HEADER=BYTES:SHA256
+    of its head."""
+    where = environment["REMOE_SHARD"]
+    if not where.startswith("s3://"):
+        return ShardFile(Path(where))
+    head_bytes, _, head_sha256 = environment["REMOE_SHARD_HEADER"].partition(":")
+    return ShardObject(where, int(head_bytes), head_sha256)

@@ -11,12 +11,11 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from remoe_cli import artifacts
+from remoe_cli import artifacts, function
 from remoe_cli.errors import ArtifactError
 from remoe_cli.function.weights import read_head
 from remoe_cli.model.checkpoint import find
@@ -63,12 +62,16 @@ class Manifest(artifacts.Document):
         return experts
 
 
+def function_sources() -> list[Path]:
+    """The files of the function's code, sorted by name."""
+    return sorted(Path(function.__file__).parent.glob("*.py"))
+
+
 def function_zip() -> bytes:
     """The function's code as a zip that depends on nothing but the code: names sorted, times fixed."""
     buffer = io.BytesIO()
-    sources = sorted((f for f in files("remoe_cli.function").iterdir() if f.name.endswith(".py")), key=lambda f: f.name)
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for source in sources:
+        for source in function_sources():
             info = zipfile.ZipInfo(f"function/{source.name}", date_time=(1980, 1, 1, 0, 0, 0))
             info.external_attr = 0o644 << 16
             info.compress_type = zipfile.ZIP_DEFLATED

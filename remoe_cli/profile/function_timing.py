@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow
-from remoe_cli.function.weights import ExpertFile
+from remoe_cli.function.weights import ShardFile
 
 _CALLS, _LEAST_CALLS = 9, 3
 _ENOUGH_S = 2.0  # of calls for one point; a call that takes longer alone is the last of its line
 
 
 def main(period_s: str, *paths: str) -> None:
-    shards = [ExpertFile(Path(path)) for path in paths]
+    shards = [ShardFile(Path(path)) for path in paths]
     experts = cycle([Expert.of(shard.tensors(e), FfnSpec(**shard.head.ffn)) for shard in shards for e in shard.experts])
     random = np.random.default_rng(0)
     for line in sys.stdin:

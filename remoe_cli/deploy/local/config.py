@@ -19,11 +19,12 @@ class _Part(BaseModel):
 
 class FunctionConfig(_Part):
     """One function. Bounds are AWS's quotas (Lambda developer guide, "Lambda quotas"); `handler` is `module.function`
-    in `code_dir`, an absolute path."""
+    in `code_dir`, an absolute path; `interpreter` is the command of a Python that is not the twin's."""
 
     name: FunctionName
     handler: str
     code_dir: str
+    interpreter: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     memory_mb: int = Field(ge=128, le=10_240)
     timeout_s: float = Field(gt=0, le=900)

@@ -171,8 +171,9 @@ class Instance:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             self.port = runner.addresses[0][1]
             await asyncio.to_thread(limits.make, self._cage)
+            interpreter = self.function.interpreter or (self.host.python,)
             process = await asyncio.create_subprocess_exec(
-                *limits.launcher(self._cage, [self.host.python, "-m", "awslambdaric", self.function.handler]),
+                *limits.launcher(self._cage, [*interpreter, "-m", "awslambdaric", self.function.handler]),
                 cwd=self.function.code_dir,
                 env=environment(self.function, self.port, self._id),
                 stdin=asyncio.subprocess.DEVNULL,

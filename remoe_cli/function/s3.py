@@ -1,0 +1,171 @@
+"""Reading ranges of one S3 object, with the standard library alone: boto3 takes longer to import than all else that a cold start does.
+
+Requests are signed here (AWS Signature Version 4) with the credentials that Lambda puts into the environment; connections
+are kept alive, and long ranges come in parallel. Nothing here logs, and no error says more of a request than its object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from urllib.parse import quote, urlsplit
+
+from .errors import ShardDeniedError, ShardMissingError, ShardTruncatedError, ShardUnreachableError
+
+CHUNK_BYTES = 4 << 20
+_THREADS = 4
+_BUFFER_BYTES = 256 << 10
+_TRIES = 3
+_FIRST_PAUSE_S = 0.05  # doubles with every further one
+_TIMEOUT_S = 5.0  # of each step of a request
+_NO_BODY = hashlib.sha256(b"").hexdigest()
+
+Write = Callable[[memoryview, int], object]  # bytes, and where in the object they are
+
+
+@dataclass(frozen=True)
+class Credentials:
+    access_key: str
+    secret_key: str = field(repr=False)
+    token: str = field(default="", repr=False)
+    region: str = ""
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Credentials:
+        """Raises ShardDeniedError when there are none."""
+        try:
+            token, region = environment.get("AWS_SESSION_TOKEN", ""), environment["AWS_REGION"]
+            return cls(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"], token, region)
+        except KeyError as missing:
+            raise ShardDeniedError(f"the environment has no {missing.args[0]}") from None
+
+
+def signed(host: str, path: str, headers: Mapping[str, str], credentials: Credentials, now_s: float) -> dict[str, str]:
+    """The headers of a GET of `path` (already quoted) that S3 takes at the time `now_s`."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_s))
+    all_headers = {**headers, "host": host, "x-amz-content-sha256": _NO_BODY, "x-amz-date": stamp}
+    if credentials.token:
+        all_headers["x-amz-security-token"] = credentials.token
+    names = sorted(all_headers)
+    canonical = "\n".join(("GET", path, "", *(f"{name}:{all_headers[name]}" for name in names), "", ";".join(names), _NO_BODY))
+    scope = f"{stamp[:8]}/{credentials.region}/s3/aws4_request"
+    to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
+    key = f"AWS4{credentials.secret_key}".encode()
+    for part in (*scope.split("/"), to_sign):
+        key = hmac.digest(key, part.encode(), "sha256")
+    all_headers["authorization"] = (
+        f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={';'.join(names)}, Signature={key.hex()}"
+    )
+    return all_headers
+
+
+class _TryAgain(Exception):
+    """S3 could not answer this time."""
+
+
+class S3Object:
+    """One object, `s3://BUCKET/KEY`, whose ranges threads read side by side. Credentials, region and endpoint are the environment's."""
+
+    def __init__(self, url: str, environment: Mapping[str, str] = os.environ) -> None:
+        self.url = url
+        bucket, _, key = url.removeprefix("s3://").partition("/")
+        self._credentials = Credentials.of(environment)
+        endpoint = urlsplit(environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or "")
+        self._path = f"/{quote(key, safe='/-_.~')}"
+        if endpoint.netloc:
+            self._host, self._path = endpoint.netloc, f"{endpoint.path.rstrip('/')}/{bucket}{self._path}"
+        else:
+            region = self._credentials.region
+            self._host = f"{bucket}.s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else "")
+        self._context = None
+        if endpoint.scheme != "http":
+            import ssl
+
+            self._context = ssl.create_default_context()
+        self._idle: list[http.client.HTTPConnection] = []
+        self._pool = ThreadPoolExecutor(_THREADS)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        for connection in self._idle:
+            connection.close()
+
+    def read(self, first: int, last: int) -> tuple[bytes, int]:
+        """Bytes `first` to `last` (exclusive), and the size of the whole object."""
+        into = bytearray(last - first)
+
+        def write(view: memoryview, at: int) -> None:
+            into[at - first : at - first + len(view)] = view
+
+        total = self._get(first, last, write)
+        return bytes(into), total
+
+    def fetch(self, ranges: Iterable[tuple[int, int]], write: Write) -> None:
+        """Read all ranges, in chunks side by side, each into `write`, which is called from several threads."""
+        chunks = [(at, min(last, at + CHUNK_BYTES)) for first, last in ranges for at in range(first, last, CHUNK_BYTES)]
+        for _ in self._pool.map(lambda chunk: self._get(chunk[0], chunk[1], write), chunks):
+            pass
+
+    def _get(self, first: int, last: int, write: Write) -> int:
+        reason = ""
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
+            connection = self._take()
+            try:
+                total = self._try(connection, first, last, write)
+            except Exception as error:
+                connection.close()
+                if not isinstance(error, (OSError, http.client.HTTPException, _TryAgain)):
+                    raise
+                reason = str(error) or type(error).__name__
+            else:
+                self._idle.append(connection)
+                return total
+        raise ShardUnreachableError(f"{self.url} could not be read in {_TRIES} tries: {reason}")
+
+    def _try(self, connection: http.client.HTTPConnection, first: int, last: int, write: Write) -> int:
+        wanted = {"range": f"bytes={first}-{last - 1}"}
+        connection.request("GET", self._path, headers=signed(self._host, self._path, wanted, self._credentials, time.time()))
+        response = connection.getresponse()
+        if response.status != 206:
+            self._refuse(response.status, response.read().decode("utf-8", "replace"))
+        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("content-range", ""))
+        if not found or (int(found[1]), int(found[2])) != (first, last - 1):
+            raise ShardTruncatedError(f"{self.url} does not have bytes {first} to {last}, but {response.headers.get('content-range')}")
+        buffer, at = memoryview(bytearray(min(_BUFFER_BYTES, last - first))), first
+        while at < last:
+            count = response.readinto(buffer[: last - at])
+            if not count:
+                raise _TryAgain("the answer ended early")
+            write(buffer[:count], at)
+            at += count
+        return int(found[3])
+
+    def _refuse(self, status: int, body: str) -> None:
+        code = re.search(r"<Code>(\w+)</Code>", body)
+        said = f"{self.url}: S3 answers {status}{' ' + code[1] if code else ''}"
+        match status:
+            case 404:
+                raise ShardMissingError(said)
+            case 416:
+                raise ShardTruncatedError(said)
+            case 429 | 500 | 502 | 503 | 504:
+                raise _TryAgain(said)
+            case _:
+                raise ShardDeniedError(said)
+
+    def _take(self) -> http.client.HTTPConnection:
+        with suppress(IndexError):
+            return self._idle.pop()
+        if self._context is None:
+            return http.client.HTTPConnection(self._host, timeout=_TIMEOUT_S)
+        return http.client.HTTPSConnection(self._host, timeout=_TIMEOUT_S, context=self._context)

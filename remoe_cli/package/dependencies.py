@@ -1,0 +1,185 @@
+"""The zip that Lambda runs: the function's code and the wheels that it imports, made on any machine for either architecture.
+
+Wheels come by pip, in the versions that are installed here, because their arithmetic is what packaging has proven to be torch's.
+They lose what no function reads: tests, headers, stubs, tools, debugging symbols. They gain bytecode, where this machine has
+the Python that the function will have: in Lambda's read-only folder every cold start would compile all of numpy again.
+The same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from remoe_cli import artifacts
+from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.package import elf
+from remoe_cli.package.bundle import function_sources
+from remoe_cli.settings import cache_dir
+
+# Not this interpreter's: what Lambda runs need not be what its user runs. Amazon Linux 2023, of these, has glibc 2.34; the older
+# runtimes have 2.26, which numpy's wheels do not run on (docs/adr/0007-function-package.md).
+RUNTIMES = ("3.12", "3.13", "3.14")
+PYTHON = "3.13"
+_GLIBC_MINORS = range(34, 16, -1)
+_MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
+PACKAGES = ("numpy", "numkong", "pybase64")
+
+_UNREAD_FOLDERS = {"tests", "testing", "f2py", "distutils", "_pyinstaller", "include"}
+_UNREAD_SUFFIXES = {".pyi", ".a", ".h", ".c", ".pxd", ".pyx", ".pc", ".ini", ".toml"}
+_READ_OF_DIST_INFO = ("METADATA", "licenses/")
+
+
+@dataclass(frozen=True)
+class FunctionPackage:
+    """The zip at `path`. `compiled` is whether it has bytecode; `largest` are the bytes of its folders, unpacked, largest first."""
+
+    path: Path
+    sha256: str
+    zipped_bytes: int
+    unpacked_bytes: int
+    compiled: bool
+    largest: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, path: Path) -> FunctionPackage:
+        with zipfile.ZipFile(path) as archive:
+            files = {info.filename: info.file_size for info in archive.infolist()}
+        folders: dict[str, int] = {}
+        for name, size in files.items():
+            folder = name.partition("/")[0]
+            folders[folder] = folders.get(folder, 0) + size
+        return cls(
+            path=path,
+            sha256=artifacts.sha256_file(path),
+            zipped_bytes=path.stat().st_size,
+            unpacked_bytes=sum(files.values()),
+            compiled=any(name.endswith(".pyc") for name in files),
+            largest=tuple(sorted(folders.items(), key=lambda item: (-item[1], item[0]))),
+        )
+
+
+def function_package(architecture: str, python: str = PYTHON) -> FunctionPackage:
+    """The function's package for `architecture`, x86_64 or arm64, and a Python of Lambda's; kept in the cache folder.
+
+    Raises UsageError for an architecture or a Python that Lambda does not have, ArtifactError when pip cannot fetch a wheel.
+    """
+    if architecture not in _MACHINES:
+        raise UsageError(f"Lambda has no architecture {architecture!r}.", f"Use one of {', '.join(_MACHINES)}.")
+    if python not in RUNTIMES:
+        raise UsageError(f"The function's packages do not run on Lambda's Python {python}.", f"Use one of {', '.join(RUNTIMES)}.")
+    interpreter = find_interpreter(python)
+    key = hashlib.sha256(repr((architecture, interpreter and interpreter.version, python, _requirements(PACKAGES))).encode())
+    for source in (Path(__file__), Path(elf.__file__), *function_sources()):
+        key.update(source.read_bytes())
+    path = cache_dir() / "functions" / f"{key.hexdigest()[:32]}.zip"
+    if not path.exists():
+        build(path, architecture, python, interpreter)
+    return FunctionPackage.of(path)
+
+
+def build(path: Path, architecture: str, python: str, interpreter: Interpreter | None) -> None:
+    """Make the package anew at `path`, with bytecode if there is an `interpreter` to make it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        wheels, root = Path(temporary) / "wheels", Path(temporary) / "root"
+        fetch(PACKAGES, architecture, python, wheels)
+        for wheel in sorted(wheels.iterdir()):
+            _unpack(wheel, root)
+        (root / "function").mkdir()
+        for source in function_sources():
+            shutil.copyfile(source, root / "function" / source.name)
+        if interpreter:
+            _compile(root, python, interpreter)
+        with artifacts.atomic_path(path) as unfinished:
+            _zip(root, unfinished)
+
+
+def fetch(packages: Iterable[str], architecture: str, python: str, folder: Path) -> None:
+    """Download wheels of these packages, in the versions that are installed here, into `folder`."""
+    platforms = [f"--platform=manylinux_2_{minor}_{_MACHINES[architecture]}" for minor in _GLIBC_MINORS]
+    platforms.append(f"--platform=manylinux2014_{_MACHINES[architecture]}")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    command += [f"--dest={folder}", f"--python-version={python}", "--implementation=cp", *platforms, *_requirements(packages)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        said = next((line for line in reversed(lines) if line.startswith("ERROR: ")), lines[-1] if lines else "it says nothing")
+        raise ArtifactError(
+            f"pip cannot fetch the function's packages for Python {python} on {architecture}: {said.removeprefix('ERROR: ').rstrip('.')}.",
+            "See that pip is installed here, that it reaches a package index, and that the index has wheels of "
+            + ", ".join(_requirements(packages))
+            + " for that platform.",
+        )
+
+
+def _requirements(packages: Iterable[str]) -> list[str]:
+    return [f"{name}=={importlib.metadata.version(name)}" for name in packages]
+
+
+def _unpack(wheel: Path, root: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for info in archive.infolist():
+            if not info.is_dir() and _is_read(PurePosixPath(info.filename)):
+                target = root / info.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(elf.stripped(archive.read(info)))
+
+
+def _is_read(name: PurePosixPath) -> bool:
+    """Whether a function reads this file of a wheel, or its licence wants it kept."""
+    top, _, rest = str(name).partition("/")
+    if top.endswith(".dist-info"):
+        return rest.startswith(_READ_OF_DIST_INFO)
+    test_module = name.name.split(".")[0].endswith("_tests") or name.name == "conftest.py"
+    return not (top.endswith(".data") or test_module or name.suffix in _UNREAD_SUFFIXES or _UNREAD_FOLDERS.intersection(name.parts))
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python on this machine, and its full version."""
+
+    command: str
+    version: str
+
+
+def find_interpreter(python: str) -> Interpreter | None:
+    """One of that minor version, if there is any."""
+    for command in (sys.executable, shutil.which(f"python{python}")):
+        if command:
+            argv = [command, "-c", "import platform; print(platform.python_version())"]
+            said = subprocess.run(argv, capture_output=True, text=True, check=False, env=_environment(python)).stdout.strip()
+            if said.startswith(f"{python}."):
+                return Interpreter(command, said)
+    return None
+
+
+def _environment(python: str) -> dict[str, str]:
+    """Hashes decide in which order sets of constants are compiled; pyenv's commands run the version that they are told."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return own | {"PYTHONHASHSEED": "0", "PYENV_VERSION": python}
+
+
+def _compile(root: Path, python: str, interpreter: Interpreter) -> None:
+    """Bytecode that is never checked against its source, whose time an unpacked zip does not keep."""
+    options = ["-q", "--invalidation-mode=unchecked-hash", "-s", str(root), "-p", "/var/task"]
+    argv = [interpreter.command, "-S", "-m", "compileall", *options, str(root)]
+    subprocess.run(argv, capture_output=True, check=True, env=_environment(python))
+
+
+def _zip(root: Path, path: Path) -> None:
+    """Names sorted, times and modes fixed."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(f for f in root.rglob("*") if f.is_file()):
+            info = zipfile.ZipInfo(file.relative_to(root).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
+            info.external_attr = 0o644 << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, file.read_bytes())
