@@ -25,15 +25,13 @@ import remoe_cli
 from remoe_cli import artifacts
 from remoe_cli.deploy import main_share
 from remoe_cli.deploy.aws.settings import Endpoint
+from remoe_cli.deploy.inputs import read_inputs
 from remoe_cli.deploy.local import lifecycle
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
-from remoe_cli.errors import ArtifactError, DeployError, UsageError
+from remoe_cli.errors import DeployError, UsageError
 from remoe_cli.package import bundle
 from remoe_cli.package.share import MANIFEST
-from remoe_cli.plan.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.verify import verify
-from remoe_cli.profile.record import Profile, read_profile
 from remoe_cli.runtime import client
 from remoe_cli.runtime.invoke import make_client
 
@@ -53,7 +51,7 @@ def deploy(
     """
     if endpoint is Endpoint.sagemaker:
         raise UsageError("The local twin has no SageMaker endpoint.", "Leave --endpoint out: its main server is the same program.")
-    plan, profile, catalog = _inputs(plan_path)
+    plan, profile, catalog = read_inputs(plan_path)
 
     def prepare(folder: Path) -> TwinConfig:
         shutil.copyfile(plan_path, folder / "plan.json")
@@ -85,20 +83,6 @@ def deploy(
 
     lifecycle.start(name, prepare, say)
     return status(name)
-
-
-def _inputs(plan_path: Path) -> tuple[Plan, Profile, Catalog]:
-    """The plan with the profile and catalog that it names, confirmed by the verifier."""
-    plan = artifacts.read_json(plan_path, Plan)
-    profile = read_profile(Path(plan.profile.path))
-    catalog = read_catalog(plan.catalog.path)
-    for what, expected, found in (("profile", plan.profile.sha256, profile.sha256), ("catalog", plan.catalog.sha256, catalog.file.sha256)):
-        if expected != found:
-            raise ArtifactError(f"The {what} has changed since {plan_path} was made.", "Make the plan again with 'remoe plan'.")
-    findings = verify(plan, profile, catalog)
-    if findings:
-        raise ArtifactError(f"{plan_path} does not pass verification: {findings[0]}.", "Make the plan again with 'remoe plan'.")
-    return plan, profile, catalog
 
 
 def _main_server(folder: Path) -> MainConfig:

@@ -1,0 +1,26 @@
+"""What a plan names: read with it, and held against it, before anything is deployed anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from remoe_cli import artifacts
+from remoe_cli.errors import ArtifactError
+from remoe_cli.plan.catalog import Catalog, read_catalog
+from remoe_cli.plan.document import Plan
+from remoe_cli.plan.verify import verify
+from remoe_cli.profile.record import Profile, read_profile
+
+
+def read_inputs(plan_path: Path) -> tuple[Plan, Profile, Catalog]:
+    """The plan with the profile and catalog that it names, confirmed by the verifier. Raises ArtifactError."""
+    plan = artifacts.read_json(plan_path, Plan)
+    profile = read_profile(Path(plan.profile.path))
+    catalog = read_catalog(plan.catalog.path)
+    for what, expected, found in (("profile", plan.profile.sha256, profile.sha256), ("catalog", plan.catalog.sha256, catalog.file.sha256)):
+        if expected != found:
+            raise ArtifactError(f"The {what} has changed since {plan_path} was made.", "Make the plan again with 'remoe plan'.")
+    findings = verify(plan, profile, catalog)
+    if findings:
+        raise ArtifactError(f"{plan_path} does not pass verification: {findings[0]}.", "Make the plan again with 'remoe plan'.")
+    return plan, profile, catalog
