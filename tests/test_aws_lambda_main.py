@@ -50,7 +50,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     plan = made.plan.model_copy(update={"main": MainSpec(name="lambda-3538", memory_mb=3538)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REMOE_STATE_DIR", str(folder / "state"))
-        patch.setattr(target, "_inputs", lambda path: (plan, made.profile, made.catalog))
+        patch.setattr(target, "read_inputs", lambda path: (plan, made.profile, made.catalog))
         patch.setattr(target, "TwinConfig", functools.partial(TwinConfig, idle_ttl_s=IDLE_S))
         quiet: dict[str, Any] = {"say": lambda text: None, "progress": lambda done, total: None}
         status = target.deploy(made.plan_path, "l", rtt_ms=0, endpoint=Endpoint.aws_lambda, **quiet)

@@ -51,7 +51,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Catalog, Pr
     )
     write_json(tmp_path / "plan.json", plan)
     monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setattr(target, "_inputs", lambda path: (plan, profile, catalog))
+    monkeypatch.setattr(target, "read_inputs", lambda path: (plan, profile, catalog))
     return catalog, model
 
 

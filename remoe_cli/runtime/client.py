@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,8 @@ def _sagemaker(endpoint: SageMaker, name: str, client: Any, request: dict[str, A
         response = client.invoke_endpoint_with_response_stream(
             EndpointName=name, ContentType="application/json", Body=json.dumps(request).encode()
         )
-        yield from map(json.loads, _lines(part["PayloadPart"]["Bytes"] for part in response["Body"]))
+        with closing(response["Body"]) as stream:
+            yield from map(json.loads, _lines(part["PayloadPart"]["Bytes"] for part in stream))
     except ClientError as error:
         if (said := _said(error)) is None:
             raise _refused(endpoint, error) from None
