@@ -27,7 +27,7 @@ from remoe_cli.model.checkpoint import find
 from remoe_cli.model.demo import demo_model
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.profile.record import ProfileRecord
-from remoe_cli.runtime.server import ServerConfig, load_engine
+from remoe_cli.runtime.main_function import load_here
 from tests.forked import document as remoe
 from tests.harness import clear_steps
 
@@ -229,15 +229,13 @@ def test_the_main_process_holds_only_its_share(stage: Stage, measured: Measured)
 
 
 @pytest.mark.timeout(600 + BUDGET_S)
-def test_bfloat16_agrees_wherever_the_reference_is_clear(
-    stage: Stage, state: Path, measured: Measured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_agrees_wherever_the_reference_is_clear(stage: Stage, state: Path, measured: Measured) -> None:
     """Fed the reference's own tokens, one by one; a clear step is one whose two best logits differ by more than two bfloat16 steps."""
     reference = _reference("bfloat16")
     clear_count = steps = agreed = same_greedy = asked = 0
     losses = {"reference": 0.0, "remote": 0.0}
-    monkeypatch.setenv("REMOE_ENDPOINT", stage.deployed("bfloat16", 0.5)["endpoint"])
-    engine = load_engine(artifacts.read_json(state / "deployments" / "bfloat16" / "server.json", ServerConfig))
+    endpoint = stage.deployed("bfloat16", 0.5)["endpoint"]
+    engine = load_here(state / "deployments" / "bfloat16" / "server.json", endpoint).engine
     for text in _in_time(EVERY_16TH, least=3):
         prompt = engine.prompt_ids(text)
         answer, theirs = _reference_answer(reference, prompt, 40)

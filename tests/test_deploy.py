@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from remoe_cli.artifacts import read_json, write_json
+from remoe_cli.deploy import main_share
 from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
@@ -24,7 +25,7 @@ from remoe_cli.plan.document import LayerPlan, Source
 from remoe_cli.profile.latency_record import Curve, Exponential, Physical, Quota, Roofline
 from remoe_cli.profile.record import ModelRef, Profile, write_profile
 from remoe_cli.runtime.dispatch import divide
-from remoe_cli.runtime.server import ServerConfig
+from remoe_cli.runtime.server_config import ServerConfig
 from tests.families import VOCAB_SIZE, save
 from tests.synthetic import plan_by_hand, synthetic_profile
 
@@ -108,7 +109,7 @@ def _timed(profile: Profile, curve: Curve) -> Profile:
     ],
 )
 def test_what_an_expert_costs_in_rows(curve: Curve, expected: float, tmp_path: Path) -> None:
-    assert target._expert_rows(_timed(synthetic_profile(tmp_path), curve)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert main_share._expert_rows(_timed(synthetic_profile(tmp_path), curve)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,10 @@ def test_replicas_share_work_as_the_planner_reckons(counts: list[int], replicas:
     """Seconds are multiples of a power of two, so that ties are ties in both."""
     curve = Quota(fixed_s=fixed / 2**16, per_token_s=1 / 2**16, period_s=0.02)
     batches = divide(
-        {e: np.zeros((n, 4), np.float32) for e, n in enumerate(counts)}, "float32", replicas, target._expert_rows(_timed(profile, curve))
+        {e: np.zeros((n, 4), np.float32) for e, n in enumerate(counts)},
+        "float32",
+        replicas,
+        main_share._expert_rows(_timed(profile, curve)),
     )
     at = remote_side.lpt(curve.work_s(counts, 1.0), np.ones((1, len(counts)), dtype=bool), replicas)
     assert [b.experts for b in batches] == [tuple(np.flatnonzero(at[0] == replica)) for replica in range(replicas)]

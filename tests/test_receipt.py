@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from remoe_cli.plan.document import Outcome
 from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.receipt import Prices, make_receipt
@@ -30,7 +29,6 @@ def test_sums_by_function_and_in_all() -> None:
             call("b", 1, 512, 1.0),
         ),
         PRICES,
-        None,
     )
     a, b = made.functions
     # a: 0.25 s x 1 GB x 0.1 + 3 tries x 0.001; b: 4.001 s x 0.5 GB x 0.1 + 3 x 0.001
@@ -51,10 +49,14 @@ def test_sums_by_function_and_in_all() -> None:
 
 
 def test_an_answer_of_one_token_without_remote_experts() -> None:
-    predicted = Outcome(cost_usd_per_request=0.1, ttft_s=2.0, tpot_s=0.5)
-    made = make_receipt(answer((1.5,)), PRICES, predicted)
+    made = make_receipt(answer((1.5,)), PRICES)
     assert (made.ttft_s, made.tpot_s, made.total_s) == (1.5, None, 1.5)
     assert made.functions == ()
     assert made.cost.functions_usd == 0
     assert made.cost.total_usd == made.cost.main_usd == pytest.approx(0.06)
-    assert made.predicted == predicted
+
+
+def test_loading_that_is_billed_is_in_the_cost_and_not_in_the_times() -> None:
+    made = make_receipt(answer((1.5,)), PRICES, main_load_s=2.0)
+    assert (made.main_load_s, made.ttft_s, made.total_s) == (2.0, 1.5, 1.5)
+    assert made.cost.main_usd == pytest.approx(0.14)

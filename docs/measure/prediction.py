@@ -25,10 +25,8 @@ from typing import Any
 
 from remoe_cli import artifacts
 from remoe_cli.cli.demo import _prompts
-from remoe_cli.cli.infer import main_port
-from remoe_cli.deploy.local import lifecycle
+from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.deploy.local.calibrate import calibrate
-from remoe_cli.deploy.local.target import deploy
 from remoe_cli.model.demo import demo_model
 from remoe_cli.plan.build import Wanted, make_plan
 from remoe_cli.plan.catalog import read_catalog
@@ -37,6 +35,7 @@ from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import Profile, read_profile
 from remoe_cli.profile.run import profile
 from remoe_cli.runtime.client import answer
+from remoe_cli.runtime.prediction import predictor
 
 PROFILED, CALIBRATED = 64, 8
 SHARES = {"the cheapest plan": None, "a quarter remote": 0.25, "half remote": 0.5}
@@ -85,7 +84,7 @@ def _deployed(plan: Plan, folder: Path) -> Iterator[str]:
     """A deployment of the plan, which is gone afterwards whatever happens."""
     name = f"prediction-{os.getpid()}"
     artifacts.write_json(folder / "plan.json", plan)
-    deploy(folder / "plan.json", name, rtt_ms=0.0, say=lambda text: None, progress=lambda done, total: None)
+    target.deploy(folder / "plan.json", name, rtt_ms=0.0, say=lambda text: None, progress=lambda done, total: None)
     try:
         _settle()
         yield name
@@ -102,8 +101,8 @@ def _settle() -> None:
 
 def _ask(name: str, prompts: tuple[str, ...], new_tokens: int) -> list[dict[str, Any]]:
     """Receipts of all prompts but the first, which warms what no other start-up warms."""
-    port = main_port(name)
-    return [answer(name, port, prompt, new_tokens, lambda text: None)["receipt"] for prompt in prompts][1:]
+    endpoint, predict = target.reach(name), predictor(target.plan_path(name))
+    return [answer(endpoint, prompt, new_tokens, lambda text: None, predict=predict)["receipt"] for prompt in prompts][1:]
 
 
 def _compare(what: str, plan: Plan, receipts: list[dict[str, Any]]) -> list[str]:

@@ -14,7 +14,22 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from remoe_cli import __version__
-from remoe_cli.cli import catalog_update, demo, deploy, destroy, infer, logs, output, plan, predict, profile, profile_merge, status
+from remoe_cli.cli import (
+    catalog_update,
+    demo,
+    deploy,
+    destroy,
+    infer,
+    logs,
+    output,
+    package,
+    plan,
+    predict,
+    profile,
+    profile_merge,
+    serve,
+    status,
+)
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.settings import debug
 
@@ -36,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (demo, profile, profile_merge, predict, plan, catalog_update, deploy, infer, status, logs, destroy):
+for module in (demo, profile, profile_merge, predict, plan, catalog_update, package, deploy, infer, serve, status, logs, destroy):
     app.command(name=module.__name__.rpartition(".")[2].replace("_", " "))(module.command)
 
 

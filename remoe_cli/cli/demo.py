@@ -33,8 +33,7 @@ def command(
 ) -> None:
     """Fetch a real small model, then profile, plan, deploy and ask it, on this machine. Needs no account."""
     from remoe_cli import artifacts
-    from remoe_cli.deploy.local import lifecycle
-    from remoe_cli.deploy.local.target import deploy
+    from remoe_cli.deploy.local import lifecycle, target
     from remoe_cli.model.demo import demo_model
     from remoe_cli.plan.build import Wanted, make_plan
     from remoe_cli.plan.catalog import read_catalog
@@ -63,11 +62,11 @@ def command(
         plan_command.show(forced, forced_path)
     name = f"remoe-demo-{os.getpid()}"
     with output.progress("Packaging functions") as progress:
-        deployed = deploy(forced_path, name, rtt_ms=0.0, say=output.say, progress=progress)
+        deployed = target.deploy(forced_path, name, rtt_ms=0.0, say=output.say, progress=progress)
     try:
         output.say(f"5/5 Ask: {QUESTION}\n")
-        port = infer.main_port(name)
-        document = answer(name, port, QUESTION, 64, (lambda text: None) if output.is_json() else output.piece)
+        on_text = (lambda text: None) if output.is_json() else output.piece
+        document = answer(target.reach(name), QUESTION, 64, on_text, predict=infer.predictor_of(forced_path))
     finally:
         lifecycle.destroy(name)
     output.result(

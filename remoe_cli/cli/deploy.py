@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from remoe_cli.cli import output, status
+from remoe_cli.deploy.aws.settings import Endpoint
 
 
 class Target(StrEnum):
@@ -20,6 +21,9 @@ def command(
     target: Annotated[Target, typer.Option(help="Where to deploy: the twin of AWS Lambda on this machine.")] = Target.local,
     name: Annotated[str | None, typer.Option(help="Name of the deployment; the plan's file name by default.")] = None,
     rtt_ms: Annotated[float, typer.Option(min=0, help="Network round trip to add to each invocation, in ms.")] = 0.0,
+    endpoint: Annotated[
+        Endpoint | None, typer.Option(help="What runs the main function: a Lambda function, or nothing here; a server by default.")
+    ] = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -27,5 +31,5 @@ def command(
     from remoe_cli.deploy.local.target import deploy
 
     with output.progress("Packaging functions") as progress:
-        document = deploy(plan, name or plan.stem, rtt_ms=rtt_ms, say=output.say, progress=progress)
+        document = deploy(plan, name or plan.stem, rtt_ms=rtt_ms, say=output.say, progress=progress, endpoint=endpoint)
     output.result(document, lambda: status.show(document))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from remoe_cli.cli import output
-from remoe_cli.errors import UsageError
+from remoe_cli.errors import RemoeError, UsageError
+
+if TYPE_CHECKING:
+    from remoe_cli.runtime.prediction import Predict
 
 
 def command(
@@ -20,29 +24,28 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """Stream the answer to a prompt, then its receipt. With --input and --json, one document a line."""
+    from remoe_cli.deploy.local import target
     from remoe_cli.profile.prompts import read_prompts
     from remoe_cli.runtime.client import answer
 
     if (prompt is None) == (input is None):
         raise UsageError("Give either --prompt TEXT or --input FILE.", "See 'remoe infer --help'.")
-    port = main_port(name)
+    endpoint, predict = target.reach(name), predictor_of(target.plan_path(name))
+    on_text = (lambda piece: None) if output.is_json() else output.piece
     for text in [prompt] if prompt is not None else read_prompts(str(input), field).texts:
-        document = answer(name, port, str(text), max_new_tokens, (lambda piece: None) if output.is_json() else output.piece)
+        document = answer(endpoint, str(text), max_new_tokens, on_text, predict=predict)
         output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
 
 
-def main_port(name: str) -> int:
-    """The port of a deployment's main server; raises DeployError when it does not run."""
-    from remoe_cli.deploy.local.target import status
-    from remoe_cli.errors import DeployError
+def predictor_of(plan: Path) -> Predict | None:
+    """What the plan predicts; None, with a message, where its profile is not at hand."""
+    from remoe_cli.runtime.prediction import predictor
 
-    document = status(name)
-    main = document["main"]
-    if main is None or main["state"] != "running":
-        raise DeployError(
-            f"The main server of '{name}' does not run.", f"See 'remoe logs {name}'; 'remoe destroy {name}' and deploy again."
-        )
-    return int(main["port"])
+    try:
+        return predictor(plan)
+    except RemoeError as error:
+        output.say(f"Receipts have no prediction: {error.message}")
+        return None
 
 
 def show_receipt(receipt: dict[str, Any]) -> None:

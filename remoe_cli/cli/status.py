@@ -35,13 +35,14 @@ def show(document: dict[str, Any]) -> None:
     limits = document["limits"]
     output.line(f"  functions at {document['endpoint']}, limits: memory {limits['memory']}, cpu {limits['cpu']}")
     if main := document["main"]:
-        output.line(
-            f"  main server pid {main['pid']}, port {main['port']}, {main['state']}, {main['resident_bytes'] / 1e6:.0f} MB resident"
-        )
+        what = f"server pid {main['pid']}, port {main['port']}" if main["kind"] == "server" else f"function {main['name']}"
+        output.line(f"  main {what}, {main['state']}, {main['resident_bytes'] / 1e6:.0f} MB resident")
         if "expert_bytes_held" in main:
             held, whole = main["expert_bytes_held"], main["expert_bytes_of_model"]
             experts = f"{main['local_experts']} of {main['experts_of_model']} experts"
             output.line(f"  holds {experts}: {held / 1e6:.1f} MB, {held / whole:.0%}")
+    else:
+        output.line(f"  no main function; 'remoe serve {document['name']}' runs it on this machine")
     if document["functions"]:
         rows = [
             (

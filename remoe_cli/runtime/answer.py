@@ -7,7 +7,9 @@ from typing import Literal
 
 from remoe_cli.runtime.invoke import Invocation
 
-FinishReason = Literal["stop", "length", "cancelled"]
+# Why an answer ended before the model or its length ended it: nobody waits for it, or the time there is for it is over.
+Stop = Literal["cancelled", "time-limit"]
+FinishReason = Literal["stop", "length"] | Stop
 
 
 @dataclass(frozen=True)

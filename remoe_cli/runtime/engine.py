@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from remoe_cli.model.experts import Attachment, attach
 from remoe_cli.model.loader import load
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
-from remoe_cli.runtime.answer import FinishReason, Generated
+from remoe_cli.runtime.answer import FinishReason, Generated, Stop
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from remoe_cli.runtime.invoke import make_client
 
@@ -62,12 +62,15 @@ class _Stream(BaseStreamer):  # type: ignore[misc]
             self.text = whole
 
 
-class _Cancelled(StoppingCriteria):  # type: ignore[misc]
-    def __init__(self, cancelled: Callable[[], bool]) -> None:
-        self._cancelled = cancelled
+class _Stopping(StoppingCriteria):  # type: ignore[misc]
+    """Ends generation once `stopped` gives a reason, and keeps it."""
+
+    def __init__(self, stopped: Callable[[], Stop | None]) -> None:
+        self._stopped, self.reason = stopped, cast("Stop | None", None)
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self._cancelled(), device=input_ids.device, dtype=torch.bool)
+        self.reason = self._stopped()
+        return torch.full((input_ids.shape[0],), self.reason is not None, device=input_ids.device, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,17 @@ class Engine:
         prompt_ids: Iterable[int],
         max_new_tokens: int,
         on_text: Callable[[int, str], None] = lambda token, text: None,
-        cancelled: Callable[[], bool] = lambda: False,
+        stopped: Callable[[], Stop | None] = lambda: None,
     ) -> Generated:
-        """Greedy decoding of one prompt. `on_text(token_id, text)` is called as text becomes whole.
+        """Greedy decoding of one prompt. `on_text(token_id, text)` is called as text becomes whole; `stopped` is asked after every
+        token, and what it says other than None ends the answer.
 
         Raises UsageError for a prompt that is empty or too long for the model, InvokeError when an expert function fails.
         """
         ids = tuple(prompt_ids)
         self._refuse_length(len(ids), max_new_tokens)
         self.dispatcher.take()
-        stream = _Stream(self.tokenizer, time.perf_counter(), on_text)
+        stream, stopping = _Stream(self.tokenizer, time.perf_counter(), on_text), _Stopping(stopped)
         eos = self.model.generation_config.eos_token_id
         with torch.inference_mode():
             self.model.generate(
@@ -107,10 +111,10 @@ class Engine:
                 disable_compile=True,
                 pad_token_id=self.model.generation_config.pad_token_id or 0,
                 streamer=stream,
-                stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)]),
+                stopping_criteria=StoppingCriteriaList([stopping]),
             )
         ended = stream.ids[-1] in ({eos} if isinstance(eos, int) else set(eos or ()))
-        reason: FinishReason = "stop" if ended else "length" if len(stream.ids) == max_new_tokens else "cancelled"
+        reason: FinishReason = "stop" if ended else stopping.reason if stopping.reason and len(stream.ids) < max_new_tokens else "length"
         return Generated(ids, tuple(stream.ids), stream.text, reason, tuple(stream.times), tuple(self.dispatcher.take()))
 
     def _refuse_length(self, prompt: int, new: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -82,11 +83,12 @@ def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any
         connect_timeout=5,
         read_timeout=timeout_s,
         max_pool_connections=connections,
+        tcp_keepalive=True,  # an answer of a main function may take minutes, in which nothing is sent
         # Payloads are built here and always valid; checking them costs as much as sending them.
         parameter_validation=False,
     )
     if endpoint is None:
-        return boto3.client("lambda", config=config)
+        return boto3.client("lambda", region_name=os.environ.get("AWS_REGION"), config=config)
     # The twin is on loopback: a proxy that the environment names must not come between.
     config = config.merge(Config(proxies={}))
     return boto3.client(

@@ -1,4 +1,8 @@
-"""What the plan predicts for one request, so that every receipt can hold prediction against measurement."""
+"""What the plan predicts for one request, so that every receipt can hold prediction against measurement.
+
+Whoever asks predicts, not the main function: the cost model needs the profile, which holds the user's prompts and stays on the user's
+machine. A main function so knows no planner, and costs nothing for it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from remoe_cli.artifacts import read_json
-from remoe_cli.errors import RemoeError
+from remoe_cli.errors import ArtifactError
 from remoe_cli.plan.build import Wanted, make_problem
 from remoe_cli.plan.catalog import read_catalog
 from remoe_cli.plan.cost import evaluate
@@ -15,17 +19,20 @@ from remoe_cli.plan.document import Outcome, Plan
 from remoe_cli.plan.problem import Placement
 from remoe_cli.profile.record import read_profile
 
-# (prompt tokens, generated tokens after the first) -> the outcome, or None when it cannot be told
-Predict = Callable[[int, int], Outcome | None]
+# (prompt tokens, generated tokens after the first) -> the outcome
+Predict = Callable[[int, int], Outcome]
 
 
 def predictor(plan_path: Path) -> Predict:
-    """The planner's cost model at the plan's placement, for requests of any length; a lost profile predicts nothing."""
+    """The planner's cost model at the plan's placement, for requests of any length.
+
+    Raises ArtifactError when the plan's profile or catalog is no longer at hand, or has changed.
+    """
     plan = read_json(plan_path, Plan)
-    try:
-        profile, catalog = read_profile(Path(plan.profile.path)), read_catalog(plan.catalog.path)
-    except RemoeError:
-        return lambda n_in, n_out: None
+    profile, catalog = read_profile(Path(plan.profile.path)), read_catalog(plan.catalog.path)
+    for what, planned, found in (("profile", plan.profile, profile.sha256), ("catalog", plan.catalog, catalog.file.sha256)):
+        if planned.sha256 != found:
+            raise ArtifactError(f"The {what} {planned.path} has changed since the plan was made.", "Plan and deploy again.")
     placement = Placement(plan.main, plan.layers, plan.instances)
     problem = make_problem(profile, catalog, Wanted(invocations=plan.invocations))
 

@@ -50,13 +50,16 @@ class Cost(_Part):
 
 
 class Receipt(_Part):
-    """`tpot_s` is None for an answer of one token; `predicted` is None when the profile is no longer at hand."""
+    """`tpot_s` is None for an answer of one token. `main_load_s` is what the main function took to load before, where it was not yet
+    loaded and that is billed; it is in the cost and in no other time. `predicted` is the client's to fill in (runtime/prediction.py).
+    """
 
     prompt_tokens: int
     generated_tokens: int
     ttft_s: float
     tpot_s: float | None
     total_s: float
+    main_load_s: float = 0.0
     invocations: int
     cold_starts: int
     retries: int
@@ -66,15 +69,15 @@ class Receipt(_Part):
     cost: Cost
     catalog: str
     functions: tuple[FunctionLine, ...]
-    predicted: Outcome | None
+    predicted: Outcome | None = None
 
 
-def make_receipt(answer: Generated, prices: Prices, predicted: Outcome | None) -> Receipt:
+def make_receipt(answer: Generated, prices: Prices, main_load_s: float = 0.0) -> Receipt:
     """Add an answer up."""
     names = sorted({i.function for i in answer.invocations})
     lines = tuple(_line(name, [i for i in answer.invocations if i.function == name], prices) for name in names)
     total_s = answer.token_times_s[-1]
-    main_usd = total_s * prices.main_gb * prices.main_usd_per_gb_second
+    main_usd = (total_s + main_load_s) * prices.main_gb * prices.main_usd_per_gb_second
     functions_usd = sum(line.cost_usd for line in lines)
     return Receipt(
         prompt_tokens=len(answer.prompt_token_ids),
@@ -82,6 +85,7 @@ def make_receipt(answer: Generated, prices: Prices, predicted: Outcome | None) -
         ttft_s=answer.ttft_s,
         tpot_s=answer.tpot_s,
         total_s=total_s,
+        main_load_s=main_load_s,
         invocations=len(answer.invocations),
         cold_starts=sum(line.cold_starts for line in lines),
         retries=sum(line.retries for line in lines),
@@ -91,7 +95,6 @@ def make_receipt(answer: Generated, prices: Prices, predicted: Outcome | None) -
         cost=Cost(main_usd=main_usd, functions_usd=functions_usd, total_usd=main_usd + functions_usd),
         catalog=prices.catalog,
         functions=lines,
-        predicted=predicted,
     )
 
 

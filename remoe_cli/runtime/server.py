@@ -1,11 +1,11 @@
-"""The main model server: one process that holds the main share of a model and answers over HTTP.
+"""The main function over HTTP: one application, for the local server, for a SageMaker container and for one's own machine.
 
-    python -m remoe_cli.runtime.server CONFIG.json
+    python -m remoe_cli.runtime.server SERVER.json PORT
 
-`GET /ping` answers 200 once the model is loaded; `POST /invocations` takes {"prompt" or "prompt_token_ids",
+`GET /ping` answers 503 while the model loads, then 200; `POST /invocations` takes {"prompt" or "prompt_token_ids",
 "max_new_tokens", "stream"} and answers one JSON document, or with "stream" one JSON object a line: {"text": ..} for each
-piece, then {"answer": ..} or {"error": ..}. `GET /main` tells what the process holds. Port and contract are those of a
-SageMaker container. The server listens on loopback, and ends when its standard input is closed, so that it never
+piece, then {"answer": ..} or {"error": ..}. `GET /main` tells what the process holds.
+Run as above, the server is a deployment's own: it listens on loopback, and ends when its standard input is closed, so that it never
 outlives what started it.
 
 All of torch's work is done by one thread. It keeps answers apart, and it is what makes them fast: OpenMP gives every
@@ -17,155 +17,73 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
+import signal
+import socket
 import sys
 import threading
-from collections.abc import AsyncIterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field
+import uvicorn
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from remoe_cli import artifacts
-from remoe_cli.errors import RemoeError, UsageError
-from remoe_cli.model.spec import MoeSpec
-from remoe_cli.profile.record import ModelRef
-from remoe_cli.runtime.prediction import Predict, predictor
-from remoe_cli.runtime.receipt import Prices, Receipt, make_receipt
+from remoe_cli.errors import DeployError, RemoeError, UsageError
+from remoe_cli.runtime.answer import Stop
+from remoe_cli.runtime.main_function import MainFunction, Request, described, load_here, parse, until
 
-if TYPE_CHECKING:
-    from remoe_cli.runtime.engine import Engine
-
-
-class ServedFunction(BaseModel):
-    """A function of hidden layer `layer` (runtime/dispatch.py, RemoteFunction); a layer may have several."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layer: int
-    function: str
-    experts: tuple[int, ...]
-    replicas: int
-    expert_rows: float
+BODY_LIMIT_BYTES = 6_291_456  # of Lambda's Invoke and SageMaker's InvokeEndpoint alike
+# A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
+_READ_LIMIT_BYTES = 4 * BODY_LIMIT_BYTES
+_END_S = 20  # for answers under way when the server ends
+_STATUS: tuple[tuple[type[Exception], int], ...] = ((UsageError, 400), (DeployError, 503), (RemoeError, 502), (Exception, 500))
 
 
-class ServerConfig(artifacts.Document):
-    """What the server is told. The functions' endpoint comes from REMOE_ENDPOINT, set by what starts it."""
+@dataclass(frozen=True)
+class Limits:
+    """Seconds from a request's arrival after which its answer ends with the next token, whole and streamed."""
 
-    schema_version: str = "remoe.server/1"
-    model: ModelRef
-    spec: MoeSpec
-    functions: tuple[ServedFunction, ...]
-    port: int
-    plan: str
-    prices: Prices
+    whole_s: float = math.inf
+    streamed_s: float = math.inf
 
 
-class Request(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompt: str | None = None
-    prompt_token_ids: tuple[int, ...] | None = None
-    max_new_tokens: int = Field(default=256, ge=1)
-    stream: bool = False
-    calls: bool = False
-
-
-class Answer(BaseModel):
-    """`calls`, for calibration: of every warm invocation the bytes both ways, and the seconds waited, in the function and computing."""
-
-    model_config = ConfigDict(frozen=True)
-
-    text: str
-    prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    receipt: Receipt
-    calls: tuple[tuple[int, float, float, float], ...] | None = None
-
-
-class MainState(BaseModel):
-    """Bytes by the tensors themselves, and what the kernel says is resident (all of it, and its anonymous part)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    expert_bytes_held: int
-    expert_bytes_of_model: int
-    local_experts: int
-    experts_of_model: int
-    resident_bytes: int
-    anonymous_bytes: int
-
-
-def load_engine(config: ServerConfig) -> Engine:
-    from remoe_cli.model.checkpoint import find
-    from remoe_cli.runtime.dispatch import RemoteFunction
-    from remoe_cli.runtime.engine import start_engine
-
-    checkpoint = find(config.model.path, config.model.revision)
-    if checkpoint.revision != config.model.revision:
-        raise RemoeError(f"The model {config.model.path} has changed since it was profiled.", "Profile, plan and deploy again.")
-    functions: dict[int, list[RemoteFunction]] = {}
-    for f in config.functions:
-        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
-    engine = start_engine(checkpoint, config.spec, functions, os.environ.get("REMOE_ENDPOINT"))
-    # One token through every layer: proves the hook, and pages the weights in, before anybody waits for an answer.
-    engine.generate([0], 1)
-    engine.attachment.check_fired(1)
-    return engine
-
-
-def main_state(engine: Engine, spec: MoeSpec) -> MainState:
-    from remoe_cli.model.loader import expert_bytes_held
-
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return MainState(
-        expert_bytes_held=expert_bytes_held(engine.model),
-        expert_bytes_of_model=spec.routed_bytes,
-        local_experts=sum(map(len, engine.dispatcher.local.values())),
-        experts_of_model=spec.experts_per_layer * len(spec.moe_layers),
-        resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
-        anonymous_bytes=int(status["RssAnon"].split()[0]) * 1024,
-    )
-
-
-def make_app(engine: Engine, config: ServerConfig, predict: Predict, model_thread: Executor) -> Any:
-    """The HTTP application. One answer at a time, in `model_thread`; further requests wait."""
-    from fastapi import FastAPI
-    from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-
+def make_app(loading: Future[MainFunction], model_thread: Executor, ending: threading.Event, limits: Limits) -> FastAPI:
+    """The application. One answer at a time, in `model_thread`; further requests wait. `ending` ends answers with their next token."""
     app = FastAPI(title="remoe", docs_url=None, redoc_url=None, openapi_url=None)
 
-    def run(request: Request, on_text: Any, cancelled: Any) -> Answer:
-        if (request.prompt is None) == (request.prompt_token_ids is None):
-            raise UsageError("A request has either 'prompt' or 'prompt_token_ids'.", "Give one of the two.")
-        ids = request.prompt_token_ids if request.prompt is None else engine.prompt_ids(request.prompt)
-        generated = engine.generate(ids or (), request.max_new_tokens, on_text, cancelled)
-        return Answer(
-            text=generated.text,
-            prompt_token_ids=generated.prompt_token_ids,
-            token_ids=generated.token_ids,
-            finish_reason=generated.finish_reason,
-            receipt=make_receipt(generated, config.prices, predict(len(generated.prompt_token_ids), len(generated.token_ids) - 1)),
-            calls=tuple(i.sample for i in generated.invocations if i.init_ms is None and not i.retries) if request.calls else None,
-        )
+    def ready() -> bool:
+        return loading.done() and loading.exception() is None
 
-    async def stream(request: Request) -> AsyncIterator[str]:
+    def loaded() -> MainFunction:
+        if not ready():
+            raise DeployError("The main function is still loading its model.", "Wait until GET /ping answers 200.")
+        return loading.result()
+
+    async def stream(main: MainFunction, request: Request, limit_s: float) -> AsyncIterator[str]:
         """Lines as they come; when the client goes away, this generator is cancelled and generation stops at the next token."""
         loop = asyncio.get_running_loop()
         lines: asyncio.Queue[str | None] = asyncio.Queue()
         gone = threading.Event()
 
-        def put(line: str | None) -> None:
+        def put(content: dict[str, Any] | None) -> None:
+            line = None if content is None else json.dumps(content, ensure_ascii=False) + "\n"
             loop.call_soon_threadsafe(lines.put_nowait, line)
 
         def work() -> None:
             try:
-                answer = run(request, lambda token, text: put(_line({"text": text, "token_id": token})), gone.is_set)
-                put(_line({"answer": answer.model_dump(mode="json")}))
+                stopped = until(limit_s, gone, ending)
+                answer = main.answer(request, lambda token, text: put({"text": text, "token_id": token}), stopped)
+                put({"answer": answer.model_dump(mode="json")})
             except Exception as error:
-                put(_line({"error": _error(error)}))
+                put({"error": described(error)})
             put(None)
 
         model_thread.submit(work)
@@ -176,37 +94,95 @@ def make_app(engine: Engine, config: ServerConfig, predict: Predict, model_threa
             gone.set()
 
     @app.get("/ping")
-    def ping() -> PlainTextResponse:
-        return PlainTextResponse("ok")
+    async def ping() -> Response:
+        return PlainTextResponse("ok") if ready() else PlainTextResponse("loading", status_code=503)
 
     @app.get("/main")
-    def state() -> MainState:
-        return main_state(engine, config.spec)
+    async def state() -> Response:
+        return JSONResponse(loaded().state().model_dump(mode="json"))
 
     @app.post("/invocations")
-    def invocations(request: Request) -> Any:
+    async def invocations(http: HttpRequest) -> Response:
+        arrived_s = time.monotonic()
+        body = await _body(http)
+        if body is None:
+            error = UsageError(f"The request has more than {BODY_LIMIT_BYTES} bytes.", "Shorten the prompt.")
+            return JSONResponse({"error": described(error)}, status_code=413)
+        main, request = loaded(), parse(body)
         if request.stream:
-            return StreamingResponse(stream(request), media_type="application/x-ndjson")
-        try:
-            return model_thread.submit(run, request, lambda token, text: None, lambda: False).result()
-        except RemoeError as error:
-            return JSONResponse({"error": _error(error)}, status_code=400 if isinstance(error, UsageError) else 502)
+            return StreamingResponse(stream(main, request, arrived_s + limits.streamed_s), media_type="application/x-ndjson")
+        stopped: Callable[[], Stop | None] = until(arrived_s + limits.whole_s, ending)
+        answer = await asyncio.wrap_future(model_thread.submit(main.answer, request, stopped=stopped))
+        return JSONResponse(answer.model_dump(mode="json"))
+
+    @app.exception_handler(Exception)
+    @app.exception_handler(RemoeError)
+    async def failed(http: HttpRequest, error: Exception) -> Response:
+        status = next(status for kind, status in _STATUS if isinstance(error, kind))
+        return JSONResponse({"error": described(error)}, status_code=status)
 
     return app
 
 
-def _line(content: dict[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False) + "\n"
+async def _body(http: HttpRequest) -> bytes | None:
+    """The request's body; None where it is too large."""
+    body, read = bytearray(), 0
+    async for chunk in http.stream():
+        read += len(chunk)
+        if read <= BODY_LIMIT_BYTES:
+            body += chunk
+        elif read > _READ_LIMIT_BYTES:
+            break
+    return bytes(body) if read <= BODY_LIMIT_BYTES else None
 
 
-def _error(error: Exception) -> dict[str, str]:
-    if isinstance(error, RemoeError):
-        return {"kind": error.kind, "message": error.message, "hint": error.hint}
-    return {
-        "kind": "Internal",
-        "message": f"{type(error).__name__}: {error}",
-        "hint": "See 'remoe logs NAME --function main'; please report it.",
-    }
+class _Server(uvicorn.Server):
+    """Ends when told to or by a signal, which it does not raise again as uvicorn's does: process 1 of a container would not die of it."""
+
+    def __init__(self, config: uvicorn.Config, ending: threading.Event) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    def end(self) -> None:
+        self._ending.set()
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self.end())
+        yield
+
+
+def serve(load: Callable[[], MainFunction], host: str, port: int, limits: Limits = Limits()) -> None:
+    """Answer until SIGTERM or SIGINT, from the start on; the model loads meanwhile. Ends within 20 s of the signal.
+
+    Raises DeployError for a port that cannot be had, and what `load` raises.
+    """
+    try:
+        listener = socket.create_server((host, port), backlog=128)
+    except OSError as error:
+        raise DeployError(f"The main function cannot listen on {host}:{port}: {error.strerror}.", "Choose another port.") from None
+    model_thread, ending = ThreadPoolExecutor(1, "model"), threading.Event()
+    loading = model_thread.submit(load)
+    app = make_app(loading, model_thread, ending, limits)
+    server = _Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_END_S), ending)
+    loading.add_done_callback(lambda done: server.end() if done.exception() else None)
+    with listener:
+        server.run(sockets=[listener])
+    model_thread.shutdown(wait=False, cancel_futures=True)
+    if loading.done():
+        loading.result()
+
+
+def run(load: Callable[[], MainFunction], host: str, port: int, limits: Limits = Limits()) -> NoReturn:
+    """`serve` as a whole program."""
+    try:
+        serve(load, host, port, limits)
+    except RemoeError as error:
+        sys.exit(f"error: {error.message}\n  hint: {error.hint}")
+    # Not the interpreter's own end, which would wait for a thread that waits for an expert function.
+    os._exit(0)
 
 
 def _end_with_parent() -> None:
@@ -216,19 +192,6 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-def main(path: str) -> None:
-    import uvicorn
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    config = artifacts.read_json(Path(path), ServerConfig)
-    with ThreadPoolExecutor(1, "model") as model_thread:
-        try:
-            engine = model_thread.submit(load_engine, config).result()
-        except RemoeError as error:
-            sys.exit(f"error: {error.message}\n  hint: {error.hint}")
-        app = make_app(engine, config, predictor(Path(config.plan)), model_thread)
-        uvicorn.run(app, host="127.0.0.1", port=config.port, log_level="warning", access_log=False)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    run(lambda: load_here(Path(sys.argv[1]), os.environ.get("REMOE_ENDPOINT")), "127.0.0.1", int(sys.argv[2]))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from remoe_cli.artifacts import read_json
-from remoe_cli.deploy.local import lifecycle, processes
+from remoe_cli.deploy.local import lifecycle, processes, target
 from remoe_cli.errors import DeployError
 from remoe_cli.plan.catalog import read_catalog
 from remoe_cli.plan.document import Plan
@@ -37,8 +37,8 @@ def calibrate(
     profile = with_target(profile, out, *measure_target(name, client, functions, lambda function: restart(name, function)))
     if prompts:
         say(f"Asking '{name}' {len(prompts)} prompts")
-        port = status["main"]["port"]
-        answers = [answer(name, port, prompt, max_new_tokens, lambda text: None, calls=True) for prompt in (prompts[0], *prompts)]
+        endpoint = target.reach(name)
+        answers = [answer(endpoint, prompt, max_new_tokens, lambda text: None, calls=True) for prompt in (prompts[0], *prompts)]
         profile = with_answers(profile, out, plan, read_catalog(plan.catalog.path), answers[1:])  # the first of all finds all cold
     return profile
 

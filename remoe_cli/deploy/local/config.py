@@ -40,13 +40,14 @@ class MainConfig(_Part):
 
 
 class TwinConfig(Document):
-    """One deployment. `rtt_ms` is slept per invocation to stand for the network; an execution environment that is idle for
-    `idle_ttl_s` is reclaimed; `python` is the interpreter that has awslambdaric."""
+    """One deployment. `main` is a server, a function that may invoke the others, or not here. `rtt_ms` is slept per invocation to stand
+    for the network; an execution environment that is idle for `idle_ttl_s` is reclaimed; `python` is the interpreter that has
+    awslambdaric."""
 
     schema_version: str = "remoe.twin/1"
     name: DeploymentName
     functions: tuple[FunctionConfig, ...]
-    main: MainConfig | None = None
+    main: MainConfig | FunctionConfig | None = None
     rtt_ms: float = Field(default=0.0, ge=0)
     idle_ttl_s: float = Field(default=300.0, gt=0)
     python: str

@@ -18,7 +18,7 @@ import numpy as np
 from aiohttp import web
 
 from remoe_cli.deploy.local import processes
-from remoe_cli.deploy.local.config import TwinConfig
+from remoe_cli.deploy.local.config import FunctionConfig, TwinConfig
 from remoe_cli.deploy.local.instance import Host
 from remoe_cli.deploy.local.pool import Pool, Throttled
 from remoe_cli.deploy.local.worker import PAYLOAD_LIMIT_BYTES
@@ -30,17 +30,18 @@ _NAME = re.compile(r"(?:arn:aws[\w-]*:lambda:[\w-]+:\d{12}:function:|\d{12}:func
 
 @dataclass(frozen=True)
 class Twin:
-    """One running deployment. `main_status` describes the main server, `stop` ends the deployment."""
+    """One running deployment. `main_status` describes the main server if there is one, `stop` ends the deployment."""
 
     config: TwinConfig
     host: Host
     pools: Mapping[str, Pool]
-    main_status: Callable[[], dict[str, Any] | None] = lambda: None
+    main_status: Callable[[], dict[str, Any]] | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-def twin(config: TwinConfig, host: Host, main_status: Callable[[], dict[str, Any] | None] = lambda: None) -> Twin:
-    pools = {function.name: Pool(function, host, config.idle_ttl_s) for function in config.functions}
+def twin(config: TwinConfig, host: Host, main_status: Callable[[], dict[str, Any]] | None = None) -> Twin:
+    functions = [*config.functions, *([config.main] if isinstance(config.main, FunctionConfig) else [])]
+    pools = {function.name: Pool(function, host, config.idle_ttl_s) for function in functions}
     return Twin(config, host, pools, main_status)
 
 
@@ -57,6 +58,9 @@ async def serve(twin: Twin, port: int = 0) -> web.AppRunner:
     except OSError:
         await runner.cleanup()
         raise
+    if isinstance(main := twin.config.main, FunctionConfig):
+        told = {**main.environment, "REMOE_ENDPOINT": endpoint(runner)}
+        twin.pools[main.name].function = main.model_copy(update={"environment": told})
     return runner
 
 
@@ -80,23 +84,32 @@ def status(twin: Twin) -> dict[str, Any]:
         "pid": os.getpid(),
         "limits": {"memory": mechanism.memory, "cpu": mechanism.cpu},
         "rtt_ms": twin.config.rtt_ms,
-        "main": twin.main_status(),
-        "functions": [
+        "main": _main_status(twin),
+        "functions": [_function_status(twin.pools[function.name]) for function in twin.config.functions],
+    }
+
+
+def _main_status(twin: Twin) -> dict[str, Any] | None:
+    if isinstance(main := twin.config.main, FunctionConfig):
+        of = _function_status(twin.pools[main.name])
+        resident = sum(instance["resident_bytes"] for instance in of["instances"])
+        return {"kind": "lambda", **of, "state": "running" if of["instances"] else "at rest", "resident_bytes": resident}
+    return twin.main_status() if twin.main_status else None
+
+
+def _function_status(pool: Pool) -> dict[str, Any]:
+    return {
+        "name": pool.function.name,
+        "memory_mb": pool.function.memory_mb,
+        **asdict(pool.counters),
+        "instances": [
             {
-                "name": name,
-                "memory_mb": pool.function.memory_mb,
-                **asdict(pool.counters),
-                "instances": [
-                    {
-                        "pid": instance.pid,
-                        "state": instance.state.name,
-                        "resident_bytes": processes.memory(instance.pid).resident_bytes,
-                        "port": instance.port,
-                    }
-                    for instance in pool.instances
-                ],
+                "pid": instance.pid,
+                "state": instance.state.name,
+                "resident_bytes": processes.memory(instance.pid).resident_bytes,
+                "port": instance.port,
             }
-            for name, pool in twin.pools.items()
+            for instance in pool.instances
         ],
     }
 

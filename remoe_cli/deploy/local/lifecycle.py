@@ -22,7 +22,7 @@ from typing import Any
 from remoe_cli import limits, settings
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.local import processes
-from remoe_cli.deploy.local.config import NAME_FORM, ChildrenRecord, ProcessRef, SupervisorRecord, TwinConfig
+from remoe_cli.deploy.local.config import NAME_FORM, ChildrenRecord, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.logs import last_lines
 from remoe_cli.errors import ArtifactError, DeployError, HeldError, UsageError
 
@@ -69,7 +69,7 @@ def start(
             progress("Starting the supervisor")
             supervisor = _spawn_supervisor(folder)
             _await_front(folder, supervisor)
-            if config.main:
+            if isinstance(config.main, MainConfig):
                 progress("Waiting for the main server")
                 _await_main(folder, config.main.port, main_wait_s)
             return _live_status(folder)

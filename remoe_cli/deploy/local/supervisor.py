@@ -43,7 +43,14 @@ class Main:
 
     def status(self) -> dict[str, Any]:
         resident = processes.memory(self.pid).resident_bytes if self.state == "running" else 0
-        return {"pid": self.pid, "port": self.config.port, "state": self.state, "restarts": self.restarts, "resident_bytes": resident}
+        return {
+            "kind": "server",
+            "pid": self.pid,
+            "port": self.config.port,
+            "state": self.state,
+            "restarts": self.restarts,
+            "resident_bytes": resident,
+        }
 
 
 @dataclass
@@ -71,8 +78,8 @@ async def supervise(state_dir: Path) -> None:
         raise DeployError("This system does not say when a process started.", "Run on Linux, or install ps.")
     children = Children(state_dir / "children.json", (own,))
     host = Host(config.python, limits.probe(label(state_dir)), state_dir / "logs" / "functions", children.add)
-    main = Main(config.main, state_dir / "logs" / "main.log") if config.main else None
-    twin = front.twin(config, host, main.status if main else lambda: None)
+    main = Main(config.main, state_dir / "logs" / "main.log") if isinstance(config.main, MainConfig) else None
+    twin = front.twin(config, host, main.status if main else None)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, twin.stop.set)
     runner = await _open_front(twin, state_dir / "supervisor.json")

@@ -4,11 +4,13 @@ The directory of a deployment holds, beside the twin's own files:
 
     plan.json      a copy of the plan
     bundle/        the functions' code and shards (package/bundle.py)
-    server.json    what the main server is told (runtime/server.py)
+    server.json    what a main server is told (runtime/server_config.py)
+    main/          the share of a main function that is a function (package/share.py)
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import socket
 import sys
@@ -19,27 +21,36 @@ from typing import Any
 
 import httpx
 
+import remoe_cli
 from remoe_cli import artifacts
+from remoe_cli.deploy import main_share
+from remoe_cli.deploy.aws.settings import Endpoint
 from remoe_cli.deploy.inputs import read_inputs
 from remoe_cli.deploy.local import lifecycle
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
+from remoe_cli.errors import DeployError, UsageError
 from remoe_cli.package import bundle
-from remoe_cli.plan.catalog import Catalog
+from remoe_cli.package.share import MANIFEST
 from remoe_cli.plan.document import Plan
-from remoe_cli.profile.record import Profile
-from remoe_cli.runtime.receipt import Prices
-from remoe_cli.runtime.server import ServedFunction, ServerConfig
+from remoe_cli.runtime import client
+from remoe_cli.runtime.invoke import make_client
 
-_TIMEOUT_S = 30.0
-_MOST_EXPERT_ROWS = 1e6
+_TIMEOUT_S, _MAIN_TIMEOUT_S = 30.0, 900.0
+_MOST_MEMORY_MB = 10_240
+_MAIN_RUNTIME_MB = 512  # torch and transformers, besides the weights
 Progress = Callable[[int, int], None]
 
 
-def deploy(plan_path: Path, name: str, *, rtt_ms: float, say: Callable[[str], None], progress: Progress) -> dict[str, Any]:
+def deploy(
+    plan_path: Path, name: str, *, rtt_ms: float, say: Callable[[str], None], progress: Progress, endpoint: Endpoint | None = None
+) -> dict[str, Any]:
     """Check the plan, build its bundle and start everything; returns the status document. On failure nothing is left.
 
-    Raises ArtifactError for a plan that the verifier does not confirm, HeldError for a name that is taken.
+    The main function is a server process, or what `endpoint` says. Raises ArtifactError for a plan that the verifier does not confirm,
+    HeldError for a name that is taken, UsageError for an endpoint that the twin does not have.
     """
+    if endpoint is Endpoint.sagemaker:
+        raise UsageError("The local twin has no SageMaker endpoint.", "Leave --endpoint out: its main server is the same program.")
     plan, profile, catalog = read_inputs(plan_path)
 
     def prepare(folder: Path) -> TwinConfig:
@@ -47,8 +58,8 @@ def deploy(plan_path: Path, name: str, *, rtt_ms: float, say: Callable[[str], No
         manifest = bundle.build(plan, plan_path, profile, folder / "bundle", progress)
         bundle.read(folder / "bundle")
         code = bundle.unpack_code(folder / "bundle")
-        port = _free_port()
-        artifacts.write_json(folder / "server.json", _server_config(name, plan, folder / "plan.json", profile, catalog, manifest, port))
+        config = main_share.server_config(plan, profile, catalog, manifest, lambda entry: f"{name}-{entry}")
+        artifacts.write_json(folder / "server.json", config)
         functions = tuple(
             FunctionConfig(
                 name=f"{name}-{entry.name}",
@@ -61,54 +72,84 @@ def deploy(plan_path: Path, name: str, *, rtt_ms: float, say: Callable[[str], No
             )
             for entry in manifest.functions
         )
-        server = MainConfig(argv=[sys.executable, "-m", "remoe_cli.runtime.server", str(folder / "server.json")], port=port)
-        return TwinConfig(name=name, functions=functions, main=server, rtt_ms=rtt_ms, python=sys.executable)
+        main: MainConfig | FunctionConfig | None = None
+        match endpoint:
+            case None:
+                main = _main_server(folder)
+            case Endpoint.aws_lambda:
+                share = main_share.write_main(config, folder / "plan.json", folder / "main")
+                main = _main_function(name, plan, folder / "main", share.bytes)
+        return TwinConfig(name=name, functions=functions, main=main, rtt_ms=rtt_ms, python=sys.executable)
 
     lifecycle.start(name, prepare, say)
     return status(name)
 
 
-def _server_config(
-    name: str, plan: Plan, plan_file: Path, profile: Profile, catalog: Catalog, manifest: bundle.Manifest, port: int
-) -> ServerConfig:
-    expert_rows = _expert_rows(profile)
-    return ServerConfig(
-        model=manifest.model,
-        spec=manifest.spec,
-        functions=tuple(
-            ServedFunction(layer=f.layer, function=f"{name}-{f.name}", experts=f.experts, replicas=f.replicas, expert_rows=expert_rows)
-            for f in manifest.functions
-        ),
-        port=port,
-        plan=str(plan_file),
-        prices=Prices(
-            catalog=catalog.name,
-            main_gb=plan.main.memory_mb / 1024,
-            main_usd_per_gb_second=catalog.main_usd_per_gb_second,
-            function_usd_per_gb_second=catalog.function_usd_per_gb_second,
-            function_usd_per_request=catalog.function.usd_per_request,
-        ),
+def _main_server(folder: Path) -> MainConfig:
+    port = _free_port()
+    return MainConfig(argv=[sys.executable, "-m", "remoe_cli.runtime.server", str(folder / "server.json"), str(port)], port=port)
+
+
+def _main_function(name: str, plan: Plan, share: Path, share_bytes: int) -> FunctionConfig:
+    """The main function as one of Lambda's, with the plan's memory; it runs from this installation, which has torch."""
+    needed_mb = math.ceil(share_bytes / 2**20) + _MAIN_RUNTIME_MB
+    memory_mb = min(max(plan.main.memory_mb, needed_mb), _MOST_MEMORY_MB)
+    if needed_mb > _MOST_MEMORY_MB:
+        raise DeployError(
+            f"The main function needs {needed_mb} MB, and a Lambda function has {_MOST_MEMORY_MB} MB at most.",
+            "Leave --endpoint lambda out, or plan with more experts remote.",
+        )
+    return FunctionConfig(
+        name=f"{name}-main",
+        handler="remoe_cli.runtime.lambda_main.handle",
+        code_dir=str(Path(remoe_cli.__file__).parents[1]),
+        environment={"REMOE_MAIN": str(share / MANIFEST)},
+        memory_mb=memory_mb,
+        timeout_s=_MAIN_TIMEOUT_S,
+        reserved_concurrency=1,
     )
 
 
-def _expert_rows(profile: Profile) -> float:
-    """What an expert adds to an invocation besides its rows, in rows; at one vCPU, where the planner divides among replicas too
-    (plan/remote_side.py, `lpt`). A million where rows cost next to nothing: then only experts count."""
-    work_s = profile.record.latency.remote_expert.work_s
-    one_s, many_s = float(work_s(1, 1.0)), float(work_s(65, 1.0))
-    row_s = (many_s - one_s) / 64
-    return min(max(one_s / row_s - 1, 0.0), _MOST_EXPERT_ROWS) if row_s > 0 else _MOST_EXPERT_ROWS
-
-
 def status(name: str) -> dict[str, Any]:
-    """The twin's status document, with what the main server really holds (runtime/server.py, MainState) under `main`."""
+    """The twin's status document, with what a main server really holds (runtime/main_function.py, MainState) under `main`."""
     document = lifecycle.status(name)
     main = document["main"]
-    if main and main["state"] == "running":
+    if main and main["kind"] == "server" and main["state"] == "running":
         with suppress(httpx.HTTPError):
             answer = httpx.get(f"http://127.0.0.1:{main['port']}/main", trust_env=False, timeout=5)
             main |= answer.raise_for_status().json()
     return document
+
+
+def reach(name: str) -> client.Endpoint:
+    """Where a deployment's main function is asked; raises DeployError when there is none that runs."""
+    document = lifecycle.status(name)
+    match document["main"]:
+        case {"kind": "server", "state": "running", "port": port}:
+            return client.Http(f"http://127.0.0.1:{port}")
+        case {"kind": "lambda", "name": function}:
+            return client.LambdaMain(function, make_client(document["endpoint"], 1, _MAIN_TIMEOUT_S + 10))
+        case None if document["endpoint"]:
+            raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name}'.")
+    raise DeployError(f"The main server of '{name}' does not run.", f"See 'remoe logs {name}'; 'remoe destroy {name}' and deploy again.")
+
+
+def plan_path(name: str) -> Path:
+    """The plan that a deployment was made of."""
+    return lifecycle.state_dir(name) / "plan.json"
+
+
+def serve(name: str, host: str, port: int) -> None:
+    """Run the main function of a deployment in this process until it is interrupted, from the model's own checkpoint.
+
+    Raises DeployError for a deployment that does not run, and what runtime/main_function.py and runtime/server.py raise.
+    """
+    from remoe_cli.runtime import main_function, server
+
+    functions = lifecycle.status(name)["endpoint"]
+    if functions is None:
+        raise DeployError(f"'{name}' does not run.", f"Run 'remoe destroy {name}', then deploy again.")
+    server.serve(lambda: main_function.load_here(lifecycle.state_dir(name) / "server.json", functions), host, port)
 
 
 def _free_port() -> int:

@@ -1,0 +1,78 @@
+"""`remoe package`: what a deployment consists of, as files; or the container image of its main function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from remoe_cli.cli import output
+from remoe_cli.errors import UsageError
+
+
+def command(
+    plan: Annotated[Path, typer.Argument(help="A plan made by 'remoe plan'.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", "--context", help="Folder to write; by default named after the plan.")
+    ] = None,
+    image: Annotated[bool, typer.Option("--image", help="Write the build context of the main function's image, and build it.")] = False,
+    repository: Annotated[
+        str | None, typer.Option(help="With --image: push it here, such as ACCOUNT.dkr.ecr.REGION.amazonaws.com/remoe.")
+    ] = None,
+    json: output.JsonOption = False,
+    quiet: output.QuietOption = False,
+) -> None:
+    """Write the expert functions' bundle and the main function's share of the model, and show their sizes; with --image, its image."""
+    if repository is not None and not image:
+        raise UsageError("--repository is for an image.", "Give --image too.")
+    if image:
+        _image(plan, out or Path(f"{plan.stem}-image"), repository)
+    else:
+        _files(plan, out or Path(f"{plan.stem}-package"))
+
+
+def _files(plan_path: Path, folder: Path) -> None:
+    from remoe_cli.deploy.inputs import read_inputs
+    from remoe_cli.deploy.main_share import server_config, write_main
+    from remoe_cli.package import bundle
+
+    plan, profile, catalog = read_inputs(plan_path)
+    with output.progress("Packaging functions") as progress:
+        made = bundle.build(plan, plan_path, profile, folder / "functions", progress)
+    with output.progress("Writing the main function's share") as progress:
+        config = server_config(plan, profile, catalog, made, lambda entry: f"{plan_path.stem}-{entry}")
+        share = write_main(config, plan_path, folder / "main", progress)
+    sizes = {f.name: (folder / "functions" / f.shard).stat().st_size for f in made.functions}
+    document = {"path": str(folder), "main_bytes": share.bytes, "functions_bytes": sum(sizes.values()), "functions": sizes}
+
+    def show() -> None:
+        rows = [("main function", f"{share.bytes / 1e6:.1f}"), *((name, f"{size / 1e6:.1f}") for name, size in sizes.items())]
+        output.table(f"Packaged in {folder}", ("", "MB"), rows)
+
+    output.result(document, show)
+
+
+def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
+    from remoe_cli.artifacts import read_json
+    from remoe_cli.deploy.image import build, by_hand
+    from remoe_cli.package.image import Image, write_context
+    from remoe_cli.plan.catalog import read_catalog
+    from remoe_cli.plan.document import Plan
+
+    plan = read_json(plan_path, Plan)
+    gpu = plan.main.gpu_memory_mb is not None
+    architecture = "x86_64" if gpu else read_catalog(plan.catalog.path).architecture
+    image = Image(folder, write_context(folder), gpu, architecture, repository)
+    done = build(image, output.say)
+    commands = [] if done else by_hand(image)
+    document = {"path": str(folder), "sha256": image.sha256, "image": image.uri, "built": done, "pushed": done and repository is not None}
+
+    def show() -> None:
+        output.line(f"The build context is {folder}, the image {image.uri}.")
+        if commands:
+            output.line("No Docker answers here. To build and push it elsewhere:")
+        for each in commands:
+            output.line(f"  {each}")
+
+    output.result(document | {"commands": commands}, show)

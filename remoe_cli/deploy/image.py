@@ -1,0 +1,57 @@
+"""Making an image of a build context, and pushing it, by the Docker that answers here or by hand."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from remoe_cli.errors import DeployError
+from remoe_cli.package.image import Image
+
+
+def by_hand(image: Image) -> list[str]:
+    """The commands that do what `build` does."""
+    login = f"aws ecr get-login-password --region {image.region} | docker login --username AWS --password-stdin {image.registry}"
+    return [shlex.join(image.build), *([login] if image.registry else []), *([shlex.join(image.push)] if image.repository else [])]
+
+
+def build(image: Image, say: Callable[[str], None]) -> bool:
+    """Build it, and push it where there is a repository; False where no Docker answers.
+
+    Raises DeployError when Docker or Amazon ECR refuses.
+    """
+    try:
+        answers = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, check=False)
+    except OSError:
+        return False
+    if answers.returncode:
+        return False
+    _docker(image.build, say)
+    if image.repository:
+        if image.registry:
+            _docker(["docker", "login", "--username", "AWS", "--password-stdin", image.registry], say, input=_password(image))
+        _docker(image.push, say)
+    return True
+
+
+def _docker(argv: list[str], say: Callable[[str], None], **options: Any) -> None:
+    say(shlex.join(argv))
+    # What Docker says is for people: a JSON document stays alone on standard output.
+    if code := subprocess.run(argv, stdout=sys.stderr, check=False, **options).returncode:
+        raise DeployError(f"'{shlex.join(argv[:2])}' failed with status {code}.", "See what it printed above.")
+
+
+def _password(image: Image) -> bytes:
+    """What Amazon ECR takes for twelve hours; for Docker's standard input alone."""
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        token = boto3.client("ecr", region_name=image.region).get_authorization_token()
+    except (BotoCoreError, ClientError) as error:
+        raise DeployError(f"Amazon ECR in {image.region} gives no password: {error}", "Check the AWS credentials.") from None
+    return base64.b64decode(token["authorizationData"][0]["authorizationToken"]).partition(b":")[2]

@@ -1,0 +1,143 @@
+"""The container image of the main function: a Docker build context, the same files from the same installation.
+
+Dockerfile          Python as it is here, the requirements, this package; its program is runtime/container.py
+torch.txt           torch alone, since its wheels for CPUs are in an index of their own
+requirements.txt    everything that the main function imports, in the versions that are installed and tested here
+remoe_cli/          this package
+
+The image holds no weights: whoever runs it names its share in REMOE_MAIN. SageMaker runs it as it is; Lambda runs it with another
+entry point, awslambdaric and runtime/lambda_main.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import NormalizedName, canonicalize_name
+
+import remoe_cli
+
+# What the modules of remoe_cli.runtime import, and what they import of other packages of remoe_cli.
+ROOTS = (
+    *("awslambdaric", "boto3", "fastapi", "httpx", "numkong", "numpy", "packaging", "platformdirs", "pybase64", "pydantic"),
+    *("safetensors", "torch", "transformers", "uvicorn"),
+)
+_CPU_INDEX, _GPU_INDEX = "https://download.pytorch.org/whl/cpu", "https://pypi.org/simple"
+_LINUX = {"platform_system": "Linux", "sys_platform": "linux", "os_name": "posix", "extra": ""}
+_TAG_DIGITS = 16
+# SageMaker runs containers as root and says so ("Custom Inference Code with Hosting Services"), so there is no USER.
+_DOCKERFILE = """\
+FROM python:{python}-slim-bookworm
+
+# SageMaker may say in SAGEMAKER_BIND_TO_PORT where the program listens.
+LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \\
+    HF_HOME=/tmp/huggingface HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONPATH=/opt/remoe
+
+ARG TORCH_INDEX={gpu_index}
+COPY torch.txt requirements.txt /opt/remoe/
+RUN pip install --no-cache-dir --only-binary :all: --no-deps --index-url "$TORCH_INDEX" -r /opt/remoe/torch.txt \\
+ && pip install --no-cache-dir --only-binary :all: -r /opt/remoe/requirements.txt
+
+COPY remoe_cli /opt/remoe/remoe_cli
+RUN python -m compileall -q /opt/remoe/remoe_cli
+
+WORKDIR /opt/remoe
+EXPOSE 8080
+ENTRYPOINT ["python", "-m", "remoe_cli.runtime.container"]
+CMD ["serve"]
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A build context and what makes an image of it. `gpu` decides which torch it has; `repository` is None where nobody named one."""
+
+    context: Path
+    sha256: str
+    gpu: bool
+    architecture: str
+    repository: str | None
+
+    @property
+    def uri(self) -> str:
+        """Tagged by the context, so that a tag always means the same image."""
+        return f"{self.repository or 'remoe'}:{self.sha256[:_TAG_DIGITS]}"
+
+    @property
+    def build(self) -> list[str]:
+        """Without provenance, which makes an index of the image that Lambda refuses."""
+        return [
+            *("docker", "build", "--platform", {"x86_64": "linux/amd64", "arm64": "linux/arm64"}[self.architecture], "--provenance=false"),
+            *("--build-arg", f"TORCH_INDEX={_GPU_INDEX if self.gpu else _CPU_INDEX}", "--tag", self.uri, str(self.context)),
+        ]
+
+    @property
+    def registry(self) -> str | None:
+        """The host that takes the image, where it is one of Amazon ECR."""
+        host = (self.repository or "").partition("/")[0]
+        return host if ".dkr.ecr." in host else None
+
+    @property
+    def region(self) -> str | None:
+        return self.registry.split(".")[3] if self.registry else None
+
+    @property
+    def push(self) -> list[str]:
+        return ["docker", "push", self.uri]
+
+
+def write_context(folder: Path) -> str:
+    """Write the build context into `folder`, which holds nothing else then, and return its sha256: over names and contents."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    pins = pinned()
+    torch = next(pin for pin in pins if pin.startswith("torch=="))
+    (folder / "Dockerfile").write_text(_DOCKERFILE.format(python=platform.python_version(), gpu_index=_GPU_INDEX))
+    (folder / "torch.txt").write_text(f"{torch}\n")
+    (folder / "requirements.txt").write_text("".join(f"{pin}\n" for pin in pins))
+    package = Path(remoe_cli.__file__).parent
+    shutil.copytree(package, folder / "remoe_cli", ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def pinned() -> tuple[str, ...]:
+    """`name==version` of the main function's requirements and of theirs, as installed here, by name.
+
+    A build of torch for CPUs and one for GPUs have the same public version, and which it is to be is the image's choice. What Linux needs
+    besides and this machine has not, such as the CUDA libraries of another torch, pip finds by what those that need it say.
+    """
+    versions: dict[str, str] = {}
+    todo = [canonicalize_name(name) for name in ROOTS]
+    while todo:
+        name = todo.pop()
+        if name in versions:
+            continue
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            if name in ROOTS:
+                raise
+            continue
+        versions[name] = found.version.partition("+")[0]
+        todo += _required(found)
+    return tuple(f"{name}=={versions[name]}" for name in sorted(versions))
+
+
+def _required(distribution: metadata.Distribution) -> Iterator[NormalizedName]:
+    for line in distribution.requires or ():
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate(_LINUX):
+            yield canonicalize_name(requirement.name)

@@ -1,0 +1,174 @@
+"""Fetching the main function's share, before it serves: a manifest names the files, and each is checked against its digest.
+
+`s3://BUCKET/main/SHA256.json` names the manifest by its own digest; its files are objects `main/SHA256/NAME` of the same bucket, fetched
+in ranges, many at once. A path names a manifest on this machine, whose files are beside it and stay there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remoe_cli.artifacts import read_json, sha256_bytes, sha256_file
+from remoe_cli.errors import ArtifactError, DeployError
+from remoe_cli.package.share import MANIFEST, MainFile, MainManifest
+
+_CONNECTIONS = 16
+_RANGE_BYTES = 16 << 20
+_DIGESTS = 4  # files that are digested at once
+_AGAIN = "Deploy the plan again."
+
+
+@dataclass(frozen=True)
+class _Object:
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+    def beside(self, file: MainFile) -> _Object:
+        """Where a file of the manifest that is this object lies."""
+        return _Object(self.bucket, f"{self.key.rpartition('/')[0]}/{file.sha256}/{file.name}")
+
+
+def scratch_folder() -> Path:
+    """Where a container or a Lambda function keeps its share: /tmp is what both can write to, and nobody else is there."""
+    return Path(tempfile.gettempdir()) / "remoe-main"
+
+
+def fetch(uri: str, folder: Path) -> Path:
+    """Have every file of the manifest at `uri` on this machine, and return their folder: `folder`, which then holds nothing else, or
+    for a path the manifest's own.
+
+    A file that is there already is not fetched again. Raises ArtifactError for a file that is not what the manifest or its name says,
+    DeployError for one that is missing or may not be read, or when there is no room.
+    """
+    if (found := re.fullmatch(r"s3://([^/]+)/(.+)", uri)) is None:
+        manifest = read_json(Path(uri), MainManifest)
+        here = Path(uri).resolve().parent
+        with ThreadPoolExecutor(_DIGESTS) as pool:
+            for _ in pool.map(lambda file: _check(here / file.name, file, str(here / file.name)), manifest.files):
+                pass
+        return here
+    source, client = _Object(found[1], found[2]), _client()
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(client, source, folder)
+    names = {file.name for file in manifest.files}
+    for stale in folder.iterdir():
+        if stale.name not in names | {MANIFEST}:
+            stale.unlink()
+    wanted = [file for file in manifest.files if not _is_right(folder / file.name, file)]
+    _refuse_full(folder, sum(file.bytes for file in wanted))
+    _download(client, source, wanted, folder)
+    return folder
+
+
+def _client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        max_pool_connections=_CONNECTIONS,
+        retries={"mode": "standard", "total_max_attempts": 5},
+        connect_timeout=5,
+        response_checksum_validation="when_required",  # the manifest's digests say more, and so a transfer needs no HEAD first
+    )
+    return boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=config)
+
+
+def _manifest(client: Any, source: _Object, folder: Path) -> MainManifest:
+    with _named(source):
+        body = client.get_object(Bucket=source.bucket, Key=source.key)["Body"].read()
+    if sha256_bytes(body) != source.key.rpartition("/")[2].removesuffix(".json"):
+        raise ArtifactError(f"{source} is not the manifest that its name says: its sha256 differs.", _AGAIN)
+    (folder / MANIFEST).write_bytes(body)
+    return read_json(folder / MANIFEST, MainManifest)
+
+
+def _download(client: Any, source: _Object, files: list[MainFile], folder: Path) -> None:
+    from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+    config = TransferConfig(
+        multipart_threshold=_RANGE_BYTES,
+        multipart_chunksize=_RANGE_BYTES,
+        max_concurrency=_CONNECTIONS,
+        preferred_transfer_client="classic",
+    )
+    with create_transfer_manager(client, config) as transfers, ThreadPoolExecutor(_DIGESTS) as pool:
+
+        def finish(file: MainFile, transfer: Any) -> None:
+            at = source.beside(file)
+            with _named(at):
+                transfer.result()
+            _check(folder / file.name, file, str(at))
+
+        started = [(f, transfers.download(source.bucket, source.beside(f).key, str(folder / f.name))) for f in files]
+        ended = [pool.submit(finish, file, transfer) for file, transfer in started]
+        try:
+            for each in ended:
+                each.result()
+        except BaseException:
+            for _, transfer in started:
+                transfer.cancel()
+            raise
+
+
+def _is_right(path: Path, file: MainFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.bytes and sha256_file(path) == file.sha256
+
+
+def _check(path: Path, file: MainFile, said: str) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"{said} is missing.", _AGAIN)
+    if not _is_right(path, file):
+        raise ArtifactError(f"{said} is not the file that the manifest names: its size or sha256 differs.", _AGAIN)
+
+
+def _refuse_full(folder: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise _no_room(folder, f"{needed_bytes / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
+
+
+def _no_room(folder: Path, why: str) -> DeployError:
+    return DeployError(
+        f"There is no room in {folder} for the main function's files: {why}.",
+        "Give the main function more storage: a larger instance, or on Lambda more ephemeral storage.",
+    )
+
+
+@contextmanager
+def _named(at: _Object) -> Iterator[None]:
+    """Errors of S3 and of the disk under their own name."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code in ("404", "NoSuchKey", "NoSuchBucket"):
+            raise DeployError(f"{at} is missing.", _AGAIN) from None
+        if code in ("403", "AccessDenied"):
+            raise DeployError(
+                f"{at} may not be read: access denied.",
+                "The main function's role needs s3:GetObject on it; a missing object looks the same.",
+            ) from None
+        raise DeployError(
+            f"{at} cannot be fetched: {code}: {error.response['Error'].get('Message', 'no message')}.", "Try again."
+        ) from None
+    except BotoCoreError as error:
+        raise DeployError(f"{at} cannot be fetched: {error}", "Check the credentials, the region and the network.") from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise _no_room(Path(error.filename or "/tmp").parent, "the disk is full") from None

@@ -1,0 +1,189 @@
+"""The main function: a loaded share of a model that answers requests, wherever it runs and however it is asked.
+
+It does not know how requests come: runtime/server.py takes them over HTTP, runtime/lambda_main.py as Lambda's events.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from remoe_cli import artifacts
+from remoe_cli.errors import DeployError, RemoeError, UsageError
+from remoe_cli.model.checkpoint import Checkpoint, find
+from remoe_cli.runtime.answer import Stop
+from remoe_cli.runtime.receipt import Receipt, make_receipt
+from remoe_cli.runtime.server_config import ServerConfig
+
+if TYPE_CHECKING:
+    from remoe_cli.runtime.dispatch import RemoteFunction
+    from remoe_cli.runtime.engine import Engine
+
+
+class Request(BaseModel):
+    """Exactly one of `prompt` and `prompt_token_ids`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    max_new_tokens: int = Field(default=256, ge=1)
+    stream: bool = False
+    calls: bool = False
+
+
+class Answer(BaseModel):
+    """`calls`, for calibration: of every warm invocation the bytes both ways, and the seconds waited, in the function and computing."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    receipt: Receipt
+    calls: tuple[tuple[int, float, float, float], ...] | None = None
+
+
+class MainState(BaseModel):
+    """Bytes by the tensors themselves, and what the kernel says is resident (all of it, and its anonymous part)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    expert_bytes_held: int
+    expert_bytes_of_model: int
+    local_experts: int
+    experts_of_model: int
+    resident_bytes: int
+    anonymous_bytes: int
+
+
+def parse(body: bytes | Mapping[str, Any]) -> Request:
+    """The request in a body of JSON, or in what was parsed of one; raises UsageError."""
+    try:
+        request = Request.model_validate_json(body) if isinstance(body, bytes) else Request.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"The request is wrong{f' at {where!r}' if where else ''}: {first['msg']}.",
+            "It is a JSON object with 'prompt' or 'prompt_token_ids', and may have 'max_new_tokens' and 'stream'.",
+        ) from None
+    if (request.prompt is None) == (request.prompt_token_ids is None):
+        raise UsageError("A request has either 'prompt' or 'prompt_token_ids'.", "Give one of the two.")
+    return request
+
+
+def described(error: Exception) -> dict[str, str]:
+    """The error as a document that runtime/client.py makes an error of the same kind of."""
+    if isinstance(error, RemoeError):
+        return {"kind": error.kind, "message": error.message, "hint": error.hint}
+    return {
+        "kind": "Internal",
+        "message": f"{type(error).__name__}: {error}",
+        "hint": "See 'remoe logs NAME --function main'; please report it.",
+    }
+
+
+def until(limit_s: float, *cancelling: Event) -> Callable[[], Stop | None]:
+    """Says why an answer has to end: one of the events is set, or `time.monotonic()` has passed `limit_s`; None while it may go on."""
+
+    def stopped() -> Stop | None:
+        if any(event.is_set() for event in cancelling):
+            return "cancelled"
+        return "time-limit" if time.monotonic() > limit_s else None
+
+    return stopped
+
+
+@dataclass(frozen=True)
+class MainFunction:
+    """Answers one request at a time."""
+
+    config: ServerConfig
+    engine: Engine
+
+    def answer(
+        self,
+        request: Request,
+        on_text: Callable[[int, str], None] = lambda token, text: None,
+        stopped: Callable[[], Stop | None] = lambda: None,
+        load_s: float = 0.0,
+    ) -> Answer:
+        """Generate; `stopped` is asked after every token, `load_s` is what loading this function took if it was for this request.
+
+        Raises what Engine.generate raises, and DeployError when the answer has to end before it has begun.
+        """
+        match stopped():
+            case "cancelled":
+                raise DeployError("The main function is ending.", "Ask again.")
+            case "time-limit":
+                raise DeployError(
+                    "There was no time left to answer when the request's turn came.", "Ask again, when fewer others do or all is warm."
+                )
+        ids = self.engine.prompt_ids(request.prompt) if request.prompt is not None else request.prompt_token_ids or ()
+        generated = self.engine.generate(ids, request.max_new_tokens, on_text, stopped)
+        return Answer(
+            text=generated.text,
+            prompt_token_ids=generated.prompt_token_ids,
+            token_ids=generated.token_ids,
+            finish_reason=generated.finish_reason,
+            receipt=make_receipt(generated, self.config.prices, load_s),
+            calls=tuple(i.sample for i in generated.invocations if i.init_ms is None and not i.retries) if request.calls else None,
+        )
+
+    def state(self) -> MainState:
+        from remoe_cli.model.loader import expert_bytes_held
+
+        spec = self.config.spec
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return MainState(
+            expert_bytes_held=expert_bytes_held(self.engine.model),
+            expert_bytes_of_model=spec.routed_bytes,
+            local_experts=sum(map(len, self.engine.dispatcher.local.values())),
+            experts_of_model=spec.experts_per_layer * len(spec.moe_layers),
+            resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
+            anonymous_bytes=int(status["RssAnon"].split()[0]) * 1024,
+        )
+
+
+def load(config: ServerConfig, checkpoint: Checkpoint, endpoint: str | None) -> MainFunction:
+    """Load the share that `config` leaves to the main function; `endpoint` is where its functions are invoked, None for AWS itself.
+
+    Raises ModelError, and InvokeError when a function does not start.
+    """
+    from remoe_cli.runtime.dispatch import RemoteFunction
+    from remoe_cli.runtime.engine import start_engine
+
+    functions: dict[int, list[RemoteFunction]] = {}
+    for f in config.functions:
+        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
+    engine = start_engine(checkpoint, config.spec, functions, endpoint)
+    # One token through every layer: proves the hook, and pages the weights in, before anybody waits for an answer.
+    engine.generate([0], 1)
+    engine.attachment.check_fired(1)
+    return MainFunction(config, engine)
+
+
+def load_here(server_json: Path, endpoint: str | None) -> MainFunction:
+    """Load from the checkpoint that was profiled, on this machine; raises RemoeError when it has changed, and what `load` raises."""
+    config = artifacts.read_json(server_json, ServerConfig)
+    checkpoint = find(config.model.path, config.model.revision)
+    if checkpoint.revision != config.model.revision:
+        raise RemoeError(f"The model {config.model.path} has changed since it was profiled.", "Profile, plan and deploy again.")
+    return load(config, checkpoint, endpoint)
+
+
+def load_share(uri: str, endpoint: str | None, folder: Path | None = None) -> MainFunction:
+    """Load from the share whose manifest is at `uri`, fetched to `folder`; raises what runtime/fetch.py and `load` raise."""
+    from remoe_cli.runtime.fetch import fetch, scratch_folder
+
+    folder = fetch(uri, folder or scratch_folder())
+    config = artifacts.read_json(folder / "server.json", ServerConfig)
+    return load(config, Checkpoint(config.model.path, folder, config.model.revision), endpoint)
