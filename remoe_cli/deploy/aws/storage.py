@@ -115,6 +115,16 @@ class Bucket:
         }
         return {"Version": "2012-10-17", "Statement": [statement]}
 
+    def keys(self, folder: str) -> list[str]:
+        """Keys of what lies directly in `folder`, such as main/; the latest first."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(**self._it, Prefix=folder, Delimiter="/")
+        found = [each for page in pages for each in page.get("Contents", ())]
+        return [each["Key"] for each in sorted(found, key=lambda each: each["LastModified"], reverse=True)]
+
+    def read(self, key: str) -> bytes:
+        """A small object."""
+        return bytes(self.client.get_object(**self._it, Key=key)["Body"].read())
+
     def missing(self, objects: Iterable[Object]) -> tuple[Object, ...]:
         """Those that are not there, or not in the right size and of the right digest. Changes nothing."""
         objects = tuple(objects)
