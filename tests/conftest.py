@@ -30,7 +30,7 @@ def probed() -> Iterator[limits.Mechanism]:
 @pytest.fixture(scope="session")
 def moto_url() -> Iterator[str]:
     """One moto server for all tests that want one; they tell their deployments apart by name."""
-    from tests import aws
+    from tests import aws_account as aws
 
     with aws.moto() as url:
         yield url

@@ -22,7 +22,7 @@ from remoe_cli.deploy.aws.storage import Object, object_of
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.errors import DeployError, HeldError
 from remoe_cli.plan.document import LayerPlan, MainSpec, Plan
-from tests import aws
+from tests import aws_account as aws
 from tests.synthetic import plan_by_hand
 
 GPU = MainSpec(name="ml.g4dn.xlarge", memory_mb=16384, gpu_memory_mb=16384, usd_per_hour=0.7)

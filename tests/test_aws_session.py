@@ -12,7 +12,7 @@ import pytest
 from remoe_cli.deploy.aws import session
 from remoe_cli.deploy.aws.session import Account, plain_errors
 from remoe_cli.errors import DeployError, RemoeError, UsageError
-from tests import aws
+from tests import aws_account as aws
 
 _IDENTITY = """<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>
 <Arn>arn:aws:iam::111122223333:user/ann</Arn><UserId>A</UserId><Account>111122223333</Account>

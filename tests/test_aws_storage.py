@@ -16,7 +16,7 @@ from remoe_cli.deploy.aws import storage
 from remoe_cli.deploy.aws.session import Account, plain_errors
 from remoe_cli.deploy.aws.storage import Bucket, Object, object_of
 from remoe_cli.errors import DeployError
-from tests import aws
+from tests import aws_account as aws
 
 PART_BYTES = 5 * 2**20  # S3 takes none that is smaller, but for the last
 TAGS = {"remoe:deployment": "d", "remoe:plan": "p"}
