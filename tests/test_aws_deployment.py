@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from remoe_cli.deploy.aws import deployment, functions, names, status, storage, template
 from remoe_cli.deploy.aws.deployment import Review
 from remoe_cli.deploy.aws.parts import Part, Parts
+from remoe_cli.deploy.aws.progress import unseen
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.settings import Endpoint, Settings
 from remoe_cli.deploy.aws.storage import Object, object_of
@@ -61,18 +62,14 @@ def _zip() -> bytes:
     return buffer.getvalue()
 
 
-def quietly(title: str, *, of_bytes: bool = False) -> AbstractContextManager[Callable[[int, int], None]]:
-    return nullcontext(lambda done, total: None)
-
-
 def deploy(account: Account, name: str, plan: Plan, endpoint: Endpoint = Endpoint.none, *more: Object, **how: Any) -> dict[str, Any]:
-    how = {"say": lambda _: None, "progress": quietly, "agree": lambda review: True} | how
+    how = {"say": lambda _: None, "progress": unseen, "agree": lambda review: True} | how
     templates, objects, digest = made(name, plan, endpoint)
     return deployment.apply(account, name, templates, [*objects, *more], digest, **how)
 
 
 def destroy(account: Account, name: str) -> dict[str, Any]:
-    return deployment.destroy(account, name, say=lambda _: None, agree=lambda question: True)
+    return deployment.destroy(account, name, say=lambda _: None, progress=unseen, agree=lambda question: True)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +180,7 @@ def test_no_is_no(account: Account, calls: list[str]) -> None:
     calls.clear()
     assert deploy(account, "no", a_plan())["changes"] == []
     with pytest.raises(DeployError, match="you did not agree"):
-        deployment.destroy(account, "no", say=lambda _: None, agree=lambda question: False)
+        deployment.destroy(account, "no", say=lambda _: None, progress=unseen, agree=lambda question: False)
     assert status.read(account, "no")["state"] == "running"
     destroy(account, "no")
 
@@ -206,13 +203,12 @@ def test_an_interrupt_leaves_the_operation_running(account: Account) -> None:
     """Who deploys something else meanwhile is told who is at work; who deploys the same follows it."""
     said: list[str] = []
 
-    def interrupt(message: str) -> None:
-        said.append(message)
-        if "CREATE_COMPLETE" in message:
+    def interrupt(done: int, total: int | None, what: str = "") -> None:
+        if "CREATE_COMPLETE" in what:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        deploy(account, "slow", a_plan(), say=interrupt)
+        deploy(account, "slow", a_plan(), say=said.append, progress=lambda title, *, of_bytes=False: nullcontext(interrupt))
     assert "remoe status slow --target aws" in said[-1] and "remoe destroy slow --target aws" in said[-1]
     assert status.read(account, "slow")["state"] == "deploying"
     with pytest.raises(HeldError, match="CREATE_IN_PROGRESS"):
@@ -270,7 +266,7 @@ def test_nested_stacks(account: Account) -> None:
         nested[f"{layer}Stack"] = template._template("nest", own)
         resources[f"{layer}Stack"] = template._nested_stack(nested[f"{layer}Stack"], Settings("nest", "x86_64", "3.13", Endpoint.none))
     split = Templates({**root, "Resources": resources}, nested)
-    how: dict[str, Any] = {"say": lambda _: None, "progress": quietly, "agree": lambda review: True}
+    how: dict[str, Any] = {"say": lambda _: None, "progress": unseen, "agree": lambda review: True}
     said: list[str] = []
     done = deployment.apply(account, "nest", split, objects, digest, **{**how, "say": said.append})
     assert [f["state"] for f in done["functions"]] == ["Active", "Active"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import count
@@ -39,10 +40,14 @@ class Calls:
         account = _account()
         self.stub = Stubber(account.client("cloudformation"))
         self.said: list[str] = []
-        self.stack = Stack(account, "d", self.said.append)
+        self.reported: list[tuple[int, int | None, str]] = []
+        self.stack = Stack(account, "d", self.said.append, lambda title, *, of_bytes=False: nullcontext(self.report))
         self._events: dict[str, list[dict[str, Any]]] = {ID: [], NESTED: []}
         self._number = count()
         patch.setattr(events, "pauses", lambda: iter([0.0] * 9))
+
+    def report(self, done: int, total: int | None, what: str = "") -> None:
+        self.reported.append((done, total, what))
 
     def look(self, status: str, change_set: str = CHANGE_SET, tags: dict[str, str] | None = None, **more: Any) -> None:
         tagged = [{"Key": key, "Value": value} for key, value in (tags or {}).items()]
@@ -223,7 +228,7 @@ def test_a_repeated_call_of_which_the_answer_was_lost_goes_on(calls: Calls) -> N
     calls.look("UPDATE_COMPLETE")
     proposal = calls.stack.propose(WANTED, state_of("CREATE_COMPLETE"))
     assert proposal and calls.stack.execute(proposal).stands
-    assert calls.said == ["[1/1] A (AWS::Lambda::Function): UPDATE_COMPLETE"]
+    assert calls.reported == [(1, 1, "A (AWS::Lambda::Function): UPDATE_COMPLETE")]
 
 
 @pytest.mark.parametrize(

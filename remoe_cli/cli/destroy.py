@@ -34,7 +34,9 @@ def _destroy_on_aws(name: str, region: str | None, profile: str | None, yes: boo
     from remoe_cli.deploy.aws.deployment import destroy
 
     can_ask(yes)
-    document = destroy(account(region, profile), name, say=output.say, agree=lambda question: agreed(question, yes))
+    document = destroy(
+        account(region, profile), name, say=output.say, progress=output.progress, agree=lambda question: agreed(question, yes)
+    )
 
     def show() -> None:
         output.line(f"{name} is gone: no stack and no bucket is left.")

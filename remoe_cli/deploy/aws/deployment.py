@@ -7,12 +7,12 @@ does is asked of CloudFormation. This module does not know plans.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from remoe_cli.deploy.aws import names, status, template
 from remoe_cli.deploy.aws.events import STACK, Event
+from remoe_cli.deploy.aws.progress import Progress
 from remoe_cli.deploy.aws.session import Account, plain_errors
 from remoe_cli.deploy.aws.stack import Change, Proposal, Stack, Wanted
 from remoe_cli.deploy.aws.storage import Bucket, Object, object_of
@@ -20,12 +20,6 @@ from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.errors import DeployError, PartialDeployError
 
 Say = Callable[[str], None]
-
-
-class Progress(Protocol):
-    """A progress bar for the time of a context (cli/output.py)."""
-
-    def __call__(self, title: str, *, of_bytes: bool = False) -> AbstractContextManager[Callable[[int, int], None]]: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ def apply(
     when it is neither as before nor as it should be.
     """
     with plain_errors():
-        stack, bucket = Stack(account, name, say), Bucket(account, names.bucket(name, account.id, account.region))
+        stack, bucket = Stack(account, name, say, progress), Bucket(account, names.bucket(name, account.id, account.region))
         tags = {names.DEPLOYMENT_TAG: name, names.PLAN_TAG: plan_sha256}
         wanted = Wanted(made.root, bucket.url(template.key(made.root)), bool(made.nested), tags)
         state = stack.settle(wanted)
@@ -84,9 +78,12 @@ def apply(
         if not agreed:
             _withdraw(stack, bucket, proposal, bucket_tags is None)
             raise DeployError("Nothing was deployed, as you did not agree.", "")
-        if rest:
+        try:
             with progress("Uploading", of_bytes=True) as report:
                 bucket.upload(rest, report)
+        except KeyboardInterrupt:
+            say(f"What is uploaded stays. The same command goes on; 'remoe destroy {name} --target aws' removes it.")
+            raise
         if proposal:
             stack.execute(proposal)
         return {**status.read(account, name), "changes": [asdict(change) for change in review.changes]}
@@ -104,14 +101,14 @@ def _withdraw(stack: Stack, bucket: Bucket, proposal: Proposal | None, is_new: b
         bucket.remove()
 
 
-def destroy(account: Account, name: str, *, say: Say, agree: Callable[[str], bool]) -> dict[str, Any]:
+def destroy(account: Account, name: str, *, say: Say, progress: Progress, agree: Callable[[str], bool]) -> dict[str, Any]:
     """Delete the stack, then the bucket with all that is in it; the document's `left` lists what still has the deployment's tag.
 
     Raises DeployError for an unknown name, HeldError while somebody else changes it, PartialDeployError for what cannot be deleted.
     """
     names.check_name(name)
     with plain_errors():
-        stack, bucket = Stack(account, name, say), Bucket(account, names.bucket(name, account.id, account.region))
+        stack, bucket = Stack(account, name, say, progress), Bucket(account, names.bucket(name, account.id, account.region))
         state, bucket_tags = stack.look(), bucket.tags()
         if state is None and bucket_tags is None:
             raise status.unknown(account, name)

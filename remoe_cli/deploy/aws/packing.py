@@ -12,8 +12,8 @@ from pathlib import Path
 
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws import names
-from remoe_cli.deploy.aws.deployment import Progress
 from remoe_cli.deploy.aws.parts import Part, Parts
+from remoe_cli.deploy.aws.progress import Progress
 from remoe_cli.deploy.aws.settings import Endpoint, Settings
 from remoe_cli.deploy.aws.storage import Object
 from remoe_cli.deploy.main_share import server_config, write_main

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import boto3
@@ -36,12 +37,14 @@ class Account:
     id: str
     caller: str
     _clients: dict[str, Any] = field(default_factory=dict, repr=False)
+    _making: Lock = field(default_factory=Lock, repr=False)
 
     def client(self, service: str) -> Any:
-        """The boto3 client of a service, made once; it may be shared by threads."""
-        if service not in self._clients:
-            self._clients[service] = self.session.client(service, config=_PATIENT)
-        return self._clients[service]
+        """The boto3 client of a service, made once. Threads may share a client, but not make clients of one session at a time."""
+        with self._making:
+            if service not in self._clients:
+                self._clients[service] = self.session.client(service, config=_PATIENT)
+            return self._clients[service]
 
     @property
     def suffix(self) -> str:

@@ -21,6 +21,7 @@ from botocore.exceptions import ClientError
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws import events, names
 from remoe_cli.deploy.aws.events import Event
+from remoe_cli.deploy.aws.progress import Progress, unseen
 from remoe_cli.deploy.aws.session import Account, code_of
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
 
@@ -91,11 +92,12 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Stack:
-    """The stack of one deployment. `say` is told what happens, a line each."""
+    """The stack of one deployment. `say` is told in sentences what goes on, `progress` shows what resources come to."""
 
     account: Account
     deployment: str
-    say: Callable[[str], None]
+    say: Callable[[str], None] = lambda message: None
+    progress: Progress = unseen
 
     @property
     def name(self) -> str:
@@ -219,8 +221,8 @@ class Stack:
         """Take a proposal back, and with it a stack that is nothing but this proposal."""
         self._client.delete_change_set(ChangeSetName=proposal.id)
         if proposal.creates:
-            left = self._client.list_change_sets(StackName=proposal.stack_id)["Summaries"]
-            if not any(each["StackId"] == proposal.stack_id for each in left):
+            found = self._client.list_change_sets(StackName=proposal.stack_id)["Summaries"]
+            if not any(each["StackId"] == proposal.stack_id and each["ChangeSetId"] != proposal.id for each in found):
                 self._client.delete_stack(StackName=proposal.stack_id)
 
     def execute(self, proposal: Proposal) -> State:
@@ -309,16 +311,18 @@ class Stack:
         end = events.before(self._client, state.id)
         return self._follow(state.id, end.key if end else None)
 
-    def _follow(self, stack_id: str, after: str | None, total: int = 0) -> list[Event]:
-        """All events of an operation, up to its end; what each resource came to is told as it comes."""
+    def _follow(self, stack_id: str, after: str | None, total: int | None = None) -> list[Event]:
+        """All events of an operation, up to its end; what each resource comes to is told meanwhile."""
         happened: list[Event] = []
         done = 0
-        for event in events.follow(self._client, stack_id, after):
-            happened.append(event)
-            if event.ended and not event.of_stack:
-                done += 1
-                count = f"[{done}/{max(done, total)}] " if total else ""
-                self.say(f"{count}{event.name} ({event.kind}): {event.status}{f', {event.reason}' if event.reason else ''}")
+        with self.progress(f"Stack {self.name}") as report:
+            for event in events.follow(self._client, stack_id, after):
+                happened.append(event)
+                if event.failed:
+                    self.say(_why(event))
+                if event.ended and not event.of_stack:
+                    done += 1
+                    report(done, total and max(done, total), f"{event.name} ({event.kind}): {event.status}")
         return happened
 
     @contextmanager

@@ -36,7 +36,7 @@ def read(account: Account, name: str) -> dict[str, Any]:
     """
     names.check_name(name)
     with plain_errors():
-        stack = Stack(account, name, lambda _: None)
+        stack = Stack(account, name)
         state = stack.look()
         if state is None:
             raise unknown(account, name)

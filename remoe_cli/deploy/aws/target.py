@@ -12,11 +12,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws import money, packing, quotas, template
 from remoe_cli.deploy.aws import preview as rows
-from remoe_cli.deploy.aws.deployment import Progress, Review, Say, apply
+from remoe_cli.deploy.aws.deployment import Review, Say, apply
 from remoe_cli.deploy.aws.functions import plan_sha256
 from remoe_cli.deploy.aws.money import Money
 from remoe_cli.deploy.aws.parts import expected
 from remoe_cli.deploy.aws.preview import Table
+from remoe_cli.deploy.aws.progress import Progress
 from remoe_cli.deploy.aws.quotas import Quota
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.settings import Endpoint, Settings
