@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 from remoe_cli import limits
+from tests.zipped import Zipped, make
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,12 @@ def probed() -> Iterator[limits.Mechanism]:
     for group in mechanism.groups:
         assert not [entry for entry in group.iterdir() if entry.is_dir()], "a worker's group was left behind"
         assert limits.remove(group)
+
+
+@pytest.fixture(scope="session")
+def zipped(tmp_path_factory: pytest.TempPathFactory) -> Zipped:
+    """The function's zip for AWS, made anew."""
+    return make(tmp_path_factory.mktemp("zipped"))
 
 
 _measured: list[str] = []
