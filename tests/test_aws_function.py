@@ -169,7 +169,11 @@ def test_what_is_wrong_with_a_shard_is_named_and_nothing_else_is_answered(
     first, last = Head.parse(head).range(4)
     good = bucket.put(data)
     wrong: dict[str, tuple[dict[str, str], str, str]] = {
-        "head": (bucket.environment(bucket.put(_flipped(data, len(head) - 1)), head), "ShardDigestError", "head of s3://"),
+        "head": (
+            bucket.environment(bucket.put(data[: len(head) - 1] + b"\n" + data[len(head) :]), head),
+            "ShardDigestError",
+            "head of s3://",
+        ),
         "expert": (bucket.environment(bucket.put(_flipped(data, (first + last) // 2)), head), "ShardDigestError", "expert 4 of s3://"),
         "short": (bucket.environment(bucket.put(data[:-1]), head), "ShardTruncatedError", f"has {len(data) - 1} bytes"),
         "gone": (bucket.environment(f"{PREFIX}/0.safetensors", head), "ShardMissingError", "S3 answers 404 NoSuchKey"),
