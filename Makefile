@@ -27,6 +27,7 @@ lint: $(VENV)/.installed ## style, types and the direction of imports
 
 measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/function_arithmetic.py
+	$(BIN)/python docs/measure/function_package.py
 	$(BIN)/python docs/measure/recording.py
 	$(BIN)/python docs/measure/prediction.py
 	$(BIN)/python docs/measure/tree.py

@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 from remoe_cli import limits
+from tests.zipped import Zipped, make
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,12 @@ def moto_url() -> Iterator[str]:
 
     with aws.moto() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def zipped(tmp_path_factory: pytest.TempPathFactory) -> Zipped:
+    """The function's zip for AWS, made anew."""
+    return make(tmp_path_factory.mktemp("zipped"))
 
 
 _measured: list[str] = []

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from remoe_cli.function.codec import STORAGE, Batch, FrameError, frame_bytes, from_wire, pack, to_wire, unpack, wire_bytes
+from remoe_cli.function.errors import FunctionMemoryError, WeightsError
 from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow, widen
-from remoe_cli.function.weights import ALIGNMENT, ShardFile, WeightsError, read_head
+from remoe_cli.function.ready import ReadyExperts, room_bytes
+from remoe_cli.function.weights import ALIGNMENT, Head, ShardFile, read_head
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.ffn import describe, to_storage
 from remoe_cli.model.shards import write_shard
@@ -175,6 +177,41 @@ def test_a_damaged_shard_is_refused(damage, tmp_path: Path) -> None:  # type: ig
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(WeightsError, match="is not a shard of experts"):
         ShardFile(path)
+
+
+def test_a_head_must_vouch_for_every_expert(tmp_path: Path) -> None:
+    path = tmp_path / "layer.safetensors"
+    write_shard(path, expert_layers(build("mixtral"))[0], [0, 1])
+    head = read_head(path)
+    assert Head.parse(head).sha256.keys() == {0, 1}
+    with pytest.raises(WeightsError, match="does not give one digest for each expert"):
+        Head.parse(head.replace(rb'"{\"0\"', rb'"{\"2\"'))
+
+
+def test_the_least_recently_used_expert_makes_room(tmp_path: Path) -> None:
+    path = tmp_path / "layer.safetensors"
+    layer = expert_layers(build("mixtral"))[0]
+    write_shard(path, layer, range(8))
+    shard = ShardFile(path)
+    each = shard.head.expert_bytes(0)
+    ready = ReadyExperts(shard, 3.5 * each)
+    held = []
+    for expert in (0, 1, 2, 0, 3, 0, 4):
+        assert np.array_equal(ready.get(expert).up.weights, to_storage(layer.parameters()["gate_up_proj"][expert]))
+        held.append(ready.ids)
+    assert held == [(0,), (0, 1), (0, 1, 2), (0, 1, 2), (0, 2, 3), (0, 2, 3), (0, 3, 4)]
+    with pytest.raises(WeightsError, match="expert 8 is not in this function"):
+        ready.get(8)
+    assert ready.ids == (0, 3, 4)
+    with pytest.raises(FunctionMemoryError, match=r"an expert takes \d+\.\d MB, the function's memory has 0\.0 MB for them"):
+        ReadyExperts(shard, each - 1)
+
+
+def test_room_is_what_the_memory_limit_leaves() -> None:
+    rooms = [room_bytes({"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": size}) for size in ("4096", "8192")]
+    assert rooms[1] - rooms[0] == pytest.approx(4096 << 20, abs=8 << 20)
+    assert rooms[0] < (4096 - 24) << 20
+    assert room_bytes({}) == float("inf")
 
 
 def test_the_function_imports_no_framework() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from remoe_cli.errors import InvokeError
+from remoe_cli.function import errors
 from remoe_cli.function.codec import Batch, from_wire, pack, to_wire
 from remoe_cli.runtime.invoke import invoke, make_client, ping
 from remoe_cli.runtime.resilience import RETRIES, pause_s
@@ -49,12 +51,13 @@ def test_the_report_line_is_read_with_and_without_init(endpoint: Endpoint, init:
     "failure",
     [
         failed("Runtime.ExitError"),
+        failed("ShardUnreachableError"),
         refused(429, "TooManyRequestsException"),
         refused(500, "ServiceException"),
         Reply(hang_up=True),
         Reply(body=b'"', cut=True, headers=ok().headers),
     ],
-    ids=["worker died", "throttled", "service", "connection closed", "answer cut"],
+    ids=["worker died", "S3", "throttled", "service", "connection closed", "answer cut"],
 )
 def test_what_can_differ_next_time_is_tried_again_and_counted(endpoint: Endpoint, failure: Reply) -> None:
     endpoint.script = [failure, failure, ok(99.0)]
@@ -100,6 +103,29 @@ def test_what_would_fail_again_is_not_tried_again(endpoint: Endpoint, failure: R
         invoke(endpoint.client, "f", FRAME)
     assert len(endpoint.requests) == 1
     assert "remoe logs" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        ("ShardDigestError", "deploy the plan again"),
+        ("ShardTruncatedError", "deploy the plan again"),
+        ("ShardMissingError", "deploy the plan again"),
+        ("ShardDeniedError", "role needs s3:GetObject"),
+        ("FunctionMemoryError", "more memory"),
+        ("FunctionStorageError", "ephemeral storage"),
+    ],
+)
+def test_a_functions_own_error_is_final_and_says_what_mends_it(kind: str, hint: str, endpoint: Endpoint) -> None:
+    endpoint.script = [failed(kind), ok()]
+    with pytest.raises(InvokeError, match=f"The expert function f failed: {kind}: it was {kind}") as raised:
+        invoke(endpoint.client, "f", FRAME)
+    assert hint in raised.value.hint and len(endpoint.requests) == 1
+
+
+def test_every_error_of_a_function_has_a_row_in_its_table() -> None:
+    own = {name for name, found in vars(errors).items() if isinstance(found, type) and issubclass(found, Exception)} | {"FrameError"}
+    assert own == set(re.findall(r"^\| (\w+Error) \|", str(errors.__doc__), re.M))
 
 
 @pytest.mark.parametrize("body", [b"null", b'"AAA"', b'"@@@@"', b""])

@@ -89,16 +89,22 @@ def function_package(architecture: str, python: str = PYTHON) -> FunctionPackage
 
 def build(path: Path, architecture: str, python: str, interpreter: Interpreter | None) -> None:
     """Make the package anew at `path`, with bytecode if there is an `interpreter` to make it."""
-    with tempfile.TemporaryDirectory() as temporary:
-        wheels, root = Path(temporary) / "wheels", Path(temporary) / "root"
-        fetch(PACKAGES, architecture, python, wheels)
-        for wheel in sorted(wheels.iterdir()):
+    with tempfile.TemporaryDirectory() as wheels:
+        fetch(PACKAGES, architecture, python, Path(wheels))
+        pack(path, Path(wheels).iterdir(), interpreter)
+
+
+def pack(path: Path, wheels: Iterable[Path], interpreter: Interpreter | None) -> None:
+    """The zip of these wheels and the function's code."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for wheel in wheels:
             _unpack(wheel, root)
         (root / "function").mkdir()
         for source in function_sources():
             shutil.copyfile(source, root / "function" / source.name)
         if interpreter:
-            _compile(root, python, interpreter)
+            _compile(root, interpreter)
         with artifacts.atomic_path(path) as unfinished:
             _zip(root, unfinished)
 
@@ -155,10 +161,11 @@ def find_interpreter(python: str) -> Interpreter | None:
     """One of that minor version, if there is any."""
     for command in (sys.executable, shutil.which(f"python{python}")):
         if command:
-            argv = [command, "-c", "import platform; print(platform.python_version())"]
-            said = subprocess.run(argv, capture_output=True, text=True, check=False, env=_environment(python)).stdout.strip()
-            if said.startswith(f"{python}."):
-                return Interpreter(command, said)
+            argv = [command, "-c", "import platform, sys; print(platform.python_version(), sys.executable)"]
+            said = subprocess.run(argv, capture_output=True, text=True, check=False, env=_environment(python)).stdout
+            version, _, executable = said.strip().partition(" ")
+            if version.startswith(f"{python}."):
+                return Interpreter(executable, version)
     return None
 
 
@@ -168,18 +175,18 @@ def _environment(python: str) -> dict[str, str]:
     return own | {"PYTHONHASHSEED": "0", "PYENV_VERSION": python}
 
 
-def _compile(root: Path, python: str, interpreter: Interpreter) -> None:
+def _compile(root: Path, interpreter: Interpreter) -> None:
     """Bytecode that is never checked against its source, whose time an unpacked zip does not keep."""
     options = ["-q", "--invalidation-mode=unchecked-hash", "-s", str(root), "-p", "/var/task"]
     argv = [interpreter.command, "-S", "-m", "compileall", *options, str(root)]
-    subprocess.run(argv, capture_output=True, check=True, env=_environment(python))
+    subprocess.run(argv, capture_output=True, check=True, env=_environment(interpreter.version))
 
 
 def _zip(root: Path, path: Path) -> None:
     """Names sorted, times and modes fixed."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(f for f in root.rglob("*") if f.is_file()):
-            info = zipfile.ZipInfo(file.relative_to(root).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
+        for name in sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()):
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             info.external_attr = 0o644 << 16
             info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, file.read_bytes())
+            archive.writestr(info, (root / name).read_bytes())

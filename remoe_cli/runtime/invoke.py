@@ -26,17 +26,15 @@ _REPORT = re.compile(
 
 _HEALTH = b'{"health": true}'
 _REPLACE = "The shard in the bucket is not the one that was deployed: deploy the plan again."
-_LARGER = "Plan again with more memory for its functions, and deploy that."
-# What mends a function's own errors (function/errors.py) and Lambda's, by the names they come under.
+# What mends a function's own errors (function/errors.py).
 _HINTS = {
     "ShardDigestError": _REPLACE,
     "ShardTruncatedError": _REPLACE,
     "ShardMissingError": _REPLACE,
     "ShardDeniedError": "The function's role needs s3:GetObject on its shard, which must be in the bucket: deploy the plan again.",
     "ShardUnreachableError": "S3 did not answer the function: see the region's state, and the function's network if it is in a VPC.",
-    "FunctionMemoryError": _LARGER,
+    "FunctionMemoryError": "Plan again with more memory for its functions, and deploy that.",
     "FunctionStorageError": "The function's ephemeral storage must hold its shard: deploy the plan again.",
-    "Runtime.OutOfMemory": _LARGER,
 }
 
 

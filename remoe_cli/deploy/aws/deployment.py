@@ -6,7 +6,8 @@ does is asked of CloudFormation. This module does not know plans.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,14 +71,9 @@ def apply(
         proposal = None if as_wanted else stack.propose(wanted, state)
         rest = [each for each in objects if each in missing]
         review = Review(account, proposal.changes if proposal else (), sum(each.size_bytes for each in rest))
-        try:
-            agreed = agree(review)
-        except BaseException:
-            _withdraw(stack, bucket, proposal, bucket_tags is None)
-            raise
-        if not agreed:
-            _withdraw(stack, bucket, proposal, bucket_tags is None)
-            raise DeployError("Nothing was deployed, as you did not agree.", "")
+        with _as_it_was(stack, bucket, proposal, bucket_tags is None):
+            if not agree(review):
+                raise DeployError("Nothing was deployed, as you did not agree.", "")
         try:
             with progress("Uploading", of_bytes=True) as report:
                 bucket.upload(rest, report)
@@ -93,12 +89,17 @@ def _is_nested(deployed: Mapping[str, Any]) -> bool:
     return any(resource["Type"] == STACK for resource in deployed["Resources"].values())
 
 
-def _withdraw(stack: Stack, bucket: Bucket, proposal: Proposal | None, is_new: bool) -> None:
-    """Leave things as they were found."""
-    if proposal:
-        stack.withdraw(proposal)
-    if is_new:
-        bucket.remove()
+@contextmanager
+def _as_it_was(stack: Stack, bucket: Bucket, proposal: Proposal | None, is_new: bool) -> Iterator[None]:
+    """Unless this ends well, leave things as they were found; a bucket that `is_new` goes."""
+    try:
+        yield
+    except BaseException:
+        if proposal:
+            stack.withdraw(proposal)
+        if is_new:
+            bucket.remove()
+        raise
 
 
 def destroy(account: Account, name: str, *, say: Say, progress: Progress, agree: Callable[[str], bool]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class Endpoint(StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """`python` is the minor version, such as 3.11; `architecture` x86_64 or arm64, of the expert functions and of a main function on
+    """`python` is the minor version, such as 3.13; `architecture` x86_64 or arm64, of the expert functions and of a main function on
     Lambda. `image_uri` is the main function's container image, None where there is no such function or it is not yet known.
 
     budget_usd      a month's, at which AWS sends a mail to `budget_email`; None for no budget
