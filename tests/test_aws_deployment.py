@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -9,11 +10,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from remoe_cli.deploy.aws import deployment, functions, names, status, storage, template
+from remoe_cli.deploy.aws import deployment, functions, names, policies, status, storage, template
 from remoe_cli.deploy.aws.deployment import Review
 from remoe_cli.deploy.aws.parts import Part, Parts
 from remoe_cli.deploy.aws.progress import unseen
@@ -21,7 +22,7 @@ from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.settings import Endpoint, Settings
 from remoe_cli.deploy.aws.storage import Object, object_of
 from remoe_cli.deploy.aws.template import Templates
-from remoe_cli.errors import DeployError, HeldError
+from remoe_cli.errors import DeployError, HeldError, PartialDeployError
 from remoe_cli.plan.document import LayerPlan, MainSpec, Plan
 from tests import aws_account as aws
 from tests.synthetic import plan_by_hand
@@ -135,15 +136,32 @@ def test_what_was_changed_by_hand_is_told(account: Account) -> None:
     deploy(account, "drift", a_plan())
     functions_of = account.client("lambda")
     functions_of.update_function_configuration(FunctionName="drift-layer-000", MemorySize=128)
-    functions_of.publish_version(FunctionName="drift-layer-000")
+    version = functions_of.publish_version(FunctionName="drift-layer-000")["Version"]
+    functions_of.update_alias(FunctionName="drift-layer-000", Name="live", FunctionVersion=version)
     functions_of.delete_function(FunctionName="drift-layer-001")
-    _, second = status.read(account, "drift")["functions"]
+    first, second = status.read(account, "drift")["functions"]
+    assert first["memory_mb"] == 128 and first["drift"] == ["MemorySize is 128, not 512"]
     assert second["state"] == "missing" and second["drift"] == ["it is missing"]
     stray = "/aws/lambda/stray"
     account.client("logs").create_log_group(logGroupName=stray, tags={names.DEPLOYMENT_TAG: "drift"})
     left = destroy(account, "drift")["left"]
     assert len(left) == 1 and left[0].endswith(stray)
     account.client("logs").delete_log_group(logGroupName=stray)
+
+
+def test_what_cannot_be_deleted_is_named_and_the_rest_is_gone(account: Account) -> None:
+    """Somebody has given a function's role a policy, so IAM does not delete the role."""
+    deploy(account, "stuck", a_plan())
+    iam = account.client("iam")
+    (role,) = (r["RoleName"] for r in aws.pages(iam, "list_roles", "Roles") if "stuck-Layer001Role" in r["RoleName"])
+    policy = iam.create_policy(PolicyName="by-hand", PolicyDocument=json.dumps(policies.trust("lambda")))["Policy"]["Arn"]
+    iam.attach_role_policy(RoleName=role, PolicyArn=policy)
+    with pytest.raises(PartialDeployError, match=f"1 resources could not be deleted.*AWS::IAM::Role {role}: ") as error:
+        destroy(account, "stuck")
+    assert error.value.exit_code == 6
+    assert stands(account, "stuck") == {"roles": [role]}
+    iam.detach_role_policy(RoleName=role, PolicyArn=policy)
+    iam.delete_role(RoleName=role)
 
 
 def test_a_create_that_fails_is_taken_back_and_made_anew(account: Account) -> None:
@@ -203,10 +221,16 @@ def test_an_interrupt_leaves_the_operation_running(account: Account) -> None:
     """Who deploys something else meanwhile is told who is at work; who deploys the same follows it."""
     said: list[str] = []
 
+    def interrupted(title: str, *, of_bytes: bool = False) -> NoReturn:
+        raise KeyboardInterrupt
+
     def interrupt(done: int, total: int | None, what: str = "") -> None:
         if "CREATE_COMPLETE" in what:
             raise KeyboardInterrupt
 
+    with pytest.raises(KeyboardInterrupt):
+        deploy(account, "slow", a_plan(), say=said.append, progress=interrupted)
+    assert said == ["What is uploaded stays. The same command goes on; 'remoe destroy slow --target aws' removes it."]
     with pytest.raises(KeyboardInterrupt):
         deploy(account, "slow", a_plan(), say=said.append, progress=lambda title, *, of_bytes=False: nullcontext(interrupt))
     assert "remoe status slow --target aws" in said[-1] and "remoe destroy slow --target aws" in said[-1]
