@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint measure clean
+.PHONY: demo test test-aws lint measure clean
 .DEFAULT_GOAL := test
 
 # torch first, in the version of constraints.txt, so that no other build of it is chosen on the way. Compiled at the end, as pip would
@@ -22,6 +22,9 @@ demo: $(VENV)/.installed ## run the whole pipeline on the demo model
 test: $(VENV)/.installed ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(BIN)/python -m pytest -m alone
+
+test-aws: $(VENV)/.installed ## test both targets, one on the AWS account of the environment: says what it costs, asks, leaves nothing
+	$(BIN)/python -m tests.on_aws
 
 lint: $(VENV)/.installed ## style, types and the direction of imports
 	$(BIN)/ruff check .

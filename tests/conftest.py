@@ -27,6 +27,15 @@ def probed() -> Iterator[limits.Mechanism]:
         assert limits.remove(group)
 
 
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[str]:
+    """One moto server for all tests that want one; they tell their deployments apart by name."""
+    from tests import aws_account as aws
+
+    with aws.moto() as url:
+        yield url
+
+
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Notes a figure that a test measured; all of them are printed at the end of the run."""

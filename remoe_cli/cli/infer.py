@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remoe_cli.cli import output
+from remoe_cli.cli.target import ProfileOption, RegionOption, Target, TargetOption, account, only_on_aws
 from remoe_cli.errors import RemoeError, UsageError
 
 if TYPE_CHECKING:
+    from remoe_cli.runtime.client import Endpoint
     from remoe_cli.runtime.prediction import Predict
 
 
@@ -20,21 +22,37 @@ def command(
     input: Annotated[str | None, typer.Option("--input", help="A file of prompts, as for 'remoe profile'; one answer each.")] = None,
     field: Annotated[str, typer.Option(help="Field of the prompts that holds the text.")] = "prompt",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    target: TargetOption = Target.local,
+    region: RegionOption = None,
+    profile: ProfileOption = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
     """Stream the answer to a prompt, then its receipt. With --input and --json, one document a line."""
-    from remoe_cli.deploy.local import target
     from remoe_cli.profile.prompts import read_prompts
     from remoe_cli.runtime.client import answer
 
     if (prompt is None) == (input is None):
         raise UsageError("Give either --prompt TEXT or --input FILE.", "See 'remoe infer --help'.")
-    endpoint, predict = target.reach(name), predictor_of(target.plan_path(name))
+    only_on_aws(target, region=region, profile=profile)
+    endpoint, predict = _reach_on_aws(name, region, profile) if target is Target.aws else _reach_here(name)
     on_text = (lambda piece: None) if output.is_json() else output.piece
     for text in [prompt] if prompt is not None else read_prompts(str(input), field).texts:
         document = answer(endpoint, str(text), max_new_tokens, on_text, predict=predict)
         output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
+
+
+def _reach_here(name: str) -> tuple[Endpoint, Predict | None]:
+    from remoe_cli.deploy.local import target
+
+    return target.reach(name), predictor_of(target.plan_path(name))
+
+
+def _reach_on_aws(name: str, region: str | None, profile: str | None) -> tuple[Endpoint, Predict | None]:
+    from remoe_cli.deploy.aws.reach import reach, told
+
+    where = account(region, profile)
+    return reach(where, name), predictor_of(told(where, name, "plan.json"))
 
 
 def predictor_of(plan: Path) -> Predict | None:

@@ -11,12 +11,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
 from remoe_cli.errors import RemoeError
+
+if TYPE_CHECKING:
+    from remoe_cli.deploy.aws.progress import Report
 
 
 @dataclass
@@ -85,19 +89,41 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(grid)
 
 
+def ask(question: str) -> bool:
+    """A question on stderr that only 'y' or 'yes' answers with yes."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr; yields `report(done, total)`. Off a terminal there is none, only a line when all is done."""
+def progress(title: str, *, of_bytes: bool = False) -> Iterator[Report]:
+    """A progress bar on stderr; yields what it is told by. Off a terminal there is none, but a line for each `what`, and one when all is
+    done. What is counted are things, or bytes."""
     if _mode.quiet or not sys.stderr.isatty():
-        yield lambda done, total: say(f"{title}: {total} done") if done == total else None
+        yield partial(_lines, title, " bytes" if of_bytes else "")
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    count = DownloadColumn() if of_bytes else MofNCompleteColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        count,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}", markup=False),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        task = bars.add_task(title, total=None, what="")
+        yield lambda done, total, what="": bars.update(task, completed=done, total=total, what=what)
+
+
+def _lines(title: str, unit: str, done: int, total: int | None, what: str = "") -> None:
+    if what:
+        say(f"[{done}/{total}] {what}" if total else what)
+    elif done == total:
+        say(f"{title}: {total:,}{unit} done")
 
 
 def fail(error: RemoeError) -> None:

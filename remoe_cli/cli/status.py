@@ -7,14 +7,28 @@ from typing import Annotated, Any
 import typer
 
 from remoe_cli.cli import output
+from remoe_cli.cli.target import ProfileOption, RegionOption, Target, TargetOption, account, only_on_aws
+from remoe_cli.errors import UsageError
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="A deployment; all of them by default.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A deployment; all of them on this machine by default.")] = None,
+    target: TargetOption = Target.local,
+    region: RegionOption = None,
+    profile: ProfileOption = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
     """Show deployments: functions, instances, memory limits, and what the main server really holds."""
+    only_on_aws(target, region=region, profile=profile)
+    if target is Target.aws:
+        if name is None:
+            raise UsageError("On AWS, one deployment is shown at a time.", "Give its NAME.")
+        from remoe_cli.deploy.aws.status import read
+
+        document = read(account(region, profile), name)
+        output.result(document, lambda: show_on_aws(document))
+        return
     from remoe_cli.deploy.local import lifecycle
     from remoe_cli.deploy.local.target import status
 
@@ -57,6 +71,22 @@ def show(document: dict[str, Any]) -> None:
             for f in document["functions"]
         ]
         output.table("", ("function", "MB", "instances", "invocations", "cold", "errors", "billed ms"), rows)
+
+
+def show_on_aws(document: dict[str, Any]) -> None:
+    """One deployment on AWS for people."""
+    output.line(f"{document['name']} (aws, account {document['account']}, {document['region']}): {document['state']}")
+    output.line(f"  stack {document['stack']}, last changed by {document['by']} at {document['since']}")
+    output.line(f"  plan {document['plan']}")
+    if document["hint"]:
+        output.line(f"  {document['hint']}")
+    if main := document["main"]:
+        output.line(f"  main function {main['name']} on {main['kind']}: {main['state']}")
+    elif document["state"] == "running":
+        output.line(f"  no main function; 'remoe serve {document['name']} --target aws' runs it on this machine")
+    if document["functions"]:
+        rows = [(f["name"], str(f["memory_mb"]), f["state"], "; ".join(f["drift"]) or "none") for f in document["functions"]]
+        output.table("", ("function", "MB", "state", "drift"), rows)
 
 
 def _show_all(documents: list[dict[str, Any]]) -> None:

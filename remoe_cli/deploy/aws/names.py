@@ -71,12 +71,15 @@ def shard_key(entry: str, sha256: str) -> str:
     return f"functions/{entry}/{sha256}.safetensors"
 
 
+MAIN_FOLDER = "main/"
+
+
 def main_manifest_key(sha256: str) -> str:
-    return f"main/{sha256}.json"
+    return f"{MAIN_FOLDER}{sha256}.json"
 
 
 def main_file_key(sha256: str, file_name: str) -> str:
-    return f"main/{sha256}/{file_name}"
+    return f"{MAIN_FOLDER}{sha256}/{file_name}"
 
 
 def template_key(sha256: str) -> str:

@@ -1,0 +1,132 @@
+"""A deployment on AWS made what it is to be, and made nothing again: its bucket and its stack together.
+
+Whatever interrupts it, the same command goes on where it was: an object in the bucket is known by its digest, and what CloudFormation
+does is asked of CloudFormation. This module does not know plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from remoe_cli.deploy.aws import names, status, template
+from remoe_cli.deploy.aws.events import STACK, Event
+from remoe_cli.deploy.aws.progress import Progress
+from remoe_cli.deploy.aws.session import Account, plain_errors
+from remoe_cli.deploy.aws.stack import Change, Proposal, Stack, Wanted
+from remoe_cli.deploy.aws.storage import Bucket, Object, object_of
+from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.errors import DeployError, PartialDeployError
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Review:
+    """What the user is asked to agree to."""
+
+    account: Account
+    changes: tuple[Change, ...]
+    upload_bytes: int
+
+
+def apply(
+    account: Account,
+    name: str,
+    made: Templates,
+    objects: Sequence[Object],
+    plan_sha256: str,
+    *,
+    say: Say,
+    progress: Progress,
+    agree: Callable[[Review], bool],
+) -> dict[str, Any]:
+    """Make a deployment what these templates say, with these objects in its bucket; does nothing if it is that already.
+
+    Raises HeldError while somebody else is at work on it, DeployError when it cannot be made and all is as before, PartialDeployError
+    when it is neither as before nor as it should be.
+    """
+    with plain_errors():
+        stack, bucket = Stack(account, name, say, progress), Bucket(account, names.bucket(name, account.id, account.region))
+        tags = {names.DEPLOYMENT_TAG: name, names.PLAN_TAG: plan_sha256}
+        wanted = Wanted(made.root, bucket.url(template.key(made.root)), bool(made.nested), tags)
+        state = stack.settle(wanted)
+        as_wanted = state is not None and stack.is_as(wanted, state)
+        templates = tuple(object_of(key, body) for key, body in made.bodies.items())
+        missing, bucket_tags = bucket.missing((*templates, *objects)), bucket.tags()
+        if as_wanted and not missing and bucket_tags == tags:
+            say("Nothing to do: all of it stands as the plan says.")
+            return {**status.read(account, name), "changes": []}
+        if state and state.stands and _is_nested(stack.template(state)) != wanted.nested:
+            takes = "several stacks" if wanted.nested else "one stack"
+            raise DeployError(
+                f"The plan takes {takes}, unlike what stands, and functions cannot move between stacks.",
+                f"Deploy it under another --name, or run 'remoe destroy {name} --target aws' first.",
+            )
+        if bucket_tags != tags:
+            bucket.make(tags)
+        bucket.upload([each for each in templates if each in missing])
+        proposal = None if as_wanted else stack.propose(wanted, state)
+        rest = [each for each in objects if each in missing]
+        review = Review(account, proposal.changes if proposal else (), sum(each.size_bytes for each in rest))
+        with _as_it_was(stack, bucket, proposal, bucket_tags is None):
+            if not agree(review):
+                raise DeployError("Nothing was deployed, as you did not agree.", "")
+        try:
+            with progress("Uploading", of_bytes=True) as report:
+                bucket.upload(rest, report)
+        except KeyboardInterrupt:
+            say(f"What is uploaded stays. The same command goes on; 'remoe destroy {name} --target aws' removes it.")
+            raise
+        if proposal:
+            stack.execute(proposal)
+        return {**status.read(account, name), "changes": [asdict(change) for change in review.changes]}
+
+
+def _is_nested(deployed: Mapping[str, Any]) -> bool:
+    return any(resource["Type"] == STACK for resource in deployed["Resources"].values())
+
+
+@contextmanager
+def _as_it_was(stack: Stack, bucket: Bucket, proposal: Proposal | None, is_new: bool) -> Iterator[None]:
+    """Unless this ends well, leave things as they were found; a bucket that `is_new` goes."""
+    try:
+        yield
+    except BaseException:
+        if proposal:
+            stack.withdraw(proposal)
+        if is_new:
+            bucket.remove()
+        raise
+
+
+def destroy(account: Account, name: str, *, say: Say, progress: Progress, agree: Callable[[str], bool]) -> dict[str, Any]:
+    """Delete the stack, then the bucket with all that is in it; the document's `left` lists what still has the deployment's tag.
+
+    Raises DeployError for an unknown name, HeldError while somebody else changes it, PartialDeployError for what cannot be deleted.
+    """
+    names.check_name(name)
+    with plain_errors():
+        stack, bucket = Stack(account, name, say, progress), Bucket(account, names.bucket(name, account.id, account.region))
+        state, bucket_tags = stack.look(), bucket.tags()
+        if state is None and bucket_tags is None:
+            raise status.unknown(account, name)
+        stands = f"the stack {stack.name} ({state.status})" if state else "no stack"
+        if not agree(f"Destroy '{name}' in account {account.id}, {account.region}: {stands}, the bucket {bucket.name} and all in it?"):
+            raise DeployError("Nothing was destroyed, as you did not agree.", "")
+        removed = stack.remove(state) if state else ()
+        say(f"Emptying and deleting the bucket {bucket.name}")
+        bucket.remove()
+        left = status.tagged(account, name, gone=[event.id for event in removed if event.status == "DELETE_COMPLETE"])
+        if stuck := [event for event in removed if event.failed]:
+            raise PartialDeployError(
+                f"{len(stuck)} resources could not be deleted, and are in no stack any more: {'; '.join(map(_stuck, stuck))}",
+                "Mend what it says, then delete them by hand.",
+            )
+        return {"name": name, "target": "aws", "state": "destroyed", "left": left}
+
+
+def _stuck(event: Event) -> str:
+    return f"{event.kind} {event.id or event.name}: {event.reason}"

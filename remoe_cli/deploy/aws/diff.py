@@ -1,0 +1,42 @@
+"""The changes that a deployment makes, each with its money, as a table for people. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from remoe_cli.deploy.aws.money import Money
+from remoe_cli.deploy.aws.preview import Table
+from remoe_cli.deploy.aws.stack import Change
+
+_SIGNS = {"Add": "+", "Modify": "~", "Remove": "-"}
+
+
+def table(changes: Sequence[Change], money: Money) -> Table:
+    """What costs something has a line of its own, with what it costs when the change is made; the rest, that which is alike together.
+    What is in no template and yet costs something, and the sum, come last."""
+    columns = ("change", "type", "of it", "a month at rest", "a request")
+    return Table("Changes, and money in USD", columns, (*_rows(changes, money), *_beside(money)))
+
+
+def _rows(changes: Sequence[Change], money: Money) -> Iterator[tuple[str, ...]]:
+    lines = {line.resource: line for line in money.lines if line.resource}
+    alike: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for change in changes:
+        sign = f"{_SIGNS.get(change.action, '?')}{' (replaced)' if change.replaced else ''}"
+        kind, what = change.kind.removeprefix("AWS::"), ", ".join(change.what)
+        line = lines.get(change.name)
+        if line and change.action != "Remove":
+            yield f"{sign} {change.name}", kind, what, f"{line.idle_usd_per_month:,.2f}", f"{line.usd_per_request:.6f}"
+        else:
+            alike[sign, kind, what].append(change.name)
+    for (sign, kind, what), names in alike.items():
+        yield f"{sign} {names[0] if len(names) == 1 else f'{len(names)} of these'}", kind, what, "", ""
+
+
+def _beside(money: Money) -> Iterator[tuple[str, ...]]:
+    for line in money.lines:
+        if line.resource is None:
+            yield f"  {line.what}", "", "", f"{line.idle_usd_per_month:,.2f}", f"{line.usd_per_request:.6f}"
+    total = money.usd_per_request + money.beside_usd_per_request
+    yield "  all of the deployment", "", "", f"{money.idle_usd_per_month:,.2f}", f"{total:.6f}"

@@ -1,0 +1,115 @@
+"""A plan's functions and main function as files, and where in the bucket each goes.
+
+They are kept in the cache folder by the plan's digest and the deployment's name, so that deploying again, or after an interruption,
+packages nothing twice; what is there is held against its digests before it is used.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from remoe_cli import artifacts
+from remoe_cli.deploy.aws import names
+from remoe_cli.deploy.aws.parts import Part, Parts
+from remoe_cli.deploy.aws.progress import Progress
+from remoe_cli.deploy.aws.settings import Endpoint, Settings
+from remoe_cli.deploy.aws.storage import Object
+from remoe_cli.deploy.main_share import server_config, write_main
+from remoe_cli.errors import ArtifactError
+from remoe_cli.package import bundle, share
+from remoe_cli.package.dependencies import FunctionPackage, function_package
+from remoe_cli.plan.catalog import Catalog
+from remoe_cli.plan.document import Plan
+from remoe_cli.profile.record import Profile
+from remoe_cli.runtime.fetch import fetch
+from remoe_cli.runtime.server_config import ServerConfig
+from remoe_cli.settings import cache_dir
+
+
+@dataclass(frozen=True)
+class Package:
+    """`objects` is everything that is to be in the bucket besides templates."""
+
+    parts: Parts
+    objects: tuple[Object, ...]
+
+
+def pack(plan: Plan, plan_path: Path, profile: Profile, catalog: Catalog, settings: Settings, progress: Progress) -> Package:
+    """Raises ArtifactError when the model has changed since it was profiled, or a wheel cannot be had, ModelError for a model that is
+    gone or not whole."""
+    folder = cache_dir() / "deployments" / f"{artifacts.sha256_file(plan_path)[:32]}-{settings.name}"
+    code = function_package(settings.architecture, settings.python)
+    made = _functions(plan, plan_path, profile, folder / "functions", progress)
+    config = server_config(plan, profile, catalog, made, lambda entry: names.invoked(names.function(settings.name, entry)))
+    share_folder = folder / ("told" if settings.endpoint is Endpoint.none else "main")
+    main = _main(config, plan_path, settings.endpoint, share_folder, progress)
+    parts = Parts(
+        functions=tuple(map(_part, made.functions)),
+        code_bytes=code.zipped_bytes,
+        code_unpacked_bytes=code.unpacked_bytes,
+        main_bytes=main.bytes,
+        code_sha256=code.sha256,
+        main_sha256=artifacts.sha256_file(share_folder / share.MANIFEST),
+    )
+    return Package(parts, (_code(code), *_shards(made, folder / "functions"), *_files(main, share_folder, parts.main_sha256)))
+
+
+def _functions(plan: Plan, plan_path: Path, profile: Profile, folder: Path, progress: Progress) -> bundle.Manifest:
+    try:
+        found = bundle.read(folder)
+        if found.model == profile.record.model and found.spec == profile.record.spec:
+            return found
+    except ArtifactError:
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    with progress("Packaging functions") as report:
+        return bundle.build(plan, plan_path, profile, folder, report)
+
+
+def _main(config: ServerConfig, plan_path: Path, endpoint: Endpoint, folder: Path, progress: Progress) -> share.MainManifest:
+    """The main function's share; where the user runs it, only what it is told, as it has the model."""
+    try:
+        if artifacts.read_json(folder / "server.json", ServerConfig) == config:
+            fetch(str(folder / share.MANIFEST), folder)
+            return artifacts.read_json(folder / share.MANIFEST, share.MainManifest)
+    except ArtifactError:
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    if endpoint is Endpoint.none:
+        folder.mkdir(parents=True)
+        artifacts.write_json(folder / "server.json", config)
+        shutil.copyfile(plan_path, folder / "plan.json")
+        return share.seal(folder)
+    with progress("Packaging the main function", of_bytes=True) as report:
+        return write_main(config, plan_path, folder, report)
+
+
+def _part(entry: bundle.FunctionEntry) -> Part:
+    return Part(
+        entry=entry.name,
+        layer=entry.layer,
+        experts=entry.experts,
+        memory_mb=entry.memory_mb,
+        replicas=entry.replicas,
+        shard_bytes=entry.shard_bytes,
+        shard_sha256=entry.shard_sha256,
+        head_bytes=entry.head_bytes,
+        head_sha256=entry.head_sha256,
+    )
+
+
+def _code(code: FunctionPackage) -> Object:
+    return Object(names.code_key(code.sha256), code.path, code.zipped_bytes, code.sha256)
+
+
+def _shards(made: bundle.Manifest, folder: Path) -> list[Object]:
+    return [Object(names.shard_key(f.name, f.shard_sha256), folder / f.shard, f.shard_bytes, f.shard_sha256) for f in made.functions]
+
+
+def _files(main: share.MainManifest, folder: Path, sha256: str) -> list[Object]:
+    """The manifest last: who finds it finds what it names."""
+    files = [Object(names.main_file_key(file.sha256, file.name), folder / file.name, file.bytes, file.sha256) for file in main.files]
+    manifest = folder / share.MANIFEST
+    return [*files, Object(names.main_manifest_key(sha256), manifest, manifest.stat().st_size, sha256)]

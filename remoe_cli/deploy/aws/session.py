@@ -1,0 +1,142 @@
+"""Whose account, which region, and clients for it; and what AWS's errors mean, in one line each.
+
+Credentials, profiles and regions are found as boto3 finds them: the option first, then the environment, then the configuration files.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import boto3
+from botocore import exceptions
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+
+from remoe_cli.errors import DeployError, RemoeError, UsageError
+
+CONNECTIONS = 16
+# Lambda takes 15 control-plane calls a second from an account: adaptive clients slow down when they are told to.
+_PATIENT = Config(retries={"mode": "adaptive", "max_attempts": 10}, max_pool_connections=CONNECTIONS, user_agent_appid="remoe")
+# The first call: without a network or with wrong credentials the answer is to come at once.
+_PROMPT = Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeout=5, read_timeout=10)
+
+
+@dataclass(frozen=True)
+class Account:
+    """One account in one region. `caller` is the ARN of whoever the credentials belong to."""
+
+    session: boto3.Session
+    region: str
+    id: str
+    caller: str
+    _clients: dict[str, Any] = field(default_factory=dict, repr=False)
+    _making: Lock = field(default_factory=Lock, repr=False)
+
+    def client(self, service: str) -> Any:
+        """The boto3 client of a service, made once. Threads may share a client, but not make clients of one session at a time."""
+        with self._making:
+            if service not in self._clients:
+                self._clients[service] = self.session.client(service, config=_PATIENT)
+            return self._clients[service]
+
+    @property
+    def suffix(self) -> str:
+        """The domain of this partition's services, such as amazonaws.com."""
+        partition = self.session.get_partition_for_region(self.region)
+        return "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com"
+
+    @property
+    def who(self) -> str:
+        """Who is at work, for others to read: the caller and the machine."""
+        return f"{self.caller} on {socket.gethostname()}"
+
+
+def connect(region: str | None = None, profile: str | None = None) -> Account:
+    """The account that the credentials belong to. Raises UsageError for an unknown profile and for no region, DeployError for
+    credentials that are missing, wrong or expired and for no way to AWS."""
+    with plain_errors():
+        session = boto3.Session(profile_name=profile, region_name=region or os.environ.get("AWS_REGION") or None)
+        if not session.region_name:
+            raise exceptions.NoRegionError()
+        identity = session.client("sts", config=_PROMPT).get_caller_identity()
+        return Account(session, session.region_name, identity["Account"], identity["Arn"])
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn what boto3 raises into RemoeErrors."""
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise explained(error) from error
+    except ResponseParserError as error:
+        hint = "Something between here and AWS may answer in its place, such as a proxy or a sign-on page."
+        raise DeployError(f"What answers is not AWS: {_sentence(error)}", hint) from error
+
+
+_RENEW = "Log in again, for example with 'aws sso login', or set new ones; 'aws sts get-caller-identity' tells whether they work."
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
+_UNKNOWN = (
+    *("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSignatureException"),
+    *("AuthFailure", "IncompleteSignature", "InvalidToken", "MissingAuthenticationToken"),
+)
+_DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AllAccessDisabled", "403")
+_CLOCK = ("RequestTimeTooSkewed",)
+
+
+def explained(error: BotoCoreError | ClientError) -> RemoeError:
+    """The error in one sentence, with what to do about it."""
+    match error:
+        case ClientError():
+            return _refusal(error)
+        case exceptions.NoRegionError():
+            return UsageError("No AWS region is set.", "Give --region REGION, or set AWS_DEFAULT_REGION or 'region' in ~/.aws/config.")
+        case exceptions.InvalidRegionError():
+            return UsageError(_sentence(error), "Give --region as AWS writes it, such as us-east-1.")
+        case exceptions.ProfileNotFound():
+            return UsageError(_sentence(error), "'aws configure list-profiles' lists those that there are; see --profile and AWS_PROFILE.")
+        case exceptions.ConfigParseError():
+            return UsageError(_sentence(error), "Mend the file, or name another one in AWS_CONFIG_FILE.")
+        case exceptions.NoCredentialsError() | exceptions.PartialCredentialsError():
+            return DeployError(
+                f"There are no AWS credentials: {error}.",
+                "Set AWS_PROFILE or --profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; 'aws configure' stores some.",
+            )
+        case exceptions.SSOError() | exceptions.TokenRetrievalError() | exceptions.CredentialRetrievalError():
+            return DeployError(f"The AWS credentials cannot be had: {_sentence(error)}", _RENEW)
+        case exceptions.HTTPClientError() | exceptions.ConnectionError():
+            return DeployError(f"AWS cannot be reached: {_sentence(error)}", "Check the network, the proxy and the region's name.")
+        case _:
+            return DeployError(f"boto3 refused the call: {_sentence(error)}", "Run again with REMOE_DEBUG=1 for a traceback.")
+
+
+def _refusal(error: ClientError) -> RemoeError:
+    code = error.response["Error"].get("Code", "")
+    said = _sentence(error.response["Error"].get("Message") or code)
+    if code in _EXPIRED:
+        return DeployError(f"The AWS credentials have expired: {said}", _RENEW)
+    if code in _UNKNOWN:
+        return DeployError(f"AWS does not accept these credentials: {said}", _RENEW)
+    if code in _CLOCK:
+        return DeployError(f"AWS does not accept these credentials: {said}", "Set this machine's clock.")
+    if code in _DENIED:
+        return DeployError(
+            f"These credentials may not call {error.operation_name}: {said}", "Use others, or ask for the permission that it names."
+        )
+    return DeployError(f"AWS refused {error.operation_name}: {said} ({code})", "Mend what it names, then run the command again.")
+
+
+def code_of(error: ClientError) -> str:
+    return str(error.response["Error"].get("Code", ""))
+
+
+def _sentence(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text if text.endswith((".", "!", "?")) else f"{text}."

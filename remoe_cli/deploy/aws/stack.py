@@ -1,0 +1,344 @@
+"""The deployment's CloudFormation stack: what it is, what would change, changing it, removing it.
+
+CloudFormation keeps the state, the lock and the history; nothing of it is kept here, so the same command can go on after any interruption.
+Every state that a stack can be in has a way on (`settle`). This module does not know what the resources are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from remoe_cli import artifacts
+from remoe_cli.deploy.aws import events, names
+from remoe_cli.deploy.aws.events import Event
+from remoe_cli.deploy.aws.progress import Progress, unseen
+from remoe_cli.deploy.aws.session import Account, code_of
+from remoe_cli.errors import DeployError, HeldError, PartialDeployError
+
+BY_TAG = "remoe:by"
+_REVIEW = "REVIEW_IN_PROGRESS"
+_STANDS = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE", "IMPORT_ROLLBACK_COMPLETE")
+_NEVER_STOOD = ("CREATE_FAILED", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED")
+_NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
+_LOST = ("ValidationError", "AlreadyExistsException", "InvalidChangeSetStatus", "ChangeSetNotFound", "OperationInProgress")
+
+
+@dataclass(frozen=True)
+class State:
+    """A stack as it is. `since` is when its last operation began, `change_set` the ARN of the change set that this was."""
+
+    id: str
+    status: str
+    reason: str
+    since: datetime
+    tags: Mapping[str, str]
+    outputs: Mapping[str, str]
+    change_set: str
+
+    @property
+    def busy(self) -> bool:
+        return self.status.endswith("_IN_PROGRESS") and self.status != _REVIEW
+
+    @property
+    def stands(self) -> bool:
+        return self.status in _STANDS
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A stack as it is to be. `url` is where CloudFormation finds the template."""
+
+    template: Mapping[str, Any]
+    url: str
+    nested: bool
+    tags: Mapping[str, str]
+
+    @property
+    def prefix(self) -> str:
+        """How the names of this stack's change sets begin, whoever makes one."""
+        return f"remoe-{artifacts.sha256_bytes(json.dumps([self.template, self.tags], sort_keys=True).encode())}-"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row of a diff. `action` is Add, Modify, Remove or what else CloudFormation says; `what` names the properties that change."""
+
+    action: str
+    name: str
+    kind: str
+    replaced: bool
+    what: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A change set that waits to be executed."""
+
+    id: str
+    stack_id: str
+    creates: bool
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The stack of one deployment. `say` is told in sentences what goes on, `progress` shows what resources come to."""
+
+    account: Account
+    deployment: str
+    say: Callable[[str], None] = lambda message: None
+    progress: Progress = unseen
+
+    @property
+    def name(self) -> str:
+        return names.stack(self.deployment)
+
+    @property
+    def _client(self) -> Any:
+        return self.account.client("cloudformation")
+
+    def look(self, stack_id: str | None = None) -> State | None:
+        """The stack as it is; None if there is none."""
+        try:
+            found = self._client.describe_stacks(StackName=stack_id or self.name)["Stacks"][0]
+        except ClientError as error:
+            if code_of(error) == "ValidationError" and "does not exist" in str(error):
+                return None
+            raise
+        return State(
+            id=found["StackId"],
+            status=found["StackStatus"],
+            reason=found.get("StackStatusReason", ""),
+            since=found.get("DeletionTime") or found.get("LastUpdatedTime") or found["CreationTime"],
+            tags={tag["Key"]: tag["Value"] for tag in found.get("Tags", ())},
+            outputs={output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", ())},
+            change_set=found.get("ChangeSetId", ""),
+        )
+
+    def template(self, state: State) -> dict[str, Any]:
+        """The template that was deployed, as it was given."""
+        body = self._client.get_template(StackName=state.id, TemplateStage="Original")["TemplateBody"]
+        return dict(json.loads(body) if isinstance(body, str) else body)
+
+    def is_as(self, wanted: Wanted, state: State) -> bool:
+        """Whether there is nothing to change. Changes nothing."""
+        return state.stands and wanted.tags.items() <= state.tags.items() and self.template(state) == wanted.template
+
+    def by(self, state: State) -> str:
+        """Who began the last operation."""
+        said = ""
+        with suppress(ClientError):
+            said = self._client.describe_change_set(ChangeSetName=state.change_set).get("Description", "") if state.change_set else ""
+        return said or state.tags.get(BY_TAG) or "somebody else"
+
+    def held(self, state: State) -> HeldError:
+        return HeldError(
+            f"The stack {self.name} is held by {self.by(state)}, since {state.since:%Y-%m-%d %H:%M:%S} UTC ({state.status}).",
+            f"Follow it with 'remoe status {self.deployment} --target aws'; when it is done, run the command again.",
+        )
+
+    def settle(self, wanted: Wanted) -> State | None:
+        """Bring the stack to where a change set can be made, whatever was left by an interrupted or failed deployment; None if there is
+        none then. Raises HeldError while somebody else is at work, PartialDeployError for what needs the user's hand."""
+        while state := self.look():
+            if state.busy:
+                if not self._goes_on(state, wanted):
+                    raise self.held(state)
+                self.say(f"This is being deployed since {state.since:%H:%M:%S} UTC by {self.by(state)}: waiting for it to end.")
+                happened = self._follow_latest(state)
+                if happened[-1].status not in _STANDS and (failure := events.cause(happened)):
+                    self.say(f"That failed: {_why(failure)}")
+            elif state.status in _NEVER_STOOD or state.status == "DELETE_FAILED":
+                self.say(f"The stack {self.name} is what an operation that failed has left ({state.status}): removing it first.")
+                for event in self.remove(state):
+                    if event.failed:
+                        self.say(f"It stays, outside the deployment: {_why(event)}")
+            elif state.status == "UPDATE_ROLLBACK_FAILED":
+                self.say(f"The last update of {self.name} was not taken back completely: going on with that first.")
+                self._continue_rollback(state)
+            else:
+                return state
+        return None
+
+    def _goes_on(self, state: State, wanted: Wanted) -> bool:
+        """Whether the operation under way is this very deployment, or the removal of one that failed."""
+        if state.status == "DELETE_IN_PROGRESS":
+            end = events.before(self._client, state.id)
+            return end is not None and end.status in _NEVER_STOOD
+        return f"/{wanted.prefix}" in state.change_set
+
+    def propose(self, wanted: Wanted, state: State | None) -> Proposal | None:
+        """A change set for what differs; None if nothing does. Raises HeldError when somebody else was quicker."""
+        creates = state is None or state.status == _REVIEW
+        by = {BY_TAG: re.sub(r"[^\w\s+=.:/@-]", "_", self.account.who)[:256]}
+        with self._sole(state):
+            made = self._client.create_change_set(
+                StackName=self.name,
+                ChangeSetName=f"{wanted.prefix}{uuid.uuid4().hex[:8]}",
+                ChangeSetType="CREATE" if creates else "UPDATE",
+                Description=self.account.who[:1024],
+                TemplateURL=wanted.url,
+                Capabilities=["CAPABILITY_IAM"],
+                IncludeNestedStacks=wanted.nested,
+                Tags=[{"Key": key, "Value": value} for key, value in {**wanted.tags, **by}.items()],
+            )
+        for pause_s in events.pauses():
+            found = self._client.describe_change_set(ChangeSetName=made["Id"])
+            if found["Status"] not in ("CREATE_PENDING", "CREATE_IN_PROGRESS"):
+                break
+            time.sleep(pause_s)
+        proposal = Proposal(made["Id"], made["StackId"], creates, ())
+        if found["Status"] == "FAILED":
+            self.withdraw(proposal)
+            reason = found.get("StatusReason", "")
+            if any(phrase in reason for phrase in _NO_CHANGES):
+                return None
+            raise DeployError(f"CloudFormation cannot make the changes: {reason}", "Mend what it names, then run the command again.")
+        return Proposal(made["Id"], made["StackId"], creates, tuple(self._changes(made["Id"])))
+
+    def _changes(self, change_set: str) -> Iterator[Change]:
+        for page in self._client.get_paginator("describe_change_set").paginate(ChangeSetName=change_set):
+            for each in page.get("Changes", ()):
+                change = each["ResourceChange"]
+                targets = [detail.get("Target", {}) for detail in change.get("Details", ())]
+                what = {target.get("Name") or target.get("Attribute", "") for target in targets} or set(change.get("Scope", ()))
+                replaced = change.get("Replacement") == "True"
+                yield Change(change["Action"], change["LogicalResourceId"], change["ResourceType"], replaced, tuple(sorted(what)))
+                if nested := change.get("ChangeSetId"):
+                    yield from self._changes(nested)
+
+    def withdraw(self, proposal: Proposal) -> None:
+        """Take a proposal back, and with it a stack that is nothing but this proposal."""
+        self._client.delete_change_set(ChangeSetName=proposal.id)
+        if proposal.creates:
+            found = self._client.list_change_sets(StackName=proposal.stack_id)["Summaries"]
+            if not any(each["StackId"] == proposal.stack_id and each["ChangeSetId"] != proposal.id for each in found):
+                self._client.delete_stack(StackName=proposal.stack_id)
+
+    def execute(self, proposal: Proposal) -> State:
+        """Make the changes and wait for their end, telling each as it comes. Raises HeldError when somebody else was quicker, DeployError
+        when all was taken back, PartialDeployError when it could not be. An interrupt leaves the operation to CloudFormation."""
+        after = events.newest(self._client, proposal.stack_id)
+        try:
+            with self._sole(None, proposal):
+                self._client.execute_change_set(ChangeSetName=proposal.id, ClientRequestToken=uuid.uuid4().hex)
+            happened = self._follow(proposal.stack_id, after, len(proposal.changes))
+        except KeyboardInterrupt:
+            cancel = f"remoe destroy {self.deployment} --target aws"
+            if not proposal.creates:
+                cancel = f"aws cloudformation cancel-update-stack --stack-name {self.name} --region {self.account.region}"
+            follow = f"'remoe status {self.deployment} --target aws', or by deploying again"
+            self.say(f"CloudFormation goes on without this command. Follow it with {follow}; cancel it with '{cancel}'.")
+            raise
+        if happened[-1].status not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
+            raise self._failure(happened)
+        for pause_s in events.pauses():
+            state = self.look(proposal.stack_id)
+            if state and state.status == happened[-1].status:  # else it was read as it was before
+                return state
+            time.sleep(pause_s)
+        raise AssertionError("unreachable")
+
+    def _failure(self, happened: list[Event]) -> DeployError | PartialDeployError:
+        failure, end = events.cause(happened), happened[-1]
+        why = _why(failure or end)
+        again = f"Mend that and run the command again; 'remoe destroy {self.deployment} --target aws' removes what is left."
+        match end.status:
+            case "ROLLBACK_COMPLETE":
+                return DeployError(f"{why} Everything that was made before it has been taken back.", again)
+            case "UPDATE_ROLLBACK_COMPLETE":
+                return DeployError(f"{why} The deployment is what it was before.", again)
+            case "DELETE_COMPLETE":
+                return DeployError(f"The stack {self.name} has been deleted meanwhile.", "Deploy again, if that is what you want.")
+            case _:
+                return PartialDeployError(f"{why} Taking back what was done before it failed too ({end.status}).", again)
+
+    def _continue_rollback(self, state: State) -> None:
+        after = events.newest(self._client, state.id)
+        with self._sole(state):
+            self._client.continue_update_rollback(StackName=self.name, ClientRequestToken=uuid.uuid4().hex)
+        happened = self._follow(state.id, after)
+        if happened[-1].status != "UPDATE_ROLLBACK_COMPLETE":
+            failure = events.cause(happened)
+            raise PartialDeployError(
+                f"{_why(failure or happened[-1])} So the last update cannot be taken back.",
+                f"Mend that and run the command again, or start afresh: 'remoe destroy {self.deployment} --target aws'.",
+            )
+
+    def remove(self, state: State) -> tuple[Event, ...]:
+        """Delete the stack; returns what was deleted, and the failures of what cannot be and so is left standing, outside any stack."""
+        try:
+            if state.status == "DELETE_IN_PROGRESS" and (happened := self._follow_latest(state))[-1].status == "DELETE_COMPLETE":
+                return tuple(happened)
+            return self._remove(state.id, state)
+        except KeyboardInterrupt:
+            self.say(f"CloudFormation goes on deleting. 'remoe destroy {self.deployment} --target aws' follows it and does the rest.")
+            raise
+
+    def _remove(self, stack_id: str, state: State | None = None) -> tuple[Event, ...]:
+        """Twice as it is, for what only needs time; then without what fails."""
+        told: tuple[Event, ...] = ()
+        retain: list[str] = []
+        for attempt in range(3):
+            after = events.newest(self._client, stack_id)
+            with self._sole(state):
+                self._client.delete_stack(StackName=stack_id, **({"RetainResources": retain} if retain else {}))
+            happened = self._follow(stack_id, after)
+            told += tuple(event for event in happened if event.status == "DELETE_COMPLETE")
+            if happened[-1].status == "DELETE_COMPLETE":
+                return told
+            failed = {event.name: event for event in happened if event.failed and event.stack_id == stack_id and not event.of_stack}
+            if attempt:
+                for event in failed.values():
+                    told += self._remove(event.id) if event.kind == events.STACK else (event,)
+                retain = sorted(event.name for event in failed.values() if event.kind != events.STACK)
+        raise PartialDeployError(
+            f"The stack {self.name} cannot be deleted: {_why(events.cause(happened) or happened[-1])}",
+            f"Mend that, then run 'remoe destroy {self.deployment} --target aws' again.",
+        )
+
+    def _follow_latest(self, state: State) -> list[Event]:
+        end = events.before(self._client, state.id)
+        return self._follow(state.id, end.key if end else None)
+
+    def _follow(self, stack_id: str, after: str | None, total: int | None = None) -> list[Event]:
+        """All events of an operation, up to its end; what each resource comes to is told meanwhile."""
+        happened: list[Event] = []
+        done = 0
+        with self.progress(f"Stack {self.name}") as report:
+            for event in events.follow(self._client, stack_id, after):
+                happened.append(event)
+                if event.failed:
+                    self.say(_why(event))
+                if event.ended and not event.of_stack:
+                    done += 1
+                    report(done, total and max(done, total), f"{event.name} ({event.kind}): {event.status}")
+        return happened
+
+    @contextmanager
+    def _sole(self, before: State | None, proposal: Proposal | None = None) -> Iterator[None]:
+        """A call that only one of several can win: raises HeldError, and says who, when somebody else has."""
+        try:
+            yield
+        except ClientError as error:
+            now = self.look() if code_of(error).removesuffix("Exception") in {code.removesuffix("Exception") for code in _LOST} else None
+            if now and proposal and now.busy and now.change_set == proposal.id:
+                return  # a call that was repeated because its answer was lost
+            if now and (now.busy or proposal or (now.stands and now.change_set != (before.change_set if before else ""))):
+                raise self.held(now) from error
+            raise
+
+
+def _why(event: Event) -> str:
+    reason = event.reason or event.status
+    return f"{event.name} ({event.kind}) failed: {reason}{'' if reason.endswith('.') else '.'}"

@@ -1,0 +1,178 @@
+"""What stands of a deployment on AWS, and what its functions printed. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from remoe_cli.deploy.aws import names
+from remoe_cli.deploy.aws.events import STACK
+from remoe_cli.deploy.aws.session import Account, code_of, plain_errors
+from remoe_cli.deploy.aws.settings import Endpoint
+from remoe_cli.deploy.aws.stack import Stack, State
+from remoe_cli.errors import DeployError
+
+_AT_ONCE = 8
+_STREAMS = 5
+_COMPARED = ("MemorySize", "Timeout", "Runtime", "Handler")
+
+
+def unknown(account: Account, name: str) -> DeployError:
+    return DeployError(
+        f"There is no deployment named '{name}' in account {account.id}, {account.region}.",
+        "See --region and --profile, or make one with 'remoe deploy PLAN --target aws'.",
+    )
+
+
+def read(account: Account, name: str) -> dict[str, Any]:
+    """The status document. Raises DeployError for an unknown name.
+
+    state       running; deploying, destroying, proposed (a change set that nobody executed) or failed, with a `hint` of what to do
+    functions   as they are now; `drift` names what is not as the plan's template has it
+    main        the main function as it is now: its `kind` (sagemaker or lambda), name and state; None where it is the user's own
+    """
+    names.check_name(name)
+    with plain_errors():
+        stack = Stack(account, name)
+        state = stack.look()
+        if state is None:
+            raise unknown(account, name)
+        word, hint = _state(state, name)
+        templates = list(_templates(account, stack, state)) if state.stands or state.busy else []
+        kind = state.outputs.get("EndpointKind")
+        return {
+            "name": name,
+            "target": "aws",
+            "state": word,
+            "hint": hint,
+            "account": account.id,
+            "region": account.region,
+            "stack": state.status,
+            "by": stack.by(state),
+            "since": state.since.isoformat(),
+            "plan": state.tags.get(names.PLAN_TAG),
+            "endpoint": state.outputs.get("Endpoint"),
+            "main": _main(account, name, kind) if kind in (Endpoint.sagemaker, Endpoint.aws_lambda) else None,
+            "functions": _functions(account, name, templates),
+        }
+
+
+def _state(state: State, name: str) -> tuple[str, str]:
+    follow = "CloudFormation is at work; run this again, or deploy the same plan again to follow it."
+    again = f"Deploy again to go on, or run 'remoe destroy {name} --target aws'."
+    if state.stands:
+        return "running", ""
+    if state.status == "DELETE_IN_PROGRESS":
+        return "destroying", follow
+    if state.busy:
+        return "deploying", follow
+    if state.status == "REVIEW_IN_PROGRESS":
+        return "proposed", f"Nobody has agreed to it yet. {again}"
+    return "failed", again
+
+
+def _templates(account: Account, stack: Stack, state: State) -> Iterator[Mapping[str, Any]]:
+    """Of the stack and of those in it."""
+    root = stack.template(state)
+    yield root
+    if any(resource["Type"] == STACK for resource in root.get("Resources", {}).values()):
+        client = account.client("cloudformation")
+        for page in client.get_paginator("list_stack_resources").paginate(StackName=state.id):
+            for each in page["StackResourceSummaries"]:
+                if each["ResourceType"] == STACK and (nested := stack.look(each["PhysicalResourceId"])):
+                    yield stack.template(nested)
+
+
+def _functions(account: Account, name: str, templates: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The expert functions, by name."""
+    wanted = {
+        resource["Properties"]["FunctionName"]: resource["Properties"]
+        for each in templates
+        for resource in each.get("Resources", {}).values()
+        if resource["Type"] == "AWS::Lambda::Function" and resource["Properties"]["FunctionName"] != names.main(name)
+    }
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(lambda function: _function(account, function, wanted[function]), sorted(wanted)))
+
+
+def _function(account: Account, function: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What callers get, so the version that the alias names."""
+    found = _configuration(account, function)
+    if found is None:
+        return {"name": function, "state": "missing", "memory_mb": wanted["MemorySize"], "drift": ["it is missing"]}
+    drift = [f"{key} is {found.get(key)}, not {wanted[key]}" for key in _COMPARED if key in wanted and found.get(key) != wanted[key]]
+    return {"name": function, "state": found.get("State", ""), "memory_mb": found["MemorySize"], "drift": drift}
+
+
+def _configuration(account: Account, function: str) -> dict[str, Any] | None:
+    try:
+        return dict(account.client("lambda").get_function_configuration(FunctionName=function, Qualifier=names.ALIAS))
+    except ClientError as error:
+        if code_of(error) == "ResourceNotFoundException":
+            return None
+        raise
+
+
+def _main(account: Account, name: str, kind: str) -> dict[str, Any]:
+    main = names.main(name)
+    if kind == Endpoint.aws_lambda:
+        found = _configuration(account, main)
+        return {"kind": kind, "name": main, "state": found.get("State", "") if found else "missing"}
+    try:
+        state = account.client("sagemaker").describe_endpoint(EndpointName=main)["EndpointStatus"]
+    except ClientError as error:
+        if code_of(error) != "ValidationException":
+            raise
+        state = "missing"
+    return {"kind": kind, "name": main, "state": state}
+
+
+def logs(account: Account, name: str, function: str | None, lines: int) -> dict[str, list[str]]:
+    """The last `lines` lines of each function, or of one; the main function is `main`. Functions that never ran have none.
+
+    Raises DeployError for an unknown deployment or function.
+    """
+    document = read(account, name)
+    groups = {each["name"]: names.log_group(each["name"]) for each in document["functions"]}
+    if main := document["main"]:
+        groups["main"] = names.endpoint_log_group(name) if main["kind"] == Endpoint.sagemaker else names.log_group(main["name"])
+    if function is not None and function not in groups:
+        raise DeployError(f"Deployment '{name}' has no function '{function}'; there are: {', '.join(groups)}.", "")
+    chosen = groups if function is None else {function: groups[function]}
+    with plain_errors(), ThreadPoolExecutor(_AT_ONCE) as pool:
+        return dict(zip(chosen, pool.map(lambda group: _last_lines(account, group, lines), chosen.values()), strict=True))
+
+
+def _last_lines(account: Account, group: str, lines: int) -> list[str]:
+    """Of the streams that were written to last, in the order of time."""
+    client = account.client("logs")
+    try:
+        streams = client.describe_log_streams(logGroupName=group, orderBy="LastEventTime", descending=True, limit=_STREAMS)["logStreams"]
+    except ClientError as error:
+        if code_of(error) == "ResourceNotFoundException":
+            return []
+        raise
+    found = [
+        (event["timestamp"], event["message"].rstrip())
+        for stream in streams
+        for event in client.get_log_events(
+            logGroupName=group, logStreamName=stream["logStreamName"], limit=min(lines, 10_000), startFromHead=False
+        )["events"]
+    ]
+    return [message for _, message in sorted(found, key=lambda event: event[0])][-lines:]
+
+
+def tagged(account: Account, name: str, gone: Iterable[str] = ()) -> list[str]:
+    """ARNs of everything that has the deployment's tag, but for what is known to be `gone`, by physical id: the Tagging API remembers
+    for minutes."""
+    pages = account.client("resourcegroupstaggingapi").get_paginator("get_resources")
+    found = [
+        resource["ResourceARN"]
+        for page in pages.paginate(TagFilters=[{"Key": names.DEPLOYMENT_TAG, "Values": [name]}])
+        for resource in page["ResourceTagMappingList"]
+    ]
+    ends = tuple(f"{mark}{id}" for id in gone if id for mark in (":", "/"))
+    return sorted(arn for arn in found if arn not in set(gone) and not arn.endswith(ends))

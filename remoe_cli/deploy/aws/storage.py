@@ -1,0 +1,243 @@
+"""A deployment's bucket: made private, filled with what is missing, emptied and removed.
+
+An object's key says the digest of what it holds (names.py), so an object that is there in the right size is never sent again. Large
+objects go in parts, and a part that has arrived is never sent again either, whoever began. S3 is told the digest of everything that it
+is sent and refuses what arrives damaged. This module does not know what the objects are.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from remoe_cli import artifacts
+from remoe_cli.deploy.aws.session import Account, code_of
+from remoe_cli.errors import DeployError
+
+PART_BYTES = 16 * 2**20
+_AT_ONCE = 8
+_GONE = ("404", "NoSuchBucket", "NoSuchKey", "NotFound")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Object:
+    """What is to be in the bucket under `key`: a file, or bytes."""
+
+    key: str
+    source: Path | bytes
+    size_bytes: int
+    sha256: str
+
+    def read(self, start: int, end: int) -> bytes:
+        if isinstance(self.source, bytes):
+            return self.source[start:end]
+        with self.source.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+
+def object_of(key: str, source: bytes) -> Object:
+    return Object(key, source, len(source), artifacts.sha256_bytes(source))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The bucket `name`, in `account` and nobody else's: every call names its owner."""
+
+    account: Account
+    name: str
+
+    @property
+    def client(self) -> Any:
+        return self.account.client("s3")
+
+    @property
+    def _it(self) -> dict[str, str]:
+        return {"Bucket": self.name, "ExpectedBucketOwner": self.account.id}
+
+    def url(self, key: str) -> str:
+        """Where CloudFormation finds an object, such as a template."""
+        return f"https://{self.name}.s3.{self.account.region}.{self.account.suffix}/{key}"
+
+    def tags(self) -> dict[str, str] | None:
+        """The bucket's tags; None where there is no such bucket. Raises DeployError for a bucket of another account."""
+        try:
+            return {tag["Key"]: tag["Value"] for tag in self.client.get_bucket_tagging(**self._it)["TagSet"]}
+        except ClientError as error:
+            if code_of(error) == "NoSuchTagSet":
+                return {}
+            if code_of(error) in _GONE:
+                return None
+            if code_of(error) in ("403", "AccessDenied"):
+                raise DeployError(
+                    f"The bucket {self.name} is not account {self.account.id}'s, or may not be looked at: {error}.",
+                    "Choose another --name, or ask for the permission s3:GetBucketTagging.",
+                ) from error
+            raise
+
+    def make(self, tags: Mapping[str, str]) -> None:
+        """Make the bucket, or finish making it: nothing public, everything encrypted, and tagged last, so that tags say that it is done."""
+        place = {} if self.account.region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": self.account.region}}
+        try:
+            self.client.create_bucket(Bucket=self.name, **place)
+        except ClientError as error:
+            if code_of(error) != "BucketAlreadyOwnedByYou":
+                raise
+        closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+        self.client.put_public_access_block(**self._it, PublicAccessBlockConfiguration=dict.fromkeys(closed, True))
+        rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+        self.client.put_bucket_encryption(**self._it, ServerSideEncryptionConfiguration={"Rules": [rule]})
+        if self.client.meta.endpoint_url.startswith("https:"):
+            self.client.put_bucket_policy(**self._it, Policy=json.dumps(self._tls_only()))
+        self.client.put_bucket_tagging(**self._it, Tagging={"TagSet": [{"Key": key, "Value": value} for key, value in tags.items()]})
+
+    def _tls_only(self) -> dict[str, Any]:
+        arn = f"arn:{self.client.meta.partition}:s3:::{self.name}"
+        statement = {
+            "Sid": "OnlyOverTLS",
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": "s3:*",
+            "Resource": [arn, f"{arn}/*"],
+            "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+        }
+        return {"Version": "2012-10-17", "Statement": [statement]}
+
+    def keys(self, folder: str) -> list[str]:
+        """Keys of what lies directly in `folder`, such as main/; the latest first."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(**self._it, Prefix=folder, Delimiter="/")
+        found = [each for page in pages for each in page.get("Contents", ())]
+        return [each["Key"] for each in sorted(found, key=lambda each: each["LastModified"], reverse=True)]
+
+    def read(self, key: str) -> bytes:
+        """A small object."""
+        return bytes(self.client.get_object(**self._it, Key=key)["Body"].read())
+
+    def missing(self, objects: Iterable[Object]) -> tuple[Object, ...]:
+        """Those that are not there, or not in the right size and of the right digest. Changes nothing."""
+        objects = tuple(objects)
+        with _pool() as pool:
+            return tuple(each for each, there in zip(objects, pool.map(self._holds, objects), strict=True) if not there)
+
+    def _holds(self, what: Object) -> bool:
+        try:
+            head = self.client.head_object(**self._it, Key=what.key)
+        except ClientError as error:
+            if code_of(error) in _GONE:
+                return False
+            raise
+        return bool(head["ContentLength"] == what.size_bytes and head["Metadata"].get("sha256") == what.sha256)
+
+    def upload(self, objects: Sequence[Object], progress: Progress = lambda done, total: None) -> None:
+        """Put `objects` there; `progress` is told bytes done and their total. What an earlier upload sent is not sent again."""
+        count = _Counter(sum(each.size_bytes for each in objects), progress)
+        with _pool() as pool:
+            small = [each for each in objects if each.size_bytes <= PART_BYTES]
+            list(pool.map(partial(self._put, count), small))
+            for each in objects:
+                if each.size_bytes > PART_BYTES:
+                    self._put_in_parts(count, pool, each)
+
+    def _put(self, count: _Counter, what: Object) -> None:
+        body = what.read(0, what.size_bytes)
+        self.client.put_object(**self._it, Key=what.key, Body=body, ChecksumSHA256=_checksum(body), Metadata={"sha256": what.sha256})
+        count.add(len(body))
+
+    def _put_in_parts(self, count: _Counter, pool: ThreadPoolExecutor, what: Object) -> None:
+        upload = {**self._it, "Key": what.key, "UploadId": self._begun(what) or self._begin(what)}
+        arrived = {
+            part["PartNumber"]: part
+            for page in self.client.get_paginator("list_parts").paginate(**upload)
+            for part in page.get("Parts", ())
+        }
+
+        def send(number: int) -> dict[str, Any]:
+            body = what.read((number - 1) * PART_BYTES, min(number * PART_BYTES, what.size_bytes))
+            part = {"PartNumber": number, "ChecksumSHA256": _checksum(body)}
+            there = arrived.get(number, {})
+            if there.get("ChecksumSHA256") != part["ChecksumSHA256"]:
+                there = self.client.upload_part(**upload, **part, Body=body)
+            count.add(len(body))
+            return {**part, "ETag": there["ETag"]}
+
+        parts = list(pool.map(send, range(1, -(-what.size_bytes // PART_BYTES) + 1)))
+        try:
+            self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        except ClientError as error:
+            # Somebody who deploys the same model at the same time has completed the same upload.
+            if code_of(error) != "NoSuchUpload" or not self._holds(what):
+                raise
+
+    def _begin(self, what: Object) -> str:
+        upload = self.client.create_multipart_upload(**self._it, Key=what.key, ChecksumAlgorithm="SHA256", Metadata={"sha256": what.sha256})
+        return str(upload["UploadId"])
+
+    def _begun(self, what: Object) -> str | None:
+        """The latest upload of this very object that nobody has completed."""
+        begun = [upload for upload in self._uploads(Prefix=what.key) if upload["Key"] == what.key]
+        return max(begun, key=lambda upload: upload["Initiated"])["UploadId"] if begun else None
+
+    def _uploads(self, **which: str) -> Iterator[dict[str, Any]]:
+        for page in self.client.get_paginator("list_multipart_uploads").paginate(**self._it, **which):
+            yield from page.get("Uploads", ())
+
+    def remove(self) -> None:
+        """Remove the bucket with all objects, versions and unfinished uploads in it. There need not be one."""
+        try:
+            for upload in self._uploads():
+                self.client.abort_multipart_upload(**self._it, Key=upload["Key"], UploadId=upload["UploadId"])
+            for page in self.client.get_paginator("list_object_versions").paginate(**self._it):
+                found = [{"Key": each["Key"], "VersionId": each["VersionId"]} for kind in _KINDS for each in page.get(kind, ())]
+                if found:
+                    _refused(self.client.delete_objects(**self._it, Delete={"Objects": found, "Quiet": True}))
+            self.client.delete_bucket(**self._it)
+        except ClientError as error:
+            if code_of(error) not in _GONE:
+                raise
+
+
+_KINDS = ("Versions", "DeleteMarkers")
+
+
+def _refused(answer: Mapping[str, Any]) -> None:
+    if errors := answer.get("Errors"):
+        first = errors[0]
+        raise DeployError(f"S3 does not delete {first['Key']}: {first.get('Message') or first['Code']}.", "Mend that, then destroy again.")
+
+
+def _checksum(body: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(body).digest()).decode()
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads that end after the call in hand when something fails or the user interrupts."""
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Counter:
+    """Bytes done by all threads together."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            self._progress(self._done, self._total)
