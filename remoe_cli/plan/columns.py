@@ -7,6 +7,7 @@ no single function of a memory spec holds is divided over the fewest that do; on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from remoe_cli.plan import main_side, remote_side
 from remoe_cli.plan.document import LayerPlan, MainSpec
-from remoe_cli.plan.hits import HitLaw, hit_law, owners, prefix_law
+from remoe_cli.plan.hits import hit_law, owners, prefix_law
 from remoe_cli.plan.problem import MB, Problem
 from remoe_cli.plan.workload import Bools, Floats, Ints
 
@@ -108,9 +109,8 @@ def build_columns(
     offsets = {"at_set": np.cumsum([0, *set_sizes[:-1]]), "step": np.cumsum([0, *step_sizes[:-1]])}
 
     def join(name: str) -> Any:
-        parts = [arrays[name] + (offsets[name][i] if name in offsets else 0) for i, (arrays, _) in enumerate(layers)]
-        joined = np.concatenate(parts, axis=-1)
-        return joined if joined.dtype == np.float64 else joined.astype(np.int32)
+        first = offsets.get(name, np.zeros(len(layers), dtype=np.int64)).tolist()
+        return np.concatenate([arrays[name] + first[i] if first[i] else arrays[name] for i, (arrays, _) in enumerate(layers)], axis=-1)
 
     return Columns(
         members=np.concatenate(candidates),
@@ -125,55 +125,57 @@ def build_columns(
 def _layer_columns(
     problem: Problem, index: int, sets: Bools, menu: tuple[int, ...], payload_limited: bool
 ) -> tuple[dict[str, Any], list[Steps]]:
+    """A layer's figures in tables of all sets, memory specs and replicas [S, Y, Z], of which the usable places become columns."""
     side, workload, rank = problem.catalog.function, problem.workload, problem.workload.ranks[index]
-    count = sets.sum(axis=1)
-    missing = np.ones((len(sets), len(menu)), dtype=bool) & (count > 0)[:, None]
-    empty = np.flatnonzero(count == 0)[:1]  # the empty set is one column, without memory and replicas
-    blocks = [_block(problem, empty, np.zeros(len(empty), int), {"zt_s": np.zeros((len(workload.lengths), len(empty)))})]
+    count, memory_mb = sets.sum(axis=1), np.array(menu)
+    prefixes = _are_prefixes(problem, index, sets, count)
+    shape = (len(sets), len(menu), side.max_replicas)
+    usable, zt_s, bill_usd = np.zeros(shape, dtype=bool), np.zeros((len(workload.lengths), *shape)), np.zeros(shape)
+    functions_of, step, start_s = np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[:2])
+    empty = np.flatnonzero(count == 0)[:1]
+    usable[empty, 0, 0] = True  # the empty set is one column, without memory and replicas
+    missing = np.ones(shape[:2], dtype=bool) & (count > 0)[:, None]
     steps: list[Steps] = []
     places = 0
     for functions in range(1, side.max_functions + 1):
         owner = owners(sets, rank, functions)
         biggest, held = _function_loads(problem, index, owner, functions)
-        here = missing & (held[:, None] <= np.array(menu) * MB)
+        here = missing & (held[:, None] <= memory_mb * MB)
         missing &= ~here
-        if functions > 1 and not here.any():
+        at = np.union1d(np.flatnonzero(here.any(axis=1)), empty if functions == 1 else [])
+        if not len(at):
             continue
-        law = _law(problem, index, sets, count, owner, functions)
+        law = prefix_law(workload, index, count[at], functions) if prefixes else hit_law(workload, index, owner[at])
         steps.append(Steps(law.local, remote_side.decode_call_s(problem, menu, law), law.shares))
+        place = places + np.arange(len(at))[:, None] * len(menu) + np.arange(len(menu))
+        places += place.size
+        new = here[at]
+        step[at] = np.where(new | (count[at] == 0)[:, None], place, step[at])
+        functions_of[here] = functions
+        start_s[at] = np.where(new, (workload.cold_share * remote_side.cold_s(problem, biggest[at]))[:, None], start_s[at])
         decode = workload.n_out * remote_side.decode_usd(problem, menu, law)
-        start_s = workload.cold_share * remote_side.cold_s(problem, biggest)
-        best = np.full((len(workload.lengths), *here.shape), np.inf)
-        for replicas in range(1, (side.max_replicas if functions == 1 else 1) + 1):
-            zt, bill, rows = _prefills(problem, index, sets, owner, functions, replicas, menu)
-            usable = here & ((not payload_limited) | (remote_side.payload_bytes(problem, rows) <= side.payload_limit_bytes))[:, None]
-            usable &= (zt < best).any(axis=0)
-            best = np.where(usable, np.minimum(best, zt), best)
-            usd = bill + decode + remote_side.cold_usd(problem, menu, biggest, functions * replicas)
-            at_set, at_memory = np.nonzero(usable)
-            figures = {
-                "zt_s": zt[:, usable],
-                "bill_usd": usd[usable],
-                "start_s": start_s[at_set],
-                "memory_mb": np.array(menu)[at_memory],
-                "functions": np.full(len(at_set), functions),
-                "replicas": np.full(len(at_set), replicas),
-                "count": count[at_set],
-                "step": places + at_set * len(menu) + at_memory,
-            }
-            blocks.append(_block(problem, at_set, at_memory, figures))
-        places += len(sets) * len(menu)
-    if len(empty):
-        blocks[0]["step"] = empty * len(menu)
-    order = np.lexsort([np.concatenate([block[name] for block in blocks]) for name in ("replicas", "at_memory", "at_set")])
-    joined = {name: np.concatenate([block[name] for block in blocks], axis=-1)[..., order] for name in blocks[0] if name != "at_memory"}
-    return joined, steps
-
-
-def _block(problem: Problem, at_set: Ints, at_memory: Ints, figures: dict[str, Any]) -> dict[str, Any]:
-    none = np.zeros(len(at_set), dtype=np.int64)
-    nothing = {name: none for name in ("memory_mb", "functions", "replicas", "count", "step")}
-    return nothing | {"bill_usd": none * 0.0, "start_s": none * 0.0} | figures | {"at_set": at_set, "at_memory": at_memory}
+        best = np.full((len(workload.lengths), *new.shape), np.inf)
+        for replicas, (zt, bill, rows) in enumerate(_prefills(problem, index, sets[at], owner[at], functions, menu), 1):
+            fits = (not payload_limited) | (remote_side.payload_bytes(problem, rows) <= side.payload_limit_bytes)
+            quicker = new & fits[:, None] & (zt < best).any(axis=0)
+            best = np.where(quicker, np.minimum(best, zt), best)
+            usd = bill + decode + remote_side.cold_usd(problem, menu, biggest[at], functions * replicas)
+            s, y = np.nonzero(quicker)
+            usable[at[s], y, replicas - 1] = True
+            zt_s[:, at[s], y, replicas - 1] = zt[:, s, y]
+            bill_usd[at[s], y, replicas - 1] = usd[s, y]
+    s, y, z = np.nonzero(usable)
+    some = count[s] > 0
+    whole = {
+        "memory_mb": memory_mb[y] * some,
+        "functions": functions_of[s, y],
+        "replicas": (z + 1) * some,
+        "count": count[s],
+        "step": step[s, y],
+        "at_set": s,
+    }
+    figures = {"zt_s": zt_s[:, usable], "bill_usd": bill_usd[usable], "start_s": start_s[s, y]}
+    return figures | {name: array.astype(np.int32) for name, array in whole.items()}, steps
 
 
 def _function_loads(problem: Problem, index: int, owner: Ints, functions: int) -> tuple[Ints, Floats]:
@@ -193,40 +195,23 @@ def _are_prefixes(problem: Problem, index: int, sets: Bools, count: Ints) -> boo
     return len(sets) > 2 and bool((sets == (problem.workload.ranks[index] < count[:, None])).all())
 
 
-def _law(problem: Problem, index: int, sets: Bools, count: Ints, owner: Ints, functions: int) -> HitLaw:
-    if _are_prefixes(problem, index, sets, count):
-        return prefix_law(problem.workload, index, count, functions)
-    return hit_law(problem.workload, index, owner)
-
-
-def _replica_of(problem: Problem, index: int, n_in: int, sets: Bools, replicas: int) -> Ints:
-    """[S, E]: LPT. That of all prefixes is kept, as both planners ask for parts of it."""
-    workload, count = problem.workload, sets.sum(axis=1)
-    work = remote_side.expert_work_s(problem, problem.catalog.function.mb_per_vcpu, workload.use[index] * n_in)
-    if not _are_prefixes(problem, index, sets, count):
-        return remote_side.lpt(work, sets, replicas)
-    most = problem.catalog.function.max_replicas
-    key = ("lpt", index, n_in, most, work.tobytes())
-    if key not in workload.memo:
-        every = np.arange(len(work) + 1)[:, None] > workload.ranks[index]
-        workload.memo[key] = remote_side.lpt_for_each(work, every, range(2, most + 1))
-    at: Ints = workload.memo[key][replicas - 2][count].astype(np.int64)
-    return at
-
-
 def _prefills(
-    problem: Problem, index: int, sets: Bools, owner: Ints, functions: int, replicas: int, menu: tuple[int, ...]
-) -> tuple[Floats, Floats, Floats]:
-    """Of the kinds of requests: longest invocation [B, S, Y]; mean bill [S, Y]; rows of the largest invocation of any kind [S]."""
-    zts, bills, most = [], np.zeros((len(sets), len(menu))), np.zeros(len(sets))
+    problem: Problem, index: int, sets: Bools, owner: Ints, functions: int, menu: tuple[int, ...]
+) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """For 1, 2, .. replicas, of the kinds of requests: longest invocation [B, S, Y]; mean bill [S, Y]; rows of the largest invocation of
+    any kind [S]. Divided sets have no replicas."""
+    side, lengths = problem.catalog.function, problem.workload.lengths
     usd_per_s = remote_side.function_usd_per_s(problem, menu)
-    for kind in problem.workload.lengths:
-        tokens = problem.workload.use[index] * kind.n_in
-        at = np.where(tokens > 0, owner, -1)
-        if replicas > 1:
-            at = _replica_of(problem, index, kind.n_in, sets, replicas)
-        sent = remote_side.prefill(problem, tokens, menu, at, functions * replicas)
-        zts.append(sent.zt_s)
-        bills += kind.share * (usd_per_s * sent.billed_s + problem.catalog.function.usd_per_request * sent.calls)
-        most = np.maximum(most, sent.rows)
-    return np.array(zts), bills, most
+    replicas = range(2, side.max_replicas + 1) if functions == 1 else ()
+    tokens = [problem.workload.use[index] * kind.n_in for kind in lengths]
+    work_s = [remote_side.expert_work_s(problem, side.mb_per_vcpu, n) for n in tokens] if replicas else []
+    shared = [remote_side.lpt_for_each(work, sets, replicas) for work in work_s]
+    for parts in (functions, *replicas):
+        zts, bills, most = [], np.zeros((len(sets), len(menu))), np.zeros(len(sets))
+        for i, (kind, n) in enumerate(zip(lengths, tokens, strict=True)):
+            at = np.where(n > 0, owner, -1) if parts == functions else shared[i][parts - 2]
+            sent = remote_side.prefill(problem, n, menu, at, parts)
+            zts.append(sent.zt_s)
+            bills += kind.share * (usd_per_s * sent.billed_s + side.usd_per_request * sent.calls)
+            most = np.maximum(most, sent.rows)
+        yield np.array(zts), bills, most

@@ -122,16 +122,16 @@ def lpt(work_s: Floats, members: Bools, replicas: int) -> Ints:
 def lpt_for_each(work_s: Floats, members: Bools, replicas: Sequence[int]) -> Places:
     """`lpt` for several numbers of replicas at once: int16 [Z, S, E]."""
     most, sets = max(replicas), len(members)
-    at = np.full((len(replicas), sets, len(work_s)), -1, dtype=np.int16)
-    load = np.where(np.arange(most) < np.array(replicas)[:, None, None], np.zeros((1, sets, 1)), np.inf).reshape(-1, most)
-    rows = np.arange(len(load))
+    at = np.full((len(work_s), len(replicas) * sets), -1, dtype=np.int16)
+    load = np.where(np.arange(most) < np.repeat(replicas, sets)[:, None], 0.0, np.inf)
+    flat, firsts = load.reshape(-1), np.arange(len(load)) * most
+    added = np.tile(np.where(members, work_s, 0.0).T, len(replicas))  # [E, Z S]
     for expert in np.argsort(-work_s, kind="stable"):
         if work_s[expert] > 0:
-            least = load.argmin(axis=1)
-            inside = members[:, expert]
-            at[:, :, expert] = np.where(inside, least.reshape(len(replicas), sets), -1)
-            load[rows, least] += np.tile(np.where(inside, work_s[expert], 0.0), len(replicas))
-    return at
+            at[expert] = least = load.argmin(axis=1)
+            flat[firsts + least] += added[expert]
+    at[added == 0] = -1
+    return np.ascontiguousarray(at.T).reshape(len(replicas), sets, -1)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Prefill:
     rows: Floats
 
 
-def prefill(problem: Problem, tokens: Floats, memory_mb: Sequence[int], at: Ints, parts: int) -> Prefill:
+def prefill(problem: Problem, tokens: Floats, memory_mb: Sequence[int], at: Ints | Places, parts: int) -> Prefill:
     """One invocation for each of `parts` groups of experts, `at` [S, E] (-1 for none); `tokens` [E] of each expert."""
     memory = np.asarray(memory_mb, dtype=np.float64)
     work = expert_work_s(problem, memory[:, None], tokens).T  # [E, Y]
