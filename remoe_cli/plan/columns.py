@@ -8,7 +8,7 @@ no single function of a memory spec holds is divided over the fewest that do; on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,19 @@ class Columns:
     def decode_s(self, step_s: float) -> Floats:
         """E[max(local, remote)] of one decode token, for the places that `step` names."""
         return np.concatenate([(s.shares @ np.maximum(s.local * step_s, s.call_s).T).ravel() for s in self.steps])
+
+    def merged(self) -> tuple[Columns, Ints]:
+        """One column for all numbers of replicas of a set at a memory spec, with the least figures of any, so that what it cannot do none
+        of them can; and where the columns of each begin among these."""
+        firsts = np.flatnonzero(np.diff(self.step, prepend=-1))
+        figures = {
+            "zt_s": np.minimum.reduceat(self.zt_s, firsts, axis=1),
+            "bill_usd": np.minimum.reduceat(self.bill_usd, firsts),
+            "start_s": self.start_s[firsts],
+        }
+        names = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "step")
+        whole = {name: getattr(self, name)[firsts] for name in names}
+        return replace(self, starts=np.searchsorted(firsts, self.starts), **figures, **whole), firsts
 
     def layer_plans(self, problem: Problem, chosen: Ints) -> tuple[LayerPlan, ...]:
         """The layers of a plan from one chosen column per layer, ascending."""

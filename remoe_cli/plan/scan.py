@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from remoe_cli.plan.columns import build_columns
-from remoe_cli.plan.exact import Solution, relax
+from remoe_cli.plan.exact import Bound, Solution, bound_of
 from remoe_cli.plan.node import Aim, Node, Task, mains, make_node
 from remoe_cli.plan.problem import Main, Problem
 from remoe_cli.plan.workload import Ints, prefix_sets
@@ -65,7 +65,7 @@ def _pass(problem: Problem, aim: Aim, sizes: tuple[int, ...], menu: tuple[int, .
         found = _best_size(node, group, layers, len(sizes), best[0] if best else np.inf)
         if found is not None:
             best = (found[0], main, sizes[found[1]], found[2])
-        if (free := _each_its_own(node, best[0] if best else np.inf)) is not None:
+        if (free := _each_its_own(node, None, best[0] if best else np.inf)) is not None:
             best = (free[0], main, int(np.median(columns.count[free[1]])), free[1])
     if best is None:
         return None
@@ -100,13 +100,13 @@ def _best_size(node: Node, group: Ints, layers: int, sizes: int, cutoff: float) 
     return best
 
 
-def _each_its_own(node: Node, cutoff: float) -> tuple[float, Ints] | None:
+def _each_its_own(node: Node, known: Bound | None, cutoff: float) -> tuple[float, Ints] | None:
     """Value and columns [L] when each layer takes its cheapest column under the relaxation's multipliers, or a little more of them."""
-    lower, u = relax(node, cutoff)
-    if lower >= cutoff:
+    bound = bound_of(node, known, cutoff)
+    if bound.lower >= cutoff:
         return None
     for more in _FREE:
-        chosen = node.reduced(u * more)[1]
+        chosen = node.reduced(bound.u / node.scale * more)[1]
         if node.meets(chosen):
             value = node.value(chosen)
             return (value, chosen) if value < cutoff else None
