@@ -27,6 +27,7 @@ from remoe_cli.plan.document import LayerPlan
 from remoe_cli.plan.highs import GrowingLp, quiet_highs
 from remoe_cli.plan.node import SLACK, Node, Task, mains, make_node
 from remoe_cli.plan.problem import Main
+from remoe_cli.plan.rounding import rounded
 from remoe_cli.plan.workload import Floats, Ints
 
 PENALTY = 1e5  # of a row's whole limit, in units of the least cost: bounds the multipliers, never their validity
@@ -139,6 +140,8 @@ class _Search:
             self.closed = min(self.closed, lower)
             return
         heapq.heappush(self.heap, (lower, next(self.order), first, last, whole, bound))
+        if whole:
+            self._keep(node, self.mains[first], rounded(node, bound.u / node.scale, np.searchsorted(node.at, bound.pool)))
 
     def _close(self, index: int, lower: float, bound: Bound) -> None:
         main = self.mains[index]
@@ -147,9 +150,12 @@ class _Search:
             return
         found, leaf_lower = _leaf(node, bound, self.cutoff, self.gap, self.deadline)
         self.closed = min(self.closed, max(lower, leaf_lower))
+        self._keep(node, main, found)
+
+    def _keep(self, node: Node, main: Main, found: Ints | None) -> None:
         if found is not None and node.value(found) < self.cutoff:
             layers = self.task.columns.layer_plans(self.task.problem, node.at[found])
-            self.best = Solution(main, layers, node.value(found), lower, False)
+            self.best = Solution(main, layers, node.value(found), 0.0, False)
 
 
 def bound_of(node: Node, known: Bound | None = None, cutoff: float = np.inf, close: float = 1e-7) -> Bound:

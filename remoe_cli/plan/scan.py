@@ -11,14 +11,15 @@ from __future__ import annotations
 import numpy as np
 
 from remoe_cli.plan.columns import build_columns
-from remoe_cli.plan.exact import Bound, Solution, bound_of
+from remoe_cli.plan.exact import Solution, bound_of
 from remoe_cli.plan.node import Aim, Node, Task, mains, make_node
-from remoe_cli.plan.problem import Main, Problem
+from remoe_cli.plan.problem import Problem
+from remoe_cli.plan.rounding import rounded
 from remoe_cli.plan.workload import Ints, prefix_sets
 
 SHARES, SPECS, MAINS = 17, 16, 24  # of the first pass, at most
 _FINE_SHARES, _FINE_MAINS = 9, 9
-_FREE = (1.0, 1.001, 1.01, 1.05, 1.2, 1.6, 2.5)
+_CLOSE = 1e-5  # how near a bound has to come to the relaxation's value
 _MULTIPLIERS = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 15)])
 
 
@@ -39,46 +40,47 @@ def scan(problem: Problem, aim: Aim, least: int = 0) -> Solution | None:
     step = max(1, experts // (SHARES - 1))
     offsets = np.linspace(-step, step, _FINE_SHARES).round().astype(int)
     near = sorted({least, experts, *(min(experts, max(least, first[1] + offset)) for offset in offsets.tolist())})
-    second = _pass(problem, aim, tuple(near), menu, first[0].main)
-    best = min((found for found in (first, second) if found), key=lambda found: found[0].value)
-    return best[0]
+    second = _pass(problem, aim, tuple(near), menu, first)
+    assert second is not None
+    return second[0]
 
 
-def _pass(problem: Problem, aim: Aim, sizes: tuple[int, ...], menu: tuple[int, ...], around: Main | None) -> tuple[Solution, int] | None:
-    """The best plan with one of these sizes of remote set in every layer, or each layer's own, and its (median) size."""
+def _pass(
+    problem: Problem, aim: Aim, sizes: tuple[int, ...], menu: tuple[int, ...], known: tuple[Solution, int] | None
+) -> tuple[Solution, int] | None:
+    """The best plan with one of these sizes of remote set in every layer, or each layer's own, and its (median) size; `known` where none
+    is better than that."""
     columns = build_columns(problem, prefix_sets(problem.workload, sizes), memory_menu_mb=menu)
     here = Task(problem, columns, aim)
     bought = mains(here)
-    if around is not None:
-        middle = next((i for i, main in enumerate(bought) if main == around), 0)
+    if known is not None:
+        middle = next((i for i, main in enumerate(bought) if main == known[0].main), 0)
         bought = bought[max(0, middle - _FINE_MAINS) : middle + _FINE_MAINS + 1]
     elif len(bought) > MAINS:
         bought = tuple(bought[i] for i in _spread(len(bought), MAINS))
-    best: tuple[float, Main, int, Ints] | None = None
-    layers = len(columns.starts)
+    # Columns of one layer and size lie together: [L, sizes] groups, of which some may be empty.
+    group = columns.layer.astype(np.int64) * len(sizes) + np.searchsorted(sizes, columns.count)
+    bound, best, cutoff = None, known, known[0].value if known else np.inf
     for main in bought:
         node = make_node(here, (main,))
         if node is None:
             continue
-        # Columns of one layer and size lie together: [L, sizes] groups, of which some may be empty.
-        group = columns.layer.astype(np.int64) * len(sizes) + np.searchsorted(sizes, columns.count)
-        found = _best_size(node, group, layers, len(sizes), best[0] if best else np.inf)
-        if found is not None:
-            best = (found[0], main, sizes[found[1]], found[2])
-        if (free := _each_its_own(node, None, best[0] if best else np.inf)) is not None:
-            best = (free[0], main, int(np.median(columns.count[free[1]])), free[1])
-    if best is None:
-        return None
-    value, main, size, chosen = best
-    return Solution(main, columns.layer_plans(problem, chosen), value, 0.0, False), size
+        bound = bound_of(node, bound, cutoff, _CLOSE)
+        if bound.lower >= min(cutoff, node.dearest):
+            continue
+        for found in (_best_size(node, group, len(columns.starts), len(sizes), cutoff), rounded(node, bound.u / node.scale, bound.pool)):
+            if found is not None and node.value(found) < cutoff:
+                cutoff = node.value(found)
+                best = Solution(main, columns.layer_plans(problem, found), cutoff, 0.0, False), int(np.median(columns.count[found]))
+    return best
 
 
-def _best_size(node: Node, group: Ints, layers: int, sizes: int, cutoff: float) -> tuple[float, int, Ints] | None:
-    """Value, size and columns [L] of the best uniform choice below `cutoff`."""
+def _best_size(node: Node, group: Ints, layers: int, sizes: int, cutoff: float) -> Ints | None:
+    """Columns [L] of the best uniform choice below `cutoff`."""
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     present = group[starts]
     bounded = np.array(node.rows[1:].sum(axis=0)) if len(node.rows) > 1 else np.zeros(len(node.c))
-    best: tuple[float, int, Ints] | None = None
+    best: Ints | None = None
     pending = np.ones(sizes, dtype=bool)
     for u in _MULTIPLIERS if len(node.rows) > 1 else _MULTIPLIERS[:1]:
         priced = node.c + u * bounded
@@ -94,23 +96,10 @@ def _best_size(node: Node, group: Ints, layers: int, sizes: int, cutoff: float) 
                 pending[size] = False  # costs only rise with u
             elif node.meets(chosen):
                 pending[size] = False
-                cutoff, best = value, (value, int(size), chosen)
+                cutoff, best = value, chosen
         if not pending.any():
             break
     return best
-
-
-def _each_its_own(node: Node, known: Bound | None, cutoff: float) -> tuple[float, Ints] | None:
-    """Value and columns [L] when each layer takes its cheapest column under the relaxation's multipliers, or a little more of them."""
-    bound = bound_of(node, known, cutoff)
-    if bound.lower >= cutoff:
-        return None
-    for more in _FREE:
-        chosen = node.reduced(bound.u / node.scale * more)[1]
-        if node.meets(chosen):
-            value = node.value(chosen)
-            return (value, chosen) if value < cutoff else None
-    return None
 
 
 def _spread(length: int, most: int) -> tuple[int, ...]:
