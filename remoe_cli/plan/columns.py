@@ -77,14 +77,10 @@ class Columns:
         """One column for all numbers of replicas of a set at a memory spec, with the least figures of any, so that what it cannot do none
         of them can; and where the columns of each begin among these."""
         firsts = np.flatnonzero(np.diff(self.step, prepend=-1))
-        figures = {
-            "zt_s": np.minimum.reduceat(self.zt_s, firsts, axis=1),
-            "bill_usd": np.minimum.reduceat(self.bill_usd, firsts),
-            "start_s": self.start_s[firsts],
-        }
-        names = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "step")
-        whole = {name: getattr(self, name)[firsts] for name in names}
-        return replace(self, starts=np.searchsorted(firsts, self.starts), **figures, **whole), firsts
+        names = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "start_s", "step")
+        same: dict[str, Any] = {name: getattr(self, name)[firsts] for name in names}
+        zt_s, bill_usd = np.minimum.reduceat(self.zt_s, firsts, axis=1), np.minimum.reduceat(self.bill_usd, firsts)
+        return replace(self, starts=np.searchsorted(firsts, self.starts), zt_s=zt_s, bill_usd=bill_usd, **same), firsts
 
     def layer_plans(self, problem: Problem, chosen: Ints) -> tuple[LayerPlan, ...]:
         """The layers of a plan from one chosen column per layer, ascending."""
@@ -155,7 +151,7 @@ def _layer_columns(
         biggest, held = _function_loads(problem, index, owner, functions)
         here = missing & (held[:, None] <= memory_mb * MB)
         missing &= ~here
-        at = np.union1d(np.flatnonzero(here.any(axis=1)), empty if functions == 1 else [])
+        at = np.flatnonzero(here.any(axis=1) | ((count == 0) & (functions == 1)))
         if not len(at):
             continue
         law = prefix_law(workload, index, count[at], functions) if prefixes else hit_law(workload, index, owner[at])

@@ -19,11 +19,11 @@ class GrowingLp:
     def __init__(self, rows: int, layers: int, penalty: float) -> None:
         quiet_highs()
         self.rows = rows
-        self.highs = highspy.Highs()
+        self.highs = highspy.Highs()  # type: ignore[no-untyped-call]
         self.highs.setOptionValue("output_flag", False)
         self.highs.setOptionValue("threads", 1)
         least = np.concatenate([np.full(rows, -highspy.kHighsInf), np.ones(layers)])
-        self.highs.addRows(rows + layers, least, np.ones(rows + layers), 0, np.zeros(0), np.zeros(0), np.zeros(0))
+        self.highs.addRows(rows + layers, least, np.ones(rows + layers), 0, [], [], [])
         self._add(np.full(rows, penalty), np.arange(rows)[:, None], np.full((rows, 1), -1.0))
 
     def add(self, c: Floats, rows: Floats, layer: Ints) -> None:
