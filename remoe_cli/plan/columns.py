@@ -7,7 +7,7 @@ no single function of a memory spec holds is divided over the fewest that do; on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,15 +102,21 @@ class Columns:
 
 
 def build_columns(
-    problem: Problem, candidates: tuple[Bools, ...], *, memory_menu_mb: tuple[int, ...] | None = None, payload_limited: bool = True
+    problem: Problem,
+    candidates: tuple[Bools, ...],
+    *,
+    memory_menu_mb: tuple[int, ...] | None = None,
+    replicas: tuple[int, ...] | None = None,
+    payload_limited: bool = True,
 ) -> Columns:
-    """Columns for the candidate sets [S, E] of each layer, at the catalog's memory specs or some of them.
+    """Columns for the candidate sets [S, E] of each layer, at the catalog's memory specs and numbers of replicas or some of them.
 
     Left out: what does not fit the function's memory or the payload, and replicas that do not shorten prefill: they cost at least
     as much, so nothing is lost.
     """
     menu = memory_menu_mb or problem.catalog.function.memory_menu_mb
-    layers = [_layer_columns(problem, index, sets, menu, payload_limited) for index, sets in enumerate(candidates)]
+    numbers = replicas or tuple(range(1, problem.catalog.function.max_replicas + 1))
+    layers = [_layer_columns(_Asked(problem, index, menu, numbers, payload_limited), sets) for index, sets in enumerate(candidates)]
     sizes = [len(arrays["count"]) for arrays, _ in layers]
     set_sizes = [len(sets) for sets in candidates]
     steps = [some for _, some in layers]
@@ -131,60 +137,89 @@ def build_columns(
     )
 
 
-def _layer_columns(
-    problem: Problem, index: int, sets: Bools, menu: tuple[int, ...], payload_limited: bool
-) -> tuple[dict[str, Any], list[Steps]]:
+@dataclass(frozen=True)
+class _Asked:
+    """Of what one layer's columns are to be made."""
+
+    problem: Problem
+    index: int
+    menu: tuple[int, ...]
+    replicas: tuple[int, ...]
+    payload_limited: bool
+
+
+def _layer_columns(asked: _Asked, sets: Bools) -> tuple[dict[str, Any], list[Steps]]:
     """A layer's figures in tables of all sets, memory specs and replicas [S, Y, Z], of which the usable places become columns."""
-    side, workload, rank = problem.catalog.function, problem.workload, problem.workload.ranks[index]
+    problem, menu = asked.problem, asked.menu
+    workload, rank = problem.workload, problem.workload.ranks[asked.index]
     count, memory_mb = sets.sum(axis=1), np.array(menu)
-    prefixes = _are_prefixes(problem, index, sets, count)
-    shape = (len(sets), len(menu), side.max_replicas)
+    prefixes = _are_prefixes(rank, sets, count)
+    shape = (len(sets), len(menu), len(asked.replicas))
     usable, zt_s, bill_usd = np.zeros(shape, dtype=bool), np.zeros((len(workload.lengths), *shape)), np.zeros(shape)
     functions_of, step, start_s = np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[:2])
-    empty = np.flatnonzero(count == 0)[:1]
-    usable[empty, 0, 0] = True  # the empty set is one column, without memory and replicas
+    usable[np.flatnonzero(count == 0)[:1], 0, 0] = True  # the empty set is one column, without memory and replicas
     missing = np.ones(shape[:2], dtype=bool) & (count > 0)[:, None]
     steps: list[Steps] = []
-    places = 0
-    for functions in range(1, side.max_functions + 1):
+    taken = 0
+    for functions in range(1, problem.catalog.function.max_functions + 1):
+        if functions > 1 and not missing.any():
+            break
         owner = owners(sets, rank, functions)
-        biggest, held = _function_loads(problem, index, owner, functions)
+        biggest, held = _function_loads(problem, asked.index, owner, functions)
         here = missing & (held[:, None] <= memory_mb * MB)
         missing &= ~here
         at = np.flatnonzero(here.any(axis=1) | ((count == 0) & (functions == 1)))
         if not len(at):
             continue
-        law = prefix_law(workload, index, count[at], functions) if prefixes else hit_law(workload, index, owner[at])
+        law = prefix_law(workload, asked.index, count[at], functions) if prefixes else hit_law(workload, asked.index, owner[at])
         steps.append(Steps(law.local, remote_side.decode_call_s(problem, menu, law), law.shares))
-        place = places + np.arange(len(at))[:, None] * len(menu) + np.arange(len(menu))
-        places += place.size
-        new = here[at]
-        step[at] = np.where(new | (count[at] == 0)[:, None], place, step[at])
+        places = taken + np.arange(len(at) * len(menu)).reshape(len(at), -1)
+        taken += places.size
+        s, y = np.nonzero(here[at] | (count[at] == 0)[:, None])
+        step[at[s], y] = places[s, y]
         functions_of[here] = functions
-        start_s[at] = np.where(new, (workload.cold_share * remote_side.cold_s(problem, biggest[at]))[:, None], start_s[at])
-        decode = workload.n_out * remote_side.decode_usd(problem, menu, law)
-        best = np.full((len(workload.lengths), *new.shape), np.inf)
-        for replicas, (zt, bill, rows) in enumerate(_prefills(problem, index, sets[at], owner[at], functions, menu), 1):
-            fits = (not payload_limited) | (remote_side.payload_bytes(problem, rows) <= side.payload_limit_bytes)
-            quicker = new & fits[:, None] & (zt < best).any(axis=0)
-            best = np.where(quicker, np.minimum(best, zt), best)
-            usd = bill + decode + remote_side.cold_usd(problem, menu, biggest[at], functions * replicas)
-            s, y = np.nonzero(quicker)
-            usable[at[s], y, replicas - 1] = True
-            zt_s[:, at[s], y, replicas - 1] = zt[:, s, y]
-            bill_usd[at[s], y, replicas - 1] = usd[s, y]
+        start_s += here * (workload.cold_share * remote_side.cold_s(problem, biggest))[:, None]
+        quicker, zt, usd = _instances(asked, sets[at], owner[at], biggest[at], functions, here[at])
+        usd += (workload.n_out * remote_side.decode_usd(problem, menu, law))[..., None]
+        s, y, z = np.nonzero(quicker)
+        usable[at[s], y, z], bill_usd[at[s], y, z], zt_s[:, at[s], y, z] = True, usd[quicker], zt[:, quicker]
     s, y, z = np.nonzero(usable)
-    some = count[s] > 0
+    away = count[s] > 0
     whole = {
-        "memory_mb": memory_mb[y] * some,
+        "memory_mb": memory_mb[y] * away,
         "functions": functions_of[s, y],
-        "replicas": (z + 1) * some,
+        "replicas": np.where(functions_of[s, y] > 1, 1, np.array(asked.replicas)[z]) * away,
         "count": count[s],
         "step": step[s, y],
         "at_set": s,
     }
     figures = {"zt_s": zt_s[:, usable], "bill_usd": bill_usd[usable], "start_s": start_s[s, y]}
     return figures | {name: array.astype(np.int32) for name, array in whole.items()}, steps
+
+
+def _instances(asked: _Asked, sets: Bools, owner: Ints, biggest: Ints, functions: int, here: Bools) -> tuple[Bools, Floats, Floats]:
+    """For each number of replicas: whether it is to be had, and quicker than fewer, [S, Y, Z]; the longest invocation of a prompt
+    [B, S, Y, Z]; the bill of prompts and cold starts [S, Y, Z]. Divided sets, of several functions, have no replicas."""
+    problem, menu, side = asked.problem, asked.menu, asked.problem.catalog.function
+    lengths, use = problem.workload.lengths, problem.workload.use[asked.index]
+    shape = (*here.shape, len(asked.replicas))
+    quicker, zt_s, usd = np.zeros(shape, dtype=bool), np.full((len(lengths), *shape), np.inf), np.zeros(shape)
+    work_s = [remote_side.expert_work_s(problem, side.mb_per_vcpu, use * kind.n_in) for kind in lengths] if functions == 1 else []
+    shared = [remote_side.lpt_for_each(work, sets, asked.replicas) for work in work_s]
+    usd_per_s, most = remote_side.function_usd_per_s(problem, menu), math.inf if not asked.payload_limited else side.payload_limit_bytes
+    best = np.full(zt_s.shape[:-1], np.inf)
+    for z, replicas in enumerate(asked.replicas if functions == 1 else (1,)):
+        usable = here.copy()
+        usd[..., z] = remote_side.cold_usd(problem, menu, biggest, functions * replicas)
+        for i, kind in enumerate(lengths):
+            at = shared[i][z] if shared else np.where(use > 0, owner, -1)
+            sent = remote_side.prefill(problem, use * kind.n_in, menu, at, functions * replicas)
+            usable &= (remote_side.payload_bytes(problem, sent.rows) <= most)[:, None]
+            zt_s[i, ..., z] = sent.zt_s
+            usd[..., z] += kind.share * (usd_per_s * sent.billed_s + side.usd_per_request * sent.calls)
+        quicker[..., z] = usable & (zt_s[..., z] < best).any(axis=0)
+        best = np.where(quicker[..., z], np.minimum(best, zt_s[..., z]), best)
+    return quicker, zt_s, usd
 
 
 def _function_loads(problem: Problem, index: int, owner: Ints, functions: int) -> tuple[Ints, Floats]:
@@ -199,28 +234,6 @@ def _function_loads(problem: Problem, index: int, owner: Ints, functions: int) -
     return biggest, held
 
 
-def _are_prefixes(problem: Problem, index: int, sets: Bools, count: Ints) -> bool:
+def _are_prefixes(rank: Ints, sets: Bools, count: Ints) -> bool:
     """Whether each set is that of the least used experts; a single set is not worth the tables of all."""
-    return len(sets) > 2 and bool((sets == (problem.workload.ranks[index] < count[:, None])).all())
-
-
-def _prefills(
-    problem: Problem, index: int, sets: Bools, owner: Ints, functions: int, menu: tuple[int, ...]
-) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """For 1, 2, .. replicas, of the kinds of requests: longest invocation [B, S, Y]; mean bill [S, Y]; rows of the largest invocation of
-    any kind [S]. Divided sets have no replicas."""
-    side, lengths = problem.catalog.function, problem.workload.lengths
-    usd_per_s = remote_side.function_usd_per_s(problem, menu)
-    replicas = range(2, side.max_replicas + 1) if functions == 1 else ()
-    tokens = [problem.workload.use[index] * kind.n_in for kind in lengths]
-    work_s = [remote_side.expert_work_s(problem, side.mb_per_vcpu, n) for n in tokens] if replicas else []
-    shared = [remote_side.lpt_for_each(work, sets, replicas) for work in work_s]
-    for parts in (functions, *replicas):
-        zts, bills, most = [], np.zeros((len(sets), len(menu))), np.zeros(len(sets))
-        for i, (kind, n) in enumerate(zip(lengths, tokens, strict=True)):
-            at = np.where(n > 0, owner, -1) if parts == functions else shared[i][parts - 2]
-            sent = remote_side.prefill(problem, n, menu, at, parts)
-            zts.append(sent.zt_s)
-            bills += kind.share * (usd_per_s * sent.billed_s + side.usd_per_request * sent.calls)
-            most = np.maximum(most, sent.rows)
-        yield np.array(zts), bills, most
+    return len(sets) > 2 and bool((sets == (rank < count[:, None])).all())

@@ -35,10 +35,12 @@ def improve(problem: Problem, aim: Aim, solution: Solution) -> Solution:
     node = make_node(Task(problem, columns, aim), (solution.main,))
     first = np.searchsorted(columns.set_layer, columns.layer)
     memory_mb, replicas = np.array([(layer.memory_mb, layer.replicas) for layer in solution.layers]).T[:, columns.layer]
-    now = np.flatnonzero((columns.at_set == first) & (columns.memory_mb == memory_mb) & (columns.replicas == replicas))
+    # Of replicas that shorten nothing, which only the scan may have, there are fewer.
+    alike = np.flatnonzero((columns.at_set == first) & (columns.memory_mb == memory_mb) & (columns.replicas <= replicas))
+    now = alike[np.diff(columns.layer[alike], append=len(sets)) > 0]
     assert node is not None and len(now) == len(sets)
     better = polished(node, now)
-    if node.value(better) >= solution.value * (1 - SLACK):
+    if not node.meets(better) or node.value(better) >= solution.value * (1 - SLACK):
         return solution
     return replace(solution, layers=columns.layer_plans(problem, better), value=node.value(better))
 

@@ -80,8 +80,8 @@ def billed_s(problem: Problem, inside_s: npt.ArrayLike) -> Floats:
     """Mean of the billed time over the values of the billed overhead, each rounded up to the billing granularity; a millionth of it is
     forgiven, so that float noise does not buy a whole one."""
     granule_s = problem.catalog.function.billing_granularity_ms / 1000
-    seconds = np.asarray(inside_s, dtype=np.float64)[..., None] + warm(problem).billed_s
-    billed: Floats = (np.ceil(seconds / granule_s - 1e-6) * granule_s).mean(axis=-1)
+    seconds = np.add.outer(warm(problem).billed_s, inside_s)
+    billed: Floats = (np.ceil(seconds / granule_s - 1e-6) * granule_s).mean(axis=0)
     return billed
 
 
@@ -149,19 +149,13 @@ def prefill(problem: Problem, tokens: Floats, memory_mb: Sequence[int], at: Ints
     """One invocation for each of `parts` groups of experts, `at` [S, E] (-1 for none); `tokens` [E] of each expert."""
     memory = np.asarray(memory_mb, dtype=np.float64)
     work = expert_work_s(problem, memory[:, None], tokens).T  # [E, Y]
-    zt, billed = np.zeros((len(at), len(memory))), np.zeros((len(at), len(memory)))
-    calls, most = np.zeros((len(at), 1)), np.zeros(len(at))
-    overhead_s = warm(problem).elapsed_s
-    for part in range(parts):
-        here = (at == part).astype(np.float64)
-        rows = here @ tokens
-        inside = inside_s(problem, memory, here @ work, rows[:, None])
-        some = (rows > 0)[:, None]
-        zt = np.maximum(zt, np.where(some, overhead_s + inside, 0.0))
-        billed += np.where(some, billed_s(problem, inside), 0.0)
-        calls += some
-        most = np.maximum(most, rows)
-    return Prefill(zt, billed, np.broadcast_to(calls, zt.shape), most)
+    here = (at == np.arange(parts)[:, None, None]).astype(np.float64)  # [parts, S, E]
+    rows = here @ tokens
+    inside = inside_s(problem, memory, here @ work, rows[..., None])
+    some = rows[..., None] > 0
+    zt = np.where(some, warm(problem).elapsed_s + inside, 0.0).max(axis=0)
+    billed = np.where(some, billed_s(problem, inside), 0.0).sum(axis=0)
+    return Prefill(zt, billed, np.broadcast_to(some.sum(axis=0), zt.shape), rows.max(axis=0))
 
 
 def decode_call_s(problem: Problem, memory_mb: Sequence[int], law: HitLaw) -> Floats:
