@@ -179,7 +179,7 @@ def bound_of(node: Node, known: Bound | None = None, cutoff: float = np.inf, clo
         if solved is None:
             break
         value, u, x = solved
-        used = pool[x > 1e-9]
+        used = np.sort(pool[x > 1e-9])
         if node.const + node.scale * value - lower <= close * abs(lower):
             break
     keep = np.arange(len(node.at))
