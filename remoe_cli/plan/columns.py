@@ -202,24 +202,25 @@ def _instances(asked: _Asked, sets: Bools, owner: Ints, biggest: Ints, functions
     [B, S, Y, Z]; the bill of prompts and cold starts [S, Y, Z]. Divided sets, of several functions, have no replicas."""
     problem, menu, side = asked.problem, asked.menu, asked.problem.catalog.function
     lengths, use = problem.workload.lengths, problem.workload.use[asked.index]
-    shape = (*here.shape, len(asked.replicas))
+    shape = (len(asked.replicas), *here.shape)
     quicker, zt_s, usd = np.zeros(shape, dtype=bool), np.full((len(lengths), *shape), np.inf), np.zeros(shape)
     work_s = [remote_side.expert_work_s(problem, side.mb_per_vcpu, use * kind.n_in) for kind in lengths] if functions == 1 else []
     shared = [remote_side.lpt_for_each(work, sets, asked.replicas) for work in work_s]
     usd_per_s, most = remote_side.function_usd_per_s(problem, menu), math.inf if not asked.payload_limited else side.payload_limit_bytes
-    best = np.full(zt_s.shape[:-1], np.inf)
+    best = np.full((len(lengths), *here.shape), np.inf)
     for z, replicas in enumerate(asked.replicas if functions == 1 else (1,)):
-        usable = here.copy()
-        usd[..., z] = remote_side.cold_usd(problem, menu, biggest, functions * replicas)
+        some = np.flatnonzero(biggest >= replicas)  # more replicas than experts shorten nothing
+        usable = here[some]
+        usd[z, some] = remote_side.cold_usd(problem, menu, biggest[some], functions * replicas)
         for i, kind in enumerate(lengths):
-            at = shared[i][z] if shared else np.where(use > 0, owner, -1)
+            at = shared[i][z, some] if shared else np.where(use > 0, owner, -1)
             sent = remote_side.prefill(problem, use * kind.n_in, menu, at, functions * replicas)
             usable &= (remote_side.payload_bytes(problem, sent.rows) <= most)[:, None]
-            zt_s[i, ..., z] = sent.zt_s
-            usd[..., z] += kind.share * (usd_per_s * sent.billed_s + side.usd_per_request * sent.calls)
-        quicker[..., z] = usable & (zt_s[..., z] < best).any(axis=0)
-        best = np.where(quicker[..., z], np.minimum(best, zt_s[..., z]), best)
-    return quicker, zt_s, usd
+            usd[z, some] += kind.share * (usd_per_s * sent.billed_s + side.usd_per_request * sent.calls)
+            zt_s[i, z, some] = sent.zt_s
+        quicker[z, some] = usable & (zt_s[:, z, some] < best[:, some]).any(axis=0)
+        best = np.where(quicker[z], np.minimum(best, zt_s[:, z]), best)
+    return np.moveaxis(quicker, 0, -1), np.moveaxis(zt_s, 1, -1), np.moveaxis(usd, 0, -1)
 
 
 def _function_loads(problem: Problem, index: int, owner: Ints, functions: int) -> tuple[Ints, Floats]:
