@@ -14,7 +14,7 @@ instance's hours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remoe_cli.plan import main_side
 from remoe_cli.plan.cost import evaluate
@@ -22,6 +22,7 @@ from remoe_cli.plan.document import Baseline, LayerPlan, MainSpec, Outcome
 from remoe_cli.plan.improve import meets
 from remoe_cli.plan.node import SLACK, Aim
 from remoe_cli.plan.problem import GB_MB, MB, Main, Placement, Problem
+from remoe_cli.plan.workload import Floats
 from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
 
 ALL_LOCAL, MIX, CPU, GPU, FETCH = "all-local", "mix", "cpu", "gpu", "fetch"
@@ -38,22 +39,21 @@ class Baselines:
 
 def baselines(problem: Problem, aim: Aim) -> Baselines:
     """All of them, or why not."""
-    priced: dict[str, Baseline] = {}
-    missing: dict[str, str] = {}
-    ways: dict[str, Callable[[Problem, Aim], Baseline | str]] = {CPU: _cpu, GPU: _gpu, FETCH: _fetch, MIX: _mix}
-    for name, way in ways.items():
-        found = way(problem, aim)
-        if isinstance(found, str):
-            missing[name] = found
-        else:
-            priced[name] = found
-    best = best_local(problem, aim)
-    if best is None:
-        missing[ALL_LOCAL] = missing[MIX]
-        return Baselines(priced, missing, None)
-    outcome = evaluate(problem, best)
-    priced[ALL_LOCAL] = Baseline(**outcome.model_dump(), spec=_name(best.bought), meets=meets(aim, outcome))
-    return Baselines(priced, missing, best)
+    local = _locals(problem)
+    found = {CPU: _cpu(problem, aim, local), GPU: _gpu(problem, aim), FETCH: _fetch(problem, aim), MIX: _mix(problem, aim, local)}
+    best = _best(aim, local)
+    found[ALL_LOCAL] = found[MIX] if best is None else _priced(aim, best)
+    priced = {name: way for name, way in found.items() if not isinstance(way, str)}
+    missing = {name: way for name, way in found.items() if isinstance(way, str)}
+    return Baselines(priced, missing, best.placement if best else None)
+
+
+@dataclass(frozen=True)
+class _Local:
+    """All experts local on one spec."""
+
+    placement: Placement
+    outcome: Outcome
 
 
 def local_layers(problem: Problem) -> tuple[LayerPlan, ...]:
@@ -66,14 +66,19 @@ def _holding(problem: Problem) -> list[MainSpec]:
     return [spec for spec in problem.catalog.main.menu if main_side.local_capacity(problem, spec) >= experts]
 
 
-def _local(problem: Problem, spec: MainSpec) -> Placement | None:
-    """All experts local on this spec, on as few instances as the traffic needs; None where one request takes too long for it."""
-    layers = local_layers(problem)
-    outcome = evaluate(problem, Placement(spec, layers))
+def _locals(problem: Problem) -> list[_Local]:
+    """All experts local on each spec that holds them, on as few instances as the traffic needs; without specs that take too long for it."""
+    return [found for spec in _holding(problem) if (found := _local(problem, spec)) is not None]
+
+
+def _local(problem: Problem, spec: MainSpec) -> _Local | None:
+    placement = Placement(spec, local_layers(problem))
+    outcome = evaluate(problem, placement)
     request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
     if not main_side.always_on(problem, spec):
-        return Placement(spec, layers) if request_s <= main_side.longest_mean_s(problem, Main(spec)) * (1 + SLACK) else None
-    return Placement(spec, layers, instances_for(problem, request_s))
+        return _Local(placement, outcome) if request_s <= main_side.longest_mean_s(problem, Main(spec)) * (1 + SLACK) else None
+    several = replace(placement, instances=instances_for(problem, request_s))
+    return _Local(several, evaluate(problem, several))
 
 
 def instances_for(problem: Problem, request_s: float) -> int:
@@ -83,39 +88,44 @@ def instances_for(problem: Problem, request_s: float) -> int:
 
 def best_local(problem: Problem, aim: Aim) -> Placement | None:
     """All experts local on the cheapest main spec that meets the targets, else on the cheapest that holds them; of equals the fastest."""
-    found = [(p, evaluate(problem, p)) for spec in _holding(problem) if (p := _local(problem, spec)) is not None]
-    pool = [pair for pair in found if meets(aim, pair[1])] or found
-    least = min((outcome.cost_usd_per_request for _, outcome in pool), default=0.0)
-    equals = [pair for pair in pool if pair[1].cost_usd_per_request <= least * (1 + SLACK)]
-    return min(equals, key=lambda pair: pair[1].ttft_s, default=(None, None))[0]
+    best = _best(aim, _locals(problem))
+    return best.placement if best else None
 
 
-def _mix(problem: Problem, aim: Aim) -> Baseline | str:
-    holding = [p for spec in _holding(problem) if (p := _local(problem, spec)) is not None]
-    if not holding:
-        needed = main_side.main_memory_bytes(
-            problem, problem.catalog.main.menu[-1], problem.spec.experts_per_layer * len(problem.spec.moe_layers)
-        )
-        largest = max(spec.memory_mb for spec in problem.catalog.main.menu)
-        return f"all experts local need a main function of {needed / MB:.0f} MB, and the largest has {largest} MB"
-    smallest = min(holding, key=lambda p: (p.main.memory_mb, p.main.usd_per_hour or 0.0))
-    outcome = evaluate(problem, smallest)
-    return Baseline(**outcome.model_dump(), spec=_name(smallest.bought), meets=meets(aim, outcome))
+def _best(aim: Aim, local: list[_Local]) -> _Local | None:
+    pool = [one for one in local if meets(aim, one.outcome)] or local
+    least = min((one.outcome.cost_usd_per_request for one in pool), default=0.0)
+    equals = [one for one in pool if one.outcome.cost_usd_per_request <= least * (1 + SLACK)]
+    return min(equals, key=lambda one: one.outcome.ttft_s, default=None)
 
 
-def _cpu(problem: Problem, aim: Aim) -> Baseline | str:
+def _priced(aim: Aim, local: _Local) -> Baseline:
+    return Baseline(**local.outcome.model_dump(), spec=_name(local.placement.bought), meets=meets(aim, local.outcome))
+
+
+def _mix(problem: Problem, aim: Aim, local: list[_Local]) -> Baseline | str:
+    if local:
+        return _priced(aim, min(local, key=lambda one: (one.placement.main.memory_mb, one.placement.main.usd_per_hour or 0.0)))
+    needed = main_side.main_memory_bytes(
+        problem, problem.catalog.main.menu[-1], problem.spec.experts_per_layer * len(problem.spec.moe_layers)
+    )
+    largest = max(spec.memory_mb for spec in problem.catalog.main.menu)
+    return f"all experts local need a main function of {needed / MB:.0f} MB, and the largest has {largest} MB"
+
+
+def _cpu(problem: Problem, aim: Aim, local: list[_Local]) -> Baseline | str:
     """Where main functions have no GPU, that is all experts local; else experts as in the main function, the rest as described."""
     by_use = [spec for spec in problem.catalog.main.menu if spec.usd_per_hour is None]
     bytes_needed = problem.catalog.main.runtime_memory_mb * MB + main_side.base_bytes(problem) + problem.spec.routed_bytes
     hardware = read_hardware(problem.catalog.reference.hardware)
     nonexpert, _ = whole_on_cpu(hardware, problem.spec)
+    known = {one.placement.main.name: one.outcome for one in local}
     best: Baseline | None = None
     for spec in by_use:
         if spec.memory_mb * MB < bytes_needed:
             continue
         if not main_side.on_gpu(problem, spec):
-            placement = _local(problem, spec)
-            outcome = evaluate(problem, placement) if placement else None
+            outcome = known.get(spec.name)
         else:
             vcpus, expert = main_side.vcpus(problem, spec), problem.latency_of(spec).local_expert
             slow = hardware.main.saturation_vcpus / main_side.useful_vcpus(problem, spec)
@@ -123,7 +133,7 @@ def _cpu(problem: Problem, aim: Aim) -> Baseline | str:
             outcome = _outcome(
                 problem,
                 lambda n, slow=slow: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
-                lambda n, expert=expert, vcpus=vcpus: float(expert.seconds(n, vcpus)),  # type: ignore[misc]
+                lambda n, expert=expert, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
                 usd_per_s,
                 problem.catalog.main.usd_per_request,
                 _cold_s(problem),
@@ -161,7 +171,7 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
             continue
         nonexpert, expert = whole_on_gpu(hardware, problem.spec)
         cold_s = _cold_s(problem) if per_hour is None else 0.0
-        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: float(expert.seconds(n, 1)), usd_per_s, 0.0, cold_s)  # noqa: B023
+        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: expert.seconds(n, 1), usd_per_s, 0.0, cold_s)  # noqa: B023
         traffic = problem.workload.requests_per_hour
         if per_hour is not None and traffic is not None:
             count = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
@@ -177,7 +187,7 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
 def _outcome(
     problem: Problem,
     nonexpert_s: Callable[[float], float],
-    expert_s: Callable[[float], float],
+    expert_s: Callable[[Floats | int], Floats],
     usd_per_s: float,
     fixed_usd: float,
     cold_s: float,
@@ -186,10 +196,9 @@ def _outcome(
     workload = problem.workload
     ttft = cold_s
     for kind in workload.lengths:
-        tokens = (workload.use * kind.n_in).ravel().tolist()
-        ttft += kind.share * (nonexpert_s(kind.n_in) + sum(expert_s(n) for n in tokens))
+        ttft += kind.share * (nonexpert_s(kind.n_in) + float(expert_s(workload.use * kind.n_in).sum()))
     hits = float(workload.decode_hits.sum())
-    tpot = nonexpert_s(1) + hits * expert_s(1)
+    tpot = nonexpert_s(1) + hits * float(expert_s(1))
     return Outcome(cost_usd_per_request=usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd, ttft_s=ttft, tpot_s=tpot)
 
 

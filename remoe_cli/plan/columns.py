@@ -7,7 +7,8 @@ no single function of a memory spec holds is divided over the fewest that do; on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from remoe_cli.plan import main_side, remote_side
 from remoe_cli.plan.document import LayerPlan, MainSpec
-from remoe_cli.plan.hits import HitLaw, hit_law, owners, prefix_law
+from remoe_cli.plan.hits import hit_law, owners, prefix_law
 from remoe_cli.plan.problem import MB, Problem
 from remoe_cli.plan.workload import Bools, Floats, Ints
 
@@ -72,6 +73,15 @@ class Columns:
         """E[max(local, remote)] of one decode token, for the places that `step` names."""
         return np.concatenate([(s.shares @ np.maximum(s.local * step_s, s.call_s).T).ravel() for s in self.steps])
 
+    def merged(self) -> tuple[Columns, Ints]:
+        """One column for all numbers of replicas of a set at a memory spec, with the least figures of any, so that what it cannot do none
+        of them can; and where the columns of each begin among these."""
+        firsts = np.flatnonzero(np.diff(self.step, prepend=-1))
+        names = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "start_s", "step")
+        same: dict[str, Any] = {name: getattr(self, name)[firsts] for name in names}
+        zt_s, bill_usd = np.minimum.reduceat(self.zt_s, firsts, axis=1), np.minimum.reduceat(self.bill_usd, firsts)
+        return replace(self, starts=np.searchsorted(firsts, self.starts), zt_s=zt_s, bill_usd=bill_usd, **same), firsts
+
     def layer_plans(self, problem: Problem, chosen: Ints) -> tuple[LayerPlan, ...]:
         """The layers of a plan from one chosen column per layer, ascending."""
         return tuple(self._layer_plan(problem, index, int(column)) for index, column in enumerate(chosen))
@@ -92,15 +102,21 @@ class Columns:
 
 
 def build_columns(
-    problem: Problem, candidates: tuple[Bools, ...], *, memory_menu_mb: tuple[int, ...] | None = None, payload_limited: bool = True
+    problem: Problem,
+    candidates: tuple[Bools, ...],
+    *,
+    memory_menu_mb: tuple[int, ...] | None = None,
+    replicas: tuple[int, ...] | None = None,
+    payload_limited: bool = True,
 ) -> Columns:
-    """Columns for the candidate sets [S, E] of each layer, at the catalog's memory specs or some of them.
+    """Columns for the candidate sets [S, E] of each layer, at the catalog's memory specs and numbers of replicas or some of them.
 
     Left out: what does not fit the function's memory or the payload, and replicas that do not shorten prefill: they cost at least
     as much, so nothing is lost.
     """
     menu = memory_menu_mb or problem.catalog.function.memory_menu_mb
-    layers = [_layer_columns(problem, index, sets, menu, payload_limited) for index, sets in enumerate(candidates)]
+    numbers = replicas or tuple(range(1, problem.catalog.function.max_replicas + 1))
+    layers = [_layer_columns(_Asked(problem, index, menu, numbers, payload_limited), sets) for index, sets in enumerate(candidates)]
     sizes = [len(arrays["count"]) for arrays, _ in layers]
     set_sizes = [len(sets) for sets in candidates]
     steps = [some for _, some in layers]
@@ -108,9 +124,8 @@ def build_columns(
     offsets = {"at_set": np.cumsum([0, *set_sizes[:-1]]), "step": np.cumsum([0, *step_sizes[:-1]])}
 
     def join(name: str) -> Any:
-        parts = [arrays[name] + (offsets[name][i] if name in offsets else 0) for i, (arrays, _) in enumerate(layers)]
-        joined = np.concatenate(parts, axis=-1)
-        return joined if joined.dtype == np.float64 else joined.astype(np.int32)
+        first = offsets.get(name, np.zeros(len(layers), dtype=np.int64)).tolist()
+        return np.concatenate([arrays[name] + first[i] if first[i] else arrays[name] for i, (arrays, _) in enumerate(layers)], axis=-1)
 
     return Columns(
         members=np.concatenate(candidates),
@@ -122,58 +137,90 @@ def build_columns(
     )
 
 
-def _layer_columns(
-    problem: Problem, index: int, sets: Bools, menu: tuple[int, ...], payload_limited: bool
-) -> tuple[dict[str, Any], list[Steps]]:
-    side, workload, rank = problem.catalog.function, problem.workload, problem.workload.ranks[index]
-    count = sets.sum(axis=1)
-    missing = np.ones((len(sets), len(menu)), dtype=bool) & (count > 0)[:, None]
-    empty = np.flatnonzero(count == 0)[:1]  # the empty set is one column, without memory and replicas
-    blocks = [_block(problem, empty, np.zeros(len(empty), int), {"zt_s": np.zeros((len(workload.lengths), len(empty)))})]
+@dataclass(frozen=True)
+class _Asked:
+    """Of what one layer's columns are to be made."""
+
+    problem: Problem
+    index: int
+    menu: tuple[int, ...]
+    replicas: tuple[int, ...]
+    payload_limited: bool
+
+
+def _layer_columns(asked: _Asked, sets: Bools) -> tuple[dict[str, Any], list[Steps]]:
+    """A layer's figures in tables of all sets, memory specs and replicas [S, Y, Z], of which the usable places become columns."""
+    problem, menu = asked.problem, asked.menu
+    workload, rank = problem.workload, problem.workload.ranks[asked.index]
+    count, memory_mb = sets.sum(axis=1), np.array(menu)
+    prefixes = _are_prefixes(rank, sets, count)
+    shape = (len(sets), len(menu), len(asked.replicas))
+    usable, zt_s, bill_usd = np.zeros(shape, dtype=bool), np.zeros((len(workload.lengths), *shape)), np.zeros(shape)
+    functions_of, step, start_s = np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[:2])
+    usable[np.flatnonzero(count == 0)[:1], 0, 0] = True  # the empty set is one column, without memory and replicas
+    missing = np.ones(shape[:2], dtype=bool) & (count > 0)[:, None]
     steps: list[Steps] = []
-    places = 0
-    for functions in range(1, side.max_functions + 1):
+    taken = 0
+    for functions in range(1, problem.catalog.function.max_functions + 1):
+        if functions > 1 and not missing.any():
+            break
         owner = owners(sets, rank, functions)
-        biggest, held = _function_loads(problem, index, owner, functions)
-        here = missing & (held[:, None] <= np.array(menu) * MB)
+        biggest, held = _function_loads(problem, asked.index, owner, functions)
+        here = missing & (held[:, None] <= memory_mb * MB)
         missing &= ~here
-        if functions > 1 and not here.any():
+        at = np.flatnonzero(here.any(axis=1) | ((count == 0) & (functions == 1)))
+        if not len(at):
             continue
-        law = _law(problem, index, sets, count, owner, functions)
+        law = prefix_law(workload, asked.index, count[at], functions) if prefixes else hit_law(workload, asked.index, owner[at])
         steps.append(Steps(law.local, remote_side.decode_call_s(problem, menu, law), law.shares))
-        decode = workload.n_out * remote_side.decode_usd(problem, menu, law)
-        start_s = workload.cold_share * remote_side.cold_s(problem, biggest)
-        best = np.full((len(workload.lengths), *here.shape), np.inf)
-        for replicas in range(1, (side.max_replicas if functions == 1 else 1) + 1):
-            zt, bill, rows = _prefills(problem, index, sets, owner, functions, replicas, menu)
-            usable = here & ((not payload_limited) | (remote_side.payload_bytes(problem, rows) <= side.payload_limit_bytes))[:, None]
-            usable &= (zt < best).any(axis=0)
-            best = np.where(usable, np.minimum(best, zt), best)
-            usd = bill + decode + remote_side.cold_usd(problem, menu, biggest, functions * replicas)
-            at_set, at_memory = np.nonzero(usable)
-            figures = {
-                "zt_s": zt[:, usable],
-                "bill_usd": usd[usable],
-                "start_s": start_s[at_set],
-                "memory_mb": np.array(menu)[at_memory],
-                "functions": np.full(len(at_set), functions),
-                "replicas": np.full(len(at_set), replicas),
-                "count": count[at_set],
-                "step": places + at_set * len(menu) + at_memory,
-            }
-            blocks.append(_block(problem, at_set, at_memory, figures))
-        places += len(sets) * len(menu)
-    if len(empty):
-        blocks[0]["step"] = empty * len(menu)
-    order = np.lexsort([np.concatenate([block[name] for block in blocks]) for name in ("replicas", "at_memory", "at_set")])
-    joined = {name: np.concatenate([block[name] for block in blocks], axis=-1)[..., order] for name in blocks[0] if name != "at_memory"}
-    return joined, steps
+        places = taken + np.arange(len(at) * len(menu)).reshape(len(at), -1)
+        taken += places.size
+        s, y = np.nonzero(here[at] | (count[at] == 0)[:, None])
+        step[at[s], y] = places[s, y]
+        functions_of[here] = functions
+        start_s += here * (workload.cold_share * remote_side.cold_s(problem, biggest))[:, None]
+        quicker, zt, usd = _instances(asked, sets[at], owner[at], biggest[at], functions, here[at])
+        usd += (workload.n_out * remote_side.decode_usd(problem, menu, law))[..., None]
+        s, y, z = np.nonzero(quicker)
+        usable[at[s], y, z], bill_usd[at[s], y, z], zt_s[:, at[s], y, z] = True, usd[quicker], zt[:, quicker]
+    s, y, z = np.nonzero(usable)
+    away = count[s] > 0
+    whole = {
+        "memory_mb": memory_mb[y] * away,
+        "functions": functions_of[s, y],
+        "replicas": np.where(functions_of[s, y] > 1, 1, np.array(asked.replicas)[z]) * away,
+        "count": count[s],
+        "step": step[s, y],
+        "at_set": s,
+    }
+    figures = {"zt_s": zt_s[:, usable], "bill_usd": bill_usd[usable], "start_s": start_s[s, y]}
+    return figures | {name: array.astype(np.int32) for name, array in whole.items()}, steps
 
 
-def _block(problem: Problem, at_set: Ints, at_memory: Ints, figures: dict[str, Any]) -> dict[str, Any]:
-    none = np.zeros(len(at_set), dtype=np.int64)
-    nothing = {name: none for name in ("memory_mb", "functions", "replicas", "count", "step")}
-    return nothing | {"bill_usd": none * 0.0, "start_s": none * 0.0} | figures | {"at_set": at_set, "at_memory": at_memory}
+def _instances(asked: _Asked, sets: Bools, owner: Ints, biggest: Ints, functions: int, here: Bools) -> tuple[Bools, Floats, Floats]:
+    """For each number of replicas: whether it is to be had, and quicker than fewer, [S, Y, Z]; the longest invocation of a prompt
+    [B, S, Y, Z]; the bill of prompts and cold starts [S, Y, Z]. Divided sets, of several functions, have no replicas."""
+    problem, menu, side = asked.problem, asked.menu, asked.problem.catalog.function
+    lengths, use = problem.workload.lengths, problem.workload.use[asked.index]
+    shape = (len(asked.replicas), *here.shape)
+    quicker, zt_s, usd = np.zeros(shape, dtype=bool), np.full((len(lengths), *shape), np.inf), np.zeros(shape)
+    work_s = [remote_side.expert_work_s(problem, side.mb_per_vcpu, use * kind.n_in) for kind in lengths] if functions == 1 else []
+    shared = [remote_side.lpt_for_each(work, sets, asked.replicas) for work in work_s]
+    usd_per_s, most = remote_side.function_usd_per_s(problem, menu), math.inf if not asked.payload_limited else side.payload_limit_bytes
+    best = np.full((len(lengths), *here.shape), np.inf)
+    for z, replicas in enumerate(asked.replicas if functions == 1 else (1,)):
+        some = np.flatnonzero(biggest >= replicas)  # more replicas than experts shorten nothing
+        usable = here[some]
+        usd[z, some] = remote_side.cold_usd(problem, menu, biggest[some], functions * replicas)
+        for i, kind in enumerate(lengths):
+            at = shared[i][z, some] if shared else np.where(use > 0, owner, -1)
+            sent = remote_side.prefill(problem, use * kind.n_in, menu, at, functions * replicas)
+            usable &= (remote_side.payload_bytes(problem, sent.rows) <= most)[:, None]
+            usd[z, some] += kind.share * (usd_per_s * sent.billed_s + side.usd_per_request * sent.calls)
+            zt_s[i, z, some] = sent.zt_s
+        quicker[z, some] = usable & (zt_s[:, z, some] < best[:, some]).any(axis=0)
+        best = np.where(quicker[z], np.minimum(best, zt_s[:, z]), best)
+    return np.moveaxis(quicker, 0, -1), np.moveaxis(zt_s, 1, -1), np.moveaxis(usd, 0, -1)
 
 
 def _function_loads(problem: Problem, index: int, owner: Ints, functions: int) -> tuple[Ints, Floats]:
@@ -188,45 +235,6 @@ def _function_loads(problem: Problem, index: int, owner: Ints, functions: int) -
     return biggest, held
 
 
-def _are_prefixes(problem: Problem, index: int, sets: Bools, count: Ints) -> bool:
+def _are_prefixes(rank: Ints, sets: Bools, count: Ints) -> bool:
     """Whether each set is that of the least used experts; a single set is not worth the tables of all."""
-    return len(sets) > 2 and bool((sets == (problem.workload.ranks[index] < count[:, None])).all())
-
-
-def _law(problem: Problem, index: int, sets: Bools, count: Ints, owner: Ints, functions: int) -> HitLaw:
-    if _are_prefixes(problem, index, sets, count):
-        return prefix_law(problem.workload, index, count, functions)
-    return hit_law(problem.workload, index, owner)
-
-
-def _replica_of(problem: Problem, index: int, n_in: int, sets: Bools, replicas: int) -> Ints:
-    """[S, E]: LPT. That of all prefixes is kept, as both planners ask for parts of it."""
-    workload, count = problem.workload, sets.sum(axis=1)
-    work = remote_side.expert_work_s(problem, problem.catalog.function.mb_per_vcpu, workload.use[index] * n_in)
-    if not _are_prefixes(problem, index, sets, count):
-        return remote_side.lpt(work, sets, replicas)
-    most = problem.catalog.function.max_replicas
-    key = ("lpt", index, n_in, most, work.tobytes())
-    if key not in workload.memo:
-        every = np.arange(len(work) + 1)[:, None] > workload.ranks[index]
-        workload.memo[key] = remote_side.lpt_for_each(work, every, range(2, most + 1))
-    at: Ints = workload.memo[key][replicas - 2][count].astype(np.int64)
-    return at
-
-
-def _prefills(
-    problem: Problem, index: int, sets: Bools, owner: Ints, functions: int, replicas: int, menu: tuple[int, ...]
-) -> tuple[Floats, Floats, Floats]:
-    """Of the kinds of requests: longest invocation [B, S, Y]; mean bill [S, Y]; rows of the largest invocation of any kind [S]."""
-    zts, bills, most = [], np.zeros((len(sets), len(menu))), np.zeros(len(sets))
-    usd_per_s = remote_side.function_usd_per_s(problem, menu)
-    for kind in problem.workload.lengths:
-        tokens = problem.workload.use[index] * kind.n_in
-        at = np.where(tokens > 0, owner, -1)
-        if replicas > 1:
-            at = _replica_of(problem, index, kind.n_in, sets, replicas)
-        sent = remote_side.prefill(problem, tokens, menu, at, functions * replicas)
-        zts.append(sent.zt_s)
-        bills += kind.share * (usd_per_s * sent.billed_s + problem.catalog.function.usd_per_request * sent.calls)
-        most = np.maximum(most, sent.rows)
-    return np.array(zts), bills, most
+    return len(sets) > 2 and bool((sets == (rank < count[:, None])).all())

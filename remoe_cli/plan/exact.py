@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -24,9 +24,10 @@ import pulp
 
 from remoe_cli.errors import RemoeError
 from remoe_cli.plan.document import LayerPlan
-from remoe_cli.plan.highs import quiet_highs
+from remoe_cli.plan.highs import GrowingLp, quiet_highs
 from remoe_cli.plan.node import SLACK, Node, Task, mains, make_node
 from remoe_cli.plan.problem import Main
+from remoe_cli.plan.rounding import rounded
 from remoe_cli.plan.workload import Floats, Ints
 
 PENALTY = 1e5  # of a row's whole limit, in units of the least cost: bounds the multipliers, never their validity
@@ -48,12 +49,12 @@ def multipliers(task: Task, main: Main) -> dict[str, float]:
     node = make_node(task, (main,))
     if node is None:
         return {}
-    u = relax(node)[1] * node.scale
+    u = bound_of(node).u
     return {name: float(price) / limit for name, price, limit in zip(node.names, u, node.limits, strict=True) if limit > 0}
 
 
 @dataclass(frozen=True)
-class _Bound:
+class Bound:
     """A certified bound of a node, its multipliers in the objective's unit, the columns its LP used, and those open to a better plan."""
 
     lower: float
@@ -80,13 +81,19 @@ def solve(task: Task, gap: float = 1e-3, time_limit_s: float = 120.0, start: Sol
 
 
 class _Search:
-    """Best first over ranges of main specs. `closed` is the least bound of the leaves that are done."""
+    """Best first over ranges of main specs. `closed` is the least bound of the leaves that are done.
+
+    Ranges, and single specs at first, are bounded over one column for all numbers of replicas; a single spec that is still open then gets
+    the columns of those that are.
+    """
 
     def __init__(self, task: Task, gap: float, deadline: float, start: Solution | None) -> None:
         self.task, self.gap, self.deadline, self.best = task, gap, deadline, start
+        merged, self.firsts = task.columns.merged()
+        self.merged = replace(task, columns=merged)
         self.mains = mains(task, start.value if start else None)
         self.closed, self.timed_out = np.inf, False
-        self.heap: list[tuple[float, int, int, int, _Bound]] = []
+        self.heap: list[tuple[float, int, int, int, bool, Bound]] = []
         self.order = count()
 
     @property
@@ -103,96 +110,85 @@ class _Search:
         while self.heap and not self.timed_out:
             if self.best and self.best.value - self.lower <= self.gap * self.best.value:
                 return
-            lower, _, first, last, bound = heapq.heappop(self.heap)
+            lower, _, first, last, whole, bound = heapq.heappop(self.heap)
             if first < last:
                 middle = (first + last) // 2
                 self._push(first, middle, bound)
                 self._push(middle + 1, last, bound)
-            else:
+            elif whole:
                 self._close(first, lower, bound)
+            else:
+                self._push(first, last, self._unmerged(bound), whole=True)
             self.timed_out = time.monotonic() > self.deadline
 
-    def _push(self, first: int, last: int, parent: _Bound | None) -> None:
-        node = make_node(self.task, self.mains[first : last + 1], parent.open if parent else None)
+    def _unmerged(self, bound: Bound) -> Bound:
+        """The same over all columns."""
+        ends = np.append(self.firsts[1:], len(self.task.columns.layer))
+        sizes = (ends - self.firsts)[bound.open]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return replace(bound, pool=self.firsts[bound.pool], open=np.repeat(self.firsts[bound.open], sizes) + within)
+
+    def _push(self, first: int, last: int, parent: Bound | None, whole: bool = False) -> None:
+        node = make_node(self.task if whole else self.merged, self.mains[first : last + 1], parent.open if parent else None)
         if node is None:
             return
-        bound = _bound(node, parent, self.cutoff)
+        bound = bound_of(node, parent, self.cutoff)
         lower = max(bound.lower, parent.lower if parent else -np.inf)
         if bound.lower > node.dearest:
             return
         if lower >= self.cutoff * (1 + SLACK):  # nothing better below; what was fixed on the way is above the cutoff too
             self.closed = min(self.closed, lower)
             return
-        heapq.heappush(self.heap, (lower, next(self.order), first, last, bound))
+        heapq.heappush(self.heap, (lower, next(self.order), first, last, whole, bound))
+        if whole:
+            self._keep(node, self.mains[first], rounded(node, bound.u / node.scale, np.searchsorted(node.at, bound.pool)))
 
-    def _close(self, index: int, lower: float, bound: _Bound) -> None:
+    def _close(self, index: int, lower: float, bound: Bound) -> None:
         main = self.mains[index]
         node = make_node(self.task, (main,), bound.open)
         if node is None:
             return
         found, leaf_lower = _leaf(node, bound, self.cutoff, self.gap, self.deadline)
         self.closed = min(self.closed, max(lower, leaf_lower))
+        self._keep(node, main, found)
+
+    def _keep(self, node: Node, main: Main, found: Ints | None) -> None:
         if found is not None and node.value(found) < self.cutoff:
             layers = self.task.columns.layer_plans(self.task.problem, node.at[found])
-            self.best = Solution(main, layers, node.value(found), lower, False)
+            self.best = Solution(main, layers, node.value(found), 0.0, False)
 
 
-def _bound(node: Node, parent: _Bound | None, cutoff: float) -> _Bound:
-    """Multipliers by column generation: LP over a pool, price all columns, add each layer's best, until nothing is added."""
-    u = parent.u / node.scale if parent and len(parent.u) == len(node.rows) else np.zeros(len(node.rows))
-    pool = set(np.flatnonzero(np.isin(node.at, parent.pool)).tolist()) if parent else set()
-    for row in (*node.rows, node.c):
-        pool.update(node.cheapest(row).tolist())
-    lower, best_u, used = -np.inf, u, np.array(sorted(pool))
+def bound_of(node: Node, known: Bound | None = None, cutoff: float = np.inf, close: float = 1e-7) -> Bound:
+    """Multipliers by column generation: LP over a pool, price all columns, add each layer's best, until nothing is added, the bound is
+    within `close` of the LP's value, or it is above `cutoff`. It begins with what is `known` of a node that is like this one."""
+    u = known.u / node.scale if known and len(known.u) == len(node.rows) else np.zeros(len(node.rows))
+    master, pool = GrowingLp(len(node.rows), len(node.starts), PENALTY), np.empty(0, dtype=np.int64)
+    new = [np.flatnonzero(np.isin(node.at, known.pool))] if known else []
+    new += [node.cheapest(row) for row in (*node.rows, node.c)]
+    lower, best_u, used = -np.inf, u, pool
     for _ in range(60):
         _, best, value = node.reduced(u)
         if value > lower:
             lower, best_u = value, u
         if lower >= min(cutoff, node.dearest):
             break
-        pool.update(best.tolist())
-        pool_array = np.array(sorted(pool))
-        value, u, used = _master(node, pool_array)
-        if node.const + node.scale * value - lower <= 1e-7 * abs(lower):
+        added = np.setdiff1d(np.concatenate([*new, best]), pool)
+        master.add(node.c[added], node.rows[:, added], node.layer[added])
+        pool, new = np.concatenate([pool, added]), []
+        solved = master.solve()
+        if solved is None:
+            break
+        value, u, x = solved
+        used = np.sort(pool[x > 1e-9])
+        if node.const + node.scale * value - lower <= close * abs(lower):
             break
     keep = np.arange(len(node.at))
     if cutoff < np.inf:
         keep = np.flatnonzero(node.excess(best_u) <= cutoff * (1 + SLACK) - lower + 1e-12 * abs(cutoff))
-    return _Bound(lower, best_u * node.scale, node.at[used], node.at[keep])
+    return Bound(lower, best_u * node.scale, node.at[used], node.at[keep])
 
 
-def relax(node: Node, cutoff: float = np.inf) -> tuple[float, Floats]:
-    """A lower bound of a node (it stops at `cutoff`) and its rows' multipliers, in the node's own units."""
-    quiet_highs()
-    bound = _bound(node, None, cutoff)
-    return bound.lower, bound.u / node.scale
-
-
-def _master(node: Node, pool: Ints) -> tuple[float, Floats, Ints]:
-    """LP over the pool, rows elastic at PENALTY: its value, the rows' multipliers, and the columns it uses."""
-    lp, x = _programme(node, pool, elastic=True)
-    lp.solve(pulp.HiGHS(mip=False, msg=False, threads=1))
-    u = np.array([max(0.0, -lp.get_constraint_by_name(f"row{index}").pi) for index in range(len(node.rows))])
-    used = pool[[variable.varValue > 1e-9 for variable in x]]
-    return float(pulp.value(lp.objective)), u, used
-
-
-def _programme(node: Node, at: Ints, elastic: bool, tighten: float = 0.0) -> tuple[Any, list[Any]]:
-    lp = pulp.LpProblem("plan", pulp.LpMinimize)
-    upper, kind = (None, pulp.LpContinuous) if elastic else (1, pulp.LpInteger)
-    x = [lp.add_variable(f"x{index}", 0, upper, kind) for index in range(len(at))]
-    over = [lp.add_variable(f"over{index}", 0) for index in range(len(node.rows))] if elastic else []
-    terms = list(zip(x, node.c[at].tolist(), strict=True)) + [(variable, PENALTY) for variable in over]
-    lp += pulp.LpAffineExpression(terms)
-    for index, row in enumerate(node.rows):
-        sums = list(zip(x, row[at].tolist(), strict=True)) + ([(over[index], -1.0)] if elastic else [])
-        lp += pulp.LpAffineExpression(sums) <= 1.0 - tighten, f"row{index}"
-    for index in range(len(node.starts)):
-        lp += pulp.LpAffineExpression([(x[i], 1.0) for i in np.flatnonzero(node.layer[at] == index)]) == 1.0, f"layer{index}"
-    return lp, x
-
-
-def _leaf(node: Node, bound: _Bound, cutoff: float, gap: float, deadline: float) -> tuple[Ints | None, float]:
+def _leaf(node: Node, bound: Bound, cutoff: float, gap: float, deadline: float) -> tuple[Ints | None, float]:
     """Best choice [L] at one main spec (None when none is better than `cutoff`) and a lower bound for this spec."""
     lower, excess = node.reduced(bound.u / node.scale)[2], node.excess(bound.u / node.scale)
     window = max(gap, 1e-3) * max(abs(lower), 1e-3 * node.scale)
@@ -211,6 +207,17 @@ def _leaf(node: Node, bound: _Bound, cutoff: float, gap: float, deadline: float)
         window *= 3
 
 
+def _programme(node: Node, at: Ints, tighten: float) -> tuple[Any, list[Any]]:
+    lp = pulp.LpProblem("plan", pulp.LpMinimize)
+    x = [lp.add_variable(f"x{index}", 0, 1, pulp.LpInteger) for index in range(len(at))]
+    lp += pulp.LpAffineExpression(list(zip(x, node.c[at].tolist(), strict=True)))
+    for row in node.rows:
+        lp += pulp.LpAffineExpression(list(zip(x, row[at].tolist(), strict=True))) <= 1.0 - tighten
+    for index in range(len(node.starts)):
+        lp += pulp.LpAffineExpression([(x[i], 1.0) for i in np.flatnonzero(node.layer[at] == index)]) == 1.0
+    return lp, x
+
+
 def _integer(node: Node, kept: Ints, gap: float, deadline: float) -> tuple[Ints | None, float]:
     """The integer programme over the kept columns: a choice that truly meets the rows, and the solver's bound."""
     inside = np.inf
@@ -218,7 +225,7 @@ def _integer(node: Node, kept: Ints, gap: float, deadline: float) -> tuple[Ints 
         limit_s = max(0.1, deadline - time.monotonic())
         if len(np.unique(node.layer[kept])) < len(node.starts):
             return None, np.inf
-        lp, x = _programme(node, kept, elastic=False, tighten=tighten)
+        lp, x = _programme(node, kept, tighten)
         lp.solve(pulp.HiGHS(msg=False, threads=1, gapRel=gap / 4, gapAbs=1e-10, timeLimit=limit_s))
         if lp.sol_status == pulp.LpSolutionInfeasible:
             return None, inside

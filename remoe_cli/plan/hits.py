@@ -68,41 +68,31 @@ def prefix_law(workload: Workload, layer: int, sizes: Ints, functions: int) -> H
 
 
 def _all_prefixes(workload: Workload, layer: int, functions: int) -> tuple[Ints, Ints, Floats, Floats]:
-    """The law of every size. With rising size m a token's state changes only where m passes the rank of one of its experts: each of its
-    states is added where it begins and taken away where it ends, and a running sum over m does the rest."""
+    """The law of every size. With rising size a token's state changes only where the size passes the rank of one of its experts: each of
+    its states is added where it begins and taken away where the next does, and a running sum over sizes does the rest."""
     patterns, counts = workload.patterns[layer]
     tokens, k = patterns.shape
-    width = workload.use.shape[1] + 2
-    rank = np.append(workload.ranks[layer], width - 2)  # a skipped slot (-1) is never remote
-    ranks = np.sort(rank[patterns], axis=1)
-    used = (patterns >= 0).sum(axis=1)
-    begin = np.zeros(tokens, dtype=np.int64)
-    hits = np.zeros((tokens, functions), dtype=np.int64)
-    states, calls = np.zeros((k + 1) ** 2 * width), np.zeros((k + 1) * width)
-    rows = np.arange(tokens)
+    experts = workload.use.shape[1]
+    width = experts + 2
+    rank = np.append(workload.ranks[layer], experts)  # a skipped slot (-1) is never remote
+    ranks = np.ascontiguousarray(np.sort(rank[patterns], axis=1).T)  # [k, T]
+    begin = np.concatenate([np.zeros((1, tokens), dtype=np.int64), ranks + 1])  # [k + 1, T]: size from which so many are remote
+    function = ranks % functions
+    hits = np.cumsum(function == np.arange(functions)[:, None, None], axis=1)  # [F, k, T]
+    own = np.take_along_axis(hits, function[None], axis=0)[0]  # [k, T]: of the function of each next expert, with it
+    busiest = np.concatenate([begin[:1], hits.max(axis=0)])
+    local = np.maximum((ranks < experts).sum(axis=0) - np.arange(k + 1)[:, None], 0)
+    rows = (busiest + (k + 1) * local) * width
+    weights = np.tile(counts.astype(np.float64), k + 1)
 
-    def add(table: Floats, row: Ints, column: Ints, weight: Ints) -> None:
-        table += np.bincount(row * width + column, weights=weight, minlength=len(table))
+    def table(height: int, more: Ints, less: Ints) -> Floats:
+        """Tokens, added or taken away at those places, summed up over sizes; without the column past the last size."""
+        plus, minus = (np.bincount(at.ravel(), weights[: at.size], height * width) for at in (more, less))
+        return np.cumsum((plus - minus).reshape(height, width), axis=1)[:, :-1]
 
-    for h in range(k + 1):
-        # From `begin` on, h of the token's experts are remote; with the next one it ends.
-        end = np.where(used > h, ranks[:, h] + 1, width - 1) if h < k else np.full(tokens, width - 1)
-        alive = (used >= h) & (begin < width - 1)
-        code = hits.max(axis=1)[alive] + (k + 1) * (used[alive] - h)
-        add(states, code, begin[alive], counts[alive])
-        add(states, code, end[alive], -counts[alive])
-        if h < k:
-            hit = alive & (used > h)
-            function = (ranks[:, h] % functions)[hit]
-            before = hits[rows[hit], function]
-            add(calls, before, end[hit], -counts[hit])
-            add(calls, before + 1, end[hit], counts[hit])
-            hits[rows[hit], function] += 1
-            begin = end
+    states = table((k + 1) ** 2, rows + begin, rows[:-1] + begin[1:])
+    calls = table(k + 1, own * width + begin[1:], (own - 1) * width + begin[1:])
+    calls[0] = 0.0
+    present = np.flatnonzero(states.any(axis=1))
     total = counts.sum()
-    states = states.reshape(-1, width)
-    present = np.flatnonzero(np.abs(states).sum(axis=1))
-    shares = np.cumsum(states[present], axis=1)[:, :-1].T / total
-    mean_calls = np.cumsum(calls.reshape(-1, width), axis=1)[:, :-1].T / total
-    mean_calls[:, 0] = 0.0
-    return present // (k + 1), present % (k + 1), shares, mean_calls
+    return present // (k + 1), present % (k + 1), states[present].T / total, calls.T / total

@@ -1,23 +1,24 @@
 """Local search around a plan whose remote sets are prefixes of the utility order: such a plan need not be the best.
 
 One call a layer makes co-activated experts belong together, and prefill and decode rank experts differently (planning study, section 1),
-so exchanging experts near the border may pay. Memory, replicas and main function stay as they are.
+so exchanging experts near the border may pay. The main function stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
-from remoe_cli.plan.cost import LayerOutcome, layer_outcome, total
+import numpy as np
+
+from remoe_cli.plan.columns import build_columns
 from remoe_cli.plan.document import LayerPlan, Outcome
 from remoe_cli.plan.exact import Solution
-from remoe_cli.plan.node import SLACK, Aim
-from remoe_cli.plan.problem import MB, Placement, Problem
-from remoe_cli.plan.workload import Ints
+from remoe_cli.plan.node import SLACK, Aim, Task, make_node
+from remoe_cli.plan.problem import Problem
+from remoe_cli.plan.rounding import polished
+from remoe_cli.plan.workload import Bools, Ints
 
 BORDER = 3  # experts on each side of the border that are tried
-_FIELD = {"cost": "cost_usd_per_request", "ttft": "ttft_s", "tpot": "tpot_s"}
 
 
 def meets(aim: Aim, outcome: Outcome) -> bool:
@@ -26,43 +27,31 @@ def meets(aim: Aim, outcome: Outcome) -> bool:
 
 
 def improve(problem: Problem, aim: Aim, solution: Solution) -> Solution:
-    """Each layer's best exchange, layer after layer, once; the same solution when none pays."""
-    placement = Placement(solution.main.spec, solution.layers, solution.main.instances)
-    parts = [layer_outcome(problem, placement, index) for index in range(len(placement.layers))]
-    value = solution.value
-    for index, layer in enumerate(placement.layers):
-        if not layer.remote or layer.functions:
-            continue
-        for remote in _exchanges(problem.workload.ranks[index], layer.remote):
-            tried = _with(placement, index, replace_remote(layer, remote))
-            part = layer_outcome(problem, tried, index)
-            if not _fits(problem, tried.layers[index], part):
-                continue
-            outcome = total(problem, tried, [*parts[:index], part, *parts[index + 1 :]])
-            found = getattr(outcome, _FIELD[aim.objective])
-            if found < value * (1 - SLACK) and meets(aim, outcome):
-                value, placement = found, tried
-                parts = [*parts[:index], part, *parts[index + 1 :]]
-    return replace(solution, layers=placement.layers, value=value)
+    """Each layer's best exchange, with its replicas and one of the plan's memory specs, layer after layer, once; the same solution when
+    none pays."""
+    sets = tuple(_exchanges(rank, layer) for rank, layer in zip(problem.workload.ranks, solution.layers, strict=True))
+    menu = tuple(sorted({layer.memory_mb for layer in solution.layers} - {0}))
+    columns = build_columns(problem, sets, memory_menu_mb=menu)
+    node = make_node(Task(problem, columns, aim), (solution.main,))
+    first = np.searchsorted(columns.set_layer, columns.layer)
+    memory_mb, replicas = np.array([(layer.memory_mb, layer.replicas) for layer in solution.layers]).T[:, columns.layer]
+    # Of replicas that shorten nothing, which only the scan may have, there are fewer.
+    alike = np.flatnonzero((columns.at_set == first) & (columns.memory_mb == memory_mb) & (columns.replicas <= replicas))
+    now = alike[np.diff(columns.layer[alike], append=len(sets)) > 0]
+    assert node is not None and len(now) == len(sets)
+    better = polished(node, now)
+    if not node.meets(better) or node.value(better) >= solution.value * (1 - SLACK):
+        return solution
+    return replace(solution, layers=columns.layer_plans(problem, better), value=node.value(better))
 
 
-def replace_remote(layer: LayerPlan, remote: tuple[int, ...]) -> LayerPlan:
-    return layer.model_copy(update={"remote": remote})
-
-
-def _with(placement: Placement, index: int, layer: LayerPlan) -> Placement:
-    return replace(placement, layers=(*placement.layers[:index], layer, *placement.layers[index + 1 :]))
-
-
-def _fits(problem: Problem, layer: LayerPlan, part: LayerOutcome) -> bool:
-    side = problem.catalog.function
-    return part.function_bytes <= layer.memory_mb * MB and part.largest_payload_bytes <= side.payload_limit_bytes
-
-
-def _exchanges(rank: Ints, remote: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """The remote set with one of its most used experts in place of one of the least used local ones."""
-    by_use = sorted(range(len(rank)), key=lambda expert: int(rank[expert]))
-    away = set(remote)
-    for leaving in [e for e in by_use if e in away][-BORDER:]:
-        for coming in [e for e in by_use if e not in away][:BORDER]:
-            yield tuple(sorted((away - {leaving}) | {coming}))
+def _exchanges(rank: Ints, layer: LayerPlan) -> Bools:
+    """[S, E]: the remote set, and each that has one of its most used experts exchanged for one of the least used local ones."""
+    away = np.isin(np.arange(len(rank)), layer.remote)
+    by_use = np.argsort(rank)
+    leaving, coming = by_use[away[by_use]][-BORDER:], by_use[~away[by_use]][:BORDER]
+    sets = np.tile(away, (1 + len(leaving) * len(coming), 1))
+    exchanged = np.arange(1, len(sets))
+    sets[exchanged, np.repeat(leaving, len(coming))] = False
+    sets[exchanged, np.tile(coming, len(leaving))] = True
+    return sets

@@ -80,8 +80,8 @@ def billed_s(problem: Problem, inside_s: npt.ArrayLike) -> Floats:
     """Mean of the billed time over the values of the billed overhead, each rounded up to the billing granularity; a millionth of it is
     forgiven, so that float noise does not buy a whole one."""
     granule_s = problem.catalog.function.billing_granularity_ms / 1000
-    seconds = np.asarray(inside_s, dtype=np.float64)[..., None] + warm(problem).billed_s
-    billed: Floats = (np.ceil(seconds / granule_s - 1e-6) * granule_s).mean(axis=-1)
+    seconds = np.add.outer(warm(problem).billed_s, inside_s)
+    billed: Floats = (np.ceil(seconds / granule_s - 1e-6) * granule_s).mean(axis=0)
     return billed
 
 
@@ -122,16 +122,16 @@ def lpt(work_s: Floats, members: Bools, replicas: int) -> Ints:
 def lpt_for_each(work_s: Floats, members: Bools, replicas: Sequence[int]) -> Places:
     """`lpt` for several numbers of replicas at once: int16 [Z, S, E]."""
     most, sets = max(replicas), len(members)
-    at = np.full((len(replicas), sets, len(work_s)), -1, dtype=np.int16)
-    load = np.where(np.arange(most) < np.array(replicas)[:, None, None], np.zeros((1, sets, 1)), np.inf).reshape(-1, most)
-    rows = np.arange(len(load))
+    at = np.full((len(work_s), len(replicas) * sets), -1, dtype=np.int16)
+    load = np.where(np.arange(most) < np.repeat(replicas, sets)[:, None], 0.0, np.inf)
+    flat, firsts = load.reshape(-1), np.arange(len(load)) * most
+    added = np.tile(np.where(members, work_s, 0.0).T, len(replicas))  # [E, Z S]
     for expert in np.argsort(-work_s, kind="stable"):
         if work_s[expert] > 0:
-            least = load.argmin(axis=1)
-            inside = members[:, expert]
-            at[:, :, expert] = np.where(inside, least.reshape(len(replicas), sets), -1)
-            load[rows, least] += np.tile(np.where(inside, work_s[expert], 0.0), len(replicas))
-    return at
+            at[expert] = least = load.argmin(axis=1)
+            flat[firsts + least] += added[expert]
+    at[added == 0] = -1
+    return np.ascontiguousarray(at.T).reshape(len(replicas), sets, -1)
 
 
 @dataclass(frozen=True)
@@ -145,23 +145,17 @@ class Prefill:
     rows: Floats
 
 
-def prefill(problem: Problem, tokens: Floats, memory_mb: Sequence[int], at: Ints, parts: int) -> Prefill:
+def prefill(problem: Problem, tokens: Floats, memory_mb: Sequence[int], at: Ints | Places, parts: int) -> Prefill:
     """One invocation for each of `parts` groups of experts, `at` [S, E] (-1 for none); `tokens` [E] of each expert."""
     memory = np.asarray(memory_mb, dtype=np.float64)
     work = expert_work_s(problem, memory[:, None], tokens).T  # [E, Y]
-    zt, billed = np.zeros((len(at), len(memory))), np.zeros((len(at), len(memory)))
-    calls, most = np.zeros((len(at), 1)), np.zeros(len(at))
-    overhead_s = warm(problem).elapsed_s
-    for part in range(parts):
-        here = (at == part).astype(np.float64)
-        rows = here @ tokens
-        inside = inside_s(problem, memory, here @ work, rows[:, None])
-        some = (rows > 0)[:, None]
-        zt = np.maximum(zt, np.where(some, overhead_s + inside, 0.0))
-        billed += np.where(some, billed_s(problem, inside), 0.0)
-        calls += some
-        most = np.maximum(most, rows)
-    return Prefill(zt, billed, np.broadcast_to(calls, zt.shape), most)
+    here = (at == np.arange(parts)[:, None, None]).astype(np.float64)  # [parts, S, E]
+    rows = here @ tokens
+    inside = inside_s(problem, memory, here @ work, rows[..., None])
+    some = rows[..., None] > 0
+    zt = np.where(some, warm(problem).elapsed_s + inside, 0.0).max(axis=0)
+    billed = np.where(some, billed_s(problem, inside), 0.0).sum(axis=0)
+    return Prefill(zt, billed, np.broadcast_to(some.sum(axis=0), zt.shape), rows.max(axis=0))
 
 
 def decode_call_s(problem: Problem, memory_mb: Sequence[int], law: HitLaw) -> Floats:

@@ -1,24 +1,30 @@
 """The fast planner: one share of remote experts for all layers, the least used ones, scanned by cost.
 
 For every share and main spec the memory and replicas of each layer are the cheapest, or, where a limit then fails, the cheapest under
-the least multiplier that meets it; then each layer may also take the share that is cheapest for it under the relaxation's multipliers. A
-first pass looks at few shares and memory specs, a second around the best of the first. The plan is feasible and good, but nothing is
-proven; the exact solver starts from it.
+the least multiplier that meets it; then each layer may also take the share that is cheapest for it by the relaxation. A first pass looks
+at few shares, memory specs and main functions far apart, the next ones closer around the best so far. The plan is feasible and good, but
+nothing is proven; the exact solver starts from it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 
 from remoe_cli.plan.columns import build_columns
-from remoe_cli.plan.exact import Solution, relax
+from remoe_cli.plan.exact import Bound, Solution, bound_of
 from remoe_cli.plan.node import Aim, Node, Task, mains, make_node
-from remoe_cli.plan.problem import Main, Problem
+from remoe_cli.plan.problem import Problem
+from remoe_cli.plan.rounding import rounded
 from remoe_cli.plan.workload import Ints, prefix_sets
 
+T = TypeVar("T")
 SHARES, SPECS, MAINS = 17, 16, 24  # of the first pass, at most
-_FINE_SHARES, _FINE_MAINS = 9, 9
-_FREE = (1.0, 1.001, 1.01, 1.05, 1.2, 1.6, 2.5)
+REACH = 5  # steps from the best, in the next ones
+CLOSER = (4, 16)  # how much smaller their steps are
+_CLOSE = 1e-5  # how near a bound has to come to the relaxation's value
 _MULTIPLIERS = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 15)])
 
 
@@ -27,58 +33,59 @@ def scan(problem: Problem, aim: Aim, least: int = 0) -> Solution | None:
 
     Its lower bound is 0.
     """
-    experts, menu = problem.spec.experts_per_layer, problem.catalog.function.memory_menu_mb
-    sizes = tuple(max(least, size) for size in _spread(experts + 1, SHARES))
-    sizes = tuple(sorted(set(sizes)))
-    coarse = tuple(menu[i] for i in _spread(len(menu), SPECS))
-    first = _pass(problem, aim, sizes, coarse, None)
-    if first is None:
-        first = _pass(problem, aim, tuple(range(least, experts + 1)) if experts <= 64 else sizes, menu, None)
-        if first is None:
-            return None
-    step = max(1, experts // (SHARES - 1))
-    offsets = np.linspace(-step, step, _FINE_SHARES).round().astype(int)
-    near = sorted({least, experts, *(min(experts, max(least, first[1] + offset)) for offset in offsets.tolist())})
-    second = _pass(problem, aim, tuple(near), menu, first[0].main)
-    best = min((found for found in (first, second) if found), key=lambda found: found[0].value)
-    return best[0]
+    sizes, menu = range(least, problem.spec.experts_per_layer + 1), problem.catalog.function.memory_menu_mb
+    replicas = range(1, problem.catalog.function.max_replicas + 1)
+    doubled = tuple(n for n in replicas if n & (n - 1) == 0)
+    best = _pass(problem, aim, _spread(sizes, SHARES), _spread(menu, SPECS), doubled, None)
+    if best is None:
+        best = _pass(problem, aim, tuple(sizes) if len(sizes) <= 65 else _spread(sizes, SHARES), menu, tuple(replicas), None)
+    for closer in CLOSER if best else ():
+        assert best is not None
+        near = _near(sizes, {len(layer.remote) for layer in best.layers}, SHARES * closer)
+        some = tuple(sorted({sizes[0], *near, sizes[-1]}))
+        specs = _near(menu, {layer.memory_mb for layer in best.layers} - {0}, SPECS * closer) or _spread(menu, SPECS)
+        used = {layer.replicas for layer in best.layers}
+        best = _pass(problem, aim, some, specs, tuple(n for n in replicas if {n - 1, n, n + 1} & used) or doubled, best, closer)
+    return best
 
 
-def _pass(problem: Problem, aim: Aim, sizes: tuple[int, ...], menu: tuple[int, ...], around: Main | None) -> tuple[Solution, int] | None:
-    """The best plan with one of these sizes of remote set in every layer, or each layer's own, and its (median) size."""
-    columns = build_columns(problem, prefix_sets(problem.workload, sizes), memory_menu_mb=menu)
+def _pass(
+    problem: Problem,
+    aim: Aim,
+    sizes: tuple[int, ...],
+    menu: tuple[int, ...],
+    replicas: tuple[int, ...],
+    best: Solution | None,
+    closer: int = 1,
+) -> Solution | None:
+    """The best plan with one of these sizes of remote set in every layer, or each layer's own, if it is better than `best`."""
+    columns = build_columns(problem, prefix_sets(problem.workload, sizes), memory_menu_mb=menu, replicas=replicas)
     here = Task(problem, columns, aim)
     bought = mains(here)
-    if around is not None:
-        middle = next((i for i, main in enumerate(bought) if main == around), 0)
-        bought = bought[max(0, middle - _FINE_MAINS) : middle + _FINE_MAINS + 1]
-    elif len(bought) > MAINS:
-        bought = tuple(bought[i] for i in _spread(len(bought), MAINS))
-    best: tuple[float, Main, int, Ints] | None = None
-    layers = len(columns.starts)
-    for main in bought:
+    # Columns of one layer and size lie together: [L, sizes] groups, of which some may be empty.
+    group = columns.layer.astype(np.int64) * len(sizes) + np.searchsorted(sizes, columns.count)
+    bound: Bound | None = None
+    cutoff = best.value if best else np.inf
+    for main in _near(bought, {best.main} & set(bought), MAINS * closer) if best else _spread(bought, MAINS):
         node = make_node(here, (main,))
         if node is None:
             continue
-        # Columns of one layer and size lie together: [L, sizes] groups, of which some may be empty.
-        group = columns.layer.astype(np.int64) * len(sizes) + np.searchsorted(sizes, columns.count)
-        found = _best_size(node, group, layers, len(sizes), best[0] if best else np.inf)
-        if found is not None:
-            best = (found[0], main, sizes[found[1]], found[2])
-        if (free := _each_its_own(node, best[0] if best else np.inf)) is not None:
-            best = (free[0], main, int(np.median(columns.count[free[1]])), free[1])
-    if best is None:
-        return None
-    value, main, size, chosen = best
-    return Solution(main, columns.layer_plans(problem, chosen), value, 0.0, False), size
+        bound = bound_of(node, bound, cutoff, _CLOSE)
+        if bound.lower >= min(cutoff, node.dearest):
+            continue
+        for found in (_best_size(node, group, len(columns.starts), len(sizes), cutoff), rounded(node, bound.u / node.scale, bound.pool)):
+            if found is not None and node.value(found) < cutoff:
+                cutoff = node.value(found)
+                best = Solution(main, columns.layer_plans(problem, found), cutoff, 0.0, False)
+    return best
 
 
-def _best_size(node: Node, group: Ints, layers: int, sizes: int, cutoff: float) -> tuple[float, int, Ints] | None:
-    """Value, size and columns [L] of the best uniform choice below `cutoff`."""
+def _best_size(node: Node, group: Ints, layers: int, sizes: int, cutoff: float) -> Ints | None:
+    """Columns [L] of the best uniform choice below `cutoff`."""
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     present = group[starts]
     bounded = np.array(node.rows[1:].sum(axis=0)) if len(node.rows) > 1 else np.zeros(len(node.c))
-    best: tuple[float, int, Ints] | None = None
+    best: Ints | None = None
     pending = np.ones(sizes, dtype=bool)
     for u in _MULTIPLIERS if len(node.rows) > 1 else _MULTIPLIERS[:1]:
         priced = node.c + u * bounded
@@ -94,25 +101,19 @@ def _best_size(node: Node, group: Ints, layers: int, sizes: int, cutoff: float) 
                 pending[size] = False  # costs only rise with u
             elif node.meets(chosen):
                 pending[size] = False
-                cutoff, best = value, (value, int(size), chosen)
+                cutoff, best = value, chosen
         if not pending.any():
             break
     return best
 
 
-def _each_its_own(node: Node, cutoff: float) -> tuple[float, Ints] | None:
-    """Value and columns [L] when each layer takes its cheapest column under the relaxation's multipliers, or a little more of them."""
-    lower, u = relax(node, cutoff)
-    if lower >= cutoff:
-        return None
-    for more in _FREE:
-        chosen = node.reduced(u * more)[1]
-        if node.meets(chosen):
-            value = node.value(chosen)
-            return (value, chosen) if value < cutoff else None
-    return None
+def _spread(values: Sequence[T], most: int) -> tuple[T, ...]:
+    """At most so many of them, evenly, both ends among them."""
+    return tuple(values[i] for i in sorted({round(float(i)) for i in np.linspace(0, len(values) - 1, min(len(values), most))}))
 
 
-def _spread(length: int, most: int) -> tuple[int, ...]:
-    """At most so many of 0 .. length - 1, evenly, both ends in it."""
-    return tuple(sorted({round(float(i)) for i in np.linspace(0, length - 1, min(length, most))}))
+def _near(values: Sequence[T], used: set[T], parts: int) -> tuple[T, ...]:
+    """Those that lie up to REACH steps from what is used, of which `parts` are the whole."""
+    step = max(1, round(len(values) / parts))
+    places = {values.index(one) + step * i for one in used for i in range(-REACH, REACH + 1)}
+    return tuple(values[i] for i in sorted(places) if 0 <= i < len(values))
