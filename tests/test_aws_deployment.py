@@ -37,8 +37,8 @@ def a_plan(memory_mb: int = 512, **update: Any) -> Plan:
     return plan_by_hand(layers, **update)
 
 
-def made(name: str, plan: Plan, endpoint: Endpoint = Endpoint.none) -> tuple[Templates, list[Object], str]:
-    """Templates and objects of a plan as if it had been packaged, and the plan's digest."""
+def made(name: str, plan: Plan, endpoint: Endpoint = Endpoint.none) -> tuple[Templates, list[Object]]:
+    """Templates and objects of a plan as if it had been packaged."""
     code = object_of(names.code_key("c" * 64), _zip())
     parts, objects = [], [code, MANIFEST]
     for layer in plan.layers:
@@ -50,7 +50,7 @@ def made(name: str, plan: Plan, endpoint: Endpoint = Endpoint.none) -> tuple[Tem
         parts.append(part)
     whole = Parts(tuple(parts), code.size_bytes, code.size_bytes, 2, "c" * 64, "a" * 64)
     settings = Settings(name, "x86_64", "3.13", endpoint, None if endpoint is Endpoint.none else IMAGE)
-    return template.templates(plan, whole, settings), objects, functions.plan_sha256(plan)
+    return template.templates(plan, whole, settings), objects
 
 
 def _zip() -> bytes:
@@ -65,8 +65,8 @@ def _zip() -> bytes:
 
 def deploy(account: Account, name: str, plan: Plan, endpoint: Endpoint = Endpoint.none, *more: Object, **how: Any) -> dict[str, Any]:
     how = {"say": lambda _: None, "progress": unseen, "agree": lambda review: True} | how
-    templates, objects, digest = made(name, plan, endpoint)
-    return deployment.apply(account, name, templates, [*objects, *more], digest, **how)
+    templates, objects = made(name, plan, endpoint)
+    return deployment.apply(account, name, templates, [*objects, *more], **how)
 
 
 def destroy(account: Account, name: str) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def test_after_kill_9_the_same_command_goes_on(account: Account, calls: list[str
 
 def test_nested_stacks(account: Account) -> None:
     """As in `template.templates`, for a plan that is small enough to deploy here."""
-    templates, objects, digest = made("nest", a_plan())
+    templates, objects = made("nest", a_plan())
     root, nested = dict(templates.root), {}
     resources = dict(root["Resources"])
     for layer in ("Layer000", "Layer001"):
@@ -292,10 +292,10 @@ def test_nested_stacks(account: Account) -> None:
     split = Templates({**root, "Resources": resources}, nested)
     how: dict[str, Any] = {"say": lambda _: None, "progress": unseen, "agree": lambda review: True}
     said: list[str] = []
-    done = deployment.apply(account, "nest", split, objects, digest, **{**how, "say": said.append})
+    done = deployment.apply(account, "nest", split, objects, **{**how, "say": said.append})
     assert [f["state"] for f in done["functions"]] == ["Active", "Active"]
-    assert deployment.apply(account, "nest", split, objects, digest, **how)["changes"] == []
+    assert deployment.apply(account, "nest", split, objects, **how)["changes"] == []
     with pytest.raises(DeployError, match="cannot move between stacks"):
-        deployment.apply(account, "nest", templates, objects, digest, **how)
+        deployment.apply(account, "nest", templates, objects, **how)
     destroy(account, "nest")
     assert stands(account, "nest") == {}

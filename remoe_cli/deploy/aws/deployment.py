@@ -37,7 +37,6 @@ def apply(
     name: str,
     made: Templates,
     objects: Sequence[Object],
-    plan_sha256: str,
     *,
     say: Say,
     progress: Progress,
@@ -50,7 +49,7 @@ def apply(
     """
     with plain_errors():
         stack, bucket = Stack(account, name, say, progress), Bucket(account, names.bucket(name, account.id, account.region))
-        tags = {names.DEPLOYMENT_TAG: name, names.PLAN_TAG: plan_sha256}
+        tags = {names.DEPLOYMENT_TAG: name}
         wanted = Wanted(made.root, bucket.url(template.key(made.root)), bool(made.nested), tags)
         state = stack.settle(wanted)
         as_wanted = state is not None and stack.is_as(wanted, state)

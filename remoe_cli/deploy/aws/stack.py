@@ -7,7 +7,6 @@ Every state that a stack can be in has a way on (`settle`). This module does not
 from __future__ import annotations
 
 import json
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,6 @@ from remoe_cli.deploy.aws.progress import Progress, unseen
 from remoe_cli.deploy.aws.session import Account, code_of
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
 
-BY_TAG = "remoe:by"
 _REVIEW = "REVIEW_IN_PROGRESS"
 _STANDS = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE", "IMPORT_ROLLBACK_COMPLETE")
 _NEVER_STOOD = ("CREATE_FAILED", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED")
@@ -56,7 +54,8 @@ class State:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A stack as it is to be. `url` is where CloudFormation finds the template."""
+    """A stack as it is to be. `url` is where CloudFormation finds the template. `tags` go to every resource as well, so they say nothing
+    that changes from one deployment to the next: that would be a change of every resource."""
 
     template: Mapping[str, Any]
     url: str
@@ -135,11 +134,13 @@ class Stack:
         return state.stands and wanted.tags.items() <= state.tags.items() and self.template(state) == wanted.template
 
     def by(self, state: State) -> str:
-        """Who began the last operation."""
+        """Who began the last operation: a change set says so, a deletion does not."""
+        if state.status.startswith("DELETE_"):
+            return "somebody who deletes it"
         said = ""
         with suppress(ClientError):
             said = self._client.describe_change_set(ChangeSetName=state.change_set).get("Description", "") if state.change_set else ""
-        return said or state.tags.get(BY_TAG) or "somebody else"
+        return said or "somebody else"
 
     def held(self, state: State) -> HeldError:
         return HeldError(
@@ -154,7 +155,7 @@ class Stack:
             if state.busy:
                 if not self._goes_on(state, wanted):
                     raise self.held(state)
-                self.say(f"This is being deployed since {state.since:%H:%M:%S} UTC by {self.by(state)}: waiting for it to end.")
+                self.say(f"An earlier run of this goes on since {state.since:%H:%M:%S} UTC ({state.status}): waiting for it to end.")
                 happened = self._follow_latest(state)
                 if happened[-1].status not in _STANDS and (failure := events.cause(happened)):
                     self.say(f"That failed: {_why(failure)}")
@@ -180,7 +181,6 @@ class Stack:
     def propose(self, wanted: Wanted, state: State | None) -> Proposal | None:
         """A change set for what differs; None if nothing does. Raises HeldError when somebody else was quicker."""
         creates = state is None or state.status == _REVIEW
-        by = {BY_TAG: re.sub(r"[^\w\s+=.:/@-]", "_", self.account.who)[:256]}
         with self._sole(state):
             made = self._client.create_change_set(
                 StackName=self.name,
@@ -190,7 +190,7 @@ class Stack:
                 TemplateURL=wanted.url,
                 Capabilities=["CAPABILITY_IAM"],
                 IncludeNestedStacks=wanted.nested,
-                Tags=[{"Key": key, "Value": value} for key, value in {**wanted.tags, **by}.items()],
+                Tags=[{"Key": key, "Value": value} for key, value in wanted.tags.items()],
             )
         for pause_s in events.pauses():
             found = self._client.describe_change_set(ChangeSetName=made["Id"])

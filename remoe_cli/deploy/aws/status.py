@@ -53,7 +53,7 @@ def read(account: Account, name: str) -> dict[str, Any]:
             "stack": state.status,
             "by": stack.by(state),
             "since": state.since.isoformat(),
-            "plan": state.tags.get(names.PLAN_TAG),
+            "plan": state.outputs.get("Plan"),
             "endpoint": state.outputs.get("Endpoint"),
             "main": _main(account, name, kind) if kind in (Endpoint.sagemaker, Endpoint.aws_lambda) else None,
             "functions": _functions(account, name, templates),

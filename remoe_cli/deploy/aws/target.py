@@ -13,7 +13,6 @@ from remoe_cli import artifacts
 from remoe_cli.deploy.aws import money, packing, quotas, template
 from remoe_cli.deploy.aws import preview as rows
 from remoe_cli.deploy.aws.deployment import Review, Say, apply
-from remoe_cli.deploy.aws.functions import plan_sha256
 from remoe_cli.deploy.aws.money import Money
 from remoe_cli.deploy.aws.parts import expected
 from remoe_cli.deploy.aws.preview import Table
@@ -68,7 +67,6 @@ def deploy(
         settings.name,
         made,
         package.objects,
-        plan_sha256(plan),
         say=say,
         progress=progress,
         agree=lambda review: agree(review, checked, bill),
