@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from remoe_cli.deploy.aws import deployment, functions, names, policies, status, storage, template
+from remoe_cli.deploy.aws import deployment, functions, names, status, storage, template
 from remoe_cli.deploy.aws.deployment import Review
 from remoe_cli.deploy.aws.parts import Part, Parts
 from remoe_cli.deploy.aws.progress import unseen
@@ -149,12 +149,15 @@ def test_what_was_changed_by_hand_is_told(account: Account) -> None:
     account.client("logs").delete_log_group(logGroupName=stray)
 
 
+BY_HAND = {"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "s3:GetObject", "Resource": "*"}]}
+
+
 def test_what_cannot_be_deleted_is_named_and_the_rest_is_gone(account: Account) -> None:
     """Somebody has given a function's role a policy, so IAM does not delete the role."""
     deploy(account, "stuck", a_plan())
     iam = account.client("iam")
     (role,) = (r["RoleName"] for r in aws.pages(iam, "list_roles", "Roles") if "stuck-Layer001Role" in r["RoleName"])
-    policy = iam.create_policy(PolicyName="by-hand", PolicyDocument=json.dumps(policies.trust("lambda")))["Policy"]["Arn"]
+    policy = iam.create_policy(PolicyName="by-hand", PolicyDocument=json.dumps(BY_HAND))["Policy"]["Arn"]
     iam.attach_role_policy(RoleName=role, PolicyArn=policy)
     with pytest.raises(PartialDeployError, match=f"1 resources could not be deleted.*AWS::IAM::Role {role}: ") as error:
         destroy(account, "stuck")

@@ -20,6 +20,7 @@ from remoe_cli.deploy.aws.session import Account
 from remoe_cli.errors import DeployError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
+from remoe_cli.package.bundle import function_zip
 from remoe_cli.package.dependencies import FunctionPackage
 from remoe_cli.plan.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import LayerPlan, Plan, Source
@@ -29,7 +30,6 @@ from remoe_cli.runtime.server_config import ServerConfig
 from tests import aws_account as aws
 from tests.families import save
 from tests.synthetic import plan_by_hand, synthetic_profile
-from tests.zipped import Zipped
 
 LAYERS = (
     LayerPlan(layer=0, remote=(1, 2, 5, 6), memory_mb=512, replicas=1, functions=((1, 2), (5, 6))),
@@ -66,14 +66,15 @@ def account(moto_url: str) -> Iterator[Account]:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, account: Account, zipped: Zipped) -> Iterator[Inputs]:
+def inputs(tmp_path_factory: pytest.TempPathFactory, account: Account) -> Iterator[Inputs]:
     folder = tmp_path_factory.mktemp("inputs")
+    (folder / "code.zip").write_bytes(function_zip())
     made = Inputs(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REMOE_CACHE_DIR", str(folder / "cache"))
         patch.setattr(target, "read_inputs", made.read)
-        # One zip for the whole session: making another fetches its wheels again.
-        patch.setattr(packing, "function_package", lambda architecture, python: FunctionPackage.of(zipped.zip))
+        # Without dependencies, whose wheels take long to fetch (tests/test_aws_function.py does): moto runs no functions.
+        patch.setattr(packing, "function_package", lambda architecture, python: FunctionPackage.of(folder / "code.zip"))
         yield made
 
 
