@@ -40,9 +40,9 @@ def _files(plan_path: Path, folder: Path) -> None:
     plan, profile, catalog = read_inputs(plan_path)
     with output.progress("Packaging functions") as progress:
         made = bundle.build(plan, plan_path, profile, folder / "functions", progress)
-    with output.progress("Writing the main function's share, MB") as progress:
+    with output.progress("Writing the main function's share", of_bytes=True) as progress:
         config = server_config(plan, profile, catalog, made, lambda entry: f"{plan_path.stem}-{entry}")
-        share = write_main(config, plan_path, folder / "main", lambda done, total: progress(done // 1_000_000, total // 1_000_000))
+        share = write_main(config, plan_path, folder / "main", progress)
     sizes = {f.name: (folder / "functions" / f.shard).stat().st_size for f in made.functions}
     document = {"path": str(folder), "main_bytes": share.bytes, "functions_bytes": sum(sizes.values()), "functions": sizes}
 

@@ -48,10 +48,9 @@ def _docker(argv: list[str], say: Callable[[str], None], **options: Any) -> None
 def _password(image: Image) -> bytes:
     """What Amazon ECR takes for twelve hours; for Docker's standard input alone."""
     import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
 
-    try:
+    from remoe_cli.deploy.aws.session import plain_errors
+
+    with plain_errors():
         token = boto3.client("ecr", region_name=image.region).get_authorization_token()
-    except (BotoCoreError, ClientError) as error:
-        raise DeployError(f"Amazon ECR in {image.region} gives no password: {error}", "Check the AWS credentials.") from None
     return base64.b64decode(token["authorizationData"][0]["authorizationToken"]).partition(b":")[2]
