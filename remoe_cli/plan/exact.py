@@ -91,7 +91,7 @@ class _Search:
         self.task, self.gap, self.deadline, self.best = task, gap, deadline, start
         merged, self.firsts = task.columns.merged()
         self.merged = replace(task, columns=merged)
-        self.mains = mains(task, start.value if start else None)
+        self.mains = mains(task, self.cutoff)
         self.closed, self.timed_out = np.inf, False
         self.heap: list[tuple[float, int, int, int, bool, Bound]] = []
         self.order = count()

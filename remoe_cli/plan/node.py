@@ -92,24 +92,24 @@ class Node:
         return bool((self.rows[:, chosen].sum(axis=1) <= 1 + SLACK).all())
 
 
-def mains(task: Task, cutoff: float | None = None) -> tuple[Main, ...]:
-    """Every main function that may be bought: of an always-on spec one, two or more instances, as long as they alone cost no more
-    than `cutoff` USD a request and a slowest request could still use them."""
+def mains(task: Task, cutoff: float = math.inf) -> tuple[Main, ...]:
+    """Every main function that may be bought: of an always-on spec one, two or more instances, as long as a slowest request could still use
+    them, and none that alone costs more than `cutoff`, the objective's value of a plan that is known."""
     return tuple(main for spec in task.problem.catalog.main.menu for main in _counts(task, spec, cutoff))
 
 
-def _counts(task: Task, spec: MainSpec, cutoff: float | None) -> Iterator[Main]:
+def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:
     problem = task.problem
     if main_side.local_capacity(problem, spec) < 0:
         return
-    most = 1
-    if main_side.always_on(problem, spec):
-        figures = _figures(problem, task.columns, (Main(spec),), None)
-        slowest_s = figures.rest_s + float(np.maximum.reduceat(figures.request_s(problem), task.columns.starts).sum())
-        most = min(MOST_INSTANCES, max(1, math.ceil(slowest_s * (problem.workload.requests_per_hour or 0.0) / 3600)))
-    for instances in range(1, most + 1):
+    most = MOST_INSTANCES if main_side.always_on(problem, spec) else 1
+    for instances in range(1, MOST_INSTANCES + 1):
         main = Main(spec, instances)
-        if instances > 1 and task.aim.objective == "cost" and cutoff is not None and main_side.fixed_usd(problem, main) > cutoff:
+        if instances == 2 and most > 1:
+            figures = _figures(problem, task.columns, (main,), None)
+            slowest_s = figures.rest_s + float(np.maximum.reduceat(figures.request_s(problem), task.columns.starts).sum())
+            most = math.ceil(slowest_s * (problem.workload.requests_per_hour or 0.0) / 3600)
+        if instances > most or (task.aim.objective == "cost" and main_side.fixed_usd(problem, main) > cutoff):
             return
         yield main
 

@@ -61,11 +61,11 @@ def _pass(
     """The best plan with one of these sizes of remote set in every layer, or each layer's own, if it is better than `best`."""
     columns = build_columns(problem, prefix_sets(problem.workload, sizes), memory_menu_mb=menu, replicas=replicas)
     here = Task(problem, columns, aim)
-    bought = mains(here)
+    cutoff = best.value if best else np.inf
+    bought = mains(here, cutoff)
     # Columns of one layer and size lie together: [L, sizes] groups, of which some may be empty.
     group = columns.layer.astype(np.int64) * len(sizes) + np.searchsorted(sizes, columns.count)
     bound: Bound | None = None
-    cutoff = best.value if best else np.inf
     for main in _near(bought, {best.main} & set(bought), MAINS * closer) if best else _spread(bought, MAINS):
         node = make_node(here, (main,))
         if node is None:
