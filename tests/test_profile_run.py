@@ -163,9 +163,15 @@ def test_an_interrupted_run_goes_on_where_it_was(whole: Made, model: Path, tmp_p
 MANY = PromptSet("memory", "prompt", tuple(" ".join(WORDS[(3 * i + j) % len(WORDS)] for j in range(1 + (7 * i) % 12)) for i in range(60)))
 
 
-def run_aloud(model: Path, out: Path) -> None:
-    """Say how many prompts are done."""
-    run(model, out, lambda done, total: print(done, flush=True), prompts=MANY, batch_size=1)
+def run_aloud(model: Path, out: Path, most: int) -> None:
+    """Say how many prompts are done. After `most` of them, wait to be killed, however long a busy machine takes for it."""
+
+    def say(done: int, total: int) -> None:
+        print(done, flush=True)
+        if most <= done < total:
+            time.sleep(60)
+
+    run(model, out, say, prompts=MANY, batch_size=1)
 
 
 def test_a_process_killed_at_three_random_moments_ends_with_the_same_bytes(model: Path, tmp_path: Path) -> None:
@@ -177,7 +183,7 @@ def test_a_process_killed_at_three_random_moments_ends_with_the_same_bytes(model
     os.mkfifo(said)
     points = sorted(generator.sample(range(1, 45), 3))
     for point, how in zip(points, generator.sample([signal.SIGINT, signal.SIGKILL, signal.SIGKILL], 3), strict=True):
-        child = forked.start(run_aloud, model, out, stdout=said, stderr=Path(os.devnull))
+        child = forked.start(run_aloud, model, out, point + 10, stdout=said, stderr=Path(os.devnull))
         with said.open() as lines:
             for line in lines:
                 if int(line) >= point:
@@ -188,7 +194,7 @@ def test_a_process_killed_at_three_random_moments_ends_with_the_same_bytes(model
             child.join(60)
         assert child.exitcode  # -how, or 1 where the interrupt became an exception
         assert not (out / "profile.json").exists()
-    last = forked.complete(run_aloud, model, out)
+    last = forked.complete(run_aloud, model, out, len(MANY.texts))
     assert last.returncode == 0, last.stderr
     assert points[-1] <= int(last.stdout.split()[0]) < 60
     assert same_bytes(out, expected.path)
