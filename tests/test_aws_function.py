@@ -347,7 +347,8 @@ def test_more_experts_than_memory_holds_take_turns(zipped: Zipped, tmp_path: Pat
     module = MixtralExperts(config).to(torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
-        parameter.data = (torch.randn(parameter.shape, generator=generator) / 32).to(torch.bfloat16)
+        one = torch.randn(parameter.shape[1:], generator=generator) / 64
+        parameter.data = torch.stack([(one * (1 + expert / 8)).to(torch.bfloat16) for expert in range(8)])
     path = tmp_path / "layer-000.safetensors"
     write_shard(path, ExpertLayer(0, "experts", module, 8), range(8))
     shard, rows = ShardFile(path), narrow(np.tile(ROWS, 16), "bfloat16")

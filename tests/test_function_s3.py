@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,6 +42,9 @@ class Front:
                 front.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
                 match front.script.pop(0) if front.script else None:
                     case None:
+                        self.answer(*front.range(self.headers["Range"]))
+                    case "slow":
+                        time.sleep(0.2)
                         self.answer(*front.range(self.headers["Range"]))
                     case "reset":
                         self.connection.shutdown(socket.SHUT_RDWR)
@@ -148,6 +152,15 @@ def test_ranges_come_in_chunks_side_by_side_on_connections_that_are_kept(front: 
     asked = sorted(tuple(map(int, headers["range"].removeprefix("bytes=").split("-"))) for _, headers in front.requests)
     assert len(asked) == 5 + 1 + 4 and all(last - first < 1000 for first, last in asked)
     assert 1 <= len(front.connections) <= 4
+
+
+def test_nothing_is_written_any_more_once_it_has_failed(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "CHUNK_BYTES", 1000)
+    front.script = [(404, "NoSuchKey"), *["slow"] * 7]
+    written: list[int] = []
+    with pytest.raises(ShardMissingError):
+        front.object.fetch([(0, 8000)], lambda data, at: written.append(len(data)))
+    assert sum(written) == 7000
 
 
 @pytest.mark.parametrize("failure", [(500, "InternalError"), (503, "SlowDown"), "reset", "cut"])

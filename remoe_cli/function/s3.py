@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit
@@ -109,10 +109,11 @@ class S3Object:
         return bytes(into), total
 
     def fetch(self, ranges: Iterable[tuple[int, int]], write: Write) -> None:
-        """Read all ranges, in chunks side by side, each into `write`, which is called from several threads."""
+        """Read all ranges, in chunks side by side, each into `write`, which is called from several threads, and never after the end."""
         chunks = [(at, min(last, at + CHUNK_BYTES)) for first, last in ranges for at in range(first, last, CHUNK_BYTES)]
-        for _ in self._pool.map(lambda chunk: self._get(chunk[0], chunk[1], write), chunks):
-            pass
+        done, _ = wait([self._pool.submit(self._get, first, last, write) for first, last in chunks])
+        for chunk in done:
+            chunk.result()
 
     def _get(self, first: int, last: int, write: Write) -> int:
         reason = ""

@@ -34,7 +34,7 @@ _GLIBC_MINORS = range(34, 16, -1)
 _MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
 PACKAGES = ("numpy", "numkong", "pybase64")
 
-_UNREAD_FOLDERS = {"tests", "testing", "f2py", "distutils", "_pyinstaller", "include"}
+_UNREAD_FOLDERS = {"tests", "testing", "f2py", "distutils", "_pyinstaller", "include", "..", "/"}  # and nothing outside
 _UNREAD_SUFFIXES = {".pyi", ".a", ".h", ".c", ".pxd", ".pyx", ".pc", ".ini", ".toml"}
 _READ_OF_DIST_INFO = ("METADATA", "licenses/")
 
@@ -178,7 +178,10 @@ def _compile(root: Path, interpreter: Interpreter) -> None:
     """Bytecode that is never checked against its source, whose time an unpacked zip does not keep."""
     options = ["-q", "--invalidation-mode=unchecked-hash", "-s", str(root), "-p", "/var/task"]
     argv = [interpreter.command, "-S", "-m", "compileall", *options, str(root)]
-    subprocess.run(argv, capture_output=True, check=True, env=_environment(interpreter.version))
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=_environment(interpreter.version))
+    if done.returncode:
+        said = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
+        raise ArtifactError(f"Python {interpreter.version} cannot compile the function's packages: {said}.", "Is that Python whole?")
 
 
 def _zip(root: Path, path: Path) -> None:
