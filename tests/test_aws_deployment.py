@@ -144,6 +144,8 @@ def test_what_was_changed_by_hand_is_told(account: Account) -> None:
     assert second["state"] == "missing" and second["drift"] == ["it is missing"]
     stray = "/aws/lambda/stray"
     account.client("logs").create_log_group(logGroupName=stray, tags={names.DEPLOYMENT_TAG: "drift"})
+    assert status.tagged(account, "drift", gone=["stray", "/aws/lambda", account.id]) == status.tagged(account, "drift")
+    assert status.tagged(account, "drift", gone=[stray]) == [arn for arn in status.tagged(account, "drift") if stray not in arn]
     left = destroy(account, "drift")["left"]
     assert len(left) == 1 and left[0].endswith(stray)
     account.client("logs").delete_log_group(logGroupName=stray)

@@ -133,6 +133,7 @@ def test_a_bucket_is_removed_with_versions_and_unfinished_uploads(bucket: Bucket
     bucket.client.create_multipart_upload(Bucket=bucket.name, Key="large")
     bucket.remove()
     assert bucket.tags() is None
+    assert calls.count("AbortMultipartUpload") == 1
     bucket.remove()  # there need not be one
 
 

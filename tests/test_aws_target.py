@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from remoe_cli.artifacts import read_json, write_json
+from remoe_cli.artifacts import json_text, read_json, sha256_bytes, write_json
 from remoe_cli.cli import app
+from remoe_cli.deploy.aws import names as names_of
 from remoe_cli.deploy.aws import packing, reach, session, target
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.errors import DeployError
@@ -22,6 +23,7 @@ from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
 from remoe_cli.package.bundle import function_zip
 from remoe_cli.package.dependencies import FunctionPackage
+from remoe_cli.package.share import MainFile, MainManifest
 from remoe_cli.plan.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import LayerPlan, Plan, Source
 from remoe_cli.profile.record import ModelRef, Profile, write_profile
@@ -112,6 +114,7 @@ def test_the_life_of_a_deployment(inputs: Inputs, account: Account, connected: N
     assert int(head_bytes) == 8 + int.from_bytes(shard[:8], "little")
     told = read_json(reach.told(account, "thrifty", "server.json"), ServerConfig)
     assert [f.function for f in told.functions] == [f"{name}:live" for name in names]
+    put_later_plan(account, bucket, inputs.plan.model_copy(update={"reason": "of another deployment, that failed"}))
     assert read_json(reach.told(account, "thrifty", "plan.json"), Plan) == inputs.plan
 
     # Again: nothing is packaged anew, nothing changed.
@@ -121,9 +124,12 @@ def test_the_life_of_a_deployment(inputs: Inputs, account: Account, connected: N
     assert {path: path.stat().st_mtime_ns for path in packing.cache_dir().rglob("*.safetensors")} == shards
 
     logs = account.client("logs")
-    logs.create_log_stream(logGroupName=f"/aws/lambda/{names[0]}", logStreamName="one")
-    events = [{"timestamp": int(time.time() * 1000) + n, "message": f"line {n}\n"} for n in range(30)]
-    logs.put_log_events(logGroupName=f"/aws/lambda/{names[0]}", logStreamName="one", logEvents=events)
+    now_ms = int(time.time() * 1000)
+    for stream in range(2):  # of two instances, which wrote in turns
+        where = {"logGroupName": f"/aws/lambda/{names[0]}", "logStreamName": str(stream)}
+        logs.create_log_stream(**where)
+        events = [{"timestamp": now_ms + n, "message": f"line {n}\n"} for n in range(stream, 30, 2)]
+        logs.put_log_events(**where, logEvents=events)
     code, found = remoe("logs", "thrifty", "--target", "aws", "--lines", "3")
     assert code == 0 and found["logs"] == {names[0]: ["line 27", "line 28", "line 29"], names[1]: [], names[2]: []}
     code, failed = remoe("logs", "thrifty", "--target", "aws", "--function", "main")
@@ -137,6 +143,15 @@ def test_the_life_of_a_deployment(inputs: Inputs, account: Account, connected: N
     assert (code, gone) == (0, {"name": "thrifty", "target": "aws", "state": "destroyed", "left": []})
     code, failed = remoe("status", "thrifty", "--target", "aws")
     assert code == 1 and "no deployment named 'thrifty' in account 123456789012, us-east-1" in failed["error"]["message"]
+
+
+def put_later_plan(account: Account, bucket: str, plan: Plan) -> None:
+    """As a deployment leaves it that was never made: a later share than that which stands."""
+    body = json_text(plan).encode()
+    file = MainFile(name="plan.json", bytes=len(body), sha256=sha256_bytes(body))
+    put = account.client("s3").put_object
+    put(Bucket=bucket, Key=names_of.main_file_key(file.sha256, file.name), Body=body)
+    put(Bucket=bucket, Key=names_of.main_manifest_key("f" * 64), Body=MainManifest(files=(file,)).model_dump_json().encode())
 
 
 def test_the_main_function_on_sagemaker_is_found(inputs: Inputs, account: Account, connected: None, remoe: Remoe) -> None:

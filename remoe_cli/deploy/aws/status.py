@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -174,5 +175,10 @@ def tagged(account: Account, name: str, gone: Iterable[str] = ()) -> list[str]:
         for page in pages.paginate(TagFilters=[{"Key": names.DEPLOYMENT_TAG, "Values": [name]}])
         for resource in page["ResourceTagMappingList"]
     ]
-    ends = tuple(f"{mark}{id}" for id in gone if id for mark in (":", "/"))
-    return sorted(arn for arn in found if arn not in set(gone) and not arn.endswith(ends))
+    gone = set(gone)
+    return sorted(arn for arn in found if arn not in gone and _id(arn) not in gone)
+
+
+def _id(arn: str) -> str:
+    """The physical id of a resource, which follows its kind: log-group:ID, role/ID; a bucket's has none."""
+    return re.split("[:/]", arn.split(":", 5)[5], maxsplit=1)[-1]
