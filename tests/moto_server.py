@@ -39,11 +39,14 @@ from moto.core.common_models import CloudFormationModel
 from moto.core.responses import EmptyResult
 from moto.core.utils import utcnow
 from moto.s3.exceptions import S3ClientError
+from moto.s3.models import s3_backends
 from moto.s3.responses import S3Response
 from moto.sagemaker.models import FakeEndpoint
 from moto.server import ThreadedMotoServer
 
-PAUSE_S, SLOW_PAUSE_S = 0.002, 0.3  # before each resource; the second in stacks with "slow" in their name
+PAUSE_S = 0.002  # before each resource
+# A stack of this name makes one resource, then waits until there is a bucket of the other.
+SLOW_STACK, GO_BUCKET = "remoe-slow", "go-on"
 
 
 class InvalidChangeSetStatus(CloudFormationError):
@@ -221,6 +224,10 @@ def said(error: Exception) -> str:
     return str(getattr(error, "description", None) or getattr(error, "message", None) or error)
 
 
+def _may_go() -> bool:
+    return any(GO_BUCKET in backend.buckets for account in s3_backends.values() for backend in account.values())
+
+
 class _Operation:
     """Executing one change set."""
 
@@ -250,7 +257,9 @@ class _Operation:
             if action is None:
                 continue
             verb = "CREATE" if action == "Add" else "UPDATE"
-            time.sleep(SLOW_PAUSE_S if "slow" in self.stack.name else PAUSE_S)
+            time.sleep(PAUSE_S)
+            while self.changed and self.stack.name == SLOW_STACK and not self.stack.cancelled and not _may_go():  # type: ignore[attr-defined]
+                time.sleep(PAUSE_S)
             self.tell(f"{verb}_IN_PROGRESS", name=name)
             try:
                 if self.stack.cancelled:  # type: ignore[attr-defined]
