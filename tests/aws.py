@@ -60,7 +60,7 @@ def parts(plan: Plan) -> Parts:
 
 def settings(endpoint: Endpoint, **update: Any) -> Settings:
     given: dict[str, Any] = {"image_uri": None if endpoint is Endpoint.none else IMAGE}
-    return Settings(**{"name": "tiny", "architecture": "arm64", "python": "3.11", "endpoint": endpoint} | given | update)
+    return Settings(**{"name": "tiny", "architecture": "arm64", "python": "3.13", "endpoint": endpoint} | given | update)
 
 
 def many_functions(layers: int = 58, owners: int = 8) -> tuple[Plan, Parts, Settings]:

@@ -38,7 +38,7 @@ def line(bill: Money, start: str) -> Line:
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
 def test_it_adds_up_with_every_plan(file: Path) -> None:
     plan = artifacts.read_json(file, Plan)
-    settings = Settings("example", "x86_64", "3.11", endpoint_of(plan.main.name))
+    settings = Settings("example", "x86_64", "3.13", endpoint_of(plan.main.name))
     parts = expected(plan)
     total = bill(plan, read_catalog(plan.catalog.path), parts, settings)
     assert total.usd_per_request == pytest.approx(plan.cost_usd_per_request, rel=1e-9)

@@ -311,7 +311,7 @@ def shape(value: Any) -> Any:
 def test_cfn_lint_takes_every_plan(file: Path) -> None:
     plan = artifacts.read_json(file, Plan)
     parts, endpoint = expected(plan), endpoint_of(plan.main.name)
-    settings = Settings("example", "x86_64", "3.11", endpoint)
+    settings = Settings("example", "x86_64", "3.13", endpoint)
     if endpoint is Endpoint.none and not parts.functions:
         with pytest.raises(RemoeError, match="Nothing of this plan"):
             templates(plan, parts, settings)
