@@ -200,12 +200,14 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name)
     source = Source(path="nowhere", sha256="0" * 64)
-    write_json(tmp_path / "dry.json", inputs.plan.model_copy(update={"profile": source}))
-    code, document = remoe("deploy", str(tmp_path / "dry.json"), "--target", "aws", "--dry-run", "--budget", "5", "--budget-email", "a@b.c")
+    dry = str(tmp_path / "Dry v1.0, with a name that is long.json")
+    write_json(Path(dry), inputs.plan.model_copy(update={"profile": source}))
+    code, document = remoe("deploy", dry, "--target", "aws", "--dry-run", "--budget", "5", "--budget-email", "a@b.c")
     assert code == 0 and {"template", "resources", "cost", "quotas", "changes"} <= set(document)
+    assert document["template"]["Description"] == "remoe: dry-v1-0-with-a-name-tha"
     assert document["template"]["Resources"]["Layer001"]["Properties"]["MemorySize"] == 1024
     assert "AWS::Budgets::Budget" in {resource["type"] for resource in document["resources"]}
-    code, failed = remoe("deploy", str(tmp_path / "dry.json"), "--target", "aws", "--yes")
+    code, failed = remoe("deploy", dry, "--target", "aws", "--yes")
     assert code == 2 and "No AWS region" in failed["error"]["message"]
 
 

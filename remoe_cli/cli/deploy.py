@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def command(
     plan: Annotated[Path, typer.Argument(help="A plan made by 'remoe plan'.")],
     target: TargetOption = Target.local,
-    name: Annotated[str | None, typer.Option(help="Name of the deployment; the plan's file name by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the deployment; by default made of the plan's file name.")] = None,
     rtt_ms: Annotated[float, typer.Option(min=0, help="On the twin: network round trip to add to each invocation, in ms.")] = 0.0,
     endpoint: Annotated[
         Endpoint | None,
@@ -40,7 +41,7 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """Package PLAN's remote experts as functions and start them with the main function."""
-    name = name or plan.stem
+    name = name or _name_of(plan)
     if target is Target.local:
         on_aws = {"endpoint_image": endpoint_image, "budget": budget, "budget_email": budget_email, "dry_run": dry_run}
         only_on_aws(target, **on_aws, region=region, profile=profile)
@@ -54,6 +55,11 @@ def command(
     else:
         can_ask(yes)
         _deploy_on_aws(plan, settings, region, profile, yes)
+
+
+def _name_of(plan: Path) -> str:
+    """The plan's file name, made a name that every target takes."""
+    return re.sub(r"[^a-z0-9]+", "-", plan.stem.lower()).strip("-")[:24].rstrip("-")
 
 
 def _deploy_here(plan: Path, name: str, rtt_ms: float, endpoint: Endpoint | None) -> None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from remoe_cli.artifacts import Document
 
-NAME_FORM = r"[a-z0-9][a-z0-9-]{0,62}"
+NAME_FORM = r"[a-z0-9][a-z0-9-]{0,49}"  # with an entry of the bundle, such as -layer-012-3, 64 characters
 DeploymentName = Annotated[str, Field(pattern=f"^{NAME_FORM}$")]
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 

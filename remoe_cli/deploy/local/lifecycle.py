@@ -44,7 +44,7 @@ def names() -> list[str]:
 def state_dir(name: str) -> Path:
     """The directory of deployment `name`, which need not exist. Raises UsageError for a name that cannot be one."""
     if not re.fullmatch(NAME_FORM, name):
-        raise UsageError(f"{name!r} cannot be the name of a deployment.", "Use lower-case letters, digits and hyphens, 63 at most.")
+        raise UsageError(f"{name!r} cannot be the name of a deployment.", "Use lower-case letters, digits and hyphens, 50 at most.")
     return state_root() / name
 
 
