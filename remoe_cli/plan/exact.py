@@ -141,7 +141,7 @@ class _Search:
             return
         heapq.heappush(self.heap, (lower, next(self.order), first, last, whole, bound))
         if whole:
-            self._keep(node, self.mains[first], rounded(node, bound.u / node.scale, np.searchsorted(node.at, bound.pool)))
+            self._keep(node, self.mains[first], rounded(node, np.searchsorted(node.at, bound.pool)))
 
     def _close(self, index: int, lower: float, bound: Bound) -> None:
         main = self.mains[index]
