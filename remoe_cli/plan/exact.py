@@ -5,8 +5,9 @@ budget, and how long a request may take. A node of the search is a range of main
 filled to its largest, so its bound holds for every spec in it. Bounds are Lagrangian: for multipliers u >= 0,
 `const + sum over layers of min_j (c_j + u a_j) - u b` never exceeds the optimum, whatever the quality of u, so the multipliers come from a
 small column-generation LP in floating point and the bound is still certified. Columns that cannot be part of a better plan than the best
-known (reduced cost) are left out of everything below a node. A leaf is an integer programme over the columns whose reduced cost
-lies within a window; a solution with any other column costs at least bound + window.
+known (reduced cost) are left out of everything below a node. At a single main spec a plan is rounded from the relaxation. If that leaves
+too wide a gap, an integer programme is solved over the columns whose reduced cost lies within a window; a solution with any other column
+costs at least bound + window.
 
 Notation: columns j of C, layers l of L, rows r of R; c [C] objective; rows [R, C], each divided by its limit; u [R] multipliers.
 """
@@ -24,7 +25,7 @@ import pulp
 
 from remoe_cli.errors import RemoeError
 from remoe_cli.plan.document import LayerPlan
-from remoe_cli.plan.highs import GrowingLp, quiet_highs
+from remoe_cli.plan.highs import GrowingLp
 from remoe_cli.plan.node import SLACK, Node, Task, mains, make_node
 from remoe_cli.plan.problem import Main
 from remoe_cli.plan.rounding import rounded
@@ -68,7 +69,6 @@ def solve(task: Task, gap: float = 1e-3, time_limit_s: float = 120.0, start: Sol
 
     `start` is a plan that is known to meet them. Raises RemoeError when the time limit passes before any plan is found.
     """
-    quiet_highs()
     search = _Search(task, max(gap, SLACK), time.monotonic() + time_limit_s, start)
     search.run()
     best = search.best
