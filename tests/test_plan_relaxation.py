@@ -1,16 +1,22 @@
-"""What bounds and plans are made of: the growing linear programme, columns that stand for others, and rounding."""
+"""What bounds and plans are made of: the growing linear programme, columns that stand for others, rounding, and exchanges of experts."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from remoe_cli.plan.cost import evaluate
 from remoe_cli.plan.exact import bound_of
 from remoe_cli.plan.highs import GrowingLp
-from remoe_cli.plan.node import Node
+from remoe_cli.plan.improve import improve, meets
+from remoe_cli.plan.node import Aim, Node
+from remoe_cli.plan.problem import Placement
 from remoe_cli.plan.rounding import polished, repaired, rounded
+from remoe_cli.plan.scan import scan
+from tests.synthetic import problem_of, synthetic_profile, tiny_catalog
 from tests.test_plan_exact import all_columns, instance
 
 
@@ -84,3 +90,24 @@ def test_repairs_and_polish_go_one_way() -> None:
     assert gains > 10
     hopeless = Node(node.at, node.starts, node.layer, 0.0, 1.0, node.c, node.rows * 10, node.names, node.limits)
     assert repaired(hopeless, cheapest) is None and rounded(hopeless, cheapest) is None
+
+
+def test_exchanges_keep_sizes_and_limits_and_cost_what_is_said(tmp_path: Path) -> None:
+    gains = []
+    menu = [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in range(768, 5000, 256)]
+    catalog = tiny_catalog({"menu": menu}, memory_menu_mb=list(range(128, 2049, 128)))
+    shape: dict[str, Any] = {"layers": 3, "experts": 12, "skew": 2.0, "expert_mb": 100, "main_vcpus": 1, "remote_expert": (1e-4, 1e-5)}
+    for seed in (1, 2, 3):
+        problem = problem_of(synthetic_profile(tmp_path / str(seed), seed=seed, **shape), catalog)
+        free, least = scan(problem, Aim()), scan(problem, Aim("tpot"))
+        assert free is not None and least is not None
+        aim = Aim(tpot_s=(evaluate(problem, Placement(free.main.spec, free.layers)).tpot_s + least.value) / 2)
+        found = scan(problem, aim)
+        assert found is not None
+        better = improve(problem, aim, found)
+        outcome = evaluate(problem, Placement(better.main.spec, better.layers))
+        assert meets(aim, outcome) and outcome.cost_usd_per_request == pytest.approx(better.value, rel=1e-12)
+        for layer, other in zip(found.layers, better.layers, strict=True):
+            assert len(layer.remote) == len(other.remote) and len(set(layer.remote) - set(other.remote)) <= 1
+        gains.append(1 - better.value / found.value)
+    assert min(gains) >= 0 and max(gains) > 1e-3, gains

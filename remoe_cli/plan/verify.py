@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from remoe_cli.plan.catalog import Catalog
-from remoe_cli.plan.document import LayerPlan, Outcome, Plan, PlannedModel
+from remoe_cli.plan.document import LayerPlan, Outcome, Plan, PlannedModel, WorkloadRef
 from remoe_cli.plan.reprice import (
     TOLERANCE,
     Books,
@@ -68,7 +68,9 @@ def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding
         expert_bytes=spec.expert_bytes,
         nonexpert_bytes=spec.nonexpert_bytes,
     )
-    yield from _require(plan.model == profiled, "model", plan.model, profiled)
+    for field, found in profiled:
+        stated = getattr(plan.model, field)
+        yield from _require(stated == found, f"model.{field}", stated, found)
 
 
 def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
@@ -79,12 +81,7 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
     yield from _require(
         plan.instances >= 1 and (rented or plan.instances == 1), "instances", plan.instances, "only rented ones are counted"
     )
-    sound = all(kind.n_in >= 1 and kind.n_out >= 1 and kind.share > 0 for kind in workload.lengths)
-    sound = sound and math.isclose(sum(kind.share for kind in workload.lengths), 1) and 0 <= workload.cold_share <= 1
-    means = [sum(kind.share * getattr(kind, name) for kind in workload.lengths) for name in ("n_in", "n_out")]
-    sound = sound and all(math.isclose(a, b) for a, b in zip(means, (workload.n_in, workload.n_out), strict=True))
-    sound = sound and (workload.requests_per_hour is None or workload.requests_per_hour > 0)
-    yield from _require(sound, "workload", workload, "lengths of 1 or more whose shares sum to 1, their means, and shares within 0 and 1")
+    yield from _workload(workload)
     layers = tuple(layer.layer for layer in plan.layers)
     yield from _require(layers == spec.moe_layers, "layers", layers, spec.moe_layers)
     for index, layer in enumerate(plan.layers):
@@ -99,6 +96,19 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
             whole = sorted(e for part in layer.functions for e in part) == list(layer.remote) and all(layer.functions)
             counted = 2 <= len(layer.functions) <= catalog.function.max_functions
             yield from _require(whole and counted, f"{name}.functions", layer.functions, "the remote experts, each in one of 2 or more")
+
+
+def _workload(workload: WorkloadRef) -> Iterator[Finding]:
+    kinds = workload.lengths
+    sound = all(kind.n_in >= 1 and kind.n_out >= 1 and kind.share > 0 for kind in kinds) and math.isclose(sum(k.share for k in kinds), 1)
+    name = "workload.kinds" if workload.kinds else "workload"
+    yield from _require(sound, name, kinds, "lengths of 1 or more, shares above 0 that sum to 1")
+    for name in ("n_in", "n_out"):
+        stated, mean = getattr(workload, name), sum(kind.share * getattr(kind, name) for kind in kinds)
+        yield from _require(math.isclose(stated, mean), f"workload.{name}", stated, f"mean {mean}")
+    yield from _require(0 <= workload.cold_share <= 1, "workload.cold_share", workload.cold_share, "not within 0 and 1")
+    per_hour = workload.requests_per_hour
+    yield from _require(per_hour is None or per_hour > 0, "workload.requests_per_hour", per_hour, "not above 0")
 
 
 def _limits(books: Books) -> Iterator[Finding]:
@@ -128,10 +138,15 @@ def _limits(books: Books) -> Iterator[Finding]:
                 yield from _require(fits, f"layers[{index}].replicas", layer.replicas, found)
 
 
+def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
+    """The targets that an outcome misses."""
+    values = {"ttft_s": found.ttft_s, "tpot_s": found.tpot_s, "budget_usd": found.cost_usd_per_request}
+    for name, target in plan.targets:
+        yield from _require(target is None or values[name] <= target * (1 + 2 * TOLERANCE), f"targets.{name}", target, values[name])
+
+
 def _meets(plan: Plan, found: Outcome) -> bool:
-    targets = plan.targets
-    pairs = ((found.ttft_s, targets.ttft_s), (found.tpot_s, targets.tpot_s), (found.cost_usd_per_request, targets.budget_usd))
-    return all(target is None or value <= target * (1 + 2 * TOLERANCE) for value, target in pairs)
+    return not any(_missed(plan, found))
 
 
 def _in_time(books: Books, found: Outcome, plan: Plan) -> bool:
@@ -155,19 +170,21 @@ def _numbers(books: Books) -> Iterator[Finding]:
     for field in ("cost_usd_per_request", "ttft_s", "tpot_s"):
         yield from _same(field, getattr(plan, field), getattr(found, field))
     if plan.placement != "given":
-        yield from _require(_meets(plan, found), "targets", plan.targets, f"{found}")
-    yield from _require(_in_time(books, found, plan), "main", plan.main, f"a request takes {found.ttft_s + books.n_out * found.tpot_s} s")
+        yield from _missed(plan, found)
+    bought, stated = ("main", plan.main) if plan.main.usd_per_hour is None else ("instances", plan.instances)
+    yield from _require(_in_time(books, found, plan), bought, stated, f"a request takes {found.ttft_s + books.n_out * found.tpot_s} s")
     yield from _bound(plan, found)
     baseline = _all_local(books)
-    stated = plan.baselines.get("all-local")
-    if baseline is None or stated is None:
-        yield from _require(baseline is stated, "baselines", stated, baseline)
+    local = plan.baselines.get("all-local")
+    if baseline is None or local is None:
+        yield from _require(baseline is local, "baselines", local, baseline)
     else:
         for field, value in baseline:
-            yield from _same(f"baselines.all-local.{field}", getattr(stated, field), value)
+            yield from _same(f"baselines.all-local.{field}", getattr(local, field), value)
     yield from _require(plan.baselines.keys() | plan.missing.keys() == NAMES, "baselines", sorted(plan.baselines), f"{sorted(NAMES)}")
     for name, other in plan.baselines.items():
         yield from _require(other.meets == _meets(plan, other), f"baselines.{name}.meets", other.meets, not other.meets)
+        yield from _require(other.ideal == (name in IDEAL), f"baselines.{name}.ideal", other.ideal, not other.ideal)
     able = [b.cost_usd_per_request for name, b in plan.baselines.items() if name not in IDEAL and _meets(plan, b)]
     verdict = "not recommended"
     if len(books.profile.arrays["trace_ids"]) < ENOUGH_TOKENS:
