@@ -1,6 +1,6 @@
 """The wire format between dispatcher and expert function: one binary frame, carried as one base64 JSON string.
 
-Lambda takes only JSON in (serverless.md section 1), so the whole event is one JSON string: a quote, base64, a quote.
+Lambda takes only JSON in, so the whole event is one JSON string: a quote, base64, a quote.
 
     frame = magic "RMO1" | dtype u8 | 0 u8 | experts u16 | width u32 | compute_us u64
           | experts x ( id u32 | rows u32 ) | rows of hidden states, `width` numbers each, in the order of the table
