@@ -20,6 +20,7 @@ from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer, expert_layers
 from remoe_cli.model.ffn import describe, prove_same, to_storage
 from remoe_cli.model.loader import load
+from remoe_cli.model.spec import part_name
 
 # Experts held in memory at once while packaging; those of one function are never divided.
 _BATCH_BYTES = 2 << 30
@@ -88,8 +89,7 @@ def write_shards(checkpoint: Checkpoint, parts: Mapping[int, Sequence[Sequence[i
 def _shards(parts: Mapping[int, Sequence[Sequence[int]]], folder: Path) -> Iterator[Shard]:
     for layer in sorted(parts):
         for part, experts in enumerate(parts[layer]):
-            suffix = f"-{part}" if len(parts[layer]) > 1 else ""
-            yield Shard(layer, tuple(experts), folder / f"layer-{layer:03d}{suffix}.safetensors")
+            yield Shard(layer, tuple(experts), folder / f"{part_name(layer, part, len(parts[layer]))}.safetensors")
 
 
 def _write_batch(checkpoint: Checkpoint, batch: Sequence[Shard]) -> Iterator[Shard]:

@@ -71,6 +71,11 @@ class MoeSpec(BaseModel):
         return {x: tuple(e for e in range(self.experts_per_layer) if e not in set(remote.get(x, ()))) for x in self.moe_layers}
 
 
+def part_name(layer: int, part: int, parts: int) -> str:
+    """The name of function `part` of `parts` that hold hidden layer `layer`'s experts: of its shard, and on every target."""
+    return f"layer-{layer:03d}-{part}" if parts > 1 else f"layer-{layer:03d}"
+
+
 def read_spec(checkpoint: Checkpoint) -> MoeSpec:
     """Sizes of the checkpoint's model, of a quantised one after dequantisation, as which alone it can be served.
 

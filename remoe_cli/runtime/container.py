@@ -5,15 +5,12 @@
 The contract (SageMaker developer guide, "Custom Inference Code with Hosting Services"): it listens on every interface of the container,
 on port 8080 or $SAGEMAKER_BIND_TO_PORT; GET /ping answers 200 within 2 s once the model is loaded; POST /invocations answers within 60 s,
 streamed within 8 minutes; SIGTERM is followed by SIGKILL after 30 s.
-
-`serve` is also how the main function runs on a machine of one's own, against functions that are deployed.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from remoe_cli.runtime import server
 from remoe_cli.runtime.main_function import load_share
@@ -22,14 +19,6 @@ from remoe_cli.runtime.server import Limits
 PORT = 8080
 # Below 60 s and 8 minutes by what a token may take, and the way back.
 LIMITS = Limits(whole_s=54, streamed_s=468)
-
-
-def serve(manifest_uri: str, host: str, port: int, folder: Path) -> None:
-    """Serve the share whose manifest is at `manifest_uri`, kept in `folder`, until SIGTERM or SIGINT.
-
-    Functions are invoked at $REMOE_ENDPOINT, or where it is not set on AWS. Raises what runtime/fetch.py and server.serve raise.
-    """
-    server.serve(lambda: load_share(manifest_uri, os.environ.get("REMOE_ENDPOINT"), folder), host, port)
 
 
 def main(arguments: list[str]) -> None:

@@ -183,10 +183,10 @@ def load_here(server_json: Path, endpoint: str | None) -> MainFunction:
     return load(config, checkpoint, endpoint)
 
 
-def load_share(uri: str, endpoint: str | None, folder: Path | None = None) -> MainFunction:
-    """Load from the share whose manifest is at `uri`, fetched to `folder`; raises what runtime/fetch.py and `load` raise."""
+def load_share(uri: str, endpoint: str | None) -> MainFunction:
+    """Load from the share whose manifest is at `uri`; raises what runtime/fetch.py and `load` raise."""
     from remoe_cli.runtime.fetch import fetch, scratch_folder
 
-    folder = fetch(uri, folder or scratch_folder())
+    folder = fetch(uri, scratch_folder())
     config = artifacts.read_json(folder / "server.json", ServerConfig)
     return load(config, Checkpoint(config.model.path, folder, config.model.revision), endpoint)

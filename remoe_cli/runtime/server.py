@@ -178,6 +178,12 @@ def serve(load: Callable[[], MainFunction], host: str, port: int, limits: Limits
         loading.result()
 
 
+def serve_here(name: str, server_json: Path, endpoint: str | None, host: str, port: int, say: Callable[[str], None]) -> None:
+    """`serve` for the deployment `name`, whose main function loads from this machine's checkpoint (main_function.load_here)."""
+    say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
+    serve(lambda: load_here(server_json, endpoint), host, port)
+
+
 def run(load: Callable[[], MainFunction], host: str, port: int, limits: Limits = Limits()) -> NoReturn:
     """`serve` as a whole program."""
     try:

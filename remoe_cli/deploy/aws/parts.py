@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from remoe_cli.model.spec import part_name
 from remoe_cli.plan.document import Plan
 
 UNKNOWN = "0" * 64
@@ -61,9 +62,8 @@ def expected(plan: Plan) -> Parts:
 def _functions(plan: Plan) -> Iterator[Part]:
     for layer in plan.layers:
         for number, experts in enumerate(layer.parts):
-            suffix = f"-{number}" if len(layer.parts) > 1 else ""
             yield Part(
-                entry=f"layer-{layer.layer:03d}{suffix}",
+                entry=part_name(layer.layer, number, len(layer.parts)),
                 layer=layer.layer,
                 experts=experts,
                 memory_mb=layer.memory_mb,

@@ -27,12 +27,12 @@ _ANSWER = Config(connect_timeout=10, read_timeout=910, retries={"mode": "standar
 
 def reach(account: Account, name: str) -> client.Endpoint:
     """Raises DeployError for an unknown deployment, and for one of functions only."""
-    main = status.read(account, name)["main"]
+    kind = status.stack_state(account, name).outputs.get("EndpointKind")
     with plain_errors():
-        match main:
-            case {"kind": Endpoint.aws_lambda}:
+        match kind:
+            case Endpoint.aws_lambda:
                 return client.LambdaMain(names.invoked(names.main(name)), account.session.client("lambda", config=_ANSWER))
-            case {"kind": Endpoint.sagemaker}:
+            case Endpoint.sagemaker:
                 return client.SageMaker(names.main(name), account.session.client("sagemaker-runtime", config=_ANSWER))
     raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name} --target aws'.")
 
@@ -43,7 +43,7 @@ def told(account: Account, name: str, file_name: str) -> Path:
 
     Raises DeployError for an unknown deployment, ArtifactError when its bucket has no such file.
     """
-    planned = status.read(account, name)["plan"]
+    planned = status.stack_state(account, name).outputs.get("Plan")
     bucket = Bucket(account, names.bucket(name, account.id, account.region))
     with plain_errors():
         for manifest in bucket.keys(names.MAIN_FOLDER):
@@ -60,10 +60,9 @@ def told(account: Account, name: str, file_name: str) -> Path:
 def serve(account: Account, name: str, host: str, port: int, say: Callable[[str], None]) -> None:
     """Run the main function of a deployment in this process until it is interrupted, from the model's own checkpoint; it calls the
     functions with this account's credentials. Raises what `told`, runtime/main_function.py and runtime/server.py raise."""
-    from remoe_cli.runtime import main_function, server
+    from remoe_cli.runtime.server import serve_here
 
     server_json = told(account, name, "server.json")
-    say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
     # What runtime/invoke.py makes its client of.
     boto3.DEFAULT_SESSION, os.environ["AWS_REGION"] = account.session, account.region
-    server.serve(lambda: main_function.load_here(server_json, None), host, port)
+    serve_here(name, server_json, None, host, port, say)

@@ -35,12 +35,8 @@ def read(account: Account, name: str) -> dict[str, Any]:
     functions   as they are now; `drift` names what is not as the plan's template has it
     main        the main function as it is now: its `kind` (sagemaker or lambda), name and state; None where it is the user's own
     """
-    names.check_name(name)
     with plain_errors():
-        stack = Stack(account, name)
-        state = stack.look()
-        if state is None:
-            raise unknown(account, name)
+        stack, state = Stack(account, name), stack_state(account, name)
         word, hint = _state(state, name)
         templates = list(_templates(account, stack, state)) if state.stands or state.busy else []
         kind = state.outputs.get("EndpointKind")
@@ -59,6 +55,15 @@ def read(account: Account, name: str) -> dict[str, Any]:
             "main": _main(account, name, kind) if kind in (Endpoint.sagemaker, Endpoint.aws_lambda) else None,
             "functions": _functions(account, name, templates),
         }
+
+
+def stack_state(account: Account, name: str) -> State:
+    """The stack alone: its outputs say what the main function is. Raises DeployError for an unknown name."""
+    names.check_name(name)
+    with plain_errors():
+        if (state := Stack(account, name).look()) is None:
+            raise unknown(account, name)
+        return state
 
 
 def _state(state: State, name: str) -> tuple[str, str]:

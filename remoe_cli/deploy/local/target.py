@@ -144,13 +144,12 @@ def serve(name: str, host: str, port: int, say: Callable[[str], None]) -> None:
 
     Raises DeployError for a deployment that does not run, and what runtime/main_function.py and runtime/server.py raise.
     """
-    from remoe_cli.runtime import main_function, server
+    from remoe_cli.runtime.server import serve_here
 
     functions = lifecycle.status(name)["endpoint"]
     if functions is None:
         raise DeployError(f"'{name}' does not run.", f"Run 'remoe destroy {name}', then deploy again.")
-    say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    server.serve(lambda: main_function.load_here(lifecycle.state_dir(name) / "server.json", functions), host, port)
+    serve_here(name, lifecycle.state_dir(name) / "server.json", functions, host, port, say)
 
 
 def _free_port() -> int:
