@@ -15,11 +15,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
 from remoe_cli.errors import RemoeError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from remoe_cli.deploy.aws.progress import Report
 
 
@@ -61,7 +62,7 @@ def result(document: BaseModel | Mapping[str, Any], show: Callable[[], None]) ->
     if not _mode.json:
         show()
         return
-    data = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
+    data = document if isinstance(document, Mapping) else document.model_dump(mode="json")
     print(json.dumps(data, ensure_ascii=False, allow_nan=False), flush=True)
 
 
