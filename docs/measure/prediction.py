@@ -3,7 +3,8 @@
     python docs/measure/prediction.py [--profile DIR | --dtype float32] [--prompts N] [--new-tokens N]
 
 Profiles the demo model (or takes a profile), calibrates it on a deployment with a quarter of the experts remote that answers other
-prompts, then makes three plans (the cheapest, a quarter remote, half remote), deploys each, and asks yet other prompts.
+prompts, then makes three plans (the cheapest, a quarter remote, half remote), deploys all, and asks yet other prompts, each of one
+deployment after the other: the machine's speed drifts, and so all three meet the same.
 Prints predicted / measured for every prompt, and exits with 1 when a plan's median is off by more than 25% in TPOT or 15% in cost.
 """
 
@@ -18,8 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ from remoe_cli.runtime.client import answer
 from remoe_cli.runtime.prediction import predictor
 
 PROFILED, CALIBRATED = 64, 8
-SHARES = {"the cheapest plan": None, "a quarter remote": 0.25, "half remote": 0.5}
+FIRST = "the cheapest plan"
+SHARES = {FIRST: None, "a quarter remote": 0.25, "half remote": 0.5}
 LIMITS = {"TPOT": 0.25, "cost": 0.15}
 BUSY, WAIT_S = 0.5, 60.0
 
@@ -57,11 +60,17 @@ def main() -> int:
         with _deployed(_plan(made, 0.25), Path(folder)) as name:
             made = calibrate(name, Path(folder) / "calibrated", texts[PROFILED : PROFILED + CALIBRATED], options.new_tokens)
         _show_profile(made)
-        missed = []
-        for what, share in SHARES.items():
-            plan = _plan(made, share)
-            with _deployed(plan, Path(folder)) as name:
-                missed += _compare(what, plan, _ask(name, texts[-options.prompts :], options.new_tokens))
+        plans = {what: _plan(made, share) for what, share in SHARES.items()}
+        with ExitStack() as stack:
+            names = {what: stack.enter_context(_deployed(plan, Path(folder))) for what, plan in plans.items()}
+            receipts = _ask(names, texts[-options.prompts :], options.new_tokens)
+    missed = [line for what, plan in plans.items() for line in _compare(what, plan, receipts[what])]
+    print("\nmeasured, in the same minutes, relative to the cheapest plan (medians over prompts):")
+    for what in plans:
+        tpot, cost = (
+            statistics.median(map(truediv, _measured(receipts[what], key), _measured(receipts[FIRST], key))) for key in ("tpot", "usd")
+        )
+        print(f"  {what}: TPOT {tpot:.2f}, cost {cost:.2f}")
     for line in missed:
         print(f"MISSED: {line}")
     return 1 if missed else 0
@@ -82,9 +91,10 @@ def _plan(made: Profile, share: float | None) -> Plan:
 @contextmanager
 def _deployed(plan: Plan, folder: Path) -> Iterator[str]:
     """A deployment of the plan, which is gone afterwards whatever happens."""
-    name = f"prediction-{os.getpid()}"
-    artifacts.write_json(folder / "plan.json", plan)
-    target.deploy(folder / "plan.json", name, rtt_ms=0.0, say=lambda text: None, progress=lambda done, total: None)
+    name = f"prediction-{os.getpid()}-{len(list(folder.glob('plan-*.json')))}"
+    path = folder / f"plan-{name}.json"
+    artifacts.write_json(path, plan)
+    target.deploy(path, name, rtt_ms=0.0, say=lambda text: None, progress=lambda done, total: None)
     try:
         _settle()
         yield name
@@ -99,10 +109,14 @@ def _settle() -> None:
         time.sleep(1)
 
 
-def _ask(name: str, prompts: tuple[str, ...], new_tokens: int) -> list[dict[str, Any]]:
-    """Receipts of all prompts but the first, which warms what no other start-up warms."""
-    endpoint, predict = target.reach(name), predictor(target.plan_path(name))
-    return [answer(endpoint, prompt, new_tokens, lambda text: None, predict=predict)["receipt"] for prompt in prompts][1:]
+def _ask(names: dict[str, str], prompts: tuple[str, ...], new_tokens: int) -> dict[str, list[dict[str, Any]]]:
+    """Receipts of each deployment for all prompts but the first, which warms what no other start-up warms."""
+    reached = {what: (target.reach(name), predictor(target.plan_path(name))) for what, name in names.items()}
+    receipts: dict[str, list[dict[str, Any]]] = {what: [] for what in names}
+    for prompt in prompts:
+        for what, (endpoint, predict) in reached.items():
+            receipts[what].append(answer(endpoint, prompt, new_tokens, lambda text: None, predict=predict)["receipt"])
+    return {what: some[1:] for what, some in receipts.items()}
 
 
 def _compare(what: str, plan: Plan, receipts: list[dict[str, Any]]) -> list[str]:
@@ -134,6 +148,10 @@ def _compare(what: str, plan: Plan, receipts: list[dict[str, Any]]) -> list[str]
     return missed
 
 
+def _measured(receipts: list[dict[str, Any]], what: str) -> list[float]:
+    return [receipt["tpot_s"] if what == "tpot" else receipt["cost"]["total_usd"] for receipt in receipts]
+
+
 def _show_profile(made: Profile) -> None:
     latency = made.record.latency
     print(f"{date.today()}, {latency.machine}, {latency.main_vcpus:g} threads; load {os.getloadavg()[0]:.1f}")
@@ -146,8 +164,6 @@ def _show_profile(made: Profile) -> None:
         for name, spread in (("not billed", latency.invocation.unbilled_s), ("billed", latency.invocation.billed_s)):
             figures = ", ".join(f"{q} {getattr(spread, q) * 1e3:.2f}" for q in ("p50", "p90", "p99", "mean"))
             print(f"warm invocation, {name}: {figures} ms ({len(latency.invocation.samples)} calls)")
-        if serving := latency.serving:
-            print(f"serving: the main process takes {serving.prefill:.2f} times as long in prefill, {serving.decode:.2f} in decode")
         print(f"payload: {latency.invocation.bytes_per_s / 1e6:.0f} MB/s")
         split = latency.cold_start.model_dump()
         starts = split.pop("starts")

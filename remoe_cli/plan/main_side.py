@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 from remoe_cli.plan.document import MainSpec
-from remoe_cli.plan.problem import GB_MB, MB, Main, Phase, Problem
+from remoe_cli.plan.problem import GB_MB, MB, Main, Problem
 from remoe_cli.plan.workload import Floats
 from remoe_cli.profile.latency_record import Roofline
 
@@ -40,43 +40,34 @@ def _most_useful_vcpus(problem: Problem, spec: MainSpec) -> float:
     return min(latency.main_vcpus, curve.saturation_vcpus) if isinstance(curve, Roofline) else latency.main_vcpus
 
 
-def serving_ratio(problem: Problem, spec: MainSpec, phase: Phase) -> float:
-    """How much longer a live main process takes for its own work than alone."""
-    serving = problem.latency_of(spec).serving
-    return 1.0 if serving is None else {"prefill": serving.prefill, "decode": serving.decode}[phase]
-
-
-def nonexpert_factor(problem: Problem, spec: MainSpec, phase: Phase) -> float:
+def nonexpert_factor(problem: Problem, spec: MainSpec) -> float:
     """Time of non-expert modules relative to the latency record's."""
-    ratio = serving_ratio(problem, spec, phase)
-    if on_gpu(problem, spec):
-        return ratio
-    return ratio * _most_useful_vcpus(problem, spec) / useful_vcpus(problem, spec)
+    return 1.0 if on_gpu(problem, spec) else _most_useful_vcpus(problem, spec) / useful_vcpus(problem, spec)
 
 
 def prefill_rest_s(problem: Problem, spec: MainSpec, n_in: float) -> float:
     """Prefill besides experts: non-expert modules, and hidden states to the experts' device and back in each layer (2 tau_sw)."""
     latency = problem.latency_of(spec)
     copies_s = 2 * len(problem.spec.moe_layers) * float(latency.copy_s.seconds(n_in))
-    return float(latency.nonexpert_prefill.seconds(n_in)) * nonexpert_factor(problem, spec, "prefill") + copies_s
+    return float(latency.nonexpert_prefill.seconds(n_in)) * nonexpert_factor(problem, spec) + copies_s
 
 
 def decode_rest_s(problem: Problem, spec: MainSpec) -> float:
     """One generated token besides experts, likewise."""
     latency = problem.latency_of(spec)
     copies_s = 2 * len(problem.spec.moe_layers) * float(latency.copy_s.seconds(1))
-    return latency.nonexpert_decode_s * nonexpert_factor(problem, spec, "decode") + copies_s
+    return latency.nonexpert_decode_s * nonexpert_factor(problem, spec) + copies_s
 
 
 def expert_prefill_s(problem: Problem, spec: MainSpec, tokens: Floats) -> Floats:
     """tau_c(w, n) of each local expert, for any array of token counts."""
     seconds: Floats = problem.latency_of(spec).local_expert.seconds(tokens, vcpus(problem, spec))
-    return seconds * serving_ratio(problem, spec, "prefill")
+    return seconds
 
 
 def expert_step_s(problem: Problem, spec: MainSpec) -> float:
     """t_c(w): one local expert for one token."""
-    return float(problem.latency_of(spec).local_expert.seconds(1, vcpus(problem, spec))) * serving_ratio(problem, spec, "decode")
+    return float(problem.latency_of(spec).local_expert.seconds(1, vcpus(problem, spec)))
 
 
 # Memory

@@ -14,7 +14,6 @@ from remoe_cli.profile.latency_record import Latency
 
 MB = 2**20
 GB_MB = 1024
-Phase = Literal["prefill", "decode"]
 Invocations = Literal["per-layer", "per-expert"]
 
 

@@ -100,23 +100,21 @@ def outcome_and_costs(books: Books, main: MainSpec, instances: int, layers: Sequ
     latency, side = latency_of(books, main), books.catalog.main
     spec, workload = books.profile.record.spec, books.plan.workload
     vcpus = latency.main_vcpus if main.vcpus is None else min(main.vcpus, latency.main_vcpus)
-    slower = (latency.serving.prefill, latency.serving.decode) if latency.serving else (1.0, 1.0)
     curve = latency.local_expert.curve
     useful = min(latency.main_vcpus, curve.saturation_vcpus) if isinstance(curve, Roofline) else latency.main_vcpus
     beside = 1.0 if accelerated(books, main) else useful / min(vcpus, useful)
     copies = 2 * len(layers)
     ttft = sum(
-        kind.share
-        * (float(latency.nonexpert_prefill.seconds(kind.n_in)) * slower[0] * beside + copies * float(latency.copy_s.seconds(kind.n_in)))
+        kind.share * (float(latency.nonexpert_prefill.seconds(kind.n_in)) * beside + copies * float(latency.copy_s.seconds(kind.n_in)))
         for kind in books.kinds
     )
-    tpot = latency.nonexpert_decode_s * slower[1] * beside + copies * float(latency.copy_s.seconds(1))
+    tpot = latency.nonexpert_decode_s * beside + copies * float(latency.copy_s.seconds(1))
     by_use, layers_usd = main.usd_per_hour is None, []
-    local_step_s = float(latency.local_expert.seconds(1, vcpus)) * slower[1]
+    local_step_s = float(latency.local_expert.seconds(1, vcpus))
     for layer, routed in zip(layers, books.layers, strict=True):
         stay, usd = [e for e in range(spec.experts_per_layer) if e not in set(layer.remote)], 0.0
         for kind in books.kinds:
-            local_s = sum(float(latency.local_expert.seconds(routed.use[e] * kind.n_in, vcpus)) for e in stay) * slower[0]
+            local_s = sum(float(latency.local_expert.seconds(routed.use[e] * kind.n_in, vcpus)) for e in stay)
             calls = [call(books, layer.memory_mb, rows) for rows in prompt_rows(books, layer, routed, kind.n_in)]
             ttft += kind.share * max([local_s, *(waited for waited, _ in calls)])
             usd += kind.share * sum(billed for _, billed in calls)

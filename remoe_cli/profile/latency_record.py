@@ -185,7 +185,8 @@ class Quantiles(_Part):
 class InvocationTiming(_Part):
     """Warm invocations of a live target, as the dispatcher sees them.
 
-    unbilled_s     client's elapsed time less the function's duration, for a small payload
+    unbilled_s     client's elapsed time less the function's duration, for a small payload; where prompts were asked, as they were seen in
+                   answers, with what the main process's own work takes longer for each call
     billed_s       the function's duration, which is what is billed, less the experts' own computing (decoding, encoding, the runtime)
     bytes_per_s    rate at which a payload's further bytes pass, request and response together, on the wire
     samples        (payload bytes both ways, elapsed_s, duration_s, compute_s) of each call
@@ -197,15 +198,6 @@ class InvocationTiming(_Part):
     billed_s: Quantiles
     bytes_per_s: float
     samples: tuple[tuple[int, float, float, float], ...]
-
-
-class Serving(_Part):
-    """How many times as long a live main process takes for its own work as it does alone, with nothing but the model to run: in a server
-    that streams, beside functions that may share its cores. Medians over `answers` answers."""
-
-    answers: int
-    prefill: float
-    decode: float
 
 
 class ColdStart(_Part):
@@ -231,7 +223,6 @@ class Latency(_Part):
     copy_s              n tokens' hidden states from one device to the other (tau_sw(n)), paid twice a layer; 0 without an accelerator
     main_vcpus          vCPUs of the main process for which the non-expert times hold
     invocation          a live target's, when there was one
-    serving             what a live target's main process was seen to take, likewise
     load_s              reading the main model from disk
     """
 
@@ -247,7 +238,6 @@ class Latency(_Part):
     copy_s: Linear
     invocation: InvocationTiming | None = None
     cold_start: ColdStart | None = None
-    serving: Serving | None = None
     load_s: float
 
     @property

@@ -103,7 +103,7 @@ class ProfileRecord(artifacts.Document):
     """`settings` is None for imported routing, whose run is not known. `vectors` is the checkpoint whose embeddings made the prompt
     vectors, where that is not the profiled model itself."""
 
-    schema_version: str = "remoe.profile/2"
+    schema_version: str = "remoe.profile/3"
     model: ModelRef
     dataset: DatasetRef
     settings: Settings | None

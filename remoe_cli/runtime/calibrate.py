@@ -1,5 +1,5 @@
 """Measuring a live target: warm invocations and cold starts of a deployment's own functions, as its dispatcher sees them, and
-what they and the main process take while they answer prompts.
+what calls take while prompts are answered.
 
 The calls are those of serving (`invoke`, from a thread of the dispatcher's kind, packing included), with frames that the functions
 can compute; what they hold they say themselves. This module does not know where functions run: how a cold start is forced is given
@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from itertools import combinations
 from pathlib import Path
@@ -23,12 +23,11 @@ import numpy as np
 from remoe_cli.errors import DeployError, InvokeError
 from remoe_cli.function.codec import STORAGE, Batch, pack, unpack
 from remoe_cli.function.expert_ffn import narrow
+from remoe_cli.plan import main_side
 from remoe_cli.plan.build import Wanted, make_problem
 from remoe_cli.plan.catalog import Catalog
-from remoe_cli.plan.cost import evaluate
-from remoe_cli.plan.document import Outcome, Plan
-from remoe_cli.plan.problem import Placement
-from remoe_cli.profile.latency_record import ColdStart, InvocationTiming, Latency, Quantiles, Serving
+from remoe_cli.plan.document import Plan
+from remoe_cli.profile.latency_record import ColdStart, InvocationTiming, Quantiles
 from remoe_cli.profile.record import Profile, write_profile
 from remoe_cli.runtime.invoke import Invocation, health, invoke
 
@@ -95,45 +94,42 @@ def with_target(profile: Profile, out: Path, invocation: InvocationTiming, cold_
 
 
 def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answers: Sequence[dict[str, Any]]) -> Profile:
-    """Write a copy of the profile which takes overheads and the main process's own times from `answers` (with their calls) of a
-    deployment of `plan`: functions, main process and client may share cores, and then a call takes longer than it does alone.
+    """Write a copy of the profile which takes the overhead of an invocation from `answers` (with their calls) of a deployment of `plan`.
 
-    Raises DeployError when the answers are too few or too short to tell.
+    In serving a call costs more than alone: functions, main process and client may share cores, and what computed before the wait has
+    lost its caches after it. What tokens took beyond the profile's own times and the calls is therefore counted as theirs, outside
+    the function; less than nothing is not, for no wait makes the main process faster.
+    Raises DeployError when no answer has a call for a further token.
     """
+    calls = [call for answer in answers for call in answer["calls"]]
+    largest_bytes = 2 * min((wire for wire, *_ in calls), default=0)  # the others are a prompt's
+    decoding = [answer | {"calls": [call for call in answer["calls"] if call[0] <= largest_bytes]} for answer in answers]
+    decoding = [answer for answer in decoding if answer["calls"] and answer["receipt"]["tpot_s"]]
+    if not decoding:
+        raise DeployError(
+            "No answer of the deployment called a function for more than its first token.", "Give prompts with longer answers."
+        )
+    _, elapsed_s, duration_s, compute_s = np.array(sorted(tuple(call) for answer in decoding for call in answer["calls"])).T
+    beside_s = statistics.median(_beside_calls_s(profile, plan, catalog, answer) for answer in decoding)
     latency = profile.record.latency
-    calls = sorted(tuple(call) for answer in answers for call in answer["calls"])
-    if latency.invocation and calls:
-        small = np.array([call for call in calls if call[0] <= 2 * calls[0][0]])
-        overhead = {"unbilled_s": quantiles(small[:, 1] - small[:, 2]), "billed_s": quantiles(small[:, 2] - small[:, 3])}
-        latency = latency.model_copy(update={"invocation": latency.invocation.model_copy(update=overhead)})
-    ratios = [_ratios(profile, latency, plan, catalog, answer["receipt"]) for answer in answers if answer["receipt"]["tpot_s"]]
-    if not ratios:
-        raise DeployError("No answer of the deployment had more than one token.", "Give prompts with longer answers.")
-    prefill, decode = (statistics.median(phase) for phase in zip(*ratios, strict=True))
-    latency = latency.model_copy(update={"serving": Serving(answers=len(ratios), prefill=prefill, decode=decode)})
+    assert latency.invocation is not None, "a target is measured before its answers are"
+    overhead = {"unbilled_s": quantiles(elapsed_s - duration_s + max(0.0, beside_s)), "billed_s": quantiles(duration_s - compute_s)}
+    latency = latency.model_copy(update={"invocation": latency.invocation.model_copy(update=overhead)})
     return write_profile(out, profile.record.model_copy(update={"latency": latency}), profile.arrays)
 
 
-def _ratios(profile: Profile, latency: Latency, plan: Plan, catalog: Catalog, receipt: dict[str, Any]) -> tuple[float, float]:
-    """The ratios of prefill and decode with which the cost model predicts this receipt's TTFT and TPOT."""
-    problem = make_problem(profile, catalog, Wanted(n_in=receipt["prompt_tokens"], n_out=max(1, receipt["generated_tokens"] - 1)))
+def _beside_calls_s(profile: Profile, plan: Plan, catalog: Catalog, answer: dict[str, Any]) -> float:
+    """Seconds a call that an answer's further tokens took beyond their calls and what the main process takes with all experts local.
 
-    def outcome(ratio: float) -> Outcome:
-        slowed = latency.model_copy(update={"serving": Serving(answers=0, prefill=ratio, decode=ratio)})
-        return evaluate(replace(problem, latency=slowed), Placement(plan.main, plan.layers))
-
-    return (
-        _root(lambda ratio: outcome(ratio).ttft_s - receipt["ttft_s"]),
-        _root(lambda ratio: outcome(ratio).tpot_s - receipt["tpot_s"]),
-    )
-
-
-def _root(rising: Callable[[float], float], low: float = 0.25, high: float = 16.0) -> float:
-    """Where a rising function is 0, by bisection; the nearer end when it is nowhere."""
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
-    return low
+    A layer that waits for a call saves its local experts, which run meanwhile.
+    """
+    receipt, calls = answer["receipt"], answer["calls"]
+    further = receipt["generated_tokens"] - 1
+    problem = make_problem(profile, catalog, Wanted(n_in=receipt["prompt_tokens"], n_out=further))
+    experts_s = problem.spec.top_k * main_side.expert_step_s(problem, plan.main)  # of a layer
+    own_s = main_side.decode_rest_s(problem, plan.main) + len(plan.layers) * experts_s
+    waited_s = sum(max(0.0, elapsed_s - experts_s) for _, elapsed_s, _, _ in calls)
+    return float(further * (receipt["tpot_s"] - own_s) - waited_s) / len(calls)
 
 
 def _callee(client: Any, name: str) -> _Callee:
