@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-aws lint measure clean
+.PHONY: demo test test-aws lint measure paper clean
 .DEFAULT_GOAL := test
 
 # torch first, in the version of constraints.txt, so that no other build of it is chosen on the way. Compiled at the end, as pip would
@@ -40,6 +40,13 @@ measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/tree.py
 	$(BIN)/python docs/measure/solvers.py table
 	$(BIN)/python docs/measure/solvers.py sizes
+
+# MODEL is a folder with DeepSeek-V2-Lite's config.json, ROUTING recorded routing of it, which is not part of this repository.
+paper: $(VENV)/.installed ## print the paper's figures again: make paper MODEL=FOLDER ROUTING=FILE
+	$(BIN)/python docs/measure/paper_results.py $(MODEL) $(ROUTING) --pictures docs/images
+	$(BIN)/remoe profile $(MODEL) --routing $(ROUTING) --latency-from paper -o $(PROFILE) --quiet
+	$(BIN)/python docs/measure/worst_case.py $(PROFILE)
+paper: PROFILE ?= /tmp/remoe-profiles/paper
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,9 +1,9 @@
 """Prints how often worst-case bounds on the tokens of experts hold for prompts that they have not seen (remoe_cli/plan/worst_case.py).
 
-    python docs/measure/worst_case.py ROUTING.npz
+    python docs/measure/worst_case.py PROFILE
 
-The file has counts [P, L, K], tokens of each prompt that each layer routed to each expert, and n_tokens [P]. Least used experts and the
-calibrated bound come from 70% of the prompts, coverage from the rest: first of one split, then means over many. A bound that promises 95%
+Least used experts and the calibrated bound come from 70% of the profile's prompts, coverage from the rest: first of one split, then means
+over many. A bound that promises 95%
 of prompts has to hold in all layers at once, for the time to the first token is a sum over layers; the share of single layers is higher.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from remoe_cli.plan.worst_case import Bound, Coverage, PaperBound, calibrate, coverage, expert_coverage, least_first
+from remoe_cli.profile.record import read_profile
 
 SHARE, SPLITS = 0.7, 100
 SIZES = (0.25, 0.5, 0.75)  # of the experts of a layer, the least used
@@ -45,9 +46,9 @@ def measure(counts: np.ndarray, tokens: np.ndarray, seed: int) -> Iterator[tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("routing", type=Path)
-    with np.load(parser.parse_args().routing) as file:
-        counts, tokens = file["counts"].astype(np.int64), file["n_tokens"].astype(np.int64)
+    parser.add_argument("profile", type=Path)
+    profile = read_profile(parser.parse_args().profile)
+    counts, tokens = profile.counts("prefill").astype(np.int64), profile.arrays["prompt_tokens"].astype(np.int64)
     known, held = split(len(counts), 0)
     print(f"{len(known)} prompts known, {len(held)} held out; {counts.shape[1]} layers of {counts.shape[2]} experts; "
           f"prompts of {tokens.min()} to {tokens.max()} tokens, median {np.median(tokens):.0f}")  # fmt: skip
