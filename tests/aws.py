@@ -8,8 +8,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from remoe_cli.deploy.aws.parts import Part, Parts
-from remoe_cli.deploy.aws.settings import Endpoint, Settings
+from remoe_cli.deploy.aws.settings import Settings
 from remoe_cli.deploy.aws.template import Template, Templates
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.plan.document import Costs, LayerPlan, MainSpec, Plan, WorkloadRef
 from tests.synthetic import plan_by_hand
 

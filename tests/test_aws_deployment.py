@@ -17,11 +17,12 @@ import pytest
 from remoe_cli.deploy.aws import deployment, functions, names, status, storage, template
 from remoe_cli.deploy.aws.deployment import Review
 from remoe_cli.deploy.aws.parts import Part, Parts
-from remoe_cli.deploy.aws.progress import unseen
 from remoe_cli.deploy.aws.session import Account
-from remoe_cli.deploy.aws.settings import Endpoint, Settings
+from remoe_cli.deploy.aws.settings import Settings
 from remoe_cli.deploy.aws.storage import Object, object_of
 from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.deploy.progress import unseen
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
 from remoe_cli.plan.document import LayerPlan, MainSpec, Plan
 from tests import aws_account as aws

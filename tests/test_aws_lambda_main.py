@@ -20,7 +20,7 @@ import pytest
 from awslambdaric.lambda_context import LambdaContext
 
 from remoe_cli.deploy import main_share
-from remoe_cli.deploy.aws.settings import Endpoint
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.deploy.local.config import TwinConfig
 from remoe_cli.errors import DeployError, InvokeError, RemoeError, UsageError

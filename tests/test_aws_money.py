@@ -14,8 +14,9 @@ from remoe_cli import artifacts
 from remoe_cli.deploy.aws import preview, quotas
 from remoe_cli.deploy.aws.money import Line, Money, bill
 from remoe_cli.deploy.aws.parts import expected
-from remoe_cli.deploy.aws.settings import Endpoint, Settings, endpoint_of
+from remoe_cli.deploy.aws.settings import Settings, endpoint_of
 from remoe_cli.deploy.aws.template import templates
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.plan.catalog import read_catalog
 from remoe_cli.plan.document import Plan, WorkloadRef
 from tests import aws

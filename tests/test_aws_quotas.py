@@ -13,7 +13,7 @@ from remoe_cli.deploy.aws.figures import Figures, figures
 from remoe_cli.deploy.aws.functions import requests_at_once
 from remoe_cli.deploy.aws.parts import Parts, expected
 from remoe_cli.deploy.aws.quotas import Quota, check
-from remoe_cli.deploy.aws.settings import Endpoint
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.local import worker
 from remoe_cli.plan.document import MainSpec, Plan, WorkloadRef
 from remoe_cli.runtime import dispatch

@@ -26,8 +26,9 @@ from remoe_cli import artifacts
 from remoe_cli.deploy.aws import functions, names, policies
 from remoe_cli.deploy.aws.figures import figures
 from remoe_cli.deploy.aws.parts import Parts, expected
-from remoe_cli.deploy.aws.settings import Endpoint, Settings, endpoint_of
+from remoe_cli.deploy.aws.settings import Settings, endpoint_of
 from remoe_cli.deploy.aws.template import Template, Templates, body, templates
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.plan.document import Plan
 from tests import aws

@@ -11,7 +11,8 @@ import typer
 
 from remoe_cli.cli import output, status
 from remoe_cli.cli.target import ProfileOption, RegionOption, Target, TargetOption, YesOption, account, agreed, can_ask, only_on_aws
-from remoe_cli.deploy.aws.settings import Endpoint, Settings, endpoint_of
+from remoe_cli.deploy.aws.settings import Settings, endpoint_of
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:

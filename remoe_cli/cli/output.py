@@ -21,7 +21,7 @@ from remoe_cli.errors import RemoeError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from remoe_cli.deploy.aws.progress import Report
+    from remoe_cli.deploy.progress import Report
 
 
 @dataclass

@@ -13,11 +13,11 @@ from typing import Any
 
 from remoe_cli.deploy.aws import names, status, template
 from remoe_cli.deploy.aws.events import STACK, Event
-from remoe_cli.deploy.aws.progress import Progress
 from remoe_cli.deploy.aws.session import Account, plain_errors
 from remoe_cli.deploy.aws.stack import Change, Proposal, Stack, Wanted
 from remoe_cli.deploy.aws.storage import Bucket, Object, object_of
 from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.deploy.progress import Progress
 from remoe_cli.errors import DeployError, PartialDeployError
 
 Say = Callable[[str], None]

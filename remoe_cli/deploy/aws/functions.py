@@ -12,7 +12,8 @@ from remoe_cli.deploy.aws import names, policies
 from remoe_cli.deploy.aws.figures import figures
 from remoe_cli.deploy.aws.parts import Part, Parts
 from remoe_cli.deploy.aws.policies import ACCOUNT, REGION, sub
-from remoe_cli.deploy.aws.settings import Endpoint, Settings
+from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.package.bundle import HANDLER
 from remoe_cli.plan.document import Plan
 

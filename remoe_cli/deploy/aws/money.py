@@ -14,7 +14,8 @@ from math import ceil, fsum
 from remoe_cli.deploy.aws import endpoint, names
 from remoe_cli.deploy.aws.figures import figures
 from remoe_cli.deploy.aws.parts import Parts
-from remoe_cli.deploy.aws.settings import Endpoint, Settings
+from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.document import Plan
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.aws.parts import Part, Parts
-from remoe_cli.deploy.aws.progress import Progress
-from remoe_cli.deploy.aws.settings import Endpoint, Settings
+from remoe_cli.deploy.aws.settings import Settings
 from remoe_cli.deploy.aws.storage import Object
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.main_share import server_config, write_main
+from remoe_cli.deploy.progress import Progress
 from remoe_cli.errors import ArtifactError
 from remoe_cli.package import bundle, share
 from remoe_cli.package.dependencies import FunctionPackage, function_package

@@ -14,8 +14,9 @@ from remoe_cli.deploy.aws import endpoint, functions, names, policies, template
 from remoe_cli.deploy.aws.figures import figures
 from remoe_cli.deploy.aws.functions import Resource
 from remoe_cli.deploy.aws.parts import Parts
-from remoe_cli.deploy.aws.settings import Endpoint, Settings
+from remoe_cli.deploy.aws.settings import Settings
 from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.local.worker import PAYLOAD_LIMIT_BYTES
 from remoe_cli.plan.document import Plan
 

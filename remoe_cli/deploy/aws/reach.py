@@ -13,8 +13,8 @@ from remoe_cli import artifacts
 from remoe_cli.deploy.aws import names, status
 from remoe_cli.deploy.aws.functions import plan_sha256
 from remoe_cli.deploy.aws.session import Account, plain_errors
-from remoe_cli.deploy.aws.settings import Endpoint
 from remoe_cli.deploy.aws.storage import Bucket
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.package.share import MainManifest
 from remoe_cli.plan.document import Plan

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class Endpoint(StrEnum):
-    """Where the main function runs: a SageMaker instance, a Lambda function of a container image, or the user's own machine."""
-
-    sagemaker = "sagemaker"
-    aws_lambda = "lambda"
-    none = "none"
+from remoe_cli.deploy.endpoint import Endpoint
 
 
 @dataclass(frozen=True)

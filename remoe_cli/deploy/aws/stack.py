@@ -20,8 +20,8 @@ from botocore.exceptions import ClientError
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws import events, names
 from remoe_cli.deploy.aws.events import Event
-from remoe_cli.deploy.aws.progress import Progress, unseen
 from remoe_cli.deploy.aws.session import Account, code_of
+from remoe_cli.deploy.progress import Progress, unseen
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
 
 _REVIEW = "REVIEW_IN_PROGRESS"

@@ -12,8 +12,8 @@ from botocore.exceptions import ClientError
 from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.aws.events import STACK
 from remoe_cli.deploy.aws.session import Account, code_of, plain_errors
-from remoe_cli.deploy.aws.settings import Endpoint
 from remoe_cli.deploy.aws.stack import Stack, State
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import DeployError
 
 _AT_ONCE = 8

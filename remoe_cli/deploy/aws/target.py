@@ -16,11 +16,12 @@ from remoe_cli.deploy.aws.deployment import Review, Say, apply
 from remoe_cli.deploy.aws.money import Money
 from remoe_cli.deploy.aws.parts import expected
 from remoe_cli.deploy.aws.preview import Table
-from remoe_cli.deploy.aws.progress import Progress
 from remoe_cli.deploy.aws.quotas import Quota
 from remoe_cli.deploy.aws.session import Account
-from remoe_cli.deploy.aws.settings import Endpoint, Settings
+from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import read_inputs
+from remoe_cli.deploy.progress import Progress
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.catalog import read_catalog
 from remoe_cli.plan.document import Plan

@@ -22,7 +22,8 @@ from remoe_cli.deploy.aws.figures import figures
 from remoe_cli.deploy.aws.functions import DELETE, Resource, plan_sha256, tags
 from remoe_cli.deploy.aws.parts import Parts
 from remoe_cli.deploy.aws.policies import ACCOUNT, REGION, SUFFIX, sub
-from remoe_cli.deploy.aws.settings import Endpoint, Settings
+from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.document import Plan
 

@@ -24,7 +24,7 @@ import httpx
 import remoe_cli
 from remoe_cli import artifacts
 from remoe_cli.deploy import main_share
-from remoe_cli.deploy.aws.settings import Endpoint
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import read_inputs
 from remoe_cli.deploy.local import lifecycle
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
