@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 MB_PER_VCPU = 1769  # Lambda developer guide, "Configure Lambda function memory"
+PAYLOAD_LIMIT_BYTES = 6_291_456  # of Lambda's Invoke, both ways, and of SageMaker's InvokeEndpoint alike
 PERIOD_US = 20_000
 SMALLEST_QUOTA_US = 1_000  # the kernel refuses less
 

@@ -27,13 +27,14 @@ from remoe_cli.artifacts import read_json, sha256_file, write_json
 from remoe_cli.deploy import main_share
 from remoe_cli.deploy.aws import names
 from remoe_cli.errors import ArtifactError, DeployError, RemoeError, UsageError
+from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.package.image import write_context
 from remoe_cli.package.share import MANIFEST, MainManifest, seal
 from remoe_cli.plan.document import Source
 from remoe_cli.runtime import client, fetch, server
 from remoe_cli.runtime.main_function import MainFunction, load_share
-from remoe_cli.runtime.server import BODY_LIMIT_BYTES, Limits, make_app
+from remoe_cli.runtime.server import Limits, make_app
 from tests.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
 from tests.sagemaker_front import ENDPOINT, sagemaker
 
@@ -185,9 +186,10 @@ def _refuses(url: str) -> None:
     assert "either 'prompt' or 'prompt_token_ids'" in said(400, json={})
     assert "exceed the model's 512 positions" in said(400, json={"prompt": PROMPT, "max_new_tokens": 1000})
     padding = json.dumps({"prompt_token_ids": [1], "max_new_tokens": 1}).encode()
-    assert _post(url, content=padding.ljust(BODY_LIMIT_BYTES))[0] == 200
-    assert f"more than {BODY_LIMIT_BYTES} bytes" in said(413, content=padding.ljust(BODY_LIMIT_BYTES + 1))
-    assert f"more than {BODY_LIMIT_BYTES} bytes" in said(413, content=iter([padding.ljust(BODY_LIMIT_BYTES // 2)] * 3))  # of unknown length
+    limit = PAYLOAD_LIMIT_BYTES
+    assert _post(url, content=padding.ljust(limit))[0] == 200
+    assert f"more than {limit} bytes" in said(413, content=padding.ljust(limit + 1))
+    assert f"more than {limit} bytes" in said(413, content=iter([padding.ljust(limit // 2)] * 3))  # of unknown length
 
 
 def _through_sagemaker(stored: Stored, url: str) -> None:

@@ -14,9 +14,9 @@ from remoe_cli.deploy.aws.functions import requests_at_once
 from remoe_cli.deploy.aws.parts import Parts, expected
 from remoe_cli.deploy.aws.quotas import Quota, check
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.deploy.local import worker
+from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.plan.catalog import read_catalog
 from remoe_cli.plan.document import MainSpec, Plan, WorkloadRef
-from remoe_cli.runtime import dispatch
 from tests import aws
 
 
@@ -78,7 +78,8 @@ def test_packages() -> None:
 
 
 def test_no_payload_is_larger_than_lambda_takes() -> None:
-    assert dispatch.PAYLOAD_LIMIT_BYTES == worker.PAYLOAD_LIMIT_BYTES == figures().function.payload_bytes
+    planned = {name: read_catalog(name).function.payload_limit_bytes for name in ("aws-us-east-1", "local")}
+    assert {**planned, "quota": figures().function.payload_bytes} == dict.fromkeys([*planned, "quota"], PAYLOAD_LIMIT_BYTES)
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import Batch, FrameError, frame_bytes, pack, unpack, wire_bytes
+from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.ffn import from_storage, to_storage
 from remoe_cli.runtime.invoke import Invocation, invoke, ping
 
-PAYLOAD_LIMIT_BYTES = 6_291_456
 # Fewer rows than this are not worth a second invocation.
 _ROWS_PER_REPLICA = 16
 _OTHER_VERSION = "Deploy the plan again: the function may be of another version."

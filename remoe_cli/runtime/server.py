@@ -37,12 +37,12 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from remoe_cli.errors import DeployError, RemoeError, UsageError
+from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.runtime.answer import Stop
 from remoe_cli.runtime.main_function import MainFunction, Request, described, load_here, parse, until
 
-BODY_LIMIT_BYTES = 6_291_456  # of Lambda's Invoke and SageMaker's InvokeEndpoint alike
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
-_READ_LIMIT_BYTES = 4 * BODY_LIMIT_BYTES
+_READ_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES
 _END_S = 20  # for answers under way when the server ends
 _STATUS: tuple[tuple[type[Exception], int], ...] = ((UsageError, 400), (DeployError, 503), (RemoeError, 502), (Exception, 500))
 
@@ -106,7 +106,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
         arrived_s = time.monotonic()
         body = await _body(http)
         if body is None:
-            error = UsageError(f"The request has more than {BODY_LIMIT_BYTES} bytes.", "Shorten the prompt.")
+            error = UsageError(f"The request has more than {PAYLOAD_LIMIT_BYTES} bytes.", "Shorten the prompt.")
             return JSONResponse({"error": described(error)}, status_code=413)
         main, request = loaded(), parse(body)
         if request.stream:
@@ -129,11 +129,11 @@ async def _body(http: HttpRequest) -> bytes | None:
     body, read = bytearray(), 0
     async for chunk in http.stream():
         read += len(chunk)
-        if read <= BODY_LIMIT_BYTES:
+        if read <= PAYLOAD_LIMIT_BYTES:
             body += chunk
         elif read > _READ_LIMIT_BYTES:
             break
-    return bytes(body) if read <= BODY_LIMIT_BYTES else None
+    return bytes(body) if read <= PAYLOAD_LIMIT_BYTES else None
 
 
 class _Server(uvicorn.Server):

@@ -27,7 +27,7 @@ from remoe_cli import limits
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig, ProcessRef
 from remoe_cli.deploy.local.logs import LogStream
-from remoe_cli.deploy.local.worker import ACCOUNT, OUT_OF_MEMORY, PAYLOAD_LIMIT_BYTES, REGION, TOO_LARGE, Fault, describe, environment
+from remoe_cli.deploy.local.worker import ACCOUNT, OUT_OF_MEMORY, REGION, TOO_LARGE, Fault, describe, environment
 
 INIT_LIMIT_S = 10.0
 POLL_S = 0.02
@@ -159,7 +159,7 @@ class Instance:
         return Invocation(reply.payload, reply.failed, duration_ms, init_ms, billed_ms, self._log.tail(log_start))
 
     async def _launch(self) -> None:
-        app = web.Application(client_max_size=PAYLOAD_LIMIT_BYTES + 1)
+        app = web.Application(client_max_size=limits.PAYLOAD_LIMIT_BYTES + 1)
         runtime = "/2018-06-01/runtime"
         app.router.add_get(f"{runtime}/invocation/next", self._serve_next)
         app.router.add_post(f"{runtime}/invocation/{{id}}/response", self._take_response)
@@ -243,7 +243,7 @@ class Instance:
         return web.Response(body=event, content_type="application/json", headers=headers)
 
     async def _take_response(self, request: web.Request) -> web.Response:
-        if (request.content_length or 0) > PAYLOAD_LIMIT_BYTES:
+        if (request.content_length or 0) > limits.PAYLOAD_LIMIT_BYTES:
             return self._too_large(request)
         try:
             payload = await request.read()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from remoe_cli import limits
 from remoe_cli.deploy.local.config import FunctionConfig
 
-PAYLOAD_LIMIT_BYTES = 6_291_456
 REGION, ACCOUNT = "us-east-1", "000000000000"
 _SIGNALS = {signal.SIGKILL: "killed", signal.SIGSEGV: "segmentation fault", signal.SIGABRT: "aborted", signal.SIGTERM: "terminated"}
 
@@ -25,7 +24,7 @@ class Fault:
 
 OUT_OF_MEMORY = Fault("Runtime.OutOfMemory", "Runtime exited with error: signal: killed")
 TOO_LARGE = Fault(
-    "Function.ResponseSizeTooLarge", f"Response payload size exceeded maximum allowed payload size ({PAYLOAD_LIMIT_BYTES} bytes)."
+    "Function.ResponseSizeTooLarge", f"Response payload size exceeded maximum allowed payload size ({limits.PAYLOAD_LIMIT_BYTES} bytes)."
 )
 
 
