@@ -24,10 +24,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from remoe_cli.errors import ArtifactError
 
 
-class Document(BaseModel):
-    """A JSON document with a schema name such as `remoe.plan/1`, set by each subclass."""
+class Part(BaseModel):
+    """What documents are made of: no field that is not known, and no number that JSON has not."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Document(Part):
+    """A JSON document with a schema name such as `remoe.plan/1`, set by each subclass."""
 
     schema_version: str
 

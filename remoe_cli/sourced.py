@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from remoe_cli import artifacts
 from remoe_cli.errors import UsageError
@@ -22,10 +22,8 @@ from remoe_cli.errors import UsageError
 T = TypeVar("T", bound=BaseModel)
 
 
-class Provenance(BaseModel):
+class Provenance(artifacts.Part):
     """Where the fields named in `of` (such as `function.usd_per_request`) come from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     of: tuple[str, ...] = Field(min_length=1)
     date: date

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
+from remoe_cli.artifacts import Part
 from remoe_cli.errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,19 +20,17 @@ if TYPE_CHECKING:
     from remoe_cli.model.experts import ExpertLayer
 
 
-class KvLayer(BaseModel):
+class KvLayer(Part):
     """KV-cache bytes that one token adds in one layer; `window` is how many tokens a sliding layer keeps at most.
 
     Between two passes transformers keeps one token less than the config's sliding_window: the next token completes it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     bytes_per_token: int
     window: int | None = None
 
 
-class MoeSpec(BaseModel):
+class MoeSpec(Part):
     """Sizes in bytes at the stored dtype.
 
     moe_layers          indices, among all hidden layers, of those with routed experts
@@ -42,8 +39,6 @@ class MoeSpec(BaseModel):
     hidden_state_bytes  one token's hidden state (D), which is what travels to an expert function and back
     kv_layers           one entry for each hidden layer that keeps a KV cache; recurrent states do not grow and are not counted
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: str
     dtype: str

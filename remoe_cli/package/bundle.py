@@ -13,8 +13,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from remoe_cli import artifacts, function
 from remoe_cli.errors import ArtifactError
 from remoe_cli.function.weights import read_head
@@ -27,11 +25,9 @@ HANDLER = "function.handler.handle"
 _CODE = "function.zip"
 
 
-class FunctionEntry(BaseModel):
+class FunctionEntry(artifacts.Part):
     """One expert function: `experts` of hidden layer `layer`. `replicas` is how many instances of it may run at once; `head_bytes`
     and `head_sha256` are of its shard's head (function/weights.py)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     layer: int

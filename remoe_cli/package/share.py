@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from remoe_cli import artifacts
 from remoe_cli.model.checkpoint import INDEX, SETTINGS, SHARE, Checkpoint, Share
@@ -29,10 +29,8 @@ _FILE_BYTES = 1 << 30
 _COPY_BYTES = 8 << 20
 
 
-class MainFile(BaseModel):
+class MainFile(artifacts.Part):
     """`name` is that of a file in one folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     bytes: int

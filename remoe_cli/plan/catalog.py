@@ -10,8 +10,9 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from remoe_cli.artifacts import Part
 from remoe_cli.plan.document import MainSpec, Source
 from remoe_cli.sourced import Provenance, check_provenance, read_sourced, shipped_names
 
@@ -22,11 +23,7 @@ Architecture = Literal["x86_64", "arm64"]
 _SHIPPED = ("remoe_cli.plan", "catalogs")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FunctionSide(_Part):
+class FunctionSide(Part):
     """What an expert function may be, and what it costs.
 
     memory_menu_mb         memory specs (m_1..m_Ve in the paper), ascending
@@ -80,7 +77,7 @@ class FunctionSide(_Part):
         return menu
 
 
-class MainSide(_Part):
+class MainSide(Part):
     """What the main function may be.
 
     menu                            specs with unique names: those paid by use first, ascending in memory
@@ -120,7 +117,7 @@ class MainSide(_Part):
         return menu
 
 
-class Reference(_Part):
+class Reference(Part):
     """What a plan is compared with: the whole model on a GPU or on CPUs (plan/baselines.py).
 
     hardware   description (profile/hardware) of the CPU, and of the GPU where `gpus` is empty
@@ -138,7 +135,7 @@ class Reference(_Part):
         return gpus
 
 
-class Storage(_Part):
+class Storage(Part):
     """What keeping the model costs, used or not. It is the same for every placement, so no plan contains it."""
 
     usd_per_gb_month: NonNegative
@@ -146,7 +143,7 @@ class Storage(_Part):
     usd_per_1000_writes: NonNegative
 
 
-class Catalog(_Part):
+class Catalog(Part):
     """A catalog as read; `architecture` says which prices hold, `file` is where it came from and is filled in by `read_catalog`."""
 
     schema_version: str = Field(pattern=r"^remoe\.catalog/2$")

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from remoe_cli.artifacts import Document
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from remoe_cli.artifacts import Document, Part
 
 
-class MainSpec(_Part):
+class MainSpec(Part):
     """One row of the catalog's menu for the main function.
 
     memory_mb       CPU memory, which holds local experts
@@ -31,7 +27,7 @@ class MainSpec(_Part):
     hardware: str | None = None
 
 
-class LayerPlan(_Part):
+class LayerPlan(Part):
     """One MoE layer. `layer` is its index among all hidden layers; an empty `remote` has memory 0 and no replicas.
 
     functions   the remote experts of each of several functions of `memory_mb`, where one does not hold them all; else empty
@@ -50,7 +46,7 @@ class LayerPlan(_Part):
         return self.functions or ((self.remote,) if self.remote else ())
 
 
-class Outcome(_Part):
+class Outcome(Part):
     """What a placement costs and how fast it is, as predicted."""
 
     cost_usd_per_request: float
@@ -58,7 +54,7 @@ class Outcome(_Part):
     tpot_s: float
 
 
-class Lengths(_Part):
+class Lengths(Part):
     """A kind of request: its share of all, its prompt tokens, and the tokens that are generated after the first."""
 
     share: float
@@ -66,7 +62,7 @@ class Lengths(_Part):
     n_out: int
 
 
-class WorkloadRef(_Part):
+class WorkloadRef(Part):
     """The requests that a plan is for. Lengths are means over `kinds`, which are left out where there is one.
 
     requests_per_hour   None where the traffic is unknown: then nothing idle is priced
@@ -84,7 +80,7 @@ class WorkloadRef(_Part):
         return self.kinds or (Lengths(share=1.0, n_in=round(self.n_in), n_out=round(self.n_out)),)
 
 
-class Targets(_Part):
+class Targets(Part):
     """Limits that were asked for; `budget_usd` is a request's."""
 
     ttft_s: float | None = None
@@ -92,7 +88,7 @@ class Targets(_Part):
     budget_usd: float | None = None
 
 
-class Source(_Part):
+class Source(Part):
     """The file that this plan was made from."""
 
     path: str
@@ -118,7 +114,7 @@ class Shift(Outcome):
     best_usd: float | None = None
 
 
-class PlannedModel(_Part):
+class PlannedModel(Part):
     """The model that was profiled, and what deploying it moves: bytes of one routed expert, and of everything else."""
 
     name: str
@@ -128,14 +124,14 @@ class PlannedModel(_Part):
     nonexpert_bytes: int
 
 
-class Costs(_Part):
+class Costs(Part):
     """What a request costs, by part: the main function, and the expert functions of each layer. The sum is the plan's cost."""
 
     main_usd: float
     layers_usd: tuple[float, ...]
 
 
-class Turn(_Part):
+class Turn(Part):
     """Where the choice between sending experts away and `against` turns: at `at` `what` (such as 1.7 times t_rem, 0.3 of the tokens routed
     evenly); None when it does not, within 1/64 to 64 times or 0 to all."""
 
@@ -144,7 +140,7 @@ class Turn(_Part):
     at: float | None
 
 
-class Flip(_Part):
+class Flip(Part):
     """Traffic at which a main function paid by use and an always-on instance cost the same, and what each is."""
 
     by_use: str

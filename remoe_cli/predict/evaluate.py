@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
+from remoe_cli.artifacts import Part
 from remoe_cli.errors import UsageError
 from remoe_cli.predict import baselines, ridge
 from remoe_cli.predict.divergence import jensen_shannon, noise_floor, remote_hits
@@ -44,11 +44,7 @@ PREDICTORS: Mapping[str, Fit] = {
 }
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Score(_Part):
+class Score(Part):
     """One predictor. `jsd_bits`: mean Jensen-Shannon divergence (base 2), `folds` the same in each fold; search time is per prompt."""
 
     jsd_bits: float
@@ -59,7 +55,7 @@ class Score(_Part):
     search_ms: float
 
 
-class Evaluation(_Part):
+class Evaluation(Part):
     """One view of a profile. `remote_hit_share` of the oracle is that of a plan which knew each prompt's own frequencies."""
 
     view: View

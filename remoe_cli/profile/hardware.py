@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
+from remoe_cli.artifacts import Part
 from remoe_cli.errors import UsageError
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.latency_record import Latency, Linear, Roofline, Timing
@@ -30,11 +31,7 @@ _SHIPPED = ("remoe_cli.profile", "hardware")
 _WEIGHT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FunctionSpeed(_Part):
+class FunctionSpeed(Part):
     """How fast vCPUs run experts.
 
     bytes_per_s_per_vcpu   reading weights from memory
@@ -62,7 +59,7 @@ class MainSpeed(FunctionSpeed):
     load_bytes_per_s: Positive
 
 
-class Gpu(_Part):
+class Gpu(Part):
     """The accelerator.
 
     bytes_per_s, flop_per_s              as a vendor gives them; what software adds is in the overheads
@@ -77,12 +74,12 @@ class Gpu(_Part):
     expert_overhead_s: NonNegative
 
 
-class File(_Part):
+class File(Part):
     path: str
     sha256: str
 
 
-class Hardware(_Part):
+class Hardware(Part):
     """A description as read; `file` is where it came from and is filled in by `read_hardware`."""
 
     schema_version: str = Field(pattern=r"^remoe\.hardware/1$")

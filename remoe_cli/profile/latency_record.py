@@ -13,17 +13,15 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from remoe_cli.artifacts import Part
 
 WARN_ABOVE = 0.15  # held-out median error of a kept curve
 WARN_SPREAD = 1.5  # of passes that do the same
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class _Curve(_Part):
+class _Curve(Part):
     def work_s(self, tokens: npt.ArrayLike, vcpus: npt.ArrayLike) -> Any:
         """What one expert adds to a call, broadcast; 0 for no tokens."""
         n, v = np.asarray(tokens, dtype=np.float64), np.asarray(vcpus, dtype=np.float64)
@@ -41,7 +39,7 @@ class _Curve(_Part):
         return self.elapsed_s(self.work_s(tokens, vcpus), vcpus)
 
 
-class Linear(_Part):
+class Linear(Part):
     """Time of a piece of work for n tokens: 0 for n = 0, else fixed_s + per_token_s * n, but never less than least_s.
 
     least_s   reading the weights, where a roofline says so
@@ -121,7 +119,7 @@ class Quota(_Curve):
 Curve = Annotated[Exponential | Physical | Roofline | Quota, Field(discriminator="form")]
 
 
-class Point(_Part):
+class Point(Part):
     """One measured median."""
 
     tokens: int
@@ -129,7 +127,7 @@ class Point(_Part):
     seconds: float
 
 
-class Timing(_Part):
+class Timing(Part):
     """One expert's time against tokens and vCPUs: the curve that predicts held-out points best, and what it was chosen from.
 
     held_out_error   median relative error of the kept form on points that it was not fitted to; None for a description
@@ -156,7 +154,7 @@ class Timing(_Part):
         return self.curve.elapsed_s(work_s, vcpus)
 
 
-class LayerTimes(_Part):
+class LayerTimes(Part):
     """Non-expert work layer by layer, as measured: seconds[i][j] for layer `names[i]` and tokens[j] (0 stands for one token after a
     cached prompt). The last name is `rest`: embeddings, final norm and head.
 
@@ -169,7 +167,7 @@ class LayerTimes(_Part):
     spread: float = 1.0
 
 
-class Quantiles(_Part):
+class Quantiles(Part):
     """The spread of a measured time. `tenths` are the means of its ten tenths, ascending: equally likely values with the right mean."""
 
     p50: float
@@ -182,7 +180,7 @@ class Quantiles(_Part):
         return sum(self.tenths) / len(self.tenths)
 
 
-class InvocationTiming(_Part):
+class InvocationTiming(Part):
     """Warm invocations of a live target, as the dispatcher sees them.
 
     unbilled_s     client's elapsed time less the function's duration, for a small payload; where prompts were asked, as they were seen in
@@ -200,7 +198,7 @@ class InvocationTiming(_Part):
     samples: tuple[tuple[int, float, float, float], ...]
 
 
-class ColdStart(_Part):
+class ColdStart(Part):
     """Medians over cold starts of a live target; `total_s` is what the client waits, the others are its parts in order."""
 
     starts: int
@@ -211,7 +209,7 @@ class ColdStart(_Part):
     total_s: float
 
 
-class Latency(_Part):
+class Latency(Part):
     """Times that the cost model needs (method section 2).
 
     source              `measured` on `machine`, or `described` by a hardware file (roofline), which `machine` then names

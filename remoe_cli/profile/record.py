@@ -28,7 +28,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError
@@ -39,25 +38,21 @@ Phase = Literal["prefill", "decode"]
 TRACE_TOKENS = 32_768  # single-token routing kept for the expected maximum of local and remote time (planning section 1)
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelRef(_Part):
+class ModelRef(artifacts.Part):
     """The model that was profiled. `revision` is the hub commit, or `local:` and the digest of its config.json."""
 
     path: str
     revision: str
 
 
-class Shard(_Part):
+class Shard(artifacts.Part):
     """Part `number` of `of`, from 1."""
 
     number: int
     of: int
 
 
-class DatasetRef(_Part):
+class DatasetRef(artifacts.Part):
     """The prompts. `sha256` is over their texts, in order; for imported routing without texts, over the file it came from.
 
     A shard names the whole dataset: `prompts` and `sha256` are over all its prompts, `prompt_index` says which of them the shard holds.
@@ -70,7 +65,7 @@ class DatasetRef(_Part):
     shard: Shard | None = None
 
 
-class Settings(_Part):
+class Settings(artifacts.Part):
     """What else decides the counts."""
 
     max_new_tokens: int
@@ -80,7 +75,7 @@ class Settings(_Part):
     dtype: str
 
 
-class RoutingRef(_Part):
+class RoutingRef(artifacts.Part):
     """Where the routing comes from and how far it reaches; the defaults are what `remoe profile` records itself.
 
     format   of the imported file, `sha256` its digest

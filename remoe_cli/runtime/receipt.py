@@ -8,18 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
+from remoe_cli.artifacts import Part
 from remoe_cli.plan.document import Outcome
 from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.invoke import Invocation
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Prices(_Part):
+class Prices(Part):
     """What the receipt needs of a catalog. `main_gb` is the memory that the main function is billed for."""
 
     catalog: str
@@ -29,7 +24,7 @@ class Prices(_Part):
     function_usd_per_request: float
 
 
-class FunctionLine(_Part):
+class FunctionLine(Part):
     """All calls of one function for this answer."""
 
     name: str
@@ -43,13 +38,13 @@ class FunctionLine(_Part):
     received_bytes: int
 
 
-class Cost(_Part):
+class Cost(Part):
     main_usd: float
     functions_usd: float
     total_usd: float
 
 
-class Receipt(_Part):
+class Receipt(Part):
     """`tpot_s` is None for an answer of one token. `main_load_s` is what the main function took to load before, where it was not yet
     loaded and that is billed; it is in the cost and in no other time. `predicted` is the client's to fill in (runtime/prediction.py).
     """

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
 from remoe_cli import artifacts
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.record import ModelRef
 from remoe_cli.runtime.receipt import Prices
 
 
-class ServedFunction(BaseModel):
+class ServedFunction(artifacts.Part):
     """A function of hidden layer `layer` (runtime/dispatch.py, RemoteFunction); a layer may have several."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: int
     function: str

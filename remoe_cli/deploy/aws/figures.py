@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
+from remoe_cli.artifacts import Part
 from remoe_cli.plan.document import Source
 from remoe_cli.sourced import Provenance, check_provenance, read_sourced
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Function(_Part):
+class Function(Part):
     """Quotas of Lambda.
 
     memory_new_account_mb, concurrency_new_account   what an account has until AWS raises it
@@ -44,7 +41,7 @@ class Function(_Part):
     control_calls_per_s: PositiveInt
 
 
-class Stack(_Part):
+class Stack(Part):
     """Quotas of CloudFormation: resources of one template, and of all nested stacks in one operation; stacks of a region."""
 
     resources: PositiveInt
@@ -53,7 +50,7 @@ class Stack(_Part):
     stacks: PositiveInt
 
 
-class Iam(_Part):
+class Iam(Part):
     """Quotas of IAM: roles of the account, characters of all inline policies of a role, and of a managed policy."""
 
     roles: PositiveInt
@@ -61,14 +58,14 @@ class Iam(_Part):
     managed_policy_characters: PositiveInt
 
 
-class Endpoint(_Part):
+class Endpoint(Part):
     """Quotas of a SageMaker endpoint: time for a streamed answer, and for its container to become healthy."""
 
     streamed_s: PositiveInt
     start_s: PositiveInt
 
 
-class Prices(_Part):
+class Prices(Part):
     """Prices in USD: a GB of logs written, and kept; a GB of images kept; a GB and second of a function's /tmp beyond the free part."""
 
     usd_per_log_gb: PositiveFloat
@@ -77,7 +74,7 @@ class Prices(_Part):
     usd_per_function_storage_gb_second: PositiveFloat
 
 
-class Estimates(_Part):
+class Estimates(Part):
     """What Lambda logs of an invocation, what the main function's image takes, how fast a container reads its share of the model, and
     how much of S3 is read at once."""
 
@@ -88,7 +85,7 @@ class Estimates(_Part):
     bytes_per_read: PositiveInt
 
 
-class Figures(_Part):
+class Figures(Part):
     function: Function
     stack: Stack
     iam: Iam
@@ -100,8 +97,7 @@ class Figures(_Part):
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Figures:
-        sides: dict[str, type[BaseModel]] = {name: type(side) for name, side in self if isinstance(side, _Part)}
-        check_provenance(sides, self.provenance)
+        check_provenance({name: type(side) for name, side in self if name not in ("provenance", "file")}, self.provenance)
         return self
 
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from remoe_cli.artifacts import Document
+from remoe_cli.artifacts import Document, Part
 
 NAME_FORM = r"[a-z0-9][a-z0-9-]{0,49}"  # with an entry of the bundle, such as -layer-012-3, 64 characters
 DeploymentName = Annotated[str, Field(pattern=f"^{NAME_FORM}$")]
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FunctionConfig(_Part):
+class FunctionConfig(Part):
     """One function. Bounds are AWS's quotas (Lambda developer guide, "Lambda quotas"); `handler` is `module.function`
     in `code_dir`, an absolute path; `interpreter` is the command of a Python that is not the twin's."""
 
@@ -25,17 +21,17 @@ class FunctionConfig(_Part):
     handler: str
     code_dir: str
     interpreter: tuple[str, ...] = ()
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = Field(default_factory=dict)
     memory_mb: int = Field(ge=128, le=10_240)
     timeout_s: float = Field(gt=0, le=900)
     reserved_concurrency: int = Field(ge=1)
 
 
-class MainConfig(_Part):
+class MainConfig(Part):
     """The main server: started as `argv`, answers GET /ping with 200 on loopback `port` when ready, and ends when its stdin closes."""
 
     argv: list[str] = Field(min_length=1)
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = Field(default_factory=dict)
     port: int = Field(ge=1, le=65_535)
 
 
@@ -53,7 +49,7 @@ class TwinConfig(Document):
     python: str
 
 
-class ProcessRef(_Part):
+class ProcessRef(Part):
     """A process that a later process of the same pid cannot be mistaken for. `start_time` is in the system's own terms."""
 
     pid: int
