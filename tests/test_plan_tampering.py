@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from remoe_cli.plan.catalog import Catalog
+from remoe_cli.plan.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Lengths, Plan
 from remoe_cli.plan.requests import Requests, one_length
 from remoe_cli.plan.verify import verify
@@ -18,10 +18,12 @@ from tests.synthetic import plan_of, synthetic_profile, tiny_catalog
 BOX = {"name": "box", "memory_mb": 4096, "vcpus": 1.0, "usd_per_hour": 0.05}
 KINDS = (Lengths(share=0.25, n_in=20, n_out=30), Lengths(share=0.75, n_in=60, n_out=10))
 CASES: dict[str, tuple[Catalog, dict[str, Any]]] = {
-    "by use": (tiny_catalog(), {"budget_usd": 1.0, "remote_share": 0.5}),
+    "by use": (tiny_catalog(), {"budget_usd": 1.0, "remote_share": 0.5, "examine": True}),
     "rented": (tiny_catalog({"menu": [BOX]}), {"requests": one_length(40, 15, 50_000.0)}),  # more than two boxes have time for
     "kinds": (tiny_catalog(), {"requests": Requests(KINDS, 2.0), "cold_share": 0.3, "remote_share": 0.5}),
     "divided": (tiny_catalog(memory_menu_mb=[128, 384], max_functions=3), {"remote_share": 1.0}),
+    "GPU by use": (read_catalog("paper"), {"requests": one_length(40, 15, 20.0), "cold_share": 0.3, "remote_share": 0.5}),
+    "GPU rented": (read_catalog("aws-us-east-1"), {"requests": one_length(40, 15, 90_000.0)}),
 }
 
 
@@ -30,7 +32,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, dict[str, P
     profile = synthetic_profile(tmp_path_factory.mktemp("profile"), layers=2, experts=4, skew=2.0, expert_mb=90)
     plans = {name: plan_of(profile, catalog, **options) for name, (catalog, options) in CASES.items()}
     assert plans["rented"].instances >= 3 and plans["kinds"].workload.kinds == KINDS and plans["kinds"].layers[1].remote
-    assert len(plans["divided"].layers[0].functions) == 2 and len(plans["by use"].baselines) >= 4
+    assert len(plans["divided"].layers[0].functions) == 2 and len(plans["by use"].robustness) == 6
+    assert len(plans["by use"].baselines) == len(plans["GPU by use"].baselines) == 5 and plans["rented"].missing.keys() == {"cpu"}
     for name, plan in plans.items():
         assert verify(plan, profile, CASES[name][0]) == (), name
     return profile, plans
@@ -96,6 +99,26 @@ TABLE: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("divided", put("layers", 0, "functions")(lambda was: [[e] for part in was for e in part]), "layers[0].functions"),
     ("divided", put("layers", 1, "functions")(lambda was: [[was[0][0], was[1][0]], [was[0][1], was[1][1]]]), "costs.layers_usd[1]"),
     ("divided", put("layers", 0, "replicas")(2), "layers[0].replicas"),
+    ("by use", put("robustness", 5, "meets")(False), "robustness[5].meets"),
+    ("by use", put("robustness", 4, "meets")(False), "robustness[4].meets"),
+    ("by use", put("robustness", 3, "best_usd")(0.0), "robustness[3].best_usd"),
+    ("by use", put("robustness", 2, "what")("the price of expert functions x 4"), "robustness"),
+    ("by use", put("robustness")(lambda was: was[1:]), "robustness"),
+    *(("by use", put("robustness", at, field)(more), f"robustness[{at}].{field}") for at, field in [
+        (0, "ttft_s"), (0, "cost_usd_per_request"), (1, "tpot_s"), (2, "cost_usd_per_request"), (3, "cost_usd_per_request"),
+        (4, "ttft_s"), (4, "tpot_s"), (4, "cost_usd_per_request"),
+    ]),
+    ("rented", put("missing")({}), "baselines"),
+    ("rented", put("missing", "gpu")("none holds it"), "baselines"),
+    ("rented", lambda data: data["missing"].update(gpu=str(data["baselines"].pop("gpu"))), "baselines.gpu"),
+    ("rented", lambda data: data["baselines"].update(cpu=data["baselines"]["gpu"]), "baselines.cpu"),
+    *((case, put("baselines", name, field)(more if field != "spec" else "other"), f"baselines.{name}.{field}") for case, name, field in [
+        ("by use", "mix", "cost_usd_per_request"), ("by use", "cpu", "tpot_s"), ("by use", "gpu", "ttft_s"),
+        ("by use", "all-local", "spec"), ("rented", "mix", "spec"), ("kinds", "fetch", "ttft_s"), ("kinds", "cpu", "ttft_s"),
+        ("GPU by use", "cpu", "cost_usd_per_request"), ("GPU by use", "cpu", "tpot_s"), ("GPU by use", "gpu", "cost_usd_per_request"),
+        ("GPU by use", "fetch", "cost_usd_per_request"), ("GPU by use", "mix", "ttft_s"),
+        ("GPU rented", "gpu", "cost_usd_per_request"), ("GPU rented", "gpu", "spec"), ("GPU rented", "fetch", "tpot_s"),
+    ]),
     *((case, put("baselines", name, "meets")(lambda was: not was), f"baselines.{name}.meets") for case, name in [
         ("by use", "all-local"), ("by use", "mix"), ("by use", "cpu"), ("by use", "gpu"), ("kinds", "fetch")
     ]),

@@ -1,4 +1,4 @@
-"""A second cost model, for the verifier: plain loops over experts and recorded tokens, sharing nothing with the planner's.
+"""A second cost model, for the verifier: plain loops over layers and recorded tokens, sharing nothing with the planner's.
 
 Equations: Remoe (arXiv 2512.18674), sections 3 and 4 of the method, with one invocation per function and token, E[max] over the recorded
 tokens, and requests served one at a time. An error in the planner's arithmetic is not repeated here.
@@ -7,10 +7,13 @@ tokens, and requests served one at a time. An error in the planner's arithmetic 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from statistics import fmean
+
+import numpy as np
 
 from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.document import Costs, LayerPlan, Lengths, MainSpec, Outcome, Plan
@@ -19,26 +22,38 @@ from remoe_cli.profile.latency_record import Latency, Roofline
 from remoe_cli.profile.record import Profile
 
 TOLERANCE = 1e-9
-Hits = Counter[tuple[int, tuple[int, ...]]]
+Hits = Mapping[tuple[int, tuple[int, ...]], float]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's routing: experts that a prompt token uses, and how many recorded tokens chose each set of experts."""
+    """One layer's routing: share of prompt tokens that use each expert, and how many recorded tokens chose each set of experts."""
 
-    use: list[float]
-    choices: Counter[tuple[int, ...]]
+    use: Sequence[float]
+    choices: Mapping[tuple[int, ...], int]
+
+    @cached_property
+    def experts_per_token(self) -> float:
+        return sum(len(choice) * tokens for choice, tokens in self.choices.items()) / sum(self.choices.values())
 
 
 @dataclass(frozen=True)
 class Books:
-    """What is needed to price any placement for a plan's requests; `hits` keeps what was counted for a layer and its functions."""
+    """What is needed to price any placement for a plan's requests; `hits` keeps what was counted for a layer and its functions.
+
+    call_factor, price_factor   by how much the warm overhead of an invocation, and what expert functions cost, differ from the profile's
+                                and the catalog's
+    even_share                  of the tokens, those that are not routed as recorded (`evenly`)
+    """
 
     plan: Plan
     profile: Profile
     catalog: Catalog
     layers: list[Layer]
     hits: dict[tuple[int, tuple[tuple[int, ...], ...]], Hits] = field(default_factory=dict)
+    call_factor: float = 1.0
+    price_factor: float = 1.0
+    even_share: float = 0.0
 
     @property
     def kinds(self) -> Sequence[Lengths]:
@@ -54,9 +69,17 @@ def open_books(plan: Plan, profile: Profile, catalog: Catalog) -> Books:
     layers = []
     for index in range(len(profile.record.spec.moe_layers)):
         totals = [int(total) for total in counts[:, index].sum(axis=0).tolist()]
-        choices = Counter(tuple(sorted(e for e in token if e >= 0)) for token in trace[:, index].tolist())
+        tokens = Counter(map(tuple, np.sort(trace[:, index], axis=1).tolist()))
+        choices = {tuple(e for e in token if e >= 0): count for token, count in tokens.items()}
         layers.append(Layer([top_k * total / sum(totals) for total in totals], choices))
     return Books(plan, profile, catalog, layers)
+
+
+def evenly(books: Books, share: float) -> Books:
+    """With that share of the tokens routed to k neighbouring experts, from each one alike."""
+    k = books.profile.record.spec.top_k
+    layers = [replace(layer, use=[(1 - share) * use + share * k / len(layer.use) for use in layer.use]) for layer in books.layers]
+    return replace(books, layers=layers, even_share=share)
 
 
 # The main function
@@ -69,6 +92,13 @@ def latency_of(books: Books, main: MainSpec) -> Latency:
     if main.hardware is None or on_cpus_alike:
         return own
     return latency_from(main.hardware, books.profile.record.spec, main.vcpus)
+
+
+def vcpus_of(latency: Latency, main: MainSpec) -> tuple[float, float]:
+    """Those that experts are computed with, and as many as make anything faster."""
+    curve = latency.local_expert.curve
+    useful = min(latency.main_vcpus, curve.saturation_vcpus) if isinstance(curve, Roofline) else latency.main_vcpus
+    return latency.main_vcpus if main.vcpus is None else min(main.vcpus, latency.main_vcpus), useful
 
 
 def accelerated(books: Books, main: MainSpec) -> bool:
@@ -99,9 +129,7 @@ def outcome_and_costs(books: Books, main: MainSpec, instances: int, layers: Sequ
     """The same, and what of the cost is the main function's and each layer's."""
     latency, side = latency_of(books, main), books.catalog.main
     spec, workload = books.profile.record.spec, books.plan.workload
-    vcpus = latency.main_vcpus if main.vcpus is None else min(main.vcpus, latency.main_vcpus)
-    curve = latency.local_expert.curve
-    useful = min(latency.main_vcpus, curve.saturation_vcpus) if isinstance(curve, Roofline) else latency.main_vcpus
+    vcpus, useful = vcpus_of(latency, main)
     beside = 1.0 if accelerated(books, main) else useful / min(vcpus, useful)
     copies = 2 * len(layers)
     ttft = sum(
@@ -112,9 +140,10 @@ def outcome_and_costs(books: Books, main: MainSpec, instances: int, layers: Sequ
     by_use, layers_usd = main.usd_per_hour is None, []
     local_step_s = float(latency.local_expert.seconds(1, vcpus))
     for layer, routed in zip(layers, books.layers, strict=True):
-        stay, usd = [e for e in range(spec.experts_per_layer) if e not in set(layer.remote)], 0.0
+        away, usd = set(layer.remote), 0.0
+        stay = np.array([use for e, use in enumerate(routed.use) if e not in away])
         for kind in books.kinds:
-            local_s = sum(float(latency.local_expert.seconds(routed.use[e] * kind.n_in, vcpus)) for e in stay)
+            local_s = float(latency.local_expert.seconds(stay * kind.n_in, vcpus).sum())
             calls = [call(books, layer.memory_mb, rows) for rows in prompt_rows(books, layer, routed, kind.n_in)]
             ttft += kind.share * max([local_s, *(waited for waited, _ in calls)])
             usd += kind.share * sum(billed for _, billed in calls)
@@ -126,8 +155,8 @@ def outcome_and_costs(books: Books, main: MainSpec, instances: int, layers: Sequ
         if layer.remote:
             started = start_s(books, layer)
             ttft += 0.0 if by_use else workload.cold_share * started
-            price = books.catalog.function.usd_per_gb_second[books.catalog.architecture]
-            usd += workload.cold_share * started * len(layer.parts) * layer.replicas * layer.memory_mb / 1024 * price
+            instances_gb = len(layer.parts) * layer.replicas * layer.memory_mb / 1024
+            usd += workload.cold_share * started * instances_gb * function_usd_per_gb_second(books)
         layers_usd.append(usd)
     if by_use:
         ttft += workload.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
@@ -150,6 +179,10 @@ def main_usd(books: Books, main: MainSpec, instances: int, request_s: float) -> 
 
 def function_vcpus(catalog: Catalog, memory_mb: int) -> float:
     return min(catalog.function.max_useful_vcpus, memory_mb / catalog.function.mb_per_vcpu)
+
+
+def function_usd_per_gb_second(books: Books) -> float:
+    return books.price_factor * books.catalog.function.usd_per_gb_second[books.catalog.architecture]
 
 
 def prompt_rows(books: Books, layer: LayerPlan, routed: Layer, n_in: int) -> list[list[float]]:
@@ -180,41 +213,56 @@ def call(books: Books, memory_mb: int, rows: Iterable[float]) -> tuple[float, fl
     timing, measured, each = latency.remote_expert, latency.invocation, list(rows)
     vcpus = function_vcpus(books.catalog, memory_mb)
     rate = measured.bytes_per_s if measured else side.network_bytes_per_s
-    outside_s = fmean(measured.unbilled_s.tenths) if measured else side.warm_unbilled_s
-    inside_s = float(timing.elapsed_s(sum(float(timing.work_s(n, vcpus)) for n in each), vcpus))
+    outside_s = books.call_factor * (fmean(measured.unbilled_s.tenths) if measured else side.warm_unbilled_s)
+    inside_s = float(timing.elapsed_s(timing.work_s(each, vcpus).sum(), vcpus))
     inside_s += 2 * sum(each) * books.profile.record.spec.hidden_state_bytes * side.wire_expansion / rate
-    durations_s = [overhead_s + inside_s for overhead_s in (measured.billed_s.tenths if measured else (side.warm_billed_s,))]
+    overheads_s = measured.billed_s.tenths if measured else (side.warm_billed_s,)
+    durations_s = [books.call_factor * overhead_s + inside_s for overhead_s in overheads_s]
     billed_ms = fmean(math.ceil(d * 1000 / side.billing_granularity_ms - 1e-6) * side.billing_granularity_ms for d in durations_s)
-    price = side.usd_per_gb_second[books.catalog.architecture]
-    return outside_s + fmean(durations_s), billed_ms / 1000 * memory_mb / 1024 * price + side.usd_per_request
+    usd = billed_ms / 1000 * memory_mb / 1024 * function_usd_per_gb_second(books) + books.price_factor * side.usd_per_request
+    return outside_s + fmean(durations_s), usd
 
 
 def decode(books: Books, layer: LayerPlan, routed: Layer, local_step_s: float) -> tuple[float, float]:
     """Mean seconds of one token in this layer, and mean cost of its invocations."""
-    key = (layer.layer, layer.parts)
-    if key not in books.hits:
-        books.hits[key] = count_hits(layer, routed)
-    seen = books.hits[key]
+    seen = hit_shares(books, layer, routed)
     once = {h: call(books, layer.memory_mb, [1.0] * h) for h in {h for _, hits in seen for h in hits} | ({1} if layer.remote else set())}
     seconds = usd = 0.0
-    for (local, each), tokens in seen.items():
+    for (local, each), share in seen.items():
         if books.plan.invocations == "per-expert":
             waits, costs = [h * once[1][0] for h in each], [h * once[1][1] for h in each]
         else:
             waits, costs = [once[h][0] for h in each], [once[h][1] for h in each]
-        seconds += tokens * max([local * local_step_s, *waits])
-        usd += tokens * sum(costs)
-    total = seen.total()
-    return seconds / total, usd / total
+        seconds += share * max([local * local_step_s, *waits])
+        usd += share * sum(costs)
+    return seconds, usd
 
 
-def count_hits(layer: LayerPlan, routed: Layer) -> Hits:
-    """How many tokens hit so many local experts, and so many in each function that they hit."""
+def hit_shares(books: Books, layer: LayerPlan, routed: Layer) -> Hits:
+    """Share of tokens that hit so many local experts, and so many in each function that they hit."""
+    key = (layer.layer, layer.parts)
+    if key not in books.hits:
+        books.hits[key] = count_hits(layer, routed.choices)
+    populations = [(1 - books.even_share, books.hits[key])]
+    if books.even_share:
+        experts, k = len(routed.use), books.profile.record.spec.top_k
+        even = [tuple((first + step) % experts for step in range(k)) for first in range(experts)]
+        populations.append((books.even_share, count_hits(layer, dict.fromkeys(even, 1))))
+    shares: defaultdict[tuple[int, tuple[int, ...]], float] = defaultdict(float)
+    for share, seen in populations:
+        total = sum(seen.values())
+        for hits, tokens in seen.items():
+            shares[hits] += share * tokens / total
+    return shares
+
+
+def count_hits(layer: LayerPlan, choices: Mapping[tuple[int, ...], int]) -> Hits:
+    """How many tokens do."""
     holder = {expert: part for part, experts in enumerate(layer.parts) for expert in experts}
-    seen: Hits = Counter()
-    for choice, tokens in routed.choices.items():
-        hits = Counter(holder[e] for e in choice if e in holder)
-        seen[len(choice) - hits.total(), tuple(sorted(hits.values()))] += tokens
+    seen: defaultdict[tuple[int, tuple[int, ...]], float] = defaultdict(float)
+    for choice, tokens in choices.items():
+        hit = [holder[e] for e in choice if e in holder]
+        seen[len(choice) - len(hit), tuple(sorted(map(hit.count, set(hit)))) if hit else ()] += tokens
     return seen
 
 

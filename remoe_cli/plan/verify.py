@@ -1,6 +1,7 @@
-"""A second opinion on a plan: everything it states, worked out again from profile and catalog by reprice.py.
+"""A second opinion on a plan: what it states, worked out again from profile and catalog by reprice.py and reprice_others.py.
 
-Neither module imports anything of the planner (no solver, cost model, workload), so that an error there is not repeated here.
+None of the three imports anything of the planner (no solver, cost model, workload), so that an error there is not repeated here. Taken
+as stated are sentences, and what only a search could find: the bound, the held-out plan of `robustness`, `turns` and `flip`.
 """
 
 from __future__ import annotations
@@ -10,23 +11,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from remoe_cli.plan.catalog import Catalog
-from remoe_cli.plan.document import LayerPlan, Outcome, Plan, PlannedModel, WorkloadRef
+from remoe_cli.plan.document import Outcome, Plan, PlannedModel, WorkloadRef
 from remoe_cli.plan.reprice import (
     TOLERANCE,
     Books,
     main_bytes,
     open_books,
-    outcome,
     outcome_and_costs,
     prompt_rows,
     request_bytes,
 )
+from remoe_cli.plan.reprice_others import baselines, missed, shifts
 from remoe_cli.profile.record import Profile
 
 ENOUGH_TOKENS = 200
 WORTHWHILE = 1e-3  # a plan must be cheaper than what it is compared with by more than this share
 IDEAL = {"fetch"}  # baselines that nobody can buy
-NAMES = {"all-local", "mix", "cpu", "gpu", "fetch"}
+NAMES = ["all-local", "cpu", "fetch", "gpu", "mix"]
+HELD_OUT = "planned on"  # half of the prompts, and judged on the other
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,8 @@ def _limits(books: Books) -> Iterator[Finding]:
 
 def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
     """The targets that an outcome misses."""
-    values = {"ttft_s": found.ttft_s, "tpot_s": found.tpot_s, "budget_usd": found.cost_usd_per_request}
-    for name, target in plan.targets:
-        yield from _require(target is None or values[name] <= target * (1 + 2 * TOLERANCE), f"targets.{name}", target, values[name])
-
-
-def _meets(plan: Plan, found: Outcome) -> bool:
-    return not any(_missed(plan, found))
+    for name, value in missed(plan, found).items():
+        yield Finding(f"targets.{name}", repr(getattr(plan.targets, name)), repr(value))
 
 
 def _in_time(books: Books, found: Outcome, plan: Plan) -> bool:
@@ -174,24 +171,48 @@ def _numbers(books: Books) -> Iterator[Finding]:
     bought, stated = ("main", plan.main) if plan.main.usd_per_hour is None else ("instances", plan.instances)
     yield from _require(_in_time(books, found, plan), bought, stated, f"a request takes {found.ttft_s + books.n_out * found.tpot_s} s")
     yield from _bound(plan, found)
-    baseline = _all_local(books)
-    local = plan.baselines.get("all-local")
-    if baseline is None or local is None:
-        yield from _require(baseline is local, "baselines", local, baseline)
-    else:
-        for field, value in baseline:
-            yield from _same(f"baselines.all-local.{field}", getattr(local, field), value)
-    yield from _require(plan.baselines.keys() | plan.missing.keys() == NAMES, "baselines", sorted(plan.baselines), f"{sorted(NAMES)}")
-    for name, other in plan.baselines.items():
-        yield from _require(other.meets == _meets(plan, other), f"baselines.{name}.meets", other.meets, not other.meets)
-        yield from _require(other.ideal == (name in IDEAL), f"baselines.{name}.ideal", other.ideal, not other.ideal)
-    able = [b.cost_usd_per_request for name, b in plan.baselines.items() if name not in IDEAL and _meets(plan, b)]
+    yield from _baselines(books)
+    yield from _robustness(books)
+    able = [b.cost_usd_per_request for name, b in plan.baselines.items() if name not in IDEAL and not missed(plan, b)]
     verdict = "not recommended"
     if len(books.profile.arrays["trace_ids"]) < ENOUGH_TOKENS:
         verdict = "insufficient evidence"
-    elif _meets(plan, found) and found.cost_usd_per_request < min(able, default=math.inf) * (1 - WORTHWHILE):
+    elif not missed(plan, found) and found.cost_usd_per_request < min(able, default=math.inf) * (1 - WORTHWHILE):
         verdict = "recommended"
     yield from _require(plan.verdict == verdict, "verdict", plan.verdict, verdict)
+
+
+def _outcome(field: str, stated: Outcome, found: Outcome) -> Iterator[Finding]:
+    for name, value in found:
+        yield from _same(f"{field}.{name}", getattr(stated, name), value)
+
+
+def _baselines(books: Books) -> Iterator[Finding]:
+    plan = books.plan
+    yield from _require(sorted([*plan.baselines, *plan.missing]) == NAMES, "baselines", sorted(plan.baselines), f"{NAMES}")
+    for name, ways in baselines(books).items():
+        stated, field = plan.baselines.get(name), f"baselines.{name}"
+        if stated is None or not ways:
+            yield from _require(stated is None and not ways, field, stated, ways)
+            continue
+        yield from _require(stated.spec in ways, f"{field}.spec", stated.spec, sorted(ways))
+        yield from _outcome(field, stated, ways.get(stated.spec) or next(iter(ways.values())))
+        meets = not missed(plan, stated)
+        yield from _require(stated.meets == meets, f"{field}.meets", stated.meets, meets)
+        yield from _require(stated.ideal == (name in IDEAL), f"{field}.ideal", stated.ideal, not stated.ideal)
+
+
+def _robustness(books: Books) -> Iterator[Finding]:
+    plan = books.plan
+    known = shifts(books) if plan.robustness else {}
+    names = [shift.what for shift in plan.robustness if not shift.what.startswith(HELD_OUT)]
+    yield from _require(names == list(known), "robustness", names, list(known))
+    for index, shift in enumerate(plan.robustness):
+        field, meets = f"robustness[{index}]", not missed(plan, shift)
+        yield from _require(shift.meets == meets, f"{field}.meets", shift.meets, meets)
+        if shift.what in known:
+            yield from _outcome(field, shift, known[shift.what])
+            yield from _require(shift.best_usd is None, f"{field}.best_usd", shift.best_usd, "not looked for")
 
 
 def _bound(plan: Plan, found: Outcome) -> Iterator[Finding]:
@@ -215,25 +236,3 @@ def _bound(plan: Plan, found: Outcome) -> Iterator[Finding]:
         "heuristic": lambda: plan.placement in ("scan", "paper"),
     }
     yield from _require(statuses[plan.status](), "status", plan.status, f"gap {plan.gap}, placement {plan.placement}")
-
-
-def _all_local(books: Books) -> Outcome | None:
-    """All experts local on the cheapest main spec that meets the targets, else on the cheapest that holds them (fastest of equals)."""
-    plan, spec = books.plan, books.profile.record.spec
-    layers = tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in spec.moe_layers)
-    per_hour, outcomes = plan.workload.requests_per_hour, []
-    for main in books.catalog.main.menu:
-        room = main_bytes(books, main, spec.experts_per_layer * len(layers)) <= main.memory_mb * 2**20
-        if not room or (main.gpu_memory_mb is not None and request_bytes(books) > main.gpu_memory_mb * 2**20):
-            continue
-        found = outcome(books, main, 1, layers)
-        request_s = found.ttft_s + books.n_out * found.tpot_s
-        if main.usd_per_hour is not None and per_hour is not None:
-            found = outcome(books, main, max(1, math.ceil(request_s * per_hour / 3600 - 1e-9)), layers)
-        elif main.usd_per_hour is None and request_s > books.catalog.main.timeout_s * (1 + TOLERANCE):
-            continue
-        outcomes.append(found)
-    pool = [found for found in outcomes if _meets(plan, found)] or outcomes
-    least = min((found.cost_usd_per_request for found in pool), default=0.0)
-    equals = [found for found in pool if found.cost_usd_per_request <= least * (1 + TOLERANCE)]
-    return min(equals, key=lambda found: found.ttft_s, default=None)
