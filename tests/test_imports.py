@@ -62,12 +62,12 @@ def test_formats_that_tell_the_phases_apart(name: str, files: dict[str, Path]) -
 
 
 @pytest.mark.parametrize("name", ["counts.npz", "counts.npy", "c.safetensors", "stat.pt", "per_pass.pt", "table.csv"])
-def test_formats_of_counts_alone(name: str, files: dict[str, Path]) -> None:
+def test_formats_of_counts_alone(name: str, files: dict[str, Path], tmp_path: Path) -> None:
     found = import_routing(files[name], SPEC)
     assert (found.arrays["prefill_counts"] == COUNTS).all() and not found.arrays["decode_counts"].any()
     assert found.arrays["prompt_tokens"].tolist() == list(LENGTHS)
     assert (found.routing.phases, found.routing.trace, found.routing.layers) == (("prefill",), "drawn", None)
-    as_decode = import_routing(files[name], SPEC, phase="decode")
+    as_decode = import_routing(files[name], SPEC, prompts=prompts(tmp_path, n_decode_tokens=list(LENGTHS)))
     assert (as_decode.arrays["decode_counts"] == COUNTS).all() and not as_decode.arrays["prefill_counts"].any()
 
 
@@ -166,7 +166,7 @@ def test_a_table_of_several_models(tmp_path: Path) -> None:
 def test_a_table_without_groups_and_unused_experts(tmp_path: Path) -> None:
     lines = ["layer,expert,count", *(f"{layer},{e},{n}" for layer in (1, 2) for e, n in ((0, 2), (5, 2)))]
     (tmp_path / "x.csv").write_text("\n".join(lines))
-    found = import_routing(tmp_path / "x.csv", SPEC, phase="decode").arrays["decode_counts"]
+    found = import_routing(tmp_path / "x.csv", SPEC).arrays["prefill_counts"]
     assert found.shape == (1, 2, 8) and found[0, 0].tolist() == [2, 0, 0, 0, 0, 2, 0, 0]
 
 
@@ -213,7 +213,8 @@ CAVEATS = {
 def test_a_plan_from_one_phase_says_so_and_is_verified(phase: Any, model: Path, tmp_path: Path) -> None:
     lengths = (400, 300, 350)
     np.savez(tmp_path / "x.npz", counts=made.count(made.make_ids(lengths), lengths))
-    profile = import_profile(str(model), tmp_path / "x.npz", tmp_path / "p", latency=made.latency(tmp_path), phase=phase)
+    said = prompts(tmp_path, n_decode_tokens=list(lengths)) if phase == "decode" else None
+    profile = import_profile(str(model), tmp_path / "x.npz", tmp_path / "p", latency=made.latency(tmp_path), prompts=said)
     plan = plan_of(profile, tiny_catalog(), remote_share=0.5)
     assert verify(plan, profile, tiny_catalog()) == ()
     for sentence in CAVEATS[phase]:

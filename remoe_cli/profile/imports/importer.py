@@ -33,7 +33,6 @@ from remoe_cli.profile.record import DatasetRef, ModelRef, Phase, Profile, Profi
 
 Arrays = dict[str, npt.NDArray[Any]]
 _FIELDS: dict[Phase, str] = {"prefill": "n_prompt_tokens", "decode": "n_decode_tokens"}
-_OTHER: dict[Phase, Phase] = {"prefill": "decode", "decode": "prefill"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ def import_profile(
     prompts: PromptSet | None = None,
     vectors_from: str | None = None,
     max_prompt_tokens: int = 1024,
-    phase: Phase | None = None,
 ) -> Profile:
     """Write the profile of `model` (a folder with config.json is enough) whose routing is in `file`; nothing is written if it is refused.
 
@@ -67,7 +65,7 @@ def import_profile(
     _check_out(out)
     checkpoint = find(model)
     spec = read_spec(checkpoint)
-    imported = import_routing(file, spec, model=Path(checkpoint.name).name, prompts=prompts, phase=phase)
+    imported = import_routing(file, spec, model=Path(checkpoint.name).name, prompts=prompts)
     embedding = find(vectors_from) if vectors_from else checkpoint if _has_embeddings(checkpoint) else None
     arrays = imported.arrays | {"prompt_vectors": np.empty((imported.rows, 0), dtype=np.float32)}
     if prompts is None and vectors_from:
@@ -95,19 +93,17 @@ def import_profile(
     return write_profile(out, record, arrays)
 
 
-def import_routing(
-    file: Path, spec: MoeSpec, *, model: str = "", prompts: PromptSet | None = None, phase: Phase | None = None
-) -> ImportedRouting:
+def import_routing(file: Path, spec: MoeSpec, *, model: str = "", prompts: PromptSet | None = None) -> ImportedRouting:
     """Read a file of routing of a model of sizes `spec`; `model` is the name to look for in a table of several models.
 
     Raises UsageError when the file cannot be read, is of no known format, or does not fit the model or the prompts.
     """
     try:
         found = _read(file, spec, model)
-        rows = _rows(found, spec, phase or "prefill", str(file))
+        rows = counted_rows(found, spec, str(file)) if isinstance(found, Counted) else traced_rows(found, spec, str(file))
         lengths = _lengths(prompts, len(next(iter(rows.counts.values()))), str(file))
-        if _phase_unsaid(found) and phase is None:
-            rows = _as_phase(rows, lengths, str(file))
+        if _phase_unsaid(found):
+            rows = _as_phase(rows, lengths)
         _check_lengths(rows, lengths, str(file))
         return ImportedRouting(*_arrays(rows, lengths, found, spec, sha256_file(file)))
     except MemoryError:
@@ -133,10 +129,6 @@ def _read(file: Path, spec: MoeSpec, model: str) -> Counted | Traced:
         "its format is not known",
         "Known are counts or ids as .npz, .npy or .safetensors, server responses as JSON lines, SGLang's .pt dumps, and tables as CSV.",
     )
-
-
-def _rows(found: Counted | Traced, spec: MoeSpec, phase: Phase, where: str) -> Rows:
-    return counted_rows(found, spec, phase, where) if isinstance(found, Counted) else traced_rows(found, spec, phase, where)
 
 
 def _phase_unsaid(found: Counted | Traced) -> bool:
@@ -167,7 +159,7 @@ def _lengths(prompts: PromptSet | None, rows: int, where: str) -> dict[Phase, In
     return lengths
 
 
-def _as_phase(rows: Rows, lengths: dict[Phase, Ints], where: str) -> Rows:
+def _as_phase(rows: Rows, lengths: dict[Phase, Ints]) -> Rows:
     """The rows as those of the phase whose stated lengths they have; of prompts when nothing is stated or both fit."""
     tokens = rows.tokens["prefill"]
     fitting = [phase for phase, stated in lengths.items() if np.array_equal(stated, tokens)]

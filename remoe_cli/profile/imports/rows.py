@@ -85,8 +85,8 @@ def whole(array: Array, where: str, least: int = 0) -> Array:
     return array.astype(np.int32) if kind == "f" else array
 
 
-def counted_rows(found: Counted, spec: MoeSpec, phase: Phase, where: str) -> Rows:
-    """Check counts and bring them to all MoE layers; `phase` is that of counts whose phase is not named."""
+def counted_rows(found: Counted, spec: MoeSpec, where: str) -> Rows:
+    """Check counts and bring them to all MoE layers; those whose phase is not named pass for prompts'."""
     all_counts: dict[Phase, Ints] = {}
     all_tokens: dict[Phase, Ints] = {}
     layers = None
@@ -103,10 +103,10 @@ def counted_rows(found: Counted, spec: MoeSpec, phase: Phase, where: str) -> Row
         if counts[:, dense].any():
             raise refuse(name, f"layer {dense[counts[:, dense].any(axis=(0, 2))][0]} has routing, and the model has no experts there")
         counts = counts[:, kept].astype(np.int64)
-        all_tokens[key or phase] = _tokens(counts, found.tokens.get(key), spec, name, [spec.moe_layers[p] for p in places])
+        all_tokens[key or "prefill"] = _tokens(counts, found.tokens.get(key), spec, name, [spec.moe_layers[p] for p in places])
         spread = np.zeros((len(counts), len(spec.moe_layers), spec.experts_per_layer), dtype=np.int64)
         spread[:, places] = counts
-        all_counts[key or phase] = spread
+        all_counts[key or "prefill"] = spread
     if len({len(tokens) for tokens in all_tokens.values()}) > 1:
         raise refuse(where, "prefill and decode differ in their rows")
     _not_empty(all_tokens, where)
@@ -137,7 +137,7 @@ def _tokens(counts: Ints, stated: Array | None, spec: MoeSpec, name: str, layers
     return tokens
 
 
-def traced_rows(found: Traced, spec: MoeSpec, phase: Phase, where: str) -> Rows:
+def traced_rows(found: Traced, spec: MoeSpec, where: str) -> Rows:
     """Check and count ids, and keep some tokens one by one: decode tokens if there are any, evenly chosen."""
     ids, top_k, experts = found.ids, spec.top_k, spec.experts_per_layer
     name = f"{where}: ids"
@@ -152,10 +152,8 @@ def traced_rows(found: Traced, spec: MoeSpec, phase: Phase, where: str) -> Rows:
     missing = (ids == -1).all(axis=(1, 2))
     _check_ids(ids, missing, experts, name, [spec.moe_layers[p] for p in places])
     lengths = np.diff(offsets)
-    prompt = found.prompt_tokens
-    if prompt is None:
-        prompt = lengths if phase == "prefill" else np.zeros_like(lengths)
-    elif prompt.shape != lengths.shape:
+    prompt = lengths if found.prompt_tokens is None else found.prompt_tokens
+    if prompt.shape != lengths.shape:
         raise refuse(where, f"{len(lengths)} sequences have prompt lengths of shape {prompt.shape}")
     prompt = whole(prompt, f"{where}: prompt tokens").astype(np.int64)
     if (prompt > lengths).any():
