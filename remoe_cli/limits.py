@@ -24,6 +24,7 @@ MB_PER_VCPU = 1769  # Lambda developer guide, "Configure Lambda function memory"
 PAYLOAD_LIMIT_BYTES = 6_291_456  # of Lambda's Invoke, both ways, and of SageMaker's InvokeEndpoint alike
 PERIOD_US = 20_000
 SMALLEST_QUOTA_US = 1_000  # the kernel refuses less
+_REMOVE_S = 2.0  # for what was killed to be gone
 
 _JOIN_GROUPS = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 125; shift; done; shift; exec "$@"'
 _SET_RLIMIT = 'ulimit -d "$1" || exit 125; shift; exec "$@"'
@@ -156,9 +157,9 @@ def peak_bytes(cage: Cage) -> int:
     return 0
 
 
-def remove(group: Path, wait_s: float = 2.0) -> bool:
+def remove(group: Path) -> bool:
     """Kill whatever is in `group` or below it, and remove it. Returns whether it is gone."""
-    give_up = time.monotonic() + wait_s
+    give_up = time.monotonic() + _REMOVE_S
     while group.is_dir():
         for folder, _, _ in os.walk(group, topdown=False):
             _kill_members(Path(folder))

@@ -30,6 +30,7 @@ from remoe_cli.runtime.invoke import make_client
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
+_TIMEOUT_S = 60.0  # of one invocation
 
 
 @dataclass
@@ -137,7 +138,6 @@ def start_engine(
     endpoint: str | None,
     *,
     gpu: bool = False,
-    timeout_s: float = 60.0,
 ) -> Engine:
     """Load the main process's share of the model and attach the dispatcher; `functions` is by hidden layer. With `gpu`, all but the
     experts is on the machine's GPU if it has one.
@@ -147,7 +147,7 @@ def start_engine(
     stay = spec.local_experts({layer: tuple(e for f in some for e in f.experts) for layer, some in functions.items()})
     connections = max(_CONNECTIONS, *(sum(f.replicas for f in some) for some in functions.values())) if functions else 1
     dispatcher = Dispatcher(
-        client=make_client(endpoint, connections, timeout_s) if functions else None,
+        client=make_client(endpoint, connections, _TIMEOUT_S) if functions else None,
         local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in stay.items()},
         remote=functions,
         # Threads only wait for answers, so there may be more of them than cores.

@@ -31,7 +31,6 @@ class MainConfig(Part):
     """The main server: started as `argv`, answers GET /ping with 200 on loopback `port` when ready, and ends when its stdin closes."""
 
     argv: list[str] = Field(min_length=1)
-    environment: dict[str, str] = Field(default_factory=dict)
     port: int = Field(ge=1, le=65_535)
 
 

@@ -47,14 +47,14 @@ def is_alive(process: ProcessRef) -> bool:
     return start_time(process.pid) == process.start_time
 
 
-def end(processes: Sequence[ProcessRef], wait_s: float = 5.0) -> tuple[ProcessRef, ...]:
+def end(processes: Sequence[ProcessRef]) -> tuple[ProcessRef, ...]:
     """SIGKILL each of `processes` with its process group, wait until they are gone, and return those that are not."""
     for process in processes:
         if is_alive(process):
             with suppress(ProcessLookupError, PermissionError):
                 # Every process of the twin leads its own group; one that does not (yet) is killed alone.
                 (os.killpg if os.getpgid(process.pid) == process.pid else os.kill)(process.pid, signal.SIGKILL)
-    return await_end(processes, wait_s)
+    return await_end(processes, 5.0)
 
 
 def await_end(processes: Sequence[ProcessRef], wait_s: float) -> tuple[ProcessRef, ...]:

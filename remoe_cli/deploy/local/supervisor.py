@@ -124,7 +124,7 @@ async def _run_main(main: Main, children: Children, endpoint: str) -> None:
     try:
         process = await asyncio.create_subprocess_exec(
             *main.config.argv,
-            env={**os.environ, **main.config.environment, "REMOE_ENDPOINT": endpoint},
+            env={**os.environ, "REMOE_ENDPOINT": endpoint},
             stdin=asyncio.subprocess.PIPE,
             stdout=log,
             stderr=log,
