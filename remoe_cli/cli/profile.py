@@ -42,7 +42,7 @@ def command(
     target: Annotated[
         str | None,
         typer.Option(
-            help="Measure this running deployment, with --data also while it answers; writes a copy of its profile with what was measured."
+            help="Measure this deployment on the twin, with --data also while it answers; writes a copy of its profile with that in it."
         ),
     ] = None,
     json: output.JsonOption = False,
