@@ -45,7 +45,7 @@ def test_the_same_bytes_whatever_the_hash_seed(profile: Path, tmp_path: Path) ->
 
 
 def test_a_budget_out_of_reach_names_the_least_that_does(profile: Path, tmp_path: Path) -> None:
-    error = plan(profile, tmp_path / "a.json", "--budget", "1e-12", "--minimize", "tpot", code=3)["error"]
+    error = plan(profile, tmp_path / "a.json", "--budget", "1e-12", "--minimize", "tpot", code=4)["error"]
     assert error["kind"] == "Infeasible" and not (tmp_path / "a.json").exists()
     found = re.search(r"the cheapest costs ([\d.e-]+) USD", error["message"])
     assert found

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from remoe_cli.errors import InfeasibleError
+from remoe_cli.errors import InfeasibleError, OverBudgetError
 from remoe_cli.plan import main_side, remote_side
 from remoe_cli.plan.columns import Columns, build_columns
 from remoe_cli.plan.document import MainSpec
@@ -19,7 +19,7 @@ from remoe_cli.plan.workload import Bools
 GAP = 1e-4
 
 
-def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float) -> InfeasibleError:
+def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
     """The error for a problem that has no plan: it names the limit that fails and the least value found to do."""
     columns = build_columns(problem, candidates)
     if not _roomy(problem, columns):
@@ -47,7 +47,7 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
         )
     cheapest = least("cost", aim.ttft_s, aim.tpot_s)
     under = " under these targets" if (aim.ttft_s, aim.tpot_s) != (None, None) else ""
-    return InfeasibleError(
+    return OverBudgetError(
         f"No plan costs {aim.budget_usd:g} USD a request or less: the cheapest{under} costs {cheapest:g} USD.",
         f"Give a --budget of {cheapest:g} USD or more{', or looser targets' if under else ''}.",
     )
