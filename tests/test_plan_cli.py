@@ -46,7 +46,7 @@ def test_the_same_bytes_whatever_the_hash_seed(profile: Path, tmp_path: Path) ->
 
 def test_a_budget_out_of_reach_names_the_least_that_does(profile: Path, tmp_path: Path) -> None:
     error = plan(profile, tmp_path / "a.json", "--budget", "1e-12", "--minimize", "tpot", code=4)["error"]
-    assert error["kind"] == "Infeasible" and not (tmp_path / "a.json").exists()
+    assert error["kind"] == "OverBudget" and not (tmp_path / "a.json").exists()
     found = re.search(r"the cheapest costs ([\d.e-]+) USD", error["message"])
     assert found
     document = plan(profile, tmp_path / "a.json", "--budget", found[1], "--minimize", "tpot")
