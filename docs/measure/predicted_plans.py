@@ -7,8 +7,9 @@ routing, of what the paper's predictor and the profile's best one predict (as `r
 frequencies with experts drawn independently of each other. Each is then priced with what the held-out prompts really used, and so is
 the plan that knew it. Without FILE only the last is compared with the mean. Sets are single prompts, and ten that are alike.
 
-A profile with described times is planned on the paper catalog at 1 ms a call and 8 vCPUs, by scan without targets and by the paper's
-solver with TTFT at most MIX's and TPOT at most 1.5 times MIX's; a measured one on the local catalog, with half of the experts forced out.
+A profile with described times is planned on the paper catalog with 8 vCPUs for the main function: by scan at 1 ms a call without targets,
+and by scan and the paper's solver at 5 ms with TTFT at most MIX's and TPOT at most 1.5 times. A profile with measured times is planned
+on the local catalog with half of the experts forced out.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from remoe_cli.profile.record import AXES, WITH_TEXTS, Profile, read_profile, wr
 
 ALIKE = 10
 DRAWN = 2000
-Solver = Callable[[Problem, Aim], Solution | None]
+VCPUS = 8.0
 
 
 @dataclass(frozen=True)
@@ -75,40 +76,67 @@ def main() -> None:
         sets = {"one prompt": [fold[i : i + 1] for i in range(options.sets)]}
         if texts:
             sets["ten alike"] = [_alike(profile, fold, seed) for seed in fold[: options.sets // 3]]
-        for name, solver, aim in _solvers(_problem(known, None)):
-            for what, chosen in sets.items():
-                _table(f"{name}, plans for {what}", profile, known, texts, chosen, solver, aim)
+        mean = _problem(known, None)
+        for what, members in sets.items():
+            planned = [
+                {"mean routing": mean} | (_predicted(known, tuple(texts[i] for i in of)) if texts else {}) | {"own routing": truth}
+                for of, truth in ((of, _problem(profile, _of(of))) for of in members)
+            ]
+            for case in CASES[profile.record.latency.source]:
+                _table(f"{profile.record.model.path.rsplit('/')[-1]}, {case.name}: plans for {what}", planned, case)
 
 
 def _problem(profile: Profile, routing: PredictedRouting | None) -> Problem:
     if profile.record.latency.source == "measured":
         return make_problem(profile, read_catalog("local"), Wanted(routing=routing))
-    return _changed(make_problem(profile, read_catalog("paper"), Wanted(n_in=N_IN, n_out=N_OUT, routing=routing)), 0.001, 8.0)
+    return make_problem(profile, read_catalog("paper"), Wanted(n_in=N_IN, n_out=N_OUT, routing=routing))
 
 
-def _solvers(mean: Problem) -> list[tuple[str, Solver, Aim]]:
-    if mean.latency.source == "measured":
-        half: Solver = lambda problem, aim: _solved(problem, forced_sets(problem.workload, 0.5), aim, 60, None)  # noqa: E731
-        return [("half of the experts forced out", half, Aim())]
-    mix = baselines(mean, Aim()).priced["mix"]
-    return [("scan", scan, Aim()), ("paper", paper_plan, Aim(ttft_s=mix.ttft_s, tpot_s=1.5 * mix.tpot_s))]
+def _half_forced(problem: Problem, aim: Aim) -> Solution:
+    return _solved(problem, forced_sets(problem.workload, 0.5), aim, 60, None)
 
 
-def _table(
-    title: str, profile: Profile, known: Profile, texts: tuple[str, ...] | None, sets: list[Indices], solver: Solver, aim: Aim
-) -> None:
-    mean = _problem(known, None)
-    static = solver(mean, aim)
+@dataclass(frozen=True)
+class Case:
+    """With `t_rem_s`, on hardware of that overhead of a call; with `targets`, those of the paper's figures."""
+
+    name: str
+    solver: Callable[[Problem, Aim], Solution | None]
+    t_rem_s: float | None = None
+    targets: bool = False
+
+    def of(self, problem: Problem) -> Problem:
+        return problem if self.t_rem_s is None else _changed(problem, self.t_rem_s, VCPUS)
+
+    def aim(self, problem: Problem) -> Aim:
+        mix = baselines(problem, Aim()).priced["mix"]
+        return Aim(ttft_s=mix.ttft_s, tpot_s=1.5 * mix.tpot_s) if self.targets else Aim()
+
+
+CASES = {
+    "measured": (Case("half of the experts forced out", _half_forced),),
+    "described": (
+        Case("scan, 1 ms", scan, 0.001),
+        Case("scan, 5 ms, targets", scan, 0.005, True),
+        Case("paper's solver, 5 ms, targets", paper_plan, 0.005, True),
+    ),
+}
+
+
+def _table(title: str, planned: list[dict[str, Problem]], case: Case) -> None:
+    mean = case.of(planned[0]["mean routing"])
+    aim = case.aim(mean)
+    static = case.solver(mean, aim)
     found: dict[str, list[Priced | None]] = {}
-    for members in sets:
-        truth = _problem(profile, _of(members))
-        planned = {"mean routing": mean} | (_predicted(known, tuple(texts[i] for i in members)) if texts else {}) | {"own routing": truth}
-        for way, problem in planned.items():
-            found.setdefault(way, []).append(_priced(problem, truth, static if problem is mean else solver(problem, aim), aim))
-    print(f"\n### {profile.record.model.path.rsplit('/')[-1]}: {title} ({len(sets)})\n")
+    for problems in planned:
+        truth = case.of(problems["own routing"])
+        for way, problem in problems.items():
+            plan = static if way == "mean routing" else case.solver(case.of(problem), aim)
+            found.setdefault(way, []).append(_priced(case.of(problem), truth, plan, aim))
+    print(f"\n### {title} ({len(planned)})\n")
     print("| planned with | cost | TPOT | experts remote | cost it states, off by | keeps the targets | no plan |")
     print("|" + " --- |" * 7)
-    base = [priced for priced in found["mean routing"]]
+    base = found["mean routing"]
     for way, each in found.items():
         pairs = [(one, other) for one, other in zip(each, base, strict=True) if one and other]
         if not pairs:
