@@ -162,7 +162,7 @@ def test_on_the_command_line(profile: Profile, tmp_path: Path) -> None:
     assert routing["prompts"]["sha256"] == PromptSet("", "", tuple(sorted(given))).sha256
     [said] = [text for name, text in document["explanation"]["Where the numbers come from"] if name == "prompts"]
     assert f"6 of {prompts}" in said and any("recorded prompts" in note for note in document["notes"])
-    document = forked.document(*options[:5], "--prompts", str(prompts), "--solver", "paper")
+    document = forked.document(*options[:4], "--prompts", str(prompts), "--solver", "paper")
     assert document["workload"]["routing"]["predictor"] == "SPS"
 
 
