@@ -167,7 +167,7 @@ def _predicted(routing: PredictedRouting) -> str:
     most = sorted(zip(routing.weights, routing.recorded, strict=True), key=lambda pair: (-pair[0], pair[1]))[:3]
     return (
         f"{routing.count} of {routing.prompts.path} (sha256 {routing.prompts.sha256[:12]}), predicted by {routing.predictor}: divergence "
-        f"on held-out prompts {off}. Priced as a mixture of {len(routing.recorded)} recorded prompts, {routing.mixture_bits:.3f} bits from "
+        f"on held-out prompts {off}. Priced as a mixture of {len(routing.recorded)} recorded prompts, {routing.mixture_bits:g} bits from "
         f"the prediction; most of all of prompts {', '.join(f'{prompt} ({weight / total:.0%})' for weight, prompt in most)}"
     )
 

@@ -153,7 +153,7 @@ def _said(routing: PredictedRouting) -> str:
     off = "" if routing.validation_bits is None else f", {routing.validation_bits:.3f} bits off on held-out prompts"
     return (
         f"Requests are taken to route as {routing.predictor}{off}, predicts of the {routing.count} prompts of {routing.prompts.path}: "
-        f"as a mixture of {len(routing.recorded)} recorded prompts does, {routing.mixture_bits:.3f} bits from the prediction."
+        f"as a mixture of {len(routing.recorded)} recorded prompts does, {routing.mixture_bits:g} bits from the prediction."
     )
 
 
