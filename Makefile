@@ -46,6 +46,7 @@ paper: $(VENV)/.installed ## print the paper's figures again: make paper MODEL=F
 	$(BIN)/python docs/measure/paper_results.py $(MODEL) $(ROUTING) --pictures docs/images
 	$(BIN)/remoe profile $(MODEL) --routing $(ROUTING) --latency-from paper -o $(PROFILE) --quiet
 	$(BIN)/python docs/measure/worst_case.py $(PROFILE)
+	$(BIN)/python docs/measure/predicted_plans.py $(PROFILE)
 paper: PROFILE ?= /tmp/remoe-profiles/paper
 
 clean: ## remove the virtual environment and caches

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from remoe_cli.plan.catalog import Catalog, read_catalog
-from remoe_cli.plan.document import Lengths, Plan
+from remoe_cli.plan.document import Lengths, Plan, PredictedRouting, Source
 from remoe_cli.plan.requests import Requests, one_length
 from remoe_cli.plan.verify import verify
 from remoe_cli.profile.record import Profile
@@ -17,10 +17,20 @@ from tests.synthetic import plan_of, synthetic_profile, tiny_catalog
 
 BOX = {"name": "box", "memory_mb": 4096, "vcpus": 1.0, "usd_per_hour": 0.05}
 KINDS = (Lengths(share=0.25, n_in=20, n_out=30), Lengths(share=0.75, n_in=60, n_out=10))
+MIXTURE = PredictedRouting(
+    prompts=Source(path="prompts.txt", sha256="0" * 64),
+    count=2,
+    predictor="SPS",
+    validation_bits=None,
+    mixture_bits=0.0,
+    recorded=tuple(range(2, 19)),
+    weights=tuple(range(1, 18)),
+)
 CASES: dict[str, tuple[Catalog, dict[str, Any]]] = {
     "by use": (tiny_catalog(), {"budget_usd": 1.0, "remote_share": 0.5, "examine": True}),
     "rented": (tiny_catalog({"menu": [BOX]}), {"requests": one_length(40, 15, 50_000.0)}),  # more than two boxes have time for
     "kinds": (tiny_catalog(), {"requests": Requests(KINDS, 2.0), "cold_share": 0.3, "remote_share": 0.5}),
+    "mixture": (tiny_catalog(), {"remote_share": 0.5, "routing": MIXTURE, "examine": True}),
     "divided": (tiny_catalog(memory_menu_mb=[128, 384], max_functions=3), {"remote_share": 1.0}),
     "GPU by use": (read_catalog("paper"), {"requests": one_length(40, 15, 20.0), "cold_share": 0.3, "remote_share": 0.5}),
     "GPU rented": (read_catalog("aws-us-east-1"), {"requests": one_length(40, 15, 90_000.0)}),
@@ -91,6 +101,15 @@ TABLE: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("kinds", put("workload", "cold_share")(-0.1), "workload.cold_share"),
     ("kinds", put("workload", "cold_share")(more), "ttft_s"),
     ("kinds", put("baselines", "fetch", "ideal")(False), "baselines.fetch.ideal"),
+    *(("mixture", put("workload", "routing", "recorded", -1)(prompt), "workload.routing.recorded") for prompt in (-1, 17, 20)),
+    ("mixture", put("workload", "routing", "recorded")([]), "workload.routing.recorded"),
+    ("mixture", put("workload", "routing", "recorded")(lambda was: was[::-1]), "workload.routing.recorded"),
+    ("mixture", put("workload", "routing", "recorded", -1)(19), "ttft_s"),
+    ("mixture", put("workload", "routing", "weights", 0)(0), "workload.routing.weights"),
+    ("mixture", put("workload", "routing", "weights")(lambda was: was[1:]), "workload.routing.weights"),
+    ("mixture", put("workload", "routing", "weights", 0)(2), "tpot_s"),
+    ("mixture", put("workload", "routing")(None), "tpot_s"),
+    *(("mixture", put("robustness", 5, field)(more), f"robustness[5].{field}") for field in ("ttft_s", "tpot_s")),
     ("divided", put("layers", 0, "functions")([]), "layers[0].memory_mb"),
     ("divided", put("layers", 0, "functions")([[0, 1, 2, 3]]), "layers[0].functions"),
     ("divided", put("layers", 0, "functions", 0)(lambda was: was[:1]), "layers[0].functions"),

@@ -12,7 +12,7 @@ import typer
 from remoe_cli.cli import output
 
 if TYPE_CHECKING:
-    from remoe_cli.plan.document import Plan
+    from remoe_cli.plan.document import Plan, PredictedRouting
     from remoe_cli.plan.requests import Requests
 
 # typer makes choices of enums only; the words are those of plan/document.py.
@@ -34,6 +34,10 @@ def command(
     requests: Annotated[
         Path | None, typer.Option(help="Requests instead of one length: CSV or JSON lines with n_in, n_out, and timestamp or weight.")
     ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Plan for the routing that is predicted for these prompts (a file, as for 'remoe predict --input').")
+    ] = None,
+    field: Annotated[str, typer.Option(help="Field of the prompts that holds the text.")] = "prompt",
     requests_per_hour: Annotated[float | None, typer.Option(min=0, help="Traffic: prices idle hours and cold starts.")] = None,
     cold_share: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of requests that find everything cold; by default what the traffic implies.")
@@ -83,6 +87,7 @@ def command(
         solver=solver.value,
         remote_share=remote_share,
         placement=placement,
+        routing=_routing(read, prompts, field, solver.value),
         time_limit_s=time_limit,
     )
     with output.progress("Solving"):
@@ -118,6 +123,17 @@ def _show_sections(sections: dict[str, Any]) -> None:
         output.line(f"\n{title}")
         for name, text in rows:
             output.line(fill(text, 118, initial_indent=f"  {name}: ", subsequent_indent="      "))
+
+
+def _routing(read: Any, prompts: str | None, field: str, solver: Any) -> PredictedRouting | None:
+    if prompts is None:
+        return None
+    from remoe_cli.profile.prompts import read_prompts
+
+    texts = read_prompts(prompts, field)
+    from remoe_cli.plan.predicted import predict_routing  # imports torch, for which a wrong path need not wait
+
+    return predict_routing(read, texts, solver)
 
 
 def _requests(read: Any, path: Path | None, per_hour: float | None, n_in: int | None, n_out: int | None) -> Requests | None:

@@ -9,7 +9,7 @@ from remoe_cli.plan.baselines import Baselines, baselines
 from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.columns import build_columns
 from remoe_cli.plan.cost import evaluate, layer_outcomes
-from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
+from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, PredictedRouting, Source, Status, Targets, WorkloadRef
 from remoe_cli.plan.exact import Solution, solve
 from remoe_cli.plan.forced import forced_sets
 from remoe_cli.plan.given import read_placement
@@ -18,7 +18,7 @@ from remoe_cli.plan.infeasible import diagnose
 from remoe_cli.plan.node import SLACK, Aim, Task
 from remoe_cli.plan.problem import Invocations, Main, Placement, Problem
 from remoe_cli.plan.requests import Requests
-from remoe_cli.plan.robust import flip, held_out, shifts, turns
+from remoe_cli.plan.robust import flip, held_out, shifts, turns, unpredicted
 from remoe_cli.plan.scan import scan
 from remoe_cli.plan.verdict import notes, verdict
 from remoe_cli.plan.workload import Bools, candidate_sets, from_profile
@@ -33,7 +33,8 @@ _FIELD = {"cost": "cost_usd_per_request", "ttft": "ttft_s", "tpot": "tpot_s"}
 class Wanted:
     """What to plan for. `remote_share` forces that share of experts out, `placement` prices what a file says; else `solver` chooses.
 
-    cold_share is the share of requests that find everything cold: by default what the traffic implies, 0 without.
+    cold_share is the share of requests that find everything cold: by default what the traffic implies, 0 without. Without `routing`,
+    requests use experts as all of the profile's prompts together do.
     """
 
     aim: Aim = field(default_factory=Aim)
@@ -45,6 +46,7 @@ class Wanted:
     solver: Method = "exact"
     remote_share: float | None = None
     placement: Path | None = None
+    routing: PredictedRouting | None = None
     time_limit_s: float = 120.0
     examine: bool = True
 
@@ -62,7 +64,7 @@ class _Chosen:
 
 def make_problem(profile: Profile, catalog: Catalog, wanted: Wanted) -> Problem:
     """The problem of a profile on a catalog; raises what `from_profile` raises."""
-    workload = from_profile(profile, wanted.n_in, wanted.n_out, wanted.requests)
+    workload = from_profile(profile, wanted.n_in, wanted.n_out, wanted.requests, wanted.routing)
     traffic = wanted.requests or Requests(workload.lengths)
     cold = wanted.cold_share if wanted.cold_share is not None else traffic.cold_share(catalog.function.idle_ttl_s)
     latency, spec = profile.record.latency, profile.record.spec
@@ -93,7 +95,9 @@ def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) 
     gap = None if bound is None else (value - bound) / value if value > 0 else 0.0
     said, reason = verdict(problem, aim, chosen.placement, outcome, others)
     examined = wanted.examine and problem.workload.trace.shape[0] > 0
-    window = held_out(problem, profile, aim) if examined else None
+    window = None
+    if examined:
+        window = unpredicted(problem, profile, aim, chosen.placement) if wanted.routing else held_out(problem, profile, aim)
     workload = problem.workload
     return Plan(
         profile=Source(path=str(profile.path), sha256=profile.sha256),
@@ -112,6 +116,7 @@ def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) 
             kinds=workload.lengths if len(workload.lengths) > 1 else (),
             requests_per_hour=workload.requests_per_hour,
             cold_share=workload.cold_share,
+            routing=wanted.routing,
         ),
         invocations=problem.invocations,
         targets=Targets(ttft_s=aim.ttft_s, tpot_s=aim.tpot_s, budget_usd=aim.budget_usd),

@@ -62,11 +62,39 @@ class Lengths(Part):
     n_out: int
 
 
+class Source(Part):
+    """The file that this plan was made from."""
+
+    path: str
+    sha256: str
+
+
+class PredictedRouting(Part):
+    """Requests route as prompts are predicted to, which is as a mixture of prompts that the profile recorded.
+
+    prompts           the file; its digest is over the texts, sorted
+    count             of its prompts
+    predictor         which one, and its mean divergence on held-out prompts of the profile; None where those were too few
+    mixture_bits      divergence between the prediction and the mixture
+    recorded          prompts of the profile, ascending from 0
+    weights           relative to their sum, the shares of requests that route as each
+    """
+
+    prompts: Source
+    count: int
+    predictor: str
+    validation_bits: float | None
+    mixture_bits: float
+    recorded: tuple[int, ...]
+    weights: tuple[int, ...]
+
+
 class WorkloadRef(Part):
     """The requests that a plan is for. Lengths are means over `kinds`, which are left out where there is one.
 
     requests_per_hour   None where the traffic is unknown: then nothing idle is priced
     cold_share          share of requests that find everything cold
+    routing             left out where it is that of all of the profile's prompts together
     """
 
     n_in: float
@@ -74,6 +102,7 @@ class WorkloadRef(Part):
     kinds: tuple[Lengths, ...] = ()
     requests_per_hour: float | None = None
     cold_share: float = 0.0
+    routing: PredictedRouting | None = Field(default=None, exclude_if=lambda routing: routing is None)
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:
@@ -86,13 +115,6 @@ class Targets(Part):
     ttft_s: float | None = None
     tpot_s: float | None = None
     budget_usd: float | None = None
-
-
-class Source(Part):
-    """The file that this plan was made from."""
-
-    path: str
-    sha256: str
 
 
 class Baseline(Outcome):

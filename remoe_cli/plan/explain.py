@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING
 
-from remoe_cli.plan.document import MainSpec, Outcome, Plan
+from remoe_cli.plan.document import MainSpec, Outcome, Plan, PredictedRouting
 
 if TYPE_CHECKING:
     from remoe_cli.plan.build import Wanted
@@ -153,10 +153,22 @@ def _inputs(plan: Plan, profile: Profile, catalog: Catalog) -> Rows:
             "routing",
             f"{record.routing.source}, {len(profile.arrays['prompt_tokens'])} prompts of {record.dataset.source}, {traced} tokens traced",
         ),
+        *((("prompts", _predicted(workload.routing)),) if workload.routing else ()),
         ("times", f"{latency.source}: {latency.machine}, {latency.measured_on}"),
         ("warm invocation", latency.invocation.target if latency.invocation else f"catalog {catalog.name}"),
         ("requests", f"{workload.n_in:.4g} + {workload.n_out:.4g} tokens; traffic {traffic}; {workload.cold_share:.1%} cold"),
         *((f"{day} {fields}", source) for day, source, fields in sources),
+    )
+
+
+def _predicted(routing: PredictedRouting) -> str:
+    off = "unknown" if routing.validation_bits is None else f"{routing.validation_bits:.3f} bits"
+    total = sum(routing.weights)
+    most = sorted(zip(routing.weights, routing.recorded, strict=True), key=lambda pair: (-pair[0], pair[1]))[:3]
+    return (
+        f"{routing.count} of {routing.prompts.path} (sha256 {routing.prompts.sha256[:12]}), predicted by {routing.predictor}: divergence "
+        f"on held-out prompts {off}. Priced as a mixture of {len(routing.recorded)} recorded prompts, {routing.mixture_bits:g} bits from "
+        f"the prediction; most of all of prompts {', '.join(f'{prompt} ({weight / total:.0%})' for weight, prompt in most)}"
     )
 
 

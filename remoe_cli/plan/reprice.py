@@ -16,7 +16,7 @@ from statistics import fmean
 import numpy as np
 
 from remoe_cli.plan.catalog import Catalog
-from remoe_cli.plan.document import Costs, LayerPlan, Lengths, MainSpec, Outcome, Plan
+from remoe_cli.plan.document import Costs, LayerPlan, Lengths, MainSpec, Outcome, Plan, PredictedRouting
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.latency_record import Latency, Roofline
 from remoe_cli.profile.record import Profile
@@ -27,10 +27,10 @@ Hits = Mapping[tuple[int, tuple[int, ...]], float]
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's routing: share of prompt tokens that use each expert, and how many recorded tokens chose each set of experts."""
+    """One layer's routing: share of prompt tokens that use each expert, and how many recorded tokens, or which share, chose each set."""
 
     use: Sequence[float]
-    choices: Mapping[tuple[int, ...], int]
+    choices: Mapping[tuple[int, ...], float]
 
     @cached_property
     def experts_per_token(self) -> float:
@@ -41,6 +41,7 @@ class Layer:
 class Books:
     """What is needed to price any placement for a plan's requests; `hits` keeps what was counted for a layer and its functions.
 
+    tokens                      recorded ones that `layers` rest on
     call_factor, price_factor   by how much the warm overhead of an invocation, and what expert functions cost, differ from the profile's
                                 and the catalog's
     even_share                  of the tokens, those that are not routed as recorded (`evenly`)
@@ -50,6 +51,7 @@ class Books:
     profile: Profile
     catalog: Catalog
     layers: list[Layer]
+    tokens: int
     hits: dict[tuple[int, tuple[tuple[int, ...], ...]], Hits] = field(default_factory=dict)
     call_factor: float = 1.0
     price_factor: float = 1.0
@@ -65,6 +67,12 @@ class Books:
 
 
 def open_books(plan: Plan, profile: Profile, catalog: Catalog) -> Books:
+    routing = plan.workload.routing
+    return Books(plan, profile, catalog, *(pooled(profile) if routing is None else mixed(profile, routing)))
+
+
+def pooled(profile: Profile) -> tuple[list[Layer], int]:
+    """The layers of all recorded prompts together, and their recorded tokens."""
     counts, trace, top_k = profile.counts("prefill"), profile.arrays["trace_ids"], profile.record.spec.top_k
     layers = []
     for index in range(len(profile.record.spec.moe_layers)):
@@ -72,7 +80,27 @@ def open_books(plan: Plan, profile: Profile, catalog: Catalog) -> Books:
         tokens = Counter(map(tuple, np.sort(trace[:, index], axis=1).tolist()))
         choices = {tuple(e for e in token if e >= 0): count for token, count in tokens.items()}
         layers.append(Layer([top_k * total / sum(totals) for total in totals], choices))
-    return Books(plan, profile, catalog, layers)
+    return layers, len(trace)
+
+
+def mixed(profile: Profile, routing: PredictedRouting) -> tuple[list[Layer], int]:
+    """The same of a mixture of prompts: each counts by its share, however long it was."""
+    counts, trace, spec = profile.counts("prefill"), profile.arrays["trace_ids"], profile.record.spec
+    share = {prompt: weight / sum(routing.weights) for prompt, weight in zip(routing.recorded, routing.weights, strict=True)}
+    owners = profile.arrays["trace_prompt"].tolist()
+    traced = Counter(prompt for prompt in owners if prompt in share)
+    layers = []
+    for index in range(len(spec.moe_layers)):
+        use, choices = [0.0] * spec.experts_per_layer, defaultdict[tuple[int, ...], float](float)
+        for prompt, part in share.items():
+            chosen = counts[prompt, index].tolist()
+            for expert, times in enumerate(chosen):
+                use[expert] += spec.top_k * part * times / sum(chosen)
+        for token, prompt in zip(trace[:, index].tolist(), owners, strict=True):
+            if prompt in share:
+                choices[tuple(sorted(e for e in token if e >= 0))] += share[prompt] / traced[prompt]
+        layers.append(Layer(use, choices))
+    return layers, traced.total()
 
 
 def evenly(books: Books, share: float) -> Books:
@@ -256,7 +284,7 @@ def hit_shares(books: Books, layer: LayerPlan, routed: Layer) -> Hits:
     return shares
 
 
-def count_hits(layer: LayerPlan, choices: Mapping[tuple[int, ...], int]) -> Hits:
+def count_hits(layer: LayerPlan, choices: Mapping[tuple[int, ...], float]) -> Hits:
     """How many tokens do."""
     holder = {expert: part for part, experts in enumerate(layer.parts) for expert in experts}
     seen: defaultdict[tuple[int, tuple[int, ...]], float] = defaultdict(float)

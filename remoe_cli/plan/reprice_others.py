@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.plan.document import LayerPlan, MainSpec, Outcome, Plan
-from remoe_cli.plan.reprice import TOLERANCE, Books, accelerated, evenly, latency_of, main_bytes, outcome, request_bytes, vcpus_of
+from remoe_cli.plan.reprice import TOLERANCE, Books, accelerated, evenly, latency_of, main_bytes, outcome, pooled, request_bytes, vcpus_of
 from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
 
 MB, GB = 2**20, 2**30
@@ -51,6 +51,8 @@ def shifts(books: Books) -> dict[str, Outcome]:
         **{f"the price of expert functions x {factor:g}": replace(books, price_factor=factor) for factor in (0.5, 2.0)},
         "50% of tokens routed evenly": evenly(books, 0.5),
     }
+    if books.plan.workload.routing is not None:
+        changed["routed as all of the profile's prompts"] = replace(books, layers=pooled(books.profile)[0], hits={})
     return {what: outcome(other, other.plan.main, other.plan.instances, other.plan.layers) for what, other in changed.items()}
 
 

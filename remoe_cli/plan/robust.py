@@ -92,6 +92,12 @@ def held_out(problem: Problem, profile: Profile, aim: Aim) -> Shift | None:
     return _shift(f"planned on {(rows % 2 == 0).sum()} prompts, judged on {(rows % 2 == 1).sum()} others (by scan)", aim, outcome, known)
 
 
+def unpredicted(problem: Problem, profile: Profile, aim: Aim, placement: Placement) -> Shift:
+    """The plan if the prediction is worth nothing and requests route as all of the profile's prompts together."""
+    mean = replace(problem, workload=_for_the_same(problem.workload, from_profile(profile, 1, 1)))
+    return _shift("routed as all of the profile's prompts", aim, evaluate(mean, placement))
+
+
 def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | None:
     arrays = dict(profile.arrays)
     tokens = rows[arrays["trace_prompt"]]
@@ -105,8 +111,12 @@ def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | Non
             arrays[name] = array[tokens]
         elif name in ("prefill_counts", "decode_counts", "prompt_tokens", "decode_tokens") and len(array) == len(rows):
             arrays[name] = array[rows]
-    half = from_profile(replace(profile, arrays=arrays), 1, 1)
-    return replace(half, lengths=workload.lengths, requests_per_hour=workload.requests_per_hour, cold_share=workload.cold_share)
+    return _for_the_same(workload, from_profile(replace(profile, arrays=arrays), 1, 1))
+
+
+def _for_the_same(requests: Workload, routing: Workload) -> Workload:
+    """The requests of one with the routing of the other."""
+    return replace(routing, lengths=requests.lengths, requests_per_hour=requests.requests_per_hour, cold_share=requests.cold_share)
 
 
 def turns(problem: Problem, aim: Aim, placement: Placement) -> list[Turn]:

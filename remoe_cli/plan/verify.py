@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from remoe_cli.plan.catalog import Catalog
-from remoe_cli.plan.document import Outcome, Plan, PlannedModel, WorkloadRef
+from remoe_cli.plan.document import Outcome, Plan, PlannedModel, PredictedRouting, WorkloadRef
 from remoe_cli.plan.reprice import (
     TOLERANCE,
     Books,
@@ -84,6 +84,8 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
         plan.instances >= 1 and (rented or plan.instances == 1), "instances", plan.instances, "only rented ones are counted"
     )
     yield from _workload(workload)
+    if workload.routing is not None:
+        yield from _mixture(workload.routing, profile)
     layers = tuple(layer.layer for layer in plan.layers)
     yield from _require(layers == spec.moe_layers, "layers", layers, spec.moe_layers)
     for index, layer in enumerate(plan.layers):
@@ -111,6 +113,17 @@ def _workload(workload: WorkloadRef) -> Iterator[Finding]:
     yield from _require(0 <= workload.cold_share <= 1, "workload.cold_share", workload.cold_share, "not within 0 and 1")
     per_hour = workload.requests_per_hour
     yield from _require(per_hour is None or per_hour > 0, "workload.requests_per_hour", per_hour, "not above 0")
+
+
+def _mixture(routing: PredictedRouting, profile: Profile) -> Iterator[Finding]:
+    """Prompts of the profile that can be priced, each once and with a share of the requests."""
+    recorded, weights, counts = routing.recorded, routing.weights, profile.counts("prefill")
+    traced = set(profile.arrays["trace_prompt"].tolist())
+    whole = [p for p in recorded if 0 <= p < len(counts) and p in traced and counts[p].sum(axis=1).all()]
+    sound = bool(recorded) and whole == sorted(set(recorded)) == list(recorded)
+    yield from _require(sound, "workload.routing.recorded", recorded, "prompts of the profile with routing, ascending")
+    sound = len(weights) == len(recorded) and all(weight > 0 for weight in weights)
+    yield from _require(sound, "workload.routing.weights", weights, "one above 0 for each prompt")
 
 
 def _limits(books: Books) -> Iterator[Finding]:
@@ -175,7 +188,7 @@ def _numbers(books: Books) -> Iterator[Finding]:
     yield from _robustness(books)
     able = [b.cost_usd_per_request for name, b in plan.baselines.items() if name not in IDEAL and not missed(plan, b)]
     verdict = "not recommended"
-    if len(books.profile.arrays["trace_ids"]) < ENOUGH_TOKENS:
+    if books.tokens < ENOUGH_TOKENS:
         verdict = "insufficient evidence"
     elif not missed(plan, found) and found.cost_usd_per_request < min(able, default=math.inf) * (1 - WORTHWHILE):
         verdict = "recommended"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.errors import ArtifactError
-from remoe_cli.plan.document import Lengths
+from remoe_cli.plan.document import Lengths, PredictedRouting
 from remoe_cli.plan.requests import Requests, one_length
 from remoe_cli.profile.record import Profile
 
@@ -34,7 +34,8 @@ class Workload:
     cold_share         share of requests that find the main function and the expert functions cold
     use                float64 [L, E], experts that a prompt token uses; each row sums to top_k (k_top s_lk)
     trace              int64 [T, L, k], expert ids of recorded decode tokens, -1 where a slot was skipped
-    patterns           per layer the distinct sets of experts in the trace, int64 [P, k] ascending, and how many tokens used each, [P]
+    patterns           per layer the distinct sets of experts in the trace, int64 [P, k] ascending, and how many tokens used each, [P];
+                       of a mixture of prompts the share of tokens
     assumptions        whole sentences on what the profile does not hold and what was put in its place
     """
 
@@ -43,7 +44,7 @@ class Workload:
     cold_share: float
     use: Floats
     trace: Ints
-    patterns: tuple[tuple[Ints, Ints], ...]
+    patterns: tuple[tuple[Ints, Ints | Floats], ...]
     assumptions: tuple[str, ...] = ()
 
     def resized(self, n_in: int, n_out: int) -> Workload:
@@ -97,16 +98,23 @@ class Workload:
         return ranks
 
 
-def from_profile(profile: Profile, n_in: int | None = None, n_out: int | None = None, requests: Requests | None = None) -> Workload:
+def from_profile(
+    profile: Profile,
+    n_in: int | None = None,
+    n_out: int | None = None,
+    requests: Requests | None = None,
+    routing: PredictedRouting | None = None,
+) -> Workload:
     """The workload of a profile; lengths default to the profile's own medians, at least 1, and are warm requests without traffic.
+    With `routing`, requests use experts as that mixture of the profile's prompts does.
 
     Raises UsageError for a length below 1, and ArtifactError when the profile has no routing of prompts, of single tokens or of
     some layers.
     """
-    arrays, spec, routing = profile.arrays, profile.record.spec, profile.record.routing
-    if routing.layers is not None and len(routing.layers) < len(spec.moe_layers):
+    arrays, spec, layers = profile.arrays, profile.record.spec, profile.record.routing.layers
+    if layers is not None and len(layers) < len(spec.moe_layers):
         raise ArtifactError(
-            f"The profile {profile.path} has routing of {len(routing.layers)} of the model's {len(spec.moe_layers)} MoE layers, "
+            f"The profile {profile.path} has routing of {len(layers)} of the model's {len(spec.moe_layers)} MoE layers, "
             "and a plan places the experts of all.",
             "Import routing of every MoE layer.",
         )
@@ -123,23 +131,46 @@ def from_profile(profile: Profile, n_in: int | None = None, n_out: int | None = 
             f"The profile {profile.path} recorded no routing of {'decode tokens' if counts.size and (totals > 0).all() else 'prompts'}.",
             "Profile again with more prompts and a larger --max-new-tokens.",
         )
-    use = counts / totals * spec.top_k
-    return Workload(requests.lengths, requests.per_hour, 0.0, use, trace, patterns_of(trace, use.shape[1]), assumptions)
+    use, weights = counts / totals * spec.top_k, None
+    if routing is not None:
+        use, trace, weights = _mixed(profile, trace, routing)
+        assumptions += (_said(routing),)
+    return Workload(requests.lengths, requests.per_hour, 0.0, use, trace, patterns_of(trace, use.shape[1], weights), assumptions)
 
 
-def patterns_of(trace: Ints, experts: int) -> tuple[tuple[Ints, Ints], ...]:
-    """Per layer the distinct sets of experts [P, k] of a trace [T, L, k], and how many tokens used each [P]."""
-    return tuple(_distinct(np.sort(trace[:, layer], axis=1), experts) for layer in range(trace.shape[1]))
+def _mixed(profile: Profile, trace: Ints, routing: PredictedRouting) -> tuple[Floats, Ints, Floats]:
+    """Of a mixture of prompts: the experts that a prompt token uses [L, E], the traced tokens [T, L, k], and their weights [T]."""
+    recorded, weights = np.array(routing.recorded), np.array(routing.weights, dtype=np.float64)
+    counts = profile.counts("prefill")[recorded].astype(np.float64)
+    use = np.tensordot(weights, counts / counts.sum(axis=2, keepdims=True), axes=1) / weights.sum() * profile.record.spec.top_k
+    owner = profile.arrays["trace_prompt"]
+    mixed = np.flatnonzero(np.isin(owner, recorded))
+    at, tokens = np.searchsorted(recorded, owner[mixed]), np.bincount(owner)[recorded]
+    return use, trace[mixed], (weights / tokens)[at]
 
 
-def _distinct(rows: Ints, experts: int) -> tuple[Ints, Ints]:
+def _said(routing: PredictedRouting) -> str:
+    off = "" if routing.validation_bits is None else f", {routing.validation_bits:.3f} bits off on held-out prompts"
+    return (
+        f"Requests are taken to route as {routing.predictor}{off}, predicts of the {routing.count} prompts of {routing.prompts.path}: "
+        f"as a mixture of {len(routing.recorded)} recorded prompts does, {routing.mixture_bits:g} bits from the prediction."
+    )
+
+
+def patterns_of(trace: Ints, experts: int, weights: Floats | None = None) -> tuple[tuple[Ints, Ints | Floats], ...]:
+    """Per layer the distinct sets of experts [P, k] of a trace [T, L, k], and how many tokens used each [P], or their weights' sum."""
+    return tuple(_distinct(np.sort(trace[:, layer], axis=1), experts, weights) for layer in range(trace.shape[1]))
+
+
+def _distinct(rows: Ints, experts: int, weights: Floats | None) -> tuple[Ints, Ints | Floats]:
     """Distinct rows, ascending; as one number each where that fits 63 bits, for sorting rows as such takes many times as long."""
     k = rows.shape[1]
     if (experts + 1) ** k >= 2**63:
-        return np.unique(rows, axis=0, return_counts=True)
+        distinct, which = np.unique(rows, axis=0, return_inverse=True)
+        return distinct, np.bincount(which.ravel(), weights)
     base = (experts + 1) ** np.arange(k - 1, -1, -1, dtype=np.int64)
-    codes, counts = np.unique((rows + 1) @ base, return_counts=True)
-    return codes[:, None] // base % (experts + 1) - 1, counts
+    codes, which = np.unique((rows + 1) @ base, return_inverse=True)
+    return codes[:, None] // base % (experts + 1) - 1, np.bincount(which, weights)
 
 
 def _or_median(tokens: int | None, recorded: npt.NDArray[np.int32]) -> int:

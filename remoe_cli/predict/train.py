@@ -45,8 +45,9 @@ class _Stored(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """A predictor, ready: `predict` is the winner's, the interval always the ridge regression's."""
+    """A predictor, ready: `predict` is that of `name`, the interval always the ridge regression's."""
 
+    name: str
     record: PredictorRecord
     predictor: Predictor
     fitted: ridge.Ridge
@@ -74,9 +75,9 @@ def train(profile: Profile) -> PredictorRecord | None:
     return record
 
 
-def trained(profile: Profile, history: History) -> Trained:
-    """The predictor over the profile's `request` history: the saved one where it is that of this profile and these vectors, else a new one
-    that is not saved."""
+def trained(profile: Profile, history: History, name: str | None = None) -> Trained:
+    """The predictor over the profile's `request` history, the winner or the candidate of that name: the saved one where it is that of this
+    profile and these vectors, else a new one that is not saved."""
     saved = _read(profile) if history.prompts.vectors.shape == profile.arrays["prompt_vectors"].shape else None
     record, arrays = saved or _fit(profile, history)
     fitted = ridge.Ridge.from_arrays(_part(arrays, "ridge"))
@@ -88,7 +89,8 @@ def trained(profile: Profile, history: History) -> Trained:
         "SPS": lambda: baselines.over_tree(history, grown),
         "neighbours": lambda: baselines.tuned_over(history, nearest, _SEED),
     }
-    return Trained(record, ready[record.default](), fitted)
+    chosen = name or record.default
+    return Trained(chosen, record, ready[chosen](), fitted)
 
 
 def forget(path: Path) -> None:

@@ -34,7 +34,7 @@ def predictor(plan_path: Path) -> Predict:
         if planned.sha256 != found:
             raise ArtifactError(f"The {what} {planned.path} has changed since the plan was made.", "Plan and deploy again.")
     placement = Placement(plan.main, plan.layers, plan.instances)
-    problem = make_problem(profile, catalog, Wanted(invocations=plan.invocations))
+    problem = make_problem(profile, catalog, Wanted(invocations=plan.invocations, routing=plan.workload.routing))
 
     def predict(n_in: int, n_out: int) -> Outcome:
         return evaluate(replace(problem, workload=problem.workload.resized(n_in, max(1, n_out))), placement)
