@@ -7,7 +7,8 @@ What moto 5.2 lacks, and what is put in its place here:
 - A second change set of a stack in review makes a second stack of that name; executing one changes neither the stack's tags, nor its
   outputs, nor does it name the change set or drop the others.
 - A stack that cannot be deleted is an error of the call, and does not fail; RetainResources are not known.
-- AWS::Lambda::Alias is not known, a version has no number, an endpoint not its name, and a nested stack's physical id is not its ARN.
+- AWS::Lambda::Alias is not known, a version has no number and is never deleted, an endpoint has not its name, and a nested stack's physical
+  id is not its ARN.
 - S3 does not hold what it is sent against its checksum, nor list the checksums of parts.
 
 Run as `python -m tests.moto_server`: prints the address once it serves, and serves until its stdin closes.
@@ -106,6 +107,20 @@ class Alias(CloudFormationModel):
     def delete(self, account_id: str, region: str) -> None:
         with suppress(UnknownFunctionException):
             lambda_backends[account_id][region].delete_alias(name=self.name, function_name=self.function)
+
+
+def delete_version(self: LambdaVersion, account_id: str, region: str) -> None:
+    with suppress(UnknownFunctionException):
+        lambda_backends[account_id][region].delete_function(self.function, str(self.version))  # type: ignore[attr-defined]
+
+
+_make_version = LambdaVersion.create_from_cloudformation_json.__func__  # type: ignore[attr-defined]
+
+
+def make_version(cls: type[LambdaVersion], resource_name: str, cloudformation_json: Any, *given: Any, **named: Any) -> LambdaVersion:
+    made: LambdaVersion = _make_version(cls, resource_name, cloudformation_json, *given, **named)
+    made.function = cloudformation_json["Properties"]["FunctionName"]  # type: ignore[attr-defined]
+    return made
 
 
 _lock = threading.RLock()
@@ -337,6 +352,8 @@ def main() -> None:
         setattr(CloudFormationBackend, mended.__name__, mended)
     for mended in (_get_checksum, serialized):
         setattr(S3Response, mended.__name__, mended)
+    LambdaVersion.create_from_cloudformation_json = classmethod(make_version)  # type: ignore[assignment]
+    LambdaVersion.delete = delete_version  # type: ignore[attr-defined]
     LambdaVersion.get_cfn_attribute = lambda self, attribute: self.version
     Stack.physical_resource_id = property(lambda self: self.stack_id)  # type: ignore[assignment]
     warnings.simplefilter("ignore")

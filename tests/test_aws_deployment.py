@@ -9,70 +9,23 @@ import random
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, NoReturn
 
 import pytest
 
 from remoe_cli.deploy.aws import deployment, functions, names, status, storage, template
 from remoe_cli.deploy.aws.deployment import Review
-from remoe_cli.deploy.aws.parts import Part, Parts
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.settings import Settings
-from remoe_cli.deploy.aws.storage import Object, object_of
+from remoe_cli.deploy.aws.storage import object_of
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.progress import unseen
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
-from remoe_cli.plan.document import LayerPlan, MainSpec, Plan
 from tests import aws_account as aws
-from tests.synthetic import plan_by_hand
+from tests.aws_deployments import GPU, NOT_AT_MOTO, a_plan, deploy, destroy, made, stands
 
-GPU = MainSpec(name="ml.g4dn.xlarge", memory_mb=16384, gpu_memory_mb=16384, usd_per_hour=0.7)
 GO_BUCKET = "go-on"  # see tests/moto_server.py, which waits for it in the stack of the deployment "slow"
-IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/remoe:1"
-MANIFEST = object_of(names.main_manifest_key("a" * 64), b"{}")
-
-
-def a_plan(memory_mb: int = 512, **update: Any) -> Plan:
-    layers = tuple(LayerPlan(layer=layer, remote=(1, 2), memory_mb=memory_mb if layer else 512, replicas=1) for layer in range(2))
-    return plan_by_hand(layers, **update)
-
-
-def made(name: str, plan: Plan, endpoint: Endpoint = Endpoint.none) -> tuple[Templates, list[Object]]:
-    """Templates and objects of a plan as if it had been packaged."""
-    code = object_of(names.code_key("c" * 64), _zip())
-    parts, objects = [], [code, MANIFEST]
-    for layer in plan.layers:
-        entry = f"layer-{layer.layer:03d}"
-        shard = object_of("", f"shard of {entry}".encode())
-        shard = replace(shard, key=names.shard_key(entry, shard.sha256))
-        objects.append(shard)
-        part = Part(entry, layer.layer, layer.remote, layer.memory_mb, layer.replicas, shard.size_bytes, shard.sha256, 10, "b" * 64)
-        parts.append(part)
-    whole = Parts(tuple(parts), code.size_bytes, code.size_bytes, 2, "c" * 64, "a" * 64)
-    settings = Settings(name, "x86_64", "3.13", endpoint, None if endpoint is Endpoint.none else IMAGE)
-    return template.templates(plan, whole, settings), objects
-
-
-def _zip() -> bytes:
-    import io
-    import zipfile
-
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("function/handler.py"), "def handle(event, context): ...")
-    return buffer.getvalue()
-
-
-def deploy(account: Account, name: str, plan: Plan, endpoint: Endpoint = Endpoint.none, *more: Object, **how: Any) -> dict[str, Any]:
-    how = {"say": lambda _: None, "progress": unseen, "agree": lambda review: True} | how
-    templates, objects = made(name, plan, endpoint)
-    return deployment.apply(account, name, templates, [*objects, *more], **how)
-
-
-def destroy(account: Account, name: str) -> dict[str, Any]:
-    return deployment.destroy(account, name, say=lambda _: None, progress=unseen, agree=lambda question: True)
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +38,6 @@ def account(moto_url: str, calls: list[str]) -> Iterator[Account]:
     with pytest.MonkeyPatch.context() as patch:
         aws.use(patch, moto_url)
         yield aws.connect(calls.append)
-
-
-def stands(account: Account, name: str) -> dict[str, Any]:
-    """Everything of a deployment's name that there is, whoever made it."""
-    client = account.client
-    roles = aws.pages(client("iam"), "list_roles", "Roles")
-    found: dict[str, Any] = {
-        "functions": [f["FunctionName"] for f in aws.pages(client("lambda"), "list_functions", "Functions")],
-        "log groups": [g["logGroupName"] for g in aws.pages(client("logs"), "describe_log_groups", "logGroups")],
-        "roles": [role["RoleName"] for role in roles],
-        "buckets": [bucket["Name"] for bucket in client("s3").list_buckets()["Buckets"]],
-        "stacks": [s["StackName"] for s in aws.pages(client("cloudformation"), "describe_stacks", "Stacks")],
-        "tagged": status.tagged(account, name),
-    }
-    return {kind: mine for kind, some in found.items() if (mine := [each for each in some if f"{name}-" in f"{each}-"])}
 
 
 def test_a_plan_is_deployed_changed_and_destroyed(account: Account, calls: list[str]) -> None:
@@ -127,6 +65,9 @@ def test_a_plan_is_deployed_changed_and_destroyed(account: Account, calls: list[
     live = [account.client("lambda").get_alias(FunctionName=f["name"], Name="live")["FunctionVersion"] for f in changed["functions"]]
     assert live == ["1", "2"]
     assert calls.count("PutObject") == 1  # the template
+    # CloudFormation has deleted the version that the alias named before: nothing can read what that one read.
+    there = aws.pages(account.client("lambda"), "list_versions_by_function", "Versions", FunctionName="whole-layer-001")
+    assert [each["Version"] for each in there] == ["$LATEST", "2"]
 
     assert destroy(account, "whole")["left"] == []
     assert stands(account, "whole") == {}
@@ -172,9 +113,8 @@ def test_what_cannot_be_deleted_is_named_and_the_rest_is_gone(account: Account) 
 
 
 def test_a_create_that_fails_is_taken_back_and_made_anew(account: Account) -> None:
-    """moto, like some regions, has no ml.g6.xlarge."""
     said: list[str] = []
-    gpu = a_plan(main=replace_main("ml.g6.xlarge"))
+    gpu = a_plan(main=NOT_AT_MOTO)
     with pytest.raises(DeployError, match=r"MainConfig \(AWS::SageMaker::EndpointConfig\) failed: .*ml.g6.xlarge.* taken back") as error:
         deploy(account, "fails", gpu, Endpoint.sagemaker, say=said.append)
     assert error.value.exit_code == 1 and "run the command again" in error.value.hint
@@ -189,10 +129,6 @@ def test_a_create_that_fails_is_taken_back_and_made_anew(account: Account) -> No
     assert deploy(account, "fails", a_plan(main=GPU), Endpoint.sagemaker)["changes"] == []
     destroy(account, "fails")
     assert stands(account, "fails") == {}
-
-
-def replace_main(name: str) -> MainSpec:
-    return GPU.model_copy(update={"name": name})
 
 
 def test_no_is_no(account: Account, calls: list[str]) -> None:

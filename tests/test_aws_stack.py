@@ -217,6 +217,15 @@ def test_who_comes_second_is_told_who_was_first(code: str, operation: str, now: 
     assert error.value.exit_code == 5
 
 
+def test_who_comes_after_a_deletion_is_told(calls: Calls) -> None:
+    propose(calls, "UPDATE")
+    calls.read_events()
+    calls.stub.add_client_error("execute_change_set", "ChangeSetNotFound", "ChangeSet does not exist")
+    calls.gone()
+    with pytest.raises(HeldError, match="remoe-d has been deleted meanwhile by somebody who destroys it"):
+        calls.deploy()
+
+
 def test_a_repeated_call_of_which_the_answer_was_lost_goes_on(calls: Calls) -> None:
     propose(calls, "UPDATE")
     calls.read_events()

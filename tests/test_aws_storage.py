@@ -61,6 +61,10 @@ def test_a_new_bucket_is_closed_encrypted_and_tagged(bucket: Bucket) -> None:
     assert set(client.get_public_access_block(Bucket=bucket.name)["PublicAccessBlockConfiguration"].values()) == {True}
     rule = client.get_bucket_encryption(Bucket=bucket.name)["ServerSideEncryptionConfiguration"]["Rules"][0]
     assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
+    (rule,) = client.get_bucket_lifecycle_configuration(Bucket=bucket.name)["Rules"]
+    assert rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
+    assert (rule["Status"], rule["Filter"]) == ("Enabled", {"Prefix": ""})
+    assert not {"Expiration", "Transitions"} & rule.keys()  # what is complete stays
     bucket.make({**TAGS, "remoe:plan": "q"})  # again, as after an interruption
     assert bucket.tags() == {**TAGS, "remoe:plan": "q"}
 
@@ -153,6 +157,7 @@ def test_over_https_only_https_is_allowed() -> None:
         "put_public_access_block": "PublicAccessBlockConfiguration",
         "put_bucket_encryption": "ServerSideEncryptionConfiguration",
         "put_bucket_policy": "Policy",
+        "put_bucket_lifecycle_configuration": "LifecycleConfiguration",
         "put_bucket_tagging": "Tagging",
     }
     for call, given in settings.items():

@@ -11,14 +11,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from remoe_cli.deploy.aws import names, status, template
 from remoe_cli.deploy.aws.events import STACK, Event
 from remoe_cli.deploy.aws.session import Account, plain_errors
 from remoe_cli.deploy.aws.stack import Change, Proposal, Stack, Wanted
 from remoe_cli.deploy.aws.storage import Bucket, Object, object_of
 from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.deploy.aws.tidy import tidy
 from remoe_cli.deploy.progress import Progress
-from remoe_cli.errors import DeployError, PartialDeployError
+from remoe_cli.errors import DeployError, HeldError, PartialDeployError
 
 Say = Callable[[str], None]
 
@@ -54,10 +57,14 @@ def apply(
         state = stack.settle(wanted)
         as_wanted = state is not None and stack.is_as(wanted, state)
         templates = tuple(object_of(key, body) for key, body in made.bodies.items())
+        needed = {each.key for each in (*templates, *objects)}
         missing, bucket_tags = bucket.missing((*templates, *objects)), bucket.tags()
-        if as_wanted and not missing and bucket_tags == tags:
-            say("Nothing to do: all of it stands as the plan says.")
-            return {**status.read(account, name), "changes": []}
+        if bucket_tags and names.DESTROYER_TAG in bucket_tags:
+            raise _destroyed(name, bucket, bucket_tags)
+        if state and as_wanted and not missing and bucket_tags == tags:
+            if not (freed_bytes := tidy(stack, bucket, state, needed, say)):
+                say("Nothing to do: all of it stands as the plan says.")
+            return {**status.read(account, name), "changes": [], "freed_bytes": freed_bytes}
         if state and state.stands and _is_nested(stack.template(state)) != wanted.nested:
             takes = "several stacks" if wanted.nested else "one stack"
             raise DeployError(
@@ -66,22 +73,29 @@ def apply(
             )
         if bucket_tags != tags:
             bucket.make(tags)
-        bucket.upload([each for each in templates if each in missing])
-        proposal = None if as_wanted else stack.propose(wanted, state)
-        rest = [each for each in objects if each in missing]
-        review = Review(account, proposal.changes if proposal else (), sum(each.size_bytes for each in rest))
-        with _as_it_was(stack, bucket, proposal, bucket_tags is None):
-            if not agree(review):
-                raise DeployError("Nothing was deployed, as you did not agree.", "")
-        try:
-            with progress("Uploading", of_bytes=True) as report:
-                bucket.upload(rest, report)
-        except KeyboardInterrupt:
-            say(f"What is uploaded stays. The same command goes on; 'remoe destroy {name} --target aws' removes it.")
-            raise
-        if proposal:
-            stack.execute(proposal)
-        return {**status.read(account, name), "changes": [asdict(change) for change in review.changes]}
+        with _unless_destroyed(name, bucket):
+            bucket.upload([each for each in templates if each in missing])
+            proposal = None if as_wanted else stack.propose(wanted, state)
+            with _as_it_was(stack, bucket, proposal, bucket_tags is None):
+                # While a change set waits nobody tidies, or begins to empty, the bucket: what is there now will be.
+                there = {each.key for each in bucket.stored()}
+                if names.DESTROYER_TAG in (now := bucket.tags() or {}):
+                    raise _destroyed(name, bucket, now)
+                rest = [each for each in objects if each in missing or each.key not in there]
+                review = Review(account, proposal.changes if proposal else (), sum(each.size_bytes for each in rest))
+                if not agree(review):
+                    raise DeployError("Nothing was deployed, as you did not agree.", "")
+            try:
+                with progress("Uploading", of_bytes=True) as report:
+                    bucket.upload(rest, report)
+            except KeyboardInterrupt:
+                say(f"What is uploaded stays. The same command goes on; 'remoe destroy {name} --target aws' removes it.")
+                raise
+            if proposal:
+                state = stack.execute(proposal)
+        freed_bytes = tidy(stack, bucket, state, needed, say) if state else 0
+        changes = [asdict(change) for change in review.changes]
+        return {**status.read(account, name), "changes": changes, "freed_bytes": freed_bytes}
 
 
 def _is_nested(deployed: Mapping[str, Any]) -> bool:
@@ -101,6 +115,25 @@ def _as_it_was(stack: Stack, bucket: Bucket, proposal: Proposal | None, is_new: 
         raise
 
 
+@contextmanager
+def _unless_destroyed(name: str, bucket: Bucket) -> Iterator[None]:
+    """Where AWS refuses something because somebody destroys the deployment meanwhile, say that."""
+    try:
+        yield
+    except ClientError as error:
+        tags = bucket.tags()
+        if tags is None or names.DESTROYER_TAG in tags:
+            raise _destroyed(name, bucket, tags or {}) from error
+        raise
+
+
+def _destroyed(name: str, bucket: Bucket, tags: Mapping[str, str]) -> HeldError:
+    return HeldError(
+        f"The bucket {bucket.name} is held by {tags.get(names.DESTROYER_TAG, 'somebody')}, who destroys the deployment '{name}'.",
+        f"When that is done, run the command again. If it was interrupted, 'remoe destroy {name} --target aws' goes on with it.",
+    )
+
+
 def destroy(account: Account, name: str, *, say: Say, progress: Progress, agree: Callable[[str], bool]) -> dict[str, Any]:
     """Delete the stack, then the bucket with all that is in it; the document's `left` lists what still has the deployment's tag.
 
@@ -117,14 +150,27 @@ def destroy(account: Account, name: str, *, say: Say, progress: Progress, agree:
             raise DeployError("Nothing was destroyed, as you did not agree.", "")
         removed = stack.remove(state) if state else ()
         say(f"Emptying and deleting the bucket {bucket.name}")
+        _claim(account, stack, bucket)
         bucket.remove()
-        left = status.tagged(account, name, gone=[event.id for event in removed if event.status == "DELETE_COMPLETE"])
+        gone = [event.id for event in removed if event.status == "DELETE_COMPLETE"]
+        left = status.tagged(account, name, gone=[*gone, bucket.name])
         if stuck := [event for event in removed if event.failed]:
             raise PartialDeployError(
                 f"{len(stuck)} resources could not be deleted, and are in no stack any more: {'; '.join(map(_stuck, stuck))}",
                 "Mend what it says, then delete them by hand.",
             )
         return {"name": name, "target": "aws", "state": "destroyed", "left": left}
+
+
+def _claim(account: Account, stack: Stack, bucket: Bucket) -> None:
+    """Tell those who deploy that the bucket is emptied. They propose a stack and then look for this; here it is said before looking for a
+    stack, so one of the two sees the other. Raises HeldError when there is one."""
+    if (tags := bucket.tags()) is None:
+        return
+    bucket.tag({**tags, names.DESTROYER_TAG: names.tag_value(account.who)})
+    if state := stack.look():
+        bucket.tag({key: value for key, value in tags.items() if key != names.DESTROYER_TAG})
+        raise stack.held(state)
 
 
 def _stuck(event: Event) -> str:

@@ -10,6 +10,7 @@ from remoe_cli.errors import UsageError
 NAME_FORM = r"[a-z0-9](?:[a-z0-9-]{0,22}[a-z0-9])?"
 ALIAS = "live"
 DEPLOYMENT_TAG, PLAN_TAG = "remoe:deployment", "remoe:plan"
+DESTROYER_TAG = "remoe:destroyed-by"  # of a bucket that is being emptied
 
 
 def check_name(name: str) -> str:
@@ -20,6 +21,11 @@ def check_name(name: str) -> str:
             "Use lower-case letters, digits and hyphens, 24 at most, no hyphen at either end: --name NAME.",
         )
     return name
+
+
+def tag_value(text: str) -> str:
+    """`text` as far as a tag's value can have it."""
+    return re.sub(r"[^A-Za-z0-9 +\-=._:/@]", "_", text)[:256]
 
 
 def stack(name: str) -> str:

@@ -27,6 +27,7 @@ from remoe_cli.errors import DeployError, HeldError, PartialDeployError
 _REVIEW = "REVIEW_IN_PROGRESS"
 _STANDS = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE", "IMPORT_ROLLBACK_COMPLETE")
 _NEVER_STOOD = ("CREATE_FAILED", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED")
+_MAY_BE_EXECUTED = ("AVAILABLE", "UNAVAILABLE")  # now, or when it is made
 _NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
 _LOST = ("ValidationError", "AlreadyExistsException", "InvalidChangeSetStatus", "ChangeSetNotFound", "OperationInProgress")
 
@@ -220,10 +221,20 @@ class Stack:
     def withdraw(self, proposal: Proposal) -> None:
         """Take a proposal back, and with it a stack that is nothing but this proposal."""
         self._client.delete_change_set(ChangeSetName=proposal.id)
-        if proposal.creates:
-            found = self._client.list_change_sets(StackName=proposal.stack_id)["Summaries"]
-            if not any(each["StackId"] == proposal.stack_id and each["ChangeSetId"] != proposal.id for each in found):
-                self._client.delete_stack(StackName=proposal.stack_id)
+        if proposal.creates and not self._proposed(proposal.stack_id) - {proposal.id}:
+            self._client.delete_stack(StackName=proposal.stack_id)
+
+    def _proposed(self, stack_id: str) -> set[str]:
+        """ARNs of the change sets that may yet be executed."""
+        pages = self._client.get_paginator("list_change_sets").paginate(StackName=stack_id)
+        found = [each for page in pages for each in page["Summaries"] if each["StackId"] == stack_id]
+        return {each["ChangeSetId"] for each in found if each["ExecutionStatus"] in _MAY_BE_EXECUTED and each["Status"] != "FAILED"}
+
+    def rests(self, state: State) -> bool:
+        """Whether the stack is as it was in `state`, and nobody proposes to change it. Changes nothing."""
+        now = self.look(state.id)
+        same = now is not None and (now.status, now.change_set, now.since) == (state.status, state.change_set, state.since)
+        return same and state.stands and not self._proposed(state.id)
 
     def execute(self, proposal: Proposal) -> State:
         """Make the changes and wait for their end, telling each as it comes. Raises HeldError when somebody else was quicker, DeployError
@@ -331,7 +342,12 @@ class Stack:
         try:
             yield
         except ClientError as error:
-            now = self.look() if code_of(error).removesuffix("Exception") in {code.removesuffix("Exception") for code in _LOST} else None
+            if code_of(error).removesuffix("Exception") not in {code.removesuffix("Exception") for code in _LOST}:
+                raise
+            now = self.look()
+            if now is None and (proposal or before):
+                said = f"The stack {self.name} has been deleted meanwhile by somebody who destroys it."
+                raise HeldError(said, "When that is done, run the command again.") from error
             if now and proposal and now.busy and now.change_set == proposal.id:
                 return  # a call that was repeated because its answer was lost
             if now and (now.busy or proposal or (now.stands and now.change_set != (before.change_set if before else ""))):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from botocore.exceptions import ClientError
 
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws.session import Account, code_of
-from remoe_cli.errors import DeployError
+from remoe_cli.errors import DeployError, HeldError
 
 PART_BYTES = 16 * 2**20
 _AT_ONCE = 8
+_ABANDONED_DAYS = 7  # after which S3 drops an upload that nobody has completed, and its parts are billed no more
 _GONE = ("404", "NoSuchBucket", "NoSuchKey", "NotFound")
 Progress = Callable[[int, int], None]
 
@@ -46,6 +48,15 @@ class Object:
         with self.source.open("rb") as file:
             file.seek(start)
             return file.read(end - start)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is in the bucket under `key`, since when."""
+
+    key: str
+    size_bytes: int
+    since: datetime
 
 
 def object_of(key: str, source: bytes) -> Object:
@@ -93,6 +104,9 @@ class Bucket:
         try:
             self.client.create_bucket(Bucket=self.name, **place)
         except ClientError as error:
+            if code_of(error) == "OperationAborted":
+                said = f"The bucket {self.name} is being made or deleted by somebody else at this moment."
+                raise HeldError(said, "Run the command again in a minute.") from error
             if code_of(error) != "BucketAlreadyOwnedByYou":
                 raise
         closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
@@ -101,6 +115,13 @@ class Bucket:
         self.client.put_bucket_encryption(**self._it, ServerSideEncryptionConfiguration={"Rules": [rule]})
         if self.client.meta.endpoint_url.startswith("https:"):
             self.client.put_bucket_policy(**self._it, Policy=json.dumps(self._tls_only()))
+        dropped = {"ID": "abandoned-uploads", "Status": "Enabled", "Filter": {"Prefix": ""}}
+        dropped["AbortIncompleteMultipartUpload"] = {"DaysAfterInitiation": _ABANDONED_DAYS}
+        self.client.put_bucket_lifecycle_configuration(**self._it, LifecycleConfiguration={"Rules": [dropped]})
+        self.tag(tags)
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Make these all of its tags."""
         self.client.put_bucket_tagging(**self._it, Tagging={"TagSet": [{"Key": key, "Value": value} for key, value in tags.items()]})
 
     def _tls_only(self) -> dict[str, Any]:
@@ -120,6 +141,11 @@ class Bucket:
         pages = self.client.get_paginator("list_objects_v2").paginate(**self._it, Prefix=folder, Delimiter="/")
         found = [each for page in pages for each in page.get("Contents", ())]
         return [each["Key"] for each in sorted(found, key=lambda each: each["LastModified"], reverse=True)]
+
+    def stored(self) -> list[Stored]:
+        """All objects."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(**self._it)
+        return [Stored(each["Key"], each["Size"], each["LastModified"]) for page in pages for each in page.get("Contents", ())]
 
     def read(self, key: str) -> bytes:
         """A small object."""
@@ -193,6 +219,10 @@ class Bucket:
         for page in self.client.get_paginator("list_multipart_uploads").paginate(**self._it, **which):
             yield from page.get("Uploads", ())
 
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete up to 1,000 objects, which need not be there. Raises DeployError for the first that S3 keeps."""
+        _refused(self.client.delete_objects(**self._it, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}))
+
     def remove(self) -> None:
         """Remove the bucket with all objects, versions and unfinished uploads in it. There need not be one."""
         try:
@@ -214,7 +244,8 @@ _KINDS = ("Versions", "DeleteMarkers")
 def _refused(answer: Mapping[str, Any]) -> None:
     if errors := answer.get("Errors"):
         first = errors[0]
-        raise DeployError(f"S3 does not delete {first['Key']}: {first.get('Message') or first['Code']}.", "Mend that, then destroy again.")
+        said = f"S3 does not delete {first['Key']}: {first.get('Message') or first['Code']}."
+        raise DeployError(said, "Mend that, then run the command again.")
 
 
 def _checksum(body: bytes) -> str:
