@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 from importlib import resources
 from pathlib import Path
@@ -31,13 +31,15 @@ class Provenance(artifacts.Part):
     source: str = Field(min_length=1)
 
 
-def check_provenance(sides: dict[str, type[BaseModel]], entries: Iterable[Provenance]) -> None:
-    """Raises ValueError unless every field of every side (`side.field`) is named by exactly one entry, and nothing else is."""
-    needed = {f"{side}.{field}" for side, kind in sides.items() for field in kind.model_fields}
+def check_provenance(sides: Mapping[str, BaseModel], entries: Iterable[Provenance]) -> None:
+    """Raises ValueError unless every field of every side (`side.field`) is named by exactly one entry, and nothing else is. A field that
+    has its default need not be named: it says that there is no such thing."""
+    fields = {f"{side}.{name}": (getattr(part, name), of) for side, part in sides.items() for name, of in type(part).model_fields.items()}
+    needed = {field for field, (value, of) in fields.items() if value != of.default}
     named = Counter(field for entry in entries for field in entry.of)
     if wrong := sorted(needed - named.keys()):
         raise ValueError(f"no provenance for {', '.join(wrong)}")
-    if wrong := sorted(named.keys() - needed) + sorted(field for field, times in named.items() if times > 1):
+    if wrong := sorted(named.keys() - fields.keys()) + sorted(field for field, times in named.items() if times > 1):
         raise ValueError(f"provenance for unknown or repeated {', '.join(wrong)}")
 
 

@@ -152,6 +152,9 @@ class Brute:
 
     def choice(self, use: list[float], seen: Counter[tuple[int, ...]], parts: Any, memory_mb: int, replicas: int) -> Choice | None:
         side = self.catalog.function
+        tmp_mb = math.ceil(max(map(len, parts), default=0) * self.spec.expert_bytes / 1048576) + side.storage_spare_mb
+        rate = memory_mb / 1024 * side.usd_per_gb_second["x86_64"]
+        rate += max(tmp_mb - side.storage_free_mb, 0) / 1024 * side.usd_per_storage_gb_second
         remote = {e: j for j, part in enumerate(parts) for e in part}
         stay = [e for e in range(len(use)) if e not in remote]
         waits, usd = [], 0.0
@@ -165,7 +168,7 @@ class Brute:
                 if rows:
                     durations.append(self.inside(memory_mb, [use[e] * n_in for e in group]))
             waits.append(max([0.0, *(self.wait(d) for d in durations)]))
-            usd += share * sum(self.bill(memory_mb, d) for d in durations)
+            usd += share * sum(self.bill(rate, d) for d in durations)
         steps = []
         for token, times in seen.items():
             hits = [h for j in range(len(parts)) if (h := sum(remote.get(e) == j for e in token))]
@@ -177,12 +180,12 @@ class Brute:
                 longest = max([0.0, *(self.wait(t) for t in calls)])
             share = times / seen.total()
             steps.append((share, len(token) - sum(hits), longest))
-            usd += self.n_out * share * sum(self.bill(memory_mb, t) for t in calls)
+            usd += self.n_out * share * sum(self.bill(rate, t) for t in calls)
         start_s = 0.0
         if parts:
             start_s = self.latency.cold_start.total_s if self.latency.cold_start else side.cold_start_s
             start_s += max(map(len, parts)) * self.spec.expert_bytes / side.load_bytes_per_s
-            usd += self.cold_share * len(parts) * replicas * start_s * memory_mb / 1024 * side.usd_per_gb_second["x86_64"]
+            usd += self.cold_share * len(parts) * replicas * start_s * rate
         return Choice(stay, waits, steps, usd, start_s)
 
     def lpt(self, tokens: dict[int, float], replicas: int) -> list[list[int]]:
@@ -225,7 +228,7 @@ class Brute:
     def wait(self, inside_s: float) -> float:
         return self.overhead + inside_s
 
-    def bill(self, memory_mb: int, inside_s: float) -> float:
+    def bill(self, usd_per_s: float, inside_s: float) -> float:
         side, granule = self.catalog.function, self.catalog.function.billing_granularity_ms / 1000
         rounded = [math.ceil((overhead + inside_s) / granule - 1e-6) * granule for overhead in self.billed_overheads]
-        return sum(rounded) / len(rounded) * memory_mb / 1024 * side.usd_per_gb_second["x86_64"] + side.usd_per_request
+        return sum(rounded) / len(rounded) * usd_per_s + side.usd_per_request

@@ -155,6 +155,8 @@ def tiny_catalog(main: dict[str, Any] | None = None, **function: Any) -> Catalog
     menu = [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in (900, 1200, 1800, 3000)]
     local["main"] |= {"menu": menu} | (main or {})
     local["function"] |= {"memory_menu_mb": [128, 256, 512], "max_replicas": 2} | function
+    if further := tuple(f"function.{name}" for name in function if "storage" in name):
+        local["provenance"] += ({"of": further, "date": "2026-05-01", "region": "all", "source": "test"},)
     return Catalog.model_validate(local)
 
 

@@ -30,6 +30,7 @@ from remoe_cli.deploy.aws.settings import Settings, endpoint_of
 from remoe_cli.deploy.aws.template import Template, Templates, body, templates
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import RemoeError, UsageError
+from remoe_cli.plan.catalog import read_catalog
 from remoe_cli.plan.document import Plan
 from tests import aws
 
@@ -119,12 +120,24 @@ def test_every_function_has_a_role_log_version_and_alias_of_its_own(deployment: 
     assert set(groups) >= {f"/aws/lambda/{name}" for name in names_of.values()} and len(groups) == len(roles)
 
 
-def test_a_functions_storage_holds_its_shard() -> None:
-    _, parts, settings = MANY
-    for shard_bytes, least_mb in ((1, 512), (3 << 30, 3 << 10)):
-        made = functions.expert(replace(parts.functions[0], shard_bytes=shard_bytes), parts, settings, 1)
-        (size_mb,) = (r["Properties"]["EphemeralStorage"]["Size"] for r in made.values() if r["Type"] == "AWS::Lambda::Function")
-        assert least_mb <= size_mb <= least_mb + 64
+@pytest.mark.parametrize("file", [file for file in PLANS if "aws" in file.stem], ids=lambda file: file.stem)
+def test_a_functions_storage_holds_its_shard_and_is_what_the_plan_is_priced_for(file: Path) -> None:
+    """With what the catalog says: the cost model is not asked. All of these plans' functions need more than is free."""
+    plan = artifacts.read_json(file, Plan)
+    side, parts = read_catalog(plan.catalog.path).function, expected(plan)
+    made = aws.of_type(templates(plan, parts, aws.settings(endpoint_of(plan.main.name))), "Lambda::Function")
+    fullest = {layer.layer: max(map(len, layer.parts), default=0) for layer in plan.layers}
+    for part in parts.functions:
+        size_mb = made[names.logical_id(part.entry)]["Properties"]["EphemeralStorage"]["Size"]
+        experts_mb = -(-fullest[part.layer] * plan.model.expert_bytes // 2**20)
+        assert size_mb == experts_mb + side.storage_spare_mb > side.storage_free_mb
+        assert part.shard_bytes + 2**20 < size_mb * 2**20
+
+
+def test_a_small_functions_storage_is_the_free_part() -> None:
+    plan, parts, settings = MANY
+    small = aws.of_type(templates(plan, parts, settings), "Lambda::Function").values()
+    assert {made["Properties"]["EphemeralStorage"]["Size"] for made in small} == {read_catalog("aws-us-east-1").function.storage_free_mb}
 
 
 @CHECK

@@ -46,6 +46,7 @@ def test_aws_is_what_it_says() -> None:
     function = catalog.function
     assert function.usd_per_gb_second == catalog.main.usd_per_gb_second == {"x86_64": X86, "arm64": 0.0000133334}
     assert function.usd_per_request == catalog.main.usd_per_request == 0.0000002
+    assert (function.usd_per_storage_gb_second, function.storage_free_mb, function.storage_spare_mb) == (3.09e-8, 512, 64)
     assert function.wire_expansion == 4 / 3
     assert {128, 1769, 2048, 2304, 10240} <= set(function.memory_menu_mb) and len(function.memory_menu_mb) == 16 + 1 + 32
     assert (function.max_useful_vcpus, function.concurrency_limit, function.timeout_s) == (1, 1000, 900)
@@ -98,6 +99,7 @@ def test_paper_is_what_it_says() -> None:
     assert (function.warm_unbilled_s, function.warm_billed_s, function.network_bytes_per_s) == (0, 0.005, 500e6)
     assert (function.max_replicas, function.max_functions, function.wire_expansion, function.mb_per_vcpu) == (8, 1, 1, 1024)
     assert function.usd_per_request == catalog.main.usd_per_request == catalog.storage.usd_per_gb_month == 0
+    assert function.usd_per_storage_gb_second == read_catalog("local").function.usd_per_storage_gb_second == 0
     assert function.runtime_memory_mb == catalog.main.runtime_memory_mb == 0 and function.expert_memory_factor == 1
     assert (catalog.reference.hardware, catalog.reference.gpus) == ("paper", ())
 

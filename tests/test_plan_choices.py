@@ -120,6 +120,7 @@ def cheaper(catalog: Catalog, how: str) -> Catalog:
         "main menu": {"main": main.model_copy(update={"menu": tuple(read_catalog("local").main.menu[i] for i in (0, 3, 6)) + main.menu})},
         "replicas": {"function": function.model_copy(update={"max_replicas": 3})},
         "fee": {"function": function.model_copy(update={"usd_per_request": function.usd_per_request / 2})},
+        "storage": {"function": function.model_copy(update={"usd_per_storage_gb_second": 0.0})},
         "price": {"function": function.model_copy(update={"usd_per_gb_second": {"x86_64": 1e-5}})},
         "main price": {"main": main.model_copy(update={"usd_per_gb_second": {"x86_64": 1e-5}})},
     }
@@ -129,7 +130,7 @@ def cheaper(catalog: Catalog, how: str) -> Catalog:
 @settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    how=st.sampled_from(["function menu", "replicas", "fee", "price", "main price", "target"]),
+    how=st.sampled_from(["function menu", "replicas", "fee", "storage", "price", "main price", "target"]),
     cold_share=st.sampled_from([0.0, 0.4]),
     invocations=st.sampled_from(["per-layer", "per-expert"]),
 )
@@ -137,7 +138,8 @@ def test_the_least_cost_never_rises_with_more_to_choose_from(
     seed: int, how: str, cold_share: float, invocations: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     profile = synthetic_profile(tmp_path_factory.mktemp("p"), **(SHAPE | {"layers": 2, "seed": seed}))
-    catalog, options = tiny_catalog(menu()), {"cold_share": cold_share, "invocations": invocations}
+    storage = {"usd_per_storage_gb_second": 1e-5, "storage_free_mb": 30.0, "storage_spare_mb": 4.0}
+    catalog, options = tiny_catalog(menu(), **storage), {"cold_share": cold_share, "invocations": invocations}
     free = plan_of(profile, catalog, **options)
     tight = plan_of(profile, catalog, tpot_s=free.tpot_s, ttft_s=free.ttft_s, **options)
     looser = (

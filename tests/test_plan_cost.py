@@ -40,8 +40,9 @@ def case(path: Path, **latency: Any) -> tuple[Profile, Catalog]:
     return replace(profile, record=record), catalog
 
 
-def outcome(profile: Profile, catalog: Catalog) -> Outcome:
-    problem = cost.Problem(profile.record.spec, profile.record.latency, catalog, from_profile(profile, N_IN, N_OUT))
+def outcome(profile: Profile, catalog: Catalog, cold_share: float = 0.0) -> Outcome:
+    workload = replace(from_profile(profile, N_IN, N_OUT), cold_share=cold_share)
+    problem = cost.Problem(profile.record.spec, profile.record.latency, catalog, workload)
     plan = cost.Placement(catalog.main.menu[-1], (LayerPlan(layer=1, remote=(1,), memory_mb=MB, replicas=1),))
     return cost.evaluate(problem, plan)
 
@@ -59,6 +60,19 @@ def test_only_time_in_the_function_is_billed_and_all_of_it_is_waited_for(tmp_pat
     # A token: one in four calls, 0.5 + 1 + 1.3 = 2.8 ms, billed 3 ms; the others take 0.3 ms in the main function.
     assert got.tpot_s == pytest.approx(0.005 + 0.25 * (0.0028 + 0.004) + 0.75 * 0.0003)
     assert functions_usd(got, catalog) == pytest.approx((0.005 + N_OUT * 0.25 * 0.003) * USD_PER_S + (1 + N_OUT * 0.25) * FEE)
+
+
+def test_storage_beyond_the_free_part_is_billed_as_long_as_memory(tmp_path: Path) -> None:
+    """An expert of 20 MB and 12 MB to spare are 32 MB, of which 8 are free: 24 MB more, in prefill, in decode and in cold starts."""
+    profile, _ = case(tmp_path)
+    storage = {"usd_per_storage_gb_second": 1e-4, "storage_free_mb": 8.0, "storage_spare_mb": 12.0}
+    free, billed = (tiny_catalog(memory_menu_mb=[MB], **some) for some in ({}, storage))
+    usd_per_s = 24 / 1024 * 1e-4
+    before, after = (outcome(profile, catalog, cold_share=0.5) for catalog in (free, billed))
+    seconds = (functions_usd(before, free) - (1 + N_OUT * 0.25) * FEE) / USD_PER_S
+    assert after.cost_usd_per_request - before.cost_usd_per_request == pytest.approx(seconds * usd_per_s, rel=1e-6)
+    room = tiny_catalog(memory_menu_mb=[MB], **storage | {"storage_free_mb": 32.0})
+    assert outcome(profile, room, cold_share=0.5) == before
 
 
 def test_what_was_measured_on_a_live_target_goes_before_the_catalog(tmp_path: Path) -> None:

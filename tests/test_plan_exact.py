@@ -88,8 +88,10 @@ def _catalog(seed: int, random: np.random.Generator) -> Catalog:
     main = {"menu": menu, "timeout_s": float(random.choice([0.5, 900.0])), "usd_per_request": 2e-7}
     if seed % 6 == 4:
         main |= {"usd_per_accelerator_gb_second": 5e-5}
+    storage = {"usd_per_storage_gb_second": 1e-5, "storage_free_mb": 100.0, "storage_spare_mb": 16.0} if seed % 3 == 1 else {}
     return tiny_catalog(
         main,
+        **storage,
         max_functions=int(random.integers(1, 4)),
         warm_unbilled_s=float(random.uniform(1e-4, 5e-3)),
         warm_billed_s=float(random.uniform(1e-4, 5e-3)),

@@ -98,6 +98,7 @@ def functions(prefix: str = "", x86: str = "0.0000177777") -> bytes:
         product("PC", "0.0000097222", group="AWS-Lambda-Duration-Provisioned", usagetype=f"{prefix}Lambda-Provisioned-GB-Second"),
         product("EDGE", "0.0000500100", group="AWS-Lambda-Edge-Duration", usagetype=f"{prefix}Lambda-Edge-GB-Second"),
         product("REQ", "0.0000003000", group="AWS-Lambda-Requests", usagetype=f"{prefix}Request"),
+        product("TMP", "0.0000000400", group="AWS-Lambda-Storage-Duration", usagetype=f"{prefix}Lambda-Storage-GB-Second"),
         product("EDGEREQ", "0.0000006000", group="AWS-Lambda-Edge-Requests", usagetype=f"{prefix}Lambda-Edge-Request"),
     )
 
@@ -159,7 +160,7 @@ def test_every_price_of_the_catalog_is_replaced(server: Server, tmp_path: Path) 
         assert side.usd_per_gb_second == {"x86_64": 0.0000177777, "arm64": 0.0000144444}
         assert side.usd_per_request == 0.0000003
     storage = (new.storage.usd_per_gb_month, new.storage.usd_per_1000_reads, new.storage.usd_per_1000_writes)
-    assert storage == (0.024, 0.0005, 0.006)
+    assert storage == (0.024, 0.0005, 0.006) and new.function.usd_per_storage_gb_second == 0.00000004
     for before, after in ((old.main.menu, new.main.menu), (old.reference.gpus, new.reference.gpus)):
         assert [spec.usd_per_hour for spec in after] == [None if spec.usd_per_hour is None else 2 * spec.usd_per_hour for spec in before]
     assert updated.not_found == ()

@@ -29,6 +29,9 @@ class FunctionSide(Part):
     memory_menu_mb         memory specs (m_1..m_Ve in the paper), ascending
     usd_per_gb_second      price of memory x billed time (c_c), by architecture
     usd_per_request        fee of one invocation
+    usd_per_storage_gb_second   price of a function's /tmp x billed time, beyond the free part; none where experts are not fetched to it
+    storage_free_mb        /tmp that every function has
+    storage_spare_mb       /tmp that a function is given beside its experts
     billing_granularity_ms billed time is rounded up to a multiple of this, per invocation
     mb_per_vcpu            memory that comes with one vCPU
     max_useful_vcpus       vCPUs beyond which one expert function gets no faster
@@ -51,6 +54,9 @@ class FunctionSide(Part):
     memory_menu_mb: tuple[PositiveInt, ...] = Field(min_length=1)
     usd_per_gb_second: dict[Architecture, NonNegative]
     usd_per_request: NonNegative
+    usd_per_storage_gb_second: NonNegative = 0.0
+    storage_free_mb: NonNegative = 0.0
+    storage_spare_mb: NonNegative = 0.0
     billing_granularity_ms: Positive
     mb_per_vcpu: Positive
     max_useful_vcpus: Positive
@@ -158,7 +164,8 @@ class Catalog(Part):
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Catalog:
-        check_provenance({"function": FunctionSide, "main": MainSide, "reference": Reference, "storage": Storage}, self.provenance)
+        sides = {"function": self.function, "main": self.main, "reference": self.reference, "storage": self.storage}
+        check_provenance(sides, self.provenance)
         if missing := [side for side in ("function", "main") if self.architecture not in getattr(self, side).usd_per_gb_second]:
             raise ValueError(f"no {missing[0]}.usd_per_gb_second for the architecture {self.architecture}")
         return self

@@ -180,7 +180,7 @@ def _layer_columns(asked: _Asked, sets: Bools) -> tuple[dict[str, Any], list[Ste
         functions_of[here] = functions
         start_s += here * (workload.cold_share * remote_side.cold_s(problem, biggest))[:, None]
         quicker, zt, usd = _instances(asked, sets[at], owner[at], biggest[at], functions, here[at])
-        usd += (workload.n_out * remote_side.decode_usd(problem, menu, law))[..., None]
+        usd += (workload.n_out * remote_side.decode_usd(problem, menu, law, biggest[at]))[..., None]
         s, y, z = np.nonzero(quicker)
         usable[at[s], y, z], bill_usd[at[s], y, z], zt_s[:, at[s], y, z] = True, usd[quicker], zt[:, quicker]
     s, y, z = np.nonzero(usable)
@@ -206,7 +206,8 @@ def _instances(asked: _Asked, sets: Bools, owner: Ints, biggest: Ints, functions
     quicker, zt_s, usd = np.zeros(shape, dtype=bool), np.full((len(lengths), *shape), np.inf), np.zeros(shape)
     work_s = [remote_side.expert_work_s(problem, side.mb_per_vcpu, use * kind.n_in) for kind in lengths] if functions == 1 else []
     shared = [remote_side.lpt_for_each(work, sets, asked.replicas) for work in work_s]
-    usd_per_s, most = remote_side.function_usd_per_s(problem, menu), math.inf if not asked.payload_limited else side.payload_limit_bytes
+    usd_per_s = remote_side.function_usd_per_s(problem, menu, biggest)
+    most = math.inf if not asked.payload_limited else side.payload_limit_bytes
     best = np.full((len(lengths), *here.shape), np.inf)
     for z, replicas in enumerate(asked.replicas if functions == 1 else (1,)):
         some = np.flatnonzero(biggest >= replicas)  # more replicas than experts shorten nothing
@@ -216,7 +217,7 @@ def _instances(asked: _Asked, sets: Bools, owner: Ints, biggest: Ints, functions
             at = shared[i][z, some] if shared else np.where(use > 0, owner, -1)
             sent = remote_side.prefill(problem, use * kind.n_in, menu, at, functions * replicas)
             usable &= (remote_side.payload_bytes(problem, sent.rows) <= most)[:, None]
-            usd[z, some] += kind.share * (usd_per_s * sent.billed_s + side.usd_per_request * sent.calls)
+            usd[z, some] += kind.share * (usd_per_s[some] * sent.billed_s + side.usd_per_request * sent.calls)
             zt_s[i, z, some] = sent.zt_s
         quicker[z, some] = usable & (zt_s[:, z, some] < best[:, some]).any(axis=0)
         best = np.where(quicker[z], np.minimum(best, zt_s[:, z]), best)

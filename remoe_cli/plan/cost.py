@@ -63,6 +63,7 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
     local = owner[0] < 0
     stay = int(local.sum())
     prefill_s, usd, largest, held = 0.0, 0.0, 0.0, 0.0
+    biggest = np.array([max(map(len, parts), default=0)])
     for kind in workload.lengths:
         tokens = workload.use[index] * kind.n_in
         local_s = float(main_side.expert_prefill_s(problem, main, tokens)[local].sum())
@@ -72,7 +73,7 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         at = _parts_at(problem, layer, owner, tokens)
         sent = remote_side.prefill(problem, tokens, [layer.memory_mb], at, max(len(parts), layer.replicas))
         prefill_s += kind.share * max(local_s, float(sent.zt_s[0, 0]))
-        billed_usd = float(remote_side.function_usd_per_s(problem, layer.memory_mb)) * float(sent.billed_s[0, 0])
+        billed_usd = float((remote_side.function_usd_per_s(problem, [layer.memory_mb], biggest) * sent.billed_s)[0, 0])
         usd += kind.share * (billed_usd + problem.catalog.function.usd_per_request * float(sent.calls[0, 0]))
         largest = max(largest, float(sent.rows[0]))
         rows = [float(tokens[list(part)].sum()) for part in parts]
@@ -85,8 +86,7 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         decode_s = float(law.shares[0] @ np.maximum(law.local * step_s, calls_s))
         each = np.arange(law.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
         calls = float((law.calls[0] * each).sum())
-        biggest = np.array([max(map(len, parts))])
-        usd += workload.n_out * float(remote_side.decode_usd(problem, [layer.memory_mb], law)[0, 0])
+        usd += workload.n_out * float(remote_side.decode_usd(problem, [layer.memory_mb], law, biggest)[0, 0])
         usd += float(remote_side.cold_usd(problem, [layer.memory_mb], biggest, len(parts) * layer.replicas)[0, 0])
         if main.usd_per_hour is not None:
             cold_s += workload.cold_share * float(remote_side.cold_s(problem, biggest)[0])

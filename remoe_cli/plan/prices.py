@@ -106,13 +106,14 @@ def _wanted(catalog: Catalog, tables: dict[str, Any]) -> Iterable[Price]:
 
     def price(path: tuple[str | int, ...], item: str, service: str, listed_as: str, per: int = 1) -> Iterable[Price]:
         field = f"{path[0]}.{path[1]}"
-        if _REGION.fullmatch(regions[field]):
+        if _REGION.fullmatch(regions.get(field, "")):
             yield Price(field, item, path, service, regions[field], listed_as, per, old=_at(tables, path))
 
     for side in ("function", "main"):
         for architecture in tables[side]["usd_per_gb_second"]:
             yield from price((side, "usd_per_gb_second", architecture), architecture, "AWSLambda", _DURATION[architecture])
         yield from price((side, "usd_per_request"), "", "AWSLambda", "AWS-Lambda-Requests")
+    yield from price(("function", "usd_per_storage_gb_second"), "", "AWSLambda", "AWS-Lambda-Storage-Duration")
     for side, menu in (field.split(".") for field in _MENUS):
         for i, spec in enumerate(tables[side][menu]):
             if "usd_per_hour" in spec:

@@ -85,9 +85,15 @@ def billed_s(problem: Problem, inside_s: npt.ArrayLike) -> Floats:
     return billed
 
 
-def function_usd_per_s(problem: Problem, memory_mb: npt.ArrayLike) -> Floats:
-    """c_c y (section 4)."""
-    return problem.catalog.function_usd_per_gb_second * np.asarray(memory_mb, dtype=np.float64) / GB_MB
+def function_usd_per_s(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.ArrayLike) -> Floats:
+    """[S, Y]: c_c y (section 4), and what the /tmp costs to which a layer's functions fetch their experts: all have as much as the
+    fullest needs, for its `experts` [S]."""
+    side = problem.catalog.function
+    fetched_mb = np.ceil(np.asarray(experts, dtype=np.float64) * (problem.spec.expert_bytes / MB))
+    beyond_mb = np.maximum(0.0, fetched_mb + side.storage_spare_mb - side.storage_free_mb)
+    memory_usd = problem.catalog.function_usd_per_gb_second * np.asarray(memory_mb, dtype=np.float64) / GB_MB
+    usd: Floats = np.add.outer(side.usd_per_storage_gb_second * beyond_mb / GB_MB, memory_usd)
+    return usd
 
 
 def function_memory_bytes(problem: Problem, experts: npt.ArrayLike, rows: npt.ArrayLike) -> Floats:
@@ -168,8 +174,8 @@ def decode_call_s(problem: Problem, memory_mb: Sequence[int], law: HitLaw) -> Fl
     return np.where(hits > 0, overhead_s + decode_inside_s(problem, memory, hits), 0.0)
 
 
-def decode_usd(problem: Problem, memory_mb: Sequence[int], law: HitLaw) -> Floats:
-    """[S, Y]: invocations of one decode token."""
+def decode_usd(problem: Problem, memory_mb: Sequence[int], law: HitLaw, experts: Ints) -> Floats:
+    """[S, Y]: invocations of one decode token; `experts` [S] as in `function_usd_per_s`."""
     memory = np.asarray(memory_mb, dtype=np.float64)
     hits = np.arange(1, law.calls.shape[1])
     if problem.invocations == "per-expert":
@@ -178,12 +184,12 @@ def decode_usd(problem: Problem, memory_mb: Sequence[int], law: HitLaw) -> Float
     else:
         calls = law.calls[:, 1:].sum(axis=1, keepdims=True)
         billed = law.calls[:, 1:] @ billed_s(problem, decode_inside_s(problem, memory[:, None], hits)).T
-    usd: Floats = function_usd_per_s(problem, memory) * billed + problem.catalog.function.usd_per_request * calls
+    usd: Floats = function_usd_per_s(problem, memory, experts) * billed + problem.catalog.function.usd_per_request * calls
     return usd
 
 
 def cold_usd(problem: Problem, memory_mb: Sequence[int], experts: Ints, instances: int) -> Floats:
     """[S, Y]: what starting the layer's instances adds to the mean request, with `experts` [S] in each."""
     billed = problem.workload.cold_share * instances * cold_s(problem, experts)
-    usd: Floats = billed[:, None] * function_usd_per_s(problem, memory_mb)
+    usd: Floats = billed[:, None] * function_usd_per_s(problem, memory_mb, experts)
     return usd

@@ -72,7 +72,8 @@ def _part(problem: Problem, allocation: Allocation, layer: int, memory_mb: int, 
     """What of a layer's cost depends on z, in USD a request, and whether the payload limit is kept."""
     workload, side, spec = problem.workload, problem.catalog.function, allocation.main
     members = (workload.ranks[layer] < allocation.remote)[None]
-    usd, fits = float(remote_side.cold_usd(problem, [memory_mb], np.array([allocation.remote]), z)[0, 0]), True
+    remote = np.array([allocation.remote])
+    usd, fits = float(remote_side.cold_usd(problem, [memory_mb], remote, z)[0, 0]), True
     for kind, stay_s in zip(workload.lengths, local_s.tolist(), strict=True):
         tokens = workload.use[layer] * kind.n_in
         at = np.where(members & (tokens > 0), 0, -1)
@@ -80,7 +81,7 @@ def _part(problem: Problem, allocation: Allocation, layer: int, memory_mb: int, 
             at = remote_side.lpt(remote_side.expert_work_s(problem, side.mb_per_vcpu, tokens), members, z)
         sent = remote_side.prefill(problem, tokens, [memory_mb], at, z)
         seconds = max(stay_s, float(sent.zt_s[0, 0]))
-        billed = float(remote_side.function_usd_per_s(problem, memory_mb)) * float(sent.billed_s[0, 0])
+        billed = float((remote_side.function_usd_per_s(problem, [memory_mb], remote) * sent.billed_s)[0, 0])
         usd += kind.share * (main_side.usd_per_s(problem, spec) * seconds + billed + side.usd_per_request * float(sent.calls[0, 0]))
         fits &= float(remote_side.payload_bytes(problem, sent.rows[0])) <= side.payload_limit_bytes
     return usd, fits

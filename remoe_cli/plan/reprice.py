@@ -172,7 +172,7 @@ def outcome_and_costs(books: Books, main: MainSpec, instances: int, layers: Sequ
         stay = np.array([use for e, use in enumerate(routed.use) if e not in away])
         for kind in books.kinds:
             local_s = float(latency.local_expert.seconds(stay * kind.n_in, vcpus).sum())
-            calls = [call(books, layer.memory_mb, rows) for rows in prompt_rows(books, layer, routed, kind.n_in)]
+            calls = [call(books, layer, rows) for rows in prompt_rows(books, layer, routed, kind.n_in)]
             ttft += kind.share * max([local_s, *(waited for waited, _ in calls)])
             usd += kind.share * sum(billed for _, billed in calls)
         step_s, step_usd = decode(books, layer, routed, local_step_s)
@@ -183,8 +183,7 @@ def outcome_and_costs(books: Books, main: MainSpec, instances: int, layers: Sequ
         if layer.remote:
             started = start_s(books, layer)
             ttft += 0.0 if by_use else workload.cold_share * started
-            instances_gb = len(layer.parts) * layer.replicas * layer.memory_mb / 1024
-            usd += workload.cold_share * started * instances_gb * function_usd_per_gb_second(books)
+            usd += workload.cold_share * started * len(layer.parts) * layer.replicas * function_usd_per_s(books, layer)
         layers_usd.append(usd)
     if by_use:
         ttft += workload.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
@@ -209,10 +208,6 @@ def function_vcpus(catalog: Catalog, memory_mb: int) -> float:
     return min(catalog.function.max_useful_vcpus, memory_mb / catalog.function.mb_per_vcpu)
 
 
-def function_usd_per_gb_second(books: Books) -> float:
-    return books.price_factor * books.catalog.function.usd_per_gb_second[books.catalog.architecture]
-
-
 def prompt_rows(books: Books, layer: LayerPlan, routed: Layer, n_in: int) -> list[list[float]]:
     """Rows of each expert in each invocation of a prompt. Replicas share out the experts: most work at one vCPU first, each to the replica
     with the least so far."""
@@ -231,7 +226,16 @@ def prompt_rows(books: Books, layer: LayerPlan, routed: Layer, n_in: int) -> lis
     return [group for group in rows if group]
 
 
-def call(books: Books, memory_mb: int, rows: Iterable[float]) -> tuple[float, float]:
+def function_usd_per_s(books: Books, layer: LayerPlan) -> float:
+    """Of one function while it is billed: its memory, and its /tmp beyond the free part, which holds the experts of the fullest one."""
+    side = books.catalog.function
+    tmp_mb = math.ceil(max(map(len, layer.parts)) * books.profile.record.spec.expert_bytes / 2**20) + side.storage_spare_mb
+    memory_usd = layer.memory_mb / 1024 * side.usd_per_gb_second[books.catalog.architecture]
+    tmp_usd = max(0.0, tmp_mb - side.storage_free_mb) / 1024 * side.usd_per_storage_gb_second
+    return books.price_factor * (memory_usd + tmp_usd)
+
+
+def call(books: Books, layer: LayerPlan, rows: Iterable[float]) -> tuple[float, float]:
     """Seconds waited for one invocation with so many rows for each of its experts, and what it costs.
 
     A live target's overhead, where the profile has it, goes before the catalog's. Only time in the function is billed; of an overhead
@@ -239,7 +243,7 @@ def call(books: Books, memory_mb: int, rows: Iterable[float]) -> tuple[float, fl
     """
     side, latency = books.catalog.function, books.profile.record.latency
     timing, measured, each = latency.remote_expert, latency.invocation, list(rows)
-    vcpus = function_vcpus(books.catalog, memory_mb)
+    vcpus = function_vcpus(books.catalog, layer.memory_mb)
     rate = measured.bytes_per_s if measured else side.network_bytes_per_s
     outside_s = books.call_factor * (fmean(measured.unbilled_s.tenths) if measured else side.warm_unbilled_s)
     inside_s = float(timing.elapsed_s(timing.work_s(each, vcpus).sum(), vcpus))
@@ -247,14 +251,14 @@ def call(books: Books, memory_mb: int, rows: Iterable[float]) -> tuple[float, fl
     overheads_s = measured.billed_s.tenths if measured else (side.warm_billed_s,)
     durations_s = [books.call_factor * overhead_s + inside_s for overhead_s in overheads_s]
     billed_ms = fmean(math.ceil(d * 1000 / side.billing_granularity_ms - 1e-6) * side.billing_granularity_ms for d in durations_s)
-    usd = billed_ms / 1000 * memory_mb / 1024 * function_usd_per_gb_second(books) + books.price_factor * side.usd_per_request
+    usd = billed_ms / 1000 * function_usd_per_s(books, layer) + books.price_factor * side.usd_per_request
     return outside_s + fmean(durations_s), usd
 
 
 def decode(books: Books, layer: LayerPlan, routed: Layer, local_step_s: float) -> tuple[float, float]:
     """Mean seconds of one token in this layer, and mean cost of its invocations."""
     seen = hit_shares(books, layer, routed)
-    once = {h: call(books, layer.memory_mb, [1.0] * h) for h in {h for _, hits in seen for h in hits} | ({1} if layer.remote else set())}
+    once = {h: call(books, layer, [1.0] * h) for h in {h for _, hits in seen for h in hits} | ({1} if layer.remote else set())}
     seconds = usd = 0.0
     for (local, each), share in seen.items():
         if books.plan.invocations == "per-expert":

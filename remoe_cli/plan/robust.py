@@ -46,7 +46,8 @@ def dearer_functions(problem: Problem, factor: float) -> Problem:
     """Price and fee of expert functions times `factor`, the main function's unchanged."""
     side = problem.catalog.function
     prices = {name: usd * factor for name, usd in side.usd_per_gb_second.items()}
-    update = {"usd_per_gb_second": prices, "usd_per_request": side.usd_per_request * factor}
+    by_one = {name: getattr(side, name) * factor for name in ("usd_per_request", "usd_per_storage_gb_second")}
+    update = {"usd_per_gb_second": prices, **by_one}
     return replace(problem, catalog=problem.catalog.model_copy(update={"function": side.model_copy(update=update)}))
 
 

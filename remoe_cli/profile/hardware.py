@@ -92,8 +92,8 @@ class Hardware(Part):
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Hardware:
-        sides: dict[str, type[BaseModel]] = {"main": MainSpeed, "function": FunctionSpeed}
-        check_provenance(sides | ({"gpu": Gpu} if self.gpu else {}), self.provenance)
+        sides: dict[str, BaseModel] = {"main": self.main, "function": self.function}
+        check_provenance(sides | ({"gpu": self.gpu} if self.gpu else {}), self.provenance)
         return self
 
 

@@ -66,12 +66,11 @@ class Endpoint(Part):
 
 
 class Prices(Part):
-    """Prices in USD: a GB of logs written, and kept; a GB of images kept; a GB and second of a function's /tmp beyond the free part."""
+    """Prices in USD: a GB of logs written, and kept; a GB of images kept."""
 
     usd_per_log_gb: PositiveFloat
     usd_per_log_gb_month: PositiveFloat
     usd_per_image_gb_month: PositiveFloat
-    usd_per_function_storage_gb_second: PositiveFloat
 
 
 class Estimates(Part):
@@ -97,7 +96,7 @@ class Figures(Part):
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Figures:
-        check_provenance({name: type(side) for name, side in self if name not in ("provenance", "file")}, self.provenance)
+        check_provenance({name: side for name, side in self if name not in ("provenance", "file")}, self.provenance)
         return self
 
 

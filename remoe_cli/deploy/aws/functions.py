@@ -18,7 +18,7 @@ from remoe_cli.package.bundle import HANDLER
 from remoe_cli.plan.document import Plan
 
 Resource = dict[str, Any]
-_SPARE_STORAGE_MB = 64  # of /tmp, where experts are fetched to; no plan reaches the most, which is that of memory
+_SPARE_STORAGE_MB = 64  # of /tmp beside experts: the catalog's, as the plan is priced
 DELETE = {"DeletionPolicy": "Delete", "UpdateReplacePolicy": "Delete"}  # nothing outlives the deployment
 
 
@@ -44,7 +44,15 @@ def served_at_once(plan: Plan, parts: Parts, settings: Settings) -> int:
     return min(requests_at_once(plan), room // max(1, each))
 
 
-def expert(part: Part, parts: Parts, settings: Settings, served: int) -> dict[str, Resource]:
+def storage_mb(plan: Plan, part: Part) -> int:
+    """A function's /tmp, to which its experts are fetched: all of a layer have as much as the fullest needs, as the plan is priced. No
+    plan reaches the most, which is that of memory."""
+    experts = max(len(group) for layer in plan.layers if layer.layer == part.layer for group in layer.parts)
+    fetched_mb = ceil(experts * plan.model.expert_bytes / 2**20)
+    return max(figures().function.storage_least_mb, fetched_mb + _SPARE_STORAGE_MB)
+
+
+def expert(plan: Plan, part: Part, parts: Parts, settings: Settings, served: int) -> dict[str, Resource]:
     """An expert function, with the replicas of its part for each of so many requests at once."""
     bucket = sub(names.bucket(settings.name, ACCOUNT, REGION))
     shard = names.shard_key(part.entry, part.shard_sha256)
@@ -54,7 +62,7 @@ def expert(part: Part, parts: Parts, settings: Settings, served: int) -> dict[st
         "Handler": HANDLER,
         "Code": {"S3Bucket": bucket, "S3Key": names.code_key(parts.code_sha256)},
         "MemorySize": part.memory_mb,
-        "EphemeralStorage": {"Size": max(figures().function.storage_least_mb, ceil(part.shard_bytes / 2**20) + _SPARE_STORAGE_MB)},
+        "EphemeralStorage": {"Size": storage_mb(plan, part)},
         "Environment": {
             "Variables": {
                 "REMOE_SHARD": object_uri(settings, shard),

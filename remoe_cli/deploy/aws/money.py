@@ -1,7 +1,8 @@
 """What a deployment costs: a month at rest, a request, and a month at the plan's traffic, line by line. Pure.
 
-The main function and the expert functions cost what the plan says, so these lines add up to the plan's cost of a request. Storage and
-logs are in no plan, as no placement changes them much; they are `beside` it. Free tiers are left out, as in the catalogs.
+The main function and the expert functions, with their /tmp, cost what the plan says, so these lines add up to the plan's cost of a request.
+The bucket, logs and the main function's /tmp are in no plan, as no placement changes them much; they are `beside` it. Free tiers are left
+out, as in the catalogs.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _beside(plan: Plan, catalog: Catalog, parts: Parts, settings: Settings) -> I
     if settings.endpoint is Endpoint.aws_lambda:
         beyond_gb = (endpoint.storage_mb(parts) - figures().function.storage_least_mb) / 1024
         request_s = plan.ttft_s + plan.workload.n_out * plan.tpot_s
-        usd = beyond_gb * request_s * figures().prices.usd_per_function_storage_gb_second
+        usd = beyond_gb * request_s * catalog.function.usd_per_storage_gb_second
         yield _used(plan, "/tmp of the main function", usd, f"{beyond_gb:.1f} GB more than is free.")
 
 
@@ -155,7 +156,7 @@ def _by_traffic(plan: Plan, usd_per_request: float) -> float | None:
 def _notes(plan: Plan, catalog: Catalog, settings: Settings) -> Iterator[str]:
     region = next(entry.region for entry in catalog.provenance if "storage.usd_per_gb_month" in entry.of)
     if _REGION.fullmatch(region):
-        yield f"Prices are those of the catalog {catalog.name}, the oldest of {plan.prices_of}, and list prices of logs, images and /tmp."
+        yield f"Prices are those of the catalog {catalog.name}, the oldest of {plan.prices_of}, and list prices of logs and images."
     else:
         yield f"The prices of the catalog {catalog.name} are not AWS's: plan with an AWS catalog to see what AWS charges."
     if settings.architecture != catalog.architecture:

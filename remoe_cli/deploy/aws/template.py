@@ -60,7 +60,7 @@ def templates(plan: Plan, parts: Parts, settings: Settings) -> Templates:
     if settings.endpoint is Endpoint.none and not parts.functions:
         raise UsageError("Nothing of this plan runs on AWS: all its experts are local, and the endpoint is none.", "Deploy it locally.")
     served = functions.served_at_once(plan, parts, settings)
-    experts = {part: functions.expert(part, parts, settings, served) for part in parts.functions}
+    experts = {part: functions.expert(plan, part, parts, settings, served) for part in parts.functions}
     root = _root(plan, parts, settings, {id: resource for made in experts.values() for id, resource in made.items()})
     if len(root["Resources"]) <= figures().stack.resources:
         return Templates(root, {})
