@@ -163,6 +163,25 @@ def _machines(path: Path) -> set[int]:
     return {struct.unpack_from("<H", library, 18)[0] for library in libraries}
 
 
+def test_its_digest_is_the_same_on_machines_whose_bytecode_and_zlib_differ(zipped: Zipped, tmp_path: Path) -> None:
+    """Another machine's zip: other bytecode in one file, none for another, and not compressed alike."""
+    here, there, changed = FunctionPackage.of(zipped.zip), tmp_path / "there.zip", tmp_path / "changed.zip"
+    with zipfile.ZipFile(zipped.zip) as archive:
+        small = [info for info in archive.infolist() if info.filename.startswith(("function/", "pybase64/"))]
+        files = {info.filename: archive.read(info) for info in small}
+    compiled = sorted(name for name in files if name.endswith(".pyc"))
+    theirs = files | {compiled[0]: b"other bytecode"}
+    del theirs[compiled[1]]
+    handler = {"function/handler.py": files["function/handler.py"] + b"#"}
+    ours = tmp_path / "ours.zip"
+    for path, some, way in ((ours, files, zipfile.ZIP_DEFLATED), (there, theirs, zipfile.ZIP_STORED), (changed, files | handler, 8)):
+        with zipfile.ZipFile(path, "w", way) as archive:
+            for name, content in some.items():
+                archive.writestr(name, content)
+    assert FunctionPackage.of(ours).sha256 == FunctionPackage.of(there).sha256 != FunctionPackage.of(changed).sha256
+    assert sha256_file(ours) != sha256_file(there) and here.sha256 != FunctionPackage.of(ours).sha256
+
+
 def test_either_architecture_is_made_here(zipped: Zipped, tmp_path: Path, measured: Callable[[str], None]) -> None:
     (other,) = {"x86_64", "arm64"} - {ARCHITECTURE}
     dependencies.build(tmp_path / "other.zip", other, zipped.python, None)
@@ -182,7 +201,7 @@ def test_it_is_made_once_for_the_same_inputs(zipped: Zipped, tmp_path: Path, mon
 
     monkeypatch.setenv("REMOE_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(dependencies, "build", copied)
-    monkeypatch.setattr(dependencies, "find_interpreter", lambda python: None)
+    monkeypatch.setattr(dependencies, "find_interpreter", lambda python: zipped.interpreter)
     first = function_package("arm64")
     assert function_package("arm64") == first
     function_package("x86_64")
@@ -192,7 +211,14 @@ def test_it_is_made_once_for_the_same_inputs(zipped: Zipped, tmp_path: Path, mon
     monkeypatch.setattr(dependencies, "function_sources", lambda: [changed])
     function_package("arm64")
     assert made == [("arm64", "3.13"), ("x86_64", "3.13"), ("arm64", "3.14"), ("arm64", "3.13")]
-    assert first.sha256 == sha256_file(zipped.zip)
+    assert first.sha256 == FunctionPackage.of(zipped.zip).sha256
+
+
+def test_without_the_functions_python_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dependencies, "find_interpreter", lambda python: None)
+    with pytest.raises(UsageError, match=r"no Python 3\.13 on this machine") as raised:
+        function_package("arm64")
+    assert "uv python install 3.13" in raised.value.hint
 
 
 @pytest.mark.parametrize(

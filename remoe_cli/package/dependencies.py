@@ -1,9 +1,10 @@
 """The zip that Lambda runs: the function's code and the wheels that it imports, made on any machine for either architecture.
 
 Wheels come by pip, in the versions that are installed here, because their arithmetic is what packaging has proven to be torch's.
-They lose what no function reads: tests, headers, stubs, tools, debugging symbols. They gain bytecode, where this machine has
-the Python that the function will have: in Lambda's read-only folder every cold start would compile all of numpy again.
-The same inputs give the same bytes.
+They lose what no function reads: tests, headers, stubs, tools, debugging symbols. They gain bytecode, by a Python of this machine of the
+version that the function will have: in Lambda's read-only folder every cold start would compile all of numpy again.
+The same inputs give the same bytes on one machine, and on every machine the same digest: it is of what the bytecode and the compressed
+bytes follow from, as both may differ with a patch version of Python or zlib (docs/adr/0007-function-package.md).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _READ_OF_DIST_INFO = ("METADATA", "licenses/")
 
 @dataclass(frozen=True)
 class FunctionPackage:
-    """The zip at `path`. `compiled` is whether it has bytecode; `largest` are the bytes of its folders, unpacked, largest first."""
+    """The zip at `path`. `sha256` is of names and contents of its files but bytecode; `compiled` is whether it has any; `largest` are the
+    bytes of its folders, unpacked, largest first."""
 
     path: Path
     sha256: str
@@ -54,13 +56,17 @@ class FunctionPackage:
     def of(cls, path: Path) -> FunctionPackage:
         with zipfile.ZipFile(path) as archive:
             files = {info.filename: info.file_size for info in archive.infolist()}
+            digest = hashlib.sha256()
+            for name in sorted(name for name in files if not name.endswith(".pyc")):
+                digest.update(f"{name}\0{files[name]}\0".encode())
+                digest.update(archive.read(name))
         folders: dict[str, int] = {}
         for name, size in files.items():
             folder = name.partition("/")[0]
             folders[folder] = folders.get(folder, 0) + size
         return cls(
             path=path,
-            sha256=artifacts.sha256_file(path),
+            sha256=digest.hexdigest(),
             zipped_bytes=path.stat().st_size,
             unpacked_bytes=sum(files.values()),
             compiled=any(name.endswith(".pyc") for name in files),
@@ -71,14 +77,19 @@ class FunctionPackage:
 def function_package(architecture: str, python: str = PYTHON) -> FunctionPackage:
     """The function's package for `architecture`, x86_64 or arm64, and a Python of Lambda's; kept in the cache folder.
 
-    Raises UsageError for an architecture or a Python that Lambda does not have, ArtifactError when pip cannot fetch a wheel.
+    Raises UsageError for an architecture or a Python that Lambda does not have, and where this machine lacks that Python, ArtifactError
+    when pip cannot fetch a wheel.
     """
     if architecture not in _MACHINES:
         raise UsageError(f"Lambda has no architecture {architecture!r}.", f"Use one of {', '.join(_MACHINES)}.")
     if python not in RUNTIMES:
         raise UsageError(f"The function's packages do not run on Lambda's Python {python}.", f"Use one of {', '.join(RUNTIMES)}.")
-    interpreter = find_interpreter(python)
-    key = hashlib.sha256(repr((architecture, interpreter and interpreter.version, python, _requirements(PACKAGES))).encode())
+    if (interpreter := find_interpreter(python)) is None:
+        raise UsageError(
+            f"There is no Python {python} on this machine to make the functions' bytecode, without which they start much more slowly.",
+            f"Install one beside yours, for example with 'uv python install {python}' or 'pyenv install {python}'.",
+        )
+    key = hashlib.sha256(repr((architecture, interpreter.version, python, _requirements(PACKAGES))).encode())
     for source in (Path(__file__), Path(elf.__file__), *function_sources()):
         key.update(source.read_bytes())
     path = cache_dir() / "functions" / f"{key.hexdigest()[:32]}.zip"

@@ -66,7 +66,7 @@ def logical_id(entry: str) -> str:
     return f"Layer{layer}" + "".join(f"Part{number}" for number in part)
 
 
-# Keys in the bucket. Each says the digest of what it names, so what is there under the right size need not be sent again.
+# Keys in the bucket. Each says the digest of what it names, so what is there need not be sent again.
 
 
 def code_key(sha256: str) -> str:

@@ -1,8 +1,8 @@
-"""A deployment's bucket: made private, filled with what is missing, emptied and removed.
+"""A deployment's bucket: made private, filled with what is missing, tidied, emptied and removed.
 
-An object's key says the digest of what it holds (names.py), so an object that is there in the right size is never sent again. Large
-objects go in parts, and a part that has arrived is never sent again either, whoever began. S3 is told the digest of everything that it
-is sent and refuses what arrives damaged. This module does not know what the objects are.
+An object's key says a digest of what it holds (names.py), and so does what it is stored with: an object that is there with the right one
+is never sent again. Large objects go in parts, and a part that has arrived is never sent again either, whoever began. S3 is told the
+digest of everything that it is sent and refuses what arrives damaged. This module does not know what the objects are.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Object:
-    """What is to be in the bucket under `key`: a file, or bytes."""
+    """What is to be in the bucket under `key`: a file, or bytes. `sha256` is what it is known by: of its bytes, or of what they mean where
+    other bytes may mean the same (package/dependencies.py)."""
 
     key: str
     source: Path | bytes
@@ -152,7 +153,7 @@ class Bucket:
         return bytes(self.client.get_object(**self._it, Key=key)["Body"].read())
 
     def missing(self, objects: Iterable[Object]) -> tuple[Object, ...]:
-        """Those that are not there, or not in the right size and of the right digest. Changes nothing."""
+        """Those that are not there, or not of the right digest. Changes nothing."""
         objects = tuple(objects)
         with _pool() as pool:
             return tuple(each for each, there in zip(objects, pool.map(self._holds, objects), strict=True) if not there)
@@ -164,7 +165,8 @@ class Bucket:
             if code_of(error) in _GONE:
                 return False
             raise
-        return bool(head["ContentLength"] == what.size_bytes and head["Metadata"].get("sha256") == what.sha256)
+        # S3 has held every byte against its checksum when it was sent, and whoever puts another object there knows nothing of this one.
+        return bool(head["Metadata"].get("sha256") == what.sha256)
 
     def upload(self, objects: Sequence[Object], progress: Progress = lambda done, total: None) -> None:
         """Put `objects` there; `progress` is told bytes done and their total. What an earlier upload sent is not sent again."""
