@@ -93,6 +93,7 @@ def _catalog(seed: int, random: np.random.Generator) -> Catalog:
         main,
         **storage,
         max_functions=int(random.integers(1, 4)),
+        max_useful_vcpus=0.1 if seed % 3 == 1 else 1.0,  # then 256 and 512 MB are equally fast
         warm_unbilled_s=float(random.uniform(1e-4, 5e-3)),
         warm_billed_s=float(random.uniform(1e-4, 5e-3)),
         usd_per_request=float(random.choice([0.0, 2e-7, 2e-6])),

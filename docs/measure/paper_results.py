@@ -26,7 +26,7 @@ from remoe_cli.plan.document import Lengths, Outcome
 from remoe_cli.plan.exact import solve
 from remoe_cli.plan.node import Aim, Task
 from remoe_cli.plan.paper import paper_plan
-from remoe_cli.plan.problem import Placement, Problem
+from remoe_cli.plan.problem import Problem
 from remoe_cli.plan.scan import scan
 from remoe_cli.plan.workload import Workload, candidate_sets, patterns_of
 from remoe_cli.profile.hardware import latency_from
@@ -162,7 +162,7 @@ def _case(problem: Problem) -> Case:
     costs["exact"] = exact.value / local.cost_usd_per_request
     if (theirs := paper_plan(problem, aim)) is not None:
         costs["paper"] = theirs.value / local.cost_usd_per_request
-    outcome = evaluate(problem, Placement(exact.main.spec, exact.layers))
+    outcome = evaluate(problem, exact.placement)
     remote = sum(len(layer.remote) for layer in exact.layers)
     return Case(costs, outcome, remote, problem.spec.experts_per_layer * len(exact.layers))
 

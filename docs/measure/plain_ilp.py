@@ -105,7 +105,7 @@ def _figures(problem: Problem, mains: list[Any]) -> _Figures:
         B=np.array(away_s),
         r=remote_side.warm(problem).elapsed_s,
         P=np.array([main_side.usd_per_s(problem, spec) for spec in mains]),
-        p=remote_side.function_usd_per_s(problem, menu),
+        p=remote_side.function_usd_per_s(problem, menu, 0),
         C=np.array([main_side.local_capacity(problem, spec) for spec in mains], dtype=np.float64),
         m=menu - side.runtime_memory_mb,
         rest_first=main_side.prefill_rest_s(problem, mains[0], workload.n_in),

@@ -226,7 +226,7 @@ def heuristic(solver: Callable[[Problem, Aim], Solution | None], case: Asked, lo
     seconds, solution = timed(lambda: solver(problem, case.aim))
     if solution is None:
         return Found(seconds, None, None, None)
-    placement = Placement(solution.main.spec, solution.layers, solution.main.instances)
+    placement = solution.placement
     usd = evaluate(problem, placement).cost_usd_per_request
     broken = broken_limits(problem, case.aim, placement)
     if abs(usd - solution.value) > 1e-9 * usd:

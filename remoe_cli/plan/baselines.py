@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from remoe_cli.plan import main_side
-from remoe_cli.plan.cost import evaluate
+from remoe_cli.plan.cost import Priced, layer_outcomes, total
 from remoe_cli.plan.document import Baseline, LayerPlan, MainSpec, Outcome
 from remoe_cli.plan.improve import meets
 from remoe_cli.plan.node import SLACK, Aim
@@ -34,51 +34,36 @@ class Baselines:
 
     priced: dict[str, Baseline]
     missing: dict[str, str]
-    all_local: Placement | None
+    all_local: Priced | None
 
 
 def baselines(problem: Problem, aim: Aim) -> Baselines:
     """All of them, or why not."""
-    local = _locals(problem)
+    local = [one for spec in problem.catalog.main.menu if (one := all_local_on(problem, spec)) is not None]
     found = {CPU: _cpu(problem, aim, local), GPU: _gpu(problem, aim), FETCH: _fetch(problem, aim), MIX: _mix(problem, aim, local)}
     best = _best(aim, local)
     found[ALL_LOCAL] = found[MIX] if best is None else _priced(aim, best)
     priced = {name: way for name, way in found.items() if not isinstance(way, str)}
     missing = {name: way for name, way in found.items() if isinstance(way, str)}
-    return Baselines(priced, missing, best.placement if best else None)
-
-
-@dataclass(frozen=True)
-class _Local:
-    """All experts local on one spec."""
-
-    placement: Placement
-    outcome: Outcome
+    return Baselines(priced, missing, best)
 
 
 def local_layers(problem: Problem) -> tuple[LayerPlan, ...]:
     return tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in problem.spec.moe_layers)
 
 
-def _holding(problem: Problem) -> list[MainSpec]:
-    """Specs of the menu that hold all experts."""
-    experts = problem.spec.experts_per_layer * len(problem.spec.moe_layers)
-    return [spec for spec in problem.catalog.main.menu if main_side.local_capacity(problem, spec) >= experts]
-
-
-def _locals(problem: Problem) -> list[_Local]:
-    """All experts local on each spec that holds them, on as few instances as the traffic needs; without specs that take too long for it."""
-    return [found for spec in _holding(problem) if (found := _local(problem, spec)) is not None]
-
-
-def _local(problem: Problem, spec: MainSpec) -> _Local | None:
+def all_local_on(problem: Problem, spec: MainSpec) -> Priced | None:
+    """All experts local on as few instances as the traffic needs; None where the spec does not hold them, or takes too long for it."""
     placement = Placement(spec, local_layers(problem))
-    outcome = evaluate(problem, placement)
+    if main_side.local_capacity(problem, spec) < problem.spec.experts_per_layer * len(placement.layers):
+        return None
+    layers = layer_outcomes(problem, placement)
+    outcome = total(problem, placement, layers)
     request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
     if not main_side.always_on(problem, spec):
-        return _Local(placement, outcome) if request_s <= main_side.longest_mean_s(problem, Main(spec)) * (1 + SLACK) else None
+        return Priced(placement, outcome) if request_s <= main_side.longest_mean_s(problem, Main(spec)) * (1 + SLACK) else None
     several = replace(placement, instances=instances_for(problem, request_s))
-    return _Local(several, evaluate(problem, several))
+    return Priced(several, total(problem, several, layers))
 
 
 def instances_for(problem: Problem, request_s: float) -> int:
@@ -86,24 +71,19 @@ def instances_for(problem: Problem, request_s: float) -> int:
     return max(1, -int(-(request_s * (problem.workload.requests_per_hour or 0.0) / 3600 - 1e-9) // 1))
 
 
-def best_local(problem: Problem, aim: Aim) -> Placement | None:
-    """All experts local on the cheapest main spec that meets the targets, else on the cheapest that holds them; of equals the fastest."""
-    best = _best(aim, _locals(problem))
-    return best.placement if best else None
-
-
-def _best(aim: Aim, local: list[_Local]) -> _Local | None:
+def _best(aim: Aim, local: list[Priced]) -> Priced | None:
+    """The cheapest that meets the targets, else the cheapest; of equals the fastest."""
     pool = [one for one in local if meets(aim, one.outcome)] or local
     least = min((one.outcome.cost_usd_per_request for one in pool), default=0.0)
     equals = [one for one in pool if one.outcome.cost_usd_per_request <= least * (1 + SLACK)]
     return min(equals, key=lambda one: one.outcome.ttft_s, default=None)
 
 
-def _priced(aim: Aim, local: _Local) -> Baseline:
+def _priced(aim: Aim, local: Priced) -> Baseline:
     return Baseline(**local.outcome.model_dump(), spec=_name(local.placement.bought), meets=meets(aim, local.outcome))
 
 
-def _mix(problem: Problem, aim: Aim, local: list[_Local]) -> Baseline | str:
+def _mix(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     if local:
         return _priced(aim, min(local, key=lambda one: (one.placement.main.memory_mb, one.placement.main.usd_per_hour or 0.0)))
     needed = main_side.main_memory_bytes(
@@ -113,7 +93,7 @@ def _mix(problem: Problem, aim: Aim, local: list[_Local]) -> Baseline | str:
     return f"all experts local need a main function of {needed / MB:.0f} MB, and the largest has {largest} MB"
 
 
-def _cpu(problem: Problem, aim: Aim, local: list[_Local]) -> Baseline | str:
+def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     """Where main functions have no GPU, that is all experts local; else experts as in the main function, the rest as described."""
     by_use = [spec for spec in problem.catalog.main.menu if spec.usd_per_hour is None]
     bytes_needed = problem.catalog.main.runtime_memory_mb * MB + main_side.base_bytes(problem) + problem.spec.routed_bytes

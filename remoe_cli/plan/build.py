@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from remoe_cli.plan.baselines import Baselines, baselines
+from remoe_cli.plan.baselines import baselines
 from remoe_cli.plan.catalog import Catalog
 from remoe_cli.plan.columns import build_columns
 from remoe_cli.plan.cost import evaluate, layer_outcomes
@@ -16,7 +16,7 @@ from remoe_cli.plan.given import read_placement
 from remoe_cli.plan.improve import improve, meets
 from remoe_cli.plan.infeasible import diagnose
 from remoe_cli.plan.node import SLACK, Aim, Task
-from remoe_cli.plan.problem import Invocations, Main, Placement, Problem
+from remoe_cli.plan.problem import Invocations, Placement, Problem
 from remoe_cli.plan.requests import Requests
 from remoe_cli.plan.robust import flip, held_out, shifts, turns, unpredicted
 from remoe_cli.plan.scan import scan
@@ -26,7 +26,6 @@ from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.record import Profile
 
 GAP = 1e-3
-_FIELD = {"cost": "cost_usd_per_request", "ttft": "ttft_s", "tpot": "tpot_s"}
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,11 @@ def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) 
     chosen = _choose(problem, wanted)
     others = baselines(problem, aim)
     outcome = evaluate(problem, chosen.placement)
-    value = _value(aim, outcome)
-    if chosen.method in ("exact", "scan") and (better := _all_local(problem, aim, others, value)):
-        chosen, outcome = replace(chosen, placement=better[0], gain=0.0), better[1]  # within its gap, the solver may miss even this one
-        value = _value(aim, outcome)
+    value = aim.value(outcome)
+    local = others.all_local
+    if chosen.method in ("exact", "scan") and local and meets(aim, local.outcome) and aim.value(local.outcome) <= value * (1 + SLACK):
+        # Within its gap, the solver may miss even this one.
+        chosen, outcome, value = replace(chosen, placement=local.placement, gain=0.0), local.outcome, aim.value(local.outcome)
     bound = None if chosen.bound is None else min(chosen.bound, value)
     gap = None if bound is None else (value - bound) / value if value > 0 else 0.0
     said, reason = verdict(problem, aim, chosen.placement, outcome, others)
@@ -137,7 +137,7 @@ def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) 
         baselines=others.priced,
         missing=others.missing,
         robustness=tuple([*shifts(problem, aim, chosen.placement), *([window] if window else [])]) if examined else (),
-        turns=tuple(turns(problem, aim, chosen.placement)) if examined else (),
+        turns=tuple(turns(problem, aim, chosen.placement, local)) if examined else (),
         flip=flip(problem, aim) if examined else None,
     )
 
@@ -194,33 +194,19 @@ def _exact(problem: Problem, wanted: Wanted) -> _Chosen:
 
 def _solved(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float, start: Solution | None) -> Solution:
     columns = build_columns(problem, candidates)
-    complete = all(layer in columns.layer for layer in range(len(candidates)))
-    solution = solve(Task(problem, columns, aim), GAP, time_limit_s, start) if complete else None
+    solution = None if columns.empty_layers else solve(Task(problem, columns, aim), GAP, time_limit_s, start)
     if solution is None:
         raise diagnose(problem, candidates, aim, time_limit_s)
     return solution
 
 
 def _of(solution: Solution, method: Method) -> _Chosen:
-    main: Main = solution.main
-    return _Chosen(Placement(main.spec, solution.layers, main.instances), method, solution.lower_bound, solution.timed_out)
+    return _Chosen(solution.placement, method, solution.lower_bound, solution.timed_out)
 
 
 def _costs(problem: Problem, placement: Placement, outcome: Outcome) -> Costs:
     layers_usd = tuple(layer.usd for layer in layer_outcomes(problem, placement))
     return Costs(main_usd=outcome.cost_usd_per_request - sum(layers_usd), layers_usd=layers_usd)
-
-
-def _value(aim: Aim, outcome: Outcome) -> float:
-    return float(getattr(outcome, _FIELD[aim.objective]))
-
-
-def _all_local(problem: Problem, aim: Aim, others: Baselines, value: float) -> tuple[Placement, Outcome] | None:
-    """The all-local placement, where it meets the limits and is no worse."""
-    if others.all_local is None:
-        return None
-    outcome = evaluate(problem, others.all_local)
-    return (others.all_local, outcome) if meets(aim, outcome) and _value(aim, outcome) <= value * (1 + SLACK) else None
 
 
 def _status(chosen: _Chosen, gap: float | None) -> Status:

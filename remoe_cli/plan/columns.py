@@ -8,7 +8,9 @@ no single function of a memory spec holds is divided over the fewest that do; on
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,18 @@ import numpy.typing as npt
 
 from remoe_cli.plan import main_side, remote_side
 from remoe_cli.plan.document import LayerPlan, MainSpec
-from remoe_cli.plan.hits import hit_law, owners, prefix_law
+from remoe_cli.plan.hits import HitLaw, hit_law, joined, owners, positions, prefix_law
 from remoe_cli.plan.problem import MB, Problem
-from remoe_cli.plan.workload import Bools, Floats, Ints
+from remoe_cli.plan.remote_side import Places
+from remoe_cli.plan.workload import Bools, Floats, Ints, Workload
 
 Small = npt.NDArray[np.int32]
+_AT_ONCE = 2**19  # figures of a table of sets, speeds and invocations: larger ones take memory, and no less time
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Decode of one layer's sets at all memory specs, with one way of dividing them: `local` [P], `call_s` [Y, P], `shares` [S, P]."""
+    """Decode of S sets, all divided over so many functions, at V speeds: `local` [P], `call_s` [V, P], `shares` [S, P]."""
 
     local: Ints
     call_s: Floats
@@ -59,6 +63,11 @@ class Columns:
     start_s: Floats
     step: Small
     steps: tuple[Steps, ...]
+
+    @property
+    def empty_layers(self) -> list[int]:
+        """Layers without a single column: only where the candidates leave out the empty set, as a forced placement does."""
+        return sorted(set(range(len(self.starts))) - set(self.layer.tolist()))
 
     def local_s(self, problem: Problem, spec: MainSpec) -> Floats:
         """[B, X]: prefill of each set's local experts, for each kind of request."""
@@ -111,131 +120,153 @@ def build_columns(
 ) -> Columns:
     """Columns for the candidate sets [S, E] of each layer, at the catalog's memory specs and numbers of replicas or some of them.
 
-    Left out: what does not fit the function's memory or the payload, and replicas that do not shorten prefill: they cost at least
-    as much, so nothing is lost.
+    Left out: what does not fit the function's memory or the payload, memory that makes a function no faster, and replicas that do not
+    shorten prefill: they cost at least as much, so nothing is lost.
     """
-    menu = memory_menu_mb or problem.catalog.function.memory_menu_mb
-    numbers = replicas or tuple(range(1, problem.catalog.function.max_replicas + 1))
-    layers = [_layer_columns(_Asked(problem, index, menu, numbers, payload_limited), sets) for index, sets in enumerate(candidates)]
-    sizes = [len(arrays["count"]) for arrays, _ in layers]
-    set_sizes = [len(sets) for sets in candidates]
-    steps = [some for _, some in layers]
-    step_sizes = [sum(s.shares.shape[0] * s.call_s.shape[0] for s in some) for some in steps]
-    offsets = {"at_set": np.cumsum([0, *set_sizes[:-1]]), "step": np.cumsum([0, *step_sizes[:-1]])}
-
-    def join(name: str) -> Any:
-        first = offsets.get(name, np.zeros(len(layers), dtype=np.int64)).tolist()
-        return np.concatenate([arrays[name] + first[i] if first[i] else arrays[name] for i, (arrays, _) in enumerate(layers)], axis=-1)
-
+    workload, side = problem.workload, problem.catalog.function
+    menu, numbers = np.array(memory_menu_mb or side.memory_menu_mb), replicas or tuple(range(1, side.max_replicas + 1))
+    members = np.concatenate(candidates)
+    set_layer = np.repeat(np.arange(len(candidates), dtype=np.int32), [len(sets) for sets in candidates])
+    rank, count = workload.ranks[set_layer], members.sum(axis=1)
+    # The tables of all prefixes are not worth it for one set of a layer.
+    prefixes = len(members) > 2 * len(candidates) and bool((members == (rank < count[:, None])).all())
+    empty = np.flatnonzero(count == 0)
+    parts, taken = [_nothing_away(workload, empty)], len(empty)
+    steps = [Steps(np.ones(1, dtype=np.int64), np.zeros((1, 1)), workload.decode_hits[set_layer[empty]].sum(axis=1, keepdims=True))]
+    for divided in _divided(problem, menu, members, set_layer):
+        at, functions, memory_mb = divided.at, divided.functions, divided.memory_mb
+        law = prefix_law(workload, divided.layer, count[at], functions) if prefixes else _law(divided)
+        steps.append(Steps(law.local, remote_side.decode_wait_s(problem, divided.speeds_mb[:, None], law.busiest), law.shares))
+        decode_usd = remote_side.bill_usd(problem, memory_mb, divided.biggest, *remote_side.decode_billed(problem, divided.speeds_mb, law))
+        start_s = workload.cold_share * remote_side.cold_s(problem, divided.biggest)
+        for z, quicker, zt_s, usd in _instances(divided, numbers if functions == 1 else (1,), payload_limited):
+            s, v = np.nonzero(quicker)
+            small = {
+                "at_set": at[s],
+                "memory_mb": memory_mb[s, v],
+                "functions": np.full(len(s), functions),
+                "replicas": np.full(len(s), z),
+                "step": taken + np.ravel_multi_index((s, v), memory_mb.shape),
+            }
+            figures = {"bill_usd": (usd + workload.n_out * decode_usd)[s, v], "start_s": start_s[s], "zt_s": zt_s[:, s, v]}
+            parts.append(figures | {name: array.astype(np.int32) for name, array in small.items()})
+        taken += memory_mb.size
+    order = np.lexsort([np.concatenate([part[name] for part in parts]) for name in ("replicas", "memory_mb", "at_set")])
+    whole = {name: np.concatenate([part.pop(name) for part in parts], axis=-1)[..., order] for name in tuple(parts[0])}
+    layer = set_layer[whole["at_set"]]
     return Columns(
-        members=np.concatenate(candidates),
-        set_layer=np.repeat(np.arange(len(layers), dtype=np.int32), set_sizes),
-        starts=np.cumsum([0, *sizes[:-1]]),
-        layer=np.repeat(np.arange(len(layers), dtype=np.int32), sizes),
-        steps=tuple(one for some in steps for one in some),
-        **{name: join(name) for name in layers[0][0]},
+        members=members,
+        set_layer=set_layer,
+        starts=np.searchsorted(layer, np.arange(len(candidates))),
+        layer=layer,
+        count=count[whole["at_set"]].astype(np.int32),
+        steps=tuple(steps),
+        **whole,
     )
 
 
+def _nothing_away(workload: Workload, at: Ints) -> dict[str, Any]:
+    """Each empty set is one column, without memory and replicas."""
+    small = dict.fromkeys(("memory_mb", "functions", "replicas"), np.zeros(len(at), dtype=np.int32))
+    places = {"at_set": at.astype(np.int32), "step": np.arange(len(at), dtype=np.int32)}
+    figures = dict.fromkeys(("bill_usd", "start_s"), np.zeros(len(at)))
+    return small | places | figures | {"zt_s": np.zeros((len(workload.lengths), len(at)))}
+
+
 @dataclass(frozen=True)
-class _Asked:
-    """Of what one layer's columns are to be made."""
+class _Divided:
+    """S of the sets, each divided over so many functions.
+
+    at, layer   [S], their places among all sets, and their layers
+    owner       [S, E], the function of each expert, -1 for local
+    biggest     [S], experts of the fullest function
+    speeds_mb   [V], a memory spec of each number of vCPUs that there is
+    memory_mb   [S, V], the least spec of that speed that holds the set in so many functions and in no fewer; 0 where there is none
+    """
 
     problem: Problem
-    index: int
-    menu: tuple[int, ...]
-    replicas: tuple[int, ...]
-    payload_limited: bool
+    at: Ints
+    layer: Small
+    owner: Ints
+    functions: int
+    biggest: Ints
+    speeds_mb: Ints
+    memory_mb: Ints
+
+    def by_layer(self) -> Iterator[tuple[int, slice]]:
+        """Layers that have sets, and which."""
+        starts = np.flatnonzero(np.diff(self.layer, prepend=-1))
+        for start, end in pairwise([*starts.tolist(), len(self.layer)]):
+            yield int(self.layer[start]), slice(start, end)
 
 
-def _layer_columns(asked: _Asked, sets: Bools) -> tuple[dict[str, Any], list[Steps]]:
-    """A layer's figures in tables of all sets, memory specs and replicas [S, Y, Z], of which the usable places become columns."""
-    problem, menu = asked.problem, asked.menu
-    workload, rank = problem.workload, problem.workload.ranks[asked.index]
-    count, memory_mb = sets.sum(axis=1), np.array(menu)
-    prefixes = _are_prefixes(rank, sets, count)
-    shape = (len(sets), len(menu), len(asked.replicas))
-    usable, zt_s, bill_usd = np.zeros(shape, dtype=bool), np.zeros((len(workload.lengths), *shape)), np.zeros(shape)
-    functions_of, step, start_s = np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[:2])
-    usable[np.flatnonzero(count == 0)[:1], 0, 0] = True  # the empty set is one column, without memory and replicas
-    missing = np.ones(shape[:2], dtype=bool) & (count > 0)[:, None]
-    steps: list[Steps] = []
-    taken = 0
-    for functions in range(1, problem.catalog.function.max_functions + 1):
-        if functions > 1 and not missing.any():
-            break
-        owner = owners(sets, rank, functions)
-        biggest, held = _function_loads(problem, asked.index, owner, functions)
-        here = missing & (held[:, None] <= memory_mb * MB)
-        missing &= ~here
-        at = np.flatnonzero(here.any(axis=1) | ((count == 0) & (functions == 1)))
-        if not len(at):
-            continue
-        law = prefix_law(workload, asked.index, count[at], functions) if prefixes else hit_law(workload, asked.index, owner[at])
-        steps.append(Steps(law.local, remote_side.decode_call_s(problem, menu, law), law.shares))
-        places = taken + np.arange(len(at) * len(menu)).reshape(len(at), -1)
-        taken += places.size
-        s, y = np.nonzero(here[at] | (count[at] == 0)[:, None])
-        step[at[s], y] = places[s, y]
-        functions_of[here] = functions
-        start_s += here * (workload.cold_share * remote_side.cold_s(problem, biggest))[:, None]
-        quicker, zt, usd = _instances(asked, sets[at], owner[at], biggest[at], functions, here[at])
-        usd += (workload.n_out * remote_side.decode_usd(problem, menu, law, biggest[at]))[..., None]
-        s, y, z = np.nonzero(quicker)
-        usable[at[s], y, z], bill_usd[at[s], y, z], zt_s[:, at[s], y, z] = True, usd[quicker], zt[:, quicker]
-    s, y, z = np.nonzero(usable)
-    away = count[s] > 0
-    whole = {
-        "memory_mb": memory_mb[y] * away,
-        "functions": functions_of[s, y],
-        "replicas": np.where(functions_of[s, y] > 1, 1, np.array(asked.replicas)[z]) * away,
-        "count": count[s],
-        "step": step[s, y],
-        "at_set": s,
-    }
-    figures = {"zt_s": zt_s[:, usable], "bill_usd": bill_usd[usable], "start_s": start_s[s, y]}
-    return figures | {name: array.astype(np.int32) for name, array in whole.items()}, steps
+def _divided(problem: Problem, menu: Ints, members: Bools, set_layer: Small) -> Iterator[_Divided]:
+    """The sets that some memory specs hold in one function, then in two, and so on, not too many at once."""
+    side = problem.catalog.function
+    place_in_set = positions(members, problem.workload.ranks[set_layer])
+    first = np.flatnonzero(np.diff(remote_side.function_vcpus(side, menu), prepend=0.0))  # [V]: the least spec of each speed
+    end = np.where(members.any(axis=1, keepdims=True), np.append(first[1:], len(menu)), first)  # [X, V]: from there on fewer functions do
+    for functions in range(1, side.max_functions + 1):
+        at = np.flatnonzero((first < end).any(axis=1))
+        owner = np.where(members[at], place_in_set[at] % functions, -1)
+        biggest, held = _function_loads(problem, set_layer[at], owner, functions)
+        place = np.maximum(np.searchsorted(menu * MB, held)[:, None], first)
+        memory_mb = np.where(place < end[at], np.append(menu, 0)[place], 0)
+        end[at] = np.minimum(place, end[at])
+        fit = np.flatnonzero(memory_mb.any(axis=1))
+        step = max(1, _AT_ONCE // (len(first) * max(functions, side.max_replicas)))
+        for some in np.split(fit, range(step, len(fit), step)) if len(fit) else ():
+            yield _Divided(problem, at[some], set_layer[at[some]], owner[some], functions, biggest[some], menu[first], memory_mb[some])
 
 
-def _instances(asked: _Asked, sets: Bools, owner: Ints, biggest: Ints, functions: int, here: Bools) -> tuple[Bools, Floats, Floats]:
-    """For each number of replicas: whether it is to be had, and quicker than fewer, [S, Y, Z]; the longest invocation of a prompt
-    [B, S, Y, Z]; the bill of prompts and cold starts [S, Y, Z]. Divided sets, of several functions, have no replicas."""
-    problem, menu, side = asked.problem, asked.menu, asked.problem.catalog.function
-    lengths, use = problem.workload.lengths, problem.workload.use[asked.index]
-    shape = (len(asked.replicas), *here.shape)
-    quicker, zt_s, usd = np.zeros(shape, dtype=bool), np.full((len(lengths), *shape), np.inf), np.zeros(shape)
-    work_s = [remote_side.expert_work_s(problem, side.mb_per_vcpu, use * kind.n_in) for kind in lengths] if functions == 1 else []
-    shared = [remote_side.lpt_for_each(work, sets, asked.replicas) for work in work_s]
-    usd_per_s = remote_side.function_usd_per_s(problem, menu, biggest)
-    most = math.inf if not asked.payload_limited else side.payload_limit_bytes
-    best = np.full((len(lengths), *here.shape), np.inf)
-    for z, replicas in enumerate(asked.replicas if functions == 1 else (1,)):
-        some = np.flatnonzero(biggest >= replicas)  # more replicas than experts shorten nothing
-        usable = here[some]
-        usd[z, some] = remote_side.cold_usd(problem, menu, biggest[some], functions * replicas)
-        for i, kind in enumerate(lengths):
-            at = shared[i][z, some] if shared else np.where(use > 0, owner, -1)
-            sent = remote_side.prefill(problem, use * kind.n_in, menu, at, functions * replicas)
+def _law(divided: _Divided) -> HitLaw:
+    workload = divided.problem.workload
+    return joined([hit_law(workload, layer, divided.owner[rows]) for layer, rows in divided.by_layer()])
+
+
+def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bool) -> Iterator[tuple[int, Bools, Floats, Floats]]:
+    """Each number of replicas, whether it is to be had and quicker than fewer, [S, V]; the longest invocation of a prompt [B, S, V]; and
+    the bill of prompts and cold starts [S, V]."""
+    problem, side = divided.problem, divided.problem.catalog.function
+    kinds = [(kind.share, problem.workload.use * kind.n_in) for kind in problem.workload.lengths]
+    work_s = [remote_side.expert_work_s(problem, divided.speeds_mb[:, None, None], tokens).transpose(1, 2, 0) for _, tokens in kinds]
+    shared = [_shared(divided, tokens, replicas) for _, tokens in kinds]
+    most = side.payload_limit_bytes if payload_limited else math.inf
+    best = np.full((len(kinds), *divided.memory_mb.shape), np.inf)
+    for z, number in enumerate(replicas):
+        usable = (divided.memory_mb > 0) & (divided.biggest >= number)[:, None]  # more replicas than experts shorten nothing
+        usd = remote_side.cold_usd(problem, divided.memory_mb, divided.biggest, divided.functions * number)
+        zt_s = np.empty_like(best)
+        for i, (share, tokens) in enumerate(kinds):
+            loads = [
+                remote_side.loads(tokens[layer], work_s[i][layer], shared[i][z, rows], divided.functions * number)
+                for layer, rows in divided.by_layer()
+            ]
+            sent = remote_side.invoked(problem, divided.speeds_mb, *(np.concatenate(load, axis=1) for load in zip(*loads, strict=True)))
             usable &= (remote_side.payload_bytes(problem, sent.rows) <= most)[:, None]
-            usd[z, some] += kind.share * (usd_per_s[some] * sent.billed_s + side.usd_per_request * sent.calls)
-            zt_s[i, z, some] = sent.zt_s
-        quicker[z, some] = usable & (zt_s[:, z, some] < best[:, some]).any(axis=0)
-        best = np.where(quicker[z], np.minimum(best, zt_s[:, z]), best)
-    return np.moveaxis(quicker, 0, -1), np.moveaxis(zt_s, 1, -1), np.moveaxis(usd, 0, -1)
+            usd += share * remote_side.bill_usd(problem, divided.memory_mb, divided.biggest, sent.billed_s, sent.calls)
+            zt_s[i] = sent.zt_s
+        quicker = usable & (zt_s < best).any(axis=0)
+        best = np.where(quicker, np.minimum(best, zt_s), best)
+        yield number, quicker, zt_s, usd
 
 
-def _function_loads(problem: Problem, index: int, owner: Ints, functions: int) -> tuple[Ints, Floats]:
+def _shared(divided: _Divided, tokens: Floats, replicas: tuple[int, ...]) -> Ints | Places:
+    """[Z, S, E]: which invocation of a prompt takes each expert. Divided sets, of several functions, have no replicas."""
+    if divided.functions > 1:
+        return divided.owner[None]
+    work_s = remote_side.expert_work_s(divided.problem, divided.problem.catalog.function.mb_per_vcpu, tokens)
+    each = [remote_side.lpt_for_each(work_s[layer], divided.owner[rows] >= 0, replicas) for layer, rows in divided.by_layer()]
+    return np.concatenate(each, axis=1)
+
+
+def _function_loads(problem: Problem, layer: Small, owner: Ints, functions: int) -> tuple[Ints, Floats]:
     """[S]: experts of the fullest function, and the bytes that the largest needs for the longest prompt."""
-    tokens = problem.workload.use[index] * max(kind.n_in for kind in problem.workload.lengths)
+    tokens = problem.workload.use[layer] * max(kind.n_in for kind in problem.workload.lengths)
     biggest, held = np.zeros(len(owner), dtype=np.int64), np.zeros(len(owner))
     for function in range(functions):
         here = owner == function
         experts = here.sum(axis=1)
         biggest = np.maximum(biggest, experts)
-        held = np.maximum(held, remote_side.function_memory_bytes(problem, experts, here @ tokens))
+        held = np.maximum(held, remote_side.function_memory_bytes(problem, experts, np.einsum("se,se->s", here, tokens)))
     return biggest, held
-
-
-def _are_prefixes(rank: Ints, sets: Bools, count: Ints) -> bool:
-    """Whether each set is that of the least used experts; a single set is not worth the tables of all."""
-    return len(sets) > 2 and bool((sets == (rank < count[:, None])).all())

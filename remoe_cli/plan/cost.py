@@ -15,9 +15,17 @@ from remoe_cli.plan import main_side, remote_side
 from remoe_cli.plan.document import LayerPlan, Outcome
 from remoe_cli.plan.hits import HitLaw, hit_law
 from remoe_cli.plan.problem import Placement, Problem
-from remoe_cli.plan.workload import Floats, Ints
+from remoe_cli.plan.workload import Ints
 
-__all__ = ["LayerOutcome", "Placement", "Problem", "evaluate", "layer_outcome", "layer_outcomes", "total"]
+__all__ = ["LayerOutcome", "Placement", "Priced", "Problem", "evaluate", "layer_outcome", "layer_outcomes", "total"]
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A placement and what it comes to."""
+
+    placement: Placement
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,10 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         if not parts:
             prefill_s += kind.share * local_s
             continue
-        at = _parts_at(problem, layer, owner, tokens)
+        at = remote_side.shared_out(problem, owner, tokens, layer.replicas)
         sent = remote_side.prefill(problem, tokens, [layer.memory_mb], at, max(len(parts), layer.replicas))
         prefill_s += kind.share * max(local_s, float(sent.zt_s[0, 0]))
-        billed_usd = float((remote_side.function_usd_per_s(problem, [layer.memory_mb], biggest) * sent.billed_s)[0, 0])
-        usd += kind.share * (billed_usd + problem.catalog.function.usd_per_request * float(sent.calls[0, 0]))
+        usd += kind.share * float(remote_side.bill_usd(problem, [layer.memory_mb], biggest, sent.billed_s, sent.calls)[0, 0])
         largest = max(largest, float(sent.rows[0]))
         rows = [float(tokens[list(part)].sum()) for part in parts]
         held = max(held, *(float(remote_side.function_memory_bytes(problem, len(p), n)) for p, n in zip(parts, rows, strict=True)))
@@ -82,11 +89,12 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
     decode_s = float(workload.decode_hits[index].sum()) * step_s
     if parts:
         law = _law(problem, index, layer, owner)
-        calls_s = remote_side.decode_call_s(problem, [layer.memory_mb], law)[0]
+        calls_s = remote_side.decode_wait_s(problem, layer.memory_mb, law.busiest)
         decode_s = float(law.shares[0] @ np.maximum(law.local * step_s, calls_s))
         each = np.arange(law.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
         calls = float((law.calls[0] * each).sum())
-        usd += workload.n_out * float(remote_side.decode_usd(problem, [layer.memory_mb], law, biggest)[0, 0])
+        billed = remote_side.decode_billed(problem, [layer.memory_mb], law)
+        usd += workload.n_out * float(remote_side.bill_usd(problem, [layer.memory_mb], biggest, *billed)[0, 0])
         usd += float(remote_side.cold_usd(problem, [layer.memory_mb], biggest, len(parts) * layer.replicas)[0, 0])
         if main.usd_per_hour is not None:
             cold_s += workload.cold_share * float(remote_side.cold_s(problem, biggest)[0])
@@ -109,11 +117,3 @@ def owner_of(problem: Problem, layer: LayerPlan) -> Ints:
     for function, part in enumerate(layer.parts):
         owner[0, list(part)] = function
     return owner
-
-
-def _parts_at(problem: Problem, layer: LayerPlan, owner: Ints, tokens: Floats) -> Ints:
-    """[1, E]: which invocation of a prompt takes each expert."""
-    if layer.replicas <= 1:
-        return np.where(tokens > 0, owner, -1)
-    one_vcpu_mb = problem.catalog.function.mb_per_vcpu
-    return remote_side.lpt(remote_side.expert_work_s(problem, one_vcpu_mb, tokens), owner >= 0, layer.replicas)

@@ -27,7 +27,7 @@ from remoe_cli.errors import RemoeError
 from remoe_cli.plan.document import LayerPlan
 from remoe_cli.plan.highs import GrowingLp
 from remoe_cli.plan.node import SLACK, Node, Task, mains, make_node
-from remoe_cli.plan.problem import Main
+from remoe_cli.plan.problem import Main, Placement
 from remoe_cli.plan.rounding import rounded
 from remoe_cli.plan.workload import Floats, Ints
 
@@ -43,6 +43,10 @@ class Solution:
     value: float
     lower_bound: float
     timed_out: bool
+
+    @property
+    def placement(self) -> Placement:
+        return Placement(self.main.spec, self.layers, self.main.instances)
 
 
 def multipliers(task: Task, main: Main) -> dict[str, float]:

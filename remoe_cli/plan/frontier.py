@@ -14,7 +14,6 @@ from remoe_cli.plan.columns import build_columns
 from remoe_cli.plan.cost import evaluate
 from remoe_cli.plan.exact import Solution, solve
 from remoe_cli.plan.node import Aim, Task
-from remoe_cli.plan.problem import Placement
 from remoe_cli.plan.scan import scan
 from remoe_cli.plan.workload import candidate_sets
 from remoe_cli.profile.record import Profile
@@ -49,12 +48,12 @@ def frontier(profile: Profile, catalog: Catalog, wanted: Wanted, progress: Calla
     if fastest is None or cheapest is None:
         return []
     points: list[Point] = []
-    slowest_s = evaluate(problem, Placement(cheapest.main.spec, cheapest.layers, cheapest.main.instances)).tpot_s
+    slowest_s = evaluate(problem, cheapest.placement).tpot_s
     targets = np.geomspace(fastest.value * (1 + 1e-6), max(slowest_s, fastest.value) * (1 + 1e-6), POINTS)
     for done, target in enumerate(targets.tolist(), 1):
         found = at(replace(limits, tpot_s=target)) if done < POINTS else cheapest
         if found is not None:
-            outcome = evaluate(problem, Placement(found.main.spec, found.layers, found.main.instances))
+            outcome = evaluate(problem, found.placement)
             remote = sum(len(layer.remote) for layer in found.layers)
             points.append(
                 Point(outcome.tpot_s, outcome.ttft_s, outcome.cost_usd_per_request, found.lower_bound, remote, found.main.spec.name)

@@ -6,9 +6,11 @@ layer ends with its busiest function, while every function that it hits is bille
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from remoe_cli.plan.workload import Bools, Floats, Ints, Workload
 
@@ -31,10 +33,15 @@ class HitLaw:
 def owners(members: Bools, rank: Ints, functions: int) -> Ints:
     """int64 [S, E]: the function of each member of the sets, -1 for the rest. Members go round the functions in order of use, so that
     each function has about as many experts and as many tokens."""
-    order = np.argsort(rank)
-    position = np.empty(members.shape, dtype=np.int64)
-    position[:, order] = np.cumsum(members[:, order], axis=1) - 1
-    return np.where(members, position % functions, -1)
+    return np.where(members, positions(members, rank) % functions, -1)
+
+
+def positions(members: Bools, rank: Ints) -> Ints:
+    """[S, E]: the place of each member in its set by rising use; `rank` is [E], or [S, E]."""
+    rank = np.broadcast_to(rank, members.shape)
+    by_use = np.take_along_axis(members, np.argsort(rank, axis=1), axis=1)
+    place: Ints = np.take_along_axis(np.cumsum(by_use, axis=1), rank, axis=1) - 1
+    return place
 
 
 def hit_law(workload: Workload, layer: int, owner: Ints) -> HitLaw:
@@ -58,16 +65,27 @@ def hit_law(workload: Workload, layer: int, owner: Ints) -> HitLaw:
     return HitLaw(pairs // (k + 1), pairs % (k + 1), shares, calls)
 
 
-def prefix_law(workload: Workload, layer: int, sizes: Ints, functions: int) -> HitLaw:
-    """`hit_law` for the sets of the `sizes` [S] least used experts, divided by `owners`, in time that does not grow with S."""
-    key = ("law", layer, functions)
-    if key not in workload.memo:
-        workload.memo[key] = _all_prefixes(workload, layer, functions)
-    local, busiest, shares, calls = workload.memo[key]
-    return HitLaw(local, busiest, shares[sizes], calls[sizes])
+def joined(laws: Sequence[HitLaw]) -> HitLaw:
+    """The laws of several layers as one, whose S are those of all, one layer's after another's."""
+    slots = laws[0].calls.shape[1]
+    shares = np.zeros((sum(len(law.shares) for law in laws), slots * slots))
+    for law, end in zip(laws, np.cumsum([len(law.shares) for law in laws]), strict=True):
+        shares[end - len(law.shares) : end, law.local * slots + law.busiest] = law.shares
+    present = np.flatnonzero(shares.any(axis=0))
+    return HitLaw(present // slots, present % slots, shares[:, present], np.concatenate([law.calls for law in laws]))
 
 
-def _all_prefixes(workload: Workload, layer: int, functions: int) -> tuple[Ints, Ints, Floats, Floats]:
+def prefix_law(workload: Workload, layer: npt.ArrayLike, sizes: Ints, functions: int) -> HitLaw:
+    """`hit_law` for the sets of the `sizes` [S] least used experts of a layer or of layers [S], divided by `owners`, in time that hardly
+    grows with S."""
+    layers, experts = workload.use.shape
+    if (key := ("prefixes", functions)) not in workload.memo:
+        workload.memo[key] = joined([_all_prefixes(workload, index, functions) for index in range(layers)])
+    law, at = workload.memo[key], np.asarray(layer) * (experts + 1) + sizes
+    return HitLaw(law.local, law.busiest, law.shares[at], law.calls[at])
+
+
+def _all_prefixes(workload: Workload, layer: int, functions: int) -> HitLaw:
     """The law of every size. With rising size a token's state changes only where the size passes the rank of one of its experts: each of
     its states is added where it begins and taken away where the next does, and a running sum over sizes does the rest."""
     patterns, counts = workload.patterns[layer]
@@ -77,10 +95,11 @@ def _all_prefixes(workload: Workload, layer: int, functions: int) -> tuple[Ints,
     rank = np.append(workload.ranks[layer], experts)  # a skipped slot (-1) is never remote
     ranks = np.ascontiguousarray(np.sort(rank[patterns], axis=1).T)  # [k, T]
     begin = np.concatenate([np.zeros((1, tokens), dtype=np.int64), ranks + 1])  # [k + 1, T]: size from which so many are remote
-    function = ranks % functions
-    hits = np.cumsum(function == np.arange(functions)[:, None, None], axis=1)  # [F, k, T]
-    own = np.take_along_axis(hits, function[None], axis=0)[0]  # [k, T]: of the function of each next expert, with it
-    busiest = np.concatenate([begin[:1], hits.max(axis=0)])
+    function = (ranks % functions).astype(np.int8)
+    own = np.zeros((k, tokens), dtype=np.int64)  # hits of its function, with each next expert
+    for slot in range(k):
+        own[slot:] += function[slot:] == function[slot]
+    busiest = np.concatenate([begin[:1], np.maximum.accumulate(own)])
     local = np.maximum((ranks < experts).sum(axis=0) - np.arange(k + 1)[:, None], 0)
     rows = (busiest + (k + 1) * local) * width
     weights = np.tile(counts.astype(np.float64), k + 1)
@@ -95,4 +114,4 @@ def _all_prefixes(workload: Workload, layer: int, functions: int) -> tuple[Ints,
     calls[0] = 0.0
     present = np.flatnonzero(states.any(axis=1))
     total = counts.sum()
-    return present // (k + 1), present % (k + 1), states[present].T / total, calls.T / total
+    return HitLaw(present // (k + 1), present % (k + 1), states[present].T / total, calls.T / total)

@@ -10,9 +10,9 @@ import numpy as np
 from remoe_cli.errors import InfeasibleError, OverBudgetError
 from remoe_cli.plan import main_side, remote_side
 from remoe_cli.plan.columns import Columns, build_columns
-from remoe_cli.plan.document import MainSpec
+from remoe_cli.plan.document import MainSpec, Objective
 from remoe_cli.plan.exact import solve
-from remoe_cli.plan.node import SLACK, Aim, Objective, Task
+from remoe_cli.plan.node import SLACK, Aim, Task
 from remoe_cli.plan.problem import MB, Problem
 from remoe_cli.plan.workload import Bools
 
@@ -73,7 +73,7 @@ def round_up(value: float, digits: int = 4) -> float:
 
 def _least_local(problem: Problem, columns: Columns) -> int | None:
     """Experts that no function can hold; None if a layer has no column at all."""
-    if _empty_layers(columns):
+    if columns.empty_layers:
         return None
     return problem.spec.experts_per_layer * len(columns.starts) - int(np.maximum.reduceat(columns.count, columns.starts).sum())
 
@@ -81,11 +81,6 @@ def _least_local(problem: Problem, columns: Columns) -> int | None:
 def _roomy(problem: Problem, columns: Columns) -> bool:
     local = _least_local(problem, columns)
     return local is not None and any(main_side.local_capacity(problem, spec) >= local for spec in problem.catalog.main.menu)
-
-
-def _empty_layers(columns: Columns) -> list[int]:
-    """Layers without a single column: only where the candidates leave out the empty set, as a forced placement does."""
-    return sorted(set(range(len(columns.starts))) - set(columns.layer.tolist()))
 
 
 def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns: Columns) -> InfeasibleError:
@@ -98,7 +93,7 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns:
             f"enough experts can go remote only at {payload} bytes.",
             "Plan for shorter prompts, or take a catalog with more replicas, a larger payload or a larger main function.",
         )
-    if empty := _empty_layers(unlimited):
+    if empty := unlimited.empty_layers:
         side, index = problem.catalog.function, empty[0]
         sets = candidates[index]
         experts = math.ceil(sets.sum(axis=1).min() / side.max_functions)

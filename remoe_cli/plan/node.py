@@ -10,17 +10,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from remoe_cli.plan import main_side
 from remoe_cli.plan.columns import Columns, Small
-from remoe_cli.plan.document import MainSpec
+from remoe_cli.plan.document import MainSpec, Objective, Outcome
 from remoe_cli.plan.problem import Main, Problem
 from remoe_cli.plan.workload import Floats, Ints
 
-Objective = Literal["cost", "ttft", "tpot"]
 SLACK = 1e-9  # relative tolerance at which a limit counts as met
 MOST_INSTANCES = 64  # of one always-on main spec
 
@@ -33,6 +32,10 @@ class Aim:
     ttft_s: float | None = None
     tpot_s: float | None = None
     budget_usd: float | None = None
+
+    def value(self, outcome: Outcome) -> float:
+        """The objective's, in USD or seconds."""
+        return {"cost": outcome.cost_usd_per_request, "ttft": outcome.ttft_s, "tpot": outcome.tpot_s}[self.objective]
 
 
 @dataclass(frozen=True)

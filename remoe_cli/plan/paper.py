@@ -17,13 +17,14 @@ from __future__ import annotations
 import numpy as np
 
 from remoe_cli.plan import lagrange, main_side, remote_side, replicas
+from remoe_cli.plan.baselines import local_layers
 from remoe_cli.plan.cost import layer_outcome, total
 from remoe_cli.plan.document import LayerPlan, Outcome
 from remoe_cli.plan.exact import Solution
 from remoe_cli.plan.lagrange import Decay, MemoryProblem
 from remoe_cli.plan.mmp import Allocation, allocations, least_memory_mb, meets
 from remoe_cli.plan.node import SLACK, Aim
-from remoe_cli.plan.problem import GB_MB, MB, Placement, Problem
+from remoe_cli.plan.problem import GB_MB, MB, Main, Placement, Problem
 from remoe_cli.plan.workload import Ints
 from remoe_cli.plan.worst_case import Bound, paper_bound
 
@@ -38,8 +39,7 @@ def paper_plan(problem: Problem, aim: Aim, bound: Bound | None = None) -> Soluti
             continue
         outcome = _checked(problem, aim, Placement(allocation.main, layers))
         if outcome is not None:
-            values = {"cost": outcome.cost_usd_per_request, "ttft": outcome.ttft_s, "tpot": outcome.tpot_s}
-            return Solution(Placement(allocation.main, layers).bought, layers, values[aim.objective], 0.0, False)
+            return Solution(Main(allocation.main), layers, aim.value(outcome), 0.0, False)
     return None
 
 
@@ -68,7 +68,7 @@ def memory_problem(problem: Problem, aim: Aim, allocation: Allocation, decay: De
 
 def _layers(problem: Problem, aim: Aim, bound: Bound, allocation: Allocation, decay: Decay) -> tuple[LayerPlan, ...] | None:
     if allocation.remote == 0:
-        return tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in problem.spec.moe_layers)
+        return local_layers(problem)
     relaxed = memory_problem(problem, aim, allocation, decay)
     wanted = np.maximum(relaxed.low, lagrange.solve(relaxed).y * (1 - SLACK)) * GB_MB
     menu = np.array(problem.catalog.function.memory_menu_mb)

@@ -86,13 +86,19 @@ def billed_s(problem: Problem, inside_s: npt.ArrayLike) -> Floats:
 
 
 def function_usd_per_s(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.ArrayLike) -> Floats:
-    """[S, Y]: c_c y (section 4), and what the /tmp costs to which a layer's functions fetch their experts: all have as much as the
-    fullest needs, for its `experts` [S]."""
+    """[S, Y], for `memory_mb` [Y] or [S, Y]: c_c y (section 4), and what the /tmp costs to which a layer's functions fetch their experts:
+    all have as much as the fullest needs, for its `experts` [S]."""
     side = problem.catalog.function
     fetched_mb = np.ceil(np.asarray(experts, dtype=np.float64) * (problem.spec.expert_bytes / MB))
     beyond_mb = np.maximum(0.0, fetched_mb + side.storage_spare_mb - side.storage_free_mb)
     memory_usd = problem.catalog.function_usd_per_gb_second * np.asarray(memory_mb, dtype=np.float64) / GB_MB
-    usd: Floats = np.add.outer(side.usd_per_storage_gb_second * beyond_mb / GB_MB, memory_usd)
+    usd: Floats = (side.usd_per_storage_gb_second * beyond_mb / GB_MB)[..., None] + memory_usd
+    return usd
+
+
+def bill_usd(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.ArrayLike, billed_s: Floats, calls: Floats) -> Floats:
+    """[S, Y]: what invocations of so much billed time together cost, and the fee of each; the others as in `function_usd_per_s`."""
+    usd: Floats = function_usd_per_s(problem, memory_mb, experts) * billed_s + problem.catalog.function.usd_per_request * calls
     return usd
 
 
@@ -113,6 +119,13 @@ def cold_s(problem: Problem, experts: npt.ArrayLike) -> Floats:
     side, measured = problem.catalog.function, problem.latency.cold_start
     start_s = side.cold_start_s if measured is None else measured.total_s
     return start_s + np.asarray(experts, dtype=np.float64) * problem.spec.expert_bytes / side.load_bytes_per_s
+
+
+def shared_out(problem: Problem, owner: Ints, tokens: Floats, replicas: int) -> Ints:
+    """[S, E]: which invocation of a prompt of `tokens` [E] takes each expert: its function's (`owner`), or a replica's of the only one."""
+    if replicas <= 1:
+        return owner
+    return lpt(expert_work_s(problem, problem.catalog.function.mb_per_vcpu, tokens), owner >= 0, replicas)
 
 
 def lpt(work_s: Floats, members: Bools, replicas: int) -> Ints:
@@ -154,42 +167,46 @@ class Prefill:
 def prefill(problem: Problem, tokens: Floats, memory_mb: Sequence[int], at: Ints | Places, parts: int) -> Prefill:
     """One invocation for each of `parts` groups of experts, `at` [S, E] (-1 for none); `tokens` [E] of each expert."""
     memory = np.asarray(memory_mb, dtype=np.float64)
-    work = expert_work_s(problem, memory[:, None], tokens).T  # [E, Y]
+    return invoked(problem, memory, *loads(tokens, expert_work_s(problem, memory[:, None], tokens).T, at, parts))
+
+
+def loads(tokens: Floats, work_s: Floats, at: Ints | Places, parts: int) -> tuple[Floats, Floats]:
+    """Work [parts, S, Y] and rows [parts, S] of each group; `work_s` [E, Y] of each expert."""
     here = (at == np.arange(parts)[:, None, None]).astype(np.float64)  # [parts, S, E]
-    rows = here @ tokens
-    inside = inside_s(problem, memory, here @ work, rows[..., None])
+    return here @ work_s, here @ tokens
+
+
+def invoked(problem: Problem, memory_mb: Floats | Ints, work_s: Floats, rows: Floats) -> Prefill:
+    """The invocations of `loads`."""
+    inside = inside_s(problem, memory_mb, work_s, rows[..., None])
     some = rows[..., None] > 0
     zt = np.where(some, warm(problem).elapsed_s + inside, 0.0).max(axis=0)
     billed = np.where(some, billed_s(problem, inside), 0.0).sum(axis=0)
     return Prefill(zt, billed, np.broadcast_to(some.sum(axis=0), zt.shape), rows.max(axis=0))
 
 
-def decode_call_s(problem: Problem, memory_mb: Sequence[int], law: HitLaw) -> Floats:
-    """[Y, P]: rho, what the remote side of each pair of the law takes."""
-    memory, hits = np.asarray(memory_mb, dtype=np.float64)[:, None], law.busiest
+def decode_wait_s(problem: Problem, memory_mb: npt.ArrayLike, hits: Ints) -> Floats:
+    """rho, what the remote side takes for a token that hits so many experts of one function."""
     overhead_s = warm(problem).elapsed_s
     if problem.invocations == "per-expert":
-        calls: Floats = hits * (overhead_s + decode_inside_s(problem, memory, 1))
+        calls: Floats = hits * (overhead_s + decode_inside_s(problem, memory_mb, 1))
         return calls
-    return np.where(hits > 0, overhead_s + decode_inside_s(problem, memory, hits), 0.0)
+    return np.where(hits > 0, overhead_s + decode_inside_s(problem, memory_mb, hits), 0.0)
 
 
-def decode_usd(problem: Problem, memory_mb: Sequence[int], law: HitLaw, experts: Ints) -> Floats:
-    """[S, Y]: invocations of one decode token; `experts` [S] as in `function_usd_per_s`."""
+def decode_billed(problem: Problem, memory_mb: Sequence[int] | Ints, law: HitLaw) -> tuple[Floats, Floats]:
+    """Of one decode token: billed time [S, Y] and number [S, 1] of all invocations."""
     memory = np.asarray(memory_mb, dtype=np.float64)
     hits = np.arange(1, law.calls.shape[1])
     if problem.invocations == "per-expert":
         calls = (law.calls[:, 1:] @ hits)[:, None]
-        billed = calls * billed_s(problem, decode_inside_s(problem, memory, 1))
-    else:
-        calls = law.calls[:, 1:].sum(axis=1, keepdims=True)
-        billed = law.calls[:, 1:] @ billed_s(problem, decode_inside_s(problem, memory[:, None], hits)).T
-    usd: Floats = function_usd_per_s(problem, memory, experts) * billed + problem.catalog.function.usd_per_request * calls
-    return usd
+        return calls * billed_s(problem, decode_inside_s(problem, memory, 1)), calls
+    billed = law.calls[:, 1:] @ billed_s(problem, decode_inside_s(problem, memory[:, None], hits)).T
+    return billed, law.calls[:, 1:].sum(axis=1, keepdims=True)
 
 
-def cold_usd(problem: Problem, memory_mb: Sequence[int], experts: Ints, instances: int) -> Floats:
-    """[S, Y]: what starting the layer's instances adds to the mean request, with `experts` [S] in each."""
+def cold_usd(problem: Problem, memory_mb: npt.ArrayLike, experts: Ints, instances: int) -> Floats:
+    """[S, Y], for `memory_mb` [Y] or [S, Y]: what starting the layer's instances adds to the mean request, with `experts` [S] in each."""
     billed = problem.workload.cold_share * instances * cold_s(problem, experts)
     usd: Floats = billed[:, None] * function_usd_per_s(problem, memory_mb, experts)
     return usd

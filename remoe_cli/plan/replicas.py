@@ -71,18 +71,15 @@ def _local_s(problem: Problem, allocation: Allocation) -> Floats:
 def _part(problem: Problem, allocation: Allocation, layer: int, memory_mb: int, z: int, local_s: Floats) -> tuple[float, bool]:
     """What of a layer's cost depends on z, in USD a request, and whether the payload limit is kept."""
     workload, side, spec = problem.workload, problem.catalog.function, allocation.main
-    members = (workload.ranks[layer] < allocation.remote)[None]
+    owner = np.where(workload.ranks[layer] < allocation.remote, 0, -1)[None]
     remote = np.array([allocation.remote])
     usd, fits = float(remote_side.cold_usd(problem, [memory_mb], remote, z)[0, 0]), True
     for kind, stay_s in zip(workload.lengths, local_s.tolist(), strict=True):
         tokens = workload.use[layer] * kind.n_in
-        at = np.where(members & (tokens > 0), 0, -1)
-        if z > 1:
-            at = remote_side.lpt(remote_side.expert_work_s(problem, side.mb_per_vcpu, tokens), members, z)
-        sent = remote_side.prefill(problem, tokens, [memory_mb], at, z)
+        sent = remote_side.prefill(problem, tokens, [memory_mb], remote_side.shared_out(problem, owner, tokens, z), z)
         seconds = max(stay_s, float(sent.zt_s[0, 0]))
-        billed = float((remote_side.function_usd_per_s(problem, [memory_mb], remote) * sent.billed_s)[0, 0])
-        usd += kind.share * (main_side.usd_per_s(problem, spec) * seconds + billed + side.usd_per_request * float(sent.calls[0, 0]))
+        bill = float(remote_side.bill_usd(problem, [memory_mb], remote, sent.billed_s, sent.calls)[0, 0])
+        usd += kind.share * (main_side.usd_per_s(problem, spec) * seconds + bill)
         fits &= float(remote_side.payload_bytes(problem, sent.rows[0])) <= side.payload_limit_bytes
     return usd, fits
 

@@ -78,7 +78,7 @@ def pooled(profile: Profile) -> tuple[list[Layer], int]:
     for index in range(len(profile.record.spec.moe_layers)):
         totals = [int(total) for total in counts[:, index].sum(axis=0).tolist()]
         tokens = Counter(map(tuple, np.sort(trace[:, index], axis=1).tolist()))
-        choices = {tuple(e for e in token if e >= 0): count for token, count in tokens.items()}
+        choices = {token[token.count(-1) :]: count for token, count in tokens.items()}
         layers.append(Layer([top_k * total / sum(totals) for total in totals], choices))
     return layers, len(trace)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from remoe_cli.plan import main_side
-from remoe_cli.plan.baselines import best_local
-from remoe_cli.plan.cost import evaluate
-from remoe_cli.plan.document import Flip, MainSpec, Outcome, Shift, Turn
+from remoe_cli.plan.baselines import all_local_on
+from remoe_cli.plan.cost import Priced, evaluate
+from remoe_cli.plan.document import Flip, Outcome, Shift, Turn
 from remoe_cli.plan.improve import meets
 from remoe_cli.plan.node import Aim
 from remoe_cli.plan.problem import Placement, Problem
@@ -88,7 +88,7 @@ def held_out(problem: Problem, profile: Profile, aim: Aim) -> Shift | None:
     plan, best = scan(planned, aim), scan(judged, aim)
     if plan is None:
         return None
-    outcome = evaluate(judged, Placement(plan.main.spec, plan.layers, plan.main.instances))
+    outcome = evaluate(judged, plan.placement)
     known = best.value if best and aim.objective == "cost" else None
     return _shift(f"planned on {(rows % 2 == 0).sum()} prompts, judged on {(rows % 2 == 1).sum()} others (by scan)", aim, outcome, known)
 
@@ -120,12 +120,12 @@ def _for_the_same(requests: Workload, routing: Workload) -> Workload:
     return replace(routing, lengths=requests.lengths, requests_per_hour=requests.requests_per_hour, cold_share=requests.cold_share)
 
 
-def turns(problem: Problem, aim: Aim, placement: Placement) -> list[Turn]:
-    """By how much t_rem, or the price of expert functions, has to change for the choice to turn between sending experts away and all local.
+def turns(problem: Problem, aim: Aim, placement: Placement, local: Priced | None) -> list[Turn]:
+    """By how much t_rem, or the price of expert functions, has to change for the choice to turn between sending experts away and all local,
+    if that can be had.
 
     The placement is compared, as it stands; if it sends none away, the best known one that does (by the scan) is.
     """
-    local = best_local(problem, aim)
     if local is None:
         return []
     away = placement
@@ -133,8 +133,8 @@ def turns(problem: Problem, aim: Aim, placement: Placement) -> list[Turn]:
         found = scan(problem, replace(aim, objective="cost"), least=1)
         if found is None:
             return []
-        away = Placement(found.main.spec, found.layers, found.main.instances)
-    local_usd = evaluate(problem, local).cost_usd_per_request
+        away = found.placement
+    local_usd = local.outcome.cost_usd_per_request
 
     def excess(knob: Callable[[Problem, float], Problem], factor: float) -> float:
         return evaluate(knob(problem, factor), away).cost_usd_per_request - local_usd
@@ -158,14 +158,6 @@ def _crossing(rising: Callable[[float], float], low: float, high: float, shown: 
     return float(f"{shown((low + high) / 2):.3g}")
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """The best plan (by the scan) with main functions of one kind, warm and without idle hours."""
-
-    placement: Placement
-    outcome: Outcome
-
-
 def flip(problem: Problem, aim: Aim) -> Flip | None:
     """Above which traffic an always-on instance is cheaper than a main function paid by use; None where the catalog lacks a kind or one
     is never the cheaper. Cold starts, which make paying by use dearer when requests are rare, are left out."""
@@ -185,28 +177,18 @@ def flip(problem: Problem, aim: Aim) -> Flip | None:
     return Flip(by_use=by_use.placement.main.name, instance=instance.name, requests_per_hour=float(f"{per_hour:.4g}"))
 
 
-def _cheapest_hour(problem: Problem, aim: Aim) -> _Kind | None:
+def _cheapest_hour(problem: Problem, aim: Aim) -> Priced | None:
     """The instance with the least price per hour that holds all experts and meets the targets."""
-    for spec in sorted((s for s in problem.catalog.main.menu if s.usd_per_hour is not None), key=lambda s: s.usd_per_hour or 0.0):
-        only = _only(problem, (spec,))
-        placement = best_local(only, aim)
-        if placement is not None and meets(replace(aim, budget_usd=None), outcome := evaluate(only, placement)):
-            return _Kind(placement, outcome)
-    return None
+    aim = replace(aim, budget_usd=None)
+    rented = sorted(
+        (spec for spec in problem.catalog.main.menu if spec.usd_per_hour is not None), key=lambda spec: spec.usd_per_hour or 0.0
+    )
+    return next((one for spec in rented if (one := all_local_on(problem, spec)) is not None and meets(aim, one.outcome)), None)
 
 
-def _only(problem: Problem, menu: tuple[MainSpec, ...]) -> Problem:
-    main = problem.catalog.main.model_copy(update={"menu": menu})
-    return replace(problem, catalog=problem.catalog.model_copy(update={"main": main}))
-
-
-def _best_of(problem: Problem, aim: Aim, rented: bool) -> _Kind | None:
+def _best_of(problem: Problem, aim: Aim, rented: bool) -> Priced | None:
+    """The best plan (by the scan) with main functions of one kind."""
     menu = tuple(spec for spec in problem.catalog.main.menu if (spec.usd_per_hour is not None) == rented)
-    if not menu:
-        return None
-    only = _only(problem, menu)
-    found = scan(only, replace(aim, objective="cost", budget_usd=None))
-    if found is None:
-        return None
-    placement = Placement(found.main.spec, found.layers)
-    return _Kind(placement, evaluate(only, placement))
+    catalog = problem.catalog.model_copy(update={"main": problem.catalog.main.model_copy(update={"menu": menu})})
+    found = scan(replace(problem, catalog=catalog), replace(aim, objective="cost", budget_usd=None))
+    return Priced(found.placement, evaluate(problem, found.placement)) if found else None

@@ -55,7 +55,7 @@ def verdict(problem: Problem, aim: Aim, placement: Placement, outcome: Outcome, 
         start = f"With {remote} experts remote it costs {per_million(usd)} requests, against {against} ({change:+.1%})."
     else:
         start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {per_million(usd)} requests."
-    if others.all_local is not None and others.all_local.main.usd_per_hour is not None:
+    if others.all_local is not None and others.all_local.placement.main.usd_per_hour is not None:
         return "not recommended", f"{start} Memory that is rented by the hour is paid whether experts are in it or not."
     return "not recommended", f"{start} {_break_even(problem, local or rival)}"
 

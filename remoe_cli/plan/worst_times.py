@@ -55,11 +55,7 @@ def most_work_s(work_s: Callable[[Floats], Floats], m: int, together: Floats, la
 def decode_s(problem: Problem, bound: Bound, m: int, memory_mb: float) -> Floats:
     """[L]: the remote side of one decode token, in the mean over a request's."""
     hits = np.arange(min(problem.spec.top_k, m) + 1)
-    overhead_s = remote_side.warm(problem).elapsed_s
-    if problem.invocations == "per-expert":
-        rho = hits * (overhead_s + remote_side.decode_inside_s(problem, memory_mb, 1))
-    else:
-        rho = np.where(hits > 0, overhead_s + remote_side.decode_inside_s(problem, memory_mb, hits), 0.0)
+    rho = remote_side.decode_wait_s(problem, memory_mb, hits)
     return concave_above(rho, bound.together(problem.workload.n_out, m) / problem.workload.n_out)
 
 

@@ -15,6 +15,7 @@ is not described.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated
 
 from pydantic import BaseModel, Field, model_validator
@@ -104,7 +105,14 @@ def hardware_names() -> tuple[str, ...]:
 
 def read_hardware(name: str) -> Hardware:
     """A description by name or by path; UsageError when there is none, or it is wrong."""
+    return _shipped(name) if name in hardware_names() else _read(name)
+
+
+def _read(name: str) -> Hardware:
     return read_sourced("hardware description", Hardware, name, *_SHIPPED)
+
+
+_shipped = cache(_read)  # what comes with remoe does not change while it runs, and a plan looks at it for every main spec
 
 
 def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None) -> Latency:

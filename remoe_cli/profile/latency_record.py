@@ -32,8 +32,7 @@ class _Curve(Part):
 
     def elapsed_s(self, work_s: npt.ArrayLike, vcpus: npt.ArrayLike) -> Any:
         """How long a call of that much work takes."""
-        work, _ = np.broadcast_arrays(np.asarray(work_s, dtype=np.float64), np.asarray(vcpus, dtype=np.float64))
-        return work
+        return np.asarray(work_s, dtype=np.float64) + 0.0 * np.asarray(vcpus, dtype=np.float64)
 
     def seconds(self, tokens: npt.ArrayLike, vcpus: npt.ArrayLike) -> Any:
         return self.elapsed_s(self.work_s(tokens, vcpus), vcpus)
