@@ -25,11 +25,12 @@ def planned(folder: Path) -> tuple[Profile, Catalog, Plan]:
     return profile, catalog, plan_of(profile, catalog, remote_share=0.5)
 
 
-def answer(profile: Profile, calls: int, elapsed_s: float, beside_s: float) -> dict[str, Any]:
-    """15 further tokens of the profile's own times, with calls of which each saves its layer's experts and takes `beside_s` more."""
+def answer(profile: Profile, calls: int, elapsed_s: float, beside_s: float, slower_s: float = 0.0) -> dict[str, Any]:
+    """15 further tokens that each take `slower_s` more than the profile's, with calls of which each saves its layer's experts and takes
+    `beside_s` more."""
     latency, spec = profile.record.latency, profile.record.spec
     step_s = spec.top_k * float(latency.local_expert.seconds(1, latency.main_vcpus))
-    tokens_s = 15 * (latency.nonexpert_decode_s + len(spec.moe_layers) * step_s) + calls * (elapsed_s - step_s + beside_s)
+    tokens_s = 15 * (slower_s + latency.nonexpert_decode_s + len(spec.moe_layers) * step_s) + calls * (elapsed_s - step_s + beside_s)
     samples = [[900, elapsed_s, elapsed_s - 0.006, elapsed_s - 0.009]] * calls + [[90_000, 0.5, 0.4, 0.1]]  # the last a prompt's
     return {"calls": samples, "receipt": {"prompt_tokens": 40, "generated_tokens": 16, "ttft_s": 0.09, "tpot_s": tokens_s / 15}}
 
@@ -47,6 +48,19 @@ def test_answers_give_the_overhead_of_a_call_and_what_it_costs_beside(tmp_path: 
     problem = problem_of(profile, catalog), problem_of(made, catalog)
     local = Placement(plan.main, tuple(LayerPlan(layer=layer.layer, remote=(), memory_mb=0, replicas=0) for layer in plan.layers))
     assert evaluate(problem[0], local) == evaluate(problem[1], local)
+
+
+def test_a_machine_that_is_slower_than_when_it_was_profiled_is_not_the_calls_fault(tmp_path: Path) -> None:
+    """Nor is one answer in a busy moment; all answers with the same calls would leave only the profile to compare with."""
+    profile, catalog, plan = planned(tmp_path / "p")
+    answers = [answer(profile, calls, 0.030, 0.004, slower_s=0.02) for calls in (20, 3, 31, 12, 44, 27)]
+    answers += [answer(profile, 25, 0.030, 0.004, slower_s=0.2)]
+    made = with_answers(profile, tmp_path / "made", plan, catalog, answers)
+    assert made.record.latency.invocation is not None
+    assert 0.010 <= made.record.latency.invocation.unbilled_s.mean < 0.013  # the profile's time alone would make it 0.022
+    alike = with_answers(profile, tmp_path / "alike", plan, catalog, [answer(profile, 30, 0.030, 0.004, slower_s=0.02)] * 4)
+    assert alike.record.latency.invocation is not None
+    assert alike.record.latency.invocation.unbilled_s.mean == pytest.approx(0.010 + 0.02 * 15 / 30)
 
 
 @pytest.mark.parametrize("answered", [{"calls": []}, {"receipt": {"prompt_tokens": 40, "generated_tokens": 1, "tpot_s": None}}])

@@ -39,7 +39,7 @@ from remoe_cli.profile.run import profile
 from remoe_cli.runtime.client import answer
 from remoe_cli.runtime.prediction import predictor
 
-PROFILED, CALIBRATED = 64, 8
+PROFILED, CALIBRATED = 64, 16
 FIRST = "the cheapest plan"
 SHARES = {FIRST: None, "a quarter remote": 0.25, "half remote": 0.5}
 LIMITS = {"TPOT": 0.25, "cost": 0.15}

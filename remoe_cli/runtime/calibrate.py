@@ -97,8 +97,8 @@ def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answ
     """Write a copy of the profile which takes the overhead of an invocation from `answers` (with their calls) of a deployment of `plan`.
 
     In serving a call costs more than alone: functions, main process and client may share cores, and what computed before the wait has
-    lost its caches after it. What tokens took beyond the profile's own times and the calls is therefore counted as theirs, outside
-    the function; less than nothing is not, for no wait makes the main process faster.
+    lost its caches after it. What a token takes longer for each call, besides the call, is therefore counted as the call's, outside the
+    function; less than nothing is not, for no wait makes the main process faster.
     Raises DeployError when no answer has a call for a further token.
     """
     calls = [call for answer in answers for call in answer["calls"]]
@@ -110,7 +110,9 @@ def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answ
             "No answer of the deployment called a function for more than its first token.", "Give prompts with longer answers."
         )
     _, elapsed_s, duration_s, compute_s = np.array(sorted(tuple(call) for answer in decoding for call in answer["calls"])).T
-    beside_s = statistics.median(_beside_calls_s(profile, plan, catalog, answer) for answer in decoding)
+    # The machine's speed drifts: both what the profile took without any call and the answers with more and fewer calls tell it.
+    own_s, experts_s = _own_s(profile, plan, catalog)
+    beside_s = _slope([(0.0, own_s), *(_besides_calls(answer["calls"], answer["receipt"], experts_s) for answer in decoding)])
     latency = profile.record.latency
     assert latency.invocation is not None, "a target is measured before its answers are"
     overhead = {"unbilled_s": quantiles(elapsed_s - duration_s + max(0.0, beside_s)), "billed_s": quantiles(duration_s - compute_s)}
@@ -118,18 +120,26 @@ def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answ
     return write_profile(out, profile.record.model_copy(update={"latency": latency}), profile.arrays)
 
 
-def _beside_calls_s(profile: Profile, plan: Plan, catalog: Catalog, answer: dict[str, Any]) -> float:
-    """Seconds a call that an answer's further tokens took beyond their calls and what the main process takes with all experts local.
+def _own_s(profile: Profile, plan: Plan, catalog: Catalog) -> tuple[float, float]:
+    """Seconds of a token whose experts are all local, and what of it are the experts of one layer."""
+    problem = make_problem(profile, catalog, Wanted())
+    experts_s = problem.spec.top_k * main_side.expert_step_s(problem, plan.main)
+    return main_side.decode_rest_s(problem, plan.main) + len(plan.layers) * experts_s, experts_s
 
-    A layer that waits for a call saves its local experts, which run meanwhile.
-    """
-    receipt, calls = answer["receipt"], answer["calls"]
+
+def _besides_calls(calls: Sequence[Sample], receipt: dict[str, Any], experts_s: float) -> tuple[float, float]:
+    """An answer's calls per further token, and the seconds of one besides its calls, if none were remote: a layer that waits for a call
+    saves its local experts, which run meanwhile."""
     further = receipt["generated_tokens"] - 1
-    problem = make_problem(profile, catalog, Wanted(n_in=receipt["prompt_tokens"], n_out=further))
-    experts_s = problem.spec.top_k * main_side.expert_step_s(problem, plan.main)  # of a layer
-    own_s = main_side.decode_rest_s(problem, plan.main) + len(plan.layers) * experts_s
     waited_s = sum(max(0.0, elapsed_s - experts_s) for _, elapsed_s, _, _ in calls)
-    return float(further * (receipt["tpot_s"] - own_s) - waited_s) / len(calls)
+    return len(calls) / further, receipt["tpot_s"] - waited_s / further
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float:
+    """How y grows with x, whatever a few points say: the median of the slopes between any two, weighted by their distance in x."""
+    slopes = sorted(((b[1] - a[1]) / (b[0] - a[0]), abs(b[0] - a[0])) for a, b in combinations(points, 2) if a[0] != b[0])
+    weights = np.cumsum([weight for _, weight in slopes])
+    return slopes[int(np.searchsorted(weights, weights[-1] / 2))][0]
 
 
 def _callee(client: Any, name: str) -> _Callee:
