@@ -22,7 +22,8 @@ def planned(folder: Path) -> tuple[Profile, Catalog, Plan]:
     profile, catalog = synthetic_profile(folder, expert_mb=40), tiny_catalog()
     latency = profile.record.latency.model_copy(update={"invocation": invocation(1)})
     profile = replace(profile, record=profile.record.model_copy(update={"latency": latency}))
-    return profile, catalog, plan_of(profile, catalog, remote_share=0.5)
+    plan = plan_of(profile, catalog, remote_share=0.5)
+    return profile, catalog, plan.model_copy(update={"main": plan.main.model_copy(update={"vcpus": None})})
 
 
 def answer(profile: Profile, calls: int, elapsed_s: float, beside_s: float, slower_s: float = 0.0) -> dict[str, Any]:
@@ -38,7 +39,6 @@ def answer(profile: Profile, calls: int, elapsed_s: float, beside_s: float, slow
 @pytest.mark.parametrize(("beside_s", "counted_s"), [(0.004, 0.004), (0.0, 0.0), (-0.003, 0.0)])
 def test_answers_give_the_overhead_of_a_call_and_what_it_costs_beside(tmp_path: Path, beside_s: float, counted_s: float) -> None:
     profile, catalog, plan = planned(tmp_path / "p")
-    plan = plan.model_copy(update={"main": plan.main.model_copy(update={"vcpus": None})})
     answers = [answer(profile, calls, 0.030, beside_s) for calls in (20, 3, 31)]
     made = with_answers(profile, tmp_path / "made", plan, catalog, answers)
     measured = read_profile(tmp_path / "made").record.latency.invocation
