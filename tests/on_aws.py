@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from remoe_cli.deploy.aws import session
-from remoe_cli.errors import RemoeError
+from remoe_cli.errors import ArtifactError, RemoeError
 from remoe_cli.model.demo import demo_model
+from remoe_cli.profile.record import read_profile
 from remoe_cli.settings import cache_dir
 
 REQUESTS = 2  # of the contract, with room to spare
@@ -34,7 +35,9 @@ def remoe(*arguments: str) -> subprocess.CompletedProcess[str]:
 def make_plan() -> Path:
     """The demo model with a quarter of its experts in functions, at AWS's prices."""
     folder = cache_dir() / "test-aws"
-    if not (folder / "profile").exists():
+    try:
+        read_profile(folder / "profile")
+    except ArtifactError:  # none yet, or of an earlier remoe
         data = Path(__file__).parents[1] / "remoe_cli" / "demo_data" / "prompts.jsonl"
         options = ("--data", str(data), "--limit", "32", "--max-new-tokens", "16", "-o", str(folder / "profile"))
         remoe("profile", str(demo_model("float32")), *options).check_returncode()
