@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from remoe_cli.profile.prompts import PromptSet
     from remoe_cli.profile.record import Profile
 
-_ASKED = 8  # prompts that a measured deployment answers, unless --limit says otherwise
+_ASKED = 16  # prompts that a measured deployment answers, unless --limit says otherwise
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 
@@ -52,7 +52,7 @@ def command(
     from remoe_cli.profile.prompts import read_prompts
 
     if target is not None:
-        if model or routing or latency_from or shard:
+        if model or routing or latency_from or shard or vectors_from or device_map:
             raise UsageError(
                 "--target measures a deployment, whose plan names its model and profile.",
                 "Leave the other options out, except -o and --data.",
@@ -64,6 +64,9 @@ def command(
         return
     if model is None or (data is None and routing is None):
         raise UsageError("Give a MODEL with --data PROMPTS or --routing FILE, or a --target NAME.", "See 'remoe profile --help'.")
+    unused = {"--vectors-from": vectors_from} if routing is None else {"--shard": shard, "--device-map": device_map}
+    if given := [name for name, value in unused.items() if value]:
+        raise UsageError(f"{given[0]} means nothing {'without' if routing is None else 'with'} --routing.", "Leave it out.")
     prompts = None if data is None else read_prompts(data, field, limit)
     if routing is not None:
         finish(_imported(model, routing, out, prompts, vectors_from, latency_from, max_prompt_tokens), out)
