@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import date
-from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +66,9 @@ def main() -> int:
     missed = [line for what, plan in plans.items() for line in _compare(what, plan, receipts[what])]
     print("\nmeasured, in the same minutes, relative to the cheapest plan (medians over prompts):")
     for what in plans:
-        tpot, cost = (
-            statistics.median(map(truediv, _measured(receipts[what], key), _measured(receipts[FIRST], key))) for key in ("tpot", "usd")
-        )
-        print(f"  {what}: TPOT {tpot:.2f}, cost {cost:.2f}")
+        pairs = [(_measured(one), _measured(first)) for one, first in zip(receipts[what], receipts[FIRST], strict=True)]
+        ratios = {name: statistics.median(one[name] / first[name] for one, first in pairs) for name in LIMITS}
+        print(f"  {what}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
     for line in missed:
         print(f"MISSED: {line}")
     return 1 if missed else 0
@@ -128,11 +126,8 @@ def _compare(what: str, plan: Plan, receipts: list[dict[str, Any]]) -> list[str]
     ratios: dict[str, list[float]] = {"TTFT": [], "TPOT": [], "cost": []}
     for receipt in receipts:
         said = receipt["predicted"]
-        pairs = {
-            "TTFT": (said["ttft_s"] * 1e3, receipt["ttft_s"] * 1e3),
-            "TPOT": (said["tpot_s"] * 1e3, (receipt["tpot_s"] or float("nan")) * 1e3),
-            "cost": (said["cost_usd_per_request"] * 1e6, receipt["cost"]["total_usd"] * 1e6),
-        }
+        said = {"TTFT": said["ttft_s"] * 1e3, "TPOT": said["tpot_s"] * 1e3, "cost": said["cost_usd_per_request"] * 1e6}
+        pairs = {name: (said[name], measured) for name, measured in _measured(receipt).items()}
         for name, (predicted, measured) in pairs.items():
             ratios[name].append(predicted / measured)
         cells = "".join(f"{f'{p:.1f} / {m:.1f} {p / m:.2f}':>{24 if n == 'cost' else 22}}" for n, (p, m) in pairs.items())
@@ -148,8 +143,10 @@ def _compare(what: str, plan: Plan, receipts: list[dict[str, Any]]) -> list[str]
     return missed
 
 
-def _measured(receipts: list[dict[str, Any]], what: str) -> list[float]:
-    return [receipt["tpot_s"] if what == "tpot" else receipt["cost"]["total_usd"] for receipt in receipts]
+def _measured(receipt: dict[str, Any]) -> dict[str, float]:
+    """Times in ms, USD per million such requests."""
+    tpot_s = receipt["tpot_s"] or float("nan")
+    return {"TTFT": receipt["ttft_s"] * 1e3, "TPOT": tpot_s * 1e3, "cost": receipt["cost"]["total_usd"] * 1e6}
 
 
 def _show_profile(made: Profile) -> None:
