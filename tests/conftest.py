@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from remoe_cli.deploy.aws.session import Account
 
 # Tiny models gain nothing from threads, and spinning ones starve the worker processes that run beside them.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,6 +38,22 @@ def moto_url() -> Iterator[str]:
 
     with aws.moto() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def calls() -> list[str]:
+    """Names of what `account` calls, as it calls them."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def account(moto_url: str, calls: list[str]) -> Iterator[Account]:
+    """An account at moto's server."""
+    from tests import aws_account as aws
+
+    with pytest.MonkeyPatch.context() as patch:
+        aws.use(patch, moto_url)
+        yield aws.connect(calls.append)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, NoReturn
 
@@ -26,18 +25,6 @@ from tests import aws_account as aws
 from tests.aws_deployments import GPU, NOT_AT_MOTO, a_plan, deploy, destroy, made, stands
 
 GO_BUCKET = "go-on"  # see tests/moto_server.py, which waits for it in the stack of the deployment "slow"
-
-
-@pytest.fixture(scope="module")
-def calls() -> list[str]:
-    return []
-
-
-@pytest.fixture(scope="module")
-def account(moto_url: str, calls: list[str]) -> Iterator[Account]:
-    with pytest.MonkeyPatch.context() as patch:
-        aws.use(patch, moto_url)
-        yield aws.connect(calls.append)
 
 
 def test_a_plan_is_deployed_changed_and_destroyed(account: Account, calls: list[str]) -> None:

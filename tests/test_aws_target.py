@@ -29,7 +29,6 @@ from remoe_cli.plan.document import LayerPlan, Plan, Source
 from remoe_cli.profile.record import ModelRef, Profile, write_profile
 from remoe_cli.runtime import client
 from remoe_cli.runtime.server_config import ServerConfig
-from tests import aws_account as aws
 from tests.families import save
 from tests.synthetic import plan_by_hand, synthetic_profile
 
@@ -58,13 +57,6 @@ class Inputs:
 
     def read(self, path: Path) -> tuple[Plan, Profile, Catalog]:
         return read_json(path, Plan), self.profile, self.catalog
-
-
-@pytest.fixture(scope="module")
-def account(moto_url: str) -> Iterator[Account]:
-    with pytest.MonkeyPatch.context() as patch:
-        aws.use(patch, moto_url)
-        yield aws.connect()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,19 +16,6 @@ from remoe_cli.errors import DeployError, HeldError
 from remoe_cli.plan.document import Plan
 from tests import aws_account as aws
 from tests.aws_deployments import NOT_AT_MOTO, a_plan, deploy, destroy, keys, made, needed, stands
-
-
-@pytest.fixture(scope="module")
-def calls() -> list[str]:
-    return []
-
-
-@pytest.fixture(scope="module")
-def account(moto_url: str, calls: list[str]) -> Iterator[Account]:
-    with pytest.MonkeyPatch.context() as patch:
-        aws.use(patch, moto_url)
-        yield aws.connect(calls.append)
-
 
 OLD = object_of(names.code_key("d" * 64), bytes(3 * 10**6))
 

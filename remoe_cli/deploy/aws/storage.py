@@ -139,13 +139,15 @@ class Bucket:
 
     def keys(self, folder: str) -> list[str]:
         """Keys of what lies directly in `folder`, such as main/; the latest first."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(**self._it, Prefix=folder, Delimiter="/")
-        found = [each for page in pages for each in page.get("Contents", ())]
-        return [each["Key"] for each in sorted(found, key=lambda each: each["LastModified"], reverse=True)]
+        found = self._listed(Prefix=folder, Delimiter="/")
+        return [each.key for each in sorted(found, key=lambda each: each.since, reverse=True)]
 
     def stored(self) -> list[Stored]:
         """All objects."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(**self._it)
+        return self._listed()
+
+    def _listed(self, **which: str) -> list[Stored]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(**self._it, **which)
         return [Stored(each["Key"], each["Size"], each["LastModified"]) for page in pages for each in page.get("Contents", ())]
 
     def read(self, key: str) -> bytes:
