@@ -24,7 +24,7 @@ test: $(VENV)/.installed ## run all tests
 	$(BIN)/python -m pytest -m alone
 
 test-aws: $(VENV)/.installed ## test both targets, one on the AWS account of the environment: says what it costs, asks, leaves nothing
-	$(BIN)/python -m tests.on_aws
+	$(BIN)/python -m tests.deploy.on_aws
 
 lint: $(VENV)/.installed ## style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ def probed() -> Iterator[limits.Mechanism]:
 @pytest.fixture(scope="session")
 def moto_url() -> Iterator[str]:
     """One moto server for all tests that want one; they tell their deployments apart by name."""
-    from tests import aws_account as aws
+    from tests.support import aws_account as aws
 
     with aws.moto() as url:
         yield url
@@ -49,7 +49,7 @@ def calls() -> list[str]:
 @pytest.fixture(scope="module")
 def account(moto_url: str, calls: list[str]) -> Iterator[Account]:
     """An account at moto's server."""
-    from tests import aws_account as aws
+    from tests.support import aws_account as aws
 
     with pytest.MonkeyPatch.context() as patch:
         aws.use(patch, moto_url)

@@ -17,18 +17,20 @@ from pathlib import Path
 import numpy as np
 
 from remoe_cli.model.spec import KvLayer, MoeSpec
-from remoe_cli.plan.baselines import baselines
-from remoe_cli.plan.build import Wanted, make_problem
-from remoe_cli.plan.catalog import read_catalog
-from remoe_cli.plan.columns import build_columns
-from remoe_cli.plan.cost import evaluate
+from remoe_cli.plan.assess.baselines import baselines
+from remoe_cli.plan.catalog.catalog import read_catalog
+from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import Lengths, Outcome
-from remoe_cli.plan.exact import solve
-from remoe_cli.plan.node import Aim, Task
-from remoe_cli.plan.paper import paper_plan
-from remoe_cli.plan.problem import Problem
-from remoe_cli.plan.scan import scan
-from remoe_cli.plan.workload import Workload, candidate_sets, patterns_of
+from remoe_cli.plan.paper.heuristic import paper_plan
+from remoe_cli.plan.problem.aim import Aim
+from remoe_cli.plan.problem.problem import Problem
+from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.workload import Workload, patterns_of
+from remoe_cli.plan.solve.candidates import candidate_sets
+from remoe_cli.plan.solve.columns import build_columns
+from remoe_cli.plan.solve.exact import solve
+from remoe_cli.plan.solve.node import Task
+from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.imports.importer import import_profile
 from remoe_cli.profile.latency_record import Latency, Roofline

@@ -44,13 +44,12 @@ from typing import Any
 import numpy as np
 import pulp
 
-from remoe_cli.plan import main_side, remote_side
-from remoe_cli.plan.baselines import local_layers
-from remoe_cli.plan.cost import evaluate
+from remoe_cli.plan.cost import expert_functions, main_function
+from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import LayerPlan
-from remoe_cli.plan.highs import quiet_highs
-from remoe_cli.plan.node import Aim
-from remoe_cli.plan.problem import MB, Main, Placement, Problem
+from remoe_cli.plan.problem.aim import Aim
+from remoe_cli.plan.problem.problem import MB, Main, Placement, Problem, local_layers
+from remoe_cli.plan.solve.master_lp import quiet_highs
 
 Terms = list[tuple[Any, float]]
 
@@ -91,34 +90,34 @@ class _Figures:
 
 def _figures(problem: Problem, mains: list[Any]) -> _Figures:
     workload, side = problem.workload, problem.catalog.function
-    if len(workload.lengths) != 1 or workload.cold_share or side.max_functions != 1 or not main_side.on_gpu(problem, mains[0]):
+    if len(workload.lengths) != 1 or workload.cold_share or side.max_functions != 1 or not main_function.on_gpu(problem, mains[0]):
         raise ValueError("one length, warm requests, one function a layer, and a GPU bought by its memory are needed")
     menu = np.array(side.memory_menu_mb, dtype=np.float64)
     tokens = workload.use * workload.lengths[0].n_in
-    away_s = [remote_side.inside_s(problem, mb, remote_side.expert_work_s(problem, mb, tokens), tokens) for mb in menu]
+    away_s = [expert_functions.inside_s(problem, mb, expert_functions.expert_work_s(problem, mb, tokens), tokens) for mb in menu]
     return _Figures(
         n=workload.n_out,
         h=workload.decode_hits,
-        a=np.array([main_side.expert_step_s(problem, spec) for spec in mains]),
-        A=np.array([main_side.expert_prefill_s(problem, spec, tokens) for spec in mains]),
-        b=remote_side.decode_inside_s(problem, menu, 1),
+        a=np.array([main_function.expert_step_s(problem, spec) for spec in mains]),
+        A=np.array([main_function.expert_prefill_s(problem, spec, tokens) for spec in mains]),
+        b=expert_functions.decode_inside_s(problem, menu, 1),
         B=np.array(away_s),
-        r=remote_side.warm(problem).elapsed_s,
-        P=np.array([main_side.usd_per_s(problem, spec) for spec in mains]),
-        p=remote_side.function_usd_per_s(problem, menu, 0),
-        C=np.array([main_side.local_capacity(problem, spec) for spec in mains], dtype=np.float64),
+        r=expert_functions.warm(problem).elapsed_s,
+        P=np.array([main_function.usd_per_s(problem, spec) for spec in mains]),
+        p=expert_functions.function_usd_per_s(problem, menu, 0),
+        C=np.array([main_function.local_capacity(problem, spec) for spec in mains], dtype=np.float64),
         m=menu - side.runtime_memory_mb,
-        rest_first=main_side.prefill_rest_s(problem, mains[0], workload.n_in),
-        rest=main_side.decode_rest_s(problem, mains[0]),
+        rest_first=main_function.prefill_rest_s(problem, mains[0], workload.n_in),
+        rest=main_function.decode_rest_s(problem, mains[0]),
         held=(problem.spec.expert_bytes * side.expert_memory_factor + problem.spec.hidden_state_bytes * tokens) / MB,
-        rows=remote_side.payload_bytes(problem, tokens) / side.payload_limit_bytes,
+        rows=expert_functions.payload_bytes(problem, tokens) / side.payload_limit_bytes,
     )
 
 
 def plain_plan(problem: Problem, aim: Aim, gap: float = 1e-3, time_limit_s: float = 60.0) -> Plain:
     """The least cost under the aim's limits on TTFT and TPOT, by HiGHS on one thread."""
     start = time.process_time()
-    mains = [spec for spec in problem.catalog.main.menu if main_side.local_capacity(problem, spec) >= 0]
+    mains = [spec for spec in problem.catalog.main.menu if main_function.local_capacity(problem, spec) >= 0]
     c = _figures(problem, mains)
     scale = evaluate(
         problem, Placement(mains[-1], local_layers(problem))
@@ -173,7 +172,7 @@ def plain_plan(problem: Problem, aim: Aim, gap: float = 1e-3, time_limit_s: floa
         lp += total([(T[v], 1.0), (w[v], -most[v])]) <= 0
 
     # Limits.
-    lp += total(spent) <= main_side.longest_mean_s(problem, Main(mains[0])) - c.rest_first - c.n * c.rest
+    lp += total(spent) <= main_function.longest_mean_s(problem, Main(mains[0])) - c.rest_first - c.n * c.rest
     if aim.ttft_s is not None:
         lp += total([(f[i], 1.0) for i in L]) <= aim.ttft_s - c.rest_first
     if aim.tpot_s is not None:

@@ -24,19 +24,20 @@ import numpy as np
 from paper_results import N_IN, N_OUT, _changed
 
 from remoe_cli.model.vectors import Bags
-from remoe_cli.plan.baselines import baselines
-from remoe_cli.plan.build import Wanted, _solved, make_problem
-from remoe_cli.plan.catalog import read_catalog
-from remoe_cli.plan.cost import evaluate
+from remoe_cli.plan.assess.baselines import baselines
+from remoe_cli.plan.build import _solved
+from remoe_cli.plan.catalog.catalog import read_catalog
+from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import PredictedRouting, Source
-from remoe_cli.plan.exact import Solution
-from remoe_cli.plan.forced import forced_sets
-from remoe_cli.plan.node import Aim
-from remoe_cli.plan.paper import paper_plan
-from remoe_cli.plan.predicted import predict_routing
-from remoe_cli.plan.problem import Placement, Problem
-from remoe_cli.plan.scan import scan
-from remoe_cli.plan.workload import patterns_of
+from remoe_cli.plan.paper.heuristic import paper_plan
+from remoe_cli.plan.problem.aim import Aim
+from remoe_cli.plan.problem.predicted import predict_routing
+from remoe_cli.plan.problem.problem import Placement, Problem
+from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.workload import patterns_of
+from remoe_cli.plan.solve.exact import Solution
+from remoe_cli.plan.solve.forced import forced_sets
+from remoe_cli.plan.solve.scan import scan
 from remoe_cli.predict.evaluate import folds
 from remoe_cli.predict.history import Floats, Indices, histories, prompts_from, prompts_of
 from remoe_cli.predict.train import train, trained

@@ -29,9 +29,10 @@ from remoe_cli.cli.demo import _prompts
 from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.deploy.local.calibrate import calibrate
 from remoe_cli.model.demo import demo_model
-from remoe_cli.plan.build import Wanted, make_plan
-from remoe_cli.plan.catalog import read_catalog
+from remoe_cli.plan.build import make_plan
+from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
+from remoe_cli.plan.problem.request import Wanted
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import Profile, read_profile
 from remoe_cli.profile.run import profile

@@ -15,16 +15,16 @@ import numpy as np
 from synthetic_routing import Law, draw
 
 from remoe_cli.model.spec import KvLayer, MoeSpec
-from remoe_cli.plan import main_side
-from remoe_cli.plan.baselines import ALL_LOCAL, local_layers
-from remoe_cli.plan.build import Wanted, make_plan, make_problem
-from remoe_cli.plan.catalog import Catalog, read_catalog
-from remoe_cli.plan.cost import evaluate, layer_outcome
+from remoe_cli.plan.assess.baselines import ALL_LOCAL
+from remoe_cli.plan.build import make_plan
+from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
+from remoe_cli.plan.cost import main_function
+from remoe_cli.plan.cost.placement import evaluate, layer_outcome
 from remoe_cli.plan.document import MainSpec, Outcome, Plan
-from remoe_cli.plan.exact import Solution
-from remoe_cli.plan.improve import meets
-from remoe_cli.plan.node import Aim
-from remoe_cli.plan.problem import GB_MB, MB, Placement, Problem
+from remoe_cli.plan.problem.aim import Aim, meets
+from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem, local_layers
+from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.solve.exact import Solution
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.imports.importer import import_routing
 from remoe_cli.profile.record import DatasetRef, ModelRef, Profile, ProfileRecord, write_profile
@@ -200,7 +200,7 @@ def asked(profile: Profile, setting: Setting, folder: Path) -> Asked:
 def mix(problem: Problem) -> Outcome:
     """All experts local on the smallest main function that holds them."""
     experts = problem.spec.experts_per_layer * len(problem.spec.moe_layers)
-    smallest = next(spec for spec in problem.catalog.main.menu if main_side.local_capacity(problem, spec) >= experts)
+    smallest = next(spec for spec in problem.catalog.main.menu if main_function.local_capacity(problem, spec) >= experts)
     return evaluate(problem, Placement(smallest, local_layers(problem)))
 
 
@@ -245,7 +245,7 @@ def broken_limits(problem: Problem, aim: Aim, placement: Placement) -> tuple[str
     local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in placement.layers)
     held = {
         "target": meets(aim, evaluate(problem, placement)),
-        "main memory": local <= main_side.local_capacity(problem, placement.main),
+        "main memory": local <= main_function.local_capacity(problem, placement.main),
         "function memory": all(p.function_bytes <= layer.memory_mb * MB for p, layer in zip(parts, placement.layers, strict=True)),
         "payload": all(p.largest_payload_bytes <= side.payload_limit_bytes for p in parts),
         "replicas": all(layer.replicas <= side.max_replicas for layer in placement.layers),

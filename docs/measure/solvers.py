@@ -56,17 +56,16 @@ from solver_cases import (
 from synthetic_routing import Law, sizes_of
 
 from remoe_cli.model.spec import MoeSpec
-from remoe_cli.plan.baselines import ALL_LOCAL, CPU, FETCH, GPU, MIX
-from remoe_cli.plan.build import GAP
-from remoe_cli.plan.columns import build_columns
-from remoe_cli.plan.cost import evaluate
-from remoe_cli.plan.exact import Solution
-from remoe_cli.plan.node import Aim
-from remoe_cli.plan.paper import paper_plan
-from remoe_cli.plan.problem import Problem
-from remoe_cli.plan.scan import scan
-from remoe_cli.plan.verdict import WORTHWHILE
-from remoe_cli.plan.workload import candidate_sets
+from remoe_cli.plan.assess.baselines import ALL_LOCAL, CPU, FETCH, GPU, MIX
+from remoe_cli.plan.assess.verdict import WORTHWHILE
+from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.paper.heuristic import paper_plan
+from remoe_cli.plan.problem.aim import Aim
+from remoe_cli.plan.problem.problem import Problem
+from remoe_cli.plan.solve.candidates import candidate_sets
+from remoe_cli.plan.solve.columns import build_columns
+from remoe_cli.plan.solve.exact import GAP, Solution
+from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.record import Profile
 
 ILP_LIMIT_S = 60.0

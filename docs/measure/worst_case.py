@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from remoe_cli.plan.worst_case import Bound, Coverage, PaperBound, calibrate, coverage, expert_coverage, least_first
+from remoe_cli.plan.paper.bound import Bound, Coverage, PaperBound, calibrate, coverage, expert_coverage, least_first
 from remoe_cli.profile.record import read_profile
 
 SHARE, SPLITS = 0.7, 100

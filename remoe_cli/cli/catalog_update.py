@@ -10,7 +10,7 @@ import typer
 from remoe_cli.cli import output
 
 if TYPE_CHECKING:
-    from remoe_cli.plan.prices import Price
+    from remoe_cli.plan.catalog.update import Price
 
 
 def command(
@@ -21,8 +21,8 @@ def command(
 ) -> None:
     """Fetch AWS's public price list (no account needed) and write a copy of the catalog with its prices; comments are not copied."""
     from remoe_cli.errors import UsageError
-    from remoe_cli.plan.catalog import read_catalog
-    from remoe_cli.plan.prices import update
+    from remoe_cli.plan.catalog.catalog import read_catalog
+    from remoe_cli.plan.catalog.update import update
 
     if out.is_dir() or out.suffix != ".toml":
         raise UsageError(f"{out} is no file name of a catalog.", "Give the copy a name that ends in .toml, such as catalogs/aws.toml.")
@@ -44,7 +44,7 @@ def _show(prices: tuple[Price, ...], out: Path) -> None:
 
 
 def _row(price: Price) -> tuple[str, str, str, str]:
-    from remoe_cli.plan.prices import plain
+    from remoe_cli.plan.catalog.update import plain
 
     if price.new is None:
         return price.name, plain(price.old), "not found", "kept"

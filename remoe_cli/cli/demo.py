@@ -35,8 +35,9 @@ def command(
     from remoe_cli import artifacts
     from remoe_cli.deploy.local import lifecycle, target
     from remoe_cli.model.demo import demo_model
-    from remoe_cli.plan.build import Wanted, make_plan
-    from remoe_cli.plan.catalog import read_catalog
+    from remoe_cli.plan.build import make_plan
+    from remoe_cli.plan.catalog.catalog import read_catalog
+    from remoe_cli.plan.problem.request import Wanted
     from remoe_cli.runtime.client import answer
     from remoe_cli.settings import cache_dir
 

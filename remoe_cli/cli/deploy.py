@@ -76,7 +76,7 @@ def _settings(
 ) -> Settings:
     from remoe_cli.artifacts import read_json
     from remoe_cli.package.dependencies import PYTHON
-    from remoe_cli.plan.catalog import read_catalog
+    from remoe_cli.plan.catalog.catalog import read_catalog
     from remoe_cli.plan.document import Plan
 
     plan = read_json(plan_path, Plan)

@@ -94,6 +94,6 @@ def _ms(seconds: float | None) -> str:
 
 
 def _usd(amount: float | None) -> str:
-    from remoe_cli.plan.explain import per_million
+    from remoe_cli.plan.wording import per_million
 
     return "-" if amount is None else per_million(amount)

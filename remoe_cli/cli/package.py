@@ -57,7 +57,7 @@ def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
     from remoe_cli.artifacts import read_json
     from remoe_cli.deploy.image import build, by_hand
     from remoe_cli.package.image import Image, write_context
-    from remoe_cli.plan.catalog import read_catalog
+    from remoe_cli.plan.catalog.catalog import read_catalog
     from remoe_cli.plan.document import Plan
 
     plan = read_json(plan_path, Plan)

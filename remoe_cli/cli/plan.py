@@ -13,7 +13,7 @@ from remoe_cli.cli import output
 
 if TYPE_CHECKING:
     from remoe_cli.plan.document import Plan, PredictedRouting
-    from remoe_cli.plan.requests import Requests
+    from remoe_cli.plan.problem.requests import Requests
 
 # typer makes choices of enums only; the words are those of plan/document.py.
 Solver = Enum("Solver", {name: name for name in ("exact", "scan", "paper")}, type=str)  # type: ignore[misc]
@@ -65,10 +65,11 @@ def command(
     """Solve for the cheapest placement that meets the targets, and compare it with everything else that could run the model."""
     from remoe_cli.artifacts import write_json
     from remoe_cli.errors import RemoeError, UsageError
-    from remoe_cli.plan.build import Wanted, make_plan
-    from remoe_cli.plan.catalog import read_catalog
-    from remoe_cli.plan.node import Aim
-    from remoe_cli.plan.verify import verify
+    from remoe_cli.plan.build import make_plan
+    from remoe_cli.plan.catalog.catalog import read_catalog
+    from remoe_cli.plan.problem.aim import Aim
+    from remoe_cli.plan.problem.request import Wanted
+    from remoe_cli.plan.verify.check import verify
     from remoe_cli.profile.record import read_profile
 
     if out.is_dir():
@@ -101,7 +102,7 @@ def command(
     document: dict[str, Any] = {"path": str(out)} | made.model_dump(mode="json")
     shows: list[Callable[[], None]] = [lambda: show(made, out)]
     if explain:
-        from remoe_cli.plan.explain import explanation
+        from remoe_cli.plan.explain.rows import explanation
 
         sections = explanation(made, read, prices, wanted)
         document["explanation"] = {title: [list(row) for row in rows] for title, rows in sections.items()}
@@ -131,7 +132,7 @@ def _routing(read: Any, prompts: str | None, field: str, solver: Any) -> Predict
     from remoe_cli.profile.prompts import read_prompts
 
     texts = read_prompts(prompts, field)
-    from remoe_cli.plan.predicted import predict_routing  # imports torch, for which a wrong path need not wait
+    from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
 
     return predict_routing(read, texts, solver)
 
@@ -141,8 +142,8 @@ def _requests(read: Any, path: Path | None, per_hour: float | None, n_in: int | 
     from dataclasses import replace
 
     from remoe_cli.errors import UsageError
-    from remoe_cli.plan.requests import one_length, read_requests
-    from remoe_cli.plan.workload import from_profile
+    from remoe_cli.plan.problem.requests import one_length, read_requests
+    from remoe_cli.plan.problem.workload import from_profile
 
     if per_hour == 0:
         raise UsageError("--requests-per-hour is 0: without requests there is nothing to plan.", "Give the traffic that you expect.")
@@ -158,7 +159,7 @@ def _requests(read: Any, path: Path | None, per_hour: float | None, n_in: int | 
 
 
 def _frontier(document: dict[str, Any], read: Any, prices: Any, wanted: Any, out: Path) -> Callable[[], None]:
-    from remoe_cli.plan.frontier import frontier
+    from remoe_cli.plan.assess.frontier import frontier
     from remoe_cli.report.plan import draw_frontier
 
     with output.progress("Frontier") as progress:
@@ -168,7 +169,7 @@ def _frontier(document: dict[str, Any], read: Any, prices: Any, wanted: Any, out
     document |= {"frontier": [point._asdict() for point in points], "frontier_picture": str(picture)}
 
     def table() -> None:
-        from remoe_cli.plan.explain import per_million
+        from remoe_cli.plan.wording import per_million
 
         rows = [(f"{p.tpot_s * 1e3:.4g} ms", per_million(p.cost_usd), f"{p.ttft_s:.3g} s", str(p.remote), p.main) for p in points]
         output.table("Cost of every TPOT", ("TPOT", "requests", "TTFT", "remote experts", "main function"), rows)
@@ -179,7 +180,7 @@ def _frontier(document: dict[str, Any], read: Any, prices: Any, wanted: Any, out
 
 def show(plan: Plan, path: Path) -> None:
     """The plan for people."""
-    from remoe_cli.plan.explain import BASELINES, HEADER, baseline_rows, layer_rows, summary_rows
+    from remoe_cli.plan.explain.rows import BASELINES, HEADER, baseline_rows, layer_rows, summary_rows
 
     if any(layer.remote for layer in plan.layers):
         output.table("Placement", HEADER, layer_rows(plan))

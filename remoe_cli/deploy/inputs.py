@@ -6,9 +6,9 @@ from pathlib import Path
 
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError
-from remoe_cli.plan.catalog import Catalog, read_catalog
+from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.verify import verify
+from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile, read_profile
 
 

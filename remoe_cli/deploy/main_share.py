@@ -10,7 +10,7 @@ from remoe_cli import artifacts
 from remoe_cli.model.checkpoint import find
 from remoe_cli.package import share
 from remoe_cli.package.bundle import Manifest
-from remoe_cli.plan.catalog import Catalog
+from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Plan
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime.receipt import Prices

@@ -6,7 +6,7 @@ kept are never read from disk. The same function loads the main process (keep = 
 (keep = the experts that leave).
 
 It leans on two functions of transformers that are not its public interface (`get_model_conversion_mapping` and
-`rename_source_key`); the version is pinned, and tests/test_loader.py loads every family it claims in both layouts.
+`rename_source_key`); the version is pinned, and tests/model/test_loader.py loads every family it claims in both layouts.
 """
 
 from __future__ import annotations

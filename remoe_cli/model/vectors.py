@@ -1,7 +1,7 @@
 """Prompts as vectors, from a checkpoint's tokenizer and embedding table alone: no layer is loaded, nothing is run.
 
 One vector a prompt: the sum of its tokens' L2-normalised embeddings. The cosine of two such vectors is the paper's soft cosine
-similarity (method section 5; tests/test_vectors.py holds the two forms against each other). Beside it a prompt is kept as a bag, its
+similarity (method section 5; tests/model/test_vectors.py holds the two forms against each other). Beside it a prompt is kept as a bag, its
 distinct tokens with their counts, so that other weightings, which depend on all prompts, can be made later and shards can be joined.
 The order of the tokens is not kept.
 

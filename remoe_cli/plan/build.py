@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from remoe_cli.plan.baselines import baselines
-from remoe_cli.plan.catalog import Catalog
-from remoe_cli.plan.columns import build_columns
-from remoe_cli.plan.cost import evaluate, layer_outcomes
-from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, PredictedRouting, Source, Status, Targets, WorkloadRef
-from remoe_cli.plan.exact import Solution, solve
-from remoe_cli.plan.forced import forced_sets
-from remoe_cli.plan.given import read_placement
-from remoe_cli.plan.improve import improve, meets
-from remoe_cli.plan.infeasible import diagnose
-from remoe_cli.plan.node import SLACK, Aim, Task
-from remoe_cli.plan.problem import Invocations, Placement, Problem
-from remoe_cli.plan.requests import Requests
-from remoe_cli.plan.robust import flip, held_out, shifts, turns, unpredicted
-from remoe_cli.plan.scan import scan
-from remoe_cli.plan.verdict import notes, verdict
-from remoe_cli.plan.workload import Bools, candidate_sets, from_profile
-from remoe_cli.profile.hardware import latency_from
+from remoe_cli.plan.arrays import Bools
+from remoe_cli.plan.assess.baselines import baselines
+from remoe_cli.plan.assess.robustness import flip, held_out, shifts, turns, unpredicted
+from remoe_cli.plan.assess.verdict import notes, verdict
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.cost.placement import evaluate, layer_outcomes
+from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
+from remoe_cli.plan.problem.aim import SLACK, Aim, meets
+from remoe_cli.plan.problem.problem import Placement, Problem
+from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.solve.candidates import candidate_sets
+from remoe_cli.plan.solve.columns import build_columns
+from remoe_cli.plan.solve.exact import GAP, Solution, solve
+from remoe_cli.plan.solve.forced import forced_sets
+from remoe_cli.plan.solve.given import read_placement
+from remoe_cli.plan.solve.infeasible import diagnose
+from remoe_cli.plan.solve.local_search import improve
+from remoe_cli.plan.solve.node import Task
+from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.record import Profile
-
-GAP = 1e-3
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to plan for. `remote_share` forces that share of experts out, `placement` prices what a file says; else `solver` chooses.
-
-    cold_share is the share of requests that find everything cold: by default what the traffic implies, 0 without. Without `routing`,
-    requests use experts as all of the profile's prompts together do.
-    """
-
-    aim: Aim = field(default_factory=Aim)
-    n_in: int | None = None
-    n_out: int | None = None
-    requests: Requests | None = None
-    cold_share: float | None = None
-    invocations: Invocations = "per-layer"
-    solver: Method = "exact"
-    remote_share: float | None = None
-    placement: Path | None = None
-    routing: PredictedRouting | None = None
-    time_limit_s: float = 120.0
-    examine: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,21 +35,6 @@ class _Chosen:
     bound: float | None
     timed_out: bool
     gain: float = 0.0
-
-
-def make_problem(profile: Profile, catalog: Catalog, wanted: Wanted) -> Problem:
-    """The problem of a profile on a catalog; raises what `from_profile` raises."""
-    workload = from_profile(profile, wanted.n_in, wanted.n_out, wanted.requests, wanted.routing)
-    traffic = wanted.requests or Requests(workload.lengths)
-    cold = wanted.cold_share if wanted.cold_share is not None else traffic.cold_share(catalog.function.idle_ttl_s)
-    latency, spec = profile.record.latency, profile.record.spec
-    measured_on_cpus = latency.source == "measured" and not latency.copy_s.fixed_s
-    described = {
-        main.name: latency_from(main.hardware, spec, main.vcpus)
-        for main in catalog.main.menu
-        if main.hardware and not (measured_on_cpus and main.gpu_memory_mb is None)
-    }
-    return Problem(spec, latency, catalog, replace(workload, cold_share=cold), described, wanted.invocations)
 
 
 def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) -> Plan:
@@ -154,7 +115,7 @@ def _choose(problem: Problem, wanted: Wanted) -> _Chosen:
         case "exact":
             return _exact(problem, wanted)
         case "paper":
-            from remoe_cli.plan.paper import paper_plan
+            from remoe_cli.plan.paper.heuristic import paper_plan
 
             found = paper_plan(problem, aim)
         case _:
@@ -170,7 +131,7 @@ def _bound_note(profile: Profile, chosen: _Chosen) -> list[str]:
     """The paper's heuristic rests on a bound, whose coverage belongs beside what it chose."""
     if chosen.method != "paper":
         return []
-    from remoe_cli.plan.worst_case import measured_note
+    from remoe_cli.plan.paper.bound import measured_note
 
     remote = max(len(layer.remote) for layer in chosen.placement.layers)
     said = measured_note(profile.counts("prefill"), profile.arrays["prompt_tokens"], profile.record.spec.top_k, remote)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from remoe_cli.artifacts import atomic_path
-from remoe_cli.plan.frontier import Point
+from remoe_cli.plan.assess.frontier import Point
 
 
 def draw_frontier(points: Sequence[Point], path: Path) -> None:

@@ -23,10 +23,10 @@ import numpy as np
 from remoe_cli.errors import DeployError, InvokeError
 from remoe_cli.function.codec import STORAGE, Batch, pack, unpack
 from remoe_cli.function.expert_ffn import narrow
-from remoe_cli.plan import main_side
-from remoe_cli.plan.build import Wanted, make_problem
-from remoe_cli.plan.catalog import Catalog
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.document import Plan
+from remoe_cli.plan.problem.request import Wanted, make_problem
 from remoe_cli.profile.latency_record import ColdStart, InvocationTiming, Quantiles
 from remoe_cli.profile.record import Profile, write_profile
 from remoe_cli.runtime.invoke import Invocation, health, invoke
@@ -123,8 +123,8 @@ def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answ
 def _own_s(profile: Profile, plan: Plan, catalog: Catalog) -> tuple[float, float]:
     """Seconds of a token whose experts are all local, and what of it are the experts of one layer."""
     problem = make_problem(profile, catalog, Wanted())
-    experts_s = problem.spec.top_k * main_side.expert_step_s(problem, plan.main)
-    return main_side.decode_rest_s(problem, plan.main) + len(plan.layers) * experts_s, experts_s
+    experts_s = problem.spec.top_k * main_function.expert_step_s(problem, plan.main)
+    return main_function.decode_rest_s(problem, plan.main) + len(plan.layers) * experts_s, experts_s
 
 
 def _besides_calls(calls: Sequence[Sample], receipt: dict[str, Any], experts_s: float) -> tuple[float, float]:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from remoe_cli.artifacts import read_json
 from remoe_cli.errors import ArtifactError
-from remoe_cli.plan.build import Wanted, make_problem
-from remoe_cli.plan.catalog import read_catalog
-from remoe_cli.plan.cost import evaluate
+from remoe_cli.plan.catalog.catalog import read_catalog
+from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import Outcome, Plan
-from remoe_cli.plan.problem import Placement
+from remoe_cli.plan.problem.problem import Placement
+from remoe_cli.plan.problem.request import Wanted, make_problem
 from remoe_cli.profile.record import read_profile
 
 # (prompt tokens, generated tokens after the first) -> the outcome

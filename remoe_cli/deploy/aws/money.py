@@ -17,7 +17,7 @@ from remoe_cli.deploy.aws.figures import figures
 from remoe_cli.deploy.aws.parts import Parts
 from remoe_cli.deploy.aws.settings import Settings
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.plan.catalog import Catalog
+from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Plan
 
 HOURS_PER_MONTH = 730

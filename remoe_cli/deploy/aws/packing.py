@@ -21,7 +21,7 @@ from remoe_cli.deploy.progress import Progress
 from remoe_cli.errors import ArtifactError
 from remoe_cli.package import bundle, share
 from remoe_cli.package.dependencies import FunctionPackage, function_package
-from remoe_cli.plan.catalog import Catalog
+from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Plan
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime.fetch import fetch

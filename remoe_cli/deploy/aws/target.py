@@ -23,7 +23,7 @@ from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import read_inputs
 from remoe_cli.deploy.progress import Progress
 from remoe_cli.errors import UsageError
-from remoe_cli.plan.catalog import read_catalog
+from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
 
 

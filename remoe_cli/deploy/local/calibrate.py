@@ -8,7 +8,7 @@ from pathlib import Path
 from remoe_cli.artifacts import read_json
 from remoe_cli.deploy.local import lifecycle, processes, target
 from remoe_cli.errors import DeployError
-from remoe_cli.plan.catalog import read_catalog
+from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
 from remoe_cli.profile.record import Profile, read_profile
 from remoe_cli.runtime.calibrate import measure_target, with_answers, with_target

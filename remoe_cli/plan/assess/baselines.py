@@ -1,0 +1,187 @@
+"""What else could run the model: the paper's CPU, GPU, Fetch and MIX (method section 10), and all experts local at the best main spec.
+
+- CPU        the whole model in CPU memory
+- GPU        the whole model in GPU memory
+- Fetch      ideal offloading: experts in CPU memory, those that are needed always on the GPU already, which has room for one layer's
+- MIX        experts in CPU memory, the rest where main functions have it, on the smallest main spec that holds them
+- all-local  the same on the cheapest spec that meets the targets (MIX*): a plan that sends nothing away
+
+Times of CPU, GPU and Fetch come from descriptions (profile/hardware), whose GPU takes a fixed time for each layer and each expert that it
+is called for: that is what eager code costs, and it decides these baselines. Prices are those of main functions: by the GB-second, or the
+instance's hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from remoe_cli.plan.arrays import Floats
+from remoe_cli.plan.cost import main_function
+from remoe_cli.plan.cost.placement import Priced, layer_outcomes, total
+from remoe_cli.plan.document import Baseline, MainSpec, Outcome
+from remoe_cli.plan.problem.aim import SLACK, Aim, meets
+from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Placement, Problem, local_layers
+from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
+
+ALL_LOCAL, MIX, CPU, GPU, FETCH = "all-local", "mix", "cpu", "gpu", "fetch"
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Baselines by name, and why others are missing. `all_local` is the placement of that name, if there is one."""
+
+    priced: dict[str, Baseline]
+    missing: dict[str, str]
+    all_local: Priced | None
+
+
+def baselines(problem: Problem, aim: Aim) -> Baselines:
+    """All of them, or why not."""
+    local = [one for spec in problem.catalog.main.menu if (one := all_local_on(problem, spec)) is not None]
+    found = {CPU: _cpu(problem, aim, local), GPU: _gpu(problem, aim), FETCH: _fetch(problem, aim), MIX: _mix(problem, aim, local)}
+    best = _best(aim, local)
+    found[ALL_LOCAL] = found[MIX] if best is None else _priced(aim, best)
+    priced = {name: way for name, way in found.items() if not isinstance(way, str)}
+    missing = {name: way for name, way in found.items() if isinstance(way, str)}
+    return Baselines(priced, missing, best)
+
+
+def all_local_on(problem: Problem, spec: MainSpec) -> Priced | None:
+    """All experts local on as few instances as the traffic needs; None where the spec does not hold them, or takes too long for it."""
+    placement = Placement(spec, local_layers(problem))
+    if main_function.local_capacity(problem, spec) < problem.spec.experts_per_layer * len(placement.layers):
+        return None
+    layers = layer_outcomes(problem, placement)
+    outcome = total(problem, placement, layers)
+    request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
+    if not main_function.always_on(problem, spec):
+        return Priced(placement, outcome) if request_s <= main_function.longest_mean_s(problem, Main(spec)) * (1 + SLACK) else None
+    several = replace(placement, instances=instances_for(problem, request_s))
+    return Priced(several, total(problem, several, layers))
+
+
+def instances_for(problem: Problem, request_s: float) -> int:
+    """Always-on instances that have time for the traffic."""
+    return max(1, -int(-(request_s * (problem.workload.requests_per_hour or 0.0) / 3600 - 1e-9) // 1))
+
+
+def _best(aim: Aim, local: list[Priced]) -> Priced | None:
+    """The cheapest that meets the targets, else the cheapest; of equals the fastest."""
+    pool = [one for one in local if meets(aim, one.outcome)] or local
+    least = min((one.outcome.cost_usd_per_request for one in pool), default=0.0)
+    equals = [one for one in pool if one.outcome.cost_usd_per_request <= least * (1 + SLACK)]
+    return min(equals, key=lambda one: one.outcome.ttft_s, default=None)
+
+
+def _priced(aim: Aim, local: Priced) -> Baseline:
+    return Baseline(**local.outcome.model_dump(), spec=_name(local.placement.bought), meets=meets(aim, local.outcome))
+
+
+def _mix(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
+    if local:
+        return _priced(aim, min(local, key=lambda one: (one.placement.main.memory_mb, one.placement.main.usd_per_hour or 0.0)))
+    needed = main_function.main_memory_bytes(
+        problem, problem.catalog.main.menu[-1], problem.spec.experts_per_layer * len(problem.spec.moe_layers)
+    )
+    largest = max(spec.memory_mb for spec in problem.catalog.main.menu)
+    return f"all experts local need a main function of {needed / MB:.0f} MB, and the largest has {largest} MB"
+
+
+def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
+    """Where main functions have no GPU, that is all experts local; else experts as in the main function, the rest as described."""
+    by_use = [spec for spec in problem.catalog.main.menu if spec.usd_per_hour is None]
+    bytes_needed = problem.catalog.main.runtime_memory_mb * MB + main_function.base_bytes(problem) + problem.spec.routed_bytes
+    hardware = read_hardware(problem.catalog.reference.hardware)
+    nonexpert, _ = whole_on_cpu(hardware, problem.spec)
+    known = {one.placement.main.name: one.outcome for one in local}
+    best: Baseline | None = None
+    for spec in by_use:
+        if spec.memory_mb * MB < bytes_needed:
+            continue
+        if not main_function.on_gpu(problem, spec):
+            outcome = known.get(spec.name)
+        else:
+            vcpus, expert = main_function.vcpus(problem, spec), problem.latency_of(spec).local_expert
+            slow = hardware.main.saturation_vcpus / main_function.useful_vcpus(problem, spec)
+            usd_per_s = problem.catalog.main_usd_per_gb_second * spec.memory_mb / GB_MB
+            outcome = _outcome(
+                problem,
+                lambda n, slow=slow: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
+                lambda n, expert=expert, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
+                usd_per_s,
+                problem.catalog.main.usd_per_request,
+                _cold_s(problem),
+            )
+        if outcome and (best is None or outcome.cost_usd_per_request < best.cost_usd_per_request):
+            best = Baseline(**outcome.model_dump(), spec=spec.name, meets=meets(aim, outcome), assumed="no GPU")
+    return best or f"no main function that is paid by use holds the {bytes_needed / 2**30:.1f} GB of the whole model"
+
+
+def _gpu(problem: Problem, aim: Aim) -> Baseline | str:
+    gpu_bytes = main_function.base_bytes(problem) + problem.spec.routed_bytes
+    return _on_gpu(problem, aim, gpu_bytes, 0, ideal=False)
+
+
+def _fetch(problem: Problem, aim: Aim) -> Baseline | str:
+    gpu_bytes = main_function.base_bytes(problem) + problem.spec.experts_per_layer * problem.spec.expert_bytes
+    return _on_gpu(problem, aim, gpu_bytes, problem.spec.routed_bytes, ideal=True)
+
+
+def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: bool) -> Baseline | str:
+    """The cheapest way to have that much memory, with all arithmetic on the GPU."""
+    reference, side = problem.catalog.reference, problem.catalog.main
+    cpu_needed = cpu_bytes + side.runtime_memory_mb * MB
+    options: list[tuple[str, str, float, float | None]] = []  # name, hardware, USD a second, USD an hour of an instance
+    if side.usd_per_accelerator_gb_second > 0:
+        usd = side.usd_per_accelerator_gb_second * gpu_bytes / 2**30 + problem.catalog.main_usd_per_gb_second * cpu_needed / 2**30
+        options.append(("memory by the GB-second", reference.hardware, usd, None))
+    for spec in reference.gpus:
+        if (spec.gpu_memory_mb or 0) * MB >= gpu_bytes and spec.memory_mb * MB >= cpu_needed:
+            options.append((spec.name, spec.hardware or reference.hardware, (spec.usd_per_hour or 0.0) / 3600, spec.usd_per_hour))
+    best: Baseline | None = None
+    for name, described, usd_per_s, per_hour in options:
+        hardware = read_hardware(described)
+        if hardware.gpu is None:
+            continue
+        nonexpert, expert = whole_on_gpu(hardware, problem.spec)
+        cold_s = _cold_s(problem) if per_hour is None else 0.0
+        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: expert.seconds(n, 1), usd_per_s, 0.0, cold_s)  # noqa: B023
+        traffic = problem.workload.requests_per_hour
+        if per_hour is not None and traffic is not None:
+            count = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
+            outcome = outcome.model_copy(update={"cost_usd_per_request": count * per_hour / traffic})
+        overhead = (
+            f"{hardware.main.layer_overhead_s * 1e3:g} ms a layer and {hardware.gpu.expert_overhead_s * 1e3:g} ms an expert of GPU overhead"
+        )
+        if best is None or outcome.cost_usd_per_request < best.cost_usd_per_request:
+            best = Baseline(**outcome.model_dump(), spec=name, meets=meets(aim, outcome), assumed=overhead, ideal=ideal)
+    return best or f"no GPU of the catalog holds {gpu_bytes / 2**30:.1f} GB beside {cpu_needed / 2**30:.1f} GB of CPU memory"
+
+
+def _outcome(
+    problem: Problem,
+    nonexpert_s: Callable[[float], float],
+    expert_s: Callable[[Floats | int], Floats],
+    usd_per_s: float,
+    fixed_usd: float,
+    cold_s: float,
+) -> Outcome:
+    """One device does everything, one expert after another; `cold_s` is what cold starts add to the mean TTFT."""
+    workload = problem.workload
+    ttft = cold_s
+    for kind in workload.lengths:
+        ttft += kind.share * (nonexpert_s(kind.n_in) + float(expert_s(workload.use * kind.n_in).sum()))
+    hits = float(workload.decode_hits.sum())
+    tpot = nonexpert_s(1) + hits * float(expert_s(1))
+    return Outcome(cost_usd_per_request=usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd, ttft_s=ttft, tpot_s=tpot)
+
+
+def _cold_s(problem: Problem) -> float:
+    """A whole model that is paid by use has to be read when it starts."""
+    side, spec = problem.catalog.main, problem.spec
+    return problem.workload.cold_share * (side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s)
+
+
+def _name(main: Main) -> str:
+    return main.spec.name if main.instances == 1 else f"{main.instances} x {main.spec.name}"

@@ -1,0 +1,71 @@
+"""The frontier: the least cost of every TPOT that a placement can have, from the fastest to the cheapest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.problem.aim import Aim
+from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.solve.candidates import candidate_sets
+from remoe_cli.plan.solve.columns import build_columns
+from remoe_cli.plan.solve.exact import GAP, Solution, solve
+from remoe_cli.plan.solve.node import Task
+from remoe_cli.plan.solve.scan import scan
+from remoe_cli.profile.record import Profile
+
+POINTS = 9
+
+
+class Point(NamedTuple):
+    """One plan of the frontier; `bound_usd` is what no plan of this TPOT undercuts, `remote` counts experts."""
+
+    tpot_s: float
+    ttft_s: float
+    cost_usd: float
+    bound_usd: float
+    remote: int
+    main: str
+
+
+def frontier(profile: Profile, catalog: Catalog, wanted: Wanted, progress: Callable[[int, int], None]) -> list[Point]:
+    """Plans at TPOT targets between the least TPOT and that of the cheapest plan, under the other targets; dominated ones left out.
+
+    Empty when nothing meets the targets.
+    """
+    problem = make_problem(profile, catalog, wanted)
+    columns = build_columns(problem, candidate_sets(problem.workload))
+    limits = replace(wanted.aim, objective="cost")
+
+    def at(aim: Aim) -> Solution | None:
+        return solve(Task(problem, columns, aim), GAP, wanted.time_limit_s / POINTS, scan(problem, aim))
+
+    fastest, cheapest = at(replace(limits, objective="tpot")), at(limits)
+    if fastest is None or cheapest is None:
+        return []
+    points: list[Point] = []
+    slowest_s = evaluate(problem, cheapest.placement).tpot_s
+    targets = np.geomspace(fastest.value * (1 + 1e-6), max(slowest_s, fastest.value) * (1 + 1e-6), POINTS)
+    for done, target in enumerate(targets.tolist(), 1):
+        found = at(replace(limits, tpot_s=target)) if done < POINTS else cheapest
+        if found is not None:
+            outcome = evaluate(problem, found.placement)
+            remote = sum(len(layer.remote) for layer in found.layers)
+            points.append(
+                Point(outcome.tpot_s, outcome.ttft_s, outcome.cost_usd_per_request, found.lower_bound, remote, found.main.spec.name)
+            )
+        progress(done, POINTS)
+    # Many targets may have one plan: then its bound is that of the tightest. Within its gap, the solver may also find a faster plan for
+    # a looser target.
+    unlike = {(point.tpot_s, point.cost_usd): point for point in reversed(points)}.values()
+    return sorted(point for point in unlike if not any(_better(other, point) for other in unlike))
+
+
+def _better(other: Point, point: Point) -> bool:
+    no_worse = other.tpot_s <= point.tpot_s and other.cost_usd <= point.cost_usd
+    return no_worse and (other.tpot_s, other.cost_usd) != (point.tpot_s, point.cost_usd)

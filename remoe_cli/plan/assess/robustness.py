@@ -1,0 +1,194 @@
+"""How far a plan can be trusted: other prompts, other times, prices and skew; where the choice turns; and at which traffic it flips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from remoe_cli.plan.arrays import Bools
+from remoe_cli.plan.assess.baselines import all_local_on
+from remoe_cli.plan.cost import main_function
+from remoe_cli.plan.cost.placement import Priced, evaluate
+from remoe_cli.plan.document import Flip, Outcome, Shift, Turn
+from remoe_cli.plan.problem.aim import Aim, meets
+from remoe_cli.plan.problem.problem import Placement, Problem
+from remoe_cli.plan.problem.workload import Workload, from_profile
+from remoe_cli.plan.solve.scan import scan
+from remoe_cli.profile.latency_record import Quantiles
+from remoe_cli.profile.record import Profile
+
+STEP = 2.0  # by which circumstances are shifted, up and down
+FLATTER = 0.5  # share of an evenly spread routing that is mixed in
+WIDEST = 64.0  # factors beyond it, or below its inverse, are not looked for
+
+
+def slower_calls(problem: Problem, factor: float) -> Problem:
+    """t_rem times `factor`: the warm overhead of an invocation, billed and not."""
+    side = problem.catalog.function
+    update = {"warm_unbilled_s": side.warm_unbilled_s * factor, "warm_billed_s": side.warm_billed_s * factor}
+    catalog = problem.catalog.model_copy(update={"function": side.model_copy(update=update)})
+    measured = problem.latency.invocation
+    if measured is None:
+        return replace(problem, catalog=catalog)
+
+    spreads = {
+        name: Quantiles(p50=s.p50 * factor, p90=s.p90 * factor, p99=s.p99 * factor, tenths=tuple(t * factor for t in s.tenths))
+        for name, s in (("unbilled_s", measured.unbilled_s), ("billed_s", measured.billed_s))
+    }
+    return replace(problem, catalog=catalog, latency=problem.latency.model_copy(update={"invocation": measured.model_copy(update=spreads)}))
+
+
+def dearer_functions(problem: Problem, factor: float) -> Problem:
+    """Price and fee of expert functions times `factor`, the main function's unchanged."""
+    side = problem.catalog.function
+    prices = {name: usd * factor for name, usd in side.usd_per_gb_second.items()}
+    by_one = {name: getattr(side, name) * factor for name in ("usd_per_request", "usd_per_storage_gb_second")}
+    update = {"usd_per_gb_second": prices, **by_one}
+    return replace(problem, catalog=problem.catalog.model_copy(update={"function": side.model_copy(update=update)}))
+
+
+def flatter(problem: Problem, share: float) -> Problem:
+    """Routing in which a share of the tokens choose experts evenly: k neighbouring ids, every expert being the first alike."""
+    workload = problem.workload
+    experts, k = workload.use.shape[1], workload.trace.shape[2]
+    even = np.sort((np.arange(experts)[:, None] + np.arange(k)) % experts, axis=1)
+    patterns = tuple(
+        (np.concatenate([sets, even]), np.concatenate([counts * (1 - share), np.full(experts, counts.sum() * share / experts)]))
+        for sets, counts in workload.patterns
+    )
+    use = (1 - share) * workload.use + share * k / experts
+    return replace(problem, workload=replace(workload, use=use, patterns=patterns))
+
+
+KNOBS: dict[str, Callable[[Problem, float], Problem]] = {"t_rem": slower_calls, "the price of expert functions": dearer_functions}
+
+
+def shifts(problem: Problem, aim: Aim, placement: Placement) -> list[Shift]:
+    """The plan as it stands under each change."""
+    changed = {f"{name} x {factor:g}": knob(problem, factor) for name, knob in KNOBS.items() for factor in (1 / STEP, STEP)}
+    changed[f"{FLATTER:.0%} of tokens routed evenly"] = flatter(problem, FLATTER)
+    return [_shift(what, aim, evaluate(other, placement)) for what, other in changed.items()]
+
+
+def _shift(what: str, aim: Aim, outcome: Outcome, best_usd: float | None = None) -> Shift:
+    return Shift(**outcome.model_dump(), what=what, meets=meets(aim, outcome), best_usd=best_usd)
+
+
+def held_out(problem: Problem, profile: Profile, aim: Aim) -> Shift | None:
+    """A plan (by the scan) made of one half of the prompts, every other one, judged on the other half; None when there are too few."""
+    rows = np.arange(len(profile.arrays["prompt_tokens"]))
+    halves = [_window(problem.workload, profile, rows % 2 == half) for half in (0, 1)]
+    if halves[0] is None or halves[1] is None:
+        return None
+    planned, judged = (replace(problem, workload=half) for half in halves if half is not None)
+    plan, best = scan(planned, aim), scan(judged, aim)
+    if plan is None:
+        return None
+    outcome = evaluate(judged, plan.placement)
+    known = best.value if best and aim.objective == "cost" else None
+    return _shift(f"planned on {(rows % 2 == 0).sum()} prompts, judged on {(rows % 2 == 1).sum()} others (by scan)", aim, outcome, known)
+
+
+def unpredicted(problem: Problem, profile: Profile, aim: Aim, placement: Placement) -> Shift:
+    """The plan if the prediction is worth nothing and requests route as all of the profile's prompts together."""
+    mean = replace(problem, workload=_for_the_same(problem.workload, from_profile(profile, 1, 1)))
+    return _shift("routed as all of the profile's prompts", aim, evaluate(mean, placement))
+
+
+def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | None:
+    arrays = dict(profile.arrays)
+    tokens = rows[arrays["trace_prompt"]]
+    if rows.sum() < 2 or not tokens.any():
+        return None
+    counts = profile.counts("prefill")[rows].sum(axis=0)
+    if (counts.sum(axis=1) == 0).any():
+        return None
+    for name, array in profile.arrays.items():
+        if name.startswith("trace_"):
+            arrays[name] = array[tokens]
+        elif name in ("prefill_counts", "decode_counts", "prompt_tokens", "decode_tokens") and len(array) == len(rows):
+            arrays[name] = array[rows]
+    return _for_the_same(workload, from_profile(replace(profile, arrays=arrays), 1, 1))
+
+
+def _for_the_same(requests: Workload, routing: Workload) -> Workload:
+    """The requests of one with the routing of the other."""
+    return replace(routing, lengths=requests.lengths, requests_per_hour=requests.requests_per_hour, cold_share=requests.cold_share)
+
+
+def turns(problem: Problem, aim: Aim, placement: Placement, local: Priced | None) -> list[Turn]:
+    """By how much t_rem, or the price of expert functions, has to change for the choice to turn between sending experts away and all local,
+    if that can be had.
+
+    The placement is compared, as it stands; if it sends none away, the best known one that does (by the scan) is.
+    """
+    if local is None:
+        return []
+    away = placement
+    if not any(layer.remote for layer in placement.layers):
+        found = scan(problem, replace(aim, objective="cost"), least=1)
+        if found is None:
+            return []
+        away = found.placement
+    local_usd = local.outcome.cost_usd_per_request
+
+    def excess(knob: Callable[[Problem, float], Problem], factor: float) -> float:
+        return evaluate(knob(problem, factor), away).cost_usd_per_request - local_usd
+
+    ends = (math.log(1 / WIDEST), math.log(WIDEST))
+    crossings = {
+        f"times {name}": _crossing(lambda log, knob=knob: excess(knob, math.exp(log)), *ends, math.exp)  # type: ignore[misc]
+        for name, knob in KNOBS.items()
+    }
+    crossings["of the tokens routed evenly"] = _crossing(partial(excess, flatter), 0.0, 1.0, float)
+    return [Turn(what=what, against="all experts local", at=at) for what, at in crossings.items()]
+
+
+def _crossing(rising: Callable[[float], float], low: float, high: float, shown: Callable[[float], float]) -> float | None:
+    """Where a rising function is 0, to three digits, by bisection; None when that is nowhere between the ends."""
+    if rising(low) > 0 or rising(high) < 0:
+        return None
+    for _ in range(14):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return float(f"{shown((low + high) / 2):.3g}")
+
+
+def flip(problem: Problem, aim: Aim) -> Flip | None:
+    """Above which traffic an always-on instance is cheaper than a main function paid by use; None where the catalog lacks a kind or one
+    is never the cheaper. Cold starts, which make paying by use dearer when requests are rare, are left out."""
+    if len({spec.usd_per_hour is None for spec in problem.catalog.main.menu}) < 2:
+        return None
+    idle_free = replace(problem, workload=replace(problem.workload, requests_per_hour=None, cold_share=0.0))
+    by_use, rented = _best_of(idle_free, aim, False), _cheapest_hour(idle_free, aim) or _best_of(idle_free, aim, True)
+    if by_use is None or rented is None:
+        return None
+    instance = rented.placement.main
+    request_s = rented.outcome.ttft_s + problem.workload.n_out * rented.outcome.tpot_s
+    functions_usd = rented.outcome.cost_usd_per_request - main_function.usd_per_s(idle_free, instance) * request_s
+    spare_usd = by_use.outcome.cost_usd_per_request - functions_usd
+    per_hour = (instance.usd_per_hour or 0.0) / spare_usd if spare_usd > 0 else math.inf
+    if per_hour > 3600 / request_s:  # an instance that works all the time is still dearer
+        return None
+    return Flip(by_use=by_use.placement.main.name, instance=instance.name, requests_per_hour=float(f"{per_hour:.4g}"))
+
+
+def _cheapest_hour(problem: Problem, aim: Aim) -> Priced | None:
+    """The instance with the least price per hour that holds all experts and meets the targets."""
+    aim = replace(aim, budget_usd=None)
+    rented = sorted(
+        (spec for spec in problem.catalog.main.menu if spec.usd_per_hour is not None), key=lambda spec: spec.usd_per_hour or 0.0
+    )
+    return next((one for spec in rented if (one := all_local_on(problem, spec)) is not None and meets(aim, one.outcome)), None)
+
+
+def _best_of(problem: Problem, aim: Aim, rented: bool) -> Priced | None:
+    """The best plan (by the scan) with main functions of one kind."""
+    menu = tuple(spec for spec in problem.catalog.main.menu if (spec.usd_per_hour is not None) == rented)
+    catalog = problem.catalog.model_copy(update={"main": problem.catalog.main.model_copy(update={"menu": menu})})
+    found = scan(replace(problem, catalog=catalog), replace(aim, objective="cost", budget_usd=None))
+    return Priced(found.placement, evaluate(problem, found.placement)) if found else None

@@ -1,0 +1,204 @@
+"""The catalog: menus, prices and quotas as data, each with its date, region and source.
+
+A catalog is a TOML file. Every field of its tables must be named by exactly one `[[provenance]]`
+entry, so that no figure enters a plan without saying where it comes from. Memory is in MB of 2**20 bytes, as on AWS Lambda,
+and prices are per GB of 1024 MB.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from remoe_cli.artifacts import Part
+from remoe_cli.plan.document import MainSpec, Source
+from remoe_cli.sourced import Provenance, check_provenance, read_sourced, shipped_names
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Architecture = Literal["x86_64", "arm64"]
+_SHIPPED = ("remoe_cli.plan.catalog", "data")
+
+
+class FunctionSide(Part):
+    """What an expert function may be, and what it costs.
+
+    memory_menu_mb         memory specs (m_1..m_Ve in the paper), ascending
+    usd_per_gb_second      price of memory x billed time (c_c), by architecture
+    usd_per_request        fee of one invocation
+    usd_per_storage_gb_second   price of a function's /tmp x billed time, beyond the free part; none where experts are not fetched to it
+    storage_free_mb        /tmp that every function has
+    storage_spare_mb       /tmp that a function is given beside its experts
+    billing_granularity_ms billed time is rounded up to a multiple of this, per invocation
+    mb_per_vcpu            memory that comes with one vCPU
+    max_useful_vcpus       vCPUs beyond which one expert function gets no faster
+    payload_limit_bytes    largest request, and largest response, of one synchronous invocation (U)
+    wire_expansion         bytes on the wire per byte of hidden state (base64: 4/3)
+    max_replicas           instances of one layer's function that work side by side (z_max)
+    max_functions          functions among which one layer's remote experts may be divided
+    concurrency_limit      instances of all functions together that may work at once
+    timeout_s              longest invocation
+    warm_unbilled_s        what a warm invocation takes outside the function, for a small payload (t_rem with the next)
+    warm_billed_s          what it takes inside besides computing: this is billed
+    network_bytes_per_s    rate at which payloads pass between main and expert function, on the wire (B)
+    cold_start_s           from the call to the first result of an instance that has to be started, besides reading its experts
+    load_bytes_per_s       rate at which a starting instance reads its experts
+    idle_ttl_s             an instance that had no call for so long is gone
+    runtime_memory_mb      what interpreter and libraries take before any expert
+    expert_memory_factor   bytes of memory per stored byte of an expert
+    """
+
+    memory_menu_mb: tuple[PositiveInt, ...] = Field(min_length=1)
+    usd_per_gb_second: dict[Architecture, NonNegative]
+    usd_per_request: NonNegative
+    usd_per_storage_gb_second: NonNegative = 0.0
+    storage_free_mb: NonNegative = 0.0
+    storage_spare_mb: NonNegative = 0.0
+    billing_granularity_ms: Positive
+    mb_per_vcpu: Positive
+    max_useful_vcpus: Positive
+    payload_limit_bytes: PositiveInt
+    wire_expansion: Annotated[float, Field(ge=1)]
+    max_replicas: PositiveInt
+    max_functions: PositiveInt
+    concurrency_limit: PositiveInt
+    timeout_s: Positive
+    warm_unbilled_s: NonNegative
+    warm_billed_s: NonNegative
+    network_bytes_per_s: Positive
+    cold_start_s: NonNegative
+    load_bytes_per_s: Positive
+    idle_ttl_s: Positive
+    runtime_memory_mb: NonNegative
+    expert_memory_factor: Annotated[float, Field(ge=1)]
+
+    @field_validator("memory_menu_mb")
+    @classmethod
+    def _ascending(cls, menu: tuple[int, ...]) -> tuple[int, ...]:
+        if list(menu) != sorted(set(menu)):
+            raise ValueError("must ascend without repeats")
+        return menu
+
+
+class MainSide(Part):
+    """What the main function may be.
+
+    menu                            specs with unique names: those paid by use first, ascending in memory
+    usd_per_gb_second               price of CPU memory (c_c), by architecture
+    usd_per_request                 fee of one request to a main function paid by use
+    usd_per_accelerator_gb_second   price of accelerator memory (c_g) beside a main function paid by use; 0 means that it has none
+                                    and that the non-expert modules live in CPU memory too
+    runtime_memory_mb               what the interpreter, torch and transformers take before any weight
+    cold_start_s                    from the request to a main function paid by use that can begin to read the model
+    load_bytes_per_s                rate at which it reads the model
+    timeout_s                       longest request to a main function paid by use
+    """
+
+    menu: tuple[MainSpec, ...] = Field(min_length=1)
+    usd_per_gb_second: dict[Architecture, NonNegative]
+    usd_per_request: NonNegative
+    usd_per_accelerator_gb_second: NonNegative
+    runtime_memory_mb: NonNegative
+    cold_start_s: NonNegative
+    load_bytes_per_s: Positive
+    timeout_s: Positive
+
+    @field_validator("menu")
+    @classmethod
+    def _sound(cls, menu: tuple[MainSpec, ...]) -> tuple[MainSpec, ...]:
+        figures = [(spec.memory_mb, spec.vcpus, spec.gpu_memory_mb, spec.usd_per_hour) for spec in menu]
+        if any(figure is not None and figure <= 0 for row in figures for figure in row):
+            raise ValueError("memory_mb, vcpus, gpu_memory_mb and usd_per_hour must be above 0")
+        by_use = [spec for spec in menu if spec.usd_per_hour is None]
+        if len({spec.vcpus is None for spec in by_use}) > 1 or any(spec.vcpus is None for spec in menu if spec.usd_per_hour is not None):
+            raise ValueError("must give vcpus for every instance, and for every spec that is paid by use or for none")
+        if any(spec.gpu_memory_mb is not None for spec in by_use):
+            raise ValueError("gives gpu_memory_mb to a spec that is paid by use; its price is usd_per_accelerator_gb_second")
+        memories = [spec.memory_mb for spec in by_use]
+        if memories != sorted(set(memories)) or len({spec.name for spec in menu}) < len(menu) or list(menu[: len(by_use)]) != by_use:
+            raise ValueError("must list specs that are paid by use first, ascending in memory_mb, without repeats of memory_mb or name")
+        return menu
+
+
+class Reference(Part):
+    """What a plan is compared with: the whole model on a GPU or on CPUs (plan/baselines.py).
+
+    hardware   description (profile/hardware) of the CPU, and of the GPU where `gpus` is empty
+    gpus       instances that may hold a whole model; empty where GPU memory is bought by the GB-second
+    """
+
+    hardware: str
+    gpus: tuple[MainSpec, ...] = ()
+
+    @field_validator("gpus")
+    @classmethod
+    def _gpus(cls, gpus: tuple[MainSpec, ...]) -> tuple[MainSpec, ...]:
+        if any(spec.gpu_memory_mb is None or spec.usd_per_hour is None or spec.hardware is None for spec in gpus):
+            raise ValueError("must give gpu_memory_mb, usd_per_hour and hardware of every instance")
+        return gpus
+
+
+class Storage(Part):
+    """What keeping the model costs, used or not. It is the same for every placement, so no plan contains it."""
+
+    usd_per_gb_month: NonNegative
+    usd_per_1000_reads: NonNegative
+    usd_per_1000_writes: NonNegative
+
+
+class Catalog(Part):
+    """A catalog as read; `architecture` says which prices hold, `file` is where it came from and is filled in by `read_catalog`."""
+
+    schema_version: str = Field(pattern=r"^remoe\.catalog/2$")
+    name: str
+    architecture: Architecture
+    function: FunctionSide
+    main: MainSide
+    reference: Reference
+    storage: Storage
+    provenance: tuple[Provenance, ...]
+    file: Source
+
+    @model_validator(mode="after")
+    def _every_figure_has_a_source(self) -> Catalog:
+        sides = {"function": self.function, "main": self.main, "reference": self.reference, "storage": self.storage}
+        check_provenance(sides, self.provenance)
+        if missing := [side for side in ("function", "main") if self.architecture not in getattr(self, side).usd_per_gb_second]:
+            raise ValueError(f"no {missing[0]}.usd_per_gb_second for the architecture {self.architecture}")
+        return self
+
+    @property
+    def function_usd_per_gb_second(self) -> float:
+        return self.function.usd_per_gb_second[self.architecture]
+
+    @property
+    def main_usd_per_gb_second(self) -> float:
+        return self.main.usd_per_gb_second[self.architecture]
+
+    @property
+    def oldest_price(self) -> date:
+        """The date of the oldest figure that is a price of something; what is free does not age."""
+        return min(entry.date for entry in self.provenance if any(self._is_price(field) for field in entry.of))
+
+    def _is_price(self, field: str) -> bool:
+        side, name = field.split(".")
+        value = getattr(getattr(self, side), name)
+        if isinstance(value, tuple):
+            return any(isinstance(spec, MainSpec) and spec.usd_per_hour for spec in value)
+        return name.startswith("usd_") and value != 0
+
+
+def catalog_names() -> tuple[str, ...]:
+    """Names of the catalogs that come with remoe."""
+    return shipped_names(*_SHIPPED)
+
+
+def read_catalog(name: str) -> Catalog:
+    """Read a catalog by name (one that comes with remoe) or by path (anything with a `/` or that ends in `.toml`).
+
+    Raises UsageError when there is no such catalog, or it is not TOML, or a field is unknown, missing or has a bad value.
+    """
+    return read_sourced("catalog", Catalog, name, *_SHIPPED)

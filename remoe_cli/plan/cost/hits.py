@@ -1,0 +1,118 @@
+"""How many experts of which function one decode token hits: the law behind E[max(local, remote)] and behind the bill.
+
+A remote set is divided over functions: `owner` [S, E] is the function of each expert in each of S candidate sets, -1 for local. A token's
+layer ends with its busiest function, while every function that it hits is billed; so the law keeps both. It is exact over the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from remoe_cli.plan.arrays import Bools, Floats, Ints
+from remoe_cli.plan.problem.workload import Workload
+
+
+@dataclass(frozen=True)
+class HitLaw:
+    """One decode token of one layer, for S remote sets.
+
+    local, busiest   int64 [P], pairs that occur: local experts hit, and remote experts hit in the function that is hit most
+    shares           float64 [S, P], of tokens with that pair
+    calls            float64 [S, k + 1], expected functions that are hit in so many experts; column 0 is 0
+    """
+
+    local: Ints
+    busiest: Ints
+    shares: Floats
+    calls: Floats
+
+
+def owners(members: Bools, rank: Ints, functions: int) -> Ints:
+    """int64 [S, E]: the function of each member of the sets, -1 for the rest. Members go round the functions in order of use, so that
+    each function has about as many experts and as many tokens."""
+    return np.where(members, positions(members, rank) % functions, -1)
+
+
+def positions(members: Bools, rank: Ints) -> Ints:
+    """[S, E]: the place of each member in its set by rising use; `rank` is [E], or [S, E]."""
+    rank = np.broadcast_to(rank, members.shape)
+    by_use = np.take_along_axis(members, np.argsort(rank, axis=1), axis=1)
+    place: Ints = np.take_along_axis(np.cumsum(by_use, axis=1), rank, axis=1) - 1
+    return place
+
+
+def hit_law(workload: Workload, layer: int, owner: Ints) -> HitLaw:
+    """The law of one layer for the sets `owner` [S, E]."""
+    patterns, counts = workload.patterns[layer]
+    k, functions = patterns.shape[1], int(owner.max(initial=-1)) + 1
+    with_none = np.concatenate([owner, np.full((len(owner), 1), -1)], axis=1)
+    used = (patterns >= 0).sum(axis=1)
+    hits = np.zeros((functions, len(owner), len(patterns)), dtype=np.int64)
+    for slot in patterns.T:
+        at = with_none[:, slot]
+        for function in range(functions):
+            hits[function] += at == function
+    calls = np.zeros((len(owner), k + 1))
+    for hit in range(1, k + 1):
+        calls[:, hit] = ((hits == hit).sum(axis=0) @ counts) / counts.sum()
+    busiest = hits.max(axis=0, initial=0)
+    code = busiest + (k + 1) * (used[None, :] - hits.sum(axis=0))
+    pairs = np.unique(code)
+    shares = np.stack([(code == pair) @ counts for pair in pairs], axis=1) / counts.sum()
+    return HitLaw(pairs // (k + 1), pairs % (k + 1), shares, calls)
+
+
+def joined(laws: Sequence[HitLaw]) -> HitLaw:
+    """The laws of several layers as one, whose S are those of all, one layer's after another's."""
+    slots = laws[0].calls.shape[1]
+    shares = np.zeros((sum(len(law.shares) for law in laws), slots * slots))
+    for law, end in zip(laws, np.cumsum([len(law.shares) for law in laws]), strict=True):
+        shares[end - len(law.shares) : end, law.local * slots + law.busiest] = law.shares
+    present = np.flatnonzero(shares.any(axis=0))
+    return HitLaw(present // slots, present % slots, shares[:, present], np.concatenate([law.calls for law in laws]))
+
+
+def prefix_law(workload: Workload, layer: npt.ArrayLike, sizes: Ints, functions: int) -> HitLaw:
+    """`hit_law` for the sets of the `sizes` [S] least used experts of a layer or of layers [S], divided by `owners`, in time that hardly
+    grows with S."""
+    layers, experts = workload.use.shape
+    if (key := ("prefixes", functions)) not in workload.memo:
+        workload.memo[key] = joined([_all_prefixes(workload, index, functions) for index in range(layers)])
+    law, at = workload.memo[key], np.asarray(layer) * (experts + 1) + sizes
+    return HitLaw(law.local, law.busiest, law.shares[at], law.calls[at])
+
+
+def _all_prefixes(workload: Workload, layer: int, functions: int) -> HitLaw:
+    """The law of every size. With rising size a token's state changes only where the size passes the rank of one of its experts: each of
+    its states is added where it begins and taken away where the next does, and a running sum over sizes does the rest."""
+    patterns, counts = workload.patterns[layer]
+    tokens, k = patterns.shape
+    experts = workload.use.shape[1]
+    width = experts + 2
+    rank = np.append(workload.ranks[layer], experts)  # a skipped slot (-1) is never remote
+    ranks = np.ascontiguousarray(np.sort(rank[patterns], axis=1).T)  # [k, T]
+    begin = np.concatenate([np.zeros((1, tokens), dtype=np.int64), ranks + 1])  # [k + 1, T]: size from which so many are remote
+    function = (ranks % functions).astype(np.int8)
+    own = np.zeros((k, tokens), dtype=np.int64)  # hits of its function, with each next expert
+    for slot in range(k):
+        own[slot:] += function[slot:] == function[slot]
+    busiest = np.concatenate([begin[:1], np.maximum.accumulate(own)])
+    local = np.maximum((ranks < experts).sum(axis=0) - np.arange(k + 1)[:, None], 0)
+    rows = (busiest + (k + 1) * local) * width
+    weights = np.tile(counts.astype(np.float64), k + 1)
+
+    def table(height: int, more: Ints, less: Ints) -> Floats:
+        """Tokens, added or taken away at those places, summed up over sizes; without the column past the last size."""
+        plus, minus = (np.bincount(at.ravel(), weights[: at.size], height * width) for at in (more, less))
+        return np.cumsum((plus - minus).reshape(height, width), axis=1)[:, :-1]
+
+    states = table((k + 1) ** 2, rows + begin, rows[:-1] + begin[1:])
+    calls = table(k + 1, own * width + begin[1:], (own - 1) * width + begin[1:])
+    calls[0] = 0.0
+    present = np.flatnonzero(states.any(axis=1))
+    total = counts.sum()
+    return HitLaw(present // (k + 1), present % (k + 1), states[present].T / total, calls.T / total)

@@ -1,0 +1,119 @@
+"""Latency and money of a whole placement: pure functions over main_function.py and expert_functions.py.
+
+Equations are those of Remoe (arXiv 2512.18674) as restated in method sections 3 and 4; the two modules say where this differs. TPOT
+takes E[max(local, remote)] over the recorded tokens, not max of the means. TTFT, TPOT and cost are means over the workload's requests,
+which are served one at a time by each instance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from remoe_cli.plan.arrays import Ints
+from remoe_cli.plan.cost import expert_functions, main_function
+from remoe_cli.plan.cost.hits import HitLaw, hit_law
+from remoe_cli.plan.document import LayerPlan, Outcome
+from remoe_cli.plan.problem.problem import Placement, Problem
+
+__all__ = ["LayerOutcome", "Placement", "Priced", "Problem", "evaluate", "layer_outcome", "layer_outcomes", "total"]
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A placement and what it comes to."""
+
+    placement: Placement
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class LayerOutcome:
+    """One layer's part: of the mean TTFT and TPOT in seconds, what it adds when cold, and its invocations in USD a request.
+
+    `largest_payload_bytes` and `function_bytes` are what its limits are about; `calls_per_token` are invocations.
+    """
+
+    prefill_s: float
+    decode_s: float
+    cold_s: float
+    usd: float
+    largest_payload_bytes: float
+    function_bytes: float
+    calls_per_token: float
+
+
+def evaluate(problem: Problem, placement: Placement) -> Outcome:
+    """Cost and latency of a placement; it need not meet any limit."""
+    return total(problem, placement, layer_outcomes(problem, placement))
+
+
+def layer_outcomes(problem: Problem, placement: Placement) -> list[LayerOutcome]:
+    """The part of each MoE layer, in order."""
+    return [layer_outcome(problem, placement, index) for index in range(len(placement.layers))]
+
+
+def total(problem: Problem, placement: Placement, layers: list[LayerOutcome]) -> Outcome:
+    """The whole of a placement's parts."""
+    workload, main = problem.workload, placement.main
+    ttft = sum(kind.share * main_function.prefill_rest_s(problem, main, kind.n_in) for kind in workload.lengths)
+    ttft += main_function.cold_rest_s(problem, main) + sum(layer.prefill_s + layer.cold_s for layer in layers)
+    tpot = main_function.decode_rest_s(problem, main) + sum(layer.decode_s for layer in layers)
+    main_usd = main_function.usd_per_s(problem, main) * (ttft + workload.n_out * tpot) + main_function.fixed_usd(problem, placement.bought)
+    return Outcome(cost_usd_per_request=float(main_usd + sum(layer.usd for layer in layers)), ttft_s=float(ttft), tpot_s=float(tpot))
+
+
+def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOutcome:
+    """The part of the layer at `index` among the MoE layers."""
+    workload, main, layer = problem.workload, placement.main, placement.layers[index]
+    owner, step_s, parts = owner_of(problem, layer), main_function.expert_step_s(problem, main), layer.parts
+    local = owner[0] < 0
+    stay = int(local.sum())
+    prefill_s, usd, largest, held = 0.0, 0.0, 0.0, 0.0
+    biggest = np.array([max(map(len, parts), default=0)])
+    for kind in workload.lengths:
+        tokens = workload.use[index] * kind.n_in
+        local_s = float(main_function.expert_prefill_s(problem, main, tokens)[local].sum())
+        if not parts:
+            prefill_s += kind.share * local_s
+            continue
+        at = expert_functions.shared_out(problem, owner, tokens, layer.replicas)
+        sent = expert_functions.prefill(problem, tokens, [layer.memory_mb], at, max(len(parts), layer.replicas))
+        prefill_s += kind.share * max(local_s, float(sent.zt_s[0, 0]))
+        usd += kind.share * float(expert_functions.bill_usd(problem, [layer.memory_mb], biggest, sent.billed_s, sent.calls)[0, 0])
+        largest = max(largest, float(sent.rows[0]))
+        rows = [float(tokens[list(part)].sum()) for part in parts]
+        held = max(held, *(float(expert_functions.function_memory_bytes(problem, len(p), n)) for p, n in zip(parts, rows, strict=True)))
+    cold_s, calls = main_function.cold_expert_s(problem, main) * stay, 0.0
+    decode_s = float(workload.decode_hits[index].sum()) * step_s
+    if parts:
+        law = _law(problem, index, layer, owner)
+        calls_s = expert_functions.decode_wait_s(problem, layer.memory_mb, law.busiest)
+        decode_s = float(law.shares[0] @ np.maximum(law.local * step_s, calls_s))
+        each = np.arange(law.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
+        calls = float((law.calls[0] * each).sum())
+        billed = expert_functions.decode_billed(problem, [layer.memory_mb], law)
+        usd += workload.n_out * float(expert_functions.bill_usd(problem, [layer.memory_mb], biggest, *billed)[0, 0])
+        usd += float(expert_functions.cold_usd(problem, [layer.memory_mb], biggest, len(parts) * layer.replicas)[0, 0])
+        if main.usd_per_hour is not None:
+            cold_s += workload.cold_share * float(expert_functions.cold_s(problem, biggest)[0])
+    return LayerOutcome(prefill_s, decode_s, cold_s, usd, float(expert_functions.payload_bytes(problem, largest)), held, calls)
+
+
+def _law(problem: Problem, index: int, layer: LayerPlan, owner: Ints) -> HitLaw:
+    """Kept, for one placement is often priced under many circumstances."""
+    memo = problem.workload.memo
+    key = ("placed", index, layer.parts)
+    if key not in memo:
+        memo[key] = hit_law(problem.workload, index, owner)
+    law: HitLaw = memo[key]
+    return law
+
+
+def owner_of(problem: Problem, layer: LayerPlan) -> Ints:
+    """int64 [1, E]: the function of each expert, -1 for local."""
+    owner = np.full((1, problem.spec.experts_per_layer), -1)
+    for function, part in enumerate(layer.parts):
+        owner[0, list(part)] = function
+    return owner

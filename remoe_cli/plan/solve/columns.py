@@ -1,0 +1,277 @@
+"""Columns of the exact programme: per layer every (remote set, memory, functions, replicas) that may be part of an optimal plan.
+
+With the main spec fixed, a column's share of TTFT, TPOT and cost is a constant, so the max() and the products of the paper's non-linear
+programme disappear (planning study, section 1). The C columns of all layers lie one after the other, those of one set together. A set that
+no single function of a memory spec holds is divided over the fewest that do; only undivided sets have replicas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from remoe_cli.plan.arrays import Bools, Floats, Ints
+from remoe_cli.plan.cost import expert_functions, main_function
+from remoe_cli.plan.cost.expert_functions import Places
+from remoe_cli.plan.cost.hits import HitLaw, hit_law, joined, owners, positions, prefix_law
+from remoe_cli.plan.document import LayerPlan, MainSpec
+from remoe_cli.plan.problem.problem import MB, Problem
+from remoe_cli.plan.problem.workload import Workload
+
+Small = npt.NDArray[np.int32]
+_AT_ONCE = 2**19  # figures of a table of sets, speeds and invocations: larger ones take memory, and no less time
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Decode of S sets, all divided over so many functions, at V speeds: `local` [P], `call_s` [V, P], `shares` [S, P]."""
+
+    local: Ints
+    call_s: Floats
+    shares: Floats
+
+
+@dataclass(frozen=True)
+class Columns:
+    """All sets of all layers are numbered in one row, X of them; arrays [C] ascend in layer and set. Small integers are int32.
+
+    members     bool [X, E], `set_layer` [X]
+    starts      [L], the first column of each layer
+    layer, at_set, memory_mb, functions, replicas, count    [C]; memory, functions and replicas of an empty set are 0
+    zt_s        [B, C], remote prefill of each kind of request
+    bill_usd    [C], invocations of a request, cold starts of functions in it
+    start_s     [C], wait for functions that start, in the mean request (only beside an always-on main function)
+    step        [C], the column's place in `decode_s`'s table
+    """
+
+    members: Bools
+    set_layer: Small
+    starts: Ints
+    layer: Small
+    at_set: Small
+    memory_mb: Small
+    functions: Small
+    replicas: Small
+    count: Small
+    zt_s: Floats
+    bill_usd: Floats
+    start_s: Floats
+    step: Small
+    steps: tuple[Steps, ...]
+
+    @property
+    def empty_layers(self) -> list[int]:
+        """Layers without a single column: only where the candidates leave out the empty set, as a forced placement does."""
+        return sorted(set(range(len(self.starts))) - set(self.layer.tolist()))
+
+    def local_s(self, problem: Problem, spec: MainSpec) -> Floats:
+        """[B, X]: prefill of each set's local experts, for each kind of request."""
+        stay = ~self.members
+        out = []
+        for kind in problem.workload.lengths:
+            seconds = main_function.expert_prefill_s(problem, spec, problem.workload.use * kind.n_in)
+            out.append(np.einsum("xe,xe->x", stay, seconds[self.set_layer]))
+        return np.array(out)
+
+    def decode_s(self, step_s: float) -> Floats:
+        """E[max(local, remote)] of one decode token, for the places that `step` names."""
+        return np.concatenate([(s.shares @ np.maximum(s.local * step_s, s.call_s).T).ravel() for s in self.steps])
+
+    def merged(self) -> tuple[Columns, Ints]:
+        """One column for all numbers of replicas of a set at a memory spec, with the least figures of any, so that what it cannot do none
+        of them can; and where the columns of each begin among these."""
+        firsts = np.flatnonzero(np.diff(self.step, prepend=-1))
+        names = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "start_s", "step")
+        same: dict[str, Any] = {name: getattr(self, name)[firsts] for name in names}
+        zt_s, bill_usd = np.minimum.reduceat(self.zt_s, firsts, axis=1), np.minimum.reduceat(self.bill_usd, firsts)
+        return replace(self, starts=np.searchsorted(firsts, self.starts), zt_s=zt_s, bill_usd=bill_usd, **same), firsts
+
+    def layer_plans(self, problem: Problem, chosen: Ints) -> tuple[LayerPlan, ...]:
+        """The layers of a plan from one chosen column per layer, ascending."""
+        return tuple(self._layer_plan(problem, index, int(column)) for index, column in enumerate(chosen))
+
+    def _layer_plan(self, problem: Problem, index: int, column: int) -> LayerPlan:
+        members, functions = self.members[self.at_set[column]], int(self.functions[column])
+        parts: tuple[tuple[int, ...], ...] = ()
+        if functions > 1:
+            owner = owners(members[None], problem.workload.ranks[index], functions)[0]
+            parts = tuple(tuple(np.flatnonzero(owner == part).tolist()) for part in range(functions))
+        return LayerPlan(
+            layer=problem.spec.moe_layers[index],
+            remote=tuple(np.flatnonzero(members).tolist()),
+            memory_mb=int(self.memory_mb[column]),
+            replicas=int(self.replicas[column]),
+            functions=parts,
+        )
+
+
+def build_columns(
+    problem: Problem,
+    candidates: tuple[Bools, ...],
+    *,
+    memory_menu_mb: tuple[int, ...] | None = None,
+    replicas: tuple[int, ...] | None = None,
+    payload_limited: bool = True,
+) -> Columns:
+    """Columns for the candidate sets [S, E] of each layer, at the catalog's memory specs and numbers of replicas or some of them.
+
+    Left out: what does not fit the function's memory or the payload, memory that makes a function no faster, and replicas that do not
+    shorten prefill: they cost at least as much, so nothing is lost.
+    """
+    workload, side = problem.workload, problem.catalog.function
+    menu, numbers = np.array(memory_menu_mb or side.memory_menu_mb), replicas or tuple(range(1, side.max_replicas + 1))
+    members = np.concatenate(candidates)
+    set_layer = np.repeat(np.arange(len(candidates), dtype=np.int32), [len(sets) for sets in candidates])
+    rank, count = workload.ranks[set_layer], members.sum(axis=1)
+    # The tables of all prefixes are not worth it for one set of a layer.
+    prefixes = len(members) > 2 * len(candidates) and bool((members == (rank < count[:, None])).all())
+    empty = np.flatnonzero(count == 0)
+    parts, taken = [_nothing_away(workload, empty)], len(empty)
+    steps = [Steps(np.ones(1, dtype=np.int64), np.zeros((1, 1)), workload.decode_hits[set_layer[empty]].sum(axis=1, keepdims=True))]
+    for divided in _divided(problem, menu, members, set_layer):
+        at, functions, memory_mb = divided.at, divided.functions, divided.memory_mb
+        law = prefix_law(workload, divided.layer, count[at], functions) if prefixes else _law(divided)
+        steps.append(Steps(law.local, expert_functions.decode_wait_s(problem, divided.speeds_mb[:, None], law.busiest), law.shares))
+        decode_usd = expert_functions.bill_usd(
+            problem, memory_mb, divided.biggest, *expert_functions.decode_billed(problem, divided.speeds_mb, law)
+        )
+        start_s = workload.cold_share * expert_functions.cold_s(problem, divided.biggest)
+        for z, quicker, zt_s, usd in _instances(divided, numbers if functions == 1 else (1,), payload_limited):
+            s, v = np.nonzero(quicker)
+            small = {
+                "at_set": at[s],
+                "memory_mb": memory_mb[s, v],
+                "functions": np.full(len(s), functions),
+                "replicas": np.full(len(s), z),
+                "step": taken + np.ravel_multi_index((s, v), memory_mb.shape),
+            }
+            figures = {"bill_usd": (usd + workload.n_out * decode_usd)[s, v], "start_s": start_s[s], "zt_s": zt_s[:, s, v]}
+            parts.append(figures | {name: array.astype(np.int32) for name, array in small.items()})
+        taken += memory_mb.size
+    order = np.lexsort([np.concatenate([part[name] for part in parts]) for name in ("replicas", "memory_mb", "at_set")])
+    whole = {name: np.concatenate([part.pop(name) for part in parts], axis=-1)[..., order] for name in tuple(parts[0])}
+    layer = set_layer[whole["at_set"]]
+    return Columns(
+        members=members,
+        set_layer=set_layer,
+        starts=np.searchsorted(layer, np.arange(len(candidates))),
+        layer=layer,
+        count=count[whole["at_set"]].astype(np.int32),
+        steps=tuple(steps),
+        **whole,
+    )
+
+
+def _nothing_away(workload: Workload, at: Ints) -> dict[str, Any]:
+    """Each empty set is one column, without memory and replicas."""
+    small = dict.fromkeys(("memory_mb", "functions", "replicas"), np.zeros(len(at), dtype=np.int32))
+    places = {"at_set": at.astype(np.int32), "step": np.arange(len(at), dtype=np.int32)}
+    figures = dict.fromkeys(("bill_usd", "start_s"), np.zeros(len(at)))
+    return small | places | figures | {"zt_s": np.zeros((len(workload.lengths), len(at)))}
+
+
+@dataclass(frozen=True)
+class _Divided:
+    """S of the sets, each divided over so many functions.
+
+    at, layer   [S], their places among all sets, and their layers
+    owner       [S, E], the function of each expert, -1 for local
+    biggest     [S], experts of the fullest function
+    speeds_mb   [V], a memory spec of each number of vCPUs that there is
+    memory_mb   [S, V], the least spec of that speed that holds the set in so many functions and in no fewer; 0 where there is none
+    """
+
+    problem: Problem
+    at: Ints
+    layer: Small
+    owner: Ints
+    functions: int
+    biggest: Ints
+    speeds_mb: Ints
+    memory_mb: Ints
+
+    def by_layer(self) -> Iterator[tuple[int, slice]]:
+        """Layers that have sets, and which."""
+        starts = np.flatnonzero(np.diff(self.layer, prepend=-1))
+        for start, end in pairwise([*starts.tolist(), len(self.layer)]):
+            yield int(self.layer[start]), slice(start, end)
+
+
+def _divided(problem: Problem, menu: Ints, members: Bools, set_layer: Small) -> Iterator[_Divided]:
+    """The sets that some memory specs hold in one function, then in two, and so on, not too many at once."""
+    side = problem.catalog.function
+    place_in_set = positions(members, problem.workload.ranks[set_layer])
+    first = np.flatnonzero(np.diff(expert_functions.function_vcpus(side, menu), prepend=0.0))  # [V]: the least spec of each speed
+    end = np.where(members.any(axis=1, keepdims=True), np.append(first[1:], len(menu)), first)  # [X, V]: from there on fewer functions do
+    for functions in range(1, side.max_functions + 1):
+        at = np.flatnonzero((first < end).any(axis=1))
+        owner = np.where(members[at], place_in_set[at] % functions, -1)
+        biggest, held = _function_loads(problem, set_layer[at], owner, functions)
+        place = np.maximum(np.searchsorted(menu * MB, held)[:, None], first)
+        memory_mb = np.where(place < end[at], np.append(menu, 0)[place], 0)
+        end[at] = np.minimum(place, end[at])
+        fit = np.flatnonzero(memory_mb.any(axis=1))
+        step = max(1, _AT_ONCE // (len(first) * max(functions, side.max_replicas)))
+        for some in np.split(fit, range(step, len(fit), step)) if len(fit) else ():
+            yield _Divided(problem, at[some], set_layer[at[some]], owner[some], functions, biggest[some], menu[first], memory_mb[some])
+
+
+def _law(divided: _Divided) -> HitLaw:
+    workload = divided.problem.workload
+    return joined([hit_law(workload, layer, divided.owner[rows]) for layer, rows in divided.by_layer()])
+
+
+def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bool) -> Iterator[tuple[int, Bools, Floats, Floats]]:
+    """Each number of replicas, whether it is to be had and quicker than fewer, [S, V]; the longest invocation of a prompt [B, S, V]; and
+    the bill of prompts and cold starts [S, V]."""
+    problem, side = divided.problem, divided.problem.catalog.function
+    kinds = [(kind.share, problem.workload.use * kind.n_in) for kind in problem.workload.lengths]
+    work_s = [expert_functions.expert_work_s(problem, divided.speeds_mb[:, None, None], tokens).transpose(1, 2, 0) for _, tokens in kinds]
+    shared = [_shared(divided, tokens, replicas) for _, tokens in kinds]
+    most = side.payload_limit_bytes if payload_limited else math.inf
+    best = np.full((len(kinds), *divided.memory_mb.shape), np.inf)
+    for z, number in enumerate(replicas):
+        usable = (divided.memory_mb > 0) & (divided.biggest >= number)[:, None]  # more replicas than experts shorten nothing
+        usd = expert_functions.cold_usd(problem, divided.memory_mb, divided.biggest, divided.functions * number)
+        zt_s = np.empty_like(best)
+        for i, (share, tokens) in enumerate(kinds):
+            loads = [
+                expert_functions.loads(tokens[layer], work_s[i][layer], shared[i][z, rows], divided.functions * number)
+                for layer, rows in divided.by_layer()
+            ]
+            sent = expert_functions.invoked(
+                problem, divided.speeds_mb, *(np.concatenate(load, axis=1) for load in zip(*loads, strict=True))
+            )
+            usable &= (expert_functions.payload_bytes(problem, sent.rows) <= most)[:, None]
+            usd += share * expert_functions.bill_usd(problem, divided.memory_mb, divided.biggest, sent.billed_s, sent.calls)
+            zt_s[i] = sent.zt_s
+        quicker = usable & (zt_s < best).any(axis=0)
+        best = np.where(quicker, np.minimum(best, zt_s), best)
+        yield number, quicker, zt_s, usd
+
+
+def _shared(divided: _Divided, tokens: Floats, replicas: tuple[int, ...]) -> Ints | Places:
+    """[Z, S, E]: which invocation of a prompt takes each expert. Divided sets, of several functions, have no replicas."""
+    if divided.functions > 1:
+        return divided.owner[None]
+    work_s = expert_functions.expert_work_s(divided.problem, divided.problem.catalog.function.mb_per_vcpu, tokens)
+    each = [expert_functions.lpt_for_each(work_s[layer], divided.owner[rows] >= 0, replicas) for layer, rows in divided.by_layer()]
+    return np.concatenate(each, axis=1)
+
+
+def _function_loads(problem: Problem, layer: Small, owner: Ints, functions: int) -> tuple[Ints, Floats]:
+    """[S]: experts of the fullest function, and the bytes that the largest needs for the longest prompt."""
+    tokens = problem.workload.use[layer] * max(kind.n_in for kind in problem.workload.lengths)
+    biggest, held = np.zeros(len(owner), dtype=np.int64), np.zeros(len(owner))
+    for function in range(functions):
+        here = owner == function
+        experts = here.sum(axis=1)
+        biggest = np.maximum(biggest, experts)
+        held = np.maximum(held, expert_functions.function_memory_bytes(problem, experts, np.einsum("se,se->s", here, tokens)))
+    return biggest, held

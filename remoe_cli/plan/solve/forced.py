@@ -1,0 +1,26 @@
+"""A forced placement: `--remote-share F` sends the least used share F of the model's experts away."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from remoe_cli.errors import UsageError
+from remoe_cli.plan.arrays import Bools
+from remoe_cli.plan.problem.workload import Workload
+
+
+def forced_sets(workload: Workload, remote_share: float) -> tuple[Bools, ...]:
+    """Per layer bool [1, E]; together round(F * L * E) experts. The exact planner sizes the rest around them.
+
+    Every layer gives its floor(F * E) experts of least utility; what is left of the share comes from the layers whose next
+    expert is used least. Raises UsageError unless 0 <= F <= 1.
+    """
+    if not 0 <= remote_share <= 1:
+        raise UsageError(f"A remote share of {remote_share:g} is not between 0 and 1.", "Give a share such as 0.5.")
+    layers, experts = workload.use.shape
+    total = int(remote_share * layers * experts + 0.5)
+    sizes = np.full(layers, total // layers)
+    if extra := total % layers:
+        next_utility = np.sort(workload.utility, axis=1)[:, sizes[0]]
+        sizes[np.argsort(next_utility, kind="stable")[:extra]] += 1
+    return tuple((rank < size)[None, :] for rank, size in zip(workload.ranks, sizes, strict=True))

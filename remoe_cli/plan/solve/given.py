@@ -1,0 +1,102 @@
+"""A placement from a file: a plan, or only its `main` and `layers`, to be priced without solving."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from remoe_cli.errors import InfeasibleError, UsageError
+from remoe_cli.plan.cost import main_function
+from remoe_cli.plan.cost.placement import layer_outcome, total
+from remoe_cli.plan.document import LayerPlan, MainSpec
+from remoe_cli.plan.problem.aim import SLACK
+from remoe_cli.plan.problem.problem import MB, Placement, Problem
+
+_FORM = "Give a plan, or JSON with `main` (a name of the catalog's menu, or a spec) and `layers` as a plan has them."
+
+
+class _Given(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    main: MainSpec | str
+    instances: int = 1
+    layers: tuple[LayerPlan, ...]
+
+
+def read_placement(path: Path, problem: Problem) -> Placement:
+    """Raises UsageError for a file that is no placement of this model on this catalog, InfeasibleError for one that does not fit it."""
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        given = _Given.model_validate(data)
+    except (OSError, ValueError, RecursionError) as error:
+        said = error.errors()[0] if isinstance(error, ValidationError) else None
+        what = f"wrong at '{'.'.join(map(str, said['loc'])) or 'the whole'}': {said['msg']}" if said else str(error)
+        raise UsageError(f"The placement {path} is {what}." if said else f"The placement {path} cannot be read: {what}.", _FORM) from None
+    name = given.main if isinstance(given.main, str) else given.main.name
+    main = next((spec for spec in problem.catalog.main.menu if spec.name == name and given.main in (name, spec)), None)
+    if main is None:
+        known = ", ".join(spec.name for spec in problem.catalog.main.menu[:6])
+        raise UsageError(
+            f"The placement's main function '{name}' is not on the menu of the catalog {problem.catalog.name}.", f"Known: {known}, .."
+        )
+    if given.instances < 1 or (given.instances > 1 and not main_function.always_on(problem, main)):
+        raise UsageError(
+            f"The placement has {given.instances} instances of '{name}': only rented ones are counted, and where the traffic is known.",
+            "Leave `instances` out, or give --requests-per-hour.",
+        )
+    _check_layers(path, problem, given.layers)
+    placement = Placement(main, given.layers, given.instances)
+    for broken in broken_limits(problem, placement):
+        raise InfeasibleError(f"The placement {path} does not fit: {broken}.", "Change the placement, or take another catalog.")
+    return placement
+
+
+def _check_layers(path: Path, problem: Problem, layers: tuple[LayerPlan, ...]) -> None:
+    side, spec = problem.catalog.function, problem.spec
+    if tuple(layer.layer for layer in layers) != spec.moe_layers:
+        raise UsageError(f"The placement {path} does not have exactly the model's MoE layers {spec.moe_layers}, in order.", _FORM)
+    form = (
+        f"Experts ascend from 0 to {spec.experts_per_layer - 1}; memory is one of the menu's, from {side.memory_menu_mb[0]} MB; memory and "
+        f"replicas are 0 where no expert is remote; 2 to {side.max_functions} functions have 1 replica and share out the experts."
+    )
+    for layer in layers:
+        inside = all(0 <= e < spec.experts_per_layer for e in layer.remote) and list(layer.remote) == sorted(set(layer.remote))
+        most = 1 if layer.functions else side.max_replicas
+        sized = layer.memory_mb in side.memory_menu_mb and 1 <= layer.replicas <= most
+        if not layer.remote:
+            sized = (layer.memory_mb, layer.replicas, layer.functions) == (0, 0, ())
+        held = sorted(e for part in layer.functions for e in part) == list(layer.remote) and all(layer.functions)
+        divided = not layer.functions or (held and 2 <= len(layer.functions) <= side.max_functions)
+        if not (inside and sized and divided):
+            raise UsageError(
+                f"Layer {layer.layer} of the placement {path} names experts, memory, functions or replicas that there are not.",
+                form,
+            )
+
+
+def broken_limits(problem: Problem, placement: Placement) -> list[str]:
+    """Limits of memory, payload, concurrency and time that a placement breaks, as parts of a sentence; targets are not looked at."""
+    side, out, parts = problem.catalog.function, [], []
+    local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in placement.layers)
+    capacity = main_function.local_capacity(problem, placement.main)
+    if local > capacity:
+        out.append(f"{placement.main.name} holds {max(0, capacity)} experts beside the rest of the model, and {local} are local")
+    for index, layer in enumerate(placement.layers):
+        part = layer_outcome(problem, placement, index)
+        parts.append(part)
+        if part.function_bytes > layer.memory_mb * MB:
+            out.append(f"the experts of layer {layer.layer} need {part.function_bytes / MB:.0f} MB in a function of {layer.memory_mb} MB")
+        if part.largest_payload_bytes > side.payload_limit_bytes:
+            out.append(
+                f"a prompt sends {part.largest_payload_bytes:.0f} bytes to layer {layer.layer}, and {side.payload_limit_bytes} may be sent"
+            )
+    working = sum(len(layer.parts) * layer.replicas for layer in placement.layers)
+    if working > side.concurrency_limit:
+        out.append(f"{working} instances of functions are more than the {side.concurrency_limit} that may work at once")
+    outcome, longest_s = total(problem, placement, parts), main_function.longest_mean_s(problem, placement.bought)
+    if (request_s := outcome.ttft_s + problem.workload.n_out * outcome.tpot_s) > longest_s * (1 + SLACK):
+        out.append(f"a request takes {request_s:.4g} s, and {placement.instances} x {placement.main.name} has {longest_s:.4g} s for it")
+    return out

@@ -1,0 +1,139 @@
+"""Why no plan meets the limits, and what would do: each limit alone, then the targets together, then the budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from remoe_cli.errors import InfeasibleError, OverBudgetError
+from remoe_cli.plan.arrays import Bools
+from remoe_cli.plan.cost import expert_functions, main_function
+from remoe_cli.plan.document import MainSpec, Objective
+from remoe_cli.plan.problem.aim import SLACK, Aim
+from remoe_cli.plan.problem.problem import MB, Problem
+from remoe_cli.plan.solve.columns import Columns, build_columns
+from remoe_cli.plan.solve.exact import solve
+from remoe_cli.plan.solve.node import Task
+
+GAP = 1e-4
+
+
+def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
+    """The error for a problem that has no plan: it names the limit that fails and the least value found to do."""
+    columns = build_columns(problem, candidates)
+    if not _roomy(problem, columns):
+        return _memory_or_payload(problem, candidates, columns)
+
+    def least(objective: Objective, ttft: float | None = None, tpot: float | None = None) -> float:
+        solution = solve(Task(problem, columns, Aim(objective, ttft_s=ttft, tpot_s=tpot)), GAP, time_limit_s)
+        return round_up(solution.value) if solution else math.inf
+
+    for objective, target in (("ttft", aim.ttft_s), ("tpot", aim.tpot_s)):
+        name = objective.upper()
+        if (alone := least(objective)) > (math.inf if target is None else target * (1 + SLACK)) or alone == math.inf:  # type: ignore[arg-type]
+            if alone == math.inf:
+                return _too_slow(problem)
+            also = ", or for shorter prompts" if objective == "ttft" else ""
+            return InfeasibleError(
+                f"No plan meets a {name} of {target:g} s: the least {name} is {alone:g} s.",
+                f"Ask for a {name} of {alone:g} s or more{also}.",
+            )
+    if aim.ttft_s is not None and aim.tpot_s is not None and (together := least("tpot", aim.ttft_s)) > aim.tpot_s * (1 + SLACK):
+        return InfeasibleError(
+            f"No plan meets a TTFT of {aim.ttft_s:g} s and a TPOT of {aim.tpot_s:g} s together: "
+            f"at that TTFT the least TPOT is {together:g} s.",
+            f"Ask for a TPOT of {together:g} s or more, or for a looser TTFT.",
+        )
+    cheapest = least("cost", aim.ttft_s, aim.tpot_s)
+    under = " under these targets" if (aim.ttft_s, aim.tpot_s) != (None, None) else ""
+    return OverBudgetError(
+        f"No plan costs {aim.budget_usd:g} USD a request or less: the cheapest{under} costs {cheapest:g} USD.",
+        f"Give a --budget of {cheapest:g} USD or more{', or looser targets' if under else ''}.",
+    )
+
+
+def _too_slow(problem: Problem) -> InfeasibleError:
+    """Memory and payload would do, and no target is asked for, so only the time that a request may take is left."""
+    traffic = problem.workload.requests_per_hour
+    return InfeasibleError(
+        f"No main function can answer a request in the time it has: those paid by use end after {problem.catalog.main.timeout_s:g} s"
+        + ("." if traffic is None else f", and the instances that may be rented do not keep up with {traffic:g} requests an hour."),
+        "Plan for shorter answers, less traffic or a catalog with faster main functions.",
+    )
+
+
+def round_up(value: float, digits: int = 4) -> float:
+    """`value` rounded up to so many significant digits, so that what a message offers would do."""
+    if value <= 0 or not math.isfinite(value):
+        return value
+    step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return float(f"{math.ceil(value / step - 1e-9) * step:.{digits}g}")
+
+
+def _least_local(problem: Problem, columns: Columns) -> int | None:
+    """Experts that no function can hold; None if a layer has no column at all."""
+    if columns.empty_layers:
+        return None
+    return problem.spec.experts_per_layer * len(columns.starts) - int(np.maximum.reduceat(columns.count, columns.starts).sum())
+
+
+def _roomy(problem: Problem, columns: Columns) -> bool:
+    local = _least_local(problem, columns)
+    return local is not None and any(main_function.local_capacity(problem, spec) >= local for spec in problem.catalog.main.menu)
+
+
+def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns: Columns) -> InfeasibleError:
+    unlimited = build_columns(problem, candidates, payload_limited=False)
+    if _roomy(problem, unlimited):
+        limit = problem.catalog.function.payload_limit_bytes
+        payload = _least_payload_bytes(problem, candidates)
+        return InfeasibleError(
+            f"The payload limit of {limit} bytes fails: with {problem.workload.n_in:g} prompt tokens, "
+            f"enough experts can go remote only at {payload} bytes.",
+            "Plan for shorter prompts, or take a catalog with more replicas, a larger payload or a larger main function.",
+        )
+    if empty := unlimited.empty_layers:
+        side, index = problem.catalog.function, empty[0]
+        sets = candidates[index]
+        experts = math.ceil(sets.sum(axis=1).min() / side.max_functions)
+        rows = sets @ problem.workload.use[index] * max(kind.n_in for kind in problem.workload.lengths)
+        function_mb = math.ceil(expert_functions.function_memory_bytes(problem, experts, rows.min() / side.max_functions) / MB)
+        return InfeasibleError(
+            f"The memory of the expert functions fails: {sets.sum(axis=1).min()} experts of layer {problem.spec.moe_layers[index]} need "
+            f"{function_mb} MB in each of {side.max_functions}, and the catalog's largest function has {side.memory_menu_mb[-1]} MB.",
+            "Send a smaller share of the experts away, or take a catalog with larger functions.",
+        )
+    largest = max(problem.catalog.main.menu, key=lambda spec: main_function.local_capacity(problem, spec))
+    if largest.gpu_memory_mb is not None and main_function.base_bytes(problem) > largest.gpu_memory_mb * MB:
+        return InfeasibleError(
+            f"The GPU memory fails: the model without its experts needs {main_function.base_bytes(problem) / MB:.0f} MB, "
+            f"and {largest.name} has {largest.gpu_memory_mb} MB.",
+            "Take a catalog with larger GPUs, or plan for shorter requests.",
+        )
+    return InfeasibleError(
+        f"The memory of the main function fails: it needs at least {_needed_mb(problem, largest, unlimited)} MB, "
+        f"and the catalog's largest has {largest.memory_mb} MB.",
+        "Take a catalog with a larger main function, or with larger expert functions so that more experts can go remote.",
+    )
+
+
+def _needed_mb(problem: Problem, spec: MainSpec, columns: Columns) -> int:
+    return math.ceil(main_function.main_memory_bytes(problem, spec, _least_local(problem, columns) or 0) / MB)
+
+
+def _least_payload_bytes(problem: Problem, candidates: tuple[Bools, ...]) -> int:
+    """Smallest payload limit that would do, by bisection over whole bytes (more payload never takes a column away)."""
+    low = problem.catalog.function.payload_limit_bytes
+    rows = problem.workload.use.sum(axis=1).max() * max(kind.n_in for kind in problem.workload.lengths)
+    high = math.ceil(float(expert_functions.payload_bytes(problem, rows)))
+    while high - low > 1:
+        middle = (low + high) // 2
+        side = problem.catalog.function.model_copy(update={"payload_limit_bytes": middle})
+        tried = replace(problem, catalog=problem.catalog.model_copy(update={"function": side}))
+        if _roomy(tried, build_columns(tried, candidates)):
+            high = middle
+        else:
+            low = middle
+    return high

@@ -1,0 +1,53 @@
+"""Local search around a plan whose remote sets are prefixes of the utility order: such a plan need not be the best.
+
+One call a layer makes co-activated experts belong together, and prefill and decode rank experts differently (planning study, section 1),
+so exchanging experts near the border may pay. The main function stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from remoe_cli.plan.arrays import Bools, Ints
+from remoe_cli.plan.document import LayerPlan
+from remoe_cli.plan.problem.aim import SLACK, Aim
+from remoe_cli.plan.problem.problem import Problem
+from remoe_cli.plan.solve.columns import build_columns
+from remoe_cli.plan.solve.exact import Solution
+from remoe_cli.plan.solve.node import Task, make_node
+from remoe_cli.plan.solve.rounding import polished
+
+BORDER = 3  # experts on each side of the border that are tried
+
+
+def improve(problem: Problem, aim: Aim, solution: Solution) -> Solution:
+    """Each layer's best exchange, with its replicas and one of the plan's memory specs, layer after layer, once; the same solution when
+    none pays."""
+    sets = tuple(_exchanges(rank, layer) for rank, layer in zip(problem.workload.ranks, solution.layers, strict=True))
+    menu = tuple(sorted({layer.memory_mb for layer in solution.layers} - {0}))
+    columns = build_columns(problem, sets, memory_menu_mb=menu)
+    node = make_node(Task(problem, columns, aim), (solution.main,))
+    first = np.searchsorted(columns.set_layer, columns.layer)
+    memory_mb, replicas = np.array([(layer.memory_mb, layer.replicas) for layer in solution.layers]).T[:, columns.layer]
+    # Of replicas that shorten nothing, which only the scan may have, there are fewer.
+    alike = np.flatnonzero((columns.at_set == first) & (columns.memory_mb == memory_mb) & (columns.replicas <= replicas))
+    now = alike[np.diff(columns.layer[alike], append=len(sets)) > 0]
+    assert node is not None and len(now) == len(sets)
+    better = polished(node, now)
+    if not node.meets(better) or node.value(better) >= solution.value * (1 - SLACK):
+        return solution
+    return replace(solution, layers=columns.layer_plans(problem, better), value=node.value(better))
+
+
+def _exchanges(rank: Ints, layer: LayerPlan) -> Bools:
+    """[S, E]: the remote set, and each that has one of its most used experts exchanged for one of the least used local ones."""
+    away = np.isin(np.arange(len(rank)), layer.remote)
+    by_use = np.argsort(rank)
+    leaving, coming = by_use[away[by_use]][-BORDER:], by_use[~away[by_use]][:BORDER]
+    sets = np.tile(away, (1 + len(leaving) * len(coming), 1))
+    exchanged = np.arange(1, len(sets))
+    sets[exchanged, np.repeat(leaving, len(coming))] = False
+    sets[exchanged, np.tile(coming, len(leaving))] = True
+    return sets

@@ -1,0 +1,199 @@
+"""One node of the planner's search: a range of main specs as a multiple-choice knapsack over the columns.
+
+What a column adds to cost, TTFT and TPOT at a main spec is worked out here, once; the exact solver and the scan share it. For a range every
+figure is the least of its specs, and every limit the largest, so what holds for the node holds for each spec in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from remoe_cli.plan.arrays import Floats, Ints
+from remoe_cli.plan.cost import main_function
+from remoe_cli.plan.document import MainSpec
+from remoe_cli.plan.problem.aim import SLACK, Aim
+from remoe_cli.plan.problem.problem import Main, Problem
+from remoe_cli.plan.solve.columns import Columns, Small
+
+MOST_INSTANCES = 64  # of one always-on main spec
+
+
+@dataclass(frozen=True)
+class Task:
+    """An aim over the columns and the catalog's main menu."""
+
+    problem: Problem
+    columns: Columns
+    aim: Aim
+
+
+@dataclass(frozen=True)
+class Node:
+    """Minimise `const + scale * c x` with one column per layer and `rows x <= 1` (rows [R, N], each divided by its limit).
+
+    `at` [N] are the node's columns among all; `starts` and `layer` are over them; `names` and `limits` are the rows'.
+    """
+
+    at: Ints
+    starts: Ints
+    layer: Small
+    const: float
+    scale: float
+    c: Floats
+    rows: Floats
+    names: tuple[str, ...]
+    limits: tuple[float, ...]
+
+    def reduced(self, u: Floats) -> tuple[Floats, Ints, float]:
+        """Costs less multipliers [N], the first column of least in each layer [L], and the Lagrangian bound."""
+        priced = self.c + u @ self.rows
+        best = self.cheapest(priced)
+        return priced, best, self.const + self.scale * float(priced[best].sum() - u.sum())
+
+    def cheapest(self, priced: Floats) -> Ints:
+        """[L]: the first column of least price in each layer."""
+        ends = [*self.starts[1:].tolist(), len(priced)]
+        return np.array([start + int(priced[start:end].argmin()) for start, end in zip(self.starts.tolist(), ends, strict=True)])
+
+    def excess(self, u: Floats) -> Floats:
+        """[N]: how much more than its layer's least each column costs, less multipliers, in the objective's unit."""
+        priced, best, _ = self.reduced(u)
+        sizes = np.diff(np.append(self.starts, len(priced)))
+        dearer: Floats = (priced - np.repeat(priced[best], sizes)) * self.scale
+        return dearer
+
+    @cached_property
+    def dearest(self) -> float:
+        """No plan at this node costs more: a bound above it proves that there is none. A millionth more than the dearest columns, for
+        large multipliers leave the bound of a node with few columns above what its only plan costs, by rounding."""
+        return (self.const + self.scale * float(np.maximum.reduceat(self.c, self.starts).sum())) * (1 + 1e-6)
+
+    def value(self, chosen: Ints) -> float:
+        return self.const + self.scale * float(self.c[chosen].sum())
+
+    def meets(self, chosen: Ints) -> bool:
+        return bool((self.rows[:, chosen].sum(axis=1) <= 1 + SLACK).all())
+
+
+def mains(task: Task, cutoff: float = math.inf) -> tuple[Main, ...]:
+    """Every main function that may be bought: of an always-on spec one, two or more instances, as long as a slowest request could still use
+    them, and none that alone costs more than `cutoff`, the objective's value of a plan that is known."""
+    return tuple(main for spec in task.problem.catalog.main.menu for main in _counts(task, spec, cutoff))
+
+
+def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:
+    problem = task.problem
+    if main_function.local_capacity(problem, spec) < 0:
+        return
+    most = MOST_INSTANCES if main_function.always_on(problem, spec) else 1
+    for instances in range(1, MOST_INSTANCES + 1):
+        main = Main(spec, instances)
+        if instances == 2 and most > 1:
+            figures = _figures(problem, task.columns, (main,), None)
+            slowest_s = figures.rest_s + float(np.maximum.reduceat(figures.request_s(problem), task.columns.starts).sum())
+            most = math.ceil(slowest_s * (problem.workload.requests_per_hour or 0.0) / 3600)
+        if instances > most or (task.aim.objective == "cost" and main_function.fixed_usd(problem, main) > cutoff):
+            return
+        yield main
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What the columns [N] add, and what there is besides (`ttft_rest_s`, `tpot_rest_s`)."""
+
+    first_s: Floats
+    decode_s: Floats
+    ttft_rest_s: float
+    tpot_rest_s: float
+    rest_s: float
+
+    def request_s(self, problem: Problem) -> Floats:
+        seconds: Floats = self.first_s + problem.workload.n_out * self.decode_s
+        return seconds
+
+
+def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: Ints | None) -> _Figures:
+    """The least of each figure over the main specs, at the columns `at` or all."""
+    workload = problem.workload
+    # Of specs alike in speed and kind one does for all.
+    kinds = {
+        (s.hardware, main_function.vcpus(problem, s), main_function.on_gpu(problem, s), s.usd_per_hour is None): s
+        for s in (m.spec for m in bought)
+    }
+    specs = tuple(kinds.values())
+    chosen: Any = slice(None) if at is None else at
+    sets = columns.at_set[chosen]
+    local = np.minimum.reduce([columns.local_s(problem, spec) for spec in specs])
+    steps = columns.decode_s(min(main_function.expert_step_s(problem, spec) for spec in specs))
+    first_s = sum(kind.share * np.maximum(local[i][sets], columns.zt_s[i][chosen]) for i, kind in enumerate(workload.lengths)) + np.zeros(
+        len(sets)
+    )
+    if workload.cold_share > 0:
+        stay = problem.spec.experts_per_layer - columns.count[chosen]
+        waits = [
+            columns.start_s[chosen] if spec.usd_per_hour is not None else stay * main_function.cold_expert_s(problem, spec)
+            for spec in specs
+        ]
+        first_s = first_s + np.minimum.reduce(waits)
+    ttft_rest_s = min(
+        sum(kind.share * main_function.prefill_rest_s(problem, spec, kind.n_in) for kind in workload.lengths)
+        + main_function.cold_rest_s(problem, spec)
+        for spec in specs
+    )
+    tpot_rest_s = min(main_function.decode_rest_s(problem, spec) for spec in specs)
+    return _Figures(first_s, steps[columns.step[chosen]], ttft_rest_s, tpot_rest_s, ttft_rest_s + workload.n_out * tpot_rest_s)
+
+
+def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> Node | None:
+    """The relaxation over a range of main functions and the columns `at` (all by default); None when one limit alone rules it out."""
+    problem, columns = task.problem, task.columns
+    figures = _figures(problem, columns, bought, at)
+    chosen: Any = slice(None) if at is None else at
+    layer = columns.layer[chosen]
+    starts = np.searchsorted(layer, np.arange(len(columns.starts)))
+    if starts[-1] == len(layer) or (np.diff(np.append(starts, len(layer))) == 0).any():
+        return None
+    request_s = figures.request_s(problem)
+    usd_per_s = min(main_function.usd_per_s(problem, main.spec) for main in bought)
+    fixed_usd = min(main_function.fixed_usd(problem, main) for main in bought)
+    usd, usd_rest = usd_per_s * request_s + columns.bill_usd[chosen], usd_per_s * figures.rest_s + fixed_usd
+    objectives = {"cost": (usd, usd_rest), "ttft": (figures.first_s, figures.ttft_rest_s), "tpot": (figures.decode_s, figures.tpot_rest_s)}
+    c, const = objectives[task.aim.objective]
+    capacity = max(main_function.local_capacity(problem, main.spec) for main in bought)
+    longest_s = max(main_function.longest_mean_s(problem, main) for main in bought)
+    local = (problem.spec.experts_per_layer - columns.count[chosen]).astype(np.float64)
+    limits: dict[str, tuple[Floats, float]] = {"memory": (local, float(capacity))}
+    for name, row, limit, rest in (
+        ("ttft", figures.first_s, task.aim.ttft_s, figures.ttft_rest_s),
+        ("tpot", figures.decode_s, task.aim.tpot_s, figures.tpot_rest_s),
+        ("budget", usd, task.aim.budget_usd, usd_rest),
+        ("time", request_s, longest_s if longest_s < math.inf else None, figures.rest_s),
+    ):
+        if limit is not None:
+            limits[name] = (row, limit * (1 + SLACK) - rest)
+    if any(np.minimum.reduceat(row, starts).sum() > limit for row, limit in limits.values()):
+        return None
+    # Beside an always-on main function what stays local costs nothing; then the dearest columns are the unit. The solver's tolerances are
+    # absolute, so a unit of 1 USD would hide all that expert functions cost.
+    scale = float(np.minimum.reduceat(c, starts).sum()) or float(np.maximum.reduceat(c, starts).sum()) or 1.0
+    # A limit of exactly 0 leaves only columns that use none of it: any use counts double, and so breaks `<= 1`.
+    rows = np.empty((len(limits), len(layer)))
+    for index, (row, limit) in enumerate(limits.values()):
+        rows[index] = row * (1 / limit) if limit > 0 else np.where(row > 0, 2.0, 0.0)
+    return Node(
+        np.arange(len(layer)) if at is None else at,
+        starts,
+        layer,
+        const,
+        scale,
+        c / scale,
+        rows,
+        tuple(limits),
+        tuple(limit for _, limit in limits.values()),
+    )

@@ -1,0 +1,64 @@
+"""Choices of one column a layer that meet a node's limits: made from its relaxation, and made better layer by layer."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from remoe_cli.plan.arrays import Floats, Ints
+from remoe_cli.plan.problem.aim import SLACK
+from remoe_cli.plan.solve.node import Node
+
+_REPAIRS = 8  # exchanges after which a choice that still breaks a limit is given up
+
+
+def rounded(node: Node, used: Ints) -> Ints | None:
+    """[L], or None when none is found: of what can be combined of the columns that the relaxation's solution uses the cheapest that meets
+    the limits, or the one that is nearest to them, repaired; then polished.
+
+    A basic solution uses several columns in no more layers than there are limits, so there are few combinations.
+    """
+    starts = np.searchsorted(node.layer[used], np.arange(1, len(node.starts)))
+    combined = [np.array(one) for one in product(*np.split(used, starts))]
+    if not combined:
+        return None
+    chosen = repaired(node, min(combined, key=lambda one: (_excess(node.rows[:, one].sum(axis=1)), node.value(one))))
+    return None if chosen is None else polished(node, chosen)
+
+
+def repaired(node: Node, chosen: Ints) -> Ints | None:
+    """[L], or None: while a limit is broken, another column of one layer: the cheapest that mends it, or that mends most."""
+    layers = np.repeat(np.arange(len(node.starts)), np.diff(np.append(node.starts, len(node.layer))))
+    for _ in range(_REPAIRS):
+        total = node.rows[:, chosen].sum(axis=1)
+        if _excess(total) == 0:
+            return chosen
+        then = _excess(total[:, None] + node.rows - node.rows[:, chosen][:, layers])
+        cost = node.c - node.c[chosen][layers]
+        at = int(np.lexsort((cost, then))[0])
+        if then[at] >= _excess(total):
+            return None
+        chosen = np.where(np.arange(len(chosen)) == layers[at], at, chosen)
+    return None
+
+
+def polished(node: Node, chosen: Ints) -> Ints:
+    """[L]: in place of each layer's column, layer after layer, the cheapest that the limits leave room for."""
+    better = chosen.copy()
+    total = node.rows[:, better].sum(axis=1, keepdims=True)
+    ends = np.append(node.starts[1:], len(node.layer))
+    for layer, (start, end) in enumerate(zip(node.starts.tolist(), ends.tolist(), strict=True)):
+        now = int(better[layer])
+        rest = total - node.rows[:, now, None]
+        fits = (node.rows[:, start:end] + rest <= 1 + SLACK).all(axis=0)
+        best = start + int(np.where(fits, node.c[start:end], np.inf).argmin())
+        if node.c[best] < node.c[now]:
+            better[layer], total = best, rest + node.rows[:, best, None]
+    return better if node.meets(better) else chosen
+
+
+def _excess(total: Floats) -> Floats:
+    """By how much the limits are broken in all; `total` [R] or [R, N]."""
+    over: Floats = np.where(total > 1 + SLACK, total - 1, 0.0).sum(axis=0)
+    return over

@@ -1,0 +1,243 @@
+"""A second opinion on a plan: what it states, worked out again from profile and catalog by reprice.py and reprice_others.py.
+
+None of the three imports anything of the planner (no solver, cost model, workload), so that an error there is not repeated here. Taken
+as stated are sentences, and what only a search could find: the bound, the held-out plan of `robustness`, `turns` and `flip`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.document import Outcome, Plan, PlannedModel, PredictedRouting, WorkloadRef
+from remoe_cli.plan.verify.baselines import baselines, missed, shifts
+from remoe_cli.plan.verify.cost import TOLERANCE, Books, main_bytes, open_books, outcome_and_costs, prompt_rows, request_bytes
+from remoe_cli.profile.record import Profile
+
+ENOUGH_TOKENS = 200
+WORTHWHILE = 1e-3  # a plan must be cheaper than what it is compared with by more than this share
+IDEAL = {"fetch"}  # baselines that nobody can buy
+NAMES = ["all-local", "cpu", "fetch", "gpu", "mix"]
+HELD_OUT = "planned on"  # half of the prompts, and judged on the other
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One statement of the plan that does not hold. `field` is its name in the plan, values are as text."""
+
+    field: str
+    stated: str
+    found: str
+
+
+def verify(plan: Plan, profile: Profile, catalog: Catalog) -> tuple[Finding, ...]:
+    """All findings against the plan; empty when it agrees to 1e-9 relative with what is worked out here."""
+    structure = (*_sources(plan, profile, catalog), *_structure(plan, profile, catalog))
+    if structure:  # numbers of a plan that is not well formed mean nothing
+        return structure
+    books = open_books(plan, profile, catalog)
+    return (*_limits(books), *_numbers(books))
+
+
+def _same(field: str, stated: float, found: float) -> Iterator[Finding]:
+    if not math.isclose(stated, found, rel_tol=TOLERANCE, abs_tol=1e-18):
+        yield Finding(field, repr(stated), repr(found))
+
+
+def _require(holds: bool, field: str, stated: object, found: object) -> Iterator[Finding]:
+    if not holds:
+        yield Finding(field, str(stated), str(found))
+
+
+def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
+    yield from _require(plan.profile.sha256 == profile.sha256, "profile.sha256", plan.profile.sha256, profile.sha256)
+    yield from _require(plan.catalog.sha256 == catalog.file.sha256, "catalog.sha256", plan.catalog.sha256, catalog.file.sha256)
+    model, spec = profile.record.model, profile.record.spec
+    profiled = PlannedModel(
+        name=model.path,
+        revision=model.revision,
+        experts_per_layer=spec.experts_per_layer,
+        expert_bytes=spec.expert_bytes,
+        nonexpert_bytes=spec.nonexpert_bytes,
+    )
+    for field, found in profiled:
+        stated = getattr(plan.model, field)
+        yield from _require(stated == found, f"model.{field}", stated, found)
+
+
+def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
+    """Menu membership, lengths, replicas, and one sound entry per MoE layer."""
+    spec, workload = profile.record.spec, plan.workload
+    yield from _require(plan.main in catalog.main.menu, "main", plan.main, "not on the catalog's menu")
+    rented = plan.main.usd_per_hour is not None and workload.requests_per_hour is not None
+    yield from _require(
+        plan.instances >= 1 and (rented or plan.instances == 1), "instances", plan.instances, "only rented ones are counted"
+    )
+    yield from _workload(workload)
+    if workload.routing is not None:
+        yield from _mixture(workload.routing, profile)
+    layers = tuple(layer.layer for layer in plan.layers)
+    yield from _require(layers == spec.moe_layers, "layers", layers, spec.moe_layers)
+    for index, layer in enumerate(plan.layers):
+        name = f"layers[{index}]"
+        sound = list(layer.remote) == sorted(set(layer.remote)) and all(0 <= e < spec.experts_per_layer for e in layer.remote)
+        yield from _require(sound, f"{name}.remote", layer.remote, f"ids must ascend, from 0 to {spec.experts_per_layer - 1}")
+        menu = catalog.function.memory_menu_mb if layer.remote else (0,)
+        yield from _require(layer.memory_mb in menu, f"{name}.memory_mb", layer.memory_mb, f"menu {menu}")
+        replicas = (0,) if not layer.remote else (1,) if layer.functions else range(1, catalog.function.max_replicas + 1)
+        yield from _require(layer.replicas in replicas, f"{name}.replicas", layer.replicas, f"allowed {tuple(replicas)}")
+        if layer.functions:
+            whole = sorted(e for part in layer.functions for e in part) == list(layer.remote) and all(layer.functions)
+            counted = 2 <= len(layer.functions) <= catalog.function.max_functions
+            yield from _require(whole and counted, f"{name}.functions", layer.functions, "the remote experts, each in one of 2 or more")
+
+
+def _workload(workload: WorkloadRef) -> Iterator[Finding]:
+    kinds = workload.lengths
+    sound = all(kind.n_in >= 1 and kind.n_out >= 1 and kind.share > 0 for kind in kinds) and math.isclose(sum(k.share for k in kinds), 1)
+    name = "workload.kinds" if workload.kinds else "workload"
+    yield from _require(sound, name, kinds, "lengths of 1 or more, shares above 0 that sum to 1")
+    for name in ("n_in", "n_out"):
+        stated, mean = getattr(workload, name), sum(kind.share * getattr(kind, name) for kind in kinds)
+        yield from _require(math.isclose(stated, mean), f"workload.{name}", stated, f"mean {mean}")
+    yield from _require(0 <= workload.cold_share <= 1, "workload.cold_share", workload.cold_share, "not within 0 and 1")
+    per_hour = workload.requests_per_hour
+    yield from _require(per_hour is None or per_hour > 0, "workload.requests_per_hour", per_hour, "not above 0")
+
+
+def _mixture(routing: PredictedRouting, profile: Profile) -> Iterator[Finding]:
+    """Prompts of the profile that can be priced, each once and with a share of the requests."""
+    recorded, weights, counts = routing.recorded, routing.weights, profile.counts("prefill")
+    traced = set(profile.arrays["trace_prompt"].tolist())
+    whole = [p for p in recorded if 0 <= p < len(counts) and p in traced and counts[p].sum(axis=1).all()]
+    sound = bool(recorded) and whole == sorted(set(recorded)) == list(recorded)
+    yield from _require(sound, "workload.routing.recorded", recorded, "prompts of the profile with routing, ascending")
+    sound = len(weights) == len(recorded) and all(weight > 0 for weight in weights)
+    yield from _require(sound, "workload.routing.weights", weights, "one above 0 for each prompt")
+
+
+def _limits(books: Books) -> Iterator[Finding]:
+    """Memory of main and expert functions, payload, working instances, time."""
+    plan, catalog, spec = books.plan, books.catalog, books.profile.record.spec
+    side, main = catalog.function, plan.main
+    need = main_bytes(books, main, sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers))
+    yield from _require(need <= main.memory_mb * 2**20, "main.memory_mb", main.memory_mb, f"needs {need / 2**20:.3f}")
+    if main.gpu_memory_mb is not None:
+        need = request_bytes(books)
+        yield from _require(need <= main.gpu_memory_mb * 2**20, "main.gpu_memory_mb", main.gpu_memory_mb, f"needs {need / 2**20:.3f}")
+    working = sum(len(layer.parts) * layer.replicas for layer in plan.layers)
+    yield from _require(working <= side.concurrency_limit, "layers", f"{working} instances of functions", side.concurrency_limit)
+    for index, layer in enumerate(plan.layers):
+        routed = books.layers[index]
+        for kind in books.kinds:
+            for part in layer.parts:
+                rows = sum(routed.use[e] * kind.n_in for e in part)
+                need = side.runtime_memory_mb * 2**20 + len(part) * spec.expert_bytes * side.expert_memory_factor
+                need += rows * spec.hidden_state_bytes
+                fits = need <= layer.memory_mb * 2**20 * (1 + TOLERANCE)
+                yield from _require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
+            for sent in prompt_rows(books, layer, routed, kind.n_in):
+                payload = sum(sent) * spec.hidden_state_bytes * side.wire_expansion
+                fits = payload <= side.payload_limit_bytes * (1 + TOLERANCE)
+                found = f"payload {payload:.0f} of {side.payload_limit_bytes} bytes"
+                yield from _require(fits, f"layers[{index}].replicas", layer.replicas, found)
+
+
+def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
+    """The targets that an outcome misses."""
+    for name, value in missed(plan, found).items():
+        yield Finding(f"targets.{name}", repr(getattr(plan.targets, name)), repr(value))
+
+
+def _in_time(books: Books, found: Outcome, plan: Plan) -> bool:
+    """Whether a mean request is answered before the function's timeout, or before the rented instances have the next one to do."""
+    request_s = found.ttft_s + books.n_out * found.tpot_s
+    if plan.main.usd_per_hour is None:
+        return request_s <= books.catalog.main.timeout_s * (1 + 2 * TOLERANCE)
+    per_hour = plan.workload.requests_per_hour
+    return per_hour is None or request_s * per_hour <= 3600 * plan.instances * (1 + 2 * TOLERANCE)
+
+
+def _numbers(books: Books) -> Iterator[Finding]:
+    """Cost and latency, bound and gap, the baseline, and the verdict that follows from them."""
+    plan = books.plan
+    found, costs = outcome_and_costs(books, plan.main, plan.instances, plan.layers)
+    yield from _same("costs.main_usd", plan.costs.main_usd, costs.main_usd)
+    if len(plan.costs.layers_usd) != len(costs.layers_usd):
+        yield Finding("costs.layers_usd", f"{len(plan.costs.layers_usd)} layers", f"{len(costs.layers_usd)}")
+    for index, (stated_usd, usd) in enumerate(zip(plan.costs.layers_usd, costs.layers_usd, strict=False)):
+        yield from _same(f"costs.layers_usd[{index}]", stated_usd, usd)
+    for field in ("cost_usd_per_request", "ttft_s", "tpot_s"):
+        yield from _same(field, getattr(plan, field), getattr(found, field))
+    if plan.placement != "given":
+        yield from _missed(plan, found)
+    bought, stated = ("main", plan.main) if plan.main.usd_per_hour is None else ("instances", plan.instances)
+    yield from _require(_in_time(books, found, plan), bought, stated, f"a request takes {found.ttft_s + books.n_out * found.tpot_s} s")
+    yield from _bound(plan, found)
+    yield from _baselines(books)
+    yield from _robustness(books)
+    able = [b.cost_usd_per_request for name, b in plan.baselines.items() if name not in IDEAL and not missed(plan, b)]
+    verdict = "not recommended"
+    if books.tokens < ENOUGH_TOKENS:
+        verdict = "insufficient evidence"
+    elif not missed(plan, found) and found.cost_usd_per_request < min(able, default=math.inf) * (1 - WORTHWHILE):
+        verdict = "recommended"
+    yield from _require(plan.verdict == verdict, "verdict", plan.verdict, verdict)
+
+
+def _outcome(field: str, stated: Outcome, found: Outcome) -> Iterator[Finding]:
+    for name, value in found:
+        yield from _same(f"{field}.{name}", getattr(stated, name), value)
+
+
+def _baselines(books: Books) -> Iterator[Finding]:
+    plan = books.plan
+    yield from _require(sorted([*plan.baselines, *plan.missing]) == NAMES, "baselines", sorted(plan.baselines), f"{NAMES}")
+    for name, ways in baselines(books).items():
+        stated, field = plan.baselines.get(name), f"baselines.{name}"
+        if stated is None or not ways:
+            yield from _require(stated is None and not ways, field, stated, ways)
+            continue
+        yield from _require(stated.spec in ways, f"{field}.spec", stated.spec, sorted(ways))
+        yield from _outcome(field, stated, ways.get(stated.spec) or next(iter(ways.values())))
+        meets = not missed(plan, stated)
+        yield from _require(stated.meets == meets, f"{field}.meets", stated.meets, meets)
+        yield from _require(stated.ideal == (name in IDEAL), f"{field}.ideal", stated.ideal, not stated.ideal)
+
+
+def _robustness(books: Books) -> Iterator[Finding]:
+    plan = books.plan
+    known = shifts(books) if plan.robustness else {}
+    names = [shift.what for shift in plan.robustness if not shift.what.startswith(HELD_OUT)]
+    yield from _require(names == list(known), "robustness", names, list(known))
+    for index, shift in enumerate(plan.robustness):
+        field, meets = f"robustness[{index}]", not missed(plan, shift)
+        yield from _require(shift.meets == meets, f"{field}.meets", shift.meets, meets)
+        if shift.what in known:
+            yield from _outcome(field, shift, known[shift.what])
+            yield from _require(shift.best_usd is None, f"{field}.best_usd", shift.best_usd, "not looked for")
+
+
+def _bound(plan: Plan, found: Outcome) -> Iterator[Finding]:
+    value = {"cost": found.cost_usd_per_request, "ttft": found.ttft_s, "tpot": found.tpot_s}[plan.objective]
+    name = "lower_bound_usd" if plan.objective == "cost" else "lower_bound_s"
+    bound = getattr(plan, name)
+    certified = plan.placement in ("exact", "forced") and bound is not None
+    if certified:
+        yield from _require(0 <= bound <= value * (1 + TOLERANCE), name, bound, f"value is {value}")
+        gap = (value - bound) / value if value > 0 else 0.0
+        yield from _require(plan.gap is not None and abs(plan.gap - gap) <= TOLERANCE, "gap", plan.gap, gap)
+    else:
+        yield from _require(bound is None and plan.gap is None, "gap", plan.gap, "no bound")
+    gap = plan.gap if plan.gap is not None else math.inf
+    statuses: dict[str, Callable[[], bool]] = {
+        "optimal": lambda: plan.placement == "exact" and gap <= 2 * TOLERANCE,
+        "within-gap": lambda: plan.placement == "exact" and gap <= WORTHWHILE + TOLERANCE,
+        "time-limit": lambda: plan.placement == "exact" and certified,
+        "forced": lambda: plan.placement == "forced",
+        "given": lambda: plan.placement == "given",
+        "heuristic": lambda: plan.placement in ("scan", "paper"),
+    }
+    yield from _require(statuses[plan.status](), "status", plan.status, f"gap {plan.gap}, placement {plan.placement}")

@@ -1,0 +1,190 @@
+"""The bill of a deployment adds up with its plan, and its document and tables say the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import fsum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remoe_cli import artifacts
+from remoe_cli.deploy.aws import preview, quotas
+from remoe_cli.deploy.aws.money import Line, Money, bill
+from remoe_cli.deploy.aws.parts import expected
+from remoe_cli.deploy.aws.settings import Settings, endpoint_of
+from remoe_cli.deploy.aws.template import templates
+from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.plan.catalog.catalog import read_catalog
+from remoe_cli.plan.document import Plan, WorkloadRef
+from tests.support import aws
+from tests.support.paths import PLANS
+
+AWS = read_catalog("aws-us-east-1")
+GB = 2**30
+
+
+def billed(endpoint: Endpoint, catalog: str = "aws-us-east-1", settings: dict[str, Any] | None = None, **update: Any) -> Money:
+    plan = aws.plan(endpoint, **update)
+    return bill(plan, read_catalog(catalog), aws.parts(plan), aws.settings(endpoint, **(settings or {})))
+
+
+def line(bill: Money, start: str) -> Line:
+    (found,) = [line for line in bill.lines if line.what.startswith(start)]
+    return found
+
+
+@pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
+def test_it_adds_up_with_every_plan(file: Path) -> None:
+    plan = artifacts.read_json(file, Plan)
+    settings = Settings("example", "x86_64", "3.13", endpoint_of(plan.main.name))
+    parts = expected(plan)
+    total = bill(plan, read_catalog(plan.catalog.path), parts, settings)
+    assert total.usd_per_request == pytest.approx(plan.cost_usd_per_request, rel=1e-9)
+    by_layer: dict[int, float] = {}
+    for part, row in zip(parts.functions, [row for row in total.lines if (row.resource or "").startswith("Layer")], strict=True):
+        by_layer[part.layer] = by_layer.get(part.layer, 0.0) + row.usd_per_request
+    for layer, usd in zip(plan.layers, plan.costs.layers_usd, strict=True):
+        assert by_layer.get(layer.layer, 0.0) == pytest.approx(usd, rel=1e-9)
+    assert total.idle_usd_per_month == pytest.approx(fsum(row.idle_usd_per_month for row in total.lines))
+    if (per_hour := plan.workload.requests_per_hour) is not None:
+        # What is kept whether used or not, and everything else by the request; a rented instance's hours are in the request already.
+        kept = fsum(row.idle_usd_per_month for row in total.lines if not row.planned)
+        per_request = total.usd_per_request + total.beside_usd_per_request
+        assert total.usd_per_month == pytest.approx(kept + per_request * per_hour * 730, rel=1e-9)
+
+
+def test_a_rented_main_function_costs_its_hours() -> None:
+    instances, usd_per_hour = 3, 1.408
+    total = billed(Endpoint.sagemaker, instances=instances)
+    main = line(total, "main endpoint, 3 x ml.g5.xlarge")
+    assert main.idle_usd_per_month == main.usd_per_month == pytest.approx(instances * usd_per_hour * 730)
+    assert (
+        (main.usd_per_request, main.resource) == (0.01, "MainEndpoint")
+        and "$4.224 an hour" in main.note
+        and "20 an hour share" in main.note
+    )
+    assert total.idle_usd_per_month == pytest.approx(fsum(row.idle_usd_per_month for row in total.lines))
+    unknown = billed(Endpoint.sagemaker, instances=instances, workload=WorkloadRef(n_in=10, n_out=10))
+    assert line(unknown, "main endpoint").usd_per_month is unknown.usd_per_month is None
+    assert line(unknown, "main endpoint").idle_usd_per_month == main.idle_usd_per_month
+    assert any("no traffic" in note for note in unknown.notes) and not any("no traffic" in note for note in total.notes)
+
+
+def test_what_is_paid_by_use_costs_nothing_at_rest_but_storage() -> None:
+    total = billed(Endpoint.aws_lambda)
+    paid = {row.what: row.idle_usd_per_month for row in total.lines if row.idle_usd_per_month}
+    assert [what.partition(",")[0] for what in paid] == ["S3", "image in ECR"]
+    assert line(total, "main function").usd_per_month == pytest.approx(0.01 * 20 * 730)
+    stored_gb = (7 * 1000 + 3 * 400 + (2 << 30) + (20 << 20)) / GB
+    assert line(total, "S3").idle_usd_per_month == pytest.approx(stored_gb * 0.023)
+    assert line(total, "image in ECR").idle_usd_per_month == pytest.approx(1e9 / GB * 0.10)
+
+
+def test_functions_share_their_layers_cost_by_experts() -> None:
+    total = billed(Endpoint.none)
+    assert line(total, "layer-001,").usd_per_request == 0.002
+    assert line(total, "layer-002-0").usd_per_request == line(total, "layer-002-1").usd_per_request == 0.0015
+    assert line(total, "layer-002-1").resource == "Layer002Part1"
+    uneven = aws.plan(Endpoint.none)
+    parts = aws.parts(uneven)
+    shares = ((1, 2, 3), (4,))
+    parts = replace(
+        parts, functions=(parts.functions[0], *(replace(p, experts=e) for p, e in zip(parts.functions[1:], shares, strict=True)))
+    )
+    total = bill(uneven, AWS, parts, aws.settings(Endpoint.none))
+    assert [line(total, f"layer-002-{i}").usd_per_request for i in (0, 1)] == pytest.approx([0.00225, 0.00075])
+
+
+def test_ones_own_machine_is_not_on_the_bill() -> None:
+    total = billed(Endpoint.none)
+    assert "not on AWS's bill" in line(total, "main function").note and line(total, "main function").resource is None
+    stored_gb = (7 * 1000 + 3 * 400 + (20 << 20)) / GB  # nor is the main function's share stored
+    assert line(total, "S3").idle_usd_per_month == pytest.approx(stored_gb * 0.023)
+    assert total.usd_per_request == pytest.approx(0.015)
+
+
+def test_beside_the_plan_are_logs_cold_reads_and_storage_of_functions() -> None:
+    total = billed(Endpoint.aws_lambda, ttft_s=5.0, tpot_s=0.5)
+    calls = (2 + 1 + 1) + 3 * 10  # each replica in prefill, each function for each further token
+    kept_months = 14 * 24 / 730
+    logs_usd = calls * 400 / GB * (0.50 + kept_months * 0.03)
+    assert line(total, "logs").usd_per_request == pytest.approx(logs_usd)
+    reads = 2 * 3 + 2 + 2 + 256  # experts of a kilobyte each, and 2 GB in pieces of 8 MB
+    assert line(total, "reads of S3").usd_per_request == pytest.approx(0.25 * reads * 0.0004 / 1000)
+    tmp_usd = (2048 + 256 - 512) / 1024 * 10.0 * 0.0000000309
+    assert line(total, "/tmp").usd_per_request == pytest.approx(tmp_usd)
+    assert total.beside_usd_per_request == pytest.approx(logs_usd + 0.25 * reads * 0.0004 / 1000 + tmp_usd)
+    longer = billed(Endpoint.aws_lambda, settings={"log_days": 365})
+    assert line(longer, "logs").usd_per_request > line(total, "logs").usd_per_request
+
+
+def test_a_budget_is_a_line() -> None:
+    assert line(billed(Endpoint.none, settings={"budget_usd": 5.0}), "budget").idle_usd_per_month == 0.0
+    assert not [row for row in billed(Endpoint.none).lines if row.what == "budget"]
+
+
+@pytest.mark.parametrize(("catalog", "awss"), [("aws-us-east-1", True), ("paper", False), ("local", False)])
+def test_prices_that_are_not_awss_are_said_so(catalog: str, awss: bool) -> None:
+    notes = billed(Endpoint.none, catalog).notes
+    assert any("are not AWS's" in note for note in notes) is not awss
+
+
+def test_an_architecture_that_the_plan_is_not_priced_for_is_named() -> None:
+    assert any("priced for x86_64, the functions are arm64" in note for note in billed(Endpoint.none).notes)
+    assert not any("priced for" in note for note in billed(Endpoint.none, settings={"architecture": "x86_64"}).notes)
+
+
+@pytest.mark.parametrize("endpoint", Endpoint)
+def test_the_document_of_a_dry_run(endpoint: Endpoint) -> None:
+    plan = aws.plan(endpoint)
+    parts, settings = aws.parts(plan), aws.settings(endpoint, budget_usd=5.0)
+    made, rows, total = templates(plan, parts, settings), quotas.check(plan, parts, settings), bill(plan, AWS, parts, settings)
+    document = json.loads(json.dumps(preview.dry_run(plan, made, parts, rows, total), allow_nan=False))
+    assert document["template"] == made.root and document["nested"] == {} and document["packaged"] is True
+    assert [row["logical_id"] for row in document["resources"]] == list(made.root["Resources"])
+    assert document["changes"] == [
+        {"action": "add"} | {key: row[key] for key in ("stack", "logical_id", "type", "name")} for row in document["resources"]
+    ]
+    # The money stands with the resource that it is paid for; what stands nowhere is storage, and one's own machine.
+    by_resource = fsum(row["usd_per_request"] for row in document["resources"])
+    assert by_resource == pytest.approx(0.005 if endpoint is Endpoint.none else 0.015)
+    named = {row["logical_id"]: row["name"] for row in document["resources"]}
+    assert (named["Layer001"], named["Layer001Log"], named["Layer001Role"]) == ("tiny-layer-001", "/aws/lambda/tiny-layer-001", None)
+    assert [row["ok"] for row in document["quotas"]] == [row.ok for row in rows] and document["cost"]["usd_per_request"] == pytest.approx(
+        0.015
+    )
+    assert preview.dry_run(plan, made, expected(plan), rows, total)["packaged"] is False
+
+
+def test_the_document_names_the_nested_stack() -> None:
+    plan, parts, settings = aws.many_functions()
+    made = templates(plan, parts, settings)
+    document = preview.dry_run(plan, made, parts, (), bill(plan, AWS, parts, settings))
+    assert set(document["nested"]) == {row["stack"] for row in document["resources"]} - {None}
+    assert len(document["resources"]) == 464 * 5 + 8 + 5
+    assert fsum(row["usd_per_request"] for row in document["resources"]) == pytest.approx(plan.cost_usd_per_request)
+
+
+def test_tables_for_people() -> None:
+    plan = aws.plan(Endpoint.sagemaker, tpot_s=100.0)
+    parts, settings = aws.parts(plan), aws.settings(Endpoint.sagemaker)
+    rows, total = quotas.check(plan, parts, settings), bill(plan, AWS, parts, settings)
+    kinds, usd, quota = preview.tables(templates(plan, parts, settings), rows, total)
+    assert ("Lambda::Function", "3") in kinds.rows and ("SageMaker::Endpoint", "1") in kinds.rows
+    assert [row[0].partition(",")[0] for row in usd.rows] == [
+        "main endpoint",
+        "3 expert functions",
+        "S3",
+        "image in ECR",
+        "logs of expert functions",
+        "reads of S3 in cold starts",
+        "all",
+    ]
+    assert usd.rows[1][2] == "0.005000"
+    assert usd.rows[-1][2] == f"{total.usd_per_request + total.beside_usd_per_request:.6f}"
+    assert quota.rows[0] == ("time of a mean request", "1,001", "480", "s", "warning")
+    assert all(len(row) == len(table.columns) for table in (kinds, usd, quota) for row in table.rows)
+    assert any(remark.startswith("time of a mean request: Plan for a lower") for remark in preview.remarks(rows, total))

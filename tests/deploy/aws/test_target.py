@@ -1,0 +1,222 @@
+"""From a plan to AWS and back by the command line, against moto's server: packaged, asked, deployed, looked at, destroyed."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from remoe_cli.artifacts import json_text, read_json, sha256_bytes, write_json
+from remoe_cli.cli import app
+from remoe_cli.deploy.aws import names as names_of
+from remoe_cli.deploy.aws import packing, reach, session, target
+from remoe_cli.deploy.aws.session import Account
+from remoe_cli.errors import DeployError
+from remoe_cli.model.checkpoint import find
+from remoe_cli.model.spec import read_spec
+from remoe_cli.package.bundle import function_zip
+from remoe_cli.package.dependencies import FunctionPackage
+from remoe_cli.package.share import MainFile, MainManifest
+from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
+from remoe_cli.plan.document import LayerPlan, Plan, Source
+from remoe_cli.profile.record import ModelRef, Profile, write_profile
+from remoe_cli.runtime import client
+from remoe_cli.runtime.server_config import ServerConfig
+from tests.support.families import save
+from tests.support.synthetic import plan_by_hand, synthetic_profile
+
+LAYERS = (
+    LayerPlan(layer=0, remote=(1, 2, 5, 6), memory_mb=512, replicas=1, functions=((1, 2), (5, 6))),
+    LayerPlan(layer=1, remote=(3,), memory_mb=1024, replicas=2),
+)
+Remoe = Callable[..., tuple[int, Any]]
+
+
+class Inputs:
+    """A checkpoint, a profile of it, an AWS catalog, and plans that no planner made, taken for verified."""
+
+    def __init__(self, folder: Path) -> None:
+        save("mixtral", torch.float32, folder / "model", fused=False)
+        found = find(str(folder / "model"))
+        update = {"model": ModelRef(path=found.name, revision=found.revision), "spec": read_spec(found)}
+        synthetic = synthetic_profile(folder / "synthetic", experts=8)
+        self.profile: Profile = write_profile(folder / "profile", synthetic.record.model_copy(update=update), synthetic.arrays)
+        self.catalog: Catalog = read_catalog("aws-us-east-1")
+        source = Source(path=str(self.profile.path), sha256=self.profile.sha256)
+        main = next(spec for spec in self.catalog.main.menu if spec.name.startswith("ml.g4dn"))
+        self.plan = plan_by_hand(LAYERS, profile=source, catalog=self.catalog.file, main=main)
+        self.path = folder / "thrifty.json"
+        write_json(self.path, self.plan)
+
+    def read(self, path: Path) -> tuple[Plan, Profile, Catalog]:
+        return read_json(path, Plan), self.profile, self.catalog
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, account: Account) -> Iterator[Inputs]:
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "code.zip").write_bytes(function_zip())
+    made = Inputs(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REMOE_CACHE_DIR", str(folder / "cache"))
+        patch.setattr(target, "read_inputs", made.read)
+        # Without dependencies, whose wheels take long to fetch (tests/deploy/aws/test_function.py does): moto runs no functions.
+        patch.setattr(packing, "function_package", lambda architecture, python: FunctionPackage.of(folder / "code.zip"))
+        yield made
+
+
+@pytest.fixture
+def connected(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands share one connection: making another costs a second (tests/deploy/aws/test_session.py makes them)."""
+    monkeypatch.setattr(session, "connect", lambda region, profile: account)
+
+
+@pytest.fixture
+def remoe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Remoe:
+    """The command in this process: its exit code and its JSON document."""
+
+    def run(*arguments: str) -> tuple[int, Any]:
+        monkeypatch.setattr(sys, "argv", ["remoe", *arguments, "--json"])
+        capsys.readouterr()
+        code = app.run()
+        return code, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_the_life_of_a_deployment(inputs: Inputs, account: Account, connected: None, remoe: Remoe) -> None:
+    plan, to = str(inputs.path), ("--target", "aws", "--endpoint", "none")
+    code, done = remoe("deploy", plan, *to, "--yes")
+    assert code == 0 and done["state"] == "running" and done["main"] is None and len(done["changes"]) == 16
+    names = ["thrifty-layer-000-0", "thrifty-layer-000-1", "thrifty-layer-001"]
+    assert [(f["name"], f["memory_mb"], f["drift"]) for f in done["functions"]] == list(zip(names, (512, 512, 1024), [[]] * 3, strict=True))
+
+    # What is in the bucket is what was packaged, and what the functions are told to read.
+    environment = account.client("lambda").get_function_configuration(FunctionName=names[2], Qualifier="live")["Environment"]["Variables"]
+    bucket, _, key = environment["REMOE_SHARD"].removeprefix("s3://").partition("/")
+    shard = account.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
+    head_bytes, _, _ = environment["REMOE_SHARD_HEADER"].partition(":")
+    assert int(head_bytes) == 8 + int.from_bytes(shard[:8], "little")
+    told = read_json(reach.told(account, "thrifty", "server.json"), ServerConfig)
+    assert [f.function for f in told.functions] == [f"{name}:live" for name in names]
+
+    # Again: nothing is packaged anew, nothing changed.
+    shards = {path: path.stat().st_mtime_ns for path in packing.cache_dir().rglob("*.safetensors")}
+    assert len(shards) == 3
+    assert remoe("deploy", plan, *to, "--yes") == (0, {**done, "changes": []})
+    assert {path: path.stat().st_mtime_ns for path in packing.cache_dir().rglob("*.safetensors")} == shards
+
+    put_later_plan(account, bucket, inputs.plan.model_copy(update={"reason": "of another deployment, that failed"}))
+    assert read_json(reach.told(account, "thrifty", "plan.json"), Plan) == inputs.plan
+
+    logs = account.client("logs")
+    now_ms = int(time.time() * 1000)
+    for stream in range(2):  # of two instances, which wrote in turns
+        where = {"logGroupName": f"/aws/lambda/{names[0]}", "logStreamName": str(stream)}
+        logs.create_log_stream(**where)
+        events = [{"timestamp": now_ms + n, "message": f"line {n}\n"} for n in range(stream, 30, 2)]
+        logs.put_log_events(**where, logEvents=events)
+    code, found = remoe("logs", "thrifty", "--target", "aws", "--lines", "3")
+    assert code == 0 and found["logs"] == {names[0]: ["line 27", "line 28", "line 29"], names[1]: [], names[2]: []}
+    code, failed = remoe("logs", "thrifty", "--target", "aws", "--function", "main")
+    assert code == 1 and "no function 'main'; there are: thrifty-layer-000-0, " in failed["error"]["message"]
+
+    code, failed = remoe("infer", "thrifty", "--prompt", "x", "--target", "aws")
+    assert code == 1 and "remoe serve thrifty --target aws" in failed["error"]["hint"]
+
+    assert remoe("destroy", "thrifty", "--target", "aws")[0] == 2  # nobody can be asked
+    code, gone = remoe("destroy", "thrifty", "--target", "aws", "--yes")
+    assert (code, gone) == (0, {"name": "thrifty", "target": "aws", "state": "destroyed", "left": []})
+    code, failed = remoe("status", "thrifty", "--target", "aws")
+    assert code == 1 and "no deployment named 'thrifty' in account 123456789012, us-east-1" in failed["error"]["message"]
+
+
+def put_later_plan(account: Account, bucket: str, plan: Plan) -> None:
+    """As a deployment leaves it that was never made: a later share than that which stands."""
+    body = json_text(plan).encode()
+    file = MainFile(name="plan.json", bytes=len(body), sha256=sha256_bytes(body))
+    put = account.client("s3").put_object
+    put(Bucket=bucket, Key=names_of.main_file_key(file.sha256, file.name), Body=body)
+    put(Bucket=bucket, Key=names_of.main_manifest_key("f" * 64), Body=MainManifest(files=(file,)).model_dump_json().encode())
+
+
+def test_the_main_function_on_sagemaker_is_found(inputs: Inputs, account: Account, connected: None, remoe: Remoe) -> None:
+    image = f"{account.id}.dkr.ecr.us-east-1.amazonaws.com/remoe:1"
+    plan, to = str(inputs.path), ("--target", "aws", "--name", "gpu", "--yes")
+    code, failed = remoe("deploy", plan, *to)
+    assert code == 2 and "needs its image" in failed["error"]["message"] and "remoe package" in failed["error"]["hint"]
+    code, done = remoe("deploy", plan, *to, "--endpoint-image", image)
+    assert code == 0 and done["main"] == {"kind": "sagemaker", "name": "gpu-main", "state": "InService"}
+    share = packing.cache_dir() / "deployments"
+    assert len(list(share.glob("*-gpu/main/*.safetensors"))) >= 1
+    endpoint = reach.reach(account, "gpu")
+    assert isinstance(endpoint, client.SageMaker) and endpoint.endpoint == "gpu-main"
+    model = account.client("sagemaker").list_models()["Models"][0]["ModelName"]
+    container = account.client("sagemaker").describe_model(ModelName=model)["PrimaryContainer"]
+    bucket, _, key = container["Environment"]["REMOE_MAIN"].removeprefix("s3://").partition("/")
+    assert "weights-0000.safetensors" in account.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read().decode()
+    assert remoe("destroy", "gpu", "--target", "aws", "--yes")[0] == 0
+    with pytest.raises(DeployError, match="no deployment named 'gpu'"):
+        reach.reach(account, "gpu")
+
+
+def test_people_are_asked(inputs: Inputs, connected: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def run(answer: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["remoe", *arguments])
+        monkeypatch.setattr(sys, "stdin", Terminal(answer))
+        code = app.run()
+        return code, *capsys.readouterr()
+
+    deploy = ("deploy", str(inputs.path), "--target", "aws", "--endpoint", "none", "--name", "asked")
+    code, out, said = run("\n", *deploy)
+    assert code == 1 and "Deploy 'asked' to account 123456789012, us-east-1, uploading" in said and "you did not agree" in said
+    assert "+ Layer001 " in out and "a month at rest" in out
+    code, out, said = run("yes\n", *deploy)
+    assert code == 0 and "asked (aws, account 123456789012, us-east-1): running" in out and "[16/16]" in said
+    code, _, said = run("n\n", "destroy", "asked", "--target", "aws")
+    assert code == 1 and "Destroy 'asked' in account 123456789012" in said
+    assert run("y\n", "destroy", "asked", "--target", "aws")[0] == 0
+
+
+def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remoe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    source = Source(path="nowhere", sha256="0" * 64)
+    dry = str(tmp_path / "Dry v1.0, with a name that is long.json")
+    write_json(Path(dry), inputs.plan.model_copy(update={"profile": source}))
+    code, document = remoe("deploy", dry, "--target", "aws", "--dry-run", "--budget", "5", "--budget-email", "a@b.c")
+    assert code == 0 and {"template", "resources", "cost", "quotas", "changes"} <= set(document)
+    assert document["template"]["Description"] == "remoe: dry-v1-0-with-a-name-tha"
+    assert document["template"]["Resources"]["Layer001"]["Properties"]["MemorySize"] == 1024
+    assert "AWS::Budgets::Budget" in {resource["type"] for resource in document["resources"]}
+    code, failed = remoe("deploy", dry, "--target", "aws", "--yes")
+    assert code == 2 and "No AWS region" in failed["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("deploy", "PLAN", "--dry-run"), "--dry-run goes with --target aws"),
+        (("deploy", "PLAN", "--region", "us-east-1"), "--region goes with --target aws"),
+        (("deploy", "PLAN", "--target", "aws"), "nobody can answer"),
+        (("deploy", "PLAN", "--target", "aws", "--dry-run", "--budget", "5"), "A budget needs somebody"),
+        (("deploy", "PLAN", "--target", "aws", "--dry-run", "--name", "No_Name"), "cannot be the name of a deployment on AWS"),
+        (("status", "x", "--profile", "p"), "--profile goes with --target aws"),
+        (("status", "--target", "aws"), "one deployment is shown at a time"),
+        (("logs", "A!", "--target", "aws"), "cannot be the name"),
+    ],
+)
+def test_what_does_not_go_together(arguments: tuple[str, ...], said: str, inputs: Inputs, remoe: Remoe) -> None:
+    code, failed = remoe(*(str(inputs.path) if argument == "PLAN" else argument for argument in arguments))
+    assert code == 2 and said in failed["error"]["message"] and failed["error"]["hint"]

@@ -1,0 +1,341 @@
+"""Templates for AWS: what they say, that they grant no more than they must, and that real resource schemas take them.
+
+REMOE_WRITE_GOLDEN=1 writes the golden files anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cfnlint.config import ConfigMixIn
+from cfnlint.decode import decode_str
+from cfnlint.runner import Runner
+from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
+from hypothesis import example, given
+from hypothesis import settings as hypothesis
+
+from remoe_cli import artifacts
+from remoe_cli.deploy.aws import functions, names, policies
+from remoe_cli.deploy.aws.figures import figures
+from remoe_cli.deploy.aws.parts import Parts, expected
+from remoe_cli.deploy.aws.settings import Settings, endpoint_of
+from remoe_cli.deploy.aws.template import Template, Templates, body, templates
+from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.errors import RemoeError, UsageError
+from remoe_cli.plan.catalog.catalog import read_catalog
+from remoe_cli.plan.document import Plan
+from tests.support import aws
+from tests.support.paths import PLANS
+
+GOLDEN = Path(__file__).parent / "golden"
+PSEUDO = {"AWS::AccountId"}
+CHECK = hypothesis(max_examples=20, deadline=None)
+MANY = aws.many_functions()
+Deployment = tuple[Plan, Parts, Settings]
+
+
+def tiny(endpoint: Endpoint, **update: Any) -> Templates:
+    plan = aws.plan(endpoint)
+    return templates(plan, aws.parts(plan), aws.settings(endpoint, **update))
+
+
+@pytest.mark.parametrize("endpoint", Endpoint)
+def test_golden(endpoint: Endpoint) -> None:
+    made = tiny(endpoint, budget_usd=20.0, budget_email="owner@example.org")
+    assert not made.nested
+    text = json.dumps(made.root, indent=1) + "\n"
+    file = GOLDEN / f"{endpoint.value}.json"
+    if os.environ.get("REMOE_WRITE_GOLDEN"):
+        file.write_text(text)
+    assert text == file.read_text(), "REMOE_WRITE_GOLDEN=1 writes it anew; look at the difference"
+
+
+# What any deployment keeps to
+
+
+@CHECK
+@given(aws.deployments())
+@example(MANY)
+def test_nothing_is_granted_beyond_the_deployment(deployment: Deployment) -> None:
+    plan, parts, settings = deployment
+    made = templates(plan, parts, settings)
+    bucket = f"remoe-{settings.name}-${{AWS::AccountId}}-${{AWS::Region}}/"
+    own = rf"arn:\${{AWS::Partition}}:(s3:::{re.escape(bucket)}[a-z0-9/-]+/\*|logs:.*:log-group:/aws/(lambda|sagemaker/Endpoints)/"
+    own += rf"{settings.name}-[^*?]*:\*|lambda:.*:function:{settings.name}-layer-[0-9?-]+:live|ecr:eu-west-1:123456789012:repository/remoe)"
+    for statement in aws.statements(made):
+        assert statement["Effect"] == "Allow" and statement.keys() == {"Sid", "Effect", "Action", "Resource"}
+        assert not any("*" in action or "?" in action for action in statement["Action"])
+        for resource in statement["Resource"]:
+            if resource == "*":
+                assert statement["Action"] == ["ecr:GetAuthorizationToken"]
+            else:
+                assert re.fullmatch(own, resource["Fn::Sub"]), resource
+    trusts = [role["Properties"]["AssumeRolePolicyDocument"] for role in aws.of_type(made, "IAM::Role").values()]
+    for trust in trusts:
+        (statement,) = trust["Statement"]
+        assert re.fullmatch(r"(lambda|sagemaker)\.amazonaws\.com", statement["Principal"]["Service"]) and len(statement["Principal"]) == 1
+        assert statement["Condition"] == {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}}
+    kinds = {resource["Type"] for template in aws.each(made) for resource in template["Resources"].values()}
+    assert not kinds & {"AWS::Lambda::Url", "AWS::Lambda::Permission", "AWS::S3::BucketPolicy"}
+
+
+@CHECK
+@given(aws.deployments())
+@example(MANY)
+def test_every_function_has_a_role_log_version_and_alias_of_its_own(deployment: Deployment) -> None:
+    plan, parts, settings = deployment
+    made = templates(plan, parts, settings)
+    deployed = aws.of_type(made, "Lambda::Function")
+    roles = aws.of_type(made, "IAM::Role")
+    takers = Counter(function["Properties"]["Role"]["Fn::GetAtt"][0] for function in deployed.values())
+    assert set(takers.values()) == {1}
+    assert set(takers) == set(roles) - ({"MainRole"} if settings.endpoint is Endpoint.sagemaker else set())
+    names_of = {id: function["Properties"]["FunctionName"] for id, function in deployed.items()}
+    experts = {names.logical_id(part.entry): part for part in parts.functions}
+    assert set(experts) == set(deployed) - {"Main"} and len(experts) == len(parts.functions)
+    for id, part in experts.items():
+        assert names_of[id] == f"{settings.name}-{part.entry}" and len(names_of[id]) <= 64
+        variables = deployed[id]["Properties"]["Environment"]["Variables"]
+        key = variables["REMOE_SHARD"]["Fn::Sub"].removeprefix("s3://")
+        read, log = roles[f"{id}Role"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
+        assert key.endswith(names.shard_key(part.entry, part.shard_sha256)) and "*" not in key
+        assert [r["Fn::Sub"] for r in read["Resource"]] == [f"arn:${{AWS::Partition}}:s3:::{key.rpartition('/')[0]}/*"]
+        assert [r["Fn::Sub"].split(":log-group:")[1] for r in log["Resource"]] == [f"/aws/lambda/{names_of[id]}:*"]
+        assert variables["REMOE_SHARD_HEADER"] == f"{part.head_bytes}:{part.head_sha256}"
+    for of, count in Counter(
+        version["Properties"]["FunctionName"]["Ref"] for version in aws.of_type(made, "Lambda::Version").values()
+    ).items():
+        assert count == 1 and of in deployed
+    aliases = aws.of_type(made, "Lambda::Alias").values()
+    assert sorted(alias["Properties"]["FunctionName"]["Ref"] for alias in aliases) == sorted(deployed)
+    groups = [group["Properties"]["LogGroupName"] for group in aws.of_type(made, "Logs::LogGroup").values()]
+    assert set(groups) >= {f"/aws/lambda/{name}" for name in names_of.values()} and len(groups) == len(roles)
+
+
+@pytest.mark.parametrize("file", [file for file in PLANS if "aws" in file.stem], ids=lambda file: file.stem)
+def test_a_functions_storage_holds_its_shard_and_is_what_the_plan_is_priced_for(file: Path) -> None:
+    """With what the catalog says: the cost model is not asked. All of these plans' functions need more than is free."""
+    plan = artifacts.read_json(file, Plan)
+    side, parts = read_catalog(plan.catalog.path).function, expected(plan)
+    made = aws.of_type(templates(plan, parts, aws.settings(endpoint_of(plan.main.name))), "Lambda::Function")
+    fullest = {layer.layer: max(map(len, layer.parts), default=0) for layer in plan.layers}
+    for part in parts.functions:
+        size_mb = made[names.logical_id(part.entry)]["Properties"]["EphemeralStorage"]["Size"]
+        experts_mb = -(-fullest[part.layer] * plan.model.expert_bytes // 2**20)
+        assert size_mb == experts_mb + side.storage_spare_mb > side.storage_free_mb
+        assert part.shard_bytes + 2**20 < size_mb * 2**20
+
+
+def test_a_small_functions_storage_is_the_free_part() -> None:
+    plan, parts, settings = MANY
+    small = aws.of_type(templates(plan, parts, settings), "Lambda::Function").values()
+    assert {made["Properties"]["EphemeralStorage"]["Size"] for made in small} == {read_catalog("aws-us-east-1").function.storage_free_mb}
+
+
+@CHECK
+@given(aws.deployments())
+@example(MANY)
+def test_references_lead_somewhere_and_sizes_are_within_limits(deployment: Deployment) -> None:
+    made = templates(*deployment)
+    assert made == templates(*deployment) and made.bodies == templates(*deployment).bodies
+    for template in aws.each(made):
+        ids = set(template["Resources"])
+        assert len(ids) <= 500 and len(body(template)) <= 1_000_000
+        for found in aws.dictionaries(template):
+            if "Ref" in found:
+                assert found["Ref"] in ids | PSEUDO
+            if "Fn::GetAtt" in found:
+                assert found["Fn::GetAtt"][0] in ids
+            assert set(found.get("DependsOn", ())) <= ids
+            if "Fn::Sub" in found:
+                assert set(re.findall(r"\$\{(.*?)\}", found["Fn::Sub"])) <= {
+                    f"AWS::{p}" for p in ("AccountId", "Region", "Partition", "URLSuffix")
+                }
+    assert not re.search(r":\d{12}:|us-east-1", json.dumps(made.root).replace(":123456789012:", ""))
+    stacks = aws.of_type(made, "CloudFormation::Stack")
+    urls = [stack["Properties"]["TemplateURL"]["Fn::Sub"].partition(".${AWS::URLSuffix}/")[2] for stack in stacks.values()]
+    assert list(stacks) == list(made.nested) and urls == list(made.bodies)[:-1]
+    # What costs by the hour, or is called by the others, comes last.
+    main = made.root["Resources"].get("Main") or made.root["Resources"].get("MainEndpoint")
+    if main:
+        assert set(main["DependsOn"]) - {"MainLog"} == (set(stacks) or set(aws.of_type(made, "Lambda::Alias")) - {"MainAlias"})
+
+
+@CHECK
+@given(aws.deployments())
+@example(MANY)
+def test_the_main_function_may_call_these_functions_and_none_of_another_deployment(deployment: Deployment) -> None:
+    plan, parts, settings = deployment
+    calls = [s["Resource"] for s in aws.statements(templates(plan, parts, settings)) if s["Action"] == ["lambda:InvokeFunction"]]
+    assert len(calls) == 1
+    allowed = [resource["Fn::Sub"].split(":function:")[1] for resource in calls[0]]
+    own = [f"{settings.name}-{part.entry}:live" for part in parts.functions]
+    assert all(any(fnmatchcase(function, form) for form in allowed) for function in own)
+    others = [
+        f"{settings.name}{more}-{part.entry}:live" for part in parts.functions for more in ("x", "-layer", "-layer-000", "-layer-000-1")
+    ]
+    others += [f"{settings.name}-main:live", *(function.replace(":live", ":1") for function in own), *(f"x{function}" for function in own)]
+    assert not [function for function in others for form in allowed if fnmatchcase(function, form)]
+    limit = figures().iam.managed_policy_characters if settings.endpoint is Endpoint.none else figures().iam.role_policy_characters
+    for template in aws.of_type(templates(plan, parts, settings), "IAM::Role").values():
+        assert policies.characters(template["Properties"]["Policies"][0]["PolicyDocument"]) <= figures().iam.role_policy_characters
+    if len(own) < limit // 130:
+        assert allowed == sorted(own)
+
+
+# Versions, stacks, tags
+
+
+@pytest.mark.parametrize(
+    ("change", "published"),
+    [
+        ({}, False),
+        ({"replicas": 3}, False),
+        ({"memory_mb": 640}, True),
+        ({"shard_sha256": "f" * 64}, True),
+        ({"head_sha256": "f" * 64}, True),
+    ],
+)
+def test_a_version_is_published_just_when_something_in_it_changed(change: dict[str, Any], published: bool) -> None:
+    plan = aws.plan(Endpoint.none)
+    parts, settings = aws.parts(plan), aws.settings(Endpoint.none)
+    changed = replace(parts, functions=(replace(parts.functions[0], **change), *parts.functions[1:]))
+    before, after = (set(aws.of_type(templates(plan, some, settings), "Lambda::Version")) for some in (parts, changed))
+    assert {id[:8] for id in before - after} == {id[:8] for id in after - before} == ({"Layer001"} if published else set())
+    new_code = templates(plan, replace(parts, code_sha256="f" * 64), settings)
+    assert not before & set(aws.of_type(new_code, "Lambda::Version"))
+
+
+def test_another_plan_of_the_same_functions_changes_none_of_them() -> None:
+    plan = aws.plan(Endpoint.sagemaker)
+    other = plan.model_copy(update={"notes": ("another",)})
+    parts, settings = aws.parts(plan), aws.settings(Endpoint.sagemaker)
+    one, two = (templates(p, parts, settings).root for p in (plan, other))
+    changed = {id for id in one["Resources"] if one["Resources"][id] != two["Resources"][id]}
+    assert changed == {"MainRole", "MainLog", "MainModel", "MainConfig", "MainEndpoint"}
+    assert one["Outputs"]["Plan"]["Value"] != two["Outputs"]["Plan"]["Value"]
+
+
+def test_the_tag_is_the_digest_of_the_plans_file(tmp_path: Path) -> None:
+    plan = aws.plan(Endpoint.aws_lambda)
+    artifacts.write_json(tmp_path / "plan.json", plan)
+    digest = artifacts.sha256_file(tmp_path / "plan.json")
+    assert digest == functions.plan_sha256(plan) == functions.plan_sha256(artifacts.read_json(tmp_path / "plan.json", Plan))
+    tags = tiny(Endpoint.aws_lambda).root["Resources"]["Main"]["Properties"]["Tags"]
+    assert {tag["Key"]: tag["Value"] for tag in tags} == {"remoe:deployment": "tiny", "remoe:plan": digest}
+
+
+def test_everything_that_takes_tags_is_tagged() -> None:
+    made = [tiny(endpoint, budget_usd=20.0) for endpoint in Endpoint] + [templates(*MANY)]
+    resources = [r for each in made for template in aws.each(each) for r in template["Resources"].values()]
+    for kind in {resource["Type"] for resource in resources}:
+        tagging = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", kind).schema["tagging"]
+        field = tagging.get("tagProperty", "/properties/Tags").rpartition("/")[2]
+        tagged = [
+            {"Key": "remoe:deployment", "Value": "tiny"} in resource["Properties"].get(field, [])
+            for resource in resources
+            if resource["Type"] == kind
+        ]
+        assert tagged == [tagging["taggable"]] * len(tagged), kind
+
+
+def test_more_functions_than_a_template_holds_are_split_by_layer() -> None:
+    made = templates(*MANY)
+    assert list(made.nested) == [f"Layers{first:03d}To{first + 7:03d}" for first in range(0, 64, 8)]
+    assert [len(t["Resources"]) for t in made.nested.values()] == [5 * 8 * n for n in (5, 8, 8, 8, 8, 8, 8, 5)]
+    assert len(aws.of_type(made, "Lambda::Function")) == 464
+    # Fewer functions in a layer do not move another layer's.
+    stack_of = {id: stack for stack, template in made.nested.items() for id in template["Resources"]}
+    for stack, template in templates(*aws.many_functions(owners=7)).nested.items():
+        assert all(stack_of[id] == stack for id, r in template["Resources"].items() if r["Type"] == "AWS::Lambda::Alias")
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "main", "image", "message"),
+    [
+        (Endpoint.sagemaker, Endpoint.aws_lambda, aws.IMAGE, "lambda-3072 is no instance"),
+        (Endpoint.aws_lambda, Endpoint.sagemaker, aws.IMAGE, "ml.g5.xlarge is not a Lambda function"),
+        (Endpoint.aws_lambda, Endpoint.aws_lambda, "docker.io/me/remoe:1", "docker.io/me/remoe:1 is not in Amazon ECR"),
+    ],
+)
+def test_endpoints_that_cannot_be(endpoint: Endpoint, main: Endpoint, image: str, message: str) -> None:
+    plan = aws.plan(main)
+    with pytest.raises(UsageError, match=message):
+        templates(plan, aws.parts(plan), aws.settings(endpoint, image_uri=image))
+
+
+def test_names_and_plans_that_cannot_be() -> None:
+    with pytest.raises(UsageError, match="cannot be the name"):
+        tiny(Endpoint.none, name="Tiny")
+    plan = aws.plan(Endpoint.none, aws.LAYERS[:1])
+    with pytest.raises(UsageError, match="Nothing of this plan runs on AWS"):
+        templates(plan, aws.parts(plan), aws.settings(Endpoint.none))
+
+
+# cfn-lint, with the real resource schemas and its rules for IAM
+
+
+LINTER = Runner(ConfigMixIn(regions=["us-east-1"], include_checks=["I"]))
+
+
+def complaints(template: Template) -> list[str]:
+    decoded, errors = decode_str(json.dumps(template))
+    found = errors or LINTER.validate_template(decoded)
+    return [f"{match.rule.id} {'/'.join(map(str, match.path))}: {match.message}" for match in found]
+
+
+@pytest.mark.parametrize("endpoint", Endpoint)
+def test_cfn_lint_takes_every_kind(endpoint: Endpoint) -> None:
+    assert complaints(thin(tiny(endpoint, budget_usd=20.0, budget_email="owner@example.org").root)) == []
+
+
+def thin(template: Template) -> Template:
+    """With the last of its functions alone: linting one takes 0.15 s, and they differ in nothing that it sees."""
+    dropped = [id for id, resource in template["Resources"].items() if resource["Type"] == "AWS::Lambda::Function" and id != "Main"][:-1]
+    kept = {id: dict(resource) for id, resource in template["Resources"].items() if not _of(id, dropped)}
+    for resource in kept.values():
+        if "DependsOn" in resource:
+            resource["DependsOn"] = [id for id in resource["DependsOn"] if not _of(id, dropped)]
+    return template | {"Resources": kept}
+
+
+def _of(id: str, functions: list[str]) -> bool:
+    return re.sub(r"(Role|Log|Alias|Version[0-9a-f]{12})$", "", id) in functions
+
+
+def shape(value: Any) -> Any:
+    """A resource without the strings and numbers that differ from function to function."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    return [shape(item) for item in value] if isinstance(value, list) else type(value).__name__
+
+
+@pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
+def test_cfn_lint_takes_every_plan(file: Path) -> None:
+    plan = artifacts.read_json(file, Plan)
+    parts, endpoint = expected(plan), endpoint_of(plan.main.name)
+    settings = Settings("example", "x86_64", "3.13", endpoint)
+    if endpoint is Endpoint.none and not parts.functions:
+        with pytest.raises(RemoeError, match="Nothing of this plan"):
+            templates(plan, parts, settings)
+        return
+    made = templates(plan, parts, settings)
+    by_kind: dict[str, list[Any]] = {}
+    for template in aws.each(made):
+        for id, resource in template["Resources"].items():
+            if id.startswith("Layer") and resource["Type"] != "AWS::CloudFormation::Stack":
+                by_kind.setdefault(resource["Type"], []).append(shape(resource))
+    assert all(shape == shapes[0] for shapes in by_kind.values() for shape in shapes)
+    for template in (made.root, *list(made.nested.values())[:1]):
+        assert complaints(thin(template)) == []

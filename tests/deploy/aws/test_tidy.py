@@ -1,0 +1,161 @@
+"""What goes from a deployment's bucket and when, and who may not touch it meanwhile; against moto's server."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from remoe_cli.deploy.aws import deployment, names, storage, template
+from remoe_cli.deploy.aws.session import Account
+from remoe_cli.deploy.aws.stack import Proposal, Stack, Wanted
+from remoe_cli.deploy.aws.storage import Bucket, object_of
+from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.errors import DeployError, HeldError
+from remoe_cli.plan.document import Plan
+from tests.support import aws_account as aws
+from tests.support.aws_deployments import NOT_AT_MOTO, a_plan, deploy, destroy, keys, made, needed, stands
+
+OLD = object_of(names.code_key("d" * 64), bytes(3 * 10**6))
+
+
+def bucket_of(account: Account, name: str) -> Bucket:
+    return Bucket(account, names.bucket(name, account.id, account.region))
+
+
+def propose(account: Account, name: str, plan: Plan) -> Proposal:
+    """As far as somebody else has come who is being asked whether to go on."""
+    root, bucket, stack = made(name, plan)[0].root, bucket_of(account, name), Stack(account, name)
+    bucket.upload([object_of(template.key(root), template.body(root))])
+    wanted = Wanted(root, bucket.url(template.key(root)), False, {names.DEPLOYMENT_TAG: name})
+    proposal = stack.propose(wanted, stack.look())
+    assert proposal
+    return proposal
+
+
+def test_what_earlier_plans_left_goes_when_nothing_needs_it(account: Account, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    deploy(account, "tidy", a_plan(), Endpoint.none, OLD)
+    calls.clear()
+    done = deploy(account, "tidy", a_plan(1024), say=said.append)
+    assert done["freed_bytes"] == OLD.size_bytes + sum(map(len, made("tidy", a_plan())[0].bodies.values()))
+    assert said == ["Deleted from the bucket what earlier plans left there: 3.0 MB."]
+    assert keys(account, "tidy") == needed("tidy", a_plan(1024))
+    assert aws.changing(calls) == ["PutObject", "CreateChangeSet", "ExecuteChangeSet", "DeleteObjects"]
+    # Interrupted before that, the same command mends it.
+    monkeypatch.setattr(deployment, "tidy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        deploy(account, "tidy", a_plan())
+    monkeypatch.undo()
+    assert keys(account, "tidy") == needed("tidy", a_plan()) | needed("tidy", a_plan(1024))
+    calls.clear()
+    assert deploy(account, "tidy", a_plan())["freed_bytes"] > 0 and aws.changing(calls) == ["DeleteObjects"]
+    assert keys(account, "tidy") == needed("tidy", a_plan())
+    calls.clear()
+    assert deploy(account, "tidy", a_plan())["freed_bytes"] == 0 and aws.changing(calls) == []
+    destroy(account, "tidy")
+
+
+def test_what_others_may_need_stays(account: Account, calls: list[str]) -> None:
+    """While an update may be rolled back, while somebody has proposed another, and what is newer than the stack."""
+    said: list[str] = []
+    deploy(account, "keep", a_plan(), Endpoint.none, OLD)
+    with pytest.raises(DeployError, match="is what it was before"):
+        deploy(account, "keep", a_plan(main=NOT_AT_MOTO), Endpoint.sagemaker)
+    assert OLD.key in keys(account, "keep")
+    time.sleep(1)  # S3 tells the time in seconds
+    proposal = propose(account, "keep", a_plan(1024))
+    calls.clear()
+    assert deploy(account, "keep", a_plan(), say=said.append)["freed_bytes"] == 0
+    assert aws.changing(calls) == [] and said[0].startswith("3.0 MB of other plans stay") and "somebody has proposed" in said[0]
+    Stack(account, "keep").withdraw(proposal)
+    assert deploy(account, "keep", a_plan())["freed_bytes"] > OLD.size_bytes
+    assert keys(account, "keep") == needed("keep", a_plan()) | set(made("keep", a_plan(1024))[0].bodies)
+    destroy(account, "keep")
+
+
+def test_objects_that_cannot_be_deleted_do_not_fail_a_deployment(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    deploy(account, "kept", a_plan(), Endpoint.none, OLD)
+    refusal = {"Errors": [{"Key": OLD.key, "Code": "AccessDenied", "Message": "No"}]}
+    monkeypatch.setattr(Bucket, "delete", lambda self, keys: storage._refused(refusal))
+    done = deploy(account, "kept", a_plan(1024), say=said.append)
+    assert done["state"] == "running" and done["freed_bytes"] == 0
+    assert said == [f"3.0 MB of other plans stay in the bucket: S3 does not delete {OLD.key}: No."]
+    destroy(account, "kept")
+
+
+def test_what_goes_before_the_change_set_is_there_is_sent_again(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    proposed = Stack.propose
+
+    def after_another_tidied(*given: Any) -> Any:
+        bucket_of(account, "sent").delete([OLD.key])
+        return proposed(*given)
+
+    deploy(account, "sent", a_plan(), Endpoint.none, OLD)
+    monkeypatch.setattr(Stack, "propose", after_another_tidied)
+    deploy(account, "sent", a_plan(1024), Endpoint.none, OLD)
+    assert OLD.key in keys(account, "sent")
+    destroy(account, "sent")
+
+
+def test_who_deploys_what_is_being_destroyed_is_told_by_whom(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove, held = Bucket.remove, f"held by {account.caller} on .*, who destroys the deployment 'gone'"
+
+    def while_another_deploys(bucket: Bucket) -> None:
+        with pytest.raises(HeldError, match=held) as error:
+            deploy(account, "gone", a_plan())
+        assert error.value.exit_code == 5 and "remoe destroy gone --target aws" in error.value.hint
+        remove(bucket)
+
+    deploy(account, "gone", a_plan())
+    monkeypatch.setattr(Bucket, "remove", while_another_deploys)
+    destroy(account, "gone")
+    assert stands(account, "gone") == {}
+
+
+def test_who_proposes_what_is_being_destroyed_withdraws_it(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    proposed = Stack.propose
+
+    def while_another_destroys(*given: Any) -> Any:
+        proposal = proposed(*given)
+        bucket_of(account, "late").tag({names.DESTROYER_TAG: names.tag_value(account.who)})
+        return proposal
+
+    monkeypatch.setattr(Stack, "propose", while_another_destroys)
+    with pytest.raises(HeldError, match="who destroys the deployment 'late'"):
+        deploy(account, "late", a_plan())
+    assert stands(account, "late") == {}
+
+
+@pytest.mark.parametrize("moment", [Bucket.upload, Stack.execute])
+def test_what_is_destroyed_before_it_is_changed_is_told(moment: Any, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    def after_another_destroyed(*given: Any) -> Any:
+        monkeypatch.undo()
+        destroy(account, "lost")
+        return moment(*given)
+
+    deploy(account, "lost", a_plan())
+    monkeypatch.setattr(Bucket if moment is Bucket.upload else Stack, moment.__name__, after_another_destroyed)
+    with pytest.raises(HeldError, match=r"somebody.* who destroys"):
+        deploy(account, "lost", a_plan(1024))
+    assert stands(account, "lost") == {}
+
+
+def test_a_bucket_that_a_change_set_counts_on_is_not_emptied(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    tag = Bucket.tag
+
+    def after_another_proposed(bucket: Bucket, tags: dict[str, str]) -> None:
+        if names.DESTROYER_TAG in tags:
+            propose(account, "won", a_plan())
+        tag(bucket, tags)
+
+    deploy(account, "won", a_plan())
+    monkeypatch.setattr(Bucket, "tag", after_another_proposed)
+    with pytest.raises(HeldError, match="REVIEW_IN_PROGRESS"):
+        destroy(account, "won")
+    monkeypatch.undo()
+    assert keys(account, "won") == needed("won", a_plan()) and bucket_of(account, "won").tags() == {names.DEPLOYMENT_TAG: "won"}
+    assert deploy(account, "won", a_plan())["state"] == "running"
+    destroy(account, "won")

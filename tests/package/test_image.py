@@ -1,0 +1,131 @@
+"""The build context of the main function's image: complete, reproducible, and how it is built."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from remoe_cli.artifacts import write_json
+from remoe_cli.deploy import image as building
+from remoe_cli.errors import DeployError
+from remoe_cli.package.image import Image, pinned, write_context
+from tests.support import forked
+from tests.support.synthetic import plan_by_hand
+
+ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/remoe"
+PROGRAMS = ("container", "lambda_main")  # what runs in the image
+
+
+def _imports(package: Path, module: str, seen: set[str]) -> set[str]:
+    """Top-level names outside remoe that a module imports, at once or later, itself or by another of remoe's; types do not count."""
+    path = package.parent / module.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if module in seen or not file.is_file():
+        return set()
+    seen.add(module)
+    found = set()
+    todo: list[ast.AST] = [ast.parse(file.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        todo += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = f"{module.rpartition('.')[0]}.{base}".rstrip(".")
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    ours = {name for name in found if name.partition(".")[0] == package.name}
+    return {name.partition(".")[0] for name in found - ours}.union(*(_imports(package, name, seen) for name in ours))
+
+
+def test_what_the_programs_import_is_pinned(tmp_path: Path) -> None:
+    write_context(tmp_path)
+    seen: set[str] = set()
+    imported = set().union(*(_imports(tmp_path / "remoe_cli", f"remoe_cli.runtime.{name}", seen) for name in PROGRAMS))
+    assert {"remoe_cli.runtime.engine", "remoe_cli.runtime.fetch", "remoe_cli.model.loader", "remoe_cli.function.codec"} <= seen
+    of = metadata.packages_distributions()
+    distributions = {canonicalize_name(name) for module in imported - sys.stdlib_module_names for name in of[module]}
+    assert {"torch", "transformers", "boto3", "fastapi"} <= distributions <= {pin.partition("==")[0] for pin in pinned()}
+    assert canonicalize_name("awslambdaric") in dict(pin.split("==") for pin in pinned())  # Lambda's entry point
+
+
+def test_pins_are_of_the_tested_versions() -> None:
+    tested = {
+        canonicalize_name(r.name): r
+        for line in Path("constraints.txt").read_text().splitlines()
+        if "==" in line and (r := Requirement(line))
+    }
+    pins = dict(pin.split("==") for pin in pinned())
+    assert all(pins[name] in tested[name].specifier for name in pins if name != "setuptools")
+    assert "+" not in "".join(pins.values())
+
+
+def test_the_context_is_reproducible(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "stale.txt").write_text("of an earlier version")
+    first, second = write_context(tmp_path / "one"), write_context(tmp_path / "two")
+    files = {p.relative_to(tmp_path / "one"): p.read_bytes() for p in (tmp_path / "one").rglob("*") if p.is_file()}
+    assert first == second
+    assert files == {p.relative_to(tmp_path / "two"): p.read_bytes() for p in (tmp_path / "two").rglob("*") if p.is_file()}
+    names = {str(name) for name in files}
+    assert {"Dockerfile", "requirements.txt", "torch.txt", "remoe_cli/runtime/container.py"} <= names
+    assert "stale.txt" not in names and not any("__pycache__" in name for name in names)
+    dockerfile = files[Path("Dockerfile")].decode()
+    assert f"FROM python:{sys.version.split()[0]}-slim-bookworm\n" in dockerfile
+    assert dockerfile.endswith('ENTRYPOINT ["python", "-m", "remoe_cli.runtime.container"]\nCMD ["serve"]\n') and "USER" not in dockerfile
+
+
+def image(repository: str | None, gpu: bool = False) -> Image:
+    return Image(Path("/c"), "0123456789abcdef" * 4, gpu, "x86_64", repository)
+
+
+def test_without_docker_the_commands_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert building.build(image(ECR), print) is False
+    build, login, push = building.by_hand(image(ECR))
+    uri = f"{ECR}:0123456789abcdef"
+    assert build.startswith("docker build --platform linux/amd64 --provenance=false ") and build.endswith(f" --tag {uri} /c")
+    assert "TORCH_INDEX=https://download.pytorch.org/whl/cpu" in build and "whl/cpu" not in building.by_hand(image(ECR, gpu=True))[0]
+    assert login == (
+        "aws ecr get-login-password --region eu-west-1 | "
+        "docker login --username AWS --password-stdin 123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+    )
+    assert push == f"docker push {uri}"
+    assert len(building.by_hand(image(None))) == 1 and len(building.by_hand(image("registry.example/remoe"))) == 2
+
+
+@pytest.mark.parametrize("server", ["true", "false"])
+def test_docker_is_asked_to_build_and_push(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A docker that notes what it is told: with a daemon behind it, and without."""
+    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n[ "$1" != version ] || exec /bin/{server}\n[ "$1" != push ] || exit 3\n'
+    (tmp_path / "docker").write_text(script)
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    some = image("registry.example/remoe")
+    if server == "false":
+        assert building.build(some, print) is False
+        return
+    with pytest.raises(DeployError, match="'docker push' failed with status 3"):
+        building.build(some, lambda text: None)
+    assert [line.split()[0] for line in (tmp_path / "told").read_text().splitlines()] == ["version", "build", "push"]
+    assert building.build(image(None), lambda text: None) is True
+
+
+def test_the_command_writes_it_and_says_how_to_go_on(tmp_path: Path) -> None:
+    catalog = plan_by_hand(()).catalog.model_copy(update={"path": "local"})
+    write_json(tmp_path / "plan.json", plan_by_hand((), catalog=catalog))
+    out = tmp_path / "context"
+    document = forked.document("package", str(tmp_path / "plan.json"), "--image", "-o", str(out), "--repository", ECR)
+    assert (document["built"], document["pushed"], len(document["commands"])) == (False, False, 3)
+    assert document["image"] == f"{ECR}:{document['sha256'][:16]}" and (out / "Dockerfile").is_file()
+    error = forked.document("package", str(tmp_path / "plan.json"), "--repository", ECR, code=2)["error"]
+    assert "--image" in error["hint"]

@@ -1,0 +1,170 @@
+"""What plans are asked for besides the least cost: traffic, robustness, baselines; and properties of the least cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remoe_cli.plan.assess.frontier import frontier
+from remoe_cli.plan.assess.robustness import flatter, slower_calls
+from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
+from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.document import Plan
+from remoe_cli.plan.problem.problem import Placement
+from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.requests import Requests, one_length
+from remoe_cli.plan.verify.check import verify
+from remoe_cli.profile.record import Profile
+from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
+
+SHAPE: dict[str, Any] = {"layers": 3, "experts": 6, "skew": 2.5, "expert_mb": 90, "main_vcpus": 1, "remote_expert": (1e-4, 1e-5)}
+BOX = {"name": "box", "memory_mb": 4096, "vcpus": 1.0, "usd_per_hour": 0.05}
+
+
+def menu(*more: dict[str, Any]) -> dict[str, Any]:
+    return {"menu": [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in range(768, 4097, 512)] + list(more)}
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Profile:
+    return synthetic_profile(tmp_path / "profile", **SHAPE)
+
+
+# Traffic
+
+
+def test_the_choice_flips_with_the_traffic(profile: Profile) -> None:
+    catalog = tiny_catalog(menu(BOX), idle_ttl_s=1e9)
+    plan = plan_of(profile, catalog, examine=True)
+    assert plan.flip is not None and plan.flip.instance == "box"
+    for factor, rented in ((0.8, False), (1.25, True)):
+        requests = one_length(40, 15, plan.flip.requests_per_hour * factor)
+        found = plan_of(profile, catalog, requests=requests)
+        assert (found.main.name == "box") == rented
+        assert verify(found, profile, catalog) == ()
+
+
+def test_more_traffic_than_one_instance_has_time_for_buys_more(profile: Profile) -> None:
+    catalog = tiny_catalog({"menu": [BOX]})
+    one = plan_of(profile, catalog, requests=one_length(40, 15, 10.0))
+    request_s = one.ttft_s + 15 * one.tpot_s
+    many = plan_of(profile, catalog, requests=one_length(40, 15, 2.5 * 3600 / request_s))
+    assert (one.instances, many.instances) == (1, 3)
+    assert one.cost_usd_per_request == pytest.approx(0.05 / 10)
+    assert verify(many, profile, catalog) == ()
+
+
+def test_rare_requests_are_cold_and_pay_for_it(profile: Profile) -> None:
+    catalog = tiny_catalog(menu())
+    rare, busy = (plan_of(profile, catalog, requests=one_length(40, 15, per_hour)) for per_hour in (0.01, 1e6))
+    assert rare.workload.cold_share > 0.99 and busy.workload.cold_share < 1e-9
+    assert rare.ttft_s > busy.ttft_s + catalog.main.cold_start_s and rare.cost_usd_per_request > busy.cost_usd_per_request
+    assert Requests(busy.workload.lengths, None, (1.0, 400.0, 1.0, 1.0)).cold_share(300) == 0.25
+
+
+# Robustness
+
+
+def test_where_the_choice_turns_both_cost_the_same(profile: Profile) -> None:
+    catalog = tiny_catalog(menu())
+    plan = plan_of(profile, catalog, examine=True)
+    turns = {turn.what: turn.at for turn in plan.turns}
+    problem = make_problem(profile, catalog, Wanted())
+    placement, local_usd = Placement(plan.main, plan.layers), plan.baselines["all-local"].cost_usd_per_request
+    assert turns["times t_rem"] is not None and turns["times t_rem"] > 1
+    assert evaluate(slower_calls(problem, turns["times t_rem"]), placement).cost_usd_per_request == pytest.approx(local_usd, rel=0.01)
+    if (share := turns["of the tokens routed evenly"]) is not None:
+        assert evaluate(flatter(problem, share), placement).cost_usd_per_request == pytest.approx(local_usd, rel=0.01)
+    by_name = {shift.what: shift for shift in plan.robustness}
+    assert by_name["t_rem x 0.5"].cost_usd_per_request < plan.cost_usd_per_request < by_name["t_rem x 2"].cost_usd_per_request
+    assert by_name["50% of tokens routed evenly"].cost_usd_per_request > plan.cost_usd_per_request
+    held_out = by_name["planned on 10 prompts, judged on 10 others (by scan)"]
+    assert held_out.best_usd is not None and held_out.best_usd <= held_out.cost_usd_per_request * (1 + 1e-9)
+
+
+def test_one_prompt_has_no_other_half(tmp_path: Path) -> None:
+    plan = plan_of(synthetic_profile(tmp_path, prompts=1, decode_tokens=250), tiny_catalog(), examine=True)
+    assert not any("judged" in shift.what for shift in plan.robustness)
+
+
+def test_a_cheaper_gpu_is_not_hidden(profile: Profile) -> None:
+    catalog = tiny_catalog(menu())
+    gpu = catalog.reference.gpus[0].model_copy(update={"usd_per_hour": 1e-6})
+    plan = plan_of(profile, catalog.model_copy(update={"reference": catalog.reference.model_copy(update={"gpus": (gpu,)})}))
+    assert plan.verdict == "not recommended"
+    assert plan.reason.startswith("The whole model on a GPU, g4dn.xlarge, is cheaper")
+    assert plan.baselines["fetch"].ideal
+
+
+def test_frontier_points_trade_cost_for_speed(profile: Profile) -> None:
+    points = frontier(profile, tiny_catalog(menu()), Wanted(), lambda done, total: None)
+    assert len(points) > 1
+    assert [p.tpot_s for p in points] == sorted(p.tpot_s for p in points)
+    assert [p.cost_usd for p in points] == sorted((p.cost_usd for p in points), reverse=True)
+    assert all(p.bound_usd <= p.cost_usd * (1 + 1e-9) for p in points)
+
+
+# Properties
+
+
+def cheaper(catalog: Catalog, how: str) -> Catalog:
+    """The catalog with more to choose from, or lower prices."""
+    function, main = catalog.function, catalog.main
+    changes: dict[str, dict[str, Any]] = {
+        "function menu": {"function": function.model_copy(update={"memory_menu_mb": (128, 200, 256, 400, 512, 700)})},
+        "main menu": {"main": main.model_copy(update={"menu": tuple(read_catalog("local").main.menu[i] for i in (0, 3, 6)) + main.menu})},
+        "replicas": {"function": function.model_copy(update={"max_replicas": 3})},
+        "fee": {"function": function.model_copy(update={"usd_per_request": function.usd_per_request / 2})},
+        "storage": {"function": function.model_copy(update={"usd_per_storage_gb_second": 0.0})},
+        "price": {"function": function.model_copy(update={"usd_per_gb_second": {"x86_64": 1e-5}})},
+        "main price": {"main": main.model_copy(update={"usd_per_gb_second": {"x86_64": 1e-5}})},
+    }
+    return catalog.model_copy(update=changes[how])
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    how=st.sampled_from(["function menu", "replicas", "fee", "storage", "price", "main price", "target"]),
+    cold_share=st.sampled_from([0.0, 0.4]),
+    invocations=st.sampled_from(["per-layer", "per-expert"]),
+)
+def test_the_least_cost_never_rises_with_more_to_choose_from(
+    seed: int, how: str, cold_share: float, invocations: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    profile = synthetic_profile(tmp_path_factory.mktemp("p"), **(SHAPE | {"layers": 2, "seed": seed}))
+    storage = {"usd_per_storage_gb_second": 1e-5, "storage_free_mb": 30.0, "storage_spare_mb": 4.0}
+    catalog, options = tiny_catalog(menu(), **storage), {"cold_share": cold_share, "invocations": invocations}
+    free = plan_of(profile, catalog, **options)
+    tight = plan_of(profile, catalog, tpot_s=free.tpot_s, ttft_s=free.ttft_s, **options)
+    looser = (
+        plan_of(profile, catalog, tpot_s=free.tpot_s * 1.2, **options)
+        if how == "target"
+        else plan_of(profile, cheaper(catalog, how), **options)
+    )
+    before = tight if how == "target" else free
+    assert looser.cost_usd_per_request <= before.cost_usd_per_request * (1 + 1.1e-3)
+    for plan, used in ((free, catalog), (tight, catalog)):
+        assert plan.lower_bound_usd is not None and plan.lower_bound_usd <= plan.cost_usd_per_request
+        assert verify(plan, profile, used) == ()
+    scanned = plan_of(profile, catalog, solver="scan", **options)
+    assert verify(scanned, profile, catalog) == ()
+    assert scanned.cost_usd_per_request >= (free.lower_bound_usd or 0.0) * (1 - 1e-9)
+
+
+def test_described_hardware_kinds_of_requests_and_divided_layers_are_verified(tmp_path: Path) -> None:
+    profile = synthetic_profile(tmp_path, layers=2, experts=12, expert_mb=150, nonexpert_mb=600, top_k=3)
+    catalog = read_catalog("aws-us-east-1")
+    small = replace(
+        profile, record=profile.record.model_copy(update={"latency": profile.record.latency.model_copy(update={"source": "described"})})
+    )
+    kinds = Requests(plan_of(profile, tiny_catalog()).workload.lengths[:1], 30.0)
+    for options in ({"requests": kinds}, {"remote_share": 1.0}, {"solver": "paper"}, {"objective": "tpot", "budget_usd": 1.0}):
+        plan: Plan = plan_of(small, catalog, **options)
+        assert verify(plan, small, catalog) == ()
+    assert plan_of(small, catalog, remote_share=1.0).layers[0].remote == tuple(range(12))

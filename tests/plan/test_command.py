@@ -1,0 +1,65 @@
+"""`remoe plan` on the command line: one document, exit codes, and the same bytes whatever the hash seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import forked
+from tests.support.synthetic import synthetic_profile
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("p") / "profile"
+    synthetic_profile(path, layers=2, experts=4, expert_mb=40, decode_tokens=20)
+    return path
+
+
+def plan(profile: Path, out: Path, *options: str, code: int = 0) -> dict[str, Any]:
+    document: dict[str, Any] = forked.document("plan", str(profile), "-o", str(out), *options, code=code)
+    return document
+
+
+def test_one_document_with_everything_in_it(profile: Path, tmp_path: Path) -> None:
+    document = plan(profile, tmp_path / "a.json", "--explain", "--frontier")
+    wanted = {"path", "objective", "cost_usd_per_request", "ttft_s", "tpot_s", "lower_bound_usd", "gap", "status", "verdict", "reason"}
+    assert wanted | {"main", "layers", "baselines", "explanation", "frontier", "turns", "robustness"} <= document.keys()
+    assert {"remote", "memory_mb", "replicas"} <= document["layers"][0].keys()
+    assert Path(document["frontier_picture"]).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "a.json").read_text()).items() <= document.items()
+
+
+def test_the_same_bytes_whatever_the_hash_seed(profile: Path, tmp_path: Path) -> None:
+    for seed in ("0", "1"):
+        command = [sys.executable, "-m", "remoe_cli", "plan", str(profile), "-o", str(tmp_path / f"{seed}.json"), "--tpot", "0.5", "--json"]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed}, stdout=subprocess.DEVNULL, timeout=120)
+    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
+
+
+def test_a_budget_out_of_reach_names_the_least_that_does(profile: Path, tmp_path: Path) -> None:
+    error = plan(profile, tmp_path / "a.json", "--budget", "1e-12", "--minimize", "tpot", code=4)["error"]
+    assert error["kind"] == "OverBudget" and not (tmp_path / "a.json").exists()
+    found = re.search(r"the cheapest costs ([\d.e-]+) USD", error["message"])
+    assert found
+    document = plan(profile, tmp_path / "a.json", "--budget", found[1], "--minimize", "tpot")
+    assert document["objective"] == "tpot" and document["cost_usd_per_request"] <= float(found[1]) * (1 + 1e-8)
+    assert document["lower_bound_usd"] is None and document["lower_bound_s"] <= document["tpot_s"]
+
+
+def test_requests_from_a_file(profile: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = "".join(f"2023-11-16 18:{minute:02}:00,{100 + minute},{10 + minute}\n" for minute in range(30))
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    workload = plan(profile, tmp_path / "a.json", "--requests", str(trace))["workload"]
+    assert workload["requests_per_hour"] == pytest.approx(60)
+    assert workload["n_in"] == pytest.approx(114.5, abs=1) and len(workload["kinds"]) == 4
+    error = plan(profile, tmp_path / "b.json", "--requests", str(trace), "--n-in", "5", code=2)["error"]
+    assert "both say how long" in error["message"]

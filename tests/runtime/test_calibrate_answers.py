@@ -1,0 +1,70 @@
+"""Calibration by answers: the overhead of a call, and what it costs the main process beside."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remoe_cli.errors import DeployError
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.document import LayerPlan, Plan
+from remoe_cli.plan.problem.problem import Placement
+from remoe_cli.profile.record import Profile, read_profile
+from remoe_cli.runtime.calibrate import with_answers
+from tests.support.synthetic import invocation, plan_of, problem_of, synthetic_profile, tiny_catalog
+
+
+def planned(folder: Path) -> tuple[Profile, Catalog, Plan]:
+    profile, catalog = synthetic_profile(folder, expert_mb=40), tiny_catalog()
+    latency = profile.record.latency.model_copy(update={"invocation": invocation(1)})
+    profile = replace(profile, record=profile.record.model_copy(update={"latency": latency}))
+    plan = plan_of(profile, catalog, remote_share=0.5)
+    return profile, catalog, plan.model_copy(update={"main": plan.main.model_copy(update={"vcpus": None})})
+
+
+def answer(profile: Profile, calls: int, elapsed_s: float, beside_s: float, slower_s: float = 0.0) -> dict[str, Any]:
+    """15 further tokens that each take `slower_s` more than the profile's, with calls of which each saves its layer's experts and takes
+    `beside_s` more."""
+    latency, spec = profile.record.latency, profile.record.spec
+    step_s = spec.top_k * float(latency.local_expert.seconds(1, latency.main_vcpus))
+    tokens_s = 15 * (slower_s + latency.nonexpert_decode_s + len(spec.moe_layers) * step_s) + calls * (elapsed_s - step_s + beside_s)
+    samples = [[900, elapsed_s, elapsed_s - 0.006, elapsed_s - 0.009]] * calls + [[90_000, 0.5, 0.4, 0.1]]  # the last a prompt's
+    return {"calls": samples, "receipt": {"prompt_tokens": 40, "generated_tokens": 16, "ttft_s": 0.09, "tpot_s": tokens_s / 15}}
+
+
+@pytest.mark.parametrize(("beside_s", "counted_s"), [(0.004, 0.004), (0.0, 0.0), (-0.003, 0.0)])
+def test_answers_give_the_overhead_of_a_call_and_what_it_costs_beside(tmp_path: Path, beside_s: float, counted_s: float) -> None:
+    profile, catalog, plan = planned(tmp_path / "p")
+    answers = [answer(profile, calls, 0.030, beside_s) for calls in (20, 3, 31)]
+    made = with_answers(profile, tmp_path / "made", plan, catalog, answers)
+    measured = read_profile(tmp_path / "made").record.latency.invocation
+    assert measured is not None and measured == made.record.latency.invocation
+    assert (measured.unbilled_s.mean, measured.billed_s.mean) == (pytest.approx(0.006 + counted_s), pytest.approx(0.003))
+    assert measured.bytes_per_s == invocation(1).bytes_per_s
+    problem = problem_of(profile, catalog), problem_of(made, catalog)
+    local = Placement(plan.main, tuple(LayerPlan(layer=layer.layer, remote=(), memory_mb=0, replicas=0) for layer in plan.layers))
+    assert evaluate(problem[0], local) == evaluate(problem[1], local)
+
+
+def test_a_machine_that_is_slower_than_when_it_was_profiled_is_not_the_calls_fault(tmp_path: Path) -> None:
+    """Nor is one answer in a busy moment; all answers with the same calls would leave only the profile to compare with."""
+    profile, catalog, plan = planned(tmp_path / "p")
+    answers = [answer(profile, calls, 0.030, 0.004, slower_s=0.02) for calls in (20, 3, 31, 12, 44, 27)]
+    answers += [answer(profile, 25, 0.030, 0.004, slower_s=0.2)]
+    made = with_answers(profile, tmp_path / "made", plan, catalog, answers)
+    assert made.record.latency.invocation is not None
+    assert 0.010 <= made.record.latency.invocation.unbilled_s.mean < 0.013  # the profile's time alone would make it 0.022
+    alike = with_answers(profile, tmp_path / "alike", plan, catalog, [answer(profile, 30, 0.030, 0.004, slower_s=0.02)] * 4)
+    assert alike.record.latency.invocation is not None
+    assert alike.record.latency.invocation.unbilled_s.mean == pytest.approx(0.010 + 0.02 * 15 / 30)
+
+
+@pytest.mark.parametrize("answered", [{"calls": []}, {"receipt": {"prompt_tokens": 40, "generated_tokens": 1, "tpot_s": None}}])
+def test_answers_without_a_call_for_a_further_token_tell_nothing(tmp_path: Path, answered: dict[str, Any]) -> None:
+    profile, catalog, plan = planned(tmp_path / "p")
+    with pytest.raises(DeployError, match="more than its first token"):
+        with_answers(profile, tmp_path / "made", plan, catalog, [answer(profile, 2, 0.03, 0.0) | answered])

@@ -1,0 +1,180 @@
+"""A model whose experts answer over HTTP: the dispatcher, its functions and replicas, and what it refuses."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from remoe_cli.errors import InvokeError
+from remoe_cli.function.codec import Batch, from_wire, pack, to_wire, unpack
+from remoe_cli.model import experts
+from remoe_cli.model.checkpoint import find
+from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert
+from remoe_cli.model.spec import read_spec
+from remoe_cli.runtime import engine
+from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction, divide
+from tests.support.endpoint import Endpoint, ok, report
+from tests.support.families import build, save
+from tests.support.harness import InProcessExperts, greedy, logits
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with Endpoint() as made:
+        yield made
+
+
+def remote(local: dict[int, tuple[int, ...]], replicas: int, functions: int = 1) -> dict[int, tuple[RemoteFunction, ...]]:
+    """The functions of the experts that are not local, dealt out in turn."""
+    away = {layer: [e for e in range(8) if e not in experts] for layer, experts in local.items()}
+    return {
+        layer: tuple(RemoteFunction(f"layer-{layer:03d}-{f}", tuple(experts[f::functions]), replicas, 0.0) for f in range(functions))
+        for layer, experts in away.items()
+    }
+
+
+def dispatcher(client: Any, local: dict[int, tuple[int, ...]], replicas: int, pool: ThreadPoolExecutor) -> Dispatcher:
+    rows = {layer: {e: i for i, e in enumerate(experts)} for layer, experts in local.items()}
+    return Dispatcher(client, rows, remote(local, replicas), pool)
+
+
+class Answering(Endpoint):
+    """Replies as the functions of a whole model would, each after `hold(its name)`."""
+
+    def __init__(self, whole: PreTrainedModel, hold: Callable[[str], object] = lambda name: None) -> None:
+        super().__init__()
+        served = InProcessExperts(whole)
+        handler: Any = self.server.RequestHandlerClass
+
+        def do_POST(this: Any) -> None:
+            body = this.rfile.read(int(this.headers["Content-Length"]))
+            name = this.path.split("/")[3]
+            self.requests.append((name, {}, body))
+            answer = b"{}"
+            if body[:1] == b'"':
+                hold(name)
+                batch = unpack(from_wire(body))
+                parts = np.split(batch.data, np.cumsum(batch.rows)[:-1])
+                layer = int(name.split("-")[1])
+                done = [served._expert(layer, e).run(x) for e, x in zip(batch.experts, parts, strict=True)]
+                answer = to_wire(pack(Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(done), 5)))
+            this.send_response(200)
+            this.send_header("X-Amz-Log-Result", report(1.0, 2, 128).decode())
+            this.send_header("Content-Length", str(len(answer)))
+            this.end_headers()
+            this.wfile.write(answer)
+
+        handler.do_POST = do_POST
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_a_model_served_over_http_answers_as_in_one_process(replicas: int) -> None:
+    whole, split = build("mixtral"), build("mixtral")
+    local: dict[int, tuple[int, ...]] = {x.layer: (0, 5) for x in expert_layers(whole)}
+    for layer in expert_layers(split):
+        for name, p in layer.parameters().items():
+            setattr(layer.module, name, torch.nn.Parameter(p[[0, 5]].clone(), requires_grad=False))
+    with Answering(whole) as endpoint, ThreadPoolExecutor(4) as pool:
+        runner = dispatcher(endpoint.client, local, replicas, pool)
+        attachment = attach(split, runner)
+        assert (logits(split) - logits(whole)).abs().max() < 1e-4
+        attachment.check_fired(1)
+        sent = runner.take()
+        # 40 tokens x top-2, some of them local: 1 invocation a layer, or as many as rows allow with 3 replicas
+        assert [c.function for c in sent].count("layer-000-0") == replicas
+        assert len(sent) == len(endpoint.requests) == 2 * replicas
+        assert runner.take() == []
+        assert torch.equal(greedy(split), greedy(whole))
+        assert {c.billed_ms for c in runner.take()} == {2}
+
+
+def test_replicas_share_the_work_of_their_own_function_only() -> None:
+    whole = build("mixtral")
+    counts = {0: 100, 1: 40, 2: 30, 3: 20, 4: 10, 6: 90, 7: 90}  # the first five as divided by hand in test_divide.py
+    functions = (RemoteFunction("layer-000-0", (0, 1, 2, 3, 4), 2, 50.0), RemoteFunction("layer-000-1", (5, 6, 7), 1, 50.0))
+    with Answering(whole) as endpoint, ThreadPoolExecutor(3) as pool:
+        runner = Dispatcher(endpoint.client, {0: {}}, {0: functions}, pool)
+        outputs = runner._send(expert_layers(whole)[0], {e: torch.ones(n, 64) for e, n in counts.items()})()
+        assert {e: len(x) for e, x in outputs.items()} == counts
+        sent = sorted((name, unpack(from_wire(body)).experts) for name, _, body in endpoint.requests)
+    assert sent == [("layer-000-0", (0, 3)), ("layer-000-0", (1, 2, 4)), ("layer-000-1", (6, 7))]
+
+
+def test_all_functions_of_a_layer_compute_while_local_experts_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local experts wait until every function of their layer has its call, and no function answers before one of them has started."""
+    whole = save("mixtral", torch.float32, tmp_path, fused=False)
+    checkpoint, layers = find(str(tmp_path)), [x.layer for x in expert_layers(whole)]
+    started = {layer: threading.Event() for layer in layers}
+    asked: dict[int, list[str]] = {layer: [] for layer in layers}
+
+    def hold(name: str) -> None:
+        layer = int(name.split("-")[1])
+        asked[layer].append(name)
+        assert started[layer].wait(10)
+
+    def run_local(layer: ExpertLayer, row: int, x: torch.Tensor) -> torch.Tensor:
+        give_up = time.monotonic() + 10
+        while len(asked[layer.layer]) < 3 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        assert sorted(asked[layer.layer]) == [f"layer-{layer.layer:03d}-{f}" for f in range(3)]
+        started[layer.layer].set()
+        return run_expert(layer, row, x)
+
+    monkeypatch.setattr(engine, "_CONNECTIONS", 1)  # so that those of the layer's functions are all that there are
+    monkeypatch.setattr(engine, "load_tokenizer", lambda checkpoint: None)
+    functions = remote(dict.fromkeys(layers, (0, 5)), 1, functions=3)
+    with Answering(whole, hold) as endpoint:
+        expected = logits(whole)
+        monkeypatch.setattr(experts, "run_expert", run_local)
+        split = engine.start_engine(checkpoint, read_spec(checkpoint), functions, endpoint.url)
+        assert (logits(split.model) - expected).abs().max() < 1e-4
+        assert split.dispatcher.client.meta.config.max_pool_connections == 3
+        split.dispatcher.pool.shutdown()
+        split.dispatcher.client.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda b: Batch(b.dtype, b.experts[:1], b.rows[:1], b.data[: b.rows[0]]),
+        lambda b: Batch(b.dtype, tuple(e + 1 for e in b.experts), b.rows, b.data),
+        lambda b: Batch(b.dtype, b.experts, b.rows, b.data[:, :-1]),
+        lambda b: Batch("float16", b.experts, b.rows, b.data.astype(np.float16)),
+    ],
+    ids=["fewer rows", "other experts", "narrower", "another dtype"],
+)
+def test_an_answer_to_something_else_is_refused(endpoint: Endpoint, change: Callable[[Batch], Batch]) -> None:
+    layer = expert_layers(build("mixtral"))[0]
+    rows = {2: torch.ones(2, 64), 3: torch.zeros(1, 64)}
+    (batch,) = divide({e: x.numpy() for e, x in rows.items()}, "float32", 1, 0.0)
+    endpoint.script = [ok(body=to_wire(pack(change(batch))))]
+    with ThreadPoolExecutor(1) as pool:
+        runner = dispatcher(endpoint.client, {0: (0, 1)}, 1, pool)
+        with pytest.raises(InvokeError, match="answered other rows than it was sent"):
+            runner._send(layer, rows)()
+
+
+def test_an_answer_with_a_nan_is_refused(endpoint: Endpoint) -> None:
+    layer = expert_layers(build("mixtral"))[0]
+    endpoint.script = [ok(body=to_wire(pack(Batch("float32", (2,), (1,), np.full((1, 64), np.nan, np.float32)))))]
+    with ThreadPoolExecutor(1) as pool, pytest.raises(InvokeError, match="cannot be read: rows hold an infinity or a NaN"):
+        dispatcher(endpoint.client, {0: (0, 1)}, 1, pool)._send(layer, {2: torch.ones(1, 64)})()
+
+
+def test_warming_pings_every_function_once(endpoint: Endpoint) -> None:
+    endpoint.script = [ok(120.0, body=b"{}")]
+    with ThreadPoolExecutor(4) as pool:
+        functions = remote({0: ()}, 1, functions=3) | remote({1: ()}, 2)
+        started = [f.result() for f in Dispatcher(endpoint.client, {0: {}, 1: {}}, functions, pool).warm()]
+    assert sorted(c.function for c in started) == ["layer-000-0", "layer-000-1", "layer-000-2", "layer-001-0"]
+    assert {c.init_ms for c in started} == {120.0}
+    assert {body for _, _, body in endpoint.requests} == {b'{"health": true}'}

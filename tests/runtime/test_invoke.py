@@ -1,0 +1,166 @@
+"""One invocation: REPORT lines, retries, and what is raised when it fails."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from remoe_cli.errors import InvokeError
+from remoe_cli.function import errors
+from remoe_cli.function.codec import Batch, from_wire, pack, to_wire
+from remoe_cli.runtime.invoke import invoke, make_client, ping
+from remoe_cli.runtime.resilience import RETRIES, pause_s
+from tests.support.endpoint import Endpoint, Reply, failed, ok, refused, report
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with Endpoint() as made:
+        yield made
+
+
+FRAME = pack(Batch("float32", (1, 4), (1, 2), np.arange(12, dtype=np.float32).reshape(3, 4)))
+
+
+@pytest.mark.parametrize("init", [None, 181.25])
+def test_the_report_line_is_read_with_and_without_init(endpoint: Endpoint, init: float | None) -> None:
+    endpoint.script = [ok(init)]
+    answer, call = invoke(endpoint.client, "layer-001", FRAME)
+    assert answer == FRAME
+    assert (call.function, call.duration_ms, call.billed_ms, call.memory_mb, call.init_ms, call.retries) == (
+        "layer-001",
+        12.34,
+        13,
+        512,
+        init,
+        0,
+    )
+    assert call.request_bytes == call.response_bytes == len(to_wire(FRAME))
+    assert 0 < call.elapsed_s < 5
+    ((path, headers, body),) = endpoint.requests
+    assert path == "/2015-03-31/functions/layer-001/invocations"
+    assert {headers[name] for name in ("X-Amz-Invocation-Type", "X-Amz-Log-Type")} == {"RequestResponse", "Tail"}
+    assert from_wire(body) == FRAME
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        failed("Runtime.ExitError"),
+        failed("ShardUnreachableError"),
+        refused(429, "TooManyRequestsException"),
+        refused(500, "ServiceException"),
+        Reply(hang_up=True),
+        Reply(body=b'"', cut=True, headers=ok().headers),
+    ],
+    ids=["worker died", "S3", "throttled", "service", "connection closed", "answer cut"],
+)
+def test_what_can_differ_next_time_is_tried_again_and_counted(endpoint: Endpoint, failure: Reply) -> None:
+    endpoint.script = [failure, failure, ok(99.0)]
+    answer, call = invoke(endpoint.client, "f", FRAME)
+    assert answer == FRAME
+    assert call.retries == 2
+    assert len(endpoint.requests) == 3
+    assert len({body for _, _, body in endpoint.requests}) == 1
+
+
+def test_a_try_that_failed_in_the_function_is_billed_and_a_throttled_one_is_not(endpoint: Endpoint) -> None:
+    died = failed("Runtime.ExitError")
+    died.headers["X-Amz-Log-Result"] = report(700.0, 701, 512, None).decode()
+    endpoint.script = [died, refused(429, "TooManyRequestsException"), ok()]
+    _, call = invoke(endpoint.client, "f", FRAME)
+    assert (call.retries, call.billed_tries, call.billed_ms) == (2, 2, 714)
+
+
+@pytest.mark.parametrize("failure", [failed("Runtime.ExitError"), refused(429, "TooManyRequestsException")])
+def test_retries_end(endpoint: Endpoint, failure: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    endpoint.script = [failure]
+    with pytest.raises(InvokeError, match=f"function f failed after {RETRIES + 1} tries: "):
+        invoke(endpoint.client, "f", FRAME)
+    assert len(endpoint.requests) == RETRIES + 1
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        failed("Runtime.OutOfMemory"),
+        failed("Sandbox.Timedout"),
+        failed("FrameError"),
+        refused(404, "ResourceNotFoundException"),
+        refused(413, "RequestTooLargeException"),
+        Reply(headers={"X-Amz-Function-Error": "Unhandled"}, body=b"not JSON"),
+    ],
+    ids=["memory", "timeout", "frame", "no function", "too large", "not JSON"],
+)
+def test_what_would_fail_again_is_not_tried_again(endpoint: Endpoint, failure: Reply) -> None:
+    endpoint.script = [failure, ok()]
+    with pytest.raises(InvokeError, match="The expert function f failed: ") as raised:
+        invoke(endpoint.client, "f", FRAME)
+    assert len(endpoint.requests) == 1
+    assert "remoe logs" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        ("ShardDigestError", "deploy the plan again"),
+        ("ShardTruncatedError", "deploy the plan again"),
+        ("ShardMissingError", "deploy the plan again"),
+        ("ShardDeniedError", "role needs s3:GetObject"),
+        ("FunctionMemoryError", "more memory"),
+        ("FunctionStorageError", "ephemeral storage"),
+    ],
+)
+def test_a_functions_own_error_is_final_and_says_what_mends_it(kind: str, hint: str, endpoint: Endpoint) -> None:
+    endpoint.script = [failed(kind), ok()]
+    with pytest.raises(InvokeError, match=f"The expert function f failed: {kind}: it was {kind}") as raised:
+        invoke(endpoint.client, "f", FRAME)
+    assert hint in raised.value.hint and len(endpoint.requests) == 1
+
+
+def test_every_error_of_a_function_has_a_row_in_its_table() -> None:
+    own = {name for name, found in vars(errors).items() if isinstance(found, type) and issubclass(found, Exception)} | {"FrameError"}
+    assert own == set(re.findall(r"^\| (\w+Error) \|", str(errors.__doc__), re.M))
+
+
+@pytest.mark.parametrize("body", [b"null", b'"AAA"', b'"@@@@"', b""])
+def test_an_answer_that_is_no_frame_is_an_invoke_error(endpoint: Endpoint, body: bytes) -> None:
+    endpoint.script = [ok(body=body)]
+    with pytest.raises(InvokeError, match="did not answer with a frame"):
+        invoke(endpoint.client, "f", FRAME)
+
+
+def test_an_answer_without_a_report_is_not_lambda(endpoint: Endpoint) -> None:
+    endpoint.script = [Reply()]
+    with pytest.raises(InvokeError, match="without Lambda's REPORT line"):
+        ping(endpoint.client, "f")
+
+
+def test_a_dead_endpoint_is_an_invoke_error() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        client = make_client(f"http://127.0.0.1:{held.getsockname()[1]}", 1, 5.0)
+        with pytest.raises(InvokeError, match="The expert function f failed: Could not connect"):
+            invoke(client, "f", FRAME)
+        client.close()
+
+
+def test_a_function_that_does_not_answer_in_time_is_an_invoke_error() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(1)
+        client = make_client(f"http://127.0.0.1:{silent.getsockname()[1]}", 1, 0.2)
+        with pytest.raises(InvokeError, match="Read timeout"):
+            invoke(client, "f", FRAME)
+        client.close()
+
+
+def test_pauses_double_and_end() -> None:
+    assert [pause_s("TooManyRequestsException", n) for n in range(5)] == [0.2, 0.4, 0.8, 1.6, None]
+    assert pause_s("Runtime.ExitError", 0) == 0
+    assert pause_s("Runtime.OutOfMemory", 0) is None

@@ -1,0 +1,234 @@
+"""Every plan of a tiny problem, by plain loops: shares no code with the planner or the verifier.
+
+For each main function, every subset of each layer's experts, memory spec and number of replicas that fit; a set that no function of a
+memory spec holds is dealt out, least used first, over the fewest functions that do. What a choice does without the main function is worked
+out once, and every time of the profile's curves once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.profile.record import Profile
+
+
+def linear(line: Any, tokens: float) -> float:
+    return max(line.least_s, line.fixed_s + line.per_token_s * tokens) if tokens > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One layer's choice: experts that stay; the longest invocation of a prompt, by kind of request; share of tokens, local experts hit
+    and longest wait, by what tokens hit; what its invocations cost; and the start of a cold instance."""
+
+    stay: list[int]
+    waits: list[float]
+    steps: list[tuple[float, int, float]]
+    usd: float
+    start_s: float
+
+
+class Brute:
+    """All plans of one problem as rows (cost, ttft, tpot), over main functions, main by main."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        catalog: Catalog,
+        kinds: list[tuple[float, int, int]],
+        per_hour: float | None = None,
+        cold_share: float = 0.0,
+        per_expert: bool = False,
+    ) -> None:
+        self.profile, self.catalog, self.kinds = profile, catalog, kinds
+        self.per_hour, self.cold_share, self.per_expert = per_hour, cold_share, per_expert
+        self.spec, self.latency = profile.record.spec, profile.record.latency
+        self.n_out = sum(share * n_out for share, _, n_out in kinds)
+        self.known: dict[tuple[Any, ...], float] = {}
+        totals = profile.arrays["prefill_counts"].sum(axis=0).tolist()
+        self.use = [[self.spec.top_k * count / sum(row) for count in row] for row in totals]
+
+    def all(self) -> np.ndarray:
+        plans = [plans for main in self.catalog.main.menu for plans in self.at(main)]
+        return np.concatenate(plans) if plans else np.empty((0, 3))
+
+    def at(self, main: Any) -> Iterator[np.ndarray]:
+        """Plans of one row of the menu, once for every number of instances."""
+        spec, latency, side = self.spec, self.latency, self.catalog.main
+        by_use = main.usd_per_hour is None
+        gpu = main.gpu_memory_mb is not None or (by_use and side.usd_per_accelerator_gb_second > 0)
+        vcpus = latency.main_vcpus if main.vcpus is None else min(main.vcpus, latency.main_vcpus)
+        slow = 1.0 if gpu else latency.main_vcpus / vcpus
+        longest_in, longest_out = max(((n_in, n_out) for _, n_in, n_out in self.kinds), key=lambda kind: (sum(kind), kind[0]))
+        tokens = longest_in + longest_out
+        base = spec.nonexpert_bytes + tokens * (spec.hidden_state_bytes + 1024 * spec.hidden_layers)
+        if main.gpu_memory_mb is not None and base > main.gpu_memory_mb * 2**20:
+            return
+        held = side.runtime_memory_mb * 2**20 + (longest_out * spec.hidden_state_bytes if gpu else base)
+        layers = len(spec.moe_layers)
+        ttft0 = sum(
+            share * (linear(latency.nonexpert_prefill, n_in) * slow + 2 * layers * linear(latency.copy_s, n_in))
+            for share, n_in, _ in self.kinds
+        )
+        if by_use:
+            ttft0 += self.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
+        tpot0 = latency.nonexpert_decode_s * slow + 2 * layers * linear(latency.copy_s, 1)
+        if any(not choices for choices in self.choices):
+            return
+        ttft, tpot, usd, local = (ttft0, tpot0, 0.0, 0.0)
+        for axis in range(layers):
+            c = np.array(self.beside(main, vcpus, axis))
+            shape = [1] * layers
+            shape[axis] = len(c)
+            ttft, tpot = ttft + c[:, 0].reshape(shape), tpot + c[:, 1].reshape(shape)
+            usd, local = usd + c[:, 2].reshape(shape), local + c[:, 3].reshape(shape)
+        request = ttft + self.n_out * tpot
+        fits = held + local * spec.expert_bytes <= main.memory_mb * 2**20
+        if by_use:
+            rate = side.usd_per_gb_second["x86_64"] * main.memory_mb / 1024 + side.usd_per_accelerator_gb_second * base / 2**30
+            options = [(rate, side.usd_per_request, side.timeout_s)]
+        elif self.per_hour is None:
+            options = [(main.usd_per_hour / 3600, 0.0, math.inf)]
+        else:
+            most = min(64, math.ceil(float(request.max()) * self.per_hour / 3600))
+            options = [(0.0, n * main.usd_per_hour / self.per_hour, 3600 * n / self.per_hour) for n in range(1, most + 1)]
+        for rate, fixed, longest in options:
+            good = fits & (request <= longest * (1 + 1e-9))
+            yield np.stack(
+                [(rate * request + fixed + usd)[good], np.broadcast_to(ttft, good.shape)[good], np.broadcast_to(tpot, good.shape)[good]], 1
+            )
+
+    def beside(self, main: Any, vcpus: float, layer: int) -> list[tuple[float, float, float, int]]:
+        """Of one layer: (prefill with cold starts, decode, bill, local experts) of everything that fits, beside this main function."""
+        curve = self.latency.local_expert
+        step_s = self.once(curve.seconds, 1, vcpus)
+        local_s = [[self.once(curve.seconds, use * n_in, vcpus) for use in self.use[layer]] for _, n_in, _ in self.kinds]
+        cold_s = self.cold_share * self.spec.expert_bytes / self.catalog.main.load_bytes_per_s if main.usd_per_hour is None else 0.0
+        out = []
+        for c in self.choices[layer]:
+            prefill = cold_s * len(c.stay) + (self.cold_share * c.start_s if main.usd_per_hour is not None else 0.0)
+            for (share, _, _), own, wait in zip(self.kinds, local_s, c.waits, strict=True):
+                prefill += share * max(sum([own[e] for e in c.stay]), wait)
+            out.append((prefill, sum([share * max(local * step_s, wait) for share, local, wait in c.steps]), c.usd, len(c.stay)))
+        return out
+
+    @cached_property
+    def choices(self) -> list[list[Choice]]:
+        """Of each layer everything that fits."""
+        return [list(self.choices_of(layer)) for layer in range(len(self.spec.moe_layers))]
+
+    def choices_of(self, layer: int) -> Iterator[Choice]:
+        experts, use, side = range(self.spec.experts_per_layer), self.use[layer], self.catalog.function
+        trace = self.profile.arrays["trace_ids"][:, layer].tolist()
+        hit = [sum(e in token for token in trace) / len(trace) for e in experts]
+        seen = Counter(tuple(sorted(e for e in token if e >= 0)) for token in trace)
+        mean_in = sum(share * n_in for share, n_in, _ in self.kinds)
+        order = sorted(experts, key=lambda e: (use[e] * mean_in + self.n_out * hit[e], e))
+        for remote in itertools.chain.from_iterable(itertools.combinations(order, size) for size in range(len(experts) + 1)):
+            if not remote:
+                yield self.choice(use, seen, [], 0, 0)  # type: ignore[misc]
+            for memory_mb in side.memory_menu_mb if remote else ():
+                for functions in range(1, side.max_functions + 1):
+                    parts = [part for j in range(functions) if (part := list(remote[j::functions]))]
+                    if all(self.bytes(part, use) <= memory_mb * 2**20 for part in parts):
+                        for replicas in range(1, (side.max_replicas if functions == 1 else 1) + 1):
+                            found = self.choice(use, seen, parts, memory_mb, replicas)
+                            yield from [found] if found else []
+                        break
+
+    def bytes(self, part: list[int], use: list[float]) -> float:
+        side, longest = self.catalog.function, max(n_in for _, n_in, _ in self.kinds)
+        held = side.runtime_memory_mb * 2**20 + len(part) * self.spec.expert_bytes * side.expert_memory_factor
+        return held + sum(use[e] * longest for e in part) * self.spec.hidden_state_bytes
+
+    def choice(self, use: list[float], seen: Counter[tuple[int, ...]], parts: Any, memory_mb: int, replicas: int) -> Choice | None:
+        side = self.catalog.function
+        tmp_mb = math.ceil(max(map(len, parts), default=0) * self.spec.expert_bytes / 1048576) + side.storage_spare_mb
+        rate = memory_mb / 1024 * side.usd_per_gb_second["x86_64"]
+        rate += max(tmp_mb - side.storage_free_mb, 0) / 1024 * side.usd_per_storage_gb_second
+        remote = {e: j for j, part in enumerate(parts) for e in part}
+        stay = [e for e in range(len(use)) if e not in remote]
+        waits, usd = [], 0.0
+        for share, n_in, _ in self.kinds:
+            groups = parts if replicas <= 1 else self.lpt({e: use[e] * n_in for e in remote}, replicas)
+            durations = []
+            for group in groups:
+                rows = sum(use[e] * n_in for e in group)
+                if rows * self.spec.hidden_state_bytes * side.wire_expansion > side.payload_limit_bytes:
+                    return None
+                if rows:
+                    durations.append(self.inside(memory_mb, [use[e] * n_in for e in group]))
+            waits.append(max([0.0, *(self.wait(d) for d in durations)]))
+            usd += share * sum(self.bill(rate, d) for d in durations)
+        steps = []
+        for token, times in seen.items():
+            hits = [h for j in range(len(parts)) if (h := sum(remote.get(e) == j for e in token))]
+            if self.per_expert:
+                calls = [self.inside(memory_mb, [1.0]) for h in hits for _ in range(h)]
+                longest = max([0.0, *(h * self.wait(self.inside(memory_mb, [1.0])) for h in hits)])
+            else:
+                calls = [self.inside(memory_mb, [1.0] * h) for h in hits]
+                longest = max([0.0, *(self.wait(t) for t in calls)])
+            share = times / seen.total()
+            steps.append((share, len(token) - sum(hits), longest))
+            usd += self.n_out * share * sum(self.bill(rate, t) for t in calls)
+        start_s = 0.0
+        if parts:
+            start_s = self.latency.cold_start.total_s if self.latency.cold_start else side.cold_start_s
+            start_s += max(map(len, parts)) * self.spec.expert_bytes / side.load_bytes_per_s
+            usd += self.cold_share * len(parts) * replicas * start_s * rate
+        return Choice(stay, waits, steps, usd, start_s)
+
+    def lpt(self, tokens: dict[int, float], replicas: int) -> list[list[int]]:
+        """By work at one vCPU, longest first, to the least loaded."""
+        groups: list[list[int]] = [[] for _ in range(replicas)]
+        load = [0.0] * replicas
+        one = min(self.catalog.function.max_useful_vcpus, 1.0)
+        work = {e: self.once(self.latency.remote_expert.work_s, n, one) for e, n in tokens.items() if n > 0}
+        for expert in sorted(work, key=lambda e: (-work[e], e)):
+            least = load.index(min(load))
+            groups[least].append(expert)
+            load[least] += work[expert]
+        return [group for group in groups if group]
+
+    def once(self, curve: Any, *of: float) -> float:
+        """A time from one of the profile's curves, each worked out once."""
+        key = (curve.__name__, curve.__self__ is self.latency.local_expert, *of)
+        if key not in self.known:
+            self.known[key] = float(curve(*of))
+        return self.known[key]
+
+    def inside(self, memory_mb: int, rows: list[float]) -> float:
+        side, timing, measured = self.catalog.function, self.latency.remote_expert, self.latency.invocation
+        vcpus = min(side.max_useful_vcpus, memory_mb / side.mb_per_vcpu)
+        rate = measured.bytes_per_s if measured else side.network_bytes_per_s
+        seconds = self.once(timing.elapsed_s, sum(self.once(timing.work_s, n, vcpus) for n in rows), vcpus)
+        return seconds + 2 * sum(rows) * self.spec.hidden_state_bytes * side.wire_expansion / rate
+
+    @cached_property
+    def billed_overheads(self) -> list[float]:
+        measured = self.latency.invocation
+        return list(measured.billed_s.tenths) if measured else [self.catalog.function.warm_billed_s]
+
+    @cached_property
+    def overhead(self) -> float:
+        measured = self.latency.invocation
+        outside = sum(measured.unbilled_s.tenths) / len(measured.unbilled_s.tenths) if measured else self.catalog.function.warm_unbilled_s
+        return outside + sum(self.billed_overheads) / len(self.billed_overheads)
+
+    def wait(self, inside_s: float) -> float:
+        return self.overhead + inside_s
+
+    def bill(self, usd_per_s: float, inside_s: float) -> float:
+        side, granule = self.catalog.function, self.catalog.function.billing_granularity_ms / 1000
+        rounded = [math.ceil((overhead + inside_s) / granule - 1e-6) * granule for overhead in self.billed_overheads]
+        return sum(rounded) / len(rounded) * usd_per_s + side.usd_per_request

@@ -1,0 +1,59 @@
+"""A small deployment that no planner made: a mixtral checkpoint with a tokenizer, a profile of it, and a plan, taken for verified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from remoe_cli.artifacts import write_json
+from remoe_cli.model.checkpoint import find
+from remoe_cli.model.spec import read_spec
+from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
+from remoe_cli.plan.document import LayerPlan, Plan, Source
+from remoe_cli.profile.record import ModelRef, Profile, write_profile
+from tests.support.families import VOCAB_SIZE, save
+from tests.support.synthetic import plan_by_hand, synthetic_profile
+
+PROMPT = " ".join(f"w{i}" for i in range(1, 21))
+PROMPT_IDS = tuple(range(1, 21))
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """`plan_path` is `plan` as a file, `model` the whole model."""
+
+    plan_path: Path
+    plan: Plan
+    profile: Profile
+    catalog: Catalog
+    model: PreTrainedModel
+
+    def tokens(self, new_tokens: int = 16) -> list[int]:
+        """What transformers answers to the prompt."""
+        ids = torch.tensor([PROMPT_IDS])
+        with torch.inference_mode():
+            whole: Any = self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False)
+        return list(whole[0, len(PROMPT_IDS) :].tolist())
+
+
+def by_hand(folder: Path, layers: tuple[LayerPlan, ...]) -> ByHand:
+    """All of it under `folder`. Tokens are w0, w1 ..."""
+    model = save("mixtral", torch.float32, folder / "model", fused=False)
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder / "model")
+    found = find(str(folder / "model"))
+    synthetic = synthetic_profile(folder / "synthetic", experts=8)
+    update = {"model": ModelRef(path=found.name, revision=found.revision), "spec": read_spec(found)}
+    profile = write_profile(folder / "profile", synthetic.record.model_copy(update=update), synthetic.arrays)
+    catalog = read_catalog("local")
+    plan = plan_by_hand(
+        layers, profile=Source(path=str(profile.path), sha256=profile.sha256), catalog=catalog.file, main=catalog.main.menu[0]
+    )
+    write_json(folder / "plan.json", plan)
+    return ByHand(folder / "plan.json", plan, profile, catalog, model)
