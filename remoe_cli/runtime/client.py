@@ -18,7 +18,7 @@ import httpx
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
 
 if TYPE_CHECKING:
-    from remoe_cli.runtime.prediction import Predict
+    from remoe_cli.runtime.expected_cost import ExpectedCost
 
 # Errors keep their kind across the wire, so that the exit code is the same as in one process.
 _KINDS: dict[str, type[RemoeError]] = {
@@ -67,19 +67,19 @@ class SageMaker:
     client: Any
 
 
-Endpoint = Http | LambdaMain | SageMaker
+MainAddress = Http | LambdaMain | SageMaker
 
 
 def answer(
-    endpoint: Endpoint,
+    endpoint: MainAddress,
     prompt: str,
     max_new_tokens: int,
     on_text: Callable[[str], None],
     *,
     calls: bool = False,
-    predict: Predict | None = None,
+    expected: ExpectedCost | None = None,
 ) -> dict[str, Any]:
-    """The answer document for one prompt, with the times of its invocations if `calls`, and in its receipt what `predict` says.
+    """The answer document for one prompt, with the times of its invocations if `calls`, and in its receipt what `expected` says.
 
     Raises UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function cannot
     be reached or ends in mid-answer.
@@ -96,13 +96,13 @@ def answer(
         on_text(event["text"])
     if document is None:
         raise _gone(endpoint, "it closed the stream without an answer")
-    if predict is not None:
+    if expected is not None:
         receipt = document["receipt"]
-        receipt["predicted"] = predict(receipt["prompt_tokens"], receipt["generated_tokens"] - 1).model_dump(mode="json")
+        receipt["predicted"] = expected(receipt["prompt_tokens"], receipt["generated_tokens"] - 1).model_dump(mode="json")
     return document
 
 
-def _events(endpoint: Endpoint, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _events(endpoint: MainAddress, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What the main function says: {"text": ..} for each piece, then {"answer": ..} or {"error": ..}."""
     match endpoint:
         case Http(url):
@@ -175,7 +175,7 @@ def _said(error: Any) -> dict[str, Any] | None:
         return None
 
 
-def _refused(endpoint: Endpoint, error: Exception) -> RemoeError:
+def _refused(endpoint: MainAddress, error: Exception) -> RemoeError:
     response: dict[str, Any] = getattr(error, "response", None) or {}  # of some connection errors it is None
     kind = response.get("Error", {}).get("Code") or type(error).__name__
     if kind not in _REFUSALS:
@@ -184,7 +184,7 @@ def _refused(endpoint: Endpoint, error: Exception) -> RemoeError:
     return DeployError(f"{_named(endpoint)} {what}.", hint)
 
 
-def _named(endpoint: Endpoint) -> str:
+def _named(endpoint: MainAddress) -> str:
     match endpoint:
         case Http(url):
             return f"The main server at {url}"
@@ -194,7 +194,7 @@ def _named(endpoint: Endpoint) -> str:
             return f"The SageMaker endpoint {name}"
 
 
-def _gone(endpoint: Endpoint, how: str) -> DeployError:
+def _gone(endpoint: MainAddress, how: str) -> DeployError:
     return DeployError(
         f"{_named(endpoint)} ended before the answer was complete ({how}).",
         "It may be starting again: repeat the command, or see 'remoe status NAME' and 'remoe logs NAME'.",
