@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
+from remoe_cli.runtime.failures import failure, kind_of
 
 if TYPE_CHECKING:
     from remoe_cli.runtime.expected_cost import ExpectedCost
@@ -23,24 +24,6 @@ if TYPE_CHECKING:
 # Errors keep their kind across the wire, so that the exit code is the same as in one process.
 _KINDS: dict[str, type[RemoeError]] = {
     kind.__name__.removesuffix("Error"): kind for kind in (UsageError, ModelError, ArtifactError, InvokeError, DeployError)
-}
-_LOGS = "See 'remoe status NAME' and 'remoe logs NAME'."
-# By the name of Lambda's, SageMaker's or botocore's error: what it means, and what to do.
-_REFUSALS: dict[str, tuple[str, str]] = {
-    "TooManyRequestsException": ("is busy: it answers one request at a time", "Ask again later."),
-    "ThrottlingException": ("is throttled", "Ask again later."),
-    "ServiceUnavailable": ("is not available now", "Ask again later."),
-    "ModelNotReadyException": ("is still loading its model", "Ask again in a few minutes."),
-    "ResourceNotFoundException": ("does not exist", "See 'remoe status', and deploy again."),
-    "ValidationError": ("does not exist or is not yet in service", _LOGS),
-    "AccessDeniedException": ("may not be called with these credentials", "Use those of the account that deployed it."),
-    "ExpiredTokenException": ("may not be called: the credentials have expired", "Sign in again."),
-    "ExpiredToken": ("may not be called: the credentials have expired", "Sign in again."),
-    "UnrecognizedClientException": ("may not be called: the credentials are not valid", "Check the AWS profile."),
-    "NoCredentialsError": ("may not be called: there are no AWS credentials", "Sign in, or set AWS_PROFILE."),
-    "RequestTooLargeException": ("refused the request as too large", "Shorten the prompt."),
-    "Sandbox.Timedout": ("ran out of time", "Ask for fewer tokens."),
-    "Runtime.OutOfMemory": ("ran out of memory", "Plan with a larger main function and deploy again."),
 }
 
 
@@ -134,8 +117,8 @@ def _lambda(endpoint: LambdaMain, function: str, client: Any, request: dict[str,
         raise _refused(endpoint, error) from None
     if "FunctionError" in response:
         kind, message = document.get("errorType", "Unknown"), document.get("errorMessage", "no message")
-        what, hint = _REFUSALS.get(kind, ("failed", _LOGS))
-        raise InvokeError(f"{_named(endpoint)} {what} ({kind}: {message}).", hint)
+        known = failure(kind)
+        raise InvokeError(f"{_named(endpoint)} {known.meaning or 'failed'} ({kind}: {message}).", known.hint)
     if "error" not in document:
         yield {"text": document["text"]}
     yield document if "error" in document else {"answer": document}
@@ -176,12 +159,10 @@ def _said(error: Any) -> dict[str, Any] | None:
 
 
 def _refused(endpoint: MainAddress, error: Exception) -> RemoeError:
-    response: dict[str, Any] = getattr(error, "response", None) or {}  # of some connection errors it is None
-    kind = response.get("Error", {}).get("Code") or type(error).__name__
-    if kind not in _REFUSALS:
-        return _gone(endpoint, f"{kind}: {error}")
-    what, hint = _REFUSALS[kind]
-    return DeployError(f"{_named(endpoint)} {what}.", hint)
+    known = failure(kind_of(error))
+    if known.meaning:
+        return DeployError(f"{_named(endpoint)} {known.meaning}.", known.hint)
+    return _gone(endpoint, f"{known.kind}: {error}")
 
 
 def _named(endpoint: MainAddress) -> str:
