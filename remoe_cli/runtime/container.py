@@ -14,11 +14,11 @@ import sys
 
 from remoe_cli.runtime import server
 from remoe_cli.runtime.main_function import load_packaged
-from remoe_cli.runtime.server import Limits
+from remoe_cli.runtime.server import TimeLimits
 
 PORT = 8080
 # Below 60 s and 8 minutes by what a token may take, and the way back.
-LIMITS = Limits(whole_s=54, streamed_s=468)
+LIMITS = TimeLimits(whole_s=54, streamed_s=468)
 
 
 def main(arguments: list[str]) -> None:

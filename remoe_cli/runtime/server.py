@@ -37,7 +37,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from remoe_cli.errors import DeployError, RemoeError, UsageError
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.runtime.answer import Stop
 from remoe_cli.runtime.main_function import MainFunction, Request, described, load_here, parse, until
 
@@ -48,14 +48,14 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = ((UsageError, 400), (DeployEr
 
 
 @dataclass(frozen=True)
-class Limits:
+class TimeLimits:
     """Seconds from a request's arrival after which its answer ends with the next token, whole and streamed."""
 
     whole_s: float = math.inf
     streamed_s: float = math.inf
 
 
-def make_app(loading: Future[MainFunction], model_thread: Executor, ending: threading.Event, limits: Limits) -> FastAPI:
+def make_app(loading: Future[MainFunction], model_thread: Executor, ending: threading.Event, limits: TimeLimits) -> FastAPI:
     """The application. One answer at a time, in `model_thread`; further requests wait. `ending` ends answers with their next token."""
     app = FastAPI(title="remoe", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -157,7 +157,7 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(load: Callable[[], MainFunction], host: str, port: int, limits: Limits = Limits()) -> None:
+def serve(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> None:
     """Answer until SIGTERM or SIGINT, from the start on; the model loads meanwhile. Ends within 20 s of the signal.
 
     Raises DeployError for a port that cannot be had, and what `load` raises.
@@ -184,7 +184,7 @@ def serve_here(name: str, server_json: Path, endpoint: str | None, host: str, po
     serve(lambda: load_here(server_json, endpoint), host, port)
 
 
-def run(load: Callable[[], MainFunction], host: str, port: int, limits: Limits = Limits()) -> NoReturn:
+def run(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> NoReturn:
     """`serve` as a whole program."""
     try:
         serve(load, host, port, limits)

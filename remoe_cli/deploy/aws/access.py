@@ -16,13 +16,14 @@ from remoe_cli.deploy.aws.session import Account, plain_errors
 from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import ArtifactError, DeployError
+from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.package.partial_checkpoint import MainManifest
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client
 from remoe_cli.settings import cache_dir
 
 # An answer takes as long as it takes, and is paid for: it is waited for, and not asked for again.
-_ANSWER = Config(connect_timeout=10, read_timeout=910, retries={"mode": "standard", "total_max_attempts": 1})
+_ANSWER = Config(connect_timeout=10, read_timeout=MAX_TIMEOUT_S + 10, retries={"mode": "standard", "total_max_attempts": 1})
 
 
 def reach(account: Account, name: str) -> client.MainAddress:

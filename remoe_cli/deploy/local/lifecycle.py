@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from remoe_cli import limits, settings
+from remoe_cli import cages, settings
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import NAME_FORM, ChildrenRecord, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
@@ -131,7 +131,7 @@ def _end_everything(folder: Path) -> None:
     with suppress(ArtifactError):
         left += processes.end(read_json(folder / "children.json", ChildrenRecord).children)
     groups = [Path(group) for group in record.groups] if record else []
-    kept = [group for group in groups if not limits.remove(group)]
+    kept = [group for group in groups if not cages.remove(group)]
     if left or kept:
         what = ", ".join([f"process {process.pid}" for process in left] + [f"group {group}" for group in kept])
         message = f"Of the deployment in {folder} there is still {what}, which could not be ended."

@@ -29,14 +29,14 @@ from remoe_cli.deploy.inputs import read_inputs
 from remoe_cli.deploy.local import lifecycle
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
 from remoe_cli.errors import DeployError, UsageError
+from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S
 from remoe_cli.package import bundle
 from remoe_cli.package.partial_checkpoint import MANIFEST
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client
 from remoe_cli.runtime.invoke import make_client
 
-_TIMEOUT_S, _MAIN_TIMEOUT_S = 30.0, 900.0
-_MOST_MEMORY_MB = 10_240
+_TIMEOUT_S = 30.0  # of an expert function
 _MAIN_RUNTIME_MB = 512  # torch and transformers, besides the weights
 Progress = Callable[[int, int], None]
 
@@ -93,10 +93,10 @@ def _main_server(folder: Path) -> MainConfig:
 def _main_function(name: str, plan: Plan, share: Path, share_bytes: int) -> FunctionConfig:
     """The main function as one of Lambda's, with the plan's memory; it runs from this installation, which has torch."""
     needed_mb = math.ceil(share_bytes / 2**20) + _MAIN_RUNTIME_MB
-    memory_mb = min(max(plan.main.memory_mb, needed_mb), _MOST_MEMORY_MB)
-    if needed_mb > _MOST_MEMORY_MB:
+    memory_mb = min(max(plan.main.memory_mb, needed_mb), MAX_MEMORY_MB)
+    if needed_mb > MAX_MEMORY_MB:
         raise DeployError(
-            f"The main function needs {needed_mb} MB, and a Lambda function has {_MOST_MEMORY_MB} MB at most.",
+            f"The main function needs {needed_mb} MB, and a Lambda function has {MAX_MEMORY_MB} MB at most.",
             "Leave --endpoint lambda out, or plan with more experts remote.",
         )
     return FunctionConfig(
@@ -105,7 +105,7 @@ def _main_function(name: str, plan: Plan, share: Path, share_bytes: int) -> Func
         code_dir=str(Path(remoe_cli.__file__).parents[1]),
         environment={"REMOE_MAIN": str(share / MANIFEST)},
         memory_mb=memory_mb,
-        timeout_s=_MAIN_TIMEOUT_S,
+        timeout_s=MAX_TIMEOUT_S,
         reserved_concurrency=1,
     )
 
@@ -128,7 +128,7 @@ def reach(name: str) -> client.MainAddress:
         case {"kind": "server", "state": "running", "port": port}:
             return client.Http(f"http://127.0.0.1:{port}")
         case {"kind": "lambda", "name": function}:
-            return client.LambdaMain(function, make_client(document["endpoint"], 1, _MAIN_TIMEOUT_S + 10))
+            return client.LambdaMain(function, make_client(document["endpoint"], 1, MAX_TIMEOUT_S + 10))
         case None if document["endpoint"]:
             raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name}'.")
     raise DeployError(f"The main server of '{name}' does not run.", f"See 'remoe logs {name}'; 'remoe destroy {name}' and deploy again.")

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from remoe_cli import limits
+from remoe_cli import cages
 from remoe_cli.artifacts import read_json
 from remoe_cli.deploy.local import lifecycle, processes
 from remoe_cli.deploy.local.config import ChildrenRecord, FunctionConfig, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
@@ -300,8 +300,8 @@ def test_a_deployments_group_is_its_own(tmp_path: Path) -> None:
 
 
 def test_a_group_that_cannot_be_made_is_no_mechanism(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_candidates", lambda version, controller: iter([Path("/proc/self")]))
-    assert (limits.probe("remoe-x").memory, limits.probe("remoe-x").cpu) == ("rlimit", "threads-only")
+    monkeypatch.setattr(cages, "_candidates", lambda version, controller: iter([Path("/proc/self")]))
+    assert (cages.probe("remoe-x").memory, cages.probe("remoe-x").cpu) == ("rlimit", "threads-only")
 
 
 def test_what_prepare_raises_leaves_nothing(root: Path) -> None:
