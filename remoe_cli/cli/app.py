@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 import typer
-from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from remoe_cli import __version__
@@ -25,34 +24,84 @@ from remoe_cli.cli import (
     package,
     plan,
     predict,
-    profile,
+    profile_import,
+    profile_measure,
     profile_merge,
+    profile_run,
     serve,
     status,
 )
+from remoe_cli.cli.groups import Command, Group, examples
+from remoe_cli.cli.renamed import new_name
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.settings import debug
 
 
-class _Commands(TyperGroup):
-    """Names of commands may have two words: `remoe profile` is one command, `remoe profile merge` another."""
+class _Remoe(Group):
+    panels: ClassVar = {
+        "Start here": ("demo",),
+        "Pipeline": ("profile", "predict", "plan", "package", "deploy", "infer"),
+        "Operate": ("serve", "status", "logs", "destroy"),
+        "Prices": ("catalog",),
+    }
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        two = " ".join(args[:2])
-        return super().resolve_command(ctx, [two, *args[2:]] if two in self.commands else args)
+
+class _Profile(Group):
+    default = "run"
 
 
-app = typer.Typer(
-    name="remoe",
-    cls=_Commands,
-    help="Run mixture-of-experts models with rarely used experts in serverless functions.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+_EPILOG = """\
+Start with 'remoe demo', which needs no account. 'remoe COMMAND --help' shows examples.
+Words such as TTFT, top-k and cold start are explained in docs/reference/glossary.md.
+Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 no plan meets the targets, 4 over budget,
+5 held by another process, 6 partly deployed, 130 interrupted."""
+
+
+def _group(help: str, epilog: str, cls: type[Group] = Group, completion: bool = False) -> typer.Typer:
+    return typer.Typer(
+        cls=cls,
+        help=help,
+        epilog=epilog,
+        add_completion=completion,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"max_content_width": 100},
+    )
+
+
+app = _group(
+    """Run a mixture-of-experts (MoE) language model with its rarely used experts in serverless functions.
+
+    Each MoE layer has many experts (small networks); its router picks a few of them for each token. remoe records which experts your
+    prompts use, plans which experts to keep in the main function and which to move into functions of their own (the remote experts),
+    deploys both, and shows what an answer took and cost.
+    """,
+    _EPILOG,
+    _Remoe,
+    completion=True,
 )
-for module in (demo, profile, profile_merge, predict, plan, catalog_update, package, deploy, infer, serve, status, logs, destroy):
-    app.command(name=module.__name__.rpartition(".")[2].replace("_", " "))(module.command)
+profile = _group(
+    """Record which experts a model uses on your prompts, and how long things take.
+
+    'remoe profile MODEL ...' is short for 'remoe profile run MODEL ...'.
+    """,
+    examples("remoe profile ~/models/olmoe --data prompts.jsonl -o profiles/olmoe", "remoe profile run --help"),
+    _Profile,
+)
+catalog = _group(
+    """Keep catalogs, the files of hardware and prices that 'remoe plan' reads.""",
+    examples("remoe catalog update -o prices/aws.toml", "remoe plan profiles/olmoe -o plans/olmoe.json --catalog prices/aws.toml"),
+)
+app.add_typer(profile, name="profile")
+app.add_typer(catalog, name="catalog")
+for group, modules in (
+    (app, (demo, predict, plan, package, deploy, infer, serve, status, logs, destroy)),
+    (profile, (profile_run, profile_import, profile_measure, profile_merge)),
+    (catalog, (catalog_update,)),
+):
+    for module in modules:
+        name = module.__name__.rpartition(".")[2].rpartition("_")[2]
+        group.command(name, cls=Command, epilog=module.EXAMPLES)(module.command)
 
 
 def _print_version(value: bool) -> None:
@@ -75,11 +124,9 @@ def main() -> None:
 
 def run() -> int:
     try:
-        return int(app(standalone_mode=False) or 0)
+        return int(app(prog_name="remoe", standalone_mode=False) or 0)
     except TyperException as error:
-        if not (message := error.format_message()):
-            return 2  # no arguments: the help text has been printed
-        output.fail(UsageError(message, "Run the command with --help to see its options."))
+        output.fail(UsageError(new_name(error) or error.format_message(), "Run the command with --help to see its options."))
         return UsageError.exit_code
     except RemoeError as error:
         _traceback()

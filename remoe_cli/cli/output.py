@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class _Mode:
     json: bool = False
     quiet: bool = False
+    verbose: bool = False
 
 
 _mode = _Mode()
@@ -43,12 +44,22 @@ def _set_quiet(value: bool) -> bool:
     return value
 
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.", callback=_set_json)]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no progress.", callback=_set_quiet)]
+def _set_verbose(value: bool) -> bool:
+    _mode.verbose = value
+    return value
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.", callback=_set_json)]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no messages and no progress.", callback=_set_quiet)]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print the tables of layers too.", callback=_set_verbose)]
 
 
 def is_json() -> bool:
     return _mode.json
+
+
+def is_verbose() -> bool:
+    return _mode.verbose
 
 
 def say(message: str) -> None:

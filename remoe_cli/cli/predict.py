@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remoe_cli.cli import output
+from remoe_cli.cli.groups import examples
+from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, texts_of
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,43 +20,70 @@ if TYPE_CHECKING:
 
 _SHOWN = 3
 
+_EVALUATION, _ADVANCED = "Evaluation", "Advanced"
+
+EXAMPLES = examples(
+    "remoe predict profiles/olmoe --prompt 'Write a haiku about rivers.'",
+    "remoe predict profiles/olmoe --data tomorrow.jsonl -o predicted.safetensors",
+    "remoe predict profiles/olmoe --evaluate --plot scores.png",
+)
+
 
 def command(
-    profile: Annotated[Path, typer.Argument(help="A profile made by 'remoe profile'.")],
-    prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
-    input: Annotated[str | None, typer.Option("--input", help="A file of prompts, as for 'remoe profile'.")] = None,
-    field: Annotated[str, typer.Option(help="Field of the prompts that holds the text.")] = "prompt",
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="Write the predictions here, as .safetensors.")] = None,
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="Score all predictors on held-out prompts of the profile.")] = False,
-    folds: Annotated[int, typer.Option(min=2, help="Folds of the evaluation.")] = 5,
-    fate: Annotated[bool, typer.Option("--fate", help="Evaluate Fate too, which loads the model's routers.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the evaluation here (.png, .svg or .pdf).")] = None,
-    vectors_from: Annotated[
-        str | None, typer.Option(help="Checkpoint whose embeddings make the prompt vectors; needs the profiled prompts in --data.")
+    profile: ProfileArgument,
+    prompt: PromptOption = None,
+    data: DataOption = None,
+    field: FieldOption = "prompt",
+    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write all predictions here, as .safetensors.")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Score all predictors on prompts of the profile instead.", rich_help_panel=_EVALUATION)
+    ] = False,
+    folds: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Parts of the profile; each is predicted from the others.", rich_help_panel=_EVALUATION)
+    ] = 5,
+    fate: Annotated[
+        bool,
+        typer.Option("--fate", help="Score Fate too: it asks the model's own routers, which it loads.", rich_help_panel=_EVALUATION),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the scores here (.png, .svg or .pdf).", rich_help_panel=_EVALUATION)
     ] = None,
-    data: Annotated[str | None, typer.Option("--data", help="The prompts that were profiled, for --vectors-from.")] = None,
+    vectors_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Compare prompts by this model's embeddings, not by the profiled model's; needs --profiled-data.",
+            rich_help_panel=_ADVANCED,
+        ),
+    ] = None,
+    profiled_data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The prompts that were profiled, for --vectors-from.", rich_help_panel=_ADVANCED)
+    ] = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Predict the activation frequencies of prompts, or with --evaluate score the predictors on the profile's own."""
+    """Predict how often new prompts will use each expert, or score the predictors.
+
+    The prediction is learned from the profile's prompts. The model is not run.
+    """
     from remoe_cli.profile.prompts import read_prompts
     from remoe_cli.profile.record import read_profile
 
-    if (prompt is not None) + (input is not None) + evaluate != 1:
-        raise UsageError("Give one of --prompt TEXT, --input FILE or --evaluate.", "See 'remoe predict --help'.")
+    if (prompt is not None) + (data is not None) + evaluate != 1:
+        hint = "--data holds new prompts; --profiled-data the profile's own." if data else "See 'remoe predict --help'."
+        raise UsageError("Give one of --prompt TEXT, --data FILE or --evaluate.", hint)
     if not evaluate and (plot or fate):
         raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
     read = read_profile(profile)
 
     from remoe_cli.predict.history import histories, prompts_of  # imports torch, for which a wrong path need not wait
 
-    known = prompts_of(read, vectors_from, None if data is None else read_prompts(data, field))
+    known = prompts_of(read, vectors_from, None if profiled_data is None else read_prompts(profiled_data, field))
     views = histories(read, known)
     if evaluate:
         _evaluate(read, views, _fate(read, known) if fate else None, folds, plot)
     else:
-        texts = (str(prompt),) if prompt is not None else read_prompts(str(input), field).texts
-        _predict(read, views["request"], texts, out)
+        _predict(read, views["request"], texts_of(prompt, data, field), out)
 
 
 def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Path | None) -> None:
