@@ -1,12 +1,10 @@
-"""The `remoe` command. The only place that turns an exception into an exit code.
-
-0 ok · 1 failure · 2 usage · 3 infeasible plan · 4 over budget · 5 held by another · 6 partly deployed · 130 interrupted
-"""
+"""The `remoe` command: its groups and commands, and the only place that turns an exception into an exit code."""
 
 from __future__ import annotations
 
 import sys
 import traceback
+from textwrap import fill
 from typing import Annotated, ClassVar
 
 import typer
@@ -50,11 +48,20 @@ class _Profile(Group):
     default = "run"
 
 
-_EPILOG = """\
+EXIT_CODES = {
+    0: "ok",
+    1: "failure",
+    2: "wrong usage",
+    3: "no plan meets the targets",
+    4: "over budget",
+    5: "held by another process",
+    6: "partly deployed",
+    130: "interrupted",
+}
+_EPILOG = f"""\
 Start with 'remoe demo', which needs no account. 'remoe COMMAND --help' shows examples.
 Words such as TTFT, top-k and cold start are explained in docs/reference/glossary.md.
-Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 no plan meets the targets, 4 over budget,
-5 held by another process, 6 partly deployed, 130 interrupted."""
+{fill("Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".", 90)}"""
 
 
 def _group(help: str, epilog: str, cls: type[Group] = Group, completion: bool = False) -> typer.Typer:
@@ -123,10 +130,13 @@ def main() -> None:
 
 
 def run() -> int:
+    """Run the command line and return its exit code, one of EXIT_CODES."""
     try:
         return int(app(prog_name="remoe", standalone_mode=False) or 0)
     except TyperException as error:
-        output.fail(UsageError(new_name(error) or error.format_message(), "Run the command with --help to see its options."))
+        context = getattr(error, "ctx", None)  # every usage error has one
+        command = context.command_path if context else "remoe"
+        output.fail(UsageError(new_name(command, error) or error.format_message(), f"See '{command} --help'."))
         return UsageError.exit_code
     except RemoeError as error:
         _traceback()

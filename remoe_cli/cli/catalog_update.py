@@ -35,7 +35,7 @@ def command(
     from remoe_cli.plan.catalog.update import update
 
     if out.is_dir() or out.suffix != ".toml":
-        raise UsageError(f"{out} is no file name of a catalog.", "Give the copy a name that ends in .toml, such as catalogs/aws.toml.")
+        raise UsageError(f"{out} is not a file name for a catalog.", "Give the copy a name that ends in .toml, such as catalogs/aws.toml.")
     updated = update(read_catalog(catalog), out, say=output.say)
     if missing := updated.not_found:
         output.say(f"Not in AWS's price list, kept as they were: {', '.join(missing)}.")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = examples(
     "remoe deploy plans/demo.json --name demo",
-    "remoe deploy plans/olmoe.json --target aws --dry-run   # what it would create and cost; no account needed",
+    "remoe deploy plans/olmoe.json --target aws --dry-run   # needs no account",
     "remoe deploy plans/olmoe.json --target aws --monthly-alert 50 --alert-email me@example.org",
 )
 
@@ -48,7 +48,9 @@ def command(
     rtt_ms: Annotated[float, typer.Option(min=0, metavar="MS", help="Local only: network round trip to add to each call, in ms.")] = 0.0,
     endpoint: Annotated[
         Endpoint | None,
-        typer.Option(help="What runs the main function; by default a server here, on AWS what the plan chose. 'none': 'remoe serve' does."),
+        typer.Option(
+            help="What runs the main function; by default a server here, on AWS what the plan chose; 'none' leaves it to 'remoe serve'."
+        ),
     ] = None,
     endpoint_image: Annotated[
         str | None, typer.Option(metavar="URI", help="The main function's container image in ECR.", rich_help_panel=ON_AWS)

@@ -5,14 +5,14 @@ typer draws panels with rich, whose import takes as long as everything else that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from typer.core import TyperCommand, TyperGroup
 
 from remoe_cli.cli import output
 
-Row = tuple[str, str]
+Panels = dict[str, list[tuple[str, str]]]
 
 
 def examples(*commands: str) -> str:
@@ -20,17 +20,39 @@ def examples(*commands: str) -> str:
     return "\n".join(["Examples:", *(f"  {command}" for command in commands)])
 
 
-class Command(TyperCommand):
-    """A command whose options stand in the panels that `typer.Option(rich_help_panel=...)` names."""
+def panels_of(command: Any, ctx: Any) -> Panels:
+    """Return what each panel of a command's help lists, as (name, text); `rich_help_panel` names an option's panel."""
+    panels: Panels = {}
+    for parameter in sorted(command.get_params(ctx), key=lambda parameter: str(parameter.param_type_name)):  # arguments first
+        if (row := parameter.get_help_record(ctx)) is None:
+            continue
+        if parameter.param_type_name == "argument":
+            panels.setdefault("Arguments", []).append((parameter.metavar, row[1]))
+        else:
+            panels.setdefault(parameter.rich_help_panel or "Options", []).append(row)
+    return panels
+
+
+class _Plain:
+    """Writes the panels of a command or group, and its epilog as it stands."""
+
+    epilog: str | None
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        _write_panels(formatter, _parameters(self, ctx))
+        for panel, rows in panels_of(self, ctx).items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        _write_epilog(self, formatter)
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}\n")
 
 
-class Group(TyperGroup):
+class Command(_Plain, TyperCommand):
+    """A command of `remoe`."""
+
+
+class Group(_Plain, TyperGroup):
     """Commands in the order and under the titles of `panels`, if there are any.
 
     Without arguments a group prints its help and exits with 2, as for any wrong usage. With a `default`, arguments that do not begin
@@ -52,32 +74,10 @@ class Group(TyperGroup):
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        panels = self.panels or {"Commands": list(self.commands)}
-        rows = [(panel, (name, _first_paragraph(self.commands[name]))) for panel, names in panels.items() for name in names]
-        _write_panels(formatter, [*rows, *_parameters(self, ctx)])
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        _write_epilog(self, formatter)
-
-
-def _parameters(command: Any, ctx: Any) -> list[tuple[str, Row]]:
-    titles = {"argument": "Arguments", "option": "Options"}
-    found = ((p.rich_help_panel or titles[p.param_type_name], p.get_help_record(ctx)) for p in command.get_params(ctx))
-    return [(panel, row) for panel, row in found if row is not None]
-
-
-def _write_panels(formatter: Any, rows: Iterable[tuple[str, Row]]) -> None:
-    panels: dict[str, list[Row]] = {}
-    for panel, row in rows:
-        panels.setdefault(panel, []).append(row)
-    for panel, its_rows in panels.items():
-        with formatter.section(panel):
-            formatter.write_dl(its_rows)
-
-
-def _write_epilog(command: Any, formatter: Any) -> None:
-    if command.epilog:
-        formatter.write(f"\n{command.epilog}\n")
+        for panel, names in (self.panels or {"Commands": list(self.commands)}).items():
+            with formatter.section(panel):
+                formatter.write_dl([(name, _first_paragraph(self.commands[name])) for name in names])
+        super().format_options(ctx, formatter)
 
 
 def _first_paragraph(command: Any) -> str:

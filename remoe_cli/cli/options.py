@@ -23,7 +23,7 @@ DATA = typer.Option(
 DataOption = Annotated[str | None, DATA]
 FIELD_HELP = "Field of --data that holds the text of a prompt."
 FieldOption = Annotated[str, typer.Option(metavar="NAME", help=FIELD_HELP)]
-LimitOption = Annotated[int | None, typer.Option(min=1, metavar="PROMPTS", help="Read only the first prompts of --data.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, metavar="PROMPTS", help="Read at most this many prompts of --data.")]
 
 
 def texts_of(prompt: str | None, data: str | None, field: str) -> tuple[str, ...]:

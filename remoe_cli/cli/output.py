@@ -63,13 +63,13 @@ def is_verbose() -> bool:
 
 
 def say(message: str) -> None:
-    """A message for the user, on stderr."""
+    """Print a message for the user on stderr."""
     if not _mode.quiet:
         print(message, file=sys.stderr, flush=True)
 
 
 def result(document: BaseModel | Mapping[str, Any], show: Callable[[], None]) -> None:
-    """The command's result: the document with --json, else whatever `show` prints for people."""
+    """Print the command's result: the document with --json, else what `show` prints for people."""
     if not _mode.json:
         show()
         return
@@ -78,17 +78,17 @@ def result(document: BaseModel | Mapping[str, Any], show: Callable[[], None]) ->
 
 
 def line(text: str = "") -> None:
-    """A line of a human result, on stdout; square brackets are kept as they are."""
+    """Print a line of the result for people on stdout."""
     print(text, flush=True)
 
 
 def piece(text: str) -> None:
-    """A piece of streamed text, on stdout, without a line end."""
+    """Print a piece of streamed text on stdout, without a line end."""
     print(text, end="", flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout: first column to the left, numbers to the right."""
+    """Print a table on stdout, the first column aligned left and all others right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -102,7 +102,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def ask(question: str) -> bool:
-    """A question on stderr that only 'y' or 'yes' answers with yes."""
+    """Ask on stderr; return whether the answer on stdin is 'y' or 'yes'."""
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -139,7 +139,7 @@ def _lines(title: str, unit: str, done: int, total: int | None, what: str = "") 
 
 
 def fail(error: RemoeError) -> None:
-    """An error: with --json the document {"error": ..} on stdout, else one line and its hint on stderr."""
+    """Print an error: with --json the document {"error": ...} on stdout, else its message and hint on stderr."""
     if _mode.json or "--json" in sys.argv:
         document = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
         print(json.dumps(document, ensure_ascii=False), flush=True)

@@ -1,4 +1,4 @@
-"""`remoe package`: what a deployment consists of, as files; or the container image of its main function."""
+"""`remoe package`: the files of a deployment, or the container image of its main function."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def command(
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Write the files that a deployment would use, and show their sizes; or build the main function's image.
+    """Write a deployment's files and show their sizes, or build the main function's image.
 
     The files are a bundle for each expert function, and the part of the model that the main function loads.
     """
@@ -80,7 +80,7 @@ def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
     def show() -> None:
         output.line(f"The build context is {folder}, the image {image.uri}.")
         if commands:
-            output.line("No Docker answers here. To build and push it elsewhere:")
+            output.line("Docker is not running here. To build and push the image elsewhere:")
         for each in commands:
             output.line(f"  {each}")
 

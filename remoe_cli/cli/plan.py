@@ -1,4 +1,4 @@
-"""`remoe plan`: which experts go where, what it costs, and whether it pays."""
+"""`remoe plan`: which experts move into functions, what that costs, and whether it pays."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def command(
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Choose which experts to move into functions: the cheapest way to run a model that meets your targets.
+    """Choose the experts to move into functions, for the lowest cost within your targets.
 
     The plan is compared with everything else that could run the model, and says whether moving experts out pays.
     """

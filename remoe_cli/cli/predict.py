@@ -1,4 +1,4 @@
-"""`remoe predict`: which experts a prompt will use, before it runs; and how well that can be told."""
+"""`remoe predict`: which experts a new prompt will use, and how well each predictor knows that."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Pa
             for layer, best in zip(layers, document["most_used"], strict=True)
         ]
         output.table(f"Most used experts of {texts[0][:60]!r}", ("layer", *(f"{i + 1}." for i in range(len(rows[0]) - 1))), rows)
-        output.line(f"Predictor: {predictor.record.default}; in brackets where the share lies in {predictor.fitted.coverage:.0%} of cases.")
+        output.line(
+            f"Predictor: {predictor.record.default}. In {predictor.fitted.coverage:.0%} of cases the share is in the range in brackets."
+        )
         if out is not None:
             output.line(f"All {len(texts)} predictions: {out}")
 
@@ -140,7 +142,7 @@ def _fate(profile: Profile, known: Prompts) -> Fate:
 
     if profile.record.vectors is not None or known.table.checkpoint.name != profile.record.model.path:
         raise UsageError(
-            "Fate asks the model's own routers about its own tokens, and this profile's vectors are another model's.", "Leave --fate out."
+            "Fate needs the routers of the profiled model, but this profile's vectors come from another model.", "Leave --fate out."
         )
     output.say("Asking the model's routers about every token of the prompts")
     return ask_routers(find(profile.record.model.path), known.bags.tokens, _layers(profile))
@@ -173,7 +175,7 @@ def _evaluate(profile: Profile, views: dict[View, History], fate: Fate | None, f
     def show() -> None:
         for one in found:
             _show(one)
-        output.line(f"Semantic and activation similarity of prompts correlate with r = {pairs.correlation:.2f}.")
+        output.line(f"Similar meaning and similar use of experts correlate with r = {pairs.correlation:.2f} over pairs of prompts.")
         if winner:
             output.line(
                 f"Default predictor of this profile: {winner.default} (least divergence on {winner.validation_prompts} held-out prompts)."
@@ -199,4 +201,4 @@ def _show(one: Evaluation) -> None:
     rows.append(("perfect (noise floor)", f"{one.noise_floor_bits:.4f}", "", f"{one.oracle_remote_hit_share:.1%}", "", ""))
     header = ("predictor", "divergence, bits", "std. error", "remote hits at 50%", "build s", "search ms")
     output.table(f"{one.view}: {one.prompts} prompts", header, rows)
-    output.line(f"Intervals of {one.interval_nominal:.0%} held {one.interval_coverage:.1%} of the held-out frequencies.\n")
+    output.line(f"{one.interval_nominal:.0%} intervals contain {one.interval_coverage:.1%} of the held-out frequencies.\n")

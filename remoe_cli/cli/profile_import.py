@@ -13,8 +13,8 @@ from remoe_cli.cli.options import DataOption, FieldOption, LimitOption
 from remoe_cli.cli.profile_shared import LATENCY_FROM, MaxPromptTokensOption, OutOption, described_latency, finish
 
 EXAMPLES = examples(
-    "remoe profile import gpt-oss-20b/ counts.npz --latency-from g6e.xlarge -o profiles/gpt-oss",
-    "remoe profile import gpt-oss-20b/ counts.npz --latency-from g6e.xlarge --data prompts.jsonl -o profiles/gpt-oss",
+    "remoe profile import gpt-oss-20b/ counts.npz --latency-from paper -o profiles/gpt-oss",
+    "remoe profile import olmoe/ counts.npz --latency-from g6e.xlarge --data prompts.jsonl -o olmoe",
 )
 
 

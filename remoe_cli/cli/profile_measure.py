@@ -13,7 +13,7 @@ from remoe_cli.cli.profile_shared import MaxNewTokensOption, OutOption, finish
 
 EXAMPLES = examples(
     "remoe profile measure olmoe -o profiles/olmoe-measured",
-    "remoe profile measure olmoe --data prompts.jsonl -o profiles/olmoe-measured   # also while it answers",
+    "remoe profile measure olmoe --data prompts.jsonl -o profiles/olmoe-measured",
 )
 
 

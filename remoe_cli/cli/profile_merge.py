@@ -16,7 +16,7 @@ EXAMPLES = examples("remoe profile merge part-1 part-2 part-3 part-4 -o profiles
 
 def command(
     slices: Annotated[
-        list[Path], typer.Argument(metavar="SLICE...", help="All profiles made with --shard 1/N to N/N, in any order.", show_default=False)
+        list[Path], typer.Argument(metavar="SLICE", help="All profiles made with --shard 1/N to N/N, in any order.", show_default=False)
     ],
     out: OutOption,
     json: output.JsonOption = False,

@@ -29,7 +29,7 @@ def finish(made: Profile, out: Path) -> None:
 
     trained = None if made.record.dataset.shard else train(made)
     record, arrays = made.record, made.arrays
-    doubts = record.latency.warnings
+    warnings = record.latency.warnings
     document: dict[str, Any] = {
         "path": str(out),
         "model": record.model.path,
@@ -44,7 +44,7 @@ def finish(made: Profile, out: Path) -> None:
         "decode_tokens": int(arrays["decode_tokens"].sum()),
         "predictor": trained and trained.default,
         "latency": record.latency.source,
-        "warnings": list(doubts),
+        "warnings": list(warnings),
     }
 
     def show() -> None:
@@ -56,12 +56,13 @@ def finish(made: Profile, out: Path) -> None:
         if trained:
             scores = ", ".join(f"{name} {bits:.3f}" for name, bits in trained.validation_bits.items())
             output.line(
-                f"Default predictor: {trained.default} (divergence in bits on {trained.validation_prompts} held-out prompts: {scores})"
+                f"Predictor for new prompts: {trained.default}. Jensen-Shannon divergence in bits on {trained.validation_prompts} held-out "
+                f"prompts, 0 is perfect: {scores}"
             )
         output.line(f"Profile: {out}")
 
-    for doubt in doubts:
-        output.say(f"warning: {doubt}")
+    for warning in warnings:
+        output.say(f"warning: {warning}")
     output.result(document, show)
 
 

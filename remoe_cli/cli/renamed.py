@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-# (command, old option) -> what to write today
+if TYPE_CHECKING:
+    from typer.exceptions import TyperException
+
+# (command, old option) -> the sentence
 RENAMED = {
     ("predict", "--input"): "--input is now --data.",
     ("infer", "--input"): "--input is now --data.",
@@ -18,11 +21,6 @@ RENAMED = {
 }
 
 
-def new_name(error: Any) -> str | None:
-    """Return the sentence for an option that typer does not know because it has another name today."""
-    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
-    names: list[str] = []
-    while context is not None and context.parent is not None:
-        names.insert(0, context.info_name)
-        context = context.parent
-    return RENAMED.get((" ".join(names), str(option)))
+def new_name(command: str, error: TyperException) -> str | None:
+    """Return the sentence for an option that typer does not know, if `command` ("remoe plan") had it once."""
+    return RENAMED.get((command.removeprefix("remoe "), getattr(error, "option_name", "")))
