@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from remoe_cli.cli import output, status
-from remoe_cli.cli.target import ProfileOption, RegionOption, Target, TargetOption, YesOption, account, agreed, can_ask, only_on_aws
+from remoe_cli.cli.groups import examples
+from remoe_cli.cli.options import PlanArgument
+from remoe_cli.cli.target import (
+    ON_AWS,
+    ProfileOption,
+    RegionOption,
+    Target,
+    TargetOption,
+    YesOption,
+    account,
+    agreed,
+    can_ask,
+    only_on_aws,
+)
 from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
@@ -21,36 +34,52 @@ if TYPE_CHECKING:
     from remoe_cli.deploy.aws.preview import Table
     from remoe_cli.deploy.aws.quotas import QuotaCheck
 
+EXAMPLES = examples(
+    "remoe deploy plans/demo.json --name demo",
+    "remoe deploy plans/olmoe.json --target aws --dry-run   # needs no account",
+    "remoe deploy plans/olmoe.json --target aws --monthly-alert 50 --alert-email me@example.org",
+)
+
 
 def command(
-    plan: Annotated[Path, typer.Argument(help="A plan made by 'remoe plan'.")],
+    plan: PlanArgument,
     target: TargetOption = Target.local,
-    name: Annotated[str | None, typer.Option(help="Name of the deployment; by default made of the plan's file name.")] = None,
-    rtt_ms: Annotated[float, typer.Option(min=0, help="On the twin: network round trip to add to each invocation, in ms.")] = 0.0,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the deployment; by default the plan's file name.")] = None,
+    rtt_ms: Annotated[float, typer.Option(min=0, metavar="MS", help="Local only: network round trip to add to each call, in ms.")] = 0.0,
     endpoint: Annotated[
         Endpoint | None,
-        typer.Option(help="What runs the main function; by default a server here, and on AWS what the plan bought. 'none' is you."),
+        typer.Option(
+            help="What runs the main function; by default a server here, on AWS what the plan chose; 'none' leaves it to 'remoe serve'."
+        ),
     ] = None,
-    endpoint_image: Annotated[str | None, typer.Option(metavar="URI", help="On AWS: the main function's image in ECR.")] = None,
-    budget: Annotated[float | None, typer.Option(min=0.01, metavar="USD", help="On AWS: a month's spending that is reported.")] = None,
-    budget_email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="On AWS: whom it is reported to.")] = None,
+    endpoint_image: Annotated[
+        str | None, typer.Option(metavar="URI", help="The main function's container image in ECR.", rich_help_panel=ON_AWS)
+    ] = None,
+    monthly_alert: Annotated[
+        float | None,
+        typer.Option(min=0.01, metavar="USD", help="Send an e-mail when a month's spending reaches this, in USD.", rich_help_panel=ON_AWS),
+    ] = None,
+    alert_email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Who gets that e-mail.", rich_help_panel=ON_AWS)] = None,
     region: RegionOption = None,
     profile: ProfileOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="On AWS: say what would be there and what it costs; no credentials.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only show what would be created and what it costs; needs no credentials.", rich_help_panel=ON_AWS),
+    ] = False,
     yes: YesOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Package PLAN's remote experts as functions and start them with the main function."""
+    """Create a plan's expert functions and its main function, on this machine or on AWS."""
     name = name or _name_of(plan)
     if target is Target.local:
-        on_aws = {"endpoint_image": endpoint_image, "budget": budget, "budget_email": budget_email, "dry_run": dry_run}
+        on_aws = {"endpoint_image": endpoint_image, "monthly_alert": monthly_alert, "alert_email": alert_email, "dry_run": dry_run}
         only_on_aws(target, **on_aws, region=region, profile=profile)
         _deploy_here(plan, name, rtt_ms, endpoint)
         return
-    if (budget is None) != (budget_email is None):
-        raise UsageError("A budget needs somebody who is told.", "Give both --budget USD and --budget-email ADDRESS.")
-    settings = _settings(plan, name, endpoint, endpoint_image, budget, budget_email)
+    if (monthly_alert is None) != (alert_email is None):
+        raise UsageError("A monthly alert needs an amount and an address.", "Give both --monthly-alert USD and --alert-email ADDRESS.")
+    settings = _settings(plan, name, endpoint, endpoint_image, monthly_alert, alert_email)
     if dry_run:
         _preview(plan, settings)
     else:

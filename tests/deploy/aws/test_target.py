@@ -195,7 +195,7 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
     source = Source(path="nowhere", sha256="0" * 64)
     dry = str(tmp_path / "Dry v1.0, with a name that is long.json")
     write_json(Path(dry), inputs.plan.model_copy(update={"profile": source}))
-    code, document = remoe("deploy", dry, "--target", "aws", "--dry-run", "--budget", "5", "--budget-email", "a@b.c")
+    code, document = remoe("deploy", dry, "--target", "aws", "--dry-run", "--monthly-alert", "5", "--alert-email", "a@b.c")
     assert code == 0 and {"template", "resources", "cost", "quotas", "changes"} <= set(document)
     assert document["template"]["Description"] == "remoe: dry-v1-0-with-a-name-tha"
     assert document["template"]["Resources"]["Layer001"]["Properties"]["MemorySize"] == 1024
@@ -210,7 +210,7 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
         (("deploy", "PLAN", "--dry-run"), "--dry-run goes with --target aws"),
         (("deploy", "PLAN", "--region", "us-east-1"), "--region goes with --target aws"),
         (("deploy", "PLAN", "--target", "aws"), "nobody can answer"),
-        (("deploy", "PLAN", "--target", "aws", "--dry-run", "--budget", "5"), "A budget needs somebody"),
+        (("deploy", "PLAN", "--target", "aws", "--dry-run", "--monthly-alert", "5"), "A monthly alert needs an amount and an address"),
         (("deploy", "PLAN", "--target", "aws", "--dry-run", "--name", "No_Name"), "cannot be the name of a deployment on AWS"),
         (("status", "x", "--profile", "p"), "--profile goes with --target aws"),
         (("status", "--target", "aws"), "one deployment is shown at a time"),
