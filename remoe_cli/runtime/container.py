@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     if arguments != ["serve"] or not uri:
         sys.exit("error: This program is started as 'serve', with REMOE_MAIN=s3://BUCKET/main/SHA256.json in its environment.")
     port = int(os.environ.get("SAGEMAKER_BIND_TO_PORT", PORT))
-    server.run(lambda: load_packaged(uri, os.environ.get("REMOE_ENDPOINT")), "0.0.0.0", port, LIMITS)
+    server.run(lambda: load_packaged(uri), "0.0.0.0", port, LIMITS)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +40,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.runtime.answer import Stop
+from remoe_cli.runtime.invoke import Connect, make_client
 from remoe_cli.runtime.main_function import MainFunction, Request, described, load_here, parse, until
 
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
@@ -178,10 +180,10 @@ def serve(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLi
         loading.result()
 
 
-def serve_here(name: str, server_json: Path, endpoint: str | None, host: str, port: int, say: Callable[[str], None]) -> None:
-    """`serve` for the deployment `name`, whose main function loads from this machine's checkpoint (main_function.load_here)."""
+def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve the deployment `name` from this machine's checkpoint of its model (main_function.load_here)."""
     say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    serve(lambda: load_here(server_json, endpoint), host, port)
+    serve(lambda: load_here(server_json, connect), host, port)
 
 
 def run(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> NoReturn:
@@ -203,4 +205,5 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    run(lambda: load_here(Path(sys.argv[1]), os.environ.get("REMOE_ENDPOINT")), "127.0.0.1", int(sys.argv[2]))
+    connect = partial(make_client, os.environ.get("REMOE_ENDPOINT"))
+    run(lambda: load_here(Path(sys.argv[1]), connect), "127.0.0.1", int(sys.argv[2]))

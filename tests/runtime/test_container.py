@@ -305,7 +305,7 @@ def test_what_cannot_be_fetched_is_named(stored: Stored, tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def loaded(stored: Stored) -> MainFunction:
-    return load_packaged(str(stored.share / MANIFEST), None)
+    return load_packaged(str(stored.share / MANIFEST))
 
 
 def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored: Stored) -> None:

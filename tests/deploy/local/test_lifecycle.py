@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 
 from remoe_cli import cages
 from remoe_cli.artifacts import read_json
+from remoe_cli.deploy.console import SILENT, Report
 from remoe_cli.deploy.local import lifecycle, processes
 from remoe_cli.deploy.local.config import ChildrenRecord, FunctionConfig, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.supervisor import label
@@ -134,8 +136,13 @@ def assert_gone(found: tuple[list[ProcessRef], list[Path]]) -> None:
 
 def test_start_use_and_destroy(root: Path) -> None:
     steps: list[str] = []
-    started = start(with_main(root), {"plan.json": b"{}"}, progress=steps.append)
-    assert steps == ["Starting the supervisor", "Waiting for the main server"]
+
+    def progress(title: str, *, of_bytes: bool = False) -> AbstractContextManager[Report]:
+        steps.append(title)
+        return SILENT.progress(title)
+
+    started = start(with_main(root), {"plan.json": b"{}"}, console=replace(SILENT, progress=progress))
+    assert steps == ["Starting the supervisor", "Loading the main server"]
     folder = lifecycle.state_dir("t")
     assert (folder / "plan.json").read_bytes() == b"{}" and folder.stat().st_mode & 0o077 == 0
     pid = invoke(started["endpoint"], "hello")
