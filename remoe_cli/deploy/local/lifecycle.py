@@ -82,7 +82,7 @@ def start(
 def status(name: str) -> dict[str, Any]:
     """The status document of a deployment. Where no supervisor answers, `state` is "deploying" or "dead", and `hint` says what
     to do. Raises DeployError for an unknown name."""
-    folder = _known(name)
+    folder = known_dir(name)
     try:
         return _live_status(folder)
     except DeployError as error:
@@ -98,7 +98,7 @@ def status(name: str) -> dict[str, Any]:
 def logs(name: str, function: str | None = None, lines: int = 50) -> dict[str, list[str]]:
     """The last `lines` lines of each log, by source: `supervisor`, `main` and the functions that have run, or only `function`.
     Streams of one function follow each other in order of their last line. Raises DeployError for an unknown name or source."""
-    folder = _known(name) / "logs"
+    folder = known_dir(name) / "logs"
     sources = {path.stem: [path] for path in (folder / "supervisor.log", folder / "main.log") if path.exists()}
     if (folder / "functions").is_dir():
         for entry in sorted((folder / "functions").iterdir()):
@@ -113,7 +113,7 @@ def logs(name: str, function: str | None = None, lines: int = 50) -> dict[str, l
 def destroy(name: str) -> None:
     """End every process and remove every group and file of a deployment, in whatever state it is. Raises DeployError for an
     unknown name or if a process survives, HeldError while another process deploys or destroys it."""
-    folder = _known(name)
+    folder = known_dir(name)
     with _locked(folder, make=False):
         record = _record(folder)
         if record and processes.is_alive(record.process):
@@ -221,7 +221,11 @@ def _call(port: int, method: str, path: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def _known(name: str) -> Path:
+def known_dir(name: str) -> Path:
+    """Return the directory of a deployment that exists.
+
+    Raises: DeployError when there is none of this name, UsageError for a name that cannot be one.
+    """
     folder = state_dir(name)
     if not folder.is_dir():
         message = f"There is no deployment named '{name}'; there are: {', '.join(names()) or 'none'}."

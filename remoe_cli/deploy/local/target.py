@@ -116,7 +116,7 @@ class LocalTarget:
         )
 
     def deployed_plan(self, name: str) -> Path:
-        return lifecycle.state_dir(name) / "plan.json"
+        return lifecycle.known_dir(name) / "plan.json"
 
     def serve(self, name: str, host: str, port: int) -> None:
         from remoe_cli.runtime.server import serve_here
