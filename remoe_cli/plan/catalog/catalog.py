@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from remoe_cli.artifacts import Part
 from remoe_cli.plan.document import MainSpec, Source
-from remoe_cli.sourced import Provenance, check_provenance, read_sourced, shipped_names
+from remoe_cli.provenance import Provenance, check_provenance, read_figures, shipped_names
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -201,4 +201,4 @@ def read_catalog(name: str) -> Catalog:
 
     Raises UsageError when there is no such catalog, or it is not TOML, or a field is unknown, missing or has a bad value.
     """
-    return read_sourced("catalog", Catalog, name, *_SHIPPED)
+    return read_figures("catalog", Catalog, name, *_SHIPPED)
