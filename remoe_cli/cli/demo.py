@@ -71,7 +71,7 @@ def command(
     try:
         output.say(f"5/5 Ask: {QUESTION}\n")
         on_text = (lambda text: None) if output.is_json() else output.piece
-        document = answer(target.reach(name), QUESTION, 64, on_text, predict=infer.predictor_of(forced_path))
+        document = answer(target.reach(name), QUESTION, 64, on_text, expected=infer.expected_cost_of(forced_path))
     finally:
         lifecycle.destroy(name)
     output.result(

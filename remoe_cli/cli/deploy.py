@@ -24,7 +24,7 @@ from remoe_cli.cli.target import (
     can_ask,
     only_on_aws,
 )
-from remoe_cli.deploy.aws.settings import Settings, endpoint_of
+from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from remoe_cli.deploy.aws.deployment import Review
     from remoe_cli.deploy.aws.money import Money
     from remoe_cli.deploy.aws.preview import Table
-    from remoe_cli.deploy.aws.quotas import Quota
+    from remoe_cli.deploy.aws.quotas import QuotaCheck
 
 EXAMPLES = examples(
     "remoe deploy plans/demo.json --name demo",
@@ -102,25 +102,25 @@ def _deploy_here(plan: Path, name: str, rtt_ms: float, endpoint: Endpoint | None
 
 def _settings(
     plan_path: Path, name: str, endpoint: Endpoint | None, image: str | None, budget: float | None, email: str | None
-) -> Settings:
+) -> AwsSettings:
     from remoe_cli.artifacts import read_json
     from remoe_cli.package.dependencies import PYTHON
     from remoe_cli.plan.catalog.catalog import read_catalog
     from remoe_cli.plan.document import Plan
 
     plan = read_json(plan_path, Plan)
-    return Settings(
+    return AwsSettings(
         name=name,
         architecture=read_catalog(plan.catalog.path).architecture,
         python=PYTHON,
         endpoint=endpoint or endpoint_of(plan.main.name),
         image_uri=image,
-        budget_usd=budget,
-        budget_email=email,
+        monthly_alert_usd=budget,
+        alert_email=email,
     )
 
 
-def _preview(plan: Path, settings: Settings) -> None:
+def _preview(plan: Path, settings: AwsSettings) -> None:
     from remoe_cli.deploy.aws.target import preview
 
     document, shown = preview(plan, settings)
@@ -134,12 +134,12 @@ def _show(tables: Iterable[Table], remarks: Iterable[str]) -> None:
         output.line(remark)
 
 
-def _deploy_on_aws(plan: Path, settings: Settings, region: str | None, profile: str | None, yes: bool) -> None:
+def _deploy_on_aws(plan: Path, settings: AwsSettings, region: str | None, profile: str | None, yes: bool) -> None:
     from remoe_cli.deploy.aws import diff
     from remoe_cli.deploy.aws.preview import remarks
     from remoe_cli.deploy.aws.target import deploy
 
-    def agree(review: Review, quotas: Sequence[Quota], money: Money) -> bool:
+    def agree(review: Review, quotas: Sequence[QuotaCheck], money: Money) -> bool:
         if not output.is_json():
             _show([diff.table(review.changes, money)], remarks(quotas, money))
         where = f"account {review.account.id}, {review.account.region}"

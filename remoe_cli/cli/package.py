@@ -43,7 +43,7 @@ def command(
 
 def _files(plan_path: Path, folder: Path) -> None:
     from remoe_cli.deploy.inputs import read_inputs
-    from remoe_cli.deploy.main_share import server_config, write_main
+    from remoe_cli.deploy.main_files import server_config, write_main_files
     from remoe_cli.package import bundle
 
     plan, profile, catalog = read_inputs(plan_path)
@@ -51,7 +51,7 @@ def _files(plan_path: Path, folder: Path) -> None:
         made = bundle.build(plan, plan_path, profile, folder / "functions", progress)
     with output.progress("Writing the main function's share", of_bytes=True) as progress:
         config = server_config(plan, profile, catalog, made, lambda entry: f"{plan_path.stem}-{entry}")
-        share = write_main(config, plan_path, folder / "main", progress)
+        share = write_main_files(config, plan_path, folder / "main", progress)
     sizes = {f.name: (folder / "functions" / f.shard).stat().st_size for f in made.functions}
     document = {"path": str(folder), "main_bytes": share.bytes, "functions_bytes": sum(sizes.values()), "functions": sizes}
 

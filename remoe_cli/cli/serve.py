@@ -29,7 +29,7 @@ def command(
     """
     only_on_aws(target, region=region, profile=profile)
     if target is Target.aws:
-        from remoe_cli.deploy.aws.reach import serve as serve_on_aws
+        from remoe_cli.deploy.aws.access import serve as serve_on_aws
 
         serve_on_aws(account(region, profile), name, host, port, output.say)
     else:
