@@ -24,7 +24,7 @@ from remoe_cli.plan.document import Lengths, Outcome
 from remoe_cli.plan.paper.heuristic import paper_plan
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Problem
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.workload import Workload, patterns_of
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
@@ -61,7 +61,7 @@ def main() -> None:
     latency = latency_from("paper", _spec_of(options.model))
     with tempfile.TemporaryDirectory() as folder:
         profile = import_profile(options.model, options.routing, Path(folder) / "profile", latency=latency)
-        large = make_problem(profile, read_catalog("paper"), Wanted(n_in=N_IN, n_out=N_OUT))
+        large = make_problem(profile, read_catalog("paper"), PlanRequest(n_in=N_IN, n_out=N_OUT))
     problems = {"DeepSeek-V2-Lite": large, "GPT2-moe sizes": _gpt2_moe()}
     problems = {name: _on_the_papers_menu(name, problem) for name, problem in problems.items()}
     figures: dict[str, dict[str, dict[str, Case]]] = {}

@@ -30,8 +30,8 @@ def plan(profile: Path, out: Path, *options: str, code: int = 0) -> dict[str, An
 
 def test_one_document_with_everything_in_it(profile: Path, tmp_path: Path) -> None:
     document = plan(profile, tmp_path / "a.json", "--explain", "--frontier")
-    wanted = {"path", "objective", "cost_usd_per_request", "ttft_s", "tpot_s", "lower_bound_usd", "gap", "status", "verdict", "reason"}
-    assert wanted | {"main", "layers", "baselines", "explanation", "frontier", "turns", "robustness"} <= document.keys()
+    named = {"path", "objective", "cost_usd_per_request", "ttft_s", "tpot_s", "lower_bound_usd", "gap", "status", "verdict", "reason"}
+    assert named | {"main", "layers", "baselines", "explanation", "frontier", "break_evens", "scenarios", "basis"} <= document.keys()
     assert {"remote", "memory_mb", "replicas"} <= document["layers"][0].keys()
     assert Path(document["frontier_picture"]).read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "a.json").read_text()).items() <= document.items()

@@ -17,7 +17,7 @@ from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.cost.placement import evaluate, layer_outcome
 from remoe_cli.plan.document import LayerPlan, Lengths
 from remoe_cli.plan.paper import lagrange, replicas, worst_times
-from remoe_cli.plan.paper.bound import Bound, calibrate, paper_bound
+from remoe_cli.plan.paper.bound import TokenBound, calibrate, paper_bound
 from remoe_cli.plan.paper.heuristic import fitted, memory_problem, paper_plan
 from remoe_cli.plan.paper.mmp import Allocation, allocations, ttft_rest_s
 from remoe_cli.plan.problem.aim import Aim
@@ -34,7 +34,7 @@ CASES = 11
 
 
 @cache
-def case(seed: int) -> tuple[Problem, Bound]:
+def case(seed: int) -> tuple[Problem, TokenBound]:
     """A random small problem and a bound for it; over the seeds top-1 to top-3, flat to skewed routing, slow and fast main functions, all
     prices of calls, kinds of requests, cold starts, GPUs, rented instances, small payloads and one call for each expert occur."""
     random = np.random.default_rng(seed)

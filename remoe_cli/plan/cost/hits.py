@@ -1,7 +1,8 @@
-"""How many experts of which function one decode token hits: the law behind E[max(local, remote)] and behind the bill.
+"""How many experts of which function one decode token hits: the distribution behind E[max(local, remote)] and behind the bill.
 
 A remote set is divided over functions: `owner` [S, E] is the function of each expert in each of S candidate sets, -1 for local. A token's
-layer ends with its busiest function, while every function that it hits is billed; so the law keeps both. It is exact over the trace.
+layer ends with its busiest function, while every function that it hits is billed, so the distribution keeps both. It is exact over the
+trace.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from remoe_cli.plan.problem.workload import Workload
 
 
 @dataclass(frozen=True)
-class HitLaw:
+class HitDistribution:
     """One decode token of one layer, for S remote sets.
 
     local, busiest   int64 [P], pairs that occur: local experts hit, and remote experts hit in the function that is hit most
@@ -45,8 +46,8 @@ def positions(members: Bools, rank: Ints) -> Ints:
     return place
 
 
-def hit_law(workload: Workload, layer: int, owner: Ints) -> HitLaw:
-    """The law of one layer for the sets `owner` [S, E]."""
+def hit_distribution(workload: Workload, layer: int, owner: Ints) -> HitDistribution:
+    """The distribution of one layer for the sets `owner` [S, E]."""
     patterns, counts = workload.patterns[layer]
     k, functions = patterns.shape[1], int(owner.max(initial=-1)) + 1
     with_none = np.concatenate([owner, np.full((len(owner), 1), -1)], axis=1)
@@ -63,32 +64,35 @@ def hit_law(workload: Workload, layer: int, owner: Ints) -> HitLaw:
     code = busiest + (k + 1) * (used[None, :] - hits.sum(axis=0))
     pairs = np.unique(code)
     shares = np.stack([(code == pair) @ counts for pair in pairs], axis=1) / counts.sum()
-    return HitLaw(pairs // (k + 1), pairs % (k + 1), shares, calls)
+    return HitDistribution(pairs // (k + 1), pairs % (k + 1), shares, calls)
 
 
-def joined(laws: Sequence[HitLaw]) -> HitLaw:
-    """The laws of several layers as one, whose S are those of all, one layer's after another's."""
-    slots = laws[0].calls.shape[1]
-    shares = np.zeros((sum(len(law.shares) for law in laws), slots * slots))
-    for law, end in zip(laws, np.cumsum([len(law.shares) for law in laws]), strict=True):
-        shares[end - len(law.shares) : end, law.local * slots + law.busiest] = law.shares
+def joined(several: Sequence[HitDistribution]) -> HitDistribution:
+    """The distributions of several layers as one, whose S are those of all, one layer's after another's."""
+    slots = several[0].calls.shape[1]
+    shares = np.zeros((sum(len(hits.shares) for hits in several), slots * slots))
+    for hits, end in zip(several, np.cumsum([len(hits.shares) for hits in several]), strict=True):
+        shares[end - len(hits.shares) : end, hits.local * slots + hits.busiest] = hits.shares
     present = np.flatnonzero(shares.any(axis=0))
-    return HitLaw(present // slots, present % slots, shares[:, present], np.concatenate([law.calls for law in laws]))
+    return HitDistribution(present // slots, present % slots, shares[:, present], np.concatenate([hits.calls for hits in several]))
 
 
-def prefix_law(workload: Workload, layer: npt.ArrayLike, sizes: Ints, functions: int) -> HitLaw:
-    """`hit_law` for the sets of the `sizes` [S] least used experts of a layer or of layers [S], divided by `owners`, in time that hardly
-    grows with S."""
+def prefix_distribution(workload: Workload, layer: npt.ArrayLike, sizes: Ints, functions: int) -> HitDistribution:
+    """`hit_distribution` for the sets of the `sizes` [S] least used experts of a layer or of layers [S], divided by
+    `owners`, in time that hardly grows with S."""
     layers, experts = workload.use.shape
     if (key := ("prefixes", functions)) not in workload.memo:
         workload.memo[key] = joined([_all_prefixes(workload, index, functions) for index in range(layers)])
-    law, at = workload.memo[key], np.asarray(layer) * (experts + 1) + sizes
-    return HitLaw(law.local, law.busiest, law.shares[at], law.calls[at])
+    hits, at = workload.memo[key], np.asarray(layer) * (experts + 1) + sizes
+    return HitDistribution(hits.local, hits.busiest, hits.shares[at], hits.calls[at])
 
 
-def _all_prefixes(workload: Workload, layer: int, functions: int) -> HitLaw:
-    """The law of every size. With rising size a token's state changes only where the size passes the rank of one of its experts: each of
-    its states is added where it begins and taken away where the next does, and a running sum over sizes does the rest."""
+def _all_prefixes(workload: Workload, layer: int, functions: int) -> HitDistribution:
+    """Count the hits of one layer for every size of its remote set, 0 to E.
+
+    With rising size a token's state changes only where the size passes the rank of one of its experts. Each of its states is added
+    where it begins and taken away where the next one begins; a running sum over sizes does the rest.
+    """
     patterns, counts = workload.patterns[layer]
     tokens, k = patterns.shape
     experts = workload.use.shape[1]
@@ -115,4 +119,4 @@ def _all_prefixes(workload: Workload, layer: int, functions: int) -> HitLaw:
     calls[0] = 0.0
     present = np.flatnonzero(states.any(axis=1))
     total = counts.sum()
-    return HitLaw(present // (k + 1), present % (k + 1), states[present].T / total, calls.T / total)
+    return HitDistribution(present // (k + 1), present % (k + 1), states[present].T / total, calls.T / total)

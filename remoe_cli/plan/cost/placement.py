@@ -13,7 +13,7 @@ import numpy as np
 
 from remoe_cli.plan.arrays import Ints
 from remoe_cli.plan.cost import expert_functions, main_function
-from remoe_cli.plan.cost.hits import HitLaw, hit_law
+from remoe_cli.plan.cost.hits import HitDistribution, hit_distribution
 from remoe_cli.plan.document import LayerPlan, Outcome
 from remoe_cli.plan.problem.problem import Placement, Problem
 
@@ -69,7 +69,7 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
     workload, main, layer = problem.workload, placement.main, placement.layers[index]
     owner, step_s, parts = owner_of(problem, layer), main_function.expert_step_s(problem, main), layer.parts
     local = owner[0] < 0
-    stay = int(local.sum())
+    local_experts = int(local.sum())
     prefill_s, usd, largest, held = 0.0, 0.0, 0.0, 0.0
     biggest = np.array([max(map(len, parts), default=0)])
     for kind in workload.lengths:
@@ -85,15 +85,15 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         largest = max(largest, float(sent.rows[0]))
         rows = [float(tokens[list(part)].sum()) for part in parts]
         held = max(held, *(float(expert_functions.function_memory_bytes(problem, len(p), n)) for p, n in zip(parts, rows, strict=True)))
-    cold_s, calls = main_function.cold_expert_s(problem, main) * stay, 0.0
+    cold_s, calls = main_function.cold_expert_s(problem, main) * local_experts, 0.0
     decode_s = float(workload.decode_hits[index].sum()) * step_s
     if parts:
-        law = _law(problem, index, layer, owner)
-        calls_s = expert_functions.decode_wait_s(problem, layer.memory_mb, law.busiest)
-        decode_s = float(law.shares[0] @ np.maximum(law.local * step_s, calls_s))
-        each = np.arange(law.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
-        calls = float((law.calls[0] * each).sum())
-        billed = expert_functions.decode_billed(problem, [layer.memory_mb], law)
+        hits = _hits(problem, index, layer, owner)
+        calls_s = expert_functions.decode_wait_s(problem, layer.memory_mb, hits.busiest)
+        decode_s = float(hits.shares[0] @ np.maximum(hits.local * step_s, calls_s))
+        each = np.arange(hits.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
+        calls = float((hits.calls[0] * each).sum())
+        billed = expert_functions.decode_billed(problem, [layer.memory_mb], hits)
         usd += workload.n_out * float(expert_functions.bill_usd(problem, [layer.memory_mb], biggest, *billed)[0, 0])
         usd += float(expert_functions.cold_usd(problem, [layer.memory_mb], biggest, len(parts) * layer.replicas)[0, 0])
         if main.usd_per_hour is not None:
@@ -101,14 +101,14 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
     return LayerOutcome(prefill_s, decode_s, cold_s, usd, float(expert_functions.payload_bytes(problem, largest)), held, calls)
 
 
-def _law(problem: Problem, index: int, layer: LayerPlan, owner: Ints) -> HitLaw:
+def _hits(problem: Problem, index: int, layer: LayerPlan, owner: Ints) -> HitDistribution:
     """Kept, for one placement is often priced under many circumstances."""
     memo = problem.workload.memo
     key = ("placed", index, layer.parts)
     if key not in memo:
-        memo[key] = hit_law(problem.workload, index, owner)
-    law: HitLaw = memo[key]
-    return law
+        memo[key] = hit_distribution(problem.workload, index, owner)
+    hits: HitDistribution = memo[key]
+    return hits
 
 
 def owner_of(problem: Problem, layer: LayerPlan) -> Ints:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from remoe_cli.errors import ArtifactError
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.document import Lengths, PredictedRouting
-from remoe_cli.plan.problem.requests import Requests, one_length
+from remoe_cli.plan.problem.traffic import Traffic, one_length
 from remoe_cli.profile.record import Profile
 
 
@@ -97,7 +97,7 @@ def from_profile(
     profile: Profile,
     n_in: int | None = None,
     n_out: int | None = None,
-    requests: Requests | None = None,
+    traffic: Traffic | None = None,
     routing: PredictedRouting | None = None,
 ) -> Workload:
     """The workload of a profile; lengths default to the profile's own medians, at least 1, and are warm requests without traffic.
@@ -113,8 +113,8 @@ def from_profile(
             "and a plan places the experts of all.",
             "Import routing of every MoE layer.",
         )
-    if requests is None:
-        requests = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
+    if traffic is None:
+        traffic = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
         assumptions = tuple(_assumptions(profile, n_in is None, n_out is None))
     else:
         assumptions = tuple(_assumptions(profile, False, False))
@@ -129,8 +129,8 @@ def from_profile(
     use, weights = counts / totals * spec.top_k, None
     if routing is not None:
         use, trace, weights = _mixed(profile, trace, routing)
-        assumptions += (_said(routing),)
-    return Workload(requests.lengths, requests.per_hour, 0.0, use, trace, patterns_of(trace, use.shape[1], weights), assumptions)
+        assumptions += (_predicted(routing),)
+    return Workload(traffic.lengths, traffic.per_hour, 0.0, use, trace, patterns_of(trace, use.shape[1], weights), assumptions)
 
 
 def _mixed(profile: Profile, trace: Ints, routing: PredictedRouting) -> tuple[Floats, Ints, Floats]:
@@ -144,7 +144,7 @@ def _mixed(profile: Profile, trace: Ints, routing: PredictedRouting) -> tuple[Fl
     return use, trace[mixed], (weights / tokens)[at]
 
 
-def _said(routing: PredictedRouting) -> str:
+def _predicted(routing: PredictedRouting) -> str:
     off = "" if routing.validation_bits is None else f", {routing.validation_bits:.3f} bits off on held-out prompts"
     return (
         f"Requests are taken to route as {routing.predictor}{off}, predicts of the {routing.count} prompts of {routing.prompts.path}: "
@@ -186,8 +186,8 @@ def _assumptions(profile: Profile, default_in: bool, default_out: bool) -> Itera
         )
     lacking = [
         name
-        for name, wanted, tokens in (("prompts", default_in, "prompt_tokens"), ("answers", default_out, "decode_tokens"))
-        if wanted and routing.source == "imported" and (routing.row != "prompt" or not arrays[tokens].any())
+        for name, default, tokens in (("prompts", default_in, "prompt_tokens"), ("answers", default_out, "decode_tokens"))
+        if default and routing.source == "imported" and (routing.row != "prompt" or not arrays[tokens].any())
     ]
     if lacking:
         yield f"The profile does not know the lengths of {' and '.join(lacking)} (its rows are: {routing.row}); give --n-in and --n-out."
