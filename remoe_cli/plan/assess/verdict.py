@@ -127,7 +127,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
     elif latency.source == "described":
         yield f"Times are those of the description '{latency.machine}', not measured."
     if problem.latency.invocation is None and any(layer.remote for layer in placement.layers):
-        yield "The time of a warm invocation is the catalog's; 'remoe profile --target' measures it."
+        yield "The time of a warm invocation is the catalog's; 'remoe profile measure' measures it."
     if workload.requests_per_hour is None:
         hours = " and the idle hours of rented instances" if any(spec.usd_per_hour is not None for spec in catalog.main.menu) else ""
         cold = "" if workload.cold_share else f"Cold starts{hours} are not priced, as the traffic is not known (--requests-per-hour)."
