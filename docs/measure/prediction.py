@@ -35,7 +35,7 @@ from remoe_cli.model.demo import demo_model
 from remoe_cli.plan.build import make_plan
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.problem.request import Wanted
+from remoe_cli.plan.problem.request import PlanRequest
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import Profile, read_profile
 from remoe_cli.profile.run import profile
@@ -88,7 +88,7 @@ def _profile(dtype: str, texts: tuple[str, ...], out: Path) -> Profile:
 
 
 def _plan(made: Profile, share: float | None) -> Plan:
-    return make_plan(made, read_catalog("local"), Wanted(remote_share=share))
+    return make_plan(made, read_catalog("local"), PlanRequest(remote_share=share))
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def command(
     from remoe_cli.model.demo import demo_model
     from remoe_cli.plan.build import make_plan
     from remoe_cli.plan.catalog.catalog import read_catalog
-    from remoe_cli.plan.problem.request import Wanted
+    from remoe_cli.plan.problem.request import PlanRequest
     from remoe_cli.runtime.client import answer
     from remoe_cli.settings import cache_dir
 
@@ -62,7 +62,7 @@ def command(
     share = f"{REMOTE_SHARE:.0%}"
     output.say(f"4/5 Deploy, with {share} of the experts forced out to show the remote path at work")
     forced_path = folder / "plan-remote.json"
-    forced = make_plan(profile, catalog, Wanted(remote_share=REMOTE_SHARE))
+    forced = make_plan(profile, catalog, PlanRequest(remote_share=REMOTE_SHARE))
     artifacts.write_json(forced_path, forced)
     if not output.is_json():
         plan_command.show(forced, forced_path)

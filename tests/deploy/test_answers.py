@@ -21,7 +21,7 @@ from remoe_cli.plan.cost import expert_functions
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import LayerPlan, Outcome
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.profile.latency_record import Curve, Exponential, Physical, Quota, Roofline
 from remoe_cli.profile.record import Profile, write_profile
 from remoe_cli.runtime import client
@@ -65,7 +65,7 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     # A prompt and 15 tokens: at most one invocation of a function a pass, and of its second replica for the prompt.
     assert all(0 < f["invocations"] <= 16 + (f["name"] == "d-layer-001") for f in answer["receipt"]["functions"])
     assert answer["receipt"]["retries"] == 0
-    problem = make_problem(inputs.profile, catalog, Wanted(n_in=20, n_out=15))
+    problem = make_problem(inputs.profile, catalog, PlanRequest(n_in=20, n_out=15))
     assert Outcome(**answer["receipt"]["predicted"]) == evaluate(problem, Placement(inputs.plan.main, LAYERS))
 
 

@@ -8,7 +8,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from remoe_cli.artifacts import Part
 from remoe_cli.plan.document import Source
-from remoe_cli.sourced import Provenance, check_provenance, read_sourced
+from remoe_cli.provenance import Provenance, check_provenance, read_figures
 
 
 class LambdaQuotas(Part):
@@ -103,4 +103,4 @@ class AwsReference(Part):
 @cache
 def aws_reference() -> AwsReference:
     """The file that comes with remoe."""
-    return read_sourced("file of quotas", AwsReference, "aws", "remoe_cli.deploy.aws", "data")
+    return read_figures("file of quotas", AwsReference, "aws", "remoe_cli.deploy.aws", "data")
