@@ -69,9 +69,9 @@ Connect = Callable[[int, float], Any]
 
 
 def make_client(endpoint: str | None, connections: int, timeout_s: float, session: Any = None) -> Any:
-    """Make a Lambda client for the local twin at `endpoint`, or (None) for AWS with the credentials of `session` or the environment.
+    """Make a Lambda client for the local twin at `endpoint`, or for AWS if that is None.
 
-    The twin needs no account: credentials for it are placeholders.
+    On AWS it uses the credentials of `session`, else those of the environment. The twin needs no account: its credentials are placeholders.
     """
     import boto3
     from botocore.config import Config

@@ -172,7 +172,7 @@ class MainFunction:
 
 
 def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect) -> MainFunction:
-    """Load the weights that `config` leaves to the main function, and start its expert functions, which `connect` reaches.
+    """Load the main function's weights, and start its expert functions, which `connect` reaches.
 
     Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start.
     """
