@@ -17,7 +17,7 @@ from typing import Any
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.checkpoint import reason
-from remoe_cli.profile.imports.rows import Array, refuse
+from remoe_cli.profile.imports.checks import Array, refuse
 
 _MOST_OPCODES, _MOST_DESCRIPTION_BYTES = 50_000_000, 2**30
 # What weights_only admits, without bytearray, which takes as much memory as its argument says.
