@@ -44,7 +44,7 @@ measure: $(VENV)/.installed ## print the tables of docs/
 # MODEL is a folder with DeepSeek-V2-Lite's config.json, ROUTING recorded routing of it, which is not part of this repository.
 paper: $(VENV)/.installed ## print the paper's figures again: make paper MODEL=FOLDER ROUTING=FILE
 	$(BIN)/python docs/measure/paper_results.py $(MODEL) $(ROUTING) --pictures docs/images
-	$(BIN)/remoe profile $(MODEL) --routing $(ROUTING) --latency-from paper -o $(PROFILE) --quiet
+	$(BIN)/remoe profile import $(MODEL) $(ROUTING) --latency-from paper -o $(PROFILE) --quiet
 	$(BIN)/python docs/measure/worst_case.py $(PROFILE)
 	$(BIN)/python docs/measure/predicted_plans.py $(PROFILE)
 paper: PROFILE ?= /tmp/remoe-profiles/paper
