@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from remoe_cli.profile.latency_record import Curve, Exponential, Linear, Physical, Point, Quota, Roofline, Timing
+from remoe_cli.profile.latency_record import CpuQuota, Curve, Exponential, Linear, MeasuredPoint, Physical, Roofline, Timing
 
 Floats = npt.NDArray[np.float64]
 _GRID, _NARROWINGS = 25, 5
@@ -61,18 +61,18 @@ def quota(period_s: float) -> Form:
     """The form for one thread under CPU quotas of this period."""
 
     def columns(p: Sequence[Floats], n: Floats, v: Floats) -> Sequence[Floats]:
-        shape = Quota(fixed_s=0.0, per_token_s=0.0, period_s=period_s)
+        shape = CpuQuota(fixed_s=0.0, per_token_s=0.0, period_s=period_s)
         return [shape.elapsed_s(p[0] + p[1] * n, v)]
 
     return Form(
         box=lambda n, v, t: [(t.min() / 1e3, t.max()), (t.min() / n.max() / 1e3, (t / n).max())],
         columns=columns,
-        curve=lambda p, c: Quota(fixed_s=p[0], per_token_s=p[1], period_s=period_s),
+        curve=lambda p, c: CpuQuota(fixed_s=p[0], per_token_s=p[1], period_s=period_s),
         scaled=False,
     )
 
 
-def fit(points: Sequence[Point], forms: Sequence[Form]) -> Timing:
+def fit(points: Sequence[MeasuredPoint], forms: Sequence[Form]) -> Timing:
     """The form that predicts left-out points best, fitted to all points; the first of equals.
 
     Best is the least geometric mean of the factors by which points are missed: a median would not see that a form is off by ten times

@@ -20,7 +20,7 @@ from remoe_cli.errors import ModelError
 from remoe_cli.model.experts import ExpertLayer
 from remoe_cli.model.shards import write_shard
 from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, fit, quota
-from remoe_cli.profile.latency_record import Point, Timing
+from remoe_cli.profile.latency_record import MeasuredPoint, Timing
 
 _TOKENS = (1, 4, 16, 64, 256)
 _MEMORY_MB = (1024, 512, 128)
@@ -50,7 +50,7 @@ def _shards(folder: Path, layers: Sequence[ExpertLayer]) -> Iterator[Path]:
         yield path
 
 
-def _points(shards: list[Path]) -> Iterator[Point]:
+def _points(shards: list[Path]) -> Iterator[MeasuredPoint]:
     with _group() as group:
         command = [sys.executable, "-m", "remoe_cli.profile.function_timing", str(PERIOD_S), *map(str, shards)]
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -67,7 +67,7 @@ def _points(shards: list[Path]) -> Iterator[Point]:
                     answer = child.stdout.readline()
                     if not answer:
                         raise _failed(child.stderr.read())
-                    yield from (Point(tokens=n, vcpus=vcpus, seconds=s) for n, s in json.loads(answer))
+                    yield from (MeasuredPoint(tokens=n, vcpus=vcpus, seconds=s) for n, s in json.loads(answer))
             except BrokenPipeError:
                 raise _failed(child.stderr.read() if child.stderr else "") from None
             finally:

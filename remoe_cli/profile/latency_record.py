@@ -92,7 +92,7 @@ class Roofline(_Curve):
         return self.overhead_s + np.maximum(self.weights_s, self.per_token_s * n) / np.minimum(v, self.saturation_vcpus)
 
 
-class Quota(_Curve):
+class CpuQuota(_Curve):
     """One thread under a CPU quota as Linux and Lambda enforce it: a share v < 1 runs at full speed for v of each period, then waits.
 
     Work is fixed + per_token n seconds of CPU, whatever v. An idle function starts at a random point of a period with its quota whole,
@@ -115,10 +115,10 @@ class Quota(_Curve):
         return work + np.where(quotas > 1, (1 - v) * self.period_s * waits, 0.0)
 
 
-Curve = Annotated[Exponential | Physical | Roofline | Quota, Field(discriminator="form")]
+Curve = Annotated[Exponential | Physical | Roofline | CpuQuota, Field(discriminator="form")]
 
 
-class Point(Part):
+class MeasuredPoint(Part):
     """One measured median."""
 
     tokens: int
@@ -138,7 +138,7 @@ class Timing(Part):
     curve: Curve
     held_out_error: float | None
     errors: dict[str, float]
-    points: tuple[Point, ...]
+    points: tuple[MeasuredPoint, ...]
     residuals: tuple[float, ...]
 
     def seconds(self, tokens: npt.ArrayLike, vcpus: npt.ArrayLike) -> Any:

@@ -45,7 +45,7 @@ class ModelRef(artifacts.Part):
     revision: str
 
 
-class Shard(artifacts.Part):
+class DatasetShard(artifacts.Part):
     """Part `number` of `of`, from 1."""
 
     number: int
@@ -62,10 +62,10 @@ class DatasetRef(artifacts.Part):
     field: str
     prompts: int
     sha256: str
-    shard: Shard | None = None
+    shard: DatasetShard | None = None
 
 
-class Settings(artifacts.Part):
+class RecordingSettings(artifacts.Part):
     """What else decides the counts."""
 
     max_new_tokens: int
@@ -101,7 +101,7 @@ class ProfileRecord(artifacts.Document):
     schema_version: str = "remoe.profile/3"
     model: ModelRef
     dataset: DatasetRef
-    settings: Settings | None
+    settings: RecordingSettings | None
     routing: RoutingRef = RoutingRef()
     vectors: ModelRef | None = None
     spec: MoeSpec

@@ -1,4 +1,4 @@
-"""Profiles from routing that other programs recorded: counts, expert ids of tokens, tables and servers' dumps.
+"""Profiles from routing that other programs recorded: counts, ids of experts, tables, dumps.
 
 formats.py lists the formats. The reader of each turns a file into `CountedRouting` or `TracedRouting`; checks.py holds these against the
 model's sizes and makes a profile's arrays of them, in one place for all formats. A file is not trusted: whatever it holds, the import

@@ -110,7 +110,9 @@ def whole(array: Array, where: str, least: int = 0) -> Array:
 
 
 def counted_rows(found: CountedRouting, spec: MoeSpec, where: str) -> CheckedRouting:
-    """Check counts and spread them over all MoE layers. Counts without a phase are taken as those of prompts.
+    """Check counts and spread them over all MoE layers.
+
+    Counts without a phase are taken as those of prompts.
 
     Raises: UsageError with the first row that does not fit the model, or whose sums do not fit each other.
     """
@@ -142,7 +144,10 @@ def counted_rows(found: CountedRouting, spec: MoeSpec, where: str) -> CheckedRou
 
 
 def _tokens(counts: Ints, stated: Array | None, spec: MoeSpec, name: str, layers: list[int]) -> Ints:
-    """Get the tokens of each row from its sums, which must be the same in all layers and fit top-k and the `stated` tokens."""
+    """Get the tokens of each row from its sums.
+
+    The sums must be the same in all layers, and fit top-k and the `stated` tokens.
+    """
     sums = counts.sum(axis=2)
     tokens: Ints = sums[:, 0] // spec.top_k
     if stated is not None:
@@ -165,7 +170,9 @@ def _tokens(counts: Ints, stated: Array | None, spec: MoeSpec, name: str, layers
 
 
 def traced_rows(found: TracedRouting, spec: MoeSpec, where: str) -> CheckedRouting:
-    """Check and count ids, and keep the ids of some tokens, evenly chosen: decode tokens if there are any, else prompt tokens.
+    """Check and count ids, and keep those of some tokens, evenly chosen.
+
+    Decode tokens are kept if there are any, else prompt tokens.
 
     Raises: UsageError with the first token that does not fit the model.
     """

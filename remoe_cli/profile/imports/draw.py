@@ -19,7 +19,7 @@ _SEED = 0
 
 
 def draw_trace(counts: npt.NDArray[Any], tokens: npt.NDArray[Any], top_k: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]:
-    """Draw DRAWN_TOKENS tokens from counts, as many from each row, but at least one and not more than it has.
+    """Draw DRAWN_TOKENS tokens from counts: as many from each row, at least one, at most all it has.
 
     The same counts give the same tokens. In a layer without counts the ids are -1.
 

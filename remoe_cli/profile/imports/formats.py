@@ -49,7 +49,9 @@ FORMATS = (
 
 
 def read_routing(file: Path, spec: MoeSpec, model: str) -> Routing:
-    """Read a file in whichever format it has; `model` is the name to look for in a file with routing of several models.
+    """Read a file in the format that it has.
+
+    `model` is the name to look for in a file with routing of several models.
 
     Raises: UsageError when no format recognises the file, or its reader refuses it; OSError when it cannot be opened.
     """

@@ -57,7 +57,9 @@ def import_profile(
     vectors_from: str | None = None,
     max_prompt_tokens: int = 1024,
 ) -> Profile:
-    """Write the profile of a model whose routing is in `file`. A folder with the model's config.json is enough.
+    """Write the profile of a model whose routing is in `file`.
+
+    A folder with the model's config.json is enough for `model`.
 
     Prompt vectors come from the embeddings of the checkpoint `vectors_from`, else of the model itself if its folder has weights and a
     tokenizer; prompts are cut to `max_prompt_tokens` for them. Without texts or embeddings their width is 0.
@@ -149,7 +151,7 @@ def _lengths(prompts: PromptSet | None, rows: int, where: str) -> dict[Phase, In
 
 
 def _as_phase(rows: CheckedRouting, lengths: dict[Phase, Ints]) -> CheckedRouting:
-    """Take the rows as those of the phase whose stated lengths they have, and as those of prompts when no or both lengths fit."""
+    """Give the rows the phase whose stated lengths they have; prefill when none or both fit."""
     tokens = rows.tokens["prefill"]
     fitting = [phase for phase, stated in lengths.items() if np.array_equal(stated, tokens)]
     if fitting != ["decode"]:

@@ -1,4 +1,6 @@
-"""Dumps of SGLang's expert distribution recorder (`/dump_expert_distribution_record`): a .pt file in one of three modes.
+"""Dumps of SGLang's expert distribution recorder: a .pt file in one of three modes.
+
+`/dump_expert_distribution_record` writes it.
 
     stat       logical_count [steps, layers, experts]: one forward pass a step; unused steps of its ring are zero
     per_pass   records of global_physical_count [layers, physical experts], one forward pass each

@@ -58,7 +58,7 @@ def read_torch_file(file: Path) -> Any:
 
 
 def as_array(value: Any, axes: int, where: str) -> Array | None:
-    """Give a tensor with this number of axes as an array that shares its memory, or None for anything else.
+    """Give a tensor with so many axes as an array that shares its memory; None for anything else.
 
     Raises: UsageError for a tensor that has more values than are stored, or whose number type numpy does not have.
     """
