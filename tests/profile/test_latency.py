@@ -127,16 +127,16 @@ def test_warnings_name_what_cannot_be_trusted(measured: Latency) -> None:
     both = measured.model_copy(update={"local_expert": sound, "remote_expert": sound, "nonexpert_layers": None})
     assert both.warnings == ()
     (said,) = both.model_copy(update={"local_expert": poor}).warnings
-    assert "main process" in said and "15%" in said and "physical" in said
+    assert "main function" in said and "15%" in said and "physical" in said
     (said,) = both.model_copy(update={"remote_expert": poor}).warnings
-    assert "the function" in said
+    assert "expert function" in said
     assert measured.nonexpert_layers is not None
     (said,) = both.model_copy(update={"nonexpert_layers": measured.nonexpert_layers.model_copy(update={"spread": 2.0})}).warnings
     assert "2.0 times" in said and "quiet machine" in said
 
 
 def test_a_function_that_cannot_be_timed_is_one_sentence() -> None:
-    with pytest.raises(ModelError, match=r"cannot be timed: .*No such file"):
+    with pytest.raises(ModelError, match=r"cannot be measured: .*No such file"):
         list(function_latency._points([Path("nowhere.safetensors")]))
 
 
