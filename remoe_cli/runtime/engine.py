@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.checkpoint import Checkpoint
-from remoe_cli.model.experts import Attachment, attach, move_rest
+from remoe_cli.model.experts import Attachment, attach, move_non_experts
 from remoe_cli.model.loader import load
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
@@ -156,7 +156,7 @@ def start_engine(
     warming = dispatcher.warm()
     model = load(checkpoint, stay)
     if gpu and torch.cuda.is_available():
-        move_rest(model, "cuda")
+        move_non_experts(model, "cuda")
     for started in warming:
         started.result()
     return Engine(model, load_tokenizer(checkpoint), dispatcher, attach(model, dispatcher))
