@@ -2,7 +2,7 @@
 
     python docs/measure/paper_results.py MODEL ROUTING [--pictures DIR]
 
-MODEL is a folder with DeepSeek-V2-Lite's config.json, ROUTING recorded routing of it (any form that `remoe profile --routing` takes). The
+MODEL is a folder with DeepSeek-V2-Lite's config.json, ROUTING recorded routing of it (any form that `remoe profile import` takes). The
 second model has the sizes of the paper's GPT2-moe, whose weights nobody published; its routing is synthetic and says so. Setting: the
 paper catalog and the hardware description 'paper'; TPOT at most 1.5 times that of all experts local, TTFT at most that of it.
 """

@@ -3,7 +3,7 @@
     python docs/measure/predicted_plans.py PROFILE [--prompts FILE] [--sets N]
 
 One prompt in five is held out; FILE has the texts of the profile's prompts, in order. Plans are made of the others only: of their mean
-routing, of what the paper's predictor and the profile's best one predict (as `remoe plan --prompts` does), and of the best one's
+routing, of what the paper's predictor and the profile's best one predict (as `remoe plan --data` does), and of the best one's
 frequencies with experts drawn independently of each other. Each is then priced with what the held-out prompts really used, and so is
 the plan that knew it. Without FILE only the last is compared with the mean. Sets are single prompts, and ten that are alike.
 

@@ -37,7 +37,7 @@ from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import Profile, read_profile
 from remoe_cli.profile.run import profile
 from remoe_cli.runtime.client import answer
-from remoe_cli.runtime.prediction import predictor
+from remoe_cli.runtime.expected_cost import expected_cost
 
 PROFILED, CALIBRATED = 64, 16
 FIRST = "the cheapest plan"
@@ -110,11 +110,11 @@ def _settle() -> None:
 
 def _ask(names: dict[str, str], prompts: tuple[str, ...], new_tokens: int) -> dict[str, list[dict[str, Any]]]:
     """Receipts of each deployment for all prompts but the first, which warms what no other start-up warms."""
-    reached = {what: (target.reach(name), predictor(target.plan_path(name))) for what, name in names.items()}
+    reached = {what: (target.reach(name), expected_cost(target.plan_path(name))) for what, name in names.items()}
     receipts: dict[str, list[dict[str, Any]]] = {what: [] for what in names}
     for prompt in prompts:
         for what, (endpoint, predict) in reached.items():
-            receipts[what].append(answer(endpoint, prompt, new_tokens, lambda text: None, predict=predict)["receipt"])
+            receipts[what].append(answer(endpoint, prompt, new_tokens, lambda text: None, expected=predict)["receipt"])
     return {what: some[1:] for what, some in receipts.items()}
 
 

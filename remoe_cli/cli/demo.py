@@ -11,6 +11,7 @@ import typer
 
 from remoe_cli.cli import infer, output
 from remoe_cli.cli import plan as plan_command
+from remoe_cli.cli.groups import examples
 
 if TYPE_CHECKING:
     from remoe_cli.profile.prompts import PromptSet
@@ -20,6 +21,8 @@ QUESTION = "What is the capital of France?"
 REMOTE_SHARE = 0.25
 _NEW_TOKENS, _PROMPT_TOKENS, _BATCH = 32, 512, 16
 
+EXAMPLES = examples("remoe demo", "remoe demo --verbose   # with the tables of layers")
+
 
 class Dtype(StrEnum):
     bfloat16 = "bfloat16"
@@ -27,11 +30,12 @@ class Dtype(StrEnum):
 
 
 def command(
-    dtype: Annotated[Dtype, typer.Option(help="Number type of the demo checkpoint.")] = Dtype.bfloat16,
+    dtype: Annotated[Dtype, typer.Option(help="Number type of the model's weights.")] = Dtype.bfloat16,
+    verbose: output.VerboseOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Fetch a real small model, then profile, plan, deploy and ask it, on this machine. Needs no account."""
+    """Profile, plan, deploy and ask a real small model on this machine. Needs no account."""
     from remoe_cli import artifacts
     from remoe_cli.deploy.local import lifecycle, target
     from remoe_cli.model.demo import demo_model
@@ -67,7 +71,7 @@ def command(
     try:
         output.say(f"5/5 Ask: {QUESTION}\n")
         on_text = (lambda text: None) if output.is_json() else output.piece
-        document = answer(target.reach(name), QUESTION, 64, on_text, predict=infer.predictor_of(forced_path))
+        document = answer(target.reach(name), QUESTION, 64, on_text, expected=infer.expected_cost_of(forced_path))
     finally:
         lifecycle.destroy(name)
     output.result(

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from remoe_cli.cli import output
-from remoe_cli.cli.target import ProfileOption, RegionOption, Target, TargetOption, YesOption, account, agreed, can_ask, only_on_aws
+from remoe_cli.cli.groups import examples
+from remoe_cli.cli.target import (
+    NameArgument,
+    ProfileOption,
+    RegionOption,
+    Target,
+    TargetOption,
+    YesOption,
+    account,
+    agreed,
+    can_ask,
+    only_on_aws,
+)
+
+EXAMPLES = examples("remoe destroy demo", "remoe destroy olmoe --target aws --yes")
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="A deployment.")],
+    name: NameArgument,
     target: TargetOption = Target.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
@@ -19,7 +29,7 @@ def command(
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """End every process of a deployment and remove every file of it; on AWS, delete its stack and its bucket."""
+    """End a deployment: its processes and files on this machine, or its stack and bucket on AWS."""
     only_on_aws(target, region=region, profile=profile)
     if target is Target.aws:
         _destroy_on_aws(name, region, profile, yes)

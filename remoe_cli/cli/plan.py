@@ -1,4 +1,4 @@
-"""`remoe plan`: which experts go where, what it costs, and whether it pays."""
+"""`remoe plan`: which experts move into functions, what that costs, and whether it pays."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remoe_cli.cli import output
+from remoe_cli.cli.groups import examples
+from remoe_cli.cli.options import FIELD_HELP, ProfileArgument
 
 if TYPE_CHECKING:
     from remoe_cli.plan.document import Plan, PredictedRouting
@@ -21,48 +23,112 @@ Minimize = Enum("Minimize", {name: name for name in ("cost", "tpot", "ttft")}, t
 Invocation = Enum("Invocation", {name: name for name in ("per-layer", "per-expert")}, type=str)  # type: ignore[misc]
 
 
+_TARGETS, _REQUESTS, _ADVANCED = "Targets", "Requests to plan for", "Advanced"
+
+EXAMPLES = examples(
+    "remoe plan profiles/olmoe -o plans/olmoe.json",
+    "remoe plan profiles/olmoe -o plans/olmoe.json --catalog aws-us-east-1 --requests-per-hour 20",
+    "remoe plan profiles/olmoe -o plans/olmoe.json --minimize tpot --budget 2e-4 --explain",
+)
+
+
 def command(
-    profile: Annotated[Path, typer.Argument(help="A profile made by 'remoe profile'.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="The plan, such as plans/NAME.json.")],
-    ttft: Annotated[float | None, typer.Option(min=0, help="Target: seconds to the first token, at most.")] = None,
-    tpot: Annotated[float | None, typer.Option(min=0, help="Target: seconds for each further token, at most.")] = None,
-    budget: Annotated[float | None, typer.Option(min=0, help="Target: USD a request, at most.")] = None,
+    profile: ProfileArgument,
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The plan to write, such as plans/NAME.json.")],
+    catalog: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Hardware and prices: local, aws-us-east-1, paper, or a .toml file ('remoe catalog update')."),
+    ] = "local",
     minimize: Annotated[Minimize, typer.Option(help="What to make as small as possible under the targets.")] = Minimize["cost"],
-    catalog: Annotated[str, typer.Option(help="Menus and prices: a catalog's name or a TOML file.")] = "local",
-    n_in: Annotated[int | None, typer.Option(min=1, help="Prompt tokens of a request; the profile's median by default.")] = None,
-    n_out: Annotated[int | None, typer.Option(min=1, help="Generated tokens after the first; the profile's median by default.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also say where every input comes from, which target decides, and what would help.")
+    ] = False,
+    frontier: Annotated[bool, typer.Option("--frontier", help="Also show the cost of every TPOT, as a table and as a picture.")] = False,
+    ttft: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Longest time to the first token (TTFT).", rich_help_panel=_TARGETS)
+    ] = None,
+    tpot: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Longest time per output token after the first (TPOT).", rich_help_panel=_TARGETS),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=0, metavar="USD", help="Highest cost of a request, in USD.", rich_help_panel=_TARGETS)
+    ] = None,
+    n_in: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="TOKENS", help="Prompt tokens; by default the profile's median.", rich_help_panel=_REQUESTS),
+    ] = None,
+    n_out: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="TOKENS", help="Output tokens after the first; by default the profile's median.", rich_help_panel=_REQUESTS
+        ),
+    ] = None,
     requests: Annotated[
-        Path | None, typer.Option(help="Requests instead of one length: CSV or JSON lines with n_in, n_out, and timestamp or weight.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Many lengths instead of one: .csv or .jsonl with n_in, n_out, and timestamp or weight.",
+            rich_help_panel=_REQUESTS,
+        ),
     ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="Plan for the routing that is predicted for these prompts (a file, as for 'remoe predict --input').")
+    requests_per_hour: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="N", help="Traffic; idle hours and cold starts are then in the cost.", rich_help_panel=_REQUESTS),
     ] = None,
-    field: Annotated[str, typer.Option(help="Field of the prompts that holds the text.")] = "prompt",
-    requests_per_hour: Annotated[float | None, typer.Option(min=0, help="Traffic: prices idle hours and cold starts.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Plan for the experts that these prompts are predicted to use; a file of prompts as for 'remoe predict --data'.",
+            rich_help_panel=_REQUESTS,
+        ),
+    ] = None,
+    field: Annotated[str, typer.Option(metavar="NAME", help=FIELD_HELP, rich_help_panel=_REQUESTS)] = "prompt",
     cold_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of requests that find everything cold; by default what the traffic implies.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Share of requests that find nothing warm; by default what the traffic implies.",
+            rich_help_panel=_ADVANCED,
+        ),
     ] = None,
-    solver: Annotated[Solver, typer.Option(help="exact: proven; scan: fast; paper: the heuristic of arXiv 2512.18674.")] = Solver["exact"],
-    invocation: Annotated[
-        Invocation, typer.Option(help="One call for all experts that a token hits in a function, or (the paper) one for each.")
-    ] = Invocation["per-layer"],
     remote_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Force this share of the experts out, the least used, to exercise the remote path.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Force this share of the experts into functions, the least used first, to try the remote path.",
+            rich_help_panel=_ADVANCED,
+        ),
     ] = None,
     placement: Annotated[
-        Path | None, typer.Option(help="Price this placement (a plan, or its main and layers) instead of solving.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Price this placement (a plan, or its main and layers) as it is.", rich_help_panel=_ADVANCED),
     ] = None,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Say where every input came from, what binds, and what more would be worth.")
-    ] = False,
-    frontier: Annotated[
-        bool, typer.Option("--frontier", help="Also the cost of every TPOT, as a table and a picture beside the plan.")
-    ] = False,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds after which the solver stops with the gap it has.")] = 120.0,
+    solver: Annotated[
+        Solver,
+        typer.Option(help="exact is proven, scan is fast, paper is the heuristic of arXiv 2512.18674.", rich_help_panel=_ADVANCED),
+    ] = Solver["exact"],
+    invocation: Annotated[
+        Invocation,
+        typer.Option(help="One call for all experts that a token needs of a function, or one each.", rich_help_panel=_ADVANCED),
+    ] = Invocation["per-layer"],
+    time_limit: Annotated[
+        float,
+        typer.Option(min=1, metavar="SECONDS", help="When the solver stops, with the best plan it has.", rich_help_panel=_ADVANCED),
+    ] = 120.0,
+    verbose: output.VerboseOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Solve for the cheapest placement that meets the targets, and compare it with everything else that could run the model."""
+    """Choose the experts to move into functions, for the lowest cost within your targets.
+
+    The plan is compared with everything else that could run the model, and says whether moving experts out pays.
+    """
     from remoe_cli.artifacts import write_json
     from remoe_cli.errors import RemoeError, UsageError
     from remoe_cli.plan.build import make_plan
@@ -75,7 +141,7 @@ def command(
     if out.is_dir():
         raise UsageError(f"{out} is a directory.", "Give the plan a file name with -o, such as plans/NAME.json.")
     if placement is not None and remote_share is not None:
-        raise UsageError("--placement and --remote-share both say what goes where.", "Leave one of them out.")
+        raise UsageError("--placement and --remote-share both say which experts go where.", "Leave one of them out.")
     read = read_profile(profile.resolve())
     prices = read_catalog(catalog)
     wanted = Wanted(
@@ -88,7 +154,7 @@ def command(
         solver=solver.value,
         remote_share=remote_share,
         placement=placement,
-        routing=_routing(read, prompts, field, solver.value),
+        routing=_routing(read, data, field, solver.value),
         time_limit_s=time_limit,
     )
     with output.progress("Solving"):
@@ -126,12 +192,12 @@ def _show_sections(sections: dict[str, Any]) -> None:
             output.line(fill(text, 118, initial_indent=f"  {name}: ", subsequent_indent="      "))
 
 
-def _routing(read: Any, prompts: str | None, field: str, solver: Any) -> PredictedRouting | None:
-    if prompts is None:
+def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedRouting | None:
+    if data is None:
         return None
     from remoe_cli.profile.prompts import read_prompts
 
-    texts = read_prompts(prompts, field)
+    texts = read_prompts(data, field)
     from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
 
     return predict_routing(read, texts, solver)

@@ -1,4 +1,4 @@
-"""`remoe predict`: which experts a prompt will use, before it runs; and how well that can be told."""
+"""`remoe predict`: which experts a new prompt will use, and how well each predictor knows that."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remoe_cli.cli import output
+from remoe_cli.cli.groups import examples
+from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, texts_of
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,43 +20,70 @@ if TYPE_CHECKING:
 
 _SHOWN = 3
 
+_EVALUATION, _ADVANCED = "Evaluation", "Advanced"
+
+EXAMPLES = examples(
+    "remoe predict profiles/olmoe --prompt 'Write a haiku about rivers.'",
+    "remoe predict profiles/olmoe --data tomorrow.jsonl -o predicted.safetensors",
+    "remoe predict profiles/olmoe --evaluate --plot scores.png",
+)
+
 
 def command(
-    profile: Annotated[Path, typer.Argument(help="A profile made by 'remoe profile'.")],
-    prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
-    input: Annotated[str | None, typer.Option("--input", help="A file of prompts, as for 'remoe profile'.")] = None,
-    field: Annotated[str, typer.Option(help="Field of the prompts that holds the text.")] = "prompt",
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="Write the predictions here, as .safetensors.")] = None,
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="Score all predictors on held-out prompts of the profile.")] = False,
-    folds: Annotated[int, typer.Option(min=2, help="Folds of the evaluation.")] = 5,
-    fate: Annotated[bool, typer.Option("--fate", help="Evaluate Fate too, which loads the model's routers.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the evaluation here (.png, .svg or .pdf).")] = None,
-    vectors_from: Annotated[
-        str | None, typer.Option(help="Checkpoint whose embeddings make the prompt vectors; needs the profiled prompts in --data.")
+    profile: ProfileArgument,
+    prompt: PromptOption = None,
+    data: DataOption = None,
+    field: FieldOption = "prompt",
+    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write all predictions here, as .safetensors.")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Score all predictors on prompts of the profile instead.", rich_help_panel=_EVALUATION)
+    ] = False,
+    folds: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Parts of the profile; each is predicted from the others.", rich_help_panel=_EVALUATION)
+    ] = 5,
+    fate: Annotated[
+        bool,
+        typer.Option("--fate", help="Score Fate too: it asks the model's own routers, which it loads.", rich_help_panel=_EVALUATION),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the scores here (.png, .svg or .pdf).", rich_help_panel=_EVALUATION)
     ] = None,
-    data: Annotated[str | None, typer.Option("--data", help="The prompts that were profiled, for --vectors-from.")] = None,
+    vectors_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Compare prompts by this model's embeddings, not by the profiled model's; needs --profiled-data.",
+            rich_help_panel=_ADVANCED,
+        ),
+    ] = None,
+    profiled_data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The prompts that were profiled, for --vectors-from.", rich_help_panel=_ADVANCED)
+    ] = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Predict the activation frequencies of prompts, or with --evaluate score the predictors on the profile's own."""
+    """Predict how often new prompts will use each expert, or score the predictors.
+
+    The prediction is learned from the profile's prompts. The model is not run.
+    """
     from remoe_cli.profile.prompts import read_prompts
     from remoe_cli.profile.record import read_profile
 
-    if (prompt is not None) + (input is not None) + evaluate != 1:
-        raise UsageError("Give one of --prompt TEXT, --input FILE or --evaluate.", "See 'remoe predict --help'.")
+    if (prompt is not None) + (data is not None) + evaluate != 1:
+        hint = "--data holds new prompts; --profiled-data the profile's own." if data else "See 'remoe predict --help'."
+        raise UsageError("Give one of --prompt TEXT, --data FILE or --evaluate.", hint)
     if not evaluate and (plot or fate):
         raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
     read = read_profile(profile)
 
     from remoe_cli.predict.history import histories, prompts_of  # imports torch, for which a wrong path need not wait
 
-    known = prompts_of(read, vectors_from, None if data is None else read_prompts(data, field))
+    known = prompts_of(read, vectors_from, None if profiled_data is None else read_prompts(profiled_data, field))
     views = histories(read, known)
     if evaluate:
         _evaluate(read, views, _fate(read, known) if fate else None, folds, plot)
     else:
-        texts = (str(prompt),) if prompt is not None else read_prompts(str(input), field).texts
-        _predict(read, views["request"], texts, out)
+        _predict(read, views["request"], texts_of(prompt, data, field), out)
 
 
 def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Path | None) -> None:
@@ -93,7 +122,9 @@ def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Pa
             for layer, best in zip(layers, document["most_used"], strict=True)
         ]
         output.table(f"Most used experts of {texts[0][:60]!r}", ("layer", *(f"{i + 1}." for i in range(len(rows[0]) - 1))), rows)
-        output.line(f"Predictor: {predictor.record.default}; in brackets where the share lies in {predictor.fitted.coverage:.0%} of cases.")
+        output.line(
+            f"Predictor: {predictor.record.default}. In {predictor.fitted.coverage:.0%} of cases the share is in the range in brackets."
+        )
         if out is not None:
             output.line(f"All {len(texts)} predictions: {out}")
 
@@ -111,7 +142,7 @@ def _fate(profile: Profile, known: Prompts) -> Fate:
 
     if profile.record.vectors is not None or known.table.checkpoint.name != profile.record.model.path:
         raise UsageError(
-            "Fate asks the model's own routers about its own tokens, and this profile's vectors are another model's.", "Leave --fate out."
+            "Fate needs the routers of the profiled model, but this profile's vectors come from another model.", "Leave --fate out."
         )
     output.say("Asking the model's routers about every token of the prompts")
     return ask_routers(find(profile.record.model.path), known.bags.tokens, _layers(profile))
@@ -144,7 +175,7 @@ def _evaluate(profile: Profile, views: dict[View, History], fate: Fate | None, f
     def show() -> None:
         for one in found:
             _show(one)
-        output.line(f"Semantic and activation similarity of prompts correlate with r = {pairs.correlation:.2f}.")
+        output.line(f"Similar meaning and similar use of experts correlate with r = {pairs.correlation:.2f} over pairs of prompts.")
         if winner:
             output.line(
                 f"Default predictor of this profile: {winner.default} (least divergence on {winner.validation_prompts} held-out prompts)."
@@ -170,4 +201,4 @@ def _show(one: Evaluation) -> None:
     rows.append(("perfect (noise floor)", f"{one.noise_floor_bits:.4f}", "", f"{one.oracle_remote_hit_share:.1%}", "", ""))
     header = ("predictor", "divergence, bits", "std. error", "remote hits at 50%", "build s", "search ms")
     output.table(f"{one.view}: {one.prompts} prompts", header, rows)
-    output.line(f"Intervals of {one.interval_nominal:.0%} held {one.interval_coverage:.1%} of the held-out frequencies.\n")
+    output.line(f"{one.interval_nominal:.0%} intervals contain {one.interval_coverage:.1%} of the held-out frequencies.\n")

@@ -7,19 +7,22 @@ from typing import Annotated, Any
 import typer
 
 from remoe_cli.cli import output
+from remoe_cli.cli.groups import examples
 from remoe_cli.cli.target import ProfileOption, RegionOption, Target, TargetOption, account, only_on_aws
 from remoe_cli.errors import UsageError
 
+EXAMPLES = examples("remoe status", "remoe status olmoe --target aws")
+
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="A deployment; all of them on this machine by default.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A deployment; by default all on this machine.")] = None,
     target: TargetOption = Target.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Show deployments: functions, instances, memory limits, and what the main server really holds."""
+    """Show deployments: their functions, instances and memory limits, and what the main function holds."""
     only_on_aws(target, region=region, profile=profile)
     if target is Target.aws:
         if name is None:

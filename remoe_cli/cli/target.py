@@ -20,10 +20,20 @@ class Target(StrEnum):
     aws = "aws"
 
 
-TargetOption = Annotated[Target, typer.Option(help="Where: the twin of AWS Lambda on this machine, or AWS.")]
-RegionOption = Annotated[str | None, typer.Option(help="AWS region; that of the environment or the profile by default.")]
-ProfileOption = Annotated[str | None, typer.Option(help="Profile of ~/.aws; AWS_PROFILE by default.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+ON_AWS = "On AWS"  # the panel of options that go with --target aws only
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A deployment.")]
+TargetOption = Annotated[
+    Target, typer.Option(help="Where it runs: 'local' imitates AWS Lambda on this machine (the local twin), 'aws' is AWS.")
+]
+RegionOption = Annotated[
+    str | None,
+    typer.Option(metavar="REGION", help="AWS region; by default the AWS profile's.", rich_help_panel=ON_AWS),
+]
+ProfileOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="AWS profile, of ~/.aws; by default AWS_PROFILE.", rich_help_panel=ON_AWS)
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before acting.", rich_help_panel=ON_AWS)]
 
 
 def only_on_aws(target: Target, **given: object) -> None:

@@ -1,6 +1,6 @@
 """Finding a checkpoint's files: a local folder, or a repository on the hub. Safetensors only; nothing is unpickled.
 
-A share is a folder like a checkpoint's that holds only some of the experts; package/share.py writes it.
+A share is a folder like a checkpoint's that holds only some of the experts; package/partial_checkpoint.py writes it.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def prompts_of(profile: Profile, vectors_from: str | None = None, data: PromptSe
         if data is None or len(data.texts) != len(profile.arrays["prompt_tokens"]):
             raise UsageError(
                 f"Vectors from another checkpoint need the texts of the profile's {len(profile.arrays['prompt_tokens'])} prompts.",
-                "Give the dataset that was profiled with --data.",
+                "Give the dataset that was profiled with --profiled-data.",
             )
         checkpoint = find(vectors_from)
         made = prompt_features(checkpoint, data.texts, None)
@@ -71,7 +71,7 @@ def prompts_of(profile: Profile, vectors_from: str | None = None, data: PromptSe
     if not profile.arrays["prompt_vectors"].shape[1]:
         raise UsageError(
             f"The profile {profile.path} holds no prompt vectors: its prompts' texts or their embeddings were not at hand.",
-            "Give --vectors-from CHECKPOINT, and --data with the prompts.",
+            "Give --vectors-from CHECKPOINT, and --profiled-data with the prompts.",
         )
     source = profile.record.vectors or profile.record.model
     revision = None if source.revision.startswith("local:") else source.revision

@@ -1,7 +1,7 @@
 """Latencies of hardware that is not here, from a description of it: a roofline of bandwidth, FLOP/s and overheads.
 
 A description is a TOML file with `[main]` (the CPU of the main process), optionally `[gpu]` (non-expert modules run there when it is
-given) and `[function]` (an expert function); each figure has its source (sourced.py). With a model's sizes it makes the `Latency` that
+given) and `[function]` (an expert function); each figure has its source (provenance.py). With a model's sizes it makes the `Latency` that
 a measurement would make:
 
 - an expert takes its call's overhead, and the longer of reading its weights and computing its rows, divided by the vCPUs in use;
@@ -24,7 +24,7 @@ from remoe_cli.artifacts import Part
 from remoe_cli.errors import UsageError
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.latency_record import Latency, Linear, Roofline, Timing
-from remoe_cli.sourced import Provenance, check_provenance, read_sourced, shipped_names
+from remoe_cli.provenance import Provenance, check_provenance, read_figures, shipped_names
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -109,7 +109,7 @@ def read_hardware(name: str) -> Hardware:
 
 
 def _read(name: str) -> Hardware:
-    return read_sourced("hardware description", Hardware, name, *_SHIPPED)
+    return read_figures("hardware description", Hardware, name, *_SHIPPED)
 
 
 _shipped = cache(_read)  # what comes with remoe does not change while it runs, and a plan looks at it for every main spec

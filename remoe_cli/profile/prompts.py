@@ -1,7 +1,8 @@
 """Prompts of a dataset: a local file, or a stream from the Hugging Face hub.
 
 A source is a .jsonl or .json file (one JSON object a line), .txt (one prompt a line), .csv with a header, .parquet, or a hub
-dataset id `owner/name`, of which the first split is streamed. What exists on disk wins over the hub. Texts of nothing but
+dataset id `owner/name`, of which the first split is streamed. What exists on disk wins over the hub. `-` is standard input: lines of
+JSON objects if its first line that is not blank begins with `{`, plain text lines otherwise. Texts of nothing but
 white space are skipped: they hold no prompt. Rows count from 1 in errors; in a text file that is the line where the row
 starts, so the header of a .csv is row 1.
 """
@@ -12,16 +13,19 @@ import csv
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from remoe_cli.artifacts import sha256_bytes
 from remoe_cli.errors import RemoeError, UsageError
 
 _Row = tuple[int, Mapping[str, object]]
+_Line = tuple[int, str]
 
+_STANDARD_INPUT = "standard input"
 _BATCH_ROWS = 256
 _HUB_TIMEOUT_S = 10.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -49,13 +53,17 @@ def read_prompts(source: str, field: str = "prompt", limit: int | None = None) -
     """
     if limit is not None and limit < 1:
         raise UsageError(f"The limit of prompts is {limit}, which leaves none to read.", "Give a limit of 1 or more.")
-    texts = tuple(islice(_texts(source, field, _rows(source, field)), limit))
+    rows = _rows(source, field)
+    source = _STANDARD_INPUT if source == "-" else source
+    texts = tuple(islice(_texts(source, field, rows), limit))
     if not texts:
         raise UsageError(f"{source} holds no prompts.", "Give a dataset with at least one text that is not blank.")
     return PromptSet(source, field, texts)
 
 
 def _rows(source: str, field: str) -> Iterator[_Row]:
+    if source == "-":
+        return _standard_input_rows(field)
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
     if not os.path.exists(source):
@@ -90,35 +98,56 @@ def _no_field(where: str, field: str, there: Iterable[object]) -> UsageError:
     return UsageError(f"{where} has no field {field!r}; it has {names or 'none'}.", "Name the field of the prompts with --field.")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their ends, decoded one by one so that an error has its line number."""
-    number = 0
+def _lines(path: Path) -> Iterator[_Line]:
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}, row {number}: not UTF-8 ({error.reason}).", "Save the file as UTF-8.") from None
+            yield from _decoded(str(path), file)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.", "Check the file and your rights to it.") from None
 
 
+def _decoded(source: str, lines: Iterable[bytes]) -> Iterator[_Line]:
+    """Lines with their ends, decoded one by one so that an error has its line number."""
+    for number, line in enumerate(lines, 1):
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{source}, row {number}: not UTF-8 ({error.reason}).", "Save the file as UTF-8.") from None
+
+
+def _standard_input_rows(field: str) -> Iterator[_Row]:
+    lines = _decoded(_STANDARD_INPUT, sys.stdin.buffer)
+    first = next((line for line in lines if line[1].strip()), None)
+    if first is None:
+        return iter(())
+    parse = _parse_json if first[1].lstrip().startswith("{") else _parse_text
+    return parse(_STANDARD_INPUT, field, chain([first], lines))
+
+
 def _text_rows(path: Path, field: str) -> Iterator[_Row]:
-    for number, line in _lines(path):
-        yield number, {field: line.rstrip("\r\n")}
+    return _parse_text(str(path), field, _lines(path))
 
 
 def _json_rows(path: Path, field: str) -> Iterator[_Row]:
+    return _parse_json(str(path), field, _lines(path))
+
+
+def _parse_text(source: str, field: str, lines: Iterable[_Line]) -> Iterator[_Row]:
+    for number, line in lines:
+        yield number, {field: line.rstrip("\r\n")}
+
+
+def _parse_json(source: str, field: str, lines: Iterable[_Line]) -> Iterator[_Row]:
     hint = "The file must hold one JSON object a line."
-    for number, line in _lines(path):
+    for number, line in lines:
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path}, row {number}: not JSON ({error}).", hint) from None
+            raise UsageError(f"{source}, row {number}: not JSON ({error}).", hint) from None
         if not isinstance(row, dict):
-            raise UsageError(f"{path}, row {number}: a JSON {type(row).__name__}, not an object.", hint)
+            raise UsageError(f"{source}, row {number}: a JSON {type(row).__name__}, not an object.", hint)
         yield number, row
 
 

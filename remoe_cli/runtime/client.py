@@ -16,31 +16,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
+from remoe_cli.runtime.failures import failure, kind_of
 
 if TYPE_CHECKING:
-    from remoe_cli.runtime.prediction import Predict
+    from remoe_cli.runtime.expected_cost import ExpectedCost
 
 # Errors keep their kind across the wire, so that the exit code is the same as in one process.
 _KINDS: dict[str, type[RemoeError]] = {
     kind.__name__.removesuffix("Error"): kind for kind in (UsageError, ModelError, ArtifactError, InvokeError, DeployError)
-}
-_LOGS = "See 'remoe status NAME' and 'remoe logs NAME'."
-# By the name of Lambda's, SageMaker's or botocore's error: what it means, and what to do.
-_REFUSALS: dict[str, tuple[str, str]] = {
-    "TooManyRequestsException": ("is busy: it answers one request at a time", "Ask again later."),
-    "ThrottlingException": ("is throttled", "Ask again later."),
-    "ServiceUnavailable": ("is not available now", "Ask again later."),
-    "ModelNotReadyException": ("is still loading its model", "Ask again in a few minutes."),
-    "ResourceNotFoundException": ("does not exist", "See 'remoe status', and deploy again."),
-    "ValidationError": ("does not exist or is not yet in service", _LOGS),
-    "AccessDeniedException": ("may not be called with these credentials", "Use those of the account that deployed it."),
-    "ExpiredTokenException": ("may not be called: the credentials have expired", "Sign in again."),
-    "ExpiredToken": ("may not be called: the credentials have expired", "Sign in again."),
-    "UnrecognizedClientException": ("may not be called: the credentials are not valid", "Check the AWS profile."),
-    "NoCredentialsError": ("may not be called: there are no AWS credentials", "Sign in, or set AWS_PROFILE."),
-    "RequestTooLargeException": ("refused the request as too large", "Shorten the prompt."),
-    "Sandbox.Timedout": ("ran out of time", "Ask for fewer tokens."),
-    "Runtime.OutOfMemory": ("ran out of memory", "Plan with a larger main function and deploy again."),
 }
 
 
@@ -67,19 +50,19 @@ class SageMaker:
     client: Any
 
 
-Endpoint = Http | LambdaMain | SageMaker
+MainAddress = Http | LambdaMain | SageMaker
 
 
 def answer(
-    endpoint: Endpoint,
+    endpoint: MainAddress,
     prompt: str,
     max_new_tokens: int,
     on_text: Callable[[str], None],
     *,
     calls: bool = False,
-    predict: Predict | None = None,
+    expected: ExpectedCost | None = None,
 ) -> dict[str, Any]:
-    """The answer document for one prompt, with the times of its invocations if `calls`, and in its receipt what `predict` says.
+    """The answer document for one prompt, with the times of its invocations if `calls`, and in its receipt what `expected` says.
 
     Raises UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function cannot
     be reached or ends in mid-answer.
@@ -96,13 +79,13 @@ def answer(
         on_text(event["text"])
     if document is None:
         raise _gone(endpoint, "it closed the stream without an answer")
-    if predict is not None:
+    if expected is not None:
         receipt = document["receipt"]
-        receipt["predicted"] = predict(receipt["prompt_tokens"], receipt["generated_tokens"] - 1).model_dump(mode="json")
+        receipt["predicted"] = expected(receipt["prompt_tokens"], receipt["generated_tokens"] - 1).model_dump(mode="json")
     return document
 
 
-def _events(endpoint: Endpoint, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _events(endpoint: MainAddress, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What the main function says: {"text": ..} for each piece, then {"answer": ..} or {"error": ..}."""
     match endpoint:
         case Http(url):
@@ -134,8 +117,8 @@ def _lambda(endpoint: LambdaMain, function: str, client: Any, request: dict[str,
         raise _refused(endpoint, error) from None
     if "FunctionError" in response:
         kind, message = document.get("errorType", "Unknown"), document.get("errorMessage", "no message")
-        what, hint = _REFUSALS.get(kind, ("failed", _LOGS))
-        raise InvokeError(f"{_named(endpoint)} {what} ({kind}: {message}).", hint)
+        known = failure(kind)
+        raise InvokeError(f"{_named(endpoint)} {known.meaning or 'failed'} ({kind}: {message}).", known.hint)
     if "error" not in document:
         yield {"text": document["text"]}
     yield document if "error" in document else {"answer": document}
@@ -175,16 +158,14 @@ def _said(error: Any) -> dict[str, Any] | None:
         return None
 
 
-def _refused(endpoint: Endpoint, error: Exception) -> RemoeError:
-    response: dict[str, Any] = getattr(error, "response", None) or {}  # of some connection errors it is None
-    kind = response.get("Error", {}).get("Code") or type(error).__name__
-    if kind not in _REFUSALS:
-        return _gone(endpoint, f"{kind}: {error}")
-    what, hint = _REFUSALS[kind]
-    return DeployError(f"{_named(endpoint)} {what}.", hint)
+def _refused(endpoint: MainAddress, error: Exception) -> RemoeError:
+    known = failure(kind_of(error))
+    if known.meaning:
+        return DeployError(f"{_named(endpoint)} {known.meaning}.", known.hint)
+    return _gone(endpoint, f"{known.kind}: {error}")
 
 
-def _named(endpoint: Endpoint) -> str:
+def _named(endpoint: MainAddress) -> str:
     match endpoint:
         case Http(url):
             return f"The main server at {url}"
@@ -194,7 +175,7 @@ def _named(endpoint: Endpoint) -> str:
             return f"The SageMaker endpoint {name}"
 
 
-def _gone(endpoint: Endpoint, how: str) -> DeployError:
+def _gone(endpoint: MainAddress, how: str) -> DeployError:
     return DeployError(
         f"{_named(endpoint)} ended before the answer was complete ({how}).",
         "It may be starting again: repeat the command, or see 'remoe status NAME' and 'remoe logs NAME'.",

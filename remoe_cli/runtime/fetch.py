@@ -20,7 +20,7 @@ from typing import Any
 
 from remoe_cli.artifacts import read_json, sha256_bytes, sha256_file
 from remoe_cli.errors import ArtifactError, DeployError
-from remoe_cli.package.share import MANIFEST, MainFile, MainManifest
+from remoe_cli.package.partial_checkpoint import MANIFEST, MainFile, MainManifest
 
 _CONNECTIONS = 16
 _RANGE_BYTES = 16 << 20

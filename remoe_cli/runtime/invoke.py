@@ -1,7 +1,7 @@
 """One call of an expert function through Lambda's Invoke API: the same code for AWS and for the local twin.
 
 boto3's own retries are off: a retry costs time and money, so it is decided here, where the deadline is known
-(`resilience.py`), and counted in the receipt.
+(`failures.py`), and counted in the receipt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import FrameError, from_wire, to_wire
-from remoe_cli.runtime.resilience import RETRIES, pause_s
+from remoe_cli.runtime.failures import RETRIES, failure, kind_of, pause_s
 
 # The line that Lambda appends to every invocation's log, here and there.
 _REPORT = re.compile(
@@ -25,17 +25,6 @@ _REPORT = re.compile(
 )
 
 _HEALTH = b'{"health": true}'
-_REPLACE = "The shard in the bucket is not the one that was deployed: deploy the plan again."
-# What mends a function's own errors (function/errors.py).
-_HINTS = {
-    "ShardDigestError": _REPLACE,
-    "ShardTruncatedError": _REPLACE,
-    "ShardMissingError": _REPLACE,
-    "ShardDeniedError": "The function's role needs s3:GetObject on its shard, which must be in the bucket: deploy the plan again.",
-    "ShardUnreachableError": "S3 did not answer the function: see the region's state, and the function's network if it is in a VPC.",
-    "FunctionMemoryError": "Plan again with more memory for its functions, and deploy that.",
-    "FunctionStorageError": "The function's ephemeral storage must hold its shard: deploy the plan again.",
-}
 
 
 @dataclass(frozen=True)
@@ -122,16 +111,13 @@ def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
         try:
             answer, log = _call(client, function, body)
         except Exception as error:
-            kind = _kind(error)
+            kind = error.kind if isinstance(error, _FunctionFailed) else kind_of(error)
             if isinstance(error, _FunctionFailed) and (report := _REPORT.search(error.log)):
                 failed.append(int(report["billed"]))
             wait = pause_s(kind, attempt)
             if wait is None:
                 tried = f" after {attempt + 1} tries" if attempt else ""
-                raise InvokeError(
-                    f"The expert function {function} failed{tried}: {error}",
-                    _HINTS.get(kind, "See 'remoe logs NAME' for what it printed, 'remoe status NAME' for its state."),
-                ) from error
+                raise InvokeError(f"The expert function {function} failed{tried}: {error}", failure(kind).hint) from error
             time.sleep(wait)
             continue
         report = _REPORT.search(log)
@@ -163,14 +149,3 @@ def _call(client: Any, function: str, body: bytes) -> tuple[bytes, str]:
         error = json.loads(payload or b"{}")
         raise _FunctionFailed(error.get("errorType", "Unknown"), error.get("errorMessage", "no message"), log)
     return payload, log
-
-
-def _kind(error: Exception) -> str:
-    """A stable name of the failure: the function's error type, the API's error code, or the exception's class."""
-    from botocore.exceptions import ClientError
-
-    if isinstance(error, _FunctionFailed):
-        return error.kind
-    if isinstance(error, ClientError):
-        return str(error.response.get("Error", {}).get("Code", "ClientError"))
-    return type(error).__name__

@@ -11,7 +11,7 @@ import os
 import time
 from typing import Any
 
-from remoe_cli.runtime.main_function import MainFunction, described, load_share, parse, until
+from remoe_cli.runtime.main_function import MainFunction, described, load_packaged, parse, until
 
 _MARGIN_S = 3.0  # for the token under way, and the way back
 _main: MainFunction | None = None
@@ -26,7 +26,7 @@ def handle(event: Any, context: Any) -> dict[str, Any]:
         request = parse(event)
         load_s = 0.0
         if _main is None:
-            _main = load_share(os.environ["REMOE_MAIN"], os.environ.get("REMOE_ENDPOINT"))
+            _main = load_packaged(os.environ["REMOE_MAIN"], os.environ.get("REMOE_ENDPOINT"))
             load_s = time.monotonic() - begun_s
         return _main.answer(request, stopped=until(limit_s), load_s=load_s).model_dump(mode="json")
     except Exception as error:

@@ -183,7 +183,7 @@ def load_here(server_json: Path, endpoint: str | None) -> MainFunction:
     return load(config, checkpoint, endpoint)
 
 
-def load_share(uri: str, endpoint: str | None) -> MainFunction:
+def load_packaged(uri: str, endpoint: str | None) -> MainFunction:
     """Load from the share whose manifest is at `uri`; raises what runtime/fetch.py and `load` raise."""
     from remoe_cli.runtime.fetch import fetch, scratch_folder
 

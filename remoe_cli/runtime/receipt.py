@@ -46,7 +46,7 @@ class Cost(Part):
 
 class Receipt(Part):
     """`tpot_s` is None for an answer of one token. `main_load_s` is what the main function took to load before, where it was not yet
-    loaded and that is billed; it is in the cost and in no other time. `predicted` is the client's to fill in (runtime/prediction.py).
+    loaded and that is billed; it is in the cost and in no other time. `predicted` is the client's to fill in (runtime/expected_cost.py).
     """
 
     prompt_tokens: int

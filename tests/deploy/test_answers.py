@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remoe_cli.artifacts import read_json
-from remoe_cli.deploy import main_share
+from remoe_cli.deploy import main_files
 from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.plan.cost import expert_functions
@@ -24,7 +24,7 @@ from remoe_cli.profile.latency_record import Curve, Exponential, Physical, Quota
 from remoe_cli.profile.record import Profile, write_profile
 from remoe_cli.runtime import client
 from remoe_cli.runtime.dispatch import divide
-from remoe_cli.runtime.prediction import predictor
+from remoe_cli.runtime.expected_cost import expected_cost
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support.by_hand import PROMPT, ByHand, by_hand
 from tests.support.synthetic import synthetic_profile
@@ -56,7 +56,7 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     catalog = inputs.catalog
     assert served.prices.main_usd_per_gb_second == catalog.main.usd_per_gb_second[catalog.architecture]
     assert served.prices.function_usd_per_gb_second == catalog.function.usd_per_gb_second[catalog.architecture]
-    answer = client.answer(target.reach("d"), PROMPT, 16, lambda text: None, predict=predictor(inputs.plan_path))
+    answer = client.answer(target.reach("d"), PROMPT, 16, lambda text: None, expected=expected_cost(inputs.plan_path))
     assert answer["token_ids"] == inputs.tokens()
     assert {f["name"] for f in answer["receipt"]["functions"]} == {f["name"] for f in status["functions"]}
     # A prompt and 15 tokens: at most one invocation of a function a pass, and of its second replica for the prompt.
@@ -69,7 +69,7 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
 def test_a_profile_that_is_not_the_plans_predicts_nothing(inputs: ByHand) -> None:
     write_profile(inputs.profile.path, inputs.profile.record.model_copy(update={"settings": None}), inputs.profile.arrays)
     with pytest.raises(ArtifactError, match=f"The profile {inputs.profile.path} has changed since the plan was made"):
-        predictor(inputs.plan_path)
+        expected_cost(inputs.plan_path)
 
 
 def test_a_main_server_that_cannot_start_says_why_and_leaves_nothing(inputs: ByHand, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def _timed(profile: Profile, curve: Curve) -> Profile:
     ],
 )
 def test_what_an_expert_costs_in_rows(curve: Curve, expected: float, tmp_path: Path) -> None:
-    assert main_share._expert_rows(_timed(synthetic_profile(tmp_path), curve)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert main_files._expert_rows(_timed(synthetic_profile(tmp_path), curve)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_replicas_share_work_as_the_planner_reckons(counts: list[int], replicas:
         {e: np.zeros((n, 4), np.float32) for e, n in enumerate(counts)},
         "float32",
         replicas,
-        main_share._expert_rows(_timed(profile, curve)),
+        main_files._expert_rows(_timed(profile, curve)),
     )
     at = expert_functions.lpt(curve.work_s(counts, 1.0), np.ones((1, len(counts)), dtype=bool), replicas)
     assert [b.experts for b in batches] == [tuple(np.flatnonzero(at[0] == replica)) for replica in range(replicas)]

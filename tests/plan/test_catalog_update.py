@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,7 @@ import pytest
 from remoe_cli.cli import app
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.plan.catalog import update as catalog_update
-from remoe_cli.plan.catalog.catalog import Catalog, catalog_names, read_catalog
+from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.catalog.update import update
 
 US = "us-east-1"
@@ -311,17 +312,45 @@ def test_the_command_prints_what_changed(server: Server, tmp_path: Path, capsys:
     assert "no file name of a catalog" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", catalog_names())
-def test_a_catalog_is_written_as_it_was_read(name: str, tmp_path: Path) -> None:
-    catalog = read_catalog(name)
-    tables = catalog.model_dump(mode="json", exclude_none=True, exclude={"file", "provenance"})
-    entries = [entry.model_dump() for entry in catalog.provenance]
-    entries[0]["source"] += ' "quoted"\n\\ and über'
-    (tmp_path / "copy.toml").write_text(
-        catalog_update._toml_file(catalog, tables, [entry | {"of": list(entry["of"])} for entry in entries])
-    )
-    copy = read_catalog(str(tmp_path / "copy.toml"))
-    assert copy.provenance[0].source == entries[0]["source"]
-    assert copy.provenance[1:] == catalog.provenance[1:]
-    unchanged = catalog.model_copy(update={"file": copy.file, "provenance": copy.provenance})
-    assert copy == unchanged
+def with_comments(name: str) -> str:
+    """A shipped catalog's text with comments where one may write them."""
+    text = (resources.files("remoe_cli.plan.catalog") / "data" / f"{name}.toml").read_text()
+    text = re.sub(r"^(usd_per_request = [\d.]+)$", r"\1   # the fee", text, flags=re.MULTILINE)
+    after = {"gpus = [\n": "    # dear ones\n"}
+    before = {"[storage]\n": "# what is kept\n", "[[provenance]]\nof = [": "# from whom\n"}
+    for found, comment in (after | before).items():
+        text = text.replace(found, comment + found if found in before else found + comment)
+    return text.replace('hardware = "g5.xlarge" },\n', 'hardware = "g5.xlarge" },  # A10G\n')
+
+
+def parts(text: str) -> tuple[str, list[str]]:
+    """What stands before the provenance, prices of AWS's list left out, and the provenance's entries."""
+    figures, *entries = re.split(r"(?m)^\[\[provenance\]\]\n", text.replace("# from whom\n", ""))
+    blank = re.sub(r"(usd_per_(?:hour|request|1000_\w+|gb_month|storage_gb_second)|x86_64|arm64) = [\d.]+", r"\1", figures)
+    return blank, [entry.strip() for entry in entries]
+
+
+@pytest.mark.parametrize("name", ["aws-us-east-1", "local"])
+def test_comments_and_order_stay(name: str, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(with_comments(name))
+    old = read_catalog(str(tmp_path / "mine.toml"))
+    updated = update(old, tmp_path / "new.toml", base_url=server.url)
+    title, text = (tmp_path / "new.toml").read_text().split("\n", 1)
+    assert title.startswith("# Prices of AWS's price list, written by") and str(date.today()) in title
+    before, after = parts(with_comments(name)), parts(text)
+    assert before[0] == after[0] and before[0].count("# the fee") == 2 and "# A10G" in before[0] and "# what is kept" in before[0]
+    assert text.count("# from whom") == with_comments(name).count("# from whom")
+    priced = {price.field for price in updated.prices}
+    untouched = [entry for entry, was in zip(before[1], old.provenance, strict=True) if not priced & set(was.of)]
+    assert untouched and [entry for entry in after[1] if entry in untouched] == untouched
+    update(read_catalog(str(tmp_path / "new.toml")), tmp_path / "new.toml", base_url=server.url)
+    assert (tmp_path / "new.toml").read_text() == f"{title}\n{text}", "a second update finds nothing to change"
+
+
+def test_a_source_may_hold_any_character(server: Server, tmp_path: Path) -> None:
+    text = (resources.files("remoe_cli.plan.catalog") / "data" / "aws-us-east-1.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace('source = "prices', r'source = "\"quoted\"\n\\ and über: prices'))
+    old = read_catalog(str(tmp_path / "mine.toml"))
+    update(old, tmp_path / "new.toml", base_url=server.url)
+    new = source(read_catalog(str(tmp_path / "new.toml")), "main.menu")[2]
+    assert '"quoted"\n\\ and über: prices' in new and new.endswith(source(old, "main.menu")[2])

@@ -155,7 +155,7 @@ def test_predictions_are_written(copied: Profile, tmp_path: Path, capsys: Any, m
     train(copied)
     (tmp_path / "new.txt").write_text("\n".join(texts(6)))
     out = tmp_path / "predicted.safetensors"
-    code, document = remoe(capsys, monkeypatch, "predict", str(copied.path), "--input", str(tmp_path / "new.txt"), "-o", str(out))
+    code, document = remoe(capsys, monkeypatch, "predict", str(copied.path), "--data", str(tmp_path / "new.txt"), "-o", str(out))
     assert code == 0
     arrays = artifacts.read_arrays(out)
     assert {name: a.shape for name, a in arrays.items()} == dict.fromkeys(("activation", "lower", "upper"), (6, LAYERS, EXPERTS))

@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError
 from remoe_cli.deploy.aws import names, status, template
 from remoe_cli.deploy.aws.events import STACK, Event
 from remoe_cli.deploy.aws.session import Account, plain_errors
-from remoe_cli.deploy.aws.stack import Change, Proposal, Stack, Wanted
+from remoe_cli.deploy.aws.stack import Change, DesiredStack, Proposal, Stack
 from remoe_cli.deploy.aws.storage import Bucket, Object, object_of
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.aws.tidy import tidy
@@ -53,9 +53,9 @@ def apply(
     with plain_errors():
         stack, bucket = Stack(account, name, say, progress), Bucket(account, names.bucket(name, account.id, account.region))
         tags = {names.DEPLOYMENT_TAG: name}
-        wanted = Wanted(made.root, bucket.url(template.key(made.root)), bool(made.nested), tags)
-        state = stack.settle(wanted)
-        as_wanted = state is not None and stack.is_as(wanted, state)
+        wanted = DesiredStack(made.root, bucket.url(template.key(made.root)), bool(made.nested), tags)
+        state = stack.recover(wanted)
+        as_wanted = state is not None and stack.matches(wanted, state)
         templates = tuple(object_of(key, body) for key, body in made.bodies.items())
         needed = {each.key for each in (*templates, *objects)}
         missing, bucket_tags = bucket.missing((*templates, *objects)), bucket.tags()
@@ -142,7 +142,7 @@ def destroy(account: Account, name: str, *, say: Say, progress: Progress, agree:
     names.check_name(name)
     with plain_errors():
         stack, bucket = Stack(account, name, say, progress), Bucket(account, names.bucket(name, account.id, account.region))
-        state, bucket_tags = stack.look(), bucket.tags()
+        state, bucket_tags = stack.describe(), bucket.tags()
         if state is None and bucket_tags is None:
             raise status.unknown(account, name)
         stands = f"the stack {stack.name} ({state.status})" if state else "no stack"
@@ -168,7 +168,7 @@ def _claim(account: Account, stack: Stack, bucket: Bucket) -> None:
     if (tags := bucket.tags()) is None:
         return
     bucket.tag({**tags, names.DESTROYER_TAG: names.tag_value(account.who)})
-    if state := stack.look():
+    if state := stack.describe():
         bucket.tag({key: value for key, value in tags.items() if key != names.DESTROYER_TAG})
         raise stack.held(state)
 

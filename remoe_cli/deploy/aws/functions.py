@@ -9,10 +9,10 @@ from typing import Any
 
 from remoe_cli import artifacts, limits
 from remoe_cli.deploy.aws import names, policies
-from remoe_cli.deploy.aws.figures import figures
-from remoe_cli.deploy.aws.parts import Part, Parts
+from remoe_cli.deploy.aws.aws_reference import aws_reference
+from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
 from remoe_cli.deploy.aws.policies import ACCOUNT, REGION, sub
-from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.package.bundle import HANDLER
 from remoe_cli.plan.document import Plan
@@ -32,58 +32,58 @@ def requests_at_once(plan: Plan) -> int:
     return max(1, ceil(mean + 3 * sqrt(mean)))
 
 
-def instances_each(parts: Parts, settings: Settings) -> int:
+def instances_each(contents: Contents, settings: AwsSettings) -> int:
     """Instances of all functions together that one request may keep busy."""
-    return sum(part.replicas for part in parts.functions) + (settings.endpoint is Endpoint.aws_lambda)
+    return sum(function.replicas for function in contents.functions) + (settings.endpoint is Endpoint.aws_lambda)
 
 
-def served_at_once(plan: Plan, parts: Parts, settings: Settings) -> int:
+def served_at_once(plan: Plan, contents: Contents, settings: AwsSettings) -> int:
     """As many of them as the account's concurrency has room for, so that none waits for another; 0 where it is too little for one."""
-    each = instances_each(parts, settings)
-    room = max(0, settings.concurrency - figures().function.concurrency_unreserved)
+    each = instances_each(contents, settings)
+    room = max(0, settings.concurrency - aws_reference().function.concurrency_unreserved)
     return min(requests_at_once(plan), room // max(1, each))
 
 
-def storage_mb(plan: Plan, part: Part) -> int:
+def storage_mb(plan: Plan, function: ExpertFunction) -> int:
     """A function's /tmp, to which its experts are fetched: all of a layer have as much as the fullest needs, as the plan is priced. No
     plan reaches the most, which is that of memory."""
-    experts = max(len(group) for layer in plan.layers if layer.layer == part.layer for group in layer.parts)
+    experts = max(len(group) for layer in plan.layers if layer.layer == function.layer for group in layer.parts)
     fetched_mb = ceil(experts * plan.model.expert_bytes / 2**20)
-    return max(figures().function.storage_least_mb, fetched_mb + _SPARE_STORAGE_MB)
+    return max(aws_reference().function.storage_least_mb, fetched_mb + _SPARE_STORAGE_MB)
 
 
-def expert(plan: Plan, part: Part, parts: Parts, settings: Settings, served: int) -> dict[str, Resource]:
-    """An expert function, with the replicas of its part for each of so many requests at once."""
+def expert_function(plan: Plan, function: ExpertFunction, contents: Contents, settings: AwsSettings, served: int) -> dict[str, Resource]:
+    """An expert function, with the replicas of its layer for each of so many requests at once."""
     bucket = sub(names.bucket(settings.name, ACCOUNT, REGION))
-    shard = names.shard_key(part.entry, part.shard_sha256)
+    shard = names.shard_key(function.entry, function.shard_sha256)
     configuration = {
-        "Description": f"{len(part.experts)} experts of layer {part.layer}",
+        "Description": f"{len(function.experts)} experts of layer {function.layer}",
         "Runtime": f"python{settings.python}",
         "Handler": HANDLER,
-        "Code": {"S3Bucket": bucket, "S3Key": names.code_key(parts.code_sha256)},
-        "MemorySize": part.memory_mb,
-        "EphemeralStorage": {"Size": storage_mb(plan, part)},
+        "Code": {"S3Bucket": bucket, "S3Key": names.code_key(contents.code_sha256)},
+        "MemorySize": function.memory_mb,
+        "EphemeralStorage": {"Size": storage_mb(plan, function)},
         "Environment": {
             "Variables": {
                 "REMOE_SHARD": object_uri(settings, shard),
-                "REMOE_SHARD_HEADER": f"{part.head_bytes}:{part.head_sha256}",
-                **limits.thread_environment(part.memory_mb),
+                "REMOE_SHARD_HEADER": f"{function.head_bytes}:{function.head_sha256}",
+                **limits.thread_environment(function.memory_mb),
             }
         },
     }
-    return function(
-        names.logical_id(part.entry),
-        names.function(settings.name, part.entry),
+    return lambda_function(
+        names.logical_id(function.entry),
+        names.function(settings.name, function.entry),
         configuration,
         settings,
-        policy=policies.expert(settings.name, part.entry),
-        reserved=part.replicas * served,
+        policy=policies.expert(settings.name, function.entry),
+        reserved=function.replicas * served,
         tags=tags(settings),
     )
 
 
-def function(
-    id: str, name: str, configuration: Mapping[str, Any], settings: Settings, *, policy: Resource, reserved: int, tags: list[Any]
+def lambda_function(
+    id: str, name: str, configuration: Mapping[str, Any], settings: AwsSettings, *, policy: Resource, reserved: int, tags: list[Any]
 ) -> dict[str, Resource]:
     """A Lambda function `name` with its role, log group, version and alias; `configuration` is what a version freezes.
 
@@ -94,7 +94,7 @@ def function(
         **configuration,
         "Role": {"Fn::GetAtt": [f"{id}Role", "Arn"]},
         "Architectures": [settings.architecture],
-        "Timeout": figures().function.timeout_s,
+        "Timeout": aws_reference().function.timeout_s,
     }
     # A version is published when there is a new one in the template. Lambda refuses one of what is published already.
     version = f"{id}Version{artifacts.sha256_bytes(json.dumps(versioned, sort_keys=True).encode())[:12]}"
@@ -130,7 +130,7 @@ def role(service: str, policy: Resource, tags: list[Any]) -> Resource:
     }
 
 
-def log_group(group: str, settings: Settings, tags: list[Any]) -> Resource:
+def log_group(group: str, settings: AwsSettings, tags: list[Any]) -> Resource:
     return {
         "Type": "AWS::Logs::LogGroup",
         **DELETE,
@@ -138,11 +138,11 @@ def log_group(group: str, settings: Settings, tags: list[Any]) -> Resource:
     }
 
 
-def object_uri(settings: Settings, key: str) -> Resource:
+def object_uri(settings: AwsSettings, key: str) -> Resource:
     return sub(f"s3://{names.bucket(settings.name, ACCOUNT, REGION)}/{key}")
 
 
-def tags(settings: Settings, plan: Plan | None = None) -> list[dict[str, str]]:
+def tags(settings: AwsSettings, plan: Plan | None = None) -> list[dict[str, str]]:
     """Of the deployment; and of the plan on what stands for all of it. On expert functions a new plan would touch them all."""
     pairs = {names.DEPLOYMENT_TAG: settings.name} | ({names.PLAN_TAG: plan_sha256(plan)} if plan else {})
     return [{"Key": key, "Value": value} for key, value in pairs.items()]

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws import names
-from remoe_cli.deploy.aws.parts import Part, Parts
-from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
+from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.storage import Object
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.deploy.main_share import server_config, write_main
+from remoe_cli.deploy.main_files import server_config, write_main_files
 from remoe_cli.deploy.progress import Progress
 from remoe_cli.errors import ArtifactError
-from remoe_cli.package import bundle, share
+from remoe_cli.package import bundle, partial_checkpoint
 from remoe_cli.package.dependencies import FunctionPackage, function_package
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Plan
@@ -33,28 +33,28 @@ from remoe_cli.settings import cache_dir
 class Package:
     """`objects` is everything that is to be in the bucket besides templates."""
 
-    parts: Parts
+    contents: Contents
     objects: tuple[Object, ...]
 
 
-def pack(plan: Plan, plan_path: Path, profile: Profile, catalog: Catalog, settings: Settings, progress: Progress) -> Package:
+def pack(plan: Plan, plan_path: Path, profile: Profile, catalog: Catalog, settings: AwsSettings, progress: Progress) -> Package:
     """Raises ArtifactError when the model has changed since it was profiled, or a wheel cannot be had, ModelError for a model that is
     gone or not whole."""
     folder = cache_dir() / "deployments" / f"{artifacts.sha256_file(plan_path)[:32]}-{settings.name}"
     code = function_package(settings.architecture, settings.python)
     made = _functions(plan, plan_path, profile, folder / "functions", progress)
     config = server_config(plan, profile, catalog, made, lambda entry: names.invoked(names.function(settings.name, entry)))
-    share_folder = folder / ("told" if settings.endpoint is Endpoint.none else "main")
-    main = _main(config, plan_path, settings.endpoint, share_folder, progress)
-    parts = Parts(
+    main_folder = folder / ("main-config" if settings.endpoint is Endpoint.none else "main")
+    main = _main(config, plan_path, settings.endpoint, main_folder, progress)
+    contents = Contents(
         functions=tuple(map(_part, made.functions)),
         code_bytes=code.zipped_bytes,
         code_unpacked_bytes=code.unpacked_bytes,
         main_bytes=main.bytes,
         code_sha256=code.sha256,
-        main_sha256=artifacts.sha256_file(share_folder / share.MANIFEST),
+        main_sha256=artifacts.sha256_file(main_folder / partial_checkpoint.MANIFEST),
     )
-    return Package(parts, (_code(code), *_shards(made, folder / "functions"), *_files(main, share_folder, parts.main_sha256)))
+    return Package(contents, (_code(code), *_shards(made, folder / "functions"), *_files(main, main_folder, contents.main_sha256)))
 
 
 def _functions(plan: Plan, plan_path: Path, profile: Profile, folder: Path, progress: Progress) -> bundle.Manifest:
@@ -69,12 +69,12 @@ def _functions(plan: Plan, plan_path: Path, profile: Profile, folder: Path, prog
         return bundle.build(plan, plan_path, profile, folder, report)
 
 
-def _main(config: ServerConfig, plan_path: Path, endpoint: Endpoint, folder: Path, progress: Progress) -> share.MainManifest:
+def _main(config: ServerConfig, plan_path: Path, endpoint: Endpoint, folder: Path, progress: Progress) -> partial_checkpoint.MainManifest:
     """The main function's share; where the user runs it, only what it is told, as it has the model."""
     try:
         if artifacts.read_json(folder / "server.json", ServerConfig) == config:
-            fetch(str(folder / share.MANIFEST), folder)
-            return artifacts.read_json(folder / share.MANIFEST, share.MainManifest)
+            fetch(str(folder / partial_checkpoint.MANIFEST), folder)
+            return artifacts.read_json(folder / partial_checkpoint.MANIFEST, partial_checkpoint.MainManifest)
     except ArtifactError:
         pass
     shutil.rmtree(folder, ignore_errors=True)
@@ -82,13 +82,13 @@ def _main(config: ServerConfig, plan_path: Path, endpoint: Endpoint, folder: Pat
         folder.mkdir(parents=True)
         artifacts.write_json(folder / "server.json", config)
         shutil.copyfile(plan_path, folder / "plan.json")
-        return share.seal(folder)
+        return partial_checkpoint.seal(folder)
     with progress("Packaging the main function", of_bytes=True) as report:
-        return write_main(config, plan_path, folder, report)
+        return write_main_files(config, plan_path, folder, report)
 
 
-def _part(entry: bundle.FunctionEntry) -> Part:
-    return Part(
+def _part(entry: bundle.FunctionEntry) -> ExpertFunction:
+    return ExpertFunction(
         entry=entry.name,
         layer=entry.layer,
         experts=entry.experts,
@@ -109,8 +109,8 @@ def _shards(made: bundle.Manifest, folder: Path) -> list[Object]:
     return [Object(names.shard_key(f.name, f.shard_sha256), folder / f.shard, f.shard_bytes, f.shard_sha256) for f in made.functions]
 
 
-def _files(main: share.MainManifest, folder: Path, sha256: str) -> list[Object]:
+def _files(main: partial_checkpoint.MainManifest, folder: Path, sha256: str) -> list[Object]:
     """The manifest last: who finds it finds what it names."""
     files = [Object(names.main_file_key(file.sha256, file.name), folder / file.name, file.bytes, file.sha256) for file in main.files]
-    manifest = folder / share.MANIFEST
+    manifest = folder / partial_checkpoint.MANIFEST
     return [*files, Object(names.main_manifest_key(sha256), manifest, manifest.stat().st_size, sha256)]

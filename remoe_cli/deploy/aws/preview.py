@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from math import fsum
 from typing import Any, get_args
 
-from remoe_cli.deploy.aws import endpoint
+from remoe_cli.deploy.aws import main_function
+from remoe_cli.deploy.aws.contents import Contents
 from remoe_cli.deploy.aws.functions import Resource, plan_sha256
 from remoe_cli.deploy.aws.money import Line, Money
-from remoe_cli.deploy.aws.parts import Parts
-from remoe_cli.deploy.aws.quotas import Quota, Severity
+from remoe_cli.deploy.aws.quotas import QuotaCheck, Severity
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.plan.document import Plan
 
@@ -28,7 +28,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def dry_run(plan: Plan, made: Templates, parts: Parts, quotas: Sequence[Quota], money: Money) -> dict[str, Any]:
+def dry_run(plan: Plan, made: Templates, contents: Contents, quotas: Sequence[QuotaCheck], money: Money) -> dict[str, Any]:
     """The document of a first deployment: `template`, `nested`, `resources`, `cost`, `quotas` and `changes`, all of them additions.
 
     `packaged` says whether digests and sizes are those of files, or still what the plan lets expect.
@@ -37,7 +37,7 @@ def dry_run(plan: Plan, made: Templates, parts: Parts, quotas: Sequence[Quota], 
     resources = [_row(stack, id, resource, lines.get(id)) for stack, id, resource in _resources(made)]
     return {
         "plan": plan_sha256(plan),
-        "packaged": parts.known,
+        "packaged": contents.known,
         "template": made.root,
         "nested": dict(made.nested),
         "resources": resources,
@@ -66,7 +66,7 @@ def _row(stack: str | None, id: str, resource: Resource, line: Line | None) -> d
     }
 
 
-def tables(made: Templates, quotas: Sequence[Quota], money: Money) -> tuple[Table, ...]:
+def tables(made: Templates, quotas: Sequence[QuotaCheck], money: Money) -> tuple[Table, ...]:
     """The same for people: resources by type, all expert functions on one line of the money, and quotas with those in doubt first."""
     counts = Counter(resource["Type"].removeprefix("AWS::") for _, _, resource in _resources(made))
     kinds = tuple((kind, f"{number:,}") for kind, number in sorted(counts.items()))
@@ -80,7 +80,9 @@ def tables(made: Templates, quotas: Sequence[Quota], money: Money) -> tuple[Tabl
 
 
 def _money_rows(money: Money) -> Iterator[tuple[str, ...]]:
-    functions = [line for line in money.lines if line.planned and line.resource not in (endpoint.FUNCTION, endpoint.ENDPOINT, None)]
+    functions = [
+        line for line in money.lines if line.planned and line.resource not in (main_function.FUNCTION, main_function.ENDPOINT, None)
+    ]
     for line in money.lines:
         if line not in functions:
             yield _cells(line.what, line.idle_usd_per_month, line.usd_per_request, line.usd_per_month)
@@ -96,10 +98,10 @@ def _cells(what: str, idle_usd: float, request_usd: float, month_usd: float | No
     return what, f"{idle_usd:,.2f}", f"{request_usd:.6f}", "-" if month_usd is None else f"{month_usd:,.2f}"
 
 
-def _quota_cells(quota: Quota) -> tuple[str, ...]:
+def _quota_cells(quota: QuotaCheck) -> tuple[str, ...]:
     return quota.name, f"{quota.used:,.0f}", "-" if quota.limit is None else f"{quota.limit:,.0f}", quota.unit, quota.severity
 
 
-def remarks(quotas: Sequence[Quota], money: Money) -> tuple[str, ...]:
+def remarks(quotas: Sequence[QuotaCheck], money: Money) -> tuple[str, ...]:
     """The sentences that belong under the tables."""
     return (*(f"{quota.name}: {quota.hint}" for quota in quotas if quota.hint), *money.notes)

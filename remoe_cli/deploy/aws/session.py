@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from remoe_cli.errors import DeployError, RemoeError, UsageError
+from remoe_cli.runtime.failures import ACCESS_DENIED, EXPIRED_CREDENTIALS, LOG_IN, UNKNOWN_CREDENTIALS
 
 CONNECTIONS = 16
 # Lambda takes 15 control-plane calls a second from an account: adaptive clients slow down when they are told to.
@@ -81,16 +82,6 @@ def plain_errors() -> Iterator[None]:
         raise DeployError(f"What answers is not AWS: {_sentence(error)}", hint) from error
 
 
-_RENEW = "Log in again, for example with 'aws sso login', or set new ones; 'aws sts get-caller-identity' tells whether they work."
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
-_UNKNOWN = (
-    *("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSignatureException"),
-    *("AuthFailure", "IncompleteSignature", "InvalidToken", "MissingAuthenticationToken"),
-)
-_DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AllAccessDisabled", "403")
-_CLOCK = ("RequestTimeTooSkewed",)
-
-
 def explained(error: BotoCoreError | ClientError) -> RemoeError:
     """The error in one sentence, with what to do about it."""
     match error:
@@ -110,7 +101,7 @@ def explained(error: BotoCoreError | ClientError) -> RemoeError:
                 "Set AWS_PROFILE or --profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; 'aws configure' stores some.",
             )
         case exceptions.SSOError() | exceptions.TokenRetrievalError() | exceptions.CredentialRetrievalError():
-            return DeployError(f"The AWS credentials cannot be had: {_sentence(error)}", _RENEW)
+            return DeployError(f"The AWS credentials cannot be had: {_sentence(error)}", LOG_IN)
         case exceptions.HTTPClientError() | exceptions.ConnectionError():
             return DeployError(f"AWS cannot be reached: {_sentence(error)}", "Check the network, the proxy and the region's name.")
         case _:
@@ -120,13 +111,13 @@ def explained(error: BotoCoreError | ClientError) -> RemoeError:
 def _refusal(error: ClientError) -> RemoeError:
     code = error.response["Error"].get("Code", "")
     said = _sentence(error.response["Error"].get("Message") or code)
-    if code in _EXPIRED:
-        return DeployError(f"The AWS credentials have expired: {said}", _RENEW)
-    if code in _UNKNOWN:
-        return DeployError(f"AWS does not accept these credentials: {said}", _RENEW)
-    if code in _CLOCK:
+    if code in EXPIRED_CREDENTIALS:
+        return DeployError(f"The AWS credentials have expired: {said}", LOG_IN)
+    if code in UNKNOWN_CREDENTIALS:
+        return DeployError(f"AWS does not accept these credentials: {said}", LOG_IN)
+    if code == "RequestTimeTooSkewed":
         return DeployError(f"AWS does not accept these credentials: {said}", "Set this machine's clock.")
-    if code in _DENIED:
+    if code in ACCESS_DENIED:
         return DeployError(
             f"These credentials may not call {error.operation_name}: {said}", "Use others, or ask for the permission that it names."
         )

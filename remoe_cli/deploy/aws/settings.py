@@ -8,11 +8,11 @@ from remoe_cli.deploy.endpoint import Endpoint
 
 
 @dataclass(frozen=True)
-class Settings:
+class AwsSettings:
     """`python` is the minor version, such as 3.13; `architecture` x86_64 or arm64, of the expert functions and of a main function on
     Lambda. `image_uri` is the main function's container image, None where there is no such function or it is not yet known.
 
-    budget_usd      a month's, at which AWS sends a mail to `budget_email`; None for no budget
+    monthly_alert_usd      a month's, at which AWS sends a mail to `alert_email`; None for no budget
     concurrency     instances of all functions that the account may run at once; a new account has fewer than AWS's default
     """
 
@@ -22,8 +22,8 @@ class Settings:
     endpoint: Endpoint
     image_uri: str | None = None
     log_days: int = 14
-    budget_usd: float | None = None
-    budget_email: str | None = None
+    monthly_alert_usd: float | None = None
+    alert_email: str | None = None
     concurrency: int = 1000
 
 

@@ -1,7 +1,7 @@
 """The deployment's CloudFormation stack: what it is, what would change, changing it, removing it.
 
 CloudFormation keeps the state, the lock and the history; nothing of it is kept here, so the same command can go on after any interruption.
-Every state that a stack can be in has a way on (`settle`). This module does not know what the resources are.
+Every state that a stack can be in has a way on (`recover`). This module does not know what the resources are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LOST = ("ValidationError", "AlreadyExistsException", "InvalidChangeSetStatus", 
 
 
 @dataclass(frozen=True)
-class State:
+class StackState:
     """A stack as it is. `since` is when its last operation began, `change_set` the ARN of the change set that this was."""
 
     id: str
@@ -54,7 +54,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DesiredStack:
     """A stack as it is to be. `url` is where CloudFormation finds the template. `tags` go to every resource as well, so they say nothing
     that changes from one deployment to the next: that would be a change of every resource."""
 
@@ -107,7 +107,7 @@ class Stack:
     def _client(self) -> Any:
         return self.account.client("cloudformation")
 
-    def look(self, stack_id: str | None = None) -> State | None:
+    def describe(self, stack_id: str | None = None) -> StackState | None:
         """The stack as it is; None if there is none."""
         try:
             found = self._client.describe_stacks(StackName=stack_id or self.name)["Stacks"][0]
@@ -115,7 +115,7 @@ class Stack:
             if code_of(error) == "ValidationError" and "does not exist" in str(error):
                 return None
             raise
-        return State(
+        return StackState(
             id=found["StackId"],
             status=found["StackStatus"],
             reason=found.get("StackStatusReason", ""),
@@ -125,16 +125,16 @@ class Stack:
             change_set=found.get("ChangeSetId", ""),
         )
 
-    def template(self, state: State) -> dict[str, Any]:
+    def template(self, state: StackState) -> dict[str, Any]:
         """The template that was deployed, as it was given."""
         body = self._client.get_template(StackName=state.id, TemplateStage="Original")["TemplateBody"]
         return dict(json.loads(body) if isinstance(body, str) else body)
 
-    def is_as(self, wanted: Wanted, state: State) -> bool:
+    def matches(self, wanted: DesiredStack, state: StackState) -> bool:
         """Whether there is nothing to change. Changes nothing."""
         return state.stands and wanted.tags.items() <= state.tags.items() and self.template(state) == wanted.template
 
-    def by(self, state: State) -> str:
+    def last_actor(self, state: StackState) -> str:
         """Who began the last operation: a change set says so, a deletion does not."""
         if state.status.startswith("DELETE_"):
             return "somebody who deletes it"
@@ -143,16 +143,16 @@ class Stack:
             said = self._client.describe_change_set(ChangeSetName=state.change_set).get("Description", "") if state.change_set else ""
         return said or "somebody else"
 
-    def held(self, state: State) -> HeldError:
+    def held(self, state: StackState) -> HeldError:
         return HeldError(
-            f"The stack {self.name} is held by {self.by(state)}, since {state.since:%Y-%m-%d %H:%M:%S} UTC ({state.status}).",
+            f"The stack {self.name} is held by {self.last_actor(state)}, since {state.since:%Y-%m-%d %H:%M:%S} UTC ({state.status}).",
             f"Follow it with 'remoe status {self.deployment} --target aws'; when it is done, run the command again.",
         )
 
-    def settle(self, wanted: Wanted) -> State | None:
+    def recover(self, wanted: DesiredStack) -> StackState | None:
         """Bring the stack to where a change set can be made, whatever was left by an interrupted or failed deployment; None if there is
         none then. Raises HeldError while somebody else is at work, PartialDeployError for what needs the user's hand."""
-        while state := self.look():
+        while state := self.describe():
             if state.busy:
                 if not self._goes_on(state, wanted):
                     raise self.held(state)
@@ -172,14 +172,14 @@ class Stack:
                 return state
         return None
 
-    def _goes_on(self, state: State, wanted: Wanted) -> bool:
+    def _goes_on(self, state: StackState, wanted: DesiredStack) -> bool:
         """Whether the operation under way is this very deployment, or the removal of one that failed."""
         if state.status == "DELETE_IN_PROGRESS":
             end = events.before(self._client, state.id)
             return end is not None and end.status in _NEVER_STOOD
         return f"/{wanted.prefix}" in state.change_set
 
-    def propose(self, wanted: Wanted, state: State | None) -> Proposal | None:
+    def propose(self, wanted: DesiredStack, state: StackState | None) -> Proposal | None:
         """A change set for what differs; None if nothing does. Raises HeldError when somebody else was quicker."""
         creates = state is None or state.status == _REVIEW
         with self._sole(state):
@@ -230,13 +230,13 @@ class Stack:
         found = [each for page in pages for each in page["Summaries"] if each["StackId"] == stack_id]
         return {each["ChangeSetId"] for each in found if each["ExecutionStatus"] in _MAY_BE_EXECUTED and each["Status"] != "FAILED"}
 
-    def rests(self, state: State) -> bool:
+    def is_unchanged(self, state: StackState) -> bool:
         """Whether the stack is as it was in `state`, and nobody proposes to change it. Changes nothing."""
-        now = self.look(state.id)
+        now = self.describe(state.id)
         same = now is not None and (now.status, now.change_set, now.since) == (state.status, state.change_set, state.since)
         return same and state.stands and not self._proposed(state.id)
 
-    def execute(self, proposal: Proposal) -> State:
+    def execute(self, proposal: Proposal) -> StackState:
         """Make the changes and wait for their end, telling each as it comes. Raises HeldError when somebody else was quicker, DeployError
         when all was taken back, PartialDeployError when it could not be. An interrupt leaves the operation to CloudFormation."""
         after = events.newest(self._client, proposal.stack_id)
@@ -254,7 +254,7 @@ class Stack:
         if happened[-1].status not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
             raise self._failure(happened)
         for pause_s in events.pauses():
-            state = self.look(proposal.stack_id)
+            state = self.describe(proposal.stack_id)
             if state and state.status == happened[-1].status:  # else it was read as it was before
                 return state
             time.sleep(pause_s)
@@ -274,7 +274,7 @@ class Stack:
             case _:
                 return PartialDeployError(f"{why} Taking back what was done before it failed too ({end.status}).", again)
 
-    def _continue_rollback(self, state: State) -> None:
+    def _continue_rollback(self, state: StackState) -> None:
         after = events.newest(self._client, state.id)
         with self._sole(state):
             self._client.continue_update_rollback(StackName=self.name, ClientRequestToken=uuid.uuid4().hex)
@@ -286,7 +286,7 @@ class Stack:
                 f"Mend that and run the command again, or start afresh: 'remoe destroy {self.deployment} --target aws'.",
             )
 
-    def remove(self, state: State) -> tuple[Event, ...]:
+    def remove(self, state: StackState) -> tuple[Event, ...]:
         """Delete the stack; returns what was deleted, and the failures of what cannot be and so is left standing, outside any stack."""
         try:
             if state.status == "DELETE_IN_PROGRESS" and (happened := self._follow_latest(state))[-1].status == "DELETE_COMPLETE":
@@ -296,29 +296,29 @@ class Stack:
             self.say(f"CloudFormation goes on deleting. 'remoe destroy {self.deployment} --target aws' follows it and does the rest.")
             raise
 
-    def _remove(self, stack_id: str, state: State | None = None) -> tuple[Event, ...]:
+    def _remove(self, stack_id: str, state: StackState | None = None) -> tuple[Event, ...]:
         """Twice as it is, for what only needs time; then without what fails."""
-        told: tuple[Event, ...] = ()
+        removed: tuple[Event, ...] = ()
         retain: list[str] = []
         for attempt in range(3):
             after = events.newest(self._client, stack_id)
             with self._sole(state):
                 self._client.delete_stack(StackName=stack_id, **({"RetainResources": retain} if retain else {}))
             happened = self._follow(stack_id, after)
-            told += tuple(event for event in happened if event.status == "DELETE_COMPLETE")
+            removed += tuple(event for event in happened if event.status == "DELETE_COMPLETE")
             if happened[-1].status == "DELETE_COMPLETE":
-                return told
+                return removed
             failed = {event.name: event for event in happened if event.failed and event.stack_id == stack_id and not event.of_stack}
             if attempt:
                 for event in failed.values():
-                    told += self._remove(event.id) if event.kind == events.STACK else (event,)
+                    removed += self._remove(event.id) if event.kind == events.STACK else (event,)
                 retain = sorted(event.name for event in failed.values() if event.kind != events.STACK)
         raise PartialDeployError(
             f"The stack {self.name} cannot be deleted: {_why(events.cause(happened) or happened[-1])}",
             f"Mend that, then run 'remoe destroy {self.deployment} --target aws' again.",
         )
 
-    def _follow_latest(self, state: State) -> list[Event]:
+    def _follow_latest(self, state: StackState) -> list[Event]:
         end = events.before(self._client, state.id)
         return self._follow(state.id, end.key if end else None)
 
@@ -337,14 +337,14 @@ class Stack:
         return happened
 
     @contextmanager
-    def _sole(self, before: State | None, proposal: Proposal | None = None) -> Iterator[None]:
+    def _sole(self, before: StackState | None, proposal: Proposal | None = None) -> Iterator[None]:
         """A call that only one of several can win: raises HeldError, and says who, when somebody else has."""
         try:
             yield
         except ClientError as error:
             if code_of(error).removesuffix("Exception") not in {code.removesuffix("Exception") for code in _LOST}:
                 raise
-            now = self.look()
+            now = self.describe()
             if now is None and (proposal or before):
                 said = f"The stack {self.name} has been deleted meanwhile by somebody who destroys it."
                 raise HeldError(said, "When that is done, run the command again.") from error

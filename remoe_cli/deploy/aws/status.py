@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.aws.events import STACK
 from remoe_cli.deploy.aws.session import Account, code_of, plain_errors
-from remoe_cli.deploy.aws.stack import Stack, State
+from remoe_cli.deploy.aws.stack import Stack, StackState
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import DeployError
 
@@ -48,7 +48,7 @@ def read(account: Account, name: str) -> dict[str, Any]:
             "account": account.id,
             "region": account.region,
             "stack": state.status,
-            "by": stack.by(state),
+            "by": stack.last_actor(state),
             "since": state.since.isoformat(),
             "plan": state.outputs.get("Plan"),
             "endpoint": state.outputs.get("Endpoint"),
@@ -57,16 +57,16 @@ def read(account: Account, name: str) -> dict[str, Any]:
         }
 
 
-def stack_state(account: Account, name: str) -> State:
+def stack_state(account: Account, name: str) -> StackState:
     """The stack alone: its outputs say what the main function is. Raises DeployError for an unknown name."""
     names.check_name(name)
     with plain_errors():
-        if (state := Stack(account, name).look()) is None:
+        if (state := Stack(account, name).describe()) is None:
             raise unknown(account, name)
         return state
 
 
-def _state(state: State, name: str) -> tuple[str, str]:
+def _state(state: StackState, name: str) -> tuple[str, str]:
     follow = "CloudFormation is at work; run this again, or deploy the same plan again to follow it."
     again = f"Deploy again to go on, or run 'remoe destroy {name} --target aws'."
     if state.stands:
@@ -80,7 +80,7 @@ def _state(state: State, name: str) -> tuple[str, str]:
     return "failed", again
 
 
-def _templates(account: Account, stack: Stack, state: State) -> Iterator[Mapping[str, Any]]:
+def _templates(account: Account, stack: Stack, state: StackState) -> Iterator[Mapping[str, Any]]:
     """Of the stack and of those in it."""
     root = stack.template(state)
     yield root
@@ -88,7 +88,7 @@ def _templates(account: Account, stack: Stack, state: State) -> Iterator[Mapping
         client = account.client("cloudformation")
         for page in client.get_paginator("list_stack_resources").paginate(StackName=state.id):
             for each in page["StackResourceSummaries"]:
-                if each["ResourceType"] == STACK and (nested := stack.look(each["PhysicalResourceId"])):
+                if each["ResourceType"] == STACK and (nested := stack.describe(each["PhysicalResourceId"])):
                     yield stack.template(nested)
 
 

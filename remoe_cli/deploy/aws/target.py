@@ -12,13 +12,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws import money, packing, quotas, template
 from remoe_cli.deploy.aws import preview as rows
+from remoe_cli.deploy.aws.contents import expected
 from remoe_cli.deploy.aws.deployment import Review, Say, apply
 from remoe_cli.deploy.aws.money import Money
-from remoe_cli.deploy.aws.parts import expected
 from remoe_cli.deploy.aws.preview import Table
-from remoe_cli.deploy.aws.quotas import Quota
+from remoe_cli.deploy.aws.quotas import QuotaCheck
 from remoe_cli.deploy.aws.session import Account
-from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import read_inputs
 from remoe_cli.deploy.progress import Progress
@@ -37,12 +37,12 @@ class Shown:
 
 def deploy(
     plan_path: Path,
-    settings: Settings,
+    settings: AwsSettings,
     account: Account,
     *,
     say: Say,
     progress: Progress,
-    agree: Callable[[Review, Sequence[Quota], Money], bool],
+    agree: Callable[[Review, Sequence[QuotaCheck], Money], bool],
 ) -> dict[str, Any]:
     """Check the plan, package it, and make the stack what it says; returns the status document, with the `changes` that were made.
 
@@ -56,13 +56,13 @@ def deploy(
         )
     settings = replace(settings, concurrency=_concurrency(account) or settings.concurrency)
     package = packing.pack(plan, plan_path, profile, catalog, settings, progress)
-    made = template.templates(plan, package.parts, settings)
-    checked = quotas.check(plan, package.parts, settings)
+    made = template.templates(plan, package.contents, settings)
+    checked = quotas.check(plan, package.contents, settings)
     if refused := next((quota for quota in checked if quota.severity == "error"), None):
         raise UsageError(
             f"AWS does not take this: {refused.name}, {refused.used:,.0f} of {refused.limit:,.0f} {refused.unit}.", refused.hint
         )
-    bill = money.bill(plan, catalog, package.parts, settings)
+    bill = money.bill(plan, catalog, package.contents, settings)
     return apply(
         account,
         settings.name,
@@ -74,16 +74,16 @@ def deploy(
     )
 
 
-def preview(plan_path: Path, settings: Settings) -> tuple[dict[str, Any], Shown]:
+def preview(plan_path: Path, settings: AwsSettings) -> tuple[dict[str, Any], Shown]:
     """What `deploy` would do in an account where nothing stands, from the plan alone: as a document, and for people.
 
     Raises ArtifactError for a plan or catalog that cannot be read, UsageError for one that AWS does not take.
     """
     plan = artifacts.read_json(plan_path, Plan)
-    catalog, parts = read_catalog(plan.catalog.path), expected(plan)
-    made = template.templates(plan, parts, settings)
-    checked, bill = quotas.check(plan, parts, settings), money.bill(plan, catalog, parts, settings)
-    document = rows.dry_run(plan, made, parts, checked, bill)
+    catalog, contents = read_catalog(plan.catalog.path), expected(plan)
+    made = template.templates(plan, contents, settings)
+    checked, bill = quotas.check(plan, contents, settings), money.bill(plan, catalog, contents, settings)
+    document = rows.dry_run(plan, made, contents, checked, bill)
     return document, Shown(rows.tables(made, checked, bill), rows.remarks(checked, bill))
 
 

@@ -13,14 +13,14 @@ from collections.abc import Callable, Collection
 from botocore.exceptions import BotoCoreError, ClientError
 
 from remoe_cli.deploy.aws.session import explained
-from remoe_cli.deploy.aws.stack import Stack, State
+from remoe_cli.deploy.aws.stack import Stack, StackState
 from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.errors import RemoeError
 
 _AT_ONCE = 1000  # objects of one request
 
 
-def tidy(stack: Stack, bucket: Bucket, state: State, needed: Collection[str], say: Callable[[str], None]) -> int:
+def tidy(stack: Stack, bucket: Bucket, state: StackState, needed: Collection[str], say: Callable[[str], None]) -> int:
     """Delete all objects but those under the `needed` keys while the stack is as in `state`; returns their bytes, and says them.
 
     Raises nothing that S3 or CloudFormation answers: the deployment stands, and what stays is said.
@@ -28,7 +28,7 @@ def tidy(stack: Stack, bucket: Bucket, state: State, needed: Collection[str], sa
     left = sorted((each for each in bucket.stored() if each.key not in needed and each.since < state.since), key=lambda each: each.key)
     gone_bytes, why = 0, "somebody has proposed or made other changes, which may need it"
     try:
-        while left and stack.rests(state):
+        while left and stack.is_unchanged(state):
             batch = left[:_AT_ONCE]
             bucket.delete([each.key for each in batch])
             gone_bytes += sum(each.size_bytes for each in batch)

@@ -1,4 +1,4 @@
-"""Calibrating a profile on a deployment of the local twin: `remoe profile --target NAME`."""
+"""Calibrating a profile on a deployment of the local twin: `remoe profile measure NAME`."""
 
 from __future__ import annotations
 

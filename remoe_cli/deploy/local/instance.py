@@ -33,7 +33,7 @@ INIT_LIMIT_S = 10.0
 POLL_S = 0.02
 
 
-class State(Enum):
+class InstanceState(Enum):
     COLD = "COLD"
     INIT = "INIT"
     IDLE = "IDLE"
@@ -57,7 +57,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Invocation:
+class CallResult:
     """One finished call. `failed` marks a function error (its payload is {errorMessage, errorType, ...}); `init_ms` is None when warm."""
 
     payload: bytes
@@ -80,7 +80,7 @@ class Instance:
 
     def __init__(self, function: FunctionConfig, host: Host) -> None:
         self.function, self.host = function, host
-        self.state, self.port, self.pid = State.COLD, 0, 0
+        self.state, self.port, self.pid = InstanceState.COLD, 0, 0
         self._id = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:12]}"
         self._cage = limits.Cage(host.mechanism, f"{function.name}-{self._id}", function.memory_mb)
         self._log = LogStream(host.log_dir / function.name / f"{self._id}.log")
@@ -93,12 +93,12 @@ class Instance:
         self._peak_bytes, self._reaped = 0, False
         self._ended: asyncio.Task[None] | None = None
 
-    async def invoke(self, request_id: str, event: bytes) -> Invocation:
+    async def invoke(self, request_id: str, event: bytes) -> CallResult:
         """Run one request; a COLD instance is started first. Raises Undelivered if the worker ended before it took the event."""
         self._request_id = request_id
         log_start, init_ms, reply = self._log.begin(), None, None
-        if self.state is State.COLD:
-            self.state, begun = State.INIT, time.perf_counter()
+        if self.state is InstanceState.COLD:
+            self.state, begun = InstanceState.INIT, time.perf_counter()
             limit_s = self.host.init_limit_s
             expiry = self._loop.call_later(limit_s, self.end, Fault("Runtime.InitError", f"Init timed out after {limit_s:.2f} seconds"))
             await self._launch()
@@ -116,7 +116,7 @@ class Instance:
         self.end(Fault("Runtime.ExitError", "The execution environment was stopped"))
         if self._ended:
             await self._ended
-        self.state = State.DEAD
+        self.state = InstanceState.DEAD
         self._log.close()
 
     def end(self, cause: Fault) -> None:
@@ -127,10 +127,10 @@ class Instance:
                 os.killpg(self.pid, signal.SIGKILL)
 
     async def _run(self, event: bytes) -> tuple[_Reply, float]:
-        if self.state is State.DEAD:
+        if self.state is InstanceState.DEAD:
             raise Undelivered
         timeout_s = self.function.timeout_s
-        self.state, self._reply, self._delivered = State.BUSY, self._loop.create_future(), False
+        self.state, self._reply, self._delivered = InstanceState.BUSY, self._loop.create_future(), False
         self._deadline_ms, begun = int((time.time() + timeout_s) * 1e3), time.perf_counter()
         expiry = self._loop.call_later(timeout_s, self.end, Fault("Sandbox.Timedout", f"Task timed out after {timeout_s:.2f} seconds"))
         self._events.put_nowait(event)
@@ -138,11 +138,11 @@ class Instance:
         expiry.cancel()
         if not self._delivered and reply.fault and reply.fault.error_type != "Sandbox.Timedout":
             raise Undelivered
-        if self.state is State.BUSY:
-            self.state = State.IDLE
+        if self.state is InstanceState.BUSY:
+            self.state = InstanceState.IDLE
         return reply, (time.perf_counter() - begun) * 1e3
 
-    def _finish(self, reply: _Reply, duration_ms: float, init_ms: float | None, log_start: int) -> Invocation:
+    def _finish(self, reply: _Reply, duration_ms: float, init_ms: float | None, log_start: int) -> CallResult:
         if not self._reaped:
             self._peak_bytes = max(self._peak_bytes, processes.memory(self.pid).peak_bytes)
         limit_mb = self.function.memory_mb
@@ -156,7 +156,7 @@ class Instance:
             f"Billed Duration: {billed_ms} ms\tMemory Size: {limit_mb} MB\tMax Memory Used: {used_mb} MB\t{init}\n"
         )
         self._log.write(log)
-        return Invocation(reply.payload, reply.failed, duration_ms, init_ms, billed_ms, self._log.tail(log_start))
+        return CallResult(reply.payload, reply.failed, duration_ms, init_ms, billed_ms, self._log.tail(log_start))
 
     async def _launch(self) -> None:
         app = web.Application(client_max_size=limits.PAYLOAD_LIMIT_BYTES + 1)
@@ -184,7 +184,7 @@ class Instance:
         except OSError as error:
             await runner.cleanup()
             await asyncio.to_thread(self._remove_groups)
-            self.state = State.DEAD
+            self.state = InstanceState.DEAD
             self._ready.set_result(self._failure(Fault("Runtime.LaunchError", f"The worker could not be started: {error}")))
             return
         self.pid = process.pid
@@ -197,7 +197,7 @@ class Instance:
     async def _watch(self, process: asyncio.subprocess.Process, runner: web.AppRunner) -> None:
         poll = asyncio.create_task(self._poll_memory()) if self.host.mechanism.memory == "rlimit" else None
         status = await process.wait()
-        self.state, self._reaped = State.DEAD, True
+        self.state, self._reaped = InstanceState.DEAD, True
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # what the worker started does not outlive it
         if poll:
@@ -223,7 +223,7 @@ class Instance:
     async def _poll_memory(self) -> None:
         """Kill the worker when its anonymous memory passes the limit; an idle one does not run, as on Lambda."""
         while True:
-            used = processes.memory(self.pid) if self.state in (State.INIT, State.BUSY) else processes.Memory()
+            used = processes.memory(self.pid) if self.state in (InstanceState.INIT, InstanceState.BUSY) else processes.ProcessMemory()
             if used.anonymous_bytes > self.function.memory_mb << 20:
                 self.end(OUT_OF_MEMORY)
             self._peak_bytes = max(self._peak_bytes, used.peak_bytes)
@@ -253,7 +253,7 @@ class Instance:
 
     def _too_large(self, request: web.Request) -> web.Response:
         """The runtime is told 413, upon which awslambdaric ends; so the next call is a cold start."""
-        self.state = State.DEAD
+        self.state = InstanceState.DEAD
         self._settle(request, self._failure(TOO_LARGE))
         self.end(TOO_LARGE)
         return web.json_response({"errorMessage": TOO_LARGE.message, "errorType": "RequestEntityTooLarge"}, status=413)
@@ -265,7 +265,7 @@ class Instance:
     async def _take_init_error(self, request: web.Request) -> web.Response:
         payload = await request.read()
         if not self._ended_by_rlimit(payload) and not self._ready.done():
-            self.state = State.DEAD
+            self.state = InstanceState.DEAD
             self._ready.set_result(_Reply(payload, True))
             self.end(Fault("Runtime.InitError", "Init failed"))
         return self._accepted()

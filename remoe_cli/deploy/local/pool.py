@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from remoe_cli.deploy.local.config import FunctionConfig
-from remoe_cli.deploy.local.instance import Host, Instance, Invocation, State, Undelivered
+from remoe_cli.deploy.local.instance import CallResult, Host, Instance, InstanceState, Undelivered
 
 
 class Throttled(Exception):
@@ -36,7 +36,7 @@ class Pool:
     _reclaims: dict[Instance, asyncio.TimerHandle] = field(default_factory=dict)
     _stopping: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def invoke(self, request_id: str, event: bytes) -> Invocation:
+    async def invoke(self, request_id: str, event: bytes) -> CallResult:
         """Run one request on an idle environment, else on a new one. Raises Throttled when there may not be another."""
         while True:
             instance = self._acquire()
@@ -64,10 +64,10 @@ class Pool:
         """An environment that is nobody else's until it is released. An idle one that died is dropped here."""
         for instance in reversed(list(self._reclaims)):  # the last one put in is the one used most recently
             self._reclaims.pop(instance).cancel()
-            if instance.state is State.IDLE:
+            if instance.state is InstanceState.IDLE:
                 return instance
             self._drop(instance)
-        living = sum(instance.state is not State.DEAD for instance in self.instances)
+        living = sum(instance.state is not InstanceState.DEAD for instance in self.instances)
         if self.closed or living >= self.function.reserved_concurrency:
             raise Throttled
         instance = Instance(self.function, self.host)
@@ -75,7 +75,7 @@ class Pool:
         return instance
 
     def _release(self, instance: Instance) -> None:
-        if instance.state is State.IDLE:
+        if instance.state is InstanceState.IDLE:
             self._reclaims[instance] = asyncio.get_running_loop().call_later(self.idle_ttl_s, self._reclaim, instance)
         else:
             self._drop(instance)

@@ -15,7 +15,7 @@ from remoe_cli.deploy.local.config import ProcessRef
 
 
 @dataclass(frozen=True)
-class Memory:
+class ProcessMemory:
     """Bytes of one process: resident now, resident at most, and the anonymous share of what is resident now."""
 
     resident_bytes: int = 0
@@ -70,11 +70,11 @@ def await_end(processes: Sequence[ProcessRef], wait_s: float) -> tuple[ProcessRe
         time.sleep(0.01)
 
 
-def memory(pid: int) -> Memory:
+def memory(pid: int) -> ProcessMemory:
     """Memory of `pid`; zeros when it is gone or the system has no /proc."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return Memory()
+        return ProcessMemory()
     size = {key: int(rest.split()[0]) << 10 for key, _, rest in (line.partition(":") for line in lines) if rest.endswith(" kB")}
-    return Memory(size.get("VmRSS", 0), size.get("VmHWM", 0), size.get("RssAnon", 0))
+    return ProcessMemory(size.get("VmRSS", 0), size.get("VmHWM", 0), size.get("RssAnon", 0))

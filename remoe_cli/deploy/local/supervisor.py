@@ -32,7 +32,7 @@ STOP_S = 5.0
 
 
 @dataclass
-class Main:
+class MainServer:
     """The main server. `state` is starting, running, restarting, failed or stopped."""
 
     config: MainConfig
@@ -78,7 +78,7 @@ async def supervise(state_dir: Path) -> None:
         raise DeployError("This system does not say when a process started.", "Run on Linux, or install ps.")
     children = Children(state_dir / "children.json", (own,))
     host = Host(config.python, limits.probe(label(state_dir)), state_dir / "logs" / "functions", children.add)
-    main = Main(config.main, state_dir / "logs" / "main.log") if isinstance(config.main, MainConfig) else None
+    main = MainServer(config.main, state_dir / "logs" / "main.log") if isinstance(config.main, MainConfig) else None
     twin = front.twin(config, host, main.status if main else None)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, twin.stop.set)
@@ -104,7 +104,7 @@ async def _open_front(twin: front.Twin, record: Path) -> web.AppRunner:
     return await front.serve(twin)
 
 
-async def _keep_main(main: Main, children: Children, endpoint: str) -> None:
+async def _keep_main(main: MainServer, children: Children, endpoint: str) -> None:
     """Start the main server, and again when it ends, with growing pauses; give up after five ends in a row."""
     loop, in_a_row = asyncio.get_running_loop(), 0
     while True:
@@ -118,7 +118,7 @@ async def _keep_main(main: Main, children: Children, endpoint: str) -> None:
         await asyncio.sleep(BACKOFF_S * 2 ** (in_a_row - 1))
 
 
-async def _run_main(main: Main, children: Children, endpoint: str) -> None:
+async def _run_main(main: MainServer, children: Children, endpoint: str) -> None:
     """One life of the main server. Its stdin is a pipe that nothing is written to: its end tells the server that we are gone."""
     log = os.open(main.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:

@@ -5,7 +5,7 @@ The directory of a deployment holds, beside the twin's own files:
     plan.json      a copy of the plan
     bundle/        the functions' code and shards (package/bundle.py)
     server.json    what a main server is told (runtime/server_config.py)
-    main/          the share of a main function that is a function (package/share.py)
+    main/          the share of a main function that is a function (package/partial_checkpoint.py)
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import httpx
 
 import remoe_cli
 from remoe_cli import artifacts
-from remoe_cli.deploy import main_share
+from remoe_cli.deploy import main_files
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import read_inputs
 from remoe_cli.deploy.local import lifecycle
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
 from remoe_cli.errors import DeployError, UsageError
 from remoe_cli.package import bundle
-from remoe_cli.package.share import MANIFEST
+from remoe_cli.package.partial_checkpoint import MANIFEST
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client
 from remoe_cli.runtime.invoke import make_client
@@ -58,7 +58,7 @@ def deploy(
         manifest = bundle.build(plan, plan_path, profile, folder / "bundle", progress)
         bundle.read(folder / "bundle")
         code = bundle.unpack_code(folder / "bundle")
-        config = main_share.server_config(plan, profile, catalog, manifest, lambda entry: f"{name}-{entry}")
+        config = main_files.server_config(plan, profile, catalog, manifest, lambda entry: f"{name}-{entry}")
         artifacts.write_json(folder / "server.json", config)
         functions = tuple(
             FunctionConfig(
@@ -77,7 +77,7 @@ def deploy(
             case None:
                 main = _main_server(folder)
             case Endpoint.aws_lambda:
-                share = main_share.write_main(config, folder / "plan.json", folder / "main")
+                share = main_files.write_main_files(config, folder / "plan.json", folder / "main")
                 main = _main_function(name, plan, folder / "main", share.bytes)
         return TwinConfig(name=name, functions=functions, main=main, rtt_ms=rtt_ms, python=sys.executable)
 
@@ -121,7 +121,7 @@ def status(name: str) -> dict[str, Any]:
     return document
 
 
-def reach(name: str) -> client.Endpoint:
+def reach(name: str) -> client.MainAddress:
     """Where a deployment's main function is asked; raises DeployError when there is none that runs."""
     document = lifecycle.status(name)
     match document["main"]:

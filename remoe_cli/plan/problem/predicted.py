@@ -27,7 +27,7 @@ def predict_routing(profile: Profile, prompts: PromptSet, solver: Method = "exac
     if not profile.arrays["prompt_vectors"].shape[1]:
         raise UsageError(
             f"The profile {profile.path} does not hold its prompts' texts as vectors, so nothing can be predicted from it.",
-            "Profile with --data (and --vectors-from, where the model's weights are not at hand), or leave --prompts out.",
+            "Profile with --data (and --vectors-from, where the model's weights are not at hand), or leave --data out.",
         )
     known = prompts_of(profile)
     history = histories(profile, known)["request"]

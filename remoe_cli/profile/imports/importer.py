@@ -26,7 +26,7 @@ from remoe_cli.profile.imports.responses import read_responses
 from remoe_cli.profile.imports.rows import Counted, Ints, Rows, Traced, counted_rows, refuse, traced_rows, whole
 from remoe_cli.profile.imports.sglang_dump import read_sglang_dump
 from remoe_cli.profile.imports.table import is_table, read_table
-from remoe_cli.profile.imports.torch_zip import is_torch_zip
+from remoe_cli.profile.imports.torch_file import is_torch_file
 from remoe_cli.profile.latency_record import Latency
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import DatasetRef, ModelRef, Phase, Profile, ProfileRecord, RoutingRef, write_profile
@@ -115,7 +115,7 @@ def import_routing(file: Path, spec: MoeSpec, *, model: str = "", prompts: Promp
 def _read(file: Path, spec: MoeSpec, model: str) -> Counted | Traced:
     with file.open("rb") as stream:
         start = stream.read(2**16)
-    if start[:2] == b"PK" and is_torch_zip(file):
+    if start[:2] == b"PK" and is_torch_file(file):
         return read_sglang_dump(file, spec)
     # A safetensors file has the length of its header first: eight bytes, of which no sane header needs the last two.
     if start[:2] == b"PK" or start[:6] == b"\x93NUMPY" or (start[6:8] == b"\0\0" and start[8:9] == b"{"):

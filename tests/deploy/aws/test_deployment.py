@@ -15,7 +15,7 @@ import pytest
 from remoe_cli.deploy.aws import deployment, functions, names, status, storage, template
 from remoe_cli.deploy.aws.deployment import Review
 from remoe_cli.deploy.aws.session import Account
-from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.storage import object_of
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.endpoint import Endpoint
@@ -225,7 +225,7 @@ def test_nested_stacks(account: Account) -> None:
     for layer in ("Layer000", "Layer001"):
         own = {id: resources.pop(id) for id in list(resources) if id.startswith(layer)}
         nested[f"{layer}Stack"] = template._template("nest", own)
-        resources[f"{layer}Stack"] = template._nested_stack(nested[f"{layer}Stack"], Settings("nest", "x86_64", "3.13", Endpoint.none))
+        resources[f"{layer}Stack"] = template._nested_stack(nested[f"{layer}Stack"], AwsSettings("nest", "x86_64", "3.13", Endpoint.none))
     split = Templates({**root, "Resources": resources}, nested)
     how: dict[str, Any] = {"say": lambda _: None, "progress": unseen, "agree": lambda review: True}
     said: list[str] = []

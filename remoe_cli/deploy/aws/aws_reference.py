@@ -8,10 +8,10 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from remoe_cli.artifacts import Part
 from remoe_cli.plan.document import Source
-from remoe_cli.sourced import Provenance, check_provenance, read_sourced
+from remoe_cli.provenance import Provenance, check_provenance, read_figures
 
 
-class Function(Part):
+class LambdaQuotas(Part):
     """Quotas of Lambda.
 
     memory_new_account_mb, concurrency_new_account   what an account has until AWS raises it
@@ -41,7 +41,7 @@ class Function(Part):
     control_calls_per_s: PositiveInt
 
 
-class Stack(Part):
+class StackQuotas(Part):
     """Quotas of CloudFormation: resources of one template, and of all nested stacks in one operation; stacks of a region."""
 
     resources: PositiveInt
@@ -50,7 +50,7 @@ class Stack(Part):
     stacks: PositiveInt
 
 
-class Iam(Part):
+class IamQuotas(Part):
     """Quotas of IAM: roles of the account, characters of all inline policies of a role, and of a managed policy."""
 
     roles: PositiveInt
@@ -58,14 +58,14 @@ class Iam(Part):
     managed_policy_characters: PositiveInt
 
 
-class Endpoint(Part):
+class EndpointQuotas(Part):
     """Quotas of a SageMaker endpoint: time for a streamed answer, and for its container to become healthy."""
 
     streamed_s: PositiveInt
     start_s: PositiveInt
 
 
-class Prices(Part):
+class ListPrices(Part):
     """Prices in USD: a GB of logs written, and kept; a GB of images kept."""
 
     usd_per_log_gb: PositiveFloat
@@ -80,27 +80,27 @@ class Estimates(Part):
     log_bytes_per_invocation: PositiveInt
     lambda_image_bytes: PositiveInt
     sagemaker_image_bytes: PositiveInt
-    share_bytes_per_s: PositiveInt
+    container_read_bytes_per_s: PositiveInt
     bytes_per_read: PositiveInt
 
 
-class Figures(Part):
-    function: Function
-    stack: Stack
-    iam: Iam
-    endpoint: Endpoint
-    prices: Prices
+class AwsReference(Part):
+    function: LambdaQuotas
+    stack: StackQuotas
+    iam: IamQuotas
+    endpoint: EndpointQuotas
+    prices: ListPrices
     estimates: Estimates
     provenance: tuple[Provenance, ...]
     file: Source
 
     @model_validator(mode="after")
-    def _every_figure_has_a_source(self) -> Figures:
+    def _every_figure_has_a_source(self) -> AwsReference:
         check_provenance({name: side for name, side in self if name not in ("provenance", "file")}, self.provenance)
         return self
 
 
 @cache
-def figures() -> Figures:
+def aws_reference() -> AwsReference:
     """The file that comes with remoe."""
-    return read_sourced("file of quotas", Figures, "aws", "remoe_cli.deploy.aws", "data")
+    return read_figures("file of quotas", AwsReference, "aws", "remoe_cli.deploy.aws", "data")

@@ -19,16 +19,16 @@ import httpx
 import pytest
 from awslambdaric.lambda_context import LambdaContext
 
-from remoe_cli.deploy import main_share
+from remoe_cli.deploy import main_files
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.deploy.local.config import TwinConfig
 from remoe_cli.errors import DeployError, InvokeError, RemoeError, UsageError
 from remoe_cli.package.bundle import Manifest
-from remoe_cli.package.share import MANIFEST
+from remoe_cli.package.partial_checkpoint import MANIFEST
 from remoe_cli.plan.document import LayerPlan, MainSpec, Source
 from remoe_cli.runtime import client, lambda_main
-from remoe_cli.runtime.prediction import predictor
+from remoe_cli.runtime.expected_cost import expected_cost
 from tests.support import endpoint as endpoints
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
 
@@ -73,7 +73,7 @@ def test_it_answers_through_its_functions_from_zero_to_zero_and_back(deployed: D
     pieces: list[str] = []
 
     begun = time.perf_counter()
-    cold = deployed.ask(on_text=pieces.append, predict=predictor(deployed.made.plan_path))
+    cold = deployed.ask(on_text=pieces.append, expected=expected_cost(deployed.made.plan_path))
     cold_s = time.perf_counter() - begun
     assert cold["token_ids"] == expected and tuple(cold["prompt_token_ids"]) == PROMPT_IDS
     assert pieces == [cold["text"]]
@@ -196,8 +196,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ByHand:
     bundle = Manifest(
         plan=Source(path="", sha256=""), model=made.profile.record.model, spec=made.profile.record.spec, code_sha256="", functions=()
     )
-    config = main_share.server_config(made.plan, made.profile, made.catalog, bundle, str)
-    main_share.write_main(config, made.plan_path, tmp_path / "main")
+    config = main_files.server_config(made.plan, made.profile, made.catalog, bundle, str)
+    main_files.write_main_files(config, made.plan_path, tmp_path / "main")
     monkeypatch.setenv("REMOE_MAIN", str(tmp_path / "main" / MANIFEST))
     monkeypatch.setattr(lambda_main, "_main", None)
     return made

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from remoe_cli import artifacts
 from remoe_cli.model.checkpoint import find
-from remoe_cli.package import share
+from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Plan
@@ -40,9 +40,9 @@ def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manife
     )
 
 
-def write_main(
+def write_main_files(
     config: ServerConfig, plan_path: Path, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
-) -> share.MainManifest:
+) -> partial_checkpoint.MainManifest:
     """Write the main function's share into `folder`, with server.json, plan.json and the manifest of all of it.
 
     `progress` is told the bytes of weights done and their total. Raises ModelError for a model that is gone or not whole.
@@ -50,10 +50,12 @@ def write_main(
     remote: dict[int, tuple[int, ...]] = {}
     for function in config.functions:
         remote[function.layer] = (*remote.get(function.layer, ()), *function.experts)
-    share.write_share(find(config.model.path, config.model.revision), config.spec.local_experts(remote), folder, progress)
+    partial_checkpoint.write_partial_checkpoint(
+        find(config.model.path, config.model.revision), config.spec.local_experts(remote), folder, progress
+    )
     artifacts.write_json(folder / "server.json", config)
     shutil.copyfile(plan_path, folder / "plan.json")
-    return share.seal(folder)
+    return partial_checkpoint.seal(folder)
 
 
 def _expert_rows(profile: Profile) -> float:

@@ -15,7 +15,7 @@ UNKNOWN = "0" * 64
 
 
 @dataclass(frozen=True)
-class Part:
+class ExpertFunction:
     """One expert function. `head_bytes` and `head_sha256` are of its shard's head (function/weights.py)."""
 
     entry: str
@@ -30,10 +30,10 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Contents:
     """All functions, their common code (zipped and unpacked size), and the main function's share of the model."""
 
-    functions: tuple[Part, ...]
+    functions: tuple[ExpertFunction, ...]
     code_bytes: int
     code_unpacked_bytes: int
     main_bytes: int
@@ -46,12 +46,12 @@ class Parts:
         return UNKNOWN not in (self.code_sha256, self.main_sha256, *(f.shard_sha256 for f in self.functions))
 
 
-def expected(plan: Plan) -> Parts:
-    """The parts of a plan that nothing is packaged of yet."""
+def expected(plan: Plan) -> Contents:
+    """The contents of a plan that nothing is packaged of yet."""
     functions = tuple(_functions(plan))
     remote = sum(len(f.experts) for f in functions)
     local = plan.model.experts_per_layer * len(plan.layers) - remote
-    return Parts(
+    return Contents(
         functions=functions,
         code_bytes=0,
         code_unpacked_bytes=0,
@@ -59,10 +59,10 @@ def expected(plan: Plan) -> Parts:
     )
 
 
-def _functions(plan: Plan) -> Iterator[Part]:
+def _functions(plan: Plan) -> Iterator[ExpertFunction]:
     for layer in plan.layers:
         for number, experts in enumerate(layer.parts):
-            yield Part(
+            yield ExpertFunction(
                 entry=part_name(layer.layer, number, len(layer.parts)),
                 layer=layer.layer,
                 experts=experts,

@@ -7,11 +7,11 @@ from typing import Any
 
 from remoe_cli import limits
 from remoe_cli.deploy.aws import functions, names, policies
-from remoe_cli.deploy.aws.figures import figures
+from remoe_cli.deploy.aws.aws_reference import aws_reference
+from remoe_cli.deploy.aws.contents import Contents
 from remoe_cli.deploy.aws.functions import Resource
-from remoe_cli.deploy.aws.parts import Parts
 from remoe_cli.deploy.aws.policies import ACCOUNT, REGION, SUFFIX, sub
-from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.document import Plan
@@ -24,9 +24,9 @@ _SPARE_STORAGE_MB = 256
 _START_S = 600  # for a container to start, besides reading the model
 
 
-def main(plan: Plan, parts: Parts, settings: Settings, after: list[str]) -> dict[str, Resource]:
+def resources(plan: Plan, contents: Contents, settings: AwsSettings, after: list[str]) -> dict[str, Resource]:
     """Made `after` other resources. Raises UsageError when the plan's main function is none of this kind of endpoint."""
-    entries, iam = [part.entry for part in parts.functions], figures().iam
+    entries, iam = [function.entry for function in contents.functions], aws_reference().iam
     match settings.endpoint:
         case Endpoint.none:
             document = policies.caller(settings.name, entries, iam.managed_policy_characters)
@@ -35,17 +35,17 @@ def main(plan: Plan, parts: Parts, settings: Settings, after: list[str]) -> dict
             if plan.main.usd_per_hour is not None:
                 raise _wrong_kind(plan, "not a Lambda function")
             policy = policies.main_function(settings.name, entries, iam.role_policy_characters)
-            return _function(plan, parts, settings, policy, after)
+            return _function(plan, contents, settings, policy, after)
         case Endpoint.sagemaker:
             if not plan.main.name.startswith("ml."):
                 raise _wrong_kind(plan, "no instance of SageMaker's")
             policy = policies.main_endpoint(settings.name, entries, iam.role_policy_characters, _image(settings)[0])
-            return _endpoint(plan, parts, settings, policy, after)
+            return _endpoint(plan, contents, settings, policy, after)
 
 
-def storage_mb(parts: Parts) -> int:
+def storage_mb(contents: Contents) -> int:
     """What the main function's share of the model takes of a Lambda function's /tmp, where it is fetched to."""
-    return max(figures().function.storage_least_mb, ceil(parts.main_bytes / 2**20) + _SPARE_STORAGE_MB)
+    return max(aws_reference().function.storage_least_mb, ceil(contents.main_bytes / 2**20) + _SPARE_STORAGE_MB)
 
 
 def _wrong_kind(plan: Plan, what: str) -> UsageError:
@@ -53,31 +53,31 @@ def _wrong_kind(plan: Plan, what: str) -> UsageError:
     return UsageError(f"The plan's main function {plan.main.name} is {what}.", hint)
 
 
-def _function(plan: Plan, parts: Parts, settings: Settings, policy: Resource, after: list[str]) -> dict[str, Resource]:
+def _function(plan: Plan, contents: Contents, settings: AwsSettings, policy: Resource, after: list[str]) -> dict[str, Resource]:
     configuration = {
         "Description": f"The main function of {plan.model.name.rpartition('/')[2]}"[:256],
         "PackageType": "Image",
         "Code": {"ImageUri": _image(settings)[1]},
         "ImageConfig": {"EntryPoint": ENTRYPOINT, "Command": [HANDLER]},
         "MemorySize": plan.main.memory_mb,
-        "EphemeralStorage": {"Size": storage_mb(parts)},
-        "Environment": {"Variables": _variables(parts, settings) | limits.thread_environment(plan.main.memory_mb)},
+        "EphemeralStorage": {"Size": storage_mb(contents)},
+        "Environment": {"Variables": _variables(contents, settings) | limits.thread_environment(plan.main.memory_mb)},
     }
-    made = functions.function(
+    made = functions.lambda_function(
         FUNCTION,
         names.main(settings.name),
         configuration,
         settings,
         policy=policy,
-        reserved=functions.served_at_once(plan, parts, settings),
+        reserved=functions.served_at_once(plan, contents, settings),
         tags=functions.tags(settings, plan),
     )
     made[FUNCTION]["DependsOn"] += after
     return made
 
 
-def _endpoint(plan: Plan, parts: Parts, settings: Settings, policy: Resource, after: list[str]) -> dict[str, Resource]:
-    tags, figure = functions.tags(settings, plan), figures()
+def _endpoint(plan: Plan, contents: Contents, settings: AwsSettings, policy: Resource, after: list[str]) -> dict[str, Resource]:
+    tags, figure = functions.tags(settings, plan), aws_reference()
     variant = {
         "VariantName": "main",
         "ModelName": {"Fn::GetAtt": ["MainModel", "ModelName"]},
@@ -86,7 +86,7 @@ def _endpoint(plan: Plan, parts: Parts, settings: Settings, policy: Resource, af
         "InitialVariantWeight": 1,
         # SageMaker downloads nothing: the container fetches its share itself before it is healthy.
         "ContainerStartupHealthCheckTimeoutInSeconds": min(
-            figure.endpoint.start_s, _START_S + parts.main_bytes // figure.estimates.share_bytes_per_s
+            figure.endpoint.start_s, _START_S + contents.main_bytes // figure.estimates.container_read_bytes_per_s
         ),
     }
     return {
@@ -97,7 +97,7 @@ def _endpoint(plan: Plan, parts: Parts, settings: Settings, policy: Resource, af
             "Properties": {
                 "ExecutionRoleArn": {"Fn::GetAtt": ["MainRole", "Arn"]},
                 "EnableNetworkIsolation": False,  # the container calls Lambda and reads S3
-                "PrimaryContainer": {"Image": _image(settings)[1], "Environment": _variables(parts, settings)},
+                "PrimaryContainer": {"Image": _image(settings)[1], "Environment": _variables(contents, settings)},
                 "Tags": tags,
             },
         },
@@ -114,19 +114,19 @@ def _endpoint(plan: Plan, parts: Parts, settings: Settings, policy: Resource, af
     }
 
 
-def _variables(parts: Parts, settings: Settings) -> dict[str, Any]:
-    return {"REMOE_MAIN": functions.object_uri(settings, names.main_manifest_key(parts.main_sha256))}
+def _variables(contents: Contents, settings: AwsSettings) -> dict[str, Any]:
+    return {"REMOE_MAIN": functions.object_uri(settings, names.main_manifest_key(contents.main_sha256))}
 
 
-def _image(settings: Settings) -> tuple[tuple[str, str, str], Any]:
+def _image(settings: AwsSettings) -> tuple[tuple[str, str, str], Any]:
     """Account, region and repository of the main function's image, and its URI; what nobody has named yet is in this account and region."""
     if settings.image_uri is None:
         account, region, repository = DEFAULT_IMAGE
         return DEFAULT_IMAGE, sub(f"{account}.dkr.ecr.{region}.{SUFFIX}/{repository}:latest")
-    parts = policies.image_parts(settings.image_uri)
-    if parts is None:
+    image = policies.image_parts(settings.image_uri)
+    if image is None:
         raise UsageError(
             f"The image {settings.image_uri} is not in Amazon ECR, where Lambda and SageMaker fetch images from.",
             "Push it there: 'remoe package PLAN --image' prints the commands.",
         )
-    return parts, settings.image_uri
+    return image, settings.image_uri

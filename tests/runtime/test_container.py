@@ -24,16 +24,16 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from remoe_cli.artifacts import read_json, sha256_file, write_json
-from remoe_cli.deploy import main_share
+from remoe_cli.deploy import main_files
 from remoe_cli.deploy.aws import names
 from remoe_cli.errors import ArtifactError, DeployError, RemoeError, UsageError
 from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.package.image import write_context
-from remoe_cli.package.share import MANIFEST, MainManifest, seal
+from remoe_cli.package.partial_checkpoint import MANIFEST, MainManifest, seal
 from remoe_cli.plan.document import Source
 from remoe_cli.runtime import client, fetch, server
-from remoe_cli.runtime.main_function import MainFunction, load_share
+from remoe_cli.runtime.main_function import MainFunction, load_packaged
 from remoe_cli.runtime.server import Limits, make_app
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
 from tests.support.sagemaker_front import ENDPOINT, sagemaker
@@ -70,8 +70,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
     made = by_hand(folder, ())
     record = made.profile.record
     bundle = Manifest(plan=Source(path="", sha256=""), model=record.model, spec=record.spec, code_sha256="", functions=())
-    config = main_share.server_config(made.plan, made.profile, made.catalog, bundle, str)
-    main_share.write_main(config, made.plan_path, folder / "share")
+    config = main_files.server_config(made.plan, made.profile, made.catalog, bundle, str)
+    main_files.write_main_files(config, made.plan_path, folder / "share")
     moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     moto.start()
     environment = AWS | {"AWS_ENDPOINT_URL_S3": "http://{}:{}".format(*moto.get_host_and_port()), "NO_PROXY": "127.0.0.1"}
@@ -305,7 +305,7 @@ def test_what_cannot_be_fetched_is_named(stored: Stored, tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def loaded(stored: Stored) -> MainFunction:
-    return load_share(str(stored.share / MANIFEST), None)
+    return load_packaged(str(stored.share / MANIFEST), None)
 
 
 def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored: Stored) -> None:

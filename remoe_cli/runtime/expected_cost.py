@@ -20,10 +20,10 @@ from remoe_cli.plan.problem.request import Wanted, make_problem
 from remoe_cli.profile.record import read_profile
 
 # (prompt tokens, generated tokens after the first) -> the outcome
-Predict = Callable[[int, int], Outcome]
+ExpectedCost = Callable[[int, int], Outcome]
 
 
-def predictor(plan_path: Path) -> Predict:
+def expected_cost(plan_path: Path) -> ExpectedCost:
     """The planner's cost model at the plan's placement, for requests of any length.
 
     Raises ArtifactError when the plan's profile or catalog is no longer at hand, or has changed.

@@ -62,7 +62,9 @@ class _Piece:
         return sum(last - first for first, last in self.ranges)
 
 
-def write_share(checkpoint: Checkpoint, keep: Keep, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+def write_partial_checkpoint(
+    checkpoint: Checkpoint, keep: Keep, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
     """Write the share that holds the experts in `keep` (by hidden layer, ascending) into `folder`; memory stays small.
 
     `progress` is told the bytes of weights done and their total. Raises ModelError for a checkpoint that is not whole.

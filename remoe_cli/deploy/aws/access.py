@@ -16,7 +16,7 @@ from remoe_cli.deploy.aws.session import Account, plain_errors
 from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import ArtifactError, DeployError
-from remoe_cli.package.share import MainManifest
+from remoe_cli.package.partial_checkpoint import MainManifest
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client
 from remoe_cli.settings import cache_dir
@@ -25,7 +25,7 @@ from remoe_cli.settings import cache_dir
 _ANSWER = Config(connect_timeout=10, read_timeout=910, retries={"mode": "standard", "total_max_attempts": 1})
 
 
-def reach(account: Account, name: str) -> client.Endpoint:
+def reach(account: Account, name: str) -> client.MainAddress:
     """Raises DeployError for an unknown deployment, and for one of functions only."""
     kind = status.stack_state(account, name).outputs.get("EndpointKind")
     with plain_errors():
@@ -37,7 +37,7 @@ def reach(account: Account, name: str) -> client.Endpoint:
     raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name} --target aws'.")
 
 
-def told(account: Account, name: str, file_name: str) -> Path:
+def deployed_file(account: Account, name: str, file_name: str) -> Path:
     """A copy of one of the files that the main function was given beside its weights, server.json or plan.json: those of the plan that
     the stack was made of, which is the one that `status` names.
 
@@ -50,7 +50,7 @@ def told(account: Account, name: str, file_name: str) -> Path:
             files = {file.name: file for file in MainManifest.model_validate_json(bucket.read(manifest)).files}
             plan = bucket.read(names.main_file_key(files["plan.json"].sha256, "plan.json"))
             if plan_sha256(Plan.model_validate_json(plan)) == planned:
-                path = cache_dir() / "told" / f"{files[file_name].sha256}.json"
+                path = cache_dir() / "deployed" / f"{files[file_name].sha256}.json"
                 with artifacts.atomic_path(path) as temporary:
                     temporary.write_bytes(bucket.read(names.main_file_key(files[file_name].sha256, file_name)))
                 return path
@@ -59,10 +59,10 @@ def told(account: Account, name: str, file_name: str) -> Path:
 
 def serve(account: Account, name: str, host: str, port: int, say: Callable[[str], None]) -> None:
     """Run the main function of a deployment in this process until it is interrupted, from the model's own checkpoint; it calls the
-    functions with this account's credentials. Raises what `told`, runtime/main_function.py and runtime/server.py raise."""
+    functions with this account's credentials. Raises what `deployed_file`, runtime/main_function.py and runtime/server.py raise."""
     from remoe_cli.runtime.server import serve_here
 
-    server_json = told(account, name, "server.json")
+    server_json = deployed_file(account, name, "server.json")
     # What runtime/invoke.py makes its client of.
     boto3.DEFAULT_SESSION, os.environ["AWS_REGION"] = account.session, account.region
     serve_here(name, server_json, None, host, port, say)
