@@ -21,16 +21,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed ## run the whole pipeline on the demo model
 	$(BIN)/remoe demo
 
-# A file's tests run in one process, which shares what it deploys; two processes at a time. Doctests: of the modules that have some.
+# A file's tests run in one process, which shares what it deploys; two processes at a time.
 PYTEST := $(BIN)/python -m pytest
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
-DOCTESTS = --doctest-modules $(shell grep -rl '>>> ' --include='*.py' remoe_cli)
-# What `make check` leaves out: tests that deploy, run the demo model, or run profiling in processes of their own.
-SLOW := tests/deploy tests/runtime tests/model/test_demo_model.py tests/model/test_demo_bfloat16.py tests/profile/test_run.py \
-  tests/profile/test_latency.py tests/profile/test_prompts_hub.py tests/package/test_image.py
+# What `make check` leaves out: tests that deploy, run the demo model, or start processes that load torch.
+SLOW := tests/deploy $(addprefix tests/runtime/test_,calibrate.py calibrate_answers.py dispatch.py invoke.py parity.py parity_twin.py) \
+  $(addprefix tests/model/test_demo_,model.py bfloat16.py) $(addprefix tests/profile/test_,run.py latency.py prompts_hub.py) \
+  tests/package/test_image.py tests/docs/test_commands.py
 
 check: lint ## style, types, imports and unit tests, in less than 90 s: before each commit
-	$(PYTEST) $(TWO) -m "not alone" $(DOCTESTS) tests $(addprefix --ignore ,$(SLOW))
+	$(PYTEST) $(TWO) -m "not alone" $(addprefix --ignore ,$(SLOW))
 
 # Then those that measure time, alone. pytest ends with 5 where a part has no such tests.
 test: $(VENV)/.installed ## run all tests, or a part: make test T=tests/plan
@@ -38,7 +38,7 @@ ifdef T
 	$(PYTEST) $(TWO) -m "not alone" $(T) || [ $$? -eq 5 ]
 	$(PYTEST) -m alone $(T) || [ $$? -eq 5 ]
 else
-	$(PYTEST) $(TWO) -m "not alone" $(DOCTESTS) tests
+	$(PYTEST) $(TWO) -m "not alone"
 	$(PYTEST) -m alone
 endif
 

@@ -36,10 +36,7 @@ def read(path: Path) -> str:
 
 
 def numbers(text: str) -> set[int]:
-    """
-    >>> sorted(numbers("3, 4 and 6 to 9"))
-    [3, 4, 6, 7, 8, 9]
-    """
+    """The numbers in a text such as "3, 4 and 6 to 9"."""
     ranges = [(int(first), int(last or first)) for first, last in re.findall(r"(\d+)(?: to (\d+))?", text)]
     return {number for first, last in ranges for number in range(first, last + 1)}
 
