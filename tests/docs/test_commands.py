@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from remoe_cli.cli.app import app
 from tests.support import forked
-from tests.support.families import EXPERTS, FAMILIES, TOP_K, VOCAB_SIZE, save
+from tests.support.families import EXPERTS, TOP_K, VOCAB_SIZE, save
 
 ROOT = Path(__file__).parents[2]
 WORDS = [f"w{number}" for number in range(VOCAB_SIZE - 8)]
@@ -162,11 +162,3 @@ def test_an_option_that_is_not_there_does_not_parse() -> None:
     parse(["plan", "profiles/olmoe", "-o", "plan.json", "--tpot", "0.2"])
     with pytest.raises(Exception, match="no-such-option"):
         parse(["plan", "profiles/olmoe", "-o", "plan.json", "--no-such-option", "1"])
-
-
-def test_the_readme_names_the_families_that_are_tested() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = re.search(r"tested in every way: (.*?)\.", text, re.DOTALL)
-    assert listed
-    assert re.findall(r"\w+", listed[1].replace(" and ", ", ")) == sorted(FAMILIES)
-    assert f"{len(FAMILIES)} of them are tested" in text
