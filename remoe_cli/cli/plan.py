@@ -15,7 +15,6 @@ from remoe_cli.cli.options import FIELD_HELP, ProfileArgument
 
 if TYPE_CHECKING:
     from remoe_cli.plan.document import Plan, PredictedRouting
-    from remoe_cli.plan.problem.traffic import Traffic
 
 # typer makes choices of enums only; the words are those of plan/document.py.
 Solver = Enum("Solver", {name: name for name in ("exact", "scan", "paper")}, type=str)  # type: ignore[misc]
@@ -135,6 +134,7 @@ def command(
     from remoe_cli.plan.catalog.catalog import read_catalog
     from remoe_cli.plan.problem.aim import Aim
     from remoe_cli.plan.problem.request import PlanRequest
+    from remoe_cli.plan.problem.traffic import read_traffic
     from remoe_cli.plan.verify.check import verify
     from remoe_cli.profile.record import read_profile
 
@@ -148,7 +148,8 @@ def command(
         aim=Aim(minimize.value, ttft, tpot, budget),
         n_in=n_in,
         n_out=n_out,
-        traffic=_traffic(read, requests, requests_per_hour, n_in, n_out),
+        traffic=None if requests is None else read_traffic(requests),
+        requests_per_hour=requests_per_hour,
         cold_share=cold_share,
         invocations=invocation.value,
         solver=solver.value,
@@ -203,27 +204,6 @@ def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedR
     from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
 
     return predict_routing(read, texts, solver)
-
-
-def _traffic(read: Any, path: Path | None, per_hour: float | None, n_in: int | None, n_out: int | None) -> Traffic | None:
-    """What was said about requests, or None: one warm request of the profile's lengths."""
-    from dataclasses import replace
-
-    from remoe_cli.errors import UsageError
-    from remoe_cli.plan.problem.traffic import one_length, read_traffic
-    from remoe_cli.plan.problem.workload import from_profile
-
-    if per_hour == 0:
-        raise UsageError("--requests-per-hour is 0: without requests there is nothing to plan.", "Give the traffic that you expect.")
-    if path is not None:
-        if n_in is not None or n_out is not None:
-            raise UsageError("--requests and --n-in or --n-out both say how long requests are.", "Leave one of them out.")
-        traffic = read_traffic(path)
-        return traffic if per_hour is None else replace(traffic, per_hour=per_hour, gaps_s=())
-    if per_hour is None:
-        return None
-    lengths = from_profile(read, n_in, n_out).lengths[0]
-    return one_length(lengths.n_in, lengths.n_out, per_hour)
 
 
 def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, out: Path) -> Callable[[], None]:

@@ -17,6 +17,7 @@ from remoe_cli.plan.cost.placement import Priced, evaluate
 from remoe_cli.plan.document import WIDEST_FACTOR, BaselineName, BreakEven, BreakEvenTraffic, Outcome, Scenario, ScenarioKind
 from remoe_cli.plan.problem.aim import Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
+from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import Workload, from_profile
 from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.latency_record import Quantiles
@@ -129,7 +130,7 @@ def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | Non
 
 def _for_the_same(requests: Workload, routing: Workload) -> Workload:
     """The requests of one with the routing of the other."""
-    return replace(routing, lengths=requests.lengths, requests_per_hour=requests.requests_per_hour, cold_share=requests.cold_share)
+    return replace(routing, traffic=requests.traffic, cold_share=requests.cold_share)
 
 
 def break_evens(problem: Problem, aim: Aim, placement: Placement, local: Priced | None) -> list[BreakEven]:
@@ -174,7 +175,8 @@ def break_even_traffic(problem: Problem, aim: Aim) -> BreakEvenTraffic | None:
     is never the cheaper. Cold starts, which make paying by use dearer when requests are rare, are left out."""
     if len({spec.usd_per_hour is None for spec in problem.catalog.main.menu}) < 2:
         return None
-    idle_free = replace(problem, workload=replace(problem.workload, requests_per_hour=None, cold_share=0.0))
+    unknown = Traffic(problem.workload.lengths)
+    idle_free = replace(problem, workload=replace(problem.workload, traffic=unknown, cold_share=0.0))
     by_use, rented = _best_of(idle_free, aim, False), _cheapest_hour(idle_free, aim) or _best_of(idle_free, aim, True)
     if by_use is None or rented is None:
         return None

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from remoe_cli.plan.arrays import Bools, Floats, Ints
 from remoe_cli.plan.catalog.catalog import FunctionSide
-from remoe_cli.plan.cost.hits import HitDistribution
+from remoe_cli.plan.problem.hits import HitDistribution
 from remoe_cli.plan.problem.problem import GB_MB, MB, Problem
 
 Places = npt.NDArray[np.int16]

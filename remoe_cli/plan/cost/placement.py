@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from remoe_cli.plan.arrays import Ints
 from remoe_cli.plan.cost import expert_functions, main_function
-from remoe_cli.plan.cost.hits import HitDistribution, hit_distribution
-from remoe_cli.plan.document import LayerPlan, Outcome
+from remoe_cli.plan.document import Outcome
+from remoe_cli.plan.problem.hits import owner_of
 from remoe_cli.plan.problem.problem import Placement, Problem
 
 __all__ = ["LayerOutcome", "Placement", "Priced", "Problem", "evaluate", "layer_outcome", "layer_outcomes", "total"]
@@ -67,7 +66,8 @@ def total(problem: Problem, placement: Placement, layers: list[LayerOutcome]) ->
 def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOutcome:
     """The part of the layer at `index` among the MoE layers."""
     workload, main, layer = problem.workload, placement.main, placement.layers[index]
-    owner, step_s, parts = owner_of(problem, layer), main_function.expert_step_s(problem, main), layer.parts
+    step_s, parts = main_function.expert_step_s(problem, main), layer.parts
+    owner = owner_of(problem.spec.experts_per_layer, parts)
     local = owner[0] < 0
     local_experts = int(local.sum())
     prefill_s, usd, largest, held = 0.0, 0.0, 0.0, 0.0
@@ -88,7 +88,7 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
     cold_s, calls = main_function.cold_expert_s(problem, main) * local_experts, 0.0
     decode_s = float(workload.decode_hits[index].sum()) * step_s
     if parts:
-        hits = _hits(problem, index, layer, owner)
+        hits = workload.hits.of_parts(index, parts)
         calls_s = expert_functions.decode_wait_s(problem, layer.memory_mb, hits.busiest)
         decode_s = float(hits.shares[0] @ np.maximum(hits.local * step_s, calls_s))
         each = np.arange(hits.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
@@ -99,21 +99,3 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         if main.usd_per_hour is not None:
             cold_s += workload.cold_share * float(expert_functions.cold_s(problem, biggest)[0])
     return LayerOutcome(prefill_s, decode_s, cold_s, usd, float(expert_functions.payload_bytes(problem, largest)), held, calls)
-
-
-def _hits(problem: Problem, index: int, layer: LayerPlan, owner: Ints) -> HitDistribution:
-    """Kept, for one placement is often priced under many circumstances."""
-    memo = problem.workload.memo
-    key = ("placed", index, layer.parts)
-    if key not in memo:
-        memo[key] = hit_distribution(problem.workload, index, owner)
-    hits: HitDistribution = memo[key]
-    return hits
-
-
-def owner_of(problem: Problem, layer: LayerPlan) -> Ints:
-    """int64 [1, E]: the function of each expert, -1 for local."""
-    owner = np.full((1, problem.spec.experts_per_layer), -1)
-    for function, part in enumerate(layer.parts):
-        owner[0, list(part)] = function
-    return owner

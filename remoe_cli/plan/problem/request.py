@@ -27,6 +27,7 @@ class PlanRequest:
     n_in: int | None = None
     n_out: int | None = None
     traffic: Traffic | None = None
+    requests_per_hour: float | None = None
     cold_share: float | None = None
     invocations: Invocations = "per-layer"
     solver: Method = "exact"
@@ -39,9 +40,9 @@ class PlanRequest:
 
 def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Problem:
     """The problem of a profile on a catalog; raises what `from_profile` raises."""
-    workload = from_profile(profile, request.n_in, request.n_out, request.traffic, request.routing)
-    traffic = request.traffic or Traffic(workload.lengths)
-    cold = request.cold_share if request.cold_share is not None else traffic.cold_share(catalog.function.idle_ttl_s)
+    workload = from_profile(profile, request.n_in, request.n_out, request.traffic, request.requests_per_hour, request.routing)
+    implied = workload.traffic.cold_share(catalog.function.idle_ttl_s)
+    cold = implied if request.cold_share is None else request.cold_share
     latency, spec = profile.record.latency, profile.record.spec
     measured_on_cpus = latency.source == "measured" and not latency.copy_s.fixed_s
     described = {

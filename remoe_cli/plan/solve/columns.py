@@ -19,8 +19,8 @@ import numpy.typing as npt
 from remoe_cli.plan.arrays import Bools, Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.cost.expert_functions import Places
-from remoe_cli.plan.cost.hits import HitDistribution, hit_distribution, joined, owners, positions, prefix_distribution
 from remoe_cli.plan.document import LayerPlan, MainSpec
+from remoe_cli.plan.problem.hits import HitDistribution, joined, owners, positions
 from remoe_cli.plan.problem.problem import MB, Problem
 from remoe_cli.plan.problem.workload import Workload
 
@@ -136,7 +136,7 @@ def build_columns(
     tables = [DecodeTable(np.ones(1, dtype=np.int64), np.zeros((1, 1)), workload.decode_hits[set_layer[empty]].sum(axis=1, keepdims=True))]
     for divided in _divided(problem, menu, members, set_layer):
         at, functions, memory_mb = divided.at, divided.functions, divided.memory_mb
-        hits = prefix_distribution(workload, divided.layer, count[at], functions) if prefixes else _hits(divided)
+        hits = workload.hits.of_prefixes(divided.layer, count[at], functions) if prefixes else _hits(divided)
         tables.append(
             DecodeTable(hits.local, expert_functions.decode_wait_s(problem, divided.speeds_mb[:, None], hits.busiest), hits.shares)
         )
@@ -225,8 +225,8 @@ def _divided(problem: Problem, menu: Ints, members: Bools, set_layer: Small) -> 
 
 
 def _hits(divided: _Divided) -> HitDistribution:
-    workload = divided.problem.workload
-    return joined([hit_distribution(workload, layer, divided.owner[rows]) for layer, rows in divided.by_layer()])
+    counter = divided.problem.workload.hits
+    return joined([counter.of_owners(layer, divided.owner[rows]) for layer, rows in divided.by_layer()])
 
 
 def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bool) -> Iterator[tuple[int, Bools, Floats, Floats]]:
