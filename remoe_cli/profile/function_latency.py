@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from remoe_cli import limits
+from remoe_cli import cages, lambda_limits
 from remoe_cli.errors import ModelError
 from remoe_cli.model.experts import ExpertLayer
 from remoe_cli.model.shards import write_shard
@@ -25,7 +25,7 @@ from remoe_cli.profile.latency_record import MeasuredPoint, Timing
 _TOKENS = (1, 4, 16, 64, 256)
 _MEMORY_MB = (1024, 512, 128)
 _BEYOND_CACHE_BYTES = 128 << 20
-PERIOD_S = limits.PERIOD_US / 1e6
+PERIOD_S = cages.PERIOD_US / 1e6
 
 
 def function_expert(layers: Sequence[ExpertLayer]) -> Timing:
@@ -54,14 +54,14 @@ def _points(shards: list[Path]) -> Iterator[MeasuredPoint]:
     with _group() as group:
         command = [sys.executable, "-m", "remoe_cli.profile.function_timing", str(PERIOD_S), *map(str, shards)]
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        argv = limits.inside([group[1]], command) if group else command
+        argv = cages.inside([group[1]], command) if group else command
         pipe = subprocess.PIPE
         with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as child:
             try:
                 assert child.stdin and child.stdout and child.stderr
-                for vcpus in (1.0, *map(limits.vcpus, _MEMORY_MB if group else ())):  # whole first: the process is still starting
+                for vcpus in (1.0, *map(lambda_limits.vcpus, _MEMORY_MB if group else ())):  # whole first: the process is still starting
                     if group:
-                        limits.set_cpu_share(*group, vcpus)
+                        cages.set_cpu_share(*group, vcpus)
                     child.stdin.write(json.dumps(_TOKENS) + "\n")
                     child.stdin.flush()
                     answer = child.stdout.readline()
@@ -75,9 +75,9 @@ def _points(shards: list[Path]) -> Iterator[MeasuredPoint]:
 
 
 @contextmanager
-def _group() -> Iterator[tuple[limits.Mechanism, Path] | None]:
+def _group() -> Iterator[tuple[cages.Mechanism, Path] | None]:
     """Make a control group whose CPU quota can be set; yield its mechanism and it, or None where none can be made."""
-    mechanism = limits.probe(f"remoe-profile-{os.getpid()}")
+    mechanism = cages.probe(f"remoe-profile-{os.getpid()}")
     try:
         if mechanism.cpu_root is None:
             yield None
@@ -87,7 +87,7 @@ def _group() -> Iterator[tuple[limits.Mechanism, Path] | None]:
             yield mechanism, group
     finally:
         for root in mechanism.groups:
-            limits.remove(root)
+            cages.remove(root)
 
 
 def _failed(stderr: str) -> ModelError:

@@ -16,11 +16,7 @@ def pages() -> list[Path]:
 
 
 def anchor(heading: str) -> str:
-    """The anchor that GitHub gives a heading.
-
-    >>> anchor("What is certified, and among what")
-    'what-is-certified-and-among-what'
-    """
+    """The anchor that GitHub gives a heading: "certified, and how" is #certified-and-how."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 

@@ -16,7 +16,7 @@ from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import Lengths
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Placement, Problem
-from remoe_cli.plan.problem.requests import Requests
+from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import Columns, build_columns
@@ -62,8 +62,8 @@ def instance(seed: int, path: Path) -> tuple[Brute, Problem]:
     per_hour = float(random.choice([2.0, 400.0, 40_000.0])) if seed % 5 == 3 else None
     cold_share = float(random.uniform(0, 1)) if seed % 4 == 3 else 0.0
     per_expert = seed % 8 == 6
-    requests = Requests(tuple(Lengths(share=s, n_in=i, n_out=o) for s, i, o in kinds), per_hour)
-    workload = replace(from_profile(profile, requests=requests), cold_share=cold_share)
+    traffic = Traffic(tuple(Lengths(share=s, n_in=i, n_out=o) for s, i, o in kinds), per_hour)
+    workload = replace(from_profile(profile, traffic=traffic), cold_share=cold_share)
     invocations = "per-expert" if per_expert else "per-layer"
     problem = Problem(profile.record.spec, profile.record.latency, catalog, workload, invocations=invocations)
     return Brute(profile, catalog, kinds, per_hour, cold_share, per_expert), problem

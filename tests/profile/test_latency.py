@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from remoe_cli import limits
+from remoe_cli import cages
 from remoe_cli.errors import ModelError
 from remoe_cli.model.experts import attach, expert_layers
 from remoe_cli.profile import function_latency, function_timing, latency
@@ -44,7 +44,7 @@ def test_everything_measured_is_positive_and_finite(measured: Latency) -> None:
     assert Latency.model_validate_json(measured.model_dump_json()) == measured
 
 
-def test_experts_are_timed_over_tokens_and_vcpus(measured: Latency, probed: limits.Mechanism) -> None:
+def test_experts_are_timed_over_tokens_and_vcpus(measured: Latency, probed: cages.Mechanism) -> None:
     local = {(p.tokens, p.vcpus) for p in measured.local_expert.points}
     assert local == {(n, v) for n in (1, 4, 16, 64, 256) for v in latency._thread_counts()}
     assert 1 in latency._thread_counts() and os.cpu_count() in latency._thread_counts()
@@ -97,12 +97,12 @@ def test_time_goes_to_the_layer_that_takes_it() -> None:
     assert all(not module._forward_pre_hooks for module in model.model.layers)
 
 
-def test_no_group_of_the_measurement_is_left(measured: Latency, probed: limits.Mechanism) -> None:
+def test_no_group_of_the_measurement_is_left(measured: Latency, probed: cages.Mechanism) -> None:
     assert not [group for root in probed.groups for group in root.parent.glob(f"remoe-profile-{os.getpid()}*")]
 
 
 @pytest.mark.alone
-def test_a_small_share_really_slows_long_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, probed: limits.Mechanism) -> None:
+def test_a_small_share_really_slows_long_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, probed: cages.Mechanism) -> None:
     if probed.cpu_root is None:
         pytest.skip("nobody may set a CPU quota here")
     monkeypatch.setattr(function_latency, "_TOKENS", (20_000,))
@@ -113,7 +113,7 @@ def test_a_small_share_really_slows_long_calls(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_without_a_quota_the_curve_computes_what_one_would_do(monkeypatch: pytest.MonkeyPatch, measured: Latency) -> None:
-    monkeypatch.setattr(limits, "probe", lambda label: limits.rlimit_only())
+    monkeypatch.setattr(cages, "probe", lambda label: cages.rlimit_only())
     timing = function_latency.function_expert(expert_layers(build("qwen3_moe", torch.bfloat16)))
     assert {point.vcpus for point in timing.points} == {1.0}
     assert isinstance(timing.curve, CpuQuota) and set(timing.errors) == {"quota"}
