@@ -21,6 +21,7 @@ from remoe_cli.predict import baselines, ridge
 from remoe_cli.predict.divergence import jensen_shannon, noise_floor, remote_hits
 from remoe_cli.predict.fate import Fate
 from remoe_cli.predict.history import Floats, History, Indices, PromptFeatures, View
+from remoe_cli.predict.tree import unit
 
 REMOTE_SHARE = 0.5  # of each layer's experts
 OURS = "ridge"
@@ -139,9 +140,8 @@ def similarity(history: History, seed: int = 0) -> Similarity:
     random = np.random.default_rng(seed)
     a, b = random.integers(0, len(history), (2, _PAIRS))
     a, b = a[a != b], b[a != b]
-    vectors = history.prompts.vectors
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
-    semantic = (unit[a] * unit[b]).sum(axis=1)
+    vectors = unit(history.prompts.vectors)
+    semantic = (vectors[a] * vectors[b]).sum(axis=1)
     activation = np.concatenate([1 - jensen_shannon(history.frequencies[x], history.frequencies[y]).mean(axis=1) for x, y in _chunks(a, b)])
     return Similarity(semantic, activation, float(np.corrcoef(semantic, activation)[0, 1]))
 
