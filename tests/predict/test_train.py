@@ -182,7 +182,7 @@ def test_evaluation_on_the_command_line(copied: Profile, tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "Give one of --prompt TEXT"),
         (("--prompt", "x", "--evaluate"), "Give one of --prompt TEXT"),
@@ -192,9 +192,9 @@ def test_evaluation_on_the_command_line(copied: Profile, tmp_path: Path, capsys:
     ],
 )
 def test_what_cannot_be_predicted_is_said(
-    copied: Profile, model: Path, arguments: tuple[str, ...], said: str, capsys: Any, monkeypatch: Any
+    copied: Profile, model: Path, arguments: tuple[str, ...], message: str, capsys: Any, monkeypatch: Any
 ) -> None:
     words = [str(model) if a == "MODEL" else a for a in arguments]
     code, document = remoe(capsys, monkeypatch, "predict", str(copied.path), *words)
     assert code == 2
-    assert said in document["error"]["message"]
+    assert message in document["error"]["message"]

@@ -1,4 +1,4 @@
-"""The tree of similar prompts: where every prompt is, what a search finds, and what a wrong file is told."""
+"""The tree of similar prompts: where every prompt is, what a search finds, and how a wrong file is refused."""
 
 from __future__ import annotations
 
