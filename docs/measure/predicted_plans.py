@@ -33,7 +33,7 @@ from remoe_cli.plan.paper.heuristic import paper_plan
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.predicted import predict_routing
 from remoe_cli.plan.problem.problem import Placement, Problem
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.workload import patterns_of
 from remoe_cli.plan.solve.exact import Solution
 from remoe_cli.plan.solve.forced import forced_sets
@@ -89,8 +89,8 @@ def main() -> None:
 
 def _problem(profile: Profile, routing: PredictedRouting | None) -> Problem:
     if profile.record.latency.source == "measured":
-        return make_problem(profile, read_catalog("local"), Wanted(routing=routing))
-    return make_problem(profile, read_catalog("paper"), Wanted(n_in=N_IN, n_out=N_OUT, routing=routing))
+        return make_problem(profile, read_catalog("local"), PlanRequest(routing=routing))
+    return make_problem(profile, read_catalog("paper"), PlanRequest(n_in=N_IN, n_out=N_OUT, routing=routing))
 
 
 def _half_forced(problem: Problem, aim: Aim) -> Solution:

@@ -15,7 +15,6 @@ from remoe_cli.cli.options import FIELD_HELP, ProfileArgument
 
 if TYPE_CHECKING:
     from remoe_cli.plan.document import Plan, PredictedRouting
-    from remoe_cli.plan.problem.requests import Requests
 
 # typer makes choices of enums only; the words are those of plan/document.py.
 Solver = Enum("Solver", {name: name for name in ("exact", "scan", "paper")}, type=str)  # type: ignore[misc]
@@ -134,7 +133,8 @@ def command(
     from remoe_cli.plan.build import make_plan
     from remoe_cli.plan.catalog.catalog import read_catalog
     from remoe_cli.plan.problem.aim import Aim
-    from remoe_cli.plan.problem.request import Wanted
+    from remoe_cli.plan.problem.request import PlanRequest
+    from remoe_cli.plan.problem.traffic import read_traffic
     from remoe_cli.plan.verify.check import verify
     from remoe_cli.profile.record import read_profile
 
@@ -144,21 +144,22 @@ def command(
         raise UsageError("--placement and --remote-share both say which experts go where.", "Leave one of them out.")
     read = read_profile(profile.resolve())
     prices = read_catalog(catalog)
-    wanted = Wanted(
+    request = PlanRequest(
         aim=Aim(minimize.value, ttft, tpot, budget),
         n_in=n_in,
         n_out=n_out,
-        requests=_requests(read, requests, requests_per_hour, n_in, n_out),
+        traffic=None if requests is None else read_traffic(requests),
+        requests_per_hour=requests_per_hour,
         cold_share=cold_share,
         invocations=invocation.value,
         solver=solver.value,
         remote_share=remote_share,
-        placement=placement,
+        placement_file=placement,
         routing=_routing(read, data, field, solver.value),
         time_limit_s=time_limit,
     )
     with output.progress("Solving"):
-        made = make_plan(read, prices, wanted)
+        made = make_plan(read, prices, request)
     if findings := verify(made, read, prices):
         raise RemoeError(
             f"The solver and the verifier disagree on '{findings[0].field}': {findings[0].stated} and {findings[0].found}.",
@@ -170,11 +171,11 @@ def command(
     if explain:
         from remoe_cli.plan.explain.rows import explanation
 
-        sections = explanation(made, read, prices, wanted)
-        document["explanation"] = {title: [list(row) for row in rows] for title, rows in sections.items()}
+        sections = explanation(made, read, prices, request)
+        document["explanation"] = {name: [list(row) for row in rows] for name, rows in sections.items()}
         shows.append(lambda: _show_sections(sections))
     if frontier:
-        shows.append(_frontier(document, read, prices, wanted, out))
+        shows.append(_frontier(document, read, prices, request, out))
 
     def show_all() -> None:
         for one in shows:
@@ -186,10 +187,12 @@ def command(
 def _show_sections(sections: dict[str, Any]) -> None:
     from textwrap import fill
 
-    for title, rows in sections.items():
-        output.line(f"\n{title}")
-        for name, text in rows:
-            output.line(fill(text, 118, initial_indent=f"  {name}: ", subsequent_indent="      "))
+    from remoe_cli.plan.explain.rows import SECTIONS
+
+    for name, rows in sections.items():
+        output.line(f"\n{SECTIONS[name]}")
+        for label, text in rows:
+            output.line(fill(text, 118, initial_indent=f"  {label}: ", subsequent_indent="      "))
 
 
 def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedRouting | None:
@@ -203,33 +206,12 @@ def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedR
     return predict_routing(read, texts, solver)
 
 
-def _requests(read: Any, path: Path | None, per_hour: float | None, n_in: int | None, n_out: int | None) -> Requests | None:
-    """What was said about requests, or None: one warm request of the profile's lengths."""
-    from dataclasses import replace
-
-    from remoe_cli.errors import UsageError
-    from remoe_cli.plan.problem.requests import one_length, read_requests
-    from remoe_cli.plan.problem.workload import from_profile
-
-    if per_hour == 0:
-        raise UsageError("--requests-per-hour is 0: without requests there is nothing to plan.", "Give the traffic that you expect.")
-    if path is not None:
-        if n_in is not None or n_out is not None:
-            raise UsageError("--requests and --n-in or --n-out both say how long requests are.", "Leave one of them out.")
-        said = read_requests(path)
-        return said if per_hour is None else replace(said, per_hour=per_hour, gaps_s=())
-    if per_hour is None:
-        return None
-    lengths = from_profile(read, n_in, n_out).lengths[0]
-    return one_length(lengths.n_in, lengths.n_out, per_hour)
-
-
-def _frontier(document: dict[str, Any], read: Any, prices: Any, wanted: Any, out: Path) -> Callable[[], None]:
+def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, out: Path) -> Callable[[], None]:
     from remoe_cli.plan.assess.frontier import frontier
     from remoe_cli.report.plan import draw_frontier
 
     with output.progress("Frontier") as progress:
-        points = frontier(read, prices, wanted, progress)
+        points = frontier(read, prices, request, progress)
     picture = out.with_name(f"{out.stem}-frontier.png")
     draw_frontier(points, picture)
     document |= {"frontier": [point._asdict() for point in points], "frontier_picture": str(picture)}

@@ -15,7 +15,7 @@ from remoe_cli.errors import UsageError
 if TYPE_CHECKING:
     from remoe_cli.predict.evaluate import Evaluation
     from remoe_cli.predict.fate import Fate
-    from remoe_cli.predict.history import History, Prompts, View
+    from remoe_cli.predict.history import History, PromptFeatures, View
     from remoe_cli.profile.record import Profile
 
 _SHOWN = 3
@@ -136,7 +136,7 @@ def _layers(profile: Profile) -> list[int]:
     return list(profile.record.spec.moe_layers if routing.layers is None else routing.layers)
 
 
-def _fate(profile: Profile, known: Prompts) -> Fate:
+def _fate(profile: Profile, known: PromptFeatures) -> Fate:
     from remoe_cli.model.checkpoint import find
     from remoe_cli.predict.fate import ask_routers
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from remoe_cli.predict import neighbours
 from remoe_cli.predict import tree as trees
 from remoe_cli.predict.divergence import jensen_shannon
-from remoe_cli.predict.history import Floats, History, Prompts
+from remoe_cli.predict.history import Floats, History, PromptFeatures
 
 ALPHA = trees.ALPHA
 TEMPERATURES = (1.0, 0.3, 0.1, 0.05, 0.02, 0.01, 0.005)
@@ -36,7 +36,7 @@ class Constant:
 
     frequencies: Floats
 
-    def predict(self, prompts: Prompts) -> Floats:
+    def predict(self, prompts: PromptFeatures) -> Floats:
         return np.broadcast_to(self.frequencies, (len(prompts), *self.frequencies.shape))
 
 
@@ -49,7 +49,7 @@ class Neighbours:
     temperature: float = 1.0
     roots: bool = False
 
-    def predict(self, prompts: Prompts) -> Floats:
+    def predict(self, prompts: PromptFeatures) -> Floats:
         found, similarities = self.search(prompts.vectors)
         return _mean(self.frequencies, found, similarities, self.temperature, self.roots)
 

@@ -20,7 +20,7 @@ from remoe_cli.errors import UsageError
 from remoe_cli.predict import baselines, ridge
 from remoe_cli.predict.divergence import jensen_shannon, noise_floor, remote_hits
 from remoe_cli.predict.fate import Fate
-from remoe_cli.predict.history import Floats, History, Indices, Prompts, View
+from remoe_cli.predict.history import Floats, History, Indices, PromptFeatures, View
 
 REMOTE_SHARE = 0.5
 OURS = "ridge"
@@ -28,7 +28,7 @@ _PAIRS = 20_000
 
 
 class Predictor(Protocol):
-    def predict(self, prompts: Prompts) -> Floats: ...
+    def predict(self, prompts: PromptFeatures) -> Floats: ...
 
 
 Fit = Callable[[History, int], Predictor]

@@ -19,7 +19,7 @@ from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import ExpertLayer, attach
 from remoe_cli.model.loader import load
-from remoe_cli.predict.history import Floats, Prompts
+from remoe_cli.predict.history import Floats, PromptFeatures
 
 _BATCH = 4096
 
@@ -32,7 +32,7 @@ class Fate:
     choices: npt.NDArray[np.int64]
     experts: int
 
-    def predict(self, prompts: Prompts) -> Floats:
+    def predict(self, prompts: PromptFeatures) -> Floats:
         """float64 [Q, L, E]; the prompts must be of tokens that were asked about."""
         bags, (_, layers, _) = prompts.bags, self.choices.shape
         counts = np.zeros((len(prompts), layers, self.experts))

@@ -25,7 +25,7 @@ View = Literal["request", "prefill", "decode"]
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptFeatures:
     """P prompts: their vectors float32 [P, d] (sums of normalised embeddings), their bags, and the table behind both."""
 
     vectors: npt.NDArray[np.float32]
@@ -35,7 +35,7 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def take(self, at: Indices) -> Prompts:
+    def take(self, at: Indices) -> PromptFeatures:
         return replace(self, vectors=self.vectors[at], bags=self.bags.take(at))
 
 
@@ -43,7 +43,7 @@ class Prompts:
 class History:
     """Prompts and what they used. `selections` [P]: expert choices per layer that a prompt's frequencies rest on (tokens times top-k)."""
 
-    prompts: Prompts
+    prompts: PromptFeatures
     frequencies: Floats
     selections: npt.NDArray[np.int64]
 
@@ -54,7 +54,7 @@ class History:
         return History(self.prompts.take(at), self.frequencies[at], self.selections[at])
 
 
-def prompts_of(profile: Profile, vectors_from: str | None = None, data: PromptSet | None = None) -> Prompts:
+def prompts_of(profile: Profile, vectors_from: str | None = None, data: PromptSet | None = None) -> PromptFeatures:
     """The profile's prompts as features; raises UsageError when it has none and neither says where to get them.
 
     `vectors_from` names another checkpoint than the profile's for the embeddings; it needs the texts again, in `data`.
@@ -67,7 +67,7 @@ def prompts_of(profile: Profile, vectors_from: str | None = None, data: PromptSe
             )
         checkpoint = find(vectors_from)
         made = prompt_features(checkpoint, data.texts, None)
-        return Prompts(made["prompt_vectors"], _bags(made), embedding_table(checkpoint))
+        return PromptFeatures(made["prompt_vectors"], _bags(made), embedding_table(checkpoint))
     if not profile.arrays["prompt_vectors"].shape[1]:
         raise UsageError(
             f"The profile {profile.path} holds no prompt vectors: its prompts' texts or their embeddings were not at hand.",
@@ -75,16 +75,16 @@ def prompts_of(profile: Profile, vectors_from: str | None = None, data: PromptSe
         )
     source = profile.record.vectors or profile.record.model
     revision = None if source.revision.startswith("local:") else source.revision
-    return Prompts(profile.arrays["prompt_vectors"], _bags(profile.arrays), embedding_table(find(source.path, revision)))
+    return PromptFeatures(profile.arrays["prompt_vectors"], _bags(profile.arrays), embedding_table(find(source.path, revision)))
 
 
-def prompts_from(table: EmbeddingTable, texts: tuple[str, ...], limit: int | None) -> Prompts:
+def prompts_from(table: EmbeddingTable, texts: tuple[str, ...], limit: int | None) -> PromptFeatures:
     """New prompts as features, by the same tokenizer and table."""
     made = bags(load_tokenizer(table.checkpoint), texts, limit)
-    return Prompts(table.sums(made, made.counts), made, table)
+    return PromptFeatures(table.sums(made, made.counts), made, table)
 
 
-def histories(profile: Profile, prompts: Prompts) -> dict[View, History]:
+def histories(profile: Profile, prompts: PromptFeatures) -> dict[View, History]:
     """The views that the profile has routing for; `request` is always first. Prompts without any token in a view are left out of it."""
     routing = profile.record.routing
     recorded = np.isin(profile.record.spec.moe_layers, profile.record.spec.moe_layers if routing.layers is None else routing.layers)
@@ -95,7 +95,7 @@ def histories(profile: Profile, prompts: Prompts) -> dict[View, History]:
     return {view: _history(prompts, counts) for view, counts in views.items()}
 
 
-def _history(prompts: Prompts, counts: Floats) -> History:
+def _history(prompts: PromptFeatures, counts: Floats) -> History:
     totals = counts.sum(axis=2, keepdims=True)
     used = np.flatnonzero((totals > 0).all(axis=(1, 2)))
     return History(prompts.take(used), counts[used] / totals[used], totals[used].mean(axis=(1, 2)).astype(np.int64))

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.predict.divergence import jensen_shannon
-from remoe_cli.predict.history import History, Prompts
+from remoe_cli.predict.history import History, PromptFeatures
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,18 +64,18 @@ class Ridge:
     def coverage(self) -> float:
         return COVERAGE
 
-    def predict(self, prompts: Prompts) -> Floats:
+    def predict(self, prompts: PromptFeatures) -> Floats:
         """Activation frequencies, float64 [Q, L, E]; rows sum to 1."""
         return _frequencies(self._roots(prompts))
 
-    def interval(self, prompts: Prompts) -> tuple[Floats, Floats]:
+    def interval(self, prompts: PromptFeatures) -> tuple[Floats, Floats]:
         """Where each frequency lies with probability COVERAGE, judged by the leave-one-out errors in training: two [Q, L, E]."""
         predicted = np.sqrt(self.predict(prompts))
         low: Floats = np.maximum(predicted + self.below, 0.0) ** 2
         high: Floats = np.minimum(np.maximum(predicted + self.above, 0.0), 1.0) ** 2
         return low, high
 
-    def _roots(self, prompts: Prompts) -> Floats:
+    def _roots(self, prompts: PromptFeatures) -> Floats:
         words = _words(prompts, self.idf_tokens, self.idf, self.unseen)
         roots: Floats = self.mean + (_kernel(words, self.landmarks, self.width) @ self.weights).reshape(-1, *self.mean.shape)
         return roots
@@ -177,7 +177,7 @@ def _choose(
     return float(best.mean()), strengths, roots
 
 
-def _words(prompts: Prompts, tokens: npt.NDArray[Any], idf: npt.NDArray[Any], unseen: float) -> npt.NDArray[np.float32]:
+def _words(prompts: PromptFeatures, tokens: npt.NDArray[Any], idf: npt.NDArray[Any], unseen: float) -> npt.NDArray[np.float32]:
     """Weighted sums of the prompts' embeddings, of length one, float32 [P, d]."""
     bag = prompts.bags
     at = np.minimum(np.searchsorted(tokens, bag.tokens), max(len(tokens) - 1, 0))

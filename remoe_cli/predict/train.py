@@ -18,7 +18,7 @@ from remoe_cli import artifacts
 from remoe_cli.predict import baselines, neighbours, ridge, tree
 from remoe_cli.predict.divergence import jensen_shannon
 from remoe_cli.predict.evaluate import OURS, PREDICTORS, Predictor, folds
-from remoe_cli.predict.history import Floats, History, Prompts, histories, prompts_of
+from remoe_cli.predict.history import Floats, History, PromptFeatures, histories, prompts_of
 from remoe_cli.profile.record import Profile
 
 CANDIDATES = ("DOP", "SPS", "neighbours", OURS)
@@ -52,10 +52,10 @@ class Trained:
     predictor: Predictor
     fitted: ridge.Ridge
 
-    def predict(self, prompts: Prompts) -> Floats:
+    def predict(self, prompts: PromptFeatures) -> Floats:
         return self.predictor.predict(prompts)
 
-    def interval(self, prompts: Prompts) -> tuple[Floats, Floats]:
+    def interval(self, prompts: PromptFeatures) -> tuple[Floats, Floats]:
         return self.fitted.interval(prompts)
 
 

@@ -26,7 +26,7 @@ from remoe_cli.function.expert_ffn import narrow
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.profile.latency_record import ColdStart, InvocationTiming, Quantiles
 from remoe_cli.profile.record import Profile, write_profile
 from remoe_cli.runtime.invoke import Invocation, health, invoke
@@ -122,7 +122,7 @@ def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answ
 
 def _own_s(profile: Profile, plan: Plan, catalog: Catalog) -> tuple[float, float]:
     """Seconds of a token whose experts are all local, and what of it are the experts of one layer."""
-    problem = make_problem(profile, catalog, Wanted())
+    problem = make_problem(profile, catalog, PlanRequest())
     experts_s = problem.spec.top_k * main_function.expert_step_s(problem, plan.main)
     return main_function.decode_rest_s(problem, plan.main) + len(plan.layers) * experts_s, experts_s
 

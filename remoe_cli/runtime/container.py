@@ -14,11 +14,11 @@ import sys
 
 from remoe_cli.runtime import server
 from remoe_cli.runtime.main_function import load_packaged
-from remoe_cli.runtime.server import Limits
+from remoe_cli.runtime.server import TimeLimits
 
 PORT = 8080
 # Below 60 s and 8 minutes by what a token may take, and the way back.
-LIMITS = Limits(whole_s=54, streamed_s=468)
+LIMITS = TimeLimits(whole_s=54, streamed_s=468)
 
 
 def main(arguments: list[str]) -> None:
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     if arguments != ["serve"] or not uri:
         sys.exit("error: This program is started as 'serve', with REMOE_MAIN=s3://BUCKET/main/SHA256.json in its environment.")
     port = int(os.environ.get("SAGEMAKER_BIND_TO_PORT", PORT))
-    server.run(lambda: load_packaged(uri, os.environ.get("REMOE_ENDPOINT")), "0.0.0.0", port, LIMITS)
+    server.run(lambda: load_packaged(uri), "0.0.0.0", port, LIMITS)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import Batch, FrameError, frame_bytes, pack, unpack, wire_bytes
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.ffn import from_storage, to_storage
 from remoe_cli.runtime.invoke import Invocation, invoke, ping

@@ -20,13 +20,13 @@ from transformers.generation.streamers import BaseStreamer
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.checkpoint import Checkpoint
-from remoe_cli.model.experts import Attachment, attach, move_rest
+from remoe_cli.model.experts import Attachment, attach, move_non_experts
 from remoe_cli.model.loader import load
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.runtime.answer import FinishReason, Generated, Stop
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
-from remoe_cli.runtime.invoke import make_client
+from remoe_cli.runtime.invoke import Connect
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
@@ -135,7 +135,7 @@ def start_engine(
     checkpoint: Checkpoint,
     spec: MoeSpec,
     functions: Mapping[int, Sequence[RemoteFunction]],
-    endpoint: str | None,
+    connect: Connect,
     *,
     gpu: bool = False,
 ) -> Engine:
@@ -147,7 +147,7 @@ def start_engine(
     stay = spec.local_experts({layer: tuple(e for f in some for e in f.experts) for layer, some in functions.items()})
     connections = max(_CONNECTIONS, *(sum(f.replicas for f in some) for some in functions.values())) if functions else 1
     dispatcher = Dispatcher(
-        client=make_client(endpoint, connections, _TIMEOUT_S) if functions else None,
+        client=connect(connections, _TIMEOUT_S) if functions else None,
         local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in stay.items()},
         remote=functions,
         # Threads only wait for answers, so there may be more of them than cores.
@@ -156,7 +156,7 @@ def start_engine(
     warming = dispatcher.warm()
     model = load(checkpoint, stay)
     if gpu and torch.cuda.is_available():
-        move_rest(model, "cuda")
+        move_non_experts(model, "cuda")
     for started in warming:
         started.result()
     return Engine(model, load_tokenizer(checkpoint), dispatcher, attach(model, dispatcher))

@@ -16,7 +16,7 @@ from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import Outcome, Plan
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.profile.record import read_profile
 
 # (prompt tokens, generated tokens after the first) -> the outcome
@@ -34,7 +34,7 @@ def expected_cost(plan_path: Path) -> ExpectedCost:
         if planned.sha256 != found:
             raise ArtifactError(f"The {what} {planned.path} has changed since the plan was made.", "Plan and deploy again.")
     placement = Placement(plan.main, plan.layers, plan.instances)
-    problem = make_problem(profile, catalog, Wanted(invocations=plan.invocations, routing=plan.workload.routing))
+    problem = make_problem(profile, catalog, PlanRequest(invocations=plan.invocations, routing=plan.workload.routing))
 
     def predict(n_in: int, n_out: int) -> Outcome:
         return evaluate(replace(problem, workload=problem.workload.resized(n_in, max(1, n_out))), placement)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,15 @@ class _FunctionFailed(Exception):
         self.kind, self.log = kind, log
 
 
-def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any:
-    """A Lambda client. With an endpoint (the local twin) it needs no account: its credentials are placeholders."""
+# (connections at once, timeout in s of one invocation) -> a Lambda client
+Connect = Callable[[int, float], Any]
+
+
+def make_client(endpoint: str | None, connections: int, timeout_s: float, session: Any = None) -> Any:
+    """Make a Lambda client for the local twin at `endpoint`, or (None) for AWS with the credentials of `session` or the environment.
+
+    The twin needs no account: credentials for it are placeholders.
+    """
     import boto3
     from botocore.config import Config
 
@@ -74,6 +82,8 @@ def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any
         # Payloads are built here and always valid; checking them costs as much as sending them.
         parameter_validation=False,
     )
+    if session is not None:
+        return session.client("lambda", config=config)
     if endpoint is None:
         return boto3.client("lambda", region_name=os.environ.get("AWS_REGION"), config=config)
     # The twin is on loopback: a proxy that the environment names must not come between.

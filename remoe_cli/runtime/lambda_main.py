@@ -26,7 +26,7 @@ def handle(event: Any, context: Any) -> dict[str, Any]:
         request = parse(event)
         load_s = 0.0
         if _main is None:
-            _main = load_packaged(os.environ["REMOE_MAIN"], os.environ.get("REMOE_ENDPOINT"))
+            _main = load_packaged(os.environ["REMOE_MAIN"])
             load_s = time.monotonic() - begun_s
         return _main.answer(request, stopped=until(limit_s), load_s=load_s).model_dump(mode="json")
     except Exception as error:

@@ -5,9 +5,11 @@ It does not know how requests come: runtime/server.py takes them over HTTP, runt
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from remoe_cli import artifacts
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.runtime.answer import Stop
+from remoe_cli.runtime.invoke import Connect, make_client
 from remoe_cli.runtime.receipt import Receipt, make_receipt
 from remoe_cli.runtime.server_config import ServerConfig
 
@@ -156,10 +159,10 @@ class MainFunction:
         )
 
 
-def load(config: ServerConfig, checkpoint: Checkpoint, endpoint: str | None) -> MainFunction:
-    """Load the share that `config` leaves to the main function; `endpoint` is where its functions are invoked, None for AWS itself.
+def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect) -> MainFunction:
+    """Load the weights that `config` leaves to the main function, and start its expert functions, which `connect` reaches.
 
-    Raises ModelError, and InvokeError when a function does not start.
+    Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start.
     """
     from remoe_cli.runtime.dispatch import RemoteFunction
     from remoe_cli.runtime.engine import start_engine
@@ -167,26 +170,34 @@ def load(config: ServerConfig, checkpoint: Checkpoint, endpoint: str | None) -> 
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
         functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
-    engine = start_engine(checkpoint, config.spec, functions, endpoint, gpu=config.gpu)
+    engine = start_engine(checkpoint, config.spec, functions, connect, gpu=config.gpu)
     # One token through every layer: proves the hook, and pages the weights in, before anybody waits for an answer.
     engine.generate([0], 1)
     engine.attachment.check_fired(1)
     return MainFunction(config, engine)
 
 
-def load_here(server_json: Path, endpoint: str | None) -> MainFunction:
-    """Load from the checkpoint that was profiled, on this machine; raises RemoeError when it has changed, and what `load` raises."""
+def load_here(server_json: Path, connect: Connect) -> MainFunction:
+    """Load from the checkpoint that was profiled, on this machine.
+
+    Raises: RemoeError when the checkpoint has changed, and what `load` raises.
+    """
     config = artifacts.read_json(server_json, ServerConfig)
     checkpoint = find(config.model.path, config.model.revision)
     if checkpoint.revision != config.model.revision:
         raise RemoeError(f"The model {config.model.path} has changed since it was profiled.", "Profile, plan and deploy again.")
-    return load(config, checkpoint, endpoint)
+    return load(config, checkpoint, connect)
 
 
-def load_packaged(uri: str, endpoint: str | None) -> MainFunction:
-    """Load from the share whose manifest is at `uri`; raises what runtime/fetch.py and `load` raise."""
+def load_packaged(uri: str) -> MainFunction:
+    """Load from the packaged files whose manifest is at `uri`; functions are on AWS, or on the twin that $REMOE_ENDPOINT names.
+
+    Raises: what runtime/fetch.py and `load` raise.
+    """
     from remoe_cli.runtime.fetch import fetch, scratch_folder
 
     folder = fetch(uri, scratch_folder())
     config = artifacts.read_json(folder / "server.json", ServerConfig)
-    return load(config, Checkpoint(config.model.path, folder, config.model.revision), endpoint)
+    return load(
+        config, Checkpoint(config.model.path, folder, config.model.revision), partial(make_client, os.environ.get("REMOE_ENDPOINT"))
+    )

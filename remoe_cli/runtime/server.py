@@ -28,6 +28,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,8 +38,9 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from remoe_cli.errors import DeployError, RemoeError, UsageError
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.runtime.answer import Stop
+from remoe_cli.runtime.invoke import Connect, make_client
 from remoe_cli.runtime.main_function import MainFunction, Request, described, load_here, parse, until
 
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
@@ -48,14 +50,14 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = ((UsageError, 400), (DeployEr
 
 
 @dataclass(frozen=True)
-class Limits:
+class TimeLimits:
     """Seconds from a request's arrival after which its answer ends with the next token, whole and streamed."""
 
     whole_s: float = math.inf
     streamed_s: float = math.inf
 
 
-def make_app(loading: Future[MainFunction], model_thread: Executor, ending: threading.Event, limits: Limits) -> FastAPI:
+def make_app(loading: Future[MainFunction], model_thread: Executor, ending: threading.Event, limits: TimeLimits) -> FastAPI:
     """The application. One answer at a time, in `model_thread`; further requests wait. `ending` ends answers with their next token."""
     app = FastAPI(title="remoe", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -157,7 +159,7 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(load: Callable[[], MainFunction], host: str, port: int, limits: Limits = Limits()) -> None:
+def serve(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> None:
     """Answer until SIGTERM or SIGINT, from the start on; the model loads meanwhile. Ends within 20 s of the signal.
 
     Raises DeployError for a port that cannot be had, and what `load` raises.
@@ -178,13 +180,13 @@ def serve(load: Callable[[], MainFunction], host: str, port: int, limits: Limits
         loading.result()
 
 
-def serve_here(name: str, server_json: Path, endpoint: str | None, host: str, port: int, say: Callable[[str], None]) -> None:
-    """`serve` for the deployment `name`, whose main function loads from this machine's checkpoint (main_function.load_here)."""
+def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve the deployment `name` from this machine's checkpoint of its model (main_function.load_here)."""
     say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    serve(lambda: load_here(server_json, endpoint), host, port)
+    serve(lambda: load_here(server_json, connect), host, port)
 
 
-def run(load: Callable[[], MainFunction], host: str, port: int, limits: Limits = Limits()) -> NoReturn:
+def run(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> NoReturn:
     """`serve` as a whole program."""
     try:
         serve(load, host, port, limits)
@@ -203,4 +205,5 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    run(lambda: load_here(Path(sys.argv[1]), os.environ.get("REMOE_ENDPOINT")), "127.0.0.1", int(sys.argv[2]))
+    connect = partial(make_client, os.environ.get("REMOE_ENDPOINT"))
+    run(lambda: load_here(Path(sys.argv[1]), connect), "127.0.0.1", int(sys.argv[2]))

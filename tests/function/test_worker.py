@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from remoe_cli.cages import Mechanism
 from remoe_cli.deploy.local.config import FunctionConfig
 from remoe_cli.function.codec import Batch, from_wire, pack, to_wire, unpack
 from remoe_cli.function.expert_ffn import narrow
-from remoe_cli.limits import Mechanism
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.shards import write_shard
 from remoe_cli.package.bundle import HANDLER, function_zip

@@ -139,7 +139,7 @@ def test_an_impossible_target_exits_3_and_names_the_limit(stage: Stage, tmp_path
     document = remoe("plan", profile, "-o", str(plan), "--tpot", str(least))
     assert document["tpot_s"] <= least
     assert document["gap"] <= 1e-3 and 0 < document["lower_bound_usd"] <= document["cost_usd_per_request"]
-    assert document["verdict"] == "not recommended" and "all-local" in document["baselines"]
+    assert document["verdict"] == "not-recommended" and "all-local" in document["baselines"]
 
 
 def test_two_that_need_the_demo_model_at_once_build_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

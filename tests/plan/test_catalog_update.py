@@ -309,7 +309,7 @@ def test_the_command_prints_what_changed(server: Server, tmp_path: Path, capsys:
     for wrong in (tmp_path, tmp_path / "new"):
         monkeypatch.setattr("sys.argv", [*arguments[:-1], str(wrong), "--json"])
         assert app.run() == 2
-    assert "no file name of a catalog" in capsys.readouterr().out
+    assert "is not a file name for a catalog" in capsys.readouterr().out
 
 
 def with_comments(name: str) -> str:

@@ -17,10 +17,10 @@ from remoe_cli.model.checkpoint import find
 from remoe_cli.model.vectors import prompt_features
 from remoe_cli.plan.build import make_plan
 from remoe_cli.plan.cost.placement import evaluate
-from remoe_cli.plan.document import Plan, PredictedRouting, Source
+from remoe_cli.plan.document import Plan, PredictedRouting, ScenarioKind, Source
 from remoe_cli.plan.problem.predicted import predict_routing
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.predict.divergence import jensen_shannon
 from remoe_cli.predict.mixture import LARGEST, mixture
@@ -115,21 +115,21 @@ def test_experts_that_the_prompts_will_use_stay_local(profile: Profile) -> None:
     mean = plan_of(profile, catalog, remote_share=0.5)
     for topic in range(TOPICS):
         routing = predict_routing(profile, PromptSet("new", "prompt", texts(topic, 6, 10 + topic)))
-        plan = make_plan(profile, catalog, Wanted(remote_share=0.5, routing=routing))
+        plan = make_plan(profile, catalog, PlanRequest(remote_share=0.5, routing=routing))
         assert all(set(range(EXPERTS)) - set(layer.remote) == LIKED[topic] for layer in plan.layers)
         assert verify(plan, profile, catalog) == ()
         # Priced with what such prompts really used, it is cheaper than the plan for all of them, which keeps what the third topic likes.
         own = mixed(tuple(range(topic, PROMPTS, TOPICS)), (1,) * (PROMPTS // TOPICS))
-        truth = make_problem(profile, catalog, Wanted(routing=own))
+        truth = make_problem(profile, catalog, PlanRequest(routing=own))
         costs = [evaluate(truth, Placement(p.main, p.layers)).cost_usd_per_request for p in (plan, mean)]
         assert costs[0] < costs[1] or (topic == 2 and mean.layers == plan.layers)
-        assert any(shift.what == "routed as all of the profile's prompts" for shift in plan.robustness)
+        assert any(scenario.kind == ScenarioKind.PROFILE_ROUTING for scenario in plan.scenarios)
 
 
 def test_few_tokens_in_a_mixture_are_insufficient_evidence(profile: Profile) -> None:
     catalog = tiny_catalog()
     few, enough = (plan_of(profile, catalog, routing=mixed(tuple(range(n)), (1,) * n)) for n in (9, 10))  # of 20 tokens each
-    assert few.verdict == "insufficient evidence" != enough.verdict
+    assert few.verdict == "insufficient-evidence" != enough.verdict
     assert verify(few, profile, catalog) == verify(enough, profile, catalog) == ()
 
 
@@ -161,7 +161,7 @@ def test_on_the_command_line(profile: Profile, tmp_path: Path) -> None:
     assert routing["predictor"] == winner["default"] != "SPS"
     assert routing["validation_bits"] == pytest.approx(winner["validation_bits"][winner["default"]], rel=5e-3)
     assert routing["prompts"]["sha256"] == PromptSet("", "", tuple(sorted(given))).sha256
-    [said] = [text for name, text in document["explanation"]["Where the numbers come from"] if name == "prompts"]
+    [said] = [text for name, text in document["explanation"]["inputs"] if name == "prompts"]
     assert f"6 of {prompts}" in said and any("recorded prompts" in note for note in document["notes"])
     document = forked.document(*options[:4], "--data", str(prompts), "--solver", "paper")
     assert document["workload"]["routing"]["predictor"] == "SPS"

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from remoe_cli.deploy.aws.money import Money
-from remoe_cli.deploy.aws.preview import Table
 from remoe_cli.deploy.aws.stack import Change
+from remoe_cli.deploy.console import Table
 
 _SIGNS = {"Add": "+", "Modify": "~", "Remove": "-"}
 

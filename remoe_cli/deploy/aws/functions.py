@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from math import ceil, sqrt
 from typing import Any
 
-from remoe_cli import artifacts, limits
+from remoe_cli import artifacts, lambda_limits
 from remoe_cli.deploy.aws import names, policies
 from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
@@ -67,7 +67,7 @@ def expert_function(plan: Plan, function: ExpertFunction, contents: Contents, se
             "Variables": {
                 "REMOE_SHARD": object_uri(settings, shard),
                 "REMOE_SHARD_HEADER": f"{function.head_bytes}:{function.head_sha256}",
-                **limits.thread_environment(function.memory_mb),
+                **lambda_limits.thread_environment(function.memory_mb),
             }
         },
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
-from remoe_cli import limits
+from remoe_cli import lambda_limits
 from remoe_cli.deploy.aws import functions, names, policies
 from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.contents import Contents
@@ -61,7 +61,7 @@ def _function(plan: Plan, contents: Contents, settings: AwsSettings, policy: Res
         "ImageConfig": {"EntryPoint": ENTRYPOINT, "Command": [HANDLER]},
         "MemorySize": plan.main.memory_mb,
         "EphemeralStorage": {"Size": storage_mb(contents)},
-        "Environment": {"Variables": _variables(contents, settings) | limits.thread_environment(plan.main.memory_mb)},
+        "Environment": {"Variables": _variables(contents, settings) | lambda_limits.thread_environment(plan.main.memory_mb)},
     }
     made = functions.lambda_function(
         FUNCTION,

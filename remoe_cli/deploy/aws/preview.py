@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import fsum
 from typing import Any, get_args
 
@@ -14,18 +14,10 @@ from remoe_cli.deploy.aws.functions import Resource, plan_sha256
 from remoe_cli.deploy.aws.money import Line, Money
 from remoe_cli.deploy.aws.quotas import QuotaCheck, Severity
 from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.deploy.console import Table
 from remoe_cli.plan.document import Plan
 
 _NAMES = ("FunctionName", "LogGroupName", "EndpointName")
-
-
-@dataclass(frozen=True)
-class Table:
-    """As `cli/output.table` takes it."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def dry_run(plan: Plan, made: Templates, contents: Contents, quotas: Sequence[QuotaCheck], money: Money) -> dict[str, Any]:

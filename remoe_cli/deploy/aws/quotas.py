@@ -17,7 +17,7 @@ from remoe_cli.deploy.aws.functions import Resource
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.plan.document import Plan
 
 CALLS_PER_FUNCTION = 4  # of Lambda's API: create it, reserve concurrency, publish a version, create its alias

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ from remoe_cli import artifacts
 from remoe_cli.deploy.aws import events, names
 from remoe_cli.deploy.aws.events import Event
 from remoe_cli.deploy.aws.session import Account, code_of
-from remoe_cli.deploy.progress import Progress, unseen
+from remoe_cli.deploy.console import SILENT, Console
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
 
 _REVIEW = "REVIEW_IN_PROGRESS"
@@ -92,12 +92,11 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Stack:
-    """The stack of one deployment. `say` is told in sentences what goes on, `progress` shows what resources come to."""
+    """The CloudFormation stack of one deployment."""
 
     account: Account
     deployment: str
-    say: Callable[[str], None] = lambda message: None
-    progress: Progress = unseen
+    console: Console = SILENT
 
     @property
     def name(self) -> str:
@@ -156,17 +155,19 @@ class Stack:
             if state.busy:
                 if not self._goes_on(state, wanted):
                     raise self.held(state)
-                self.say(f"An earlier run of this goes on since {state.since:%H:%M:%S} UTC ({state.status}): waiting for it to end.")
+                self.console.say(
+                    f"An earlier run of this goes on since {state.since:%H:%M:%S} UTC ({state.status}): waiting for it to end."
+                )
                 happened = self._follow_latest(state)
                 if happened[-1].status not in _STANDS and (failure := events.cause(happened)):
-                    self.say(f"That failed: {_why(failure)}")
+                    self.console.say(f"That failed: {_why(failure)}")
             elif state.status in _NEVER_STOOD or state.status == "DELETE_FAILED":
-                self.say(f"The stack {self.name} is what an operation that failed has left ({state.status}): removing it first.")
+                self.console.say(f"The stack {self.name} is what an operation that failed has left ({state.status}): removing it first.")
                 for event in self.remove(state):
                     if event.failed:
-                        self.say(f"It stays, outside the deployment: {_why(event)}")
+                        self.console.say(f"It stays, outside the deployment: {_why(event)}")
             elif state.status == "UPDATE_ROLLBACK_FAILED":
-                self.say(f"The last update of {self.name} was not taken back completely: going on with that first.")
+                self.console.say(f"The last update of {self.name} was not taken back completely: going on with that first.")
                 self._continue_rollback(state)
             else:
                 return state
@@ -193,11 +194,12 @@ class Stack:
                 IncludeNestedStacks=wanted.nested,
                 Tags=[{"Key": key, "Value": value} for key, value in wanted.tags.items()],
             )
-        for pause_s in events.pauses():
-            found = self._client.describe_change_set(ChangeSetName=made["Id"])
-            if found["Status"] not in ("CREATE_PENDING", "CREATE_IN_PROGRESS"):
-                break
-            time.sleep(pause_s)
+        with self.console.progress("Working out the changes"):
+            for pause_s in events.pauses():
+                found = self._client.describe_change_set(ChangeSetName=made["Id"])
+                if found["Status"] not in ("CREATE_PENDING", "CREATE_IN_PROGRESS"):
+                    break
+                time.sleep(pause_s)
         proposal = Proposal(made["Id"], made["StackId"], creates, ())
         if found["Status"] == "FAILED":
             self.withdraw(proposal)
@@ -249,7 +251,7 @@ class Stack:
             if not proposal.creates:
                 cancel = f"aws cloudformation cancel-update-stack --stack-name {self.name} --region {self.account.region}"
             follow = f"'remoe status {self.deployment} --target aws', or by deploying again"
-            self.say(f"CloudFormation goes on without this command. Follow it with {follow}; cancel it with '{cancel}'.")
+            self.console.say(f"CloudFormation goes on without this command. Follow it with {follow}; cancel it with '{cancel}'.")
             raise
         if happened[-1].status not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
             raise self._failure(happened)
@@ -293,7 +295,9 @@ class Stack:
                 return tuple(happened)
             return self._remove(state.id, state)
         except KeyboardInterrupt:
-            self.say(f"CloudFormation goes on deleting. 'remoe destroy {self.deployment} --target aws' follows it and does the rest.")
+            self.console.say(
+                f"CloudFormation goes on deleting. 'remoe destroy {self.deployment} --target aws' follows it and does the rest."
+            )
             raise
 
     def _remove(self, stack_id: str, state: StackState | None = None) -> tuple[Event, ...]:
@@ -326,11 +330,11 @@ class Stack:
         """All events of an operation, up to its end; what each resource comes to is told meanwhile."""
         happened: list[Event] = []
         done = 0
-        with self.progress(f"Stack {self.name}") as report:
+        with self.console.progress(f"Stack {self.name}") as report:
             for event in events.follow(self._client, stack_id, after):
                 happened.append(event)
                 if event.failed:
-                    self.say(_why(event))
+                    self.console.say(_why(event))
                 if event.ended and not event.of_stack:
                     done += 1
                     report(done, total and max(done, total), f"{event.name} ({event.kind}): {event.status}")

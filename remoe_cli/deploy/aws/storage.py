@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ from botocore.exceptions import ClientError
 
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws.session import Account, code_of
+from remoe_cli.deploy.console import Report
 from remoe_cli.errors import DeployError, HeldError
 
 PART_BYTES = 16 * 2**20
 _AT_ONCE = 8
 _ABANDONED_DAYS = 7  # after which S3 drops an upload that nobody has completed, and its parts are billed no more
 _GONE = ("404", "NoSuchBucket", "NoSuchKey", "NotFound")
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ class Bucket:
         # S3 has held every byte against its checksum when it was sent, and whoever puts another object there knows nothing of this one.
         return bool(head["Metadata"].get("sha256") == what.sha256)
 
-    def upload(self, objects: Sequence[Object], progress: Progress = lambda done, total: None) -> None:
-        """Put `objects` there; `progress` is told bytes done and their total. What an earlier upload sent is not sent again."""
-        count = _Counter(sum(each.size_bytes for each in objects), progress)
+    def upload(self, objects: Sequence[Object], report: Report = lambda done, total, what="": None) -> None:
+        """Put `objects` there and report the bytes sent. What an earlier upload sent is not sent again."""
+        count = _Counter(sum(each.size_bytes for each in objects), report)
         with _pool() as pool:
             small = [each for each in objects if each.size_bytes <= PART_BYTES]
             list(pool.map(partial(self._put, count), small))
@@ -269,10 +269,10 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
 class _Counter:
     """Bytes done by all threads together."""
 
-    def __init__(self, total: int, progress: Progress) -> None:
-        self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
+    def __init__(self, total: int, report: Report) -> None:
+        self._done, self._total, self._report, self._lock = 0, total, report, threading.Lock()
 
     def add(self, count: int) -> None:
         with self._lock:
             self._done += count
-            self._progress(self._done, self._total)
+            self._report(self._done, self._total)

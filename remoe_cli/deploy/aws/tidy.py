@@ -8,19 +8,20 @@ template of a change set that is not made yet. A run that is interrupted leaves 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from remoe_cli.deploy.aws.session import explained
 from remoe_cli.deploy.aws.stack import Stack, StackState
 from remoe_cli.deploy.aws.storage import Bucket
+from remoe_cli.deploy.console import Console
 from remoe_cli.errors import RemoeError
 
 _AT_ONCE = 1000  # objects of one request
 
 
-def tidy(stack: Stack, bucket: Bucket, state: StackState, needed: Collection[str], say: Callable[[str], None]) -> int:
+def tidy(stack: Stack, bucket: Bucket, state: StackState, needed: Collection[str], console: Console) -> int:
     """Delete all objects but those under the `needed` keys while the stack is as in `state`; returns their bytes, and says them.
 
     Raises nothing that S3 or CloudFormation answers: the deployment stands, and what stays is said.
@@ -38,7 +39,7 @@ def tidy(stack: Stack, bucket: Bucket, state: StackState, needed: Collection[str
     except RemoeError as error:
         why = error.message.rstrip(".")
     if gone_bytes:
-        say(f"Deleted from the bucket what earlier plans left there: {gone_bytes / 1e6:,.1f} MB.")
+        console.say(f"Deleted from the bucket what earlier plans left there: {gone_bytes / 1e6:,.1f} MB.")
     if left:
-        say(f"{sum(each.size_bytes for each in left) / 1e6:,.1f} MB of other plans stay in the bucket: {why}.")
+        console.say(f"{sum(each.size_bytes for each in left) / 1e6:,.1f} MB of other plans stay in the bucket: {why}.")
     return gone_bytes

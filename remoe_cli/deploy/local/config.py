@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from remoe_cli.artifacts import Document, Part
+from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S, MIN_MEMORY_MB
 
 NAME_FORM = r"[a-z0-9][a-z0-9-]{0,49}"  # with an entry of the bundle, such as -layer-012-3, 64 characters
 DeploymentName = Annotated[str, Field(pattern=f"^{NAME_FORM}$")]
@@ -14,7 +15,7 @@ FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class FunctionConfig(Part):
-    """One function. Bounds are AWS's quotas (Lambda developer guide, "Lambda quotas"); `handler` is `module.function`
+    """One function, within Lambda's limits (lambda_limits.py). `handler` is `module.function`
     in `code_dir`, an absolute path; `interpreter` is the command of a Python that is not the twin's."""
 
     name: FunctionName
@@ -22,8 +23,8 @@ class FunctionConfig(Part):
     code_dir: str
     interpreter: tuple[str, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)
-    memory_mb: int = Field(ge=128, le=10_240)
-    timeout_s: float = Field(gt=0, le=900)
+    memory_mb: int = Field(ge=MIN_MEMORY_MB, le=MAX_MEMORY_MB)
+    timeout_s: float = Field(gt=0, le=MAX_TIMEOUT_S)
     reserved_concurrency: int = Field(ge=1)
 
 

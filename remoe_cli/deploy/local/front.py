@@ -21,7 +21,7 @@ from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig, TwinConfig
 from remoe_cli.deploy.local.instance import Host
 from remoe_cli.deploy.local.pool import Pool, Throttled
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
 READ_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES

@@ -23,13 +23,12 @@ from pathlib import Path
 
 from aiohttp import web
 
-from remoe_cli import limits
+from remoe_cli import cages, lambda_limits
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig, ProcessRef
 from remoe_cli.deploy.local.logs import LogStream
 from remoe_cli.deploy.local.worker import ACCOUNT, OUT_OF_MEMORY, REGION, TOO_LARGE, Fault, describe, environment
 
-INIT_LIMIT_S = 10.0
 POLL_S = 0.02
 
 
@@ -50,10 +49,10 @@ class Host:
     """What all execution environments of a deployment share. `started` is told of every worker process."""
 
     python: str
-    mechanism: limits.Mechanism
+    mechanism: cages.Mechanism
     log_dir: Path
     started: Callable[[ProcessRef], None]
-    init_limit_s: float = INIT_LIMIT_S
+    init_limit_s: float = lambda_limits.INIT_LIMIT_S
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Instance:
         self.function, self.host = function, host
         self.state, self.port, self.pid = InstanceState.COLD, 0, 0
         self._id = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:12]}"
-        self._cage = limits.Cage(host.mechanism, f"{function.name}-{self._id}", function.memory_mb)
+        self._cage = cages.Cage(host.mechanism, f"{function.name}-{self._id}", function.memory_mb)
         self._log = LogStream(host.log_dir / function.name / f"{self._id}.log")
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[bytes] = asyncio.Queue()
@@ -159,7 +158,7 @@ class Instance:
         return CallResult(reply.payload, reply.failed, duration_ms, init_ms, billed_ms, self._log.tail(log_start))
 
     async def _launch(self) -> None:
-        app = web.Application(client_max_size=limits.PAYLOAD_LIMIT_BYTES + 1)
+        app = web.Application(client_max_size=lambda_limits.PAYLOAD_LIMIT_BYTES + 1)
         runtime = "/2018-06-01/runtime"
         app.router.add_get(f"{runtime}/invocation/next", self._serve_next)
         app.router.add_post(f"{runtime}/invocation/{{id}}/response", self._take_response)
@@ -170,10 +169,10 @@ class Instance:
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             self.port = runner.addresses[0][1]
-            await asyncio.to_thread(limits.make, self._cage)
+            await asyncio.to_thread(cages.make, self._cage)
             interpreter = self.function.interpreter or (self.host.python,)
             process = await asyncio.create_subprocess_exec(
-                *limits.launcher(self._cage, [*interpreter, "-m", "awslambdaric", self.function.handler]),
+                *cages.launcher(self._cage, [*interpreter, "-m", "awslambdaric", self.function.handler]),
                 cwd=self.function.code_dir,
                 env=environment(self.function, self.port, self._id),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -202,8 +201,8 @@ class Instance:
             os.killpg(self.pid, signal.SIGKILL)  # what the worker started does not outlive it
         if poll:
             poll.cancel()
-        self._peak_bytes = max(self._peak_bytes, limits.peak_bytes(self._cage))
-        if limits.was_oom_killed(self._cage):
+        self._peak_bytes = max(self._peak_bytes, cages.peak_bytes(self._cage))
+        if cages.was_oom_killed(self._cage):
             self._cause = self._cause or OUT_OF_MEMORY
         reply = self._failure(self._cause or Fault("Runtime.ExitError", f"Runtime exited with error: {describe(status)}"))
         for waiting in (self._ready, self._reply):
@@ -214,7 +213,7 @@ class Instance:
 
     def _remove_groups(self) -> None:
         for group in self._cage.groups:
-            limits.remove(group)
+            cages.remove(group)
 
     def _failure(self, fault: Fault) -> _Reply:
         message = fault.message if fault is TOO_LARGE else f"RequestId: {self._request_id} Error: {fault.message}"
@@ -231,7 +230,7 @@ class Instance:
 
     async def _serve_next(self, request: web.Request) -> web.Response:
         if not self._ready.done():
-            limits.limit_cpu(self._cage)
+            cages.limit_cpu(self._cage)
             self._ready.set_result(None)
         event = await self._events.get()
         self._delivered = request.transport is not None and not request.transport.is_closing()
@@ -243,7 +242,7 @@ class Instance:
         return web.Response(body=event, content_type="application/json", headers=headers)
 
     async def _take_response(self, request: web.Request) -> web.Response:
-        if (request.content_length or 0) > limits.PAYLOAD_LIMIT_BYTES:
+        if (request.content_length or 0) > lambda_limits.PAYLOAD_LIMIT_BYTES:
             return self._too_large(request)
         try:
             payload = await request.read()

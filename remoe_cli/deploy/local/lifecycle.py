@@ -19,8 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from remoe_cli import limits, settings
+from remoe_cli import cages, settings
 from remoe_cli.artifacts import read_json, write_json
+from remoe_cli.deploy.console import SILENT, Console
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import NAME_FORM, ChildrenRecord, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.logs import last_lines
@@ -51,7 +52,7 @@ def state_dir(name: str) -> Path:
 def start(
     name: str,
     prepare: Callable[[Path], TwinConfig],
-    progress: Callable[[str], None] = lambda _: None,
+    console: Console = SILENT,
     main_wait_s: float = 900.0,
 ) -> dict[str, Any]:
     """Deploy under `name` and return the status once the front and the main server answer. `prepare` is given the state
@@ -66,12 +67,11 @@ def start(
         try:
             config = prepare(folder)
             write_json(folder / "twin.json", config)
-            progress("Starting the supervisor")
-            supervisor = _spawn_supervisor(folder)
-            _await_front(folder, supervisor)
+            with console.progress("Starting the supervisor"):
+                _await_front(folder, _spawn_supervisor(folder))
             if isinstance(config.main, MainConfig):
-                progress("Waiting for the main server")
-                _await_main(folder, config.main.port, main_wait_s)
+                with console.progress("Loading the main server"):
+                    _await_main(folder, config.main.port, main_wait_s)
             return _live_status(folder)
         except BaseException:
             _end_everything(folder)
@@ -131,7 +131,7 @@ def _end_everything(folder: Path) -> None:
     with suppress(ArtifactError):
         left += processes.end(read_json(folder / "children.json", ChildrenRecord).children)
     groups = [Path(group) for group in record.groups] if record else []
-    kept = [group for group in groups if not limits.remove(group)]
+    kept = [group for group in groups if not cages.remove(group)]
     if left or kept:
         what = ", ".join([f"process {process.pid}" for process in left] + [f"group {group}" for group in kept])
         message = f"Of the deployment in {folder} there is still {what}, which could not be ended."

@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
-from remoe_cli import limits
+from remoe_cli import cages
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.local import front, processes
 from remoe_cli.deploy.local.config import ChildrenRecord, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
@@ -77,7 +77,7 @@ async def supervise(state_dir: Path) -> None:
     if own is None:
         raise DeployError("This system does not say when a process started.", "Run on Linux, or install ps.")
     children = Children(state_dir / "children.json", (own,))
-    host = Host(config.python, limits.probe(label(state_dir)), state_dir / "logs" / "functions", children.add)
+    host = Host(config.python, cages.probe(label(state_dir)), state_dir / "logs" / "functions", children.add)
     main = MainServer(config.main, state_dir / "logs" / "main.log") if isinstance(config.main, MainConfig) else None
     twin = front.twin(config, host, main.status if main else None)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -94,7 +94,7 @@ async def supervise(state_dir: Path) -> None:
             await keeper
     await front.close(twin, runner)
     for group in host.mechanism.groups:
-        limits.remove(group)
+        cages.remove(group)
 
 
 async def _open_front(twin: front.Twin, record: Path) -> web.AppRunner:

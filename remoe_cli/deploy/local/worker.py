@@ -7,8 +7,8 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from remoe_cli import limits
 from remoe_cli.deploy.local.config import FunctionConfig
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES, thread_environment
 
 REGION, ACCOUNT = "us-east-1", "000000000000"
 _SIGNALS = {signal.SIGKILL: "killed", signal.SIGSEGV: "segmentation fault", signal.SIGABRT: "aborted", signal.SIGTERM: "terminated"}
@@ -24,7 +24,8 @@ class Fault:
 
 OUT_OF_MEMORY = Fault("Runtime.OutOfMemory", "Runtime exited with error: signal: killed")
 TOO_LARGE = Fault(
-    "Function.ResponseSizeTooLarge", f"Response payload size exceeded maximum allowed payload size ({limits.PAYLOAD_LIMIT_BYTES} bytes)."
+    "Function.ResponseSizeTooLarge",
+    f"Response payload size exceeded maximum allowed payload size ({PAYLOAD_LIMIT_BYTES} bytes).",
 )
 
 
@@ -47,7 +48,7 @@ def environment(function: FunctionConfig, port: int, stream: str) -> Mapping[str
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,
         "PYTHONPATH": function.code_dir,
-        **limits.thread_environment(function.memory_mb),
+        **thread_environment(function.memory_mb),
         **function.environment,
     }
 

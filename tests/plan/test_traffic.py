@@ -13,17 +13,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from remoe_cli.errors import UsageError
-from remoe_cli.plan.problem.requests import KINDS, Requests, one_length, read_requests
+from remoe_cli.plan.problem.traffic import KINDS, Traffic, one_length, read_traffic
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 
 
-def read(text: str, path: Path) -> Requests:
+def read(text: str, path: Path) -> Traffic:
     path.write_text(text, encoding="utf-8")
-    return read_requests(path)
+    return read_traffic(path)
 
 
-def kinds(requests: Requests) -> list[tuple[float, int, int]]:
+def kinds(requests: Traffic) -> list[tuple[float, int, int]]:
     return [(round(kind.share, 12), kind.n_in, kind.n_out) for kind in requests.lengths]
 
 
@@ -145,7 +145,7 @@ def test_a_file_that_cannot_be_read(content: bytes | None, tmp_path: Path) -> No
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=r"requests\.csv cannot be read"):
-        read_requests(path)
+        read_traffic(path)
 
 
 @pytest.mark.parametrize("lengths", [(0, 9), (9, 0)])
@@ -190,7 +190,7 @@ def test_any_text_ends_in_requests_or_a_usage_error(text: str) -> None:
         path = Path(folder) / "requests"
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         try:
-            got = read_requests(path)
+            got = read_traffic(path)
         except UsageError as refused:
             said = (str(path) in refused.message, bool(refused.hint))
             assert said == (True, True)

@@ -28,7 +28,7 @@ _FORM = "Give CSV or JSON lines with n_in and n_out (or ContextTokens and Genera
 
 
 @dataclass(frozen=True)
-class Requests:
+class Traffic:
     """`gaps_s` are the times between requests, ascending in time, where a trace tells; `per_hour` is None where nothing does."""
 
     lengths: tuple[Lengths, ...]
@@ -43,14 +43,14 @@ class Requests:
         return math.exp(-self.per_hour * idle_ttl_s / 3600) if self.per_hour is not None else 0.0
 
 
-def one_length(n_in: int, n_out: int, per_hour: float | None = None) -> Requests:
+def one_length(n_in: int, n_out: int, per_hour: float | None = None) -> Traffic:
     """Requests of one length; raises UsageError for one below 1."""
     if min(n_in, n_out) < 1:
         raise UsageError("The workload needs at least 1 prompt token and 1 generated token.", "Give lengths of 1 or more.")
-    return Requests((Lengths(share=1.0, n_in=n_in, n_out=n_out),), per_hour)
+    return Traffic((Lengths(share=1.0, n_in=n_in, n_out=n_out),), per_hour)
 
 
-def read_requests(path: Path) -> Requests:
+def read_traffic(path: Path) -> Traffic:
     """A file of requests, one a row, all weighted alike unless there is a weight; at most KINDS kinds stand for them, each with the mean
     lengths of its equal part of the prompts by length. With timestamps it gives the traffic too.
 
@@ -75,7 +75,7 @@ def read_requests(path: Path) -> Requests:
     weighty = [(n_in, n_out, weight) for n_in, n_out, weight, _ in parsed if total > 0 and weight / total > 0]
     if not weighty:
         raise UsageError(f"{path}: all requests have the weight 0.", "Give a weight above 0, or leave the column out.")
-    return Requests(_kinds(weighty), per_hour, gaps)
+    return Traffic(_kinds(weighty), per_hour, gaps)
 
 
 def _kinds(requests: list[tuple[int, int, float]]) -> tuple[Lengths, ...]:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-MB_PER_VCPU = 1769  # Lambda developer guide, "Configure Lambda function memory"
-PAYLOAD_LIMIT_BYTES = 6_291_456  # of Lambda's Invoke, both ways, and of SageMaker's InvokeEndpoint alike
+from remoe_cli.lambda_limits import vcpus
+
 PERIOD_US = 20_000
 SMALLEST_QUOTA_US = 1_000  # the kernel refuses less
 _REMOVE_S = 2.0  # for what was killed to be gone
@@ -59,22 +59,6 @@ class Cage:
     @property
     def groups(self) -> tuple[Path, ...]:
         return tuple(root / self.label for root in self.mechanism.groups)
-
-
-def vcpus(memory_mb: int) -> float:
-    """CPU share that Lambda gives: 1 vCPU for each 1,769 MB."""
-    return memory_mb / MB_PER_VCPU
-
-
-def threads(memory_mb: int) -> int:
-    """Threads worth starting on that share: more of them than whole vCPUs only wait for each other."""
-    return max(1, memory_mb // MB_PER_VCPU)
-
-
-def thread_environment(memory_mb: int) -> dict[str, str]:
-    """What tells OpenMP and BLAS so. With fewer cores than threads, spinning costs more than the work (measured: 1 ms becomes 28 ms)."""
-    count = str(threads(memory_mb))
-    return {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def rlimit_only() -> Mechanism:
