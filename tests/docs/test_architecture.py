@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 PAGE = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
 PICTURE = PAGE[PAGE.index("```text") : PAGE.index("```", PAGE.index("```text") + 3)]
 
