@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 METHOD = (ROOT / "docs/reference/method.md").read_text(encoding="utf-8")
 PLANNING = (ROOT / "docs/explanation/planning.md").read_text(encoding="utf-8")
 SECTIONS = {int(number) for number in re.findall(r"(?m)^## (\d+)\. ", METHOD)}

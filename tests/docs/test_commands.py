@@ -1,6 +1,6 @@
 """Every command of README.md and CONTRIBUTING.md runs: on a tiny model, on the local twin, in an empty folder.
 
-The commands run in the order of the pages, in one folder with the files of `files`. What cannot run here (an account, a network, a
+The commands run in the order of the pages, in one folder, with the files of `write_files`. What cannot run here (an account, a network, a
 terminal that waits) is in PARSED and is held against the real commands and options; targets of make are looked up by `make -n`. A
 line that is none of these fails.
 """
@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from remoe_cli.cli.app import app
+from tests.docs.make import make
 from tests.support import forked
 from tests.support.families import EXPERTS, TOP_K, VOCAB_SIZE, save
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 WORDS = [f"w{number}" for number in range(VOCAB_SIZE - 8)]
 PROMPTS = 24
 
@@ -81,8 +80,7 @@ def words(line: Line, home: Path | None = None) -> list[str]:
     return [str(home / word[2:]) if home and word.startswith("~/") else word for word in shlex.split(line.text)]
 
 
-@cache
-def folder_of_files(home: Path) -> Path:
+def write_files(home: Path) -> None:
     """What the pages take for given: models, prompts, routing and a trace of requests."""
     for name, family in (("models/OLMoE-1B-7B-0924", "olmoe"), ("models/small", "olmoe"), ("gpt-oss-20b", "gpt_oss")):
         save(family, torch.float32, home / name, fused=False)
@@ -98,13 +96,13 @@ def folder_of_files(home: Path) -> Path:
     np.savez(home / "counts.npz", counts=counts)
     rows = "".join(f"2026-11-16 18:{minute:02}:00,6,10\n" for minute in range(30))
     (home / "trace.csv").write_text("timestamp,n_in,n_out\n" + rows, encoding="utf-8")
-    return home
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder in which the commands run, with no deployment left in it at the end."""
-    folder = folder_of_files(tmp_path_factory.mktemp("home"))
+    folder = tmp_path_factory.mktemp("home")
+    write_files(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REMOE_STATE_DIR", str(folder / "state"))
         patch.setenv("HOME", str(folder))
@@ -134,7 +132,7 @@ def test_the_pages_have_commands() -> None:
 
 @pytest.mark.parametrize("line", [line for line in ALL if line.text.startswith("make ")], ids=str)
 def test_targets_of_make_exist(line: Line) -> None:
-    run = subprocess.run([*words(line), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
+    run = make(*words(line)[1:], "-n")
     assert run.returncode == 0, run.stderr
     if part := re.search(r"\bT=(\S+)", line.text):
         assert (ROOT / part[1]).exists()

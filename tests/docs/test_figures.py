@@ -12,8 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from remoe_cli.plan.assess.verdict import MIN_TRACE_TOKENS
 from remoe_cli.plan.paper.bound import place
 from tests.support.families import FAMILIES
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROFILES = (ROOT / "docs/explanation/profiles.md").read_text(encoding="utf-8")
 
