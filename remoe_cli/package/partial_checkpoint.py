@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from remoe_cli import artifacts
-from remoe_cli.model.checkpoint import INDEX, SETTINGS, SHARE, Checkpoint, Share
+from remoe_cli.model.checkpoint import INDEX, SETTINGS, SHARE, Checkpoint, HeldExperts
 
 if TYPE_CHECKING:
     from remoe_cli.model.loader import Keep
@@ -72,19 +72,19 @@ def write_partial_checkpoint(
     Raises: ModelError for a checkpoint that is not whole.
     """
     from remoe_cli.model.experts import expert_layers
-    from remoe_cli.model.loader import Rows, read_config, select, skeleton
+    from remoe_cli.model.loader import ExpertRows, read_config, select, skeleton
 
     probe = skeleton(read_config(checkpoint))
     kept = {x.layer: tuple(keep.get(x.layer, ())) for x in expert_layers(probe)}
     tensors = select(checkpoint, probe, kept)
-    rows = {name: tensor.rows if isinstance(tensor, Rows) else None for name, tensor in tensors.items()}
+    rows = {name: tensor.rows if isinstance(tensor, ExpertRows) else None for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in SETTINGS:
         for source in sorted(checkpoint.path.glob(pattern)):
             if source.name not in (INDEX, SHARE, "config.json"):
                 (folder / source.name).write_bytes(source.read_bytes())
     artifacts.write_json(folder / "config.json", _config(checkpoint))
-    artifacts.write_json(folder / SHARE, Share(experts=kept))
+    artifacts.write_json(folder / SHARE, HeldExperts(experts=kept))
     plan = [(file, group) for file in checkpoint.weight_files for group in _groups(_pieces(file, rows))]
     total, done = sum(piece.bytes for _, group in plan for piece in group), 0
     for number, (file, group) in enumerate(plan):

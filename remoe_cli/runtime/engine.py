@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.checkpoint import Checkpoint
-from remoe_cli.model.experts import Attachment, attach, move_rest
+from remoe_cli.model.experts import Attachment, attach, move_non_experts
 from remoe_cli.model.loader import load
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
@@ -158,7 +158,7 @@ def start_engine(
     warming = dispatcher.warm()
     model = load(checkpoint, local)
     if gpu and torch.cuda.is_available():
-        move_rest(model, "cuda")
+        move_non_experts(model, "cuda")
     for started in warming:
         started.result()
     return Engine(model, load_tokenizer(checkpoint), dispatcher, attach(model, dispatcher))

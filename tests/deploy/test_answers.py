@@ -22,7 +22,7 @@ from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import LayerPlan, Outcome
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
-from remoe_cli.profile.latency_record import Curve, Exponential, Physical, Quota, Roofline
+from remoe_cli.profile.latency_record import CpuQuota, Curve, Exponential, Physical, Roofline
 from remoe_cli.profile.record import Profile, write_profile
 from remoe_cli.runtime import client
 from remoe_cli.runtime.dispatch import divide
@@ -96,10 +96,10 @@ def _timed(profile: Profile, curve: Curve) -> Profile:
     ("curve", "expected"),
     [
         (Physical(overhead_s=1e-4, weights_s=3e-4, per_token_s=1e-5), 40),
-        (Quota(fixed_s=1e-3, per_token_s=5e-5, period_s=0.02), 20),
-        (Quota(fixed_s=0.0, per_token_s=5e-5, period_s=0.02), 0),
-        (Quota(fixed_s=1.0, per_token_s=1e-9, period_s=0.02), 1e6),
-        (Quota(fixed_s=1e-3, per_token_s=0.0, period_s=0.02), 1e6),
+        (CpuQuota(fixed_s=1e-3, per_token_s=5e-5, period_s=0.02), 20),
+        (CpuQuota(fixed_s=0.0, per_token_s=5e-5, period_s=0.02), 0),
+        (CpuQuota(fixed_s=1.0, per_token_s=1e-9, period_s=0.02), 1e6),
+        (CpuQuota(fixed_s=1e-3, per_token_s=0.0, period_s=0.02), 1e6),
         (Exponential(th1_s=1e-3, th2=1.0, th3_s=1e-3, per_token=0.02), 49),
         (Exponential(th1_s=1e-3, th2=1.0, th3_s=1e-3, per_token=1.5), 0),
         (Roofline(overhead_s=0.0, weights_s=1e-3, per_token_s=1e-6, saturation_vcpus=6.0), 1e6),
@@ -118,7 +118,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 @given(counts=st.lists(st.integers(16, 300), min_size=3, max_size=20), replicas=st.integers(1, 3), fixed=st.integers(0, 300))
 def test_replicas_share_work_as_the_planner_reckons(counts: list[int], replicas: int, fixed: int, profile: Profile) -> None:
     """Seconds are multiples of a power of two, so that ties are ties in both."""
-    curve = Quota(fixed_s=fixed / 2**16, per_token_s=1 / 2**16, period_s=0.02)
+    curve = CpuQuota(fixed_s=fixed / 2**16, per_token_s=1 / 2**16, period_s=0.02)
     batches = divide(
         {e: np.zeros((n, 4), np.float32) for e, n in enumerate(counts)},
         "float32",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from remoe_cli.model.spec import part_name
+from remoe_cli.model.names import function_name
 from remoe_cli.plan.document import Plan
 
 UNKNOWN = "0" * 64
@@ -63,7 +63,7 @@ def _functions(plan: Plan) -> Iterator[ExpertFunction]:
     for layer in plan.layers:
         for number, experts in enumerate(layer.parts):
             yield ExpertFunction(
-                entry=part_name(layer.layer, number, len(layer.parts)),
+                entry=function_name(layer.layer, number, len(layer.parts)),
                 layer=layer.layer,
                 experts=experts,
                 memory_mb=layer.memory_mb,
