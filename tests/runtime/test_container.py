@@ -207,7 +207,7 @@ def _through_sagemaker(stored: Stored, url: str) -> None:
 
 def _pings_while_it_answers(url: str) -> None:
     with ThreadPoolExecutor(50) as pool:
-        asked = [pool.submit(_post, url, json=LONG | {"max_new_tokens": 150})]
+        asked = [pool.submit(_post, url, json=LONG | {"max_new_tokens": 450})]
         asked += [pool.submit(_post, url, json=LONG | {"max_new_tokens": 1}) for _ in range(49)]  # which wait
         pings = []
         while not asked[0].done():
