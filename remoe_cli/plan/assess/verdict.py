@@ -1,4 +1,7 @@
-"""Whether a plan is worth it: the verdict, what it is based on, and the sentence that tells people why."""
+"""Whether a plan is worth it: the verdict, what it is based on, and a sentence that says why.
+
+`_basis` decides. `_sentence` words the decision for people; tests/plan/test_verdict.py holds its wording.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +110,10 @@ def _remote_experts(placement: Placement) -> int:
 
 
 def cheapest_rival(priced: dict[BaselineName, Baseline]) -> BaselineName | None:
-    """Name the cheapest baseline that can be bought and meets the targets; of equals, all experts local goes first."""
+    """Name the cheapest baseline that can be bought and meets the targets.
+
+    Of equals, all experts local goes first.
+    """
     order = [BaselineName.ALL_LOCAL, *(name for name in priced if name != BaselineName.ALL_LOCAL)]
     able = {name: priced[name].cost_usd_per_request for name in order if name in priced and priced[name].meets and not priced[name].ideal}
     least = min(able.values(), default=0.0)
@@ -115,7 +121,7 @@ def cheapest_rival(priced: dict[BaselineName, Baseline]) -> BaselineName | None:
 
 
 def notes(problem: Problem, placement: Placement, method: Method, gain: float) -> Iterator[str]:
-    """What was assumed, and what the numbers leave out, in whole sentences."""
+    """Say in sentences what was assumed, and what the figures leave out."""
     workload, catalog = problem.workload, problem.catalog
     if method in ("exact", "forced") and problem.spec.experts_per_layer > ENUMERATED_EXPERTS:
         searched = f"; exchanging single experts gains {gain:.2%} more" if method == "exact" else ""
@@ -143,7 +149,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
 
 
 def _cheapest_remote_expert(problem: Problem, local: Baseline) -> str:
-    """The best single expert to send away: what its memory costs in the main function against what its invocations cost."""
+    """Compare what one remote expert saves in memory with what its invocations cost."""
     seconds = local.ttft_s + problem.workload.n_out * local.tpot_s
     saved = seconds * problem.catalog.main_usd_per_gb_second * problem.spec.expert_bytes / (GB_MB * MB)
     experts = problem.spec.experts_per_layer

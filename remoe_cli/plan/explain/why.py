@@ -1,4 +1,4 @@
-"""Why a plan is as it is: where its money goes, which limits bind and what more of each is worth, and what each layer's experts cost."""
+"""Why a plan is as it is: where its money goes, which limits bind, and what remote experts cost."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ BINDS = 1e-3  # a limit of which less than this share is left
 
 
 def money_rows(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
+    """List what a million requests pay for."""
     placement = Placement(plan.main, plan.layers, plan.instances)
     outcome = evaluate(problem, placement)
     rate, n_out = main_function.usd_per_s(problem, plan.main), problem.workload.n_out
@@ -36,7 +37,10 @@ def money_rows(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, str]]:
-    """Limits with what is used of them; for cost, the price of a little more from the relaxation's multipliers at this main spec."""
+    """List the limits with what is used of them, and what more of each would save.
+
+    Savings come from the duals of the relaxation at this main spec.
+    """
     main = Main(plan.main, plan.instances)
     prices = multipliers(Task(problem, build_columns(problem, candidate_sets(problem.workload)), aim), main)
     outcome = plan.outcome
@@ -79,7 +83,7 @@ def _experts_per_gb(problem: Problem) -> float:
 
 
 def layer_reasons(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
-    """Of each layer with remote experts: how often they are hit, and what they cost against the main memory that they free."""
+    """Compare, for each layer, what remote experts cost with the main memory that they free."""
     placement = Placement(plan.main, plan.layers, plan.instances)
     request_s = plan.ttft_s + problem.workload.n_out * plan.tpot_s
     freed_usd = request_s * problem.catalog.main_usd_per_gb_second * problem.spec.expert_bytes / (GB_MB * MB)

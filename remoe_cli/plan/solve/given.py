@@ -1,4 +1,4 @@
-"""A placement from a file: a plan, or only its `main` and `layers`, to be priced without solving."""
+"""A placement from a file, to be priced without solving: a plan, or only its `main` and `layers`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class _Given(BaseModel):
 
 
 def read_placement(path: Path, problem: Problem) -> Placement:
-    """Raises UsageError for a file that is no placement of this model on this catalog, InfeasibleError for one that does not fit it."""
+    """Read a placement for this problem from a file.
+
+    Raises: UsageError for a file that is no placement of this model on this catalog; InfeasibleError for one that does not fit it.
+    """
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         given = _Given.model_validate(data)
@@ -78,7 +81,10 @@ def _check_layers(path: Path, problem: Problem, layers: tuple[LayerPlan, ...]) -
 
 
 def broken_limits(problem: Problem, placement: Placement) -> list[str]:
-    """Limits of memory, payload, concurrency and time that a placement breaks, as parts of a sentence; targets are not looked at."""
+    """Say which limits a placement breaks, as parts of a sentence.
+
+    Limits are those of memory, payload, concurrency and time; targets are not checked.
+    """
     side, out, parts = problem.catalog.function, [], []
     local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in placement.layers)
     capacity = main_function.local_capacity(problem, placement.main)

@@ -1,4 +1,7 @@
-"""Why no plan meets the limits, and what would do: each limit alone, then the targets together, then the budget."""
+"""Why no plan meets the limits, and what would do.
+
+Each limit is tried alone, then the targets together, then the budget.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ GAP = 1e-4
 
 
 def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
-    """The error for a problem that has no plan: it names the limit that fails and the least value found to do."""
+    """Make the error for a problem without a plan: which limit fails, and the least value that would do."""
     columns = build_columns(problem, candidates)
     if not _roomy(problem, columns):
         return _memory_or_payload(problem, candidates, columns)
@@ -55,7 +58,7 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
 
 
 def _too_slow(problem: Problem) -> InfeasibleError:
-    """Memory and payload would do, and no target is asked for, so only the time that a request may take is left."""
+    """Blame the time that a request may take, where memory and payload suffice and no target is asked for."""
     traffic = problem.workload.requests_per_hour
     return InfeasibleError(
         f"No main function can answer a request in the time it has: those paid by use end after {problem.catalog.main.timeout_s:g} s"
@@ -65,7 +68,11 @@ def _too_slow(problem: Problem) -> InfeasibleError:
 
 
 def round_up(value: float, digits: int = 4) -> float:
-    """`value` rounded up to so many significant digits, so that what a message offers would do."""
+    """Round up to so many significant digits, so that what a message offers really suffices.
+
+    >>> round_up(0.0123411)
+    0.01235
+    """
     if value <= 0 or not math.isfinite(value):
         return value
     step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
@@ -73,7 +80,7 @@ def round_up(value: float, digits: int = 4) -> float:
 
 
 def _least_local(problem: Problem, columns: Columns) -> int | None:
-    """Experts that no function can hold; None if a layer has no column at all."""
+    """Count the experts that no function can hold; None if a layer has no column at all."""
     if columns.empty_layers:
         return None
     return problem.spec.experts_per_layer * len(columns.starts) - int(np.maximum.reduceat(columns.count, columns.starts).sum())
@@ -124,7 +131,10 @@ def _needed_mb(problem: Problem, spec: MainSpec, columns: Columns) -> int:
 
 
 def _least_payload_bytes(problem: Problem, candidates: tuple[Bools, ...]) -> int:
-    """Smallest payload limit that would do, by bisection over whole bytes (more payload never takes a column away)."""
+    """Find the smallest payload limit that would do, by bisection over whole bytes.
+
+    A larger payload never takes a column away.
+    """
     low = problem.catalog.function.payload_limit_bytes
     rows = problem.workload.use.sum(axis=1).max() * max(kind.n_in for kind in problem.workload.lengths)
     high = math.ceil(float(expert_functions.payload_bytes(problem, rows)))
