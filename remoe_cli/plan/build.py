@@ -140,7 +140,7 @@ def _choose(problem: Problem, request: PlanRequest) -> _Chosen:
     if request.solver == "scan":
         return exact
     raise InfeasibleError(
-        f"The {request.solver} solver finds no plan that meets the targets, but other plans meet them.",
+        f"The {request.solver} solver finds no plan that meets the targets, but there are such plans.",
         "Use --solver exact, or looser targets.",
     )
 

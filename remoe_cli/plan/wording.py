@@ -11,9 +11,19 @@ def per_million(usd: float) -> str:
     >>> per_million(0.0000239383)
     '$23.94 per million'
     >>> per_million(1.0857)
-    '$1.086e+06 per million'
+    '$1,086,000 per million'
     """
-    return f"${usd * 1e6:,.4g} per million"
+    return f"{millions(usd)} per million"
+
+
+def millions(usd: float) -> str:
+    """Write a million times so many USD, with four digits.
+
+    >>> millions(0.0175834)
+    '$17,580'
+    """
+    digits = f"{usd * 1e6:.4g}"
+    return f"${float(digits):,.0f}" if usd * 1e6 >= 1000 else f"${digits}"
 
 
 def id_ranges(ids: tuple[int, ...]) -> str:

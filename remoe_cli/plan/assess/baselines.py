@@ -99,7 +99,7 @@ def _mix(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
         problem, problem.catalog.main.menu[-1], problem.spec.experts_per_layer * len(problem.spec.moe_layers)
     )
     largest = max(spec.memory_mb for spec in problem.catalog.main.menu)
-    return f"all experts local need a main function of {needed / MB:.0f} MB, and the largest has {largest} MB"
+    return f"all experts local need a main function of {needed / MB:.0f} MB, but the largest has {largest} MB"
 
 
 def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
@@ -133,7 +133,7 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
             )
         if outcome and (best is None or outcome.cost_usd_per_request < best.cost_usd_per_request):
             best = Baseline(**outcome.model_dump(), spec=spec.name, meets=meets(aim, outcome), assumed="no GPU")
-    return best or f"no main function that is paid by use holds the {bytes_needed / 2**30:.1f} GB of the whole model"
+    return best or f"no main function paid by use holds the whole model of {bytes_needed / 2**30:.1f} GB"
 
 
 def _gpu(problem: Problem, aim: Aim) -> Baseline | str:
@@ -170,13 +170,14 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
             instances = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
             outcome = outcome.model_copy(update={"cost_usd_per_request": instances * per_hour / traffic})
         overhead = (
-            f"{hardware.main.layer_overhead_s * 1e3:g} ms a layer and {hardware.gpu.expert_overhead_s * 1e3:g} ms an expert of GPU overhead"
+            f"GPU overhead of {hardware.main.layer_overhead_s * 1e3:g} ms for each layer "
+            f"and {hardware.gpu.expert_overhead_s * 1e3:g} ms for each expert"
         )
         if best is None or outcome.cost_usd_per_request < best.cost_usd_per_request:
             best = Baseline(
                 **outcome.model_dump(), spec=name, instances=instances, meets=meets(aim, outcome), assumed=overhead, ideal=ideal
             )
-    return best or f"no GPU of the catalog holds {gpu_bytes / 2**30:.1f} GB beside {cpu_needed / 2**30:.1f} GB of CPU memory"
+    return best or f"no GPU of the catalog has {gpu_bytes / 2**30:.1f} GB, with {cpu_needed / 2**30:.1f} GB of CPU memory"
 
 
 def _outcome(

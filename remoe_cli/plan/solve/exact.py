@@ -99,7 +99,9 @@ def solve(task: Task, gap: float = 1e-3, time_limit_s: float = 120.0, start: Sol
     best = search.best
     if best is None:
         if search.timed_out:
-            raise RemoeError(f"The planner found no plan within {time_limit_s:g} s.", "Give it more time, or looser targets.")
+            raise RemoeError(
+                f"The planner found no plan within {time_limit_s:g} s.", "Give it more time with --time-limit, or looser targets."
+            )
         return None
     lower = min(search.lower, best.value)
     return Solution(best.main, best.layers, best.value, lower, search.timed_out and best.value - lower > search.gap * best.value)

@@ -61,9 +61,9 @@ def _too_slow(problem: Problem) -> InfeasibleError:
     """Blame the time that a request may take, where memory and payload suffice and no target is asked for."""
     traffic = problem.workload.requests_per_hour
     return InfeasibleError(
-        f"No main function can answer a request in the time it has: those paid by use end after {problem.catalog.main.timeout_s:g} s"
-        + ("." if traffic is None else f", and the instances that may be rented do not keep up with {traffic:g} requests an hour."),
-        "Plan for shorter answers, less traffic or a catalog with faster main functions.",
+        f"No main function can answer a request in time: those paid by use end after {problem.catalog.main.timeout_s:g} s"
+        + ("." if traffic is None else f", and rented instances do not keep up with {traffic:g} requests an hour."),
+        "Plan for shorter answers or less traffic, or use a catalog with faster main functions.",
     )
 
 
@@ -97,9 +97,9 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns:
         limit = problem.catalog.function.payload_limit_bytes
         payload = _least_payload_bytes(problem, candidates)
         return InfeasibleError(
-            f"The payload limit of {limit} bytes fails: with {problem.workload.n_in:g} prompt tokens, "
-            f"enough experts can go remote only at {payload} bytes.",
-            "Plan for shorter prompts, or take a catalog with more replicas, a larger payload or a larger main function.",
+            f"The payload limit of {limit} bytes is too small: with {problem.workload.n_in:g} prompt tokens, "
+            f"enough experts can be remote only with {payload} bytes.",
+            "Plan for shorter prompts, or use a catalog with more replicas, a larger payload or a larger main function.",
         )
     if empty := unlimited.empty_layers:
         side, index = problem.catalog.function, empty[0]
@@ -108,21 +108,21 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns:
         rows = sets @ problem.workload.use[index] * max(kind.n_in for kind in problem.workload.lengths)
         function_mb = math.ceil(expert_functions.function_memory_bytes(problem, experts, rows.min() / side.max_functions) / MB)
         return InfeasibleError(
-            f"The memory of the expert functions fails: {sets.sum(axis=1).min()} experts of layer {problem.spec.moe_layers[index]} need "
+            f"The memory of expert functions is too small: {sets.sum(axis=1).min()} experts of layer {problem.spec.moe_layers[index]} need "
             f"{function_mb} MB in each of {side.max_functions}, and the catalog's largest function has {side.memory_menu_mb[-1]} MB.",
-            "Send a smaller share of the experts away, or take a catalog with larger functions.",
+            "Make a smaller share of the experts remote, or use a catalog with larger functions.",
         )
     largest = max(problem.catalog.main.menu, key=lambda spec: main_function.local_capacity(problem, spec))
     if largest.gpu_memory_mb is not None and main_function.base_bytes(problem) > largest.gpu_memory_mb * MB:
         return InfeasibleError(
-            f"The GPU memory fails: the model without its experts needs {main_function.base_bytes(problem) / MB:.0f} MB, "
+            f"The GPU memory is too small: the model without its experts needs {main_function.base_bytes(problem) / MB:.0f} MB, "
             f"and {largest.name} has {largest.gpu_memory_mb} MB.",
-            "Take a catalog with larger GPUs, or plan for shorter requests.",
+            "Use a catalog with larger GPUs, or plan for shorter requests.",
         )
     return InfeasibleError(
-        f"The memory of the main function fails: it needs at least {_needed_mb(problem, largest, unlimited)} MB, "
+        f"The memory of the main function is too small: it needs at least {_needed_mb(problem, largest, unlimited)} MB, "
         f"and the catalog's largest has {largest.memory_mb} MB.",
-        "Take a catalog with a larger main function, or with larger expert functions so that more experts can go remote.",
+        "Use a catalog with a larger main function, or with larger expert functions so that more experts can be remote.",
     )
 
 
