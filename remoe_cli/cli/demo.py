@@ -37,7 +37,8 @@ def command(
 ) -> None:
     """Profile, plan, deploy and ask a real small model on this machine. Needs no account."""
     from remoe_cli import artifacts
-    from remoe_cli.deploy.local import lifecycle, target
+    from remoe_cli.deploy.local.target import LocalTarget
+    from remoe_cli.deploy.target import DeployOptions
     from remoe_cli.model.demo import demo_model
     from remoe_cli.plan.build import make_plan
     from remoe_cli.plan.catalog.catalog import read_catalog
@@ -66,14 +67,14 @@ def command(
     if not output.is_json():
         plan_command.show(forced, forced_path)
     name = f"remoe-demo-{os.getpid()}"
-    with output.progress("Packaging functions") as progress:
-        deployed = target.deploy(forced_path, name, rtt_ms=0.0, say=output.say, progress=progress)
+    here = LocalTarget(output.console())
+    deployed = here.deploy(forced_path, name, DeployOptions())
     try:
         output.say(f"5/5 Ask: {QUESTION}\n")
         on_text = (lambda text: None) if output.is_json() else output.piece
-        document = answer(target.reach(name), QUESTION, 64, on_text, expected=infer.expected_cost_of(forced_path))
+        document = answer(here.main_address(name), QUESTION, 64, on_text, expected=infer.expected_cost_of(forced_path))
     finally:
-        lifecycle.destroy(name)
+        here.destroy(name)
     output.result(
         {
             "model": str(model),

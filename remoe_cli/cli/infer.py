@@ -10,11 +10,10 @@ import typer
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import DataOption, FieldOption, PromptOption, texts_of
-from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, Target, TargetOption, account, only_on_aws
+from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import RemoeError, UsageError
 
 if TYPE_CHECKING:
-    from remoe_cli.runtime.client import MainAddress
     from remoe_cli.runtime.expected_cost import ExpectedCost
 
 EXAMPLES = examples(
@@ -30,7 +29,7 @@ def command(
     data: DataOption = None,
     field: FieldOption = "prompt",
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Longest answer, in tokens.")] = 256,
-    target: TargetOption = Target.local,
+    target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
     json: output.JsonOption = False,
@@ -41,25 +40,12 @@ def command(
 
     if (prompt is None) == (data is None):
         raise UsageError("Give either --prompt TEXT or --data FILE.", "See 'remoe infer --help'.")
-    only_on_aws(target, region=region, profile=profile)
-    endpoint, expected = _reach_on_aws(name, region, profile) if target is Target.aws else _reach_here(name)
+    deployed = pick(target, region, profile)
+    address, expected = deployed.main_address(name), expected_cost_of(deployed.deployed_plan(name))
     on_text = (lambda piece: None) if output.is_json() else output.piece
     for text in texts_of(prompt, data, field):
-        document = answer(endpoint, text, max_new_tokens, on_text, expected=expected)
+        document = answer(address, text, max_new_tokens, on_text, expected=expected)
         output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
-
-
-def _reach_here(name: str) -> tuple[MainAddress, ExpectedCost | None]:
-    from remoe_cli.deploy.local import target
-
-    return target.reach(name), expected_cost_of(target.plan_path(name))
-
-
-def _reach_on_aws(name: str, region: str | None, profile: str | None) -> tuple[MainAddress, ExpectedCost | None]:
-    from remoe_cli.deploy.aws.access import deployed_file, reach
-
-    where = account(region, profile)
-    return reach(where, name), expected_cost_of(deployed_file(where, name, "plan.json"))
 
 
 def expected_cost_of(plan: Path) -> ExpectedCost | None:

@@ -21,7 +21,7 @@ from remoe_cli.errors import RemoeError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from remoe_cli.deploy.progress import Report
+    from remoe_cli.deploy.console import Console, Overview, Report
 
 
 @dataclass
@@ -105,6 +105,26 @@ def ask(question: str) -> bool:
     """Ask on stderr; return whether the answer on stdin is 'y' or 'yes'."""
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def show_overview(overview: Overview) -> None:
+    """Print tables, and the sentences that belong under them, on stdout."""
+    for each in overview.tables:
+        table(each.title, each.columns, each.rows)
+    for remark in overview.remarks:
+        line(remark)
+
+
+def console(*, yes: bool = False) -> Console:
+    """Make the console of a command that deploys; with `yes` it agrees to everything without a question."""
+    from remoe_cli.deploy.console import NO_OVERVIEW, Console
+
+    def agree(question: str, overview: Overview = NO_OVERVIEW) -> bool:
+        if not is_json():
+            show_overview(overview)
+        return yes or ask(question)
+
+    return Console(say, progress, agree)
 
 
 @contextmanager

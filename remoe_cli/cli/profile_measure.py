@@ -35,4 +35,4 @@ def command(
     from remoe_cli.profile.prompts import read_prompts
 
     texts = () if data is None else read_prompts(data, field, limit).texts
-    finish(calibrate(name, out, texts, max_new_tokens, output.say), out)
+    finish(calibrate(name, out, texts, max_new_tokens, output.console()), out)

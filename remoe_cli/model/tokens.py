@@ -1,4 +1,4 @@
-"""Prompts to token ids, the same way when profiling and when serving."""
+"""Turning prompts into token ids, in the same way for profiling and for serving."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from remoe_cli.model.checkpoint import Checkpoint, reason
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer; raises ModelError when it has none that can be used."""
+    """Load the checkpoint's tokenizer.
+
+    Raises: ModelError when it has none that can be used.
+    """
     try:
         return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
     except Exception as error:  # a damaged tokenizer.json surfaces as a bare Exception of the tokenizers library
         raise ModelError(
-            f"The tokenizer of {checkpoint.name} cannot be loaded: {reason(error)}", "The checkpoint's folder needs its tokenizer files."
+            f"The tokenizer of {checkpoint.name} cannot be loaded: {reason(error)}",
+            "Put its files into the checkpoint's folder.",
         ) from None
 
 
 def has_chat_template(tokenizer: Any) -> bool:
+    """Tell whether the tokenizer wraps prompts in a chat template."""
     return getattr(tokenizer, "chat_template", None) is not None
 
 
 def encode(tokenizer: Any, prompt: str, limit: int | None = None) -> list[int]:
-    """Token ids of a user's prompt, wrapped in the model's chat template when it has one.
+    """Encode a user's prompt as token ids, inside the model's chat template if it has one.
 
-    A prompt of more than `limit` tokens is cut before it is wrapped, so that the template stays whole.
+    A prompt of more than `limit` tokens is cut first, so that the template stays complete.
     """
     if limit is not None:
         plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]

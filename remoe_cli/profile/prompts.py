@@ -1,10 +1,9 @@
-"""Prompts of a dataset: a local file, or a stream from the Hugging Face hub.
+"""Prompts from a local file, from standard input, or from a dataset on the Hugging Face hub.
 
-A source is a .jsonl or .json file (one JSON object a line), .txt (one prompt a line), .csv with a header, .parquet, or a hub
-dataset id `owner/name`, of which the first split is streamed. What exists on disk wins over the hub. `-` is standard input: lines of
-JSON objects if its first line that is not blank begins with `{`, plain text lines otherwise. Texts of nothing but
-white space are skipped: they hold no prompt. Rows count from 1 in errors; in a text file that is the line where the row
-starts, so the header of a .csv is row 1.
+A source is a .jsonl or .json file (one JSON object a line), a .txt file (one prompt a line), a .csv file with a header, a .parquet file,
+or the id `owner/name` of a dataset on the hub, of which the first split is streamed. A file is preferred to a dataset of the same name.
+`-` is standard input: lines of JSON objects if its first line that is not blank begins with `{`, else plain text. Texts of white space
+alone are skipped. Errors count rows from 1; in a text file that is the line where the row starts, so the header of a .csv is row 1.
 """
 
 from __future__ import annotations
@@ -33,7 +32,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in the order of their source; never empty."""
+    """Prompts in the order of their source, at least one.
+
+    >>> PromptSet("standard input", "prompt", ("Hello", "World")).sha256[:12]
+    'd24bf63378b2'
+    """
 
     source: str
     field: str
@@ -41,18 +44,18 @@ class PromptSet:
 
     @property
     def sha256(self) -> str:
-        """Digest of the texts as one compact ASCII JSON array: other boundaries between texts give another digest."""
+        """The digest of the texts as one compact ASCII JSON array, so that where one text ends matters."""
         return sha256_bytes(json.dumps(self.texts, ensure_ascii=True, separators=(",", ":")).encode("ascii"))
 
 
 def read_prompts(source: str, field: str = "prompt", limit: int | None = None) -> PromptSet:
-    """Read the texts of `field`, at most `limit` of them; reading stops there, whatever the size of the source.
+    """Read the texts of `field`, and stop after `limit` of them. Lines of plain text have no field.
 
-    A .txt file has no fields, so `field` is ignored for it. Raises UsageError when the source cannot be found, reached or
-    decoded, when a row is broken, lacks the field or holds something other than text in it, or when there is no prompt.
+    Raises: UsageError when the source cannot be found, reached or decoded, a row is broken or has no text in the field, or there is no
+    prompt at all.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"The limit of prompts is {limit}, which leaves none to read.", "Give a limit of 1 or more.")
+        raise UsageError(f"The limit of prompts is {limit}, so none would be read.", "Give a limit of 1 or more.")
     rows = _rows(source, field)
     source = _STANDARD_INPUT if source == "-" else source
     texts = tuple(islice(_texts(source, field, rows), limit))
@@ -85,16 +88,16 @@ def _texts(source: str, field: str, rows: Iterator[_Row]) -> Iterator[str]:
         if not isinstance(text, str):
             what = "null" if text is None else f"of type {type(text).__name__}"
             raise UsageError(
-                f"{source}, row {number}: the field {field!r} is {what}, not text.", "Mend the row, or choose another --field."
+                f"{source}, row {number}: the field {field!r} is {what}, not text.", "Correct the row, or choose another --field."
             )
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise UsageError(f"{source}, row {number}: the field {field!r} holds half of a surrogate pair.", "Mend the row.")
+            raise UsageError(f"{source}, row {number}: the field {field!r} holds half of a surrogate pair.", "Correct the row.")
         if text.strip():
             yield text
 
 
-def _no_field(where: str, field: str, there: Iterable[object]) -> UsageError:
-    names = ", ".join(str(name) for name in there)
+def _no_field(where: str, field: str, found: Iterable[object]) -> UsageError:
+    names = ", ".join(str(name) for name in found)
     return UsageError(f"{where} has no field {field!r}; it has {names or 'none'}.", "Name the field of the prompts with --field.")
 
 
@@ -103,11 +106,11 @@ def _lines(path: Path) -> Iterator[_Line]:
         with path.open("rb") as file:
             yield from _decoded(str(path), file)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Check the file and your rights to it.") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Check the file and your permissions.") from None
 
 
 def _decoded(source: str, lines: Iterable[bytes]) -> Iterator[_Line]:
-    """Lines with their ends, decoded one by one so that an error has its line number."""
+    """Decode line by line, with line ends, so that an error has its line number."""
     for number, line in enumerate(lines, 1):
         try:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -138,7 +141,7 @@ def _parse_text(source: str, field: str, lines: Iterable[_Line]) -> Iterator[_Ro
 
 
 def _parse_json(source: str, field: str, lines: Iterable[_Line]) -> Iterator[_Row]:
-    hint = "The file must hold one JSON object a line."
+    hint = "Give one JSON object a line."
     for number, line in lines:
         if not line.strip():
             continue
@@ -152,7 +155,7 @@ def _parse_json(source: str, field: str, lines: Iterable[_Line]) -> Iterator[_Ro
 
 
 def _csv_rows(path: Path, field: str) -> Iterator[_Row]:
-    hint = "Mend the row, or its quotes."
+    hint = "Correct the row, or its quotes."
     records = csv.reader((line for _, line in _lines(path)), strict=True)
     header: list[str] | None = None
     while True:
@@ -195,7 +198,7 @@ def _parquet_rows(path: Path, field: str) -> Iterator[_Row]:
 
 
 def _hub_rows(source: str, field: str) -> Iterator[_Row]:
-    """Rows of the first split, at the revision that the hub names at the start."""
+    """Stream the rows of the first split, at the revision that the hub names at the start."""
     from datasets import load_dataset
 
     revision = _hub_revision(source)
@@ -210,11 +213,11 @@ def _hub_rows(source: str, field: str) -> Iterator[_Row]:
         raise
     except Exception as error:  # the client, the network and every file format raise classes of their own
         message = f"{source} cannot be read from the Hugging Face hub: {_first_line(error)}."
-        raise UsageError(message, "Download one of its files and give that.") from None
+        raise UsageError(message, "Download one of its files, and give that file.") from None
 
 
 def _hub_revision(source: str) -> str | None:
-    """The dataset's commit. One request without retries: load_dataset alone tries for 23 s before it gives up without a network."""
+    """Ask the hub for the dataset's commit, once. Without a network load_dataset alone would try for 23 s."""
     from huggingface_hub import HfApi, errors
 
     try:
@@ -225,10 +228,10 @@ def _hub_revision(source: str) -> str | None:
         message = f"{source} is neither a file here nor a dataset on the Hugging Face hub that you may see."
         hint = "Check the name; for a private dataset run 'hf auth login'."
     except errors.OfflineModeIsEnabled:
-        message = f"{source} is not a file here, and HF_HUB_OFFLINE forbids to look for it on the Hugging Face hub."
+        message = f"{source} is not a file here, and HF_HUB_OFFLINE is set, so the Hugging Face hub is not asked."
         hint = "Give a local file, or unset HF_HUB_OFFLINE."
     except Exception as error:  # the HTTP client raises classes of its own, and huggingface_hub has changed its client before
-        message = f"{source} is not a file here, and the Hugging Face hub cannot be reached to look for it there ({_first_line(error)})."
+        message = f"{source} is not a file here, and the Hugging Face hub cannot be reached ({_first_line(error)})."
         hint = "Give a local file, or check the network and try again."
     raise UsageError(message, hint)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import count
@@ -16,6 +17,7 @@ from botocore.stub import ANY, Stubber
 from remoe_cli.deploy.aws import events
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.stack import DesiredStack, Stack, StackState
+from remoe_cli.deploy.console import SILENT, Report
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError, RemoeError
 
 ID = "arn:aws:cloudformation:us-east-1:123456789012:stack/remoe-d/1"
@@ -43,10 +45,13 @@ class Calls:
         self.stub = Stubber(account.client("cloudformation"))
         self.said: list[str] = []
         self.reported: list[tuple[int, int | None, str]] = []
-        self.stack = Stack(account, "d", self.said.append, lambda title, *, of_bytes=False: nullcontext(self.report))
+        self.stack = Stack(account, "d", replace(SILENT, say=self.said.append, progress=self.progress))
         self._events: dict[str, list[dict[str, Any]]] = {ID: [], NESTED: []}
         self._number = count()
         patch.setattr(events, "pauses", lambda: iter([0.0] * 9))
+
+    def progress(self, title: str, *, of_bytes: bool = False) -> AbstractContextManager[Report]:
+        return nullcontext(self.report)
 
     def report(self, done: int, total: int | None, what: str = "") -> None:
         self.reported.append((done, total, what))
