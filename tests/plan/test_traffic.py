@@ -132,9 +132,9 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize(("text", "said"), (BAD_ROWS | BAD_FILES).values(), ids=BAD_ROWS | BAD_FILES)
-def test_a_bad_file_is_one_clear_sentence(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=said) as raised:
+@pytest.mark.parametrize(("text", "pattern"), (BAD_ROWS | BAD_FILES).values(), ids=BAD_ROWS | BAD_FILES)
+def test_a_bad_file_is_one_clear_sentence(text: str, pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=pattern) as raised:
         read(text, tmp_path / "requests.csv")
     assert str(tmp_path / "requests.csv") in raised.value.message and raised.value.hint
 
@@ -192,8 +192,8 @@ def test_any_text_ends_in_requests_or_a_usage_error(text: str) -> None:
         try:
             got = read_traffic(path)
         except UsageError as refused:
-            said = (str(path) in refused.message, bool(refused.hint))
-            assert said == (True, True)
+            complete = (str(path) in refused.message, bool(refused.hint))
+            assert complete == (True, True)
             return
     assert 1 <= len(got.lengths) <= KINDS
     assert all(kind.share > 0 and kind.n_in >= 1 and kind.n_out >= 1 for kind in got.lengths)
