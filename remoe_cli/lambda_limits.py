@@ -1,4 +1,4 @@
-"""Limits of AWS Lambda that the code knows: the twin enforces them, the dispatcher and the main function stay below them.
+"""Limits of AWS Lambda: the twin enforces them, dispatcher and main function stay below them.
 
 They are the same in every region and for every account. What an account can have raised, and what AWS charges, is data:
 deploy/aws/data/aws.toml; a test holds that both say the same.
@@ -17,7 +17,7 @@ PAYLOAD_LIMIT_BYTES = 6_291_456  # of a synchronous request, and of its response
 
 
 def vcpus(memory_mb: int) -> float:
-    """Give the CPU share that comes with this memory.
+    """Return the CPU share that comes with this memory.
 
     >>> vcpus(3538)
     2.0
@@ -26,7 +26,7 @@ def vcpus(memory_mb: int) -> float:
 
 
 def threads(memory_mb: int) -> int:
-    """Give the number of threads worth starting on that share: more than whole vCPUs only wait for each other.
+    """Return the number of threads worth starting: more of them than whole vCPUs only wait for each other.
 
     >>> [threads(memory_mb) for memory_mb in (128, 1769, 3600)]
     [1, 1, 2]
@@ -35,7 +35,7 @@ def threads(memory_mb: int) -> int:
 
 
 def thread_environment(memory_mb: int) -> dict[str, str]:
-    """Give the environment variables that make OpenMP and BLAS start so many threads.
+    """Return the environment variables that make OpenMP and BLAS start so many threads.
 
     Spinning threads cost more than the work where there are fewer cores than threads (measured: 1 ms becomes 28 ms).
     """

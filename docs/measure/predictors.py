@@ -18,7 +18,7 @@ import numpy as np
 from remoe_cli.predict import baselines
 from remoe_cli.predict.divergence import jensen_shannon, noise_floor
 from remoe_cli.predict.evaluate import PREDICTORS, folds
-from remoe_cli.predict.history import History, PromptFeatures, histories, prompts_of
+from remoe_cli.predict.history import History, PromptFeatures, features_of, histories
 from remoe_cli.profile.record import read_profile
 
 Array = np.ndarray
@@ -127,7 +127,7 @@ def ideas(known: History, test: PromptFeatures) -> dict[str, Array]:
 
 def main() -> None:
     profile = read_profile(Path(sys.argv[1]))
-    history = next(iter(histories(profile, prompts_of(profile)).values()))
+    history = next(iter(histories(profile, features_of(profile)).values()))
     scores: dict[str, list[Array]] = {}
     for fold in folds(len(history), 5):
         known, test = history.take(np.setdiff1d(np.arange(len(history)), fold)), history.take(fold)

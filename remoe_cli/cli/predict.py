@@ -76,9 +76,9 @@ def command(
         raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
     read = read_profile(profile)
 
-    from remoe_cli.predict.history import histories, prompts_of  # imports torch, for which a wrong path need not wait
+    from remoe_cli.predict.history import features_of, histories  # imports torch, for which a wrong path need not wait
 
-    known = prompts_of(read, vectors_from, None if profiled_data is None else read_prompts(profiled_data, field))
+    known = features_of(read, vectors_from, None if profiled_data is None else read_prompts(profiled_data, field))
     views = histories(read, known)
     if evaluate:
         _evaluate(read, views, _fate(read, known) if fate else None, folds, plot)
@@ -90,12 +90,12 @@ def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Pa
     import numpy as np
 
     from remoe_cli.artifacts import write_arrays
-    from remoe_cli.predict.history import prompts_from
+    from remoe_cli.predict.history import features_from
     from remoe_cli.predict.train import trained
 
     predictor = trained(profile, history)
     settings = profile.record.settings
-    prompts = prompts_from(history.prompts.table, texts, settings.max_prompt_tokens if settings else None)
+    prompts = features_from(history.prompts.table, texts, settings.max_prompt_tokens if settings else None)
     activation = predictor.predict(prompts)
     low, high = predictor.interval(prompts)
     if out is not None:

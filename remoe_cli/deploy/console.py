@@ -1,4 +1,4 @@
-"""How deploying talks to the user: messages, progress and questions in one value. cli/output.py makes the real one."""
+"""How deploying talks to the user: messages, progress and questions. cli/output.py implements it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NO_OVERVIEW = Overview()
 
 
 class Report(Protocol):
-    """Called with the number of things done, the number of all of them if it is known, and the name of the last one."""
+    """Called with the number of things done, the number of all if it is known, and the last one's name."""
 
     def __call__(self, done: int, total: int | None, what: str = "") -> None: ...
 
 
 class Progress(Protocol):
-    """Opens the progress display of one stage, which counts things or bytes. Only one may be open at a time."""
+    """Opens the progress display of a stage that counts things or bytes. Only one may be open at a time."""
 
     def __call__(self, title: str, *, of_bytes: bool = False) -> AbstractContextManager[Report]: ...
 
@@ -48,8 +48,12 @@ class Agree(Protocol):
 
 @dataclass(frozen=True)
 class Console:
-    """`say` shows a message; `progress` opens a display for a stage that may take longer than 2 s; `agree` asks before anything is
-    created or deleted."""
+    """How a stage talks to the user.
+
+    say        shows a message
+    progress   opens a display for a stage that may take longer than 2 s
+    agree      asks before anything is created or deleted
+    """
 
     say: Callable[[str], None]
     progress: Progress

@@ -1,4 +1,7 @@
-"""What every place to deploy to can do. deploy/local/target.py and deploy/aws/target.py implement it; cli/target.py picks one of them."""
+"""What every place to deploy to can do.
+
+deploy/local/target.py and deploy/aws/target.py implement it; cli/target.py picks one of them.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ class Target(Protocol):
         """
 
     def status(self, name: str) -> dict[str, Any]:
-        """Describe a deployment: `name`, `target`, `state`, `main` (None: no main function), `functions` and what each target adds."""
+        """Describe a deployment: `name`, `target`, `state`, `main` (None: no main function), `functions`.
+
+        Each target adds more.
+        """
 
     def logs(self, name: str, function: str | None = None, lines: int = 50) -> dict[str, list[str]]:
         """Return the last `lines` lines of each log, by its source, or of one `function` only.

@@ -35,7 +35,7 @@ from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.latency_record import Latency
 
 Phase = Literal["prefill", "decode"]
-TRACE_TOKENS = 32_768  # kept for the expected maximum of local and remote time (docs/explanation/planning.md, section 1)
+TRACE_TOKENS = 32_768  # kept for the expected maximum of local and remote time (method.md, section 3)
 
 
 class ModelRef(artifacts.Part):

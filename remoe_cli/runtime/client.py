@@ -1,8 +1,8 @@
-"""Asking a main function that runs: one prompt in, text as it comes and the answer document out, wherever the function is.
+"""Ask a main function that runs: send one prompt, pass its text on, return the answer document.
 
-Http        a server of ours, streamed
-LambdaMain  a Lambda function, on AWS or on the local twin: the text comes at once, as Lambda's Python runtime does not stream
-SageMaker   an endpoint of AWS, streamed
+Http         a main server of remoe; text is streamed
+LambdaMain   a Lambda function, on AWS or on the local twin; the text comes whole, as Lambda's Python runtime does not stream
+SageMaker    a SageMaker endpoint; text is streamed
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _KINDS: dict[str, type[RemoeError]] = {
 
 @dataclass(frozen=True)
 class Http:
-    """`url` is that of a server that runtime/server.py serves."""
+    """A main server at `url` (runtime/server.py)."""
 
     url: str
 
 
 @dataclass(frozen=True)
 class LambdaMain:
-    """`client` is a Lambda client that waits as long as an answer may take."""
+    """A main function on Lambda. `client` is a Lambda client whose timeout is longer than any answer."""
 
     function: str
     client: Any
@@ -44,7 +44,7 @@ class LambdaMain:
 
 @dataclass(frozen=True)
 class SageMaker:
-    """`client` is a client of sagemaker-runtime."""
+    """A SageMaker endpoint. `client` is a client of sagemaker-runtime."""
 
     endpoint: str
     client: Any
@@ -62,10 +62,12 @@ def answer(
     calls: bool = False,
     expected: ExpectedCost | None = None,
 ) -> dict[str, Any]:
-    """The answer document for one prompt, with the times of its invocations if `calls`, and in its receipt what `expected` says.
+    """Ask one prompt; call `on_text` with each piece of text; return the answer document.
 
-    Raises UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function cannot
-    be reached or ends in mid-answer.
+    With `calls` the document has the times of every invocation. With `expected` its receipt has what the plan predicts for this request.
+
+    Raises: UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function is not
+    reached or ends before the answer is complete.
     """
     request = {"prompt": prompt, "max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
     document: dict[str, Any] | None = None
@@ -86,7 +88,7 @@ def answer(
 
 
 def _events(endpoint: MainAddress, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the main function says: {"text": ..} for each piece, then {"answer": ..} or {"error": ..}."""
+    """Yield what the main function sends: {"text": ..} for each piece, then {"answer"} or {"error"}."""
     match endpoint:
         case Http(url):
             yield from _http(endpoint, url, request)
@@ -142,7 +144,7 @@ def _sagemaker(endpoint: SageMaker, name: str, client: Any, request: dict[str, A
 
 
 def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of a stream that comes in parts of any length."""
+    """Split a stream that comes in parts of any length into lines."""
     rest = b""
     for part in parts:
         *lines, rest = (rest + part).split(b"\n")

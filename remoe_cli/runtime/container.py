@@ -1,10 +1,11 @@
-"""The `serve` program of a main function's container image, as SageMaker starts it (`docker run IMAGE serve`).
+"""The program of a main function's container image, as SageMaker starts it: `docker run IMAGE serve`.
 
     REMOE_MAIN=s3://BUCKET/main/SHA256.json python -m remoe_cli.runtime.container serve
 
-The contract (SageMaker developer guide, "Custom Inference Code with Hosting Services"): it listens on every interface of the container,
-on port 8080 or $SAGEMAKER_BIND_TO_PORT; GET /ping answers 200 within 2 s once the model is loaded; POST /invocations answers within 60 s,
-streamed within 8 minutes; SIGTERM is followed by SIGKILL after 30 s.
+It listens on every interface of the container, on port 8080 or $SAGEMAKER_BIND_TO_PORT. GET /ping answers 200 within 2 s once the model is
+loaded. POST /invocations answers within 60 s, or streams within 8 minutes. SIGTERM is followed by SIGKILL after 30 s.
+
+Source: SageMaker developer guide, "Custom Inference Code with Hosting Services".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The main function: a loaded share of a model that answers requests, wherever it runs and however it is asked.
+"""The main function: a loaded model that answers requests.
 
-It does not know how requests come: runtime/server.py takes them over HTTP, runtime/lambda_main.py as Lambda's events.
+runtime/server.py takes requests over HTTP, runtime/lambda_main.py takes them as Lambda events.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Request(BaseModel):
-    """Exactly one of `prompt` and `prompt_token_ids`."""
+    """One request. It has exactly one of `prompt` and `prompt_token_ids`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,7 +42,10 @@ class Request(BaseModel):
 
 
 class Answer(BaseModel):
-    """`calls`, for calibration: of every warm invocation the bytes both ways, and the seconds waited, in the function and computing."""
+    """One answer.
+
+    calls   for calibration: wire bytes both ways and seconds waited, in the function, and computing, of every warm invocation
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,8 +58,12 @@ class Answer(BaseModel):
 
 
 class MainState(BaseModel):
-    """Bytes by the tensors themselves, and what the kernel says is resident (all of it, and its anonymous part). `device` is that of all
-    but the experts."""
+    """What a main function holds.
+
+    expert_bytes_held, expert_bytes_of_model    counted by tensors
+    resident_bytes, anonymous_bytes             of the process, as the kernel says
+    device                                      where everything but the experts is
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,7 +77,10 @@ class MainState(BaseModel):
 
 
 def parse(body: bytes | Mapping[str, Any]) -> Request:
-    """The request in a body of JSON, or in what was parsed of one; raises UsageError."""
+    """Read a request from a JSON body, or from a parsed one.
+
+    Raises: UsageError for a body that is no request.
+    """
     try:
         request = Request.model_validate_json(body) if isinstance(body, bytes) else Request.model_validate(body)
     except ValidationError as error:
@@ -86,7 +96,7 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
 
 
 def described(error: Exception) -> dict[str, str]:
-    """The error as a document that runtime/client.py makes an error of the same kind of."""
+    """Describe an error as a document, of which runtime/client.py makes an error of the same kind."""
     if isinstance(error, RemoeError):
         return {"kind": error.kind, "message": error.message, "hint": error.hint}
     return {
@@ -97,7 +107,7 @@ def described(error: Exception) -> dict[str, str]:
 
 
 def until(limit_s: float, *cancelling: Event) -> Callable[[], Stop | None]:
-    """Says why an answer has to end: one of the events is set, or `time.monotonic()` has passed `limit_s`; None while it may go on."""
+    """Make the `stopped` of an answer that ends at an event, or when `time.monotonic()` passes `limit_s`."""
 
     def stopped() -> Stop | None:
         if any(event.is_set() for event in cancelling):
@@ -109,7 +119,7 @@ def until(limit_s: float, *cancelling: Event) -> Callable[[], Stop | None]:
 
 @dataclass(frozen=True)
 class MainFunction:
-    """Answers one request at a time."""
+    """A loaded main function. It answers one request at a time."""
 
     config: ServerConfig
     engine: Engine
@@ -121,9 +131,11 @@ class MainFunction:
         stopped: Callable[[], Stop | None] = lambda: None,
         load_s: float = 0.0,
     ) -> Answer:
-        """Generate; `stopped` is asked after every token, `load_s` is what loading this function took if it was for this request.
+        """Generate an answer and its receipt.
 
-        Raises what Engine.generate raises, and DeployError when the answer has to end before it has begun.
+        `stopped` is asked after every token. `load_s` is the time that loading this function took, if it was loaded for this request.
+
+        Raises: what Engine.generate raises, and DeployError when the answer has to end before it has begun.
         """
         match stopped():
             case "cancelled":
@@ -160,7 +172,7 @@ class MainFunction:
 
 
 def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect) -> MainFunction:
-    """Load the weights that `config` leaves to the main function, and start its expert functions, which `connect` reaches.
+    """Load the main function's weights, and start its expert functions, which `connect` reaches.
 
     Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start.
     """
@@ -190,7 +202,9 @@ def load_here(server_json: Path, connect: Connect) -> MainFunction:
 
 
 def load_packaged(uri: str) -> MainFunction:
-    """Load from the packaged files whose manifest is at `uri`; functions are on AWS, or on the twin that $REMOE_ENDPOINT names.
+    """Load from the packaged files whose manifest is at `uri` (runtime/fetch.py).
+
+    Expert functions are called on AWS, or on the local twin if $REMOE_ENDPOINT names it.
 
     Raises: what runtime/fetch.py and `load` raise.
     """

@@ -1,16 +1,17 @@
-"""The main function over HTTP: one application, for the local server, for a SageMaker container and for one's own machine.
+"""Serve the main function over HTTP: on this machine, and in a SageMaker container.
 
     python -m remoe_cli.runtime.server SERVER.json PORT
 
-`GET /ping` answers 503 while the model loads, then 200; `POST /invocations` takes {"prompt" or "prompt_token_ids",
-"max_new_tokens", "stream"} and answers one JSON document, or with "stream" one JSON object a line: {"text": ..} for each
-piece, then {"answer": ..} or {"error": ..}. `GET /main` tells what the process holds.
-Run as above, the server is a deployment's own: it listens on loopback, and ends when its standard input is closed, so that it never
-outlives what started it.
+GET /ping           503 while the model loads, then 200
+POST /invocations   {"prompt" or "prompt_token_ids", "max_new_tokens", "stream"} -> one JSON document; with "stream" one JSON object a line:
+                    {"text": ..} for each piece, then {"answer": ..} or {"error": ..}
+GET /main           what the process holds in memory
 
-All of torch's work is done by one thread. It keeps answers apart, and it is what makes them fast: OpenMP gives every
-thread that computes a team of its own, and from the second team on its threads sleep between operations (measured:
-45 ms a token in the first thread that computes, 88 ms in any other).
+Started as above it is the main server of a local deployment: it listens on loopback and ends when its standard input is closed, so it never
+outlives the process that started it.
+
+One thread does all of torch's work. It keeps answers apart, and it is faster: OpenMP gives every thread that computes its own team, and the
+threads of a second team sleep between operations (measured: 45 ms a token in the first thread that computes, 88 ms in any other).
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = ((UsageError, 400), (DeployEr
 
 @dataclass(frozen=True)
 class TimeLimits:
-    """Seconds from a request's arrival after which its answer ends with the next token, whole and streamed."""
+    """Seconds after its arrival at which a request's answer ends with the next token."""
 
     whole_s: float = math.inf
     streamed_s: float = math.inf
 
 
 def make_app(loading: Future[MainFunction], model_thread: Executor, ending: threading.Event, limits: TimeLimits) -> FastAPI:
-    """The application. One answer at a time, in `model_thread`; further requests wait. `ending` ends answers with their next token."""
+    """Make the application: `model_thread` generates one answer at a time; `ending` ends all answers."""
     app = FastAPI(title="remoe", docs_url=None, redoc_url=None, openapi_url=None)
 
     def ready() -> bool:
@@ -70,7 +71,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
         return loading.result()
 
     async def stream(main: MainFunction, request: Request, limit_s: float) -> AsyncIterator[str]:
-        """Lines as they come; when the client goes away, this generator is cancelled and generation stops at the next token."""
+        """Yield lines as they come; when the client goes away, generation stops at the next token."""
         loop = asyncio.get_running_loop()
         lines: asyncio.Queue[str | None] = asyncio.Queue()
         gone = threading.Event()
@@ -127,7 +128,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
 
 
 async def _body(http: HttpRequest) -> bytes | None:
-    """The request's body; None where it is too large."""
+    """Read the request's body; None when it is too large."""
     body, read = bytearray(), 0
     async for chunk in http.stream():
         read += len(chunk)
@@ -139,7 +140,10 @@ async def _body(http: HttpRequest) -> bytes | None:
 
 
 class _Server(uvicorn.Server):
-    """Ends when told to or by a signal, which it does not raise again as uvicorn's does: process 1 of a container would not die of it."""
+    """A uvicorn server that ends on SIGINT and SIGTERM without raising the signal again.
+
+    Process 1 of a container does not die of a signal that it raises.
+    """
 
     def __init__(self, config: uvicorn.Config, ending: threading.Event) -> None:
         super().__init__(config)
@@ -160,9 +164,9 @@ class _Server(uvicorn.Server):
 
 
 def serve(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> None:
-    """Answer until SIGTERM or SIGINT, from the start on; the model loads meanwhile. Ends within 20 s of the signal.
+    """Serve until SIGTERM or SIGINT, then end within 20 s; requests are taken while the model loads.
 
-    Raises DeployError for a port that cannot be had, and what `load` raises.
+    Raises: DeployError for a port that cannot be opened, and what `load` raises.
     """
     try:
         listener = socket.create_server((host, port), backlog=128)
@@ -187,7 +191,7 @@ def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: 
 
 
 def run(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> NoReturn:
-    """`serve` as a whole program."""
+    """Run `serve` as a whole program: print an error and exit with status 1, or exit with status 0."""
     try:
         serve(load, host, port, limits)
     except RemoeError as error:
@@ -197,7 +201,7 @@ def run(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimi
 
 
 def _end_with_parent() -> None:
-    """Exit as soon as standard input is closed: whoever started the server is gone."""
+    """Exit as soon as standard input is closed: the process that started the server has ended."""
     while os.read(0, 4096):  # not sys.stdin: its lock would trouble the interpreter's own end
         pass
     os._exit(0)

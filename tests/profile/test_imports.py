@@ -227,8 +227,8 @@ CAVEATS = {
 def test_a_plan_from_one_phase_says_so_and_is_verified(phase: Any, model: Path, tmp_path: Path) -> None:
     lengths = (400, 300, 350)
     np.savez(tmp_path / "x.npz", counts=made.count(made.make_ids(lengths), lengths))
-    said = prompts(tmp_path, n_decode_tokens=list(lengths)) if phase == "decode" else None
-    profile = import_profile(str(model), tmp_path / "x.npz", tmp_path / "p", latency=made.latency(tmp_path), prompts=said)
+    texts = prompts(tmp_path, n_decode_tokens=list(lengths)) if phase == "decode" else None
+    profile = import_profile(str(model), tmp_path / "x.npz", tmp_path / "p", latency=made.latency(tmp_path), prompts=texts)
     plan = plan_of(profile, tiny_catalog(), remote_share=0.5)
     assert verify(plan, profile, tiny_catalog()) == ()
     for sentence in CAVEATS[phase]:

@@ -117,8 +117,8 @@ def test_without_a_quota_the_curve_computes_what_one_would_do(monkeypatch: pytes
     timing = function_latency.function_expert(expert_layers(build("qwen3_moe", torch.bfloat16)))
     assert {point.vcpus for point in timing.points} == {1.0}
     assert isinstance(timing.curve, CpuQuota) and set(timing.errors) == {"quota"}
-    said = measured.model_copy(update={"remote_expert": timing}).warnings
-    assert any("No CPU quota" in sentence for sentence in said)
+    warnings = measured.model_copy(update={"remote_expert": timing}).warnings
+    assert any("No CPU quota" in sentence for sentence in warnings)
 
 
 def test_warnings_name_what_cannot_be_trusted(measured: Latency) -> None:
@@ -126,13 +126,13 @@ def test_warnings_name_what_cannot_be_trusted(measured: Latency) -> None:
     poor = sound.model_copy(update={"held_out_error": 0.1501})
     both = measured.model_copy(update={"local_expert": sound, "remote_expert": sound, "nonexpert_layers": None})
     assert both.warnings == ()
-    (said,) = both.model_copy(update={"local_expert": poor}).warnings
-    assert "main function" in said and "15%" in said and "physical" in said
-    (said,) = both.model_copy(update={"remote_expert": poor}).warnings
-    assert "expert function" in said
+    (warning,) = both.model_copy(update={"local_expert": poor}).warnings
+    assert "main function" in warning and "15%" in warning and "physical" in warning
+    (warning,) = both.model_copy(update={"remote_expert": poor}).warnings
+    assert "expert function" in warning
     assert measured.nonexpert_layers is not None
-    (said,) = both.model_copy(update={"nonexpert_layers": measured.nonexpert_layers.model_copy(update={"spread": 2.0})}).warnings
-    assert "2.0 times" in said and "quiet machine" in said
+    (warning,) = both.model_copy(update={"nonexpert_layers": measured.nonexpert_layers.model_copy(update={"spread": 2.0})}).warnings
+    assert "2.0 times" in warning and "quiet machine" in warning
 
 
 def test_a_function_that_cannot_be_timed_is_one_sentence() -> None:

@@ -66,7 +66,7 @@ def test_layers_without_routing_and_prompts_without_vectors(tmp_path: Path) -> N
 def test_an_older_schema_is_refused(tmp_path: Path) -> None:
     profile = synthetic_profile(tmp_path)
     artifacts.write_json(tmp_path / "profile.json", profile.record.model_copy(update={"schema_version": "remoe.profile/1"}))
-    with pytest.raises(ArtifactError, match=r"schema 'remoe.profile/1', but this remoe reads 'remoe.profile/3'"):
+    with pytest.raises(ArtifactError, match=r"schema 'remoe.profile/1', and this version of remoe reads 'remoe.profile/3'"):
         read_profile(tmp_path)
 
 

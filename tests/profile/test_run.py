@@ -375,7 +375,7 @@ def test_a_profile_of_another_schema_or_with_a_broken_field_is_refused(whole: Ma
     folder = copy_of(whole[0], tmp_path / "copy")
     record = json.loads((folder / "profile.json").read_text())
     artifacts.write_json(folder / "profile.json", record | {"schema_version": "remoe.profile/0"})
-    with pytest.raises(ArtifactError, match=r"has schema 'remoe\.profile/0'"):
+    with pytest.raises(ArtifactError, match=r"has the schema 'remoe\.profile/0'"):
         read_profile(folder)
     record["latency"]["local_expert"]["fixed_s"] = "fast"
     artifacts.write_json(folder / "profile.json", record)

@@ -1,4 +1,4 @@
-"""The main function of an AWS deployment: where it takes requests, the files that it was given, and running it on this machine."""
+"""An AWS deployment's main function: its address, its files, and running it on this machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def main_address(account: Account, name: str) -> client.MainAddress:
 
 
 def deployed_file(account: Account, name: str, file_name: str) -> Path:
-    """Copy one of the main function's files besides its weights, server.json or plan.json, from the bucket to the cache.
+    """Copy server.json or plan.json of the deployed plan from the bucket to the cache.
 
     The bucket may hold files of several plans. This returns the file of the plan that the stack was made of, which `status` names.
 
@@ -63,7 +63,7 @@ def deployed_file(account: Account, name: str, file_name: str) -> Path:
 
 
 def serve(account: Account, name: str, host: str, port: int, console: Console) -> None:
-    """Run the main function of a deployment in this process, from the model's own checkpoint, until it is interrupted.
+    """Run a deployment's main function in this process, from the model's checkpoint, until interrupted.
 
     It calls the expert functions with the credentials of `account`.
 

@@ -1,7 +1,7 @@
 """Create, update and destroy one AWS deployment (bucket and stack).
 
-Whatever interrupts it, the same command goes on where it was: an object in the bucket is known by its digest, and what CloudFormation
-does is asked of CloudFormation. This module does not know plans.
+After an interruption the same command continues where it was: objects in the bucket are known by their digests, and CloudFormation knows
+what it has done. This module does not know plans.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ def apply(
     console: Console,
     explain: Callable[[Sequence[Change]], Overview] = lambda changes: Overview(),
 ) -> dict[str, Any]:
-    """Make a deployment what these templates say, with these objects in its bucket; do nothing if it is that already.
+    """Make a deployment what these templates say, with these objects in its bucket.
 
-    `explain` gives the overview of the changes that the user is asked to agree to. Returns the status document with the `changes` made.
+    It does nothing if the deployment is so already. `explain` gives the overview of the changes that the user is asked to agree to. Returns
+    the status document with the `changes` made.
 
     Raises: HeldError while somebody else works on it, DeployError when it fails and all is as before, PartialDeployError when it is neither
     as before nor as it should be.
@@ -100,7 +101,7 @@ def _is_nested(deployed: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _as_it_was(stack: Stack, bucket: Bucket, proposal: Proposal | None, is_new: bool) -> Iterator[None]:
-    """Unless this ends well, leave things as they were found; a bucket that `is_new` goes."""
+    """Withdraw the proposal when the block raises, and remove the bucket if it `is_new`."""
     try:
         yield
     except BaseException:
@@ -113,7 +114,7 @@ def _as_it_was(stack: Stack, bucket: Bucket, proposal: Proposal | None, is_new: 
 
 @contextmanager
 def _unless_destroyed(name: str, bucket: Bucket) -> Iterator[None]:
-    """Where AWS refuses something because somebody destroys the deployment meanwhile, say that."""
+    """Explain a refusal of AWS that comes from somebody who destroys the deployment at this moment."""
     try:
         yield
     except ClientError as error:
@@ -131,7 +132,9 @@ def _destroyed(name: str, bucket: Bucket, tags: Mapping[str, str]) -> HeldError:
 
 
 def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
-    """Delete the stack, then the bucket with all objects in it; `left` of the document lists what still has the deployment's tag.
+    """Delete the stack, then the bucket with all its objects.
+
+    `left` of the returned document lists what still has the deployment's tag.
 
     Raises: DeployError for an unknown name, HeldError while somebody else changes it, PartialDeployError for what cannot be deleted.
     """
@@ -161,8 +164,13 @@ def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
 
 
 def _claim(account: Account, stack: Stack, bucket: Bucket) -> None:
-    """Tell those who deploy that the bucket is emptied. They propose a stack and then look for this; here it is said before looking for a
-    stack, so one of the two sees the other. Raises HeldError when there is one."""
+    """Mark the bucket as being emptied, for those who deploy.
+
+    Who deploys proposes a stack and then looks for this mark. Here the mark is set before looking for a stack, so one of the two sees the
+    other.
+
+    Raises: HeldError when there is a stack.
+    """
     if (tags := bucket.tags()) is None:
         return
     bucket.tag({**tags, names.DESTROYER_TAG: names.tag_value(account.who)})

@@ -1,7 +1,7 @@
-"""A plan's functions and main function as files, and where in the bucket each goes.
+"""Package a plan's functions and main function as files, and say where in the bucket each goes.
 
-They are kept in the cache folder by the plan's digest and the deployment's name, so that deploying again, or after an interruption,
-packages nothing twice; what is there is held against its digests before it is used.
+Files are kept in the cache folder by the plan's digest and the deployment's name, so that deploying again, or after an interruption,
+packages nothing twice. Kept files are checked against their digests before they are used.
 """
 
 from __future__ import annotations
@@ -32,15 +32,18 @@ from remoe_cli.settings import cache_dir
 
 @dataclass(frozen=True)
 class Package:
-    """`objects` is everything that is to be in the bucket besides templates."""
+    """The contents of a deployment, and the objects of its bucket besides templates."""
 
     contents: Contents
     objects: tuple[Object, ...]
 
 
 def pack(plan: Plan, plan_path: Path, profile: Profile, catalog: Catalog, settings: AwsSettings, console: Console) -> Package:
-    """Raises ArtifactError when the model has changed since it was profiled, or a wheel cannot be had, ModelError for a model that is
-    gone or not whole."""
+    """Package a plan.
+
+    Raises: ArtifactError when the model has changed since it was profiled, or when a wheel cannot be fetched, ModelError for a model that
+    is missing or incomplete.
+    """
     folder = cache_dir() / "deployments" / f"{artifacts.sha256_file(plan_path)[:32]}-{settings.name}"
     with console.progress("Packaging the functions' code"):
         code = function_package(settings.architecture, settings.python)
@@ -70,7 +73,7 @@ def _functions(plan: Plan, plan_path: Path, profile: Profile, folder: Path, cons
 
 
 def _main(config: ServerConfig, plan_path: Path, endpoint: Endpoint, folder: Path, console: Console) -> partial_checkpoint.MainManifest:
-    """The main function's share; where the user runs it, only what it is told, as it has the model."""
+    """Package the main function's files; where the user runs it, only its configuration."""
     with console.progress("Checking the packaged main function"), suppress(ArtifactError):
         if artifacts.read_json(folder / "server.json", ServerConfig) == config:
             fetch(str(folder / partial_checkpoint.MANIFEST), folder)
@@ -108,7 +111,7 @@ def _shards(made: bundle.Manifest, folder: Path) -> list[Object]:
 
 
 def _files(main: partial_checkpoint.MainManifest, folder: Path, sha256: str) -> list[Object]:
-    """The manifest last: who finds it finds what it names."""
+    """List the main function's objects, the manifest last: who finds it finds the files that it names."""
     files = [Object(names.main_file_key(file.sha256, file.name), folder / file.name, file.bytes, file.sha256) for file in main.files]
     manifest = folder / partial_checkpoint.MANIFEST
     return [*files, Object(names.main_manifest_key(sha256), manifest, manifest.stat().st_size, sha256)]

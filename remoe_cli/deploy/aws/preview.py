@@ -1,4 +1,4 @@
-"""What a deployment would do, as one document and as tables for people. Pure; nothing here talks to AWS."""
+"""Show what a deployment would do, as a document and as tables for people. Pure; no call to AWS."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _NAMES = ("FunctionName", "LogGroupName", "EndpointName")
 
 
 def dry_run(plan: Plan, made: Templates, contents: Contents, quotas: Sequence[QuotaCheck], money: Money) -> dict[str, Any]:
-    """The document of a first deployment: `template`, `nested`, `resources`, `cost`, `quotas` and `changes`, all of them additions.
+    """Make the document of a first deployment, whose changes are all additions.
 
-    `packaged` says whether digests and sizes are those of files, or still what the plan lets expect.
+    It has `template`, `nested`, `resources`, `cost`, `quotas` and `changes`. `packaged` says whether digests and sizes are those of files,
+    or what the plan lets expect.
     """
     lines = {line.resource: line for line in money.lines if line.resource}
     resources = [_row(stack, id, resource, lines.get(id)) for stack, id, resource in _resources(made)]
@@ -40,7 +41,7 @@ def dry_run(plan: Plan, made: Templates, contents: Contents, quotas: Sequence[Qu
 
 
 def _resources(made: Templates) -> Iterator[tuple[str | None, str, Resource]]:
-    """Nested stack (None for the root), logical id and resource."""
+    """Yield nested stack (None for the root), logical id and resource."""
     for stack, one in ((None, made.root), *made.nested.items()):
         for id, resource in one["Resources"].items():
             yield stack, id, resource
@@ -59,7 +60,7 @@ def _row(stack: str | None, id: str, resource: Resource, line: Line | None) -> d
 
 
 def tables(made: Templates, quotas: Sequence[QuotaCheck], money: Money) -> tuple[Table, ...]:
-    """The same for people: resources by type, all expert functions on one line of the money, and quotas with those in doubt first."""
+    """Make the same as tables: resources by type, money, and quotas, those in doubt first."""
     counts = Counter(resource["Type"].removeprefix("AWS::") for _, _, resource in _resources(made))
     kinds = tuple((kind, f"{number:,}") for kind, number in sorted(counts.items()))
     order = get_args(Severity)
@@ -95,5 +96,5 @@ def _quota_cells(quota: QuotaCheck) -> tuple[str, ...]:
 
 
 def remarks(quotas: Sequence[QuotaCheck], money: Money) -> tuple[str, ...]:
-    """The sentences that belong under the tables."""
+    """List the sentences that belong under the tables."""
     return (*(f"{quota.name}: {quota.hint}" for quota in quotas if quota.hint), *money.notes)

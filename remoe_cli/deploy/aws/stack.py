@@ -1,7 +1,7 @@
-"""The deployment's CloudFormation stack: what it is, what would change, changing it, removing it.
+"""Describe, change and remove a deployment's CloudFormation stack.
 
-CloudFormation keeps the state, the lock and the history; nothing of it is kept here, so the same command can go on after any interruption.
-Every state that a stack can be in has a way on (`recover`). This module does not know what the resources are.
+CloudFormation keeps the state, the lock and the history. Nothing of it is kept here, so the same command can continue after any
+interruption. `recover` knows a way on from every state that a stack can be in. This module does not know what the resources are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ _LOST = ("ValidationError", "AlreadyExistsException", "InvalidChangeSetStatus", 
 
 @dataclass(frozen=True)
 class StackState:
-    """A stack as it is. `since` is when its last operation began, `change_set` the ARN of the change set that this was."""
+    """A stack as it is.
+
+    since        when its last operation began
+    change_set   the ARN of the change set that its last operation executed
+    """
 
     id: str
     status: str
@@ -55,8 +59,11 @@ class StackState:
 
 @dataclass(frozen=True)
 class DesiredStack:
-    """A stack as it is to be. `url` is where CloudFormation finds the template. `tags` go to every resource as well, so they say nothing
-    that changes from one deployment to the next: that would be a change of every resource."""
+    """A stack as it is to be.
+
+    url    where CloudFormation finds the template
+    tags   every resource gets them too, so they must not change from one deployment to the next: that would change every resource
+    """
 
     template: Mapping[str, Any]
     url: str
@@ -65,13 +72,13 @@ class DesiredStack:
 
     @property
     def prefix(self) -> str:
-        """How the names of this stack's change sets begin, whoever makes one."""
+        """Return the prefix of the names of this stack's change sets, whoever makes them."""
         return f"remoe-{artifacts.sha256_bytes(json.dumps([self.template, self.tags], sort_keys=True).encode())}-"
 
 
 @dataclass(frozen=True)
 class Change:
-    """One row of a diff. `action` is Add, Modify, Remove or what else CloudFormation says; `what` names the properties that change."""
+    """One row of a diff. `action` is CloudFormation's, such as Add; `what` are the properties that change."""
 
     action: str
     name: str
@@ -107,7 +114,7 @@ class Stack:
         return self.account.client("cloudformation")
 
     def describe(self, stack_id: str | None = None) -> StackState | None:
-        """The stack as it is; None if there is none."""
+        """Return the stack as it is; None if there is none."""
         try:
             found = self._client.describe_stacks(StackName=stack_id or self.name)["Stacks"][0]
         except ClientError as error:
@@ -125,16 +132,16 @@ class Stack:
         )
 
     def template(self, state: StackState) -> dict[str, Any]:
-        """The template that was deployed, as it was given."""
+        """Return the template that was deployed, as it was given."""
         body = self._client.get_template(StackName=state.id, TemplateStage="Original")["TemplateBody"]
         return dict(json.loads(body) if isinstance(body, str) else body)
 
     def matches(self, wanted: DesiredStack, state: StackState) -> bool:
-        """Whether there is nothing to change. Changes nothing."""
+        """Return whether there is nothing to change. Changes nothing."""
         return state.stands and wanted.tags.items() <= state.tags.items() and self.template(state) == wanted.template
 
     def last_actor(self, state: StackState) -> str:
-        """Who began the last operation: a change set says so, a deletion does not."""
+        """Name who began the last operation: a change set says so, a deletion does not."""
         if state.status.startswith("DELETE_"):
             return "somebody who deletes it"
         said = ""
@@ -149,8 +156,12 @@ class Stack:
         )
 
     def recover(self, wanted: DesiredStack) -> StackState | None:
-        """Bring the stack to where a change set can be made, whatever was left by an interrupted or failed deployment; None if there is
-        none then. Raises HeldError while somebody else is at work, PartialDeployError for what needs the user's hand."""
+        """Bring the stack to a state in which a change set can be made; return None if there is no stack then.
+
+        It handles whatever an interrupted or failed deployment has left.
+
+        Raises: HeldError while somebody else is at work, PartialDeployError for what the user has to repair.
+        """
         while state := self.describe():
             if state.busy:
                 if not self._goes_on(state, wanted):
@@ -174,14 +185,17 @@ class Stack:
         return None
 
     def _goes_on(self, state: StackState, wanted: DesiredStack) -> bool:
-        """Whether the operation under way is this very deployment, or the removal of one that failed."""
+        """Return whether the running operation is this very deployment, or removes one that failed."""
         if state.status == "DELETE_IN_PROGRESS":
             end = events.before(self._client, state.id)
             return end is not None and end.status in _NEVER_STOOD
         return f"/{wanted.prefix}" in state.change_set
 
     def propose(self, wanted: DesiredStack, state: StackState | None) -> Proposal | None:
-        """A change set for what differs; None if nothing does. Raises HeldError when somebody else was quicker."""
+        """Make a change set for what differs; return None if nothing does.
+
+        Raises: HeldError when somebody else was quicker.
+        """
         creates = state is None or state.status == _REVIEW
         with self._sole(state):
             made = self._client.create_change_set(
@@ -221,26 +235,31 @@ class Stack:
                     yield from self._changes(nested)
 
     def withdraw(self, proposal: Proposal) -> None:
-        """Take a proposal back, and with it a stack that is nothing but this proposal."""
+        """Delete a proposal, and its stack if the stack is nothing but this proposal."""
         self._client.delete_change_set(ChangeSetName=proposal.id)
         if proposal.creates and not self._proposed(proposal.stack_id) - {proposal.id}:
             self._client.delete_stack(StackName=proposal.stack_id)
 
     def _proposed(self, stack_id: str) -> set[str]:
-        """ARNs of the change sets that may yet be executed."""
+        """Return the ARNs of the change sets that can still be executed."""
         pages = self._client.get_paginator("list_change_sets").paginate(StackName=stack_id)
         found = [each for page in pages for each in page["Summaries"] if each["StackId"] == stack_id]
         return {each["ChangeSetId"] for each in found if each["ExecutionStatus"] in _MAY_BE_EXECUTED and each["Status"] != "FAILED"}
 
     def is_unchanged(self, state: StackState) -> bool:
-        """Whether the stack is as it was in `state`, and nobody proposes to change it. Changes nothing."""
+        """Return whether the stack is still as in `state`, and no change is proposed. Changes nothing."""
         now = self.describe(state.id)
         same = now is not None and (now.status, now.change_set, now.since) == (state.status, state.change_set, state.since)
         return same and state.stands and not self._proposed(state.id)
 
     def execute(self, proposal: Proposal) -> StackState:
-        """Make the changes and wait for their end, telling each as it comes. Raises HeldError when somebody else was quicker, DeployError
-        when all was taken back, PartialDeployError when it could not be. An interrupt leaves the operation to CloudFormation."""
+        """Execute a proposal and wait for its end, reporting each resource.
+
+        An interrupt leaves the operation to CloudFormation.
+
+        Raises: HeldError when somebody else was quicker, DeployError when everything was rolled back, PartialDeployError when the rollback
+        failed.
+        """
         after = events.newest(self._client, proposal.stack_id)
         try:
             with self._sole(None, proposal):
@@ -289,7 +308,7 @@ class Stack:
             )
 
     def remove(self, state: StackState) -> tuple[Event, ...]:
-        """Delete the stack; returns what was deleted, and the failures of what cannot be and so is left standing, outside any stack."""
+        """Delete the stack; return what was deleted, and failures of what stays, outside any stack."""
         try:
             if state.status == "DELETE_IN_PROGRESS" and (happened := self._follow_latest(state))[-1].status == "DELETE_COMPLETE":
                 return tuple(happened)
@@ -301,7 +320,7 @@ class Stack:
             raise
 
     def _remove(self, stack_id: str, state: StackState | None = None) -> tuple[Event, ...]:
-        """Twice as it is, for what only needs time; then without what fails."""
+        """Delete twice, as some resources only need time; then without the resources that fail."""
         removed: tuple[Event, ...] = ()
         retain: list[str] = []
         for attempt in range(3):
@@ -327,7 +346,7 @@ class Stack:
         return self._follow(state.id, end.key if end else None)
 
     def _follow(self, stack_id: str, after: str | None, total: int | None = None) -> list[Event]:
-        """All events of an operation, up to its end; what each resource comes to is told meanwhile."""
+        """Follow an operation to its end, report each resource, and return all events."""
         happened: list[Event] = []
         done = 0
         with self.console.progress(f"Stack {self.name}") as report:
@@ -342,7 +361,7 @@ class Stack:
 
     @contextmanager
     def _sole(self, before: StackState | None, proposal: Proposal | None = None) -> Iterator[None]:
-        """A call that only one of several can win: raises HeldError, and says who, when somebody else has."""
+        """Make a call that only one of several can win. Raises: HeldError when somebody else has won."""
         try:
             yield
         except ClientError as error:

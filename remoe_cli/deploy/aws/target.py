@@ -81,7 +81,9 @@ class AwsTarget:
 
 
 def preview(plan_path: Path, name: str, options: DeployOptions) -> tuple[dict[str, Any], Overview]:
-    """Show what `deploy` would do in an account where nothing is deployed, from the plan alone: as a document, and for people.
+    """Show what `deploy` would do where nothing is deployed: as a document, and for people.
+
+    It needs the plan and its catalog only.
 
     Raises: ArtifactError for a plan or catalog that cannot be read, UsageError for one that AWS does not take.
     """
@@ -107,7 +109,7 @@ def _settings(plan: Plan, catalog: Catalog, name: str, options: DeployOptions) -
 
 
 def _concurrency(account: Account) -> int | None:
-    """Instances of all functions that this account may run at once; None where it does not say."""
+    """Return the instances that this account may run at once; None where it does not say."""
     try:
         return int(account.client("lambda").get_account_settings()["AccountLimit"]["ConcurrentExecutions"])
     except (BotoCoreError, ClientError, KeyError):

@@ -1,4 +1,4 @@
-"""Calibrating a profile on a deployment of the local twin: `remoe profile measure NAME`."""
+"""Calibrate a profile on a deployment of the local twin: `remoe profile measure NAME`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TIMEOUT_S = 60.0
 
 
 def calibrate(name: str, out: Path, prompts: Sequence[str], max_new_tokens: int, console: Console) -> Profile:
-    """Copy the profile of a deployment to `out`, with the times of invocations and cold starts measured on the deployment.
+    """Copy a deployment's profile to `out`, with invocations and cold starts measured on the deployment.
 
     With prompts it answers them too, and takes the overhead of an invocation from these answers.
 

@@ -1,4 +1,4 @@
-"""What a twin deployment consists of, and what its supervisor leaves on disk about itself."""
+"""The files of a twin deployment: twin.json says what it consists of, the others what runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class FunctionConfig(Part):
-    """One function, within Lambda's limits (lambda_limits.py). `handler` is `module.function`
-    in `code_dir`, an absolute path; `interpreter` is the command of a Python that is not the twin's."""
+    """One function, within Lambda's limits (lambda_limits.py).
+
+    handler       `module.function` in `code_dir`, an absolute path
+    interpreter   the command of another Python than the twin's
+    """
 
     name: FunctionName
     handler: str
@@ -29,16 +32,23 @@ class FunctionConfig(Part):
 
 
 class MainConfig(Part):
-    """The main server: started as `argv`, answers GET /ping with 200 on loopback `port` when ready, and ends when its stdin closes."""
+    """The main server: `argv` starts it, GET /ping on loopback `port` answers 200 when it is ready.
+
+    It ends when its standard input is closed.
+    """
 
     argv: list[str] = Field(min_length=1)
     port: int = Field(ge=1, le=65_535)
 
 
 class TwinConfig(Document):
-    """One deployment. `main` is a server, a function that may invoke the others, or not here. `rtt_ms` is slept per invocation to stand
-    for the network; an execution environment that is idle for `idle_ttl_s` is reclaimed; `python` is the interpreter that has
-    awslambdaric."""
+    """twin.json: one deployment.
+
+    main         a server, a function that may invoke the others, or none
+    rtt_ms       waited in each invocation, for the network
+    idle_ttl_s   an execution environment that is idle for so long is ended
+    python       the interpreter that has awslambdaric
+    """
 
     schema_version: str = "remoe.twin/1"
     name: DeploymentName
@@ -50,14 +60,14 @@ class TwinConfig(Document):
 
 
 class ProcessRef(Part):
-    """A process that a later process of the same pid cannot be mistaken for. `start_time` is in the system's own terms."""
+    """A process, told by `start_time` from a later process with the same pid. The system defines its unit."""
 
     pid: int
     start_time: str
 
 
 class SupervisorRecord(Document):
-    """supervisor.json. `groups` are the control groups that hold every worker, if any."""
+    """supervisor.json: the supervisor, its endpoint, and the control groups that hold every worker."""
 
     schema_version: str = "remoe.twin-supervisor/1"
     process: ProcessRef

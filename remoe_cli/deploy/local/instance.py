@@ -1,9 +1,10 @@
-"""One execution environment: a worker process that runs awslambdaric, and the Runtime API (2018-06-01) that feeds it.
+"""One execution environment: a process that runs awslambdaric, and the Runtime API that feeds it.
 
     COLD --launch--> INIT --first GET next--> IDLE <--> BUSY;  every state --the process ends--> DEAD
 
-All ways to fail end in a named error: what the runtime reports is passed on, and when the process ends, for whatever
-reason, `_watch` is the one place that says why.
+Every failure is a named error. What the runtime reports is passed on. When the process ends, `_watch` alone decides why.
+
+Source: Lambda developer guide, "Using the Lambda runtime API" (2018-06-01).
 """
 
 from __future__ import annotations
@@ -41,12 +42,16 @@ class InstanceState(Enum):
 
 
 class Undelivered(Exception):
-    """The worker ended before it took the event, so nothing ran and another may take it."""
+    """The worker ended before it took the event, so nothing ran, and another worker may take it."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """What all execution environments of a deployment share. `started` is told of every worker process."""
+    """What all execution environments of a deployment have in common.
+
+    python    interpreter of the workers
+    started   called with every worker process that is started
+    """
 
     python: str
     mechanism: cages.Mechanism
@@ -57,7 +62,11 @@ class Host:
 
 @dataclass(frozen=True)
 class CallResult:
-    """One finished call. `failed` marks a function error (its payload is {errorMessage, errorType, ...}); `init_ms` is None when warm."""
+    """The result of one invocation.
+
+    failed    it is a function error, whose payload is {errorMessage, errorType, ...}
+    init_ms   None when the instance was warm
+    """
 
     payload: bytes
     failed: bool
@@ -75,7 +84,7 @@ class _Reply:
 
 
 class Instance:
-    """One execution environment. `invoke` runs one request at a time; `stop` ends it. Lives in one event loop."""
+    """One execution environment, in one event loop. `invoke` runs one request at a time; `stop` ends it."""
 
     def __init__(self, function: FunctionConfig, host: Host) -> None:
         self.function, self.host = function, host
@@ -93,7 +102,10 @@ class Instance:
         self._ended: asyncio.Task[None] | None = None
 
     async def invoke(self, request_id: str, event: bytes) -> CallResult:
-        """Run one request; a COLD instance is started first. Raises Undelivered if the worker ended before it took the event."""
+        """Run one request; start the worker first if the instance is COLD.
+
+        Raises: Undelivered when the worker ended before it took the event.
+        """
         self._request_id = request_id
         log_start, init_ms, reply = self._log.begin(), None, None
         if self.state is InstanceState.COLD:
@@ -251,7 +263,7 @@ class Instance:
         return self._settle(request, _Reply(payload, False))
 
     def _too_large(self, request: web.Request) -> web.Response:
-        """The runtime is told 413, upon which awslambdaric ends; so the next call is a cold start."""
+        """Answer 413 to the runtime, upon which awslambdaric ends; so the next call is a cold start."""
         self.state = InstanceState.DEAD
         self._settle(request, self._failure(TOO_LARGE))
         self.end(TOO_LARGE)
@@ -270,8 +282,10 @@ class Instance:
         return self._accepted()
 
     def _ended_by_rlimit(self, payload: bytes) -> bool:
-        """Under rlimit the kernel refuses memory instead of killing, and Python reports that as MemoryError: the same event by
-        another name, so the worker is ended as Lambda would have."""
+        """End a worker that reports MemoryError under rlimit, as Lambda would have killed it.
+
+        Under rlimit the kernel refuses memory instead of killing, and Python reports that as MemoryError.
+        """
         if self.host.mechanism.memory != "rlimit" or json.loads(payload).get("errorType") != "MemoryError":
             return False
         self.end(OUT_OF_MEMORY)

@@ -90,7 +90,10 @@ class LocalTarget:
         return TwinConfig(name=name, functions=functions, main=main, rtt_ms=options.rtt_ms, python=sys.executable)
 
     def status(self, name: str) -> dict[str, Any]:
-        """Return the twin's status; a main server adds what it holds in memory (runtime/main_function.py, MainState) to `main`."""
+        """Return the twin's status; a main server adds what it holds in memory to `main`.
+
+        The added figures are those of MainState (runtime/main_function.py).
+        """
         document = lifecycle.status(name)
         main = document["main"]
         if main and main["kind"] == "server" and main["state"] == "running":
@@ -116,7 +119,7 @@ class LocalTarget:
         )
 
     def deployed_plan(self, name: str) -> Path:
-        return lifecycle.state_dir(name) / "plan.json"
+        return lifecycle.known_dir(name) / "plan.json"
 
     def serve(self, name: str, host: str, port: int) -> None:
         from remoe_cli.runtime.server import serve_here
@@ -138,7 +141,7 @@ def _main_server(folder: Path) -> MainConfig:
 
 
 def _main_function(name: str, plan: Plan, share: Path, share_bytes: int) -> FunctionConfig:
-    """The main function as one of Lambda's, with the plan's memory; it runs from this installation, which has torch."""
+    """Make the main function a Lambda function with the plan's memory, run by this installation."""
     needed_mb = math.ceil(share_bytes / 2**20) + _MAIN_RUNTIME_MB
     memory_mb = min(max(plan.main.memory_mb, needed_mb), MAX_MEMORY_MB)
     if needed_mb > MAX_MEMORY_MB:

@@ -1,4 +1,4 @@
-"""What Lambda gives a worker, and the words it has for a worker's end."""
+"""What Lambda gives a worker process, and its words for a worker's end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIGNALS = {signal.SIGKILL: "killed", signal.SIGSEGV: "segmentation fault", sign
 
 @dataclass(frozen=True)
 class Fault:
-    """Why the twin ended a worker, or found it ended. `message` follows `RequestId: ... Error: ` as on AWS."""
+    """Why a worker was ended, or ended by itself. `message` follows `RequestId: ... Error: ` as on AWS."""
 
     error_type: str
     message: str
@@ -30,7 +30,10 @@ TOO_LARGE = Fault(
 
 
 def environment(function: FunctionConfig, port: int, stream: str) -> Mapping[str, str]:
-    """The worker's whole environment: what Lambda sets, and the function's own. Nothing of the parent's but PATH."""
+    """Make the worker's whole environment: what Lambda sets, and the function's own variables.
+
+    Of the parent's environment it has only PATH.
+    """
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": "/tmp",
@@ -54,7 +57,11 @@ def environment(function: FunctionConfig, port: int, stream: str) -> Mapping[str
 
 
 def describe(status: int) -> str:
-    """A process's end in the words that Lambda uses."""
+    """Describe a process's end as Lambda does.
+
+    >>> describe(3), describe(-9)
+    ('exit status 3', 'signal: killed')
+    """
     if status >= 0:
         return f"exit status {status}"
     try:
