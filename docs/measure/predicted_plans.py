@@ -25,7 +25,7 @@ from paper_results import N_IN, N_OUT, _changed
 
 from remoe_cli.model.vectors import Bags
 from remoe_cli.plan.assess.baselines import baselines
-from remoe_cli.plan.build import _solved
+from remoe_cli.plan.build import solve_or_diagnose
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import PredictedRouting, Source
@@ -94,7 +94,7 @@ def _problem(profile: Profile, routing: PredictedRouting | None) -> Problem:
 
 
 def _half_forced(problem: Problem, aim: Aim) -> Solution:
-    return _solved(problem, forced_sets(problem.workload, 0.5), aim, 60, None)
+    return solve_or_diagnose(problem, forced_sets(problem.workload, 0.5), aim, 60, None)
 
 
 @dataclass(frozen=True)

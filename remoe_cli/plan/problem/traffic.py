@@ -1,4 +1,4 @@
-"""How long requests are and how often they come: one length, a distribution, or a trace of real requests."""
+"""How long requests are and how often they come: of one length, of several, or as in a trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.document import Lengths
 
-KINDS = 4  # kinds of requests that stand for a distribution: what a plan costs bends with the length of prompts, but not sharply
+KINDS = 4  # kinds of requests that stand for a distribution: the cost of a plan bends with the length of prompts, but not sharply
 # A file's columns, under remoe's names and those of Azure's published traces; generated tokens count the first one, n_out does not.
 _COLUMNS = {
     "n_in": ("n_in", "ContextTokens", "prompt_tokens"),
@@ -29,32 +29,52 @@ _FORM = "Give CSV or JSON lines with n_in and n_out (or ContextTokens and Genera
 
 @dataclass(frozen=True)
 class Traffic:
-    """`gaps_s` are the times between requests, ascending in time, where a trace tells; `per_hour` is None where nothing does."""
+    """How long requests are and how often they come.
+
+    lengths    kinds of requests, whose shares sum to 1
+    per_hour   requests an hour; None where unknown
+    gaps_s     seconds between requests, in order of time, where a trace gives them
+    """
 
     lengths: tuple[Lengths, ...]
     per_hour: float | None = None
     gaps_s: tuple[float, ...] = ()
 
     def cold_share(self, idle_ttl_s: float) -> float:
-        """Share of requests that find nothing warm: those after a gap of at least `idle_ttl_s`. Without a trace, requests come
-        at random (a Poisson process); without traffic none is cold."""
+        """Compute the share of requests that find nothing warm: those after a gap of `idle_ttl_s` or more.
+
+        Without a trace, requests come at random (a Poisson process). Where the traffic is unknown, none is cold.
+
+        >>> round(one_length(125, 200, per_hour=20.0).cold_share(300.0), 3)
+        0.189
+        >>> Traffic(one_length(125, 200).lengths, gaps_s=(10.0, 10.0, 400.0, 10.0)).cold_share(300.0)
+        0.25
+        """
         if self.gaps_s:
             return sum(gap >= idle_ttl_s for gap in self.gaps_s) / len(self.gaps_s)
         return math.exp(-self.per_hour * idle_ttl_s / 3600) if self.per_hour is not None else 0.0
 
 
 def one_length(n_in: int, n_out: int, per_hour: float | None = None) -> Traffic:
-    """Requests of one length; raises UsageError for one below 1."""
+    """Make traffic whose requests all have one length.
+
+    >>> one_length(125, 200).lengths
+    (Lengths(share=1.0, n_in=125, n_out=200),)
+
+    Raises: UsageError for a length below 1.
+    """
     if min(n_in, n_out) < 1:
         raise UsageError("The workload needs at least 1 prompt token and 1 generated token.", "Give lengths of 1 or more.")
     return Traffic((Lengths(share=1.0, n_in=n_in, n_out=n_out),), per_hour)
 
 
 def read_traffic(path: Path) -> Traffic:
-    """A file of requests, one a row, all weighted alike unless there is a weight; at most KINDS kinds stand for them, each with the mean
-    lengths of its equal part of the prompts by length. With timestamps it gives the traffic too.
+    """Read a file of requests, one in each row; timestamps give the traffic too.
 
-    Raises UsageError for what is not such a file, naming the row.
+    Rows count alike unless they have a weight. At most KINDS kinds stand for them: the rows in order of length are divided into so many
+    equal parts, and each part becomes a kind with its mean lengths.
+
+    Raises: UsageError for another kind of file, with the number of the row that is wrong.
     """
     rows = _rows(path)
     if not rows:
@@ -64,11 +84,13 @@ def read_traffic(path: Path) -> Traffic:
     gaps: tuple[float, ...] = ()
     times = [time for *_, time in parsed if time is not None]
     if times and len(times) < len(parsed):
-        raise UsageError(f"{path}: {len(parsed) - len(times)} of {len(parsed)} rows have no timestamp.", "Give every row one, or none.")
+        raise UsageError(
+            f"{path}: {len(parsed) - len(times)} of {len(parsed)} rows have no timestamp.", "Give every row a timestamp, or none."
+        )
     if len(times) > 1:
         times.sort()
         gaps = tuple(later - earlier for earlier, later in pairwise(times))
-        if times[-1] - times[0] < 1e-6:  # a date tells no less
+        if times[-1] - times[0] < 1e-6:  # dates have no finer unit
             raise UsageError(f"{path}: all requests have the same timestamp.", "Leave the column out, and say --requests-per-hour.")
         per_hour = len(gaps) / sum(gaps) * 3600
     total = sum(weight for _, _, weight, _ in parsed)
@@ -79,7 +101,10 @@ def read_traffic(path: Path) -> Traffic:
 
 
 def _kinds(requests: list[tuple[int, int, float]]) -> tuple[Lengths, ...]:
-    """Equal parts by weight of the requests in order of length, each with its mean lengths; equal means are one kind."""
+    """Divide requests (n_in, n_out, weight), in order of length, into parts of equal weight.
+
+    Each part is a kind with its mean lengths; parts with equal means are one kind.
+    """
     requests = sorted(requests)
     total = sum(weight for *_, weight in requests)
     parts: list[list[tuple[int, int, float]]] = [[] for _ in range(KINDS)]
@@ -116,7 +141,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _request(path: Path, number: int, row: Mapping[str, Any]) -> tuple[int, int, float, float | None]:
-    """Prompt tokens, further tokens, weight and time in seconds of one row."""
+    """Read prompt tokens, further tokens, weight and time in seconds from one row."""
 
     def figure(what: str, least: float) -> float | None:
         text = next((row[name] for name in _COLUMNS[what] if row.get(name) not in (None, "")), None)
@@ -140,7 +165,10 @@ def _request(path: Path, number: int, row: Mapping[str, Any]) -> tuple[int, int,
 
 
 def _seconds(path: Path, number: int, time: Any) -> float:
-    """A date without a zone is UTC: no trace gets an hour more or less where this machine's clocks are changed."""
+    """Read a timestamp in seconds, or a date.
+
+    A date without a zone is UTC: daylight saving time on this machine changes no trace.
+    """
     try:
         seconds = float(time)
     except (TypeError, ValueError, OverflowError):
