@@ -142,7 +142,8 @@ class MainFunction:
                 raise DeployError("The main function is ending.", "Ask again.")
             case "time-limit":
                 raise DeployError(
-                    "There was no time left to answer when the request's turn came.", "Ask again, when fewer others do or all is warm."
+                    "There was no time left to answer when the request's turn came.",
+                    "Ask again when fewer requests wait or all is warm.",
                 )
         ids = self.engine.prompt_ids(request.prompt) if request.prompt is not None else request.prompt_token_ids or ()
         generated = self.engine.generate(ids, request.max_new_tokens, on_text, stopped)
