@@ -117,7 +117,7 @@ def from_profile(
         requests = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
         assumptions = tuple(_assumptions(profile, n_in is None, n_out is None))
     else:
-        assumptions = tuple(_assumptions(profile, False, False))
+        assumptions = (*_assumptions(profile, False, False), *requests.notes)
     counts = profile.counts("prefill").sum(axis=0, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     trace = arrays["trace_ids"].astype(np.int64)
