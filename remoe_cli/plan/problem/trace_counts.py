@@ -222,7 +222,7 @@ def _columns_read(layouts: list[Columns], unit: str | None) -> tuple[str, str]:
     ignored = dict.fromkeys(name for columns in layouts for name in columns.ignored if name not in used)
     formats = dict.fromkeys(columns.format.name for columns in layouts if columns.format.name)
     return (
-        f"columns {_listed([*used, *timed])} used" + (f" as {' and '.join(formats)} has them" if formats else ""),
+        f"columns {_listed([*used, *timed])} used" + (f" as in {' and '.join(formats)}" if formats else ""),
         f"{_listed(list(ignored))} ignored" if ignored else "",
     )
 
