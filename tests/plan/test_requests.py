@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import json
@@ -167,6 +168,10 @@ def test_no_length_is_below_one(lengths: tuple[int, int]) -> None:
 # Files as people have them
 
 
+def jsonl(*rows: object) -> str:
+    return "\n".join(map(json.dumps, rows))
+
+
 ROWS = ({"n_in": 10, "n_out": 4, "timestamp": 0}, {"n_in": 20, "n_out": 8, "timestamp": 60}, {"n_in": 20, "n_out": 8, "timestamp": 180})
 TABLE = "n_in,n_out,timestamp\n10,4,0\n20,8,60\n20,8,180\n"
 LINES = "".join(f"{json.dumps(row)}\n" for row in ROWS)
@@ -202,6 +207,8 @@ SHAPES = {
     "JSON array over several lines": json.dumps(ROWS, indent=1),
     "JSON array with text": "[" + TEXTS_IN_ROWS.strip().replace("}\n", "},\n") + "]\n",
     "JSON array in an object": json.dumps({"object": "list", "data": ROWS}),
+    "JSON pages": jsonl({"data": [{"items": ROWS[:1]}, {"items": []}], "next": 1}, {"data": [{"items": ROWS[1:]}]}),
+    "JSON lines with lists of objects": jsonl(*({**row, "results": [{"text": "a"}]} for row in ROWS)),
     "JSON object of columns": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}),
 }
 
@@ -212,16 +219,10 @@ def test_one_trace_in_many_shapes(text: str, encoding: str, tmp_path: Path) -> N
     """Lines end at a line feed and nowhere else; quotes, spaces, marks and compression change nothing."""
     path = tmp_path / "trace"
     path.write_bytes(gzip.compress(text.encode()) if encoding == "gz" else text.encode(encoding))
-    limit = csv.field_size_limit()
     got = read_requests(path)
-    assert csv.field_size_limit() == limit
     assert kinds(got) == THIRDS
     assert tuple(got.gaps_s) == (60, 120) and got.per_hour == 40
     assert "3 requests over 3 min, 40 an hour; " in got.notes[0]
-
-
-def jsonl(*rows: object) -> str:
-    return "\n".join(map(json.dumps, rows))
 
 
 def twice(name: str, first: Any, second: Any, **cells: object) -> str:
@@ -520,6 +521,17 @@ def test_a_row_of_absurd_size_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(UsageError, match="row 2 is not a JSON object of at most 5,000 characters"):
         read(LINES[: LINES.index("\n")] + '{"text": "' + "x" * 9000, tmp_path / "r.jsonl")
     assert read(LINES, tmp_path / "r.jsonl").per_hour == 40  # rows across the ends of chunks
+
+
+@pytest.mark.parametrize("text", [TABLE, TABLE + "9,ten,300\n"])
+def test_the_limit_of_csv_for_others_is_left_as_it_was(text: str, tmp_path: Path) -> None:
+    before = csv.field_size_limit(1234)
+    try:
+        with contextlib.suppress(UsageError):
+            read(text, tmp_path / "r.csv")
+        assert csv.field_size_limit() == 1234
+    finally:
+        csv.field_size_limit(before)
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "json", "csv.gz"])

@@ -35,25 +35,32 @@ class Requests:
     notes: tuple[str, ...] = ()
 
     def cold_share(self, idle_ttl_s: float) -> float:
-        """Share of requests that find nothing warm: those after a gap of at least `idle_ttl_s`. Without a trace, requests come
-        at random (a Poisson process); without traffic none is cold."""
+        """Compute the share of requests that find nothing warm: those after a gap of at least `idle_ttl_s`.
+
+        Without a trace, requests come at random (a Poisson process); without traffic none is cold.
+        """
         if len(self.gaps_s):
             return int(np.count_nonzero(np.asarray(self.gaps_s) >= idle_ttl_s)) / len(self.gaps_s)
         return math.exp(-self.per_hour * idle_ttl_s / 3600) if self.per_hour is not None else 0.0
 
 
 def one_length(n_in: int, n_out: int, per_hour: float | None = None) -> Requests:
-    """Requests of one length; raises UsageError for one below 1."""
+    """Describe requests of one length.
+
+    Raises: UsageError for a length below 1.
+    """
     if min(n_in, n_out) < 1:
         raise UsageError("The workload needs at least 1 prompt token and 1 generated token.", "Give lengths of 1 or more.")
     return Requests((Lengths(share=1.0, n_in=n_in, n_out=n_out),), per_hour)
 
 
 def read_requests(path: Path) -> Requests:
-    """A file of requests, one a row, all weighted alike unless there is a weight; at most KINDS kinds stand for them, each with the mean
-    lengths of its equal part of the prompts by length. With timestamps it gives the traffic too.
+    """Read a file of requests, one a row; rows count alike unless they have a weight.
 
-    Raises UsageError for what is not such a file, naming the row.
+    At most KINDS kinds stand for them: equal parts of the requests by the length of their prompts, each with its mean lengths.
+    With timestamps the file tells the traffic too.
+
+    Raises: UsageError for what is not such a file, naming the row.
     """
     trace = read_trace(path)
     kinds = _kinds(trace)
@@ -63,7 +70,7 @@ def read_requests(path: Path) -> Requests:
 
 
 def _kinds(trace: Trace) -> tuple[Lengths, ...]:
-    """Equal parts by weight of the requests in order of length, each with its mean lengths; equal means are one kind."""
+    """Cut the requests, in order of length, into parts of equal weight with their mean lengths; equal means are one kind."""
     all_weights = total(trace.weights, trace.copies)
     if not all_weights:
         return ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, repeat
@@ -63,26 +64,27 @@ def read_trace(path: Path) -> Trace:
     counted: _Counted = (np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
     layouts: dict[Columns, None] = {}
     rows = left_out = short = dated = known = 0
-    for number, columns, cells in read_rows(path):
-        if columns not in layouts and len(layouts) < _LAYOUTS:
-            layouts[columns] = None
-        lengths = None if columns.outcome and failed(columns, cells) else _lengths(path, number, columns, cells)
-        if lengths is None:
-            left_out += 1
-            continue
-        n_in, n_out, weight = lengths
-        rows, short = rows + 1, short + (n_out < 0.5)
-        codes.append(round(n_in) * _CODE + max(1, round(n_out)))
-        weights.append(weight)
-        if len(codes) >= max(_BATCH, len(counted[0])):
-            counted, codes, weights = _merged(counted, codes, weights), array("q"), array("d")
-        for key, unit, _ in columns.times:
-            if cells[key] not in (None, ""):
-                value, is_date = _time(path, number, cells[key], unit)
-                times.append(value)
-                dated += is_date
-                known += is_date or unit is not None
-                break
+    with closing(read_rows(path)) as read:
+        for number, columns, cells in read:
+            if columns not in layouts and len(layouts) < _LAYOUTS:
+                layouts[columns] = None
+            lengths = None if columns.outcome and failed(columns, cells) else _lengths(path, number, columns, cells)
+            if lengths is None:
+                left_out += 1
+                continue
+            n_in, n_out, weight = lengths
+            rows, short = rows + 1, short + (n_out < 0.5)
+            codes.append(round(n_in) * _CODE + max(1, round(n_out)))
+            weights.append(weight)
+            if len(codes) >= max(_BATCH, len(counted[0])):
+                counted, codes, weights = _merged(counted, codes, weights), array("q"), array("d")
+            for key, unit, _ in columns.times:
+                if cells[key] not in (None, ""):
+                    value, is_date = _time(path, number, cells[key], unit)
+                    times.append(value)
+                    dated += is_date
+                    known += is_date or unit is not None
+                    break
     if not rows:
         failures = f" that were answered: all {left_out} failed, or have no prompt or no answer" if left_out else ""
         raise UsageError(f"{path} holds no requests{failures}.", FORM)
@@ -94,7 +96,7 @@ def read_trace(path: Path) -> Trace:
     code, weight_of, copies = _merged(counted, codes, weights)
     prompts, answers = code // _CODE, code % _CODE
     longest = int(np.argmax(prompts + answers))
-    what = "rows" if any(columns.weight for columns in layouts) else "requests"
+    what = ("row" if any(columns.weight for columns in layouts) else "request") + ("" if rows == 1 else "s")
     rate = f" over {_span(float(gaps_s.sum()))}, {_count(per_hour)} an hour" if per_hour is not None else ""
     parts = (
         f"{_short(path.name)}: {rows:,} {what}{rate}",
@@ -126,7 +128,7 @@ def _merged(counted: _Counted, codes: array[int], weights: array[float]) -> _Cou
 
 
 def _lengths(path: Path, number: int, columns: Columns, cells: Any) -> tuple[float, float, float] | None:
-    """Prompt tokens, tokens after the first, and weight of one row; None for one without a prompt or an answer, which failed."""
+    """Read prompt tokens, tokens after the first, and weight from a row; None where it has no prompt or no answer, and so failed."""
     for key in columns.summed:
         requests = _figure(path, number, cells, (key,), "requests", 0)
         if requests is not None and requests > 1:
@@ -164,7 +166,7 @@ def _figure(path: Path, number: int, cells: Any, keys: tuple[Key, ...], what: st
 
 
 def _time(path: Path, number: int, time: Any, unit: float | None) -> tuple[float, bool]:
-    """Seconds of one row's time, and whether it is a date; a number whose unit the row does not tell is left as it is."""
+    """Read a row's time in seconds, and say whether it is a date; a number whose column tells no unit is left as it is."""
     for read in (_date_s, float) if isinstance(time, str) and time[4:5] == "-" else (float, _date_s):
         try:
             value = read(time)
@@ -180,19 +182,19 @@ def _time(path: Path, number: int, time: Any, unit: float | None) -> tuple[float
 
 
 def _date_s(date: Any) -> float:
-    """A date without a zone is UTC: no trace gets an hour more or less where this machine's clocks are changed."""
+    """Read a date; one without a zone is UTC: no trace gets an hour more or less where this machine's clocks are changed."""
     moment = datetime.fromisoformat(str(date).strip().removesuffix(" UTC"))
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _epoch_unit(times: array[float]) -> float:
-    """Units in a second of times that have none: those of an epoch time where all are as large as one, else seconds."""
+    """Find the units in a second of times without one: an epoch time's where all are as large as that, else seconds."""
     sizes = np.abs(np.frombuffer(times)) if times else np.zeros(1)
     return next((unit for unit, least in _EPOCHS if sizes.min() >= least and sizes.max() < 1000 * least), 1.0)
 
 
 def _gaps_s(path: Path, times: array[float], unit: float) -> Floats:
-    """Seconds between times in ascending order; computed in place, for there may be millions."""
+    """Sort times and take their differences in seconds, in place, for there may be millions."""
     moments: Floats = np.frombuffer(times)
     if len(moments) < 2:
         return np.empty(0)
@@ -214,7 +216,7 @@ def _gaps_s(path: Path, times: array[float], unit: float) -> Floats:
 
 
 def _columns_read(layouts: list[Columns], unit: str | None) -> tuple[str, str]:
-    """Which columns were read, in which unit of time, and which were not: a wrong one is seen here."""
+    """Write which columns were read, in which unit of time, and which were not: a wrong one is seen here."""
     used = dict.fromkeys(name for columns in layouts for name in columns.used)
     timed = dict.fromkeys(
         f"{name} ({_UNIT_NAMES[per_s] if per_s else unit})" for columns in layouts for _, per_s, name in columns.times[:1] if unit
@@ -237,7 +239,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _short(text: str) -> str:
-    """Text for a message: at most 60 characters, and escapes for those that no terminal should get."""
+    """Cut text for a message to 60 characters, and escape those that no terminal should get."""
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 

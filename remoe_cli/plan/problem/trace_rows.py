@@ -12,7 +12,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -24,8 +24,8 @@ from remoe_cli.plan.problem.trace_formats import Columns, Key, plain, recognise
 Row = tuple[int, Columns, Any]  # its number, counted from 1; its columns; its cells by their keys
 
 FORM = (
-    "Give CSV or JSON lines with n_in and n_out (or ContextTokens and GeneratedTokens, or the columns of another known trace), "
-    "and timestamp or weight if you have them."
+    "Give CSV, JSON lines or a JSON array with n_in and n_out (or ContextTokens and GeneratedTokens, or the columns of another known "
+    "trace), and timestamp or weight if you have them."
 )
 CSV_LIMIT = 2**24  # characters of a row
 JSON_LIMIT = 2**25  # characters of an object; it takes up to thirty times as many bytes when it is decoded
@@ -38,7 +38,7 @@ _BETWEEN = re.compile(r"[ \t\r\n,]*")
 _WRAPPERS = frozenset(("data", "items", "logs", "records", "requests", "results", "rows"))
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Generator[Row, None, None]:
     """Read the rows of a file one by one; an object of lists stands for as many rows as its lists are long.
 
     Raises: UsageError for a file that cannot be read, and for a row that is not CSV or JSON, with the number of the row.
@@ -88,7 +88,7 @@ def _csv_rows(path: Path, stream: TextIO) -> Iterator[Row]:
     rest = lines()
     header = next((line for line in rest if not line.isspace()), "")
     delimiter = max(",;\t|", key=header.count)
-    if header.startswith("sep=") and header[5:].isspace():  # a spreadsheet's way to name the delimiter
+    if header.startswith("sep=") and header[4] in ",;\t|" and header[5:].isspace():  # a spreadsheet's way to name the delimiter
         delimiter, header = header[4], next(rest, "")
     limit = csv.field_size_limit(CSV_LIMIT)  # a trace may hold prompts, which no other limit fits
     try:
@@ -163,18 +163,16 @@ def _json_values(path: Path, stream: TextIO) -> Iterator[Any]:
 
 
 def _unwrapped(value: Any, depth: int = _DEPTH) -> list[Any]:
-    """The rows in an object such as {"data": [...]}; else the object itself as the only row."""
+    """Take the rows out of an object such as {"data": [...]} that is none itself; any other value is the only row."""
     if isinstance(value, dict) and depth:
-        lists = [
-            rows for name, rows in value.items() if name in _WRAPPERS and isinstance(rows, list) and rows and isinstance(rows[0], dict)
-        ]
-        if len(lists) == 1:
+        lists = [rows for name, rows in value.items() if name in _WRAPPERS and isinstance(rows, list)]
+        if len(lists) == 1 and not recognise((name, name) for name in _names(value)).n_in:
             return [row for inner in lists[0] for row in _unwrapped(inner, depth - 1)]
     return [value]
 
 
 def _cells(row: Mapping[str, Any], prefix: str = "", depth: int = _DEPTH) -> dict[str, Any]:
-    """Cells by their columns' plain names, those of inner objects too."""
+    """Name the cells of a row, and those of objects in it, by their columns' plain names."""
     cells = {prefix + plain(name): value for name, value in row.items()}
     if depth:
         for key, value in list(cells.items()):
@@ -191,7 +189,7 @@ def _names(row: Mapping[str, Any], prefix: str = "", depth: int = _DEPTH) -> Ite
 
 
 def _transposed(path: Path, number: int, columns: Columns, cells: dict[str, Any]) -> Iterator[Mapping[Any, Any]]:
-    """The rows of an object whose columns are lists; else the object itself as the only row."""
+    """Make rows of an object whose columns are lists; any other object is the only row."""
     prompts, answers = (next((cells[str(key)] for key in keys), None) for keys in (columns.n_in, columns.n_out or columns.generated))
     if not (isinstance(prompts, list) and isinstance(answers, list)):
         yield cells
