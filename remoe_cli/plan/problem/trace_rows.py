@@ -88,7 +88,7 @@ def _csv_rows(path: Path, stream: TextIO) -> Iterator[Row]:
     rest = lines()
     header = next((line for line in rest if not line.isspace()), "")
     delimiter = max(",;\t|", key=header.count)
-    if header.startswith("sep=") and header[4] in ",;\t|" and header[5:].isspace():  # a spreadsheet's way to name the delimiter
+    if header.startswith("sep=") and header[4:5] in ",;\t|" and header[5:].isspace():  # a spreadsheet's way to name the delimiter
         delimiter, header = header[4], next(rest, "")
     limit = csv.field_size_limit(CSV_LIMIT)  # a trace may hold prompts, which no other limit fits
     try:
