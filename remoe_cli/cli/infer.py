@@ -29,7 +29,7 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """Stream the answer to a prompt, then its receipt. With --input and --json, one document a line."""
-    from remoe_cli.profile.prompts import read_prompts
+    from remoe_cli.cli.prompts import read_prompts
     from remoe_cli.runtime.client import answer
 
     if (prompt is None) == (input is None):
@@ -37,8 +37,8 @@ def command(
     only_on_aws(target, region=region, profile=profile)
     endpoint, predict = _reach_on_aws(name, region, profile) if target is Target.aws else _reach_here(name)
     on_text = (lambda piece: None) if output.is_json() else output.piece
-    for text in [prompt] if prompt is not None else read_prompts(str(input), field).texts:
-        document = answer(endpoint, str(text), max_new_tokens, on_text, predict=predict)
+    for text in read_prompts(str(input), field).texts if prompt is None else (prompt,):
+        document = answer(endpoint, text, max_new_tokens, on_text, predict=predict)
         output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
 
 

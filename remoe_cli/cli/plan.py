@@ -129,7 +129,7 @@ def _show_sections(sections: dict[str, Any]) -> None:
 def _routing(read: Any, prompts: str | None, field: str, solver: Any) -> PredictedRouting | None:
     if prompts is None:
         return None
-    from remoe_cli.profile.prompts import read_prompts
+    from remoe_cli.cli.prompts import read_prompts
 
     texts = read_prompts(prompts, field)
     from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait

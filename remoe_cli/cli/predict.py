@@ -11,6 +11,7 @@ from remoe_cli.cli import output
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from remoe_cli.model.chat import Prompt
     from remoe_cli.predict.evaluate import Evaluation
     from remoe_cli.predict.fate import Fate
     from remoe_cli.predict.history import History, Prompts, View
@@ -37,7 +38,7 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """Predict the activation frequencies of prompts, or with --evaluate score the predictors on the profile's own."""
-    from remoe_cli.profile.prompts import read_prompts
+    from remoe_cli.cli.prompts import read_prompts
     from remoe_cli.profile.record import read_profile
 
     if (prompt is not None) + (input is not None) + evaluate != 1:
@@ -53,14 +54,15 @@ def command(
     if evaluate:
         _evaluate(read, views, _fate(read, known) if fate else None, folds, plot)
     else:
-        texts = (str(prompt),) if prompt is not None else read_prompts(str(input), field).texts
+        texts = read_prompts(str(input), field).texts if prompt is None else (prompt,)
         _predict(read, views["request"], texts, out)
 
 
-def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Path | None) -> None:
+def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out: Path | None) -> None:
     import numpy as np
 
     from remoe_cli.artifacts import write_arrays
+    from remoe_cli.model.chat import as_text
     from remoe_cli.predict.history import prompts_from
     from remoe_cli.predict.train import trained
 
@@ -92,7 +94,7 @@ def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Pa
             (str(layer), *(f"{x['expert']}: {x['share']:.0%} ({x['lower']:.0%} to {x['upper']:.0%})" for x in best))
             for layer, best in zip(layers, document["most_used"], strict=True)
         ]
-        output.table(f"Most used experts of {texts[0][:60]!r}", ("layer", *(f"{i + 1}." for i in range(len(rows[0]) - 1))), rows)
+        output.table(f"Most used experts of {as_text(texts[0])[:60]!r}", ("layer", *(f"{i + 1}." for i in range(len(rows[0]) - 1))), rows)
         output.line(f"Predictor: {predictor.record.default}; in brackets where the share lies in {predictor.fitted.coverage:.0%} of cases.")
         if out is not None:
             output.line(f"All {len(texts)} predictions: {out}")

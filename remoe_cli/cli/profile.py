@@ -49,7 +49,7 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """Record which experts MODEL uses on your prompts, in prefill and in decode, and how long things take."""
-    from remoe_cli.profile.prompts import read_prompts
+    from remoe_cli.cli.prompts import read_prompts
 
     if target is not None:
         if model or routing or latency_from or shard or vectors_from or device_map:

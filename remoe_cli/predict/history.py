@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.errors import UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.tokens import load_tokenizer
 from remoe_cli.model.vectors import Bags, EmbeddingTable, bags, embedding_table, prompt_features
@@ -78,7 +79,7 @@ def prompts_of(profile: Profile, vectors_from: str | None = None, data: PromptSe
     return Prompts(profile.arrays["prompt_vectors"], _bags(profile.arrays), embedding_table(find(source.path, revision)))
 
 
-def prompts_from(table: EmbeddingTable, texts: tuple[str, ...], limit: int | None) -> Prompts:
+def prompts_from(table: EmbeddingTable, texts: tuple[Prompt, ...], limit: int | None) -> Prompts:
     """New prompts as features, by the same tokenizer and table."""
     made = bags(load_tokenizer(table.checkpoint), texts, limit)
     return Prompts(table.sums(made, made.counts), made, table)

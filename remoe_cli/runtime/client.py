@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
+from remoe_cli.model.chat import Prompt
 
 if TYPE_CHECKING:
     from remoe_cli.runtime.prediction import Predict
@@ -72,7 +73,7 @@ Endpoint = Http | LambdaMain | SageMaker
 
 def answer(
     endpoint: Endpoint,
-    prompt: str,
+    prompt: Prompt,
     max_new_tokens: int,
     on_text: Callable[[str], None],
     *,
@@ -84,7 +85,8 @@ def answer(
     Raises UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function cannot
     be reached or ends in mid-answer.
     """
-    request = {"prompt": prompt, "max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
+    asked = {"prompt": prompt} if isinstance(prompt, str) else prompt.to_json()
+    request = asked | {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
         if "error" in event:

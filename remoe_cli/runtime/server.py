@@ -2,7 +2,7 @@
 
     python -m remoe_cli.runtime.server SERVER.json PORT
 
-`GET /ping` answers 503 while the model loads, then 200; `POST /invocations` takes {"prompt" or "prompt_token_ids",
+`GET /ping` answers 503 while the model loads, then 200; `POST /invocations` takes {"prompt", "messages" or "prompt_token_ids",
 "max_new_tokens", "stream"} and answers one JSON document, or with "stream" one JSON object a line: {"text": ..} for each
 piece, then {"answer": ..} or {"error": ..}. `GET /main` tells what the process holds.
 Run as above, the server is a deployment's own: it listens on loopback, and ends when its standard input is closed, so that it never

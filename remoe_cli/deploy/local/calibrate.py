@@ -8,6 +8,7 @@ from pathlib import Path
 from remoe_cli.artifacts import read_json
 from remoe_cli.deploy.local import lifecycle, processes, target
 from remoe_cli.errors import DeployError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
 from remoe_cli.profile.record import Profile, read_profile
@@ -19,7 +20,7 @@ _TIMEOUT_S = 60.0
 
 
 def calibrate(
-    name: str, out: Path, prompts: Sequence[str] = (), max_new_tokens: int = 32, say: Callable[[str], None] = lambda _: None
+    name: str, out: Path, prompts: Sequence[Prompt] = (), max_new_tokens: int = 32, say: Callable[[str], None] = lambda _: None
 ) -> Profile:
     """Write to `out` a copy of the deployment's profile whose latency carries the invocations and cold starts measured on it, and
     what answering the prompts took, if there are any.

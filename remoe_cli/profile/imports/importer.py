@@ -8,7 +8,6 @@ without routing stay zero and planning uses the other phase's, single tokens tha
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,26 +135,18 @@ def _phase_unsaid(found: Counted | Traced) -> bool:
 
 
 def _lengths(prompts: PromptSet | None, rows: int, where: str) -> dict[Phase, Ints]:
-    """The numbers of tokens that a JSONL of prompts states itself, by phase, where every row does."""
+    """The numbers of tokens that the rows of prompts state themselves, by phase, where every row does."""
     if prompts is None:
         return {}
     if len(prompts.texts) != rows:
         raise refuse(where, f"it has {rows} rows, and {prompts.source} has {len(prompts.texts)} prompts", "Give the prompts of these rows.")
-    if not prompts.source.endswith((".jsonl", ".json")):
-        return {}
-    found: list[dict[str, Any]] = []
-    with open(prompts.source, "rb") as lines:
-        while len(found) < rows and (line := next(lines, None)) is not None:
-            row = json.loads(line) if line.strip() else {}
-            if row.get(prompts.field, "").strip():  # as read_prompts does, which has checked these rows
-                found.append(row)
     lengths: dict[Phase, Ints] = {}
     for phase, field in _FIELDS.items():
-        if all(field in row for row in found):
-            for number, row in enumerate(found):
-                if type(row[field]) is not int:
+        if stated := prompts.stated.get(field):
+            for number, length in enumerate(stated):
+                if type(length) is not int:
                     raise refuse(f"{prompts.source}, prompt {number}", f"its {field} is no whole number", "Mend the row.")
-            lengths[phase] = whole(np.array([row[field] for row in found]), f"{prompts.source}: {field}").astype(np.int64)
+            lengths[phase] = whole(np.array(stated), f"{prompts.source}: {field}").astype(np.int64)
     return lengths
 
 
