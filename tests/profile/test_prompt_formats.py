@@ -9,9 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from remoe_cli.errors import UsageError
-from remoe_cli.model.chat import Conversation, Prompt
+from remoe_cli.model.chat import Conversation, Prompt, as_text
 from remoe_cli.profile.prompts import PromptSet, read_prompts
 from tests.profile.test_prompts import refusal
 
@@ -273,9 +275,77 @@ def test_an_unknown_row_is_told_what_is_known(tmp_path: Path) -> None:
     assert all(name in caught.value.hint for name in ("prompt", "messages", "conversations", "turns", "body", "instruction", "text"))
 
 
+def test_names_that_no_terminal_shows_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"\ud800": 1, "x" * 500: 2}))
+    assert refusal(tmp_path / "a.jsonl").endswith(f"it has \\ud800, {'x' * 40}.")
+    (tmp_path / "b.jsonl").write_text(json.dumps({f"f{number}": 1 for number in range(1000)}))
+    assert refusal(tmp_path / "b.jsonl").endswith("f28, f29, ....")
+
+
 def test_tools_as_deep_as_no_tool_is_are_refused(tmp_path: Path) -> None:
     deep: Any = "end"
     for _ in range(200):
         deep = [deep]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [ASK], "tools": [deep]}))
     assert "row 1: the field 'tools' is nested more than 64 levels deep" in refusal(tmp_path / "a.jsonl")
+
+
+FIELDS = ("prompt", "messages", "body.messages", "prompt.0", "turns", "a.b")
+NAMES = [
+    "prompt",
+    "messages",
+    "conversations",
+    "turns",
+    "body",
+    "params",
+    "custom_id",
+    "modelInput",
+    "instruction",
+    "input",
+    "history",
+    "system",
+]
+PARTS = [
+    "role",
+    "from",
+    "content",
+    "value",
+    "text",
+    "type",
+    "tools",
+    "tool_calls",
+    "function",
+    "arguments",
+    "user",
+    "human",
+    "assistant",
+    "gpt",
+]
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from((*PARTS, '[{"role": "user"}]', "\ud800")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from((*NAMES, *PARTS)), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=1, max_size=3) | VALUES, min_size=1, max_size=3),
+    field=st.sampled_from(FIELDS),
+)
+def test_any_json_gives_prompts_or_a_refusal(rows: list[Any], field: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    try:
+        found = read_prompts(str(tmp_path / "a.json"), field)
+    except UsageError:
+        return
+    for prompt in found.texts:
+        assert as_text(prompt).strip()
+        assert json.dumps(prompt if isinstance(prompt, str) else prompt.to_json(), ensure_ascii=False, allow_nan=False).encode()
+    assert len(found.rows) == len(found.texts)
+    assert found.sha256

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from remoe_cli.errors import UsageError
@@ -19,6 +20,7 @@ from remoe_cli.model.chat import Conversation, Prompt, content_text, conversatio
 
 Row = Mapping[str, Any]
 DEFAULT_FIELD = "prompt"
+_SHOWN_NAMES = 30
 _MEND = "Mend the row, or choose another --field."
 
 
@@ -61,9 +63,15 @@ def choose(where: str, names: Collection[str], field: str, *, is_table: bool = F
 def no_field(where: str, field: str, names: Iterable[object]) -> UsageError:
     known = ", ".join(dict.fromkeys(known.field for known in FORMATS))
     return UsageError(
-        f"{where} has no field {field!r}; it has {', '.join(map(str, names)) or 'none'}.",
+        f"{where} has no field {field!r}; it has {_listing(names) or 'none'}.",
         f"Name the field of the prompts with --field, a nested one as a.b.0.c. Without --field, remoe looks for {DEFAULT_FIELD}, {known}.",
     )
+
+
+def _listing(names: Iterable[object]) -> str:
+    """List the names of fields, also of those that no terminal shows and no person wants to read to the end."""
+    shown = [str(name).encode("utf-8", "backslashreplace").decode()[:40] for name in islice(names, _SHOWN_NAMES + 1)]
+    return ", ".join([*shown[:_SHOWN_NAMES], *(["..."] if len(shown) > _SHOWN_NAMES else [])])
 
 
 def messages_of(value: object, where: str) -> Prompt | None:
@@ -175,7 +183,7 @@ def _listed(messages: object, where: str) -> list[object]:
     messages = _unpacked(messages, f"{where}: the list of messages")
     if isinstance(messages, Mapping) and messages and all(isinstance(column, list) for column in messages.values()):
         if len({len(column) for column in messages.values()}) > 1:
-            raise UsageError(f"{where}: its messages have {', '.join(map(str, messages))} of different lengths.", _MEND)
+            raise UsageError(f"{where}: its messages have {_listing(messages)} of different lengths.", _MEND)
         messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
     if not isinstance(messages, list):
         what = "null" if messages is None else f"of type {type(messages).__name__}"
@@ -204,7 +212,7 @@ def _request(field: str) -> Callable[[Row, str], Prompt]:
             raise UsageError(f"{where}: the field {field!r} is of type {type(body).__name__}, not an object.", _MEND)
         name = next((name for name in ("messages", "prompt", "input") if body.get(name) is not None), None)
         if name is None:
-            raise UsageError(f"{where}: its {field} has {', '.join(body) or 'no field'}: none of messages, prompt and input.", _MEND)
+            raise UsageError(f"{where}: its {field} has {_listing(body) or 'no field'}: none of messages, prompt and input.", _MEND)
         value = body[name]
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
             value = value[0]
