@@ -10,7 +10,7 @@ configs=$1 routing=$2 bin=.venv/bin profiles=/tmp/remoe-profiles
 mkdir -p $profiles
 
 profile() { # NAME, routing file, hardware description
-  $bin/remoe profile "$configs/$1" --routing "$2" --latency-from "$3" -o "$profiles/$1-$3"
+  $bin/remoe profile import "$configs/$1" "$2" --latency-from "$3" -o "$profiles/$1-$3"
 }
 synthetic() { # NAME: nobody published routing of this model, so it is drawn (Zipf, exponent 1)
   $bin/python docs/measure/synthetic_routing.py "$configs/$1/config.json" -o "$profiles/$1.npz" --zipf 1 --tokens 8000 --seed 0

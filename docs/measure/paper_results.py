@@ -2,7 +2,7 @@
 
     python docs/measure/paper_results.py MODEL ROUTING [--pictures DIR]
 
-MODEL is a folder with DeepSeek-V2-Lite's config.json, ROUTING recorded routing of it (any form that `remoe profile --routing` takes). The
+MODEL is a folder with DeepSeek-V2-Lite's config.json, ROUTING recorded routing of it (any form that `remoe profile import` takes). The
 second model has the sizes of the paper's GPT2-moe, whose weights nobody published; its routing is synthetic and says so. Setting: the
 paper catalog and the hardware description 'paper'; TPOT at most 1.5 times that of all experts local, TTFT at most that of it.
 """
@@ -20,11 +20,12 @@ from remoe_cli.model.spec import KvLayer, MoeSpec
 from remoe_cli.plan.assess.baselines import baselines
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.cost.placement import evaluate
-from remoe_cli.plan.document import Lengths, Outcome
+from remoe_cli.plan.document import Outcome
 from remoe_cli.plan.paper.heuristic import paper_plan
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Problem
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
+from remoe_cli.plan.problem.traffic import one_length
 from remoe_cli.plan.problem.workload import Workload, patterns_of
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
@@ -61,7 +62,7 @@ def main() -> None:
     latency = latency_from("paper", _spec_of(options.model))
     with tempfile.TemporaryDirectory() as folder:
         profile = import_profile(options.model, options.routing, Path(folder) / "profile", latency=latency)
-        large = make_problem(profile, read_catalog("paper"), Wanted(n_in=N_IN, n_out=N_OUT))
+        large = make_problem(profile, read_catalog("paper"), PlanRequest(n_in=N_IN, n_out=N_OUT))
     problems = {"DeepSeek-V2-Lite": large, "GPT2-moe sizes": _gpt2_moe()}
     problems = {name: _on_the_papers_menu(name, problem) for name, problem in problems.items()}
     figures: dict[str, dict[str, dict[str, Case]]] = {}
@@ -115,7 +116,7 @@ def _gpt2_moe() -> Problem:
     logits = np.stack([random.permutation(-np.log(np.arange(1, experts + 1))) for _ in range(layers)])
     trace = np.argsort(-(logits + random.gumbel(size=(8000, layers, experts))), axis=2)[:, :, :k].astype(np.int64)
     use = np.stack([np.bincount(trace[:, layer].ravel(), minlength=experts) for layer in range(layers)]) / len(trace)
-    workload = Workload((Lengths(share=1.0, n_in=N_IN, n_out=N_OUT),), None, 0.0, use, trace, patterns_of(trace, experts))
+    workload = Workload(one_length(N_IN, N_OUT), 0.0, use, trace, patterns_of(trace, experts))
     return Problem(spec, latency_from("paper", spec), read_catalog("paper"), workload)
 
 
@@ -144,7 +145,7 @@ def _capped(latency: Latency, cap: float) -> Latency:
 
 
 def _resized(problem: Problem, n_in: int, n_out: int) -> Problem:
-    return replace(problem, workload=replace(problem.workload, lengths=(Lengths(share=1.0, n_in=n_in, n_out=n_out),)))
+    return replace(problem, workload=replace(problem.workload, traffic=one_length(n_in, n_out)))
 
 
 def _cold(problem: Problem) -> Problem:

@@ -3,7 +3,7 @@
     python docs/measure/predicted_plans.py PROFILE [--prompts FILE] [--sets N]
 
 One prompt in five is held out; FILE has the texts of the profile's prompts, in order. Plans are made of the others only: of their mean
-routing, of what the paper's predictor and the profile's best one predict (as `remoe plan --prompts` does), and of the best one's
+routing, of what the paper's predictor and the profile's best one predict (as `remoe plan --data` does), and of the best one's
 frequencies with experts drawn independently of each other. Each is then priced with what the held-out prompts really used, and so is
 the plan that knew it. Without FILE only the last is compared with the mean. Sets are single prompts, and ten that are alike.
 
@@ -33,13 +33,13 @@ from remoe_cli.plan.paper.heuristic import paper_plan
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.predicted import predict_routing
 from remoe_cli.plan.problem.problem import Placement, Problem
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.workload import patterns_of
 from remoe_cli.plan.solve.exact import Solution
 from remoe_cli.plan.solve.forced import forced_sets
 from remoe_cli.plan.solve.scan import scan
 from remoe_cli.predict.evaluate import folds
-from remoe_cli.predict.history import Floats, Indices, histories, prompts_from, prompts_of
+from remoe_cli.predict.history import Floats, Indices, features_from, features_of, histories
 from remoe_cli.predict.train import train, trained
 from remoe_cli.profile.prompts import PromptSet, read_prompts
 from remoe_cli.profile.record import AXES, WITH_TEXTS, Profile, read_profile, write_profile
@@ -89,8 +89,8 @@ def main() -> None:
 
 def _problem(profile: Profile, routing: PredictedRouting | None) -> Problem:
     if profile.record.latency.source == "measured":
-        return make_problem(profile, read_catalog("local"), Wanted(routing=routing))
-    return make_problem(profile, read_catalog("paper"), Wanted(n_in=N_IN, n_out=N_OUT, routing=routing))
+        return make_problem(profile, read_catalog("local"), PlanRequest(routing=routing))
+    return make_problem(profile, read_catalog("paper"), PlanRequest(n_in=N_IN, n_out=N_OUT, routing=routing))
 
 
 def _half_forced(problem: Problem, aim: Aim) -> Solution:
@@ -165,10 +165,10 @@ def _predicted(known: Profile, texts: tuple[str, ...]) -> dict[str, Problem]:
     prompts = PromptSet("held out", "prompt", texts)
     best = predict_routing(known, prompts)
     paper = predict_routing(known, prompts, "paper")
-    prepared = prompts_of(known)
+    prepared = features_of(known)
     history = histories(known, prepared)["request"]
     settings = known.record.settings
-    features = prompts_from(prepared.table, texts, settings.max_prompt_tokens if settings else None)
+    features = features_from(prepared.table, texts, settings.max_prompt_tokens if settings else None)
     frequencies = trained(known, history).predict(features).mean(axis=0)
     return {
         f"{paper.predictor} (the paper's)": _problem(known, paper),

@@ -15,15 +15,14 @@ import numpy as np
 from synthetic_routing import Law, draw
 
 from remoe_cli.model.spec import KvLayer, MoeSpec
-from remoe_cli.plan.assess.baselines import ALL_LOCAL
 from remoe_cli.plan.build import make_plan
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import evaluate, layer_outcome
-from remoe_cli.plan.document import MainSpec, Outcome, Plan
+from remoe_cli.plan.document import BaselineName, MainSpec, Outcome, Plan
 from remoe_cli.plan.problem.aim import Aim, meets
 from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem, local_layers
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.solve.exact import Solution
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.imports.importer import import_routing
@@ -182,10 +181,10 @@ class Asked:
 
     def problem(self) -> Problem:
         """A new one each time, for a problem keeps what one solver has worked out of its routing, and the next would be faster."""
-        return make_problem(self.profile, self.catalog, self.wanted())
+        return make_problem(self.profile, self.catalog, self.request())
 
-    def wanted(self) -> Wanted:
-        return Wanted(aim=self.aim, n_in=N_IN, n_out=N_OUT, time_limit_s=LIMIT_S, examine=False)
+    def request(self) -> PlanRequest:
+        return PlanRequest(aim=self.aim, n_in=N_IN, n_out=N_OUT, time_limit_s=LIMIT_S, examine=False)
 
 
 def asked(profile: Profile, setting: Setting, folder: Path) -> Asked:
@@ -253,8 +252,8 @@ def broken_limits(problem: Problem, aim: Aim, placement: Placement) -> tuple[str
     return tuple(name for name, keeps in held.items() if not keeps)
 
 
-def exact_plan(case: Asked, local: str = ALL_LOCAL) -> tuple[Found, Plan]:
-    seconds, plan = timed(lambda: make_plan(case.profile, case.catalog, case.wanted()))
+def exact_plan(case: Asked, local: BaselineName = BaselineName.ALL_LOCAL) -> tuple[Found, Plan]:
+    seconds, plan = timed(lambda: make_plan(case.profile, case.catalog, case.request()))
     problem = case.problem()
     broken = broken_limits(problem, case.aim, Placement(plan.main, plan.layers))
     cost = plan.cost_usd_per_request / plan.baselines[local].cost_usd_per_request

@@ -56,9 +56,9 @@ from solver_cases import (
 from synthetic_routing import Law, sizes_of
 
 from remoe_cli.model.spec import MoeSpec
-from remoe_cli.plan.assess.baselines import ALL_LOCAL, CPU, FETCH, GPU, MIX
 from remoe_cli.plan.assess.verdict import WORTHWHILE
 from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.document import BaselineName
 from remoe_cli.plan.paper.heuristic import paper_plan
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Problem
@@ -100,9 +100,9 @@ HEURISTICS: dict[str, Callable[[Problem, Aim], Solution | None]] = {"scan": scan
 def measure(routing: str, setting: Setting, profile: Profile, folder: Path) -> Row:
     case = asked(profile, setting, folder)
     exact, plan = exact_plan(case)
-    local_usd = plan.baselines[ALL_LOCAL].cost_usd_per_request
+    local_usd = plan.baselines[BaselineName.ALL_LOCAL].cost_usd_per_request
     found = {name: heuristic(solver, case, local_usd, plan.cost_usd_per_request) for name, solver in HEURISTICS.items()}
-    priced = {name: plan.baselines[name].cost_usd_per_request / local_usd for name in (MIX, CPU, GPU, FETCH)}
+    priced = {name: plan.baselines[name].cost_usd_per_request / local_usd for name in BaselineName if name != BaselineName.ALL_LOCAL}
     return Row(routing, setting, exact, found["scan"], found["paper"], priced, plan.verdict, plan.status)
 
 
@@ -124,7 +124,7 @@ def cells(row: Row) -> tuple[str, ...]:
         "none" if row.scan.gap is None else f"{row.scan.gap:.2%}",
         "none" if paper.cost is None else f"{paper.cost:.3f}",
         "none" if paper.gap is None else f"{paper.gap:.1%}",
-        *(f"{row.baselines[name]:.2f}" for name in (CPU, GPU, FETCH)),
+        *(f"{row.baselines[name]:.2f}" for name in (BaselineName.CPU, BaselineName.GPU, BaselineName.FETCH)),
         row.verdict,
         f"{row.exact.seconds:.1f}",
         f"{row.scan.seconds:.1f}",
@@ -169,27 +169,27 @@ def summary(rows: list[Row]) -> dict[str, Any]:
         },
         "pays": sum(row.cost < 1 - WORTHWHILE for row in rows),
         "recommended": sum(row.verdict == "recommended" for row in rows),
-        "below_gpu": sum(row.cost < row.baselines[GPU] for row in rows),
-        "below_fetch": sum(row.cost < row.baselines[FETCH] for row in rows),
+        "below_gpu": sum(row.cost < row.baselines[BaselineName.GPU] for row in rows),
+        "below_fetch": sum(row.cost < row.baselines[BaselineName.FETCH] for row in rows),
     }
 
 
-def say_summary(rows: list[Row], told: dict[str, Any]) -> Iterator[str]:
+def say_summary(rows: list[Row], summed: dict[str, Any]) -> Iterator[str]:
     for solver in HEURISTICS:
-        of = told[solver]
+        of = summed[solver]
         yield (
             f"{solver}: gap to exact median {of['median']:.2%}, {of['least']:.2%} to {of['most']:.2%}; no plan {of['none']}, "
             f"breaks what it claims {of['broken']}, dearer than MIX* {of['dearer_than_mix']} of {of['configurations']}; "
             f"seconds median {of['median_s']:.1f}, most {of['most_s']:.1f}"
         )
-    exact = told["exact"]
+    exact = summed["exact"]
     yield (
         f"exact: seconds median {exact['median_s']:.1f}, most {exact['most_s']:.1f}; not within {GAP:.1%} {exact['over_gap']}, "
         f"breaks what it claims {exact['broken']} of {len(rows)}"
     )
     yield (
-        f"Of {len(rows)}, exact is cheaper than MIX* in {told['pays']}, than GPU in {told['below_gpu']}, than Fetch in "
-        f"{told['below_fetch']}; recommended in {told['recommended']}."
+        f"Of {len(rows)}, exact is cheaper than MIX* in {summed['pays']}, than GPU in {summed['below_gpu']}, than Fetch in "
+        f"{summed['below_fetch']}; recommended in {summed['recommended']}."
     )
     yield "\nWhere offloading pays: exact / MIX*, targets kept\n"
     yield head(("routing", *(f"cap {setting.cap}, {setting.t_rem_ms:g} ms" for setting in GRID)))
@@ -214,12 +214,12 @@ def table(chosen: argparse.Namespace) -> int:
             rows.append(measure(routing, setting, profiles[routing], folder))
             if not chosen.json:
                 print(line(cells(rows[-1])), flush=True)
-    told = summary(rows)
+    summed = summary(rows)
     if chosen.json:
-        print(json.dumps({"rows": [asdict(row) for row in rows], "summary": told}, indent=1))
+        print(json.dumps({"rows": [asdict(row) for row in rows], "summary": summed}, indent=1))
     else:
-        print("\n" + "\n".join(say_summary(rows, told)))
-    broken = sum(told[solver]["broken"] for solver in ("exact", *HEURISTICS))
+        print("\n" + "\n".join(say_summary(rows, summed)))
+    broken = sum(summed[solver]["broken"] for solver in ("exact", *HEURISTICS))
     return 1 if broken else 0
 
 
@@ -229,7 +229,7 @@ def table(chosen: argparse.Namespace) -> int:
 def planner_size(size: Size, folder: Path) -> dict[str, Any]:
     case = asked(drawn(folder, Law("zipf", 1.5), size.spec, hardware(folder, size.setting.cap)), size.setting, folder)
     exact, plan = exact_plan(case)
-    found = heuristic(scan, case, plan.baselines[ALL_LOCAL].cost_usd_per_request, plan.cost_usd_per_request)
+    found = heuristic(scan, case, plan.baselines[BaselineName.ALL_LOCAL].cost_usd_per_request, plan.cost_usd_per_request)
     problem = case.problem()
     columns = len(build_columns(problem, candidate_sets(problem.workload)).count)
     return {"columns": columns, "exact": asdict(exact), "scan": asdict(found), "status": plan.status, "usd": plan.cost_usd_per_request}
@@ -286,19 +286,19 @@ PLAIN_HEAD = ("model", "variables", "rows", "seconds to build, solve", "its own 
 
 
 def sizes(chosen: argparse.Namespace) -> int:
-    told: dict[str, dict[str, Any]] = {}
+    summed: dict[str, dict[str, Any]] = {}
     if not chosen.json:
         print(head(SIZES_HEAD), flush=True)
     for name in chosen.names or MODELS:
         size = MODELS[name]
-        told[name] = {way: in_own_process(name, way) for way in WAYS if way != "plain" or size.plain}
+        summed[name] = {way: in_own_process(name, way) for way in WAYS if way != "plain" or size.plain}
         if not chosen.json:
-            print(line(size_cells(name, size.spec, told[name]["planner"])), flush=True)
+            print(line(size_cells(name, size.spec, summed[name]["planner"])), flush=True)
     if chosen.json:
-        print(json.dumps(told, indent=1))
+        print(json.dumps(summed, indent=1))
         return 0
     print(f"\nThe plain programme, gap {GAP:g}, {ILP_LIMIT_S:g} s:\n\n{head(PLAIN_HEAD)}")
-    for name, ways in told.items():
+    for name, ways in summed.items():
         if "plain" in ways:
             print(line(plain_cells(name, ways["plain"], ways["planner"]["usd"])))
     return 0

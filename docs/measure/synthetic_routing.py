@@ -1,4 +1,4 @@
-"""Draws routing for a model of which there is only a config.json, in a file that `remoe profile MODEL --routing FILE` reads. It is made up.
+"""Draws routing for a model of which there is only a config.json, in a file that `remoe profile import MODEL FILE` reads. It is made up.
 
     python docs/measure/synthetic_routing.py CONFIG.json -o FILE.npz [--zipf 1.5 | --dirichlet 0.1] [--tokens N] [--prompts N] [--seed N]
 

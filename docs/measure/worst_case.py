@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from remoe_cli.plan.paper.bound import Bound, Coverage, PaperBound, calibrate, coverage, expert_coverage, least_first
+from remoe_cli.plan.paper.bound import Coverage, PaperBound, TokenBound, calibrate, coverage, expert_coverage, least_first
 from remoe_cli.profile.record import read_profile
 
 SHARE, SPLITS = 0.7, 100
@@ -33,7 +33,7 @@ def measure(counts: np.ndarray, tokens: np.ndarray, seed: int) -> Iterator[tuple
     known, held = split(len(counts), seed)
     _, layers, experts = counts.shape
     top_k = round(float((counts.sum(axis=2) / tokens[:, None]).max()))
-    bounds: list[Bound] = [PaperBound(layers, experts, top_k, True), PaperBound(layers, experts, top_k)]
+    bounds: list[TokenBound] = [PaperBound(layers, experts, top_k, True), PaperBound(layers, experts, top_k)]
     bounds.append(calibrate(counts[known], tokens[known], top_k))
     order = least_first(counts[known])
     for bound in bounds:

@@ -1,1 +1,1 @@
-"""The command line: each module parses one subcommand's options, calls one function, and shows the result."""
+"""The command line. Each command has a module that declares its options, calls the library and shows the result."""

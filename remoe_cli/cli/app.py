@@ -1,16 +1,13 @@
-"""The `remoe` command. The only place that turns an exception into an exit code.
-
-0 ok · 1 failure · 2 usage · 3 infeasible plan · 4 over budget · 5 held by another · 6 partly deployed · 130 interrupted
-"""
+"""The `remoe` command: its groups and commands, and the only place that turns an exception into an exit code."""
 
 from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated, Any
+from textwrap import fill
+from typing import Annotated, ClassVar
 
 import typer
-from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from remoe_cli import __version__
@@ -25,34 +22,93 @@ from remoe_cli.cli import (
     package,
     plan,
     predict,
-    profile,
+    profile_import,
+    profile_measure,
     profile_merge,
+    profile_run,
     serve,
     status,
 )
+from remoe_cli.cli.groups import Command, Group, examples
+from remoe_cli.cli.renamed import new_name
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.settings import debug
 
 
-class _Commands(TyperGroup):
-    """Names of commands may have two words: `remoe profile` is one command, `remoe profile merge` another."""
+class _Remoe(Group):
+    panels: ClassVar = {
+        "Start here": ("demo",),
+        "Pipeline": ("profile", "predict", "plan", "package", "deploy", "infer"),
+        "Operate": ("serve", "status", "logs", "destroy"),
+        "Prices": ("catalog",),
+    }
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        two = " ".join(args[:2])
-        return super().resolve_command(ctx, [two, *args[2:]] if two in self.commands else args)
+
+class _Profile(Group):
+    default = "run"
 
 
-app = typer.Typer(
-    name="remoe",
-    cls=_Commands,
-    help="Run mixture-of-experts models with rarely used experts in serverless functions.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+EXIT_CODES = {
+    0: "ok",
+    1: "failure",
+    2: "wrong usage",
+    3: "no plan meets the targets",
+    4: "over budget",
+    5: "held by another process",
+    6: "partly deployed",
+    130: "interrupted",
+}
+_EPILOG = f"""\
+Start with 'remoe demo', which needs no account. 'remoe COMMAND --help' shows examples.
+Words such as TTFT, top-k and cold start are explained in docs/reference/glossary.md.
+{fill("Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".", 90)}"""
+
+
+def _group(help: str, epilog: str, cls: type[Group] = Group, completion: bool = False) -> typer.Typer:
+    return typer.Typer(
+        cls=cls,
+        help=help,
+        epilog=epilog,
+        add_completion=completion,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"max_content_width": 100},
+    )
+
+
+app = _group(
+    """Run a mixture-of-experts (MoE) language model with its rarely used experts in serverless functions.
+
+    Each MoE layer has many experts (small networks); its router picks a few of them for each token. remoe records which experts your
+    prompts use, plans which experts to keep in the main function and which to move into functions of their own (the remote experts),
+    deploys both, and shows what an answer took and cost.
+    """,
+    _EPILOG,
+    _Remoe,
+    completion=True,
 )
-for module in (demo, profile, profile_merge, predict, plan, catalog_update, package, deploy, infer, serve, status, logs, destroy):
-    app.command(name=module.__name__.rpartition(".")[2].replace("_", " "))(module.command)
+profile = _group(
+    """Record which experts a model uses on your prompts, and how long things take.
+
+    'remoe profile MODEL ...' is short for 'remoe profile run MODEL ...'.
+    """,
+    examples("remoe profile ~/models/olmoe --data prompts.jsonl -o profiles/olmoe", "remoe profile run --help"),
+    _Profile,
+)
+catalog = _group(
+    """Keep catalogs, the files of hardware and prices that 'remoe plan' reads.""",
+    examples("remoe catalog update -o prices/aws.toml", "remoe plan profiles/olmoe -o plans/olmoe.json --catalog prices/aws.toml"),
+)
+app.add_typer(profile, name="profile")
+app.add_typer(catalog, name="catalog")
+for group, modules in (
+    (app, (demo, predict, plan, package, deploy, infer, serve, status, logs, destroy)),
+    (profile, (profile_run, profile_import, profile_measure, profile_merge)),
+    (catalog, (catalog_update,)),
+):
+    for module in modules:
+        name = module.__name__.rpartition(".")[2].rpartition("_")[2]
+        group.command(name, cls=Command, epilog=module.EXAMPLES)(module.command)
 
 
 def _print_version(value: bool) -> None:
@@ -74,12 +130,13 @@ def main() -> None:
 
 
 def run() -> int:
+    """Run the command line and return its exit code, one of EXIT_CODES."""
     try:
-        return int(app(standalone_mode=False) or 0)
+        return int(app(prog_name="remoe", standalone_mode=False) or 0)
     except TyperException as error:
-        if not (message := error.format_message()):
-            return 2  # no arguments: the help text has been printed
-        output.fail(UsageError(message, "Run the command with --help to see its options."))
+        context = getattr(error, "ctx", None)  # every usage error has one
+        command = context.command_path if context else "remoe"
+        output.fail(UsageError(new_name(command, error) or error.format_message(), f"See '{command} --help'."))
         return UsageError.exit_code
     except RemoeError as error:
         _traceback()

@@ -8,24 +8,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remoe_cli.cli import output
+from remoe_cli.cli.groups import examples
 
 if TYPE_CHECKING:
     from remoe_cli.plan.catalog.update import Price
 
+EXAMPLES = examples("remoe catalog update -o prices/aws.toml", "remoe catalog update prices/aws.toml -o prices/aws.toml")
+
 
 def command(
-    out: Annotated[Path, typer.Option("-o", "--output", help="The copy, such as catalogs/aws.toml; may be CATALOG's own file.")],
-    catalog: Annotated[str, typer.Argument(help="A catalog's name or a TOML file.")] = "aws-us-east-1",
+    out: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The new catalog, such as prices/aws.toml; may be CATALOG's own file.")
+    ],
+    catalog: Annotated[
+        str, typer.Argument(metavar="CATALOG", help="A catalog's name or a .toml file; its hardware and prices are the start.")
+    ] = "aws-us-east-1",
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Fetch AWS's public price list (no account needed) and write a copy of the catalog with its prices; comments are not copied."""
+    """Copy a catalog with the prices that AWS publishes today. Needs no account.
+
+    Comments and the order of the file are kept.
+    """
     from remoe_cli.errors import UsageError
     from remoe_cli.plan.catalog.catalog import read_catalog
     from remoe_cli.plan.catalog.update import update
 
     if out.is_dir() or out.suffix != ".toml":
-        raise UsageError(f"{out} is no file name of a catalog.", "Give the copy a name that ends in .toml, such as catalogs/aws.toml.")
+        raise UsageError(f"{out} is not a file name for a catalog.", "Give the copy a name that ends in .toml, such as catalogs/aws.toml.")
     updated = update(read_catalog(catalog), out, say=output.say)
     if missing := updated.not_found:
         output.say(f"Not in AWS's price list, kept as they were: {', '.join(missing)}.")

@@ -11,6 +11,7 @@ import typer
 
 from remoe_cli.cli import infer, output
 from remoe_cli.cli import plan as plan_command
+from remoe_cli.cli.groups import examples
 
 if TYPE_CHECKING:
     from remoe_cli.profile.prompts import PromptSet
@@ -20,6 +21,8 @@ QUESTION = "What is the capital of France?"
 REMOTE_SHARE = 0.25
 _NEW_TOKENS, _PROMPT_TOKENS, _BATCH = 32, 512, 16
 
+EXAMPLES = examples("remoe demo", "remoe demo --verbose   # with the tables of layers")
+
 
 class Dtype(StrEnum):
     bfloat16 = "bfloat16"
@@ -27,17 +30,19 @@ class Dtype(StrEnum):
 
 
 def command(
-    dtype: Annotated[Dtype, typer.Option(help="Number type of the demo checkpoint.")] = Dtype.bfloat16,
+    dtype: Annotated[Dtype, typer.Option(help="Number type of the model's weights.")] = Dtype.bfloat16,
+    verbose: output.VerboseOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Fetch a real small model, then profile, plan, deploy and ask it, on this machine. Needs no account."""
+    """Profile, plan, deploy and ask a real small model on this machine. Needs no account."""
     from remoe_cli import artifacts
-    from remoe_cli.deploy.local import lifecycle, target
+    from remoe_cli.deploy.local.target import LocalTarget
+    from remoe_cli.deploy.target import DeployOptions
     from remoe_cli.model.demo import demo_model
     from remoe_cli.plan.build import make_plan
     from remoe_cli.plan.catalog.catalog import read_catalog
-    from remoe_cli.plan.problem.request import Wanted
+    from remoe_cli.plan.problem.request import PlanRequest
     from remoe_cli.runtime.client import answer
     from remoe_cli.settings import cache_dir
 
@@ -57,19 +62,19 @@ def command(
     share = f"{REMOTE_SHARE:.0%}"
     output.say(f"4/5 Deploy, with {share} of the experts forced out to show the remote path at work")
     forced_path = folder / "plan-remote.json"
-    forced = make_plan(profile, catalog, Wanted(remote_share=REMOTE_SHARE))
+    forced = make_plan(profile, catalog, PlanRequest(remote_share=REMOTE_SHARE))
     artifacts.write_json(forced_path, forced)
     if not output.is_json():
         plan_command.show(forced, forced_path)
     name = f"remoe-demo-{os.getpid()}"
-    with output.progress("Packaging functions") as progress:
-        deployed = target.deploy(forced_path, name, rtt_ms=0.0, say=output.say, progress=progress)
+    here = LocalTarget(output.console())
+    deployed = here.deploy(forced_path, name, DeployOptions())
     try:
         output.say(f"5/5 Ask: {QUESTION}\n")
         on_text = (lambda text: None) if output.is_json() else output.piece
-        document = answer(target.reach(name), QUESTION, 64, on_text, predict=infer.predictor_of(forced_path))
+        document = answer(here.main_address(name), QUESTION, 64, on_text, expected=infer.expected_cost_of(forced_path))
     finally:
-        lifecycle.destroy(name)
+        here.destroy(name)
     output.result(
         {
             "model": str(model),

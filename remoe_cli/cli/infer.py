@@ -8,59 +8,52 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remoe_cli.cli import output
-from remoe_cli.cli.target import ProfileOption, RegionOption, Target, TargetOption, account, only_on_aws
+from remoe_cli.cli.groups import examples
+from remoe_cli.cli.options import DataOption, FieldOption, PromptOption, texts_of
+from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import RemoeError, UsageError
 
 if TYPE_CHECKING:
-    from remoe_cli.runtime.client import Endpoint
-    from remoe_cli.runtime.prediction import Predict
+    from remoe_cli.runtime.expected_cost import ExpectedCost
+
+EXAMPLES = examples(
+    "remoe infer demo --prompt 'What is the capital of France?'",
+    "remoe infer demo --data prompts.jsonl --json > answers.jsonl   # one JSON document a line",
+    "git diff | remoe infer demo --prompt -",
+)
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="A deployment.")],
-    prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
-    input: Annotated[str | None, typer.Option("--input", help="A file of prompts, as for 'remoe profile'; one answer each.")] = None,
-    field: Annotated[str, typer.Option(help="Field of the prompts that holds the text.")] = "prompt",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    target: TargetOption = Target.local,
+    name: NameArgument,
+    prompt: PromptOption = None,
+    data: DataOption = None,
+    field: FieldOption = "prompt",
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Longest answer, in tokens.")] = 256,
+    target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Stream the answer to a prompt, then its receipt. With --input and --json, one document a line."""
-    from remoe_cli.cli.prompts import read_prompts
+    """Ask a deployment, and show the answer and a receipt: its times and costs beside the predicted ones."""
     from remoe_cli.runtime.client import answer
 
-    if (prompt is None) == (input is None):
-        raise UsageError("Give either --prompt TEXT or --input FILE.", "See 'remoe infer --help'.")
-    only_on_aws(target, region=region, profile=profile)
-    endpoint, predict = _reach_on_aws(name, region, profile) if target is Target.aws else _reach_here(name)
+    if (prompt is None) == (data is None):
+        raise UsageError("Give either --prompt TEXT or --data FILE.", "See 'remoe infer --help'.")
+    deployed = pick(target, region, profile)
+    address, expected = deployed.main_address(name), expected_cost_of(deployed.deployed_plan(name))
     on_text = (lambda piece: None) if output.is_json() else output.piece
-    for text in read_prompts(str(input), field).texts if prompt is None else (prompt,):
-        document = answer(endpoint, text, max_new_tokens, on_text, predict=predict)
+    for text in texts_of(prompt, data, field):
+        document = answer(address, text, max_new_tokens, on_text, expected=expected)
         output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
 
 
-def _reach_here(name: str) -> tuple[Endpoint, Predict | None]:
-    from remoe_cli.deploy.local import target
-
-    return target.reach(name), predictor_of(target.plan_path(name))
-
-
-def _reach_on_aws(name: str, region: str | None, profile: str | None) -> tuple[Endpoint, Predict | None]:
-    from remoe_cli.deploy.aws.reach import reach, told
-
-    where = account(region, profile)
-    return reach(where, name), predictor_of(told(where, name, "plan.json"))
-
-
-def predictor_of(plan: Path) -> Predict | None:
+def expected_cost_of(plan: Path) -> ExpectedCost | None:
     """What the plan predicts; None, with a message, where its profile is not at hand."""
-    from remoe_cli.runtime.prediction import predictor
+    from remoe_cli.runtime.expected_cost import expected_cost
 
     try:
-        return predictor(plan)
+        return expected_cost(plan)
     except RemoeError as error:
         output.say(f"Receipts have no prediction: {error.message}")
         return None

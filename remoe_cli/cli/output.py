@@ -21,13 +21,14 @@ from remoe_cli.errors import RemoeError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from remoe_cli.deploy.progress import Report
+    from remoe_cli.deploy.console import Console, Overview, Report
 
 
 @dataclass
 class _Mode:
     json: bool = False
     quiet: bool = False
+    verbose: bool = False
 
 
 _mode = _Mode()
@@ -43,22 +44,32 @@ def _set_quiet(value: bool) -> bool:
     return value
 
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.", callback=_set_json)]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no progress.", callback=_set_quiet)]
+def _set_verbose(value: bool) -> bool:
+    _mode.verbose = value
+    return value
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.", callback=_set_json)]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no messages and no progress.", callback=_set_quiet)]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print the tables of layers too.", callback=_set_verbose)]
 
 
 def is_json() -> bool:
     return _mode.json
 
 
+def is_verbose() -> bool:
+    return _mode.verbose
+
+
 def say(message: str) -> None:
-    """A message for the user, on stderr."""
+    """Print a message for the user on stderr."""
     if not _mode.quiet:
         print(message, file=sys.stderr, flush=True)
 
 
 def result(document: BaseModel | Mapping[str, Any], show: Callable[[], None]) -> None:
-    """The command's result: the document with --json, else whatever `show` prints for people."""
+    """Print the command's result: the document with --json, else what `show` prints for people."""
     if not _mode.json:
         show()
         return
@@ -67,17 +78,17 @@ def result(document: BaseModel | Mapping[str, Any], show: Callable[[], None]) ->
 
 
 def line(text: str = "") -> None:
-    """A line of a human result, on stdout; square brackets are kept as they are."""
+    """Print a line of the result for people on stdout."""
     print(text, flush=True)
 
 
 def piece(text: str) -> None:
-    """A piece of streamed text, on stdout, without a line end."""
+    """Print a piece of streamed text on stdout, without a line end."""
     print(text, end="", flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout: first column to the left, numbers to the right."""
+    """Print a table on stdout, the first column aligned left and all others right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -91,9 +102,29 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def ask(question: str) -> bool:
-    """A question on stderr that only 'y' or 'yes' answers with yes."""
+    """Ask on stderr; return whether the answer on stdin is 'y' or 'yes'."""
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def show_overview(overview: Overview) -> None:
+    """Print tables, and the sentences that belong under them, on stdout."""
+    for each in overview.tables:
+        table(each.title, each.columns, each.rows)
+    for remark in overview.remarks:
+        line(remark)
+
+
+def console(*, yes: bool = False) -> Console:
+    """Make the console of a command that deploys; with `yes` it agrees to everything without a question."""
+    from remoe_cli.deploy.console import NO_OVERVIEW, Console
+
+    def agree(question: str, overview: Overview = NO_OVERVIEW) -> bool:
+        if not is_json():
+            show_overview(overview)
+        return yes or ask(question)
+
+    return Console(say, progress, agree)
 
 
 @contextmanager
@@ -128,7 +159,7 @@ def _lines(title: str, unit: str, done: int, total: int | None, what: str = "") 
 
 
 def fail(error: RemoeError) -> None:
-    """An error: with --json the document {"error": ..} on stdout, else one line and its hint on stderr."""
+    """Print an error: with --json the document {"error": ...} on stdout, else its message and hint on stderr."""
     if _mode.json or "--json" in sys.argv:
         document = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
         print(json.dumps(document, ensure_ascii=False), flush=True)

@@ -1,4 +1,4 @@
-"""`remoe package`: what a deployment consists of, as files; or the container image of its main function."""
+"""`remoe package`: the files of a deployment, or the container image of its main function."""
 
 from __future__ import annotations
 
@@ -8,22 +8,31 @@ from typing import Annotated
 import typer
 
 from remoe_cli.cli import output
+from remoe_cli.cli.groups import examples
+from remoe_cli.cli.options import PlanArgument
 from remoe_cli.errors import UsageError
+
+EXAMPLES = examples(
+    "remoe package plans/olmoe.json -o olmoe-package",
+    "remoe package plans/olmoe.json --image --repository ACCOUNT.dkr.ecr.REGION.amazonaws.com/remoe",
+)
 
 
 def command(
-    plan: Annotated[Path, typer.Argument(help="A plan made by 'remoe plan'.")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--output", "--context", help="Folder to write; by default named after the plan.")
-    ] = None,
-    image: Annotated[bool, typer.Option("--image", help="Write the build context of the main function's image, and build it.")] = False,
+    plan: PlanArgument,
+    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder to write; by default the plan's name.")] = None,
+    image: Annotated[bool, typer.Option("--image", help="Build the container image of the main function instead.")] = False,
     repository: Annotated[
-        str | None, typer.Option(help="With --image: push it here, such as ACCOUNT.dkr.ecr.REGION.amazonaws.com/remoe.")
+        str | None,
+        typer.Option(metavar="URI", help="With --image: push to this repository, such as ACCOUNT.dkr.ecr.REGION.amazonaws.com/remoe."),
     ] = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Write the expert functions' bundle and the main function's share of the model, and show their sizes; with --image, its image."""
+    """Write a deployment's files and show their sizes, or build the main function's image.
+
+    The files are a bundle for each expert function, and the part of the model that the main function loads.
+    """
     if repository is not None and not image:
         raise UsageError("--repository is for an image.", "Give --image too.")
     if image:
@@ -34,7 +43,7 @@ def command(
 
 def _files(plan_path: Path, folder: Path) -> None:
     from remoe_cli.deploy.inputs import read_inputs
-    from remoe_cli.deploy.main_share import server_config, write_main
+    from remoe_cli.deploy.main_files import server_config, write_main_files
     from remoe_cli.package import bundle
 
     plan, profile, catalog = read_inputs(plan_path)
@@ -42,7 +51,7 @@ def _files(plan_path: Path, folder: Path) -> None:
         made = bundle.build(plan, plan_path, profile, folder / "functions", progress)
     with output.progress("Writing the main function's share", of_bytes=True) as progress:
         config = server_config(plan, profile, catalog, made, lambda entry: f"{plan_path.stem}-{entry}")
-        share = write_main(config, plan_path, folder / "main", progress)
+        share = write_main_files(config, plan_path, folder / "main", progress)
     sizes = {f.name: (folder / "functions" / f.shard).stat().st_size for f in made.functions}
     document = {"path": str(folder), "main_bytes": share.bytes, "functions_bytes": sum(sizes.values()), "functions": sizes}
 
@@ -71,7 +80,7 @@ def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
     def show() -> None:
         output.line(f"The build context is {folder}, the image {image.uri}.")
         if commands:
-            output.line("No Docker answers here. To build and push it elsewhere:")
+            output.line("Docker is not running here. To build and push the image elsewhere:")
         for each in commands:
             output.line(f"  {each}")
 

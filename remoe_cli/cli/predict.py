@@ -1,4 +1,4 @@
-"""`remoe predict`: which experts a prompt will use, before it runs; and how well that can be told."""
+"""`remoe predict`: which experts a new prompt will use, and how well each predictor knows that."""
 
 from __future__ import annotations
 
@@ -8,54 +8,82 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remoe_cli.cli import output
+from remoe_cli.cli.groups import examples
+from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, read_data, texts_of
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from remoe_cli.model.chat import Prompt
     from remoe_cli.predict.evaluate import Evaluation
     from remoe_cli.predict.fate import Fate
-    from remoe_cli.predict.history import History, Prompts, View
+    from remoe_cli.predict.history import History, PromptFeatures, View
     from remoe_cli.profile.record import Profile
 
 _SHOWN = 3
 
+_EVALUATION, _ADVANCED = "Evaluation", "Advanced"
+
+EXAMPLES = examples(
+    "remoe predict profiles/olmoe --prompt 'Write a haiku about rivers.'",
+    "remoe predict profiles/olmoe --data tomorrow.jsonl -o predicted.safetensors",
+    "remoe predict profiles/olmoe --evaluate --plot scores.png",
+)
+
 
 def command(
-    profile: Annotated[Path, typer.Argument(help="A profile made by 'remoe profile'.")],
-    prompt: Annotated[str | None, typer.Option(help="One prompt.")] = None,
-    input: Annotated[str | None, typer.Option("--input", help="A file of prompts, as for 'remoe profile'.")] = None,
-    field: Annotated[str, typer.Option(help="Field of the prompts that holds the text.")] = "prompt",
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="Write the predictions here, as .safetensors.")] = None,
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="Score all predictors on held-out prompts of the profile.")] = False,
-    folds: Annotated[int, typer.Option(min=2, help="Folds of the evaluation.")] = 5,
-    fate: Annotated[bool, typer.Option("--fate", help="Evaluate Fate too, which loads the model's routers.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the evaluation here (.png, .svg or .pdf).")] = None,
-    vectors_from: Annotated[
-        str | None, typer.Option(help="Checkpoint whose embeddings make the prompt vectors; needs the profiled prompts in --data.")
+    profile: ProfileArgument,
+    prompt: PromptOption = None,
+    data: DataOption = None,
+    field: FieldOption = "prompt",
+    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write all predictions here, as .safetensors.")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Score all predictors on prompts of the profile instead.", rich_help_panel=_EVALUATION)
+    ] = False,
+    folds: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Parts of the profile; each is predicted from the others.", rich_help_panel=_EVALUATION)
+    ] = 5,
+    fate: Annotated[
+        bool,
+        typer.Option("--fate", help="Score Fate too: it asks the model's own routers, which it loads.", rich_help_panel=_EVALUATION),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the scores here (.png, .svg or .pdf).", rich_help_panel=_EVALUATION)
     ] = None,
-    data: Annotated[str | None, typer.Option("--data", help="The prompts that were profiled, for --vectors-from.")] = None,
+    vectors_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Compare prompts by this model's embeddings, not by the profiled model's; needs --profiled-data.",
+            rich_help_panel=_ADVANCED,
+        ),
+    ] = None,
+    profiled_data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The prompts that were profiled, for --vectors-from.", rich_help_panel=_ADVANCED)
+    ] = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Predict the activation frequencies of prompts, or with --evaluate score the predictors on the profile's own."""
-    from remoe_cli.cli.prompts import read_prompts
+    """Predict how often new prompts will use each expert, or score the predictors.
+
+    The prediction is learned from the profile's prompts. The model is not run.
+    """
     from remoe_cli.profile.record import read_profile
 
-    if (prompt is not None) + (input is not None) + evaluate != 1:
-        raise UsageError("Give one of --prompt TEXT, --input FILE or --evaluate.", "See 'remoe predict --help'.")
+    if (prompt is not None) + (data is not None) + evaluate != 1:
+        hint = "--data holds new prompts; --profiled-data the profile's own." if data else "See 'remoe predict --help'."
+        raise UsageError("Give one of --prompt TEXT, --data FILE or --evaluate.", hint)
     if not evaluate and (plot or fate):
         raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
     read = read_profile(profile)
 
-    from remoe_cli.predict.history import histories, prompts_of  # imports torch, for which a wrong path need not wait
+    from remoe_cli.predict.history import features_of, histories  # imports torch, for which a wrong path need not wait
 
-    known = prompts_of(read, vectors_from, None if data is None else read_prompts(data, field))
+    known = features_of(read, vectors_from, None if profiled_data is None else read_data(profiled_data, field))
     views = histories(read, known)
     if evaluate:
         _evaluate(read, views, _fate(read, known) if fate else None, folds, plot)
     else:
-        texts = read_prompts(str(input), field).texts if prompt is None else (prompt,)
-        _predict(read, views["request"], texts, out)
+        _predict(read, views["request"], texts_of(prompt, data, field), out)
 
 
 def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out: Path | None) -> None:
@@ -63,12 +91,12 @@ def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out:
 
     from remoe_cli.artifacts import write_arrays
     from remoe_cli.model.chat import as_text
-    from remoe_cli.predict.history import prompts_from
+    from remoe_cli.predict.history import features_from
     from remoe_cli.predict.train import trained
 
     predictor = trained(profile, history)
     settings = profile.record.settings
-    prompts = prompts_from(history.prompts.table, texts, settings.max_prompt_tokens if settings else None)
+    prompts = features_from(history.prompts.table, texts, settings.max_prompt_tokens if settings else None)
     activation = predictor.predict(prompts)
     low, high = predictor.interval(prompts)
     if out is not None:
@@ -95,7 +123,9 @@ def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out:
             for layer, best in zip(layers, document["most_used"], strict=True)
         ]
         output.table(f"Most used experts of {as_text(texts[0])[:60]!r}", ("layer", *(f"{i + 1}." for i in range(len(rows[0]) - 1))), rows)
-        output.line(f"Predictor: {predictor.record.default}; in brackets where the share lies in {predictor.fitted.coverage:.0%} of cases.")
+        output.line(
+            f"Predictor: {predictor.record.default}. In {predictor.fitted.coverage:.0%} of cases the share is in the range in brackets."
+        )
         if out is not None:
             output.line(f"All {len(texts)} predictions: {out}")
 
@@ -107,13 +137,13 @@ def _layers(profile: Profile) -> list[int]:
     return list(profile.record.spec.moe_layers if routing.layers is None else routing.layers)
 
 
-def _fate(profile: Profile, known: Prompts) -> Fate:
+def _fate(profile: Profile, known: PromptFeatures) -> Fate:
     from remoe_cli.model.checkpoint import find
     from remoe_cli.predict.fate import ask_routers
 
     if profile.record.vectors is not None or known.table.checkpoint.name != profile.record.model.path:
         raise UsageError(
-            "Fate asks the model's own routers about its own tokens, and this profile's vectors are another model's.", "Leave --fate out."
+            "Fate needs the routers of the profiled model, but this profile's vectors come from another model.", "Leave --fate out."
         )
     output.say("Asking the model's routers about every token of the prompts")
     return ask_routers(find(profile.record.model.path), known.bags.tokens, _layers(profile))
@@ -146,7 +176,7 @@ def _evaluate(profile: Profile, views: dict[View, History], fate: Fate | None, f
     def show() -> None:
         for one in found:
             _show(one)
-        output.line(f"Semantic and activation similarity of prompts correlate with r = {pairs.correlation:.2f}.")
+        output.line(f"Similar meaning and similar use of experts correlate with r = {pairs.correlation:.2f} over pairs of prompts.")
         if winner:
             output.line(
                 f"Default predictor of this profile: {winner.default} (least divergence on {winner.validation_prompts} held-out prompts)."
@@ -172,4 +202,4 @@ def _show(one: Evaluation) -> None:
     rows.append(("perfect (noise floor)", f"{one.noise_floor_bits:.4f}", "", f"{one.oracle_remote_hit_share:.1%}", "", ""))
     header = ("predictor", "divergence, bits", "std. error", "remote hits at 50%", "build s", "search ms")
     output.table(f"{one.view}: {one.prompts} prompts", header, rows)
-    output.line(f"Intervals of {one.interval_nominal:.0%} held {one.interval_coverage:.1%} of the held-out frequencies.\n")
+    output.line(f"{one.interval_nominal:.0%} intervals contain {one.interval_coverage:.1%} of the held-out frequencies.\n")

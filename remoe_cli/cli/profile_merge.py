@@ -1,4 +1,4 @@
-"""`remoe profile merge`: shards that were profiled apart, joined into the profile of the whole."""
+"""`remoe profile merge`: slices that were profiled apart, joined into the profile of the whole."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from typing import Annotated
 
 import typer
 
-from remoe_cli.cli import output, profile
+from remoe_cli.cli import output
+from remoe_cli.cli.groups import examples
+from remoe_cli.cli.profile_shared import OutOption, finish
+
+EXAMPLES = examples("remoe profile merge part-1 part-2 part-3 part-4 -o profiles/model")
 
 
 def command(
-    shards: Annotated[list[Path], typer.Argument(help="All profiles made with --shard 1/N to N/N, in any order.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Directory of the profile of the whole.")],
+    slices: Annotated[
+        list[Path], typer.Argument(metavar="SLICE", help="All profiles made with --shard 1/N to N/N, in any order.", show_default=False)
+    ],
+    out: OutOption,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Join the shards of a profile into exactly the profile that one machine would have made."""
+    """Join the slices of a profile into exactly the profile that one machine would have made."""
     from remoe_cli.profile.merge import merge
 
-    profile.finish(merge([shard.resolve() for shard in shards], out), out)
+    finish(merge([folder.resolve() for folder in slices], out), out)

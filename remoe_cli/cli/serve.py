@@ -7,26 +7,24 @@ from typing import Annotated
 import typer
 
 from remoe_cli.cli import output
-from remoe_cli.cli.target import ProfileOption, RegionOption, Target, TargetOption, account, only_on_aws
+from remoe_cli.cli.groups import examples
+from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
+
+EXAMPLES = examples("remoe serve demo", "remoe serve olmoe --target aws --port 9000   # the main function here, the experts on AWS")
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="A deployment.")],
-    target: TargetOption = Target.local,
+    name: NameArgument,
+    target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8080,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65_535, metavar="PORT", help="Port to listen on.")] = 8080,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Load the main function's share here and answer over HTTP until interrupted: GET /ping, POST /invocations."""
-    only_on_aws(target, region=region, profile=profile)
-    if target is Target.aws:
-        from remoe_cli.deploy.aws.reach import serve as serve_on_aws
+    """Run a deployment's main function on this machine, until you press Ctrl-C.
 
-        serve_on_aws(account(region, profile), name, host, port, output.say)
-    else:
-        from remoe_cli.deploy.local.target import serve
-
-        serve(name, host, port, output.say)
+    It loads the local experts and all other weights, calls the deployed expert functions, and answers GET /ping and POST /invocations.
+    """
+    pick(target, region, profile).serve(name, host, port)

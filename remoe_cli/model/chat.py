@@ -1,7 +1,8 @@
-"""What a model is asked: one text of the user, or the messages of a conversation. Nothing heavy is imported here.
+"""What a model is asked: one text of the user, or the messages of a conversation.
 
 Messages are those of OpenAI's chat API, which chat templates take. Names of roles that other formats use are brought to its four:
-system, user, assistant and tool; `developer` is `system`, as models make no difference between the two.
+system, user, assistant and tool; `developer` is `system`, as models make no difference between the two. This module imports
+nothing heavy: clients and readers of files need no tokenizer.
 """
 
 from __future__ import annotations
@@ -23,12 +24,19 @@ _ROLES = {
 # Besides role and content, what chat templates look at.
 _KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 _DEPTH = 64  # of tools and of the calls of tools
-_MEND = "Mend the row."
+_CORRECT = "Correct the row."
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in their order, each with `role` and `content` (a text), as chat templates take them; `tools` are JSON schemas."""
+    """Messages as chat templates take them.
+
+    messages   in their order, each with `role` and `content` (a text)
+    tools      the JSON schemas of the tools that the model may call
+
+    >>> as_text(conversation([{"from": "human", "value": "Why?"}], where="a.json"))
+    'Why?'
+    """
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Any, ...] = ()
@@ -52,7 +60,7 @@ def is_message(value: object) -> bool:
 
 
 def conversation(messages: Sequence[object], tools: object = None, *, where: str) -> Conversation:
-    """Check messages and bring them to one form; system messages without text are left out.
+    """Check messages and bring them to one form, without system messages that have no text.
 
     The content of a message is a text, or a list of parts of text, which are joined by line ends as vLLM does. Arguments of tool calls
     become objects, which is what chat templates expect.
@@ -63,7 +71,7 @@ def conversation(messages: Sequence[object], tools: object = None, *, where: str
     checked = [_message(message, f"{where}: message {number}") for number, message in enumerate(messages, 1)]
     tools = _parsed(tools, f"{where}: the field 'tools'") if isinstance(tools, str) and tools.strip() else tools or ()
     if not isinstance(tools, Sequence) or isinstance(tools, str):
-        raise UsageError(f"{where}: the tools are of type {type(tools).__name__}, not a list.", _MEND)
+        raise UsageError(f"{where}: the tools are of type {type(tools).__name__}, not a list.", _CORRECT)
     return Conversation(
         tuple(message for message in checked if message["role"] != "system" or message["content"].strip()),
         tuple(_plain(tool, f"{where}: the field 'tools'") for tool in tools),
@@ -72,21 +80,20 @@ def conversation(messages: Sequence[object], tools: object = None, *, where: str
 
 def _message(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise UsageError(f"{where} is of type {type(value).__name__}, not an object with role and content.", _MEND)
-    name = value.get("role", value.get("from"))
+        raise UsageError(f"{where} is of type {type(value).__name__}, not an object with role and content.", _CORRECT)
+    name = value.get("role") or value.get("from")
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise UsageError(f"{where} has the role {name!r}, which is not known.", f"Known are {', '.join(_ROLES)}.")
-    message: dict[str, Any] = {"role": role, "content": _plain(content_text(value.get("content", value.get("value")), where), where)}
-    message |= {key: _plain(value[key], where) for key in _KEPT if value.get(key)}
-    for call in message.get("tool_calls", ()):
-        if isinstance(call, dict) and isinstance(function := call.get("function"), dict) and isinstance(function.get("arguments"), str):
-            function["arguments"] = _arguments(function["arguments"])
-    return message
+    content = value["value"] if value.get("content") is None and "value" in value else value.get("content")
+    kept = {key: value[key] for key in _KEPT if value.get(key)}
+    if isinstance(calls := kept.get("tool_calls"), list):
+        kept["tool_calls"] = [_with_arguments(call) for call in calls]
+    return {"role": role, "content": _plain(_content_text(content, where), where), **_plain(kept, where)}
 
 
-def content_text(content: object, where: str) -> str:
-    """Return a message's content as one text; raises UsageError for content that is not text, such as an image."""
+def _content_text(content: object, where: str) -> str:
+    """Join a message's content to one text; raises UsageError for what is not text, such as an image."""
     if content is None or isinstance(content, str):
         return content or ""
     parts = content if isinstance(content, list) else [content]
@@ -100,33 +107,37 @@ def content_text(content: object, where: str) -> str:
     return "\n".join(texts)
 
 
-def _arguments(text: str) -> object:
+def _with_arguments(call: object) -> object:
+    """Replace the arguments of a tool call, which are JSON as text in OpenAI's API, by the object."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
     try:
-        parsed = json.loads(text)
+        arguments = json.loads(function["arguments"])
     except (ValueError, RecursionError):
-        return text
-    return parsed if isinstance(parsed, dict) else text
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _parsed(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is text that is not JSON ({error}).", _MEND) from None
+        raise UsageError(f"{where} is text that is not JSON ({error}).", _CORRECT) from None
 
 
 def _plain(value: object, where: str, depth: int = _DEPTH) -> Any:
-    """Copy a value that JSON can hold, without the nulls that columns of tables fill in; raises UsageError for any other."""
+    """Copy a value without the nulls that tables fill in; raises UsageError for what JSON cannot hold."""
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise UsageError(f"{where} holds half of a surrogate pair.", _MEND)
+            raise UsageError(f"{where} holds half of a surrogate pair.", _CORRECT)
         return value
     if depth == 0:
-        raise UsageError(f"{where} is nested more than {_DEPTH} levels deep.", _MEND)
+        raise UsageError(f"{where} is nested more than {_DEPTH} levels deep.", _CORRECT)
     if isinstance(value, Mapping):
         return {_plain(str(key), where): _plain(item, where, depth - 1) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
         return [_plain(item, where, depth - 1) for item in value]
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise UsageError(f"{where} holds {value!r}, which JSON cannot hold.", _MEND)
+    raise UsageError(f"{where} holds {value!r}, which JSON cannot hold.", _CORRECT)

@@ -1,4 +1,4 @@
-"""Prompts to token ids, the same way when profiling and when serving."""
+"""Turning prompts into token ids, in the same way for profiling and for serving."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ _FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """Load the checkpoint's tokenizer; raises ModelError when it has none, or when it or its chat template cannot be used."""
+    """Load the checkpoint's tokenizer.
+
+    Raises: ModelError when it has none, or when it or its chat template cannot be used.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
     except Exception as error:  # a damaged tokenizer.json surfaces as a bare Exception of the tokenizers library
         raise ModelError(
-            f"The tokenizer of {checkpoint.name} cannot be loaded: {reason(error)}", "The checkpoint's folder needs its tokenizer files."
+            f"The tokenizer of {checkpoint.name} cannot be loaded: {reason(error)}",
+            "Put its files into the checkpoint's folder.",
         ) from None
     _check_template(tokenizer, checkpoint)
     return tokenizer
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> None:
-    """Raise what `load_tokenizer` raises, so that a broken chat template is found before anything is deployed.
+    """Find a broken tokenizer or chat template before anything is deployed. No tokenizer at all is no error.
 
-    A checkpoint without a tokenizer passes: expert functions need none.
+    Raises: ModelError, as `load_tokenizer` does.
     """
     if any((checkpoint.path / name).is_file() for name in _FILES):
         load_tokenizer(checkpoint)
@@ -52,14 +56,15 @@ def _check_template(tokenizer: Any, checkpoint: Checkpoint) -> None:
 
 
 def has_chat_template(tokenizer: Any) -> bool:
+    """Tell whether the tokenizer wraps prompts in a chat template."""
     return getattr(tokenizer, "chat_template", None) is not None
 
 
 def encode(tokenizer: Any, prompt: Prompt, limit: int | None = None) -> list[int]:
-    """Token ids of a prompt as it is served: put through the model's chat template when it has one.
+    """Encode a prompt as token ids, inside the model's chat template if it has one.
 
-    A prompt of more than `limit` tokens is cut before the template is applied, so that the template stays whole; of a conversation the
-    longest messages are cut. Without a chat template the messages of a conversation are joined by blank lines.
+    A prompt of more than `limit` tokens is cut first, so that the template stays complete; of a conversation the longest messages are cut.
+    Without a chat template the messages of a conversation are joined by blank lines.
 
     Raises: UsageError, in the template's own words, for a prompt that the template refuses.
     """
@@ -79,7 +84,7 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
 
 
 def content_ids(tokenizer: Any, prompt: Prompt, limit: int | None = None) -> list[int]:
-    """Token ids of a prompt's own texts, without what a template or a tokenizer adds, and cut as `encode` cuts them."""
+    """Encode a prompt's own texts without what a template or the tokenizer adds; cut as `encode` does."""
     return [token for ids in _shortened(_message_ids(tokenizer, prompt), limit) for token in ids]
 
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 from remoe_cli.plan.arrays import Bools
 from remoe_cli.plan.assess.baselines import baselines
-from remoe_cli.plan.assess.robustness import flip, held_out, shifts, turns, unpredicted
-from remoe_cli.plan.assess.verdict import notes, verdict
+from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
+from remoe_cli.plan.assess.verdict import judge, notes
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import evaluate, layer_outcomes
 from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.solve.exact import GAP, Solution, solve
@@ -37,14 +37,14 @@ class _Chosen:
     gain: float = 0.0
 
 
-def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) -> Plan:
-    """The plan that is wanted. Same input, same bytes, unless the time limit cuts the search short.
+def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = None) -> Plan:
+    """The plan that is request. Same input, same bytes, unless the time limit cuts the search short.
 
     Raises InfeasibleError when no plan meets the limits, and what `from_profile`, `forced_sets` and `read_placement` raise.
     """
-    wanted = wanted or Wanted()
-    problem, aim = make_problem(profile, catalog, wanted), wanted.aim
-    chosen = _choose(problem, wanted)
+    request = request or PlanRequest()
+    problem, aim = make_problem(profile, catalog, request), request.aim
+    chosen = _choose(problem, request)
     others = baselines(problem, aim)
     outcome = evaluate(problem, chosen.placement)
     value = aim.value(outcome)
@@ -54,11 +54,11 @@ def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) 
         chosen, outcome, value = replace(chosen, placement=local.placement, gain=0.0), local.outcome, aim.value(local.outcome)
     bound = None if chosen.bound is None else min(chosen.bound, value)
     gap = None if bound is None else (value - bound) / value if value > 0 else 0.0
-    said, reason = verdict(problem, aim, chosen.placement, outcome, others)
-    examined = wanted.examine and problem.workload.trace.shape[0] > 0
-    window = None
+    judgement = judge(problem, aim, chosen.placement, outcome, others)
+    examined = request.examine and problem.workload.trace.shape[0] > 0
+    searched = None
     if examined:
-        window = unpredicted(problem, profile, aim, chosen.placement) if wanted.routing else held_out(problem, profile, aim)
+        searched = unpredicted(problem, profile, aim, chosen.placement) if request.routing else held_out(problem, profile, aim)
     workload = problem.workload
     return Plan(
         profile=Source(path=str(profile.path), sha256=profile.sha256),
@@ -77,19 +77,20 @@ def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) 
             kinds=workload.lengths if len(workload.lengths) > 1 else (),
             requests_per_hour=workload.requests_per_hour,
             cold_share=workload.cold_share,
-            routing=wanted.routing,
+            routing=request.routing,
         ),
         invocations=problem.invocations,
         targets=Targets(ttft_s=aim.ttft_s, tpot_s=aim.tpot_s, budget_usd=aim.budget_usd),
         objective=aim.objective,
-        placement=chosen.method,
+        method=chosen.method,
         **outcome.model_dump(),
         lower_bound_usd=bound if aim.objective == "cost" else None,
         lower_bound_s=bound if aim.objective != "cost" else None,
         gap=gap,
         status=_status(chosen, gap),
-        verdict=said,
-        reason=reason,
+        verdict=judgement.verdict,
+        basis=judgement.basis,
+        reason=judgement.reason,
         notes=tuple([*notes(problem, chosen.placement, chosen.method, chosen.gain), *_bound_note(profile, chosen)]),
         main=chosen.placement.main,
         instances=chosen.placement.instances,
@@ -97,23 +98,23 @@ def make_plan(profile: Profile, catalog: Catalog, wanted: Wanted | None = None) 
         costs=_costs(problem, chosen.placement, outcome),
         baselines=others.priced,
         missing=others.missing,
-        robustness=tuple([*shifts(problem, aim, chosen.placement), *([window] if window else [])]) if examined else (),
-        turns=tuple(turns(problem, aim, chosen.placement, local)) if examined else (),
-        flip=flip(problem, aim) if examined else None,
+        scenarios=tuple([*scenarios(problem, aim, chosen.placement), *([searched] if searched else [])]) if examined else (),
+        break_evens=tuple(break_evens(problem, aim, chosen.placement, local)) if examined else (),
+        break_even_traffic=break_even_traffic(problem, aim) if examined else None,
     )
 
 
-def _choose(problem: Problem, wanted: Wanted) -> _Chosen:
-    aim = wanted.aim
-    if wanted.placement is not None:
-        return _Chosen(read_placement(wanted.placement, problem), "given", None, False)
-    if wanted.remote_share is not None:
-        forced = _solved(problem, forced_sets(problem.workload, wanted.remote_share), aim, wanted.time_limit_s, None)
-        exact = _exact(problem, wanted)
+def _choose(problem: Problem, request: PlanRequest) -> _Chosen:
+    aim = request.aim
+    if request.placement_file is not None:
+        return _Chosen(read_placement(request.placement_file, problem), "given", None, False)
+    if request.remote_share is not None:
+        forced = _solved(problem, forced_sets(problem.workload, request.remote_share), aim, request.time_limit_s, None)
+        exact = _exact(problem, request)
         return replace(_of(forced, "forced"), bound=exact.bound)
-    match wanted.solver:
+    match request.solver:
         case "exact":
-            return _exact(problem, wanted)
+            return _exact(problem, request)
         case "paper":
             from remoe_cli.plan.paper.heuristic import paper_plan
 
@@ -122,9 +123,9 @@ def _choose(problem: Problem, wanted: Wanted) -> _Chosen:
             found = scan(problem, aim)
     if found is None:
         # A heuristic finds no plan: say what is impossible, or leave it to the solver that finds all.
-        exact = _exact(problem, wanted)
-        return exact if wanted.solver == "scan" else _none(wanted)
-    return replace(_of(found, wanted.solver), bound=None)
+        exact = _exact(problem, request)
+        return exact if request.solver == "scan" else _none(request)
+    return replace(_of(found, request.solver), bound=None)
 
 
 def _bound_note(profile: Profile, chosen: _Chosen) -> list[str]:
@@ -134,22 +135,23 @@ def _bound_note(profile: Profile, chosen: _Chosen) -> list[str]:
     from remoe_cli.plan.paper.bound import measured_note
 
     remote = max(len(layer.remote) for layer in chosen.placement.layers)
-    said = measured_note(profile.counts("prefill"), profile.arrays["prompt_tokens"], profile.record.spec.top_k, remote)
-    return [said] if said else []
+    note = measured_note(profile.counts("prefill"), profile.arrays["prompt_tokens"], profile.record.spec.top_k, remote)
+    return [note] if note else []
 
 
-def _none(wanted: Wanted) -> _Chosen:
+def _none(request: PlanRequest) -> _Chosen:
     from remoe_cli.errors import InfeasibleError
 
     raise InfeasibleError(
-        f"The {wanted.solver} solver finds no plan that meets the targets, though there are some.", "Use --solver exact, or looser targets."
+        f"The {request.solver} solver finds no plan that meets the targets, though there are some.",
+        "Use --solver exact, or looser targets.",
     )
 
 
-def _exact(problem: Problem, wanted: Wanted) -> _Chosen:
+def _exact(problem: Problem, request: PlanRequest) -> _Chosen:
     candidates = candidate_sets(problem.workload)
-    solution = _solved(problem, candidates, wanted.aim, wanted.time_limit_s, scan(problem, wanted.aim))
-    better = improve(problem, wanted.aim, solution) if len(candidates[0]) == problem.spec.experts_per_layer + 1 else solution
+    solution = _solved(problem, candidates, request.aim, request.time_limit_s, scan(problem, request.aim))
+    better = improve(problem, request.aim, solution) if len(candidates[0]) == problem.spec.experts_per_layer + 1 else solution
     return replace(_of(better, "exact"), bound=solution.lower_bound, gain=1 - better.value / solution.value if solution.value else 0.0)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
 
 from remoe_cli.artifacts import Document, Part
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class MainSpec(Part):
@@ -102,7 +107,7 @@ class WorkloadRef(Part):
     kinds: tuple[Lengths, ...] = ()
     requests_per_hour: float | None = None
     cold_share: float = 0.0
-    routing: PredictedRouting | None = Field(default=None, exclude_if=lambda routing: routing is None)
+    routing: PredictedRouting | None = Field(default=None, exclude_if=_is_none)
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:
@@ -117,21 +122,72 @@ class Targets(Part):
     budget_usd: float | None = None
 
 
+class BaselineName(StrEnum):
+    """Another way to run the model.
+
+    ALL_LOCAL  all experts in the main function, on the cheapest main spec that meets the targets
+    MIX        the same on the smallest main spec that holds them
+    CPU, GPU   the whole model in CPU memory, or in GPU memory
+    FETCH      experts in CPU memory that are always on the GPU in time: an ideal that nobody can buy
+    """
+
+    ALL_LOCAL = "all-local"
+    MIX = "mix"
+    CPU = "cpu"
+    GPU = "gpu"
+    FETCH = "fetch"
+
+
+GPU_BY_USE = "gpu-by-use"  # the `spec` of a baseline on GPU memory that is bought by the GB-second
+
+
 class Baseline(Outcome):
-    """Another way to run the model. `spec` is what it runs on, `meets` whether it meets the targets, `assumed` what it takes for granted;
-    one that nobody can buy as it stands is `ideal` and does not decide the verdict."""
+    """Cost and latency of another way to run the model.
+
+    spec        name of the main spec or instance that it runs on, or GPU_BY_USE
+    instances   how many of them
+    meets       whether it meets the targets
+    assumed     for people: what it takes for granted
+    ideal       nobody can buy it as it stands, so it does not decide the verdict
+    """
 
     spec: str
+    instances: int = 1
     meets: bool
     assumed: str = ""
     ideal: bool = False
 
 
-class Shift(Outcome):
-    """The plan under other circumstances: `what` changed, whether it still meets the targets, and what the best plan known for these
-    circumstances would cost, where that was looked for."""
+class ScenarioKind(StrEnum):
+    """What differs from what the plan was made for.
 
-    what: str
+    CALL_OVERHEAD     the warm overhead of an invocation (t_rem), by a factor
+    FUNCTION_PRICE    what expert functions cost, by a factor
+    EVEN_ROUTING      a share of the tokens is routed to all experts evenly, instead of as recorded
+    PROFILE_ROUTING   requests route as all of the profile's prompts together, instead of as predicted
+    HELD_OUT_PROMPTS  the plan is made from every other prompt of the profile and judged on the rest
+    """
+
+    CALL_OVERHEAD = "call-overhead"
+    FUNCTION_PRICE = "function-price"
+    EVEN_ROUTING = "even-routing"
+    PROFILE_ROUTING = "profile-routing"
+    HELD_OUT_PROMPTS = "held-out-prompts"
+
+
+class Scenario(Outcome):
+    """Cost and latency of the plan where something differs from what it was made for.
+
+    value             the factor of CALL_OVERHEAD and FUNCTION_PRICE, the share of EVEN_ROUTING; None for the others
+    planned_prompts, judged_prompts    how many prompts HELD_OUT_PROMPTS planned and judged on; None for the others
+    meets             whether the plan still meets the targets
+    best_usd          what the best known plan for the scenario costs; None where none was looked for
+    """
+
+    kind: ScenarioKind
+    value: float | None = Field(default=None, exclude_if=_is_none)
+    planned_prompts: int | None = Field(default=None, exclude_if=_is_none)
+    judged_prompts: int | None = Field(default=None, exclude_if=_is_none)
     meets: bool
     best_usd: float | None = None
 
@@ -153,16 +209,22 @@ class Costs(Part):
     layers_usd: tuple[float, ...]
 
 
-class Turn(Part):
-    """Where the choice between sending experts away and `against` turns: at `at` `what` (such as 1.7 times t_rem, 0.3 of the tokens routed
-    evenly); None when it does not, within 1/64 to 64 times or 0 to all."""
+WIDEST_FACTOR = 64  # break-evens are looked for between this factor and its inverse
 
-    what: str
-    against: str
+
+class BreakEven(Part):
+    """Break-even between remote experts and the baseline `against`: where both cost the same.
+
+    parameter   CALL_OVERHEAD, FUNCTION_PRICE or EVEN_ROUTING
+    at          the factor, or the share of the tokens; None where there is none up to WIDEST_FACTOR, or from none of the tokens to all
+    """
+
+    parameter: ScenarioKind
+    against: BaselineName
     at: float | None
 
 
-class Flip(Part):
+class BreakEvenTraffic(Part):
     """Traffic at which a main function paid by use and an always-on instance cost the same, and what each is."""
 
     by_use: str
@@ -170,24 +232,48 @@ class Flip(Part):
     requests_per_hour: float
 
 
+class Basis(StrEnum):
+    """Why the verdict is what it is. `Plan.reason` says it in a sentence.
+
+    TOO_FEW_TOKENS            the profile traced too few tokens to tell how often experts are used
+    MISSES_TARGET             the plan misses a target
+    NOTHING_ELSE_FITS         no main function holds all experts, and no other baseline can be bought and meets the targets
+    OTHERS_MISS_TARGETS       all experts local can be bought, but no baseline meets the targets
+    CHEAPER                   the plan costs less than every baseline that can be bought and meets the targets
+    DEARER_THAN_WHOLE_MODEL   the whole model on CPUs or a GPU costs less, or as good as the same
+    DEARER_THAN_ALL_LOCAL     all experts local costs less than this plan with remote experts, or as good as the same
+    ALL_LOCAL_IS_CHEAPEST     the plan has no remote experts
+    """
+
+    TOO_FEW_TOKENS = "too-few-tokens"
+    MISSES_TARGET = "misses-target"
+    NOTHING_ELSE_FITS = "nothing-else-fits"
+    OTHERS_MISS_TARGETS = "others-miss-targets"
+    CHEAPER = "cheaper"
+    DEARER_THAN_WHOLE_MODEL = "dearer-than-whole-model"
+    DEARER_THAN_ALL_LOCAL = "dearer-than-all-local"
+    ALL_LOCAL_IS_CHEAPEST = "all-local-is-cheapest"
+
+
 Objective = Literal["cost", "tpot", "ttft"]
 Method = Literal["exact", "scan", "paper", "forced", "given"]
 Status = Literal["optimal", "within-gap", "time-limit", "forced", "heuristic", "given"]
-Verdict = Literal["recommended", "not recommended", "insufficient evidence"]
+Verdict = Literal["recommended", "not-recommended", "insufficient-evidence"]
 
 
 class Plan(Document):
     """One placement, what it costs, how sure that is, and what else there is.
 
-    placement       who chose it; `exact` is optimal among what `notes` say
+    method          how the placement was chosen; `exact` is optimal among what `notes` say
     lower_bound_usd, lower_bound_s    no plan has less of the objective, in its unit; None of the other, and for what has no bound
     gap             (value - lower bound) / value of the objective. A forced placement carries the bound of the exact plan that it is
                     compared with; a scan, the paper's heuristic and a given placement have none
-    notes           whole sentences: what was assumed, and what the numbers leave out
-    missing         baselines that cannot be reckoned, and why
+    basis, reason   why the verdict is what it is, for programs and for people
+    notes           for people: what was assumed, and what the numbers leave out
+    missing         for people: why a baseline cannot be priced
     """
 
-    schema_version: str = "remoe.plan/3"
+    schema_version: str = "remoe.plan/4"
     profile: Source
     catalog: Source
     prices_of: str
@@ -196,7 +282,7 @@ class Plan(Document):
     invocations: Literal["per-layer", "per-expert"] = "per-layer"
     targets: Targets
     objective: Objective
-    placement: Method
+    method: Method
     cost_usd_per_request: float
     ttft_s: float
     tpot_s: float
@@ -205,17 +291,18 @@ class Plan(Document):
     gap: float | None
     status: Status
     verdict: Verdict
+    basis: Basis
     reason: str
     notes: tuple[str, ...]
     main: MainSpec
     instances: int = 1
     layers: tuple[LayerPlan, ...]
     costs: Costs
-    baselines: dict[str, Baseline]
-    missing: dict[str, str] = Field(default_factory=dict)
-    robustness: tuple[Shift, ...] = ()
-    turns: tuple[Turn, ...] = ()
-    flip: Flip | None = None
+    baselines: dict[BaselineName, Baseline]
+    missing: dict[BaselineName, str] = Field(default_factory=dict)
+    scenarios: tuple[Scenario, ...] = ()
+    break_evens: tuple[BreakEven, ...] = ()
+    break_even_traffic: BreakEvenTraffic | None = None
 
     @property
     def outcome(self) -> Outcome:

@@ -27,7 +27,16 @@ from remoe_cli.model.spec import MoeSpec, read_spec
 from remoe_cli.profile.latency_record import Latency
 from remoe_cli.profile.merge import Arrays, join, refuse_foreign
 from remoe_cli.profile.prompts import PromptSet
-from remoe_cli.profile.record import TRACE_TOKENS, DatasetRef, ModelRef, Profile, ProfileRecord, Settings, Shard, write_profile
+from remoe_cli.profile.record import (
+    TRACE_TOKENS,
+    DatasetRef,
+    DatasetShard,
+    ModelRef,
+    Profile,
+    ProfileRecord,
+    RecordingSettings,
+    write_profile,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +51,7 @@ class Inputs(artifacts.Document):
     schema_version: str = "remoe.profile-inputs/2"
     model: ModelRef
     dataset: DatasetRef
-    settings: Settings
+    settings: RecordingSettings
     spec: MoeSpec
 
 
@@ -79,9 +88,9 @@ def profile(
             field=prompts.field,
             prompts=len(prompts.texts),
             sha256=prompts.sha256,
-            shard=Shard(number=shard[0], of=shard[1]) if shard else None,
+            shard=DatasetShard(number=shard[0], of=shard[1]) if shard else None,
         ),
-        settings=Settings(
+        settings=RecordingSettings(
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
             batch_size=batch_size,

@@ -1,8 +1,8 @@
-"""Asking a main function that runs: one prompt in, text as it comes and the answer document out, wherever the function is.
+"""Ask a main function that runs: send one prompt, pass its text on, return the answer document.
 
-Http        a server of ours, streamed
-LambdaMain  a Lambda function, on AWS or on the local twin: the text comes at once, as Lambda's Python runtime does not stream
-SageMaker   an endpoint of AWS, streamed
+Http         a main server of remoe; text is streamed
+LambdaMain   a Lambda function, on AWS or on the local twin; the text comes whole, as Lambda's Python runtime does not stream
+SageMaker    a SageMaker endpoint; text is streamed
 """
 
 from __future__ import annotations
@@ -17,44 +17,27 @@ import httpx
 
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt
+from remoe_cli.runtime.failures import failure, kind_of
 
 if TYPE_CHECKING:
-    from remoe_cli.runtime.prediction import Predict
+    from remoe_cli.runtime.expected_cost import ExpectedCost
 
 # Errors keep their kind across the wire, so that the exit code is the same as in one process.
 _KINDS: dict[str, type[RemoeError]] = {
     kind.__name__.removesuffix("Error"): kind for kind in (UsageError, ModelError, ArtifactError, InvokeError, DeployError)
 }
-_LOGS = "See 'remoe status NAME' and 'remoe logs NAME'."
-# By the name of Lambda's, SageMaker's or botocore's error: what it means, and what to do.
-_REFUSALS: dict[str, tuple[str, str]] = {
-    "TooManyRequestsException": ("is busy: it answers one request at a time", "Ask again later."),
-    "ThrottlingException": ("is throttled", "Ask again later."),
-    "ServiceUnavailable": ("is not available now", "Ask again later."),
-    "ModelNotReadyException": ("is still loading its model", "Ask again in a few minutes."),
-    "ResourceNotFoundException": ("does not exist", "See 'remoe status', and deploy again."),
-    "ValidationError": ("does not exist or is not yet in service", _LOGS),
-    "AccessDeniedException": ("may not be called with these credentials", "Use those of the account that deployed it."),
-    "ExpiredTokenException": ("may not be called: the credentials have expired", "Sign in again."),
-    "ExpiredToken": ("may not be called: the credentials have expired", "Sign in again."),
-    "UnrecognizedClientException": ("may not be called: the credentials are not valid", "Check the AWS profile."),
-    "NoCredentialsError": ("may not be called: there are no AWS credentials", "Sign in, or set AWS_PROFILE."),
-    "RequestTooLargeException": ("refused the request as too large", "Shorten the prompt."),
-    "Sandbox.Timedout": ("ran out of time", "Ask for fewer tokens."),
-    "Runtime.OutOfMemory": ("ran out of memory", "Plan with a larger main function and deploy again."),
-}
 
 
 @dataclass(frozen=True)
 class Http:
-    """`url` is that of a server that runtime/server.py serves."""
+    """A main server at `url` (runtime/server.py)."""
 
     url: str
 
 
 @dataclass(frozen=True)
 class LambdaMain:
-    """`client` is a Lambda client that waits as long as an answer may take."""
+    """A main function on Lambda. `client` is a Lambda client whose timeout is longer than any answer."""
 
     function: str
     client: Any
@@ -62,28 +45,30 @@ class LambdaMain:
 
 @dataclass(frozen=True)
 class SageMaker:
-    """`client` is a client of sagemaker-runtime."""
+    """A SageMaker endpoint. `client` is a client of sagemaker-runtime."""
 
     endpoint: str
     client: Any
 
 
-Endpoint = Http | LambdaMain | SageMaker
+MainAddress = Http | LambdaMain | SageMaker
 
 
 def answer(
-    endpoint: Endpoint,
+    endpoint: MainAddress,
     prompt: Prompt,
     max_new_tokens: int,
     on_text: Callable[[str], None],
     *,
     calls: bool = False,
-    predict: Predict | None = None,
+    expected: ExpectedCost | None = None,
 ) -> dict[str, Any]:
-    """The answer document for one prompt, with the times of its invocations if `calls`, and in its receipt what `predict` says.
+    """Ask one prompt; call `on_text` with each piece of text; return the answer document.
 
-    Raises UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function cannot
-    be reached or ends in mid-answer.
+    With `calls` the document has the times of every invocation. With `expected` its receipt has what the plan predicts for this request.
+
+    Raises: UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function is not
+    reached or ends before the answer is complete.
     """
     asked = {"prompt": prompt} if isinstance(prompt, str) else prompt.to_json()
     request = asked | {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
@@ -98,14 +83,14 @@ def answer(
         on_text(event["text"])
     if document is None:
         raise _gone(endpoint, "it closed the stream without an answer")
-    if predict is not None:
+    if expected is not None:
         receipt = document["receipt"]
-        receipt["predicted"] = predict(receipt["prompt_tokens"], receipt["generated_tokens"] - 1).model_dump(mode="json")
+        receipt["predicted"] = expected(receipt["prompt_tokens"], receipt["generated_tokens"] - 1).model_dump(mode="json")
     return document
 
 
-def _events(endpoint: Endpoint, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the main function says: {"text": ..} for each piece, then {"answer": ..} or {"error": ..}."""
+def _events(endpoint: MainAddress, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what the main function sends: {"text": ..} for each piece, then {"answer"} or {"error"}."""
     match endpoint:
         case Http(url):
             yield from _http(endpoint, url, request)
@@ -136,8 +121,8 @@ def _lambda(endpoint: LambdaMain, function: str, client: Any, request: dict[str,
         raise _refused(endpoint, error) from None
     if "FunctionError" in response:
         kind, message = document.get("errorType", "Unknown"), document.get("errorMessage", "no message")
-        what, hint = _REFUSALS.get(kind, ("failed", _LOGS))
-        raise InvokeError(f"{_named(endpoint)} {what} ({kind}: {message}).", hint)
+        known = failure(kind)
+        raise InvokeError(f"{_named(endpoint)} {known.meaning or 'failed'} ({kind}: {message}).", known.hint)
     if "error" not in document:
         yield {"text": document["text"]}
     yield document if "error" in document else {"answer": document}
@@ -161,7 +146,7 @@ def _sagemaker(endpoint: SageMaker, name: str, client: Any, request: dict[str, A
 
 
 def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of a stream that comes in parts of any length."""
+    """Split a stream that comes in parts of any length into lines."""
     rest = b""
     for part in parts:
         *lines, rest = (rest + part).split(b"\n")
@@ -177,16 +162,14 @@ def _said(error: Any) -> dict[str, Any] | None:
         return None
 
 
-def _refused(endpoint: Endpoint, error: Exception) -> RemoeError:
-    response: dict[str, Any] = getattr(error, "response", None) or {}  # of some connection errors it is None
-    kind = response.get("Error", {}).get("Code") or type(error).__name__
-    if kind not in _REFUSALS:
-        return _gone(endpoint, f"{kind}: {error}")
-    what, hint = _REFUSALS[kind]
-    return DeployError(f"{_named(endpoint)} {what}.", hint)
+def _refused(endpoint: MainAddress, error: Exception) -> RemoeError:
+    known = failure(kind_of(error))
+    if known.meaning:
+        return DeployError(f"{_named(endpoint)} {known.meaning}.", known.hint)
+    return _gone(endpoint, f"{known.kind}: {error}")
 
 
-def _named(endpoint: Endpoint) -> str:
+def _named(endpoint: MainAddress) -> str:
     match endpoint:
         case Http(url):
             return f"The main server at {url}"
@@ -196,7 +179,7 @@ def _named(endpoint: Endpoint) -> str:
             return f"The SageMaker endpoint {name}"
 
 
-def _gone(endpoint: Endpoint, how: str) -> DeployError:
+def _gone(endpoint: MainAddress, how: str) -> DeployError:
     return DeployError(
         f"{_named(endpoint)} ended before the answer was complete ({how}).",
         "It may be starting again: repeat the command, or see 'remoe status NAME' and 'remoe logs NAME'.",

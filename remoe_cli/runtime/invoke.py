@@ -1,7 +1,6 @@
-"""One call of an expert function through Lambda's Invoke API: the same code for AWS and for the local twin.
+"""Invoke one expert function through Lambda's Invoke API, on AWS and on the local twin alike.
 
-boto3's own retries are off: a retry costs time and money, so it is decided here, where the deadline is known
-(`resilience.py`), and counted in the receipt.
+boto3's own retries are off. A retry costs time and money, so this module decides it (failures.py), and the receipt counts it.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import FrameError, from_wire, to_wire
-from remoe_cli.runtime.resilience import RETRIES, pause_s
+from remoe_cli.runtime.failures import RETRIES, failure, kind_of, pause_s
 
 # The line that Lambda appends to every invocation's log, here and there.
 _REPORT = re.compile(
@@ -25,26 +25,16 @@ _REPORT = re.compile(
 )
 
 _HEALTH = b'{"health": true}'
-_REPLACE = "The shard in the bucket is not the one that was deployed: deploy the plan again."
-# What mends a function's own errors (function/errors.py).
-_HINTS = {
-    "ShardDigestError": _REPLACE,
-    "ShardTruncatedError": _REPLACE,
-    "ShardMissingError": _REPLACE,
-    "ShardDeniedError": "The function's role needs s3:GetObject on its shard, which must be in the bucket: deploy the plan again.",
-    "ShardUnreachableError": "S3 did not answer the function: see the region's state, and the function's network if it is in a VPC.",
-    "FunctionMemoryError": "Plan again with more memory for its functions, and deploy that.",
-    "FunctionStorageError": "The function's ephemeral storage must hold its shard: deploy the plan again.",
-}
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """What one answered call was: the money side comes from Lambda's own REPORT lines.
+    """One answered invocation. Its billing comes from Lambda's own REPORT lines.
 
-    `billed_ms` and `billed_tries` include tries that failed in the function: Lambda bills those too. `duration_ms` and
-    `init_ms` are the last try's. `elapsed_s` is the whole wait as the caller knows it; `compute_s` is what the answer says that its
-    experts took.
+    elapsed_s       the whole wait, as the caller measured it
+    duration_ms     of the last try; init_ms too, None when the instance was warm
+    billed_ms       of all tries, billed_tries of them: Lambda also bills tries that failed in the function
+    compute_s       what computing the experts took, as the answer says
     """
 
     function: str
@@ -61,7 +51,10 @@ class Invocation:
 
     @property
     def sample(self) -> tuple[int, float, float, float]:
-        """Bytes on the wire both ways, and seconds waited, in the function and computing (profile/latency_record.py)."""
+        """Return wire bytes both ways, and seconds waited, in the function, and computing.
+
+        Profiles store it (profile/latency_record.py).
+        """
         return self.request_bytes + self.response_bytes, self.elapsed_s, self.duration_ms / 1000, self.compute_s
 
 
@@ -71,8 +64,15 @@ class _FunctionFailed(Exception):
         self.kind, self.log = kind, log
 
 
-def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any:
-    """A Lambda client. With an endpoint (the local twin) it needs no account: its credentials are placeholders."""
+# (connections at once, timeout in s of one invocation) -> a Lambda client
+Connect = Callable[[int, float], Any]
+
+
+def make_client(endpoint: str | None, connections: int, timeout_s: float, session: Any = None) -> Any:
+    """Make a Lambda client for the local twin at `endpoint`, or for AWS if that is None.
+
+    On AWS it uses the credentials of `session`, else those of the environment. The twin needs no account: its credentials are placeholders.
+    """
     import boto3
     from botocore.config import Config
 
@@ -85,6 +85,8 @@ def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any
         # Payloads are built here and always valid; checking them costs as much as sending them.
         parameter_validation=False,
     )
+    if session is not None:
+        return session.client("lambda", config=config)
     if endpoint is None:
         return boto3.client("lambda", region_name=os.environ.get("AWS_REGION"), config=config)
     # The twin is on loopback: a proxy that the environment names must not come between.
@@ -95,7 +97,10 @@ def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any
 
 
 def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]:
-    """Send a frame, return the answer's frame; raises InvokeError after the retries that its kind of failure allows."""
+    """Send a frame to a function and return the frame of its answer.
+
+    Raises: InvokeError for a failure that is final, or when the retries are used up.
+    """
     answer, invocation = _try(client, function, to_wire(frame))
     try:
         return from_wire(answer), invocation
@@ -106,12 +111,12 @@ def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]
 
 
 def ping(client: Any, function: str) -> Invocation:
-    """Start an instance of the function, if none is warm, without any work for it; raises as `invoke` does."""
+    """Start an instance of the function if none is warm. Raises: what `invoke` raises."""
     return _try(client, function, _HEALTH)[1]
 
 
 def health(client: Any, function: str) -> dict[str, Any]:
-    """What the function says of itself (function/handler.py); raises as `invoke` does."""
+    """Return what the function says about itself (function/handler.py). Raises: what `invoke` raises."""
     return dict(json.loads(_try(client, function, _HEALTH)[0]))
 
 
@@ -122,16 +127,13 @@ def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
         try:
             answer, log = _call(client, function, body)
         except Exception as error:
-            kind = _kind(error)
+            kind = error.kind if isinstance(error, _FunctionFailed) else kind_of(error)
             if isinstance(error, _FunctionFailed) and (report := _REPORT.search(error.log)):
                 failed.append(int(report["billed"]))
             wait = pause_s(kind, attempt)
             if wait is None:
                 tried = f" after {attempt + 1} tries" if attempt else ""
-                raise InvokeError(
-                    f"The expert function {function} failed{tried}: {error}",
-                    _HINTS.get(kind, "See 'remoe logs NAME' for what it printed, 'remoe status NAME' for its state."),
-                ) from error
+                raise InvokeError(f"The expert function {function} failed{tried}: {error}", failure(kind).hint) from error
             time.sleep(wait)
             continue
         report = _REPORT.search(log)
@@ -163,14 +165,3 @@ def _call(client: Any, function: str, body: bytes) -> tuple[bytes, str]:
         error = json.loads(payload or b"{}")
         raise _FunctionFailed(error.get("errorType", "Unknown"), error.get("errorMessage", "no message"), log)
     return payload, log
-
-
-def _kind(error: Exception) -> str:
-    """A stable name of the failure: the function's error type, the API's error code, or the exception's class."""
-    from botocore.exceptions import ClientError
-
-    if isinstance(error, _FunctionFailed):
-        return error.kind
-    if isinstance(error, ClientError):
-        return str(error.response.get("Error", {}).get("Code", "ClientError"))
-    return type(error).__name__

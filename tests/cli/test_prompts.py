@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from remoe_cli.cli.prompts import read_prompts
+from remoe_cli.cli.options import read_data
 
 
-@pytest.mark.parametrize(("content", "said"), [("a\n\n \nb\n", "2 rows of"), ("a\n\nb\n", "1 row of"), ("a\nb\n", "")])
-def test_rows_that_are_left_out_are_counted(content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("content", "message"), [("a\n\n \nb\n", "2 rows of"), ("a\n\nb\n", "1 row of"), ("a\nb\n", "")])
+def test_rows_that_are_left_out_are_counted(content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text(content)
-    assert read_prompts(str(tmp_path / "a.txt"), "prompt").texts == ("a", "b")
+    assert read_data(str(tmp_path / "a.txt"), "prompt").texts == ("a", "b")
     error = capsys.readouterr().err
-    assert (said in error) if said else not error
+    assert (message in error) if message else not error

@@ -44,7 +44,7 @@ def test_float32_answers_are_token_for_token_those_of_transformers(stage: Stage,
     with ThreadPoolExecutor(1) as asking:
         for some in in_time([EVERY_16TH[i : i + 2] for i in range(0, len(EVERY_16TH), 2)], least=1):
             prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in some))
-            asked = asking.submit(remoe, "infer", "float32", "--input", str(prompts), "--max-new-tokens", "64")
+            asked = asking.submit(remoe, "infer", "float32", "--data", str(prompts), "--max-new-tokens", "64")
             expected += [(ids, reference_answer(model, ids, 64)[0]) for ids in (encode(tokenizer, p) for p in some)]
             answers += asked.result()
     equal = [(a["prompt_token_ids"], a["token_ids"]) == e for a, e in zip(answers, expected, strict=True)]
@@ -139,7 +139,7 @@ def test_an_impossible_target_exits_3_and_names_the_limit(stage: Stage, tmp_path
     document = remoe("plan", profile, "-o", str(plan), "--tpot", str(least))
     assert document["tpot_s"] <= least
     assert document["gap"] <= 1e-3 and 0 < document["lower_bound_usd"] <= document["cost_usd_per_request"]
-    assert document["verdict"] == "not recommended" and "all-local" in document["baselines"]
+    assert document["verdict"] == "not-recommended" and "all-local" in document["baselines"]
 
 
 def test_two_that_need_the_demo_model_at_once_build_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def test_a_file_that_is_not_the_one_that_was_built_is_refused(name: str, how: st
 
 def test_a_broken_manifest_is_refused(bundle: Path) -> None:
     (bundle / "manifest.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="has schema None"):
+    with pytest.raises(ArtifactError, match="has the schema None"):
         read(bundle)
 
 

@@ -15,8 +15,8 @@ from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.loader import Keep, load, read_config, skeleton
-from remoe_cli.package import share
-from remoe_cli.package.share import MANIFEST, MainManifest, seal, write_share
+from remoe_cli.package import partial_checkpoint
+from remoe_cli.package.partial_checkpoint import MANIFEST, MainManifest, seal, write_partial_checkpoint
 from tests.support.families import EXPERTS, FAMILIES, build, save
 
 layouts = pytest.mark.parametrize("fused", [False, True], ids=["hub-layout", "fused-layout"])
@@ -41,7 +41,7 @@ def test_a_share_loads_to_what_the_checkpoint_does(family: str, fused: bool, tmp
     save(family, torch.bfloat16, tmp_path / "whole", fused)
     keep = _uneven(tmp_path / "whole")
     done: list[tuple[int, int]] = []
-    write_share(find(str(tmp_path / "whole")), keep, tmp_path / "share", lambda *pair: done.append(pair))
+    write_partial_checkpoint(find(str(tmp_path / "whole")), keep, tmp_path / "share", lambda *pair: done.append(pair))
     assert _same(load(find(str(tmp_path / "share")), keep), load(find(str(tmp_path / "whole")), keep))
     held = sum(t.numel() * t.element_size() for f in (tmp_path / "share").glob("*.safetensors") for t in load_file(f).values())
     assert done[-1] == (held, held)
@@ -51,7 +51,7 @@ def test_a_share_loads_to_what_the_checkpoint_does(family: str, fused: bool, tmp
 def test_a_share_holds_no_more_than_it_says(fused: bool, tmp_path: Path) -> None:
     save("mixtral", torch.bfloat16, tmp_path / "whole", fused)
     whole, folder = find(str(tmp_path / "whole")), tmp_path / "share"
-    write_share(whole, {0: (1, 4, 6), 1: (2,)}, folder)
+    write_partial_checkpoint(whole, {0: (1, 4, 6), 1: (2,)}, folder)
     assert _same(load(find(str(folder)), {0: (4,)}), load(whole, {0: (4,)}))
     for keep in ({0: (0,)}, {0: (1,), 1: (4,)}, None):
         with pytest.raises(ModelError, match=r"share does not hold expert [04] of layer [01]\."):
@@ -61,11 +61,11 @@ def test_a_share_holds_no_more_than_it_says(fused: bool, tmp_path: Path) -> None
 @layouts
 def test_weights_in_many_files_stay_below_the_limit(fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build("gpt_oss", torch.bfloat16).save_pretrained(tmp_path / "whole", save_original_format=not fused, max_shard_size="100KB")
-    monkeypatch.setattr(share, "_FILE_BYTES", 20_000)
-    monkeypatch.setattr(share, "_COPY_BYTES", 1_000)
+    monkeypatch.setattr(partial_checkpoint, "_FILE_BYTES", 20_000)
+    monkeypatch.setattr(partial_checkpoint, "_COPY_BYTES", 1_000)
     whole = find(str(tmp_path / "whole"))
     keep = {0: (2, 3, 7), 1: (5,)}
-    write_share(whole, keep, tmp_path / "share")
+    write_partial_checkpoint(whole, keep, tmp_path / "share")
     assert not (tmp_path / "share" / "model.safetensors.index.json").exists()
     files = sorted((tmp_path / "share").glob("*.safetensors"))
     assert len(files) > len(whole.weight_files) > 2
@@ -82,7 +82,7 @@ def test_a_config_without_a_number_type_gets_that_of_the_whole_checkpoint(tmp_pa
     save_file({n: t.float() for n, t in tensors.items() if "experts" in n}, weights.with_name("a.safetensors"))
     save_file({n: t for n, t in tensors.items() if "experts" not in n}, weights)
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "dtype"}))
-    write_share(find(str(tmp_path / "whole")), {}, tmp_path / "share")
+    write_partial_checkpoint(find(str(tmp_path / "whole")), {}, tmp_path / "share")
     part = load(find(str(tmp_path / "share")), {})
     assert part.dtype == torch.float32 and _same(part, load(find(str(tmp_path / "whole")), {}))
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_that_lacks_a_kept_expert_is_refused(tmp_path: Path) -> Non
     down = "model.layers.1.mlp.experts.down_proj"
     save_file({n: t[:6].clone() if n == down else t for n, t in load_file(weights).items()}, weights)
     with pytest.raises(ModelError, match=rf"has 6 experts in {down}"):
-        write_share(find(str(tmp_path / "whole")), {1: (7,)}, tmp_path / "share")
+        write_partial_checkpoint(find(str(tmp_path / "whole")), {1: (7,)}, tmp_path / "share")
 
 
 def test_the_manifest_names_every_other_file(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_the_manifest_names_every_other_file(tmp_path: Path) -> None:
     (tmp_path / "whole" / "pytorch_model.bin").write_bytes(b"not read")
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
-        write_share(find(str(tmp_path / "whole")), {0: (1,)}, folder)
+        write_partial_checkpoint(find(str(tmp_path / "whole")), {0: (1,)}, folder)
         (folder / "plan.json").write_text("{}")
         seal(folder)
     manifest = read_json(folders[0] / MANIFEST, MainManifest)

@@ -80,8 +80,8 @@ def tamperings() -> dict[str, Any]:
         "lower_bound_usd": scale("lower_bound_usd", 1.01),
         "gap": lambda data: data.update(gap=0.01),
         "status": lambda data: data.update(status="forced"),
-        "status placement": lambda data: data.update(placement="forced"),
-        "verdict": lambda data: data.update(verdict="not recommended"),
+        "status method": lambda data: data.update(method="forced"),
+        "verdict": lambda data: data.update(verdict="not-recommended"),
         "targets ttft": lambda data: data["targets"].update(ttft_s=data["ttft_s"] * 0.999),
         "targets tpot": lambda data: data["targets"].update(tpot_s=data["tpot_s"] * 0.999),
         "main": lambda data: data["main"].update(memory_mb=data["main"]["memory_mb"] + 1),
@@ -125,32 +125,29 @@ def test_the_verifier_catches_a_payload_over_the_limit(paying: tuple[Profile, Ca
 
 def test_remote_is_chosen_and_recommended_where_it_pays(recommended: Plan) -> None:
     plan = recommended
-    assert plan.verdict == "recommended"
+    assert (plan.verdict, plan.basis) == ("recommended", "cheaper")
     assert plan.gap <= 1e-3
     assert sum(len(layer.remote) for layer in plan.layers) >= 6
     saving = 1 - plan.cost_usd_per_request / plan.baselines["all-local"].cost_usd_per_request
     assert saving > 0.05
-    assert number(plan.reason, r"requests: ([\d.]+)% less") == pytest.approx(100 * saving, abs=0.05)
 
 
 def test_all_local_where_remote_cannot_pay(tmp_path: Path) -> None:
     profile = synthetic_profile(tmp_path, **NOT)
     plan = plan_of(profile, tiny_catalog({"menu": menu()}))
-    assert plan.verdict == "not recommended"
+    assert (plan.verdict, plan.basis) == ("not-recommended", "all-local-is-cheapest")
     assert not any(layer.remote for layer in plan.layers)
     assert plan.outcome.model_dump().items() <= plan.baselines["all-local"].model_dump().items()
-    saved = number(plan.reason, r"saves \$([\d.e-]+) per million requests in main memory")
-    assert saved < number(plan.reason, r"would cost \$([\d.e-]+) per million in invocations")
 
 
 def test_a_forced_plan_sends_the_least_used_share_and_says_what_it_costs(tmp_path: Path) -> None:
     profile = synthetic_profile(tmp_path, **(NOT | {"skew": 2.0}))
     catalog = tiny_catalog({"menu": menu()})
     exact, forced = plan_of(profile, catalog), plan_of(profile, catalog, remote_share=0.5)
-    assert (forced.placement, forced.status, forced.verdict) == ("forced", "forced", "not recommended")
+    assert (forced.method, forced.status, forced.verdict) == ("forced", "forced", "not-recommended")
     assert forced.lower_bound_usd == pytest.approx(exact.lower_bound_usd)
     assert forced.gap > 0.05
-    assert "With 6 experts remote" in forced.reason
+    assert forced.basis == "dearer-than-all-local" and sum(len(layer.remote) for layer in forced.layers) == 6
     for index, layer in enumerate(forced.layers):
         tokens = profile.arrays["prefill_counts"][:, index].sum(0) + profile.arrays["decode_counts"][:, index].sum(0)
         assert set(layer.remote) == set(tokens.argsort(kind="stable")[:2].tolist())
@@ -171,19 +168,13 @@ def test_a_resized_workload_is_that_of_the_profile_at_those_lengths(tmp_path: Pa
         assert (sets == sets_anew).all() and (counts == counts_anew).all()
 
 
-def test_too_few_tokens_are_no_evidence(tmp_path: Path) -> None:
-    plan = plan_of(synthetic_profile(tmp_path, prompts=9, decode_tokens=22), tiny_catalog())
-    assert plan.verdict == "insufficient evidence"
-    assert "198 decode tokens" in plan.reason
-
-
 def test_a_model_too_large_for_any_main_spec(paying: tuple[Profile, Catalog]) -> None:
     profile, _ = paying
     plan = plan_of(profile, tiny_catalog({"menu": menu(2304)}))
     assert "all-local" not in plan.baselines
     assert plan.missing["all-local"].endswith("the largest has 2304 MB")
-    assert plan.verdict == "recommended"
-    assert "less than the whole model on a GPU on g4dn.xlarge" in plan.reason
+    assert (plan.verdict, plan.basis) == ("recommended", "cheaper")
+    assert "the whole model on a GPU" in plan.reason and "g4dn.xlarge" in plan.reason
 
 
 def test_same_input_same_bytes(paying: tuple[Profile, Catalog], tmp_path: Path) -> None:
@@ -199,7 +190,7 @@ def test_a_target_out_of_reach_names_the_least_that_does(target: str, paying: tu
         plan_of(*paying, **{target: 1e-4})  # type: ignore[arg-type]
     assert raised.value.exit_code == 3
     least = number(raised.value.message, r"least \w+ is ([\d.e-]+) s")
-    assert plan_of(*paying, **{target: least}).placement == "exact"  # type: ignore[arg-type]
+    assert plan_of(*paying, **{target: least}).method == "exact"  # type: ignore[arg-type]
     with pytest.raises(InfeasibleError):
         plan_of(*paying, **{target: least * 0.995})  # type: ignore[arg-type]
 
@@ -210,7 +201,7 @@ def test_targets_that_conflict_name_the_least_tpot_at_that_ttft(tmp_path: Path) 
     catalog = tiny_catalog(warm_unbilled_s=0.005, warm_billed_s=0.005)
     ttft, tpot = 0.04, 0.012
     for alone in ({"ttft_s": ttft}, {"tpot_s": tpot}):
-        assert plan_of(profile, catalog, **alone).placement == "exact"  # type: ignore[arg-type]
+        assert plan_of(profile, catalog, **alone).method == "exact"  # type: ignore[arg-type]
     with pytest.raises(InfeasibleError, match="together") as raised:
         plan_of(profile, catalog, ttft_s=ttft, tpot_s=tpot)
     least = number(raised.value.message, r"least TPOT is ([\d.e-]+) s")
@@ -291,7 +282,7 @@ def test_rows_for_people(recommended: Plan) -> None:
     assert all(len(row) == len(HEADER) for row in rows)
     assert id_ranges((0, 1, 2, 5, 7, 8)) == "0-2, 5, 7, 8"
     lines = dict(summary_rows(plan))
-    assert lines["verdict"] == plan.verdict
+    assert lines["verdict"] == plan.verdict.replace("-", " ")
     assert f"${plan.cost_usd_per_request * 1e6:,.4g} per million" in lines["cost"]
     assert isinstance(plan.outcome, Outcome)
-    assert "MIX* (all local)" in [row[0] for row in baseline_rows(plan)]
+    assert "all experts local, cheapest" in [row[0] for row in baseline_rows(plan)]

@@ -86,7 +86,7 @@ def test_aws_is_what_it_says() -> None:
 def test_aws_owns_up_to_its_estimates(field: str) -> None:
     entry = next(entry for entry in read_catalog("aws-us-east-1").provenance if f"function.{field}" in entry.of)
     assert entry.source.startswith("estimate")
-    assert field == "idle_ttl_s" or "remoe profile --target" in entry.source
+    assert field == "idle_ttl_s" or "remoe profile measure" in entry.source
 
 
 def test_paper_is_what_it_says() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,7 @@ import pytest
 from remoe_cli.cli import app
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.plan.catalog import update as catalog_update
-from remoe_cli.plan.catalog.catalog import Catalog, catalog_names, read_catalog
+from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.catalog.update import update
 
 US = "us-east-1"
@@ -209,9 +210,9 @@ def test_what_is_not_listed_is_kept_and_named(server: Server, tmp_path: Path) ->
     assert {"reference.gpus ml.p5.48xlarge", "main.menu ml.g4dn.xlarge", "storage.usd_per_gb_month"} <= set(updated.not_found)
     assert "reference.gpus ml.g5.xlarge" not in updated.not_found
     # The kept ones are as old as they were, and so is the field.
-    day, _, said = source(new, "reference.gpus")
+    day, _, message = source(new, "reference.gpus")
     assert day == source(old, "reference.gpus")[0]
-    assert "ml.p5.48xlarge" in said.partition("; all else")[0] and "ml.g5.xlarge" not in said.partition("; all else")[0]
+    assert "ml.p5.48xlarge" in message.partition("; all else")[0] and "ml.g5.xlarge" not in message.partition("; all else")[0]
     assert source(new, "storage.usd_per_gb_month") == source(old, "storage.usd_per_gb_month")
 
 
@@ -253,7 +254,7 @@ def test_the_region_is_the_one_that_provenance_names(server: Server, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (None, "cannot be fetched: Client error '404"),
         (b"<html>", "is not a price list"),
@@ -262,11 +263,11 @@ def test_the_region_is_the_one_that_provenance_names(server: Server, tmp_path: P
         (functions().replace(b"0.0000144444", b"dear"), "is not a price list"),
     ],
 )
-def test_a_failure_is_one_clear_error_and_writes_nothing(body: bytes | None, said: str, server: Server, tmp_path: Path) -> None:
+def test_a_failure_is_one_clear_error_and_writes_nothing(body: bytes | None, message: str, server: Server, tmp_path: Path) -> None:
     server.files.pop(path("AWSLambda"))
     if body is not None:
         server.files[path("AWSLambda")] = body
-    fails(server.url, said, tmp_path)
+    fails(server.url, message, tmp_path)
 
 
 def test_an_answer_that_ends_early_is_a_failure(server: Server, tmp_path: Path) -> None:
@@ -278,11 +279,11 @@ def test_no_answer_is_a_failure(tmp_path: Path) -> None:
     fails("http://127.0.0.1:1", "cannot be fetched", tmp_path)
 
 
-def fails(url: str, said: str, tmp_path: Path) -> None:
+def fails(url: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "new.toml").write_text("as it was")
     with pytest.raises(RemoeError) as raised:
         update(read_catalog("aws-us-east-1"), tmp_path / "new.toml", base_url=url)
-    assert said in raised.value.message and "AWSLambda/current/us-east-1/index.json" in raised.value.message
+    assert message in raised.value.message and "AWSLambda/current/us-east-1/index.json" in raised.value.message
     assert "network" in raised.value.hint
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("new.toml", "as it was")]
 
@@ -308,20 +309,48 @@ def test_the_command_prints_what_changed(server: Server, tmp_path: Path, capsys:
     for wrong in (tmp_path, tmp_path / "new"):
         monkeypatch.setattr("sys.argv", [*arguments[:-1], str(wrong), "--json"])
         assert app.run() == 2
-    assert "no file name of a catalog" in capsys.readouterr().out
+    assert "is not a file name for a catalog" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", catalog_names())
-def test_a_catalog_is_written_as_it_was_read(name: str, tmp_path: Path) -> None:
-    catalog = read_catalog(name)
-    tables = catalog.model_dump(mode="json", exclude_none=True, exclude={"file", "provenance"})
-    entries = [entry.model_dump() for entry in catalog.provenance]
-    entries[0]["source"] += ' "quoted"\n\\ and über'
-    (tmp_path / "copy.toml").write_text(
-        catalog_update._toml_file(catalog, tables, [entry | {"of": list(entry["of"])} for entry in entries])
-    )
-    copy = read_catalog(str(tmp_path / "copy.toml"))
-    assert copy.provenance[0].source == entries[0]["source"]
-    assert copy.provenance[1:] == catalog.provenance[1:]
-    unchanged = catalog.model_copy(update={"file": copy.file, "provenance": copy.provenance})
-    assert copy == unchanged
+def with_comments(name: str) -> str:
+    """A shipped catalog's text with comments where one may write them."""
+    text = (resources.files("remoe_cli.plan.catalog") / "data" / f"{name}.toml").read_text()
+    text = re.sub(r"^(usd_per_request = [\d.]+)$", r"\1   # the fee", text, flags=re.MULTILINE)
+    after = {"gpus = [\n": "    # dear ones\n"}
+    before = {"[storage]\n": "# what is kept\n", "[[provenance]]\nof = [": "# from whom\n"}
+    for found, comment in (after | before).items():
+        text = text.replace(found, comment + found if found in before else found + comment)
+    return text.replace('hardware = "g5.xlarge" },\n', 'hardware = "g5.xlarge" },  # A10G\n')
+
+
+def parts(text: str) -> tuple[str, list[str]]:
+    """What stands before the provenance, prices of AWS's list left out, and the provenance's entries."""
+    figures, *entries = re.split(r"(?m)^\[\[provenance\]\]\n", text.replace("# from whom\n", ""))
+    blank = re.sub(r"(usd_per_(?:hour|request|1000_\w+|gb_month|storage_gb_second)|x86_64|arm64) = [\d.]+", r"\1", figures)
+    return blank, [entry.strip() for entry in entries]
+
+
+@pytest.mark.parametrize("name", ["aws-us-east-1", "local"])
+def test_comments_and_order_stay(name: str, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(with_comments(name))
+    old = read_catalog(str(tmp_path / "mine.toml"))
+    updated = update(old, tmp_path / "new.toml", base_url=server.url)
+    title, text = (tmp_path / "new.toml").read_text().split("\n", 1)
+    assert title.startswith("# Prices of AWS's price list, written by") and str(date.today()) in title
+    before, after = parts(with_comments(name)), parts(text)
+    assert before[0] == after[0] and before[0].count("# the fee") == 2 and "# A10G" in before[0] and "# what is kept" in before[0]
+    assert text.count("# from whom") == with_comments(name).count("# from whom")
+    priced = {price.field for price in updated.prices}
+    untouched = [entry for entry, was in zip(before[1], old.provenance, strict=True) if not priced & set(was.of)]
+    assert untouched and [entry for entry in after[1] if entry in untouched] == untouched
+    update(read_catalog(str(tmp_path / "new.toml")), tmp_path / "new.toml", base_url=server.url)
+    assert (tmp_path / "new.toml").read_text() == f"{title}\n{text}", "a second update finds nothing to change"
+
+
+def test_a_source_may_hold_any_character(server: Server, tmp_path: Path) -> None:
+    text = (resources.files("remoe_cli.plan.catalog") / "data" / "aws-us-east-1.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace('source = "prices', r'source = "\"quoted\"\n\\ and über: prices'))
+    old = read_catalog(str(tmp_path / "mine.toml"))
+    update(old, tmp_path / "new.toml", base_url=server.url)
+    new = source(read_catalog(str(tmp_path / "new.toml")), "main.menu")[2]
+    assert '"quoted"\n\\ and über: prices' in new and new.endswith(source(old, "main.menu")[2])

@@ -16,8 +16,8 @@ from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import Plan
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import Wanted, make_problem
-from remoe_cli.plan.problem.requests import Requests, one_length
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
+from remoe_cli.plan.problem.traffic import Traffic, one_length
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile
 from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
@@ -41,19 +41,19 @@ def profile(tmp_path: Path) -> Profile:
 def test_the_choice_flips_with_the_traffic(profile: Profile) -> None:
     catalog = tiny_catalog(menu(BOX), idle_ttl_s=1e9)
     plan = plan_of(profile, catalog, examine=True)
-    assert plan.flip is not None and plan.flip.instance == "box"
+    assert plan.break_even_traffic is not None and plan.break_even_traffic.instance == "box"
     for factor, rented in ((0.8, False), (1.25, True)):
-        requests = one_length(40, 15, plan.flip.requests_per_hour * factor)
-        found = plan_of(profile, catalog, requests=requests)
+        traffic = one_length(40, 15, plan.break_even_traffic.requests_per_hour * factor)
+        found = plan_of(profile, catalog, traffic=traffic)
         assert (found.main.name == "box") == rented
         assert verify(found, profile, catalog) == ()
 
 
 def test_more_traffic_than_one_instance_has_time_for_buys_more(profile: Profile) -> None:
     catalog = tiny_catalog({"menu": [BOX]})
-    one = plan_of(profile, catalog, requests=one_length(40, 15, 10.0))
+    one = plan_of(profile, catalog, traffic=one_length(40, 15, 10.0))
     request_s = one.ttft_s + 15 * one.tpot_s
-    many = plan_of(profile, catalog, requests=one_length(40, 15, 2.5 * 3600 / request_s))
+    many = plan_of(profile, catalog, traffic=one_length(40, 15, 2.5 * 3600 / request_s))
     assert (one.instances, many.instances) == (1, 3)
     assert one.cost_usd_per_request == pytest.approx(0.05 / 10)
     assert verify(many, profile, catalog) == ()
@@ -61,10 +61,10 @@ def test_more_traffic_than_one_instance_has_time_for_buys_more(profile: Profile)
 
 def test_rare_requests_are_cold_and_pay_for_it(profile: Profile) -> None:
     catalog = tiny_catalog(menu())
-    rare, busy = (plan_of(profile, catalog, requests=one_length(40, 15, per_hour)) for per_hour in (0.01, 1e6))
+    rare, busy = (plan_of(profile, catalog, traffic=one_length(40, 15, per_hour)) for per_hour in (0.01, 1e6))
     assert rare.workload.cold_share > 0.99 and busy.workload.cold_share < 1e-9
     assert rare.ttft_s > busy.ttft_s + catalog.main.cold_start_s and rare.cost_usd_per_request > busy.cost_usd_per_request
-    assert Requests(busy.workload.lengths, None, (1.0, 400.0, 1.0, 1.0)).cold_share(300) == 0.25
+    assert Traffic(busy.workload.lengths, None, (1.0, 400.0, 1.0, 1.0)).cold_share(300) == 0.25
 
 
 # Robustness
@@ -73,36 +73,38 @@ def test_rare_requests_are_cold_and_pay_for_it(profile: Profile) -> None:
 def test_where_the_choice_turns_both_cost_the_same(profile: Profile) -> None:
     catalog = tiny_catalog(menu())
     plan = plan_of(profile, catalog, examine=True)
-    turns = {turn.what: turn.at for turn in plan.turns}
-    problem = make_problem(profile, catalog, Wanted())
+    at = {found.parameter: found.at for found in plan.break_evens}
+    problem = make_problem(profile, catalog, PlanRequest())
     placement, local_usd = Placement(plan.main, plan.layers), plan.baselines["all-local"].cost_usd_per_request
-    assert turns["times t_rem"] is not None and turns["times t_rem"] > 1
-    assert evaluate(slower_calls(problem, turns["times t_rem"]), placement).cost_usd_per_request == pytest.approx(local_usd, rel=0.01)
-    if (share := turns["of the tokens routed evenly"]) is not None:
+    assert at["call-overhead"] is not None and at["call-overhead"] > 1
+    assert evaluate(slower_calls(problem, at["call-overhead"]), placement).cost_usd_per_request == pytest.approx(local_usd, rel=0.01)
+    if (share := at["even-routing"]) is not None:
         assert evaluate(flatter(problem, share), placement).cost_usd_per_request == pytest.approx(local_usd, rel=0.01)
-    by_name = {shift.what: shift for shift in plan.robustness}
-    assert by_name["t_rem x 0.5"].cost_usd_per_request < plan.cost_usd_per_request < by_name["t_rem x 2"].cost_usd_per_request
-    assert by_name["50% of tokens routed evenly"].cost_usd_per_request > plan.cost_usd_per_request
-    held_out = by_name["planned on 10 prompts, judged on 10 others (by scan)"]
+    under = {(scenario.kind, scenario.value): scenario for scenario in plan.scenarios}
+    faster, slower = under["call-overhead", 0.5], under["call-overhead", 2.0]
+    assert faster.cost_usd_per_request < plan.cost_usd_per_request < slower.cost_usd_per_request
+    assert under["even-routing", 0.5].cost_usd_per_request > plan.cost_usd_per_request
+    held_out = under["held-out-prompts", None]
+    assert (held_out.planned_prompts, held_out.judged_prompts) == (10, 10)
     assert held_out.best_usd is not None and held_out.best_usd <= held_out.cost_usd_per_request * (1 + 1e-9)
 
 
 def test_one_prompt_has_no_other_half(tmp_path: Path) -> None:
     plan = plan_of(synthetic_profile(tmp_path, prompts=1, decode_tokens=250), tiny_catalog(), examine=True)
-    assert not any("judged" in shift.what for shift in plan.robustness)
+    assert not any(scenario.kind == "held-out-prompts" for scenario in plan.scenarios)
 
 
 def test_a_cheaper_gpu_is_not_hidden(profile: Profile) -> None:
     catalog = tiny_catalog(menu())
     gpu = catalog.reference.gpus[0].model_copy(update={"usd_per_hour": 1e-6})
     plan = plan_of(profile, catalog.model_copy(update={"reference": catalog.reference.model_copy(update={"gpus": (gpu,)})}))
-    assert plan.verdict == "not recommended"
-    assert plan.reason.startswith("The whole model on a GPU, g4dn.xlarge, is cheaper")
+    assert plan.verdict == "not-recommended"
+    assert plan.basis == "dearer-than-whole-model" and plan.baselines["gpu"].spec == "g4dn.xlarge"
     assert plan.baselines["fetch"].ideal
 
 
 def test_frontier_points_trade_cost_for_speed(profile: Profile) -> None:
-    points = frontier(profile, tiny_catalog(menu()), Wanted(), lambda done, total: None)
+    points = frontier(profile, tiny_catalog(menu()), PlanRequest(), lambda done, total: None)
     assert len(points) > 1
     assert [p.tpot_s for p in points] == sorted(p.tpot_s for p in points)
     assert [p.cost_usd for p in points] == sorted((p.cost_usd for p in points), reverse=True)
@@ -163,8 +165,8 @@ def test_described_hardware_kinds_of_requests_and_divided_layers_are_verified(tm
     small = replace(
         profile, record=profile.record.model_copy(update={"latency": profile.record.latency.model_copy(update={"source": "described"})})
     )
-    kinds = Requests(plan_of(profile, tiny_catalog()).workload.lengths[:1], 30.0)
-    for options in ({"requests": kinds}, {"remote_share": 1.0}, {"solver": "paper"}, {"objective": "tpot", "budget_usd": 1.0}):
+    kinds = Traffic(plan_of(profile, tiny_catalog()).workload.lengths[:1], 30.0)
+    for options in ({"traffic": kinds}, {"remote_share": 1.0}, {"solver": "paper"}, {"objective": "tpot", "budget_usd": 1.0}):
         plan: Plan = plan_of(small, catalog, **options)
         assert verify(plan, small, catalog) == ()
     assert plan_of(small, catalog, remote_share=1.0).layers[0].remote == tuple(range(12))

@@ -16,14 +16,14 @@ from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import Lengths
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Placement, Problem
-from remoe_cli.plan.problem.requests import Requests
+from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import Columns, build_columns
 from remoe_cli.plan.solve.exact import Solution, solve
 from remoe_cli.plan.solve.node import Task
 from remoe_cli.plan.solve.scan import scan
-from remoe_cli.profile.latency_record import ColdStart, Linear, Quota
+from remoe_cli.profile.latency_record import ColdStart, CpuQuota, Linear
 from remoe_cli.profile.record import Profile
 from tests.support.brute_force import Brute
 from tests.support.synthetic import invocation, synthetic_profile, tiny_catalog
@@ -62,8 +62,8 @@ def instance(seed: int, path: Path) -> tuple[Brute, Problem]:
     per_hour = float(random.choice([2.0, 400.0, 40_000.0])) if seed % 5 == 3 else None
     cold_share = float(random.uniform(0, 1)) if seed % 4 == 3 else 0.0
     per_expert = seed % 8 == 6
-    requests = Requests(tuple(Lengths(share=s, n_in=i, n_out=o) for s, i, o in kinds), per_hour)
-    workload = replace(from_profile(profile, requests=requests), cold_share=cold_share)
+    traffic = Traffic(tuple(Lengths(share=s, n_in=i, n_out=o) for s, i, o in kinds), per_hour)
+    workload = replace(from_profile(profile, traffic=traffic), cold_share=cold_share)
     invocations = "per-expert" if per_expert else "per-layer"
     problem = Problem(profile.record.spec, profile.record.latency, catalog, workload, invocations=invocations)
     return Brute(profile, catalog, kinds, per_hour, cold_share, per_expert), problem
@@ -75,7 +75,7 @@ def _latency(profile: Profile, seed: int, random: np.random.Generator) -> Any:
         update |= {"copy_s": Linear(fixed_s=2e-5, per_token_s=3e-6), "invocation": invocation(seed)}
         update |= {"cold_start": ColdStart(starts=1, process_s=0.1, imports_s=0.1, weights_s=0.1, first_result_s=0.1, total_s=0.4)}
     if seed % 5 == 0:
-        quota = Quota(fixed_s=float(random.uniform(1e-4, 4e-3)), per_token_s=float(random.uniform(1e-5, 1e-3)), period_s=0.02)
+        quota = CpuQuota(fixed_s=float(random.uniform(1e-4, 4e-3)), per_token_s=float(random.uniform(1e-5, 1e-3)), period_s=0.02)
         update |= {"remote_expert": profile.record.latency.remote_expert.model_copy(update={"curve": quota})}
     return profile.record.latency.model_copy(update=update)
 

@@ -12,7 +12,7 @@ from remoe_cli import artifacts
 from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Lengths, Plan
-from remoe_cli.plan.problem.requests import Requests, one_length
+from remoe_cli.plan.problem.traffic import Traffic, one_length
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile
 from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
@@ -34,9 +34,9 @@ def catalog(menu: Any = MENU, **function: Any) -> Catalog:
 
 def priced(tmp_path: Path, profile: Profile, prices: Catalog, placement: Any, **options: Any) -> Plan:
     (tmp_path / "placement.json").write_text(json.dumps(placement))
-    plan = plan_of(profile, prices, placement=tmp_path / "placement.json", **options)
+    plan = plan_of(profile, prices, placement_file=tmp_path / "placement.json", **options)
     assert verify(plan, profile, prices) == ()
-    assert (plan.placement, plan.status, plan.gap, plan.lower_bound_usd, plan.lower_bound_s) == ("given", "given", None, None, None)
+    assert (plan.method, plan.status, plan.gap, plan.lower_bound_usd, plan.lower_bound_s) == ("given", "given", None, None, None)
     return plan
 
 
@@ -52,10 +52,10 @@ ROUND_TRIPS: dict[str, tuple[Any, dict[str, Any]]] = {
     "cheapest": (MENU, {}),
     "fastest": (MENU, {"objective": "tpot", "budget_usd": 2e-5}),
     "forced": (MENU, {"remote_share": 1.0}),
-    "rented": ([BOX], {"requests": one_length(40, 15, 100_000.0)}),
+    "rented": ([BOX], {"traffic": one_length(40, 15, 100_000.0)}),
     "kinds": (
         MENU,
-        {"requests": Requests((Lengths(share=0.5, n_in=9, n_out=40), Lengths(share=0.5, n_in=60, n_out=9))), "cold_share": 0.3},
+        {"traffic": Traffic((Lengths(share=0.5, n_in=9, n_out=40), Lengths(share=0.5, n_in=60, n_out=9))), "cold_share": 0.3},
     ),
 }
 
@@ -67,13 +67,13 @@ def test_a_plan_prices_to_itself(name: str, profile: Profile, tmp_path: Path) ->
     assert (plan.instances > 1) == (name == "rented") and (name != "forced" or all(len(layer.remote) == 4 for layer in plan.layers))
     artifacts.write_json(tmp_path / "plan.json", plan)
     given = {option: value for option, value in options.items() if option != "remote_share"}
-    again = plan_of(profile, catalog(menu), placement=tmp_path / "plan.json", **given)
+    again = plan_of(profile, catalog(menu), placement_file=tmp_path / "plan.json", **given)
     assert verify(again, profile, catalog(menu)) == ()
     same = ("main", "instances", "layers", "workload", "targets", "baselines", "verdict")
     assert {field: getattr(again, field) for field in same} == {field: getattr(plan, field) for field in same}
     for field, value in again.outcome:
         assert value == pytest.approx(getattr(plan, field), rel=1e-12)
-    assert (again.placement, again.status, again.gap) == ("given", "given", None)
+    assert (again.method, again.status, again.gap) == ("given", "given", None)
 
 
 @pytest.mark.parametrize("main", ["m1200", MENU[2]])
@@ -141,7 +141,7 @@ def refused(placement: Any, said: str, profile: Profile, tmp_path: Path, prices:
     path = tmp_path / "placement.json"
     path.write_text(placement if isinstance(placement, str) else json.dumps(placement))
     with pytest.raises(error, match=said) as raised:
-        plan_of(profile, prices, placement=path, **options)
+        plan_of(profile, prices, placement_file=path, **options)
     assert raised.value.hint  # type: ignore[attr-defined]
     assert type(raised.value) is error
 
@@ -160,7 +160,7 @@ def test_a_layer_that_there_is_not(name: str, profile: Profile, tmp_path: Path) 
 def test_a_file_that_is_not_there(profile: Profile, tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(UsageError, match="cannot be read"):
-            plan_of(profile, catalog(), placement=path)
+            plan_of(profile, catalog(), placement_file=path)
 
 
 DOES_NOT_FIT: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
@@ -198,7 +198,7 @@ DOES_NOT_FIT: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
         {"main": "box", "layers": layers(NONE, NONE)},
         "a request takes .* s, and 1 x box has 0.01 s for it",
         {},
-        {"requests": one_length(40, 15, 360_000.0)},
+        {"traffic": one_length(40, 15, 360_000.0)},
     ),
 }
 
@@ -220,9 +220,9 @@ def test_what_just_fits_is_priced(profile: Profile, tmp_path: Path) -> None:
     one = priced(tmp_path, profile, catalog(), box)
     request_s = one.ttft_s + 15 * one.tpot_s
     traffic = one_length(40, 15, 2.999 * 3600 / request_s)
-    three = priced(tmp_path, profile, catalog(), {**box, "instances": 3}, requests=traffic)
+    three = priced(tmp_path, profile, catalog(), {**box, "instances": 3}, traffic=traffic)
     assert three.cost_usd_per_request == pytest.approx(3 * 0.2 / (traffic.per_hour or 0))
-    refused({**box, "instances": 2}, "2 x box has", profile, tmp_path, catalog(), InfeasibleError, requests=traffic)
+    refused({**box, "instances": 2}, "2 x box has", profile, tmp_path, catalog(), InfeasibleError, traffic=traffic)
 
 
 @pytest.mark.parametrize("target", ["ttft_s", "tpot_s", "budget_usd"])
@@ -234,5 +234,5 @@ def test_a_missed_target_is_priced_and_not_recommended(target: str, profile: Pro
     value = {"ttft_s": best.ttft_s, "tpot_s": best.tpot_s, "budget_usd": best.cost_usd_per_request}[target]
     assert priced(tmp_path, profile, prices, placement, **{target: value * 1.001}).verdict == "recommended"
     missed = priced(tmp_path, profile, prices, placement, **{target: value * 0.999})
-    assert missed.verdict == "not recommended" and missed.reason.startswith("It misses a target: TTFT ")
+    assert missed.verdict == "not-recommended" and missed.basis == "misses-target"
     assert missed.outcome == priced(tmp_path, profile, prices, placement).outcome

@@ -1,4 +1,4 @@
-"""Plans for predicted prompts: the mixture of recorded prompts that stands for a prediction, and `remoe plan --prompts`."""
+"""Plans for predicted prompts: the mixture of recorded prompts that stands for a prediction, and `remoe plan --data`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from remoe_cli.model.checkpoint import find
 from remoe_cli.model.vectors import prompt_features
 from remoe_cli.plan.build import make_plan
 from remoe_cli.plan.cost.placement import evaluate
-from remoe_cli.plan.document import Plan, PredictedRouting, Source
+from remoe_cli.plan.document import Plan, PredictedRouting, ScenarioKind, Source
 from remoe_cli.plan.problem.predicted import predict_routing
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.predict.divergence import jensen_shannon
 from remoe_cli.predict.mixture import LARGEST, mixture
 from remoe_cli.predict.train import train
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import ModelRef, Profile, write_profile
-from remoe_cli.runtime.prediction import predictor
+from remoe_cli.runtime.expected_cost import expected_cost
 from tests.profile.test_run import WORDS, save_checkpoint
 from tests.support import forked
 from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
@@ -115,21 +115,21 @@ def test_experts_that_the_prompts_will_use_stay_local(profile: Profile) -> None:
     mean = plan_of(profile, catalog, remote_share=0.5)
     for topic in range(TOPICS):
         routing = predict_routing(profile, PromptSet("new", "prompt", texts(topic, 6, 10 + topic)))
-        plan = make_plan(profile, catalog, Wanted(remote_share=0.5, routing=routing))
+        plan = make_plan(profile, catalog, PlanRequest(remote_share=0.5, routing=routing))
         assert all(set(range(EXPERTS)) - set(layer.remote) == LIKED[topic] for layer in plan.layers)
         assert verify(plan, profile, catalog) == ()
         # Priced with what such prompts really used, it is cheaper than the plan for all of them, which keeps what the third topic likes.
         own = mixed(tuple(range(topic, PROMPTS, TOPICS)), (1,) * (PROMPTS // TOPICS))
-        truth = make_problem(profile, catalog, Wanted(routing=own))
+        truth = make_problem(profile, catalog, PlanRequest(routing=own))
         costs = [evaluate(truth, Placement(p.main, p.layers)).cost_usd_per_request for p in (plan, mean)]
         assert costs[0] < costs[1] or (topic == 2 and mean.layers == plan.layers)
-        assert any(shift.what == "routed as all of the profile's prompts" for shift in plan.robustness)
+        assert any(scenario.kind == ScenarioKind.PROFILE_ROUTING for scenario in plan.scenarios)
 
 
 def test_few_tokens_in_a_mixture_are_insufficient_evidence(profile: Profile) -> None:
     catalog = tiny_catalog()
     few, enough = (plan_of(profile, catalog, routing=mixed(tuple(range(n)), (1,) * n)) for n in (9, 10))  # of 20 tokens each
-    assert few.verdict == "insufficient evidence" != enough.verdict
+    assert few.verdict == "insufficient-evidence" != enough.verdict
     assert verify(few, profile, catalog) == verify(enough, profile, catalog) == ()
 
 
@@ -139,7 +139,7 @@ def test_receipts_are_predicted_with_the_plans_routing(profile: Profile, tmp_pat
 
     plan = plan_of(profile, read_catalog("local"), remote_share=0.5, routing=mixed((0, 1), (3, 1)))
     artifacts.write_json(tmp_path / "plan.json", plan)
-    found = predictor(tmp_path / "plan.json")(round(plan.workload.n_in), round(plan.workload.n_out))
+    found = expected_cost(tmp_path / "plan.json")(round(plan.workload.n_in), round(plan.workload.n_out))
     assert found.model_dump() == pytest.approx(plan.outcome.model_dump())
 
 
@@ -147,7 +147,7 @@ def test_on_the_command_line(profile: Profile, tmp_path: Path) -> None:
     """The same bytes whatever the hash seed and the order of the prompts; the paper's solver predicts as the paper does."""
     prompts, out = tmp_path / "prompts.txt", tmp_path / "plan.json"
     given = texts(0, 4, 20) + texts(1, 2, 21)
-    options = ["plan", str(profile.path), "-o", str(out), "--prompts", str(prompts), "--remote-share", "0.5", "--explain", "--json"]
+    options = ["plan", str(profile.path), "-o", str(out), "--data", str(prompts), "--remote-share", "0.5", "--explain", "--json"]
     prompts.write_text("\n".join(given))
     environment = os.environ | {"PYTHONHASHSEED": "1"}
     subprocess.run([sys.executable, "-m", "remoe_cli", *options], check=True, env=environment, stdout=subprocess.DEVNULL, timeout=120)
@@ -161,9 +161,9 @@ def test_on_the_command_line(profile: Profile, tmp_path: Path) -> None:
     assert routing["predictor"] == winner["default"] != "SPS"
     assert routing["validation_bits"] == pytest.approx(winner["validation_bits"][winner["default"]], rel=5e-3)
     assert routing["prompts"]["sha256"] == PromptSet("", "", tuple(sorted(given))).sha256
-    [said] = [text for name, text in document["explanation"]["Where the numbers come from"] if name == "prompts"]
+    [said] = [text for name, text in document["explanation"]["inputs"] if name == "prompts"]
     assert f"6 of {prompts}" in said and any("recorded prompts" in note for note in document["notes"])
-    document = forked.document(*options[:4], "--prompts", str(prompts), "--solver", "paper")
+    document = forked.document(*options[:4], "--data", str(prompts), "--solver", "paper")
     assert document["workload"]["routing"]["predictor"] == "SPS"
 
 
@@ -181,7 +181,7 @@ def test_what_cannot_be_predicted_from(profile: Profile, tmp_path: Path) -> None
         (tmp_path / "bare", prompts, "does not hold its prompts' texts"),
         (profile.path, tmp_path / "missing.txt", "There is no file"),
     ):
-        error = forked.document("plan", str(made), "-o", str(tmp_path / "plan.json"), "--prompts", str(file), code=2)["error"]
+        error = forked.document("plan", str(made), "-o", str(tmp_path / "plan.json"), "--data", str(file), code=2)["error"]
         assert message in error["message"] and not (tmp_path / "plan.json").exists()
     untraced = replace(profile, arrays=profile.arrays | {"trace_prompt": profile.arrays["trace_prompt"][:0]})
     from remoe_cli.errors import UsageError

@@ -11,9 +11,9 @@ import pytest
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.problem.aim import Aim, meets
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.solve.exact import bound_of
+from remoe_cli.plan.solve.exact import bound_node
 from remoe_cli.plan.solve.local_search import improve
-from remoe_cli.plan.solve.master_lp import GrowingLp
+from remoe_cli.plan.solve.master_lp import RestrictedMaster
 from remoe_cli.plan.solve.node import Node
 from remoe_cli.plan.solve.rounding import polished, repaired, rounded
 from remoe_cli.plan.solve.scan import scan
@@ -23,7 +23,7 @@ from tests.support.synthetic import problem_of, synthetic_profile, tiny_catalog
 
 def test_a_growing_programme_by_hand() -> None:
     """Two layers whose columns cost 1 for 0.8 of the limit, or 3 for 0.2: one of each is best, at 2 / 0.6 for a unit of the limit."""
-    lp = GrowingLp(1, 2, 1e3)
+    lp = RestrictedMaster(1, 2, 1e3)
     c, rows, layer = np.array([1.0, 3.0, 1.0, 3.0]), np.array([[0.8, 0.2, 0.8, 0.2]]), np.array([0, 0, 1, 1])
     lp.add(c[[0, 2]], rows[:, [0, 2]], layer[[0, 2]])
     assert lp.solve() == (pytest.approx(2 + 600), pytest.approx([1e3]), pytest.approx([1, 1]))  # 0.6 over the limit, at its penalty
@@ -67,7 +67,7 @@ def test_rounded_plans_meet_the_limits_and_are_near_the_bound(limits: int, above
     done = 0
     for seed in range(20):
         node = some_node(seed, 40, 12, limits)
-        bound = bound_of(node)
+        bound = bound_node(node)
         mixed = len(bound.pool) - 40  # columns beside one of each layer
         assert 1 <= mixed <= limits
         found = rounded(node, bound.pool)

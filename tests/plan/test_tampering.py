@@ -10,7 +10,7 @@ import pytest
 
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Lengths, Plan, PredictedRouting, Source
-from remoe_cli.plan.problem.requests import Requests, one_length
+from remoe_cli.plan.problem.traffic import Traffic, one_length
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile
 from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
@@ -28,12 +28,12 @@ MIXTURE = PredictedRouting(
 )
 CASES: dict[str, tuple[Catalog, dict[str, Any]]] = {
     "by use": (tiny_catalog(), {"budget_usd": 1.0, "remote_share": 0.5, "examine": True}),
-    "rented": (tiny_catalog({"menu": [BOX]}), {"requests": one_length(40, 15, 50_000.0)}),  # more than two boxes have time for
-    "kinds": (tiny_catalog(), {"requests": Requests(KINDS, 2.0), "cold_share": 0.3, "remote_share": 0.5}),
+    "rented": (tiny_catalog({"menu": [BOX]}), {"traffic": one_length(40, 15, 50_000.0)}),  # more than two boxes have time for
+    "kinds": (tiny_catalog(), {"traffic": Traffic(KINDS, 2.0), "cold_share": 0.3, "remote_share": 0.5}),
     "mixture": (tiny_catalog(), {"remote_share": 0.5, "routing": MIXTURE, "examine": True}),
     "divided": (tiny_catalog(memory_menu_mb=[128, 384], max_functions=3), {"remote_share": 1.0}),
-    "GPU by use": (read_catalog("paper"), {"requests": one_length(40, 15, 20.0), "cold_share": 0.3, "remote_share": 0.5}),
-    "GPU rented": (read_catalog("aws-us-east-1"), {"requests": one_length(40, 15, 90_000.0)}),
+    "GPU by use": (read_catalog("paper"), {"traffic": one_length(40, 15, 20.0), "cold_share": 0.3, "remote_share": 0.5}),
+    "GPU rented": (read_catalog("aws-us-east-1"), {"traffic": one_length(40, 15, 90_000.0)}),
 }
 
 
@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, dict[str, P
     profile = synthetic_profile(tmp_path_factory.mktemp("profile"), layers=2, experts=4, skew=2.0, expert_mb=90)
     plans = {name: plan_of(profile, catalog, **options) for name, (catalog, options) in CASES.items()}
     assert plans["rented"].instances >= 3 and plans["kinds"].workload.kinds == KINDS and plans["kinds"].layers[1].remote
-    assert len(plans["divided"].layers[0].functions) == 2 and len(plans["by use"].robustness) == 6
+    assert len(plans["divided"].layers[0].functions) == 2 and len(plans["by use"].scenarios) == 6
     assert len(plans["by use"].baselines) == len(plans["GPU by use"].baselines) == 5 and plans["rented"].missing.keys() == {"cpu"}
     for name, plan in plans.items():
         assert verify(plan, profile, CASES[name][0]) == (), name
@@ -82,6 +82,7 @@ TABLE: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("by use", put("costs", "layers_usd", 1)(0.0), "costs.layers_usd[1]"),
     ("by use", put("costs", "layers_usd")(lambda was: was[:1]), "costs.layers_usd"),
     ("by use", put("costs", "layers_usd")(lambda was: [*was, 0.0]), "costs.layers_usd"),
+    ("by use", put("basis")("cheaper"), "basis"),
     ("by use", put("instances")(2), "instances"),
     ("rented", put("instances")(0), "instances"),
     ("rented", put("instances")(lambda was: was - 1), "instances"),
@@ -109,7 +110,7 @@ TABLE: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("mixture", put("workload", "routing", "weights")(lambda was: was[1:]), "workload.routing.weights"),
     ("mixture", put("workload", "routing", "weights", 0)(2), "tpot_s"),
     ("mixture", put("workload", "routing")(None), "tpot_s"),
-    *(("mixture", put("robustness", 5, field)(more), f"robustness[5].{field}") for field in ("ttft_s", "tpot_s")),
+    *(("mixture", put("scenarios", 5, field)(more), f"scenarios[5].{field}") for field in ("ttft_s", "tpot_s")),
     ("divided", put("layers", 0, "functions")([]), "layers[0].memory_mb"),
     ("divided", put("layers", 0, "functions")([[0, 1, 2, 3]]), "layers[0].functions"),
     ("divided", put("layers", 0, "functions", 0)(lambda was: was[:1]), "layers[0].functions"),
@@ -118,15 +119,20 @@ TABLE: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("divided", put("layers", 0, "functions")(lambda was: [[e] for part in was for e in part]), "layers[0].functions"),
     ("divided", put("layers", 1, "functions")(lambda was: [[was[0][0], was[1][0]], [was[0][1], was[1][1]]]), "costs.layers_usd[1]"),
     ("divided", put("layers", 0, "replicas")(2), "layers[0].replicas"),
-    ("by use", put("robustness", 5, "meets")(False), "robustness[5].meets"),
-    ("by use", put("robustness", 4, "meets")(False), "robustness[4].meets"),
-    ("by use", put("robustness", 3, "best_usd")(0.0), "robustness[3].best_usd"),
-    ("by use", put("robustness", 2, "what")("the price of expert functions x 4"), "robustness"),
-    ("by use", put("robustness")(lambda was: was[1:]), "robustness"),
-    *(("by use", put("robustness", at, field)(more), f"robustness[{at}].{field}") for at, field in [
+    ("by use", put("scenarios", 5, "meets")(False), "scenarios[5].meets"),
+    ("by use", put("scenarios", 4, "meets")(False), "scenarios[4].meets"),
+    ("by use", put("scenarios", 3, "best_usd")(0.0), "scenarios[3].best_usd"),
+    ("by use", put("scenarios", 2, "value")(4.0), "scenarios"),
+    ("by use", put("scenarios", 2, "kind")("call-overhead"), "scenarios"),
+    ("by use", put("scenarios")(lambda was: was[1:]), "scenarios"),
+    ("by use", put("scenarios", 0, "judged_prompts")(10), "scenarios[0].judged_prompts"),
+    ("by use", put("scenarios", 5, "planned_prompts")(11), "scenarios[5].planned_prompts"),
+    ("by use", put("scenarios", 5, "judged_prompts")(None), "scenarios[5].judged_prompts"),
+    *(("by use", put("scenarios", at, field)(more), f"scenarios[{at}].{field}") for at, field in [
         (0, "ttft_s"), (0, "cost_usd_per_request"), (1, "tpot_s"), (2, "cost_usd_per_request"), (3, "cost_usd_per_request"),
         (4, "ttft_s"), (4, "tpot_s"), (4, "cost_usd_per_request"),
     ]),
+    *(("GPU rented", put("baselines", name, "instances")(lambda was: was + 1), f"baselines.{name}.spec") for name in ("all-local", "gpu")),
     ("rented", put("missing")({}), "baselines"),
     ("rented", put("missing", "gpu")("none holds it"), "baselines"),
     ("rented", lambda data: data["missing"].update(gpu=str(data["baselines"].pop("gpu"))), "baselines.gpu"),

@@ -84,6 +84,20 @@ def test_recorder_dumps_tell_passes_apart_and_map_physical_experts_back(files: d
     assert {import_routing(files[name], SPEC).routing.row for name in ("stat.pt", "per_pass.pt", "per_token.pt")} == {"forward pass"}
 
 
+def test_a_recorder_dump_may_hold_more_than_is_needed(tmp_path: Path) -> None:
+    """Other programs add entries of their own; passes without a token come from ranks without requests."""
+    mask = torch.ones((3, 3, 8))
+    more = {"masks": mask.bool(), "ids": mask.to(torch.uint16), "half": mask.to(torch.bfloat16), "model": torch.nn.Parameter(mask)}
+    more |= {"device": torch.device("cuda:1"), "size": mask.size(), "type": torch.float8_e4m3fn, "flags": {"a"}, "raw": b"x"}
+    stat = import_routing(made.save_torch(tmp_path / "x.pt", made.sglang_stat(COUNTS) | more), SPEC)
+    assert (stat.arrays["prefill_counts"] == COUNTS).all()
+    dump = made.sglang_per_token(IDS)
+    idle = dump["records"][0] | {"forward_mode": 4, "topk_ids_of_layer": torch.empty((3, 0, 8), dtype=torch.int32)}
+    found = import_routing(made.save_torch(tmp_path / "x.pt", dump | {"records": [dump["records"][0], idle, *dump["records"][1:]]}), SPEC)
+    same = import_routing(made.save_torch(tmp_path / "y.pt", dump), SPEC)
+    assert all((found.arrays[name] == same.arrays[name]).all() for name in same.arrays)
+
+
 def test_some_layers_only(files: dict[str, Path], tmp_path: Path) -> None:
     found = import_routing(files["small.npz"], SPEC)
     assert found.routing.layers == (2,)
@@ -220,8 +234,8 @@ CAVEATS = {
 def test_a_plan_from_one_phase_says_so_and_is_verified(phase: Any, model: Path, tmp_path: Path) -> None:
     lengths = (400, 300, 350)
     np.savez(tmp_path / "x.npz", counts=made.count(made.make_ids(lengths), lengths))
-    said = prompts(tmp_path, n_decode_tokens=list(lengths)) if phase == "decode" else None
-    profile = import_profile(str(model), tmp_path / "x.npz", tmp_path / "p", latency=made.latency(tmp_path), prompts=said)
+    texts = prompts(tmp_path, n_decode_tokens=list(lengths)) if phase == "decode" else None
+    profile = import_profile(str(model), tmp_path / "x.npz", tmp_path / "p", latency=made.latency(tmp_path), prompts=texts)
     plan = plan_of(profile, tiny_catalog(), remote_share=0.5)
     assert verify(plan, profile, tiny_catalog()) == ()
     for sentence in CAVEATS[phase]:

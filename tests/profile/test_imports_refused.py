@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import pytest
 import torch
 
 from remoe_cli.errors import UsageError
+from remoe_cli.profile.imports import torch_file
 from remoe_cli.profile.imports.importer import import_routing
-from remoe_cli.profile.imports.torch_zip import UnreadableError, read_torch_zip
 from tests.support import routing_files as made
 from tests.support.routing_files import SPEC, Array
 
@@ -126,7 +127,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "map": (dump(made.sglang_per_pass(COUNTS), last_physical_to_logical_map=torch.full((3, 9), 8)), "does not fit 8 experts"),
     "pass": (record(made.sglang_per_pass(COUNTS), 1, global_physical_count=torch.zeros((3, 8))), r"record 1: .* shape \(3, 8\)"),
     "mode": (record(made.sglang_per_token(IDS), 2, forward_mode=3), "record 2: its forward mode is neither"),
-    "module": (dump({"logical_count": torch.nn.Linear(2, 2)}), "names torch.nn.modules.linear Linear, which is no tensor"),
+    "other entries": (dump({"weights": torch.zeros(3)}), r"it holds weights\)"),
+    "no entries": (lambda folder: made.save_torch(folder / "x.pt", []), r"it holds list\)"),
+    "entry of a record": (record(made.sglang_per_token(IDS), 1, topk_ids_of_layer=None), r"record 1: .* \(it has forward_pass_id, rank"),
+    "module": (dump({"logical_count": torch.nn.Linear(2, 2)}), "holds a torch.nn.modules.linear.Linear, which is not plain data"),
+    "numpy": (dump({"logical_count": np.zeros(2)}), "holds a numpy._core.multiarray._reconstruct, which is not plain data"),
+    "bytes without end": (dump({"logical_count": bytearray(2)}), "holds a __builtin__.bytearray, which is not plain data"),
+    "bfloat16": (dump(made.sglang_stat(COUNTS), logical_count=torch.zeros((2, 3, 8), dtype=torch.bfloat16)), "is no array of numbers"),
+    "sparse": (dump({"logical_count": torch.zeros((1, 3, 8)).to_sparse()}), "is no array of numbers"),
     "empty": (lambda folder: write_text(folder, ""), "its format is not known"),
     "text": (lambda folder: write_text(folder, "hello"), "its format is not known"),
     "folder": (lambda folder: folder, "it cannot be read"),
@@ -161,8 +169,56 @@ def test_a_header_is_not_believed(shape: tuple[int, ...], tmp_path: Path) -> Non
 
 def test_a_small_dump_cannot_name_more_than_it_holds(tmp_path: Path) -> None:
     made.save_torch(tmp_path / "x.pt", {"logical_count": torch.zeros(1, dtype=torch.int32).expand(2**20, 2**10, 2**10)})
-    with pytest.raises(UnreadableError, match="reaches beyond its 1 values"):
-        read_torch_zip(tmp_path / "x.pt")
+    with pytest.raises(UsageError, match="more values than the file stores for it"):
+        import_routing(tmp_path / "x.pt", SPEC)
+    for name, whole in (("global_physical_count", made.sglang_per_pass(COUNTS)), ("topk_ids_of_layer", made.sglang_per_token(IDS))):
+        one = {**whole["records"][0], name: whole["records"][0][name].repeat_interleave(40, dim=-1)}
+        made.save_torch(tmp_path / "x.pt", whole | {"records": [one] * 1000})
+        with pytest.raises(UsageError, match=f"more values in {name} than the file stores"):
+            import_routing(tmp_path / "x.pt", SPEC)
+
+
+def zipped(file: Path, change: Callable[[str, bytes], bytes], *, compression: int = zipfile.ZIP_STORED, twice: str = "") -> None:
+    """Write the archive again, its members changed."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, change(name, data))
+            if twice and name.endswith(twice):
+                archive.writestr(f"other/{twice}", data)
+
+
+def test_an_archive_that_torch_did_not_write(tmp_path: Path) -> None:
+    file = made.save_torch(tmp_path / "x.pt", made.sglang_stat(COUNTS))
+    good = file.read_bytes()
+    zipped(file, lambda _, data: data)
+    assert import_routing(file, SPEC).rows == 3
+    zipped(file, lambda _, data: data, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(UsageError, match="a compressed archive"):
+        import_routing(file, SPEC)
+    file.write_bytes(good)
+    zipped(file, lambda _, data: data, twice="data.pkl")
+    with pytest.raises(UsageError, match=r"2 members named data\.pkl"):
+        import_routing(file, SPEC)
+    counts = made.sglang_stat(COUNTS)["logical_count"].numpy().tobytes()
+    file.write_bytes(good.replace(counts, b"\x02" + counts[1:]))
+    with pytest.raises(UsageError, match="member x/data/0 is damaged"):
+        import_routing(file, SPEC)
+    file.write_bytes(good)
+    zipped(file, lambda name, data: data.replace(b"}", b"\x8f", 1) if name.endswith("data.pkl") else data)  # a set
+    with pytest.raises(UsageError, match=r"torch\.load\(weights_only=True\) cannot read it \(Can only SETITEMS"):
+        import_routing(file, SPEC)
+
+
+def test_the_description_of_a_dump_has_a_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = made.save_torch(tmp_path / "x.pt", made.sglang_stat(COUNTS))
+    for name, least in (("_MOST_OPCODES", 10), ("_MOST_DESCRIPTION_BYTES", 100)):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch_file, name, least)
+            with pytest.raises(UsageError, match=r"its data\.pkl is too large"):
+                import_routing(file, SPEC)
+    assert import_routing(file, SPEC).rows == 3
 
 
 def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
@@ -171,7 +227,7 @@ def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "sprung",)
 
     made.save_torch(tmp_path / "x.pt", {"logical_count": Trap()})
-    with pytest.raises(UsageError, match="without unpickling"):
+    with pytest.raises(UsageError, match=r"holds a __builtin__\.getattr, which is not plain data"):
         import_routing(tmp_path / "x.pt", SPEC)
     assert not (tmp_path / "sprung").exists()
     torch.load(tmp_path / "x.pt", weights_only=False)

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from remoe_cli.errors import UsageError
 from remoe_cli.model.chat import Conversation, Prompt, as_text
 from remoe_cli.profile.prompts import PromptSet, read_prompts
+from remoe_cli.profile.prompts.formats import FORMATS
 from tests.profile.test_prompts import refusal
+from tests.support.paths import ROOT
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASK = {"role": "user", "content": "Why?"}
@@ -65,6 +67,10 @@ ROWS: dict[str, tuple[dict[str, Any], Prompt]] = {
             tools=(TOOL,),
         ),
     ),
+    "messages, odd calls": (
+        {"messages": [ASK, {"role": "assistant", "content": "", "tool_calls": 5}, MORE]},
+        chat(ASK, {"role": "assistant", "content": "", "tool_calls": 5}, MORE),
+    ),
     "prompt of messages": ({"prompt": [SYSTEM, ASK], "completion": [ANSWER]}, chat(SYSTEM, ASK)),
     "ShareGPT": ({"id": "a_0", "conversations": sharegpt(("human", "Why?"), ("gpt", "Because."))}, "Why?"),
     "ShareGPT, several turns": (
@@ -81,7 +87,6 @@ ROWS: dict[str, tuple[dict[str, Any], Prompt]] = {
     "conversation": ({"conversation_id": "x", "conversation": [ASK, ANSWER]}, "Why?"),
     "MT-Bench": ({"question_id": 81, "category": "writing", "turns": ["Why?", "And then?"]}, "Why?"),
     "Vicuna's benchmark": ({"question_id": 1, "text": "Why?", "category": "generic"}, "Why?"),
-    "text alone": ({"text": "Why?"}, "Why?"),
     "Alpaca": ({"instruction": "Add.", "input": "1 and 2", "output": "3"}, "Add.\n\n1 and 2"),
     "Alpaca, no input": ({"instruction": "Add.", "input": "", "output": "3"}, "Add."),
     "Dolly": ({"instruction": "Add.", "context": "1 and 2", "response": "3", "category": "qa"}, "Add.\n\n1 and 2"),
@@ -246,6 +251,8 @@ def test_a_path_that_leads_nowhere(field: str, tmp_path: Path) -> None:
             "row 1: message 1 has content of type 'image_url', which is not text",
         ),
         ([{"messages": [SYSTEM, {"role": "user", "content": "a \ud83d"}]}], "row 1: message 2 holds half of a surrogate pair"),
+        ([{"messages": [ASK], "system": {"a": 1}}], "row 1: the field 'system': message 1 has content of type None"),
+        ([{"messages": [ASK], "system": "\udfff"}], "row 1: the field 'system': message 1 holds half of a surrogate pair"),
         ([{"messages": [ASK], "tools": "add"}], "row 1: the field 'tools' is text that is not JSON"),
         ([{"messages": [ASK], "tools": {"a": 1}}], "row 1: the tools are of type dict, not a list"),
         ([{"conversations": {"from": ["human"], "value": []}}], "row 1: its messages have from, value of different lengths"),
@@ -258,7 +265,8 @@ def test_a_path_that_leads_nowhere(field: str, tmp_path: Path) -> None:
         ([{"instruction": None}], "row 1: the field 'instruction' is null, not text"),
         ([{"instruction": "Add.", "input": 5}], "row 1: the field 'input' is of type int, not text"),
         ([{"instruction": "Add.", "history": ["a"]}], "row 1: the field 'history' is not a list of questions with their answers"),
-        ([{"text": 5}], "row 1: the field 'text' is of type int, not text"),
+        ([{"text": "Why?"}], "row 1 has no field 'prompt'; it has text"),
+        ([{"question_id": 1, "text": 5}], "row 1: the field 'text' is of type int, not text"),
         ([5], "row 1: a JSON int, not an object"),
     ],
 )
@@ -349,3 +357,8 @@ def test_any_json_gives_prompts_or_a_refusal(rows: list[Any], field: str, tmp_pa
         assert json.dumps(prompt if isinstance(prompt, str) else prompt.to_json(), ensure_ascii=False, allow_nan=False).encode()
     assert len(found.rows) == len(found.texts)
     assert found.sha256
+
+
+def test_the_documentation_names_every_format() -> None:
+    text = (ROOT / "docs/explanation/profiles.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for known in FORMATS for name in (known.field, *known.also) if name != "history")

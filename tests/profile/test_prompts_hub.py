@@ -164,7 +164,7 @@ def is_refusal(result: Result, message: str) -> None:
     [
         (MISSING, "neither a file here nor a dataset on the Hugging Face hub"),
         (GATED, "is a gated dataset"),
-        (BROKEN, "hub cannot be reached to look for it there"),
+        (BROKEN, "is not a file here, and the Hugging Face hub cannot be reached"),
     ],
 )
 def test_a_dataset_that_cannot_be_had_is_refused_soon(question: Question, message: str, answers: dict[Question, Result]) -> None:
@@ -174,9 +174,9 @@ def test_a_dataset_that_cannot_be_had_is_refused_soon(question: Question, messag
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids"),
-        ({"endpoint": "http://127.0.0.1:9"}, "hub cannot be reached to look for it there"),
-        ({"endpoint": "http://no-such-host.invalid"}, "hub cannot be reached to look for it there"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+        ({"endpoint": "http://127.0.0.1:9"}, "is not a file here, and the Hugging Face hub cannot be reached"),
+        ({"endpoint": "http://no-such-host.invalid"}, "is not a file here, and the Hugging Face hub cannot be reached"),
     ],
 )
 def test_a_hub_that_cannot_be_asked_says_so_soon(environment: dict[str, str], message: str, ask: Asker) -> None:

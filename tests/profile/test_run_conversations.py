@@ -12,7 +12,7 @@ import pytest
 from remoe_cli.errors import ModelError, UsageError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.tokens import encode, load_tokenizer
-from remoe_cli.predict.history import prompts_from, prompts_of
+from remoe_cli.predict.history import features_from, features_of
 from remoe_cli.profile.prompts import PromptSet, read_prompts
 from tests.profile.test_run import TEXTS, run, same_bytes, save_checkpoint
 
@@ -56,7 +56,7 @@ def test_a_conversation_is_counted_as_it_is_served(model: Path, tmp_path: Path) 
     assert made.arrays["prompt_tokens"].tolist() == list(map(len, served)) == [7, 8, 10, 5]
     assert made.record.dataset.field == "messages"
     assert made.arrays["bag_sizes"].tolist() == [5, 5, 7, 3]
-    new = prompts_from(prompts_of(made).table, prompts.texts, 12)
+    new = features_from(features_of(made).table, prompts.texts, 12)
     assert np.array_equal(new.vectors, made.arrays["prompt_vectors"])
 
 

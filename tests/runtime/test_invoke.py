@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Iterator
 
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 
 from remoe_cli.errors import InvokeError
-from remoe_cli.function import errors
 from remoe_cli.function.codec import Batch, from_wire, pack, to_wire
+from remoe_cli.runtime.failures import RETRIES
 from remoe_cli.runtime.invoke import invoke, make_client, ping
-from remoe_cli.runtime.resilience import RETRIES, pause_s
 from tests.support.endpoint import Endpoint, Reply, failed, ok, refused, report
 
 
@@ -123,11 +121,6 @@ def test_a_functions_own_error_is_final_and_says_what_mends_it(kind: str, hint: 
     assert hint in raised.value.hint and len(endpoint.requests) == 1
 
 
-def test_every_error_of_a_function_has_a_row_in_its_table() -> None:
-    own = {name for name, found in vars(errors).items() if isinstance(found, type) and issubclass(found, Exception)} | {"FrameError"}
-    assert own == set(re.findall(r"^\| (\w+Error) \|", str(errors.__doc__), re.M))
-
-
 @pytest.mark.parametrize("body", [b"null", b'"AAA"', b'"@@@@"', b""])
 def test_an_answer_that_is_no_frame_is_an_invoke_error(endpoint: Endpoint, body: bytes) -> None:
     endpoint.script = [ok(body=body)]
@@ -158,9 +151,3 @@ def test_a_function_that_does_not_answer_in_time_is_an_invoke_error() -> None:
         with pytest.raises(InvokeError, match="Read timeout"):
             invoke(client, "f", FRAME)
         client.close()
-
-
-def test_pauses_double_and_end() -> None:
-    assert [pause_s("TooManyRequestsException", n) for n in range(5)] == [0.2, 0.4, 0.8, 1.6, None]
-    assert pause_s("Runtime.ExitError", 0) == 0
-    assert pause_s("Runtime.OutOfMemory", 0) is None

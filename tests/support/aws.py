@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from remoe_cli.deploy.aws.parts import Part, Parts
-from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
+from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.template import Template, Templates
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.plan.document import Costs, LayerPlan, MainSpec, Plan, WorkloadRef
@@ -39,10 +39,10 @@ def plan(endpoint: Endpoint, layers: tuple[LayerPlan, ...] = LAYERS, **update: A
     return plan_by_hand(layers, **update)
 
 
-def parts(plan: Plan) -> Parts:
+def contents(plan: Plan) -> Contents:
     """As if packaged: every digest is known."""
     functions = tuple(
-        Part(
+        ExpertFunction(
             entry=f"layer-{layer.layer:03d}" + (f"-{number}" if len(layer.parts) > 1 else ""),
             layer=layer.layer,
             experts=experts,
@@ -56,24 +56,24 @@ def parts(plan: Plan) -> Parts:
         for layer in plan.layers
         for number, experts in enumerate(layer.parts)
     )
-    return Parts(functions, 20 << 20, 60 << 20, main_bytes=2 << 30, code_sha256="c" * 64, main_sha256="a" * 64)
+    return Contents(functions, 20 << 20, 60 << 20, main_bytes=2 << 30, code_sha256="c" * 64, main_sha256="a" * 64)
 
 
-def settings(endpoint: Endpoint, **update: Any) -> Settings:
+def settings(endpoint: Endpoint, **update: Any) -> AwsSettings:
     given: dict[str, Any] = {"image_uri": None if endpoint is Endpoint.none else IMAGE}
-    return Settings(**{"name": "tiny", "architecture": "arm64", "python": "3.13", "endpoint": endpoint} | given | update)
+    return AwsSettings(**{"name": "tiny", "architecture": "arm64", "python": "3.13", "endpoint": endpoint} | given | update)
 
 
-def many_functions(layers: int = 58, owners: int = 8) -> tuple[Plan, Parts, Settings]:
+def many_functions(layers: int = 58, owners: int = 8) -> tuple[Plan, Contents, AwsSettings]:
     """As many functions as DeepSeek-V3's plan has, on SageMaker."""
     groups = tuple((i,) for i in range(owners))
     made = tuple(LayerPlan(layer=3 + i, remote=tuple(range(owners)), memory_mb=512, replicas=1, functions=groups) for i in range(layers))
     many = plan(Endpoint.sagemaker, made)
-    return many, parts(many), settings(Endpoint.sagemaker)
+    return many, contents(many), settings(Endpoint.sagemaker)
 
 
 @st.composite
-def deployments(draw: st.DrawFn) -> tuple[Plan, Parts, Settings]:
+def deployments(draw: st.DrawFn) -> tuple[Plan, Contents, AwsSettings]:
     """Any deployment that has at least one function: from one template to more functions than one holds, each layer divided or not."""
     endpoint = draw(st.sampled_from(Endpoint))
     numbers = draw(st.lists(st.integers(0, 70), unique=True, min_size=1, max_size=14).map(sorted))
@@ -91,7 +91,7 @@ def deployments(draw: st.DrawFn) -> tuple[Plan, Parts, Settings]:
         layers[0] = LayerPlan(layer=numbers[0], remote=(3,), memory_mb=128, replicas=1)
     made = plan(endpoint, tuple(layers))
     name = draw(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?", fullmatch=True))
-    return made, parts(made), settings(endpoint, name=name, budget_usd=draw(st.none() | st.just(20.0)))
+    return made, contents(made), settings(endpoint, name=name, monthly_alert_usd=draw(st.none() | st.just(20.0)))
 
 
 def each(made: Templates) -> tuple[Template, ...]:

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from remoe_cli.deploy.aws import deployment, names, status, template
-from remoe_cli.deploy.aws.parts import Part, Parts
+from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
 from remoe_cli.deploy.aws.session import Account
-from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.storage import Object, object_of
 from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.deploy.progress import unseen
 from remoe_cli.plan.document import LayerPlan, MainSpec, Plan
 from tests.support import aws_account as aws
 from tests.support.synthetic import plan_by_hand
@@ -33,16 +33,18 @@ def a_plan(memory_mb: int = 512, **update: Any) -> Plan:
 def made(name: str, plan: Plan, endpoint: Endpoint = Endpoint.none) -> tuple[Templates, list[Object]]:
     """Templates and objects of a plan as if it had been packaged."""
     code = object_of(names.code_key("c" * 64), _zip())
-    parts, objects = [], [code, MANIFEST]
+    contents, objects = [], [code, MANIFEST]
     for layer in plan.layers:
         entry = f"layer-{layer.layer:03d}"
         shard = object_of("", f"shard of {entry}".encode())
         shard = replace(shard, key=names.shard_key(entry, shard.sha256))
         objects.append(shard)
-        part = Part(entry, layer.layer, layer.remote, layer.memory_mb, layer.replicas, shard.size_bytes, shard.sha256, 10, "b" * 64)
-        parts.append(part)
-    whole = Parts(tuple(parts), code.size_bytes, code.size_bytes, 2, "c" * 64, "a" * 64)
-    settings = Settings(name, "x86_64", "3.13", endpoint, None if endpoint is Endpoint.none else IMAGE)
+        part = ExpertFunction(
+            entry, layer.layer, layer.remote, layer.memory_mb, layer.replicas, shard.size_bytes, shard.sha256, 10, "b" * 64
+        )
+        contents.append(part)
+    whole = Contents(tuple(contents), code.size_bytes, code.size_bytes, 2, "c" * 64, "a" * 64)
+    settings = AwsSettings(name, "x86_64", "3.13", endpoint, None if endpoint is Endpoint.none else IMAGE)
     return template.templates(plan, whole, settings), objects
 
 
@@ -54,13 +56,12 @@ def _zip() -> bytes:
 
 
 def deploy(account: Account, name: str, plan: Plan, endpoint: Endpoint = Endpoint.none, *more: Object, **how: Any) -> dict[str, Any]:
-    how = {"say": lambda _: None, "progress": unseen, "agree": lambda review: True} | how
     templates, objects = made(name, plan, endpoint)
-    return deployment.apply(account, name, templates, [*objects, *more], **how)
+    return deployment.apply(account, name, templates, [*objects, *more], replace(SILENT, **how))
 
 
 def destroy(account: Account, name: str) -> dict[str, Any]:
-    return deployment.destroy(account, name, say=lambda _: None, progress=unseen, agree=lambda question: True)
+    return deployment.destroy(account, name, SILENT)
 
 
 def stands(account: Account, name: str) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Costs, LayerPlan, MainSpec, Plan, PlannedModel, Source, Targets, WorkloadRef
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Problem
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.profile.latency_record import InvocationTiming, Latency, Linear, Physical, Quantiles, Timing
-from remoe_cli.profile.record import DatasetRef, ModelRef, Profile, ProfileRecord, Settings, write_profile
+from remoe_cli.profile.record import DatasetRef, ModelRef, Profile, ProfileRecord, RecordingSettings, write_profile
 
 MB = 2**20
 
@@ -93,7 +93,9 @@ def synthetic_profile(
     record = ProfileRecord(
         model=ModelRef(path="synthetic", revision="local:0"),
         dataset=DatasetRef(source="synthetic", field="prompt", prompts=prompts, sha256="0" * 64),
-        settings=Settings(max_new_tokens=decode_tokens + 1, max_prompt_tokens=512, batch_size=1, chat_template=False, dtype="bfloat16"),
+        settings=RecordingSettings(
+            max_new_tokens=decode_tokens + 1, max_prompt_tokens=512, batch_size=1, chat_template=False, dtype="bfloat16"
+        ),
         spec=spec,
         latency=latency,
         arrays_sha256="",
@@ -112,14 +114,15 @@ def plan_by_hand(layers: tuple[LayerPlan, ...], **update: Any) -> Plan:
         workload=WorkloadRef(n_in=10, n_out=10),
         targets=Targets(),
         objective="cost",
-        placement="forced",
+        method="forced",
         cost_usd_per_request=1.0,
         ttft_s=1.0,
         tpot_s=1.0,
         lower_bound_usd=0.0,
         gap=1.0,
         status="forced",
-        verdict="insufficient evidence",
+        verdict="insufficient-evidence",
+        basis="too-few-tokens",
         reason="a test",
         notes=(),
         main=MainSpec(name="m", memory_mb=1000),
@@ -162,10 +165,10 @@ def tiny_catalog(main: dict[str, Any] | None = None, **function: Any) -> Catalog
 
 
 def plan_of(profile: Profile, catalog: Catalog, *, examine: bool = False, **options: Any) -> Plan:
-    """A plan from flat options: those of the aim and those of `Wanted`; not examined for robustness unless asked."""
+    """A plan from flat options: those of the aim and those of `PlanRequest`; not examined for robustness unless asked."""
     aim = {name: options.pop(name) for name in ("objective", "ttft_s", "tpot_s", "budget_usd") if name in options}
-    return make_plan(profile, catalog, Wanted(aim=Aim(**aim), examine=examine, **options))
+    return make_plan(profile, catalog, PlanRequest(aim=Aim(**aim), examine=examine, **options))
 
 
 def problem_of(profile: Profile, catalog: Catalog, **options: Any) -> Problem:
-    return make_problem(profile, catalog, Wanted(**options))
+    return make_problem(profile, catalog, PlanRequest(**options))

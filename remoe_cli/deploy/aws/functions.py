@@ -1,4 +1,7 @@
-"""The resources of an expert function, and what every function needs: role, log group, version, alias. Pure; template.py joins them."""
+"""The CloudFormation resources of expert functions, and what every Lambda function needs. Pure.
+
+Every function has a role, a log group, a version and an alias. template.py puts them into stacks.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ from collections.abc import Mapping
 from math import ceil, sqrt
 from typing import Any
 
-from remoe_cli import artifacts, limits
+from remoe_cli import artifacts, lambda_limits
 from remoe_cli.deploy.aws import names, policies
-from remoe_cli.deploy.aws.figures import figures
-from remoe_cli.deploy.aws.parts import Part, Parts
+from remoe_cli.deploy.aws.aws_reference import aws_reference
+from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
 from remoe_cli.deploy.aws.policies import ACCOUNT, REGION, sub
-from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.package.bundle import HANDLER
 from remoe_cli.plan.document import Plan
@@ -23,8 +26,11 @@ DELETE = {"DeletionPolicy": "Delete", "UpdateReplacePolicy": "Delete"}  # nothin
 
 
 def requests_at_once(plan: Plan) -> int:
-    """Requests that are answered at the same time: one by each rented instance; else as many as come together at the plan's traffic
-    (the mean and three standard deviations of requests that come at random), and one where it is unknown."""
+    """Return how many requests the plan answers at the same time.
+
+    Each rented instance answers one. Otherwise it is as many as come together at the plan's traffic: the mean and three standard deviations
+    of requests that come at random. Where the traffic is unknown, it is one.
+    """
     if plan.main.usd_per_hour is not None:
         return plan.instances
     request_s = plan.ttft_s + plan.workload.n_out * plan.tpot_s
@@ -32,69 +38,72 @@ def requests_at_once(plan: Plan) -> int:
     return max(1, ceil(mean + 3 * sqrt(mean)))
 
 
-def instances_each(parts: Parts, settings: Settings) -> int:
-    """Instances of all functions together that one request may keep busy."""
-    return sum(part.replicas for part in parts.functions) + (settings.endpoint is Endpoint.aws_lambda)
+def instances_each(contents: Contents, settings: AwsSettings) -> int:
+    """Return the instances of all functions that one request may keep busy."""
+    return sum(function.replicas for function in contents.functions) + (settings.endpoint is Endpoint.aws_lambda)
 
 
-def served_at_once(plan: Plan, parts: Parts, settings: Settings) -> int:
-    """As many of them as the account's concurrency has room for, so that none waits for another; 0 where it is too little for one."""
-    each = instances_each(parts, settings)
-    room = max(0, settings.concurrency - figures().function.concurrency_unreserved)
+def served_at_once(plan: Plan, contents: Contents, settings: AwsSettings) -> int:
+    """Return how many of those requests the account's concurrency has room for; 0 when not for one."""
+    each = instances_each(contents, settings)
+    room = max(0, settings.concurrency - aws_reference().function.concurrency_unreserved)
     return min(requests_at_once(plan), room // max(1, each))
 
 
-def storage_mb(plan: Plan, part: Part) -> int:
-    """A function's /tmp, to which its experts are fetched: all of a layer have as much as the fullest needs, as the plan is priced. No
-    plan reaches the most, which is that of memory."""
-    experts = max(len(group) for layer in plan.layers if layer.layer == part.layer for group in layer.parts)
+def storage_mb(plan: Plan, function: ExpertFunction) -> int:
+    """Return the size of a function's /tmp, to which it fetches its experts.
+
+    All functions of a layer have as much as the fullest needs, as the plan is priced. No plan reaches Lambda's maximum, which equals that
+    of memory.
+    """
+    experts = max(len(group) for layer in plan.layers if layer.layer == function.layer for group in layer.parts)
     fetched_mb = ceil(experts * plan.model.expert_bytes / 2**20)
-    return max(figures().function.storage_least_mb, fetched_mb + _SPARE_STORAGE_MB)
+    return max(aws_reference().function.storage_least_mb, fetched_mb + _SPARE_STORAGE_MB)
 
 
-def expert(plan: Plan, part: Part, parts: Parts, settings: Settings, served: int) -> dict[str, Resource]:
-    """An expert function, with the replicas of its part for each of so many requests at once."""
+def expert_function(plan: Plan, function: ExpertFunction, contents: Contents, settings: AwsSettings, served: int) -> dict[str, Resource]:
+    """Make the resources of an expert function, with replicas for `served` requests at once."""
     bucket = sub(names.bucket(settings.name, ACCOUNT, REGION))
-    shard = names.shard_key(part.entry, part.shard_sha256)
+    shard = names.shard_key(function.entry, function.shard_sha256)
     configuration = {
-        "Description": f"{len(part.experts)} experts of layer {part.layer}",
+        "Description": f"{len(function.experts)} experts of layer {function.layer}",
         "Runtime": f"python{settings.python}",
         "Handler": HANDLER,
-        "Code": {"S3Bucket": bucket, "S3Key": names.code_key(parts.code_sha256)},
-        "MemorySize": part.memory_mb,
-        "EphemeralStorage": {"Size": storage_mb(plan, part)},
+        "Code": {"S3Bucket": bucket, "S3Key": names.code_key(contents.code_sha256)},
+        "MemorySize": function.memory_mb,
+        "EphemeralStorage": {"Size": storage_mb(plan, function)},
         "Environment": {
             "Variables": {
                 "REMOE_SHARD": object_uri(settings, shard),
-                "REMOE_SHARD_HEADER": f"{part.head_bytes}:{part.head_sha256}",
-                **limits.thread_environment(part.memory_mb),
+                "REMOE_SHARD_HEADER": f"{function.head_bytes}:{function.head_sha256}",
+                **lambda_limits.thread_environment(function.memory_mb),
             }
         },
     }
-    return function(
-        names.logical_id(part.entry),
-        names.function(settings.name, part.entry),
+    return lambda_function(
+        names.logical_id(function.entry),
+        names.function(settings.name, function.entry),
         configuration,
         settings,
-        policy=policies.expert(settings.name, part.entry),
-        reserved=part.replicas * served,
+        policy=policies.expert(settings.name, function.entry),
+        reserved=function.replicas * served,
         tags=tags(settings),
     )
 
 
-def function(
-    id: str, name: str, configuration: Mapping[str, Any], settings: Settings, *, policy: Resource, reserved: int, tags: list[Any]
+def lambda_function(
+    id: str, name: str, configuration: Mapping[str, Any], settings: AwsSettings, *, policy: Resource, reserved: int, tags: list[Any]
 ) -> dict[str, Resource]:
-    """A Lambda function `name` with its role, log group, version and alias; `configuration` is what a version freezes.
+    """Make a Lambda function `name` with its role, log group, version and alias.
 
-    It never has more than `reserved` instances: whatever calls it, it cannot cost more than they do. An account that cannot reserve
-    (0) has so few that they are the limit.
+    `configuration` is what a version freezes. The function never has more than `reserved` instances, so it cannot cost more than they do,
+    whatever calls it. An account that cannot reserve (0) has so few instances that they are the limit.
     """
     versioned = {
         **configuration,
         "Role": {"Fn::GetAtt": [f"{id}Role", "Arn"]},
         "Architectures": [settings.architecture],
-        "Timeout": figures().function.timeout_s,
+        "Timeout": aws_reference().function.timeout_s,
     }
     # A version is published when there is a new one in the template. Lambda refuses one of what is published already.
     version = f"{id}Version{artifacts.sha256_bytes(json.dumps(versioned, sort_keys=True).encode())[:12]}"
@@ -130,7 +139,7 @@ def role(service: str, policy: Resource, tags: list[Any]) -> Resource:
     }
 
 
-def log_group(group: str, settings: Settings, tags: list[Any]) -> Resource:
+def log_group(group: str, settings: AwsSettings, tags: list[Any]) -> Resource:
     return {
         "Type": "AWS::Logs::LogGroup",
         **DELETE,
@@ -138,16 +147,19 @@ def log_group(group: str, settings: Settings, tags: list[Any]) -> Resource:
     }
 
 
-def object_uri(settings: Settings, key: str) -> Resource:
+def object_uri(settings: AwsSettings, key: str) -> Resource:
     return sub(f"s3://{names.bucket(settings.name, ACCOUNT, REGION)}/{key}")
 
 
-def tags(settings: Settings, plan: Plan | None = None) -> list[dict[str, str]]:
-    """Of the deployment; and of the plan on what stands for all of it. On expert functions a new plan would touch them all."""
+def tags(settings: AwsSettings, plan: Plan | None = None) -> list[dict[str, str]]:
+    """Make the tags of a resource: the deployment's, and with a `plan` the plan's too.
+
+    Only resources that stand for the whole deployment have the plan's tag. On expert functions it would change all of them with every plan.
+    """
     pairs = {names.DEPLOYMENT_TAG: settings.name} | ({names.PLAN_TAG: plan_sha256(plan)} if plan else {})
     return [{"Key": key, "Value": value} for key, value in pairs.items()]
 
 
 def plan_sha256(plan: Plan) -> str:
-    """The digest of the plan's file as remoe writes it: the tag and the output that say what is deployed."""
+    """Return the digest of the plan's file as remoe writes it, by which a tag and an output name it."""
     return artifacts.sha256_bytes(artifacts.json_text(plan).encode())

@@ -1,6 +1,6 @@
-"""What a deployment costs: a month at rest, a request, and a month at the plan's traffic, line by line. Pure.
+"""Price a deployment line by line: a month at rest, a request, a month of the plan's traffic. Pure.
 
-The main function and the expert functions, with their /tmp, cost what the plan says, so these lines add up to the plan's cost of a request.
+The main function and the expert functions, with their /tmp, cost what the plan says, so their lines add up to the plan's cost of a request.
 The bucket, logs and the main function's /tmp are in no plan, as no placement changes them much; they are `beside` it. Free tiers are left
 out, as in the catalogs.
 """
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, fsum
 
-from remoe_cli.deploy.aws import endpoint, names
-from remoe_cli.deploy.aws.figures import figures
-from remoe_cli.deploy.aws.parts import Parts
-from remoe_cli.deploy.aws.settings import Settings
+from remoe_cli.deploy.aws import main_function, names
+from remoe_cli.deploy.aws.aws_reference import aws_reference
+from remoe_cli.deploy.aws.contents import Contents
+from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Plan
@@ -27,10 +27,10 @@ _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that is paid for. `resource` is its logical id in the templates, None for what is in none.
+    """One thing that is paid for. `resource` is its logical id in the templates; None: it is in none.
 
-    idle_usd_per_month   whether it is used or not
-    usd_per_request      in the plan's requests, or beside them
+    idle_usd_per_month   paid whether it is used or not
+    usd_per_request      in the plan's cost, or beside it
     usd_per_month        at the plan's traffic; None where that is unknown
     planned              whether the plan's cost contains it
     """
@@ -46,7 +46,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Money:
-    """`usd_per_request` is the plan's; `beside_usd_per_request` comes on top, at most."""
+    """All lines and their sums.
+
+    usd_per_request          the plan's
+    beside_usd_per_request   what comes on top of it, at most
+    """
 
     lines: tuple[Line, ...]
     usd_per_request: float
@@ -56,9 +60,9 @@ class Money:
     notes: tuple[str, ...]
 
 
-def bill(plan: Plan, catalog: Catalog, parts: Parts, settings: Settings) -> Money:
-    """`catalog` is the plan's: its storage is priced here, and it says where the plan's prices are from."""
-    lines = (_main(plan, settings), *_functions(plan, parts), *_beside(plan, catalog, parts, settings))
+def bill(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSettings) -> Money:
+    """Price a deployment. `catalog` is the plan's; it prices storage and says where the prices are from."""
+    lines = (_main(plan, settings), *_functions(plan, contents), *_beside(plan, catalog, contents, settings))
     months = [line.usd_per_month for line in lines if line.usd_per_month is not None]
     return Money(
         lines=lines,
@@ -70,56 +74,56 @@ def bill(plan: Plan, catalog: Catalog, parts: Parts, settings: Settings) -> Mone
     )
 
 
-def _main(plan: Plan, settings: Settings) -> Line:
+def _main(plan: Plan, settings: AwsSettings) -> Line:
     usd, name = plan.costs.main_usd, plan.main.name
     match settings.endpoint:
         case Endpoint.none:
             note = "Your own machine, at the plan's price: not on AWS's bill."
             return Line(f"main function, {name}", None, 0.0, usd, _by_traffic(plan, usd), True, note)
         case Endpoint.aws_lambda:
-            return Line(f"main function, {name}", endpoint.FUNCTION, 0.0, usd, _by_traffic(plan, usd), True)
+            return Line(f"main function, {name}", main_function.FUNCTION, 0.0, usd, _by_traffic(plan, usd), True)
         case Endpoint.sagemaker:
             hourly = plan.instances * (plan.main.usd_per_hour or 0.0)
             month, per_hour = hourly * HOURS_PER_MONTH, plan.workload.requests_per_hour
             note = f"${hourly:.4g} an hour, used or not"
             note += "" if per_hour is None else f": a request's is what {per_hour:g} an hour share"
             what = f"main endpoint, {plan.instances} x {name}"
-            return Line(what, endpoint.ENDPOINT, month, usd, None if per_hour is None else month, True, f"{note}.")
+            return Line(what, main_function.ENDPOINT, month, usd, None if per_hour is None else month, True, f"{note}.")
 
 
-def _functions(plan: Plan, parts: Parts) -> Iterator[Line]:
-    """Each function's part of its layer's cost goes by its experts."""
+def _functions(plan: Plan, contents: Contents) -> Iterator[Line]:
+    """Price each function: its share of its layer's cost goes by its number of experts."""
     usd = {layer.layer: (usd, len(layer.remote)) for layer, usd in zip(plan.layers, plan.costs.layers_usd, strict=True)}
-    for part in parts.functions:
-        layer_usd, experts = usd[part.layer]
-        own_usd = layer_usd * len(part.experts) / experts
-        what = f"{part.entry}, {part.memory_mb:,} MB, {len(part.experts)} experts"
-        yield Line(what, names.logical_id(part.entry), 0.0, own_usd, _by_traffic(plan, own_usd), True)
+    for function in contents.functions:
+        layer_usd, experts = usd[function.layer]
+        own_usd = layer_usd * len(function.experts) / experts
+        what = f"{function.entry}, {function.memory_mb:,} MB, {len(function.experts)} experts"
+        yield Line(what, names.logical_id(function.entry), 0.0, own_usd, _by_traffic(plan, own_usd), True)
 
 
-def _beside(plan: Plan, catalog: Catalog, parts: Parts, settings: Settings) -> Iterator[Line]:
-    yield from _kept(catalog, parts, settings)
-    yield _used(plan, "logs of expert functions", _logs_usd(plan, parts, settings), "At most: as if every token called every function.")
-    usd = plan.workload.cold_share * _reads(plan, parts, settings) * catalog.storage.usd_per_1000_reads / 1000
+def _beside(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterator[Line]:
+    yield from _kept(catalog, contents, settings)
+    yield _used(plan, "logs of expert functions", _logs_usd(plan, contents, settings), "At most: as if every token called every function.")
+    usd = plan.workload.cold_share * _reads(plan, contents, settings) * catalog.storage.usd_per_1000_reads / 1000
     yield _used(plan, "reads of S3 in cold starts", usd, "At most: as if every instance read all its experts.")
     if settings.endpoint is Endpoint.aws_lambda:
-        beyond_gb = (endpoint.storage_mb(parts) - figures().function.storage_least_mb) / 1024
+        beyond_gb = (main_function.storage_mb(contents) - aws_reference().function.storage_least_mb) / 1024
         request_s = plan.ttft_s + plan.workload.n_out * plan.tpot_s
         usd = beyond_gb * request_s * catalog.function.usd_per_storage_gb_second
         yield _used(plan, "/tmp of the main function", usd, f"{beyond_gb:.1f} GB more than is free.")
 
 
-def _kept(catalog: Catalog, parts: Parts, settings: Settings) -> Iterator[Line]:
-    """What is paid for being there."""
-    share = 0 if settings.endpoint is Endpoint.none else parts.main_bytes
-    stored_gb = (sum(f.shard_bytes for f in parts.functions) + share + parts.code_bytes) / _GB
+def _kept(catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterator[Line]:
+    """Price what costs money by existing."""
+    share = 0 if settings.endpoint is Endpoint.none else contents.main_bytes
+    stored_gb = (sum(f.shard_bytes for f in contents.functions) + share + contents.code_bytes) / _GB
     yield _line(f"S3, {stored_gb:.1f} GB", stored_gb * catalog.storage.usd_per_gb_month, "Weights and code.")
     if settings.endpoint is not Endpoint.none:
-        estimates = figures().estimates
+        estimates = aws_reference().estimates
         image_bytes = estimates.lambda_image_bytes if settings.endpoint is Endpoint.aws_lambda else estimates.sagemaker_image_bytes
-        usd = image_bytes / _GB * figures().prices.usd_per_image_gb_month
+        usd = image_bytes / _GB * aws_reference().prices.usd_per_image_gb_month
         yield _line(f"image in ECR, about {image_bytes / _GB:.1f} GB", usd, "Yours: it outlives the deployment.")
-    if settings.budget_usd is not None:
+    if settings.monthly_alert_usd is not None:
         yield _line("budget", 0.0, "An account's first two are free.")
 
 
@@ -131,20 +135,20 @@ def _used(plan: Plan, what: str, usd_per_request: float, note: str) -> Line:
     return Line(what, None, 0.0, usd_per_request, _by_traffic(plan, usd_per_request), False, note)
 
 
-def _logs_usd(plan: Plan, parts: Parts, settings: Settings) -> float:
-    """Of a request: what Lambda writes about each invocation, and keeps."""
-    calls = sum(f.replicas for f in parts.functions) + len(parts.functions) * plan.workload.n_out
+def _logs_usd(plan: Plan, contents: Contents, settings: AwsSettings) -> float:
+    """Price what Lambda logs of a request's invocations, written and kept."""
+    calls = sum(f.replicas for f in contents.functions) + len(contents.functions) * plan.workload.n_out
     kept_months = settings.log_days * 24 / HOURS_PER_MONTH
-    prices = figures().prices
-    written_gb = calls * figures().estimates.log_bytes_per_invocation / _GB
+    prices = aws_reference().prices
+    written_gb = calls * aws_reference().estimates.log_bytes_per_invocation / _GB
     return written_gb * (prices.usd_per_log_gb + kept_months * prices.usd_per_log_gb_month)
 
 
-def _reads(plan: Plan, parts: Parts, settings: Settings) -> int:
-    """GETs of a request that finds everything cold."""
-    bytes_per_read = figures().estimates.bytes_per_read
-    experts = sum(f.replicas * len(f.experts) for f in parts.functions)
-    share = parts.main_bytes if settings.endpoint is Endpoint.aws_lambda else 0
+def _reads(plan: Plan, contents: Contents, settings: AwsSettings) -> int:
+    """Count the GETs of a request that finds everything cold."""
+    bytes_per_read = aws_reference().estimates.bytes_per_read
+    experts = sum(f.replicas * len(f.experts) for f in contents.functions)
+    share = contents.main_bytes if settings.endpoint is Endpoint.aws_lambda else 0
     return experts * ceil(plan.model.expert_bytes / bytes_per_read) + ceil(share / bytes_per_read)
 
 
@@ -153,7 +157,7 @@ def _by_traffic(plan: Plan, usd_per_request: float) -> float | None:
     return None if per_hour is None else usd_per_request * per_hour * HOURS_PER_MONTH
 
 
-def _notes(plan: Plan, catalog: Catalog, settings: Settings) -> Iterator[str]:
+def _notes(plan: Plan, catalog: Catalog, settings: AwsSettings) -> Iterator[str]:
     region = next(entry.region for entry in catalog.provenance if "storage.usd_per_gb_month" in entry.of)
     if _REGION.fullmatch(region):
         yield f"Prices are those of the catalog {catalog.name}, the oldest of {plan.prices_of}, and list prices of logs and images."

@@ -1,43 +1,36 @@
-"""What a deployment would do, as one document and as tables for people. Pure; nothing here talks to AWS."""
+"""Show what a deployment would do, as a document and as tables for people. Pure; no call to AWS."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import fsum
 from typing import Any, get_args
 
-from remoe_cli.deploy.aws import endpoint
+from remoe_cli.deploy.aws import main_function
+from remoe_cli.deploy.aws.contents import Contents
 from remoe_cli.deploy.aws.functions import Resource, plan_sha256
 from remoe_cli.deploy.aws.money import Line, Money
-from remoe_cli.deploy.aws.parts import Parts
-from remoe_cli.deploy.aws.quotas import Quota, Severity
+from remoe_cli.deploy.aws.quotas import QuotaCheck, Severity
 from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.deploy.console import Table
 from remoe_cli.plan.document import Plan
 
 _NAMES = ("FunctionName", "LogGroupName", "EndpointName")
 
 
-@dataclass(frozen=True)
-class Table:
-    """As `cli/output.table` takes it."""
+def dry_run(plan: Plan, made: Templates, contents: Contents, quotas: Sequence[QuotaCheck], money: Money) -> dict[str, Any]:
+    """Make the document of a first deployment, whose changes are all additions.
 
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def dry_run(plan: Plan, made: Templates, parts: Parts, quotas: Sequence[Quota], money: Money) -> dict[str, Any]:
-    """The document of a first deployment: `template`, `nested`, `resources`, `cost`, `quotas` and `changes`, all of them additions.
-
-    `packaged` says whether digests and sizes are those of files, or still what the plan lets expect.
+    It has `template`, `nested`, `resources`, `cost`, `quotas` and `changes`. `packaged` says whether digests and sizes are those of files,
+    or what the plan lets expect.
     """
     lines = {line.resource: line for line in money.lines if line.resource}
     resources = [_row(stack, id, resource, lines.get(id)) for stack, id, resource in _resources(made)]
     return {
         "plan": plan_sha256(plan),
-        "packaged": parts.known,
+        "packaged": contents.known,
         "template": made.root,
         "nested": dict(made.nested),
         "resources": resources,
@@ -48,7 +41,7 @@ def dry_run(plan: Plan, made: Templates, parts: Parts, quotas: Sequence[Quota], 
 
 
 def _resources(made: Templates) -> Iterator[tuple[str | None, str, Resource]]:
-    """Nested stack (None for the root), logical id and resource."""
+    """Yield nested stack (None for the root), logical id and resource."""
     for stack, one in ((None, made.root), *made.nested.items()):
         for id, resource in one["Resources"].items():
             yield stack, id, resource
@@ -66,8 +59,8 @@ def _row(stack: str | None, id: str, resource: Resource, line: Line | None) -> d
     }
 
 
-def tables(made: Templates, quotas: Sequence[Quota], money: Money) -> tuple[Table, ...]:
-    """The same for people: resources by type, all expert functions on one line of the money, and quotas with those in doubt first."""
+def tables(made: Templates, quotas: Sequence[QuotaCheck], money: Money) -> tuple[Table, ...]:
+    """Make the same as tables: resources by type, money, and quotas, those in doubt first."""
     counts = Counter(resource["Type"].removeprefix("AWS::") for _, _, resource in _resources(made))
     kinds = tuple((kind, f"{number:,}") for kind, number in sorted(counts.items()))
     order = get_args(Severity)
@@ -80,7 +73,9 @@ def tables(made: Templates, quotas: Sequence[Quota], money: Money) -> tuple[Tabl
 
 
 def _money_rows(money: Money) -> Iterator[tuple[str, ...]]:
-    functions = [line for line in money.lines if line.planned and line.resource not in (endpoint.FUNCTION, endpoint.ENDPOINT, None)]
+    functions = [
+        line for line in money.lines if line.planned and line.resource not in (main_function.FUNCTION, main_function.ENDPOINT, None)
+    ]
     for line in money.lines:
         if line not in functions:
             yield _cells(line.what, line.idle_usd_per_month, line.usd_per_request, line.usd_per_month)
@@ -96,10 +91,10 @@ def _cells(what: str, idle_usd: float, request_usd: float, month_usd: float | No
     return what, f"{idle_usd:,.2f}", f"{request_usd:.6f}", "-" if month_usd is None else f"{month_usd:,.2f}"
 
 
-def _quota_cells(quota: Quota) -> tuple[str, ...]:
+def _quota_cells(quota: QuotaCheck) -> tuple[str, ...]:
     return quota.name, f"{quota.used:,.0f}", "-" if quota.limit is None else f"{quota.limit:,.0f}", quota.unit, quota.severity
 
 
-def remarks(quotas: Sequence[Quota], money: Money) -> tuple[str, ...]:
-    """The sentences that belong under the tables."""
+def remarks(quotas: Sequence[QuotaCheck], money: Money) -> tuple[str, ...]:
+    """List the sentences that belong under the tables."""
     return (*(f"{quota.name}: {quota.hint}" for quota in quotas if quota.hint), *money.notes)

@@ -1,6 +1,6 @@
-"""Whose account, which region, and clients for it; and what AWS's errors mean, in one line each.
+"""Find the AWS account and region, make clients for it, and explain AWS's errors in one line each.
 
-Credentials, profiles and regions are found as boto3 finds them: the option first, then the environment, then the configuration files.
+Credentials, profiles and regions are found as boto3 finds them: option first, then environment, then configuration files.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from remoe_cli.errors import DeployError, RemoeError, UsageError
+from remoe_cli.runtime.failures import ACCESS_DENIED, EXPIRED_CREDENTIALS, LOG_IN, UNKNOWN_CREDENTIALS
 
 CONNECTIONS = 16
 # Lambda takes 15 control-plane calls a second from an account: adaptive clients slow down when they are told to.
@@ -30,7 +31,7 @@ _PROMPT = Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeou
 
 @dataclass(frozen=True)
 class Account:
-    """One account in one region. `caller` is the ARN of whoever the credentials belong to."""
+    """One account in one region. `caller` is the ARN of the owner of the credentials."""
 
     session: boto3.Session
     region: str
@@ -40,7 +41,10 @@ class Account:
     _making: Lock = field(default_factory=Lock, repr=False)
 
     def client(self, service: str) -> Any:
-        """The boto3 client of a service, made once. Threads may share a client, but not make clients of one session at a time."""
+        """Return the boto3 client of a service, made once.
+
+        Threads may share a client, but may not make clients of one session at the same time.
+        """
         with self._making:
             if service not in self._clients:
                 self._clients[service] = self.session.client(service, config=_PATIENT)
@@ -48,19 +52,22 @@ class Account:
 
     @property
     def suffix(self) -> str:
-        """The domain of this partition's services, such as amazonaws.com."""
+        """Return the domain of this partition's services, such as amazonaws.com."""
         partition = self.session.get_partition_for_region(self.region)
         return "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com"
 
     @property
     def who(self) -> str:
-        """Who is at work, for others to read: the caller and the machine."""
+        """Name the one who is at work, for others to read: the caller and the machine."""
         return f"{self.caller} on {socket.gethostname()}"
 
 
 def connect(region: str | None = None, profile: str | None = None) -> Account:
-    """The account that the credentials belong to. Raises UsageError for an unknown profile and for no region, DeployError for
-    credentials that are missing, wrong or expired and for no way to AWS."""
+    """Return the account that the credentials belong to.
+
+    Raises: UsageError for an unknown profile and when no region is set; DeployError for credentials that are missing, wrong or expired, and
+    when AWS is not reached.
+    """
     with plain_errors():
         session = boto3.Session(profile_name=profile, region_name=region or os.environ.get("AWS_REGION") or None)
         if not session.region_name:
@@ -71,7 +78,7 @@ def connect(region: str | None = None, profile: str | None = None) -> Account:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what boto3 raises into RemoeErrors."""
+    """Turn errors of boto3 into RemoeErrors."""
     try:
         yield
     except (BotoCoreError, ClientError) as error:
@@ -81,18 +88,8 @@ def plain_errors() -> Iterator[None]:
         raise DeployError(f"What answers is not AWS: {_sentence(error)}", hint) from error
 
 
-_RENEW = "Log in again, for example with 'aws sso login', or set new ones; 'aws sts get-caller-identity' tells whether they work."
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
-_UNKNOWN = (
-    *("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSignatureException"),
-    *("AuthFailure", "IncompleteSignature", "InvalidToken", "MissingAuthenticationToken"),
-)
-_DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AllAccessDisabled", "403")
-_CLOCK = ("RequestTimeTooSkewed",)
-
-
 def explained(error: BotoCoreError | ClientError) -> RemoeError:
-    """The error in one sentence, with what to do about it."""
+    """Explain an error in one sentence, with a hint."""
     match error:
         case ClientError():
             return _refusal(error)
@@ -110,7 +107,7 @@ def explained(error: BotoCoreError | ClientError) -> RemoeError:
                 "Set AWS_PROFILE or --profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; 'aws configure' stores some.",
             )
         case exceptions.SSOError() | exceptions.TokenRetrievalError() | exceptions.CredentialRetrievalError():
-            return DeployError(f"The AWS credentials cannot be had: {_sentence(error)}", _RENEW)
+            return DeployError(f"The AWS credentials cannot be had: {_sentence(error)}", LOG_IN)
         case exceptions.HTTPClientError() | exceptions.ConnectionError():
             return DeployError(f"AWS cannot be reached: {_sentence(error)}", "Check the network, the proxy and the region's name.")
         case _:
@@ -120,13 +117,13 @@ def explained(error: BotoCoreError | ClientError) -> RemoeError:
 def _refusal(error: ClientError) -> RemoeError:
     code = error.response["Error"].get("Code", "")
     said = _sentence(error.response["Error"].get("Message") or code)
-    if code in _EXPIRED:
-        return DeployError(f"The AWS credentials have expired: {said}", _RENEW)
-    if code in _UNKNOWN:
-        return DeployError(f"AWS does not accept these credentials: {said}", _RENEW)
-    if code in _CLOCK:
+    if code in EXPIRED_CREDENTIALS:
+        return DeployError(f"The AWS credentials have expired: {said}", LOG_IN)
+    if code in UNKNOWN_CREDENTIALS:
+        return DeployError(f"AWS does not accept these credentials: {said}", LOG_IN)
+    if code == "RequestTimeTooSkewed":
         return DeployError(f"AWS does not accept these credentials: {said}", "Set this machine's clock.")
-    if code in _DENIED:
+    if code in ACCESS_DENIED:
         return DeployError(
             f"These credentials may not call {error.operation_name}: {said}", "Use others, or ask for the permission that it names."
         )

@@ -1,9 +1,10 @@
-"""One execution environment: a worker process that runs awslambdaric, and the Runtime API (2018-06-01) that feeds it.
+"""One execution environment: a process that runs awslambdaric, and the Runtime API that feeds it.
 
     COLD --launch--> INIT --first GET next--> IDLE <--> BUSY;  every state --the process ends--> DEAD
 
-All ways to fail end in a named error: what the runtime reports is passed on, and when the process ends, for whatever
-reason, `_watch` is the one place that says why.
+Every failure is a named error. What the runtime reports is passed on. When the process ends, `_watch` alone decides why.
+
+Source: Lambda developer guide, "Using the Lambda runtime API" (2018-06-01).
 """
 
 from __future__ import annotations
@@ -23,17 +24,16 @@ from pathlib import Path
 
 from aiohttp import web
 
-from remoe_cli import limits
+from remoe_cli import cages, lambda_limits
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig, ProcessRef
 from remoe_cli.deploy.local.logs import LogStream
 from remoe_cli.deploy.local.worker import ACCOUNT, OUT_OF_MEMORY, REGION, TOO_LARGE, Fault, describe, environment
 
-INIT_LIMIT_S = 10.0
 POLL_S = 0.02
 
 
-class State(Enum):
+class InstanceState(Enum):
     COLD = "COLD"
     INIT = "INIT"
     IDLE = "IDLE"
@@ -42,23 +42,31 @@ class State(Enum):
 
 
 class Undelivered(Exception):
-    """The worker ended before it took the event, so nothing ran and another may take it."""
+    """The worker ended before it took the event, so nothing ran, and another worker may take it."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """What all execution environments of a deployment share. `started` is told of every worker process."""
+    """What all execution environments of a deployment have in common.
+
+    python    interpreter of the workers
+    started   called with every worker process that is started
+    """
 
     python: str
-    mechanism: limits.Mechanism
+    mechanism: cages.Mechanism
     log_dir: Path
     started: Callable[[ProcessRef], None]
-    init_limit_s: float = INIT_LIMIT_S
+    init_limit_s: float = lambda_limits.INIT_LIMIT_S
 
 
 @dataclass(frozen=True)
-class Invocation:
-    """One finished call. `failed` marks a function error (its payload is {errorMessage, errorType, ...}); `init_ms` is None when warm."""
+class CallResult:
+    """The result of one invocation.
+
+    failed    it is a function error, whose payload is {errorMessage, errorType, ...}
+    init_ms   None when the instance was warm
+    """
 
     payload: bytes
     failed: bool
@@ -76,13 +84,13 @@ class _Reply:
 
 
 class Instance:
-    """One execution environment. `invoke` runs one request at a time; `stop` ends it. Lives in one event loop."""
+    """One execution environment, in one event loop. `invoke` runs one request at a time; `stop` ends it."""
 
     def __init__(self, function: FunctionConfig, host: Host) -> None:
         self.function, self.host = function, host
-        self.state, self.port, self.pid = State.COLD, 0, 0
+        self.state, self.port, self.pid = InstanceState.COLD, 0, 0
         self._id = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:12]}"
-        self._cage = limits.Cage(host.mechanism, f"{function.name}-{self._id}", function.memory_mb)
+        self._cage = cages.Cage(host.mechanism, f"{function.name}-{self._id}", function.memory_mb)
         self._log = LogStream(host.log_dir / function.name / f"{self._id}.log")
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[bytes] = asyncio.Queue()
@@ -93,12 +101,15 @@ class Instance:
         self._peak_bytes, self._reaped = 0, False
         self._ended: asyncio.Task[None] | None = None
 
-    async def invoke(self, request_id: str, event: bytes) -> Invocation:
-        """Run one request; a COLD instance is started first. Raises Undelivered if the worker ended before it took the event."""
+    async def invoke(self, request_id: str, event: bytes) -> CallResult:
+        """Run one request; start the worker first if the instance is COLD.
+
+        Raises: Undelivered when the worker ended before it took the event.
+        """
         self._request_id = request_id
         log_start, init_ms, reply = self._log.begin(), None, None
-        if self.state is State.COLD:
-            self.state, begun = State.INIT, time.perf_counter()
+        if self.state is InstanceState.COLD:
+            self.state, begun = InstanceState.INIT, time.perf_counter()
             limit_s = self.host.init_limit_s
             expiry = self._loop.call_later(limit_s, self.end, Fault("Runtime.InitError", f"Init timed out after {limit_s:.2f} seconds"))
             await self._launch()
@@ -116,7 +127,7 @@ class Instance:
         self.end(Fault("Runtime.ExitError", "The execution environment was stopped"))
         if self._ended:
             await self._ended
-        self.state = State.DEAD
+        self.state = InstanceState.DEAD
         self._log.close()
 
     def end(self, cause: Fault) -> None:
@@ -127,10 +138,10 @@ class Instance:
                 os.killpg(self.pid, signal.SIGKILL)
 
     async def _run(self, event: bytes) -> tuple[_Reply, float]:
-        if self.state is State.DEAD:
+        if self.state is InstanceState.DEAD:
             raise Undelivered
         timeout_s = self.function.timeout_s
-        self.state, self._reply, self._delivered = State.BUSY, self._loop.create_future(), False
+        self.state, self._reply, self._delivered = InstanceState.BUSY, self._loop.create_future(), False
         self._deadline_ms, begun = int((time.time() + timeout_s) * 1e3), time.perf_counter()
         expiry = self._loop.call_later(timeout_s, self.end, Fault("Sandbox.Timedout", f"Task timed out after {timeout_s:.2f} seconds"))
         self._events.put_nowait(event)
@@ -138,11 +149,11 @@ class Instance:
         expiry.cancel()
         if not self._delivered and reply.fault and reply.fault.error_type != "Sandbox.Timedout":
             raise Undelivered
-        if self.state is State.BUSY:
-            self.state = State.IDLE
+        if self.state is InstanceState.BUSY:
+            self.state = InstanceState.IDLE
         return reply, (time.perf_counter() - begun) * 1e3
 
-    def _finish(self, reply: _Reply, duration_ms: float, init_ms: float | None, log_start: int) -> Invocation:
+    def _finish(self, reply: _Reply, duration_ms: float, init_ms: float | None, log_start: int) -> CallResult:
         if not self._reaped:
             self._peak_bytes = max(self._peak_bytes, processes.memory(self.pid).peak_bytes)
         limit_mb = self.function.memory_mb
@@ -156,10 +167,10 @@ class Instance:
             f"Billed Duration: {billed_ms} ms\tMemory Size: {limit_mb} MB\tMax Memory Used: {used_mb} MB\t{init}\n"
         )
         self._log.write(log)
-        return Invocation(reply.payload, reply.failed, duration_ms, init_ms, billed_ms, self._log.tail(log_start))
+        return CallResult(reply.payload, reply.failed, duration_ms, init_ms, billed_ms, self._log.tail(log_start))
 
     async def _launch(self) -> None:
-        app = web.Application(client_max_size=limits.PAYLOAD_LIMIT_BYTES + 1)
+        app = web.Application(client_max_size=lambda_limits.PAYLOAD_LIMIT_BYTES + 1)
         runtime = "/2018-06-01/runtime"
         app.router.add_get(f"{runtime}/invocation/next", self._serve_next)
         app.router.add_post(f"{runtime}/invocation/{{id}}/response", self._take_response)
@@ -170,10 +181,10 @@ class Instance:
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             self.port = runner.addresses[0][1]
-            await asyncio.to_thread(limits.make, self._cage)
+            await asyncio.to_thread(cages.make, self._cage)
             interpreter = self.function.interpreter or (self.host.python,)
             process = await asyncio.create_subprocess_exec(
-                *limits.launcher(self._cage, [*interpreter, "-m", "awslambdaric", self.function.handler]),
+                *cages.launcher(self._cage, [*interpreter, "-m", "awslambdaric", self.function.handler]),
                 cwd=self.function.code_dir,
                 env=environment(self.function, self.port, self._id),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -184,7 +195,7 @@ class Instance:
         except OSError as error:
             await runner.cleanup()
             await asyncio.to_thread(self._remove_groups)
-            self.state = State.DEAD
+            self.state = InstanceState.DEAD
             self._ready.set_result(self._failure(Fault("Runtime.LaunchError", f"The worker could not be started: {error}")))
             return
         self.pid = process.pid
@@ -197,13 +208,13 @@ class Instance:
     async def _watch(self, process: asyncio.subprocess.Process, runner: web.AppRunner) -> None:
         poll = asyncio.create_task(self._poll_memory()) if self.host.mechanism.memory == "rlimit" else None
         status = await process.wait()
-        self.state, self._reaped = State.DEAD, True
+        self.state, self._reaped = InstanceState.DEAD, True
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # what the worker started does not outlive it
         if poll:
             poll.cancel()
-        self._peak_bytes = max(self._peak_bytes, limits.peak_bytes(self._cage))
-        if limits.was_oom_killed(self._cage):
+        self._peak_bytes = max(self._peak_bytes, cages.peak_bytes(self._cage))
+        if cages.was_oom_killed(self._cage):
             self._cause = self._cause or OUT_OF_MEMORY
         reply = self._failure(self._cause or Fault("Runtime.ExitError", f"Runtime exited with error: {describe(status)}"))
         for waiting in (self._ready, self._reply):
@@ -214,7 +225,7 @@ class Instance:
 
     def _remove_groups(self) -> None:
         for group in self._cage.groups:
-            limits.remove(group)
+            cages.remove(group)
 
     def _failure(self, fault: Fault) -> _Reply:
         message = fault.message if fault is TOO_LARGE else f"RequestId: {self._request_id} Error: {fault.message}"
@@ -223,7 +234,7 @@ class Instance:
     async def _poll_memory(self) -> None:
         """Kill the worker when its anonymous memory passes the limit; an idle one does not run, as on Lambda."""
         while True:
-            used = processes.memory(self.pid) if self.state in (State.INIT, State.BUSY) else processes.Memory()
+            used = processes.memory(self.pid) if self.state in (InstanceState.INIT, InstanceState.BUSY) else processes.ProcessMemory()
             if used.anonymous_bytes > self.function.memory_mb << 20:
                 self.end(OUT_OF_MEMORY)
             self._peak_bytes = max(self._peak_bytes, used.peak_bytes)
@@ -231,7 +242,7 @@ class Instance:
 
     async def _serve_next(self, request: web.Request) -> web.Response:
         if not self._ready.done():
-            limits.limit_cpu(self._cage)
+            cages.limit_cpu(self._cage)
             self._ready.set_result(None)
         event = await self._events.get()
         self._delivered = request.transport is not None and not request.transport.is_closing()
@@ -243,7 +254,7 @@ class Instance:
         return web.Response(body=event, content_type="application/json", headers=headers)
 
     async def _take_response(self, request: web.Request) -> web.Response:
-        if (request.content_length or 0) > limits.PAYLOAD_LIMIT_BYTES:
+        if (request.content_length or 0) > lambda_limits.PAYLOAD_LIMIT_BYTES:
             return self._too_large(request)
         try:
             payload = await request.read()
@@ -252,8 +263,8 @@ class Instance:
         return self._settle(request, _Reply(payload, False))
 
     def _too_large(self, request: web.Request) -> web.Response:
-        """The runtime is told 413, upon which awslambdaric ends; so the next call is a cold start."""
-        self.state = State.DEAD
+        """Answer 413 to the runtime, upon which awslambdaric ends; so the next call is a cold start."""
+        self.state = InstanceState.DEAD
         self._settle(request, self._failure(TOO_LARGE))
         self.end(TOO_LARGE)
         return web.json_response({"errorMessage": TOO_LARGE.message, "errorType": "RequestEntityTooLarge"}, status=413)
@@ -265,14 +276,16 @@ class Instance:
     async def _take_init_error(self, request: web.Request) -> web.Response:
         payload = await request.read()
         if not self._ended_by_rlimit(payload) and not self._ready.done():
-            self.state = State.DEAD
+            self.state = InstanceState.DEAD
             self._ready.set_result(_Reply(payload, True))
             self.end(Fault("Runtime.InitError", "Init failed"))
         return self._accepted()
 
     def _ended_by_rlimit(self, payload: bytes) -> bool:
-        """Under rlimit the kernel refuses memory instead of killing, and Python reports that as MemoryError: the same event by
-        another name, so the worker is ended as Lambda would have."""
+        """End a worker that reports MemoryError under rlimit, as Lambda would have killed it.
+
+        Under rlimit the kernel refuses memory instead of killing, and Python reports that as MemoryError.
+        """
         if self.host.mechanism.memory != "rlimit" or json.loads(payload).get("errorType") != "MemoryError":
             return False
         self.end(OUT_OF_MEMORY)

@@ -19,29 +19,32 @@ from dataclasses import dataclass, replace
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import Priced, layer_outcomes, total
-from remoe_cli.plan.document import Baseline, MainSpec, Outcome
+from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, MainSpec, Outcome
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Placement, Problem, local_layers
 from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
-
-ALL_LOCAL, MIX, CPU, GPU, FETCH = "all-local", "mix", "cpu", "gpu", "fetch"
 
 
 @dataclass(frozen=True)
 class Baselines:
     """Baselines by name, and why others are missing. `all_local` is the placement of that name, if there is one."""
 
-    priced: dict[str, Baseline]
-    missing: dict[str, str]
+    priced: dict[BaselineName, Baseline]
+    missing: dict[BaselineName, str]
     all_local: Priced | None
 
 
 def baselines(problem: Problem, aim: Aim) -> Baselines:
     """All of them, or why not."""
     local = [one for spec in problem.catalog.main.menu if (one := all_local_on(problem, spec)) is not None]
-    found = {CPU: _cpu(problem, aim, local), GPU: _gpu(problem, aim), FETCH: _fetch(problem, aim), MIX: _mix(problem, aim, local)}
+    found = {
+        BaselineName.CPU: _cpu(problem, aim, local),
+        BaselineName.GPU: _gpu(problem, aim),
+        BaselineName.FETCH: _fetch(problem, aim),
+        BaselineName.MIX: _mix(problem, aim, local),
+    }
     best = _best(aim, local)
-    found[ALL_LOCAL] = found[MIX] if best is None else _priced(aim, best)
+    found[BaselineName.ALL_LOCAL] = found[BaselineName.MIX] if best is None else _priced(aim, best)
     priced = {name: way for name, way in found.items() if not isinstance(way, str)}
     missing = {name: way for name, way in found.items() if isinstance(way, str)}
     return Baselines(priced, missing, best)
@@ -75,7 +78,9 @@ def _best(aim: Aim, local: list[Priced]) -> Priced | None:
 
 
 def _priced(aim: Aim, local: Priced) -> Baseline:
-    return Baseline(**local.outcome.model_dump(), spec=_name(local.placement.bought), meets=meets(aim, local.outcome))
+    return Baseline(
+        **local.outcome.model_dump(), spec=local.placement.main.name, instances=local.placement.instances, meets=meets(aim, local.outcome)
+    )
 
 
 def _mix(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
@@ -135,7 +140,7 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
     options: list[tuple[str, str, float, float | None]] = []  # name, hardware, USD a second, USD an hour of an instance
     if side.usd_per_accelerator_gb_second > 0:
         usd = side.usd_per_accelerator_gb_second * gpu_bytes / 2**30 + problem.catalog.main_usd_per_gb_second * cpu_needed / 2**30
-        options.append(("memory by the GB-second", reference.hardware, usd, None))
+        options.append((GPU_BY_USE, reference.hardware, usd, None))
     for spec in reference.gpus:
         if (spec.gpu_memory_mb or 0) * MB >= gpu_bytes and spec.memory_mb * MB >= cpu_needed:
             options.append((spec.name, spec.hardware or reference.hardware, (spec.usd_per_hour or 0.0) / 3600, spec.usd_per_hour))
@@ -147,15 +152,17 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         nonexpert, expert = whole_on_gpu(hardware, problem.spec)
         cold_s = _cold_s(problem) if per_hour is None else 0.0
         outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: expert.seconds(n, 1), usd_per_s, 0.0, cold_s)  # noqa: B023
-        traffic = problem.workload.requests_per_hour
+        traffic, instances = problem.workload.requests_per_hour, 1
         if per_hour is not None and traffic is not None:
-            count = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
-            outcome = outcome.model_copy(update={"cost_usd_per_request": count * per_hour / traffic})
+            instances = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
+            outcome = outcome.model_copy(update={"cost_usd_per_request": instances * per_hour / traffic})
         overhead = (
             f"{hardware.main.layer_overhead_s * 1e3:g} ms a layer and {hardware.gpu.expert_overhead_s * 1e3:g} ms an expert of GPU overhead"
         )
         if best is None or outcome.cost_usd_per_request < best.cost_usd_per_request:
-            best = Baseline(**outcome.model_dump(), spec=name, meets=meets(aim, outcome), assumed=overhead, ideal=ideal)
+            best = Baseline(
+                **outcome.model_dump(), spec=name, instances=instances, meets=meets(aim, outcome), assumed=overhead, ideal=ideal
+            )
     return best or f"no GPU of the catalog holds {gpu_bytes / 2**30:.1f} GB beside {cpu_needed / 2**30:.1f} GB of CPU memory"
 
 
@@ -181,7 +188,3 @@ def _cold_s(problem: Problem) -> float:
     """A whole model that is paid by use has to be read when it starts."""
     side, spec = problem.catalog.main, problem.spec
     return problem.workload.cold_share * (side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s)
-
-
-def _name(main: Main) -> str:
-    return main.spec.name if main.instances == 1 else f"{main.instances} x {main.spec.name}"

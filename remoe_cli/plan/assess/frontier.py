@@ -11,7 +11,7 @@ import numpy as np
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.problem.aim import Aim
-from remoe_cli.plan.problem.request import Wanted, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.solve.exact import GAP, Solution, solve
@@ -33,17 +33,17 @@ class Point(NamedTuple):
     main: str
 
 
-def frontier(profile: Profile, catalog: Catalog, wanted: Wanted, progress: Callable[[int, int], None]) -> list[Point]:
+def frontier(profile: Profile, catalog: Catalog, request: PlanRequest, progress: Callable[[int, int], None]) -> list[Point]:
     """Plans at TPOT targets between the least TPOT and that of the cheapest plan, under the other targets; dominated ones left out.
 
     Empty when nothing meets the targets.
     """
-    problem = make_problem(profile, catalog, wanted)
+    problem = make_problem(profile, catalog, request)
     columns = build_columns(problem, candidate_sets(problem.workload))
-    limits = replace(wanted.aim, objective="cost")
+    limits = replace(request.aim, objective="cost")
 
     def at(aim: Aim) -> Solution | None:
-        return solve(Task(problem, columns, aim), GAP, wanted.time_limit_s / POINTS, scan(problem, aim))
+        return solve(Task(problem, columns, aim), GAP, request.time_limit_s / POINTS, scan(problem, aim))
 
     fastest, cheapest = at(replace(limits, objective="tpot")), at(limits)
     if fastest is None or cheapest is None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,10 @@ from remoe_cli.plan.arrays import Bools
 from remoe_cli.plan.assess.baselines import all_local_on
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import Priced, evaluate
-from remoe_cli.plan.document import Flip, Outcome, Shift, Turn
+from remoe_cli.plan.document import WIDEST_FACTOR, BaselineName, BreakEven, BreakEvenTraffic, Outcome, Scenario, ScenarioKind
 from remoe_cli.plan.problem.aim import Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
+from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import Workload, from_profile
 from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.latency_record import Quantiles
@@ -23,7 +25,6 @@ from remoe_cli.profile.record import Profile
 
 STEP = 2.0  # by which circumstances are shifted, up and down
 FLATTER = 0.5  # share of an evenly spread routing that is mixed in
-WIDEST = 64.0  # factors beyond it, or below its inverse, are not looked for
 
 
 def slower_calls(problem: Problem, factor: float) -> Problem:
@@ -64,21 +65,32 @@ def flatter(problem: Problem, share: float) -> Problem:
     return replace(problem, workload=replace(workload, use=use, patterns=patterns))
 
 
-KNOBS: dict[str, Callable[[Problem, float], Problem]] = {"t_rem": slower_calls, "the price of expert functions": dearer_functions}
+CHANGES: dict[ScenarioKind, Callable[[Problem, float], Problem]] = {
+    ScenarioKind.CALL_OVERHEAD: slower_calls,
+    ScenarioKind.FUNCTION_PRICE: dearer_functions,
+    ScenarioKind.EVEN_ROUTING: flatter,
+}
+VALUES = {
+    ScenarioKind.CALL_OVERHEAD: (1 / STEP, STEP),
+    ScenarioKind.FUNCTION_PRICE: (1 / STEP, STEP),
+    ScenarioKind.EVEN_ROUTING: (FLATTER,),
+}
 
 
-def shifts(problem: Problem, aim: Aim, placement: Placement) -> list[Shift]:
-    """The plan as it stands under each change."""
-    changed = {f"{name} x {factor:g}": knob(problem, factor) for name, knob in KNOBS.items() for factor in (1 / STEP, STEP)}
-    changed[f"{FLATTER:.0%} of tokens routed evenly"] = flatter(problem, FLATTER)
-    return [_shift(what, aim, evaluate(other, placement)) for what, other in changed.items()]
+def scenarios(problem: Problem, aim: Aim, placement: Placement) -> list[Scenario]:
+    """Price the placement as it stands under each change."""
+    return [
+        _scenario(kind, aim, evaluate(change(problem, value), placement), value=value)
+        for kind, change in CHANGES.items()
+        for value in VALUES[kind]
+    ]
 
 
-def _shift(what: str, aim: Aim, outcome: Outcome, best_usd: float | None = None) -> Shift:
-    return Shift(**outcome.model_dump(), what=what, meets=meets(aim, outcome), best_usd=best_usd)
+def _scenario(kind: ScenarioKind, aim: Aim, outcome: Outcome, **more: Any) -> Scenario:
+    return Scenario(**outcome.model_dump(), kind=kind, meets=meets(aim, outcome), **more)
 
 
-def held_out(problem: Problem, profile: Profile, aim: Aim) -> Shift | None:
+def held_out(problem: Problem, profile: Profile, aim: Aim) -> Scenario | None:
     """A plan (by the scan) made of one half of the prompts, every other one, judged on the other half; None when there are too few."""
     rows = np.arange(len(profile.arrays["prompt_tokens"]))
     halves = [_window(problem.workload, profile, rows % 2 == half) for half in (0, 1)]
@@ -90,13 +102,14 @@ def held_out(problem: Problem, profile: Profile, aim: Aim) -> Shift | None:
         return None
     outcome = evaluate(judged, plan.placement)
     known = best.value if best and aim.objective == "cost" else None
-    return _shift(f"planned on {(rows % 2 == 0).sum()} prompts, judged on {(rows % 2 == 1).sum()} others (by scan)", aim, outcome, known)
+    counts = {"planned_prompts": int((rows % 2 == 0).sum()), "judged_prompts": int((rows % 2 == 1).sum())}
+    return _scenario(ScenarioKind.HELD_OUT_PROMPTS, aim, outcome, best_usd=known, **counts)
 
 
-def unpredicted(problem: Problem, profile: Profile, aim: Aim, placement: Placement) -> Shift:
+def unpredicted(problem: Problem, profile: Profile, aim: Aim, placement: Placement) -> Scenario:
     """The plan if the prediction is worth nothing and requests route as all of the profile's prompts together."""
     mean = replace(problem, workload=_for_the_same(problem.workload, from_profile(profile, 1, 1)))
-    return _shift("routed as all of the profile's prompts", aim, evaluate(mean, placement))
+    return _scenario(ScenarioKind.PROFILE_ROUTING, aim, evaluate(mean, placement))
 
 
 def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | None:
@@ -117,10 +130,10 @@ def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | Non
 
 def _for_the_same(requests: Workload, routing: Workload) -> Workload:
     """The requests of one with the routing of the other."""
-    return replace(routing, lengths=requests.lengths, requests_per_hour=requests.requests_per_hour, cold_share=requests.cold_share)
+    return replace(routing, traffic=requests.traffic, cold_share=requests.cold_share)
 
 
-def turns(problem: Problem, aim: Aim, placement: Placement, local: Priced | None) -> list[Turn]:
+def break_evens(problem: Problem, aim: Aim, placement: Placement, local: Priced | None) -> list[BreakEven]:
     """By how much t_rem, or the price of expert functions, has to change for the choice to turn between sending experts away and all local,
     if that can be had.
 
@@ -128,24 +141,23 @@ def turns(problem: Problem, aim: Aim, placement: Placement, local: Priced | None
     """
     if local is None:
         return []
-    away = placement
+    remote = placement
     if not any(layer.remote for layer in placement.layers):
         found = scan(problem, replace(aim, objective="cost"), least=1)
         if found is None:
             return []
-        away = found.placement
+        remote = found.placement
     local_usd = local.outcome.cost_usd_per_request
 
-    def excess(knob: Callable[[Problem, float], Problem], factor: float) -> float:
-        return evaluate(knob(problem, factor), away).cost_usd_per_request - local_usd
+    def extra_usd(kind: ScenarioKind, value: float) -> float:
+        return evaluate(CHANGES[kind](problem, value), remote).cost_usd_per_request - local_usd
 
-    ends = (math.log(1 / WIDEST), math.log(WIDEST))
-    crossings = {
-        f"times {name}": _crossing(lambda log, knob=knob: excess(knob, math.exp(log)), *ends, math.exp)  # type: ignore[misc]
-        for name, knob in KNOBS.items()
-    }
-    crossings["of the tokens routed evenly"] = _crossing(partial(excess, flatter), 0.0, 1.0, float)
-    return [Turn(what=what, against="all experts local", at=at) for what, at in crossings.items()]
+    def at(kind: ScenarioKind) -> float | None:
+        if kind == ScenarioKind.EVEN_ROUTING:
+            return _crossing(partial(extra_usd, kind), 0.0, 1.0, float)
+        return _crossing(lambda log: extra_usd(kind, math.exp(log)), -math.log(WIDEST_FACTOR), math.log(WIDEST_FACTOR), math.exp)
+
+    return [BreakEven(parameter=kind, against=BaselineName.ALL_LOCAL, at=at(kind)) for kind in CHANGES]
 
 
 def _crossing(rising: Callable[[float], float], low: float, high: float, shown: Callable[[float], float]) -> float | None:
@@ -158,12 +170,13 @@ def _crossing(rising: Callable[[float], float], low: float, high: float, shown: 
     return float(f"{shown((low + high) / 2):.3g}")
 
 
-def flip(problem: Problem, aim: Aim) -> Flip | None:
+def break_even_traffic(problem: Problem, aim: Aim) -> BreakEvenTraffic | None:
     """Above which traffic an always-on instance is cheaper than a main function paid by use; None where the catalog lacks a kind or one
     is never the cheaper. Cold starts, which make paying by use dearer when requests are rare, are left out."""
     if len({spec.usd_per_hour is None for spec in problem.catalog.main.menu}) < 2:
         return None
-    idle_free = replace(problem, workload=replace(problem.workload, requests_per_hour=None, cold_share=0.0))
+    unknown = Traffic(problem.workload.lengths)
+    idle_free = replace(problem, workload=replace(problem.workload, traffic=unknown, cold_share=0.0))
     by_use, rented = _best_of(idle_free, aim, False), _cheapest_hour(idle_free, aim) or _best_of(idle_free, aim, True)
     if by_use is None or rented is None:
         return None
@@ -174,7 +187,7 @@ def flip(problem: Problem, aim: Aim) -> Flip | None:
     per_hour = (instance.usd_per_hour or 0.0) / spare_usd if spare_usd > 0 else math.inf
     if per_hour > 3600 / request_s:  # an instance that works all the time is still dearer
         return None
-    return Flip(by_use=by_use.placement.main.name, instance=instance.name, requests_per_hour=float(f"{per_hour:.4g}"))
+    return BreakEvenTraffic(by_use=by_use.placement.main.name, instance=instance.name, requests_per_hour=float(f"{per_hour:.4g}"))
 
 
 def _cheapest_hour(problem: Problem, aim: Aim) -> Priced | None:

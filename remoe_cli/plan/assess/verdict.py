@@ -1,70 +1,117 @@
-"""Whether a plan is worth it, in words: against everything that could be bought instead."""
+"""Whether a plan is worth it: the verdict, what it is based on, and the sentence that tells people why."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from remoe_cli.plan.assess.baselines import ALL_LOCAL, Baselines
-from remoe_cli.plan.document import Baseline, Method, Outcome, Verdict
+from remoe_cli.plan.assess.baselines import Baselines
+from remoe_cli.plan.document import Baseline, BaselineName, Basis, Method, Outcome, Verdict
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem
 from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS
 from remoe_cli.plan.solve.columns import build_columns
-from remoe_cli.plan.wording import per_million
+from remoe_cli.plan.wording import bought, capitalized, per_million
 
 MIN_TRACE_TOKENS = 200  # below, a hit probability of 1% rests on fewer than two tokens
 WORTHWHILE = 1e-3  # a plan must be cheaper than what it is compared with by more than this share
-NAMES = {"all-local": "all experts local", "mix": "all experts local", "cpu": "the whole model on CPUs", "gpu": "the whole model on a GPU"}
+VERDICTS: dict[Basis, Verdict] = {
+    Basis.TOO_FEW_TOKENS: "insufficient-evidence",
+    Basis.MISSES_TARGET: "not-recommended",
+    Basis.NOTHING_ELSE_FITS: "recommended",
+    Basis.OTHERS_MISS_TARGETS: "recommended",
+    Basis.CHEAPER: "recommended",
+    Basis.DEARER_THAN_WHOLE_MODEL: "not-recommended",
+    Basis.DEARER_THAN_ALL_LOCAL: "not-recommended",
+    Basis.ALL_LOCAL_IS_CHEAPEST: "not-recommended",
+}
+NAMES = {
+    BaselineName.ALL_LOCAL: "all experts local",
+    BaselineName.MIX: "all experts local",
+    BaselineName.CPU: "the whole model on CPUs",
+    BaselineName.GPU: "the whole model on a GPU",
+}
 
 
-def verdict(problem: Problem, aim: Aim, placement: Placement, outcome: Outcome, others: Baselines) -> tuple[Verdict, str]:
-    """Recommended only if it meets the limits and everything that can be bought and meets them too is dearer."""
-    tokens, usd = len(problem.workload.trace), outcome.cost_usd_per_request
-    if tokens < MIN_TRACE_TOKENS:
-        return "insufficient evidence", (
-            f"The profile traced {tokens} decode tokens; at least {MIN_TRACE_TOKENS} are needed to tell how often experts are used."
-        )
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict, what it is based on, and a sentence that tells people why."""
+
+    verdict: Verdict
+    basis: Basis
+    reason: str
+
+
+def judge(problem: Problem, aim: Aim, placement: Placement, outcome: Outcome, others: Baselines) -> Judgement:
+    """Recommend a plan only if it meets the targets and every alternative that meets them too costs more."""
+    name = cheapest_rival(others.priced)
+    basis = _basis(problem, aim, placement, outcome, others, name)
+    return Judgement(VERDICTS[basis], basis, _sentence(basis, problem, placement, outcome, others, name))
+
+
+def _basis(problem: Problem, aim: Aim, placement: Placement, outcome: Outcome, others: Baselines, rival: BaselineName | None) -> Basis:
+    if len(problem.workload.trace) < MIN_TRACE_TOKENS:
+        return Basis.TOO_FEW_TOKENS
     if not meets(aim, outcome):
+        return Basis.MISSES_TARGET
+    if rival is None:
+        return Basis.OTHERS_MISS_TARGETS if BaselineName.ALL_LOCAL in others.priced else Basis.NOTHING_ELSE_FITS
+    if outcome.cost_usd_per_request < others.priced[rival].cost_usd_per_request * (1 - WORTHWHILE):
+        return Basis.CHEAPER
+    if rival in (BaselineName.CPU, BaselineName.GPU):
+        return Basis.DEARER_THAN_WHOLE_MODEL
+    return Basis.DEARER_THAN_ALL_LOCAL if _remote_experts(placement) else Basis.ALL_LOCAL_IS_CHEAPEST
+
+
+def _sentence(basis: Basis, problem: Problem, placement: Placement, outcome: Outcome, others: Baselines, name: BaselineName | None) -> str:
+    """Say why the verdict is what it is. Nothing compares this text, so it may be reworded at any time."""
+    usd = per_million(outcome.cost_usd_per_request)
+    if basis == Basis.TOO_FEW_TOKENS:
         return (
-            "not recommended",
-            f"It misses a target: TTFT {outcome.ttft_s:.4g} s, TPOT {outcome.tpot_s:.4g} s, {per_million(usd)} requests.",
+            f"The profile traced {len(problem.workload.trace)} decode tokens; at least {MIN_TRACE_TOKENS} are needed to tell how often "
+            "experts are used."
         )
-    name, rival = cheapest_rival(others.priced)
-    local = others.priced.get(ALL_LOCAL)
-    if name is None or rival is None:
+    if basis == Basis.MISSES_TARGET:
+        return f"It misses a target: TTFT {outcome.ttft_s:.4g} s, TPOT {outcome.tpot_s:.4g} s, {usd} requests."
+    if name is None:
+        local = others.priced.get(BaselineName.ALL_LOCAL)
         if local is None:
-            said = others.missing[ALL_LOCAL]
-            return "recommended", f"{said[0].upper()}{said[1:]}; this plan costs {per_million(usd)} requests."
-        return "recommended", (
-            f"With all experts local no main spec meets the targets (on {local.spec}: TTFT {local.ttft_s:.4g} s, "
-            f"TPOT {local.tpot_s:.4g} s); this plan costs {per_million(usd)} requests."
+            return f"{capitalized(others.missing[BaselineName.ALL_LOCAL])}; this plan costs {usd} requests."
+        return (
+            f"With all experts local, no main function meets the targets (on {bought(local.spec, local.instances)}: "
+            f"TTFT {local.ttft_s:.4g} s, TPOT {local.tpot_s:.4g} s); this plan costs {usd} requests."
         )
-    rival_usd = rival.cost_usd_per_request
-    change = usd / rival_usd - 1 if rival_usd > 0 else 0.0
-    against = f"{NAMES[name]} on {rival.spec} ({per_million(rival_usd)})"
-    if usd < rival_usd * (1 - WORTHWHILE):
-        return "recommended", f"It costs {per_million(usd)} requests: {-change:.1%} less than {against}, the next best."
-    if name in ("cpu", "gpu"):
-        start = f"{NAMES[name][0].upper()}{NAMES[name][1:]}, {rival.spec}, is cheaper"
-        return "not recommended", f"{start}: {per_million(rival_usd)} requests against {per_million(usd)}."
-    remote = sum(len(layer.remote) for layer in placement.layers)
-    if remote:
-        start = f"With {remote} experts remote it costs {per_million(usd)} requests, against {against} ({change:+.1%})."
+    rival = others.priced[name]
+    rival_usd, on = per_million(rival.cost_usd_per_request), bought(rival.spec, rival.instances)
+    change = outcome.cost_usd_per_request / rival.cost_usd_per_request - 1 if rival.cost_usd_per_request > 0 else 0.0
+    if basis == Basis.CHEAPER:
+        return f"It costs {usd} requests: {-change:.1%} less than {NAMES[name]} on {on} ({rival_usd}), the next best."
+    if basis == Basis.DEARER_THAN_WHOLE_MODEL:
+        return f"{capitalized(NAMES[name])}, {on}, is cheaper: {rival_usd} requests against {usd}."
+    if basis == Basis.DEARER_THAN_ALL_LOCAL:
+        start = (
+            f"With {_remote_experts(placement)} experts remote it costs {usd} requests, against {NAMES[name]} on {on} "
+            f"({rival_usd}, {change:+.1%})."
+        )
     else:
-        start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {per_million(usd)} requests."
+        start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {usd} requests."
     if others.all_local is not None and others.all_local.placement.main.usd_per_hour is not None:
-        return "not recommended", f"{start} Memory that is rented by the hour is paid whether experts are in it or not."
-    return "not recommended", f"{start} {_break_even(problem, local or rival)}"
+        return f"{start} Memory that is rented by the hour is paid whether experts are in it or not."
+    return f"{start} {_cheapest_remote_expert(problem, others.priced.get(BaselineName.ALL_LOCAL, rival))}"
 
 
-def cheapest_rival(priced: dict[str, Baseline]) -> tuple[str | None, Baseline | None]:
-    """The cheapest baseline that can be bought and meets the targets; the first named of equals, all experts local before others."""
-    order = [ALL_LOCAL, *(name for name in priced if name != ALL_LOCAL)]
-    able = [(name, priced[name]) for name in order if name in priced and priced[name].meets and not priced[name].ideal]
-    least = min((baseline.cost_usd_per_request for _, baseline in able), default=0.0)
-    return next(((name, b) for name, b in able if b.cost_usd_per_request <= least * (1 + SLACK)), (None, None))
+def _remote_experts(placement: Placement) -> int:
+    return sum(len(layer.remote) for layer in placement.layers)
+
+
+def cheapest_rival(priced: dict[BaselineName, Baseline]) -> BaselineName | None:
+    """Name the cheapest baseline that can be bought and meets the targets; of equals, all experts local goes first."""
+    order = [BaselineName.ALL_LOCAL, *(name for name in priced if name != BaselineName.ALL_LOCAL)]
+    able = {name: priced[name].cost_usd_per_request for name in order if name in priced and priced[name].meets and not priced[name].ideal}
+    least = min(able.values(), default=0.0)
+    return next((name for name, usd in able.items() if usd <= least * (1 + SLACK)), None)
 
 
 def notes(problem: Problem, placement: Placement, method: Method, gain: float) -> Iterator[str]:
@@ -80,7 +127,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
     elif latency.source == "described":
         yield f"Times are those of the description '{latency.machine}', not measured."
     if problem.latency.invocation is None and any(layer.remote for layer in placement.layers):
-        yield "The time of a warm invocation is the catalog's; 'remoe profile --target' measures it."
+        yield "The time of a warm invocation is the catalog's; 'remoe profile measure' measures it."
     if workload.requests_per_hour is None:
         hours = " and the idle hours of rented instances" if any(spec.usd_per_hour is not None for spec in catalog.main.menu) else ""
         cold = "" if workload.cold_share else f"Cold starts{hours} are not priced, as the traffic is not known (--requests-per-hour)."
@@ -95,7 +142,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
         yield f"Storing the model costs ${month:.2f} a month besides."
 
 
-def _break_even(problem: Problem, local: Baseline) -> str:
+def _cheapest_remote_expert(problem: Problem, local: Baseline) -> str:
     """The best single expert to send away: what its memory costs in the main function against what its invocations cost."""
     seconds = local.ttft_s + problem.workload.n_out * local.tpot_s
     saved = seconds * problem.catalog.main_usd_per_gb_second * problem.spec.expert_bytes / (GB_MB * MB)

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from remoe_cli.artifacts import Part
 from remoe_cli.plan.document import MainSpec, Source
-from remoe_cli.sourced import Provenance, check_provenance, read_sourced, shipped_names
+from remoe_cli.provenance import Provenance, check_provenance, read_figures, read_figures_file, shipped_names
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -201,4 +201,9 @@ def read_catalog(name: str) -> Catalog:
 
     Raises UsageError when there is no such catalog, or it is not TOML, or a field is unknown, missing or has a bad value.
     """
-    return read_sourced("catalog", Catalog, name, *_SHIPPED)
+    return read_figures("catalog", Catalog, name, *_SHIPPED)
+
+
+def catalog_text(name: str) -> str:
+    """Read the TOML text of a catalog that `read_catalog` has accepted."""
+    return read_figures_file("catalog", name, *_SHIPPED).decode("utf-8")

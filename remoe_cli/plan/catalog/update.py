@@ -1,8 +1,8 @@
-"""A catalog with the prices of AWS's public price list, which needs no account.
+"""Write a copy of a catalog with the prices of AWS's public price list, which needs no account.
 
-The list is one JSON file for each service and region: products by SKU, and under `terms` what an SKU costs, in tiers. A catalog's price is
-looked up in the region that its provenance names, so what is not AWS's (the local twin's storage) is left alone. The copy's figures and
-their provenance change, nothing else does; comments are not copied.
+AWS publishes one JSON file for each service and region: products by SKU, and under `terms` what an SKU costs, in tiers. A price of the
+catalog is looked up in the region that its provenance names, so prices that are not AWS's (the local twin's storage) stay. In the copy
+only these prices and their provenance differ: order, comments and all other figures are those of the catalog's file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import tomlkit
+from tomlkit.items import AoT
+
 from remoe_cli.artifacts import atomic_path
 from remoe_cli.errors import RemoeError, UsageError
-from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.catalog.catalog import Catalog, catalog_text
+from remoe_cli.provenance import Provenance
 
 PRICE_LIST = "https://pricing.us-east-1.amazonaws.com/offers/v1.0/aws"
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
@@ -34,16 +38,18 @@ _STORAGE = {
 _MENUS = ("main.menu", "reference.gpus")
 _LEAD = "AWS price list, "
 _REST = "; all else as before: "
+_TITLE = "# Prices of AWS's price list, written by 'remoe catalog update'"
 
 
 @dataclass(frozen=True)
 class Price:
-    """One price of a catalog: where it is, and under which group or usage type (without the region's prefix) AWS lists it.
+    """One price of a catalog, and where AWS's price list has it.
 
-    item   the architecture or instance within the field, "" where the field is one price
-    path   keys and indexes that lead to it in the catalog's tables
-    per    how many of AWS's units the catalog's price is for
-    new    None where AWS's list has no such price, or several
+    item        the architecture or instance within the field, "" where the field is one price
+    path        keys and indexes that lead to the price in the catalog's tables
+    listed_as   the group, or the usage type without the region's prefix, under which AWS lists it
+    per         how many of AWS's units the catalog's price is for
+    new         None where AWS's list has no such price, or several
     """
 
     field: str
@@ -62,8 +68,11 @@ class Price:
 
 
 @dataclass(frozen=True)
-class Updated:
-    """`published` has the date of the list of each (service, region) that was read."""
+class UpdatedPrices:
+    """The prices of an updated catalog.
+
+    published   by (service, region) the publication date of each list that was read
+    """
 
     prices: tuple[Price, ...]
     published: Mapping[tuple[str, str], str]
@@ -73,17 +82,20 @@ class Updated:
         return tuple(price.name for price in self.prices if price.new is None)
 
 
-def update(catalog: Catalog, out: Path, *, base_url: str = "", say: Callable[[str], None] = lambda message: None) -> Updated:
+def update(catalog: Catalog, out: Path, *, base_url: str = "", say: Callable[[str], None] = lambda message: None) -> UpdatedPrices:
     """Write a copy of the catalog with AWS's prices of today to `out`.
 
-    A price that AWS's list lacks is kept. Raises RemoeError, and writes nothing, when the list cannot be fetched or read; UsageError when
-    no price of the catalog is AWS's.
+    A price that AWS's list does not have stays.
+
+    Raises: RemoeError when a list cannot be fetched or read, UsageError when no price of the catalog is AWS's; nothing is written then.
     """
+    text = catalog_text(catalog.file.path)
     tables = catalog.model_dump(mode="json", exclude_none=True, exclude={"file", "provenance"})
-    prices = tuple(_wanted(catalog, tables))
+    prices = tuple(_aws_prices(catalog, tables))
     if not prices:
         raise UsageError(
-            f"The catalog {catalog.file.path} has no price of an AWS region.", "Provenance of its prices must name one, such as us-east-1."
+            f"The catalog {catalog.file.path} has no price of an AWS region.",
+            "Name a region such as us-east-1 in the provenance of its prices.",
         )
     found: dict[tuple[str, str, str], set[Decimal]] = {}
     published: dict[tuple[str, str], str] = {}
@@ -92,16 +104,13 @@ def update(catalog: Catalog, out: Path, *, base_url: str = "", say: Callable[[st
         listed, published[service, region] = _fetch(f"{base_url or PRICE_LIST}/{service}/current/{region}/index.json")
         found |= {(service, region, name): usd for name, usd in listed.items()}
     prices = tuple(_looked_up(price, found) for price in prices)
-    for price in prices:
-        if price.new is not None:
-            _at(tables, price.path[:-1])[price.path[-1]] = price.new
-    updated = Updated(prices, published)
+    updated = UpdatedPrices(prices, published)
     with atomic_path(out) as temporary:
-        temporary.write_text(_toml_file(catalog, tables, _provenance(catalog, updated)), encoding="utf-8")
+        temporary.write_text(_updated_text(text, catalog, updated), encoding="utf-8")
     return updated
 
 
-def _wanted(catalog: Catalog, tables: dict[str, Any]) -> Iterable[Price]:
+def _aws_prices(catalog: Catalog, tables: dict[str, Any]) -> Iterable[Price]:
     regions = {field: entry.region for entry in catalog.provenance for field in entry.of}
 
     def price(path: tuple[str | int, ...], item: str, service: str, listed_as: str, per: int = 1) -> Iterable[Price]:
@@ -124,22 +133,22 @@ def _wanted(catalog: Catalog, tables: dict[str, Any]) -> Iterable[Price]:
 
 
 def _at(tables: Any, path: tuple[str | int, ...]) -> Any:
-    return reduce(lambda part, key: part[key], path, tables)
+    return reduce(lambda table, key: table[key], path, tables)
 
 
 def _fetch(url: str) -> tuple[dict[str, set[Decimal]], str]:
-    """Prices by group and by usage type, and the publication date."""
+    """Get one list's prices, by group and by usage type, and its publication date."""
     import httpx
 
-    hint = "Check the network and try again; until then the catalog's own prices hold."
+    hint = "Check the network and try again. Until then, use the prices that the catalog has."
     with tempfile.TemporaryFile() as file:  # SageMaker's list has more than 100 MB
         try:
-            with httpx.stream("GET", url, timeout=60, follow_redirects=True) as answer:
-                answer.raise_for_status()
-                for piece in answer.iter_bytes():
-                    file.write(piece)
+            with httpx.stream("GET", url, timeout=60, follow_redirects=True) as response:
+                response.raise_for_status()
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
         except httpx.HTTPError as error:
-            raise RemoeError(f"AWS's price list {url} cannot be fetched: {error or type(error).__name__}.", hint) from None
+            raise RemoeError(f"AWS's price list at {url} cannot be fetched: {error or type(error).__name__}.", hint) from None
         file.seek(0)
         try:
             offer = json.load(file)
@@ -168,49 +177,64 @@ def _looked_up(price: Price, found: Mapping[tuple[str, str, str], set[Decimal]])
     return replace(price, new=float(next(iter(listed)) * price.per)) if len(listed) == 1 else price
 
 
-def _provenance(catalog: Catalog, updated: Updated) -> list[dict[str, Any]]:
-    """The catalog's, but for the fields with a new price. A field of which some price was not found keeps its date."""
-    entries: dict[tuple[date, str, str], list[str]] = {}
-    for entry in catalog.provenance:
+def _updated_text(text: str, catalog: Catalog, updated: UpdatedPrices) -> str:
+    document = tomlkit.parse(text)
+    _set_prices(document, updated)
+    _set_provenance(document, catalog, updated)
+    return f"{_TITLE} on {date.today()}.\n" + re.sub(rf"\A{_TITLE}.*\n", "", tomlkit.dumps(document))
+
+
+def _set_prices(document: tomlkit.TOMLDocument, updated: UpdatedPrices) -> None:
+    for price in updated.prices:
+        if price.new is not None:
+            text = plain(price.new)
+            _at(document, price.path[:-1])[price.path[-1]] = tomlkit.value(text if "." in text else f"{text}.0")
+
+
+def _set_provenance(document: tomlkit.TOMLDocument, catalog: Catalog, updated: UpdatedPrices) -> None:
+    """Give each field with a new price its new source.
+
+    It stays in its entry, unless other fields keep the entry's source: then it gets a new entry.
+    """
+    entries: Any = document["provenance"]
+    more: dict[tuple[date, str, str], list[str]] = {}
+    for entry, table in zip(catalog.provenance, entries, strict=True):
+        by_source: dict[tuple[date, str], list[str]] = {}
         for field in entry.of:
-            prices = [price for price in updated.prices if price.field == field]
-            kept = [price.item for price in prices if price.new is None]
-            day, source = entry.date, entry.source
-            if len(kept) < len(prices):
-                first = prices[0]
-                before = source.partition(_REST)[2] if source.startswith(_LEAD) else source
-                source = f"{_LEAD}publication date {updated.published[first.service, first.region]}"
-                source += f" (not there, so kept: {', '.join(kept)})" if kept else ""
-                source += _REST + before if before and (kept or field in _MENUS) else ""
-                day = day if kept else date.today()
-            entries.setdefault((day, entry.region, source), []).append(field)
-    return [{"of": of, "date": day, "region": region, "source": source} for (day, region, source), of in entries.items()]
+            by_source.setdefault(_source(field, entry, updated), []).append(field)
+        stays = (entry.date, entry.source) if (entry.date, entry.source) in by_source else next(iter(by_source))
+        if stays != (entry.date, entry.source):
+            table["date"], table["source"] = stays
+        for (day, source), fields in by_source.items():
+            for field in fields if (day, source) != stays else ():
+                table["of"].remove(field)
+                more.setdefault((day, entry.region, source), []).append(field)
+    for (day, region, source), fields in more.items():
+        if isinstance(entries, AoT) and not entries[-1].as_string().endswith("\n\n"):
+            entries[-1].add(tomlkit.nl())
+        entries.append({"of": fields, "date": day, "region": region, "source": source})
 
 
-def _toml_file(catalog: Catalog, tables: dict[str, Any], provenance: list[dict[str, Any]]) -> str:
-    head = {key: value for key, value in tables.items() if not isinstance(value, dict)}
-    sides = {key: value for key, value in tables.items() if isinstance(value, dict)}
-    comment = f"# The catalog {catalog.file.path} with prices of AWS's price list, written by 'remoe catalog update' on {date.today()}."
-    parts = [("", head), *((f"[{side}]", fields) for side, fields in sides.items()), *(("[[provenance]]", entry) for entry in provenance)]
-    texts = ["\n".join([title, *(f"{key} = {_toml(value)}" for key, value in fields.items())]).lstrip() for title, fields in parts]
-    return comment + "\n" + "\n\n".join(texts) + "\n"
+def _source(field: str, entry: Provenance, updated: UpdatedPrices) -> tuple[date, str]:
+    """Get the date and source of a field after the update.
+
+    A field of which some price was not found keeps its date.
+    """
+    prices = [price for price in updated.prices if price.field == field]
+    kept = [price.item for price in prices if price.new is None]
+    if len(kept) == len(prices):
+        return entry.date, entry.source
+    before = entry.source.partition(_REST)[2] if entry.source.startswith(_LEAD) else entry.source
+    source = f"{_LEAD}publication date {updated.published[prices[0].service, prices[0].region]}"
+    source += f" (not there, so kept: {', '.join(kept)})" if kept else ""
+    source += _REST + before if before and (kept or field in _MENUS) else ""
+    return entry.date if kept else date.today(), source
 
 
 def plain(usd: float) -> str:
-    """0.0000002 and not 2e-07."""
+    """Write a price without an exponent.
+
+    >>> plain(2e-07)
+    '0.0000002'
+    """
     return format(Decimal(repr(usd)), "f")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, float):
-        text = plain(value)
-        return text if "." in text else f"{text}.0"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list):
-        if value and isinstance(value[0], dict):
-            return "[\n" + "".join(f"    {_toml(item)},\n" for item in value) + "]"
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return str(value)

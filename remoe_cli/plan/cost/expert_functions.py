@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from remoe_cli.plan.arrays import Bools, Floats, Ints
 from remoe_cli.plan.catalog.catalog import FunctionSide
-from remoe_cli.plan.cost.hits import HitLaw
+from remoe_cli.plan.problem.hits import HitDistribution
 from remoe_cli.plan.problem.problem import GB_MB, MB, Problem
 
 Places = npt.NDArray[np.int16]
@@ -179,10 +179,10 @@ def loads(tokens: Floats, work_s: Floats, at: Ints | Places, parts: int) -> tupl
 def invoked(problem: Problem, memory_mb: Floats | Ints, work_s: Floats, rows: Floats) -> Prefill:
     """The invocations of `loads`."""
     inside = inside_s(problem, memory_mb, work_s, rows[..., None])
-    some = rows[..., None] > 0
-    zt = np.where(some, warm(problem).elapsed_s + inside, 0.0).max(axis=0)
-    billed = np.where(some, billed_s(problem, inside), 0.0).sum(axis=0)
-    return Prefill(zt, billed, np.broadcast_to(some.sum(axis=0), zt.shape), rows.max(axis=0))
+    invoked = rows[..., None] > 0
+    zt = np.where(invoked, warm(problem).elapsed_s + inside, 0.0).max(axis=0)
+    billed = np.where(invoked, billed_s(problem, inside), 0.0).sum(axis=0)
+    return Prefill(zt, billed, np.broadcast_to(invoked.sum(axis=0), zt.shape), rows.max(axis=0))
 
 
 def decode_wait_s(problem: Problem, memory_mb: npt.ArrayLike, hits: Ints) -> Floats:
@@ -194,15 +194,15 @@ def decode_wait_s(problem: Problem, memory_mb: npt.ArrayLike, hits: Ints) -> Flo
     return np.where(hits > 0, overhead_s + decode_inside_s(problem, memory_mb, hits), 0.0)
 
 
-def decode_billed(problem: Problem, memory_mb: Sequence[int] | Ints, law: HitLaw) -> tuple[Floats, Floats]:
+def decode_billed(problem: Problem, memory_mb: Sequence[int] | Ints, distribution: HitDistribution) -> tuple[Floats, Floats]:
     """Of one decode token: billed time [S, Y] and number [S, 1] of all invocations."""
     memory = np.asarray(memory_mb, dtype=np.float64)
-    hits = np.arange(1, law.calls.shape[1])
+    hits = np.arange(1, distribution.calls.shape[1])
     if problem.invocations == "per-expert":
-        calls = (law.calls[:, 1:] @ hits)[:, None]
+        calls = (distribution.calls[:, 1:] @ hits)[:, None]
         return calls * billed_s(problem, decode_inside_s(problem, memory, 1)), calls
-    billed = law.calls[:, 1:] @ billed_s(problem, decode_inside_s(problem, memory[:, None], hits)).T
-    return billed, law.calls[:, 1:].sum(axis=1, keepdims=True)
+    billed = distribution.calls[:, 1:] @ billed_s(problem, decode_inside_s(problem, memory[:, None], hits)).T
+    return billed, distribution.calls[:, 1:].sum(axis=1, keepdims=True)
 
 
 def cold_usd(problem: Problem, memory_mb: npt.ArrayLike, experts: Ints, instances: int) -> Floats:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from remoe_cli.plan.arrays import Ints
 from remoe_cli.plan.cost import expert_functions, main_function
-from remoe_cli.plan.cost.hits import HitLaw, hit_law
-from remoe_cli.plan.document import LayerPlan, Outcome
+from remoe_cli.plan.document import Outcome
+from remoe_cli.plan.problem.hits import owner_of
 from remoe_cli.plan.problem.problem import Placement, Problem
 
 __all__ = ["LayerOutcome", "Placement", "Priced", "Problem", "evaluate", "layer_outcome", "layer_outcomes", "total"]
@@ -67,9 +66,10 @@ def total(problem: Problem, placement: Placement, layers: list[LayerOutcome]) ->
 def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOutcome:
     """The part of the layer at `index` among the MoE layers."""
     workload, main, layer = problem.workload, placement.main, placement.layers[index]
-    owner, step_s, parts = owner_of(problem, layer), main_function.expert_step_s(problem, main), layer.parts
+    step_s, parts = main_function.expert_step_s(problem, main), layer.parts
+    owner = owner_of(problem.spec.experts_per_layer, parts)
     local = owner[0] < 0
-    stay = int(local.sum())
+    local_experts = int(local.sum())
     prefill_s, usd, largest, held = 0.0, 0.0, 0.0, 0.0
     biggest = np.array([max(map(len, parts), default=0)])
     for kind in workload.lengths:
@@ -85,35 +85,17 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         largest = max(largest, float(sent.rows[0]))
         rows = [float(tokens[list(part)].sum()) for part in parts]
         held = max(held, *(float(expert_functions.function_memory_bytes(problem, len(p), n)) for p, n in zip(parts, rows, strict=True)))
-    cold_s, calls = main_function.cold_expert_s(problem, main) * stay, 0.0
+    cold_s, calls = main_function.cold_expert_s(problem, main) * local_experts, 0.0
     decode_s = float(workload.decode_hits[index].sum()) * step_s
     if parts:
-        law = _law(problem, index, layer, owner)
-        calls_s = expert_functions.decode_wait_s(problem, layer.memory_mb, law.busiest)
-        decode_s = float(law.shares[0] @ np.maximum(law.local * step_s, calls_s))
-        each = np.arange(law.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
-        calls = float((law.calls[0] * each).sum())
-        billed = expert_functions.decode_billed(problem, [layer.memory_mb], law)
+        hits = workload.hits.of_parts(index, parts)
+        calls_s = expert_functions.decode_wait_s(problem, layer.memory_mb, hits.busiest)
+        decode_s = float(hits.shares[0] @ np.maximum(hits.local * step_s, calls_s))
+        each = np.arange(hits.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
+        calls = float((hits.calls[0] * each).sum())
+        billed = expert_functions.decode_billed(problem, [layer.memory_mb], hits)
         usd += workload.n_out * float(expert_functions.bill_usd(problem, [layer.memory_mb], biggest, *billed)[0, 0])
         usd += float(expert_functions.cold_usd(problem, [layer.memory_mb], biggest, len(parts) * layer.replicas)[0, 0])
         if main.usd_per_hour is not None:
             cold_s += workload.cold_share * float(expert_functions.cold_s(problem, biggest)[0])
     return LayerOutcome(prefill_s, decode_s, cold_s, usd, float(expert_functions.payload_bytes(problem, largest)), held, calls)
-
-
-def _law(problem: Problem, index: int, layer: LayerPlan, owner: Ints) -> HitLaw:
-    """Kept, for one placement is often priced under many circumstances."""
-    memo = problem.workload.memo
-    key = ("placed", index, layer.parts)
-    if key not in memo:
-        memo[key] = hit_law(problem.workload, index, owner)
-    law: HitLaw = memo[key]
-    return law
-
-
-def owner_of(problem: Problem, layer: LayerPlan) -> Ints:
-    """int64 [1, E]: the function of each expert, -1 for local."""
-    owner = np.full((1, problem.spec.experts_per_layer), -1)
-    for function, part in enumerate(layer.parts):
-        owner[0, list(part)] = function
-    return owner

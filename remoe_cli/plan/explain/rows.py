@@ -5,17 +5,44 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING
 
-from remoe_cli.plan.document import MainSpec, Outcome, Plan, PredictedRouting
-from remoe_cli.plan.wording import id_ranges, per_million
+from remoe_cli.plan.document import (
+    WIDEST_FACTOR,
+    BaselineName,
+    BreakEven,
+    MainSpec,
+    Plan,
+    PredictedRouting,
+    Scenario,
+    ScenarioKind,
+)
+from remoe_cli.plan.wording import bought, id_ranges, per_million
 
 if TYPE_CHECKING:
     from remoe_cli.plan.catalog.catalog import Catalog
-    from remoe_cli.plan.problem.request import Wanted
+    from remoe_cli.plan.problem.request import PlanRequest
     from remoe_cli.profile.record import Profile
 
 HEADER = ("layer", "remote experts", "count", "memory MB", "functions", "replicas")
 BASELINES = ("", "requests", "TTFT", "TPOT", "on", "plan / it")
-_TITLES = {"cpu": "CPU", "gpu": "GPU", "fetch": "Fetch (ideal)", "mix": "MIX", "all-local": "MIX* (all local)"}
+TITLES = {
+    BaselineName.CPU: "whole model on CPUs",
+    BaselineName.GPU: "whole model on a GPU",
+    BaselineName.FETCH: "ideal offloading",
+    BaselineName.MIX: "all experts local, smallest",
+    BaselineName.ALL_LOCAL: "all experts local, cheapest",
+}
+AGAINST = {**TITLES, BaselineName.MIX: "all experts local", BaselineName.ALL_LOCAL: "all experts local"}
+_FIGURES = {  # what a scenario multiplies, one and many
+    ScenarioKind.CALL_OVERHEAD: ("call overhead", "call overheads"),
+    ScenarioKind.FUNCTION_PRICE: ("price of expert functions", "prices of expert functions"),
+}
+SECTIONS = {
+    "inputs": "Where the numbers come from",
+    "money": "Where the money goes (a million requests)",
+    "limits": "What binds, and what more of it is worth",
+    "layers": "Why experts went remote",
+    "scenarios": "Under other circumstances",
+}
 Rows = tuple[tuple[str, ...], ...]
 
 
@@ -44,7 +71,7 @@ def summary_rows(plan: Plan) -> tuple[tuple[str, str], ...]:
     budget = "" if targets.budget_usd is None else f" (budget {per_million(targets.budget_usd)})"
     main = f"{plan.main.name}: {plan.main.memory_mb} MB, {_vcpus(plan.main)}"
     rows = [
-        ("verdict", plan.verdict),
+        ("verdict", plan.verdict.replace("-", " ")),
         ("reason", plan.reason),
         ("cost", f"{per_million(plan.cost_usd_per_request)} requests of {lengths}{budget}"),
         ("TTFT", _against(plan.ttft_s, 1, "s", targets.ttft_s)),
@@ -53,9 +80,10 @@ def summary_rows(plan: Plan) -> tuple[tuple[str, str], ...]:
         ("remote experts", f"{remote} in {with_remote} of {len(plan.layers)} layers"),
         ("certificate", _certificate(plan)),
     ]
-    if plan.flip:
-        rows.append(("traffic", _flip(plan)))
-    rows += [("turns", text) for text in turn_texts(plan)]
+    if (traffic := plan.break_even_traffic) is not None:
+        text = f"above {traffic.requests_per_hour:g} requests an hour an always-on {traffic.instance} is cheaper than {traffic.by_use}"
+        rows.append(("traffic", f"{text}, which is paid by use"))
+    rows += [("break-even", break_even_text(one)) for one in plan.break_evens]
     rows.append(("prices", f"of {plan.prices_of}, {(date.today() - date.fromisoformat(plan.prices_of)).days} days old"))
     return tuple(rows)
 
@@ -64,33 +92,29 @@ def baseline_rows(plan: Plan) -> Rows:
     """Under BASELINES: every other way to run the model, and what the plan costs relative to it."""
     rows = [
         (
-            _TITLES[name] + ("" if b.meets else ", misses a target"),
+            TITLES[name] + ("" if b.meets else ", misses a target"),
             per_million(b.cost_usd_per_request),
             f"{b.ttft_s:.3g} s",
             f"{b.tpot_s * 1e3:.4g} ms",
-            b.spec + (f" ({b.assumed})" if b.assumed else ""),
+            bought(b.spec, b.instances) + (f" ({b.assumed})" if b.assumed else ""),
             f"{plan.cost_usd_per_request / b.cost_usd_per_request:.3f}" if b.cost_usd_per_request > 0 else "",
         )
         for name, b in plan.baselines.items()
     ]
-    return tuple([*rows, *((_TITLES[name], "none", "", "", why, "") for name, why in plan.missing.items())])
+    return tuple([*rows, *((TITLES[name], "none", "", "", why, "") for name, why in plan.missing.items())])
 
 
-def turn_texts(plan: Plan) -> list[str]:
-    return [
-        f"no number {turn.what} turns the choice against {turn.against}"
-        if turn.at is None
-        else f"against {turn.against} the choice turns at {turn.at:g} {turn.what}"
-        for turn in plan.turns
-    ]
-
-
-def _flip(plan: Plan) -> str:
-    assert plan.flip is not None
-    return (
-        f"above {plan.flip.requests_per_hour:g} requests an hour an always-on {plan.flip.instance} is cheaper than {plan.flip.by_use}, "
-        "which is paid by use"
-    )
+def break_even_text(found: BreakEven) -> str:
+    """Say where remote experts and another way to run the model cost the same, or that they nowhere do."""
+    against = f"'{AGAINST[found.against]}'"
+    if found.parameter == ScenarioKind.EVEN_ROUTING:
+        if found.at is None:
+            return f"No break-even against {against}, however many tokens are routed evenly."
+        return f"Break-even against {against} if {found.at:.3g} of the tokens were routed evenly."
+    one, many = _FIGURES[found.parameter]
+    if found.at is None:
+        return f"No break-even against {against} for {many} from 1/{WIDEST_FACTOR} to {WIDEST_FACTOR} times."
+    return f"Break-even against {against} at {found.at:g} times the {one}."
 
 
 def _certificate(plan: Plan) -> str:
@@ -112,18 +136,18 @@ def _against(value_s: float, factor: float, unit: str, target_s: float | None) -
 # --explain
 
 
-def explanation(plan: Plan, profile: Profile, catalog: Catalog, wanted: Wanted) -> dict[str, Rows]:
-    """Sections of (name, text): where inputs came from, what binds and what more of it is worth, why layers went remote, robustness."""
+def explanation(plan: Plan, profile: Profile, catalog: Catalog, request: PlanRequest) -> dict[str, Rows]:
+    """Explain a plan in sections of (name, text), by the names of SECTIONS."""
     from remoe_cli.plan.explain.why import binding_rows, layer_reasons, money_rows
     from remoe_cli.plan.problem.request import make_problem
 
-    problem = make_problem(profile, catalog, wanted)
+    problem = make_problem(profile, catalog, request)
     return {
-        "Where the numbers come from": _inputs(plan, profile, catalog),
-        "Where the money goes (a million requests)": tuple(money_rows(problem, plan)),
-        "What binds, and what more of it is worth": tuple(binding_rows(problem, wanted.aim, plan)),
-        "Why experts went remote": tuple(layer_reasons(problem, plan)),
-        "Under other circumstances": robustness_rows(plan),
+        "inputs": _inputs(plan, profile, catalog),
+        "money": tuple(money_rows(problem, plan)),
+        "limits": tuple(binding_rows(problem, request.aim, plan)),
+        "layers": tuple(layer_reasons(problem, plan)),
+        "scenarios": scenario_rows(plan),
     }
 
 
@@ -157,12 +181,24 @@ def _predicted(routing: PredictedRouting) -> str:
     )
 
 
-def robustness_rows(plan: Plan) -> Rows:
-    """The plan as it stands under other circumstances."""
+def scenario_rows(plan: Plan) -> Rows:
+    """One row per scenario: what differs, and what the plan then costs."""
+    return tuple((_scenario_name(scenario), _scenario_text(scenario)) for scenario in plan.scenarios)
 
-    def text(of: Outcome, meets: bool, best: float | None) -> str:
-        said = f"{per_million(of.cost_usd_per_request)}, TTFT {of.ttft_s:.3g} s, TPOT {of.tpot_s * 1e3:.4g} ms"
-        known = "" if best is None else f"; the best plan known for them costs {per_million(best)}"
-        return said + ("" if meets else "; misses a target") + known
 
-    return tuple((shift.what, text(shift, shift.meets, shift.best_usd)) for shift in plan.robustness)
+def _scenario_name(scenario: Scenario) -> str:
+    match scenario.kind:
+        case ScenarioKind.EVEN_ROUTING:
+            return f"{scenario.value:.0%} of tokens routed evenly"
+        case ScenarioKind.PROFILE_ROUTING:
+            return "routed as all of the profile's prompts"
+        case ScenarioKind.HELD_OUT_PROMPTS:
+            return f"planned on {scenario.planned_prompts} prompts, judged on {scenario.judged_prompts} others (by scan)"
+        case kind:
+            return f"{_FIGURES[kind][0]} x {scenario.value:g}"
+
+
+def _scenario_text(scenario: Scenario) -> str:
+    figures = f"{per_million(scenario.cost_usd_per_request)}, TTFT {scenario.ttft_s:.3g} s, TPOT {scenario.tpot_s * 1e3:.4g} ms"
+    best = "" if scenario.best_usd is None else f"; the best plan known for them costs {per_million(scenario.best_usd)}"
+    return figures + ("" if scenario.meets else "; misses a target") + best

@@ -66,12 +66,12 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
             continue
         binds = limit - used <= BINDS * abs(limit) or (name == "memory" and limit - used < 1)
         worth = prices.get(name, 0.0) * step
-        said = f"{used:.5g} of {limit:.5g}" + (", binds" if binds else "")
+        text = f"{used:.5g} of {limit:.5g}" + (", binds" if binds else "")
         if aim.objective == "cost" and worth > 0:
-            said += f"; one {unit} more saves about {per_million(worth)}"
+            text += f"; one {unit} more saves about {per_million(worth)}"
         elif worth > 0:
-            said += f"; one {unit} more saves about {worth * 1e3:.3g} ms"
-        yield what, said
+            text += f"; one {unit} more saves about {worth * 1e3:.3g} ms"
+        yield what, text
 
 
 def _experts_per_gb(problem: Problem) -> float:

@@ -37,7 +37,7 @@ FOLDS = 10
 Counts = npt.NDArray[np.integer]
 
 
-class Bound(Protocol):
+class TokenBound(Protocol):
     """[L]: at most so many of n tokens get to the `m` least used experts of each layer, together and to any one of them."""
 
     @property
@@ -131,20 +131,20 @@ def calibrate(counts: Counts, tokens: Counts, top_k: int) -> Calibrated:
     fold = np.random.default_rng(0).permutation(prompts) % FOLDS  # profiles come sorted by topic: neighbours are alike
     for layer in range(layers if at else 0):
         for held in (fold == f for f in range(FOLDS)):
-            others = _law(counts[~held, layer], tokens[~held], top_k)
+            others = _moments(counts[~held, layer], tokens[~held], top_k)
             scores[:, held] = np.maximum(scores[:, held], others.scores(counts[held, layer], tokens[held]))
-    laws = [_law(counts[:, layer], tokens, top_k) for layer in range(layers)]
+    moments = [_moments(counts[:, layer], tokens, top_k) for layer in range(layers)]
     return Calibrated(
         top_k=top_k,
-        mean=np.stack([law.mean for law in laws], axis=1),
-        drawn=np.stack([law.drawn for law in laws], axis=1),
-        spread=np.stack([law.spread for law in laws], axis=1),
+        mean=np.stack([one.mean for one in moments], axis=1),
+        drawn=np.stack([one.drawn for one in moments], axis=1),
+        spread=np.stack([one.spread for one in moments], axis=1),
         factor=np.sort(scores, axis=1)[:, at - 1] if at else np.full((2, experts), np.inf),
     )
 
 
 @dataclass(frozen=True)
-class _Law:
+class _Moments:
     """One layer: `order` [K], and p, a, c as [2, K]."""
 
     order: Ints
@@ -160,7 +160,7 @@ class _Law:
         return scores
 
 
-def _law(counts: Counts, tokens: Counts, top_k: int) -> _Law:
+def _moments(counts: Counts, tokens: Counts, top_k: int) -> _Moments:
     order = least_first(counts[:, None])[0]
     n = tokens[:, None].astype(np.float64)
     shares = _prefixes(counts, order) / n
@@ -172,7 +172,7 @@ def _law(counts: Counts, tokens: Counts, top_k: int) -> _Law:
     mean = (shares.sum(axis=1) + alike) / (prompts + 1)
     drawn = np.maximum(mean * (1 - mean / most), 1e-9)  # 0 where all experts are meant
     scatter = (np.square(shares - mean[:, None]) - drawn[:, None] / n).sum(axis=1) + np.square(alike - mean)
-    return _Law(order, mean, drawn, np.maximum(0.0, scatter / (prompts + 1)))
+    return _Moments(order, mean, drawn, np.maximum(0.0, scatter / (prompts + 1)))
 
 
 def _prefixes(counts: Counts, order: Ints) -> Floats:
@@ -193,14 +193,14 @@ class Coverage:
     at_once: float
 
 
-def coverage(bound: Bound, counts: Counts, tokens: Counts, order: Ints, m: int) -> Coverage:
+def coverage(bound: TokenBound, counts: Counts, tokens: Counts, order: Ints, m: int) -> Coverage:
     """Of what the first m experts of `order` [L, K] get together, in counts [P, L, K]."""
     got = np.take_along_axis(counts, order[None, :, :m], axis=2).sum(axis=2)
     holds = got <= np.array([bound.together(float(n), m) for n in tokens]) + 1e-9
     return Coverage(float(holds.mean()), float(holds.all(axis=1).mean()))
 
 
-def expert_coverage(bound: Bound, counts: Counts, tokens: Counts) -> Coverage:
+def expert_coverage(bound: TokenBound, counts: Counts, tokens: Counts) -> Coverage:
     """Of what each expert gets."""
     largest = np.array([bound.largest(float(n), counts.shape[2]) for n in tokens])
     holds = counts <= largest[:, :, None] + 1e-9

@@ -21,7 +21,7 @@ from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.cost.placement import layer_outcome, total
 from remoe_cli.plan.document import LayerPlan, Outcome
 from remoe_cli.plan.paper import lagrange, replicas
-from remoe_cli.plan.paper.bound import Bound, paper_bound
+from remoe_cli.plan.paper.bound import TokenBound, paper_bound
 from remoe_cli.plan.paper.lagrange import Decay, MemoryProblem
 from remoe_cli.plan.paper.mmp import Allocation, allocations, least_memory_mb, meets
 from remoe_cli.plan.problem.aim import SLACK, Aim
@@ -29,7 +29,7 @@ from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Placement, Problem, 
 from remoe_cli.plan.solve.exact import Solution
 
 
-def paper_plan(problem: Problem, aim: Aim, bound: Bound | None = None) -> Solution | None:
+def paper_plan(problem: Problem, aim: Aim, bound: TokenBound | None = None) -> Solution | None:
     """The heuristic's plan, with the paper's bound by default, or None where it finds none that meets the aim's limits."""
     bound = bound or paper_bound(problem)
     decay = fitted(problem)
@@ -66,13 +66,13 @@ def memory_problem(problem: Problem, aim: Aim, allocation: Allocation, decay: De
     )
 
 
-def _layers(problem: Problem, aim: Aim, bound: Bound, allocation: Allocation, decay: Decay) -> tuple[LayerPlan, ...] | None:
+def _layers(problem: Problem, aim: Aim, bound: TokenBound, allocation: Allocation, decay: Decay) -> tuple[LayerPlan, ...] | None:
     if allocation.remote == 0:
         return local_layers(problem)
     relaxed = memory_problem(problem, aim, allocation, decay)
-    wanted = np.maximum(relaxed.low, lagrange.solve(relaxed).y * (1 - SLACK)) * GB_MB
+    asked_mb = np.maximum(relaxed.low, lagrange.solve(relaxed).y * (1 - SLACK)) * GB_MB
     menu = np.array(problem.catalog.function.memory_menu_mb)
-    memory_mb: Ints = menu[np.searchsorted(menu, wanted)]
+    memory_mb: Ints = menu[np.searchsorted(menu, asked_mb)]
     z = replicas.choose(problem, aim.ttft_s, bound, allocation, memory_mb)
     if z is None:
         return None

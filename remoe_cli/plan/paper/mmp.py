@@ -28,7 +28,7 @@ from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.document import MainSpec
 from remoe_cli.plan.paper import worst_times
-from remoe_cli.plan.paper.bound import Bound
+from remoe_cli.plan.paper.bound import TokenBound
 from remoe_cli.plan.problem.aim import SLACK, Aim
 from remoe_cli.plan.problem.problem import MB, Main, Problem
 
@@ -41,7 +41,7 @@ class Allocation:
     main: MainSpec
 
 
-def allocations(problem: Problem, aim: Aim, bound: Bound) -> Iterator[Allocation]:
+def allocations(problem: Problem, aim: Aim, bound: TokenBound) -> Iterator[Allocation]:
     """Every step from b = 1 down at which all targets hold in the worst case; the paper's is the first."""
     layers, experts = problem.workload.use.shape
     largest_mb = problem.catalog.function.memory_menu_mb[-1]
@@ -64,7 +64,7 @@ def least_memory_mb(problem: Problem, remote: int) -> Floats:
     return expert_functions.function_memory_bytes(problem, remote, rows) / MB
 
 
-def _fast_enough(problem: Problem, bound: Bound, memory_mb: int) -> list[MainSpec]:
+def _fast_enough(problem: Problem, bound: TokenBound, memory_mb: int) -> list[MainSpec]:
     """Specs of M_cal or more, by rising price."""
     workload = problem.workload
     usable = [
@@ -72,22 +72,24 @@ def _fast_enough(problem: Problem, bound: Bound, memory_mb: int) -> list[MainSpe
     ]
     longest = max(kind.n_in for kind in workload.lengths)
     most = np.array([float(bound.largest(longest, workload.use.shape[1]).max())])
-    away = expert_functions.expert_work_s(problem, memory_mb, most)
-    away_s = expert_functions.warm(problem).elapsed_s + np.array(
+    work_s = expert_functions.expert_work_s(problem, memory_mb, most)
+    remote_s = expert_functions.warm(problem).elapsed_s + np.array(
         [
-            float(expert_functions.inside_s(problem, memory_mb, away, most)[0]),
+            float(expert_functions.inside_s(problem, memory_mb, work_s, most)[0]),
             float(expert_functions.decode_inside_s(problem, memory_mb, 1)),
         ]
     )
-    here = [np.array([float(main_function.expert_prefill_s(problem, s, most)[0]), main_function.expert_step_s(problem, s)]) for s in usable]
-    fast = [spec for spec, here_s in zip(usable, here, strict=True) if (here_s <= away_s * (1 + SLACK)).all()]
+    local = [
+        np.array([float(main_function.expert_prefill_s(problem, s, most)[0]), main_function.expert_step_s(problem, s)]) for s in usable
+    ]
+    fast = [spec for spec, local_s in zip(usable, local, strict=True) if (local_s <= remote_s * (1 + SLACK)).all()]
     if not fast:
-        least = min((here_s[1] for here_s in here), default=math.inf)
-        fast = [spec for spec, here_s in zip(usable, here, strict=True) if here_s[1] <= least * (1 + SLACK)]
+        least = min((local_s[1] for local_s in local), default=math.inf)
+        fast = [spec for spec, local_s in zip(usable, local, strict=True) if local_s[1] <= least * (1 + SLACK)]
     return sorted(fast, key=lambda spec: (main_function.usd_per_s(problem, spec), spec.memory_mb))
 
 
-def _holds(problem: Problem, aim: Aim, bound: Bound, spec: MainSpec, remote: int, memory_mb: int) -> bool:
+def _holds(problem: Problem, aim: Aim, bound: TokenBound, spec: MainSpec, remote: int, memory_mb: int) -> bool:
     workload = problem.workload
     prefill = [float(_prefill_s(problem, bound, spec, kind.n_in, remote, memory_mb).sum()) for kind in workload.lengths]
     decode = float(worst_times.decode_s(problem, bound, remote, memory_mb).sum()) if remote else _local_step_s(problem, spec)
@@ -96,7 +98,7 @@ def _holds(problem: Problem, aim: Aim, bound: Bound, spec: MainSpec, remote: int
     return meets(problem, aim, spec, ttft, tpot)
 
 
-def _prefill_s(problem: Problem, bound: Bound, spec: MainSpec, n: int, remote: int, memory_mb: int) -> Floats:
+def _prefill_s(problem: Problem, bound: TokenBound, spec: MainSpec, n: int, remote: int, memory_mb: int) -> Floats:
     layers, experts = problem.workload.use.shape
     if remote:
         replicas = min(remote, problem.catalog.function.max_replicas)

@@ -19,13 +19,13 @@ import numpy as np
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.paper import worst_times
-from remoe_cli.plan.paper.bound import Bound
+from remoe_cli.plan.paper.bound import TokenBound
 from remoe_cli.plan.paper.mmp import Allocation, ttft_rest_s
 from remoe_cli.plan.problem.aim import SLACK
 from remoe_cli.plan.problem.problem import Problem
 
 
-def choose(problem: Problem, ttft_s: float | None, bound: Bound, allocation: Allocation, memory_mb: Ints) -> Ints | None:
+def choose(problem: Problem, ttft_s: float | None, bound: TokenBound, allocation: Allocation, memory_mb: Ints) -> Ints | None:
     """[L]: z, for functions of `memory_mb` [L]; None where the payload or the target cannot be kept."""
     layers, most = len(memory_mb), min(problem.catalog.function.max_replicas, allocation.remote)
 
@@ -62,10 +62,10 @@ def choose(problem: Problem, ttft_s: float | None, bound: Bound, allocation: All
 
 def _local_s(problem: Problem, allocation: Allocation) -> Floats:
     """[B, L]: prefill of the local experts for each kind of request."""
-    stay, seconds = problem.workload.ranks >= allocation.remote, []
+    is_local, seconds = problem.workload.ranks >= allocation.remote, []
     for kind in problem.workload.lengths:
         each = main_function.expert_prefill_s(problem, allocation.main, problem.workload.use * kind.n_in)
-        seconds.append((stay * each).sum(axis=1))
+        seconds.append((is_local * each).sum(axis=1))
     return np.array(seconds)
 
 
@@ -75,22 +75,22 @@ def _part(problem: Problem, allocation: Allocation, layer: int, memory_mb: int, 
     owner = np.where(workload.ranks[layer] < allocation.remote, 0, -1)[None]
     remote = np.array([allocation.remote])
     usd, fits = float(expert_functions.cold_usd(problem, [memory_mb], remote, z)[0, 0]), True
-    for kind, stay_s in zip(workload.lengths, local_s.tolist(), strict=True):
+    for kind, kind_local_s in zip(workload.lengths, local_s.tolist(), strict=True):
         tokens = workload.use[layer] * kind.n_in
         sent = expert_functions.prefill(problem, tokens, [memory_mb], expert_functions.shared_out(problem, owner, tokens, z), z)
-        seconds = max(stay_s, float(sent.zt_s[0, 0]))
+        seconds = max(kind_local_s, float(sent.zt_s[0, 0]))
         bill = float(expert_functions.bill_usd(problem, [memory_mb], remote, sent.billed_s, sent.calls)[0, 0])
         usd += kind.share * (main_function.usd_per_s(problem, spec) * seconds + bill)
         fits &= float(expert_functions.payload_bytes(problem, sent.rows[0])) <= side.payload_limit_bytes
     return usd, fits
 
 
-def _worst_s(problem: Problem, bound: Bound, allocation: Allocation, memory_mb: Ints, most: int, local_s: Floats) -> Floats:
+def _worst_s(problem: Problem, bound: TokenBound, allocation: Allocation, memory_mb: Ints, most: int, local_s: Floats) -> Floats:
     """[L, z]: each layer's part of TTFT_worst with z = 1, 2, .. replicas."""
     memory = memory_mb.astype(np.float64)
     total = np.zeros((len(memory), most))
-    for kind, stay_s in zip(problem.workload.lengths, local_s, strict=True):
+    for kind, kind_local_s in zip(problem.workload.lengths, local_s, strict=True):
         for z in range(1, most + 1):
-            away_s = worst_times.prefill_s(problem, bound, kind.n_in, allocation.remote, memory, z)
-            total[:, z - 1] += kind.share * np.maximum(stay_s, away_s)
+            remote_s = worst_times.prefill_s(problem, bound, kind.n_in, allocation.remote, memory, z)
+            total[:, z - 1] += kind.share * np.maximum(kind_local_s, remote_s)
     return total

@@ -21,13 +21,13 @@ import numpy as np
 
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost import expert_functions
-from remoe_cli.plan.paper.bound import Bound
+from remoe_cli.plan.paper.bound import TokenBound
 from remoe_cli.plan.problem.problem import Problem
 
 _NEXT_TO_NONE = 1e-9
 
 
-def prefill_s(problem: Problem, bound: Bound, n: float, m: int, memory_mb: Floats, replicas: int) -> Floats:
+def prefill_s(problem: Problem, bound: TokenBound, n: float, m: int, memory_mb: Floats, replicas: int) -> Floats:
     """[L]: the longest invocation of a prompt of n tokens (max_j ZT_lj), for functions of `memory_mb` [L]."""
     together, largest = bound.together(n, m), bound.largest(n, m)
     if m == 0:
@@ -52,7 +52,7 @@ def most_work_s(work_s: Callable[[Floats], Floats], m: int, together: Floats, la
     return most
 
 
-def decode_s(problem: Problem, bound: Bound, m: int, memory_mb: float) -> Floats:
+def decode_s(problem: Problem, bound: TokenBound, m: int, memory_mb: float) -> Floats:
     """[L]: the remote side of one decode token, in the mean over a request's."""
     hits = np.arange(min(problem.spec.top_k, m) + 1)
     rho = expert_functions.decode_wait_s(problem, memory_mb, hits)

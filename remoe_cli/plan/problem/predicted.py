@@ -10,7 +10,7 @@ import numpy.typing as npt
 from remoe_cli.errors import UsageError
 from remoe_cli.model.chat import as_text
 from remoe_cli.plan.document import Method, PredictedRouting, Source
-from remoe_cli.predict.history import histories, prompts_from, prompts_of
+from remoe_cli.predict.history import features_from, features_of, histories
 from remoe_cli.predict.mixture import mixture
 from remoe_cli.predict.train import trained
 from remoe_cli.profile.prompts import PromptSet
@@ -28,9 +28,9 @@ def predict_routing(profile: Profile, prompts: PromptSet, solver: Method = "exac
     if not profile.arrays["prompt_vectors"].shape[1]:
         raise UsageError(
             f"The profile {profile.path} does not hold its prompts' texts as vectors, so nothing can be predicted from it.",
-            "Profile with --data (and --vectors-from, where the model's weights are not at hand), or leave --prompts out.",
+            "Profile with --data (and --vectors-from, where the model's weights are not at hand), or leave --data out.",
         )
-    known = prompts_of(profile)
+    known = features_of(profile)
     history = histories(profile, known)["request"]
     predictor = trained(profile, history, "SPS" if solver == "paper" else None)
     recorded = _usable(profile)
@@ -41,7 +41,7 @@ def predict_routing(profile: Profile, prompts: PromptSet, solver: Method = "exac
         )
     prompts = replace(prompts, texts=tuple(sorted(prompts.texts, key=lambda prompt: (as_text(prompt), repr(prompt)))))
     settings = profile.record.settings
-    features = prompts_from(known.table, prompts.texts, settings.max_prompt_tokens if settings else None)
+    features = features_from(known.table, prompts.texts, settings.max_prompt_tokens if settings else None)
     counts = profile.arrays["prefill_counts"][recorded].astype(np.float64) + profile.arrays["decode_counts"][recorded]
     chosen, shares, left = mixture(predictor.predict(features).mean(axis=0), counts / counts.sum(axis=2, keepdims=True))
     weights = np.rint(shares * _WEIGHTS).astype(int)

@@ -9,15 +9,15 @@ from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Method, PredictedRouting
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Invocations, Problem
-from remoe_cli.plan.problem.requests import Requests
+from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.record import Profile
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to plan for. `remote_share` forces that share of experts out, `placement` prices what a file says; else `solver` chooses.
+class PlanRequest:
+    """What to plan for. `remote_share` forces that share of experts out, `placement_file` prices what a file says; else `solver` chooses.
 
     cold_share is the share of requests that find everything cold: by default what the traffic implies, 0 without. Without `routing`,
     requests use experts as all of the profile's prompts together do.
@@ -26,22 +26,23 @@ class Wanted:
     aim: Aim = field(default_factory=Aim)
     n_in: int | None = None
     n_out: int | None = None
-    requests: Requests | None = None
+    traffic: Traffic | None = None
+    requests_per_hour: float | None = None
     cold_share: float | None = None
     invocations: Invocations = "per-layer"
     solver: Method = "exact"
     remote_share: float | None = None
-    placement: Path | None = None
+    placement_file: Path | None = None
     routing: PredictedRouting | None = None
     time_limit_s: float = 120.0
     examine: bool = True
 
 
-def make_problem(profile: Profile, catalog: Catalog, wanted: Wanted) -> Problem:
+def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Problem:
     """The problem of a profile on a catalog; raises what `from_profile` raises."""
-    workload = from_profile(profile, wanted.n_in, wanted.n_out, wanted.requests, wanted.routing)
-    traffic = wanted.requests or Requests(workload.lengths)
-    cold = wanted.cold_share if wanted.cold_share is not None else traffic.cold_share(catalog.function.idle_ttl_s)
+    workload = from_profile(profile, request.n_in, request.n_out, request.traffic, request.requests_per_hour, request.routing)
+    implied = workload.traffic.cold_share(catalog.function.idle_ttl_s)
+    cold = implied if request.cold_share is None else request.cold_share
     latency, spec = profile.record.latency, profile.record.spec
     measured_on_cpus = latency.source == "measured" and not latency.copy_s.fixed_s
     described = {
@@ -49,4 +50,4 @@ def make_problem(profile: Profile, catalog: Catalog, wanted: Wanted) -> Problem:
         for main in catalog.main.menu
         if main.hardware and not (measured_on_cpus and main.gpu_memory_mb is None)
     }
-    return Problem(spec, latency, catalog, replace(workload, cold_share=cold), described, wanted.invocations)
+    return Problem(spec, latency, catalog, replace(workload, cold_share=cold), described, request.invocations)

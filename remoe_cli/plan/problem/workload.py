@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from remoe_cli.errors import ArtifactError
+from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.document import Lengths, PredictedRouting
-from remoe_cli.plan.problem.requests import Requests, one_length
+from remoe_cli.plan.problem.hits import HitCounter, Pattern
+from remoe_cli.plan.problem.traffic import Traffic, one_length
 from remoe_cli.profile.record import Profile
 
 
@@ -24,8 +24,7 @@ from remoe_cli.profile.record import Profile
 class Workload:
     """Requests: a prompt, one token from its prefill, then further tokens one by one.
 
-    lengths            kinds of requests, whose shares sum to 1
-    requests_per_hour  None where unknown: then nothing idle is priced
+    traffic            their lengths, and how often they come
     cold_share         share of requests that find the main function and the expert functions cold
     use                float64 [L, E], experts that a prompt token uses; each row sums to top_k (k_top s_lk)
     trace              int64 [T, L, k], expert ids of recorded decode tokens, -1 where a slot was skipped
@@ -34,17 +33,24 @@ class Workload:
     assumptions        whole sentences on what the profile does not hold and what was put in its place
     """
 
-    lengths: tuple[Lengths, ...]
-    requests_per_hour: float | None
+    traffic: Traffic
     cold_share: float
     use: Floats
     trace: Ints
-    patterns: tuple[tuple[Ints, Ints | Floats], ...]
+    patterns: tuple[Pattern, ...]
     assumptions: tuple[str, ...] = ()
 
     def resized(self, n_in: int, n_out: int) -> Workload:
         """The same routing for warm requests of one length; what was counted of the trace is kept."""
-        return replace(self, lengths=(Lengths(share=1.0, n_in=n_in, n_out=n_out),), requests_per_hour=None, cold_share=0.0)
+        return replace(self, traffic=one_length(n_in, n_out), cold_share=0.0)
+
+    @property
+    def lengths(self) -> tuple[Lengths, ...]:
+        return self.traffic.lengths
+
+    @property
+    def requests_per_hour(self) -> float | None:
+        return self.traffic.per_hour
 
     @property
     def n_in(self) -> float:
@@ -67,9 +73,9 @@ class Workload:
         return self.use * self.n_in
 
     @cached_property
-    def memo(self) -> dict[Any, Any]:
-        """What others work out of this routing more than once (hits.py, columns.py)."""
-        return {}
+    def hits(self) -> HitCounter:
+        """Experts that one decode token hits, for any remote sets."""
+        return HitCounter(self.patterns, self.ranks)
 
     @cached_property
     def decode_hits(self) -> Floats:
@@ -97,14 +103,18 @@ def from_profile(
     profile: Profile,
     n_in: int | None = None,
     n_out: int | None = None,
-    requests: Requests | None = None,
+    traffic: Traffic | None = None,
+    requests_per_hour: float | None = None,
     routing: PredictedRouting | None = None,
 ) -> Workload:
-    """The workload of a profile; lengths default to the profile's own medians, at least 1, and are warm requests without traffic.
-    With `routing`, requests use experts as that mixture of the profile's prompts does.
+    """Make the workload of a profile, of warm requests. A length that is not given is the profile's median, at least 1.
 
-    Raises UsageError for a length below 1, and ArtifactError when the profile has no routing of prompts, of single tokens or of
-    some layers.
+    traffic             requests of several lengths, in place of `n_in` and `n_out`
+    requests_per_hour   goes before what `traffic` says
+    routing             a mixture of the profile's prompts: requests use experts as it does; by default, as all prompts together
+
+    Raises: UsageError for a length below 1, for 0 requests an hour, or for lengths that are given twice; ArtifactError when the
+    profile has no routing of prompts, of single tokens or of some layers.
     """
     arrays, spec, layers = profile.arrays, profile.record.spec, profile.record.routing.layers
     if layers is not None and len(layers) < len(spec.moe_layers):
@@ -113,11 +123,15 @@ def from_profile(
             "and a plan places the experts of all.",
             "Import routing of every MoE layer.",
         )
-    if requests is None:
-        requests = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
-        assumptions = tuple(_assumptions(profile, n_in is None, n_out is None))
-    else:
-        assumptions = tuple(_assumptions(profile, False, False))
+    if requests_per_hour == 0:
+        raise UsageError("--requests-per-hour is 0: without requests there is nothing to plan.", "Give the traffic that you expect.")
+    if traffic is not None and (n_in, n_out) != (None, None):
+        raise UsageError("--requests and --n-in or --n-out both say how long requests are.", "Leave one of them out.")
+    assumptions = tuple(_assumptions(profile, traffic is None and n_in is None, traffic is None and n_out is None))
+    if traffic is None:
+        traffic = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
+    if requests_per_hour is not None:
+        traffic = Traffic(traffic.lengths, requests_per_hour)
     counts = profile.counts("prefill").sum(axis=0, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     trace = arrays["trace_ids"].astype(np.int64)
@@ -129,8 +143,8 @@ def from_profile(
     use, weights = counts / totals * spec.top_k, None
     if routing is not None:
         use, trace, weights = _mixed(profile, trace, routing)
-        assumptions += (_said(routing),)
-    return Workload(requests.lengths, requests.per_hour, 0.0, use, trace, patterns_of(trace, use.shape[1], weights), assumptions)
+        assumptions += (_predicted(routing),)
+    return Workload(traffic, 0.0, use, trace, patterns_of(trace, use.shape[1], weights), assumptions)
 
 
 def _mixed(profile: Profile, trace: Ints, routing: PredictedRouting) -> tuple[Floats, Ints, Floats]:
@@ -144,7 +158,7 @@ def _mixed(profile: Profile, trace: Ints, routing: PredictedRouting) -> tuple[Fl
     return use, trace[mixed], (weights / tokens)[at]
 
 
-def _said(routing: PredictedRouting) -> str:
+def _predicted(routing: PredictedRouting) -> str:
     off = "" if routing.validation_bits is None else f", {routing.validation_bits:.3f} bits off on held-out prompts"
     return (
         f"Requests are taken to route as {routing.predictor}{off}, predicts of the {routing.count} prompts of {routing.prompts.path}: "
@@ -152,12 +166,12 @@ def _said(routing: PredictedRouting) -> str:
     )
 
 
-def patterns_of(trace: Ints, experts: int, weights: Floats | None = None) -> tuple[tuple[Ints, Ints | Floats], ...]:
+def patterns_of(trace: Ints, experts: int, weights: Floats | None = None) -> tuple[Pattern, ...]:
     """Per layer the distinct sets of experts [P, k] of a trace [T, L, k], and how many tokens used each [P], or their weights' sum."""
     return tuple(_distinct(np.sort(trace[:, layer], axis=1), experts, weights) for layer in range(trace.shape[1]))
 
 
-def _distinct(rows: Ints, experts: int, weights: Floats | None) -> tuple[Ints, Ints | Floats]:
+def _distinct(rows: Ints, experts: int, weights: Floats | None) -> Pattern:
     """Distinct rows, ascending; as one number each where that fits 63 bits, for sorting rows as such takes many times as long."""
     k = rows.shape[1]
     if (experts + 1) ** k >= 2**63:
@@ -186,8 +200,8 @@ def _assumptions(profile: Profile, default_in: bool, default_out: bool) -> Itera
         )
     lacking = [
         name
-        for name, wanted, tokens in (("prompts", default_in, "prompt_tokens"), ("answers", default_out, "decode_tokens"))
-        if wanted and routing.source == "imported" and (routing.row != "prompt" or not arrays[tokens].any())
+        for name, default, tokens in (("prompts", default_in, "prompt_tokens"), ("answers", default_out, "decode_tokens"))
+        if default and routing.source == "imported" and (routing.row != "prompt" or not arrays[tokens].any())
     ]
     if lacking:
         yield f"The profile does not know the lengths of {' and '.join(lacking)} (its rows are: {routing.row}); give --n-in and --n-out."

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from remoe_cli.plan.arrays import Bools, Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.cost.expert_functions import Places
-from remoe_cli.plan.cost.hits import HitLaw, hit_law, joined, owners, positions, prefix_law
 from remoe_cli.plan.document import LayerPlan, MainSpec
+from remoe_cli.plan.problem.hits import HitDistribution, joined, owners, positions
 from remoe_cli.plan.problem.problem import MB, Problem
 from remoe_cli.plan.problem.workload import Workload
 
@@ -29,7 +29,7 @@ _AT_ONCE = 2**19  # figures of a table of sets, speeds and invocations: larger o
 
 
 @dataclass(frozen=True)
-class Steps:
+class DecodeTable:
     """Decode of S sets, all divided over so many functions, at V speeds: `local` [P], `call_s` [V, P], `shares` [S, P]."""
 
     local: Ints
@@ -63,7 +63,7 @@ class Columns:
     bill_usd: Floats
     start_s: Floats
     step: Small
-    steps: tuple[Steps, ...]
+    decode_tables: tuple[DecodeTable, ...]
 
     @property
     def empty_layers(self) -> list[int]:
@@ -72,16 +72,16 @@ class Columns:
 
     def local_s(self, problem: Problem, spec: MainSpec) -> Floats:
         """[B, X]: prefill of each set's local experts, for each kind of request."""
-        stay = ~self.members
+        local = ~self.members
         out = []
         for kind in problem.workload.lengths:
             seconds = main_function.expert_prefill_s(problem, spec, problem.workload.use * kind.n_in)
-            out.append(np.einsum("xe,xe->x", stay, seconds[self.set_layer]))
+            out.append(np.einsum("xe,xe->x", local, seconds[self.set_layer]))
         return np.array(out)
 
     def decode_s(self, step_s: float) -> Floats:
         """E[max(local, remote)] of one decode token, for the places that `step` names."""
-        return np.concatenate([(s.shares @ np.maximum(s.local * step_s, s.call_s).T).ravel() for s in self.steps])
+        return np.concatenate([(s.shares @ np.maximum(s.local * step_s, s.call_s).T).ravel() for s in self.decode_tables])
 
     def merged(self) -> tuple[Columns, Ints]:
         """One column for all numbers of replicas of a set at a memory spec, with the least figures of any, so that what it cannot do none
@@ -132,14 +132,16 @@ def build_columns(
     # The tables of all prefixes are not worth it for one set of a layer.
     prefixes = len(members) > 2 * len(candidates) and bool((members == (rank < count[:, None])).all())
     empty = np.flatnonzero(count == 0)
-    parts, taken = [_nothing_away(workload, empty)], len(empty)
-    steps = [Steps(np.ones(1, dtype=np.int64), np.zeros((1, 1)), workload.decode_hits[set_layer[empty]].sum(axis=1, keepdims=True))]
+    parts, taken = [_nothing_remote(workload, empty)], len(empty)
+    tables = [DecodeTable(np.ones(1, dtype=np.int64), np.zeros((1, 1)), workload.decode_hits[set_layer[empty]].sum(axis=1, keepdims=True))]
     for divided in _divided(problem, menu, members, set_layer):
         at, functions, memory_mb = divided.at, divided.functions, divided.memory_mb
-        law = prefix_law(workload, divided.layer, count[at], functions) if prefixes else _law(divided)
-        steps.append(Steps(law.local, expert_functions.decode_wait_s(problem, divided.speeds_mb[:, None], law.busiest), law.shares))
+        hits = workload.hits.of_prefixes(divided.layer, count[at], functions) if prefixes else _hits(divided)
+        tables.append(
+            DecodeTable(hits.local, expert_functions.decode_wait_s(problem, divided.speeds_mb[:, None], hits.busiest), hits.shares)
+        )
         decode_usd = expert_functions.bill_usd(
-            problem, memory_mb, divided.biggest, *expert_functions.decode_billed(problem, divided.speeds_mb, law)
+            problem, memory_mb, divided.biggest, *expert_functions.decode_billed(problem, divided.speeds_mb, hits)
         )
         start_s = workload.cold_share * expert_functions.cold_s(problem, divided.biggest)
         for z, quicker, zt_s, usd in _instances(divided, numbers if functions == 1 else (1,), payload_limited):
@@ -163,12 +165,12 @@ def build_columns(
         starts=np.searchsorted(layer, np.arange(len(candidates))),
         layer=layer,
         count=count[whole["at_set"]].astype(np.int32),
-        steps=tuple(steps),
+        decode_tables=tuple(tables),
         **whole,
     )
 
 
-def _nothing_away(workload: Workload, at: Ints) -> dict[str, Any]:
+def _nothing_remote(workload: Workload, at: Ints) -> dict[str, Any]:
     """Each empty set is one column, without memory and replicas."""
     small = dict.fromkeys(("memory_mb", "functions", "replicas"), np.zeros(len(at), dtype=np.int32))
     places = {"at_set": at.astype(np.int32), "step": np.arange(len(at), dtype=np.int32)}
@@ -218,13 +220,13 @@ def _divided(problem: Problem, menu: Ints, members: Bools, set_layer: Small) -> 
         end[at] = np.minimum(place, end[at])
         fit = np.flatnonzero(memory_mb.any(axis=1))
         step = max(1, _AT_ONCE // (len(first) * max(functions, side.max_replicas)))
-        for some in np.split(fit, range(step, len(fit), step)) if len(fit) else ():
-            yield _Divided(problem, at[some], set_layer[at[some]], owner[some], functions, biggest[some], menu[first], memory_mb[some])
+        for sets in np.split(fit, range(step, len(fit), step)) if len(fit) else ():
+            yield _Divided(problem, at[sets], set_layer[at[sets]], owner[sets], functions, biggest[sets], menu[first], memory_mb[sets])
 
 
-def _law(divided: _Divided) -> HitLaw:
-    workload = divided.problem.workload
-    return joined([hit_law(workload, layer, divided.owner[rows]) for layer, rows in divided.by_layer()])
+def _hits(divided: _Divided) -> HitDistribution:
+    counter = divided.problem.workload.hits
+    return joined([counter.of_owners(layer, divided.owner[rows]) for layer, rows in divided.by_layer()])
 
 
 def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bool) -> Iterator[tuple[int, Bools, Floats, Floats]]:

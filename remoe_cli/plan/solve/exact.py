@@ -28,7 +28,7 @@ from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.document import LayerPlan
 from remoe_cli.plan.problem.aim import SLACK
 from remoe_cli.plan.problem.problem import Main, Placement
-from remoe_cli.plan.solve.master_lp import GrowingLp
+from remoe_cli.plan.solve.master_lp import RestrictedMaster
 from remoe_cli.plan.solve.node import Node, Task, mains, make_node
 from remoe_cli.plan.solve.rounding import rounded
 
@@ -56,16 +56,16 @@ def multipliers(task: Task, main: Main) -> dict[str, float]:
     node = make_node(task, (main,))
     if node is None:
         return {}
-    u = bound_of(node).u
-    return {name: float(price) / limit for name, price, limit in zip(node.names, u, node.limits, strict=True) if limit > 0}
+    duals = bound_node(node).duals
+    return {name: float(price) / limit for name, price, limit in zip(node.names, duals, node.limits, strict=True) if limit > 0}
 
 
 @dataclass(frozen=True)
-class Bound:
+class NodeBound:
     """A certified bound of a node, its multipliers in the objective's unit, the columns its LP used, and those open to a better plan."""
 
     lower: float
-    u: Floats
+    duals: Floats
     pool: Ints
     open: Ints
 
@@ -99,7 +99,7 @@ class _Search:
         self.merged = replace(task, columns=merged)
         self.mains = mains(task, self.cutoff)
         self.closed, self.timed_out = np.inf, False
-        self.heap: list[tuple[float, int, int, int, bool, Bound]] = []
+        self.heap: list[tuple[float, int, int, int, bool, NodeBound]] = []
         self.order = count()
 
     @property
@@ -127,20 +127,20 @@ class _Search:
                 self._push(first, last, self._unmerged(bound), whole=True)
             self.timed_out = time.monotonic() > self.deadline
 
-    def _unmerged(self, bound: Bound) -> Bound:
+    def _unmerged(self, bound: NodeBound) -> NodeBound:
         """The same over all columns."""
         ends = np.append(self.firsts[1:], len(self.task.columns.layer))
         sizes = (ends - self.firsts)[bound.open]
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return replace(bound, pool=self.firsts[bound.pool], open=np.repeat(self.firsts[bound.open], sizes) + within)
 
-    def _push(self, first: int, last: int, parent: Bound | None, whole: bool = False) -> None:
+    def _push(self, first: int, last: int, parent: NodeBound | None, whole: bool = False) -> None:
         node = make_node(self.task if whole else self.merged, self.mains[first : last + 1], parent.open if parent else None)
         if node is None:
             return
-        bound = bound_of(node, parent, self.cutoff)
+        bound = bound_node(node, parent, self.cutoff)
         lower = max(bound.lower, parent.lower if parent else -np.inf)
-        if bound.lower > node.dearest:
+        if bound.lower > node.upper_bound:
             return
         if lower >= self.cutoff * (1 + SLACK):  # nothing better below; what was fixed on the way is above the cutoff too
             self.closed = min(self.closed, lower)
@@ -149,7 +149,7 @@ class _Search:
         if whole:
             self._keep(node, self.mains[first], rounded(node, np.searchsorted(node.at, bound.pool)))
 
-    def _close(self, index: int, lower: float, bound: Bound) -> None:
+    def _close(self, index: int, lower: float, bound: NodeBound) -> None:
         main = self.mains[index]
         node = make_node(self.task, (main,), bound.open)
         if node is None:
@@ -164,19 +164,19 @@ class _Search:
             self.best = Solution(main, layers, node.value(found), 0.0, False)
 
 
-def bound_of(node: Node, known: Bound | None = None, cutoff: float = np.inf, close: float = 1e-7) -> Bound:
+def bound_node(node: Node, known: NodeBound | None = None, cutoff: float = np.inf, close: float = 1e-7) -> NodeBound:
     """Multipliers by column generation: LP over a pool, price all columns, add each layer's best, until nothing is added, the bound is
     within `close` of the LP's value, or it is above `cutoff`. It begins with what is `known` of a node that is like this one."""
-    u = known.u / node.scale if known and len(known.u) == len(node.rows) else np.zeros(len(node.rows))
-    master, pool = GrowingLp(len(node.rows), len(node.starts), PENALTY), np.empty(0, dtype=np.int64)
+    duals = known.duals / node.scale if known and len(known.duals) == len(node.rows) else np.zeros(len(node.rows))
+    master, pool = RestrictedMaster(len(node.rows), len(node.starts), PENALTY), np.empty(0, dtype=np.int64)
     new = [np.flatnonzero(np.isin(node.at, known.pool))] if known else []
     new += [node.cheapest(row) for row in (*node.rows, node.c)]
-    lower, best_u, used = -np.inf, u, pool
+    lower, best_duals, used = -np.inf, duals, pool
     for _ in range(60):
-        _, best, value = node.reduced(u)
+        _, best, value = node.reduced(duals)
         if value > lower:
-            lower, best_u = value, u
-        if lower >= min(cutoff, node.dearest):
+            lower, best_duals = value, duals
+        if lower >= min(cutoff, node.upper_bound):
             break
         added = np.setdiff1d(np.concatenate([*new, best]), pool)
         master.add(node.c[added], node.rows[:, added], node.layer[added])
@@ -184,25 +184,25 @@ def bound_of(node: Node, known: Bound | None = None, cutoff: float = np.inf, clo
         solved = master.solve()
         if solved is None:
             break
-        value, u, x = solved
+        value, duals, x = solved
         used = np.sort(pool[x > 1e-9])
         if node.const + node.scale * value - lower <= close * abs(lower):
             break
     keep = np.arange(len(node.at))
     if cutoff < np.inf:
-        keep = np.flatnonzero(node.excess(best_u) <= cutoff * (1 + SLACK) - lower + 1e-12 * abs(cutoff))
-    return Bound(lower, best_u * node.scale, node.at[used], node.at[keep])
+        keep = np.flatnonzero(node.reduced_cost_gap(best_duals) <= cutoff * (1 + SLACK) - lower + 1e-12 * abs(cutoff))
+    return NodeBound(lower, best_duals * node.scale, node.at[used], node.at[keep])
 
 
-def _leaf(node: Node, bound: Bound, cutoff: float, gap: float, deadline: float) -> tuple[Ints | None, float]:
+def _leaf(node: Node, bound: NodeBound, cutoff: float, gap: float, deadline: float) -> tuple[Ints | None, float]:
     """Best choice [L] at one main spec (None when none is better than `cutoff`) and a lower bound for this spec."""
-    lower, excess = node.reduced(bound.u / node.scale)[2], node.excess(bound.u / node.scale)
+    lower, gaps = node.reduced(bound.duals / node.scale)[2], node.reduced_cost_gap(bound.duals / node.scale)
     window = max(gap, 1e-3) * max(abs(lower), 1e-3 * node.scale)
     while True:
-        last = window >= cutoff - lower or window >= float(excess.max())
+        last = window >= cutoff - lower or window >= float(gaps.max())
         window = min(window, cutoff - lower)
-        kept = _undominated(node, np.flatnonzero(excess <= window))
-        outside = lower + window if (excess > window).any() else np.inf
+        kept = _undominated(node, np.flatnonzero(gaps <= window))
+        outside = lower + window if (gaps > window).any() else np.inf
         found, inside = _integer(node, kept, gap, deadline)
         leaf_lower = max(lower, min(inside, outside))
         value = node.value(found) if found is not None else np.inf

@@ -32,9 +32,9 @@ def read_placement(path: Path, problem: Problem) -> Placement:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         given = _Given.model_validate(data)
     except (OSError, ValueError, RecursionError) as error:
-        said = error.errors()[0] if isinstance(error, ValidationError) else None
-        what = f"wrong at '{'.'.join(map(str, said['loc'])) or 'the whole'}': {said['msg']}" if said else str(error)
-        raise UsageError(f"The placement {path} is {what}." if said else f"The placement {path} cannot be read: {what}.", _FORM) from None
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        what = f"wrong at '{'.'.join(map(str, first['loc'])) or 'the whole'}': {first['msg']}" if first else str(error)
+        raise UsageError(f"The placement {path} is {what}." if first else f"The placement {path} cannot be read: {what}.", _FORM) from None
     name = given.main if isinstance(given.main, str) else given.main.name
     main = next((spec for spec in problem.catalog.main.menu if spec.name == name and given.main in (name, spec)), None)
     if main is None:

@@ -43,10 +43,10 @@ def improve(problem: Problem, aim: Aim, solution: Solution) -> Solution:
 
 def _exchanges(rank: Ints, layer: LayerPlan) -> Bools:
     """[S, E]: the remote set, and each that has one of its most used experts exchanged for one of the least used local ones."""
-    away = np.isin(np.arange(len(rank)), layer.remote)
+    remote = np.isin(np.arange(len(rank)), layer.remote)
     by_use = np.argsort(rank)
-    leaving, coming = by_use[away[by_use]][-BORDER:], by_use[~away[by_use]][:BORDER]
-    sets = np.tile(away, (1 + len(leaving) * len(coming), 1))
+    leaving, coming = by_use[remote[by_use]][-BORDER:], by_use[~remote[by_use]][:BORDER]
+    sets = np.tile(remote, (1 + len(leaving) * len(coming), 1))
     exchanged = np.arange(1, len(sets))
     sets[exchanged, np.repeat(leaving, len(coming))] = False
     sets[exchanged, np.tile(coming, len(leaving))] = True

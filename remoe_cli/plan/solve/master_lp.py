@@ -12,7 +12,7 @@ import numpy as np
 from remoe_cli.plan.arrays import Floats, Ints
 
 
-class GrowingLp:
+class RestrictedMaster:
     """min c x + penalty over, rows x - over <= 1, the columns of each layer sum to 1; x, over >= 0. The rows are elastic, so that columns
     of every layer are enough for a solution. Each solution starts from the last one's basis."""
 
@@ -42,8 +42,8 @@ class GrowingLp:
         if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
         solution = self.highs.getSolution()
-        u = np.maximum(0.0, -np.array(solution.row_dual[: self.rows]))
-        return self.highs.getInfo().objective_function_value, u, np.array(solution.col_value[self.rows :])
+        duals = np.maximum(0.0, -np.array(solution.row_dual[: self.rows]))
+        return self.highs.getInfo().objective_function_value, duals, np.array(solution.col_value[self.rows :])
 
 
 @cache

@@ -50,26 +50,26 @@ class Node:
     names: tuple[str, ...]
     limits: tuple[float, ...]
 
-    def reduced(self, u: Floats) -> tuple[Floats, Ints, float]:
+    def reduced(self, duals: Floats) -> tuple[Floats, Ints, float]:
         """Costs less multipliers [N], the first column of least in each layer [L], and the Lagrangian bound."""
-        priced = self.c + u @ self.rows
+        priced = self.c + duals @ self.rows
         best = self.cheapest(priced)
-        return priced, best, self.const + self.scale * float(priced[best].sum() - u.sum())
+        return priced, best, self.const + self.scale * float(priced[best].sum() - duals.sum())
 
     def cheapest(self, priced: Floats) -> Ints:
         """[L]: the first column of least price in each layer."""
         ends = [*self.starts[1:].tolist(), len(priced)]
         return np.array([start + int(priced[start:end].argmin()) for start, end in zip(self.starts.tolist(), ends, strict=True)])
 
-    def excess(self, u: Floats) -> Floats:
+    def reduced_cost_gap(self, duals: Floats) -> Floats:
         """[N]: how much more than its layer's least each column costs, less multipliers, in the objective's unit."""
-        priced, best, _ = self.reduced(u)
+        priced, best, _ = self.reduced(duals)
         sizes = np.diff(np.append(self.starts, len(priced)))
         dearer: Floats = (priced - np.repeat(priced[best], sizes)) * self.scale
         return dearer
 
     @cached_property
-    def dearest(self) -> float:
+    def upper_bound(self) -> float:
         """No plan at this node costs more: a bound above it proves that there is none. A millionth more than the dearest columns, for
         large multipliers leave the bound of a node with few columns above what its only plan costs, by rounding."""
         return (self.const + self.scale * float(np.maximum.reduceat(self.c, self.starts).sum())) * (1 + 1e-6)
@@ -135,9 +135,9 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
         len(sets)
     )
     if workload.cold_share > 0:
-        stay = problem.spec.experts_per_layer - columns.count[chosen]
+        local_experts = problem.spec.experts_per_layer - columns.count[chosen]
         waits = [
-            columns.start_s[chosen] if spec.usd_per_hour is not None else stay * main_function.cold_expert_s(problem, spec)
+            columns.start_s[chosen] if spec.usd_per_hour is not None else local_experts * main_function.cold_expert_s(problem, spec)
             for spec in specs
         ]
         first_s = first_s + np.minimum.reduce(waits)

@@ -23,7 +23,7 @@ def rounded(node: Node, used: Ints) -> Ints | None:
     combined = [np.array(one) for one in product(*np.split(used, starts))]
     if not combined:
         return None
-    chosen = repaired(node, min(combined, key=lambda one: (_excess(node.rows[:, one].sum(axis=1)), node.value(one))))
+    chosen = repaired(node, min(combined, key=lambda one: (_violation(node.rows[:, one].sum(axis=1)), node.value(one))))
     return None if chosen is None else polished(node, chosen)
 
 
@@ -32,12 +32,12 @@ def repaired(node: Node, chosen: Ints) -> Ints | None:
     layers = np.repeat(np.arange(len(node.starts)), np.diff(np.append(node.starts, len(node.layer))))
     for _ in range(_REPAIRS):
         total = node.rows[:, chosen].sum(axis=1)
-        if _excess(total) == 0:
+        if _violation(total) == 0:
             return chosen
-        then = _excess(total[:, None] + node.rows - node.rows[:, chosen][:, layers])
+        then = _violation(total[:, None] + node.rows - node.rows[:, chosen][:, layers])
         cost = node.c - node.c[chosen][layers]
         at = int(np.lexsort((cost, then))[0])
-        if then[at] >= _excess(total):
+        if then[at] >= _violation(total):
             return None
         chosen = np.where(np.arange(len(chosen)) == layers[at], at, chosen)
     return None
@@ -58,7 +58,7 @@ def polished(node: Node, chosen: Ints) -> Ints:
     return better if node.meets(better) else chosen
 
 
-def _excess(total: Floats) -> Floats:
+def _violation(total: Floats) -> Floats:
     """By how much the limits are broken in all; `total` [R] or [R, N]."""
     over: Floats = np.where(total > 1 + SLACK, total - 1, 0.0).sum(axis=0)
     return over

@@ -16,7 +16,7 @@ from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.solve.candidates import prefix_sets
 from remoe_cli.plan.solve.columns import build_columns
-from remoe_cli.plan.solve.exact import Bound, Solution, bound_of
+from remoe_cli.plan.solve.exact import NodeBound, Solution, bound_node
 from remoe_cli.plan.solve.node import Task, mains, make_node
 from remoe_cli.plan.solve.rounding import rounded
 
@@ -69,13 +69,13 @@ def _pass(problem: Problem, aim: Aim, grid: _Grid, best: Solution | None) -> Sol
     columns = build_columns(problem, prefix_sets(problem.workload, grid.sizes), memory_menu_mb=grid.menu, replicas=grid.replicas)
     here = Task(problem, columns, aim)
     cutoff = best.value if best else np.inf
-    bound: Bound | None = None
+    bound: NodeBound | None = None
     for main in _some(mains(here, cutoff), {best.main} if best else set(), MAINS, grid.closer):
         node = make_node(here, (main,))
         if node is None:
             continue
-        bound = bound_of(node, bound, cutoff, _CLOSE)
-        if bound.lower >= min(cutoff, node.dearest):
+        bound = bound_node(node, bound, cutoff, _CLOSE)
+        if bound.lower >= min(cutoff, node.upper_bound):
             continue
         found = rounded(node, bound.pool)
         if found is not None and node.value(found) < cutoff:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from remoe_cli.plan.document import LayerPlan, MainSpec, Outcome, Plan
+from remoe_cli.plan.document import GPU_BY_USE, BaselineName, LayerPlan, MainSpec, Outcome, Plan, ScenarioKind
 from remoe_cli.plan.verify.cost import (
     TOLERANCE,
-    Books,
+    VerifierInputs,
     accelerated,
     evenly,
     latency_of,
@@ -30,7 +30,8 @@ from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
 
 MB, GB = 2**20, 2**30
 Seconds = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
-Ways = Mapping[str, Outcome]  # of equal cost, by what they run on; none where a baseline is missing
+Bought = tuple[str, int]  # name of a main spec or instance, and how many of them
+Ways = Mapping[Bought, Outcome]  # of equal cost; none where a baseline is missing
 
 
 def missed(plan: Plan, found: Outcome) -> dict[str, float]:
@@ -39,32 +40,32 @@ def missed(plan: Plan, found: Outcome) -> dict[str, float]:
     return {name: values[name] for name, target in plan.targets if target is not None and values[name] > target * (1 + 2 * TOLERANCE)}
 
 
-def baselines(books: Books) -> dict[str, Ways]:
-    local = list(_local(books))
-    whole_gpu_bytes = request_bytes(books) + books.profile.record.spec.routed_bytes
-    layer_bytes = books.profile.record.spec.experts_per_layer * books.profile.record.spec.expert_bytes
-    in_time = [way for way in local if not missed(books.plan, way.outcome)]
+def baselines(inputs: VerifierInputs) -> dict[BaselineName, Ways]:
+    local = list(_local(inputs))
+    whole_gpu_bytes = request_bytes(inputs) + inputs.profile.record.spec.routed_bytes
+    layer_bytes = inputs.profile.record.spec.experts_per_layer * inputs.profile.record.spec.expert_bytes
+    in_time = [way for way in local if not missed(inputs.plan, way.outcome)]
     smallest = min(local, key=lambda way: (way.main.memory_mb, way.main.usd_per_hour or 0.0), default=None)
     fastest = min(_cheapest(in_time or local), key=lambda way: way.outcome.ttft_s, default=None)
     return {
-        "all-local": {fastest.name: fastest.outcome} if fastest else {},
-        "mix": {smallest.name: smallest.outcome} if smallest else {},
-        "cpu": _named(_on_cpu(books, local)),
-        "gpu": _named(_on_gpu(books, whole_gpu_bytes, 0)),
-        "fetch": _named(_on_gpu(books, request_bytes(books) + layer_bytes, books.profile.record.spec.routed_bytes)),
+        BaselineName.ALL_LOCAL: {fastest.bought: fastest.outcome} if fastest else {},
+        BaselineName.MIX: {smallest.bought: smallest.outcome} if smallest else {},
+        BaselineName.CPU: _by_bought(_on_cpu(inputs, local)),
+        BaselineName.GPU: _by_bought(_on_gpu(inputs, whole_gpu_bytes, 0)),
+        BaselineName.FETCH: _by_bought(_on_gpu(inputs, request_bytes(inputs) + layer_bytes, inputs.profile.record.spec.routed_bytes)),
     }
 
 
-def shifts(books: Books) -> dict[str, Outcome]:
-    """The plan as it stands with other times, prices and routing, by what the plan calls them."""
-    changed = {
-        **{f"t_rem x {factor:g}": replace(books, call_factor=factor) for factor in (0.5, 2.0)},
-        **{f"the price of expert functions x {factor:g}": replace(books, price_factor=factor) for factor in (0.5, 2.0)},
-        "50% of tokens routed evenly": evenly(books, 0.5),
+def scenarios(inputs: VerifierInputs) -> dict[tuple[ScenarioKind, float | None], Outcome]:
+    """Price the plan as it stands in each scenario that needs no search, by kind and value."""
+    changed: dict[tuple[ScenarioKind, float | None], VerifierInputs] = {
+        **{(ScenarioKind.CALL_OVERHEAD, factor): replace(inputs, call_factor=factor) for factor in (0.5, 2.0)},
+        **{(ScenarioKind.FUNCTION_PRICE, factor): replace(inputs, price_factor=factor) for factor in (0.5, 2.0)},
+        (ScenarioKind.EVEN_ROUTING, 0.5): evenly(inputs, 0.5),
     }
-    if books.plan.workload.routing is not None:
-        changed["routed as all of the profile's prompts"] = replace(books, layers=pooled(books.profile)[0], hits={})
-    return {what: outcome(other, other.plan.main, other.plan.instances, other.plan.layers) for what, other in changed.items()}
+    if inputs.plan.workload.routing is not None:
+        changed[ScenarioKind.PROFILE_ROUTING, None] = replace(inputs, layers=pooled(inputs.profile)[0], hits={})
+    return {key: outcome(other, other.plan.main, other.plan.instances, other.plan.layers) for key, other in changed.items()}
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class _Way:
     instances: int = 1
 
     @property
-    def name(self) -> str:
-        return self.main.name if self.instances == 1 else f"{self.instances} x {self.main.name}"
+    def bought(self) -> Bought:
+        return self.main.name, self.instances
 
 
 def _cheapest(ways: Iterable[_Way]) -> list[_Way]:
@@ -86,86 +87,88 @@ def _cheapest(ways: Iterable[_Way]) -> list[_Way]:
     return [way for way in ways if way.outcome.cost_usd_per_request <= least * (1 + TOLERANCE)]
 
 
-def _named(ways: Iterable[_Way]) -> Ways:
-    return {way.main.name: way.outcome for way in _cheapest(ways)}
+def _by_bought(ways: Iterable[_Way]) -> Ways:
+    return {way.bought: way.outcome for way in _cheapest(ways)}
 
 
-def _local(books: Books) -> Iterator[_Way]:
+def _local(inputs: VerifierInputs) -> Iterator[_Way]:
     """All experts local on each main spec that holds them and has the time, on as many instances as the traffic needs."""
-    spec = books.profile.record.spec
+    spec = inputs.profile.record.spec
     layers = tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in spec.moe_layers)
-    for main in books.catalog.main.menu:
-        room = main_bytes(books, main, spec.experts_per_layer * len(layers)) <= main.memory_mb * MB
-        if not room or (main.gpu_memory_mb is not None and request_bytes(books) > main.gpu_memory_mb * MB):
+    for main in inputs.catalog.main.menu:
+        room = main_bytes(inputs, main, spec.experts_per_layer * len(layers)) <= main.memory_mb * MB
+        if not room or (main.gpu_memory_mb is not None and request_bytes(inputs) > main.gpu_memory_mb * MB):
             continue
-        found = outcome(books, main, 1, layers)
-        if main.usd_per_hour is not None and books.plan.workload.requests_per_hour is not None:
-            count = _instances(books, found)
-            yield _Way(main, outcome(books, main, count, layers), count)
-        elif main.usd_per_hour is not None or _request_s(books, found) <= books.catalog.main.timeout_s * (1 + TOLERANCE):
+        found = outcome(inputs, main, 1, layers)
+        if main.usd_per_hour is not None and inputs.plan.workload.requests_per_hour is not None:
+            count = _instances(inputs, found)
+            yield _Way(main, outcome(inputs, main, count, layers), count)
+        elif main.usd_per_hour is not None or _request_s(inputs, found) <= inputs.catalog.main.timeout_s * (1 + TOLERANCE):
             yield _Way(main, found)
 
 
-def _request_s(books: Books, found: Outcome) -> float:
-    return found.ttft_s + books.n_out * found.tpot_s
+def _request_s(inputs: VerifierInputs, found: Outcome) -> float:
+    return found.ttft_s + inputs.n_out * found.tpot_s
 
 
-def _instances(books: Books, found: Outcome) -> int:
-    return max(1, math.ceil(_request_s(books, found) * (books.plan.workload.requests_per_hour or 0.0) / 3600 - 1e-9))
+def _instances(inputs: VerifierInputs, found: Outcome) -> int:
+    return max(1, math.ceil(_request_s(inputs, found) * (inputs.plan.workload.requests_per_hour or 0.0) / 3600 - 1e-9))
 
 
-def _on_cpu(books: Books, local: list[_Way]) -> Iterator[_Way]:
+def _on_cpu(inputs: VerifierInputs, local: list[_Way]) -> Iterator[_Way]:
     """On each spec that is paid by use and holds the model; where it has a GPU, as if it had none."""
-    spec, side = books.profile.record.spec, books.catalog.main
-    hardware = read_hardware(books.catalog.reference.hardware)
+    spec, side = inputs.profile.record.spec, inputs.catalog.main
+    hardware = read_hardware(inputs.catalog.reference.hardware)
     nonexpert, _ = whole_on_cpu(hardware, spec)
-    needed = side.runtime_memory_mb * MB + request_bytes(books) + spec.routed_bytes
+    needed = side.runtime_memory_mb * MB + request_bytes(inputs) + spec.routed_bytes
     for main in side.menu:
         if main.usd_per_hour is not None or main.memory_mb * MB < needed:
             continue
-        if not accelerated(books, main):
+        if not accelerated(inputs, main):
             yield from (way for way in local if way.main == main)
             continue
-        latency = latency_of(books, main)
+        latency = latency_of(inputs, main)
         vcpus, useful = vcpus_of(latency, main)
         slower = hardware.main.saturation_vcpus / min(vcpus, useful)
         found = _whole(
-            books,
+            inputs,
             lambda n, slower=slower: nonexpert.seconds(n) * slower,  # type: ignore[misc]
             lambda n, latency=latency, vcpus=vcpus: latency.local_expert.seconds(n, vcpus),  # type: ignore[misc]
             cold=True,
         )
-        usd_per_s = books.catalog.main_usd_per_gb_second * main.memory_mb / 1024
-        yield _Way(main, found.model_copy(update={"cost_usd_per_request": usd_per_s * _request_s(books, found) + side.usd_per_request}))
+        usd_per_s = inputs.catalog.main_usd_per_gb_second * main.memory_mb / 1024
+        yield _Way(main, found.model_copy(update={"cost_usd_per_request": usd_per_s * _request_s(inputs, found) + side.usd_per_request}))
 
 
-def _on_gpu(books: Books, gpu_bytes: float, cpu_bytes: float) -> Iterator[_Way]:
+def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float) -> Iterator[_Way]:
     """With all arithmetic on a GPU with that much memory: one by the GB-second where the catalog sells it so, and each that it lists."""
-    side, reference, spec = books.catalog.main, books.catalog.reference, books.profile.record.spec
+    side, reference, spec = inputs.catalog.main, inputs.catalog.reference, inputs.profile.record.spec
     cpu_bytes += side.runtime_memory_mb * MB
-    by_use = [MainSpec(name="memory by the GB-second", memory_mb=1)] if side.usd_per_accelerator_gb_second > 0 else []
+    by_use = [MainSpec(name=GPU_BY_USE, memory_mb=1)] if side.usd_per_accelerator_gb_second > 0 else []
     holding = [gpu for gpu in reference.gpus if (gpu.gpu_memory_mb or 0) * MB >= gpu_bytes and gpu.memory_mb * MB >= cpu_bytes]
     for main in [*by_use, *holding]:
         hardware = read_hardware(main.hardware or reference.hardware)
         if hardware.gpu is None:
             continue
         nonexpert, expert = whole_on_gpu(hardware, spec)
-        found = _whole(books, nonexpert.seconds, lambda n, expert=expert: expert.seconds(n, 1), cold=main in by_use)  # type: ignore[misc]
+        instances = 1
+        found = _whole(inputs, nonexpert.seconds, lambda n, expert=expert: expert.seconds(n, 1), cold=main in by_use)  # type: ignore[misc]
         if main.usd_per_hour is None:
-            usd_per_s = side.usd_per_accelerator_gb_second * gpu_bytes / GB + books.catalog.main_usd_per_gb_second * cpu_bytes / GB
-            usd = usd_per_s * _request_s(books, found)
-        elif books.plan.workload.requests_per_hour is None:
-            usd = main.usd_per_hour / 3600 * _request_s(books, found)
+            usd_per_s = side.usd_per_accelerator_gb_second * gpu_bytes / GB + inputs.catalog.main_usd_per_gb_second * cpu_bytes / GB
+            usd = usd_per_s * _request_s(inputs, found)
+        elif inputs.plan.workload.requests_per_hour is None:
+            usd = main.usd_per_hour / 3600 * _request_s(inputs, found)
         else:
-            usd = main.usd_per_hour * _instances(books, found) / books.plan.workload.requests_per_hour
-        yield _Way(main, found.model_copy(update={"cost_usd_per_request": usd}))
+            instances = _instances(inputs, found)
+            usd = main.usd_per_hour * instances / inputs.plan.workload.requests_per_hour
+        yield _Way(main, found.model_copy(update={"cost_usd_per_request": usd}), instances)
 
 
-def _whole(books: Books, nonexpert_s: Seconds, expert_s: Seconds, *, cold: bool) -> Outcome:
+def _whole(inputs: VerifierInputs, nonexpert_s: Seconds, expert_s: Seconds, *, cold: bool) -> Outcome:
     """TTFT and TPOT of one device that does everything, one expert after another; a cold one reads the whole model first."""
-    spec, side = books.profile.record.spec, books.catalog.main
+    spec, side = inputs.profile.record.spec, inputs.catalog.main
     start_s = side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s
-    uses, one = np.array([layer.use for layer in books.layers]), np.ones(1)
-    ttft = sum(kind.share * float(nonexpert_s(one * kind.n_in).sum() + expert_s(uses * kind.n_in).sum()) for kind in books.kinds)
-    tpot = float(nonexpert_s(one).sum() + sum(layer.experts_per_token for layer in books.layers) * expert_s(one).sum())
-    return Outcome(cost_usd_per_request=0.0, ttft_s=ttft + (books.plan.workload.cold_share * start_s if cold else 0.0), tpot_s=tpot)
+    uses, one = np.array([layer.use for layer in inputs.layers]), np.ones(1)
+    ttft = sum(kind.share * float(nonexpert_s(one * kind.n_in).sum() + expert_s(uses * kind.n_in).sum()) for kind in inputs.kinds)
+    tpot = float(nonexpert_s(one).sum() + sum(layer.experts_per_token for layer in inputs.layers) * expert_s(one).sum())
+    return Outcome(cost_usd_per_request=0.0, ttft_s=ttft + (inputs.plan.workload.cold_share * start_s if cold else 0.0), tpot_s=tpot)

@@ -11,16 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Outcome, Plan, PlannedModel, PredictedRouting, WorkloadRef
-from remoe_cli.plan.verify.baselines import baselines, missed, shifts
-from remoe_cli.plan.verify.cost import TOLERANCE, Books, main_bytes, open_books, outcome_and_costs, prompt_rows, request_bytes
+from remoe_cli.plan.document import BaselineName, Basis, Outcome, Plan, PlannedModel, PredictedRouting, ScenarioKind, Verdict, WorkloadRef
+from remoe_cli.plan.verify.baselines import baselines, missed, scenarios
+from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, main_bytes, outcome_and_costs, prompt_rows, request_bytes, verifier_inputs
 from remoe_cli.profile.record import Profile
 
 ENOUGH_TOKENS = 200
 WORTHWHILE = 1e-3  # a plan must be cheaper than what it is compared with by more than this share
-IDEAL = {"fetch"}  # baselines that nobody can buy
-NAMES = ["all-local", "cpu", "fetch", "gpu", "mix"]
-HELD_OUT = "planned on"  # half of the prompts, and judged on the other
+IDEAL = {BaselineName.FETCH}  # baselines that nobody can buy
+VERDICTS: dict[Basis, Verdict] = {
+    Basis.TOO_FEW_TOKENS: "insufficient-evidence",
+    Basis.NOTHING_ELSE_FITS: "recommended",
+    Basis.OTHERS_MISS_TARGETS: "recommended",
+    Basis.CHEAPER: "recommended",
+}  # "not-recommended" on every other basis
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ def verify(plan: Plan, profile: Profile, catalog: Catalog) -> tuple[Finding, ...
     structure = (*_sources(plan, profile, catalog), *_structure(plan, profile, catalog))
     if structure:  # numbers of a plan that is not well formed mean nothing
         return structure
-    books = open_books(plan, profile, catalog)
-    return (*_limits(books), *_numbers(books))
+    inputs = verifier_inputs(plan, profile, catalog)
+    return (*_limits(inputs), *_numbers(inputs))
 
 
 def _same(field: str, stated: float, found: float) -> Iterator[Finding]:
@@ -118,27 +122,27 @@ def _mixture(routing: PredictedRouting, profile: Profile) -> Iterator[Finding]:
     yield from _require(sound, "workload.routing.weights", weights, "one above 0 for each prompt")
 
 
-def _limits(books: Books) -> Iterator[Finding]:
+def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
     """Memory of main and expert functions, payload, working instances, time."""
-    plan, catalog, spec = books.plan, books.catalog, books.profile.record.spec
+    plan, catalog, spec = inputs.plan, inputs.catalog, inputs.profile.record.spec
     side, main = catalog.function, plan.main
-    need = main_bytes(books, main, sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers))
+    need = main_bytes(inputs, main, sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers))
     yield from _require(need <= main.memory_mb * 2**20, "main.memory_mb", main.memory_mb, f"needs {need / 2**20:.3f}")
     if main.gpu_memory_mb is not None:
-        need = request_bytes(books)
+        need = request_bytes(inputs)
         yield from _require(need <= main.gpu_memory_mb * 2**20, "main.gpu_memory_mb", main.gpu_memory_mb, f"needs {need / 2**20:.3f}")
     working = sum(len(layer.parts) * layer.replicas for layer in plan.layers)
     yield from _require(working <= side.concurrency_limit, "layers", f"{working} instances of functions", side.concurrency_limit)
     for index, layer in enumerate(plan.layers):
-        routed = books.layers[index]
-        for kind in books.kinds:
+        routed = inputs.layers[index]
+        for kind in inputs.kinds:
             for part in layer.parts:
                 rows = sum(routed.use[e] * kind.n_in for e in part)
                 need = side.runtime_memory_mb * 2**20 + len(part) * spec.expert_bytes * side.expert_memory_factor
                 need += rows * spec.hidden_state_bytes
                 fits = need <= layer.memory_mb * 2**20 * (1 + TOLERANCE)
                 yield from _require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
-            for sent in prompt_rows(books, layer, routed, kind.n_in):
+            for sent in prompt_rows(inputs, layer, routed, kind.n_in):
                 payload = sum(sent) * spec.hidden_state_bytes * side.wire_expansion
                 fits = payload <= side.payload_limit_bytes * (1 + TOLERANCE)
                 found = f"payload {payload:.0f} of {side.payload_limit_bytes} bytes"
@@ -151,19 +155,19 @@ def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
         yield Finding(f"targets.{name}", repr(getattr(plan.targets, name)), repr(value))
 
 
-def _in_time(books: Books, found: Outcome, plan: Plan) -> bool:
+def _in_time(inputs: VerifierInputs, found: Outcome, plan: Plan) -> bool:
     """Whether a mean request is answered before the function's timeout, or before the rented instances have the next one to do."""
-    request_s = found.ttft_s + books.n_out * found.tpot_s
+    request_s = found.ttft_s + inputs.n_out * found.tpot_s
     if plan.main.usd_per_hour is None:
-        return request_s <= books.catalog.main.timeout_s * (1 + 2 * TOLERANCE)
+        return request_s <= inputs.catalog.main.timeout_s * (1 + 2 * TOLERANCE)
     per_hour = plan.workload.requests_per_hour
     return per_hour is None or request_s * per_hour <= 3600 * plan.instances * (1 + 2 * TOLERANCE)
 
 
-def _numbers(books: Books) -> Iterator[Finding]:
+def _numbers(inputs: VerifierInputs) -> Iterator[Finding]:
     """Cost and latency, bound and gap, the baseline, and the verdict that follows from them."""
-    plan = books.plan
-    found, costs = outcome_and_costs(books, plan.main, plan.instances, plan.layers)
+    plan = inputs.plan
+    found, costs = outcome_and_costs(inputs, plan.main, plan.instances, plan.layers)
     yield from _same("costs.main_usd", plan.costs.main_usd, costs.main_usd)
     if len(plan.costs.layers_usd) != len(costs.layers_usd):
         yield Finding("costs.layers_usd", f"{len(plan.costs.layers_usd)} layers", f"{len(costs.layers_usd)}")
@@ -171,20 +175,35 @@ def _numbers(books: Books) -> Iterator[Finding]:
         yield from _same(f"costs.layers_usd[{index}]", stated_usd, usd)
     for field in ("cost_usd_per_request", "ttft_s", "tpot_s"):
         yield from _same(field, getattr(plan, field), getattr(found, field))
-    if plan.placement != "given":
+    if plan.method != "given":
         yield from _missed(plan, found)
     bought, stated = ("main", plan.main) if plan.main.usd_per_hour is None else ("instances", plan.instances)
-    yield from _require(_in_time(books, found, plan), bought, stated, f"a request takes {found.ttft_s + books.n_out * found.tpot_s} s")
+    yield from _require(_in_time(inputs, found, plan), bought, stated, f"a request takes {found.ttft_s + inputs.n_out * found.tpot_s} s")
     yield from _bound(plan, found)
-    yield from _baselines(books)
-    yield from _robustness(books)
-    able = [b.cost_usd_per_request for name, b in plan.baselines.items() if name not in IDEAL and not missed(plan, b)]
-    verdict = "not recommended"
-    if books.tokens < ENOUGH_TOKENS:
-        verdict = "insufficient evidence"
-    elif not missed(plan, found) and found.cost_usd_per_request < min(able, default=math.inf) * (1 - WORTHWHILE):
-        verdict = "recommended"
+    yield from _baselines(inputs)
+    yield from _scenarios(inputs)
+    basis = _basis(inputs, found)
+    yield from _require(plan.basis == basis, "basis", plan.basis, basis)
+    verdict = VERDICTS.get(basis, "not-recommended")
     yield from _require(plan.verdict == verdict, "verdict", plan.verdict, verdict)
+
+
+def _basis(inputs: VerifierInputs, found: Outcome) -> Basis:
+    """Why the verdict is what it is, from the outcome worked out here and the baselines as the plan states them."""
+    plan = inputs.plan
+    if inputs.tokens < ENOUGH_TOKENS:
+        return Basis.TOO_FEW_TOKENS
+    if missed(plan, found):
+        return Basis.MISSES_TARGET
+    able = {name: b.cost_usd_per_request for name, b in plan.baselines.items() if name not in IDEAL and not missed(plan, b)}
+    if not able:
+        return Basis.OTHERS_MISS_TARGETS if BaselineName.ALL_LOCAL in plan.baselines else Basis.NOTHING_ELSE_FITS
+    if found.cost_usd_per_request < min(able.values()) * (1 - WORTHWHILE):
+        return Basis.CHEAPER
+    local = min((usd for name, usd in able.items() if name in (BaselineName.ALL_LOCAL, BaselineName.MIX)), default=math.inf)
+    if local > min(able.values()) * (1 + TOLERANCE):
+        return Basis.DEARER_THAN_WHOLE_MODEL
+    return Basis.DEARER_THAN_ALL_LOCAL if any(layer.remote for layer in plan.layers) else Basis.ALL_LOCAL_IS_CHEAPEST
 
 
 def _outcome(field: str, stated: Outcome, found: Outcome) -> Iterator[Finding]:
@@ -192,39 +211,44 @@ def _outcome(field: str, stated: Outcome, found: Outcome) -> Iterator[Finding]:
         yield from _same(f"{field}.{name}", getattr(stated, name), value)
 
 
-def _baselines(books: Books) -> Iterator[Finding]:
-    plan = books.plan
-    yield from _require(sorted([*plan.baselines, *plan.missing]) == NAMES, "baselines", sorted(plan.baselines), f"{NAMES}")
-    for name, ways in baselines(books).items():
+def _baselines(inputs: VerifierInputs) -> Iterator[Finding]:
+    plan = inputs.plan
+    names = sorted(BaselineName)
+    yield from _require(sorted([*plan.baselines, *plan.missing]) == names, "baselines", sorted(plan.baselines), names)
+    for name, ways in baselines(inputs).items():
         stated, field = plan.baselines.get(name), f"baselines.{name}"
         if stated is None or not ways:
             yield from _require(stated is None and not ways, field, stated, ways)
             continue
-        yield from _require(stated.spec in ways, f"{field}.spec", stated.spec, sorted(ways))
-        yield from _outcome(field, stated, ways.get(stated.spec) or next(iter(ways.values())))
+        bought = (stated.spec, stated.instances)
+        yield from _require(bought in ways, f"{field}.spec", bought, sorted(ways))
+        yield from _outcome(field, stated, ways.get(bought) or next(iter(ways.values())))
         meets = not missed(plan, stated)
         yield from _require(stated.meets == meets, f"{field}.meets", stated.meets, meets)
         yield from _require(stated.ideal == (name in IDEAL), f"{field}.ideal", stated.ideal, not stated.ideal)
 
 
-def _robustness(books: Books) -> Iterator[Finding]:
-    plan = books.plan
-    known = shifts(books) if plan.robustness else {}
-    names = [shift.what for shift in plan.robustness if not shift.what.startswith(HELD_OUT)]
-    yield from _require(names == list(known), "robustness", names, list(known))
-    for index, shift in enumerate(plan.robustness):
-        field, meets = f"robustness[{index}]", not missed(plan, shift)
-        yield from _require(shift.meets == meets, f"{field}.meets", shift.meets, meets)
-        if shift.what in known:
-            yield from _outcome(field, shift, known[shift.what])
-            yield from _require(shift.best_usd is None, f"{field}.best_usd", shift.best_usd, "not looked for")
+def _scenarios(inputs: VerifierInputs) -> Iterator[Finding]:
+    plan, prompts = inputs.plan, len(inputs.profile.arrays["prompt_tokens"])
+    known = scenarios(inputs) if plan.scenarios else {}
+    stated = [(scenario.kind, scenario.value) for scenario in plan.scenarios if scenario.kind != ScenarioKind.HELD_OUT_PROMPTS]
+    yield from _require(stated == list(known), "scenarios", stated, list(known))
+    for index, scenario in enumerate(plan.scenarios):
+        field, meets, held_out = f"scenarios[{index}]", not missed(plan, scenario), scenario.kind == ScenarioKind.HELD_OUT_PROMPTS
+        yield from _require(scenario.meets == meets, f"{field}.meets", scenario.meets, meets)
+        halves = ((prompts + 1) // 2, prompts // 2) if held_out else (None, None)
+        for name, count in zip(("planned_prompts", "judged_prompts"), halves, strict=True):
+            yield from _require(getattr(scenario, name) == count, f"{field}.{name}", getattr(scenario, name), count)
+        if (scenario.kind, scenario.value) in known:
+            yield from _outcome(field, scenario, known[scenario.kind, scenario.value])
+            yield from _require(scenario.best_usd is None, f"{field}.best_usd", scenario.best_usd, "not looked for")
 
 
 def _bound(plan: Plan, found: Outcome) -> Iterator[Finding]:
     value = {"cost": found.cost_usd_per_request, "ttft": found.ttft_s, "tpot": found.tpot_s}[plan.objective]
     name = "lower_bound_usd" if plan.objective == "cost" else "lower_bound_s"
     bound = getattr(plan, name)
-    certified = plan.placement in ("exact", "forced") and bound is not None
+    certified = plan.method in ("exact", "forced") and bound is not None
     if certified:
         yield from _require(0 <= bound <= value * (1 + TOLERANCE), name, bound, f"value is {value}")
         gap = (value - bound) / value if value > 0 else 0.0
@@ -233,11 +257,11 @@ def _bound(plan: Plan, found: Outcome) -> Iterator[Finding]:
         yield from _require(bound is None and plan.gap is None, "gap", plan.gap, "no bound")
     gap = plan.gap if plan.gap is not None else math.inf
     statuses: dict[str, Callable[[], bool]] = {
-        "optimal": lambda: plan.placement == "exact" and gap <= 2 * TOLERANCE,
-        "within-gap": lambda: plan.placement == "exact" and gap <= WORTHWHILE + TOLERANCE,
-        "time-limit": lambda: plan.placement == "exact" and certified,
-        "forced": lambda: plan.placement == "forced",
-        "given": lambda: plan.placement == "given",
-        "heuristic": lambda: plan.placement in ("scan", "paper"),
+        "optimal": lambda: plan.method == "exact" and gap <= 2 * TOLERANCE,
+        "within-gap": lambda: plan.method == "exact" and gap <= WORTHWHILE + TOLERANCE,
+        "time-limit": lambda: plan.method == "exact" and certified,
+        "forced": lambda: plan.method == "forced",
+        "given": lambda: plan.method == "given",
+        "heuristic": lambda: plan.method in ("scan", "paper"),
     }
-    yield from _require(statuses[plan.status](), "status", plan.status, f"gap {plan.gap}, placement {plan.placement}")
+    yield from _require(statuses[plan.status](), "status", plan.status, f"gap {plan.gap}, method {plan.method}")

@@ -38,7 +38,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Books:
+class VerifierInputs:
     """What is needed to price any placement for a plan's requests; `hits` keeps what was counted for a layer and its functions.
 
     tokens                      recorded ones that `layers` rest on
@@ -66,9 +66,9 @@ class Books:
         return sum(kind.share * kind.n_out for kind in self.kinds)
 
 
-def open_books(plan: Plan, profile: Profile, catalog: Catalog) -> Books:
+def verifier_inputs(plan: Plan, profile: Profile, catalog: Catalog) -> VerifierInputs:
     routing = plan.workload.routing
-    return Books(plan, profile, catalog, *(pooled(profile) if routing is None else mixed(profile, routing)))
+    return VerifierInputs(plan, profile, catalog, *(pooled(profile) if routing is None else mixed(profile, routing)))
 
 
 def pooled(profile: Profile) -> tuple[list[Layer], int]:
@@ -103,23 +103,23 @@ def mixed(profile: Profile, routing: PredictedRouting) -> tuple[list[Layer], int
     return layers, traced.total()
 
 
-def evenly(books: Books, share: float) -> Books:
+def evenly(inputs: VerifierInputs, share: float) -> VerifierInputs:
     """With that share of the tokens routed to k neighbouring experts, from each one alike."""
-    k = books.profile.record.spec.top_k
-    layers = [replace(layer, use=[(1 - share) * use + share * k / len(layer.use) for use in layer.use]) for layer in books.layers]
-    return replace(books, layers=layers, even_share=share)
+    k = inputs.profile.record.spec.top_k
+    layers = [replace(layer, use=[(1 - share) * use + share * k / len(layer.use) for use in layer.use]) for layer in inputs.layers]
+    return replace(inputs, layers=layers, even_share=share)
 
 
 # The main function
 
 
-def latency_of(books: Books, main: MainSpec) -> Latency:
+def latency_of(inputs: VerifierInputs, main: MainSpec) -> Latency:
     """Those of the hardware that the main spec names, unless the profile was measured on CPUs and that is what it has."""
-    own = books.profile.record.latency
+    own = inputs.profile.record.latency
     on_cpus_alike = own.source == "measured" and main.gpu_memory_mb is None and own.copy_s.fixed_s == 0
     if main.hardware is None or on_cpus_alike:
         return own
-    return latency_from(main.hardware, books.profile.record.spec, main.vcpus)
+    return latency_from(main.hardware, inputs.profile.record.spec, main.vcpus)
 
 
 def vcpus_of(latency: Latency, main: MainSpec) -> tuple[float, float]:
@@ -129,75 +129,75 @@ def vcpus_of(latency: Latency, main: MainSpec) -> tuple[float, float]:
     return latency.main_vcpus if main.vcpus is None else min(main.vcpus, latency.main_vcpus), useful
 
 
-def accelerated(books: Books, main: MainSpec) -> bool:
-    return main.gpu_memory_mb is not None or (main.usd_per_hour is None and books.catalog.main.usd_per_accelerator_gb_second > 0)
+def accelerated(inputs: VerifierInputs, main: MainSpec) -> bool:
+    return main.gpu_memory_mb is not None or (main.usd_per_hour is None and inputs.catalog.main.usd_per_accelerator_gb_second > 0)
 
 
-def request_bytes(books: Books) -> int:
+def request_bytes(inputs: VerifierInputs) -> int:
     """Non-expert modules, and KV cache and hidden states of the longest request."""
-    spec = books.profile.record.spec
-    tokens = max(kind.n_in + kind.n_out for kind in books.kinds)
+    spec = inputs.profile.record.spec
+    tokens = max(kind.n_in + kind.n_out for kind in inputs.kinds)
     kv = sum(layer.bytes_per_token * (tokens if layer.window is None else min(tokens, layer.window)) for layer in spec.kv_layers)
     return spec.nonexpert_bytes + kv + tokens * spec.hidden_state_bytes
 
 
-def main_bytes(books: Books, main: MainSpec, local_experts: int) -> float:
-    spec = books.profile.record.spec
-    longest = max(books.kinds, key=lambda kind: (kind.n_in + kind.n_out, kind.n_in))
-    held = longest.n_out * spec.hidden_state_bytes if accelerated(books, main) else request_bytes(books)
-    return books.catalog.main.runtime_memory_mb * 2**20 + held + local_experts * spec.expert_bytes
+def main_bytes(inputs: VerifierInputs, main: MainSpec, local_experts: int) -> float:
+    spec = inputs.profile.record.spec
+    longest = max(inputs.kinds, key=lambda kind: (kind.n_in + kind.n_out, kind.n_in))
+    held = longest.n_out * spec.hidden_state_bytes if accelerated(inputs, main) else request_bytes(inputs)
+    return inputs.catalog.main.runtime_memory_mb * 2**20 + held + local_experts * spec.expert_bytes
 
 
-def outcome(books: Books, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> Outcome:
+def outcome(inputs: VerifierInputs, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> Outcome:
     """Mean cost, TTFT and TPOT of the plan's requests under a placement."""
-    return outcome_and_costs(books, main, instances, layers)[0]
+    return outcome_and_costs(inputs, main, instances, layers)[0]
 
 
-def outcome_and_costs(books: Books, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> tuple[Outcome, Costs]:
+def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> tuple[Outcome, Costs]:
     """The same, and what of the cost is the main function's and each layer's."""
-    latency, side = latency_of(books, main), books.catalog.main
-    spec, workload = books.profile.record.spec, books.plan.workload
+    latency, side = latency_of(inputs, main), inputs.catalog.main
+    spec, workload = inputs.profile.record.spec, inputs.plan.workload
     vcpus, useful = vcpus_of(latency, main)
-    beside = 1.0 if accelerated(books, main) else useful / min(vcpus, useful)
+    beside = 1.0 if accelerated(inputs, main) else useful / min(vcpus, useful)
     copies = 2 * len(layers)
     ttft = sum(
         kind.share * (float(latency.nonexpert_prefill.seconds(kind.n_in)) * beside + copies * float(latency.copy_s.seconds(kind.n_in)))
-        for kind in books.kinds
+        for kind in inputs.kinds
     )
     tpot = latency.nonexpert_decode_s * beside + copies * float(latency.copy_s.seconds(1))
     by_use, layers_usd = main.usd_per_hour is None, []
     local_step_s = float(latency.local_expert.seconds(1, vcpus))
-    for layer, routed in zip(layers, books.layers, strict=True):
-        away, usd = set(layer.remote), 0.0
-        stay = np.array([use for e, use in enumerate(routed.use) if e not in away])
-        for kind in books.kinds:
-            local_s = float(latency.local_expert.seconds(stay * kind.n_in, vcpus).sum())
-            calls = [call(books, layer, rows) for rows in prompt_rows(books, layer, routed, kind.n_in)]
+    for layer, routed in zip(layers, inputs.layers, strict=True):
+        remote, usd = set(layer.remote), 0.0
+        local_use = np.array([use for e, use in enumerate(routed.use) if e not in remote])
+        for kind in inputs.kinds:
+            local_s = float(latency.local_expert.seconds(local_use * kind.n_in, vcpus).sum())
+            calls = [call(inputs, layer, rows) for rows in prompt_rows(inputs, layer, routed, kind.n_in)]
             ttft += kind.share * max([local_s, *(waited for waited, _ in calls)])
             usd += kind.share * sum(billed for _, billed in calls)
-        step_s, step_usd = decode(books, layer, routed, local_step_s)
+        step_s, step_usd = decode(inputs, layer, routed, local_step_s)
         tpot += step_s
-        usd += books.n_out * step_usd
+        usd += inputs.n_out * step_usd
         if by_use:
-            ttft += workload.cold_share * len(stay) * spec.expert_bytes / side.load_bytes_per_s
+            ttft += workload.cold_share * len(local_use) * spec.expert_bytes / side.load_bytes_per_s
         if layer.remote:
-            started = start_s(books, layer)
+            started = start_s(inputs, layer)
             ttft += 0.0 if by_use else workload.cold_share * started
-            usd += workload.cold_share * started * len(layer.parts) * layer.replicas * function_usd_per_s(books, layer)
+            usd += workload.cold_share * started * len(layer.parts) * layer.replicas * function_usd_per_s(inputs, layer)
         layers_usd.append(usd)
     if by_use:
         ttft += workload.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
-    request_s = ttft + books.n_out * tpot
-    costs = Costs(main_usd=main_usd(books, main, instances, request_s), layers_usd=tuple(layers_usd))
+    request_s = ttft + inputs.n_out * tpot
+    costs = Costs(main_usd=main_usd(inputs, main, instances, request_s), layers_usd=tuple(layers_usd))
     return Outcome(cost_usd_per_request=costs.main_usd + sum(layers_usd), ttft_s=ttft, tpot_s=tpot), costs
 
 
-def main_usd(books: Books, main: MainSpec, instances: int, request_s: float) -> float:
-    side, per_hour = books.catalog.main, books.plan.workload.requests_per_hour
+def main_usd(inputs: VerifierInputs, main: MainSpec, instances: int, request_s: float) -> float:
+    side, per_hour = inputs.catalog.main, inputs.plan.workload.requests_per_hour
     if main.usd_per_hour is not None:
         return main.usd_per_hour * (request_s / 3600 if per_hour is None else instances / per_hour)
-    accelerator = side.usd_per_accelerator_gb_second * request_bytes(books) / 2**30
-    cpu = side.usd_per_gb_second[books.catalog.architecture] * main.memory_mb / 1024
+    accelerator = side.usd_per_accelerator_gb_second * request_bytes(inputs) / 2**30
+    cpu = side.usd_per_gb_second[inputs.catalog.architecture] * main.memory_mb / 1024
     return (cpu + accelerator) * request_s + side.usd_per_request
 
 
@@ -208,14 +208,14 @@ def function_vcpus(catalog: Catalog, memory_mb: int) -> float:
     return min(catalog.function.max_useful_vcpus, memory_mb / catalog.function.mb_per_vcpu)
 
 
-def prompt_rows(books: Books, layer: LayerPlan, routed: Layer, n_in: int) -> list[list[float]]:
+def prompt_rows(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, n_in: int) -> list[list[float]]:
     """Rows of each expert in each invocation of a prompt. Replicas share out the experts: most work at one vCPU first, each to the replica
     with the least so far."""
     tokens = [use * n_in for use in routed.use]
     if layer.replicas <= 1:
         groups = [[e for e in part if tokens[e] > 0] for part in layer.parts]
         return [[tokens[e] for e in group] for group in groups if group]
-    timing, one = books.profile.record.latency.remote_expert, min(books.catalog.function.max_useful_vcpus, 1.0)
+    timing, one = inputs.profile.record.latency.remote_expert, min(inputs.catalog.function.max_useful_vcpus, 1.0)
     work = {e: float(timing.work_s(tokens[e], one)) for e in layer.remote if tokens[e] > 0}
     rows: list[list[float]] = [[] for _ in range(layer.replicas)]
     load = [0.0] * layer.replicas
@@ -226,42 +226,42 @@ def prompt_rows(books: Books, layer: LayerPlan, routed: Layer, n_in: int) -> lis
     return [group for group in rows if group]
 
 
-def function_usd_per_s(books: Books, layer: LayerPlan) -> float:
+def function_usd_per_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
     """Of one function while it is billed: its memory, and its /tmp beyond the free part, which holds the experts of the fullest one."""
-    side = books.catalog.function
-    tmp_mb = math.ceil(max(map(len, layer.parts)) * books.profile.record.spec.expert_bytes / 2**20) + side.storage_spare_mb
-    memory_usd = layer.memory_mb / 1024 * side.usd_per_gb_second[books.catalog.architecture]
+    side = inputs.catalog.function
+    tmp_mb = math.ceil(max(map(len, layer.parts)) * inputs.profile.record.spec.expert_bytes / 2**20) + side.storage_spare_mb
+    memory_usd = layer.memory_mb / 1024 * side.usd_per_gb_second[inputs.catalog.architecture]
     tmp_usd = max(0.0, tmp_mb - side.storage_free_mb) / 1024 * side.usd_per_storage_gb_second
-    return books.price_factor * (memory_usd + tmp_usd)
+    return inputs.price_factor * (memory_usd + tmp_usd)
 
 
-def call(books: Books, layer: LayerPlan, rows: Iterable[float]) -> tuple[float, float]:
+def call(inputs: VerifierInputs, layer: LayerPlan, rows: Iterable[float]) -> tuple[float, float]:
     """Seconds waited for one invocation with so many rows for each of its experts, and what it costs.
 
     A live target's overhead, where the profile has it, goes before the catalog's. Only time in the function is billed; of an overhead
     with a spread, each of the equally likely values is rounded up by itself.
     """
-    side, latency = books.catalog.function, books.profile.record.latency
+    side, latency = inputs.catalog.function, inputs.profile.record.latency
     timing, measured, each = latency.remote_expert, latency.invocation, list(rows)
-    vcpus = function_vcpus(books.catalog, layer.memory_mb)
+    vcpus = function_vcpus(inputs.catalog, layer.memory_mb)
     rate = measured.bytes_per_s if measured else side.network_bytes_per_s
-    outside_s = books.call_factor * (fmean(measured.unbilled_s.tenths) if measured else side.warm_unbilled_s)
+    outside_s = inputs.call_factor * (fmean(measured.unbilled_s.tenths) if measured else side.warm_unbilled_s)
     inside_s = float(timing.elapsed_s(timing.work_s(each, vcpus).sum(), vcpus))
-    inside_s += 2 * sum(each) * books.profile.record.spec.hidden_state_bytes * side.wire_expansion / rate
+    inside_s += 2 * sum(each) * inputs.profile.record.spec.hidden_state_bytes * side.wire_expansion / rate
     overheads_s = measured.billed_s.tenths if measured else (side.warm_billed_s,)
-    durations_s = [books.call_factor * overhead_s + inside_s for overhead_s in overheads_s]
+    durations_s = [inputs.call_factor * overhead_s + inside_s for overhead_s in overheads_s]
     billed_ms = fmean(math.ceil(d * 1000 / side.billing_granularity_ms - 1e-6) * side.billing_granularity_ms for d in durations_s)
-    usd = billed_ms / 1000 * function_usd_per_s(books, layer) + books.price_factor * side.usd_per_request
+    usd = billed_ms / 1000 * function_usd_per_s(inputs, layer) + inputs.price_factor * side.usd_per_request
     return outside_s + fmean(durations_s), usd
 
 
-def decode(books: Books, layer: LayerPlan, routed: Layer, local_step_s: float) -> tuple[float, float]:
+def decode(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, local_step_s: float) -> tuple[float, float]:
     """Mean seconds of one token in this layer, and mean cost of its invocations."""
-    seen = hit_shares(books, layer, routed)
-    once = {h: call(books, layer, [1.0] * h) for h in {h for _, hits in seen for h in hits} | ({1} if layer.remote else set())}
+    seen = hit_shares(inputs, layer, routed)
+    once = {h: call(inputs, layer, [1.0] * h) for h in {h for _, hits in seen for h in hits} | ({1} if layer.remote else set())}
     seconds = usd = 0.0
     for (local, each), share in seen.items():
-        if books.plan.invocations == "per-expert":
+        if inputs.plan.invocations == "per-expert":
             waits, costs = [h * once[1][0] for h in each], [h * once[1][1] for h in each]
         else:
             waits, costs = [once[h][0] for h in each], [once[h][1] for h in each]
@@ -270,16 +270,16 @@ def decode(books: Books, layer: LayerPlan, routed: Layer, local_step_s: float) -
     return seconds, usd
 
 
-def hit_shares(books: Books, layer: LayerPlan, routed: Layer) -> Hits:
+def hit_shares(inputs: VerifierInputs, layer: LayerPlan, routed: Layer) -> Hits:
     """Share of tokens that hit so many local experts, and so many in each function that they hit."""
     key = (layer.layer, layer.parts)
-    if key not in books.hits:
-        books.hits[key] = count_hits(layer, routed.choices)
-    populations = [(1 - books.even_share, books.hits[key])]
-    if books.even_share:
-        experts, k = len(routed.use), books.profile.record.spec.top_k
+    if key not in inputs.hits:
+        inputs.hits[key] = count_hits(layer, routed.choices)
+    populations = [(1 - inputs.even_share, inputs.hits[key])]
+    if inputs.even_share:
+        experts, k = len(routed.use), inputs.profile.record.spec.top_k
         even = [tuple((first + step) % experts for step in range(k)) for first in range(experts)]
-        populations.append((books.even_share, count_hits(layer, dict.fromkeys(even, 1))))
+        populations.append((inputs.even_share, count_hits(layer, dict.fromkeys(even, 1))))
     shares: defaultdict[tuple[int, tuple[int, ...]], float] = defaultdict(float)
     for share, seen in populations:
         total = sum(seen.values())
@@ -298,8 +298,8 @@ def count_hits(layer: LayerPlan, choices: Mapping[tuple[int, ...], float]) -> Hi
     return seen
 
 
-def start_s(books: Books, layer: LayerPlan) -> float:
+def start_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
     """From the call to the first result of a function that has to start."""
-    side, measured = books.catalog.function, books.profile.record.latency.cold_start
-    read_s = max(map(len, layer.parts)) * books.profile.record.spec.expert_bytes / side.load_bytes_per_s
+    side, measured = inputs.catalog.function, inputs.profile.record.latency.cold_start
+    read_s = max(map(len, layer.parts)) * inputs.profile.record.spec.expert_bytes / side.load_bytes_per_s
     return (measured.total_s if measured else side.cold_start_s) + read_s

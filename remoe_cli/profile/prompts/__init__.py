@@ -31,7 +31,7 @@ LENGTHS = ("n_prompt_tokens", "n_decode_tokens")
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in the order of their source; never empty.
+    """Prompts in the order of their source, at least one.
 
     source   where they come from: a path, an id of the hub, or "standard input"
     field    the field that held them
@@ -39,6 +39,9 @@ class PromptSet:
     rows     for each prompt the number of its row; empty where they do not come from a file
     skipped  rows left out because they ask nothing
     stated   by the names in LENGTHS what rows say of their lengths, where every row says it
+
+    >>> PromptSet("standard input", "prompt", ("Hello", "World")).sha256[:12]
+    'd24bf63378b2'
     """
 
     source: str
@@ -50,7 +53,7 @@ class PromptSet:
 
     @property
     def sha256(self) -> str:
-        """Digest of the prompts as one compact ASCII JSON array: other boundaries between prompts give another digest."""
+        """The digest of the prompts as one compact ASCII JSON array, so that where one prompt ends matters."""
         prompts = [prompt if isinstance(prompt, str) else prompt.to_json() for prompt in self.texts]
         return sha256_bytes(json.dumps(prompts, ensure_ascii=True, separators=(",", ":")).encode("ascii"))
 
@@ -60,7 +63,7 @@ class PromptSet:
 
 
 def read_prompts(source: str, field: str = DEFAULT_FIELD, limit: int | None = None) -> PromptSet:
-    """Read the prompts of a source, at most `limit` of them; reading stops there, whatever the size of the source.
+    """Read the prompts of a source, and stop after `limit` of them.
 
     With the default `field`, rows without such a field are read by the first format of formats.py that fits the first row. Rows of plain
     text have no fields, so `field` is ignored for them.
@@ -69,14 +72,14 @@ def read_prompts(source: str, field: str = DEFAULT_FIELD, limit: int | None = No
     something other than a prompt in it, or when there is no prompt.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"The limit of prompts is {limit}, which leaves none to read.", "Give a limit of 1 or more.")
+        raise UsageError(f"The limit of prompts is {limit}, so none would be read.", "Give a limit of 1 or more.")
     name = "standard input" if source == files.STANDARD_INPUT else source
     read = _Reader(field)
     texts: list[Prompt] = []
     numbers: list[int] = []
     stated: list[list[object]] = []
     skipped = 0
-    with closing(_rows(source, name, lambda names: choose(name, names, field, is_table=True).columns(names))) as rows:
+    with closing(_rows(source, name, lambda names: choose(name, names, field).columns(names))) as rows:
         for number, row in rows:
             prompt = read(row, f"{name}, row {number}")
             if not as_text(prompt).strip():
@@ -116,7 +119,7 @@ class _Reader:
                 f"{where}: a JSON {type(row).__name__}, not an object.", "Give one JSON object a line, or an array of objects."
             )
         if isinstance(prompt, str) and not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise UsageError(f"{where}: the field {self.field!r} holds half of a surrogate pair.", "Mend the row.")
+            raise UsageError(f"{where}: the field {self.field!r} holds half of a surrogate pair.", "Correct the row.")
         return prompt
 
 

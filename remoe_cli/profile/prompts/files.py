@@ -50,7 +50,7 @@ def suffix_of(path: Path) -> str:
 
 
 def file_rows(path: Path, name: str, select: Select) -> Rows:
-    """Yield the rows of a file, by its suffix, or of a named pipe without one; `name` stands for it in errors.
+    """Yield the rows of a file by its suffix, or of a named pipe; errors call it `name`.
 
     Raises: UsageError for a file that cannot be read or decoded, and for a row that is too large.
     """
@@ -133,7 +133,7 @@ class _AsUtf8(io.RawIOBase):
 def _unreadable(name: str, error: Exception) -> UsageError:
     is_damaged = isinstance(error, EOFError | zlib.error | gzip.BadGzipFile)
     what = "it is damaged or cut off" if is_damaged else getattr(error, "strerror", None) or error
-    return UsageError(f"{name} cannot be read: {what}.", "Check the file and your rights to it.")
+    return UsageError(f"{name} cannot be read: {what}.", "Check the file and your permissions.")
 
 
 def _not_utf8(name: str, number: int, error: UnicodeDecodeError) -> UsageError:
@@ -210,7 +210,7 @@ def _not_json(name: str, number: int, error: Exception) -> UsageError:
 
 def _separated_rows(delimiter: str) -> Callable[[io.BufferedReader[Any], str, Select], Rows]:
     def rows(file: io.BufferedReader[Any], name: str, select: Select) -> Rows:
-        hint = "Mend the row, or its quotes."
+        hint = "Correct the row, or its quotes."
         size = 0
 
         def fed() -> Iterator[str]:

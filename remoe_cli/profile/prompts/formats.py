@@ -16,20 +16,23 @@ from itertools import islice
 from typing import Any
 
 from remoe_cli.errors import UsageError
-from remoe_cli.model.chat import Conversation, Prompt, content_text, conversation, is_message
+from remoe_cli.model.chat import Conversation, Prompt, conversation, is_message
 
 Row = Mapping[str, Any]
 DEFAULT_FIELD = "prompt"
 _SHOWN_NAMES = 30
-_MEND = "Mend the row, or choose another --field."
+_CORRECT = "Correct the row, or choose another --field."
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format. It is known by `field` and, where given, the fields `beside` it; `also` are fields that `read` looks at too.
+    """One way in which rows hold a prompt.
 
-    `read` is given a row and where it is, for errors; it returns an empty text for a row that asks nothing. `is_text` says that
-    `field` itself holds a text, which is then all that --field asks for; `is_vague` that a table has such a column for other purposes.
+    field     the field by which the format is known
+    read      makes the prompt of a row; the text is where the row is, for errors. An empty text asks nothing.
+    also      further fields that `read` looks at
+    beside    fields without which `field` does not mean this format
+    is_text   whether `field` itself is a text, which is then all that --field asks for
     """
 
     field: str
@@ -37,17 +40,14 @@ class Format:
     also: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     is_text: bool = False
-    is_vague: bool = False
 
     def columns(self, names: Sequence[str]) -> list[str]:
         """Return those of a table's columns that hold the prompt."""
         return [name for name in names if name in {_root(self.field, names), *self.also, *self.beside}]
 
 
-def choose(where: str, names: Collection[str], field: str, *, is_table: bool = False) -> Format:
-    """Find the format of rows that have the fields `names`: that of `field`, else the first of the table that fits.
-
-    In a table, a vague name such as `text` means a prompt only if it is the one column.
+def choose(where: str, names: Collection[str], field: str) -> Format:
+    """Find the format of rows with the fields `names`: that of `field`, else the first one that fits.
 
     Raises: UsageError, whose message begins with `where` and names the fields, when no format fits.
     """
@@ -55,13 +55,13 @@ def choose(where: str, names: Collection[str], field: str, *, is_table: bool = F
         return _named(field)
     if field == DEFAULT_FIELD:
         for known in FORMATS:
-            if {known.field, *known.beside} <= set(names) and not (known.is_vague and is_table and len(names) > 1):
+            if {known.field, *known.beside} <= set(names):
                 return known
     raise no_field(where, field, names)
 
 
 def no_field(where: str, field: str, names: Iterable[object]) -> UsageError:
-    known = ", ".join(dict.fromkeys(known.field for known in FORMATS))
+    known = ", ".join(" with ".join((known.field, *known.beside)) for known in FORMATS)
     return UsageError(
         f"{where} has no field {field!r}; it has {_listing(names) or 'none'}.",
         f"Name the field of the prompts with --field, a nested one as a.b.0.c. Without --field, remoe looks for {DEFAULT_FIELD}, {known}.",
@@ -69,7 +69,7 @@ def no_field(where: str, field: str, names: Iterable[object]) -> UsageError:
 
 
 def _listing(names: Iterable[object]) -> str:
-    """List the names of fields, also of those that no terminal shows and no person wants to read to the end."""
+    """List the first names of fields, in characters that a terminal shows."""
     shown = [str(name).encode("utf-8", "backslashreplace").decode()[:40] for name in islice(names, _SHOWN_NAMES + 1)]
     return ", ".join([*shown[:_SHOWN_NAMES], *(["..."] if len(shown) > _SHOWN_NAMES else [])])
 
@@ -85,7 +85,10 @@ def _root(field: str, names: Collection[str]) -> str | None:
 
 
 def _find(value: object, path: str) -> Any:
-    """Go down a path such as a.b.0.c, also into JSON that a cell holds as text; raises LookupError where it leads nowhere."""
+    """Go down a path such as a.b.0.c, also into JSON that is a text.
+
+    Raises: LookupError where it leads nowhere.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -111,7 +114,7 @@ def _field(row: Row, name: str, where: str) -> Any:
 
 def _not_text(where: str, field: str, value: object) -> UsageError:
     what = "null" if value is None else f"of type {type(value).__name__}"
-    return UsageError(f"{where}: the field {field!r} is {what}, not text.", _MEND)
+    return UsageError(f"{where}: the field {field!r} is {what}, not text.", _CORRECT)
 
 
 def _text(row: Row, name: str, where: str) -> str:
@@ -122,7 +125,10 @@ def _text(row: Row, name: str, where: str) -> str:
 
 
 def _named(field: str) -> Format:
-    """Return the format of rows whose `field` holds the prompt: a list of messages, a text, or what a format of the table has there."""
+    """Make the format of rows whose `field` holds the prompt.
+
+    The field is a text, a list of messages, or what a format of the table has in a field of this name.
+    """
     above, _, name = field.rpartition(".")
     container = next((known for known in FORMATS if known.field == name and not known.is_text), None)
 
@@ -144,7 +150,7 @@ def _named(field: str) -> Format:
 
 
 def _served(messages: object, where: str, tools: object = None, system: object = None) -> Prompt:
-    """Return what the model is served before its last answer, in `messages` of OpenAI's or ShareGPT's form.
+    """Return what the model is served when it gives the last answer of a conversation.
 
     ShareGPT's long conversations are cut into several, of which all but the first may begin with an answer: it is left out, as FastChat
     does, because its question is lost and many templates refuse it.
@@ -156,13 +162,13 @@ def _served(messages: object, where: str, tools: object = None, system: object =
     kept = list(found.messages)
     while kept and kept[-1]["role"] == "assistant":
         kept.pop()
-    if any(isinstance(message, Mapping) and "from" in message for message in messages):
+    if any(isinstance(message, Mapping) and message.get("from") for message in messages):
         first = next((at for at, message in enumerate(kept) if message["role"] not in ("system", "assistant")), len(kept))
         asked = kept[first:]
         kept = [message for message in kept[:first] if message["role"] == "system" and asked] + asked
-    before = content_text(system, f"{where}: the field 'system'")
-    if kept and before.strip() and not any(message["role"] == "system" for message in kept):
-        kept.insert(0, {"role": "system", "content": before})
+    if kept and not any(message["role"] == "system" for message in kept):
+        before = conversation([{"role": "system", "content": system}], where=f"{where}: the field 'system'")
+        kept = [*before.messages, *kept]
     if not found.tools and len(kept) <= 1 and all(message.keys() == {"role", "content"} and message["role"] == "user" for message in kept):
         return str(kept[0]["content"]) if kept else ""
     return Conversation(tuple(kept), found.tools)
@@ -175,7 +181,7 @@ def _unpacked(value: object, where: str) -> object:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is text that is not JSON ({error}).", _MEND) from None
+        raise UsageError(f"{where} is text that is not JSON ({error}).", _CORRECT) from None
 
 
 def _listed(messages: object, where: str) -> list[object]:
@@ -183,11 +189,11 @@ def _listed(messages: object, where: str) -> list[object]:
     messages = _unpacked(messages, f"{where}: the list of messages")
     if isinstance(messages, Mapping) and messages and all(isinstance(column, list) for column in messages.values()):
         if len({len(column) for column in messages.values()}) > 1:
-            raise UsageError(f"{where}: its messages have {_listing(messages)} of different lengths.", _MEND)
+            raise UsageError(f"{where}: its messages have {_listing(messages)} of different lengths.", _CORRECT)
         messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
     if not isinstance(messages, list):
         what = "null" if messages is None else f"of type {type(messages).__name__}"
-        raise UsageError(f"{where}: its messages are {what}, not a list.", _MEND)
+        raise UsageError(f"{where}: its messages are {what}, not a list.", _CORRECT)
     return messages
 
 
@@ -196,7 +202,7 @@ def _chat(field: str) -> Callable[[Row, str], Prompt]:
 
 
 def _turns(row: Row, where: str) -> Prompt:
-    """The first question; those after it need answers that are not there."""
+    """Read the first question; those after it need answers that are not there."""
     turns = _unpacked(_field(row, "turns", where), f"{where}: the field 'turns'")
     if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):
         return turns[0] if turns else ""
@@ -204,15 +210,15 @@ def _turns(row: Row, where: str) -> Prompt:
 
 
 def _request(field: str) -> Callable[[Row, str], Prompt]:
-    """The body of a request to an API, in a file of requests."""
+    """Read the body of a request to an API, in a file of requests."""
 
     def read(row: Row, where: str) -> Prompt:
         body = _unpacked(_field(row, field, where), f"{where}: the field {field!r}")
         if not isinstance(body, Mapping):
-            raise UsageError(f"{where}: the field {field!r} is of type {type(body).__name__}, not an object.", _MEND)
+            raise UsageError(f"{where}: the field {field!r} is of type {type(body).__name__}, not an object.", _CORRECT)
         name = next((name for name in ("messages", "prompt", "input") if body.get(name) is not None), None)
         if name is None:
-            raise UsageError(f"{where}: its {field} has {_listing(body) or 'no field'}: none of messages, prompt and input.", _MEND)
+            raise UsageError(f"{where}: its {field} has {_listing(body) or 'no field'}: none of messages, prompt and input.", _CORRECT)
         value = body[name]
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
             value = value[0]
@@ -226,13 +232,13 @@ def _request(field: str) -> Callable[[Row, str], Prompt]:
 
 
 def _instruction(row: Row, where: str) -> Prompt:
-    """The instruction, with its input below a blank line; earlier questions and answers are in `history`."""
+    """Join an instruction and its input by a blank line; `history` has earlier questions and answers."""
     context = next((name for name in ("input", "context") if row.get(name) is not None), None)
     texts = [_text(row, "instruction", where), *([_text(row, context, where)] if context else ())]
     question = "\n\n".join(text for text in texts if text.strip())
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
-        raise UsageError(f"{where}: the field 'history' is not a list of questions with their answers.", _MEND)
+        raise UsageError(f"{where}: the field 'history' is not a list of questions with their answers.", _CORRECT)
     before = [{"role": role, "content": text} for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
     return _served([*before, {"role": "user", "content": question}], where, system=row.get("system"))
 
@@ -255,7 +261,6 @@ FORMATS: tuple[Format, ...] = (
     Format("modelInput", _request("modelInput")),
     # Source: Stanford Alpaca, alpaca_data.json; Dolly for `context`; LLaMA-Factory, data/README.md, for `system` and `history`.
     Format("instruction", _instruction, also=("input", "context", "system", "history"), is_text=True),
-    # Source: FastChat's first Vicuna benchmark, table/question.jsonl.
+    # Source: FastChat's first Vicuna benchmark, table/question.jsonl. `text` alone may be anything: an answer, a document, a label.
     Format("text", lambda row, where: _text(row, "text", where), beside=("question_id",), is_text=True),
-    Format("text", lambda row, where: _text(row, "text", where), is_text=True, is_vague=True),
 )

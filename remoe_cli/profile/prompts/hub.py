@@ -12,7 +12,7 @@ _TIMEOUT_S = 10.0
 
 
 def hub_rows(source: str, select: Select) -> Rows:
-    """Yield the rows of the first split, at the revision that the hub names at the start.
+    """Stream the rows of the first split, at the revision that the hub names at the start.
 
     Raises: UsageError for a dataset that is not there, cannot be reached or cannot be decoded.
     """
@@ -28,11 +28,11 @@ def hub_rows(source: str, select: Select) -> Rows:
         raise
     except Exception as error:  # the client, the network and every file format raise classes of their own
         message = f"{source} cannot be read from the Hugging Face hub: {first_line(error)}."
-        raise UsageError(message, "Download one of its files and give that.") from None
+        raise UsageError(message, "Download one of its files, and give that file.") from None
 
 
 def _revision(source: str) -> str | None:
-    """Return the dataset's commit, by one request without retries: load_dataset alone tries for 23 s when there is no network."""
+    """Ask the hub for the dataset's commit, once. Without a network load_dataset alone would try for 23 s."""
     from huggingface_hub import HfApi, errors
 
     try:
@@ -43,9 +43,9 @@ def _revision(source: str) -> str | None:
         message = f"{source} is neither a file here nor a dataset on the Hugging Face hub that you may see."
         hint = "Check the name; for a private dataset run 'hf auth login'."
     except errors.OfflineModeIsEnabled:
-        message = f"{source} is not a file here, and HF_HUB_OFFLINE forbids to look for it on the Hugging Face hub."
+        message = f"{source} is not a file here, and HF_HUB_OFFLINE is set, so the Hugging Face hub is not asked."
         hint = "Give a local file, or unset HF_HUB_OFFLINE."
     except Exception as error:  # the HTTP client raises classes of its own, and huggingface_hub has changed its client before
-        message = f"{source} is not a file here, and the Hugging Face hub cannot be reached to look for it there ({first_line(error)})."
+        message = f"{source} is not a file here, and the Hugging Face hub cannot be reached ({first_line(error)})."
         hint = "Give a local file, or check the network and try again."
     raise UsageError(message, hint)

@@ -1,4 +1,4 @@
-"""Rows of JSON: one value a line, the elements of an array, or values that go over several lines; one of them at a time in memory."""
+"""Rows of a JSON stream: elements of an array, or values one after the other. One is in memory at a time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class JsonText:
                 raise ValueError("nested too deeply") from None
 
     def _fill(self) -> bool:
-        """Read on, each time as much as there is: a value that comes in pieces is decoded from its start only a few times."""
+        """Read as much again as there is, so that a long value is decoded from its start only a few times."""
         self._text, self._at = self._text[self._at :], 0
         if len(self._text) > self._most:
             raise ValueError(f"a value of more than {self._most >> 20} MiB")
@@ -60,7 +60,14 @@ class JsonText:
 
 
 def json_rows(text: JsonText) -> Iterator[object]:
-    """Yield the elements of arrays, and values outside of arrays. An array of messages is one conversation, so it is one row."""
+    """Yield the elements of arrays, and values outside of arrays.
+
+    An array of messages is one conversation, so it is one row.
+
+    >>> parts = iter(['[{"a": 1}, {"a"', ": 2}]"])
+    >>> list(json_rows(JsonText(lambda size: next(parts, ""), most=1000)))
+    [{'a': 1}, {'a': 2}]
+    """
     while start := text.next():
         if start != "[":
             yield text.value()

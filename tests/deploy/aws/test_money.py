@@ -12,9 +12,9 @@ import pytest
 
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws import preview, quotas
+from remoe_cli.deploy.aws.contents import expected
 from remoe_cli.deploy.aws.money import Line, Money, bill
-from remoe_cli.deploy.aws.parts import expected
-from remoe_cli.deploy.aws.settings import Settings, endpoint_of
+from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.aws.template import templates
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.plan.catalog.catalog import read_catalog
@@ -28,7 +28,7 @@ GB = 2**30
 
 def billed(endpoint: Endpoint, catalog: str = "aws-us-east-1", settings: dict[str, Any] | None = None, **update: Any) -> Money:
     plan = aws.plan(endpoint, **update)
-    return bill(plan, read_catalog(catalog), aws.parts(plan), aws.settings(endpoint, **(settings or {})))
+    return bill(plan, read_catalog(catalog), aws.contents(plan), aws.settings(endpoint, **(settings or {})))
 
 
 def line(bill: Money, start: str) -> Line:
@@ -39,13 +39,13 @@ def line(bill: Money, start: str) -> Line:
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
 def test_it_adds_up_with_every_plan(file: Path) -> None:
     plan = artifacts.read_json(file, Plan)
-    settings = Settings("example", "x86_64", "3.13", endpoint_of(plan.main.name))
-    parts = expected(plan)
-    total = bill(plan, read_catalog(plan.catalog.path), parts, settings)
+    settings = AwsSettings("example", "x86_64", "3.13", endpoint_of(plan.main.name))
+    contents = expected(plan)
+    total = bill(plan, read_catalog(plan.catalog.path), contents, settings)
     assert total.usd_per_request == pytest.approx(plan.cost_usd_per_request, rel=1e-9)
     by_layer: dict[int, float] = {}
-    for part, row in zip(parts.functions, [row for row in total.lines if (row.resource or "").startswith("Layer")], strict=True):
-        by_layer[part.layer] = by_layer.get(part.layer, 0.0) + row.usd_per_request
+    for function, row in zip(contents.functions, [row for row in total.lines if (row.resource or "").startswith("Layer")], strict=True):
+        by_layer[function.layer] = by_layer.get(function.layer, 0.0) + row.usd_per_request
     for layer, usd in zip(plan.layers, plan.costs.layers_usd, strict=True):
         assert by_layer.get(layer.layer, 0.0) == pytest.approx(usd, rel=1e-9)
     assert total.idle_usd_per_month == pytest.approx(fsum(row.idle_usd_per_month for row in total.lines))
@@ -89,12 +89,12 @@ def test_functions_share_their_layers_cost_by_experts() -> None:
     assert line(total, "layer-002-0").usd_per_request == line(total, "layer-002-1").usd_per_request == 0.0015
     assert line(total, "layer-002-1").resource == "Layer002Part1"
     uneven = aws.plan(Endpoint.none)
-    parts = aws.parts(uneven)
+    contents = aws.contents(uneven)
     shares = ((1, 2, 3), (4,))
-    parts = replace(
-        parts, functions=(parts.functions[0], *(replace(p, experts=e) for p, e in zip(parts.functions[1:], shares, strict=True)))
+    contents = replace(
+        contents, functions=(contents.functions[0], *(replace(p, experts=e) for p, e in zip(contents.functions[1:], shares, strict=True)))
     )
-    total = bill(uneven, AWS, parts, aws.settings(Endpoint.none))
+    total = bill(uneven, AWS, contents, aws.settings(Endpoint.none))
     assert [line(total, f"layer-002-{i}").usd_per_request for i in (0, 1)] == pytest.approx([0.00225, 0.00075])
 
 
@@ -122,7 +122,7 @@ def test_beside_the_plan_are_logs_cold_reads_and_storage_of_functions() -> None:
 
 
 def test_a_budget_is_a_line() -> None:
-    assert line(billed(Endpoint.none, settings={"budget_usd": 5.0}), "budget").idle_usd_per_month == 0.0
+    assert line(billed(Endpoint.none, settings={"monthly_alert_usd": 5.0}), "budget").idle_usd_per_month == 0.0
     assert not [row for row in billed(Endpoint.none).lines if row.what == "budget"]
 
 
@@ -140,9 +140,9 @@ def test_an_architecture_that_the_plan_is_not_priced_for_is_named() -> None:
 @pytest.mark.parametrize("endpoint", Endpoint)
 def test_the_document_of_a_dry_run(endpoint: Endpoint) -> None:
     plan = aws.plan(endpoint)
-    parts, settings = aws.parts(plan), aws.settings(endpoint, budget_usd=5.0)
-    made, rows, total = templates(plan, parts, settings), quotas.check(plan, parts, settings), bill(plan, AWS, parts, settings)
-    document = json.loads(json.dumps(preview.dry_run(plan, made, parts, rows, total), allow_nan=False))
+    contents, settings = aws.contents(plan), aws.settings(endpoint, monthly_alert_usd=5.0)
+    made, rows, total = templates(plan, contents, settings), quotas.check(plan, contents, settings), bill(plan, AWS, contents, settings)
+    document = json.loads(json.dumps(preview.dry_run(plan, made, contents, rows, total), allow_nan=False))
     assert document["template"] == made.root and document["nested"] == {} and document["packaged"] is True
     assert [row["logical_id"] for row in document["resources"]] == list(made.root["Resources"])
     assert document["changes"] == [
@@ -160,9 +160,9 @@ def test_the_document_of_a_dry_run(endpoint: Endpoint) -> None:
 
 
 def test_the_document_names_the_nested_stack() -> None:
-    plan, parts, settings = aws.many_functions()
-    made = templates(plan, parts, settings)
-    document = preview.dry_run(plan, made, parts, (), bill(plan, AWS, parts, settings))
+    plan, contents, settings = aws.many_functions()
+    made = templates(plan, contents, settings)
+    document = preview.dry_run(plan, made, contents, (), bill(plan, AWS, contents, settings))
     assert set(document["nested"]) == {row["stack"] for row in document["resources"]} - {None}
     assert len(document["resources"]) == 464 * 5 + 8 + 5
     assert fsum(row["usd_per_request"] for row in document["resources"]) == pytest.approx(plan.cost_usd_per_request)
@@ -170,9 +170,9 @@ def test_the_document_names_the_nested_stack() -> None:
 
 def test_tables_for_people() -> None:
     plan = aws.plan(Endpoint.sagemaker, tpot_s=100.0)
-    parts, settings = aws.parts(plan), aws.settings(Endpoint.sagemaker)
-    rows, total = quotas.check(plan, parts, settings), bill(plan, AWS, parts, settings)
-    kinds, usd, quota = preview.tables(templates(plan, parts, settings), rows, total)
+    contents, settings = aws.contents(plan), aws.settings(Endpoint.sagemaker)
+    rows, total = quotas.check(plan, contents, settings), bill(plan, AWS, contents, settings)
+    kinds, usd, quota = preview.tables(templates(plan, contents, settings), rows, total)
     assert ("Lambda::Function", "3") in kinds.rows and ("SageMaker::Endpoint", "1") in kinds.rows
     assert [row[0].partition(",")[0] for row in usd.rows] == [
         "main endpoint",

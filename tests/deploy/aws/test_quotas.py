@@ -7,23 +7,23 @@ from typing import Any
 
 import pytest
 
-from remoe_cli.deploy.aws import endpoint as endpoint_module
-from remoe_cli.deploy.aws import functions, quotas, template
-from remoe_cli.deploy.aws.figures import Figures, figures
+from remoe_cli import lambda_limits
+from remoe_cli.deploy.aws import functions, main_function, quotas, template
+from remoe_cli.deploy.aws.aws_reference import AwsReference, aws_reference
+from remoe_cli.deploy.aws.contents import Contents, expected
 from remoe_cli.deploy.aws.functions import requests_at_once
-from remoe_cli.deploy.aws.parts import Parts, expected
-from remoe_cli.deploy.aws.quotas import Quota, check
+from remoe_cli.deploy.aws.quotas import QuotaCheck, check
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import MainSpec, Plan, WorkloadRef
 from tests.support import aws
 
 
-def checked(plan: Plan, parts: Parts | None = None, **settings: Any) -> dict[str, Quota]:
+def checked(plan: Plan, contents: Contents | None = None, **settings: Any) -> dict[str, QuotaCheck]:
     """The rows by name."""
     endpoint = settings.pop("endpoint", Endpoint.none)
-    rows = check(plan, parts or aws.parts(plan), aws.settings(endpoint, **settings))
+    rows = check(plan, contents or aws.contents(plan), aws.settings(endpoint, **settings))
     assert len({row.name for row in rows}) == len(rows)
     for row in rows:
         beyond = row.limit is not None and row.used > row.limit
@@ -32,10 +32,10 @@ def checked(plan: Plan, parts: Parts | None = None, **settings: Any) -> dict[str
     return {row.name: row for row in rows}
 
 
-def one_function(**change: Any) -> tuple[Plan, Parts]:
+def one_function(**change: Any) -> tuple[Plan, Contents]:
     plan = aws.plan(Endpoint.none, aws.LAYERS[:2])
-    parts = aws.parts(plan)
-    return plan, replace(parts, functions=(replace(parts.functions[0], **change),))
+    contents = aws.contents(plan)
+    return plan, replace(contents, functions=(replace(contents.functions[0], **change),))
 
 
 @pytest.mark.parametrize("endpoint", Endpoint)
@@ -69,17 +69,26 @@ def test_memory(memory_mb: int, name: str, severity: str, hint: str) -> None:
 
 
 def test_packages() -> None:
-    plan, parts = one_function()
-    assert checked(plan, replace(parts, code_unpacked_bytes=250 << 20))["unpacked code"].severity == "ok"
-    assert checked(plan, replace(parts, code_unpacked_bytes=(250 << 20) + 1))["unpacked code"].severity == "error"
+    plan, contents = one_function()
+    assert checked(plan, replace(contents, code_unpacked_bytes=250 << 20))["unpacked code"].severity == "ok"
+    assert checked(plan, replace(contents, code_unpacked_bytes=(250 << 20) + 1))["unpacked code"].severity == "error"
     assert "Not packaged yet" in checked(plan, expected(plan))["unpacked code"].hint
-    assert checked(plan, replace(parts, code_bytes=75 << 29))["code of all versions"].severity == "ok"
-    assert checked(plan, replace(parts, code_bytes=(75 << 29) + 1))["code of all versions"].severity == "warning"
+    assert checked(plan, replace(contents, code_bytes=75 << 29))["code of all versions"].severity == "ok"
+    assert checked(plan, replace(contents, code_bytes=(75 << 29) + 1))["code of all versions"].severity == "warning"
 
 
 def test_no_payload_is_larger_than_lambda_takes() -> None:
     planned = {name: read_catalog(name).function.payload_limit_bytes for name in ("aws-us-east-1", "local")}
-    assert {**planned, "quota": figures().function.payload_bytes} == dict.fromkeys([*planned, "quota"], PAYLOAD_LIMIT_BYTES)
+    assert {**planned, "quota": aws_reference().function.payload_bytes} == dict.fromkeys([*planned, "quota"], PAYLOAD_LIMIT_BYTES)
+
+
+def test_the_limits_that_the_code_knows_are_those_of_the_data() -> None:
+    quota, catalogs = aws_reference().function, [read_catalog(name).function for name in ("aws-us-east-1", "local")]
+    assert (quota.memory_least_mb, quota.memory_most_mb) == (lambda_limits.MIN_MEMORY_MB, lambda_limits.MAX_MEMORY_MB)
+    assert quota.timeout_s == lambda_limits.MAX_TIMEOUT_S
+    for function in catalogs:
+        assert function.mb_per_vcpu == lambda_limits.MB_PER_VCPU
+        assert lambda_limits.MIN_MEMORY_MB <= min(function.memory_menu_mb) < max(function.memory_menu_mb) <= lambda_limits.MAX_MEMORY_MB
 
 
 @pytest.mark.parametrize(
@@ -128,8 +137,8 @@ def test_the_main_function_on_lambda() -> None:
     assert checked(plan, endpoint=Endpoint.aws_lambda)["memory of the main function"].severity == "error"
     plan = aws.plan(Endpoint.aws_lambda)
     for share_mb, severity in ((10240 - 256, "ok"), (10240 - 255, "error")):
-        parts = replace(aws.parts(plan), main_bytes=share_mb << 20)
-        row = checked(plan, parts, endpoint=Endpoint.aws_lambda)["/tmp of the main function"]
+        contents = replace(aws.contents(plan), main_bytes=share_mb << 20)
+        row = checked(plan, contents, endpoint=Endpoint.aws_lambda)["/tmp of the main function"]
         assert (row.used, row.severity) == (share_mb + 256, severity)
 
 
@@ -139,8 +148,8 @@ def test_instances_have_to_be_asked_for() -> None:
 
 
 def test_as_many_functions_as_deepseek_v3_has_fit_in_nested_stacks() -> None:
-    plan, parts, settings = aws.many_functions()
-    rows = {row.name: row for row in check(plan, parts, settings)}
+    plan, contents, settings = aws.many_functions()
+    rows = {row.name: row for row in check(plan, contents, settings)}
     assert not [row for row in rows.values() if row.severity == "error"]
     assert rows["resources of a template"].used == 320 and rows["resources of all nested stacks"].used == 464 * 5 + 8 + 5
     assert rows["stacks"].used == 9 and rows["IAM roles"].used == 465
@@ -158,30 +167,30 @@ def test_too_many_functions_are_named() -> None:
 
 def test_every_quota_of_the_file_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each, made as strict as can be, changes a verdict on some deployment."""
-    deployments = [(plan := aws.plan(endpoint), aws.parts(plan), aws.settings(endpoint)) for endpoint in Endpoint]
+    deployments = [(plan := aws.plan(endpoint), aws.contents(plan), aws.settings(endpoint)) for endpoint in Endpoint]
     deployments.append(aws.many_functions(layers=13))
 
     def verdicts() -> list[list[str]]:
         return [[row.severity for row in check(*deployment)] for deployment in deployments]
 
     before = verdicts()
-    tables = {side: getattr(figures(), side) for side in ("function", "stack", "iam", "endpoint")}
+    tables = {side: getattr(aws_reference(), side) for side in ("function", "stack", "iam", "endpoint")}
     for side, quota in [(side, quota) for side, table in tables.items() for quota in type(table).model_fields]:
         if quota in ("concurrency", "concurrency_new_account", "control_calls_per_s", "start_s", "storage_least_mb"):
             continue  # what hints say, and what templates take
         strictest = 10**6 if "least" in quota or "unreserved" in quota else 1
         with monkeypatch.context() as patch:
-            _use(patch, figures().model_copy(update={side: tables[side].model_copy(update={quota: strictest})}))
+            _use(patch, aws_reference().model_copy(update={side: tables[side].model_copy(update={quota: strictest})}))
             assert verdicts() != before, quota
 
 
-def _use(monkeypatch: pytest.MonkeyPatch, changed: Figures) -> None:
-    for where in (endpoint_module, functions, quotas, template):
-        monkeypatch.setattr(where, "figures", lambda: changed)
+def _use(monkeypatch: pytest.MonkeyPatch, changed: AwsReference) -> None:
+    for where in (main_function, functions, quotas, template):
+        monkeypatch.setattr(where, "aws_reference", lambda: changed)
 
 
 def test_parts_of_a_plan_alone_are_those_that_are_packaged_later() -> None:
     plan = aws.plan(Endpoint.none)
-    shape = [(p.entry, p.layer, p.experts, p.memory_mb, p.replicas) for p in aws.parts(plan).functions]
+    shape = [(p.entry, p.layer, p.experts, p.memory_mb, p.replicas) for p in aws.contents(plan).functions]
     assert [(p.entry, p.layer, p.experts, p.memory_mb, p.replicas) for p in expected(plan).functions] == shape
-    assert not expected(plan).known and aws.parts(plan).known
+    assert not expected(plan).known and aws.contents(plan).known

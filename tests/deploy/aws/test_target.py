@@ -10,24 +10,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import torch
 
 from remoe_cli.artifacts import json_text, read_json, sha256_bytes, write_json
 from remoe_cli.cli import app
+from remoe_cli.deploy.aws import access, packing, session, target
 from remoe_cli.deploy.aws import names as names_of
-from remoe_cli.deploy.aws import packing, reach, session, target
 from remoe_cli.deploy.aws.session import Account
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.errors import DeployError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
 from remoe_cli.package.bundle import function_zip
 from remoe_cli.package.dependencies import FunctionPackage
-from remoe_cli.package.share import MainFile, MainManifest
+from remoe_cli.package.partial_checkpoint import MainFile, MainManifest
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import LayerPlan, Plan, Source
 from remoe_cli.profile.record import ModelRef, Profile, write_profile
-from remoe_cli.runtime import client
+from remoe_cli.runtime import client, server
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support.families import save
 from tests.support.synthetic import plan_by_hand, synthetic_profile
@@ -67,7 +69,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, account: Account) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REMOE_CACHE_DIR", str(folder / "cache"))
         patch.setattr(target, "read_inputs", made.read)
-        # Without dependencies, whose wheels take long to fetch (tests/deploy/aws/test_function.py does): moto runs no functions.
+        # Without dependencies, whose wheels take long to fetch (tests/deploy/aws/test_expert_function.py does): moto runs no functions.
         patch.setattr(packing, "function_package", lambda architecture, python: FunctionPackage.of(folder / "code.zip"))
         yield made
 
@@ -98,14 +100,14 @@ def test_the_life_of_a_deployment(inputs: Inputs, account: Account, connected: N
     names = ["thrifty-layer-000-0", "thrifty-layer-000-1", "thrifty-layer-001"]
     assert [(f["name"], f["memory_mb"], f["drift"]) for f in done["functions"]] == list(zip(names, (512, 512, 1024), [[]] * 3, strict=True))
 
-    # What is in the bucket is what was packaged, and what the functions are told to read.
+    # What is in the bucket is what was packaged, and what the functions are to read.
     environment = account.client("lambda").get_function_configuration(FunctionName=names[2], Qualifier="live")["Environment"]["Variables"]
     bucket, _, key = environment["REMOE_SHARD"].removeprefix("s3://").partition("/")
     shard = account.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
     head_bytes, _, _ = environment["REMOE_SHARD_HEADER"].partition(":")
     assert int(head_bytes) == 8 + int.from_bytes(shard[:8], "little")
-    told = read_json(reach.told(account, "thrifty", "server.json"), ServerConfig)
-    assert [f.function for f in told.functions] == [f"{name}:live" for name in names]
+    config = read_json(access.deployed_file(account, "thrifty", "server.json"), ServerConfig)
+    assert [f.function for f in config.functions] == [f"{name}:live" for name in names]
 
     # Again: nothing is packaged anew, nothing changed.
     shards = {path: path.stat().st_mtime_ns for path in packing.cache_dir().rglob("*.safetensors")}
@@ -114,7 +116,7 @@ def test_the_life_of_a_deployment(inputs: Inputs, account: Account, connected: N
     assert {path: path.stat().st_mtime_ns for path in packing.cache_dir().rglob("*.safetensors")} == shards
 
     put_later_plan(account, bucket, inputs.plan.model_copy(update={"reason": "of another deployment, that failed"}))
-    assert read_json(reach.told(account, "thrifty", "plan.json"), Plan) == inputs.plan
+    assert read_json(access.deployed_file(account, "thrifty", "plan.json"), Plan) == inputs.plan
 
     logs = account.client("logs")
     now_ms = int(time.time() * 1000)
@@ -156,7 +158,7 @@ def test_the_main_function_on_sagemaker_is_found(inputs: Inputs, account: Accoun
     assert code == 0 and done["main"] == {"kind": "sagemaker", "name": "gpu-main", "state": "InService"}
     share = packing.cache_dir() / "deployments"
     assert len(list(share.glob("*-gpu/main/*.safetensors"))) >= 1
-    endpoint = reach.reach(account, "gpu")
+    endpoint = access.main_address(account, "gpu")
     assert isinstance(endpoint, client.SageMaker) and endpoint.endpoint == "gpu-main"
     model = account.client("sagemaker").list_models()["Models"][0]["ModelName"]
     container = account.client("sagemaker").describe_model(ModelName=model)["PrimaryContainer"]
@@ -164,7 +166,7 @@ def test_the_main_function_on_sagemaker_is_found(inputs: Inputs, account: Accoun
     assert "weights-0000.safetensors" in account.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read().decode()
     assert remoe("destroy", "gpu", "--target", "aws", "--yes")[0] == 0
     with pytest.raises(DeployError, match="no deployment named 'gpu'"):
-        reach.reach(account, "gpu")
+        access.main_address(account, "gpu")
 
 
 def test_people_are_asked(inputs: Inputs, connected: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +197,7 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
     source = Source(path="nowhere", sha256="0" * 64)
     dry = str(tmp_path / "Dry v1.0, with a name that is long.json")
     write_json(Path(dry), inputs.plan.model_copy(update={"profile": source}))
-    code, document = remoe("deploy", dry, "--target", "aws", "--dry-run", "--budget", "5", "--budget-email", "a@b.c")
+    code, document = remoe("deploy", dry, "--target", "aws", "--dry-run", "--monthly-alert", "5", "--alert-email", "a@b.c")
     assert code == 0 and {"template", "resources", "cost", "quotas", "changes"} <= set(document)
     assert document["template"]["Description"] == "remoe: dry-v1-0-with-a-name-tha"
     assert document["template"]["Resources"]["Layer001"]["Properties"]["MemorySize"] == 1024
@@ -210,7 +212,7 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
         (("deploy", "PLAN", "--dry-run"), "--dry-run goes with --target aws"),
         (("deploy", "PLAN", "--region", "us-east-1"), "--region goes with --target aws"),
         (("deploy", "PLAN", "--target", "aws"), "nobody can answer"),
-        (("deploy", "PLAN", "--target", "aws", "--dry-run", "--budget", "5"), "A budget needs somebody"),
+        (("deploy", "PLAN", "--target", "aws", "--dry-run", "--monthly-alert", "5"), "A monthly alert needs an amount and an address"),
         (("deploy", "PLAN", "--target", "aws", "--dry-run", "--name", "No_Name"), "cannot be the name of a deployment on AWS"),
         (("status", "x", "--profile", "p"), "--profile goes with --target aws"),
         (("status", "--target", "aws"), "one deployment is shown at a time"),
@@ -220,3 +222,20 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
 def test_what_does_not_go_together(arguments: tuple[str, ...], said: str, inputs: Inputs, remoe: Remoe) -> None:
     code, failed = remoe(*(str(inputs.path) if argument == "PLAN" else argument for argument in arguments))
     assert code == 2 and said in failed["error"]["message"] and failed["error"]["hint"]
+
+
+def test_serving_calls_functions_by_the_accounts_own_session(
+    account: Account, calls: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(access, "deployed_file", lambda account, name, file_name: tmp_path / file_name)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    monkeypatch.setattr(server, "serve_here", lambda *given: served.append(given))
+    target.AwsTarget(account, SILENT).serve("x", "127.0.0.1", 8080)
+    ((name, server_json, connect, host, port, _),) = served
+    assert (name, server_json, host, port) == ("x", tmp_path / "server.json", "127.0.0.1", 8080)
+    calls.clear()
+    client_of_it = connect(3, 5.0)
+    client_of_it.list_functions()
+    assert calls == ["ListFunctions"] and client_of_it.meta.config.max_pool_connections == 3
+    assert boto3.DEFAULT_SESSION is None

@@ -24,9 +24,9 @@ from hypothesis import settings as hypothesis
 
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws import functions, names, policies
-from remoe_cli.deploy.aws.figures import figures
-from remoe_cli.deploy.aws.parts import Parts, expected
-from remoe_cli.deploy.aws.settings import Settings, endpoint_of
+from remoe_cli.deploy.aws.aws_reference import aws_reference
+from remoe_cli.deploy.aws.contents import Contents, expected
+from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.aws.template import Template, Templates, body, templates
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import RemoeError, UsageError
@@ -39,17 +39,17 @@ GOLDEN = Path(__file__).parent / "golden"
 PSEUDO = {"AWS::AccountId"}
 CHECK = hypothesis(max_examples=20, deadline=None)
 MANY = aws.many_functions()
-Deployment = tuple[Plan, Parts, Settings]
+Deployment = tuple[Plan, Contents, AwsSettings]
 
 
 def tiny(endpoint: Endpoint, **update: Any) -> Templates:
     plan = aws.plan(endpoint)
-    return templates(plan, aws.parts(plan), aws.settings(endpoint, **update))
+    return templates(plan, aws.contents(plan), aws.settings(endpoint, **update))
 
 
 @pytest.mark.parametrize("endpoint", Endpoint)
 def test_golden(endpoint: Endpoint) -> None:
-    made = tiny(endpoint, budget_usd=20.0, budget_email="owner@example.org")
+    made = tiny(endpoint, monthly_alert_usd=20.0, alert_email="owner@example.org")
     assert not made.nested
     text = json.dumps(made.root, indent=1) + "\n"
     file = GOLDEN / f"{endpoint.value}.json"
@@ -65,8 +65,8 @@ def test_golden(endpoint: Endpoint) -> None:
 @given(aws.deployments())
 @example(MANY)
 def test_nothing_is_granted_beyond_the_deployment(deployment: Deployment) -> None:
-    plan, parts, settings = deployment
-    made = templates(plan, parts, settings)
+    plan, contents, settings = deployment
+    made = templates(plan, contents, settings)
     bucket = f"remoe-{settings.name}-${{AWS::AccountId}}-${{AWS::Region}}/"
     own = rf"arn:\${{AWS::Partition}}:(s3:::{re.escape(bucket)}[a-z0-9/-]+/\*|logs:.*:log-group:/aws/(lambda|sagemaker/Endpoints)/"
     own += rf"{settings.name}-[^*?]*:\*|lambda:.*:function:{settings.name}-layer-[0-9?-]+:live|ecr:eu-west-1:123456789012:repository/remoe)"
@@ -91,25 +91,25 @@ def test_nothing_is_granted_beyond_the_deployment(deployment: Deployment) -> Non
 @given(aws.deployments())
 @example(MANY)
 def test_every_function_has_a_role_log_version_and_alias_of_its_own(deployment: Deployment) -> None:
-    plan, parts, settings = deployment
-    made = templates(plan, parts, settings)
+    plan, contents, settings = deployment
+    made = templates(plan, contents, settings)
     deployed = aws.of_type(made, "Lambda::Function")
     roles = aws.of_type(made, "IAM::Role")
     takers = Counter(function["Properties"]["Role"]["Fn::GetAtt"][0] for function in deployed.values())
     assert set(takers.values()) == {1}
     assert set(takers) == set(roles) - ({"MainRole"} if settings.endpoint is Endpoint.sagemaker else set())
     names_of = {id: function["Properties"]["FunctionName"] for id, function in deployed.items()}
-    experts = {names.logical_id(part.entry): part for part in parts.functions}
-    assert set(experts) == set(deployed) - {"Main"} and len(experts) == len(parts.functions)
-    for id, part in experts.items():
-        assert names_of[id] == f"{settings.name}-{part.entry}" and len(names_of[id]) <= 64
+    experts = {names.logical_id(function.entry): function for function in contents.functions}
+    assert set(experts) == set(deployed) - {"Main"} and len(experts) == len(contents.functions)
+    for id, function in experts.items():
+        assert names_of[id] == f"{settings.name}-{function.entry}" and len(names_of[id]) <= 64
         variables = deployed[id]["Properties"]["Environment"]["Variables"]
         key = variables["REMOE_SHARD"]["Fn::Sub"].removeprefix("s3://")
         read, log = roles[f"{id}Role"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
-        assert key.endswith(names.shard_key(part.entry, part.shard_sha256)) and "*" not in key
+        assert key.endswith(names.shard_key(function.entry, function.shard_sha256)) and "*" not in key
         assert [r["Fn::Sub"] for r in read["Resource"]] == [f"arn:${{AWS::Partition}}:s3:::{key.rpartition('/')[0]}/*"]
         assert [r["Fn::Sub"].split(":log-group:")[1] for r in log["Resource"]] == [f"/aws/lambda/{names_of[id]}:*"]
-        assert variables["REMOE_SHARD_HEADER"] == f"{part.head_bytes}:{part.head_sha256}"
+        assert variables["REMOE_SHARD_HEADER"] == f"{function.head_bytes}:{function.head_sha256}"
     for of, count in Counter(
         version["Properties"]["FunctionName"]["Ref"] for version in aws.of_type(made, "Lambda::Version").values()
     ).items():
@@ -124,19 +124,19 @@ def test_every_function_has_a_role_log_version_and_alias_of_its_own(deployment: 
 def test_a_functions_storage_holds_its_shard_and_is_what_the_plan_is_priced_for(file: Path) -> None:
     """With what the catalog says: the cost model is not asked. All of these plans' functions need more than is free."""
     plan = artifacts.read_json(file, Plan)
-    side, parts = read_catalog(plan.catalog.path).function, expected(plan)
-    made = aws.of_type(templates(plan, parts, aws.settings(endpoint_of(plan.main.name))), "Lambda::Function")
+    side, contents = read_catalog(plan.catalog.path).function, expected(plan)
+    made = aws.of_type(templates(plan, contents, aws.settings(endpoint_of(plan.main.name))), "Lambda::Function")
     fullest = {layer.layer: max(map(len, layer.parts), default=0) for layer in plan.layers}
-    for part in parts.functions:
-        size_mb = made[names.logical_id(part.entry)]["Properties"]["EphemeralStorage"]["Size"]
-        experts_mb = -(-fullest[part.layer] * plan.model.expert_bytes // 2**20)
+    for function in contents.functions:
+        size_mb = made[names.logical_id(function.entry)]["Properties"]["EphemeralStorage"]["Size"]
+        experts_mb = -(-fullest[function.layer] * plan.model.expert_bytes // 2**20)
         assert size_mb == experts_mb + side.storage_spare_mb > side.storage_free_mb
-        assert part.shard_bytes + 2**20 < size_mb * 2**20
+        assert function.shard_bytes + 2**20 < size_mb * 2**20
 
 
 def test_a_small_functions_storage_is_the_free_part() -> None:
-    plan, parts, settings = MANY
-    small = aws.of_type(templates(plan, parts, settings), "Lambda::Function").values()
+    plan, contents, settings = MANY
+    small = aws.of_type(templates(plan, contents, settings), "Lambda::Function").values()
     assert {made["Properties"]["EphemeralStorage"]["Size"] for made in small} == {read_catalog("aws-us-east-1").function.storage_free_mb}
 
 
@@ -173,20 +173,24 @@ def test_references_lead_somewhere_and_sizes_are_within_limits(deployment: Deplo
 @given(aws.deployments())
 @example(MANY)
 def test_the_main_function_may_call_these_functions_and_none_of_another_deployment(deployment: Deployment) -> None:
-    plan, parts, settings = deployment
-    calls = [s["Resource"] for s in aws.statements(templates(plan, parts, settings)) if s["Action"] == ["lambda:InvokeFunction"]]
+    plan, contents, settings = deployment
+    calls = [s["Resource"] for s in aws.statements(templates(plan, contents, settings)) if s["Action"] == ["lambda:InvokeFunction"]]
     assert len(calls) == 1
     allowed = [resource["Fn::Sub"].split(":function:")[1] for resource in calls[0]]
-    own = [f"{settings.name}-{part.entry}:live" for part in parts.functions]
+    own = [f"{settings.name}-{function.entry}:live" for function in contents.functions]
     assert all(any(fnmatchcase(function, form) for form in allowed) for function in own)
     others = [
-        f"{settings.name}{more}-{part.entry}:live" for part in parts.functions for more in ("x", "-layer", "-layer-000", "-layer-000-1")
+        f"{settings.name}{more}-{function.entry}:live"
+        for function in contents.functions
+        for more in ("x", "-layer", "-layer-000", "-layer-000-1")
     ]
     others += [f"{settings.name}-main:live", *(function.replace(":live", ":1") for function in own), *(f"x{function}" for function in own)]
     assert not [function for function in others for form in allowed if fnmatchcase(function, form)]
-    limit = figures().iam.managed_policy_characters if settings.endpoint is Endpoint.none else figures().iam.role_policy_characters
-    for template in aws.of_type(templates(plan, parts, settings), "IAM::Role").values():
-        assert policies.characters(template["Properties"]["Policies"][0]["PolicyDocument"]) <= figures().iam.role_policy_characters
+    limit = (
+        aws_reference().iam.managed_policy_characters if settings.endpoint is Endpoint.none else aws_reference().iam.role_policy_characters
+    )
+    for template in aws.of_type(templates(plan, contents, settings), "IAM::Role").values():
+        assert policies.characters(template["Properties"]["Policies"][0]["PolicyDocument"]) <= aws_reference().iam.role_policy_characters
     if len(own) < limit // 130:
         assert allowed == sorted(own)
 
@@ -206,19 +210,19 @@ def test_the_main_function_may_call_these_functions_and_none_of_another_deployme
 )
 def test_a_version_is_published_just_when_something_in_it_changed(change: dict[str, Any], published: bool) -> None:
     plan = aws.plan(Endpoint.none)
-    parts, settings = aws.parts(plan), aws.settings(Endpoint.none)
-    changed = replace(parts, functions=(replace(parts.functions[0], **change), *parts.functions[1:]))
-    before, after = (set(aws.of_type(templates(plan, some, settings), "Lambda::Version")) for some in (parts, changed))
+    contents, settings = aws.contents(plan), aws.settings(Endpoint.none)
+    changed = replace(contents, functions=(replace(contents.functions[0], **change), *contents.functions[1:]))
+    before, after = (set(aws.of_type(templates(plan, some, settings), "Lambda::Version")) for some in (contents, changed))
     assert {id[:8] for id in before - after} == {id[:8] for id in after - before} == ({"Layer001"} if published else set())
-    new_code = templates(plan, replace(parts, code_sha256="f" * 64), settings)
+    new_code = templates(plan, replace(contents, code_sha256="f" * 64), settings)
     assert not before & set(aws.of_type(new_code, "Lambda::Version"))
 
 
 def test_another_plan_of_the_same_functions_changes_none_of_them() -> None:
     plan = aws.plan(Endpoint.sagemaker)
     other = plan.model_copy(update={"notes": ("another",)})
-    parts, settings = aws.parts(plan), aws.settings(Endpoint.sagemaker)
-    one, two = (templates(p, parts, settings).root for p in (plan, other))
+    contents, settings = aws.contents(plan), aws.settings(Endpoint.sagemaker)
+    one, two = (templates(p, contents, settings).root for p in (plan, other))
     changed = {id for id in one["Resources"] if one["Resources"][id] != two["Resources"][id]}
     assert changed == {"MainRole", "MainLog", "MainModel", "MainConfig", "MainEndpoint"}
     assert one["Outputs"]["Plan"]["Value"] != two["Outputs"]["Plan"]["Value"]
@@ -234,7 +238,7 @@ def test_the_tag_is_the_digest_of_the_plans_file(tmp_path: Path) -> None:
 
 
 def test_everything_that_takes_tags_is_tagged() -> None:
-    made = [tiny(endpoint, budget_usd=20.0) for endpoint in Endpoint] + [templates(*MANY)]
+    made = [tiny(endpoint, monthly_alert_usd=20.0) for endpoint in Endpoint] + [templates(*MANY)]
     resources = [r for each in made for template in aws.each(each) for r in template["Resources"].values()]
     for kind in {resource["Type"] for resource in resources}:
         tagging = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", kind).schema["tagging"]
@@ -272,7 +276,7 @@ def test_more_functions_than_a_template_holds_are_split_by_layer() -> None:
 def test_endpoints_that_cannot_be(endpoint: Endpoint, main: Endpoint, image: str, message: str) -> None:
     plan = aws.plan(main)
     with pytest.raises(UsageError, match=message):
-        templates(plan, aws.parts(plan), aws.settings(endpoint, image_uri=image))
+        templates(plan, aws.contents(plan), aws.settings(endpoint, image_uri=image))
 
 
 def test_names_and_plans_that_cannot_be() -> None:
@@ -280,7 +284,7 @@ def test_names_and_plans_that_cannot_be() -> None:
         tiny(Endpoint.none, name="Tiny")
     plan = aws.plan(Endpoint.none, aws.LAYERS[:1])
     with pytest.raises(UsageError, match="Nothing of this plan runs on AWS"):
-        templates(plan, aws.parts(plan), aws.settings(Endpoint.none))
+        templates(plan, aws.contents(plan), aws.settings(Endpoint.none))
 
 
 # cfn-lint, with the real resource schemas and its rules for IAM
@@ -297,7 +301,7 @@ def complaints(template: Template) -> list[str]:
 
 @pytest.mark.parametrize("endpoint", Endpoint)
 def test_cfn_lint_takes_every_kind(endpoint: Endpoint) -> None:
-    assert complaints(thin(tiny(endpoint, budget_usd=20.0, budget_email="owner@example.org").root)) == []
+    assert complaints(thin(tiny(endpoint, monthly_alert_usd=20.0, alert_email="owner@example.org").root)) == []
 
 
 def thin(template: Template) -> Template:
@@ -324,13 +328,13 @@ def shape(value: Any) -> Any:
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
 def test_cfn_lint_takes_every_plan(file: Path) -> None:
     plan = artifacts.read_json(file, Plan)
-    parts, endpoint = expected(plan), endpoint_of(plan.main.name)
-    settings = Settings("example", "x86_64", "3.13", endpoint)
-    if endpoint is Endpoint.none and not parts.functions:
+    contents, endpoint = expected(plan), endpoint_of(plan.main.name)
+    settings = AwsSettings("example", "x86_64", "3.13", endpoint)
+    if endpoint is Endpoint.none and not contents.functions:
         with pytest.raises(RemoeError, match="Nothing of this plan"):
-            templates(plan, parts, settings)
+            templates(plan, contents, settings)
         return
-    made = templates(plan, parts, settings)
+    made = templates(plan, contents, settings)
     by_kind: dict[str, list[Any]] = {}
     for template in aws.each(made):
         for id, resource in template["Resources"].items():

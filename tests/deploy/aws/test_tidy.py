@@ -9,7 +9,7 @@ import pytest
 
 from remoe_cli.deploy.aws import deployment, names, storage, template
 from remoe_cli.deploy.aws.session import Account
-from remoe_cli.deploy.aws.stack import Proposal, Stack, Wanted
+from remoe_cli.deploy.aws.stack import DesiredStack, Proposal, Stack
 from remoe_cli.deploy.aws.storage import Bucket, object_of
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import DeployError, HeldError
@@ -28,8 +28,8 @@ def propose(account: Account, name: str, plan: Plan) -> Proposal:
     """As far as somebody else has come who is being asked whether to go on."""
     root, bucket, stack = made(name, plan)[0].root, bucket_of(account, name), Stack(account, name)
     bucket.upload([object_of(template.key(root), template.body(root))])
-    wanted = Wanted(root, bucket.url(template.key(root)), False, {names.DEPLOYMENT_TAG: name})
-    proposal = stack.propose(wanted, stack.look())
+    wanted = DesiredStack(root, bucket.url(template.key(root)), False, {names.DEPLOYMENT_TAG: name})
+    proposal = stack.propose(wanted, stack.describe())
     assert proposal
     return proposal
 

@@ -1,0 +1,84 @@
+"""How `remoe` shows its commands and options: in panels of plain text, with examples at the end.
+
+typer draws panels with rich, whose import takes as long as everything else that `remoe --help` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from typer.core import TyperCommand, TyperGroup
+
+from remoe_cli.cli import output
+
+Panels = dict[str, list[tuple[str, str]]]
+
+
+def examples(*commands: str) -> str:
+    """Return the last section of a command's help."""
+    return "\n".join(["Examples:", *(f"  {command}" for command in commands)])
+
+
+def panels_of(command: Any, ctx: Any) -> Panels:
+    """Return what each panel of a command's help lists, as (name, text); `rich_help_panel` names an option's panel."""
+    panels: Panels = {}
+    for parameter in sorted(command.get_params(ctx), key=lambda parameter: str(parameter.param_type_name)):  # arguments first
+        if (row := parameter.get_help_record(ctx)) is None:
+            continue
+        if parameter.param_type_name == "argument":
+            panels.setdefault("Arguments", []).append((parameter.metavar, row[1]))
+        else:
+            panels.setdefault(parameter.rich_help_panel or "Options", []).append(row)
+    return panels
+
+
+class _Plain:
+    """Writes the panels of a command or group, and its epilog as it stands."""
+
+    epilog: str | None
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        for panel, rows in panels_of(self, ctx).items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}\n")
+
+
+class Command(_Plain, TyperCommand):
+    """A command of `remoe`."""
+
+
+class Group(_Plain, TyperGroup):
+    """Commands in the order and under the titles of `panels`, if there are any.
+
+    Without arguments a group prints its help and exits with 2, as for any wrong usage. With a `default`, arguments that do not begin
+    with a command's name go to the command of that name.
+    """
+
+    panels: ClassVar[Mapping[str, Sequence[str]]] = {}
+    default: ClassVar[str | None] = None
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for names in self.panels.values() for name in names] or list(self.commands)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            output.line(ctx.get_help())
+            ctx.exit(2)
+        if self.default and args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        for panel, names in (self.panels or {"Commands": list(self.commands)}).items():
+            with formatter.section(panel):
+                formatter.write_dl([(name, _first_paragraph(self.commands[name])) for name in names])
+        super().format_options(ctx, formatter)
+
+
+def _first_paragraph(command: Any) -> str:
+    return " ".join(command.help.split("\n\n")[0].split())

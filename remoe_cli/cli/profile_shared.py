@@ -1,0 +1,74 @@
+"""What the commands of `remoe profile` have in common: describing hardware, and showing the profile that was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from remoe_cli.cli import output
+
+if TYPE_CHECKING:
+    from remoe_cli.profile.latency_record import Latency
+    from remoe_cli.profile.record import Profile
+
+OutOption = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to write the profile to.")]
+MaxPromptTokensOption = Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Cut longer prompts to this many tokens.")]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Longest answer to a prompt, in tokens.")]
+LATENCY_FROM = typer.Option(
+    metavar="NAME",
+    help="Take all times from a description of the hardware instead of measuring this machine: "
+    "a .toml file, or a description that comes with remoe, such as 'g6e.xlarge'.",
+)
+
+
+def finish(made: Profile, out: Path) -> None:
+    """Train the profile's predictor, and show what was made."""
+    from remoe_cli.predict.train import train
+
+    trained = None if made.record.dataset.shard else train(made)
+    record, arrays = made.record, made.arrays
+    warnings = record.latency.warnings
+    document: dict[str, Any] = {
+        "path": str(out),
+        "model": record.model.path,
+        "revision": record.model.revision,
+        "prompts": len(arrays["prompt_tokens"]),
+        "shard": record.dataset.shard,
+        "layers": len(record.spec.moe_layers),
+        "experts_per_layer": record.spec.experts_per_layer,
+        "top_k": record.spec.top_k,
+        "routing": record.routing.model_dump(mode="json"),
+        "prefill_tokens": int(arrays["prompt_tokens"].sum()),
+        "decode_tokens": int(arrays["decode_tokens"].sum()),
+        "predictor": trained and trained.default,
+        "latency": record.latency.source,
+        "warnings": list(warnings),
+    }
+
+    def show() -> None:
+        output.line(
+            f"{document['prompts']} prompts: {document['prefill_tokens']:,} prefill and {document['decode_tokens']:,} decode tokens"
+        )
+        output.line(f"{document['layers']} MoE layers x {document['experts_per_layer']} experts, top-{document['top_k']}")
+        output.line(f"Times {record.latency.source}: {record.latency.machine}, {record.latency.measured_on}")
+        if trained:
+            scores = ", ".join(f"{name} {bits:.3f}" for name, bits in trained.validation_bits.items())
+            output.line(
+                f"Predictor for new prompts: {trained.default}. Jensen-Shannon divergence in bits on {trained.validation_prompts} held-out "
+                f"prompts, 0 is perfect: {scores}"
+            )
+        output.line(f"Profile: {out}")
+
+    for warning in warnings:
+        output.say(f"warning: {warning}")
+    output.result(document, show)
+
+
+def described_latency(model: str, latency_from: str) -> Latency:
+    from remoe_cli.model.checkpoint import find
+    from remoe_cli.model.spec import read_spec
+    from remoe_cli.profile.hardware import latency_from as described
+
+    return described(latency_from, read_spec(find(model)))

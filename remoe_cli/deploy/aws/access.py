@@ -1,0 +1,75 @@
+"""An AWS deployment's main function: its address, its files, and running it on this machine."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from botocore.config import Config
+
+from remoe_cli import artifacts
+from remoe_cli.deploy.aws import names, status
+from remoe_cli.deploy.aws.functions import plan_sha256
+from remoe_cli.deploy.aws.session import Account, plain_errors
+from remoe_cli.deploy.aws.storage import Bucket
+from remoe_cli.deploy.console import Console
+from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.errors import ArtifactError, DeployError
+from remoe_cli.lambda_limits import MAX_TIMEOUT_S
+from remoe_cli.package.partial_checkpoint import MainManifest
+from remoe_cli.plan.document import Plan
+from remoe_cli.runtime import client
+from remoe_cli.runtime.invoke import make_client
+from remoe_cli.settings import cache_dir
+
+# An answer may take as long as a function may run, and it is paid for: it is waited for, and not asked for again.
+_ANSWER = Config(connect_timeout=10, read_timeout=MAX_TIMEOUT_S + 10, retries={"mode": "standard", "total_max_attempts": 1})
+
+
+def main_address(account: Account, name: str) -> client.MainAddress:
+    """Return where the main function takes requests.
+
+    Raises: DeployError for an unknown deployment, and for one of functions only.
+    """
+    kind = status.stack_state(account, name).outputs.get("EndpointKind")
+    with plain_errors():
+        match kind:
+            case Endpoint.aws_lambda:
+                return client.LambdaMain(names.invoked(names.main(name)), account.session.client("lambda", config=_ANSWER))
+            case Endpoint.sagemaker:
+                return client.SageMaker(names.main(name), account.session.client("sagemaker-runtime", config=_ANSWER))
+    raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name} --target aws'.")
+
+
+def deployed_file(account: Account, name: str, file_name: str) -> Path:
+    """Copy server.json or plan.json of the deployed plan from the bucket to the cache.
+
+    The bucket may hold files of several plans. This returns the file of the plan that the stack was made of, which `status` names.
+
+    Raises: DeployError for an unknown deployment, ArtifactError when its bucket has no such file.
+    """
+    planned = status.stack_state(account, name).outputs.get("Plan")
+    bucket = Bucket(account, names.bucket(name, account.id, account.region))
+    with plain_errors():
+        for manifest in bucket.keys(names.MAIN_FOLDER):
+            files = {file.name: file for file in MainManifest.model_validate_json(bucket.read(manifest)).files}
+            plan = bucket.read(names.main_file_key(files["plan.json"].sha256, "plan.json"))
+            if plan_sha256(Plan.model_validate_json(plan)) == planned:
+                path = cache_dir() / "deployed" / f"{files[file_name].sha256}.json"
+                with artifacts.atomic_path(path) as temporary:
+                    temporary.write_bytes(bucket.read(names.main_file_key(files[file_name].sha256, file_name)))
+                return path
+    raise ArtifactError(f"The bucket {bucket.name} has no {file_name} of the plan that is deployed.", "Deploy the plan again.")
+
+
+def serve(account: Account, name: str, host: str, port: int, console: Console) -> None:
+    """Run a deployment's main function in this process, from the model's checkpoint, until interrupted.
+
+    It calls the expert functions with the credentials of `account`.
+
+    Raises: what `deployed_file`, runtime/main_function.py and runtime/server.py raise.
+    """
+    from remoe_cli.runtime.server import serve_here
+
+    server_json = deployed_file(account, name, "server.json")
+    serve_here(name, server_json, partial(make_client, None, session=account.session), host, port, console.say)

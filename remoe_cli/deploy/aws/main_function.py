@@ -1,0 +1,138 @@
+"""The CloudFormation resources of the main function, by the kind of its endpoint. Pure."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+from remoe_cli import lambda_limits
+from remoe_cli.deploy.aws import functions, names, policies
+from remoe_cli.deploy.aws.aws_reference import aws_reference
+from remoe_cli.deploy.aws.contents import Contents
+from remoe_cli.deploy.aws.functions import Resource
+from remoe_cli.deploy.aws.policies import ACCOUNT, REGION, SUFFIX, sub
+from remoe_cli.deploy.aws.settings import AwsSettings
+from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.errors import UsageError
+from remoe_cli.plan.document import Plan
+
+FUNCTION, ENDPOINT = "Main", "MainEndpoint"  # logical ids; no update can make one of the other, so they differ
+ENTRYPOINT = ["python", "-m", "awslambdaric"]
+HANDLER = "remoe_cli.runtime.lambda_main.handle"
+DEFAULT_IMAGE = (ACCOUNT, REGION, "remoe")  # account, region and repository
+_SPARE_STORAGE_MB = 256
+_START_S = 600  # for a container to start, besides reading the model
+
+
+def resources(plan: Plan, contents: Contents, settings: AwsSettings, after: list[str]) -> dict[str, Resource]:
+    """Make the main function's resources, created after the resources `after`.
+
+    Raises: UsageError when the plan's main function cannot run on this kind of endpoint.
+    """
+    entries, iam = [function.entry for function in contents.functions], aws_reference().iam
+    match settings.endpoint:
+        case Endpoint.none:
+            document = policies.caller(settings.name, entries, iam.managed_policy_characters)
+            return {"Caller": {"Type": "AWS::IAM::ManagedPolicy", "Properties": {"PolicyDocument": document}}}
+        case Endpoint.aws_lambda:
+            if plan.main.usd_per_hour is not None:
+                raise _wrong_kind(plan, "not a Lambda function")
+            policy = policies.main_function(settings.name, entries, iam.role_policy_characters)
+            return _function(plan, contents, settings, policy, after)
+        case Endpoint.sagemaker:
+            if not plan.main.name.startswith("ml."):
+                raise _wrong_kind(plan, "no instance of SageMaker's")
+            policy = policies.main_endpoint(settings.name, entries, iam.role_policy_characters, _image(settings)[0])
+            return _endpoint(plan, contents, settings, policy, after)
+
+
+def storage_mb(contents: Contents) -> int:
+    """Return the size of the /tmp to which a main function on Lambda fetches its files."""
+    return max(aws_reference().function.storage_least_mb, ceil(contents.main_bytes / 2**20) + _SPARE_STORAGE_MB)
+
+
+def _wrong_kind(plan: Plan, what: str) -> UsageError:
+    hint = "Choose another --endpoint, or plan for another main function."
+    return UsageError(f"The plan's main function {plan.main.name} is {what}.", hint)
+
+
+def _function(plan: Plan, contents: Contents, settings: AwsSettings, policy: Resource, after: list[str]) -> dict[str, Resource]:
+    configuration = {
+        "Description": f"The main function of {plan.model.name.rpartition('/')[2]}"[:256],
+        "PackageType": "Image",
+        "Code": {"ImageUri": _image(settings)[1]},
+        "ImageConfig": {"EntryPoint": ENTRYPOINT, "Command": [HANDLER]},
+        "MemorySize": plan.main.memory_mb,
+        "EphemeralStorage": {"Size": storage_mb(contents)},
+        "Environment": {"Variables": _variables(contents, settings) | lambda_limits.thread_environment(plan.main.memory_mb)},
+    }
+    made = functions.lambda_function(
+        FUNCTION,
+        names.main(settings.name),
+        configuration,
+        settings,
+        policy=policy,
+        reserved=functions.served_at_once(plan, contents, settings),
+        tags=functions.tags(settings, plan),
+    )
+    made[FUNCTION]["DependsOn"] += after
+    return made
+
+
+def _endpoint(plan: Plan, contents: Contents, settings: AwsSettings, policy: Resource, after: list[str]) -> dict[str, Resource]:
+    tags, figure = functions.tags(settings, plan), aws_reference()
+    variant = {
+        "VariantName": "main",
+        "ModelName": {"Fn::GetAtt": ["MainModel", "ModelName"]},
+        "InstanceType": plan.main.name,
+        "InitialInstanceCount": plan.instances,
+        "InitialVariantWeight": 1,
+        # SageMaker downloads nothing: the container fetches its share itself before it is healthy.
+        "ContainerStartupHealthCheckTimeoutInSeconds": min(
+            figure.endpoint.start_s, _START_S + contents.main_bytes // figure.estimates.container_read_bytes_per_s
+        ),
+    }
+    return {
+        "MainRole": functions.role("sagemaker", policy, tags),
+        "MainLog": functions.log_group(names.endpoint_log_group(settings.name), settings, tags),
+        "MainModel": {
+            "Type": "AWS::SageMaker::Model",
+            "Properties": {
+                "ExecutionRoleArn": {"Fn::GetAtt": ["MainRole", "Arn"]},
+                "EnableNetworkIsolation": False,  # the container calls Lambda and reads S3
+                "PrimaryContainer": {"Image": _image(settings)[1], "Environment": _variables(contents, settings)},
+                "Tags": tags,
+            },
+        },
+        "MainConfig": {"Type": "AWS::SageMaker::EndpointConfig", "Properties": {"ProductionVariants": [variant], "Tags": tags}},
+        ENDPOINT: {
+            "Type": "AWS::SageMaker::Endpoint",
+            "DependsOn": ["MainLog", *after],
+            "Properties": {
+                "EndpointName": names.main(settings.name),
+                "EndpointConfigName": {"Fn::GetAtt": ["MainConfig", "EndpointConfigName"]},
+                "Tags": tags,
+            },
+        },
+    }
+
+
+def _variables(contents: Contents, settings: AwsSettings) -> dict[str, Any]:
+    return {"REMOE_MAIN": functions.object_uri(settings, names.main_manifest_key(contents.main_sha256))}
+
+
+def _image(settings: AwsSettings) -> tuple[tuple[str, str, str], Any]:
+    """Return account, region and repository of the main function's image, and its URI.
+
+    An image that nobody has named yet is taken to be in this account and region.
+    """
+    if settings.image_uri is None:
+        account, region, repository = DEFAULT_IMAGE
+        return DEFAULT_IMAGE, sub(f"{account}.dkr.ecr.{region}.{SUFFIX}/{repository}:latest")
+    image = policies.image_parts(settings.image_uri)
+    if image is None:
+        raise UsageError(
+            f"The image {settings.image_uri} is not in Amazon ECR, where Lambda and SageMaker fetch images from.",
+            "Push it there: 'remoe package PLAN --image' prints the commands.",
+        )
+    return image, settings.image_uri

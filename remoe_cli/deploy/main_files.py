@@ -1,0 +1,72 @@
+"""The files of a main function, the same on every target: its configuration and its weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from remoe_cli import artifacts
+from remoe_cli.model.checkpoint import find
+from remoe_cli.package import partial_checkpoint
+from remoe_cli.package.bundle import Manifest
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.document import Plan
+from remoe_cli.profile.record import Profile
+from remoe_cli.runtime.receipt import Prices
+from remoe_cli.runtime.server_config import ServedFunction, ServerConfig
+
+_MOST_EXPERT_ROWS = 1e6
+
+
+def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manifest, invoked: Callable[[str], str]) -> ServerConfig:
+    """Make the document server.json; `invoked` maps a bundle entry to the name of its function."""
+    expert_rows = _expert_rows(profile)
+    return ServerConfig(
+        model=bundle.model,
+        spec=bundle.spec,
+        functions=tuple(
+            ServedFunction(layer=f.layer, function=invoked(f.name), experts=f.experts, replicas=f.replicas, expert_rows=expert_rows)
+            for f in bundle.functions
+        ),
+        prices=Prices(
+            catalog=catalog.name,
+            main_gb=plan.main.memory_mb / 1024,
+            main_usd_per_gb_second=catalog.main_usd_per_gb_second,
+            function_usd_per_gb_second=catalog.function_usd_per_gb_second,
+            function_usd_per_request=catalog.function.usd_per_request,
+        ),
+        gpu=plan.main.gpu_memory_mb is not None,
+    )
+
+
+def write_main_files(
+    config: ServerConfig, plan_path: Path, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> partial_checkpoint.MainManifest:
+    """Write the main function's weights, server.json, plan.json and their manifest into `folder`.
+
+    `progress` is called with the bytes of weights done and their total.
+
+    Raises: ModelError for a model that is missing or incomplete.
+    """
+    remote: dict[int, tuple[int, ...]] = {}
+    for function in config.functions:
+        remote[function.layer] = (*remote.get(function.layer, ()), *function.experts)
+    partial_checkpoint.write_partial_checkpoint(
+        find(config.model.path, config.model.revision), config.spec.local_experts(remote), folder, progress
+    )
+    artifacts.write_json(folder / "server.json", config)
+    shutil.copyfile(plan_path, folder / "plan.json")
+    return partial_checkpoint.seal(folder)
+
+
+def _expert_rows(profile: Profile) -> float:
+    """Return the work of calling one expert besides its rows, in rows.
+
+    It is taken at one vCPU, as the planner does when it divides experts among replicas (plan/cost/expert_functions.py). Where rows cost
+    next to nothing it is a million: then only the number of experts counts.
+    """
+    work_s = profile.record.latency.remote_expert.work_s
+    one_s, many_s = float(work_s(1, 1.0)), float(work_s(65, 1.0))
+    row_s = (many_s - one_s) / 64
+    return min(max(one_s / row_s - 1, 0.0), _MOST_EXPERT_ROWS) if row_s > 0 else _MOST_EXPERT_ROWS

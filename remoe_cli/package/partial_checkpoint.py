@@ -1,0 +1,167 @@
+"""A partial checkpoint: a folder with a model's non-expert weights and the local experts only.
+
+share.json               the experts that it holds (model/checkpoint.py)
+weights-NNNN.safetensors the kept tensors, their bytes as in the checkpoint, at most 1 GB a file unless one tensor is larger
+config.json, ...         config, generation config, tokenizer and chat template, as in the checkpoint
+main.json                a MainManifest, which names every other file by its sha256; `seal` writes it last
+
+model/loader.py loads such a folder like a checkpoint. A deployment may put more files into it before it is sealed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from remoe_cli import artifacts
+from remoe_cli.model.checkpoint import INDEX, SETTINGS, SHARE, Checkpoint, HeldExperts
+
+if TYPE_CHECKING:
+    from remoe_cli.model.loader import Keep
+
+MANIFEST = "main.json"
+_FILE_BYTES = 1 << 30
+_COPY_BYTES = 8 << 20
+
+
+class MainFile(artifacts.Part):
+    """A file of the folder."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    bytes: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class MainManifest(artifacts.Document):
+    """All files of a main function, by name."""
+
+    schema_version: str = "remoe.main/1"
+    files: tuple[MainFile, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A tensor to write: its entry in a safetensors header, and the ranges of its bytes in the source."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    ranges: tuple[tuple[int, int], ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(last - first for first, last in self.ranges)
+
+
+def write_partial_checkpoint(
+    checkpoint: Checkpoint, keep: Keep, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
+    """Write a checkpoint with only the experts in `keep` (by hidden layer, ascending) into `folder`.
+
+    It reads piece by piece, so memory stays small. `progress` is called with the bytes of weights done and their total.
+
+    Raises: ModelError for a checkpoint that is not whole.
+    """
+    from remoe_cli.model.experts import expert_layers
+    from remoe_cli.model.loader import ExpertRows, read_config, select, skeleton
+
+    probe = skeleton(read_config(checkpoint))
+    kept = {x.layer: tuple(keep.get(x.layer, ())) for x in expert_layers(probe)}
+    tensors = select(checkpoint, probe, kept)
+    rows = {name: tensor.rows if isinstance(tensor, ExpertRows) else None for name, tensor in tensors.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in SETTINGS:
+        for source in sorted(checkpoint.path.glob(pattern)):
+            if source.name not in (INDEX, SHARE, "config.json"):
+                (folder / source.name).write_bytes(source.read_bytes())
+    artifacts.write_json(folder / "config.json", _config(checkpoint))
+    artifacts.write_json(folder / SHARE, HeldExperts(experts=kept))
+    plan = [(file, group) for file in checkpoint.weight_files for group in _groups(_pieces(file, rows))]
+    total, done = sum(piece.bytes for _, group in plan for piece in group), 0
+    for number, (file, group) in enumerate(plan):
+        _write(folder / f"weights-{number:04d}.safetensors", file, group)
+        done += sum(piece.bytes for piece in group)
+        progress(done, total)
+
+
+def seal(folder: Path) -> MainManifest:
+    """Write the manifest of everything in `folder`, and return it."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    manifest = MainManifest(
+        files=tuple(MainFile(name=path.name, bytes=path.stat().st_size, sha256=artifacts.sha256_file(path)) for path in files)
+    )
+    artifacts.write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Read config.json; if it names no number type, add that of the whole checkpoint's weights."""
+    from remoe_cli.model.loader import model_dtype, read_config
+
+    config: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    if not any(part.get(name) for part in parts for name in ("dtype", "torch_dtype")):
+        config["dtype"] = str(model_dtype(read_config(checkpoint))).removeprefix("torch.")
+    return config
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """Return the JSON header of a safetensors file, and the offset of its data."""
+    with file.open("rb") as source:
+        length = int.from_bytes(source.read(8), "little")
+        return json.loads(source.read(length)), 8 + length
+
+
+def _pieces(file: Path, rows: Mapping[str, Sequence[int] | None]) -> Iterator[_Piece]:
+    """Yield the kept tensors of a file, some with only these rows, in the file's order, which aligns them."""
+    header, data = _header(file)
+    header.pop("__metadata__", None)
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        some = rows.get(name)
+        if name not in rows or some == []:
+            continue
+        first, last = (data + offset for offset in entry["data_offsets"])
+        shape: tuple[int, ...] = tuple(entry["shape"])
+        ranges: tuple[tuple[int, int], ...] = ((first, last),)
+        if some is not None:
+            row_bytes = (last - first) // shape[0]
+            ranges = tuple((start, start + row_bytes) for start in (first + row * row_bytes for row in some))
+            shape = (len(some), *shape[1:])
+        yield _Piece(name, entry["dtype"], shape, ranges)
+
+
+def _groups(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+    """Group the pieces into files."""
+    group: list[_Piece] = []
+    for piece in pieces:
+        if group and sum(p.bytes for p in (*group, piece)) > _FILE_BYTES:
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group
+
+
+def _write(path: Path, source: Path, pieces: list[_Piece]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for piece in pieces:
+        header[piece.name] = {"dtype": piece.dtype, "shape": piece.shape, "data_offsets": [end, end + piece.bytes]}
+        end += piece.bytes
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with artifacts.atomic_path(path) as temporary, temporary.open("wb") as out, source.open("rb") as file:
+        out.write(len(head).to_bytes(8, "little") + head)
+        for first, last in (r for piece in pieces for r in piece.ranges):
+            file.seek(first)
+            while first < last:
+                first += out.write(file.read(min(_COPY_BYTES, last - first)))

@@ -1,0 +1,42 @@
+"""Predict the time and the cost of one request, so that a receipt shows prediction and measurement.
+
+The client predicts, not the main function: the cost model needs the profile, which holds the user's prompts and stays on the user's
+machine. So a main function needs no planner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from remoe_cli.artifacts import read_json
+from remoe_cli.errors import ArtifactError
+from remoe_cli.plan.catalog.catalog import read_catalog
+from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.document import Outcome, Plan
+from remoe_cli.plan.problem.problem import Placement
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
+from remoe_cli.profile.record import read_profile
+
+# (prompt tokens, generated tokens after the first) -> the outcome
+ExpectedCost = Callable[[int, int], Outcome]
+
+
+def expected_cost(plan_path: Path) -> ExpectedCost:
+    """Return the planner's cost model for the plan's placement; it takes requests of any length.
+
+    Raises: ArtifactError when the plan's profile or catalog is missing or has changed.
+    """
+    plan = read_json(plan_path, Plan)
+    profile, catalog = read_profile(Path(plan.profile.path)), read_catalog(plan.catalog.path)
+    for what, planned, found in (("profile", plan.profile, profile.sha256), ("catalog", plan.catalog, catalog.file.sha256)):
+        if planned.sha256 != found:
+            raise ArtifactError(f"The {what} {planned.path} has changed since the plan was made.", "Plan and deploy again.")
+    placement = Placement(plan.main, plan.layers, plan.instances)
+    problem = make_problem(profile, catalog, PlanRequest(invocations=plan.invocations, routing=plan.workload.routing))
+
+    def predict(n_in: int, n_out: int) -> Outcome:
+        return evaluate(replace(problem, workload=problem.workload.resized(n_in, max(1, n_out))), placement)
+
+    return predict

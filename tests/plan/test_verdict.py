@@ -1,0 +1,179 @@
+"""The verdict: what it is based on, the sentence that says so, and that nothing compares the sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remoe_cli.plan.assess.verdict import VERDICTS
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.document import Basis, Plan
+from remoe_cli.plan.verify.check import verify
+from remoe_cli.profile.record import Profile
+from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
+
+# Remote experts pay: most are hardly used, and memory beyond the measured vCPUs brings no speed.
+PAYS: dict[str, Any] = {"layers": 3, "experts": 8, "skew": 3.0, "expert_mb": 100, "main_vcpus": 1, "remote_expert": (1e-4, 1e-5)}
+# They cannot pay: they are small.
+SMALL: dict[str, Any] = {"layers": 3, "experts": 4, "skew": 2.0, "expert_mb": 2}
+
+# To change what `remoe plan` says: its sentence is in remoe_cli/plan/assess/verdict.py and here. "#" stands for a figure.
+REMOTE_EXPERT = (
+    "A remote expert saves # per million requests in main memory; the cheapest to send away (layer #, hit by # of decode tokens) "
+    "would cost # per million in invocations, before what waiting for it adds."
+)
+SENTENCES = {
+    Basis.TOO_FEW_TOKENS: "The profile traced # decode tokens; at least # are needed to tell how often experts are used.",
+    Basis.MISSES_TARGET: "It misses a target: TTFT # s, TPOT # s, # per million requests.",
+    Basis.NOTHING_ELSE_FITS: (
+        "All experts local need a main function of # MB, and the largest has # MB; this plan costs # per million requests."
+    ),
+    Basis.OTHERS_MISS_TARGETS: (
+        "With all experts local, no main function meets the targets (on m3328: TTFT # s, TPOT # s); this plan costs # per million requests."
+    ),
+    Basis.CHEAPER: "It costs # per million requests: # less than all experts local on m3328 (# per million), the next best.",
+    Basis.DEARER_THAN_WHOLE_MODEL: "The whole model on a GPU, g4dn.xlarge, is cheaper: # per million requests against # per million.",
+    Basis.DEARER_THAN_ALL_LOCAL: (
+        f"With # experts remote it costs # per million requests, against all experts local on m3328 (# per million, +#). {REMOTE_EXPERT}"
+    ),
+    Basis.ALL_LOCAL_IS_CHEAPEST: (f"Keeping all experts local, on m3328, is the cheapest plan: # per million requests. {REMOTE_EXPERT}"),
+}
+
+
+def menu(largest_mb: int = 4096) -> dict[str, Any]:
+    return {"menu": [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in range(768, largest_mb + 1, 512)]}
+
+
+def gpus(catalog: Catalog, usd_per_hour: float | None) -> Catalog:
+    """The catalog with GPUs at that price, or without any."""
+    prices = () if usd_per_hour is None else (catalog.reference.gpus[0].model_copy(update={"usd_per_hour": usd_per_hour}),)
+    return catalog.model_copy(update={"reference": catalog.reference.model_copy(update={"gpus": prices})})
+
+
+def too_few_tokens(tmp_path: Path) -> tuple[Plan, Profile, Catalog]:
+    profile, catalog = synthetic_profile(tmp_path, prompts=9, decode_tokens=22), tiny_catalog()
+    return plan_of(profile, catalog), profile, catalog
+
+
+def misses_target(tmp_path: Path) -> tuple[Plan, Profile, Catalog]:
+    profile, catalog = synthetic_profile(tmp_path, **PAYS), tiny_catalog(menu())
+    best = plan_of(profile, catalog)
+    (tmp_path / "given.json").write_text(best.model_dump_json())
+    return plan_of(profile, catalog, placement_file=tmp_path / "given.json", tpot_s=best.tpot_s * 0.99), profile, catalog
+
+
+def nothing_else_fits(tmp_path: Path) -> tuple[Plan, Profile, Catalog]:
+    profile, catalog = synthetic_profile(tmp_path, **PAYS), gpus(tiny_catalog(menu(2304)), None)
+    return plan_of(profile, catalog), profile, catalog
+
+
+def others_miss_targets(tmp_path: Path) -> tuple[Plan, Profile, Catalog]:
+    profile, catalog = synthetic_profile(tmp_path, **PAYS), tiny_catalog(menu())
+    usd = plan_of(profile, catalog).cost_usd_per_request
+    return plan_of(profile, catalog, budget_usd=usd * 1.001), profile, catalog
+
+
+def cheaper(tmp_path: Path) -> tuple[Plan, Profile, Catalog]:
+    profile, catalog = synthetic_profile(tmp_path, **PAYS), tiny_catalog(menu())
+    return plan_of(profile, catalog, examine=True), profile, catalog
+
+
+def dearer_than_whole_model(tmp_path: Path) -> tuple[Plan, Profile, Catalog]:
+    profile, catalog = synthetic_profile(tmp_path, **PAYS), gpus(tiny_catalog(menu()), 1e-6)
+    return plan_of(profile, catalog), profile, catalog
+
+
+def dearer_than_all_local(tmp_path: Path) -> tuple[Plan, Profile, Catalog]:
+    profile, catalog = synthetic_profile(tmp_path, **SMALL), tiny_catalog(menu())
+    return plan_of(profile, catalog, remote_share=0.5), profile, catalog
+
+
+def all_local_is_cheapest(tmp_path: Path) -> tuple[Plan, Profile, Catalog]:
+    profile, catalog = synthetic_profile(tmp_path, **SMALL), tiny_catalog(menu())
+    return plan_of(profile, catalog), profile, catalog
+
+
+CASES: dict[Basis, Callable[[Path], tuple[Plan, Profile, Catalog]]] = {
+    Basis.TOO_FEW_TOKENS: too_few_tokens,
+    Basis.MISSES_TARGET: misses_target,
+    Basis.NOTHING_ELSE_FITS: nothing_else_fits,
+    Basis.OTHERS_MISS_TARGETS: others_miss_targets,
+    Basis.CHEAPER: cheaper,
+    Basis.DEARER_THAN_WHOLE_MODEL: dearer_than_whole_model,
+    Basis.DEARER_THAN_ALL_LOCAL: dearer_than_all_local,
+    Basis.ALL_LOCAL_IS_CHEAPEST: all_local_is_cheapest,
+}
+
+
+@pytest.mark.parametrize("basis", Basis)
+def test_the_wording_of_each_verdict(basis: Basis, tmp_path: Path) -> None:
+    plan, *_ = CASES[basis](tmp_path)
+    assert plan.basis == basis
+    assert re.sub(r"\$?\b\d+(?:[.,]\d+)*(?:e[+-]?\d+)?%?", "#", plan.reason) == SENTENCES[basis]
+
+
+@pytest.mark.parametrize("basis", Basis)
+def test_the_verifier_agrees_and_names_another_basis_or_verdict(basis: Basis, tmp_path: Path) -> None:
+    plan, profile, catalog = CASES[basis](tmp_path)
+    assert plan.verdict == VERDICTS[basis] and verify(plan, profile, catalog) == ()
+    for other in set(Basis) - {basis}:
+        assert "basis" in {finding.field for finding in verify(plan.model_copy(update={"basis": other}), profile, catalog)}
+    for verdict in set(VERDICTS.values()) - {plan.verdict}:
+        assert "verdict" in {finding.field for finding in verify(plan.model_copy(update={"verdict": verdict}), profile, catalog)}
+
+
+def test_a_stored_plan_whose_every_sentence_was_reworded_still_verifies(tmp_path: Path) -> None:
+    plan, profile, catalog = nothing_else_fits(tmp_path / "a")
+    examined, *rest = cheaper(tmp_path / "b")
+    for made, *inputs in ((plan, profile, catalog), (examined, *rest)):
+        data = json.loads(made.model_dump_json())
+        sentences = [path for path, text in texts(data) if " " in text]
+        assert ("reason",) in sentences and any(path[0] in ("notes", "missing") for path in sentences)
+        for path in sentences:
+            put(data, path, "In other words.")
+        reworded = Plan.model_validate(data)
+        assert reworded != made and verify(reworded, *inputs) == ()
+
+
+def texts(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], str]]:
+    """Every string of a JSON document, and where it is."""
+    if isinstance(data, str):
+        return [(path, data)]
+    inside = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [found for key, value in inside for found in texts(value, (*path, key))]
+
+
+def put(data: Any, path: tuple[Any, ...], text: str) -> None:
+    for key in path[:-1]:
+        data = data[key]
+    data[path[-1]] = text
+
+
+# What the sentences say is so
+
+
+def number(text: str, pattern: str) -> float:
+    found = re.search(pattern, text)
+    assert found, text
+    return float(found[1])
+
+
+def test_the_saving_in_the_sentence_is_that_of_the_figures(tmp_path: Path) -> None:
+    plan, *_ = cheaper(tmp_path)
+    saving = 1 - plan.cost_usd_per_request / plan.baselines["all-local"].cost_usd_per_request  # type: ignore[index]
+    assert number(plan.reason, r"requests: ([\d.]+)% less") == pytest.approx(100 * saving, abs=0.05)
+
+
+def test_a_remote_expert_saves_less_than_it_costs_where_none_is_remote(tmp_path: Path) -> None:
+    plan, *_ = all_local_is_cheapest(tmp_path)
+    saved = number(plan.reason, r"saves \$([\d.e-]+) per million requests in main memory")
+    assert saved < number(plan.reason, r"would cost \$([\d.e-]+) per million in invocations")
+
+
+def test_too_few_tokens_are_counted(tmp_path: Path) -> None:
+    assert "198 decode tokens" in too_few_tokens(tmp_path)[0].reason
