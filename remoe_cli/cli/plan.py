@@ -11,7 +11,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import FIELD_HELP, ProfileArgument
+from remoe_cli.cli.options import FIELD_HELP, ProfileArgument, read_data
 
 if TYPE_CHECKING:
     from remoe_cli.plan.document import Plan, PredictedRouting
@@ -199,9 +199,7 @@ def _show_sections(sections: dict[str, Any]) -> None:
 def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedRouting | None:
     if data is None:
         return None
-    from remoe_cli.profile.prompts import read_prompts
-
-    texts = read_prompts(data, field)
+    texts = read_data(data, field)
     from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
 
     return predict_routing(read, texts, solver)
