@@ -21,6 +21,7 @@ import numpy as np
 
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.model.spec import MoeSpec, read_spec
 from remoe_cli.profile.latency_record import Latency
@@ -79,6 +80,7 @@ def profile(
     checkpoint = find(model)
     spec = read_spec(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
+    _check_prompts(tokenizer, prompts, say)
     inputs = Inputs(
         model=ModelRef(path=checkpoint.name, revision=checkpoint.revision),
         dataset=DatasetRef(
@@ -120,6 +122,19 @@ def profile(
     arrays |= prompt_features(checkpoint, texts, max_prompt_tokens)
     latency = latency or Latency.model_validate_json(measured.read_text(encoding="utf-8"))
     return _finish(out, partial, inputs, arrays, latency)
+
+
+def _check_prompts(tokenizer: Any, prompts: PromptSet, say: Callable[[str], None]) -> None:
+    """Find prompts that the chat template refuses before the model is loaded; raises UsageError with the row of the first."""
+    from remoe_cli.model.tokens import check_prompt, has_chat_template
+
+    if not has_chat_template(tokenizer) and not all(isinstance(prompt, str) for prompt in prompts.texts):
+        say("The model has no chat template: the messages of a conversation are joined by blank lines.")
+    for index, prompt in enumerate(prompts.texts):
+        try:
+            check_prompt(tokenizer, prompt)
+        except UsageError as error:
+            raise UsageError(f"{prompts.where(index)}: {error.message}", error.hint) from None
 
 
 def _batches(inputs: Inputs) -> range:
@@ -181,7 +196,7 @@ def _load(checkpoint: Checkpoint, device_map: str | None, say: Callable[[str], N
 
 
 def record(
-    model: PreTrainedModel, tokenizer: Any, inputs: Inputs, texts: Sequence[str], batches: Sequence[int], partial: Path
+    model: PreTrainedModel, tokenizer: Any, inputs: Inputs, texts: Sequence[Prompt], batches: Sequence[int], partial: Path
 ) -> Iterator[int]:
     """Run batches by their numbers, ascending, and write each into the folder `partial`; yields the number of each when it is done."""
     from remoe_cli.model.experts import attach
@@ -206,7 +221,7 @@ def record(
             yield batch
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
+def _encode(tokenizer: Any, texts: Sequence[Prompt], limit: int) -> list[list[int]]:
     from remoe_cli.model.tokens import encode
     from remoe_cli.model.vectors import bags
 

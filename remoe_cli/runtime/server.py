@@ -3,8 +3,8 @@
     python -m remoe_cli.runtime.server SERVER.json PORT
 
 GET /ping           503 while the model loads, then 200
-POST /invocations   {"prompt" or "prompt_token_ids", "max_new_tokens", "stream"} -> one JSON document; with "stream" one JSON object a line:
-                    {"text": ..} for each piece, then {"answer": ..} or {"error": ..}
+POST /invocations   {"prompt", "messages" or "prompt_token_ids", "max_new_tokens", "stream"} -> one JSON document; with "stream" one JSON
+                    object a line: {"text": ..} for each piece, then {"answer": ..} or {"error": ..}
 GET /main           what the process holds in memory
 
 Started as above it is the main server of a local deployment: it listens on loopback and ends when its standard input is closed, so it never
