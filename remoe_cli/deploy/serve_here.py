@@ -9,7 +9,9 @@ from remoe_cli.runtime.invoke import Connect
 
 
 def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: int, console: Console) -> None:
-    """Serve from this machine's checkpoint of the model until interrupted; `connect` reaches the expert functions.
+    """Serve from this machine's checkpoint of the model until interrupted.
+
+    `connect` reaches the expert functions.
 
     Raises: what runtime/main_function.py and runtime/server.py raise.
     """

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 
 class Request(BaseModel):
-    """One request. It has exactly one of `prompt`, `messages` (with `tools`, as in OpenAI's chat API) and `prompt_token_ids`."""
+    """One request, with exactly one of `prompt`, `messages` and `prompt_token_ids`.
+
+    `messages`, with `tools`, are as in OpenAI's chat API.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
