@@ -49,36 +49,37 @@ def command(
 
 
 def expected_cost_of(plan: Path) -> ExpectedCost | None:
-    """What the plan predicts; None, with a message, where its profile is not at hand."""
+    """Return what predicts requests of the plan; None, with a message, when its profile is missing or has changed."""
     from remoe_cli.runtime.expected_cost import expected_cost
 
     try:
         return expected_cost(plan)
     except RemoeError as error:
-        output.say(f"Receipts have no prediction: {error.message}")
+        output.say(f"The receipt has no predicted figures: {error.message}")
         return None
 
 
 def show_receipt(receipt: dict[str, Any]) -> None:
-    """The receipt for people: what was measured beside what was predicted."""
+    """Print the receipt for people: measured figures beside the predicted ones."""
     predicted = receipt["predicted"] or {}
     cost = receipt["cost"]
     rows = [
-        ("time to first token", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
-        ("time per further token", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
-        ("cost of such answers", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
+        ("time to first token (TTFT)", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
+        ("time per further token (TPOT)", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
+        ("cost of such requests", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
         ("  main function", _usd(cost["main_usd"]), ""),
         ("  expert functions", _usd(cost["functions_usd"]), ""),
     ]
     output.line("\n")
-    output.table(f"Receipt (prices: catalog '{receipt['catalog']}')", ("", "measured", "predicted"), rows)
-    output.line(f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated in {receipt['total_s']:.2f} s")
+    output.table(f"Receipt, at the prices of catalog '{receipt['catalog']}'", ("", "measured", "predicted"), rows)
+    tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated tokens"
+    output.line(f"{tokens}, {receipt['total_s']:.2f} s")
     if receipt["main_load_s"]:
-        output.line(f"before that the main function took {receipt['main_load_s']:.1f} s to load, which is in its cost")
-    calls = f"{receipt['invocations']} invocations of {len(receipt['functions'])} functions"
+        output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that, which the cost includes.")
+    calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
     output.line(
-        f"{calls}, {receipt['cold_starts']} cold starts, {receipt['retries']} retries, "
-        f"{receipt['billed_ms']} ms billed, {receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received"
+        f"{calls}: {receipt['cold_starts']} cold starts, {receipt['retries']} retries, {receipt['billed_ms']} ms billed, "
+        f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received"
     )
 
 

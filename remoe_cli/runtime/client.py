@@ -138,9 +138,9 @@ def _sagemaker(endpoint: SageMaker, name: str, client: Any, request: dict[str, A
         with closing(response["Body"]) as stream:
             yield from map(json.loads, _lines(part["PayloadPart"]["Bytes"] for part in stream))
     except ClientError as error:
-        if (said := _said(error)) is None:
+        if (document := _error_document(error)) is None:
             raise _refused(endpoint, error) from None
-        yield said
+        yield document
     except (BotoCoreError, ValueError) as error:
         raise _refused(endpoint, error) from None
 
@@ -153,7 +153,7 @@ def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
         yield from lines
 
 
-def _said(error: Any) -> dict[str, Any] | None:
+def _error_document(error: Any) -> dict[str, Any] | None:
     """The error document that the container answered with, which SageMaker passes on inside its own error."""
     try:
         document = json.loads(error.response["OriginalMessage"])

@@ -70,7 +70,7 @@ class Dispatcher:
 
     def warm(self) -> list[Future[Invocation]]:
         """Start one instance of every function at once, so that the first pass meets no cold start."""
-        return [self.pool.submit(ping, self.client, function.name) for some in self.remote.values() for function in some]
+        return [self.pool.submit(ping, self.client, function.name) for functions in self.remote.values() for function in functions]
 
     def _send(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
         dtype = next(iter(rows.values())).dtype

@@ -150,7 +150,8 @@ class MainFunction:
                 raise DeployError("The main function is ending.", "Ask again.")
             case "time-limit":
                 raise DeployError(
-                    "There was no time left to answer when the request's turn came.", "Ask again, when fewer others do or all is warm."
+                    "There was no time left to answer when the request's turn came.",
+                    "Ask again when fewer requests wait or all is warm.",
                 )
         asked = request.asked()
         ids = self.engine.prompt_ids(asked) if asked is not None else request.prompt_token_ids or ()

@@ -30,6 +30,7 @@ from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import Inputs, read_inputs
 from remoe_cli.deploy.local import lifecycle
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
+from remoe_cli.deploy.serve_here import serve_here
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import DeployError, UsageError
 from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S
@@ -63,7 +64,8 @@ class LocalTarget:
         shutil.copyfile(plan_path, folder / "plan.json")
         with self.console.progress("Packaging functions") as report:
             manifest = bundle.build(plan, plan_path, profile, folder / "bundle", report)
-        bundle.read(folder / "bundle")
+        with self.console.progress("Checking packaged functions"):
+            bundle.read(folder / "bundle")
         code = bundle.unpack_code(folder / "bundle")
         config = main_files.server_config(plan, profile, catalog, manifest, lambda entry: f"{name}-{entry}")
         artifacts.write_json(folder / "server.json", config)
@@ -122,12 +124,10 @@ class LocalTarget:
         return lifecycle.known_dir(name) / "plan.json"
 
     def serve(self, name: str, host: str, port: int) -> None:
-        from remoe_cli.runtime.server import serve_here
-
         functions = lifecycle.status(name)["endpoint"]
         if functions is None:
             raise DeployError(f"'{name}' does not run.", f"Run 'remoe destroy {name}', then deploy again.")
-        serve_here(name, lifecycle.state_dir(name) / "server.json", partial(make_client, functions), host, port, self.console.say)
+        serve_here(name, lifecycle.state_dir(name) / "server.json", partial(make_client, functions), host, port, self.console)
 
     def destroy(self, name: str) -> dict[str, Any]:
         with self.console.progress(f"Destroying {name}"):

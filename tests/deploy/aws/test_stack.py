@@ -251,7 +251,7 @@ def test_a_repeated_call_of_which_the_answer_was_lost_goes_on(calls: Calls) -> N
     ("outcomes", "error", "said"),
     [
         ((("A", "CREATE_FAILED", "Too big."), ("B", "CREATE_FAILED", "Resource creation cancelled"), ("remoe-d", "ROLLBACK_COMPLETE")),
-         DeployError, r"^A \(AWS::Lambda::Function\) failed: Too big\. Everything that was made"),
+         DeployError, r"^A \(AWS::Lambda::Function\) failed: Too big\. Everything that was created"),
         ((("B", "UPDATE_FAILED", "Resource update cancelled"), ("A", "UPDATE_FAILED", "No"), ("remoe-d", "UPDATE_ROLLBACK_COMPLETE")),
          DeployError, r"^A \(AWS::Lambda::Function\) failed: No\. The deployment is what it was before"),
         ((("A", "UPDATE_FAILED", "No"), ("remoe-d", "UPDATE_ROLLBACK_FAILED", "Cannot")),
