@@ -247,7 +247,9 @@ def test_a_name_that_is_not_deployed_is_an_error(method: str, target: Target, as
 def test_destroying_leaves_nothing(target: Target, deployed: dict[str, Any], stages: Stages, asked: Asked) -> None:
     """The last test of a target."""
     stages.titles.clear()
-    assert target.destroy(asked.name) == {"name": asked.name, "target": deployed["target"], "state": "destroyed", "left": []}
+    document = target.destroy(asked.name)
+    assert {**document, "left": []} == {"name": asked.name, "target": deployed["target"], "state": "destroyed", "left": []}
+    assert REAL_NAME or document["left"] == []  # AWS may name what is deleted for minutes
     assert stages.titles and {title.split()[0] for title in stages.titles} <= {"Destroying", "Stack", "Emptying"}
     with pytest.raises(DeployError, match=f"no deployment named '{asked.name}'"):
         target.status(asked.name)

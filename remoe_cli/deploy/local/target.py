@@ -140,9 +140,9 @@ def _main_server(folder: Path) -> MainConfig:
     return MainConfig(argv=[sys.executable, "-m", "remoe_cli.runtime.server", str(folder / "server.json"), str(port)], port=port)
 
 
-def _main_function(name: str, plan: Plan, share: Path, share_bytes: int) -> FunctionConfig:
+def _main_function(name: str, plan: Plan, folder: Path, main_bytes: int) -> FunctionConfig:
     """Make the main function a Lambda function with the plan's memory, run by this installation."""
-    needed_mb = math.ceil(share_bytes / 2**20) + _MAIN_RUNTIME_MB
+    needed_mb = math.ceil(main_bytes / 2**20) + _MAIN_RUNTIME_MB
     memory_mb = min(max(plan.main.memory_mb, needed_mb), MAX_MEMORY_MB)
     if needed_mb > MAX_MEMORY_MB:
         raise DeployError(
@@ -153,7 +153,7 @@ def _main_function(name: str, plan: Plan, share: Path, share_bytes: int) -> Func
         name=f"{name}-main",
         handler="remoe_cli.runtime.lambda_main.handle",
         code_dir=str(Path(remoe_cli.__file__).parents[1]),
-        environment={"REMOE_MAIN": str(share / MANIFEST)},
+        environment={"REMOE_MAIN": str(folder / MANIFEST)},
         memory_mb=memory_mb,
         timeout_s=MAX_TIMEOUT_S,
         reserved_concurrency=1,
