@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,16 +38,28 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """Ask a deployment, and show the answer and a receipt: its times and costs beside the predicted ones."""
-    from remoe_cli.runtime.client import answer
-
     if (prompt is None) == (data is None):
         raise UsageError("Give either --prompt TEXT or --data FILE.", "See 'remoe infer --help'.")
     only_on_aws(target, region=region, profile=profile)
     endpoint, expected = _reach_on_aws(name, region, profile) if target is Target.aws else _reach_here(name)
-    on_text = (lambda piece: None) if output.is_json() else output.piece
     for text in texts_of(prompt, data, field):
-        document = answer(endpoint, text, max_new_tokens, on_text, expected=expected)
+        document = ask(endpoint, text, max_new_tokens, expected)
         output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
+
+
+def ask(endpoint: MainAddress, text: str, max_new_tokens: int, expected: ExpectedCost | None) -> dict[str, Any]:
+    """Return the answer to one prompt with its receipt; without --json the text is printed as it comes."""
+    from remoe_cli.runtime.client import answer
+
+    with ExitStack() as waiting:
+        waiting.enter_context(output.progress("Waiting for the answer"))
+
+        def on_text(piece: str) -> None:
+            if not output.is_json():
+                waiting.close()
+                output.piece(piece)
+
+        return answer(endpoint, text, max_new_tokens, on_text, expected=expected)
 
 
 def _reach_here(name: str) -> tuple[MainAddress, ExpectedCost | None]:
@@ -78,8 +91,8 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     predicted = receipt["predicted"] or {}
     cost = receipt["cost"]
     rows = [
-        ("time to first token", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
-        ("time per further token", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
+        ("time to first token (TTFT)", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
+        ("time per further token (TPOT)", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
         ("cost of such answers", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
         ("  main function", _usd(cost["main_usd"]), ""),
         ("  expert functions", _usd(cost["functions_usd"]), ""),

@@ -159,7 +159,8 @@ def command(
     )
     with output.progress("Solving"):
         made = make_plan(read, prices, request)
-    if findings := verify(made, read, prices):
+        findings = verify(made, read, prices)
+    if findings:
         raise RemoeError(
             f"The solver and the verifier disagree on '{findings[0].field}': {findings[0].stated} and {findings[0].found}.",
             "Please report this.",
@@ -170,7 +171,8 @@ def command(
     if explain:
         from remoe_cli.plan.explain.rows import explanation
 
-        sections = explanation(made, read, prices, request)
+        with output.progress("Explaining"):
+            sections = explanation(made, read, prices, request)
         document["explanation"] = {name: [list(row) for row in rows] for name, rows in sections.items()}
         shows.append(lambda: _show_sections(sections))
     if frontier:
@@ -200,9 +202,10 @@ def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedR
     from remoe_cli.profile.prompts import read_prompts
 
     texts = read_prompts(data, field)
-    from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
+    with output.progress("Predicting which experts the prompts use"):
+        from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
 
-    return predict_routing(read, texts, solver)
+        return predict_routing(read, texts, solver)
 
 
 def _traffic(read: Any, path: Path | None, per_hour: float | None, n_in: int | None, n_out: int | None) -> Traffic | None:

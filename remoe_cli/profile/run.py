@@ -27,8 +27,10 @@ from remoe_cli.profile.latency_record import Latency
 from remoe_cli.profile.merge import Arrays, join, refuse_foreign
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import TRACE_TOKENS, DatasetRef, ModelRef, Profile, ProfileRecord, Settings, Shard, write_profile
+from remoe_cli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 # Batches whose prompts are sorted together. Larger windows save little more padding, and a resumed run tokenises a window again.
@@ -53,16 +55,16 @@ def profile(
     max_new_tokens: int,
     max_prompt_tokens: int,
     batch_size: int,
-    progress: Callable[[int, int], None],
-    say: Callable[[str], None] = lambda _: None,
+    progress: Progress = no_progress,
     shard: tuple[int, int] | None = None,
     latency: Latency | None = None,
     device_map: str | None = None,
 ) -> Profile:
     """Profile `model` on `prompts` into the directory `out`.
 
-    `progress(done, total)` is called at the start and after each batch, `say` before what takes long otherwise. `shard` (I, N) profiles
-    part I of N of the prompts. Latencies are measured unless `latency` is given. `device_map` is the loader's.
+    `progress` opens a display for each stage. That of the prompts counts a whole number of them when a batch is written, and a part of
+    the next batch's while it runs. `shard` (I, N) profiles slice I of N of the prompts. Times are measured unless `latency` is given.
+    `device_map` is the loader's.
     """
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
     from remoe_cli.model.vectors import prompt_features
@@ -93,24 +95,30 @@ def profile(
     missing = [batch for batch in batches if not _file(partial, batch).is_file()]
     total = sum(_size(inputs, batch) for batch in batches)
     done = total - sum(_size(inputs, batch) for batch in missing)
-    progress(done, total)
     measured = partial / "latency.json"
+    loaded = None
     if missing or not (latency or measured.is_file()):
-        loaded, load_s = _load(checkpoint, device_map, say)
+        with progress(f"Loading {checkpoint.name}"):
+            loaded, load_s = _load(checkpoint, device_map)
         if not (latency or measured.is_file()):
             from remoe_cli.profile.latency import measure
 
-            say("Measuring how long things take on this machine")
-            artifacts.write_json(measured, measure(loaded, load_s))
-        for batch in record(loaded, tokenizer, inputs, prompts.texts, missing, partial):
-            done += _size(inputs, batch)
-            progress(done, total)
-        del loaded
-    arrays = join([_read_batch(_file(partial, batch)) for batch in batches])
-    texts = [prompts.texts[p] for p in arrays["prompt_index"]]
-    arrays |= prompt_features(checkpoint, texts, max_prompt_tokens)
-    latency = latency or Latency.model_validate_json(measured.read_text(encoding="utf-8"))
-    return _finish(out, partial, inputs, arrays, latency)
+            with progress("Measuring how long things take on this machine"):
+                artifacts.write_json(measured, measure(loaded, load_s))
+    with progress("Profiling prompts") as report:
+        report(done, total)
+        if loaded is not None:
+            run = record(loaded, tokenizer, inputs, prompts.texts, missing, partial, lambda part: report(done + part, total))
+            for batch in run:
+                done += _size(inputs, batch)
+                report(done, total)
+    del loaded
+    with progress("Writing the profile"):
+        arrays = join([_read_batch(_file(partial, batch)) for batch in batches])
+        texts = [prompts.texts[p] for p in arrays["prompt_index"]]
+        arrays |= prompt_features(checkpoint, texts, max_prompt_tokens)
+        latency = latency or Latency.model_validate_json(measured.read_text(encoding="utf-8"))
+        return _finish(out, partial, inputs, arrays, latency)
 
 
 def _batches(inputs: Inputs) -> range:
@@ -162,25 +170,39 @@ def _is_of(fingerprint: Path, inputs: Inputs) -> bool:
         return False
 
 
-def _load(checkpoint: Checkpoint, device_map: str | None, say: Callable[[str], None]) -> tuple[PreTrainedModel, float]:
-    """The model, and the seconds that loading it took."""
+def _load(checkpoint: Checkpoint, device_map: str | None) -> tuple[PreTrainedModel, float]:
+    """Load the model; also returns the seconds that this took."""
     from remoe_cli.model.loader import load
 
-    say(f"Loading {checkpoint.name}")
     start = time.perf_counter()
     return load(checkpoint, device_map=device_map), time.perf_counter() - start
 
 
 def record(
-    model: PreTrainedModel, tokenizer: Any, inputs: Inputs, texts: Sequence[str], batches: Sequence[int], partial: Path
+    model: PreTrainedModel,
+    tokenizer: Any,
+    inputs: Inputs,
+    texts: Sequence[str],
+    batches: Sequence[int],
+    partial: Path,
+    on_part: Callable[[float], None] = lambda prompts: None,
 ) -> Iterator[int]:
-    """Run batches by their numbers, ascending, and write each into the folder `partial`; yields the number of each when it is done."""
-    from remoe_cli.model.experts import attach
+    """Run batches by their numbers, ascending, and write each into the folder `partial`; yields the number of each when it is written.
+
+    `on_part` is called while a batch runs, with the prompts' worth of it that is done, less than all.
+    """
+    from remoe_cli.model.experts import ExpertLayer, attach
     from remoe_cli.profile.routing import RoutingRecorder, record_batch
 
     settings = inputs.settings
     recorder = RoutingRecorder()
-    attachment = attach(model, recorder)
+    prompts_a_call = 0.0
+
+    def runner(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        on_part((attachment.calls.total() - 1) * prompts_a_call)  # the call that begins here is counted already
+        return recorder(layer, hidden, index, weights)
+
+    attachment = attach(model, runner)
     trace = max(1, TRACE_TOKENS // inputs.dataset.prompts)
     for window, numbers in groupby(batches, key=lambda batch: batch // _WINDOW):
         first = window * _WINDOW * settings.batch_size
@@ -190,6 +212,7 @@ def record(
         for batch in numbers:
             place = batch % _WINDOW * settings.batch_size
             mine = order[place : place + settings.batch_size]
+            prompts_a_call = len(mine) / (len(attachment.layers) * settings.max_new_tokens)
             attachment.calls.clear()
             routing = record_batch(model, recorder, [ids[p] for p in mine], inputs.spec.experts_per_layer, settings.max_new_tokens, trace)
             attachment.check_fired(max(attachment.calls.values(), default=0) or 1)
