@@ -74,7 +74,7 @@ def forced_lines(plan: Plan, forced: Plan) -> list[str]:
     """Say what was forced out, and what that is predicted to cost in money and in time."""
     remote = sum(len(layer.remote) for layer in forced.layers)
     experts = forced.model.experts_per_layer * len(forced.layers)
-    functions = sum(len(layer.parts) for layer in forced.layers if layer.remote)
+    functions = sum(len(layer.parts) for layer in forced.layers)
     times = forced.cost_usd_per_request / plan.cost_usd_per_request
     return _filled(
         f"{remote} of the {experts} experts, in each layer the least used ones, run in {functions} functions. Predicted: "

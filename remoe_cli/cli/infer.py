@@ -99,14 +99,12 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     ]
     output.line("\n")
     output.table(f"Receipt (prices: catalog '{receipt['catalog']}')", ("", "measured", "predicted"), rows)
-    output.line(f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated in {receipt['total_s']:.2f} s")
+    tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated in {receipt['total_s']:.2f} s"
+    output.line(f"{tokens}; {receipt['invocations']} invocations of {len(receipt['functions'])} functions, {receipt['billed_ms']} ms billed")
     if receipt["main_load_s"]:
         output.line(f"before that the main function took {receipt['main_load_s']:.1f} s to load, which is in its cost")
-    calls = f"{receipt['invocations']} invocations of {len(receipt['functions'])} functions"
-    output.line(
-        f"{calls}, {receipt['cold_starts']} cold starts, {receipt['retries']} retries, "
-        f"{receipt['billed_ms']} ms billed, {receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received"
-    )
+    payloads = f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received"
+    output.line(f"{receipt['cold_starts']} cold starts, {receipt['retries']} retries, {payloads}")
 
 
 def _ms(seconds: float | None) -> str:
