@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-aws lint measure paper clean
-.DEFAULT_GOAL := test
+.PHONY: help demo check test test-aws lint docs-reference measure paper clean
+.DEFAULT_GOAL := help
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # torch first, in the version of constraints.txt, so that no other build of it is chosen on the way. Compiled at the end, as pip would
 # on one core only; some files are templates and fail, which pip does not mind either.
@@ -18,10 +21,28 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed ## run the whole pipeline on the demo model
 	$(BIN)/remoe demo
 
-# Two at a time, a file's tests in one process, which shares what it deploys; then those that measure time.
-test: $(VENV)/.installed ## run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
-	$(BIN)/python -m pytest -m alone
+# A file's tests run in one process, which shares what it deploys; two processes at a time.
+PYTEST := $(BIN)/python -m pytest
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# What `make check` leaves out: tests that deploy, run the demo model, or start processes that load torch.
+SLOW := tests/deploy $(addprefix tests/runtime/test_,calibrate.py calibrate_answers.py container.py dispatch.py invoke.py lambda_main.py) \
+  $(addprefix tests/runtime/test_,parity.py parity_twin.py) $(addprefix tests/package/test_,image.py partial_checkpoint.py) \
+  tests/docs/test_commands.py \
+  $(addprefix tests/model/test_,demo_model.py demo_bfloat16.py families_config.py loader.py) \
+  $(addprefix tests/profile/test_,run.py latency.py prompts_hub.py merge.py)
+
+check: lint ## style, types, imports and unit tests, in less than 90 s: before each commit
+	$(PYTEST) $(TWO) -m "not alone" $(addprefix --ignore ,$(SLOW))
+
+# Then those that measure time, alone. pytest ends with 5 where a part has no such tests.
+test: $(VENV)/.installed ## run all tests, or a part: make test T=tests/plan
+ifdef T
+	$(PYTEST) $(TWO) -m "not alone" $(T) || [ $$? -eq 5 ]
+	$(PYTEST) -m alone $(T) || [ $$? -eq 5 ]
+else
+	$(PYTEST) $(TWO) -m "not alone"
+	$(PYTEST) -m alone
+endif
 
 test-aws: $(VENV)/.installed ## test both targets, one on the AWS account of the environment: says what it costs, asks, leaves nothing
 	$(BIN)/python -m tests.deploy.on_aws
@@ -32,12 +53,16 @@ lint: $(VENV)/.installed ## style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs-reference: $(VENV)/.installed ## write docs/reference/cli.md again from the commands
+	$(BIN)/python docs/reference/make_cli_reference.py
+
 measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/function_arithmetic.py
 	$(BIN)/python docs/measure/function_package.py
 	$(BIN)/python docs/measure/recording.py
 	$(BIN)/python docs/measure/prediction.py
 	$(BIN)/python docs/measure/tree.py
+	$(BIN)/python docs/measure/prefixes.py
 	$(BIN)/python docs/measure/solvers.py table
 	$(BIN)/python docs/measure/solvers.py sizes
 

@@ -1,8 +1,7 @@
-"""Files that one stage leaves for the next: schema-versioned JSON and safetensors arrays.
+"""Files that one stage writes for the next: JSON documents with a schema, and safetensors arrays.
 
-Every write is atomic (a temporary file in the same folder, fsync, rename): a reader sees the old file or the
-new one, never half of one. Every document names its schema; a document of another schema is refused. This
-module knows files and digests; it does not know what a profile or a plan is.
+Every write is atomic (a temporary file in the same folder, fsync, rename): a reader sees the old file or the new one, never half of one.
+Every document names its schema, and a document of another schema is refused. What a profile or a plan is, is not known here.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from remoe_cli.errors import ArtifactError
 
 
 class Part(BaseModel):
-    """What documents are made of: no field that is not known, and no number that JSON has not."""
+    """A part of a document. Unknown fields are refused, and so are numbers that JSON does not have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Document(Part):
-    """A JSON document with a schema name such as `remoe.plan/1`, set by each subclass."""
+    """A JSON document. Each subclass sets its schema, such as `remoe.plan/1`."""
 
     schema_version: str
 
@@ -42,7 +41,7 @@ D = TypeVar("D", bound=Document)
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on failure it is removed."""
+    """Yield a temporary path in the same folder; on success it replaces `path`, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -58,21 +57,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def json_text(content: BaseModel | Mapping[str, Any]) -> str:
-    """`content` as indented JSON, keys in their declared order and lists of numbers on one line. Same content, same text."""
+    """Write content as indented JSON: keys in their own order, each list of numbers on one line.
+
+    The same content gives the same text.
+
+    >>> print(json_text({"name": "a", "sizes": [1, 2]}), end="")
+    {
+     "name": "a",
+     "sizes": [1, 2]
+    }
+    """
     data = content.model_dump(mode="json") if isinstance(content, BaseModel) else dict(content)
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    # A line end inside brackets is never inside a string, where JSON writes it as \\n.
+    # A line end between brackets is never part of a string: there JSON writes it as \\n.
     return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def write_json(path: Path, content: BaseModel | Mapping[str, Any]) -> None:
-    """Write `content` as `json_text` has it, atomically."""
+    """Write the text that `json_text` gives, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json_text(content), encoding="utf-8")
 
 
 def read_json(path: Path, kind: type[D]) -> D:
-    """Read a document of type `kind`; raises ArtifactError when it is missing, damaged or of another schema."""
+    """Read a document of type `kind`.
+
+    Raises: ArtifactError when it is missing, damaged or of another schema.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -83,18 +94,18 @@ def read_json(path: Path, kind: type[D]) -> D:
     found = data.get("schema_version") if isinstance(data, dict) else None
     if found != expected:
         raise ArtifactError(
-            f"{path} has schema {found!r}, but this remoe reads {expected!r}.", "Make the file again with this version of remoe."
+            f"{path} has the schema {found!r}, and this version of remoe reads {expected!r}.", "Make the file again with this version."
         )
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(key) for key in first["loc"])
         raise ArtifactError(f"{path} is damaged at '{where}': {first['msg']}.", "Make the file again.") from None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write named arrays as safetensors, atomically. Same arrays, same bytes."""
+    """Write named arrays as safetensors, atomically. The same arrays give the same bytes."""
     from safetensors.numpy import save_file
 
     with atomic_path(path) as temporary:
@@ -102,7 +113,10 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Read every array of a safetensors file; raises ArtifactError when it is missing or damaged."""
+    """Read every array of a safetensors file.
+
+    Raises: ArtifactError when it is missing or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -115,9 +129,11 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def sha256_bytes(data: bytes) -> str:
+    """Digest bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
+    """Digest a file without loading it, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,27 +1,28 @@
-"""Every error that remoe raises on purpose.
+"""Every error that remoe raises on purpose, by its exit code.
 
-    RemoeError                      exit  what it stands for
-     ├── UsageError                  2    an argument, option or input file that cannot be used
-     ├── ModelError                  1    a model that cannot be read, or that the experts hook cannot serve
-     ├── ArtifactError               1    a profile, plan or bundle that is missing, damaged or of another schema
-     ├── InfeasibleError             3    no plan meets the targets
-     ├── OverBudgetError             4    it can be done, but not for the money
-     ├── HeldError                   5    somebody else holds it (a name, a lock)
-     ├── PartialDeployError          6    some of a deployment stands, some does not
-     ├── DeployError                 1    a deployment that failed, died or is not there
-     └── InvokeError                 1    one call of an expert function that failed
+    RemoeError
+     ├── UsageError           2
+     ├── ModelError           1
+     ├── ArtifactError        1
+     ├── InfeasibleError      3
+     ├── OverBudgetError      4
+     ├── HeldError            5
+     ├── PartialDeployError   6
+     ├── DeployError          1
+     └── InvokeError          1
 
-An error says what happened and why in its message, and in its hint the command or change that mends it.
-`cli/app.py` is the only place that turns one into an exit code and text.
+The message of an error says what happened and why. Its hint says what to do about it: a command, or a change.
+Only `cli/app.py` turns an error into an exit code and text.
 """
 
 from __future__ import annotations
 
 
 class RemoeError(Exception):
-    """Base of all errors meant for the user's eyes.
+    """The base of all errors for the user.
 
-    `message` is one sentence with what and why; `hint` is what to do about it, possibly empty.
+    message   what happened and why, in one sentence
+    hint      what to do about it; may be empty
     """
 
     exit_code = 1
@@ -33,41 +34,51 @@ class RemoeError(Exception):
 
     @property
     def kind(self) -> str:
-        """The class's name without `Error`: the stable `kind` of the JSON error document."""
+        """The name of the class without `Error`, which is `kind` in the JSON document of an error."""
         return type(self).__name__.removesuffix("Error")
 
 
 class UsageError(RemoeError):
+    """An argument, option or input file cannot be used."""
+
     exit_code = 2
 
 
 class ModelError(RemoeError):
-    pass
+    """A model cannot be read, or the hook cannot serve its experts."""
 
 
 class ArtifactError(RemoeError):
-    pass
+    """A profile, plan or bundle is missing, damaged or of another schema."""
 
 
 class InfeasibleError(RemoeError):
+    """No plan meets the targets."""
+
     exit_code = 3
 
 
 class OverBudgetError(RemoeError):
+    """A plan exists, and it costs more than the budget."""
+
     exit_code = 4
 
 
 class HeldError(RemoeError):
+    """Another process or deployment has the name or the lock."""
+
     exit_code = 5
 
 
 class PartialDeployError(RemoeError):
+    """Some of a deployment exists, some does not."""
+
     exit_code = 6
 
 
 class DeployError(RemoeError):
-    pass
+    """A deployment failed, died or does not exist."""
 
 
 class InvokeError(RemoeError):
-    pass
+    """A call of an expert function failed."""

@@ -59,7 +59,7 @@ def shipped_names(package: str, folder: str) -> tuple[str, ...]:
 
 
 def read_figures_file(what: str, name: str, package: str, folder: str) -> bytes:
-    """Read a file by its name (one that comes with remoe) or by its path (with a `/`, or ending in `.toml`).
+    """Read a file by name, of those that come with remoe, or by path, with a `/` or ending in `.toml`.
 
     `what` is the word for such a file in messages.
 

@@ -1,7 +1,7 @@
-"""Where remoe keeps things. Each folder can be moved with one environment variable.
+"""Where remoe keeps files. One environment variable moves each folder.
 
-REMOE_CACHE_DIR   downloads and built models; can be deleted at any time
-REMOE_STATE_DIR   deployments that stand on this machine
+REMOE_CACHE_DIR   downloads and built models; may be deleted at any time
+REMOE_STATE_DIR   deployments on this machine
 REMOE_DEBUG=1     show tracebacks
 """
 
@@ -14,12 +14,15 @@ import platformdirs
 
 
 def cache_dir() -> Path:
+    """Return the folder of downloads and built models."""
     return Path(os.environ.get("REMOE_CACHE_DIR") or platformdirs.user_cache_path("remoe"))
 
 
 def state_dir() -> Path:
+    """Return the folder of deployments on this machine."""
     return Path(os.environ.get("REMOE_STATE_DIR") or platformdirs.user_state_path("remoe")).absolute()
 
 
 def debug() -> bool:
+    """Tell whether to show tracebacks."""
     return os.environ.get("REMOE_DEBUG") == "1"

@@ -18,17 +18,17 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
-from remoe_cli import limits
+from remoe_cli import cages
 
 
 @pytest.fixture(scope="session")
-def probed() -> Iterator[limits.Mechanism]:
+def probed() -> Iterator[cages.Mechanism]:
     """The best limits that this machine has; at the end none of their groups may be left."""
-    mechanism = limits.probe(f"remoe-test-{os.getpid()}")
+    mechanism = cages.probe(f"remoe-test-{os.getpid()}")
     yield mechanism
     for group in mechanism.groups:
         assert not [entry for entry in group.iterdir() if entry.is_dir()], "a worker's group was left behind"
-        assert limits.remove(group)
+        assert cages.remove(group)
 
 
 @pytest.fixture(scope="session")

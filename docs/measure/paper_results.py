@@ -20,11 +20,12 @@ from remoe_cli.model.spec import KvLayer, MoeSpec
 from remoe_cli.plan.assess.baselines import baselines
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.cost.placement import evaluate
-from remoe_cli.plan.document import Lengths, Outcome
+from remoe_cli.plan.document import Outcome
 from remoe_cli.plan.paper.heuristic import paper_plan
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
+from remoe_cli.plan.problem.traffic import one_length
 from remoe_cli.plan.problem.workload import Workload, patterns_of
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
@@ -115,7 +116,7 @@ def _gpt2_moe() -> Problem:
     logits = np.stack([random.permutation(-np.log(np.arange(1, experts + 1))) for _ in range(layers)])
     trace = np.argsort(-(logits + random.gumbel(size=(8000, layers, experts))), axis=2)[:, :, :k].astype(np.int64)
     use = np.stack([np.bincount(trace[:, layer].ravel(), minlength=experts) for layer in range(layers)]) / len(trace)
-    workload = Workload((Lengths(share=1.0, n_in=N_IN, n_out=N_OUT),), None, 0.0, use, trace, patterns_of(trace, experts))
+    workload = Workload(one_length(N_IN, N_OUT), 0.0, use, trace, patterns_of(trace, experts))
     return Problem(spec, latency_from("paper", spec), read_catalog("paper"), workload)
 
 
@@ -144,7 +145,7 @@ def _capped(latency: Latency, cap: float) -> Latency:
 
 
 def _resized(problem: Problem, n_in: int, n_out: int) -> Problem:
-    return replace(problem, workload=replace(problem.workload, lengths=(Lengths(share=1.0, n_in=n_in, n_out=n_out),)))
+    return replace(problem, workload=replace(problem.workload, traffic=one_length(n_in, n_out)))
 
 
 def _cold(problem: Problem) -> Problem:

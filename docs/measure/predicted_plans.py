@@ -25,7 +25,7 @@ from paper_results import N_IN, N_OUT, _changed
 
 from remoe_cli.model.vectors import Bags
 from remoe_cli.plan.assess.baselines import baselines
-from remoe_cli.plan.build import _solved
+from remoe_cli.plan.build import solve_or_diagnose
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import PredictedRouting, Source
@@ -39,7 +39,7 @@ from remoe_cli.plan.solve.exact import Solution
 from remoe_cli.plan.solve.forced import forced_sets
 from remoe_cli.plan.solve.scan import scan
 from remoe_cli.predict.evaluate import folds
-from remoe_cli.predict.history import Floats, Indices, histories, prompts_from, prompts_of
+from remoe_cli.predict.history import Floats, Indices, features_from, features_of, histories
 from remoe_cli.predict.train import train, trained
 from remoe_cli.profile.prompts import PromptSet, read_prompts
 from remoe_cli.profile.record import AXES, WITH_TEXTS, Profile, read_profile, write_profile
@@ -94,7 +94,7 @@ def _problem(profile: Profile, routing: PredictedRouting | None) -> Problem:
 
 
 def _half_forced(problem: Problem, aim: Aim) -> Solution:
-    return _solved(problem, forced_sets(problem.workload, 0.5), aim, 60, None)
+    return solve_or_diagnose(problem, forced_sets(problem.workload, 0.5), aim, 60, None)
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,10 @@ def _predicted(known: Profile, texts: tuple[str, ...]) -> dict[str, Problem]:
     prompts = PromptSet("held out", "prompt", texts)
     best = predict_routing(known, prompts)
     paper = predict_routing(known, prompts, "paper")
-    prepared = prompts_of(known)
+    prepared = features_of(known)
     history = histories(known, prepared)["request"]
     settings = known.record.settings
-    features = prompts_from(prepared.table, texts, settings.max_prompt_tokens if settings else None)
+    features = features_from(prepared.table, texts, settings.max_prompt_tokens if settings else None)
     frequencies = trained(known, history).predict(features).mean(axis=0)
     return {
         f"{paper.predictor} (the paper's)": _problem(known, paper),

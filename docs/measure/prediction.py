@@ -26,8 +26,11 @@ from typing import Any
 
 from remoe_cli import artifacts
 from remoe_cli.cli.demo import _prompts
-from remoe_cli.deploy.local import lifecycle, target
+from remoe_cli.deploy.console import SILENT
+from remoe_cli.deploy.local import lifecycle
 from remoe_cli.deploy.local.calibrate import calibrate
+from remoe_cli.deploy.local.target import LocalTarget
+from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.model.demo import demo_model
 from remoe_cli.plan.build import make_plan
 from remoe_cli.plan.catalog.catalog import read_catalog
@@ -40,6 +43,7 @@ from remoe_cli.runtime.client import answer
 from remoe_cli.runtime.expected_cost import expected_cost
 
 PROFILED, CALIBRATED = 64, 16
+HERE = LocalTarget(SILENT)
 FIRST = "the cheapest plan"
 SHARES = {FIRST: None, "a quarter remote": 0.25, "half remote": 0.5}
 LIMITS = {"TPOT": 0.25, "cost": 0.15}
@@ -58,7 +62,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         made = read_profile(options.profile) if options.profile else _profile(options.dtype, texts[:PROFILED], Path(folder) / "profile")
         with _deployed(_plan(made, 0.25), Path(folder)) as name:
-            made = calibrate(name, Path(folder) / "calibrated", texts[PROFILED : PROFILED + CALIBRATED], options.new_tokens)
+            made = calibrate(name, Path(folder) / "calibrated", texts[PROFILED : PROFILED + CALIBRATED], options.new_tokens, SILENT)
         _show_profile(made)
         plans = {what: _plan(made, share) for what, share in SHARES.items()}
         with ExitStack() as stack:
@@ -91,7 +95,7 @@ def _deployed(plan: Plan, folder: Path) -> Iterator[str]:
     name = f"prediction-{os.getpid()}-{len(list(folder.glob('plan-*.json')))}"
     path = folder / f"plan-{name}.json"
     artifacts.write_json(path, plan)
-    target.deploy(path, name, rtt_ms=0.0, say=lambda text: None, progress=lambda done, total: None)
+    HERE.deploy(path, name, DeployOptions())
     try:
         _settle()
         yield name
@@ -108,7 +112,7 @@ def _settle() -> None:
 
 def _ask(names: dict[str, str], prompts: tuple[str, ...], new_tokens: int) -> dict[str, list[dict[str, Any]]]:
     """Receipts of each deployment for all prompts but the first, which warms what no other start-up warms."""
-    reached = {what: (target.reach(name), expected_cost(target.plan_path(name))) for what, name in names.items()}
+    reached = {what: (HERE.main_address(name), expected_cost(HERE.deployed_plan(name))) for what, name in names.items()}
     receipts: dict[str, list[dict[str, Any]]] = {what: [] for what in names}
     for prompt in prompts:
         for what, (endpoint, predict) in reached.items():

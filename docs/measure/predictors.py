@@ -18,7 +18,7 @@ import numpy as np
 from remoe_cli.predict import baselines
 from remoe_cli.predict.divergence import jensen_shannon, noise_floor
 from remoe_cli.predict.evaluate import PREDICTORS, folds
-from remoe_cli.predict.history import History, Prompts, histories, prompts_of
+from remoe_cli.predict.history import History, PromptFeatures, features_of, histories
 from remoe_cli.profile.record import read_profile
 
 Array = np.ndarray
@@ -32,7 +32,7 @@ TARGETS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = 
 }
 
 
-def words(prompts: Prompts, known: Prompts, idf: bool, sublinear: bool) -> Array:
+def words(prompts: PromptFeatures, known: PromptFeatures, idf: bool, sublinear: bool) -> Array:
     bag = prompts.bags
     frequency = np.bincount(known.bags.tokens, minlength=prompts.table.weight.shape[0])
     weight = np.log((1 + len(known)) / (1 + frequency[bag.tokens])) + 1 if idf else np.ones(len(bag.tokens))
@@ -40,12 +40,12 @@ def words(prompts: Prompts, known: Prompts, idf: bool, sublinear: bool) -> Array
     return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
-def token_overlap(a: Prompts, b: Prompts, known: Prompts) -> Array:
+def token_overlap(a: PromptFeatures, b: PromptFeatures, known: PromptFeatures) -> Array:
     """Cosine of TF-IDF bags: the same words, whatever they mean."""
     frequency = np.bincount(known.bags.tokens, minlength=known.table.weight.shape[0])
     columns = np.flatnonzero(frequency)
 
-    def rows(prompts: Prompts) -> Array:
+    def rows(prompts: PromptFeatures) -> Array:
         out = np.zeros((len(prompts), len(frequency)), dtype=np.float32)
         weight = np.log((1 + len(known)) / (1 + frequency[prompts.bags.tokens])) + 1
         out[prompts.bags.prompt, prompts.bags.tokens] = np.log1p(prompts.bags.counts) * weight
@@ -93,7 +93,7 @@ def neighbours_roots(known: History, queries: Array, vectors: Array, alone: bool
     return np.stack([np.tensordot(w, np.sqrt(known.frequencies[f]), axes=1) for w, f in zip(weights, found, strict=True)])
 
 
-def ideas(known: History, test: Prompts) -> dict[str, Array]:
+def ideas(known: History, test: PromptFeatures) -> dict[str, Array]:
     out = {name: PREDICTORS[name](known, 0).predict(test) for name in ("DOP", "BF", "SPS", "neighbours")}
     own = known.prompts
     vectors = {
@@ -127,7 +127,7 @@ def ideas(known: History, test: Prompts) -> dict[str, Array]:
 
 def main() -> None:
     profile = read_profile(Path(sys.argv[1]))
-    history = next(iter(histories(profile, prompts_of(profile)).values()))
+    history = next(iter(histories(profile, features_of(profile)).values()))
     scores: dict[str, list[Array]] = {}
     for fold in folds(len(history), 5):
         known, test = history.take(np.setdiff1d(np.arange(len(history)), fold)), history.take(fold)

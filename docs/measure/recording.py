@@ -31,7 +31,7 @@ from remoe_cli.model.experts import IMPLEMENTATION, attach
 from remoe_cli.model.loader import load
 from remoe_cli.model.spec import read_spec
 from remoe_cli.model.tokens import encode, has_chat_template, load_tokenizer
-from remoe_cli.profile.record import DatasetRef, ModelRef, Settings
+from remoe_cli.profile.record import DatasetRef, ModelRef, RecordingSettings
 from remoe_cli.profile.routing import RoutingRecorder, record_batch
 from remoe_cli.profile.run import Inputs, record
 
@@ -99,7 +99,7 @@ def throughput(path: str, model: Any, texts: tuple[str, ...], new_tokens: int) -
     inputs = Inputs(
         model=ModelRef(path=path, revision=checkpoint.revision),
         dataset=DatasetRef(source="demo", field="prompt", prompts=len(texts), sha256=""),
-        settings=Settings(
+        settings=RecordingSettings(
             max_new_tokens=new_tokens,
             max_prompt_tokens=LIMIT,
             batch_size=BATCH,

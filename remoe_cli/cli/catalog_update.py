@@ -28,7 +28,7 @@ def command(
 ) -> None:
     """Copy a catalog with the prices that AWS publishes today. Needs no account.
 
-    Comments of the catalog are not copied.
+    Comments and the order of the file are kept.
     """
     from remoe_cli.errors import UsageError
     from remoe_cli.plan.catalog.catalog import read_catalog

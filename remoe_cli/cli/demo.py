@@ -45,7 +45,8 @@ def command(
     from remoe_cli import artifacts
     from remoe_cli.cli import demo_story as story
     from remoe_cli.demo_data import PROMPTS
-    from remoe_cli.deploy.local import lifecycle, target
+    from remoe_cli.deploy.local.target import LocalTarget
+    from remoe_cli.deploy.target import DeployOptions
     from remoe_cli.settings import cache_dir
 
     output.say("1/5 The model: small, so that all of this runs here")
@@ -79,13 +80,13 @@ def command(
     _tell(story.forced_lines(plan, forced))
     _show_tables(forced, forced_path)
     name = f"remoe-demo-{os.getpid()}"
-    with output.progress("Packaging functions") as report:
-        deployed = target.deploy(forced_path, name, rtt_ms=0.0, say=output.say, progress=report)
+    here = LocalTarget(output.console())
+    deployed = here.deploy(forced_path, name, DeployOptions())
     try:
         output.say(f"\n5/5 Ask: {QUESTION}\n")
-        document = infer.ask(target.reach(name), QUESTION, _ANSWER_TOKENS, infer.expected_cost_of(forced_path))
+        document = infer.ask(here.main_address(name), QUESTION, _ANSWER_TOKENS, infer.expected_cost_of(forced_path))
     finally:
-        lifecycle.destroy(name)
+        here.destroy(name)
     output.result(
         {
             "model": str(model),

@@ -11,10 +11,11 @@ import typer
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import DataOption, FieldOption, PromptOption, texts_of
-from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, Target, TargetOption, account, only_on_aws
+from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import RemoeError, UsageError
 
 if TYPE_CHECKING:
+    from remoe_cli.model.chat import Prompt
     from remoe_cli.runtime.client import MainAddress
     from remoe_cli.runtime.expected_cost import ExpectedCost
 
@@ -31,7 +32,7 @@ def command(
     data: DataOption = None,
     field: FieldOption = "prompt",
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Longest answer, in tokens.")] = 256,
-    target: TargetOption = Target.local,
+    target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
     json: output.JsonOption = False,
@@ -40,14 +41,14 @@ def command(
     """Ask a deployment, and show the answer and a receipt: its times and costs beside the predicted ones."""
     if (prompt is None) == (data is None):
         raise UsageError("Give either --prompt TEXT or --data FILE.", "See 'remoe infer --help'.")
-    only_on_aws(target, region=region, profile=profile)
-    endpoint, expected = _reach_on_aws(name, region, profile) if target is Target.aws else _reach_here(name)
+    deployed = pick(target, region, profile)
+    address, expected = deployed.main_address(name), expected_cost_of(deployed.deployed_plan(name))
     for text in texts_of(prompt, data, field):
-        document = ask(endpoint, text, max_new_tokens, expected)
+        document = ask(address, text, max_new_tokens, expected)
         output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
 
 
-def ask(endpoint: MainAddress, text: str, max_new_tokens: int, expected: ExpectedCost | None) -> dict[str, Any]:
+def ask(address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: ExpectedCost | None) -> dict[str, Any]:
     """Return the answer to one prompt with its receipt; without --json the text is printed as it comes."""
     from remoe_cli.runtime.client import answer
 
@@ -59,52 +60,40 @@ def ask(endpoint: MainAddress, text: str, max_new_tokens: int, expected: Expecte
                 waiting.close()
                 output.piece(piece)
 
-        return answer(endpoint, text, max_new_tokens, on_text, expected=expected)
-
-
-def _reach_here(name: str) -> tuple[MainAddress, ExpectedCost | None]:
-    from remoe_cli.deploy.local import target
-
-    return target.reach(name), expected_cost_of(target.plan_path(name))
-
-
-def _reach_on_aws(name: str, region: str | None, profile: str | None) -> tuple[MainAddress, ExpectedCost | None]:
-    from remoe_cli.deploy.aws.access import deployed_file, reach
-
-    where = account(region, profile)
-    return reach(where, name), expected_cost_of(deployed_file(where, name, "plan.json"))
+        return answer(address, prompt, max_new_tokens, on_text, expected=expected)
 
 
 def expected_cost_of(plan: Path) -> ExpectedCost | None:
-    """What the plan predicts; None, with a message, where its profile is not at hand."""
+    """Return what predicts requests of the plan; None, with a message, when its profile is missing or has changed."""
     from remoe_cli.runtime.expected_cost import expected_cost
 
     try:
         return expected_cost(plan)
     except RemoeError as error:
-        output.say(f"Receipts have no prediction: {error.message}")
+        output.say(f"The receipt has no predicted figures: {error.message}")
         return None
 
 
 def show_receipt(receipt: dict[str, Any]) -> None:
-    """The receipt for people: what was measured beside what was predicted."""
+    """Print the receipt for people: measured figures beside the predicted ones."""
     predicted = receipt["predicted"] or {}
     cost = receipt["cost"]
     rows = [
         ("time to first token (TTFT)", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
         ("time per further token (TPOT)", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
-        ("cost of such answers", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
+        ("cost of such requests", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
         ("  main function", _usd(cost["main_usd"]), ""),
         ("  expert functions", _usd(cost["functions_usd"]), ""),
     ]
     output.line("\n")
-    output.table(f"Receipt (prices: catalog '{receipt['catalog']}')", ("", "measured", "predicted"), rows)
-    tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated in {receipt['total_s']:.2f} s"
-    output.line(f"{tokens}; {receipt['invocations']} invocations of {len(receipt['functions'])} functions, {receipt['billed_ms']} ms billed")
+    output.table(f"Receipt, at the prices of catalog '{receipt['catalog']}'", ("", "measured", "predicted"), rows)
+    tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated tokens"
+    output.line(f"{tokens}, {receipt['total_s']:.2f} s")
     if receipt["main_load_s"]:
-        output.line(f"before that the main function took {receipt['main_load_s']:.1f} s to load, which is in its cost")
-    payloads = f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received"
-    output.line(f"{receipt['cold_starts']} cold starts, {receipt['retries']} retries, {payloads}")
+        output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that, which the cost includes.")
+    calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
+    output.line(f"{calls}: {receipt['cold_starts']} cold starts, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
+    output.line(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
 
 
 def _ms(seconds: float | None) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, Target, TargetOption, account, only_on_aws
+from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 
 EXAMPLES = examples("remoe logs demo", "remoe logs olmoe --target aws --function main --lines 100")
 
@@ -17,22 +17,14 @@ def command(
     name: NameArgument,
     function: Annotated[str | None, typer.Option(metavar="NAME", help="Only this function's log; also 'main' or 'supervisor'.")] = None,
     lines: Annotated[int, typer.Option(min=1, metavar="LINES", help="Lines to show of each log.")] = 20,
-    target: TargetOption = Target.local,
+    target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
     """Show the last lines that a deployment's functions and servers have logged."""
-    only_on_aws(target, region=region, profile=profile)
-    if target is Target.aws:
-        from remoe_cli.deploy.aws.status import logs as logs_on_aws
-
-        found = logs_on_aws(account(region, profile), name, function, lines)
-    else:
-        from remoe_cli.deploy.local.lifecycle import logs
-
-        found = logs(name, function, lines)
+    found = pick(target, region, profile).logs(name, function, lines)
 
     def show() -> None:
         for source, text in found.items():

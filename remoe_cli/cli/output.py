@@ -22,6 +22,7 @@ from remoe_cli.errors import RemoeError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from remoe_cli.deploy.console import Console, Overview
     from remoe_cli.progress import Report
 
 HEARTBEAT_S = 14.0  # without a line on stderr, after which a stage of work prints one where there is no terminal
@@ -33,6 +34,7 @@ class _Mode:
     quiet: bool = False
     verbose: bool = False
     said_s: float = field(default_factory=time.monotonic)  # when the last message was printed
+    working: bool = False  # a stage of work is shown
 
 
 _mode = _Mode()
@@ -112,6 +114,26 @@ def ask(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def show_overview(overview: Overview) -> None:
+    """Print tables, and the sentences that belong under them, on stdout."""
+    for each in overview.tables:
+        table(each.title, each.columns, each.rows)
+    for remark in overview.remarks:
+        line(remark)
+
+
+def console(*, yes: bool = False) -> Console:
+    """Make the console of a command that deploys; with `yes` it agrees to everything without a question."""
+    from remoe_cli.deploy.console import NO_OVERVIEW, Console
+
+    def agree(question: str, overview: Overview = NO_OVERVIEW) -> bool:
+        if not is_json():
+            show_overview(overview)
+        return yes or ask(question)
+
+    return Console(say, progress, agree)
+
+
 @contextmanager
 def progress(title: str, *, of_bytes: bool = False) -> Iterator[Report]:
     """Show on stderr how far a stage of work is, until the context ends; yields what the work reports to.
@@ -119,12 +141,17 @@ def progress(title: str, *, of_bytes: bool = False) -> Iterator[Report]:
     On a terminal this is a bar. Elsewhere it is a line after each HEARTBEAT_S seconds without one, whether or not anything is reported,
     and a line for each `what`. Work that was counted to its end leaves one line. With --quiet nothing is printed.
     """
+    assert not _mode.working, "only one stage of work is shown at a time"
     stage = _Stage(title, of_bytes)
     if _mode.quiet:
         yield stage.report
         return
-    with (_bar if sys.stderr.isatty() else _heartbeat)(stage) as report:
-        yield report
+    _mode.working = True
+    try:
+        with (_bar if sys.stderr.isatty() else _heartbeat)(stage) as report:
+            yield report
+    finally:
+        _mode.working = False
     if stage.total is not None and stage.done >= stage.total:
         say(f"{title}: {stage.amount(stage.total)} done in {_duration(time.monotonic() - stage.began_s)}")
 
@@ -192,7 +219,8 @@ def _heartbeat(stage: _Stage) -> Iterator[Report]:
     ended = Event()
 
     def beat() -> None:
-        while not ended.wait(max(0.0, _mode.said_s + HEARTBEAT_S - time.monotonic())):
+        least_s = min(1.0, HEARTBEAT_S)  # of work before its first line, however long nothing was printed before it
+        while not ended.wait(max(least_s, _mode.said_s + HEARTBEAT_S - time.monotonic())):
             if time.monotonic() >= _mode.said_s + HEARTBEAT_S:  # nobody else has printed a line meanwhile
                 say(f"{stage.title}: {stage.state()}")
 

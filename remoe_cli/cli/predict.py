@@ -9,14 +9,15 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, texts_of
+from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, read_data, texts_of
 from remoe_cli.cli.profile_shared import trained_predictor
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from remoe_cli.model.chat import Prompt
     from remoe_cli.predict.evaluate import Evaluation
     from remoe_cli.predict.fate import Fate
-    from remoe_cli.predict.history import History, Prompts, View
+    from remoe_cli.predict.history import History, PromptFeatures, View
     from remoe_cli.profile.record import Profile
 
 _SHOWN = 3
@@ -67,7 +68,6 @@ def command(
 
     The prediction is learned from the profile's prompts. The model is not run.
     """
-    from remoe_cli.profile.prompts import read_prompts
     from remoe_cli.profile.record import read_profile
 
     if (prompt is not None) + (data is not None) + evaluate != 1:
@@ -77,10 +77,11 @@ def command(
         raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
     read = read_profile(profile)
 
+    profiled = None if profiled_data is None else read_data(profiled_data, field)
     with output.progress("Reading the profile's prompts"):
-        from remoe_cli.predict.history import histories, prompts_of  # imports torch, for which a wrong path need not wait
+        from remoe_cli.predict.history import features_of, histories  # imports torch, for which a wrong path need not wait
 
-        known = prompts_of(read, vectors_from, None if profiled_data is None else read_prompts(profiled_data, field))
+        known = features_of(read, vectors_from, profiled)
         views = histories(read, known)
     if evaluate:
         _evaluate(read, views, _fate(read, known) if fate else None, folds, plot)
@@ -88,17 +89,18 @@ def command(
         _predict(read, views["request"], texts_of(prompt, data, field), out)
 
 
-def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Path | None) -> None:
+def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out: Path | None) -> None:
     import numpy as np
 
     from remoe_cli.artifacts import write_arrays
-    from remoe_cli.predict.history import prompts_from
+    from remoe_cli.model.chat import as_text
+    from remoe_cli.predict.history import features_from
     from remoe_cli.predict.train import trained
 
     with output.progress("Predicting"):
         predictor = trained(profile, history)
         settings = profile.record.settings
-        prompts = prompts_from(history.prompts.table, texts, settings.max_prompt_tokens if settings else None)
+        prompts = features_from(history.prompts.table, texts, settings.max_prompt_tokens if settings else None)
         activation = predictor.predict(prompts)
         low, high = predictor.interval(prompts)
     if out is not None:
@@ -124,7 +126,7 @@ def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Pa
             (str(layer), *(f"{x['expert']}: {x['share']:.0%} ({x['lower']:.0%} to {x['upper']:.0%})" for x in best))
             for layer, best in zip(layers, document["most_used"], strict=True)
         ]
-        output.table(f"Most used experts of {texts[0][:60]!r}", ("layer", *(f"{i + 1}." for i in range(len(rows[0]) - 1))), rows)
+        output.table(f"Most used experts of {as_text(texts[0])[:60]!r}", ("layer", *(f"{i + 1}." for i in range(len(rows[0]) - 1))), rows)
         output.line(
             f"Predictor: {predictor.record.default}. In {predictor.fitted.coverage:.0%} of cases the share is in the range in brackets."
         )
@@ -139,7 +141,7 @@ def _layers(profile: Profile) -> list[int]:
     return list(profile.record.spec.moe_layers if routing.layers is None else routing.layers)
 
 
-def _fate(profile: Profile, known: Prompts) -> Fate:
+def _fate(profile: Profile, known: PromptFeatures) -> Fate:
     from remoe_cli.model.checkpoint import find
     from remoe_cli.predict.fate import ask_routers
 

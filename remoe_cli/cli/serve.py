@@ -8,14 +8,14 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, Target, TargetOption, account, only_on_aws
+from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 
 EXAMPLES = examples("remoe serve demo", "remoe serve olmoe --target aws --port 9000   # the main function here, the experts on AWS")
 
 
 def command(
     name: NameArgument,
-    target: TargetOption = Target.local,
+    target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
@@ -27,12 +27,4 @@ def command(
 
     It loads the local experts and all other weights, calls the deployed expert functions, and answers GET /ping and POST /invocations.
     """
-    only_on_aws(target, region=region, profile=profile)
-    if target is Target.aws:
-        from remoe_cli.deploy.aws.access import serve as serve_on_aws
-
-        serve_on_aws(account(region, profile), name, host, port, output.say)
-    else:
-        from remoe_cli.deploy.local.target import serve
-
-        serve(name, host, port, output.say)
+    pick(target, region, profile).serve(name, host, port)

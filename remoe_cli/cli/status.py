@@ -8,7 +8,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.target import ProfileOption, RegionOption, Target, TargetOption, account, only_on_aws
+from remoe_cli.cli.target import ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import UsageError
 
 EXAMPLES = examples("remoe status", "remoe status olmoe --target aws")
@@ -16,35 +16,32 @@ EXAMPLES = examples("remoe status", "remoe status olmoe --target aws")
 
 def command(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A deployment; by default all on this machine.")] = None,
-    target: TargetOption = Target.local,
+    target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
     """Show deployments: their functions, instances and memory limits, and what the main function holds."""
-    only_on_aws(target, region=region, profile=profile)
-    if target is Target.aws:
-        if name is None:
-            raise UsageError("On AWS, one deployment is shown at a time.", "Give its NAME.")
-        from remoe_cli.deploy.aws.status import read
-
-        document = read(account(region, profile), name)
-        output.result(document, lambda: show_on_aws(document))
-        return
-    from remoe_cli.deploy.local import lifecycle
-    from remoe_cli.deploy.local.target import status
-
     if name is not None:
-        document = status(name)
+        document = pick(target, region, profile).status(name)
         output.result(document, lambda: show(document))
         return
-    documents = [status(each) for each in lifecycle.names()]
+    if target is TargetName.aws:
+        raise UsageError("On AWS, one deployment is shown at a time.", "Give its NAME.")
+    from remoe_cli.deploy.local import lifecycle
+
+    here = pick(target, region, profile)
+    documents = [here.status(each) for each in lifecycle.names()]
     output.result({"deployments": documents}, lambda: _show_all(documents))
 
 
 def show(document: dict[str, Any]) -> None:
-    """One deployment for people."""
+    """Print one deployment for people."""
+    _show_on_aws(document) if document["target"] == "aws" else _show_here(document)
+
+
+def _show_here(document: dict[str, Any]) -> None:
     output.line(f"{document['name']} ({document['target']}): {document['state']}")
     if document["state"] != "running":
         output.line(f"  {document.get('hint', '')}")
@@ -76,8 +73,7 @@ def show(document: dict[str, Any]) -> None:
         output.table("", ("function", "MB", "instances", "invocations", "cold", "errors", "billed ms"), rows)
 
 
-def show_on_aws(document: dict[str, Any]) -> None:
-    """One deployment on AWS for people."""
+def _show_on_aws(document: dict[str, Any]) -> None:
     output.line(f"{document['name']} (aws, account {document['account']}, {document['region']}): {document['state']}")
     output.line(f"  stack {document['stack']}, last changed by {document['by']} at {document['since']}")
     output.line(f"  plan {document['plan']}")

@@ -1,4 +1,4 @@
-"""What the commands that know deployments have in common: where one stands, whose account that is, and asking before acting."""
+"""What the commands for deployments share: their options, and picking the target that the options name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from remoe_cli.cli import output
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from remoe_cli.deploy.aws.session import Account
+    from remoe_cli.deploy.target import Target
 
 
-class Target(StrEnum):
+class TargetName(StrEnum):
     local = "local"
     aws = "aws"
 
@@ -24,7 +24,7 @@ ON_AWS = "On AWS"  # the panel of options that go with --target aws only
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A deployment.")]
 TargetOption = Annotated[
-    Target, typer.Option(help="Where it runs: 'local' imitates AWS Lambda on this machine (the local twin), 'aws' is AWS.")
+    TargetName, typer.Option(help="Where it runs: 'local' imitates AWS Lambda on this machine (the local twin), 'aws' is AWS.")
 ]
 RegionOption = Annotated[
     str | None,
@@ -36,25 +36,29 @@ ProfileOption = Annotated[
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before acting.", rich_help_panel=ON_AWS)]
 
 
-def only_on_aws(target: Target, **given: object) -> None:
-    """Raises UsageError for an option that means nothing on the local target."""
+def only_on_aws(target: TargetName, **given: object) -> None:
+    """Refuse an option that means nothing on the local target.
+
+    Raises: UsageError for the first one.
+    """
     wrong = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
-    if target is Target.local and wrong:
+    if target is TargetName.local and wrong:
         raise UsageError(f"{wrong[0]} goes with --target aws.", f"Add --target aws, or leave {wrong[0]} out.")
 
 
-def account(region: str | None, profile: str | None) -> Account:
-    """The AWS account that the credentials belong to; raises what `session.connect` raises."""
-    from remoe_cli.deploy.aws.session import connect
+def pick(target: TargetName, region: str | None, profile: str | None, *, asks: bool = False, yes: bool = False) -> Target:
+    """Return the target that the options name. On AWS, a command that `asks` needs somebody who can answer, or `yes`.
 
-    return connect(region, profile)
+    Raises: UsageError for options that do not go together and where nobody can answer, and what `session.connect` raises.
+    """
+    only_on_aws(target, region=region, profile=profile)
+    if target is TargetName.local:
+        from remoe_cli.deploy.local.target import LocalTarget
 
-
-def can_ask(yes: bool) -> None:
-    """Raises UsageError where a question could not be answered. For use before anything is begun."""
-    if not yes and (output.is_json() or not sys.stdin.isatty()):
+        return LocalTarget(output.console(yes=True))
+    if asks and not yes and (output.is_json() or not sys.stdin.isatty()):
         raise UsageError("This asks before it acts, and nobody can answer here.", "Give --yes.")
+    from remoe_cli.deploy.aws import session
+    from remoe_cli.deploy.aws.target import AwsTarget
 
-
-def agreed(question: str, yes: bool) -> bool:
-    return yes or output.ask(question)
+    return AwsTarget(session.connect(region, profile), output.console(yes=yes))

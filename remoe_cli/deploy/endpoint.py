@@ -1,4 +1,4 @@
-"""What a main function can run on, whatever the target."""
+"""The kinds of endpoint that run a main function."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from enum import StrEnum
 
 
 class Endpoint(StrEnum):
-    """Where the main function runs: a SageMaker instance, a Lambda function of a container image, or the user's own machine."""
+    """What runs the main function.
+
+    sagemaker    a SageMaker endpoint
+    aws_lambda   a Lambda function of a container image; on the local twin a function of this installation
+    none         nothing; the user runs it with 'remoe serve'
+    """
 
     sagemaker = "sagemaker"
     aws_lambda = "lambda"

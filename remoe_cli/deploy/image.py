@@ -1,4 +1,4 @@
-"""Making an image of a build context, and pushing it, by the Docker that answers here or by hand."""
+"""Build the main function's container image and push it, with Docker or as commands for the user."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from remoe_cli.package.image import Image
 
 
 def by_hand(image: Image) -> list[str]:
-    """The commands that do what `build` does."""
+    """Return the commands that do what `build` does."""
     login = f"aws ecr get-login-password --region {image.region} | docker login --username AWS --password-stdin {image.registry}"
     return [shlex.join(image.build), *([login] if image.registry else []), *([shlex.join(image.push)] if image.repository else [])]
 
 
 def build(image: Image, say: Callable[[str], None]) -> bool:
-    """Build it, and push it where there is a repository; False where no Docker answers.
+    """Build the image, and push it if it has a repository; return False when no Docker answers.
 
-    Raises DeployError when Docker or Amazon ECR refuses.
+    Raises: DeployError when Docker or Amazon ECR refuses.
     """
     try:
         answers = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, check=False)
@@ -46,7 +46,7 @@ def _docker(argv: list[str], say: Callable[[str], None], **options: Any) -> None
 
 
 def _password(image: Image) -> bytes:
-    """What Amazon ECR takes for twelve hours; for Docker's standard input alone."""
+    """Get a password of Amazon ECR, valid for twelve hours. It goes to Docker's standard input only."""
     import boto3
 
     from remoe_cli.deploy.aws.session import plain_errors

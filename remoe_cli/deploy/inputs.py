@@ -1,4 +1,4 @@
-"""What a plan names: read with it, and held against it, before anything is deployed anywhere."""
+"""A plan and the files that it names, read and verified before anything is deployed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from remoe_cli.plan.document import Plan
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile, read_profile
 
+Inputs = tuple[Plan, Profile, Catalog]
 
-def read_inputs(plan_path: Path) -> tuple[Plan, Profile, Catalog]:
-    """The plan with the profile and catalog that it names, confirmed by the verifier. Raises ArtifactError."""
+
+def read_inputs(plan_path: Path) -> Inputs:
+    """Read a plan with the profile and the catalog that it names, and verify it.
+
+    Raises: ArtifactError for a file that is missing, damaged or has changed, and for a plan that the verifier does not confirm.
+    """
     plan = artifacts.read_json(plan_path, Plan)
     profile = read_profile(Path(plan.profile.path))
     catalog = read_catalog(plan.catalog.path)

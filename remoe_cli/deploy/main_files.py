@@ -1,4 +1,4 @@
-"""What a deployment gives its main function: what it serves and calls, and its share of the model. The same for every target."""
+"""The files of a main function, the same on every target: its configuration and its weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_EXPERT_ROWS = 1e6
 
 
 def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manifest, invoked: Callable[[str], str]) -> ServerConfig:
-    """`invoked` gives for an entry of the bundle the name by which its function is invoked."""
+    """Make the document server.json; `invoked` maps a bundle entry to the name of its function."""
     expert_rows = _expert_rows(profile)
     return ServerConfig(
         model=bundle.model,
@@ -43,9 +43,11 @@ def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manife
 def write_main_files(
     config: ServerConfig, plan_path: Path, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> partial_checkpoint.MainManifest:
-    """Write the main function's share into `folder`, with server.json, plan.json and the manifest of all of it.
+    """Write the main function's weights, server.json, plan.json and their manifest into `folder`.
 
-    `progress` is told the bytes of weights done and their total. Raises ModelError for a model that is gone or not whole.
+    `progress` is called with the bytes of weights done and their total.
+
+    Raises: ModelError for a model that is missing or incomplete.
     """
     remote: dict[int, tuple[int, ...]] = {}
     for function in config.functions:
@@ -59,8 +61,11 @@ def write_main_files(
 
 
 def _expert_rows(profile: Profile) -> float:
-    """What an expert adds to an invocation besides its rows, in rows; at one vCPU, where the planner divides among replicas too
-    (plan/remote_side.py, `lpt`). A million where rows cost next to nothing: then only experts count."""
+    """Return the work of calling one expert besides its rows, in rows.
+
+    It is taken at one vCPU, as the planner does when it divides experts among replicas (plan/cost/expert_functions.py). Where rows cost
+    next to nothing it is a million: then only the number of experts counts.
+    """
     work_s = profile.record.latency.remote_expert.work_s
     one_s, many_s = float(work_s(1, 1.0)), float(work_s(65, 1.0))
     row_s = (many_s - one_s) / 64

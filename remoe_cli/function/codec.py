@@ -1,12 +1,12 @@
-"""The wire format between dispatcher and expert function: one binary frame, carried as one base64 JSON string.
+"""The wire format between dispatcher and expert function: a binary frame in a base64 JSON string.
 
-Lambda takes only JSON in, so the whole event is one JSON string: a quote, base64, a quote.
+Lambda takes only JSON, so the whole event is one JSON string: a quote, base64, a quote.
 
     frame = magic "RMO1" | dtype u8 | 0 u8 | experts u16 | width u32 | compute_us u64
           | experts x ( id u32 | rows u32 ) | rows of hidden states, `width` numbers each, in the order of the table
 
-All numbers are little-endian. The answer has the same table and the experts' outputs, unweighted.
-Parsing is strict: anything that does not add up is a FrameError, never a guess.
+All numbers are little-endian. The response has the same table and the experts' outputs, unweighted. Parsing is strict: a frame that is
+not consistent is a FrameError, never a guess.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pybase64
 
 MAGIC = b"RMO1"
 _HEAD = struct.Struct("<4sBBHIQ")
-# bfloat16 has no numpy type: its bits travel as uint16.
+# numpy has no bfloat16: its bits are sent as uint16.
 STORAGE: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2"), "float16": np.dtype("<f2")}
 _CODES = ("float32", "bfloat16", "float16")
 # The exponent bits that are all ones in an infinity or a NaN.
@@ -29,12 +29,16 @@ _EXPONENT = {"float32": (np.uint32, 0x7F80_0000), "bfloat16": (np.uint16, 0x7F80
 
 
 class FrameError(ValueError):
-    """A frame that cannot be what the other side meant."""
+    """A frame that is not valid."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of hidden states by expert. `data` is [sum(rows), width] in STORAGE[dtype]; `compute_us` is set in answers."""
+    """Rows of hidden states by expert.
+
+    data         [sum(rows), width] in STORAGE[dtype]
+    compute_us   time that the experts took, in responses
+    """
 
     dtype: str
     experts: tuple[int, ...]
@@ -44,24 +48,36 @@ class Batch:
 
 
 def frame_bytes(rows: int, experts: int, width: int, dtype: str) -> int:
-    """Size of a frame before base64."""
+    """Compute the bytes of a frame, before base64."""
     return _HEAD.size + 8 * experts + rows * width * STORAGE[dtype].itemsize
 
 
 def wire_bytes(frame: int) -> int:
-    """Size on the wire of a frame of `frame` bytes: base64 and two quotes."""
+    """Compute the bytes on the wire of a frame of `frame` bytes: base64 and two quotes.
+
+    >>> wire_bytes(frame_bytes(rows=4, experts=2, width=576, dtype="bfloat16"))
+    6194
+    """
     return 4 * ((frame + 2) // 3) + 2
 
 
 def pack(batch: Batch) -> bytes:
-    """Frame a batch."""
+    """Write a batch as a frame.
+
+    >>> frame = pack(Batch("float32", (3, 7), (1, 2), np.zeros((3, 64), dtype="<f4")))
+    >>> unpack(frame).experts, unpack(frame).data.shape, len(frame) == frame_bytes(3, 2, 64, "float32")
+    ((3, 7), (3, 64), True)
+    """
     head = _HEAD.pack(MAGIC, _CODES.index(batch.dtype), 0, len(batch.experts), batch.data.shape[1], batch.compute_us)
     table = np.array([batch.experts, batch.rows], dtype="<u4").T.tobytes()
     return b"".join((head, table, np.ascontiguousarray(batch.data).tobytes()))
 
 
 def unpack(frame: bytes) -> Batch:
-    """Parse a frame; raises FrameError when a length, a type, an id or a number is not sound."""
+    """Read a frame as a batch.
+
+    Raises: FrameError when a length, a type, an id or a number is not valid.
+    """
     if len(frame) < _HEAD.size:
         raise FrameError(f"frame of {len(frame)} bytes is shorter than its head")
     magic, code, zero, experts, width, compute_us = _HEAD.unpack_from(frame)
@@ -86,12 +102,15 @@ def unpack(frame: bytes) -> Batch:
 
 
 def to_wire(frame: bytes) -> bytes:
-    """A frame as the JSON string that Invoke carries."""
+    """Encode a frame as the JSON string that Invoke sends."""
     return b'"' + pybase64.b64encode(frame) + b'"'
 
 
 def from_wire(body: bytes) -> bytes:
-    """The frame inside a JSON string; raises FrameError when the body is not one."""
+    """Decode the frame inside a JSON string.
+
+    Raises: FrameError when the body is not such a string.
+    """
     if len(body) < 2 or body[:1] != b'"' or body[-1:] != b'"':
         raise FrameError("body is not one JSON string")
     try:

@@ -1,11 +1,11 @@
-"""One expert's feed-forward network, rounding where torch's eager path rounds.
+"""One expert's feed-forward network, rounded where torch's eager path rounds.
 
-A bfloat16 model keeps its tokens only if every intermediate is rounded to bfloat16 at the points at which torch
-writes a tensor: after each matmul, bias, activation and product (measured: with float32 intermediates greedy tokens
-diverge). So values are float32 arrays that hold numbers of the model's type, and `_round` is called at those points.
+A bfloat16 model gives the same tokens only if every intermediate is rounded to bfloat16 where torch writes a tensor: after each matmul,
+bias, activation and product (with float32 intermediates greedy tokens differ, as measured). So values are float32 arrays that hold
+numbers of the model's type, and `_round` is called at these points.
 
-Matrix products of 16-bit weights go through numkong (float32 accumulation, weights packed once), of float32 weights
-through numpy; docs/adr/0003-function-arithmetic.md has the measurement behind that choice.
+numkong multiplies matrices of 16-bit weights (float32 accumulation, weights packed once), numpy those of float32 weights.
+docs/adr/0003-function-arithmetic.md has the measurement behind this choice.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ _NUMKONG: dict[str, Any] = {"bfloat16": "bf16", "float16": "f16"}
 class FfnSpec:
     """The arithmetic of a family's experts.
 
-    gate         how the up projection becomes the hidden activation: see `_GATES`
-    activation   a name in `_ACTIVATIONS`, used by the gates that have one
-    limit/alpha  clamp and sigmoid scale, where the gate uses them
-    interleaved  gate and up alternate (g0 u0 g1 u1 ..) instead of following each other
-    transposed   weights are stored [in, out] instead of [out, in]
+    gate          how the up projection becomes the hidden activation: see `_GATES`
+    activation    a name in `_ACTIVATIONS`, for the gates that have one
+    limit         clamp, for the gates that have one
+    alpha         scale of the sigmoid, for the gates that have one
+    interleaved   rows of gate and up alternate (g0 u0 g1 u1 ..); otherwise all rows of gate come first
+    transposed    weights are stored [in, out]; otherwise [out, in]
     """
 
     dtype: str
@@ -46,14 +47,18 @@ class FfnSpec:
 
 
 def widen(stored: Array, dtype: str) -> Floats:
-    """Stored numbers as float32, exactly."""
+    """Convert stored numbers to float32, exactly.
+
+    >>> widen(narrow(np.array([1.0, 1.001], dtype=np.float32), "bfloat16"), "bfloat16").tolist()
+    [1.0, 1.0]
+    """
     if dtype == "bfloat16":
         return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return np.asarray(stored, dtype=np.float32)
 
 
 def narrow(values: Floats, dtype: str) -> Array:
-    """float32 to storage, round to nearest even."""
+    """Convert float32 to stored numbers, rounded to nearest even."""
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(values).view(np.uint32)
         return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
@@ -109,7 +114,7 @@ def _gate_wide(h: Floats, spec: FfnSpec) -> Floats:
 
 def _clamp(h: Floats, spec: FfnSpec) -> tuple[Floats, Floats]:
     gate, up = _split(h, spec)
-    # torch clamps in the tensor's own type, so the limit is rounded to it first.
+    # torch clamps in the tensor's type, so the limit is rounded to it first.
     limit = _round(np.array([spec.limit], dtype=np.float32), spec.dtype)[0]
     return np.minimum(gate, limit), np.clip(up, -limit, limit)
 
@@ -138,20 +143,21 @@ GATES, ACTIVATIONS = tuple(_GATES), tuple(_ACTIVATIONS)
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix ready to multiply: float32 [out, in], or packed by numkong."""
+    """A weight matrix, ready to multiply: float32 [out, in], or packed by numkong."""
 
     dtype: str
     weights: Any
 
     @classmethod
     def of(cls, stored: Array, spec: FfnSpec) -> Matrix:
+        """Make a stored matrix ready."""
         matrix = stored.T if spec.transposed else stored
         if spec.dtype == "float32":
             return cls(spec.dtype, matrix)
         return cls(spec.dtype, numkong.dots_pack(_tensor(matrix, spec.dtype), dtype=_NUMKONG[spec.dtype]))
 
     def apply(self, x: Floats) -> Floats:
-        """x [n, in] -> [n, out], rounded once."""
+        """Multiply x [n, in] to [n, out], rounded once."""
         if self.dtype == "float32":
             product: Floats = x @ self.weights.T
             return product
@@ -166,7 +172,7 @@ def _tensor(stored: Array, dtype: str) -> Any:
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert, ready to run. `width` is the numbers in a row that enters and leaves it."""
+    """One expert, ready to run. `width` is that of the rows that enter and leave it."""
 
     spec: FfnSpec
     width: int
@@ -177,7 +183,7 @@ class Expert:
 
     @classmethod
     def of(cls, tensors: dict[str, Array], spec: FfnSpec) -> Expert:
-        """From stored parameters `gate_up_proj` (or `up_proj`), `down_proj` and, where there are any, their `_bias`."""
+        """Make an expert ready from stored gate_up_proj (or up_proj), down_proj and their biases."""
         name = "up_proj" if spec.gate == "none" else "gate_up_proj"
         biases = [widen(tensors[b], spec.dtype) if b in tensors else None for b in (name + "_bias", "down_proj_bias")]
         width = tensors["down_proj"].shape[-1 if spec.transposed else -2]
@@ -185,11 +191,11 @@ class Expert:
 
     @property
     def weights_bytes(self) -> int:
-        """Memory that its matrices take."""
+        """The memory of its matrices."""
         return int(self.up.weights.nbytes + self.down.weights.nbytes)
 
     def run(self, stored: Array) -> Array:
-        """Rows [n, hidden] in storage form -> unweighted outputs [n, hidden] in storage form."""
+        """Compute the unweighted outputs [n, width] of rows [n, width], both as stored numbers."""
         d = self.spec.dtype
         h = self.up.apply(widen(stored, d))
         if self.up_bias is not None:

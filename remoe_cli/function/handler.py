@@ -1,7 +1,7 @@
-"""The function's entry point: rows by expert in, outputs by expert out.
+"""The entry point of an expert function: rows by expert in, outputs by expert out.
 
-Environment: REMOE_SHARD and REMOE_SHARD_HEADER name this function's shard (weights.py). An event that is the JSON object
-{"health": true} is answered with what this process has imported and how long each part of its cold start took.
+Environment: REMOE_SHARD and REMOE_SHARD_HEADER name the function's shard (weights.py). The event {"health": true} is answered with what
+this process has imported, and how long each step of its cold start took.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .weights import open_shard
 
 
 class _Marshaller:
-    """Replaces the runtime client's JSON codec, which takes 8 times as long on a 1 MB string.
+    """A JSON codec in place of the runtime client's, which takes 8 times as long for a 1 MB string.
 
-    A JSON string is decoded to the bytes of its base64, anything else as JSON; bytes are answered as a JSON string. A runtime
-    client that knows no other codec than its own passes the string as it is, and `handle` answers one.
+    A JSON string is decoded to the bytes of its base64, anything else as JSON; bytes are encoded as a JSON string. A runtime client that
+    allows no other codec passes the string as it is, and `handle` answers with one.
     """
 
     def unmarshal_request(self, request: bytes, content_type: str = "application/json") -> Any:
@@ -47,13 +47,13 @@ with suppress(ImportError):
 _imported_s = time.perf_counter()
 _shard = open_shard(os.environ)
 _experts = ReadyExperts(_shard, room_bytes(os.environ))
-_weights_s = time.perf_counter() - _imported_s  # opening the shard, and making experts ready, as far as that has gone
+_weights_s = time.perf_counter() - _imported_s  # opening the shard, and making experts ready so far
 _cold_start: dict[str, float] | None = None
 
 
 @contextmanager
 def _counted() -> Iterator[None]:
-    """What is done within counts as weights."""
+    """Count the time inside as time for weights."""
     global _weights_s
     start = time.perf_counter()
     yield
@@ -61,15 +61,18 @@ def _counted() -> Iterator[None]:
 
 
 def compute(batch: Batch) -> Batch:
-    """Run every expert of the batch on its rows."""
+    """Run every expert of the batch on its rows.
+
+    Raises: FrameError when the rows do not fit the experts; what the shard raises.
+    """
     if batch.dtype != _experts.spec.dtype:
         raise FrameError(f"rows are {batch.dtype}, this function's experts are {_experts.spec.dtype}")
     with _counted():
         _shard.bring(batch.experts)
     start = time.perf_counter_ns()
     ends = np.cumsum(batch.rows)
-    parts = [_run(e, batch.data[end - n : end]) for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)]
-    return Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(parts), (time.perf_counter_ns() - start) // 1000)
+    outputs = [_run(e, batch.data[end - n : end]) for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)]
+    return Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(outputs), (time.perf_counter_ns() - start) // 1000)
 
 
 def _run(expert: int, rows: Array) -> Array:
@@ -81,7 +84,7 @@ def _run(expert: int, rows: Array) -> Array:
 
 
 def handle(event: Any, context: Any) -> bytes | str | dict[str, Any]:
-    """Lambda handler."""
+    """Handle one invocation: a frame, or a health request."""
     match event:
         case bytes():
             return _answer(event)
@@ -95,16 +98,16 @@ def handle(event: Any, context: Any) -> bytes | str | dict[str, Any]:
 def _answer(frame: bytes) -> bytes:
     global _cold_start
     begun_s, opened_s = time.perf_counter(), _weights_s
-    answer = pack(compute(unpack(frame)))
+    response = pack(compute(unpack(frame)))
     if _cold_start is None:
         _cold_start = _split(time.perf_counter() - begun_s - (_weights_s - opened_s))
-    return answer
+    return response
 
 
 def _split(first_result_s: float) -> dict[str, float]:
-    """This process's start in its parts: until our code was entered, imports, weights of the experts first asked for, first result.
+    """Divide this process's cold start: until our code began, imports, weights, first result.
 
-    Waiting for the first event is in none of them.
+    Weights are those of the first experts that were asked for. Waiting for the first event is in none of the steps.
     """
     return {
         "process_s": max(0.0, _age_s() - (time.perf_counter() - ENTERED_S)),
@@ -115,14 +118,16 @@ def _split(first_result_s: float) -> dict[str, float]:
 
 
 def _age_s() -> float:
-    """Seconds since the kernel started this process (field 22 of /proc/self/stat: whole clock ticks since boot, so on average
-    half a tick too early)."""
+    """Get the seconds since the kernel started this process.
+
+    Field 22 of /proc/self/stat has whole clock ticks since boot, which is half a tick too early on average.
+    """
     started = (int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) + 0.5) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def _width() -> int:
-    """Numbers in a row that enters or leaves an expert, told without making one ready."""
+    """Get the width of the experts' rows without making an expert ready."""
     return int(_shard.head.tensors[_shard.experts[0]]["down_proj"].shape[-1 if _experts.spec.transposed else -2])
 
 

@@ -1,4 +1,4 @@
-"""The experts that a function has ready to run: as many as its memory holds, the least recently used goes first."""
+"""The experts that a function keeps ready: as many as its memory holds, the least used goes first."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .errors import FunctionMemoryError
 from .expert_ffn import Expert, FfnSpec
 from .weights import Shard
 
-# Left free for rows on their way through: a full payload, its base64, and what an expert makes of it.
+# Kept free for the rows of one invocation: a full payload, its base64, and its outputs.
 _WORKING_BYTES = 24 << 20
 
 
 def room_bytes(environment: Mapping[str, str]) -> float:
-    """What the function's memory still holds beside what this process has now; infinite where nothing limits it."""
+    """Compute the bytes that the function's memory has left; infinite where nothing limits it."""
     if "AWS_LAMBDA_FUNCTION_MEMORY_SIZE" not in environment:
         return inf
     anonymous = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
@@ -24,24 +24,32 @@ def room_bytes(environment: Mapping[str, str]) -> float:
 
 
 class ReadyExperts:
-    """Experts by id, made ready when they are first asked for, within `room_bytes` of weights. Raises FunctionMemoryError when the
-    largest does not fit in there."""
+    """Experts by id, made ready when they are first asked for, within `room_bytes` of weights.
+
+    The least recently used expert is dropped when another one needs its room.
+
+    Raises: FunctionMemoryError when the largest expert does not fit.
+    """
 
     def __init__(self, shard: Shard, room_bytes: float) -> None:
         self.shard, self.spec = shard, FfnSpec(**shard.head.ffn)
         largest_bytes = max(map(shard.head.expert_bytes, shard.experts))
         if largest_bytes > room_bytes:
             has_mb = max(0.0, room_bytes) / 2**20
-            raise FunctionMemoryError(f"an expert takes {largest_bytes / 2**20:.1f} MB, the function's memory has {has_mb:.1f} MB for them")
+            raise FunctionMemoryError(f"an expert takes {largest_bytes / 2**20:.1f} MB, and the memory has {has_mb:.1f} MB for experts")
         self._room_bytes = room_bytes
         self._ready: OrderedDict[int, Expert] = OrderedDict()
 
     @property
     def ids(self) -> tuple[int, ...]:
+        """The experts that are ready now."""
         return tuple(sorted(self._ready))
 
     def get(self, expert: int) -> Expert:
-        """Raises what the shard raises."""
+        """Get an expert, and make it ready if needed.
+
+        Raises: what the shard raises.
+        """
         if expert not in self._ready:
             tensors = self.shard.tensors(expert)
             free_bytes = self._room_bytes - self.shard.head.expert_bytes(expert)

@@ -1,7 +1,8 @@
-"""Reading ranges of one S3 object, with the standard library alone: boto3 takes longer to import than all else that a cold start does.
+"""Reading ranges of one S3 object with the standard library alone.
 
-Requests are signed here (AWS Signature Version 4) with the credentials that Lambda puts into the environment; connections
-are kept alive, and long ranges come in parallel. Nothing here logs, and no error says more of a request than its object.
+Importing boto3 takes longer than all else in a cold start. Requests are signed here (AWS Signature Version 4) with the credentials that
+Lambda puts into the environment. Connections are kept alive, and long ranges are read in parallel. Nothing here logs, and an error says
+nothing about a request but its object.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ CHUNK_BYTES = 4 << 20
 _THREADS = 4
 _BUFFER_BYTES = 256 << 10
 _TRIES = 3
-_FIRST_PAUSE_S = 0.05  # doubles with every further one
+_FIRST_PAUSE_S = 0.05  # doubles with each further try
 _TIMEOUT_S = 5.0  # of each step of a request
 _NO_BODY = hashlib.sha256(b"").hexdigest()
 
-Write = Callable[[memoryview, int], object]  # bytes, and where in the object they are
+Write = Callable[[memoryview, int], object]  # (bytes, their place in the object)
 
 
 @dataclass(frozen=True)
 class Credentials:
+    """AWS credentials and region of the function. `repr` shows no secret."""
+
     access_key: str
     secret_key: str = field(repr=False)
     token: str = field(default="", repr=False)
@@ -40,7 +43,10 @@ class Credentials:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Credentials:
-        """Raises ShardDeniedError when there are none."""
+        """Take the credentials from the environment.
+
+        Raises: ShardDeniedError when there are none.
+        """
         try:
             token, region = environment.get("AWS_SESSION_TOKEN", ""), environment["AWS_REGION"]
             return cls(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"], token, region)
@@ -49,7 +55,7 @@ class Credentials:
 
 
 def signed(host: str, path: str, headers: Mapping[str, str], credentials: Credentials, now_s: float) -> dict[str, str]:
-    """The headers of a GET of `path` (already quoted) that S3 takes at the time `now_s`."""
+    """Sign a GET of `path`, which is quoted already, at the time `now_s`; return all its headers."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_s))
     all_headers = {**headers, "host": host, "x-amz-content-sha256": _NO_BODY, "x-amz-date": stamp}
     if credentials.token:
@@ -59,8 +65,8 @@ def signed(host: str, path: str, headers: Mapping[str, str], credentials: Creden
     scope = f"{stamp[:8]}/{credentials.region}/s3/aws4_request"
     to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
     key = f"AWS4{credentials.secret_key}".encode()
-    for part in (*scope.split("/"), to_sign):
-        key = hmac.digest(key, part.encode(), "sha256")
+    for text in (*scope.split("/"), to_sign):
+        key = hmac.digest(key, text.encode(), "sha256")
     all_headers["authorization"] = (
         f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={';'.join(names)}, Signature={key.hex()}"
     )
@@ -68,11 +74,14 @@ def signed(host: str, path: str, headers: Mapping[str, str], credentials: Creden
 
 
 class _TryAgain(Exception):
-    """S3 could not answer this time."""
+    """S3 could not answer this time, and may at the next try."""
 
 
 class S3Object:
-    """One object, `s3://BUCKET/KEY`, whose ranges threads read side by side. Credentials, region and endpoint are the environment's."""
+    """One object, `s3://BUCKET/KEY`, whose ranges several threads read in parallel.
+
+    Credentials, region and endpoint come from the environment.
+    """
 
     def __init__(self, url: str, environment: Mapping[str, str] = os.environ) -> None:
         self.url = url
@@ -94,12 +103,13 @@ class S3Object:
         self._pool = ThreadPoolExecutor(_THREADS)
 
     def close(self) -> None:
+        """Stop the threads and close the connections."""
         self._pool.shutdown()
         for connection in self._idle:
             connection.close()
 
     def read(self, first: int, last: int) -> tuple[bytes, int]:
-        """Bytes `first` to `last` (exclusive), and the size of the whole object."""
+        """Read the bytes from `first` to `last`, exclusive; also return the size of the whole object."""
         into = bytearray(last - first)
 
         def write(view: memoryview, at: int) -> None:
@@ -109,7 +119,12 @@ class S3Object:
         return bytes(into), total
 
     def fetch(self, ranges: Iterable[tuple[int, int]], write: Write) -> None:
-        """Read all ranges, in chunks side by side, each into `write`, which is called from several threads, and never after the end."""
+        """Read all ranges, in parallel chunks, into `write`.
+
+        Several threads call `write`, none of them after this returns.
+
+        Raises: a Shard..Error of errors.py when a chunk cannot be read.
+        """
         chunks = [(at, min(last, at + CHUNK_BYTES)) for first, last in ranges for at in range(first, last, CHUNK_BYTES)]
         done, _ = wait([self._pool.submit(self._get, first, last, write) for first, last in chunks])
         for chunk in done:
@@ -134,8 +149,8 @@ class S3Object:
         raise ShardUnreachableError(f"{self.url} could not be read in {_TRIES} tries: {reason}")
 
     def _try(self, connection: http.client.HTTPConnection, first: int, last: int, write: Write) -> int:
-        wanted = {"range": f"bytes={first}-{last - 1}"}
-        connection.request("GET", self._path, headers=signed(self._host, self._path, wanted, self._credentials, time.time()))
+        headers = {"range": f"bytes={first}-{last - 1}"}
+        connection.request("GET", self._path, headers=signed(self._host, self._path, headers, self._credentials, time.time()))
         response = connection.getresponse()
         if response.status != 206:
             self._refuse(response.status, response.read().decode("utf-8", "replace"))
@@ -146,23 +161,23 @@ class S3Object:
         while at < last:
             count = response.readinto(buffer[: last - at])
             if not count:
-                raise _TryAgain("the answer ended early")
+                raise _TryAgain("the response ended early")
             write(buffer[:count], at)
             at += count
         return int(found[3])
 
     def _refuse(self, status: int, body: str) -> None:
         code = re.search(r"<Code>(\w+)</Code>", body)
-        said = f"{self.url}: S3 answers {status}{' ' + code[1] if code else ''}"
+        message = f"{self.url}: S3 answers {status}{' ' + code[1] if code else ''}"
         match status:
             case 404:
-                raise ShardMissingError(said)
+                raise ShardMissingError(message)
             case 416:
-                raise ShardTruncatedError(said)
+                raise ShardTruncatedError(message)
             case 429 | 500 | 502 | 503 | 504:
-                raise _TryAgain(said)
+                raise _TryAgain(message)
             case _:
-                raise ShardDeniedError(said)
+                raise ShardDeniedError(message)
 
     def _take(self) -> http.client.HTTPConnection:
         with suppress(IndexError):

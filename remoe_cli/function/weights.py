@@ -1,9 +1,9 @@
-"""A shard: the expert weights of one function, in one safetensors file, each expert one contiguous range.
+"""A shard: the expert weights of one function in one file, each expert one contiguous range.
 
-The format is the plain safetensors one (8 bytes of header length, a JSON header, raw tensors), so any tool can open the
-file; reading it here takes no library. The first two parts are the head, which is padded so that tensors begin at a
-multiple of ALIGNMENT. Tensors are named `EEEEE.NAME` (expert id in five digits). `__metadata__` holds, as JSON, the
-FfnSpec under `ffn`, and under `sha256` the digest of each expert's range by its id.
+The format is plain safetensors (8 bytes of header length, a JSON header, raw tensors), so any tool can open the file, and reading it here
+needs no library. The first two are the head, which is padded so that tensors begin at a multiple of ALIGNMENT. Tensors are named
+`EEEEE.NAME` (expert id in five digits). `__metadata__` holds, as JSON, the FfnSpec under `ffn`, and the digest of each expert's range by
+its id under `sha256`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .codec import STORAGE
 from .errors import FunctionStorageError, ShardDigestError, ShardTruncatedError, WeightsError
 
 ALIGNMENT = 4096
-# What safetensors calls the types of codec.py.
+# The number types of codec.py by their names in safetensors.
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _STORAGE = {name: STORAGE[dtype] for dtype, name in TYPES.items()}
 Array = npt.NDArray[Any]
@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies: from byte `first` of the file to `last`, exclusive."""
+    """The place of one tensor: from byte `first` of the file to `last`, exclusive."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -42,7 +42,13 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Head:
-    """What a shard says of itself. `ffn` is the dictionary of an FfnSpec, `sha256` that of each expert's range, `file_bytes` its size."""
+    """What the head of a shard says.
+
+    ffn          fields of an FfnSpec
+    sha256       digest of each expert's range, by id
+    tensors      place of each tensor, by expert and name
+    file_bytes   size of the whole shard
+    """
 
     ffn: Mapping[str, Any]
     sha256: Mapping[int, str]
@@ -51,7 +57,10 @@ class Head:
 
     @classmethod
     def parse(cls, head: bytes) -> Head:
-        """Raises WeightsError when it is not the head of a shard."""
+        """Parse the head of a shard.
+
+        Raises: WeightsError when it is none.
+        """
         try:
             header = json.loads(head[8:])
             metadata = header.pop("__metadata__")
@@ -68,42 +77,47 @@ class Head:
             raise WeightsError(f"this is not the head of a shard: {error}") from None
 
     def range(self, expert: int) -> tuple[int, int]:
-        """First and last byte (exclusive) of the expert in the file."""
+        """Return the first byte of the expert in the file, and the last, exclusive."""
         tensors = self.tensors[expert].values()
         return min(t.first for t in tensors), max(t.last for t in tensors)
 
     def expert_bytes(self, expert: int) -> int:
+        """Return the size of the expert."""
         first, last = self.range(expert)
         return last - first
 
 
 def read_head(path: Path) -> bytes:
-    """The head of a shard on disk, not yet parsed."""
+    """Read the head of a shard on disk."""
     with path.open("rb") as file:
         length = file.read(8)
         return length + file.read(min(int.from_bytes(length, "little"), path.stat().st_size))
 
 
 class Shard:
-    """Experts in a file that is mapped, so only the pages of those that are asked for are ever read."""
+    """Experts in a mapped file, of which only the pages of experts in use are read."""
 
     def __init__(self, head: Head, file: int) -> None:
-        """`file` is a descriptor, which may be closed afterwards."""
+        """Map the file with the descriptor `file`, which may be closed afterwards."""
         self.head = head
         self._map = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
 
     @property
     def experts(self) -> tuple[int, ...]:
+        """All experts of the shard, ascending."""
         return tuple(sorted(self.head.tensors))
 
     def bring(self, experts: Iterable[int]) -> None:
-        """See to it that the tensors of these experts are there; raises WeightsError for an unknown id."""
+        """Make sure that the tensors of these experts are in the file.
+
+        Raises: WeightsError for an expert that the shard does not have.
+        """
         for expert in experts:
             if expert not in self.head.tensors:
                 raise WeightsError(f"expert {expert} is not in this function, which holds {list(self.experts)}")
 
     def tensors(self, expert: int) -> dict[str, Array]:
-        """The expert's parameters as views into the file (bfloat16 as uint16)."""
+        """Return the expert's parameters as views into the file, bfloat16 as uint16."""
         self.bring([expert])
         return {name: self._view(tensor) for name, tensor in self.head.tensors[expert].items()}
 
@@ -113,7 +127,10 @@ class Shard:
 
 
 class ShardFile(Shard):
-    """A shard on this machine's disk. Raises WeightsError when it is not one."""
+    """A shard on this machine's disk.
+
+    Raises: WeightsError when the file is no shard.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -127,15 +144,17 @@ class ShardFile(Shard):
 
 
 class ShardObject(Shard):
-    """A shard in S3, of which experts are fetched when they are first asked for, to a file in /tmp that has holes for the others.
+    """A shard in S3. An expert is fetched when it is first asked for, into a file in /tmp.
 
-    They lie there rather than in memory, so that making one ready takes no more memory than having it ready, and one that had to
-    go from memory comes back from disk. The head is checked against `head_sha256`, each expert against the head. Raises what
-    errors.py lists.
+    Experts are on disk and not in memory, so that making one ready takes no more memory than having it ready, and one that was dropped
+    from memory comes back from disk. The file has holes for experts that nobody asked for. The head is checked against `head_sha256`,
+    each expert against the head.
+
+    Raises: the Shard..Errors and Function..Errors of errors.py.
     """
 
     def __init__(self, url: str, head_bytes: int, head_sha256: str) -> None:
-        from .s3 import S3Object  # what a function whose shard is on disk need not import
+        from .s3 import S3Object  # a function whose shard is on disk does not need it
 
         self._object = S3Object(url)
         head, object_bytes = self._object.read(0, head_bytes)
@@ -143,11 +162,11 @@ class ShardObject(Shard):
             raise ShardDigestError(f"the head of {url} is not the one that was deployed")
         parsed = Head.parse(head)
         if parsed.file_bytes != object_bytes:
-            raise ShardTruncatedError(f"{url} has {object_bytes} bytes, its head says {parsed.file_bytes}")
+            raise ShardTruncatedError(f"{url} has {object_bytes} bytes, and its head says {parsed.file_bytes}")
         folder = os.environ.get("TMPDIR", "/tmp")
         space = os.statvfs(folder)
         if space.f_bavail * space.f_frsize < object_bytes:
-            raise FunctionStorageError(f"{url} has {object_bytes} bytes, {folder} has room for {space.f_bavail * space.f_frsize}")
+            raise FunctionStorageError(f"{url} has {object_bytes} bytes, and {folder} has room for {space.f_bavail * space.f_frsize}")
         path = f"{folder}/remoe-{os.getpid()}.shard"
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.unlink(path)
@@ -156,6 +175,7 @@ class ShardObject(Shard):
         super().__init__(parsed, self._file)
 
     def bring(self, experts: Iterable[int]) -> None:
+        """Fetch and check those of the experts that are not here yet."""
         experts = set(experts)
         super().bring(experts)
         missing = sorted(experts - self._here)
@@ -176,8 +196,12 @@ class ShardObject(Shard):
 
 
 def open_shard(environment: Mapping[str, str]) -> Shard:
-    """The shard that the function's environment names: REMOE_SHARD is a path, or s3://BUCKET/KEY with REMOE_SHARD_HEADER=BYTES:SHA256
-    of its head."""
+    """Open the shard that the environment names.
+
+    REMOE_SHARD is a path, or s3://BUCKET/KEY; REMOE_SHARD_HEADER=BYTES:SHA256 is then the size and digest of its head.
+
+    Raises: WeightsError and the other errors of errors.py.
+    """
     where = environment["REMOE_SHARD"]
     if not where.startswith("s3://"):
         return ShardFile(Path(where))

@@ -1,1 +1,1 @@
-"""What remoe knows about a transformers model: its sizes, its experts hook, and how to load a part of it."""
+"""What remoe knows about a transformers model: its sizes, its experts, and how to load a part of it."""

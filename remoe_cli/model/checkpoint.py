@@ -1,6 +1,7 @@
-"""Finding a checkpoint's files: a local folder, or a repository on the hub. Safetensors only; nothing is unpickled.
+"""Finding the files of a checkpoint: in a local folder, or in a repository on the Hugging Face hub.
 
-A share is a folder like a checkpoint's that holds only some of the experts; package/partial_checkpoint.py writes it.
+Only safetensors files are read, so no code of a checkpoint runs. A partial checkpoint is a folder like a checkpoint's that holds only
+some of the experts (package/partial_checkpoint.py writes it).
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ SETTINGS = ["*.json", "*.jinja", "*.model", "*.txt"]
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
-class Share(Document):
-    """share.json: by hidden layer the experts that the folder holds, ascending. A fused tensor has their rows, in that order."""
+class HeldExperts(Document):
+    """The file share.json of a partial checkpoint.
+
+    experts   by hidden layer, the experts that the folder holds, ascending; a fused tensor has their rows, in this order
+    """
 
     schema_version: str = "remoe.share/1"
     experts: dict[int, tuple[int, ...]]
@@ -29,7 +33,12 @@ class Share(Document):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`path` is the folder with config.json; `revision` the hub commit, or `local:` and the start of a digest (see `_digest`)."""
+    """A checkpoint that was found.
+
+    name       the hub id, or the path of the folder
+    path       the folder with config.json
+    revision   the hub's commit, or `local:` and the start of a digest (see `_digest`)
+    """
 
     name: str
     path: Path
@@ -37,29 +46,35 @@ class Checkpoint:
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """The safetensors files, those of the index where there is one; raises ModelError when one or all are missing.
+        """List the safetensors files: those that the index names, else all.
 
-        Some repositories hold the same weights a second time under other names, which the index leaves out.
+        Some repositories hold the same weights a second time under other names, which the index does not list.
+
+        Raises: ModelError when there is no file, or one of the index is missing.
         """
         index = self.path / INDEX
         files = sorted(self.path / name for name in _indexed(index)) if index.is_file() else sorted(self.path.glob("*.safetensors"))
         if not files:
             raise ModelError(
-                f"{self.path} holds no .safetensors file, and remoe reads no other weights.", "Convert the checkpoint to safetensors."
+                f"{self.path} holds no .safetensors file. remoe reads no other weights.", "Convert the checkpoint to safetensors."
             )
         for file in files:
             if not file.is_file():
-                raise ModelError(f"{self.path} has no {file.name}, which its index names.", "Check that the checkpoint is whole.")
+                raise ModelError(f"{self.path} has no {file.name}, which its index names.", "Check that the checkpoint is complete.")
         return tuple(files)
 
     def held(self) -> dict[int, tuple[int, ...]] | None:
-        """The experts that a share holds, by hidden layer; None for a whole checkpoint."""
-        share = self.path / SHARE
-        return read_json(share, Share).experts if share.is_file() else None
+        """Get the experts of a partial checkpoint, by hidden layer; None for a whole checkpoint."""
+        file = self.path / SHARE
+        return read_json(file, HeldExperts).experts if file.is_file() else None
 
 
 def reason(error: Exception) -> str:
-    """What a library's error says, on one line and not at length."""
+    """Put an error of a library on one line of at most 240 characters.
+
+    >>> reason(KeyError("weight_map"))
+    "KeyError: 'weight_map'"
+    """
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:240].rstrip(": ")
 
 
@@ -67,26 +82,58 @@ def _indexed(index: Path) -> set[str]:
     try:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} cannot be used: {reason(error)}", "Check that the checkpoint is whole.") from None
+        raise ModelError(f"{index} cannot be used: {reason(error)}", "Check that the checkpoint is complete.") from None
 
 
 def find(model: str, revision: str | None = None) -> Checkpoint:
-    """Resolve a folder or hub id; raises ModelError when it is neither or cannot be fetched.
+    """Find the checkpoint of a folder or a hub id, and download it if needed.
 
-    `revision` asks for a commit of a hub model that was found before; a folder has only the revision that it is at.
+    `revision` is a commit of a hub model; it is ignored for a folder.
+
+    Raises: ModelError when there is no such checkpoint, or it cannot be downloaded.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"The folder {path} has no config.json.", "Give the folder of a transformers checkpoint.")
-        return Checkpoint(str(path.resolve()), path.resolve(), f"local:{_digest(path)[:16]}")
-    if path.is_absolute() or model.count("/") != 1 or model.startswith("."):
+    path = _local(model)
+    if path is not None:
+        return Checkpoint(str(path), path, f"local:{_digest(path)[:16]}")
+    if Path(model).is_absolute() or model.count("/") != 1 or model.startswith((".", "~")):
         raise ModelError(f"There is no folder {model}, and it is not a hub id such as 'owner/name'.", "Check the path.")
     return _fetch(model, revision)
 
 
+def _local(model: str) -> Path | None:
+    """Return the folder of a checkpoint on this machine; None where nothing has this name.
+
+    Raises: ModelError for what is there and is no checkpoint. The hub is not asked about such names.
+    """
+    try:
+        path = Path(model).expanduser()
+        if not path.exists():
+            if path.is_symlink():
+                raise ModelError(f"{model} is a link to {path.readlink()}, which is not there.", "Give the folder of a checkpoint.")
+            return None
+        if path.is_dir():
+            path = path.resolve()
+            if (path / "config.json").is_file():
+                return path
+            inside = sorted(config.parent for pattern in ("*/config.json", "snapshots/*/config.json") for config in path.glob(pattern))
+            raise ModelError(
+                f"The folder {model} has no config.json.",
+                f"Perhaps you mean {inside[0]}." if inside else "Give the folder of a transformers checkpoint.",
+            )
+    except (OSError, ValueError, RuntimeError) as error:  # rights, a name that no file can have, a user without a home
+        raise ModelError(f"{model} cannot be looked up: {reason(error)}", "Check the path and your permissions.") from None
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(f"{model} is a file; give the folder of the model's safetensors checkpoint.", "remoe reads no GGUF.")
+    folder = path.parent
+    hint = f"Its folder is {folder}." if (folder / "config.json").is_file() else "A model is the folder that holds config.json and weights."
+    raise ModelError(f"{model} is a file; give its folder.", hint)
+
+
 def _digest(folder: Path) -> str:
-    """sha256 over config.json and, of each weight file, name, size and 16 samples: other weights are noticed without reading them all."""
+    """Digest config.json, and of each weight file its name, its size and 16 samples.
+
+    Other weights are noticed so, and not all of them have to be read.
+    """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
@@ -111,6 +158,7 @@ def _fetch(model: str, revision: str | None) -> Checkpoint:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
-            f"The model '{model}' cannot be fetched from the hub: {reason(error)}", "Check the id and the network, or give a local folder."
+            f"The model '{model}' cannot be downloaded from the hub: {reason(error)}",
+            "Check the id and the network, or give a folder.",
         ) from None
     return Checkpoint(model, folder, folder.name)

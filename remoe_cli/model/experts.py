@@ -1,11 +1,11 @@
-"""The one hook: transformers' experts interface, for recording and for dispatch alike.
+"""The hook into a model: transformers' experts interface, for recording and for dispatch.
 
-transformers 5 calls `experts(hidden, top_k_index, top_k_weights)` in nearly every mixture-of-experts family, looks the
-implementation up by name on every call, and lets a third party register one. `attach` puts a Runner behind that call
-for every MoE layer of one model; profiling attaches a recorder, serving attaches a dispatcher.
+transformers 5 calls `experts(hidden, top_k_index, top_k_weights)` in nearly every mixture-of-experts family, looks the implementation up
+by name at every call, and lets others register one. `attach` puts a Runner behind that call for every MoE layer of one model: profiling
+attaches a recorder, serving attaches a dispatcher.
 
-This module does not know where experts run. It groups a batch's rows by expert, runs the local ones, and adds the
-weighted outputs in the order in which transformers' eager loop adds them, so that the sum rounds the same.
+Where experts run is not known here. This module groups the rows of a batch by expert, runs the local experts, and adds the weighted
+outputs in the order in which transformers' eager loop adds them, so that the sum is rounded in the same way.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ _ACCUMULATE: dict[str, torch.dtype | None] = {"Inkling2Experts": torch.float32, 
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """One MoE layer. `layer` is its index among all hidden layers, `experts` the global count of routed experts."""
+    """One MoE layer of a model.
+
+    layer     its index among all hidden layers
+    name      of the module
+    experts   the number of routed experts, wherever they are held
+    """
 
     layer: int
     name: str
@@ -41,13 +46,13 @@ class ExpertLayer:
     experts: int
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The stacked expert parameters, each [rows, ...] with one row an expert that is held here."""
+        """Return the stacked expert parameters [rows, ...], one row for each expert that is held here."""
         own = dict(self.module.named_parameters(recurse=False))
         return {name: own[name] for name in _WEIGHTS if name in own}
 
     @property
     def width(self) -> int:
-        """Numbers in one row that enters an expert: the hidden size, or a smaller latent size in a few families."""
+        """The width of an expert's rows: the hidden size, or a smaller latent size in a few families."""
         return int(self.parameters()["down_proj"].shape[-1 if self.module.is_transposed else -2])
 
 
@@ -56,7 +61,10 @@ Runner = Callable[[ExpertLayer, Tensor, Tensor, Tensor], Tensor]
 
 
 def expert_layers(model: PreTrainedModel) -> tuple[ExpertLayer, ...]:
-    """The model's MoE layers in order; raises ModelError, naming the family, when the hook cannot serve them."""
+    """List the model's MoE layers in order.
+
+    Raises: ModelError, with the name of the family, when the hook cannot serve them or there are none.
+    """
     found, foreign = [], []
     for name, module in model.named_modules():
         kind = type(module).__name__
@@ -72,37 +80,41 @@ def expert_layers(model: PreTrainedModel) -> tuple[ExpertLayer, ...]:
             "Use a family that does, such as mixtral, qwen3_moe, deepseek_v3 or gpt_oss (llama4, dbrx, jetmoe, longcat_flash do not).",
         )
     if not found:
-        raise ModelError(
-            f"The model ('{family}') has no routed experts, so there is nothing to move out.", "Use a mixture-of-experts model."
-        )
+        raise ModelError(f"The model ('{family}') has no routed experts.", "Use a mixture-of-experts model.")
     return tuple(sorted(found, key=lambda layer: layer.layer))
 
 
 def refuse_unservable(model: PreTrainedModel) -> None:
-    """Raise ModelError for what would silently bypass or break the hook."""
+    """Refuse a model that would bypass or break the hook without a sign of it.
+
+    Raises: ModelError for kernels that replace MoE blocks, and for quantised weights.
+    """
     if getattr(model, "use_kernels", False):
         raise ModelError("The model was loaded with use_kernels=True, which replaces whole MoE blocks.", "Load it without use_kernels.")
     if getattr(model.config, "quantization_config", None) is not None:
         raise ModelError(
-            f"The checkpoint ('{model.config.model_type}') is quantised, and remoe serves unquantised experts only.",
+            f"The checkpoint ('{model.config.model_type}') is quantised. remoe serves unquantised experts only.",
             "Save a dequantised copy first: from_pretrained(..., dequantize=True) and save_pretrained.",
         )
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """A Runner attached to a model. `calls` counts the hook's calls by layer."""
+    """A model with a Runner behind its hook; `calls` counts the hook's calls by layer."""
 
     layers: tuple[ExpertLayer, ...]
     calls: Counter[int]
 
     def check_fired(self, forwards: int) -> None:
-        """Raise ModelError unless every MoE layer called the hook once a forward pass."""
+        """Check that every MoE layer has called the hook once in each forward pass.
+
+        Raises: ModelError when a layer has not.
+        """
         wrong = [layer.layer for layer in self.layers if self.calls[layer.layer] != forwards]
         if wrong:
             raise ModelError(
-                f"The experts hook fired {self.calls[wrong[0]]} times in layer {wrong[0]} over {forwards} forward passes, not once a pass.",
-                "This model's code does not use transformers' experts interface as remoe needs it; please report the family.",
+                f"Layer {wrong[0]} called the experts hook {self.calls[wrong[0]]} times in {forwards} forward passes, not once in each.",
+                "This model's code does not use transformers' experts interface as remoe needs it. Please report the family.",
             )
 
 
@@ -112,7 +124,7 @@ _bound: WeakKeyDictionary[nn.Module, tuple[int, str, int, Runner, Counter[int]]]
 
 
 def attach(model: PreTrainedModel, runner: Runner) -> Attachment:
-    """Route every MoE layer of `model` through `runner`; a second call replaces the first."""
+    """Put `runner` behind the hook of every MoE layer; a second call replaces the first."""
     refuse_unservable(model)
     layers = expert_layers(model)
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _hook)
@@ -126,7 +138,7 @@ def attach(model: PreTrainedModel, runner: Runner) -> Attachment:
 def _hook(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     if module not in _bound:
         raise ModelError(
-            "An experts module was called that remoe did not attach to.", "Attach to the model that is run, not to a copy of it."
+            "remoe is not attached to an experts module that was called.", "Attach to the model that runs, not to a copy of it."
         )
     number, name, experts, runner, calls = _bound[module]
     calls[number] += 1
@@ -141,9 +153,9 @@ class _Group:
 
 
 def _groups(index: Tensor, experts: int) -> Iterator[_Group]:
-    """Rows by expert, ascending; within one expert slot-major, the order in which eager's torch.where lists them.
+    """Group rows by expert, ascending; within an expert by slot, then by token, as eager does.
 
-    Ids of `experts` and above mean "no expert" in the families that use them, and are skipped.
+    Ids of `experts` and above mean "no expert" in some families, and are skipped.
     """
     tokens = index.shape[0]
     order = torch.argsort(index.t().reshape(-1), stable=True)
@@ -155,18 +167,20 @@ def _groups(index: Tensor, experts: int) -> Iterator[_Group]:
         position += count
 
 
-# Sends rows by expert away and returns the function that waits for their outputs.
+# Sends rows by expert to where these run, and returns the function that waits for their outputs.
 Remote = Callable[[ExpertLayer, dict[int, Tensor]], Callable[[], dict[int, Tensor]]]
 
 
 def run_experts(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor, local: Mapping[int, int], remote: Remote) -> Tensor:
-    """One MoE layer: remote rows leave first, local experts run meanwhile, all outputs are weighted and added.
+    """Run one MoE layer: send remote rows, run local experts meanwhile, weight and add all outputs.
 
-    `local` maps an expert's id to its row in the module's parameters. Outputs come back unweighted, [n, H] an expert.
+    `local` maps an expert's id to its row in the module's parameters.
+
+    Shapes: hidden [T, H], index and weights [T, k]; outputs come back unweighted, [n, H] for each expert; returns [T, H].
     """
     groups = list(_groups(index, layer.experts))
-    away = {g.expert: hidden[g.tokens] for g in groups if g.expert not in local}
-    wait = remote(layer, away) if away else dict
+    sent = {g.expert: hidden[g.tokens] for g in groups if g.expert not in local}
+    wait = remote(layer, sent) if sent else dict
     outputs = {g.expert: run_expert(layer, local[g.expert], hidden[g.tokens]) for g in groups if g.expert in local}
     outputs.update(wait())
     kind = type(layer.module).__name__
@@ -177,18 +191,21 @@ def run_experts(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tens
     return total.to(hidden.dtype)
 
 
-def move_rest(model: PreTrainedModel, device: str) -> None:
-    """Move all but the routed experts to `device`: they stay in CPU memory, as a plan for a GPU has it."""
+def move_non_experts(model: PreTrainedModel, device: str) -> None:
+    """Move all weights but the routed experts to `device`; experts stay in CPU memory."""
     modules = [layer.module for layer in expert_layers(model)]
     for module in modules:
-        setattr(module, "_apply", lambda *_, module=module: module)  # noqa: B010 (which is what Module.to moves a part by)
+        setattr(module, "_apply", lambda *_, module=module: module)  # noqa: B010 (Module.to moves a submodule by its _apply)
     model.to(device)
     for module in modules:
         delattr(module, "_apply")
 
 
 def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
-    """One expert's feed-forward network on rows x [n, H], as eager computes it, without the router weight; on the device of its weights."""
+    """Run one expert on rows x [n, H] as eager does, without the router's weights.
+
+    It runs on the device of its weights; the outputs come back to the device of x.
+    """
     m: Any = layer.module
     w = layer.parameters()
     device, x = x.device, x.to(w["down_proj"].device)

@@ -1,7 +1,7 @@
-"""How a family's expert arithmetic is written down for the torch-free function, and the proof that it is the same.
+"""The arithmetic of a family's experts, described for the expert function, and a check of it.
 
-A family that is not in the table, or whose description does not reproduce torch's numbers, is refused when it is
-packaged: better no function than one that changes tokens.
+The expert function has no torch. A family that is not in the tables here, or whose description does not give torch's numbers, is refused
+when it is packaged: such a function would change tokens.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ _TOLERANCE = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 1e-2}
 
 
 def describe(layer: ExpertLayer) -> FfnSpec:
-    """The layer's expert arithmetic; raises ModelError, naming what is unknown, when a function cannot do it."""
+    """Describe the arithmetic of the layer's experts.
+
+    Raises: ModelError, which names what is unknown, when an expert function cannot do it.
+    """
     m: Any = layer.module
     kind = type(m).__name__
     dtype = str(layer.parameters()["down_proj"].dtype).removeprefix("torch.")
@@ -48,7 +51,7 @@ def describe(layer: ExpertLayer) -> FfnSpec:
         raise ModelError(f"Experts in {dtype} cannot run in an expert function.", f"Use a checkpoint in one of {', '.join(STORAGE)}.")
     custom = "_apply_gate" in vars(type(m)) and m._apply_gate.__func__.__name__ != "_default_apply_gate"
     if m.has_post_expert_norm or (custom and kind not in _GATES):
-        raise ModelError(f"The expert functions do not know the arithmetic of {kind}.", "Keep this model local, or report the family.")
+        raise ModelError(f"The expert functions do not know the arithmetic of {kind}.", "Keep all experts local, or report the family.")
     gate, limit, alpha = _GATES.get(kind, ("standard" if m.has_gate else "none", None, None))
     function = getattr(m, "act_fn", torch.nn.functional.silu)  # gates without an activation of their own never read it
     name = getattr(function, "__name__", type(function).__name__)
@@ -67,19 +70,22 @@ def describe(layer: ExpertLayer) -> FfnSpec:
 
 
 def to_storage(tensor: Tensor) -> npt.NDArray[Any]:
-    """A CPU tensor as the array that travels and is stored: bfloat16 as its bits in uint16."""
+    """Give a CPU tensor as the array that is sent and stored: bfloat16 as its bits in uint16."""
     tensor = tensor.detach().contiguous()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def from_storage(array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
-    """The inverse of to_storage; shares memory where numpy allows writing, else copies."""
+    """Undo `to_storage`. The tensor shares the array's memory if that may be written, else it is a copy."""
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 
 
 def prove_same(layer: ExpertLayer, row: int, spec: FfnSpec) -> None:
-    """Run one expert both ways on random rows; raises ModelError when the function's numbers are not torch's."""
+    """Run one expert by torch and by the function's arithmetic on random rows, and compare.
+
+    Raises: ModelError when the numbers differ by more than another order of sums explains.
+    """
     generator = torch.Generator().manual_seed(0)
     weights = {name: p[row] for name, p in layer.parameters().items()}
     x = torch.randn((4, layer.width), generator=generator).to(weights["down_proj"].dtype)
@@ -91,5 +97,5 @@ def prove_same(layer: ExpertLayer, row: int, spec: FfnSpec) -> None:
     if not worst <= _TOLERANCE[spec.dtype]:
         raise ModelError(
             f"The function's arithmetic for {type(layer.module).__name__} is off by {worst:.1e} from torch's ({asdict(spec)}).",
-            "Keep this model local, and report the family.",
+            "Keep all experts local, and report the family.",
         )

@@ -1,12 +1,11 @@
-"""Loading the non-expert weights and a chosen set of experts, and nothing else.
+"""Loading the non-expert weights and chosen experts of a checkpoint, and nothing else.
 
-The library does the loading (renaming, conversion, tying, buffers); this module only decides which expert rows it is
-given. Checkpoints come with one tensor an expert, or with all experts of a layer fused; in both the rows that are not
-kept are never read from disk. The same function loads the main process (keep = local experts) and feeds the packager
-(keep = the experts that leave).
+transformers does the loading (renaming, conversion, tying, buffers); this module decides which rows of experts it gets. In a checkpoint
+each expert has its own tensor, or all experts of a layer share a fused one; in both cases rows that are not kept are never read from disk.
+The same function loads the main function's model (keep = local experts) and the experts that the packager writes (keep = remote experts).
 
-It leans on two functions of transformers that are not its public interface (`get_model_conversion_mapping` and
-`rename_source_key`); the version is pinned, and tests/model/test_loader.py loads every family it claims in both layouts.
+Two functions of transformers that it uses are not public (`get_model_conversion_mapping`, `rename_source_key`). So the version is pinned,
+and tests/model/test_loader.py loads every family in both layouts.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import expert_layers, refuse_unservable
 
-# remoe shows its own progress, and what goes wrong as one ModelError.
+# remoe shows its own progress, and reports what goes wrong as one ModelError.
 disable_progress_bar()
 set_verbosity_error()
 
@@ -40,8 +39,8 @@ _SAFETENSORS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float
 Keep = Mapping[int, Sequence[int]]
 
 
-class Rows:
-    """Some rows of a fused tensor in a checkpoint, read when the library asks for them."""
+class ExpertRows:
+    """Some experts' rows of a fused tensor in a checkpoint, read when transformers asks for them."""
 
     def __init__(self, source: Any, rows: Sequence[int]) -> None:
         self._source, self.rows = source, rows
@@ -59,9 +58,11 @@ class Rows:
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """The model's configuration, with a dtype filled in; raises ModelError when transformers cannot read it.
+    """Read the model's configuration.
 
-    A config that names no dtype gets that of its weights or, when only config.json is there, bfloat16.
+    One without a dtype gets that of the weights, or bfloat16 where there are none.
+
+    Raises: ModelError when transformers cannot read it.
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
@@ -89,17 +90,23 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(str(file), framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file} is not a whole safetensors file: {reason(error)}", "Copy or download the checkpoint again.") from None
+        raise ModelError(f"{file} is not a complete safetensors file: {reason(error)}", "Copy or download the checkpoint again.") from None
 
 
 def open_weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Every tensor of the checkpoint by name, as a lazy slice: it is read where it is indexed, and keeps its file open."""
+    """Open every tensor of the checkpoint by name, as a slice that is read when it is indexed.
+
+    Each slice keeps its file open.
+    """
     handles = [_open(file) for file in checkpoint.weight_files]
     return {name: handle.get_slice(name) for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model without any memory behind its parameters (torch's meta device); raises ModelError for a config that no model fits."""
+    """Build the model on torch's meta device, where parameters have shapes and types but no memory.
+
+    Raises: ModelError when transformers cannot build a causal language model from the configuration.
+    """
     try:
         with torch.device("meta"):
             return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=model_dtype(config), trust_remote_code=False))
@@ -111,20 +118,22 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def model_dtype(config: PreTrainedConfig) -> torch.dtype:
-    """The dtype of a config that read_config returned."""
+    """Return the dtype of a configuration that `read_config` returned."""
     dtype = config.dtype or config.get_text_config().dtype
     return dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
 
 
 def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | None = None) -> PreTrainedModel:
-    """Load the model in its own dtype with only the experts in `keep` (None: all); raises ModelError when it does not fit.
+    """Load the model in its own dtype, with the experts in `keep` only (None: with all).
 
-    The expert parameters have one row for each kept expert of their layer, in the order of `keep`; a layer that keeps
-    none has parameters of zero rows. `device_map` is transformers' own: "auto" spreads the model over the accelerators that
-    there are, None keeps it on the CPU.
+    The expert parameters have one row for each kept expert of their layer, in the order of `keep`; a layer without kept experts has
+    parameters of zero rows. `device_map` is that of transformers: "auto" spreads the model over the accelerators of this machine, None
+    keeps it on the CPU.
+
+    Raises: ModelError when the tensors do not fit config.json, an expert is missing, or the device cannot be used.
     """
     if device_map is not None and find_spec("accelerate") is None:
-        raise ModelError("Spreading a model over devices needs the package accelerate, which is not installed.", "pip install accelerate")
+        raise ModelError("A device map needs the package accelerate, which is not installed.", "Run 'pip install accelerate'.")
     config = read_config(checkpoint)
     probe = skeleton(config)
     refuse_unservable(probe)
@@ -148,7 +157,7 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | Non
             f"{checkpoint.path} cannot be loaded with device_map '{device_map}': {reason(error)}"
             if device_map
             else f"The tensors of {checkpoint.path} do not fit its config.json: {reason(error)}",
-            "Use 'auto', or leave the device_map out." if device_map else "Check that the checkpoint is whole.",
+            "Use 'auto', or leave --device-map out." if device_map else "Check that the checkpoint is complete.",
         ) from None
     model.__class__ = kind
     empty = {f"{x.name}.{p}" for x in layers if not wanted[x.layer] for p in x.parameters()}
@@ -163,17 +172,21 @@ def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:
         return GenerationConfig.from_pretrained(checkpoint.path)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
-            f"{checkpoint.path}/generation_config.json cannot be used: {reason(error)}", "Mend the file or remove it."
+            f"{checkpoint.path}/generation_config.json cannot be used: {reason(error)}", "Correct the file or remove it."
         ) from None
 
 
 def select(checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep) -> dict[str, Any]:
-    """The checkpoint's tensors by name, lazily, without the experts that are not wanted: of fused ones `Rows`.
+    """Select the checkpoint's tensors by name, with the wanted experts only, and read none of them.
 
-    `probe` is the model's skeleton. Raises ModelError when an expert that is wanted is not there.
+    Of a fused tensor the wanted rows come as `ExpertRows`.
+
+    `probe` is the model's skeleton.
+
+    Raises: ModelError when the checkpoint does not hold an expert that is wanted.
     """
-    layers, share = expert_layers(probe), checkpoint.held()
-    held = {x.layer: tuple(range(x.experts) if share is None else share.get(x.layer, ())) for x in layers}
+    layers, partial = expert_layers(probe), checkpoint.held()
+    held = {x.layer: tuple(range(x.experts) if partial is None else partial.get(x.layer, ())) for x in layers}
     for layer, experts in wanted.items():
         if absent := set(experts) - set(held[layer]):
             raise ModelError(f"{checkpoint.path} does not hold expert {min(absent)} of layer {layer}.", "Ask for experts that it holds.")
@@ -194,7 +207,7 @@ def select(checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep) -> dict
         layer, number = owner[target], re.search(r"experts\.(\d+)\.", key)
         if number is None:
             _refuse_count(checkpoint, key, source.get_shape()[0], len(held[layer]))
-            state[key] = Rows(source, [held[layer].index(e) for e in wanted[layer]])
+            state[key] = ExpertRows(source, [held[layer].index(e) for e in wanted[layer]])
             continue
         single[target, pattern].add(int(number[1]))
         if int(number[1]) in wanted[layer]:
@@ -204,7 +217,7 @@ def select(checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep) -> dict
         if missing := set(wanted[owner[target]]) - found:
             raise ModelError(
                 f"The checkpoint {checkpoint.path} is missing expert {min(missing)} of {target} ({pattern}).",
-                "Check that the checkpoint is whole.",
+                "Check that the checkpoint is complete.",
             )
     return state
 
@@ -218,7 +231,10 @@ def _refuse_count(checkpoint: Checkpoint, name: str, found: int, experts: int) -
 
 
 def _partial(kind: type[PreTrainedModel], wanted: Keep) -> type[PreTrainedModel]:
-    """`kind` with expert parameters of as many rows as are wanted, so that the library's shape check holds."""
+    """Derive a class whose expert parameters have the wanted rows.
+
+    Then the check of shapes in transformers passes.
+    """
 
     class Partial(kind):  # type: ignore[misc]
         def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
@@ -242,10 +258,10 @@ def _refuse_mismatch(checkpoint: Checkpoint, report: Mapping[str, Any], empty: s
     for what, keys in problems.items():
         if keys:
             raise ModelError(
-                f"The checkpoint {checkpoint.path} {what} {len(keys)} tensors, such as {keys[0]}.", "Check that the checkpoint is whole."
+                f"The checkpoint {checkpoint.path} {what} {len(keys)} tensors, such as {keys[0]}.", "Check that the checkpoint is complete."
             )
 
 
 def expert_bytes_held(model: PreTrainedModel) -> int:
-    """Bytes of the routed experts that this process really holds, from the tensors themselves."""
+    """Count the bytes of routed experts that this process holds, from the tensors themselves."""
     return sum(p.numel() * p.element_size() for layer in expert_layers(model) for p in layer.parameters().values())

@@ -1,6 +1,8 @@
-"""Writing the experts that leave: one safetensors file a function, each expert one contiguous range.
+"""Writing remote experts: one safetensors file for each expert function.
 
-function/weights.py reads what is written here, without torch and without the safetensors library.
+Each expert is one contiguous range of the file.
+
+function/weights.py reads these files, without torch and without the safetensors library.
 """
 
 from __future__ import annotations
@@ -20,20 +22,24 @@ from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer, expert_layers
 from remoe_cli.model.ffn import describe, prove_same, to_storage
 from remoe_cli.model.loader import load
-from remoe_cli.model.spec import part_name
+from remoe_cli.model.names import function_name
 
 # Experts held in memory at once while packaging; those of one function are never divided.
 _BATCH_BYTES = 2 << 30
 
 
 def write_shard(path: Path, layer: ExpertLayer, experts: Sequence[int], rows: Sequence[int] | None = None) -> None:
-    """Write the shard of `experts`, after proving the function's arithmetic on one; `rows` are theirs in the layer's parameters, by
-    default the first ones in that order. Raises ModelError for experts that a function cannot serve."""
+    """Write the shard of `experts`, after checking the function's arithmetic on one of them.
+
+    `rows` are the experts' rows in the layer's parameters; by default the first ones, in this order.
+
+    Raises: ModelError for experts that an expert function cannot serve.
+    """
     spec = describe(layer)
     prove_same(layer, 0, spec)
     parameters = sorted(layer.parameters().items())
     if len({p.dtype for _, p in parameters}) > 1:
-        raise ModelError(f"The experts of layer {layer.layer} mix number types.", "Keep this model local.")
+        raise ModelError(f"The experts of layer {layer.layer} mix number types.", "Keep all experts local.")
     rows = range(len(experts)) if rows is None else rows
     stored = {e: [(name, to_storage(p[row])) for name, p in parameters] for e, row in sorted(zip(experts, rows, strict=True))}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -44,8 +50,10 @@ def write_shard(path: Path, layer: ExpertLayer, experts: Sequence[int], rows: Se
 
 
 def _head(stored: Mapping[int, Sequence[tuple[str, Array]]], spec: FfnSpec) -> bytes:
-    """The file up to its tensors, padded with the spaces that the format allows. It needs the digests of what follows it, and the
-    safetensors library writes a whole file or none."""
+    """Make the file's first part, up to its tensors, padded with the spaces that the format allows.
+
+    It holds the digests of the tensors. The safetensors library cannot be used: it writes whole files only.
+    """
     entries: dict[str, Any] = {}
     digests: dict[int, str] = {}
     end = 0
@@ -63,21 +71,23 @@ def _head(stored: Mapping[int, Sequence[tuple[str, Array]]], spec: FfnSpec) -> b
 
 
 @dataclass(frozen=True)
-class Shard:
-    """The experts of one function, in one file."""
+class WrittenShard:
+    """The file with the experts of one expert function."""
 
     layer: int
     experts: tuple[int, ...]
     path: Path
 
 
-def write_shards(checkpoint: Checkpoint, parts: Mapping[int, Sequence[Sequence[int]]], expert_bytes: int, folder: Path) -> Iterator[Shard]:
-    """Write a shard for each group of experts in `parts`, by hidden layer; yields each as it is done. Memory stays bounded.
+def write_shards(
+    checkpoint: Checkpoint, groups: Mapping[int, Sequence[Sequence[int]]], expert_bytes: int, folder: Path
+) -> Iterator[WrittenShard]:
+    """Write a shard for each group of experts, by hidden layer, and yield each when it is written.
 
-    They are named `layer-NNN.safetensors`, or `layer-NNN-P.safetensors`, P from 0, where a layer has several.
+    At most 2 GiB of experts are in memory at once, or one group if it is larger. Files are named after `names.function_name`.
     """
-    batch: list[Shard] = []
-    for shard in _shards(parts, folder):
+    batch: list[WrittenShard] = []
+    for shard in _shards(groups, folder):
         if batch and sum(len(x.experts) for x in (*batch, shard)) * expert_bytes > _BATCH_BYTES:
             yield from _write_batch(checkpoint, batch)
             batch = []
@@ -86,13 +96,13 @@ def write_shards(checkpoint: Checkpoint, parts: Mapping[int, Sequence[Sequence[i
         yield from _write_batch(checkpoint, batch)
 
 
-def _shards(parts: Mapping[int, Sequence[Sequence[int]]], folder: Path) -> Iterator[Shard]:
-    for layer in sorted(parts):
-        for part, experts in enumerate(parts[layer]):
-            yield Shard(layer, tuple(experts), folder / f"{part_name(layer, part, len(parts[layer]))}.safetensors")
+def _shards(groups: Mapping[int, Sequence[Sequence[int]]], folder: Path) -> Iterator[WrittenShard]:
+    for layer in sorted(groups):
+        for number, experts in enumerate(groups[layer]):
+            yield WrittenShard(layer, tuple(experts), folder / f"{function_name(layer, number, len(groups[layer]))}.safetensors")
 
 
-def _write_batch(checkpoint: Checkpoint, batch: Sequence[Shard]) -> Iterator[Shard]:
+def _write_batch(checkpoint: Checkpoint, batch: Sequence[WrittenShard]) -> Iterator[WrittenShard]:
     held: dict[int, list[int]] = {}
     for shard in batch:
         held[shard.layer] = sorted((*held.get(shard.layer, ()), *shard.experts))

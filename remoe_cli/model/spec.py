@@ -1,8 +1,8 @@
 """Sizes of a mixture-of-experts model, from its config.json alone.
 
-The model is built on torch's meta device, where parameters have shapes and types but no memory, so the sizes are
-those of the very code that will run and no list of config names has to be kept. What is not a parameter, top-k and the
-KV cache, is seen by sending one token through that model.
+The model is built on torch's meta device, where parameters have shapes and types but no memory. So the sizes are those of the code that
+will run, and no list of names in configurations has to be kept. One token is sent through that model, to see what is not a parameter:
+top-k and the KV cache.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 
 class KvLayer(Part):
-    """KV-cache bytes that one token adds in one layer; `window` is how many tokens a sliding layer keeps at most.
+    """The KV cache of one layer.
 
-    Between two passes transformers keeps one token less than the config's sliding_window: the next token completes it.
+    bytes_per_token   what one token adds
+    window            tokens that a layer with sliding attention keeps at most. It is one less than the config's sliding_window, because
+                      between two passes transformers keeps room for the next token.
     """
 
     bytes_per_token: int
@@ -31,13 +33,15 @@ class KvLayer(Part):
 
 
 class MoeSpec(Part):
-    """Sizes in bytes at the stored dtype.
+    """Sizes of a mixture-of-experts model, in bytes of the dtype in which it is stored.
 
-    moe_layers          indices, among all hidden layers, of those with routed experts
-    expert_bytes        one routed expert (mu(e) in the paper)
-    nonexpert_bytes     everything else, tied tensors counted once (sum of mu(f_l))
-    hidden_state_bytes  one token's hidden state (D), which is what travels to an expert function and back
-    kv_layers           one entry for each hidden layer that keeps a KV cache; recurrent states do not grow and are not counted
+    moe_layers           indices, among all hidden layers, of those with routed experts
+    expert_bytes         one routed expert, mu(e)
+    nonexpert_bytes      everything else, with tied tensors counted once: the sum of mu(f_l)
+    hidden_state_bytes   one token's hidden state D, which is sent to an expert function and back
+    kv_layers            the KV cache of each hidden layer that has one; recurrent states do not grow and are not counted
+
+    Source: method.md, section 2, for the symbols.
     """
 
     family: str
@@ -54,27 +58,27 @@ class MoeSpec(Part):
 
     @property
     def routed_bytes(self) -> int:
-        """Bytes of all routed experts."""
+        """The bytes of all routed experts."""
         return self.expert_bytes * self.experts_per_layer * len(self.moe_layers)
 
     def kv_cache_bytes(self, tokens: int) -> int:
-        """KV cache after `tokens` tokens of one sequence (sum of a_l, sliding windows capped)."""
+        """Count the bytes of KV cache after `tokens` tokens of one sequence.
+
+        A layer with sliding attention keeps at most its window.
+        """
         return sum(layer.bytes_per_token * min(tokens, layer.window or tokens) for layer in self.kv_layers)
 
     def local_experts(self, remote: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
-        """By MoE layer, the experts that stay when those in `remote` leave."""
+        """List by MoE layer the experts that are not in `remote`."""
         return {x: tuple(e for e in range(self.experts_per_layer) if e not in set(remote.get(x, ()))) for x in self.moe_layers}
 
 
-def part_name(layer: int, part: int, parts: int) -> str:
-    """The name of function `part` of `parts` that hold hidden layer `layer`'s experts: of its shard, and on every target."""
-    return f"layer-{layer:03d}-{part}" if parts > 1 else f"layer-{layer:03d}"
-
-
 def read_spec(checkpoint: Checkpoint) -> MoeSpec:
-    """Sizes of the checkpoint's model, of a quantised one after dequantisation, as which alone it can be served.
+    """Read the sizes of a checkpoint's model from its config.json.
 
-    Raises ModelError when it has no experts that the hook can serve.
+    The sizes of a quantised model are those after dequantisation, because remoe serves no other form.
+
+    Raises: ModelError when the model has no experts that the hook can serve, or its MoE layers differ.
     """
     from remoe_cli.model.experts import expert_layers
     from remoe_cli.model.loader import model_dtype, read_config, skeleton
@@ -89,7 +93,7 @@ def read_spec(checkpoint: Checkpoint) -> MoeSpec:
     top_k, kv_layers = _one_token(model)
     if len(sizes) > 1 or len(counts) > 1 or len(top_k) > 1:
         raise ModelError(
-            f"The MoE layers of '{config.model_type}' differ in the number or size of their experts.", "remoe plans equal layers only."
+            f"The MoE layers of '{config.model_type}' differ in the number or size of their experts.", "Use a model with equal MoE layers."
         )
     expert, experts = sizes.pop(), counts.pop()
     total = sum(p.numel() * p.element_size() for p in {id(p): p for p in model.parameters()}.values())
@@ -110,7 +114,7 @@ def read_spec(checkpoint: Checkpoint) -> MoeSpec:
 
 
 def _one_token(model: PreTrainedModel) -> tuple[set[int], tuple[KvLayer, ...]]:
-    """One token through a model on the meta device: the widths of the index that the hook sees, and the cache that it leaves."""
+    """Send one token through a model on the meta device, to see its top-k and its KV cache."""
     import torch
 
     from remoe_cli.model.checkpoint import reason
@@ -135,7 +139,7 @@ def _one_token(model: PreTrainedModel) -> tuple[set[int], tuple[KvLayer, ...]]:
 
 
 def _kv_layer(cached: Any) -> KvLayer | None:
-    """What a cache layer holds after one token: keys and values (MLA: the latent), a sparse indexer's keys; None without any."""
+    """Measure a layer's cache after one token: keys, values (MLA: the latent), a sparse indexer's keys."""
     tensors = [t for name in ("keys", "values", "indexer_keys") if (t := getattr(cached, name, None)) is not None]
     window = getattr(cached, "sliding_window", None)
     if not tensors:

@@ -1,1 +1,1 @@
-"""From a plan to what is deployed: the function's code, one shard of experts a function, and a manifest."""
+"""Make the files of a deployment: expert functions, main function and its container image."""

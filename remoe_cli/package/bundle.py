@@ -1,9 +1,9 @@
-"""The bundle: everything that the functions of one plan need, in one folder, reproducible byte for byte.
+"""The bundle: code and experts of one plan's functions in a folder, reproducible byte for byte.
 
-manifest.json              a Manifest; names every other file by its sha256
+manifest.json              a Manifest; it names every other file by its sha256
 function.zip               the code of remoe_cli/function, the same for every plan
 layer-NNN.safetensors      the remote experts of hidden layer NNN,
-layer-NNN-P.safetensors    or those of its function P, from 0, where they are divided over several
+layer-NNN-P.safetensors    or those of its function P, from 0, where the layer has several functions
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ _CODE = "function.zip"
 
 
 class FunctionEntry(artifacts.Part):
-    """One expert function: `experts` of hidden layer `layer`. `replicas` is how many instances of it may run at once; `head_bytes`
-    and `head_sha256` are of its shard's head (function/weights.py)."""
+    """One expert function, which holds `experts` of hidden layer `layer`.
+
+    replicas                   instances of it that may run at once
+    head_bytes, head_sha256    of its shard's head (function/weights.py)
+    """
 
     name: str
     layer: int
@@ -51,7 +54,7 @@ class Manifest(artifacts.Document):
 
     @property
     def remote(self) -> dict[int, tuple[int, ...]]:
-        """Remote experts by hidden layer, ascending, whichever of its functions holds them."""
+        """Map hidden layer -> remote experts, ascending, whichever function of the layer holds them."""
         experts: dict[int, tuple[int, ...]] = {}
         for f in self.functions:
             experts[f.layer] = tuple(sorted((*experts.get(f.layer, ()), *f.experts)))
@@ -59,12 +62,12 @@ class Manifest(artifacts.Document):
 
 
 def function_sources() -> list[Path]:
-    """The files of the function's code, sorted by name."""
+    """List the files of the function's code, by name."""
     return sorted(Path(function.__file__).parent.glob("*.py"))
 
 
 def function_zip() -> bytes:
-    """The function's code as a zip that depends on nothing but the code: names sorted, times fixed."""
+    """Zip the function's code. The bytes depend on nothing but the code: names are sorted, times fixed."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for source in function_sources():
@@ -78,9 +81,9 @@ def function_zip() -> bytes:
 def build(
     plan: Plan, plan_path: Path, profile: Profile, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Manifest:
-    """Write the bundle of `plan` into `folder`; `progress` is told the functions done and their total.
+    """Write the bundle of `plan` into `folder`; call `progress` with the functions done and their total.
 
-    Raises ArtifactError when the model has changed since it was profiled.
+    Raises: ArtifactError when the model has changed since it was profiled, ModelError when its tokenizer or chat template cannot be used.
     """
     reference = profile.record.model
     checkpoint = find(reference.path, reference.revision)
@@ -90,7 +93,9 @@ def build(
             "Profile and plan again.",
         )
     from remoe_cli.model.shards import write_shards
+    from remoe_cli.model.tokens import check_tokenizer
 
+    check_tokenizer(checkpoint)
     layers = {layer.layer: layer for layer in plan.layers}
     parts = {number: layer.parts for number, layer in layers.items()}
     code = function_zip()
@@ -127,7 +132,10 @@ def build(
 
 
 def read(folder: Path) -> Manifest:
-    """Read a bundle and check every file against its digest; raises ArtifactError for the first that differs."""
+    """Read a bundle and check every file against its digest.
+
+    Raises: ArtifactError for the first file that differs.
+    """
     manifest = artifacts.read_json(folder / "manifest.json", Manifest)
     expected = {_CODE: manifest.code_sha256} | {f.shard: f.shard_sha256 for f in manifest.functions}
     for name, digest in expected.items():
@@ -137,7 +145,7 @@ def read(folder: Path) -> Manifest:
 
 
 def unpack_code(folder: Path) -> Path:
-    """Unpack function.zip beside the manifest, for targets that run from a folder; returns the folder for PYTHONPATH."""
+    """Unpack function.zip beside the manifest; return the folder for PYTHONPATH."""
     code = folder / "code"
     with zipfile.ZipFile(folder / _CODE) as archive:
         archive.extractall(code)

@@ -1,10 +1,12 @@
-"""The zip that Lambda runs: the function's code and the wheels that it imports, made on any machine for either architecture.
+"""The zip that Lambda runs: the function's code and the wheels that it imports.
 
-Wheels come by pip, in the versions that are installed here, because their arithmetic is what packaging has proven to be torch's.
-They lose what no function reads: tests, headers, stubs, tools, debugging symbols. They gain bytecode, by a Python of this machine of the
-version that the function will have: in Lambda's read-only folder every cold start would compile all of numpy again.
-The same inputs give the same bytes on one machine, and on every machine the same digest: it is of what the bytecode and the compressed
-bytes follow from, as both may differ with a patch version of Python or zlib (docs/adr/0007-function-package.md).
+It is made on any machine for either architecture. pip fetches the wheels in the versions that are installed here, because packaging has
+proven that their arithmetic is torch's. They lose what no function reads: tests, headers, stubs, tools, debugging symbols. They gain
+bytecode, made by a Python of this machine of the function's version: in Lambda's read-only folder every cold start would compile all of
+numpy again.
+
+The same inputs give the same bytes on one machine, and the same digest on every machine. The digest leaves out bytecode and compression,
+which may differ with a patch version of Python or zlib (docs/adr/0007-function-package.md).
 """
 
 from __future__ import annotations
@@ -42,8 +44,12 @@ _READ_OF_DIST_INFO = ("METADATA", "licenses/")
 
 @dataclass(frozen=True)
 class FunctionPackage:
-    """The zip at `path`. `sha256` is of names and contents of its files but bytecode; `compiled` is whether it has any; `largest` are the
-    bytes of its folders, unpacked, largest first."""
+    """The zip at `path`.
+
+    sha256     of names and contents of its files except bytecode
+    compiled   whether it has bytecode
+    largest    its folders and their unpacked bytes, largest first
+    """
 
     path: Path
     sha256: str
@@ -75,9 +81,9 @@ class FunctionPackage:
 
 
 def function_package(architecture: str, python: str = PYTHON) -> FunctionPackage:
-    """The function's package for `architecture`, x86_64 or arm64, and a Python of Lambda's; kept in the cache folder.
+    """Return the function's package for an architecture and a Python of Lambda's; the cache keeps it.
 
-    Raises UsageError for an architecture or a Python that Lambda does not have, and where this machine lacks that Python, ArtifactError
+    Raises: UsageError for an architecture or a Python that Lambda does not have, and when this machine lacks that Python; ArtifactError
     when pip cannot fetch a wheel.
     """
     if architecture not in _MACHINES:
@@ -99,14 +105,14 @@ def function_package(architecture: str, python: str = PYTHON) -> FunctionPackage
 
 
 def build(path: Path, architecture: str, python: str, interpreter: Interpreter | None) -> None:
-    """Make the package anew at `path`, with bytecode if there is an `interpreter` to make it."""
+    """Make the package at `path`, with bytecode if there is an `interpreter` to make it."""
     with tempfile.TemporaryDirectory() as wheels:
         fetch(PACKAGES, architecture, python, Path(wheels))
         pack(path, Path(wheels).iterdir(), interpreter)
 
 
 def pack(path: Path, wheels: Iterable[Path], interpreter: Interpreter | None) -> None:
-    """The zip of these wheels and the function's code."""
+    """Zip these wheels and the function's code."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for wheel in wheels:
@@ -121,16 +127,16 @@ def pack(path: Path, wheels: Iterable[Path], interpreter: Interpreter | None) ->
 
 
 def fetch(packages: Iterable[str], architecture: str, python: str, folder: Path) -> None:
-    """Download wheels of these packages, in the versions that are installed here, into `folder`."""
+    """Download wheels of these packages into `folder`, in the versions that are installed here."""
     platforms = [f"--platform=manylinux_2_{minor}_{_MACHINES[architecture]}" for minor in _GLIBC_MINORS]
     platforms.append(f"--platform=manylinux2014_{_MACHINES[architecture]}")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
     command += [f"--dest={folder}", f"--python-version={python}", "--implementation=cp", *platforms, *_requirements(packages)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["pip printed nothing"])[-1].removeprefix("ERROR: ").rstrip(".")
         raise ArtifactError(
-            f"pip cannot fetch the function's packages for Python {python} on {architecture}: {said.removeprefix('ERROR: ').rstrip('.')}.",
+            f"pip cannot fetch the function's packages for Python {python} on {architecture}: {reason}.",
             "See that pip is installed here, that it reaches a package index, and that the index has wheels of "
             + ", ".join(_requirements(packages))
             + " for that platform.",
@@ -151,7 +157,7 @@ def _unpack(wheel: Path, root: Path) -> None:
 
 
 def _is_read(name: PurePosixPath) -> bool:
-    """Whether a function reads this file of a wheel, or its licence wants it kept."""
+    """Return whether a function reads this file of a wheel, or its licence wants it kept."""
     top, _, rest = str(name).partition("/")
     if top.endswith(".dist-info"):
         return rest.startswith(_READ_OF_DIST_INFO)
@@ -168,35 +174,37 @@ class Interpreter:
 
 
 def find_interpreter(python: str) -> Interpreter | None:
-    """One of that minor version, if there is any."""
+    """Find a Python of this minor version on this machine; None if there is none."""
     for command in (sys.executable, shutil.which(f"python{python}")):
         if command:
             argv = [command, "-c", "import platform, sys; print(platform.python_version(), sys.executable)"]
-            said = subprocess.run(argv, capture_output=True, text=True, check=False, env=_environment(python)).stdout
-            version, _, executable = said.strip().partition(" ")
+            printed = subprocess.run(argv, capture_output=True, text=True, check=False, env=_environment(python)).stdout
+            version, _, executable = printed.strip().partition(" ")
             if version.startswith(f"{python}."):
                 return Interpreter(executable, version)
     return None
 
 
 def _environment(python: str) -> dict[str, str]:
-    """Hashes decide in which order sets of constants are compiled; pyenv's commands run the version that they are told."""
+    """Fix the hash seed, which decides the order of compiled sets, and the version that pyenv runs."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return own | {"PYTHONHASHSEED": "0", "PYENV_VERSION": python}
 
 
 def _compile(root: Path, interpreter: Interpreter) -> None:
-    """Bytecode that is never checked against its source, whose time an unpacked zip does not keep."""
+    """Make bytecode that is never checked against its source, as an unpacked zip does not keep times."""
     options = ["-q", "--invalidation-mode=unchecked-hash", "-s", str(root), "-p", "/var/task"]
     argv = [interpreter.command, "-S", "-m", "compileall", *options, str(root)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=_environment(interpreter.version))
     if done.returncode:
-        said = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
-        raise ArtifactError(f"Python {interpreter.version} cannot compile the function's packages: {said}.", "Is that Python whole?")
+        reason = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
+        raise ArtifactError(
+            f"Python {interpreter.version} cannot compile the function's packages: {reason}.", "Check that this Python is complete."
+        )
 
 
 def _zip(root: Path, path: Path) -> None:
-    """Names sorted, times and modes fixed."""
+    """Zip a folder with sorted names and fixed times and modes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()):
             info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))

@@ -1,6 +1,6 @@
-"""Taking out of a shared library what only linkers and debuggers read: the loader goes by its segments alone.
+"""Remove from a shared library what only linkers and debuggers read; the loader reads only segments.
 
-Needs no binutils, which a machine may not have, and which would have to know the other architecture.
+This needs no binutils, which a machine may lack, and which would have to know the other architecture.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ _SEGMENT = struct.Struct("<2I6Q")
 
 
 def stripped(library: bytes) -> bytes:
-    """A 64-bit little-endian ELF file without its sections and symbol tables; any other file as it is.
+    """Return a 64-bit little-endian ELF file without sections and symbol tables; any other file as it is.
 
-    What lies between segments goes, in steps of their alignment, so that offsets still agree with addresses.
+    What lies between segments is removed in steps of their alignment, so that offsets still agree with addresses.
     """
     if library[:6] != b"\x7fELF\x02\x01":
         return library

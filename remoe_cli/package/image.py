@@ -1,12 +1,12 @@
-"""The container image of the main function: a Docker build context, the same files from the same installation.
+"""The container image of the main function: a Docker build context, reproducible for one installation.
 
 Dockerfile          Python as it is here, the requirements, this package; its program is runtime/container.py
 torch.txt           torch alone, since its wheels for CPUs are in an index of their own
 requirements.txt    everything that the main function imports, in the versions that are installed and tested here
 remoe_cli/          this package
 
-The image holds no weights: whoever runs it names its share in REMOE_MAIN. SageMaker runs it as it is; Lambda runs it with another
-entry point, awslambdaric and runtime/lambda_main.py.
+The image holds no weights; REMOE_MAIN names the main function's files. SageMaker runs the image as it is. Lambda runs it with another entry
+point: awslambdaric and runtime/lambda_main.py.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ CMD ["serve"]
 
 @dataclass(frozen=True)
 class Image:
-    """A build context and what makes an image of it. `gpu` decides which torch it has; `repository` is None where nobody named one."""
+    """A build context, and how an image is made of it.
+
+    gpu          whether it has torch for GPUs
+    repository   where it is pushed to; None: nowhere
+    """
 
     context: Path
     sha256: str
@@ -68,12 +72,12 @@ class Image:
 
     @property
     def uri(self) -> str:
-        """Tagged by the context, so that a tag always means the same image."""
+        """Name the image with the context's digest as tag, so that a tag always means the same image."""
         return f"{self.repository or 'remoe'}:{self.sha256[:_TAG_DIGITS]}"
 
     @property
     def build(self) -> list[str]:
-        """Without provenance, which makes an index of the image that Lambda refuses."""
+        """Return the build command. It makes no provenance, which Lambda refuses."""
         return [
             *("docker", "build", "--platform", {"x86_64": "linux/amd64", "arm64": "linux/arm64"}[self.architecture], "--provenance=false"),
             *("--build-arg", f"TORCH_INDEX={_GPU_INDEX if self.gpu else _CPU_INDEX}", "--tag", self.uri, str(self.context)),
@@ -81,7 +85,7 @@ class Image:
 
     @property
     def registry(self) -> str | None:
-        """The host that takes the image, where it is one of Amazon ECR."""
+        """Return the registry's host if it is Amazon ECR, else None."""
         host = (self.repository or "").partition("/")[0]
         return host if ".dkr.ecr." in host else None
 
@@ -95,7 +99,7 @@ class Image:
 
 
 def write_context(folder: Path) -> str:
-    """Write the build context into `folder`, which holds nothing else then, and return its sha256: over names and contents."""
+    """Write the build context into `folder`, empty it first, and return a sha256 of names and contents."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -114,10 +118,10 @@ def write_context(folder: Path) -> str:
 
 
 def pinned() -> tuple[str, ...]:
-    """`name==version` of the main function's requirements and of theirs, as installed here, by name.
+    """List `name==version` of the main function's requirements and of theirs, as installed here.
 
-    A build of torch for CPUs and one for GPUs have the same public version, and which it is to be is the image's choice. What Linux needs
-    besides and this machine has not, such as the CUDA libraries of another torch, pip finds by what those that need it say.
+    A build of torch for CPUs and one for GPUs have the same public version; the image chooses the build. What Linux needs and this machine
+    lacks, such as the CUDA libraries of another torch, pip finds by their requirements.
     """
     versions: dict[str, str] = {}
     todo = [canonicalize_name(name) for name in ROOTS]

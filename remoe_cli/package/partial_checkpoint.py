@@ -1,11 +1,11 @@
-"""The main function's share of a model: a folder that holds a checkpoint without the experts that leave.
+"""A partial checkpoint: a folder with a model's non-expert weights and the local experts only.
 
-share.json               which experts it holds (model/checkpoint.py)
-weights-NNNN.safetensors the kept tensors, bytes as they are in the checkpoint, at most 1 GB a file unless one tensor is larger
-config.json, ...         config, generation config, tokenizer and chat template, as they are in the checkpoint
+share.json               the experts that it holds (model/checkpoint.py)
+weights-NNNN.safetensors the kept tensors, their bytes as in the checkpoint, at most 1 GB a file unless one tensor is larger
+config.json, ...         config, generation config, tokenizer and chat template, as in the checkpoint
 main.json                a MainManifest, which names every other file by its sha256; `seal` writes it last
 
-model/loader.py loads such a folder as it does a checkpoint. Nothing here knows what else a deployment puts into it, or where it is stored.
+model/loader.py loads such a folder like a checkpoint. A deployment may put more files into it before it is sealed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from remoe_cli import artifacts
-from remoe_cli.model.checkpoint import INDEX, SETTINGS, SHARE, Checkpoint, Share
+from remoe_cli.model.checkpoint import INDEX, SETTINGS, SHARE, Checkpoint, HeldExperts
 
 if TYPE_CHECKING:
     from remoe_cli.model.loader import Keep
@@ -30,7 +30,7 @@ _COPY_BYTES = 8 << 20
 
 
 class MainFile(artifacts.Part):
-    """`name` is that of a file in one folder."""
+    """A file of the folder."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     bytes: int
@@ -38,7 +38,7 @@ class MainFile(artifacts.Part):
 
 
 class MainManifest(artifacts.Document):
-    """All files of a main function's share, by name."""
+    """All files of a main function, by name."""
 
     schema_version: str = "remoe.main/1"
     files: tuple[MainFile, ...]
@@ -50,7 +50,7 @@ class MainManifest(artifacts.Document):
 
 @dataclass(frozen=True)
 class _Piece:
-    """A tensor to write: its entry in a safetensors header, and the ranges of the source file that it is made of."""
+    """A tensor to write: its entry in a safetensors header, and the ranges of its bytes in the source."""
 
     name: str
     dtype: str
@@ -65,24 +65,26 @@ class _Piece:
 def write_partial_checkpoint(
     checkpoint: Checkpoint, keep: Keep, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Write the share that holds the experts in `keep` (by hidden layer, ascending) into `folder`; memory stays small.
+    """Write a checkpoint with only the experts in `keep` (by hidden layer, ascending) into `folder`.
 
-    `progress` is told the bytes of weights done and their total. Raises ModelError for a checkpoint that is not whole.
+    It reads piece by piece, so memory stays small. `progress` is called with the bytes of weights done and their total.
+
+    Raises: ModelError for a checkpoint that is not whole.
     """
     from remoe_cli.model.experts import expert_layers
-    from remoe_cli.model.loader import Rows, read_config, select, skeleton
+    from remoe_cli.model.loader import ExpertRows, read_config, select, skeleton
 
     probe = skeleton(read_config(checkpoint))
     kept = {x.layer: tuple(keep.get(x.layer, ())) for x in expert_layers(probe)}
     tensors = select(checkpoint, probe, kept)
-    rows = {name: tensor.rows if isinstance(tensor, Rows) else None for name, tensor in tensors.items()}
+    rows = {name: tensor.rows if isinstance(tensor, ExpertRows) else None for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in SETTINGS:
         for source in sorted(checkpoint.path.glob(pattern)):
             if source.name not in (INDEX, SHARE, "config.json"):
                 (folder / source.name).write_bytes(source.read_bytes())
     artifacts.write_json(folder / "config.json", _config(checkpoint))
-    artifacts.write_json(folder / SHARE, Share(experts=kept))
+    artifacts.write_json(folder / SHARE, HeldExperts(experts=kept))
     plan = [(file, group) for file in checkpoint.weight_files for group in _groups(_pieces(file, rows))]
     total, done = sum(piece.bytes for _, group in plan for piece in group), 0
     for number, (file, group) in enumerate(plan):
@@ -102,7 +104,7 @@ def seal(folder: Path) -> MainManifest:
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json; where it names no number type, with that of the whole checkpoint's weights, as which it would be loaded."""
+    """Read config.json; if it names no number type, add that of the whole checkpoint's weights."""
     from remoe_cli.model.loader import model_dtype, read_config
 
     config: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
@@ -113,32 +115,32 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header of a safetensors file, and where its data begin."""
+    """Return the JSON header of a safetensors file, and the offset of its data."""
     with file.open("rb") as source:
         length = int.from_bytes(source.read(8), "little")
         return json.loads(source.read(length)), 8 + length
 
 
 def _pieces(file: Path, rows: Mapping[str, Sequence[int] | None]) -> Iterator[_Piece]:
-    """What stays of a file: the tensors in `rows`, of some only these rows. In the file's own order, which aligns each to its type."""
+    """Yield the kept tensors of a file, some with only these rows, in the file's order, which aligns them."""
     header, data = _header(file)
     header.pop("__metadata__", None)
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        some = rows.get(name)
-        if name not in rows or some == []:
+        kept_rows = rows.get(name)
+        if name not in rows or kept_rows == []:
             continue
         first, last = (data + offset for offset in entry["data_offsets"])
         shape: tuple[int, ...] = tuple(entry["shape"])
         ranges: tuple[tuple[int, int], ...] = ((first, last),)
-        if some is not None:
+        if kept_rows is not None:
             row_bytes = (last - first) // shape[0]
-            ranges = tuple((start, start + row_bytes) for start in (first + row * row_bytes for row in some))
-            shape = (len(some), *shape[1:])
+            ranges = tuple((start, start + row_bytes) for start in (first + row * row_bytes for row in kept_rows))
+            shape = (len(kept_rows), *shape[1:])
         yield _Piece(name, entry["dtype"], shape, ranges)
 
 
 def _groups(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    """The pieces of each file to write."""
+    """Group the pieces into files."""
     group: list[_Piece] = []
     for piece in pieces:
         if group and sum(p.bytes for p in (*group, piece)) > _FILE_BYTES:

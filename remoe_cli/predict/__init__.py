@@ -1,1 +1,1 @@
-"""Predicting which experts a prompt will use, from prompts that are known."""
+"""Predicting which experts a prompt will use, from prompts whose routing is known."""

@@ -1,13 +1,18 @@
-"""The paper's predictors (method section 5): SPS, and what it is compared with, Fate excepted (predict/fate.py needs the model).
+"""The paper's predictors: SPS, and all that it is compared with except Fate.
 
-EF      every expert equally likely
-DOP     the mean of the history, for every prompt
-BF      softmax-weighted mean over the `alpha` most similar prompts, found by comparing with all
-SPS     the same over those that the tree finds
-VarPAM  SPS with a tree divided by PAM
-VarED   SPS with a tree divided by the Euclidean distance of activation matrices
+Fate needs the model, and is in fate.py.
 
-`temperature` is the softmax's; the paper's is 1, with which cosines, all between -1 and 1, weigh nearly alike. `tuned` chooses it.
+EF       every expert equally often
+DOP      the mean of the history, for every prompt
+BF       the softmax-weighted mean over the `alpha` most similar prompts, found by comparing all
+SPS      the same over the prompts that the tree finds
+VarPAM   SPS with a tree that PAM divides
+VarED    SPS with a tree divided by the Euclidean distance of activation matrices
+
+`temperature` is that of the softmax. The paper's is 1, and then cosines, which are between -1 and 1, get nearly equal weights. `tuned`
+chooses it.
+
+Source: method.md, section 5.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import numpy.typing as npt
 from remoe_cli.predict import neighbours
 from remoe_cli.predict import tree as trees
 from remoe_cli.predict.divergence import jensen_shannon
-from remoe_cli.predict.history import Floats, History, Prompts
+from remoe_cli.predict.history import Floats, History, PromptFeatures
 
 ALPHA = trees.ALPHA
 TEMPERATURES = (1.0, 0.3, 0.1, 0.05, 0.02, 0.01, 0.005)
@@ -36,64 +41,75 @@ class Constant:
 
     frequencies: Floats
 
-    def predict(self, prompts: Prompts) -> Floats:
+    def predict(self, prompts: PromptFeatures) -> Floats:
+        """Predict the same matrix for each of Q prompts, [Q, L, E]."""
         return np.broadcast_to(self.frequencies, (len(prompts), *self.frequencies.shape))
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Softmax-weighted mean of similar prompts' frequencies, or with `roots` of their square roots (Hellinger mean)."""
+    """The softmax-weighted mean of similar prompts' frequencies, or of their roots (Hellinger mean)."""
 
     frequencies: Floats
     search: Search
     temperature: float = 1.0
     roots: bool = False
 
-    def predict(self, prompts: Prompts) -> Floats:
+    def predict(self, prompts: PromptFeatures) -> Floats:
+        """Predict the frequencies of Q prompts, [Q, L, E]."""
         found, similarities = self.search(prompts.vectors)
         return _mean(self.frequencies, found, similarities, self.temperature, self.roots)
 
 
 def equal_frequency(history: History, seed: int) -> Constant:
+    """Fit EF."""
     shape = history.frequencies.shape[1:]
     return Constant(np.full(shape, 1 / shape[1]))
 
 
 def history_mean(history: History, seed: int) -> Constant:
+    """Fit DOP."""
     return Constant(history.frequencies.mean(axis=0))
 
 
 def brute_force(history: History, seed: int) -> Neighbours:
+    """Fit BF."""
     return Neighbours(history.frequencies, _nearest(neighbours.build(history.prompts.vectors, exact=len(history))))
 
 
 def sps(history: History, seed: int) -> Neighbours:
+    """Fit SPS."""
     return over_tree(history, trees.build(history.prompts.vectors, seed=seed))
 
 
 def var_pam(history: History, seed: int) -> Neighbours:
+    """Fit VarPAM."""
     return over_tree(history, trees.build(history.prompts.vectors, seed=seed, method="pam"))
 
 
 def var_ed(history: History, seed: int) -> Neighbours:
+    """Fit VarED."""
     return over_tree(history, trees.build(history.prompts.vectors, features=history.frequencies, seed=seed))
 
 
 def over_tree(history: History, tree: trees.Tree) -> Neighbours:
-    """SPS over a tree that is there already."""
+    """Fit SPS over a tree that is built already."""
     return Neighbours(history.frequencies, _in_tree(tree))
 
 
 def tuned(history: History, seed: int) -> Neighbours:
-    """The default search, with the temperature, and the mean of frequencies or of their roots, that suit the history best."""
+    """Fit the mean of similar prompts, with the temperature and the kind of mean that suit best."""
     return tuned_over(history, neighbours.build(history.prompts.vectors), seed)
 
 
 def tuned_over(history: History, nearest: neighbours.Nearest, seed: int) -> Neighbours:
-    """`tuned` over a search that is there already. Each prompt's own neighbourhood is without itself (leave one out)."""
+    """Do what `tuned` does, over an index that is built already.
+
+    A prompt is not its own neighbour (leave one out).
+    """
     at = np.sort(np.random.default_rng(seed).permutation(len(history))[:_TUNED_ON])
     found, closeness = neighbours.search(nearest, history.prompts.vectors[at], alpha=ALPHA + 1)
-    # A prompt is its own closest, but for others that are just alike: the first place goes, whoever stands there, unless it is elsewhere.
+    # A prompt is the closest to itself, unless others are equal to it. It is left out where it is found, else the first place is.
     own = np.where((found == at[:, None]).any(axis=1), (found == at[:, None]).argmax(axis=1), 0)
     others = np.arange(found.shape[1]) != own[:, None]
     found, closeness = found[others].reshape(len(at), -1), closeness[others].reshape(len(at), -1)
@@ -110,7 +126,10 @@ def tuned_over(history: History, nearest: neighbours.Nearest, seed: int) -> Neig
 def _mean(
     frequencies: Floats, found: npt.NDArray[np.int32], similarities: npt.NDArray[np.float32], temperature: float, roots: bool
 ) -> Floats:
-    """[Q, L, E] from neighbours and cosines [Q, a]."""
+    """Average the neighbours' frequencies.
+
+    Shapes: found and similarities [Q, a]; returns [Q, L, E].
+    """
     weights = np.exp((similarities.astype(np.float64) - similarities.max(axis=1, keepdims=True)) / temperature)
     weights /= weights.sum(axis=1, keepdims=True)
     known = np.sqrt(frequencies) if roots else frequencies

@@ -1,4 +1,4 @@
-"""How far a predicted activation matrix is from the true one, and how far a perfect prediction would be."""
+"""How far a predicted activation matrix is from the true one, and a perfect prediction would be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ Floats = npt.NDArray[np.float64]
 
 
 def jensen_shannon(predicted: Floats, true: Floats) -> Floats:
-    """Divergence in bits (base 2) of distributions along the last axis, broadcast: 0 for equal ones, 1 for disjoint ones."""
+    """Compute the Jensen-Shannon divergence, in bits, of distributions along the last axis.
+
+    >>> jensen_shannon(np.array([1.0, 0.0]), np.array([[1.0, 0.0], [0.0, 1.0]])).tolist()
+    [0.0, 1.0]
+    """
     middle = (predicted + true) / 2
     divergence: Floats = np.maximum(_entropy(middle) - (_entropy(predicted) + _entropy(true)) / 2, 0.0)
     return divergence
@@ -21,10 +25,12 @@ def _entropy(p: Floats) -> Floats:
 
 
 def noise_floor(frequencies: Floats, selections: npt.NDArray[np.int64], seed: int = 0) -> Floats:
-    """[P]: what a predictor that knows each prompt's true frequencies would score against what so few tokens show of them.
+    """Compute the divergence that remains for a perfect predictor, because a prompt has few tokens.
 
-    A prompt's frequencies [P, L, E] are taken for the truth and its `selections` drawn anew from them. Real tokens of one text depend on
-    each other, so the true floor lies higher.
+    A prompt's frequencies are taken as the truth, and as many choices as it has are drawn from them again. Real tokens of one text depend
+    on each other, so the true floor is higher.
+
+    Shapes: frequencies [P, L, E], selections [P]; returns [P].
     """
     draws = np.random.default_rng(seed).multinomial(selections[:, None], frequencies / frequencies.sum(axis=2, keepdims=True))
     floor: Floats = jensen_shannon(frequencies, draws / selections[:, None, None]).mean(axis=1)
@@ -32,7 +38,12 @@ def noise_floor(frequencies: Floats, selections: npt.NDArray[np.int64], seed: in
 
 
 def remote_hits(predicted: Floats, true: Floats, remote: int) -> Floats:
-    """[P]: share of expert choices that go remote when the `remote` experts of each layer that are predicted least used are."""
-    away = np.argsort(predicted, axis=2, kind="stable")[:, :, :remote]
-    hits: Floats = np.take_along_axis(true, away, axis=2).sum(axis=2).mean(axis=1)
+    """Compute the fraction of expert choices that are remote, if the least used experts by prediction are.
+
+    `remote` is how many experts of each layer are remote.
+
+    Shapes: predicted and true [P, L, E]; returns [P].
+    """
+    least = np.argsort(predicted, axis=2, kind="stable")[:, :, :remote]
+    hits: Floats = np.take_along_axis(true, least, axis=2).sum(axis=2).mean(axis=1)
     return hits

@@ -1,8 +1,8 @@
-"""Scoring predictors on held-out prompts: k folds, each predictor fitted on the others.
+"""Scoring predictors on held-out prompts: k folds, with each predictor fitted on the others.
 
-Every figure is a mean over prompts with the standard error of that mean. Beside the divergence stand what it means for a plan (the
-share of expert choices that go remote when the half of each layer's experts that is predicted least used is remote), the times, the
-noise floor and the coverage of the interval.
+Every figure is a mean over prompts, with the standard error of that mean. Beside the divergence there is what it means for a plan (the
+fraction of expert choices that are remote if half of each layer's experts are, the least used by prediction), the times, the noise floor
+and the coverage of the interval.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ from remoe_cli.errors import UsageError
 from remoe_cli.predict import baselines, ridge
 from remoe_cli.predict.divergence import jensen_shannon, noise_floor, remote_hits
 from remoe_cli.predict.fate import Fate
-from remoe_cli.predict.history import Floats, History, Indices, Prompts, View
+from remoe_cli.predict.history import Floats, History, Indices, PromptFeatures, View
+from remoe_cli.predict.tree import unit
 
-REMOTE_SHARE = 0.5
+REMOTE_SHARE = 0.5  # of each layer's experts
 OURS = "ridge"
 _PAIRS = 20_000
 
 
 class Predictor(Protocol):
-    def predict(self, prompts: Prompts) -> Floats: ...
+    """What every fitted predictor does."""
+
+    def predict(self, prompts: PromptFeatures) -> Floats:
+        """Predict how often each of Q prompts uses each expert, [Q, L, E]; rows sum to 1."""
+        ...
 
 
 Fit = Callable[[History, int], Predictor]
@@ -45,7 +50,13 @@ PREDICTORS: Mapping[str, Fit] = {
 
 
 class Score(Part):
-    """One predictor. `jsd_bits`: mean Jensen-Shannon divergence (base 2), `folds` the same in each fold; search time is per prompt."""
+    """The score of one predictor.
+
+    jsd_bits           mean Jensen-Shannon divergence; `folds` has it for each fold
+    remote_hit_share   fraction of expert choices that are remote (see `divergence.remote_hits`)
+    build_s            time to fit it
+    search_ms          time to predict one prompt
+    """
 
     jsd_bits: float
     standard_error: float
@@ -56,7 +67,11 @@ class Score(Part):
 
 
 class Evaluation(Part):
-    """One view of a profile. `remote_hit_share` of the oracle is that of a plan which knew each prompt's own frequencies."""
+    """The scores of all predictors on one view of a profile.
+
+    oracle_remote_hit_share   the remote_hit_share of a plan that knows each prompt's own frequencies
+    interval_coverage         fraction of frequencies inside their interval; interval_nominal is its goal
+    """
 
     view: View
     prompts: int
@@ -69,7 +84,10 @@ class Evaluation(Part):
 
 @dataclass(frozen=True)
 class Similarity:
-    """Pairs of prompts (the paper's Fig. 3): cosine of their vectors, 1 - divergence of their activations, and the correlation."""
+    """Pairs of prompts: cosine of their vectors, 1 - divergence of their activations, and the correlation.
+
+    Source: the paper's figure 3.
+    """
 
     semantic: npt.NDArray[np.float32]
     activation: Floats
@@ -77,14 +95,17 @@ class Similarity:
 
 
 def folds(prompts: int, k: int, seed: int = 0) -> list[Indices]:
-    """The held-out prompts of each fold, ascending."""
-    return [np.sort(part) for part in np.array_split(np.random.default_rng(seed).permutation(prompts), k)]
+    """List the held-out prompts of each fold, ascending."""
+    return [np.sort(fold) for fold in np.array_split(np.random.default_rng(seed).permutation(prompts), k)]
 
 
 def evaluate(
     history: History, view: View, *, k: int = 5, seed: int = 0, fate: Fate | None = None, progress: Callable[[int, int], None]
 ) -> Evaluation:
-    """Score every predictor on one view; `progress(done, total)` counts fits. Raises UsageError for fewer than two prompts a fold."""
+    """Score every predictor on one view; `progress(done, total)` counts predictors.
+
+    Raises: UsageError when there are fewer than two prompts for each fold.
+    """
     if len(history) < 2 * k:
         raise UsageError(
             f"{len(history)} prompts with {view} routing are too few for {k} folds.",
@@ -115,13 +136,12 @@ def evaluate(
 
 
 def similarity(history: History, seed: int = 0) -> Similarity:
-    """Semantic and activation similarity of random pairs of different prompts."""
+    """Compute the semantic and the activation similarity of random pairs of different prompts."""
     random = np.random.default_rng(seed)
     a, b = random.integers(0, len(history), (2, _PAIRS))
     a, b = a[a != b], b[a != b]
-    vectors = history.prompts.vectors
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
-    semantic = (unit[a] * unit[b]).sum(axis=1)
+    vectors = unit(history.prompts.vectors)
+    semantic = (vectors[a] * vectors[b]).sum(axis=1)
     activation = np.concatenate([1 - jensen_shannon(history.frequencies[x], history.frequencies[y]).mean(axis=1) for x, y in _chunks(a, b)])
     return Similarity(semantic, activation, float(np.corrcoef(semantic, activation)[0, 1]))
 

@@ -1,8 +1,10 @@
-"""Fate, as the paper compares with it: every layer's own router, asked with the prompt's initial embeddings (method section 5).
+"""Fate, one of the paper's baselines: each layer's router, applied to the token embeddings.
 
-A router looks at one token at a time, so each distinct token is asked about once. It is the model's routers that answer, so this is
-the only predictor that needs the model; its experts are not loaded. The embeddings go in as they are, though layers after the first
-see other hidden states: that is the method's guess, and its error.
+A router sees one token at a time, so each distinct token is asked about once. The routers are the model's, so this is the only predictor
+that needs the model; its experts are not loaded. Layers after the first see other hidden states than the embeddings: this is what the
+method guesses, and its error.
+
+Source: method.md, section 5.
 """
 
 from __future__ import annotations
@@ -19,21 +21,25 @@ from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import ExpertLayer, attach
 from remoe_cli.model.loader import load
-from remoe_cli.predict.history import Floats, Prompts
+from remoe_cli.predict.history import Floats, PromptFeatures
 
 _BATCH = 4096
 
 
 @dataclass(frozen=True)
 class Fate:
-    """`choices` int64 [U, L, k]: the experts that the routers choose for each of the distinct `tokens`, ascending, [U]."""
+    """The predictor.
+
+    tokens    [U] distinct token ids, ascending
+    choices   [U, L, k] the experts that the routers choose for each
+    """
 
     tokens: npt.NDArray[np.int32]
     choices: npt.NDArray[np.int64]
     experts: int
 
-    def predict(self, prompts: Prompts) -> Floats:
-        """float64 [Q, L, E]; the prompts must be of tokens that were asked about."""
+    def predict(self, prompts: PromptFeatures) -> Floats:
+        """Predict the frequencies of Q prompts, [Q, L, E]; all their tokens must have been asked about."""
         bags, (_, layers, _) = prompts.bags, self.choices.shape
         counts = np.zeros((len(prompts), layers, self.experts))
         chosen = self.choices[np.searchsorted(self.tokens, bags.tokens)]  # [N, L, k]
@@ -45,7 +51,10 @@ class Fate:
 
 
 def ask_routers(checkpoint: Checkpoint, tokens: npt.NDArray[np.int32], layers: Sequence[int]) -> Fate:
-    """Ask the routers of these hidden layers about each token; raises ModelError for a family whose MoE block cannot be called alone."""
+    """Ask the routers of these hidden layers about each token.
+
+    Raises: ModelError for a family whose MoE block cannot be called alone.
+    """
     model = load(checkpoint, keep={})
     seen: dict[int, list[Tensor]] = {}
 
@@ -64,8 +73,8 @@ def ask_routers(checkpoint: Checkpoint, tokens: npt.NDArray[np.int32], layers: S
                     block(hidden)
                 except Exception as error:  # every family's block has arguments of its own
                     raise ModelError(
-                        f"The routers of '{model.config.model_type}' cannot be asked alone: {reason(error)}",
-                        "Leave Fate out of the comparison.",
+                        f"The routers of '{model.config.model_type}' cannot be called alone: {reason(error)}",
+                        "Run the comparison without Fate.",
                     ) from None
     choices = np.stack([torch.cat(seen[layer.layer]).numpy() for layer in asked], axis=1)
     return Fate(distinct, choices.astype(np.int64), asked[0].experts)

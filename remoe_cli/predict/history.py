@@ -1,7 +1,7 @@
-"""What predictors learn from: prompts as vectors and bags of tokens, and how often each used each expert.
+"""What predictors learn from: prompts as vectors and bags, and how often each used each expert.
 
-Frequencies are float64 [P, L, E] over the MoE layers that have routing; each row sums to 1. Three views of a profile are kept apart,
-since prefill and decode route differently: `prefill` (what the paper predicts), `decode`, and `request`, both together.
+Frequencies are float64 [P, L, E] over the MoE layers that have routing; each row sums to 1. A profile has three views, because prefill
+and decode route differently: `prefill` (what the paper predicts), `decode`, and `request`, both together.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.errors import UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.tokens import load_tokenizer
 from remoe_cli.model.vectors import Bags, EmbeddingTable, bags, embedding_table, prompt_features
@@ -25,8 +26,13 @@ View = Literal["request", "prefill", "decode"]
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """P prompts: their vectors float32 [P, d] (sums of normalised embeddings), their bags, and the table behind both."""
+class PromptFeatures:
+    """P prompts as predictors see them.
+
+    vectors   float32 [P, d], sums of normalised embeddings
+    bags      their distinct tokens
+    table     the embeddings behind both
+    """
 
     vectors: npt.NDArray[np.float32]
     bags: Bags
@@ -35,15 +41,20 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def take(self, at: Indices) -> Prompts:
+    def take(self, at: Indices) -> PromptFeatures:
+        """Return some of the prompts."""
         return replace(self, vectors=self.vectors[at], bags=self.bags.take(at))
 
 
 @dataclass(frozen=True)
 class History:
-    """Prompts and what they used. `selections` [P]: expert choices per layer that a prompt's frequencies rest on (tokens times top-k)."""
+    """Prompts, and the experts that they used.
 
-    prompts: Prompts
+    frequencies   float64 [P, L, E]
+    selections    [P] expert choices in one layer that a prompt's frequencies are computed from: tokens times top-k
+    """
+
+    prompts: PromptFeatures
     frequencies: Floats
     selections: npt.NDArray[np.int64]
 
@@ -51,41 +62,47 @@ class History:
         return len(self.prompts)
 
     def take(self, at: Indices) -> History:
+        """Return some of the prompts with their frequencies."""
         return History(self.prompts.take(at), self.frequencies[at], self.selections[at])
 
 
-def prompts_of(profile: Profile, vectors_from: str | None = None, data: PromptSet | None = None) -> Prompts:
-    """The profile's prompts as features; raises UsageError when it has none and neither says where to get them.
+def features_of(profile: Profile, vectors_from: str | None = None, data: PromptSet | None = None) -> PromptFeatures:
+    """Get the features of the profile's prompts.
 
-    `vectors_from` names another checkpoint than the profile's for the embeddings; it needs the texts again, in `data`.
+    `vectors_from` names a checkpoint for the embeddings in place of the profile's; it needs the prompts' texts again, in `data`.
+
+    Raises: UsageError when the profile has no vectors, or `vectors_from` has no texts.
     """
     if vectors_from is not None:
         if data is None or len(data.texts) != len(profile.arrays["prompt_tokens"]):
             raise UsageError(
                 f"Vectors from another checkpoint need the texts of the profile's {len(profile.arrays['prompt_tokens'])} prompts.",
-                "Give the dataset that was profiled with --profiled-data.",
+                "Give the profiled prompts with --profiled-data.",
             )
         checkpoint = find(vectors_from)
         made = prompt_features(checkpoint, data.texts, None)
-        return Prompts(made["prompt_vectors"], _bags(made), embedding_table(checkpoint))
+        return PromptFeatures(made["prompt_vectors"], _bags(made), embedding_table(checkpoint))
     if not profile.arrays["prompt_vectors"].shape[1]:
         raise UsageError(
-            f"The profile {profile.path} holds no prompt vectors: its prompts' texts or their embeddings were not at hand.",
-            "Give --vectors-from CHECKPOINT, and --profiled-data with the prompts.",
+            f"The profile {profile.path} holds no prompt vectors, because it was made without prompt texts or embeddings.",
+            "Give --vectors-from CHECKPOINT, and the prompts with --profiled-data.",
         )
     source = profile.record.vectors or profile.record.model
     revision = None if source.revision.startswith("local:") else source.revision
-    return Prompts(profile.arrays["prompt_vectors"], _bags(profile.arrays), embedding_table(find(source.path, revision)))
+    return PromptFeatures(profile.arrays["prompt_vectors"], _bags(profile.arrays), embedding_table(find(source.path, revision)))
 
 
-def prompts_from(table: EmbeddingTable, texts: tuple[str, ...], limit: int | None) -> Prompts:
-    """New prompts as features, by the same tokenizer and table."""
+def features_from(table: EmbeddingTable, texts: tuple[Prompt, ...], limit: int | None) -> PromptFeatures:
+    """Compute the features of new prompts, by the tokenizer and the embeddings of `table`."""
     made = bags(load_tokenizer(table.checkpoint), texts, limit)
-    return Prompts(table.sums(made, made.counts), made, table)
+    return PromptFeatures(table.sums(made, made.counts), made, table)
 
 
-def histories(profile: Profile, prompts: Prompts) -> dict[View, History]:
-    """The views that the profile has routing for; `request` is always first. Prompts without any token in a view are left out of it."""
+def histories(profile: Profile, prompts: PromptFeatures) -> dict[View, History]:
+    """Get the views for which the profile has routing, `request` first.
+
+    A view has no prompts without a token in it.
+    """
     routing = profile.record.routing
     recorded = np.isin(profile.record.spec.moe_layers, profile.record.spec.moe_layers if routing.layers is None else routing.layers)
     by_phase = {phase: profile.arrays[f"{phase}_counts"][:, recorded].astype(np.float64) for phase in routing.phases}
@@ -95,7 +112,7 @@ def histories(profile: Profile, prompts: Prompts) -> dict[View, History]:
     return {view: _history(prompts, counts) for view, counts in views.items()}
 
 
-def _history(prompts: Prompts, counts: Floats) -> History:
+def _history(prompts: PromptFeatures, counts: Floats) -> History:
     totals = counts.sum(axis=2, keepdims=True)
     used = np.flatnonzero((totals > 0).all(axis=(1, 2)))
     return History(prompts.take(used), counts[used] / totals[used], totals[used].mean(axis=(1, 2)).astype(np.int64))

@@ -1,8 +1,10 @@
-"""k-medoids on vectors: the paper's own (roulette-wheel start, update within clusters), and PAM, its comparison.
+"""k-medoids on vectors: the paper's own (roulette-wheel start, update within clusters), and PAM.
 
-Distance is squared Euclidean. For vectors of length one that is twice the cosine distance, and then both
-simplify: the sum of a member's distances to its cluster is, but for a constant, minus its product with the
-cluster's sum. So the best medoid costs one product per member, exactly, with no sample and no pairwise distances.
+Distance is squared Euclidean. For vectors of length one it is twice the cosine distance, and computing gets simple: the sum of a member's
+distances to its cluster is a constant minus its product with the cluster's sum. So the best medoid costs one product for each member. It
+is exact, without samples and without distances of all pairs.
+
+Source: method.md, section 5.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 
-ROUNDS = 10  # of assignment and update; few clusters change after that
-_SAME = 1e-6  # squared distances below this, relative to the largest squared length, are rounding: the vectors are one
+ROUNDS = 10  # of assignment and update; few clusters change afterwards
+_SAME = 1e-6  # squared distances below this, relative to the largest squared length, are rounding: the vectors are equal
 
 
 def k_medoids(x: Floats, clusters: int, rng: np.random.Generator) -> tuple[Indices, Indices]:
-    """Divide the rows of `x` into at most `clusters`: the cluster of each row, and the row at each cluster's centre.
+    """Divide the rows of `x` into at most `clusters` clusters; fewer where rows are equal.
 
-    Fewer come out where rows are alike. No cluster is empty.
+    No cluster is empty.
+
+    Shapes: x [N, d]; returns the cluster of each row [N], and the row at the centre of each cluster.
     """
     squares = np.einsum("nd,nd->n", x, x)
     medoids = _roulette(x, squares, clusters, rng)
@@ -34,12 +38,12 @@ def k_medoids(x: Floats, clusters: int, rng: np.random.Generator) -> tuple[Indic
 
 
 def cost(x: Floats, labels: Indices, medoids: Indices) -> float:
-    """What both methods make small: the sum of the rows' distances to their medoids."""
+    """Sum the rows' distances to their medoids, which both methods minimise."""
     return float(np.square(x - x[medoids[labels]]).sum(dtype=np.float64))
 
 
 def _roulette(x: Floats, squares: Floats, clusters: int, rng: np.random.Generator) -> Indices:
-    """First medoids: the first by lot, each further one by lot with its distance to the closest so far as weight."""
+    """Draw medoids, each with a probability in proportion to its distance to the closest one so far."""
     chosen = [int(rng.integers(len(x)))]
     nearest = np.full(len(x), np.inf, dtype=np.float32)
     none = _SAME * float(squares.max())
@@ -54,7 +58,7 @@ def _roulette(x: Floats, squares: Floats, clusters: int, rng: np.random.Generato
 
 
 def _assign(x: Floats, squares: Floats, medoids: Indices) -> tuple[Indices, Indices]:
-    """Each row's closest medoid; medoids that are nobody's closest are dropped."""
+    """Find each row's closest medoid, and drop medoids without rows."""
     closeness = x @ x[medoids].T
     closeness -= squares[medoids] / 2
     labels = closeness.argmax(axis=1)
@@ -63,7 +67,7 @@ def _assign(x: Floats, squares: Floats, medoids: Indices) -> tuple[Indices, Indi
 
 
 def _update(x: Floats, squares: Floats, labels: Indices, clusters: int) -> Indices:
-    """The member of each cluster with the least sum of distances to all its members."""
+    """Find the member of each cluster with the least sum of distances to all its members."""
     member = (np.arange(clusters)[:, None] == labels).astype(np.float32)
     means = (member @ x) / member.sum(axis=1, keepdims=True)
     rows = np.arange(len(x))
@@ -73,10 +77,11 @@ def _update(x: Floats, squares: Floats, labels: Indices, clusters: int) -> Indic
 
 
 def swap_medoids(x: Floats, medoids: Indices) -> tuple[Indices, Indices]:
-    """PAM from these medoids: swap a medoid for another row while that lowers the cost. Holds all pairwise distances.
+    """Run PAM from these medoids: swap a medoid for another row as long as this lowers the cost.
 
-    Swaps are made as soon as they are found (FasterPAM, Schubert and Rousseeuw 2021), the best one of each block of rows,
-    until no row is worth a swap.
+    The best swap of each block of rows is made as soon as it is found. All pairwise distances are in memory.
+
+    Source: FasterPAM, Schubert and Rousseeuw 2021.
     """
     medoids, n, block = medoids.copy(), len(x), 64
     squares = np.einsum("nd,nd->n", x, x)
@@ -88,7 +93,7 @@ def swap_medoids(x: Floats, medoids: Indices) -> tuple[Indices, Indices]:
         first, second = d[medoids[near[0]], np.arange(n)], d[medoids[near[1]], np.arange(n)]
         member = (np.arange(len(medoids)) == near[0][:, None]).astype(np.float32)
         rows = np.arange(start, min(start + block, n))
-        # A row that becomes a medoid draws others (first sum); a medoid that goes frees its members for the row or their second best.
+        # A row that becomes a medoid attracts others (first sum). A medoid that goes leaves its members to the row or to their second best.
         drawn = np.minimum(d[rows] - first, 0)
         freed = (np.minimum(d[rows], second) - first - drawn) @ member
         change = freed + drawn.sum(axis=1, keepdims=True)

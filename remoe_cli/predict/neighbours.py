@@ -1,8 +1,8 @@
-"""The most similar prompts by whatever is best: every prompt compared, or, where those are many, an index of the library usearch.
+"""The most similar prompts: by comparing all, or by usearch's index where there are many.
 
-ADR 5 says why: up to `EXACT` prompts a product with all of them costs a few milliseconds and is exact; above that usearch's HNSW graph
-finds more in less time than the paper's tree (`tree.py`). Built by one thread, so that the same prompts give the same bytes. This module
-knows vectors; it does not know prompts, profiles or activations.
+Up to `EXACT` prompts a product with all of them takes a few milliseconds and is exact; above that, usearch's HNSW graph finds more of them
+in less time than the paper's tree (tree.py). docs/adr/0005-nearest-neighbours.md has the measurements. One thread builds the graph, so
+that the same prompts give the same bytes. Prompts, profiles and activations are not known here, only vectors.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from remoe_cli.errors import ArtifactError
 from remoe_cli.predict.tree import ALPHA, Floats, Ints, top, unit
 
 EXACT = 20_000
-_EXPANSION = 128  # candidates that a search of the graph keeps; ADR 5 has the figures for others
+_EXPANSION = 128  # candidates that a search of the graph keeps; ADR 5 has figures for others
 _GRAPH = "graph"
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """N prompts: their vectors, float32 [N, d] of length one, and a usearch index over them or None."""
+    """N prompts, ready to search.
+
+    vectors   float32 [N, d], of length one
+    index     usearch's index over them; None where all are compared
+    """
 
     vectors: Floats
     index: Any
@@ -33,17 +37,18 @@ class Nearest:
         return len(self.vectors)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """All but the vectors, which the profile holds already: nothing for a profile that is searched exactly."""
+        """Return what has to be stored: the index, if there is one. The profile holds the vectors."""
         return {} if self.index is None else {_GRAPH: np.frombuffer(self.index.save(), dtype=np.uint8)}
 
 
 def build(vectors: npt.ArrayLike, *, exact: int = EXACT) -> Nearest:
+    """Make vectors [N, d] ready to search; more than `exact` of them get an index."""
     rows = unit(vectors)
     return Nearest(rows, _grown(_empty(rows.shape[1]), rows, 0) if len(rows) > exact else None)
 
 
 def add(nearest: Nearest, vectors: npt.ArrayLike, *, exact: int = EXACT) -> Nearest:
-    """With further prompts, numbered on from N; `nearest` itself stays as it is."""
+    """Return a copy with further prompts, which get the numbers from N on."""
     rows = np.concatenate([nearest.vectors, unit(vectors)])
     if nearest.index is None:
         return build(rows, exact=exact)
@@ -51,7 +56,10 @@ def add(nearest: Nearest, vectors: npt.ArrayLike, *, exact: int = EXACT) -> Near
 
 
 def from_arrays(arrays: Mapping[str, npt.NDArray[Any]], vectors: npt.ArrayLike) -> Nearest:
-    """What `to_arrays` stored, over the same vectors; raises ArtifactError when they do not fit."""
+    """Restore what `to_arrays` stored, over the same vectors.
+
+    Raises: ArtifactError when they do not fit each other.
+    """
     rows = unit(vectors)
     if _GRAPH not in arrays:
         return Nearest(rows, None)
@@ -62,14 +70,17 @@ def from_arrays(arrays: Mapping[str, npt.NDArray[Any]], vectors: npt.ArrayLike) 
         raise ArtifactError(f"The stored index of similar prompts is damaged: {error}.", "Make the profile again.") from None
     if (len(index), index.ndim) != rows.shape:
         raise ArtifactError(
-            f"The stored index of similar prompts has {len(index)} of {index.ndim} numbers, its profile {len(rows)} of {rows.shape[1]}.",
+            f"The stored index has {len(index)} vectors of width {index.ndim}, and its profile {len(rows)} of width {rows.shape[1]}.",
             "Make the profile again.",
         )
     return Nearest(rows, index)
 
 
 def search(nearest: Nearest, query: npt.ArrayLike, *, alpha: int = ALPHA) -> tuple[Ints, Floats]:
-    """The `alpha` most similar prompts, closest first, and their cosines; shapes as `tree.search` gives them."""
+    """Find the `alpha` most similar prompts, closest first, and their cosines.
+
+    Shapes: as those of `tree.search`.
+    """
     queries = np.asarray(query, dtype=np.float32)
     found = [_search(nearest, q, min(alpha, len(nearest))) for q in np.atleast_2d(unit(queries))]
     indices, similarities = np.stack([f[0] for f in found]), np.stack([f[1] for f in found])

@@ -1,17 +1,17 @@
-"""Ours: kernel ridge regression from a prompt's words to the square roots of its activation frequencies.
+"""Our predictor: kernel ridge regression from a prompt's words to the roots of its frequencies.
 
-Three choices make it better than averaging similar prompts (docs/explanation/prediction.md has the trail of what was tried):
+Three choices make it better than a mean of similar prompts (docs/explanation/prediction.md says what was tried):
 
 - a prompt is the sum of its distinct tokens' embeddings, each weighted by log(1 + count) and by how few prompts have it (IDF);
-- square roots are regressed, not frequencies or their logarithms: least squares is then the Hellinger distance, which for near
-  distributions is the Jensen-Shannon divergence but for a constant, and the noise of counts is alike for rare and frequent experts;
-- each layer is drawn to the mean of all prompts as strongly as its own leave-one-out divergence asks for.
+- it predicts square roots, not frequencies or their logarithms: least squares is then the Hellinger distance, which for close
+  distributions is the Jensen-Shannon divergence times a constant, and counts of rare and of frequent experts are equally noisy;
+- each layer has its own ridge, which pulls it to the mean of all prompts; its leave-one-out divergence chooses the strength.
 
-Leave-one-out predictions cost nothing extra in ridge regression (the leverages are known), so no data is set aside: they choose the
-kernel's width and the strengths, and their errors are the interval that each prediction carries.
+In ridge regression leave-one-out predictions cost nothing extra, because the leverages are known. So no data is held out: these
+predictions choose the kernel's width and the strengths, and their errors give the interval of each prediction.
 
-Shapes: P prompts, d width of an embedding, m landmarks, L layers, E experts. With up to LANDMARKS prompts all of them are landmarks
-and this is exact kernel ridge; with more it is its Nystroem approximation over as many, drawn by seed.
+Shapes: P prompts, d width of an embedding, m landmarks, L layers, E experts. Up to LANDMARKS prompts are all landmarks, and this is exact
+kernel ridge; with more prompts it is the Nystroem approximation over so many of them, drawn by the seed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.predict.divergence import jensen_shannon
-from remoe_cli.predict.history import History, Prompts
+from remoe_cli.predict.history import History, PromptFeatures
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,21 +32,22 @@ LANDMARKS = 1024
 WIDTHS = (0.25, 0.5, 1.0, 2.0)
 STRENGTHS = np.geomspace(1e-3, 30, 15)
 COVERAGE = 0.8  # of the interval
-_SCORED_NUMBERS = 1_000_000  # frequencies on which width and strengths are chosen: as many prompts as hold them, at least 100
+_SCORED_NUMBERS = 1_000_000  # frequencies that choose width and strengths: of as many prompts as have so many, at least 100
 _SCALARS = ("unseen", "width")
-_LEAST_ROOT = 1e-3  # no expert is ever predicted to be quite unused
+_LEAST_ROOT = 1e-3  # no expert is predicted to be never used
 
 
 @dataclass(frozen=True)
 class Ridge:
     """A fitted predictor.
 
-    idf_tokens, idf    token ids seen in training, ascending, and their weights; `unseen` is the weight of any other
-    landmarks          float32 [m, d], of length one
-    width              of the kernel exp((cosine - 1) / width)
-    weights, mean      [m, L * E] and [L, E]: the square root of a frequency is mean + kernel @ weights
-    below, above       [L, E]: the interval's ends, as differences of square roots
-    strengths          [L], the ridge chosen for each layer
+    idf_tokens, idf   token ids of the training prompts, ascending, and their weights
+    unseen            the weight of any other token
+    landmarks         float32 [m, d], of length one
+    width             of the kernel exp((cosine - 1) / width)
+    weights, mean     [m, L * E] and [L, E]: the square root of a frequency is mean + kernel @ weights
+    below, above      [L, E] ends of the interval, as differences of square roots
+    strengths         [L] the ridge of each layer
     """
 
     idf_tokens: npt.NDArray[np.int32]
@@ -62,35 +63,38 @@ class Ridge:
 
     @property
     def coverage(self) -> float:
+        """The probability that a frequency is inside its interval."""
         return COVERAGE
 
-    def predict(self, prompts: Prompts) -> Floats:
-        """Activation frequencies, float64 [Q, L, E]; rows sum to 1."""
+    def predict(self, prompts: PromptFeatures) -> Floats:
+        """Predict the frequencies of Q prompts, float64 [Q, L, E]; rows sum to 1."""
         return _frequencies(self._roots(prompts))
 
-    def interval(self, prompts: Prompts) -> tuple[Floats, Floats]:
-        """Where each frequency lies with probability COVERAGE, judged by the leave-one-out errors in training: two [Q, L, E]."""
+    def interval(self, prompts: PromptFeatures) -> tuple[Floats, Floats]:
+        """Predict the ends of each frequency's interval, two [Q, L, E], from errors in training."""
         predicted = np.sqrt(self.predict(prompts))
         low: Floats = np.maximum(predicted + self.below, 0.0) ** 2
         high: Floats = np.minimum(np.maximum(predicted + self.above, 0.0), 1.0) ** 2
         return low, high
 
-    def _roots(self, prompts: Prompts) -> Floats:
+    def _roots(self, prompts: PromptFeatures) -> Floats:
         words = _words(prompts, self.idf_tokens, self.idf, self.unseen)
         roots: Floats = self.mean + (_kernel(words, self.landmarks, self.width) @ self.weights).reshape(-1, *self.mean.shape)
         return roots
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all fields as arrays."""
         return {field.name: np.atleast_1d(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Ridge:
+        """Restore what `to_arrays` returned."""
         stored: dict[str, Any] = {field.name: arrays[field.name] for field in fields(cls)}
         return cls(**stored | {name: stored[name].item() for name in _SCALARS})
 
 
 def fit(history: History, seed: int = 0) -> Ridge:
-    """Fit to a history of at least one prompt; the same history and seed give the same numbers."""
+    """Fit the predictor to at least one prompt; the same history and seed give the same numbers."""
     prompts, (count, layers, experts) = history.prompts, history.frequencies.shape
     tokens, frequency = np.unique(prompts.bags.tokens, return_counts=True)
     idf, unseen = np.log((1 + count) / (1 + frequency)) + 1, np.log(1 + count) + 1
@@ -100,9 +104,9 @@ def fit(history: History, seed: int = 0) -> Ridge:
     scored = np.sort(random.permutation(count)[: max(100, _SCORED_NUMBERS // (layers * experts))])
     roots = np.sqrt(history.frequencies)
     mean = roots.mean(axis=0)
-    away = (roots - mean).reshape(count, -1)
-    fits = [_Regression.of(words, words[chosen], width, away) for width in WIDTHS]
-    tried = [_choose(one, away, mean, history.frequencies, scored) for one in fits]
+    centred = (roots - mean).reshape(count, -1)
+    fits = [_Regression.of(words, words[chosen], width, centred) for width in WIDTHS]
+    tried = [_choose(one, centred, mean, history.frequencies, scored) for one in fits]
     best = min(range(len(fits)), key=lambda i: tried[i][0])
     regression, strengths, held_out = fits[best], tried[best][1], tried[best][2]
     errors = roots[scored] - np.sqrt(_frequencies(held_out))
@@ -123,7 +127,7 @@ def fit(history: History, seed: int = 0) -> Ridge:
 
 @dataclass(frozen=True)
 class _Regression:
-    """Ridge regression in the eigenbasis of the landmarks' features: every strength is then a division.
+    """Ridge regression in the eigenbasis of the landmarks' features, where every strength is one division.
 
     basis      [m, r]  kernel values -> coordinates
     rows       [P, r]  the training prompts' coordinates
@@ -147,16 +151,16 @@ class _Regression:
         return cls(whitened @ rotation, rows, np.maximum(spectrum, 0.0), rows.T @ targets)
 
     def coordinates(self, strength: npt.ArrayLike) -> Floats:
-        """[r, T] for one strength, or for one strength per target."""
+        """Compute the coordinates [r, T] for one strength, or for one strength for each target."""
         coordinates: Floats = self.targets / (self.spectrum[:, None] + np.atleast_1d(strength)[None, :])
         return coordinates
 
     def weights(self, strength: npt.ArrayLike) -> Floats:
-        """[m, T]: what kernel values are multiplied with."""
+        """Compute the weights [m, T] of kernel values."""
         return self.basis @ self.coordinates(strength)
 
     def left_out(self, strength: float, targets: Floats, at: npt.NDArray[np.intp]) -> Floats:
-        """Predictions for the training prompts `at`, each without itself: y - (y - fit) / (1 - leverage)."""
+        """Predict the training prompts `at`, each from the others: y - (y - fit) / (1 - leverage)."""
         rows = self.rows[at]
         leverage = (rows**2 / (self.spectrum + strength)).sum(axis=1, keepdims=True)
         left_out: Floats = targets[at] - (targets[at] - rows @ self.coordinates(strength)) / np.maximum(1 - leverage, 1e-6)
@@ -164,21 +168,24 @@ class _Regression:
 
 
 def _choose(
-    regression: _Regression, away: Floats, mean: Floats, frequencies: Floats, at: npt.NDArray[np.intp]
+    regression: _Regression, centred: Floats, mean: Floats, frequencies: Floats, at: npt.NDArray[np.intp]
 ) -> tuple[float, Floats, Floats]:
-    """The best strength of each layer by leave-one-out divergence; also that divergence, and the predictions [n, L, E] behind it."""
+    """Choose the strength of each layer by leave-one-out divergence.
+
+    Returns: the mean divergence, the strengths [L], and the predicted roots [n, L, E].
+    """
     layers = len(mean)
     best, strengths, roots = np.full(layers, np.inf), np.full(layers, STRENGTHS[-1]), np.zeros((len(at), *mean.shape))
     for strength in STRENGTHS:
-        left_out = mean + regression.left_out(strength, away, at).reshape(len(at), *mean.shape)
+        left_out = mean + regression.left_out(strength, centred, at).reshape(len(at), *mean.shape)
         score = jensen_shannon(_frequencies(left_out), frequencies[at]).mean(axis=0)
         better = score < best
         best[better], strengths[better], roots[:, better] = score[better], strength, left_out[:, better]
     return float(best.mean()), strengths, roots
 
 
-def _words(prompts: Prompts, tokens: npt.NDArray[Any], idf: npt.NDArray[Any], unseen: float) -> npt.NDArray[np.float32]:
-    """Weighted sums of the prompts' embeddings, of length one, float32 [P, d]."""
+def _words(prompts: PromptFeatures, tokens: npt.NDArray[Any], idf: npt.NDArray[Any], unseen: float) -> npt.NDArray[np.float32]:
+    """Compute weighted sums of the prompts' embeddings, of length one, float32 [P, d]."""
     bag = prompts.bags
     at = np.minimum(np.searchsorted(tokens, bag.tokens), max(len(tokens) - 1, 0))
     weight = np.where(tokens[at] == bag.tokens, idf[at], unseen) if len(tokens) else np.full(len(bag.tokens), unseen)

@@ -1,6 +1,6 @@
-"""The predictor that a profile carries: chosen on the profile's own prompts, fitted on all of them, kept beside them.
+"""The predictor in a profile: chosen on the profile's prompts, fitted to all of them, and saved.
 
-predictor.json          which predictor won on a validation split, and what the others scored there
+predictor.json          which predictor was best on held-out prompts, and the scores of all
 predictor.safetensors   `tree.*` (SPS), `neighbours.*` and `ridge.*`; vectors and counts stay in the profile
 """
 
@@ -18,17 +18,22 @@ from remoe_cli import artifacts
 from remoe_cli.predict import baselines, neighbours, ridge, tree
 from remoe_cli.predict.divergence import jensen_shannon
 from remoe_cli.predict.evaluate import OURS, PREDICTORS, Predictor, folds
-from remoe_cli.predict.history import Floats, History, Prompts, histories, prompts_of
+from remoe_cli.predict.history import Floats, History, PromptFeatures, features_of, histories
 from remoe_cli.profile.record import Profile
 
 CANDIDATES = ("DOP", "SPS", "neighbours", OURS)
 _VALIDATION = 5  # one prompt in so many is held out
-_LEAST = 10  # prompts; with fewer there is no split, and the mean of the history stands
+_LEAST = 10  # prompts; with fewer none is held out, and DOP is chosen
 _SEED = 0
 
 
 class PredictorRecord(artifacts.Document):
-    """`validation_bits`: mean divergence of each candidate on `validation_prompts` held-out prompts, empty where there were too few."""
+    """The file predictor.json.
+
+    default           the best candidate
+    validation_bits   by candidate the mean divergence on `validation_prompts` held-out prompts; empty if there were too few
+    prompts           prompts that the predictor is fitted to
+    """
 
     schema_version: str = "remoe.predictor/1"
     profile_sha256: str
@@ -45,26 +50,34 @@ class _Stored(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """A predictor, ready: `predict` is that of `name`, the interval always the ridge regression's."""
+    """A predictor, ready to use.
+
+    `name` says which one predicts; the interval is always that of ridge regression.
+    """
 
     name: str
     record: PredictorRecord
     predictor: Predictor
     fitted: ridge.Ridge
 
-    def predict(self, prompts: Prompts) -> Floats:
+    def predict(self, prompts: PromptFeatures) -> Floats:
+        """Predict the frequencies of Q prompts, [Q, L, E]; rows sum to 1."""
         return self.predictor.predict(prompts)
 
-    def interval(self, prompts: Prompts) -> tuple[Floats, Floats]:
+    def interval(self, prompts: PromptFeatures) -> tuple[Floats, Floats]:
+        """Predict the ends of each frequency's interval, two [Q, L, E]."""
         return self.fitted.interval(prompts)
 
 
 def train(profile: Profile) -> PredictorRecord | None:
-    """Choose, fit and save; None, and nothing saved, for a profile without prompt vectors or with routing of fewer than two prompts."""
+    """Choose, fit and save the predictor of a profile.
+
+    A profile without prompt vectors, or with routing of fewer than two prompts, gets none: None is returned.
+    """
     forget(profile.path)
     if not profile.arrays["prompt_vectors"].shape[1]:
         return None
-    history = histories(profile, prompts_of(profile))["request"]
+    history = histories(profile, features_of(profile))["request"]
     if len(history) < 2:
         return None
     record, arrays = _fit(profile, history)
@@ -76,13 +89,15 @@ def train(profile: Profile) -> PredictorRecord | None:
 
 
 def trained(profile: Profile, history: History, name: str | None = None) -> Trained:
-    """The predictor over the profile's `request` history, the winner or the candidate of that name: the saved one where it is that of this
-    profile and these vectors, else a new one that is not saved."""
+    """Get the predictor over the profile's `request` history: the best one, or the candidate `name`.
+
+    It is the saved one if that belongs to this profile and these vectors, else a new one, which is not saved.
+    """
     saved = _read(profile) if history.prompts.vectors.shape == profile.arrays["prompt_vectors"].shape else None
     record, arrays = saved or _fit(profile, history)
-    fitted = ridge.Ridge.from_arrays(_part(arrays, "ridge"))
-    grown = tree.from_arrays(_part(arrays, "tree"), history.prompts.vectors)
-    nearest = neighbours.from_arrays(_part(arrays, "neighbours"), history.prompts.vectors)
+    fitted = ridge.Ridge.from_arrays(_with_prefix(arrays, "ridge"))
+    grown = tree.from_arrays(_with_prefix(arrays, "tree"), history.prompts.vectors)
+    nearest = neighbours.from_arrays(_with_prefix(arrays, "neighbours"), history.prompts.vectors)
     ready: dict[str, Callable[[], Predictor]] = {
         OURS: lambda: fitted,
         "DOP": lambda: baselines.history_mean(history, _SEED),
@@ -111,12 +126,12 @@ def _read(profile: Profile) -> tuple[PredictorRecord, dict[str, npt.NDArray[Any]
 def _fit(profile: Profile, history: History) -> tuple[PredictorRecord, dict[str, npt.NDArray[Any]]]:
     scores, held_out = _validate(history)
     vectors = history.prompts.vectors
-    parts: dict[str, _Stored] = {
+    stored: dict[str, _Stored] = {
         "tree": tree.build(vectors, seed=_SEED),
         "neighbours": neighbours.build(vectors),
         "ridge": ridge.fit(history, _SEED),
     }
-    arrays = {f"{part}.{name}": array for part, made in parts.items() for name, array in made.to_arrays().items()}
+    arrays = {f"{prefix}.{name}": array for prefix, made in stored.items() for name, array in made.to_arrays().items()}
     record = PredictorRecord(
         profile_sha256=profile.sha256,
         arrays_sha256="",
@@ -129,7 +144,7 @@ def _fit(profile: Profile, history: History) -> tuple[PredictorRecord, dict[str,
 
 
 def _validate(history: History) -> tuple[dict[str, float], int]:
-    """Candidates fitted without one prompt in five, scored on those."""
+    """Fit the candidates without one prompt in five, and score them on those."""
     if len(history) < _LEAST:
         return {}, 0
     fold = folds(len(history), _VALIDATION, _SEED)[0]
@@ -140,7 +155,7 @@ def _validate(history: History) -> tuple[dict[str, float], int]:
     return scores, len(fold)
 
 
-def _part(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
+def _with_prefix(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
     return {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(prefix + ".")}
 
 

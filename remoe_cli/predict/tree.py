@@ -1,12 +1,14 @@
-"""The tree of similar prompts (SPS, method section 5): built, searched, grown and stored.
+"""The tree of similar prompts, which SPS searches: built, searched, extended and stored.
 
-A node with more than `beta` prompts is divided by k-medoids. A search goes down to the closest centre until it
-stands in a leaf, compares the prompt with every prompt there, and goes on in the closest branch left aside, as a rule a
-sibling, while it has seen too few. Every prompt is in exactly one leaf. A node's prompts are one slice of `order`, its children are
-one slice of the nodes, so the whole tree is a few flat arrays.
+k-medoids divides a node with more than `beta` prompts. A search goes down to the closest centre until it reaches a leaf, compares the
+prompt with every prompt there, and goes on in the closest branch that it has not taken, usually a sibling, while it has seen too few.
+Every prompt is in exactly one leaf. A node's prompts are one slice of `order`, and its children are one slice of the nodes, so the whole
+tree is a few flat arrays.
 
-Vectors are scaled to length one here, so a product is a cosine. This module knows vectors; it does not know prompts, profiles or
-activations. Building and searching loop over nodes, never over prompts.
+Vectors are scaled to length one here, so a product is a cosine. Prompts, profiles and activations are not known here, only vectors.
+Building and searching loop over nodes, never over prompts.
+
+Source: method.md, section 5.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ FORKS = 32  # most children of a node
 
 @dataclass(frozen=True)
 class Tree:
-    """N prompts in M nodes; node 0 is the root. `vectors` and `order` are sorted by leaf.
+    """N prompts in M nodes. Node 0 is the root; `vectors` and `order` are sorted by leaf.
 
     vectors   float32 [N, d]   of length one; row i belongs to prompt order[i]
     order     int32 [N]
@@ -42,7 +44,7 @@ class Tree:
     first     int32 [M]        a node's children are nodes first[m] to first[m] + forks[m]
     forks     int32 [M]        0 for a leaf
     medoid    int32 [M]        the prompt at the centre of the node
-    centres   float32 [M, d]   its vector
+    centres   float32 [M, d]   the vector of that prompt
     """
 
     vectors: Floats
@@ -66,7 +68,7 @@ class Tree:
         return np.flatnonzero(self.forks == 0)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """All but the vectors, which the profile holds already."""
+        """Return what has to be stored. The profile holds the vectors."""
         settings = np.array([self.beta, self.most_forks, self.seed], dtype=np.int64)
         return {name: getattr(self, name) for name in _STORED} | {"settings": settings}
 
@@ -75,7 +77,10 @@ _STORED = ("order", "start", "stop", "first", "forks", "medoid")
 
 
 def from_arrays(arrays: Mapping[str, npt.NDArray[Any]], vectors: npt.ArrayLike) -> Tree:
-    """The tree that `to_arrays` stored, over the same vectors in their own order; raises ArtifactError when they do not fit."""
+    """Restore the tree that `to_arrays` returned, over the same vectors in their own order.
+
+    Raises: ArtifactError when they do not fit each other.
+    """
     rows = unit(vectors)
     wrong = _wrong(arrays, len(rows))
     if wrong:
@@ -94,10 +99,12 @@ def build(
     seed: int = 0,
     method: Method = "k-medoids",
 ) -> Tree:
-    """The tree over one vector per prompt, [N, d] with N > 0.
+    """Build the tree over one vector for each prompt.
 
-    `features` [N, f] are what prompts are grouped by (Euclidean distance) when that is not the vectors: the
-    paper's VarED groups by activation matrices. `method="pam"` is its VarPAM.
+    Prompts are grouped by Euclidean distance of `features` if these are given: VarED groups by activation matrices. `method="pam"` is
+    that of VarPAM.
+
+    Shapes: vectors [N, d] with N > 0, features [N, f].
     """
     rows = unit(vectors)
     grouped = rows if features is None else np.asarray(features, dtype=np.float32).reshape(len(rows), -1)
@@ -107,15 +114,18 @@ def build(
 
 
 def add(tree: Tree, vectors: npt.ArrayLike) -> Tree:
-    """A tree with further prompts, which are numbered on from N: each goes to its leaf, and a leaf that grows too large is divided."""
+    """Return a tree with further prompts, which get the numbers from N on.
+
+    Leaves that grow too large are divided.
+    """
     new = unit(vectors)
     old, count = len(tree), len(new)
     leaf = _leaves(tree, new)
     where = np.argsort(leaf, kind="stable")
-    # Each new prompt goes to the end of its leaf's slice; every later slice moves on by as many as came before it.
+    # Each new prompt goes to the end of its leaf's slice. Every later slice moves by as many as were inserted before it.
     order = np.insert(tree.order, tree.stop[leaf[where]], (old + where).astype(np.int32))
     ends = np.sort(tree.stop[leaf])
-    # A slice begins after all that was put in at or before its start, and ends after all that was put in up to its end.
+    # A slice begins after what was inserted at or before its start, and ends after what was inserted up to its end.
     start = tree.start + np.searchsorted(ends, tree.start, side="right")
     stop = tree.stop + np.searchsorted(ends, tree.stop, side="right")
     rows = np.empty((old + count, tree.vectors.shape[1]), dtype=np.float32)
@@ -128,11 +138,12 @@ def add(tree: Tree, vectors: npt.ArrayLike) -> Tree:
 def search(
     tree: Tree, query: npt.ArrayLike, *, alpha: int = ALPHA, at_least: int | None = None
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """The `alpha` most similar prompts that the search finds, closest first, and their cosines.
+    """Find the `alpha` most similar prompts, closest first, and their cosines.
 
-    `query` is one vector [d] or several [Q, d], and so are the answers: [a] or [Q, a], a = min(alpha, N). Leaves are
-    visited, closest centre first, until they hold `alpha` prompts (the paper's rule) and `at_least` many: without it
-    `beta`, as many as one leaf may hold, which brings the paper's tree within 3% of brute force where `alpha` alone does not (ADR 5).
+    Leaves are visited, closest centre first, until they hold `alpha` prompts (the paper's rule) and `at_least` prompts, by default `beta`,
+    as many as one leaf may hold. This brings the tree within 3% of brute force, which `alpha` alone does not (ADR 5).
+
+    Shapes: query [d] or [Q, d]; returns [a] or [Q, a] each, with a = min(alpha, N).
     """
     queries = np.asarray(query, dtype=np.float32)
     found = [
@@ -144,9 +155,13 @@ def search(
 
 
 def top(similarities: Floats, alpha: int) -> npt.NDArray[np.intp]:
-    """Positions of the `alpha` largest, largest first; equal ones in their order."""
+    """Find the positions of the `alpha` largest values, largest first; equal ones in their order.
+
+    >>> top(np.array([0.1, 0.9, 0.5, 0.9], dtype=np.float32), 3).tolist()
+    [1, 3, 2]
+    """
     if alpha < len(similarities):
-        # Everything equal to the alpha-th stays in, so that ties are broken by position and not by the partition.
+        # All values equal to the alpha-th are kept, so that position breaks ties, and not the partition.
         least = np.partition(similarities, len(similarities) - alpha)[len(similarities) - alpha]
         kept = np.flatnonzero(similarities >= least)
     else:
@@ -178,7 +193,7 @@ def _search(tree: Tree, q: Floats, alpha: int, at_least: int) -> tuple[Ints, Flo
 
 @dataclass(frozen=True)
 class _Nodes:
-    """A tree while it is divided."""
+    """The nodes of a tree while they are divided."""
 
     order: Ints
     start: list[int]
@@ -189,7 +204,7 @@ class _Nodes:
 
 
 def _divide(nodes: _Nodes, todo: list[int], features: Floats, beta: int, most_forks: int, rng: np.random.Generator, method: Method) -> None:
-    """Divide the nodes of `todo`, and what they are divided into, until none has more than `beta` prompts."""
+    """Divide the nodes of `todo` and their children, until none has more than `beta` prompts."""
     todo = list(todo)
     for node in todo:  # grows while it is walked
         start, stop = nodes.start[node], nodes.stop[node]
@@ -201,7 +216,7 @@ def _divide(nodes: _Nodes, todo: list[int], features: Floats, beta: int, most_fo
         labels, medoids = k_medoids(x, forks, rng)
         if method == "pam":
             labels, medoids = swap_medoids(x, medoids)
-        if len(medoids) < 2:  # all prompts alike
+        if len(medoids) < 2:  # all prompts are equal
             continue
         nodes.order[start:stop] = members[np.argsort(labels, kind="stable")]
         ends = start + np.cumsum(np.bincount(labels, minlength=len(medoids)))
@@ -215,7 +230,7 @@ def _divide(nodes: _Nodes, todo: list[int], features: Floats, beta: int, most_fo
 
 
 def _leaves(tree: Tree, queries: Floats) -> npt.NDArray[np.int64]:
-    """The leaf of each query, level by level: all queries of a node go down together."""
+    """Find the leaf of each query, level by level: all queries in a node go down together."""
     at = np.zeros(len(queries), dtype=np.int64)
     while True:
         inner = np.unique(at[tree.forks[at] > 0])
@@ -233,6 +248,7 @@ def _tree(nodes: _Nodes, rows: Floats, beta: int, most_forks: int, seed: int) ->
 
 
 def unit(vectors: npt.ArrayLike) -> Floats:
+    """Scale vectors to length one, float32."""
     rows = np.asarray(vectors, dtype=np.float32)
     # einsum: norm() would make two more copies of a large matrix
     lengths = np.sqrt(np.einsum("...d,...d->...", rows, rows))
@@ -241,7 +257,7 @@ def unit(vectors: npt.ArrayLike) -> Floats:
 
 
 def _wrong(arrays: Mapping[str, npt.NDArray[Any]], prompts: int) -> str:
-    """What keeps these arrays from being a tree over `prompts` prompts; empty when nothing does."""
+    """Say why these arrays are no tree over so many prompts; empty if they are one."""
     missing = [name for name in (*_STORED, "settings") if name not in arrays]
     if missing:
         return f"array '{missing[0]}' is missing"
@@ -253,7 +269,7 @@ def _wrong(arrays: Mapping[str, npt.NDArray[Any]], prompts: int) -> str:
         return f"it is not over the {prompts} prompts of the profile"
     if medoid.min() < 0 or medoid.max() >= prompts:
         return "a centre is no prompt"
-    # Children come after their parent, so a search ends; and they share out its slice, so every prompt is in one leaf.
+    # Children come after their parent, so a search ends. They divide its slice, so every prompt is in one leaf.
     seen = 1
     for node in np.flatnonzero(forks).tolist():
         children = slice(int(first[node]), int(first[node]) + int(forks[node]))
@@ -261,4 +277,4 @@ def _wrong(arrays: Mapping[str, npt.NDArray[Any]], prompts: int) -> str:
         if children.start <= node or children.stop > nodes or bounds != [int(start[node]), *stop[children].tolist()]:
             return f"node {node} and its children disagree"
         seen += int(forks[node])
-    return "" if seen == nodes and (start[0], stop[0]) == (0, prompts) else "its nodes do not hang together"
+    return "" if seen == nodes and (start[0], stop[0]) == (0, prompts) else "its nodes are not connected"

@@ -1,10 +1,12 @@
-"""Fitting the curves of latency_record.py to measured points, by relative error, with nothing negative.
+"""Fitting the curves of latency_record.py to measured points, by relative error.
 
-Each form has one or two parameters that do not enter linearly, and up to three coefficients that do. The former are searched on a
-logarithmic grid that is then narrowed around its best point; for each grid point the latter are non-negative least squares, solved
-by trying every set of non-zero coefficients. All grid points are solved at once, and the result is the same on every run.
+No coefficient is negative.
 
-Which form is kept is decided by leaving out one point after the other. How points are measured is not known here.
+Each form has one or two parameters that are not linear, and up to three coefficients that are. The parameters are searched on a
+logarithmic grid, which is then narrowed around its best point. At each grid point the coefficients are non-negative least squares, solved
+by trying every set of non-zero coefficients. All grid points are solved at once, and every run gives the same result.
+
+The form to keep is chosen by leaving out one point after the other. How points are measured is not known here.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from remoe_cli.profile.latency_record import Curve, Exponential, Linear, Physical, Point, Quota, Roofline, Timing
+from remoe_cli.profile.latency_record import CpuQuota, Curve, Exponential, Linear, MeasuredPoint, Physical, Roofline, Timing
 
 Floats = npt.NDArray[np.float64]
 _GRID, _NARROWINGS = 25, 5
@@ -25,12 +27,12 @@ _GRID, _NARROWINGS = 25, 5
 
 @dataclass(frozen=True)
 class Form:
-    """How one curve is fitted to points of n tokens at v vCPUs that took t seconds.
+    """A form of curve, and how it is fitted to points of n tokens at v vCPUs that took t seconds.
 
-    box       (least, most) of each non-linear parameter
-    columns   (parameters [P][G, 1], n, v) -> columns [C][G, points], of which a weighted sum predicts t
+    box       (n, v, t) -> the least and the most of each non-linear parameter
+    columns   (parameters [P][G, 1], n, v) -> columns [C][G, points]; their weighted sum predicts t
     curve     (parameters [P], coefficients [C]) -> the curve
-    scaled    whether the columns still need coefficients, or predict t as they are
+    scaled    whether the columns need coefficients; without them their one column predicts t
     """
 
     box: Callable[[Floats, Floats, Floats], Sequence[tuple[float, float]]]
@@ -58,25 +60,25 @@ ROOFLINE = Form(
 
 
 def quota(period_s: float) -> Form:
-    """The form for one thread under CPU quotas of this period."""
+    """Make the form of one thread under CPU quotas with this period."""
 
     def columns(p: Sequence[Floats], n: Floats, v: Floats) -> Sequence[Floats]:
-        shape = Quota(fixed_s=0.0, per_token_s=0.0, period_s=period_s)
+        shape = CpuQuota(fixed_s=0.0, per_token_s=0.0, period_s=period_s)
         return [shape.elapsed_s(p[0] + p[1] * n, v)]
 
     return Form(
         box=lambda n, v, t: [(t.min() / 1e3, t.max()), (t.min() / n.max() / 1e3, (t / n).max())],
         columns=columns,
-        curve=lambda p, c: Quota(fixed_s=p[0], per_token_s=p[1], period_s=period_s),
+        curve=lambda p, c: CpuQuota(fixed_s=p[0], per_token_s=p[1], period_s=period_s),
         scaled=False,
     )
 
 
-def fit(points: Sequence[Point], forms: Sequence[Form]) -> Timing:
-    """The form that predicts left-out points best, fitted to all points; the first of equals.
+def fit(points: Sequence[MeasuredPoint], forms: Sequence[Form]) -> Timing:
+    """Choose the form that predicts left-out points best, and fit it to all points.
 
-    Best is the least geometric mean of the factors by which points are missed: a median would not see that a form is off by ten times
-    at the few points that a small share makes slow.
+    The best form has the least geometric mean of the factors by which it misses points. A median would not notice that a form is wrong by
+    a factor of ten at the few points that a small CPU quota makes slow. Of equal forms the first is taken.
     """
     n, v, t = (np.array([getattr(p, name) for p in points], dtype=np.float64) for name in ("tokens", "vcpus", "seconds"))
     curves = [_fit(form, n, v, t) for form in forms]
@@ -94,14 +96,14 @@ def fit(points: Sequence[Point], forms: Sequence[Form]) -> Timing:
 
 
 def fit_linear(tokens: Sequence[int], seconds: Sequence[float]) -> Linear:
-    """fixed + per_token * n, by relative error."""
+    """Fit fixed + per_token * n by relative error."""
     n, t = np.array(tokens, dtype=np.float64), np.array(seconds)
     coefficients, _ = _nonnegative(np.stack([1 / t, n / t])[None])
     return Linear(fixed_s=float(coefficients[0, 0]), per_token_s=float(coefficients[0, 1]))
 
 
 def _held_out(form: Form, n: Floats, v: Floats, t: Floats) -> Floats:
-    """Each point as predicted from all the others."""
+    """Predict each point from all the others."""
     predicted = []
     for left_out in range(len(t)):
         others = np.arange(len(t)) != left_out
@@ -126,23 +128,26 @@ def _fit(form: Form, n: Floats, v: Floats, t: Floats) -> Curve:
 
 
 def _as_they_are(columns: Floats) -> tuple[Floats, Floats]:
-    """The same as `_nonnegative` for one column that needs no coefficient."""
+    """Do what `_nonnegative` does for one column that needs no coefficient."""
     return np.ones((len(columns), 1)), np.square(columns[:, 0] - 1).sum(axis=1)
 
 
 def _nonnegative(columns: Floats) -> tuple[Floats, Floats]:
-    """Of G problems [G, C, points]: the C coefficients, none negative, whose weighted sum is nearest to 1, and its squared error."""
+    """Find the non-negative weights whose sum of columns is nearest to 1, and its squared error.
+
+    Shapes: columns [G, C, points] of G problems; returns [G, C] and [G].
+    """
     problems, count, points = columns.shape
     best, error = np.zeros((problems, count)), np.full(problems, float(points))
     for size in range(1, count + 1):
         for chosen in map(list, combinations(range(count), size)):
-            part = columns[:, chosen]
-            scale = np.linalg.norm(part, axis=2, keepdims=True) + 1e-300
-            part = part / scale
-            # A grain of ridge keeps columns that are alike (one share measured only) from having no solution.
-            gram = part @ part.swapaxes(1, 2) + 1e-12 * np.eye(size)
-            solved: Any = np.linalg.solve(gram, part.sum(axis=2, keepdims=True))
-            missed = np.square((solved * part).sum(axis=1) - 1).sum(axis=1)
+            scaled = columns[:, chosen]
+            scale = np.linalg.norm(scaled, axis=2, keepdims=True) + 1e-300
+            scaled = scaled / scale
+            # A little ridge gives columns that are alike (one quota was measured only) a solution.
+            gram = scaled @ scaled.swapaxes(1, 2) + 1e-12 * np.eye(size)
+            solved: Any = np.linalg.solve(gram, scaled.sum(axis=2, keepdims=True))
+            missed = np.square((solved * scaled).sum(axis=1) - 1).sum(axis=1)
             better = (solved[..., 0] >= 0).all(axis=1) & (missed < error)
             error[better] = missed[better]
             best[np.ix_(better, chosen)] = (solved / scale)[better, :, 0]

@@ -1,7 +1,7 @@
-"""One expert's time in an expert function, against tokens and against the CPU share that a memory spec brings.
+"""Measuring one expert's time in an expert function, against tokens and against the vCPUs that its memory brings.
 
-The function's arithmetic runs in a process of its own (function_timing.py), with one thread, under the very CPU quota that the local
-twin sets. Where this machine lets nobody set one, the process is timed on one whole vCPU, and what a quota does is left to the curve.
+The function's arithmetic runs in a process of its own (function_timing.py), with one thread, under the CPU quotas that the local twin
+sets. On a machine where no quota can be set, the process is timed on one whole vCPU, and the fitted curve computes what a quota does.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from remoe_cli import limits
+from remoe_cli import cages, lambda_limits
 from remoe_cli.errors import ModelError
 from remoe_cli.model.experts import ExpertLayer
 from remoe_cli.model.shards import write_shard
 from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, fit, quota
-from remoe_cli.profile.latency_record import Point, Timing
+from remoe_cli.profile.latency_record import MeasuredPoint, Timing
 
 _TOKENS = (1, 4, 16, 64, 256)
 _MEMORY_MB = (1024, 512, 128)
 _BEYOND_CACHE_BYTES = 128 << 20
-PERIOD_S = limits.PERIOD_US / 1e6
+PERIOD_S = cages.PERIOD_US / 1e6
 
 
 def function_expert(layers: Sequence[ExpertLayer]) -> Timing:
-    """Measure and fit one expert of these layers, whose parameters must be on the CPU."""
+    """Measure and fit the time of one expert of these layers, whose parameters must be on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         points = list(_points(list(_shards(Path(folder), layers))))
     whole_only = all(point.vcpus == 1 for point in points)
@@ -37,7 +37,7 @@ def function_expert(layers: Sequence[ExpertLayer]) -> Timing:
 
 
 def _shards(folder: Path, layers: Sequence[ExpertLayer]) -> Iterator[Path]:
-    """Experts of as many layers as it takes to outgrow a processor's cache."""
+    """Write shards of experts until they are larger than a processor's cache."""
     held = 0
     for layer in layers:
         each = sum(p.numel() * p.element_size() for p in layer.parameters().values()) // layer.experts
@@ -50,24 +50,24 @@ def _shards(folder: Path, layers: Sequence[ExpertLayer]) -> Iterator[Path]:
         yield path
 
 
-def _points(shards: list[Path]) -> Iterator[Point]:
+def _points(shards: list[Path]) -> Iterator[MeasuredPoint]:
     with _group() as group:
         command = [sys.executable, "-m", "remoe_cli.profile.function_timing", str(PERIOD_S), *map(str, shards)]
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        argv = limits.inside([group[1]], command) if group else command
+        argv = cages.inside([group[1]], command) if group else command
         pipe = subprocess.PIPE
         with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as child:
             try:
                 assert child.stdin and child.stdout and child.stderr
-                for vcpus in (1.0, *map(limits.vcpus, _MEMORY_MB if group else ())):  # whole first: the process is still starting
+                for vcpus in (1.0, *map(lambda_limits.vcpus, _MEMORY_MB if group else ())):  # whole first: the process is still starting
                     if group:
-                        limits.set_cpu_share(*group, vcpus)
+                        cages.set_cpu_share(*group, vcpus)
                     child.stdin.write(json.dumps(_TOKENS) + "\n")
                     child.stdin.flush()
                     answer = child.stdout.readline()
                     if not answer:
                         raise _failed(child.stderr.read())
-                    yield from (Point(tokens=n, vcpus=vcpus, seconds=s) for n, s in json.loads(answer))
+                    yield from (MeasuredPoint(tokens=n, vcpus=vcpus, seconds=s) for n, s in json.loads(answer))
             except BrokenPipeError:
                 raise _failed(child.stderr.read() if child.stderr else "") from None
             finally:
@@ -75,9 +75,9 @@ def _points(shards: list[Path]) -> Iterator[Point]:
 
 
 @contextmanager
-def _group() -> Iterator[tuple[limits.Mechanism, Path] | None]:
-    """A control group whose CPU share can be set, and the mechanism that it is of; None where there is none."""
-    mechanism = limits.probe(f"remoe-profile-{os.getpid()}")
+def _group() -> Iterator[tuple[cages.Mechanism, Path] | None]:
+    """Make a control group whose CPU quota can be set; yield its mechanism and it, or None where none can be made."""
+    mechanism = cages.probe(f"remoe-profile-{os.getpid()}")
     try:
         if mechanism.cpu_root is None:
             yield None
@@ -87,9 +87,9 @@ def _group() -> Iterator[tuple[limits.Mechanism, Path] | None]:
             yield mechanism, group
     finally:
         for root in mechanism.groups:
-            limits.remove(root)
+            cages.remove(root)
 
 
-def _failed(said: str) -> ModelError:
-    reason = (said.strip().splitlines() or ["it said nothing"])[-1]
-    return ModelError(f"The function's arithmetic cannot be timed: {reason}", "Run 'pip check'.")
+def _failed(stderr: str) -> ModelError:
+    reason = (stderr.strip().splitlines() or ["the process gave no reason"])[-1]
+    return ModelError(f"The time of the function's arithmetic cannot be measured: {reason}", "Run 'pip check'.")

@@ -1,11 +1,13 @@
-"""Times experts with the function's own arithmetic: `python -m remoe_cli.profile.function_timing PERIOD_S SHARD...`.
+"""Timing experts by the function's own arithmetic.
 
-Each line on stdin is a JSON list of token counts, ascending; the answer is a JSON list of [tokens, median seconds], which ends early when
-a call takes too long. Between two lines whoever started this process may change what CPU share it gets; nothing of that is known here.
+It runs as `python -m remoe_cli.profile.function_timing PERIOD_S SHARD...`.
 
-Calls come one by one, as they do when a model decodes: before each, the process sleeps for one to two periods of a CPU quota, so that
-it starts with its quota whole and at a random point of a period. Experts take turns, so that weights come from memory, not from cache.
-Imports only function/.
+Each line on stdin is a JSON list of token counts, ascending. The answer is a JSON list of [tokens, median seconds], which ends early when
+a call takes too long. Between two lines, whoever started this process may change its CPU quota; this process does not know of it.
+
+Calls come one by one, as they do when a model decodes: before each, the process sleeps for one to two periods of a CPU quota, so that it
+starts with its whole quota at a random point of a period. Experts take turns, so that weights come from memory and not from the cache.
+Only function/ is imported.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ _ENOUGH_S = 2.0  # of calls for one point; a call that takes longer alone is the
 
 
 def main(period_s: str, *paths: str) -> None:
+    """Answer each line on stdin until it ends."""
     shards = [ShardFile(Path(path)) for path in paths]
     experts = cycle([Expert.of(shard.tensors(e), FfnSpec(**shard.head.ffn)) for shard in shards for e in shard.experts])
     random = np.random.default_rng(0)

@@ -1,16 +1,15 @@
-"""Latencies of hardware that is not here, from a description of it: a roofline of bandwidth, FLOP/s and overheads.
+"""Latencies of hardware that is not here, from a description: bandwidth, FLOP/s and overheads.
 
-A description is a TOML file with `[main]` (the CPU of the main process), optionally `[gpu]` (non-expert modules run there when it is
-given) and `[function]` (an expert function); each figure has its source (provenance.py). With a model's sizes it makes the `Latency` that
-a measurement would make:
+A description is a TOML file with `[main]` (the CPU of the main function), optionally `[gpu]` (then the non-expert modules run there) and
+`[function]` (an expert function); each figure has its source (provenance.py). With a model's sizes it makes the `Latency` that a
+measurement would make:
 
-- an expert takes its call's overhead, and the longer of reading its weights and computing its rows, divided by the vCPUs in use;
-- all non-expert modules take each layer's overhead, and the longer of reading their weights and computing their rows.
+- one expert takes the overhead of its call, and the longer of reading its weights and computing its rows, divided by the vCPUs in use;
+- all non-expert modules take the overhead of each layer, and the longer of reading their weights and computing their rows.
 
-Computing is two operations a weight and token. Left out: attention's term that grows with the square of the prompt, reading the KV
-cache, and that an embedding table is not multiplied (its share of `nonexpert_bytes` is not known here), so long prompts come out too
-fast and models with a large vocabulary too slow. A share of a vCPU is taken as that much slower; the waiting of a CPU quota in periods
-is not described.
+Computing is two operations for each weight and token. Left out are attention's quadratic term in the length of a prompt, reading the KV
+cache, and that an embedding table is not multiplied (its part of `nonexpert_bytes` is not known here). So long prompts come out too fast,
+and models with a large vocabulary too slow. A fraction of a vCPU counts as that much slower; waiting for a CPU quota is not described.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ _WEIGHT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class FunctionSpeed(Part):
-    """How fast vCPUs run experts.
+    """How fast the vCPUs of an expert function run experts.
 
-    bytes_per_s_per_vcpu   reading weights from memory
-    flop_per_s_per_vcpu    multiplying in the model's number type, as the software at hand does it
+    bytes_per_s_per_vcpu   rate of reading weights from memory
+    flop_per_s_per_vcpu    rate of multiplying in the model's number type, with the software that is used
     saturation_vcpus       vCPUs beyond which nothing gets faster
-    expert_overhead_s      calling one expert
+    expert_overhead_s      overhead of calling one expert
     """
 
     bytes_per_s_per_vcpu: Positive
@@ -48,11 +47,11 @@ class FunctionSpeed(Part):
 
 
 class MainSpeed(FunctionSpeed):
-    """The main process.
+    """How fast the main function is.
 
-    vcpus                  that it has
-    layer_overhead_s       calling one decoder layer's non-expert modules, on whatever they run
-    load_bytes_per_s       reading the model from disk
+    vcpus              its vCPUs
+    layer_overhead_s   overhead of calling one decoder layer's non-expert modules, on CPU or GPU
+    load_bytes_per_s   rate of reading the model from disk
     """
 
     vcpus: Positive
@@ -61,11 +60,11 @@ class MainSpeed(FunctionSpeed):
 
 
 class Gpu(Part):
-    """The accelerator.
+    """How fast the GPU is.
 
-    bytes_per_s, flop_per_s              as a vendor gives them; what software adds is in the overheads
-    copy_latency_s, copy_bytes_per_s     of one copy between it and CPU memory
-    expert_overhead_s                    calling one expert on it, where a whole model is there
+    bytes_per_s, flop_per_s            the vendor's figures; what software adds is in the overheads
+    copy_latency_s, copy_bytes_per_s   one copy between GPU and CPU memory
+    expert_overhead_s                  overhead of calling one expert on the GPU, where the whole model is there
     """
 
     bytes_per_s: Positive
@@ -75,13 +74,15 @@ class Gpu(Part):
     expert_overhead_s: NonNegative
 
 
-class File(Part):
+class HardwareFile(Part):
+    """Where a description comes from."""
+
     path: str
     sha256: str
 
 
 class Hardware(Part):
-    """A description as read; `file` is where it came from and is filled in by `read_hardware`."""
+    """A description of hardware. `read_hardware` fills in `file`."""
 
     schema_version: str = Field(pattern=r"^remoe\.hardware/1$")
     name: str
@@ -89,7 +90,7 @@ class Hardware(Part):
     gpu: Gpu | None = None
     function: FunctionSpeed
     provenance: tuple[Provenance, ...] = Field(min_length=1)
-    file: File
+    file: HardwareFile
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Hardware:
@@ -99,12 +100,15 @@ class Hardware(Part):
 
 
 def hardware_names() -> tuple[str, ...]:
-    """Names of the descriptions that come with remoe."""
+    """List the names of the descriptions that come with remoe."""
     return shipped_names(*_SHIPPED)
 
 
 def read_hardware(name: str) -> Hardware:
-    """A description by name or by path; UsageError when there is none, or it is wrong."""
+    """Read a description by name, of those that come with remoe, or by path.
+
+    Raises: UsageError when there is no such description, or it is wrong.
+    """
     return _shipped(name) if name in hardware_names() else _read(name)
 
 
@@ -112,14 +116,16 @@ def _read(name: str) -> Hardware:
     return read_figures("hardware description", Hardware, name, *_SHIPPED)
 
 
-_shipped = cache(_read)  # what comes with remoe does not change while it runs, and a plan looks at it for every main spec
+_shipped = cache(_read)  # a plan needs it for every main spec, and these files do not change while remoe runs
 
 
 def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None) -> Latency:
-    """What a model of these sizes takes on the hardware described by `name`; `measured_on` is the date of its newest figure.
+    """Compute the latencies of a model with these sizes on the hardware that `name` describes.
 
-    `vcpus` is for another size of the same family of instances: memory bandwidth is taken to grow in proportion, as AWS sells slices of
-    the same servers.
+    `measured_on` is the date of the newest figure. `vcpus` asks for a larger instance of the same family: its memory bandwidth is taken
+    in proportion to its vCPUs, because AWS sells slices of the same servers.
+
+    Raises: UsageError when there is no such description.
     """
     hardware = read_hardware(name)
     if vcpus is not None and vcpus > hardware.main.vcpus:
@@ -144,18 +150,23 @@ def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None) -> Latenc
 
 
 def whole_on_gpu(hardware: Hardware, spec: MoeSpec) -> tuple[Linear, Roofline]:
-    """All non-expert modules and one expert of a model that is on the GPU as a whole, so nothing is copied; vCPUs do not matter.
+    """Time all non-expert modules, and one expert, of a model that is on the GPU as a whole.
 
-    UsageError when the description has no GPU.
+    Nothing is copied then, and vCPUs do not matter.
+
+    Raises: UsageError when the description has no GPU.
     """
     if (gpu := hardware.gpu) is None:
-        raise UsageError(f"The hardware description {hardware.file.path} has no [gpu].", "Name one that has, such as g5.xlarge.")
+        raise UsageError(f"The hardware description {hardware.file.path} has no [gpu].", "Name one that has it, such as g5.xlarge.")
     expert = _roofline(gpu.expert_overhead_s, gpu.bytes_per_s, gpu.flop_per_s, spec.expert_bytes, spec)
     return _nonexpert_on_gpu(hardware.main, gpu, spec), expert
 
 
 def whole_on_cpu(hardware: Hardware, spec: MoeSpec) -> tuple[Linear, Roofline]:
-    """All non-expert modules and one expert of a model that is on CPUs as a whole; the former at `main.saturation_vcpus` vCPUs."""
+    """Time all non-expert modules, and one expert, of a model that is on CPUs as a whole.
+
+    The former are at `main.saturation_vcpus` vCPUs.
+    """
     main = hardware.main
     return _nonexpert_on_cpu(main, main.saturation_vcpus, spec), _expert_on_cpu(main, spec)
 
@@ -191,5 +202,5 @@ def _timing(curve: Roofline) -> Timing:
 
 
 def _flop(spec: MoeSpec, weight_bytes: int) -> float:
-    """Operations of one token with that many bytes of weights: a multiplication and an addition each."""
+    """Count one token's operations: a multiplication and an addition for each weight."""
     return 2.0 * weight_bytes / _WEIGHT_BYTES[spec.dtype]

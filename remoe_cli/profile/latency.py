@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from remoe_cli.model.experts import ExpertLayer, attach, run_expert, run_experts
 from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, ROOFLINE, fit, fit_linear
 from remoe_cli.profile.function_latency import function_expert
-from remoe_cli.profile.latency_record import Latency, LayerTimes, Linear, Point
+from remoe_cli.profile.latency_record import Latency, LayerTimes, Linear, MeasuredPoint
 
 _TOKENS = (1, 4, 16, 64, 256)
 _PROMPT_TOKENS = (16, 64, 192)
@@ -145,7 +145,7 @@ def _on_cpu(layers: Sequence[ExpertLayer]) -> Sequence[ExpertLayer]:
     return [replace(layers[0], module=copy.deepcopy(layers[0].module).to("cpu"))]
 
 
-def _local_points(layers: Sequence[ExpertLayer]) -> list[Point]:
+def _local_points(layers: Sequence[ExpertLayer]) -> list[MeasuredPoint]:
     dtype = next(iter(layers[0].parameters().values())).dtype
     # Another layer each time, so that weights come from memory as they do in real decoding.
     experts = cycle([(layer, row) for row in range(layers[0].experts) for layer in layers])
@@ -167,7 +167,7 @@ def _local_points(layers: Sequence[ExpertLayer]) -> list[Point]:
                     most = n if last > _TOO_LONG_S else most
     finally:
         torch.set_num_threads(before)
-    return [Point(tokens=n, vcpus=threads, seconds=statistics.median(t)) for (n, threads), t in times.items()]
+    return [MeasuredPoint(tokens=n, vcpus=threads, seconds=statistics.median(t)) for (n, threads), t in times.items()]
 
 
 def _thread_counts() -> list[int]:

@@ -1,10 +1,10 @@
-"""The latency part of a profile: fitted curves, the raw points behind them, and how far off they are.
+"""The latencies of a profile: fitted curves, the measured points behind them, and their errors.
 
-Times are in seconds, compute power in vCPUs. A curve is data with a few lines of arithmetic; how it was fitted is
-profile/curves.py's business, how it was measured profile/latency.py's, how it was described profile/hardware.py's.
+Times are in seconds, compute power is in vCPUs. A curve is data with a few lines of arithmetic. curves.py fits it, latency.py measures
+its points, and hardware.py makes one from a description.
 
-Every curve has `work_s(tokens, vcpus)` and `elapsed_s(work_s, vcpus)`. Work adds up over the experts of one call, elapsed time need
-not: under a CPU quota the waiting depends on the call's whole work. `seconds` is one expert alone in a call, 0 for no tokens.
+Every curve has `work_s(tokens, vcpus)` and `elapsed_s(work_s, vcpus)`. The work of the experts of one call adds up. Elapsed time may not:
+under a CPU quota the waiting depends on the whole work of the call. `seconds` is the time of one expert alone in a call, 0 for no tokens.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from pydantic import Field
 from remoe_cli.artifacts import Part
 
 WARN_ABOVE = 0.15  # held-out median error of a kept curve
-WARN_SPREAD = 1.5  # of passes that do the same
+WARN_SPREAD = 1.5  # median over least time of passes that do the same
 
 
 class _Curve(Part):
+    """What all curves share; n tokens and v vCPUs are broadcast."""
+
     def work_s(self, tokens: npt.ArrayLike, vcpus: npt.ArrayLike) -> Any:
-        """What one expert adds to a call, broadcast; 0 for no tokens."""
+        """Compute the work that one expert adds to a call; 0 for no tokens."""
         n, v = np.asarray(tokens, dtype=np.float64), np.asarray(vcpus, dtype=np.float64)
         return np.where(n > 0, self._work_s(n, v), 0.0)
 
@@ -31,17 +33,21 @@ class _Curve(Part):
         raise NotImplementedError
 
     def elapsed_s(self, work_s: npt.ArrayLike, vcpus: npt.ArrayLike) -> Any:
-        """How long a call of that much work takes."""
+        """Compute how long a call with so much work takes."""
         return np.asarray(work_s, dtype=np.float64) + 0.0 * np.asarray(vcpus, dtype=np.float64)
 
     def seconds(self, tokens: npt.ArrayLike, vcpus: npt.ArrayLike) -> Any:
+        """Compute the time of a call with one expert."""
         return self.elapsed_s(self.work_s(tokens, vcpus), vcpus)
 
 
 class Linear(Part):
-    """Time of a piece of work for n tokens: 0 for n = 0, else fixed_s + per_token_s * n, but never less than least_s.
+    """Time of work for n tokens: 0 for n = 0, else fixed_s + per_token_s * n, but at least least_s.
 
-    least_s   reading the weights, where a roofline says so
+    >>> Linear(fixed_s=1.0, per_token_s=0.5).seconds([0, 1, 4]).tolist()
+    [0.0, 1.5, 3.0]
+
+    least_s   the time to read the weights, for a roofline
     """
 
     fixed_s: float
@@ -49,12 +55,16 @@ class Linear(Part):
     least_s: float = 0.0
 
     def seconds(self, tokens: npt.ArrayLike) -> Any:
+        """Compute the time for each number of tokens."""
         n = np.asarray(tokens, dtype=np.float64)
         return np.where(n > 0, np.maximum(self.least_s, self.fixed_s + self.per_token_s * n), 0.0)
 
 
 class Exponential(_Curve):
-    """The paper's form (method section 8), for n tokens: (th1 exp(-th2 v) + th3) (1 + per_token (n - 1)), at v vCPUs."""
+    """The paper's form for v vCPUs and n tokens: (th1 exp(-th2 v) + th3) (1 + per_token (n - 1)).
+
+    Source: method.md, section 8, which has it for one token.
+    """
 
     form: Literal["exponential"] = "exponential"
     th1_s: float
@@ -67,7 +77,7 @@ class Exponential(_Curve):
 
 
 class Physical(_Curve):
-    """Overhead that no vCPU shortens, then reading the weights and computing rows: overhead + (weights + per_token n) / v."""
+    """Overhead that vCPUs do not shorten, and work that they do: overhead + (weights + per_token n) / v."""
 
     form: Literal["physical"] = "physical"
     overhead_s: float
@@ -79,8 +89,10 @@ class Physical(_Curve):
 
 
 class Roofline(_Curve):
-    """Reading weights and computing rows overlap, and more than `saturation_vcpus` do not help:
-    overhead + max(weights, per_token n) / min(v, saturation)."""
+    """Reading and computing at once: overhead + max(weights, per_token n) / min(v, saturation).
+
+    More than `saturation_vcpus` do not help.
+    """
 
     form: Literal["roofline"] = "roofline"
     overhead_s: float
@@ -92,12 +104,13 @@ class Roofline(_Curve):
         return self.overhead_s + np.maximum(self.weights_s, self.per_token_s * n) / np.minimum(v, self.saturation_vcpus)
 
 
-class Quota(_Curve):
-    """One thread under a CPU quota as Linux and Lambda enforce it: a share v < 1 runs at full speed for v of each period, then waits.
+class CpuQuota(_Curve):
+    """One thread under a CPU quota, as Linux and Lambda enforce it.
 
-    Work is fixed + per_token n seconds of CPU, whatever v. An idle function starts at a random point of a period with its quota whole,
-    and gets it again when the next period begins; so a call of up to v periods is not slowed at all, and the mean wait of a longer one
-    that needs x quotas of CPU is (1 - v) periods times (1 - v) (ceil(x) - 3/2) + v (x - 1).
+    With v < 1 vCPUs a function runs at full speed for v of each period, then waits for the next. Its work is fixed + per_token n seconds
+    of CPU, whatever v is. An idle function starts at a random point of a period with its whole quota, and gets it again when the next
+    period begins. So a call of up to v periods does not wait, and the mean wait of a longer one, which needs x quotas of CPU, is (1 - v)
+    periods times (1 - v) (ceil(x) - 3/2) + v (x - 1).
     """
 
     form: Literal["quota"] = "quota"
@@ -115,11 +128,11 @@ class Quota(_Curve):
         return work + np.where(quotas > 1, (1 - v) * self.period_s * waits, 0.0)
 
 
-Curve = Annotated[Exponential | Physical | Roofline | Quota, Field(discriminator="form")]
+Curve = Annotated[Exponential | Physical | Roofline | CpuQuota, Field(discriminator="form")]
 
 
-class Point(Part):
-    """One measured median."""
+class MeasuredPoint(Part):
+    """The median of measured times for `tokens` tokens at `vcpus` vCPUs."""
 
     tokens: int
     vcpus: float
@@ -127,37 +140,40 @@ class Point(Part):
 
 
 class Timing(Part):
-    """One expert's time against tokens and vCPUs: the curve that predicts held-out points best, and what it was chosen from.
+    """One expert's time against tokens and vCPUs: the best curve, and the points that it is fitted to.
 
-    held_out_error   median relative error of the kept form on points that it was not fitted to; None for a description
-    errors           by form that was tried, the geometric mean factor by which such points are missed, less 1: the least is kept
-    points           what was measured; empty for a description
+    held_out_error   median relative error of the kept form at points that it was not fitted to; None for a description
+    errors           by form, the geometric mean factor by which it misses such points, minus 1; the form with the least is kept
+    points           the measured points; none for a description
     residuals        (predicted - measured) / measured of the kept curve at each point
     """
 
     curve: Curve
     held_out_error: float | None
     errors: dict[str, float]
-    points: tuple[Point, ...]
+    points: tuple[MeasuredPoint, ...]
     residuals: tuple[float, ...]
 
     def seconds(self, tokens: npt.ArrayLike, vcpus: npt.ArrayLike) -> Any:
-        """One expert alone in a call for n tokens at v vCPUs, broadcast; 0 for no tokens."""
+        """Compute the time of one expert alone in a call; 0 for no tokens."""
         return self.curve.seconds(tokens, vcpus)
 
     def work_s(self, tokens: npt.ArrayLike, vcpus: npt.ArrayLike) -> Any:
-        """What one expert adds to a call of several; `elapsed_s` of the sum is how long the call takes."""
+        """Compute the work that one expert adds to a call; `elapsed_s` of the sum is the time of the call."""
         return self.curve.work_s(tokens, vcpus)
 
     def elapsed_s(self, work_s: npt.ArrayLike, vcpus: npt.ArrayLike) -> Any:
+        """Compute how long a call with so much work takes."""
         return self.curve.elapsed_s(work_s, vcpus)
 
 
 class LayerTimes(Part):
-    """Non-expert work layer by layer, as measured: seconds[i][j] for layer `names[i]` and tokens[j] (0 stands for one token after a
-    cached prompt). The last name is `rest`: embeddings, final norm and head.
+    """Measured times of the non-expert modules by layer.
 
-    spread   how many times as long as the fastest pass the median one took, at the count of tokens where that is most: 1 on a quiet machine
+    names     the layers; the last is `rest`: embeddings, final norm and head
+    tokens    numbers of tokens; 0 stands for one token after a cached prompt
+    seconds   seconds[i][j] is the time of layer names[i] for tokens[j]
+    spread    the median pass over the fastest pass, at the number of tokens where this is largest: 1 on a quiet machine
     """
 
     names: tuple[str, ...]
@@ -167,7 +183,10 @@ class LayerTimes(Part):
 
 
 class Quantiles(Part):
-    """The spread of a measured time. `tenths` are the means of its ten tenths, ascending: equally likely values with the right mean."""
+    """The distribution of a measured time.
+
+    tenths   the means of its ten tenths, ascending: equally likely values whose mean is right
+    """
 
     p50: float
     p90: float
@@ -180,13 +199,13 @@ class Quantiles(Part):
 
 
 class InvocationTiming(Part):
-    """Warm invocations of a live target, as the dispatcher sees them.
+    """Warm invocations of a running deployment, as the dispatcher sees them.
 
-    unbilled_s     client's elapsed time less the function's duration, for a small payload; where prompts were asked, as they were seen in
-                   answers, with what the main process's own work takes longer for each call
-    billed_s       the function's duration, which is what is billed, less the experts' own computing (decoding, encoding, the runtime)
-    bytes_per_s    rate at which a payload's further bytes pass, request and response together, on the wire
-    samples        (payload bytes both ways, elapsed_s, duration_s, compute_s) of each call
+    unbilled_s    the client's elapsed time minus the function's duration, for a small payload. If the deployment answered prompts, it is
+                  the value in these answers, and holds the time that each call adds to the main function's own work.
+    billed_s      the function's duration minus the experts' computing: decoding, encoding, the runtime
+    bytes_per_s   rate on the wire at which a larger payload passes, request and response together
+    samples       (payload bytes of request and response, elapsed_s, duration_s, compute_s) of each call
     """
 
     target: str
@@ -198,7 +217,10 @@ class InvocationTiming(Part):
 
 
 class ColdStart(Part):
-    """Medians over cold starts of a live target; `total_s` is what the client waits, the others are its parts in order."""
+    """Medians over cold starts of a running deployment.
+
+    total_s is the wait of the client. The other times are its steps, in order.
+    """
 
     starts: int
     process_s: float
@@ -209,18 +231,20 @@ class ColdStart(Part):
 
 
 class Latency(Part):
-    """Times that the cost model needs (method section 2).
+    """All times that the cost model needs.
 
-    source              `measured` on `machine`, or `described` by a hardware file (roofline), which `machine` then names
-    nonexpert_prefill   all non-expert modules of the whole model, for n prompt tokens (sum over layers of tau_f_l)
-    nonexpert_decode_s  the same for one generated token (sum over layers of t_f_l)
-    nonexpert_layers    the same by layer, raw; None for a description
-    local_expert        one expert by the main process (tau_c_l(w, n))
-    remote_expert       one expert by the function's own arithmetic (tau_c_l(y, n))
-    copy_s              n tokens' hidden states from one device to the other (tau_sw(n)), paid twice a layer; 0 without an accelerator
-    main_vcpus          vCPUs of the main process for which the non-expert times hold
-    invocation          a live target's, when there was one
-    load_s              reading the main model from disk
+    source               `measured` on the machine `machine`, or `described` by the hardware file that `machine` names
+    main_vcpus           vCPUs of the main function for which the non-expert times hold
+    nonexpert_prefill    all non-expert modules for n prompt tokens: the sum over layers of tau_f_l
+    nonexpert_decode_s   all non-expert modules for one generated token: the sum over layers of t_f_l
+    nonexpert_layers     the measured times by layer; None for a description
+    local_expert         one expert in the main function: tau_c_l(w, n)
+    remote_expert        one expert by the arithmetic of the expert function: tau_c_l(y, n)
+    copy_s               hidden states of n tokens from one device to the other: tau_sw(n). Each layer pays it twice; 0 without a GPU
+    invocation           calls of a running deployment, if there was one
+    load_s               reading the model from disk
+
+    Source: method.md, section 2, for the symbols.
     """
 
     source: Literal["measured", "described"]
@@ -239,21 +263,21 @@ class Latency(Part):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know before trusting these times, in whole sentences."""
-        said = []
-        for name, timing in (("the main process", self.local_expert), ("the function", self.remote_expert)):
+        """Sentences that a user should read before relying on these times."""
+        sentences = []
+        for name, timing in (("the main function", self.local_expert), ("an expert function", self.remote_expert)):
             if timing.held_out_error is not None and timing.held_out_error > WARN_ABOVE:
-                said.append(
-                    f"The fitted time of an expert in {name} is off by {timing.held_out_error:.0%} (median, on points not used "
-                    f"for fitting; form '{timing.curve.form}'). Profile on a quiet machine."
+                sentences.append(
+                    f"The fitted time of an expert in {name} is wrong by {timing.held_out_error:.0%} (median error at points that were not "
+                    f"used for fitting; form '{timing.curve.form}'). Profile on a quiet machine."
                 )
         spread = self.nonexpert_layers.spread if self.nonexpert_layers else 1.0
         if spread > WARN_SPREAD:
-            said.append(
-                f"Passes through the non-expert modules took up to {spread:.1f} times (median) as long as the fastest, so something else "
-                f"was using the cores. Profile on a quiet machine."
+            sentences.append(
+                f"The median pass through the non-expert modules took up to {spread:.1f} times as long as the fastest, because other "
+                f"programs used the cores. Profile on a quiet machine."
             )
         points = self.remote_expert.points
         if points and all(point.vcpus >= 1 for point in points):
-            said.append("No CPU quota can be set on this machine: the function was timed on one whole vCPU, smaller shares are computed.")
-        return tuple(said)
+            sentences.append("No CPU quota can be set on this machine. The function was timed on one vCPU; times at less are computed.")
+        return tuple(sentences)

@@ -1,7 +1,7 @@
-"""Joining what was profiled in parts: the batches of one run, and shards from several machines (`remoe profile merge`).
+"""Joining profiles of parts: the batches of one run, and shards from several machines.
 
-A part's `prompt_index` says which prompts of the dataset it holds. Joining puts the rows of all parts into the dataset's order, so
-the arrays of merged shards are byte for byte those of one run over everything.
+`prompt_index` says which prompts of the dataset a part holds. Joining puts the rows of all parts into the dataset's order, so the arrays
+of merged shards are byte for byte those of one run over the whole dataset.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ _AXES = AXES | WITH_TEXTS | IN_SHARD
 
 
 def merge(profiles: Sequence[Path], out: Path) -> Profile:
-    """Join all shards of a run, in any order, into the profile of the whole, in the directory `out`.
+    """Merge all shards of a run, in any order, into the profile of the whole dataset at `out`.
 
-    The latencies are the first shard's (times of different machines do not mix), and so are the paths of model and dataset. Raises
-    UsageError when a shard is missing or doubled, or when the shards are not of one run.
+    Latencies are the first shard's, because times of different machines cannot be mixed; so are the paths of model and dataset.
+
+    Raises: UsageError when a shard is missing or given twice, or the shards belong to different runs.
     """
     refuse_foreign(out)
     if any(out.resolve() == path.resolve() for path in profiles):
@@ -36,13 +37,13 @@ def merge(profiles: Sequence[Path], out: Path) -> Profile:
     _refuse_gaps(shards)
     arrays = join([shard.arrays for shard in shards])
     if not np.array_equal(arrays.pop("prompt_index"), np.arange(first.record.dataset.prompts)):
-        raise ArtifactError("The shards do not hold every prompt once.", "Profile all shards with one version of remoe.")
+        raise ArtifactError("The shards do not hold each prompt once.", "Profile all shards with the same version of remoe.")
     dataset = first.record.dataset.model_copy(update={"shard": None})
     return write_profile(out, first.record.model_copy(update={"dataset": dataset}), arrays)
 
 
 def join(parts: Sequence[Arrays]) -> Arrays:
-    """The parts' arrays as those of one part, prompts (and what belongs to each) in the order of the dataset."""
+    """Join the arrays of parts into those of one part, with the prompts in the order of the dataset."""
     prompts = [part["prompt_index"] for part in parts]
     owners = {"P": prompts, "T": [index[part["trace_prompt"]] for index, part in zip(prompts, parts, strict=True)]}
     if "bag_sizes" in parts[0]:
@@ -54,7 +55,10 @@ def join(parts: Sequence[Arrays]) -> Arrays:
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raise UsageError when `out` is not a directory that a profile may be written to: new, empty, or a profile already."""
+    """Refuse a directory with files that are not a profile's, so that none is overwritten.
+
+    Raises: UsageError when `out` is such a directory, or a file.
+    """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file.", "Give a directory with -o.")
     ours = (out / "profile.json").is_file() or (out / "partial" / "inputs.json").is_file()
@@ -73,13 +77,13 @@ def _refuse_other_run(one: Profile, other: Profile) -> None:
     a, b = _run_of(one.record), _run_of(other.record)
     if different := [name for name in a if a[name] != b[name]]:
         raise UsageError(
-            f"{one.path} and {other.path} are shards of different runs: they differ in their {' and '.join(different)}.",
+            f"{one.path} and {other.path} are shards of different runs. They differ in: {', '.join(different)}.",
             "Profile all shards of one dataset with the same options.",
         )
 
 
 def _run_of(record: ProfileRecord) -> dict[str, object]:
-    """What all shards of a run have in common; a model or dataset may lie in another folder on each machine."""
+    """List what all shards of a run have in common. Paths may differ from machine to machine."""
     shard = record.dataset.shard
     return {
         "model": (record.model.revision, record.spec),
@@ -93,10 +97,10 @@ def _refuse_gaps(shards: Sequence[Profile]) -> None:
     paths: dict[int, Path] = {}
     for shard in shards:
         if (number := _number(shard)) in paths:
-            raise UsageError(f"{paths[number]} and {shard.path} are both shard {number}.", "Name each shard once.")
+            raise UsageError(f"{paths[number]} and {shard.path} are both shard {number}.", "Give each shard once.")
         paths[number] = shard.path
     of = shards[0].record.dataset.shard.of if shards[0].record.dataset.shard else 0
     if missing := sorted(set(range(1, of + 1)) - set(paths)):
         raise UsageError(
-            f"Shard {missing[0]} of {of} is missing.", f"Profile it with --shard {missing[0]}/{of}, and name it beside the others."
+            f"Shard {missing[0]} of {of} is missing.", f"Profile it with --shard {missing[0]}/{of}, and give it with the others."
         )

@@ -1,4 +1,4 @@
-"""The profile: what `remoe profile` leaves behind and `remoe plan` starts from.
+"""The profile: `remoe profile` writes it, `remoe plan` starts from it.
 
 A profile is a directory:
 
@@ -7,17 +7,17 @@ A profile is a directory:
         prefill_counts   int32 [P, L, E]   prompt tokens routed to each expert; each row sums to prompt_tokens * k
         decode_counts    int32 [P, L, E]   the same for generated tokens that were fed back; sums to decode_tokens * k
         prompt_tokens    int32 [P]
-        decode_tokens    int32 [P]         forward passes of one token: generated tokens less one
-        prompt_vectors   float32 [P, d]    sum of L2-normalised token embeddings (method section 5); d = 0 without embeddings
+        decode_tokens    int32 [P]         forward passes of one token: generated tokens minus one
+        prompt_vectors   float32 [P, d]    sums of L2-normalised token embeddings (method.md, section 5); d = 0 without embeddings
         trace_ids        int16 [T, L, k]   top-k expert ids of single tokens, -1 where a slot was skipped (RoutingRef says which tokens)
-        trace_prompt     int32 [T]         the prompt each traced token belongs to
+        trace_prompt     int32 [T]         the prompt of each traced token
         bag_sizes        int32 [P]         only with texts: distinct tokens of each prompt,
         bag_tokens       int32 [N]         their ids, prompt after prompt,
         bag_counts       int32 [N]         and how often each occurs (model/vectors.py)
         prompt_index     int32 [P]         only in a shard: the place of each prompt in the whole dataset, ascending
 
-Recorded rows sum to less where the model skips slots. Imported routing may lack layers, phases, tokens or lengths: what is lacking is
-zero in the counts and -1 in the trace, the rest sums alike over layers, and RoutingRef says what is there.
+Recorded rows sum to less where the model skips slots. Imported routing may miss layers, phases, tokens or lengths. What is missing is
+zero in the counts and -1 in the trace; the rest has the same sums in all layers, and RoutingRef says what the profile has.
 """
 
 from __future__ import annotations
@@ -35,38 +35,39 @@ from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.latency_record import Latency
 
 Phase = Literal["prefill", "decode"]
-TRACE_TOKENS = 32_768  # single-token routing kept for the expected maximum of local and remote time (planning section 1)
+TRACE_TOKENS = 32_768  # kept for the expected maximum of local and remote time (method.md, section 3)
 
 
 class ModelRef(artifacts.Part):
-    """The model that was profiled. `revision` is the hub commit, or `local:` and the digest of its config.json."""
+    """A checkpoint. `revision` is the hub's commit, or `local:` and the start of a digest."""
 
     path: str
     revision: str
 
 
-class Shard(artifacts.Part):
-    """Part `number` of `of`, from 1."""
+class DatasetShard(artifacts.Part):
+    """Shard `number`, from 1, of the `of` shards of a dataset."""
 
     number: int
     of: int
 
 
 class DatasetRef(artifacts.Part):
-    """The prompts. `sha256` is over their texts, in order; for imported routing without texts, over the file it came from.
+    """The prompts of a profile. In a shard it names the whole dataset.
 
-    A shard names the whole dataset: `prompts` and `sha256` are over all its prompts, `prompt_index` says which of them the shard holds.
+    prompts   how many there are
+    sha256    of their texts, in order; of the routing file for imported routing without texts
     """
 
     source: str
     field: str
     prompts: int
     sha256: str
-    shard: Shard | None = None
+    shard: DatasetShard | None = None
 
 
-class Settings(artifacts.Part):
-    """What else decides the counts."""
+class RecordingSettings(artifacts.Part):
+    """How the routing was recorded. Other settings would give other counts."""
 
     max_new_tokens: int
     max_prompt_tokens: int
@@ -76,10 +77,11 @@ class Settings(artifacts.Part):
 
 
 class RoutingRef(artifacts.Part):
-    """Where the routing comes from and how far it reaches; the defaults are what `remoe profile` records itself.
+    """Where the routing comes from, and what it covers; the defaults are those of recorded routing.
 
-    format   of the imported file, `sha256` its digest
-    row      what one row of the counts stands for; only for `prompt` are lengths and predictions those of prompts
+    format   the format of the imported file
+    sha256   the digest of the imported file
+    row      what one row of the counts stands for; lengths and predictions are those of prompts for `prompt` only
     layers   hidden-layer indices of the MoE layers that have routing; None for all
     phases   the phases that have routing
     trace    what the traced tokens are: recorded decode tokens, recorded prompt tokens, or drawn from the counts
@@ -95,13 +97,17 @@ class RoutingRef(artifacts.Part):
 
 
 class ProfileRecord(artifacts.Document):
-    """`settings` is None for imported routing, whose run is not known. `vectors` is the checkpoint whose embeddings made the prompt
-    vectors, where that is not the profiled model itself."""
+    """The file profile.json.
+
+    settings        None for imported routing, whose recording is not known
+    vectors         the checkpoint whose embeddings made the prompt vectors; None for the profiled model itself
+    arrays_sha256   digest of arrays.safetensors
+    """
 
     schema_version: str = "remoe.profile/3"
     model: ModelRef
     dataset: DatasetRef
-    settings: Settings | None
+    settings: RecordingSettings | None
     routing: RoutingRef = RoutingRef()
     vectors: ModelRef | None = None
     spec: MoeSpec
@@ -111,7 +117,7 @@ class ProfileRecord(artifacts.Document):
 
 @dataclass(frozen=True)
 class Profile:
-    """A profile as read from its directory."""
+    """A profile, and the directory that it is in."""
 
     path: Path
     record: ProfileRecord
@@ -119,18 +125,21 @@ class Profile:
 
     @property
     def sha256(self) -> str:
-        """Digest of profile.json, which itself names the digest of the arrays."""
+        """The digest of profile.json, which holds the digest of the arrays."""
         return artifacts.sha256_file(self.path / "profile.json")
 
     def counts(self, phase: Phase) -> npt.NDArray[np.int32]:
-        """Counts of a phase, [P, L, E]; those of the other phase where the profile has no routing of this one."""
+        """Get the counts [P, L, E] of a phase, or those of the other phase if it has no routing."""
         phases = self.record.routing.phases
         counts: npt.NDArray[np.int32] = self.arrays[f"{phase if phase in phases else phases[0]}_counts"]
         return counts
 
 
 def write_profile(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]]) -> Profile:
-    """Write both files; `record.arrays_sha256` is filled in here. Nothing is written that `read_profile` would refuse."""
+    """Write both files of a profile; `record.arrays_sha256` is set here.
+
+    Raises: ArtifactError when `read_profile` would refuse the profile; nothing is written then.
+    """
     _check(path, record, arrays)
     path.mkdir(parents=True, exist_ok=True)
     artifacts.write_arrays(path / "arrays.safetensors", arrays)
@@ -140,7 +149,7 @@ def write_profile(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArr
     return Profile(path, record, arrays)
 
 
-# The shapes that this module's docstring gives.
+# The shapes in this module's docstring.
 AXES = {
     "prefill_counts": "PLE",
     "decode_counts": "PLE",
@@ -155,7 +164,10 @@ IN_SHARD = {"prompt_index": "P"}
 
 
 def read_profile(path: Path) -> Profile:
-    """Read and check a profile directory; raises ArtifactError when it is missing, damaged or does not add up."""
+    """Read and check a profile.
+
+    Raises: ArtifactError when it is missing or damaged, or its arrays do not fit each other.
+    """
     if not (path / "profile.json").is_file():
         raise ArtifactError(
             f"{path} is not a profile: it has no profile.json.", "Make one with 'remoe profile MODEL --data PROMPTS -o DIR'."
@@ -180,7 +192,7 @@ def _check(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]
     for name, axes in (AXES | more).items():
         shape = tuple(letters[axis] for axis in axes)
         if shapes.get(name) != shape:
-            raise ArtifactError(f"{path}: {name} has shape {shapes.get(name)}, the profile needs {shape}.", "Profile again.")
+            raise ArtifactError(f"{path}: {name} has shape {shapes.get(name)}, and {shape} is needed.", "Profile again.")
     there = np.isin(spec.moe_layers, spec.moe_layers if routing.layers is None else routing.layers)
     if not routing.phases or int(there.sum()) != (len(there) if routing.layers is None else len(routing.layers)):
         raise ArtifactError(f"{path}: the layers or phases of its routing are not those of the model.", "Profile again.")
@@ -192,9 +204,9 @@ def _check(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]
         if sums[:, ~there].any() or (phase not in routing.phases and sums.any()):
             raise ArtifactError(f"{path}: {phase}_counts hold routing that profile.json does not name.", "Profile again.")
         if routing.source == "imported" and (sums[:, there] != sums[:, there][:, :1]).any():
-            raise ArtifactError(f"{path}: {phase}_counts differ in their sums over layers.", "Import the routing again.")
+            raise ArtifactError(f"{path}: the sums of {phase}_counts differ between layers.", "Import the routing again.")
     traced = arrays["trace_ids"]
     if ((traced < -1) | (traced >= spec.experts_per_layer)).any() or (traced[:, ~there] != -1).any():
-        raise ArtifactError(f"{path}: trace_ids hold no experts of the model.", "Profile again.")
+        raise ArtifactError(f"{path}: trace_ids holds ids that are not experts of the model.", "Profile again.")
     if ((arrays["trace_prompt"] < 0) | (arrays["trace_prompt"] >= letters["P"])).any():
-        raise ArtifactError(f"{path}: trace_prompt names prompts that are not there.", "Profile again.")
+        raise ArtifactError(f"{path}: trace_prompt names prompts that the profile does not have.", "Profile again.")

@@ -1,13 +1,13 @@
 """Recording which experts each prompt uses, in prefill and in decode.
 
-Prompts run through the model's own `generate` in left-padded batches; the hook keeps references to the expert ids of every
-forward pass and hands the rows on to transformers' own eager experts. What counts is decided afterwards, when it is known
-which rows were padding and where each sequence ended: padding and finished sequences leave no trace in the counts.
+Prompts run through the model's own `generate` in left-padded batches. The hook keeps references to the expert ids of every forward pass,
+and passes the rows on to transformers' own eager experts. What counts is decided afterwards, when it is known which rows were padding and
+where each sequence ended: padding and finished sequences do not enter the counts.
 
-Eager, and not transformers' default (grouped_mm), because it is what serving adds up like: in bfloat16 the other order of
-sums now and then picks another token. It costs nothing on a CPU (docs/measure/recording.py measures both side by side).
+Experts run in eager mode, not in transformers' default (grouped_mm), because serving adds outputs in eager's order. In bfloat16 the other
+order of sums sometimes picks another token. On a CPU eager is not slower (docs/measure/recording.py measures both).
 
-This module does not know about files, datasets or progress bars.
+Files, datasets and progress are not known here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass
 class RoutingRecorder:
-    """A Runner that keeps the ids it sees: `seen[layer]` has one [rows, k] tensor for each forward pass."""
+    """A Runner that keeps the ids it sees: `seen[layer]` has one [rows, k] tensor for each pass."""
 
     seen: dict[int, list[Tensor]] = field(default_factory=dict)
 
@@ -42,7 +42,7 @@ class RoutingRecorder:
 
 @dataclass(frozen=True)
 class BatchRouting:
-    """Routing of B prompts: see profile/record.py for the arrays' meaning. `trace_ids` holds at most `trace` tokens a prompt."""
+    """The routing of a batch of prompts; profile/record.py explains the arrays."""
 
     prefill_counts: Ints
     decode_counts: Ints
@@ -55,7 +55,10 @@ class BatchRouting:
 def record_batch(
     model: PreTrainedModel, recorder: RoutingRecorder, prompts: Sequence[Sequence[int]], experts: int, max_new_tokens: int, trace: int
 ) -> BatchRouting:
-    """Generate greedily from the prompts' token ids and count the experts used; the recorder must be attached to the model."""
+    """Generate greedily from the prompts' token ids, and count the experts in use.
+
+    The recorder must be attached to the model. At most `trace` tokens of each prompt are traced.
+    """
     length = max(map(len, prompts))
     ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
@@ -90,19 +93,22 @@ def record_batch(
 
 
 def _stacked(passes: Sequence[Tensor], like: Tensor, batch: int) -> Tensor:
-    """The ids of single-token passes, [B, steps, k]; of no pass, [B, 0, k]."""
+    """Stack the ids of single-token passes to [B, steps, k]; without a pass [B, 0, k]."""
     return torch.stack(list(passes), dim=1) if passes else like.new_empty((batch, 0, like.shape[-1]))
 
 
 def _decode_steps(generated: Tensor, eos: int | list[int] | None) -> npt.NDArray[np.int64]:
-    """Single-token forward passes that belong to each sequence: N tokens up to its end take N - 1 of them."""
+    """Count the single-token passes of each sequence: N tokens up to its end take N - 1 of them."""
     ends = torch.isin(generated, torch.tensor([eos] if isinstance(eos, int) else eos or [-1]))
     first_end = torch.where(ends.any(dim=1), ends.int().argmax(dim=1), generated.shape[1] - 1)
     return first_end.numpy().astype(np.int64)
 
 
 def _counts(ids: npt.NDArray[np.int64], valid: npt.NDArray[np.bool_], experts: int) -> Ints:
-    """ids [L, B, tokens, k], of which `valid` [B, tokens] count -> [B, L, experts]; ids outside 0..experts-1 mean "no expert"."""
+    """Count the ids of valid tokens; ids outside 0 to experts - 1 mean "no expert".
+
+    Shapes: ids [L, B, tokens, k], valid [B, tokens]; returns [B, L, experts].
+    """
     layers, batch = ids.shape[:2]
     cell = np.arange(batch)[:, None, None] * layers + np.arange(layers)[:, None, None, None]
     kept = valid[:, :, None] & (ids >= 0) & (ids < experts)

@@ -21,12 +21,22 @@ import numpy as np
 
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.model.spec import MoeSpec, read_spec
 from remoe_cli.profile.latency_record import Latency
 from remoe_cli.profile.merge import Arrays, join, refuse_foreign
 from remoe_cli.profile.prompts import PromptSet
-from remoe_cli.profile.record import TRACE_TOKENS, DatasetRef, ModelRef, Profile, ProfileRecord, Settings, Shard, write_profile
+from remoe_cli.profile.record import (
+    TRACE_TOKENS,
+    DatasetRef,
+    DatasetShard,
+    ModelRef,
+    Profile,
+    ProfileRecord,
+    RecordingSettings,
+    write_profile,
+)
 from remoe_cli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -43,7 +53,7 @@ class Inputs(artifacts.Document):
     schema_version: str = "remoe.profile-inputs/2"
     model: ModelRef
     dataset: DatasetRef
-    settings: Settings
+    settings: RecordingSettings
     spec: MoeSpec
 
 
@@ -56,6 +66,7 @@ def profile(
     max_prompt_tokens: int,
     batch_size: int,
     progress: Progress = no_progress,
+    say: Callable[[str], None] = lambda message: None,
     shard: tuple[int, int] | None = None,
     latency: Latency | None = None,
     device_map: str | None = None,
@@ -63,8 +74,8 @@ def profile(
     """Profile `model` on `prompts` into the directory `out`.
 
     `progress` opens a display for each stage. That of the prompts counts a whole number of them when a batch is written, and a part of
-    the next batch's while it runs. `shard` (I, N) profiles slice I of N of the prompts. Times are measured unless `latency` is given.
-    `device_map` is the loader's.
+    the next batch's while it runs. `say` shows a remark. `shard` (I, N) profiles slice I of N of the prompts. Times are measured unless
+    `latency` is given. `device_map` is the loader's.
     """
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
     from remoe_cli.model.vectors import prompt_features
@@ -72,6 +83,8 @@ def profile(
     checkpoint = find(model)
     spec = read_spec(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
+    with progress("Checking the prompts"):
+        _check_prompts(tokenizer, prompts, say)
     inputs = Inputs(
         model=ModelRef(path=checkpoint.name, revision=checkpoint.revision),
         dataset=DatasetRef(
@@ -79,9 +92,9 @@ def profile(
             field=prompts.field,
             prompts=len(prompts.texts),
             sha256=prompts.sha256,
-            shard=Shard(number=shard[0], of=shard[1]) if shard else None,
+            shard=DatasetShard(number=shard[0], of=shard[1]) if shard else None,
         ),
-        settings=Settings(
+        settings=RecordingSettings(
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
             batch_size=batch_size,
@@ -119,6 +132,19 @@ def profile(
         arrays |= prompt_features(checkpoint, texts, max_prompt_tokens)
         latency = latency or Latency.model_validate_json(measured.read_text(encoding="utf-8"))
         return _finish(out, partial, inputs, arrays, latency)
+
+
+def _check_prompts(tokenizer: Any, prompts: PromptSet, say: Callable[[str], None]) -> None:
+    """Find prompts that the chat template refuses before the model is loaded; raises UsageError with the row of the first."""
+    from remoe_cli.model.tokens import check_prompt, has_chat_template
+
+    if not has_chat_template(tokenizer) and not all(isinstance(prompt, str) for prompt in prompts.texts):
+        say("The model has no chat template: the messages of a conversation are joined by blank lines.")
+    for index, prompt in enumerate(prompts.texts):
+        try:
+            check_prompt(tokenizer, prompt)
+        except UsageError as error:
+            raise UsageError(f"{prompts.where(index)}: {error.message}", error.hint) from None
 
 
 def _batches(inputs: Inputs) -> range:
@@ -182,7 +208,7 @@ def record(
     model: PreTrainedModel,
     tokenizer: Any,
     inputs: Inputs,
-    texts: Sequence[str],
+    texts: Sequence[Prompt],
     batches: Sequence[int],
     partial: Path,
     on_part: Callable[[float], None] = lambda prompts: None,
@@ -220,7 +246,7 @@ def record(
             yield batch
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
+def _encode(tokenizer: Any, texts: Sequence[Prompt], limit: int) -> list[list[int]]:
     from remoe_cli.model.tokens import encode
     from remoe_cli.model.vectors import bags
 

@@ -1,4 +1,4 @@
-"""The picture of an evaluation: every predictor's divergence against the noise floor, and semantic against activation similarity."""
+"""The picture of an evaluation: the divergence of every predictor, and pairs of prompts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def draw(evaluations: Sequence[Evaluation], pairs: Similarity, path: Path) -> None:
-    """Write the picture; one panel for each view and one for the pairs of prompts. Raises UsageError for an unknown suffix."""
+    """Write the picture, with one panel for each view and one for the pairs of prompts.
+
+    A panel of a view shows every predictor's divergence beside the noise floor; the last one shows semantic against activation similarity.
+
+    Raises: UsageError for a suffix other than .png, .svg and .pdf.
+    """
     if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"A picture cannot be written as '{path.suffix}'.", f"End its name in one of {', '.join(_SUFFIXES)}.")
+        raise UsageError(f"A picture cannot be written as '{path.suffix}'.", f"Give a name that ends in one of {', '.join(_SUFFIXES)}.")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * (len(evaluations) + 1), 4), layout="constrained")

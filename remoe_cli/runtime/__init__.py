@@ -1,1 +1,30 @@
-"""Running a deployed model: dispatch of experts, generation, receipts, and the main server."""
+"""Ask a deployed model: from `remoe infer NAME --prompt TEXT` to its receipt, stage by stage.
+
+1. The command. `cli/infer.command` picks the target (`cli/target.pick`). The target says where the main function takes requests
+   (`Target.main_address`, deploy/target.py) and gives the deployed plan (`Target.deployed_plan`). `expected_cost.expected_cost` turns the
+   plan into a function that predicts time and cost of a request.
+
+2. The client. `client.answer` sends the prompt over HTTP, to a Lambda function or to a SageMaker endpoint, and passes text on as it comes.
+
+3. The main function. `server.make_app` (HTTP) or `lambda_main.handle` (Lambda) parses the request (`main_function.parse`) and calls
+   `MainFunction.answer`. Before its first request the process loaded the non-expert weights and the local experts (`main_function.load`,
+   `engine.start_engine`); on AWS it fetched them from S3 (`fetch.fetch`).
+
+4. The engine. `Engine.generate` runs transformers' greedy `generate`. One hook replaces the experts of every MoE layer
+   (model/experts.py): it calls the `Dispatcher` with the hidden states and the experts that the router chose.
+
+5. Dispatch. `Dispatcher._send` packs the rows of remote experts into one batch for each expert function, or into more where replicas or
+   the payload limit divide it (`dispatch.divide`). Threads send the batches while this thread computes the local experts.
+
+6. One invocation. `invoke.invoke` calls Lambda's Invoke API, reads time and billing from Lambda's REPORT line, and tries again where
+   `failures.FAILURES` says that the next try can differ.
+
+7. The expert function. AWS Lambda, or the local twin (deploy/local/front.py, pool.py, instance.py), runs `function/handler.handle`: it
+   reads the shard once (function/weights.py), computes the experts (function/expert_ffn.py), and packs the outputs (function/codec.py).
+
+8. Back. The dispatcher checks the answer and adds the remote outputs to the local ones. After the last token, `receipt.make_receipt` adds
+   up times, calls and cost. The client puts the predicted figures beside the measured ones, and `cli/infer.show_receipt` prints both.
+
+Besides: calibrate.py measures a deployment, so that plans predict it better; container.py is the program of the main function's image;
+server_config.py is the file server.json, which says what a main function serves and calls.
+"""

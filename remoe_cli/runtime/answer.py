@@ -1,4 +1,4 @@
-"""What the engine hands on about one answer. Light: what only reads receipts imports no torch."""
+"""One generated answer, as the engine returns it. Imports no torch, for those who only read receipts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ FinishReason = Literal["stop", "length"] | Stop
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer. Times are in seconds since the request was accepted; `token_times_s` has one entry a token."""
+    """One answer.
+
+    token_times_s   seconds from the start of generation to each token
+    invocations     all invocations of expert functions, in the order of their answers
+    """
 
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -29,6 +33,6 @@ class Generated:
 
     @property
     def tpot_s(self) -> float | None:
-        """Mean time between tokens; None when there is only one."""
+        """Return the mean time of a token after the first; None when there is only one."""
         n = len(self.token_times_s) - 1
         return (self.token_times_s[-1] - self.token_times_s[0]) / n if n else None

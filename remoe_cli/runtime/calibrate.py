@@ -1,9 +1,10 @@
-"""Measuring a live target: warm invocations and cold starts of a deployment's own functions, as its dispatcher sees them, and
-what calls take while prompts are answered.
+"""Measure a deployment through its own expert functions.
 
-The calls are those of serving (`invoke`, from a thread of the dispatcher's kind, packing included), with frames that the functions
-can compute; what they hold they say themselves. This module does not know where functions run: how a cold start is forced is given
-to it. Calls are spaced as decoding spaces them, so that a CPU quota is whole again when the next one comes.
+It measures warm invocations, cold starts, and invocations while prompts are answered.
+
+The calls are those of serving: `invoke` from a thread like the dispatcher's, with batches that the functions can compute. The functions
+say themselves which experts they hold. This module does not know where functions run; the caller passes in how a cold start is forced.
+Calls are spaced like those of decoding, so that a function's CPU quota is full again when the next call comes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Sample = tuple[int, float, float, float]
 
 @dataclass(frozen=True)
 class _Callee:
-    """One function and what it holds. `client` is shared by all."""
+    """One expert function, the experts that it holds, and their input width and number type."""
 
     client: Any
     name: str
@@ -52,7 +53,7 @@ class _Callee:
     dtype: str
 
     def batch(self, rows: int) -> Batch:
-        """`rows` rows over as many experts as there are for them, no more than a payload may hold."""
+        """Make a batch of `rows` rows for as many experts as there are rows, within the payload limit."""
         rows = max(1, min(rows, _LARGEST_BYTES // (self.width * STORAGE[self.dtype].itemsize)))
         experts = self.experts[:rows]
         counts = [rows // len(experts) + (i < rows % len(experts)) for i in range(len(experts))]
@@ -71,15 +72,17 @@ class _Callee:
 def measure_target(
     target: str, client: Any, functions: Sequence[str], restart: Callable[[str], None]
 ) -> tuple[InvocationTiming, ColdStart]:
-    """Measure the deployment `target` through its own functions; takes some 10 s and ends with them warm.
+    """Measure the functions of the deployment `target`, in about 10 s; they are warm afterwards.
 
-    `restart(function)` must make the function's next call a cold start. Raises DeployError for a deployment without functions or one
-    whose functions do not start cold, InvokeError when a function fails or is of another version.
+    `restart(function)` must make the function's next call a cold start.
+
+    Raises: DeployError for a deployment without functions or whose functions do not start cold, InvokeError when a function fails or is of
+    another version.
     """
     if not functions:
         raise DeployError(
             f"The deployment '{target}' has no expert functions to measure: its plan keeps every expert local.",
-            "Deploy a plan that sends some experts away, for example one made with --remote-share 0.25.",
+            "Deploy a plan with remote experts, for example one made with --remote-share 0.25.",
         )
     step = -(-len(functions) // _FUNCTIONS)
     callees = [_callee(client, name) for name in sorted(functions)[::step]]
@@ -88,18 +91,20 @@ def measure_target(
 
 
 def with_target(profile: Profile, out: Path, invocation: InvocationTiming, cold_start: ColdStart) -> Profile:
-    """Write a copy of the profile whose latency carries what was measured on a live target."""
+    """Write a copy of the profile with the times that `measure_target` measured."""
     latency = profile.record.latency.model_copy(update={"invocation": invocation, "cold_start": cold_start})
     return write_profile(out, profile.record.model_copy(update={"latency": latency}), profile.arrays)
 
 
 def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answers: Sequence[dict[str, Any]]) -> Profile:
-    """Write a copy of the profile which takes the overhead of an invocation from `answers` (with their calls) of a deployment of `plan`.
+    """Write a copy of the profile whose overhead of an invocation comes from `answers`.
 
-    In serving a call costs more than alone: functions, main process and client may share cores, and what computed before the wait has
-    lost its caches after it. What a token takes longer for each call, besides the call, is therefore counted as the call's, outside the
-    function; less than nothing is not, for no wait makes the main process faster.
-    Raises DeployError when no answer has a call for a further token.
+    `plan` is the plan of the deployment that answered. A call costs more while a model is served than alone: functions, main process and
+    client may share cores, and the main process finds its caches cold after the wait. What a token takes longer for each call, beyond the
+    call itself, is therefore counted as the call's time outside the function. It is not counted below zero, for no wait makes the main
+    process faster.
+
+    Raises: DeployError when no answer has a call after its first token.
     """
     calls = [call for answer in answers for call in answer["calls"]]
     largest_bytes = 2 * min((wire for wire, *_ in calls), default=0)  # the others are a prompt's
@@ -121,39 +126,41 @@ def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answ
 
 
 def _own_s(profile: Profile, plan: Plan, catalog: Catalog) -> tuple[float, float]:
-    """Seconds of a token whose experts are all local, and what of it are the experts of one layer."""
+    """Return the seconds of a token whose experts are all local, and those of one layer's experts."""
     problem = make_problem(profile, catalog, PlanRequest())
     experts_s = problem.spec.top_k * main_function.expert_step_s(problem, plan.main)
     return main_function.decode_rest_s(problem, plan.main) + len(plan.layers) * experts_s, experts_s
 
 
 def _besides_calls(calls: Sequence[Sample], receipt: dict[str, Any], experts_s: float) -> tuple[float, float]:
-    """An answer's calls per further token, and the seconds of one besides its calls, if none were remote: a layer that waits for a call
-    saves its local experts, which run meanwhile."""
+    """Return an answer's calls per token after the first, and the seconds of such a token besides them.
+
+    A layer that waits for a call computes its local experts meanwhile, so their time is not counted as waiting.
+    """
     further = receipt["generated_tokens"] - 1
     waited_s = sum(max(0.0, elapsed_s - experts_s) for _, elapsed_s, _, _ in calls)
     return len(calls) / further, receipt["tpot_s"] - waited_s / further
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:
-    """How y grows with x, whatever a few points say: the median of the slopes between any two, weighted by their distance in x."""
+    """Fit a slope robustly: the median slope between any two points, weighted by their distance in x."""
     slopes = sorted(((b[1] - a[1]) / (b[0] - a[0]), abs(b[0] - a[0])) for a, b in combinations(points, 2) if a[0] != b[0])
     weights = np.cumsum([weight for _, weight in slopes])
     return slopes[int(np.searchsorted(weights, weights[-1] / 2))][0]
 
 
 def _callee(client: Any, name: str) -> _Callee:
-    said = health(client, name)
+    reply = health(client, name)
     try:
-        return _Callee(client, name, tuple(said["experts"]), int(said["width"]), str(said["dtype"]))
+        return _Callee(client, name, tuple(reply["experts"]), int(reply["width"]), str(reply["dtype"]))
     except KeyError as missing:
         raise InvokeError(
-            f"The expert function {name} does not say its {missing}.", "Deploy the plan again: the function may be of another version."
+            f"The expert function {name} does not report its {missing}.", "Deploy the plan again: the function may be of another version."
         ) from None
 
 
 def _warm(target: str, callees: Sequence[_Callee], pool: ThreadPoolExecutor) -> InvocationTiming:
-    """All sizes in turn, each on every function, so that a busy spell of the machine hits all alike."""
+    """Measure all sizes in turn on every function, so that a busy moment of the machine affects all."""
     batches = [[callee.batch(rows) for rows in _ROWS] for callee in callees]
     for callee, sizes in zip(callees, batches, strict=True):
         callee.call(pool, sizes[-1])  # from here on everything it needs is ready
@@ -184,7 +191,13 @@ def _warm(target: str, callees: Sequence[_Callee], pool: ThreadPoolExecutor) -> 
 
 
 def quantiles(seconds: np.ndarray[Any, Any]) -> Quantiles:
-    """The spread of at least one time; a time below zero, which only clocks of two processes can make, counts as zero."""
+    """Summarise times: median, 90% and 99% quantiles, and the means of ten equal parts.
+
+    Only clocks of two processes can give a time below zero; it counts as zero.
+
+    >>> quantiles(np.array([0.1, 0.3, 0.2])).p50
+    0.2
+    """
     ascending = np.sort(np.maximum(seconds, 0.0))
     p50, p90, p99 = np.quantile(ascending, [0.5, 0.9, 0.99]).tolist()
     # Each value stands for an equal share of the axis; a tenth is the mean of what lies on its part of it.
@@ -193,14 +206,14 @@ def quantiles(seconds: np.ndarray[Any, Any]) -> Quantiles:
 
 
 def _rate(samples: Sequence[Sequence[Sample]]) -> float:
-    """Bytes a second on the wire: the median slope between sizes of the time besides computing."""
+    """Return bytes per second on the wire: the median slope, over payload sizes, of the other time."""
     medians = [(group[0][0], statistics.median(s[1] - s[3] for s in group)) for group in samples]
     slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(medians, 2) if b[0] > a[0]]
     return 1 / max(statistics.median(slopes), 1e-12) if slopes else 1e12  # payloads that cost nothing measurable
 
 
 def _cold(target: str, callees: Sequence[_Callee], pool: ThreadPoolExecutor, restart: Callable[[str], None]) -> ColdStart:
-    """One cold start after another, each with a row for every expert of the function, as a prompt would bring."""
+    """Measure cold starts one by one, each with a row for every expert of the function."""
     starts = list(_cold_starts(callees, pool, restart))
     if not starts:
         raise DeployError(f"No function of '{target}' could be made to start cold.", "Measure when nothing else uses them.")
@@ -213,8 +226,8 @@ def _cold_starts(callees: Sequence[_Callee], pool: ThreadPoolExecutor, restart: 
         callee = callees[turn % len(callees)]
         restart(callee.name)
         (_, total_s, _, _), invocation = callee.call(pool, callee.batch(len(callee.experts)))
-        said = health(callee.client, callee.name)
-        if invocation.init_ms is not None and not invocation.retries and said["cold_start"]:
-            yield said["cold_start"] | {"total_s": total_s}
+        reply = health(callee.client, callee.name)
+        if invocation.init_ms is not None and not invocation.retries and reply["cold_start"]:
+            yield reply["cold_start"] | {"total_s": total_s}
         if time.perf_counter() > give_up:
             return

@@ -1,8 +1,8 @@
-"""Asking a main function that runs: one prompt in, text as it comes and the answer document out, wherever the function is.
+"""Ask a main function that runs: send one prompt, pass its text on, return the answer document.
 
-Http        a server of ours, streamed
-LambdaMain  a Lambda function, on AWS or on the local twin: the text comes at once, as Lambda's Python runtime does not stream
-SageMaker   an endpoint of AWS, streamed
+Http         a main server of remoe; text is streamed
+LambdaMain   a Lambda function, on AWS or on the local twin; the text comes whole, as Lambda's Python runtime does not stream
+SageMaker    a SageMaker endpoint; text is streamed
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime.failures import failure, kind_of
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ _KINDS: dict[str, type[RemoeError]] = {
 
 @dataclass(frozen=True)
 class Http:
-    """`url` is that of a server that runtime/server.py serves."""
+    """A main server at `url` (runtime/server.py)."""
 
     url: str
 
 
 @dataclass(frozen=True)
 class LambdaMain:
-    """`client` is a Lambda client that waits as long as an answer may take."""
+    """A main function on Lambda. `client` is a Lambda client whose timeout is longer than any answer."""
 
     function: str
     client: Any
@@ -44,7 +45,7 @@ class LambdaMain:
 
 @dataclass(frozen=True)
 class SageMaker:
-    """`client` is a client of sagemaker-runtime."""
+    """A SageMaker endpoint. `client` is a client of sagemaker-runtime."""
 
     endpoint: str
     client: Any
@@ -55,19 +56,22 @@ MainAddress = Http | LambdaMain | SageMaker
 
 def answer(
     endpoint: MainAddress,
-    prompt: str,
+    prompt: Prompt,
     max_new_tokens: int,
     on_text: Callable[[str], None],
     *,
     calls: bool = False,
     expected: ExpectedCost | None = None,
 ) -> dict[str, Any]:
-    """The answer document for one prompt, with the times of its invocations if `calls`, and in its receipt what `expected` says.
+    """Ask one prompt; call `on_text` with each piece of text; return the answer document.
 
-    Raises UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function cannot
-    be reached or ends in mid-answer.
+    With `calls` the document has the times of every invocation. With `expected` its receipt has what the plan predicts for this request.
+
+    Raises: UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function is not
+    reached or ends before the answer is complete.
     """
-    request = {"prompt": prompt, "max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
+    asked = {"prompt": prompt} if isinstance(prompt, str) else prompt.to_json()
+    request = asked | {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
         if "error" in event:
@@ -86,7 +90,7 @@ def answer(
 
 
 def _events(endpoint: MainAddress, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the main function says: {"text": ..} for each piece, then {"answer": ..} or {"error": ..}."""
+    """Yield what the main function sends: {"text": ..} for each piece, then {"answer"} or {"error"}."""
     match endpoint:
         case Http(url):
             yield from _http(endpoint, url, request)
@@ -134,22 +138,22 @@ def _sagemaker(endpoint: SageMaker, name: str, client: Any, request: dict[str, A
         with closing(response["Body"]) as stream:
             yield from map(json.loads, _lines(part["PayloadPart"]["Bytes"] for part in stream))
     except ClientError as error:
-        if (said := _said(error)) is None:
+        if (document := _error_document(error)) is None:
             raise _refused(endpoint, error) from None
-        yield said
+        yield document
     except (BotoCoreError, ValueError) as error:
         raise _refused(endpoint, error) from None
 
 
 def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of a stream that comes in parts of any length."""
+    """Split a stream that comes in parts of any length into lines."""
     rest = b""
     for part in parts:
         *lines, rest = (rest + part).split(b"\n")
         yield from lines
 
 
-def _said(error: Any) -> dict[str, Any] | None:
+def _error_document(error: Any) -> dict[str, Any] | None:
     """The error document that the container answered with, which SageMaker passes on inside its own error."""
     try:
         document = json.loads(error.response["OriginalMessage"])

@@ -1,10 +1,11 @@
-"""The `serve` program of a main function's container image, as SageMaker starts it (`docker run IMAGE serve`).
+"""The program of a main function's container image, as SageMaker starts it: `docker run IMAGE serve`.
 
     REMOE_MAIN=s3://BUCKET/main/SHA256.json python -m remoe_cli.runtime.container serve
 
-The contract (SageMaker developer guide, "Custom Inference Code with Hosting Services"): it listens on every interface of the container,
-on port 8080 or $SAGEMAKER_BIND_TO_PORT; GET /ping answers 200 within 2 s once the model is loaded; POST /invocations answers within 60 s,
-streamed within 8 minutes; SIGTERM is followed by SIGKILL after 30 s.
+It listens on every interface of the container, on port 8080 or $SAGEMAKER_BIND_TO_PORT. GET /ping answers 200 within 2 s once the model is
+loaded. POST /invocations answers within 60 s, or streams within 8 minutes. SIGTERM is followed by SIGKILL after 30 s.
+
+Source: SageMaker developer guide, "Custom Inference Code with Hosting Services".
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import sys
 
 from remoe_cli.runtime import server
 from remoe_cli.runtime.main_function import load_packaged
-from remoe_cli.runtime.server import Limits
+from remoe_cli.runtime.server import TimeLimits
 
 PORT = 8080
 # Below 60 s and 8 minutes by what a token may take, and the way back.
-LIMITS = Limits(whole_s=54, streamed_s=468)
+LIMITS = TimeLimits(whole_s=54, streamed_s=468)
 
 
 def main(arguments: list[str]) -> None:
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> None:
     if arguments != ["serve"] or not uri:
         sys.exit("error: This program is started as 'serve', with REMOE_MAIN=s3://BUCKET/main/SHA256.json in its environment.")
     port = int(os.environ.get("SAGEMAKER_BIND_TO_PORT", PORT))
-    server.run(lambda: load_packaged(uri, os.environ.get("REMOE_ENDPOINT")), "0.0.0.0", port, LIMITS)
+    server.run(lambda: load_packaged(uri), "0.0.0.0", port, LIMITS)
 
 
 if __name__ == "__main__":

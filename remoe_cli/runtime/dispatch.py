@@ -1,8 +1,8 @@
-"""Local and remote experts side by side: the Runner behind the hook when serving.
+"""Compute the experts of one MoE layer while serving, local and remote ones at the same time.
 
-In each MoE layer the rows of all remote experts that a batch hits leave before the local experts start, in one invocation
-of each function that holds some of them. Only two things divide it: a payload over Lambda's limit, and, in prefill,
-replicas: then a function's experts are spread over invocations by LPT (longest processing time first, method section 9).
+The rows of all remote experts leave before the local experts start, in one invocation of each function that holds some of them. Only two
+things divide an invocation: a payload above Lambda's limit, and, in prefill, replicas. Replicas share a function's experts by LPT, longest
+processing time first (docs/reference/method.md, section 9).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import Batch, FrameError, frame_bytes, pack, unpack, wire_bytes
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.ffn import from_storage, to_storage
 from remoe_cli.runtime.invoke import Invocation, invoke, ping
@@ -32,9 +32,10 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class RemoteFunction:
-    """A function of one MoE layer, which alone holds `experts`; `replicas` of it may run at once.
+    """An expert function of one MoE layer. No other function holds its `experts`.
 
-    expert_rows   what calling an expert costs besides its rows, in rows: reading its weights, mostly
+    replicas      instances of it that may run at once
+    expert_rows   the work of calling an expert besides its rows (mostly reading its weights), in rows
     """
 
     name: str
@@ -45,8 +46,13 @@ class RemoteFunction:
 
 @dataclass
 class Dispatcher:
-    """Runner for serving. `local[layer]` maps expert id to row, `remote[layer]` holds every other expert; `sent` collects every
-    invocation until `take` empties it. A `pool` and a `client` that take all calls of a layer at once let none of them wait."""
+    """Calls local and remote experts for the hook (model/experts.py).
+
+    local    hidden layer -> expert id -> row of the layer's stacked weights
+    remote   hidden layer -> functions that hold all other experts
+    pool     threads that wait for invocations; with as many threads and connections as a layer has calls, no call waits for another
+    sent     invocations since the last `take`
+    """
 
     client: Any
     local: Mapping[int, Mapping[int, int]]
@@ -58,13 +64,13 @@ class Dispatcher:
         return run_experts(layer, hidden, index, weights, self.local[layer.layer], self._send)
 
     def take(self) -> list[Invocation]:
-        """The invocations since the last call."""
+        """Return the invocations since the last call, and forget them."""
         sent, self.sent = self.sent, []
         return sent
 
     def warm(self) -> list[Future[Invocation]]:
-        """Start one instance of every function, all at once, so that the first pass does not meet one cold start a layer."""
-        return [self.pool.submit(ping, self.client, function.name) for some in self.remote.values() for function in some]
+        """Start one instance of every function at once, so that the first pass meets no cold start."""
+        return [self.pool.submit(ping, self.client, function.name) for functions in self.remote.values() for function in functions]
 
     def _send(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
         dtype = next(iter(rows.values())).dtype
@@ -88,7 +94,7 @@ class Dispatcher:
         return wait
 
     def _call(self, function: str, batch: Batch, start: float) -> tuple[bytes, Invocation]:
-        """In a thread of the pool. The wait includes what it took to get there: it is what a layer waits for."""
+        """Call a function in a thread of the pool; the layer also waits for that thread to start."""
         frame, invocation = invoke(self.client, function, pack(batch))
         return frame, replace(invocation, elapsed_s=time.perf_counter() - start)
 
@@ -108,10 +114,12 @@ class Dispatcher:
 
 
 def divide(rows: Mapping[int, Array], dtype: str, replicas: int, expert_rows: float) -> list[Batch]:
-    """One function's rows [n, width] by expert -> the batches of its invocations: as few as replicas and the payload limit allow,
-    with the work balanced that the planner balances, `expert_rows` and its own rows for each expert.
+    """Divide one function's rows into as few invocations as replicas and payload limit allow.
 
-    An expert's rows stay together and in order unless they alone exceed the payload limit.
+    The batches balance the work that the planner balances: `expert_rows` plus its own rows for each expert. An expert's rows stay together
+    and in order, unless they alone exceed the payload limit.
+
+    Shapes: rows[expert] is [rows of this expert, hidden width].
     """
     total = sum(len(x) for x in rows.values())
     bins = max(1, min(replicas, total // _ROWS_PER_REPLICA, len(rows)))
@@ -125,7 +133,7 @@ def divide(rows: Mapping[int, Array], dtype: str, replicas: int, expert_rows: fl
 
 
 def _within_limit(group: Mapping[int, Array], dtype: str) -> list[Batch]:
-    """One batch, or several where one would exceed the payload limit."""
+    """Make one batch of a group of experts, or several where one would exceed the payload limit."""
     width = next(iter(group.values())).shape[1]
     pieces: list[tuple[int, Array]] = []
     # Rows of one expert that fill a payload (base64 makes 4 bytes of 3, between 2 quotes), so that no batch takes two pieces of it.

@@ -1,7 +1,6 @@
-"""Generation with the main process's share of a model, streamed token by token.
+"""Generate text with a model of which only the non-expert weights and the local experts are loaded.
 
-The engine holds the non-expert weights and the local experts. It serves one request at a time: the experts hook and
-its dispatcher belong to one forward pass.
+The engine serves one request at a time: the experts hook and its dispatcher belong to one forward pass.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from transformers.generation.streamers import BaseStreamer
 
 from remoe_cli.errors import UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint
-from remoe_cli.model.experts import Attachment, attach, move_rest
+from remoe_cli.model.experts import Attachment, attach, move_non_experts
 from remoe_cli.model.loader import load
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.runtime.answer import FinishReason, Generated, Stop
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
-from remoe_cli.runtime.invoke import make_client
+from remoe_cli.runtime.invoke import Connect
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
@@ -35,7 +35,7 @@ _TIMEOUT_S = 60.0  # of one invocation
 
 @dataclass
 class _Stream(BaseStreamer):  # type: ignore[misc]
-    """Receives tokens from `generate`; the first put is the prompt. Text is passed on once its bytes are whole."""
+    """Collects the tokens of `generate` (its first put is the prompt) and passes on whole characters."""
 
     tokenizer: Any
     start: float
@@ -64,7 +64,7 @@ class _Stream(BaseStreamer):  # type: ignore[misc]
 
 
 class _Stopping(StoppingCriteria):  # type: ignore[misc]
-    """Ends generation once `stopped` gives a reason, and keeps it."""
+    """Ends generation as soon as `stopped` returns a reason, and keeps the reason."""
 
     def __init__(self, stopped: Callable[[], Stop | None]) -> None:
         self._stopped, self.reason = stopped, cast("Stop | None", None)
@@ -76,14 +76,14 @@ class _Stopping(StoppingCriteria):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded model with its dispatcher attached."""
+    """A loaded model, its tokenizer, and the dispatcher that is attached to its MoE layers."""
 
     model: PreTrainedModel
     tokenizer: Any
     dispatcher: Dispatcher
     attachment: Attachment
 
-    def prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
         return encode(self.tokenizer, prompt)
 
     def generate(
@@ -93,10 +93,11 @@ class Engine:
         on_text: Callable[[int, str], None] = lambda token, text: None,
         stopped: Callable[[], Stop | None] = lambda: None,
     ) -> Generated:
-        """Greedy decoding of one prompt. `on_text(token_id, text)` is called as text becomes whole; `stopped` is asked after every
-        token, and what it says other than None ends the answer.
+        """Decode one prompt greedily; call `on_text(token_id, text)` as text becomes whole.
 
-        Raises UsageError for a prompt that is empty or too long for the model, InvokeError when an expert function fails.
+        `stopped` is asked after every token; the answer ends when it returns a reason.
+
+        Raises: UsageError for a prompt that is empty or too long for the model, InvokeError when an expert function fails.
         """
         ids = tuple(prompt_ids)
         self._refuse_length(len(ids), max_new_tokens)
@@ -135,28 +136,30 @@ def start_engine(
     checkpoint: Checkpoint,
     spec: MoeSpec,
     functions: Mapping[int, Sequence[RemoteFunction]],
-    endpoint: str | None,
+    connect: Connect,
     *,
     gpu: bool = False,
 ) -> Engine:
-    """Load the main process's share of the model and attach the dispatcher; `functions` is by hidden layer. With `gpu`, all but the
-    experts is on the machine's GPU if it has one.
+    """Load the main function's part of the model, and attach a dispatcher for the remote experts.
 
-    The functions start while the model loads (method section 10). Raises InvokeError when one of them cannot start.
+    `functions` is by hidden layer. With `gpu`, everything but the experts is on the machine's GPU, if there is one. The expert functions
+    start while the model loads (docs/reference/method.md, section 10).
+
+    Raises: InvokeError when an expert function cannot start.
     """
-    stay = spec.local_experts({layer: tuple(e for f in some for e in f.experts) for layer, some in functions.items()})
-    connections = max(_CONNECTIONS, *(sum(f.replicas for f in some) for some in functions.values())) if functions else 1
+    local = spec.local_experts({layer: tuple(e for f in remote for e in f.experts) for layer, remote in functions.items()})
+    connections = max(_CONNECTIONS, *(sum(f.replicas for f in remote) for remote in functions.values())) if functions else 1
     dispatcher = Dispatcher(
-        client=make_client(endpoint, connections, _TIMEOUT_S) if functions else None,
-        local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in stay.items()},
+        client=connect(connections, _TIMEOUT_S) if functions else None,
+        local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in local.items()},
         remote=functions,
         # Threads only wait for answers, so there may be more of them than cores.
         pool=ThreadPoolExecutor(max_workers=connections, thread_name_prefix="invoke"),
     )
     warming = dispatcher.warm()
-    model = load(checkpoint, stay)
+    model = load(checkpoint, local)
     if gpu and torch.cuda.is_available():
-        move_rest(model, "cuda")
+        move_non_experts(model, "cuda")
     for started in warming:
         started.result()
     return Engine(model, load_tokenizer(checkpoint), dispatcher, attach(model, dispatcher))

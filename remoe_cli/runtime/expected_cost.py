@@ -1,7 +1,7 @@
-"""What the plan predicts for one request, so that every receipt can hold prediction against measurement.
+"""Predict the time and the cost of one request, so that a receipt shows prediction and measurement.
 
-Whoever asks predicts, not the main function: the cost model needs the profile, which holds the user's prompts and stays on the user's
-machine. A main function so knows no planner, and costs nothing for it.
+The client predicts, not the main function: the cost model needs the profile, which holds the user's prompts and stays on the user's
+machine. So a main function needs no planner.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ ExpectedCost = Callable[[int, int], Outcome]
 
 
 def expected_cost(plan_path: Path) -> ExpectedCost:
-    """The planner's cost model at the plan's placement, for requests of any length.
+    """Return the planner's cost model for the plan's placement; it takes requests of any length.
 
-    Raises ArtifactError when the plan's profile or catalog is no longer at hand, or has changed.
+    Raises: ArtifactError when the plan's profile or catalog is missing or has changed.
     """
     plan = read_json(plan_path, Plan)
     profile, catalog = read_profile(Path(plan.profile.path)), read_catalog(plan.catalog.path)

@@ -100,7 +100,7 @@ _BY_KIND = {failure.kind: failure for failure in FAILURES}
 
 
 def failure(kind: str) -> Failure:
-    """Look a kind up; one without a row is final.
+    """Look up a kind; a kind without a row is final.
 
     >>> failure("Runtime.OutOfMemory").meaning
     'ran out of memory'
@@ -111,7 +111,7 @@ def failure(kind: str) -> Failure:
 
 
 def pause_s(kind: str, attempt: int) -> float | None:
-    """Seconds to wait before retry number `attempt` + 1; None when the failure is final.
+    """Return the seconds to wait before retry number `attempt` + 1; None when the failure is final.
 
     >>> [pause_s("TooManyRequestsException", attempt) for attempt in range(5)]
     [0.2, 0.4, 0.8, 1.6, None]
@@ -121,7 +121,7 @@ def pause_s(kind: str, attempt: int) -> float | None:
 
 
 def kind_of(error: Exception) -> str:
-    """The kind of an exception: AWS's error code if it has one, else its class.
+    """Name an exception's kind: AWS's error code if it has one, else its class.
 
     >>> kind_of(TimeoutError("no answer"))
     'TimeoutError'

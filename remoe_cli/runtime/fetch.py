@@ -1,7 +1,7 @@
-"""Fetching the main function's share, before it serves: a manifest names the files, and each is checked against its digest.
+"""Fetch the main function's files before it serves, and check each against its digest in the manifest.
 
-`s3://BUCKET/main/SHA256.json` names the manifest by its own digest; its files are objects `main/SHA256/NAME` of the same bucket, fetched
-in ranges, many at once. A path names a manifest on this machine, whose files are beside it and stay there.
+`s3://BUCKET/main/SHA256.json` is a manifest, named by its own digest. Its files are objects `main/SHA256/NAME` of the same bucket; they are
+fetched in ranges, many at once. A path names a manifest on this machine, whose files lie beside it and stay there.
 """
 
 from __future__ import annotations
@@ -37,21 +37,23 @@ class _Object:
         return f"s3://{self.bucket}/{self.key}"
 
     def beside(self, file: MainFile) -> _Object:
-        """Where a file of the manifest that is this object lies."""
+        """Return the object that holds a file of this manifest."""
         return _Object(self.bucket, f"{self.key.rpartition('/')[0]}/{file.sha256}/{file.name}")
 
 
 def scratch_folder() -> Path:
-    """Where a container or a Lambda function keeps its share: /tmp is what both can write to, and nobody else is there."""
+    """Return the folder for the files: /tmp can be written in containers and in Lambda functions."""
     return Path(tempfile.gettempdir()) / "remoe-main"
 
 
 def fetch(uri: str, folder: Path) -> Path:
-    """Have every file of the manifest at `uri` on this machine, and return their folder: `folder`, which then holds nothing else, or
-    for a path the manifest's own.
+    """Bring every file of the manifest at `uri` to this machine and return their folder.
 
-    A file that is there already is not fetched again. Raises ArtifactError for a file that is not what the manifest or its name says,
-    DeployError for one that is missing or may not be read, or when there is no room.
+    For S3 this is `folder`, which then holds nothing else; for a path it is the manifest's own folder. A file that is there already is not
+    fetched again.
+
+    Raises: ArtifactError for a file that differs from its digest, DeployError for one that is missing or may not be read, and for a full
+    disk.
     """
     if (found := re.fullmatch(r"s3://([^/]+)/(.+)", uri)) is None:
         manifest = read_json(Path(uri), MainManifest)
@@ -123,11 +125,11 @@ def _is_right(path: Path, file: MainFile) -> bool:
     return path.is_file() and path.stat().st_size == file.bytes and sha256_file(path) == file.sha256
 
 
-def _check(path: Path, file: MainFile, said: str) -> None:
+def _check(path: Path, file: MainFile, name: str) -> None:
     if not path.is_file():
-        raise ArtifactError(f"{said} is missing.", _AGAIN)
+        raise ArtifactError(f"{name} is missing.", _AGAIN)
     if not _is_right(path, file):
-        raise ArtifactError(f"{said} is not the file that the manifest names: its size or sha256 differs.", _AGAIN)
+        raise ArtifactError(f"{name} is not the file that the manifest names: its size or sha256 differs.", _AGAIN)
 
 
 def _refuse_full(folder: Path, needed_bytes: int) -> None:
@@ -145,7 +147,7 @@ def _no_room(folder: Path, why: str) -> DeployError:
 
 @contextmanager
 def _named(at: _Object) -> Iterator[None]:
-    """Errors of S3 and of the disk under their own name."""
+    """Turn errors of S3 and of the disk into RemoeErrors that name the object."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:

@@ -1,7 +1,6 @@
-"""One call of an expert function through Lambda's Invoke API: the same code for AWS and for the local twin.
+"""Invoke one expert function through Lambda's Invoke API, on AWS and on the local twin alike.
 
-boto3's own retries are off: a retry costs time and money, so it is decided here, where the deadline is known
-(`failures.py`), and counted in the receipt.
+boto3's own retries are off. A retry costs time and money, so this module decides it (failures.py), and the receipt counts it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,12 @@ _HEALTH = b'{"health": true}'
 
 @dataclass(frozen=True)
 class Invocation:
-    """What one answered call was: the money side comes from Lambda's own REPORT lines.
+    """One answered invocation. Its billing comes from Lambda's own REPORT lines.
 
-    `billed_ms` and `billed_tries` include tries that failed in the function: Lambda bills those too. `duration_ms` and
-    `init_ms` are the last try's. `elapsed_s` is the whole wait as the caller knows it; `compute_s` is what the answer says that its
-    experts took.
+    elapsed_s       the whole wait, as the caller measured it
+    duration_ms     of the last try; init_ms too, None when the instance was warm
+    billed_ms       of all tries, billed_tries of them: Lambda also bills tries that failed in the function
+    compute_s       what computing the experts took, as the answer says
     """
 
     function: str
@@ -50,7 +51,10 @@ class Invocation:
 
     @property
     def sample(self) -> tuple[int, float, float, float]:
-        """Bytes on the wire both ways, and seconds waited, in the function and computing (profile/latency_record.py)."""
+        """Return wire bytes both ways, and seconds waited, in the function, and computing.
+
+        Profiles store it (profile/latency_record.py).
+        """
         return self.request_bytes + self.response_bytes, self.elapsed_s, self.duration_ms / 1000, self.compute_s
 
 
@@ -60,8 +64,15 @@ class _FunctionFailed(Exception):
         self.kind, self.log = kind, log
 
 
-def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any:
-    """A Lambda client. With an endpoint (the local twin) it needs no account: its credentials are placeholders."""
+# (connections at once, timeout in s of one invocation) -> a Lambda client
+Connect = Callable[[int, float], Any]
+
+
+def make_client(endpoint: str | None, connections: int, timeout_s: float, session: Any = None) -> Any:
+    """Make a Lambda client for the local twin at `endpoint`, or for AWS if that is None.
+
+    On AWS it uses the credentials of `session`, else those of the environment. The twin needs no account: its credentials are placeholders.
+    """
     import boto3
     from botocore.config import Config
 
@@ -74,6 +85,8 @@ def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any
         # Payloads are built here and always valid; checking them costs as much as sending them.
         parameter_validation=False,
     )
+    if session is not None:
+        return session.client("lambda", config=config)
     if endpoint is None:
         return boto3.client("lambda", region_name=os.environ.get("AWS_REGION"), config=config)
     # The twin is on loopback: a proxy that the environment names must not come between.
@@ -84,23 +97,26 @@ def make_client(endpoint: str | None, connections: int, timeout_s: float) -> Any
 
 
 def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]:
-    """Send a frame, return the answer's frame; raises InvokeError after the retries that its kind of failure allows."""
+    """Send a frame to a function and return the frame of its answer.
+
+    Raises: InvokeError for a failure that is final, or when the retries are used up.
+    """
     answer, invocation = _try(client, function, to_wire(frame))
     try:
         return from_wire(answer), invocation
     except FrameError as error:
         raise InvokeError(
-            f"The expert function {function} did not answer with a frame: {error}.", "Is it one that remoe deployed?"
+            f"The expert function {function} did not answer with a frame: {error}.", "Check that remoe deployed it."
         ) from None
 
 
 def ping(client: Any, function: str) -> Invocation:
-    """Start an instance of the function, if none is warm, without any work for it; raises as `invoke` does."""
+    """Start an instance of the function if none is warm. Raises: what `invoke` raises."""
     return _try(client, function, _HEALTH)[1]
 
 
 def health(client: Any, function: str) -> dict[str, Any]:
-    """What the function says of itself (function/handler.py); raises as `invoke` does."""
+    """Return what the function says about itself (function/handler.py). Raises: what `invoke` raises."""
     return dict(json.loads(_try(client, function, _HEALTH)[0]))
 
 
@@ -123,7 +139,8 @@ def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
         report = _REPORT.search(log)
         if report is None:
             raise InvokeError(
-                f"The expert function {function} answered without Lambda's REPORT line.", "Is the endpoint Lambda or the local twin?"
+                f"The expert function {function} answered without Lambda's REPORT line.",
+                "Check that it is Lambda or the local twin.",
             )
         init = report["init"]
         return answer, Invocation(

@@ -1,8 +1,8 @@
-"""The main function as a Lambda function, of the same image as the container: the whole model then costs nothing at rest.
+"""Run the main function as a Lambda function, of the same image as the container.
 
-An event is a request as runtime/server.py takes it, the result its answer, or {"error": ..}. AWS's runtime client for Python streams no
-answers, so each comes whole and "stream" changes nothing. The model is loaded at the first event: ten seconds, which Lambda gives a
-function to start, would not do. An answer ends, with what there is of it, before the function's own time does.
+The whole model then costs nothing at rest. An event is a request as runtime/server.py takes it; the result is its answer, or {"error": ..}.
+AWS's runtime client for Python does not stream, so an answer comes whole and "stream" changes nothing. The model is loaded at the first
+event, because Lambda gives a function only 10 s to start. An answer ends before the function's own time ends, with the tokens that it has.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _main: MainFunction | None = None
 
 
 def handle(event: Any, context: Any) -> dict[str, Any]:
-    """Lambda handler."""
+    """Answer one event."""
     global _main
     begun_s = time.monotonic()
     limit_s = begun_s + context.get_remaining_time_in_millis() / 1000 - _MARGIN_S
@@ -26,7 +26,7 @@ def handle(event: Any, context: Any) -> dict[str, Any]:
         request = parse(event)
         load_s = 0.0
         if _main is None:
-            _main = load_packaged(os.environ["REMOE_MAIN"], os.environ.get("REMOE_ENDPOINT"))
+            _main = load_packaged(os.environ["REMOE_MAIN"])
             load_s = time.monotonic() - begun_s
         return _main.answer(request, stopped=until(limit_s), load_s=load_s).model_dump(mode="json")
     except Exception as error:

@@ -1,13 +1,15 @@
-"""The main function: a loaded share of a model that answers requests, wherever it runs and however it is asked.
+"""The main function: a loaded model that answers requests.
 
-It does not know how requests come: runtime/server.py takes them over HTTP, runtime/lambda_main.py as Lambda's events.
+runtime/server.py takes requests over HTTP, runtime/lambda_main.py takes them as Lambda events.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from remoe_cli import artifacts
 from remoe_cli.errors import DeployError, RemoeError, UsageError
+from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.runtime.answer import Stop
+from remoe_cli.runtime.invoke import Connect, make_client
 from remoe_cli.runtime.receipt import Receipt, make_receipt
 from remoe_cli.runtime.server_config import ServerConfig
 
@@ -27,19 +31,28 @@ if TYPE_CHECKING:
 
 
 class Request(BaseModel):
-    """Exactly one of `prompt` and `prompt_token_ids`."""
+    """One request. It has exactly one of `prompt`, `messages` (with `tools`, as in OpenAI's chat API) and `prompt_token_ids`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
     max_new_tokens: int = Field(default=256, ge=1)
     stream: bool = False
     calls: bool = False
 
+    def asked(self) -> Prompt | None:
+        """Return the prompt, or the messages as a conversation; raises UsageError for what is no message."""
+        return self.prompt if self.messages is None else conversation(self.messages, self.tools, where="The request")
+
 
 class Answer(BaseModel):
-    """`calls`, for calibration: of every warm invocation the bytes both ways, and the seconds waited, in the function and computing."""
+    """One answer.
+
+    calls   for calibration: wire bytes both ways and seconds waited, in the function, and computing, of every warm invocation
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,8 +65,12 @@ class Answer(BaseModel):
 
 
 class MainState(BaseModel):
-    """Bytes by the tensors themselves, and what the kernel says is resident (all of it, and its anonymous part). `device` is that of all
-    but the experts."""
+    """What a main function holds.
+
+    expert_bytes_held, expert_bytes_of_model    counted by tensors
+    resident_bytes, anonymous_bytes             of the process, as the kernel says
+    device                                      where everything but the experts is
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,7 +84,10 @@ class MainState(BaseModel):
 
 
 def parse(body: bytes | Mapping[str, Any]) -> Request:
-    """The request in a body of JSON, or in what was parsed of one; raises UsageError."""
+    """Read a request from a JSON body, or from a parsed one.
+
+    Raises: UsageError for a body that is no request.
+    """
     try:
         request = Request.model_validate_json(body) if isinstance(body, bytes) else Request.model_validate(body)
     except ValidationError as error:
@@ -75,15 +95,16 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
         where = ".".join(map(str, first["loc"]))
         raise UsageError(
             f"The request is wrong{f' at {where!r}' if where else ''}: {first['msg']}.",
-            "It is a JSON object with 'prompt' or 'prompt_token_ids', and may have 'max_new_tokens' and 'stream'.",
+            "It is a JSON object with 'prompt', 'messages' or 'prompt_token_ids', and may have 'max_new_tokens' and 'stream'.",
         ) from None
-    if (request.prompt is None) == (request.prompt_token_ids is None):
-        raise UsageError("A request has either 'prompt' or 'prompt_token_ids'.", "Give one of the two.")
+    if [request.prompt, request.messages, request.prompt_token_ids].count(None) != 2:
+        raise UsageError("A request has either 'prompt', 'messages' or 'prompt_token_ids'.", "Give one of the three.")
+    request.asked()  # so that messages that are none are refused now
     return request
 
 
 def described(error: Exception) -> dict[str, str]:
-    """The error as a document that runtime/client.py makes an error of the same kind of."""
+    """Describe an error as a document, of which runtime/client.py makes an error of the same kind."""
     if isinstance(error, RemoeError):
         return {"kind": error.kind, "message": error.message, "hint": error.hint}
     return {
@@ -94,7 +115,7 @@ def described(error: Exception) -> dict[str, str]:
 
 
 def until(limit_s: float, *cancelling: Event) -> Callable[[], Stop | None]:
-    """Says why an answer has to end: one of the events is set, or `time.monotonic()` has passed `limit_s`; None while it may go on."""
+    """Make the `stopped` of an answer that ends at an event, or when `time.monotonic()` passes `limit_s`."""
 
     def stopped() -> Stop | None:
         if any(event.is_set() for event in cancelling):
@@ -106,7 +127,7 @@ def until(limit_s: float, *cancelling: Event) -> Callable[[], Stop | None]:
 
 @dataclass(frozen=True)
 class MainFunction:
-    """Answers one request at a time."""
+    """A loaded main function. It answers one request at a time."""
 
     config: ServerConfig
     engine: Engine
@@ -118,18 +139,22 @@ class MainFunction:
         stopped: Callable[[], Stop | None] = lambda: None,
         load_s: float = 0.0,
     ) -> Answer:
-        """Generate; `stopped` is asked after every token, `load_s` is what loading this function took if it was for this request.
+        """Generate an answer and its receipt.
 
-        Raises what Engine.generate raises, and DeployError when the answer has to end before it has begun.
+        `stopped` is asked after every token. `load_s` is the time that loading this function took, if it was loaded for this request.
+
+        Raises: what Engine.generate raises, and DeployError when the answer has to end before it has begun.
         """
         match stopped():
             case "cancelled":
                 raise DeployError("The main function is ending.", "Ask again.")
             case "time-limit":
                 raise DeployError(
-                    "There was no time left to answer when the request's turn came.", "Ask again, when fewer others do or all is warm."
+                    "There was no time left to answer when the request's turn came.",
+                    "Ask again when fewer requests wait or all is warm.",
                 )
-        ids = self.engine.prompt_ids(request.prompt) if request.prompt is not None else request.prompt_token_ids or ()
+        asked = request.asked()
+        ids = self.engine.prompt_ids(asked) if asked is not None else request.prompt_token_ids or ()
         generated = self.engine.generate(ids, request.max_new_tokens, on_text, stopped)
         return Answer(
             text=generated.text,
@@ -156,10 +181,10 @@ class MainFunction:
         )
 
 
-def load(config: ServerConfig, checkpoint: Checkpoint, endpoint: str | None) -> MainFunction:
-    """Load the share that `config` leaves to the main function; `endpoint` is where its functions are invoked, None for AWS itself.
+def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect) -> MainFunction:
+    """Load the main function's weights, and start its expert functions, which `connect` reaches.
 
-    Raises ModelError, and InvokeError when a function does not start.
+    Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start.
     """
     from remoe_cli.runtime.dispatch import RemoteFunction
     from remoe_cli.runtime.engine import start_engine
@@ -167,26 +192,36 @@ def load(config: ServerConfig, checkpoint: Checkpoint, endpoint: str | None) -> 
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
         functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
-    engine = start_engine(checkpoint, config.spec, functions, endpoint, gpu=config.gpu)
+    engine = start_engine(checkpoint, config.spec, functions, connect, gpu=config.gpu)
     # One token through every layer: proves the hook, and pages the weights in, before anybody waits for an answer.
     engine.generate([0], 1)
     engine.attachment.check_fired(1)
     return MainFunction(config, engine)
 
 
-def load_here(server_json: Path, endpoint: str | None) -> MainFunction:
-    """Load from the checkpoint that was profiled, on this machine; raises RemoeError when it has changed, and what `load` raises."""
+def load_here(server_json: Path, connect: Connect) -> MainFunction:
+    """Load from the checkpoint that was profiled, on this machine.
+
+    Raises: RemoeError when the checkpoint has changed, and what `load` raises.
+    """
     config = artifacts.read_json(server_json, ServerConfig)
     checkpoint = find(config.model.path, config.model.revision)
     if checkpoint.revision != config.model.revision:
         raise RemoeError(f"The model {config.model.path} has changed since it was profiled.", "Profile, plan and deploy again.")
-    return load(config, checkpoint, endpoint)
+    return load(config, checkpoint, connect)
 
 
-def load_packaged(uri: str, endpoint: str | None) -> MainFunction:
-    """Load from the share whose manifest is at `uri`; raises what runtime/fetch.py and `load` raise."""
+def load_packaged(uri: str) -> MainFunction:
+    """Load from the packaged files whose manifest is at `uri` (runtime/fetch.py).
+
+    Expert functions are called on AWS, or on the local twin if $REMOE_ENDPOINT names it.
+
+    Raises: what runtime/fetch.py and `load` raise.
+    """
     from remoe_cli.runtime.fetch import fetch, scratch_folder
 
     folder = fetch(uri, scratch_folder())
     config = artifacts.read_json(folder / "server.json", ServerConfig)
-    return load(config, Checkpoint(config.model.path, folder, config.model.revision), endpoint)
+    return load(
+        config, Checkpoint(config.model.path, folder, config.model.revision), partial(make_client, os.environ.get("REMOE_ENDPOINT"))
+    )

@@ -1,7 +1,6 @@
-"""The receipt: what one answer took and cost, by function, beside what the plan had predicted.
+"""The receipt of one answer: times, calls and cost by function, and the plan's prediction. Pure.
 
-Pure functions over what was measured. Prices come from the plan's catalog; billed milliseconds from Lambda's own
-REPORT lines, so the sums can be checked against a bill.
+Prices are those of the plan's catalog. Billed milliseconds are those of Lambda's REPORT lines, so the sums can be checked against a bill.
 """
 
 from __future__ import annotations
@@ -15,7 +14,10 @@ from remoe_cli.runtime.invoke import Invocation
 
 
 class Prices(Part):
-    """What the receipt needs of a catalog. `main_gb` is the memory that the main function is billed for."""
+    """The prices that a receipt needs from a catalog.
+
+    main_gb   memory that the main function is billed for
+    """
 
     catalog: str
     main_gb: float
@@ -25,7 +27,7 @@ class Prices(Part):
 
 
 class FunctionLine(Part):
-    """All calls of one function for this answer."""
+    """All invocations of one expert function for an answer."""
 
     name: str
     memory_mb: int
@@ -45,8 +47,11 @@ class Cost(Part):
 
 
 class Receipt(Part):
-    """`tpot_s` is None for an answer of one token. `main_load_s` is what the main function took to load before, where it was not yet
-    loaded and that is billed; it is in the cost and in no other time. `predicted` is the client's to fill in (runtime/expected_cost.py).
+    """Times in seconds and costs in USD of one answer.
+
+    tpot_s        mean time of a token after the first; None for an answer of one token
+    main_load_s   time to load the main function, if this request waited for it and it is billed; in the cost, in no other time
+    predicted     what the plan predicts for this request; the client adds it (runtime/expected_cost.py)
     """
 
     prompt_tokens: int
@@ -68,7 +73,7 @@ class Receipt(Part):
 
 
 def make_receipt(answer: Generated, prices: Prices, main_load_s: float = 0.0) -> Receipt:
-    """Add an answer up."""
+    """Add up an answer's times, invocations and cost."""
     names = sorted({i.function for i in answer.invocations})
     lines = tuple(_line(name, [i for i in answer.invocations if i.function == name], prices) for name in names)
     total_s = answer.token_times_s[-1]

@@ -1,16 +1,17 @@
-"""The main function over HTTP: one application, for the local server, for a SageMaker container and for one's own machine.
+"""Serve the main function over HTTP: on this machine, and in a SageMaker container.
 
     python -m remoe_cli.runtime.server SERVER.json PORT
 
-`GET /ping` answers 503 while the model loads, then 200; `POST /invocations` takes {"prompt" or "prompt_token_ids",
-"max_new_tokens", "stream"} and answers one JSON document, or with "stream" one JSON object a line: {"text": ..} for each
-piece, then {"answer": ..} or {"error": ..}. `GET /main` tells what the process holds.
-Run as above, the server is a deployment's own: it listens on loopback, and ends when its standard input is closed, so that it never
-outlives what started it.
+GET /ping           503 while the model loads, then 200
+POST /invocations   {"prompt", "messages" or "prompt_token_ids", "max_new_tokens", "stream"} -> one JSON document; with "stream" one JSON
+                    object a line: {"text": ..} for each piece, then {"answer": ..} or {"error": ..}
+GET /main           what the process holds in memory
 
-All of torch's work is done by one thread. It keeps answers apart, and it is what makes them fast: OpenMP gives every
-thread that computes a team of its own, and from the second team on its threads sleep between operations (measured:
-45 ms a token in the first thread that computes, 88 ms in any other).
+Started as above it is the main server of a local deployment: it listens on loopback and ends when its standard input is closed, so it never
+outlives the process that started it.
+
+One thread does all of torch's work. It keeps answers apart, and it is faster: OpenMP gives every thread that computes its own team, and the
+threads of a second team sleep between operations (measured: 45 ms a token in the first thread that computes, 88 ms in any other).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,8 +39,9 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from remoe_cli.errors import DeployError, RemoeError, UsageError
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.runtime.answer import Stop
+from remoe_cli.runtime.invoke import make_client
 from remoe_cli.runtime.main_function import MainFunction, Request, described, load_here, parse, until
 
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
@@ -48,15 +51,15 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = ((UsageError, 400), (DeployEr
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Seconds from a request's arrival after which its answer ends with the next token, whole and streamed."""
+class TimeLimits:
+    """Seconds after its arrival at which a request's answer ends with the next token."""
 
     whole_s: float = math.inf
     streamed_s: float = math.inf
 
 
-def make_app(loading: Future[MainFunction], model_thread: Executor, ending: threading.Event, limits: Limits) -> FastAPI:
-    """The application. One answer at a time, in `model_thread`; further requests wait. `ending` ends answers with their next token."""
+def make_app(loading: Future[MainFunction], model_thread: Executor, ending: threading.Event, limits: TimeLimits) -> FastAPI:
+    """Make the application: `model_thread` generates one answer at a time; `ending` ends all answers."""
     app = FastAPI(title="remoe", docs_url=None, redoc_url=None, openapi_url=None)
 
     def ready() -> bool:
@@ -68,7 +71,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
         return loading.result()
 
     async def stream(main: MainFunction, request: Request, limit_s: float) -> AsyncIterator[str]:
-        """Lines as they come; when the client goes away, this generator is cancelled and generation stops at the next token."""
+        """Yield lines as they come; when the client goes away, generation stops at the next token."""
         loop = asyncio.get_running_loop()
         lines: asyncio.Queue[str | None] = asyncio.Queue()
         gone = threading.Event()
@@ -125,7 +128,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
 
 
 async def _body(http: HttpRequest) -> bytes | None:
-    """The request's body; None where it is too large."""
+    """Read the request's body; None when it is too large."""
     body, read = bytearray(), 0
     async for chunk in http.stream():
         read += len(chunk)
@@ -137,7 +140,10 @@ async def _body(http: HttpRequest) -> bytes | None:
 
 
 class _Server(uvicorn.Server):
-    """Ends when told to or by a signal, which it does not raise again as uvicorn's does: process 1 of a container would not die of it."""
+    """A uvicorn server that ends on SIGINT and SIGTERM without raising the signal again.
+
+    Process 1 of a container does not die of a signal that it raises.
+    """
 
     def __init__(self, config: uvicorn.Config, ending: threading.Event) -> None:
         super().__init__(config)
@@ -157,10 +163,10 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(load: Callable[[], MainFunction], host: str, port: int, limits: Limits = Limits()) -> None:
-    """Answer until SIGTERM or SIGINT, from the start on; the model loads meanwhile. Ends within 20 s of the signal.
+def serve(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> None:
+    """Serve until SIGTERM or SIGINT, then end within 20 s; requests are taken while the model loads.
 
-    Raises DeployError for a port that cannot be had, and what `load` raises.
+    Raises: DeployError for a port that cannot be opened, and what `load` raises.
     """
     try:
         listener = socket.create_server((host, port), backlog=128)
@@ -178,14 +184,8 @@ def serve(load: Callable[[], MainFunction], host: str, port: int, limits: Limits
         loading.result()
 
 
-def serve_here(name: str, server_json: Path, endpoint: str | None, host: str, port: int, say: Callable[[str], None]) -> None:
-    """`serve` for the deployment `name`, whose main function loads from this machine's checkpoint (main_function.load_here)."""
-    say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    serve(lambda: load_here(server_json, endpoint), host, port)
-
-
-def run(load: Callable[[], MainFunction], host: str, port: int, limits: Limits = Limits()) -> NoReturn:
-    """`serve` as a whole program."""
+def run(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> NoReturn:
+    """Run `serve` as a whole program: print an error and exit with status 1, or exit with status 0."""
     try:
         serve(load, host, port, limits)
     except RemoeError as error:
@@ -195,7 +195,7 @@ def run(load: Callable[[], MainFunction], host: str, port: int, limits: Limits =
 
 
 def _end_with_parent() -> None:
-    """Exit as soon as standard input is closed: whoever started the server is gone."""
+    """Exit as soon as standard input is closed: the process that started the server has ended."""
     while os.read(0, 4096):  # not sys.stdin: its lock would trouble the interpreter's own end
         pass
     os._exit(0)
@@ -203,4 +203,5 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    run(lambda: load_here(Path(sys.argv[1]), os.environ.get("REMOE_ENDPOINT")), "127.0.0.1", int(sys.argv[2]))
+    connect = partial(make_client, os.environ.get("REMOE_ENDPOINT"))
+    run(lambda: load_here(Path(sys.argv[1]), connect), "127.0.0.1", int(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""server.json: what a main function is told about the model that it serves and the functions that it calls."""
+"""server.json: what a main function serves and calls, and the prices of its receipts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from remoe_cli.runtime.receipt import Prices
 
 
 class ServedFunction(artifacts.Part):
-    """A function of hidden layer `layer` (runtime/dispatch.py, RemoteFunction); a layer may have several."""
+    """An expert function of hidden layer `layer`, which may have several (runtime/dispatch.py)."""
 
     layer: int
     function: str
@@ -19,10 +19,12 @@ class ServedFunction(artifacts.Part):
 
 
 class ServerConfig(artifacts.Document):
-    """The same wherever the main function runs. `model` is what was profiled; a main function that has a share of it reads only that.
+    """The document server.json, the same for every target.
 
-    `gpu` is whether the plan has a GPU for all but the experts. Where the functions are called is not in it: what starts the main
-    function says so.
+    model   the model that was profiled; a main function with packaged files reads only those
+    gpu     whether the plan puts everything but the experts on a GPU
+
+    Where functions are called is not in it; the program that starts the main function knows that.
     """
 
     schema_version: str = "remoe.server/2"

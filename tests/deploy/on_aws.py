@@ -1,4 +1,4 @@
-"""`make test-aws`: the contract of both targets (tests/deploy/contract.py), on the AWS account that the environment names.
+"""`make test-aws`: the contract of both targets (tests/deploy/test_contract.py), on the AWS account that the environment names.
 
 Says first what it costs, and asks. Whatever happens, it destroys what it made and says what is left. With AWS_ENDPOINT_URL set to moto's
 server it shows itself at work as far as moto goes.
@@ -71,7 +71,7 @@ def main() -> int:
     os.environ |= {"REMOE_TEST_NAME": name, "REMOE_TEST_PLAN": str(plan), "AWS_REGION": account.region}
     try:
         # In this process: a signal that ends it then ends the command that the test is waiting for, too.
-        return int(pytest.main(["-p", "no:cacheprovider", "-v", "tests/deploy/contract.py"]))
+        return int(pytest.main(["-p", "no:cacheprovider", "-v", "tests/deploy/test_contract.py"]))
     finally:
         for target in (("--target", "aws", "--yes"), ("--target", "local")):
             gone = remoe("destroy", name, *target, "--json")

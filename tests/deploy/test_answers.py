@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from remoe_cli.artifacts import read_json
 from remoe_cli.deploy import main_files
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.local import lifecycle, target
+from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.plan.cost import expert_functions
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import LayerPlan, Outcome
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
-from remoe_cli.profile.latency_record import Curve, Exponential, Physical, Quota, Roofline
+from remoe_cli.profile.latency_record import CpuQuota, Curve, Exponential, Physical, Roofline
 from remoe_cli.profile.record import Profile, write_profile
 from remoe_cli.runtime import client
 from remoe_cli.runtime.dispatch import divide
@@ -29,6 +31,7 @@ from remoe_cli.runtime.server_config import ServerConfig
 from tests.support.by_hand import PROMPT, ByHand, by_hand
 from tests.support.synthetic import synthetic_profile
 
+HERE = target.LocalTarget(SILENT)
 LAYERS = (
     LayerPlan(layer=0, remote=(1, 2, 3, 5, 6, 7), memory_mb=1769, replicas=1, functions=((1, 7), (2, 5), (3, 6))),
     LayerPlan(layer=1, remote=(1, 3, 4, 6), memory_mb=1769, replicas=2),
@@ -47,7 +50,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ByHand]:
 
 
 def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: ByHand) -> None:
-    status = target.deploy(inputs.plan_path, "d", rtt_ms=0, say=lambda _: None, progress=lambda done, total: None)
+    status = HERE.deploy(inputs.plan_path, "d", DeployOptions())
     assert [f["name"] for f in status["functions"]] == ["d-layer-000-0", "d-layer-000-1", "d-layer-000-2", "d-layer-001"]
     assert status["main"]["local_experts"] == 2 + 4
     served = read_json(lifecycle.state_dir("d") / "server.json", ServerConfig)
@@ -56,7 +59,7 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     catalog = inputs.catalog
     assert served.prices.main_usd_per_gb_second == catalog.main.usd_per_gb_second[catalog.architecture]
     assert served.prices.function_usd_per_gb_second == catalog.function.usd_per_gb_second[catalog.architecture]
-    answer = client.answer(target.reach("d"), PROMPT, 16, lambda text: None, expected=expected_cost(inputs.plan_path))
+    answer = client.answer(HERE.main_address("d"), PROMPT, 16, lambda text: None, expected=expected_cost(inputs.plan_path))
     assert answer["token_ids"] == inputs.tokens()
     assert {f["name"] for f in answer["receipt"]["functions"]} == {f["name"] for f in status["functions"]}
     # A prompt and 15 tokens: at most one invocation of a function a pass, and of its second replica for the prompt.
@@ -76,7 +79,7 @@ def test_a_main_server_that_cannot_start_says_why_and_leaves_nothing(inputs: ByH
     """The model loses its tokenizer between planning and deploying."""
     (tmp_path / "model" / "tokenizer.json").unlink()
     with pytest.raises(DeployError, match=re.escape(f"The tokenizer of {tmp_path / 'model'} cannot be loaded")) as raised:
-        target.deploy(inputs.plan_path, "mute", rtt_ms=0, say=lambda _: None, progress=lambda done, total: None)
+        HERE.deploy(inputs.plan_path, "mute", DeployOptions())
     assert "Traceback" not in raised.value.message and "Fatal" not in raised.value.message
     assert not lifecycle.state_dir("mute").exists()
 
@@ -93,10 +96,10 @@ def _timed(profile: Profile, curve: Curve) -> Profile:
     ("curve", "expected"),
     [
         (Physical(overhead_s=1e-4, weights_s=3e-4, per_token_s=1e-5), 40),
-        (Quota(fixed_s=1e-3, per_token_s=5e-5, period_s=0.02), 20),
-        (Quota(fixed_s=0.0, per_token_s=5e-5, period_s=0.02), 0),
-        (Quota(fixed_s=1.0, per_token_s=1e-9, period_s=0.02), 1e6),
-        (Quota(fixed_s=1e-3, per_token_s=0.0, period_s=0.02), 1e6),
+        (CpuQuota(fixed_s=1e-3, per_token_s=5e-5, period_s=0.02), 20),
+        (CpuQuota(fixed_s=0.0, per_token_s=5e-5, period_s=0.02), 0),
+        (CpuQuota(fixed_s=1.0, per_token_s=1e-9, period_s=0.02), 1e6),
+        (CpuQuota(fixed_s=1e-3, per_token_s=0.0, period_s=0.02), 1e6),
         (Exponential(th1_s=1e-3, th2=1.0, th3_s=1e-3, per_token=0.02), 49),
         (Exponential(th1_s=1e-3, th2=1.0, th3_s=1e-3, per_token=1.5), 0),
         (Roofline(overhead_s=0.0, weights_s=1e-3, per_token_s=1e-6, saturation_vcpus=6.0), 1e6),
@@ -115,7 +118,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 @given(counts=st.lists(st.integers(16, 300), min_size=3, max_size=20), replicas=st.integers(1, 3), fixed=st.integers(0, 300))
 def test_replicas_share_work_as_the_planner_reckons(counts: list[int], replicas: int, fixed: int, profile: Profile) -> None:
     """Seconds are multiples of a power of two, so that ties are ties in both."""
-    curve = Quota(fixed_s=fixed / 2**16, per_token_s=1 / 2**16, period_s=0.02)
+    curve = CpuQuota(fixed_s=fixed / 2**16, per_token_s=1 / 2**16, period_s=0.02)
     batches = divide(
         {e: np.zeros((n, 4), np.float32) for e, n in enumerate(counts)},
         "float32",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 PAGE = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
 PICTURE = PAGE[PAGE.index("```text") : PAGE.index("```", PAGE.index("```text") + 3)]
 
@@ -28,14 +28,14 @@ def layers(container: str | None = None) -> list[set[str]]:
 
 
 def rows_of_picture() -> list[set[str]]:
-    """Names in the first line of each box, from the top: one in a box that goes on with text, all in a box of names alone."""
-    lines = PICTURE.splitlines()
-    firsts = [line for above, line in itertools.pairwise(lines) if "+--" in above and line.lstrip().startswith("|")]
+    """Names in each box of the picture, from the top: all in a box of nothing but names, else the first word of each cell."""
     rows = []
-    for line in firsts:
-        cells = [cell.strip() for cell in line.strip().split("|")[1:-1]]
-        only_names = len(cells) == 1 and re.fullmatch(r"\w+(?:   \w+)+", cells[0])
-        rows.append(set(cells[0].split()) if only_names else {cell.split()[0] for cell in cells if cell})
+    for box in re.split(r"(?m)^ \+-.*$", PICTURE):
+        lines = [re.findall(r"\| +([^|]+?) +(?=\|)", line) for line in box.splitlines() if line.startswith(" |")]
+        if lines and all(len(cells) == 1 and re.fullmatch(r"\w+(?:  \w+)+", cells[0]) for cells in lines):
+            rows.append({name for cells in lines for name in cells[0].split()})
+        elif lines:
+            rows.append({cell.split()[0] for cell in lines[0]})
     return rows
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -16,11 +17,7 @@ def pages() -> list[Path]:
 
 
 def anchor(heading: str) -> str:
-    """The anchor that GitHub gives a heading.
-
-    >>> anchor("What is certified, and among what")
-    'what-is-certified-and-among-what'
-    """
+    """The anchor that GitHub gives a heading: "certified, and how" is #certified-and-how."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 

@@ -203,7 +203,7 @@ def test_the_least_recently_used_expert_makes_room(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="expert 8 is not in this function"):
         ready.get(8)
     assert ready.ids == (0, 3, 4)
-    with pytest.raises(FunctionMemoryError, match=r"an expert takes \d+\.\d MB, the function's memory has 0\.0 MB for them"):
+    with pytest.raises(FunctionMemoryError, match=r"an expert takes \d+\.\d MB, and the memory has 0\.0 MB for experts"):
         ReadyExperts(shard, each - 1)
 
 

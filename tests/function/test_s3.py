@@ -171,11 +171,11 @@ def test_what_may_pass_is_tried_again(failure: Any, front: Front) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "said"), [((503, "SlowDown"), "S3 answers 503 SlowDown"), ("reset", "Remote end closed"), ("cut", "ended early")]
+    ("failure", "message"), [((503, "SlowDown"), "S3 answers 503 SlowDown"), ("reset", "Remote end closed"), ("cut", "ended early")]
 )
-def test_what_does_not_pass_is_unreachable(failure: Any, said: str, front: Front) -> None:
+def test_what_does_not_pass_is_unreachable(failure: Any, message: str, front: Front) -> None:
     front.script = [failure] * 9
-    with pytest.raises(ShardUnreachableError, match=f"could not be read in 3 tries: .*{said}"):
+    with pytest.raises(ShardUnreachableError, match=f"could not be read in 3 tries: .*{message}"):
         front.object.read(0, 100)
     assert len(front.requests) == 3
 
@@ -197,7 +197,7 @@ def test_no_s3_at_all_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "kind", "said"),
+    ("failure", "kind", "message"),
     [
         ((404, "NoSuchKey"), ShardMissingError, "S3 answers 404 NoSuchKey"),
         ((404, "NoSuchBucket"), ShardMissingError, "S3 answers 404 NoSuchBucket"),
@@ -208,9 +208,9 @@ def test_no_s3_at_all_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("other range", ShardTruncatedError, "does not have bytes 0 to 100"),
     ],
 )
-def test_what_would_be_so_again_is_named_at_once(failure: Any, kind: type[Exception], said: str, front: Front) -> None:
+def test_what_would_be_so_again_is_named_at_once(failure: Any, kind: type[Exception], message: str, front: Front) -> None:
     front.script = [failure]
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         front.object.read(0, 100)
     assert len(front.requests) == 1
 

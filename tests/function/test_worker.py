@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from remoe_cli.cages import Mechanism
 from remoe_cli.deploy.local.config import FunctionConfig
 from remoe_cli.function.codec import Batch, from_wire, pack, to_wire, unpack
 from remoe_cli.function.expert_ffn import narrow
-from remoe_cli.limits import Mechanism
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.shards import write_shard
 from remoe_cli.package.bundle import HANDLER, function_zip
@@ -102,7 +102,7 @@ def test_it_starts_in_a_fifth_of_a_torch_workers_time(twin: Running, measured: C
 
 
 @pytest.mark.parametrize(
-    ("event", "kind", "said"),
+    ("event", "kind", "message"),
     [
         (to_wire(pack(Batch("bfloat16", (9,), (1,), narrow(ROWS, "bfloat16")))), "WeightsError", "expert 9 is not in this function"),
         (to_wire(pack(Batch("float32", (3,), (1,), ROWS))), "FrameError", "this function's experts are bfloat16"),
@@ -111,9 +111,9 @@ def test_it_starts_in_a_fifth_of_a_torch_workers_time(twin: Running, measured: C
         (b'{"health": false}', "FrameError", "neither a frame nor a health request"),
     ],
 )
-def test_what_it_refuses_it_names(twin: Running, event: bytes, kind: str, said: str) -> None:
+def test_what_it_refuses_it_names(twin: Running, event: bytes, kind: str, message: str) -> None:
     answer = twin.raw(event, "ours")
     error = json.loads(answer["body"])
     assert answer["FunctionError"] == "Unhandled"
-    assert error["errorType"] == kind and said in error["errorMessage"]
+    assert error["errorType"] == kind and message in error["errorMessage"]
     assert "FunctionError" not in twin.raw(EVENT, "ours")

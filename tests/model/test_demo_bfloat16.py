@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from remoe_cli import artifacts
 from remoe_cli.model.demo import demo_model
+from remoe_cli.runtime.invoke import make_client
 from remoe_cli.runtime.main_function import load_here
 from tests.support.harness import clear_steps
 from tests.support.stage import BUDGET_S, EVERY_16TH, Stage, in_time, reference, reference_answer, staged
@@ -44,7 +46,7 @@ def test_bfloat16_agrees_wherever_the_reference_is_clear(stage: Stage, measured:
     clear_count = steps = agreed = same_greedy = asked = 0
     losses = {"reference": 0.0, "remote": 0.0}
     endpoint = stage.deployed("bfloat16", 0.5)["endpoint"]
-    engine = load_here(stage.state / "deployments" / "bfloat16" / "server.json", endpoint).engine
+    engine = load_here(stage.state / "deployments" / "bfloat16" / "server.json", partial(make_client, endpoint)).engine
     for text in in_time(EVERY_16TH, least=3):
         prompt = engine.prompt_ids(text)
         answer, theirs = reference_answer(model, prompt, 40)

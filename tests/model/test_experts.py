@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from remoe_cli.errors import ModelError
-from remoe_cli.model.experts import ExpertLayer, Runner, attach, expert_layers, move_rest, run_expert, run_experts
+from remoe_cli.model.experts import ExpertLayer, Runner, attach, expert_layers, move_non_experts, run_expert, run_experts
 from tests.support.families import FAMILIES, build
 from tests.support.harness import greedy, logits, serve
 
@@ -43,12 +43,12 @@ def test_the_hook_fires_once_a_layer_and_pass_and_says_which_layer(family: str) 
 def test_a_layer_that_did_not_fire_is_noticed() -> None:
     model = build("mixtral")
     attachment = attach(model, all_local)
-    with pytest.raises(ModelError, match="fired 0 times in layer 0 over 1 forward passes"):
+    with pytest.raises(ModelError, match="Layer 0 called the experts hook 0 times in 1 forward passes"):
         attachment.check_fired(1)
     bypassed: Any = attachment.layers[1].module
     bypassed.forward = type(bypassed).forward.__wrapped__.__get__(bypassed)
     logits(model)
-    with pytest.raises(ModelError, match="fired 0 times in layer 1 over 1 forward passes"):
+    with pytest.raises(ModelError, match="Layer 1 called the experts hook 0 times in 1 forward passes"):
         attachment.check_fired(1)
 
 
@@ -57,7 +57,7 @@ def test_a_layer_that_fired_twice_is_noticed() -> None:
     attachment = attach(model, all_local)
     logits(model)
     attachment.layers[0].module(torch.zeros(1, 64), torch.zeros((1, 2), dtype=torch.long), torch.zeros(1, 2))
-    with pytest.raises(ModelError, match="fired 2 times in layer 0"):
+    with pytest.raises(ModelError, match="Layer 0 called the experts hook 2 times"):
         attachment.check_fired(1)
 
 
@@ -103,7 +103,7 @@ def test_a_copy_of_an_attached_model_does_not_run_unattached() -> None:
     expected = logits(model)
     attach(model, all_local)
     twin = copy.deepcopy(model)
-    with pytest.raises(ModelError, match="remoe did not attach to") as refused:
+    with pytest.raises(ModelError, match="remoe is not attached to") as refused:
         logits(twin)
     assert "copy" in refused.value.hint
     attach(twin, all_local).check_fired(0)
@@ -200,7 +200,7 @@ def test_bfloat16_sums_round_as_in_the_eager_loop() -> None:
 @pytest.mark.parametrize("family", ["granitemoe", "deepseek_v3", "gpt_oss"])
 def test_all_but_the_experts_can_be_on_another_device(family: str) -> None:
     model = build(family)
-    move_rest(model, "meta")
+    move_non_experts(model, "meta")
     experts = {id(p) for layer in expert_layers(model) for p in layer.parameters().values()}
     for tensor in (*model.parameters(), *model.buffers()):
         assert tensor.device.type == ("cpu" if id(tensor) in experts else "meta")

@@ -33,7 +33,7 @@ def test_the_cosine_of_two_prompt_vectors_is_the_papers_soft_cosine_similarity()
     embeddings = torch.randn((50, 16), generator=torch.Generator().manual_seed(3)) * torch.linspace(0.1, 9, 50)[:, None]
     one, other = [4, 4, 17, 49, 0], [17, 2, 31]
 
-    # Method section 5 as written: C = [A;B][A;B]^T and the marks of the rows' owners.
+    # method.md, section 5, as written: C = [A;B][A;B]^T and the marks of the rows' owners.
     rows = torch.nn.functional.normalize(embeddings[one + other].double(), dim=1)
     c = rows @ rows.T
     v1, v2 = (torch.tensor([float(owner == i) for owner in [0] * len(one) + [1] * len(other)]).double() for i in range(2))

@@ -210,9 +210,9 @@ def test_what_is_not_listed_is_kept_and_named(server: Server, tmp_path: Path) ->
     assert {"reference.gpus ml.p5.48xlarge", "main.menu ml.g4dn.xlarge", "storage.usd_per_gb_month"} <= set(updated.not_found)
     assert "reference.gpus ml.g5.xlarge" not in updated.not_found
     # The kept ones are as old as they were, and so is the field.
-    day, _, said = source(new, "reference.gpus")
+    day, _, message = source(new, "reference.gpus")
     assert day == source(old, "reference.gpus")[0]
-    assert "ml.p5.48xlarge" in said.partition("; all else")[0] and "ml.g5.xlarge" not in said.partition("; all else")[0]
+    assert "ml.p5.48xlarge" in message.partition("; all else")[0] and "ml.g5.xlarge" not in message.partition("; all else")[0]
     assert source(new, "storage.usd_per_gb_month") == source(old, "storage.usd_per_gb_month")
 
 
@@ -254,7 +254,7 @@ def test_the_region_is_the_one_that_provenance_names(server: Server, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (None, "cannot be fetched: Client error '404"),
         (b"<html>", "is not a price list"),
@@ -263,11 +263,11 @@ def test_the_region_is_the_one_that_provenance_names(server: Server, tmp_path: P
         (functions().replace(b"0.0000144444", b"dear"), "is not a price list"),
     ],
 )
-def test_a_failure_is_one_clear_error_and_writes_nothing(body: bytes | None, said: str, server: Server, tmp_path: Path) -> None:
+def test_a_failure_is_one_clear_error_and_writes_nothing(body: bytes | None, message: str, server: Server, tmp_path: Path) -> None:
     server.files.pop(path("AWSLambda"))
     if body is not None:
         server.files[path("AWSLambda")] = body
-    fails(server.url, said, tmp_path)
+    fails(server.url, message, tmp_path)
 
 
 def test_an_answer_that_ends_early_is_a_failure(server: Server, tmp_path: Path) -> None:
@@ -279,11 +279,11 @@ def test_no_answer_is_a_failure(tmp_path: Path) -> None:
     fails("http://127.0.0.1:1", "cannot be fetched", tmp_path)
 
 
-def fails(url: str, said: str, tmp_path: Path) -> None:
+def fails(url: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "new.toml").write_text("as it was")
     with pytest.raises(RemoeError) as raised:
         update(read_catalog("aws-us-east-1"), tmp_path / "new.toml", base_url=url)
-    assert said in raised.value.message and "AWSLambda/current/us-east-1/index.json" in raised.value.message
+    assert message in raised.value.message and "AWSLambda/current/us-east-1/index.json" in raised.value.message
     assert "network" in raised.value.hint
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("new.toml", "as it was")]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from remoe_cli.profile.record import RoutingRef, write_profile
 from tests.support import forked
 from tests.support.synthetic import synthetic_profile
 
@@ -63,3 +64,26 @@ def test_requests_from_a_file(profile: Path, tmp_path: Path) -> None:
     assert workload["n_in"] == pytest.approx(114.5, abs=1) and len(workload["kinds"]) == 4
     error = plan(profile, tmp_path / "b.json", "--requests", str(trace), "--n-in", "5", code=2)["error"]
     assert "both say how long" in error["message"]
+
+
+def test_traffic_alone_does_not_hide_that_lengths_are_unknown(tmp_path: Path) -> None:
+    """Rows of imported routing that are topics have no lengths of prompts: a plan that takes theirs has to say so."""
+    made = synthetic_profile(tmp_path / "made")
+    record = made.record.model_copy(update={"settings": None, "routing": RoutingRef(source="imported", row="topic")})
+    write_profile(tmp_path / "topics", record, made.arrays)
+    for options, unknown in (
+        ((), "prompts and answers"),
+        (("--requests-per-hour", "20"), "prompts and answers"),
+        (("--requests-per-hour", "20", "--n-in", "9"), "answers"),
+        (("--requests-per-hour", "20", "--n-in", "9", "--n-out", "9"), ""),
+    ):
+        document = plan(tmp_path / "topics", tmp_path / "a.json", *options)
+        said = [note for note in document["notes"] if "does not know the lengths" in note]
+        assert [unknown in note for note in said] == [True] * bool(unknown), (options, said)
+        expected = (9 if "--n-in" in options else 40, 9 if "--n-out" in options else 15)
+        assert (document["workload"]["n_in"], document["workload"]["n_out"]) == expected
+
+
+def test_no_requests_an_hour_are_refused(profile: Path, tmp_path: Path) -> None:
+    error = plan(profile, tmp_path / "a.json", "--requests-per-hour", "0", code=2)["error"]
+    assert "without requests there is nothing to plan" in error["message"]

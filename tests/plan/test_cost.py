@@ -16,7 +16,7 @@ from remoe_cli.plan.document import LayerPlan, Outcome, Plan
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.verify.check import verify
-from remoe_cli.profile.latency_record import InvocationTiming, Linear, Quota
+from remoe_cli.profile.latency_record import CpuQuota, InvocationTiming, Linear
 from remoe_cli.profile.record import Profile
 from tests.support.synthetic import invocation, plan_of, quantiles, synthetic_profile, tiny_catalog
 
@@ -107,7 +107,7 @@ def test_experts_of_one_call_share_its_cpu_quota(tmp_path: Path) -> None:
     """Two experts of 0.8 quotas each are not slowed alone; together they wait for the second quota."""
     profile, catalog = case(tmp_path)
     share = 256 / 1769
-    curve = Quota(fixed_s=0.8 * 0.02 * share, per_token_s=0.0, period_s=0.02)
+    curve = CpuQuota(fixed_s=0.8 * 0.02 * share, per_token_s=0.0, period_s=0.02)
     timing = profile.record.latency.remote_expert.model_copy(update={"curve": curve})
     latency = profile.record.latency.model_copy(update={"remote_expert": timing})
     problem = Problem(profile.record.spec, latency, catalog, from_profile(profile, N_IN, N_OUT))

@@ -23,7 +23,7 @@ from remoe_cli.plan.solve.columns import Columns, build_columns
 from remoe_cli.plan.solve.exact import Solution, solve
 from remoe_cli.plan.solve.node import Task
 from remoe_cli.plan.solve.scan import scan
-from remoe_cli.profile.latency_record import ColdStart, Linear, Quota
+from remoe_cli.profile.latency_record import ColdStart, CpuQuota, Linear
 from remoe_cli.profile.record import Profile
 from tests.support.brute_force import Brute
 from tests.support.synthetic import invocation, synthetic_profile, tiny_catalog
@@ -75,7 +75,7 @@ def _latency(profile: Profile, seed: int, random: np.random.Generator) -> Any:
         update |= {"copy_s": Linear(fixed_s=2e-5, per_token_s=3e-6), "invocation": invocation(seed)}
         update |= {"cold_start": ColdStart(starts=1, process_s=0.1, imports_s=0.1, weights_s=0.1, first_result_s=0.1, total_s=0.4)}
     if seed % 5 == 0:
-        quota = Quota(fixed_s=float(random.uniform(1e-4, 4e-3)), per_token_s=float(random.uniform(1e-5, 1e-3)), period_s=0.02)
+        quota = CpuQuota(fixed_s=float(random.uniform(1e-4, 4e-3)), per_token_s=float(random.uniform(1e-5, 1e-3)), period_s=0.02)
         update |= {"remote_expert": profile.record.latency.remote_expert.model_copy(update={"curve": quota})}
     return profile.record.latency.model_copy(update=update)
 

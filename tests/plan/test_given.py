@@ -165,7 +165,7 @@ def test_a_file_that_is_not_there(profile: Profile, tmp_path: Path) -> None:
 
 DOES_NOT_FIT: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
     # 500 MB for the runtime, 200 MB for the model and 8 experts of 100 MB.
-    "main memory": ({"main": "m900", "layers": layers(NONE, NONE)}, "m900 holds 1 experts beside .* and 8 are local", {}, {}),
+    "main memory": ({"main": "m900", "layers": layers(NONE, NONE)}, "m900 holds 1 experts beside .* but 8 are local", {}, {}),
     # 60 MB for the runtime, and 125 MB for each expert.
     "function memory": (
         {"main": "m1800", "layers": layers(NONE, remote(0, 1, memory_mb=256))},
@@ -183,7 +183,7 @@ DOES_NOT_FIT: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
     # 80 slots of 2,048 bytes, a third more on the wire.
     "payload": (
         {"main": "m1800", "layers": layers(remote(0, 1, 2, 3, memory_mb=1024), NONE)},
-        r"a prompt sends 218453 bytes to layer 1, and 200000 may be sent",
+        r"a prompt sends 218453 bytes to layer 1, but the limit is 200000",
         {"payload_limit_bytes": 200_000},
         {},
     ),
@@ -196,7 +196,7 @@ DOES_NOT_FIT: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
     # One request takes longer than a hundredth of a second, so 360,000 an hour are too many for one instance.
     "time": (
         {"main": "box", "layers": layers(NONE, NONE)},
-        "a request takes .* s, and 1 x box has 0.01 s for it",
+        "a request takes .* s, but 1 x box has 0.01 s for it",
         {},
         {"traffic": one_length(40, 15, 360_000.0)},
     ),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remoe_cli.plan.cost.hits import HitDistribution, hit_distribution, owners, prefix_distribution
-from remoe_cli.plan.document import Lengths
+from remoe_cli.plan.problem.hits import HitDistribution, owners
+from remoe_cli.plan.problem.traffic import one_length
 from remoe_cli.plan.problem.workload import Workload, patterns_of
 
 
@@ -19,7 +19,7 @@ def workload_of(trace: Any, experts: int) -> Workload:
     """One request of a prompt token that uses all experts alike, so that the trace alone ranks them."""
     trace = np.asarray(trace, dtype=np.int64)
     use = np.full((trace.shape[1], experts), trace.shape[2] / experts)
-    return Workload((Lengths(share=1.0, n_in=1, n_out=100),), None, 0.0, use, trace, patterns_of(trace, experts))
+    return Workload(one_length(1, 100), 0.0, use, trace, patterns_of(trace, experts))
 
 
 def pairs(law: HitDistribution, at: int) -> dict[tuple[int, int], float]:
@@ -42,7 +42,7 @@ def counted(trace: Any, owner: Any) -> tuple[dict[tuple[int, int], float], list[
 def test_by_hand() -> None:
     """Four tokens of three experts: 0, 1, 2 are remote, 0 and 2 in one function, 1 in another."""
     trace = [[0, 2, 1], [2, 0, 3], [3, 1, -1], [3, 4, -1]]
-    law = hit_distribution(workload_of([[row] for row in trace], 5), 0, np.array([[0, 1, 0, -1, -1], [-1, -1, -1, -1, -1]]))
+    law = workload_of([[row] for row in trace], 5).hits.of_owners(0, np.array([[0, 1, 0, -1, -1], [-1, -1, -1, -1, -1]]))
     assert pairs(law, 0) == {(0, 2): 0.25, (1, 2): 0.25, (1, 1): 0.25, (2, 0): 0.25}
     # Calls: the first token's of 2 and of 1 experts, the second's of 2, the third's of 1.
     assert law.calls[0].tolist() == [0, 0.5, 0.5, 0]
@@ -53,13 +53,13 @@ def test_prefixes_by_hand() -> None:
     """Experts 3, 2, 1, 0 by rising use; the two or three least used go round two functions."""
     workload = workload_of([[[0, 1]], [[0, 1]], [[0, 2]], [[1, 2]], [[0, 3]]], 4)
     assert workload.ranks.tolist() == [[3, 2, 1, 0]]
-    law = prefix_distribution(workload, 0, np.array([2, 3, 0]), 2)
+    law = workload.hits.of_prefixes(0, np.array([2, 3, 0]), 2)
     assert pairs(law, 0) == pytest.approx({(2, 0): 0.4, (1, 1): 0.6})  # 3 | 2
     assert law.calls[0] == pytest.approx([0, 0.6, 0])
     assert pairs(law, 1) == pytest.approx({(1, 1): 0.8, (0, 1): 0.2})  # 3, 1 | 2: the token of 1 and 2 calls both
     assert law.calls[1] == pytest.approx([0, 0.4 + 0.2 + 2 * 0.2 + 0.2, 0])
     assert pairs(law, 2) == pytest.approx({(2, 0): 1.0})
-    one = prefix_distribution(workload, 0, np.array([3]), 1)
+    one = workload.hits.of_prefixes(0, np.array([3]), 1)
     assert pairs(one, 0) == pytest.approx({(1, 1): 0.8, (0, 2): 0.2})  # together they are one call of two
     assert one.calls[0] == pytest.approx([0, 0.8, 0.2])
 
@@ -87,8 +87,8 @@ def test_the_law_of_prefixes_is_that_of_any_set(made: tuple[Any, int], functions
     workload = workload_of(trace, experts)
     sizes = np.array(data.draw(st.lists(st.integers(0, experts), min_size=1, max_size=12)))
     for layer, rank in enumerate(workload.ranks):
-        general = hit_distribution(workload, layer, owners(rank < sizes[:, None], rank, functions))
-        quick = prefix_distribution(workload, layer, sizes, functions)
+        general = workload.hits.of_owners(layer, owners(rank < sizes[:, None], rank, functions))
+        quick = workload.hits.of_prefixes(layer, sizes, functions)
         for at in range(len(sizes)):
             quickly = {pair: share for pair, share in pairs(quick, at).items() if share > 1e-12}
             assert quickly == pytest.approx(pairs(general, at), abs=1e-12)
@@ -103,7 +103,7 @@ def test_the_law_is_what_tokens_do(made: tuple[Any, int], data: st.DataObject) -
     layer = data.draw(st.integers(0, trace.shape[1] - 1))
     owner = np.array(data.draw(st.lists(st.integers(-1, 2), min_size=experts, max_size=experts)))
     other = np.full(experts, -1)
-    law = hit_distribution(workload_of(trace, experts), layer, np.stack([owner, other]))
+    law = workload_of(trace, experts).hits.of_owners(layer, np.stack([owner, other]))
     for at, one in enumerate((owner, other)):
         expected, calls = counted(trace[:, layer], one)
         assert pairs(law, at) == pytest.approx(expected)

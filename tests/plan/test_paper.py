@@ -22,6 +22,7 @@ from remoe_cli.plan.paper.heuristic import fitted, memory_problem, paper_plan
 from remoe_cli.plan.paper.mmp import Allocation, allocations, ttft_rest_s
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import MB, Invocations, Main, Placement, Problem
+from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
@@ -69,7 +70,7 @@ def case(seed: int) -> tuple[Problem, TokenBound]:
     workload = from_profile(profile)
     if seed % 3 == 1:
         kinds = (Lengths(share=0.5, n_in=10, n_out=30), Lengths(share=0.5, n_in=100, n_out=10))
-        workload = replace(workload, lengths=kinds, cold_share=0.2)
+        workload = replace(workload, traffic=Traffic(kinds), cold_share=0.2)
     latency = profile.record.latency
     if seed % 2:
         curve = Roofline(overhead_s=1e-4, weights_s=2e-3, per_token_s=2e-4, saturation_vcpus=0.8)
@@ -325,7 +326,7 @@ def test_an_always_on_instance_has_no_part(tmp_path: Path) -> None:
     problem = by_hand(tmp_path)
     box = tiny_catalog({"menu": [{"name": "box", "memory_mb": 3000, "vcpus": 2.0, "usd_per_hour": 0.1}]})
     by_use = replace(problem, catalog=box)
-    busy = replace(by_use, workload=replace(problem.workload, requests_per_hour=10.0))
+    busy = replace(by_use, workload=replace(problem.workload, traffic=Traffic(problem.workload.lengths, 10.0)))
     found = paper_plan(by_use, Aim())
     assert found is not None and found.main == Main(box.main.menu[0])
     assert paper_plan(busy, Aim()) is None

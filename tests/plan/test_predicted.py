@@ -178,7 +178,7 @@ def test_what_cannot_be_predicted_from(profile: Profile, tmp_path: Path) -> None
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("w1 w2")
     for made, file, message in (
-        (tmp_path / "bare", prompts, "does not hold its prompts' texts"),
+        (tmp_path / "bare", prompts, "has no vectors of its prompts"),
         (profile.path, tmp_path / "missing.txt", "There is no file"),
     ):
         error = forked.document("plan", str(made), "-o", str(tmp_path / "plan.json"), "--data", str(file), code=2)["error"]

@@ -15,7 +15,7 @@ from remoe_cli.predict import baselines, evaluate, ridge
 from remoe_cli.predict.divergence import jensen_shannon, noise_floor, remote_hits
 from remoe_cli.predict.evaluate import OURS, PREDICTORS, folds, similarity
 from remoe_cli.predict.fate import ask_routers
-from remoe_cli.predict.history import History, Prompts
+from remoe_cli.predict.history import History, PromptFeatures
 from tests.support.families import EXPERTS, TOP_K, save
 from tests.support.topical import topical
 
@@ -153,7 +153,7 @@ def test_fate_asks_the_routers_about_the_embeddings(family: str, tmp_path: Path)
     assert np.array_equal(np.sort(fate.choices, axis=2), expected)
 
     bag = Bags(*(np.array(x, dtype=np.int32) for x in ([2], [3, 7], [1, 3])))
-    prompts = Prompts(np.zeros((1, 4), dtype=np.float32), bag, None)  # type: ignore[arg-type]
+    prompts = PromptFeatures(np.zeros((1, 4), dtype=np.float32), bag, None)  # type: ignore[arg-type]
     counts = sum(n * np.stack([np.bincount(row, minlength=EXPERTS) for row in fate.choices[i]]) for i, n in ((0, 1), (1, 3)))
     assert np.allclose(fate.predict(prompts)[0], counts / (4 * TOP_K))
 

@@ -60,7 +60,7 @@ def test_new_prompts_are_found_and_the_old_index_stays(exact: int) -> None:
 def test_an_index_that_does_not_fit_is_refused() -> None:
     vectors = clustered(300)
     arrays = neighbours.build(vectors, exact=0).to_arrays()
-    with pytest.raises(ArtifactError, match="has 300 of 48 numbers, its profile 301"):
+    with pytest.raises(ArtifactError, match="has 300 vectors of width 48, and its profile 301"):
         neighbours.from_arrays(arrays, clustered(301))
     for damaged in (arrays["graph"][:100], arrays["graph"][:-1000], np.zeros(5000, dtype=np.uint8), np.zeros(0, dtype=np.uint8)):
         with pytest.raises(ArtifactError, match="is damaged") as caught:

@@ -16,7 +16,7 @@ from remoe_cli.errors import UsageError
 from remoe_cli.predict import ridge
 from remoe_cli.predict.divergence import jensen_shannon
 from remoe_cli.predict.evaluate import PREDICTORS, folds
-from remoe_cli.predict.history import histories, prompts_from, prompts_of
+from remoe_cli.predict.history import features_from, features_of, histories
 from remoe_cli.predict.train import CANDIDATES, PredictorRecord, train, trained
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import Profile, RoutingRef, read_profile, write_profile
@@ -63,7 +63,7 @@ def copied(made: Profile, tmp_path: Path) -> Profile:
 
 
 def test_the_views_are_the_phases_and_both_together(made: Profile) -> None:
-    views = histories(made, prompts_of(made))
+    views = histories(made, features_of(made))
     assert list(views) == ["request", "prefill", "decode"]
     both = made.arrays["prefill_counts"] + made.arrays["decode_counts"]
     for view, counts in (("request", both), *((p, made.arrays[f"{p}_counts"]) for p in ("prefill", "decode"))):
@@ -78,20 +78,20 @@ def test_prompts_without_routing_in_a_phase_are_left_out_of_it(copied: Profile) 
         "decode_tokens": copied.arrays["decode_tokens"].copy(),
     }
     arrays["decode_counts"][5], arrays["decode_tokens"][5] = 0, 0
-    views = histories(Profile(copied.path, copied.record, arrays), prompts_of(copied))
+    views = histories(Profile(copied.path, copied.record, arrays), features_of(copied))
     assert [len(views[v]) for v in ("request", "prefill", "decode")] == [PROMPTS, PROMPTS, PROMPTS - 1]
     assert np.array_equal(views["decode"].prompts.vectors, np.delete(copied.arrays["prompt_vectors"], 5, axis=0))
 
 
 def test_layers_without_routing_are_left_out(copied: Profile) -> None:
     record = copied.record.model_copy(update={"routing": RoutingRef(layers=copied.record.spec.moe_layers[:1])})
-    assert histories(Profile(copied.path, record, copied.arrays), prompts_of(copied))["request"].frequencies.shape == (PROMPTS, 1, EXPERTS)
+    assert histories(Profile(copied.path, record, copied.arrays), features_of(copied))["request"].frequencies.shape == (PROMPTS, 1, EXPERTS)
 
 
 def test_the_default_is_the_winner_on_the_validation_split(copied: Profile) -> None:
     record = train(copied)
     assert record is not None
-    history = histories(copied, prompts_of(copied))["request"]
+    history = histories(copied, features_of(copied))["request"]
     fold = folds(PROMPTS, 5)[0]
     known, test = history.take(np.setdiff1d(np.arange(PROMPTS), fold)), history.take(fold)
     for name in CANDIDATES:
@@ -106,15 +106,15 @@ def test_the_saved_predictor_predicts_as_a_new_one(copied: Profile, winner: str)
     train(copied)
     file = copied.path / "predictor.json"
     artifacts.write_json(file, artifacts.read_json(file, PredictorRecord).model_copy(update={"default": winner}))
-    history = histories(copied, prompts_of(copied))["request"]
-    new = prompts_from(history.prompts.table, texts(4), None)
+    history = histories(copied, features_of(copied))["request"]
+    new = features_from(history.prompts.table, texts(4), None)
     expected = PREDICTORS[winner](history, 0).predict(new)
     assert np.allclose(trained(copied, history).predict(new), expected, atol=1e-5)
 
 
 def test_a_predictor_of_another_profile_is_not_used(copied: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     train(copied)
-    history = histories(copied, prompts_of(copied))["request"]
+    history = histories(copied, features_of(copied))["request"]
     fits = []
     fit = ridge.fit
     monkeypatch.setattr(ridge, "fit", lambda *arguments: (fits.append(1), fit(*arguments))[1])
@@ -137,10 +137,10 @@ def test_a_profile_without_vectors_carries_no_predictor(copied: Profile, model: 
     assert train(bare) is None
     assert not (copied.path / "predictor.json").exists()
     with pytest.raises(UsageError, match="holds no prompt vectors"):
-        prompts_of(bare)
+        features_of(bare)
     with pytest.raises(UsageError, match="need the texts of the profile's 60 prompts"):
-        prompts_of(bare, str(model), PromptSet("memory", "prompt", texts(59)))
-    found = prompts_of(bare, str(model), PromptSet("memory", "prompt", texts()))
+        features_of(bare, str(model), PromptSet("memory", "prompt", texts(59)))
+    found = features_of(bare, str(model), PromptSet("memory", "prompt", texts()))
     assert np.array_equal(found.vectors, copied.arrays["prompt_vectors"])
     assert np.array_equal(found.bags.tokens, copied.arrays["bag_tokens"])
 
@@ -182,7 +182,7 @@ def test_evaluation_on_the_command_line(copied: Profile, tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "Give one of --prompt TEXT"),
         (("--prompt", "x", "--evaluate"), "Give one of --prompt TEXT"),
@@ -192,9 +192,9 @@ def test_evaluation_on_the_command_line(copied: Profile, tmp_path: Path, capsys:
     ],
 )
 def test_what_cannot_be_predicted_is_said(
-    copied: Profile, model: Path, arguments: tuple[str, ...], said: str, capsys: Any, monkeypatch: Any
+    copied: Profile, model: Path, arguments: tuple[str, ...], message: str, capsys: Any, monkeypatch: Any
 ) -> None:
     words = [str(model) if a == "MODEL" else a for a in arguments]
     code, document = remoe(capsys, monkeypatch, "predict", str(copied.path), *words)
     assert code == 2
-    assert said in document["error"]["message"]
+    assert message in document["error"]["message"]

@@ -1,4 +1,4 @@
-"""The tree of similar prompts: where every prompt is, what a search finds, and what a wrong file is told."""
+"""The tree of similar prompts: where every prompt is, what a search finds, and how a wrong file is refused."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def damaged(name: str, at: int, value: int) -> Callable[[dict[str, npt.NDArray[A
         (damaged("first", 0, 0), "node 0 and its children disagree"),  # a search would never end
         (lambda arrays: (damaged("forks", 0, 1)(arrays), damaged("first", 0, 0)(arrays)), "disagree"),  # the root as its own child
         (damaged("stop", 1, 2), "disagree"),
-        (damaged("forks", 0, 0), "hang together"),
+        (damaged("forks", 0, 0), "not connected"),
     ],
 )
 def test_a_tree_that_does_not_fit_is_refused(damage: Callable[[dict[str, npt.NDArray[Any]]], object], why: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, ROOFLINE, fit, fit_linear, quota
-from remoe_cli.profile.latency_record import Curve, Exponential, Physical, Point, Quota, Roofline
+from remoe_cli.profile.latency_record import CpuQuota, Curve, Exponential, MeasuredPoint, Physical, Roofline
 
 TOKENS, VCPUS = (1, 4, 16, 64, 256), (0.07, 0.2, 0.5, 1.0)
 PERIOD_S = 0.02
@@ -18,16 +18,16 @@ TRUTHS: tuple[Curve, ...] = (
     Exponential(th1_s=0.01, th2=4.0, th3_s=0.001, per_token=0.05),
     Physical(overhead_s=1e-4, weights_s=3e-4, per_token_s=2e-5),
     Roofline(overhead_s=1e-4, weights_s=3e-4, per_token_s=2e-5, saturation_vcpus=0.5),
-    Quota(fixed_s=4e-4, per_token_s=1.4e-5, period_s=PERIOD_S),
+    CpuQuota(fixed_s=4e-4, per_token_s=1.4e-5, period_s=PERIOD_S),
 )
 
 
 def measured(
     curve: Curve, noise: float, seed: int = 0, tokens: Sequence[int] = TOKENS, vcpus: Sequence[float] = VCPUS
-) -> tuple[Point, ...]:
+) -> tuple[MeasuredPoint, ...]:
     random = np.random.default_rng(seed)
     return tuple(
-        Point(tokens=n, vcpus=v, seconds=float(curve.seconds(n, v) * np.exp(noise * random.standard_normal())))
+        MeasuredPoint(tokens=n, vcpus=v, seconds=float(curve.seconds(n, v) * np.exp(noise * random.standard_normal())))
         for n, v in itertools.product(tokens, vcpus)
     )
 
@@ -81,8 +81,8 @@ def test_the_held_out_error_is_that_of_leaving_each_point_out() -> None:
 
 def test_a_few_points_that_are_missed_by_far_count() -> None:
     """A form that is right in the median and wrong by ten times where a small share makes calls slow is not kept."""
-    truth = Quota(fixed_s=4e-4, per_token_s=1e-6, period_s=PERIOD_S)
-    slow = Point(tokens=8192, vcpus=0.07, seconds=float(truth.seconds(8192, 0.07)))
+    truth = CpuQuota(fixed_s=4e-4, per_token_s=1e-6, period_s=PERIOD_S)
+    slow = MeasuredPoint(tokens=8192, vcpus=0.07, seconds=float(truth.seconds(8192, 0.07)))
     assert slow.seconds > 0.08
     points = (*measured(truth, noise=0.02), slow)
     assert fit(points, FORMS).curve.form == "quota"
@@ -90,7 +90,7 @@ def test_a_few_points_that_are_missed_by_far_count() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_is_negative_even_where_that_would_fit_better(form: object) -> None:
-    falling = [Point(tokens=n, vcpus=v, seconds=1e-3 * v / n) for n in TOKENS for v in VCPUS]
+    falling = [MeasuredPoint(tokens=n, vcpus=v, seconds=1e-3 * v / n) for n in TOKENS for v in VCPUS]
     curve = fit(falling, [form]).curve  # type: ignore[list-item]
     assert min(value for name, value in curve.model_dump().items() if name != "form") >= 0
     assert np.isfinite(curve.seconds(np.array(TOKENS), 0.5)).all()
@@ -102,7 +102,7 @@ def test_the_same_points_give_the_same_bytes() -> None:
 
 
 def test_one_share_alone_can_be_fitted() -> None:
-    truth = Quota(fixed_s=4e-4, per_token_s=1.4e-5, period_s=PERIOD_S)
+    truth = CpuQuota(fixed_s=4e-4, per_token_s=1.4e-5, period_s=PERIOD_S)
     timing = fit(measured(truth, noise=0.02, vcpus=(1.0,)), FORMS)
     assert timing.held_out_error is not None and timing.held_out_error < 0.1
     assert fit(timing.points, [quota(PERIOD_S)]).seconds(512, 0.1) == pytest.approx(float(truth.seconds(512, 0.1)), rel=0.1)
@@ -130,13 +130,13 @@ def simulated_s(work_s: float, share: float, phase: float) -> float:
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.7, 1.0])
 @pytest.mark.parametrize("work_s", [1e-4, 9e-4, 2.5e-3, 7e-3, 0.03, 0.1234])
 def test_a_quotas_mean_wait_is_that_of_a_simulation(work_s: float, share: float) -> None:
-    curve = Quota(fixed_s=work_s, per_token_s=0.0, period_s=PERIOD_S)
+    curve = CpuQuota(fixed_s=work_s, per_token_s=0.0, period_s=PERIOD_S)
     mean = np.mean([simulated_s(work_s, share, (i + 0.5) / 4000) for i in range(4000)])
     assert float(curve.seconds(1, share)) == pytest.approx(float(mean), rel=2e-3)
 
 
 def test_under_a_quota_the_wait_depends_on_the_whole_call() -> None:
-    curve = Quota(fixed_s=1e-3, per_token_s=1e-5, period_s=PERIOD_S)
+    curve = CpuQuota(fixed_s=1e-3, per_token_s=1e-5, period_s=PERIOD_S)
     one = float(curve.seconds(1, 0.1))
     assert one == pytest.approx(1.01e-3)  # not slowed: the quota is 2 ms
     together = float(curve.elapsed_s(8 * curve.work_s(1, 0.1), 0.1))

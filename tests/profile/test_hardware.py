@@ -124,7 +124,7 @@ def test_without_a_gpu_the_cpu_does_it_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("vcpus = 4.0", "vcpus = 0.0", "main.vcpus"),
         ("flop_per_s = 70e12", "flop_per_s = inf", "gpu.flop_per_s"),
@@ -137,13 +137,13 @@ def test_without_a_gpu_the_cpu_does_it_all(tmp_path: Path) -> None:
         ("[main]", "[main", "not TOML"),
     ],
 )
-def test_what_is_wrong_is_named(old: str, new: str, said: str, tmp_path: Path) -> None:
+def test_what_is_wrong_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
     assert old in G5
     path = tmp_path / "mine.toml"
     path.write_text(G5.replace(old, new, 1))
     with pytest.raises(UsageError) as raised:
         latency_from(str(path), SIZES["small"])
-    assert said in raised.value.message and str(path) in raised.value.message
+    assert message in raised.value.message and str(path) in raised.value.message
 
 
 def test_unknown_names_and_paths(tmp_path: Path) -> None:

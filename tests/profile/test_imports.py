@@ -157,6 +157,13 @@ def test_prompts_give_texts_lengths_and_the_phase(files: dict[str, Path], tmp_pa
         import_routing(files["counts.npz"], SPEC, prompts=prompts(tmp_path, 2))
 
 
+def test_prompts_in_an_array_state_their_lengths_too(files: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"conversations": [{"from": "human", "value": "a"}], "n_prompt_tokens": n} for n in (5, 8, 9)]
+    made.write_lines(tmp_path / "prompts.json", [rows])
+    with pytest.raises(UsageError, match="and its prompt states"):
+        import_routing(files["counts.npz"], SPEC, prompts=read_prompts(str(tmp_path / "prompts.json")))
+
+
 def several_models() -> str:
     """Tables of two models and two modes, as published: a model column, k, and all tokens of the group in `tokens`."""
     parts = []
@@ -227,8 +234,8 @@ CAVEATS = {
 def test_a_plan_from_one_phase_says_so_and_is_verified(phase: Any, model: Path, tmp_path: Path) -> None:
     lengths = (400, 300, 350)
     np.savez(tmp_path / "x.npz", counts=made.count(made.make_ids(lengths), lengths))
-    said = prompts(tmp_path, n_decode_tokens=list(lengths)) if phase == "decode" else None
-    profile = import_profile(str(model), tmp_path / "x.npz", tmp_path / "p", latency=made.latency(tmp_path), prompts=said)
+    texts = prompts(tmp_path, n_decode_tokens=list(lengths)) if phase == "decode" else None
+    profile = import_profile(str(model), tmp_path / "x.npz", tmp_path / "p", latency=made.latency(tmp_path), prompts=texts)
     plan = plan_of(profile, tiny_catalog(), remote_share=0.5)
     assert verify(plan, profile, tiny_catalog()) == ()
     for sentence in CAVEATS[phase]:

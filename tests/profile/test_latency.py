@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from remoe_cli import limits
+from remoe_cli import cages
 from remoe_cli.errors import ModelError
 from remoe_cli.model.experts import attach, expert_layers
 from remoe_cli.profile import function_latency, function_timing, latency
-from remoe_cli.profile.latency_record import Latency, Point, Quota
+from remoe_cli.profile.latency_record import CpuQuota, Latency, MeasuredPoint
 from tests.support.families import EXPERTS, build
 from tests.support.synthetic import inverse
 
@@ -44,7 +44,7 @@ def test_everything_measured_is_positive_and_finite(measured: Latency) -> None:
     assert Latency.model_validate_json(measured.model_dump_json()) == measured
 
 
-def test_experts_are_timed_over_tokens_and_vcpus(measured: Latency, probed: limits.Mechanism) -> None:
+def test_experts_are_timed_over_tokens_and_vcpus(measured: Latency, probed: cages.Mechanism) -> None:
     local = {(p.tokens, p.vcpus) for p in measured.local_expert.points}
     assert local == {(n, v) for n in (1, 4, 16, 64, 256) for v in latency._thread_counts()}
     assert 1 in latency._thread_counts() and os.cpu_count() in latency._thread_counts()
@@ -97,12 +97,12 @@ def test_time_goes_to_the_layer_that_takes_it() -> None:
     assert all(not module._forward_pre_hooks for module in model.model.layers)
 
 
-def test_no_group_of_the_measurement_is_left(measured: Latency, probed: limits.Mechanism) -> None:
+def test_no_group_of_the_measurement_is_left(measured: Latency, probed: cages.Mechanism) -> None:
     assert not [group for root in probed.groups for group in root.parent.glob(f"remoe-profile-{os.getpid()}*")]
 
 
 @pytest.mark.alone
-def test_a_small_share_really_slows_long_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, probed: limits.Mechanism) -> None:
+def test_a_small_share_really_slows_long_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, probed: cages.Mechanism) -> None:
     if probed.cpu_root is None:
         pytest.skip("nobody may set a CPU quota here")
     monkeypatch.setattr(function_latency, "_TOKENS", (20_000,))
@@ -113,30 +113,30 @@ def test_a_small_share_really_slows_long_calls(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_without_a_quota_the_curve_computes_what_one_would_do(monkeypatch: pytest.MonkeyPatch, measured: Latency) -> None:
-    monkeypatch.setattr(limits, "probe", lambda label: limits.rlimit_only())
+    monkeypatch.setattr(cages, "probe", lambda label: cages.rlimit_only())
     timing = function_latency.function_expert(expert_layers(build("qwen3_moe", torch.bfloat16)))
     assert {point.vcpus for point in timing.points} == {1.0}
-    assert isinstance(timing.curve, Quota) and set(timing.errors) == {"quota"}
-    said = measured.model_copy(update={"remote_expert": timing}).warnings
-    assert any("No CPU quota" in sentence for sentence in said)
+    assert isinstance(timing.curve, CpuQuota) and set(timing.errors) == {"quota"}
+    warnings = measured.model_copy(update={"remote_expert": timing}).warnings
+    assert any("No CPU quota" in sentence for sentence in warnings)
 
 
 def test_warnings_name_what_cannot_be_trusted(measured: Latency) -> None:
-    sound = inverse(1e-3, 1e-4, 1).model_copy(update={"held_out_error": 0.15, "points": (Point(tokens=1, vcpus=0.5, seconds=1.0),)})
+    sound = inverse(1e-3, 1e-4, 1).model_copy(update={"held_out_error": 0.15, "points": (MeasuredPoint(tokens=1, vcpus=0.5, seconds=1.0),)})
     poor = sound.model_copy(update={"held_out_error": 0.1501})
     both = measured.model_copy(update={"local_expert": sound, "remote_expert": sound, "nonexpert_layers": None})
     assert both.warnings == ()
-    (said,) = both.model_copy(update={"local_expert": poor}).warnings
-    assert "main process" in said and "15%" in said and "physical" in said
-    (said,) = both.model_copy(update={"remote_expert": poor}).warnings
-    assert "the function" in said
+    (warning,) = both.model_copy(update={"local_expert": poor}).warnings
+    assert "main function" in warning and "15%" in warning and "physical" in warning
+    (warning,) = both.model_copy(update={"remote_expert": poor}).warnings
+    assert "expert function" in warning
     assert measured.nonexpert_layers is not None
-    (said,) = both.model_copy(update={"nonexpert_layers": measured.nonexpert_layers.model_copy(update={"spread": 2.0})}).warnings
-    assert "2.0 times" in said and "quiet machine" in said
+    (warning,) = both.model_copy(update={"nonexpert_layers": measured.nonexpert_layers.model_copy(update={"spread": 2.0})}).warnings
+    assert "2.0 times" in warning and "quiet machine" in warning
 
 
 def test_a_function_that_cannot_be_timed_is_one_sentence() -> None:
-    with pytest.raises(ModelError, match=r"cannot be timed: .*No such file"):
+    with pytest.raises(ModelError, match=r"cannot be measured: .*No such file"):
         list(function_latency._points([Path("nowhere.safetensors")]))
 
 

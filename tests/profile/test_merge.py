@@ -77,7 +77,7 @@ def test_the_first_shards_latencies_are_kept(shards: list[Path], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("choose", "said"),
+    ("choose", "message"),
     [
         (lambda s, w: [s[0], s[2]], "Shard 2 of 3 is missing"),
         (lambda s, w: [s[0], s[1]], "Shard 3 of 3 is missing"),
@@ -86,24 +86,26 @@ def test_the_first_shards_latencies_are_kept(shards: list[Path], tmp_path: Path)
     ],
 )
 def test_what_is_not_all_shards_once_is_refused(
-    shards: list[Path], whole: Profile, choose: Callable[[list[Path], Path], list[Path]], said: str, tmp_path: Path
+    shards: list[Path], whole: Profile, choose: Callable[[list[Path], Path], list[Path]], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         merge(choose(shards, whole.path), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "difference"),
     [
         ({"prompts": PromptSet("memory", "prompt", (*MANY.texts[:-1], "w1 w2"))}, "dataset"),
         ({"max_new_tokens": 3}, "settings"),
         ({"shard": (2, 4)}, "number of shards"),
     ],
 )
-def test_shards_of_another_run_are_refused(model: Path, shards: list[Path], changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_shards_of_another_run_are_refused(
+    model: Path, shards: list[Path], changes: dict[str, Any], difference: str, tmp_path: Path
+) -> None:
     run(model, tmp_path / "other", **(OPTIONS | {"shard": (2, SHARDS)} | changes))
-    with pytest.raises(UsageError, match=f"different runs: they differ in their {said}"):
+    with pytest.raises(UsageError, match=rf"different runs\. They differ in: {difference}"):
         merge([shards[0], tmp_path / "other", shards[2]], tmp_path / "merged")
 
 
@@ -114,7 +116,7 @@ def test_a_shard_of_another_model_is_refused(model: Path, shards: list[Path], tm
     config = json.loads((other / "config.json").read_text()) | {"rms_norm_eps": 1e-5}
     (other / "config.json").write_text(json.dumps(config))
     run(other, tmp_path / "other", **OPTIONS, shard=(2, SHARDS))
-    with pytest.raises(UsageError, match="different runs: they differ in their model"):
+    with pytest.raises(UsageError, match=r"different runs\. They differ in: model"):
         merge([shards[0], tmp_path / "other", shards[2]], tmp_path / "merged")
 
 
@@ -131,7 +133,7 @@ def test_shards_that_cut_the_prompts_in_another_way_are_refused(shards: list[Pat
     moved = {name: array.copy() for name, array in second.arrays.items()}
     moved["prompt_index"] += 1
     write_profile(tmp_path / "moved", second.record, moved)
-    with pytest.raises(ArtifactError, match="do not hold every prompt once"):
+    with pytest.raises(ArtifactError, match="do not hold each prompt once"):
         merge([shards[0], tmp_path / "moved", shards[2]], tmp_path / "merged")
 
 
@@ -150,9 +152,9 @@ def test_a_shard_is_not_written_over(shards: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shard", "said"), [((0, 2), "no shard 0 of 2"), ((3, 2), "no shard 3 of 2"), ((1, 31), "cannot be cut into 31 shards")]
+    ("shard", "message"), [((0, 2), "no shard 0 of 2"), ((3, 2), "no shard 3 of 2"), ((1, 31), "cannot be cut into 31 shards")]
 )
-def test_shards_that_there_cannot_be(model: Path, shard: tuple[int, int], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_shards_that_there_cannot_be(model: Path, shard: tuple[int, int], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
         run(model, tmp_path / "out", **OPTIONS, shard=shard)
     assert not (tmp_path / "out").exists()

@@ -66,7 +66,7 @@ def test_layers_without_routing_and_prompts_without_vectors(tmp_path: Path) -> N
 def test_an_older_schema_is_refused(tmp_path: Path) -> None:
     profile = synthetic_profile(tmp_path)
     artifacts.write_json(tmp_path / "profile.json", profile.record.model_copy(update={"schema_version": "remoe.profile/1"}))
-    with pytest.raises(ArtifactError, match=r"schema 'remoe.profile/1', but this remoe reads 'remoe.profile/3'"):
+    with pytest.raises(ArtifactError, match=r"schema 'remoe.profile/1', and this version of remoe reads 'remoe.profile/3'"):
         read_profile(tmp_path)
 
 
@@ -101,13 +101,13 @@ WRONG: dict[str, tuple[Callable[[Arrays], Arrays], RoutingRef, str]] = {
     "uneven import": (
         lambda a: a | {"prefill_counts": a["prefill_counts"] * np.arange(2)[None, :, None].astype(np.int32)},
         IMPORTED.model_copy(update={"phases": ("prefill", "decode")}),
-        "prefill_counts differ in their sums over layers",
+        "the sums of prefill_counts differ between layers",
     ),
-    "expert": (put("trace_ids", 5, 4), RoutingRef(), "trace_ids hold no experts"),
+    "expert": (put("trace_ids", 5, 4), RoutingRef(), "trace_ids holds ids that are not experts"),
     "traced layer": (
         lambda a: without(a, layer=0) | {"trace_ids": a["trace_ids"]},
         IMPORTED.model_copy(update={"layers": (2,), "phases": ("prefill", "decode")}),
-        "trace_ids hold no experts",
+        "trace_ids holds ids that are not experts",
     ),
     "prompt": (put("trace_prompt", 0, 20), RoutingRef(), "trace_prompt names prompts"),
     "bags": (lambda a: a | BAGS, RoutingRef(), ""),

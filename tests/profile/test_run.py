@@ -161,8 +161,9 @@ def test_latencies_are_measured_when_first_needed_and_then_kept(model: Path, tmp
     made = run(model, tmp_path, second, latency=None)
     assert made.record.latency.model_dump(mode="json") == kept
     assert (kept["source"], kept["load_s"] > 0, kept["nonexpert_decode_s"] > 0) == ("measured", True, True)
-    assert first.titles == [f"Loading {model}", "Measuring how long things take on this machine", "Profiling prompts"]
-    assert second.titles == [f"Loading {model}", "Profiling prompts", "Writing the profile"]
+    load, profiling = f"Loading {model}", "Profiling prompts"
+    assert first.titles == ["Checking the prompts", load, "Measuring how long things take on this machine", profiling]
+    assert second.titles == ["Checking the prompts", load, profiling, "Writing the profile"]
 
 
 def test_progress_is_reported_within_a_batch(whole: Made, model: Path, tmp_path: Path) -> None:
@@ -381,7 +382,7 @@ def _add(phase: str, amount: int) -> Callable[[dict[str, Any]], object]:
         (_add("decode_counts", 1), "decode_counts do not fit decode tokens"),
         (_add("decode_counts", -99), "decode_counts do not fit decode tokens"),
         (lambda a: a.update(prefill_counts=a["prefill_counts"][:, :, :7]), r"prefill_counts has shape \(7, 2, 7\)"),
-        (lambda a: a.update(decode_tokens=a["decode_tokens"][:6]), r"decode_tokens has shape \(6,\), the profile needs \(7,\)"),
+        (lambda a: a.update(decode_tokens=a["decode_tokens"][:6]), r"decode_tokens has shape \(6,\), and \(7,\)"),
         (lambda a: a.update(prompt_vectors=a["prompt_vectors"][:6]), "prompt_vectors has shape"),
         (lambda a: a.update(trace_ids=a["trace_ids"][:, :1]), "trace_ids has shape"),
         (lambda a: a.pop("trace_prompt"), "has shape"),
@@ -407,7 +408,7 @@ def test_a_profile_of_another_schema_or_with_a_broken_field_is_refused(whole: Ma
     folder = copy_of(whole[0], tmp_path / "copy")
     record = json.loads((folder / "profile.json").read_text())
     artifacts.write_json(folder / "profile.json", record | {"schema_version": "remoe.profile/0"})
-    with pytest.raises(ArtifactError, match=r"has schema 'remoe\.profile/0'"):
+    with pytest.raises(ArtifactError, match=r"has the schema 'remoe\.profile/0'"):
         read_profile(folder)
     record["latency"]["local_expert"]["fixed_s"] = "fast"
     artifacts.write_json(folder / "profile.json", record)

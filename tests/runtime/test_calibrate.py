@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from remoe_cli.cages import Mechanism
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig
 from remoe_cli.errors import DeployError, InvokeError
-from remoe_cli.limits import Mechanism
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.shards import write_shard
 from remoe_cli.package.bundle import HANDLER, function_zip

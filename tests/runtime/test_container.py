@@ -27,14 +27,14 @@ from remoe_cli.artifacts import read_json, sha256_file, write_json
 from remoe_cli.deploy import main_files
 from remoe_cli.deploy.aws import names
 from remoe_cli.errors import ArtifactError, DeployError, RemoeError, UsageError
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.package.image import write_context
 from remoe_cli.package.partial_checkpoint import MANIFEST, MainManifest, seal
 from remoe_cli.plan.document import Source
 from remoe_cli.runtime import client, fetch, server
 from remoe_cli.runtime.main_function import MainFunction, load_packaged
-from remoe_cli.runtime.server import Limits, make_app
+from remoe_cli.runtime.server import TimeLimits, make_app
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
 from tests.support.sagemaker_front import ENDPOINT, sagemaker
 
@@ -305,14 +305,14 @@ def test_what_cannot_be_fetched_is_named(stored: Stored, tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def loaded(stored: Stored) -> MainFunction:
-    return load_packaged(str(stored.share / MANIFEST), None)
+    return load_packaged(str(stored.share / MANIFEST))
 
 
 def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored: Stored) -> None:
     loading: Future[MainFunction] = Future()
     loading.set_result(loaded)
     with ThreadPoolExecutor(1) as model_thread:
-        app = make_app(loading, model_thread, threading.Event(), Limits(whole_s=0.4, streamed_s=0.8))
+        app = make_app(loading, model_thread, threading.Event(), TimeLimits(whole_s=0.4, streamed_s=0.8))
 
         async def send(document: Any) -> httpx.Response:
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app", timeout=60) as http:

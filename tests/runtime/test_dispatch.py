@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expe
 from remoe_cli.model.spec import read_spec
 from remoe_cli.runtime import engine
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction, divide
+from remoe_cli.runtime.invoke import make_client
 from tests.support.endpoint import Endpoint, ok, report
 from tests.support.families import build, save
 from tests.support.harness import InProcessExperts, greedy, logits
@@ -135,7 +137,7 @@ def test_all_functions_of_a_layer_compute_while_local_experts_do(tmp_path: Path,
     with Answering(whole, hold) as endpoint:
         expected = logits(whole)
         monkeypatch.setattr(experts, "run_expert", run_local)
-        split = engine.start_engine(checkpoint, read_spec(checkpoint), functions, endpoint.url)
+        split = engine.start_engine(checkpoint, read_spec(checkpoint), functions, partial(make_client, endpoint.url))
         assert (logits(split.model) - expected).abs().max() < 1e-4
         assert split.dispatcher.client.meta.config.max_pool_connections == 3
         split.dispatcher.pool.shutdown()

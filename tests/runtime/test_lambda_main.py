@@ -20,9 +20,11 @@ import pytest
 from awslambdaric.lambda_context import LambdaContext
 
 from remoe_cli.deploy import main_files
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.deploy.local.config import TwinConfig
+from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import DeployError, InvokeError, RemoeError, UsageError
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.package.partial_checkpoint import MANIFEST
@@ -37,6 +39,7 @@ LAYERS = (
     LayerPlan(layer=1, remote=(1, 3, 4, 6), memory_mb=1769, replicas=1),
 )
 IDLE_S = 2.0
+HERE = target.LocalTarget(SILENT)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Deployed:
     status: dict[str, Any]
 
     def ask(self, new_tokens: int = 16, on_text: Callable[[str], None] = lambda text: None, **more: Any) -> dict[str, Any]:
-        return client.answer(target.reach("l"), PROMPT, new_tokens, on_text, **more)
+        return client.answer(HERE.main_address("l"), PROMPT, new_tokens, on_text, **more)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +61,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         patch.setenv("REMOE_STATE_DIR", str(folder / "state"))
         patch.setattr(target, "read_inputs", lambda path: (plan, made.profile, made.catalog))
         patch.setattr(target, "TwinConfig", functools.partial(TwinConfig, idle_ttl_s=IDLE_S))
-        quiet: dict[str, Any] = {"say": lambda text: None, "progress": lambda done, total: None}
-        status = target.deploy(made.plan_path, "l", rtt_ms=0, endpoint=Endpoint.aws_lambda, **quiet)
+        status = HERE.deploy(made.plan_path, "l", DeployOptions(endpoint=Endpoint.aws_lambda))
         try:
             yield Deployed(made, status)
         finally:
@@ -153,12 +155,11 @@ def test_a_main_function_that_fails_is_one_clear_sentence(reply: endpoints.Reply
 def test_functions_only_and_the_main_function_on_ones_own_machine(deployed: Deployed) -> None:
     """The server needs this process's main thread, so the questions come from another."""
     made = deployed.made
-    quiet: dict[str, Any] = {"say": lambda text: None, "progress": lambda done, total: None}
-    status = target.deploy(made.plan_path, "n", rtt_ms=0, endpoint=Endpoint.none, **quiet)
+    status = HERE.deploy(made.plan_path, "n", DeployOptions(endpoint=Endpoint.none))
     try:
         assert status["main"] is None and len(status["functions"]) == 3
         with pytest.raises(DeployError, match="'n' has functions only") as raised:
-            target.reach("n")
+            HERE.main_address("n")
         assert "remoe serve n" in raised.value.hint
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
@@ -176,13 +177,13 @@ def test_functions_only_and_the_main_function_on_ones_own_machine(deployed: Depl
 
         with ThreadPoolExecutor(1) as other:
             asked = other.submit(ask)
-            target.serve("n", "127.0.0.1", port, lambda text: None)
+            HERE.serve("n", "127.0.0.1", port)
             answer = asked.result()
         assert answer["token_ids"] == made.tokens() and len(answer["receipt"]["functions"]) == 3
     finally:
         lifecycle.destroy("n")
     with pytest.raises(UsageError, match="no SageMaker endpoint"):
-        target.deploy(made.plan_path, "n", rtt_ms=0, endpoint=Endpoint.sagemaker, **quiet)
+        HERE.deploy(made.plan_path, "n", DeployOptions(endpoint=Endpoint.sagemaker))
 
 
 def _context(remaining_s: float) -> LambdaContext:

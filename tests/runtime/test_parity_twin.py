@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from remoe_cli.cages import Mechanism
 from remoe_cli.deploy.local.config import FunctionConfig
 from remoe_cli.function.codec import unpack
-from remoe_cli.limits import Mechanism
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_experts
 from remoe_cli.model.loader import load

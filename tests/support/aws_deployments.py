@@ -13,8 +13,8 @@ from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.storage import Object, object_of
 from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.deploy.progress import unseen
 from remoe_cli.plan.document import LayerPlan, MainSpec, Plan
 from tests.support import aws_account as aws
 from tests.support.synthetic import plan_by_hand
@@ -56,13 +56,12 @@ def _zip() -> bytes:
 
 
 def deploy(account: Account, name: str, plan: Plan, endpoint: Endpoint = Endpoint.none, *more: Object, **how: Any) -> dict[str, Any]:
-    how = {"say": lambda _: None, "progress": unseen, "agree": lambda review: True} | how
     templates, objects = made(name, plan, endpoint)
-    return deployment.apply(account, name, templates, [*objects, *more], **how)
+    return deployment.apply(account, name, templates, [*objects, *more], replace(SILENT, **how))
 
 
 def destroy(account: Account, name: str) -> dict[str, Any]:
-    return deployment.destroy(account, name, say=lambda _: None, progress=unseen, agree=lambda question: True)
+    return deployment.destroy(account, name, SILENT)
 
 
 def stands(account: Account, name: str) -> dict[str, Any]:

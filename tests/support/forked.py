@@ -58,10 +58,10 @@ def complete(work: Callable[..., object], *arguments: Any, timeout: float = 280)
 
 def remoe(*arguments: str, timeout: float = 280, **environment: str) -> CompletedProcess[str]:
     """The command `remoe ARGUMENTS`."""
-    return complete(_command, arguments, environment, timeout=timeout)
+    return complete(command, arguments, environment, timeout=timeout)
 
 
-def _command(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+def command(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
     from remoe_cli.cli.app import main
 
     os.environ.update(environment)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from remoe_cli import limits
+from remoe_cli import cages
 from remoe_cli.deploy.local.config import FunctionConfig
 from tests.support.twin import Running, run_twin
 
@@ -61,7 +61,7 @@ def spin(event, context):
 """
 
 
-def server(folder: Path, probed: limits.Mechanism, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def server(folder: Path, probed: cages.Mechanism, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Serves a handler of HANDLERS, or of any module in `folder`/code, from a process whose own secrets it must not see."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "parents-secret")
     monkeypatch.setenv("HF_TOKEN", "parents-token")
@@ -73,10 +73,10 @@ def server(folder: Path, probed: limits.Mechanism, monkeypatch: pytest.MonkeyPat
 @contextmanager
 def _serve(
     folder: Path,
-    probed: limits.Mechanism,
+    probed: cages.Mechanism,
     handler: str,
     *,
-    mechanism: limits.Mechanism | None = None,
+    mechanism: cages.Mechanism | None = None,
     init_limit_s: float = 10.0,
     rtt_ms: float = 0.0,
     idle_ttl_s: float = 300.0,

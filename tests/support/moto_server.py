@@ -7,6 +7,7 @@ What moto 5.2 lacks, and what is put in its place here:
 - A second change set of a stack in review makes a second stack of that name; executing one changes neither the stack's tags, nor its
   outputs, nor does it name the change set or drop the others.
 - A stack that cannot be deleted is an error of the call, and does not fail; RetainResources are not known.
+- A function runs in Docker. Here the local twin runs it (moto_functions.py).
 - AWS::Lambda::Alias is not known, a version has no number and is never deleted, an endpoint has not its name, and a nested stack's physical
   id is not its ARN.
 - S3 does not hold what it is sent against its checksum, nor list the checksums of parts.
@@ -29,7 +30,7 @@ from contextlib import suppress
 from typing import Any
 
 from moto.awslambda.exceptions import UnknownFunctionException
-from moto.awslambda.models import LambdaVersion, lambda_backends
+from moto.awslambda.models import LambdaFunction, LambdaVersion, lambda_backends
 from moto.cloudformation import models as cloudformation
 from moto.cloudformation.exceptions import AlreadyExistsException, CloudFormationError, ValidationError
 from moto.cloudformation.models import ChangeSet, CloudFormationBackend, Stack
@@ -44,6 +45,8 @@ from moto.s3.models import s3_backends
 from moto.s3.responses import S3Response
 from moto.sagemaker.models import FakeEndpoint
 from moto.server import ThreadedMotoServer
+
+from tests.support import moto_functions
 
 PAUSE_S = 0.002  # before each resource
 # A stack of this name makes one resource, then waits until there is a bucket of the other.
@@ -361,8 +364,11 @@ def main() -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    moto_functions.serve(f"http://{host}:{port}")
+    LambdaFunction.invoke = moto_functions.invoke  # type: ignore[method-assign]
     print(f"http://{host}:{port}", flush=True)
     sys.stdin.read()
+    moto_functions.close()
     os._exit(0)
 
 

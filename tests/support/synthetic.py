@@ -15,7 +15,7 @@ from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.profile.latency_record import InvocationTiming, Latency, Linear, Physical, Quantiles, Timing
-from remoe_cli.profile.record import DatasetRef, ModelRef, Profile, ProfileRecord, Settings, write_profile
+from remoe_cli.profile.record import DatasetRef, ModelRef, Profile, ProfileRecord, RecordingSettings, write_profile
 
 MB = 2**20
 
@@ -93,7 +93,9 @@ def synthetic_profile(
     record = ProfileRecord(
         model=ModelRef(path="synthetic", revision="local:0"),
         dataset=DatasetRef(source="synthetic", field="prompt", prompts=prompts, sha256="0" * 64),
-        settings=Settings(max_new_tokens=decode_tokens + 1, max_prompt_tokens=512, batch_size=1, chat_template=False, dtype="bfloat16"),
+        settings=RecordingSettings(
+            max_new_tokens=decode_tokens + 1, max_prompt_tokens=512, batch_size=1, chat_template=False, dtype="bfloat16"
+        ),
         spec=spec,
         latency=latency,
         arrays_sha256="",

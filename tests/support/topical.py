@@ -9,7 +9,7 @@ import torch
 
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.vectors import Bags, EmbeddingTable
-from remoe_cli.predict.history import History, Prompts
+from remoe_cli.predict.history import History, PromptFeatures
 
 VOCABULARY, WIDTH, TOPICS, LAYERS, EXPERTS = 400, 24, 6, 3, 8
 
@@ -37,5 +37,5 @@ def topical(prompts: int, *, seed: int = 0, selections: int = 300, tokens: int =
         *(np.concatenate(parts).astype(np.int32) for parts in ([[len(t)] for t, _ in bags], [t for t, _ in bags], [c for _, c in bags]))
     )
     table = EmbeddingTable(Checkpoint("none", Path(), "local:0"), weight)
-    known = Prompts(table.sums(bag, bag.counts), bag, table)
+    known = PromptFeatures(table.sums(bag, bag.counts), bag, table)
     return History(known, counts / selections, np.full(prompts, selections))

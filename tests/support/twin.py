@@ -14,7 +14,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from remoe_cli import limits
+from remoe_cli import cages
 from remoe_cli.deploy.local import front, processes
 from remoe_cli.deploy.local.config import FunctionConfig, ProcessRef, TwinConfig
 from remoe_cli.deploy.local.instance import Host
@@ -57,7 +57,7 @@ class Running:
 def run_twin(
     functions: Sequence[FunctionConfig],
     logs: Path,
-    mechanism: limits.Mechanism,
+    mechanism: cages.Mechanism,
     *,
     init_limit_s: float = 10.0,
     rtt_ms: float = 0.0,

@@ -1,1 +1,1 @@
-"""The target AWS: one bucket and one CloudFormation stack for each deployment; nothing is kept on this machine."""
+"""The target AWS: each deployment is one bucket and one CloudFormation stack; no state is kept here."""

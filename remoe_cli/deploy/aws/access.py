@@ -1,12 +1,10 @@
-"""Asking a deployment's main function, or running it here: where it is, and what it was told."""
+"""An AWS deployment's main function: its address, its files, and running it on this machine."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import boto3
 from botocore.config import Config
 
 from remoe_cli import artifacts
@@ -14,19 +12,26 @@ from remoe_cli.deploy.aws import names, status
 from remoe_cli.deploy.aws.functions import plan_sha256
 from remoe_cli.deploy.aws.session import Account, plain_errors
 from remoe_cli.deploy.aws.storage import Bucket
+from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.deploy.serve_here import serve_here
 from remoe_cli.errors import ArtifactError, DeployError
+from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.package.partial_checkpoint import MainManifest
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client
+from remoe_cli.runtime.invoke import make_client
 from remoe_cli.settings import cache_dir
 
-# An answer takes as long as it takes, and is paid for: it is waited for, and not asked for again.
-_ANSWER = Config(connect_timeout=10, read_timeout=910, retries={"mode": "standard", "total_max_attempts": 1})
+# An answer may take as long as a function may run, and it is paid for: it is waited for, and not asked for again.
+_ANSWER = Config(connect_timeout=10, read_timeout=MAX_TIMEOUT_S + 10, retries={"mode": "standard", "total_max_attempts": 1})
 
 
-def reach(account: Account, name: str) -> client.MainAddress:
-    """Raises DeployError for an unknown deployment, and for one of functions only."""
+def main_address(account: Account, name: str) -> client.MainAddress:
+    """Return where the main function takes requests.
+
+    Raises: DeployError for an unknown deployment, and for one of functions only.
+    """
     kind = status.stack_state(account, name).outputs.get("EndpointKind")
     with plain_errors():
         match kind:
@@ -38,10 +43,11 @@ def reach(account: Account, name: str) -> client.MainAddress:
 
 
 def deployed_file(account: Account, name: str, file_name: str) -> Path:
-    """A copy of one of the files that the main function was given beside its weights, server.json or plan.json: those of the plan that
-    the stack was made of, which is the one that `status` names.
+    """Copy server.json or plan.json of the deployed plan from the bucket to the cache.
 
-    Raises DeployError for an unknown deployment, ArtifactError when its bucket has no such file.
+    The bucket may hold files of several plans. This returns the file of the plan that the stack was made of, which `status` names.
+
+    Raises: DeployError for an unknown deployment, ArtifactError when its bucket has no such file.
     """
     planned = status.stack_state(account, name).outputs.get("Plan")
     bucket = Bucket(account, names.bucket(name, account.id, account.region))
@@ -57,12 +63,12 @@ def deployed_file(account: Account, name: str, file_name: str) -> Path:
     raise ArtifactError(f"The bucket {bucket.name} has no {file_name} of the plan that is deployed.", "Deploy the plan again.")
 
 
-def serve(account: Account, name: str, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Run the main function of a deployment in this process until it is interrupted, from the model's own checkpoint; it calls the
-    functions with this account's credentials. Raises what `deployed_file`, runtime/main_function.py and runtime/server.py raise."""
-    from remoe_cli.runtime.server import serve_here
+def serve(account: Account, name: str, host: str, port: int, console: Console) -> None:
+    """Run a deployment's main function in this process, from the model's checkpoint, until interrupted.
 
+    It calls the expert functions with the credentials of `account`.
+
+    Raises: what `deployed_file`, runtime/main_function.py and runtime/server.py raise.
+    """
     server_json = deployed_file(account, name, "server.json")
-    # What runtime/invoke.py makes its client of.
-    boto3.DEFAULT_SESSION, os.environ["AWS_REGION"] = account.session, account.region
-    serve_here(name, server_json, None, host, port, say)
+    serve_here(name, server_json, partial(make_client, None, session=account.session), host, port, console)

@@ -1,4 +1,4 @@
-"""AWS's quotas, and the prices that no catalog has, as data (data/aws.toml), each with its source."""
+"""AWS's quotas, and prices that no catalog has, as data with sources (data/aws.toml)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from remoe_cli.provenance import Provenance, check_provenance, read_figures
 class LambdaQuotas(Part):
     """Quotas of Lambda.
 
-    memory_new_account_mb, concurrency_new_account   what an account has until AWS raises it
-    concurrency_unreserved   of `concurrency`, what reservations must leave
+    memory_new_account_mb, concurrency_new_account   what a new account has until AWS raises it
+    concurrency_unreserved   the part of `concurrency` that cannot be reserved
     unpacked_bytes           of a function's zip
     code_storage_bytes       of the zips of all versions of all functions of a region
     environment_bytes        names and values of a function's variables
-    payload_bytes            a synchronous invocation's request, or answer
+    payload_bytes            of a synchronous invocation's request, and of its answer
     storage_least_mb, storage_most_mb   of a function's /tmp; the least is free
     control_calls_per_s      API calls that make or change functions, versions and aliases
     """
@@ -42,7 +42,12 @@ class LambdaQuotas(Part):
 
 
 class StackQuotas(Part):
-    """Quotas of CloudFormation: resources of one template, and of all nested stacks in one operation; stacks of a region."""
+    """Quotas of CloudFormation.
+
+    resources          of one template
+    nested_resources   of all nested stacks in one operation
+    stacks             of a region
+    """
 
     resources: PositiveInt
     nested_resources: PositiveInt
@@ -51,7 +56,12 @@ class StackQuotas(Part):
 
 
 class IamQuotas(Part):
-    """Quotas of IAM: roles of the account, characters of all inline policies of a role, and of a managed policy."""
+    """Quotas of IAM.
+
+    roles                       of an account
+    role_policy_characters      of all inline policies of a role; white space does not count
+    managed_policy_characters   of a managed policy
+    """
 
     roles: PositiveInt
     role_policy_characters: PositiveInt
@@ -59,14 +69,18 @@ class IamQuotas(Part):
 
 
 class EndpointQuotas(Part):
-    """Quotas of a SageMaker endpoint: time for a streamed answer, and for its container to become healthy."""
+    """Quotas of a SageMaker endpoint, in seconds.
+
+    streamed_s   for a streamed answer
+    start_s      until its container is healthy
+    """
 
     streamed_s: PositiveInt
     start_s: PositiveInt
 
 
 class ListPrices(Part):
-    """Prices in USD: a GB of logs written, and kept; a GB of images kept."""
+    """Prices in USD: a GB of logs written, a GB of logs kept, a GB of images kept."""
 
     usd_per_log_gb: PositiveFloat
     usd_per_log_gb_month: PositiveFloat
@@ -74,8 +88,13 @@ class ListPrices(Part):
 
 
 class Estimates(Part):
-    """What Lambda logs of an invocation, what the main function's image takes, how fast a container reads its share of the model, and
-    how much of S3 is read at once."""
+    """Estimates that no quota or price list has.
+
+    log_bytes_per_invocation     what Lambda logs of an invocation
+    ..._image_bytes              size of the main function's image
+    container_read_bytes_per_s   rate at which a container reads its part of the model
+    bytes_per_read               bytes of S3 in one request
+    """
 
     log_bytes_per_invocation: PositiveInt
     lambda_image_bytes: PositiveInt
@@ -102,5 +121,5 @@ class AwsReference(Part):
 
 @cache
 def aws_reference() -> AwsReference:
-    """The file that comes with remoe."""
+    """Read the file that comes with remoe."""
     return read_figures("file of quotas", AwsReference, "aws", "remoe_cli.deploy.aws", "data")

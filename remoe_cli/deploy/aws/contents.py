@@ -1,6 +1,6 @@
-"""What a deployment consists of, as far as templates, quotas and money need it: sizes and digests, no files.
+"""What a deployment consists of: sizes and digests, no files. Templates, quotas and money need these.
 
-`expected` tells it from a plan alone, before anything is packaged; digests are then UNKNOWN, sizes those of the weights.
+`expected` takes them from a plan, before anything is packaged. Digests are UNKNOWN then, and sizes are those of the weights.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from remoe_cli.model.spec import part_name
+from remoe_cli.model.names import function_name
 from remoe_cli.plan.document import Plan
 
 UNKNOWN = "0" * 64
@@ -31,7 +31,7 @@ class ExpertFunction:
 
 @dataclass(frozen=True)
 class Contents:
-    """All functions, their common code (zipped and unpacked size), and the main function's share of the model."""
+    """All expert functions, their common code, and the bytes of the main function's files."""
 
     functions: tuple[ExpertFunction, ...]
     code_bytes: int
@@ -42,12 +42,12 @@ class Contents:
 
     @property
     def known(self) -> bool:
-        """Whether everything has been packaged, so that this can be deployed."""
+        """Return whether everything has been packaged, so that this can be deployed."""
         return UNKNOWN not in (self.code_sha256, self.main_sha256, *(f.shard_sha256 for f in self.functions))
 
 
 def expected(plan: Plan) -> Contents:
-    """The contents of a plan that nothing is packaged of yet."""
+    """Return the contents that a plan will have when it is packaged."""
     functions = tuple(_functions(plan))
     remote = sum(len(f.experts) for f in functions)
     local = plan.model.experts_per_layer * len(plan.layers) - remote
@@ -63,7 +63,7 @@ def _functions(plan: Plan) -> Iterator[ExpertFunction]:
     for layer in plan.layers:
         for number, experts in enumerate(layer.parts):
             yield ExpertFunction(
-                entry=part_name(layer.layer, number, len(layer.parts)),
+                entry=function_name(layer.layer, number, len(layer.parts)),
                 layer=layer.layer,
                 experts=experts,
                 memory_mb=layer.memory_mb,

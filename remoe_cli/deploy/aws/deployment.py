@@ -1,14 +1,14 @@
-"""A deployment on AWS made what it is to be, and made nothing again: its bucket and its stack together.
+"""Create, update and destroy one AWS deployment (bucket and stack).
 
-Whatever interrupts it, the same command goes on where it was: an object in the bucket is known by its digest, and what CloudFormation
-does is asked of CloudFormation. This module does not know plans.
+After an interruption the same command continues where it was: objects in the bucket are known by their digests, and CloudFormation knows
+what it has done. This module does not know plans.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -20,19 +20,8 @@ from remoe_cli.deploy.aws.stack import Change, DesiredStack, Proposal, Stack
 from remoe_cli.deploy.aws.storage import Bucket, Object, object_of
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.aws.tidy import tidy
-from remoe_cli.deploy.progress import Progress
+from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Review:
-    """What the user is asked to agree to."""
-
-    account: Account
-    changes: tuple[Change, ...]
-    upload_bytes: int
 
 
 def apply(
@@ -40,35 +29,37 @@ def apply(
     name: str,
     made: Templates,
     objects: Sequence[Object],
-    *,
-    say: Say,
-    progress: Progress,
-    agree: Callable[[Review], bool],
+    console: Console,
+    explain: Callable[[Sequence[Change]], Overview] = lambda changes: Overview(),
 ) -> dict[str, Any]:
-    """Make a deployment what these templates say, with these objects in its bucket; does nothing if it is that already.
+    """Make a deployment what these templates say, with these objects in its bucket.
 
-    Raises HeldError while somebody else is at work on it, DeployError when it cannot be made and all is as before, PartialDeployError
-    when it is neither as before nor as it should be.
+    It does nothing if the deployment is so already. `explain` gives the overview of the changes that the user is asked to agree to. Returns
+    the status document with the `changes` made.
+
+    Raises: HeldError while somebody else works on it, DeployError when it fails and all is as before, PartialDeployError when it is neither
+    as before nor as it should be.
     """
     with plain_errors():
-        stack, bucket = Stack(account, name, say, progress), Bucket(account, names.bucket(name, account.id, account.region))
+        stack, bucket = Stack(account, name, console), Bucket(account, names.bucket(name, account.id, account.region))
         tags = {names.DEPLOYMENT_TAG: name}
         wanted = DesiredStack(made.root, bucket.url(template.key(made.root)), bool(made.nested), tags)
         state = stack.recover(wanted)
         as_wanted = state is not None and stack.matches(wanted, state)
         templates = tuple(object_of(key, body) for key, body in made.bodies.items())
         needed = {each.key for each in (*templates, *objects)}
-        missing, bucket_tags = bucket.missing((*templates, *objects)), bucket.tags()
+        with console.progress("Comparing with the bucket"):
+            missing, bucket_tags = bucket.missing((*templates, *objects)), bucket.tags()
         if bucket_tags and names.DESTROYER_TAG in bucket_tags:
             raise _destroyed(name, bucket, bucket_tags)
         if state and as_wanted and not missing and bucket_tags == tags:
-            if not (freed_bytes := tidy(stack, bucket, state, needed, say)):
-                say("Nothing to do: all of it stands as the plan says.")
-            return {**status.read(account, name), "changes": [], "freed_bytes": freed_bytes}
+            if not (freed_bytes := tidy(stack, bucket, state, needed, console)):
+                console.say("Nothing to do: the deployment is as the plan says.")
+            return _document(account, name, console, (), freed_bytes)
         if state and state.stands and _is_nested(stack.template(state)) != wanted.nested:
-            takes = "several stacks" if wanted.nested else "one stack"
+            needs, has = ("several stacks", "one") if wanted.nested else ("one stack", "several")
             raise DeployError(
-                f"The plan takes {takes}, unlike what stands, and functions cannot move between stacks.",
+                f"The plan needs {needs}, the deployment has {has}, and functions cannot move between stacks.",
                 f"Deploy it under another --name, or run 'remoe destroy {name} --target aws' first.",
             )
         if bucket_tags != tags:
@@ -82,20 +73,26 @@ def apply(
                 if names.DESTROYER_TAG in (now := bucket.tags() or {}):
                     raise _destroyed(name, bucket, now)
                 rest = [each for each in objects if each in missing or each.key not in there]
-                review = Review(account, proposal.changes if proposal else (), sum(each.size_bytes for each in rest))
-                if not agree(review):
+                changes = proposal.changes if proposal else ()
+                upload_mb = sum(each.size_bytes for each in rest) / 1e6
+                where = f"account {account.id}, {account.region}"
+                if not console.agree(f"Deploy '{name}' to {where}, uploading {upload_mb:,.1f} MB?", explain(changes)):
                     raise DeployError("Nothing was deployed, as you did not agree.", "")
             try:
-                with progress("Uploading", of_bytes=True) as report:
+                with console.progress("Uploading", of_bytes=True) as report:
                     bucket.upload(rest, report)
             except KeyboardInterrupt:
-                say(f"What is uploaded stays. The same command goes on; 'remoe destroy {name} --target aws' removes it.")
+                console.say(f"Uploaded files stay. The same command continues; 'remoe destroy {name} --target aws' removes it.")
                 raise
             if proposal:
                 state = stack.execute(proposal)
-        freed_bytes = tidy(stack, bucket, state, needed, say) if state else 0
-        changes = [asdict(change) for change in review.changes]
-        return {**status.read(account, name), "changes": changes, "freed_bytes": freed_bytes}
+        freed_bytes = tidy(stack, bucket, state, needed, console) if state else 0
+        return _document(account, name, console, changes, freed_bytes)
+
+
+def _document(account: Account, name: str, console: Console, changes: Sequence[Change], freed_bytes: int) -> dict[str, Any]:
+    with console.progress("Reading the status"):
+        return {**status.read(account, name), "changes": [asdict(change) for change in changes], "freed_bytes": freed_bytes}
 
 
 def _is_nested(deployed: Mapping[str, Any]) -> bool:
@@ -104,7 +101,7 @@ def _is_nested(deployed: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _as_it_was(stack: Stack, bucket: Bucket, proposal: Proposal | None, is_new: bool) -> Iterator[None]:
-    """Unless this ends well, leave things as they were found; a bucket that `is_new` goes."""
+    """Withdraw the proposal when the block raises, and remove the bucket if it `is_new`."""
     try:
         yield
     except BaseException:
@@ -117,7 +114,7 @@ def _as_it_was(stack: Stack, bucket: Bucket, proposal: Proposal | None, is_new: 
 
 @contextmanager
 def _unless_destroyed(name: str, bucket: Bucket) -> Iterator[None]:
-    """Where AWS refuses something because somebody destroys the deployment meanwhile, say that."""
+    """Explain a refusal of AWS that comes from somebody who destroys the deployment at this moment."""
     try:
         yield
     except ClientError as error:
@@ -130,41 +127,50 @@ def _unless_destroyed(name: str, bucket: Bucket) -> Iterator[None]:
 def _destroyed(name: str, bucket: Bucket, tags: Mapping[str, str]) -> HeldError:
     return HeldError(
         f"The bucket {bucket.name} is held by {tags.get(names.DESTROYER_TAG, 'somebody')}, who destroys the deployment '{name}'.",
-        f"When that is done, run the command again. If it was interrupted, 'remoe destroy {name} --target aws' goes on with it.",
+        f"When that is done, run the command again. If it was interrupted, 'remoe destroy {name} --target aws' continues it.",
     )
 
 
-def destroy(account: Account, name: str, *, say: Say, progress: Progress, agree: Callable[[str], bool]) -> dict[str, Any]:
-    """Delete the stack, then the bucket with all that is in it; the document's `left` lists what still has the deployment's tag.
+def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
+    """Delete the stack, then the bucket with all its objects.
 
-    Raises DeployError for an unknown name, HeldError while somebody else changes it, PartialDeployError for what cannot be deleted.
+    `left` of the returned document lists what still has the deployment's tag.
+
+    Raises: DeployError for an unknown name, HeldError while somebody else changes it, PartialDeployError for what cannot be deleted.
     """
     names.check_name(name)
     with plain_errors():
-        stack, bucket = Stack(account, name, say, progress), Bucket(account, names.bucket(name, account.id, account.region))
+        stack, bucket = Stack(account, name, console), Bucket(account, names.bucket(name, account.id, account.region))
         state, bucket_tags = stack.describe(), bucket.tags()
         if state is None and bucket_tags is None:
             raise status.unknown(account, name)
-        stands = f"the stack {stack.name} ({state.status})" if state else "no stack"
-        if not agree(f"Destroy '{name}' in account {account.id}, {account.region}: {stands}, the bucket {bucket.name} and all in it?"):
+        described = f"the stack {stack.name} ({state.status})" if state else "no stack"
+        if not console.agree(
+            f"Destroy '{name}' in account {account.id}, {account.region}: {described}, the bucket {bucket.name} and all in it?"
+        ):
             raise DeployError("Nothing was destroyed, as you did not agree.", "")
         removed = stack.remove(state) if state else ()
-        say(f"Emptying and deleting the bucket {bucket.name}")
         _claim(account, stack, bucket)
-        bucket.remove()
+        with console.progress(f"Emptying and deleting the bucket {bucket.name}"):
+            bucket.remove()
         gone = [event.id for event in removed if event.status == "DELETE_COMPLETE"]
         left = status.tagged(account, name, gone=[*gone, bucket.name])
         if stuck := [event for event in removed if event.failed]:
             raise PartialDeployError(
                 f"{len(stuck)} resources could not be deleted, and are in no stack any more: {'; '.join(map(_stuck, stuck))}",
-                "Mend what it says, then delete them by hand.",
+                "Fix what it names, then delete them by hand.",
             )
         return {"name": name, "target": "aws", "state": "destroyed", "left": left}
 
 
 def _claim(account: Account, stack: Stack, bucket: Bucket) -> None:
-    """Tell those who deploy that the bucket is emptied. They propose a stack and then look for this; here it is said before looking for a
-    stack, so one of the two sees the other. Raises HeldError when there is one."""
+    """Mark the bucket as being emptied, for those who deploy.
+
+    Who deploys proposes a stack and then looks for this mark. Here the mark is set before looking for a stack, so one of the two sees the
+    other.
+
+    Raises: HeldError when there is a stack.
+    """
     if (tags := bucket.tags()) is None:
         return
     bucket.tag({**tags, names.DESTROYER_TAG: names.tag_value(account.who)})

@@ -1,4 +1,4 @@
-"""The changes that a deployment makes, each with its money, as a table for people. Pure."""
+"""Show the changes of a deployment, each with its money, as a table for people. Pure."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from remoe_cli.deploy.aws.money import Money
-from remoe_cli.deploy.aws.preview import Table
 from remoe_cli.deploy.aws.stack import Change
+from remoe_cli.deploy.console import Table
 
 _SIGNS = {"Add": "+", "Modify": "~", "Remove": "-"}
 
 
 def table(changes: Sequence[Change], money: Money) -> Table:
-    """What costs something has a line of its own, with what it costs when the change is made; the rest, that which is alike together.
-    What is in no template and yet costs something, and the sum, come last."""
-    columns = ("change", "type", "of it", "a month at rest", "a request")
-    return Table("Changes, and money in USD", columns, (*_rows(changes, money), *_beside(money)))
+    """Make the table: one row for each change that costs something, one for each group of equal changes.
+
+    Costs that belong to no resource of the templates come last, and then the sum.
+    """
+    columns = ("change", "type", "what changes", "a month at rest", "a request")
+    return Table("Changes and costs in USD", columns, (*_rows(changes, money), *_beside(money)))
 
 
 def _rows(changes: Sequence[Change], money: Money) -> Iterator[tuple[str, ...]]:
@@ -39,4 +41,4 @@ def _beside(money: Money) -> Iterator[tuple[str, ...]]:
         if line.resource is None:
             yield f"  {line.what}", "", "", f"{line.idle_usd_per_month:,.2f}", f"{line.usd_per_request:.6f}"
     total = money.usd_per_request + money.beside_usd_per_request
-    yield "  all of the deployment", "", "", f"{money.idle_usd_per_month:,.2f}", f"{total:.6f}"
+    yield "  whole deployment", "", "", f"{money.idle_usd_per_month:,.2f}", f"{total:.6f}"

@@ -1,6 +1,6 @@
-"""What happens in a stack, as CloudFormation tells it: the events of one operation, nested stacks included.
+"""Read CloudFormation's events of one operation on a stack, nested stacks included.
 
-Events decide when an operation has ended and how. The stack's status is no good for that: it may be read as it was before.
+Events decide when an operation has ended, and how. The stack's status cannot: it may still be read as it was before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LONGEST_PAUSE_S = 3.0
 
 @dataclass(frozen=True)
 class Event:
-    """`name` is the resource's logical id, `id` its physical one, `kind` its type."""
+    """One event: `name` is the resource's logical id, `id` its physical id, `kind` its type."""
 
     key: str
     time: datetime
@@ -42,23 +42,26 @@ class Event:
 
     @property
     def of_stack(self) -> bool:
-        """Whether it is about the stack that tells it, not about one of its resources."""
+        """Return whether the event is about its stack itself, not about a resource of it."""
         return self.id == self.stack_id
 
 
 def newest(client: Any, stack_id: str) -> str | None:
-    """Key of the latest event: what `follow` starts after, for an operation that is yet to begin."""
+    """Return the key of the latest event; `follow` starts after it, for an operation that begins now."""
     return next((event.key for event in _events(client, stack_id)), None)
 
 
 def before(client: Any, stack_id: str) -> Event | None:
-    """The event that ended the operation before the latest one, which may have ended since somebody saw it going on."""
+    """Return the event that ended the operation before the latest one.
+
+    The latest operation may have ended since somebody saw it running.
+    """
     of_stack = (event for event in _events(client, stack_id) if event.of_stack)
     return next((event for event in islice(of_stack, 1, None) if event.ended), None)
 
 
 def follow(client: Any, stack_id: str, after: str | None) -> Iterator[Event]:
-    """The events after `after`, oldest first, as they come; the last one ends the operation."""
+    """Yield the events after `after`, oldest first, as they come; the last one ends the operation."""
     seen = {after}
     nested: list[str] = []
     began: datetime | None = None
@@ -80,19 +83,19 @@ def follow(client: Any, stack_id: str, after: str | None) -> Iterator[Event]:
 
 
 def _fresh(client: Any, stack_id: str, seen: Set[str | None], began: datetime | None) -> list[Event]:
-    """Newest first, down to what has been seen or was before the operation."""
+    """List new events, newest first, until one that was seen or is older than the operation."""
     return list(takewhile(lambda event: event.key not in seen and (began is None or event.time >= began), _events(client, stack_id)))
 
 
 def _note(nested: list[str], fresh: Iterable[Event]) -> None:
-    """Add the nested stacks that are told of."""
+    """Add the nested stacks that the events are about."""
     for event in fresh:
         if event.kind == STACK and event.id and not event.of_stack and event.id not in nested:
             nested.append(event.id)
 
 
 def pauses() -> Iterator[float]:
-    """Seconds to wait between looks: short at first, for what is quick."""
+    """Yield the seconds to wait between two looks: short at first, for what is quick."""
     pause_s = 0.05
     while True:
         yield pause_s
@@ -100,13 +103,13 @@ def pauses() -> Iterator[float]:
 
 
 def cause(events: Iterable[Event]) -> Event | None:
-    """The failure that the others follow from: the first of a resource that was not merely cancelled."""
+    """Find the failure that caused the others: the first one of a resource that was not only cancelled."""
     failures = [event for event in events if event.failed and "cancelled" not in event.reason.lower()]
     return next((event for event in failures if event.kind != STACK), failures[0] if failures else None)
 
 
 def _events(client: Any, stack_id: str) -> Iterator[Event]:
-    """Newest first."""
+    """Yield all events, newest first."""
     for page in client.get_paginator("describe_stack_events").paginate(StackName=stack_id):
         for each in page["StackEvents"]:
             yield Event(

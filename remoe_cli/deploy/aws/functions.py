@@ -1,4 +1,7 @@
-"""The resources of an expert function, and what every function needs: role, log group, version, alias. Pure; template.py joins them."""
+"""The CloudFormation resources of expert functions, and what every Lambda function needs. Pure.
+
+Every function has a role, a log group, a version and an alias. template.py puts them into stacks.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Mapping
 from math import ceil, sqrt
 from typing import Any
 
-from remoe_cli import artifacts, limits
+from remoe_cli import artifacts, lambda_limits
 from remoe_cli.deploy.aws import names, policies
 from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
@@ -23,8 +26,11 @@ DELETE = {"DeletionPolicy": "Delete", "UpdateReplacePolicy": "Delete"}  # nothin
 
 
 def requests_at_once(plan: Plan) -> int:
-    """Requests that are answered at the same time: one by each rented instance; else as many as come together at the plan's traffic
-    (the mean and three standard deviations of requests that come at random), and one where it is unknown."""
+    """Return how many requests the plan answers at the same time.
+
+    Each rented instance answers one. Otherwise it is as many as come together at the plan's traffic: the mean and three standard deviations
+    of requests that come at random. Where the traffic is unknown, it is one.
+    """
     if plan.main.usd_per_hour is not None:
         return plan.instances
     request_s = plan.ttft_s + plan.workload.n_out * plan.tpot_s
@@ -33,27 +39,30 @@ def requests_at_once(plan: Plan) -> int:
 
 
 def instances_each(contents: Contents, settings: AwsSettings) -> int:
-    """Instances of all functions together that one request may keep busy."""
+    """Return the instances of all functions that one request may keep busy."""
     return sum(function.replicas for function in contents.functions) + (settings.endpoint is Endpoint.aws_lambda)
 
 
 def served_at_once(plan: Plan, contents: Contents, settings: AwsSettings) -> int:
-    """As many of them as the account's concurrency has room for, so that none waits for another; 0 where it is too little for one."""
+    """Return how many of those requests the account's concurrency has room for; 0 when not for one."""
     each = instances_each(contents, settings)
     room = max(0, settings.concurrency - aws_reference().function.concurrency_unreserved)
     return min(requests_at_once(plan), room // max(1, each))
 
 
 def storage_mb(plan: Plan, function: ExpertFunction) -> int:
-    """A function's /tmp, to which its experts are fetched: all of a layer have as much as the fullest needs, as the plan is priced. No
-    plan reaches the most, which is that of memory."""
+    """Return the size of a function's /tmp, to which it fetches its experts.
+
+    All functions of a layer have as much as the fullest needs, as the plan is priced. No plan reaches Lambda's maximum, which equals that
+    of memory.
+    """
     experts = max(len(group) for layer in plan.layers if layer.layer == function.layer for group in layer.parts)
     fetched_mb = ceil(experts * plan.model.expert_bytes / 2**20)
     return max(aws_reference().function.storage_least_mb, fetched_mb + _SPARE_STORAGE_MB)
 
 
 def expert_function(plan: Plan, function: ExpertFunction, contents: Contents, settings: AwsSettings, served: int) -> dict[str, Resource]:
-    """An expert function, with the replicas of its layer for each of so many requests at once."""
+    """Make the resources of an expert function, with replicas for `served` requests at once."""
     bucket = sub(names.bucket(settings.name, ACCOUNT, REGION))
     shard = names.shard_key(function.entry, function.shard_sha256)
     configuration = {
@@ -67,7 +76,7 @@ def expert_function(plan: Plan, function: ExpertFunction, contents: Contents, se
             "Variables": {
                 "REMOE_SHARD": object_uri(settings, shard),
                 "REMOE_SHARD_HEADER": f"{function.head_bytes}:{function.head_sha256}",
-                **limits.thread_environment(function.memory_mb),
+                **lambda_limits.thread_environment(function.memory_mb),
             }
         },
     }
@@ -85,10 +94,10 @@ def expert_function(plan: Plan, function: ExpertFunction, contents: Contents, se
 def lambda_function(
     id: str, name: str, configuration: Mapping[str, Any], settings: AwsSettings, *, policy: Resource, reserved: int, tags: list[Any]
 ) -> dict[str, Resource]:
-    """A Lambda function `name` with its role, log group, version and alias; `configuration` is what a version freezes.
+    """Make a Lambda function `name` with its role, log group, version and alias.
 
-    It never has more than `reserved` instances: whatever calls it, it cannot cost more than they do. An account that cannot reserve
-    (0) has so few that they are the limit.
+    `configuration` is what a version freezes. The function never has more than `reserved` instances, so it cannot cost more than they do,
+    whatever calls it. An account that cannot reserve (0) has so few instances that they are the limit.
     """
     versioned = {
         **configuration,
@@ -143,11 +152,14 @@ def object_uri(settings: AwsSettings, key: str) -> Resource:
 
 
 def tags(settings: AwsSettings, plan: Plan | None = None) -> list[dict[str, str]]:
-    """Of the deployment; and of the plan on what stands for all of it. On expert functions a new plan would touch them all."""
+    """Make the tags of a resource: the deployment's, and with a `plan` the plan's too.
+
+    Only resources that stand for the whole deployment have the plan's tag. On expert functions it would change all of them with every plan.
+    """
     pairs = {names.DEPLOYMENT_TAG: settings.name} | ({names.PLAN_TAG: plan_sha256(plan)} if plan else {})
     return [{"Key": key, "Value": value} for key, value in pairs.items()]
 
 
 def plan_sha256(plan: Plan) -> str:
-    """The digest of the plan's file as remoe writes it: the tag and the output that say what is deployed."""
+    """Return the digest of the plan's file as remoe writes it, by which a tag and an output name it."""
     return artifacts.sha256_bytes(artifacts.json_text(plan).encode())

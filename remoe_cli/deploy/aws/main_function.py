@@ -1,11 +1,11 @@
-"""The resources of the main function, by the kind of its endpoint. Pure; template.py puts them into the stack."""
+"""The CloudFormation resources of the main function, by the kind of its endpoint. Pure."""
 
 from __future__ import annotations
 
 from math import ceil
 from typing import Any
 
-from remoe_cli import limits
+from remoe_cli import lambda_limits
 from remoe_cli.deploy.aws import functions, names, policies
 from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.contents import Contents
@@ -25,7 +25,10 @@ _START_S = 600  # for a container to start, besides reading the model
 
 
 def resources(plan: Plan, contents: Contents, settings: AwsSettings, after: list[str]) -> dict[str, Resource]:
-    """Made `after` other resources. Raises UsageError when the plan's main function is none of this kind of endpoint."""
+    """Make the main function's resources, created after the resources `after`.
+
+    Raises: UsageError when the plan's main function cannot run on this kind of endpoint.
+    """
     entries, iam = [function.entry for function in contents.functions], aws_reference().iam
     match settings.endpoint:
         case Endpoint.none:
@@ -38,13 +41,13 @@ def resources(plan: Plan, contents: Contents, settings: AwsSettings, after: list
             return _function(plan, contents, settings, policy, after)
         case Endpoint.sagemaker:
             if not plan.main.name.startswith("ml."):
-                raise _wrong_kind(plan, "no instance of SageMaker's")
+                raise _wrong_kind(plan, "not a SageMaker instance")
             policy = policies.main_endpoint(settings.name, entries, iam.role_policy_characters, _image(settings)[0])
             return _endpoint(plan, contents, settings, policy, after)
 
 
 def storage_mb(contents: Contents) -> int:
-    """What the main function's share of the model takes of a Lambda function's /tmp, where it is fetched to."""
+    """Return the size of the /tmp to which a main function on Lambda fetches its files."""
     return max(aws_reference().function.storage_least_mb, ceil(contents.main_bytes / 2**20) + _SPARE_STORAGE_MB)
 
 
@@ -61,7 +64,7 @@ def _function(plan: Plan, contents: Contents, settings: AwsSettings, policy: Res
         "ImageConfig": {"EntryPoint": ENTRYPOINT, "Command": [HANDLER]},
         "MemorySize": plan.main.memory_mb,
         "EphemeralStorage": {"Size": storage_mb(contents)},
-        "Environment": {"Variables": _variables(contents, settings) | limits.thread_environment(plan.main.memory_mb)},
+        "Environment": {"Variables": _variables(contents, settings) | lambda_limits.thread_environment(plan.main.memory_mb)},
     }
     made = functions.lambda_function(
         FUNCTION,
@@ -119,7 +122,10 @@ def _variables(contents: Contents, settings: AwsSettings) -> dict[str, Any]:
 
 
 def _image(settings: AwsSettings) -> tuple[tuple[str, str, str], Any]:
-    """Account, region and repository of the main function's image, and its URI; what nobody has named yet is in this account and region."""
+    """Return account, region and repository of the main function's image, and its URI.
+
+    An image that nobody has named yet is taken to be in this account and region.
+    """
     if settings.image_uri is None:
         account, region, repository = DEFAULT_IMAGE
         return DEFAULT_IMAGE, sub(f"{account}.dkr.ecr.{region}.{SUFFIX}/{repository}:latest")

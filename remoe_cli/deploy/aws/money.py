@@ -1,6 +1,6 @@
-"""What a deployment costs: a month at rest, a request, and a month at the plan's traffic, line by line. Pure.
+"""Price a deployment line by line: a month at rest, a request, a month of the plan's traffic. Pure.
 
-The main function and the expert functions, with their /tmp, cost what the plan says, so these lines add up to the plan's cost of a request.
+The main function and the expert functions, with their /tmp, cost what the plan says, so their lines add up to the plan's cost of a request.
 The bucket, logs and the main function's /tmp are in no plan, as no placement changes them much; they are `beside` it. Free tiers are left
 out, as in the catalogs.
 """
@@ -27,10 +27,10 @@ _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that is paid for. `resource` is its logical id in the templates, None for what is in none.
+    """One thing that is paid for. `resource` is its logical id in the templates; None: it is in none.
 
-    idle_usd_per_month   whether it is used or not
-    usd_per_request      in the plan's requests, or beside them
+    idle_usd_per_month   paid whether it is used or not
+    usd_per_request      in the plan's cost, or beside it
     usd_per_month        at the plan's traffic; None where that is unknown
     planned              whether the plan's cost contains it
     """
@@ -46,7 +46,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Money:
-    """`usd_per_request` is the plan's; `beside_usd_per_request` comes on top, at most."""
+    """All lines and their sums.
+
+    usd_per_request          the plan's
+    beside_usd_per_request   what comes on top of it, at most
+    """
 
     lines: tuple[Line, ...]
     usd_per_request: float
@@ -57,7 +61,7 @@ class Money:
 
 
 def bill(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSettings) -> Money:
-    """`catalog` is the plan's: its storage is priced here, and it says where the plan's prices are from."""
+    """Price a deployment. `catalog` is the plan's; it prices storage and says where the prices are from."""
     lines = (_main(plan, settings), *_functions(plan, contents), *_beside(plan, catalog, contents, settings))
     months = [line.usd_per_month for line in lines if line.usd_per_month is not None]
     return Money(
@@ -82,13 +86,13 @@ def _main(plan: Plan, settings: AwsSettings) -> Line:
             hourly = plan.instances * (plan.main.usd_per_hour or 0.0)
             month, per_hour = hourly * HOURS_PER_MONTH, plan.workload.requests_per_hour
             note = f"${hourly:.4g} an hour, used or not"
-            note += "" if per_hour is None else f": a request's is what {per_hour:g} an hour share"
+            note += "" if per_hour is None else f": each of {per_hour:g} requests an hour pays its share"
             what = f"main endpoint, {plan.instances} x {name}"
             return Line(what, main_function.ENDPOINT, month, usd, None if per_hour is None else month, True, f"{note}.")
 
 
 def _functions(plan: Plan, contents: Contents) -> Iterator[Line]:
-    """Each function's share of its layer's cost goes by its experts."""
+    """Price each function: its share of its layer's cost goes by its number of experts."""
     usd = {layer.layer: (usd, len(layer.remote)) for layer, usd in zip(plan.layers, plan.costs.layers_usd, strict=True)}
     for function in contents.functions:
         layer_usd, experts = usd[function.layer]
@@ -110,7 +114,7 @@ def _beside(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSetti
 
 
 def _kept(catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterator[Line]:
-    """What is paid for being there."""
+    """Price what costs money by existing."""
     share = 0 if settings.endpoint is Endpoint.none else contents.main_bytes
     stored_gb = (sum(f.shard_bytes for f in contents.functions) + share + contents.code_bytes) / _GB
     yield _line(f"S3, {stored_gb:.1f} GB", stored_gb * catalog.storage.usd_per_gb_month, "Weights and code.")
@@ -120,7 +124,7 @@ def _kept(catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterat
         usd = image_bytes / _GB * aws_reference().prices.usd_per_image_gb_month
         yield _line(f"image in ECR, about {image_bytes / _GB:.1f} GB", usd, "Yours: it outlives the deployment.")
     if settings.monthly_alert_usd is not None:
-        yield _line("budget", 0.0, "An account's first two are free.")
+        yield _line("monthly alert", 0.0, "An account's first two budgets are free.")
 
 
 def _line(what: str, usd_per_month: float, note: str) -> Line:
@@ -132,7 +136,7 @@ def _used(plan: Plan, what: str, usd_per_request: float, note: str) -> Line:
 
 
 def _logs_usd(plan: Plan, contents: Contents, settings: AwsSettings) -> float:
-    """Of a request: what Lambda writes about each invocation, and keeps."""
+    """Price what Lambda logs of a request's invocations, written and kept."""
     calls = sum(f.replicas for f in contents.functions) + len(contents.functions) * plan.workload.n_out
     kept_months = settings.log_days * 24 / HOURS_PER_MONTH
     prices = aws_reference().prices
@@ -141,7 +145,7 @@ def _logs_usd(plan: Plan, contents: Contents, settings: AwsSettings) -> float:
 
 
 def _reads(plan: Plan, contents: Contents, settings: AwsSettings) -> int:
-    """GETs of a request that finds everything cold."""
+    """Count the GETs of a request that finds everything cold."""
     bytes_per_read = aws_reference().estimates.bytes_per_read
     experts = sum(f.replicas * len(f.experts) for f in contents.functions)
     share = contents.main_bytes if settings.endpoint is Endpoint.aws_lambda else 0
@@ -162,4 +166,4 @@ def _notes(plan: Plan, catalog: Catalog, settings: AwsSettings) -> Iterator[str]
     if settings.architecture != catalog.architecture:
         yield f"The plan is priced for {catalog.architecture}, the functions are {settings.architecture}."
     if plan.workload.requests_per_hour is None:
-        yield "The plan knows no traffic, so a month of use cannot be told."
+        yield "The plan has no traffic, so the cost of a month of use is unknown."

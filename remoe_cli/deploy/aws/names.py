@@ -1,4 +1,4 @@
-"""Every name that a deployment has on AWS. Pure: names follow from the deployment's name and from digests alone."""
+"""Every name that a deployment has on AWS. Pure: names depend on its name and on digests only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ DESTROYER_TAG = "remoe:destroyed-by"  # of a bucket that is being emptied
 
 
 def check_name(name: str) -> str:
-    """`name`, if a deployment on AWS can have it; raises UsageError."""
+    """Return `name` if a deployment on AWS can have it.
+
+    Raises: UsageError for any other name.
+    """
     if not re.fullmatch(NAME_FORM, name):
         raise UsageError(
             f"{name!r} cannot be the name of a deployment on AWS.",
@@ -24,7 +27,11 @@ def check_name(name: str) -> str:
 
 
 def tag_value(text: str) -> str:
-    """`text` as far as a tag's value can have it."""
+    """Replace the characters that a tag's value cannot have.
+
+    >>> tag_value("arn:aws:iam::1:user/me on host (tmp)")
+    'arn:aws:iam::1:user/me on host _tmp_'
+    """
     return re.sub(r"[^A-Za-z0-9 +\-=._:/@]", "_", text)[:256]
 
 
@@ -37,17 +44,17 @@ def bucket(name: str, account: str, region: str) -> str:
 
 
 def function(name: str, entry: str) -> str:
-    """The expert function of a bundle's entry; callers add the alias (`invoked`)."""
+    """Name the expert function of a bundle entry. Callers add the alias (`invoked`)."""
     return f"{name}-{entry}"
 
 
 def main(name: str) -> str:
-    """The main function, or the SageMaker endpoint."""
+    """Name the main function, or the SageMaker endpoint."""
     return f"{name}-main"
 
 
 def invoked(function_name: str) -> str:
-    """What Invoke is given."""
+    """Name what an invocation calls: the function's alias."""
     return f"{function_name}:{ALIAS}"
 
 
@@ -56,12 +63,16 @@ def log_group(function_name: str) -> str:
 
 
 def endpoint_log_group(name: str) -> str:
-    """Where SageMaker writes what the main function prints."""
+    """Name the log group to which SageMaker writes what the main function prints."""
     return f"/aws/sagemaker/Endpoints/{main(name)}"
 
 
 def logical_id(entry: str) -> str:
-    """The id of an entry's function in a template: Layer003, Layer003Part1. Its role, log group, version and alias add a word."""
+    """Name an entry's function in a template; its role, log group, version and alias add a word.
+
+    >>> logical_id("layer-003"), logical_id("layer-003-1")
+    ('Layer003', 'Layer003Part1')
+    """
     _, layer, *part = entry.split("-")
     return f"Layer{layer}" + "".join(f"Part{number}" for number in part)
 

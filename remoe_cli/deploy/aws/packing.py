@@ -1,12 +1,13 @@
-"""A plan's functions and main function as files, and where in the bucket each goes.
+"""Package a plan's functions and main function as files, and say where in the bucket each goes.
 
-They are kept in the cache folder by the plan's digest and the deployment's name, so that deploying again, or after an interruption,
-packages nothing twice; what is there is held against its digests before it is used.
+Files are kept in the cache folder by the plan's digest and the deployment's name, so that deploying again, or after an interruption,
+packages nothing twice. Kept files are checked against their digests before they are used.
 """
 
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.storage import Object
+from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.main_files import server_config, write_main_files
-from remoe_cli.deploy.progress import Progress
 from remoe_cli.errors import ArtifactError
 from remoe_cli.package import bundle, partial_checkpoint
 from remoe_cli.package.dependencies import FunctionPackage, function_package
@@ -31,21 +32,25 @@ from remoe_cli.settings import cache_dir
 
 @dataclass(frozen=True)
 class Package:
-    """`objects` is everything that is to be in the bucket besides templates."""
+    """The contents of a deployment, and the objects of its bucket besides templates."""
 
     contents: Contents
     objects: tuple[Object, ...]
 
 
-def pack(plan: Plan, plan_path: Path, profile: Profile, catalog: Catalog, settings: AwsSettings, progress: Progress) -> Package:
-    """Raises ArtifactError when the model has changed since it was profiled, or a wheel cannot be had, ModelError for a model that is
-    gone or not whole."""
+def pack(plan: Plan, plan_path: Path, profile: Profile, catalog: Catalog, settings: AwsSettings, console: Console) -> Package:
+    """Package a plan.
+
+    Raises: ArtifactError when the model has changed since it was profiled, or when a wheel cannot be fetched, ModelError for a model that
+    is missing or incomplete.
+    """
     folder = cache_dir() / "deployments" / f"{artifacts.sha256_file(plan_path)[:32]}-{settings.name}"
-    code = function_package(settings.architecture, settings.python)
-    made = _functions(plan, plan_path, profile, folder / "functions", progress)
+    with console.progress("Packaging the functions' code"):
+        code = function_package(settings.architecture, settings.python)
+    made = _functions(plan, plan_path, profile, folder / "functions", console)
     config = server_config(plan, profile, catalog, made, lambda entry: names.invoked(names.function(settings.name, entry)))
     main_folder = folder / ("main-config" if settings.endpoint is Endpoint.none else "main")
-    main = _main(config, plan_path, settings.endpoint, main_folder, progress)
+    main = _main(config, plan_path, settings.endpoint, main_folder, console)
     contents = Contents(
         functions=tuple(map(_part, made.functions)),
         code_bytes=code.zipped_bytes,
@@ -57,33 +62,29 @@ def pack(plan: Plan, plan_path: Path, profile: Profile, catalog: Catalog, settin
     return Package(contents, (_code(code), *_shards(made, folder / "functions"), *_files(main, main_folder, contents.main_sha256)))
 
 
-def _functions(plan: Plan, plan_path: Path, profile: Profile, folder: Path, progress: Progress) -> bundle.Manifest:
-    try:
+def _functions(plan: Plan, plan_path: Path, profile: Profile, folder: Path, console: Console) -> bundle.Manifest:
+    with console.progress("Checking packaged functions"), suppress(ArtifactError):
         found = bundle.read(folder)
         if found.model == profile.record.model and found.spec == profile.record.spec:
             return found
-    except ArtifactError:
-        pass
     shutil.rmtree(folder, ignore_errors=True)
-    with progress("Packaging functions") as report:
+    with console.progress("Packaging functions") as report:
         return bundle.build(plan, plan_path, profile, folder, report)
 
 
-def _main(config: ServerConfig, plan_path: Path, endpoint: Endpoint, folder: Path, progress: Progress) -> partial_checkpoint.MainManifest:
-    """The main function's share; where the user runs it, only what it is told, as it has the model."""
-    try:
+def _main(config: ServerConfig, plan_path: Path, endpoint: Endpoint, folder: Path, console: Console) -> partial_checkpoint.MainManifest:
+    """Package the main function's files; where the user runs it, only its configuration."""
+    with console.progress("Checking the packaged main function"), suppress(ArtifactError):
         if artifacts.read_json(folder / "server.json", ServerConfig) == config:
             fetch(str(folder / partial_checkpoint.MANIFEST), folder)
             return artifacts.read_json(folder / partial_checkpoint.MANIFEST, partial_checkpoint.MainManifest)
-    except ArtifactError:
-        pass
     shutil.rmtree(folder, ignore_errors=True)
     if endpoint is Endpoint.none:
         folder.mkdir(parents=True)
         artifacts.write_json(folder / "server.json", config)
         shutil.copyfile(plan_path, folder / "plan.json")
         return partial_checkpoint.seal(folder)
-    with progress("Packaging the main function", of_bytes=True) as report:
+    with console.progress("Packaging the main function", of_bytes=True) as report:
         return write_main_files(config, plan_path, folder, report)
 
 
@@ -110,7 +111,7 @@ def _shards(made: bundle.Manifest, folder: Path) -> list[Object]:
 
 
 def _files(main: partial_checkpoint.MainManifest, folder: Path, sha256: str) -> list[Object]:
-    """The manifest last: who finds it finds what it names."""
+    """List the main function's objects, the manifest last: who finds it finds the files that it names."""
     files = [Object(names.main_file_key(file.sha256, file.name), folder / file.name, file.bytes, file.sha256) for file in main.files]
     manifest = folder / partial_checkpoint.MANIFEST
     return [*files, Object(names.main_manifest_key(sha256), manifest, manifest.stat().st_size, sha256)]

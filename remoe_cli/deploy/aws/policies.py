@@ -1,7 +1,7 @@
 """Who may do what, as IAM policy documents. Pure.
 
-Every role may read its own prefix of the deployment's bucket and write its own logs; the main function's may also call the expert
-functions, by their alias alone. No action is a pattern, and only ECR's login has no resource to name. Account, region and partition are
+Every role may read its own prefix of the deployment's bucket and write its own logs. The main function's role may also call the expert
+functions, by their alias only. No action is a pattern, and only ECR's login has no resource to name. Account, region and partition are
 CloudFormation's pseudo parameters, so the documents are the same everywhere.
 """
 
@@ -22,12 +22,12 @@ _IMAGE = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/
 
 
 def sub(text: str) -> Document:
-    """`text`, with the pseudo parameters in it filled in by CloudFormation."""
+    """Let CloudFormation fill in the pseudo parameters in `text`."""
     return {"Fn::Sub": text}
 
 
 def trust(service: str) -> Document:
-    """Only `service`, on behalf of this account, may take the role."""
+    """Let only `service`, on behalf of this account, take the role."""
     return _document(
         {
             "Effect": "Allow",
@@ -39,18 +39,21 @@ def trust(service: str) -> Document:
 
 
 def expert(name: str, entry: str) -> Document:
-    """An expert function's: its shards and its log."""
+    """Make the policy of an expert function: it reads its shard and writes its log."""
     return _document(_read(name, f"functions/{entry}"), _log(names.log_group(names.function(name, entry))))
 
 
 def main_function(name: str, entries: Iterable[str], most_characters: int) -> Document:
-    """The main function's as a Lambda function: its share of the model, its log, and the expert functions `entries`."""
+    """Make the policy of a main function on Lambda: its files, its log, the expert functions `entries`."""
     own = (_read(name, "main"), _log(names.log_group(names.main(name))))
     return _with_calls(name, entries, most_characters, *own)
 
 
 def main_endpoint(name: str, entries: Iterable[str], most_characters: int, image: tuple[str, str, str]) -> Document:
-    """The same as a SageMaker endpoint, which also fetches its image (account, region and repository, of `image`) by this role."""
+    """Make the policy of a main function on SageMaker, which also fetches its `image` by this role.
+
+    `image` is account, region and repository.
+    """
     account, region, repository = image
     pull = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
     own = (
@@ -64,23 +67,27 @@ def main_endpoint(name: str, entries: Iterable[str], most_characters: int, image
 
 
 def caller(name: str, entries: Iterable[str], most_characters: int) -> Document:
-    """What a machine needs that runs the main function itself."""
+    """Make the policy of a machine that runs the main function itself."""
     return _with_calls(name, entries, most_characters)
 
 
 def image_parts(uri: str) -> tuple[str, str, str] | None:
-    """Account, region and repository of an image in ECR; None for an image elsewhere."""
+    """Return account, region and repository of an image in ECR; None for an image elsewhere.
+
+    >>> image_parts("123456789012.dkr.ecr.eu-west-1.amazonaws.com/remoe:1")
+    ('123456789012', 'eu-west-1', 'remoe')
+    """
     found = _IMAGE.fullmatch(uri)
     return (found[1], found[2], found[3]) if found else None
 
 
 def characters(document: Document) -> int:
-    """As IAM counts them: no white space, and pseudo parameters at their longest."""
+    """Count a policy's characters as IAM does: no white space, pseudo parameters at their longest."""
     return len(json.dumps(filled(document), separators=(",", ":")))
 
 
 def filled(value: Any) -> Any:
-    """`value` of a template with pseudo parameters at their longest."""
+    """Fill in a template's pseudo parameters at their longest."""
     match value:
         case {"Fn::Sub": str(text)}:
             for parameter, longest in _LONGEST.items():
@@ -96,13 +103,16 @@ def filled(value: Any) -> Any:
 
 
 def _with_calls(name: str, entries: Iterable[str], most_characters: int, *own: Document) -> Document:
-    """`own`, and calling the expert functions: each by name, or, where that many do not fit, by the form of their names. A `?` is one
-    character, so a form matches no function of another deployment, whatever that one is called."""
+    """Add the statement that allows calling the expert functions.
+
+    It lists each function, or, where so many do not fit, the forms of their names. A `?` is one character, so a form matches no function of
+    another deployment, whatever its name is.
+    """
     entries = sorted(entries)
     if not entries:
         return _document(*own)
     forms = sorted({re.sub(r"\d", "?", entry) for entry in entries})
-    exact, by_form = (_document(*own, _call(name, some)) for some in (entries, forms))
+    exact, by_form = (_document(*own, _call(name, listed)) for listed in (entries, forms))
     return exact if characters(exact) <= most_characters else by_form
 
 

@@ -1,10 +1,10 @@
-"""What a deployment would do, as one document and as tables for people. Pure; nothing here talks to AWS."""
+"""Show what a deployment would do, as a document and as tables for people. Pure; no call to AWS."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import fsum
 from typing import Any, get_args
 
@@ -14,24 +14,17 @@ from remoe_cli.deploy.aws.functions import Resource, plan_sha256
 from remoe_cli.deploy.aws.money import Line, Money
 from remoe_cli.deploy.aws.quotas import QuotaCheck, Severity
 from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.deploy.console import Table
 from remoe_cli.plan.document import Plan
 
 _NAMES = ("FunctionName", "LogGroupName", "EndpointName")
 
 
-@dataclass(frozen=True)
-class Table:
-    """As `cli/output.table` takes it."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
 def dry_run(plan: Plan, made: Templates, contents: Contents, quotas: Sequence[QuotaCheck], money: Money) -> dict[str, Any]:
-    """The document of a first deployment: `template`, `nested`, `resources`, `cost`, `quotas` and `changes`, all of them additions.
+    """Make the document of a first deployment, whose changes are all additions.
 
-    `packaged` says whether digests and sizes are those of files, or still what the plan lets expect.
+    It has `template`, `nested`, `resources`, `cost`, `quotas` and `changes`. `packaged` says whether digests and sizes are those of files,
+    or what the plan lets expect.
     """
     lines = {line.resource: line for line in money.lines if line.resource}
     resources = [_row(stack, id, resource, lines.get(id)) for stack, id, resource in _resources(made)]
@@ -48,7 +41,7 @@ def dry_run(plan: Plan, made: Templates, contents: Contents, quotas: Sequence[Qu
 
 
 def _resources(made: Templates) -> Iterator[tuple[str | None, str, Resource]]:
-    """Nested stack (None for the root), logical id and resource."""
+    """Yield nested stack (None for the root), logical id and resource."""
     for stack, one in ((None, made.root), *made.nested.items()):
         for id, resource in one["Resources"].items():
             yield stack, id, resource
@@ -67,14 +60,14 @@ def _row(stack: str | None, id: str, resource: Resource, line: Line | None) -> d
 
 
 def tables(made: Templates, quotas: Sequence[QuotaCheck], money: Money) -> tuple[Table, ...]:
-    """The same for people: resources by type, all expert functions on one line of the money, and quotas with those in doubt first."""
+    """Make the same as tables: resources by type, money, and quotas, those in doubt first."""
     counts = Counter(resource["Type"].removeprefix("AWS::") for _, _, resource in _resources(made))
     kinds = tuple((kind, f"{number:,}") for kind, number in sorted(counts.items()))
     order = get_args(Severity)
     rows = tuple(map(_quota_cells, sorted(quotas, key=lambda quota: -order.index(quota.severity))))
     return (
-        Table("To be added", ("resource", "number"), kinds),
-        Table("Money in USD", ("what", "a month at rest", "a request", "a month of use"), tuple(_money_rows(money))),
+        Table("Resources to add", ("resource", "number"), kinds),
+        Table("Costs in USD", ("what", "a month at rest", "a request", "a month of use"), tuple(_money_rows(money))),
         Table("Quotas", ("what", "used", "of", "unit", "verdict"), rows),
     )
 
@@ -91,7 +84,7 @@ def _money_rows(money: Money) -> Iterator[tuple[str, ...]]:
             usd = fsum(f.usd_per_request for f in functions)
             yield _cells(f"{len(functions)} expert functions", 0.0, usd, fsum(months) if months else None)
     usd = money.usd_per_request + money.beside_usd_per_request
-    yield _cells("all", money.idle_usd_per_month, usd, money.usd_per_month)
+    yield _cells("total", money.idle_usd_per_month, usd, money.usd_per_month)
 
 
 def _cells(what: str, idle_usd: float, request_usd: float, month_usd: float | None) -> tuple[str, ...]:
@@ -103,5 +96,5 @@ def _quota_cells(quota: QuotaCheck) -> tuple[str, ...]:
 
 
 def remarks(quotas: Sequence[QuotaCheck], money: Money) -> tuple[str, ...]:
-    """The sentences that belong under the tables."""
+    """List the sentences that belong under the tables."""
     return (*(f"{quota.name}: {quota.hint}" for quota in quotas if quota.hint), *money.notes)

@@ -1,7 +1,7 @@
-"""Whether AWS takes a deployment, told before anything is sent there: its size beside each quota of data/aws.toml. Pure.
+"""Check a deployment's size against each quota of AWS before anything is sent there. Pure.
 
-The account's own quotas are not asked for, which would take credentials: what is checked are the defaults, and what a new account lacks
-is said.
+It does not ask for the account's own quotas, which would take credentials: it checks AWS's defaults (data/aws.toml), and says what a new
+account lacks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from remoe_cli.deploy.aws.functions import Resource
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.plan.document import Plan
 
 CALLS_PER_FUNCTION = 4  # of Lambda's API: create it, reserve concurrency, publish a version, create its alias
@@ -28,11 +28,11 @@ _FASTER = "Plan for a lower --ttft or --tpot, or run the main function yourself:
 
 @dataclass(frozen=True)
 class QuotaCheck:
-    """One quota and what the deployment takes of it; `limit` is None where there is none, or each account has its own.
+    """One quota and how much of it the deployment takes. `limit` is None where each account has its own.
 
     ok        fits
     note      fits a usual account, but not every new one; the hint says what to do there
-    warning   goes beyond a default that AWS raises when asked, or is cut short when it runs
+    warning   is above a default that AWS raises on request, or will be cut short when it runs
     error     AWS refuses this
     """
 
@@ -49,7 +49,7 @@ class QuotaCheck:
 
 
 def check(plan: Plan, contents: Contents, settings: AwsSettings) -> tuple[QuotaCheck, ...]:
-    """Raises what `templates` raises."""
+    """Check every quota. Raises: what `templates` raises."""
     made = template.templates(plan, contents, settings)
     return (*_functions(plan, contents, settings), *_main(plan, contents, settings), *_stacks(made), *_resources(contents, made))
 
@@ -80,7 +80,7 @@ def _memory(name: str, sizes_mb: Sequence[int]) -> QuotaCheck:
 
 
 def _concurrency(plan: Plan, contents: Contents, settings: AwsSettings) -> QuotaCheck:
-    """Of the account's concurrency, and whether it is enough for all requests that the plan answers at once."""
+    """Check the account's concurrency against all requests that the plan answers at once."""
     quota = aws_reference().function
     served, wanted = functions.served_at_once(plan, contents, settings), functions.requests_at_once(plan)
     each = functions.instances_each(contents, settings)
@@ -149,12 +149,12 @@ def _resources(contents: Contents, made: Templates) -> Iterator[QuotaCheck]:
 
 
 def _within(name: str, used: float, limit: float, unit: str, beyond: Severity, hint: str) -> QuotaCheck:
-    """`beyond` and its hint hold when more is used than the limit."""
+    """Make a check whose severity is `beyond`, with its hint, when `used` is above `limit`."""
     return QuotaCheck(name, used, limit, unit, beyond, hint) if used > limit else QuotaCheck(name, used, limit, unit)
 
 
 def _noted(quota: QuotaCheck, hint: str) -> QuotaCheck:
-    """The quota with a note, where nothing worse is to be said of it."""
+    """Add a note to a check that has nothing worse."""
     return replace(quota, severity="note", hint=hint) if quota.severity == "ok" else quota
 
 
@@ -163,6 +163,6 @@ def _of_type(made: Templates, kind: str) -> list[Resource]:
 
 
 def _environment_bytes(function: Resource) -> int:
-    """Names and values, with pseudo parameters at their longest."""
+    """Count the bytes of names and values, with pseudo parameters at their longest."""
     variables = policies.filled(function["Properties"]["Environment"]["Variables"])
     return sum(len(name) + len(value) for name, value in variables.items())

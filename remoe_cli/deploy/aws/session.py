@@ -1,6 +1,6 @@
-"""Whose account, which region, and clients for it; and what AWS's errors mean, in one line each.
+"""Find the AWS account and region, make clients for it, and explain AWS's errors in one line each.
 
-Credentials, profiles and regions are found as boto3 finds them: the option first, then the environment, then the configuration files.
+Credentials, profiles and regions are found as boto3 finds them: option first, then environment, then configuration files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PROMPT = Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeou
 
 @dataclass(frozen=True)
 class Account:
-    """One account in one region. `caller` is the ARN of whoever the credentials belong to."""
+    """One account in one region. `caller` is the ARN of the owner of the credentials."""
 
     session: boto3.Session
     region: str
@@ -41,7 +41,10 @@ class Account:
     _making: Lock = field(default_factory=Lock, repr=False)
 
     def client(self, service: str) -> Any:
-        """The boto3 client of a service, made once. Threads may share a client, but not make clients of one session at a time."""
+        """Return the boto3 client of a service, made once.
+
+        Threads may share a client, but may not make clients of one session at the same time.
+        """
         with self._making:
             if service not in self._clients:
                 self._clients[service] = self.session.client(service, config=_PATIENT)
@@ -49,19 +52,22 @@ class Account:
 
     @property
     def suffix(self) -> str:
-        """The domain of this partition's services, such as amazonaws.com."""
+        """Return the domain of this partition's services, such as amazonaws.com."""
         partition = self.session.get_partition_for_region(self.region)
         return "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com"
 
     @property
     def who(self) -> str:
-        """Who is at work, for others to read: the caller and the machine."""
+        """Name the one who is at work, for others to read: the caller and the machine."""
         return f"{self.caller} on {socket.gethostname()}"
 
 
 def connect(region: str | None = None, profile: str | None = None) -> Account:
-    """The account that the credentials belong to. Raises UsageError for an unknown profile and for no region, DeployError for
-    credentials that are missing, wrong or expired and for no way to AWS."""
+    """Return the account that the credentials belong to.
+
+    Raises: UsageError for an unknown profile and when no region is set; DeployError for credentials that are missing, wrong or expired, and
+    when AWS is not reached.
+    """
     with plain_errors():
         session = boto3.Session(profile_name=profile, region_name=region or os.environ.get("AWS_REGION") or None)
         if not session.region_name:
@@ -72,18 +78,18 @@ def connect(region: str | None = None, profile: str | None = None) -> Account:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what boto3 raises into RemoeErrors."""
+    """Turn errors of boto3 into RemoeErrors."""
     try:
         yield
     except (BotoCoreError, ClientError) as error:
         raise explained(error) from error
     except ResponseParserError as error:
         hint = "Something between here and AWS may answer in its place, such as a proxy or a sign-on page."
-        raise DeployError(f"What answers is not AWS: {_sentence(error)}", hint) from error
+        raise DeployError(f"The answer does not come from AWS: {_sentence(error)}", hint) from error
 
 
 def explained(error: BotoCoreError | ClientError) -> RemoeError:
-    """The error in one sentence, with what to do about it."""
+    """Explain an error in one sentence, with a hint."""
     match error:
         case ClientError():
             return _refusal(error)
@@ -92,16 +98,16 @@ def explained(error: BotoCoreError | ClientError) -> RemoeError:
         case exceptions.InvalidRegionError():
             return UsageError(_sentence(error), "Give --region as AWS writes it, such as us-east-1.")
         case exceptions.ProfileNotFound():
-            return UsageError(_sentence(error), "'aws configure list-profiles' lists those that there are; see --profile and AWS_PROFILE.")
+            return UsageError(_sentence(error), "'aws configure list-profiles' lists the profiles; see --profile and AWS_PROFILE.")
         case exceptions.ConfigParseError():
-            return UsageError(_sentence(error), "Mend the file, or name another one in AWS_CONFIG_FILE.")
+            return UsageError(_sentence(error), "Fix the file, or name another one in AWS_CONFIG_FILE.")
         case exceptions.NoCredentialsError() | exceptions.PartialCredentialsError():
             return DeployError(
                 f"There are no AWS credentials: {error}.",
-                "Set AWS_PROFILE or --profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; 'aws configure' stores some.",
+                "Set AWS_PROFILE or --profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; 'aws configure' stores them.",
             )
         case exceptions.SSOError() | exceptions.TokenRetrievalError() | exceptions.CredentialRetrievalError():
-            return DeployError(f"The AWS credentials cannot be had: {_sentence(error)}", LOG_IN)
+            return DeployError(f"The AWS credentials cannot be loaded: {_sentence(error)}", LOG_IN)
         case exceptions.HTTPClientError() | exceptions.ConnectionError():
             return DeployError(f"AWS cannot be reached: {_sentence(error)}", "Check the network, the proxy and the region's name.")
         case _:
@@ -110,18 +116,18 @@ def explained(error: BotoCoreError | ClientError) -> RemoeError:
 
 def _refusal(error: ClientError) -> RemoeError:
     code = error.response["Error"].get("Code", "")
-    said = _sentence(error.response["Error"].get("Message") or code)
+    message = _sentence(error.response["Error"].get("Message") or code)
     if code in EXPIRED_CREDENTIALS:
-        return DeployError(f"The AWS credentials have expired: {said}", LOG_IN)
+        return DeployError(f"The AWS credentials have expired: {message}", LOG_IN)
     if code in UNKNOWN_CREDENTIALS:
-        return DeployError(f"AWS does not accept these credentials: {said}", LOG_IN)
+        return DeployError(f"AWS does not accept these credentials: {message}", LOG_IN)
     if code == "RequestTimeTooSkewed":
-        return DeployError(f"AWS does not accept these credentials: {said}", "Set this machine's clock.")
+        return DeployError(f"AWS does not accept these credentials: {message}", "Set this machine's clock.")
     if code in ACCESS_DENIED:
         return DeployError(
-            f"These credentials may not call {error.operation_name}: {said}", "Use others, or ask for the permission that it names."
+            f"These credentials may not call {error.operation_name}: {message}", "Use others, or ask for the permission that it names."
         )
-    return DeployError(f"AWS refused {error.operation_name}: {said} ({code})", "Mend what it names, then run the command again.")
+    return DeployError(f"AWS refused {error.operation_name}: {message} ({code})", "Fix what it names, then run the command again.")
 
 
 def code_of(error: ClientError) -> str:

@@ -1,4 +1,4 @@
-"""What the user chose about a deployment on AWS, besides the plan."""
+"""What is fixed about a deployment on AWS besides its plan."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from remoe_cli.deploy.endpoint import Endpoint
 
 @dataclass(frozen=True)
 class AwsSettings:
-    """`python` is the minor version, such as 3.13; `architecture` x86_64 or arm64, of the expert functions and of a main function on
-    Lambda. `image_uri` is the main function's container image, None where there is no such function or it is not yet known.
+    """The settings of one deployment.
 
-    monthly_alert_usd      a month's, at which AWS sends a mail to `alert_email`; None for no budget
-    concurrency     instances of all functions that the account may run at once; a new account has fewer than AWS's default
+    architecture        x86_64 or arm64, of the expert functions and of a main function on Lambda
+    python              minor version of the expert functions, such as 3.13
+    image_uri           the main function's container image; None where there is none, or it is not known yet
+    log_days            days that logs are kept
+    monthly_alert_usd   a month's spending at which AWS sends a mail to `alert_email`; None: no mail
+    concurrency         instances of all functions that the account may run at once; a new account has fewer than AWS's default
     """
 
     name: str
@@ -28,7 +31,7 @@ class AwsSettings:
 
 
 def endpoint_of(main_name: str) -> Endpoint:
-    """The kind of endpoint that a main spec of the catalog calls for; none for what AWS does not sell."""
+    """Return the kind of endpoint that a catalog's main function needs; none where AWS does not sell it."""
     if main_name.startswith("lambda-"):
         return Endpoint.aws_lambda
     return Endpoint.sagemaker if main_name.startswith("ml.") else Endpoint.none

@@ -1,7 +1,7 @@
-"""The deployment's CloudFormation stack: what it is, what would change, changing it, removing it.
+"""Describe, change and remove a deployment's CloudFormation stack.
 
-CloudFormation keeps the state, the lock and the history; nothing of it is kept here, so the same command can go on after any interruption.
-Every state that a stack can be in has a way on (`recover`). This module does not know what the resources are.
+CloudFormation keeps the state, the lock and the history. Nothing of it is kept here, so the same command can continue after any
+interruption. `recover` knows a way on from every state that a stack can be in. This module does not know what the resources are.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ from remoe_cli import artifacts
 from remoe_cli.deploy.aws import events, names
 from remoe_cli.deploy.aws.events import Event
 from remoe_cli.deploy.aws.session import Account, code_of
-from remoe_cli.deploy.progress import Progress, unseen
+from remoe_cli.deploy.console import SILENT, Console
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
 
 _REVIEW = "REVIEW_IN_PROGRESS"
@@ -34,7 +34,11 @@ _LOST = ("ValidationError", "AlreadyExistsException", "InvalidChangeSetStatus", 
 
 @dataclass(frozen=True)
 class StackState:
-    """A stack as it is. `since` is when its last operation began, `change_set` the ARN of the change set that this was."""
+    """A stack as it is.
+
+    since        when its last operation began
+    change_set   the ARN of the change set that its last operation executed
+    """
 
     id: str
     status: str
@@ -55,8 +59,11 @@ class StackState:
 
 @dataclass(frozen=True)
 class DesiredStack:
-    """A stack as it is to be. `url` is where CloudFormation finds the template. `tags` go to every resource as well, so they say nothing
-    that changes from one deployment to the next: that would be a change of every resource."""
+    """A stack as it is to be.
+
+    url    where CloudFormation finds the template
+    tags   every resource gets them too, so they must not change from one deployment to the next: that would change every resource
+    """
 
     template: Mapping[str, Any]
     url: str
@@ -65,13 +72,13 @@ class DesiredStack:
 
     @property
     def prefix(self) -> str:
-        """How the names of this stack's change sets begin, whoever makes one."""
+        """Return the prefix of the names of this stack's change sets, whoever makes them."""
         return f"remoe-{artifacts.sha256_bytes(json.dumps([self.template, self.tags], sort_keys=True).encode())}-"
 
 
 @dataclass(frozen=True)
 class Change:
-    """One row of a diff. `action` is Add, Modify, Remove or what else CloudFormation says; `what` names the properties that change."""
+    """One row of a diff. `action` is CloudFormation's, such as Add; `what` are the properties that change."""
 
     action: str
     name: str
@@ -92,12 +99,11 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Stack:
-    """The stack of one deployment. `say` is told in sentences what goes on, `progress` shows what resources come to."""
+    """The CloudFormation stack of one deployment."""
 
     account: Account
     deployment: str
-    say: Callable[[str], None] = lambda message: None
-    progress: Progress = unseen
+    console: Console = SILENT
 
     @property
     def name(self) -> str:
@@ -108,7 +114,7 @@ class Stack:
         return self.account.client("cloudformation")
 
     def describe(self, stack_id: str | None = None) -> StackState | None:
-        """The stack as it is; None if there is none."""
+        """Return the stack as it is; None if there is none."""
         try:
             found = self._client.describe_stacks(StackName=stack_id or self.name)["Stacks"][0]
         except ClientError as error:
@@ -126,22 +132,22 @@ class Stack:
         )
 
     def template(self, state: StackState) -> dict[str, Any]:
-        """The template that was deployed, as it was given."""
+        """Return the template that was deployed, as it was given."""
         body = self._client.get_template(StackName=state.id, TemplateStage="Original")["TemplateBody"]
         return dict(json.loads(body) if isinstance(body, str) else body)
 
     def matches(self, wanted: DesiredStack, state: StackState) -> bool:
-        """Whether there is nothing to change. Changes nothing."""
+        """Return whether there is nothing to change. Changes nothing."""
         return state.stands and wanted.tags.items() <= state.tags.items() and self.template(state) == wanted.template
 
     def last_actor(self, state: StackState) -> str:
-        """Who began the last operation: a change set says so, a deletion does not."""
+        """Name who began the last operation: a change set says so, a deletion does not."""
         if state.status.startswith("DELETE_"):
             return "somebody who deletes it"
-        said = ""
+        actor = ""
         with suppress(ClientError):
-            said = self._client.describe_change_set(ChangeSetName=state.change_set).get("Description", "") if state.change_set else ""
-        return said or "somebody else"
+            actor = self._client.describe_change_set(ChangeSetName=state.change_set).get("Description", "") if state.change_set else ""
+        return actor or "somebody else"
 
     def held(self, state: StackState) -> HeldError:
         return HeldError(
@@ -150,37 +156,46 @@ class Stack:
         )
 
     def recover(self, wanted: DesiredStack) -> StackState | None:
-        """Bring the stack to where a change set can be made, whatever was left by an interrupted or failed deployment; None if there is
-        none then. Raises HeldError while somebody else is at work, PartialDeployError for what needs the user's hand."""
+        """Bring the stack to a state in which a change set can be made; return None if there is no stack then.
+
+        It handles whatever an interrupted or failed deployment has left.
+
+        Raises: HeldError while somebody else is at work, PartialDeployError for what the user has to repair.
+        """
         while state := self.describe():
             if state.busy:
                 if not self._goes_on(state, wanted):
                     raise self.held(state)
-                self.say(f"An earlier run of this goes on since {state.since:%H:%M:%S} UTC ({state.status}): waiting for it to end.")
+                self.console.say(
+                    f"An earlier run of this command is at work since {state.since:%H:%M:%S} UTC ({state.status}): waiting for it to end."
+                )
                 happened = self._follow_latest(state)
                 if happened[-1].status not in _STANDS and (failure := events.cause(happened)):
-                    self.say(f"That failed: {_why(failure)}")
+                    self.console.say(f"That failed: {_why(failure)}")
             elif state.status in _NEVER_STOOD or state.status == "DELETE_FAILED":
-                self.say(f"The stack {self.name} is what an operation that failed has left ({state.status}): removing it first.")
+                self.console.say(f"The stack {self.name} is left from a failed operation ({state.status}): removing it first.")
                 for event in self.remove(state):
                     if event.failed:
-                        self.say(f"It stays, outside the deployment: {_why(event)}")
+                        self.console.say(f"It stays, outside the deployment: {_why(event)}")
             elif state.status == "UPDATE_ROLLBACK_FAILED":
-                self.say(f"The last update of {self.name} was not taken back completely: going on with that first.")
+                self.console.say(f"The rollback of {self.name}'s last update did not finish: continuing it first.")
                 self._continue_rollback(state)
             else:
                 return state
         return None
 
     def _goes_on(self, state: StackState, wanted: DesiredStack) -> bool:
-        """Whether the operation under way is this very deployment, or the removal of one that failed."""
+        """Return whether the running operation is this very deployment, or removes one that failed."""
         if state.status == "DELETE_IN_PROGRESS":
             end = events.before(self._client, state.id)
             return end is not None and end.status in _NEVER_STOOD
         return f"/{wanted.prefix}" in state.change_set
 
     def propose(self, wanted: DesiredStack, state: StackState | None) -> Proposal | None:
-        """A change set for what differs; None if nothing does. Raises HeldError when somebody else was quicker."""
+        """Make a change set for what differs; return None if nothing does.
+
+        Raises: HeldError when somebody else was quicker.
+        """
         creates = state is None or state.status == _REVIEW
         with self._sole(state):
             made = self._client.create_change_set(
@@ -193,18 +208,19 @@ class Stack:
                 IncludeNestedStacks=wanted.nested,
                 Tags=[{"Key": key, "Value": value} for key, value in wanted.tags.items()],
             )
-        for pause_s in events.pauses():
-            found = self._client.describe_change_set(ChangeSetName=made["Id"])
-            if found["Status"] not in ("CREATE_PENDING", "CREATE_IN_PROGRESS"):
-                break
-            time.sleep(pause_s)
+        with self.console.progress("Working out the changes"):
+            for pause_s in events.pauses():
+                found = self._client.describe_change_set(ChangeSetName=made["Id"])
+                if found["Status"] not in ("CREATE_PENDING", "CREATE_IN_PROGRESS"):
+                    break
+                time.sleep(pause_s)
         proposal = Proposal(made["Id"], made["StackId"], creates, ())
         if found["Status"] == "FAILED":
             self.withdraw(proposal)
             reason = found.get("StatusReason", "")
             if any(phrase in reason for phrase in _NO_CHANGES):
                 return None
-            raise DeployError(f"CloudFormation cannot make the changes: {reason}", "Mend what it names, then run the command again.")
+            raise DeployError(f"CloudFormation cannot make the changes: {reason}", "Fix what it names, then run the command again.")
         return Proposal(made["Id"], made["StackId"], creates, tuple(self._changes(made["Id"])))
 
     def _changes(self, change_set: str) -> Iterator[Change]:
@@ -219,26 +235,31 @@ class Stack:
                     yield from self._changes(nested)
 
     def withdraw(self, proposal: Proposal) -> None:
-        """Take a proposal back, and with it a stack that is nothing but this proposal."""
+        """Delete a proposal, and its stack if the stack is nothing but this proposal."""
         self._client.delete_change_set(ChangeSetName=proposal.id)
         if proposal.creates and not self._proposed(proposal.stack_id) - {proposal.id}:
             self._client.delete_stack(StackName=proposal.stack_id)
 
     def _proposed(self, stack_id: str) -> set[str]:
-        """ARNs of the change sets that may yet be executed."""
+        """Return the ARNs of the change sets that can still be executed."""
         pages = self._client.get_paginator("list_change_sets").paginate(StackName=stack_id)
         found = [each for page in pages for each in page["Summaries"] if each["StackId"] == stack_id]
         return {each["ChangeSetId"] for each in found if each["ExecutionStatus"] in _MAY_BE_EXECUTED and each["Status"] != "FAILED"}
 
     def is_unchanged(self, state: StackState) -> bool:
-        """Whether the stack is as it was in `state`, and nobody proposes to change it. Changes nothing."""
+        """Return whether the stack is still as in `state`, and no change is proposed. Changes nothing."""
         now = self.describe(state.id)
         same = now is not None and (now.status, now.change_set, now.since) == (state.status, state.change_set, state.since)
         return same and state.stands and not self._proposed(state.id)
 
     def execute(self, proposal: Proposal) -> StackState:
-        """Make the changes and wait for their end, telling each as it comes. Raises HeldError when somebody else was quicker, DeployError
-        when all was taken back, PartialDeployError when it could not be. An interrupt leaves the operation to CloudFormation."""
+        """Execute a proposal and wait for its end, reporting each resource.
+
+        An interrupt leaves the operation to CloudFormation.
+
+        Raises: HeldError when somebody else was quicker, DeployError when everything was rolled back, PartialDeployError when the rollback
+        failed.
+        """
         after = events.newest(self._client, proposal.stack_id)
         try:
             with self._sole(None, proposal):
@@ -249,7 +270,7 @@ class Stack:
             if not proposal.creates:
                 cancel = f"aws cloudformation cancel-update-stack --stack-name {self.name} --region {self.account.region}"
             follow = f"'remoe status {self.deployment} --target aws', or by deploying again"
-            self.say(f"CloudFormation goes on without this command. Follow it with {follow}; cancel it with '{cancel}'.")
+            self.console.say(f"CloudFormation continues without this command. Follow it with {follow}; cancel it with '{cancel}'.")
             raise
         if happened[-1].status not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
             raise self._failure(happened)
@@ -263,16 +284,16 @@ class Stack:
     def _failure(self, happened: list[Event]) -> DeployError | PartialDeployError:
         failure, end = events.cause(happened), happened[-1]
         why = _why(failure or end)
-        again = f"Mend that and run the command again; 'remoe destroy {self.deployment} --target aws' removes what is left."
+        again = f"Fix that and run the command again; 'remoe destroy {self.deployment} --target aws' removes what is left."
         match end.status:
             case "ROLLBACK_COMPLETE":
-                return DeployError(f"{why} Everything that was made before it has been taken back.", again)
+                return DeployError(f"{why} Everything that was created before it has been rolled back.", again)
             case "UPDATE_ROLLBACK_COMPLETE":
                 return DeployError(f"{why} The deployment is what it was before.", again)
             case "DELETE_COMPLETE":
                 return DeployError(f"The stack {self.name} has been deleted meanwhile.", "Deploy again, if that is what you want.")
             case _:
-                return PartialDeployError(f"{why} Taking back what was done before it failed too ({end.status}).", again)
+                return PartialDeployError(f"{why} The rollback failed too ({end.status}).", again)
 
     def _continue_rollback(self, state: StackState) -> None:
         after = events.newest(self._client, state.id)
@@ -282,22 +303,24 @@ class Stack:
         if happened[-1].status != "UPDATE_ROLLBACK_COMPLETE":
             failure = events.cause(happened)
             raise PartialDeployError(
-                f"{_why(failure or happened[-1])} So the last update cannot be taken back.",
-                f"Mend that and run the command again, or start afresh: 'remoe destroy {self.deployment} --target aws'.",
+                f"{_why(failure or happened[-1])} So the last update cannot be rolled back.",
+                f"Fix that and run the command again, or start again: 'remoe destroy {self.deployment} --target aws'.",
             )
 
     def remove(self, state: StackState) -> tuple[Event, ...]:
-        """Delete the stack; returns what was deleted, and the failures of what cannot be and so is left standing, outside any stack."""
+        """Delete the stack; return what was deleted, and failures of what stays, outside any stack."""
         try:
             if state.status == "DELETE_IN_PROGRESS" and (happened := self._follow_latest(state))[-1].status == "DELETE_COMPLETE":
                 return tuple(happened)
             return self._remove(state.id, state)
         except KeyboardInterrupt:
-            self.say(f"CloudFormation goes on deleting. 'remoe destroy {self.deployment} --target aws' follows it and does the rest.")
+            self.console.say(
+                f"CloudFormation continues to delete. 'remoe destroy {self.deployment} --target aws' follows it and does the rest."
+            )
             raise
 
     def _remove(self, stack_id: str, state: StackState | None = None) -> tuple[Event, ...]:
-        """Twice as it is, for what only needs time; then without what fails."""
+        """Delete twice, as some resources only need time; then without the resources that fail."""
         removed: tuple[Event, ...] = ()
         retain: list[str] = []
         for attempt in range(3):
@@ -315,7 +338,7 @@ class Stack:
                 retain = sorted(event.name for event in failed.values() if event.kind != events.STACK)
         raise PartialDeployError(
             f"The stack {self.name} cannot be deleted: {_why(events.cause(happened) or happened[-1])}",
-            f"Mend that, then run 'remoe destroy {self.deployment} --target aws' again.",
+            f"Fix that, then run 'remoe destroy {self.deployment} --target aws' again.",
         )
 
     def _follow_latest(self, state: StackState) -> list[Event]:
@@ -323,14 +346,14 @@ class Stack:
         return self._follow(state.id, end.key if end else None)
 
     def _follow(self, stack_id: str, after: str | None, total: int | None = None) -> list[Event]:
-        """All events of an operation, up to its end; what each resource comes to is told meanwhile."""
+        """Follow an operation to its end, report each resource, and return all events."""
         happened: list[Event] = []
         done = 0
-        with self.progress(f"Stack {self.name}") as report:
+        with self.console.progress(f"Stack {self.name}") as report:
             for event in events.follow(self._client, stack_id, after):
                 happened.append(event)
                 if event.failed:
-                    self.say(_why(event))
+                    self.console.say(_why(event))
                 if event.ended and not event.of_stack:
                     done += 1
                     report(done, total and max(done, total), f"{event.name} ({event.kind}): {event.status}")
@@ -338,7 +361,7 @@ class Stack:
 
     @contextmanager
     def _sole(self, before: StackState | None, proposal: Proposal | None = None) -> Iterator[None]:
-        """A call that only one of several can win: raises HeldError, and says who, when somebody else has."""
+        """Make a call that only one of several can win. Raises: HeldError when somebody else has won."""
         try:
             yield
         except ClientError as error:
@@ -346,8 +369,8 @@ class Stack:
                 raise
             now = self.describe()
             if now is None and (proposal or before):
-                said = f"The stack {self.name} has been deleted meanwhile by somebody who destroys it."
-                raise HeldError(said, "When that is done, run the command again.") from error
+                message = f"The stack {self.name} has been deleted meanwhile by somebody who destroys it."
+                raise HeldError(message, "When that is done, run the command again.") from error
             if now and proposal and now.busy and now.change_set == proposal.id:
                 return  # a call that was repeated because its answer was lost
             if now and (now.busy or proposal or (now.stands and now.change_set != (before.change_set if before else ""))):

@@ -1,4 +1,4 @@
-"""What stands of a deployment on AWS, and what its functions printed. Changes nothing."""
+"""Read the status and the logs of a deployment on AWS. Changes nothing."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ def unknown(account: Account, name: str) -> DeployError:
 
 
 def read(account: Account, name: str) -> dict[str, Any]:
-    """The status document. Raises DeployError for an unknown name.
+    """Return the status document.
 
     state       running; deploying, destroying, proposed (a change set that nobody executed) or failed, with a `hint` of what to do
-    functions   as they are now; `drift` names what is not as the plan's template has it
-    main        the main function as it is now: its `kind` (sagemaker or lambda), name and state; None where it is the user's own
+    functions   as they are now; `drift` names what differs from the plan's template
+    main        the main function as it is now: `kind` (sagemaker or lambda), name and state; None where the user runs it
+
+    Raises: DeployError for an unknown name.
     """
     with plain_errors():
         stack, state = Stack(account, name), stack_state(account, name)
@@ -58,7 +60,10 @@ def read(account: Account, name: str) -> dict[str, Any]:
 
 
 def stack_state(account: Account, name: str) -> StackState:
-    """The stack alone: its outputs say what the main function is. Raises DeployError for an unknown name."""
+    """Describe the stack alone; its outputs say what the main function is.
+
+    Raises: DeployError for an unknown name.
+    """
     names.check_name(name)
     with plain_errors():
         if (state := Stack(account, name).describe()) is None:
@@ -68,7 +73,7 @@ def stack_state(account: Account, name: str) -> StackState:
 
 def _state(state: StackState, name: str) -> tuple[str, str]:
     follow = "CloudFormation is at work; run this again, or deploy the same plan again to follow it."
-    again = f"Deploy again to go on, or run 'remoe destroy {name} --target aws'."
+    again = f"Deploy again to continue, or run 'remoe destroy {name} --target aws'."
     if state.stands:
         return "running", ""
     if state.status == "DELETE_IN_PROGRESS":
@@ -81,7 +86,7 @@ def _state(state: StackState, name: str) -> tuple[str, str]:
 
 
 def _templates(account: Account, stack: Stack, state: StackState) -> Iterator[Mapping[str, Any]]:
-    """Of the stack and of those in it."""
+    """Yield the templates of the stack and of its nested stacks."""
     root = stack.template(state)
     yield root
     if any(resource["Type"] == STACK for resource in root.get("Resources", {}).values()):
@@ -93,7 +98,7 @@ def _templates(account: Account, stack: Stack, state: StackState) -> Iterator[Ma
 
 
 def _functions(account: Account, name: str, templates: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The expert functions, by name."""
+    """Describe the expert functions, by name."""
     wanted = {
         resource["Properties"]["FunctionName"]: resource["Properties"]
         for each in templates
@@ -105,7 +110,7 @@ def _functions(account: Account, name: str, templates: Iterable[Mapping[str, Any
 
 
 def _function(account: Account, function: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What callers get, so the version that the alias names."""
+    """Describe the version of a function that the alias names, which callers get."""
     found = _configuration(account, function)
     if found is None:
         return {"name": function, "state": "missing", "memory_mb": wanted["MemorySize"], "drift": ["it is missing"]}
@@ -137,9 +142,11 @@ def _main(account: Account, name: str, kind: str) -> dict[str, Any]:
 
 
 def logs(account: Account, name: str, function: str | None, lines: int) -> dict[str, list[str]]:
-    """The last `lines` lines of each function, or of one; the main function is `main`. Functions that never ran have none.
+    """Return the last `lines` lines of each function, or of one; the main function is `main`.
 
-    Raises DeployError for an unknown deployment or function.
+    Functions that never ran have none.
+
+    Raises: DeployError for an unknown deployment or function.
     """
     document = read(account, name)
     groups = {each["name"]: names.log_group(each["name"]) for each in document["functions"]}
@@ -153,7 +160,7 @@ def logs(account: Account, name: str, function: str | None, lines: int) -> dict[
 
 
 def _last_lines(account: Account, group: str, lines: int) -> list[str]:
-    """Of the streams that were written to last, in the order of time."""
+    """Read the last lines of the streams that were written to last, in the order of time."""
     client = account.client("logs")
     try:
         streams = client.describe_log_streams(logGroupName=group, orderBy="LastEventTime", descending=True, limit=_STREAMS)["logStreams"]
@@ -172,8 +179,10 @@ def _last_lines(account: Account, group: str, lines: int) -> list[str]:
 
 
 def tagged(account: Account, name: str, gone: Iterable[str] = ()) -> list[str]:
-    """ARNs of everything that has the deployment's tag, but for what is known to be `gone`, by physical id: the Tagging API remembers
-    for minutes."""
+    """List the ARNs of everything that has the deployment's tag, except what is known to be `gone`.
+
+    `gone` are physical ids of deleted resources; the Tagging API remembers them for minutes.
+    """
     pages = account.client("resourcegroupstaggingapi").get_paginator("get_resources")
     found = [
         resource["ResourceARN"]
@@ -185,5 +194,5 @@ def tagged(account: Account, name: str, gone: Iterable[str] = ()) -> list[str]:
 
 
 def _id(arn: str) -> str:
-    """The physical id of a resource, which follows its kind: log-group:ID, role/ID; a bucket's has none."""
+    """Return the physical id of a resource, which follows its kind: log-group:ID, role/ID."""
     return re.split("[:/]", arn.split(":", 5)[5], maxsplit=1)[-1]

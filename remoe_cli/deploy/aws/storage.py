@@ -1,8 +1,8 @@
-"""A deployment's bucket: made private, filled with what is missing, tidied, emptied and removed.
+"""A deployment's bucket: create it private, upload what is missing, delete, empty and remove.
 
-An object's key says a digest of what it holds (names.py), and so does what it is stored with: an object that is there with the right one
-is never sent again. Large objects go in parts, and a part that has arrived is never sent again either, whoever began. S3 is told the
-digest of everything that it is sent and refuses what arrives damaged. This module does not know what the objects are.
+An object's key names a digest of its content (names.py), and so does its metadata: an object with the right digest is never sent again.
+Large objects are sent in parts, and a part that has arrived is never sent again either, whoever began the upload. S3 gets the digest of
+everything that it is sent, and refuses damaged content. This module does not know what the objects are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,18 +25,20 @@ from botocore.exceptions import ClientError
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws.session import Account, code_of
 from remoe_cli.errors import DeployError, HeldError
+from remoe_cli.progress import Report
 
 PART_BYTES = 16 * 2**20
 _AT_ONCE = 8
 _ABANDONED_DAYS = 7  # after which S3 drops an upload that nobody has completed, and its parts are billed no more
 _GONE = ("404", "NoSuchBucket", "NoSuchKey", "NotFound")
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Object:
-    """What is to be in the bucket under `key`: a file, or bytes. `sha256` is what it is known by: of its bytes, or of what they mean where
-    other bytes may mean the same (package/dependencies.py)."""
+    """An object that the bucket is to hold under `key`: a file, or bytes.
+
+    sha256   digest of its bytes, or of their meaning where other bytes may mean the same (package/dependencies.py)
+    """
 
     key: str
     source: Path | bytes
@@ -53,7 +55,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Stored:
-    """What is in the bucket under `key`, since when."""
+    """An object that the bucket holds, and since when."""
 
     key: str
     size_bytes: int
@@ -66,7 +68,7 @@ def object_of(key: str, source: bytes) -> Object:
 
 @dataclass(frozen=True)
 class Bucket:
-    """The bucket `name`, in `account` and nobody else's: every call names its owner."""
+    """The bucket `name`. Every call names its owner, so a bucket of another account is never used."""
 
     account: Account
     name: str
@@ -80,11 +82,14 @@ class Bucket:
         return {"Bucket": self.name, "ExpectedBucketOwner": self.account.id}
 
     def url(self, key: str) -> str:
-        """Where CloudFormation finds an object, such as a template."""
+        """Return where CloudFormation finds an object, such as a template."""
         return f"https://{self.name}.s3.{self.account.region}.{self.account.suffix}/{key}"
 
     def tags(self) -> dict[str, str] | None:
-        """The bucket's tags; None where there is no such bucket. Raises DeployError for a bucket of another account."""
+        """Return the bucket's tags; None if there is no such bucket.
+
+        Raises: DeployError for a bucket of another account.
+        """
         try:
             return {tag["Key"]: tag["Value"] for tag in self.client.get_bucket_tagging(**self._it)["TagSet"]}
         except ClientError as error:
@@ -94,20 +99,23 @@ class Bucket:
                 return None
             if code_of(error) in ("403", "AccessDenied"):
                 raise DeployError(
-                    f"The bucket {self.name} is not account {self.account.id}'s, or may not be looked at: {error}.",
+                    f"The bucket {self.name} is not account {self.account.id}'s, or may not be read: {error}.",
                     "Choose another --name, or ask for the permission s3:GetBucketTagging.",
                 ) from error
             raise
 
     def make(self, tags: Mapping[str, str]) -> None:
-        """Make the bucket, or finish making it: nothing public, everything encrypted, and tagged last, so that tags say that it is done."""
+        """Create the bucket, or finish creating it: nothing public, everything encrypted.
+
+        It is tagged last, so that its tags say that it is complete.
+        """
         place = {} if self.account.region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": self.account.region}}
         try:
             self.client.create_bucket(Bucket=self.name, **place)
         except ClientError as error:
             if code_of(error) == "OperationAborted":
-                said = f"The bucket {self.name} is being made or deleted by somebody else at this moment."
-                raise HeldError(said, "Run the command again in a minute.") from error
+                message = f"The bucket {self.name} is being made or deleted by somebody else at this moment."
+                raise HeldError(message, "Run the command again in a minute.") from error
             if code_of(error) != "BucketAlreadyOwnedByYou":
                 raise
         closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
@@ -122,7 +130,7 @@ class Bucket:
         self.tag(tags)
 
     def tag(self, tags: Mapping[str, str]) -> None:
-        """Make these all of its tags."""
+        """Replace the bucket's tags."""
         self.client.put_bucket_tagging(**self._it, Tagging={"TagSet": [{"Key": key, "Value": value} for key, value in tags.items()]})
 
     def _tls_only(self) -> dict[str, Any]:
@@ -138,12 +146,12 @@ class Bucket:
         return {"Version": "2012-10-17", "Statement": [statement]}
 
     def keys(self, folder: str) -> list[str]:
-        """Keys of what lies directly in `folder`, such as main/; the latest first."""
+        """List the keys directly in `folder`, such as main/, the latest first."""
         found = self._listed(Prefix=folder, Delimiter="/")
         return [each.key for each in sorted(found, key=lambda each: each.since, reverse=True)]
 
     def stored(self) -> list[Stored]:
-        """All objects."""
+        """List all objects."""
         return self._listed()
 
     def _listed(self, **which: str) -> list[Stored]:
@@ -151,11 +159,11 @@ class Bucket:
         return [Stored(each["Key"], each["Size"], each["LastModified"]) for page in pages for each in page.get("Contents", ())]
 
     def read(self, key: str) -> bytes:
-        """A small object."""
+        """Read a small object."""
         return bytes(self.client.get_object(**self._it, Key=key)["Body"].read())
 
     def missing(self, objects: Iterable[Object]) -> tuple[Object, ...]:
-        """Those that are not there, or not of the right digest. Changes nothing."""
+        """Return the objects that are not there, or have another digest. Changes nothing."""
         objects = tuple(objects)
         with _pool() as pool:
             return tuple(each for each, there in zip(objects, pool.map(self._holds, objects), strict=True) if not there)
@@ -170,9 +178,9 @@ class Bucket:
         # S3 has held every byte against its checksum when it was sent, and whoever puts another object there knows nothing of this one.
         return bool(head["Metadata"].get("sha256") == what.sha256)
 
-    def upload(self, objects: Sequence[Object], progress: Progress = lambda done, total: None) -> None:
-        """Put `objects` there; `progress` is told bytes done and their total. What an earlier upload sent is not sent again."""
-        count = _Counter(sum(each.size_bytes for each in objects), progress)
+    def upload(self, objects: Sequence[Object], report: Report = lambda done, total, what="": None) -> None:
+        """Upload objects and report the bytes sent. What an earlier upload sent is not sent again."""
+        count = _Counter(sum(each.size_bytes for each in objects), report)
         with _pool() as pool:
             small = [each for each in objects if each.size_bytes <= PART_BYTES]
             list(pool.map(partial(self._put, count), small))
@@ -215,7 +223,7 @@ class Bucket:
         return str(upload["UploadId"])
 
     def _begun(self, what: Object) -> str | None:
-        """The latest upload of this very object that nobody has completed."""
+        """Return the latest unfinished upload of this very object."""
         begun = [upload for upload in self._uploads(Prefix=what.key) if upload["Key"] == what.key]
         return max(begun, key=lambda upload: upload["Initiated"])["UploadId"] if begun else None
 
@@ -224,11 +232,14 @@ class Bucket:
             yield from page.get("Uploads", ())
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete up to 1,000 objects, which need not be there. Raises DeployError for the first that S3 keeps."""
+        """Delete up to 1,000 objects, which need not be there.
+
+        Raises: DeployError for the first object that S3 keeps.
+        """
         _refused(self.client.delete_objects(**self._it, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}))
 
     def remove(self) -> None:
-        """Remove the bucket with all objects, versions and unfinished uploads in it. There need not be one."""
+        """Remove the bucket, if there is one, with all objects, versions and unfinished uploads in it."""
         try:
             for upload in self._uploads():
                 self.client.abort_multipart_upload(**self._it, Key=upload["Key"], UploadId=upload["UploadId"])
@@ -248,8 +259,8 @@ _KINDS = ("Versions", "DeleteMarkers")
 def _refused(answer: Mapping[str, Any]) -> None:
     if errors := answer.get("Errors"):
         first = errors[0]
-        said = f"S3 does not delete {first['Key']}: {first.get('Message') or first['Code']}."
-        raise DeployError(said, "Mend that, then run the command again.")
+        message = f"S3 does not delete {first['Key']}: {first.get('Message') or first['Code']}."
+        raise DeployError(message, "Fix that, then run the command again.")
 
 
 def _checksum(body: bytes) -> str:
@@ -258,7 +269,7 @@ def _checksum(body: bytes) -> str:
 
 @contextmanager
 def _pool() -> Iterator[ThreadPoolExecutor]:
-    """Threads that end after the call in hand when something fails or the user interrupts."""
+    """Make threads that end after their current call when something fails or the user interrupts."""
     pool = ThreadPoolExecutor(_AT_ONCE)
     try:
         yield pool
@@ -267,12 +278,12 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
 
 
 class _Counter:
-    """Bytes done by all threads together."""
+    """Adds up the bytes that all threads have sent, and reports them."""
 
-    def __init__(self, total: int, progress: Progress) -> None:
-        self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
+    def __init__(self, total: int, report: Report) -> None:
+        self._done, self._total, self._report, self._lock = 0, total, report, threading.Lock()
 
     def add(self, count: int) -> None:
         with self._lock:
             self._done += count
-            self._progress(self._done, self._total)
+            self._report(self._done, self._total)

@@ -1,12 +1,12 @@
-"""Plan, contents and settings -> the CloudFormation templates of a deployment. Pure: no files, no credentials, no account, no region.
+"""Make the CloudFormation templates of a deployment from plan, contents and settings. Pure.
 
-The bucket is not in them, because what they refer to must be in it first (storage.py). Resources that CloudFormation can only replace
-(roles, models, endpoint configurations, policies) have no names of their own, so that the new one can stand beside the old one; functions
-have names, which the main function calls.
+The templates know no account, no region and no credentials. The bucket is not in them, because it must hold what they refer to before the
+stack is made (storage.py). Resources that CloudFormation can only replace (roles, models, endpoint configurations, policies) have no names
+of their own, so that the new one can exist beside the old one. Functions have names, which the main function calls.
 
-One template holds 500 resources. Above that, functions go to nested stacks by their layer, so that no plan for a model moves a function
-from one nested stack to another: its name cannot be in two stacks at once. For the same reason a deployment that was one template cannot
-be updated to nested stacks, nor back (`Templates.nested` tells which it is).
+One template holds 500 resources. Above that, functions go to nested stacks by their layer, so that no plan of a model moves a function from
+one nested stack to another: its name cannot be in two stacks at once. For the same reason a deployment of one template cannot be updated to
+nested stacks, nor back (`Templates.nested` tells which it is).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ Template = dict[str, Any]
 
 @dataclass(frozen=True)
 class Templates:
-    """The template of the stack, and those of its nested stacks by the logical id that they have in it."""
+    """The template of the stack, and those of its nested stacks by their logical ids."""
 
     root: Template
     nested: Mapping[str, Template]
 
     @property
     def bodies(self) -> dict[str, bytes]:
-        """What the bucket must hold before the stack is made, by key: nested templates, then the root."""
+        """Return what the bucket must hold before the stack is made, by key: nested templates, then the root."""
         return {key(template): body(template) for template in (*self.nested.values(), self.root)}
 
 
@@ -50,15 +50,21 @@ def body(template: Template) -> bytes:
 
 
 def key(template: Template) -> str:
-    """Where a template goes in the bucket."""
+    """Return a template's key in the bucket."""
     return names.template_key(artifacts.sha256_bytes(body(template)))
 
 
 def templates(plan: Plan, contents: Contents, settings: AwsSettings) -> Templates:
-    """Raises UsageError when the plan's main function is none of the endpoint's kind, or there is nothing to deploy."""
+    """Make the templates.
+
+    Raises: UsageError when the main function cannot run on this kind of endpoint, or there is nothing to deploy.
+    """
     names.check_name(settings.name)
     if settings.endpoint is Endpoint.none and not contents.functions:
-        raise UsageError("Nothing of this plan runs on AWS: all its experts are local, and the endpoint is none.", "Deploy it locally.")
+        raise UsageError(
+            "Nothing of this plan runs on AWS: all its experts are local, and the endpoint is none.",
+            "Plan with --catalog aws-us-east-1, or deploy it on this machine: leave --target aws out.",
+        )
     served = functions.served_at_once(plan, contents, settings)
     experts = {function: functions.expert_function(plan, function, contents, settings, served) for function in contents.functions}
     root = _root(plan, contents, settings, {id: resource for made in experts.values() for id, resource in made.items()})
@@ -73,7 +79,7 @@ def templates(plan: Plan, contents: Contents, settings: AwsSettings) -> Template
 
 
 def _root(plan: Plan, contents: Contents, settings: AwsSettings, experts: dict[str, Resource]) -> Template:
-    """The main function comes after the expert functions: what fails there then costs no instance."""
+    """Make the root template. The main function comes last, so that a failure before it costs no instance."""
     after = [id for id, made in experts.items() if made["Type"] in ("AWS::Lambda::Alias", "AWS::CloudFormation::Stack")]
     main = main_function.resources(plan, contents, settings, after)
     return _template(settings.name, experts | main | _budget(settings), _outputs(plan, contents, settings))

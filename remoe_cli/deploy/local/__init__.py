@@ -1,10 +1,11 @@
-"""An embedded twin of AWS Lambda on one machine.
+"""The local twin of AWS Lambda: it runs functions on this machine as Lambda would.
 
-The function code, AWS's own runtime client (awslambdaric) and the Invoke API are the real ones; memory, CPU, payload,
-timeout, init and concurrency limits are enforced. The twin knows functions, not what they compute.
+The function code, AWS's own runtime client (awslambdaric) and the Invoke API are the real ones. Limits of memory, CPU, payload, timeout,
+init and concurrency are enforced. The twin knows functions, not what they compute.
 
-    lifecycle   what the command line calls: start, status, logs, destroy
+    target      the local target: from a plan to a running deployment
+    lifecycle   start, status, logs and destroy of a deployment
     supervisor  the detached process that holds one deployment together
     front       the Invoke API on loopback            pool      the execution environments of one function
-    instance    one execution environment             worker    what a worker is given, and why it ended
+    instance    one execution environment             worker    a worker's environment, and why it ended
 """

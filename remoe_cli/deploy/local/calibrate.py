@@ -1,13 +1,16 @@
-"""Calibrating a profile on a deployment of the local twin: `remoe profile measure NAME`."""
+"""Calibrate a profile on a deployment of the local twin: `remoe profile measure NAME`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from remoe_cli.artifacts import read_json
-from remoe_cli.deploy.local import lifecycle, processes, target
+from remoe_cli.deploy.console import Console
+from remoe_cli.deploy.local import lifecycle, processes
+from remoe_cli.deploy.local.target import LocalTarget
 from remoe_cli.errors import DeployError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
 from remoe_cli.profile.record import Profile, read_profile
@@ -18,28 +21,32 @@ from remoe_cli.runtime.invoke import make_client
 _TIMEOUT_S = 60.0
 
 
-def calibrate(
-    name: str, out: Path, prompts: Sequence[str] = (), max_new_tokens: int = 32, say: Callable[[str], None] = lambda _: None
-) -> Profile:
-    """Write to `out` a copy of the deployment's profile whose latency carries the invocations and cold starts measured on it, and
-    what answering the prompts took, if there are any.
+def calibrate(name: str, out: Path, prompts: Sequence[Prompt], max_new_tokens: int, console: Console) -> Profile:
+    """Copy a deployment's profile to `out`, with invocations and cold starts measured on the deployment.
 
-    Raises DeployError for a deployment that is not running or has no functions, and what `measure_target` and `read_profile` raise.
+    With prompts it answers them too, and takes the overhead of an invocation from these answers.
+
+    Raises: DeployError for a deployment that does not run or has no functions, and what `measure_target` and `read_profile` raise.
     """
     status = lifecycle.status(name)
     if status["endpoint"] is None:
         raise DeployError(f"The deployment '{name}' cannot be measured: it is {status['state']}.", status["hint"])
-    plan = read_json(lifecycle.state_dir(name) / "plan.json", Plan)
+    target = LocalTarget(console)
+    plan = read_json(target.deployed_plan(name), Plan)
     profile = read_profile(Path(plan.profile.path))
     client = make_client(status["endpoint"], 1, _TIMEOUT_S)
     functions = [function["name"] for function in status["functions"]]
-    say(f"Measuring warm invocations and cold starts of '{name}'")
-    profile = with_target(profile, out, *measure_target(name, client, functions, lambda function: restart(name, function)))
+    with console.progress(f"Measuring warm invocations and cold starts of '{name}'"):
+        times = measure_target(name, client, functions, lambda function: restart(name, function))
+    profile = with_target(profile, out, *times)
     if prompts:
-        say(f"Asking '{name}' {len(prompts)} prompts")
-        endpoint = target.reach(name)
-        answers = [answer(endpoint, prompt, max_new_tokens, lambda text: None, calls=True) for prompt in (prompts[0], *prompts)]
-        profile = with_answers(profile, out, plan, read_catalog(plan.catalog.path), answers[1:])  # the first of all finds all cold
+        address, answers = target.main_address(name), []
+        asked = (prompts[0], *prompts)  # the first one finds all functions cold, so it is asked twice and counted once
+        with console.progress(f"Asking '{name}' {len(prompts)} prompts") as report:
+            for number, prompt in enumerate(asked, start=1):
+                answers.append(answer(address, prompt, max_new_tokens, lambda text: None, calls=True))
+                report(number, len(asked))
+        profile = with_answers(profile, out, plan, read_catalog(plan.catalog.path), answers[1:])
     return profile
 
 

@@ -1,4 +1,4 @@
-"""What a twin deployment consists of, and what its supervisor leaves on disk about itself."""
+"""The files of a twin deployment: twin.json says what it consists of, the others what runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from remoe_cli.artifacts import Document, Part
+from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S, MIN_MEMORY_MB
 
 NAME_FORM = r"[a-z0-9][a-z0-9-]{0,49}"  # with an entry of the bundle, such as -layer-012-3, 64 characters
 DeploymentName = Annotated[str, Field(pattern=f"^{NAME_FORM}$")]
@@ -14,30 +15,40 @@ FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class FunctionConfig(Part):
-    """One function. Bounds are AWS's quotas (Lambda developer guide, "Lambda quotas"); `handler` is `module.function`
-    in `code_dir`, an absolute path; `interpreter` is the command of a Python that is not the twin's."""
+    """One function, within Lambda's limits (lambda_limits.py).
+
+    handler       `module.function` in `code_dir`, an absolute path
+    interpreter   the command of another Python than the twin's
+    """
 
     name: FunctionName
     handler: str
     code_dir: str
     interpreter: tuple[str, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)
-    memory_mb: int = Field(ge=128, le=10_240)
-    timeout_s: float = Field(gt=0, le=900)
+    memory_mb: int = Field(ge=MIN_MEMORY_MB, le=MAX_MEMORY_MB)
+    timeout_s: float = Field(gt=0, le=MAX_TIMEOUT_S)
     reserved_concurrency: int = Field(ge=1)
 
 
 class MainConfig(Part):
-    """The main server: started as `argv`, answers GET /ping with 200 on loopback `port` when ready, and ends when its stdin closes."""
+    """The main server: `argv` starts it, GET /ping on loopback `port` answers 200 when it is ready.
+
+    It ends when its standard input is closed.
+    """
 
     argv: list[str] = Field(min_length=1)
     port: int = Field(ge=1, le=65_535)
 
 
 class TwinConfig(Document):
-    """One deployment. `main` is a server, a function that may invoke the others, or not here. `rtt_ms` is slept per invocation to stand
-    for the network; an execution environment that is idle for `idle_ttl_s` is reclaimed; `python` is the interpreter that has
-    awslambdaric."""
+    """twin.json: one deployment.
+
+    main         a server, a function that may invoke the others, or none
+    rtt_ms       waited in each invocation, for the network
+    idle_ttl_s   an execution environment that is idle for so long is ended
+    python       the interpreter that has awslambdaric
+    """
 
     schema_version: str = "remoe.twin/1"
     name: DeploymentName
@@ -49,14 +60,14 @@ class TwinConfig(Document):
 
 
 class ProcessRef(Part):
-    """A process that a later process of the same pid cannot be mistaken for. `start_time` is in the system's own terms."""
+    """A process, told by `start_time` from a later process with the same pid. The system defines its unit."""
 
     pid: int
     start_time: str
 
 
 class SupervisorRecord(Document):
-    """supervisor.json. `groups` are the control groups that hold every worker, if any."""
+    """supervisor.json: the supervisor, its endpoint, and the control groups that hold every worker."""
 
     schema_version: str = "remoe.twin-supervisor/1"
     process: ProcessRef

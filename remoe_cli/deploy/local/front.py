@@ -1,4 +1,7 @@
-"""The twin's Invoke API on loopback, as botocore speaks it (Lambda API reference, 2015-03-31, Invoke), plus status and shutdown."""
+"""The twin's Invoke API on loopback, and its status and shutdown.
+
+Source: Lambda API reference, version 2015-03-31, Invoke.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig, TwinConfig
 from remoe_cli.deploy.local.instance import Host
 from remoe_cli.deploy.local.pool import Pool, Throttled
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
 READ_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES
@@ -30,7 +33,11 @@ _NAME = re.compile(r"(?:arn:aws[\w-]*:lambda:[\w-]+:\d{12}:function:|\d{12}:func
 
 @dataclass(frozen=True)
 class Twin:
-    """One running deployment. `main_status` describes the main server if there is one, `stop` ends the deployment."""
+    """A running deployment.
+
+    main_status   describes the main server, if there is one
+    stop          ends the deployment when it is set
+    """
 
     config: TwinConfig
     host: Host
@@ -46,7 +53,10 @@ def twin(config: TwinConfig, host: Host, main_status: Callable[[], dict[str, Any
 
 
 async def serve(twin: Twin, port: int = 0) -> web.AppRunner:
-    """Open the front on loopback `port` (0: any free one); the caller ends it with `close`. Raises OSError if the port is taken."""
+    """Serve on loopback `port` (0: any free one) until the caller calls `close`.
+
+    Raises: OSError when the port is taken.
+    """
     app = web.Application(client_max_size=READ_LIMIT_BYTES)
     app.router.add_post("/2015-03-31/functions/{name}/invocations", functools.partial(_invoke, twin))
     app.router.add_get("/remoe/status", functools.partial(_answer_status, twin))
@@ -59,8 +69,8 @@ async def serve(twin: Twin, port: int = 0) -> web.AppRunner:
         await runner.cleanup()
         raise
     if isinstance(main := twin.config.main, FunctionConfig):
-        told = {**main.environment, "REMOE_ENDPOINT": endpoint(runner)}
-        twin.pools[main.name].function = main.model_copy(update={"environment": told})
+        environment = {**main.environment, "REMOE_ENDPOINT": endpoint(runner)}
+        twin.pools[main.name].function = main.model_copy(update={"environment": environment})
     return runner
 
 
@@ -69,13 +79,13 @@ def endpoint(runner: web.AppRunner) -> str:
 
 
 async def close(twin: Twin, runner: web.AppRunner) -> None:
-    """End all workers, which fails the calls that they run, then the front."""
+    """End all workers, which fails their calls, then stop serving."""
     await asyncio.gather(*(pool.close() for pool in twin.pools.values()))
     await runner.cleanup()
 
 
 def status(twin: Twin) -> dict[str, Any]:
-    """The status document: what runs, what it has done, and how it is limited."""
+    """Make the status document: what runs, what it has done, and how it is limited."""
     mechanism = twin.host.mechanism
     return {
         "name": twin.config.name,
@@ -115,8 +125,14 @@ def _function_status(pool: Pool) -> dict[str, Any]:
 
 
 def is_json(body: bytes) -> bool:
-    """Whether `body` is one JSON document. A plain ASCII string, which is what a base64 payload is, is told at memory speed:
-    it has a quote at either end only, no backslash and no control character."""
+    """Return whether `body` is one JSON document.
+
+    A plain ASCII string, such as a base64 payload, is recognised at memory speed: a quote at either end only, no backslash, no control
+    character.
+
+    >>> is_json(b'"QUJD"'), is_json(b'"QUJD')
+    (True, False)
+    """
     if len(body) >= 2 and body[0] == body[-1] == 0x22 and body.find(b'"', 1) == len(body) - 1 and b"\\" not in body and body.isascii():
         return int(np.frombuffer(body, np.uint8).min()) >= 0x20
     with suppress(ValueError, RecursionError):
@@ -168,7 +184,7 @@ async def _run(twin: Twin, pool: Pool, request: web.Request, request_id: str, ev
 
 
 def _refuse(request_id: str, status: int, error: str, message: str, more: Mapping[str, str] | None = None) -> web.Response:
-    """An error of the Invoke API itself; botocore raises the exception that x-amzn-errortype names."""
+    """Answer with an error of the Invoke API; botocore raises the exception that x-amzn-errortype names."""
     headers = {"x-amzn-RequestId": request_id, "x-amzn-errortype": error}
     return web.json_response({"Type": "User", **(more or {}), "message": message}, status=status, headers=headers)
 

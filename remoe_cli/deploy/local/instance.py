@@ -1,9 +1,10 @@
-"""One execution environment: a worker process that runs awslambdaric, and the Runtime API (2018-06-01) that feeds it.
+"""One execution environment: a process that runs awslambdaric, and the Runtime API that feeds it.
 
     COLD --launch--> INIT --first GET next--> IDLE <--> BUSY;  every state --the process ends--> DEAD
 
-All ways to fail end in a named error: what the runtime reports is passed on, and when the process ends, for whatever
-reason, `_watch` is the one place that says why.
+Every failure is a named error. What the runtime reports is passed on. When the process ends, `_watch` alone decides why.
+
+Source: Lambda developer guide, "Using the Lambda runtime API" (2018-06-01).
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ from pathlib import Path
 
 from aiohttp import web
 
-from remoe_cli import limits
+from remoe_cli import cages, lambda_limits
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig, ProcessRef
 from remoe_cli.deploy.local.logs import LogStream
 from remoe_cli.deploy.local.worker import ACCOUNT, OUT_OF_MEMORY, REGION, TOO_LARGE, Fault, describe, environment
 
-INIT_LIMIT_S = 10.0
 POLL_S = 0.02
 
 
@@ -42,23 +42,31 @@ class InstanceState(Enum):
 
 
 class Undelivered(Exception):
-    """The worker ended before it took the event, so nothing ran and another may take it."""
+    """The worker ended before it took the event, so nothing ran, and another worker may take it."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """What all execution environments of a deployment share. `started` is told of every worker process."""
+    """What all execution environments of a deployment have in common.
+
+    python    interpreter of the workers
+    started   called with every worker process that is started
+    """
 
     python: str
-    mechanism: limits.Mechanism
+    mechanism: cages.Mechanism
     log_dir: Path
     started: Callable[[ProcessRef], None]
-    init_limit_s: float = INIT_LIMIT_S
+    init_limit_s: float = lambda_limits.INIT_LIMIT_S
 
 
 @dataclass(frozen=True)
 class CallResult:
-    """One finished call. `failed` marks a function error (its payload is {errorMessage, errorType, ...}); `init_ms` is None when warm."""
+    """The result of one invocation.
+
+    failed    it is a function error, whose payload is {errorMessage, errorType, ...}
+    init_ms   None when the instance was warm
+    """
 
     payload: bytes
     failed: bool
@@ -76,13 +84,13 @@ class _Reply:
 
 
 class Instance:
-    """One execution environment. `invoke` runs one request at a time; `stop` ends it. Lives in one event loop."""
+    """One execution environment, in one event loop. `invoke` runs one request at a time; `stop` ends it."""
 
     def __init__(self, function: FunctionConfig, host: Host) -> None:
         self.function, self.host = function, host
         self.state, self.port, self.pid = InstanceState.COLD, 0, 0
         self._id = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:12]}"
-        self._cage = limits.Cage(host.mechanism, f"{function.name}-{self._id}", function.memory_mb)
+        self._cage = cages.Cage(host.mechanism, f"{function.name}-{self._id}", function.memory_mb)
         self._log = LogStream(host.log_dir / function.name / f"{self._id}.log")
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[bytes] = asyncio.Queue()
@@ -94,7 +102,10 @@ class Instance:
         self._ended: asyncio.Task[None] | None = None
 
     async def invoke(self, request_id: str, event: bytes) -> CallResult:
-        """Run one request; a COLD instance is started first. Raises Undelivered if the worker ended before it took the event."""
+        """Run one request; start the worker first if the instance is COLD.
+
+        Raises: Undelivered when the worker ended before it took the event.
+        """
         self._request_id = request_id
         log_start, init_ms, reply = self._log.begin(), None, None
         if self.state is InstanceState.COLD:
@@ -159,7 +170,7 @@ class Instance:
         return CallResult(reply.payload, reply.failed, duration_ms, init_ms, billed_ms, self._log.tail(log_start))
 
     async def _launch(self) -> None:
-        app = web.Application(client_max_size=limits.PAYLOAD_LIMIT_BYTES + 1)
+        app = web.Application(client_max_size=lambda_limits.PAYLOAD_LIMIT_BYTES + 1)
         runtime = "/2018-06-01/runtime"
         app.router.add_get(f"{runtime}/invocation/next", self._serve_next)
         app.router.add_post(f"{runtime}/invocation/{{id}}/response", self._take_response)
@@ -170,10 +181,10 @@ class Instance:
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             self.port = runner.addresses[0][1]
-            await asyncio.to_thread(limits.make, self._cage)
+            await asyncio.to_thread(cages.make, self._cage)
             interpreter = self.function.interpreter or (self.host.python,)
             process = await asyncio.create_subprocess_exec(
-                *limits.launcher(self._cage, [*interpreter, "-m", "awslambdaric", self.function.handler]),
+                *cages.launcher(self._cage, [*interpreter, "-m", "awslambdaric", self.function.handler]),
                 cwd=self.function.code_dir,
                 env=environment(self.function, self.port, self._id),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -202,8 +213,8 @@ class Instance:
             os.killpg(self.pid, signal.SIGKILL)  # what the worker started does not outlive it
         if poll:
             poll.cancel()
-        self._peak_bytes = max(self._peak_bytes, limits.peak_bytes(self._cage))
-        if limits.was_oom_killed(self._cage):
+        self._peak_bytes = max(self._peak_bytes, cages.peak_bytes(self._cage))
+        if cages.was_oom_killed(self._cage):
             self._cause = self._cause or OUT_OF_MEMORY
         reply = self._failure(self._cause or Fault("Runtime.ExitError", f"Runtime exited with error: {describe(status)}"))
         for waiting in (self._ready, self._reply):
@@ -214,7 +225,7 @@ class Instance:
 
     def _remove_groups(self) -> None:
         for group in self._cage.groups:
-            limits.remove(group)
+            cages.remove(group)
 
     def _failure(self, fault: Fault) -> _Reply:
         message = fault.message if fault is TOO_LARGE else f"RequestId: {self._request_id} Error: {fault.message}"
@@ -231,7 +242,7 @@ class Instance:
 
     async def _serve_next(self, request: web.Request) -> web.Response:
         if not self._ready.done():
-            limits.limit_cpu(self._cage)
+            cages.limit_cpu(self._cage)
             self._ready.set_result(None)
         event = await self._events.get()
         self._delivered = request.transport is not None and not request.transport.is_closing()
@@ -243,7 +254,7 @@ class Instance:
         return web.Response(body=event, content_type="application/json", headers=headers)
 
     async def _take_response(self, request: web.Request) -> web.Response:
-        if (request.content_length or 0) > limits.PAYLOAD_LIMIT_BYTES:
+        if (request.content_length or 0) > lambda_limits.PAYLOAD_LIMIT_BYTES:
             return self._too_large(request)
         try:
             payload = await request.read()
@@ -252,7 +263,7 @@ class Instance:
         return self._settle(request, _Reply(payload, False))
 
     def _too_large(self, request: web.Request) -> web.Response:
-        """The runtime is told 413, upon which awslambdaric ends; so the next call is a cold start."""
+        """Answer 413 to the runtime, upon which awslambdaric ends; so the next call is a cold start."""
         self.state = InstanceState.DEAD
         self._settle(request, self._failure(TOO_LARGE))
         self.end(TOO_LARGE)
@@ -271,8 +282,10 @@ class Instance:
         return self._accepted()
 
     def _ended_by_rlimit(self, payload: bytes) -> bool:
-        """Under rlimit the kernel refuses memory instead of killing, and Python reports that as MemoryError: the same event by
-        another name, so the worker is ended as Lambda would have."""
+        """End a worker that reports MemoryError under rlimit, as Lambda would have killed it.
+
+        Under rlimit the kernel refuses memory instead of killing, and Python reports that as MemoryError.
+        """
         if self.host.mechanism.memory != "rlimit" or json.loads(payload).get("errorType") != "MemoryError":
             return False
         self.end(OUT_OF_MEMORY)

@@ -1,7 +1,7 @@
-"""What the command line calls: start, look at and destroy deployments of the local twin.
+"""Start, describe and destroy deployments of the local twin.
 
-Each deployment is one directory of the state root, which holds everything there is on disk about it:
-twin.json, supervisor.json, children.json, logs/, and the files that `start` was given. Its own flock is the lock.
+Each deployment has one directory, which holds everything about it: twin.json, supervisor.json, children.json, logs/, and the files that
+`start` was given. A lock on the directory (flock) keeps two commands apart.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from remoe_cli import limits, settings
+from remoe_cli import cages, settings
 from remoe_cli.artifacts import read_json, write_json
+from remoe_cli.deploy.console import SILENT, Console
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import NAME_FORM, ChildrenRecord, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.logs import last_lines
@@ -31,18 +32,21 @@ SHUTDOWN_WAIT_S = 10.0
 
 
 def state_root() -> Path:
-    """Where deployments are kept: $REMOE_STATE_DIR/deployments, else under the user's state directory."""
+    """Return the directory of all deployments, in $REMOE_STATE_DIR or the user's state directory."""
     return settings.state_dir() / "deployments"
 
 
 def names() -> list[str]:
-    """Names of all deployments, living, dead or half-made."""
+    """List the names of all deployments, running, dead or half made."""
     root = state_root()
     return sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
 
 
 def state_dir(name: str) -> Path:
-    """The directory of deployment `name`, which need not exist. Raises UsageError for a name that cannot be one."""
+    """Return the directory of deployment `name`, which need not exist.
+
+    Raises: UsageError for a name that cannot be one.
+    """
     if not re.fullmatch(NAME_FORM, name):
         raise UsageError(f"{name!r} cannot be the name of a deployment.", "Use lower-case letters, digits and hyphens, 50 at most.")
     return state_root() / name
@@ -51,12 +55,15 @@ def state_dir(name: str) -> Path:
 def start(
     name: str,
     prepare: Callable[[Path], TwinConfig],
-    progress: Callable[[str], None] = lambda _: None,
+    console: Console = SILENT,
     main_wait_s: float = 900.0,
 ) -> dict[str, Any]:
-    """Deploy under `name` and return the status once the front and the main server answer. `prepare` is given the state
-    directory, while the name is held, to put the deployment's own files there and say what it consists of. Whatever fails,
-    nothing is left. Raises HeldError if the name is taken, UsageError if it cannot be one, DeployError if something does not start."""
+    """Start a deployment and return its status once the front and the main server answer.
+
+    `prepare` gets the deployment's directory, writes files into it, and returns what to run. When anything fails, nothing is left.
+
+    Raises: HeldError when the name is taken, UsageError when it cannot be a name, DeployError when something does not start.
+    """
     folder = state_dir(name)
     with _locked(folder, make=True):
         if (record := _record(folder)) and processes.is_alive(record.process):
@@ -66,12 +73,11 @@ def start(
         try:
             config = prepare(folder)
             write_json(folder / "twin.json", config)
-            progress("Starting the supervisor")
-            supervisor = _spawn_supervisor(folder)
-            _await_front(folder, supervisor)
+            with console.progress("Starting the supervisor"):
+                _await_front(folder, _spawn_supervisor(folder))
             if isinstance(config.main, MainConfig):
-                progress("Waiting for the main server")
-                _await_main(folder, config.main.port, main_wait_s)
+                with console.progress("Loading the main server"):
+                    _await_main(folder, config.main.port, main_wait_s)
             return _live_status(folder)
         except BaseException:
             _end_everything(folder)
@@ -80,9 +86,13 @@ def start(
 
 
 def status(name: str) -> dict[str, Any]:
-    """The status document of a deployment. Where no supervisor answers, `state` is "deploying" or "dead", and `hint` says what
-    to do. Raises DeployError for an unknown name."""
-    folder = _known(name)
+    """Return the status document of a deployment.
+
+    Where no supervisor answers, `state` is "deploying" or "dead", and `hint` says what to do.
+
+    Raises: DeployError for an unknown name.
+    """
+    folder = known_dir(name)
     try:
         return _live_status(folder)
     except DeployError as error:
@@ -96,9 +106,14 @@ def status(name: str) -> dict[str, Any]:
 
 
 def logs(name: str, function: str | None = None, lines: int = 50) -> dict[str, list[str]]:
-    """The last `lines` lines of each log, by source: `supervisor`, `main` and the functions that have run, or only `function`.
-    Streams of one function follow each other in order of their last line. Raises DeployError for an unknown name or source."""
-    folder = _known(name) / "logs"
+    """Return the last `lines` lines of each log, by source, or only of `function`.
+
+    Sources are `supervisor`, `main` and the functions that have run. Streams of one function follow each other in the order of their last
+    line.
+
+    Raises: DeployError for an unknown name or source.
+    """
+    folder = known_dir(name) / "logs"
     sources = {path.stem: [path] for path in (folder / "supervisor.log", folder / "main.log") if path.exists()}
     if (folder / "functions").is_dir():
         for entry in sorted((folder / "functions").iterdir()):
@@ -111,9 +126,11 @@ def logs(name: str, function: str | None = None, lines: int = 50) -> dict[str, l
 
 
 def destroy(name: str) -> None:
-    """End every process and remove every group and file of a deployment, in whatever state it is. Raises DeployError for an
-    unknown name or if a process survives, HeldError while another process deploys or destroys it."""
-    folder = _known(name)
+    """End every process of a deployment and remove its groups and files, in whatever state it is.
+
+    Raises: DeployError for an unknown name or when a process survives, HeldError while another process deploys or destroys it.
+    """
+    folder = known_dir(name)
     with _locked(folder, make=False):
         record = _record(folder)
         if record and processes.is_alive(record.process):
@@ -125,21 +142,21 @@ def destroy(name: str) -> None:
 
 
 def _end_everything(folder: Path) -> None:
-    """Kill what is left of a deployment: supervisor first, for it starts others; then its children, by record and by group."""
+    """Kill what is left: first the supervisor, which starts others, then its children and groups."""
     record = _record(folder)
     left: tuple[ProcessRef, ...] = processes.end([record.process]) if record else ()
     with suppress(ArtifactError):
         left += processes.end(read_json(folder / "children.json", ChildrenRecord).children)
     groups = [Path(group) for group in record.groups] if record else []
-    kept = [group for group in groups if not limits.remove(group)]
+    kept = [group for group in groups if not cages.remove(group)]
     if left or kept:
         what = ", ".join([f"process {process.pid}" for process in left] + [f"group {group}" for group in kept])
-        message = f"Of the deployment in {folder} there is still {what}, which could not be ended."
+        message = f"The deployment in {folder} could not be ended completely: {what} is left."
         raise DeployError(message, "End it by hand, then run the command again.")
 
 
 def _spawn_supervisor(folder: Path) -> ProcessRef:
-    """Start the supervisor in a session of its own, and write it down at once: it may be needed before it has written anything."""
+    """Start the supervisor in its own session, and record it before it has written anything itself."""
     log = folder / "logs" / "supervisor.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     pid = os.posix_spawn(
@@ -194,10 +211,10 @@ def _live_status(folder: Path) -> dict[str, Any]:
     raise _log_error(f"The supervisor of deployment '{folder.name}' is gone", folder / "logs" / "supervisor.log", hint)
 
 
-def _log_error(what: str, log: Path, hint: str = "Nothing of it is left; mend what the log says and deploy again.") -> DeployError:
+def _log_error(what: str, log: Path, hint: str = "Nothing is left of it; fix what the log says and deploy again.") -> DeployError:
     lines = last_lines(log, 12)
-    said = f"; the last lines of its log are:\n{os.linesep.join(lines)}" if lines else "; its log is empty."
-    return DeployError(f"{what}{said}", hint)
+    tail = f"; the last lines of its log are:\n{os.linesep.join(lines)}" if lines else "; its log is empty."
+    return DeployError(f"{what}{tail}", hint)
 
 
 def _record(folder: Path) -> SupervisorRecord | None:
@@ -211,7 +228,7 @@ def _port(record: SupervisorRecord) -> int:
 
 
 def _call(port: int, method: str, path: str) -> tuple[int, bytes]:
-    """One call on loopback, past any proxy that the environment names."""
+    """Call a server on loopback, past any proxy that the environment names."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request(method, path)
@@ -221,7 +238,11 @@ def _call(port: int, method: str, path: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def _known(name: str) -> Path:
+def known_dir(name: str) -> Path:
+    """Return the directory of a deployment that exists.
+
+    Raises: DeployError when there is none of this name, UsageError for a name that cannot be one.
+    """
     folder = state_dir(name)
     if not folder.is_dir():
         message = f"There is no deployment named '{name}'; there are: {', '.join(names()) or 'none'}."
@@ -230,14 +251,14 @@ def _known(name: str) -> Path:
 
 
 def _empty(folder: Path) -> None:
-    """Remove what a dead deployment of this name left; the directory itself stays, as it is the lock."""
+    """Remove the files of a dead deployment; the directory itself stays, as it is the lock."""
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 @contextmanager
 def _locked(folder: Path, make: bool) -> Iterator[None]:
-    """Hold the lock of a deployment's directory. Raises HeldError when another process has it."""
+    """Hold the lock of a deployment's directory. Raises: HeldError when another process has it."""
     descriptor = _lock(folder, make)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Log files: the stream of one execution environment, and reading the end of any of them."""
+"""Log files of the twin: the stream of one execution environment, and the last lines of any log."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ TAIL_BYTES = 4096
 
 
 class LogStream:
-    """One file that a worker has as stdout and stderr and the twin appends to. Writing never blocks, and what a worker wrote
-    before it answered is there when its answer is."""
+    """A file that is a worker's stdout and stderr, and that the twin appends to.
+
+    Writing never blocks. What a worker wrote before it answered is in the file when its answer arrives.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,7 +22,7 @@ class LogStream:
         self.descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
 
     def begin(self) -> int:
-        """The offset in bytes where a new request's log starts; a file that has grown too long starts again from nothing."""
+        """Return the offset at which a new request's log starts; a file that is too long is emptied first."""
         size = os.fstat(self.descriptor).st_size
         if size > LONGEST_BYTES:
             os.ftruncate(self.descriptor, 0)
@@ -32,7 +34,7 @@ class LogStream:
             os.write(self.descriptor, text.encode())
 
     def tail(self, start: int) -> bytes:
-        """The last 4 KB of what was written since offset `start`."""
+        """Return the last 4 KB of what was written since offset `start`."""
         if self.descriptor < 0:
             return b""
         end = os.fstat(self.descriptor).st_size
@@ -40,14 +42,14 @@ class LogStream:
         return os.pread(self.descriptor, end - start, start)
 
     def close(self) -> None:
-        """Close the file; later writes go nowhere, so that a descriptor used anew by somebody else is safe."""
+        """Close the file; later writes go nowhere, as the system may give its descriptor to another file."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
 
 
 def last_lines(path: Path, lines: int) -> list[str]:
-    """The last `lines` lines of a file; none if there is no file."""
+    """Return the last `lines` lines of a file; none if there is no file."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return [line.rstrip("\n") for line in deque(file, maxlen=lines)]

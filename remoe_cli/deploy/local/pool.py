@@ -1,4 +1,4 @@
-"""The execution environments of one function: reuse, start, throttle, reclaim."""
+"""The execution environments of one function: start, reuse, throttle, end."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from remoe_cli.deploy.local.instance import CallResult, Host, Instance, Instance
 
 
 class Throttled(Exception):
-    """Every execution environment that reserved concurrency allows is busy."""
+    """All execution environments that reserved concurrency allows are busy."""
 
 
 @dataclass
 class Counters:
-    """What a function has done since the deployment started; throttled calls count nowhere, as they are not billed."""
+    """What a function has done since the deployment started, without throttled calls (not billed)."""
 
     invocations: int = 0
     cold_starts: int = 0
@@ -25,7 +25,7 @@ class Counters:
 
 @dataclass
 class Pool:
-    """`instances` are all environments that are not known to be gone, least recently used first."""
+    """The environments of one function; `instances` may still run, least recently used first."""
 
     function: FunctionConfig
     host: Host
@@ -37,7 +37,10 @@ class Pool:
     _stopping: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def invoke(self, request_id: str, event: bytes) -> CallResult:
-        """Run one request on an idle environment, else on a new one. Raises Throttled when there may not be another."""
+        """Run one request on an idle environment, else on a new one.
+
+        Raises: Throttled when there may not be another.
+        """
         while True:
             instance = self._acquire()
             try:
@@ -53,7 +56,7 @@ class Pool:
             return done
 
     async def close(self) -> None:
-        """End every environment, wait until nothing is left of any, and start no more."""
+        """End every environment, wait for the ends, and start no more."""
         self.closed = True
         for timer in self._reclaims.values():
             timer.cancel()
@@ -61,7 +64,7 @@ class Pool:
         await asyncio.gather(*(instance.stop() for instance in instances), *self._stopping)
 
     def _acquire(self) -> Instance:
-        """An environment that is nobody else's until it is released. An idle one that died is dropped here."""
+        """Take an environment that nobody else has until it is released; drop idle ones that have died."""
         for instance in reversed(list(self._reclaims)):  # the last one put in is the one used most recently
             self._reclaims.pop(instance).cancel()
             if instance.state is InstanceState.IDLE:

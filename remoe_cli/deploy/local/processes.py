@@ -1,4 +1,4 @@
-"""Facts about other processes, and ending them, without taking a reused pid for the process that once had it."""
+"""Look at other processes and end them; a new process with an old pid is not mistaken for the old one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from remoe_cli.deploy.local.config import ProcessRef
 
 @dataclass(frozen=True)
 class ProcessMemory:
-    """Bytes of one process: resident now, resident at most, and the anonymous share of what is resident now."""
+    """Memory of one process in bytes: resident now, its peak, and the anonymous part of it now."""
 
     resident_bytes: int = 0
     peak_bytes: int = 0
@@ -24,7 +24,10 @@ class ProcessMemory:
 
 
 def start_time(pid: int) -> str | None:
-    """When `pid` started, as the system says it (clock ticks since boot on Linux); None if it is gone or a zombie."""
+    """Return when `pid` started, as the system says it; None when it is gone or a zombie.
+
+    On Linux it is in clock ticks since boot.
+    """
     if Path("/proc/self/stat").exists():
         try:
             # The command name may hold spaces and brackets, so count fields from the last bracket.
@@ -32,13 +35,13 @@ def start_time(pid: int) -> str | None:
         except OSError:
             return None
         return None if fields[0] in "ZX" else fields[19]
-    told = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    answer = told.stdout.split(maxsplit=1)
+    run = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    answer = run.stdout.split(maxsplit=1)
     return answer[1].strip() if len(answer) == 2 and not answer[0].startswith("Z") else None
 
 
 def reference(pid: int) -> ProcessRef | None:
-    """The process that has `pid` now, or None if there is none."""
+    """Return the process that has `pid` now; None if there is none."""
     started = start_time(pid)
     return None if started is None else ProcessRef(pid=pid, start_time=started)
 
@@ -48,7 +51,7 @@ def is_alive(process: ProcessRef) -> bool:
 
 
 def end(processes: Sequence[ProcessRef]) -> tuple[ProcessRef, ...]:
-    """SIGKILL each of `processes` with its process group, wait until they are gone, and return those that are not."""
+    """Kill each process with its process group, wait for the ends, and return those that survive."""
     for process in processes:
         if is_alive(process):
             with suppress(ProcessLookupError, PermissionError):
@@ -58,7 +61,7 @@ def end(processes: Sequence[ProcessRef]) -> tuple[ProcessRef, ...]:
 
 
 def await_end(processes: Sequence[ProcessRef], wait_s: float) -> tuple[ProcessRef, ...]:
-    """Wait at most `wait_s` for `processes` to be gone; return those that are not. Own children are reaped."""
+    """Wait at most `wait_s` for processes to end; return those that survive. Own children are reaped."""
     give_up = time.monotonic() + wait_s
     while True:
         for process in processes:
@@ -71,7 +74,7 @@ def await_end(processes: Sequence[ProcessRef], wait_s: float) -> tuple[ProcessRe
 
 
 def memory(pid: int) -> ProcessMemory:
-    """Memory of `pid`; zeros when it is gone or the system has no /proc."""
+    """Return the memory of `pid`; zeros when it is gone or the system has no /proc."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

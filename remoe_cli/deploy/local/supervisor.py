@@ -1,7 +1,9 @@
-"""The detached process that holds one deployment together: `python -m remoe_cli.deploy.local.supervisor STATE_DIR`.
+"""The detached process that holds one deployment together.
 
-It reads twin.json, serves the front, keeps the main server running, and writes down every process and control group that
-it makes before anybody can depend on them, so that `destroy` leaves nothing even when this process was killed.
+    python -m remoe_cli.deploy.local.supervisor STATE_DIR
+
+It reads twin.json, serves the front and keeps the main server running. It records every process and control group before anybody can depend
+on it, so that `destroy` leaves nothing even when this process was killed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 from aiohttp import web
 
-from remoe_cli import limits
+from remoe_cli import cages
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.local import front, processes
 from remoe_cli.deploy.local.config import ChildrenRecord, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
@@ -33,7 +35,7 @@ STOP_S = 5.0
 
 @dataclass
 class MainServer:
-    """The main server. `state` is starting, running, restarting, failed or stopped."""
+    """The main server. Its `state` is starting, running, restarting, failed or stopped."""
 
     config: MainConfig
     log: Path
@@ -55,7 +57,7 @@ class MainServer:
 
 @dataclass
 class Children:
-    """children.json: rewritten without those that are gone whenever one is added."""
+    """children.json: written again, without processes that are gone, whenever one is added."""
 
     path: Path
     known: tuple[ProcessRef, ...] = ()
@@ -66,18 +68,21 @@ class Children:
 
 
 def label(state_dir: Path) -> str:
-    """The control group of a deployment: no other deployment's, in whatever state root."""
+    """Name the control group of a deployment; no other deployment has it, in whatever state directory."""
     return f"remoe-{state_dir.name}-{hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:12]}"
 
 
 async def supervise(state_dir: Path) -> None:
-    """Run the deployment in `state_dir` until SIGTERM, SIGINT or POST /remoe/shutdown. Raises DeployError if it cannot start."""
+    """Run the deployment in `state_dir` until SIGTERM, SIGINT or POST /remoe/shutdown.
+
+    Raises: DeployError when it cannot start.
+    """
     config = read_json(state_dir / "twin.json", TwinConfig)
     own = processes.reference(os.getpid())
     if own is None:
         raise DeployError("This system does not say when a process started.", "Run on Linux, or install ps.")
     children = Children(state_dir / "children.json", (own,))
-    host = Host(config.python, limits.probe(label(state_dir)), state_dir / "logs" / "functions", children.add)
+    host = Host(config.python, cages.probe(label(state_dir)), state_dir / "logs" / "functions", children.add)
     main = MainServer(config.main, state_dir / "logs" / "main.log") if isinstance(config.main, MainConfig) else None
     twin = front.twin(config, host, main.status if main else None)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -94,18 +99,18 @@ async def supervise(state_dir: Path) -> None:
             await keeper
     await front.close(twin, runner)
     for group in host.mechanism.groups:
-        limits.remove(group)
+        cages.remove(group)
 
 
 async def _open_front(twin: front.Twin, record: Path) -> web.AppRunner:
-    """Serve on the port of an earlier supervisor of this deployment if it is free, else on any."""
+    """Serve on the port of an earlier supervisor of this deployment if it is free, else on any port."""
     with suppress(ArtifactError, OSError):
         return await front.serve(twin, int(read_json(record, SupervisorRecord).endpoint.rpartition(":")[2]))
     return await front.serve(twin)
 
 
 async def _keep_main(main: MainServer, children: Children, endpoint: str) -> None:
-    """Start the main server, and again when it ends, with growing pauses; give up after five ends in a row."""
+    """Start the main server again when it ends, after growing pauses; give up after five ends in a row."""
     loop, in_a_row = asyncio.get_running_loop(), 0
     while True:
         begun = loop.time()
@@ -119,7 +124,7 @@ async def _keep_main(main: MainServer, children: Children, endpoint: str) -> Non
 
 
 async def _run_main(main: MainServer, children: Children, endpoint: str) -> None:
-    """One life of the main server. Its stdin is a pipe that nothing is written to: its end tells the server that we are gone."""
+    """Run the main server once. The end of its stdin, a pipe, tells it that this process is gone."""
     log = os.open(main.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         process = await asyncio.create_subprocess_exec(

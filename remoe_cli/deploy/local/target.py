@@ -1,11 +1,11 @@
-"""From a plan to a running local deployment: bundle, functions, main server, all in one state directory.
+"""The local target: a plan becomes a deployment of the twin, in one folder on this machine.
 
-The directory of a deployment holds, beside the twin's own files:
+The folder of a deployment holds, beside the twin's own files (lifecycle.py):
 
     plan.json      a copy of the plan
-    bundle/        the functions' code and shards (package/bundle.py)
-    server.json    what a main server is told (runtime/server_config.py)
-    main/          the share of a main function that is a function (package/partial_checkpoint.py)
+    bundle/        the code and the shards of the expert functions (package/bundle.py)
+    server.json    what the main function serves and calls (runtime/server_config.py)
+    main/          the files of a main function that is a Lambda function (deploy/main_files.py)
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import math
 import shutil
 import socket
 import sys
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +25,47 @@ import httpx
 import remoe_cli
 from remoe_cli import artifacts
 from remoe_cli.deploy import main_files
+from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.deploy.inputs import read_inputs
+from remoe_cli.deploy.inputs import Inputs, read_inputs
 from remoe_cli.deploy.local import lifecycle
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
+from remoe_cli.deploy.serve_here import serve_here
+from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import DeployError, UsageError
+from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S
 from remoe_cli.package import bundle
 from remoe_cli.package.partial_checkpoint import MANIFEST
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client
 from remoe_cli.runtime.invoke import make_client
 
-_TIMEOUT_S, _MAIN_TIMEOUT_S = 30.0, 900.0
-_MOST_MEMORY_MB = 10_240
+_TIMEOUT_S = 30.0  # of an expert function
 _MAIN_RUNTIME_MB = 512  # torch and transformers, besides the weights
-Progress = Callable[[int, int], None]
 
 
-def deploy(
-    plan_path: Path, name: str, *, rtt_ms: float, say: Callable[[str], None], progress: Progress, endpoint: Endpoint | None = None
-) -> dict[str, Any]:
-    """Check the plan, build its bundle and start everything; returns the status document. On failure nothing is left.
+@dataclass(frozen=True)
+class LocalTarget:
+    """Deployments of the local twin (deploy/target.py says what each method does)."""
 
-    The main function is a server process, or what `endpoint` says. Raises ArtifactError for a plan that the verifier does not confirm,
-    HeldError for a name that is taken, UsageError for an endpoint that the twin does not have.
-    """
-    if endpoint is Endpoint.sagemaker:
-        raise UsageError("The local twin has no SageMaker endpoint.", "Leave --endpoint out: its main server is the same program.")
-    plan, profile, catalog = read_inputs(plan_path)
+    console: Console
 
-    def prepare(folder: Path) -> TwinConfig:
+    def deploy(self, plan_path: Path, name: str, options: DeployOptions) -> dict[str, Any]:
+        if options.endpoint is Endpoint.sagemaker:
+            raise UsageError("The local twin has no SageMaker endpoint.", "Leave --endpoint out: its main server is the same program.")
+        with self.console.progress("Checking the plan"):
+            inputs = read_inputs(plan_path)
+        lifecycle.start(name, lambda folder: self._prepare(folder, name, plan_path, inputs, options), self.console)
+        return self.status(name)
+
+    def _prepare(self, folder: Path, name: str, plan_path: Path, inputs: Inputs, options: DeployOptions) -> TwinConfig:
+        """Write the deployment's files into `folder`; return what the twin shall run."""
+        plan, profile, catalog = inputs
         shutil.copyfile(plan_path, folder / "plan.json")
-        manifest = bundle.build(plan, plan_path, profile, folder / "bundle", progress)
-        bundle.read(folder / "bundle")
+        with self.console.progress("Packaging functions") as report:
+            manifest = bundle.build(plan, plan_path, profile, folder / "bundle", report)
+        with self.console.progress("Checking packaged functions"):
+            bundle.read(folder / "bundle")
         code = bundle.unpack_code(folder / "bundle")
         config = main_files.server_config(plan, profile, catalog, manifest, lambda entry: f"{name}-{entry}")
         artifacts.write_json(folder / "server.json", config)
@@ -73,16 +82,57 @@ def deploy(
             for entry in manifest.functions
         )
         main: MainConfig | FunctionConfig | None = None
-        match endpoint:
+        match options.endpoint:
             case None:
                 main = _main_server(folder)
             case Endpoint.aws_lambda:
-                share = main_files.write_main_files(config, folder / "plan.json", folder / "main")
-                main = _main_function(name, plan, folder / "main", share.bytes)
-        return TwinConfig(name=name, functions=functions, main=main, rtt_ms=rtt_ms, python=sys.executable)
+                with self.console.progress("Packaging the main function", of_bytes=True) as report:
+                    packaged = main_files.write_main_files(config, folder / "plan.json", folder / "main", report)
+                main = _main_function(name, plan, folder / "main", packaged.bytes)
+        return TwinConfig(name=name, functions=functions, main=main, rtt_ms=options.rtt_ms, python=sys.executable)
 
-    lifecycle.start(name, prepare, say)
-    return status(name)
+    def status(self, name: str) -> dict[str, Any]:
+        """Return the twin's status; a main server adds what it holds in memory to `main`.
+
+        The added figures are those of MainState (runtime/main_function.py).
+        """
+        document = lifecycle.status(name)
+        main = document["main"]
+        if main and main["kind"] == "server" and main["state"] == "running":
+            with suppress(httpx.HTTPError):
+                answer = httpx.get(f"http://127.0.0.1:{main['port']}/main", trust_env=False, timeout=5)
+                main |= answer.raise_for_status().json()
+        return document
+
+    def logs(self, name: str, function: str | None = None, lines: int = 50) -> dict[str, list[str]]:
+        return lifecycle.logs(name, function, lines)
+
+    def main_address(self, name: str) -> client.MainAddress:
+        document = lifecycle.status(name)
+        match document["main"]:
+            case {"kind": "server", "state": "running", "port": port}:
+                return client.Http(f"http://127.0.0.1:{port}")
+            case {"kind": "lambda", "name": function}:
+                return client.LambdaMain(function, make_client(document["endpoint"], 1, MAX_TIMEOUT_S + 10))
+            case None if document["endpoint"]:
+                raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name}'.")
+        raise DeployError(
+            f"The main server of '{name}' does not run.", f"See 'remoe logs {name}'; 'remoe destroy {name}' and deploy again."
+        )
+
+    def deployed_plan(self, name: str) -> Path:
+        return lifecycle.known_dir(name) / "plan.json"
+
+    def serve(self, name: str, host: str, port: int) -> None:
+        functions = lifecycle.status(name)["endpoint"]
+        if functions is None:
+            raise DeployError(f"'{name}' does not run.", f"Run 'remoe destroy {name}', then deploy again.")
+        serve_here(name, lifecycle.state_dir(name) / "server.json", partial(make_client, functions), host, port, self.console)
+
+    def destroy(self, name: str) -> dict[str, Any]:
+        with self.console.progress(f"Destroying {name}"):
+            lifecycle.destroy(name)
+        return {"name": name, "target": "local", "state": "destroyed", "left": []}
 
 
 def _main_server(folder: Path) -> MainConfig:
@@ -91,12 +141,12 @@ def _main_server(folder: Path) -> MainConfig:
 
 
 def _main_function(name: str, plan: Plan, share: Path, share_bytes: int) -> FunctionConfig:
-    """The main function as one of Lambda's, with the plan's memory; it runs from this installation, which has torch."""
+    """Make the main function a Lambda function with the plan's memory, run by this installation."""
     needed_mb = math.ceil(share_bytes / 2**20) + _MAIN_RUNTIME_MB
-    memory_mb = min(max(plan.main.memory_mb, needed_mb), _MOST_MEMORY_MB)
-    if needed_mb > _MOST_MEMORY_MB:
+    memory_mb = min(max(plan.main.memory_mb, needed_mb), MAX_MEMORY_MB)
+    if needed_mb > MAX_MEMORY_MB:
         raise DeployError(
-            f"The main function needs {needed_mb} MB, and a Lambda function has {_MOST_MEMORY_MB} MB at most.",
+            f"The main function needs {needed_mb} MB, and a Lambda function has {MAX_MEMORY_MB} MB at most.",
             "Leave --endpoint lambda out, or plan with more experts remote.",
         )
     return FunctionConfig(
@@ -105,51 +155,9 @@ def _main_function(name: str, plan: Plan, share: Path, share_bytes: int) -> Func
         code_dir=str(Path(remoe_cli.__file__).parents[1]),
         environment={"REMOE_MAIN": str(share / MANIFEST)},
         memory_mb=memory_mb,
-        timeout_s=_MAIN_TIMEOUT_S,
+        timeout_s=MAX_TIMEOUT_S,
         reserved_concurrency=1,
     )
-
-
-def status(name: str) -> dict[str, Any]:
-    """The twin's status document, with what a main server really holds (runtime/main_function.py, MainState) under `main`."""
-    document = lifecycle.status(name)
-    main = document["main"]
-    if main and main["kind"] == "server" and main["state"] == "running":
-        with suppress(httpx.HTTPError):
-            answer = httpx.get(f"http://127.0.0.1:{main['port']}/main", trust_env=False, timeout=5)
-            main |= answer.raise_for_status().json()
-    return document
-
-
-def reach(name: str) -> client.MainAddress:
-    """Where a deployment's main function is asked; raises DeployError when there is none that runs."""
-    document = lifecycle.status(name)
-    match document["main"]:
-        case {"kind": "server", "state": "running", "port": port}:
-            return client.Http(f"http://127.0.0.1:{port}")
-        case {"kind": "lambda", "name": function}:
-            return client.LambdaMain(function, make_client(document["endpoint"], 1, _MAIN_TIMEOUT_S + 10))
-        case None if document["endpoint"]:
-            raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name}'.")
-    raise DeployError(f"The main server of '{name}' does not run.", f"See 'remoe logs {name}'; 'remoe destroy {name}' and deploy again.")
-
-
-def plan_path(name: str) -> Path:
-    """The plan that a deployment was made of."""
-    return lifecycle.state_dir(name) / "plan.json"
-
-
-def serve(name: str, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Run the main function of a deployment in this process until it is interrupted, from the model's own checkpoint.
-
-    Raises DeployError for a deployment that does not run, and what runtime/main_function.py and runtime/server.py raise.
-    """
-    from remoe_cli.runtime.server import serve_here
-
-    functions = lifecycle.status(name)["endpoint"]
-    if functions is None:
-        raise DeployError(f"'{name}' does not run.", f"Run 'remoe destroy {name}', then deploy again.")
-    serve_here(name, lifecycle.state_dir(name) / "server.json", functions, host, port, say)
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""What Lambda gives a worker, and the words it has for a worker's end."""
+"""What Lambda gives a worker process, and its words for a worker's end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from remoe_cli import limits
 from remoe_cli.deploy.local.config import FunctionConfig
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES, thread_environment
 
 REGION, ACCOUNT = "us-east-1", "000000000000"
 _SIGNALS = {signal.SIGKILL: "killed", signal.SIGSEGV: "segmentation fault", signal.SIGABRT: "aborted", signal.SIGTERM: "terminated"}
@@ -16,7 +16,7 @@ _SIGNALS = {signal.SIGKILL: "killed", signal.SIGSEGV: "segmentation fault", sign
 
 @dataclass(frozen=True)
 class Fault:
-    """Why the twin ended a worker, or found it ended. `message` follows `RequestId: ... Error: ` as on AWS."""
+    """Why a worker was ended, or ended by itself. `message` follows `RequestId: ... Error: ` as on AWS."""
 
     error_type: str
     message: str
@@ -24,12 +24,16 @@ class Fault:
 
 OUT_OF_MEMORY = Fault("Runtime.OutOfMemory", "Runtime exited with error: signal: killed")
 TOO_LARGE = Fault(
-    "Function.ResponseSizeTooLarge", f"Response payload size exceeded maximum allowed payload size ({limits.PAYLOAD_LIMIT_BYTES} bytes)."
+    "Function.ResponseSizeTooLarge",
+    f"Response payload size exceeded maximum allowed payload size ({PAYLOAD_LIMIT_BYTES} bytes).",
 )
 
 
 def environment(function: FunctionConfig, port: int, stream: str) -> Mapping[str, str]:
-    """The worker's whole environment: what Lambda sets, and the function's own. Nothing of the parent's but PATH."""
+    """Make the worker's whole environment: what Lambda sets, and the function's own variables.
+
+    Of the parent's environment it has only PATH.
+    """
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": "/tmp",
@@ -47,13 +51,17 @@ def environment(function: FunctionConfig, port: int, stream: str) -> Mapping[str
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,
         "PYTHONPATH": function.code_dir,
-        **limits.thread_environment(function.memory_mb),
+        **thread_environment(function.memory_mb),
         **function.environment,
     }
 
 
 def describe(status: int) -> str:
-    """A process's end in the words that Lambda uses."""
+    """Describe a process's end as Lambda does.
+
+    >>> describe(3), describe(-9)
+    ('exit status 3', 'signal: killed')
+    """
     if status >= 0:
         return f"exit status {status}"
     try:

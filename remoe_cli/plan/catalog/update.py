@@ -83,7 +83,9 @@ class UpdatedPrices:
 
 
 def update(catalog: Catalog, out: Path, *, base_url: str = "", say: Callable[[str], None] = lambda message: None) -> UpdatedPrices:
-    """Write a copy of the catalog with AWS's prices of today to `out`; a price that AWS's list lacks is kept.
+    """Write a copy of the catalog with AWS's prices of today to `out`.
+
+    A price that AWS's list does not have stays.
 
     Raises: RemoeError when a list cannot be fetched or read, UsageError when no price of the catalog is AWS's; nothing is written then.
     """
@@ -190,7 +192,10 @@ def _set_prices(document: tomlkit.TOMLDocument, updated: UpdatedPrices) -> None:
 
 
 def _set_provenance(document: tomlkit.TOMLDocument, catalog: Catalog, updated: UpdatedPrices) -> None:
-    """Give each field with a new price today's source: in its own entry, or in a new one where other fields keep the entry's source."""
+    """Give each field with a new price its new source.
+
+    It stays in its entry, unless other fields keep the entry's source: then it gets a new entry.
+    """
     entries: Any = document["provenance"]
     more: dict[tuple[date, str, str], list[str]] = {}
     for entry, table in zip(catalog.provenance, entries, strict=True):
@@ -211,7 +216,10 @@ def _set_provenance(document: tomlkit.TOMLDocument, catalog: Catalog, updated: U
 
 
 def _source(field: str, entry: Provenance, updated: UpdatedPrices) -> tuple[date, str]:
-    """Date and source of a field after the update. A field of which some price was not found keeps its date."""
+    """Get the date and source of a field after the update.
+
+    A field of which some price was not found keeps its date.
+    """
     prices = [price for price in updated.prices if price.field == field]
     kept = [price.item for price in prices if price.new is None]
     if len(kept) == len(prices):

@@ -1,6 +1,6 @@
-"""The workload that a plan is for: requests of certain lengths and traffic, and the routing that the profile recorded.
+"""The workload that a plan is for: lengths and traffic of requests, and how they use experts.
 
-Imported routing may lack a phase, single tokens or lengths. What then stands in for them is an assumption, which the plan states.
+Imported routing may lack a phase, single tokens or lengths. Something else then takes their place: an assumption, which the plan states.
 """
 
 from __future__ import annotations
@@ -8,43 +8,54 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from remoe_cli.errors import ArtifactError
+from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.document import Lengths, PredictedRouting
+from remoe_cli.plan.problem.hits import HitCounter, Pattern
 from remoe_cli.plan.problem.traffic import Traffic, one_length
 from remoe_cli.profile.record import Profile
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests: a prompt, one token from its prefill, then further tokens one by one.
+    """Requests, and the experts that their tokens use.
 
-    lengths            kinds of requests, whose shares sum to 1
-    requests_per_hour  None where unknown: then nothing idle is priced
+    A request is a prompt, a first token from its prefill, and further tokens one by one.
+
+    traffic            their lengths, and how often they come
     cold_share         share of requests that find the main function and the expert functions cold
-    use                float64 [L, E], experts that a prompt token uses; each row sums to top_k (k_top s_lk)
-    trace              int64 [T, L, k], expert ids of recorded decode tokens, -1 where a slot was skipped
-    patterns           per layer the distinct sets of experts in the trace, int64 [P, k] ascending, and how many tokens used each, [P];
-                       of a mixture of prompts the share of tokens
-    assumptions        whole sentences on what the profile does not hold and what was put in its place
+    use                share of prompt tokens that use each expert (k_top s_lk)
+    trace              expert ids of recorded decode tokens, -1 where a slot was skipped
+    patterns           per layer the distinct sets of experts in the trace, and how many tokens used each, or the weight of those tokens
+    assumptions        for people: sentences on what the profile lacks and what takes its place
+
+    Shapes: `use` float64 [L, E], each row sums to top_k; `trace` int64 [T, L, k]; of `patterns` int64 [P, k], ids ascending, and [P].
     """
 
-    lengths: tuple[Lengths, ...]
-    requests_per_hour: float | None
+    traffic: Traffic
     cold_share: float
     use: Floats
     trace: Ints
-    patterns: tuple[tuple[Ints, Ints | Floats], ...]
+    patterns: tuple[Pattern, ...]
     assumptions: tuple[str, ...] = ()
 
     def resized(self, n_in: int, n_out: int) -> Workload:
-        """The same routing for warm requests of one length; what was counted of the trace is kept."""
-        return replace(self, lengths=(Lengths(share=1.0, n_in=n_in, n_out=n_out),), requests_per_hour=None, cold_share=0.0)
+        """Change the requests to warm ones of one length; the routing stays."""
+        return replace(self, traffic=one_length(n_in, n_out), cold_share=0.0)
+
+    @property
+    def lengths(self) -> tuple[Lengths, ...]:
+        """The kinds of requests; their shares sum to 1."""
+        return self.traffic.lengths
+
+    @property
+    def requests_per_hour(self) -> float | None:
+        """Requests an hour; None where unknown."""
+        return self.traffic.per_hour
 
     @property
     def n_in(self) -> float:
@@ -58,22 +69,28 @@ class Workload:
 
     @property
     def longest(self) -> Lengths:
-        """The request with most tokens in all: memory has to hold it."""
+        """The kind of request with most tokens in all: memory has to hold it."""
         return max(self.lengths, key=lambda kind: (kind.n_in + kind.n_out, kind.n_in))
 
     @property
     def prefill_tokens(self) -> Floats:
-        """float64 [L, E]: expected prompt tokens of a mean request per expert (N_lk); rows sum to n_in * top_k."""
+        """Expected prompt tokens of a mean request for each expert (N_lk).
+
+        Shapes: float64 [L, E]; each row sums to n_in * top_k.
+        """
         return self.use * self.n_in
 
     @cached_property
-    def memo(self) -> dict[Any, Any]:
-        """What others work out of this routing more than once (hits.py, columns.py)."""
-        return {}
+    def hits(self) -> HitCounter:
+        """The counter of experts that one decode token hits, for any remote sets."""
+        return HitCounter(self.patterns, self.ranks)
 
     @cached_property
     def decode_hits(self) -> Floats:
-        """float64 [L, E]: share of decode tokens that use each expert."""
+        """Share of decode tokens that use each expert.
+
+        Shapes: float64 [L, E].
+        """
         slots = self.use.shape[1] + 1
         weighed = [
             np.bincount(sets.ravel() + 1, np.repeat(counts, sets.shape[1]), slots)[1:] / counts.sum() for sets, counts in self.patterns
@@ -83,12 +100,21 @@ class Workload:
 
     @property
     def utility(self) -> Floats:
-        """float64 [L, E]: expected tokens of one request through each expert (u_lk, method section 7)."""
+        """Expected tokens of one request through each expert (u_lk).
+
+        Shapes: float64 [L, E].
+        Source: method.md, section 7.
+        """
         return self.prefill_tokens + self.n_out * self.decode_hits
 
     @cached_property
     def ranks(self) -> Ints:
-        """int64 [L, E]: 0 for the least used expert of a layer; equal utilities by expert id."""
+        """Place of each expert in its layer's order of utility: 0 for the least used.
+
+        Of equals, the lower id goes first.
+
+        Shapes: int64 [L, E].
+        """
         ranks: Ints = np.argsort(np.argsort(self.utility, axis=1, kind="stable"), axis=1, kind="stable")
         return ranks
 
@@ -98,26 +124,37 @@ def from_profile(
     n_in: int | None = None,
     n_out: int | None = None,
     traffic: Traffic | None = None,
+    requests_per_hour: float | None = None,
     routing: PredictedRouting | None = None,
 ) -> Workload:
-    """The workload of a profile; lengths default to the profile's own medians, at least 1, and are warm requests without traffic.
-    With `routing`, requests use experts as that mixture of the profile's prompts does.
+    """Make the workload of a profile, of warm requests.
 
-    Raises UsageError for a length below 1, and ArtifactError when the profile has no routing of prompts, of single tokens or of
-    some layers.
+    n_in, n_out         tokens; by default the profile's medians, at least 1
+    traffic             requests of several lengths, in place of `n_in` and `n_out`
+    requests_per_hour   goes before what `traffic` says
+    routing             a mixture of the profile's prompts: requests use experts as it does; by default, as all prompts together
+
+    Raises: UsageError for a length below 1, for 0 requests an hour, or for lengths that are given twice; ArtifactError when the
+    profile has no routing of prompts, of single tokens or of some layers.
     """
     arrays, spec, layers = profile.arrays, profile.record.spec, profile.record.routing.layers
     if layers is not None and len(layers) < len(spec.moe_layers):
         raise ArtifactError(
-            f"The profile {profile.path} has routing of {len(layers)} of the model's {len(spec.moe_layers)} MoE layers, "
-            "and a plan places the experts of all.",
+            f"The profile {profile.path} has routing of only {len(layers)} of the model's {len(spec.moe_layers)} MoE layers, "
+            "but a plan places the experts of all.",
             "Import routing of every MoE layer.",
         )
-    if traffic is None:
-        traffic = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
-        assumptions = tuple(_assumptions(profile, n_in is None, n_out is None))
+    if requests_per_hour == 0:
+        raise UsageError("--requests-per-hour is 0: without requests there is nothing to plan.", "Give the traffic that you expect.")
+    if traffic is not None and (n_in, n_out) != (None, None):
+        raise UsageError("--requests and --n-in or --n-out both say how long requests are.", "Leave one of them out.")
+    assumptions = tuple(_assumptions(profile, traffic is None and n_in is None, traffic is None and n_out is None))
+    if traffic is not None:
+        assumptions += traffic.notes
     else:
-        assumptions = tuple(_assumptions(profile, False, False))
+        traffic = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
+    if requests_per_hour is not None:
+        traffic = Traffic(traffic.lengths, requests_per_hour)
     counts = profile.counts("prefill").sum(axis=0, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     trace = arrays["trace_ids"].astype(np.int64)
@@ -130,11 +167,14 @@ def from_profile(
     if routing is not None:
         use, trace, weights = _mixed(profile, trace, routing)
         assumptions += (_predicted(routing),)
-    return Workload(traffic.lengths, traffic.per_hour, 0.0, use, trace, patterns_of(trace, use.shape[1], weights), assumptions)
+    return Workload(traffic, 0.0, use, trace, patterns_of(trace, use.shape[1], weights), assumptions)
 
 
 def _mixed(profile: Profile, trace: Ints, routing: PredictedRouting) -> tuple[Floats, Ints, Floats]:
-    """Of a mixture of prompts: the experts that a prompt token uses [L, E], the traced tokens [T, L, k], and their weights [T]."""
+    """Mix the routing of prompts by weight.
+
+    Shapes: experts that a prompt token uses [L, E], traced tokens [T, L, k], weights of those [T].
+    """
     recorded, weights = np.array(routing.recorded), np.array(routing.weights, dtype=np.float64)
     counts = profile.counts("prefill")[recorded].astype(np.float64)
     use = np.tensordot(weights, counts / counts.sum(axis=2, keepdims=True), axes=1) / weights.sum() * profile.record.spec.top_k
@@ -147,18 +187,24 @@ def _mixed(profile: Profile, trace: Ints, routing: PredictedRouting) -> tuple[Fl
 def _predicted(routing: PredictedRouting) -> str:
     off = "" if routing.validation_bits is None else f", {routing.validation_bits:.3f} bits off on held-out prompts"
     return (
-        f"Requests are taken to route as {routing.predictor}{off}, predicts of the {routing.count} prompts of {routing.prompts.path}: "
-        f"as a mixture of {len(routing.recorded)} recorded prompts does, {routing.mixture_bits:g} bits from the prediction."
+        f"The plan assumes the routing that {routing.predictor}{off}, predicts for the {routing.count} prompts of {routing.prompts.path}: "
+        f"that of a mixture of {len(routing.recorded)} recorded prompts, {routing.mixture_bits:g} bits from the prediction."
     )
 
 
-def patterns_of(trace: Ints, experts: int, weights: Floats | None = None) -> tuple[tuple[Ints, Ints | Floats], ...]:
-    """Per layer the distinct sets of experts [P, k] of a trace [T, L, k], and how many tokens used each [P], or their weights' sum."""
+def patterns_of(trace: Ints, experts: int, weights: Floats | None = None) -> tuple[Pattern, ...]:
+    """List the distinct sets of experts of each layer in a trace, with the tokens, or the weight, of each.
+
+    Shapes: `trace` [T, L, k], `weights` [T]; sets [P, k], counts [P].
+    """
     return tuple(_distinct(np.sort(trace[:, layer], axis=1), experts, weights) for layer in range(trace.shape[1]))
 
 
-def _distinct(rows: Ints, experts: int, weights: Floats | None) -> tuple[Ints, Ints | Floats]:
-    """Distinct rows, ascending; as one number each where that fits 63 bits, for sorting rows as such takes many times as long."""
+def _distinct(rows: Ints, experts: int, weights: Floats | None) -> Pattern:
+    """Find distinct rows, ascending.
+
+    A row is coded as one number where 63 bits hold it: sorting rows as such takes many times as long.
+    """
     k = rows.shape[1]
     if (experts + 1) ** k >= 2**63:
         distinct, which = np.unique(rows, axis=0, return_inverse=True)
@@ -173,16 +219,16 @@ def _or_median(tokens: int | None, recorded: npt.NDArray[np.int32]) -> int:
 
 
 def _assumptions(profile: Profile, default_in: bool, default_out: bool) -> Iterator[str]:
-    """What stands in for things that the profile lacks; nothing for a recorded profile."""
+    """Say in sentences what takes the place of things that the profile lacks."""
     routing, arrays = profile.record.routing, profile.arrays
     if "prefill" not in routing.phases:
-        yield "The profile has no separate routing of prompts: their tokens are taken to use experts as its generated tokens do."
+        yield "The profile has no separate routing of prompts: the plan assumes that prompt tokens use experts as generated tokens do."
     if "decode" not in routing.phases:
-        yield "The profile has no separate routing of generated tokens: they are taken to use experts as its other tokens do."
+        yield "The profile has no separate routing of generated tokens: the plan assumes that they use experts as its other tokens do."
     if routing.trace == "drawn":
         yield (
-            "Experts of single tokens were drawn from the profile's counts, as if a token chose them independently of each other; "
-            "with real tokens the times of remote calls differ."
+            "The experts of single tokens were drawn from the profile's counts, as if a token chose each of them independently. "
+            "With real tokens, remote calls take another time."
         )
     lacking = [
         name

@@ -1,6 +1,6 @@
-"""Profiles from routing that other programs recorded: counts, per-token ids, tables and servers' dumps.
+"""Profiles from routing that other programs recorded: counts, ids of experts, tables, dumps.
 
-One module a family of formats turns a file into `Counted` or `Traced` (rows.py), which are checked and brought to the profile's
-arrays in one place. Nothing that a file holds is trusted: no input ends in anything but a profile or a RemoeError, no size is
-believed before it is compared with the file's, and nothing is unpickled.
+formats.py lists the formats. The reader of each turns a file into `CountedRouting` or `TracedRouting`; checks.py holds these against the
+model's sizes and makes a profile's arrays of them, in one place for all formats. A file is not trusted: whatever it holds, the import
+ends in a profile or in a RemoeError, no size in a header is used before it is compared with the file's, and no code of the file runs.
 """

@@ -1,11 +1,13 @@
 """Routing as arrays: .npz, .npy and .safetensors files.
 
-    counts [P, L, E]; or prefill_counts and decode_counts; optional n_tokens, prompt_tokens, decode_tokens [P]
-    ids (topk_ids, routed_experts) [T, L, k] with seq_offsets [P + 1]; without them the file is one sequence; optional prompt_tokens
-        (prompt_lens) [P], how many of each sequence's tokens are its prompt
-    layers [L], optional in both
+    counts            [P, L, E]; or prefill_counts and decode_counts [P, L, E]
+    n_tokens, prompt_tokens, decode_tokens   [P], optional beside counts
+    ids               [T, L, k], also named topk_ids or routed_experts
+    seq_offsets       [P + 1], where each sequence of ids begins, and the end; without it the file is one sequence
+    prompt_tokens     [P], also named prompt_lens, optional: how many of each sequence's tokens are its prompt
+    layers            [L], optional in both: the layers that the file holds
 
-Other arrays are left alone. Sizes that a header declares are compared with the file before memory is taken for them.
+Arrays of other names are ignored. Sizes in a header are compared with the file's size before memory is taken for them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy.typing as npt
 
 from remoe_cli.model.checkpoint import reason
 from remoe_cli.model.spec import MoeSpec
-from remoe_cli.profile.imports.rows import Array, Counted, Traced, refuse, whole
+from remoe_cli.profile.imports.checks import Array, CountedRouting, Routing, TracedRouting, refuse, whole
 from remoe_cli.profile.record import Phase
 
 _MOST_BYTES = 2**31  # of one array
@@ -31,43 +33,56 @@ _PROMPTS = ("prompt_tokens", "prompt_lens")
 _OTHERS = ("n_tokens", "decode_tokens", "seq_offsets", "layers")
 
 
-def read_arrays_file(file: Path, spec: MoeSpec) -> Counted | Traced:
-    """Read a file that starts as one of the three kinds does."""
+def is_arrays_file(start: bytes, file: Path) -> bool:
+    """Tell whether a file begins like one of the three kinds."""
+    # A safetensors file has the length of its header first: eight bytes, of which no sane header needs the last two.
+    return start[:2] == b"PK" or start[:6] == b"\x93NUMPY" or (start[6:8] == b"\0\0" and start[8:9] == b"{")
+
+
+def read_arrays_file(file: Path, spec: MoeSpec, model: str) -> Routing:
+    """Read a file of one of the three kinds.
+
+    Raises: UsageError when it is damaged, holds no routing, or holds more than one kind of it.
+    """
     with file.open("rb") as stream:
         start = stream.read(6)
     if start == b"\x93NUMPY":
         return _one_array(_guarded(file, lambda: _read_npy(file)), file, spec)
     arrays = _guarded(file, lambda: _read_npz(file) if start[:2] == b"PK" else _read_safetensors(file))
-    return from_arrays(arrays, ".npz" if start[:2] == b"PK" else ".safetensors", file)
+    return _from_arrays(arrays, ".npz" if start[:2] == b"PK" else ".safetensors", file)
 
 
-def from_arrays(arrays: Mapping[str, Array], kind: str, file: Path) -> Counted | Traced:
+def _from_arrays(arrays: Mapping[str, Array], kind: str, file: Path) -> Routing:
     named = [name for name in (*_COUNTS, *_IDS) if name in arrays]
     counts = [name for name in named if name in _COUNTS]
     if not named or (len(counts) != len(named) if counts else len(named) > 1) or ("counts" in counts and len(counts) > 1):
-        raise refuse(file, f"it holds {', '.join(named) or 'no routing'}", f"Give one of {', '.join((*_COUNTS, *_IDS))}.")
+        raise refuse(
+            file,
+            f"it holds {', '.join(named) or 'no routing'}",
+            f"Name one array counts, or one of {', '.join(_IDS)}, or prefill_counts and decode_counts.",
+        )
     for name in ("layers", "seq_offsets"):
         if name in arrays and arrays[name].ndim != 1:
-            raise refuse(f"{file}: {name}", f"it has shape {arrays[name].shape}, and a list is needed")
+            raise refuse(f"{file}: {name}", f"its shape is {arrays[name].shape}, and a list is needed")
     layers = tuple(whole(arrays["layers"], f"{file}: layers").tolist()) if "layers" in arrays else None
     prompts = next((arrays[name] for name in _PROMPTS if name in arrays), None)
     if not counts:
         ids = arrays[named[0]]
         offsets = arrays.get("seq_offsets", np.array([0, len(ids) if ids.ndim else 0]))
-        return Traced(f"token ids ({kind})", ids, offsets, prompts, layers)
+        return TracedRouting(f"token ids ({kind})", ids, offsets, prompts, layers)
     lengths = arrays.get("n_tokens")
     if lengths is None and "seq_offsets" in arrays:
         lengths = np.diff(whole(arrays["seq_offsets"], f"{file}: seq_offsets").astype(np.int64))
     stated = {None: lengths, "prefill": prompts, "decode": arrays.get("decode_tokens")}
     tokens = {phase: array for phase, array in stated.items() if array is not None}
-    return Counted(f"counts ({kind})", {_COUNTS[name]: arrays[name] for name in counts}, tokens, layers)  # type: ignore[arg-type]
+    return CountedRouting(f"counts ({kind})", {_COUNTS[name]: arrays[name] for name in counts}, tokens, layers)  # type: ignore[arg-type]
 
 
-def _one_array(array: Array, file: Path, spec: MoeSpec) -> Counted | Traced:
-    """A lone array is counts or the ids of one sequence, which its last axis tells: experts or top-k."""
+def _one_array(array: Array, file: Path, spec: MoeSpec) -> Routing:
+    """Take a lone array as the ids of one sequence when its last axis is the top-k, else as counts."""
     if array.ndim == 3 and array.shape[2] == spec.top_k != spec.experts_per_layer:
-        return Traced("token ids (.npy)", array, np.array([0, len(array)]), None)
-    return Counted("counts (.npy)", {None: array}, {})
+        return TracedRouting("token ids (.npy)", array, np.array([0, len(array)]), None)
+    return CountedRouting("counts (.npy)", {None: array}, {})
 
 
 def _guarded(file: Path, read: Callable[[], Any]) -> Any:
@@ -98,7 +113,10 @@ def _read_npz(file: Path) -> dict[str, Array]:
 
 
 def read_npy_stream(stream: IO[bytes], size: int) -> Array:
-    """The array of a .npy stream of `size` bytes; raises ValueError when header and size do not fit, whatever the header says."""
+    """Read the array of a .npy stream of `size` bytes.
+
+    Raises: ValueError when the header is not sound or does not fit the size.
+    """
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(stream)

@@ -1,10 +1,10 @@
-"""Single tokens drawn from counts, for routing that was recorded without them.
+"""Drawing single tokens from counts, for routing that was recorded without them.
 
-Planning needs to know which experts one token uses together. Counts do not say, so the draw assumes that experts are chosen
-independently of each other but for the prompt: no expert attracts or shuns another within a layer, and layers do not depend on each
-other. What the counts do say is kept: every token uses exactly k different experts, each with the share of the prompt's tokens that
-the counts give (systematic sampling over experts in random order, in whole numbers, so that the shares are exact). Gumbel top-k with
-the logarithms of the shares would be simpler and would level them: its shares are not those of the counts.
+Planning needs to know which experts one token uses together, and counts do not say. The draw assumes that, within a prompt, experts are
+chosen independently: no expert attracts or excludes another within a layer, and layers do not depend on each other. It keeps what the
+counts say: every token uses exactly k different experts, and each expert is used by the fraction of the prompt's tokens that the counts
+give. The method is systematic sampling over the experts in random order, in whole numbers, so that these fractions are exact. Gumbel
+top-k with the logarithms of the fractions would be simpler, but its fractions are not those of the counts: it makes them more equal.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ _SEED = 0
 
 
 def draw_trace(counts: npt.NDArray[Any], tokens: npt.NDArray[Any], top_k: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]:
-    """From counts [P, L, E] that sum to tokens [P] * k: ids int16 [T, L, k] and each token's row [T]. Same counts, same draw.
+    """Draw DRAWN_TOKENS tokens from counts: as many from each row, at least one, at most all it has.
 
-    Each row gets an equal share of DRAWN_TOKENS, at least one and at most the tokens it has; a layer without counts gets -1.
+    The same counts give the same tokens. In a layer without counts the ids are -1.
+
+    Shapes: counts [P, L, E] sum over experts to tokens [P] * top_k; returns ids int16 [T, L, k] and each token's row int32 [T].
     """
-    share = np.minimum(max(1, DRAWN_TOKENS // max(1, len(counts))), tokens)
-    owner = np.repeat(np.arange(len(counts)), share)
+    drawn = np.minimum(max(1, DRAWN_TOKENS // max(1, len(counts))), tokens)
+    owner = np.repeat(np.arange(len(counts)), drawn)
     ids = np.full((len(owner), counts.shape[1], top_k), -1, dtype=np.int16)
     random = np.random.default_rng(_SEED)
     n = tokens[owner].astype(np.int64)

@@ -1,14 +1,12 @@
-"""From a file of routing to a profile: recognise the format, check, fill in what can be known, write.
+"""Making a profile from a file of routing: read it, check it, add what is known, write the profile.
 
-The format is seen in the file's first bytes, not in its name. Phases that a file does not name are taken from the prompts' own token
-numbers where these fit one phase only, else the routing is that of prompts. What is lacking is not made up: the counts of a phase
-without routing stay zero and planning uses the other phase's, single tokens that were not recorded are drawn from the counts
-(draw.py), and the profile's RoutingRef says both.
+A file that does not name its phase has that of the prompts' own token numbers (n_prompt_tokens, n_decode_tokens) where they fit one
+phase only, else it is taken as routing of prompts. What is missing is not invented: the counts of a phase without routing stay zero, and
+planning uses the other phase's; tokens that were not recorded are drawn from the counts (draw.py). The profile's RoutingRef says both.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,11 @@ from remoe_cli.artifacts import sha256_file
 from remoe_cli.errors import UsageError
 from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.model.spec import MoeSpec, read_spec
-from remoe_cli.profile.imports.arrays import read_arrays_file
+from remoe_cli.profile.imports.checks import CheckedRouting, CountedRouting, Ints, Routing, counted_rows, refuse, traced_rows, whole
 from remoe_cli.profile.imports.draw import draw_trace
-from remoe_cli.profile.imports.responses import read_responses
-from remoe_cli.profile.imports.rows import Counted, Ints, Rows, Traced, counted_rows, refuse, traced_rows, whole
-from remoe_cli.profile.imports.sglang_dump import read_sglang_dump
-from remoe_cli.profile.imports.table import is_table, read_table
-from remoe_cli.profile.imports.torch_file import is_torch_file
+from remoe_cli.profile.imports.formats import read_routing
 from remoe_cli.profile.latency_record import Latency
+from remoe_cli.profile.merge import refuse_foreign
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import DatasetRef, ModelRef, Phase, Profile, ProfileRecord, RoutingRef, write_profile
 
@@ -37,7 +32,11 @@ _FIELDS: dict[Phase, str] = {"prefill": "n_prompt_tokens", "decode": "n_decode_t
 
 @dataclass(frozen=True)
 class ImportedRouting:
-    """The profile's arrays but for those of the prompts' texts, and where they come from."""
+    """Routing from a file.
+
+    arrays    those of a profile (profile/record.py), without the ones that are made of the prompts' texts
+    routing   where they come from, and what is missing
+    """
 
     arrays: Arrays
     routing: RoutingRef
@@ -57,19 +56,23 @@ def import_profile(
     vectors_from: str | None = None,
     max_prompt_tokens: int = 1024,
 ) -> Profile:
-    """Write the profile of `model` (a folder with config.json is enough) whose routing is in `file`; nothing is written if it is refused.
+    """Write the profile of a model whose routing is in `file`.
 
-    Prompt vectors come from the embeddings of `vectors_from`, or of the model itself where it has weights and a tokenizer, cut to
-    `max_prompt_tokens`; without texts or embeddings they have no width.
+    A folder with the model's config.json is enough for `model`.
+
+    Prompt vectors come from the embeddings of the checkpoint `vectors_from`, else of the model itself if its folder has weights and a
+    tokenizer; prompts are cut to `max_prompt_tokens` for them. Without texts or embeddings their width is 0.
+
+    Raises: UsageError and ModelError when something cannot be read or does not fit; nothing is written then.
     """
-    _check_out(out)
+    refuse_foreign(out)
     checkpoint = find(model)
     spec = read_spec(checkpoint)
     imported = import_routing(file, spec, model=Path(checkpoint.name).name, prompts=prompts)
     embedding = find(vectors_from) if vectors_from else checkpoint if _has_embeddings(checkpoint) else None
     arrays = imported.arrays | {"prompt_vectors": np.empty((imported.rows, 0), dtype=np.float32)}
     if prompts is None and vectors_from:
-        raise UsageError("Prompt vectors need the prompts' texts.", "Give them with --data, or leave --vectors-from out.")
+        raise UsageError("Prompt vectors need the prompts' texts.", "Give the prompts with --data, or leave --vectors-from out.")
     if prompts is not None and embedding is not None:
         from remoe_cli.model.vectors import prompt_features
 
@@ -94,73 +97,52 @@ def import_profile(
 
 
 def import_routing(file: Path, spec: MoeSpec, *, model: str = "", prompts: PromptSet | None = None) -> ImportedRouting:
-    """Read a file of routing of a model of sizes `spec`; `model` is the name to look for in a table of several models.
+    """Read and check a file of routing of a model with the sizes `spec`.
 
-    Raises UsageError when the file cannot be read, is of no known format, or does not fit the model or the prompts.
+    `model` is the name to look for in a file with routing of several models.
+
+    Raises: UsageError when the file cannot be read, has no known format, or does not fit the model or the prompts.
     """
     try:
-        found = _read(file, spec, model)
-        rows = counted_rows(found, spec, str(file)) if isinstance(found, Counted) else traced_rows(found, spec, str(file))
+        routing = read_routing(file, spec, model)
+        rows = counted_rows(routing, spec, str(file)) if isinstance(routing, CountedRouting) else traced_rows(routing, spec, str(file))
         lengths = _lengths(prompts, len(next(iter(rows.counts.values()))), str(file))
-        if _phase_unsaid(found):
+        if not _names_phases(routing):
             rows = _as_phase(rows, lengths)
         _check_lengths(rows, lengths, str(file))
-        return ImportedRouting(*_arrays(rows, lengths, found, spec, sha256_file(file)))
+        return ImportedRouting(*_arrays(rows, lengths, routing, spec, sha256_file(file)))
     except MemoryError:
-        raise refuse(file, "it takes more memory than there is", "Import it in parts.") from None
+        raise refuse(file, "it takes more memory than this machine has", "Import its rows in several files.") from None
     except OSError as error:
         raise refuse(file, f"it cannot be read ({error.strerror or error})", "Check the path and your rights to it.") from None
 
 
-def _read(file: Path, spec: MoeSpec, model: str) -> Counted | Traced:
-    with file.open("rb") as stream:
-        start = stream.read(2**16)
-    if start[:2] == b"PK" and is_torch_file(file):
-        return read_sglang_dump(file, spec)
-    # A safetensors file has the length of its header first: eight bytes, of which no sane header needs the last two.
-    if start[:2] == b"PK" or start[:6] == b"\x93NUMPY" or (start[6:8] == b"\0\0" and start[8:9] == b"{"):
-        return read_arrays_file(file, spec)
-    if start.lstrip()[:1] == b"{":
-        return read_responses(file, spec)
-    if is_table(start):
-        return read_table(file, spec, model)
-    raise refuse(
-        file,
-        "its format is not known",
-        "Known are counts or ids as .npz, .npy or .safetensors, server responses as JSON lines, SGLang's .pt dumps, and tables as CSV.",
-    )
-
-
-def _phase_unsaid(found: Counted | Traced) -> bool:
-    return None in found.counts if isinstance(found, Counted) else found.prompt_tokens is None
+def _names_phases(routing: Routing) -> bool:
+    return None not in routing.counts if isinstance(routing, CountedRouting) else routing.prompt_tokens is not None
 
 
 def _lengths(prompts: PromptSet | None, rows: int, where: str) -> dict[Phase, Ints]:
-    """The numbers of tokens that a JSONL of prompts states itself, by phase, where every row does."""
+    """Return the numbers of tokens that the rows of prompts state, by phase, where every row states one."""
     if prompts is None:
         return {}
     if len(prompts.texts) != rows:
-        raise refuse(where, f"it has {rows} rows, and {prompts.source} has {len(prompts.texts)} prompts", "Give the prompts of these rows.")
-    if not prompts.source.endswith((".jsonl", ".json")):
-        return {}
-    found: list[dict[str, Any]] = []
-    with open(prompts.source, "rb") as lines:
-        while len(found) < rows and (line := next(lines, None)) is not None:
-            row = json.loads(line) if line.strip() else {}
-            if row.get(prompts.field, "").strip():  # as read_prompts does, which has checked these rows
-                found.append(row)
+        raise refuse(
+            where,
+            f"it has {rows} rows, and {prompts.source} has {len(prompts.texts)} prompts",
+            "Give one prompt for each row of the file.",
+        )
     lengths: dict[Phase, Ints] = {}
     for phase, field in _FIELDS.items():
-        if all(field in row for row in found):
-            for number, row in enumerate(found):
-                if type(row[field]) is not int:
-                    raise refuse(f"{prompts.source}, prompt {number}", f"its {field} is no whole number", "Mend the row.")
-            lengths[phase] = whole(np.array([row[field] for row in found]), f"{prompts.source}: {field}").astype(np.int64)
+        if stated := prompts.stated.get(field):
+            for number, length in enumerate(stated):
+                if type(length) is not int:
+                    raise refuse(f"{prompts.source}, prompt {number}", f"its {field} is no whole number", "Correct the row.")
+            lengths[phase] = whole(np.array(stated), f"{prompts.source}: {field}").astype(np.int64)
     return lengths
 
 
-def _as_phase(rows: Rows, lengths: dict[Phase, Ints]) -> Rows:
-    """The rows as those of the phase whose stated lengths they have; of prompts when nothing is stated or both fit."""
+def _as_phase(rows: CheckedRouting, lengths: dict[Phase, Ints]) -> CheckedRouting:
+    """Give the rows the phase whose stated lengths they have; prefill when none or both fit."""
     tokens = rows.tokens["prefill"]
     fitting = [phase for phase, stated in lengths.items() if np.array_equal(stated, tokens)]
     if fitting != ["decode"]:
@@ -168,7 +150,7 @@ def _as_phase(rows: Rows, lengths: dict[Phase, Ints]) -> Rows:
     return replace(rows, counts={"decode": rows.counts["prefill"]}, tokens={"decode": tokens}, trace_phase=rows.trace_phase and "decode")
 
 
-def _check_lengths(rows: Rows, lengths: dict[Phase, Ints], where: str) -> None:
+def _check_lengths(rows: CheckedRouting, lengths: dict[Phase, Ints], where: str) -> None:
     for phase, tokens in rows.tokens.items():
         if phase in lengths and (wrong := tokens != lengths[phase]).any():
             row = int(wrong.argmax())
@@ -177,7 +159,7 @@ def _check_lengths(rows: Rows, lengths: dict[Phase, Ints], where: str) -> None:
             )
 
 
-def _arrays(rows: Rows, lengths: dict[Phase, Ints], found: Counted | Traced, spec: MoeSpec, digest: str) -> tuple[Arrays, RoutingRef]:
+def _arrays(rows: CheckedRouting, lengths: dict[Phase, Ints], routing: Routing, spec: MoeSpec, digest: str) -> tuple[Arrays, RoutingRef]:
     phases: tuple[Phase, ...] = tuple(phase for phase in _FIELDS if phase in rows.counts)
     shape = next(iter(rows.counts.values())).shape
     nothing = np.zeros(shape[0], dtype=np.int64)
@@ -192,9 +174,9 @@ def _arrays(rows: Rows, lengths: dict[Phase, Ints], found: Counted | Traced, spe
         arrays[name] = rows.tokens.get(phase, lengths.get(phase, nothing)).astype(np.int32)
     ref = RoutingRef(
         source="imported",
-        format=found.format,
+        format=routing.format,
         sha256=digest,
-        row=found.row,
+        row=routing.row,
         layers=rows.layers,
         phases=phases,
         trace="drawn" if drawn else rows.trace_phase or "decode",
@@ -205,10 +187,3 @@ def _arrays(rows: Rows, lengths: dict[Phase, Ints], found: Counted | Traced, spe
 def _has_embeddings(checkpoint: Checkpoint) -> bool:
     tokenizer = any((checkpoint.path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     return tokenizer and any(checkpoint.path.glob("*.safetensors"))
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file.", "Give a directory with -o.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "profile.json").is_file():
-        raise UsageError(f"{out} holds other files and no profile.", "Give an empty or new directory with -o.")

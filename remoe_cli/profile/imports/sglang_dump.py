@@ -1,4 +1,6 @@
-"""Dumps of SGLang's expert distribution recorder (`/dump_expert_distribution_record`): a .pt file in one of three modes.
+"""Dumps of SGLang's expert distribution recorder: a .pt file in one of three modes.
+
+`/dump_expert_distribution_record` writes it.
 
     stat       logical_count [steps, layers, experts]: one forward pass a step; unused steps of its ring are zero
     per_pass   records of global_physical_count [layers, physical experts], one forward pass each
@@ -17,14 +19,19 @@ from typing import Any
 import numpy as np
 
 from remoe_cli.model.spec import MoeSpec
-from remoe_cli.profile.imports.rows import Array, Counted, Traced, refuse, whole
-from remoe_cli.profile.imports.torch_file import as_array, read_torch_file
+from remoe_cli.profile.imports.checks import Array, CountedRouting, Routing, TracedRouting, refuse, whole
+from remoe_cli.profile.imports.torch_file import as_array, is_torch_file, read_torch_file
 
 _ROW = "forward pass"
 _EXTEND, _DECODE = 1, 2  # ForwardMode: a pass over prompts, and a pass of one token each
 
 
-def read_sglang_dump(file: Path, spec: MoeSpec) -> Counted | Traced:
+def is_sglang_dump(start: bytes, file: Path) -> bool:
+    """Tell whether torch.save wrote the file, as the recorder has it do."""
+    return start[:2] == b"PK" and is_torch_file(file)
+
+
+def read_sglang_dump(file: Path, spec: MoeSpec, model: str) -> Routing:
     """Read a dump in any of the three modes.
 
     Raises: UsageError when it is no such dump, is damaged, or does not fit the model's experts and top-k.
@@ -32,7 +39,7 @@ def read_sglang_dump(file: Path, spec: MoeSpec) -> Counted | Traced:
     match dump := read_torch_file(file):
         case {"logical_count": value} if (counts := as_array(value, 3, f"{file}: logical_count")) is not None:
             used = counts[counts.any(axis=(1, 2))]
-            return Counted("sglang stat", {None: used}, {}, row=_ROW)
+            return CountedRouting("sglang stat", {None: used}, {}, row=_ROW)
         case {"records": [dict() as first, *_] as records, "last_physical_to_logical_map": value} if (
             placed := as_array(value, 2, f"{file}: last_physical_to_logical_map")
         ) is not None:
@@ -48,7 +55,7 @@ def read_sglang_dump(file: Path, spec: MoeSpec) -> Counted | Traced:
     )
 
 
-def _per_pass(file: Path, records: list[Any], table: Array, spec: MoeSpec) -> Counted:
+def _per_pass(file: Path, records: list[Any], table: Array, spec: MoeSpec) -> CountedRouting:
     rows = []
     for number, physical in enumerate(_arrays(file, records, "global_physical_count", 2)):
         if physical.shape != table.shape:
@@ -59,10 +66,10 @@ def _per_pass(file: Path, records: list[Any], table: Array, spec: MoeSpec) -> Co
             rows.append(logical)
     if not rows:
         raise refuse(file, "its records hold no routing")
-    return Counted("sglang per_pass", {None: np.stack(rows)}, {}, row=_ROW)
+    return CountedRouting("sglang per_pass", {None: np.stack(rows)}, {}, row=_ROW)
 
 
-def _per_token(file: Path, records: list[Any], table: Array, spec: MoeSpec) -> Traced:
+def _per_token(file: Path, records: list[Any], table: Array, spec: MoeSpec) -> TracedRouting:
     passes, prompt_tokens = [], []
     for number, (record, ids) in enumerate(zip(records, _arrays(file, records, "topk_ids_of_layer", 3), strict=True)):
         where = f"{file}, record {number}"
@@ -82,7 +89,7 @@ def _per_token(file: Path, records: list[Any], table: Array, spec: MoeSpec) -> T
     if not passes:
         raise refuse(file, "its records hold no routing")
     offsets = np.cumsum([0, *(len(ids) for ids in passes)])
-    return Traced("sglang per_token", np.concatenate(passes), offsets, np.array(prompt_tokens), row=_ROW)
+    return TracedRouting("sglang per_token", np.concatenate(passes), offsets, np.array(prompt_tokens), row=_ROW)
 
 
 def _arrays(file: Path, records: list[Any], name: str, axes: int) -> list[Array]:

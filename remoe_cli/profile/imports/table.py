@@ -1,9 +1,9 @@
 """Routing as a long table: a CSV with a row for each layer and expert.
 
-Columns: layer, expert, and selections (or count). Optional: tokens (how many tokens a row's counts are of), k, model, mode. Whatever
-else is text or whole numbers tells the rows of the profile apart (a task, a domain, a prompt's id); columns of other numbers are
-measurements and are left out. Of several models the one with the checkpoint's name is taken, or else the only one whose experts and k
-fit; of several modes `topk`. Experts that a table leaves out were not used.
+Needed columns: layer, expert, and selections (or count). Optional: tokens (of how many tokens a row's counts are), k, model, mode. Every
+other column of text or whole numbers separates the rows of the profile (a task, a domain, a prompt's id); columns with fractions are
+measurements and are ignored. Of several models the one with the checkpoint's name is taken, else the only one with the model's experts
+and k; of several modes `topk`. An expert without a row was not used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from remoe_cli.model.checkpoint import reason
 from remoe_cli.model.spec import MoeSpec
-from remoe_cli.profile.imports.rows import Counted, refuse
+from remoe_cli.profile.imports.checks import CountedRouting, refuse
 
 _COUNTS = ("selections", "count", "counts")
 _KNOWN = {"layer", "expert", "tokens", "k", "model", "mode", *_COUNTS}
@@ -24,12 +24,17 @@ _MOST_COUNTS = 2**28
 _Row = tuple[int, dict[str, str]]
 
 
-def is_table(start: bytes) -> bool:
+def is_table(start: bytes, file: Path) -> bool:
+    """Tell whether the first line is a CSV header with the columns layer and expert."""
     names = {name.strip().strip('"') for name in start.split(b"\n")[0].decode("utf-8-sig", "replace").split(",")}
     return {"layer", "expert"} <= names
 
 
-def read_table(file: Path, spec: MoeSpec, model: str) -> Counted:
+def read_table(file: Path, spec: MoeSpec, model: str) -> CountedRouting:
+    """Read the rows of the model named `model`.
+
+    Raises: UsageError for a row that is broken, comes twice or does not fit the model, with its number.
+    """
     rows = list(_rows(file))
     if not rows:
         raise refuse(file, "it has a header and no rows")
@@ -66,11 +71,11 @@ def read_table(file: Path, spec: MoeSpec, model: str) -> Counted:
         counts[group, at[layer], expert] = count
     named = np.array([tokens[group] for group in range(len(groups))]) if tokens else None
     row_is = "prompt" if grouping == ["prompt"] else f"group of {', '.join(grouping)}" if grouping else "whole table"
-    return Counted("table", {None: counts}, {} if named is None else {None: named}, tuple(layers), row_is)
+    return CountedRouting("table", {None: counts}, {} if named is None else {None: named}, tuple(layers), row_is)
 
 
 def _rows(file: Path) -> Iterator[_Row]:
-    hint = "Mend the row, or its quotes."
+    hint = "Correct the row, or its quotes."
     number = 1
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
@@ -89,15 +94,17 @@ def _rows(file: Path) -> Iterator[_Row]:
 
 
 def _of_model(file: Path, rows: list[_Row], spec: MoeSpec, model: str) -> list[_Row]:
-    there = {row["model"]: None for _, row in rows if "model" in row}
-    fitting = [name for name in there if name.rsplit("/", 1)[-1].casefold() == model.casefold()]
+    names = {row["model"]: None for _, row in rows if "model" in row}
+    fitting = [name for name in names if name.rsplit("/", 1)[-1].casefold() == model.casefold()]
     if not fitting:
-        fitting = [name for name in there if _fits([row for _, row in rows if row["model"] == name], spec)]
-    if not there:
+        fitting = [name for name in names if _fits([row for _, row in rows if row["model"] == name], spec)]
+    if not names:
         return rows
     if len(fitting) != 1:
         raise refuse(
-            file, f"it has routing of {', '.join(there)[:200]}, and which is that of {model!r} is not clear", "Name the model's folder so."
+            file,
+            f"it has routing of {', '.join(names)[:200]}, and which is that of {model!r} is not clear",
+            "Give the model's folder the name of one of them.",
         )
     return [row for row in rows if row[1]["model"] == fitting[0]]
 
@@ -112,7 +119,7 @@ def _has_k(rows: list[dict[str, str]], spec: MoeSpec) -> bool:
 
 
 def _measured(values: list[str]) -> bool:
-    """Numbers of which some are not whole."""
+    """Tell whether the values are numbers of which some are not whole."""
     try:
         numbers = [float(value) for value in values]
     except ValueError:

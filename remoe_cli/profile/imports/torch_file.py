@@ -17,7 +17,7 @@ from typing import Any
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.checkpoint import reason
-from remoe_cli.profile.imports.rows import Array, refuse
+from remoe_cli.profile.imports.checks import Array, refuse
 
 _MOST_OPCODES, _MOST_DESCRIPTION_BYTES = 50_000_000, 2**30
 # What weights_only admits, without bytearray, which takes as much memory as its argument says.
@@ -58,7 +58,7 @@ def read_torch_file(file: Path) -> Any:
 
 
 def as_array(value: Any, axes: int, where: str) -> Array | None:
-    """Give a tensor with this number of axes as an array that shares its memory, or None for anything else.
+    """Give a tensor with so many axes as an array that shares its memory; None for anything else.
 
     Raises: UsageError for a tensor that has more values than are stored, or whose number type numpy does not have.
     """

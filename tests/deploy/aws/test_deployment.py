@@ -7,20 +7,20 @@ import multiprocessing
 import os
 import random
 import signal
-from contextlib import nullcontext
-from typing import Any, NoReturn
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import pytest
 
 from remoe_cli.deploy.aws import deployment, functions, names, status, storage, template
-from remoe_cli.deploy.aws.deployment import Review
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.storage import object_of
 from remoe_cli.deploy.aws.template import Templates
+from remoe_cli.deploy.console import NO_OVERVIEW, SILENT, Overview
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.deploy.progress import unseen
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
+from remoe_cli.progress import Report
 from tests.support import aws_account as aws
 from tests.support.aws_deployments import GPU, NOT_AT_MOTO, a_plan, deploy, destroy, made, stands
 
@@ -38,7 +38,7 @@ def test_a_plan_is_deployed_changed_and_destroyed(account: Account, calls: list[
 
     # Again: nothing is changed by any call.
     calls.clear()
-    again = deploy(account, "whole", a_plan(), agree=lambda review: pytest.fail("asked, though nothing is to be done"))
+    again = deploy(account, "whole", a_plan(), agree=lambda question, overview: pytest.fail("asked, though nothing is to be done"))
     assert again == {**first, "changes": []}
     assert aws.changing(calls) == [] and 0 < len(calls) < 20
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_deleted_is_named_and_the_rest_is_gone(account: Account) 
 def test_a_create_that_fails_is_taken_back_and_made_anew(account: Account) -> None:
     said: list[str] = []
     gpu = a_plan(main=NOT_AT_MOTO)
-    with pytest.raises(DeployError, match=r"MainConfig \(AWS::SageMaker::EndpointConfig\) failed: .*ml.g6.xlarge.* taken back") as error:
+    with pytest.raises(DeployError, match=r"MainConfig \(AWS::SageMaker::EndpointConfig\) failed: .*ml.g6.xlarge.* rolled back") as error:
         deploy(account, "fails", gpu, Endpoint.sagemaker, say=said.append)
     assert error.value.exit_code == 1 and "run the command again" in error.value.hint
     assert status.read(account, "fails")["state"] == "failed"
@@ -120,15 +120,15 @@ def test_a_create_that_fails_is_taken_back_and_made_anew(account: Account) -> No
 
 def test_no_is_no(account: Account, calls: list[str]) -> None:
     with pytest.raises(DeployError, match="you did not agree"):
-        deploy(account, "no", a_plan(), agree=lambda review: False)
+        deploy(account, "no", a_plan(), agree=lambda question, overview: False)
     assert stands(account, "no") == {}
     deploy(account, "no", a_plan())
     with pytest.raises(KeyboardInterrupt):
-        deploy(account, "no", a_plan(1024), agree=lambda review: (_ for _ in ()).throw(KeyboardInterrupt))
+        deploy(account, "no", a_plan(1024), agree=lambda question, overview: (_ for _ in ()).throw(KeyboardInterrupt))
     calls.clear()
     assert deploy(account, "no", a_plan())["changes"] == []
     with pytest.raises(DeployError, match="you did not agree"):
-        deployment.destroy(account, "no", say=lambda _: None, progress=unseen, agree=lambda question: False)
+        deployment.destroy(account, "no", replace(SILENT, agree=lambda question, overview=NO_OVERVIEW: False))
     assert status.read(account, "no")["state"] == "running"
     destroy(account, "no")
 
@@ -136,7 +136,7 @@ def test_no_is_no(account: Account, calls: list[str]) -> None:
 def test_of_two_who_deploy_one_wins(account: Account, moto_url: str) -> None:
     other = aws.connect()
 
-    def while_the_other_does(review: Review) -> bool:
+    def while_the_other_does(question: str, overview: Overview) -> bool:
         deploy(other, "race", a_plan(1024))
         return True
 
@@ -151,8 +151,10 @@ def test_an_interrupt_leaves_the_operation_running(account: Account) -> None:
     """Who deploys something else meanwhile is told who is at work; who deploys the same follows it."""
     said: list[str] = []
 
-    def interrupted(title: str, *, of_bytes: bool = False) -> NoReturn:
-        raise KeyboardInterrupt
+    def interrupted(title: str, *, of_bytes: bool = False) -> AbstractContextManager[Report]:
+        if title == "Uploading":
+            raise KeyboardInterrupt
+        return SILENT.progress(title)
 
     def interrupt(done: int, total: int | None, what: str = "") -> None:
         if "CREATE_COMPLETE" in what:
@@ -160,7 +162,7 @@ def test_an_interrupt_leaves_the_operation_running(account: Account) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         deploy(account, "slow", a_plan(), say=said.append, progress=interrupted)
-    assert said == ["What is uploaded stays. The same command goes on; 'remoe destroy slow --target aws' removes it."]
+    assert said == ["Uploaded files stay. The same command continues; 'remoe destroy slow --target aws' removes it."]
     with pytest.raises(KeyboardInterrupt):
         deploy(account, "slow", a_plan(), say=said.append, progress=lambda title, *, of_bytes=False: nullcontext(interrupt))
     assert "remoe status slow --target aws" in said[-1] and "remoe destroy slow --target aws" in said[-1]
@@ -227,12 +229,11 @@ def test_nested_stacks(account: Account) -> None:
         nested[f"{layer}Stack"] = template._template("nest", own)
         resources[f"{layer}Stack"] = template._nested_stack(nested[f"{layer}Stack"], AwsSettings("nest", "x86_64", "3.13", Endpoint.none))
     split = Templates({**root, "Resources": resources}, nested)
-    how: dict[str, Any] = {"say": lambda _: None, "progress": unseen, "agree": lambda review: True}
     said: list[str] = []
-    done = deployment.apply(account, "nest", split, objects, **{**how, "say": said.append})
+    done = deployment.apply(account, "nest", split, objects, replace(SILENT, say=said.append))
     assert [f["state"] for f in done["functions"]] == ["Active", "Active"]
-    assert deployment.apply(account, "nest", split, objects, **how)["changes"] == []
+    assert deployment.apply(account, "nest", split, objects, SILENT)["changes"] == []
     with pytest.raises(DeployError, match="cannot move between stacks"):
-        deployment.apply(account, "nest", templates, objects, **how)
+        deployment.apply(account, "nest", templates, objects, SILENT)
     destroy(account, "nest")
     assert stands(account, "nest") == {}

@@ -24,11 +24,11 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from remoe_cli.artifacts import sha256_file
+from remoe_cli.cages import Mechanism
 from remoe_cli.errors import ArtifactError, InvokeError, UsageError
 from remoe_cli.function.codec import Batch, from_wire, pack, to_wire, unpack
 from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow
 from remoe_cli.function.weights import Head, ShardFile, read_head
-from remoe_cli.limits import Mechanism
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.demo import demo_model
 from remoe_cli.model.experts import ExpertLayer, attach, expert_layers

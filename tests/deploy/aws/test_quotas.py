@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from remoe_cli import lambda_limits
 from remoe_cli.deploy.aws import functions, main_function, quotas, template
 from remoe_cli.deploy.aws.aws_reference import AwsReference, aws_reference
 from remoe_cli.deploy.aws.contents import Contents, expected
 from remoe_cli.deploy.aws.functions import requests_at_once
 from remoe_cli.deploy.aws.quotas import QuotaCheck, check
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import MainSpec, Plan, WorkloadRef
 from tests.support import aws
@@ -79,6 +80,15 @@ def test_packages() -> None:
 def test_no_payload_is_larger_than_lambda_takes() -> None:
     planned = {name: read_catalog(name).function.payload_limit_bytes for name in ("aws-us-east-1", "local")}
     assert {**planned, "quota": aws_reference().function.payload_bytes} == dict.fromkeys([*planned, "quota"], PAYLOAD_LIMIT_BYTES)
+
+
+def test_the_limits_that_the_code_knows_are_those_of_the_data() -> None:
+    quota, catalogs = aws_reference().function, [read_catalog(name).function for name in ("aws-us-east-1", "local")]
+    assert (quota.memory_least_mb, quota.memory_most_mb) == (lambda_limits.MIN_MEMORY_MB, lambda_limits.MAX_MEMORY_MB)
+    assert quota.timeout_s == lambda_limits.MAX_TIMEOUT_S
+    for function in catalogs:
+        assert function.mb_per_vcpu == lambda_limits.MB_PER_VCPU
+        assert lambda_limits.MIN_MEMORY_MB <= min(function.memory_menu_mb) < max(function.memory_menu_mb) <= lambda_limits.MAX_MEMORY_MB
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import count
@@ -16,7 +17,9 @@ from botocore.stub import ANY, Stubber
 from remoe_cli.deploy.aws import events
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.stack import DesiredStack, Stack, StackState
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError, RemoeError
+from remoe_cli.progress import Report
 
 ID = "arn:aws:cloudformation:us-east-1:123456789012:stack/remoe-d/1"
 NESTED = "arn:aws:cloudformation:us-east-1:123456789012:stack/remoe-d-Layers/2"
@@ -43,10 +46,13 @@ class Calls:
         self.stub = Stubber(account.client("cloudformation"))
         self.said: list[str] = []
         self.reported: list[tuple[int, int | None, str]] = []
-        self.stack = Stack(account, "d", self.said.append, lambda title, *, of_bytes=False: nullcontext(self.report))
+        self.stack = Stack(account, "d", replace(SILENT, say=self.said.append, progress=self.progress))
         self._events: dict[str, list[dict[str, Any]]] = {ID: [], NESTED: []}
         self._number = count()
         patch.setattr(events, "pauses", lambda: iter([0.0] * 9))
+
+    def progress(self, title: str, *, of_bytes: bool = False) -> AbstractContextManager[Report]:
+        return nullcontext(self.report)
 
     def report(self, done: int, total: int | None, what: str = "") -> None:
         self.reported.append((done, total, what))
@@ -246,7 +252,7 @@ def test_a_repeated_call_of_which_the_answer_was_lost_goes_on(calls: Calls) -> N
     ("outcomes", "error", "said"),
     [
         ((("A", "CREATE_FAILED", "Too big."), ("B", "CREATE_FAILED", "Resource creation cancelled"), ("remoe-d", "ROLLBACK_COMPLETE")),
-         DeployError, r"^A \(AWS::Lambda::Function\) failed: Too big\. Everything that was made"),
+         DeployError, r"^A \(AWS::Lambda::Function\) failed: Too big\. Everything that was created"),
         ((("B", "UPDATE_FAILED", "Resource update cancelled"), ("A", "UPDATE_FAILED", "No"), ("remoe-d", "UPDATE_ROLLBACK_COMPLETE")),
          DeployError, r"^A \(AWS::Lambda::Function\) failed: No\. The deployment is what it was before"),
         ((("A", "UPDATE_FAILED", "No"), ("remoe-d", "UPDATE_ROLLBACK_FAILED", "Cannot")),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from remoe_cli.cli import app
 from remoe_cli.deploy.aws import access, packing, session, target
 from remoe_cli.deploy.aws import names as names_of
 from remoe_cli.deploy.aws.session import Account
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.errors import DeployError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
@@ -156,7 +158,7 @@ def test_the_main_function_on_sagemaker_is_found(inputs: Inputs, account: Accoun
     assert code == 0 and done["main"] == {"kind": "sagemaker", "name": "gpu-main", "state": "InService"}
     share = packing.cache_dir() / "deployments"
     assert len(list(share.glob("*-gpu/main/*.safetensors"))) >= 1
-    endpoint = access.reach(account, "gpu")
+    endpoint = access.main_address(account, "gpu")
     assert isinstance(endpoint, client.SageMaker) and endpoint.endpoint == "gpu-main"
     model = account.client("sagemaker").list_models()["Models"][0]["ModelName"]
     container = account.client("sagemaker").describe_model(ModelName=model)["PrimaryContainer"]
@@ -164,7 +166,7 @@ def test_the_main_function_on_sagemaker_is_found(inputs: Inputs, account: Accoun
     assert "weights-0000.safetensors" in account.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read().decode()
     assert remoe("destroy", "gpu", "--target", "aws", "--yes")[0] == 0
     with pytest.raises(DeployError, match="no deployment named 'gpu'"):
-        access.reach(account, "gpu")
+        access.main_address(account, "gpu")
 
 
 def test_people_are_asked(inputs: Inputs, connected: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,3 +222,20 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
 def test_what_does_not_go_together(arguments: tuple[str, ...], said: str, inputs: Inputs, remoe: Remoe) -> None:
     code, failed = remoe(*(str(inputs.path) if argument == "PLAN" else argument for argument in arguments))
     assert code == 2 and said in failed["error"]["message"] and failed["error"]["hint"]
+
+
+def test_serving_calls_functions_by_the_accounts_own_session(
+    account: Account, calls: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(access, "deployed_file", lambda account, name, file_name: tmp_path / file_name)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    monkeypatch.setattr(access, "serve_here", lambda *given: served.append(given))
+    target.AwsTarget(account, SILENT).serve("x", "127.0.0.1", 8080)
+    ((name, server_json, connect, host, port, _),) = served
+    assert (name, server_json, host, port) == ("x", tmp_path / "server.json", "127.0.0.1", 8080)
+    calls.clear()
+    client_of_it = connect(3, 5.0)
+    client_of_it.list_functions()
+    assert calls == ["ListFunctions"] and client_of_it.meta.config.max_pool_connections == 3
+    assert boto3.DEFAULT_SESSION is None

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from remoe_cli import limits
+from remoe_cli import cages
 from remoe_cli.deploy.local import processes
 from tests.support.handlers import report, server
 
 
 @pytest.fixture
-def serve(tmp_path: Path, probed: limits.Mechanism, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def serve(tmp_path: Path, probed: cages.Mechanism, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return server(tmp_path, probed, monkeypatch)
 
 
@@ -28,8 +28,8 @@ def test_log_tail_is_at_most_4_kb(serve: Any) -> None:
         assert "init" in report(answer)
 
 
-@pytest.mark.parametrize("forced", [None, limits.rlimit_only()], ids=["probed", "rlimit"])
-def test_memory_limit_is_enforced_and_named(serve: Any, forced: limits.Mechanism | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("forced", [None, cages.rlimit_only()], ids=["probed", "rlimit"])
+def test_memory_limit_is_enforced_and_named(serve: Any, forced: cages.Mechanism | None, tmp_path: Path) -> None:
     weights = tmp_path / "weights.bin"
     with weights.open("wb") as file:
         file.truncate(300 << 20)
@@ -47,7 +47,7 @@ def test_memory_limit_is_enforced_and_named(serve: Any, forced: limits.Mechanism
 def test_rlimit_is_set_before_the_worker_starts(serve: Any, tmp_path: Path) -> None:
     source = "import resource\nLIMIT = resource.getrlimit(resource.RLIMIT_DATA)\ndef f(event, context): return LIMIT\n"
     (tmp_path / "code" / "bound.py").write_text(source)
-    with serve("bound.f", memory_mb=200, mechanism=limits.rlimit_only()) as twin:
+    with serve("bound.f", memory_mb=200, mechanism=cages.rlimit_only()) as twin:
         assert twin.call() == [200 << 20, 200 << 20]
 
 
@@ -65,12 +65,12 @@ def test_memory_poll_kills_what_the_rlimit_does_not_count(serve: Any, tmp_path: 
         "        kept.append(block)\n"
         "    time.sleep(5)\n"
     )
-    with serve("frozen.f", memory_mb=128, mechanism=limits.rlimit_only()) as twin:
+    with serve("frozen.f", memory_mb=128, mechanism=cages.rlimit_only()) as twin:
         assert twin.fault()["errorType"] == "Runtime.OutOfMemory"
 
 
 @pytest.mark.alone
-def test_cpu_quota(serve: Any, probed: limits.Mechanism) -> None:
+def test_cpu_quota(serve: Any, probed: cages.Mechanism) -> None:
     if probed.cpu != "cfs-quota":
         pytest.skip("this machine has no CPU quota to set")
     with serve("app.spin", memory_mb=512) as twin:
@@ -113,7 +113,7 @@ def test_what_a_worker_starts_ends_with_it(serve: Any, tmp_path: Path) -> None:
         "import subprocess, os\ndef f(event, context):\n    child = subprocess.Popen(['sleep', '60'])\n"
         "    if event: print(child.pid, flush=True); os._exit(1)\n    return child.pid\n"
     )
-    with serve("nest.f", mechanism=limits.rlimit_only()) as twin:
+    with serve("nest.f", mechanism=cages.rlimit_only()) as twin:
         pids = [twin.call(False)]
         log = base64.b64decode(twin.raw(b"true", LogType="Tail")["LogResult"]).decode()
         pids.append(int(log.splitlines()[1]))

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from remoe_cli import limits
+from remoe_cli import cages
 from remoe_cli.deploy.local import front, processes
 from tests.support.handlers import report, server
 
 
 @pytest.fixture
-def serve(tmp_path: Path, probed: limits.Mechanism, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def serve(tmp_path: Path, probed: cages.Mechanism, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return server(tmp_path, probed, monkeypatch)
 
 

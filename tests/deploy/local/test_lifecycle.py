@@ -13,18 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remoe_cli import limits
+from remoe_cli import cages
 from remoe_cli.artifacts import read_json
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.local import lifecycle, processes
 from remoe_cli.deploy.local.config import ChildrenRecord, FunctionConfig, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.supervisor import label
 from remoe_cli.errors import DeployError, HeldError, UsageError
+from remoe_cli.progress import Report
 
 HANDLER = """
 import os, time
@@ -134,8 +137,13 @@ def assert_gone(found: tuple[list[ProcessRef], list[Path]]) -> None:
 
 def test_start_use_and_destroy(root: Path) -> None:
     steps: list[str] = []
-    started = start(with_main(root), {"plan.json": b"{}"}, progress=steps.append)
-    assert steps == ["Starting the supervisor", "Waiting for the main server"]
+
+    def progress(title: str, *, of_bytes: bool = False) -> AbstractContextManager[Report]:
+        steps.append(title)
+        return SILENT.progress(title)
+
+    started = start(with_main(root), {"plan.json": b"{}"}, console=replace(SILENT, progress=progress))
+    assert steps == ["Starting the supervisor", "Loading the main server"]
     folder = lifecycle.state_dir("t")
     assert (folder / "plan.json").read_bytes() == b"{}" and folder.stat().st_mode & 0o077 == 0
     pid = invoke(started["endpoint"], "hello")
@@ -300,8 +308,8 @@ def test_a_deployments_group_is_its_own(tmp_path: Path) -> None:
 
 
 def test_a_group_that_cannot_be_made_is_no_mechanism(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_candidates", lambda version, controller: iter([Path("/proc/self")]))
-    assert (limits.probe("remoe-x").memory, limits.probe("remoe-x").cpu) == ("rlimit", "threads-only")
+    monkeypatch.setattr(cages, "_candidates", lambda version, controller: iter([Path("/proc/self")]))
+    assert (cages.probe("remoe-x").memory, cages.probe("remoe-x").cpu) == ("rlimit", "threads-only")
 
 
 def test_what_prepare_raises_leaves_nothing(root: Path) -> None:

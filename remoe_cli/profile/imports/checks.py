@@ -1,10 +1,10 @@
-"""What the readers of all formats hand over, and the arrays of a profile that are made of it.
+"""What the readers of all formats return, and its checks against the model's sizes.
 
-This is where routing is held against the model's sizes. It does not know file formats, prompts or where a profile is written.
+A profile's arrays are made here. File formats, prompts and the place of the profile are not known here.
 
-A model that skips slots leaves rows that cannot be told from damaged ones, so counts must fit top-k exactly. Per-token ids may
-lack whole tokens (-1 in every slot of every layer, as servers mark tokens that a prefix cache answered): those count for the
-lengths and not for the routing.
+Counts must be exactly tokens times top-k in every layer: counts of a model that skips slots look the same as damaged ones, so they are
+refused. Ids may miss whole tokens (-1 in every slot of every layer, as servers mark tokens that a prefix cache answered): these count
+for the lengths and not for the routing.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ _HINT = "Check that the file is whole and belongs to this model."
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Counts by phase, [P, L', E]; the key None stands for a phase that the file does not name. `tokens` [P] where they are known.
+class CountedRouting:
+    """Counts as a reader found them: P rows of L' layers.
 
-    `layers` names the L' layers as the file does, or is None when they come in order. `row` says what a row stands for.
+    format   what the profile calls the format
+    counts   [P, L', E] by phase; the key None stands for a phase that the file does not name
+    tokens   [P] by phase, where the file states them
+    layers   the L' layers as the file names them; None when they come in order
+    row      what one row stands for
     """
 
     format: str
@@ -42,9 +46,16 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Traced:
-    """Expert ids of single tokens, [T, L', k]; row p holds tokens offsets[p] to offsets[p + 1], the first prompt_tokens[p] of them
-    prefill and the rest decode. prompt_tokens is None where the file does not tell the phases apart."""
+class TracedRouting:
+    """Expert ids of single tokens as a reader found them: T tokens in P rows, L' layers.
+
+    format          what the profile calls the format
+    ids             [T, L', k]
+    offsets         [P + 1]; row p has the tokens offsets[p] to offsets[p + 1]
+    prompt_tokens   [P]: how many of a row's tokens are prefill, the others are decode; None where the file does not say
+    layers          the L' layers as the file names them; None when they come in order
+    row             what one row stands for
+    """
 
     format: str
     ids: Array
@@ -54,9 +65,18 @@ class Traced:
     row: str = "prompt"
 
 
+Routing = CountedRouting | TracedRouting
+
+
 @dataclass(frozen=True)
-class Rows:
-    """Checked routing in the profile's shapes: counts and tokens by phase, the traced tokens (none for counts), and the layers held."""
+class CheckedRouting:
+    """Routing in the shapes of a profile.
+
+    counts, tokens   by phase: [P, L, E] and [P]
+    trace_ids        [T, L, k], trace_prompt [T]: traced tokens and their rows; none where the file has counts
+    trace_phase      the phase of the traced tokens
+    layers           hidden-layer indices of the layers that have routing; None for all
+    """
 
     counts: dict[Phase, Ints]
     tokens: dict[Phase, Ints]
@@ -67,11 +87,15 @@ class Rows:
 
 
 def refuse(where: object, what: str, hint: str = _HINT) -> UsageError:
+    """Make the error that says what is wrong at a place of a file."""
     return UsageError(f"{where}: {what}.", hint)
 
 
 def whole(array: Array, where: str, least: int = 0) -> Array:
-    """The array as integers from `least` to 2**31 - 1; refuses anything else and names the first wrong value."""
+    """Return the array as integers from `least` to 2**31 - 1.
+
+    Raises: UsageError for any other value; it names the first.
+    """
     kind = array.dtype.kind
     if kind not in "iuf":
         raise refuse(where, f"it holds {array.dtype}, not whole numbers")
@@ -85,8 +109,13 @@ def whole(array: Array, where: str, least: int = 0) -> Array:
     return array.astype(np.int32) if kind == "f" else array
 
 
-def counted_rows(found: Counted, spec: MoeSpec, where: str) -> Rows:
-    """Check counts and bring them to all MoE layers; those whose phase is not named pass for prompts'."""
+def counted_rows(found: CountedRouting, spec: MoeSpec, where: str) -> CheckedRouting:
+    """Check counts and spread them over all MoE layers.
+
+    Counts without a phase are taken as those of prompts.
+
+    Raises: UsageError with the first row that does not fit the model, or whose sums do not fit each other.
+    """
     all_counts: dict[Phase, Ints] = {}
     all_tokens: dict[Phase, Ints] = {}
     layers = None
@@ -97,7 +126,7 @@ def counted_rows(found: Counted, spec: MoeSpec, where: str) -> Rows:
         if array.shape[2] != spec.experts_per_layer:
             raise refuse(name, f"it has {array.shape[2]} experts a layer, and the model has {spec.experts_per_layer}")
         places, kept, layers = place_layers(array.shape[1], found.layers, spec, name)
-        _room(len(array), spec, name)
+        _check_size(len(array), spec, name)
         counts = whole(array, name)
         dense = np.setdiff1d(np.arange(array.shape[1]), kept)
         if counts[:, dense].any():
@@ -111,11 +140,14 @@ def counted_rows(found: Counted, spec: MoeSpec, where: str) -> Rows:
         raise refuse(where, "prefill and decode differ in their rows")
     _not_empty(all_tokens, where)
     nothing = np.empty((0, len(spec.moe_layers), spec.top_k), dtype=np.int16)
-    return Rows(all_counts, all_tokens, nothing, np.empty(0, dtype=np.int32), None, layers)
+    return CheckedRouting(all_counts, all_tokens, nothing, np.empty(0, dtype=np.int32), None, layers)
 
 
 def _tokens(counts: Ints, stated: Array | None, spec: MoeSpec, name: str, layers: list[int]) -> Ints:
-    """Tokens of each row, from its sums; refuses the first row whose sums differ by layer, or fit neither top-k nor `stated`."""
+    """Get the tokens of each row from its sums.
+
+    The sums must be the same in all layers, and fit top-k and the `stated` tokens.
+    """
     sums = counts.sum(axis=2)
     tokens: Ints = sums[:, 0] // spec.top_k
     if stated is not None:
@@ -125,8 +157,8 @@ def _tokens(counts: Ints, stated: Array | None, spec: MoeSpec, name: str, layers
     wrong = sums != tokens[:, None] * spec.top_k
     if wrong.any():
         row, layer = (int(x[0]) for x in np.nonzero(wrong))
-        told = f"{tokens[row]} tokens" if stated is not None else f"a sum of {sums[row, 0]} in layer {layers[0]}"
-        raise refuse(f"{name}[{row}]", f"layer {layers[layer]} sums to {sums[row, layer]}, which does not fit {told} and top-{spec.top_k}")
+        other = f"{tokens[row]} tokens" if stated is not None else f"a sum of {sums[row, 0]} in layer {layers[0]}"
+        raise refuse(f"{name}[{row}]", f"layer {layers[layer]} sums to {sums[row, layer]}, which does not fit {other} and top-{spec.top_k}")
     often = counts > tokens[:, None, None]
     if often.any():
         row, layer, expert = (int(x[0]) for x in np.nonzero(often))
@@ -137,8 +169,13 @@ def _tokens(counts: Ints, stated: Array | None, spec: MoeSpec, name: str, layers
     return tokens
 
 
-def traced_rows(found: Traced, spec: MoeSpec, where: str) -> Rows:
-    """Check and count ids, and keep some tokens one by one: decode tokens if there are any, evenly chosen."""
+def traced_rows(found: TracedRouting, spec: MoeSpec, where: str) -> CheckedRouting:
+    """Check and count ids, and keep those of some tokens, evenly chosen.
+
+    Decode tokens are kept if there are any, else prompt tokens.
+
+    Raises: UsageError with the first token that does not fit the model.
+    """
     ids, top_k, experts = found.ids, spec.top_k, spec.experts_per_layer
     name = f"{where}: ids"
     if ids.ndim != 3:
@@ -147,7 +184,7 @@ def traced_rows(found: Traced, spec: MoeSpec, where: str) -> Rows:
         raise refuse(name, f"it has {ids.shape[2]} experts a token, and the model chooses {top_k}")
     places, kept, layers = place_layers(ids.shape[1], found.layers, spec, name)
     offsets = _offsets(found.offsets, len(ids), where)
-    _room(len(offsets) - 1, spec, where)
+    _check_size(len(offsets) - 1, spec, where)
     ids = whole(ids[:, kept], name, -1).astype(np.int32)
     missing = (ids == -1).all(axis=(1, 2))
     _check_ids(ids, missing, experts, name, [spec.moe_layers[p] for p in places])
@@ -170,10 +207,10 @@ def traced_rows(found: Traced, spec: MoeSpec, where: str) -> Rows:
     picked = _pick(np.flatnonzero(masks[traced]), owner, len(lengths))
     trace = np.full((len(picked), len(spec.moe_layers), top_k), -1, dtype=np.int16)
     trace[:, places] = ids[picked]
-    return Rows(counts, tokens, trace, owner[picked].astype(np.int32), traced, layers)
+    return CheckedRouting(counts, tokens, trace, owner[picked].astype(np.int32), traced, layers)
 
 
-def _room(rows: int, spec: MoeSpec, name: str) -> None:
+def _check_size(rows: int, spec: MoeSpec, name: str) -> None:
     size = rows * len(spec.moe_layers) * spec.experts_per_layer
     if size > _MOST_COUNTS:
         raise refuse(name, f"its {rows} rows make {size} counts, and a profile may have {_MOST_COUNTS}", "Import fewer rows.")
@@ -182,10 +219,13 @@ def _room(rows: int, spec: MoeSpec, name: str) -> None:
 def place_layers(
     width: int, named: tuple[int, ...] | None, spec: MoeSpec, name: str
 ) -> tuple[list[int], list[int], tuple[int, ...] | None]:
-    """For layers of a file: their places among the MoE layers, the file's own indices of those that are kept, and the layers held.
+    """Find the MoE layers that a file's `width` layers are.
 
-    Layers in order are all MoE layers, or all hidden layers, of which the dense ones are left out. Names are indices of hidden
-    layers or places among the MoE layers, whichever alone is possible. The third part is None when no MoE layer lacks.
+    Without names they are all MoE layers in order, or all hidden layers, of which the dense ones are left out. Names are indices of
+    hidden layers, or places among the MoE layers, where only one of the two is possible.
+
+    Returns: the kept layers' places among the MoE layers; the file's indices of the kept layers; their hidden-layer indices, None for all.
+    Raises: UsageError when the number or the names of the layers do not fit the model.
     """
     moe = spec.moe_layers
     if named is None and width == len(moe):
@@ -199,7 +239,7 @@ def place_layers(
     readings = {places for places in (_hidden_places(named, moe), _moe_places(named, moe)) if places}
     if len(readings) != 1:
         why = "may be indices of hidden layers or of MoE layers" if readings else f"are not among the model's {len(moe)} MoE layers"
-        raise refuse(name, f"its layers {list(named)[:99]} {why}", "Name hidden layers, and all of them where that is ambiguous.")
+        raise refuse(name, f"its layers {list(named)[:99]} {why}", "Name hidden layers, and all MoE layers where that is ambiguous.")
     places = list(readings.pop())
     held = None if len(places) == len(moe) else tuple(sorted(moe[p] for p in places))
     return places, list(range(width)), held
@@ -238,7 +278,7 @@ def _check_ids(ids: npt.NDArray[np.int32], missing: npt.NDArray[np.bool_], exper
 
 
 def _count(ids: npt.NDArray[np.int32], owner: Ints, chosen: npt.NDArray[np.bool_], rows: int, places: list[int], spec: MoeSpec) -> Ints:
-    """Counts [P, L, E] of the chosen tokens, layer by layer."""
+    """Count the chosen tokens' ids, layer by layer: [P, L, E]."""
     counts = np.zeros((rows, len(spec.moe_layers), spec.experts_per_layer), dtype=np.int64)
     for index, place in enumerate(places):
         flat = owner[chosen, None] * spec.experts_per_layer + ids[chosen, index]
@@ -247,11 +287,11 @@ def _count(ids: npt.NDArray[np.int32], owner: Ints, chosen: npt.NDArray[np.bool_
 
 
 def _pick(tokens: Ints, owner: Ints, rows: int) -> Ints:
-    """At most an equal share of TRACE_TOKENS for each row, evenly spaced over the row's tokens."""
-    share = max(1, TRACE_TOKENS // rows)
+    """Pick at most TRACE_TOKENS / rows tokens of each row, evenly spaced."""
+    most = max(1, TRACE_TOKENS // rows)
     size = np.bincount(owner[tokens], minlength=rows)
     rank = np.arange(len(tokens)) - (np.cumsum(size) - size)[owner[tokens]]
-    kept = np.minimum(size, share)[owner[tokens]]
+    kept = np.minimum(size, most)[owner[tokens]]
     size = size[owner[tokens]]
     # Of `size` tokens the ones at which rank * kept / size reaches its next whole number: exactly `kept` of them.
     picked: Ints = tokens[(rank * kept) // size != ((rank - 1) * kept) // size]

@@ -1,28 +1,30 @@
-"""How many experts of which function one decode token hits: the distribution behind E[max(local, remote)] and behind the bill.
+"""How many experts of which function one decode token hits.
 
-A remote set is divided over functions: `owner` [S, E] is the function of each expert in each of S candidate sets, -1 for local. A token's
-layer ends with its busiest function, while every function that it hits is billed, so the distribution keeps both. It is exact over the
-trace.
+Decode time (E[max(local, remote)]) and the bill both rest on this. A remote set is divided over functions: `owner` [S, E] is the
+function of each expert in each of S candidate sets, -1 for local. A token's layer ends with its busiest function, while every function
+that it hits is billed, so the distribution keeps both. It is exact over the recorded tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.plan.arrays import Bools, Floats, Ints
-from remoe_cli.plan.problem.workload import Workload
+
+Pattern = tuple[Ints, Ints | Floats]  # of one layer: distinct sets of experts [P, k], and how many tokens used each [P], or their weight
+Parts = tuple[tuple[int, ...], ...]  # the experts of each function
 
 
 @dataclass(frozen=True)
 class HitDistribution:
-    """One decode token of one layer, for S remote sets.
+    """What one decode token of one layer hits, for each of S remote sets.
 
     local, busiest   int64 [P], pairs that occur: local experts hit, and remote experts hit in the function that is hit most
-    shares           float64 [S, P], of tokens with that pair
+    shares           float64 [S, P], share of tokens with that pair
     calls            float64 [S, k + 1], expected functions that are hit in so many experts; column 0 is 0
     """
 
@@ -32,23 +34,74 @@ class HitDistribution:
     calls: Floats
 
 
+@dataclass(frozen=True)
+class HitCounter:
+    """Count hits over the recorded tokens of all layers, and keep what is counted.
+
+    Solvers and scenarios ask for the same sets many times: `of_prefixes` and `of_parts` count each once.
+
+    patterns   per layer
+    ranks      int64 [L, E], 0 for the least used expert of a layer
+    """
+
+    patterns: tuple[Pattern, ...]
+    ranks: Ints
+    _prefixes: dict[int, HitDistribution] = field(default_factory=dict, init=False, repr=False)
+    _parts: dict[tuple[int, Parts], HitDistribution] = field(default_factory=dict, init=False, repr=False)
+
+    def of_owners(self, layer: int, owner: Ints) -> HitDistribution:
+        """Count for the sets `owner` [S, E] of one layer."""
+        return _counted(self.patterns[layer], owner)
+
+    def of_parts(self, layer: int, parts: Parts) -> HitDistribution:
+        """Count for one set (S = 1), given by the experts of each of its functions."""
+        if (layer, parts) not in self._parts:
+            self._parts[layer, parts] = self.of_owners(layer, owner_of(self.ranks.shape[1], parts))
+        return self._parts[layer, parts]
+
+    def of_prefixes(self, layer: npt.ArrayLike, sizes: Ints, functions: int) -> HitDistribution:
+        """Count for the `sizes` [S] least used experts of a layer, or of layers [S], divided by `owners`.
+
+        The first call for a number of functions counts all sizes of all layers at once; after it, S hardly takes time.
+        """
+        if functions not in self._prefixes:
+            each = zip(self.patterns, self.ranks, strict=True)
+            self._prefixes[functions] = joined([_all_prefixes(pattern, rank, functions) for pattern, rank in each])
+        hits, at = self._prefixes[functions], np.asarray(layer) * (self.ranks.shape[1] + 1) + sizes
+        return HitDistribution(hits.local, hits.busiest, hits.shares[at], hits.calls[at])
+
+
+def owner_of(experts: int, parts: Parts) -> Ints:
+    """Write one set as int64 [1, E]: the function of each expert, -1 for local."""
+    owner = np.full((1, experts), -1)
+    for function, part in enumerate(parts):
+        owner[0, list(part)] = function
+    return owner
+
+
 def owners(members: Bools, rank: Ints, functions: int) -> Ints:
-    """int64 [S, E]: the function of each member of the sets, -1 for the rest. Members go round the functions in order of use, so that
-    each function has about as many experts and as many tokens."""
+    """Divide sets over functions: members go to the functions in turn, in order of use.
+
+    So each function gets about as many experts and as many tokens.
+
+    Shapes: `members` [S, E], `rank` [E] or [S, E]; int64 [S, E], the function of each member, -1 for the rest.
+    """
     return np.where(members, positions(members, rank) % functions, -1)
 
 
 def positions(members: Bools, rank: Ints) -> Ints:
-    """[S, E]: the place of each member in its set by rising use; `rank` is [E], or [S, E]."""
+    """Number the members of each set from 0 by rising use.
+
+    Shapes: `members` [S, E], `rank` [E] or [S, E]; int64 [S, E].
+    """
     rank = np.broadcast_to(rank, members.shape)
     by_use = np.take_along_axis(members, np.argsort(rank, axis=1), axis=1)
     place: Ints = np.take_along_axis(np.cumsum(by_use, axis=1), rank, axis=1) - 1
     return place
 
 
-def hit_distribution(workload: Workload, layer: int, owner: Ints) -> HitDistribution:
-    """The distribution of one layer for the sets `owner` [S, E]."""
-    patterns, counts = workload.patterns[layer]
+def _counted(pattern: Pattern, owner: Ints) -> HitDistribution:
+    patterns, counts = pattern
     k, functions = patterns.shape[1], int(owner.max(initial=-1)) + 1
     with_none = np.concatenate([owner, np.full((len(owner), 1), -1)], axis=1)
     used = (patterns >= 0).sum(axis=1)
@@ -68,7 +121,7 @@ def hit_distribution(workload: Workload, layer: int, owner: Ints) -> HitDistribu
 
 
 def joined(several: Sequence[HitDistribution]) -> HitDistribution:
-    """The distributions of several layers as one, whose S are those of all, one layer's after another's."""
+    """Join the distributions of several layers into one, with the sets of one layer after the other's."""
     slots = several[0].calls.shape[1]
     shares = np.zeros((sum(len(hits.shares) for hits in several), slots * slots))
     for hits, end in zip(several, np.cumsum([len(hits.shares) for hits in several]), strict=True):
@@ -77,27 +130,17 @@ def joined(several: Sequence[HitDistribution]) -> HitDistribution:
     return HitDistribution(present // slots, present % slots, shares[:, present], np.concatenate([hits.calls for hits in several]))
 
 
-def prefix_distribution(workload: Workload, layer: npt.ArrayLike, sizes: Ints, functions: int) -> HitDistribution:
-    """`hit_distribution` for the sets of the `sizes` [S] least used experts of a layer or of layers [S], divided by
-    `owners`, in time that hardly grows with S."""
-    layers, experts = workload.use.shape
-    if (key := ("prefixes", functions)) not in workload.memo:
-        workload.memo[key] = joined([_all_prefixes(workload, index, functions) for index in range(layers)])
-    hits, at = workload.memo[key], np.asarray(layer) * (experts + 1) + sizes
-    return HitDistribution(hits.local, hits.busiest, hits.shares[at], hits.calls[at])
-
-
-def _all_prefixes(workload: Workload, layer: int, functions: int) -> HitDistribution:
+def _all_prefixes(pattern: Pattern, rank: Ints, functions: int) -> HitDistribution:
     """Count the hits of one layer for every size of its remote set, 0 to E.
 
     With rising size a token's state changes only where the size passes the rank of one of its experts. Each of its states is added
     where it begins and taken away where the next one begins; a running sum over sizes does the rest.
     """
-    patterns, counts = workload.patterns[layer]
+    patterns, counts = pattern
     tokens, k = patterns.shape
-    experts = workload.use.shape[1]
+    experts = len(rank)
     width = experts + 2
-    rank = np.append(workload.ranks[layer], experts)  # a skipped slot (-1) is never remote
+    rank = np.append(rank, experts)  # a skipped slot (-1) is never remote
     ranks = np.ascontiguousarray(np.sort(rank[patterns], axis=1).T)  # [k, T]
     begin = np.concatenate([np.zeros((1, tokens), dtype=np.int64), ranks + 1])  # [k + 1, T]: size from which so many are remote
     function = (ranks % functions).astype(np.int8)
@@ -110,7 +153,7 @@ def _all_prefixes(workload: Workload, layer: int, functions: int) -> HitDistribu
     weights = np.tile(counts.astype(np.float64), k + 1)
 
     def table(height: int, more: Ints, less: Ints) -> Floats:
-        """Tokens, added or taken away at those places, summed up over sizes; without the column past the last size."""
+        """Add and subtract tokens at those places, and sum up over sizes."""
         plus, minus = (np.bincount(at.ravel(), weights[: at.size], height * width) for at in (more, less))
         return np.cumsum((plus - minus).reshape(height, width), axis=1)[:, :-1]
 

@@ -1,10 +1,10 @@
-"""The memory and CPU limit of one worker process, by the best mechanism that this machine really lets us use.
+"""Limit the memory and the CPU of one worker process, by the best mechanism that this machine allows.
 
-    cgroup-v2, cgroup-v1   the kernel counts and kills; page cache (mapped weights) is reclaimed first
-    rlimit                 `ulimit -d` bounds private writable memory, and a poll of anonymous memory kills (the caller polls)
+    cgroup-v2, cgroup-v1   the kernel counts and kills; it reclaims page cache (mapped weights) first
+    rlimit                 `ulimit -d` limits private writable memory, and the caller polls anonymous memory and kills
 
-RLIMIT_AS would refuse to map weights and RLIMIT_RSS is ignored by Linux, so neither is used. A worker joins its groups
-before exec: a small shell does it, so that nothing of the interpreter escapes the count.
+RLIMIT_AS would refuse to map weights, and Linux ignores RLIMIT_RSS, so neither is used. A small shell moves a worker into its groups before
+exec, so that nothing of the interpreter escapes the count.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-MB_PER_VCPU = 1769  # Lambda developer guide, "Configure Lambda function memory"
-PAYLOAD_LIMIT_BYTES = 6_291_456  # of Lambda's Invoke, both ways, and of SageMaker's InvokeEndpoint alike
+from remoe_cli.lambda_limits import vcpus
+
 PERIOD_US = 20_000
 SMALLEST_QUOTA_US = 1_000  # the kernel refuses less
 _REMOVE_S = 2.0  # for what was killed to be gone
@@ -32,9 +32,9 @@ _SET_RLIMIT = 'ulimit -d "$1" || exit 125; shift; exec "$@"'
 
 @dataclass(frozen=True)
 class Mechanism:
-    """How workers are limited. Each root holds one group per worker; under v2 both roots are the same directory.
+    """How workers are limited. Each root holds one group per worker; under v2 both roots are the same.
 
-    `parent_death` is an argv prefix that makes the kernel kill a worker when the supervisor dies, where the machine has one.
+    parent_death   an argv prefix that makes the kernel kill a worker when the supervisor dies, where the machine has one
     """
 
     memory: Literal["cgroup-v2", "cgroup-v1", "rlimit"]
@@ -50,7 +50,7 @@ class Mechanism:
 
 @dataclass(frozen=True)
 class Cage:
-    """The limits on one worker, named `label` within the mechanism's groups."""
+    """The limits of one worker, named `label` in the mechanism's groups."""
 
     mechanism: Mechanism
     label: str
@@ -61,28 +61,12 @@ class Cage:
         return tuple(root / self.label for root in self.mechanism.groups)
 
 
-def vcpus(memory_mb: int) -> float:
-    """CPU share that Lambda gives: 1 vCPU for each 1,769 MB."""
-    return memory_mb / MB_PER_VCPU
-
-
-def threads(memory_mb: int) -> int:
-    """Threads worth starting on that share: more of them than whole vCPUs only wait for each other."""
-    return max(1, memory_mb // MB_PER_VCPU)
-
-
-def thread_environment(memory_mb: int) -> dict[str, str]:
-    """What tells OpenMP and BLAS so. With fewer cores than threads, spinning costs more than the work (measured: 1 ms becomes 28 ms)."""
-    count = str(threads(memory_mb))
-    return {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE"}
-
-
 def rlimit_only() -> Mechanism:
     return Mechanism("rlimit", "threads-only", parent_death=_parent_death())
 
 
 def probe(label: str) -> Mechanism:
-    """Try each mechanism for real, best first; groups that workers will use are made as `label`."""
+    """Try each mechanism for real, best first; return the first that works, with groups named `label`."""
     for memory_root in _made("cgroup-v2", "memory", label):
         cpu = _write(memory_root / "cgroup.subtree_control", "+cpu")
         return Mechanism("cgroup-v2", "cfs-quota" if cpu else "threads-only", memory_root, memory_root if cpu else None, _parent_death())
@@ -93,7 +77,7 @@ def probe(label: str) -> Mechanism:
 
 
 def make(cage: Cage) -> None:
-    """Make the worker's groups and set its memory limit. Raises OSError when the kernel refuses."""
+    """Make the worker's groups and set its memory limit. Raises: OSError when the kernel refuses."""
     for group in cage.groups:
         group.mkdir(exist_ok=True)
     limit = str(cage.memory_mb << 20)
@@ -108,7 +92,7 @@ def make(cage: Cage) -> None:
 
 
 def launcher(cage: Cage, argv: Sequence[str]) -> list[str]:
-    """The argv that starts `argv` inside the cage. It ends with status 125 when the limit cannot be set."""
+    """Return the argv that starts `argv` in the cage; it ends with status 125 when a limit cannot be set."""
     argv = [*cage.mechanism.parent_death, *argv]
     if cage.mechanism.memory == "rlimit":
         return ["/bin/sh", "-c", _SET_RLIMIT, "sh", str(cage.memory_mb << 10), *argv]
@@ -116,19 +100,19 @@ def launcher(cage: Cage, argv: Sequence[str]) -> list[str]:
 
 
 def inside(groups: Sequence[Path], argv: Sequence[str]) -> list[str]:
-    """The argv that starts `argv` in `groups`. It ends with status 125 when it cannot join them."""
+    """Return the argv that starts `argv` in `groups`; it ends with status 125 when it cannot join them."""
     return ["/bin/sh", "-c", _JOIN_GROUPS, "sh", *map(str, groups), "--", *argv]
 
 
 def limit_cpu(cage: Cage) -> None:
-    """Set the CPU quota, where there is one. To be called after init, which Lambda runs on full CPU."""
+    """Set the CPU quota, where there is one, after init, which Lambda runs on full CPU."""
     share = vcpus(cage.memory_mb)
     if cage.mechanism.cpu_root is not None and share < (os.cpu_count() or 1):
         set_cpu_share(cage.mechanism, cage.mechanism.cpu_root / cage.label, share)
 
 
 def set_cpu_share(mechanism: Mechanism, group: Path, share: float) -> None:
-    """Let the processes of a group run for `share` of each period; each period starts anew, whatever was used before."""
+    """Let a group's processes run for `share` of each period; each period starts anew."""
     quota_us = max(SMALLEST_QUOTA_US, round(share * PERIOD_US))
     if mechanism.memory == "cgroup-v2":
         _write(group / "cpu.max", f"{quota_us} {PERIOD_US}")
@@ -138,7 +122,7 @@ def set_cpu_share(mechanism: Mechanism, group: Path, share: float) -> None:
 
 
 def was_oom_killed(cage: Cage) -> bool:
-    """Whether the kernel killed something in the cage for want of memory. Always False under rlimit."""
+    """Return whether the kernel killed something in the cage for lack of memory; False under rlimit."""
     if cage.mechanism.memory_root is None:
         return False
     file = cage.mechanism.memory_root / cage.label / ("memory.events" if cage.mechanism.memory == "cgroup-v2" else "memory.oom_control")
@@ -148,7 +132,7 @@ def was_oom_killed(cage: Cage) -> bool:
 
 
 def peak_bytes(cage: Cage) -> int:
-    """The most memory the cage held, page cache included; 0 where nobody counts."""
+    """Return the most memory that the cage held, page cache included; 0 where nobody counts."""
     if cage.mechanism.memory_root is None:
         return 0
     file = "memory.peak" if cage.mechanism.memory == "cgroup-v2" else "memory.max_usage_in_bytes"
@@ -158,7 +142,7 @@ def peak_bytes(cage: Cage) -> int:
 
 
 def remove(group: Path) -> bool:
-    """Kill whatever is in `group` or below it, and remove it. Returns whether it is gone."""
+    """Kill everything in `group` and below it, and remove the group; return whether it is gone."""
     give_up = time.monotonic() + _REMOVE_S
     while group.is_dir():
         for folder, _, _ in os.walk(group, topdown=False):
@@ -180,8 +164,10 @@ def _kill_members(group: Path) -> None:
 
 
 def _made(version: str, controller: str, label: str) -> Iterator[Path]:
-    """Make `label` in each place that may hold it, this process's own group first (which keeps any limit that is on us), and
-    yield those where a child group takes a limit and a process."""
+    """Make `label` in each possible parent, and yield where a child group takes a limit and a process.
+
+    This process's own group comes first, which keeps any limit that is on it.
+    """
     for parent in _candidates(version, controller):
         group = parent / label
         remove(group)

@@ -1,0 +1,74 @@
+"""What every place to deploy to can do.
+
+deploy/local/target.py and deploy/aws/target.py implement it; cli/target.py picks one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.runtime.client import MainAddress
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """What the user chooses about a deployment besides its plan.
+
+    endpoint            what runs the main function; None: what the target does by default
+    rtt_ms              local: network round trip in ms that is added to each invocation
+    image_uri           AWS: the main function's container image
+    monthly_alert_usd   AWS: a month's spending in USD at which `alert_email` gets a mail; None: no mail
+    """
+
+    endpoint: Endpoint | None = None
+    rtt_ms: float = 0.0
+    image_uri: str | None = None
+    monthly_alert_usd: float | None = None
+    alert_email: str | None = None
+
+
+class Target(Protocol):
+    """A place to deploy to. Documents are those that the commands print with --json.
+
+    Raises: DeployError from every method but `deploy` for a name that is not deployed, UsageError for one that cannot be a name.
+    """
+
+    def deploy(self, plan_path: Path, name: str, options: DeployOptions) -> dict[str, Any]:
+        """Deploy a plan; return the status document.
+
+        Raises: ArtifactError for a plan that the verifier does not confirm, UsageError for an option or a size that the target does not
+        take, HeldError when the name is taken or somebody else works on it, DeployError when it fails and nothing is left of it.
+        """
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Describe a deployment: `name`, `target`, `state`, `main` (None: no main function), `functions`.
+
+        Each target adds more.
+        """
+
+    def logs(self, name: str, function: str | None = None, lines: int = 50) -> dict[str, list[str]]:
+        """Return the last `lines` lines of each log, by its source, or of one `function` only.
+
+        Raises: DeployError for a function that the deployment does not have.
+        """
+
+    def main_address(self, name: str) -> MainAddress:
+        """Return where the main function takes requests.
+
+        Raises: DeployError for a deployment of functions only, or whose main function does not run.
+        """
+
+    def deployed_plan(self, name: str) -> Path:
+        """Return a file with the plan that was deployed."""
+
+    def serve(self, name: str, host: str, port: int) -> None:
+        """Run the main function in this process, against the deployed functions, until it is interrupted."""
+
+    def destroy(self, name: str) -> dict[str, Any]:
+        """Remove a deployment; return a document with `name`, `target` and `state`, and with what is `left`.
+
+        Raises: HeldError while somebody else works on it, PartialDeployError for what cannot be removed.
+        """

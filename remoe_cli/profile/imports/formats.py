@@ -1,0 +1,72 @@
+"""The formats of routing that other programs record: one row each.
+
+To add a format, write a module here with a reader and a recogniser, and add its row to FORMATS. Then add a sample to `every_format` in
+tests/support/routing_files.py and a row to the table of formats in the documentation; tests/profile/test_imports_formats.py says what is
+still missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from remoe_cli.model.spec import MoeSpec
+from remoe_cli.profile.imports.arrays import is_arrays_file, read_arrays_file
+from remoe_cli.profile.imports.checks import Routing, refuse
+from remoe_cli.profile.imports.responses import is_responses, read_responses
+from remoe_cli.profile.imports.sglang_dump import is_sglang_dump, read_sglang_dump
+from remoe_cli.profile.imports.table import is_table, read_table
+
+_START_BYTES = 2**16
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    name         what messages call it
+    suffixes     how its files are usually named; a file is recognised by its content alone
+    holds        what its files hold
+    recognises   (the file's first bytes, the file) -> whether the file has this format
+    read         (file, the model's sizes, the model's name) -> the routing; raises UsageError when the file is damaged or does not fit
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    holds: str
+    recognises: Callable[[bytes, Path], bool]
+    read: Callable[[Path, MoeSpec, str], Routing]
+
+
+# The first format that recognises a file reads it.
+FORMATS = (
+    Format("SGLang dump", (".pt",), "counts or expert ids of forward passes", is_sglang_dump, read_sglang_dump),
+    Format("arrays", (".npz", ".npy", ".safetensors"), "counts, or expert ids of tokens", is_arrays_file, read_arrays_file),
+    Format("server responses", (".jsonl",), "expert ids of tokens, one response a line", is_responses, read_responses),
+    Format("table", (".csv",), "counts, one row for each layer and expert", is_table, read_table),
+)
+
+
+def read_routing(file: Path, spec: MoeSpec, model: str) -> Routing:
+    """Read a file in the format that it has.
+
+    `model` is the name to look for in a file with routing of several models.
+
+    Raises: UsageError when no format recognises the file, or its reader refuses it; OSError when it cannot be opened.
+    """
+    return format_of(file).read(file, spec, model)
+
+
+def format_of(file: Path) -> Format:
+    """Find the format of a file.
+
+    Raises: UsageError when no format recognises it.
+    """
+    with file.open("rb") as stream:
+        start = stream.read(_START_BYTES)
+    for known in FORMATS:
+        if known.recognises(start, file):
+            return known
+    names = "; ".join(f"{known.name} ({', '.join(known.suffixes)}: {known.holds})" for known in FORMATS)
+    raise refuse(file, "its format is not known", f"Known formats: {names}.")

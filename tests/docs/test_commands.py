@@ -1,0 +1,162 @@
+"""Every command of README.md and CONTRIBUTING.md runs: on a tiny model, on the local twin, in an empty folder.
+
+The commands run in the order of the pages, in one folder, with the files of `write_files`. What cannot run here (an account, a network, a
+terminal that waits) is in PARSED and is held against the real commands and options; targets of make are looked up by `make -n`. A
+line that is none of these fails.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer.main
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from remoe_cli.cli.app import app
+from tests.docs.make import make
+from tests.support import forked
+from tests.support.families import EXPERTS, TOP_K, VOCAB_SIZE, save
+from tests.support.paths import ROOT
+
+WORDS = [f"w{number}" for number in range(VOCAB_SIZE - 8)]
+PROMPTS = 24
+
+# Commands that are only parsed, by how they begin or what they say, and why.
+PARSED = {
+    "remoe package plans/olmoe-aws.json --image": "pushes to a registry",
+    "remoe deploy plans/olmoe-aws.json --target aws --endpoint-image": "needs an account",
+    "remoe infer olmoe-aws": "needs an account",
+    "remoe destroy olmoe-aws": "needs an account",
+    "remoe profile measure": "needs a deployment that is not destroyed yet; tests/runtime/test_calibrate.py runs it",
+    "remoe catalog update": "asks AWS's price list; tests/plan/test_catalog_update.py runs it",
+}
+# Options that make a command quick, by how it begins.
+QUICKLY = {
+    "remoe profile ~/models/": ("--latency-from", "paper", "--max-new-tokens", "10"),
+    "remoe infer": ("--max-new-tokens", "4"),
+    "remoe predict profiles/gpt-oss --evaluate": ("--folds", "2"),
+}
+# Lines that are not commands of ours.
+OTHERS = {"source .venv/bin/activate"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One command of a page, without its comment."""
+
+    page: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.text}"
+
+    def starts(self, table: Any) -> str | None:
+        return next((start for start in table if self.text.startswith(start)), None)
+
+
+def lines() -> list[Line]:
+    found = []
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8")):
+            texts = (re.sub(r"(^|\s+)# .*", "", line).strip() for line in block.splitlines())
+            found += [Line(page, text) for text in texts if text]
+    return found
+
+
+ALL = lines()
+
+
+def words(line: Line, home: Path | None = None) -> list[str]:
+    return [str(home / word[2:]) if home and word.startswith("~/") else word for word in shlex.split(line.text)]
+
+
+def write_files(home: Path) -> None:
+    """What the pages take for given: models, prompts, routing and a trace of requests."""
+    for name, family in (("models/OLMoE-1B-7B-0924", "olmoe"), ("models/small", "olmoe"), ("gpt-oss-20b", "gpt_oss")):
+        save(family, torch.float32, home / name, fused=False)
+        words = Tokenizer(models.WordLevel({word: number + 8 for number, word in enumerate(WORDS)} | {"<unk>": 2}, unk_token="<unk>"))
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<unk>").save_pretrained(home / name)
+    random = np.random.default_rng(0)
+    for name in ("prompts.jsonl", "tomorrow.jsonl"):
+        texts = (" ".join(random.choice(WORDS, size=6)) for _ in range(PROMPTS))
+        (home / name).write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts), encoding="utf-8")
+    ids = np.argsort(random.random((PROMPTS * 12, 2, EXPERTS)), axis=2)[:, :, :TOP_K]
+    counts = np.stack([(ids[..., None] == np.arange(EXPERTS)).any(axis=2)[first::PROMPTS].sum(axis=0) for first in range(PROMPTS)])
+    np.savez(home / "counts.npz", counts=counts)
+    rows = "".join(f"2026-11-16 18:{minute:02}:00,6,10\n" for minute in range(30))
+    (home / "trace.csv").write_text("timestamp,n_in,n_out\n" + rows, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder in which the commands run, with no deployment left in it at the end."""
+    folder = tmp_path_factory.mktemp("home")
+    write_files(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REMOE_STATE_DIR", str(folder / "state"))
+        patch.setenv("HOME", str(folder))
+        patch.chdir(folder)
+        yield folder
+        for deployment in (folder / "state" / "deployments").glob("*"):
+            forked.remoe("destroy", deployment.name)
+
+
+def parse(arguments: list[str]) -> None:
+    """Hold a command line against the commands and options that there are; raises what the command line would."""
+    command = typer.main.get_command(app)
+
+    def disarm(each: Any) -> None:
+        for inner in getattr(each, "commands", {}).values():
+            disarm(inner)
+        if not hasattr(each, "commands"):
+            each.callback = lambda **_: None
+
+    disarm(command)
+    command.main(arguments, prog_name="remoe", standalone_mode=False)
+
+
+def test_the_pages_have_commands() -> None:
+    assert len(ALL) > 25 and {line.page for line in ALL} == {"README.md", "CONTRIBUTING.md"}
+
+
+@pytest.mark.parametrize("line", [line for line in ALL if line.text.startswith("make ")], ids=str)
+def test_targets_of_make_exist(line: Line) -> None:
+    run = make(*words(line)[1:], "-n")
+    assert run.returncode == 0, run.stderr
+    if part := re.search(r"\bT=(\S+)", line.text):
+        assert (ROOT / part[1]).exists()
+
+
+@pytest.mark.parametrize("line", [line for line in ALL if not line.text.startswith("make ") and line.text not in OTHERS], ids=str)
+def test_commands_of_remoe_run(line: Line, home: Path) -> None:
+    program, *arguments = words(line, home)
+    assert program == "remoe", "neither a command of remoe, nor of make, nor one of OTHERS"
+    parse(arguments)
+    if line.starts(PARSED):
+        return
+    (home / "plans").mkdir(exist_ok=True)
+    quickly = QUICKLY.get(line.starts(QUICKLY) or "", ())
+    run = forked.remoe(*arguments, *quickly)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_tables_name_commands_that_the_pages_have() -> None:
+    for start in (*PARSED, *QUICKLY, *OTHERS):
+        assert any(line.text.startswith(start) for line in ALL), start
+
+
+def test_an_option_that_is_not_there_does_not_parse() -> None:
+    parse(["plan", "profiles/olmoe", "-o", "plan.json", "--tpot", "0.2"])
+    with pytest.raises(Exception, match="no-such-option"):
+        parse(["plan", "profiles/olmoe", "-o", "plan.json", "--no-such-option", "1"])
