@@ -1,10 +1,10 @@
-"""`remoe profile`: prompts through the model, batch by batch, into a profile directory.
+"""Runs a model on prompts, batch by batch, and writes a profile directory.
 
-Prompts of similar length run together: within a window of 16 batches they are sorted by length, so that little is padding. The
-batches, and so every number, are the same whether a run is whole, cut into shards, or interrupted.
+Prompts of similar length run together: within a window of 16 batches they are sorted by length, so that there is little padding. The
+batches, and so all numbers, are the same whether a run is whole, cut into shards, or interrupted.
 
-While it runs, DIR/partial/ holds one safetensors file a batch and a fingerprint of everything that decides the counts.
-An interrupted run keeps the batches that are done; the same command goes on after them, another one starts anew.
+During a run, DIR/partial/ holds a safetensors file for each batch that is done, and a fingerprint of everything that decides the
+counts. After an interruption the same command goes on after these batches; another command starts again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _WINDOW = 16
 
 
 class Inputs(artifacts.Document):
-    """Everything that decides the counts: the fingerprint of a run, and how a rerun knows that it may go on."""
+    """Everything that decides the counts. A rerun may use the batches of an earlier run if their inputs are equal."""
 
     schema_version: str = "remoe.profile-inputs/2"
     model: ModelRef
@@ -73,9 +73,9 @@ def profile(
 ) -> Profile:
     """Profile `model` on `prompts` into the directory `out`.
 
-    `progress` opens a display for each stage. That of the prompts counts a whole number of them when a batch is written, and a part of
-    the next batch's while it runs. `say` shows a remark. `shard` (I, N) profiles slice I of N of the prompts. Times are measured unless
-    `latency` is given. `device_map` is the loader's.
+    `progress` opens a display for each stage. In the stage of the prompts it reports an int when a batch is written, and a float within a
+    batch. `say` shows a message. `shard` (I, N) profiles slice I of N of the prompts. Times are measured unless `latency` is given.
+    `device_map` is that of transformers.
     """
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
     from remoe_cli.model.vectors import prompt_features
@@ -148,7 +148,7 @@ def _check_prompts(tokenizer: Any, prompts: PromptSet, say: Callable[[str], None
 
 
 def _batches(inputs: Inputs) -> range:
-    """The numbers of the batches to run: all of the dataset's, or a shard's slice of them."""
+    """Return the numbers of the batches to run: all of the dataset, or those of the shard."""
     count = -(-inputs.dataset.prompts // inputs.settings.batch_size)
     if (shard := inputs.dataset.shard) is None:
         return range(count)
@@ -163,7 +163,7 @@ def _batches(inputs: Inputs) -> range:
 
 
 def _size(inputs: Inputs, batch: int) -> int:
-    """Prompts in a batch."""
+    """Return the number of prompts in a batch."""
     size = inputs.settings.batch_size
     return min(size, inputs.dataset.prompts - batch * size)
 
@@ -173,7 +173,10 @@ def _file(partial: Path, batch: int) -> Path:
 
 
 def _partial_folder(out: Path, inputs: Inputs) -> Path:
-    """The folder of finished batches, emptied when it belongs to another run; refuses to write over foreign files."""
+    """Return the folder of finished batches, after deleting those of a run with other inputs.
+
+    Raises: UsageError when `out` holds files that are not a profile's.
+    """
     refuse_foreign(out)
     partial = out / "partial"
     # What a run that was killed while it wrote has left behind.
@@ -213,9 +216,9 @@ def record(
     partial: Path,
     on_part: Callable[[float], None] = lambda prompts: None,
 ) -> Iterator[int]:
-    """Run batches by their numbers, ascending, and write each into the folder `partial`; yields the number of each when it is written.
+    """Run batches, given by their numbers in ascending order, and yield each number when its file in `partial` is written.
 
-    `on_part` is called while a batch runs, with the prompts' worth of it that is done, less than all.
+    `on_part` is called while a batch runs: with the share of its work that is done, times its number of prompts.
     """
     from remoe_cli.model.experts import ExpertLayer, attach
     from remoe_cli.profile.routing import RoutingRecorder, record_batch
@@ -262,7 +265,7 @@ def _read_batch(file: Path) -> Arrays:
 
 
 def _finish(out: Path, partial: Path, inputs: Inputs, arrays: Arrays, latency: Latency) -> Profile:
-    """Write the profile and remove the batches, their fingerprint first: without it what a kill leaves of them counts for nothing."""
+    """Write the profile and delete the batches. Their fingerprint goes first: without it, batches that a kill leaves are not used."""
     if inputs.dataset.shard is None:
         del arrays["prompt_index"]
     record = ProfileRecord(

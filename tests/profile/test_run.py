@@ -8,9 +8,8 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import Profile, ProfileRecord, read_profile
 from remoe_cli.profile.run import profile
-from remoe_cli.progress import Report
 from tests.support import forked
+from tests.support.display import Display
 from tests.support.families import EXPERTS, HIDDEN_SIZE, TOP_K, VOCAB_SIZE, save
 
 WORDS = [f"w{i}" for i in range(VOCAB_SIZE - 8)]
@@ -68,25 +67,6 @@ class Interrupt:
     def __call__(self, done: int, total: int) -> None:
         if done >= self.after:
             raise KeyboardInterrupt
-
-
-@dataclass
-class Display:
-    """Keeps the titles of the stages and all that is reported of prompts; passes on the whole numbers, which are of written batches."""
-
-    on_written: Callable[[int, int], None]
-    titles: list[str] = field(default_factory=list)
-    reported: list[float] = field(default_factory=list)
-
-    @contextmanager
-    def __call__(self, title: str, *, of_bytes: bool = False) -> Iterator[Report]:
-        self.titles.append(title)
-        yield self._report
-
-    def _report(self, done: float, total: float | None, what: str = "") -> None:
-        self.reported.append(done)
-        if isinstance(done, int) and isinstance(total, int):
-            self.on_written(done, total)
 
 
 def run(model: Path, out: Path, progress: Callable[[int, int], None] | Display = lambda done, total: None, **changes: Any) -> Profile:
