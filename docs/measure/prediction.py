@@ -82,9 +82,7 @@ def main() -> int:
 def _profile(dtype: str, texts: tuple[str, ...], out: Path) -> Profile:
     _settle()
     prompts = PromptSet("demo", "prompt", texts)
-    return profile(
-        str(demo_model(dtype)), prompts, out, max_new_tokens=32, max_prompt_tokens=512, batch_size=16, progress=lambda done, total: None
-    )
+    return profile(str(demo_model(dtype)), prompts, out, max_new_tokens=32, max_prompt_tokens=512, batch_size=16)
 
 
 def _plan(made: Profile, share: float | None) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +36,9 @@ def read_data(data: str, field: str, limit: int | None = None) -> PromptSet:
     """Read the prompts of --data, and say how many rows were left out; raises what `read_prompts` raises."""
     from remoe_cli.profile.prompts import read_prompts
 
-    prompts = read_prompts(data, field, limit)
+    # Not while somebody types the prompts.
+    with nullcontext() if data == "-" else output.progress("Reading the prompts"):
+        prompts = read_prompts(data, field, limit)
     if prompts.skipped:
         rows, are = ("row", "was") if prompts.skipped == 1 else ("rows", "were")
         output.say(f"{prompts.skipped} {rows} of {prompts.source} {are} left out: nothing is asked there.")

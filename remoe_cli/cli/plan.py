@@ -161,7 +161,8 @@ def command(
     )
     with output.progress("Solving"):
         made = make_plan(read, prices, request)
-    if findings := verify(made, read, prices):
+        findings = verify(made, read, prices)
+    if findings:
         raise RemoeError(
             f"The plan states '{findings[0].field}' as {findings[0].stated}, but the verifier finds {findings[0].found}.",
             "Please report this.",
@@ -172,7 +173,8 @@ def command(
     if explain:
         from remoe_cli.plan.explain.why import explanation
 
-        sections = explanation(made, read, prices, request)
+        with output.progress("Explaining"):
+            sections = explanation(made, read, prices, request)
         document["explanation"] = {name: [list(row) for row in rows] for name, rows in sections.items()}
         shows.append(lambda: _show_sections(sections))
     if frontier:
@@ -200,9 +202,10 @@ def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedR
     if data is None:
         return None
     texts = read_data(data, field)
-    from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
+    with output.progress("Predicting which experts the prompts use"):
+        from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
 
-    return predict_routing(read, texts, solver)
+        return predict_routing(read, texts, solver)
 
 
 def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, out: Path) -> Callable[[], None]:

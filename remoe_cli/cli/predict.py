@@ -10,6 +10,7 @@ import typer
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, read_data, texts_of
+from remoe_cli.cli.profile_shared import trained_predictor
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,10 +77,12 @@ def command(
         raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
     read = read_profile(profile)
 
-    from remoe_cli.predict.history import features_of, histories  # imports torch, for which a wrong path need not wait
+    profiled = None if profiled_data is None else read_data(profiled_data, field)
+    with output.progress("Reading the profile's prompts"):
+        from remoe_cli.predict.history import features_of, histories  # imports torch, for which a wrong path need not wait
 
-    known = features_of(read, vectors_from, None if profiled_data is None else read_data(profiled_data, field))
-    views = histories(read, known)
+        known = features_of(read, vectors_from, profiled)
+        views = histories(read, known)
     if evaluate:
         _evaluate(read, views, _fate(read, known) if fate else None, folds, plot)
     else:
@@ -94,11 +97,12 @@ def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out:
     from remoe_cli.predict.history import features_from
     from remoe_cli.predict.train import trained
 
-    predictor = trained(profile, history)
-    settings = profile.record.settings
-    prompts = features_from(history.prompts.table, texts, settings.max_prompt_tokens if settings else None)
-    activation = predictor.predict(prompts)
-    low, high = predictor.interval(prompts)
+    with output.progress("Predicting"):
+        predictor = trained(profile, history)
+        settings = profile.record.settings
+        prompts = features_from(history.prompts.table, texts, settings.max_prompt_tokens if settings else None)
+        activation = predictor.predict(prompts)
+        low, high = predictor.interval(prompts)
     if out is not None:
         arrays = {"activation": activation, "lower": low, "upper": high}
         write_arrays(out, {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()})
@@ -145,24 +149,24 @@ def _fate(profile: Profile, known: PromptFeatures) -> Fate:
         raise UsageError(
             "Fate needs the routers of the profiled model, but this profile's vectors come from another model.", "Leave --fate out."
         )
-    output.say("Asking the model's routers about every token of the prompts")
-    return ask_routers(find(profile.record.model.path), known.bags.tokens, _layers(profile))
+    with output.progress("Asking the model's routers about every token of the prompts"):
+        return ask_routers(find(profile.record.model.path), known.bags.tokens, _layers(profile))
 
 
 def _evaluate(profile: Profile, views: dict[View, History], fate: Fate | None, folds: int, plot: Path | None) -> None:
     from remoe_cli.predict import evaluate as scoring
-    from remoe_cli.predict.train import train
 
-    winner = train(profile)
+    winner = trained_predictor(profile)
     found = []
     for view, history in views.items():
         with output.progress(f"Scoring predictors ({view})") as progress:
             found.append(scoring.evaluate(history, view, k=folds, fate=fate, progress=progress))
-    pairs = scoring.similarity(views["request"])
-    if plot is not None:
-        from remoe_cli.report.prediction import draw
+    with output.progress("Comparing prompts in pairs"):
+        pairs = scoring.similarity(views["request"])
+        if plot is not None:
+            from remoe_cli.report.prediction import draw
 
-        draw(found, pairs, plot)
+            draw(found, pairs, plot)
     document = {
         "path": str(profile.path),
         "folds": folds,

@@ -67,8 +67,7 @@ def _recorded(model: str, prompts: PromptSet, out: Path, options: dict[str, Any]
     from remoe_cli.profile.run import profile
 
     try:
-        with output.progress("Profiling prompts") as progress:
-            return profile(model, prompts, out, progress=progress, say=output.say, **options)
+        return profile(model, prompts, out, progress=output.progress, say=output.say, **options)
     except KeyboardInterrupt:
         output.say(f"\nInterrupted. What is done is kept in {out}; the same command goes on from there.")
         raise

@@ -14,8 +14,6 @@ from remoe_cli.errors import ModelError, UsageError
 from remoe_cli.model.chat import Conversation, Prompt, as_text
 from remoe_cli.model.checkpoint import Checkpoint, reason
 
-_FILES = ("tokenizer.json", "tokenizer_config.json")
-
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """Load the checkpoint's tokenizer.
@@ -33,13 +31,18 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     return tokenizer
 
 
-def check_tokenizer(checkpoint: Checkpoint) -> None:
-    """Find a broken tokenizer or chat template before anything is deployed. No tokenizer at all is no error.
+def check_chat_template(checkpoint: Checkpoint) -> None:
+    """Find a broken chat template before anything is deployed.
 
-    Raises: ModelError, as `load_tokenizer` does.
+    A tokenizer that is not there or cannot be loaded is no error here: the main function says that when it starts.
+
+    Raises: ModelError for a chat template that cannot be used.
     """
-    if any((checkpoint.path / name).is_file() for name in _FILES):
-        load_tokenizer(checkpoint)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except Exception:
+        return
+    _check_template(tokenizer, checkpoint)
 
 
 def _check_template(tokenizer: Any, checkpoint: Checkpoint) -> None:

@@ -101,7 +101,7 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
             "It is a JSON object with 'prompt', 'messages' or 'prompt_token_ids', and may have 'max_new_tokens' and 'stream'.",
         ) from None
     if [request.prompt, request.messages, request.prompt_token_ids].count(None) != 2:
-        raise UsageError("A request has either 'prompt', 'messages' or 'prompt_token_ids'.", "Give one of the three.")
+        raise UsageError("A request has either 'prompt' or 'prompt_token_ids', or 'messages'.", "Give one of the three.")
     request.asked()  # so that messages that are none are refused now
     return request
 

@@ -25,7 +25,7 @@ from remoe_cli.artifacts import read_json
 from remoe_cli.deploy.aws import packing, session
 from remoe_cli.deploy.aws import target as aws_target
 from remoe_cli.deploy.aws.contents import expected
-from remoe_cli.deploy.console import SILENT, Report
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.local import target as local_target
 from remoe_cli.deploy.target import DeployOptions, Target
@@ -34,6 +34,7 @@ from remoe_cli.package.bundle import function_zip
 from remoe_cli.package.dependencies import FunctionPackage
 from remoe_cli.plan.document import LayerPlan, Plan
 from remoe_cli.profile.record import read_profile
+from remoe_cli.progress import Report
 from remoe_cli.runtime import client
 from tests.support import by_hand, forked
 

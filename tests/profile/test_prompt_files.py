@@ -78,7 +78,9 @@ def test_a_cell_may_be_long_and_have_lines(suffix: str, tmp_path: Path) -> None:
     text = 'a "word"\r\n' * 200_000
     with (tmp_path / f"a{suffix}").open("w", newline="") as file:
         csv.writer(file, delimiter="," if suffix == ".csv" else "\t").writerows([("id", "prompt"), (1, text), (2, "b")])
+    limit = csv.field_size_limit()
     assert read_prompts(str(tmp_path / f"a{suffix}")).texts == (text, "b")
+    assert csv.field_size_limit() == limit
 
 
 SMALL = 1 << 18  # the limit of a row, for these tests

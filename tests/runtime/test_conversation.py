@@ -49,9 +49,9 @@ def test_what_the_client_asks_is_what_the_engine_is_given(prompt: Any, monkeypat
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({}, "either 'prompt', 'messages' or 'prompt_token_ids'"),
-        ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "either 'prompt', 'messages' or 'prompt_token_ids'"),
-        ({"messages": [{"role": "user", "content": "b"}], "prompt_token_ids": [1]}, "either 'prompt', 'messages' or 'prompt_token_ids'"),
+        ({}, "either 'prompt' or 'prompt_token_ids', or 'messages'"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "either 'prompt' or 'prompt_token_ids', or 'messages'"),
+        ({"messages": [{"role": "user", "content": "b"}], "prompt_token_ids": [1]}, "either 'prompt' or 'prompt_token_ids', or 'messages'"),
         ({"messages": "Why?"}, "The request is wrong at 'messages'"),
         ({"messages": [{"role": "nobody", "content": "b"}]}, "The request: message 1 has the role 'nobody'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "The request: message 1 has content of type 'image_url'"),

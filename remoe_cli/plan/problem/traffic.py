@@ -1,4 +1,4 @@
-"""How long requests are and how often they come: one length, a distribution, or a trace of real requests."""
+"""How long requests are and how often they come: of one length, of several, or as in a trace."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def from_profile(
     arrays, spec, layers = profile.arrays, profile.record.spec, profile.record.routing.layers
     if layers is not None and len(layers) < len(spec.moe_layers):
         raise ArtifactError(
-            f"The profile {profile.path} has routing of only {len(layers)} of the model's {len(spec.moe_layers)} MoE layers, "
+            f"The profile {profile.path} has routing of {len(layers)} of the model's {len(spec.moe_layers)} MoE layers, "
             "but a plan places the experts of all.",
             "Import routing of every MoE layer.",
         )

@@ -210,39 +210,46 @@ def _not_json(name: str, number: int, error: Exception) -> UsageError:
 
 def _separated_rows(delimiter: str) -> Callable[[io.BufferedReader[Any], str, Select], Rows]:
     def rows(file: io.BufferedReader[Any], name: str, select: Select) -> Rows:
-        hint = "Correct the row, or its quotes."
-        size = 0
-
-        def fed() -> Iterator[str]:
-            nonlocal size
-            for number, line in _lines(file, name):
-                size += len(line)
-                if size > _MOST:
-                    raise UsageError(f"{name}, row {number}: a record of more than {_MOST >> 20} MiB ends here.", hint)
-                yield line
-
-        csv.field_size_limit(_MOST)
-        records = csv.reader(fed(), strict=True, delimiter=delimiter)
-        header: list[str] = []
-        chosen: set[str] = set()
-        while True:
-            number, size = records.line_num + 1, 0
-            try:
-                record = next(records, None)
-            except csv.Error as error:
-                raise UsageError(f"{name}, row {number}: not CSV ({error}).", hint) from None
-            if record is None:
-                return
-            if not record:
-                continue
-            if not header:
-                header, chosen = record, set(select(record))
-            elif len(record) == len(header):
-                yield number, {key: value for key, value in zip(header, record, strict=True) if key in chosen}
-            else:
-                raise UsageError(f"{name}, row {number}: {len(record)} values for the {len(header)} columns of the header.", hint)
+        limit = csv.field_size_limit(_MOST)
+        try:
+            yield from _records(file, name, select, delimiter)
+        finally:
+            csv.field_size_limit(limit)
 
     return rows
+
+
+def _records(file: io.BufferedReader[Any], name: str, select: Select, delimiter: str) -> Rows:
+    hint = "Correct the row, or its quotes."
+    size = 0
+
+    def fed() -> Iterator[str]:
+        nonlocal size
+        for number, line in _lines(file, name):
+            size += len(line)
+            if size > _MOST:
+                raise UsageError(f"{name}, row {number}: a record of more than {_MOST >> 20} MiB ends here.", hint)
+            yield line
+
+    records = csv.reader(fed(), strict=True, delimiter=delimiter)
+    header: list[str] = []
+    chosen: set[str] = set()
+    while True:
+        number, size = records.line_num + 1, 0
+        try:
+            record = next(records, None)
+        except csv.Error as error:
+            raise UsageError(f"{name}, row {number}: not CSV ({error}).", hint) from None
+        if record is None:
+            return
+        if not record:
+            continue
+        if not header:
+            header, chosen = record, set(select(record))
+        elif len(record) == len(header):
+            yield number, {key: value for key, value in zip(header, record, strict=True) if key in chosen}
+        else:
+            raise UsageError(f"{name}, row {number}: {len(record)} values for the {len(header)} columns of the header.", hint)
 
 
 def _parquet_rows(path: Path, name: str, select: Select) -> Rows:
