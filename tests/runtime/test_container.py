@@ -183,7 +183,7 @@ def _refuses(url: str) -> None:
         return str(body["error"]["message"])
 
     assert "Invalid JSON" in said(400, content=b"{")
-    assert "either 'prompt', 'messages' or 'prompt_token_ids'" in said(400, json={})
+    assert "either 'prompt' or 'prompt_token_ids'" in said(400, json={})
     assert "exceed the model's 512 positions" in said(400, json={"prompt": PROMPT, "max_new_tokens": 1000})
     padding = json.dumps({"prompt_token_ids": [1], "max_new_tokens": 1}).encode()
     limit = PAYLOAD_LIMIT_BYTES

@@ -220,8 +220,8 @@ def test_an_answer_ends_before_the_functions_time_does(alone: ByHand) -> None:
 @pytest.mark.parametrize(
     ("event", "said"),
     [
-        ({}, "either 'prompt', 'messages' or 'prompt_token_ids'"),
-        ({"prompt": "w1", "prompt_token_ids": [1]}, "either 'prompt', 'messages' or 'prompt_token_ids'"),
+        ({}, "either 'prompt' or 'prompt_token_ids'"),
+        ({"prompt": "w1", "prompt_token_ids": [1]}, "either 'prompt' or 'prompt_token_ids'"),
         ({"prompt": "w1", "max_new_tokens": 0}, "wrong at 'max_new_tokens'"),
         ({"prompt": "w1", "temperature": 1}, "wrong at 'temperature'"),
         ([], "The request is wrong"),
