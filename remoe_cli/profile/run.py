@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 # Batches whose prompts are sorted together. Larger windows save little more padding, and a resumed run tokenises a window again.
 _WINDOW = 16
+# For progress only: a forward pass takes about as long as so many tokens of each prompt, besides those that it computes.
+_PASS_TOKENS = 8
 
 
 class Inputs(artifacts.Document):
@@ -225,10 +227,12 @@ def record(
 
     settings = inputs.settings
     recorder = RoutingRecorder()
-    prompts_a_call = 0.0
+    size, work, whole = 0, 0.0, 1.0
 
     def runner(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        on_part((attachment.calls.total() - 1) * prompts_a_call)  # the call that begins here is counted already
+        nonlocal work
+        on_part(size * work / whole)
+        work += _PASS_TOKENS + len(index) / size
         return recorder(layer, hidden, index, weights)
 
     attachment = attach(model, runner)
@@ -241,7 +245,9 @@ def record(
         for batch in numbers:
             place = batch % _WINDOW * settings.batch_size
             mine = order[place : place + settings.batch_size]
-            prompts_a_call = len(mine) / (len(attachment.layers) * settings.max_new_tokens)
+            size, work = len(mine), 0.0
+            tokens = max(len(ids[p]) for p in mine) + settings.max_new_tokens - 1
+            whole = len(attachment.layers) * (tokens + settings.max_new_tokens * _PASS_TOKENS)
             attachment.calls.clear()
             routing = record_batch(model, recorder, [ids[p] for p in mine], inputs.spec.experts_per_layer, settings.max_new_tokens, trace)
             attachment.check_fired(max(attachment.calls.values(), default=0) or 1)

@@ -147,12 +147,15 @@ def test_latencies_are_measured_when_first_needed_and_then_kept(model: Path, tmp
 
 
 def test_progress_is_reported_within_a_batch(whole: Made, model: Path, tmp_path: Path) -> None:
-    """Every call of a layer's experts is a step: 2 MoE layers and NEW tokens for each of the batches of 3, 3 and 1 prompts."""
+    """Each call of a layer's experts is a step: 2 MoE layers and NEW passes for each of the batches of 3, 3 and 1 prompts."""
     display = Display(lambda done, total: None)
     run(model, tmp_path, display)
-    calls = 2 * NEW
-    expected = [0, *(3 * i / calls for i in range(calls)), 3, *(3 + 3 * i / calls for i in range(calls)), 6]
-    assert display.reported == pytest.approx([*expected, *(6 + i / calls for i in range(calls)), 7])
+    written = [i for i, done in enumerate(display.reported) if isinstance(done, int)]
+    assert [display.reported[i] for i in written] == [0, 3, 6, 7] and written == [0, *(n * (2 * NEW + 1) for n in (1, 2, 3))]
+    assert display.reported == sorted(display.reported)
+    steps = np.diff(display.reported)[written[1] : written[2]]
+    decode, prefill = steps[-1], steps[1]
+    assert steps == pytest.approx([0, prefill, prefill, *[decode] * (2 * NEW - 2)]) and prefill > 1.5 * decode
     assert same_bytes(tmp_path, whole[0].path)
 
 
