@@ -30,26 +30,28 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("model", "message", "hint"),
-    [
-        ("model/config.json", "model/config.json is a file; give its folder.", "Its folder is model."),
-        ("model/model.safetensors", "model/model.safetensors is a file; give its folder.", "Its folder is model."),
-        ("./model/config.json", "./model/config.json is a file; give its folder.", "Its folder is model."),
-        ("loose.safetensors", "loose.safetensors is a file; give its folder.", "the folder that holds config.json and weights"),
-        ("model/model-Q4_K_M.gguf", "is a file; give the folder of the model's safetensors checkpoint.", "remoe reads no GGUF."),
-        ("empty/folder", "The folder empty/folder has no config.json.", "Give the folder of a transformers checkpoint."),
-        ("outer", "The folder outer has no config.json.", "outer/inner."),
-        ("cache", "The folder cache has no config.json.", "cache/snapshots/abc."),
-        ("broken", "broken is a link to gone/model, which is not there.", "Give the folder"),
-        ("model/config.json/x", "There is no folder model/config.json/x", "Check the path."),
-        ("~no-such-user/model", "~no-such-user/model cannot be looked up", "Check the path"),
-        ("~/no-such-model", "There is no folder ~/no-such-model", "Check the path."),
-        ("m" * 5000, "cannot be looked up", "Check the path"),
-        ("loop", "loop", ""),
-    ],
-)
-def test_what_is_no_checkpoint(model: str, message: str, hint: str, place: Path) -> None:
+# What find() refuses: by the name given, parts of message and hint.
+REFUSED = {
+    "model/config.json": ("model/config.json is a file; give its folder.", "Its folder is model."),
+    "model/model.safetensors": ("model/model.safetensors is a file; give its folder.", "Its folder is model."),
+    "./model/config.json": ("./model/config.json is a file; give its folder.", "Its folder is model."),
+    "loose.safetensors": ("loose.safetensors is a file; give its folder.", "the folder that holds config.json and weights"),
+    "model/model-Q4_K_M.gguf": ("is a file; give the folder of the model's safetensors checkpoint.", "remoe reads no GGUF."),
+    "empty/folder": ("The folder empty/folder has no config.json.", "Give the folder of a transformers checkpoint."),
+    "outer": ("The folder outer has no config.json.", "outer/inner."),
+    "cache": ("The folder cache has no config.json.", "cache/snapshots/abc."),
+    "broken": ("broken is a link to gone/model, which is not there.", "Give the folder"),
+    "model/config.json/x": ("There is no folder model/config.json/x", "Check the path."),
+    "~no-such-user/model": ("~no-such-user/model cannot be looked up", "Check the path"),
+    "~/no-such-model": ("There is no folder ~/no-such-model", "Check the path."),
+    "m" * 5000: ("cannot be looked up", "Check the path"),
+    "loop": ("loop", ""),
+}
+
+
+@pytest.mark.parametrize("model", REFUSED)
+def test_what_is_no_checkpoint(model: str, place: Path) -> None:
+    message, hint = REFUSED[model]
     with pytest.raises(ModelError) as caught:
         find(model)
     assert message in caught.value.message
