@@ -139,17 +139,17 @@ def _profile(model: Path, prompts: PromptSet, out: Path) -> Profile:
     from remoe_cli.profile.record import read_profile
     from remoe_cli.profile.run import profile
 
-    some = replace(prompts, source=f"{prompts.source}, every {_EVERY}th prompt", texts=prompts.texts[::_EVERY])
+    subset = replace(prompts, source=f"{prompts.source}, every {_EVERY}th prompt", texts=prompts.texts[::_EVERY])
     try:
         made = read_profile(out)
-        if (made.record.dataset.sha256, made.record.model.revision) == (some.sha256, find(str(model)).revision):
+        if (made.record.dataset.sha256, made.record.model.revision) == (subset.sha256, find(str(model)).revision):
             output.say(f"    The profile of an earlier run is used again: {out}")
             return made
     except ArtifactError:
         pass
     made = profile(
         str(model),
-        some,
+        subset,
         out,
         max_new_tokens=_NEW_TOKENS,
         max_prompt_tokens=_PROMPT_TOKENS,

@@ -81,8 +81,8 @@ def _decoder_layers(model: PreTrainedModel, layer: ExpertLayer) -> dict[str, nn.
 def _nonexpert(model: PreTrainedModel, layers: dict[str, nn.Module]) -> LayerTimes:
     settings = [(1, _CACHED_TOKENS), *((n, 0) for n in _PROMPT_TOKENS)]
     passes = [_passes(model, layers, tokens, cached) for tokens, cached in settings]
-    columns = [[statistics.median(times) for times in zip(*some, strict=True)] for some in passes]
-    wholes = [[sum(one) for one in some] for some in passes]
+    columns = [[statistics.median(times) for times in zip(*runs, strict=True)] for runs in passes]
+    wholes = [[sum(one) for one in runs] for runs in passes]
     return LayerTimes(
         names=(*layers, "rest"),
         tokens=(0, *_PROMPT_TOKENS),

@@ -57,7 +57,7 @@ def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "kind", "said"),
+    ("arguments", "code", "kind", "message"),
     [
         (("plan", "nowhere", "-o", "p.json"), 1, "Artifact", "is not a profile"),
         (("deploy", "nowhere.json"), 1, "Artifact", "no file nowhere.json"),
@@ -87,17 +87,17 @@ def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
         (("wat",), 2, "Usage", "wat"),
     ],
 )
-def test_bad_input_is_one_clear_sentence(arguments: tuple[str, ...], code: int, kind: str, said: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_clear_sentence(arguments: tuple[str, ...], code: int, kind: str, message: str, tmp_path: Path) -> None:
     state = {"REMOE_STATE_DIR": str(tmp_path)}
     (tmp_path / "data.txt").write_text("A prompt.")
     arguments = tuple(str(tmp_path / "data.txt") if argument == "DATA" else argument for argument in arguments)
     run = remoe(*arguments, "--json", **state)
     error = json.loads(run.stdout)["error"]
     assert (run.returncode, error["kind"]) == (code, kind)
-    assert said in error["message"] and error["hint"]
+    assert message in error["message"] and error["hint"]
     people = remoe(*arguments, **state)
     assert people.returncode == code and people.stdout == ""
-    assert people.stderr.startswith("error: ") and said in people.stderr and "Traceback" not in people.stderr
+    assert people.stderr.startswith("error: ") and message in people.stderr and "Traceback" not in people.stderr
 
 
 def test_a_traceback_only_in_debug(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ def contracts() -> list[dict[str, Any]]:
     return found
 
 
-def layers(container: str | None = None) -> list[set[str]]:
-    """Names on each layer of the contract for the whole package, or for the packages inside `container`."""
-    contract = next(each for each in contracts() if each["type"] == "layers" and each.get("containers") == (container and [container]))
-    return [{name.strip().removeprefix("remoe_cli.") for name in re.split("[:|]", layer)} for layer in contract["layers"]]
+def layers(container: str = "remoe_cli") -> list[set[str]]:
+    """Names on each layer of the contract for what is in `container`."""
+    contract = next(each for each in contracts() if each["type"] == "layers" and each.get("containers") == [container])
+    return [{name.strip() for name in re.split("[:|]", layer)} for layer in contract["layers"]]
 
 
 def rows_of_picture() -> list[set[str]]:

@@ -14,8 +14,8 @@ PLANNING = (ROOT / "docs/explanation/planning.md").read_text(encoding="utf-8")
 SECTIONS = {int(number) for number in re.findall(r"(?m)^## (\d+)\. ", METHOD)}
 TITLES = set(re.findall(r"(?m)^## (.+)$", PLANNING))
 
-PLANNING_CITATION = re.compile(r"planning\.md, section '([^']+)'")
-NUMBERS = r"sections? (\d+(?:(?:, | and | to )\d+)*)"
+PLANNING_CITATION = re.compile(r"planning\.md, section ['\"]([^'\"]+)['\"]")
+NUMBERS = r"[Ss]ections? (\d+(?:(?:, | and | to )\d+)*)"
 OLD_FORMS = re.compile(
     r"method,? sections?|planning,? (?:study|section)|serverless study|sections? [\d and,to]+ of (?:the|our) ", re.IGNORECASE
 )
@@ -26,7 +26,16 @@ NAME_THE_STUDY = ("remoe_cli/plan/catalog/data/paper.toml", "docs/explanation/pl
 
 def texts() -> list[Path]:
     """Files that may cite: code, data, tests and documentation, without this folder, which holds the forms themselves."""
-    patterns = ("remoe_cli/**/*.py", "remoe_cli/**/*.toml", "tests/**/*.py", "docs/**/*.md", "docs/**/*.py", "*.md", "plans/*.md")
+    patterns = (
+        "remoe_cli/**/*.py",
+        "remoe_cli/**/*.toml",
+        "tests/**/*.py",
+        "docs/**/*.md",
+        "docs/**/*.py",
+        "*.md",
+        "plans/*.md",
+        "plans/*.sh",
+    )
     found = {path for pattern in patterns for path in ROOT.glob(pattern)}
     return sorted(path for path in found if Path(__file__).parent not in path.parents)
 
@@ -49,7 +58,11 @@ def wrong_citations(text: str, is_method: bool = False) -> list[str]:
     if re.search(NUMBERS, text) and "method.md" not in text and not is_method:
         wrong.append("cites numbered sections, and never says of method.md")
     wrong += [f"no such section of planning.md: {title}" for title in PLANNING_CITATION.findall(text) if title not in TITLES]
-    wrong += [f"not in method.md: {match[0]}" for match in re.finditer(r"\b(?:equation|Theorem) \d+", text) if match[0] not in METHOD]
+    wrong += [
+        f"not in method.md: {match[0]}"
+        for match in re.finditer(r"\b(?:equation|Theorem) \d+", text)
+        if not re.search(rf"{match[0]}\b", METHOD)
+    ]
     return wrong
 
 
@@ -79,6 +92,9 @@ def test_citations_lead_somewhere() -> None:
         ("planning study, section 1", 2),
         ("planning.md, section 'Nowhere'", 1),
         ("Theorem 3", 1),
+        ("method.md, Section 14", 1),
+        ("equation 55", 1),
+        ('planning.md, section "Nowhere"', 1),
         ("method.md: section 3 of the method", 1),
     ],
 )

@@ -110,12 +110,12 @@ def test_docker_is_asked_to_build_and_push(server: str, monkeypatch: pytest.Monk
     (tmp_path / "docker").write_text(script)
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    some = image("registry.example/remoe")
+    built = image("registry.example/remoe")
     if server == "false":
-        assert building.build(some, print) is False
+        assert building.build(built, print) is False
         return
     with pytest.raises(DeployError, match="'docker push' failed with status 3"):
-        building.build(some, lambda text: None)
+        building.build(built, lambda text: None)
     assert [line.split()[0] for line in (tmp_path / "told").read_text().splitlines()] == ["version", "build", "push"]
     assert building.build(image(None), lambda text: None) is True
 

@@ -37,7 +37,7 @@ def problems(draw: st.DrawFn) -> MemoryProblem:
 
 @settings(deadline=None)
 @given(DECAYS, st.floats(0.0, 1.0), st.floats(1e-6, 1e-4), st.floats(0.0, 0.1), st.floats(0.02, 5.0))
-def test_theorem_2_says_where_g_is_convex(decay: Decay, free: float, usd: float, overhead_s: float, away: float) -> None:
+def test_theorem_2_says_where_g_is_convex(decay: Decay, free: float, usd: float, overhead_s: float, remote: float) -> None:
     main_usd = free * 2 * usd / decay.th2  # up to what makes g convex everywhere
     begin, step = convex_from(decay, main_usd, usd), 0.01 / decay.th2
 
@@ -45,7 +45,7 @@ def test_theorem_2_says_where_g_is_convex(decay: Decay, free: float, usd: float,
         before, here, after = g(decay, overhead_s, main_usd, usd, np.array([y - step, y, y + step]))
         return float(before - 2 * here + after)
 
-    assert bend(begin + away / decay.th2) > 0 > bend(begin - away / decay.th2)
+    assert bend(begin + remote / decay.th2) > 0 > bend(begin - remote / decay.th2)
     assert (begin <= 1e-9) == (decay.th2 >= 2 * usd / main_usd * (1 - 1e-9) if main_usd else False)
 
 

@@ -195,12 +195,12 @@ def test_a_process_killed_at_three_random_moments_ends_with_the_same_bytes(model
     print(f"seed {seed}")
     generator = random.Random(seed)
     expected = run(model, tmp_path / "whole", prompts=MANY, batch_size=1)
-    out, said = tmp_path / "killed", tmp_path / "said"
-    os.mkfifo(said)
+    out, reply = tmp_path / "killed", tmp_path / "reply"
+    os.mkfifo(reply)
     points = sorted(generator.sample(range(1, 45), 3))
     for point, how in zip(points, generator.sample([signal.SIGINT, signal.SIGKILL, signal.SIGKILL], 3), strict=True):
-        child = forked.start(run_aloud, model, out, point + 10, stdout=said, stderr=Path(os.devnull))
-        with said.open() as lines:
+        child = forked.start(run_aloud, model, out, point + 10, stdout=reply, stderr=Path(os.devnull))
+        with reply.open() as lines:
             for line in lines:
                 if int(line) >= point:
                     time.sleep(generator.uniform(0, 0.03))  # somewhere inside the next batch, or while it is written

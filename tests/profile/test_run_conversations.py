@@ -80,11 +80,11 @@ def test_a_template_that_cannot_be_used_stops_before_anything_runs(tmp_path: Pat
 
 
 def test_a_model_without_a_template_is_said_to_have_none(tmp_path: Path) -> None:
-    folder, said = save_checkpoint(tmp_path / "model"), []
+    folder, message = save_checkpoint(tmp_path / "model"), []
     rows = [{"messages": [{"role": "system", "content": "w1 w2"}, {"role": "user", "content": "w3"}]}] * 3
-    made = run(folder, tmp_path / "profile", prompts=write(tmp_path / "a.jsonl", rows), say=said.append)
-    assert "joined by blank lines" in said[0]
+    made = run(folder, tmp_path / "profile", prompts=write(tmp_path / "a.jsonl", rows), say=message.append)
+    assert "joined by blank lines" in message[0]
     assert made.arrays["prompt_tokens"].tolist() == [3, 3, 3]
-    said.clear()
-    run(folder, tmp_path / "plain", say=said.append)
-    assert "blank lines" not in " ".join(said)
+    message.clear()
+    run(folder, tmp_path / "plain", say=message.append)
+    assert "blank lines" not in " ".join(message)

@@ -80,8 +80,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
             patch.setenv(name, value)
         s3 = boto3.client("s3", region_name="us-east-1")
         s3.create_bucket(Bucket=BUCKET)
-        some = Stored(made, folder / "share", s3, environment, "")
-        yield Stored(made, folder / "share", s3, environment, some.put(folder / "share"))
+        stored_files = Stored(made, folder / "share", s3, environment, "")
+        yield Stored(made, folder / "share", s3, environment, stored_files.put(folder / "share"))
     s3.close()
     moto.stop()
     HTTP.close()
@@ -177,19 +177,19 @@ def _answers(stored: Stored, url: str) -> None:
 
 
 def _refuses(url: str) -> None:
-    def said(status: int, **content: Any) -> str:
+    def reply(status: int, **content: Any) -> str:
         got, body = _post(url, **content)
         assert (got, body["error"]["kind"]) == (status, "Usage") and body["error"]["hint"]
         return str(body["error"]["message"])
 
-    assert "Invalid JSON" in said(400, content=b"{")
-    assert "either 'prompt' or 'prompt_token_ids'" in said(400, json={})
-    assert "exceed the model's 512 positions" in said(400, json={"prompt": PROMPT, "max_new_tokens": 1000})
+    assert "Invalid JSON" in reply(400, content=b"{")
+    assert "either 'prompt' or 'prompt_token_ids'" in reply(400, json={})
+    assert "exceed the model's 512 positions" in reply(400, json={"prompt": PROMPT, "max_new_tokens": 1000})
     padding = json.dumps({"prompt_token_ids": [1], "max_new_tokens": 1}).encode()
     limit = PAYLOAD_LIMIT_BYTES
     assert _post(url, content=padding.ljust(limit))[0] == 200
-    assert f"more than {limit} bytes" in said(413, content=padding.ljust(limit + 1))
-    assert f"more than {limit} bytes" in said(413, content=iter([padding.ljust(limit // 2)] * 3))  # of unknown length
+    assert f"more than {limit} bytes" in reply(413, content=padding.ljust(limit + 1))
+    assert f"more than {limit} bytes" in reply(413, content=iter([padding.ljust(limit // 2)] * 3))  # of unknown length
 
 
 def _through_sagemaker(stored: Stored, url: str) -> None:
@@ -235,9 +235,9 @@ def test_a_share_that_is_not_right_ends_the_program_with_its_name(stored: Stored
     wrong = next(f for f in read_json(tmp_path / "share" / MANIFEST, MainManifest).files if f.name == "more.txt")
     stored.s3.put_object(Bucket=BUCKET, Key=names.main_file_key(wrong.sha256, wrong.name), Body=b"changed now")
     with started(stored, image, tmp_path, uri) as (process, _):
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode == 1 and "Traceback" not in said
-    assert f"error: s3://{BUCKET}/main/{wrong.sha256}/more.txt is not the file that the manifest names" in said and "hint: " in said
+        reply, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in reply
+    assert f"error: s3://{BUCKET}/main/{wrong.sha256}/more.txt is not the file that the manifest names" in reply and "hint: " in reply
 
 
 def _changed(stored: Stored, folder: Path, change: Callable[[Path], object]) -> Path:

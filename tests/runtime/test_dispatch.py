@@ -37,10 +37,10 @@ def endpoint() -> Iterator[Endpoint]:
 
 def remote(local: dict[int, tuple[int, ...]], replicas: int, functions: int = 1) -> dict[int, tuple[RemoteFunction, ...]]:
     """The functions of the experts that are not local, dealt out in turn."""
-    away = {layer: [e for e in range(8) if e not in experts] for layer, experts in local.items()}
+    remote_ids = {layer: [e for e in range(8) if e not in experts] for layer, experts in local.items()}
     return {
         layer: tuple(RemoteFunction(f"layer-{layer:03d}-{f}", tuple(experts[f::functions]), replicas, 0.0) for f in range(functions))
-        for layer, experts in away.items()
+        for layer, experts in remote_ids.items()
     }
 
 

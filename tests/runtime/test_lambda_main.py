@@ -115,7 +115,7 @@ def test_what_is_wrong_with_a_request_comes_back_as_such(deployed: Deployed) -> 
 
 
 @pytest.mark.parametrize(
-    ("reply", "kind", "said"),
+    ("reply", "kind", "sentence"),
     [
         (
             endpoints.failed("Sandbox.Timedout"),
@@ -143,10 +143,10 @@ def test_what_is_wrong_with_a_request_comes_back_as_such(deployed: Deployed) -> 
         ),
     ],
 )
-def test_a_main_function_that_fails_is_one_clear_sentence(reply: endpoints.Reply, kind: type[RemoeError], said: str) -> None:
+def test_a_main_function_that_fails_is_one_clear_sentence(reply: endpoints.Reply, kind: type[RemoeError], sentence: str) -> None:
     with endpoints.Endpoint() as endpoint:
         endpoint.script = [reply]
-        with pytest.raises(kind, match=said) as raised:
+        with pytest.raises(kind, match=sentence) as raised:
             client.answer(client.LambdaMain("f", endpoint.client), "w1", 4, print)
     assert type(raised.value) is kind and raised.value.hint and "\n" not in raised.value.message
     assert len(endpoint.requests) == 1
@@ -218,7 +218,7 @@ def test_an_answer_ends_before_the_functions_time_does(alone: ByHand) -> None:
 
 
 @pytest.mark.parametrize(
-    ("event", "said"),
+    ("event", "sentence"),
     [
         ({}, "either 'prompt' or 'prompt_token_ids'"),
         ({"prompt": "w1", "prompt_token_ids": [1]}, "either 'prompt' or 'prompt_token_ids'"),
@@ -227,10 +227,12 @@ def test_an_answer_ends_before_the_functions_time_does(alone: ByHand) -> None:
         ([], "The request is wrong"),
     ],
 )
-def test_an_event_that_is_no_request_is_refused_before_anything_is_loaded(event: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_that_is_no_request_is_refused_before_anything_is_loaded(
+    event: Any, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("REMOE_MAIN", raising=False)
     error = lambda_main.handle(event, _context(60))["error"]
-    assert error["kind"] == "Usage" and said in error["message"] and error["hint"]
+    assert error["kind"] == "Usage" and sentence in error["message"] and error["hint"]
 
 
 def test_a_share_that_was_changed_is_named_and_tried_again(alone: ByHand, tmp_path: Path) -> None:

@@ -30,10 +30,10 @@ def _stay(model: torch.nn.Module) -> dict[int, tuple[int, ...]]:
 def test_half_remote_gives_the_reference_tokens(family: str, dtype: str, fused: bool, tmp_path: Path) -> None:
     save(family, DTYPES[dtype], tmp_path, fused=fused)
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="eager")
-    stay = _stay(reference)
-    split = load(find(str(tmp_path)), stay)
+    local = _stay(reference)
+    split = load(find(str(tmp_path)), local)
     remote = InProcessExperts(reference)
-    attachment = serve(split, stay, remote.send)
+    attachment = serve(split, local, remote.send)
 
     ours, theirs = logits(split), logits(reference)
     attachment.check_fired(1)
@@ -52,8 +52,8 @@ def test_zeroed_remote_outputs_are_noticed(family: str, tmp_path: Path) -> None:
     """Negative control: the comparison above would fail if remote experts did not matter."""
     save(family, torch.float32, tmp_path, fused=False)
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="eager")
-    stay = _stay(reference)
-    split = load(find(str(tmp_path)), stay)
-    serve(split, stay, lambda layer, rows: lambda: {e: torch.zeros_like(x) for e, x in rows.items()})
+    local = _stay(reference)
+    split = load(find(str(tmp_path)), local)
+    serve(split, local, lambda layer, rows: lambda: {e: torch.zeros_like(x) for e, x in rows.items()})
     assert (logits(split) - logits(reference)).abs().max() > 100 * LOGIT_TOLERANCE["float32"]
     assert not torch.equal(greedy(split), greedy(reference))

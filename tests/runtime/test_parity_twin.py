@@ -45,8 +45,8 @@ def _deployed(
     checkpoint = find(str(folder / "model"))
     reference = AutoModelForCausalLM.from_pretrained(checkpoint.path, experts_implementation="eager")
     layers = expert_layers(reference)
-    stay = {x.layer: tuple(range(0, x.experts, 2)) for x in layers}
-    shards = list(write_shards(checkpoint, dict.fromkeys(stay, parts), 1, folder / "bundle"))
+    local_ids = {x.layer: tuple(range(0, x.experts, 2)) for x in layers}
+    shards = list(write_shards(checkpoint, dict.fromkeys(local_ids, parts), 1, folder / "bundle"))
     replicas = 2 if len(parts) == 1 else 1
     functions: dict[int, list[RemoteFunction]] = {}
     for shard in shards:
@@ -66,10 +66,10 @@ def _deployed(
     ]
     calls = replicas * len(parts)
     with run_twin(configs, folder / "logs", probed) as twin, ThreadPoolExecutor(calls) as pool:
-        split = load(checkpoint, stay)
+        split = load(checkpoint, local_ids)
         dispatcher = Dispatcher(
             client=make_client(twin.endpoint, calls, 20),
-            local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in stay.items()},
+            local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in local_ids.items()},
             remote=functions,
             pool=pool,
         )

@@ -30,7 +30,7 @@ class Choice:
     """One layer's choice: experts that stay; the longest invocation of a prompt, by kind of request; share of tokens, local experts hit
     and longest wait, by what tokens hit; what its invocations cost; and the start of a cold instance."""
 
-    stay: list[int]
+    local_ids: list[int]
     waits: list[float]
     steps: list[tuple[float, int, float]]
     usd: float
@@ -115,10 +115,10 @@ class Brute:
         cold_s = self.cold_share * self.spec.expert_bytes / self.catalog.main.load_bytes_per_s if main.usd_per_hour is None else 0.0
         out = []
         for c in self.choices[layer]:
-            prefill = cold_s * len(c.stay) + (self.cold_share * c.start_s if main.usd_per_hour is not None else 0.0)
+            prefill = cold_s * len(c.local_ids) + (self.cold_share * c.start_s if main.usd_per_hour is not None else 0.0)
             for (share, _, _), own, wait in zip(self.kinds, local_s, c.waits, strict=True):
-                prefill += share * max(sum([own[e] for e in c.stay]), wait)
-            out.append((prefill, sum([share * max(local * step_s, wait) for share, local, wait in c.steps]), c.usd, len(c.stay)))
+                prefill += share * max(sum([own[e] for e in c.local_ids]), wait)
+            out.append((prefill, sum([share * max(local * step_s, wait) for share, local, wait in c.steps]), c.usd, len(c.local_ids)))
         return out
 
     @cached_property
@@ -156,7 +156,7 @@ class Brute:
         rate = memory_mb / 1024 * side.usd_per_gb_second["x86_64"]
         rate += max(tmp_mb - side.storage_free_mb, 0) / 1024 * side.usd_per_storage_gb_second
         remote = {e: j for j, part in enumerate(parts) for e in part}
-        stay = [e for e in range(len(use)) if e not in remote]
+        local_ids = [e for e in range(len(use)) if e not in remote]
         waits, usd = [], 0.0
         for share, n_in, _ in self.kinds:
             groups = parts if replicas <= 1 else self.lpt({e: use[e] * n_in for e in remote}, replicas)
@@ -186,7 +186,7 @@ class Brute:
             start_s = self.latency.cold_start.total_s if self.latency.cold_start else side.cold_start_s
             start_s += max(map(len, parts)) * self.spec.expert_bytes / side.load_bytes_per_s
             usd += self.cold_share * len(parts) * replicas * start_s * rate
-        return Choice(stay, waits, steps, usd, start_s)
+        return Choice(local_ids, waits, steps, usd, start_s)
 
     def lpt(self, tokens: dict[int, float], replicas: int) -> list[list[int]]:
         """By work at one vCPU, longest first, to the least loaded."""

@@ -201,7 +201,7 @@ def delete_stack(self: CloudFormationBackend, name_or_stack_id: str, retain: Seq
         try:
             delete_resource(stack, name, resources)
         except Exception as error:
-            tell(stack, "DELETE_FAILED", said(error), name, resources)
+            tell(stack, "DELETE_FAILED", reply(error), name, resources)
             failed = True
     if failed:
         tell(stack, "DELETE_FAILED", "Some resources failed to delete")
@@ -221,7 +221,7 @@ def delete_resource(stack: Stack, name: str, resources: Any) -> None:
         try:
             stack.resource_map._delete_resource(made, resources[name])
         except Exception as error:
-            if not any(phrase in said(error).lower() for phrase in ("not found", "could not find")):  # what is gone is deleted
+            if not any(phrase in reply(error).lower() for phrase in ("not found", "could not find")):  # what is gone is deleted
                 raise
     tell(stack, "DELETE_COMPLETE", None, name, resources)
     stack.resource_map._parsed_resources.pop(name, None)
@@ -238,7 +238,7 @@ def tell(stack: Stack, status: str, reason: str | None = None, name: str | None 
     stack.events.append(cloudformation.Event(*where, status, reason, None))
 
 
-def said(error: Exception) -> str:
+def reply(error: Exception) -> str:
     return str(getattr(error, "description", None) or getattr(error, "message", None) or error)
 
 
@@ -262,7 +262,7 @@ class _Operation:
         try:
             self._forward()
         except Exception as error:
-            self._back(said(error))
+            self._back(reply(error))
             self.change_set.execution_status = "EXECUTE_FAILED"
         else:
             self.change_set.execution_status = "EXECUTE_COMPLETE"
@@ -284,7 +284,7 @@ class _Operation:
                     raise RuntimeError("Resource creation cancelled")
                 self._change(action, name, self.new)
             except Exception as error:
-                self.tell(f"{verb}_FAILED", said(error), name)
+                self.tell(f"{verb}_FAILED", reply(error), name)
                 raise
             self.changed.append((action, name))
             self.tell(f"{verb}_COMPLETE", name=name)

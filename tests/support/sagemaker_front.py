@@ -46,9 +46,13 @@ def sagemaker(container: str) -> Iterator[Any]:
                 client.stream("POST", f"{container}/invocations", content=body, headers={"Content-Type": "application/json"}) as response,
             ):
                 if response.status_code != 200:
-                    said = response.read().decode()
-                    told = {"OriginalStatusCode": response.status_code, "OriginalMessage": said, "Message": f"Received error with {said}"}
-                    self._refuse(424, "ModelError", told)
+                    reply = response.read().decode()
+                    reported = {
+                        "OriginalStatusCode": response.status_code,
+                        "OriginalMessage": reply,
+                        "Message": f"Received error with {reply}",
+                    }
+                    self._refuse(424, "ModelError", reported)
                     return
                 self.send_response(200)
                 self.send_header("Content-Type", "application/vnd.amazon.eventstream")

@@ -100,16 +100,16 @@ def test_what_cannot_be_deleted_is_named_and_the_rest_is_gone(account: Account) 
 
 
 def test_a_create_that_fails_is_taken_back_and_made_anew(account: Account) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     gpu = a_plan(main=NOT_AT_MOTO)
     with pytest.raises(DeployError, match=r"MainConfig \(AWS::SageMaker::EndpointConfig\) failed: .*ml.g6.xlarge.* rolled back") as error:
-        deploy(account, "fails", gpu, Endpoint.sagemaker, say=said.append)
+        deploy(account, "fails", gpu, Endpoint.sagemaker, say=messages.append)
     assert error.value.exit_code == 1 and "run the command again" in error.value.hint
     assert status.read(account, "fails")["state"] == "failed"
     assert set(stands(account, "fails")) == {"buckets", "stacks", "tagged"}
-    done = deploy(account, "fails", a_plan(main=GPU), Endpoint.sagemaker, say=said.append)
+    done = deploy(account, "fails", a_plan(main=GPU), Endpoint.sagemaker, say=messages.append)
     assert done["main"] == {"kind": "sagemaker", "name": "fails-main", "state": "InService"}
-    assert "removing it first" in "".join(said)
+    assert "removing it first" in "".join(messages)
     # An update that fails leaves what stands.
     with pytest.raises(DeployError, match="is what it was before"):
         deploy(account, "fails", gpu, Endpoint.sagemaker)
@@ -149,7 +149,7 @@ def test_of_two_who_deploy_one_wins(account: Account, moto_url: str) -> None:
 
 def test_an_interrupt_leaves_the_operation_running(account: Account) -> None:
     """Who deploys something else meanwhile is told who is at work; who deploys the same follows it."""
-    said: list[str] = []
+    messages: list[str] = []
 
     def interrupted(title: str, *, of_bytes: bool = False) -> AbstractContextManager[Report]:
         if title == "Uploading":
@@ -161,23 +161,23 @@ def test_an_interrupt_leaves_the_operation_running(account: Account) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        deploy(account, "slow", a_plan(), say=said.append, progress=interrupted)
-    assert said == ["Uploaded files stay. The same command continues; 'remoe destroy slow --target aws' removes it."]
+        deploy(account, "slow", a_plan(), say=messages.append, progress=interrupted)
+    assert messages == ["Uploaded files stay. The same command continues; 'remoe destroy slow --target aws' removes it."]
     with pytest.raises(KeyboardInterrupt):
-        deploy(account, "slow", a_plan(), say=said.append, progress=lambda title, *, of_bytes=False: nullcontext(interrupt))
-    assert "remoe status slow --target aws" in said[-1] and "remoe destroy slow --target aws" in said[-1]
+        deploy(account, "slow", a_plan(), say=messages.append, progress=lambda title, *, of_bytes=False: nullcontext(interrupt))
+    assert "remoe status slow --target aws" in messages[-1] and "remoe destroy slow --target aws" in messages[-1]
     assert status.read(account, "slow")["state"] == "deploying"
     with pytest.raises(HeldError, match="CREATE_IN_PROGRESS"):
         deploy(account, "slow", a_plan(1024))
-    said.clear()
+    messages.clear()
 
     def let_it_go(message: str) -> None:
-        said.append(message)
+        messages.append(message)
         if "waiting for it to end" in message:
             account.client("s3").create_bucket(Bucket=GO_BUCKET)
 
     done = deploy(account, "slow", a_plan(), say=let_it_go)
-    assert done["state"] == "running" and done["changes"] == [] and "waiting for it to end" in said[0]
+    assert done["state"] == "running" and done["changes"] == [] and "waiting for it to end" in messages[0]
     destroy(account, "slow")
     account.client("s3").delete_bucket(Bucket=GO_BUCKET)
 
@@ -229,8 +229,8 @@ def test_nested_stacks(account: Account) -> None:
         nested[f"{layer}Stack"] = template._template("nest", own)
         resources[f"{layer}Stack"] = template._nested_stack(nested[f"{layer}Stack"], AwsSettings("nest", "x86_64", "3.13", Endpoint.none))
     split = Templates({**root, "Resources": resources}, nested)
-    said: list[str] = []
-    done = deployment.apply(account, "nest", split, objects, replace(SILENT, say=said.append))
+    messages: list[str] = []
+    done = deployment.apply(account, "nest", split, objects, replace(SILENT, say=messages.append))
     assert [f["state"] for f in done["functions"]] == ["Active", "Active"]
     assert deployment.apply(account, "nest", split, objects, SILENT)["changes"] == []
     with pytest.raises(DeployError, match="cannot move between stacks"):

@@ -174,9 +174,9 @@ def test_its_digest_is_the_same_on_machines_whose_bytecode_and_zlib_differ(zippe
     del theirs[compiled[1]]
     handler = {"function/handler.py": files["function/handler.py"] + b"#"}
     ours = tmp_path / "ours.zip"
-    for path, some, way in ((ours, files, zipfile.ZIP_DEFLATED), (there, theirs, zipfile.ZIP_STORED), (changed, files | handler, 8)):
+    for path, packed, way in ((ours, files, zipfile.ZIP_DEFLATED), (there, theirs, zipfile.ZIP_STORED), (changed, files | handler, 8)):
         with zipfile.ZipFile(path, "w", way) as archive:
-            for name, content in some.items():
+            for name, content in packed.items():
                 archive.writestr(name, content)
     assert FunctionPackage.of(ours).sha256 == FunctionPackage.of(there).sha256 != FunctionPackage.of(changed).sha256
     assert sha256_file(ours) != sha256_file(there) and here.sha256 != FunctionPackage.of(ours).sha256
@@ -222,11 +222,11 @@ def test_without_the_functions_python_nothing_is_made(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("architecture", "python", "said"),
+    ("architecture", "python", "message"),
     [("riscv64", "3.13", "no architecture 'riscv64'"), ("arm64", "3.11", "do not run on Lambda's Python 3.11")],
 )
-def test_what_lambda_does_not_run_is_refused(architecture: str, python: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said) as raised:
+def test_what_lambda_does_not_run_is_refused(architecture: str, python: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
         function_package(architecture, python)
     assert "arm64" in raised.value.hint or all(version in raised.value.hint for version in RUNTIMES)
 
@@ -324,11 +324,11 @@ def test_what_is_wrong_with_a_shard_is_named_and_nothing_else_is_answered(
     bucket.enforce()
     functions = [zipped.function(name, environment) for name, (environment, _, _) in wrong.items()]
     with run_twin(functions, tmp_path / "logs", probed) as twin:
-        for name, (_, kind, said) in wrong.items():
+        for name, (_, kind, message) in wrong.items():
             answer = twin.raw(to_wire(frame(3, 4)), name)
             error = json.loads(answer["body"])
             assert answer["FunctionError"] == "Unhandled"
-            assert (error["errorType"], said in error["errorMessage"]) == (kind, True), error
+            assert (error["errorType"], message in error["errorMessage"]) == (kind, True), error
         again = twin.raw(to_wire(frame(1, 3)), "expert")  # what is sound in that shard is served
         assert np.array_equal(unpack(from_wire(again["body"])).data, expected(ShardFile(shard), 1, 3))
         client = make_client(twin.endpoint, 1, 20)
@@ -346,16 +346,16 @@ def test_the_demo_model_with_experts_in_s3_gives_the_same_tokens(zipped: Zipped,
     checkpoint = find(str(demo_model("float32")))
     reference = AutoModelForCausalLM.from_pretrained(checkpoint.path, experts_implementation="eager")
     everywhere = {x.layer: tuple(range(x.experts)) for x in expert_layers(reference)}
-    stay = {layer: experts if layer % 8 else experts[::2] for layer, experts in everywhere.items()}
-    leave = {layer: (everywhere[layer][1::2],) for layer in everywhere if stay[layer] != everywhere[layer]}
+    local_ids = {layer: experts if layer % 8 else experts[::2] for layer, experts in everywhere.items()}
+    leave = {layer: (everywhere[layer][1::2],) for layer in everywhere if local_ids[layer] != everywhere[layer]}
     shards = list(write_shards(checkpoint, leave, 1, tmp_path / "bundle"))
     functions = [zipped.function(x.path.stem, bucket.environment(bucket.put(x.path.read_bytes()), read_head(x.path))) for x in shards]
     bucket.enforce()
     with run_twin(functions, tmp_path / "logs", probed) as twin, ThreadPoolExecutor(1) as pool:
-        split = load(checkpoint, stay)
+        split = load(checkpoint, local_ids)
         dispatcher = Dispatcher(
             client=make_client(twin.endpoint, 1, 20),
-            local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in stay.items()},
+            local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in local_ids.items()},
             remote={x.layer: [RemoteFunction(x.path.stem, x.experts, 1, 0.0)] for x in shards},
             pool=pool,
         )

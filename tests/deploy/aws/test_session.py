@@ -61,7 +61,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "said"),
+    ("code", "message", "reply"),
     [
         ("ExpiredToken", "The security token included in the request is expired", "have expired: The security token"),
         ("InvalidClientTokenId", "The security token included in the request is invalid.", "does not accept these credentials"),
@@ -70,14 +70,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
         ("Strange", "Something else", r"AWS refused GetCallerIdentity: Something else. \(Strange\)"),
     ],
 )
-def test_refused_credentials(code: str, message: str, said: str, server: Aws) -> None:
+def test_refused_credentials(code: str, message: str, reply: str, server: Aws) -> None:
     server.answers = [(403, refusal(code, message))]
-    one_line(said)
+    one_line(reply)
     assert len(server.keys) == 1
 
 
-def one_line(said: str, kind: type[RemoeError] = DeployError, **how: str) -> None:
-    with pytest.raises(kind, match=said) as error:
+def one_line(reply: str, kind: type[RemoeError] = DeployError, **how: str) -> None:
+    with pytest.raises(kind, match=reply) as error:
         session.connect(**how)
     assert type(error.value) is kind and "\n" not in error.value.message and error.value.hint
 

@@ -44,9 +44,9 @@ class Calls:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         account = _account()
         self.stub = Stubber(account.client("cloudformation"))
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.reported: list[tuple[int, int | None, str]] = []
-        self.stack = Stack(account, "d", replace(SILENT, say=self.said.append, progress=self.progress))
+        self.stack = Stack(account, "d", replace(SILENT, say=self.messages.append, progress=self.progress))
         self._events: dict[str, list[dict[str, Any]]] = {ID: [], NESTED: []}
         self._number = count()
         patch.setattr(events, "pauses", lambda: iter([0.0] * 9))
@@ -249,7 +249,7 @@ def test_a_repeated_call_of_which_the_answer_was_lost_goes_on(calls: Calls) -> N
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "error", "said"),
+    ("outcomes", "error", "messages"),
     [
         ((("A", "CREATE_FAILED", "Too big."), ("B", "CREATE_FAILED", "Resource creation cancelled"), ("remoe-d", "ROLLBACK_COMPLETE")),
          DeployError, r"^A \(AWS::Lambda::Function\) failed: Too big\. Everything that was created"),
@@ -260,7 +260,7 @@ def test_a_repeated_call_of_which_the_answer_was_lost_goes_on(calls: Calls) -> N
         ((("remoe-d", "DELETE_COMPLETE"),), DeployError, "deleted meanwhile"),
     ],
 )  # fmt: skip
-def test_a_failure_is_told_by_its_first_cause(outcomes: Any, error: type[RemoeError], said: str, calls: Calls) -> None:
+def test_a_failure_is_told_by_its_first_cause(outcomes: Any, error: type[RemoeError], messages: str, calls: Calls) -> None:
     propose(calls, "CREATE")
     calls.read_events()
     calls.stub.add_response("execute_change_set", {}, {"ChangeSetName": CHANGE_SET, "ClientRequestToken": ANY})
@@ -268,7 +268,7 @@ def test_a_failure_is_told_by_its_first_cause(outcomes: Any, error: type[RemoeEr
     calls.read_events()
     proposal = calls.stack.propose(WANTED, None)
     assert proposal
-    with pytest.raises(error, match=said) as raised:
+    with pytest.raises(error, match=messages) as raised:
         calls.stack.execute(proposal)
     assert type(raised.value) is error and raised.value.hint
 

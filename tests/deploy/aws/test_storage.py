@@ -90,16 +90,16 @@ def large() -> Object:
 
 def test_a_large_object_goes_on_where_it_was_interrupted(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_AT_ONCE", 1)
-    what, told = large(), []
+    what, reported = large(), []
     interrupt_at.append("UploadPart")
     with pytest.raises(Interrupted):
         bucket.upload([what])
     assert bucket.missing([what]) == (what,)
     interrupt_at.clear()
     calls.clear()
-    bucket.upload([what], lambda done, total: told.append((done, total)))
+    bucket.upload([what], lambda done, total: reported.append((done, total)))
     assert (calls.count("CreateMultipartUpload"), calls.count("UploadPart")) == (0, 2)
-    assert told == [(PART_BYTES, what.size_bytes), (2 * PART_BYTES, what.size_bytes), (what.size_bytes, what.size_bytes)]
+    assert reported == [(PART_BYTES, what.size_bytes), (2 * PART_BYTES, what.size_bytes), (what.size_bytes, what.size_bytes)]
     assert bucket.missing([what]) == ()
     assert bucket.client.get_object(Bucket=bucket.name, Key="large")["Body"].read() == what.source
     # Of another large object that had the same key, nothing is taken.

@@ -181,13 +181,13 @@ def test_people_are_asked(inputs: Inputs, connected: None, monkeypatch: pytest.M
         return code, *capsys.readouterr()
 
     deploy = ("deploy", str(inputs.path), "--target", "aws", "--endpoint", "none", "--name", "asked")
-    code, out, said = run("\n", *deploy)
-    assert code == 1 and "Deploy 'asked' to account 123456789012, us-east-1, uploading" in said and "you did not agree" in said
+    code, out, message = run("\n", *deploy)
+    assert code == 1 and "Deploy 'asked' to account 123456789012, us-east-1, uploading" in message and "you did not agree" in message
     assert "+ Layer001 " in out and "a month at rest" in out
-    code, out, said = run("yes\n", *deploy)
-    assert code == 0 and "asked (aws, account 123456789012, us-east-1): running" in out and "[16/16]" in said
-    code, _, said = run("n\n", "destroy", "asked", "--target", "aws")
-    assert code == 1 and "Destroy 'asked' in account 123456789012" in said
+    code, out, message = run("yes\n", *deploy)
+    assert code == 0 and "asked (aws, account 123456789012, us-east-1): running" in out and "[16/16]" in message
+    code, _, message = run("n\n", "destroy", "asked", "--target", "aws")
+    assert code == 1 and "Destroy 'asked' in account 123456789012" in message
     assert run("y\n", "destroy", "asked", "--target", "aws")[0] == 0
 
 
@@ -207,7 +207,7 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("deploy", "PLAN", "--dry-run"), "--dry-run goes with --target aws"),
         (("deploy", "PLAN", "--region", "us-east-1"), "--region goes with --target aws"),
@@ -219,9 +219,9 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
         (("logs", "A!", "--target", "aws"), "cannot be the name"),
     ],
 )
-def test_what_does_not_go_together(arguments: tuple[str, ...], said: str, inputs: Inputs, remoe: Remoe) -> None:
+def test_what_does_not_go_together(arguments: tuple[str, ...], message: str, inputs: Inputs, remoe: Remoe) -> None:
     code, failed = remoe(*(str(inputs.path) if argument == "PLAN" else argument for argument in arguments))
-    assert code == 2 and said in failed["error"]["message"] and failed["error"]["hint"]
+    assert code == 2 and message in failed["error"]["message"] and failed["error"]["hint"]
 
 
 def test_serving_calls_functions_by_the_accounts_own_session(

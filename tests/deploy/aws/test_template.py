@@ -212,7 +212,7 @@ def test_a_version_is_published_just_when_something_in_it_changed(change: dict[s
     plan = aws.plan(Endpoint.none)
     contents, settings = aws.contents(plan), aws.settings(Endpoint.none)
     changed = replace(contents, functions=(replace(contents.functions[0], **change), *contents.functions[1:]))
-    before, after = (set(aws.of_type(templates(plan, some, settings), "Lambda::Version")) for some in (contents, changed))
+    before, after = (set(aws.of_type(templates(plan, part, settings), "Lambda::Version")) for part in (contents, changed))
     assert {id[:8] for id in before - after} == {id[:8] for id in after - before} == ({"Layer001"} if published else set())
     new_code = templates(plan, replace(contents, code_sha256="f" * 64), settings)
     assert not before & set(aws.of_type(new_code, "Lambda::Version"))

@@ -35,12 +35,12 @@ def propose(account: Account, name: str, plan: Plan) -> Proposal:
 
 
 def test_what_earlier_plans_left_goes_when_nothing_needs_it(account: Account, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     deploy(account, "tidy", a_plan(), Endpoint.none, OLD)
     calls.clear()
-    done = deploy(account, "tidy", a_plan(1024), say=said.append)
+    done = deploy(account, "tidy", a_plan(1024), say=messages.append)
     assert done["freed_bytes"] == OLD.size_bytes + sum(map(len, made("tidy", a_plan())[0].bodies.values()))
-    assert said == ["Deleted from the bucket what earlier plans left there: 3.0 MB."]
+    assert messages == ["Deleted from the bucket what earlier plans left there: 3.0 MB."]
     assert keys(account, "tidy") == needed("tidy", a_plan(1024))
     assert aws.changing(calls) == ["PutObject", "CreateChangeSet", "ExecuteChangeSet", "DeleteObjects"]
     # Interrupted before that, the same command mends it.
@@ -59,7 +59,7 @@ def test_what_earlier_plans_left_goes_when_nothing_needs_it(account: Account, ca
 
 def test_what_others_may_need_stays(account: Account, calls: list[str]) -> None:
     """While an update may be rolled back, while somebody has proposed another, and what is newer than the stack."""
-    said: list[str] = []
+    messages: list[str] = []
     deploy(account, "keep", a_plan(), Endpoint.none, OLD)
     with pytest.raises(DeployError, match="is what it was before"):
         deploy(account, "keep", a_plan(main=NOT_AT_MOTO), Endpoint.sagemaker)
@@ -67,8 +67,8 @@ def test_what_others_may_need_stays(account: Account, calls: list[str]) -> None:
     time.sleep(1)  # S3 tells the time in seconds
     proposal = propose(account, "keep", a_plan(1024))
     calls.clear()
-    assert deploy(account, "keep", a_plan(), say=said.append)["freed_bytes"] == 0
-    assert aws.changing(calls) == [] and said[0].startswith("3.0 MB of other plans stay") and "somebody has proposed" in said[0]
+    assert deploy(account, "keep", a_plan(), say=messages.append)["freed_bytes"] == 0
+    assert aws.changing(calls) == [] and messages[0].startswith("3.0 MB of other plans stay") and "somebody has proposed" in messages[0]
     Stack(account, "keep").withdraw(proposal)
     assert deploy(account, "keep", a_plan())["freed_bytes"] > OLD.size_bytes
     assert keys(account, "keep") == needed("keep", a_plan()) | set(made("keep", a_plan(1024))[0].bodies)
@@ -76,13 +76,13 @@ def test_what_others_may_need_stays(account: Account, calls: list[str]) -> None:
 
 
 def test_objects_that_cannot_be_deleted_do_not_fail_a_deployment(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     deploy(account, "kept", a_plan(), Endpoint.none, OLD)
     refusal = {"Errors": [{"Key": OLD.key, "Code": "AccessDenied", "Message": "No"}]}
     monkeypatch.setattr(Bucket, "delete", lambda self, keys: storage._refused(refusal))
-    done = deploy(account, "kept", a_plan(1024), say=said.append)
+    done = deploy(account, "kept", a_plan(1024), say=messages.append)
     assert done["state"] == "running" and done["freed_bytes"] == 0
-    assert said == [f"3.0 MB of other plans stay in the bucket: S3 does not delete {OLD.key}: No."]
+    assert messages == [f"3.0 MB of other plans stay in the bucket: S3 does not delete {OLD.key}: No."]
     destroy(account, "kept")
 
 
