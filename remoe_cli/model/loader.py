@@ -250,12 +250,12 @@ def _partial(kind: type[PreTrainedModel], wanted: Keep) -> type[PreTrainedModel]
 
 
 def _refuse_mismatch(checkpoint: Checkpoint, report: Mapping[str, Any], empty: set[str]) -> None:
-    problems = {
-        "is missing": sorted(set(report["missing_keys"]) - empty),
-        "does not know": sorted(report["unexpected_keys"]),
-        "has in another shape": sorted(name for name, *_shapes in report["mismatched_keys"]),
-    }
-    for what, keys in problems.items():
+    problems = (
+        ("is missing", sorted(set(report["missing_keys"]) - empty)),
+        ("does not know", sorted(report["unexpected_keys"])),
+        ("has in another shape", sorted(name for name, *_shapes in report["mismatched_keys"])),
+    )
+    for what, keys in problems:
         if keys:
             raise ModelError(
                 f"The checkpoint {checkpoint.path} {what} {len(keys)} tensors, such as {keys[0]}.", "Check that the checkpoint is complete."

@@ -215,7 +215,7 @@ _OUTCOMES: tuple[tuple[tuple[str, ...], Callable[[Any], bool]], ...] = (
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
+class TraceColumns:
     """The columns of a row by what they hold: keys of its cells, the first that is not empty counts.
 
     times    for each column of times its key, its units in a second, and its name
@@ -247,7 +247,7 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum() or letter == ".")
 
 
-def recognise(fields: Iterable[tuple[str, Key]]) -> Columns:
+def recognise(fields: Iterable[tuple[str, Key]]) -> TraceColumns:
     """Find out what the columns of a row hold, from their names and the keys of their cells."""
     names: dict[str, tuple[Key, str]] = {}
     for name, key in fields:
@@ -266,7 +266,7 @@ def recognise(fields: Iterable[tuple[str, Key]]) -> Columns:
     used = (*list(n_in.values())[:1], *list((n_out or generated).values())[:1], *weight.values(), *(name for _, name, _ in outcome))
     inside = {name[: dot.start()] for _, name in names.values() for dot in re.finditer(r"\.", name)}
     known = {*used, *list(times.values())[:1], *inside, ""}
-    return Columns(
+    return TraceColumns(
         form,
         tuple(n_in),
         tuple(n_out),
@@ -280,6 +280,6 @@ def recognise(fields: Iterable[tuple[str, Key]]) -> Columns:
     )
 
 
-def failed(columns: Columns, cells: Any) -> bool:
+def failed(columns: TraceColumns, cells: Any) -> bool:
     """Say whether a row stands for a request that failed."""
     return any(cells[key] not in (None, "") and says(cells[key]) for key, says in columns.outcome)

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from remoe_cli.errors import UsageError
-from remoe_cli.plan.problem.trace_formats import Columns, Key, plain, recognise
+from remoe_cli.plan.problem.trace_formats import TraceColumns, Key, plain, recognise
 
-Row = tuple[int, Columns, Any]  # its number, counted from 1; its columns; its cells by their keys
+Row = tuple[int, TraceColumns, Any]  # its number, counted from 1; its columns; its cells by their keys
 
 FORM = (
     "Give CSV, JSON lines or a JSON array with n_in and n_out (or ContextTokens and GeneratedTokens, or the columns of another known "
@@ -68,7 +68,7 @@ def _open(path: Path) -> Iterator[tuple[TextIO, bool]]:
             yield stream, head.decode(encoding, "ignore").lstrip().startswith(("{", "["))
 
 
-def _recognised(path: Path, fields: Iterable[tuple[str, Key]], count: int) -> Columns:
+def _recognised(path: Path, fields: Iterable[tuple[str, Key]], count: int) -> TraceColumns:
     if count > _COLUMNS:
         raise UsageError(f"{path} has {count:,} columns, and {_COLUMNS:,} is the most.", FORM)
     return recognise(fields)
@@ -110,7 +110,7 @@ def _csv_rows(path: Path, stream: TextIO) -> Iterator[Row]:
 
 def _json_rows(path: Path, stream: TextIO) -> Iterator[Row]:
     number, remembered = 0, 0
-    layouts: dict[tuple[str, ...], Columns] = {}
+    layouts: dict[tuple[str, ...], TraceColumns] = {}
     for value in _json_values(path, stream):
         for row in _unwrapped(value):
             if not isinstance(row, dict):
@@ -188,7 +188,7 @@ def _names(row: Mapping[str, Any], prefix: str = "", depth: int = _DEPTH) -> Ite
             yield from _names(value, f"{prefix}{name}.", depth - 1)
 
 
-def _transposed(path: Path, number: int, columns: Columns, cells: dict[str, Any]) -> Iterator[Mapping[Any, Any]]:
+def _transposed(path: Path, number: int, columns: TraceColumns, cells: dict[str, Any]) -> Iterator[Mapping[Any, Any]]:
     """Make rows of an object whose columns are lists; any other object is the only row."""
     prompts, answers = (next((cells[str(key)] for key in keys), None) for keys in (columns.n_in, columns.n_out or columns.generated))
     if not (isinstance(prompts, list) and isinstance(answers, list)):

@@ -22,7 +22,7 @@ from remoe_cli.artifacts import sha256_bytes
 from remoe_cli.errors import UsageError
 from remoe_cli.model.chat import Prompt, as_text
 from remoe_cli.profile.prompts import files
-from remoe_cli.profile.prompts.formats import DEFAULT_FIELD, Format, choose, messages_of
+from remoe_cli.profile.prompts.formats import DEFAULT_FIELD, PromptFormat, choose, messages_of
 from remoe_cli.profile.prompts.hub import HUB_ID, hub_rows
 
 # What rows may state of their lengths, in tokens; routing from a file is held against it.
@@ -102,7 +102,7 @@ class _Reader:
 
     def __init__(self, field: str) -> None:
         self.field = field
-        self._format: Format | None = None
+        self._format: PromptFormat | None = None
 
     def __call__(self, row: object, where: str) -> Prompt:
         if isinstance(row, Mapping):

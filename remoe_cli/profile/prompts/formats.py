@@ -25,7 +25,7 @@ _CORRECT = "Correct the row, or choose another --field."
 
 
 @dataclass(frozen=True)
-class Format:
+class PromptFormat:
     """One way in which rows hold a prompt.
 
     field     the field by which the format is known
@@ -46,7 +46,7 @@ class Format:
         return [name for name in names if name in {_root(self.field, names), *self.also, *self.beside}]
 
 
-def choose(where: str, names: Collection[str], field: str) -> Format:
+def choose(where: str, names: Collection[str], field: str) -> PromptFormat:
     """Find the format of rows with the fields `names`: that of `field`, else the first one that fits.
 
     Raises: UsageError, whose message begins with `where` and names the fields, when no format fits.
@@ -124,7 +124,7 @@ def _text(row: Row, name: str, where: str) -> str:
     return value
 
 
-def _named(field: str) -> Format:
+def _named(field: str) -> PromptFormat:
     """Make the format of rows whose `field` holds the prompt.
 
     The field is a text, a list of messages, or what a format of the table has in a field of this name.
@@ -146,7 +146,7 @@ def _named(field: str) -> Format:
             raise _not_text(where, field, value)
         return prompt
 
-    return Format(field, read, container.also if container else ())
+    return PromptFormat(field, read, container.also if container else ())
 
 
 def _served(messages: object, where: str, tools: object = None, system: object = None) -> Prompt:
@@ -244,23 +244,23 @@ def _instruction(row: Row, where: str) -> Prompt:
 
 
 # In order of precedence; a field `prompt`, or the one of --field, comes before all.
-FORMATS: tuple[Format, ...] = (
+FORMATS: tuple[PromptFormat, ...] = (
     # Source: OpenAI's fine-tuning and chat completions API; TRL, conversational datasets.
-    Format("messages", _chat("messages"), also=("tools", "system")),
+    PromptFormat("messages", _chat("messages"), also=("tools", "system")),
     # Source: ShareGPT_V3_unfiltered_cleaned_split.json on the hub; LLaMA-Factory, data/README.md, for `system` and `tools`.
-    Format("conversations", _chat("conversations"), also=("tools", "system")),
+    PromptFormat("conversations", _chat("conversations"), also=("tools", "system")),
     # Source: lmsys/lmsys-chat-1m and allenai/WildChat on the hub.
-    Format("conversation", _chat("conversation"), also=("tools", "system")),
+    PromptFormat("conversation", _chat("conversation"), also=("tools", "system")),
     # Source: FastChat, llm_judge/data/mt_bench/question.jsonl; vLLM's benchmark takes the first turn, too (MTBenchDataset).
-    Format("turns", _turns),
+    PromptFormat("turns", _turns),
     # Source: OpenAI's guide to the Batch API; vLLM, run_batch.
-    Format("body", _request("body")),
+    PromptFormat("body", _request("body")),
     # Source: Anthropic's Message Batches API.
-    Format("params", _request("params"), beside=("custom_id",)),
+    PromptFormat("params", _request("params"), beside=("custom_id",)),
     # Source: Amazon Bedrock, format of batch inference data.
-    Format("modelInput", _request("modelInput")),
+    PromptFormat("modelInput", _request("modelInput")),
     # Source: Stanford Alpaca, alpaca_data.json; Dolly for `context`; LLaMA-Factory, data/README.md, for `system` and `history`.
-    Format("instruction", _instruction, also=("input", "context", "system", "history"), is_text=True),
+    PromptFormat("instruction", _instruction, also=("input", "context", "system", "history"), is_text=True),
     # Source: FastChat's first Vicuna benchmark, table/question.jsonl. `text` alone may be anything: an answer, a document, a label.
-    Format("text", lambda row, where: _text(row, "text", where), beside=("question_id",), is_text=True),
+    PromptFormat("text", lambda row, where: _text(row, "text", where), beside=("question_id",), is_text=True),
 )
