@@ -34,6 +34,8 @@ from remoe_cli.profile.imports.checks import (
 )
 from remoe_cli.profile.record import TRACE_TOKENS, Phase
 
+_MOST_TOKENS = 2**25  # of a file; beside their ids they take 1.5 GB
+
 
 def traced_rows(found: TracedRouting, spec: MoeSpec, where: str) -> CheckedRouting:
     """Check and count ids, and keep those of some tokens, evenly chosen.
@@ -48,6 +50,8 @@ def traced_rows(found: TracedRouting, spec: MoeSpec, where: str) -> CheckedRouti
     if ids.shape[2] != top_k:
         raise refuse(name, f"it has {ids.shape[2]} experts a token, and the model chooses {top_k}")
     all_layers = place_layers(ids.shape[1], found.layers, spec, name)
+    if len(ids) > _MOST_TOKENS:
+        raise refuse(name, f"it has {len(ids):,} tokens, and {_MOST_TOKENS:,} is the most", "Import fewer tokens.")
     offsets = _offsets(found.offsets, len(ids), where)
     check_size(len(offsets) - 1, spec, where)
     lengths = np.diff(offsets)
@@ -62,7 +66,8 @@ def traced_rows(found: TracedRouting, spec: MoeSpec, where: str) -> CheckedRouti
         _check_ids(numbers, missing[part], spec.experts_per_layer, name, [spec.moe_layers[p] for p in layers.places], part.start)
         for phase, chosen in _by_phase(early[part], missing[part]).items():
             if chosen.any():
-                counts.setdefault(phase, np.zeros((len(lengths), len(spec.moe_layers), spec.experts_per_layer), dtype=np.int32))
+                if phase not in counts:
+                    counts[phase] = np.zeros((len(lengths), len(spec.moe_layers), spec.experts_per_layer), dtype=np.int32)
                 _count(numbers[chosen], owner[part][chosen], layers.places, counts[phase])
     counts = {phase: counts[phase] for phase in _by_phase(early, missing) if phase in counts}
     tokens = {phase: prompt if phase == "prefill" else lengths - prompt for phase in counts}

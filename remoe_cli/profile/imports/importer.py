@@ -40,11 +40,13 @@ class ImportedRouting:
 
     arrays    those of a profile (profile/record.py), without the ones that are made of the prompts' texts
     routing   where they come from, and what is missing
+    prompts   those of the rows, where they are known
     remarks   sentences on what of the file is not in the arrays
     """
 
     arrays: Arrays
     routing: RoutingRef
+    prompts: PromptSet | None = None
     remarks: tuple[str, ...] = ()
 
     @property
@@ -76,6 +78,7 @@ def import_profile(
     checkpoint = find(model)
     spec = read_spec(checkpoint)
     imported = import_routing(file, spec, model=Path(checkpoint.name).name, prompts=prompts)
+    prompts = imported.prompts
     embedding = find(vectors_from) if vectors_from else checkpoint if _has_embeddings(checkpoint) else None
     arrays = imported.arrays | {"prompt_vectors": np.empty((imported.rows, 0), dtype=np.float32)}
     if prompts is None and vectors_from:
@@ -115,16 +118,28 @@ def import_routing(file: Path, spec: MoeSpec, *, model: str = "", prompts: Promp
     try:
         routing = read_routing(file, spec, model)
         rows = counted_rows(routing, spec, str(file)) if isinstance(routing, CountedRouting) else traced_rows(routing, spec, str(file))
-        lengths = _lengths(prompts, len(next(iter(rows.counts.values()))), str(file))
+        requests = _requests(routing, prompts)
+        if prompts is None or requests is None:
+            lengths = _lengths(prompts, len(next(iter(rows.counts.values()))), str(file))
+        else:
+            lengths = {phase: numbers[requests] for phase, numbers in _lengths(prompts, len(prompts.texts), str(file)).items()}
+            prompts = replace(prompts, texts=tuple(prompts.texts[request] for request in requests))
         if not _names_phases(routing):
             rows = _as_phase(rows, lengths)
         _check_lengths(rows, lengths, str(file))
         arrays, ref = _arrays(rows, lengths, routing, spec, sha256_file(file))
-        return ImportedRouting(arrays, ref, routing.remarks + rows.remarks)
+        return ImportedRouting(arrays, ref, prompts, routing.remarks + rows.remarks)
     except MemoryError:
         raise refuse(file, "it takes more memory than this machine has", "Import its rows in several files.") from None
     except OSError as error:
         raise refuse(file, f"it cannot be read ({error.strerror or error})", "Check the path and your rights to it.") from None
+
+
+def _requests(routing: Routing, prompts: PromptSet | None) -> Ints | None:
+    """Return the number of each row's prompt, where there are prompts for all requests of the file, also for those that are left out."""
+    if prompts is None or isinstance(routing, CountedRouting) or len(prompts.texts) != routing.read:
+        return None
+    return routing.requests
 
 
 def _names_phases(routing: Routing) -> bool:

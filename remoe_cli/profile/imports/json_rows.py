@@ -41,7 +41,7 @@ def json_rows(file: Path) -> Rows:
         value, error = None, None
         if not line.lstrip().startswith("["):
             value, error = _parsed(where, line)
-            if error is not None and not _goes_on(error, line):
+            if error is not None and not (_goes_on(error, line) or "Extra data" in str(error)):
                 raise _not_json(where, error)
         if error is not None or line.lstrip().startswith("["):
             for where, value in _streamed(_JsonText(file, stream, line)):

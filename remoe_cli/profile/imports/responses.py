@@ -12,7 +12,7 @@ How many tokens are the prompt's is read from prompt_tokens of usage or meta_inf
 completion_tokens, or from the answer's token ids. Each answer is a row: of several answers to one prompt each has the prompt's routing.
 
 Requests that failed and answers without routing are left out, and counted in a remark. An answer has none, for example, when its request
-was aborted before the first forward pass.
+was aborted before the first forward pass; its ids are then null, or zeros for every token.
 
 Source: vllm-project/vllm, vllm/entrypoints/openai/run_batch.py and completion/protocol.py; sgl-project/sglang, python/sglang/srt/
 managers/tokenizer_manager.py and entrypoints/openai/protocol.py (SglExt); ai-dynamo/dynamo, components/src/dynamo/vllm/handlers.py;
@@ -83,15 +83,16 @@ def read_responses(file: Path, spec: MoeSpec, model: str) -> TracedRouting:
             prompt_tokens.append(answer.prompt_tokens)
             requests.append(read - 1)
     if not sequences and unrecorded.count:
-        what = f"it has no routed_experts, nor has any other response of the file (it has {listed(unrecorded.fields)})"
+        fields = listed(unrecorded.fields)
+        what = f"it has no routed_experts but null or zeros, nor has any other response of the file (it has {fields})"
         raise refuse(unrecorded.first, what, _HINT)
     if not sequences and failed.count:
         raise refuse(failed.first, "its request failed, and so did all others of the file", "Give responses of requests that succeeded.")
     if not sequences:
         raise refuse(file, "it holds no responses", _HINT)
     remarks = (
-        failed.remark(f"of {read:,} requests failed and {{}} left out"),
-        unrecorded.remark("answers have no routing (routed_experts is null or missing) and {} left out"),
+        failed.remark(f"of {read:,} requests that failed {{}} left out"),
+        unrecorded.remark("answers without routing (their routed_experts are null, missing or zeros) {} left out"),
         f"{several:,} responses have several answers: each answer is a row with the prompt's routing." if several else "",
     )
     offsets = np.cumsum([0, *(len(ids) for ids in sequences)])
@@ -181,7 +182,9 @@ def _answer(where: str, holders: list[Object], parts: list[Object], generated: i
             )
             raise refuse(where, what, "Keep usage.prompt_tokens, meta_info.prompt_tokens or prompt_token_ids of the responses.")
         found = align(where, ids, start or 0, prompt, generated)
-    return found if len(found.ids) else None
+    if not len(found.ids) or (found.ids < 0).all() or (spec.top_k > 1 and not found.ids.any()):
+        return None
+    return found
 
 
 def _objects(value: object, depth: int = 3) -> Iterator[Object]:
@@ -198,15 +201,15 @@ def _first(parts: list[Object] | Iterator[Object], *names: str) -> Any:
 
 
 def _generated(parts: list[Object]) -> int | None:
-    stated, ids = _first(parts, "completion_tokens"), _first(parts, *_TOKEN_IDS)
-    if type(stated) is int and 0 <= stated < _MOST_TOKENS:
-        return stated
-    return len(ids) if isinstance(ids, list) else None
+    stated = _first(parts, "completion_tokens", *_TOKEN_IDS)
+    if isinstance(stated, list):
+        return len(stated)
+    return stated if type(stated) is int and 0 <= stated < _MOST_TOKENS else None
 
 
 def _prompt_tokens(where: str, parts: list[Object]) -> int | None:
-    stated, ids = _first(parts, "prompt_tokens"), _first(parts, "prompt_token_ids")
-    return len(ids) if stated is None and isinstance(ids, list) else _number(where, "prompt_tokens", stated)
+    stated = _first(parts, "prompt_tokens", "prompt_token_ids")
+    return len(stated) if isinstance(stated, list) else _number(where, "prompt_tokens", stated)
 
 
 def _number(where: str, name: str, stated: object) -> int | None:
