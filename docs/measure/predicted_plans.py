@@ -25,7 +25,7 @@ from paper_results import N_IN, N_OUT, _changed
 
 from remoe_cli.model.vectors import Bags
 from remoe_cli.plan.assess.baselines import baselines
-from remoe_cli.plan.build import _solved
+from remoe_cli.plan.build import solve_or_diagnose
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import PredictedRouting, Source
@@ -51,11 +51,11 @@ VCPUS = 8.0
 
 @dataclass(frozen=True)
 class Priced:
-    """A plan's cost and TPOT with the set's own routing, relative to the mean plan's; what it said of itself; whether it keeps targets."""
+    """A plan's cost and TPOT with the set's own routing, relative to the mean plan's, what it stated, and whether it keeps targets."""
 
     cost: float
     tpot: float
-    said: float
+    stated: float
     keeps: bool
     remote: int
 
@@ -94,7 +94,7 @@ def _problem(profile: Profile, routing: PredictedRouting | None) -> Problem:
 
 
 def _half_forced(problem: Problem, aim: Aim) -> Solution:
-    return _solved(problem, forced_sets(problem.workload, 0.5), aim, 60, None)
+    return solve_or_diagnose(problem, forced_sets(problem.workload, 0.5), aim, 60, None)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _table(title: str, planned: list[dict[str, Problem]], case: Case) -> None:
         ratios = np.array([one.cost / other.cost for one, other in pairs])
         error = f" ± {ratios.std(ddof=1) / len(ratios) ** 0.5:.3f}" if way != "mean routing" else ""
         tpot = np.mean([one.tpot / other.tpot for one, other in pairs])
-        off = np.mean([abs(one.said / one.cost - 1) for one, _ in pairs])
+        off = np.mean([abs(one.stated / one.cost - 1) for one, _ in pairs])
         remote, keeps = np.mean([one.remote for one, _ in pairs]), np.mean([one.keeps for one, _ in pairs])
         print(f"| {way} | {ratios.mean():.3f}{error} | {tpot:.3f} | {remote:.0f} | {off:.1%} | {keeps:.0%} | {len(each) - len(pairs)} |")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, Targ
 from remoe_cli.errors import RemoeError, UsageError
 
 if TYPE_CHECKING:
+    from remoe_cli.model.chat import Prompt
+    from remoe_cli.runtime.client import MainAddress
     from remoe_cli.runtime.expected_cost import ExpectedCost
 
 EXAMPLES = examples(
@@ -36,50 +39,61 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """Ask a deployment, and show the answer and a receipt: its times and costs beside the predicted ones."""
-    from remoe_cli.runtime.client import answer
-
     if (prompt is None) == (data is None):
         raise UsageError("Give either --prompt TEXT or --data FILE.", "See 'remoe infer --help'.")
     deployed = pick(target, region, profile)
     address, expected = deployed.main_address(name), expected_cost_of(deployed.deployed_plan(name))
-    on_text = (lambda piece: None) if output.is_json() else output.piece
     for text in texts_of(prompt, data, field):
-        document = answer(address, text, max_new_tokens, on_text, expected=expected)
+        document = ask(address, text, max_new_tokens, expected)
         output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
 
 
+def ask(address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: ExpectedCost | None) -> dict[str, Any]:
+    """Return the answer to one prompt with its receipt; without --json the text is printed as it comes."""
+    from remoe_cli.runtime.client import answer
+
+    with ExitStack() as waiting:
+        waiting.enter_context(output.progress("Waiting for the answer"))
+
+        def on_text(piece: str) -> None:
+            if not output.is_json():
+                waiting.close()
+                output.piece(piece)
+
+        return answer(address, prompt, max_new_tokens, on_text, expected=expected)
+
+
 def expected_cost_of(plan: Path) -> ExpectedCost | None:
-    """What the plan predicts; None, with a message, where its profile is not at hand."""
+    """Return what predicts requests of the plan; None, with a message, when its profile is missing or has changed."""
     from remoe_cli.runtime.expected_cost import expected_cost
 
     try:
         return expected_cost(plan)
     except RemoeError as error:
-        output.say(f"Receipts have no prediction: {error.message}")
+        output.say(f"The receipt has no predicted figures: {error.message}")
         return None
 
 
 def show_receipt(receipt: dict[str, Any]) -> None:
-    """The receipt for people: what was measured beside what was predicted."""
+    """Print the receipt for people: measured figures beside the predicted ones."""
     predicted = receipt["predicted"] or {}
     cost = receipt["cost"]
     rows = [
-        ("time to first token", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
-        ("time per further token", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
-        ("cost of such answers", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
+        ("time to first token (TTFT)", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
+        ("time per further token (TPOT)", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
+        ("cost of such requests", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
         ("  main function", _usd(cost["main_usd"]), ""),
         ("  expert functions", _usd(cost["functions_usd"]), ""),
     ]
     output.line("\n")
-    output.table(f"Receipt (prices: catalog '{receipt['catalog']}')", ("", "measured", "predicted"), rows)
-    output.line(f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated in {receipt['total_s']:.2f} s")
+    output.table(f"Receipt, at the prices of catalog '{receipt['catalog']}'", ("", "measured", "predicted"), rows)
+    tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated tokens"
+    output.line(f"{tokens}, {receipt['total_s']:.2f} s")
     if receipt["main_load_s"]:
-        output.line(f"before that the main function took {receipt['main_load_s']:.1f} s to load, which is in its cost")
-    calls = f"{receipt['invocations']} invocations of {len(receipt['functions'])} functions"
-    output.line(
-        f"{calls}, {receipt['cold_starts']} cold starts, {receipt['retries']} retries, "
-        f"{receipt['billed_ms']} ms billed, {receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received"
-    )
+        output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that, which the cost includes.")
+    calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
+    output.line(f"{calls}: {receipt['cold_starts']} cold starts, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
+    output.line(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
 
 
 def _ms(seconds: float | None) -> str:

@@ -46,7 +46,8 @@ def _files(plan_path: Path, folder: Path) -> None:
     from remoe_cli.deploy.main_files import server_config, write_main_files
     from remoe_cli.package import bundle
 
-    plan, profile, catalog = read_inputs(plan_path)
+    with output.progress("Checking the plan"):
+        plan, profile, catalog = read_inputs(plan_path)
     with output.progress("Packaging functions") as progress:
         made = bundle.build(plan, plan_path, profile, folder / "functions", progress)
     with output.progress("Writing the main function's share", of_bytes=True) as progress:
@@ -73,7 +74,7 @@ def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
     gpu = plan.main.gpu_memory_mb is not None
     architecture = "x86_64" if gpu else read_catalog(plan.catalog.path).architecture
     image = Image(folder, write_context(folder), gpu, architecture, repository)
-    done = build(image, output.say)
+    done = build(image, output.say)  # Docker shows its own progress
     commands = [] if done else by_hand(image)
     document = {"path": str(folder), "sha256": image.sha256, "image": image.uri, "built": done, "pushed": done and repository is not None}
 

@@ -11,7 +11,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import FIELD_HELP, ProfileArgument
+from remoe_cli.cli.options import FIELD_HELP, ProfileArgument, read_data
 
 if TYPE_CHECKING:
     from remoe_cli.plan.document import Plan, PredictedRouting
@@ -22,6 +22,7 @@ Minimize = Enum("Minimize", {name: name for name in ("cost", "tpot", "ttft")}, t
 Invocation = Enum("Invocation", {name: name for name in ("per-layer", "per-expert")}, type=str)  # type: ignore[misc]
 
 
+_WIDTH, _LABEL = 118, 16  # columns of a printed line, and of its label
 _TARGETS, _REQUESTS, _ADVANCED = "Targets", "Requests to plan for", "Advanced"
 
 EXAMPLES = examples(
@@ -160,18 +161,20 @@ def command(
     )
     with output.progress("Solving"):
         made = make_plan(read, prices, request)
-    if findings := verify(made, read, prices):
+        findings = verify(made, read, prices)
+    if findings:
         raise RemoeError(
-            f"The solver and the verifier disagree on '{findings[0].field}': {findings[0].stated} and {findings[0].found}.",
+            f"The plan states '{findings[0].field}' as {findings[0].stated}, but the verifier finds {findings[0].found}.",
             "Please report this.",
         )
     write_json(out, made)
     document: dict[str, Any] = {"path": str(out)} | made.model_dump(mode="json")
     shows: list[Callable[[], None]] = [lambda: show(made, out)]
     if explain:
-        from remoe_cli.plan.explain.rows import explanation
+        from remoe_cli.plan.explain.why import explanation
 
-        sections = explanation(made, read, prices, request)
+        with output.progress("Explaining"):
+            sections = explanation(made, read, prices, request)
         document["explanation"] = {name: [list(row) for row in rows] for name, rows in sections.items()}
         shows.append(lambda: _show_sections(sections))
     if frontier:
@@ -187,23 +190,22 @@ def command(
 def _show_sections(sections: dict[str, Any]) -> None:
     from textwrap import fill
 
-    from remoe_cli.plan.explain.rows import SECTIONS
+    from remoe_cli.plan.explain.why import SECTIONS
 
     for name, rows in sections.items():
         output.line(f"\n{SECTIONS[name]}")
         for label, text in rows:
-            output.line(fill(text, 118, initial_indent=f"  {label}: ", subsequent_indent="      "))
+            output.line(fill(text, _WIDTH, initial_indent=f"  {label}: ", subsequent_indent="      ", break_long_words=False))
 
 
 def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedRouting | None:
     if data is None:
         return None
-    from remoe_cli.profile.prompts import read_prompts
+    texts = read_data(data, field)
+    with output.progress("Predicting which experts the prompts use"):
+        from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
 
-    texts = read_prompts(data, field)
-    from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
-
-    return predict_routing(read, texts, solver)
+        return predict_routing(read, texts, solver)
 
 
 def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, out: Path) -> Callable[[], None]:
@@ -217,24 +219,31 @@ def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, ou
     document |= {"frontier": [point._asdict() for point in points], "frontier_picture": str(picture)}
 
     def table() -> None:
-        from remoe_cli.plan.wording import per_million
+        from remoe_cli.plan.wording import millions
 
-        rows = [(f"{p.tpot_s * 1e3:.4g} ms", per_million(p.cost_usd), f"{p.ttft_s:.3g} s", str(p.remote), p.main) for p in points]
-        output.table("Cost of every TPOT", ("TPOT", "requests", "TTFT", "remote experts", "main function"), rows)
-        output.line(f"{'picture':<15} {picture}")
+        rows = [(f"{p.tpot_s * 1e3:.4g} ms", millions(p.cost_usd), f"{p.ttft_s:.3g} s", str(p.remote), p.main) for p in points]
+        output.table("Cost of every TPOT", ("TPOT", "per million", "TTFT", "remote experts", "main function"), rows)
+        output.line(f"{'picture':<{_LABEL}}{picture}")
 
     return table
 
 
 def show(plan: Plan, path: Path) -> None:
-    """The plan for people."""
-    from remoe_cli.plan.explain.rows import BASELINES, HEADER, baseline_rows, layer_rows, summary_rows
+    """Print the plan for people: money and the verdict first, layers only with --verbose."""
+    from remoe_cli.plan.explain.rows import BASELINE_COLUMNS, LAYER_COLUMNS, baseline_rows, layer_rows, summary_rows
 
-    if any(layer.remote for layer in plan.layers):
-        output.table("Placement", HEADER, layer_rows(plan))
-    for name, value in summary_rows(plan):
-        output.line(f"{name:<15} {value}")
-    output.table("Beside it", BASELINES, baseline_rows(plan))
+    for name, text in summary_rows(plan):
+        _labelled(name, text)
+    output.line()
+    if output.is_verbose() and any(layer.remote for layer in plan.layers):
+        output.table("Layers", LAYER_COLUMNS, layer_rows(plan))
+    output.table("Alternatives", BASELINE_COLUMNS, baseline_rows(plan))
     for note in plan.notes:
-        output.line(f"{'note':<15} {note}")
-    output.line(f"{'written to':<15} {path}")
+        _labelled("note", note)
+    output.line(f"{'plan':<{_LABEL}}{path}")
+
+
+def _labelled(name: str, text: str) -> None:
+    from textwrap import fill
+
+    output.line(fill(text, _WIDTH, initial_indent=f"{name:<{_LABEL}}", subsequent_indent=" " * _LABEL, break_long_words=False))

@@ -92,14 +92,41 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
 
     Raises: ModelError when there is no such checkpoint, or it cannot be downloaded.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"The folder {path} has no config.json.", "Give the folder of a transformers checkpoint.")
-        return Checkpoint(str(path.resolve()), path.resolve(), f"local:{_digest(path)[:16]}")
-    if path.is_absolute() or model.count("/") != 1 or model.startswith("."):
+    path = _local(model)
+    if path is not None:
+        return Checkpoint(str(path), path, f"local:{_digest(path)[:16]}")
+    if Path(model).is_absolute() or model.count("/") != 1 or model.startswith((".", "~")):
         raise ModelError(f"There is no folder {model}, and it is not a hub id such as 'owner/name'.", "Check the path.")
     return _fetch(model, revision)
+
+
+def _local(model: str) -> Path | None:
+    """Return the folder of a checkpoint on this machine; None where nothing has this name.
+
+    Raises: ModelError for what is there and is no checkpoint. The hub is not asked about such names.
+    """
+    try:
+        path = Path(model).expanduser()
+        if not path.exists():
+            if path.is_symlink():
+                raise ModelError(f"{model} is a link to {path.readlink()}, which is not there.", "Give the folder of a checkpoint.")
+            return None
+        if path.is_dir():
+            path = path.resolve()
+            if (path / "config.json").is_file():
+                return path
+            inside = sorted(config.parent for pattern in ("*/config.json", "snapshots/*/config.json") for config in path.glob(pattern))
+            raise ModelError(
+                f"The folder {model} has no config.json.",
+                f"Perhaps you mean {inside[0]}." if inside else "Give the folder of a transformers checkpoint.",
+            )
+    except (OSError, ValueError, RuntimeError) as error:  # rights, a name that no file can have, a user without a home
+        raise ModelError(f"{model} cannot be looked up: {reason(error)}", "Check the path and your permissions.") from None
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(f"{model} is a file; give the folder of the model's safetensors checkpoint.", "remoe reads no GGUF.")
+    folder = path.parent
+    hint = f"Its folder is {folder}." if (folder / "config.json").is_file() else "A model is the folder that holds config.json and weights."
+    raise ModelError(f"{model} is a file; give its folder.", hint)
 
 
 def _digest(folder: Path) -> str:

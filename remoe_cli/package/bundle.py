@@ -83,7 +83,7 @@ def build(
 ) -> Manifest:
     """Write the bundle of `plan` into `folder`; call `progress` with the functions done and their total.
 
-    Raises: ArtifactError when the model has changed since it was profiled.
+    Raises: ArtifactError when the model has changed since it was profiled, ModelError when its chat template cannot be used.
     """
     reference = profile.record.model
     checkpoint = find(reference.path, reference.revision)
@@ -93,7 +93,9 @@ def build(
             "Profile and plan again.",
         )
     from remoe_cli.model.shards import write_shards
+    from remoe_cli.model.tokens import check_chat_template
 
+    check_chat_template(checkpoint)
     layers = {layer.layer: layer for layer in plan.layers}
     parts = {number: layer.parts for number, layer in layers.items()}
     code = function_zip()

@@ -134,9 +134,9 @@ def fetch(packages: Iterable[str], architecture: str, python: str, folder: Path)
     command += [f"--dest={folder}", f"--python-version={python}", "--implementation=cp", *platforms, *_requirements(packages)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["pip printed nothing"])[-1].removeprefix("ERROR: ").rstrip(".")
         raise ArtifactError(
-            f"pip cannot fetch the function's packages for Python {python} on {architecture}: {said.removeprefix('ERROR: ').rstrip('.')}.",
+            f"pip cannot fetch the function's packages for Python {python} on {architecture}: {reason}.",
             "See that pip is installed here, that it reaches a package index, and that the index has wheels of "
             + ", ".join(_requirements(packages))
             + " for that platform.",
@@ -178,8 +178,8 @@ def find_interpreter(python: str) -> Interpreter | None:
     for command in (sys.executable, shutil.which(f"python{python}")):
         if command:
             argv = [command, "-c", "import platform, sys; print(platform.python_version(), sys.executable)"]
-            said = subprocess.run(argv, capture_output=True, text=True, check=False, env=_environment(python)).stdout
-            version, _, executable = said.strip().partition(" ")
+            printed = subprocess.run(argv, capture_output=True, text=True, check=False, env=_environment(python)).stdout
+            version, _, executable = printed.strip().partition(" ")
             if version.startswith(f"{python}."):
                 return Interpreter(executable, version)
     return None
@@ -197,8 +197,10 @@ def _compile(root: Path, interpreter: Interpreter) -> None:
     argv = [interpreter.command, "-S", "-m", "compileall", *options, str(root)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=_environment(interpreter.version))
     if done.returncode:
-        said = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
-        raise ArtifactError(f"Python {interpreter.version} cannot compile the function's packages: {said}.", "Is that Python whole?")
+        reason = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
+        raise ArtifactError(
+            f"Python {interpreter.version} cannot compile the function's packages: {reason}.", "Check that this Python is complete."
+        )
 
 
 def _zip(root: Path, path: Path) -> None:

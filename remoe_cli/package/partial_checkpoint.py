@@ -126,16 +126,16 @@ def _pieces(file: Path, rows: Mapping[str, Sequence[int] | None]) -> Iterator[_P
     header, data = _header(file)
     header.pop("__metadata__", None)
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        some = rows.get(name)
-        if name not in rows or some == []:
+        kept_rows = rows.get(name)
+        if name not in rows or kept_rows == []:
             continue
         first, last = (data + offset for offset in entry["data_offsets"])
         shape: tuple[int, ...] = tuple(entry["shape"])
         ranges: tuple[tuple[int, int], ...] = ((first, last),)
-        if some is not None:
+        if kept_rows is not None:
             row_bytes = (last - first) // shape[0]
-            ranges = tuple((start, start + row_bytes) for start in (first + row * row_bytes for row in some))
-            shape = (len(some), *shape[1:])
+            ranges = tuple((start, start + row_bytes) for start in (first + row * row_bytes for row in kept_rows))
+            shape = (len(kept_rows), *shape[1:])
         yield _Piece(name, entry["dtype"], shape, ranges)
 
 

@@ -1,4 +1,4 @@
-"""Names for the array types that the planner computes with."""
+"""Names of the array types that the planner computes with."""
 
 from __future__ import annotations
 

@@ -1,11 +1,31 @@
-"""From a profile and a catalog to a plan: choose a placement, compare it with what else there is, and say whether it is worth it."""
+"""The way of `remoe plan` through the code, stage by stage. `make_plan` is the pipeline.
+
+1. **Ask.** `PlanRequest` (problem/request.py) holds what the command line asks for. `make_problem` turns it, a profile and a catalog into
+   a `Problem`: the model's sizes, its measured or described times, prices, and the `Workload` (`from_profile`), which says how often
+   requests come, how long they are, and how often experts are used. `Aim` says what shall be least, and under which targets.
+2. **Compare.** `baselines` (assess/baselines.py) prices the other ways to run the model.
+3. **Choose.** `_choose` takes the placement from a file (`read_placement`), from the paper's heuristic (`paper_plan`), or from the planner:
+   `candidate_sets` lists the remote sets of each layer that are weighed, or `forced_sets` fixes them for --remote-share;
+   `build_columns` prices every set at every memory size, number of functions and number of replicas;
+   `scan` finds a good plan quickly, `solve` searches all main functions for the best one and proves a lower bound,
+   and `improve` exchanges single experts. Where no plan meets the targets, `diagnose` says which limit fails and what would do.
+   `_or_all_local` keeps all experts local where that is no worse.
+4. **Judge.** `judge` (assess/verdict.py) says whether the plan is worth it, and why; `notes` says what was assumed.
+5. **Doubt.** `scenarios`, `held_out`, `unpredicted`, `break_evens` and `break_even_traffic` (assess/robustness.py) price the plan where
+   calls, prices, routing or traffic differ.
+6. **Write down.** `Plan` (document.py) takes it all. The command line then has `verify` (verify/check.py) work out every figure again
+   with code of its own, writes the file, and shows the rows of explain/rows.py.
+
+Stages 2 to 5 share one cost model: `evaluate` (cost/placement.py) over cost/main_function.py and cost/expert_functions.py.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from remoe_cli.errors import InfeasibleError
 from remoe_cli.plan.arrays import Bools
-from remoe_cli.plan.assess.baselines import baselines
+from remoe_cli.plan.assess.baselines import Baselines, baselines
 from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
 from remoe_cli.plan.assess.verdict import judge, notes
 from remoe_cli.plan.catalog.catalog import Catalog
@@ -14,6 +34,7 @@ from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, 
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
+from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.solve.exact import GAP, Solution, solve
@@ -28,7 +49,10 @@ from remoe_cli.profile.record import Profile
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A placement, who chose it, and the bound of the objective where there is one."""
+    """A placement, the method that chose it, and the lower bound of the objective where there is one.
+
+    gain   share of the solver's value that exchanging single experts saved
+    """
 
     placement: Placement
     method: Method
@@ -38,29 +62,22 @@ class _Chosen:
 
 
 def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = None) -> Plan:
-    """The plan that is request. Same input, same bytes, unless the time limit cuts the search short.
+    """Make the plan that is asked for.
 
-    Raises InfeasibleError when no plan meets the limits, and what `from_profile`, `forced_sets` and `read_placement` raise.
+    The same input gives the same bytes, unless the time limit ends the search.
+
+    Raises: InfeasibleError when no plan meets the limits, and what `from_profile`, `forced_sets` and `read_placement` raise.
     """
     request = request or PlanRequest()
     problem, aim = make_problem(profile, catalog, request), request.aim
-    chosen = _choose(problem, request)
     others = baselines(problem, aim)
+    chosen = _or_all_local(problem, aim, _choose(problem, request), others)
     outcome = evaluate(problem, chosen.placement)
     value = aim.value(outcome)
-    local = others.all_local
-    if chosen.method in ("exact", "scan") and local and meets(aim, local.outcome) and aim.value(local.outcome) <= value * (1 + SLACK):
-        # Within its gap, the solver may miss even this one.
-        chosen, outcome, value = replace(chosen, placement=local.placement, gain=0.0), local.outcome, aim.value(local.outcome)
     bound = None if chosen.bound is None else min(chosen.bound, value)
     gap = None if bound is None else (value - bound) / value if value > 0 else 0.0
     judgement = judge(problem, aim, chosen.placement, outcome, others)
-    examined = request.examine and problem.workload.trace.shape[0] > 0
-    searched = None
-    if examined:
-        searched = unpredicted(problem, profile, aim, chosen.placement) if request.routing else held_out(problem, profile, aim)
-    workload = problem.workload
-    return Plan(
+    plan = Plan(
         profile=Source(path=str(profile.path), sha256=profile.sha256),
         catalog=catalog.file,
         prices_of=catalog.oldest_price.isoformat(),
@@ -71,14 +88,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
             expert_bytes=problem.spec.expert_bytes,
             nonexpert_bytes=problem.spec.nonexpert_bytes,
         ),
-        workload=WorkloadRef(
-            n_in=workload.n_in,
-            n_out=workload.n_out,
-            kinds=workload.lengths if len(workload.lengths) > 1 else (),
-            requests_per_hour=workload.requests_per_hour,
-            cold_share=workload.cold_share,
-            routing=request.routing,
-        ),
+        workload=_workload_ref(problem.workload, request),
         invocations=problem.invocations,
         targets=Targets(ttft_s=aim.ttft_s, tpot_s=aim.tpot_s, budget_usd=aim.budget_usd),
         objective=aim.objective,
@@ -98,64 +108,52 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         costs=_costs(problem, chosen.placement, outcome),
         baselines=others.priced,
         missing=others.missing,
-        scenarios=tuple([*scenarios(problem, aim, chosen.placement), *([searched] if searched else [])]) if examined else (),
-        break_evens=tuple(break_evens(problem, aim, chosen.placement, local)) if examined else (),
-        break_even_traffic=break_even_traffic(problem, aim) if examined else None,
     )
+    if not request.examine or not problem.workload.trace.shape[0]:
+        return plan
+    searched = unpredicted(problem, profile, aim, chosen.placement) if request.routing else held_out(problem, profile, aim)
+    doubts = {
+        "scenarios": tuple([*scenarios(problem, aim, chosen.placement), *([searched] if searched else [])]),
+        "break_evens": tuple(break_evens(problem, aim, chosen.placement, others.all_local)),
+        "break_even_traffic": break_even_traffic(problem, aim),
+    }
+    return plan.model_copy(update=doubts)
 
 
 def _choose(problem: Problem, request: PlanRequest) -> _Chosen:
-    aim = request.aim
     if request.placement_file is not None:
         return _Chosen(read_placement(request.placement_file, problem), "given", None, False)
     if request.remote_share is not None:
-        forced = _solved(problem, forced_sets(problem.workload, request.remote_share), aim, request.time_limit_s, None)
-        exact = _exact(problem, request)
-        return replace(_of(forced, "forced"), bound=exact.bound)
-    match request.solver:
-        case "exact":
-            return _exact(problem, request)
-        case "paper":
-            from remoe_cli.plan.paper.heuristic import paper_plan
+        forced = solve_or_diagnose(problem, forced_sets(problem.workload, request.remote_share), request.aim, request.time_limit_s, None)
+        return replace(_of(forced, "forced"), bound=_exact(problem, request).bound)
+    if request.solver == "exact":
+        return _exact(problem, request)
+    if request.solver == "paper":
+        from remoe_cli.plan.paper.heuristic import paper_plan
 
-            found = paper_plan(problem, aim)
-        case _:
-            found = scan(problem, aim)
-    if found is None:
-        # A heuristic finds no plan: say what is impossible, or leave it to the solver that finds all.
-        exact = _exact(problem, request)
-        return exact if request.solver == "scan" else _none(request)
-    return replace(_of(found, request.solver), bound=None)
-
-
-def _bound_note(profile: Profile, chosen: _Chosen) -> list[str]:
-    """The paper's heuristic rests on a bound, whose coverage belongs beside what it chose."""
-    if chosen.method != "paper":
-        return []
-    from remoe_cli.plan.paper.bound import measured_note
-
-    remote = max(len(layer.remote) for layer in chosen.placement.layers)
-    note = measured_note(profile.counts("prefill"), profile.arrays["prompt_tokens"], profile.record.spec.top_k, remote)
-    return [note] if note else []
-
-
-def _none(request: PlanRequest) -> _Chosen:
-    from remoe_cli.errors import InfeasibleError
-
+        found = paper_plan(problem, request.aim)
+    else:
+        found = scan(problem, request.aim)
+    if found is not None:
+        return replace(_of(found, request.solver), bound=None)
+    exact = _exact(problem, request)  # raises the error that says what is impossible, where no plan meets the targets
+    if request.solver == "scan":
+        return exact
     raise InfeasibleError(
-        f"The {request.solver} solver finds no plan that meets the targets, though there are some.",
+        f"The {request.solver} solver finds no plan that meets the targets, but there are such plans.",
         "Use --solver exact, or looser targets.",
     )
 
 
 def _exact(problem: Problem, request: PlanRequest) -> _Chosen:
     candidates = candidate_sets(problem.workload)
-    solution = _solved(problem, candidates, request.aim, request.time_limit_s, scan(problem, request.aim))
+    solution = solve_or_diagnose(problem, candidates, request.aim, request.time_limit_s, scan(problem, request.aim))
     better = improve(problem, request.aim, solution) if len(candidates[0]) == problem.spec.experts_per_layer + 1 else solution
     return replace(_of(better, "exact"), bound=solution.lower_bound, gain=1 - better.value / solution.value if solution.value else 0.0)
 
 
-def _solved(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float, start: Solution | None) -> Solution:
+def solve_or_diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float, start: Solution | None) -> Solution:
+    """Solve over the candidate sets, or raise the error that says which limit fails and what would do."""
     columns = build_columns(problem, candidates)
     solution = None if columns.empty_layers else solve(Task(problem, columns, aim), GAP, time_limit_s, start)
     if solution is None:
@@ -165,6 +163,41 @@ def _solved(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limi
 
 def _of(solution: Solution, method: Method) -> _Chosen:
     return _Chosen(solution.placement, method, solution.lower_bound, solution.timed_out)
+
+
+def _or_all_local(problem: Problem, aim: Aim, chosen: _Chosen, others: Baselines) -> _Chosen:
+    """Keep all experts local where that is no worse than the chosen plan.
+
+    Within its gap, a solver may miss even this plan.
+    """
+    local = others.all_local
+    if chosen.method not in ("exact", "scan") or local is None or not meets(aim, local.outcome):
+        return chosen
+    if aim.value(local.outcome) > aim.value(evaluate(problem, chosen.placement)) * (1 + SLACK):
+        return chosen
+    return replace(chosen, placement=local.placement, gain=0.0)
+
+
+def _workload_ref(workload: Workload, request: PlanRequest) -> WorkloadRef:
+    return WorkloadRef(
+        n_in=workload.n_in,
+        n_out=workload.n_out,
+        kinds=workload.lengths if len(workload.lengths) > 1 else (),
+        requests_per_hour=workload.requests_per_hour,
+        cold_share=workload.cold_share,
+        routing=request.routing,
+    )
+
+
+def _bound_note(profile: Profile, chosen: _Chosen) -> list[str]:
+    """Say how often the bound that the paper's heuristic rests on holds."""
+    if chosen.method != "paper":
+        return []
+    from remoe_cli.plan.paper.bound import measured_note
+
+    remote = max(len(layer.remote) for layer in chosen.placement.layers)
+    note = measured_note(profile.counts("prefill"), profile.arrays["prompt_tokens"], profile.record.spec.top_k, remote)
+    return [note] if note else []
 
 
 def _costs(problem: Problem, placement: Placement, outcome: Outcome) -> Costs:

@@ -1,4 +1,8 @@
-"""The plan: which experts go remote, on what memory, and what that costs. One readable JSON file in plans/."""
+"""The plan file: which experts are remote, on what memory, and what that costs. JSON in plans/.
+
+Programs read figures and enums. Sentences (`reason`, `notes`, `missing`, `assumed`) are for people: nothing compares them, so a plan stays
+valid when they are worded in another way.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,11 @@ def _is_none(value: object) -> bool:
 class MainSpec(Part):
     """One row of the catalog's menu for the main function.
 
-    memory_mb       CPU memory, which holds local experts
-    vcpus           without it, the speed that the profile measured
-    gpu_memory_mb   of a GPU that comes with it and holds the rest of the model; None where there is none, or is bought by the GB-second
-    usd_per_hour    of an instance that is rented, busy or not; without it, memory is paid by the second of use
+    memory_mb       CPU memory, which holds the local experts
+    vcpus           None: as fast as the profile measured
+    gpu_memory_mb   memory of the GPU that comes with it and holds the rest of the model; None without a GPU, or where GPU memory is bought
+                    by the GB-second
+    usd_per_hour    price of an instance that is rented, busy or not; None: memory is paid by the second of use
     hardware        description of its speed (profile/hardware), for a profile that was not measured on such a machine
     """
 
@@ -33,10 +38,12 @@ class MainSpec(Part):
 
 
 class LayerPlan(Part):
-    """One MoE layer. `layer` is its index among all hidden layers; an empty `remote` has memory 0 and no replicas.
+    """The expert functions of one MoE layer. A layer without remote experts has memory 0 and no replicas.
 
-    functions   the remote experts of each of several functions of `memory_mb`, where one does not hold them all; else empty
-    replicas    instances that share out the experts of a prompt; 1 where there are several functions
+    layer       its index among all hidden layers
+    remote      ids of the remote experts, ascending
+    functions   the experts of each function, where one function of `memory_mb` does not hold them all; else empty
+    replicas    instances that share the experts of a prompt; 1 where there are several functions
     """
 
     layer: int
@@ -47,12 +54,16 @@ class LayerPlan(Part):
 
     @property
     def parts(self) -> tuple[tuple[int, ...], ...]:
-        """The experts of each function, whether one or several; none for an empty `remote`."""
+        """List the experts of each function, whether there is one or several; empty without remote experts."""
         return self.functions or ((self.remote,) if self.remote else ())
 
 
 class Outcome(Part):
-    """What a placement costs and how fast it is, as predicted."""
+    """Predicted cost and latency of a placement.
+
+    cost_usd_per_request   USD
+    ttft_s, tpot_s         seconds to the first token, and for each further token
+    """
 
     cost_usd_per_request: float
     ttft_s: float
@@ -60,7 +71,12 @@ class Outcome(Part):
 
 
 class Lengths(Part):
-    """A kind of request: its share of all, its prompt tokens, and the tokens that are generated after the first."""
+    """One kind of request.
+
+    share   of all requests
+    n_in    prompt tokens
+    n_out   tokens that are generated after the first
+    """
 
     share: float
     n_in: int
@@ -68,21 +84,22 @@ class Lengths(Part):
 
 
 class Source(Part):
-    """The file that this plan was made from."""
+    """A file that the plan was made from, and its digest."""
 
     path: str
     sha256: str
 
 
 class PredictedRouting(Part):
-    """Requests route as prompts are predicted to, which is as a mixture of prompts that the profile recorded.
+    """Routing that is predicted for a file of prompts, as a mixture of prompts that the profile recorded.
 
-    prompts           the file; its digest is over the texts, sorted
-    count             of its prompts
-    predictor         which one, and its mean divergence on held-out prompts of the profile; None where those were too few
+    prompts           the file; its digest is over the sorted texts
+    count             prompts in the file
+    predictor         name of the predictor
+    validation_bits   its mean divergence on held-out prompts of the profile; None where the profile has too few prompts
     mixture_bits      divergence between the prediction and the mixture
-    recorded          prompts of the profile, ascending from 0
-    weights           relative to their sum, the shares of requests that route as each
+    recorded          prompts of the profile that are mixed, ascending from 0
+    weights           weight of each; divided by their sum, the share of requests that route as it does
     """
 
     prompts: Source
@@ -95,11 +112,13 @@ class PredictedRouting(Part):
 
 
 class WorkloadRef(Part):
-    """The requests that a plan is for. Lengths are means over `kinds`, which are left out where there is one.
+    """The requests that a plan is for.
 
-    requests_per_hour   None where the traffic is unknown: then nothing idle is priced
+    n_in, n_out         mean prompt tokens, and mean tokens generated after the first
+    kinds               kinds of requests of different lengths; empty where all have one length
+    requests_per_hour   None where the traffic is unknown: then idle hours are not priced
     cold_share          share of requests that find everything cold
-    routing             left out where it is that of all of the profile's prompts together
+    routing             None: requests use experts as all of the profile's prompts together do
     """
 
     n_in: float
@@ -111,11 +130,12 @@ class WorkloadRef(Part):
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:
+        """List the kinds of requests, also where there is only one."""
         return self.kinds or (Lengths(share=1.0, n_in=round(self.n_in), n_out=round(self.n_out)),)
 
 
 class Targets(Part):
-    """Limits that were asked for; `budget_usd` is a request's."""
+    """Upper limits that were asked for; `budget_usd` is for one request."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -193,7 +213,7 @@ class Scenario(Outcome):
 
 
 class PlannedModel(Part):
-    """The model that was profiled, and what deploying it moves: bytes of one routed expert, and of everything else."""
+    """The profiled model: bytes of one routed expert, and of everything that is no routed expert."""
 
     name: str
     revision: str
@@ -203,7 +223,10 @@ class PlannedModel(Part):
 
 
 class Costs(Part):
-    """What a request costs, by part: the main function, and the expert functions of each layer. The sum is the plan's cost."""
+    """Cost of a request by part: the main function, and the expert functions of each layer.
+
+    The sum is the plan's cost.
+    """
 
     main_usd: float
     layers_usd: tuple[float, ...]
@@ -225,7 +248,11 @@ class BreakEven(Part):
 
 
 class BreakEvenTraffic(Part):
-    """Traffic at which a main function paid by use and an always-on instance cost the same, and what each is."""
+    """Traffic at which two main functions cost the same.
+
+    by_use     name of the one that is paid by use
+    instance   name of the one that is always on
+    """
 
     by_use: str
     instance: str
@@ -262,14 +289,16 @@ Verdict = Literal["recommended", "not-recommended", "insufficient-evidence"]
 
 
 class Plan(Document):
-    """One placement, what it costs, how sure that is, and what else there is.
+    """A placement of the experts, its cost and latency, its verdict, and what else could run the model.
 
-    method          how the placement was chosen; `exact` is optimal among what `notes` say
-    lower_bound_usd, lower_bound_s    no plan has less of the objective, in its unit; None of the other, and for what has no bound
-    gap             (value - lower bound) / value of the objective. A forced placement carries the bound of the exact plan that it is
-                    compared with; a scan, the paper's heuristic and a given placement have none
+    prices_of       date of the oldest price
+    method          how the placement was chosen; `exact` is optimal among the plans that `notes` name
+    lower_bound_usd, lower_bound_s    no plan has a smaller value of the objective; one of both is set, in the objective's unit. A forced
+                    placement has the bound of the exact plan; a scan, the paper's heuristic and a given placement have none
+    gap             (value - lower bound) / value
     basis, reason   why the verdict is what it is, for programs and for people
-    notes           for people: what was assumed, and what the numbers leave out
+    notes           for people: what was assumed, and what the figures leave out
+    instances       of the main function; more than 1 only where it is rented and the traffic is known
     missing         for people: why a baseline cannot be priced
     """
 
@@ -306,4 +335,5 @@ class Plan(Document):
 
     @property
     def outcome(self) -> Outcome:
+        """The plan's own cost and latency."""
         return Outcome(cost_usd_per_request=self.cost_usd_per_request, ttft_s=self.ttft_s, tpot_s=self.tpot_s)

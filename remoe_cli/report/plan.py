@@ -1,4 +1,4 @@
-"""Pictures of plans."""
+"""The picture of a plan's frontier."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from remoe_cli.plan.assess.frontier import Point
 
 
 def draw_frontier(points: Sequence[Point], path: Path) -> None:
-    """Write the picture of cost against TPOT; the shaded band is what the solver has not ruled out."""
+    """Draw cost against TPOT. In the shaded band, the solver has not ruled out a plan."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

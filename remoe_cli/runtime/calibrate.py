@@ -82,7 +82,7 @@ def measure_target(
     if not functions:
         raise DeployError(
             f"The deployment '{target}' has no expert functions to measure: its plan keeps every expert local.",
-            "Deploy a plan that sends some experts away, for example one made with --remote-share 0.25.",
+            "Deploy a plan with remote experts, for example one made with --remote-share 0.25.",
         )
     step = -(-len(functions) // _FUNCTIONS)
     callees = [_callee(client, name) for name in sorted(functions)[::step]]
@@ -150,12 +150,12 @@ def _slope(points: Sequence[tuple[float, float]]) -> float:
 
 
 def _callee(client: Any, name: str) -> _Callee:
-    said = health(client, name)
+    reply = health(client, name)
     try:
-        return _Callee(client, name, tuple(said["experts"]), int(said["width"]), str(said["dtype"]))
+        return _Callee(client, name, tuple(reply["experts"]), int(reply["width"]), str(reply["dtype"]))
     except KeyError as missing:
         raise InvokeError(
-            f"The expert function {name} does not say its {missing}.", "Deploy the plan again: the function may be of another version."
+            f"The expert function {name} does not report its {missing}.", "Deploy the plan again: the function may be of another version."
         ) from None
 
 
@@ -226,8 +226,8 @@ def _cold_starts(callees: Sequence[_Callee], pool: ThreadPoolExecutor, restart: 
         callee = callees[turn % len(callees)]
         restart(callee.name)
         (_, total_s, _, _), invocation = callee.call(pool, callee.batch(len(callee.experts)))
-        said = health(callee.client, callee.name)
-        if invocation.init_ms is not None and not invocation.retries and said["cold_start"]:
-            yield said["cold_start"] | {"total_s": total_s}
+        reply = health(callee.client, callee.name)
+        if invocation.init_ms is not None and not invocation.retries and reply["cold_start"]:
+            yield reply["cold_start"] | {"total_s": total_s}
         if time.perf_counter() > give_up:
             return

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime.failures import failure, kind_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ MainAddress = Http | LambdaMain | SageMaker
 
 def answer(
     endpoint: MainAddress,
-    prompt: str,
+    prompt: Prompt,
     max_new_tokens: int,
     on_text: Callable[[str], None],
     *,
@@ -69,7 +70,8 @@ def answer(
     Raises: UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function is not
     reached or ends before the answer is complete.
     """
-    request = {"prompt": prompt, "max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
+    asked = {"prompt": prompt} if isinstance(prompt, str) else prompt.to_json()
+    request = asked | {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
         if "error" in event:
@@ -136,9 +138,9 @@ def _sagemaker(endpoint: SageMaker, name: str, client: Any, request: dict[str, A
         with closing(response["Body"]) as stream:
             yield from map(json.loads, _lines(part["PayloadPart"]["Bytes"] for part in stream))
     except ClientError as error:
-        if (said := _said(error)) is None:
+        if (document := _error_document(error)) is None:
             raise _refused(endpoint, error) from None
-        yield said
+        yield document
     except (BotoCoreError, ValueError) as error:
         raise _refused(endpoint, error) from None
 
@@ -151,7 +153,7 @@ def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
         yield from lines
 
 
-def _said(error: Any) -> dict[str, Any] | None:
+def _error_document(error: Any) -> dict[str, Any] | None:
     """The error document that the container answered with, which SageMaker passes on inside its own error."""
     try:
         document = json.loads(error.response["OriginalMessage"])

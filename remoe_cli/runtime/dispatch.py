@@ -70,7 +70,7 @@ class Dispatcher:
 
     def warm(self) -> list[Future[Invocation]]:
         """Start one instance of every function at once, so that the first pass meets no cold start."""
-        return [self.pool.submit(ping, self.client, function.name) for some in self.remote.values() for function in some]
+        return [self.pool.submit(ping, self.client, function.name) for functions in self.remote.values() for function in functions]
 
     def _send(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
         dtype = next(iter(rows.values())).dtype
@@ -120,6 +120,10 @@ def divide(rows: Mapping[int, Array], dtype: str, replicas: int, expert_rows: fl
     and in order, unless they alone exceed the payload limit.
 
     Shapes: rows[expert] is [rows of this expert, hidden width].
+
+    >>> rows = {expert: np.zeros((count, 8), np.float32) for expert, count in ((0, 30), (1, 20), (2, 12))}
+    >>> [batch.experts for batch in divide(rows, "float32", replicas=2, expert_rows=1.5)]
+    [(0,), (1, 2)]
     """
     total = sum(len(x) for x in rows.values())
     bins = max(1, min(replicas, total // _ROWS_PER_REPLICA, len(rows)))

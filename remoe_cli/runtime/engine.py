@@ -18,6 +18,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from transformers.generation.streamers import BaseStreamer
 
 from remoe_cli.errors import UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import Attachment, attach, move_non_experts
 from remoe_cli.model.loader import load
@@ -82,7 +83,7 @@ class Engine:
     dispatcher: Dispatcher
     attachment: Attachment
 
-    def prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
         return encode(self.tokenizer, prompt)
 
     def generate(
@@ -146,17 +147,17 @@ def start_engine(
 
     Raises: InvokeError when an expert function cannot start.
     """
-    stay = spec.local_experts({layer: tuple(e for f in some for e in f.experts) for layer, some in functions.items()})
-    connections = max(_CONNECTIONS, *(sum(f.replicas for f in some) for some in functions.values())) if functions else 1
+    local = spec.local_experts({layer: tuple(e for f in remote for e in f.experts) for layer, remote in functions.items()})
+    connections = max(_CONNECTIONS, *(sum(f.replicas for f in remote) for remote in functions.values())) if functions else 1
     dispatcher = Dispatcher(
         client=connect(connections, _TIMEOUT_S) if functions else None,
-        local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in stay.items()},
+        local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in local.items()},
         remote=functions,
         # Threads only wait for answers, so there may be more of them than cores.
         pool=ThreadPoolExecutor(max_workers=connections, thread_name_prefix="invoke"),
     )
     warming = dispatcher.warm()
-    model = load(checkpoint, stay)
+    model = load(checkpoint, local)
     if gpu and torch.cuda.is_available():
         move_non_experts(model, "cuda")
     for started in warming:

@@ -125,11 +125,11 @@ def _is_right(path: Path, file: MainFile) -> bool:
     return path.is_file() and path.stat().st_size == file.bytes and sha256_file(path) == file.sha256
 
 
-def _check(path: Path, file: MainFile, said: str) -> None:
+def _check(path: Path, file: MainFile, name: str) -> None:
     if not path.is_file():
-        raise ArtifactError(f"{said} is missing.", _AGAIN)
+        raise ArtifactError(f"{name} is missing.", _AGAIN)
     if not _is_right(path, file):
-        raise ArtifactError(f"{said} is not the file that the manifest names: its size or sha256 differs.", _AGAIN)
+        raise ArtifactError(f"{name} is not the file that the manifest names: its size or sha256 differs.", _AGAIN)
 
 
 def _refuse_full(folder: Path, needed_bytes: int) -> None:

@@ -106,7 +106,7 @@ def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]
         return from_wire(answer), invocation
     except FrameError as error:
         raise InvokeError(
-            f"The expert function {function} did not answer with a frame: {error}.", "Is it one that remoe deployed?"
+            f"The expert function {function} did not answer with a frame: {error}.", "Check that remoe deployed it."
         ) from None
 
 
@@ -139,7 +139,8 @@ def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
         report = _REPORT.search(log)
         if report is None:
             raise InvokeError(
-                f"The expert function {function} answered without Lambda's REPORT line.", "Is the endpoint Lambda or the local twin?"
+                f"The expert function {function} answered without Lambda's REPORT line.",
+                "Check that it is Lambda or the local twin.",
             )
         init = report["init"]
         return answer, Invocation(

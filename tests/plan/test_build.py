@@ -11,8 +11,8 @@ import pytest
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError, InfeasibleError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Outcome, Plan
-from remoe_cli.plan.explain.rows import HEADER, baseline_rows, layer_rows, summary_rows
+from remoe_cli.plan.document import BaselineName, Outcome, Plan, Scenario, ScenarioKind
+from remoe_cli.plan.explain.rows import BASELINE_TITLES, LAYER_COLUMNS, baseline_rows, layer_rows, scenario_rows, summary_rows
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.plan.wording import id_ranges
@@ -210,7 +210,7 @@ def test_targets_that_conflict_name_the_least_tpot_at_that_ttft(tmp_path: Path) 
 
 def test_memory_out_of_reach_names_the_least_that_does(tmp_path: Path) -> None:
     profile = synthetic_profile(tmp_path, expert_mb=500)
-    with pytest.raises(InfeasibleError, match="memory of the main function fails") as raised:
+    with pytest.raises(InfeasibleError, match="memory of the main function is too small") as raised:
         plan_of(profile, tiny_catalog())
     least = int(number(raised.value.message, r"at least (\d+) MB"))
     assert plan_of(profile, tiny_catalog({"menu": [{"name": "x", "memory_mb": least, "vcpus": 1.0}]})).main.memory_mb == least
@@ -221,9 +221,9 @@ def test_memory_out_of_reach_names_the_least_that_does(tmp_path: Path) -> None:
 def test_payload_out_of_reach_names_the_least_that_does(tmp_path: Path) -> None:
     profile = synthetic_profile(tmp_path, expert_mb=100, prompt_tokens=400)
     small = {"menu": menu()[:1]}
-    with pytest.raises(InfeasibleError, match="payload limit of 5000 bytes fails") as raised:
+    with pytest.raises(InfeasibleError, match="payload limit of 5000 bytes is too small") as raised:
         plan_of(profile, tiny_catalog(small, payload_limit_bytes=5000, memory_menu_mb=[1024]))
-    least = int(number(raised.value.message, r"only at (\d+) bytes"))
+    least = int(number(raised.value.message, r"only with (\d+) bytes"))
     assert plan_of(profile, tiny_catalog(small, payload_limit_bytes=least, memory_menu_mb=[1024])).main.memory_mb == 768
     with pytest.raises(InfeasibleError, match="payload"):
         plan_of(profile, tiny_catalog(small, payload_limit_bytes=least - 1, memory_menu_mb=[1024]))
@@ -231,7 +231,7 @@ def test_payload_out_of_reach_names_the_least_that_does(tmp_path: Path) -> None:
 
 def test_a_forced_set_that_no_function_holds_is_named(tmp_path: Path) -> None:
     profile = synthetic_profile(tmp_path, expert_mb=300)
-    with pytest.raises(InfeasibleError, match="memory of the expert functions fails: 4 experts of layer 1 need 15"):
+    with pytest.raises(InfeasibleError, match="memory of expert functions is too small: 4 experts of layer 1 need 15"):
         plan_of(profile, tiny_catalog(max_functions=1), remote_share=1.0)
 
 
@@ -279,10 +279,18 @@ def test_rows_for_people(recommended: Plan) -> None:
     plan = recommended
     rows = layer_rows(plan)
     assert [row[0] for row in rows] == ["1", "2", "3"]
-    assert all(len(row) == len(HEADER) for row in rows)
+    assert all(len(row) == len(LAYER_COLUMNS) for row in rows)
     assert id_ranges((0, 1, 2, 5, 7, 8)) == "0-2, 5, 7, 8"
     lines = dict(summary_rows(plan))
     assert lines["verdict"] == plan.verdict.replace("-", " ")
     assert f"${plan.cost_usd_per_request * 1e6:,.4g} per million" in lines["cost"]
     assert isinstance(plan.outcome, Outcome)
     assert "all experts local, cheapest" in [row[0] for row in baseline_rows(plan)]
+
+
+def test_every_baseline_and_scenario_has_words(recommended: Plan) -> None:
+    assert BASELINE_TITLES.keys() == set(BaselineName) and len(set(BASELINE_TITLES.values())) == len(BaselineName)
+    outcome = recommended.outcome.model_dump()
+    each = [Scenario(**outcome, kind=kind, value=0.5, planned_prompts=3, judged_prompts=2, meets=True) for kind in ScenarioKind]
+    names = [name for name, _ in scenario_rows(recommended.model_copy(update={"scenarios": tuple(each)}))]
+    assert len(set(names)) == len(ScenarioKind) and not any("-" in name for name in names)

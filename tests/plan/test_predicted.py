@@ -161,8 +161,8 @@ def test_on_the_command_line(profile: Profile, tmp_path: Path) -> None:
     assert routing["predictor"] == winner["default"] != "SPS"
     assert routing["validation_bits"] == pytest.approx(winner["validation_bits"][winner["default"]], rel=5e-3)
     assert routing["prompts"]["sha256"] == PromptSet("", "", tuple(sorted(given))).sha256
-    [said] = [text for name, text in document["explanation"]["inputs"] if name == "prompts"]
-    assert f"6 of {prompts}" in said and any("recorded prompts" in note for note in document["notes"])
+    [text] = [text for name, text in document["explanation"]["inputs"] if name == "prompts"]
+    assert f"6 of {prompts}" in text and any("recorded prompts" in note for note in document["notes"])
     document = forked.document(*options[:4], "--data", str(prompts), "--solver", "paper")
     assert document["workload"]["routing"]["predictor"] == "SPS"
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_predicted_from(profile: Profile, tmp_path: Path) -> None
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("w1 w2")
     for made, file, message in (
-        (tmp_path / "bare", prompts, "does not hold its prompts' texts"),
+        (tmp_path / "bare", prompts, "has no vectors of its prompts"),
         (profile.path, tmp_path / "missing.txt", "There is no file"),
     ):
         error = forked.document("plan", str(made), "-o", str(tmp_path / "plan.json"), "--data", str(file), code=2)["error"]

@@ -24,22 +24,22 @@ SMALL: dict[str, Any] = {"layers": 3, "experts": 4, "skew": 2.0, "expert_mb": 2}
 
 # To change what `remoe plan` says: its sentence is in remoe_cli/plan/assess/verdict.py and here. "#" stands for a figure.
 REMOTE_EXPERT = (
-    "A remote expert saves # per million requests in main memory; the cheapest to send away (layer #, hit by # of decode tokens) "
-    "would cost # per million in invocations, before what waiting for it adds."
+    "Moving one expert out saves # per million requests of main memory. "
+    "Calling it costs at least # per million (layer #, used by # of decode tokens), and each call takes time."
 )
 SENTENCES = {
     Basis.TOO_FEW_TOKENS: "The profile traced # decode tokens; at least # are needed to tell how often experts are used.",
-    Basis.MISSES_TARGET: "It misses a target: TTFT # s, TPOT # s, # per million requests.",
+    Basis.MISSES_TARGET: "It misses a target: its TTFT is # s, its TPOT # s, its cost # per million requests.",
     Basis.NOTHING_ELSE_FITS: (
-        "All experts local need a main function of # MB, and the largest has # MB; this plan costs # per million requests."
+        "All experts local need a main function of # MB, but the largest has # MB; this plan costs # per million requests."
     ),
     Basis.OTHERS_MISS_TARGETS: (
         "With all experts local, no main function meets the targets (on m3328: TTFT # s, TPOT # s); this plan costs # per million requests."
     ),
-    Basis.CHEAPER: "It costs # per million requests: # less than all experts local on m3328 (# per million), the next best.",
+    Basis.CHEAPER: "It costs # per million requests: # less than all experts local on m3328 (# per million), the best alternative.",
     Basis.DEARER_THAN_WHOLE_MODEL: "The whole model on a GPU, g4dn.xlarge, is cheaper: # per million requests against # per million.",
     Basis.DEARER_THAN_ALL_LOCAL: (
-        f"With # experts remote it costs # per million requests, against all experts local on m3328 (# per million, +#). {REMOTE_EXPERT}"
+        f"With # experts remote, it costs # per million requests: +# against all experts local on m3328 (# per million). {REMOTE_EXPERT}"
     ),
     Basis.ALL_LOCAL_IS_CHEAPEST: (f"Keeping all experts local, on m3328, is the cheapest plan: # per million requests. {REMOTE_EXPERT}"),
 }
@@ -171,8 +171,8 @@ def test_the_saving_in_the_sentence_is_that_of_the_figures(tmp_path: Path) -> No
 
 def test_a_remote_expert_saves_less_than_it_costs_where_none_is_remote(tmp_path: Path) -> None:
     plan, *_ = all_local_is_cheapest(tmp_path)
-    saved = number(plan.reason, r"saves \$([\d.e-]+) per million requests in main memory")
-    assert saved < number(plan.reason, r"would cost \$([\d.e-]+) per million in invocations")
+    saved = number(plan.reason, r"saves \$([\d.e-]+) per million requests of main memory")
+    assert saved < number(plan.reason, r"costs at least \$([\d.e-]+) per million")
 
 
 def test_too_few_tokens_are_counted(tmp_path: Path) -> None:

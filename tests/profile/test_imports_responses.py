@@ -147,8 +147,8 @@ def test_failed_requests_and_answers_without_routing_are_counted(tmp_path: Path)
     found = import_routing(file, SPEC)
     check(found)
     assert found.remarks == (
-        f"2 of 6 requests that failed are left out; the first is {file}, row 1.",
-        f"1 answers without routing (their routed_experts are null, missing or zeros) is left out; the first is {file}, row 5.",
+        f"Left out: 2 of 6 requests (failed); the first is {file}, row 1.",
+        f"Left out: 1 of 4 answers (routed_experts is null, missing or zeros); the first is {file}, row 5.",
     )
 
 
@@ -169,7 +169,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
 def test_answers_without_routing(kind: str, tmp_path: Path) -> None:
     found = read(tmp_path, [ROWS[0], WITHOUT[kind], *ROWS[1:]])
     check(found)
-    assert len(found.remarks) == 1 and found.remarks[0].startswith("1 answers without routing") and "row 2" in found.remarks[0]
+    assert len(found.remarks) == 1 and found.remarks[0].startswith("Left out: 1 of 4 answers") and "row 2" in found.remarks[0]
 
 
 FAILED: dict[str, dict[str, Any]] = {
@@ -185,7 +185,7 @@ FAILED: dict[str, dict[str, Any]] = {
 def test_failed_requests(kind: str, tmp_path: Path) -> None:
     found = read(tmp_path, [FAILED[kind], *ROWS, FAILED[kind]])
     check(found)
-    assert len(found.remarks) == 1 and found.remarks[0].startswith("2 of 5 requests that failed are left out; the first is")
+    assert len(found.remarks) == 1 and found.remarks[0].startswith("Left out: 2 of 5 requests (failed); the first is")
 
 
 def test_several_answers_are_a_row_each(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_several_answers_are_a_row_each(tmp_path: Path) -> None:
         assert found.arrays["prompt_tokens"].tolist() == [3, 3, 6] and found.arrays["decode_tokens"].tolist() == [2, 4, 3]
         assert (found.arrays["prefill_counts"][[0, 1]] == EARLY[0]).all()
         assert (found.arrays["decode_counts"][1] == made.count(other, (4,))[0]).all()
-        assert found.remarks == ("1 responses have several answers: each answer is a row with the prompt's routing.",)
+        assert found.remarks == (f"{tmp_path / 'x'}: 1 responses have several answers: each answer is a row with the prompt's routing.",)
     partly = {"choices": [new["choices"][0], {"routed_experts": None}], "usage": new["usage"]}  # type: ignore[index]
     found = read(tmp_path, [partly, ROWS[1]])
     check(found, [0, 1])
@@ -325,4 +325,4 @@ def test_remarks_are_said(tmp_path: Path) -> None:
     remarks: list[str] = []
     file = made.write_lines(tmp_path / "x.jsonl", made.vllm_batch(IDS))
     import_profile(str(model), file, tmp_path / "out", latency=made.latency(tmp_path), say=remarks.append)
-    assert [remark.split()[0] for remark in remarks] == ["2", "1"]
+    assert [remark.split()[2] for remark in remarks] == ["2", "1"]

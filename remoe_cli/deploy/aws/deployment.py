@@ -54,12 +54,12 @@ def apply(
             raise _destroyed(name, bucket, bucket_tags)
         if state and as_wanted and not missing and bucket_tags == tags:
             if not (freed_bytes := tidy(stack, bucket, state, needed, console)):
-                console.say("Nothing to do: all of it stands as the plan says.")
+                console.say("Nothing to do: the deployment is as the plan says.")
             return _document(account, name, console, (), freed_bytes)
         if state and state.stands and _is_nested(stack.template(state)) != wanted.nested:
-            takes = "several stacks" if wanted.nested else "one stack"
+            needs, has = ("several stacks", "one") if wanted.nested else ("one stack", "several")
             raise DeployError(
-                f"The plan takes {takes}, unlike what stands, and functions cannot move between stacks.",
+                f"The plan needs {needs}, the deployment has {has}, and functions cannot move between stacks.",
                 f"Deploy it under another --name, or run 'remoe destroy {name} --target aws' first.",
             )
         if bucket_tags != tags:
@@ -82,7 +82,7 @@ def apply(
                 with console.progress("Uploading", of_bytes=True) as report:
                     bucket.upload(rest, report)
             except KeyboardInterrupt:
-                console.say(f"What is uploaded stays. The same command goes on; 'remoe destroy {name} --target aws' removes it.")
+                console.say(f"Uploaded files stay. The same command continues; 'remoe destroy {name} --target aws' removes it.")
                 raise
             if proposal:
                 state = stack.execute(proposal)
@@ -127,7 +127,7 @@ def _unless_destroyed(name: str, bucket: Bucket) -> Iterator[None]:
 def _destroyed(name: str, bucket: Bucket, tags: Mapping[str, str]) -> HeldError:
     return HeldError(
         f"The bucket {bucket.name} is held by {tags.get(names.DESTROYER_TAG, 'somebody')}, who destroys the deployment '{name}'.",
-        f"When that is done, run the command again. If it was interrupted, 'remoe destroy {name} --target aws' goes on with it.",
+        f"When that is done, run the command again. If it was interrupted, 'remoe destroy {name} --target aws' continues it.",
     )
 
 
@@ -144,9 +144,9 @@ def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
         state, bucket_tags = stack.describe(), bucket.tags()
         if state is None and bucket_tags is None:
             raise status.unknown(account, name)
-        stands = f"the stack {stack.name} ({state.status})" if state else "no stack"
+        described = f"the stack {stack.name} ({state.status})" if state else "no stack"
         if not console.agree(
-            f"Destroy '{name}' in account {account.id}, {account.region}: {stands}, the bucket {bucket.name} and all in it?"
+            f"Destroy '{name}' in account {account.id}, {account.region}: {described}, the bucket {bucket.name} and all in it?"
         ):
             raise DeployError("Nothing was destroyed, as you did not agree.", "")
         removed = stack.remove(state) if state else ()
@@ -158,7 +158,7 @@ def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
         if stuck := [event for event in removed if event.failed]:
             raise PartialDeployError(
                 f"{len(stuck)} resources could not be deleted, and are in no stack any more: {'; '.join(map(_stuck, stuck))}",
-                "Mend what it says, then delete them by hand.",
+                "Fix what it names, then delete them by hand.",
             )
         return {"name": name, "target": "aws", "state": "destroyed", "left": left}
 

@@ -17,8 +17,8 @@ def table(changes: Sequence[Change], money: Money) -> Table:
 
     Costs that belong to no resource of the templates come last, and then the sum.
     """
-    columns = ("change", "type", "of it", "a month at rest", "a request")
-    return Table("Changes, and money in USD", columns, (*_rows(changes, money), *_beside(money)))
+    columns = ("change", "type", "what changes", "a month at rest", "a request")
+    return Table("Changes and costs in USD", columns, (*_rows(changes, money), *_beside(money)))
 
 
 def _rows(changes: Sequence[Change], money: Money) -> Iterator[tuple[str, ...]]:
@@ -41,4 +41,4 @@ def _beside(money: Money) -> Iterator[tuple[str, ...]]:
         if line.resource is None:
             yield f"  {line.what}", "", "", f"{line.idle_usd_per_month:,.2f}", f"{line.usd_per_request:.6f}"
     total = money.usd_per_request + money.beside_usd_per_request
-    yield "  all of the deployment", "", "", f"{money.idle_usd_per_month:,.2f}", f"{total:.6f}"
+    yield "  whole deployment", "", "", f"{money.idle_usd_per_month:,.2f}", f"{total:.6f}"

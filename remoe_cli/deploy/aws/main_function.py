@@ -41,7 +41,7 @@ def resources(plan: Plan, contents: Contents, settings: AwsSettings, after: list
             return _function(plan, contents, settings, policy, after)
         case Endpoint.sagemaker:
             if not plan.main.name.startswith("ml."):
-                raise _wrong_kind(plan, "no instance of SageMaker's")
+                raise _wrong_kind(plan, "not a SageMaker instance")
             policy = policies.main_endpoint(settings.name, entries, iam.role_policy_characters, _image(settings)[0])
             return _endpoint(plan, contents, settings, policy, after)
 

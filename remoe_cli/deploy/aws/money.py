@@ -86,7 +86,7 @@ def _main(plan: Plan, settings: AwsSettings) -> Line:
             hourly = plan.instances * (plan.main.usd_per_hour or 0.0)
             month, per_hour = hourly * HOURS_PER_MONTH, plan.workload.requests_per_hour
             note = f"${hourly:.4g} an hour, used or not"
-            note += "" if per_hour is None else f": a request's is what {per_hour:g} an hour share"
+            note += "" if per_hour is None else f": each of {per_hour:g} requests an hour pays its share"
             what = f"main endpoint, {plan.instances} x {name}"
             return Line(what, main_function.ENDPOINT, month, usd, None if per_hour is None else month, True, f"{note}.")
 
@@ -115,8 +115,8 @@ def _beside(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSetti
 
 def _kept(catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterator[Line]:
     """Price what costs money by existing."""
-    share = 0 if settings.endpoint is Endpoint.none else contents.main_bytes
-    stored_gb = (sum(f.shard_bytes for f in contents.functions) + share + contents.code_bytes) / _GB
+    main_bytes = 0 if settings.endpoint is Endpoint.none else contents.main_bytes
+    stored_gb = (sum(f.shard_bytes for f in contents.functions) + main_bytes + contents.code_bytes) / _GB
     yield _line(f"S3, {stored_gb:.1f} GB", stored_gb * catalog.storage.usd_per_gb_month, "Weights and code.")
     if settings.endpoint is not Endpoint.none:
         estimates = aws_reference().estimates
@@ -124,7 +124,7 @@ def _kept(catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterat
         usd = image_bytes / _GB * aws_reference().prices.usd_per_image_gb_month
         yield _line(f"image in ECR, about {image_bytes / _GB:.1f} GB", usd, "Yours: it outlives the deployment.")
     if settings.monthly_alert_usd is not None:
-        yield _line("budget", 0.0, "An account's first two are free.")
+        yield _line("monthly alert", 0.0, "An account's first two budgets are free.")
 
 
 def _line(what: str, usd_per_month: float, note: str) -> Line:
@@ -148,8 +148,8 @@ def _reads(plan: Plan, contents: Contents, settings: AwsSettings) -> int:
     """Count the GETs of a request that finds everything cold."""
     bytes_per_read = aws_reference().estimates.bytes_per_read
     experts = sum(f.replicas * len(f.experts) for f in contents.functions)
-    share = contents.main_bytes if settings.endpoint is Endpoint.aws_lambda else 0
-    return experts * ceil(plan.model.expert_bytes / bytes_per_read) + ceil(share / bytes_per_read)
+    main_bytes = contents.main_bytes if settings.endpoint is Endpoint.aws_lambda else 0
+    return experts * ceil(plan.model.expert_bytes / bytes_per_read) + ceil(main_bytes / bytes_per_read)
 
 
 def _by_traffic(plan: Plan, usd_per_request: float) -> float | None:
@@ -166,4 +166,4 @@ def _notes(plan: Plan, catalog: Catalog, settings: AwsSettings) -> Iterator[str]
     if settings.architecture != catalog.architecture:
         yield f"The plan is priced for {catalog.architecture}, the functions are {settings.architecture}."
     if plan.workload.requests_per_hour is None:
-        yield "The plan knows no traffic, so a month of use cannot be told."
+        yield "The plan has no traffic, so the cost of a month of use is unknown."

@@ -112,7 +112,7 @@ def _with_calls(name: str, entries: Iterable[str], most_characters: int, *own: D
     if not entries:
         return _document(*own)
     forms = sorted({re.sub(r"\d", "?", entry) for entry in entries})
-    exact, by_form = (_document(*own, _call(name, some)) for some in (entries, forms))
+    exact, by_form = (_document(*own, _call(name, listed)) for listed in (entries, forms))
     return exact if characters(exact) <= most_characters else by_form
 
 

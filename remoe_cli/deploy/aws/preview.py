@@ -66,8 +66,8 @@ def tables(made: Templates, quotas: Sequence[QuotaCheck], money: Money) -> tuple
     order = get_args(Severity)
     rows = tuple(map(_quota_cells, sorted(quotas, key=lambda quota: -order.index(quota.severity))))
     return (
-        Table("To be added", ("resource", "number"), kinds),
-        Table("Money in USD", ("what", "a month at rest", "a request", "a month of use"), tuple(_money_rows(money))),
+        Table("Resources to add", ("resource", "number"), kinds),
+        Table("Costs in USD", ("what", "a month at rest", "a request", "a month of use"), tuple(_money_rows(money))),
         Table("Quotas", ("what", "used", "of", "unit", "verdict"), rows),
     )
 
@@ -84,7 +84,7 @@ def _money_rows(money: Money) -> Iterator[tuple[str, ...]]:
             usd = fsum(f.usd_per_request for f in functions)
             yield _cells(f"{len(functions)} expert functions", 0.0, usd, fsum(months) if months else None)
     usd = money.usd_per_request + money.beside_usd_per_request
-    yield _cells("all", money.idle_usd_per_month, usd, money.usd_per_month)
+    yield _cells("total", money.idle_usd_per_month, usd, money.usd_per_month)
 
 
 def _cells(what: str, idle_usd: float, request_usd: float, month_usd: float | None) -> tuple[str, ...]:

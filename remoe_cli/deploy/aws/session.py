@@ -85,7 +85,7 @@ def plain_errors() -> Iterator[None]:
         raise explained(error) from error
     except ResponseParserError as error:
         hint = "Something between here and AWS may answer in its place, such as a proxy or a sign-on page."
-        raise DeployError(f"What answers is not AWS: {_sentence(error)}", hint) from error
+        raise DeployError(f"The answer does not come from AWS: {_sentence(error)}", hint) from error
 
 
 def explained(error: BotoCoreError | ClientError) -> RemoeError:
@@ -98,16 +98,16 @@ def explained(error: BotoCoreError | ClientError) -> RemoeError:
         case exceptions.InvalidRegionError():
             return UsageError(_sentence(error), "Give --region as AWS writes it, such as us-east-1.")
         case exceptions.ProfileNotFound():
-            return UsageError(_sentence(error), "'aws configure list-profiles' lists those that there are; see --profile and AWS_PROFILE.")
+            return UsageError(_sentence(error), "'aws configure list-profiles' lists the profiles; see --profile and AWS_PROFILE.")
         case exceptions.ConfigParseError():
-            return UsageError(_sentence(error), "Mend the file, or name another one in AWS_CONFIG_FILE.")
+            return UsageError(_sentence(error), "Fix the file, or name another one in AWS_CONFIG_FILE.")
         case exceptions.NoCredentialsError() | exceptions.PartialCredentialsError():
             return DeployError(
                 f"There are no AWS credentials: {error}.",
-                "Set AWS_PROFILE or --profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; 'aws configure' stores some.",
+                "Set AWS_PROFILE or --profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; 'aws configure' stores them.",
             )
         case exceptions.SSOError() | exceptions.TokenRetrievalError() | exceptions.CredentialRetrievalError():
-            return DeployError(f"The AWS credentials cannot be had: {_sentence(error)}", LOG_IN)
+            return DeployError(f"The AWS credentials cannot be loaded: {_sentence(error)}", LOG_IN)
         case exceptions.HTTPClientError() | exceptions.ConnectionError():
             return DeployError(f"AWS cannot be reached: {_sentence(error)}", "Check the network, the proxy and the region's name.")
         case _:
@@ -116,18 +116,18 @@ def explained(error: BotoCoreError | ClientError) -> RemoeError:
 
 def _refusal(error: ClientError) -> RemoeError:
     code = error.response["Error"].get("Code", "")
-    said = _sentence(error.response["Error"].get("Message") or code)
+    message = _sentence(error.response["Error"].get("Message") or code)
     if code in EXPIRED_CREDENTIALS:
-        return DeployError(f"The AWS credentials have expired: {said}", LOG_IN)
+        return DeployError(f"The AWS credentials have expired: {message}", LOG_IN)
     if code in UNKNOWN_CREDENTIALS:
-        return DeployError(f"AWS does not accept these credentials: {said}", LOG_IN)
+        return DeployError(f"AWS does not accept these credentials: {message}", LOG_IN)
     if code == "RequestTimeTooSkewed":
-        return DeployError(f"AWS does not accept these credentials: {said}", "Set this machine's clock.")
+        return DeployError(f"AWS does not accept these credentials: {message}", "Set this machine's clock.")
     if code in ACCESS_DENIED:
         return DeployError(
-            f"These credentials may not call {error.operation_name}: {said}", "Use others, or ask for the permission that it names."
+            f"These credentials may not call {error.operation_name}: {message}", "Use others, or ask for the permission that it names."
         )
-    return DeployError(f"AWS refused {error.operation_name}: {said} ({code})", "Mend what it names, then run the command again.")
+    return DeployError(f"AWS refused {error.operation_name}: {message} ({code})", "Fix what it names, then run the command again.")
 
 
 def code_of(error: ClientError) -> str:

@@ -144,10 +144,10 @@ class Stack:
         """Name who began the last operation: a change set says so, a deletion does not."""
         if state.status.startswith("DELETE_"):
             return "somebody who deletes it"
-        said = ""
+        actor = ""
         with suppress(ClientError):
-            said = self._client.describe_change_set(ChangeSetName=state.change_set).get("Description", "") if state.change_set else ""
-        return said or "somebody else"
+            actor = self._client.describe_change_set(ChangeSetName=state.change_set).get("Description", "") if state.change_set else ""
+        return actor or "somebody else"
 
     def held(self, state: StackState) -> HeldError:
         return HeldError(
@@ -167,18 +167,18 @@ class Stack:
                 if not self._goes_on(state, wanted):
                     raise self.held(state)
                 self.console.say(
-                    f"An earlier run of this goes on since {state.since:%H:%M:%S} UTC ({state.status}): waiting for it to end."
+                    f"An earlier run of this command is at work since {state.since:%H:%M:%S} UTC ({state.status}): waiting for it to end."
                 )
                 happened = self._follow_latest(state)
                 if happened[-1].status not in _STANDS and (failure := events.cause(happened)):
                     self.console.say(f"That failed: {_why(failure)}")
             elif state.status in _NEVER_STOOD or state.status == "DELETE_FAILED":
-                self.console.say(f"The stack {self.name} is what an operation that failed has left ({state.status}): removing it first.")
+                self.console.say(f"The stack {self.name} is left from a failed operation ({state.status}): removing it first.")
                 for event in self.remove(state):
                     if event.failed:
                         self.console.say(f"It stays, outside the deployment: {_why(event)}")
             elif state.status == "UPDATE_ROLLBACK_FAILED":
-                self.console.say(f"The last update of {self.name} was not taken back completely: going on with that first.")
+                self.console.say(f"The rollback of {self.name}'s last update did not finish: continuing it first.")
                 self._continue_rollback(state)
             else:
                 return state
@@ -220,7 +220,7 @@ class Stack:
             reason = found.get("StatusReason", "")
             if any(phrase in reason for phrase in _NO_CHANGES):
                 return None
-            raise DeployError(f"CloudFormation cannot make the changes: {reason}", "Mend what it names, then run the command again.")
+            raise DeployError(f"CloudFormation cannot make the changes: {reason}", "Fix what it names, then run the command again.")
         return Proposal(made["Id"], made["StackId"], creates, tuple(self._changes(made["Id"])))
 
     def _changes(self, change_set: str) -> Iterator[Change]:
@@ -270,7 +270,7 @@ class Stack:
             if not proposal.creates:
                 cancel = f"aws cloudformation cancel-update-stack --stack-name {self.name} --region {self.account.region}"
             follow = f"'remoe status {self.deployment} --target aws', or by deploying again"
-            self.console.say(f"CloudFormation goes on without this command. Follow it with {follow}; cancel it with '{cancel}'.")
+            self.console.say(f"CloudFormation continues without this command. Follow it with {follow}; cancel it with '{cancel}'.")
             raise
         if happened[-1].status not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
             raise self._failure(happened)
@@ -284,16 +284,16 @@ class Stack:
     def _failure(self, happened: list[Event]) -> DeployError | PartialDeployError:
         failure, end = events.cause(happened), happened[-1]
         why = _why(failure or end)
-        again = f"Mend that and run the command again; 'remoe destroy {self.deployment} --target aws' removes what is left."
+        again = f"Fix that and run the command again; 'remoe destroy {self.deployment} --target aws' removes what is left."
         match end.status:
             case "ROLLBACK_COMPLETE":
-                return DeployError(f"{why} Everything that was made before it has been taken back.", again)
+                return DeployError(f"{why} Everything that was created before it has been rolled back.", again)
             case "UPDATE_ROLLBACK_COMPLETE":
                 return DeployError(f"{why} The deployment is what it was before.", again)
             case "DELETE_COMPLETE":
                 return DeployError(f"The stack {self.name} has been deleted meanwhile.", "Deploy again, if that is what you want.")
             case _:
-                return PartialDeployError(f"{why} Taking back what was done before it failed too ({end.status}).", again)
+                return PartialDeployError(f"{why} The rollback failed too ({end.status}).", again)
 
     def _continue_rollback(self, state: StackState) -> None:
         after = events.newest(self._client, state.id)
@@ -303,8 +303,8 @@ class Stack:
         if happened[-1].status != "UPDATE_ROLLBACK_COMPLETE":
             failure = events.cause(happened)
             raise PartialDeployError(
-                f"{_why(failure or happened[-1])} So the last update cannot be taken back.",
-                f"Mend that and run the command again, or start afresh: 'remoe destroy {self.deployment} --target aws'.",
+                f"{_why(failure or happened[-1])} So the last update cannot be rolled back.",
+                f"Fix that and run the command again, or start again: 'remoe destroy {self.deployment} --target aws'.",
             )
 
     def remove(self, state: StackState) -> tuple[Event, ...]:
@@ -315,7 +315,7 @@ class Stack:
             return self._remove(state.id, state)
         except KeyboardInterrupt:
             self.console.say(
-                f"CloudFormation goes on deleting. 'remoe destroy {self.deployment} --target aws' follows it and does the rest."
+                f"CloudFormation continues to delete. 'remoe destroy {self.deployment} --target aws' follows it and does the rest."
             )
             raise
 
@@ -338,7 +338,7 @@ class Stack:
                 retain = sorted(event.name for event in failed.values() if event.kind != events.STACK)
         raise PartialDeployError(
             f"The stack {self.name} cannot be deleted: {_why(events.cause(happened) or happened[-1])}",
-            f"Mend that, then run 'remoe destroy {self.deployment} --target aws' again.",
+            f"Fix that, then run 'remoe destroy {self.deployment} --target aws' again.",
         )
 
     def _follow_latest(self, state: StackState) -> list[Event]:
@@ -369,8 +369,8 @@ class Stack:
                 raise
             now = self.describe()
             if now is None and (proposal or before):
-                said = f"The stack {self.name} has been deleted meanwhile by somebody who destroys it."
-                raise HeldError(said, "When that is done, run the command again.") from error
+                message = f"The stack {self.name} has been deleted meanwhile by somebody who destroys it."
+                raise HeldError(message, "When that is done, run the command again.") from error
             if now and proposal and now.busy and now.change_set == proposal.id:
                 return  # a call that was repeated because its answer was lost
             if now and (now.busy or proposal or (now.stands and now.change_set != (before.change_set if before else ""))):

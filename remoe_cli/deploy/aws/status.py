@@ -73,7 +73,7 @@ def stack_state(account: Account, name: str) -> StackState:
 
 def _state(state: StackState, name: str) -> tuple[str, str]:
     follow = "CloudFormation is at work; run this again, or deploy the same plan again to follow it."
-    again = f"Deploy again to go on, or run 'remoe destroy {name} --target aws'."
+    again = f"Deploy again to continue, or run 'remoe destroy {name} --target aws'."
     if state.stands:
         return "running", ""
     if state.status == "DELETE_IN_PROGRESS":

@@ -24,8 +24,8 @@ from botocore.exceptions import ClientError
 
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws.session import Account, code_of
-from remoe_cli.deploy.console import Report
 from remoe_cli.errors import DeployError, HeldError
+from remoe_cli.progress import Report
 
 PART_BYTES = 16 * 2**20
 _AT_ONCE = 8
@@ -99,7 +99,7 @@ class Bucket:
                 return None
             if code_of(error) in ("403", "AccessDenied"):
                 raise DeployError(
-                    f"The bucket {self.name} is not account {self.account.id}'s, or may not be looked at: {error}.",
+                    f"The bucket {self.name} is not account {self.account.id}'s, or may not be read: {error}.",
                     "Choose another --name, or ask for the permission s3:GetBucketTagging.",
                 ) from error
             raise
@@ -114,8 +114,8 @@ class Bucket:
             self.client.create_bucket(Bucket=self.name, **place)
         except ClientError as error:
             if code_of(error) == "OperationAborted":
-                said = f"The bucket {self.name} is being made or deleted by somebody else at this moment."
-                raise HeldError(said, "Run the command again in a minute.") from error
+                message = f"The bucket {self.name} is being made or deleted by somebody else at this moment."
+                raise HeldError(message, "Run the command again in a minute.") from error
             if code_of(error) != "BucketAlreadyOwnedByYou":
                 raise
         closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
@@ -259,8 +259,8 @@ _KINDS = ("Versions", "DeleteMarkers")
 def _refused(answer: Mapping[str, Any]) -> None:
     if errors := answer.get("Errors"):
         first = errors[0]
-        said = f"S3 does not delete {first['Key']}: {first.get('Message') or first['Code']}."
-        raise DeployError(said, "Mend that, then run the command again.")
+        message = f"S3 does not delete {first['Key']}: {first.get('Message') or first['Code']}."
+        raise DeployError(message, "Fix that, then run the command again.")
 
 
 def _checksum(body: bytes) -> str:

@@ -61,7 +61,10 @@ def templates(plan: Plan, contents: Contents, settings: AwsSettings) -> Template
     """
     names.check_name(settings.name)
     if settings.endpoint is Endpoint.none and not contents.functions:
-        raise UsageError("Nothing of this plan runs on AWS: all its experts are local, and the endpoint is none.", "Deploy it locally.")
+        raise UsageError(
+            "Nothing of this plan runs on AWS: all its experts are local, and the endpoint is none.",
+            "Plan with --catalog aws-us-east-1, or deploy it on this machine: leave --target aws out.",
+        )
     served = functions.served_at_once(plan, contents, settings)
     experts = {function: functions.expert_function(plan, function, contents, settings, served) for function in contents.functions}
     root = _root(plan, contents, settings, {id: resource for made in experts.values() for id, resource in made.items()})

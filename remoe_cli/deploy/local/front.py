@@ -69,8 +69,8 @@ async def serve(twin: Twin, port: int = 0) -> web.AppRunner:
         await runner.cleanup()
         raise
     if isinstance(main := twin.config.main, FunctionConfig):
-        told = {**main.environment, "REMOE_ENDPOINT": endpoint(runner)}
-        twin.pools[main.name].function = main.model_copy(update={"environment": told})
+        environment = {**main.environment, "REMOE_ENDPOINT": endpoint(runner)}
+        twin.pools[main.name].function = main.model_copy(update={"environment": environment})
     return runner
 
 

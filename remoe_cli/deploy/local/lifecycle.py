@@ -151,7 +151,7 @@ def _end_everything(folder: Path) -> None:
     kept = [group for group in groups if not cages.remove(group)]
     if left or kept:
         what = ", ".join([f"process {process.pid}" for process in left] + [f"group {group}" for group in kept])
-        message = f"Of the deployment in {folder} there is still {what}, which could not be ended."
+        message = f"The deployment in {folder} could not be ended completely: {what} is left."
         raise DeployError(message, "End it by hand, then run the command again.")
 
 
@@ -211,10 +211,10 @@ def _live_status(folder: Path) -> dict[str, Any]:
     raise _log_error(f"The supervisor of deployment '{folder.name}' is gone", folder / "logs" / "supervisor.log", hint)
 
 
-def _log_error(what: str, log: Path, hint: str = "Nothing of it is left; mend what the log says and deploy again.") -> DeployError:
+def _log_error(what: str, log: Path, hint: str = "Nothing is left of it; fix what the log says and deploy again.") -> DeployError:
     lines = last_lines(log, 12)
-    said = f"; the last lines of its log are:\n{os.linesep.join(lines)}" if lines else "; its log is empty."
-    return DeployError(f"{what}{said}", hint)
+    tail = f"; the last lines of its log are:\n{os.linesep.join(lines)}" if lines else "; its log is empty."
+    return DeployError(f"{what}{tail}", hint)
 
 
 def _record(folder: Path) -> SupervisorRecord | None:

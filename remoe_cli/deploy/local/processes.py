@@ -35,8 +35,8 @@ def start_time(pid: int) -> str | None:
         except OSError:
             return None
         return None if fields[0] in "ZX" else fields[19]
-    told = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    answer = told.stdout.split(maxsplit=1)
+    run = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    answer = run.stdout.split(maxsplit=1)
     return answer[1].strip() if len(answer) == 2 and not answer[0].startswith("Z") else None
 
 

@@ -1,14 +1,16 @@
-"""What else could run the model: the paper's CPU, GPU, Fetch and MIX (method section 10), and all experts local at the best main spec.
+"""What else could run the model: the paper's baselines, and all experts local at the best main spec.
 
 - CPU        the whole model in CPU memory
 - GPU        the whole model in GPU memory
-- Fetch      ideal offloading: experts in CPU memory, those that are needed always on the GPU already, which has room for one layer's
+- Fetch      ideal offloading: experts in CPU memory, and each needed one is on the GPU already, which has room for one layer's
 - MIX        experts in CPU memory, the rest where main functions have it, on the smallest main spec that holds them
-- all-local  the same on the cheapest spec that meets the targets (MIX*): a plan that sends nothing away
+- all-local  the same on the cheapest spec that meets the targets (MIX*): a plan without remote experts
 
-Times of CPU, GPU and Fetch come from descriptions (profile/hardware), whose GPU takes a fixed time for each layer and each expert that it
-is called for: that is what eager code costs, and it decides these baselines. Prices are those of main functions: by the GB-second, or the
-instance's hours.
+Times of CPU, GPU and Fetch come from descriptions (profile/hardware). Their GPU takes a fixed time for each layer and for each expert that
+is called: that is what eager code costs, and it decides these baselines. Prices are those of main functions: by the GB-second, or the hours
+of an instance.
+
+Source: method.md, section 10.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
 
 @dataclass(frozen=True)
 class Baselines:
-    """Baselines by name, and why others are missing. `all_local` is the placement of that name, if there is one."""
+    """The baselines that can be priced, and why others cannot.
+
+    missing     sentences for people
+    all_local   the placement of the baseline of that name; None where there is none
+    """
 
     priced: dict[BaselineName, Baseline]
     missing: dict[BaselineName, str]
@@ -35,7 +41,7 @@ class Baselines:
 
 
 def baselines(problem: Problem, aim: Aim) -> Baselines:
-    """All of them, or why not."""
+    """Price every other way to run the model, or say why it cannot be priced."""
     local = [one for spec in problem.catalog.main.menu if (one := all_local_on(problem, spec)) is not None]
     found = {
         BaselineName.CPU: _cpu(problem, aim, local),
@@ -51,7 +57,10 @@ def baselines(problem: Problem, aim: Aim) -> Baselines:
 
 
 def all_local_on(problem: Problem, spec: MainSpec) -> Priced | None:
-    """All experts local on as few instances as the traffic needs; None where the spec does not hold them, or takes too long for it."""
+    """Keep all experts local on one main spec, with as few instances as the traffic needs.
+
+    Returns None where the spec does not hold them, or takes too long for a request.
+    """
     placement = Placement(spec, local_layers(problem))
     if main_function.local_capacity(problem, spec) < problem.spec.experts_per_layer * len(placement.layers):
         return None
@@ -65,12 +74,12 @@ def all_local_on(problem: Problem, spec: MainSpec) -> Priced | None:
 
 
 def instances_for(problem: Problem, request_s: float) -> int:
-    """Always-on instances that have time for the traffic."""
+    """Count the always-on instances that have time for the traffic."""
     return max(1, -int(-(request_s * (problem.workload.requests_per_hour or 0.0) / 3600 - 1e-9) // 1))
 
 
 def _best(aim: Aim, local: list[Priced]) -> Priced | None:
-    """The cheapest that meets the targets, else the cheapest; of equals the fastest."""
+    """Find the cheapest that meets the targets, else the cheapest; of equals, the fastest."""
     pool = [one for one in local if meets(aim, one.outcome)] or local
     least = min((one.outcome.cost_usd_per_request for one in pool), default=0.0)
     equals = [one for one in pool if one.outcome.cost_usd_per_request <= least * (1 + SLACK)]
@@ -90,11 +99,15 @@ def _mix(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
         problem, problem.catalog.main.menu[-1], problem.spec.experts_per_layer * len(problem.spec.moe_layers)
     )
     largest = max(spec.memory_mb for spec in problem.catalog.main.menu)
-    return f"all experts local need a main function of {needed / MB:.0f} MB, and the largest has {largest} MB"
+    return f"all experts local need a main function of {needed / MB:.0f} MB, but the largest has {largest} MB"
 
 
 def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
-    """Where main functions have no GPU, that is all experts local; else experts as in the main function, the rest as described."""
+    """Price the whole model on CPUs.
+
+    Where main functions have no GPU, this is all experts local. Else experts take their time in the main function, the rest that of a
+    description.
+    """
     by_use = [spec for spec in problem.catalog.main.menu if spec.usd_per_hour is None]
     bytes_needed = problem.catalog.main.runtime_memory_mb * MB + main_function.base_bytes(problem) + problem.spec.routed_bytes
     hardware = read_hardware(problem.catalog.reference.hardware)
@@ -120,7 +133,7 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
             )
         if outcome and (best is None or outcome.cost_usd_per_request < best.cost_usd_per_request):
             best = Baseline(**outcome.model_dump(), spec=spec.name, meets=meets(aim, outcome), assumed="no GPU")
-    return best or f"no main function that is paid by use holds the {bytes_needed / 2**30:.1f} GB of the whole model"
+    return best or f"no main function paid by use holds the whole model of {bytes_needed / 2**30:.1f} GB"
 
 
 def _gpu(problem: Problem, aim: Aim) -> Baseline | str:
@@ -134,7 +147,7 @@ def _fetch(problem: Problem, aim: Aim) -> Baseline | str:
 
 
 def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: bool) -> Baseline | str:
-    """The cheapest way to have that much memory, with all arithmetic on the GPU."""
+    """Price the cheapest way to have so much memory, with all arithmetic on the GPU."""
     reference, side = problem.catalog.reference, problem.catalog.main
     cpu_needed = cpu_bytes + side.runtime_memory_mb * MB
     options: list[tuple[str, str, float, float | None]] = []  # name, hardware, USD a second, USD an hour of an instance
@@ -157,13 +170,14 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
             instances = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
             outcome = outcome.model_copy(update={"cost_usd_per_request": instances * per_hour / traffic})
         overhead = (
-            f"{hardware.main.layer_overhead_s * 1e3:g} ms a layer and {hardware.gpu.expert_overhead_s * 1e3:g} ms an expert of GPU overhead"
+            f"GPU overhead of {hardware.main.layer_overhead_s * 1e3:g} ms for each layer "
+            f"and {hardware.gpu.expert_overhead_s * 1e3:g} ms for each expert"
         )
         if best is None or outcome.cost_usd_per_request < best.cost_usd_per_request:
             best = Baseline(
                 **outcome.model_dump(), spec=name, instances=instances, meets=meets(aim, outcome), assumed=overhead, ideal=ideal
             )
-    return best or f"no GPU of the catalog holds {gpu_bytes / 2**30:.1f} GB beside {cpu_needed / 2**30:.1f} GB of CPU memory"
+    return best or f"no GPU of the catalog has {gpu_bytes / 2**30:.1f} GB, with {cpu_needed / 2**30:.1f} GB of CPU memory"
 
 
 def _outcome(
@@ -174,7 +188,10 @@ def _outcome(
     fixed_usd: float,
     cold_s: float,
 ) -> Outcome:
-    """One device does everything, one expert after another; `cold_s` is what cold starts add to the mean TTFT."""
+    """Price one device that computes everything, one expert after another.
+
+    cold_s   what cold starts add to the mean TTFT
+    """
     workload = problem.workload
     ttft = cold_s
     for kind in workload.lengths:
@@ -185,6 +202,6 @@ def _outcome(
 
 
 def _cold_s(problem: Problem) -> float:
-    """A whole model that is paid by use has to be read when it starts."""
+    """Compute what reading the whole model, where it is paid by use, adds to the mean TTFT."""
     side, spec = problem.catalog.main, problem.spec
     return problem.workload.cold_share * (side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s)

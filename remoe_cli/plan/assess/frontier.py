@@ -1,4 +1,4 @@
-"""The frontier: the least cost of every TPOT that a placement can have, from the fastest to the cheapest."""
+"""The frontier: the least cost of each TPOT that a placement can have, from fastest to cheapest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ POINTS = 9
 
 
 class Point(NamedTuple):
-    """One plan of the frontier; `bound_usd` is what no plan of this TPOT undercuts, `remote` counts experts."""
+    """One plan of the frontier.
+
+    bound_usd   no plan with this TPOT costs less
+    remote      remote experts
+    main        name of the main spec
+    """
 
     tpot_s: float
     ttft_s: float
@@ -34,9 +39,9 @@ class Point(NamedTuple):
 
 
 def frontier(profile: Profile, catalog: Catalog, request: PlanRequest, progress: Callable[[int, int], None]) -> list[Point]:
-    """Plans at TPOT targets between the least TPOT and that of the cheapest plan, under the other targets; dominated ones left out.
+    """Plan for TPOT targets between the least TPOT and that of the cheapest plan, under the other targets.
 
-    Empty when nothing meets the targets.
+    Plans that another one beats are left out. The frontier is empty when no plan meets the targets.
     """
     problem = make_problem(profile, catalog, request)
     columns = build_columns(problem, candidate_sets(problem.workload))

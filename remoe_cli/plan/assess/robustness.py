@@ -1,4 +1,8 @@
-"""How far a plan can be trusted: other prompts, other times, prices and skew; where the choice turns; and at which traffic it flips."""
+"""How far a plan can be trusted: what it costs where calls, prices, routing or prompts differ.
+
+`scenarios`, `held_out` and `unpredicted` price the plan as it stands where something differs. `break_evens` says how much a figure has to
+change until remote experts and all experts local cost the same; `break_even_traffic` says at which traffic a rented instance does.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ FLATTER = 0.5  # share of an evenly spread routing that is mixed in
 
 
 def slower_calls(problem: Problem, factor: float) -> Problem:
-    """t_rem times `factor`: the warm overhead of an invocation, billed and not."""
+    """Multiply the warm overhead of an invocation (t_rem), billed or not, by `factor`."""
     side = problem.catalog.function
     update = {"warm_unbilled_s": side.warm_unbilled_s * factor, "warm_billed_s": side.warm_billed_s * factor}
     catalog = problem.catalog.model_copy(update={"function": side.model_copy(update=update)})
@@ -44,7 +48,7 @@ def slower_calls(problem: Problem, factor: float) -> Problem:
 
 
 def dearer_functions(problem: Problem, factor: float) -> Problem:
-    """Price and fee of expert functions times `factor`, the main function's unchanged."""
+    """Multiply price and fee of expert functions by `factor`; the main function's stay."""
     side = problem.catalog.function
     prices = {name: usd * factor for name, usd in side.usd_per_gb_second.items()}
     by_one = {name: getattr(side, name) * factor for name in ("usd_per_request", "usd_per_storage_gb_second")}
@@ -53,7 +57,7 @@ def dearer_functions(problem: Problem, factor: float) -> Problem:
 
 
 def flatter(problem: Problem, share: float) -> Problem:
-    """Routing in which a share of the tokens choose experts evenly: k neighbouring ids, every expert being the first alike."""
+    """Route a share of the tokens evenly: to k neighbouring ids, starting from every expert alike."""
     workload = problem.workload
     experts, k = workload.use.shape[1], workload.trace.shape[2]
     even = np.sort((np.arange(experts)[:, None] + np.arange(k)) % experts, axis=1)
@@ -91,7 +95,10 @@ def _scenario(kind: ScenarioKind, aim: Aim, outcome: Outcome, **more: Any) -> Sc
 
 
 def held_out(problem: Problem, profile: Profile, aim: Aim) -> Scenario | None:
-    """A plan (by the scan) made of one half of the prompts, every other one, judged on the other half; None when there are too few."""
+    """Plan on every other prompt of the profile, by the scan, and judge that plan on the rest.
+
+    Returns None when there are too few prompts.
+    """
     rows = np.arange(len(profile.arrays["prompt_tokens"]))
     halves = [_window(problem.workload, profile, rows % 2 == half) for half in (0, 1)]
     if halves[0] is None or halves[1] is None:
@@ -107,7 +114,7 @@ def held_out(problem: Problem, profile: Profile, aim: Aim) -> Scenario | None:
 
 
 def unpredicted(problem: Problem, profile: Profile, aim: Aim, placement: Placement) -> Scenario:
-    """The plan if the prediction is worth nothing and requests route as all of the profile's prompts together."""
+    """Price the plan where the prediction fails: requests route as all of the profile's prompts together."""
     mean = replace(problem, workload=_for_the_same(problem.workload, from_profile(profile, 1, 1)))
     return _scenario(ScenarioKind.PROFILE_ROUTING, aim, evaluate(mean, placement))
 
@@ -129,15 +136,15 @@ def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | Non
 
 
 def _for_the_same(requests: Workload, routing: Workload) -> Workload:
-    """The requests of one with the routing of the other."""
+    """Combine the requests of one workload with the routing of the other."""
     return replace(routing, traffic=requests.traffic, cold_share=requests.cold_share)
 
 
 def break_evens(problem: Problem, aim: Aim, placement: Placement, local: Priced | None) -> list[BreakEven]:
-    """By how much t_rem, or the price of expert functions, has to change for the choice to turn between sending experts away and all local,
-    if that can be had.
+    """Find by how much each figure has to change until remote experts and all experts local cost the same.
 
-    The placement is compared, as it stands; if it sends none away, the best known one that does (by the scan) is.
+    The placement is compared as it stands; if it has no remote experts, the best known one that has some, by the scan. Empty where all
+    experts local cannot be had.
     """
     if local is None:
         return []
@@ -161,7 +168,7 @@ def break_evens(problem: Problem, aim: Aim, placement: Placement, local: Priced 
 
 
 def _crossing(rising: Callable[[float], float], low: float, high: float, shown: Callable[[float], float]) -> float | None:
-    """Where a rising function is 0, to three digits, by bisection; None when that is nowhere between the ends."""
+    """Find where a rising function is 0, by bisection, to three digits; None when not between the ends."""
     if rising(low) > 0 or rising(high) < 0:
         return None
     for _ in range(14):
@@ -171,8 +178,11 @@ def _crossing(rising: Callable[[float], float], low: float, high: float, shown: 
 
 
 def break_even_traffic(problem: Problem, aim: Aim) -> BreakEvenTraffic | None:
-    """Above which traffic an always-on instance is cheaper than a main function paid by use; None where the catalog lacks a kind or one
-    is never the cheaper. Cold starts, which make paying by use dearer when requests are rare, are left out."""
+    """Find the traffic above which an always-on instance is cheaper than a main function paid by use.
+
+    Cold starts, which make paying by use dearer when requests are rare, are left out. Returns None where the catalog lacks one of both
+    kinds, or one of them is never the cheaper.
+    """
     if len({spec.usd_per_hour is None for spec in problem.catalog.main.menu}) < 2:
         return None
     unknown = Traffic(problem.workload.lengths)
@@ -191,7 +201,7 @@ def break_even_traffic(problem: Problem, aim: Aim) -> BreakEvenTraffic | None:
 
 
 def _cheapest_hour(problem: Problem, aim: Aim) -> Priced | None:
-    """The instance with the least price per hour that holds all experts and meets the targets."""
+    """Find the instance with the least price per hour that holds all experts and meets the targets."""
     aim = replace(aim, budget_usd=None)
     rented = sorted(
         (spec for spec in problem.catalog.main.menu if spec.usd_per_hour is not None), key=lambda spec: spec.usd_per_hour or 0.0
@@ -200,7 +210,7 @@ def _cheapest_hour(problem: Problem, aim: Aim) -> Priced | None:
 
 
 def _best_of(problem: Problem, aim: Aim, rented: bool) -> Priced | None:
-    """The best plan (by the scan) with main functions of one kind."""
+    """Find the best plan, by the scan, with main functions of one kind: rented, or paid by use."""
     menu = tuple(spec for spec in problem.catalog.main.menu if (spec.usd_per_hour is not None) == rented)
     catalog = problem.catalog.model_copy(update={"main": problem.catalog.main.model_copy(update={"menu": menu})})
     found = scan(replace(problem, catalog=catalog), replace(aim, objective="cost", budget_usd=None))

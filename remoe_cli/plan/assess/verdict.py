@@ -1,4 +1,7 @@
-"""Whether a plan is worth it: the verdict, what it is based on, and the sentence that tells people why."""
+"""Whether a plan is worth it: the verdict, what it is based on, and a sentence that says why.
+
+`_basis` decides. `_sentence` words the decision for people; tests/plan/test_verdict.py holds its wording.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,7 @@ def _sentence(basis: Basis, problem: Problem, placement: Placement, outcome: Out
             "experts are used."
         )
     if basis == Basis.MISSES_TARGET:
-        return f"It misses a target: TTFT {outcome.ttft_s:.4g} s, TPOT {outcome.tpot_s:.4g} s, {usd} requests."
+        return f"It misses a target: its TTFT is {outcome.ttft_s:.4g} s, its TPOT {outcome.tpot_s:.4g} s, its cost {usd} requests."
     if name is None:
         local = others.priced.get(BaselineName.ALL_LOCAL)
         if local is None:
@@ -87,18 +90,18 @@ def _sentence(basis: Basis, problem: Problem, placement: Placement, outcome: Out
     rival_usd, on = per_million(rival.cost_usd_per_request), bought(rival.spec, rival.instances)
     change = outcome.cost_usd_per_request / rival.cost_usd_per_request - 1 if rival.cost_usd_per_request > 0 else 0.0
     if basis == Basis.CHEAPER:
-        return f"It costs {usd} requests: {-change:.1%} less than {NAMES[name]} on {on} ({rival_usd}), the next best."
+        return f"It costs {usd} requests: {-change:.1%} less than {NAMES[name]} on {on} ({rival_usd}), the best alternative."
     if basis == Basis.DEARER_THAN_WHOLE_MODEL:
         return f"{capitalized(NAMES[name])}, {on}, is cheaper: {rival_usd} requests against {usd}."
     if basis == Basis.DEARER_THAN_ALL_LOCAL:
         start = (
-            f"With {_remote_experts(placement)} experts remote it costs {usd} requests, against {NAMES[name]} on {on} "
-            f"({rival_usd}, {change:+.1%})."
+            f"With {_remote_experts(placement)} experts remote, it costs {usd} requests: {change:+.1%} against {NAMES[name]} on {on} "
+            f"({rival_usd})."
         )
     else:
         start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {usd} requests."
     if others.all_local is not None and others.all_local.placement.main.usd_per_hour is not None:
-        return f"{start} Memory that is rented by the hour is paid whether experts are in it or not."
+        return f"{start} Memory that is rented by the hour costs the same whether experts are in it or not."
     return f"{start} {_cheapest_remote_expert(problem, others.priced.get(BaselineName.ALL_LOCAL, rival))}"
 
 
@@ -107,7 +110,10 @@ def _remote_experts(placement: Placement) -> int:
 
 
 def cheapest_rival(priced: dict[BaselineName, Baseline]) -> BaselineName | None:
-    """Name the cheapest baseline that can be bought and meets the targets; of equals, all experts local goes first."""
+    """Name the cheapest baseline that can be bought and meets the targets.
+
+    Of equals, all experts local goes first.
+    """
     order = [BaselineName.ALL_LOCAL, *(name for name in priced if name != BaselineName.ALL_LOCAL)]
     able = {name: priced[name].cost_usd_per_request for name in order if name in priced and priced[name].meets and not priced[name].ideal}
     least = min(able.values(), default=0.0)
@@ -115,11 +121,11 @@ def cheapest_rival(priced: dict[BaselineName, Baseline]) -> BaselineName | None:
 
 
 def notes(problem: Problem, placement: Placement, method: Method, gain: float) -> Iterator[str]:
-    """What was assumed, and what the numbers leave out, in whole sentences."""
+    """Say in sentences what was assumed, and what the figures leave out."""
     workload, catalog = problem.workload, problem.catalog
     if method in ("exact", "forced") and problem.spec.experts_per_layer > ENUMERATED_EXPERTS:
-        searched = f"; exchanging single experts gains {gain:.2%} more" if method == "exact" else ""
-        yield f"The bound is for plans that send each layer's least used experts away{searched}."
+        searched = f"; exchanging single experts then saves {gain:.2%} more" if method == "exact" else ""
+        yield f"The lower bound is for plans that make each layer's least used experts remote{searched}."
     yield from workload.assumptions
     latency = problem.latency_of(placement.main)
     if latency is not problem.latency:
@@ -127,23 +133,27 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
     elif latency.source == "described":
         yield f"Times are those of the description '{latency.machine}', not measured."
     if problem.latency.invocation is None and any(layer.remote for layer in placement.layers):
-        yield "The time of a warm invocation is the catalog's; 'remoe profile measure' measures it."
+        yield "The call overhead is the catalog's, not measured; 'remoe profile measure' measures it."
     if workload.requests_per_hour is None:
         hours = " and the idle hours of rented instances" if any(spec.usd_per_hour is not None for spec in catalog.main.menu) else ""
-        cold = "" if workload.cold_share else f"Cold starts{hours} are not priced, as the traffic is not known (--requests-per-hour)."
-        yield cold or f"{workload.cold_share:.1%} of requests are taken to be cold."
+        cold = (
+            ""
+            if workload.cold_share
+            else f"Cold starts{hours} are not in the cost, because the traffic is unknown: give --requests-per-hour."
+        )
+        yield cold or f"The plan assumes that {workload.cold_share:.1%} of the requests are cold."
     else:
         yield (
-            f"At {workload.requests_per_hour:.4g} requests an hour {workload.cold_share:.1%} find their functions cold "
-            f"(gone after {catalog.function.idle_ttl_s:g} s without a call)."
+            f"At {workload.requests_per_hour:.4g} requests an hour, {workload.cold_share:.1%} find their functions cold "
+            f"(a function is gone after {catalog.function.idle_ttl_s:g} s without a call)."
         )
     if catalog.storage.usd_per_gb_month:
         month = catalog.storage.usd_per_gb_month * (problem.spec.nonexpert_bytes + problem.spec.routed_bytes) / 2**30
-        yield f"Storing the model costs ${month:.2f} a month besides."
+        yield f"Storing the model costs another ${month:.2f} a month."
 
 
 def _cheapest_remote_expert(problem: Problem, local: Baseline) -> str:
-    """The best single expert to send away: what its memory costs in the main function against what its invocations cost."""
+    """Compare what one remote expert saves in memory with what its invocations cost."""
     seconds = local.ttft_s + problem.workload.n_out * local.tpot_s
     saved = seconds * problem.catalog.main_usd_per_gb_second * problem.spec.expert_bytes / (GB_MB * MB)
     experts = problem.spec.experts_per_layer
@@ -155,7 +165,6 @@ def _cheapest_remote_expert(problem: Problem, local: Baseline) -> str:
     expert = int(np.flatnonzero(columns.members[columns.at_set[best]])[0])
     share = float(problem.workload.decode_hits[index, expert])
     return (
-        f"A remote expert saves {per_million(saved)} requests in main memory; the cheapest to send away (layer {layer}, "
-        f"hit by {share:.1%} of decode tokens) would cost {per_million(float(columns.bill_usd[best]))} in invocations, "
-        f"before what waiting for it adds."
+        f"Moving one expert out saves {per_million(saved)} requests of main memory. Calling it costs at least "
+        f"{per_million(float(columns.bill_usd[best]))} (layer {layer}, used by {share:.1%} of decode tokens), and each call takes time."
     )

@@ -1,8 +1,7 @@
 """The catalog: menus, prices and quotas as data, each with its date, region and source.
 
-A catalog is a TOML file. Every field of its tables must be named by exactly one `[[provenance]]`
-entry, so that no figure enters a plan without saying where it comes from. Memory is in MB of 2**20 bytes, as on AWS Lambda,
-and prices are per GB of 1024 MB.
+A catalog is a TOML file. Exactly one `[[provenance]]` entry names each field of its tables, so that no figure enters a plan without a
+source. Memory is in MB of 2**20 bytes, as on AWS Lambda, and prices are per GB of 1024 MB.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ class MainSide(Part):
 
 
 class Reference(Part):
-    """What a plan is compared with: the whole model on a GPU or on CPUs (plan/baselines.py).
+    """What a plan is compared with: the whole model on a GPU or on CPUs (assess/baselines.py).
 
     hardware   description (profile/hardware) of the CPU, and of the GPU where `gpus` is empty
     gpus       instances that may hold a whole model; empty where GPU memory is bought by the GB-second
@@ -142,7 +141,10 @@ class Reference(Part):
 
 
 class Storage(Part):
-    """What keeping the model costs, used or not. It is the same for every placement, so no plan contains it."""
+    """What keeping the model costs, used or not.
+
+    It is the same for every placement, so no plan contains it.
+    """
 
     usd_per_gb_month: NonNegative
     usd_per_1000_reads: NonNegative
@@ -150,7 +152,11 @@ class Storage(Part):
 
 
 class Catalog(Part):
-    """A catalog as read; `architecture` says which prices hold, `file` is where it came from and is filled in by `read_catalog`."""
+    """A catalog as `read_catalog` reads it.
+
+    architecture   whose prices hold
+    file           where the catalog comes from; `read_catalog` fills it in
+    """
 
     schema_version: str = Field(pattern=r"^remoe\.catalog/2$")
     name: str
@@ -172,15 +178,17 @@ class Catalog(Part):
 
     @property
     def function_usd_per_gb_second(self) -> float:
+        """Price of an expert function's memory (c_c)."""
         return self.function.usd_per_gb_second[self.architecture]
 
     @property
     def main_usd_per_gb_second(self) -> float:
+        """Price of the main function's CPU memory."""
         return self.main.usd_per_gb_second[self.architecture]
 
     @property
     def oldest_price(self) -> date:
-        """The date of the oldest figure that is a price of something; what is free does not age."""
+        """Date of the oldest figure that is a price. What is free does not age."""
         return min(entry.date for entry in self.provenance if any(self._is_price(field) for field in entry.of))
 
     def _is_price(self, field: str) -> bool:
@@ -192,14 +200,18 @@ class Catalog(Part):
 
 
 def catalog_names() -> tuple[str, ...]:
-    """Names of the catalogs that come with remoe."""
+    """List the names of the catalogs that come with remoe."""
     return shipped_names(*_SHIPPED)
 
 
 def read_catalog(name: str) -> Catalog:
-    """Read a catalog by name (one that comes with remoe) or by path (anything with a `/` or that ends in `.toml`).
+    """Read a catalog by name, or by path: a text with a `/` or that ends in `.toml`.
 
-    Raises UsageError when there is no such catalog, or it is not TOML, or a field is unknown, missing or has a bad value.
+    >>> catalog = read_catalog("aws-us-east-1")
+    >>> catalog.function.payload_limit_bytes, catalog.architecture
+    (6291456, 'x86_64')
+
+    Raises: UsageError when there is no such catalog, it is not TOML, or a field is unknown, missing or wrong.
     """
     return read_figures("catalog", Catalog, name, *_SHIPPED)
 

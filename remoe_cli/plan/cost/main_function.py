@@ -1,11 +1,13 @@
-"""The main function: its speed, memory and price (method sections 3 and 4). Pure functions; nothing here knows of remote experts.
+"""The main function: its speed, memory and price. Pure functions that know nothing of remote experts.
 
-- Experts take their fitted time at the spec's vCPUs, but not at more than the profile's machine had; non-expert modules on CPUs go with
-  the vCPUs likewise, on a GPU they take what was measured or described, whatever the vCPUs.
-- A spec paid by use costs memory x time (c_g M_g + c_c w) and a fee. A rented instance costs its hours: with known traffic all of
-  them, whoever uses them; without, those of the request alone.
-- A cold start belongs to a share of requests: a main function paid by use then starts, and reads what it holds, before it answers, and
-  is billed for it. A rented instance is always on.
+- Experts take their fitted time at the spec's vCPUs, but at no more than the profile's machine had. Non-expert modules on CPUs scale with
+  the vCPUs likewise; on a GPU they take what was measured or described, whatever the vCPUs.
+- A spec paid by use costs memory x time (c_g M_g + c_c w) and a fee. A rented instance costs its hours: all of them where the traffic is
+  known, whether they are used or not; else those of the request alone.
+- A share of requests is cold: a main function paid by use then starts, and reads what it holds, before it answers, and is billed for it. A
+  rented instance is always on.
+
+Source: method.md, sections 3 and 4.
 """
 
 from __future__ import annotations
@@ -19,18 +21,19 @@ from remoe_cli.profile.latency_record import Roofline
 
 
 def on_gpu(problem: Problem, spec: MainSpec) -> bool:
-    """Whether non-expert modules are on a GPU: the instance's own, or one whose memory is bought by the GB-second."""
+    """Tell whether non-expert modules are on a GPU: the instance's own, or one bought by the GB-second."""
     by_use = spec.usd_per_hour is None and problem.catalog.main.usd_per_accelerator_gb_second > 0
     return by_use or spec.gpu_memory_mb is not None
 
 
 def vcpus(problem: Problem, spec: MainSpec) -> float:
+    """Read the vCPUs that compute experts: the spec's, but no more than the profile's machine had."""
     most = problem.latency_of(spec).main_vcpus
     return most if spec.vcpus is None else min(spec.vcpus, most)
 
 
 def useful_vcpus(problem: Problem, spec: MainSpec) -> float:
-    """vCPUs up to those at which the machine gets no faster."""
+    """Count the spec's vCPUs up to the number at which its machine gets no faster."""
     return min(vcpus(problem, spec), _most_useful_vcpus(problem, spec))
 
 
@@ -41,32 +44,35 @@ def _most_useful_vcpus(problem: Problem, spec: MainSpec) -> float:
 
 
 def nonexpert_factor(problem: Problem, spec: MainSpec) -> float:
-    """Time of non-expert modules relative to the latency record's."""
+    """Compute by how much non-expert modules are slower than in the latency record."""
     return 1.0 if on_gpu(problem, spec) else _most_useful_vcpus(problem, spec) / useful_vcpus(problem, spec)
 
 
 def prefill_rest_s(problem: Problem, spec: MainSpec, n_in: float) -> float:
-    """Prefill besides experts: non-expert modules, and hidden states to the experts' device and back in each layer (2 tau_sw)."""
+    """Compute prefill without experts: non-expert modules, and two copies in each layer.
+
+    Source: tau_f and 2 tau_sw in method.md, section 3.
+    """
     latency = problem.latency_of(spec)
     copies_s = 2 * len(problem.spec.moe_layers) * float(latency.copy_s.seconds(n_in))
     return float(latency.nonexpert_prefill.seconds(n_in)) * nonexpert_factor(problem, spec) + copies_s
 
 
 def decode_rest_s(problem: Problem, spec: MainSpec) -> float:
-    """One generated token besides experts, likewise."""
+    """Compute one generated token without experts: non-expert modules, and two copies in each layer."""
     latency = problem.latency_of(spec)
     copies_s = 2 * len(problem.spec.moe_layers) * float(latency.copy_s.seconds(1))
     return latency.nonexpert_decode_s * nonexpert_factor(problem, spec) + copies_s
 
 
 def expert_prefill_s(problem: Problem, spec: MainSpec, tokens: Floats) -> Floats:
-    """tau_c(w, n) of each local expert, for any array of token counts."""
+    """Compute the time of each local expert (tau_c(w, n)) for any array of token counts."""
     seconds: Floats = problem.latency_of(spec).local_expert.seconds(tokens, vcpus(problem, spec))
     return seconds
 
 
 def expert_step_s(problem: Problem, spec: MainSpec) -> float:
-    """t_c(w): one local expert for one token."""
+    """Compute the time of one local expert for one token (t_c(w))."""
     return float(problem.latency_of(spec).local_expert.seconds(1, vcpus(problem, spec)))
 
 
@@ -74,21 +80,27 @@ def expert_step_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def base_bytes(problem: Problem) -> int:
-    """M_g: non-expert modules, KV cache and hidden states of the longest request (section 4)."""
+    """Compute M_g: non-expert modules, and KV cache and hidden states of the longest request.
+
+    Source: method.md, section 4.
+    """
     spec, longest = problem.spec, problem.workload.longest
     tokens = longest.n_in + longest.n_out
     return spec.nonexpert_bytes + spec.kv_cache_bytes(tokens) + spec.hidden_state_bytes * tokens
 
 
 def main_memory_bytes(problem: Problem, spec: MainSpec, local_experts: int) -> float:
-    """Memory row of section 4 for `local_experts` experts of all layers together."""
+    """Compute the CPU memory of the main function with `local_experts` experts of all layers together.
+
+    Source: the limit of main memory in method.md, section 4.
+    """
     longest = problem.workload.longest
     held = problem.spec.hidden_state_bytes * longest.n_out if on_gpu(problem, spec) else base_bytes(problem)
     return problem.catalog.main.runtime_memory_mb * MB + held + problem.spec.expert_bytes * local_experts
 
 
 def local_capacity(problem: Problem, spec: MainSpec) -> int:
-    """Experts of all layers together that the main function can hold; negative when not even the rest fits."""
+    """Count the experts of all layers that fit beside the rest; negative when the rest does not fit."""
     if spec.gpu_memory_mb is not None and base_bytes(problem) > spec.gpu_memory_mb * MB:
         return -1
     return int((spec.memory_mb * MB - main_memory_bytes(problem, spec, 0)) // problem.spec.expert_bytes)
@@ -98,12 +110,17 @@ def local_capacity(problem: Problem, spec: MainSpec) -> int:
 
 
 def always_on(problem: Problem, spec: MainSpec) -> bool:
-    """A rented instance whose idle hours are priced, because the traffic is known."""
+    """Tell whether this is a rented instance whose idle hours are priced, because the traffic is known."""
     return spec.usd_per_hour is not None and problem.workload.requests_per_hour is not None
 
 
 def usd_per_s(problem: Problem, spec: MainSpec) -> float:
-    """Price of a second of a request: c_g M_g + c_c w (section 4), or the instance's, or nothing where its hours are paid anyway."""
+    """Price a second of a request: memory by use (c_g M_g + c_c w), or the instance's rent.
+
+    It is 0 where the hours of the instance are paid anyway.
+
+    Source: method.md, section 4.
+    """
     if spec.usd_per_hour is not None:
         return 0.0 if always_on(problem, spec) else spec.usd_per_hour / 3600
     side = problem.catalog.main
@@ -112,7 +129,7 @@ def usd_per_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def fixed_usd(problem: Problem, main: Main) -> float:
-    """What a request costs in the main function however long it takes."""
+    """Price what a request costs in the main function however long it takes."""
     if main.spec.usd_per_hour is None:
         return problem.catalog.main.usd_per_request
     per_hour = problem.workload.requests_per_hour
@@ -120,7 +137,7 @@ def fixed_usd(problem: Problem, main: Main) -> float:
 
 
 def longest_mean_s(problem: Problem, main: Main) -> float:
-    """How long a mean request may take: the function's timeout, or what so many always-on instances have time for."""
+    """Compute how long a mean request may take: the timeout, or the time that always-on instances have."""
     if main.spec.usd_per_hour is None:
         return problem.catalog.main.timeout_s
     per_hour = problem.workload.requests_per_hour
@@ -131,7 +148,7 @@ def longest_mean_s(problem: Problem, main: Main) -> float:
 
 
 def cold_rest_s(problem: Problem, spec: MainSpec) -> float:
-    """What cold starts add to the mean TTFT, besides reading local experts (T_cold)."""
+    """Compute what cold starts add to the mean TTFT, without reading local experts (T_cold)."""
     if spec.usd_per_hour is not None:
         return 0.0
     side = problem.catalog.main
@@ -139,7 +156,7 @@ def cold_rest_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def cold_expert_s(problem: Problem, spec: MainSpec) -> float:
-    """What each local expert adds to it."""
+    """Compute what reading one local expert in cold starts adds to the mean TTFT."""
     if spec.usd_per_hour is not None:
         return 0.0
     return problem.workload.cold_share * problem.spec.expert_bytes / problem.catalog.main.load_bytes_per_s

@@ -1,8 +1,9 @@
-"""Latency and money of a whole placement: pure functions over main_function.py and expert_functions.py.
+"""Latency and cost of a whole placement: pure functions over main_function.py and expert_functions.py.
 
-Equations are those of Remoe (arXiv 2512.18674) as restated in method sections 3 and 4; the two modules say where this differs. TPOT
-takes E[max(local, remote)] over the recorded tokens, not max of the means. TTFT, TPOT and cost are means over the workload's requests,
-which are served one at a time by each instance.
+TPOT takes E[max(local, remote)] over the recorded tokens, not the max of the means. TTFT, TPOT and cost are means over the workload's
+requests; each instance serves one request at a time.
+
+Source: method.md, sections 3 and 4; the two modules say where they differ.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["LayerOutcome", "Placement", "Priced", "Problem", "evaluate", "layer_
 
 @dataclass(frozen=True)
 class Priced:
-    """A placement and what it comes to."""
+    """A placement and its cost and latency."""
 
     placement: Placement
     outcome: Outcome
@@ -29,9 +30,14 @@ class Priced:
 
 @dataclass(frozen=True)
 class LayerOutcome:
-    """One layer's part: of the mean TTFT and TPOT in seconds, what it adds when cold, and its invocations in USD a request.
+    """The part of one layer in a mean request.
 
-    `largest_payload_bytes` and `function_bytes` are what its limits are about; `calls_per_token` are invocations.
+    prefill_s, decode_s     of TTFT, and of TPOT
+    cold_s                  what cold starts add to TTFT
+    usd                     its invocations
+    largest_payload_bytes   for the payload limit
+    function_bytes          for the limit of function memory
+    calls_per_token         invocations of one decode token
     """
 
     prefill_s: float
@@ -44,17 +50,17 @@ class LayerOutcome:
 
 
 def evaluate(problem: Problem, placement: Placement) -> Outcome:
-    """Cost and latency of a placement; it need not meet any limit."""
+    """Compute cost and latency of a placement, whether or not it keeps the limits."""
     return total(problem, placement, layer_outcomes(problem, placement))
 
 
 def layer_outcomes(problem: Problem, placement: Placement) -> list[LayerOutcome]:
-    """The part of each MoE layer, in order."""
+    """Compute the part of each MoE layer, in order."""
     return [layer_outcome(problem, placement, index) for index in range(len(placement.layers))]
 
 
 def total(problem: Problem, placement: Placement, layers: list[LayerOutcome]) -> Outcome:
-    """The whole of a placement's parts."""
+    """Add up the parts of a placement."""
     workload, main = problem.workload, placement.main
     ttft = sum(kind.share * main_function.prefill_rest_s(problem, main, kind.n_in) for kind in workload.lengths)
     ttft += main_function.cold_rest_s(problem, main) + sum(layer.prefill_s + layer.cold_s for layer in layers)
@@ -64,7 +70,7 @@ def total(problem: Problem, placement: Placement, layers: list[LayerOutcome]) ->
 
 
 def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOutcome:
-    """The part of the layer at `index` among the MoE layers."""
+    """Compute the part of the layer at `index` among the MoE layers."""
     workload, main, layer = problem.workload, placement.main, placement.layers[index]
     step_s, parts = main_function.expert_step_s(problem, main), layer.parts
     owner = owner_of(problem.spec.experts_per_layer, parts)

@@ -1,53 +1,43 @@
-"""A plan in rows of text for people. Pure functions; the command line decides how to draw them."""
+"""A plan in rows of text for people. Pure functions; the command line decides how to draw them.
+
+Money and the verdict come first. What programs read in a plan as an enum becomes words here.
+"""
 
 from __future__ import annotations
 
 from datetime import date
-from typing import TYPE_CHECKING
 
-from remoe_cli.plan.document import (
-    WIDEST_FACTOR,
-    BaselineName,
-    BreakEven,
-    MainSpec,
-    Plan,
-    PredictedRouting,
-    Scenario,
-    ScenarioKind,
-)
-from remoe_cli.plan.wording import bought, id_ranges, per_million
+from remoe_cli.plan.document import WIDEST_FACTOR, BaselineName, BreakEven, MainSpec, Method, Plan, Scenario, ScenarioKind, Verdict
+from remoe_cli.plan.wording import bought, id_ranges, millions, per_million
 
-if TYPE_CHECKING:
-    from remoe_cli.plan.catalog.catalog import Catalog
-    from remoe_cli.plan.problem.request import PlanRequest
-    from remoe_cli.profile.record import Profile
-
-HEADER = ("layer", "remote experts", "count", "memory MB", "functions", "replicas")
-BASELINES = ("", "requests", "TTFT", "TPOT", "on", "plan / it")
-TITLES = {
+LAYER_COLUMNS = ("layer", "remote experts", "count", "memory MB", "functions", "replicas")
+BASELINE_COLUMNS = ("", "per million", "TTFT", "TPOT", "runs on", "this plan costs")
+BASELINE_TITLES = {
     BaselineName.CPU: "whole model on CPUs",
     BaselineName.GPU: "whole model on a GPU",
-    BaselineName.FETCH: "ideal offloading",
+    BaselineName.FETCH: "ideal offloading (not for sale)",
     BaselineName.MIX: "all experts local, smallest",
     BaselineName.ALL_LOCAL: "all experts local, cheapest",
 }
-AGAINST = {**TITLES, BaselineName.MIX: "all experts local", BaselineName.ALL_LOCAL: "all experts local"}
-_FIGURES = {  # what a scenario multiplies, one and many
+_VERDICTS: dict[Verdict, str] = {
+    "recommended": "recommended",
+    "not-recommended": "not recommended",
+    "insufficient-evidence": "insufficient evidence",
+}
+_UNPROVEN: dict[Method, str] = {
+    "scan": "found by the fast scan",
+    "paper": "found by the paper's heuristic",
+    "given": "given in a file",
+}
+_MULTIPLIED = {  # what a scenario multiplies: one, and many
     ScenarioKind.CALL_OVERHEAD: ("call overhead", "call overheads"),
     ScenarioKind.FUNCTION_PRICE: ("price of expert functions", "prices of expert functions"),
-}
-SECTIONS = {
-    "inputs": "Where the numbers come from",
-    "money": "Where the money goes (a million requests)",
-    "limits": "What binds, and what more of it is worth",
-    "layers": "Why experts went remote",
-    "scenarios": "Under other circumstances",
 }
 Rows = tuple[tuple[str, ...], ...]
 
 
 def layer_rows(plan: Plan) -> Rows:
-    """One row per MoE layer, under HEADER; runs of expert ids are written as `3-7`."""
+    """Write one row per MoE layer, under LAYER_COLUMNS."""
     return tuple(
         (
             str(layer.layer),
@@ -63,126 +53,69 @@ def layer_rows(plan: Plan) -> Rows:
     )
 
 
-def summary_rows(plan: Plan) -> tuple[tuple[str, str], ...]:
-    """(name, value) lines: verdict first, then money, latency, specs, and the certificate."""
+def summary_rows(plan: Plan) -> Rows:
+    """Write lines of (name, text): money and the verdict first, then latency and what is bought."""
     remote, with_remote = sum(len(layer.remote) for layer in plan.layers), sum(bool(layer.remote) for layer in plan.layers)
     workload, targets = plan.workload, plan.targets
     lengths = f"{workload.n_in:.4g} + {workload.n_out:.4g} tokens" + (" on average" if workload.kinds else "")
-    budget = "" if targets.budget_usd is None else f" (budget {per_million(targets.budget_usd)})"
-    main = f"{plan.main.name}: {plan.main.memory_mb} MB, {_vcpus(plan.main)}"
+    budget = "" if targets.budget_usd is None else f" (budget: {per_million(targets.budget_usd)})"
+    main = bought(plan.main.name, plan.instances)
     rows = [
-        ("verdict", plan.verdict.replace("-", " ")),
-        ("reason", plan.reason),
         ("cost", f"{per_million(plan.cost_usd_per_request)} requests of {lengths}{budget}"),
-        ("TTFT", _against(plan.ttft_s, 1, "s", targets.ttft_s)),
-        ("TPOT", _against(plan.tpot_s, 1000, "ms", targets.tpot_s)),
-        ("main function", main if plan.instances == 1 else f"{plan.instances} x {main}"),
-        ("remote experts", f"{remote} in {with_remote} of {len(plan.layers)} layers"),
-        ("certificate", _certificate(plan)),
+        ("verdict", _VERDICTS[plan.verdict]),
+        ("why", plan.reason),
+        ("TTFT", f"{plan.ttft_s:.4g} s to the first token{_target(targets.ttft_s, 1, 's')}"),
+        ("TPOT", f"{plan.tpot_s * 1e3:.4g} ms for each further token{_target(targets.tpot_s, 1e3, 'ms')}"),
+        ("main function", f"{main}: {plan.main.memory_mb} MB, {_vcpus(plan.main)}"),
+        ("remote experts", f"{remote} in {with_remote} of {len(plan.layers)} layers" if remote else "none"),
+        ("optimality", _optimality(plan)),
     ]
     if (traffic := plan.break_even_traffic) is not None:
-        text = f"above {traffic.requests_per_hour:g} requests an hour an always-on {traffic.instance} is cheaper than {traffic.by_use}"
-        rows.append(("traffic", f"{text}, which is paid by use"))
-    rows += [("break-even", break_even_text(one)) for one in plan.break_evens]
+        start = f"Above {traffic.requests_per_hour:g} requests an hour, an always-on {traffic.instance}"
+        rows.append(("traffic", f"{start} costs less than {traffic.by_use}, which is paid by use."))
+    rows += [("break-even", break_even_text(found)) for found in plan.break_evens]
     rows.append(("prices", f"of {plan.prices_of}, {(date.today() - date.fromisoformat(plan.prices_of)).days} days old"))
     return tuple(rows)
 
 
 def baseline_rows(plan: Plan) -> Rows:
-    """Under BASELINES: every other way to run the model, and what the plan costs relative to it."""
+    """Write one row per other way to run the model, under BASELINE_COLUMNS."""
     rows = [
         (
-            TITLES[name] + ("" if b.meets else ", misses a target"),
-            per_million(b.cost_usd_per_request),
+            BASELINE_TITLES[name] + ("" if b.meets else ", misses a target"),
+            millions(b.cost_usd_per_request),
             f"{b.ttft_s:.3g} s",
             f"{b.tpot_s * 1e3:.4g} ms",
-            bought(b.spec, b.instances) + (f" ({b.assumed})" if b.assumed else ""),
-            f"{plan.cost_usd_per_request / b.cost_usd_per_request:.3f}" if b.cost_usd_per_request > 0 else "",
+            bought(b.spec, b.instances),
+            _compared(plan.cost_usd_per_request, b.cost_usd_per_request),
         )
         for name, b in plan.baselines.items()
     ]
-    return tuple([*rows, *((TITLES[name], "none", "", "", why, "") for name, why in plan.missing.items())])
+    return tuple([*rows, *((BASELINE_TITLES[name], "none", "", "", why, "") for name, why in plan.missing.items())])
 
 
 def break_even_text(found: BreakEven) -> str:
-    """Say where remote experts and another way to run the model cost the same, or that they nowhere do."""
-    against = f"'{AGAINST[found.against]}'"
+    """Say where remote experts and another way to run the model cost the same, or that they never do.
+
+    >>> print(break_even_text(BreakEven(parameter=ScenarioKind.CALL_OVERHEAD, against=BaselineName.ALL_LOCAL, at=None)))
+    No break-even against 'all experts local' for call overheads from 1/64 to 64 times.
+    >>> print(break_even_text(BreakEven(parameter=ScenarioKind.CALL_OVERHEAD, against=BaselineName.ALL_LOCAL, at=1.7)))
+    Remote experts and 'all experts local' cost the same at 1.7 times the call overhead.
+    """
+    against = BASELINE_TITLES[found.against].partition(",")[0]
     if found.parameter == ScenarioKind.EVEN_ROUTING:
-        if found.at is None:
-            return f"No break-even against {against}, however many tokens are routed evenly."
-        return f"Break-even against {against} if {found.at:.3g} of the tokens were routed evenly."
-    one, many = _FIGURES[found.parameter]
+        where = ", however many tokens are routed evenly" if found.at is None else f" if {found.at:.1%} of the tokens were routed evenly"
+    elif found.at is None:
+        where = f" for {_MULTIPLIED[found.parameter][1]} from 1/{WIDEST_FACTOR} to {WIDEST_FACTOR} times"
+    else:
+        where = f" at {found.at:g} times the {_MULTIPLIED[found.parameter][0]}"
     if found.at is None:
-        return f"No break-even against {against} for {many} from 1/{WIDEST_FACTOR} to {WIDEST_FACTOR} times."
-    return f"Break-even against {against} at {found.at:g} times the {one}."
-
-
-def _certificate(plan: Plan) -> str:
-    if plan.gap is None:
-        return f"{plan.status}: no bound"
-    least = per_million(plan.lower_bound_usd) if plan.lower_bound_usd is not None else f"{plan.lower_bound_s or 0.0:.4g} s"
-    return f"{plan.status}: at least {least}, gap {plan.gap:.2%}"
-
-
-def _vcpus(main: MainSpec) -> str:
-    gpu = f", GPU of {main.gpu_memory_mb} MB, ${main.usd_per_hour:g} an hour" if main.gpu_memory_mb else ""
-    return ("all cores of the profile's machine" if main.vcpus is None else f"{main.vcpus:.3g} vCPUs") + gpu
-
-
-def _against(value_s: float, factor: float, unit: str, target_s: float | None) -> str:
-    return f"{value_s * factor:.4g} {unit}" + ("" if target_s is None else f" (target {target_s * factor:.4g} {unit})")
-
-
-# --explain
-
-
-def explanation(plan: Plan, profile: Profile, catalog: Catalog, request: PlanRequest) -> dict[str, Rows]:
-    """Explain a plan in sections of (name, text), by the names of SECTIONS."""
-    from remoe_cli.plan.explain.why import binding_rows, layer_reasons, money_rows
-    from remoe_cli.plan.problem.request import make_problem
-
-    problem = make_problem(profile, catalog, request)
-    return {
-        "inputs": _inputs(plan, profile, catalog),
-        "money": tuple(money_rows(problem, plan)),
-        "limits": tuple(binding_rows(problem, request.aim, plan)),
-        "layers": tuple(layer_reasons(problem, plan)),
-        "scenarios": scenario_rows(plan),
-    }
-
-
-def _inputs(plan: Plan, profile: Profile, catalog: Catalog) -> Rows:
-    record, workload = profile.record, plan.workload
-    latency = record.latency
-    traced = len(profile.arrays["trace_ids"])
-    sources = sorted({(entry.date.isoformat(), entry.source, ", ".join(entry.of)) for entry in catalog.provenance})
-    traffic = "unknown" if workload.requests_per_hour is None else f"{workload.requests_per_hour:.4g} requests an hour"
-    return (
-        (
-            "routing",
-            f"{record.routing.source}, {len(profile.arrays['prompt_tokens'])} prompts of {record.dataset.source}, {traced} tokens traced",
-        ),
-        *((("prompts", _predicted(workload.routing)),) if workload.routing else ()),
-        ("times", f"{latency.source}: {latency.machine}, {latency.measured_on}"),
-        ("warm invocation", latency.invocation.target if latency.invocation else f"catalog {catalog.name}"),
-        ("requests", f"{workload.n_in:.4g} + {workload.n_out:.4g} tokens; traffic {traffic}; {workload.cold_share:.1%} cold"),
-        *((f"{day} {fields}", source) for day, source, fields in sources),
-    )
-
-
-def _predicted(routing: PredictedRouting) -> str:
-    off = "unknown" if routing.validation_bits is None else f"{routing.validation_bits:.3f} bits"
-    total = sum(routing.weights)
-    most = sorted(zip(routing.weights, routing.recorded, strict=True), key=lambda pair: (-pair[0], pair[1]))[:3]
-    return (
-        f"{routing.count} of {routing.prompts.path} (sha256 {routing.prompts.sha256[:12]}), predicted by {routing.predictor}: divergence "
-        f"on held-out prompts {off}. Priced as a mixture of {len(routing.recorded)} recorded prompts, {routing.mixture_bits:g} bits from "
-        f"the prediction; most of all of prompts {', '.join(f'{prompt} ({weight / total:.0%})' for weight, prompt in most)}"
-    )
+        return f"No break-even against '{against}'{where}."
+    return f"Remote experts and '{against}' cost the same{where}."
 
 
 def scenario_rows(plan: Plan) -> Rows:
-    """One row per scenario: what differs, and what the plan then costs."""
+    """Write one row per scenario: what differs, and what the plan then costs."""
     return tuple((_scenario_name(scenario), _scenario_text(scenario)) for scenario in plan.scenarios)
 
 
@@ -193,12 +126,41 @@ def _scenario_name(scenario: Scenario) -> str:
         case ScenarioKind.PROFILE_ROUTING:
             return "routed as all of the profile's prompts"
         case ScenarioKind.HELD_OUT_PROMPTS:
-            return f"planned on {scenario.planned_prompts} prompts, judged on {scenario.judged_prompts} others (by scan)"
+            return f"planned on {scenario.planned_prompts} prompts by the scan, judged on {scenario.judged_prompts} others"
         case kind:
-            return f"{_FIGURES[kind][0]} x {scenario.value:g}"
+            return f"{_MULTIPLIED[kind][0]} x {scenario.value:g}"
 
 
 def _scenario_text(scenario: Scenario) -> str:
     figures = f"{per_million(scenario.cost_usd_per_request)}, TTFT {scenario.ttft_s:.3g} s, TPOT {scenario.tpot_s * 1e3:.4g} ms"
-    best = "" if scenario.best_usd is None else f"; the best plan known for them costs {per_million(scenario.best_usd)}"
+    best = "" if scenario.best_usd is None else f"; the best known plan for them costs {per_million(scenario.best_usd)}"
     return figures + ("" if scenario.meets else "; misses a target") + best
+
+
+def _optimality(plan: Plan) -> str:
+    if plan.gap is None:
+        return f"not proven: {_UNPROVEN[plan.method]}"
+    if plan.lower_bound_usd is not None:
+        bound = f"no plan costs less than {per_million(plan.lower_bound_usd)} requests"
+    else:
+        bound = f"no plan has a {plan.objective.upper()} below {plan.lower_bound_s or 0.0:.4g} s"
+    if plan.status == "optimal":
+        return f"optimal: {bound}"
+    if plan.status == "forced":
+        return f"not optimal, because experts are forced out: {bound}"
+    start = "stopped by the time limit, " if plan.status == "time-limit" else ""
+    return f"{start}within {plan.gap:.2%} of the optimum: {bound}"
+
+
+def _compared(plan_usd: float, other_usd: float) -> str:
+    change = plan_usd / other_usd - 1 if other_usd > 0 else 0.0
+    return "the same" if abs(change) < 5e-4 else f"{abs(change):.1%} {'less' if change < 0 else 'more'}"
+
+
+def _vcpus(main: MainSpec) -> str:
+    gpu = f", GPU of {main.gpu_memory_mb} MB, ${main.usd_per_hour:g} an hour" if main.gpu_memory_mb else ""
+    return ("all cores of the profile's machine" if main.vcpus is None else f"{main.vcpus:.3g} vCPUs") + gpu
+
+
+def _target(target_s: float | None, factor: float, unit: str) -> str:
+    return "" if target_s is None else f" (target: {target_s * factor:.4g} {unit})"

@@ -1,4 +1,4 @@
-"""Why a plan is as it is: where its money goes, which limits bind and what more of each is worth, and what each layer's experts cost."""
+"""Why a plan is as it is: where its money goes, which limits bind, and what remote experts cost."""
 
 from __future__ import annotations
 
@@ -6,37 +6,94 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import evaluate, layer_outcome
-from remoe_cli.plan.document import Plan
+from remoe_cli.plan.document import Plan, PredictedRouting
+from remoe_cli.plan.explain.rows import Rows, scenario_rows
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Placement, Problem
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.solve.exact import multipliers
 from remoe_cli.plan.solve.node import Task
 from remoe_cli.plan.wording import per_million
+from remoe_cli.profile.record import Profile
 
-BINDS = 1e-3  # a limit of which less than this share is left
+BINDS = 1e-3  # a plan is at a limit of which less than this share is left
+SECTIONS = {
+    "inputs": "Where the figures come from",
+    "money": "Where the money goes (a million requests)",
+    "limits": "Limits, and what more of each would save",
+    "layers": "Why experts are remote",
+    "scenarios": "Other scenarios",
+}
+
+
+def explanation(plan: Plan, profile: Profile, catalog: Catalog, request: PlanRequest) -> dict[str, Rows]:
+    """Explain a plan in rows of (name, text), by section; SECTIONS has the titles."""
+    problem = make_problem(profile, catalog, request)
+    return {
+        "inputs": tuple(input_rows(plan, profile, catalog)),
+        "money": tuple(money_rows(problem, plan)),
+        "limits": tuple(binding_rows(problem, request.aim, plan)),
+        "layers": tuple(layer_reasons(problem, plan)),
+        "scenarios": scenario_rows(plan),
+    }
+
+
+def input_rows(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[tuple[str, str]]:
+    """List where routing, times, lengths and prices come from."""
+    record, workload, latency = profile.record, plan.workload, profile.record.latency
+    prompts, traced = len(profile.arrays["prompt_tokens"]), len(profile.arrays["trace_ids"])
+    yield "routing", f"{record.routing.source}, {prompts} prompts of {record.dataset.source}, {traced} tokens traced"
+    if workload.routing:
+        yield "prompts", _predicted(workload.routing)
+    yield "times", f"{latency.source}: {latency.machine}, {latency.measured_on}"
+    yield "call overhead", latency.invocation.target if latency.invocation else f"catalog {catalog.name}"
+    traffic = "unknown" if workload.requests_per_hour is None else f"{workload.requests_per_hour:.4g} requests an hour"
+    yield "requests", f"{workload.n_in:.4g} + {workload.n_out:.4g} tokens; traffic {traffic}; {workload.cold_share:.1%} cold"
+    for name, baseline in plan.baselines.items():
+        if baseline.assumed:
+            yield f"alternative {name}", baseline.assumed
+    for day, source, fields in sorted({(entry.date.isoformat(), entry.source, ", ".join(entry.of)) for entry in catalog.provenance}):
+        yield f"{day} {fields}", source
+
+
+def _predicted(routing: PredictedRouting) -> str:
+    off = "unknown" if routing.validation_bits is None else f"{routing.validation_bits:.3f} bits"
+    total = sum(routing.weights)
+    most = sorted(zip(routing.weights, routing.recorded, strict=True), key=lambda pair: (-pair[0], pair[1]))[:3]
+    return (
+        f"{routing.count} of {routing.prompts.path} (sha256 {routing.prompts.sha256[:12]}), predicted by {routing.predictor}: divergence "
+        f"on held-out prompts {off}. Priced as a mixture of {len(routing.recorded)} recorded prompts, {routing.mixture_bits:g} bits from "
+        f"the prediction, mostly of prompts {', '.join(f'{prompt} ({weight / total:.0%})' for weight, prompt in most)}"
+    )
 
 
 def money_rows(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
+    """List what a million requests pay for."""
     placement = Placement(plan.main, plan.layers, plan.instances)
     outcome = evaluate(problem, placement)
     rate, n_out = main_function.usd_per_s(problem, plan.main), problem.workload.n_out
     functions = [layer_outcome(problem, placement, index) for index in range(len(plan.layers))]
     prefill, decode = rate * outcome.ttft_s, rate * n_out * outcome.tpot_s
-    yield "main function, to the first token", per_million(prefill)
-    yield "main function, further tokens", per_million(decode)
+    yield "main function, until the first token", per_million(prefill)
+    yield "main function, for further tokens", per_million(decode)
     if fixed := main_function.fixed_usd(problem, placement.bought):
-        yield "main function, whatever the time", per_million(fixed)
+        yield "main function, however long it takes", per_million(fixed)
     fees = n_out * sum(layer.calls_per_token for layer in functions) * problem.catalog.function.usd_per_request
     yield "expert functions", per_million(sum(layer.usd for layer in functions))
-    yield "  of it fees of decode invocations", f"{per_million(fees)} ({sum(layer.calls_per_token for layer in functions):.1f} a token)"
+    calls = sum(layer.calls_per_token for layer in functions)
+    yield "  of it, fees of calls in decode", f"{per_million(fees)} ({calls:.1f} calls for each token)"
 
 
 def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, str]]:
-    """Limits with what is used of them; for cost, the price of a little more from the relaxation's multipliers at this main spec."""
+    """List the limits with what is used of them, and what more of each would save.
+
+    Savings come from the duals of the relaxation at this main spec.
+    """
     main = Main(plan.main, plan.instances)
     prices = multipliers(Task(problem, build_columns(problem, candidate_sets(problem.workload)), aim), main)
     outcome = plan.outcome
@@ -46,31 +103,31 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
         "memory": (
             float(local),
             float(main_function.local_capacity(problem, plan.main)),
-            "experts in main memory",
-            "GB",
+            "local experts",
+            "1 GB",
             _experts_per_gb(problem),
         ),
-        "ttft": (outcome.ttft_s * 1e3, None if aim.ttft_s is None else aim.ttft_s * 1e3, "TTFT, ms", "ms", 1e-3),
-        "tpot": (outcome.tpot_s * 1e3, None if aim.tpot_s is None else aim.tpot_s * 1e3, "TPOT, ms", "ms", 1e-3),
+        "ttft": (outcome.ttft_s * 1e3, None if aim.ttft_s is None else aim.ttft_s * 1e3, "TTFT, ms", "1 ms", 1e-3),
+        "tpot": (outcome.tpot_s * 1e3, None if aim.tpot_s is None else aim.tpot_s * 1e3, "TPOT, ms", "1 ms", 1e-3),
         "budget": (
             outcome.cost_usd_per_request * 1e6,
             None if aim.budget_usd is None else aim.budget_usd * 1e6,
-            "USD a million",
+            "USD per million",
             "$1",
             1e-6,
         ),
-        "time": (request_s, main_function.longest_mean_s(problem, main), "seconds a request", "s", 1.0),
+        "time": (request_s, main_function.longest_mean_s(problem, main), "seconds a request", "1 s", 1.0),
     }
     for name, (used, limit, what, unit, step) in limits.items():
         if limit is None or not np.isfinite(limit):
             continue
         binds = limit - used <= BINDS * abs(limit) or (name == "memory" and limit - used < 1)
         worth = prices.get(name, 0.0) * step
-        text = f"{used:.5g} of {limit:.5g}" + (", binds" if binds else "")
+        text = f"{used:.5g} of {limit:.5g}" + (", at the limit" if binds else "")
         if aim.objective == "cost" and worth > 0:
-            text += f"; one {unit} more saves about {per_million(worth)}"
+            text += f"; {unit} more saves about {per_million(worth)}"
         elif worth > 0:
-            text += f"; one {unit} more saves about {worth * 1e3:.3g} ms"
+            text += f"; {unit} more saves about {worth * 1e3:.3g} ms"
         yield what, text
 
 
@@ -79,7 +136,7 @@ def _experts_per_gb(problem: Problem) -> float:
 
 
 def layer_reasons(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
-    """Of each layer with remote experts: how often they are hit, and what they cost against the main memory that they free."""
+    """Compare, for each layer, what remote experts cost with the main memory that they free."""
     placement = Placement(plan.main, plan.layers, plan.instances)
     request_s = plan.ttft_s + problem.workload.n_out * plan.tpot_s
     freed_usd = request_s * problem.catalog.main_usd_per_gb_second * problem.spec.expert_bytes / (GB_MB * MB)
@@ -90,9 +147,9 @@ def layer_reasons(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
         hits = problem.workload.decode_hits[index][list(layer.remote)]
         yield (
             f"layer {layer.layer}",
-            f"{len(layer.remote)} experts hit by {hits.min():.1%} to {hits.max():.1%} of tokens; "
-            f"{part.calls_per_token:.2f} calls a token cost {per_million(part.usd)}; "
-            f"memory for them in the main function would cost {per_million(freed_usd * len(layer.remote))}",
+            f"{len(layer.remote)} experts, each used by {hits.min():.1%} to {hits.max():.1%} of tokens; "
+            f"{part.calls_per_token:.2f} calls for each token cost {per_million(part.usd)}; "
+            f"their memory in the main function would cost {per_million(freed_usd * len(layer.remote))}",
         )
     if not any(layer.remote for layer in plan.layers):
-        yield "none did", plan.reason
+        yield "none is", plan.reason

@@ -1,7 +1,7 @@
-"""The most tokens that some experts of a layer get out of n: the paper's bound (method section 6), and one calibrated on a profile.
+"""The most tokens that some experts of a layer get out of n: the paper's bound, and a calibrated one.
 
-Both speak of the m least used experts of each layer, X_lm(n) tokens together and Y_lm(n) the largest single one's, and mean to hold with
-probability LEVEL. No token uses more than min(k_top, m) of m experts, nor one expert twice: nothing above n min(k_top, m), or n, is said.
+Both are about the m least used experts of each layer, X_lm(n) tokens together and Y_lm(n) the largest single one's, and should hold with
+probability LEVEL. A token uses at most min(k_top, m) of m experts, and none twice: no bound is above n min(k_top, m), or n.
 
 **Paper.** n independent draws of mean m/K exceed it by sqrt(3 n / 2) with probability 5% (Hoeffding: exp(-2 t^2 / n) at t = sqrt(1.498 n)):
   literal: X_lm <= n m / K + sqrt(3 n / 2);   with k_top: X_lm <= k_top n m / K + sqrt(3 n / 2);   Y_lm likewise, at m = 1.
@@ -11,12 +11,14 @@ A token makes k_top draws, so only the second has the right mean. Neither knows 
   sd_lm(n)^2 = a_lm n + c_lm n^2,   a_lm = p_lm (1 - p_lm / min(k_top, m)),   c_lm = mean of (X_lm / n - p_lm)^2 - a_lm / n, at least 0,
 so that the scale is right for shorter and longer prompts too (p and c as with one more prompt, of uniform routing). A prompt's score is its
 worst layer's, max_l (X_lm - n p_lm) / sd_lm(n), with order, p and c of the other folds' prompts. With q_m the score at `place` (P),
-X_lm <= n p_lm + q_m sd_lm(n) in all layers at once for a share LEVEL of prompts like these, whatever their law. Y_lm likewise, with 1 for
-min(k_top, m).
+X_lm <= n p_lm + q_m sd_lm(n) in all layers at once for a share LEVEL of prompts like these, whatever their distribution. Y_lm likewise,
+with 1 for min(k_top, m).
 
-A bound is calibrated once and then used, so its coverage must not hang on the luck of these P prompts. The share of all prompts
+A bound is calibrated once and then used, so its coverage must not depend on the luck of these P prompts. The share of all prompts
 whose score is below the j-th smallest of P is at least LEVEL with probability P(Bin(P, LEVEL) < j); q_m is the first score at which that is
 CONFIDENCE. (Split conformal's ceil((P + 1) LEVEL)-th smallest, which is lower, gives LEVEL only in the mean over draws of the P prompts.)
+
+Source: method.md, section 6.
 """
 
 from __future__ import annotations
@@ -38,7 +40,13 @@ Counts = npt.NDArray[np.integer]
 
 
 class TokenBound(Protocol):
-    """[L]: at most so many of n tokens get to the `m` least used experts of each layer, together and to any one of them."""
+    """The most of n tokens that the `m` least used experts of each layer get.
+
+    together   all of them together
+    largest    any single one
+
+    Shapes: [L].
+    """
 
     @property
     def name(self) -> str: ...
@@ -50,7 +58,7 @@ class TokenBound(Protocol):
 
 @dataclass(frozen=True)
 class PaperBound:
-    """The paper's; `literal` takes each token as one draw, as the paper writes it."""
+    """The paper's bound. `literal` takes each token as one draw, as the paper writes it."""
 
     layers: int
     experts: int
@@ -71,7 +79,11 @@ class PaperBound:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """From `calibrate`. The first axis is X, Y: `mean` (p), `drawn` (a) and `spread` (c) are [2, L, K] at m - 1, `factor` (q) is [2, K]."""
+    """A bound that `calibrate` made.
+
+    mean, drawn, spread   p, a and c, [2, L, K] at m - 1; the first axis is X, Y
+    factor                q, [2, K]
+    """
 
     top_k: int
     mean: Floats
@@ -98,19 +110,26 @@ class Calibrated:
 
 
 def paper_bound(problem: Problem) -> PaperBound:
+    """Make the paper's bound for a problem."""
     layers, experts = problem.workload.use.shape
     return PaperBound(layers, experts, problem.spec.top_k)
 
 
 def least_first(counts: Counts) -> Ints:
-    """[L, K]: experts of each layer by rising use in the counts [P, L, K], equal ones by id."""
+    """Order the experts of each layer by rising use; of equals, the lower id goes first.
+
+    Shapes: `counts` [P, L, K]; int64 [L, K].
+    """
     order: Ints = np.argsort(counts.sum(axis=0, dtype=np.int64), axis=1, kind="stable")
     return order
 
 
 def place(prompts: int) -> int | None:
-    """Which of the scores, from 1, bounds a new one. Fewer than 45 prompts cannot give CONFIDENCE: then the largest, which still covers
-    LEVEL in the mean; None for fewer than 19, which cannot give that either."""
+    """Find which of the scores, counted from 1, bounds a new one.
+
+    Fewer than 45 prompts cannot give CONFIDENCE: then it is the largest, which still covers LEVEL in the mean. Fewer than 19 cannot give
+    that either: None.
+    """
     if prompts < LEVEL * (prompts + 1) - 1e-9:
         return None
     below = 0.0
@@ -123,7 +142,10 @@ def place(prompts: int) -> int | None:
 
 
 def calibrate(counts: Counts, tokens: Counts, top_k: int) -> Calibrated:
-    """The bound for the least used experts by the counts [P, L, K] of P prompts of `tokens` [P]; those without tokens are left out."""
+    """Calibrate a bound for the least used experts on P prompts; prompts without tokens are left out.
+
+    Shapes: `counts` [P, L, K], `tokens` [P].
+    """
     counts, tokens = counts[tokens > 0], tokens[tokens > 0]
     prompts, layers, experts = counts.shape
     at = place(prompts)
@@ -145,7 +167,7 @@ def calibrate(counts: Counts, tokens: Counts, top_k: int) -> Calibrated:
 
 @dataclass(frozen=True)
 class _Moments:
-    """One layer: `order` [K], and p, a, c as [2, K]."""
+    """The order of one layer's experts [K], and p, a and c as [2, K]."""
 
     order: Ints
     mean: Floats
@@ -153,7 +175,10 @@ class _Moments:
     spread: Floats
 
     def scores(self, counts: Counts, tokens: Counts) -> Floats:
-        """[2, P, K]"""
+        """Score prompts.
+
+        Shapes: [2, P, K].
+        """
         n = tokens[:, None].astype(np.float64)
         sd = np.sqrt(self.drawn[:, None] * n + self.spread[:, None] * n**2)
         scores: Floats = (_prefixes(counts, self.order) - n * self.mean[:, None]) / sd
@@ -176,17 +201,20 @@ def _moments(counts: Counts, tokens: Counts, top_k: int) -> _Moments:
 
 
 def _prefixes(counts: Counts, order: Ints) -> Floats:
-    """[2, P, K]: tokens of the m = 1 .. K first experts of the order, together and the largest, from counts [P, K]."""
+    """Count the tokens of the m = 1 .. K first experts of an order, together and of the largest.
+
+    Shapes: `counts` [P, K]; [2, P, K].
+    """
     ordered = counts[:, order].astype(np.float64)
     return np.stack([np.cumsum(ordered, axis=1), np.maximum.accumulate(ordered, axis=1)])
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Measured on prompts that the bound has not seen.
+    """How often a bound holds for prompts that it has not seen.
 
-    single    share of (prompt, layer) pairs in which the bound holds; for single experts, of (prompt, layer, expert)
-    at_once   share of prompts in all of whose layers (and for all of whose experts) it holds
+    single    share of (prompt, layer) pairs in which it holds; for single experts, of (prompt, layer, expert)
+    at_once   share of prompts for which it holds in all layers (and for all experts)
     """
 
     single: float
@@ -194,22 +222,27 @@ class Coverage:
 
 
 def coverage(bound: TokenBound, counts: Counts, tokens: Counts, order: Ints, m: int) -> Coverage:
-    """Of what the first m experts of `order` [L, K] get together, in counts [P, L, K]."""
+    """Measure the bound on what the first m experts of an order get together.
+
+    Shapes: `counts` [P, L, K], `order` [L, K].
+    """
     got = np.take_along_axis(counts, order[None, :, :m], axis=2).sum(axis=2)
     holds = got <= np.array([bound.together(float(n), m) for n in tokens]) + 1e-9
     return Coverage(float(holds.mean()), float(holds.all(axis=1).mean()))
 
 
 def expert_coverage(bound: TokenBound, counts: Counts, tokens: Counts) -> Coverage:
-    """Of what each expert gets."""
+    """Measure the bound on what each single expert gets."""
     largest = np.array([bound.largest(float(n), counts.shape[2]) for n in tokens])
     holds = counts <= largest[:, :, None] + 1e-9
     return Coverage(float(holds.mean()), float(holds.all(axis=(1, 2)).mean()))
 
 
 def measured_note(counts: Counts, tokens: Counts, top_k: int, m: int) -> str | None:
-    """What a plan that rests on the paper's bound should say: how often it, and a calibrated one, hold in all layers at once for the
-    `m` least used experts, known from every other prompt and measured on the rest; None when there are too few prompts to tell."""
+    """Say how often the paper's bound, and a calibrated one, hold in all layers at once.
+
+    They are known from every other prompt and measured on the rest, for the `m` least used experts; None when there are too few prompts.
+    """
     known = np.arange(len(tokens)) % 2 == 0
     if place(int(known.sum())) is None or not m:
         return None

@@ -1,15 +1,16 @@
-"""The paper's own heuristic, step by step, as a plan to compare with the exact one (method sections 6 to 9).
+"""The paper's own heuristic, step by step, as a plan to compare with the exact one.
 
-1. MMP (mmp.py, section 6) gives the ratio b of remote experts, the same in all layers, and the main spec, for the worst case.
-2. The b K experts of least utility are remote in each layer (section 7): `Workload.ranks`.
-3. Memory of the functions (lagrange.py, section 8): the continuous optimum of P2 under the TPOT target, rounded up to the menu. T is fitted
-   to one expert's time for one token in the function, with its hidden state on the wire, at every spec of the menu; s_l is what the decode
-   tokens of the trace hit of layer l's remote experts. t_rem is once a layer, or once an expert hit with `invocations="per-expert"`.
-4. Replicas (replicas.py, section 9).
+1. MMP (mmp.py; method.md, section 6) gives the ratio b of remote experts, the same in all layers, and the main spec, for the worst case.
+2. The b K experts of least utility are remote in each layer (`Workload.ranks`; method.md, section 7).
+3. Memory of the functions (lagrange.py; method.md, section 8): the continuous optimum of P2 under the TPOT target, rounded up to the
+   menu. T is fitted to one expert's time for one token in the function, with its hidden state on the wire, at every spec of the menu;
+   s_l is what the decode tokens of the trace hit of layer l's remote experts. t_rem is paid once for each layer, or once for each
+   expert that is hit with `invocations="per-expert"`.
+4. Replicas (replicas.py; method.md, section 9).
 
-Each step rests on a simplification (uniform routing, the remote path as the slower one, a fitted T), so a plan may break what its
-steps hold for met. It is therefore priced like any other (cost.py), and if it breaks a target, b is lowered on from there: a plan that is
-returned meets every target. The heuristic lowers cost, whatever the aim's objective; it proves nothing, so its lower bound is 0.
+Each step simplifies (uniform routing, the remote path as the slower one, a fitted T), so a plan may break targets that its steps take
+for met. It is therefore priced like any other plan (cost/). If it breaks a target, b is lowered further: a plan that is returned meets
+every target. The heuristic lowers cost, whatever the aim's objective. It proves nothing, so its lower bound is 0.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from remoe_cli.plan.solve.exact import Solution
 
 
 def paper_plan(problem: Problem, aim: Aim, bound: TokenBound | None = None) -> Solution | None:
-    """The heuristic's plan, with the paper's bound by default, or None where it finds none that meets the aim's limits."""
+    """Run the heuristic, by default with the paper's bound; None where it finds no plan."""
     bound = bound or paper_bound(problem)
     decay = fitted(problem)
     for allocation in allocations(problem, aim, bound):
@@ -44,13 +45,13 @@ def paper_plan(problem: Problem, aim: Aim, bound: TokenBound | None = None) -> S
 
 
 def fitted(problem: Problem) -> Decay:
-    """T(y), y in GB."""
+    """Fit T(y), with y in GB."""
     menu = np.array(problem.catalog.function.memory_menu_mb, dtype=np.float64)
     return lagrange.fit(menu / GB_MB, expert_functions.decode_inside_s(problem, menu, 1))
 
 
 def memory_problem(problem: Problem, aim: Aim, allocation: Allocation, decay: Decay) -> MemoryProblem:
-    """P2 of an allocation with remote experts."""
+    """Pose P2 for an allocation with remote experts."""
     workload, spec = problem.workload, allocation.main
     hits = np.where(workload.ranks < allocation.remote, workload.decode_hits, 0.0).sum(axis=1)
     overhead_s = expert_functions.warm(problem).elapsed_s * (hits if problem.invocations == "per-expert" else np.ones(len(hits)))
@@ -84,7 +85,7 @@ def _layers(problem: Problem, aim: Aim, bound: TokenBound, allocation: Allocatio
 
 
 def _checked(problem: Problem, aim: Aim, placement: Placement) -> Outcome | None:
-    """The placement's outcome, if it keeps every limit."""
+    """Price the placement; None if it breaks a limit."""
     parts = [layer_outcome(problem, placement, index) for index in range(len(placement.layers))]
     outcome = total(problem, placement, parts)
     side = problem.catalog.function

@@ -1,4 +1,4 @@
-"""Memory of the expert functions by Lagrangian duality (method section 8): pure numpy, nothing here knows of a catalog.
+"""Memory of the expert functions by Lagrangian duality. Pure numpy that knows no catalog.
 
 Notation: layers l of L; y_l memory of layer l's function in GB; s_l experts of it that one decode token is expected to hit; r_l overhead
 of their invocations of one token (t_rem, once however many are hit); H_w USD per second of the main function; c_c USD per GB-second.
@@ -16,6 +16,8 @@ which increases in y, or the end of the box beyond which that zero lies. D(y(lam
 else the least lambda at which D <= B. All of it by bisection. Where the box begins below Theorem 2's y (to whose H_w lambda adds
 lambda / (1 + eta)), the Lagrangian is concave up to it, and least at `low` or at the zero beyond: y(lambda) is the better of the two, and
 there may be a gap.
+
+Source: method.md, section 8.
 """
 
 from __future__ import annotations
@@ -33,23 +35,25 @@ _LEAST = 1e-9  # of th1 and th3, relative to the shortest time: positive, and no
 
 @dataclass(frozen=True)
 class Decay:
-    """T(y) = th1 exp(-th2 y) + th3."""
+    """The fitted time of one expert, T(y) = th1 exp(-th2 y) + th3."""
 
     th1: float
     th2: float
     th3: float
 
     def seconds(self, y: Floats) -> Floats:
+        """Compute T."""
         seconds: Floats = self.th1 * np.exp(-self.th2 * y) + self.th3
         return seconds
 
     def slope(self, y: Floats) -> Floats:
+        """Compute T'."""
         slope: Floats = -self.th1 * self.th2 * np.exp(-self.th2 * y)
         return slope
 
 
 def fit(y: Floats, seconds: Floats) -> Decay:
-    """T for the points (y, seconds), all above 0."""
+    """Fit T to points (y, seconds), all above 0."""
     span = float(y.max() - y.min()) or float(y.max())
     low, high = float(np.log(0.01 / span)), float(np.log(1000 / span))  # from nearly straight to a step between neighbours
     first, last = low, high
@@ -63,8 +67,12 @@ def fit(y: Floats, seconds: Floats) -> Decay:
 
 
 def _linear(falling: Floats, flat: Floats) -> tuple[Floats, Floats, Floats]:
-    """th1, th3 and squared error, each [G], of th1 falling + th3 flat = 1 in least squares, neither below `_LEAST`: where the free optimum
-    is, it lies on one of the two edges."""
+    """Fit th1 and th3 by least squares of th1 falling + th3 flat = 1, neither below `_LEAST`.
+
+    Where the free optimum breaks that limit, the optimum lies on one of the two edges.
+
+    Shapes: th1, th3 and squared error, each [G].
+    """
     least = _LEAST / float(flat.max())
     aa, ab, bb = np.square(falling).sum(axis=1), falling @ flat, float(flat @ flat)
     a, b = falling.sum(axis=1), float(flat.sum())
@@ -80,13 +88,13 @@ def _linear(falling: Floats, flat: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def convex_from(decay: Decay, main_usd_per_s: float, usd_per_gb_s: float) -> float:
-    """The y above which g is strictly convex (Theorem 2)."""
+    """Compute the y above which g is strictly convex (Theorem 2)."""
     return 2 / decay.th2 - main_usd_per_s / usd_per_gb_s if usd_per_gb_s > 0 else -np.inf
 
 
 @dataclass(frozen=True)
 class MemoryProblem:
-    """P2; `budget_s` (B) is None where there is no target."""
+    """The problem P2. `budget_s` is B, None where there is no target."""
 
     decay: Decay
     hits: Floats
@@ -98,29 +106,45 @@ class MemoryProblem:
     budget_s: float | None
 
     def usd(self, y: Floats) -> Floats:
-        """[L]: s_l g_l."""
+        """Compute each layer's cost, s_l g_l.
+
+        Shapes: [L].
+        """
         return self.layer_s(y) * (self.main_usd_per_s + self.usd_per_gb_s * y)
 
     def usd_slope(self, y: Floats) -> Floats:
+        """Compute the slope of each layer's cost, s_l g_l'."""
         price = self.main_usd_per_s + self.usd_per_gb_s * y
         return self.hits * self.decay.slope(y) * price + self.usd_per_gb_s * self.layer_s(y)
 
     def layer_s(self, y: Floats) -> Floats:
-        """[L]: s_l T + r_l."""
+        """Compute each layer's time, s_l T + r_l.
+
+        Shapes: [L].
+        """
         return self.hits * self.decay.seconds(y) + self.overhead_s
 
     def lagrangian(self, y: Floats, multiplier: float) -> Floats:
-        """[L]: each layer's part of it, besides B."""
+        """Compute each layer's part of the Lagrangian, without B.
+
+        Shapes: [L].
+        """
         return (1 + ETA) * self.usd(y) + multiplier * self.layer_s(y)
 
     def lagrangian_slope(self, y: Floats, multiplier: float) -> Floats:
-        """[L]: d_l."""
+        """Compute its slope, d_l.
+
+        Shapes: [L].
+        """
         return (1 + ETA) * self.usd_slope(y) + multiplier * self.hits * self.decay.slope(y)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """`y` [L] and lambda; `meets` is False where even y = high breaks the budget, and then y is that."""
+    """The memory of each layer's function [L], and lambda.
+
+    meets   False where even y = high breaks the budget; y is then high
+    """
 
     y: Floats
     multiplier: float
@@ -128,6 +152,7 @@ class Memory:
 
 
 def solve(problem: MemoryProblem) -> Memory:
+    """Solve P2 by bisection over lambda."""
     y = _least(problem, 0.0)
     budget = problem.budget_s
     if budget is None or problem.layer_s(y).sum() <= budget:
@@ -152,7 +177,7 @@ def solve(problem: MemoryProblem) -> Memory:
 
 
 def _least(problem: MemoryProblem, multiplier: float) -> Floats:
-    """y(lambda)."""
+    """Compute y(lambda)."""
     begin = convex_from(problem.decay, problem.main_usd_per_s + multiplier / (1 + ETA), problem.usd_per_gb_s)
     low, high = np.clip(begin, problem.low, problem.high), np.full(len(problem.hits), problem.high)
     for _ in range(_HALVINGS):

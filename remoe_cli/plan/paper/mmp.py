@@ -1,19 +1,22 @@
-"""Main model pre-allocation, MMP (method section 6): the main function's memory and the share of remote experts, for the worst case.
+"""Main model pre-allocation (MMP): main memory and the share of remote experts, for the worst case.
 
 Before a request's activations are predicted, its main function has to be chosen. Notation: K experts in each of L layers; ratio b, so that
 the m = b K least used experts of each layer are remote; w main spec, y memory of the expert functions.
 
   b = 1, 1 - 1/K, .. 0:   M = max(M_min + M_e(b), M_cal);  w = smallest spec of M or more;  stop when TTFT(w, b) and TPOT(w, b) hold.
 
-The paper leaves open what follows; read here as:
+What the paper leaves open is read in this way:
 - M_min + M_e(b) is what a spec needs with (1 - b) K L experts local. M_cal is the least memory at which one local expert is not slower
   than one remote one with its way there: tau_c(w, n) <= tau_c(y, n) + 2 n D / B + t_rem, for one token and for the most that one expert
   gets of a prompt. If the menu has no such spec, its fastest ones count. Specs are taken by price per second, so "smallest" is cheapest.
-- Memory and replicas of the functions are chosen later (sections 8, 9), so the most of both counts: the largest spec, z_max replicas.
+- Memory and replicas of the functions are chosen later (method.md, sections 8 and 9), so the most of both counts: the largest spec, z_max
+  replicas.
 - The remote path is taken as the slower one, so local experts count only at b = 0. In decode the bound holds for the N_out tokens
   together, not for each: with all k_top experts of every token remote, b would change nothing.
-- One function holds a layer's remote experts, as in the paper; b starts where the largest spec does.
-- An always-on instance, whose price does not depend on the request's time, has no part in this.
+- One function holds a layer's remote experts, as in the paper; b starts where the largest spec holds them.
+- Always-on instances, whose price does not depend on the request's time, are left out.
+
+Source: method.md, section 6.
 """
 
 from __future__ import annotations
@@ -35,14 +38,17 @@ from remoe_cli.plan.problem.problem import MB, Main, Problem
 
 @dataclass(frozen=True)
 class Allocation:
-    """`remote` (m) experts of each layer, and the main spec."""
+    """How many experts of each layer are remote (m), and the main spec."""
 
     remote: int
     main: MainSpec
 
 
 def allocations(problem: Problem, aim: Aim, bound: TokenBound) -> Iterator[Allocation]:
-    """Every step from b = 1 down at which all targets hold in the worst case; the paper's is the first."""
+    """Yield each step, from b = 1 down, at which all targets hold in the worst case.
+
+    The paper takes the first.
+    """
     layers, experts = problem.workload.use.shape
     largest_mb = problem.catalog.function.memory_menu_mb[-1]
     specs = _fast_enough(problem, bound, largest_mb)
@@ -58,14 +64,18 @@ def allocations(problem: Problem, aim: Aim, bound: TokenBound) -> Iterator[Alloc
 
 
 def least_memory_mb(problem: Problem, remote: int) -> Floats:
-    """[L]: what a function needs for the least used experts and their tokens of the longest prompt (memory row of section 4)."""
+    """Compute the memory of a function for the least used experts and their tokens of the longest prompt.
+
+    Shapes: [L].
+    Source: the limit of function memory in method.md, section 4.
+    """
     longest = max(kind.n_in for kind in problem.workload.lengths)
     rows = np.where(problem.workload.ranks < remote, problem.workload.use * longest, 0.0).sum(axis=1)
     return expert_functions.function_memory_bytes(problem, remote, rows) / MB
 
 
 def _fast_enough(problem: Problem, bound: TokenBound, memory_mb: int) -> list[MainSpec]:
-    """Specs of M_cal or more, by rising price."""
+    """List the specs of M_cal or more, by rising price."""
     workload = problem.workload
     usable = [
         s for s in problem.catalog.main.menu if not main_function.always_on(problem, s) and main_function.local_capacity(problem, s) >= 0
@@ -115,7 +125,7 @@ def _local_step_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def ttft_rest_s(problem: Problem, spec: MainSpec, remote: int) -> float:
-    """TTFT besides the experts' work: non-expert modules, copies, and cold starts."""
+    """Compute TTFT without the experts' work: non-expert modules, copies, and cold starts."""
     workload = problem.workload
     layers, experts = workload.use.shape
     seconds = float(sum(kind.share * main_function.prefill_rest_s(problem, spec, kind.n_in) for kind in workload.lengths))
@@ -126,7 +136,7 @@ def ttft_rest_s(problem: Problem, spec: MainSpec, remote: int) -> float:
 
 
 def meets(problem: Problem, aim: Aim, spec: MainSpec, ttft_s: float, tpot_s: float) -> bool:
-    """Whether a mean request so fast keeps the targets and the time that it may take."""
+    """Tell whether a mean request with these times keeps the targets and the time that it may take."""
     limits = (aim.ttft_s, aim.tpot_s, main_function.longest_mean_s(problem, Main(spec)))
     seconds = (ttft_s, tpot_s, ttft_s + problem.workload.n_out * tpot_s)
     return all(limit is None or value <= limit * (1 + SLACK) for value, limit in zip(seconds, limits, strict=True))

@@ -1,4 +1,4 @@
-"""Replicas of the expert functions (method section 9): instances among which LPT divides a prompt's experts. Prefill only.
+"""Replicas of the expert functions: instances over which LPT divides a prompt's experts. Prefill only.
 
 Notation: layers l; z_l replicas, at most z_max and at most one for each remote expert; H_w USD per second of the main function.
 
@@ -8,6 +8,8 @@ Notation: layers l; z_l replicas, at most z_max and at most one for each remote 
 
 TTFT_worst takes max(local, max_j ZT_lj) in each layer, the remote side bounded by worst_times.py, the local one for the expected tokens.
 Cost is H_w max(local, max_j ZT_lj) and the invocations' bills for the expected tokens: nothing else depends on z.
+
+Source: method.md, section 9.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ from remoe_cli.plan.problem.problem import Problem
 
 
 def choose(problem: Problem, ttft_s: float | None, bound: TokenBound, allocation: Allocation, memory_mb: Ints) -> Ints | None:
-    """[L]: z, for functions of `memory_mb` [L]; None where the payload or the target cannot be kept."""
+    """Choose z for functions of `memory_mb`; None where the payload or the target cannot be kept.
+
+    Shapes: [L].
+    """
     layers, most = len(memory_mb), min(problem.catalog.function.max_replicas, allocation.remote)
 
     local_s = _local_s(problem, allocation)
@@ -43,7 +48,7 @@ def choose(problem: Problem, ttft_s: float | None, bound: TokenBound, allocation
     rows = np.arange(layers)
 
     def next_best(shorter: bool) -> tuple[float, int] | None:
-        """Least added cost, and its layer."""
+        """Find the least added cost, and its layer."""
         more = [(layer, int(z[layer]) + 1) for layer in range(layers) if z[layer] < most]
         if shorter:
             more = [(layer, n) for layer, n in more if worst_s[layer, n - 1] < worst_s[layer, n - 2] * (1 - SLACK)]
@@ -61,7 +66,10 @@ def choose(problem: Problem, ttft_s: float | None, bound: TokenBound, allocation
 
 
 def _local_s(problem: Problem, allocation: Allocation) -> Floats:
-    """[B, L]: prefill of the local experts for each kind of request."""
+    """Compute prefill of the local experts for each kind of request.
+
+    Shapes: [B, L].
+    """
     is_local, seconds = problem.workload.ranks >= allocation.remote, []
     for kind in problem.workload.lengths:
         each = main_function.expert_prefill_s(problem, allocation.main, problem.workload.use * kind.n_in)
@@ -70,7 +78,7 @@ def _local_s(problem: Problem, allocation: Allocation) -> Floats:
 
 
 def _part(problem: Problem, allocation: Allocation, layer: int, memory_mb: int, z: int, local_s: Floats) -> tuple[float, bool]:
-    """What of a layer's cost depends on z, in USD a request, and whether the payload limit is kept."""
+    """Price what depends on z in a layer, in USD a request, and tell whether the payload limit is kept."""
     workload, side, spec = problem.workload, problem.catalog.function, allocation.main
     owner = np.where(workload.ranks[layer] < allocation.remote, 0, -1)[None]
     remote = np.array([allocation.remote])
@@ -86,7 +94,10 @@ def _part(problem: Problem, allocation: Allocation, layer: int, memory_mb: int, 
 
 
 def _worst_s(problem: Problem, bound: TokenBound, allocation: Allocation, memory_mb: Ints, most: int, local_s: Floats) -> Floats:
-    """[L, z]: each layer's part of TTFT_worst with z = 1, 2, .. replicas."""
+    """Compute each layer's part of TTFT_worst with z = 1, 2, .. replicas.
+
+    Shapes: [L, z].
+    """
     memory = memory_mb.astype(np.float64)
     total = np.zeros((len(memory), most))
     for kind, kind_local_s in zip(problem.workload.lengths, local_s, strict=True):

@@ -1,16 +1,18 @@
-"""What remote experts take at worst, under a bound on their tokens (method sections 6 and 9). Arrays [L] are over layers.
+"""What remote experts take at worst, under a bound on their tokens. Arrays [L] are over layers.
 
 Notation: the m least used experts of each layer are remote; of n tokens they get at most X = bound.together(n, m), and any one of them
 Y = bound.largest(n, m); y memory, z replicas.
 
 **Prefill.** Of experts that get at most Y tokens each and X together, the work sum_k tau_c(y, N_k) is convex in the N_k, so it is most when
 floor(X / Y) experts get Y, one the rest, and the others next to none: W. LPT puts at most (z-1)/z of the largest item and 1/z of all on the
-fullest of z replicas (section 9), so
+fullest of z replicas, so
   max_j ZT_lj <= elapsed((z-1)/z tau_c(y, Y) + W / z) + 2 ((z-1)/z Y + X / z) D / B + t_rem.
-LPT looks at the work; that rows on the wire go with it, as the paper has it, is not certain, and little beside the work.
+LPT looks at the work. That rows on the wire go with it, as the paper has it, is not certain, and little beside the work.
 
 **Decode.** N_out tokens hit X remote experts, so one token hits X / N_out in the mean; how they are spread over the tokens is left to the
 worst: the least concave function above rho(h), the time of the remote side for h hits, at that mean.
+
+Source: method.md, sections 6 and 9.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ _NEXT_TO_NONE = 1e-9
 
 
 def prefill_s(problem: Problem, bound: TokenBound, n: float, m: int, memory_mb: Floats, replicas: int) -> Floats:
-    """[L]: the longest invocation of a prompt of n tokens (max_j ZT_lj), for functions of `memory_mb` [L]."""
+    """Bound the longest invocation of a prompt of n tokens (max_j ZT_lj), for functions of `memory_mb`.
+
+    Shapes: [L].
+    """
     together, largest = bound.together(n, m), bound.largest(n, m)
     if m == 0:
         return np.zeros(len(together))
@@ -39,12 +44,15 @@ def prefill_s(problem: Problem, bound: TokenBound, n: float, m: int, memory_mb: 
 
 
 def fullest(total: Floats, largest: Floats, replicas: int) -> Floats:
-    """What LPT puts on the fullest replica, at most."""
+    """Bound what LPT puts on the fullest replica."""
     return (replicas - 1) / replicas * largest + total / replicas
 
 
 def most_work_s(work_s: Callable[[Floats], Floats], m: int, together: Floats, largest: Floats) -> Floats:
-    """[L]: W, for the time `work_s` of one expert of each layer."""
+    """Compute W, for the time `work_s` of one expert of each layer.
+
+    Shapes: [L].
+    """
     full = np.minimum(m, np.floor(together / np.maximum(largest, _NEXT_TO_NONE) + _NEXT_TO_NONE))
     rest = np.minimum(together, m * largest) - full * largest
     one, last, few = (np.maximum(0.0, work_s(np.maximum(tokens, _NEXT_TO_NONE))) for tokens in (largest, rest, 0.0 * rest))
@@ -53,14 +61,17 @@ def most_work_s(work_s: Callable[[Floats], Floats], m: int, together: Floats, la
 
 
 def decode_s(problem: Problem, bound: TokenBound, m: int, memory_mb: float) -> Floats:
-    """[L]: the remote side of one decode token, in the mean over a request's."""
+    """Bound the remote side of one decode token, in the mean over a request's.
+
+    Shapes: [L].
+    """
     hits = np.arange(min(problem.spec.top_k, m) + 1)
     rho = expert_functions.decode_wait_s(problem, memory_mb, hits)
     return concave_above(rho, bound.together(problem.workload.n_out, m) / problem.workload.n_out)
 
 
 def concave_above(values: Floats, at: Floats) -> Floats:
-    """The least concave function that is nowhere below `values` at 0, 1, 2 .., at the points `at`."""
+    """Evaluate at `at` the least concave function that is nowhere below `values` at 0, 1, 2 .."""
     hull: list[int] = []
     for h in range(len(values)):
         while len(hull) > 1 and _slope(values, hull[-2], hull[-1]) <= _slope(values, hull[-1], h):

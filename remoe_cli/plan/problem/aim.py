@@ -1,4 +1,4 @@
-"""What a plan shall be best at, and within which limits."""
+"""What a plan shall have least of, and within which limits."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 from remoe_cli.plan.document import Objective, Outcome
 
-SLACK = 1e-9  # relative tolerance at which a limit counts as met  # relative tolerance at which a limit counts as met
+SLACK = 1e-9  # relative tolerance at which a limit counts as met
 
 
 @dataclass(frozen=True)
 class Aim:
-    """Least `objective` under the limits that are not None; `budget_usd` is a request's."""
+    """Make `objective` least, under the limits that are not None.
+
+    ttft_s, tpot_s   seconds to the first token, and for each further token
+    budget_usd       USD a request
+    """
 
     objective: Objective = "cost"
     ttft_s: float | None = None
@@ -19,10 +23,15 @@ class Aim:
     budget_usd: float | None = None
 
     def value(self, outcome: Outcome) -> float:
-        """The objective's, in USD or seconds."""
+        """Read the objective from an outcome, in USD or seconds.
+
+        >>> Aim("tpot").value(Outcome(cost_usd_per_request=0.002, ttft_s=1.5, tpot_s=0.08))
+        0.08
+        """
         return {"cost": outcome.cost_usd_per_request, "ttft": outcome.ttft_s, "tpot": outcome.tpot_s}[self.objective]
 
 
 def meets(aim: Aim, outcome: Outcome) -> bool:
+    """Tell whether an outcome keeps every limit of the aim."""
     pairs = ((outcome.ttft_s, aim.ttft_s), (outcome.tpot_s, aim.tpot_s), (outcome.cost_usd_per_request, aim.budget_usd))
     return all(limit is None or value <= limit * (1 + SLACK) for value, limit in pairs)

@@ -1,8 +1,8 @@
-"""How many experts of which function one decode token hits. Decode time (E[max(local, remote)]) and the bill both rest on this.
+"""How many experts of which function one decode token hits.
 
-A remote set is divided over functions: `owner` [S, E] is the function of each expert in each of S candidate sets, -1 for local. A token's
-layer ends with its busiest function, while every function that it hits is billed, so the distribution keeps both. It is exact over the
-recorded tokens.
+Decode time (E[max(local, remote)]) and the bill both rest on this. A remote set is divided over functions: `owner` [S, E] is the
+function of each expert in each of S candidate sets, -1 for local. A token's layer ends with its busiest function, while every function
+that it hits is billed, so the distribution keeps both. It is exact over the recorded tokens.
 """
 
 from __future__ import annotations
@@ -80,13 +80,20 @@ def owner_of(experts: int, parts: Parts) -> Ints:
 
 
 def owners(members: Bools, rank: Ints, functions: int) -> Ints:
-    """int64 [S, E]: the function of each member of the sets, -1 for the rest. Members go round the functions in order of use, so that
-    each function has about as many experts and as many tokens."""
+    """Divide sets over functions: members go to the functions in turn, in order of use.
+
+    So each function gets about as many experts and as many tokens.
+
+    Shapes: `members` [S, E], `rank` [E] or [S, E]; int64 [S, E], the function of each member, -1 for the rest.
+    """
     return np.where(members, positions(members, rank) % functions, -1)
 
 
 def positions(members: Bools, rank: Ints) -> Ints:
-    """[S, E]: the place of each member in its set by rising use; `rank` is [E], or [S, E]."""
+    """Number the members of each set from 0 by rising use.
+
+    Shapes: `members` [S, E], `rank` [E] or [S, E]; int64 [S, E].
+    """
     rank = np.broadcast_to(rank, members.shape)
     by_use = np.take_along_axis(members, np.argsort(rank, axis=1), axis=1)
     place: Ints = np.take_along_axis(np.cumsum(by_use, axis=1), rank, axis=1) - 1
@@ -114,7 +121,7 @@ def _counted(pattern: Pattern, owner: Ints) -> HitDistribution:
 
 
 def joined(several: Sequence[HitDistribution]) -> HitDistribution:
-    """The distributions of several layers as one, whose S are those of all, one layer's after another's."""
+    """Join the distributions of several layers into one, with the sets of one layer after the other's."""
     slots = several[0].calls.shape[1]
     shares = np.zeros((sum(len(hits.shares) for hits in several), slots * slots))
     for hits, end in zip(several, np.cumsum([len(hits.shares) for hits in several]), strict=True):
@@ -146,7 +153,7 @@ def _all_prefixes(pattern: Pattern, rank: Ints, functions: int) -> HitDistributi
     weights = np.tile(counts.astype(np.float64), k + 1)
 
     def table(height: int, more: Ints, less: Ints) -> Floats:
-        """Tokens, added or taken away at those places, summed up over sizes; without the column past the last size."""
+        """Add and subtract tokens at those places, and sum up over sizes."""
         plus, minus = (np.bincount(at.ravel(), weights[: at.size], height * width) for at in (more, less))
         return np.cumsum((plus - minus).reshape(height, width), axis=1)[:, :-1]
 

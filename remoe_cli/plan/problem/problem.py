@@ -1,4 +1,4 @@
-"""What a placement's cost depends on: the model, its times, the catalog, the workload; and the placement itself."""
+"""What the cost of a placement depends on (`Problem`), and the placement itself."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ Invocations = Literal["per-layer", "per-expert"]
 
 @dataclass(frozen=True)
 class Problem:
-    """All that a placement's cost depends on, besides the placement.
+    """Everything that the cost of a placement depends on, besides the placement.
 
-    latency       the profile's: times of the expert functions, and of main specs that are not in `described`
+    latency       the profile's times: of expert functions, and of main specs that are not in `described`
     described     times of main specs by name, where they are not the profile's own
-    invocations   one call for all experts that a token hits in a function, or one after another for each (the paper's equation 5)
+    invocations   per-layer: one call for all experts that a token hits in a function; per-expert: one call after another for each
+
+    Source: per-expert calls are equation 5 of method.md, section 3.
     """
 
     spec: MoeSpec
@@ -34,12 +36,13 @@ class Problem:
     invocations: Invocations = "per-layer"
 
     def latency_of(self, main: MainSpec) -> Latency:
+        """Look up the times of a main spec."""
         return self.described.get(main.name, self.latency)
 
 
 @dataclass(frozen=True)
 class Main:
-    """A main function as bought: one of pay-per-use, or so many instances among which requests are spread."""
+    """A main function as it is bought: paid by use, or several rented instances that share the requests."""
 
     spec: MainSpec
     instances: int = 1
@@ -47,14 +50,18 @@ class Main:
 
 @dataclass(frozen=True)
 class Placement:
+    """Where everything runs: the main function, and the expert functions of each MoE layer."""
+
     main: MainSpec
     layers: tuple[LayerPlan, ...]
     instances: int = 1
 
     @property
     def bought(self) -> Main:
+        """The main function with its instances."""
         return Main(self.main, self.instances)
 
 
 def local_layers(problem: Problem) -> tuple[LayerPlan, ...]:
+    """List the layers of a placement without remote experts."""
     return tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in problem.spec.moe_layers)

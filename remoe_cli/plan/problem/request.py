@@ -1,4 +1,4 @@
-"""A request for a plan, and the problem that it poses for a profile and a catalog."""
+"""What somebody asks a plan for, and the problem that this poses for a profile and a catalog."""
 
 from __future__ import annotations
 
@@ -17,10 +17,20 @@ from remoe_cli.profile.record import Profile
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What to plan for. `remote_share` forces that share of experts out, `placement_file` prices what a file says; else `solver` chooses.
+    """What a plan is asked for. What is None has a default.
 
-    cold_share is the share of requests that find everything cold: by default what the traffic implies, 0 without. Without `routing`,
-    requests use experts as all of the profile's prompts together do.
+    aim                 what shall be least, and under which targets
+    n_in, n_out         tokens of the prompt, and tokens generated after the first; by default the profile's medians
+    traffic             requests of several lengths, in place of `n_in` and `n_out`
+    requests_per_hour   by default what `traffic` says; without both, idle hours and cold starts are not priced
+    cold_share          share of requests that find everything cold; by default what the traffic implies
+    invocations         one call for all experts that a token hits in a function, or one call for each
+    solver              exact, scan or paper; chooses the placement unless one of the next two does
+    remote_share        force this share of the experts into functions, the least used first
+    placement_file      price the placement in this file
+    routing             a mixture of the profile's prompts; by default all of them together
+    time_limit_s        seconds after which the exact solver stops with the best plan that it has
+    examine             also price scenarios and break-evens
     """
 
     aim: Aim = field(default_factory=Aim)
@@ -39,7 +49,10 @@ class PlanRequest:
 
 
 def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Problem:
-    """The problem of a profile on a catalog; raises what `from_profile` raises."""
+    """Pose the problem of a profile on a catalog.
+
+    Raises: what `from_profile` raises.
+    """
     workload = from_profile(profile, request.n_in, request.n_out, request.traffic, request.requests_per_hour, request.routing)
     implied = workload.traffic.cold_share(catalog.function.idle_ttl_s)
     cold = implied if request.cold_share is None else request.cold_share

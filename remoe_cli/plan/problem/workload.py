@@ -1,6 +1,6 @@
-"""The workload that a plan is for: requests of certain lengths and traffic, and the routing that the profile recorded.
+"""The workload that a plan is for: lengths and traffic of requests, and how they use experts.
 
-Imported routing may lack a phase, single tokens or lengths. What then stands in for them is an assumption, which the plan states.
+Imported routing may lack a phase, single tokens or lengths. Something else then takes their place: an assumption, which the plan states.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from remoe_cli.profile.record import Profile
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests: a prompt, one token from its prefill, then further tokens one by one.
+    """Requests, and the experts that their tokens use.
+
+    A request is a prompt, a first token from its prefill, and further tokens one by one.
 
     traffic            their lengths, and how often they come
     cold_share         share of requests that find the main function and the expert functions cold
-    use                float64 [L, E], experts that a prompt token uses; each row sums to top_k (k_top s_lk)
-    trace              int64 [T, L, k], expert ids of recorded decode tokens, -1 where a slot was skipped
-    patterns           per layer the distinct sets of experts in the trace, int64 [P, k] ascending, and how many tokens used each, [P];
-                       of a mixture of prompts the share of tokens
-    assumptions        whole sentences on what the profile does not hold and what was put in its place
+    use                share of prompt tokens that use each expert (k_top s_lk)
+    trace              expert ids of recorded decode tokens, -1 where a slot was skipped
+    patterns           per layer the distinct sets of experts in the trace, and how many tokens used each, or the weight of those tokens
+    assumptions        for people: sentences on what the profile lacks and what takes its place
+
+    Shapes: `use` float64 [L, E], each row sums to top_k; `trace` int64 [T, L, k]; of `patterns` int64 [P, k], ids ascending, and [P].
     """
 
     traffic: Traffic
@@ -41,15 +44,17 @@ class Workload:
     assumptions: tuple[str, ...] = ()
 
     def resized(self, n_in: int, n_out: int) -> Workload:
-        """The same routing for warm requests of one length; what was counted of the trace is kept."""
+        """Change the requests to warm ones of one length; the routing stays."""
         return replace(self, traffic=one_length(n_in, n_out), cold_share=0.0)
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:
+        """The kinds of requests; their shares sum to 1."""
         return self.traffic.lengths
 
     @property
     def requests_per_hour(self) -> float | None:
+        """Requests an hour; None where unknown."""
         return self.traffic.per_hour
 
     @property
@@ -64,22 +69,28 @@ class Workload:
 
     @property
     def longest(self) -> Lengths:
-        """The request with most tokens in all: memory has to hold it."""
+        """The kind of request with most tokens in all: memory has to hold it."""
         return max(self.lengths, key=lambda kind: (kind.n_in + kind.n_out, kind.n_in))
 
     @property
     def prefill_tokens(self) -> Floats:
-        """float64 [L, E]: expected prompt tokens of a mean request per expert (N_lk); rows sum to n_in * top_k."""
+        """Expected prompt tokens of a mean request for each expert (N_lk).
+
+        Shapes: float64 [L, E]; each row sums to n_in * top_k.
+        """
         return self.use * self.n_in
 
     @cached_property
     def hits(self) -> HitCounter:
-        """Experts that one decode token hits, for any remote sets."""
+        """The counter of experts that one decode token hits, for any remote sets."""
         return HitCounter(self.patterns, self.ranks)
 
     @cached_property
     def decode_hits(self) -> Floats:
-        """float64 [L, E]: share of decode tokens that use each expert."""
+        """Share of decode tokens that use each expert.
+
+        Shapes: float64 [L, E].
+        """
         slots = self.use.shape[1] + 1
         weighed = [
             np.bincount(sets.ravel() + 1, np.repeat(counts, sets.shape[1]), slots)[1:] / counts.sum() for sets, counts in self.patterns
@@ -89,12 +100,21 @@ class Workload:
 
     @property
     def utility(self) -> Floats:
-        """float64 [L, E]: expected tokens of one request through each expert (u_lk, method section 7)."""
+        """Expected tokens of one request through each expert (u_lk).
+
+        Shapes: float64 [L, E].
+        Source: method.md, section 7.
+        """
         return self.prefill_tokens + self.n_out * self.decode_hits
 
     @cached_property
     def ranks(self) -> Ints:
-        """int64 [L, E]: 0 for the least used expert of a layer; equal utilities by expert id."""
+        """Place of each expert in its layer's order of utility: 0 for the least used.
+
+        Of equals, the lower id goes first.
+
+        Shapes: int64 [L, E].
+        """
         ranks: Ints = np.argsort(np.argsort(self.utility, axis=1, kind="stable"), axis=1, kind="stable")
         return ranks
 
@@ -107,8 +127,9 @@ def from_profile(
     requests_per_hour: float | None = None,
     routing: PredictedRouting | None = None,
 ) -> Workload:
-    """Make the workload of a profile, of warm requests. A length that is not given is the profile's median, at least 1.
+    """Make the workload of a profile, of warm requests.
 
+    n_in, n_out         tokens; by default the profile's medians, at least 1
     traffic             requests of several lengths, in place of `n_in` and `n_out`
     requests_per_hour   goes before what `traffic` says
     routing             a mixture of the profile's prompts: requests use experts as it does; by default, as all prompts together
@@ -120,7 +141,7 @@ def from_profile(
     if layers is not None and len(layers) < len(spec.moe_layers):
         raise ArtifactError(
             f"The profile {profile.path} has routing of {len(layers)} of the model's {len(spec.moe_layers)} MoE layers, "
-            "and a plan places the experts of all.",
+            "but a plan places the experts of all.",
             "Import routing of every MoE layer.",
         )
     if requests_per_hour == 0:
@@ -128,7 +149,9 @@ def from_profile(
     if traffic is not None and (n_in, n_out) != (None, None):
         raise UsageError("--requests and --n-in or --n-out both say how long requests are.", "Leave one of them out.")
     assumptions = tuple(_assumptions(profile, traffic is None and n_in is None, traffic is None and n_out is None))
-    if traffic is None:
+    if traffic is not None:
+        assumptions += traffic.notes
+    else:
         traffic = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
     if requests_per_hour is not None:
         traffic = Traffic(traffic.lengths, requests_per_hour)
@@ -148,7 +171,10 @@ def from_profile(
 
 
 def _mixed(profile: Profile, trace: Ints, routing: PredictedRouting) -> tuple[Floats, Ints, Floats]:
-    """Of a mixture of prompts: the experts that a prompt token uses [L, E], the traced tokens [T, L, k], and their weights [T]."""
+    """Mix the routing of prompts by weight.
+
+    Shapes: experts that a prompt token uses [L, E], traced tokens [T, L, k], weights of those [T].
+    """
     recorded, weights = np.array(routing.recorded), np.array(routing.weights, dtype=np.float64)
     counts = profile.counts("prefill")[recorded].astype(np.float64)
     use = np.tensordot(weights, counts / counts.sum(axis=2, keepdims=True), axes=1) / weights.sum() * profile.record.spec.top_k
@@ -161,18 +187,24 @@ def _mixed(profile: Profile, trace: Ints, routing: PredictedRouting) -> tuple[Fl
 def _predicted(routing: PredictedRouting) -> str:
     off = "" if routing.validation_bits is None else f", {routing.validation_bits:.3f} bits off on held-out prompts"
     return (
-        f"Requests are taken to route as {routing.predictor}{off}, predicts of the {routing.count} prompts of {routing.prompts.path}: "
-        f"as a mixture of {len(routing.recorded)} recorded prompts does, {routing.mixture_bits:g} bits from the prediction."
+        f"The plan assumes the routing that {routing.predictor}{off}, predicts for the {routing.count} prompts of {routing.prompts.path}: "
+        f"that of a mixture of {len(routing.recorded)} recorded prompts, {routing.mixture_bits:g} bits from the prediction."
     )
 
 
 def patterns_of(trace: Ints, experts: int, weights: Floats | None = None) -> tuple[Pattern, ...]:
-    """Per layer the distinct sets of experts [P, k] of a trace [T, L, k], and how many tokens used each [P], or their weights' sum."""
+    """List the distinct sets of experts of each layer in a trace, with the tokens, or the weight, of each.
+
+    Shapes: `trace` [T, L, k], `weights` [T]; sets [P, k], counts [P].
+    """
     return tuple(_distinct(np.sort(trace[:, layer], axis=1), experts, weights) for layer in range(trace.shape[1]))
 
 
 def _distinct(rows: Ints, experts: int, weights: Floats | None) -> Pattern:
-    """Distinct rows, ascending; as one number each where that fits 63 bits, for sorting rows as such takes many times as long."""
+    """Find distinct rows, ascending.
+
+    A row is coded as one number where 63 bits hold it: sorting rows as such takes many times as long.
+    """
     k = rows.shape[1]
     if (experts + 1) ** k >= 2**63:
         distinct, which = np.unique(rows, axis=0, return_inverse=True)
@@ -187,16 +219,16 @@ def _or_median(tokens: int | None, recorded: npt.NDArray[np.int32]) -> int:
 
 
 def _assumptions(profile: Profile, default_in: bool, default_out: bool) -> Iterator[str]:
-    """What stands in for things that the profile lacks; nothing for a recorded profile."""
+    """Say in sentences what takes the place of things that the profile lacks."""
     routing, arrays = profile.record.routing, profile.arrays
     if "prefill" not in routing.phases:
-        yield "The profile has no separate routing of prompts: their tokens are taken to use experts as its generated tokens do."
+        yield "The profile has no separate routing of prompts: the plan assumes that prompt tokens use experts as generated tokens do."
     if "decode" not in routing.phases:
-        yield "The profile has no separate routing of generated tokens: they are taken to use experts as its other tokens do."
+        yield "The profile has no separate routing of generated tokens: the plan assumes that they use experts as its other tokens do."
     if routing.trace == "drawn":
         yield (
-            "Experts of single tokens were drawn from the profile's counts, as if a token chose them independently of each other; "
-            "with real tokens the times of remote calls differ."
+            "The experts of single tokens were drawn from the profile's counts, as if a token chose each of them independently. "
+            "With real tokens, remote calls take another time."
         )
     lacking = [
         name

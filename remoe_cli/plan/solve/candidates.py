@@ -1,4 +1,4 @@
-"""Remote sets that the solvers weigh."""
+"""The remote sets that the solvers weigh."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import numpy as np
 from remoe_cli.plan.arrays import Bools
 from remoe_cli.plan.problem.workload import Workload
 
-ENUMERATED_EXPERTS = 8  # up to here all 2**E remote sets of a layer are weighed  # up to here all 2**E remote sets of a layer are weighed
+ENUMERATED_EXPERTS = 8  # up to so many experts, all 2**E remote sets of a layer are weighed
 
 
 def candidate_sets(workload: Workload) -> tuple[Bools, ...]:
-    """Remote sets that the exact planner weighs, per layer bool [S, E], by rising size.
+    """List the remote sets that the exact planner weighs for each layer, by rising size.
 
-    All subsets up to 8 experts a layer; above, the prefixes of the utility order, which is optimal only among such
-    plans (planning study, section 1: measured loss 0 to 0.27% at full size).
+    Up to 8 experts a layer, these are all subsets. Above, they are the prefixes of the order of utility: the planner is then optimal only
+    among plans that move each layer's least used experts out.
+
+    Shapes: per layer bool [S, E].
+    Source: planning.md, section 'Prefixes of the order of use' (measured loss: 0 to 0.27% at full size).
     """
     layers, experts = workload.use.shape
     if experts <= ENUMERATED_EXPERTS:
@@ -25,6 +28,9 @@ def candidate_sets(workload: Workload) -> tuple[Bools, ...]:
 
 
 def prefix_sets(workload: Workload, sizes: tuple[int, ...]) -> tuple[Bools, ...]:
-    """Per layer bool [S, E]: the least used experts, so many of them as `sizes` says, by rising size."""
+    """List, for each layer, its least used experts in the numbers `sizes`.
+
+    Shapes: per layer bool [S, E].
+    """
     every: Bools = np.array(sizes)[:, None] > workload.ranks[:, None, :]
     return tuple(sets for sets in every)

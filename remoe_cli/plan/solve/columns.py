@@ -1,8 +1,11 @@
-"""Columns of the exact programme: per layer every (remote set, memory, functions, replicas) that may be part of an optimal plan.
+"""Columns of the exact programme: every choice for one layer that may be part of an optimal plan.
 
-With the main spec fixed, a column's share of TTFT, TPOT and cost is a constant, so the max() and the products of the paper's non-linear
-programme disappear (planning study, section 1). The C columns of all layers lie one after the other, those of one set together. A set that
-no single function of a memory spec holds is divided over the fewest that do; only undivided sets have replicas.
+A choice is a remote set, a memory spec, a number of functions and a number of replicas. With the main spec fixed, its part of TTFT, TPOT
+and cost is a constant, so the max() and the products of the paper's non-linear programme disappear. The C columns of all layers lie one
+after the other, those of one set together. A set that no single function of a memory spec holds is divided over the fewest functions that
+do; only undivided sets have replicas.
+
+Source: planning.md, section 'Columns'.
 """
 
 from __future__ import annotations
@@ -25,12 +28,19 @@ from remoe_cli.plan.problem.problem import MB, Problem
 from remoe_cli.plan.problem.workload import Workload
 
 Small = npt.NDArray[np.int32]
-_AT_ONCE = 2**19  # figures of a table of sets, speeds and invocations: larger ones take memory, and no less time
+_AT_ONCE = 2**19  # figures in one table of sets, speeds and invocations: larger tables take more memory and as much time
 
 
 @dataclass(frozen=True)
 class DecodeTable:
-    """Decode of S sets, all divided over so many functions, at V speeds: `local` [P], `call_s` [V, P], `shares` [S, P]."""
+    """What decode time depends on, of sets that are divided over the same number of functions.
+
+    local    [P], local experts that a token hits
+    call_s   [V, P], how long the remote side takes, at each speed of the functions
+    shares   [S, P], share of tokens with each pair, for each set
+
+    Shapes: S sets, V speeds, P pairs of hits (`HitDistribution`).
+    """
 
     local: Ints
     call_s: Floats
@@ -39,15 +49,19 @@ class DecodeTable:
 
 @dataclass(frozen=True)
 class Columns:
-    """All sets of all layers are numbered in one row, X of them; arrays [C] ascend in layer and set. Small integers are int32.
+    """All columns of all layers. The sets of all layers are numbered in one row.
 
-    members     bool [X, E], `set_layer` [X]
-    starts      [L], the first column of each layer
-    layer, at_set, memory_mb, functions, replicas, count    [C]; memory, functions and replicas of an empty set are 0
-    zt_s        [B, C], remote prefill of each kind of request
-    bill_usd    [C], invocations of a request, cold starts of functions in it
-    start_s     [C], wait for functions that start, in the mean request (only beside an always-on main function)
-    step        [C], the column's place in `decode_s`'s table
+    members, set_layer    bool [X, E], experts of each set; [X], its layer
+    starts                [L], the first column of each layer
+    layer, at_set         [C], layer and set of each column; both ascend
+    memory_mb, functions, replicas    [C], 0 for an empty set
+    count                 [C], remote experts
+    zt_s                  [B, C], remote prefill of each kind of request
+    bill_usd              [C], invocations of a request, with cold starts of functions
+    start_s               [C], wait for functions that start, in the mean request (only beside an always-on main function)
+    decode_at             [C], place of the column in the result of `decode_s`
+
+    Shapes: C columns, X sets, L layers, E experts, B kinds of requests. Small integers are int32.
     """
 
     members: Bools
@@ -62,16 +76,22 @@ class Columns:
     zt_s: Floats
     bill_usd: Floats
     start_s: Floats
-    step: Small
+    decode_at: Small
     decode_tables: tuple[DecodeTable, ...]
 
     @property
     def empty_layers(self) -> list[int]:
-        """Layers without a single column: only where the candidates leave out the empty set, as a forced placement does."""
+        """Layers without a single column.
+
+        There are some only where the candidates leave out the empty set, as in a forced placement.
+        """
         return sorted(set(range(len(self.starts))) - set(self.layer.tolist()))
 
     def local_s(self, problem: Problem, spec: MainSpec) -> Floats:
-        """[B, X]: prefill of each set's local experts, for each kind of request."""
+        """Compute prefill of each set's local experts, for each kind of request.
+
+        Shapes: [B, X].
+        """
         local = ~self.members
         out = []
         for kind in problem.workload.lengths:
@@ -80,20 +100,22 @@ class Columns:
         return np.array(out)
 
     def decode_s(self, step_s: float) -> Floats:
-        """E[max(local, remote)] of one decode token, for the places that `step` names."""
+        """Compute E[max(local, remote)] of one decode token, for the places that `decode_at` names."""
         return np.concatenate([(s.shares @ np.maximum(s.local * step_s, s.call_s).T).ravel() for s in self.decode_tables])
 
     def merged(self) -> tuple[Columns, Ints]:
-        """One column for all numbers of replicas of a set at a memory spec, with the least figures of any, so that what it cannot do none
-        of them can; and where the columns of each begin among these."""
-        firsts = np.flatnonzero(np.diff(self.step, prepend=-1))
-        names = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "start_s", "step")
+        """Merge columns that differ only in replicas into one optimistic column (elementwise minimum).
+
+        Its bound is valid for each of them. Also returns where the columns of each merged one begin among these.
+        """
+        firsts = np.flatnonzero(np.diff(self.decode_at, prepend=-1))
+        names = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "start_s", "decode_at")
         same: dict[str, Any] = {name: getattr(self, name)[firsts] for name in names}
         zt_s, bill_usd = np.minimum.reduceat(self.zt_s, firsts, axis=1), np.minimum.reduceat(self.bill_usd, firsts)
         return replace(self, starts=np.searchsorted(firsts, self.starts), zt_s=zt_s, bill_usd=bill_usd, **same), firsts
 
     def layer_plans(self, problem: Problem, chosen: Ints) -> tuple[LayerPlan, ...]:
-        """The layers of a plan from one chosen column per layer, ascending."""
+        """Write one chosen column per layer, in order, as the layers of a plan."""
         return tuple(self._layer_plan(problem, index, int(column)) for index, column in enumerate(chosen))
 
     def _layer_plan(self, problem: Problem, index: int, column: int) -> LayerPlan:
@@ -119,17 +141,19 @@ def build_columns(
     replicas: tuple[int, ...] | None = None,
     payload_limited: bool = True,
 ) -> Columns:
-    """Columns for the candidate sets [S, E] of each layer, at the catalog's memory specs and numbers of replicas or some of them.
+    """Price the candidate sets of each layer at every memory spec and number of replicas, or at some.
 
-    Left out: what does not fit the function's memory or the payload, memory that makes a function no faster, and replicas that do not
-    shorten prefill: they cost at least as much, so nothing is lost.
+    Left out is what does not fit the function's memory or the payload, and what cannot be better: memory that makes a function no faster,
+    and replicas that do not shorten prefill.
+
+    Shapes: `candidates` per layer bool [S, E].
     """
     workload, side = problem.workload, problem.catalog.function
     menu, numbers = np.array(memory_menu_mb or side.memory_menu_mb), replicas or tuple(range(1, side.max_replicas + 1))
     members = np.concatenate(candidates)
     set_layer = np.repeat(np.arange(len(candidates), dtype=np.int32), [len(sets) for sets in candidates])
     rank, count = workload.ranks[set_layer], members.sum(axis=1)
-    # The tables of all prefixes are not worth it for one set of a layer.
+    # Counting all prefixes does not pay for one set of a layer.
     prefixes = len(members) > 2 * len(candidates) and bool((members == (rank < count[:, None])).all())
     empty = np.flatnonzero(count == 0)
     parts, taken = [_nothing_remote(workload, empty)], len(empty)
@@ -151,7 +175,7 @@ def build_columns(
                 "memory_mb": memory_mb[s, v],
                 "functions": np.full(len(s), functions),
                 "replicas": np.full(len(s), z),
-                "step": taken + np.ravel_multi_index((s, v), memory_mb.shape),
+                "decode_at": taken + np.ravel_multi_index((s, v), memory_mb.shape),
             }
             figures = {"bill_usd": (usd + workload.n_out * decode_usd)[s, v], "start_s": start_s[s], "zt_s": zt_s[:, s, v]}
             parts.append(figures | {name: array.astype(np.int32) for name, array in small.items()})
@@ -171,16 +195,16 @@ def build_columns(
 
 
 def _nothing_remote(workload: Workload, at: Ints) -> dict[str, Any]:
-    """Each empty set is one column, without memory and replicas."""
+    """Make one column for each empty set, without memory and replicas."""
     small = dict.fromkeys(("memory_mb", "functions", "replicas"), np.zeros(len(at), dtype=np.int32))
-    places = {"at_set": at.astype(np.int32), "step": np.arange(len(at), dtype=np.int32)}
+    places = {"at_set": at.astype(np.int32), "decode_at": np.arange(len(at), dtype=np.int32)}
     figures = dict.fromkeys(("bill_usd", "start_s"), np.zeros(len(at)))
     return small | places | figures | {"zt_s": np.zeros((len(workload.lengths), len(at)))}
 
 
 @dataclass(frozen=True)
 class _Divided:
-    """S of the sets, each divided over so many functions.
+    """Some sets, each divided over the same number of functions.
 
     at, layer   [S], their places among all sets, and their layers
     owner       [S, E], the function of each expert, -1 for local
@@ -199,18 +223,19 @@ class _Divided:
     memory_mb: Ints
 
     def by_layer(self) -> Iterator[tuple[int, slice]]:
-        """Layers that have sets, and which."""
+        """Iterate over the layers that have sets, with the slice of their sets."""
         starts = np.flatnonzero(np.diff(self.layer, prepend=-1))
         for start, end in pairwise([*starts.tolist(), len(self.layer)]):
             yield int(self.layer[start]), slice(start, end)
 
 
 def _divided(problem: Problem, menu: Ints, members: Bools, set_layer: Small) -> Iterator[_Divided]:
-    """The sets that some memory specs hold in one function, then in two, and so on, not too many at once."""
+    """Divide the sets over one function, then over two, and so on, a limited number of sets at a time."""
     side = problem.catalog.function
     place_in_set = positions(members, problem.workload.ranks[set_layer])
     first = np.flatnonzero(np.diff(expert_functions.function_vcpus(side, menu), prepend=0.0))  # [V]: the least spec of each speed
-    end = np.where(members.any(axis=1, keepdims=True), np.append(first[1:], len(menu)), first)  # [X, V]: from there on fewer functions do
+    # [X, V]: from this spec on, fewer functions hold the set
+    end = np.where(members.any(axis=1, keepdims=True), np.append(first[1:], len(menu)), first)
     for functions in range(1, side.max_functions + 1):
         at = np.flatnonzero((first < end).any(axis=1))
         owner = np.where(members[at], place_in_set[at] % functions, -1)
@@ -230,8 +255,11 @@ def _hits(divided: _Divided) -> HitDistribution:
 
 
 def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bool) -> Iterator[tuple[int, Bools, Floats, Floats]]:
-    """Each number of replicas, whether it is to be had and quicker than fewer, [S, V]; the longest invocation of a prompt [B, S, V]; and
-    the bill of prompts and cold starts [S, V]."""
+    """Price each number of replicas.
+
+    Yields the number; whether it can be had and is quicker than fewer [S, V]; the longest invocation of a prompt [B, S, V]; and the
+    bill of prompts and cold starts [S, V].
+    """
     problem, side = divided.problem, divided.problem.catalog.function
     kinds = [(kind.share, problem.workload.use * kind.n_in) for kind in problem.workload.lengths]
     work_s = [expert_functions.expert_work_s(problem, divided.speeds_mb[:, None, None], tokens).transpose(1, 2, 0) for _, tokens in kinds]
@@ -259,7 +287,10 @@ def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bo
 
 
 def _shared(divided: _Divided, tokens: Floats, replicas: tuple[int, ...]) -> Ints | Places:
-    """[Z, S, E]: which invocation of a prompt takes each expert. Divided sets, of several functions, have no replicas."""
+    """Assign each expert to an invocation of a prompt. Divided sets have no replicas.
+
+    Shapes: [Z, S, E].
+    """
     if divided.functions > 1:
         return divided.owner[None]
     work_s = expert_functions.expert_work_s(divided.problem, divided.problem.catalog.function.mb_per_vcpu, tokens)
@@ -268,7 +299,10 @@ def _shared(divided: _Divided, tokens: Floats, replicas: tuple[int, ...]) -> Int
 
 
 def _function_loads(problem: Problem, layer: Small, owner: Ints, functions: int) -> tuple[Ints, Floats]:
-    """[S]: experts of the fullest function, and the bytes that the largest needs for the longest prompt."""
+    """Count the experts of the fullest function, and the bytes that the largest one needs.
+
+    Shapes: [S].
+    """
     tokens = problem.workload.use[layer] * max(kind.n_in for kind in problem.workload.lengths)
     biggest, held = np.zeros(len(owner), dtype=np.int64), np.zeros(len(owner))
     for function in range(functions):

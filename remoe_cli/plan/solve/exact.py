@@ -1,15 +1,16 @@
-"""The exact planner: one column per layer under shared limits, and branch and bound over the main function's menu.
+"""The exact planner: one column per layer under shared limits, and branch and bound over main specs.
 
-At a fixed main spec the plan is a multiple-choice knapsack over the columns of `columns.py` under a few rows: main memory, TTFT, TPOT,
-budget, and how long a request may take. A node of the search is a range of main specs, priced at its cheapest, run at its fastest and
-filled to its largest, so its bound holds for every spec in it. Bounds are Lagrangian: for multipliers u >= 0,
-`const + sum over layers of min_j (c_j + u a_j) - u b` never exceeds the optimum, whatever the quality of u, so the multipliers come from a
-small column-generation LP in floating point and the bound is still certified. Columns that cannot be part of a better plan than the best
-known (reduced cost) are left out of everything below a node. At a single main spec a plan is rounded from the relaxation. If that leaves
-too wide a gap, an integer programme is solved over the columns whose reduced cost lies within a window; a solution with any other column
-costs at least bound + window.
+At a fixed main spec, the plan is a multiple-choice knapsack over the columns of columns.py under a few rows: main memory, TTFT, TPOT,
+budget, and how long a request may take. A node of the search is a range of main specs. It is priced at the cheapest, run at the fastest and
+filled to the largest of them, so its bound holds for every spec in the range. Bounds are Lagrangian: for duals u >= 0,
+`const + sum over layers of min_j (c_j + u a_j) - u b` never exceeds the optimum, however good u is. So the duals come from a small
+linear programme in floating point (column generation), and the bound is still certified. Columns whose reduced cost rules them out of
+every plan that is better than the best known are left out below a node. At a single main spec, a plan is rounded from the relaxation. If
+that leaves too wide a gap, an integer programme is solved over the columns whose reduced cost lies within a window; a plan with any other
+column costs at least bound + window.
 
-Notation: columns j of C, layers l of L, rows r of R; c [C] objective; rows [R, C], each divided by its limit; u [R] multipliers.
+Shapes: C columns j, L layers, R rows; c [C] objective, rows [R, C], each divided by its limit, duals [R].
+Source: planning.md, section 'Branch and bound over the main function'.
 """
 
 from __future__ import annotations
@@ -33,12 +34,16 @@ from remoe_cli.plan.solve.node import Node, Task, mains, make_node
 from remoe_cli.plan.solve.rounding import rounded
 
 GAP = 1e-3  # relative gap at which the search stops
-PENALTY = 1e5  # of a row's whole limit, in units of the least cost: bounds the multipliers, never their validity
+PENALTY = 1e5  # of breaking a whole limit, in units of the least cost: it bounds the duals, and leaves every bound valid
 
 
 @dataclass(frozen=True)
 class Solution:
-    """`value` and `lower_bound` are in the objective's unit (USD or seconds); the bound holds for the columns it was found among."""
+    """The best plan found, and a lower bound that holds for the columns it was found among.
+
+    value, lower_bound   in the objective's unit, USD or seconds
+    timed_out            the time limit ended the search before the gap was reached
+    """
 
     main: Main
     layers: tuple[LayerPlan, ...]
@@ -48,11 +53,15 @@ class Solution:
 
     @property
     def placement(self) -> Placement:
+        """The plan as a placement."""
         return Placement(self.main.spec, self.layers, self.main.instances)
 
 
 def multipliers(task: Task, main: Main) -> dict[str, float]:
-    """What a unit more of each limit (experts, seconds, USD) would change the relaxation's least objective by, at one main function."""
+    """Compute how much a unit more of each limit lowers the relaxation's objective, at one main function.
+
+    Units are experts, seconds and USD.
+    """
     node = make_node(task, (main,))
     if node is None:
         return {}
@@ -62,7 +71,13 @@ def multipliers(task: Task, main: Main) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class NodeBound:
-    """A certified bound of a node, its multipliers in the objective's unit, the columns its LP used, and those open to a better plan."""
+    """A certified lower bound of a node.
+
+    lower   the bound, in the objective's unit
+    duals   [R], of the rows
+    pool    columns that the linear programme used
+    open    columns that may be part of a plan better than the cutoff
+    """
 
     lower: float
     duals: Floats
@@ -71,26 +86,32 @@ class NodeBound:
 
 
 def solve(task: Task, gap: float = 1e-3, time_limit_s: float = 120.0, start: Solution | None = None) -> Solution | None:
-    """A plan within `gap` (relative) of the least, its certified bound, or None when no plan meets the limits.
+    """Find a plan within `gap` (relative) of the least, with a certified lower bound.
 
-    `start` is a plan that is known to meet them. Raises RemoeError when the time limit passes before any plan is found.
+    Returns None when no plan meets the limits.
+
+    `start` is a plan that is known to meet them.
+
+    Raises: RemoeError when the time limit passes before any plan is found.
     """
     search = _Search(task, max(gap, SLACK), time.monotonic() + time_limit_s, start)
     search.run()
     best = search.best
     if best is None:
         if search.timed_out:
-            raise RemoeError(f"The planner found no plan within {time_limit_s:g} s.", "Give it more time, or looser targets.")
+            raise RemoeError(
+                f"The planner found no plan within {time_limit_s:g} s.", "Give it more time with --time-limit, or looser targets."
+            )
         return None
     lower = min(search.lower, best.value)
     return Solution(best.main, best.layers, best.value, lower, search.timed_out and best.value - lower > search.gap * best.value)
 
 
 class _Search:
-    """Best first over ranges of main specs. `closed` is the least bound of the leaves that are done.
+    """Best-first search over ranges of main specs.
 
-    Ranges, and single specs at first, are bounded over one column for all numbers of replicas; a single spec that is still open then gets
-    the columns of those that are.
+    Ranges, and at first single specs, are bounded over columns that are merged over replicas. A single spec that is still open is then
+    bounded over its own columns. `closed` is the least bound of the leaves that are done.
     """
 
     def __init__(self, task: Task, gap: float, deadline: float, start: Solution | None) -> None:
@@ -104,13 +125,16 @@ class _Search:
 
     @property
     def cutoff(self) -> float:
+        """Value of the best plan found so far."""
         return self.best.value if self.best else np.inf
 
     @property
     def lower(self) -> float:
+        """Lower bound of everything that is searched or still open."""
         return float(min([self.closed, *(entry[0] for entry in self.heap[:1])]))
 
     def run(self) -> None:
+        """Search until the gap is small enough, nothing is open, or the time is over."""
         if self.mains:
             self._push(0, len(self.mains) - 1, None)
         while self.heap and not self.timed_out:
@@ -128,7 +152,7 @@ class _Search:
             self.timed_out = time.monotonic() > self.deadline
 
     def _unmerged(self, bound: NodeBound) -> NodeBound:
-        """The same over all columns."""
+        """Translate a bound over merged columns into one over all columns."""
         ends = np.append(self.firsts[1:], len(self.task.columns.layer))
         sizes = (ends - self.firsts)[bound.open]
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -142,7 +166,7 @@ class _Search:
         lower = max(bound.lower, parent.lower if parent else -np.inf)
         if bound.lower > node.upper_bound:
             return
-        if lower >= self.cutoff * (1 + SLACK):  # nothing better below; what was fixed on the way is above the cutoff too
+        if lower >= self.cutoff * (1 + SLACK):  # no better plan below; columns left out on the way are above the cutoff too
             self.closed = min(self.closed, lower)
             return
         heapq.heappush(self.heap, (lower, next(self.order), first, last, whole, bound))
@@ -165,8 +189,11 @@ class _Search:
 
 
 def bound_node(node: Node, known: NodeBound | None = None, cutoff: float = np.inf, close: float = 1e-7) -> NodeBound:
-    """Multipliers by column generation: LP over a pool, price all columns, add each layer's best, until nothing is added, the bound is
-    within `close` of the LP's value, or it is above `cutoff`. It begins with what is `known` of a node that is like this one."""
+    """Bound a node by column generation, starting from what is `known` of a node like this one.
+
+    Solve a linear programme over a pool of columns, price all columns with its duals, add each layer's best one, and repeat: until
+    nothing is added, the bound is within `close` (relative) of the programme's value, or it is above `cutoff`.
+    """
     duals = known.duals / node.scale if known and len(known.duals) == len(node.rows) else np.zeros(len(node.rows))
     master, pool = RestrictedMaster(len(node.rows), len(node.starts), PENALTY), np.empty(0, dtype=np.int64)
     new = [np.flatnonzero(np.isin(node.at, known.pool))] if known else []
@@ -195,7 +222,7 @@ def bound_node(node: Node, known: NodeBound | None = None, cutoff: float = np.in
 
 
 def _leaf(node: Node, bound: NodeBound, cutoff: float, gap: float, deadline: float) -> tuple[Ints | None, float]:
-    """Best choice [L] at one main spec (None when none is better than `cutoff`) and a lower bound for this spec."""
+    """Choose columns [L] at one main spec, better than `cutoff` or None, with a lower bound for this spec."""
     lower, gaps = node.reduced(bound.duals / node.scale)[2], node.reduced_cost_gap(bound.duals / node.scale)
     window = max(gap, 1e-3) * max(abs(lower), 1e-3 * node.scale)
     while True:
@@ -208,7 +235,7 @@ def _leaf(node: Node, bound: NodeBound, cutoff: float, gap: float, deadline: flo
         value = node.value(found) if found is not None else np.inf
         least_known = min(value, cutoff)
         close = least_known < np.inf and least_known - leaf_lower <= gap * least_known
-        if close or last or outside >= value or time.monotonic() > deadline:  # outside >= value: what is left is the solver's gap
+        if close or last or outside >= value or time.monotonic() > deadline:  # outside >= value: only the integer solver's own gap is left
             return found, leaf_lower
         window *= 3
 
@@ -225,9 +252,9 @@ def _programme(node: Node, at: Ints, tighten: float) -> tuple[Any, list[Any]]:
 
 
 def _integer(node: Node, kept: Ints, gap: float, deadline: float) -> tuple[Ints | None, float]:
-    """The integer programme over the kept columns: a choice that truly meets the rows, and the solver's bound."""
+    """Solve the integer programme over the kept columns: a choice that meets the rows, and its bound."""
     inside = np.inf
-    for tighten in (0.0, 2e-6, 2e-5):  # the solver's tolerance may break a limit by a millionth; then ask for a little more
+    for tighten in (0.0, 2e-6, 2e-5):  # the solver may break a limit by a millionth: then ask for a tighter limit
         limit_s = max(0.1, deadline - time.monotonic())
         if len(np.unique(node.layer[kept])) < len(node.starts):
             return None, np.inf
@@ -237,7 +264,7 @@ def _integer(node: Node, kept: Ints, gap: float, deadline: float) -> tuple[Ints 
             return None, inside
         bound = lp.solverModel.getInfo().mip_dual_bound
         inside = min(inside, node.const + node.scale * bound)
-        # PuLP maps a time limit to LpStatusOptimal: only sol_status and the bound are believed.
+        # PuLP reports LpStatusOptimal at a time limit: only sol_status and the bound can be trusted.
         if lp.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
             return None, inside
         chosen = kept[[variable.varValue is not None and variable.varValue > 0.5 for variable in x]]
@@ -247,7 +274,10 @@ def _integer(node: Node, kept: Ints, gap: float, deadline: float) -> tuple[Ints 
 
 
 def _undominated(node: Node, at: Ints) -> Ints:
-    """Drop columns that another of their layer beats or equals in cost and every row: exact, at this main spec."""
+    """Drop columns that another column of their layer beats or equals in cost and in every row.
+
+    At this main spec, nothing is lost.
+    """
     keys = np.concatenate([node.rows[::-1][:, at], node.c[None, at], node.layer[None, at]])
     kept: list[int] = []
     front: Floats = np.empty((0, len(node.rows)))

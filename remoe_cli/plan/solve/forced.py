@@ -1,4 +1,4 @@
-"""A forced placement: `--remote-share F` sends the least used share F of the model's experts away."""
+"""A forced placement: `--remote-share F` makes the least used share F of the model's experts remote."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from remoe_cli.plan.problem.workload import Workload
 
 
 def forced_sets(workload: Workload, remote_share: float) -> tuple[Bools, ...]:
-    """Per layer bool [1, E]; together round(F * L * E) experts. The exact planner sizes the rest around them.
+    """Choose round(F * L * E) experts of all layers together; the exact planner sizes their functions.
 
-    Every layer gives its floor(F * E) experts of least utility; what is left of the share comes from the layers whose next
-    expert is used least. Raises UsageError unless 0 <= F <= 1.
+    Every layer gives its floor(F * E) experts of least utility. The rest of the share comes from the layers whose next expert is used
+    least.
+
+    Shapes: per layer bool [1, E].
+    Raises: UsageError unless 0 <= F <= 1.
     """
     if not 0 <= remote_share <= 1:
         raise UsageError(f"A remote share of {remote_share:g} is not between 0 and 1.", "Give a share such as 0.5.")

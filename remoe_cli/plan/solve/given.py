@@ -1,4 +1,4 @@
-"""A placement from a file: a plan, or only its `main` and `layers`, to be priced without solving."""
+"""A placement from a file, to be priced without solving: a plan, or only its `main` and `layers`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class _Given(BaseModel):
 
 
 def read_placement(path: Path, problem: Problem) -> Placement:
-    """Raises UsageError for a file that is no placement of this model on this catalog, InfeasibleError for one that does not fit it."""
+    """Read a placement for this problem from a file.
+
+    Raises: UsageError for a file that is no placement of this model on this catalog; InfeasibleError for one that does not fit it.
+    """
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         given = _Given.model_validate(data)
@@ -40,17 +43,18 @@ def read_placement(path: Path, problem: Problem) -> Placement:
     if main is None:
         known = ", ".join(spec.name for spec in problem.catalog.main.menu[:6])
         raise UsageError(
-            f"The placement's main function '{name}' is not on the menu of the catalog {problem.catalog.name}.", f"Known: {known}, .."
+            f"The placement's main function '{name}' is not on the menu of the catalog {problem.catalog.name}.",
+            f"Use one of the menu: {known}, ..",
         )
     if given.instances < 1 or (given.instances > 1 and not main_function.always_on(problem, main)):
         raise UsageError(
-            f"The placement has {given.instances} instances of '{name}': only rented ones are counted, and where the traffic is known.",
+            f"The placement has {given.instances} instances of '{name}', but only rented ones, at a known traffic, can be several.",
             "Leave `instances` out, or give --requests-per-hour.",
         )
     _check_layers(path, problem, given.layers)
     placement = Placement(main, given.layers, given.instances)
     for broken in broken_limits(problem, placement):
-        raise InfeasibleError(f"The placement {path} does not fit: {broken}.", "Change the placement, or take another catalog.")
+        raise InfeasibleError(f"The placement {path} does not fit: {broken}.", "Change the placement, or use another catalog.")
     return placement
 
 
@@ -59,8 +63,8 @@ def _check_layers(path: Path, problem: Problem, layers: tuple[LayerPlan, ...]) -
     if tuple(layer.layer for layer in layers) != spec.moe_layers:
         raise UsageError(f"The placement {path} does not have exactly the model's MoE layers {spec.moe_layers}, in order.", _FORM)
     form = (
-        f"Experts ascend from 0 to {spec.experts_per_layer - 1}; memory is one of the menu's, from {side.memory_menu_mb[0]} MB; memory and "
-        f"replicas are 0 where no expert is remote; 2 to {side.max_functions} functions have 1 replica and share out the experts."
+        f"Experts ascend, from 0 to {spec.experts_per_layer - 1}. Memory is one of the menu, from {side.memory_menu_mb[0]} MB. Without "
+        f"remote experts, memory and replicas are 0. 2 to {side.max_functions} functions have 1 replica and hold each expert once."
     )
     for layer in layers:
         inside = all(0 <= e < spec.experts_per_layer for e in layer.remote) and list(layer.remote) == sorted(set(layer.remote))
@@ -72,18 +76,21 @@ def _check_layers(path: Path, problem: Problem, layers: tuple[LayerPlan, ...]) -
         divided = not layer.functions or (held and 2 <= len(layer.functions) <= side.max_functions)
         if not (inside and sized and divided):
             raise UsageError(
-                f"Layer {layer.layer} of the placement {path} names experts, memory, functions or replicas that there are not.",
+                f"Layer {layer.layer} of the placement {path} names experts, memory, functions or replicas that cannot be.",
                 form,
             )
 
 
 def broken_limits(problem: Problem, placement: Placement) -> list[str]:
-    """Limits of memory, payload, concurrency and time that a placement breaks, as parts of a sentence; targets are not looked at."""
+    """Say which limits a placement breaks, as parts of a sentence.
+
+    Limits are those of memory, payload, concurrency and time; targets are not checked.
+    """
     side, out, parts = problem.catalog.function, [], []
     local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in placement.layers)
     capacity = main_function.local_capacity(problem, placement.main)
     if local > capacity:
-        out.append(f"{placement.main.name} holds {max(0, capacity)} experts beside the rest of the model, and {local} are local")
+        out.append(f"{placement.main.name} holds {max(0, capacity)} experts beside the rest of the model, but {local} are local")
     for index, layer in enumerate(placement.layers):
         part = layer_outcome(problem, placement, index)
         parts.append(part)
@@ -91,12 +98,12 @@ def broken_limits(problem: Problem, placement: Placement) -> list[str]:
             out.append(f"the experts of layer {layer.layer} need {part.function_bytes / MB:.0f} MB in a function of {layer.memory_mb} MB")
         if part.largest_payload_bytes > side.payload_limit_bytes:
             out.append(
-                f"a prompt sends {part.largest_payload_bytes:.0f} bytes to layer {layer.layer}, and {side.payload_limit_bytes} may be sent"
+                f"a prompt sends {part.largest_payload_bytes:.0f} bytes to layer {layer.layer}, but the limit is {side.payload_limit_bytes}"
             )
     working = sum(len(layer.parts) * layer.replicas for layer in placement.layers)
     if working > side.concurrency_limit:
         out.append(f"{working} instances of functions are more than the {side.concurrency_limit} that may work at once")
     outcome, longest_s = total(problem, placement, parts), main_function.longest_mean_s(problem, placement.bought)
     if (request_s := outcome.ttft_s + problem.workload.n_out * outcome.tpot_s) > longest_s * (1 + SLACK):
-        out.append(f"a request takes {request_s:.4g} s, and {placement.instances} x {placement.main.name} has {longest_s:.4g} s for it")
+        out.append(f"a request takes {request_s:.4g} s, but {placement.instances} x {placement.main.name} has {longest_s:.4g} s for it")
     return out

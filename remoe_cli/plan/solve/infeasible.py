@@ -1,4 +1,7 @@
-"""Why no plan meets the limits, and what would do: each limit alone, then the targets together, then the budget."""
+"""Why no plan meets the limits, and what would do.
+
+Each limit is tried alone, then the targets together, then the budget.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ GAP = 1e-4
 
 
 def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
-    """The error for a problem that has no plan: it names the limit that fails and the least value found to do."""
+    """Make the error for a problem without a plan: which limit fails, and the least value that would do."""
     columns = build_columns(problem, candidates)
     if not _roomy(problem, columns):
         return _memory_or_payload(problem, candidates, columns)
@@ -55,17 +58,21 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
 
 
 def _too_slow(problem: Problem) -> InfeasibleError:
-    """Memory and payload would do, and no target is asked for, so only the time that a request may take is left."""
+    """Blame the time that a request may take, where memory and payload suffice and no target is asked for."""
     traffic = problem.workload.requests_per_hour
     return InfeasibleError(
-        f"No main function can answer a request in the time it has: those paid by use end after {problem.catalog.main.timeout_s:g} s"
-        + ("." if traffic is None else f", and the instances that may be rented do not keep up with {traffic:g} requests an hour."),
-        "Plan for shorter answers, less traffic or a catalog with faster main functions.",
+        f"No main function can answer a request in time: those paid by use end after {problem.catalog.main.timeout_s:g} s"
+        + ("." if traffic is None else f", and rented instances do not keep up with {traffic:g} requests an hour."),
+        "Plan for shorter answers or less traffic, or use a catalog with faster main functions.",
     )
 
 
 def round_up(value: float, digits: int = 4) -> float:
-    """`value` rounded up to so many significant digits, so that what a message offers would do."""
+    """Round up to so many significant digits, so that what a message offers really suffices.
+
+    >>> round_up(0.0123411)
+    0.01235
+    """
     if value <= 0 or not math.isfinite(value):
         return value
     step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
@@ -73,7 +80,7 @@ def round_up(value: float, digits: int = 4) -> float:
 
 
 def _least_local(problem: Problem, columns: Columns) -> int | None:
-    """Experts that no function can hold; None if a layer has no column at all."""
+    """Count the experts that no function can hold; None if a layer has no column at all."""
     if columns.empty_layers:
         return None
     return problem.spec.experts_per_layer * len(columns.starts) - int(np.maximum.reduceat(columns.count, columns.starts).sum())
@@ -90,9 +97,9 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns:
         limit = problem.catalog.function.payload_limit_bytes
         payload = _least_payload_bytes(problem, candidates)
         return InfeasibleError(
-            f"The payload limit of {limit} bytes fails: with {problem.workload.n_in:g} prompt tokens, "
-            f"enough experts can go remote only at {payload} bytes.",
-            "Plan for shorter prompts, or take a catalog with more replicas, a larger payload or a larger main function.",
+            f"The payload limit of {limit} bytes is too small: with {problem.workload.n_in:g} prompt tokens, "
+            f"enough experts can be remote only with {payload} bytes.",
+            "Plan for shorter prompts, or use a catalog with more replicas, a larger payload or a larger main function.",
         )
     if empty := unlimited.empty_layers:
         side, index = problem.catalog.function, empty[0]
@@ -101,21 +108,21 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns:
         rows = sets @ problem.workload.use[index] * max(kind.n_in for kind in problem.workload.lengths)
         function_mb = math.ceil(expert_functions.function_memory_bytes(problem, experts, rows.min() / side.max_functions) / MB)
         return InfeasibleError(
-            f"The memory of the expert functions fails: {sets.sum(axis=1).min()} experts of layer {problem.spec.moe_layers[index]} need "
+            f"The memory of expert functions is too small: {sets.sum(axis=1).min()} experts of layer {problem.spec.moe_layers[index]} need "
             f"{function_mb} MB in each of {side.max_functions}, and the catalog's largest function has {side.memory_menu_mb[-1]} MB.",
-            "Send a smaller share of the experts away, or take a catalog with larger functions.",
+            "Make a smaller share of the experts remote, or use a catalog with larger functions.",
         )
     largest = max(problem.catalog.main.menu, key=lambda spec: main_function.local_capacity(problem, spec))
     if largest.gpu_memory_mb is not None and main_function.base_bytes(problem) > largest.gpu_memory_mb * MB:
         return InfeasibleError(
-            f"The GPU memory fails: the model without its experts needs {main_function.base_bytes(problem) / MB:.0f} MB, "
+            f"The GPU memory is too small: the model without its experts needs {main_function.base_bytes(problem) / MB:.0f} MB, "
             f"and {largest.name} has {largest.gpu_memory_mb} MB.",
-            "Take a catalog with larger GPUs, or plan for shorter requests.",
+            "Use a catalog with larger GPUs, or plan for shorter requests.",
         )
     return InfeasibleError(
-        f"The memory of the main function fails: it needs at least {_needed_mb(problem, largest, unlimited)} MB, "
+        f"The memory of the main function is too small: it needs at least {_needed_mb(problem, largest, unlimited)} MB, "
         f"and the catalog's largest has {largest.memory_mb} MB.",
-        "Take a catalog with a larger main function, or with larger expert functions so that more experts can go remote.",
+        "Use a catalog with a larger main function, or with larger expert functions so that more experts can be remote.",
     )
 
 
@@ -124,7 +131,10 @@ def _needed_mb(problem: Problem, spec: MainSpec, columns: Columns) -> int:
 
 
 def _least_payload_bytes(problem: Problem, candidates: tuple[Bools, ...]) -> int:
-    """Smallest payload limit that would do, by bisection over whole bytes (more payload never takes a column away)."""
+    """Find the smallest payload limit that would do, by bisection over whole bytes.
+
+    A larger payload never takes a column away.
+    """
     low = problem.catalog.function.payload_limit_bytes
     rows = problem.workload.use.sum(axis=1).max() * max(kind.n_in for kind in problem.workload.lengths)
     high = math.ceil(float(expert_functions.payload_bytes(problem, rows)))

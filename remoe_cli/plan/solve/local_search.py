@@ -1,7 +1,9 @@
-"""Local search around a plan whose remote sets are prefixes of the utility order: such a plan need not be the best.
+"""Local search around a plan whose remote sets are prefixes of the order of utility.
 
-One call a layer makes co-activated experts belong together, and prefill and decode rank experts differently (planning study, section 1),
-so exchanging experts near the border may pay. The main function stays as it is.
+Such a plan need not be the best. With one call per layer, it pays to keep experts together that tokens use together; and prefill and
+decode rank experts differently. So exchanging experts near the border may pay. The main function stays as it is.
+
+Source: planning.md, section 'Prefixes of the order of use'.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ BORDER = 3  # experts on each side of the border that are tried
 
 
 def improve(problem: Problem, aim: Aim, solution: Solution) -> Solution:
-    """Each layer's best exchange, with its replicas and one of the plan's memory specs, layer after layer, once; the same solution when
-    none pays."""
+    """Exchange single experts of each layer once, layer after layer, where that lowers the objective.
+
+    The layers keep the plan's memory specs; replicas are chosen again. Returns the same solution when no exchange pays.
+    """
     sets = tuple(_exchanges(rank, layer) for rank, layer in zip(problem.workload.ranks, solution.layers, strict=True))
     menu = tuple(sorted({layer.memory_mb for layer in solution.layers} - {0}))
     columns = build_columns(problem, sets, memory_menu_mb=menu)
     node = make_node(Task(problem, columns, aim), (solution.main,))
     first = np.searchsorted(columns.set_layer, columns.layer)
     memory_mb, replicas = np.array([(layer.memory_mb, layer.replicas) for layer in solution.layers]).T[:, columns.layer]
-    # Of replicas that shorten nothing, which only the scan may have, there are fewer.
+    # Columns leave out replicas that shorten nothing, which only the scan may have: then take the next fewer.
     alike = np.flatnonzero((columns.at_set == first) & (columns.memory_mb == memory_mb) & (columns.replicas <= replicas))
     now = alike[np.diff(columns.layer[alike], append=len(sets)) > 0]
     assert node is not None and len(now) == len(sets)
@@ -42,7 +46,12 @@ def improve(problem: Problem, aim: Aim, solution: Solution) -> Solution:
 
 
 def _exchanges(rank: Ints, layer: LayerPlan) -> Bools:
-    """[S, E]: the remote set, and each that has one of its most used experts exchanged for one of the least used local ones."""
+    """List the remote set, and every set that exchanges one of its experts near the border.
+
+    One of its most used experts is exchanged for one of the least used local ones.
+
+    Shapes: bool [S, E].
+    """
     remote = np.isin(np.arange(len(rank)), layer.remote)
     by_use = np.argsort(rank)
     leaving, coming = by_use[remote[by_use]][-BORDER:], by_use[~remote[by_use]][:BORDER]

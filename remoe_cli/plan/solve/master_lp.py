@@ -1,4 +1,4 @@
-"""HiGHS without PuLP between, for the linear programme that column generation solves again and again: in PuLP each would be built anew."""
+"""The linear programme of column generation, in HiGHS itself: PuLP would build it anew each time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from remoe_cli.plan.arrays import Floats, Ints
 
 
 class RestrictedMaster:
-    """min c x + penalty over, rows x - over <= 1, the columns of each layer sum to 1; x, over >= 0. The rows are elastic, so that columns
-    of every layer are enough for a solution. Each solution starts from the last one's basis."""
+    """The restricted master of column generation: a linear programme whose columns are added step by step.
+
+        min c x + penalty over,   rows x - over <= 1,   the columns of each layer sum to 1,   x, over >= 0
+
+    The rows are elastic (`over`), so that one column of each layer is enough for a solution. Each solution starts from the last one's
+    basis.
+    """
 
     def __init__(self, rows: int, layers: int, penalty: float) -> None:
         quiet_highs()
@@ -27,7 +32,10 @@ class RestrictedMaster:
         self._add(np.full(rows, penalty), np.arange(rows)[:, None], np.full((rows, 1), -1.0))
 
     def add(self, c: Floats, rows: Floats, layer: Ints) -> None:
-        """Columns with costs [N], rows [R, N] and layers [N]."""
+        """Add columns.
+
+        Shapes: costs [N], rows [R, N], layers [N].
+        """
         at = np.tile(np.arange(self.rows + 1), (len(c), 1))
         at[:, -1] += layer
         self._add(c, at, np.concatenate([rows, np.ones((1, len(c)))]).T)
@@ -37,7 +45,10 @@ class RestrictedMaster:
         self.highs.addCols(len(c), c, np.zeros(len(c)), most, at.size, starts, at.ravel(), values.ravel())
 
     def solve(self) -> tuple[float, Floats, Floats] | None:
-        """The least value, the rows' multipliers [R] and the columns' values [N], in the order they were added; None without an optimum."""
+        """Find the least value, the duals of the rows, and the value of each column; None without an optimum.
+
+        Shapes: duals [R]; columns [N], in the order in which they were added.
+        """
         self.highs.run()
         if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
@@ -48,8 +59,10 @@ class RestrictedMaster:
 
 @cache
 def quiet_highs() -> None:
-    """HiGHS prints a banner on the process's stdout when its first instance is made, before any option can stop it: make that one where
-    nobody sees it, so that stdout stays what the caller wrote."""
+    """Make the first HiGHS instance of this process while stdout leads nowhere.
+
+    It prints a banner before any option can stop it, and stdout belongs to the caller.
+    """
     sys.stdout.flush()
     stdout = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,7 +1,7 @@
-"""One node of the planner's search: a range of main specs as a multiple-choice knapsack over the columns.
+"""One node of the planner's search: a range of main specs, as a knapsack over the columns.
 
-What a column adds to cost, TTFT and TPOT at a main spec is worked out here, once; the exact solver and the scan share it. For a range every
-figure is the least of its specs, and every limit the largest, so what holds for the node holds for each spec in it.
+What a column adds to cost, TTFT and TPOT at a main spec is computed here, once, for the exact solver and the scan. For a range, every
+figure is the least of its specs and every limit the largest, so what holds for the node holds for each spec in it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST_INSTANCES = 64  # of one always-on main spec
 
 @dataclass(frozen=True)
 class Task:
-    """An aim over the columns and the catalog's main menu."""
+    """An aim, over the columns and the catalog's main functions."""
 
     problem: Problem
     columns: Columns
@@ -35,9 +35,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Node:
-    """Minimise `const + scale * c x` with one column per layer and `rows x <= 1` (rows [R, N], each divided by its limit).
+    """Minimise `const + scale * c x` with one column per layer and `rows x <= 1`.
 
-    `at` [N] are the node's columns among all; `starts` and `layer` are over them; `names` and `limits` are the rows'.
+    at              [N], the node's columns among all
+    starts, layer   [L], first column of each layer; [N], layer of each column
+    rows            [R, N], each divided by its limit; `names` and `limits` are theirs
     """
 
     at: Ints
@@ -51,18 +53,24 @@ class Node:
     limits: tuple[float, ...]
 
     def reduced(self, duals: Floats) -> tuple[Floats, Ints, float]:
-        """Costs less multipliers [N], the first column of least in each layer [L], and the Lagrangian bound."""
+        """Price columns at the duals: their prices [N], each layer's first best [L], and the Lagrangian bound."""
         priced = self.c + duals @ self.rows
         best = self.cheapest(priced)
         return priced, best, self.const + self.scale * float(priced[best].sum() - duals.sum())
 
     def cheapest(self, priced: Floats) -> Ints:
-        """[L]: the first column of least price in each layer."""
+        """Find the first column of least price in each layer.
+
+        Shapes: [L].
+        """
         ends = [*self.starts[1:].tolist(), len(priced)]
         return np.array([start + int(priced[start:end].argmin()) for start, end in zip(self.starts.tolist(), ends, strict=True)])
 
     def reduced_cost_gap(self, duals: Floats) -> Floats:
-        """[N]: how much more than its layer's least each column costs, less multipliers, in the objective's unit."""
+        """Compute by how much each column's reduced cost exceeds its layer's least, in the objective's unit.
+
+        Shapes: [N].
+        """
         priced, best, _ = self.reduced(duals)
         sizes = np.diff(np.append(self.starts, len(priced)))
         dearer: Floats = (priced - np.repeat(priced[best], sizes)) * self.scale
@@ -70,20 +78,27 @@ class Node:
 
     @cached_property
     def upper_bound(self) -> float:
-        """No plan at this node costs more: a bound above it proves that there is none. A millionth more than the dearest columns, for
-        large multipliers leave the bound of a node with few columns above what its only plan costs, by rounding."""
+        """A value that no plan at this node exceeds: a lower bound above it proves that there is no plan.
+
+        It is a millionth above the sum of each layer's largest cost: by rounding, large duals leave the bound of a node with few columns
+        above the value of its only plan.
+        """
         return (self.const + self.scale * float(np.maximum.reduceat(self.c, self.starts).sum())) * (1 + 1e-6)
 
     def value(self, chosen: Ints) -> float:
+        """Compute the objective of a choice [L]."""
         return self.const + self.scale * float(self.c[chosen].sum())
 
     def meets(self, chosen: Ints) -> bool:
+        """Tell whether a choice [L] keeps every limit."""
         return bool((self.rows[:, chosen].sum(axis=1) <= 1 + SLACK).all())
 
 
 def mains(task: Task, cutoff: float = math.inf) -> tuple[Main, ...]:
-    """Every main function that may be bought: of an always-on spec one, two or more instances, as long as a slowest request could still use
-    them, and none that alone costs more than `cutoff`, the objective's value of a plan that is known."""
+    """List every main function that may be bought, and every useful number of always-on instances.
+
+    There are no more instances than the slowest request could use, and none that alone cost more than `cutoff`, the value of a known plan.
+    """
     return tuple(main for spec in task.problem.catalog.main.menu for main in _counts(task, spec, cutoff))
 
 
@@ -105,7 +120,7 @@ def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:
 
 @dataclass(frozen=True)
 class _Figures:
-    """What the columns [N] add, and what there is besides (`ttft_rest_s`, `tpot_rest_s`)."""
+    """What the columns [N] add to a request, and what there is besides them (`.._rest_s`)."""
 
     first_s: Floats
     decode_s: Floats
@@ -119,9 +134,9 @@ class _Figures:
 
 
 def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: Ints | None) -> _Figures:
-    """The least of each figure over the main specs, at the columns `at` or all."""
+    """Compute the least of each figure over the main specs, at the columns `at` or at all."""
     workload = problem.workload
-    # Of specs alike in speed and kind one does for all.
+    # One spec stands for all of the same speed and kind.
     kinds = {
         (s.hardware, main_function.vcpus(problem, s), main_function.on_gpu(problem, s), s.usd_per_hour is None): s
         for s in (m.spec for m in bought)
@@ -130,7 +145,7 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
     chosen: Any = slice(None) if at is None else at
     sets = columns.at_set[chosen]
     local = np.minimum.reduce([columns.local_s(problem, spec) for spec in specs])
-    steps = columns.decode_s(min(main_function.expert_step_s(problem, spec) for spec in specs))
+    decode_s = columns.decode_s(min(main_function.expert_step_s(problem, spec) for spec in specs))
     first_s = sum(kind.share * np.maximum(local[i][sets], columns.zt_s[i][chosen]) for i, kind in enumerate(workload.lengths)) + np.zeros(
         len(sets)
     )
@@ -147,11 +162,14 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
         for spec in specs
     )
     tpot_rest_s = min(main_function.decode_rest_s(problem, spec) for spec in specs)
-    return _Figures(first_s, steps[columns.step[chosen]], ttft_rest_s, tpot_rest_s, ttft_rest_s + workload.n_out * tpot_rest_s)
+    return _Figures(first_s, decode_s[columns.decode_at[chosen]], ttft_rest_s, tpot_rest_s, ttft_rest_s + workload.n_out * tpot_rest_s)
 
 
 def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> Node | None:
-    """The relaxation over a range of main functions and the columns `at` (all by default); None when one limit alone rules it out."""
+    """Relax the problem over a range of main functions; None when one limit alone rules the range out.
+
+    `at` are the columns to keep; by default all.
+    """
     problem, columns = task.problem, task.columns
     figures = _figures(problem, columns, bought, at)
     chosen: Any = slice(None) if at is None else at
@@ -179,10 +197,10 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
             limits[name] = (row, limit * (1 + SLACK) - rest)
     if any(np.minimum.reduceat(row, starts).sum() > limit for row, limit in limits.values()):
         return None
-    # Beside an always-on main function what stays local costs nothing; then the dearest columns are the unit. The solver's tolerances are
-    # absolute, so a unit of 1 USD would hide all that expert functions cost.
+    # Local experts cost nothing in an always-on main function; then the sum of the largest costs is the unit. The solver's tolerances are
+    # absolute, so a unit of 1 USD would hide everything that expert functions cost.
     scale = float(np.minimum.reduceat(c, starts).sum()) or float(np.maximum.reduceat(c, starts).sum()) or 1.0
-    # A limit of exactly 0 leaves only columns that use none of it: any use counts double, and so breaks `<= 1`.
+    # A limit of exactly 0 allows only columns that use nothing of it: any use counts as 2, which breaks `<= 1`.
     rows = np.empty((len(limits), len(layer)))
     for index, (row, limit) in enumerate(limits.values()):
         rows[index] = row * (1 / limit) if limit > 0 else np.where(row > 0, 2.0, 0.0)

@@ -1,4 +1,4 @@
-"""Choices of one column a layer that meet a node's limits: made from its relaxation, and made better layer by layer."""
+"""Choices of one column per layer that meet a node's limits: made from its relaxation, then improved."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ _REPAIRS = 8  # exchanges after which a choice that still breaks a limit is give
 
 
 def rounded(node: Node, used: Ints) -> Ints | None:
-    """[L], or None when none is found: of what can be combined of the columns that the relaxation's solution uses the cheapest that meets
-    the limits, or the one that is nearest to them, repaired; then polished.
+    """Round a relaxation to the best combination of the columns that it used, repaired and polished.
 
-    A basic solution uses several columns in no more layers than there are limits, so there are few combinations.
+    Returns None when no combination can be repaired. The best one meets the limits at least cost, or else is nearest to them. A basic
+    solution uses several columns in no more layers than there are limits, so there are few combinations.
+
+    Shapes: [L].
     """
     starts = np.searchsorted(node.layer[used], np.arange(1, len(node.starts)))
     combined = [np.array(one) for one in product(*np.split(used, starts))]
@@ -28,7 +30,12 @@ def rounded(node: Node, used: Ints) -> Ints | None:
 
 
 def repaired(node: Node, chosen: Ints) -> Ints | None:
-    """[L], or None: while a limit is broken, another column of one layer: the cheapest that mends it, or that mends most."""
+    """Exchange one layer's column at a time while a limit is broken; None when that does not help.
+
+    The exchange that mends most is taken; of equals, the cheapest.
+
+    Shapes: [L].
+    """
     layers = np.repeat(np.arange(len(node.starts)), np.diff(np.append(node.starts, len(node.layer))))
     for _ in range(_REPAIRS):
         total = node.rows[:, chosen].sum(axis=1)
@@ -44,7 +51,10 @@ def repaired(node: Node, chosen: Ints) -> Ints | None:
 
 
 def polished(node: Node, chosen: Ints) -> Ints:
-    """[L]: in place of each layer's column, layer after layer, the cheapest that the limits leave room for."""
+    """Take in each layer, one after the other, the cheapest column that the limits leave room for.
+
+    Shapes: [L].
+    """
     better = chosen.copy()
     total = node.rows[:, better].sum(axis=1, keepdims=True)
     ends = np.append(node.starts[1:], len(node.layer))
@@ -59,6 +69,6 @@ def polished(node: Node, chosen: Ints) -> Ints:
 
 
 def _violation(total: Floats) -> Floats:
-    """By how much the limits are broken in all; `total` [R] or [R, N]."""
+    """Add up by how much the limits are broken; `total` [R] or [R, N]."""
     over: Floats = np.where(total > 1 + SLACK, total - 1, 0.0).sum(axis=0)
     return over

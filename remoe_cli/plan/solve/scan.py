@@ -1,7 +1,7 @@
-"""The fast planner: few shares of remote experts, the least used ones, few memory specs and main functions, scanned by cost.
+"""The fast planner: a scan over few sizes of remote sets, few memory specs and few main functions.
 
-A first pass looks at some far apart, the next ones closer around the best so far. At each main function the relaxation says which plans
-are worth a look, and one is rounded from it. The plan is feasible and good, but nothing is proven; the exact solver starts from it.
+A first pass looks at sizes far apart, the next ones closer around the best so far. At each main function, the relaxation says whether plans
+are worth a look, and one is rounded from it. The plan meets the limits and is good, but nothing is proven; the exact solver starts from it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from remoe_cli.plan.solve.node import Task, mains, make_node
 from remoe_cli.plan.solve.rounding import rounded
 
 T = TypeVar("T")
-SHARES, SPECS, MAINS = 17, 16, 24  # of the first pass, at most
-CLOSER, REACH = (4, 16), 5  # how much smaller the steps of the next ones are, and how many of them they go from the best
-FEW = 65  # sizes that are looked at one by one where the first pass finds nothing
-_CLOSE = 1e-5  # how near a bound has to come to the relaxation's value
+SIZES, SPECS, MAINS = 17, 16, 24  # at most so many sizes of remote sets, memory specs and main functions in a pass
+CLOSER, REACH = (4, 16), 5  # by how much the steps of the next passes are smaller, and how many steps they go from the best plan
+FEW = 65  # sizes of the pass that follows where the first one finds nothing
+_CLOSE = 1e-5  # relative distance to the relaxation's value at which a bound is good enough
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Sizes of remote sets, memory specs and replicas that a pass looks at; `closer` says how near each other main functions are."""
+    """Sizes of remote sets, memory specs and replicas that a pass looks at.
+
+    closer   by how much nearer to each other its main functions are than those of the first pass
+    """
 
     sizes: tuple[int, ...]
     menu: tuple[int, ...]
@@ -38,9 +41,9 @@ class _Grid:
 
 
 def scan(problem: Problem, aim: Aim, least: int = 0) -> Solution | None:
-    """The best plan found that sends at least `least` experts of every layer away, or None: then there may still be one.
+    """Find a good plan with at least `least` remote experts in every layer.
 
-    Its lower bound is 0.
+    None does not prove that there is no plan. Its lower bound is 0.
     """
     best = _pass(problem, aim, _grid(problem, least, None, 1), None) or _pass(problem, aim, _everything(problem, least), None)
     for closer in CLOSER:
@@ -50,10 +53,10 @@ def scan(problem: Problem, aim: Aim, least: int = 0) -> Solution | None:
 
 
 def _grid(problem: Problem, least: int, best: Solution | None, closer: int) -> _Grid:
-    """Far apart, or around what the best plan uses."""
+    """Lay a grid far apart, or around what the best plan uses."""
     used, side, most = best.layers if best else (), problem.catalog.function, problem.spec.experts_per_layer
-    sizes = {least, *_some(range(least, most + 1), {len(layer.remote) for layer in used}, SHARES, closer), most}
-    menu = _some(side.memory_menu_mb, {layer.memory_mb for layer in used}, SPECS, closer)
+    sizes = {least, *_picked(range(least, most + 1), {len(layer.remote) for layer in used}, SIZES, closer), most}
+    menu = _picked(side.memory_menu_mb, {layer.memory_mb for layer in used}, SPECS, closer)
     near = {layer.replicas + more for layer in used if layer.replicas for more in (-1, 0, 1)}
     replicas = tuple(n for n in range(1, side.max_replicas + 1) if (n in near if near else n & (n - 1) == 0))
     return _Grid(tuple(sorted(sizes)), menu, replicas, closer)
@@ -61,16 +64,19 @@ def _grid(problem: Problem, least: int, best: Solution | None, closer: int) -> _
 
 def _everything(problem: Problem, least: int) -> _Grid:
     sizes, side = range(least, problem.spec.experts_per_layer + 1), problem.catalog.function
-    return _Grid(_some(sizes, set(), FEW, 1), side.memory_menu_mb, tuple(range(1, side.max_replicas + 1)))
+    return _Grid(_picked(sizes, set(), FEW, 1), side.memory_menu_mb, tuple(range(1, side.max_replicas + 1)))
 
 
 def _pass(problem: Problem, aim: Aim, grid: _Grid, best: Solution | None) -> Solution | None:
-    """The best plan found on the grid, with main functions near that of `best` if there is one, and if it is better."""
+    """Find the best plan on the grid that is better than `best`, else return `best`.
+
+    Main functions are those near that of `best`, if there is one.
+    """
     columns = build_columns(problem, prefix_sets(problem.workload, grid.sizes), memory_menu_mb=grid.menu, replicas=grid.replicas)
     here = Task(problem, columns, aim)
     cutoff = best.value if best else np.inf
     bound: NodeBound | None = None
-    for main in _some(mains(here, cutoff), {best.main} if best else set(), MAINS, grid.closer):
+    for main in _picked(mains(here, cutoff), {best.main} if best else set(), MAINS, grid.closer):
         node = make_node(here, (main,))
         if node is None:
             continue
@@ -84,9 +90,11 @@ def _pass(problem: Problem, aim: Aim, grid: _Grid, best: Solution | None) -> Sol
     return best
 
 
-def _some(values: Sequence[T], used: set[T], most: int, closer: int) -> tuple[T, ...]:
-    """At most so many of the values, evenly, both ends among them; or those that lie up to REACH such steps, or steps that are `closer`
-    times smaller, from what is used."""
+def _picked(values: Sequence[T], used: set[T], most: int, closer: int) -> tuple[T, ...]:
+    """Pick values: at most `most` of them evenly with both ends, or those near the `used` ones.
+
+    Near means up to REACH steps; a step is `closer` times smaller than the even one.
+    """
     near = [values.index(one) for one in used if one in values]
     step = max(1, round(len(values) / (most * closer)))
     far = {round(float(i)) for i in np.linspace(0, len(values) - 1, min(len(values), most))}

@@ -1,7 +1,9 @@
-"""For the verifier, by reprice.py: what else could run the model, and the plan as it stands under other circumstances.
+"""For the verifier: what else could run the model, and the plan as it stands in other scenarios.
 
-What each baseline is stands in the method, section 10: all experts local on the cheapest main spec that meets the targets, and on the
-smallest (MIX); everything in CPU memory; everything in GPU memory; and experts in CPU memory that are always on the GPU in time (Fetch).
+The baselines are all experts local on the cheapest main spec that meets the targets, and on the smallest (MIX); everything in CPU memory;
+everything in GPU memory; and experts in CPU memory that are always on the GPU in time (Fetch).
+
+Source: method.md, section 10.
 """
 
 from __future__ import annotations
@@ -35,12 +37,13 @@ Ways = Mapping[Bought, Outcome]  # of equal cost; none where a baseline is missi
 
 
 def missed(plan: Plan, found: Outcome) -> dict[str, float]:
-    """The targets that an outcome misses, and by what."""
+    """Find the targets that an outcome misses, with its values."""
     values = {"ttft_s": found.ttft_s, "tpot_s": found.tpot_s, "budget_usd": found.cost_usd_per_request}
     return {name: values[name] for name, target in plan.targets if target is not None and values[name] > target * (1 + 2 * TOLERANCE)}
 
 
 def baselines(inputs: VerifierInputs) -> dict[BaselineName, Ways]:
+    """Price each baseline, on everything that costs as little."""
     local = list(_local(inputs))
     whole_gpu_bytes = request_bytes(inputs) + inputs.profile.record.spec.routed_bytes
     layer_bytes = inputs.profile.record.spec.experts_per_layer * inputs.profile.record.spec.expert_bytes
@@ -70,7 +73,7 @@ def scenarios(inputs: VerifierInputs) -> dict[tuple[ScenarioKind, float | None],
 
 @dataclass(frozen=True)
 class _Way:
-    """The whole model on one main spec, or on so many of them."""
+    """The whole model on one main spec, or on several instances of it."""
 
     main: MainSpec
     outcome: Outcome
@@ -78,6 +81,7 @@ class _Way:
 
     @property
     def bought(self) -> Bought:
+        """What it runs on."""
         return self.main.name, self.instances
 
 
@@ -92,7 +96,10 @@ def _by_bought(ways: Iterable[_Way]) -> Ways:
 
 
 def _local(inputs: VerifierInputs) -> Iterator[_Way]:
-    """All experts local on each main spec that holds them and has the time, on as many instances as the traffic needs."""
+    """Keep all experts local on each main spec that holds them and has the time.
+
+    There are as many instances as the traffic needs.
+    """
     spec = inputs.profile.record.spec
     layers = tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in spec.moe_layers)
     for main in inputs.catalog.main.menu:
@@ -116,7 +123,7 @@ def _instances(inputs: VerifierInputs, found: Outcome) -> int:
 
 
 def _on_cpu(inputs: VerifierInputs, local: list[_Way]) -> Iterator[_Way]:
-    """On each spec that is paid by use and holds the model; where it has a GPU, as if it had none."""
+    """Price each spec that is paid by use and holds the model; where it has a GPU, as if it had none."""
     spec, side = inputs.profile.record.spec, inputs.catalog.main
     hardware = read_hardware(inputs.catalog.reference.hardware)
     nonexpert, _ = whole_on_cpu(hardware, spec)
@@ -141,7 +148,10 @@ def _on_cpu(inputs: VerifierInputs, local: list[_Way]) -> Iterator[_Way]:
 
 
 def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float) -> Iterator[_Way]:
-    """With all arithmetic on a GPU with that much memory: one by the GB-second where the catalog sells it so, and each that it lists."""
+    """Price each GPU with so much memory, and GPU memory by the GB-second where it is sold.
+
+    All arithmetic is on the GPU.
+    """
     side, reference, spec = inputs.catalog.main, inputs.catalog.reference, inputs.profile.record.spec
     cpu_bytes += side.runtime_memory_mb * MB
     by_use = [MainSpec(name=GPU_BY_USE, memory_mb=1)] if side.usd_per_accelerator_gb_second > 0 else []
@@ -165,7 +175,10 @@ def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float) -> Itera
 
 
 def _whole(inputs: VerifierInputs, nonexpert_s: Seconds, expert_s: Seconds, *, cold: bool) -> Outcome:
-    """TTFT and TPOT of one device that does everything, one expert after another; a cold one reads the whole model first."""
+    """Compute TTFT and TPOT of one device that computes everything, one expert after another.
+
+    A cold one reads the whole model first.
+    """
     spec, side = inputs.profile.record.spec, inputs.catalog.main
     start_s = side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s
     uses, one = np.array([layer.use for layer in inputs.layers]), np.ones(1)

@@ -1,7 +1,8 @@
-"""A second opinion on a plan: what it states, worked out again from profile and catalog by reprice.py and reprice_others.py.
+"""A second opinion on a plan: what it states is worked out again from profile and catalog.
 
-None of the three imports anything of the planner (no solver, cost model, workload), so that an error there is not repeated here. Taken
-as stated are sentences, and what only a search could find: the bound, the held-out plan of `robustness`, `turns` and `flip`.
+verify/cost.py prices it, verify/baselines.py the alternatives and scenarios. None of the three imports anything of the planner (no
+solver, no cost model, no workload), so that an error there is not repeated here. Sentences are not looked at. What only a search could
+find is taken as stated: the bound, the held-out scenario, `break_evens` and `break_even_traffic`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ VERDICTS: dict[Basis, Verdict] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One statement of the plan that does not hold. `field` is its name in the plan, values are as text."""
+    """One statement of the plan that does not hold: the name of the field, and both values as text."""
 
     field: str
     stated: str
@@ -37,7 +38,7 @@ class Finding:
 
 
 def verify(plan: Plan, profile: Profile, catalog: Catalog) -> tuple[Finding, ...]:
-    """All findings against the plan; empty when it agrees to 1e-9 relative with what is worked out here."""
+    """Find every statement of the plan that does not hold; empty when all agree to 1e-9 relative."""
     structure = (*_sources(plan, profile, catalog), *_structure(plan, profile, catalog))
     if structure:  # numbers of a plan that is not well formed mean nothing
         return structure
@@ -72,7 +73,7 @@ def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding
 
 
 def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
-    """Menu membership, lengths, replicas, and one sound entry per MoE layer."""
+    """Check menu membership, lengths, replicas, and one sound entry per MoE layer."""
     spec, workload = profile.record.spec, plan.workload
     yield from _require(plan.main in catalog.main.menu, "main", plan.main, "not on the catalog's menu")
     rented = plan.main.usd_per_hour is not None and workload.requests_per_hour is not None
@@ -112,7 +113,7 @@ def _workload(workload: WorkloadRef) -> Iterator[Finding]:
 
 
 def _mixture(routing: PredictedRouting, profile: Profile) -> Iterator[Finding]:
-    """Prompts of the profile that can be priced, each once and with a share of the requests."""
+    """Check the prompts of the profile that are mixed: each can be priced, occurs once, and has a weight."""
     recorded, weights, counts = routing.recorded, routing.weights, profile.counts("prefill")
     traced = set(profile.arrays["trace_prompt"].tolist())
     whole = [p for p in recorded if 0 <= p < len(counts) and p in traced and counts[p].sum(axis=1).all()]
@@ -123,7 +124,7 @@ def _mixture(routing: PredictedRouting, profile: Profile) -> Iterator[Finding]:
 
 
 def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
-    """Memory of main and expert functions, payload, working instances, time."""
+    """Check memory of main and expert functions, payload, and working instances."""
     plan, catalog, spec = inputs.plan, inputs.catalog, inputs.profile.record.spec
     side, main = catalog.function, plan.main
     need = main_bytes(inputs, main, sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers))
@@ -150,13 +151,13 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
 
 
 def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
-    """The targets that an outcome misses."""
+    """Report the targets that an outcome misses."""
     for name, value in missed(plan, found).items():
         yield Finding(f"targets.{name}", repr(getattr(plan.targets, name)), repr(value))
 
 
 def _in_time(inputs: VerifierInputs, found: Outcome, plan: Plan) -> bool:
-    """Whether a mean request is answered before the function's timeout, or before the rented instances have the next one to do."""
+    """Tell whether a mean request ends before the timeout, or before the next one needs its instance."""
     request_s = found.ttft_s + inputs.n_out * found.tpot_s
     if plan.main.usd_per_hour is None:
         return request_s <= inputs.catalog.main.timeout_s * (1 + 2 * TOLERANCE)
@@ -165,7 +166,7 @@ def _in_time(inputs: VerifierInputs, found: Outcome, plan: Plan) -> bool:
 
 
 def _numbers(inputs: VerifierInputs) -> Iterator[Finding]:
-    """Cost and latency, bound and gap, the baseline, and the verdict that follows from them."""
+    """Check cost and latency, bound and gap, the baselines, and the verdict that follows from them."""
     plan = inputs.plan
     found, costs = outcome_and_costs(inputs, plan.main, plan.instances, plan.layers)
     yield from _same("costs.main_usd", plan.costs.main_usd, costs.main_usd)
@@ -189,7 +190,7 @@ def _numbers(inputs: VerifierInputs) -> Iterator[Finding]:
 
 
 def _basis(inputs: VerifierInputs, found: Outcome) -> Basis:
-    """Why the verdict is what it is, from the outcome worked out here and the baselines as the plan states them."""
+    """Decide the verdict's basis, from the outcome worked out here and the baselines that the plan states."""
     plan = inputs.plan
     if inputs.tokens < ENOUGH_TOKENS:
         return Basis.TOO_FEW_TOKENS

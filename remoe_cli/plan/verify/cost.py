@@ -1,7 +1,9 @@
-"""A second cost model, for the verifier: plain loops over layers and recorded tokens, sharing nothing with the planner's.
+"""A second cost model, for the verifier: plain loops over layers and recorded tokens.
 
-Equations: Remoe (arXiv 2512.18674), sections 3 and 4 of the method, with one invocation per function and token, E[max] over the recorded
-tokens, and requests served one at a time. An error in the planner's arithmetic is not repeated here.
+It shares nothing with the planner's, so that an error in the planner's arithmetic is not repeated here. One invocation carries a token's
+experts of a function, TPOT takes E[max] over the recorded tokens, and requests are served one at a time.
+
+Source: method.md, sections 3 and 4.
 """
 
 from __future__ import annotations
@@ -27,24 +29,29 @@ Hits = Mapping[tuple[int, tuple[int, ...]], float]
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's routing: share of prompt tokens that use each expert, and how many recorded tokens, or which share, chose each set."""
+    """The routing of one layer.
+
+    use       share of prompt tokens that use each expert
+    choices   how many recorded tokens, or which share of them, chose each set
+    """
 
     use: Sequence[float]
     choices: Mapping[tuple[int, ...], float]
 
     @cached_property
     def experts_per_token(self) -> float:
+        """Mean experts of a recorded token."""
         return sum(len(choice) * tokens for choice, tokens in self.choices.items()) / sum(self.choices.values())
 
 
 @dataclass(frozen=True)
 class VerifierInputs:
-    """What is needed to price any placement for a plan's requests; `hits` keeps what was counted for a layer and its functions.
+    """Everything that is needed to price any placement for a plan's requests.
 
     tokens                      recorded ones that `layers` rest on
-    call_factor, price_factor   by how much the warm overhead of an invocation, and what expert functions cost, differ from the profile's
-                                and the catalog's
-    even_share                  of the tokens, those that are not routed as recorded (`evenly`)
+    hits                        keeps what was counted for a layer and its functions
+    call_factor, price_factor   factors on the warm overhead of an invocation, and on what expert functions cost
+    even_share                  share of the tokens that are not routed as recorded (`evenly`)
     """
 
     plan: Plan
@@ -59,20 +66,23 @@ class VerifierInputs:
 
     @property
     def kinds(self) -> Sequence[Lengths]:
+        """The kinds of requests."""
         return self.plan.workload.lengths
 
     @property
     def n_out(self) -> float:
+        """Mean tokens generated after the first."""
         return sum(kind.share * kind.n_out for kind in self.kinds)
 
 
 def verifier_inputs(plan: Plan, profile: Profile, catalog: Catalog) -> VerifierInputs:
+    """Gather what is needed to price a plan's requests."""
     routing = plan.workload.routing
     return VerifierInputs(plan, profile, catalog, *(pooled(profile) if routing is None else mixed(profile, routing)))
 
 
 def pooled(profile: Profile) -> tuple[list[Layer], int]:
-    """The layers of all recorded prompts together, and their recorded tokens."""
+    """Count the layers' routing over all recorded prompts together, and their recorded tokens."""
     counts, trace, top_k = profile.counts("prefill"), profile.arrays["trace_ids"], profile.record.spec.top_k
     layers = []
     for index in range(len(profile.record.spec.moe_layers)):
@@ -84,7 +94,7 @@ def pooled(profile: Profile) -> tuple[list[Layer], int]:
 
 
 def mixed(profile: Profile, routing: PredictedRouting) -> tuple[list[Layer], int]:
-    """The same of a mixture of prompts: each counts by its share, however long it was."""
+    """Count the same for a mixture of prompts: each counts by its share, however long it is."""
     counts, trace, spec = profile.counts("prefill"), profile.arrays["trace_ids"], profile.record.spec
     share = {prompt: weight / sum(routing.weights) for prompt, weight in zip(routing.recorded, routing.weights, strict=True)}
     owners = profile.arrays["trace_prompt"].tolist()
@@ -104,7 +114,7 @@ def mixed(profile: Profile, routing: PredictedRouting) -> tuple[list[Layer], int
 
 
 def evenly(inputs: VerifierInputs, share: float) -> VerifierInputs:
-    """With that share of the tokens routed to k neighbouring experts, from each one alike."""
+    """Route that share of the tokens to k neighbouring experts, starting from each one alike."""
     k = inputs.profile.record.spec.top_k
     layers = [replace(layer, use=[(1 - share) * use + share * k / len(layer.use) for use in layer.use]) for layer in inputs.layers]
     return replace(inputs, layers=layers, even_share=share)
@@ -114,7 +124,10 @@ def evenly(inputs: VerifierInputs, share: float) -> VerifierInputs:
 
 
 def latency_of(inputs: VerifierInputs, main: MainSpec) -> Latency:
-    """Those of the hardware that the main spec names, unless the profile was measured on CPUs and that is what it has."""
+    """Choose the times of a main spec: those of the hardware that it names, or the profile's own.
+
+    They are the profile's own where the spec names no hardware, or where the profile was measured on CPUs and the spec has only CPUs.
+    """
     own = inputs.profile.record.latency
     on_cpus_alike = own.source == "measured" and main.gpu_memory_mb is None and own.copy_s.fixed_s == 0
     if main.hardware is None or on_cpus_alike:
@@ -123,18 +136,19 @@ def latency_of(inputs: VerifierInputs, main: MainSpec) -> Latency:
 
 
 def vcpus_of(latency: Latency, main: MainSpec) -> tuple[float, float]:
-    """Those that experts are computed with, and as many as make anything faster."""
+    """Compute the vCPUs that experts are computed with, and the number above which nothing gets faster."""
     curve = latency.local_expert.curve
     useful = min(latency.main_vcpus, curve.saturation_vcpus) if isinstance(curve, Roofline) else latency.main_vcpus
     return latency.main_vcpus if main.vcpus is None else min(main.vcpus, latency.main_vcpus), useful
 
 
 def accelerated(inputs: VerifierInputs, main: MainSpec) -> bool:
+    """Tell whether non-expert modules are on a GPU."""
     return main.gpu_memory_mb is not None or (main.usd_per_hour is None and inputs.catalog.main.usd_per_accelerator_gb_second > 0)
 
 
 def request_bytes(inputs: VerifierInputs) -> int:
-    """Non-expert modules, and KV cache and hidden states of the longest request."""
+    """Compute non-expert modules, and KV cache and hidden states of the longest request."""
     spec = inputs.profile.record.spec
     tokens = max(kind.n_in + kind.n_out for kind in inputs.kinds)
     kv = sum(layer.bytes_per_token * (tokens if layer.window is None else min(tokens, layer.window)) for layer in spec.kv_layers)
@@ -142,6 +156,7 @@ def request_bytes(inputs: VerifierInputs) -> int:
 
 
 def main_bytes(inputs: VerifierInputs, main: MainSpec, local_experts: int) -> float:
+    """Compute the CPU memory of a main function with so many local experts."""
     spec = inputs.profile.record.spec
     longest = max(inputs.kinds, key=lambda kind: (kind.n_in + kind.n_out, kind.n_in))
     held = longest.n_out * spec.hidden_state_bytes if accelerated(inputs, main) else request_bytes(inputs)
@@ -149,12 +164,12 @@ def main_bytes(inputs: VerifierInputs, main: MainSpec, local_experts: int) -> fl
 
 
 def outcome(inputs: VerifierInputs, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> Outcome:
-    """Mean cost, TTFT and TPOT of the plan's requests under a placement."""
+    """Compute mean cost, TTFT and TPOT of the plan's requests under a placement."""
     return outcome_and_costs(inputs, main, instances, layers)[0]
 
 
 def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> tuple[Outcome, Costs]:
-    """The same, and what of the cost is the main function's and each layer's."""
+    """Compute the same, and the main function's and each layer's part of the cost."""
     latency, side = latency_of(inputs, main), inputs.catalog.main
     spec, workload = inputs.profile.record.spec, inputs.plan.workload
     vcpus, useful = vcpus_of(latency, main)
@@ -193,6 +208,7 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
 
 
 def main_usd(inputs: VerifierInputs, main: MainSpec, instances: int, request_s: float) -> float:
+    """Price a request in the main function."""
     side, per_hour = inputs.catalog.main, inputs.plan.workload.requests_per_hour
     if main.usd_per_hour is not None:
         return main.usd_per_hour * (request_s / 3600 if per_hour is None else instances / per_hour)
@@ -205,12 +221,15 @@ def main_usd(inputs: VerifierInputs, main: MainSpec, instances: int, request_s: 
 
 
 def function_vcpus(catalog: Catalog, memory_mb: int) -> float:
+    """Compute the vCPUs of an expert function."""
     return min(catalog.function.max_useful_vcpus, memory_mb / catalog.function.mb_per_vcpu)
 
 
 def prompt_rows(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, n_in: int) -> list[list[float]]:
-    """Rows of each expert in each invocation of a prompt. Replicas share out the experts: most work at one vCPU first, each to the replica
-    with the least so far."""
+    """List the rows of each expert in each invocation of a prompt.
+
+    Replicas share the experts: most work at one vCPU first, each to the replica with the least so far.
+    """
     tokens = [use * n_in for use in routed.use]
     if layer.replicas <= 1:
         groups = [[e for e in part if tokens[e] > 0] for part in layer.parts]
@@ -227,7 +246,10 @@ def prompt_rows(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, n_in: i
 
 
 def function_usd_per_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
-    """Of one function while it is billed: its memory, and its /tmp beyond the free part, which holds the experts of the fullest one."""
+    """Price a second of one function: its memory, and its /tmp beyond the free part.
+
+    The /tmp holds the experts of the fullest function.
+    """
     side = inputs.catalog.function
     tmp_mb = math.ceil(max(map(len, layer.parts)) * inputs.profile.record.spec.expert_bytes / 2**20) + side.storage_spare_mb
     memory_usd = layer.memory_mb / 1024 * side.usd_per_gb_second[inputs.catalog.architecture]
@@ -236,10 +258,10 @@ def function_usd_per_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
 
 
 def call(inputs: VerifierInputs, layer: LayerPlan, rows: Iterable[float]) -> tuple[float, float]:
-    """Seconds waited for one invocation with so many rows for each of its experts, and what it costs.
+    """Compute the seconds that one invocation is waited for, and what it costs.
 
-    A live target's overhead, where the profile has it, goes before the catalog's. Only time in the function is billed; of an overhead
-    with a spread, each of the equally likely values is rounded up by itself.
+    `rows` are those of each expert. The overhead of a live target, where the profile has it, goes before the catalog's. Only time in the
+    function is billed; of an overhead with a spread, each of the equally likely values is rounded up by itself.
     """
     side, latency = inputs.catalog.function, inputs.profile.record.latency
     timing, measured, each = latency.remote_expert, latency.invocation, list(rows)
@@ -256,7 +278,7 @@ def call(inputs: VerifierInputs, layer: LayerPlan, rows: Iterable[float]) -> tup
 
 
 def decode(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, local_step_s: float) -> tuple[float, float]:
-    """Mean seconds of one token in this layer, and mean cost of its invocations."""
+    """Compute the mean seconds of one token in this layer, and the mean cost of its invocations."""
     seen = hit_shares(inputs, layer, routed)
     once = {h: call(inputs, layer, [1.0] * h) for h in {h for _, hits in seen for h in hits} | ({1} if layer.remote else set())}
     seconds = usd = 0.0
@@ -271,7 +293,7 @@ def decode(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, local_step_s
 
 
 def hit_shares(inputs: VerifierInputs, layer: LayerPlan, routed: Layer) -> Hits:
-    """Share of tokens that hit so many local experts, and so many in each function that they hit."""
+    """Compute the share of tokens that hit so many local experts, and so many in each function."""
     key = (layer.layer, layer.parts)
     if key not in inputs.hits:
         inputs.hits[key] = count_hits(layer, routed.choices)
@@ -289,7 +311,7 @@ def hit_shares(inputs: VerifierInputs, layer: LayerPlan, routed: Layer) -> Hits:
 
 
 def count_hits(layer: LayerPlan, choices: Mapping[tuple[int, ...], float]) -> Hits:
-    """How many tokens do."""
+    """Count the tokens of each such kind."""
     holder = {expert: part for part, experts in enumerate(layer.parts) for expert in experts}
     seen: defaultdict[tuple[int, tuple[int, ...]], float] = defaultdict(float)
     for choice, tokens in choices.items():
@@ -299,7 +321,7 @@ def count_hits(layer: LayerPlan, choices: Mapping[tuple[int, ...], float]) -> Hi
 
 
 def start_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
-    """From the call to the first result of a function that has to start."""
+    """Compute the time from the call to the first result of a function that has to start."""
     side, measured = inputs.catalog.function, inputs.profile.record.latency.cold_start
     read_s = max(map(len, layer.parts)) * inputs.profile.record.spec.expert_bytes / side.load_bytes_per_s
     return (measured.total_s if measured else side.cold_start_s) + read_s

@@ -17,7 +17,7 @@ from remoe_cli.profile.imports.checks import Routing, listed, refuse
 from remoe_cli.profile.imports.responses import is_responses, read_responses
 from remoe_cli.profile.imports.sglang_dump import is_sglang_dump, read_sglang_dump
 from remoe_cli.profile.imports.table import COUNT_COLUMNS, is_table, read_table
-from remoe_cli.profile.imports.text_file import first_bytes
+from remoe_cli.profile.imports.text_file import open_text
 
 _START_BYTES = 2**16
 
@@ -80,20 +80,23 @@ def format_of(file: Path) -> Format:
 
     Raises: UsageError when no format recognises it.
     """
-    start, is_compressed = first_bytes(file, _START_BYTES)
+    with file.open("rb") as stream:
+        raw = stream.read(_START_BYTES)
+    text = b""
     for known in FORMATS:
-        if is_compressed and not known.is_text:
-            continue
-        if known.recognises(start, file):
+        if known.is_text and not text:
+            with open_text(file) as lines:
+                text = lines.read(_START_BYTES).encode()
+        if known.recognises(text if known.is_text else raw, file):
             return known
     names = "; ".join(f"{known.name} ({', '.join(known.suffixes)}: {known.holds})" for known in FORMATS)
-    raise refuse(file, f"its format is not known{_looks_like(start, is_compressed)}", f"Known formats: {names}.")
+    raise refuse(file, f"its format is not known{_looks_like(raw, text)}", f"Known formats: {names}.")
 
 
-def _looks_like(start: bytes, is_compressed: bool) -> str:
+def _looks_like(raw: bytes, text: bytes) -> str:
     """Say what can be seen of a file whose format is not known."""
-    if b"\0" in start or start.startswith(b"PK"):
-        return " (it is compressed with gzip, which only text may be: unpack it first)" if is_compressed else ""
-    line = start.split(b"\n")[0].decode("utf-8", "replace").strip()
+    if raw.startswith(b"\x1f\x8b") and (b"\0" in text or text.startswith(b"PK")):
+        return " (it is compressed with gzip, which only text may be: unpack it first)"
+    line = text.split(b"\n")[0].decode("utf-8", "replace").strip()
     separator = max(",;\t|", key=line.count)
-    return f" (it begins like a table with the columns {listed(line.split(separator))})" if separator in line else ""
+    return f" (it begins like a table with the columns {listed(line.split(separator))})" if separator in line and "\0" not in line else ""

@@ -7,7 +7,6 @@ planning uses the other phase's; tokens that were not recorded are drawn from th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,12 +117,8 @@ def import_routing(file: Path, spec: MoeSpec, *, model: str = "", prompts: Promp
     try:
         routing = read_routing(file, spec, model)
         rows = counted_rows(routing, spec, str(file)) if isinstance(routing, CountedRouting) else traced_rows(routing, spec, str(file))
-        requests = _requests(routing, prompts)
-        if prompts is None or requests is None:
-            lengths = _lengths(prompts, len(next(iter(rows.counts.values()))), str(file))
-        else:
-            lengths = {phase: numbers[requests] for phase, numbers in _lengths(prompts, len(prompts.texts), str(file)).items()}
-            prompts = replace(prompts, texts=tuple(prompts.texts[request] for request in requests))
+        prompts = None if prompts is None else _of_rows(prompts, routing)
+        lengths = _lengths(prompts, len(next(iter(rows.counts.values()))), str(file))
         if not _names_phases(routing):
             rows = _as_phase(rows, lengths)
         _check_lengths(rows, lengths, str(file))
@@ -135,11 +130,17 @@ def import_routing(file: Path, spec: MoeSpec, *, model: str = "", prompts: Promp
         raise refuse(file, f"it cannot be read ({error.strerror or error})", "Check the path and your rights to it.") from None
 
 
-def _requests(routing: Routing, prompts: PromptSet | None) -> Ints | None:
-    """Return the number of each row's prompt, where there are prompts for all requests of the file, also for those that are left out."""
-    if prompts is None or isinstance(routing, CountedRouting) or len(prompts.texts) != routing.read:
-        return None
-    return routing.requests
+def _of_rows(prompts: PromptSet, routing: Routing) -> PromptSet:
+    """Choose the prompt of each row, where there are prompts for all requests of the file, also for those that are left out."""
+    if isinstance(routing, CountedRouting) or routing.requests is None or len(prompts.texts) != routing.read:
+        return prompts
+    requests = routing.requests.tolist()
+    return replace(
+        prompts,
+        texts=tuple(prompts.texts[request] for request in requests),
+        rows=tuple(prompts.rows[request] for request in requests) if prompts.rows else (),
+        stated={name: tuple(lengths[request] for request in requests) for name, lengths in prompts.stated.items()},
+    )
 
 
 def _names_phases(routing: Routing) -> bool:
@@ -147,7 +148,7 @@ def _names_phases(routing: Routing) -> bool:
 
 
 def _lengths(prompts: PromptSet | None, rows: int, where: str) -> dict[Phase, Ints]:
-    """Read the numbers of tokens that a JSONL of prompts states in every row, by phase."""
+    """Return the numbers of tokens that the rows of prompts state, by phase, where every row states one."""
     if prompts is None:
         return {}
     if len(prompts.texts) != rows:
@@ -156,21 +157,13 @@ def _lengths(prompts: PromptSet | None, rows: int, where: str) -> dict[Phase, In
             f"it has {rows} rows, and {prompts.source} has {len(prompts.texts)} prompts",
             "Give one prompt for each row of the file.",
         )
-    if not prompts.source.endswith((".jsonl", ".json")):
-        return {}
-    stated: list[dict[str, Any]] = []
-    with open(prompts.source, "rb") as lines:
-        while len(stated) < rows and (line := next(lines, None)) is not None:
-            row = json.loads(line) if line.strip() else {}
-            if row.get(prompts.field, "").strip():  # as read_prompts does, which has checked these rows
-                stated.append(row)
     lengths: dict[Phase, Ints] = {}
     for phase, field in _FIELDS.items():
-        if all(field in row for row in stated):
-            for number, row in enumerate(stated):
-                if type(row[field]) is not int:
+        if stated := prompts.stated.get(field):
+            for number, length in enumerate(stated):
+                if type(length) is not int:
                     raise refuse(f"{prompts.source}, prompt {number}", f"its {field} is no whole number", "Correct the row.")
-            lengths[phase] = whole(np.array([row[field] for row in stated]), f"{prompts.source}: {field}").astype(np.int64)
+            lengths[phase] = whole(np.array(stated), f"{prompts.source}: {field}").astype(np.int64)
     return lengths
 
 

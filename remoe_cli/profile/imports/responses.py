@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from remoe_cli.errors import UsageError
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.imports.checks import Array, TracedRouting, listed, refuse
 from remoe_cli.profile.imports.json_rows import json_rows
@@ -60,13 +62,13 @@ def read_responses(file: Path, spec: MoeSpec, model: str) -> TracedRouting:
     sequences: list[Array] = []
     prompt_tokens: list[int] = []
     requests: list[int] = []
-    failed, unrecorded = _Left(), _Left()
+    failed, unrecorded = _LeftOut(), _LeftOut()
     read = several = ids_read = 0
     for where, value in json_rows(file):
         path = _unwrapped(where, value)
         read += 1
         if any(map(_is_failed, path)):
-            failed.add(where)
+            failed.add(where, value)
             continue
         answers = _answers(where, path, spec)
         several += len(answers) > 1
@@ -82,44 +84,44 @@ def read_responses(file: Path, spec: MoeSpec, model: str) -> TracedRouting:
             sequences.append(answer.padded())
             prompt_tokens.append(answer.prompt_tokens)
             requests.append(read - 1)
-    if not sequences and unrecorded.count:
-        fields = listed(unrecorded.fields)
-        what = f"it has no routed_experts but null or zeros, nor has any other response of the file (it has {fields})"
-        raise refuse(unrecorded.first, what, _HINT)
-    if not sequences and failed.count:
-        raise refuse(failed.first, "its request failed, and so did all others of the file", "Give responses of requests that succeeded.")
     if not sequences:
-        raise refuse(file, "it holds no responses", _HINT)
+        raise _without_routing(file, failed, unrecorded)
     remarks = (
-        failed.remark(f"of {read:,} requests that failed {{}} left out"),
-        unrecorded.remark("answers without routing (their routed_experts are null, missing or zeros) {} left out"),
-        f"{several:,} responses have several answers: each answer is a row with the prompt's routing." if several else "",
+        *failed.remark(f"{read:,} requests (failed)"),
+        *unrecorded.remark(f"{len(sequences) + unrecorded.count:,} answers (routed_experts is null, missing or zeros)"),
+        *([f"{file}: {several:,} responses have several answers: each answer is a row with the prompt's routing."] if several else []),
     )
     offsets = np.cumsum([0, *(len(ids) for ids in sequences)])
-    return TracedRouting(
-        "server responses",
-        np.concatenate(sequences),
-        offsets,
-        np.array(prompt_tokens),
-        remarks=tuple(remark for remark in remarks if remark),
-        requests=np.array(requests),
-        read=read,
-    )
+    ids = np.concatenate(sequences)
+    return TracedRouting("server responses", ids, offsets, np.array(prompt_tokens), remarks=remarks, requests=np.array(requests), read=read)
 
 
-class _Left:
-    """Counts what is left out; `first` is the place of the first, and `fields` are its fields."""
+@dataclass
+class _LeftOut:
+    """What is left out: how many, the place of the first, and its fields."""
 
-    def __init__(self) -> None:
-        self.count, self.first, self.fields = 0, "", tuple[str, ...]()
+    count: int = 0
+    first: str = ""
+    fields: tuple[str, ...] = ()
 
-    def add(self, where: str, response: Object | None = None) -> None:
+    def add(self, where: str, response: object) -> None:
         if not self.count:
-            self.first, self.fields = where, tuple(response or ())
+            self.first, self.fields = where, tuple(response) if isinstance(response, Mapping) else ()
         self.count += 1
 
-    def remark(self, what: str) -> str:
-        return f"{self.count:,} {what.format('are' if self.count > 1 else 'is')}; the first is {self.first}." if self.count else ""
+    def remark(self, what: str) -> tuple[str, ...]:
+        return (f"Left out: {self.count:,} of {what}; the first is {self.first}.",) if self.count else ()
+
+
+def _without_routing(file: Path, failed: _LeftOut, unrecorded: _LeftOut) -> UsageError:
+    if unrecorded.count:
+        fields = listed(unrecorded.fields)
+        what = f"it has no routed_experts but null or zeros, nor has any other response of the file (it has {fields})"
+        return refuse(unrecorded.first, what, _HINT)
+    if failed.count:
+        what = f"its request failed, and so did all others of the file (it has {listed(failed.fields)})"
+        return refuse(failed.first, what, "Give responses of requests that succeeded.")
+    return refuse(file, "it holds no responses", _HINT)
 
 
 def _unwrapped(where: str, value: object) -> list[Object]:

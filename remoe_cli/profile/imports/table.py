@@ -14,14 +14,13 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
 from remoe_cli.model.checkpoint import reason
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.imports.checks import MAX, CountedRouting, Counts, check_size, listed, refuse
-from remoe_cli.profile.imports.text_file import open_text
+from remoe_cli.profile.imports.text_file import lines_of, open_text
 
 COUNT_COLUMNS = ("selections", "count", "counts")
 _KNOWN = {"layer", "expert", "tokens", "k", "model", "mode", *COUNT_COLUMNS}
@@ -167,8 +166,8 @@ def _rows(file: Path) -> Iterator[_Row]:
     hint = "Correct the row, or its quotes."
     number = 1
     try:
-        with open_text(file) as text:
-            records = csv.reader(_lines(file, text), strict=True)
+        with open_text(file) as stream:
+            records = csv.reader((line for _, line in lines_of(file, stream, _MOST_CHARACTERS)), strict=True)
             header = [name.strip() for name in next(records, [])]
             if len(set(header)) != len(header):
                 raise refuse(file, "its header names a column twice", hint)
@@ -180,15 +179,6 @@ def _rows(file: Path) -> Iterator[_Row]:
                     yield number, dict(zip(header, record, strict=True))
     except csv.Error as error:
         raise refuse(f"{file}, after row {number}", f"not CSV ({reason(error)})", hint) from None
-
-
-def _lines(file: Path, text: TextIO) -> Iterator[str]:
-    number = 0
-    while line := text.readline(_MOST_CHARACTERS + 1):
-        number += 1
-        if len(line) > _MOST_CHARACTERS:
-            raise refuse(f"{file}, row {number}", f"it has more than {_MOST_CHARACTERS:,} characters, which is the most")
-        yield line
 
 
 def _is_number(text: str) -> bool:

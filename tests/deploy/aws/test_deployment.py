@@ -17,9 +17,10 @@ from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.storage import object_of
 from remoe_cli.deploy.aws.template import Templates
-from remoe_cli.deploy.console import NO_OVERVIEW, SILENT, Overview, Report
+from remoe_cli.deploy.console import NO_OVERVIEW, SILENT, Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
+from remoe_cli.progress import Report
 from tests.support import aws_account as aws
 from tests.support.aws_deployments import GPU, NOT_AT_MOTO, a_plan, deploy, destroy, made, stands
 
@@ -101,7 +102,7 @@ def test_what_cannot_be_deleted_is_named_and_the_rest_is_gone(account: Account) 
 def test_a_create_that_fails_is_taken_back_and_made_anew(account: Account) -> None:
     said: list[str] = []
     gpu = a_plan(main=NOT_AT_MOTO)
-    with pytest.raises(DeployError, match=r"MainConfig \(AWS::SageMaker::EndpointConfig\) failed: .*ml.g6.xlarge.* taken back") as error:
+    with pytest.raises(DeployError, match=r"MainConfig \(AWS::SageMaker::EndpointConfig\) failed: .*ml.g6.xlarge.* rolled back") as error:
         deploy(account, "fails", gpu, Endpoint.sagemaker, say=said.append)
     assert error.value.exit_code == 1 and "run the command again" in error.value.hint
     assert status.read(account, "fails")["state"] == "failed"
@@ -161,7 +162,7 @@ def test_an_interrupt_leaves_the_operation_running(account: Account) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         deploy(account, "slow", a_plan(), say=said.append, progress=interrupted)
-    assert said == ["What is uploaded stays. The same command goes on; 'remoe destroy slow --target aws' removes it."]
+    assert said == ["Uploaded files stay. The same command continues; 'remoe destroy slow --target aws' removes it."]
     with pytest.raises(KeyboardInterrupt):
         deploy(account, "slow", a_plan(), say=said.append, progress=lambda title, *, of_bytes=False: nullcontext(interrupt))
     assert "remoe status slow --target aws" in said[-1] and "remoe destroy slow --target aws" in said[-1]

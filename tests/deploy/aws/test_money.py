@@ -64,7 +64,7 @@ def test_a_rented_main_function_costs_its_hours() -> None:
     assert (
         (main.usd_per_request, main.resource) == (0.01, "MainEndpoint")
         and "$4.224 an hour" in main.note
-        and "20 an hour share" in main.note
+        and "each of 20 requests an hour" in main.note
     )
     assert total.idle_usd_per_month == pytest.approx(fsum(row.idle_usd_per_month for row in total.lines))
     unknown = billed(Endpoint.sagemaker, instances=instances, workload=WorkloadRef(n_in=10, n_out=10))
@@ -122,8 +122,8 @@ def test_beside_the_plan_are_logs_cold_reads_and_storage_of_functions() -> None:
 
 
 def test_a_budget_is_a_line() -> None:
-    assert line(billed(Endpoint.none, settings={"monthly_alert_usd": 5.0}), "budget").idle_usd_per_month == 0.0
-    assert not [row for row in billed(Endpoint.none).lines if row.what == "budget"]
+    assert line(billed(Endpoint.none, settings={"monthly_alert_usd": 5.0}), "monthly alert").idle_usd_per_month == 0.0
+    assert not [row for row in billed(Endpoint.none).lines if row.what == "monthly alert"]
 
 
 @pytest.mark.parametrize(("catalog", "awss"), [("aws-us-east-1", True), ("paper", False), ("local", False)])
@@ -181,7 +181,7 @@ def test_tables_for_people() -> None:
         "image in ECR",
         "logs of expert functions",
         "reads of S3 in cold starts",
-        "all",
+        "total",
     ]
     assert usd.rows[1][2] == "0.005000"
     assert usd.rows[-1][2] == f"{total.usd_per_request + total.beside_usd_per_request:.6f}"

@@ -117,7 +117,7 @@ def test_what_is_missing(server: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_way_to_aws(server: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     server.answers = [(200, "<html>Sign in to the hotel's network</html")]
-    one_line("What answers is not AWS")
+    one_line("The answer does not come from AWS")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     one_line("AWS cannot be reached")
 

@@ -17,8 +17,9 @@ from botocore.stub import ANY, Stubber
 from remoe_cli.deploy.aws import events
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.stack import DesiredStack, Stack, StackState
-from remoe_cli.deploy.console import SILENT, Report
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError, RemoeError
+from remoe_cli.progress import Report
 
 ID = "arn:aws:cloudformation:us-east-1:123456789012:stack/remoe-d/1"
 NESTED = "arn:aws:cloudformation:us-east-1:123456789012:stack/remoe-d-Layers/2"
@@ -251,7 +252,7 @@ def test_a_repeated_call_of_which_the_answer_was_lost_goes_on(calls: Calls) -> N
     ("outcomes", "error", "said"),
     [
         ((("A", "CREATE_FAILED", "Too big."), ("B", "CREATE_FAILED", "Resource creation cancelled"), ("remoe-d", "ROLLBACK_COMPLETE")),
-         DeployError, r"^A \(AWS::Lambda::Function\) failed: Too big\. Everything that was made"),
+         DeployError, r"^A \(AWS::Lambda::Function\) failed: Too big\. Everything that was created"),
         ((("B", "UPDATE_FAILED", "Resource update cancelled"), ("A", "UPDATE_FAILED", "No"), ("remoe-d", "UPDATE_ROLLBACK_COMPLETE")),
          DeployError, r"^A \(AWS::Lambda::Function\) failed: No\. The deployment is what it was before"),
         ((("A", "UPDATE_FAILED", "No"), ("remoe-d", "UPDATE_ROLLBACK_FAILED", "Cannot")),

@@ -268,7 +268,7 @@ def test_more_functions_than_a_template_holds_are_split_by_layer() -> None:
 @pytest.mark.parametrize(
     ("endpoint", "main", "image", "message"),
     [
-        (Endpoint.sagemaker, Endpoint.aws_lambda, aws.IMAGE, "lambda-3072 is no instance"),
+        (Endpoint.sagemaker, Endpoint.aws_lambda, aws.IMAGE, "lambda-3072 is not a SageMaker instance"),
         (Endpoint.aws_lambda, Endpoint.sagemaker, aws.IMAGE, "ml.g5.xlarge is not a Lambda function"),
         (Endpoint.aws_lambda, Endpoint.aws_lambda, "docker.io/me/remoe:1", "docker.io/me/remoe:1 is not in Amazon ECR"),
     ],
