@@ -61,8 +61,8 @@ def test_compressed_arrays_are_refused_before_they_are_unpacked(tmp_path: Path, 
     assert import_routing(tmp_path / "z.npz", SPEC).rows == 2**18
 
 
-def test_the_limit_of_compressed_arrays_is_half_a_gibibyte() -> None:
-    assert arrays._MOST_UNPACKED_BYTES == 2**29
+def test_the_limit_of_compressed_arrays_is_a_quarter_of_a_gibibyte() -> None:
+    assert arrays._MOST_UNPACKED_BYTES == 2**28
 
 
 def text(file: Path, rows: list[Any] | str) -> Path:

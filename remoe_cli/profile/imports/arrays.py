@@ -29,7 +29,7 @@ from remoe_cli.profile.imports.checks import Array, CountedRouting, Routing, Tra
 from remoe_cli.profile.record import Phase
 
 _MOST_BYTES = 2**31  # of one array
-_MOST_UNPACKED_BYTES = 2**29  # of all compressed arrays of a file
+_MOST_UNPACKED_BYTES = 2**28  # of all compressed arrays of a file
 _COUNTS: dict[str, Phase | None] = {"counts": None, "prefill_counts": "prefill", "decode_counts": "decode"}
 _IDS = ("ids", "topk_ids", "routed_experts")
 _PROMPTS = ("prompt_tokens", "prompt_lens")

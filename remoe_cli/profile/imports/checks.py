@@ -138,7 +138,7 @@ def whole(array: Array, where: str, least: int = 0, first: int = 0) -> Array:
         wrong |= np.floor(array) != array
     if wrong.any():
         at = tuple(int(x[0]) for x in np.nonzero(wrong))
-        raise refuse(f"{where}{[at[0] + first, *at[1:]]}", f"{array[at]} is not a whole number from {least} to {MAX}")
+        raise refuse(f"{where}{[at[0] + first, *at[1:]] if at else []}", f"{array[at]} is not a whole number from {least} to {MAX}")
     return array.astype(np.int32) if kind == "f" else array
 
 

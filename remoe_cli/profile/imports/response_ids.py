@@ -46,7 +46,7 @@ class AnswerIds:
 
     def padded(self) -> Array:
         """Return the ids of all tokens, with -1 for those that have none."""
-        return np.pad(self.ids, (self.missing, (0, 0), (0, 0)), constant_values=-1)
+        return np.pad(self.ids, (self.missing, (0, 0), (0, 0)), constant_values=-1) if any(self.missing) else self.ids
 
 
 def decode_ids(where: str, experts: Any, spec: MoeSpec) -> Array:

@@ -22,7 +22,7 @@ platform.openai.com/docs/api-reference/batch/request-output.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from remoe_cli.profile.imports.checks import Array, TracedRouting, listed, refus
 from remoe_cli.profile.imports.json_rows import json_rows
 from remoe_cli.profile.imports.response_ids import AnswerIds, align, align_parts, decode_ids
 
-Object = Mapping[str, Any]
+Object = dict[str, Any]
 _MOST_IDS = 2**29  # of a file; they take 1 GiB
 _MOST_TOKENS = 2**31  # that a field may state
 _INSIDE = ("message", "meta_info", "sglext", "sgl_ext", "nvext", "engine_data", "usage")  # objects in which servers put the fields
@@ -106,7 +106,7 @@ class _LeftOut:
 
     def add(self, where: str, response: object) -> None:
         if not self.count:
-            self.first, self.fields = where, tuple(response) if isinstance(response, Mapping) else ()
+            self.first, self.fields = where, tuple(response) if isinstance(response, dict) else ()
         self.count += 1
 
     def remark(self, what: str) -> tuple[str, ...]:
@@ -129,10 +129,10 @@ def _unwrapped(where: str, value: object) -> list[Object]:
 
     Raises: UsageError for what is no response.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise refuse(where, f"a JSON {type(value).__name__}, not an object", "Give one response a line, or a JSON array of responses.")
     path: list[Object] = [value]
-    while inner := next((path[-1][name] for name in ("response", "body") if isinstance(path[-1].get(name), Mapping)), None):
+    while inner := next((path[-1][name] for name in ("response", "body") if isinstance(path[-1].get(name), dict)), None):
         path.append(inner)
     if not any(_OF_A_RESPONSE.intersection(each) or _first(_objects(each), "routed_experts", "prompt_routed_experts") for each in path):
         raise refuse(where, f"it has no routed_experts, and is no response (it has {listed(value)})", _HINT)
@@ -176,7 +176,7 @@ def _answer(where: str, holders: list[Object], parts: list[Object], generated: i
     elif not len(ids):
         return None
     else:
-        start = _number(where, _STARTS[0], experts.get("start") if isinstance(experts, Mapping) else _first(parts, *_STARTS))
+        start = _number(where, _STARTS[0], experts.get("start") if isinstance(experts, dict) else _first(parts, *_STARTS))
         prompt = _prompt_tokens(where, parts)
         if prompt is None and generated is None:
             what = (
@@ -191,7 +191,7 @@ def _answer(where: str, holders: list[Object], parts: list[Object], generated: i
 
 def _objects(value: object, depth: int = 3) -> Iterator[Object]:
     """Yield an object, and those inside it that may have the fields."""
-    if isinstance(value, Mapping) and depth:
+    if isinstance(value, dict) and depth:
         yield value
         for name in _INSIDE:
             yield from _objects(value.get(name), depth - 1)
