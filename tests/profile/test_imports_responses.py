@@ -158,6 +158,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "both parts null": {"choices": [{"text": "", "routed_experts": None}], "prompt_routed_experts": None},
     "no answers": {"choices": [], "usage": {"prompt_tokens": 3}},
     "no tokens": {"choices": [{"routed_experts": made.npy_base64(IDS[:0])}], "usage": {"prompt_tokens": 1, "completion_tokens": 0}},
+    "empty text": {"text": "", "meta_info": {"prompt_tokens": 1, "completion_tokens": 0, "routed_experts": ""}},
     "zeros": {"choices": [{"routed_experts": made.npy_base64(IDS[:5] * 0)}], "usage": {"prompt_tokens": 3, "completion_tokens": 3}},
     "nothing recorded": {"choices": [{"routed_experts": (IDS[:5] * 0 - 1).tolist()}], "usage": {"prompt_tokens": 3}},
     "no body": {"response": {"status_code": 200, "body": None}, "error": None},

@@ -170,7 +170,7 @@ def _answers(where: str, path: list[Object], spec: MoeSpec) -> list[tuple[str, A
 def _answer(where: str, holders: list[Object], parts: list[Object], generated: int | None, spec: MoeSpec) -> AnswerIds | None:
     """Get the ids of one answer: its own from `holders`, all that is said of it from `parts`."""
     experts, before = _first(holders, "routed_experts"), _first(parts, "prompt_routed_experts")
-    ids = decode_ids(where, [] if experts is None else experts, spec)
+    ids = decode_ids(where, experts or [], spec)
     if before is not None:
         found = align_parts(where, decode_ids(where, before, spec), ids, generated)
     elif not len(ids):
