@@ -42,8 +42,16 @@ def command(
 
     prompts = None if data is None else read_data(data, field, limit)
     latency = described_latency(model, latency_from)
+    remarks: list[str] = []
     with output.progress(f"Importing {file}"):
         made = import_profile(
-            model, file, out, latency=latency, prompts=prompts, vectors_from=vectors_from, max_prompt_tokens=max_prompt_tokens
+            model,
+            file,
+            out,
+            latency=latency,
+            prompts=prompts,
+            vectors_from=vectors_from,
+            max_prompt_tokens=max_prompt_tokens,
+            say=remarks.append,
         )
-    finish(made, out)
+    finish(made, out, remarks)

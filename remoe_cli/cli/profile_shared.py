@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,11 +25,11 @@ LATENCY_FROM = typer.Option(
 )
 
 
-def finish(made: Profile, out: Path) -> None:
-    """Train the profile's predictor, and show what was made."""
+def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
+    """Train the profile's predictor, and show what was made, with `remarks` among the warnings."""
     trained = None if made.record.dataset.shard else trained_predictor(made)
     record, arrays = made.record, made.arrays
-    warnings = record.latency.warnings
+    warnings = (*record.latency.warnings, *remarks)
     document: dict[str, Any] = {
         "path": str(out),
         "model": record.model.path,

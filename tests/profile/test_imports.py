@@ -47,7 +47,7 @@ def prompts(tmp_path: Path, rows: int = 3, **fields: list[Any]) -> PromptSet:
     return read_prompts(str(made.write_lines(tmp_path / "prompts.jsonl", [lines[0], {"prompt": " "}, *lines[1:]])))
 
 
-@pytest.mark.parametrize("name", ["phases.npz", "ids.npz", "vllm.jsonl", "vllm_split.jsonl", "sglang.jsonl"])
+@pytest.mark.parametrize("name", ["phases.npz", "ids.npz", "vllm.jsonl", "vllm_split.jsonl", "sglang.jsonl", "batch.jsonl", "sglang.json"])
 def test_formats_that_tell_the_phases_apart(name: str, files: dict[str, Path]) -> None:
     found = import_routing(files[name], SPEC)
     assert (found.arrays["prefill_counts"] == EARLY).all()

@@ -109,6 +109,24 @@ def sglang_lines(ids: Array) -> list[dict[str, Any]]:
     ]
 
 
+def vllm_batch(ids: Array) -> list[dict[str, Any]]:
+    """What `vllm run-batch` writes: the responses inside of lines, among them requests that failed or were aborted."""
+    rows = [
+        {"id": f"vllm-{row['id']}", "custom_id": row["id"], "response": {"status_code": 200, "request_id": "x", "body": row}, "error": None}
+        for row in vllm_lines(ids)
+    ]
+    aborted = {"choices": [{"index": 0, "finish_reason": "abort", "routed_experts": None}], "usage": {"prompt_tokens": 3}}
+    refused = {"object": "error", "message": "too long", "code": 400}
+    return [
+        {"id": "a", "custom_id": "a", "response": {"status_code": 400, "request_id": "x", "body": refused}, "error": None},
+        rows[0],
+        {"id": "b", "custom_id": "b", "response": None, "error": {"code": "batch_expired", "message": "too late"}},
+        rows[1],
+        {"id": "c", "custom_id": "c", "response": {"status_code": 200, "request_id": "x", "body": aborted}, "error": None},
+        rows[2],
+    ]
+
+
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -191,6 +209,9 @@ def every_format(folder: Path, ids: Array) -> dict[str, Path]:
     files["vllm.jsonl"] = write_lines(folder / "vllm.jsonl", vllm_lines(ids))
     files["vllm_split.jsonl"] = write_lines(folder / "vllm_split.jsonl", vllm_split_lines(ids))
     files["sglang.jsonl"] = write_lines(folder / "sglang.jsonl", sglang_lines(ids))
+    files["batch.jsonl"] = write_lines(folder / "batch.jsonl", vllm_batch(ids))
+    files["sglang.json"] = folder / "sglang.json"
+    files["sglang.json"].write_text(json.dumps(sglang_lines(ids), indent=1), encoding="utf-8")
     files["stat.pt"] = save_torch(folder / "stat.pt", sglang_stat(counts))
     files["per_pass.pt"] = save_torch(folder / "per_pass.pt", sglang_per_pass(counts))
     files["per_token.pt"] = save_torch(folder / "per_token.pt", sglang_per_token(ids))

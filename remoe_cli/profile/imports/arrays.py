@@ -7,7 +7,8 @@
     prompt_tokens     [P], also named prompt_lens, optional: how many of each sequence's tokens are its prompt
     layers            [L], optional in both: the layers that the file holds
 
-Arrays of other names are ignored. Sizes in a header are compared with the file's size before memory is taken for them.
+Arrays of other names are ignored. Sizes in a header are compared with the file's size before memory is taken for them. Compressed arrays
+can be a thousand times as large as their file, so there is a limit for them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from remoe_cli.errors import UsageError
 from remoe_cli.model.checkpoint import reason
 from remoe_cli.model.spec import MoeSpec
-from remoe_cli.profile.imports.checks import Array, CountedRouting, Routing, TracedRouting, refuse, whole
+from remoe_cli.profile.imports.checks import Array, CountedRouting, Routing, TracedRouting, listed, refuse, whole
 from remoe_cli.profile.record import Phase
 
 _MOST_BYTES = 2**31  # of one array
+_MOST_UNPACKED_BYTES = 2**28  # of all compressed arrays of a file
 _COUNTS: dict[str, Phase | None] = {"counts": None, "prefill_counts": "prefill", "decode_counts": "decode"}
 _IDS = ("ids", "topk_ids", "routed_experts")
 _PROMPTS = ("prompt_tokens", "prompt_lens")
@@ -48,17 +51,17 @@ def read_arrays_file(file: Path, spec: MoeSpec, model: str) -> Routing:
         start = stream.read(6)
     if start == b"\x93NUMPY":
         return _one_array(_guarded(file, lambda: _read_npy(file)), file, spec)
-    arrays = _guarded(file, lambda: _read_npz(file) if start[:2] == b"PK" else _read_safetensors(file))
-    return _from_arrays(arrays, ".npz" if start[:2] == b"PK" else ".safetensors", file)
+    arrays, names = _guarded(file, lambda: _read_npz(file) if start[:2] == b"PK" else _read_safetensors(file))
+    return _from_arrays(arrays, names, ".npz" if start[:2] == b"PK" else ".safetensors", file)
 
 
-def _from_arrays(arrays: Mapping[str, Array], kind: str, file: Path) -> Routing:
+def _from_arrays(arrays: Mapping[str, Array], names: list[str], kind: str, file: Path) -> Routing:
     named = [name for name in (*_COUNTS, *_IDS) if name in arrays]
     counts = [name for name in named if name in _COUNTS]
     if not named or (len(counts) != len(named) if counts else len(named) > 1) or ("counts" in counts and len(counts) > 1):
         raise refuse(
             file,
-            f"it holds {', '.join(named) or 'no routing'}",
+            f"it holds {', '.join(named) or 'no routing'} (it has the arrays {listed(names)})",
             f"Name one array counts, or one of {', '.join(_IDS)}, or prefill_counts and decode_counts.",
         )
     for name in ("layers", "seq_offsets"):
@@ -88,6 +91,8 @@ def _one_array(array: Array, file: Path, spec: MoeSpec) -> Routing:
 def _guarded(file: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
+    except UsageError:
+        raise
     except OSError as error:
         raise refuse(file, f"it cannot be read ({error.strerror or reason(error)})") from None
     except Exception as error:  # zipfile, zlib, numpy and safetensors each fail in ways of their own on damaged files
@@ -99,17 +104,21 @@ def _read_npy(file: Path) -> Array:
         return read_npy_stream(stream, file.stat().st_size)
 
 
-def _read_npz(file: Path) -> dict[str, Array]:
+def _read_npz(file: Path) -> tuple[dict[str, Array], list[str]]:
+    """Read the arrays of known names, and the names of all."""
     wanted = {f"{name}.npy" for name in (*_COUNTS, *_IDS, *_PROMPTS, *_OTHERS)}
     arrays = {}
     with zipfile.ZipFile(file) as archive:
-        for entry in archive.infolist():
-            if entry.filename in wanted:
-                if entry.file_size > _MOST_BYTES:
-                    raise ValueError(f"{entry.filename} would take {entry.file_size} bytes")
-                with archive.open(entry) as stream:
-                    arrays[entry.filename.removesuffix(".npy")] = read_npy_stream(stream, entry.file_size)
-    return arrays
+        entries = [entry for entry in archive.infolist() if entry.filename in wanted]
+        unpacked = sum(entry.file_size for entry in entries if entry.compress_type != zipfile.ZIP_STORED)
+        if unpacked > _MOST_UNPACKED_BYTES or any(entry.file_size > _MOST_BYTES for entry in entries):
+            what = f"its arrays take {sum(entry.file_size for entry in entries):,} bytes when they are unpacked"
+            limits = f"{_MOST_UNPACKED_BYTES:,} for compressed arrays together, and {_MOST_BYTES:,} for one that is not compressed"
+            raise refuse(file, f"{what}; the most is {limits}", "Save them with numpy.savez, or import the rows in several files.")
+        for entry in entries:
+            with archive.open(entry) as stream:
+                arrays[entry.filename.removesuffix(".npy")] = read_npy_stream(stream, entry.file_size)
+        return arrays, [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def read_npy_stream(stream: IO[bytes], size: int) -> Array:
@@ -130,8 +139,10 @@ def read_npy_stream(stream: IO[bytes], size: int) -> Array:
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _read_safetensors(file: Path) -> dict[str, Array]:
+def _read_safetensors(file: Path) -> tuple[dict[str, Array], list[str]]:
+    """Read the arrays of known names, and the names of all."""
     from safetensors import safe_open
 
     with safe_open(str(file), framework="numpy") as archive:  # checks the header against the file's size
-        return {name: archive.get_tensor(name) for name in archive.keys() if name in {*_COUNTS, *_IDS, *_PROMPTS, *_OTHERS}}  # noqa: SIM118
+        names = list(archive.keys())
+        return {name: archive.get_tensor(name) for name in names if name in {*_COUNTS, *_IDS, *_PROMPTS, *_OTHERS}}, names

@@ -1,15 +1,17 @@
-"""What the readers of all formats return, and its checks against the model's sizes.
+"""What the readers of all formats return, and the checks of numbers and layers that counts and ids have in common.
 
-A profile's arrays are made here. File formats, prompts and the place of the profile are not known here.
+check_counts.py and check_ids.py hold counts and ids against the model's sizes and make a profile's arrays of them. File formats, prompts
+and the place of the profile are not known here.
 
-Counts must be exactly tokens times top-k in every layer: counts of a model that skips slots look the same as damaged ones, so they are
-refused. Ids may miss whole tokens (-1 in every slot of every layer, as servers mark tokens that a prefix cache answered): these count
-for the lengths and not for the routing.
+A MoE layer without any routing in the whole file is left out, and a remark says so: some programs do not record layers whose experts
+are chosen by a table instead of a router.
+
+Source: sgl-project/sglang, issue 29040 and pull request 25961 (the first layers of DeepSeek-V4 are zero in responses and dumps).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +20,15 @@ import numpy.typing as npt
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.spec import MoeSpec
-from remoe_cli.profile.record import TRACE_TOKENS, Phase
+from remoe_cli.profile.record import Phase
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
-_MAX = 2**31 - 1
-_MOST_COUNTS = 2**28  # of a profile: 2 GB while it is checked
+Counts = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
+MAX = 2**31 - 1
+_MOST_COUNTS = 2**28  # of a profile; they take 1 GiB
+_CHUNK = 2**22  # numbers that are checked at once, so that checks take little memory beside the numbers
 _HINT = "Check that the file is whole and belongs to this model."
 
 
@@ -36,6 +41,7 @@ class CountedRouting:
     tokens   [P] by phase, where the file states them
     layers   the L' layers as the file names them; None when they come in order
     row      what one row stands for
+    remarks  sentences on what the file holds that the profile does not
     """
 
     format: str
@@ -43,6 +49,7 @@ class CountedRouting:
     tokens: Mapping[Phase | None, Array]
     layers: tuple[int, ...] | None = None
     row: str = "prompt"
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class TracedRouting:
     prompt_tokens   [P]: how many of a row's tokens are prefill, the others are decode; None where the file does not say
     layers          the L' layers as the file names them; None when they come in order
     row             what one row stands for
+    remarks         sentences on what the file holds that the profile does not
+    requests        [P]: the number of each row's request among all `read` requests of the file, from 0; None when each request is a row
     """
 
     format: str
@@ -63,6 +72,9 @@ class TracedRouting:
     prompt_tokens: Array | None
     layers: tuple[int, ...] | None = None
     row: str = "prompt"
+    remarks: tuple[str, ...] = ()
+    requests: Ints | None = None
+    read: int = 0
 
 
 Routing = CountedRouting | TracedRouting
@@ -76,14 +88,35 @@ class CheckedRouting:
     trace_ids        [T, L, k], trace_prompt [T]: traced tokens and their rows; none where the file has counts
     trace_phase      the phase of the traced tokens
     layers           hidden-layer indices of the layers that have routing; None for all
+    remarks          sentences on what the file lacks
     """
 
-    counts: dict[Phase, Ints]
+    counts: dict[Phase, Counts]
     tokens: dict[Phase, Ints]
     trace_ids: npt.NDArray[np.int16]
     trace_prompt: npt.NDArray[np.int32]
     trace_phase: Phase | None
     layers: tuple[int, ...] | None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlacedLayers:
+    """Where the layers of a file belong.
+
+    places   the places of the kept layers among the MoE layers
+    kept     their indices in the file
+    held     their hidden-layer indices, ascending; None for all MoE layers
+    """
+
+    places: list[int]
+    kept: list[int]
+    held: tuple[int, ...] | None
+
+    def only(self, recorded: Bools, moe: tuple[int, ...]) -> PlacedLayers:
+        """Keep the layers whose place is `recorded`."""
+        pairs = [(place, index) for place, index in zip(self.places, self.kept, strict=True) if recorded[place]]
+        return _placed([place for place, _ in pairs], [index for _, index in pairs], moe)
 
 
 def refuse(where: object, what: str, hint: str = _HINT) -> UsageError:
@@ -91,8 +124,8 @@ def refuse(where: object, what: str, hint: str = _HINT) -> UsageError:
     return UsageError(f"{where}: {what}.", hint)
 
 
-def whole(array: Array, where: str, least: int = 0) -> Array:
-    """Return the array as integers from `least` to 2**31 - 1.
+def whole(array: Array, where: str, least: int = 0, first: int = 0) -> Array:
+    """Return the array as integers from `least` to 2**31 - 1. Its first index is `first` in messages.
 
     Raises: UsageError for any other value; it names the first.
     """
@@ -100,138 +133,28 @@ def whole(array: Array, where: str, least: int = 0) -> Array:
     if kind not in "iuf":
         raise refuse(where, f"it holds {array.dtype}, not whole numbers")
     array = array.astype(np.float64) if kind == "f" else array
-    wrong = ~((array >= least) & (array <= _MAX))  # also where it is NaN
+    wrong = ~((array >= least) & (array <= MAX))  # also where it is NaN
     if kind == "f":
         wrong |= np.floor(array) != array
     if wrong.any():
-        first = tuple(int(x[0]) for x in np.nonzero(wrong))
-        raise refuse(f"{where}{list(first)}", f"{array[first]} is not a whole number from {least} to {_MAX}")
+        at = tuple(int(x[0]) for x in np.nonzero(wrong))
+        raise refuse(f"{where}{[at[0] + first, *at[1:]] if at else []}", f"{array[at]} is not a whole number from {least} to {MAX}")
     return array.astype(np.int32) if kind == "f" else array
 
 
-def counted_rows(found: CountedRouting, spec: MoeSpec, where: str) -> CheckedRouting:
-    """Check counts and spread them over all MoE layers.
-
-    Counts without a phase are taken as those of prompts.
-
-    Raises: UsageError with the first row that does not fit the model, or whose sums do not fit each other.
-    """
-    all_counts: dict[Phase, Ints] = {}
-    all_tokens: dict[Phase, Ints] = {}
-    layers = None
-    for key, array in found.counts.items():
-        name = f"{where}: {key}_counts" if key else f"{where}: counts"
-        if array.ndim != 3:
-            raise refuse(name, f"it has shape {array.shape}, and [rows, layers, experts] is needed")
-        if array.shape[2] != spec.experts_per_layer:
-            raise refuse(name, f"it has {array.shape[2]} experts a layer, and the model has {spec.experts_per_layer}")
-        places, kept, layers = place_layers(array.shape[1], found.layers, spec, name)
-        _check_size(len(array), spec, name)
-        counts = whole(array, name)
-        dense = np.setdiff1d(np.arange(array.shape[1]), kept)
-        if counts[:, dense].any():
-            raise refuse(name, f"layer {dense[counts[:, dense].any(axis=(0, 2))][0]} has routing, and the model has no experts there")
-        counts = counts[:, kept].astype(np.int64)
-        all_tokens[key or "prefill"] = _tokens(counts, found.tokens.get(key), spec, name, [spec.moe_layers[p] for p in places])
-        spread = np.zeros((len(counts), len(spec.moe_layers), spec.experts_per_layer), dtype=np.int64)
-        spread[:, places] = counts
-        all_counts[key or "prefill"] = spread
-    if len({len(tokens) for tokens in all_tokens.values()}) > 1:
-        raise refuse(where, "prefill and decode differ in their rows")
-    _not_empty(all_tokens, where)
-    nothing = np.empty((0, len(spec.moe_layers), spec.top_k), dtype=np.int16)
-    return CheckedRouting(all_counts, all_tokens, nothing, np.empty(0, dtype=np.int32), None, layers)
-
-
-def _tokens(counts: Ints, stated: Array | None, spec: MoeSpec, name: str, layers: list[int]) -> Ints:
-    """Get the tokens of each row from its sums.
-
-    The sums must be the same in all layers, and fit top-k and the `stated` tokens.
-    """
-    sums = counts.sum(axis=2)
-    tokens: Ints = sums[:, 0] // spec.top_k
-    if stated is not None:
-        if stated.shape != tokens.shape:
-            raise refuse(name, f"its {len(tokens)} rows have token numbers of shape {stated.shape}")
-        tokens = whole(stated, f"{name}, tokens").astype(np.int64)
-    wrong = sums != tokens[:, None] * spec.top_k
-    if wrong.any():
-        row, layer = (int(x[0]) for x in np.nonzero(wrong))
-        other = f"{tokens[row]} tokens" if stated is not None else f"a sum of {sums[row, 0]} in layer {layers[0]}"
-        raise refuse(f"{name}[{row}]", f"layer {layers[layer]} sums to {sums[row, layer]}, which does not fit {other} and top-{spec.top_k}")
-    often = counts > tokens[:, None, None]
-    if often.any():
-        row, layer, expert = (int(x[0]) for x in np.nonzero(often))
-        times = f"{counts[row, layer, expert]} times for {tokens[row]} tokens"
-        raise refuse(f"{name}[{row}]", f"expert {expert} of layer {layers[layer]} is chosen {times}")
-    if (sums > _MAX).any():
-        raise refuse(f"{name}[{int((sums > _MAX).any(axis=1).argmax())}]", f"it sums to more than {_MAX}")
-    return tokens
-
-
-def traced_rows(found: TracedRouting, spec: MoeSpec, where: str) -> CheckedRouting:
-    """Check and count ids, and keep those of some tokens, evenly chosen.
-
-    Decode tokens are kept if there are any, else prompt tokens.
-
-    Raises: UsageError with the first token that does not fit the model.
-    """
-    ids, top_k, experts = found.ids, spec.top_k, spec.experts_per_layer
-    name = f"{where}: ids"
-    if ids.ndim != 3:
-        raise refuse(name, f"it has shape {ids.shape}, and [tokens, layers, top-k] is needed")
-    if ids.shape[2] != top_k:
-        raise refuse(name, f"it has {ids.shape[2]} experts a token, and the model chooses {top_k}")
-    places, kept, layers = place_layers(ids.shape[1], found.layers, spec, name)
-    offsets = _offsets(found.offsets, len(ids), where)
-    _check_size(len(offsets) - 1, spec, where)
-    ids = whole(ids[:, kept], name, -1).astype(np.int32)
-    missing = (ids == -1).all(axis=(1, 2))
-    _check_ids(ids, missing, experts, name, [spec.moe_layers[p] for p in places])
-    lengths = np.diff(offsets)
-    prompt = lengths if found.prompt_tokens is None else found.prompt_tokens
-    if prompt.shape != lengths.shape:
-        raise refuse(where, f"{len(lengths)} sequences have prompt lengths of shape {prompt.shape}")
-    prompt = whole(prompt, f"{where}: prompt tokens").astype(np.int64)
-    if (prompt > lengths).any():
-        row = int((prompt > lengths).argmax())
-        raise refuse(f"{name}, row {row}", f"{prompt[row]} prompt tokens are more than its {lengths[row]} tokens")
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    early = np.arange(len(ids)) - offsets[owner] < prompt[owner]
-    masks: dict[Phase, npt.NDArray[np.bool_]] = {"prefill": early & ~missing, "decode": ~early & ~missing}
-    masks = {p: mask for p, mask in masks.items() if mask.any()}
-    counts = {p: _count(ids, owner, mask, len(lengths), places, spec) for p, mask in masks.items()}
-    tokens = {p: prompt if p == "prefill" else lengths - prompt for p in masks}
-    _not_empty({p: c.sum(axis=(1, 2)) for p, c in counts.items()}, where)
-    traced: Phase = "decode" if "decode" in masks else "prefill"
-    picked = _pick(np.flatnonzero(masks[traced]), owner, len(lengths))
-    trace = np.full((len(picked), len(spec.moe_layers), top_k), -1, dtype=np.int16)
-    trace[:, places] = ids[picked]
-    return CheckedRouting(counts, tokens, trace, owner[picked].astype(np.int32), traced, layers)
-
-
-def _check_size(rows: int, spec: MoeSpec, name: str) -> None:
-    size = rows * len(spec.moe_layers) * spec.experts_per_layer
-    if size > _MOST_COUNTS:
-        raise refuse(name, f"its {rows} rows make {size} counts, and a profile may have {_MOST_COUNTS}", "Import fewer rows.")
-
-
-def place_layers(
-    width: int, named: tuple[int, ...] | None, spec: MoeSpec, name: str
-) -> tuple[list[int], list[int], tuple[int, ...] | None]:
+def place_layers(width: int, named: tuple[int, ...] | None, spec: MoeSpec, name: str) -> PlacedLayers:
     """Find the MoE layers that a file's `width` layers are.
 
     Without names they are all MoE layers in order, or all hidden layers, of which the dense ones are left out. Names are indices of
     hidden layers, or places among the MoE layers, where only one of the two is possible.
 
-    Returns: the kept layers' places among the MoE layers; the file's indices of the kept layers; their hidden-layer indices, None for all.
     Raises: UsageError when the number or the names of the layers do not fit the model.
     """
     moe = spec.moe_layers
     if named is None and width == len(moe):
-        return list(range(width)), list(range(width)), None
+        return PlacedLayers(list(range(width)), list(range(width)), None)
     if named is None and width == spec.hidden_layers:
-        return list(range(len(moe))), list(moe), None
+        return PlacedLayers(list(range(len(moe))), list(moe), None)
     if named is None:
         raise refuse(name, f"it has {width} layers, and the model has {len(moe)} with experts among {spec.hidden_layers}")
     if len(named) != width or len(set(named)) != len(named) or not named:
@@ -240,9 +163,11 @@ def place_layers(
     if len(readings) != 1:
         why = "may be indices of hidden layers or of MoE layers" if readings else f"are not among the model's {len(moe)} MoE layers"
         raise refuse(name, f"its layers {list(named)[:99]} {why}", "Name hidden layers, and all MoE layers where that is ambiguous.")
-    places = list(readings.pop())
-    held = None if len(places) == len(moe) else tuple(sorted(moe[p] for p in places))
-    return places, list(range(width)), held
+    return _placed(list(readings.pop()), list(range(width)), moe)
+
+
+def _placed(places: list[int], kept: list[int], moe: tuple[int, ...]) -> PlacedLayers:
+    return PlacedLayers(places, kept, None if len(places) == len(moe) else tuple(sorted(moe[place] for place in places)))
 
 
 def _hidden_places(named: tuple[int, ...], moe: tuple[int, ...]) -> tuple[int, ...]:
@@ -253,53 +178,50 @@ def _moe_places(named: tuple[int, ...], moe: tuple[int, ...]) -> tuple[int, ...]
     return named if all(0 <= layer < len(moe) for layer in named) else ()
 
 
-def _offsets(offsets: Array, tokens: int, where: str) -> Ints:
-    name = f"{where}: seq_offsets"
-    if offsets.ndim != 1 or len(offsets) < 2:
-        raise refuse(name, f"it has shape {offsets.shape}, and one more number than sequences is needed")
-    checked: Ints = whole(offsets, name).astype(np.int64)
-    if checked[0] != 0 or checked[-1] != tokens:
-        raise refuse(name, f"it goes from {checked[0]} to {checked[-1]}, and the tokens from 0 to {tokens}")
-    if (np.diff(checked) < 0).any():
-        raise refuse(f"{name}[{int((np.diff(checked) < 0).argmax()) + 1}]", "it is less than the one before")
-    return checked
+def chunks(length: int, size: int) -> Iterator[slice]:
+    """Cut `length` things of `size` numbers each into slices that are checked at once."""
+    step = max(1, _CHUNK // max(1, size))
+    return (slice(first, min(first + step, length)) for first in range(0, length, step))
 
 
-def _check_ids(ids: npt.NDArray[np.int32], missing: npt.NDArray[np.bool_], experts: int, name: str, layers: list[int]) -> None:
-    wrong = (ids >= experts) | ((ids < 0) & ~missing[:, None, None])
-    if wrong.any():
-        token, layer, slot = (int(x[0]) for x in np.nonzero(wrong))
-        raise refuse(f"{name}[{token}]", f"layer {layers[layer]} has expert {ids[token, layer, slot]}, and ids go from 0 to {experts - 1}")
-    ordered = np.sort(ids, axis=2)
-    twice = (ordered[:, :, 1:] == ordered[:, :, :-1]) & ~missing[:, None, None]
-    if twice.any():
-        token, layer, slot = (int(x[0]) for x in np.nonzero(twice))
-        raise refuse(f"{name}[{token}]", f"layer {layers[layer]} has expert {ordered[token, layer, slot]} twice")
+def check_size(rows: int, spec: MoeSpec, name: str) -> None:
+    """Check that the profile of so many rows is not too large.
+
+    Raises: UsageError when it is; it says the limit.
+    """
+    size = rows * len(spec.moe_layers) * spec.experts_per_layer
+    if size > _MOST_COUNTS:
+        raise refuse(name, f"its {rows} rows make {size} counts, and a profile may have {_MOST_COUNTS}", "Import fewer rows.")
 
 
-def _count(ids: npt.NDArray[np.int32], owner: Ints, chosen: npt.NDArray[np.bool_], rows: int, places: list[int], spec: MoeSpec) -> Ints:
-    """Count the chosen tokens' ids, layer by layer: [P, L, E]."""
-    counts = np.zeros((rows, len(spec.moe_layers), spec.experts_per_layer), dtype=np.int64)
-    for index, place in enumerate(places):
-        flat = owner[chosen, None] * spec.experts_per_layer + ids[chosen, index]
-        counts[:, place] = np.bincount(flat.ravel(), minlength=rows * spec.experts_per_layer).reshape(rows, -1)
-    return counts
+def unrecorded_remark(where: str, before: PlacedLayers, after: PlacedLayers, spec: MoeSpec) -> tuple[str, ...]:
+    """Say which MoE layers hold no routing in the file; nothing when all do."""
+    lost = sorted(spec.moe_layers[place] for place in set(before.places) - set(after.places))
+    if not lost:
+        return ()
+    which = f"layers {listed(lost)} hold" if len(lost) > 1 else f"layer {lost[0]} holds"
+    return (
+        f"{where}: {which} no routing in the whole file, so the profile has {len(after.places)} of the model's {len(spec.moe_layers)} MoE "
+        "layers. It predicts for these, and cannot be planned from.",
+    )
 
 
-def _pick(tokens: Ints, owner: Ints, rows: int) -> Ints:
-    """Pick at most TRACE_TOKENS / rows tokens of each row, evenly spaced."""
-    most = max(1, TRACE_TOKENS // rows)
-    size = np.bincount(owner[tokens], minlength=rows)
-    rank = np.arange(len(tokens)) - (np.cumsum(size) - size)[owner[tokens]]
-    kept = np.minimum(size, most)[owner[tokens]]
-    size = size[owner[tokens]]
-    # Of `size` tokens the ones at which rank * kept / size reaches its next whole number: exactly `kept` of them.
-    picked: Ints = tokens[(rank * kept) // size != ((rank - 1) * kept) // size]
-    return picked
+def not_empty(tokens: Mapping[Phase, Array], where: str) -> None:
+    """Check that there are rows, and that each of them has routing.
 
-
-def _not_empty(tokens: Mapping[Phase, Ints], where: str) -> None:
+    Raises: UsageError with the first that has none.
+    """
     total = sum(tokens.values())
     if not isinstance(total, np.ndarray) or not len(total) or not total.all():
         row = int((total == 0).argmax()) if isinstance(total, np.ndarray) and len(total) else None
         raise refuse(where, "it has no rows" if row is None else f"row {row} holds no routing")
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """List names that a file holds for a message, at most so many and none at length.
+
+    >>> listed(["id", "choices", "a\x1b[2J"])
+    'id, choices, a\\x1b[2J'
+    """
+    shown = [name if name.isprintable() else ascii(name)[1:-1] for name in map(str, names)]
+    return ", ".join(name[:40] for name in shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "") or "nothing"

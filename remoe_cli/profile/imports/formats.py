@@ -13,10 +13,11 @@ from pathlib import Path
 
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.imports.arrays import is_arrays_file, read_arrays_file
-from remoe_cli.profile.imports.checks import Routing, refuse
+from remoe_cli.profile.imports.checks import Routing, listed, refuse
 from remoe_cli.profile.imports.responses import is_responses, read_responses
 from remoe_cli.profile.imports.sglang_dump import is_sglang_dump, read_sglang_dump
-from remoe_cli.profile.imports.table import is_table, read_table
+from remoe_cli.profile.imports.table import COUNT_COLUMNS, is_table, read_table
+from remoe_cli.profile.imports.text_file import open_text
 
 _START_BYTES = 2**16
 
@@ -28,6 +29,7 @@ class Format:
     name         what messages call it
     suffixes     how its files are usually named; a file is recognised by its content alone
     holds        what its files hold
+    is_text      whether its files are text, which may be compressed with gzip
     recognises   (the file's first bytes, the file) -> whether the file has this format
     read         (file, the model's sizes, the model's name) -> the routing; raises UsageError when the file is damaged or does not fit
     """
@@ -35,16 +37,31 @@ class Format:
     name: str
     suffixes: tuple[str, ...]
     holds: str
+    is_text: bool
     recognises: Callable[[bytes, Path], bool]
     read: Callable[[Path, MoeSpec, str], Routing]
 
 
 # The first format that recognises a file reads it.
 FORMATS = (
-    Format("SGLang dump", (".pt",), "counts or expert ids of forward passes", is_sglang_dump, read_sglang_dump),
-    Format("arrays", (".npz", ".npy", ".safetensors"), "counts, or expert ids of tokens", is_arrays_file, read_arrays_file),
-    Format("server responses", (".jsonl",), "expert ids of tokens, one response a line", is_responses, read_responses),
-    Format("table", (".csv",), "counts, one row for each layer and expert", is_table, read_table),
+    Format("SGLang dump", (".pt",), "counts or expert ids of forward passes", False, is_sglang_dump, read_sglang_dump),
+    Format("arrays", (".npz", ".npy", ".safetensors"), "counts, or expert ids of tokens", False, is_arrays_file, read_arrays_file),
+    Format(
+        "server responses",
+        (".jsonl", ".json"),
+        "expert ids of tokens in the responses of vLLM or SGLang, one a line or in an array",
+        True,
+        is_responses,
+        read_responses,
+    ),
+    Format(
+        "table",
+        (".csv",),
+        f"counts, one row for each layer and expert, in the columns layer, expert and {' or '.join(COUNT_COLUMNS)}",
+        True,
+        is_table,
+        read_table,
+    ),
 )
 
 
@@ -64,9 +81,22 @@ def format_of(file: Path) -> Format:
     Raises: UsageError when no format recognises it.
     """
     with file.open("rb") as stream:
-        start = stream.read(_START_BYTES)
+        raw = stream.read(_START_BYTES)
+    text = b""
     for known in FORMATS:
-        if known.recognises(start, file):
+        if known.is_text and not text:
+            with open_text(file) as lines:
+                text = lines.read(_START_BYTES).encode()
+        if known.recognises(text if known.is_text else raw, file):
             return known
     names = "; ".join(f"{known.name} ({', '.join(known.suffixes)}: {known.holds})" for known in FORMATS)
-    raise refuse(file, "its format is not known", f"Known formats: {names}.")
+    raise refuse(file, f"its format is not known{_looks_like(raw, text)}", f"Known formats: {names}.")
+
+
+def _looks_like(raw: bytes, text: bytes) -> str:
+    """Say what can be seen of a file whose format is not known."""
+    if raw.startswith(b"\x1f\x8b") and (b"\0" in text or text.startswith(b"PK")):
+        return " (it is compressed with gzip, which only text may be: unpack it first)"
+    line = text.split(b"\n")[0].decode("utf-8", "replace").strip()
+    separator = max(",;\t|", key=line.count)
+    return f" (it begins like a table with the columns {listed(line.split(separator))})" if separator in line and "\0" not in line else ""

@@ -7,6 +7,7 @@ planning uses the other phase's; tokens that were not recorded are drawn from th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from remoe_cli.artifacts import sha256_file
 from remoe_cli.errors import UsageError
 from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.model.spec import MoeSpec, read_spec
-from remoe_cli.profile.imports.checks import CheckedRouting, CountedRouting, Ints, Routing, counted_rows, refuse, traced_rows, whole
+from remoe_cli.profile.imports.check_counts import counted_rows
+from remoe_cli.profile.imports.check_ids import traced_rows
+from remoe_cli.profile.imports.checks import CheckedRouting, CountedRouting, Ints, Routing, refuse, whole
 from remoe_cli.profile.imports.draw import draw_trace
 from remoe_cli.profile.imports.formats import read_routing
 from remoe_cli.profile.latency_record import Latency
@@ -36,10 +39,14 @@ class ImportedRouting:
 
     arrays    those of a profile (profile/record.py), without the ones that are made of the prompts' texts
     routing   where they come from, and what is missing
+    prompts   those of the rows, where they are known
+    remarks   sentences on what of the file is not in the arrays
     """
 
     arrays: Arrays
     routing: RoutingRef
+    prompts: PromptSet | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -55,10 +62,11 @@ def import_profile(
     prompts: PromptSet | None = None,
     vectors_from: str | None = None,
     max_prompt_tokens: int = 1024,
+    say: Callable[[str], object] = lambda remark: None,
 ) -> Profile:
     """Write the profile of a model whose routing is in `file`.
 
-    A folder with the model's config.json is enough for `model`.
+    A folder with the model's config.json is enough for `model`. `say` gets a sentence for each thing of the file that is left out.
 
     Prompt vectors come from the embeddings of the checkpoint `vectors_from`, else of the model itself if its folder has weights and a
     tokenizer; prompts are cut to `max_prompt_tokens` for them. Without texts or embeddings their width is 0.
@@ -69,6 +77,7 @@ def import_profile(
     checkpoint = find(model)
     spec = read_spec(checkpoint)
     imported = import_routing(file, spec, model=Path(checkpoint.name).name, prompts=prompts)
+    prompts = imported.prompts
     embedding = find(vectors_from) if vectors_from else checkpoint if _has_embeddings(checkpoint) else None
     arrays = imported.arrays | {"prompt_vectors": np.empty((imported.rows, 0), dtype=np.float32)}
     if prompts is None and vectors_from:
@@ -77,6 +86,8 @@ def import_profile(
         from remoe_cli.model.vectors import prompt_features
 
         arrays |= prompt_features(embedding, prompts.texts, max_prompt_tokens)
+    for remark in imported.remarks:
+        say(remark)
     digest = imported.routing.sha256 or ""
     record = ProfileRecord(
         model=ModelRef(path=checkpoint.name, revision=checkpoint.revision),
@@ -106,15 +117,30 @@ def import_routing(file: Path, spec: MoeSpec, *, model: str = "", prompts: Promp
     try:
         routing = read_routing(file, spec, model)
         rows = counted_rows(routing, spec, str(file)) if isinstance(routing, CountedRouting) else traced_rows(routing, spec, str(file))
+        prompts = None if prompts is None else _of_rows(prompts, routing)
         lengths = _lengths(prompts, len(next(iter(rows.counts.values()))), str(file))
         if not _names_phases(routing):
             rows = _as_phase(rows, lengths)
         _check_lengths(rows, lengths, str(file))
-        return ImportedRouting(*_arrays(rows, lengths, routing, spec, sha256_file(file)))
+        arrays, ref = _arrays(rows, lengths, routing, spec, sha256_file(file))
+        return ImportedRouting(arrays, ref, prompts, routing.remarks + rows.remarks)
     except MemoryError:
         raise refuse(file, "it takes more memory than this machine has", "Import its rows in several files.") from None
     except OSError as error:
         raise refuse(file, f"it cannot be read ({error.strerror or error})", "Check the path and your rights to it.") from None
+
+
+def _of_rows(prompts: PromptSet, routing: Routing) -> PromptSet:
+    """Choose the prompt of each row, where there are prompts for all requests of the file, also for those that are left out."""
+    if isinstance(routing, CountedRouting) or routing.requests is None or len(prompts.texts) != routing.read:
+        return prompts
+    requests = routing.requests.tolist()
+    return replace(
+        prompts,
+        texts=tuple(prompts.texts[request] for request in requests),
+        rows=tuple(prompts.rows[request] for request in requests) if prompts.rows else (),
+        stated={name: tuple(lengths[request] for request in requests) for name, lengths in prompts.stated.items()},
+    )
 
 
 def _names_phases(routing: Routing) -> bool:
@@ -170,7 +196,7 @@ def _arrays(rows: CheckedRouting, lengths: dict[Phase, Ints], routing: Routing, 
     arrays: Arrays = {"trace_ids": ids, "trace_prompt": owner}
     for phase in _FIELDS:
         name = "prompt_tokens" if phase == "prefill" else "decode_tokens"
-        arrays[f"{phase}_counts"] = rows.counts[phase].astype(np.int32) if phase in phases else np.zeros(shape, dtype=np.int32)
+        arrays[f"{phase}_counts"] = rows.counts[phase] if phase in phases else np.zeros(shape, dtype=np.int32)
         arrays[name] = rows.tokens.get(phase, lengths.get(phase, nothing)).astype(np.int32)
     ref = RoutingRef(
         source="imported",

@@ -88,7 +88,8 @@ def _check(file: Path, archive: zipfile.ZipFile) -> None:
     descriptions = _descriptions(archive)
     if len(descriptions) != 1:
         raise refuse(file, f"it has {len(descriptions)} members named data.pkl, and a dump has one")
-    too_large = refuse(file, "its data.pkl is too large", "Record fewer forward passes in one dump.")
+    most = f"{_MOST_DESCRIPTION_BYTES:,} bytes or {_MOST_OPCODES:,} instructions"
+    too_large = refuse(file, f"its data.pkl is too large: the most is {most}", "Record fewer forward passes in one dump.")
     if descriptions[0].file_size > _MOST_DESCRIPTION_BYTES:
         raise too_large
     for count, (opcode, argument, _) in enumerate(pickletools.genops(archive.read(descriptions[0]))):

@@ -64,14 +64,14 @@ def file_rows(path: Path, name: str, select: Select) -> Rows:
         raise _unreadable(name, error) from None
     with raw:
         if suffix in READERS:
-            yield from READERS[suffix](_decoded(raw, name), name, select)
+            yield from READERS[suffix](decoded(raw, name), name, select)
         else:
             yield from stream_rows(raw, name, select)
 
 
 def stream_rows(raw: IO[bytes], name: str, select: Select) -> Rows:
     """Yield the rows of a stream that has no suffix to go by; raises what `file_rows` raises."""
-    file = _decoded(raw, name)
+    file = decoded(raw, name)
     start = _peek(file, name)
     if start.startswith(b"PAR1"):
         raise UsageError(f"{name} is Parquet, which cannot be read from a pipe.", "Give the file itself.")
@@ -86,7 +86,7 @@ def standard_input() -> IO[bytes]:
     return stream  # type: ignore[no-any-return]
 
 
-def _decoded(raw: IO[bytes], name: str) -> io.BufferedReader[Any]:
+def decoded(raw: IO[bytes], name: str) -> io.BufferedReader[Any]:
     """Return the content as UTF-8 without a byte order mark, unpacked where it is compressed."""
     file: io.BufferedReader[Any] = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
     if _peek(file, name).startswith(b"\x1f\x8b"):

@@ -9,19 +9,24 @@ from collections.abc import Callable, Iterator
 from remoe_cli.model.chat import is_message
 
 _CHUNK = 1 << 16
+_PIECE = 1 << 20
 _MOST_MESSAGES = 10_000
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TAIL = 16  # characters: an error nearer to the end may only mean that the value goes on
 
 
+class TooLargeError(ValueError):
+    """A value has more characters or parts than the limit, which the message says."""
+
+
 class JsonText:
     """JSON values in a stream of text. `read` gives about so many further characters, and none at the end.
 
-    Raises: ValueError, in what a person can read, for text that is not JSON and for a value of more than `most` characters.
+    Raises: ValueError, in what a person can read, for text that is not JSON; TooLargeError for a value of more than `most` characters.
     """
 
-    def __init__(self, read: Callable[[int], str], most: int, start: str = "") -> None:
-        self._read, self._most, self._text, self._at = read, most, start, 0
+    def __init__(self, read: Callable[[int], str], most: int, start: str = "", most_parts: int | None = None) -> None:
+        self._read, self._most, self._most_parts, self._text, self._at = read, most, most_parts, start, 0
         self._decode = json.JSONDecoder().raw_decode
 
     def next(self) -> str:
@@ -50,13 +55,35 @@ class JsonText:
                 raise ValueError("nested too deeply") from None
 
     def _fill(self) -> bool:
-        """Read as much again as there is, so that a long value is decoded from its start only a few times."""
+        """Read as much again as there is, so that a long value is decoded from its start only a few times.
+
+        Where parts are limited, read less if it has many: decoding takes memory for the parts of all text that has been read.
+        """
         self._text, self._at = self._text[self._at :], 0
-        if len(self._text) > self._most:
-            raise ValueError(f"a value of more than {self._most >> 20} MiB")
-        more = self._read(max(_CHUNK, len(self._text)))
-        self._text += more
-        return bool(more)
+        check_size(self._text, self._most, self._most_parts)
+        left, parts, pieces = max(_CHUNK, len(self._text)), 0, [self._text]
+        while left > 0 and parts <= (self._most_parts or 0) and (piece := self._read(min(left, _PIECE))):
+            pieces.append(piece)
+            left -= len(piece)
+            parts += 0 if self._most_parts is None else count_parts(piece)
+        self._text = "".join(pieces)
+        return len(pieces) > 1
+
+
+def count_parts(text: str) -> int:
+    """Count the lists, the objects and their elements in JSON, at most: text in quotes may look like some."""
+    return sum(map(text.count, "[{,"))
+
+
+def check_size(text: str, most: int, most_parts: int | None = None) -> None:
+    """Check the size of a value before it is decoded. Its parts are the lists, objects and their elements.
+
+    Raises: TooLargeError for more than `most` characters, or more than `most_parts` parts.
+    """
+    if len(text) > most:
+        raise TooLargeError(f"a value of more than {most >> 20} MiB")
+    if most_parts is not None and len(text) > most_parts and count_parts(text) > most_parts:
+        raise TooLargeError(f"a value of more than {most_parts:,} numbers, lists and objects")
 
 
 def json_rows(text: JsonText) -> Iterator[object]:
