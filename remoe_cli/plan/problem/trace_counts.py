@@ -18,7 +18,7 @@ import numpy as np
 
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.arrays import Floats, Ints
-from remoe_cli.plan.problem.trace_formats import MS, NS, US, Columns, Key, failed
+from remoe_cli.plan.problem.trace_formats import MS, NS, US, Key, TraceColumns, failed
 from remoe_cli.plan.problem.trace_rows import FORM, read_rows
 
 _HIGHEST = 10**9  # lengths and weights stay below
@@ -62,7 +62,7 @@ def read_trace(path: Path) -> Trace:
     """
     codes, weights, times = array("q"), array("d"), array("d")
     counted: _Counted = (np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
-    layouts: dict[Columns, None] = {}
+    layouts: dict[TraceColumns, None] = {}
     rows = left_out = short = dated = known = 0
     with closing(read_rows(path)) as read:
         for number, columns, cells in read:
@@ -127,7 +127,7 @@ def _merged(counted: _Counted, codes: array[int], weights: array[float]) -> _Cou
     return code[starts], weight[starts], np.add.reduceat(copies, starts)
 
 
-def _lengths(path: Path, number: int, columns: Columns, cells: Any) -> tuple[float, float, float] | None:
+def _lengths(path: Path, number: int, columns: TraceColumns, cells: Any) -> tuple[float, float, float] | None:
     """Read prompt tokens, tokens after the first, and weight from a row; None where it has no prompt or no answer, and so failed."""
     for key in columns.summed:
         requests = _figure(path, number, cells, (key,), "requests", 0)
@@ -215,7 +215,7 @@ def _gaps_s(path: Path, times: array[float], unit: float) -> Floats:
     return gaps_s
 
 
-def _columns_read(layouts: list[Columns], unit: str | None) -> tuple[str, str]:
+def _columns_read(layouts: list[TraceColumns], unit: str | None) -> tuple[str, str]:
     """Write which columns were read, in which unit of time, and which were not: a wrong one is seen here."""
     used = dict.fromkeys(name for columns in layouts for name in columns.used)
     timed = dict.fromkeys(
@@ -229,7 +229,7 @@ def _columns_read(layouts: list[Columns], unit: str | None) -> tuple[str, str]:
     )
 
 
-def _names(columns: Columns) -> str:
+def _names(columns: TraceColumns) -> str:
     return _listed([*columns.used, *(name for *_, name in columns.times), *columns.ignored]) or "none"
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from remoe_cli.errors import UsageError
-from remoe_cli.plan.problem.trace_formats import TraceColumns, Key, plain, recognise
+from remoe_cli.plan.problem.trace_formats import Key, TraceColumns, plain, recognise
 
 Row = tuple[int, TraceColumns, Any]  # its number, counted from 1; its columns; its cells by their keys
 
