@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from remoe_cli.profile.prompts import PromptSet
     from remoe_cli.profile.record import Profile
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of France, and what is it known for?"
 REMOTE_SHARE = 0.25
 _EVERY = 5  # of the prompts one is profiled: 8 of each topic, about 1,700 generated tokens
-_NEW_TOKENS, _PROMPT_TOKENS, _BATCH, _ANSWER_TOKENS = 32, 512, 16, 64
+_NEW_TOKENS, _PROMPT_TOKENS, _BATCH = 32, 512, 16
+_ANSWER_TOKENS = 31  # two whole sentences, and about as many tokens as the plan expects of a request
 
 EXAMPLES = examples("remoe demo", "remoe demo --verbose   # with the tables of layers")
 
@@ -67,7 +68,8 @@ def command(
     prompts = _prompts()
     profile = _profile(model, prompts, folder / "profile")
     _tell(story.profile_lines(profile, len(prompts.texts), model, PROMPTS))
-    _warn(profile)
+    if output.is_verbose():
+        _tell([f"    warning: {warning}" for warning in profile.record.latency.warnings])
 
     output.say("\n3/5 Plan: is it cheaper to move some of the experts into serverless functions?")
     plan, forced = _plans(profile)
@@ -107,15 +109,6 @@ def command(
 def _tell(lines: list[str]) -> None:
     for line in lines:
         output.say(line)
-
-
-def _warn(profile: Profile) -> None:
-    warnings = profile.record.latency.warnings
-    if output.is_verbose():
-        for warning in warnings:
-            output.say(f"    warning: {warning}")
-    elif warnings:
-        output.say("    Some of the measured times are uncertain, so predictions may be off; --verbose says which.")
 
 
 def _show_tables(plan: Plan, path: Path) -> None:
@@ -172,7 +165,12 @@ def _plans(profile: Profile) -> tuple[Plan, Plan]:
 
 
 def _show(document: dict[str, Any], commands: list[str]) -> None:
-    infer.show_receipt(document["receipt"])
+    from remoe_cli.cli import demo_story as story
+
+    receipt = document["receipt"]
+    infer.show_receipt(receipt)
+    for line in story.accuracy_lines(receipt["tpot_s"], receipt["predicted"] and receipt["predicted"]["tpot_s"]):
+        output.line(line)
     output.line("\nThe demo's deployment is gone again. Deploy it to stay, ask it your own question, and remove it:")
     for command in commands:
         output.line(f"  {command}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from remoe_cli.plan.document import Plan
     from remoe_cli.profile.record import Profile
 
+WITHIN = 0.25  # how far the demo's predictions may be off
 _INDENT = "    "
 _WIDTH = 100
 _ANSWERS = {
@@ -83,12 +84,23 @@ def forced_lines(plan: Plan, forced: Plan) -> list[str]:
     )
 
 
+def accuracy_lines(measured_s: float | None, predicted_s: float | None) -> list[str]:
+    """Say so where the predicted time per further token is off by more than WITHIN, and why it may be."""
+    if measured_s is None or predicted_s is None or abs(predicted_s / measured_s - 1) <= WITHIN:
+        return []
+    return _filled(
+        f"The predicted time per further token is {predicted_s / measured_s:.1f} times the measured one. Was the machine busy with other "
+        "work, now or while it was profiled? Predictions hold for a quiet one.",
+        indent="",
+    )
+
+
 def commands(plan: Path) -> list[str]:
     """The commands that deploy the demo again, ask it and remove it, for the shell and folder in which `remoe demo` runs."""
     remoe = program()
     return [
         f"{remoe} deploy {shown(plan)} --name demo",
-        f"{remoe} infer demo --prompt 'Write a haiku about rivers.'",
+        f"{remoe} infer demo --prompt 'What is the capital of Japan?'",
         f"{remoe} destroy demo",
     ]
 
@@ -113,5 +125,5 @@ def shown(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _filled(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
+def _filled(text: str, indent: str = _INDENT) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)

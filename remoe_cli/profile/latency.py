@@ -16,7 +16,7 @@ import platform
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import date
@@ -35,8 +35,9 @@ from remoe_cli.profile.latency_record import Latency, LayerTimes, Linear, Measur
 _TOKENS = (1, 4, 16, 64, 256)
 _PROMPT_TOKENS = (16, 64, 192)
 _CACHED_TOKENS = 64
-_ROUNDS, _ROUND_S = 3, 0.05  # every round times every count of threads, so that a busy spell of the machine slows all of them
-_FORWARD_S, _PASSES, _PASSES_S = 0.5, 3, 5.0  # forward passes are repeated for 0.5 s, and at least 3 times if that takes less than 5 s
+_ROUNDS = 3  # each of them times everything, so that a busy spell of the machine is in a part of all figures
+_ROUND_S = 0.05  # of calls of an expert for one setting in a round
+_FORWARD_S, _PASSES_S = 0.17, 5.0  # of forward passes for one setting in a round, and in all rounds
 _TOO_LONG_S = 2.0  # more tokens are not tried after a call this long
 
 
@@ -80,7 +81,7 @@ def _decoder_layers(model: PreTrainedModel, layer: ExpertLayer) -> dict[str, nn.
 
 def _nonexpert(model: PreTrainedModel, layers: dict[str, nn.Module]) -> LayerTimes:
     settings = [(1, _CACHED_TOKENS), *((n, 0) for n in _PROMPT_TOKENS)]
-    passes = [_passes(model, layers, tokens, cached) for tokens, cached in settings]
+    passes = _passes(model, layers, settings)
     columns = [[statistics.median(times) for times in zip(*runs, strict=True)] for runs in passes]
     wholes = [[sum(one) for one in runs] for runs in passes]
     return LayerTimes(
@@ -91,25 +92,34 @@ def _nonexpert(model: PreTrainedModel, layers: dict[str, nn.Module]) -> LayerTim
     )
 
 
-def _passes(model: PreTrainedModel, layers: dict[str, nn.Module], tokens: int, cached: int) -> list[list[float]]:
-    """Time forward passes of `tokens` tokens after `cached` ones. Returns for each pass the seconds of each layer and of the rest."""
+def _passes(model: PreTrainedModel, layers: dict[str, nn.Module], settings: Sequence[tuple[int, int]]) -> list[list[list[float]]]:
+    """Time forward passes for each setting: a number of tokens, after a number of cached ones.
+
+    Returns: for each setting and pass, the seconds of each layer and of the rest.
+    """
+    forwards = [_forward(model, tokens, cached) for tokens, cached in settings]
+    passes: list[list[list[float]]] = [[] for _ in settings]
+    with _timed(list(layers.values()), model.device) as seconds:
+        for forward, done in [*zip(forwards, passes, strict=True)] * _ROUNDS:
+            before = spent = sum(map(sum, done))
+            while spent - before < _FORWARD_S and spent < _PASSES_S:
+                seconds[:] = [0.0] * len(seconds)
+                start = _now(model.device)
+                forward()
+                whole = _now(model.device) - start
+                done.append([*seconds, whole - sum(seconds)])
+                spent += whole
+    return passes
+
+
+def _forward(model: PreTrainedModel, tokens: int, cached: int) -> Callable[[], object]:
+    """Prepare a forward pass of `tokens` tokens after `cached` ones, and run it once."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocabulary, (1, cached + tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     cache = model(input_ids=ids[:, :cached], use_cache=True, logits_to_keep=1).past_key_values if cached else None
-
-    def forward() -> None:
-        model(input_ids=ids[:, cached:], past_key_values=cache, use_cache=True, logits_to_keep=1)
-
+    forward = partial(model, input_ids=ids[:, cached:], past_key_values=cache, use_cache=True, logits_to_keep=1)
     forward()
-    passes: list[list[float]] = []
-    with _timed(list(layers.values()), model.device) as seconds:
-        while (spent := sum(map(sum, passes))) < _FORWARD_S or (len(passes) < _PASSES and spent < _PASSES_S):
-            seconds[:] = [0.0] * len(seconds)
-            start = _now(model.device)
-            forward()
-            whole = _now(model.device) - start
-            passes.append([*seconds, whole - sum(seconds)])
-    return passes
+    return forward
 
 
 @contextmanager

@@ -75,6 +75,12 @@ def test_what_is_forced_out_costs_more_and_takes_longer(plan: Plan) -> None:
     assert "3.0 times the plan's cost" in text and "120 ms instead of 80 ms for each token after the first (TPOT)" in text
 
 
+def test_a_prediction_that_is_off_is_said_to_be() -> None:
+    assert story.accuracy_lines(0.1, 0.124) == story.accuracy_lines(0.1, 0.076) == story.accuracy_lines(None, 0.1) == []
+    (line, *more) = story.accuracy_lines(0.149, 0.08)
+    assert line.startswith("The predicted time per further token is 0.5 times the measured one.") and all(len(x) <= WIDTH for x in more)
+
+
 def test_the_program_is_called_as_the_users_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Path(sys.executable).with_name("remoe")
     monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.defpath}")
@@ -100,7 +106,7 @@ def test_paths_are_short_and_the_shell_understands_them(tmp_path: Path, monkeypa
 
 
 def small_demo(arguments: tuple[str, ...]) -> None:
-    """`remoe demo` with 8 prompts and described times, which saves half a minute."""
+    """`remoe demo` with 4 prompts and described times, which saves half a minute."""
     from remoe_cli.cli import app, demo
     from remoe_cli.model.checkpoint import find
     from remoe_cli.model.demo import demo_model
@@ -108,7 +114,7 @@ def small_demo(arguments: tuple[str, ...]) -> None:
     from remoe_cli.profile import latency
     from remoe_cli.profile.hardware import latency_from
 
-    demo._EVERY = 40
+    demo._EVERY = 80
     latency.measure = lambda model, load_s: latency_from("lambda", read_spec(find(str(demo_model("float32")))))
     sys.argv = ["remoe", "demo", *arguments]
     app.main()
@@ -121,19 +127,33 @@ def test_the_demo_tells_its_story_on_two_screens_and_its_commands_work(tmp_path:
     (cache / "models").symlink_to(demo_model("float32").parent)
     monkeypatch.setenv("REMOE_CACHE_DIR", str(cache))
     monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
+    plan = cache / "demo" / "smolmoe-float32" / "plan-remote.json"
     run = forked.complete(small_demo, ())
     assert run.returncode == 0, run.stderr
     lines = [*run.stderr.splitlines(), *run.stdout.splitlines()]
     signs_of_life = [line for line in lines if re.search(r": \d+ s so far$| of \d+(, about .* left)?$", line)]
     commands = [line.strip() for line in run.stdout.splitlines()[-3:]]
     assert len(lines) - len(signs_of_life) <= LINES
-    assert all(len(line) <= WIDTH for line in lines if line.strip() not in commands and str(tmp_path) not in line)
+    answer = run.stdout.splitlines()[0]
+    assert answer.startswith("The capital of France is Paris.") and answer.endswith(".")
+    assert all(len(line) <= WIDTH for line in lines if line != answer and str(tmp_path) not in line)
     assert [line[:4] for line in run.stderr.splitlines() if re.match(r"\d/5 ", line)] == ["1/5 ", "2/5 ", "3/5 ", "4/5 ", "5/5 "]
-    assert "only 8 of the 320 demo prompts were run" in run.stderr and "run in 30 functions" in run.stderr
-    assert "Paris" in run.stdout.splitlines()[0] and "predicted" in run.stdout
+    assert "only 4 of the 320 demo prompts were run" in run.stderr and "run in 30 functions" in run.stderr
+    assert "predicted" in run.stdout
     assert "layer" not in run.stdout  # the tables of layers are for --verbose
     # Terms stand in brackets, behind words that explain them.
     assert set(re.findall(r".(?:TPOT|TTFT).", run.stderr + run.stdout)) == {"(TPOT)", "(TTFT)"}
-    for command in commands:
-        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+    assert commands == [
+        f"{story.program()} deploy {story.shown(plan)} --name demo",
+        f"{story.program()} infer demo --prompt 'What is the capital of Japan?'",
+        f"{story.program()} destroy demo",
+    ]
+    profiling = re.search(r"(?m)^ +(\S+ profile .*\\\n.*)$", run.stderr)
+    assert profiling is not None
+    for command in (*commands, profiling[1]):
+        # With --help everything is parsed, and nothing is done.
+        done = subprocess.run(["sh", "-c", f"{command} --help"], capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0 and done.stdout.startswith("Usage: remoe "), f"{command}: {done.stderr}"
+    _, _, model, _, _, data, *_ = profiling[1].split()
+    for file in (model, data, commands[0].split()[2]):
+        assert subprocess.run(["sh", "-c", f"test -e {file}"], check=False).returncode == 0

@@ -89,7 +89,7 @@ def test_time_goes_to_the_layer_that_takes_it() -> None:
     model.model.layers[1].mlp.register_forward_hook(lambda *_: time.sleep(0.03))
     model.lm_head.register_forward_hook(lambda *_: time.sleep(0.06))
     with torch.inference_mode():
-        passes = latency._passes(model, latency._decoder_layers(model, attachment.layers[0]), 1, cached=4)
+        [passes] = latency._passes(model, latency._decoder_layers(model, attachment.layers[0]), [(1, 4)])
     seconds = [min(times) for times in zip(*passes, strict=True)]
     assert len(passes) >= 3 and len(seconds) == 4
     assert seconds[1] > 0.03 + max(seconds[0], seconds[2]) / 2
