@@ -59,10 +59,14 @@ EXIT_CODES = {
     6: "partly deployed",
     130: "interrupted",
 }
+_NO_BREAK = "\N{NO-BREAK SPACE}"  # between a code and its meaning, while the line is wrapped
+_CODES = ", ".join(f"{code} {meaning}".replace(" ", _NO_BREAK) for code, meaning in EXIT_CODES.items())
 _EPILOG = f"""\
-Start with 'remoe demo', which needs no account. 'remoe COMMAND --help' shows examples.
+Start with 'remoe demo', which needs no account. 'remoe COMMAND --help' shows more examples.
 Words such as TTFT, top-k and cold start are explained in docs/reference/glossary.md.
-{fill("Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".", 90)}"""
+{fill(f"Exit codes: {_CODES}.", 90).replace(_NO_BREAK, " ")}
+
+{examples("remoe demo", "remoe plan --help")}"""
 
 
 def _group(help: str, epilog: str, cls: type[Group] = Group, completion: bool = False) -> typer.Typer:

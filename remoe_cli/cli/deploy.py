@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from remoe_cli.cli import output, status
+from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import PlanArgument
 from remoe_cli.cli.target import ON_AWS, ProfileOption, RegionOption, TargetName, TargetOption, YesOption, only_on_aws, pick
@@ -55,18 +55,17 @@ def command(
     from remoe_cli.deploy.target import DeployOptions
 
     name = name or _name_of(plan)
-    only_on_aws(target, endpoint_image=endpoint_image, monthly_alert=monthly_alert, alert_email=alert_email, dry_run=dry_run)
+    only_on_aws(target, endpoint_image=endpoint_image, monthly_alert=monthly_alert, alert_email=alert_email)
     if (monthly_alert is None) != (alert_email is None):
         raise UsageError("A monthly alert needs an amount and an address.", "Give both --monthly-alert USD and --alert-email ADDRESS.")
     options = DeployOptions(endpoint, rtt_ms, endpoint_image, monthly_alert, alert_email)
+    place = pick(target, region, profile, asks=not dry_run, yes=yes)
     if dry_run:
-        from remoe_cli.deploy.aws.target import preview
-
-        document, overview = preview(plan, name, options)
+        document, overview = place.preview(plan, name, options)
         output.result(document, lambda: output.show_overview(overview))
         return
-    document = pick(target, region, profile, asks=True, yes=yes).deploy(plan, name, options)
-    output.result(document, lambda: status.show(document))
+    document = place.deploy(plan, name, options)
+    output.result(document, lambda: output.show_overview(place.overview(document)))
 
 
 def _name_of(plan: Path) -> str:

@@ -22,8 +22,7 @@ def command(
     document = pick(target, region, profile, asks=True, yes=yes).destroy(name)
 
     def show() -> None:
-        what = "no process and no file" if target is TargetName.local else "no stack and no bucket"
-        output.line(f"{name} is gone: {what} is left.")
+        output.line(f"{name} is gone." if document["left"] else f"{name} is gone: nothing is left of it.")
         for arn in document["left"]:
             output.line(f"  still has its tag (AWS may take minutes to forget what is deleted): {arn}")
 

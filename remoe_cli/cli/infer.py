@@ -57,7 +57,8 @@ def ask(address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: Exp
 
         def on_text(piece: str) -> None:
             if not output.is_json():
-                waiting.close()
+                if output.shows_bars():  # elsewhere a line on stderr says when no text came for long
+                    waiting.close()
                 output.piece(piece)
 
         return answer(address, prompt, max_new_tokens, on_text, expected=expected)
@@ -68,7 +69,8 @@ def expected_cost_of(plan: Path) -> ExpectedCost | None:
     from remoe_cli.runtime.expected_cost import expected_cost
 
     try:
-        return expected_cost(plan)
+        with output.progress("Reading the plan's profile"):
+            return expected_cost(plan)
     except RemoeError as error:
         output.say(f"The receipt has no predicted figures: {error.message}")
         return None

@@ -33,7 +33,7 @@ class _Mode:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
-    said_s: float = field(default_factory=time.monotonic)  # when the last message was printed
+    said_s: float = field(default_factory=time.monotonic)  # when the last message or piece of text was printed
     working: bool = False  # a stage of work is shown
 
 
@@ -64,6 +64,11 @@ def is_json() -> bool:
     return _mode.json
 
 
+def shows_bars() -> bool:
+    """Return whether progress is a bar, which nothing else may be printed beside."""
+    return sys.stderr.isatty()
+
+
 def is_verbose() -> bool:
     return _mode.verbose
 
@@ -91,6 +96,7 @@ def line(text: str = "") -> None:
 
 def piece(text: str) -> None:
     """Print a piece of streamed text on stdout, without a line end."""
+    _mode.said_s = time.monotonic()
     print(text, end="", flush=True)
 
 
@@ -115,7 +121,9 @@ def ask(question: str) -> bool:
 
 
 def show_overview(overview: Overview) -> None:
-    """Print tables, and the sentences that belong under them, on stdout."""
+    """Print tables, and the sentences that belong above and under them, on stdout."""
+    for sentence in overview.above:
+        line(sentence)
     for each in overview.tables:
         table(each.title, each.columns, each.rows)
     for remark in overview.remarks:
@@ -148,7 +156,7 @@ def progress(title: str, *, of_bytes: bool = False) -> Iterator[Report]:
         return
     _mode.working = True
     try:
-        with (_bar if sys.stderr.isatty() else _heartbeat)(stage) as report:
+        with (_bar if shows_bars() else _heartbeat)(stage) as report:
             yield report
     finally:
         _mode.working = False

@@ -74,7 +74,7 @@ def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
     gpu = plan.main.gpu_memory_mb is not None
     architecture = "x86_64" if gpu else read_catalog(plan.catalog.path).architecture
     image = Image(folder, write_context(folder), gpu, architecture, repository)
-    done = build(image, output.say)  # Docker shows its own progress
+    done = build(image, output.say, output.progress)
     commands = [] if done else by_hand(image)
     document = {"path": str(folder), "sha256": image.sha256, "image": image.uri, "built": done, "pushed": done and repository is not None}
 

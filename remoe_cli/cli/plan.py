@@ -143,13 +143,18 @@ def command(
         raise UsageError(f"{out} is a directory.", "Give the plan a file name with -o, such as plans/NAME.json.")
     if placement is not None and remote_share is not None:
         raise UsageError("--placement and --remote-share both say which experts go where.", "Leave one of them out.")
-    read = read_profile(profile.resolve())
+    with output.progress("Reading the profile"):
+        read = read_profile(profile.resolve())
     prices = read_catalog(catalog)
+    traffic = None
+    if requests is not None:
+        with output.progress("Reading the requests"):
+            traffic = read_traffic(requests)
     request = PlanRequest(
         aim=Aim(minimize.value, ttft, tpot, budget),
         n_in=n_in,
         n_out=n_out,
-        traffic=None if requests is None else read_traffic(requests),
+        traffic=traffic,
         requests_per_hour=requests_per_hour,
         cold_share=cold_share,
         invocations=invocation.value,

@@ -75,8 +75,8 @@ def command(
         raise UsageError("Give one of --prompt TEXT, --data FILE or --evaluate.", hint)
     if not evaluate and (plot or fate):
         raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
-    read = read_profile(profile)
-
+    with output.progress("Reading the profile"):
+        read = read_profile(profile)
     profiled = None if profiled_data is None else read_data(profiled_data, field)
     with output.progress("Reading the profile's prompts"):
         from remoe_cli.predict.history import features_of, histories  # imports torch, for which a wrong path need not wait

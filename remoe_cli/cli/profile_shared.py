@@ -79,4 +79,5 @@ def described_latency(model: str, latency_from: str) -> Latency:
     from remoe_cli.model.spec import read_spec
     from remoe_cli.profile.hardware import latency_from as described
 
-    return described(latency_from, read_spec(find(model)))
+    with output.progress("Finding the model"):
+        return described(latency_from, read_spec(find(model)))

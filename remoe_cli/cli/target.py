@@ -61,4 +61,4 @@ def pick(target: TargetName, region: str | None, profile: str | None, *, asks: b
     from remoe_cli.deploy.aws import session
     from remoe_cli.deploy.aws.target import AwsTarget
 
-    return AwsTarget(session.connect(region, profile), output.console(yes=yes))
+    return AwsTarget(lambda: session.connect(region, profile), output.console(yes=yes))

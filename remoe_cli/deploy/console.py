@@ -20,10 +20,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Overview:
-    """Tables, and the sentences that belong under them."""
+    """Tables, and the sentences that belong above and under them."""
 
     tables: tuple[Table, ...] = ()
     remarks: tuple[str, ...] = ()
+    above: tuple[str, ...] = ()
 
 
 NO_OVERVIEW = Overview()

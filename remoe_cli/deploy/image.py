@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import shlex
 import subprocess
-import sys
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
 
 from remoe_cli.errors import DeployError
 from remoe_cli.package.image import Image
+from remoe_cli.progress import Progress, no_progress
+
+_LAST_LINES = 20  # of Docker's output, which an error shows
 
 
 def by_hand(image: Image) -> list[str]:
@@ -19,8 +22,10 @@ def by_hand(image: Image) -> list[str]:
     return [shlex.join(image.build), *([login] if image.registry else []), *([shlex.join(image.push)] if image.repository else [])]
 
 
-def build(image: Image, say: Callable[[str], None]) -> bool:
+def build(image: Image, say: Callable[[str], None], progress: Progress = no_progress) -> bool:
     """Build the image, and push it if it has a repository; return False when no Docker answers.
+
+    Each line that Docker prints is reported to the stage that `progress` opens.
 
     Raises: DeployError when Docker or Amazon ECR refuses.
     """
@@ -30,19 +35,32 @@ def build(image: Image, say: Callable[[str], None]) -> bool:
         return False
     if answers.returncode:
         return False
-    _docker(image.build, say)
+    _docker(image.build, say, progress)
     if image.repository:
         if image.registry:
-            _docker(["docker", "login", "--username", "AWS", "--password-stdin", image.registry], say, input=_password(image))
-        _docker(image.push, say)
+            _docker(["docker", "login", "--username", "AWS", "--password-stdin", image.registry], say, progress, _password(image))
+        _docker(image.push, say, progress)
     return True
 
 
-def _docker(argv: list[str], say: Callable[[str], None], **options: Any) -> None:
+def _docker(argv: list[str], say: Callable[[str], None], progress: Progress, password: bytes | None = None) -> None:
     say(shlex.join(argv))
-    # What Docker says is for people: a JSON document stays alone on standard output.
-    if code := subprocess.run(argv, stdout=sys.stderr, check=False, **options).returncode:
-        raise DeployError(f"'{shlex.join(argv[:2])}' failed with status {code}.", "See what it printed above.")
+    title = shlex.join(argv[:2])
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    with (
+        progress(title) as report,
+        # Docker prints for people: a JSON document stays alone on standard output.
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as docker,
+    ):
+        assert docker.stdin and docker.stdout
+        with suppress(BrokenPipeError), docker.stdin as stdin:
+            stdin.write(password or b"")
+        for line in docker.stdout:
+            last.append(line.decode(errors="replace").rstrip())
+            report(len(last), None, last[-1])
+    if code := docker.returncode:
+        printed = "\n".join(["", *last])
+        raise DeployError(f"'{title}' failed with status {code}.{printed}", "Fix what Docker names, and run the command again.")
 
 
 def _password(image: Image) -> bytes:

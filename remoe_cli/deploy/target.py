@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from remoe_cli.deploy.console import Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.runtime.client import MainAddress
 
@@ -36,6 +37,13 @@ class Target(Protocol):
     Raises: DeployError from every method but `deploy` for a name that is not deployed, UsageError for one that cannot be a name.
     """
 
+    def preview(self, plan_path: Path, name: str, options: DeployOptions) -> tuple[dict[str, Any], Overview]:
+        """Return what `deploy` would do where nothing is deployed: as a document, and for people. It needs no account.
+
+        Raises: ArtifactError for a plan or catalog that cannot be read, UsageError for one that the target does not take, and where the
+        target has no preview.
+        """
+
     def deploy(self, plan_path: Path, name: str, options: DeployOptions) -> dict[str, Any]:
         """Deploy a plan; return the status document.
 
@@ -43,11 +51,20 @@ class Target(Protocol):
         take, HeldError when the name is taken or somebody else works on it, DeployError when it fails and nothing is left of it.
         """
 
+    def names(self) -> list[str]:
+        """List the names of all deployments.
+
+        Raises: UsageError where the target shows one deployment at a time.
+        """
+
     def status(self, name: str) -> dict[str, Any]:
         """Describe a deployment: `name`, `target`, `state`, `main` (None: no main function), `functions`.
 
         Each target adds more.
         """
+
+    def overview(self, status: dict[str, Any]) -> Overview:
+        """Write a status document for people."""
 
     def logs(self, name: str, function: str | None = None, lines: int = 50) -> dict[str, list[str]]:
         """Return the last `lines` lines of each log, by its source, or of one `function` only.

@@ -66,12 +66,17 @@ class History:
         return History(self.prompts.take(at), self.frequencies[at], self.selections[at])
 
 
+def has_features(profile: Profile) -> bool:
+    """Return whether the profile holds the features of its prompts: vectors, and bags of tokens."""
+    return bool(profile.arrays["prompt_vectors"].shape[1]) and "bag_sizes" in profile.arrays
+
+
 def features_of(profile: Profile, vectors_from: str | None = None, data: PromptSet | None = None) -> PromptFeatures:
     """Get the features of the profile's prompts.
 
     `vectors_from` names a checkpoint for the embeddings in place of the profile's; it needs the prompts' texts again, in `data`.
 
-    Raises: UsageError when the profile has no vectors, or `vectors_from` has no texts.
+    Raises: UsageError when the profile has no features, or `vectors_from` has no texts.
     """
     if vectors_from is not None:
         if data is None or len(data.texts) != len(profile.arrays["prompt_tokens"]):
@@ -82,9 +87,9 @@ def features_of(profile: Profile, vectors_from: str | None = None, data: PromptS
         checkpoint = find(vectors_from)
         made = prompt_features(checkpoint, data.texts, None)
         return PromptFeatures(made["prompt_vectors"], _bags(made), embedding_table(checkpoint))
-    if not profile.arrays["prompt_vectors"].shape[1]:
+    if not has_features(profile):
         raise UsageError(
-            f"The profile {profile.path} holds no prompt vectors, because it was made without prompt texts or embeddings.",
+            f"The profile {profile.path} holds no prompt vectors and tokens, because it was made without prompt texts or embeddings.",
             "Give --vectors-from CHECKPOINT, and the prompts with --profiled-data.",
         )
     source = profile.record.vectors or profile.record.model

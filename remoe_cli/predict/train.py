@@ -18,7 +18,7 @@ from remoe_cli import artifacts
 from remoe_cli.predict import baselines, neighbours, ridge, tree
 from remoe_cli.predict.divergence import jensen_shannon
 from remoe_cli.predict.evaluate import OURS, PREDICTORS, Predictor, folds
-from remoe_cli.predict.history import Floats, History, PromptFeatures, features_of, histories
+from remoe_cli.predict.history import Floats, History, PromptFeatures, features_of, has_features, histories
 from remoe_cli.profile.record import Profile
 
 CANDIDATES = ("DOP", "SPS", "neighbours", OURS)
@@ -72,10 +72,10 @@ class Trained:
 def train(profile: Profile) -> PredictorRecord | None:
     """Choose, fit and save the predictor of a profile.
 
-    A profile without prompt vectors, or with routing of fewer than two prompts, gets none: None is returned.
+    A profile without features of its prompts, or with routing of fewer than two prompts, gets none: None is returned.
     """
     forget(profile.path)
-    if not profile.arrays["prompt_vectors"].shape[1]:
+    if not has_features(profile):
         return None
     history = histories(profile, features_of(profile))["request"]
     if len(history) < 2:

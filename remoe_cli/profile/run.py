@@ -82,9 +82,10 @@ def profile(
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
     from remoe_cli.model.vectors import prompt_features
 
-    checkpoint = find(model)
-    spec = read_spec(checkpoint)
-    tokenizer = load_tokenizer(checkpoint)
+    with progress("Finding the model"):
+        checkpoint = find(model)
+        spec = read_spec(checkpoint)
+        tokenizer = load_tokenizer(checkpoint)
     with progress("Checking the prompts"):
         _check_prompts(tokenizer, prompts, say)
     inputs = Inputs(

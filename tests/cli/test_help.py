@@ -50,7 +50,7 @@ def test_every_command_and_option_is_explained(path: str) -> None:
         assert parameter.help and parameter.help[0] == parameter.help[0].strip() and parameter.help.endswith("."), parameter.name
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path != "remoe"])
+@pytest.mark.parametrize("path", PATHS)
 def test_every_command_shows_examples_that_parse(path: str) -> None:
     command, context = TREE[path]
     found = examples(command.get_help(context))
@@ -59,6 +59,13 @@ def test_every_command_shows_examples_that_parse(path: str) -> None:
     for words in found:
         if words[-1] != "--help":
             parse(get_command(app.app), words[1:])
+
+
+def test_the_help_names_every_exit_code_on_one_line() -> None:
+    command, context = TREE["remoe"]
+    lines = command.get_help(context).splitlines()
+    for code, meaning in app.EXIT_CODES.items():
+        assert any(f"{code} {meaning}" in line for line in lines), meaning
 
 
 def test_an_example_with_a_wrong_option_does_not_parse() -> None:

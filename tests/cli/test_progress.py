@@ -6,6 +6,7 @@ import io
 import re
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -141,3 +142,27 @@ def test_a_terminal_shows_a_bar_that_leaves_one_line(monkeypatch: pytest.MonkeyP
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert re.search(r"Long work \S+ +2 of 8, about \d+ s left  queue", drawn)
     assert re.search(r"Long work: 8 done in \d+ s\s*$", drawn)
+
+
+def test_an_answer_that_stalls_prints_a_line_and_one_that_flows_prints_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from remoe_cli.cli import infer
+    from remoe_cli.runtime import client
+
+    beat_s = 0.4
+    monkeypatch.setattr(output, "HEARTBEAT_S", beat_s)
+    lines: list[int] = []
+
+    def answer(address: object, prompt: object, tokens: int, on_text: Callable[[str], None], **options: object) -> dict[str, object]:
+        for _ in range(30):  # text comes for three beats
+            time.sleep(beat_s / 10)
+            on_text("a")
+        lines.append(len(capsys.readouterr().err.splitlines()))
+        time.sleep(3 * beat_s)
+        lines.append(len(capsys.readouterr().err.splitlines()))
+        return {}
+
+    monkeypatch.setattr(client, "answer", answer)
+    infer.ask(client.Http("http://nowhere"), "x", 1, None)
+    assert lines[0] == 0 and lines[1] >= 2

@@ -114,7 +114,8 @@ def place(request: pytest.FixtureRequest) -> tuple[Target, Stages]:
     console = replace(SILENT, progress=stages.progress)
     if request.param == "local":
         return local_target.LocalTarget(console), stages
-    return aws_target.AwsTarget(session.connect() if REAL_NAME else request.getfixturevalue("account"), console), stages
+    account = session.connect() if REAL_NAME else request.getfixturevalue("account")
+    return aws_target.AwsTarget(lambda: account, console), stages
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,7 @@ def test_deploying_returns_the_status_of_what_is_deployed(target: Target, deploy
 LONG_STAGES = {
     "local": ["Checking the plan", "Packaging functions", "Checking packaged functions", "Starting the supervisor"],
     "aws": [
-        *("Checking the plan", "Packaging the functions' code", "Checking packaged functions", "Packaging functions"),
+        *("Connecting to AWS", "Checking the plan", "Packaging the functions' code", "Checking packaged functions", "Packaging functions"),
         *("Checking the packaged main function", "Comparing with the bucket", "Working out the changes", "Uploading"),
         *("Stack remoe-{name}", "Reading the status"),
     ],
@@ -188,6 +189,20 @@ LONG_STAGES = {
 def test_every_long_stage_shows_progress(deployed: dict[str, Any], stages: Stages, asked: Asked) -> None:
     expected_titles = [title.format(name=asked.name) for title in LONG_STAGES[deployed["target"]]]
     assert stages.titles[: len(expected_titles)] == expected_titles
+
+
+def test_names_overview_and_preview_are_the_targets_own(target: Target, deployed: dict[str, Any], asked: Asked) -> None:
+    overview = target.overview(target.status(asked.name))
+    assert "running" in overview.above[0] and [row[0] for row in overview.tables[0].rows] == asked.function_names
+    if deployed["target"] == "local":
+        assert target.names() == [asked.name]
+        with pytest.raises(UsageError, match="--dry-run goes with"):
+            target.preview(asked.plan_path, asked.name, DeployOptions())
+    else:
+        with pytest.raises(UsageError, match="one deployment is shown at a time"):
+            target.names()
+        document, _ = target.preview(asked.plan_path, asked.name, DeployOptions(endpoint=Endpoint.none))
+        assert document["resources"]
 
 
 def test_the_plan_that_was_deployed_can_be_read(target: Target, deployed: dict[str, Any], asked: Asked) -> None:

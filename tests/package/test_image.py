@@ -15,7 +15,7 @@ from remoe_cli.artifacts import write_json
 from remoe_cli.deploy import image as building
 from remoe_cli.errors import DeployError
 from remoe_cli.package.image import Image, pinned, write_context
-from tests.support import forked
+from tests.support import display, forked
 from tests.support.synthetic import plan_by_hand
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/remoe"
@@ -106,7 +106,8 @@ def test_without_docker_the_commands_are_told(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize("server", ["true", "false"])
 def test_docker_is_asked_to_build_and_push(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A docker that notes what it is told: with a daemon behind it, and without."""
-    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n[ "$1" != version ] || exec /bin/{server}\n[ "$1" != push ] || exit 3\n'
+    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n[ "$1" != version ] || exec /bin/{server}\n'
+    script += '[ "$1" != push ] || { echo no space left; exit 3; }\n'
     (tmp_path / "docker").write_text(script)
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -114,8 +115,10 @@ def test_docker_is_asked_to_build_and_push(server: str, monkeypatch: pytest.Monk
     if server == "false":
         assert building.build(built, print) is False
         return
-    with pytest.raises(DeployError, match="'docker push' failed with status 3"):
-        building.build(built, lambda text: None)
+    shown = display.Display(lambda done, total: None)
+    with pytest.raises(DeployError, match=r"'docker push' failed with status 3\.\nno space left$"):
+        building.build(built, lambda text: None, shown)
+    assert shown.titles == ["docker build", "docker push"]
     assert [line.split()[0] for line in (tmp_path / "told").read_text().splitlines()] == ["version", "build", "push"]
     assert building.build(image(None), lambda text: None) is True
 

@@ -138,6 +138,10 @@ def test_a_profile_without_vectors_carries_no_predictor(copied: Profile, model: 
     assert not (copied.path / "predictor.json").exists()
     with pytest.raises(UsageError, match="holds no prompt vectors"):
         features_of(bare)
+    without_bags = {name: array for name, array in copied.arrays.items() if not name.startswith("bag_")}
+    assert train(Profile(copied.path, copied.record, without_bags)) is None
+    with pytest.raises(UsageError, match="made without prompt texts"):
+        features_of(Profile(copied.path, copied.record, without_bags))
     with pytest.raises(UsageError, match="need the texts of the profile's 60 prompts"):
         features_of(bare, str(model), PromptSet("memory", "prompt", texts(59)))
     found = features_of(bare, str(model), PromptSet("memory", "prompt", texts()))

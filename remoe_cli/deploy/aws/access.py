@@ -70,5 +70,6 @@ def serve(account: Account, name: str, host: str, port: int, console: Console) -
 
     Raises: what `deployed_file`, runtime/main_function.py and runtime/server.py raise.
     """
-    server_json = deployed_file(account, name, "server.json")
+    with console.progress("Reading the deployed plan"):
+        server_json = deployed_file(account, name, "server.json")
     serve_here(name, server_json, partial(make_client, None, session=account.session), host, port, console)

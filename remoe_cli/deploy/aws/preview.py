@@ -14,7 +14,7 @@ from remoe_cli.deploy.aws.functions import Resource, plan_sha256
 from remoe_cli.deploy.aws.money import Line, Money
 from remoe_cli.deploy.aws.quotas import QuotaCheck, Severity
 from remoe_cli.deploy.aws.template import Templates
-from remoe_cli.deploy.console import Table
+from remoe_cli.deploy.console import Overview, Table
 from remoe_cli.plan.document import Plan
 
 _NAMES = ("FunctionName", "LogGroupName", "EndpointName")
@@ -98,3 +98,21 @@ def _quota_cells(quota: QuotaCheck) -> tuple[str, ...]:
 def remarks(quotas: Sequence[QuotaCheck], money: Money) -> tuple[str, ...]:
     """List the sentences that belong under the tables."""
     return (*(f"{quota.name}: {quota.hint}" for quota in quotas if quota.hint), *money.notes)
+
+
+def overview(status: dict[str, Any]) -> Overview:
+    """Write a status document for people."""
+    above = [
+        f"{status['name']} (aws, account {status['account']}, {status['region']}): {status['state']}",
+        f"  stack {status['stack']}, last changed by {status['by']} at {status['since']}",
+        f"  plan {status['plan']}",
+    ]
+    if status["hint"]:
+        above.append(f"  {status['hint']}")
+    if main := status["main"]:
+        above.append(f"  main function {main['name']} on {main['kind']}: {main['state']}")
+    elif status["state"] == "running":
+        above.append(f"  no main function; 'remoe serve {status['name']} --target aws' runs it on this machine")
+    rows = tuple((f["name"], str(f["memory_mb"]), f["state"], "; ".join(f["drift"]) or "none") for f in status["functions"])
+    tables = (Table("", ("function", "MB", "state", "drift"), rows),) if rows else ()
+    return Overview(tables, above=tuple(above))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,31 @@ from remoe_cli.runtime.client import MainAddress
 
 @dataclass(frozen=True)
 class AwsTarget:
-    """Deployments in one AWS account and region (deploy/target.py says what each method does)."""
+    """Deployments in one AWS account and region (deploy/target.py says what each method does).
 
-    account: Account
+    connect   finds the account; it is called once, by the first method that needs the account
+    """
+
+    connect: Callable[[], Account]
     console: Console
+
+    @cached_property
+    def account(self) -> Account:
+        with self.console.progress("Connecting to AWS"):
+            return self.connect()
+
+    def preview(self, plan_path: Path, name: str, options: DeployOptions) -> tuple[dict[str, Any], Overview]:
+        plan = artifacts.read_json(plan_path, Plan)
+        catalog, contents = read_catalog(plan.catalog.path), expected(plan)
+        settings = _settings(plan, catalog, name, options)
+        made = template.templates(plan, contents, settings)
+        checks, bill = quotas.check(plan, contents, settings), money.bill(plan, catalog, contents, settings)
+        document = rows.dry_run(plan, made, contents, checks, bill)
+        return document, Overview(rows.tables(made, checks, bill), rows.remarks(checks, bill))
 
     def deploy(self, plan_path: Path, name: str, options: DeployOptions) -> dict[str, Any]:
         """Check, package and deploy a plan; the document also has the `changes` that were made."""
+        account = self.account  # before long work: what is wrong with the credentials is said at once
         with self.console.progress("Checking the plan"):
             plan, profile, catalog = read_inputs(plan_path)
         settings = _settings(plan, catalog, name, options)
@@ -44,7 +63,7 @@ class AwsTarget:
                 f"The main function on {settings.endpoint.value} needs its image in ECR.",
                 "Make it with 'remoe package PLAN --image', then give --endpoint-image URI; or run it yourself: --endpoint none.",
             )
-        settings = replace(settings, concurrency=_concurrency(self.account) or settings.concurrency)
+        settings = replace(settings, concurrency=_concurrency(account) or settings.concurrency)
         package = packing.pack(plan, plan_path, profile, catalog, settings, self.console)
         made = template.templates(plan, package.contents, settings)
         checks = quotas.check(plan, package.contents, settings)
@@ -57,43 +76,39 @@ class AwsTarget:
         def explain(changes: Sequence[Change]) -> Overview:
             return Overview((diff.table(changes, bill),), rows.remarks(checks, bill))
 
-        return deployment.apply(self.account, name, made, package.objects, self.console, explain)
+        return deployment.apply(account, name, made, package.objects, self.console, explain)
+
+    def names(self) -> list[str]:
+        raise UsageError("On AWS, one deployment is shown at a time.", "Give its NAME.")
 
     def status(self, name: str) -> dict[str, Any]:
+        account = self.account
         with self.console.progress("Reading the status"):
-            return status.read(self.account, name)
+            return status.read(account, name)
+
+    def overview(self, status: dict[str, Any]) -> Overview:
+        return rows.overview(status)
 
     def logs(self, name: str, function: str | None = None, lines: int = 50) -> dict[str, list[str]]:
+        account = self.account
         with self.console.progress("Reading the logs"):
-            return status.logs(self.account, name, function, lines)
+            return status.logs(account, name, function, lines)
 
     def main_address(self, name: str) -> MainAddress:
-        return access.main_address(self.account, name)
+        account = self.account
+        with self.console.progress("Finding the main function"):
+            return access.main_address(account, name)
 
     def deployed_plan(self, name: str) -> Path:
-        return access.deployed_file(self.account, name, "plan.json")
+        account = self.account
+        with self.console.progress("Reading the deployed plan"):
+            return access.deployed_file(account, name, "plan.json")
 
     def serve(self, name: str, host: str, port: int) -> None:
         access.serve(self.account, name, host, port, self.console)
 
     def destroy(self, name: str) -> dict[str, Any]:
         return deployment.destroy(self.account, name, self.console)
-
-
-def preview(plan_path: Path, name: str, options: DeployOptions) -> tuple[dict[str, Any], Overview]:
-    """Show what `deploy` would do where nothing is deployed: as a document, and for people.
-
-    It needs the plan and its catalog only.
-
-    Raises: ArtifactError for a plan or catalog that cannot be read, UsageError for one that AWS does not take.
-    """
-    plan = artifacts.read_json(plan_path, Plan)
-    catalog, contents = read_catalog(plan.catalog.path), expected(plan)
-    settings = _settings(plan, catalog, name, options)
-    made = template.templates(plan, contents, settings)
-    checks, bill = quotas.check(plan, contents, settings), money.bill(plan, catalog, contents, settings)
-    document = rows.dry_run(plan, made, contents, checks, bill)
-    return document, Overview(rows.tables(made, checks, bill), rows.remarks(checks, bill))
 
 
 def _settings(plan: Plan, catalog: Catalog, name: str, options: DeployOptions) -> AwsSettings:

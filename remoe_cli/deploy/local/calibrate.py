@@ -33,12 +33,13 @@ def calibrate(name: str, out: Path, prompts: Sequence[Prompt], max_new_tokens: i
         raise DeployError(f"The deployment '{name}' cannot be measured: it is {status['state']}.", status["hint"])
     target = LocalTarget(console)
     plan = read_json(target.deployed_plan(name), Plan)
-    profile = read_profile(Path(plan.profile.path))
+    with console.progress("Reading the profile"):
+        profile = read_profile(Path(plan.profile.path))
     client = make_client(status["endpoint"], 1, _TIMEOUT_S)
     functions = [function["name"] for function in status["functions"]]
     with console.progress(f"Measuring warm invocations and cold starts of '{name}'"):
         times = measure_target(name, client, functions, lambda function: restart(name, function))
-    profile = with_target(profile, out, *times)
+        profile = with_target(profile, out, *times)
     if prompts:
         address, answers = target.main_address(name), []
         asked = (prompts[0], *prompts)  # the first one finds all functions cold, so it is asked twice and counted once

@@ -25,10 +25,10 @@ import httpx
 import remoe_cli
 from remoe_cli import artifacts
 from remoe_cli.deploy import main_files
-from remoe_cli.deploy.console import Console
+from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import Inputs, read_inputs
-from remoe_cli.deploy.local import lifecycle
+from remoe_cli.deploy.local import lifecycle, overview
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
 from remoe_cli.deploy.serve_here import serve_here
 from remoe_cli.deploy.target import DeployOptions
@@ -49,6 +49,9 @@ class LocalTarget:
     """Deployments of the local twin (deploy/target.py says what each method does)."""
 
     console: Console
+
+    def preview(self, plan_path: Path, name: str, options: DeployOptions) -> tuple[dict[str, Any], Overview]:
+        raise UsageError("--dry-run goes with --target aws.", "Add --target aws, or leave --dry-run out.")
 
     def deploy(self, plan_path: Path, name: str, options: DeployOptions) -> dict[str, Any]:
         if options.endpoint is Endpoint.sagemaker:
@@ -91,6 +94,9 @@ class LocalTarget:
                 main = _main_function(name, plan, folder / "main", packaged.bytes)
         return TwinConfig(name=name, functions=functions, main=main, rtt_ms=options.rtt_ms, python=sys.executable)
 
+    def names(self) -> list[str]:
+        return lifecycle.names()
+
     def status(self, name: str) -> dict[str, Any]:
         """Return the twin's status; a main server adds what it holds in memory to `main`.
 
@@ -103,6 +109,9 @@ class LocalTarget:
                 answer = httpx.get(f"http://127.0.0.1:{main['port']}/main", trust_env=False, timeout=5)
                 main |= answer.raise_for_status().json()
         return document
+
+    def overview(self, status: dict[str, Any]) -> Overview:
+        return overview.overview(status)
 
     def logs(self, name: str, function: str | None = None, lines: int = 50) -> dict[str, list[str]]:
         return lifecycle.logs(name, function, lines)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from remoe_cli.errors import UsageError
 from remoe_cli.model.chat import as_text
 from remoe_cli.plan.document import Method, PredictedRouting, Source
-from remoe_cli.predict.history import features_from, features_of, histories
+from remoe_cli.predict.history import features_from, features_of, has_features, histories
 from remoe_cli.predict.mixture import mixture
 from remoe_cli.predict.train import trained
 from remoe_cli.profile.prompts import PromptSet
@@ -30,7 +30,7 @@ def predict_routing(profile: Profile, prompts: PromptSet, solver: Method = "exac
     Raises: UsageError for a profile without prompt vectors, or whose prompts have no routing to plan with, and what reading the embeddings
     of its model raises.
     """
-    if not profile.arrays["prompt_vectors"].shape[1]:
+    if not has_features(profile):
         raise UsageError(
             f"The profile {profile.path} has no vectors of its prompts, so nothing can be predicted from it.",
             "Profile with --data (and --vectors-from, where the model's weights are not at hand), or leave --data out.",

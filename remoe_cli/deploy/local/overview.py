@@ -1,0 +1,40 @@
+"""A deployment of the local twin, written for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from remoe_cli.deploy.console import Overview, Table
+
+_COLUMNS = ("function", "MB", "instances", "invocations", "cold", "errors", "billed ms")
+
+
+def overview(status: dict[str, Any]) -> Overview:
+    """Write a status document for people."""
+    above = [f"{status['name']} (local): {status['state']}"]
+    if status["state"] != "running":
+        return Overview(above=(*above, f"  {status.get('hint', '')}"))
+    limits = status["limits"]
+    above.append(f"  functions at {status['endpoint']}, limits: memory {limits['memory']}, cpu {limits['cpu']}")
+    if main := status["main"]:
+        what = f"server pid {main['pid']}, port {main['port']}" if main["kind"] == "server" else f"function {main['name']}"
+        above.append(f"  main {what}, {main['state']}, {main['resident_bytes'] / 1e6:.0f} MB resident")
+        if "expert_bytes_held" in main:
+            held, whole = main["expert_bytes_held"], main["expert_bytes_of_model"]
+            experts = f"{main['local_experts']} of {main['experts_of_model']} experts"
+            above.append(f"  holds {experts}: {held / 1e6:.1f} MB, {held / whole:.0%}")
+    else:
+        above.append(f"  no main function; 'remoe serve {status['name']}' runs it on this machine")
+    rows = tuple(
+        (
+            f["name"],
+            str(f["memory_mb"]),
+            str(len(f["instances"])),
+            str(f["invocations"]),
+            str(f["cold_starts"]),
+            str(f["errors"]),
+            str(f["billed_ms"]),
+        )
+        for f in status["functions"]
+    )
+    return Overview((Table("", _COLUMNS, rows),) if rows else (), above=tuple(above))
