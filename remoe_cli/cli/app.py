@@ -31,7 +31,7 @@ from remoe_cli.cli import (
     status,
 )
 from remoe_cli.cli.groups import Command, Group, examples
-from remoe_cli.cli.renamed import new_name
+from remoe_cli.cli.mistakes import usage_error
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.settings import debug
 
@@ -138,9 +138,7 @@ def run() -> int:
     try:
         return int(app(prog_name="remoe", standalone_mode=False) or 0)
     except TyperException as error:
-        context = getattr(error, "ctx", None)  # every usage error has one
-        command = context.command_path if context else "remoe"
-        output.fail(UsageError(new_name(command, error) or error.format_message(), f"See '{command} --help'."))
+        output.fail(usage_error(error))
         return UsageError.exit_code
     except RemoeError as error:
         _traceback()
