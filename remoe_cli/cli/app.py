@@ -1,4 +1,7 @@
-"""The `remoe` command: its groups and commands, and the only place that turns an exception into an exit code."""
+"""The `remoe` command: its groups and commands.
+
+This is the only place that turns an exception into an exit code.
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def _lowered(help: str) -> str:
 
 
 def _wrong_value(name: str, error: TyperException) -> str | None:
-    """Word the first error of pydantic, which typer keeps as the cause of its own; None where it is of another kind."""
+    """Word pydantic's first error, the cause of typer's; None where it is of another kind."""
     details = getattr(error.__cause__, "errors", None)
     if details is None:
         return None

@@ -29,7 +29,10 @@ _COMMAND = re.compile(r"'(remoe profile \w+) ")
 
 
 def new_name(command: str, option: str) -> tuple[str, str] | None:
-    """Return the sentence for an option that `command` ("remoe plan") had once, and the command whose help explains it."""
+    """Find the sentence for an option that `command` had once, and the command that explains it.
+
+    `command` is a path such as "remoe plan".
+    """
     for commands, old, sentence in RENAMED:
         if old == option and command.removeprefix("remoe ") in commands:
             instead = _COMMAND.search(sentence)
