@@ -65,7 +65,7 @@ def command(
         document, overview = preview(plan, name, options)
         output.result(document, lambda: output.show_overview(overview))
         return
-    document = pick(target, region, profile, asks=True, yes=yes).deploy(plan, name, options)
+    document = pick(target, region, profile, asks="deploy", yes=yes).deploy(plan, name, options)
     output.result(document, lambda: status.show(document))
 
 
