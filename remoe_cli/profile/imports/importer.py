@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from remoe_cli.artifacts import sha256_file
 from remoe_cli.errors import UsageError
-from remoe_cli.model.checkpoint import Checkpoint, find
+from remoe_cli.model.checkpoint import Checkpoint, find_named
 from remoe_cli.model.spec import MoeSpec, read_spec
 from remoe_cli.profile.imports.checks import CheckedRouting, CountedRouting, Ints, Routing, counted_rows, refuse, traced_rows, whole
 from remoe_cli.profile.imports.draw import draw_trace
@@ -66,10 +66,10 @@ def import_profile(
     Raises: UsageError and ModelError when something cannot be read or does not fit; nothing is written then.
     """
     refuse_foreign(out)
-    checkpoint = find(model)
+    checkpoint = find_named(model)
     spec = read_spec(checkpoint)
     imported = import_routing(file, spec, model=Path(checkpoint.name).name, prompts=prompts)
-    embedding = find(vectors_from) if vectors_from else checkpoint if _has_embeddings(checkpoint) else None
+    embedding = find_named(vectors_from) if vectors_from else checkpoint if _has_embeddings(checkpoint) else None
     arrays = imported.arrays | {"prompt_vectors": np.empty((imported.rows, 0), dtype=np.float32)}
     if prompts is None and vectors_from:
         raise UsageError("Prompt vectors need the prompts' texts.", "Give the prompts with --data, or leave --vectors-from out.")
