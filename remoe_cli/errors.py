@@ -39,17 +39,20 @@ class RemoeError(Exception):
 
 
 class UsageError(RemoeError):
-    """An argument, option or input file cannot be used."""
+    """An argument, option or input file cannot be used.
+
+    That holds for every path on the command line where there is nothing, or something of another kind: a model, a profile, a plan, prompts.
+    """
 
     exit_code = 2
 
 
 class ModelError(RemoeError):
-    """A model cannot be read, or the hook cannot serve its experts."""
+    """A model cannot be downloaded or read, or the hook cannot serve its experts."""
 
 
 class ArtifactError(RemoeError):
-    """A profile, plan or bundle is missing, damaged or of another schema."""
+    """A profile, plan or bundle is damaged, of another schema, or missing where a file of remoe names it."""
 
 
 class InfeasibleError(RemoeError):

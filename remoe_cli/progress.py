@@ -7,13 +7,13 @@ from typing import Protocol
 
 
 class Report(Protocol):
-    """Called with how much is done, how much there is if that is known, and the name of what was done last."""
+    """Called with how much is done, how much there is (None: unknown), and what was done last."""
 
     def __call__(self, done: float, total: float | None, what: str = "") -> None: ...
 
 
 class Progress(Protocol):
-    """Opens the display of one stage of work, which counts things or bytes. Only one may be open at a time."""
+    """Opens the display of one stage of work. Only one may be open at a time."""
 
     def __call__(self, title: str, *, of_bytes: bool = False) -> AbstractContextManager[Report]: ...
 

@@ -40,7 +40,10 @@ def reference() -> str:
         _table(("code", "meaning"), [(str(code), meaning) for code, meaning in app.EXIT_CODES.items()]),
         "## Old names",
         "These options have another name today. remoe names the new one and exits with 2.",
-        _table(("command", "today"), [(f"`remoe {command} {option}`", sentence) for (command, option), sentence in RENAMED.items()]),
+        _table(
+            ("option", "today"),
+            [(f"`{option}` of {', '.join(f'`remoe {command}`' for command in commands)}", text) for commands, option, text in RENAMED],
+        ),
     ]
     return re.sub(r"'(remoe [^'\n]+)'(?!\n)", r"`\1`", "\n\n".join(parts)) + "\n"
 

@@ -1,1 +1,4 @@
-"""The command line. Each command has a module that declares its options, calls the library and shows the result."""
+"""The command line.
+
+Each command has a module that declares its options, calls the library and shows the result.
+"""

@@ -1,4 +1,7 @@
-"""The `remoe` command: its groups and commands, and the only place that turns an exception into an exit code."""
+"""The `remoe` command: its groups and commands.
+
+This is the only place that turns an exception into an exit code.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from remoe_cli.cli import (
     status,
 )
 from remoe_cli.cli.groups import Command, Group, examples
-from remoe_cli.cli.renamed import new_name
+from remoe_cli.cli.mistakes import usage_error
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.settings import debug
 
@@ -142,9 +145,7 @@ def run() -> int:
     try:
         return int(app(prog_name="remoe", standalone_mode=False) or 0)
     except TyperException as error:
-        context = getattr(error, "ctx", None)  # every usage error has one
-        command = context.command_path if context else "remoe"
-        output.fail(UsageError(new_name(command, error) or error.format_message(), f"See '{command} --help'."))
+        output.fail(usage_error(error))
         return UsageError.exit_code
     except RemoeError as error:
         _traceback()

@@ -29,8 +29,11 @@ EXAMPLES = examples("remoe demo", "remoe demo --verbose   # with the tables of l
 
 
 class Dtype(StrEnum):
-    """float32 is the default: where a CPU computes bfloat16 fast, profiling in float32 takes 1.4 times as long, and where it does not,
-    0.4 times (measured with 16 prompts on one core of an AMD EPYC, with and without its bfloat16 instructions)."""
+    """Number type of the demo model.
+
+    float32 is the default: where a CPU computes bfloat16 fast, profiling in float32 takes 1.4 times as long, and where it does not,
+    0.4 times (measured with 16 prompts on one core of an AMD EPYC, with and without its bfloat16 instructions).
+    """
 
     bfloat16 = "bfloat16"
     float32 = "float32"

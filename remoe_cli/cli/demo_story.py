@@ -1,4 +1,4 @@
-"""What `remoe demo` tells at each of its steps, in lines of at most 100 columns. cli/demo.py does the steps."""
+"""What `remoe demo` prints at each of its steps, which cli/demo.py does. No line has over 100 columns."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def accuracy_lines(measured_s: float | None, predicted_s: float | None) -> list[
 
 
 def commands(plan: Path) -> list[str]:
-    """The commands that deploy the demo again, ask it and remove it, for the shell and folder in which `remoe demo` runs."""
+    """Return the commands that deploy, ask and remove the demo, for the user's shell and folder."""
     remoe = program()
     return [
         f"{remoe} deploy {shown(plan)} --name demo",
@@ -106,7 +106,7 @@ def commands(plan: Path) -> list[str]:
 
 
 def program() -> str:
-    """Return what runs this very remoe in the user's shell: `remoe` where the shell finds it, else its path."""
+    """Return what runs this remoe in the user's shell: `remoe` if the shell finds it, else its path."""
     script = Path(sys.executable).with_name("remoe")
     found = shutil.which("remoe")
     if found is not None and script.exists() and Path(found).samefile(script):
@@ -115,7 +115,7 @@ def program() -> str:
 
 
 def shown(path: Path) -> str:
-    """Write a path briefly, so that the user's shell understands it: from this folder, from the home folder, or whole."""
+    """Shorten a path for the user's shell: from this folder, from the home folder, or whole."""
     here, home = Path.cwd(), Path(os.path.expanduser("~"))
     path = Path(os.path.abspath(path))
     if path.is_relative_to(here):

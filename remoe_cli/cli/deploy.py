@@ -59,7 +59,7 @@ def command(
     if (monthly_alert is None) != (alert_email is None):
         raise UsageError("A monthly alert needs an amount and an address.", "Give both --monthly-alert USD and --alert-email ADDRESS.")
     options = DeployOptions(endpoint, rtt_ms, endpoint_image, monthly_alert, alert_email)
-    place = pick(target, region, profile, asks=not dry_run, yes=yes)
+    place = pick(target, region, profile, asks=None if dry_run else "deploy", yes=yes)
     if dry_run:
         document, overview = place.preview(plan, name, options)
         output.result(document, lambda: output.show_overview(overview))

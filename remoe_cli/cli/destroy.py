@@ -19,7 +19,7 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """End a deployment: its processes and files on this machine, or its stack and bucket on AWS."""
-    document = pick(target, region, profile, asks=True, yes=yes).destroy(name)
+    document = pick(target, region, profile, asks="destroy", yes=yes).destroy(name)
 
     def show() -> None:
         output.line(f"{name} is gone." if document["left"] else f"{name} is gone: nothing is left of it.")

@@ -21,7 +21,10 @@ def examples(*commands: str) -> str:
 
 
 def panels_of(command: Any, ctx: Any) -> Panels:
-    """Return what each panel of a command's help lists, as (name, text); `rich_help_panel` names an option's panel."""
+    """Return what each panel of a command's help lists, as (name, text).
+
+    `rich_help_panel` names an option's panel.
+    """
     panels: Panels = {}
     for parameter in sorted(command.get_params(ctx), key=lambda parameter: str(parameter.param_type_name)):  # arguments first
         if (row := parameter.get_help_record(ctx)) is None:

@@ -65,7 +65,10 @@ def ask(address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: Exp
 
 
 def expected_cost_of(plan: Path) -> ExpectedCost | None:
-    """Return what predicts requests of the plan; None, with a message, when its profile is missing or has changed."""
+    """Return what predicts requests of the plan.
+
+    It is None, after a message, when the plan's profile is missing or has changed.
+    """
     from remoe_cli.runtime.expected_cost import expected_cost
 
     try:

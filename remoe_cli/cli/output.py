@@ -247,7 +247,7 @@ def _heartbeat(stage: _Stage) -> Iterator[Report]:
 
 
 def fail(error: RemoeError) -> None:
-    """Print an error: with --json the document {"error": ...} on stdout, else its message and hint on stderr."""
+    """Print an error: the document {"error": ...} on stdout with --json, else sentences on stderr."""
     if _mode.json or "--json" in sys.argv:
         document = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
         print(json.dumps(document, ensure_ascii=False), flush=True)

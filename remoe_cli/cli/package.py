@@ -64,13 +64,12 @@ def _files(plan_path: Path, folder: Path) -> None:
 
 
 def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
-    from remoe_cli.artifacts import read_json
     from remoe_cli.deploy.image import build, by_hand
     from remoe_cli.package.image import Image, write_context
     from remoe_cli.plan.catalog.catalog import read_catalog
-    from remoe_cli.plan.document import Plan
+    from remoe_cli.plan.document import read_plan
 
-    plan = read_json(plan_path, Plan)
+    plan = read_plan(plan_path)
     gpu = plan.main.gpu_memory_mb is not None
     architecture = "x86_64" if gpu else read_catalog(plan.catalog.path).architecture
     image = Image(folder, write_context(folder), gpu, architecture, repository)

@@ -141,6 +141,8 @@ def command(
 
     if out.is_dir():
         raise UsageError(f"{out} is a directory.", "Give the plan a file name with -o, such as plans/NAME.json.")
+    if out.suffix != ".json":
+        raise UsageError(f"{out} is not a name for a plan.", "Give a name that ends in .json.")
     if placement is not None and remote_share is not None:
         raise UsageError("--placement and --remote-share both say which experts go where.", "Leave one of them out.")
     with output.progress("Reading the profile"):

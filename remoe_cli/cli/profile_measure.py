@@ -1,4 +1,4 @@
-"""`remoe profile measure`: a copy of a deployment's profile with the call times that are measured on it."""
+"""`remoe profile measure`: a copy of a deployment's profile with the call times measured on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`remoe profile run`: run a model on prompts, and record which experts they use and how long things take."""
+"""`remoe profile run`: run a model on prompts, and record the experts they use and its times."""
 
 from __future__ import annotations
 

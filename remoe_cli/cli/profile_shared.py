@@ -1,4 +1,4 @@
-"""What the commands of `remoe profile` have in common: describing hardware, and showing the profile that was made."""
+"""What the commands of `remoe profile` share: describing hardware, and showing the profile made."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def trained_predictor(profile: Profile) -> PredictorRecord | None:
 
 
 def described_latency(model: str, latency_from: str) -> Latency:
-    from remoe_cli.model.checkpoint import find
+    from remoe_cli.model.checkpoint import find_named
     from remoe_cli.model.spec import read_spec
     from remoe_cli.profile.hardware import latency_from as described
 
     with output.progress("Finding the model"):
-        return described(latency_from, read_spec(find(model)))
+        return described(latency_from, read_spec(find_named(model)))

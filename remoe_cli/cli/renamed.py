@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typer.exceptions import TyperException
-
-# (command, old option) -> the sentence
-RENAMED = {
-    ("predict", "--input"): "--input is now --data.",
-    ("infer", "--input"): "--input is now --data.",
-    ("plan", "--prompts"): "--prompts is now --data.",
-    ("deploy", "--budget"): "--budget is now --monthly-alert.",
-    ("deploy", "--budget-email"): "--budget-email is now --alert-email.",
-    ("package", "--context"): "--context is now --output.",
-    ("profile run", "--routing"): "--routing FILE is now 'remoe profile import MODEL FILE'.",
-    ("profile run", "--vectors-from"): "--vectors-from is now an option of 'remoe profile import MODEL FILE'.",
-    ("profile run", "--target"): "--target NAME is now 'remoe profile measure NAME'.",
-}
+import re
+from typing import NamedTuple
 
 
-def new_name(command: str, error: TyperException) -> str | None:
-    """Return the sentence for an option that typer does not know, if `command` ("remoe plan") had it once."""
-    return RENAMED.get((command.removeprefix("remoe "), getattr(error, "option_name", "")))
+class Renamed(NamedTuple):
+    """An option that some commands had; its sentence names the option or the command of today."""
+
+    commands: tuple[str, ...]
+    option: str
+    sentence: str
+
+
+WITH_DATA = ("profile run", "profile import", "profile measure", "predict", "plan", "infer")
+RENAMED = (
+    Renamed(WITH_DATA, "--input", "--input is now --data."),
+    Renamed(WITH_DATA, "--prompts", "--prompts is now --data."),
+    Renamed(("deploy",), "--budget", "--budget is now --monthly-alert."),
+    Renamed(("deploy",), "--budget-email", "--budget-email is now --alert-email."),
+    Renamed(("package",), "--context", "--context is now --output."),
+    Renamed(("profile run", "plan"), "--routing", "--routing FILE is now 'remoe profile import MODEL FILE'."),
+    Renamed(("profile run",), "--vectors-from", "--vectors-from is now an option of 'remoe profile import MODEL FILE'."),
+    Renamed(("profile run",), "--target", "--target NAME is now 'remoe profile measure NAME'."),
+)
+_COMMAND = re.compile(r"'(remoe profile \w+) ")
+
+
+def new_name(command: str, option: str) -> tuple[str, str] | None:
+    """Find the sentence for an option that `command` had once, and the command that explains it.
+
+    `command` is a path such as "remoe plan".
+    """
+    for commands, old, sentence in RENAMED:
+        if old == option and command.removeprefix("remoe ") in commands:
+            instead = _COMMAND.search(sentence)
+            return sentence, instead[1] if instead else command
+    return None

@@ -1,4 +1,4 @@
-"""What the commands for deployments share: their options, and picking the target that the options name."""
+"""What the commands for deployments share: their options, and picking the target that they name."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ def only_on_aws(target: TargetName, **given: object) -> None:
         raise UsageError(f"{wrong[0]} goes with --target aws.", f"Add --target aws, or leave {wrong[0]} out.")
 
 
-def pick(target: TargetName, region: str | None, profile: str | None, *, asks: bool = False, yes: bool = False) -> Target:
-    """Return the target that the options name. On AWS, a command that `asks` needs somebody who can answer, or `yes`.
+def pick(target: TargetName, region: str | None, profile: str | None, *, asks: str | None = None, yes: bool = False) -> Target:
+    """Return the target that the options name.
+
+    On AWS, the command that `asks` names needs a terminal where somebody can answer, or `yes`.
 
     Raises: UsageError for options that do not go together and where nobody can answer, and what `session.connect` raises.
     """
@@ -57,7 +59,7 @@ def pick(target: TargetName, region: str | None, profile: str | None, *, asks: b
 
         return LocalTarget(output.console(yes=True))
     if asks and not yes and (output.is_json() or not sys.stdin.isatty()):
-        raise UsageError("This asks before it acts, and nobody can answer here.", "Give --yes.")
+        raise UsageError(f"'remoe {asks}' asks before it changes anything, but there is no terminal to answer.", "Give --yes.")
     from remoe_cli.deploy.aws import session
     from remoe_cli.deploy.aws.target import AwsTarget
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
-from remoe_cli.plan.document import Plan
+from remoe_cli.plan.document import Plan, read_plan
 from remoe_cli.plan.verify.check import verify
-from remoe_cli.profile.record import Profile, read_profile
+from remoe_cli.profile.record import Profile, read_profile_of
 
 Inputs = tuple[Plan, Profile, Catalog]
 
@@ -17,10 +16,11 @@ Inputs = tuple[Plan, Profile, Catalog]
 def read_inputs(plan_path: Path) -> Inputs:
     """Read a plan with the profile and the catalog that it names, and verify it.
 
-    Raises: ArtifactError for a file that is missing, damaged or has changed, and for a plan that the verifier does not confirm.
+    Raises: UsageError for a path that is not a plan's; ArtifactError for a plan that is damaged or that the verifier does not confirm, and
+    for a profile or catalog that is missing or has changed.
     """
-    plan = artifacts.read_json(plan_path, Plan)
-    profile = read_profile(Path(plan.profile.path))
+    plan = read_plan(plan_path)
+    profile = read_profile_of(plan_path, Path(plan.profile.path))
     catalog = read_catalog(plan.catalog.path)
     for what, expected, found in (("profile", plan.profile.sha256, profile.sha256), ("catalog", plan.catalog.sha256, catalog.file.sha256)):
         if expected != found:

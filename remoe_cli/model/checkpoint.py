@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remoe_cli.artifacts import Document, read_json
-from remoe_cli.errors import ModelError
+from remoe_cli.errors import ModelError, UsageError
 
 INDEX = "model.safetensors.index.json"
 SHARE = "share.json"
@@ -85,48 +85,65 @@ def _indexed(index: Path) -> set[str]:
         raise ModelError(f"{index} cannot be used: {reason(error)}", "Check that the checkpoint is complete.") from None
 
 
+def find_named(model: str) -> Checkpoint:
+    """Find the checkpoint of a folder or a hub id that the user named, and download it if needed.
+
+    Raises: UsageError when there is no such checkpoint, ModelError when it cannot be downloaded.
+    """
+    return _find(model, None)
+
+
 def find(model: str, revision: str | None = None) -> Checkpoint:
-    """Find the checkpoint of a folder or a hub id, and download it if needed.
+    """Find a checkpoint that a file of remoe names, and download it if needed.
 
     `revision` is a commit of a hub model; it is ignored for a folder.
 
     Raises: ModelError when there is no such checkpoint, or it cannot be downloaded.
     """
+    try:
+        return _find(model, revision)
+    except UsageError as error:
+        raise ModelError(error.message, error.hint) from None
+
+
+def _find(model: str, revision: str | None) -> Checkpoint:
     path = _local(model)
     if path is not None:
         return Checkpoint(str(path), path, f"local:{_digest(path)[:16]}")
     if Path(model).is_absolute() or model.count("/") != 1 or model.startswith((".", "~")):
-        raise ModelError(f"There is no folder {model}, and it is not a hub id such as 'owner/name'.", "Check the path.")
+        raise UsageError(
+            f"There is no folder {model}, and it is not a hub id such as 'owner/name'.", "Check the path, or give a hub id OWNER/NAME."
+        )
     return _fetch(model, revision)
 
 
 def _local(model: str) -> Path | None:
     """Return the folder of a checkpoint on this machine; None where nothing has this name.
 
-    Raises: ModelError for what is there and is no checkpoint. The hub is not asked about such names.
+    Raises: UsageError for what is there and is no checkpoint. The hub is not asked about such names.
     """
     try:
         path = Path(model).expanduser()
         if not path.exists():
             if path.is_symlink():
-                raise ModelError(f"{model} is a link to {path.readlink()}, which is not there.", "Give the folder of a checkpoint.")
+                raise UsageError(f"{model} is a link to {path.readlink()}, which is not there.", "Give the folder of a checkpoint.")
             return None
         if path.is_dir():
             path = path.resolve()
             if (path / "config.json").is_file():
                 return path
             inside = sorted(config.parent for pattern in ("*/config.json", "snapshots/*/config.json") for config in path.glob(pattern))
-            raise ModelError(
+            raise UsageError(
                 f"The folder {model} has no config.json.",
                 f"Perhaps you mean {inside[0]}." if inside else "Give the folder of a transformers checkpoint.",
             )
     except (OSError, ValueError, RuntimeError) as error:  # rights, a name that no file can have, a user without a home
-        raise ModelError(f"{model} cannot be looked up: {reason(error)}", "Check the path and your permissions.") from None
+        raise UsageError(f"{model} cannot be looked up: {reason(error)}", "Check the path and your permissions.") from None
     if path.suffix.lower() == ".gguf":
-        raise ModelError(f"{model} is a file; give the folder of the model's safetensors checkpoint.", "remoe reads no GGUF.")
+        raise UsageError(f"{model} is a file; give the folder of the model's safetensors checkpoint.", "remoe reads no GGUF.")
     folder = path.parent
     hint = f"Its folder is {folder}." if (folder / "config.json").is_file() else "A model is the folder that holds config.json and weights."
-    raise ModelError(f"{model} is a file; give its folder.", hint)
+    raise UsageError(f"{model} is a file; give its folder.", hint)
 
 
 def _digest(folder: Path) -> str:

@@ -114,6 +114,8 @@ def bags(tokenizer: Any, texts: Sequence[Prompt], limit: int | None) -> Bags:
     sizes, tokens, counts = [], [], []
     for text in texts:
         distinct, times = np.unique(np.array(content_ids(tokenizer, text, limit), dtype=np.int32), return_counts=True)
+        if not text:
+            raise UsageError("The prompt is empty.", "Give --prompt some text.")
         if not len(distinct):
             raise UsageError(f"The tokenizer makes no tokens of the prompt {as_text(text)!r}.", "Remove the prompt from the data.")
         sizes.append(len(distinct))

@@ -6,12 +6,15 @@ valid when they are worded in another way.
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from remoe_cli.artifacts import Document, Part
+from remoe_cli.artifacts import Document, Part, read_json
+from remoe_cli.errors import UsageError
 
 
 def _is_none(value: object) -> bool:
@@ -337,3 +340,30 @@ class Plan(Document):
     def outcome(self) -> Outcome:
         """The plan's own cost and latency."""
         return Outcome(cost_usd_per_request=self.cost_usd_per_request, ttft_s=self.ttft_s, tpot_s=self.tpot_s)
+
+
+_HINT = "Give the .json file that 'remoe plan' wrote."
+
+
+def read_plan(path: Path) -> Plan:
+    """Read the plan of a path that the user named.
+
+    Raises: UsageError for what is no plan at all, ArtifactError for a plan that is damaged or of another schema.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a plan.", _HINT)
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"There is no file {path}.", "Check the path, or make a plan with 'remoe plan PROFILE -o FILE'.") from None
+    if b'"remoe.plan/' not in content:
+        raise UsageError(f"{path} is not a plan{'' if _is_json(content) else ' (it is not JSON)'}.", _HINT)
+    return read_json(path, Plan)
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.chat import Prompt
-from remoe_cli.model.checkpoint import find
+from remoe_cli.model.checkpoint import find, find_named
 from remoe_cli.model.tokens import load_tokenizer
 from remoe_cli.model.vectors import Bags, EmbeddingTable, bags, embedding_table, prompt_features
 from remoe_cli.profile.prompts import PromptSet
@@ -84,7 +84,7 @@ def features_of(profile: Profile, vectors_from: str | None = None, data: PromptS
                 f"Vectors from another checkpoint need the texts of the profile's {len(profile.arrays['prompt_tokens'])} prompts.",
                 "Give the profiled prompts with --profiled-data.",
             )
-        checkpoint = find(vectors_from)
+        checkpoint = find_named(vectors_from)
         made = prompt_features(checkpoint, data.texts, None)
         return PromptFeatures(made["prompt_vectors"], _bags(made), embedding_table(checkpoint))
     if not has_features(profile):

@@ -1,4 +1,4 @@
-"""Measuring one expert's time in an expert function, against tokens and against the vCPUs that its memory brings.
+"""Measuring an expert's time in an expert function, by tokens and by the vCPUs of its memory.
 
 The function's arithmetic runs in a process of its own (function_timing.py), with one thread, under the CPU quotas that the local twin
 sets. On a machine where no quota can be set, the process is timed on one whole vCPU, and the fitted curve computes what a quota does.

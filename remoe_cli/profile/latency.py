@@ -42,7 +42,9 @@ _TOO_LONG_S = 2.0  # more tokens are not tried after a call this long
 
 
 def measure(model: PreTrainedModel, load_s: float) -> Latency:
-    """Measure all times of a loaded model, which takes about 10 s for a small one. Detaches what is attached to its experts hook."""
+    """Measure all times of a loaded model, which takes about 10 s for a small one.
+
+    What is attached to the model's experts hook is detached."""
     layers = attach(model, _without_experts).layers
     with torch.inference_mode():
         nonexpert = _nonexpert(model, _decoder_layers(model, layers[0]))

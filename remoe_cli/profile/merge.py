@@ -69,7 +69,7 @@ def refuse_foreign(out: Path) -> None:
 
 def _number(profile: Profile) -> int:
     if profile.record.dataset.shard is None:
-        raise UsageError(f"{profile.path} is not a shard.", "Merge what 'remoe profile --shard I/N' made.")
+        raise UsageError(f"{profile.path} is not a slice: it was made without --shard I/N.", "Merge what 'remoe profile --shard I/N' made.")
     return profile.record.dataset.shard.number
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli import artifacts
-from remoe_cli.errors import ArtifactError
+from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.latency_record import Latency
 
@@ -166,12 +166,13 @@ IN_SHARD = {"prompt_index": "P"}
 def read_profile(path: Path) -> Profile:
     """Read and check a profile.
 
-    Raises: ArtifactError when it is missing or damaged, or its arrays do not fit each other.
+    Raises: UsageError when there is no profile at this path; ArtifactError when it is damaged, or its arrays do not fit each other.
     """
     if not (path / "profile.json").is_file():
-        raise ArtifactError(
-            f"{path} is not a profile: it has no profile.json.", "Make one with 'remoe profile MODEL --data PROMPTS -o DIR'."
-        )
+        if path.is_file():
+            raise UsageError(f"{path} is a file.", "PROFILE is the folder that 'remoe profile' wrote.")
+        what = f"{path} is not a profile: it has no profile.json." if path.is_dir() else f"There is no folder {path}."
+        raise UsageError(what, "Make a profile with 'remoe profile MODEL --data PROMPTS -o DIR'.")
     record = artifacts.read_json(path / "profile.json", ProfileRecord)
     file = path / "arrays.safetensors"
     if file.is_file() and artifacts.sha256_file(file) != record.arrays_sha256:
@@ -179,6 +180,19 @@ def read_profile(path: Path) -> Profile:
     arrays = artifacts.read_arrays(file)
     _check(path, record, arrays)
     return Profile(path, record, arrays)
+
+
+def read_profile_of(plan: Path, profile: Path) -> Profile:
+    """Read the profile that a plan was made from.
+
+    Raises: ArtifactError when it is not on this machine, or is damaged.
+    """
+    if not (profile / "profile.json").is_file():
+        raise ArtifactError(
+            f"The plan {plan} was made from the profile {profile}, which is not on this machine.",
+            "Make the profile and the plan again here, or give a plan that was made on this machine.",
+        )
+    return read_profile(profile)
 
 
 def _check(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]]) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.chat import Prompt
-from remoe_cli.model.checkpoint import Checkpoint, find
+from remoe_cli.model.checkpoint import Checkpoint, find_named
 from remoe_cli.model.spec import MoeSpec, read_spec
 from remoe_cli.profile.latency_record import Latency
 from remoe_cli.profile.merge import Arrays, join, refuse_foreign
@@ -50,7 +50,9 @@ _PASS_TOKENS = 8
 
 
 class Inputs(artifacts.Document):
-    """Everything that decides the counts. A rerun may use the batches of an earlier run if their inputs are equal."""
+    """Everything that decides the counts.
+
+    A rerun may use the batches of an earlier run if their inputs are equal."""
 
     schema_version: str = "remoe.profile-inputs/2"
     model: ModelRef
@@ -83,7 +85,7 @@ def profile(
     from remoe_cli.model.vectors import prompt_features
 
     with progress("Finding the model"):
-        checkpoint = find(model)
+        checkpoint = find_named(model)
         spec = read_spec(checkpoint)
         tokenizer = load_tokenizer(checkpoint)
     with progress("Checking the prompts"):
@@ -219,7 +221,9 @@ def record(
     partial: Path,
     on_part: Callable[[float], None] = lambda prompts: None,
 ) -> Iterator[int]:
-    """Run batches, given by their numbers in ascending order, and yield each number when its file in `partial` is written.
+    """Run batches, and yield the number of each when its file in `partial` is written.
+
+    The numbers are given in ascending order.
 
     `on_part` is called while a batch runs: with the share of its work that is done, times its number of prompts.
     """

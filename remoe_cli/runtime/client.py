@@ -154,7 +154,7 @@ def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _error_document(error: Any) -> dict[str, Any] | None:
-    """The error document that the container answered with, which SageMaker passes on inside its own error."""
+    """Read the container's error document out of SageMaker's error."""
     try:
         document = json.loads(error.response["OriginalMessage"])
         return document if "error" in document else None

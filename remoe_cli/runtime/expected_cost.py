@@ -17,7 +17,7 @@ from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import Outcome, Plan
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
-from remoe_cli.profile.record import read_profile
+from remoe_cli.profile.record import read_profile_of
 
 # (prompt tokens, generated tokens after the first) -> the outcome
 ExpectedCost = Callable[[int, int], Outcome]
@@ -29,7 +29,7 @@ def expected_cost(plan_path: Path) -> ExpectedCost:
     Raises: ArtifactError when the plan's profile or catalog is missing or has changed.
     """
     plan = read_json(plan_path, Plan)
-    profile, catalog = read_profile(Path(plan.profile.path)), read_catalog(plan.catalog.path)
+    profile, catalog = read_profile_of(plan_path, Path(plan.profile.path)), read_catalog(plan.catalog.path)
     for what, planned, found in (("profile", plan.profile, profile.sha256), ("catalog", plan.catalog, catalog.file.sha256)):
         if planned.sha256 != found:
             raise ArtifactError(f"The {what} {planned.path} has changed since the plan was made.", "Plan and deploy again.")

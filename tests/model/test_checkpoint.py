@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from remoe_cli.errors import ModelError
-from remoe_cli.model.checkpoint import find
+from remoe_cli.errors import ModelError, UsageError
+from remoe_cli.model.checkpoint import find, find_named
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ REFUSED = {
     "outer": ("The folder outer has no config.json.", "outer/inner."),
     "cache": ("The folder cache has no config.json.", "cache/snapshots/abc."),
     "broken": ("broken is a link to gone/model, which is not there.", "Give the folder"),
-    "model/config.json/x": ("There is no folder model/config.json/x", "Check the path."),
+    "model/config.json/x": ("There is no folder model/config.json/x", "Check the path, or give a hub id OWNER/NAME."),
     "~no-such-user/model": ("~no-such-user/model cannot be looked up", "Check the path"),
-    "~/no-such-model": ("There is no folder ~/no-such-model", "Check the path."),
+    "~/no-such-model": ("There is no folder ~/no-such-model", "Check the path, or give a hub id OWNER/NAME."),
     "m" * 5000: ("cannot be looked up", "Check the path"),
     "loop": ("loop", ""),
 }
@@ -52,10 +52,11 @@ REFUSED = {
 @pytest.mark.parametrize("model", REFUSED)
 def test_what_is_no_checkpoint(model: str, place: Path) -> None:
     message, hint = REFUSED[model]
-    with pytest.raises(ModelError) as caught:
-        find(model)
-    assert message in caught.value.message
-    assert hint in caught.value.hint
+    for look, kind in ((find, ModelError), (find_named, UsageError)):
+        with pytest.raises(kind) as caught:
+            look(model)
+        assert message in caught.value.message
+        assert hint in caught.value.hint
 
 
 def test_a_link_to_a_folder_is_the_folder(place: Path) -> None:

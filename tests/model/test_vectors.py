@@ -94,6 +94,9 @@ def test_a_bag_holds_distinct_tokens_and_no_order(checkpoint: Checkpoint) -> Non
     assert bags(tokenizer, [f"{WORDS[3]} {WORDS[1]} {WORDS[3]}"], 1).tokens.tolist() == [11]
     with pytest.raises(UsageError, match=r"makes no tokens of the prompt '\\u3000'"):
         bags(tokenizer, ["w1", "\u3000"], None)
+    with pytest.raises(UsageError, match=r"^The prompt is empty\.$") as raised:
+        bags(tokenizer, [""], None)
+    assert raised.value.hint == "Give --prompt some text."
 
 
 def test_features_of_a_prompt_depend_on_that_prompt_alone(checkpoint: Checkpoint) -> None:

@@ -82,7 +82,7 @@ def test_the_first_shards_latencies_are_kept(shards: list[Path], tmp_path: Path)
         (lambda s, w: [s[0], s[2]], "Shard 2 of 3 is missing"),
         (lambda s, w: [s[0], s[1]], "Shard 3 of 3 is missing"),
         (lambda s, w: [s[0], s[1], s[1], s[2]], "are both shard 2"),
-        (lambda s, w: [s[0], s[1], w], "is not a shard"),
+        (lambda s, w: [s[0], s[1], w], r"is not a slice: it was made without --shard I/N\."),
     ],
 )
 def test_what_is_not_all_shards_once_is_refused(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from remoe_cli import artifacts
-from remoe_cli.errors import ArtifactError
-from remoe_cli.profile.record import Profile, RoutingRef, read_profile, write_profile
+from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.profile.record import Profile, RoutingRef, read_profile, read_profile_of, write_profile
 from tests.support.synthetic import synthetic_profile
 
 Arrays = dict[str, Any]
@@ -45,6 +45,27 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert all((read.arrays[name] == profile.arrays[name]).all() for name in profile.arrays)
     assert (read.counts("prefill") == profile.arrays["prefill_counts"]).all()
     assert (read.counts("decode") == profile.arrays["decode_counts"]).all()
+
+
+def test_what_is_no_profile(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    for path, message in (
+        (tmp_path / "nowhere", f"There is no folder {tmp_path / 'nowhere'}."),
+        (tmp_path / "plan.json", f"{tmp_path / 'plan.json'} is a file."),
+        (tmp_path, f"{tmp_path} is not a profile: it has no profile.json."),
+    ):
+        with pytest.raises(UsageError) as raised:
+            read_profile(path)
+        assert raised.value.message == message and "'remoe profile" in raised.value.hint
+
+
+def test_a_profile_that_a_plan_names_may_be_on_another_machine(tmp_path: Path) -> None:
+    plan, profile = Path("plans/demo-local.json"), synthetic_profile(tmp_path / "p")
+    assert read_profile_of(plan, tmp_path / "p").record == profile.record
+    with pytest.raises(ArtifactError) as raised:
+        read_profile_of(plan, tmp_path / "q")
+    message = f"The plan plans/demo-local.json was made from the profile {tmp_path / 'q'}, which is not on this machine."
+    assert raised.value.message == message and raised.value.hint
 
 
 @pytest.mark.parametrize("missing", ["prefill", "decode"])

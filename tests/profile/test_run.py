@@ -347,7 +347,7 @@ def test_a_changed_arrays_file_is_noticed(whole: Made, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="There is no file"):
         read_profile(folder)
     (folder / "profile.json").unlink()
-    with pytest.raises(ArtifactError, match="is not a profile"):
+    with pytest.raises(UsageError, match="is not a profile"):
         read_profile(folder)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from remoe_cli import artifacts
 from remoe_cli.deploy.aws import access, deployment, diff, money, packing, quotas, status, template
 from remoe_cli.deploy.aws import preview as rows
 from remoe_cli.deploy.aws.contents import expected
@@ -24,7 +23,7 @@ from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import UsageError
 from remoe_cli.package.dependencies import PYTHON
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
-from remoe_cli.plan.document import Plan
+from remoe_cli.plan.document import Plan, read_plan
 from remoe_cli.runtime.client import MainAddress
 
 
@@ -44,7 +43,7 @@ class AwsTarget:
             return self.connect()
 
     def preview(self, plan_path: Path, name: str, options: DeployOptions) -> tuple[dict[str, Any], Overview]:
-        plan = artifacts.read_json(plan_path, Plan)
+        plan = read_plan(plan_path)
         catalog, contents = read_catalog(plan.catalog.path), expected(plan)
         settings = _settings(plan, catalog, name, options)
         made = template.templates(plan, contents, settings)

@@ -22,7 +22,7 @@ from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.contents import Contents
 from remoe_cli.deploy.aws.functions import DELETE, Resource, plan_sha256, tags
 from remoe_cli.deploy.aws.policies import ACCOUNT, REGION, SUFFIX, sub
-from remoe_cli.deploy.aws.settings import AwsSettings
+from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.document import Plan
@@ -61,8 +61,10 @@ def templates(plan: Plan, contents: Contents, settings: AwsSettings) -> Template
     """
     names.check_name(settings.name)
     if settings.endpoint is Endpoint.none and not contents.functions:
+        unsold = endpoint_of(plan.main.name) is Endpoint.none
+        main = f"its main function, {plan.main.name}, is on no AWS platform" if unsold else "--endpoint none leaves its main function out"
         raise UsageError(
-            "Nothing of this plan runs on AWS: all its experts are local, and the endpoint is none.",
+            f"Nothing of this plan runs on AWS: all its experts are local, and {main}.",
             "Plan with --catalog aws-us-east-1, or deploy it on this machine: leave --target aws out.",
         )
     served = functions.served_at_once(plan, contents, settings)

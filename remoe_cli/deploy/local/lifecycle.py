@@ -245,8 +245,9 @@ def known_dir(name: str) -> Path:
     """
     folder = state_dir(name)
     if not folder.is_dir():
-        message = f"There is no deployment named '{name}'; there are: {', '.join(names()) or 'none'}."
-        raise DeployError(message, "Make one with 'remoe deploy PLAN --target local'.")
+        known = names()
+        others = f"there are: {', '.join(known)}" if known else "no deployment runs here"
+        raise DeployError(f"There is no deployment named '{name}'; {others}.", "Make one with 'remoe deploy PLAN --target local'.")
     return folder
 
 

@@ -1,4 +1,6 @@
-"""What a file of requests comes to: how many there are of which length, when they came, and a sentence on how the file was read.
+"""Counts of a file of requests: how many there are of which length, and when they came.
+
+A sentence says how the file was read.
 
 Memory grows with the number of different lengths, and by 8 bytes for each row with a timestamp: the times between requests are kept.
 """
@@ -109,7 +111,7 @@ def read_trace(path: Path) -> Trace:
 
 
 def total(values: Floats, copies: Ints | None = None) -> float:
-    """Add up values, each as often as `copies` says, one after another as `sum` does: the last bit depends on the order."""
+    """Sum values, each `copies` times, in order, as the last bit depends on it."""
     batches = [slice(at, at + _BATCH) for at in range(0, len(values), _BATCH)]
     if copies is None:
         return float(sum(chain.from_iterable(values[batch].tolist() for batch in batches)))
@@ -128,7 +130,7 @@ def _merged(counted: _Counted, codes: array[int], weights: array[float]) -> _Cou
 
 
 def _lengths(path: Path, number: int, columns: TraceColumns, cells: Any) -> tuple[float, float, float] | None:
-    """Read prompt tokens, tokens after the first, and weight from a row; None where it has no prompt or no answer, and so failed."""
+    """Read prompt tokens, further tokens and weight of a row; None for a failed request."""
     for key in columns.summed:
         requests = _figure(path, number, cells, (key,), "requests", 0)
         if requests is not None and requests > 1:
@@ -166,7 +168,7 @@ def _figure(path: Path, number: int, cells: Any, keys: tuple[Key, ...], what: st
 
 
 def _time(path: Path, number: int, time: Any, unit: float | None) -> tuple[float, bool]:
-    """Read a row's time in seconds, and say whether it is a date; a number whose column tells no unit is left as it is."""
+    """Read a row's time in seconds, and say whether it is a date."""
     for read in (_date_s, float) if isinstance(time, str) and time[4:5] == "-" else (float, _date_s):
         try:
             value = read(time)
@@ -182,13 +184,13 @@ def _time(path: Path, number: int, time: Any, unit: float | None) -> tuple[float
 
 
 def _date_s(date: Any) -> float:
-    """Read a date; one without a zone is UTC: no trace gets an hour more or less where this machine's clocks are changed."""
+    """Read a date; one without a zone is UTC."""
     moment = datetime.fromisoformat(str(date).strip().removesuffix(" UTC"))
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _epoch_unit(times: array[float]) -> float:
-    """Find the units in a second of times without one: an epoch time's where all are as large as that, else seconds."""
+    """Find how many units a second has: of an epoch time if all are that large, else 1."""
     sizes = np.abs(np.frombuffer(times)) if times else np.zeros(1)
     return next((unit for unit, least in _EPOCHS if sizes.min() >= least and sizes.max() < 1000 * least), 1.0)
 

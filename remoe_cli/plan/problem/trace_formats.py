@@ -1,4 +1,6 @@
-"""Formats of request traces: one table of the columns and units that projects publish, and how a row's columns are recognised.
+"""Formats of request traces, and how a row's columns are recognised.
+
+One table has the columns and units that projects publish.
 
 Two names are one if they differ in nothing but case, spaces, hyphens and underscores: `Request tokens` is `request_tokens`. A dot leads
 into an object: `usage.prompt_tokens`. Generated tokens count the first one, which a prompt's prefill gives; `n_out` does not count it.

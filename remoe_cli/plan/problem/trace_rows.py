@@ -1,4 +1,6 @@
-"""Rows of a file of requests: CSV with a header, JSON lines, a JSON array, or JSON objects whose columns are lists.
+"""Rows of a file of requests.
+
+It is CSV with a header, JSON lines, a JSON array, or JSON objects whose columns are lists.
 
 The file is streamed, so memory does not grow with the number of rows; limits bound one row. The file may be compressed with gzip and
 start with a byte order mark, which also tells UTF-16. Lines end at a line feed only, whatever else Unicode calls the end of a line.
@@ -39,7 +41,9 @@ _WRAPPERS = frozenset(("data", "items", "logs", "records", "requests", "results"
 
 
 def read_rows(path: Path) -> Generator[Row, None, None]:
-    """Read the rows of a file one by one; an object of lists stands for as many rows as its lists are long.
+    """Read the rows of a file one by one.
+
+    An object of lists stands for as many rows as its lists are long.
 
     Raises: UsageError for a file that cannot be read, and for a row that is not CSV or JSON, with the number of the row.
     """
@@ -49,6 +53,8 @@ def read_rows(path: Path) -> Generator[Row, None, None]:
             for row in _json_rows(path, stream) if is_json else _csv_rows(path, stream):
                 number = row[0]
                 yield row
+    except FileNotFoundError:
+        raise UsageError(f"There is no file {path}.", "Check the path.") from None
     except UnicodeDecodeError as error:
         where = f"after row {number}" if number else "from its start on"
         raise UsageError(f"{path} cannot be read: {where} it is not text in UTF-8 ({error.reason}).", FORM) from None
@@ -163,7 +169,7 @@ def _json_values(path: Path, stream: TextIO) -> Iterator[Any]:
 
 
 def _unwrapped(value: Any, depth: int = _DEPTH) -> list[Any]:
-    """Take the rows out of an object such as {"data": [...]} that is none itself; any other value is the only row."""
+    """Take the rows out of an object such as {"data": [...]}."""
     if isinstance(value, dict) and depth:
         lists = [rows for name, rows in value.items() if name in _WRAPPERS and isinstance(rows, list)]
         if len(lists) == 1 and not recognise((name, name) for name in _names(value)).n_in:

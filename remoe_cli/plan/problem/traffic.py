@@ -78,7 +78,7 @@ def read_traffic(path: Path) -> Traffic:
 
 
 def _kinds(trace: Trace) -> tuple[Lengths, ...]:
-    """Cut the requests, in order of length, into parts of equal weight with their mean lengths; equal means are one kind."""
+    """Cut the requests, ordered by length, into parts of equal weight."""
     all_weights = total(trace.weights, trace.copies)
     if not all_weights:
         return ()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from remoe_cli.artifacts import sha256_file
 from remoe_cli.errors import UsageError
-from remoe_cli.model.checkpoint import Checkpoint, find
+from remoe_cli.model.checkpoint import Checkpoint, find_named
 from remoe_cli.model.spec import MoeSpec, read_spec
 from remoe_cli.profile.imports.check_counts import counted_rows
 from remoe_cli.profile.imports.check_ids import traced_rows
@@ -74,11 +74,11 @@ def import_profile(
     Raises: UsageError and ModelError when something cannot be read or does not fit; nothing is written then.
     """
     refuse_foreign(out)
-    checkpoint = find(model)
+    checkpoint = find_named(model)
     spec = read_spec(checkpoint)
     imported = import_routing(file, spec, model=Path(checkpoint.name).name, prompts=prompts)
     prompts = imported.prompts
-    embedding = find(vectors_from) if vectors_from else checkpoint if _has_embeddings(checkpoint) else None
+    embedding = find_named(vectors_from) if vectors_from else checkpoint if _has_embeddings(checkpoint) else None
     arrays = imported.arrays | {"prompt_vectors": np.empty((imported.rows, 0), dtype=np.float32)}
     if prompts is None and vectors_from:
         raise UsageError("Prompt vectors need the prompts' texts.", "Give the prompts with --data, or leave --vectors-from out.")

@@ -142,7 +142,7 @@ def _not_utf8(name: str, number: int, error: UnicodeDecodeError) -> UsageError:
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
-    """Lines with their ends, decoded one by one so that an error has its line number."""
+    """Yield lines with their ends, decoded one by one, so that an error has its line number."""
     number = 1
     try:
         while line := file.readline(_MOST + 1):

@@ -1,4 +1,6 @@
-"""Rows of a JSON stream: elements of an array, or values one after the other. One is in memory at a time."""
+"""Rows of a JSON stream: elements of an array, or values one after the other.
+
+One row is in memory at a time."""
 
 from __future__ import annotations
 

@@ -211,7 +211,8 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
     [
         (("deploy", "PLAN", "--dry-run"), "--dry-run goes with --target aws"),
         (("deploy", "PLAN", "--region", "us-east-1"), "--region goes with --target aws"),
-        (("deploy", "PLAN", "--target", "aws"), "nobody can answer"),
+        (("deploy", "PLAN", "--target", "aws"), "'remoe deploy' asks before it changes anything, but there is no terminal to answer."),
+        (("destroy", "x", "--target", "aws"), "'remoe destroy' asks before it changes anything"),
         (("deploy", "PLAN", "--target", "aws", "--dry-run", "--monthly-alert", "5"), "A monthly alert needs an amount and an address"),
         (("deploy", "PLAN", "--target", "aws", "--dry-run", "--name", "No_Name"), "cannot be the name of a deployment on AWS"),
         (("status", "x", "--profile", "p"), "--profile goes with --target aws"),

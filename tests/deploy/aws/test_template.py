@@ -283,7 +283,10 @@ def test_names_and_plans_that_cannot_be() -> None:
     with pytest.raises(UsageError, match="cannot be the name"):
         tiny(Endpoint.none, name="Tiny")
     plan = aws.plan(Endpoint.none, aws.LAYERS[:1])
-    with pytest.raises(UsageError, match="Nothing of this plan runs on AWS"):
+    with pytest.raises(UsageError, match=rf"Nothing of this plan runs on AWS: .* main function, {plan.main.name}, is on no AWS platform\."):
+        templates(plan, aws.contents(plan), aws.settings(Endpoint.none))
+    plan = aws.plan(Endpoint.aws_lambda, aws.LAYERS[:1])
+    with pytest.raises(UsageError, match=r"--endpoint none leaves its main function out\."):
         templates(plan, aws.contents(plan), aws.settings(Endpoint.none))
 
 

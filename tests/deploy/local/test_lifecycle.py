@@ -186,6 +186,8 @@ def test_a_locked_name_is_held(root: Path) -> None:
 
 
 def test_unknown_names(root: Path) -> None:
+    with pytest.raises(DeployError, match=r"no deployment named 't'; no deployment runs here\."):
+        lifecycle.status("t")
     lifecycle.state_dir("other").mkdir(parents=True)
     for action in (lifecycle.status, lifecycle.destroy, lifecycle.logs):
         with pytest.raises(DeployError, match="no deployment named 't'; there are: other"):

@@ -1,0 +1,64 @@
+"""The sentences for arguments and options that typer cannot take."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from remoe_cli.cli.renamed import new_name
+from remoe_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from typer.exceptions import TyperException
+
+# pydantic's name of what is wrong with a value: the words after "--option is VALUE"
+_WRONG = {
+    "float_parsing": ", not a number",
+    "int_parsing": ", not a whole number",
+    "greater_than_equal": "; it must be {ge:g} or more",
+    "less_than_equal": "; it must be {le:g} or less",
+}
+_EXTRA = re.compile(r"Got unexpected extra argument\(s\) \((.*)\)", re.DOTALL)
+
+
+def usage_error(error: TyperException) -> UsageError:
+    """Say what typer found wrong in sentences of remoe; what is not known here keeps typer's sentence."""
+    context = getattr(error, "ctx", None)  # what the parser finds wrong with an option has none
+    command = context.command_path if context else "remoe"
+    if renamed := new_name(command, getattr(error, "option_name", "")):
+        sentence, command = renamed
+        return UsageError(sentence, f"See '{command} --help'.")
+    message, hint = error.format_message(), f"See '{command} --help'."
+    parameter = getattr(error, "param", None)
+    if parameter is not None and type(error).__name__ == "MissingParameter":
+        return UsageError(message, f"Give {_name(parameter)}: {_lowered(parameter.help)} {hint}")
+    if parameter is not None and (wrong := _wrong_value(_name(parameter), error)):
+        return UsageError(wrong, hint)
+    if extra := _EXTRA.fullmatch(message):
+        one = " " not in extra[1]
+        return UsageError(f"{extra[1]} is one argument too many." if one else f"These arguments are too many: {extra[1]}.", hint)
+    return UsageError(message, hint)
+
+
+def _name(parameter: Any) -> str:
+    """Return what a person writes: MODEL for an argument, --tpot for an option."""
+    return str(parameter.metavar) if parameter.param_type_name == "argument" else max(parameter.opts, key=len)
+
+
+def _lowered(help: str) -> str:
+    return help[:1].lower() + help[1:] if help[1:2].islower() else help
+
+
+def _wrong_value(name: str, error: TyperException) -> str | None:
+    """Word pydantic's first error, the cause of typer's; None where it is of another kind."""
+    details = getattr(error.__cause__, "errors", None)
+    if details is None:
+        return None
+    first = details()[0]
+    value, limits = first["input"], first.get("ctx", {})
+    if first["type"] == "value_error":  # a choice; the reason begins with the value
+        return f"{name}: {limits['error']}"
+    if words := _WRONG.get(first["type"]):
+        shown = repr(value) if first["type"].endswith("parsing") else value
+        return f"{name} is {shown}{words.format(**limits)}."
+    return None

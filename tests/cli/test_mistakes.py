@@ -1,0 +1,43 @@
+"""Arguments and options that cannot be taken: the sentence is remoe's own, not a library's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support.forked import remoe
+
+MISTAKES = {
+    ("plan", "p", "-o", "x.json", "--tpot", "fast"): "--tpot is 'fast', not a number.",
+    ("plan", "p", "-o", "x.json", "--tpot", "-1"): "--tpot is -1; it must be 0 or more.",
+    ("plan", "p", "-o", "x.json", "--cold-share=3"): "--cold-share is 3; it must be 1 or less.",
+    ("plan", "p", "-o", "x.json", "--n-in", "1.5"): "--n-in is '1.5', not a whole number.",
+    ("deploy", "p", "--monthly-alert", "0"): "--monthly-alert is 0; it must be 0.01 or more.",
+    ("serve", "demo", "--port", "70000"): "--port is 70000; it must be 65535 or less.",
+    ("plan", "p", "-o", "x.json", "--minimize", "price"): "--minimize: 'price' is not one of 'cost', 'tpot', 'ttft'.",
+    ("plan", "p", "q", "-o", "x.json"): "q is one argument too many.",
+    ("plan", "p", "q", "r", "-o", "x.json"): "These arguments are too many: q r.",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_a_wrong_value_is_named_in_a_sentence(arguments: tuple[str, ...]) -> None:
+    run = remoe(*arguments, "--json")
+    assert run.returncode == 2
+    error = json.loads(run.stdout)["error"]
+    assert error == {"kind": "Usage", "message": MISTAKES[arguments], "hint": f"See 'remoe {arguments[0]} --help'."}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (("profile", "run"), "Missing argument 'MODEL'.", "Give MODEL: folder of a transformers checkpoint, or a Hugging Face id."),
+        (("plan", "p"), "Missing option '-o' / '--output'.", "Give --output: the plan to write, such as plans/NAME.json. See 'remoe plan"),
+        (("profile", "merge", "-o", "x"), "Missing argument 'SLICE'.", "Give SLICE: all profiles made with --shard 1/N to N/N"),
+    ],
+)
+def test_what_is_missing_is_explained(arguments: tuple[str, ...], message: str, hint: str) -> None:
+    run = remoe(*arguments, "--json")
+    error = json.loads(run.stdout)["error"]
+    assert run.returncode == 2 and error["message"] == message and error["hint"].startswith(hint)
