@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remoe_cli.cli import output
 from remoe_cli.plan.document import BaselineName
 from remoe_cli.plan.wording import bought, per_million
 
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 _INDENT = "    "
 _WIDTH = 100
 _ANSWERS = {
-    "recommended": "Yes: it is recommended.",
-    "not-recommended": "No: it is not recommended.",
-    "insufficient-evidence": "That cannot be told yet.",
+    "recommended": "Yes: it is worth it here.",
+    "not-recommended": "No: it is not worth it here.",
+    "insufficient-evidence": "There is too little evidence to tell.",
 }
 
 
@@ -114,4 +115,4 @@ def shown(path: Path) -> str:
 
 
 def _filled(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
+    return textwrap.wrap(text, min(_WIDTH, output.width()), initial_indent=_INDENT, subsequent_indent=_INDENT)

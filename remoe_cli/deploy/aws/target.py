@@ -55,7 +55,7 @@ class AwsTarget:
         bill = money.bill(plan, catalog, package.contents, settings)
 
         def explain(changes: Sequence[Change]) -> Overview:
-            return Overview((diff.table(changes, bill),), rows.remarks(checks, bill))
+            return Overview((diff.table(changes, bill),), rows.remarks(plan, checks, bill))
 
         return deployment.apply(self.account, name, made, package.objects, self.console, explain)
 
@@ -93,7 +93,7 @@ def preview(plan_path: Path, name: str, options: DeployOptions) -> tuple[dict[st
     made = template.templates(plan, contents, settings)
     checks, bill = quotas.check(plan, contents, settings), money.bill(plan, catalog, contents, settings)
     document = rows.dry_run(plan, made, contents, checks, bill)
-    return document, Overview(rows.tables(made, checks, bill), rows.remarks(checks, bill))
+    return document, Overview(rows.tables(made, checks, bill), rows.remarks(plan, checks, bill))
 
 
 def _settings(plan: Plan, catalog: Catalog, name: str, options: DeployOptions) -> AwsSettings:
