@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remoe_cli.cli import output
 from remoe_cli.plan.document import BaselineName
 from remoe_cli.plan.wording import bought, per_million
 
@@ -22,9 +23,9 @@ WITHIN = 0.25  # how far the demo's predictions may be off
 _INDENT = "    "
 _WIDTH = 100
 _ANSWERS = {
-    "recommended": "Yes: it is recommended.",
-    "not-recommended": "No: it is not recommended.",
-    "insufficient-evidence": "That cannot be told yet.",
+    "recommended": "Yes: it is worth it here.",
+    "not-recommended": "No: it is not worth it here.",
+    "insufficient-evidence": "There is too little evidence to tell.",
 }
 
 
@@ -126,4 +127,4 @@ def shown(path: Path) -> str:
 
 
 def _filled(text: str, indent: str = _INDENT) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return textwrap.wrap(text, min(_WIDTH, output.width()), initial_indent=indent, subsequent_indent=indent)

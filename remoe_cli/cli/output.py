@@ -1,13 +1,16 @@
 """The only place that prints.
 
 Results go to stdout; everything else (messages, progress, errors) to stderr. With --json stdout carries exactly one JSON
-document; with --quiet messages and progress are dropped. Progress is a bar on a terminal, and lines elsewhere.
+document; with --quiet messages and progress are dropped. Progress is a bar on a terminal, and lines elsewhere. Tables and long texts
+are wrapped to `width()`.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from remoe_cli.deploy.console import Console, Overview
     from remoe_cli.progress import Report
 
+LABEL = 16  # columns of a label before its text
+_UNWRAPPED = 20  # columns of a figure or a name in a table, which a narrow terminal does not break
 HEARTBEAT_S = 14.0  # without a line on stderr, after which a stage of work prints one where there is no terminal
 
 
@@ -94,6 +99,26 @@ def line(text: str = "") -> None:
     print(text, flush=True)
 
 
+def width() -> int:
+    """Return how many columns a line of text has: those of the terminal or of COLUMNS, 100 where there is no terminal."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def paragraph(text: str, first: str = "", rest: str = "") -> None:
+    """Print a long text of the result on stdout, wrapped; its lines start with `first`, then with `rest`."""
+    line(_wrapped(text, first, rest))
+
+
+def labelled(label: str, text: str) -> None:
+    """Print a label and, from column LABEL on, a text of any length."""
+    paragraph(text, f"{label:<{LABEL}}", " " * LABEL)
+
+
+def _wrapped(text: str, first: str = "", rest: str = "") -> str:
+    # Options and paths have hyphens, and are copied: they stay whole.
+    return textwrap.fill(text, width(), initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False)
+
+
 def piece(text: str) -> None:
     """Print a piece of streamed text on stdout, without a line end."""
     _mode.said_s = time.monotonic()
@@ -106,12 +131,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(columns):
-        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        short = i > 0 and all(len(row[i]) <= _UNWRAPPED for row in rows)
+        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=short)
     for row in rows:
         grid.add_row(*row)
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(grid)
+    Console(highlight=False, markup=False, width=width()).print(grid)
 
 
 def ask(question: str) -> bool:
@@ -127,7 +153,7 @@ def show_overview(overview: Overview) -> None:
     for each in overview.tables:
         table(each.title, each.columns, each.rows)
     for remark in overview.remarks:
-        line(remark)
+        paragraph(remark)
 
 
 def console(*, yes: bool = False) -> Console:
@@ -252,6 +278,11 @@ def fail(error: RemoeError) -> None:
         document = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
         print(json.dumps(document, ensure_ascii=False), flush=True)
         return
-    print(f"error: {error.message}", file=sys.stderr)
+    _complain("error: ", error.message)
     if error.hint:
-        print(f"  hint: {error.hint}", file=sys.stderr)
+        _complain("  hint: ", error.hint)
+
+
+def _complain(label: str, text: str) -> None:
+    """Print a line of an error on stderr; only a terminal wraps it, so that other programs find it in one line."""
+    print(_wrapped(text, label, " " * len(label)) if sys.stderr.isatty() and "\n" not in text else label + text, file=sys.stderr)

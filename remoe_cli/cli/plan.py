@@ -22,7 +22,6 @@ Minimize = Enum("Minimize", {name: name for name in ("cost", "tpot", "ttft")}, t
 Invocation = Enum("Invocation", {name: name for name in ("per-layer", "per-expert")}, type=str)  # type: ignore[misc]
 
 
-_WIDTH, _LABEL = 118, 16  # columns of a printed line, and of its label
 _TARGETS, _REQUESTS, _ADVANCED = "Targets", "Requests to plan for", "Advanced"
 
 EXAMPLES = examples(
@@ -195,14 +194,12 @@ def command(
 
 
 def _show_sections(sections: dict[str, Any]) -> None:
-    from textwrap import fill
-
     from remoe_cli.plan.explain.why import SECTIONS
 
     for name, rows in sections.items():
         output.line(f"\n{SECTIONS[name]}")
         for label, text in rows:
-            output.line(fill(text, _WIDTH, initial_indent=f"  {label}: ", subsequent_indent="      ", break_long_words=False))
+            output.paragraph(text, f"  {label}: ", " " * 6)
 
 
 def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedRouting | None:
@@ -219,7 +216,7 @@ def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, ou
     from remoe_cli.plan.assess.frontier import frontier
     from remoe_cli.report.plan import draw_frontier
 
-    with output.progress("Frontier") as progress:
+    with output.progress("Plans of the frontier") as progress:
         points = frontier(read, prices, request, progress)
     picture = out.with_name(f"{out.stem}-frontier.png")
     draw_frontier(points, picture)
@@ -230,7 +227,7 @@ def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, ou
 
         rows = [(f"{p.tpot_s * 1e3:.4g} ms", millions(p.cost_usd), f"{p.ttft_s:.3g} s", str(p.remote), p.main) for p in points]
         output.table("Cost of every TPOT", ("TPOT", "per million", "TTFT", "remote experts", "main function"), rows)
-        output.line(f"{'picture':<{_LABEL}}{picture}")
+        output.line(f"{'picture':<{output.LABEL}}{picture}")
 
     return table
 
@@ -240,17 +237,14 @@ def show(plan: Plan, path: Path) -> None:
     from remoe_cli.plan.explain.rows import BASELINE_COLUMNS, LAYER_COLUMNS, baseline_rows, layer_rows, summary_rows
 
     for name, text in summary_rows(plan):
-        _labelled(name, text)
+        output.labelled(name, text)
     output.line()
-    if output.is_verbose() and any(layer.remote for layer in plan.layers):
-        output.table("Layers", LAYER_COLUMNS, layer_rows(plan))
+    if output.is_verbose():
+        if any(layer.remote for layer in plan.layers):
+            output.table("Layers", LAYER_COLUMNS, layer_rows(plan))
+        else:
+            output.line("No expert is remote, so there is no table of layers.\n")
     output.table("Alternatives", BASELINE_COLUMNS, baseline_rows(plan))
     for note in plan.notes:
-        _labelled("note", note)
-    output.line(f"{'plan':<{_LABEL}}{path}")
-
-
-def _labelled(name: str, text: str) -> None:
-    from textwrap import fill
-
-    output.line(fill(text, _WIDTH, initial_indent=f"{name:<{_LABEL}}", subsequent_indent=" " * _LABEL, break_long_words=False))
+        output.labelled("note", note)
+    output.line(f"{'plan':<{output.LABEL}}{path}")

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from remoe_cli.predict.history import History, PromptFeatures, View
     from remoe_cli.profile.record import Profile
 
-_SHOWN = 3
+_PLACES = ("most used", "second", "third")
+_LEGEND = (
+    "Divergence is that of the predicted use of experts from the counted one: less is better. Remote hits are the choices that go to "
+    "remote experts if each layer's half that is predicted to be used least is remote. The noise floor is what a perfect predictor "
+    "would score, because a prompt's few tokens show its use only roughly. Ridge and neighbours are remoe's predictors; "
+    "docs/explanation/prediction.md describes the others."
+)
 
 _EVALUATION, _ADVANCED = "Evaluation", "Advanced"
 
@@ -116,7 +122,10 @@ def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out:
         "experts_per_layer": profile.record.spec.experts_per_layer,
         "interval": predictor.fitted.coverage,
         "most_used": [
-            [{"expert": int(e), "share": float(row[e]), "lower": float(lo[e]), "upper": float(hi[e])} for e in (-row).argsort()[:_SHOWN]]
+            [
+                {"expert": int(e), "share": float(row[e]), "lower": float(lo[e]), "upper": float(hi[e])}
+                for e in (-row).argsort()[: len(_PLACES)]
+            ]
             for row, lo, hi in zip(activation[0], low[0], high[0], strict=True)
         ],
     }
@@ -126,7 +135,8 @@ def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out:
             (str(layer), *(f"{x['expert']}: {x['share']:.0%} ({x['lower']:.0%} to {x['upper']:.0%})" for x in best))
             for layer, best in zip(layers, document["most_used"], strict=True)
         ]
-        output.table(f"Most used experts of {as_text(texts[0])[:60]!r}", ("layer", *(f"{i + 1}." for i in range(len(rows[0]) - 1))), rows)
+        title = f"Most used experts (expert: share of choices) of {as_text(texts[0])[:60]!r}"
+        output.table(title, ("layer", *_PLACES[: len(rows[0]) - 1]), rows)
         output.line(
             f"Predictor: {predictor.record.default}. In {predictor.fitted.coverage:.0%} of cases the share is in the range in brackets."
         )
@@ -180,6 +190,7 @@ def _evaluate(profile: Profile, views: dict[View, History], fate: Fate | None, f
     def show() -> None:
         for one in found:
             _show(one)
+        output.paragraph(_LEGEND)
         output.line(f"Similar meaning and similar use of experts correlate with r = {pairs.correlation:.2f} over pairs of prompts.")
         if winner:
             output.line(
@@ -204,6 +215,6 @@ def _show(one: Evaluation) -> None:
         for name, score in sorted(one.predictors.items(), key=lambda item: item[1].jsd_bits)
     ]
     rows.append(("perfect (noise floor)", f"{one.noise_floor_bits:.4f}", "", f"{one.oracle_remote_hit_share:.1%}", "", ""))
-    header = ("predictor", "divergence, bits", "std. error", "remote hits at 50%", "build s", "search ms")
+    header = ("predictor", "divergence, bits", "std. error", "remote hits", "fit, s", "predict, ms")
     output.table(f"{one.view}: {one.prompts} prompts", header, rows)
     output.line(f"{one.interval_nominal:.0%} intervals contain {one.interval_coverage:.1%} of the held-out frequencies.\n")

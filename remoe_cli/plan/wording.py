@@ -1,8 +1,20 @@
-"""Money, ids and names as text for people."""
+"""Money, ids, names and verdicts as text for people."""
 
 from __future__ import annotations
 
-from remoe_cli.plan.document import GPU_BY_USE
+from remoe_cli.plan.document import GPU_BY_USE, BaselineName, Verdict
+
+VERDICT_WORDS: dict[Verdict, str] = {
+    "recommended": "moving experts out: worth it",
+    "not-recommended": "moving experts out: not worth it",
+    "insufficient-evidence": "moving experts out: too little evidence to tell",
+}
+BASELINE_NAMES = {  # within a sentence
+    BaselineName.ALL_LOCAL: "all experts local",
+    BaselineName.MIX: "all experts local",
+    BaselineName.CPU: "the whole model on CPUs",
+    BaselineName.GPU: "the whole model on a GPU",
+}
 
 
 def per_million(usd: float) -> str:

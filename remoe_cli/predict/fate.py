@@ -28,7 +28,7 @@ _BATCH = 4096
 
 @dataclass(frozen=True)
 class Fate:
-    """The predictor.
+    """Fate: predicts from what the model's own routers choose.
 
     tokens    [U] distinct token ids, ascending
     choices   [U, L, k] the experts that the routers choose for each

@@ -14,7 +14,7 @@ FinishReason = Literal["stop", "length"] | Stop
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer.
+    """What the engine generated for one prompt.
 
     token_times_s   seconds from the start of generation to each token
     invocations     all invocations of expert functions, in the order of their answers

@@ -206,7 +206,7 @@ def quantiles(seconds: np.ndarray[Any, Any]) -> Quantiles:
 
 
 def _rate(samples: Sequence[Sequence[Sample]]) -> float:
-    """Return bytes per second on the wire: the median slope, over payload sizes, of the other time."""
+    """Return bytes per second on the wire: the median slope, over payload sizes, of the time that is not computing."""
     medians = [(group[0][0], statistics.median(s[1] - s[3] for s in group)) for group in samples]
     slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(medians, 2) if b[0] > a[0]]
     return 1 / max(statistics.median(slopes), 1e-12) if slopes else 1e12  # payloads that cost nothing measurable

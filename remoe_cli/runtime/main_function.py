@@ -52,7 +52,7 @@ class Request(BaseModel):
 
 
 class Answer(BaseModel):
-    """One answer.
+    """What the main function answers to one request.
 
     calls   for calibration: wire bytes both ways and seconds waited, in the function, and computing, of every warm invocation
     """

@@ -59,12 +59,12 @@ def test_the_profile_says_what_was_left_out_and_how_to_run_all(tmp_path: Path, m
 
 def test_the_plan_says_money_first_and_why(plan: Plan) -> None:
     text = text_of(story.plan_lines(plan))
-    assert text.startswith(f"No: it is not recommended. {plan.reason} ")
+    assert text.startswith(f"No: it is not worth it here. {plan.reason} ")
     assert "The whole model on a GPU (g4dn.xlarge) would cost $137.5 per million requests." in text
     assert "52 prompt tokens and 16 generated ones" in text
     without_gpu = plan.model_copy(update={"baselines": {}, "verdict": "recommended"})
     text = text_of(story.plan_lines(without_gpu))
-    assert text.startswith("Yes: it is recommended. ") and "GPU" not in text
+    assert text.startswith("Yes: it is worth it here. ") and "GPU" not in text
 
 
 def test_what_is_forced_out_costs_more_and_takes_longer(plan: Plan) -> None:

@@ -11,7 +11,7 @@ import pytest
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError, InfeasibleError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import BaselineName, Outcome, Plan, Scenario, ScenarioKind
+from remoe_cli.plan.document import BaselineName, BreakEven, LayerPlan, Outcome, Plan, Scenario, ScenarioKind
 from remoe_cli.plan.explain.rows import BASELINE_TITLES, LAYER_COLUMNS, baseline_rows, layer_rows, scenario_rows, summary_rows
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.verify.check import verify
@@ -282,10 +282,31 @@ def test_rows_for_people(recommended: Plan) -> None:
     assert all(len(row) == len(LAYER_COLUMNS) for row in rows)
     assert id_ranges((0, 1, 2, 5, 7, 8)) == "0-2, 5, 7, 8"
     lines = dict(summary_rows(plan))
-    assert lines["verdict"] == plan.verdict.replace("-", " ")
+    assert lines["verdict"] == "moving experts out: worth it"
     assert f"${plan.cost_usd_per_request * 1e6:,.4g} per million" in lines["cost"]
     assert isinstance(plan.outcome, Outcome)
-    assert "all experts local, cheapest" in [row[0] for row in baseline_rows(plan)]
+    assert "all local, cheapest main function" in [row[0] for row in baseline_rows(plan)]
+
+
+def test_break_evens_in_one_line_where_there_is_none_and_else_a_line_for_each(recommended: Plan) -> None:
+    def lines(plan: Plan, *at: float | None) -> list[str]:
+        kinds = (ScenarioKind.CALL_OVERHEAD, ScenarioKind.FUNCTION_PRICE, ScenarioKind.EVEN_ROUTING)
+        found = tuple(BreakEven(parameter=kind, against=BaselineName.ALL_LOCAL, at=one) for kind, one in zip(kinds, at, strict=False))
+        return [text for name, text in summary_rows(plan.model_copy(update={"break_evens": found})) if name == "break-even"]
+
+    assert lines(recommended) == []
+    assert lines(recommended, 1.7, None, 0.25) == [
+        "Remote experts and 'all experts local' cost the same at 1.7 times the call overhead.",
+        "Remote experts and 'all experts local' cost the same if 25.0% of the tokens were routed evenly.",
+    ]
+    everywhere = (
+        "'all experts local' at call overheads and prices from 1/64 to 64 times today's, and even if all tokens used all experts equally."
+    )
+    assert lines(recommended, None, None, None) == [f"Remote experts stay cheaper than {everywhere}"]
+    dear = recommended.model_copy(update={"cost_usd_per_request": 1.0})
+    assert lines(dear, None, None, None) == [f"Remote experts stay dearer than {everywhere}"]
+    none = recommended.model_copy(update={"layers": tuple(LayerPlan(layer=i, remote=(), memory_mb=0, replicas=1) for i in range(3))})
+    assert lines(none, None, None, None) == [f"Remote experts stay dearer than {everywhere}"]
 
 
 def test_every_baseline_and_scenario_has_words(recommended: Plan) -> None:

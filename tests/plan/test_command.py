@@ -29,6 +29,11 @@ def plan(profile: Path, out: Path, *options: str, code: int = 0) -> dict[str, An
     return document
 
 
+def widest(screen: str, folder: Path) -> int:
+    """The columns of a screen, without paths, which are never broken."""
+    return max(len(line) for line in screen.splitlines() if str(folder) not in line)
+
+
 def test_one_document_with_everything_in_it(profile: Path, tmp_path: Path) -> None:
     document = plan(profile, tmp_path / "a.json", "--explain", "--frontier")
     named = {"path", "objective", "cost_usd_per_request", "ttft_s", "tpot_s", "lower_bound_usd", "gap", "status", "verdict", "reason"}
@@ -97,4 +102,11 @@ def test_the_screen_begins_with_money_and_the_verdict_and_shows_layers_only_with
     assert labels[:2] == ["cost", "verdict"] and labels.index("why") == 2
     assert not re.search("^Layers", short.stdout, re.MULTILINE) and re.search("^Layers", long.stdout, re.MULTILINE)
     assert re.search("^Alternatives", short.stdout, re.MULTILINE)
+    assert widest(long.stdout, tmp_path) <= 100
     assert not re.search(r"t_rem|MIX|certificate|\bturns?\b|\bflips?\b|\baway\b|reckon|\be\+\d", long.stdout)
+
+
+def test_a_plan_without_remote_experts_says_why_it_shows_no_layers(profile: Path, tmp_path: Path) -> None:
+    shown = forked.remoe("plan", str(profile), "-o", str(tmp_path / "a.json"), "-v", COLUMNS="72")
+    assert "No expert is remote, so there is no table of layers." in shown.stdout and "moving experts out: not worth it" in shown.stdout
+    assert widest(shown.stdout, tmp_path) <= 72

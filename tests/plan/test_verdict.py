@@ -24,8 +24,8 @@ SMALL: dict[str, Any] = {"layers": 3, "experts": 4, "skew": 2.0, "expert_mb": 2}
 
 # To change what `remoe plan` says: its sentence is in remoe_cli/plan/assess/verdict.py and here. "#" stands for a figure.
 REMOTE_EXPERT = (
-    "Moving one expert out saves # per million requests of main memory. "
-    "Calling it costs at least # per million (layer #, used by # of decode tokens), and each call takes time."
+    "Moving one expert out saves # of main memory in a million requests; "
+    "its calls cost at least # (the cheapest: layer #, used by # of decode tokens), and each call takes time."
 )
 SENTENCES = {
     Basis.TOO_FEW_TOKENS: "The profile traced # decode tokens; at least # are needed to tell how often experts are used.",
@@ -171,8 +171,8 @@ def test_the_saving_in_the_sentence_is_that_of_the_figures(tmp_path: Path) -> No
 
 def test_a_remote_expert_saves_less_than_it_costs_where_none_is_remote(tmp_path: Path) -> None:
     plan, *_ = all_local_is_cheapest(tmp_path)
-    saved = number(plan.reason, r"saves \$([\d.e-]+) per million requests of main memory")
-    assert saved < number(plan.reason, r"costs at least \$([\d.e-]+) per million")
+    saved = number(plan.reason, r"saves \$([\d.e-]+) of main memory in a million requests")
+    assert saved < number(plan.reason, r"calls cost at least \$([\d.e-]+) ")
 
 
 def test_too_few_tokens_are_counted(tmp_path: Path) -> None:

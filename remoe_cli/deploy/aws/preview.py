@@ -16,6 +16,7 @@ from remoe_cli.deploy.aws.quotas import QuotaCheck, Severity
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.console import Overview, Table
 from remoe_cli.plan.document import Plan
+from remoe_cli.plan.wording import VERDICT_WORDS, capitalized
 
 _NAMES = ("FunctionName", "LogGroupName", "EndpointName")
 
@@ -95,9 +96,10 @@ def _quota_cells(quota: QuotaCheck) -> tuple[str, ...]:
     return quota.name, f"{quota.used:,.0f}", "-" if quota.limit is None else f"{quota.limit:,.0f}", quota.unit, quota.severity
 
 
-def remarks(quotas: Sequence[QuotaCheck], money: Money) -> tuple[str, ...]:
-    """List the sentences that belong under the tables."""
-    return (*(f"{quota.name}: {quota.hint}" for quota in quotas if quota.hint), *money.notes)
+def remarks(plan: Plan, quotas: Sequence[QuotaCheck], money: Money) -> tuple[str, ...]:
+    """List the sentences that belong under the tables, first of all whether the plan is not worth it."""
+    verdict = () if plan.verdict == "recommended" else (f"{capitalized(VERDICT_WORDS[plan.verdict])}. {plan.reason}",)
+    return (*verdict, *(f"{quota.name}: {quota.hint}" for quota in quotas if quota.hint), *money.notes)
 
 
 def overview(status: dict[str, Any]) -> Overview:

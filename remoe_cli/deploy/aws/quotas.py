@@ -144,8 +144,9 @@ def _resources(contents: Contents, made: Templates) -> Iterator[QuotaCheck]:
         yield _within("code of all versions", stored, quota.function.code_storage_bytes, "bytes", "warning", ask)
         calls = CALLS_PER_FUNCTION * len(deployed)
         rate = quota.function.control_calls_per_s
-        hint = f"{calls:,} calls of Lambda's API at {rate} a second: the first deployment takes longer than this."
-        yield QuotaCheck("time for API calls", calls / rate, None, "s", "ok", hint)
+        seconds = calls / rate
+        hint = f"AWS allows {rate} API calls of Lambda a second, so {calls:,} calls take at least {seconds:.3g} s."
+        yield QuotaCheck("time for API calls", seconds, None, "s", "ok", hint if round(seconds) else "")
 
 
 def _within(name: str, used: float, limit: float, unit: str, beyond: Severity, hint: str) -> QuotaCheck:

@@ -49,7 +49,7 @@ class AwsTarget:
         made = template.templates(plan, contents, settings)
         checks, bill = quotas.check(plan, contents, settings), money.bill(plan, catalog, contents, settings)
         document = rows.dry_run(plan, made, contents, checks, bill)
-        return document, Overview(rows.tables(made, checks, bill), rows.remarks(checks, bill))
+        return document, Overview(rows.tables(made, checks, bill), rows.remarks(plan, checks, bill))
 
     def deploy(self, plan_path: Path, name: str, options: DeployOptions) -> dict[str, Any]:
         """Check, package and deploy a plan; the document also has the `changes` that were made."""
@@ -73,7 +73,7 @@ class AwsTarget:
         bill = money.bill(plan, catalog, package.contents, settings)
 
         def explain(changes: Sequence[Change]) -> Overview:
-            return Overview((diff.table(changes, bill),), rows.remarks(checks, bill))
+            return Overview((diff.table(changes, bill),), rows.remarks(plan, checks, bill))
 
         return deployment.apply(account, name, made, package.objects, self.console, explain)
 

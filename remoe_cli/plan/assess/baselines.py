@@ -132,7 +132,7 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
                 _cold_s(problem),
             )
         if outcome and (best is None or outcome.cost_usd_per_request < best.cost_usd_per_request):
-            best = Baseline(**outcome.model_dump(), spec=spec.name, meets=meets(aim, outcome), assumed="no GPU")
+            best = Baseline(**outcome.model_dump(), spec=spec.name, meets=meets(aim, outcome))
     return best or f"no main function paid by use holds the whole model of {bytes_needed / 2**30:.1f} GB"
 
 

@@ -16,7 +16,7 @@ from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem
 from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS
 from remoe_cli.plan.solve.columns import build_columns
-from remoe_cli.plan.wording import bought, capitalized, per_million
+from remoe_cli.plan.wording import BASELINE_NAMES, bought, capitalized, millions, per_million
 
 MIN_TRACE_TOKENS = 200  # below, a hit probability of 1% rests on fewer than two tokens
 WORTHWHILE = 1e-3  # a plan must be cheaper than what it is compared with by more than this share
@@ -29,12 +29,6 @@ VERDICTS: dict[Basis, Verdict] = {
     Basis.DEARER_THAN_WHOLE_MODEL: "not-recommended",
     Basis.DEARER_THAN_ALL_LOCAL: "not-recommended",
     Basis.ALL_LOCAL_IS_CHEAPEST: "not-recommended",
-}
-NAMES = {
-    BaselineName.ALL_LOCAL: "all experts local",
-    BaselineName.MIX: "all experts local",
-    BaselineName.CPU: "the whole model on CPUs",
-    BaselineName.GPU: "the whole model on a GPU",
 }
 
 
@@ -90,13 +84,13 @@ def _sentence(basis: Basis, problem: Problem, placement: Placement, outcome: Out
     rival_usd, on = per_million(rival.cost_usd_per_request), bought(rival.spec, rival.instances)
     change = outcome.cost_usd_per_request / rival.cost_usd_per_request - 1 if rival.cost_usd_per_request > 0 else 0.0
     if basis == Basis.CHEAPER:
-        return f"It costs {usd} requests: {-change:.1%} less than {NAMES[name]} on {on} ({rival_usd}), the best alternative."
+        return f"It costs {usd} requests: {-change:.1%} less than {BASELINE_NAMES[name]} on {on} ({rival_usd}), the best alternative."
     if basis == Basis.DEARER_THAN_WHOLE_MODEL:
-        return f"{capitalized(NAMES[name])}, {on}, is cheaper: {rival_usd} requests against {usd}."
+        return f"{capitalized(BASELINE_NAMES[name])}, {on}, is cheaper: {rival_usd} requests against {usd}."
     if basis == Basis.DEARER_THAN_ALL_LOCAL:
         start = (
-            f"With {_remote_experts(placement)} experts remote, it costs {usd} requests: {change:+.1%} against {NAMES[name]} on {on} "
-            f"({rival_usd})."
+            f"With {_remote_experts(placement)} experts remote, it costs {usd} requests: {change:+.1%} against {BASELINE_NAMES[name]} "
+            f"on {on} ({rival_usd})."
         )
     else:
         start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {usd} requests."
@@ -144,7 +138,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
         yield cold or f"The plan assumes that {workload.cold_share:.1%} of the requests are cold."
     else:
         yield (
-            f"At {workload.requests_per_hour:.4g} requests an hour, {workload.cold_share:.1%} find their functions cold "
+            f"At {workload.requests_per_hour:.4g} requests an hour, {workload.cold_share:.1%} of them wait for a cold start "
             f"(a function is gone after {catalog.function.idle_ttl_s:g} s without a call)."
         )
     if catalog.storage.usd_per_gb_month:
@@ -165,6 +159,7 @@ def _cheapest_remote_expert(problem: Problem, local: Baseline) -> str:
     expert = int(np.flatnonzero(columns.members[columns.at_set[best]])[0])
     share = float(problem.workload.decode_hits[index, expert])
     return (
-        f"Moving one expert out saves {per_million(saved)} requests of main memory. Calling it costs at least "
-        f"{per_million(float(columns.bill_usd[best]))} (layer {layer}, used by {share:.1%} of decode tokens), and each call takes time."
+        f"Moving one expert out saves {millions(saved)} of main memory in a million requests; its calls cost at least "
+        f"{millions(float(columns.bill_usd[best]))} (the cheapest: layer {layer}, used by {share:.1%} of decode tokens), and each call "
+        "takes time."
     )

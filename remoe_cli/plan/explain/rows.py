@@ -5,33 +5,29 @@ Money and the verdict come first. What programs read in a plan as an enum become
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date
 
-from remoe_cli.plan.document import WIDEST_FACTOR, BaselineName, BreakEven, MainSpec, Method, Plan, Scenario, ScenarioKind, Verdict
-from remoe_cli.plan.wording import bought, id_ranges, millions, per_million
+from remoe_cli.plan.document import WIDEST_FACTOR, BaselineName, BreakEven, MainSpec, Method, Plan, Scenario, ScenarioKind
+from remoe_cli.plan.wording import BASELINE_NAMES, VERDICT_WORDS, bought, id_ranges, millions, per_million
 
 LAYER_COLUMNS = ("layer", "remote experts", "count", "memory MB", "functions", "replicas")
-BASELINE_COLUMNS = ("", "per million", "TTFT", "TPOT", "runs on", "this plan costs")
+BASELINE_COLUMNS = ("", "per million", "TTFT", "TPOT", "runs on", "this plan,\nagainst it")
 BASELINE_TITLES = {
     BaselineName.CPU: "whole model on CPUs",
     BaselineName.GPU: "whole model on a GPU",
-    BaselineName.FETCH: "ideal offloading (not for sale)",
-    BaselineName.MIX: "all experts local, smallest",
-    BaselineName.ALL_LOCAL: "all experts local, cheapest",
-}
-_VERDICTS: dict[Verdict, str] = {
-    "recommended": "recommended",
-    "not-recommended": "not recommended",
-    "insufficient-evidence": "insufficient evidence",
+    BaselineName.FETCH: "ideal offloading (cannot be bought)",
+    BaselineName.MIX: "all local, smallest main function",
+    BaselineName.ALL_LOCAL: "all local, cheapest main function",
 }
 _UNPROVEN: dict[Method, str] = {
     "scan": "found by the fast scan",
     "paper": "found by the paper's heuristic",
     "given": "given in a file",
 }
-_MULTIPLIED = {  # what a scenario multiplies: one, and many
-    ScenarioKind.CALL_OVERHEAD: ("call overhead", "call overheads"),
-    ScenarioKind.FUNCTION_PRICE: ("price of expert functions", "prices of expert functions"),
+_MULTIPLIED = {  # what a scenario multiplies
+    ScenarioKind.CALL_OVERHEAD: "call overhead",
+    ScenarioKind.FUNCTION_PRICE: "price of expert functions",
 }
 Rows = tuple[tuple[str, ...], ...]
 
@@ -62,7 +58,7 @@ def summary_rows(plan: Plan) -> Rows:
     main = bought(plan.main.name, plan.instances)
     rows = [
         ("cost", f"{per_million(plan.cost_usd_per_request)} requests of {lengths}{budget}"),
-        ("verdict", _VERDICTS[plan.verdict]),
+        ("verdict", VERDICT_WORDS[plan.verdict]),
         ("why", plan.reason),
         ("TTFT", f"{plan.ttft_s:.4g} s to the first token{_target(targets.ttft_s, 1, 's')}"),
         ("TPOT", f"{plan.tpot_s * 1e3:.4g} ms for each further token{_target(targets.tpot_s, 1e3, 'ms')}"),
@@ -73,7 +69,7 @@ def summary_rows(plan: Plan) -> Rows:
     if (traffic := plan.break_even_traffic) is not None:
         start = f"Above {traffic.requests_per_hour:g} requests an hour, an always-on {traffic.instance}"
         rows.append(("traffic", f"{start} costs less than {traffic.by_use}, which is paid by use."))
-    rows += [("break-even", break_even_text(found)) for found in plan.break_evens]
+    rows += [("break-even", text) for text in break_even_texts(plan)]
     rows.append(("prices", f"of {plan.prices_of}, {(date.today() - date.fromisoformat(plan.prices_of)).days} days old"))
     return tuple(rows)
 
@@ -94,24 +90,34 @@ def baseline_rows(plan: Plan) -> Rows:
     return tuple([*rows, *((BASELINE_TITLES[name], "none", "", "", why, "") for name, why in plan.missing.items())])
 
 
-def break_even_text(found: BreakEven) -> str:
-    """Say where remote experts and another way to run the model cost the same, or that they never do.
+def break_even_texts(plan: Plan) -> Iterator[str]:
+    """Say where remote experts and another way to run the model cost the same: a sentence each, or one that they never do."""
+    found = [one for one in plan.break_evens if one.at is not None]
+    yield from map(_break_even_text, found)
+    if plan.break_evens and not found:
+        against = plan.break_evens[0].against
+        yield (
+            f"Remote experts {_relation(plan, against)} '{BASELINE_NAMES[against]}' at call overheads and prices from 1/{WIDEST_FACTOR} to "
+            f"{WIDEST_FACTOR} times today's, and even if all tokens used all experts equally."
+        )
 
-    >>> print(break_even_text(BreakEven(parameter=ScenarioKind.CALL_OVERHEAD, against=BaselineName.ALL_LOCAL, at=None)))
-    No break-even against 'all experts local' for call overheads from 1/64 to 64 times.
-    >>> print(break_even_text(BreakEven(parameter=ScenarioKind.CALL_OVERHEAD, against=BaselineName.ALL_LOCAL, at=1.7)))
-    Remote experts and 'all experts local' cost the same at 1.7 times the call overhead.
-    """
-    against = BASELINE_TITLES[found.against].partition(",")[0]
-    if found.parameter == ScenarioKind.EVEN_ROUTING:
-        where = ", however many tokens are routed evenly" if found.at is None else f" if {found.at:.1%} of the tokens were routed evenly"
-    elif found.at is None:
-        where = f" for {_MULTIPLIED[found.parameter][1]} from 1/{WIDEST_FACTOR} to {WIDEST_FACTOR} times"
-    else:
-        where = f" at {found.at:g} times the {_MULTIPLIED[found.parameter][0]}"
-    if found.at is None:
-        return f"No break-even against '{against}'{where}."
-    return f"Remote experts and '{against}' cost the same{where}."
+
+def _break_even_text(found: BreakEven) -> str:
+    where = (
+        f"if {found.at:.1%} of the tokens were routed evenly"
+        if found.parameter == ScenarioKind.EVEN_ROUTING
+        else f"at {found.at:g} times the {_MULTIPLIED[found.parameter]}"
+    )
+    return f"Remote experts and '{BASELINE_NAMES[found.against]}' cost the same {where}."
+
+
+def _relation(plan: Plan, against: BaselineName) -> str:
+    """Say which of both is cheaper everywhere, where there is no break-even and so no change."""
+    if any(layer.remote for layer in plan.layers):
+        cheaper = plan.cost_usd_per_request < plan.baselines[against].cost_usd_per_request
+        return "stay cheaper than" if cheaper else "stay dearer than"
+    # A plan for speed may leave out remote experts that would be cheaper.
+    return "stay dearer than" if plan.objective == "cost" else "never cost the same as"
 
 
 def scenario_rows(plan: Plan) -> Rows:
@@ -126,9 +132,9 @@ def _scenario_name(scenario: Scenario) -> str:
         case ScenarioKind.PROFILE_ROUTING:
             return "routed as all of the profile's prompts"
         case ScenarioKind.HELD_OUT_PROMPTS:
-            return f"planned on {scenario.planned_prompts} prompts by the scan, judged on {scenario.judged_prompts} others"
+            return f"a test: planned on half of the prompts ({scenario.planned_prompts}), priced on the other {scenario.judged_prompts}"
         case kind:
-            return f"{_MULTIPLIED[kind][0]} x {scenario.value:g}"
+            return f"{_MULTIPLIED[kind]} x {scenario.value:g}"
 
 
 def _scenario_text(scenario: Scenario) -> str:
@@ -147,7 +153,7 @@ def _optimality(plan: Plan) -> str:
     if plan.status == "optimal":
         return f"optimal: {bound}"
     if plan.status == "forced":
-        return f"not optimal, because experts are forced out: {bound}"
+        return f"not optimal, because you forced experts out (--remote-share); without that, {bound}"
     start = "stopped by the time limit, " if plan.status == "time-limit" else ""
     return f"{start}within {plan.gap:.2%} of the optimum: {bound}"
 

@@ -10,7 +10,7 @@ from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import evaluate, layer_outcome
 from remoe_cli.plan.document import Plan, PredictedRouting
-from remoe_cli.plan.explain.rows import Rows, scenario_rows
+from remoe_cli.plan.explain.rows import BASELINE_TITLES, Rows, scenario_rows
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Placement, Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
@@ -56,9 +56,9 @@ def input_rows(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[tuple
     yield "requests", f"{workload.n_in:.4g} + {workload.n_out:.4g} tokens; traffic {traffic}; {workload.cold_share:.1%} cold"
     for name, baseline in plan.baselines.items():
         if baseline.assumed:
-            yield f"alternative {name}", baseline.assumed
+            yield BASELINE_TITLES[name], baseline.assumed
     for day, source, fields in sorted({(entry.date.isoformat(), entry.source, ", ".join(entry.of)) for entry in catalog.provenance}):
-        yield f"{day} {fields}", source
+        yield f"catalog, {day}", f"{source.rstrip('.')}. It gives {fields}."
 
 
 def _predicted(routing: PredictedRouting) -> str:
@@ -82,11 +82,11 @@ def money_rows(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
     yield "main function, until the first token", per_million(prefill)
     yield "main function, for further tokens", per_million(decode)
     if fixed := main_function.fixed_usd(problem, placement.bought):
-        yield "main function, however long it takes", per_million(fixed)
+        yield "main function, " + ("fee of each request" if plan.main.usd_per_hour is None else "rent of all its hours"), per_million(fixed)
     fees = n_out * sum(layer.calls_per_token for layer in functions) * problem.catalog.function.usd_per_request
     yield "expert functions", per_million(sum(layer.usd for layer in functions))
     calls = sum(layer.calls_per_token for layer in functions)
-    yield "  of it, fees of calls in decode", f"{per_million(fees)} ({calls:.1f} calls for each token)"
+    yield "  of this, fees for calls during decode", f"{per_million(fees)} ({calls:.1f} calls for each token)"
 
 
 def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, str]]:
@@ -123,7 +123,8 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
             continue
         binds = limit - used <= BINDS * abs(limit) or (name == "memory" and limit - used < 1)
         worth = prices.get(name, 0.0) * step
-        text = f"{used:.5g} of {limit:.5g}" + (", at the limit" if binds else "")
+        share = f"{used:.5g}; the main function's memory holds {limit:.5g}" if name == "memory" else f"{used:.5g} of {limit:.5g}"
+        text = share + (", at the limit" if binds else "")
         if aim.objective == "cost" and worth > 0:
             text += f"; {unit} more saves about {per_million(worth)}"
         elif worth > 0:
@@ -152,4 +153,4 @@ def layer_reasons(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
             f"their memory in the main function would cost {per_million(freed_usd * len(layer.remote))}",
         )
     if not any(layer.remote for layer in plan.layers):
-        yield "none is", plan.reason
+        yield "no expert is remote", plan.reason

@@ -218,7 +218,7 @@ def _gaps_s(path: Path, times: array[float], unit: float) -> Floats:
 
 
 def _columns_read(layouts: list[TraceColumns], unit: str | None) -> tuple[str, str]:
-    """Write which columns were read, in which unit of time, and which were not: a wrong one is seen here."""
+    """Write which columns were read, in which unit of time, and which were not, so that a reader sees a wrong one."""
     used = dict.fromkeys(name for columns in layouts for name in columns.used)
     timed = dict.fromkeys(
         f"{name} ({_UNIT_NAMES[per_s] if per_s else unit})" for columns in layouts for _, per_s, name in columns.times[:1] if unit

@@ -187,4 +187,15 @@ def test_tables_for_people() -> None:
     assert usd.rows[-1][2] == f"{total.usd_per_request + total.beside_usd_per_request:.6f}"
     assert quota.rows[0] == ("time of a mean request", "1,001", "480", "s", "warning")
     assert all(len(row) == len(table.columns) for table in (kinds, usd, quota) for row in table.rows)
-    assert any(remark.startswith("time of a mean request: Plan for a lower") for remark in preview.remarks(rows, total))
+    assert any(remark.startswith("time of a mean request: Plan for a lower") for remark in preview.remarks(plan, rows, total))
+
+
+def test_a_plan_that_is_not_worth_it_is_said_to_be_so_first() -> None:
+    plan = aws.plan(Endpoint.none)
+    contents, settings = aws.contents(plan), aws.settings(Endpoint.none)
+    rows, total = quotas.check(plan, contents, settings), bill(plan, AWS, contents, settings)
+    worth, not_worth = (
+        preview.remarks(plan.model_copy(update={"verdict": verdict, "reason": "It is dear."}), rows, total)
+        for verdict in ("recommended", "not-recommended")
+    )
+    assert not_worth == ("Moving experts out: not worth it. It is dear.", *worth)

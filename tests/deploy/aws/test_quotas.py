@@ -147,6 +147,12 @@ def test_instances_have_to_be_asked_for() -> None:
     assert (row.used, row.limit, row.severity) == (6, None, "note") and "6 of 'ml.g5.xlarge for endpoint usage'" in row.hint
 
 
+def test_a_time_for_api_calls_that_rounds_to_nothing_is_not_worth_a_remark() -> None:
+    plan, contents = one_function()
+    row = {row.name: row for row in check(plan, contents, aws.settings(Endpoint.none))}["time for API calls"]
+    assert row.used == pytest.approx(4 / 15) and row.hint == ""
+
+
 def test_as_many_functions_as_deepseek_v3_has_fit_in_nested_stacks() -> None:
     plan, contents, settings = aws.many_functions()
     rows = {row.name: row for row in check(plan, contents, settings)}

@@ -1,0 +1,58 @@
+"""What is printed for people is as wide as the terminal, or as COLUMNS says."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from remoe_cli.cli import output
+from remoe_cli.errors import UsageError
+
+TEXT = "The traffic is unknown, so give --requests-per-hour, for cold starts are not in the cost without it, however many there are."
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [40, 72])
+def test_a_long_text_wraps_under_its_label_and_breaks_no_word(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    output.labelled("note", TEXT)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 1 and max(map(len, lines)) <= columns
+    assert lines[0].startswith(f"{'note':<{output.LABEL}}The") and all(line.startswith(" " * output.LABEL) for line in lines[1:])
+    assert " ".join(line[output.LABEL :] for line in lines) == TEXT
+
+
+def test_without_a_terminal_a_line_has_100_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "__stdout__", io.StringIO())  # what the size is asked of
+    output.paragraph(TEXT)
+    assert output.width() == 100 and 90 < max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
+def test_a_narrow_table_breaks_the_first_column_and_no_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "48")
+    output.table("Alternatives", ("", "runs on", "cost"), [("the whole model on a GPU that is rented", "ml.g4dn.xlarge", "$1,086,000")])
+    shown = capsys.readouterr().out
+    assert "ml.g4dn.xlarge" in shown and "$1,086,000" in shown and max(map(len, shown.splitlines())) <= 48
+
+
+def test_an_error_wraps_on_a_terminal_and_is_one_line_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr(output, "_mode", output._Mode())
+    error = UsageError(TEXT, TEXT)
+    for stream, lines in ((io.StringIO(), 2), (Terminal(), 8)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        output.fail(error)
+        printed = stream.getvalue().splitlines()
+        assert len(printed) == lines
+        if lines > 2:
+            assert max(map(len, printed)) <= 50
+            assert sum(line.startswith(("error: ", "  hint: ")) for line in printed) == 2
