@@ -131,13 +131,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(columns):
         short = i > 0 and all(len(row[i]) <= _UNWRAPPED for row in rows)
         grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=short)
     for row in rows:
         grid.add_row(*row)
-    Console(highlight=False, markup=False, width=width()).print(grid)
+    console = Console(highlight=False, markup=False, width=width())
+    if title:  # not the table's own title, which is wrapped to the table
+        console.print(title, style="bold")
+    console.print(grid)
 
 
 def ask(question: str) -> bool:

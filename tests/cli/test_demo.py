@@ -128,6 +128,7 @@ def test_the_demo_tells_its_story_on_two_screens_and_its_commands_work(tmp_path:
     monkeypatch.setenv("REMOE_CACHE_DIR", str(cache))
     monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
     plan = cache / "demo" / "smolmoe-float32" / "plan-remote.json"
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
     run = forked.complete(small_demo, ())
     assert run.returncode == 0, run.stderr
     lines = [*run.stderr.splitlines(), *run.stdout.splitlines()]

@@ -44,6 +44,11 @@ def test_a_narrow_table_breaks_the_first_column_and_no_name(monkeypatch: pytest.
     assert "ml.g4dn.xlarge" in shown and "$1,086,000" in shown and max(map(len, shown.splitlines())) <= 48
 
 
+def test_the_title_of_a_narrow_table_stays_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table("Receipt, at the prices of catalog 'local'", ("", "USD"), [("cost", "1")])
+    assert capsys.readouterr().out.splitlines()[0].rstrip() == "Receipt, at the prices of catalog 'local'"
+
+
 def test_an_error_wraps_on_a_terminal_and_is_one_line_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "50")
     monkeypatch.setattr(output, "_mode", output._Mode())
