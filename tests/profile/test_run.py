@@ -142,8 +142,8 @@ def test_latencies_are_measured_when_first_needed_and_then_kept(model: Path, tmp
     assert made.record.latency.model_dump(mode="json") == kept
     assert (kept["source"], kept["load_s"] > 0, kept["nonexpert_decode_s"] > 0) == ("measured", True, True)
     load, profiling = f"Loading {model}", "Profiling prompts"
-    assert first.titles == ["Checking the prompts", load, "Measuring how long things take on this machine", profiling]
-    assert second.titles == ["Checking the prompts", load, profiling, "Writing the profile"]
+    assert first.titles == ["Finding the model", "Checking the prompts", load, "Measuring how long things take on this machine", profiling]
+    assert second.titles == ["Finding the model", "Checking the prompts", load, profiling, "Writing the profile"]
 
 
 def test_progress_is_reported_within_a_batch(whole: Made, model: Path, tmp_path: Path) -> None:
