@@ -126,6 +126,13 @@ def test_tokens_of_zeros_count_for_lengths_alone(tmp_path: Path) -> None:
     assert REMARK in found.remarks[0] and "2 of 18 tokens have no routing" in found.remarks[1]
 
 
+def test_a_layer_without_routing_may_miss_tokens_like_all_others(tmp_path: Path) -> None:
+    ids = without(IDS)
+    ids[:2] = -1
+    found = import_routing(npz(tmp_path, ids=ids, seq_offsets=made.offsets()), SPEC)
+    assert found.routing.layers == (2,) and "2 of 18 tokens have no routing" in found.remarks[1]
+
+
 def same(found: ImportedRouting, other: ImportedRouting) -> bool:
     return all((found.arrays[name] == other.arrays[name]).all() for name in other.arrays)
 
@@ -147,6 +154,13 @@ def test_idle_passes_of_single_tokens_are_left_out(kind: str, place: int, tmp_pa
     records.insert(place, {**records[0], **IDLE[kind]} if IDLE[kind] else IDLE[kind])
     found = import_routing(made.save_torch(tmp_path / "x.pt", dump | {"records": records}), SPEC)
     assert same(found, import_routing(made.save_torch(tmp_path / "y.pt", dump), SPEC))
+
+
+def test_a_mode_that_is_no_number(tmp_path: Path) -> None:
+    dump = made.sglang_per_token(IDS)
+    dump["records"][1]["forward_mode"] = torch.empty(0)
+    with pytest.raises(UsageError, match=r"record 1: .* \(forward_mode is None, and 1 or 2 is needed\)"):
+        import_routing(made.save_torch(tmp_path / "x.pt", dump), SPEC)
 
 
 @pytest.mark.parametrize("idle", [torch.zeros((3, 9), dtype=torch.int32), torch.empty((0, 9)), {}, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import tracemalloc
@@ -202,9 +203,15 @@ def gzipped(data: bytes) -> bytes:
     return gzip.compress(data)
 
 
+# What does not fit into what is read at once, nor is compressed much.
+LONG = b"\n".join(json.dumps(row | {"text": base64.b64encode(np.random.default_rng(0).bytes(2**17)).decode()}).encode() for row in ROWS)
 DAMAGED: dict[str, tuple[bytes, str]] = {
     "cut off": (gzipped("\n".join(map(json.dumps, ROWS)).encode())[:-20], "it is damaged or cut off"),
     "checksum": (gzipped("\n".join(map(json.dumps, ROWS)).encode())[:-8] + bytes(8), "it is damaged or cut off"),
+    "long, cut off": (gzipped(LONG)[:-20], "it is damaged or cut off"),
+    "long, checksum": (gzipped(LONG)[:-8] + bytes(8), "it is damaged or cut off"),
+    "long, changed": (gzipped(LONG)[:-90_000] + b"\xff" * 90_000, "it is damaged or cut off"),
+    "UTF-16, cut off": (LONG.decode().encode("utf-16")[:-1], "it is damaged or cut off"),
     "header alone": (b"\x1f\x8b\x08\x00", "it is damaged or cut off"),
     "method": (b"\x1f\x8b\x07" + bytes(20), "it is damaged or cut off"),
     "arrays": (gzipped(b"PK\x03\x04" + bytes(99)), r"not known \(it is compressed with gzip, which only text may be: unpack it first\)"),

@@ -85,8 +85,8 @@ def _per_token(file: Path, records: list[Any], table: Array, spec: MoeSpec) -> T
         ids = whole(ids, f"{where}: ids", -1)
         if (ids[:, :, spec.top_k :] != -1).any() or (ids >= table.shape[1]).any():
             raise refuse(where, f"its ids fit neither {table.shape[1]} experts nor top-{spec.top_k}")
-        if (mode := record.get("forward_mode")) not in (_EXTEND, _DECODE):
-            what = f"its forward mode is neither prefill nor decode (forward_mode is {ascii(mode)[:20]}, and 1 or 2 is needed)"
+        if (mode := _mode(record)) not in (_EXTEND, _DECODE):
+            what = f"its forward mode is neither prefill nor decode (forward_mode is {mode}, and 1 or 2 is needed)"
             raise refuse(where, what, "Record without speculation or mixed batches.")
         ids = ids[:, :, : spec.top_k]
         logical = np.where(ids >= 0, table[np.arange(len(table))[:, None, None], ids], -1)
@@ -104,13 +104,7 @@ def _arrays(file: Path, records: list[Any], name: str, axes: int) -> list[tuple[
     for number, record in enumerate(records):
         where = f"{file}, record {number}"
         entries = record if isinstance(record, dict) else {}
-        tokens = entries.get("input_ids")
-        if (
-            record is None
-            or (isinstance(record, dict) and not record)
-            or entries.get("forward_mode") == _IDLE
-            or (isinstance(tokens, list) and not tokens)
-        ):
+        if _is_idle(record):
             continue
         array = as_array(entries.get(name), axes, f"{where}: {name}")
         if array is None:
@@ -120,3 +114,16 @@ def _arrays(file: Path, records: list[Any], name: str, axes: int) -> list[tuple[
     if sum(array.nbytes for _, _, array in arrays) > file.stat().st_size:  # records that share their values
         raise refuse(file, f"its records have more values in {name} than the file stores")
     return arrays
+
+
+def _is_idle(record: Any) -> bool:
+    """Tell whether a record is empty, or of a pass without tokens or without requests."""
+    if not isinstance(record, dict):
+        return record is None
+    tokens = record.get("input_ids")
+    return not record or _mode(record) == _IDLE or (isinstance(tokens, list) and not tokens)
+
+
+def _mode(record: dict[str, Any]) -> int | None:
+    mode = record.get("forward_mode")
+    return mode if isinstance(mode, int) else None

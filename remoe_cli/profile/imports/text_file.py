@@ -6,6 +6,7 @@ the end of a line belongs to the text. Bytes that are no text become U+FFFD: rou
 
 from __future__ import annotations
 
+import gzip
 import io
 import zlib
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def open_text(file: Path) -> Iterator[TextIO]:
     with file.open("rb") as raw:
         try:
             yield io.TextIOWrapper(decoded(raw, str(file)), "utf-8", errors="replace", newline="\n")
-        except (EOFError, zlib.error, UnicodeDecodeError) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
             raise refuse(file, f"it is damaged or cut off ({reason(error)})", "Make it again, or unpack it with gunzip.") from None
 
 
