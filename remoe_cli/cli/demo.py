@@ -39,16 +39,22 @@ def command(
     from remoe_cli import artifacts
     from remoe_cli.deploy.local.target import LocalTarget
     from remoe_cli.deploy.target import DeployOptions
-    from remoe_cli.model.demo import demo_model
+    from remoe_cli.model.demo import NAMES, demo_model
+    from remoe_cli.owned import refuse_file
     from remoe_cli.plan.build import make_plan
     from remoe_cli.plan.catalog.catalog import read_catalog
+    from remoe_cli.plan.document import Plan
     from remoe_cli.plan.problem.request import PlanRequest
+    from remoe_cli.profile.record import refuse_foreign
     from remoe_cli.runtime.client import answer
     from remoe_cli.settings import cache_dir
 
+    folder = cache_dir() / "demo" / NAMES[dtype.value]
+    for name in ("plan.json", "plan-remote.json"):
+        refuse_file(folder / name, artifacts.made_as(Plan))
+    refuse_foreign(folder / "profile")
     output.say("1/5 The model")
     model = demo_model(dtype.value, output.say)
-    folder = cache_dir() / "demo" / model.name
     output.say(f"2/5 Profile: which experts the demo prompts use ({folder / 'profile'})")
     profile = _profile(model, folder / "profile")
 

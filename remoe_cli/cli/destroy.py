@@ -22,9 +22,14 @@ def command(
     document = pick(target, region, profile, asks=True, yes=yes).destroy(name)
 
     def show() -> None:
-        what = "no process and no file" if target is TargetName.local else "no stack and no bucket"
-        output.line(f"{name} is gone: {what} is left.")
-        for arn in document["left"]:
+        left = document["left"]
+        if target is TargetName.local:
+            output.line(f"{name} is gone: no process and no file is left." if not left else f"{name} is gone: no process is left.")
+            for path in left:
+                output.line(f"  kept, because remoe did not make it: {path}")
+            return
+        output.line(f"{name} is gone: no stack and no bucket is left.")
+        for arn in left:
             output.line(f"  still has its tag (AWS may take minutes to forget what is deleted): {arn}")
 
     output.result(document, show)

@@ -66,14 +66,23 @@ def command(
 
     The prediction is learned from the profile's prompts. The model is not run.
     """
+    from remoe_cli.owned import refuse_file
     from remoe_cli.profile.prompts import read_prompts
-    from remoe_cli.profile.record import read_profile
+    from remoe_cli.profile.record import read_profile, refuse_foreign
+    from remoe_cli.recognise import ARRAYS
+    from remoe_cli.report.picture import refuse_picture
 
     if (prompt is not None) + (data is not None) + evaluate != 1:
         hint = "--data holds new prompts; --profiled-data the profile's own." if data else "See 'remoe predict --help'."
         raise UsageError("Give one of --prompt TEXT, --data FILE or --evaluate.", hint)
     if not evaluate and (plot or fate):
         raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
+    if out is not None:
+        refuse_file(out, ARRAYS)
+    if plot is not None:
+        refuse_picture(plot)
+    if evaluate:
+        refuse_foreign(profile)
     read = read_profile(profile)
 
     from remoe_cli.predict.history import features_of, histories  # imports torch, for which a wrong path need not wait
@@ -137,7 +146,7 @@ def _layers(profile: Profile) -> list[int]:
 
 
 def _fate(profile: Profile, known: PromptFeatures) -> Fate:
-    from remoe_cli.model.checkpoint import find
+    from remoe_cli.model.checkpoint import find_profiled
     from remoe_cli.predict.fate import ask_routers
 
     if profile.record.vectors is not None or known.table.checkpoint.name != profile.record.model.path:
@@ -145,7 +154,8 @@ def _fate(profile: Profile, known: PromptFeatures) -> Fate:
             "Fate needs the routers of the profiled model, but this profile's vectors come from another model.", "Leave --fate out."
         )
     output.say("Asking the model's routers about every token of the prompts")
-    return ask_routers(find(profile.record.model.path), known.bags.tokens, _layers(profile))
+    model = profile.record.model
+    return ask_routers(find_profiled(model.path, model.revision), known.bags.tokens, _layers(profile))
 
 
 def _evaluate(profile: Profile, views: dict[View, History], fate: Fate | None, folds: int, plot: Path | None) -> None:

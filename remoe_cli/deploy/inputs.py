@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from remoe_cli import artifacts
+from remoe_cli.digests import spoken
 from remoe_cli.errors import ArtifactError
+from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Plan
 from remoe_cli.plan.verify.check import verify
@@ -29,3 +32,12 @@ def read_inputs(plan_path: Path) -> Inputs:
     if findings:
         raise ArtifactError(f"{plan_path} does not pass verification: {findings[0]}.", "Make the plan again with 'remoe plan'.")
     return plan, profile, catalog
+
+
+def check_model(profile: Profile, say: Callable[[str], None]) -> None:
+    """Check that the model has not changed since it was profiled, before anything is packaged.
+
+    Raises: what `find_profiled` raises.
+    """
+    model = profile.record.model
+    find_profiled(model.path, model.revision, spoken(say, "Checking the model's files"))

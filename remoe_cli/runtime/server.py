@@ -187,7 +187,7 @@ def serve(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLi
 def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serve the deployment `name` from this machine's checkpoint of its model (main_function.load_here)."""
     say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    serve(lambda: load_here(server_json, connect), host, port)
+    serve(lambda: load_here(server_json, connect, say), host, port)
 
 
 def run(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> NoReturn:

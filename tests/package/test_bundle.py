@@ -28,6 +28,7 @@ from remoe_cli.package.bundle import HANDLER, Manifest, build, function_zip, rea
 from remoe_cli.plan.document import LayerPlan, Source
 from remoe_cli.profile.record import ModelRef, Profile
 from tests.support.families import save
+from tests.support.shards import shard_environment
 from tests.support.synthetic import plan_by_hand, synthetic_profile
 
 WHOLE = (LayerPlan(layer=1, remote=(1, 4, 6), memory_mb=256, replicas=2), LayerPlan(layer=2, remote=(), memory_mb=0, replicas=0))
@@ -225,7 +226,7 @@ def test_the_code_runs_where_there_is_no_remoe(inputs: Inputs, bundle: Path, tmp
         text=True,
         check=True,
         cwd=tmp_path,
-        env=os.environ | {"REMOE_SHARD": str(bundle / "layer-001.safetensors")},
+        env=os.environ | shard_environment(bundle / "layer-001.safetensors"),
     )
     result = json.loads(run.stdout)
     assert result["health"]["experts"] == [1, 4, 6]

@@ -18,7 +18,7 @@ from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.aws.stack import Change
 from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.deploy.inputs import read_inputs
+from remoe_cli.deploy.inputs import check_model, read_inputs
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import UsageError
 from remoe_cli.package.dependencies import PYTHON
@@ -38,6 +38,7 @@ class AwsTarget:
         """Check, package and deploy a plan; the document also has the `changes` that were made."""
         with self.console.progress("Checking the plan"):
             plan, profile, catalog = read_inputs(plan_path)
+        check_model(profile, self.console.say)
         settings = _settings(plan, catalog, name, options)
         if settings.endpoint is not Endpoint.none and settings.image_uri is None:
             raise UsageError(

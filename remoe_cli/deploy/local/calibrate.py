@@ -12,7 +12,7 @@ from remoe_cli.deploy.local.target import LocalTarget
 from remoe_cli.errors import DeployError
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
-from remoe_cli.profile.record import Profile, read_profile
+from remoe_cli.profile.record import Profile, read_profile, refuse_foreign
 from remoe_cli.runtime.calibrate import measure_target, with_answers, with_target
 from remoe_cli.runtime.client import answer
 from remoe_cli.runtime.invoke import make_client
@@ -25,8 +25,10 @@ def calibrate(name: str, out: Path, prompts: Sequence[str], max_new_tokens: int,
 
     With prompts it answers them too, and takes the overhead of an invocation from these answers.
 
-    Raises: DeployError for a deployment that does not run or has no functions, and what `measure_target` and `read_profile` raise.
+    Raises: UsageError for a directory that `write_profile` refuses, DeployError for a deployment that does not run or has no functions,
+    and what `measure_target` and `read_profile` raise.
     """
+    refuse_foreign(out)
     status = lifecycle.status(name)
     if status["endpoint"] is None:
         raise DeployError(f"The deployment '{name}' cannot be measured: it is {status['state']}.", status["hint"])
