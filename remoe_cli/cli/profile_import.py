@@ -40,7 +40,9 @@ def command(
     """
     from remoe_cli.profile.imports.importer import import_profile
     from remoe_cli.profile.prompts import read_prompts
+    from remoe_cli.profile.record import refuse_foreign
 
+    refuse_foreign(out)
     prompts = None if data is None else read_prompts(data, field, limit)
     latency = described_latency(model, latency_from)
     made = import_profile(

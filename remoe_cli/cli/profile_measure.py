@@ -33,6 +33,8 @@ def command(
     """
     from remoe_cli.deploy.local.calibrate import calibrate
     from remoe_cli.profile.prompts import read_prompts
+    from remoe_cli.profile.record import refuse_foreign
 
+    refuse_foreign(out)
     texts = () if data is None else read_prompts(data, field, limit).texts
     finish(calibrate(name, out, texts, max_new_tokens, output.console()), out)

@@ -57,6 +57,17 @@ def state_dir(name: str) -> Path:
     return state_root() / name
 
 
+def refuse_foreign(name: str) -> None:
+    """Refuse the name of a deployment that does not run and whose directory holds files that remoe did not make.
+
+    Raises: UsageError for such a name, and for one that cannot be one.
+    """
+    folder = state_dir(name)
+    owned.refuse_place(folder)
+    if folder.is_dir() and not ((record := _record(folder)) and processes.is_alive(record.process)):
+        owned.refuse_foreign(folder, _foreign(folder))
+
+
 def start(
     name: str,
     prepare: Callable[[Path], TwinConfig],
@@ -71,11 +82,11 @@ def start(
     DeployError when something does not start.
     """
     folder = state_dir(name)
-    owned.refuse_place(folder)
+    refuse_foreign(name)
     with _locked(folder, make=True):
         if (record := _record(folder)) and processes.is_alive(record.process):
             raise HeldError(f"A deployment named '{name}' is running.", f"Run 'remoe destroy {name}', or choose another name.")
-        owned.refuse_foreign(folder, _foreign(folder))
+        refuse_foreign(name)
         _end_everything(folder)
         if not owned.read_mark(folder):
             owned.write_mark(folder, _KIND)  # first, so that an interruption leaves no files without it

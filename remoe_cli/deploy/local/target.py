@@ -52,6 +52,7 @@ class LocalTarget:
     def deploy(self, plan_path: Path, name: str, options: DeployOptions) -> dict[str, Any]:
         if options.endpoint is Endpoint.sagemaker:
             raise UsageError("The local twin has no SageMaker endpoint.", "Leave --endpoint out: its main server is the same program.")
+        lifecycle.refuse_foreign(name)
         with self.console.progress("Checking the plan"):
             inputs = read_inputs(plan_path)
         check_model(inputs[1], self.console.say)
