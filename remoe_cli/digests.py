@@ -20,12 +20,11 @@ from pydantic import Field
 
 from remoe_cli import artifacts
 from remoe_cli.errors import RemoeError
+from remoe_cli.progress import Report, no_report
 from remoe_cli.settings import cache_dir
 
-Progress = Callable[[int, int], None]
 _SETTLED_S = 2.0  # the coarsest time of last change of a file system that is in use
-_PATIENCE_S = 2.0  # before progress is shown
-_SAY_EVERY_S = 15.0
+_PATIENCE_S = 2.0  # before anything is reported
 _REMEMBERED = 5_000
 _CHUNK_BYTES = 8 << 20
 _THREADS = 4
@@ -38,10 +37,10 @@ class Remembered(artifacts.Document):
     files: dict[str, str] = Field(default_factory=dict)
 
 
-def sha256_of(paths: Iterable[Path], progress: Progress = lambda done, total: None) -> list[str]:
+def sha256_of(paths: Iterable[Path], report: Report = no_report) -> list[str]:
     """Return the digests of files in hexadecimal, in the order of `paths`. Several files are read at once.
 
-    `progress` is called with the bytes done and their total, but only by work that takes more than 2 s.
+    `report` is called with the bytes done and their total, but only by work that takes more than 2 s.
 
     Raises: OSError for a file that cannot be read.
     """
@@ -59,25 +58,12 @@ def sha256_of(paths: Iterable[Path], progress: Progress = lambda done, total: No
         with lock:
             done += more
             if time.monotonic() - begun > _PATIENCE_S:
-                progress(done, total)
+                report(done, total)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(missing, pool.map(lambda path: _sha256(path, count), missing.values()), strict=True))
     _remember({key: digest for key, digest in found.items() if _is_settled(key, missing[key], begun_ns)})
     return [known.get(key) or found[key] for key in keys]
-
-
-def spoken(say: Callable[[str], None], what: str) -> Progress:
-    """Make a progress that says how far `what` is, at once and then every 15 s."""
-    due_s = 0.0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal due_s
-        if time.monotonic() >= due_s:
-            due_s = time.monotonic() + _SAY_EVERY_S
-            say(f"{what}: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
-
-    return progress
 
 
 def _sha256(path: Path, count: Callable[[int], None]) -> str:

@@ -32,7 +32,7 @@ Not the planner's objective:
 - Every remote expert that a token hits pays t_rem, the paper's equation 5. One call a layer costs t_rem times P(any hit), which is a
   coverage function of x and needs the same variables.
 - One replica; no fee, no rounding of bills, one function a layer, non-expert modules on a GPU bought by memory: the paper's catalog.
-So its plan is priced by cost.py, and may then break a target that it kept here.
+So its plan is priced by cost/placement.py, and may then break a target that it kept here.
 """
 
 from __future__ import annotations

@@ -51,11 +51,11 @@ VCPUS = 8.0
 
 @dataclass(frozen=True)
 class Priced:
-    """A plan's cost and TPOT with the set's own routing, relative to the mean plan's; what it said of itself; whether it keeps targets."""
+    """A plan's cost and TPOT with the set's own routing, relative to the mean plan's, what it stated, and whether it keeps targets."""
 
     cost: float
     tpot: float
-    said: float
+    stated: float
     keeps: bool
     remote: int
 
@@ -146,7 +146,7 @@ def _table(title: str, planned: list[dict[str, Problem]], case: Case) -> None:
         ratios = np.array([one.cost / other.cost for one, other in pairs])
         error = f" ± {ratios.std(ddof=1) / len(ratios) ** 0.5:.3f}" if way != "mean routing" else ""
         tpot = np.mean([one.tpot / other.tpot for one, other in pairs])
-        off = np.mean([abs(one.said / one.cost - 1) for one, _ in pairs])
+        off = np.mean([abs(one.stated / one.cost - 1) for one, _ in pairs])
         remote, keeps = np.mean([one.remote for one, _ in pairs]), np.mean([one.keeps for one, _ in pairs])
         print(f"| {way} | {ratios.mean():.3f}{error} | {tpot:.3f} | {remote:.0f} | {off:.1%} | {keeps:.0%} | {len(each) - len(pairs)} |")
 

@@ -82,9 +82,7 @@ def main() -> int:
 def _profile(dtype: str, texts: tuple[str, ...], out: Path) -> Profile:
     _settle()
     prompts = PromptSet("demo", "prompt", texts)
-    return profile(
-        str(demo_model(dtype)), prompts, out, max_new_tokens=32, max_prompt_tokens=512, batch_size=16, progress=lambda done, total: None
-    )
+    return profile(str(demo_model(dtype)), prompts, out, max_new_tokens=32, max_prompt_tokens=512, batch_size=16)
 
 
 def _plan(made: Profile, share: float | None) -> Plan:
@@ -130,9 +128,9 @@ def _compare(what: str, plan: Plan, receipts: list[dict[str, Any]]) -> list[str]
     print(f"{'tokens':>9}{'TTFT':>22}{'TPOT':>22}{'cost':>24}{'of it functions':>17}{'calls':>7}{'cold':>6}")
     ratios: dict[str, list[float]] = {"TTFT": [], "TPOT": [], "cost": []}
     for receipt in receipts:
-        said = receipt["predicted"]
-        said = {"TTFT": said["ttft_s"] * 1e3, "TPOT": said["tpot_s"] * 1e3, "cost": said["cost_usd_per_request"] * 1e6}
-        pairs = {name: (said[name], measured) for name, measured in _measured(receipt).items()}
+        predicted = receipt["predicted"]
+        predicted = {"TTFT": predicted["ttft_s"] * 1e3, "TPOT": predicted["tpot_s"] * 1e3, "cost": predicted["cost_usd_per_request"] * 1e6}
+        pairs = {name: (predicted[name], measured) for name, measured in _measured(receipt).items()}
         for name, (predicted, measured) in pairs.items():
             ratios[name].append(predicted / measured)
         cells = "".join(f"{f'{p:.1f} / {m:.1f} {p / m:.2f}':>{24 if n == 'cost' else 22}}" for n, (p, m) in pairs.items())

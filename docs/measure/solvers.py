@@ -8,8 +8,8 @@ routing where there is some, with the overhead of an invocation, the vCPUs after
 GPU memory and the TPOT target varied. `sizes` plans models of several sizes, each in a process of its own, beside the plain integer
 programme (plain_ilp.py) where that is small enough.
 
-MIX* is all experts local on the cheapest main spec that meets the target. Gaps are costs above exact's, of each solver's plan as cost.py
-prices it. Seconds are processor time of one thread, so that other work on the machine counts little; exact's are for the whole plan, scan
+MIX* is all experts local on the cheapest main spec that meets the target. Gaps are costs above exact's, as cost/placement.py prices them.
+Seconds are processor time of one thread, so that other work on the machine counts little; exact's are for the whole plan, scan
 and baselines included. A time limit is clock time.
 """
 

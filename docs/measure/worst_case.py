@@ -1,4 +1,4 @@
-"""Prints how often worst-case bounds on the tokens of experts hold for prompts that they have not seen (remoe_cli/plan/worst_case.py).
+"""Prints how often worst-case bounds on the tokens of experts hold for prompts that they have not seen (remoe_cli/plan/paper/bound.py).
 
     python docs/measure/worst_case.py PROFILE
 

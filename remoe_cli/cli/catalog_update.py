@@ -36,7 +36,8 @@ def command(
 
     if out.is_dir() or out.suffix != ".toml":
         raise UsageError(f"{out} is not a file name for a catalog.", "Give the copy a name that ends in .toml, such as catalogs/aws.toml.")
-    updated = update(read_catalog(catalog), out, say=output.say)
+    with output.progress("Reading AWS's price lists"):
+        updated = update(read_catalog(catalog), out, say=output.say)
     if missing := updated.not_found:
         output.say(f"Not in AWS's price list, kept as they were: {', '.join(missing)}.")
     document: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, Targ
 from remoe_cli.errors import RemoeError, UsageError
 
 if TYPE_CHECKING:
+    from remoe_cli.model.chat import Prompt
+    from remoe_cli.runtime.client import MainAddress
     from remoe_cli.runtime.expected_cost import ExpectedCost
 
 EXAMPLES = examples(
@@ -36,16 +39,28 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """Ask a deployment, and show the answer and a receipt: its times and costs beside the predicted ones."""
-    from remoe_cli.runtime.client import answer
-
     if (prompt is None) == (data is None):
         raise UsageError("Give either --prompt TEXT or --data FILE.", "See 'remoe infer --help'.")
     deployed = pick(target, region, profile)
     address, expected = deployed.main_address(name), expected_cost_of(deployed.deployed_plan(name))
-    on_text = (lambda piece: None) if output.is_json() else output.piece
     for text in texts_of(prompt, data, field):
-        document = answer(address, text, max_new_tokens, on_text, expected=expected)
+        document = ask(address, text, max_new_tokens, expected)
         output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
+
+
+def ask(address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: ExpectedCost | None) -> dict[str, Any]:
+    """Return the answer to one prompt with its receipt; without --json the text is printed as it comes."""
+    from remoe_cli.runtime.client import answer
+
+    with ExitStack() as waiting:
+        waiting.enter_context(output.progress("Waiting for the answer"))
+
+        def on_text(piece: str) -> None:
+            if not output.is_json():
+                waiting.close()
+                output.piece(piece)
+
+        return answer(address, prompt, max_new_tokens, on_text, expected=expected)
 
 
 def expected_cost_of(plan: Path) -> ExpectedCost | None:
@@ -77,10 +92,8 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     if receipt["main_load_s"]:
         output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that, which the cost includes.")
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
-    output.line(
-        f"{calls}: {receipt['cold_starts']} cold starts, {receipt['retries']} retries, {receipt['billed_ms']} ms billed, "
-        f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received"
-    )
+    output.line(f"{calls}: {receipt['cold_starts']} cold starts, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
+    output.line(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
 
 
 def _ms(seconds: float | None) -> str:

@@ -1,17 +1,18 @@
 """The only place that prints.
 
 Results go to stdout; everything else (messages, progress, errors) to stderr. With --json stdout carries exactly one JSON
-document; with --quiet messages and progress are dropped. Progress bars appear only on a terminal.
+document; with --quiet messages and progress are dropped. Progress is a bar on a terminal, and lines elsewhere.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +22,10 @@ from remoe_cli.errors import RemoeError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from remoe_cli.deploy.console import Console, Overview, Report
+    from remoe_cli.deploy.console import Console, Overview
+    from remoe_cli.progress import Report
+
+HEARTBEAT_S = 14.0  # without a line on stderr, after which a stage of work prints one where there is no terminal
 
 
 @dataclass
@@ -29,6 +33,8 @@ class _Mode:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    said_s: float = field(default_factory=time.monotonic)  # when the last message was printed
+    working: bool = False  # a stage of work is shown
 
 
 _mode = _Mode()
@@ -65,6 +71,7 @@ def is_verbose() -> bool:
 def say(message: str) -> None:
     """Print a message for the user on stderr."""
     if not _mode.quiet:
+        _mode.said_s = time.monotonic()
         print(message, file=sys.stderr, flush=True)
 
 
@@ -129,33 +136,106 @@ def console(*, yes: bool = False) -> Console:
 
 @contextmanager
 def progress(title: str, *, of_bytes: bool = False) -> Iterator[Report]:
-    """A progress bar on stderr; yields what it is told by. Off a terminal there is none, but a line for each `what`, and one when all is
-    done. What is counted are things, or bytes."""
-    if _mode.quiet or not sys.stderr.isatty():
-        yield partial(_lines, title, " bytes" if of_bytes else "")
+    """Show on stderr how far a stage of work is, until the context ends; yields what the work reports to.
+
+    On a terminal this is a bar. Elsewhere it is a line after each HEARTBEAT_S seconds without one, whether or not anything is reported,
+    and a line for each `what`. Work that was counted to its end leaves one line. With --quiet nothing is printed.
+    """
+    assert not _mode.working, "only one stage of work is shown at a time"
+    stage = _Stage(title, of_bytes)
+    if _mode.quiet:
+        yield stage.report
         return
+    _mode.working = True
+    try:
+        with (_bar if sys.stderr.isatty() else _heartbeat)(stage) as report:
+            yield report
+    finally:
+        _mode.working = False
+    if stage.total is not None and stage.done >= stage.total:
+        say(f"{title}: {stage.amount(stage.total)} done in {_duration(time.monotonic() - stage.began_s)}")
+
+
+@dataclass
+class _Stage:
+    """What a stage of work has reported, and how long the rest of it will take."""
+
+    title: str
+    of_bytes: bool
+    began_s: float = field(default_factory=time.monotonic)
+    first: tuple[float, float] | None = None  # when the first report came, and what was done by then
+    last_s: float = 0.0  # when the last report came
+    done: float = 0.0
+    total: float | None = None
+    what: str = ""
+
+    def report(self, done: float, total: float | None, what: str = "") -> None:
+        self.last_s = time.monotonic()
+        self.first = self.first or (self.last_s, done)
+        self.done, self.total, self.what = done, total, what
+
+    def amount(self, count: float) -> str:
+        return f"{count / 1e6:,.1f} MB" if self.of_bytes else f"{int(count):,}"
+
+    def state(self) -> str:
+        now_s = time.monotonic()
+        if self.total is None or self.first is None:
+            return f"{_duration(now_s - self.began_s)} so far"
+        counted = f"{self.amount(self.done)} of {self.amount(self.total)}"
+        first_s, done_before = self.first
+        if self.done <= done_before or self.done >= self.total:
+            return counted
+        each_s = (self.last_s - first_s) / (self.done - done_before)
+        left_s = (self.total - self.done) * each_s - (now_s - self.last_s)
+        return f"{counted}, about {_duration(max(left_s, 1.0))} left"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def _bar(stage: _Stage) -> Iterator[Report]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
 
-    count = DownloadColumn() if of_bytes else MofNCompleteColumn()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        count,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[what]}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(title, total=None, what="")
-        yield lambda done, total, what="": bars.update(task, completed=done, total=total, what=what)
+    class State(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{stage.state()}  {stage.what}".rstrip())
+
+    with Progress(TextColumn(stage.title, markup=False), BarColumn(), State(), console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(stage.title, total=None)
+
+        def report(done: float, total: float | None, what: str = "") -> None:
+            stage.report(done, total, what)
+            bars.update(task, completed=done, total=total)
+
+        yield report
 
 
-def _lines(title: str, unit: str, done: int, total: int | None, what: str = "") -> None:
-    if what:
-        say(f"[{done}/{total}] {what}" if total else what)
-    elif done == total:
-        say(f"{title}: {total:,}{unit} done")
+@contextmanager
+def _heartbeat(stage: _Stage) -> Iterator[Report]:
+    ended = Event()
+
+    def beat() -> None:
+        least_s = min(1.0, HEARTBEAT_S)  # of work before its first line, however long nothing was printed before it
+        while not ended.wait(max(least_s, _mode.said_s + HEARTBEAT_S - time.monotonic())):
+            if time.monotonic() >= _mode.said_s + HEARTBEAT_S:  # nobody else has printed a line meanwhile
+                say(f"{stage.title}: {stage.state()}")
+
+    def report(done: float, total: float | None, what: str = "") -> None:
+        stage.report(done, total, what)
+        if what:
+            say(f"[{done:.0f}/{total:.0f}] {what}" if total else what)
+
+    thread = Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield report
+    finally:
+        ended.set()
+        thread.join()
 
 
 def fail(error: RemoeError) -> None:

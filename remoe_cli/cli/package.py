@@ -50,8 +50,9 @@ def _files(plan_path: Path, folder: Path) -> None:
     from remoe_cli.package import bundle
 
     refuse_folder(folder, _PACKAGE, _files_before_marks)
-    plan, profile, catalog = read_inputs(plan_path)
-    check_model(profile, output.say)
+    with output.progress("Checking the plan"):
+        plan, profile, catalog = read_inputs(plan_path)
+    check_model(profile, output.progress)
     with new_folder(folder, _PACKAGE, _files_before_marks) as fresh:
         with output.progress("Packaging functions") as progress:
             made = bundle.build(plan, plan_path, profile, fresh / "functions", progress)
@@ -90,7 +91,7 @@ def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
     with new_folder(folder, "image context") as fresh:
         digest = write_context(fresh)
     image = Image(folder, digest, gpu, architecture, repository)
-    done = build(image, output.say)
+    done = build(image, output.say)  # Docker shows its own progress
     commands = [] if done else by_hand(image)
     document = {"path": str(folder), "sha256": image.sha256, "image": image.uri, "built": done, "pushed": done and repository is not None}
 

@@ -11,7 +11,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import FIELD_HELP, ProfileArgument
+from remoe_cli.cli.options import FIELD_HELP, ProfileArgument, read_data
 
 if TYPE_CHECKING:
     from remoe_cli.plan.document import Plan, PredictedRouting
@@ -168,7 +168,8 @@ def command(
     )
     with output.progress("Solving"):
         made = make_plan(read, prices, request)
-    if findings := verify(made, read, prices):
+        findings = verify(made, read, prices)
+    if findings:
         raise RemoeError(
             f"The plan states '{findings[0].field}' as {findings[0].stated}, but the verifier finds {findings[0].found}.",
             "Please report this.",
@@ -179,7 +180,8 @@ def command(
     if explain:
         from remoe_cli.plan.explain.why import explanation
 
-        sections = explanation(made, read, prices, request)
+        with output.progress("Explaining"):
+            sections = explanation(made, read, prices, request)
         document["explanation"] = {name: [list(row) for row in rows] for name, rows in sections.items()}
         shows.append(lambda: _show_sections(sections))
     if frontier:
@@ -206,12 +208,11 @@ def _show_sections(sections: dict[str, Any]) -> None:
 def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedRouting | None:
     if data is None:
         return None
-    from remoe_cli.profile.prompts import read_prompts
+    texts = read_data(data, field)
+    with output.progress("Predicting which experts the prompts use"):
+        from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
 
-    texts = read_prompts(data, field)
-    from remoe_cli.plan.problem.predicted import predict_routing  # imports torch, for which a wrong path need not wait
-
-    return predict_routing(read, texts, solver)
+        return predict_routing(read, texts, solver)
 
 
 def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, out: Path) -> Callable[[], None]:

@@ -9,10 +9,12 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, texts_of
+from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, read_data, texts_of
+from remoe_cli.cli.profile_shared import trained_predictor
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from remoe_cli.model.chat import Prompt
     from remoe_cli.predict.evaluate import Evaluation
     from remoe_cli.predict.fate import Fate
     from remoe_cli.predict.history import History, PromptFeatures, View
@@ -67,7 +69,6 @@ def command(
     The prediction is learned from the profile's prompts. The model is not run.
     """
     from remoe_cli.owned import refuse_file
-    from remoe_cli.profile.prompts import read_prompts
     from remoe_cli.profile.record import read_profile, refuse_foreign
     from remoe_cli.recognise import ARRAYS
     from remoe_cli.report.picture import refuse_picture
@@ -85,28 +86,32 @@ def command(
         refuse_foreign(profile)
     read = read_profile(profile)
 
-    from remoe_cli.predict.history import features_of, histories  # imports torch, for which a wrong path need not wait
+    profiled = None if profiled_data is None else read_data(profiled_data, field)
+    with output.progress("Reading the profile's prompts"):
+        from remoe_cli.predict.history import features_of, histories  # imports torch, for which a wrong path need not wait
 
-    known = features_of(read, vectors_from, None if profiled_data is None else read_prompts(profiled_data, field))
-    views = histories(read, known)
+        known = features_of(read, vectors_from, profiled)
+        views = histories(read, known)
     if evaluate:
         _evaluate(read, views, _fate(read, known) if fate else None, folds, plot)
     else:
         _predict(read, views["request"], texts_of(prompt, data, field), out)
 
 
-def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Path | None) -> None:
+def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out: Path | None) -> None:
     import numpy as np
 
     from remoe_cli.artifacts import write_arrays
+    from remoe_cli.model.chat import as_text
     from remoe_cli.predict.history import features_from
     from remoe_cli.predict.train import trained
 
-    predictor = trained(profile, history)
-    settings = profile.record.settings
-    prompts = features_from(history.prompts.table, texts, settings.max_prompt_tokens if settings else None)
-    activation = predictor.predict(prompts)
-    low, high = predictor.interval(prompts)
+    with output.progress("Predicting"):
+        predictor = trained(profile, history)
+        settings = profile.record.settings
+        prompts = features_from(history.prompts.table, texts, settings.max_prompt_tokens if settings else None)
+        activation = predictor.predict(prompts)
+        low, high = predictor.interval(prompts)
     if out is not None:
         arrays = {"activation": activation, "lower": low, "upper": high}
         write_arrays(out, {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()})
@@ -130,7 +135,7 @@ def _predict(profile: Profile, history: History, texts: tuple[str, ...], out: Pa
             (str(layer), *(f"{x['expert']}: {x['share']:.0%} ({x['lower']:.0%} to {x['upper']:.0%})" for x in best))
             for layer, best in zip(layers, document["most_used"], strict=True)
         ]
-        output.table(f"Most used experts of {texts[0][:60]!r}", ("layer", *(f"{i + 1}." for i in range(len(rows[0]) - 1))), rows)
+        output.table(f"Most used experts of {as_text(texts[0])[:60]!r}", ("layer", *(f"{i + 1}." for i in range(len(rows[0]) - 1))), rows)
         output.line(
             f"Predictor: {predictor.record.default}. In {predictor.fitted.coverage:.0%} of cases the share is in the range in brackets."
         )
@@ -153,25 +158,25 @@ def _fate(profile: Profile, known: PromptFeatures) -> Fate:
         raise UsageError(
             "Fate needs the routers of the profiled model, but this profile's vectors come from another model.", "Leave --fate out."
         )
-    output.say("Asking the model's routers about every token of the prompts")
     model = profile.record.model
-    return ask_routers(find_profiled(model.path, model.revision), known.bags.tokens, _layers(profile))
+    with output.progress("Asking the model's routers about every token of the prompts"):
+        return ask_routers(find_profiled(model.path, model.revision), known.bags.tokens, _layers(profile))
 
 
 def _evaluate(profile: Profile, views: dict[View, History], fate: Fate | None, folds: int, plot: Path | None) -> None:
     from remoe_cli.predict import evaluate as scoring
-    from remoe_cli.predict.train import train
 
-    winner = train(profile)
+    winner = trained_predictor(profile)
     found = []
     for view, history in views.items():
         with output.progress(f"Scoring predictors ({view})") as progress:
             found.append(scoring.evaluate(history, view, k=folds, fate=fate, progress=progress))
-    pairs = scoring.similarity(views["request"])
-    if plot is not None:
-        from remoe_cli.report.prediction import draw
+    with output.progress("Comparing prompts in pairs"):
+        pairs = scoring.similarity(views["request"])
+        if plot is not None:
+            from remoe_cli.report.prediction import draw
 
-        draw(found, pairs, plot)
+            draw(found, pairs, plot)
     document = {
         "path": str(profile.path),
         "folds": folds,

@@ -9,7 +9,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import DataOption, FieldOption, LimitOption
+from remoe_cli.cli.options import DataOption, FieldOption, LimitOption, read_data
 from remoe_cli.cli.profile_shared import LATENCY_FROM, MaxPromptTokensOption, OutOption, described_latency, finish
 
 EXAMPLES = examples(
@@ -39,13 +39,13 @@ def command(
     Give the prompts of that recording in --data if you want to predict the routing of new prompts.
     """
     from remoe_cli.profile.imports.importer import import_profile
-    from remoe_cli.profile.prompts import read_prompts
     from remoe_cli.profile.record import refuse_foreign
 
     refuse_foreign(out)
-    prompts = None if data is None else read_prompts(data, field, limit)
+    prompts = None if data is None else read_data(data, field, limit)
     latency = described_latency(model, latency_from)
-    made = import_profile(
-        model, file, out, latency=latency, prompts=prompts, vectors_from=vectors_from, max_prompt_tokens=max_prompt_tokens
-    )
+    with output.progress(f"Importing {file}"):
+        made = import_profile(
+            model, file, out, latency=latency, prompts=prompts, vectors_from=vectors_from, max_prompt_tokens=max_prompt_tokens
+        )
     finish(made, out)

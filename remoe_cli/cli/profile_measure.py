@@ -8,7 +8,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import DataOption, FieldOption, LimitOption
+from remoe_cli.cli.options import DataOption, FieldOption, LimitOption, read_data
 from remoe_cli.cli.profile_shared import MaxNewTokensOption, OutOption, finish
 
 EXAMPLES = examples(
@@ -32,9 +32,8 @@ def command(
     With --data it also answers the prompts, and the profile gets the times of whole answers.
     """
     from remoe_cli.deploy.local.calibrate import calibrate
-    from remoe_cli.profile.prompts import read_prompts
     from remoe_cli.profile.record import refuse_foreign
 
     refuse_foreign(out)
-    texts = () if data is None else read_prompts(data, field, limit).texts
+    texts = () if data is None else read_data(data, field, limit).texts
     finish(calibrate(name, out, texts, max_new_tokens, output.console()), out)

@@ -25,4 +25,6 @@ def command(
     """Join the slices of a profile into exactly the profile that one machine would have made."""
     from remoe_cli.profile.merge import merge
 
-    finish(merge([folder.resolve() for folder in slices], out), out)
+    with output.progress("Joining the slices"):
+        made = merge([folder.resolve() for folder in slices], out)
+    finish(made, out)

@@ -9,7 +9,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import DATA, FieldOption, LimitOption
+from remoe_cli.cli.options import DATA, FieldOption, LimitOption, read_data
 from remoe_cli.cli.profile_shared import LATENCY_FROM, MaxNewTokensOption, MaxPromptTokensOption, OutOption, described_latency, finish
 from remoe_cli.errors import UsageError
 
@@ -50,11 +50,10 @@ def command(
 
     After an interruption the same command goes on where it stopped.
     """
-    from remoe_cli.profile.prompts import read_prompts
     from remoe_cli.profile.record import refuse_foreign
 
     refuse_foreign(out)
-    prompts = read_prompts(data, field, limit)
+    prompts = read_data(data, field, limit)
     options = {
         "max_new_tokens": max_new_tokens,
         "max_prompt_tokens": max_prompt_tokens,
@@ -70,8 +69,7 @@ def _recorded(model: str, prompts: PromptSet, out: Path, options: dict[str, Any]
     from remoe_cli.profile.run import profile
 
     try:
-        with output.progress("Profiling prompts") as progress:
-            return profile(model, prompts, out, progress=progress, say=output.say, **options)
+        return profile(model, prompts, out, progress=output.progress, say=output.say, **options)
     except KeyboardInterrupt:
         output.say(f"\nInterrupted. What is done is kept in {out}; the same command goes on from there.")
         raise

@@ -10,6 +10,7 @@ import typer
 from remoe_cli.cli import output
 
 if TYPE_CHECKING:
+    from remoe_cli.predict.train import PredictorRecord
     from remoe_cli.profile.latency_record import Latency
     from remoe_cli.profile.record import Profile
 
@@ -25,9 +26,7 @@ LATENCY_FROM = typer.Option(
 
 def finish(made: Profile, out: Path) -> None:
     """Train the profile's predictor, and show what was made."""
-    from remoe_cli.predict.train import train
-
-    trained = None if made.record.dataset.shard else train(made)
+    trained = None if made.record.dataset.shard else trained_predictor(made)
     record, arrays = made.record, made.arrays
     warnings = record.latency.warnings
     document: dict[str, Any] = {
@@ -64,6 +63,14 @@ def finish(made: Profile, out: Path) -> None:
     for warning in warnings:
         output.say(f"warning: {warning}")
     output.result(document, show)
+
+
+def trained_predictor(profile: Profile) -> PredictorRecord | None:
+    """Train and save the predictor of a profile; None where there are too few prompts for one."""
+    with output.progress("Training the predictor"):
+        from remoe_cli.predict.train import train
+
+        return train(profile)
 
 
 def described_latency(model: str, latency_from: str) -> Latency:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
+
+from remoe_cli.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,6 @@ class Overview:
 NO_OVERVIEW = Overview()
 
 
-class Report(Protocol):
-    """Called with the number of things done, the number of all if it is known, and the last one's name."""
-
-    def __call__(self, done: int, total: int | None, what: str = "") -> None: ...
-
-
-class Progress(Protocol):
-    """Opens the progress display of a stage that counts things or bytes. Only one may be open at a time."""
-
-    def __call__(self, title: str, *, of_bytes: bool = False) -> AbstractContextManager[Report]: ...
-
-
 class Agree(Protocol):
     """Shows an overview, asks a question about it, and returns whether the answer is yes."""
 
@@ -60,9 +49,5 @@ class Console:
     agree: Agree
 
 
-def _no_progress(title: str, *, of_bytes: bool = False) -> AbstractContextManager[Report]:
-    return nullcontext(lambda done, total, what="": None)
-
-
 # For programs: shows nothing and agrees to everything.
-SILENT = Console(say=lambda message: None, progress=_no_progress, agree=lambda question, overview=NO_OVERVIEW: True)
+SILENT = Console(say=lambda message: None, progress=no_progress, agree=lambda question, overview=NO_OVERVIEW: True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from remoe_cli import artifacts
-from remoe_cli.digests import spoken
 from remoe_cli.errors import ArtifactError
 from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Plan
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile, read_profile
+from remoe_cli.progress import Progress
 
 Inputs = tuple[Plan, Profile, Catalog]
 
@@ -34,10 +33,11 @@ def read_inputs(plan_path: Path) -> Inputs:
     return plan, profile, catalog
 
 
-def check_model(profile: Profile, say: Callable[[str], None]) -> None:
+def check_model(profile: Profile, progress: Progress) -> None:
     """Check that the model has not changed since it was profiled, before anything is packaged.
 
     Raises: what `find_profiled` raises.
     """
     model = profile.record.model
-    find_profiled(model.path, model.revision, spoken(say, "Checking the model's files"))
+    with progress("Checking the model's files", of_bytes=True) as report:
+        find_profiled(model.path, model.revision, report)

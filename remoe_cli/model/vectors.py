@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from remoe_cli.errors import ModelError, UsageError
+from remoe_cli.model.chat import Prompt, as_text
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.loader import open_weights, read_config, skeleton
-from remoe_cli.model.tokens import load_tokenizer
+from remoe_cli.model.tokens import content_ids, load_tokenizer
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -105,18 +106,16 @@ def embedding_table(checkpoint: Checkpoint) -> EmbeddingTable:
     return EmbeddingTable(checkpoint, found[0][:])
 
 
-def bags(tokenizer: Any, texts: Sequence[str], limit: int | None) -> Bags:
+def bags(tokenizer: Any, texts: Sequence[Prompt], limit: int | None) -> Bags:
     """Count the first `limit` tokens of each text, without special tokens.
 
     Raises: UsageError for a text without tokens.
     """
     sizes, tokens, counts = [], [], []
     for text in texts:
-        distinct, times = np.unique(
-            np.array(tokenizer(text, add_special_tokens=False)["input_ids"][:limit], dtype=np.int32), return_counts=True
-        )
+        distinct, times = np.unique(np.array(content_ids(tokenizer, text, limit), dtype=np.int32), return_counts=True)
         if not len(distinct):
-            raise UsageError(f"The tokenizer makes no tokens of the prompt {text!r}.", "Remove the prompt from the data.")
+            raise UsageError(f"The tokenizer makes no tokens of the prompt {as_text(text)!r}.", "Remove the prompt from the data.")
         sizes.append(len(distinct))
         tokens.append(distinct)
         counts.append(times.astype(np.int32))
@@ -124,7 +123,7 @@ def bags(tokenizer: Any, texts: Sequence[str], limit: int | None) -> Bags:
     return Bags(np.array(sizes, dtype=np.int32), np.concatenate([none, *tokens]), np.concatenate([none, *counts]))
 
 
-def prompt_features(checkpoint: Checkpoint, texts: Sequence[str], limit: int | None) -> dict[str, npt.NDArray[Any]]:
+def prompt_features(checkpoint: Checkpoint, texts: Sequence[Prompt], limit: int | None) -> dict[str, npt.NDArray[Any]]:
     """Compute what a profile keeps of its prompts' texts. Each prompt's rows depend on that prompt alone.
 
     Shapes: prompt_vectors [P, d], bag_sizes [P], bag_tokens [N] and bag_counts [N].

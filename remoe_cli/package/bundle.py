@@ -83,13 +83,16 @@ def build(
 ) -> Manifest:
     """Write the bundle of `plan` into the empty folder `folder`; call `progress` with the functions done and their total.
 
-    Raises: ArtifactError when the model has changed since it was profiled, UsageError for a folder that is not empty.
+    Raises: ArtifactError when the model has changed since it was profiled, ModelError when its chat template cannot be used, UsageError for
+    a folder that is not empty.
     """
     reference = profile.record.model
     checkpoint = find_profiled(reference.path, reference.revision)
     owned.require_empty(folder)
     from remoe_cli.model.shards import write_shards
+    from remoe_cli.model.tokens import check_chat_template
 
+    check_chat_template(checkpoint)
     layers = {layer.layer: layer for layer in plan.layers}
     parts = {number: layer.parts for number, layer in layers.items()}
     code = function_zip()

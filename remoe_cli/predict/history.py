@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.errors import UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import find, find_profiled
 from remoe_cli.model.tokens import load_tokenizer
 from remoe_cli.model.vectors import Bags, EmbeddingTable, bags, embedding_table, prompt_features
@@ -92,7 +93,7 @@ def features_of(profile: Profile, vectors_from: str | None = None, data: PromptS
     return PromptFeatures(profile.arrays["prompt_vectors"], _bags(profile.arrays), table)
 
 
-def features_from(table: EmbeddingTable, texts: tuple[str, ...], limit: int | None) -> PromptFeatures:
+def features_from(table: EmbeddingTable, texts: tuple[Prompt, ...], limit: int | None) -> PromptFeatures:
     """Compute the features of new prompts, by the tokenizer and the embeddings of `table`."""
     made = bags(load_tokenizer(table.checkpoint), texts, limit)
     return PromptFeatures(table.sums(made, made.counts), made, table)

@@ -1,8 +1,11 @@
-"""Measuring, on this machine, the times that the cost model needs (method section 2).
+"""Measures on this machine the times that the cost model needs.
 
-Every figure is a median over repetitions. Experts are timed against tokens and vCPUs and fitted (curves.py), those of the main process
-here and those of the function in function_latency.py, because their arithmetic differs. Non-expert time is taken layer by layer.
-With the model on an accelerator, non-expert time is the accelerator's and experts are timed on the CPU, where remoe keeps them.
+Every figure is a median of repetitions. An expert is timed for several counts of tokens and vCPUs, and a curve is fitted to its times
+(curves.py). The main process and the function compute an expert differently: this module times the former, function_latency.py the
+latter. All other modules of the model are timed layer by layer. Where the model is on an accelerator, these are timed there and the
+experts on the CPU, because remoe keeps experts in CPU memory.
+
+Source: method.md, section 2.
 """
 
 from __future__ import annotations
@@ -32,13 +35,13 @@ from remoe_cli.profile.latency_record import Latency, LayerTimes, Linear, Measur
 _TOKENS = (1, 4, 16, 64, 256)
 _PROMPT_TOKENS = (16, 64, 192)
 _CACHED_TOKENS = 64
-_ROUNDS, _ROUND_S = 3, 0.05  # every setting has its turn in each round, so that a busy spell of the machine hits all alike
-_FORWARD_S, _PASSES, _PASSES_S = 0.5, 3, 5.0  # as many passes as fill the first; at least so many, unless they fill the last
+_ROUNDS, _ROUND_S = 3, 0.05  # every round times every count of threads, so that a busy spell of the machine slows all of them
+_FORWARD_S, _PASSES, _PASSES_S = 0.5, 3, 5.0  # forward passes are repeated for 0.5 s, and at least 3 times if that takes less than 5 s
 _TOO_LONG_S = 2.0  # more tokens are not tried after a call this long
 
 
 def measure(model: PreTrainedModel, load_s: float) -> Latency:
-    """Measure everything; replaces what is attached to the model's hook. Takes 10 to 20 seconds for a small model."""
+    """Measure all times of a loaded model, which takes about 10 s for a small one. Detaches what is attached to its experts hook."""
     layers = attach(model, _without_experts).layers
     with torch.inference_mode():
         nonexpert = _nonexpert(model, _decoder_layers(model, layers[0]))
@@ -62,7 +65,7 @@ def measure(model: PreTrainedModel, load_s: float) -> Latency:
 
 
 def _without_experts(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """The hook's own work with experts that cost nothing, so that grouping and adding count as non-expert time."""
+    """Run a layer with experts that take no time, so that grouping rows and adding outputs count as non-expert time."""
     return run_experts(layer, hidden, index, weights, {}, lambda _, rows: lambda: rows)
 
 
@@ -70,7 +73,7 @@ def _without_experts(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights:
 
 
 def _decoder_layers(model: PreTrainedModel, layer: ExpertLayer) -> dict[str, nn.Module]:
-    """All decoder layers by name, dense ones too: the siblings of the one that holds `layer`."""
+    """Return all decoder layers by name, also those without experts: the siblings of the one that holds `layer`."""
     parent = layer.name.rpartition(f".{layer.layer}.")[0]
     return {f"{parent}.{name}": module for name, module in model.get_submodule(parent).named_children()}
 
@@ -89,7 +92,7 @@ def _nonexpert(model: PreTrainedModel, layers: dict[str, nn.Module]) -> LayerTim
 
 
 def _passes(model: PreTrainedModel, layers: dict[str, nn.Module], tokens: int, cached: int) -> list[list[float]]:
-    """Passes of `tokens` tokens after `cached` ones: the seconds of each layer and of the rest."""
+    """Time forward passes of `tokens` tokens after `cached` ones. Returns for each pass the seconds of each layer and of the rest."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocabulary, (1, cached + tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     cache = model(input_ids=ids[:, :cached], use_cache=True, logits_to_keep=1).past_key_values if cached else None
@@ -111,7 +114,7 @@ def _passes(model: PreTrainedModel, layers: dict[str, nn.Module], tokens: int, c
 
 @contextmanager
 def _timed(modules: Sequence[nn.Module], device: torch.device) -> Iterator[list[float]]:
-    """Inside, each module's time in forward is added to its place in the list."""
+    """Add to the list that it yields the seconds that each module spends in forward, until the context ends."""
     seconds = [0.0] * len(modules)
 
     def start(i: int, *_: object) -> None:
@@ -128,7 +131,7 @@ def _timed(modules: Sequence[nn.Module], device: torch.device) -> Iterator[list[
 
 
 def _now(device: torch.device) -> float:
-    """The time, once everything is done that an accelerator was given to do."""
+    """Wait until an accelerator has done all its work, and return the time in seconds."""
     if device.type != "cpu":
         for index in range(torch.accelerator.device_count()):
             torch.accelerator.synchronize(index)
@@ -139,7 +142,7 @@ def _now(device: torch.device) -> float:
 
 
 def _on_cpu(layers: Sequence[ExpertLayer]) -> Sequence[ExpertLayer]:
-    """The layers, or a copy of the first one where they are on an accelerator."""
+    """Return the layers, or a copy of the first one on the CPU if they are on an accelerator."""
     if all(p.device.type == "cpu" for layer in layers for p in layer.parameters().values()):
         return layers
     return [replace(layers[0], module=copy.deepcopy(layers[0].module).to("cpu"))]
@@ -171,13 +174,13 @@ def _local_points(layers: Sequence[ExpertLayer]) -> list[MeasuredPoint]:
 
 
 def _thread_counts() -> list[int]:
-    """1, 2, 4, .. and as many as there are cores."""
+    """Return the powers of two up to the number of cores, and that number."""
     cores = os.cpu_count() or 1
     return sorted({cores, *(1 << i for i in range(cores.bit_length()))})
 
 
 def _copy(device: torch.device, layer: ExpertLayer) -> Linear:
-    """Hidden states of n tokens from one device to the other: half of there and back."""
+    """Time copying the hidden states of n tokens from one device to another: half of the way there and back."""
     if device.type == "cpu":
         return Linear(fixed_s=0.0, per_token_s=0.0)
     dtype = next(iter(layer.parameters().values())).dtype

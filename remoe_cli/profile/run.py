@@ -1,10 +1,10 @@
-"""`remoe profile`: prompts through the model, batch by batch, into a profile directory.
+"""Runs a model on prompts, batch by batch, and writes a profile directory.
 
-Prompts of similar length run together: within a window of 16 batches they are sorted by length, so that little is padding. The
-batches, and so every number, are the same whether a run is whole, cut into shards, or interrupted.
+Prompts of similar length run together: within a window of 16 batches they are sorted by length, so that there is little padding. The
+batches, and so all numbers, are the same whether a run is whole, cut into shards, or interrupted.
 
-While it runs, DIR/partial/ holds one safetensors file a batch and a fingerprint of everything that decides the counts.
-An interrupted run keeps the batches that are done; the same command goes on after them, another one starts anew.
+During a run, DIR/partial/ holds a safetensors file for each batch that is done, and a fingerprint of everything that decides the
+counts. After an interruption the same command goes on after these batches; another command starts again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from remoe_cli import artifacts, recognise
-from remoe_cli.digests import spoken
 from remoe_cli.errors import ArtifactError, ModelError, UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, find
 from remoe_cli.model.spec import MoeSpec, read_spec
 from remoe_cli.profile.latency_record import Latency
@@ -39,8 +39,10 @@ from remoe_cli.profile.record import (
     refuse_foreign,
     write_profile,
 )
+from remoe_cli.progress import Progress, no_progress
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 # Batches whose prompts are sorted together. Larger windows save little more padding, and a resumed run tokenises a window again.
@@ -50,7 +52,7 @@ _OF_A_RUN = re.compile(r"(batch-\d{7}\.safetensors|latency\.json|\..+\.remoe-[a-
 
 
 class Inputs(artifacts.Document):
-    """Everything that decides the counts: the fingerprint of a run, and how a rerun knows that it may go on."""
+    """Everything that decides the counts. A rerun may use the batches of an earlier run if their inputs are equal."""
 
     schema_version: str = "remoe.profile-inputs/2"
     model: ModelRef
@@ -67,16 +69,17 @@ def profile(
     max_new_tokens: int,
     max_prompt_tokens: int,
     batch_size: int,
-    progress: Callable[[int, int], None],
-    say: Callable[[str], None] = lambda _: None,
+    progress: Progress = no_progress,
+    say: Callable[[str], None] = lambda message: None,
     shard: tuple[int, int] | None = None,
     latency: Latency | None = None,
     device_map: str | None = None,
 ) -> Profile:
     """Profile `model` on `prompts` into the directory `out`.
 
-    `progress(done, total)` is called at the start and after each batch, `say` before what takes long otherwise. `shard` (I, N) profiles
-    part I of N of the prompts. Latencies are measured unless `latency` is given. `device_map` is the loader's.
+    `progress` opens a display for each stage. In the stage of the prompts it reports an int when a batch is written, and a float within a
+    batch. `say` shows a message. `shard` (I, N) profiles slice I of N of the prompts. Times are measured unless `latency` is given.
+    `device_map` is that of transformers.
     """
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
     from remoe_cli.model.vectors import prompt_features
@@ -85,7 +88,10 @@ def profile(
     checkpoint = find(model)
     spec = read_spec(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
-    revision = checkpoint.identify(spoken(say, "Checking the model's files"))
+    with progress("Checking the model's files", of_bytes=True) as report:
+        revision = checkpoint.identify(report)
+    with progress("Checking the prompts"):
+        _check_prompts(tokenizer, prompts, say)
     inputs = Inputs(
         model=ModelRef(path=checkpoint.name, revision=revision),
         dataset=DatasetRef(
@@ -109,30 +115,49 @@ def profile(
     missing = [batch for batch in batches if not _file(partial, batch).is_file()]
     total = sum(_size(inputs, batch) for batch in batches)
     done = total - sum(_size(inputs, batch) for batch in missing)
-    progress(done, total)
     measured = partial / "latency.json"
+    loaded = None
     if missing or not (latency or measured.is_file()):
-        loaded, load_s = _load(checkpoint, device_map, say)
+        with progress(f"Loading {checkpoint.name}"):
+            loaded, load_s = _load(checkpoint, device_map)
         if not (latency or measured.is_file()):
             from remoe_cli.profile.latency import measure
 
-            say("Measuring how long things take on this machine")
-            artifacts.write_json(measured, measure(loaded, load_s), recognise.ANY)
-        for batch in record(loaded, tokenizer, inputs, prompts.texts, missing, partial):
-            done += _size(inputs, batch)
-            progress(done, total)
-        del loaded
-    arrays = join([_read_batch(_file(partial, batch)) for batch in batches])
-    texts = [prompts.texts[p] for p in arrays["prompt_index"]]
-    arrays |= prompt_features(checkpoint, texts, max_prompt_tokens)
-    if checkpoint.identify() != revision:
-        raise ModelError(f"The model {checkpoint.name} has changed while it was profiled.", "Run the command again: it starts anew.")
-    latency = latency or Latency.model_validate_json(measured.read_text(encoding="utf-8"))
-    return _finish(out, partial, inputs, arrays, latency)
+            with progress("Measuring how long things take on this machine"):
+                artifacts.write_json(measured, measure(loaded, load_s), recognise.ANY)
+    with progress("Profiling prompts") as report:
+        report(done, total)
+        if loaded is not None:
+            run = record(loaded, tokenizer, inputs, prompts.texts, missing, partial, lambda part: report(done + part, total))
+            for batch in run:
+                done += _size(inputs, batch)
+                report(done, total)
+    del loaded
+    with progress("Writing the profile"):
+        arrays = join([_read_batch(_file(partial, batch)) for batch in batches])
+        texts = [prompts.texts[p] for p in arrays["prompt_index"]]
+        arrays |= prompt_features(checkpoint, texts, max_prompt_tokens)
+        if checkpoint.identify() != revision:
+            raise ModelError(f"The model {checkpoint.name} has changed while it was profiled.", "Run the command again: it starts anew.")
+        latency = latency or Latency.model_validate_json(measured.read_text(encoding="utf-8"))
+        return _finish(out, partial, inputs, arrays, latency)
+
+
+def _check_prompts(tokenizer: Any, prompts: PromptSet, say: Callable[[str], None]) -> None:
+    """Find prompts that the chat template refuses before the model is loaded; raises UsageError with the row of the first."""
+    from remoe_cli.model.tokens import check_prompt, has_chat_template
+
+    if not has_chat_template(tokenizer) and not all(isinstance(prompt, str) for prompt in prompts.texts):
+        say("The model has no chat template: the messages of a conversation are joined by blank lines.")
+    for index, prompt in enumerate(prompts.texts):
+        try:
+            check_prompt(tokenizer, prompt)
+        except UsageError as error:
+            raise UsageError(f"{prompts.where(index)}: {error.message}", error.hint) from None
 
 
 def _batches(inputs: Inputs) -> range:
-    """The numbers of the batches to run: all of the dataset's, or a shard's slice of them."""
+    """Return the numbers of the batches to run: all of the dataset, or those of the shard."""
     count = -(-inputs.dataset.prompts // inputs.settings.batch_size)
     if (shard := inputs.dataset.shard) is None:
         return range(count)
@@ -147,7 +172,7 @@ def _batches(inputs: Inputs) -> range:
 
 
 def _size(inputs: Inputs, batch: int) -> int:
-    """Prompts in a batch."""
+    """Return the number of prompts in a batch."""
     size = inputs.settings.batch_size
     return min(size, inputs.dataset.prompts - batch * size)
 
@@ -157,7 +182,10 @@ def _file(partial: Path, batch: int) -> Path:
 
 
 def _partial_folder(out: Path, inputs: Inputs) -> Path:
-    """The folder of finished batches, emptied when it belongs to another run; refuses to write over foreign files."""
+    """Return the folder of finished batches, after deleting those of a run with other inputs.
+
+    Raises: UsageError when `out` holds files that are not a profile's.
+    """
     refuse_foreign(out)
     partial = out / "partial"
     fingerprint = partial / "inputs.json"
@@ -182,25 +210,39 @@ def _is_of(fingerprint: Path, inputs: Inputs) -> bool:
         return False
 
 
-def _load(checkpoint: Checkpoint, device_map: str | None, say: Callable[[str], None]) -> tuple[PreTrainedModel, float]:
-    """The model, and the seconds that loading it took."""
+def _load(checkpoint: Checkpoint, device_map: str | None) -> tuple[PreTrainedModel, float]:
+    """Load the model; also returns the seconds that this took."""
     from remoe_cli.model.loader import load
 
-    say(f"Loading {checkpoint.name}")
     start = time.perf_counter()
     return load(checkpoint, device_map=device_map), time.perf_counter() - start
 
 
 def record(
-    model: PreTrainedModel, tokenizer: Any, inputs: Inputs, texts: Sequence[str], batches: Sequence[int], partial: Path
+    model: PreTrainedModel,
+    tokenizer: Any,
+    inputs: Inputs,
+    texts: Sequence[Prompt],
+    batches: Sequence[int],
+    partial: Path,
+    on_part: Callable[[float], None] = lambda prompts: None,
 ) -> Iterator[int]:
-    """Run batches by their numbers, ascending, and write each into the folder `partial`; yields the number of each when it is done."""
-    from remoe_cli.model.experts import attach
+    """Run batches, given by their numbers in ascending order, and yield each number when its file in `partial` is written.
+
+    `on_part` is called while a batch runs: with the share of its work that is done, times its number of prompts.
+    """
+    from remoe_cli.model.experts import ExpertLayer, attach
     from remoe_cli.profile.routing import RoutingRecorder, record_batch
 
     settings = inputs.settings
     recorder = RoutingRecorder()
-    attachment = attach(model, recorder)
+    prompts_a_call = 0.0
+
+    def runner(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        on_part((attachment.calls.total() - 1) * prompts_a_call)  # the call that begins here is counted already
+        return recorder(layer, hidden, index, weights)
+
+    attachment = attach(model, runner)
     trace = max(1, TRACE_TOKENS // inputs.dataset.prompts)
     for window, numbers in groupby(batches, key=lambda batch: batch // _WINDOW):
         first = window * _WINDOW * settings.batch_size
@@ -210,6 +252,7 @@ def record(
         for batch in numbers:
             place = batch % _WINDOW * settings.batch_size
             mine = order[place : place + settings.batch_size]
+            prompts_a_call = len(mine) / (len(attachment.layers) * settings.max_new_tokens)
             attachment.calls.clear()
             routing = record_batch(model, recorder, [ids[p] for p in mine], inputs.spec.experts_per_layer, settings.max_new_tokens, trace)
             attachment.check_fired(max(attachment.calls.values(), default=0) or 1)
@@ -217,7 +260,7 @@ def record(
             yield batch
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
+def _encode(tokenizer: Any, texts: Sequence[Prompt], limit: int) -> list[list[int]]:
     from remoe_cli.model.tokens import encode
     from remoe_cli.model.vectors import bags
 
@@ -233,7 +276,7 @@ def _read_batch(file: Path) -> Arrays:
 
 
 def _finish(out: Path, partial: Path, inputs: Inputs, arrays: Arrays, latency: Latency) -> Profile:
-    """Write the profile and remove the batches, their fingerprint first: without it what a kill leaves of them counts for nothing."""
+    """Write the profile and delete the batches. Their fingerprint goes first: without it, batches that a kill leaves are not used."""
     if inputs.dataset.shard is None:
         del arrays["prompt_index"]
     record = ProfileRecord(

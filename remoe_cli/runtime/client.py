@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime.failures import failure, kind_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ MainAddress = Http | LambdaMain | SageMaker
 
 def answer(
     endpoint: MainAddress,
-    prompt: str,
+    prompt: Prompt,
     max_new_tokens: int,
     on_text: Callable[[str], None],
     *,
@@ -69,7 +70,8 @@ def answer(
     Raises: UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function is not
     reached or ends before the answer is complete.
     """
-    request = {"prompt": prompt, "max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
+    asked = {"prompt": prompt} if isinstance(prompt, str) else prompt.to_json()
+    request = asked | {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
         if "error" in event:

@@ -120,6 +120,10 @@ def divide(rows: Mapping[int, Array], dtype: str, replicas: int, expert_rows: fl
     and in order, unless they alone exceed the payload limit.
 
     Shapes: rows[expert] is [rows of this expert, hidden width].
+
+    >>> rows = {expert: np.zeros((count, 8), np.float32) for expert, count in ((0, 30), (1, 20), (2, 12))}
+    >>> [batch.experts for batch in divide(rows, "float32", replicas=2, expert_rows=1.5)]
+    [(0,), (1, 2)]
     """
     total = sum(len(x) for x in rows.values())
     bins = max(1, min(replicas, total // _ROWS_PER_REPLICA, len(rows)))

@@ -18,6 +18,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from transformers.generation.streamers import BaseStreamer
 
 from remoe_cli.errors import UsageError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import Attachment, attach, move_non_experts
 from remoe_cli.model.loader import copy_weights, load
@@ -82,7 +83,7 @@ class Engine:
     dispatcher: Dispatcher
     attachment: Attachment
 
-    def prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
         return encode(self.tokenizer, prompt)
 
     def generate(

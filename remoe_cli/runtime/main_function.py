@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from remoe_cli import artifacts
-from remoe_cli.digests import spoken
 from remoe_cli.errors import DeployError, RemoeError, UsageError
+from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.runtime.answer import Stop
 from remoe_cli.runtime.invoke import Connect, make_client
@@ -31,15 +31,21 @@ if TYPE_CHECKING:
 
 
 class Request(BaseModel):
-    """One request. It has exactly one of `prompt` and `prompt_token_ids`."""
+    """One request. It has exactly one of `prompt`, `messages` (with `tools`, as in OpenAI's chat API) and `prompt_token_ids`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
     max_new_tokens: int = Field(default=256, ge=1)
     stream: bool = False
     calls: bool = False
+
+    def asked(self) -> Prompt | None:
+        """Return the prompt, or the messages as a conversation; raises UsageError for what is no message."""
+        return self.prompt if self.messages is None else conversation(self.messages, self.tools, where="The request")
 
 
 class Answer(BaseModel):
@@ -89,10 +95,11 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
         where = ".".join(map(str, first["loc"]))
         raise UsageError(
             f"The request is wrong{f' at {where!r}' if where else ''}: {first['msg']}.",
-            "It is a JSON object with 'prompt' or 'prompt_token_ids', and may have 'max_new_tokens' and 'stream'.",
+            "It is a JSON object with 'prompt', 'messages' or 'prompt_token_ids', and may have 'max_new_tokens' and 'stream'.",
         ) from None
-    if (request.prompt is None) == (request.prompt_token_ids is None):
-        raise UsageError("A request has either 'prompt' or 'prompt_token_ids'.", "Give one of the two.")
+    if [request.prompt, request.messages, request.prompt_token_ids].count(None) != 2:
+        raise UsageError("A request has either 'prompt' or 'prompt_token_ids', or 'messages'.", "Give one of the three.")
+    request.asked()  # so that messages that are none are refused now
     return request
 
 
@@ -146,7 +153,8 @@ class MainFunction:
                     "There was no time left to answer when the request's turn came.",
                     "Ask again when fewer requests wait or all is warm.",
                 )
-        ids = self.engine.prompt_ids(request.prompt) if request.prompt is not None else request.prompt_token_ids or ()
+        asked = request.asked()
+        ids = self.engine.prompt_ids(asked) if asked is not None else request.prompt_token_ids or ()
         generated = self.engine.generate(ids, request.max_new_tokens, on_text, stopped)
         return Answer(
             text=generated.text,
@@ -193,14 +201,14 @@ def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copi
     return MainFunction(config, engine)
 
 
-def load_here(server_json: Path, connect: Connect, say: Callable[[str], None] = print) -> MainFunction:
+def load_here(server_json: Path, connect: Connect) -> MainFunction:
     """Load from the checkpoint that was profiled, on this machine. The checkpoint may change afterwards.
 
     Raises: ArtifactError when the checkpoint has changed, and what `load` raises.
     """
     config = artifacts.read_json(server_json, ServerConfig)
     model = config.model
-    checkpoint = find_profiled(model.path, model.revision, spoken(say, "Checking the model's files"))
+    checkpoint = find_profiled(model.path, model.revision)
     main = load(config, checkpoint, connect, copied=True)
     checkpoint.check(model.revision)
     return main

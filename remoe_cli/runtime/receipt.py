@@ -73,7 +73,17 @@ class Receipt(Part):
 
 
 def make_receipt(answer: Generated, prices: Prices, main_load_s: float = 0.0) -> Receipt:
-    """Add up an answer's times, invocations and cost."""
+    """Add up an answer's times, invocations and cost.
+
+    >>> call = Invocation("f", 100, 100, 0.2, 150.0, billed_ms=200, billed_tries=1, memory_mb=1024, init_ms=None, retries=0)
+    >>> answer = Generated((1, 2), (3, 4, 5), "three tokens", "length", token_times_s=(0.5, 0.6, 0.7), invocations=(call,))
+    >>> prices = Prices(
+    ...     catalog="example", main_gb=2.0, main_usd_per_gb_second=1e-5, function_usd_per_gb_second=2e-5, function_usd_per_request=2e-7
+    ... )
+    >>> receipt = make_receipt(answer, prices)
+    >>> receipt.ttft_s, round(receipt.tpot_s, 3), round(receipt.cost.main_usd, 9), round(receipt.cost.functions_usd, 9)
+    (0.5, 0.1, 1.4e-05, 4.2e-06)
+    """
     names = sorted({i.function for i in answer.invocations})
     lines = tuple(_line(name, [i for i in answer.invocations if i.function == name], prices) for name in names)
     total_s = answer.token_times_s[-1]

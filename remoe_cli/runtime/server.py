@@ -3,8 +3,8 @@
     python -m remoe_cli.runtime.server SERVER.json PORT
 
 GET /ping           503 while the model loads, then 200
-POST /invocations   {"prompt" or "prompt_token_ids", "max_new_tokens", "stream"} -> one JSON document; with "stream" one JSON object a line:
-                    {"text": ..} for each piece, then {"answer": ..} or {"error": ..}
+POST /invocations   {"prompt", "messages" or "prompt_token_ids", "max_new_tokens", "stream"} -> one JSON document; with "stream" one JSON
+                    object a line: {"text": ..} for each piece, then {"answer": ..} or {"error": ..}
 GET /main           what the process holds in memory
 
 Started as above it is the main server of a local deployment: it listens on loopback and ends when its standard input is closed, so it never
@@ -41,7 +41,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.runtime.answer import Stop
-from remoe_cli.runtime.invoke import Connect, make_client
+from remoe_cli.runtime.invoke import make_client
 from remoe_cli.runtime.main_function import MainFunction, Request, described, load_here, parse, until
 
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
@@ -182,12 +182,6 @@ def serve(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLi
     model_thread.shutdown(wait=False, cancel_futures=True)
     if loading.done():
         loading.result()
-
-
-def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve the deployment `name` from this machine's checkpoint of its model (main_function.load_here)."""
-    say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    serve(lambda: load_here(server_json, connect, say), host, port)
 
 
 def run(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> NoReturn:

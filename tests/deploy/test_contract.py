@@ -10,8 +10,8 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from remoe_cli.package.bundle import function_zip
 from remoe_cli.package.dependencies import FunctionPackage
 from remoe_cli.plan.document import LayerPlan, Plan
 from remoe_cli.profile.record import read_profile
+from remoe_cli.progress import Report
 from remoe_cli.runtime import client
 from tests.support import by_hand, forked
 
@@ -89,11 +90,41 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
         yield Asked("contract", made.plan_path, by_hand.PROMPT)
 
 
+class Stages:
+    """The titles of all progress displays, of which only one may be open at a time, as on a terminal."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+        self._open = False
+
+    @contextmanager
+    def progress(self, title: str, *, of_bytes: bool = False) -> Iterator[Report]:
+        assert not self._open, f"'{title}' is opened inside '{self.titles[-1]}'"
+        self.titles.append(title)
+        self._open = True
+        try:
+            yield lambda done, total, what="": None
+        finally:
+            self._open = False
+
+
 @pytest.fixture(scope="module", params=["local", "aws"])
-def target(request: pytest.FixtureRequest) -> Target:
+def place(request: pytest.FixtureRequest) -> tuple[Target, Stages]:
+    stages = Stages()
+    console = replace(SILENT, progress=stages.progress)
     if request.param == "local":
-        return local_target.LocalTarget(SILENT)
-    return aws_target.AwsTarget(session.connect() if REAL_NAME else request.getfixturevalue("account"), SILENT)
+        return local_target.LocalTarget(console), stages
+    return aws_target.AwsTarget(session.connect() if REAL_NAME else request.getfixturevalue("account"), console), stages
+
+
+@pytest.fixture(scope="module")
+def target(place: tuple[Target, Stages]) -> Target:
+    return place[0]
+
+
+@pytest.fixture(scope="module")
+def stages(place: tuple[Target, Stages]) -> Stages:
+    return place[1]
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +173,21 @@ def test_deploying_returns_the_status_of_what_is_deployed(target: Target, deploy
         assert [f["name"] for f in document["functions"]] == asked.function_names
         assert [f["memory_mb"] for f in document["functions"]] == [f.memory_mb for f in expected(asked.plan).functions]
     assert deployed["target"] == status["target"] in ("local", "aws")
+
+
+LONG_STAGES = {
+    "local": ["Checking the plan", "Packaging functions", "Checking packaged functions", "Starting the supervisor"],
+    "aws": [
+        *("Checking the plan", "Packaging the functions' code", "Checking packaged functions", "Packaging functions"),
+        *("Checking the packaged main function", "Comparing with the bucket", "Working out the changes", "Uploading"),
+        *("Stack remoe-{name}", "Reading the status"),
+    ],
+}
+
+
+def test_every_long_stage_shows_progress(deployed: dict[str, Any], stages: Stages, asked: Asked) -> None:
+    expected_titles = [title.format(name=asked.name) for title in LONG_STAGES[deployed["target"]]]
+    assert stages.titles[: len(expected_titles)] == expected_titles
 
 
 def test_the_plan_that_was_deployed_can_be_read(target: Target, deployed: dict[str, Any], asked: Asked) -> None:
@@ -199,8 +245,12 @@ def test_a_name_that_is_not_deployed_is_an_error(method: str, target: Target, as
         METHODS[method](target, "No name!")
 
 
-def test_destroying_leaves_nothing(target: Target, deployed: dict[str, Any], asked: Asked) -> None:
+def test_destroying_leaves_nothing(target: Target, deployed: dict[str, Any], stages: Stages, asked: Asked) -> None:
     """The last test of a target."""
-    assert target.destroy(asked.name) == {"name": asked.name, "target": deployed["target"], "state": "destroyed", "left": []}
+    stages.titles.clear()
+    document = target.destroy(asked.name)
+    assert {**document, "left": []} == {"name": asked.name, "target": deployed["target"], "state": "destroyed", "left": []}
+    assert REAL_NAME or document["left"] == []  # AWS may name what is deleted for minutes
+    assert stages.titles and {title.split()[0] for title in stages.titles} <= {"Destroying", "Stack", "Emptying"}
     with pytest.raises(DeployError, match=f"no deployment named '{asked.name}'"):
         target.status(asked.name)

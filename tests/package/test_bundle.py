@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedModel
 
 from remoe_cli import artifacts
@@ -185,6 +186,21 @@ def test_a_model_that_changed_since_it_was_profiled_is_refused(inputs: Inputs, t
     shutil.rmtree(moved)
     with pytest.raises(ModelError, match="There is no folder"):
         build(inputs.plan, inputs.plan_path, profile, tmp_path / "after")
+
+
+def test_a_broken_chat_template_is_found_before_anything_is_written(inputs: Inputs, tmp_path: Path) -> None:
+    template, config = inputs.checkpoint / "chat_template.jinja", inputs.checkpoint / "tokenizer.json"
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(config))
+    template.write_text("{% for m in messages %}")
+    try:
+        with pytest.raises(ModelError, match=r"chat template of .* cannot be used"):
+            inputs.build(tmp_path / "bundle")
+        assert not (tmp_path / "bundle").exists()
+        template.write_text("{{ raise_exception('No.') }}")
+        inputs.build(tmp_path / "bundle")
+    finally:
+        template.unlink()
+        config.unlink()
 
 
 def test_the_zip_holds_the_functions_sources_and_nothing_else() -> None:

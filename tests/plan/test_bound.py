@@ -72,10 +72,10 @@ def test_coverage_is_that_of_a_known_law() -> None:
     order = np.tile(random.permutation(EXPERTS), (LAYERS, 1))
     for by in (0.0, 2.0, 4.0):
         at_most = math.floor(n * m / EXPERTS + by)
-        law = sum(math.comb(n, i) * (m / EXPERTS) ** i * (1 - m / EXPERTS) ** (n - i) for i in range(at_most + 1))
+        probability = sum(math.comb(n, i) * (m / EXPERTS) ** i * (1 - m / EXPERTS) ** (n - i) for i in range(at_most + 1))
         found = coverage(Above(by), counts, tokens, order, m)
-        assert found.single == pytest.approx(law, abs=0.02)
-        assert found.at_once == pytest.approx(law**LAYERS, abs=0.04)
+        assert found.single == pytest.approx(probability, abs=0.02)
+        assert found.at_once == pytest.approx(probability**LAYERS, abs=0.04)
         single = sum(math.comb(n, i) / EXPERTS**i * (1 - 1 / EXPERTS) ** (n - i) for i in range(math.floor(n / EXPERTS + by) + 1))
         assert expert_coverage(Above(by), counts, tokens).single == pytest.approx(single, abs=0.02)
     one = np.zeros((1, LAYERS, EXPERTS), dtype=int)
@@ -174,7 +174,7 @@ def test_a_plan_says_how_often_its_bound_held() -> None:
     random = np.random.default_rng(0)
     counts = random.multinomial(400, np.full(8, 1 / 8), size=(120, 3))
     tokens = np.full(120, 100)
-    said = measured_note(counts, tokens, 4, 4)
-    assert said is not None and "for the 4 least used experts" in said and "of 60 prompts" in said
-    assert float(said.split("calibrated on the others for ")[1].rstrip("%.")) >= 85
+    note = measured_note(counts, tokens, 4, 4)
+    assert note is not None and "for the 4 least used experts" in note and "of 60 prompts" in note
+    assert float(note.split("calibrated on the others for ")[1].rstrip("%.")) >= 85
     assert measured_note(counts[:6], tokens[:6], 4, 4) is None and measured_note(counts, tokens, 4, 0) is None

@@ -11,8 +11,8 @@ import pytest
 from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError, InfeasibleError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Outcome, Plan
-from remoe_cli.plan.explain.rows import LAYER_COLUMNS, baseline_rows, layer_rows, summary_rows
+from remoe_cli.plan.document import BaselineName, Outcome, Plan, Scenario, ScenarioKind
+from remoe_cli.plan.explain.rows import BASELINE_TITLES, LAYER_COLUMNS, baseline_rows, layer_rows, scenario_rows, summary_rows
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.plan.wording import id_ranges
@@ -286,3 +286,11 @@ def test_rows_for_people(recommended: Plan) -> None:
     assert f"${plan.cost_usd_per_request * 1e6:,.4g} per million" in lines["cost"]
     assert isinstance(plan.outcome, Outcome)
     assert "all experts local, cheapest" in [row[0] for row in baseline_rows(plan)]
+
+
+def test_every_baseline_and_scenario_has_words(recommended: Plan) -> None:
+    assert BASELINE_TITLES.keys() == set(BaselineName) and len(set(BASELINE_TITLES.values())) == len(BaselineName)
+    outcome = recommended.outcome.model_dump()
+    each = [Scenario(**outcome, kind=kind, value=0.5, planned_prompts=3, judged_prompts=2, meets=True) for kind in ScenarioKind]
+    names = [name for name, _ in scenario_rows(recommended.model_copy(update={"scenarios": tuple(each)}))]
+    assert len(set(names)) == len(ScenarioKind) and not any("-" in name for name in names)

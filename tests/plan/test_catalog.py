@@ -146,7 +146,7 @@ def test_the_oldest_price_is_the_oldest_figure_in_dollars(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "part"),
     [
         ("usd_per_request = 0.0000002", "usd_per_request = -1.0", "function.usd_per_request"),
         ("usd_per_request = 0.0000002", "usd_per_request = nan", "function.usd_per_request"),
@@ -189,13 +189,13 @@ def test_the_oldest_price_is_the_oldest_figure_in_dollars(tmp_path: Path) -> Non
         ("schema_version = ", 'file = "x"\nschema_version = ', "unknown field 'file'"),
     ],
 )
-def test_what_is_wrong_is_named(old: str, new: str, said: str, tmp_path: Path) -> None:
+def test_what_is_wrong_is_named(old: str, new: str, part: str, tmp_path: Path) -> None:
     assert old in LOCAL
     path = tmp_path / "mine.toml"
     path.write_text(LOCAL.replace(old, new, 1))
     with pytest.raises(UsageError) as raised:
         read_catalog(str(path))
-    assert said in raised.value.message
+    assert part in raised.value.message
     assert str(path) in raised.value.message
 
 

@@ -38,7 +38,7 @@ def profile(tmp_path: Path) -> Profile:
 # Traffic
 
 
-def test_the_choice_flips_with_the_traffic(profile: Profile) -> None:
+def test_above_the_break_even_traffic_an_instance_is_cheaper(profile: Profile) -> None:
     catalog = tiny_catalog(menu(BOX), idle_ttl_s=1e9)
     plan = plan_of(profile, catalog, examine=True)
     assert plan.break_even_traffic is not None and plan.break_even_traffic.instance == "box"
@@ -70,7 +70,7 @@ def test_rare_requests_are_cold_and_pay_for_it(profile: Profile) -> None:
 # Robustness
 
 
-def test_where_the_choice_turns_both_cost_the_same(profile: Profile) -> None:
+def test_at_break_even_both_cost_the_same(profile: Profile) -> None:
     catalog = tiny_catalog(menu())
     plan = plan_of(profile, catalog, examine=True)
     at = {found.parameter: found.at for found in plan.break_evens}

@@ -78,8 +78,8 @@ def test_traffic_alone_does_not_hide_that_lengths_are_unknown(tmp_path: Path) ->
         (("--requests-per-hour", "20", "--n-in", "9", "--n-out", "9"), ""),
     ):
         document = plan(tmp_path / "topics", tmp_path / "a.json", *options)
-        said = [note for note in document["notes"] if "does not know the lengths" in note]
-        assert [unknown in note for note in said] == [True] * bool(unknown), (options, said)
+        found = [note for note in document["notes"] if "does not know the lengths" in note]
+        assert [unknown in note for note in found] == [True] * bool(unknown), (options, found)
         expected = (9 if "--n-in" in options else 40, 9 if "--n-out" in options else 15)
         assert (document["workload"]["n_in"], document["workload"]["n_out"]) == expected
 
@@ -87,3 +87,14 @@ def test_traffic_alone_does_not_hide_that_lengths_are_unknown(tmp_path: Path) ->
 def test_no_requests_an_hour_are_refused(profile: Path, tmp_path: Path) -> None:
     error = plan(profile, tmp_path / "a.json", "--requests-per-hour", "0", code=2)["error"]
     assert "without requests there is nothing to plan" in error["message"]
+
+
+def test_the_screen_begins_with_money_and_the_verdict_and_shows_layers_only_with_verbose(profile: Path, tmp_path: Path) -> None:
+    arguments = ("plan", str(profile), "-o", str(tmp_path / "a.json"), "--remote-share", "0.5", "--explain", "--frontier")
+    short, long = forked.remoe(*arguments), forked.remoe(*arguments, "-v")
+    assert short.returncode == long.returncode == 0
+    labels = [line.split("  ")[0] for line in short.stdout.splitlines()]
+    assert labels[:2] == ["cost", "verdict"] and labels.index("why") == 2
+    assert not re.search("^Layers", short.stdout, re.MULTILINE) and re.search("^Layers", long.stdout, re.MULTILINE)
+    assert re.search("^Alternatives", short.stdout, re.MULTILINE)
+    assert not re.search(r"t_rem|MIX|certificate|\bturns?\b|\bflips?\b|\baway\b|reckon|\be\+\d", long.stdout)

@@ -109,7 +109,7 @@ def all_columns(problem: Problem) -> Columns:
 
 
 def checked(task: Task, gap: float, start: Solution | None) -> Solution | None:
-    """Solve from a start, if any; the chosen plan has to have the value that is said, to meet the limits and to be above its bound."""
+    """Solve from a start, if any; the chosen plan has to have the value that is stated, to meet the limits and to be above its bound."""
     solution = solve(task, gap, start=start)
     assert solution is not None or start is None
     for found in filter(None, (start, solution)):
@@ -161,7 +161,7 @@ def test_exact_is_brute_force(seed: int, tmp_path: Path) -> None:
 
 def test_random_instances_reach_every_limit(tmp_path: Path) -> None:
     """The instances are worth something only if plans mix local and remote, if some have no plan, and if every feature is chosen."""
-    wanted, kinds = {"none", "local", "mixed", "replicas", "functions", "instance", "instances", "payload"}, set()
+    expected, kinds = {"none", "local", "mixed", "replicas", "functions", "instance", "instances", "payload"}, set()
     for seed in range(INSTANCES):
         problem = instance(seed, tmp_path / str(seed))[1]
         columns = all_columns(problem)
@@ -176,9 +176,9 @@ def test_random_instances_reach_every_limit(tmp_path: Path) -> None:
             kinds |= {"instances"} if solution.main.instances > 1 else set()
         unlimited = build_columns(problem, candidate_sets(problem.workload), payload_limited=False)
         kinds |= {"payload"} if len(unlimited.count) > len(columns.count) else set()
-        if kinds >= wanted:
+        if kinds >= expected:
             return
-    pytest.fail(f"no instance for {wanted - kinds}")
+    pytest.fail(f"no instance for {expected - kinds}")
 
 
 def test_cost_never_rises_as_targets_loosen(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_plan_prices_to_itself(name: str, profile: Profile, tmp_path: Path) ->
 
 @pytest.mark.parametrize("main", ["m1200", MENU[2]])
 def test_only_main_and_layers(main: Any, profile: Profile, tmp_path: Path) -> None:
-    """By name or in full; what is not said takes its default."""
+    """By name or in full; what is not given takes its default."""
     placement = {"main": main, "layers": layers(remote(0, 1, 2, 3, memory_mb=1024), NONE), "comment": "by hand"}
     plan = priced(tmp_path, profile, catalog(), placement)
     assert (plan.main.name, plan.instances) == ("m1200", 1)
@@ -137,10 +137,12 @@ BAD_LAYERS = {
 }
 
 
-def refused(placement: Any, said: str, profile: Profile, tmp_path: Path, prices: Catalog, error: type[Exception], **options: Any) -> None:
+def refused(
+    placement: Any, pattern: str, profile: Profile, tmp_path: Path, prices: Catalog, error: type[Exception], **options: Any
+) -> None:
     path = tmp_path / "placement.json"
     path.write_text(placement if isinstance(placement, str) else json.dumps(placement))
-    with pytest.raises(error, match=said) as raised:
+    with pytest.raises(error, match=pattern) as raised:
         plan_of(profile, prices, placement_file=path, **options)
     assert raised.value.hint  # type: ignore[attr-defined]
     assert type(raised.value) is error
@@ -205,8 +207,8 @@ DOES_NOT_FIT: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", DOES_NOT_FIT)
 def test_what_does_not_fit_names_the_limit(name: str, profile: Profile, tmp_path: Path) -> None:
-    placement, said, function, options = DOES_NOT_FIT[name]
-    refused(placement, "does not fit: " + said, profile, tmp_path, catalog(**function), InfeasibleError, **options)
+    placement, pattern, function, options = DOES_NOT_FIT[name]
+    refused(placement, "does not fit: " + pattern, profile, tmp_path, catalog(**function), InfeasibleError, **options)
     assert InfeasibleError.exit_code == 3
 
 

@@ -1,4 +1,4 @@
-"""The law of hits: by hand, against plain loops, and the quick one for prefixes against the general one."""
+"""Counting hits: by hand, against plain loops, and the quick one for prefixes against the general one."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def workload_of(trace: Any, experts: int) -> Workload:
     return Workload(one_length(1, 100), 0.0, use, trace, patterns_of(trace, experts))
 
 
-def pairs(law: HitDistribution, at: int) -> dict[tuple[int, int], float]:
+def pairs(hits: HitDistribution, at: int) -> dict[tuple[int, int], float]:
     """Shares of one set by (local, busiest), without those that do not occur."""
-    return {(a, b): share for a, b, share in zip(law.local.tolist(), law.busiest.tolist(), law.shares[at].tolist(), strict=True) if share}
+    return {
+        (a, b): share for a, b, share in zip(hits.local.tolist(), hits.busiest.tolist(), hits.shares[at].tolist(), strict=True) if share
+    }
 
 
 def counted(trace: Any, owner: Any) -> tuple[dict[tuple[int, int], float], list[float]]:
@@ -42,23 +44,23 @@ def counted(trace: Any, owner: Any) -> tuple[dict[tuple[int, int], float], list[
 def test_by_hand() -> None:
     """Four tokens of three experts: 0, 1, 2 are remote, 0 and 2 in one function, 1 in another."""
     trace = [[0, 2, 1], [2, 0, 3], [3, 1, -1], [3, 4, -1]]
-    law = workload_of([[row] for row in trace], 5).hits.of_owners(0, np.array([[0, 1, 0, -1, -1], [-1, -1, -1, -1, -1]]))
-    assert pairs(law, 0) == {(0, 2): 0.25, (1, 2): 0.25, (1, 1): 0.25, (2, 0): 0.25}
+    hits = workload_of([[row] for row in trace], 5).hits.of_owners(0, np.array([[0, 1, 0, -1, -1], [-1, -1, -1, -1, -1]]))
+    assert pairs(hits, 0) == {(0, 2): 0.25, (1, 2): 0.25, (1, 1): 0.25, (2, 0): 0.25}
     # Calls: the first token's of 2 and of 1 experts, the second's of 2, the third's of 1.
-    assert law.calls[0].tolist() == [0, 0.5, 0.5, 0]
-    assert pairs(law, 1) == {(3, 0): 0.5, (2, 0): 0.5} and not law.calls[1].any()
+    assert hits.calls[0].tolist() == [0, 0.5, 0.5, 0]
+    assert pairs(hits, 1) == {(3, 0): 0.5, (2, 0): 0.5} and not hits.calls[1].any()
 
 
 def test_prefixes_by_hand() -> None:
     """Experts 3, 2, 1, 0 by rising use; the two or three least used go round two functions."""
     workload = workload_of([[[0, 1]], [[0, 1]], [[0, 2]], [[1, 2]], [[0, 3]]], 4)
     assert workload.ranks.tolist() == [[3, 2, 1, 0]]
-    law = workload.hits.of_prefixes(0, np.array([2, 3, 0]), 2)
-    assert pairs(law, 0) == pytest.approx({(2, 0): 0.4, (1, 1): 0.6})  # 3 | 2
-    assert law.calls[0] == pytest.approx([0, 0.6, 0])
-    assert pairs(law, 1) == pytest.approx({(1, 1): 0.8, (0, 1): 0.2})  # 3, 1 | 2: the token of 1 and 2 calls both
-    assert law.calls[1] == pytest.approx([0, 0.4 + 0.2 + 2 * 0.2 + 0.2, 0])
-    assert pairs(law, 2) == pytest.approx({(2, 0): 1.0})
+    hits = workload.hits.of_prefixes(0, np.array([2, 3, 0]), 2)
+    assert pairs(hits, 0) == pytest.approx({(2, 0): 0.4, (1, 1): 0.6})  # 3 | 2
+    assert hits.calls[0] == pytest.approx([0, 0.6, 0])
+    assert pairs(hits, 1) == pytest.approx({(1, 1): 0.8, (0, 1): 0.2})  # 3, 1 | 2: the token of 1 and 2 calls both
+    assert hits.calls[1] == pytest.approx([0, 0.4 + 0.2 + 2 * 0.2 + 0.2, 0])
+    assert pairs(hits, 2) == pytest.approx({(2, 0): 1.0})
     one = workload.hits.of_prefixes(0, np.array([3]), 1)
     assert pairs(one, 0) == pytest.approx({(1, 1): 0.8, (0, 2): 0.2})  # together they are one call of two
     assert one.calls[0] == pytest.approx([0, 0.8, 0.2])
@@ -103,11 +105,11 @@ def test_the_law_is_what_tokens_do(made: tuple[Any, int], data: st.DataObject) -
     layer = data.draw(st.integers(0, trace.shape[1] - 1))
     owner = np.array(data.draw(st.lists(st.integers(-1, 2), min_size=experts, max_size=experts)))
     other = np.full(experts, -1)
-    law = workload_of(trace, experts).hits.of_owners(layer, np.stack([owner, other]))
+    hits = workload_of(trace, experts).hits.of_owners(layer, np.stack([owner, other]))
     for at, one in enumerate((owner, other)):
         expected, calls = counted(trace[:, layer], one)
-        assert pairs(law, at) == pytest.approx(expected)
-        assert law.calls[at].tolist() == pytest.approx(calls)
+        assert pairs(hits, at) == pytest.approx(expected)
+        assert hits.calls[at].tolist() == pytest.approx(calls)
 
 
 @CHECK

@@ -16,7 +16,7 @@ PRICES = st.tuples(st.floats(0.0, 1e-3), st.floats(1e-6, 1e-4))  # H_w, c_c
 
 
 def g(decay: Decay, overhead_s: float, main_usd: float, usd: float, y: np.ndarray) -> np.ndarray:
-    """As section 8 has it, with T and t_rem / s_l."""
+    """As method.md, section 8 has it, with T and t_rem / s_l."""
     return (decay.th1 * np.exp(-decay.th2 * y) + decay.th3 + overhead_s) * (main_usd + usd * y)
 
 
@@ -62,7 +62,8 @@ def test_optimum_meets_the_kkt_conditions(problem: MemoryProblem) -> None:
         assert seconds.sum() <= problem.budget_s * (1 + 1e-12)
         # Complementary slackness; beyond some multiplier every y is at its end, and then there may be slack.
         assert multiplier == 0 or seconds.sum() == pytest.approx(problem.budget_s, rel=1e-7) or (y > problem.high - 1e-9).all()
-    # Stationarity, with multipliers of the box that are not negative: the slope of the Lagrangian by differences, from section 8's g.
+    # Stationarity, with multipliers of the box that are not negative: the slope of the Lagrangian by
+    # differences, from g in method.md, section 8.
     step = 1e-5 / problem.decay.th2
 
     def lagrangian(at: np.ndarray) -> np.ndarray:

@@ -114,7 +114,7 @@ def test_no_plan_breaks_what_it_claims(seed: int) -> None:
         assert main_function.local_capacity(problem, found.main.spec) >= layers * (experts - size)
         for index, layer in enumerate(found.layers):
             part = layer_outcome(problem, placement, index)
-            assert set(layer.remote) == set(np.flatnonzero(problem.workload.ranks[index] < size))  # section 7
+            assert set(layer.remote) == set(np.flatnonzero(problem.workload.ranks[index] < size))  # method.md, section 7
             assert part.function_bytes <= layer.memory_mb * MB and layer.memory_mb in (0, *problem.catalog.function.memory_menu_mb)
             assert part.largest_payload_bytes <= problem.catalog.function.payload_limit_bytes
             assert not layer.functions and layer.replicas <= min(size, problem.catalog.function.max_replicas)
@@ -257,11 +257,11 @@ def test_what_is_asked_of_the_memory_optimum(invocations: Invocations, tmp_path:
     problem = replace(by_hand(tmp_path), invocations=invocations)
     main = problem.catalog.main.menu[1]
     asked = memory_problem(problem, Aim(tpot_s=0.05), Allocation(3, main), fitted(problem))
-    away = np.flatnonzero(problem.workload.ranks[0] < 3)
-    hit = np.isin(problem.workload.trace[:, 0], away).sum() / len(problem.workload.trace)
+    remote = np.flatnonzero(problem.workload.ranks[0] < 3)
+    hit = np.isin(problem.workload.trace[:, 0], remote).sum() / len(problem.workload.trace)
     assert asked.hits.tolist() == pytest.approx([hit])
     assert asked.overhead_s.tolist() == pytest.approx([0.005 * (hit if invocations == "per-expert" else 1)])
-    held = 60 + 3 * 20 * 1.25 + float(problem.workload.use[0, away].sum()) * 24 * 2048 / MB
+    held = 60 + 3 * 20 * 1.25 + float(problem.workload.use[0, remote].sum()) * 24 * 2048 / MB
     assert asked.low.tolist() == pytest.approx([held / 1024]) and asked.high == 1769 / 1024
     assert asked.budget_s == pytest.approx(0.05 - main_function.decode_rest_s(problem, main))
     assert (asked.main_usd_per_s, asked.usd_per_gb_s) == (main_function.usd_per_s(problem, main), 0.0000166667)
@@ -276,8 +276,8 @@ def test_memory_is_the_optimum_rounded_up(seed: int) -> None:
     for aim, found in plans(seed):
         if found is not None and found.layers[0].remote:
             allocation = Allocation(len(found.layers[0].remote), found.main.spec)
-            wanted = lagrange.solve(memory_problem(problem, aim, allocation, fitted(problem))).y * 1024
-            assert [layer.memory_mb for layer in found.layers] == [min(mb for mb in menu if mb >= y * (1 - 1e-8)) for y in wanted]
+            asked_mb = lagrange.solve(memory_problem(problem, aim, allocation, fitted(problem))).y * 1024
+            assert [layer.memory_mb for layer in found.layers] == [min(mb for mb in menu if mb >= y * (1 - 1e-8)) for y in asked_mb]
 
 
 # Step 4: replicas.
@@ -369,8 +369,8 @@ def test_no_other_number_of_replicas_lowers_cost_and_the_worst_case_is_kept(seed
             worst = ttft_rest_s(problem, found.main.spec, size)
             for kind, (index, layer) in itertools.product(problem.workload.lengths, enumerate(found.layers)):
                 memory = np.full(len(found.layers), float(layer.memory_mb))
-                away = worst_times.prefill_s(problem, bound, kind.n_in, size, memory, layer.replicas)[index]
+                remote_s = worst_times.prefill_s(problem, bound, kind.n_in, size, memory, layer.replicas)[index]
                 tokens = problem.workload.use[index] * kind.n_in
-                stay = main_function.expert_prefill_s(problem, found.main.spec, tokens)[problem.workload.ranks[index] >= size].sum()
-                worst += kind.share * max(float(away), float(stay))
+                local_s = main_function.expert_prefill_s(problem, found.main.spec, tokens)[problem.workload.ranks[index] >= size].sum()
+                worst += kind.share * max(float(remote_s), float(local_s))
             assert worst <= aim.ttft_s * (1 + 1e-8)

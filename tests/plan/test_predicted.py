@@ -161,8 +161,8 @@ def test_on_the_command_line(profile: Profile, tmp_path: Path) -> None:
     assert routing["predictor"] == winner["default"] != "SPS"
     assert routing["validation_bits"] == pytest.approx(winner["validation_bits"][winner["default"]], rel=5e-3)
     assert routing["prompts"]["sha256"] == PromptSet("", "", tuple(sorted(given))).sha256
-    [said] = [text for name, text in document["explanation"]["inputs"] if name == "prompts"]
-    assert f"6 of {prompts}" in said and any("recorded prompts" in note for note in document["notes"])
+    [text] = [text for name, text in document["explanation"]["inputs"] if name == "prompts"]
+    assert f"6 of {prompts}" in text and any("recorded prompts" in note for note in document["notes"])
     document = forked.document(*options[:4], "--data", str(prompts), "--solver", "paper")
     assert document["workload"]["routing"]["predictor"] == "SPS"
 

@@ -1,5 +1,5 @@
 """What is altered in a plan the verifier names: the field itself, or, where another value would be as good an input, the figure that no
-longer follows from it. More of a plan's fields are in test_plan_build.py."""
+longer follows from it. More of a plan's fields are in test_build.py."""
 
 from __future__ import annotations
 

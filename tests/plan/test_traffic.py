@@ -13,18 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from remoe_cli.errors import UsageError
-from remoe_cli.plan.problem.traffic import KINDS, Traffic, one_length, read_traffic
-
-AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
-
-
-def read(text: str, path: Path) -> Traffic:
-    path.write_text(text, encoding="utf-8")
-    return read_traffic(path)
-
-
-def kinds(requests: Traffic) -> list[tuple[float, int, int]]:
-    return [(round(kind.share, 12), kind.n_in, kind.n_out) for kind in requests.lengths]
+from remoe_cli.plan.problem.traffic import KINDS, one_length, read_traffic
+from tests.support.traces import AZURE, kinds, read
 
 
 def test_a_trace_as_azure_publishes_them(tmp_path: Path) -> None:
@@ -37,7 +27,7 @@ def test_a_trace_as_azure_publishes_them(tmp_path: Path) -> None:
     ]
     got = read("\ufeff" + "\r\n".join([AZURE, *rows]), tmp_path / "trace.csv")
     assert kinds(got) == [(0.25, 10, 4), (0.25, 10, 8), (0.25, 100, 1), (0.25, 374, 43)]
-    assert got.gaps_s == pytest.approx((4, 6, 20), abs=1e-6)
+    assert tuple(got.gaps_s) == pytest.approx((4, 6, 20), abs=1e-6)
     assert got.per_hour == pytest.approx(3 / 30 * 3600)
 
 
@@ -51,7 +41,7 @@ def test_dates_are_utc_unless_they_say_otherwise(monkeypatch: pytest.MonkeyPatch
     finally:
         monkeypatch.undo()
         time.tzset()
-    assert got.gaps_s == (3600.25, 3600.25, 3600.25)
+    assert tuple(got.gaps_s) == (3600.25, 3600.25, 3600.25)
 
 
 def test_lengths_with_weights(tmp_path: Path) -> None:
@@ -68,7 +58,7 @@ def test_json_lines(tmp_path: Path) -> None:
     ]
     got = read("\n\n".join(map(json.dumps, rows)) + "\n", tmp_path / "r.jsonl")
     assert kinds(got) == [(1.0, 10, 4)]
-    assert got.gaps_s == (3600, 3600) and got.per_hour == 1
+    assert tuple(got.gaps_s) == (3600, 3600) and got.per_hour == 1
 
 
 def test_kinds_are_equal_parts_by_length_with_their_means(tmp_path: Path) -> None:
@@ -90,7 +80,7 @@ def test_a_request_of_no_weight_is_none(tmp_path: Path) -> None:
 
 def test_the_cold_share_of_a_trace_is_that_of_its_long_gaps(tmp_path: Path) -> None:
     got = read("n_in,n_out,timestamp\n" + "".join(f"9,9,{t}\n" for t in (0, 299, 599, 1000, 1001)), tmp_path / "r.csv")
-    assert got.gaps_s == (299, 300, 401, 1)
+    assert tuple(got.gaps_s) == (299, 300, 401, 1)
     assert got.cold_share(300) == 0.5 and got.cold_share(301) == 0.25 and got.cold_share(1000) == 0.0
 
 
@@ -132,9 +122,9 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize(("text", "said"), (BAD_ROWS | BAD_FILES).values(), ids=BAD_ROWS | BAD_FILES)
-def test_a_bad_file_is_one_clear_sentence(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=said) as raised:
+@pytest.mark.parametrize(("text", "pattern"), (BAD_ROWS | BAD_FILES).values(), ids=BAD_ROWS | BAD_FILES)
+def test_a_bad_file_is_one_clear_sentence(text: str, pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=pattern) as raised:
         read(text, tmp_path / "requests.csv")
     assert str(tmp_path / "requests.csv") in raised.value.message and raised.value.hint
 
@@ -192,8 +182,8 @@ def test_any_text_ends_in_requests_or_a_usage_error(text: str) -> None:
         try:
             got = read_traffic(path)
         except UsageError as refused:
-            said = (str(path) in refused.message, bool(refused.hint))
-            assert said == (True, True)
+            complete = (str(path) in refused.message, bool(refused.hint))
+            assert complete == (True, True)
             return
     assert 1 <= len(got.lengths) <= KINDS
     assert all(kind.share > 0 and kind.n_in >= 1 and kind.n_out >= 1 for kind in got.lengths)

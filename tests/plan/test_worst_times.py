@@ -34,11 +34,11 @@ def test_no_spread_of_the_tokens_is_more_work(tokens: list[float], more: float, 
 @given(st.lists(st.floats(0, 10), min_size=2, max_size=8), st.lists(st.floats(0, 1), min_size=2, max_size=8))
 def test_concave_function_above_is_no_less_than_any_law_and_as_little_as_some(values: list[float], weights: list[float]) -> None:
     size = min(len(values), len(weights))
-    rho, law = np.array(values[:size]), np.array(weights[:size]) + 1e-3
-    law /= law.sum()
-    mean = float(law @ np.arange(size))
+    rho, shares = np.array(values[:size]), np.array(weights[:size]) + 1e-3
+    shares /= shares.sum()
+    mean = float(shares @ np.arange(size))
     found = float(worst_times.concave_above(rho, np.array([mean]))[0])
-    assert found >= float(law @ rho) - 1e-9
+    assert found >= float(shares @ rho) - 1e-9
     pairs = ((i, j) for i in range(size) for j in range(i + 1, size) if i <= mean <= j)
     assert found == pytest.approx(max((rho[i] * (j - mean) + rho[j] * (mean - i)) / (j - i) for i, j in pairs))
 

@@ -157,6 +157,13 @@ def test_prompts_give_texts_lengths_and_the_phase(files: dict[str, Path], tmp_pa
         import_routing(files["counts.npz"], SPEC, prompts=prompts(tmp_path, 2))
 
 
+def test_prompts_in_an_array_state_their_lengths_too(files: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"conversations": [{"from": "human", "value": "a"}], "n_prompt_tokens": n} for n in (5, 8, 9)]
+    made.write_lines(tmp_path / "prompts.json", [rows])
+    with pytest.raises(UsageError, match="and its prompt states"):
+        import_routing(files["counts.npz"], SPEC, prompts=read_prompts(str(tmp_path / "prompts.json")))
+
+
 def several_models() -> str:
     """Tables of two models and two modes, as published: a model column, k, and all tokens of the group in `tokens`."""
     parts = []

@@ -21,18 +21,18 @@ from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.profile.prompts import PromptSet, read_prompts
 
 TEXTS = ("How do tides work?", "Übersetze: 你好, Welt", 'She said "stop", then left.', "x" * 500, "\u2028 one line to us")
-SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".ndjson", ".txt", ".csv", ".tsv", ".parquet")
 
 
 def write(path: Path, texts: tuple[str, ...], field: str = "prompt") -> Path:
     match path.suffix:
-        case ".jsonl" | ".json":
+        case ".jsonl" | ".json" | ".ndjson":
             path.write_text("".join(json.dumps({"id": i, field: text}) + "\n" for i, text in enumerate(texts)))
         case ".txt":
             path.write_bytes("".join(text + "\n" for text in texts).encode())
-        case ".csv":
+        case ".csv" | ".tsv":
             with path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("id", field), *enumerate(texts)])
+                csv.writer(file, delimiter="," if path.suffix == ".csv" else "\t").writerows([("id", field), *enumerate(texts)])
         case ".parquet":
             pq.write_table(pa.table({"id": list(range(len(texts))), field: list(texts)}), path)
     return path
@@ -146,7 +146,7 @@ def test_the_digest_sees_boundaries_and_order_and_never_changes() -> None:
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "row 2: not JSON"),
         ("a.jsonl", b'{"prompt": "a"}\n\n["b"]\n', "row 3: a JSON list, not an object"),
         ("a.jsonl", b"[" * 200_000, "row 1: not JSON"),
-        ("a.json", b'[\n{"prompt": "a"}\n]\n', "row 1: not JSON"),
+        ("a.json", b'[\n{"prompt": "a"}\n}\n', "row 2: not JSON"),
         ("a.jsonl", b'{"prompt": "a"}\n{"id": 1, "text": "b"}\n', "row 2 has no field 'prompt'; it has id, text"),
         ("a.jsonl", b"{}\n", "row 1 has no field 'prompt'; it has none"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt": ["b"]}\n', "row 2: the field 'prompt' is of type list, not text"),
@@ -159,7 +159,7 @@ def test_the_digest_sees_boundaries_and_order_and_never_changes() -> None:
         ("a.csv", b'id,prompt\n1,"a"b\n', "row 2: not CSV"),
         ("a.parquet", b"", "not readable as Parquet"),
         ("a.parquet", b"PAR1 no table PAR1", "not readable as Parquet"),
-        ("a.tsv", b"prompt\na\n", "has the unknown suffix '.tsv'"),
+        ("a.xlsx", b"prompt\na\n", "has the unknown suffix '.xlsx'"),
         ("prompts", b"a\n", "has the unknown suffix ''"),
     ],
 )
@@ -186,9 +186,9 @@ def test_parquet_that_is_not_prompts(columns: dict[str, object], message: str, t
 
 
 def test_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
-    (tmp_path / "a.tsv").write_text("a")
+    (tmp_path / "a.xlsx").write_text("a")
     with pytest.raises(UsageError) as caught:
-        read_prompts(str(tmp_path / "a.tsv"))
+        read_prompts(str(tmp_path / "a.xlsx"))
     assert all(suffix in caught.value.hint for suffix in SUFFIXES)
 
 

@@ -37,24 +37,35 @@ for source, field, limit in json.loads(sys.argv[1]):
 """
 
 _SHA = "a" * 40
-_FILES = {
-    "data/train.jsonl": b"".join(b'{"id": %d, "prompt": "prompt %d"}\n' % (i, i) for i in range(300)) + b'{"id": 300, "prompt": null}\n',
-    "data/test.jsonl": b'{"id": 0, "prompt": "of the second split"}\n',
+_DATASETS = {
+    "o/n": {
+        "data/train.jsonl": b"".join(b'{"id": %d, "prompt": "prompt %d"}\n' % (i, i) for i in range(300))
+        + b'{"id": 300, "prompt": null}\n',
+        "data/test.jsonl": b'{"id": 0, "prompt": "of the second split"}\n',
+    },
+    "o/chat": {
+        "data/train.jsonl": b"".join(
+            b'{"id": "%d", "conversations": [{"from": "human", "value": "question %d"}, {"from": "gpt", "value": "answer"}]}\n' % (i, i)
+            for i in range(3)
+        ),
+    },
 }
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP interface as streaming a dataset of two .jsonl files takes; it has no other dataset."""
+    """As much of the hub's HTTP interface as streaming datasets of .jsonl files takes."""
 
     def _answer(self) -> tuple[int, dict[str, str], bytes]:
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        if path in ("/api/datasets/o/n", f"/api/datasets/o/n/revision/{_SHA}"):
-            return 200, {}, json.dumps({"id": "o/n", "sha": _SHA, "siblings": [{"rfilename": name} for name in _FILES]}).encode()
-        if path.startswith(f"/api/datasets/o/n/tree/{_SHA}"):
-            files = [{"type": "file", "path": name, "size": len(body), "oid": "b" * 40} for name, body in _FILES.items()]
+        name = next((name for name in _DATASETS if f"/datasets/{name}/" in f"{path}/"), "")
+        stored = _DATASETS.get(name, {})
+        if stored and path in (f"/api/datasets/{name}", f"/api/datasets/{name}/revision/{_SHA}"):
+            return 200, {}, json.dumps({"id": name, "sha": _SHA, "siblings": [{"rfilename": file} for file in stored]}).encode()
+        if stored and path.startswith(f"/api/datasets/{name}/tree/{_SHA}"):
+            files = [{"type": "file", "path": file, "size": len(body), "oid": "b" * 40} for file, body in stored.items()]
             folder = {"type": "directory", "path": "data", "oid": "c" * 40}
             return 200, {}, json.dumps(files if "data" in path.split("/") else [folder, *files]).encode()
-        body = _FILES.get(path.removeprefix(f"/datasets/o/n/resolve/{_SHA}/"))
+        body = stored.get(path.removeprefix(f"/datasets/{name}/resolve/{_SHA}/"))
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if body and wanted:
             first, last = int(wanted[1]), int(wanted[2])
@@ -119,15 +130,20 @@ NO_FIELD: Question = ("o/n", "text", None)
 MISSING: Question = ("o/missing", "prompt", None)
 GATED: Question = ("o/gated", "prompt", None)
 BROKEN: Question = ("o/broken", "prompt", None)
+CHAT: Question = ("o/chat", "prompt", None)
 
 
 @pytest.fixture(scope="module")
 def answers(ask: Asker) -> dict[Question, Result]:
-    return ask(MISSING, GATED, BROKEN, STREAM, WHOLE, NO_FIELD)
+    return ask(MISSING, GATED, BROKEN, STREAM, WHOLE, NO_FIELD, CHAT)
 
 
 def test_a_hub_dataset_streams_its_first_split(answers: dict[Question, Result]) -> None:
     assert answers[STREAM]["texts"] == [f"prompt {i}" for i in range(250)]
+
+
+def test_a_hub_dataset_has_the_same_formats_as_a_file(answers: dict[Question, Result]) -> None:
+    assert answers[CHAT]["texts"] == [f"question {i}" for i in range(3)]
 
 
 def test_a_hub_dataset_has_the_same_errors_as_a_file(answers: dict[Question, Result]) -> None:

@@ -30,6 +30,7 @@ from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import Profile, ProfileRecord, read_profile
 from remoe_cli.profile.run import profile
 from tests.support import forked
+from tests.support.display import Display
 from tests.support.families import EXPERTS, HIDDEN_SIZE, TOP_K, VOCAB_SIZE, save
 
 WORDS = [f"w{i}" for i in range(VOCAB_SIZE - 8)]
@@ -68,11 +69,11 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
-def run(model: Path, out: Path, progress: Callable[[int, int], None] = lambda done, total: None, **changes: Any) -> Profile:
-    """A run with described latencies, which saves the seconds that measuring takes."""
+def run(model: Path, out: Path, progress: Callable[[int, int], None] | Display = lambda done, total: None, **changes: Any) -> Profile:
+    """Profile with described latencies, which saves the seconds that measuring takes."""
     options: dict[str, Any] = SETTINGS | {"latency": latency_from("paper", read_spec(find(str(model))))} | changes
     prompts = options.pop("prompts", PromptSet("memory", "prompt", TEXTS))
-    return profile(str(model), prompts, out, progress=progress, **options)
+    return profile(str(model), prompts, out, progress=progress if isinstance(progress, Display) else Display(progress), **options)
 
 
 @pytest.fixture(scope="module")
@@ -133,14 +134,26 @@ def test_latencies_are_measured_when_first_needed_and_then_kept(model: Path, tmp
     monkeypatch.setattr(latency, "_FORWARD_S", 0.02)
     monkeypatch.setattr(latency, "_ROUND_S", 0.002)
     monkeypatch.setattr(function_latency, "_MEMORY_MB", ())
-    said: list[str] = []
+    first, second = Display(Interrupt(3)), Display(lambda done, total: None)
     with pytest.raises(KeyboardInterrupt):
-        run(model, tmp_path, Interrupt(3), latency=None, say=said.append)
+        run(model, tmp_path, first, latency=None)
     kept = json.loads((tmp_path / "partial" / "latency.json").read_text())
-    made = run(model, tmp_path, latency=None, say=said.append)
+    made = run(model, tmp_path, second, latency=None)
     assert made.record.latency.model_dump(mode="json") == kept
     assert (kept["source"], kept["load_s"] > 0, kept["nonexpert_decode_s"] > 0) == ("measured", True, True)
-    assert said == [f"Loading {model}", "Measuring how long things take on this machine", f"Loading {model}"]
+    load, profiling = f"Loading {model}", "Profiling prompts"
+    assert first.titles == ["Checking the prompts", load, "Measuring how long things take on this machine", profiling]
+    assert second.titles == ["Checking the prompts", load, profiling, "Writing the profile"]
+
+
+def test_progress_is_reported_within_a_batch(whole: Made, model: Path, tmp_path: Path) -> None:
+    """Every call of a layer's experts is a step: 2 MoE layers and NEW tokens for each of the batches of 3, 3 and 1 prompts."""
+    display = Display(lambda done, total: None)
+    run(model, tmp_path, display)
+    calls = 2 * NEW
+    expected = [0, *(3 * i / calls for i in range(calls)), 3, *(3 + 3 * i / calls for i in range(calls)), 6]
+    assert display.reported == pytest.approx([*expected, *(6 + i / calls for i in range(calls)), 7])
+    assert same_bytes(tmp_path, whole[0].path)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(whole: Made, model: Path, tmp_path: Path) -> None:

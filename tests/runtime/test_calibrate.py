@@ -111,7 +111,7 @@ def test_a_deployment_without_functions_is_refused() -> None:
 
 def test_a_function_of_another_version_is_named(twin: Running) -> None:
     client = make_client(twin.endpoint, 1, 30)
-    with pytest.raises(InvokeError, match="old does not say its 'width'"):
+    with pytest.raises(InvokeError, match="old does not report its 'width'"):
         measure_target("here", client, ["old"], restarter(twin))
     client.close()
 

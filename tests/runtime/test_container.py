@@ -32,7 +32,7 @@ from remoe_cli.package.bundle import Manifest
 from remoe_cli.package.image import write_context
 from remoe_cli.package.partial_checkpoint import MANIFEST, MainManifest, seal
 from remoe_cli.plan.document import Source
-from remoe_cli.runtime import client, fetch, server
+from remoe_cli.runtime import client, engine, fetch, server
 from remoe_cli.runtime.main_function import MainFunction, load_packaged
 from remoe_cli.runtime.server import TimeLimits, make_app
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
@@ -207,7 +207,7 @@ def _through_sagemaker(stored: Stored, url: str) -> None:
 
 def _pings_while_it_answers(url: str) -> None:
     with ThreadPoolExecutor(50) as pool:
-        asked = [pool.submit(_post, url, json=LONG | {"max_new_tokens": 150})]
+        asked = [pool.submit(_post, url, json=LONG | {"max_new_tokens": 450})]
         asked += [pool.submit(_post, url, json=LONG | {"max_new_tokens": 1}) for _ in range(49)]  # which wait
         pings = []
         while not asked[0].done():
@@ -322,7 +322,14 @@ def loaded(stored: Stored) -> MainFunction:
     return load_packaged(str(stored.share / MANIFEST))
 
 
-def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored: Stored) -> None:
+def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = engine._Stream.put
+
+    def slow_put(stream: Any, value: Any) -> None:  # so that 490 tokens take longer than the limits on any machine
+        time.sleep(0.003)
+        put(stream, value)
+
+    monkeypatch.setattr(engine._Stream, "put", slow_put)
     loading: Future[MainFunction] = Future()
     loading.set_result(loaded)
     with ThreadPoolExecutor(1) as model_thread:

@@ -14,6 +14,7 @@ from remoe_cli.deploy.aws.session import Account, plain_errors
 from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.deploy.serve_here import serve_here
 from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.package.partial_checkpoint import MainManifest
@@ -69,7 +70,5 @@ def serve(account: Account, name: str, host: str, port: int, console: Console) -
 
     Raises: what `deployed_file`, runtime/main_function.py and runtime/server.py raise.
     """
-    from remoe_cli.runtime.server import serve_here
-
     server_json = deployed_file(account, name, "server.json")
-    serve_here(name, server_json, partial(make_client, None, session=account.session), host, port, console.say)
+    serve_here(name, server_json, partial(make_client, None, session=account.session), host, port, console)

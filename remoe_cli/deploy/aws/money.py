@@ -115,8 +115,8 @@ def _beside(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSetti
 
 def _kept(catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterator[Line]:
     """Price what costs money by existing."""
-    share = 0 if settings.endpoint is Endpoint.none else contents.main_bytes
-    stored_gb = (sum(f.shard_bytes for f in contents.functions) + share + contents.code_bytes) / _GB
+    main_bytes = 0 if settings.endpoint is Endpoint.none else contents.main_bytes
+    stored_gb = (sum(f.shard_bytes for f in contents.functions) + main_bytes + contents.code_bytes) / _GB
     yield _line(f"S3, {stored_gb:.1f} GB", stored_gb * catalog.storage.usd_per_gb_month, "Weights and code.")
     if settings.endpoint is not Endpoint.none:
         estimates = aws_reference().estimates
@@ -148,8 +148,8 @@ def _reads(plan: Plan, contents: Contents, settings: AwsSettings) -> int:
     """Count the GETs of a request that finds everything cold."""
     bytes_per_read = aws_reference().estimates.bytes_per_read
     experts = sum(f.replicas * len(f.experts) for f in contents.functions)
-    share = contents.main_bytes if settings.endpoint is Endpoint.aws_lambda else 0
-    return experts * ceil(plan.model.expert_bytes / bytes_per_read) + ceil(share / bytes_per_read)
+    main_bytes = contents.main_bytes if settings.endpoint is Endpoint.aws_lambda else 0
+    return experts * ceil(plan.model.expert_bytes / bytes_per_read) + ceil(main_bytes / bytes_per_read)
 
 
 def _by_traffic(plan: Plan, usd_per_request: float) -> float | None:

@@ -24,8 +24,8 @@ from botocore.exceptions import ClientError
 
 from remoe_cli import artifacts
 from remoe_cli.deploy.aws.session import Account, code_of
-from remoe_cli.deploy.console import Report
 from remoe_cli.errors import DeployError, HeldError
+from remoe_cli.progress import Report
 
 PART_BYTES = 16 * 2**20
 _AT_ONCE = 8

@@ -38,7 +38,7 @@ class AwsTarget:
         """Check, package and deploy a plan; the document also has the `changes` that were made."""
         with self.console.progress("Checking the plan"):
             plan, profile, catalog = read_inputs(plan_path)
-        check_model(profile, self.console.say)
+        check_model(profile, self.console.progress)
         settings = _settings(plan, catalog, name, options)
         if settings.endpoint is not Endpoint.none and settings.image_uri is None:
             raise UsageError(

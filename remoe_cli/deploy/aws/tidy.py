@@ -27,13 +27,16 @@ def tidy(stack: Stack, bucket: Bucket, state: StackState, needed: Collection[str
     It raises nothing that S3 or CloudFormation answers, as the deployment is complete; it says what stays.
     """
     left = sorted((each for each in bucket.stored() if each.key not in needed and each.since < state.since), key=lambda each: each.key)
+    if not left:
+        return 0
     gone_bytes, why = 0, "somebody has proposed or made other changes, which may need it"
     try:
-        while left and stack.is_unchanged(state):
-            batch = left[:_AT_ONCE]
-            bucket.delete([each.key for each in batch])
-            gone_bytes += sum(each.size_bytes for each in batch)
-            left = left[_AT_ONCE:]
+        with console.progress("Deleting what earlier plans left in the bucket"):
+            while left and stack.is_unchanged(state):
+                batch = left[:_AT_ONCE]
+                bucket.delete([each.key for each in batch])
+                gone_bytes += sum(each.size_bytes for each in batch)
+                left = left[_AT_ONCE:]
     except (BotoCoreError, ClientError) as error:
         why = explained(error).message.rstrip(".")
     except RemoeError as error:

@@ -10,6 +10,7 @@ from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.local import lifecycle, processes
 from remoe_cli.deploy.local.target import LocalTarget
 from remoe_cli.errors import DeployError
+from remoe_cli.model.chat import Prompt
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
 from remoe_cli.profile.record import Profile, read_profile, refuse_foreign
@@ -20,7 +21,7 @@ from remoe_cli.runtime.invoke import make_client
 _TIMEOUT_S = 60.0
 
 
-def calibrate(name: str, out: Path, prompts: Sequence[str], max_new_tokens: int, console: Console) -> Profile:
+def calibrate(name: str, out: Path, prompts: Sequence[Prompt], max_new_tokens: int, console: Console) -> Profile:
     """Copy a deployment's profile to `out`, with invocations and cold starts measured on the deployment.
 
     With prompts it answers them too, and takes the overhead of an invocation from these answers.

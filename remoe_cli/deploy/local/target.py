@@ -30,6 +30,7 @@ from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import Inputs, check_model, read_inputs
 from remoe_cli.deploy.local import lifecycle
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
+from remoe_cli.deploy.serve_here import serve_here
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import DeployError, UsageError
 from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S
@@ -55,7 +56,7 @@ class LocalTarget:
         lifecycle.refuse_foreign(name)
         with self.console.progress("Checking the plan"):
             inputs = read_inputs(plan_path)
-        check_model(inputs[1], self.console.say)
+        check_model(inputs[1], self.console.progress)
         lifecycle.start(name, lambda folder: self._prepare(folder, name, plan_path, inputs, options), self.console)
         return self.status(name)
 
@@ -65,7 +66,8 @@ class LocalTarget:
         shutil.copyfile(plan_path, folder / "plan.json")
         with self.console.progress("Packaging functions") as report:
             manifest = bundle.build(plan, plan_path, profile, folder / "bundle", report)
-        bundle.read(folder / "bundle")
+        with self.console.progress("Checking packaged functions"):
+            bundle.read(folder / "bundle")
         code = bundle.unpack_code(folder / "bundle")
         config = main_files.server_config(plan, profile, catalog, manifest, lambda entry: f"{name}-{entry}")
         artifacts.write_json(folder / "server.json", config)
@@ -127,12 +129,10 @@ class LocalTarget:
         return lifecycle.known_dir(name) / "plan.json"
 
     def serve(self, name: str, host: str, port: int) -> None:
-        from remoe_cli.runtime.server import serve_here
-
         functions = lifecycle.status(name)["endpoint"]
         if functions is None:
             raise DeployError(f"'{name}' does not run.", f"Run 'remoe destroy {name}', then deploy again.")
-        serve_here(name, lifecycle.state_dir(name) / "server.json", partial(make_client, functions), host, port, self.console.say)
+        serve_here(name, lifecycle.state_dir(name) / "server.json", partial(make_client, functions), host, port, self.console)
 
     def destroy(self, name: str) -> dict[str, Any]:
         with self.console.progress(f"Destroying {name}"):
@@ -145,9 +145,9 @@ def _main_server(folder: Path) -> MainConfig:
     return MainConfig(argv=[sys.executable, "-m", "remoe_cli.runtime.server", str(folder / "server.json"), str(port)], port=port)
 
 
-def _main_function(name: str, plan: Plan, share: Path, share_bytes: int) -> FunctionConfig:
+def _main_function(name: str, plan: Plan, folder: Path, main_bytes: int) -> FunctionConfig:
     """Make the main function a Lambda function with the plan's memory, run by this installation."""
-    needed_mb = math.ceil(share_bytes / 2**20) + _MAIN_RUNTIME_MB
+    needed_mb = math.ceil(main_bytes / 2**20) + _MAIN_RUNTIME_MB
     memory_mb = min(max(plan.main.memory_mb, needed_mb), MAX_MEMORY_MB)
     if needed_mb > MAX_MEMORY_MB:
         raise DeployError(
@@ -158,7 +158,7 @@ def _main_function(name: str, plan: Plan, share: Path, share_bytes: int) -> Func
         name=f"{name}-main",
         handler="remoe_cli.runtime.lambda_main.handle",
         code_dir=str(Path(remoe_cli.__file__).parents[1]),
-        environment={"REMOE_MAIN": str(share / MANIFEST)},
+        environment={"REMOE_MAIN": str(folder / MANIFEST)},
         memory_mb=memory_mb,
         timeout_s=MAX_TIMEOUT_S,
         reserved_concurrency=1,

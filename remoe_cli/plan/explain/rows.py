@@ -54,7 +54,7 @@ def layer_rows(plan: Plan) -> Rows:
 
 
 def summary_rows(plan: Plan) -> Rows:
-    """Write lines of (name, text): money and the verdict, then latency, what is bought, and how sure that is."""
+    """Write lines of (name, text): money and the verdict first, then latency and what is bought."""
     remote, with_remote = sum(len(layer.remote) for layer in plan.layers), sum(bool(layer.remote) for layer in plan.layers)
     workload, targets = plan.workload, plan.targets
     lengths = f"{workload.n_in:.4g} + {workload.n_out:.4g} tokens" + (" on average" if workload.kinds else "")

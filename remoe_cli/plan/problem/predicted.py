@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.errors import UsageError
+from remoe_cli.model.chat import as_text
 from remoe_cli.plan.document import Method, PredictedRouting, Source
 from remoe_cli.predict.history import features_from, features_of, histories
 from remoe_cli.predict.mixture import mixture
@@ -43,7 +44,7 @@ def predict_routing(profile: Profile, prompts: PromptSet, solver: Method = "exac
             f"The profile {profile.path} has no prompt with routing of every layer and traced tokens.",
             "Profile again with more prompts and a larger --max-new-tokens.",
         )
-    prompts = replace(prompts, texts=tuple(sorted(prompts.texts)))
+    prompts = replace(prompts, texts=tuple(sorted(prompts.texts, key=lambda prompt: (as_text(prompt), repr(prompt)))))
     settings = profile.record.settings
     features = features_from(known.table, prompts.texts, settings.max_prompt_tokens if settings else None)
     counts = profile.arrays["prefill_counts"][recorded].astype(np.float64) + profile.arrays["decode_counts"][recorded]

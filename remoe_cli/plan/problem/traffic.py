@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from remoe_cli.errors import UsageError
+from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.document import Lengths
+from remoe_cli.plan.problem.trace_counts import Trace, read_trace, total
 
-KINDS = 4  # kinds of requests that stand for a distribution: the cost of a plan bends with the length of prompts, but not sharply
-# A file's columns, under remoe's names and those of Azure's published traces; generated tokens count the first one, n_out does not.
-_COLUMNS = {
-    "n_in": ("n_in", "ContextTokens", "prompt_tokens"),
-    "n_out": ("n_out",),
-    "generated": ("GeneratedTokens", "generated_tokens"),
-    "time": ("timestamp", "TIMESTAMP", "time"),
-    "weight": ("weight",),
-}
-_FORM = "Give CSV or JSON lines with n_in and n_out (or ContextTokens and GeneratedTokens), and timestamp or weight if you have them."
+KINDS = 4  # kinds of requests that stand for a distribution: what a plan costs bends with the length of prompts, but not sharply
 
 
 @dataclass(frozen=True)
 class Traffic:
     """How long requests are and how often they come.
 
-    lengths    kinds of requests, whose shares sum to 1
-    per_hour   requests an hour; None where unknown
-    gaps_s     seconds between requests, in order of time, where a trace gives them
+    lengths   kinds of requests, whose shares sum to 1
+    per_hour  None where nothing tells how often they come
+    gaps_s    times between requests, in the order of time, where a trace tells them
+    notes     whole sentences on the file that they were read from
     """
 
     lengths: tuple[Lengths, ...]
     per_hour: float | None = None
-    gaps_s: tuple[float, ...] = ()
+    gaps_s: Sequence[float] | Floats = field(default=(), compare=False)
+    notes: tuple[str, ...] = ()
 
     def cold_share(self, idle_ttl_s: float) -> float:
-        """Compute the share of requests that find nothing warm: those after a gap of `idle_ttl_s` or more.
+        """Compute the share of requests that find nothing warm: those after a gap of at least `idle_ttl_s`.
 
         Without a trace, requests come at random (a Poisson process). Where the traffic is unknown, none is cold.
 
@@ -50,8 +44,8 @@ class Traffic:
         >>> Traffic(one_length(125, 200).lengths, gaps_s=(10.0, 10.0, 400.0, 10.0)).cold_share(300.0)
         0.25
         """
-        if self.gaps_s:
-            return sum(gap >= idle_ttl_s for gap in self.gaps_s) / len(self.gaps_s)
+        if len(self.gaps_s):
+            return int(np.count_nonzero(np.asarray(self.gaps_s) >= idle_ttl_s)) / len(self.gaps_s)
         return math.exp(-self.per_hour * idle_ttl_s / 3600) if self.per_hour is not None else 0.0
 
 
@@ -69,114 +63,43 @@ def one_length(n_in: int, n_out: int, per_hour: float | None = None) -> Traffic:
 
 
 def read_traffic(path: Path) -> Traffic:
-    """Read a file of requests, one in each row; timestamps give the traffic too.
+    """Read a file of requests, one a row; rows count alike unless they have a weight.
 
-    Rows count alike unless they have a weight. At most KINDS kinds stand for them: the rows in order of length are divided into so many
-    equal parts, and each part becomes a kind with its mean lengths.
+    At most KINDS kinds stand for them: equal parts of the requests by the length of their prompts, each with its mean lengths.
+    With timestamps the file tells the traffic too.
 
-    Raises: UsageError for another kind of file, with the number of the row that is wrong.
+    Raises: UsageError for what is not such a file, naming the row.
     """
-    rows = _rows(path)
-    if not rows:
-        raise UsageError(f"{path} holds no requests.", _FORM)
-    parsed = [_request(path, number, row) for number, row in enumerate(rows, 1)]
-    per_hour: float | None = None
-    gaps: tuple[float, ...] = ()
-    times = [time for *_, time in parsed if time is not None]
-    if times and len(times) < len(parsed):
-        raise UsageError(
-            f"{path}: {len(parsed) - len(times)} of {len(parsed)} rows have no timestamp.", "Give every row a timestamp, or none."
-        )
-    if len(times) > 1:
-        times.sort()
-        gaps = tuple(later - earlier for earlier, later in pairwise(times))
-        if times[-1] - times[0] < 1e-6:  # dates have no finer unit
-            raise UsageError(f"{path}: all requests have the same timestamp.", "Leave the column out, and say --requests-per-hour.")
-        per_hour = len(gaps) / sum(gaps) * 3600
-    total = sum(weight for _, _, weight, _ in parsed)
-    weighty = [(n_in, n_out, weight) for n_in, n_out, weight, _ in parsed if total > 0 and weight / total > 0]
-    if not weighty:
+    trace = read_trace(path)
+    kinds = _kinds(trace)
+    if not kinds:
         raise UsageError(f"{path}: all requests have the weight 0.", "Give a weight above 0, or leave the column out.")
-    return Traffic(_kinds(weighty), per_hour, gaps)
+    return Traffic(kinds, trace.per_hour, trace.gaps_s if len(trace.gaps_s) else (), (trace.note,))
 
 
-def _kinds(requests: list[tuple[int, int, float]]) -> tuple[Lengths, ...]:
-    """Divide requests (n_in, n_out, weight), in order of length, into parts of equal weight.
+def _kinds(trace: Trace) -> tuple[Lengths, ...]:
+    """Cut the requests, in order of length, into parts of equal weight with their mean lengths; equal means are one kind."""
+    all_weights = total(trace.weights, trace.copies)
+    if not all_weights:
+        return ()
+    weighty = trace.weights / all_weights > 0
+    lengths, weights, copies = (trace.n_in[weighty], trace.n_out[weighty]), trace.weights[weighty], trace.copies[weighty]
+    all_weights = total(weights, copies)
+    ends = np.cumsum(copies)  # how many requests come until each length
+    before = np.cumsum(weights * copies) - weights * copies
 
-    Each part is a kind with its mean lengths; parts with equal means are one kind.
-    """
-    requests = sorted(requests)
-    total = sum(weight for *_, weight in requests)
-    parts: list[list[tuple[int, int, float]]] = [[] for _ in range(KINDS)]
-    before = 0.0
-    for n_in, n_out, weight in requests:
-        parts[min(KINDS - 1, int(before / total * KINDS + 1e-9))].append((n_in, n_out, weight))
-        before += weight
+    def part(request: int) -> int:
+        at = int(np.searchsorted(ends, request, "right"))
+        weight = float(before[at]) + (request - int(ends[at] - copies[at])) * float(weights[at])
+        return min(KINDS - 1, int(weight / all_weights * KINDS + 1e-9))
+
+    count = int(ends[-1])
+    starts = [bisect_left(range(count), number, key=part) for number in range(KINDS)]
     shares: dict[tuple[int, int], float] = {}
-    for part in filter(None, parts):
-        held = sum(weight for *_, weight in part)
-        means = [max(1, round(sum(row[at] * row[2] for row in part) / held)) for at in (0, 1)]
-        shares[means[0], means[1]] = shares.get((means[0], means[1]), 0.0) + held / total
+    for start, end in pairwise([*starts, count]):
+        inside = np.diff(np.clip(np.concatenate(([0], ends)), start, end))
+        held = total(weights, inside)
+        if held:
+            n_in, n_out = (max(1, round(total(tokens * weights, inside) / held)) for tokens in lengths)
+            shares[n_in, n_out] = shares.get((n_in, n_out), 0.0) + held / all_weights
     return tuple(Lengths(share=share, n_in=n_in, n_out=n_out) for (n_in, n_out), share in sorted(shares.items()))
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}.", _FORM) from None
-    if not text.lstrip().startswith("{"):
-        reader = csv.DictReader(text.splitlines())
-        try:
-            return list(reader)
-        except csv.Error as error:
-            raise UsageError(f"{path}: row {max(1, reader.line_num)} is not CSV: {error}.", _FORM) from None
-    rows = []
-    for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
-            raise UsageError(f"{path}: row {number} is not a JSON object.", _FORM) from None
-    return rows
-
-
-def _request(path: Path, number: int, row: Mapping[str, Any]) -> tuple[int, int, float, float | None]:
-    """Read prompt tokens, further tokens, weight and time in seconds from one row."""
-
-    def figure(what: str, least: float) -> float | None:
-        text = next((row[name] for name in _COLUMNS[what] if row.get(name) not in (None, "")), None)
-        if text is None:
-            return None
-        try:
-            value = float(text)
-        except (TypeError, ValueError, OverflowError):
-            value = math.nan
-        if not least <= value < 1e9:
-            raise UsageError(f"{path}: row {number} has {what} {text!r}, not a number of {least:g} or more.", _FORM)
-        return value
-
-    n_in, n_out, generated, weight = figure("n_in", 1), figure("n_out", 1), figure("generated", 1), figure("weight", 0)
-    if n_out is None and generated is not None:
-        n_out = max(1.0, generated - 1)
-    if n_in is None or n_out is None:
-        raise UsageError(f"{path}: row {number} lacks the length of the {'prompt' if n_in is None else 'answer'}.", _FORM)
-    time = next((row[name] for name in _COLUMNS["time"] if row.get(name) not in (None, "")), None)
-    return round(n_in), round(n_out), 1.0 if weight is None else weight, None if time is None else _seconds(path, number, time)
-
-
-def _seconds(path: Path, number: int, time: Any) -> float:
-    """Read a timestamp in seconds, or a date.
-
-    A date without a zone is UTC: daylight saving time on this machine changes no trace.
-    """
-    try:
-        seconds = float(time)
-    except (TypeError, ValueError, OverflowError):
-        try:
-            moment = datetime.fromisoformat(str(time))
-            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        except (ValueError, OverflowError):
-            seconds = math.nan
-    if not abs(seconds) < 1e12:
-        raise UsageError(f"{path}: row {number} has the timestamp {time!r}.", "Give seconds, or dates as 2026-11-25 18:15:46.68.")
-    return seconds

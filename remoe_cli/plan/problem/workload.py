@@ -140,7 +140,7 @@ def from_profile(
     arrays, spec, layers = profile.arrays, profile.record.spec, profile.record.routing.layers
     if layers is not None and len(layers) < len(spec.moe_layers):
         raise ArtifactError(
-            f"The profile {profile.path} has routing of only {len(layers)} of the model's {len(spec.moe_layers)} MoE layers, "
+            f"The profile {profile.path} has routing of {len(layers)} of the model's {len(spec.moe_layers)} MoE layers, "
             "but a plan places the experts of all.",
             "Import routing of every MoE layer.",
         )
@@ -149,7 +149,9 @@ def from_profile(
     if traffic is not None and (n_in, n_out) != (None, None):
         raise UsageError("--requests and --n-in or --n-out both say how long requests are.", "Leave one of them out.")
     assumptions = tuple(_assumptions(profile, traffic is None and n_in is None, traffic is None and n_out is None))
-    if traffic is None:
+    if traffic is not None:
+        assumptions += traffic.notes
+    else:
         traffic = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
     if requests_per_hour is not None:
         traffic = Traffic(traffic.lengths, requests_per_hour)

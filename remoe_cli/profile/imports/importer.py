@@ -7,7 +7,6 @@ planning uses the other phase's; tokens that were not recorded are drawn from th
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ def _names_phases(routing: Routing) -> bool:
 
 
 def _lengths(prompts: PromptSet | None, rows: int, where: str) -> dict[Phase, Ints]:
-    """Read the numbers of tokens that a JSONL of prompts states in every row, by phase."""
+    """Return the numbers of tokens that the rows of prompts state, by phase, where every row states one."""
     if prompts is None:
         return {}
     if len(prompts.texts) != rows:
@@ -131,21 +130,13 @@ def _lengths(prompts: PromptSet | None, rows: int, where: str) -> dict[Phase, In
             f"it has {rows} rows, and {prompts.source} has {len(prompts.texts)} prompts",
             "Give one prompt for each row of the file.",
         )
-    if not prompts.source.endswith((".jsonl", ".json")):
-        return {}
-    stated: list[dict[str, Any]] = []
-    with open(prompts.source, "rb") as lines:
-        while len(stated) < rows and (line := next(lines, None)) is not None:
-            row = json.loads(line) if line.strip() else {}
-            if row.get(prompts.field, "").strip():  # as read_prompts does, which has checked these rows
-                stated.append(row)
     lengths: dict[Phase, Ints] = {}
     for phase, field in _FIELDS.items():
-        if all(field in row for row in stated):
-            for number, row in enumerate(stated):
-                if type(row[field]) is not int:
+        if stated := prompts.stated.get(field):
+            for number, length in enumerate(stated):
+                if type(length) is not int:
                     raise refuse(f"{prompts.source}, prompt {number}", f"its {field} is no whole number", "Correct the row.")
-            lengths[phase] = whole(np.array([row[field] for row in stated]), f"{prompts.source}: {field}").astype(np.int64)
+            lengths[phase] = whole(np.array(stated), f"{prompts.source}: {field}").astype(np.int64)
     return lengths
 
 

@@ -17,9 +17,10 @@ from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.storage import object_of
 from remoe_cli.deploy.aws.template import Templates
-from remoe_cli.deploy.console import NO_OVERVIEW, SILENT, Overview, Report
+from remoe_cli.deploy.console import NO_OVERVIEW, SILENT, Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
+from remoe_cli.progress import Report
 from tests.support import aws_account as aws
 from tests.support.aws_deployments import GPU, NOT_AT_MOTO, a_plan, deploy, destroy, made, stands
 

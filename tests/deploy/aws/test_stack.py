@@ -17,8 +17,9 @@ from botocore.stub import ANY, Stubber
 from remoe_cli.deploy.aws import events
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.stack import DesiredStack, Stack, StackState
-from remoe_cli.deploy.console import SILENT, Report
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError, RemoeError
+from remoe_cli.progress import Report
 
 ID = "arn:aws:cloudformation:us-east-1:123456789012:stack/remoe-d/1"
 NESTED = "arn:aws:cloudformation:us-east-1:123456789012:stack/remoe-d-Layers/2"

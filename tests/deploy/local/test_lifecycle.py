@@ -22,11 +22,12 @@ import pytest
 
 from remoe_cli import cages
 from remoe_cli.artifacts import read_json
-from remoe_cli.deploy.console import SILENT, Report
+from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.local import lifecycle, processes
 from remoe_cli.deploy.local.config import ChildrenRecord, FunctionConfig, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.supervisor import label
 from remoe_cli.errors import DeployError, HeldError, UsageError
+from remoe_cli.progress import Report
 
 HANDLER = """
 import os, time

@@ -1,0 +1,26 @@
+"""Run a deployment's main function on this machine, whatever the target of its expert functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from remoe_cli.deploy.console import Console
+from remoe_cli.runtime.invoke import Connect
+
+
+def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: int, console: Console) -> None:
+    """Serve from this machine's checkpoint of the model until interrupted; `connect` reaches the expert functions.
+
+    Raises: what runtime/main_function.py and runtime/server.py raise.
+    """
+    from remoe_cli.runtime.main_function import MainFunction, load_here
+    from remoe_cli.runtime.server import serve
+
+    def load() -> MainFunction:
+        with console.progress("Loading the model"):
+            main = load_here(server_json, connect)
+        console.say("The model is loaded.")
+        return main
+
+    console.say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
+    serve(load, host, port)

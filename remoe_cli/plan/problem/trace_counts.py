@@ -1,0 +1,260 @@
+"""What a file of requests comes to: how many there are of which length, when they came, and a sentence on how the file was read.
+
+Memory grows with the number of different lengths, and by 8 bytes for each row with a timestamp: the times between requests are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from remoe_cli.errors import UsageError
+from remoe_cli.plan.arrays import Floats, Ints
+from remoe_cli.plan.problem.trace_formats import MS, NS, US, Columns, Key, failed
+from remoe_cli.plan.problem.trace_rows import FORM, read_rows
+
+_HIGHEST = 10**9  # lengths and weights stay below
+_CODE = 2**31  # both lengths of a request are one number: n_in * _CODE + n_out
+_LATEST_S = 1e12
+_BATCH = 2**17  # rows that are counted, and numbers that are added, at a time
+_LAYOUTS = 1000  # different sets of columns that the note speaks of
+_NAMED = 8  # columns in one list of names
+# Times since 1970 in small units are told by their size: from 1973 on they are at least this, and less than 1,000 times as much until 5138.
+_EPOCHS = ((NS, 1e17), (US, 1e14), (MS, 1e11))
+_UNIT_NAMES = {1.0: "s", MS: "ms", US: "us", NS: "ns"}
+
+_Counted = tuple[Ints, Floats, Ints]  # codes of lengths, weights, and how many requests have both
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The requests of a file, by length.
+
+    n_in, n_out   int64 [P]: the different lengths, ascending
+    weights       float64 [P]: the weight of one request
+    copies        int64 [P]: how many requests have this length and weight
+    gaps_s        float64 [N - 1]: times between requests in the order of time; empty without timestamps
+    per_hour      requests an hour, None without timestamps
+    note          a sentence: how many requests over which time, which columns were read, which rows were left out
+    """
+
+    n_in: Ints
+    n_out: Ints
+    weights: Floats
+    copies: Ints
+    gaps_s: Floats
+    per_hour: float | None
+    note: str
+
+
+def read_trace(path: Path) -> Trace:
+    """Count the requests of a file by their lengths.
+
+    Raises: UsageError for what is not a file of requests, naming the row, the columns that were found and those that are needed.
+    """
+    codes, weights, times = array("q"), array("d"), array("d")
+    counted: _Counted = (np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
+    layouts: dict[Columns, None] = {}
+    rows = left_out = short = dated = known = 0
+    with closing(read_rows(path)) as read:
+        for number, columns, cells in read:
+            if columns not in layouts and len(layouts) < _LAYOUTS:
+                layouts[columns] = None
+            lengths = None if columns.outcome and failed(columns, cells) else _lengths(path, number, columns, cells)
+            if lengths is None:
+                left_out += 1
+                continue
+            n_in, n_out, weight = lengths
+            rows, short = rows + 1, short + (n_out < 0.5)
+            codes.append(round(n_in) * _CODE + max(1, round(n_out)))
+            weights.append(weight)
+            if len(codes) >= max(_BATCH, len(counted[0])):
+                counted, codes, weights = _merged(counted, codes, weights), array("q"), array("d")
+            for key, unit, _ in columns.times:
+                if cells[key] not in (None, ""):
+                    value, is_date = _time(path, number, cells[key], unit)
+                    times.append(value)
+                    dated += is_date
+                    known += is_date or unit is not None
+                    break
+    if not rows:
+        failures = f" that were answered: all {left_out} failed, or have no prompt or no answer" if left_out else ""
+        raise UsageError(f"{path} holds no requests{failures}.", FORM)
+    if times and len(times) < rows:
+        raise UsageError(f"{path}: {rows - len(times)} of {rows} rows have no timestamp.", "Give every row one, or none.")
+    unit = 1.0 if known else _epoch_unit(times)
+    gaps_s = _gaps_s(path, times, unit)
+    per_hour = len(gaps_s) / total(gaps_s) * 3600 if len(gaps_s) else None
+    code, weight_of, copies = _merged(counted, codes, weights)
+    prompts, answers = code // _CODE, code % _CODE
+    longest = int(np.argmax(prompts + answers))
+    what = ("row" if any(columns.weight for columns in layouts) else "request") + ("" if rows == 1 else "s")
+    rate = f" over {_span(float(gaps_s.sum()))}, {_count(per_hour)} an hour" if per_hour is not None else ""
+    parts = (
+        f"{_short(path.name)}: {rows:,} {what}{rate}",
+        f"the longest of {prompts[longest]:,} + {answers[longest]:,} tokens",
+        *_columns_read(list(layouts), "dates" if dated else _UNIT_NAMES[unit] if len(gaps_s) else None),
+        f"{left_out:,} of {rows + left_out:,} left out, as they failed or have no prompt or no answer" if left_out else "",
+        f"{short:,} {'answer' if short == 1 else 'answers'} of one token counted as two" if short else "",
+    )
+    return Trace(prompts, answers, weight_of, copies, gaps_s, per_hour, "; ".join(filter(None, parts)) + ".")
+
+
+def total(values: Floats, copies: Ints | None = None) -> float:
+    """Add up values, each as often as `copies` says, one after another as `sum` does: the last bit depends on the order."""
+    batches = [slice(at, at + _BATCH) for at in range(0, len(values), _BATCH)]
+    if copies is None:
+        return float(sum(chain.from_iterable(values[batch].tolist() for batch in batches)))
+    repeated = (map(repeat, values[batch].tolist(), copies[batch].tolist()) for batch in batches)
+    return float(sum(chain.from_iterable(chain.from_iterable(repeated))))
+
+
+def _merged(counted: _Counted, codes: array[int], weights: array[float]) -> _Counted:
+    """Add rows to what is counted; the result is ascending in the code and then in the weight."""
+    code = np.concatenate((counted[0], np.frombuffer(codes, np.int64)))
+    weight = np.concatenate((counted[1], np.frombuffer(weights)))
+    order = np.lexsort((weight, code))
+    code, weight, copies = code[order], weight[order], np.concatenate((counted[2], np.ones(len(codes), np.int64)))[order]
+    starts = np.flatnonzero(np.concatenate(([True], (code[1:] != code[:-1]) | (weight[1:] != weight[:-1]))))
+    return code[starts], weight[starts], np.add.reduceat(copies, starts)
+
+
+def _lengths(path: Path, number: int, columns: Columns, cells: Any) -> tuple[float, float, float] | None:
+    """Read prompt tokens, tokens after the first, and weight from a row; None where it has no prompt or no answer, and so failed."""
+    for key in columns.summed:
+        requests = _figure(path, number, cells, (key,), "requests", 0)
+        if requests is not None and requests > 1:
+            raise UsageError(f"{path}: row {number} sums up {requests:,.0f} requests.", "Give a file with one row for each request.")
+    n_in = _figure(path, number, cells, columns.n_in, "n_in", 0 if columns.generated and not columns.n_out else 1)
+    n_out = _figure(path, number, cells, columns.n_out, "n_out", 0)
+    if n_out is None:
+        generated = _figure(path, number, cells, columns.generated, "generated", 0)
+        if generated is not None:
+            if generated < 1 or (n_in is not None and n_in < 1):
+                return None
+            n_out = generated - 1
+    if n_in is None or n_out is None:
+        lacking = "prompt" if n_in is None else "answer"
+        raise UsageError(f"{path}: row {number} lacks the length of the {lacking}; columns found: {_names(columns)}.", FORM)
+    weight = _figure(path, number, cells, columns.weight, "weight", 0)
+    return n_in, n_out, 1.0 if weight is None else weight
+
+
+def _figure(path: Path, number: int, cells: Any, keys: tuple[Key, ...], what: str, least: int) -> float | None:
+    for key in keys:
+        text = cells[key]
+        if text is None or text == "":
+            continue
+        try:
+            value = float(text)
+        except (TypeError, ValueError, OverflowError):
+            value = math.nan
+        if least <= value < _HIGHEST:
+            return value
+        if isinstance(text, str) and len(text) > 1000:
+            raise UsageError(f"{path}: row {number} is not CSV or JSON with numbers: {what} has {len(text):,} characters.", FORM)
+        raise UsageError(f"{path}: row {number} has {what} {_short(repr(text))}, not a number of {least} or more.", FORM)
+    return None
+
+
+def _time(path: Path, number: int, time: Any, unit: float | None) -> tuple[float, bool]:
+    """Read a row's time in seconds, and say whether it is a date; a number whose column tells no unit is left as it is."""
+    for read in (_date_s, float) if isinstance(time, str) and time[4:5] == "-" else (float, _date_s):
+        try:
+            value = read(time)
+        except (TypeError, ValueError, OverflowError):
+            continue
+        is_date = read is _date_s
+        if not is_date:
+            value /= unit or 1.0
+        if abs(value) < (_LATEST_S if is_date or unit else 1e19):
+            return value, is_date
+        break
+    raise UsageError(f"{path}: row {number} has the timestamp {_short(repr(time))}.", "Give seconds, or dates as 2026-11-25 18:15:46.68.")
+
+
+def _date_s(date: Any) -> float:
+    """Read a date; one without a zone is UTC: no trace gets an hour more or less where this machine's clocks are changed."""
+    moment = datetime.fromisoformat(str(date).strip().removesuffix(" UTC"))
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _epoch_unit(times: array[float]) -> float:
+    """Find the units in a second of times without one: an epoch time's where all are as large as that, else seconds."""
+    sizes = np.abs(np.frombuffer(times)) if times else np.zeros(1)
+    return next((unit for unit, least in _EPOCHS if sizes.min() >= least and sizes.max() < 1000 * least), 1.0)
+
+
+def _gaps_s(path: Path, times: array[float], unit: float) -> Floats:
+    """Sort times and take their differences in seconds, in place, for there may be millions."""
+    moments: Floats = np.frombuffer(times)
+    if len(moments) < 2:
+        return np.empty(0)
+    moments.sort()
+    moments /= unit
+    if max(-moments[0], moments[-1]) >= _LATEST_S:
+        raise UsageError(
+            f"{path}: timestamps go from {moments[0]:g} to {moments[-1]:g}, which are no seconds.",
+            "Name the column with its unit, as in timestamp_ms, or give seconds or dates.",
+        )
+    if moments[-1] - moments[0] < 1e-6:  # a date tells no less
+        raise UsageError(f"{path}: all requests have the same timestamp.", "Leave the column out, and say --requests-per-hour.")
+    for at in range(0, len(moments) - 1, _BATCH):
+        end = min(at + _BATCH, len(moments) - 1)
+        moments[at:end] = moments[at + 1 : end + 1] - moments[at:end]
+    gaps_s = moments[:-1]
+    gaps_s.flags.writeable = False
+    return gaps_s
+
+
+def _columns_read(layouts: list[Columns], unit: str | None) -> tuple[str, str]:
+    """Write which columns were read, in which unit of time, and which were not: a wrong one is seen here."""
+    used = dict.fromkeys(name for columns in layouts for name in columns.used)
+    timed = dict.fromkeys(
+        f"{name} ({_UNIT_NAMES[per_s] if per_s else unit})" for columns in layouts for _, per_s, name in columns.times[:1] if unit
+    )
+    ignored = dict.fromkeys(name for columns in layouts for name in columns.ignored if name not in used)
+    formats = dict.fromkeys(columns.format.name for columns in layouts if columns.format.name)
+    return (
+        f"columns {_listed([*used, *timed])} used" + (f" as in {' and '.join(formats)}" if formats else ""),
+        f"{_listed(list(ignored))} ignored" if ignored else "",
+    )
+
+
+def _names(columns: Columns) -> str:
+    return _listed([*columns.used, *(name for *_, name in columns.times), *columns.ignored]) or "none"
+
+
+def _listed(names: list[str]) -> str:
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return ", ".join([*map(_short, names[:_NAMED]), *more])
+
+
+def _short(text: str) -> str:
+    """Cut text for a message to 60 characters, and escape those that no terminal should get."""
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _span(seconds: float) -> str:
+    """Write a time in its two largest units, such as 1 h 40 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    left, parts = round(seconds), []
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= size:
+            parts.append(f"{left // size} {name}")
+            left %= size
+    return " ".join(parts[:2])
