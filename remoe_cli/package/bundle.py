@@ -88,11 +88,11 @@ def build(
     """
     reference = profile.record.model
     checkpoint = find_profiled(reference.path, reference.revision)
-    owned.require_empty(folder)
     from remoe_cli.model.shards import write_shards
     from remoe_cli.model.tokens import check_chat_template
 
     check_chat_template(checkpoint)
+    owned.require_empty(folder)
     layers = {layer.layer: layer for layer in plan.layers}
     parts = {number: layer.parts for number, layer in layers.items()}
     code = function_zip()

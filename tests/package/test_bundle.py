@@ -57,6 +57,11 @@ class Inputs:
     def build(self, folder: Path) -> Manifest:
         return build(self.plan, self.plan_path, self.profile, folder)
 
+    def profiled_now(self) -> Profile:
+        """The profile as of the model's files as they are."""
+        model = ModelRef(path=str(self.checkpoint), revision=find(str(self.checkpoint)).revision)
+        return Profile(self.profile.path, self.profile.record.model_copy(update={"model": model}), self.profile.arrays)
+
     def build_divided(self, folder: Path) -> Manifest:
         return build(self.divided, self.divided_path, self.profile, folder)
 
@@ -194,10 +199,10 @@ def test_a_broken_chat_template_is_found_before_anything_is_written(inputs: Inpu
     template.write_text("{% for m in messages %}")
     try:
         with pytest.raises(ModelError, match=r"chat template of .* cannot be used"):
-            inputs.build(tmp_path / "bundle")
+            build(inputs.plan, inputs.plan_path, inputs.profiled_now(), tmp_path / "bundle")
         assert not (tmp_path / "bundle").exists()
         template.write_text("{{ raise_exception('No.') }}")
-        inputs.build(tmp_path / "bundle")
+        build(inputs.plan, inputs.plan_path, inputs.profiled_now(), tmp_path / "bundle")
     finally:
         template.unlink()
         config.unlink()

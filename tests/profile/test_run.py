@@ -141,9 +141,9 @@ def test_latencies_are_measured_when_first_needed_and_then_kept(model: Path, tmp
     made = run(model, tmp_path, second, latency=None)
     assert made.record.latency.model_dump(mode="json") == kept
     assert (kept["source"], kept["load_s"] > 0, kept["nonexpert_decode_s"] > 0) == ("measured", True, True)
-    load, profiling = f"Loading {model}", "Profiling prompts"
-    assert first.titles == ["Checking the prompts", load, "Measuring how long things take on this machine", profiling]
-    assert second.titles == ["Checking the prompts", load, profiling, "Writing the profile"]
+    checks, load, profiling = ("Checking the model's files", "Checking the prompts"), f"Loading {model}", "Profiling prompts"
+    assert first.titles == [*checks, load, "Measuring how long things take on this machine", profiling]
+    assert second.titles == [*checks, load, profiling, "Writing the profile"]
 
 
 def test_progress_is_reported_within_a_batch(whole: Made, model: Path, tmp_path: Path) -> None:
