@@ -145,10 +145,11 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def foreign_files(folder: Path, ours: Callable[[str], bool]) -> list[str]:
     """List what a folder holds besides the mark, what interruptions have left, and the regular files whose name is `ours`."""
+    mark = MARK if read_mark(folder) else None
     return [
         name
         for name, path in files_of(folder)
-        if path.is_symlink() or not path.is_file() or not (name == MARK or _LEFT_BEHIND.fullmatch(path.name) or ours(name))
+        if path.is_symlink() or not path.is_file() or not (name == mark or _LEFT_BEHIND.fullmatch(path.name) or ours(name))
     ]
 
 
@@ -186,7 +187,7 @@ def refuse_folder(folder: Path, kind: str, earlier: Callable[[Path], Iterable[st
         return
     mark = read_mark(folder)
     if mark and mark.kind != kind:
-        raise UsageError(f"{folder} holds a {mark.kind}, not a {kind}.", "Give an empty or new folder.")
+        raise UsageError(f"{folder} holds something else that remoe made: {mark.kind}, not {kind}.", "Give an empty or new folder.")
     states = (mark and mark.files) or {}
     refuse_foreign(folder, foreign_files(folder, set(states if mark else earlier(folder)).__contains__))
     for name, state in states.items():
@@ -228,7 +229,7 @@ def require_empty(folder: Path) -> None:
     """
     refuse_place(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_foreign(folder, (name for name, _ in files_of(folder) if name != MARK))
+    refuse_foreign(folder, foreign_files(folder, lambda name: False))
 
 
 def delete_folder(folder: Path) -> None:
@@ -263,7 +264,7 @@ def clean(path: Path) -> None:
                 continue
             if each.is_file():
                 each.unlink()
-            elif read_mark(each) or not any(each.iterdir()):
+            elif read_mark(each) or not foreign_files(each, lambda name: False):
                 delete_folder(each)
 
 

@@ -279,11 +279,11 @@ def known_dir(name: str) -> Path:
 
 
 def _is_deployment(folder: Path) -> bool:
-    """Return whether remoe made this directory for a deployment; one that was killed at its very start has left it empty."""
+    """Return whether remoe made this directory for a deployment; one that was killed at its very start has left no file in it."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     mark = owned.read_mark(folder)
-    return (mark is not None and mark.kind == _KIND) or not any(folder.iterdir()) or _has_records(folder)
+    return (mark is not None and mark.kind == _KIND) or not owned.foreign_files(folder, lambda name: False) or _has_records(folder)
 
 
 def _has_records(folder: Path) -> bool:
