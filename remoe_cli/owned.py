@@ -28,6 +28,7 @@ from remoe_cli.errors import UsageError
 from remoe_cli.recognise import ANY, Made, document, read_object
 
 MARK = ".remoe"
+_HINT = "Move that elsewhere, or give an empty or new folder."
 _SCHEMA = "remoe.folder/1"
 _TEMPORARY = ".remoe-"
 _ASIDE = "old"  # after _TEMPORARY: the old folder, where the system cannot swap two folders at once
@@ -159,7 +160,7 @@ def refuse_foreign(folder: Path, foreign: Iterable[str]) -> None:
     Raises: UsageError that names the first of `foreign`.
     """
     if (name := next(iter(foreign), None)) is not None:
-        raise UsageError(f"{folder} holds files that remoe did not make, such as {name}.", "Give an empty or new folder.")
+        raise UsageError(f"{folder} holds files that remoe did not make, such as {name}.", _HINT)
 
 
 def refuse_place(folder: Path) -> None:
@@ -167,12 +168,11 @@ def refuse_place(folder: Path) -> None:
 
     Raises: UsageError for a link, for a file, and where no folder can be made.
     """
-    hint = "Give an empty or new folder."
     if folder.is_symlink():
         raise UsageError(f"{folder} is a link, and remoe does not follow links.", "Give the folder itself.")
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file, not a folder.", hint)
-    _refuse_parent(folder, hint)
+        raise UsageError(f"{folder} is a file, not a folder.", _HINT)
+    _refuse_parent(folder, "Give another folder.")
 
 
 def refuse_folder(folder: Path, kind: str, earlier: Callable[[Path], Iterable[str]] = lambda folder: ()) -> None:
@@ -187,13 +187,13 @@ def refuse_folder(folder: Path, kind: str, earlier: Callable[[Path], Iterable[st
         return
     mark = read_mark(folder)
     if mark and mark.kind != kind:
-        raise UsageError(f"{folder} holds something else that remoe made: {mark.kind}, not {kind}.", "Give an empty or new folder.")
+        raise UsageError(f"{folder} holds something else that remoe made: {mark.kind}, not {kind}.", _HINT)
     states = (mark and mark.files) or {}
     refuse_foreign(folder, foreign_files(folder, set(states if mark else earlier(folder)).__contains__))
     for name, state in states.items():
         with suppress(FileNotFoundError):
             if _state(folder / name) != state:
-                raise UsageError(f"{folder / name} has been changed since remoe made it.", "Give an empty or new folder.")
+                raise UsageError(f"{folder / name} has been changed since remoe made it.", _HINT)
     place = _place(folder)
     if place in (here := Path.cwd(), *here.parents) or os.path.ismount(place):
         raise UsageError(f"{folder} is the current folder or a mount point, which cannot be replaced.", "Give a new folder in it.")

@@ -17,7 +17,7 @@ EXAMPLES = examples(
     "remoe package plans/olmoe.json --image --repository ACCOUNT.dkr.ecr.REGION.amazonaws.com/remoe",
 )
 
-_PACKAGE = "package"
+_PACKAGE, _CONTEXT = "package", "image context"
 
 
 def command(
@@ -80,15 +80,16 @@ def _files_before_marks(folder: Path) -> list[str]:
 def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
     from remoe_cli.artifacts import read_json
     from remoe_cli.deploy.image import build, by_hand
-    from remoe_cli.owned import new_folder
+    from remoe_cli.owned import new_folder, refuse_folder
     from remoe_cli.package.image import Image, write_context
     from remoe_cli.plan.catalog.catalog import read_catalog
     from remoe_cli.plan.document import Plan
 
+    refuse_folder(folder, _CONTEXT)
     plan = read_json(plan_path, Plan)
     gpu = plan.main.gpu_memory_mb is not None
     architecture = "x86_64" if gpu else read_catalog(plan.catalog.path).architecture
-    with new_folder(folder, "image context") as fresh:
+    with new_folder(folder, _CONTEXT) as fresh:
         digest = write_context(fresh)
     image = Image(folder, digest, gpu, architecture, repository)
     done = build(image, output.say)  # Docker shows its own progress

