@@ -35,6 +35,8 @@ class Document(Part):
 
 _NUMBERS = re.compile(r"\[\n\s*((?:[-+.\deE]+,\n\s*)*[-+.\deE]+)\n\s*\]")
 D = TypeVar("D", bound=Document)
+Arrays = Mapping[str, npt.NDArray[Any]]
+_DIGEST = "sha256"  # of the arrays, in the metadata of their file
 
 
 def json_text(content: BaseModel | Mapping[str, Any]) -> str:
@@ -97,35 +99,38 @@ def read_json(path: Path, kind: type[D]) -> D:
         raise ArtifactError(f"{path} is damaged at '{where}': {first['msg']}.", "Make the file again.") from None
 
 
-def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], replaces: recognise.Made = recognise.ARRAYS) -> None:
-    """Write named arrays as safetensors, atomically. The same arrays give the same bytes.
+def write_arrays(path: Path, arrays: Arrays, kind: str, replaces: recognise.Made | None = None) -> None:
+    """Write named arrays of a kind, such as "prediction", as safetensors, atomically. The same arrays give the same bytes.
 
-    Raises: UsageError when the file exists and `replaces` does not recognise it.
+    It replaces a file that `replaces` recognises; by default arrays of the same kind.
+
+    Raises: UsageError when the file exists and is another one.
     """
-    with owned.writing(path, replaces) as temporary:
-        save_arrays(temporary, arrays)
+    with owned.writing(path, replaces or recognise.arrays(kind)) as temporary:
+        save_arrays(temporary, arrays, kind)
 
 
-def arrays_beside(document: Path) -> recognise.Made:
-    """Recognise a file of arrays that remoe made: by its metadata, or, older, by the digest `arrays_sha256` in the document beside it."""
+def save_arrays(path: Path, arrays: Arrays, kind: str) -> None:
+    """Write named arrays to a path that `owned.writing` gave. The file's metadata say what remoe made it as, and the arrays' digest."""
+    from safetensors.numpy import save_file
+
+    stored = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    save_file(stored, str(path), metadata={recognise.MAKER: kind, _DIGEST: _digest(stored)})
+
+
+def arrays_beside(document: Path, kind: str) -> recognise.Made:
+    """Recognise arrays of a kind, by their metadata, or, older, by the digest `arrays_sha256` in the document beside them."""
+    made = recognise.arrays(kind)
 
     def recognises(path: Path) -> bool:
-        if recognise.ARRAYS.recognises(path):
+        if made.recognises(path):
             return True
         try:
             return bool(json.loads(document.read_text(encoding="utf-8"))["arrays_sha256"] == sha256_file(path))
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    return recognise.Made(recognise.ARRAYS.what, recognises)
-
-
-def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write named arrays to a path that `owned.writing` gave. The file's metadata name remoe."""
-    from safetensors.numpy import save_file
-
-    metadata = {recognise.MAKER: "arrays"}
-    save_file({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}, str(path), metadata=metadata)
+    return recognise.Made(made.what, recognises)
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -137,11 +142,24 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     from safetensors.numpy import load_file
 
     try:
-        return load_file(str(path))
+        arrays = load_file(str(path))
     except FileNotFoundError:
         raise ArtifactError(f"There is no file {path}.", "Make the profile or bundle again.") from None
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} is damaged: {error}.", "Make the file again.") from None
+    digest = recognise.safetensors_metadata(path).get(_DIGEST)
+    if digest is not None and digest != _digest(arrays):
+        raise ArtifactError(f"{path} is damaged: its arrays are not those that were written.", "Make the file again.")
+    return arrays
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()
 
 
 def sha256_bytes(data: bytes) -> str:

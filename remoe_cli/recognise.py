@@ -45,6 +45,11 @@ def safetensors_metadata(path: Path) -> Mapping[str, str]:
     return metadata if isinstance(metadata, dict) else {}
 
 
+def arrays(kind: str) -> Made:
+    """Recognise safetensors files of a kind, such as "prediction"."""
+    return Made(kind, lambda path: safetensors_metadata(path).get(MAKER) == kind)
+
+
 def _is_picture(path: Path) -> bool:
     """Look for remoe's name where matplotlib puts `Software` of PNG files and `Creator` of the others."""
     maker, head = MAKER.encode(), _head(path)
@@ -58,7 +63,6 @@ def _is_picture(path: Path) -> bool:
 
 ANY = Made("file", lambda path: True)  # for names that only remoe uses, in a folder that remoe made
 NONE = Made("file", lambda path: False)
-ARRAYS = Made("file of arrays", lambda path: MAKER in safetensors_metadata(path))
 PICTURE = Made("picture", _is_picture)
 
 

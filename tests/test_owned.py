@@ -135,18 +135,20 @@ def test_arrays_replace_only_arrays_of_remoe(tmp_path: Path) -> None:
     path, arrays = tmp_path / "a.safetensors", {"x": np.arange(3)}
     save_file(arrays, str(path))
     before = tree(tmp_path)
-    with pytest.raises(UsageError, match="is not a file of arrays that remoe made"):
-        write_arrays(path, {"x": np.arange(4)})
+    with pytest.raises(UsageError, match="is not a prediction that remoe made"):
+        write_arrays(path, {"x": np.arange(4)}, "prediction")
     assert tree(tmp_path) == before
     # An earlier version named them by their digest in the document beside them.
     (tmp_path / "a.json").write_text(f'{{"arrays_sha256": "{sha256_file(path)}"}}')
-    write_arrays(path, {"x": np.arange(4)}, arrays_beside(tmp_path / "a.json"))
-    write_arrays(path, {"x": np.arange(5)}, arrays_beside(tmp_path / "a.json"))
-    write_arrays(path, {"x": np.arange(6)})
+    write_arrays(path, {"x": np.arange(4)}, "prediction", arrays_beside(tmp_path / "a.json", "prediction"))
+    write_arrays(path, {"x": np.arange(5)}, "prediction", arrays_beside(tmp_path / "a.json", "prediction"))
+    write_arrays(path, {"x": np.arange(6)}, "prediction")
+    with pytest.raises(UsageError, match="is not a profile that remoe made"):
+        write_arrays(path, arrays, "profile")
     for content in (b"\xff" * 8 + b"{}", b"\x02\0\0\0\0\0\0\0[]", b"short"):
         path.write_bytes(content)
-        with pytest.raises(UsageError, match="is not a file of arrays"):
-            write_arrays(path, arrays)
+        with pytest.raises(UsageError, match="is not a prediction that remoe made"):
+            write_arrays(path, arrays, "prediction")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])

@@ -22,14 +22,11 @@ def command(
     document = pick(target, region, profile, asks=True, yes=yes).destroy(name)
 
     def show() -> None:
-        left = document["left"]
-        if target is TargetName.local:
-            output.line(f"{name} is gone: no process and no file is left." if not left else f"{name} is gone: no process is left.")
-            for path in left:
-                output.line(f"  kept, because remoe did not make it: {path}")
-            return
-        output.line(f"{name} is gone: no stack and no bucket is left.")
-        for arn in left:
+        first, second = ("process", "file") if target is TargetName.local else ("stack", "bucket")
+        output.line(f"{name} is gone: no {first} is left." if document["kept"] else f"{name} is gone: no {first} and no {second} is left.")
+        for each in document["kept"]:
+            output.line(f"  kept, because remoe did not make it: {each}")
+        for arn in document["left"]:
             output.line(f"  still has its tag (AWS may take minutes to forget what is deleted): {arn}")
 
     output.result(document, show)

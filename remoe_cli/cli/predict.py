@@ -70,7 +70,7 @@ def command(
     """
     from remoe_cli.owned import refuse_file
     from remoe_cli.profile.record import read_profile, refuse_foreign
-    from remoe_cli.recognise import ARRAYS
+    from remoe_cli.recognise import arrays
     from remoe_cli.report.picture import refuse_picture
 
     if (prompt is not None) + (data is not None) + evaluate != 1:
@@ -79,7 +79,7 @@ def command(
     if not evaluate and (plot or fate):
         raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
     if out is not None:
-        refuse_file(out, ARRAYS)
+        refuse_file(out, arrays("prediction"))
     if plot is not None:
         refuse_picture(plot)
     if evaluate:
@@ -114,7 +114,7 @@ def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out:
         low, high = predictor.interval(prompts)
     if out is not None:
         arrays = {"activation": activation, "lower": low, "upper": high}
-        write_arrays(out, {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()})
+        write_arrays(out, {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}, "prediction")
     layers = _layers(profile)
     document: dict[str, Any] = {
         "path": None if out is None else str(out),

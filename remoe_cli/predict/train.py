@@ -82,7 +82,7 @@ def train(profile: Profile) -> PredictorRecord | None:
         return None
     record, arrays = _fit(profile, history)
     document, file = _files(profile.path)
-    artifacts.write_arrays(file, arrays, artifacts.arrays_beside(document))
+    artifacts.write_arrays(file, arrays, "predictor", artifacts.arrays_beside(document, "predictor"))
     record = record.model_copy(update={"arrays_sha256": artifacts.sha256_file(file)})
     artifacts.write_json(document, record)
     return record
@@ -111,7 +111,7 @@ def trained(profile: Profile, history: History, name: str | None = None) -> Trai
 def forget(path: Path) -> None:
     """Remove the predictor of a profile that is about to change."""
     document, file = _files(path)
-    owned.delete_file(file, artifacts.arrays_beside(document))
+    owned.delete_file(file, artifacts.arrays_beside(document, "predictor"))
     owned.delete_file(document, artifacts.made_as(PredictorRecord))
 
 

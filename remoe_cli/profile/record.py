@@ -143,13 +143,14 @@ def write_profile(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArr
     _check(path, record, arrays)
     refuse_foreign(path)
     document, file = path / "profile.json", path / "arrays.safetensors"
-    with owned.writing(document, _PROFILE) as new_document, owned.writing(file, artifacts.arrays_beside(document)) as new_file:
-        artifacts.save_arrays(new_file, arrays)
+    with owned.writing(document, _PROFILE) as new_document, owned.writing(file, artifacts.arrays_beside(document, _KIND)) as new_file:
+        artifacts.save_arrays(new_file, arrays, _KIND)
         record = record.model_copy(update={"arrays_sha256": artifacts.sha256_file(new_file)})
         new_document.write_text(artifacts.json_text(record), encoding="utf-8")
     return Profile(path, record, arrays)
 
 
+_KIND = "profile"
 _PROFILE = artifacts.made_as(ProfileRecord)
 _PREDICTOR = recognise.document("remoe.predictor")  # of predict/train.py
 _INPUTS = recognise.document("remoe.profile-inputs")  # of profile/run.py
@@ -171,8 +172,8 @@ def refuse_foreign(out: Path) -> None:
         owned.refuse_foreign(out, owned.foreign_files(out, lambda name: False))
     for path, kind in ((out / "profile.json", _PROFILE), (out / "predictor.json", _PREDICTOR), (partial / "inputs.json", _INPUTS)):
         owned.refuse_file(path, kind)
-    for arrays, document in (("arrays.safetensors", "profile.json"), ("predictor.safetensors", "predictor.json")):
-        owned.refuse_file(out / arrays, artifacts.arrays_beside(out / document))
+    owned.refuse_file(out / "arrays.safetensors", artifacts.arrays_beside(out / "profile.json", _KIND))
+    owned.refuse_file(out / "predictor.safetensors", artifacts.arrays_beside(out / "predictor.json", "predictor"))
 
 
 # The shapes in this module's docstring.

@@ -256,7 +256,7 @@ def record(
             attachment.calls.clear()
             routing = record_batch(model, recorder, [ids[p] for p in mine], inputs.spec.experts_per_layer, settings.max_new_tokens, trace)
             attachment.check_fired(max(attachment.calls.values(), default=0) or 1)
-            artifacts.write_arrays(_file(partial, batch), asdict(routing) | {"prompt_index": (first + mine).astype(np.int32)})
+            artifacts.write_arrays(_file(partial, batch), asdict(routing) | {"prompt_index": (first + mine).astype(np.int32)}, "batch")
             yield batch
 
 

@@ -364,7 +364,7 @@ def test_arrays_that_do_not_add_up_are_refused(
     arrays = {name: array.copy() for name, array in whole[0].arrays.items()}
     change(arrays)
     folder = tmp_path / "tampered"
-    artifacts.write_arrays(folder / "arrays.safetensors", arrays)
+    artifacts.write_arrays(folder / "arrays.safetensors", arrays, "profile")
     digest = artifacts.sha256_file(folder / "arrays.safetensors")
     artifacts.write_json(folder / "profile.json", whole[0].record.model_copy(update={"arrays_sha256": digest}))
     with pytest.raises(ArtifactError, match=message):

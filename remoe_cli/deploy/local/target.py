@@ -137,7 +137,7 @@ class LocalTarget:
     def destroy(self, name: str) -> dict[str, Any]:
         with self.console.progress(f"Destroying {name}"):
             kept = lifecycle.destroy(name)
-        return {"name": name, "target": "local", "state": "destroyed", "left": list(map(str, kept))}
+        return {"name": name, "target": "local", "state": "destroyed", "left": [], "kept": list(map(str, kept))}
 
 
 def _main_server(folder: Path) -> MainConfig:

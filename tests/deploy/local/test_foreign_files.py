@@ -121,7 +121,7 @@ def test_the_command_says_what_it_kept(root: Path) -> None:
         run = forked.remoe("destroy", "t", *arguments)
         assert run.returncode == 0, run.stderr
         if arguments:
-            assert json.loads(run.stdout)["left"] == [str(notes)]
+            assert json.loads(run.stdout)["kept"] == [str(notes)]
         else:
             assert run.stdout == f"t is gone: no process is left.\n  kept, because remoe did not make it: {notes}\n"
         notes.unlink()
