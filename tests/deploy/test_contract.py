@@ -176,10 +176,11 @@ def test_deploying_returns_the_status_of_what_is_deployed(target: Target, deploy
     assert deployed["target"] == status["target"] in ("local", "aws")
 
 
+CHECKS = ("Checking the plan", "Checking the model's files")
 LONG_STAGES = {
-    "local": ["Checking the plan", "Packaging functions", "Checking packaged functions", "Starting the supervisor"],
+    "local": [*CHECKS, "Packaging functions", "Checking packaged functions", "Starting the supervisor"],
     "aws": [
-        *("Connecting to AWS", "Checking the plan", "Packaging the functions' code", "Checking packaged functions", "Packaging functions"),
+        *("Connecting to AWS", *CHECKS, "Packaging the functions' code", "Checking packaged functions", "Packaging functions"),
         *("Checking the packaged main function", "Comparing with the bucket", "Working out the changes", "Uploading"),
         *("Stack remoe-{name}", "Reading the status"),
     ],
