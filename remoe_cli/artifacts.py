@@ -36,7 +36,6 @@ class Document(Part):
 _NUMBERS = re.compile(r"\[\n\s*((?:[-+.\deE]+,\n\s*)*[-+.\deE]+)\n\s*\]")
 D = TypeVar("D", bound=Document)
 Arrays = Mapping[str, npt.NDArray[Any]]
-_DIGEST = "sha256"  # of the arrays, in the metadata of their file
 
 
 def json_text(content: BaseModel | Mapping[str, Any]) -> str:
@@ -100,9 +99,9 @@ def read_json(path: Path, kind: type[D]) -> D:
 
 
 def write_arrays(path: Path, arrays: Arrays, kind: str, replaces: recognise.Made | None = None) -> None:
-    """Write named arrays of a kind, such as "prediction", as safetensors, atomically. The same arrays give the same bytes.
+    """Write named arrays of a kind, such as "prediction", as safetensors, atomically.
 
-    It replaces a file that `replaces` recognises; by default arrays of the same kind.
+    The same arrays give the same bytes. The file replaces a file that `replaces` recognises; by default arrays of the same kind.
 
     Raises: UsageError when the file exists and is another one.
     """
@@ -111,15 +110,22 @@ def write_arrays(path: Path, arrays: Arrays, kind: str, replaces: recognise.Made
 
 
 def save_arrays(path: Path, arrays: Arrays, kind: str) -> None:
-    """Write named arrays to a path that `owned.writing` gave. The file's metadata say what remoe made it as, and the arrays' digest."""
+    """Write named arrays to a path that `owned.writing` gave.
+
+    The file's metadata say of which kind it is, and the digest of the arrays. They are one entry, because the safetensors library writes
+    several in any order.
+    """
     from safetensors.numpy import save_file
 
     stored = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
-    save_file(stored, str(path), metadata={recognise.MAKER: kind, _DIGEST: _digest(stored)})
+    save_file(stored, str(path), metadata={recognise.MAKER: f"{kind} {_digest(stored)}"})
 
 
 def arrays_beside(document: Path, kind: str) -> recognise.Made:
-    """Recognise arrays of a kind, by their metadata, or, older, by the digest `arrays_sha256` in the document beside them."""
+    """Recognise arrays of a kind by their metadata or by the document beside them.
+
+    Earlier versions wrote no metadata; there the document has the digest of the file, `arrays_sha256`.
+    """
     made = recognise.arrays(kind)
 
     def recognises(path: Path) -> bool:
@@ -147,8 +153,8 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise ArtifactError(f"There is no file {path}.", "Make the profile or bundle again.") from None
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} is damaged: {error}.", "Make the file again.") from None
-    digest = recognise.safetensors_metadata(path).get(_DIGEST)
-    if digest is not None and digest != _digest(arrays):
+    _, _, digest = recognise.safetensors_metadata(path).get(recognise.MAKER, "").partition(" ")
+    if digest and digest != _digest(arrays):
         raise ArtifactError(f"{path} is damaged: its arrays are not those that were written.", "Make the file again.")
     return arrays
 

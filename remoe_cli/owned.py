@@ -1,4 +1,6 @@
-"""What remoe may replace and delete: only what remoe made. Every file and folder that it writes goes through this module.
+"""What remoe may replace and delete: only what remoe made.
+
+Every file and folder that it writes goes through this module.
 
 A file is replaced when it is empty, or when its own content says that remoe made such a file (recognise.py). A folder carries a mark: the
 file `.remoe` names the kind of folder and the files that remoe put into it. It is replaced when it holds these files and no others, as they
@@ -67,7 +69,9 @@ def is_made(path: Path, made: Made) -> bool:
 
 @contextmanager
 def writing(path: Path, made: Made) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success the file there replaces `path`, on failure it is removed.
+    """Yield a temporary path beside `path`.
+
+    On success the file there replaces `path`; on failure it is removed.
 
     Raises: UsageError where `refuse_file` does.
     """
@@ -145,7 +149,10 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def foreign_files(folder: Path, ours: Callable[[str], bool]) -> list[str]:
-    """List what a folder holds besides the mark, what interruptions have left, and the regular files whose name is `ours`."""
+    """List the files in a folder that are not remoe's.
+
+    remoe's are the mark, what interruptions have left, and the regular files whose name is `ours`.
+    """
     mark = MARK if read_mark(folder) else None
     return [
         name
@@ -201,7 +208,9 @@ def refuse_folder(folder: Path, kind: str, earlier: Callable[[Path], Iterable[st
 
 @contextmanager
 def new_folder(folder: Path, kind: str, earlier: Callable[[Path], Iterable[str]] = lambda folder: ()) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; on success it takes the place of `folder`, on failure it is removed.
+    """Yield an empty folder beside `folder`.
+
+    On success it takes the place of `folder`; on failure it is removed.
 
     Raises: UsageError where `refuse_folder` does.
     """

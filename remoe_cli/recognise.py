@@ -25,7 +25,10 @@ class Made:
 
 
 def document(schema: str) -> Made:
-    """Recognise JSON documents of any version of `schema`, such as "remoe.plan", whole or cut off at the end."""
+    """Recognise JSON documents of any version of a schema, such as "remoe.plan".
+
+    Documents that are cut off at the end are recognised too.
+    """
     head = f'{{\n "schema_version": "{schema}/'.encode()
 
     def recognises(path: Path) -> bool:
@@ -47,7 +50,7 @@ def safetensors_metadata(path: Path) -> Mapping[str, str]:
 
 def arrays(kind: str) -> Made:
     """Recognise safetensors files of a kind, such as "prediction"."""
-    return Made(kind, lambda path: safetensors_metadata(path).get(MAKER) == kind)
+    return Made(kind, lambda path: safetensors_metadata(path).get(MAKER, "").partition(" ")[0] == kind)
 
 
 def _is_picture(path: Path) -> bool:

@@ -109,7 +109,7 @@ class Checkpoint:
 
     @property
     def settings_files(self) -> tuple[Path, ...]:
-        """The files of the folder that say how the model is used: configuration, tokenizer and chat template, by name."""
+        """The configuration, tokenizer and chat template: how the model is used. By name."""
         files = {file for pattern in _SETTINGS for file in self.path.glob(pattern) if file.is_file()}
         return tuple(sorted(file for file in files if file.name not in (INDEX, SHARE)))
 

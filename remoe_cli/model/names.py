@@ -1,4 +1,4 @@
-"""Names: of expert functions, of their shards, resources and logs on every target, and of the demo models."""
+"""Names of expert functions, of their shards, resources and logs, and of the demo models."""
 
 from __future__ import annotations
 

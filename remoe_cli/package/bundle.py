@@ -81,7 +81,9 @@ def function_zip() -> bytes:
 def build(
     plan: Plan, plan_path: Path, profile: Profile, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Manifest:
-    """Write the bundle of `plan` into the empty folder `folder`; call `progress` with the functions done and their total.
+    """Write the bundle of `plan` into the empty folder `folder`.
+
+    `progress` is called with the functions done and their total.
 
     Raises: ArtifactError when the model has changed since it was profiled, ModelError when its chat template cannot be used, UsageError for
     a folder that is not empty.

@@ -66,9 +66,10 @@ class _Piece:
 def write_partial_checkpoint(
     checkpoint: Checkpoint, keep: Keep, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Write a checkpoint with only the experts in `keep` (by hidden layer, ascending) into the empty folder `folder`.
+    """Write a checkpoint with only the experts in `keep` into the empty folder `folder`.
 
-    It reads piece by piece, so memory stays small. `progress` is called with the bytes of weights done and their total.
+    `keep` has the experts by hidden layer, ascending. It reads piece by piece, so memory stays small. `progress` is called with the bytes
+    of weights done and their total.
 
     Raises: ModelError for a checkpoint that is not whole, UsageError for a folder that is not empty.
     """
@@ -104,7 +105,7 @@ def seal(folder: Path) -> MainManifest:
 
 
 def files(folder: Path) -> list[str]:
-    """List the names of the files of a main function that is there already; none where there is no manifest."""
+    """List the files of a main function that is there already; none where there is no manifest."""
     try:
         return [MANIFEST, *(file.name for file in artifacts.read_json(folder / MANIFEST, MainManifest).files)]
     except ArtifactError:

@@ -157,7 +157,9 @@ _INPUTS = recognise.document("remoe.profile-inputs")  # of profile/run.py
 
 
 def refuse_foreign(out: Path) -> None:
-    """Refuse a directory in which a profile would replace files that remoe did not make. Other files in a profile's directory stay.
+    """Refuse a directory in which a profile would replace files that remoe did not make.
+
+    Other files in a profile's directory stay.
 
     Raises: UsageError for a directory that holds files and is no profile, for a file or link in the place of one of a profile's files,
     and where no directory can be made.

@@ -141,7 +141,8 @@ def test_latencies_are_measured_when_first_needed_and_then_kept(model: Path, tmp
     made = run(model, tmp_path, second, latency=None)
     assert made.record.latency.model_dump(mode="json") == kept
     assert (kept["source"], kept["load_s"] > 0, kept["nonexpert_decode_s"] > 0) == ("measured", True, True)
-    checks, load, profiling = ("Checking the model's files", "Checking the prompts"), f"Loading {model}", "Profiling prompts"
+    checks = ("Finding the model", "Checking the model's files", "Checking the prompts")
+    load, profiling = f"Loading {model}", "Profiling prompts"
     assert first.titles == [*checks, load, "Measuring how long things take on this machine", profiling]
     assert second.titles == [*checks, load, profiling, "Writing the profile"]
 

@@ -107,7 +107,9 @@ _KEY = re.compile(r"(code/\w{64}\.zip|functions/[^/]+/\w{64}\.safetensors|main/\
 
 
 def is_key(key: str) -> bool:
-    """Return whether a key is one of those above. What has another key was not put there by remoe, and is not deleted.
+    """Return whether a key is one of those above.
+
+    remoe did not write objects with other keys, and does not delete them.
 
     >>> is_key(code_key("0" * 64)), is_key(shard_key("layer-003", "0" * 64)), is_key("thesis.tex")
     (True, True, False)

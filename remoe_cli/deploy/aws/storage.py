@@ -247,9 +247,10 @@ class Bucket:
         return [each.key for each in self.stored() if not names.is_key(each.key)]
 
     def remove(self) -> list[str]:
-        """Remove the bucket, if there is one, with all objects, versions and unfinished uploads of remoe in it.
+        """Remove the bucket, if there is one, with everything in it that is remoe's.
 
-        Where it holds other objects, it stays with them, without the tags of remoe; their keys are returned.
+        That is all objects, versions and unfinished uploads. Where it holds other objects, it stays with them, without the tags of remoe;
+        their keys are returned.
         """
         kept: set[str] = set()
         try:

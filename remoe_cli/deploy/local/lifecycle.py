@@ -58,7 +58,9 @@ def state_dir(name: str) -> Path:
 
 
 def refuse_foreign(name: str) -> None:
-    """Refuse the name of a deployment that does not run and whose directory holds files that remoe did not make.
+    """Refuse a name whose directory holds files that remoe did not make.
+
+    The name of a deployment that runs is not refused.
 
     Raises: UsageError for such a name, and for one that cannot be one.
     """
@@ -149,9 +151,9 @@ def logs(name: str, function: str | None = None, lines: int = 50) -> dict[str, l
 
 
 def destroy(name: str) -> list[Path]:
-    """End every process of a deployment and remove its groups and files, in whatever state it is; return the files that are kept.
+    """End every process of a deployment and remove its groups and files, in whatever state it is.
 
-    These are the files in its directory that remoe did not make.
+    The files that are kept are returned: these are the files in its directory that remoe did not make.
 
     Raises: DeployError for an unknown name or when a process survives, HeldError while another process deploys or destroys it.
     """

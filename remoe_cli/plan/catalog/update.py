@@ -114,7 +114,9 @@ def update(catalog: Catalog, out: Path, *, base_url: str = "", say: Callable[[st
 
 
 def refuse_catalog(catalog: Catalog, out: Path) -> None:
-    """Refuse a path where `update` would replace anything but a catalog that it wrote, or the catalog that it updates.
+    """Refuse a path where `update` would replace anything but a catalog.
+
+    It may replace a catalog that it wrote, and the catalog that it updates.
 
     Raises: UsageError for such a path.
     """
