@@ -56,7 +56,7 @@ WRITES = (
     Row("predict", ("profile", "--evaluate", "--plot", "OUT.svg"), "file", "OUT.svg"),
     Row("predict", ("profile", "--evaluate"), "file", "profile/predictor.json"),
     Row("predict", ("profile", "--evaluate"), "file", "profile/predictor.safetensors"),
-    Row("plan", ("profile", "-o", "OUT"), "file"),
+    Row("plan", ("profile", "-o", "OUT.json"), "file", "OUT.json"),
     Row("plan", ("profile", "--frontier", "-o", "plans/new.json"), "file", "plans/new-frontier.png"),
     Row("package", ("plan.json", "-o", "OUT"), "folder"),
     Row("package", ("plan.json",), "folder", "plan-package"),
@@ -175,13 +175,13 @@ def test_what_remoe_did_not_make_stays(
     assert any(words in error for words in said), error
 
 
-@pytest.mark.parametrize("row", [row for row in WRITES if row.place == "OUT"], ids=str)
+@pytest.mark.parametrize("row", [row for row in WRITES if row.place in ("OUT", "OUT.json")], ids=str)
 @pytest.mark.parametrize("out", [".", "../home", "model"])
 def test_the_current_folder_and_the_model_stay(
     home: Path, row: Row, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = tree(home.parent)
-    code, printed = run(monkeypatch, capsys, *row.command.split(), *(out if word == "OUT" else word for word in row.arguments))
+    code, printed = run(monkeypatch, capsys, *row.command.split(), *(out if word == row.place else word for word in row.arguments))
     assert tree(home.parent) == before and code == 2, printed
 
 
