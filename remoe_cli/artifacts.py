@@ -1,18 +1,15 @@
 """Files that one stage writes for the next: JSON documents with a schema, and safetensors arrays.
 
-Every write is atomic (a temporary file in the same folder, fsync, rename): a reader sees the old file or the new one, never half of one.
-Every document names its schema, and a document of another schema is refused. What a profile or a plan is, is not known here.
+Every write is atomic: a reader sees the old file or the new one, never half of one. A file that remoe did not make is not replaced
+(owned.py). Every document names its schema, and a document of another schema is refused. What a profile or a plan is, is not known here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from remoe_cli import owned, recognise
 from remoe_cli.errors import ArtifactError
 
 
@@ -37,23 +35,7 @@ class Document(Part):
 
 _NUMBERS = re.compile(r"\[\n\s*((?:[-+.\deE]+,\n\s*)*[-+.\deE]+)\n\s*\]")
 D = TypeVar("D", bound=Document)
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it replaces `path`, on failure it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def json_text(content: BaseModel | Mapping[str, Any]) -> str:
@@ -73,10 +55,22 @@ def json_text(content: BaseModel | Mapping[str, Any]) -> str:
     return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
-def write_json(path: Path, content: BaseModel | Mapping[str, Any]) -> None:
-    """Write the text that `json_text` gives, atomically."""
-    with atomic_path(path) as temporary:
+def write_json(path: Path, content: BaseModel | Mapping[str, Any], replaces: recognise.Made | None = None) -> None:
+    """Write the text that `json_text` gives, atomically.
+
+    It replaces a file that `replaces` recognises; by default a document with the schema of `content`, or nothing where that has none.
+
+    Raises: UsageError when the file exists and is another one.
+    """
+    schema = str(content.get("schema_version", "") if isinstance(content, Mapping) else getattr(content, "schema_version", ""))
+    made = recognise.document(schema.partition("/")[0]) if schema else recognise.NONE
+    with owned.writing(path, replaces or made) as temporary:
         temporary.write_text(json_text(content), encoding="utf-8")
+
+
+def made_as(kind: type[Document]) -> recognise.Made:
+    """Recognise documents of the type `kind`, in any version of its schema."""
+    return recognise.document(str(kind.model_fields["schema_version"].default).partition("/")[0])
 
 
 def read_json(path: Path, kind: type[D]) -> D:
@@ -104,12 +98,45 @@ def read_json(path: Path, kind: type[D]) -> D:
         raise ArtifactError(f"{path} is damaged at '{where}': {first['msg']}.", "Make the file again.") from None
 
 
-def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write named arrays as safetensors, atomically. The same arrays give the same bytes."""
+def write_arrays(path: Path, arrays: Arrays, kind: str, replaces: recognise.Made | None = None) -> None:
+    """Write named arrays of a kind, such as "prediction", as safetensors, atomically.
+
+    The same arrays give the same bytes. The file replaces a file that `replaces` recognises; by default arrays of the same kind.
+
+    Raises: UsageError when the file exists and is another one.
+    """
+    with owned.writing(path, replaces or recognise.arrays(kind)) as temporary:
+        save_arrays(temporary, arrays, kind)
+
+
+def save_arrays(path: Path, arrays: Arrays, kind: str) -> None:
+    """Write named arrays to a path that `owned.writing` gave.
+
+    The file's metadata say of which kind it is, and the digest of the arrays. They are one entry, because the safetensors library writes
+    several in any order.
+    """
     from safetensors.numpy import save_file
 
-    with atomic_path(path) as temporary:
-        save_file({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}, str(temporary))
+    stored = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    save_file(stored, str(path), metadata={recognise.MAKER: f"{kind} {_digest(stored)}"})
+
+
+def arrays_beside(document: Path, kind: str) -> recognise.Made:
+    """Recognise arrays of a kind by their metadata or by the document beside them.
+
+    Earlier versions wrote no metadata; there the document has the digest of the file, `arrays_sha256`.
+    """
+    made = recognise.arrays(kind)
+
+    def recognises(path: Path) -> bool:
+        if made.recognises(path):
+            return True
+        try:
+            return bool(json.loads(document.read_text(encoding="utf-8"))["arrays_sha256"] == sha256_file(path))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    return recognise.Made(made.what, recognises)
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -121,11 +148,24 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     from safetensors.numpy import load_file
 
     try:
-        return load_file(str(path))
+        arrays = load_file(str(path))
     except FileNotFoundError:
         raise ArtifactError(f"There is no file {path}.", "Make the profile or bundle again.") from None
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} is damaged: {error}.", "Make the file again.") from None
+    _, _, digest = recognise.safetensors_metadata(path).get(recognise.MAKER, "").partition(" ")
+    if digest and digest != _digest(arrays):
+        raise ArtifactError(f"{path} is damaged: its arrays are not those that were written.", "Make the file again.")
+    return arrays
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()
 
 
 def sha256_bytes(data: bytes) -> str:

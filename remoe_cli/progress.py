@@ -12,6 +12,10 @@ class Report(Protocol):
     def __call__(self, done: float, total: float | None, what: str = "") -> None: ...
 
 
+def no_report(done: float, total: float | None, what: str = "") -> None:
+    """Report to nobody."""
+
+
 class Progress(Protocol):
     """Opens the display of one stage of work. Only one may be open at a time."""
 
@@ -20,4 +24,4 @@ class Progress(Protocol):
 
 def no_progress(title: str, *, of_bytes: bool = False) -> AbstractContextManager[Report]:
     """Show nothing."""
-    return nullcontext(lambda done, total, what="": None)
+    return nullcontext(no_report)

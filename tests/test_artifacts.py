@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remoe_cli.artifacts import write_json
+from remoe_cli.artifacts import read_arrays, write_arrays, write_json
+from remoe_cli.errors import ArtifactError
+from tests.support.damage import flip
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -30,3 +34,15 @@ def test_numbers_share_a_line_and_texts_that_look_like_lists_stay(tmp_path: Path
     assert ' "ids": [1, 2, -3.5e-07],\n' in text
     assert "  [2, 3]\n" in text
     assert json.loads(text)["text"] == "[\n 1,\n 2\n]"
+
+
+def test_arrays_are_read_back_or_not_at_all(tmp_path: Path) -> None:
+    arrays = {"a": np.arange(5), "none": np.empty((0, 3), dtype=np.float32), "bits": np.array([[True], [False]]), "one": np.float32(2)}
+    write_arrays(tmp_path / "one", arrays, "test")
+    write_arrays(tmp_path / "two", dict(reversed(arrays.items())), "test")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    read = read_arrays(tmp_path / "one")
+    assert read.keys() == arrays.keys() and all((read[name] == array).all() for name, array in arrays.items())
+    flip(tmp_path / "one", (tmp_path / "one").stat().st_size - 9)
+    with pytest.raises(ArtifactError, match="one is damaged: its arrays are not those that were written"):
+        read_arrays(tmp_path / "one")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import grimp
 import pytest
@@ -26,3 +29,58 @@ def test_modules_are_short() -> None:
         file: len(file.read_text().splitlines()) for folder in ("remoe_cli", "tests", "docs") for file in (ROOT / folder).rglob("*.py")
     }
     assert {str(file.relative_to(ROOT)): lines for file, lines in counted.items() if lines > LONGEST_LINES} == {}
+
+
+# Calls that delete, replace or write files, and the modules that may have them: all others go through owned.py.
+CHANGES_FILES = {"rmtree", "unlink", "rmdir", "rename", "move", "removedirs", "mkdir", "makedirs", "touch", "symlink_to", "ftruncate"}
+CHANGES_FILES |= {"write_text", "write_bytes", "copyfile", "copytree", "copy2", "extract", "extractall", "savefig", "save_file"}
+MAY_CHANGE_FILES = {
+    "owned.py": "it checks all the others",
+    "cages.py": "control groups, which are no files",
+    "function/weights.py": "a file of its own in /tmp, under a name that nothing has",
+    "profile/function_latency.py": "a control group",
+    # A path that owned.writing yields
+    **dict.fromkeys(("artifacts.py", "deploy/aws/access.py", "model/shards.py", "plan/catalog/update.py"), "yielded"),
+    **dict.fromkeys(("profile/record.py", "report/picture.py", "runtime/fetch.py"), "yielded"),
+    # A folder that owned.new_folder yields, that owned.require_empty has checked, or a temporary one
+    **dict.fromkeys(("deploy/aws/packing.py", "deploy/main_files.py", "model/demo.py", "package/bundle.py"), "new"),
+    **dict.fromkeys(("package/dependencies.py", "package/image.py", "package/partial_checkpoint.py"), "new"),
+    # A folder whose files it knows by their names
+    **dict.fromkeys(("deploy/local/lifecycle.py", "deploy/local/logs.py", "deploy/local/target.py"), "a deployment's"),
+    **dict.fromkeys(("deploy/local/supervisor.py",), "a deployment's"),
+    "profile/run.py": "a profile's, in partial/",
+}
+
+
+def calls_that_change_files(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        of_os = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "os"
+        if (
+            name in CHANGES_FILES
+            or (of_os and name in ("remove", "replace", "link"))
+            or (name == "replace" and len(node.args) == 1 and not node.keywords)
+        ):
+            yield name
+        elif name == "open":
+            text = " ".join(ast.unparse(argument) for argument in node.args)
+            modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str) and len(a.value) < 4]
+            if "O_CREAT" in text or any(set(mode) & set("wax+") for mode in modes):
+                yield name
+
+
+def test_files_are_changed_in_few_modules_only() -> None:
+    package = ROOT / "remoe_cli"
+    changing = {
+        file.relative_to(package).as_posix() for file in package.rglob("*.py") if any(calls_that_change_files(ast.parse(file.read_text())))
+    }
+    assert changing == set(MAY_CHANGE_FILES)
+
+
+def test_a_call_that_changes_files_is_found(tmp_path: Path) -> None:
+    for text in ("shutil.rmtree(a)", "path.replace(b)", "os.replace(a, b)", "open(a, 'w')", "a.open('ab')", "os.open(a, os.O_CREAT)"):
+        assert list(calls_that_change_files(ast.parse(text))), text
+    for text in ("a.replace('b', 'c')", "open(a)", "a.open('rb')", "items.remove(a)", "replace(plan, main=b)"):
+        assert not list(calls_that_change_files(ast.parse(text))), text

@@ -82,7 +82,7 @@ def starts(folder: Path, zips: dict[str, Path], python: str) -> None:
     head = read_head(shard)
     header = f"{len(head)}:{hashlib.sha256(head).hexdigest()}"
     sources = {
-        "disk": {"REMOE_SHARD": str(shard)},
+        "disk": {"REMOE_SHARD": str(shard), "REMOE_SHARD_HEADER": header},
         "S3": keys | {"REMOE_SHARD": "s3://shards/x", "REMOE_SHARD_HEADER": header, "AWS_ENDPOINT_URL_S3": url},
     }
     ways = {}

@@ -51,15 +51,22 @@ def command(
     from remoe_cli.demo_data import PROMPTS
     from remoe_cli.deploy.local.target import LocalTarget
     from remoe_cli.deploy.target import DeployOptions
+    from remoe_cli.model.names import DEMO_NAMES
+    from remoe_cli.owned import refuse_file
+    from remoe_cli.plan.document import Plan
+    from remoe_cli.profile.record import refuse_foreign
     from remoe_cli.settings import cache_dir
 
+    folder = cache_dir() / "demo" / DEMO_NAMES[dtype.value]
+    plan_path, forced_path = folder / "plan.json", folder / "plan-remote.json"
+    for path in (plan_path, forced_path):
+        refuse_file(path, artifacts.made_as(Plan))
+    refuse_foreign(folder / "profile")
     output.say("1/5 The model: small, so that all of this runs here")
     with output.progress("Fetching and building the demo model"):
         from remoe_cli.model.demo import demo_model
 
         model = demo_model(dtype.value, output.say)
-    folder = cache_dir() / "demo" / model.name
-    plan_path, forced_path = folder / "plan.json", folder / "plan-remote.json"
     with output.progress("Reading the model"):
         from remoe_cli.model.checkpoint import find
         from remoe_cli.model.spec import read_spec

@@ -22,7 +22,9 @@ def command(
     document = pick(target, region, profile, asks="destroy", yes=yes).destroy(name)
 
     def show() -> None:
-        output.line(f"{name} is gone." if document["left"] else f"{name} is gone: nothing is left of it.")
+        output.line(f"{name} is gone." if document["left"] or document["kept"] else f"{name} is gone: nothing is left of it.")
+        for each in document["kept"]:
+            output.line(f"  kept, because remoe did not make it: {each}")
         for arn in document["left"]:
             output.line(f"  still has its tag (AWS may take minutes to forget what is deleted): {arn}")
 

@@ -100,7 +100,10 @@ def line(text: str = "") -> None:
 
 
 def width() -> int:
-    """Return how many columns a line of text has: those of the terminal or of COLUMNS, 100 where there is no terminal."""
+    """Return how many columns a line of text has.
+
+    They are those of the terminal or of COLUMNS, and 100 where there is no terminal.
+    """
     return shutil.get_terminal_size((100, 24)).columns
 
 

@@ -17,6 +17,8 @@ EXAMPLES = examples(
     "remoe package plans/olmoe.json --image --repository ACCOUNT.dkr.ecr.REGION.amazonaws.com/remoe",
 )
 
+_PACKAGE, _CONTEXT = "package", "image context"
+
 
 def command(
     plan: PlanArgument,
@@ -42,18 +44,22 @@ def command(
 
 
 def _files(plan_path: Path, folder: Path) -> None:
-    from remoe_cli.deploy.inputs import read_inputs
+    from remoe_cli.deploy.inputs import check_model, read_inputs
     from remoe_cli.deploy.main_files import server_config, write_main_files
+    from remoe_cli.owned import new_folder, refuse_folder
     from remoe_cli.package import bundle
 
+    refuse_folder(folder, _PACKAGE, _files_before_marks)
     with output.progress("Checking the plan"):
         plan, profile, catalog = read_inputs(plan_path)
-    with output.progress("Packaging functions") as progress:
-        made = bundle.build(plan, plan_path, profile, folder / "functions", progress)
-    with output.progress("Writing the main function's share", of_bytes=True) as progress:
-        config = server_config(plan, profile, catalog, made, lambda entry: f"{plan_path.stem}-{entry}")
-        share = write_main_files(config, plan_path, folder / "main", progress)
-    sizes = {f.name: (folder / "functions" / f.shard).stat().st_size for f in made.functions}
+    check_model(profile, output.progress)
+    with new_folder(folder, _PACKAGE, _files_before_marks) as fresh:
+        with output.progress("Packaging functions") as progress:
+            made = bundle.build(plan, plan_path, profile, fresh / "functions", progress)
+        with output.progress("Writing the main function's share", of_bytes=True) as progress:
+            config = server_config(plan, profile, catalog, made, lambda entry: f"{plan_path.stem}-{entry}")
+            share = write_main_files(config, plan_path, fresh / "main", progress)
+    sizes = {f.name: f.shard_bytes for f in made.functions}
     document = {"path": str(folder), "main_bytes": share.bytes, "functions_bytes": sum(sizes.values()), "functions": sizes}
 
     def show() -> None:
@@ -63,16 +69,28 @@ def _files(plan_path: Path, folder: Path) -> None:
     output.result(document, show)
 
 
+def _files_before_marks(folder: Path) -> list[str]:
+    """List the files of a package of a version of remoe without marks."""
+    from remoe_cli.package import bundle, partial_checkpoint
+
+    functions, main = bundle.files(folder / "functions"), partial_checkpoint.files(folder / "main")
+    return [*(f"functions/{name}" for name in functions), *(f"main/{name}" for name in main)]
+
+
 def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
     from remoe_cli.deploy.image import build, by_hand
+    from remoe_cli.owned import new_folder, refuse_folder
     from remoe_cli.package.image import Image, write_context
     from remoe_cli.plan.catalog.catalog import read_catalog
     from remoe_cli.plan.document import read_plan
 
+    refuse_folder(folder, _CONTEXT)
     plan = read_plan(plan_path)
     gpu = plan.main.gpu_memory_mb is not None
     architecture = "x86_64" if gpu else read_catalog(plan.catalog.path).architecture
-    image = Image(folder, write_context(folder), gpu, architecture, repository)
+    with new_folder(folder, _CONTEXT) as fresh:
+        digest = write_context(fresh)
+    image = Image(folder, digest, gpu, architecture, repository)
     done = build(image, output.say, output.progress)
     commands = [] if done else by_hand(image)
     document = {"path": str(folder), "sha256": image.sha256, "image": image.uri, "built": done, "pushed": done and repository is not None}

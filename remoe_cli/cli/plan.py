@@ -128,10 +128,12 @@ def command(
 
     The plan is compared with everything else that could run the model, and says whether moving experts out pays.
     """
-    from remoe_cli.artifacts import write_json
+    from remoe_cli.artifacts import made_as, write_json
     from remoe_cli.errors import RemoeError, UsageError
+    from remoe_cli.owned import refuse_file
     from remoe_cli.plan.build import make_plan
     from remoe_cli.plan.catalog.catalog import read_catalog
+    from remoe_cli.plan.document import Plan
     from remoe_cli.plan.problem.aim import Aim
     from remoe_cli.plan.problem.request import PlanRequest
     from remoe_cli.plan.problem.traffic import read_traffic
@@ -144,6 +146,11 @@ def command(
         raise UsageError(f"{out} is not a name for a plan.", "Give a name that ends in .json.")
     if placement is not None and remote_share is not None:
         raise UsageError("--placement and --remote-share both say which experts go where.", "Leave one of them out.")
+    refuse_file(out, made_as(Plan))
+    if frontier:
+        from remoe_cli.report.picture import refuse_picture
+
+        refuse_picture(_picture(out))
     with output.progress("Reading the profile"):
         read = read_profile(profile.resolve())
     prices = read_catalog(catalog)
@@ -218,7 +225,7 @@ def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, ou
 
     with output.progress("Plans of the frontier") as progress:
         points = frontier(read, prices, request, progress)
-    picture = out.with_name(f"{out.stem}-frontier.png")
+    picture = _picture(out)
     draw_frontier(points, picture)
     document |= {"frontier": [point._asdict() for point in points], "frontier_picture": str(picture)}
 
@@ -230,6 +237,10 @@ def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, ou
         output.line(f"{'picture':<{output.LABEL}}{picture}")
 
     return table
+
+
+def _picture(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-frontier.png")
 
 
 def show(plan: Plan, path: Path) -> None:

@@ -74,13 +74,22 @@ def command(
 
     The prediction is learned from the profile's prompts. The model is not run.
     """
-    from remoe_cli.profile.record import read_profile
+    from remoe_cli.owned import refuse_file
+    from remoe_cli.profile.record import read_profile, refuse_foreign
+    from remoe_cli.recognise import arrays
+    from remoe_cli.report.picture import refuse_picture
 
     if (prompt is not None) + (data is not None) + evaluate != 1:
         hint = "--data holds new prompts; --profiled-data the profile's own." if data else "See 'remoe predict --help'."
         raise UsageError("Give one of --prompt TEXT, --data FILE or --evaluate.", hint)
     if not evaluate and (plot or fate):
         raise UsageError("--plot and --fate belong to --evaluate.", "Add --evaluate, or leave them out.")
+    if out is not None:
+        refuse_file(out, arrays("prediction"))
+    if plot is not None:
+        refuse_picture(plot)
+    if evaluate:
+        refuse_foreign(profile)
     with output.progress("Reading the profile"):
         read = read_profile(profile)
     profiled = None if profiled_data is None else read_data(profiled_data, field)
@@ -111,7 +120,7 @@ def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out:
         low, high = predictor.interval(prompts)
     if out is not None:
         arrays = {"activation": activation, "lower": low, "upper": high}
-        write_arrays(out, {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()})
+        write_arrays(out, {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}, "prediction")
     layers = _layers(profile)
     document: dict[str, Any] = {
         "path": None if out is None else str(out),
@@ -152,15 +161,16 @@ def _layers(profile: Profile) -> list[int]:
 
 
 def _fate(profile: Profile, known: PromptFeatures) -> Fate:
-    from remoe_cli.model.checkpoint import find
+    from remoe_cli.model.checkpoint import find_profiled
     from remoe_cli.predict.fate import ask_routers
 
     if profile.record.vectors is not None or known.table.checkpoint.name != profile.record.model.path:
         raise UsageError(
             "Fate needs the routers of the profiled model, but this profile's vectors come from another model.", "Leave --fate out."
         )
+    model = profile.record.model
     with output.progress("Asking the model's routers about every token of the prompts"):
-        return ask_routers(find(profile.record.model.path), known.bags.tokens, _layers(profile))
+        return ask_routers(find_profiled(model.path, model.revision), known.bags.tokens, _layers(profile))
 
 
 def _evaluate(profile: Profile, views: dict[View, History], fate: Fate | None, folds: int, plot: Path | None) -> None:

@@ -39,7 +39,9 @@ def command(
     Give the prompts of that recording in --data if you want to predict the routing of new prompts.
     """
     from remoe_cli.profile.imports.importer import import_profile
+    from remoe_cli.profile.record import refuse_foreign
 
+    refuse_foreign(out)
     prompts = None if data is None else read_data(data, field, limit)
     latency = described_latency(model, latency_from)
     remarks: list[str] = []

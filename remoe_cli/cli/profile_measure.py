@@ -32,6 +32,8 @@ def command(
     With --data it also answers the prompts, and the profile gets the times of whole answers.
     """
     from remoe_cli.deploy.local.calibrate import calibrate
+    from remoe_cli.profile.record import refuse_foreign
 
+    refuse_foreign(out)
     texts = () if data is None else read_data(data, field, limit).texts
     finish(calibrate(name, out, texts, max_new_tokens, output.console()), out)

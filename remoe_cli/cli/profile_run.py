@@ -50,7 +50,9 @@ def command(
 
     After an interruption the same command goes on where it stopped.
     """
+    from remoe_cli.profile.record import refuse_foreign
 
+    refuse_foreign(out)
     prompts = read_data(data, field, limit)
     options = {
         "max_new_tokens": max_new_tokens,

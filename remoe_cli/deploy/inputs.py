@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from remoe_cli.errors import ArtifactError
+from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Plan, read_plan
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile, read_profile_of
+from remoe_cli.progress import Progress
 
 Inputs = tuple[Plan, Profile, Catalog]
 
@@ -29,3 +31,13 @@ def read_inputs(plan_path: Path) -> Inputs:
     if findings:
         raise ArtifactError(f"{plan_path} does not pass verification: {findings[0]}.", "Make the plan again with 'remoe plan'.")
     return plan, profile, catalog
+
+
+def check_model(profile: Profile, progress: Progress) -> None:
+    """Check that the model has not changed since it was profiled, before anything is packaged.
+
+    Raises: what `find_profiled` raises.
+    """
+    model = profile.record.model
+    with progress("Checking the model's files", of_bytes=True) as report:
+        find_profiled(model.path, model.revision, report)

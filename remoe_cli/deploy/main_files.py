@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from remoe_cli import artifacts
-from remoe_cli.model.checkpoint import find
+from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.plan.catalog.catalog import Catalog
@@ -47,14 +47,14 @@ def write_main_files(
 
     `progress` is called with the bytes of weights done and their total.
 
-    Raises: ModelError for a model that is missing or incomplete.
+    Raises: ModelError for a model that is missing or incomplete, ArtifactError for one that has changed since it was profiled.
     """
     remote: dict[int, tuple[int, ...]] = {}
     for function in config.functions:
         remote[function.layer] = (*remote.get(function.layer, ()), *function.experts)
-    partial_checkpoint.write_partial_checkpoint(
-        find(config.model.path, config.model.revision), config.spec.local_experts(remote), folder, progress
-    )
+    checkpoint = find_profiled(config.model.path, config.model.revision)
+    partial_checkpoint.write_partial_checkpoint(checkpoint, config.spec.local_experts(remote), folder, progress)
+    checkpoint.check(config.model.revision)
     artifacts.write_json(folder / "server.json", config)
     shutil.copyfile(plan_path, folder / "plan.json")
     return partial_checkpoint.seal(folder)

@@ -38,7 +38,9 @@ class Target(Protocol):
     """
 
     def preview(self, plan_path: Path, name: str, options: DeployOptions) -> tuple[dict[str, Any], Overview]:
-        """Return what `deploy` would do where nothing is deployed: as a document, and for people. It needs no account.
+        """Return what `deploy` would do where nothing is deployed: as a document, and for people.
+
+        No account is needed.
 
         Raises: ArtifactError for a plan or catalog that cannot be read, UsageError for one that the target does not take, and where the
         target has no preview.

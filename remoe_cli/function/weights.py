@@ -95,12 +95,16 @@ def read_head(path: Path) -> bytes:
 
 
 class Shard:
-    """Experts in a mapped file, of which only the pages of experts in use are read."""
+    """Experts in a mapped file, of which only the pages of experts in use are read.
 
-    def __init__(self, head: Head, file: int) -> None:
-        """Map the file with the descriptor `file`, which may be closed afterwards."""
-        self.head = head
+    An expert is checked against its digest in the head when it is first asked for.
+    """
+
+    def __init__(self, head: Head, file: int, where: str) -> None:
+        """Map the file with the descriptor `file`, which may be closed afterwards; `where` names the shard in errors."""
+        self.head, self.where = head, where
         self._map = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+        self._checked: set[int] = set()
 
     @property
     def experts(self) -> tuple[int, ...]:
@@ -108,18 +112,29 @@ class Shard:
         return tuple(sorted(self.head.tensors))
 
     def bring(self, experts: Iterable[int]) -> None:
-        """Make sure that the tensors of these experts are in the file.
+        """Make sure that the tensors of these experts are in the file, and are the right ones.
 
-        Raises: WeightsError for an expert that the shard does not have.
+        Raises: WeightsError for an expert that the shard does not have, ShardDigestError for one that differs from its digest.
         """
-        for expert in experts:
+        if not (new := sorted(set(experts) - self._checked)):
+            return
+        for expert in new:
             if expert not in self.head.tensors:
                 raise WeightsError(f"expert {expert} is not in this function, which holds {list(self.experts)}")
+        self._fetch([self.head.range(expert) for expert in new])
+        for expert in new:
+            first, last = self.head.range(expert)
+            if hashlib.sha256(memoryview(self._map)[first:last]).hexdigest() != self.head.sha256[expert]:
+                raise ShardDigestError(f"expert {expert} of {self.where} is not the one that was deployed")
+            self._checked.add(expert)
 
     def tensors(self, expert: int) -> dict[str, Array]:
         """Return the expert's parameters as views into the file, bfloat16 as uint16."""
         self.bring([expert])
         return {name: self._view(tensor) for name, tensor in self.head.tensors[expert].items()}
+
+    def _fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Bring these ranges of bytes into the file."""
 
     def _view(self, tensor: Tensor) -> Array:
         count = (tensor.last - tensor.first) // tensor.dtype.itemsize
@@ -127,20 +142,23 @@ class Shard:
 
 
 class ShardFile(Shard):
-    """A shard on this machine's disk.
+    """A shard on this machine's disk, whose head is checked against `head_sha256` if that is given.
 
-    Raises: WeightsError when the file is no shard.
+    Raises: WeightsError when the file is no shard, ShardDigestError when its head is another one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, head_sha256: str | None = None) -> None:
+        head = read_head(path)
+        if head_sha256 is not None:
+            _check_head(head, head_sha256, str(path))
         try:
-            head = Head.parse(read_head(path))
-            if head.file_bytes != path.stat().st_size:
+            parsed = Head.parse(head)
+            if parsed.file_bytes != path.stat().st_size:
                 raise WeightsError("its tensors do not end where the file ends")
         except WeightsError as error:
             raise WeightsError(f"{path} is not a shard of experts: {error}") from None
         with path.open("rb") as file:
-            super().__init__(head, file.fileno())
+            super().__init__(parsed, file.fileno(), str(path))
 
 
 class ShardObject(Shard):
@@ -158,8 +176,7 @@ class ShardObject(Shard):
 
         self._object = S3Object(url)
         head, object_bytes = self._object.read(0, head_bytes)
-        if hashlib.sha256(head).hexdigest() != head_sha256:
-            raise ShardDigestError(f"the head of {url} is not the one that was deployed")
+        _check_head(head, head_sha256, url)
         parsed = Head.parse(head)
         if parsed.file_bytes != object_bytes:
             raise ShardTruncatedError(f"{url} has {object_bytes} bytes, and its head says {parsed.file_bytes}")
@@ -167,24 +184,14 @@ class ShardObject(Shard):
         space = os.statvfs(folder)
         if space.f_bavail * space.f_frsize < object_bytes:
             raise FunctionStorageError(f"{url} has {object_bytes} bytes, and {folder} has room for {space.f_bavail * space.f_frsize}")
-        path = f"{folder}/remoe-{os.getpid()}.shard"
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        path = f"{folder}/remoe-{os.urandom(8).hex()}.shard"
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.unlink(path)
         os.ftruncate(self._file, object_bytes)
-        self._here: set[int] = set()
-        super().__init__(parsed, self._file)
+        super().__init__(parsed, self._file, url)
 
-    def bring(self, experts: Iterable[int]) -> None:
-        """Fetch and check those of the experts that are not here yet."""
-        experts = set(experts)
-        super().bring(experts)
-        missing = sorted(experts - self._here)
-        self._object.fetch([self.head.range(e) for e in missing], self._write)
-        for expert in missing:
-            first, last = self.head.range(expert)
-            if hashlib.sha256(memoryview(self._map)[first:last]).hexdigest() != self.head.sha256[expert]:
-                raise ShardDigestError(f"expert {expert} of {self._object.url} is not the one that was deployed")
-            self._here.add(expert)
+    def _fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._object.fetch(ranges, self._write)
 
     def _write(self, data: memoryview, at: int) -> None:
         try:
@@ -195,15 +202,18 @@ class ShardObject(Shard):
             raise FunctionStorageError(f"an expert of {self._object.url} cannot be written to /tmp: {error.strerror}") from None
 
 
+def _check_head(head: bytes, sha256: str, where: str) -> None:
+    if hashlib.sha256(head).hexdigest() != sha256:
+        raise ShardDigestError(f"the head of {where} is not the one that was deployed")
+
+
 def open_shard(environment: Mapping[str, str]) -> Shard:
     """Open the shard that the environment names.
 
-    REMOE_SHARD is a path, or s3://BUCKET/KEY; REMOE_SHARD_HEADER=BYTES:SHA256 is then the size and digest of its head.
+    REMOE_SHARD is a path, or s3://BUCKET/KEY; REMOE_SHARD_HEADER=BYTES:SHA256 is the size and digest of its head.
 
     Raises: WeightsError and the other errors of errors.py.
     """
     where = environment["REMOE_SHARD"]
-    if not where.startswith("s3://"):
-        return ShardFile(Path(where))
     head_bytes, _, head_sha256 = environment["REMOE_SHARD_HEADER"].partition(":")
-    return ShardObject(where, int(head_bytes), head_sha256)
+    return ShardObject(where, int(head_bytes), head_sha256) if where.startswith("s3://") else ShardFile(Path(where), head_sha256)

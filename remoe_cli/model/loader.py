@@ -262,6 +262,16 @@ def _refuse_mismatch(checkpoint: Checkpoint, report: Mapping[str, Any], empty: s
             )
 
 
+def copy_weights(model: PreTrainedModel) -> None:
+    """Copy weights that are mapped from files into this process's memory.
+
+    A mapped file that is changed in its place changes the model that runs, and one that is cut short ends its process.
+    """
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
+
+
 def expert_bytes_held(model: PreTrainedModel) -> int:
     """Count the bytes of routed experts that this process holds, from the tensors themselves."""
     return sum(p.numel() * p.element_size() for layer in expert_layers(model) for p in layer.parameters().values())

@@ -1,6 +1,8 @@
-"""The name of an expert function: of its shard, its resources and its logs, on every target."""
+"""Names of expert functions, of their shards, resources and logs, and of the demo models."""
 
 from __future__ import annotations
+
+DEMO_NAMES = {"bfloat16": "smolmoe", "float32": "smolmoe-float32"}
 
 
 def function_name(layer: int, number: int, of: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from remoe_cli.artifacts import atomic_path
+from remoe_cli import owned, recognise
 from remoe_cli.errors import ModelError
 from remoe_cli.function.expert_ffn import Array, FfnSpec
 from remoe_cli.function.weights import ALIGNMENT, TYPES
@@ -26,6 +26,7 @@ from remoe_cli.model.names import function_name
 
 # Experts held in memory at once while packaging; those of one function are never divided.
 _BATCH_BYTES = 2 << 30
+_SHARD = recognise.Made("shard", lambda path: {"ffn", "sha256"} <= recognise.safetensors_metadata(path).keys())
 
 
 def write_shard(path: Path, layer: ExpertLayer, experts: Sequence[int], rows: Sequence[int] | None = None) -> None:
@@ -42,7 +43,7 @@ def write_shard(path: Path, layer: ExpertLayer, experts: Sequence[int], rows: Se
         raise ModelError(f"The experts of layer {layer.layer} mix number types.", "Keep all experts local.")
     rows = range(len(experts)) if rows is None else rows
     stored = {e: [(name, to_storage(p[row])) for name, p in parameters] for e, row in sorted(zip(experts, rows, strict=True))}
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with owned.writing(path, _SHARD) as temporary, temporary.open("wb") as file:
         file.write(_head(stored, spec))
         for tensors in stored.values():
             for _, array in tensors:

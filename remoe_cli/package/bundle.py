@@ -13,10 +13,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from remoe_cli import artifacts, function
+from remoe_cli import artifacts, function, owned
 from remoe_cli.errors import ArtifactError
 from remoe_cli.function.weights import read_head
-from remoe_cli.model.checkpoint import find
+from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.document import Plan, Source
 from remoe_cli.profile.record import ModelRef, Profile
@@ -81,27 +81,24 @@ def function_zip() -> bytes:
 def build(
     plan: Plan, plan_path: Path, profile: Profile, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Manifest:
-    """Write the bundle of `plan` into `folder`; call `progress` with the functions done and their total.
+    """Write the bundle of `plan` into the empty folder `folder`.
 
-    Raises: ArtifactError when the model has changed since it was profiled, ModelError when its chat template cannot be used.
+    `progress` is called with the functions done and their total.
+
+    Raises: ArtifactError when the model has changed since it was profiled, ModelError when its chat template cannot be used, UsageError for
+    a folder that is not empty.
     """
     reference = profile.record.model
-    checkpoint = find(reference.path, reference.revision)
-    if checkpoint.revision != reference.revision:
-        raise ArtifactError(
-            f"The model {reference.path} is at revision {checkpoint.revision}, the profile is of {reference.revision}.",
-            "Profile and plan again.",
-        )
+    checkpoint = find_profiled(reference.path, reference.revision)
     from remoe_cli.model.shards import write_shards
     from remoe_cli.model.tokens import check_chat_template
 
     check_chat_template(checkpoint)
+    owned.require_empty(folder)
     layers = {layer.layer: layer for layer in plan.layers}
     parts = {number: layer.parts for number, layer in layers.items()}
     code = function_zip()
-    folder.mkdir(parents=True, exist_ok=True)
-    with artifacts.atomic_path(folder / _CODE) as temporary:
-        temporary.write_bytes(code)
+    (folder / _CODE).write_bytes(code)
     entries = []
     for shard in write_shards(checkpoint, parts, profile.record.spec.expert_bytes, folder):
         layer, head = layers[shard.layer], read_head(shard.path)
@@ -120,6 +117,7 @@ def build(
             )
         )
         progress(len(entries), sum(map(len, parts.values())))
+    checkpoint.check(reference.revision)
     manifest = Manifest(
         plan=Source(path=str(plan_path), sha256=artifacts.sha256_file(plan_path)),
         model=reference,
@@ -129,6 +127,14 @@ def build(
     )
     artifacts.write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def files(folder: Path) -> list[str]:
+    """List the names of the files of a bundle that is there already; none where there is no manifest."""
+    try:
+        return ["manifest.json", _CODE, *(f.shard for f in artifacts.read_json(folder / "manifest.json", Manifest).functions)]
+    except ArtifactError:
+        return []
 
 
 def read(folder: Path) -> Manifest:

@@ -19,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from remoe_cli import artifacts
+from remoe_cli import owned, recognise
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.package import elf
 from remoe_cli.package.bundle import function_sources
@@ -37,6 +39,8 @@ _GLIBC_MINORS = range(34, 16, -1)
 _MACHINES = {"x86_64": "x86_64", "arm64": "aarch64"}
 PACKAGES = ("numpy", "numkong", "pybase64")
 
+# Known by its name in the cache folder, where nothing else has such names: a damaged one must be replaced too.
+_PACKAGE = recognise.ANY
 _UNREAD_FOLDERS = {"tests", "testing", "f2py", "distutils", "_pyinstaller", "include", "..", "/"}  # and nothing outside
 _UNREAD_SUFFIXES = {".pyi", ".a", ".h", ".c", ".pxd", ".pyx", ".pc", ".ini", ".toml"}
 _READ_OF_DIST_INFO = ("METADATA", "licenses/")
@@ -63,9 +67,11 @@ class FunctionPackage:
         with zipfile.ZipFile(path) as archive:
             files = {info.filename: info.file_size for info in archive.infolist()}
             digest = hashlib.sha256()
-            for name in sorted(name for name in files if not name.endswith(".pyc")):
-                digest.update(f"{name}\0{files[name]}\0".encode())
-                digest.update(archive.read(name))
+            for name in sorted(files):
+                content = archive.read(name)  # which checks it
+                if not name.endswith(".pyc"):
+                    digest.update(f"{name}\0{files[name]}\0".encode())
+                    digest.update(content)
         folders: dict[str, int] = {}
         for name, size in files.items():
             folder = name.partition("/")[0]
@@ -99,8 +105,10 @@ def function_package(architecture: str, python: str = PYTHON) -> FunctionPackage
     for source in (Path(__file__), Path(elf.__file__), *function_sources()):
         key.update(source.read_bytes())
     path = cache_dir() / "functions" / f"{key.hexdigest()[:32]}.zip"
-    if not path.exists():
-        build(path, architecture, python, interpreter)
+    if path.exists():
+        with suppress(zipfile.BadZipFile, zlib.error, OSError):  # a damaged file is made again
+            return FunctionPackage.of(path)
+    build(path, architecture, python, interpreter)
     return FunctionPackage.of(path)
 
 
@@ -122,7 +130,7 @@ def pack(path: Path, wheels: Iterable[Path], interpreter: Interpreter | None) ->
             shutil.copyfile(source, root / "function" / source.name)
         if interpreter:
             _compile(root, interpreter)
-        with artifacts.atomic_path(path) as unfinished:
+        with owned.writing(path, _PACKAGE) as unfinished:
             _zip(root, unfinished)
 
 

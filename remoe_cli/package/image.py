@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
 import remoe_cli
+from remoe_cli import owned
 
 # What the modules of remoe_cli.runtime import, and what they import of other packages of remoe_cli.
 ROOTS = (
@@ -99,10 +100,11 @@ class Image:
 
 
 def write_context(folder: Path) -> str:
-    """Write the build context into `folder`, empty it first, and return a sha256 of names and contents."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    """Write the build context into the empty folder `folder`, and return a sha256 of names and contents.
+
+    Raises: UsageError for a folder that is not empty.
+    """
+    owned.require_empty(folder)
     pins = pinned()
     torch = next(pin for pin in pins if pin.startswith("torch=="))
     (folder / "Dockerfile").write_text(_DOCKERFILE.format(python=platform.python_version(), gpu_index=_GPU_INDEX))
@@ -111,7 +113,7 @@ def write_context(folder: Path) -> str:
     package = Path(remoe_cli.__file__).parent
     shutil.copytree(package, folder / "remoe_cli", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != owned.MARK):
         content = file.read_bytes()
         digest.update(f"{file.relative_to(folder).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from remoe_cli import artifacts
-from remoe_cli.model.checkpoint import INDEX, SETTINGS, SHARE, Checkpoint, HeldExperts
+from remoe_cli import artifacts, owned, recognise
+from remoe_cli.errors import ArtifactError
+from remoe_cli.model.checkpoint import SHARE, Checkpoint, HeldExperts
 
 if TYPE_CHECKING:
     from remoe_cli.model.loader import Keep
@@ -65,12 +66,14 @@ class _Piece:
 def write_partial_checkpoint(
     checkpoint: Checkpoint, keep: Keep, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Write a checkpoint with only the experts in `keep` (by hidden layer, ascending) into `folder`.
+    """Write a checkpoint with only the experts in `keep` into the empty folder `folder`.
 
-    It reads piece by piece, so memory stays small. `progress` is called with the bytes of weights done and their total.
+    `keep` has the experts by hidden layer, ascending. It reads piece by piece, so memory stays small. `progress` is called with the bytes
+    of weights done and their total.
 
-    Raises: ModelError for a checkpoint that is not whole.
+    Raises: ModelError for a checkpoint that is not whole, UsageError for a folder that is not empty.
     """
+    owned.require_empty(folder)
     from remoe_cli.model.experts import expert_layers
     from remoe_cli.model.loader import ExpertRows, read_config, select, skeleton
 
@@ -78,11 +81,9 @@ def write_partial_checkpoint(
     kept = {x.layer: tuple(keep.get(x.layer, ())) for x in expert_layers(probe)}
     tensors = select(checkpoint, probe, kept)
     rows = {name: tensor.rows if isinstance(tensor, ExpertRows) else None for name, tensor in tensors.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    for pattern in SETTINGS:
-        for source in sorted(checkpoint.path.glob(pattern)):
-            if source.name not in (INDEX, SHARE, "config.json"):
-                (folder / source.name).write_bytes(source.read_bytes())
+    for source in checkpoint.settings_files:
+        if source.name not in (SHARE, "config.json"):
+            (folder / source.name).write_bytes(source.read_bytes())
     artifacts.write_json(folder / "config.json", _config(checkpoint))
     artifacts.write_json(folder / SHARE, HeldExperts(experts=kept))
     plan = [(file, group) for file in checkpoint.weight_files for group in _groups(_pieces(file, rows))]
@@ -95,12 +96,20 @@ def write_partial_checkpoint(
 
 def seal(folder: Path) -> MainManifest:
     """Write the manifest of everything in `folder`, and return it."""
-    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    files = sorted(path for path in folder.iterdir() if path.name not in (MANIFEST, owned.MARK))
     manifest = MainManifest(
         files=tuple(MainFile(name=path.name, bytes=path.stat().st_size, sha256=artifacts.sha256_file(path)) for path in files)
     )
     artifacts.write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def files(folder: Path) -> list[str]:
+    """List the files of a main function that is there already; none where there is no manifest."""
+    try:
+        return [MANIFEST, *(file.name for file in artifacts.read_json(folder / MANIFEST, MainManifest).files)]
+    except ArtifactError:
+        return []
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -159,7 +168,7 @@ def _write(path: Path, source: Path, pieces: list[_Piece]) -> None:
         end += piece.bytes
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    with artifacts.atomic_path(path) as temporary, temporary.open("wb") as out, source.open("rb") as file:
+    with owned.writing(path, recognise.NONE) as temporary, temporary.open("wb") as out, source.open("rb") as file:
         out.write(len(head).to_bytes(8, "little") + head)
         for first, last in (r for piece in pieces for r in piece.ranges):
             file.seek(first)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.chat import Prompt
-from remoe_cli.model.checkpoint import find, find_named
+from remoe_cli.model.checkpoint import find_named, find_profiled
 from remoe_cli.model.tokens import load_tokenizer
 from remoe_cli.model.vectors import Bags, EmbeddingTable, bags, embedding_table, prompt_features
 from remoe_cli.profile.prompts import PromptSet
@@ -76,7 +76,8 @@ def features_of(profile: Profile, vectors_from: str | None = None, data: PromptS
 
     `vectors_from` names a checkpoint for the embeddings in place of the profile's; it needs the prompts' texts again, in `data`.
 
-    Raises: UsageError when the profile has no features, or `vectors_from` has no texts.
+    Raises: UsageError when the profile has no features, or `vectors_from` has no texts; ArtifactError when the model of the profile's
+    vectors has changed.
     """
     if vectors_from is not None:
         if data is None or len(data.texts) != len(profile.arrays["prompt_tokens"]):
@@ -93,8 +94,8 @@ def features_of(profile: Profile, vectors_from: str | None = None, data: PromptS
             "Give --vectors-from CHECKPOINT, and the prompts with --profiled-data.",
         )
     source = profile.record.vectors or profile.record.model
-    revision = None if source.revision.startswith("local:") else source.revision
-    return PromptFeatures(profile.arrays["prompt_vectors"], _bags(profile.arrays), embedding_table(find(source.path, revision)))
+    table = embedding_table(find_profiled(source.path, source.revision))
+    return PromptFeatures(profile.arrays["prompt_vectors"], _bags(profile.arrays), table)
 
 
 def features_from(table: EmbeddingTable, texts: tuple[Prompt, ...], limit: int | None) -> PromptFeatures:

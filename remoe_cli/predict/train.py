@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from remoe_cli import artifacts
+from remoe_cli import artifacts, owned
 from remoe_cli.predict import baselines, neighbours, ridge, tree
 from remoe_cli.predict.divergence import jensen_shannon
 from remoe_cli.predict.evaluate import OURS, PREDICTORS, Predictor, folds
@@ -82,7 +82,7 @@ def train(profile: Profile) -> PredictorRecord | None:
         return None
     record, arrays = _fit(profile, history)
     document, file = _files(profile.path)
-    artifacts.write_arrays(file, arrays)
+    artifacts.write_arrays(file, arrays, "predictor", artifacts.arrays_beside(document, "predictor"))
     record = record.model_copy(update={"arrays_sha256": artifacts.sha256_file(file)})
     artifacts.write_json(document, record)
     return record
@@ -110,8 +110,9 @@ def trained(profile: Profile, history: History, name: str | None = None) -> Trai
 
 def forget(path: Path) -> None:
     """Remove the predictor of a profile that is about to change."""
-    for file in _files(path):
-        file.unlink(missing_ok=True)
+    document, file = _files(path)
+    owned.delete_file(file, artifacts.arrays_beside(document, "predictor"))
+    owned.delete_file(document, artifacts.made_as(PredictorRecord))
 
 
 def _read(profile: Profile) -> tuple[PredictorRecord, dict[str, npt.NDArray[Any]]] | None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.errors import ArtifactError, UsageError
-from remoe_cli.profile.record import AXES, IN_SHARD, WITH_TEXTS, Profile, ProfileRecord, read_profile, write_profile
+from remoe_cli.profile.record import AXES, IN_SHARD, WITH_TEXTS, Profile, ProfileRecord, read_profile, refuse_foreign, write_profile
 
 Arrays = dict[str, npt.NDArray[Any]]
 _AXES = AXES | WITH_TEXTS | IN_SHARD
@@ -52,19 +52,6 @@ def join(parts: Sequence[Arrays]) -> Arrays:
     joined = {name: np.concatenate([part[name] for part in parts])[order[_AXES[name][0]]] for name in parts[0]}
     traced = np.concatenate(owners["T"])[order["T"]]
     return joined | {"trace_prompt": np.searchsorted(joined["prompt_index"], traced).astype(np.int32)}
-
-
-def refuse_foreign(out: Path) -> None:
-    """Refuse a directory with files that are not a profile's, so that none is overwritten.
-
-    Raises: UsageError when `out` is such a directory, or a file.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file.", "Give a directory with -o.")
-    ours = (out / "profile.json").is_file() or (out / "partial" / "inputs.json").is_file()
-    # A run that was killed at its very start leaves nothing but a half-written inputs.json.
-    if not ours and any(path.is_file() and not path.name.startswith(".inputs.json.") for path in out.rglob("*")):
-        raise UsageError(f"{out} holds other files and no profile.", "Give an empty or new directory with -o.")
 
 
 def _number(profile: Profile) -> int:

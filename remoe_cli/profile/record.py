@@ -29,7 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from remoe_cli import artifacts
+from remoe_cli import artifacts, owned, recognise
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.latency_record import Latency
@@ -39,7 +39,7 @@ TRACE_TOKENS = 32_768  # kept for the expected maximum of local and remote time 
 
 
 class ModelRef(artifacts.Part):
-    """A checkpoint. `revision` is the hub's commit, or `local:` and the start of a digest."""
+    """A checkpoint. `revision` is the hub's commit, or `local:` and the digest of all files that are read."""
 
     path: str
     revision: str
@@ -138,15 +138,44 @@ class Profile:
 def write_profile(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]]) -> Profile:
     """Write both files of a profile; `record.arrays_sha256` is set here.
 
-    Raises: ArtifactError when `read_profile` would refuse the profile; nothing is written then.
+    Raises: ArtifactError when `read_profile` would refuse the profile, UsageError where `refuse_foreign` does; nothing is written then.
     """
     _check(path, record, arrays)
-    path.mkdir(parents=True, exist_ok=True)
-    artifacts.write_arrays(path / "arrays.safetensors", arrays)
-    digest = artifacts.sha256_file(path / "arrays.safetensors")
-    record = record.model_copy(update={"arrays_sha256": digest})
-    artifacts.write_json(path / "profile.json", record)
+    refuse_foreign(path)
+    document, file = path / "profile.json", path / "arrays.safetensors"
+    with owned.writing(document, _PROFILE) as new_document, owned.writing(file, artifacts.arrays_beside(document, _KIND)) as new_file:
+        artifacts.save_arrays(new_file, arrays, _KIND)
+        record = record.model_copy(update={"arrays_sha256": artifacts.sha256_file(new_file)})
+        new_document.write_text(artifacts.json_text(record), encoding="utf-8")
     return Profile(path, record, arrays)
+
+
+_KIND = "profile"
+_PROFILE = artifacts.made_as(ProfileRecord)
+_PREDICTOR = recognise.document("remoe.predictor")  # of predict/train.py
+_INPUTS = recognise.document("remoe.profile-inputs")  # of profile/run.py
+
+
+def refuse_foreign(out: Path) -> None:
+    """Refuse a directory in which a profile would replace files that remoe did not make.
+
+    Other files in a profile's directory stay.
+
+    Raises: UsageError for a directory that holds files and is no profile, for a file or link in the place of one of a profile's files,
+    and where no directory can be made.
+    """
+    owned.refuse_place(out)
+    if not out.exists():
+        return
+    partial = out / "partial"
+    owned.refuse_place(partial)
+    made = [path for path, kind in ((out / "profile.json", _PROFILE), (partial / "inputs.json", _INPUTS)) if owned.is_made(path, kind)]
+    if not made:
+        owned.refuse_foreign(out, owned.foreign_files(out, lambda name: False))
+    for path, kind in ((out / "profile.json", _PROFILE), (out / "predictor.json", _PREDICTOR), (partial / "inputs.json", _INPUTS)):
+        owned.refuse_file(path, kind)
+    owned.refuse_file(out / "arrays.safetensors", artifacts.arrays_beside(out / "profile.json", _KIND))
+    owned.refuse_file(out / "predictor.safetensors", artifacts.arrays_beside(out / "predictor.json", "predictor"))
 
 
 # The shapes in this module's docstring.

@@ -9,9 +9,10 @@ counts. After an interruption the same command goes on after these batches; anot
 
 from __future__ import annotations
 
-import shutil
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -19,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from remoe_cli import artifacts
-from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli import artifacts, recognise
+from remoe_cli.errors import ArtifactError, ModelError, UsageError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, find_named
 from remoe_cli.model.spec import MoeSpec, read_spec
 from remoe_cli.profile.latency_record import Latency
-from remoe_cli.profile.merge import Arrays, join, refuse_foreign
+from remoe_cli.profile.merge import Arrays, join
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import (
     TRACE_TOKENS,
@@ -35,6 +36,7 @@ from remoe_cli.profile.record import (
     Profile,
     ProfileRecord,
     RecordingSettings,
+    refuse_foreign,
     write_profile,
 )
 from remoe_cli.progress import Progress, no_progress
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 _WINDOW = 16
 # For progress only: a forward pass takes about as long as so many tokens of each prompt, besides those that it computes.
 _PASS_TOKENS = 8
+# The files of partial/ besides the fingerprint, also half-written ones.
+_OF_A_RUN = re.compile(r"(batch-\d{7}\.safetensors|latency\.json|\..+\.remoe-[a-z0-9_]{8})")
 
 
 class Inputs(artifacts.Document):
@@ -84,14 +88,17 @@ def profile(
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
     from remoe_cli.model.vectors import prompt_features
 
+    refuse_foreign(out)
     with progress("Finding the model"):
         checkpoint = find_named(model)
         spec = read_spec(checkpoint)
         tokenizer = load_tokenizer(checkpoint)
+    with progress("Checking the model's files", of_bytes=True) as report:
+        revision = checkpoint.identify(report)
     with progress("Checking the prompts"):
         _check_prompts(tokenizer, prompts, say)
     inputs = Inputs(
-        model=ModelRef(path=checkpoint.name, revision=checkpoint.revision),
+        model=ModelRef(path=checkpoint.name, revision=revision),
         dataset=DatasetRef(
             source=prompts.source,
             field=prompts.field,
@@ -122,7 +129,7 @@ def profile(
             from remoe_cli.profile.latency import measure
 
             with progress("Measuring how long things take on this machine"):
-                artifacts.write_json(measured, measure(loaded, load_s))
+                artifacts.write_json(measured, measure(loaded, load_s), recognise.ANY)
     with progress("Profiling prompts") as report:
         report(done, total)
         if loaded is not None:
@@ -135,6 +142,8 @@ def profile(
         arrays = join([_read_batch(_file(partial, batch)) for batch in batches])
         texts = [prompts.texts[p] for p in arrays["prompt_index"]]
         arrays |= prompt_features(checkpoint, texts, max_prompt_tokens)
+        if checkpoint.identify() != revision:
+            raise ModelError(f"The model {checkpoint.name} has changed while it was profiled.", "Run the command again: it starts anew.")
         latency = latency or Latency.model_validate_json(measured.read_text(encoding="utf-8"))
         return _finish(out, partial, inputs, arrays, latency)
 
@@ -184,17 +193,19 @@ def _partial_folder(out: Path, inputs: Inputs) -> Path:
     """
     refuse_foreign(out)
     partial = out / "partial"
-    # What a run that was killed while it wrote has left behind.
-    for stale in (*out.glob(".arrays.safetensors.*"), *out.glob(".profile.json.*")):
-        stale.unlink()
     fingerprint = partial / "inputs.json"
     if _is_of(fingerprint, inputs):
         return partial
     # Before the fingerprint changes, so that a crash between the two leaves no batch of another run behind.
-    for stale in (*partial.glob("batch-*.safetensors"), partial / "latency.json"):
-        stale.unlink(missing_ok=True)
+    _delete_batches(partial)
     artifacts.write_json(fingerprint, inputs)
     return partial
+
+
+def _delete_batches(partial: Path) -> None:
+    for path in partial.iterdir() if partial.is_dir() else ():
+        if _OF_A_RUN.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink()
 
 
 def _is_of(fingerprint: Path, inputs: Inputs) -> bool:
@@ -256,7 +267,7 @@ def record(
             attachment.calls.clear()
             routing = record_batch(model, recorder, [ids[p] for p in mine], inputs.spec.experts_per_layer, settings.max_new_tokens, trace)
             attachment.check_fired(max(attachment.calls.values(), default=0) or 1)
-            artifacts.write_arrays(_file(partial, batch), asdict(routing) | {"prompt_index": (first + mine).astype(np.int32)})
+            artifacts.write_arrays(_file(partial, batch), asdict(routing) | {"prompt_index": (first + mine).astype(np.int32)}, "batch")
             yield batch
 
 
@@ -284,5 +295,7 @@ def _finish(out: Path, partial: Path, inputs: Inputs, arrays: Arrays, latency: L
     )
     profile = write_profile(out, record, arrays)
     (partial / "inputs.json").unlink()
-    shutil.rmtree(partial)
+    _delete_batches(partial)
+    with suppress(OSError):  # somebody has put another file there
+        partial.rmdir()
     return profile

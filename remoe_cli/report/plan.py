@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from remoe_cli.artifacts import atomic_path
 from remoe_cli.plan.assess.frontier import Point
+from remoe_cli.report.picture import save_picture
 
 
 def draw_frontier(points: Sequence[Point], path: Path) -> None:
@@ -27,5 +27,4 @@ def draw_frontier(points: Sequence[Point], path: Path) -> None:
     panel.set_xlabel("TPOT, ms")
     panel.set_ylabel("USD per million requests")
     panel.set_title("Least cost of every TPOT", fontsize=10)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+    save_picture(figure, path)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from remoe_cli.artifacts import atomic_path
-from remoe_cli.errors import UsageError
 from remoe_cli.predict.evaluate import OURS, Evaluation, Similarity
-
-_SUFFIXES = (".png", ".svg", ".pdf")
+from remoe_cli.report.picture import save_picture
 
 
 def draw(evaluations: Sequence[Evaluation], pairs: Similarity, path: Path) -> None:
@@ -17,10 +14,8 @@ def draw(evaluations: Sequence[Evaluation], pairs: Similarity, path: Path) -> No
 
     A panel of a view shows every predictor's divergence beside the noise floor; the last one shows semantic against activation similarity.
 
-    Raises: UsageError for a suffix other than .png, .svg and .pdf.
+    Raises: UsageError where `save_picture` does.
     """
-    if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"A picture cannot be written as '{path.suffix}'.", f"Give a name that ends in one of {', '.join(_SUFFIXES)}.")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * (len(evaluations) + 1), 4), layout="constrained")
@@ -43,5 +38,4 @@ def draw(evaluations: Sequence[Evaluation], pairs: Similarity, path: Path) -> No
     panel.set_title(f"pairs of prompts, r = {pairs.correlation:.2f}", fontsize=10)
     panel.set_xlabel("semantic similarity (cosine of prompt vectors)", fontsize=8)
     panel.set_ylabel("activation similarity (1 - divergence)", fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=130)
+    save_picture(figure, path)

@@ -21,7 +21,7 @@ from remoe_cli.errors import UsageError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import Attachment, attach, move_non_experts
-from remoe_cli.model.loader import load
+from remoe_cli.model.loader import copy_weights, load
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.runtime.answer import FinishReason, Generated, Stop
@@ -139,11 +139,12 @@ def start_engine(
     connect: Connect,
     *,
     gpu: bool = False,
+    copied: bool = False,
 ) -> Engine:
     """Load the main function's part of the model, and attach a dispatcher for the remote experts.
 
-    `functions` is by hidden layer. With `gpu`, everything but the experts is on the machine's GPU, if there is one. The expert functions
-    start while the model loads (docs/reference/method.md, section 10).
+    `functions` is by hidden layer. With `gpu`, everything but the experts is on the machine's GPU, if there is one. With
+    `copied`, no weight stays mapped from its file. The expert functions start while the model loads (docs/reference/method.md, section 10).
 
     Raises: InvokeError when an expert function cannot start.
     """
@@ -158,6 +159,8 @@ def start_engine(
     )
     warming = dispatcher.warm()
     model = load(checkpoint, local)
+    if copied:
+        copy_weights(model)
     if gpu and torch.cuda.is_available():
         move_non_experts(model, "cuda")
     for started in warming:

@@ -18,8 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remoe_cli.artifacts import read_json, sha256_bytes, sha256_file
+from pydantic import ValidationError
+
+from remoe_cli import owned
+from remoe_cli.artifacts import made_as, read_json, sha256_bytes, sha256_file
 from remoe_cli.errors import ArtifactError, DeployError
+from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.partial_checkpoint import MANIFEST, MainFile, MainManifest
 
 _CONNECTIONS = 16
@@ -50,10 +54,10 @@ def fetch(uri: str, folder: Path) -> Path:
     """Bring every file of the manifest at `uri` to this machine and return their folder.
 
     For S3 this is `folder`, which then holds nothing else; for a path it is the manifest's own folder. A file that is there already is not
-    fetched again.
+    fetched again; one that an earlier manifest named is deleted.
 
     Raises: ArtifactError for a file that differs from its digest, DeployError for one that is missing or may not be read, and for a full
-    disk.
+    disk, UsageError when `folder` holds other files than those of an earlier manifest.
     """
     if (found := re.fullmatch(r"s3://([^/]+)/(.+)", uri)) is None:
         manifest = read_json(Path(uri), MainManifest)
@@ -63,13 +67,11 @@ def fetch(uri: str, folder: Path) -> Path:
                 pass
         return here
     source = _Object(found[1], found[2])
-    folder.mkdir(parents=True, exist_ok=True)
     with closing(_client()) as client:
-        manifest = _manifest(client, source, folder)
-        names = {file.name for file in manifest.files}
-        for stale in folder.iterdir():
-            if stale.name not in names | {MANIFEST}:
-                stale.unlink()
+        body, manifest = _manifest(client, source)
+        _make_room(folder, {file.name for file in manifest.files})
+        with owned.writing(folder / MANIFEST, made_as(MainManifest)) as temporary:
+            temporary.write_bytes(body)
         wanted = [file for file in manifest.files if not _is_right(folder / file.name, file)]
         _refuse_full(folder, sum(file.bytes for file in wanted))
         _download(client, source, wanted, folder)
@@ -89,13 +91,28 @@ def _client() -> Any:
     return boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=config)
 
 
-def _manifest(client: Any, source: _Object, folder: Path) -> MainManifest:
+def _make_room(folder: Path, names: set[str]) -> None:
+    """Delete what is in `folder` of the manifest that was fetched before, but for the files with these names."""
+    owned.refuse_place(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    before = set(partial_checkpoint.files(folder))
+    # boto3 gives a file that it has not finished a suffix of eight digits.
+    found = {name: name if name in before else re.sub(r"\.[0-9a-fA-F]{8}$", "", name) for name, _ in owned.files_of(folder)}
+    owned.refuse_foreign(folder, owned.foreign_files(folder, lambda name: found[name] in before))
+    for name, finished in found.items():
+        if name != MANIFEST and (name != finished or name not in names):
+            (folder / name).unlink()
+
+
+def _manifest(client: Any, source: _Object) -> tuple[bytes, MainManifest]:
     with _named(source):
         body = client.get_object(Bucket=source.bucket, Key=source.key)["Body"].read()
     if sha256_bytes(body) != source.key.rpartition("/")[2].removesuffix(".json"):
         raise ArtifactError(f"{source} is not the manifest that its name says: its sha256 differs.", _AGAIN)
-    (folder / MANIFEST).write_bytes(body)
-    return read_json(folder / MANIFEST, MainManifest)
+    try:
+        return body, MainManifest.model_validate_json(body)
+    except ValidationError:
+        raise ArtifactError(f"{source} is not a manifest that this version of remoe reads.", _AGAIN) from None
 
 
 def _download(client: Any, source: _Object, files: list[MainFile], folder: Path) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from remoe_cli import artifacts
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
-from remoe_cli.model.checkpoint import Checkpoint, find
+from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.runtime.answer import Stop
 from remoe_cli.runtime.invoke import Connect, make_client
 from remoe_cli.runtime.receipt import Receipt, make_receipt
@@ -184,8 +184,10 @@ class MainFunction:
         )
 
 
-def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect) -> MainFunction:
+def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copied: bool = False) -> MainFunction:
     """Load the main function's weights, and start its expert functions, which `connect` reaches.
+
+    With `copied`, all weights are copied into memory, so that it does not matter what becomes of their files.
 
     Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start.
     """
@@ -195,7 +197,7 @@ def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect) -> Main
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
         functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
-    engine = start_engine(checkpoint, config.spec, functions, connect, gpu=config.gpu)
+    engine = start_engine(checkpoint, config.spec, functions, connect, gpu=config.gpu, copied=copied)
     # One token through every layer: proves the hook, and pages the weights in, before anybody waits for an answer.
     engine.generate([0], 1)
     engine.attachment.check_fired(1)
@@ -203,15 +205,16 @@ def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect) -> Main
 
 
 def load_here(server_json: Path, connect: Connect) -> MainFunction:
-    """Load from the checkpoint that was profiled, on this machine.
+    """Load from the checkpoint that was profiled, on this machine. The checkpoint may change afterwards.
 
-    Raises: RemoeError when the checkpoint has changed, and what `load` raises.
+    Raises: ArtifactError when the checkpoint has changed, and what `load` raises.
     """
     config = artifacts.read_json(server_json, ServerConfig)
-    checkpoint = find(config.model.path, config.model.revision)
-    if checkpoint.revision != config.model.revision:
-        raise RemoeError(f"The model {config.model.path} has changed since it was profiled.", "Profile, plan and deploy again.")
-    return load(config, checkpoint, connect)
+    model = config.model
+    checkpoint = find_profiled(model.path, model.revision)
+    main = load(config, checkpoint, connect, copied=True)
+    checkpoint.check(model.revision)
+    return main
 
 
 def load_packaged(uri: str) -> MainFunction:

@@ -26,15 +26,15 @@ Stages = dict[str, str]
 READING = {"profile.prompts.read_prompts": "Reading the prompts"}
 LONG: dict[str, list[tuple[str, Stages]]] = {
     "profile run": [
-        ("m --data d -o out", READING | {"profile.run.find": "Finding the model"}),
-        ("m --data d -o out --latency-from n", READING | {"model.checkpoint.find": "Finding the model"}),
+        ("m --data d -o out", READING | {"profile.run.find_named": "Finding the model"}),
+        ("m --data d -o out --latency-from n", READING | {"model.checkpoint.find_named": "Finding the model"}),
     ],
     "profile import": [
         (
             "m r.npz --data d -o out --latency-from n",
             READING
             | {
-                "model.checkpoint.find": "Finding the model",
+                "model.checkpoint.find_named": "Finding the model",
                 "model.spec.read_spec": "Finding the model",
                 "profile.hardware.latency_from": "Finding the model",
                 "profile.imports.importer.import_profile": "Importing r.npz",

@@ -17,13 +17,14 @@ from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import ArtifactError, DeployError
+from remoe_cli.model.checkpoint import find
 from remoe_cli.plan.cost import expert_functions
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import LayerPlan, Outcome
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.profile.latency_record import CpuQuota, Curve, Exponential, Physical, Roofline
-from remoe_cli.profile.record import Profile, write_profile
+from remoe_cli.profile.record import ModelRef, Profile, write_profile
 from remoe_cli.runtime import client
 from remoe_cli.runtime.dispatch import divide
 from remoe_cli.runtime.expected_cost import expected_cost
@@ -75,10 +76,16 @@ def test_a_profile_that_is_not_the_plans_predicts_nothing(inputs: ByHand) -> Non
         expected_cost(inputs.plan_path)
 
 
-def test_a_main_server_that_cannot_start_says_why_and_leaves_nothing(inputs: ByHand, tmp_path: Path) -> None:
-    """The model loses its tokenizer between planning and deploying."""
+def test_a_main_server_that_cannot_start_says_why_and_leaves_nothing(
+    inputs: ByHand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model had no tokenizer when it was profiled."""
     for file in (tmp_path / "model").glob("tokenizer*.json"):  # all of it: packaging finds a tokenizer that is broken
         file.unlink()
+    found = find(str(tmp_path / "model"))
+    record = inputs.profile.record.model_copy(update={"model": ModelRef(path=found.name, revision=found.revision)})
+    profile = Profile(inputs.profile.path, record, inputs.profile.arrays)
+    monkeypatch.setattr(target, "read_inputs", lambda path: (inputs.plan, profile, inputs.catalog))
     with pytest.raises(DeployError, match=re.escape(f"The tokenizer of {tmp_path / 'model'} cannot be loaded")) as raised:
         HERE.deploy(inputs.plan_path, "mute", DeployOptions())
     assert "Traceback" not in raised.value.message and "Fatal" not in raised.value.message

@@ -176,10 +176,11 @@ def test_deploying_returns_the_status_of_what_is_deployed(target: Target, deploy
     assert deployed["target"] == status["target"] in ("local", "aws")
 
 
+CHECKS = ("Checking the plan", "Checking the model's files")
 LONG_STAGES = {
-    "local": ["Checking the plan", "Packaging functions", "Checking packaged functions", "Starting the supervisor"],
+    "local": [*CHECKS, "Packaging functions", "Checking packaged functions", "Starting the supervisor"],
     "aws": [
-        *("Connecting to AWS", "Checking the plan", "Packaging the functions' code", "Checking packaged functions", "Packaging functions"),
+        *("Connecting to AWS", *CHECKS, "Packaging the functions' code", "Checking packaged functions", "Packaging functions"),
         *("Checking the packaged main function", "Comparing with the bucket", "Working out the changes", "Uploading"),
         *("Stack remoe-{name}", "Reading the status"),
     ],
@@ -264,7 +265,8 @@ def test_destroying_leaves_nothing(target: Target, deployed: dict[str, Any], sta
     """The last test of a target."""
     stages.titles.clear()
     document = target.destroy(asked.name)
-    assert {**document, "left": []} == {"name": asked.name, "target": deployed["target"], "state": "destroyed", "left": []}
+    gone = {"name": asked.name, "target": deployed["target"], "state": "destroyed", "left": [], "kept": []}
+    assert {**document, "left": []} == gone
     assert REAL_NAME or document["left"] == []  # AWS may name what is deleted for minutes
     assert stages.titles and {title.split()[0] for title in stages.titles} <= {"Destroying", "Stack", "Emptying"}
     with pytest.raises(DeployError, match=f"no deployment named '{asked.name}'"):

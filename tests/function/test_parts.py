@@ -19,14 +19,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from remoe_cli.function.codec import STORAGE, Batch, FrameError, frame_bytes, from_wire, pack, to_wire, unpack, wire_bytes
-from remoe_cli.function.errors import FunctionMemoryError, WeightsError
+from remoe_cli.function.errors import FunctionMemoryError, ShardDigestError, WeightsError
 from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow, widen
 from remoe_cli.function.ready import ReadyExperts, room_bytes
-from remoe_cli.function.weights import ALIGNMENT, Head, ShardFile, read_head
+from remoe_cli.function.weights import ALIGNMENT, Head, ShardFile, open_shard, read_head
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.ffn import describe, to_storage
 from remoe_cli.model.shards import write_shard
+from tests.support.damage import flip
 from tests.support.families import build
+from tests.support.shards import shard_environment
 
 TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -177,6 +179,25 @@ def test_a_damaged_shard_is_refused(damage, tmp_path: Path) -> None:  # type: ig
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(WeightsError, match="is not a shard of experts"):
         ShardFile(path)
+
+
+def test_each_byte_that_is_mapped_is_checked_once_it_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "layer.safetensors"
+    write_shard(path, expert_layers(build("mixtral"))[0], range(4))
+    environment, head = shard_environment(path), Head.parse(read_head(path))
+    assert open_shard(environment).tensors(2)
+    for at in (head.range(2)[0], head.range(2)[1] - 1):
+        flip(path, at)
+        shard = open_shard(environment)
+        shard.bring([0, 1, 3])
+        for _ in range(2):
+            with pytest.raises(ShardDigestError, match=rf"expert 2 of {path} is not the one that was deployed"):
+                ReadyExperts(shard, float("inf")).get(2)
+        flip(path, at)
+    # Another shard of the same size, which vouches for itself.
+    write_shard(path, expert_layers(build("mixtral"))[1], range(4))
+    with pytest.raises(ShardDigestError, match=rf"the head of {path} is not the one that was deployed"):
+        open_shard(environment)
 
 
 def test_a_head_must_vouch_for_every_expert(tmp_path: Path) -> None:

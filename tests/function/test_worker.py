@@ -23,6 +23,7 @@ from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.shards import write_shard
 from remoe_cli.package.bundle import HANDLER, function_zip
 from tests.support.families import HIDDEN_SIZE, build
+from tests.support.shards import shard_environment
 from tests.support.twin import Running, run_twin
 
 # The same work done the usual way: torch and safetensors, only the expert that is asked for.
@@ -56,7 +57,7 @@ def twin(tmp_path: Path, probed: Mechanism) -> Iterator[Running]:
             name=name,
             handler=handler,
             code_dir=str(tmp_path / "code"),
-            environment={"REMOE_SHARD": str(tmp_path / "layer.safetensors")},
+            environment=shard_environment(tmp_path / "layer.safetensors"),
             memory_mb=1769,
             timeout_s=30,
             reserved_concurrency=1,

@@ -29,6 +29,7 @@ from remoe_cli.package.bundle import HANDLER, Manifest, build, function_zip, rea
 from remoe_cli.plan.document import LayerPlan, Source
 from remoe_cli.profile.record import ModelRef, Profile
 from tests.support.families import save
+from tests.support.shards import shard_environment
 from tests.support.synthetic import plan_by_hand, synthetic_profile
 
 WHOLE = (LayerPlan(layer=1, remote=(1, 4, 6), memory_mb=256, replicas=2), LayerPlan(layer=2, remote=(), memory_mb=0, replicas=0))
@@ -55,6 +56,11 @@ class Inputs:
 
     def build(self, folder: Path) -> Manifest:
         return build(self.plan, self.plan_path, self.profile, folder)
+
+    def profiled_now(self) -> Profile:
+        """The profile as of the model's files as they are."""
+        model = ModelRef(path=str(self.checkpoint), revision=find(str(self.checkpoint)).revision)
+        return Profile(self.profile.path, self.profile.record.model_copy(update={"model": model}), self.profile.arrays)
 
     def build_divided(self, folder: Path) -> Manifest:
         return build(self.divided, self.divided_path, self.profile, folder)
@@ -193,10 +199,10 @@ def test_a_broken_chat_template_is_found_before_anything_is_written(inputs: Inpu
     template.write_text("{% for m in messages %}")
     try:
         with pytest.raises(ModelError, match=r"chat template of .* cannot be used"):
-            inputs.build(tmp_path / "bundle")
+            build(inputs.plan, inputs.plan_path, inputs.profiled_now(), tmp_path / "bundle")
         assert not (tmp_path / "bundle").exists()
         template.write_text("{{ raise_exception('No.') }}")
-        inputs.build(tmp_path / "bundle")
+        build(inputs.plan, inputs.plan_path, inputs.profiled_now(), tmp_path / "bundle")
     finally:
         template.unlink()
         config.unlink()
@@ -241,7 +247,7 @@ def test_the_code_runs_where_there_is_no_remoe(inputs: Inputs, bundle: Path, tmp
         text=True,
         check=True,
         cwd=tmp_path,
-        env=os.environ | {"REMOE_SHARD": str(bundle / "layer-001.safetensors")},
+        env=os.environ | shard_environment(bundle / "layer-001.safetensors"),
     )
     result = json.loads(run.stdout)
     assert result["health"]["experts"] == [1, 4, 6]

@@ -39,7 +39,7 @@ def test_the_same_prompts_give_the_same_bytes_and_a_stored_index_answers_as_befo
     vectors, queries = clustered(1500), clustered(50, seed=1)
     nearest = neighbours.build(vectors, exact=0)
     for name in ("a", "b"):
-        artifacts.write_arrays(tmp_path / name, neighbours.build(vectors, exact=0).to_arrays())
+        artifacts.write_arrays(tmp_path / name, neighbours.build(vectors, exact=0).to_arrays(), "predictor")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     again = neighbours.from_arrays(artifacts.read_arrays(tmp_path / "a"), vectors)
     for a, b in zip(neighbours.search(nearest, queries), neighbours.search(again, queries), strict=True):

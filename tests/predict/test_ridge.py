@@ -96,7 +96,7 @@ def test_same_history_same_numbers_and_they_survive_storage(known: History, unse
     again = ridge.fit(known)
     for name, array in fitted.to_arrays().items():
         assert np.array_equal(array, again.to_arrays()[name]), name
-    write_arrays(tmp_path / "ridge.safetensors", fitted.to_arrays())
+    write_arrays(tmp_path / "ridge.safetensors", fitted.to_arrays(), "predictor")
     stored = ridge.Ridge.from_arrays(read_arrays(tmp_path / "ridge.safetensors"))
     assert np.array_equal(stored.predict(unseen.prompts), fitted.predict(unseen.prompts))
 

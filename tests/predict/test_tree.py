@@ -171,7 +171,7 @@ def test_new_prompts_are_added_without_losing_the_old() -> None:
 def test_a_stored_tree_answers_as_before(tmp_path: Path) -> None:
     vectors, queries = clustered(2000), clustered(50, seed=1)
     built = tree.build(vectors, beta=60, seed=5)
-    artifacts.write_arrays(tmp_path / "tree.safetensors", built.to_arrays())
+    artifacts.write_arrays(tmp_path / "tree.safetensors", built.to_arrays(), "predictor")
     again = tree.from_arrays(artifacts.read_arrays(tmp_path / "tree.safetensors"), vectors)
     for a, b in zip(tree.search(built, queries), tree.search(again, queries), strict=True):
         assert np.array_equal(a, b)

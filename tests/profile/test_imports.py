@@ -282,7 +282,7 @@ def test_vectors_from_another_checkpoint(model: Path, files: dict[str, Path], tm
 def test_nothing_is_written_over_foreign_files(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
-    for out, message in ((tmp_path / "out", "holds other files"), (tmp_path / "out" / "mine.txt", "is a file")):
+    for out, message in ((tmp_path / "out", "holds files that remoe did not make"), (tmp_path / "out" / "mine.txt", "is a file")):
         with pytest.raises(RemoeError, match=message):
             import_profile(str(model), files["counts.npz"], out, latency=made.latency(tmp_path))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]

@@ -139,7 +139,7 @@ def test_shards_that_cut_the_prompts_in_another_way_are_refused(shards: list[Pat
 
 def test_foreign_files_are_not_written_over(shards: list[Path], tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="holds other files and no profile"):
+    with pytest.raises(UsageError, match=r"holds files that remoe did not make, such as thesis\.tex"):
         merge(shards, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

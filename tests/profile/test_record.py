@@ -20,7 +20,7 @@ IMPORTED = RoutingRef(source="imported", format="counts (.npz)", sha256="0" * 64
 
 def rewritten(profile: Profile, arrays: Arrays, routing: RoutingRef) -> None:
     """Write both files as they are, past the check that write_profile makes."""
-    artifacts.write_arrays(profile.path / "arrays.safetensors", arrays)
+    artifacts.write_arrays(profile.path / "arrays.safetensors", arrays, "profile")
     digest = artifacts.sha256_file(profile.path / "arrays.safetensors")
     record = profile.record.model_copy(update={"routing": routing, "arrays_sha256": digest})
     artifacts.write_json(profile.path / "profile.json", record)

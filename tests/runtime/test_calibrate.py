@@ -23,6 +23,7 @@ from remoe_cli.runtime import calibrate
 from remoe_cli.runtime.calibrate import measure_target, quantiles, with_target
 from remoe_cli.runtime.invoke import make_client
 from tests.support.families import build
+from tests.support.shards import shard_environment
 from tests.support.synthetic import synthetic_profile
 from tests.support.twin import Running, run_twin
 
@@ -42,7 +43,7 @@ def twin(tmp_path: Path, probed: Mechanism) -> Iterator[Running]:
             name=name,
             handler=handler,
             code_dir=str(tmp_path / "code"),
-            environment={"REMOE_SHARD": str(tmp_path / f"layer-{index}.safetensors")},
+            environment=shard_environment(tmp_path / f"layer-{index}.safetensors"),
             memory_mb=1769,
             timeout_s=30,
             reserved_concurrency=1,

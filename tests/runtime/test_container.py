@@ -254,6 +254,9 @@ def _changed(stored: Stored, folder: Path, change: Callable[[Path], object]) -> 
 def test_files_are_fetched_in_ranges_checked_and_kept(stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "_RANGE_BYTES", 50_000)
     folder = tmp_path / "files"
+    more = "weights-0009.safetensors"
+    other = stored.put(_changed(stored, tmp_path / "other", lambda share: (share / more).write_bytes(b"of another share")))
+    assert more in {path.name for path in fetch.fetch(other, folder).iterdir()}
     assert fetch.fetch(stored.uri, folder) == folder
     kept = {path.name: (sha256_file(path), path.stat().st_mtime_ns) for path in folder.iterdir()}
     assert {name: digest for name, (digest, _) in kept.items()} == {p.name: sha256_file(p) for p in stored.share.iterdir()}
@@ -261,11 +264,22 @@ def test_files_are_fetched_in_ranges_checked_and_kept(stored: Stored, tmp_path: 
     # What is right stays, what is wrong or too short is fetched again, what is of another share goes.
     damaged = folder / "weights-0000.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    (folder / "weights-0009.safetensors").write_bytes(b"of another share")
+    (folder / f"{damaged.name}.0aB1c2D3").write_bytes(b"not downloaded to its end")
     fetch.fetch(stored.uri, folder)
     again = {path.name: (sha256_file(path), path.stat().st_mtime_ns) for path in folder.iterdir()}
     assert {name for name in kept if kept[name] != again[name]} == {damaged.name, MANIFEST}
     assert {name: digest for name, (digest, _) in again.items()} == {name: digest for name, (digest, _) in kept.items()}
+
+
+def test_a_folder_with_files_of_others_is_not_used(stored: Stored, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    (tmp_path / "link").symlink_to(folder)
+    for path, message in ((folder, "holds files that remoe did not make, such as thesis.tex"), (tmp_path / "link", "is a link")):
+        with pytest.raises(UsageError, match=message):
+            fetch.fetch(stored.uri, path)
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("thesis.tex", "years of work")]
 
 
 # s3transfer leaves the sockets of transfers that it cancels to the garbage collector.

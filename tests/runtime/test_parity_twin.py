@@ -28,6 +28,7 @@ from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from remoe_cli.runtime.invoke import Invocation, invoke, make_client
 from tests.support.families import save
 from tests.support.harness import PROMPT, clear_steps, greedy, logits
+from tests.support.shards import shard_environment
 from tests.support.twin import run_twin
 
 FAMILIES = ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "nemotron_h"]
@@ -57,7 +58,7 @@ def _deployed(
             name=shard.path.stem,
             handler=HANDLER,
             code_dir=str(folder / "code"),
-            environment={"REMOE_SHARD": str(shard.path)},
+            environment=shard_environment(shard.path),
             memory_mb=1769,
             timeout_s=20,
             reserved_concurrency=replicas,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,12 +43,14 @@ class ByHand:
         return list(whole[0, len(PROMPT_IDS) :].tolist())
 
 
-def by_hand(folder: Path, layers: tuple[LayerPlan, ...]) -> ByHand:
-    """All of it under `folder`. Tokens are w0, w1 ..."""
+def by_hand(folder: Path, layers: tuple[LayerPlan, ...], files: Mapping[str, str] = MappingProxyType({})) -> ByHand:
+    """All of it under `folder`. Tokens are w0, w1 ... The model also has `files`, by name."""
     model = save("mixtral", torch.float32, folder / "model", fused=False)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder / "model")
+    for name, text in files.items():
+        (folder / "model" / name).write_text(text)
     found = find(str(folder / "model"))
     synthetic = synthetic_profile(folder / "synthetic", experts=8)
     update = {"model": ModelRef(path=found.name, revision=found.revision), "spec": read_spec(found)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from botocore.config import Config
 
-from remoe_cli import artifacts
+from remoe_cli import owned, recognise
 from remoe_cli.deploy.aws import names, status
 from remoe_cli.deploy.aws.functions import plan_sha256
 from remoe_cli.deploy.aws.session import Account, plain_errors
@@ -57,7 +57,7 @@ def deployed_file(account: Account, name: str, file_name: str) -> Path:
             plan = bucket.read(names.main_file_key(files["plan.json"].sha256, "plan.json"))
             if plan_sha256(Plan.model_validate_json(plan)) == planned:
                 path = cache_dir() / "deployed" / f"{files[file_name].sha256}.json"
-                with artifacts.atomic_path(path) as temporary:
+                with owned.writing(path, recognise.document(f"remoe.{Path(file_name).stem}")) as temporary:
                     temporary.write_bytes(bucket.read(names.main_file_key(files[file_name].sha256, file_name)))
                 return path
     raise ArtifactError(f"The bucket {bucket.name} has no {file_name} of the plan that is deployed.", "Deploy the plan again.")

@@ -21,7 +21,7 @@ from remoe_cli.deploy.aws.storage import Bucket, Object, object_of
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.aws.tidy import tidy
 from remoe_cli.deploy.console import Console, Overview
-from remoe_cli.errors import DeployError, HeldError, PartialDeployError
+from remoe_cli.errors import DeployError, HeldError, PartialDeployError, UsageError
 
 
 def apply(
@@ -42,6 +42,7 @@ def apply(
     """
     with plain_errors():
         stack, bucket = Stack(account, name, console), Bucket(account, names.bucket(name, account.id, account.region))
+        _refuse_foreign(stack, bucket)
         tags = {names.DEPLOYMENT_TAG: name}
         wanted = DesiredStack(made.root, bucket.url(template.key(made.root)), bool(made.nested), tags)
         state = stack.recover(wanted)
@@ -90,6 +91,20 @@ def apply(
         return _document(account, name, console, changes, freed_bytes)
 
 
+def _refuse_foreign(stack: Stack, bucket: Bucket) -> None:
+    """Refuse a stack or a bucket that has the name of a deployment's and that remoe did not make.
+
+    A bucket without a tag may be one whose making was interrupted: then it holds nothing.
+
+    Raises: UsageError for such a stack or bucket.
+    """
+    state, tags, hint = stack.describe(), bucket.tags(), "Choose another --name."
+    if state and not state.empty and names.DEPLOYMENT_TAG not in state.tags:
+        raise UsageError(f"The stack {stack.name} has no tag {names.DEPLOYMENT_TAG}: remoe did not make it.", hint)
+    if tags is not None and names.DEPLOYMENT_TAG not in tags and (foreign := bucket.foreign()):
+        raise UsageError(f"The bucket {bucket.name} holds objects that remoe did not make, such as {foreign[0]}.", hint)
+
+
 def _document(account: Account, name: str, console: Console, changes: Sequence[Change], freed_bytes: int) -> dict[str, Any]:
     with console.progress("Reading the status"):
         return {**status.read(account, name), "changes": [asdict(change) for change in changes], "freed_bytes": freed_bytes}
@@ -134,7 +149,8 @@ def _destroyed(name: str, bucket: Bucket, tags: Mapping[str, str]) -> HeldError:
 def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
     """Delete the stack, then the bucket with all its objects.
 
-    `left` of the returned document lists what still has the deployment's tag.
+    `left` of the returned document lists what still has the deployment's tag, `kept` the objects that remoe did not put into the bucket;
+    these stay, and the bucket with them.
 
     Raises: DeployError for an unknown name, HeldError while somebody else changes it, PartialDeployError for what cannot be deleted.
     """
@@ -144,6 +160,7 @@ def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
         state, bucket_tags = stack.describe(), bucket.tags()
         if state is None and bucket_tags is None:
             raise status.unknown(account, name)
+        _refuse_foreign(stack, bucket)
         described = f"the stack {stack.name} ({state.status})" if state else "no stack"
         if not console.agree(
             f"Destroy '{name}' in account {account.id}, {account.region}: {described}, the bucket {bucket.name} and all in it?"
@@ -152,7 +169,7 @@ def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
         removed = stack.remove(state) if state else ()
         _claim(account, stack, bucket)
         with console.progress(f"Emptying and deleting the bucket {bucket.name}"):
-            bucket.remove()
+            kept = bucket.remove()
         gone = [event.id for event in removed if event.status == "DELETE_COMPLETE"]
         left = status.tagged(account, name, gone=[*gone, bucket.name])
         if stuck := [event for event in removed if event.failed]:
@@ -160,7 +177,7 @@ def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
                 f"{len(stuck)} resources could not be deleted, and are in no stack any more: {'; '.join(map(_stuck, stuck))}",
                 "Fix what it names, then delete them by hand.",
             )
-        return {"name": name, "target": "aws", "state": "destroyed", "left": left}
+        return {"name": name, "target": "aws", "state": "destroyed", "left": left, "kept": [f"s3://{bucket.name}/{key}" for key in kept]}
 
 
 def _claim(account: Account, stack: Stack, bucket: Bucket) -> None:

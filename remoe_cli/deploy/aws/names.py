@@ -101,3 +101,17 @@ def main_file_key(sha256: str, file_name: str) -> str:
 
 def template_key(sha256: str) -> str:
     return f"templates/{sha256}.json"
+
+
+_KEY = re.compile(r"(code/\w{64}\.zip|functions/[^/]+/\w{64}\.safetensors|main/\w{64}(\.json|/[^/]+)|templates/\w{64}\.json)")
+
+
+def is_key(key: str) -> bool:
+    """Return whether a key is one of those above.
+
+    remoe did not write objects with other keys, and does not delete them.
+
+    >>> is_key(code_key("0" * 64)), is_key(shard_key("layer-003", "0" * 64)), is_key("thesis.tex")
+    (True, True, False)
+    """
+    return _KEY.fullmatch(key) is not None

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from remoe_cli import artifacts
+from remoe_cli import artifacts, owned
 from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
 from remoe_cli.deploy.aws.settings import AwsSettings
@@ -67,9 +67,8 @@ def _functions(plan: Plan, plan_path: Path, profile: Profile, folder: Path, cons
         found = bundle.read(folder)
         if found.model == profile.record.model and found.spec == profile.record.spec:
             return found
-    shutil.rmtree(folder, ignore_errors=True)
-    with console.progress("Packaging functions") as report:
-        return bundle.build(plan, plan_path, profile, folder, report)
+    with owned.new_folder(folder, "bundle", bundle.files) as fresh, console.progress("Packaging functions") as report:
+        return bundle.build(plan, plan_path, profile, fresh, report)
 
 
 def _main(config: ServerConfig, plan_path: Path, endpoint: Endpoint, folder: Path, console: Console) -> partial_checkpoint.MainManifest:
@@ -78,14 +77,13 @@ def _main(config: ServerConfig, plan_path: Path, endpoint: Endpoint, folder: Pat
         if artifacts.read_json(folder / "server.json", ServerConfig) == config:
             fetch(str(folder / partial_checkpoint.MANIFEST), folder)
             return artifacts.read_json(folder / partial_checkpoint.MANIFEST, partial_checkpoint.MainManifest)
-    shutil.rmtree(folder, ignore_errors=True)
-    if endpoint is Endpoint.none:
-        folder.mkdir(parents=True)
-        artifacts.write_json(folder / "server.json", config)
-        shutil.copyfile(plan_path, folder / "plan.json")
-        return partial_checkpoint.seal(folder)
-    with console.progress("Packaging the main function", of_bytes=True) as report:
-        return write_main_files(config, plan_path, folder, report)
+    with owned.new_folder(folder, "main function", partial_checkpoint.files) as fresh:
+        if endpoint is Endpoint.none:
+            artifacts.write_json(fresh / "server.json", config)
+            shutil.copyfile(plan_path, fresh / "plan.json")
+            return partial_checkpoint.seal(fresh)
+        with console.progress("Packaging the main function", of_bytes=True) as report:
+            return write_main_files(config, plan_path, fresh, report)
 
 
 def _part(entry: bundle.FunctionEntry) -> ExpertFunction:

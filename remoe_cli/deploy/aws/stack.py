@@ -56,6 +56,11 @@ class StackState:
     def stands(self) -> bool:
         return self.status in _STANDS
 
+    @property
+    def empty(self) -> bool:
+        """Whether it never had a resource."""
+        return self.status == _REVIEW
+
 
 @dataclass(frozen=True)
 class DesiredStack:

@@ -23,6 +23,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from remoe_cli import artifacts
+from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.aws.session import Account, code_of
 from remoe_cli.errors import DeployError, HeldError
 from remoe_cli.progress import Report
@@ -131,6 +132,9 @@ class Bucket:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Replace the bucket's tags."""
+        if not tags:
+            self.client.delete_bucket_tagging(**self._it)
+            return
         self.client.put_bucket_tagging(**self._it, Tagging={"TagSet": [{"Key": key, "Value": value} for key, value in tags.items()]})
 
     def _tls_only(self) -> dict[str, Any]:
@@ -238,19 +242,35 @@ class Bucket:
         """
         _refused(self.client.delete_objects(**self._it, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}))
 
-    def remove(self) -> None:
-        """Remove the bucket, if there is one, with all objects, versions and unfinished uploads in it."""
+    def foreign(self) -> list[str]:
+        """List the keys of objects that remoe did not put there."""
+        return [each.key for each in self.stored() if not names.is_key(each.key)]
+
+    def remove(self) -> list[str]:
+        """Remove the bucket, if there is one, with everything in it that is remoe's.
+
+        That is all objects, versions and unfinished uploads. Where it holds other objects, it stays with them, without the tags of remoe;
+        their keys are returned.
+        """
+        kept: set[str] = set()
         try:
             for upload in self._uploads():
-                self.client.abort_multipart_upload(**self._it, Key=upload["Key"], UploadId=upload["UploadId"])
+                if names.is_key(upload["Key"]):
+                    self.client.abort_multipart_upload(**self._it, Key=upload["Key"], UploadId=upload["UploadId"])
             for page in self.client.get_paginator("list_object_versions").paginate(**self._it):
                 found = [{"Key": each["Key"], "VersionId": each["VersionId"]} for kind in _KINDS for each in page.get(kind, ())]
-                if found:
-                    _refused(self.client.delete_objects(**self._it, Delete={"Objects": found, "Quiet": True}))
-            self.client.delete_bucket(**self._it)
+                kept |= {each["Key"] for each in found if not names.is_key(each["Key"])}
+                if ours := [each for each in found if each["Key"] not in kept]:
+                    _refused(self.client.delete_objects(**self._it, Delete={"Objects": ours, "Quiet": True}))
+            if kept:
+                own = (names.DEPLOYMENT_TAG, names.DESTROYER_TAG)
+                self.tag({key: value for key, value in (self.tags() or {}).items() if key not in own})
+            else:
+                self.client.delete_bucket(**self._it)
         except ClientError as error:
             if code_of(error) not in _GONE:
                 raise
+        return sorted(kept)
 
 
 _KINDS = ("Versions", "DeleteMarkers")

@@ -18,7 +18,7 @@ from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.aws.stack import Change
 from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.deploy.inputs import read_inputs
+from remoe_cli.deploy.inputs import check_model, read_inputs
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import UsageError
 from remoe_cli.package.dependencies import PYTHON
@@ -56,6 +56,7 @@ class AwsTarget:
         account = self.account  # before long work: what is wrong with the credentials is said at once
         with self.console.progress("Checking the plan"):
             plan, profile, catalog = read_inputs(plan_path)
+        check_model(profile, self.console.progress)
         settings = _settings(plan, catalog, name, options)
         if settings.endpoint is not Endpoint.none and settings.image_uri is None:
             raise UsageError(

@@ -3,7 +3,8 @@
 It works only while the stack is unchanged and no change is proposed. Then no rollback can need what the templates do not name, and
 CloudFormation has deleted the versions of functions that did, which are resources of the stack. Whoever wants to change the stack makes a
 change set before relying on any object (deployment.py), so while one waits, everything stays. What is newer than the stack's last operation
-stays too: it may be the template of a change set that is not made yet. A run that is interrupted leaves the rest to the next.
+stays too: it may be the template of a change set that is not made yet. So does what remoe did not put there. A run that is interrupted
+leaves the rest to the next.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Collection
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.aws.session import explained
 from remoe_cli.deploy.aws.stack import Stack, StackState
 from remoe_cli.deploy.aws.storage import Bucket
@@ -26,7 +28,10 @@ def tidy(stack: Stack, bucket: Bucket, state: StackState, needed: Collection[str
 
     It raises nothing that S3 or CloudFormation answers, as the deployment is complete; it says what stays.
     """
-    left = sorted((each for each in bucket.stored() if each.key not in needed and each.since < state.since), key=lambda each: each.key)
+    left = sorted(
+        (each for each in bucket.stored() if each.key not in needed and each.since < state.since and names.is_key(each.key)),
+        key=lambda each: each.key,
+    )
     if not left:
         return 0
     gone_bytes, why = 0, "somebody has proposed or made other changes, which may need it"

@@ -13,7 +13,7 @@ from remoe_cli.errors import DeployError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
-from remoe_cli.profile.record import Profile, read_profile_of
+from remoe_cli.profile.record import Profile, read_profile_of, refuse_foreign
 from remoe_cli.runtime.calibrate import measure_target, with_answers, with_target
 from remoe_cli.runtime.client import answer
 from remoe_cli.runtime.invoke import make_client
@@ -26,8 +26,10 @@ def calibrate(name: str, out: Path, prompts: Sequence[Prompt], max_new_tokens: i
 
     With prompts it answers them too, and takes the overhead of an invocation from these answers.
 
-    Raises: DeployError for a deployment that does not run or has no functions, and what `measure_target` and `read_profile_of` raise.
+    Raises: UsageError for a directory that `write_profile` refuses, DeployError for a deployment that does not run or has no functions,
+    and what `measure_target` and `read_profile_of` raise.
     """
+    refuse_foreign(out)
     status = lifecycle.status(name)
     if status["endpoint"] is None:
         raise DeployError(f"The deployment '{name}' cannot be measured: it is {status['state']}.", status["hint"])

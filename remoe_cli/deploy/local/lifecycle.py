@@ -1,7 +1,8 @@
 """Start, describe and destroy deployments of the local twin.
 
-Each deployment has one directory, which holds everything about it: twin.json, supervisor.json, children.json, logs/, and the files that
-`start` was given. A lock on the directory (flock) keeps two commands apart.
+Each deployment has one directory, which holds everything about it: twin.json, supervisor.json, children.json, logs/, the files that
+`start` was given, and the mark that says which these are (owned.py). A lock on the directory (flock) keeps two commands apart. A file
+that remoe did not make is never deleted: `start` refuses the directory, and `destroy` leaves the file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from remoe_cli import cages, settings
+from remoe_cli import cages, owned, recognise, settings
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.console import SILENT, Console
 from remoe_cli.deploy.local import processes
@@ -29,6 +29,11 @@ from remoe_cli.errors import ArtifactError, DeployError, HeldError, UsageError
 
 FRONT_WAIT_S = 30.0
 SHUTDOWN_WAIT_S = 10.0
+_KIND = "deployment"
+# Written while a deployment runs; the last is the folder in which workers run.
+_WHILE_RUNNING = re.compile(r"(twin|supervisor|children)\.json|logs/(supervisor|main)\.log|logs/functions/[^/]+/[^/]+\.log|bundle/code/.+")
+_BEFORE_RUNNING = re.compile(r"(plan|server)\.json|(bundle|main)/.+")  # of a deployment that was never recorded whole
+_RECORDS = (("twin.json", "remoe.twin"), ("children.json", "remoe.twin-children"), ("plan.json", "remoe.plan"))
 
 
 def state_root() -> Path:
@@ -39,7 +44,7 @@ def state_root() -> Path:
 def names() -> list[str]:
     """List the names of all deployments, running, dead or half made."""
     root = state_root()
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+    return sorted(entry.name for entry in root.iterdir() if _is_deployment(entry)) if root.is_dir() else []
 
 
 def state_dir(name: str) -> Path:
@@ -52,6 +57,19 @@ def state_dir(name: str) -> Path:
     return state_root() / name
 
 
+def refuse_foreign(name: str) -> None:
+    """Refuse a name whose directory holds files that remoe did not make.
+
+    The name of a deployment that runs is not refused.
+
+    Raises: UsageError for such a name, and for one that cannot be one.
+    """
+    folder = state_dir(name)
+    owned.refuse_place(folder)
+    if folder.is_dir() and not ((record := _record(folder)) and processes.is_alive(record.process)):
+        owned.refuse_foreign(folder, _foreign(folder))
+
+
 def start(
     name: str,
     prepare: Callable[[Path], TwinConfig],
@@ -62,16 +80,23 @@ def start(
 
     `prepare` gets the deployment's directory, writes files into it, and returns what to run. When anything fails, nothing is left.
 
-    Raises: HeldError when the name is taken, UsageError when it cannot be a name, DeployError when something does not start.
+    Raises: HeldError when the name is taken, UsageError when it cannot be a name or its directory holds files that remoe did not make,
+    DeployError when something does not start.
     """
     folder = state_dir(name)
+    refuse_foreign(name)
     with _locked(folder, make=True):
         if (record := _record(folder)) and processes.is_alive(record.process):
             raise HeldError(f"A deployment named '{name}' is running.", f"Run 'remoe destroy {name}', or choose another name.")
+        refuse_foreign(name)
         _end_everything(folder)
-        _empty(folder)
+        if not owned.read_mark(folder):
+            owned.write_mark(folder, _KIND)  # first, so that an interruption leaves no files without it
+        _delete_files(folder)
+        owned.write_mark(folder, _KIND)
         try:
             config = prepare(folder)
+            owned.write_mark(folder, _KIND, sealed=True)
             write_json(folder / "twin.json", config)
             with console.progress("Starting the supervisor"):
                 _await_front(folder, _spawn_supervisor(folder))
@@ -81,7 +106,7 @@ def start(
             return _live_status(folder)
         except BaseException:
             _end_everything(folder)
-            shutil.rmtree(folder)
+            _delete(folder)
             raise
 
 
@@ -125,8 +150,10 @@ def logs(name: str, function: str | None = None, lines: int = 50) -> dict[str, l
     return {source: [line for path in paths for line in last_lines(path, lines)][-lines:] for source, paths in chosen.items()}
 
 
-def destroy(name: str) -> None:
+def destroy(name: str) -> list[Path]:
     """End every process of a deployment and remove its groups and files, in whatever state it is.
+
+    The files that are kept are returned: these are the files in its directory that remoe did not make.
 
     Raises: DeployError for an unknown name or when a process survives, HeldError while another process deploys or destroys it.
     """
@@ -138,7 +165,7 @@ def destroy(name: str) -> None:
                 _call(_port(record), "POST", "/remoe/shutdown")
                 processes.await_end([record.process], SHUTDOWN_WAIT_S)
         _end_everything(folder)
-        shutil.rmtree(folder)
+        return _delete(folder)
 
 
 def _end_everything(folder: Path) -> None:
@@ -244,6 +271,9 @@ def known_dir(name: str) -> Path:
     Raises: DeployError when there is none of this name, UsageError for a name that cannot be one.
     """
     folder = state_dir(name)
+    owned.refuse_place(folder)
+    if folder.is_dir() and not _is_deployment(folder):
+        owned.refuse_foreign(folder, _foreign(folder))
     if not folder.is_dir():
         known = names()
         others = f"there are: {', '.join(known)}" if known else "no deployment runs here"
@@ -251,10 +281,52 @@ def known_dir(name: str) -> Path:
     return folder
 
 
-def _empty(folder: Path) -> None:
-    """Remove the files of a dead deployment; the directory itself stays, as it is the lock."""
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+def _is_deployment(folder: Path) -> bool:
+    """Return whether remoe made this directory for a deployment; one that was killed at its very start has left no file in it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    mark = owned.read_mark(folder)
+    return (mark is not None and mark.kind == _KIND) or not owned.foreign_files(folder, lambda name: False) or _has_records(folder)
+
+
+def _has_records(folder: Path) -> bool:
+    """Return whether the directory is a deployment of a version of remoe without marks."""
+    return any((folder / name).is_file() and recognise.document(schema).recognises(folder / name) for name, schema in _RECORDS)
+
+
+def _foreign(folder: Path) -> list[str]:
+    """List the files in a directory that remoe did not make for a deployment."""
+    if not _is_deployment(folder):
+        return owned.foreign_files(folder, lambda name: False)
+    mark = owned.read_mark(folder)
+    prepared = set(mark.files) if mark and mark.files is not None else None
+
+    def ours(name: str) -> bool:
+        return bool(_WHILE_RUNNING.fullmatch(name)) or (name in prepared if prepared is not None else bool(_BEFORE_RUNNING.fullmatch(name)))
+
+    return owned.foreign_files(folder, ours)
+
+
+def _delete_files(folder: Path) -> list[Path]:
+    """Delete what remoe made of a deployment except the mark, and return what is kept; the directory itself stays, as it is the lock."""
+    kept = [folder / name for name in _foreign(folder)]
+    for _, path in list(owned.files_of(folder)):
+        if path not in kept and path != folder / owned.MARK:
+            path.unlink()
+    for parent, _, _ in os.walk(folder, topdown=False):
+        if Path(parent) != folder:
+            with suppress(OSError):  # it holds what is kept
+                os.rmdir(parent)
+    return kept
+
+
+def _delete(folder: Path) -> list[Path]:
+    """Delete what remoe made of a deployment, its directory too unless it holds other files; return these."""
+    kept = _delete_files(folder)
+    (folder / owned.MARK).unlink(missing_ok=True)
+    if not kept:
+        folder.rmdir()
+    return kept
 
 
 @contextmanager

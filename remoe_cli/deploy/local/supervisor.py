@@ -20,7 +20,7 @@ from typing import Any
 
 from aiohttp import web
 
-from remoe_cli import cages
+from remoe_cli import cages, recognise
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.local import front, processes
 from remoe_cli.deploy.local.config import ChildrenRecord, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
@@ -64,7 +64,7 @@ class Children:
 
     def add(self, process: ProcessRef) -> None:
         self.known = (*filter(processes.is_alive, self.known), process)
-        write_json(self.path, ChildrenRecord(children=self.known))
+        write_json(self.path, ChildrenRecord(children=self.known), recognise.ANY)
 
 
 def label(state_dir: Path) -> str:
@@ -90,7 +90,7 @@ async def supervise(state_dir: Path) -> None:
     runner = await _open_front(twin, state_dir / "supervisor.json")
     endpoint = front.endpoint(runner)
     groups = tuple(str(group) for group in host.mechanism.groups)
-    write_json(state_dir / "supervisor.json", SupervisorRecord(process=own, endpoint=endpoint, groups=groups))
+    write_json(state_dir / "supervisor.json", SupervisorRecord(process=own, endpoint=endpoint, groups=groups), recognise.ANY)
     keeper = asyncio.create_task(_keep_main(main, children, endpoint)) if main else None
     await twin.stop.wait()
     if keeper:

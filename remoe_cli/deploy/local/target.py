@@ -27,7 +27,7 @@ from remoe_cli import artifacts
 from remoe_cli.deploy import main_files
 from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.deploy.inputs import Inputs, read_inputs
+from remoe_cli.deploy.inputs import Inputs, check_model, read_inputs
 from remoe_cli.deploy.local import lifecycle, overview
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
 from remoe_cli.deploy.serve_here import serve_here
@@ -56,8 +56,10 @@ class LocalTarget:
     def deploy(self, plan_path: Path, name: str, options: DeployOptions) -> dict[str, Any]:
         if options.endpoint is Endpoint.sagemaker:
             raise UsageError("The local twin has no SageMaker endpoint.", "Leave --endpoint out: its main server is the same program.")
+        lifecycle.refuse_foreign(name)
         with self.console.progress("Checking the plan"):
             inputs = read_inputs(plan_path)
+        check_model(inputs[1], self.console.progress)
         lifecycle.start(name, lambda folder: self._prepare(folder, name, plan_path, inputs, options), self.console)
         return self.status(name)
 
@@ -77,7 +79,10 @@ class LocalTarget:
                 name=f"{name}-{entry.name}",
                 handler=bundle.HANDLER,
                 code_dir=str(code),
-                environment={"REMOE_SHARD": str(folder / "bundle" / entry.shard)},
+                environment={
+                    "REMOE_SHARD": str(folder / "bundle" / entry.shard),
+                    "REMOE_SHARD_HEADER": f"{entry.head_bytes}:{entry.head_sha256}",
+                },
                 memory_mb=entry.memory_mb,
                 timeout_s=_TIMEOUT_S,
                 reserved_concurrency=entry.replicas,
@@ -140,8 +145,8 @@ class LocalTarget:
 
     def destroy(self, name: str) -> dict[str, Any]:
         with self.console.progress(f"Destroying {name}"):
-            lifecycle.destroy(name)
-        return {"name": name, "target": "local", "state": "destroyed", "left": []}
+            kept = lifecycle.destroy(name)
+        return {"name": name, "target": "local", "state": "destroyed", "left": [], "kept": list(map(str, kept))}
 
 
 def _main_server(folder: Path) -> MainConfig:

@@ -21,7 +21,8 @@ from typing import Any
 import tomlkit
 from tomlkit.items import AoT
 
-from remoe_cli.artifacts import atomic_path
+from remoe_cli import owned, recognise
+from remoe_cli.artifacts import sha256_bytes
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog, catalog_text
 from remoe_cli.provenance import Provenance
@@ -87,8 +88,10 @@ def update(catalog: Catalog, out: Path, *, base_url: str = "", say: Callable[[st
 
     A price that AWS's list does not have stays.
 
-    Raises: RemoeError when a list cannot be fetched or read, UsageError when no price of the catalog is AWS's; nothing is written then.
+    Raises: RemoeError when a list cannot be fetched or read, UsageError when no price of the catalog is AWS's, and where
+    `refuse_catalog` does; nothing is written then.
     """
+    refuse_catalog(catalog, out)
     text = catalog_text(catalog.file.path)
     tables = catalog.model_dump(mode="json", exclude_none=True, exclude={"file", "provenance"})
     prices = tuple(_aws_prices(catalog, tables))
@@ -105,9 +108,27 @@ def update(catalog: Catalog, out: Path, *, base_url: str = "", say: Callable[[st
         found |= {(service, region, name): usd for name, usd in listed.items()}
     prices = tuple(_looked_up(price, found) for price in prices)
     updated = UpdatedPrices(prices, published)
-    with atomic_path(out) as temporary:
+    with owned.writing(out, _made(catalog)) as temporary:
         temporary.write_text(_updated_text(text, catalog, updated), encoding="utf-8")
     return updated
+
+
+def refuse_catalog(catalog: Catalog, out: Path) -> None:
+    """Refuse a path where `update` would replace anything but a catalog.
+
+    It may replace a catalog that it wrote, and the catalog that it updates.
+
+    Raises: UsageError for such a path.
+    """
+    owned.refuse_file(out, _made(catalog))
+
+
+def _made(catalog: Catalog) -> recognise.Made:
+    def recognises(path: Path) -> bool:
+        content = path.read_bytes()
+        return content.startswith(_TITLE.encode()) or sha256_bytes(content) == catalog.file.sha256
+
+    return recognise.Made("catalog", recognises)
 
 
 def _aws_prices(catalog: Catalog, tables: dict[str, Any]) -> Iterable[Price]:

@@ -91,7 +91,10 @@ def baseline_rows(plan: Plan) -> Rows:
 
 
 def break_even_texts(plan: Plan) -> Iterator[str]:
-    """Say where remote experts and another way to run the model cost the same: a sentence each, or one that they never do."""
+    """Say where remote experts and another way to run the model cost the same.
+
+    There is a sentence for each way, or one that says that they never do.
+    """
     found = [one for one in plan.break_evens if one.at is not None]
     yield from map(_break_even_text, found)
     if plan.break_evens and not found:

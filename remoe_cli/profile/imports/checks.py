@@ -1,4 +1,4 @@
-"""What the readers of all formats return, and the checks of numbers and layers that counts and ids have in common.
+"""What the readers of all formats return, and the checks that counts and ids have in common.
 
 check_counts.py and check_ids.py hold counts and ids against the model's sizes and make a profile's arrays of them. File formats, prompts
 and the place of the profile are not known here.

@@ -25,9 +25,8 @@ from remoe_cli.profile.imports.checks import CheckedRouting, CountedRouting, Int
 from remoe_cli.profile.imports.draw import draw_trace
 from remoe_cli.profile.imports.formats import read_routing
 from remoe_cli.profile.latency_record import Latency
-from remoe_cli.profile.merge import refuse_foreign
 from remoe_cli.profile.prompts import PromptSet
-from remoe_cli.profile.record import DatasetRef, ModelRef, Phase, Profile, ProfileRecord, RoutingRef, write_profile
+from remoe_cli.profile.record import DatasetRef, ModelRef, Phase, Profile, ProfileRecord, RoutingRef, refuse_foreign, write_profile
 
 Arrays = dict[str, npt.NDArray[Any]]
 _FIELDS: dict[Phase, str] = {"prefill": "n_prompt_tokens", "decode": "n_decode_tokens"}

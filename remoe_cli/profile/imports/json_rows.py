@@ -1,6 +1,7 @@
-"""JSON as people keep responses: one value a line, an array of them, or values that go over several lines.
+"""JSON as people keep responses.
 
-The file is streamed, so memory does not grow with the number of values; limits bound a single one.
+That is one value a line, an array of values, or values that go over several lines. The file is streamed, so memory does not grow with the
+number of values; limits bound a single one.
 """
 
 from __future__ import annotations

@@ -50,9 +50,10 @@ class AnswerIds:
 
 
 def decode_ids(where: str, experts: Any, spec: MoeSpec) -> Array:
-    """Decode nested lists, base64 of a .npy, base64 of int32 for all hidden layers, or an object that states its shape.
+    """Decode the ids of a response.
 
-    No ids at all give an array without tokens.
+    They are nested lists, base64 of a .npy, base64 of int32 for all hidden layers, or an object that states its shape. No ids at all give
+    an array without tokens.
 
     Raises: UsageError for anything else.
     """
@@ -100,7 +101,9 @@ def align(where: str, ids: Array, start: int, prompt: int | None, generated: int
 
 
 def align_parts(where: str, before: Array, ids: Array, generated: int | None) -> AnswerIds:
-    """Say which tokens ids belong to that come apart: those of the prompt `before`, and those of the answer.
+    """Say which tokens the ids of two parts belong to.
+
+    The parts are the ids of the prompt, `before`, and those of the answer.
 
     Raises: UsageError when the parts fit neither each other nor the number of generated tokens.
     """

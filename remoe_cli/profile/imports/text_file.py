@@ -1,7 +1,8 @@
-"""Text that other programs wrote: in UTF-8, or as its byte order mark says; plain or compressed with gzip.
+"""Text that other programs wrote, plain or compressed with gzip.
 
-Compression and encoding are seen in the first bytes, not in the file's name. A line ends at a line feed only: what else Unicode calls
-the end of a line belongs to the text. Bytes that are no text become U+FFFD: routing is in none of them.
+The encoding is UTF-8, or what the byte order mark says. Compression and encoding are seen in the first bytes, not in the file's name. A
+line ends at a line feed only: what else Unicode calls the end of a line belongs to the text. Bytes that are no text become U+FFFD: routing
+is in none of them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def open_text(file: Path) -> Iterator[TextIO]:
 
 
 def lines_of(file: Path, stream: TextIO, most: int, start: str = "", number: int = 1) -> Iterator[Line]:
-    """Yield the lines of a file with their numbers. What has been read of the first is `start`, and `number` is its number.
+    """Yield the lines of a file with their numbers.
+
+    `start` is what has been read of the first line, and `number` is its number.
 
     Raises: UsageError for a line of more than `most` characters.
     """

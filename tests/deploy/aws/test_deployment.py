@@ -185,7 +185,7 @@ def test_an_interrupt_leaves_the_operation_running(account: Account) -> None:
 def test_after_kill_9_the_same_command_goes_on(account: Account, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """At ten points, each with a deployment of its own: killed there, deployed again, complete, destroyed without remains."""
     monkeypatch.setattr(storage, "PART_BYTES", 5 * 2**20)
-    big = object_of("main/big", bytes(5 * 2**20 + 1))
+    big = object_of(names.main_file_key("e" * 64, "big"), bytes(5 * 2**20 + 1))
     calls.clear()
     deploy(account, "kill", a_plan(), Endpoint.none, big)
     destroy(account, "kill")

@@ -42,6 +42,7 @@ from remoe_cli.package.elf import stripped
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from remoe_cli.runtime.invoke import invoke, make_client
 from tests.support.families import HIDDEN_SIZE, build
+from tests.support.shards import shard_environment
 from tests.support.twin import run_twin
 from tests.support.zipped import ARCHITECTURE, Zipped, make
 
@@ -266,7 +267,7 @@ def test_from_its_zip_and_s3_alone_it_answers_bit_for_bit_as_from_disk(
     (tmp_path / "more" / "standard.py").write_text(STANDARD)
     functions = [
         zipped.function("s3", from_s3),
-        zipped.function("disk", {"REMOE_SHARD": str(shard)}),
+        zipped.function("disk", shard_environment(shard)),
         zipped.function("standard", from_s3 | {"PYTHONPATH": str(tmp_path / "more")}, handler="standard.handle"),
     ]
     before = {path: path.stat().st_mtime_ns for path in zipped.root.rglob("*")}
@@ -379,7 +380,7 @@ def test_more_experts_than_memory_holds_take_turns(zipped: Zipped, tmp_path: Pat
     write_shard(path, ExpertLayer(0, "experts", module, 8), range(8))
     shard, rows = ShardFile(path), narrow(np.tile(ROWS, 16), "bfloat16")
     assert sum(map(shard.head.expert_bytes, shard.experts)) > 105 << 20
-    with run_twin([zipped.function("f", {"REMOE_SHARD": str(path)}, memory_mb=128)], tmp_path / "logs", probed) as twin:
+    with run_twin([zipped.function("f", shard_environment(path), memory_mb=128)], tmp_path / "logs", probed) as twin:
         for expert in (*range(8), 0, 7):
             answer = twin.raw(to_wire(pack(Batch("bfloat16", (expert,), (3,), rows))))
             assert "FunctionError" not in answer, answer["body"]

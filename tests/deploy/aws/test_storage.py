@@ -12,7 +12,7 @@ import boto3
 import pytest
 from botocore.stub import ANY, Stubber
 
-from remoe_cli.deploy.aws import storage
+from remoe_cli.deploy.aws import names, storage
 from remoe_cli.deploy.aws.session import Account, plain_errors
 from remoe_cli.deploy.aws.storage import Bucket, Object, object_of
 from remoe_cli.errors import DeployError
@@ -51,8 +51,18 @@ def bucket(account: Account, request: pytest.FixtureRequest) -> Iterator[Bucket]
     calls.clear()
     yield bucket
     interrupt_at.clear()
-    bucket.remove()
-    assert bucket.tags() is None
+    if bucket.tags() is not None:
+        _delete_all(bucket)
+
+
+def _delete_all(bucket: Bucket) -> None:
+    """Also what remoe did not put there."""
+    for upload in bucket._uploads():
+        bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"])
+    found = bucket.client.list_object_versions(Bucket=bucket.name)
+    for each in (*found.get("Versions", ()), *found.get("DeleteMarkers", ())):
+        bucket.client.delete_object(Bucket=bucket.name, Key=each["Key"], VersionId=each["VersionId"])
+    bucket.client.delete_bucket(Bucket=bucket.name)
 
 
 def test_a_new_bucket_is_closed_encrypted_and_tagged(bucket: Bucket) -> None:
@@ -133,14 +143,33 @@ def test_s3_refuses_what_arrives_damaged(operation: str, bucket: Bucket) -> None
 
 def test_a_bucket_is_removed_with_versions_and_unfinished_uploads(bucket: Bucket) -> None:
     bucket.client.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration={"Status": "Enabled"})
-    bucket.upload([object_of("a", b"1")])
-    bucket.upload([object_of("a", b"2")])
-    bucket.client.delete_object(Bucket=bucket.name, Key="a")
-    bucket.client.create_multipart_upload(Bucket=bucket.name, Key="large")
-    bucket.remove()
+    key = names.code_key("0" * 64)
+    bucket.upload([object_of(key, b"1")])
+    bucket.upload([object_of(key, b"2")])
+    bucket.client.delete_object(Bucket=bucket.name, Key=key)
+    bucket.client.create_multipart_upload(Bucket=bucket.name, Key=names.shard_key("layer-000", "0" * 64))
+    assert bucket.remove() == []
     assert bucket.tags() is None
     assert calls.count("AbortMultipartUpload") == 1
-    bucket.remove()  # there need not be one
+    assert bucket.remove() == []  # there need not be one
+
+
+def test_what_remoe_did_not_put_there_keeps_the_bucket(bucket: Bucket) -> None:
+    bucket.client.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration={"Status": "Enabled"})
+    bucket.upload([object_of(names.code_key("0" * 64), b"1")])
+    others = ("thesis.tex", "main/thesis.tex", "code/mine.zip", f"functions/{'0' * 64}.safetensors")
+    for key in others:
+        for content in (b"first", b"years of work"):
+            bucket.client.put_object(Bucket=bucket.name, Key=key, Body=content)
+    bucket.client.create_multipart_upload(Bucket=bucket.name, Key="mine")
+    bucket.tag({names.DEPLOYMENT_TAG: "x", names.DESTROYER_TAG: "me", "team": "ours"})
+    assert bucket.remove() == sorted(others) == sorted(bucket.foreign())
+    assert [each.key for each in bucket.stored()] == sorted(others) and bucket.read("thesis.tex") == b"years of work"
+    assert len(bucket.client.list_object_versions(Bucket=bucket.name)["Versions"]) == 2 * len(others)
+    assert [upload["Key"] for upload in bucket._uploads()] == ["mine"]
+    assert bucket.tags() == {"team": "ours"}
+    bucket.tag({})
+    assert bucket.tags() == {}
 
 
 def stubbed(endpoint: str | None = None, region: str = "us-east-1") -> tuple[Bucket, Stubber]:

@@ -135,7 +135,7 @@ def test_the_life_of_a_deployment(inputs: Inputs, account: Account, connected: N
 
     assert remoe("destroy", "thrifty", "--target", "aws")[0] == 2  # nobody can be asked
     code, gone = remoe("destroy", "thrifty", "--target", "aws", "--yes")
-    assert (code, gone) == (0, {"name": "thrifty", "target": "aws", "state": "destroyed", "left": []})
+    assert (code, gone) == (0, {"name": "thrifty", "target": "aws", "state": "destroyed", "left": [], "kept": []})
     code, failed = remoe("status", "thrifty", "--target", "aws")
     assert code == 1 and "no deployment named 'thrifty' in account 123456789012, us-east-1" in failed["error"]["message"]
 

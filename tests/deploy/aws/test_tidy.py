@@ -103,11 +103,11 @@ def test_what_goes_before_the_change_set_is_there_is_sent_again(account: Account
 def test_who_deploys_what_is_being_destroyed_is_told_by_whom(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     remove, held = Bucket.remove, f"held by {account.caller} on .*, who destroys the deployment 'gone'"
 
-    def while_another_deploys(bucket: Bucket) -> None:
+    def while_another_deploys(bucket: Bucket) -> list[str]:
         with pytest.raises(HeldError, match=held) as error:
             deploy(account, "gone", a_plan())
         assert error.value.exit_code == 5 and "remoe destroy gone --target aws" in error.value.hint
-        remove(bucket)
+        return remove(bucket)
 
     deploy(account, "gone", a_plan())
     monkeypatch.setattr(Bucket, "remove", while_another_deploys)

@@ -316,10 +316,10 @@ def test_a_group_that_cannot_be_made_is_no_mechanism(monkeypatch: pytest.MonkeyP
 
 def test_what_prepare_raises_leaves_nothing(root: Path) -> None:
     def prepare(folder: Path) -> TwinConfig:
-        (folder / "half").write_bytes(b"x")
+        (folder / "server.json").write_bytes(b"x")
         assert lifecycle.names() == ["t"]
         raise ValueError("no such plan")
 
     with pytest.raises(ValueError, match="no such plan"):
         lifecycle.start("t", prepare)
-    assert lifecycle.names() == []
+    assert lifecycle.names() == [] and list(lifecycle.state_root().iterdir()) == []

@@ -1,0 +1,95 @@
+"""Recognising files that remoe made by their own content.
+
+JSON documents begin with their schema; safetensors files and pictures have remoe in their metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAKER = "remoe"  # in the metadata of pictures and of safetensors files
+_LONGEST_JSON_BYTES = 64 << 20
+_HEAD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Made:
+    """How to recognise one kind of file that remoe makes; `what` names the kind in messages."""
+
+    what: str
+    recognises: Callable[[Path], bool]
+
+
+def document(schema: str) -> Made:
+    """Recognise JSON documents of any version of a schema, such as "remoe.plan".
+
+    Documents that are cut off at the end are recognised too.
+    """
+    head = f'{{\n "schema_version": "{schema}/'.encode()
+
+    def recognises(path: Path) -> bool:
+        begin = _head(path)[: len(head)]
+        return begin == head[: len(begin)] or str(read_object(path).get("schema_version")).startswith(f"{schema}/")
+
+    return Made(schema.partition(".")[2], recognises)
+
+
+def safetensors_metadata(path: Path) -> Mapping[str, str]:
+    """Return the metadata in the head of a safetensors file; none when the file is not one."""
+    head = _head(path, 8)
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > _LONGEST_JSON_BYTES:
+        return {}
+    metadata = _parsed(_head(path, 8 + length)[8:]).get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def arrays(kind: str) -> Made:
+    """Recognise safetensors files of a kind, such as "prediction"."""
+    return Made(kind, lambda path: safetensors_metadata(path).get(MAKER, "").partition(" ")[0] == kind)
+
+
+def _is_picture(path: Path) -> bool:
+    """Look for remoe's name where matplotlib puts `Software` of PNG files and `Creator` of the others."""
+    maker, head = MAKER.encode(), _head(path)
+    match head[:4]:
+        case b"\x89PNG":
+            return b"tEXtSoftware\0" + maker in head
+        case b"%PDF":
+            return b"/Creator (" + maker + b")" in _head(path) + _tail(path)
+    return b"<dc:title>" + maker + b"</dc:title>" in head
+
+
+ANY = Made("file", lambda path: True)  # for names that only remoe uses, in a folder that remoe made
+NONE = Made("file", lambda path: False)
+PICTURE = Made("picture", _is_picture)
+
+
+def _head(path: Path, length: int = _HEAD_BYTES) -> bytes:
+    with path.open("rb") as file:
+        return file.read(length)
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _HEAD_BYTES))
+        return file.read()
+
+
+def read_object(path: Path) -> Mapping[str, Any]:
+    """Read a JSON object of at most 64 MB; an empty one where the file holds none."""
+    return _parsed(_head(path, _LONGEST_JSON_BYTES + 1))
+
+
+def _parsed(text: bytes) -> Mapping[str, Any]:
+    if len(text) > _LONGEST_JSON_BYTES:
+        return {}
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
