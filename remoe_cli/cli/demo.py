@@ -137,7 +137,7 @@ def _profile(model: Path, prompts: PromptSet, out: Path) -> Profile:
     """Profile some of the prompts, unless an earlier run of the demo has done just that."""
     from dataclasses import replace
 
-    from remoe_cli.errors import ArtifactError
+    from remoe_cli.errors import ArtifactError, UsageError
     from remoe_cli.model.checkpoint import find
     from remoe_cli.profile.record import read_profile
     from remoe_cli.profile.run import profile
@@ -148,7 +148,7 @@ def _profile(model: Path, prompts: PromptSet, out: Path) -> Profile:
         if (made.record.dataset.sha256, made.record.model.revision) == (subset.sha256, find(str(model)).revision):
             output.say(f"    The profile of an earlier run is used again: {out}")
             return made
-    except ArtifactError:
+    except (ArtifactError, UsageError):  # there is none, or not of this version
         pass
     made = profile(
         str(model),

@@ -70,4 +70,4 @@ def command(
 
 def _name_of(plan: Path) -> str:
     """The plan's file name, made a name that every target takes."""
-    return re.sub(r"[^a-z0-9]+", "-", plan.stem.lower()).strip("-")[:24].rstrip("-")
+    return re.sub(r"[^a-z0-9]+", "-", plan.stem.lower()).strip("-")[:24].rstrip("-") or "plan"

@@ -17,7 +17,7 @@ import pytest
 from remoe_cli.cli import app
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.plan.catalog import update as catalog_update
-from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
+from remoe_cli.plan.catalog.catalog import Catalog, catalog_text, read_catalog
 from remoe_cli.plan.catalog.update import update
 
 US = "us-east-1"
@@ -280,12 +280,13 @@ def test_no_answer_is_a_failure(tmp_path: Path) -> None:
 
 
 def fails(url: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "new.toml").write_text("as it was")
+    as_it_was = catalog_text("aws-us-east-1")
+    (tmp_path / "new.toml").write_text(as_it_was)
     with pytest.raises(RemoeError) as raised:
         update(read_catalog("aws-us-east-1"), tmp_path / "new.toml", base_url=url)
     assert message in raised.value.message and "AWSLambda/current/us-east-1/index.json" in raised.value.message
     assert "network" in raised.value.hint
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("new.toml", "as it was")]
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("new.toml", as_it_was)]
 
 
 def test_the_command_prints_what_changed(server: Server, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:

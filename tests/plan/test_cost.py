@@ -96,9 +96,8 @@ def test_what_was_measured_on_a_live_target_goes_before_the_catalog(tmp_path: Pa
 
 
 def test_hidden_states_are_copied_twice_a_layer(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    without = outcome(*case(tmp_path / "a"))
-    copied = outcome(*case(tmp_path, copy_s=Linear(fixed_s=1e-4, per_token_s=1e-5)))
+    without = outcome(*case(tmp_path / "without"))
+    copied = outcome(*case(tmp_path / "copied", copy_s=Linear(fixed_s=1e-4, per_token_s=1e-5)))
     assert copied.ttft_s - without.ttft_s == pytest.approx(2 * (1e-4 + 1e-5 * N_IN))
     assert copied.tpot_s - without.tpot_s == pytest.approx(2 * (1e-4 + 1e-5))
 
