@@ -60,7 +60,7 @@ SHAPES: dict[str, list[Any] | str | bytes] = {
     "array over lines": json.dumps(ROWS, indent=2) + "\n",
     "arrays on lines": [ROWS[:2], [], ROWS[2:]],
     "arrays on later lines": [ROWS[0], ROWS[1:]],
-    "carriage returns within a line": "\n".join(json.dumps(row).replace(", ", ",\r") for row in ROWS),
+    "carriage returns within a line": "\n".join([json.dumps(ROWS[0]), *(json.dumps(row).replace(", ", ",\r") for row in ROWS[1:])]),
     "array of arrays": [[ROWS[:2], ROWS[2:]]],
     "objects over lines": "\n".join(json.dumps(row, indent=1) for row in ROWS),
     "objects without an end of line": "".join(map(json.dumps, ROWS)),

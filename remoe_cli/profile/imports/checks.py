@@ -220,8 +220,8 @@ def not_empty(tokens: Mapping[Phase, Array], where: str) -> None:
 def listed(names: Iterable[object], most: int = 20) -> str:
     """List names that a file holds for a message, at most so many and none at length.
 
-    >>> listed(["id", "choices"])
-    'id, choices'
+    >>> print(listed(["id", "choices", "two\\nlines"]))
+    id, choices, two\\nlines
     """
     shown = [name if name.isprintable() else ascii(name)[1:-1] for name in map(str, names)]
     return ", ".join(name[:40] for name in shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "") or "nothing"

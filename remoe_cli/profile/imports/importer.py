@@ -130,7 +130,10 @@ def import_routing(file: Path, spec: MoeSpec, *, model: str = "", prompts: Promp
 
 
 def _of_rows(prompts: PromptSet, routing: Routing) -> PromptSet:
-    """Choose the prompt of each row, where there are prompts for all requests of the file, also for those that are left out."""
+    """Choose the prompt of each row, where there is one for each request of the file.
+
+    Some requests of a file are left out, and some are more than one row.
+    """
     if isinstance(routing, CountedRouting) or routing.requests is None or len(prompts.texts) != routing.read:
         return prompts
     requests = routing.requests.tolist()

@@ -44,7 +44,7 @@ def json_rows(file: Path) -> Rows:
 
 
 def _is_whole(line: str) -> bool:
-    """Tell whether a line is an object of its own. An array is read element by element, however many lines it has."""
+    """Tell whether a line is an object of its own; an array is read element by element."""
     try:
         check_size(line, _MOST_CHARACTERS, _MOST_PARTS)
         return not line.lstrip().startswith("[") and json.loads(line) is not None

@@ -179,9 +179,8 @@ def _answer(where: str, holders: list[Object], parts: list[Object], generated: i
         start = _number(where, _STARTS[0], experts.get("start") if isinstance(experts, dict) else _first(parts, *_STARTS))
         prompt = _prompt_tokens(where, parts)
         if prompt is None and generated is None:
-            what = (
-                f"it does not say how many tokens its prompt has (it has {listed(dict.fromkeys(name for part in parts for name in part))})"
-            )
+            fields = dict.fromkeys(name for part in parts for name in part)
+            what = f"it does not say how many tokens its prompt has (it has {listed(fields)})"
             raise refuse(where, what, "Keep usage.prompt_tokens, meta_info.prompt_tokens or prompt_token_ids of the responses.")
         found = align(where, ids, start or 0, prompt, generated)
     if not len(found.ids) or (found.ids < 0).all() or (spec.top_k > 1 and not found.ids.any()):

@@ -129,7 +129,7 @@ def _fits(parts: list[_Seen]) -> bool:
 def _groups(
     file: Path, spec: MoeSpec, column: str, grouping: list[str], layers: list[int], chosen: list[tuple[str, str]]
 ) -> tuple[dict[_Group, Counts], dict[_Group, int]]:
-    """Read the counts [L, E] of each group of rows, -1 where there is no row, and the tokens that it states."""
+    """Read the counts [L, E] of each group of rows, and the tokens it states; -1 where there is no row."""
     at = {layer: place for place, layer in enumerate(layers)}
     groups: dict[_Group, Counts] = {}
     tokens: dict[_Group, int] = {}
