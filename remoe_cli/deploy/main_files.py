@@ -37,6 +37,7 @@ def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manife
             function_usd_per_request=catalog.function.usd_per_request,
         ),
         gpu=plan.main.gpu_memory_mb is not None,
+        served=plan.workload.served,
     )
 
 

@@ -158,6 +158,7 @@ class MainFunction:
                 )
         asked = request.asked()
         ids = self.engine.prompt_ids(asked) if asked is not None else request.prompt_token_ids or ()
+        self.config.refuse_unserved(len(ids), request.max_new_tokens)
         generated = self.engine.generate(ids, request.max_new_tokens, on_text, stopped)
         return Answer(
             text=generated.text,

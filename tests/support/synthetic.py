@@ -161,12 +161,14 @@ def tiny_catalog(main: dict[str, Any] | None = None, **function: Any) -> Catalog
     local["function"] |= {"memory_menu_mb": [128, 256, 512], "max_replicas": 2} | function
     if further := tuple(f"function.{name}" for name in function if "storage" in name):
         local["provenance"] += ({"of": further, "date": "2026-05-01", "region": "all", "source": "test"},)
+    if "rented_timeout_s" in (main or {}):
+        local["provenance"] += ({"of": ("main.rented_timeout_s",), "date": "2026-05-01", "region": "all", "source": "test"},)
     return Catalog.model_validate(local)
 
 
 def plan_of(profile: Profile, catalog: Catalog, *, examine: bool = False, **options: Any) -> Plan:
     """A plan from flat options: those of the aim and those of `PlanRequest`; not examined for robustness unless asked."""
-    aim = {name: options.pop(name) for name in ("objective", "ttft_s", "tpot_s", "budget_usd") if name in options}
+    aim = {name: options.pop(name) for name in ("objective", "ttft_s", "tpot_s", "budget_usd", "ttft_percentile") if name in options}
     return make_plan(profile, catalog, PlanRequest(aim=Aim(**aim), examine=examine, **options))
 
 

@@ -26,7 +26,9 @@ from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, MainSpec, Outcome
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem, local_layers
-from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
+from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_cpu, whole_on_gpu
+
+_STORED = "weights are read as they are stored and computed with as if they were unpacked"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,12 @@ def baselines(problem: Problem, aim: Aim) -> Baselines:
         BaselineName.FETCH: _fetch(problem, aim),
         BaselineName.MIX: _mix(problem, aim, local),
     }
+    if problem.spec.stored is not None:
+        weights = main_function.base_bytes(problem) - problem.spec.nonexpert_bytes + problem.spec.stored_bytes
+        found |= {
+            BaselineName.STORED_CPU: _cpu_as_stored(problem, aim, weights),
+            BaselineName.STORED_GPU: _on_gpu(problem, aim, weights, 0, ideal=False, as_it_is_stored=True),
+        }
     best = _best(aim, local)
     found[BaselineName.ALL_LOCAL] = found[BaselineName.MIX] if best is None else _priced(aim, best)
     priced = {name: way for name, way in found.items() if not isinstance(way, str)}
@@ -142,6 +150,29 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     return best or f"no main function paid by use holds the whole model of {bytes_needed / 2**30:.1f} GB"
 
 
+def _cpu_as_stored(problem: Problem, aim: Aim, bytes_needed: int) -> Baseline | str:
+    """Price the quantised model on CPUs, with all times of a description."""
+    side, hardware = problem.catalog.main, read_hardware(problem.catalog.reference.hardware)
+    nonexpert, expert = as_stored(*whole_on_cpu(hardware, problem.spec), problem.spec)
+    needed, best = bytes_needed + side.runtime_memory_mb * MB, None
+    for spec in side.menu:
+        if spec.usd_per_hour is not None or spec.memory_mb * MB < needed:
+            continue
+        vcpus = min(spec.vcpus or hardware.main.saturation_vcpus, hardware.main.saturation_vcpus)
+        outcome = _outcome(
+            problem,
+            lambda n, slow=hardware.main.saturation_vcpus / vcpus: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
+            lambda n, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
+            problem.catalog.main_usd_per_gb_second * spec.memory_mb / GB_MB,
+            side.usd_per_request,
+            by_use=True,
+            as_it_is_stored=True,
+        )
+        if outcome and (best is None or outcome.cost_usd_per_request < best.cost_usd_per_request):
+            best = Baseline(**outcome.model_dump(), spec=spec.name, meets=meets(aim, outcome), assumed=_STORED)
+    return best or f"no main function paid by use holds the quantised model of {needed / 2**30:.1f} GB and answers in time"
+
+
 def _gpu(problem: Problem, aim: Aim) -> Baseline | str:
     gpu_bytes = main_function.base_bytes(problem) + problem.spec.routed_bytes
     return _on_gpu(problem, aim, gpu_bytes, 0, ideal=False)
@@ -152,7 +183,7 @@ def _fetch(problem: Problem, aim: Aim) -> Baseline | str:
     return _on_gpu(problem, aim, gpu_bytes, problem.spec.routed_bytes, ideal=True)
 
 
-def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: bool) -> Baseline | str:
+def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: bool, as_it_is_stored: bool = False) -> Baseline | str:
     """Price the cheapest way to have so much memory, with all arithmetic on the GPU."""
     reference, side = problem.catalog.reference, problem.catalog.main
     cpu_needed = cpu_bytes + side.runtime_memory_mb * MB
@@ -169,8 +200,18 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         if hardware.gpu is None:
             continue
         nonexpert, expert = whole_on_gpu(hardware, problem.spec)
+        if as_it_is_stored:
+            nonexpert, expert = as_stored(nonexpert, expert, problem.spec)
         by_use = per_hour is None
-        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: expert.seconds(n, 1), usd_per_s, 0.0, by_use=by_use)  # noqa: B023
+        outcome = _outcome(
+            problem,
+            lambda n: float(nonexpert.seconds(n)),  # noqa: B023
+            lambda n: expert.seconds(n, 1),  # noqa: B023
+            usd_per_s,
+            0.0,
+            by_use=by_use,
+            as_it_is_stored=as_it_is_stored,
+        )
         if outcome is None:
             continue
         traffic, instances = problem.workload.requests_per_hour, 1
@@ -180,7 +221,7 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         overhead = (
             f"GPU overhead of {hardware.main.layer_overhead_s * 1e3:g} ms for each layer "
             f"and {hardware.gpu.expert_overhead_s * 1e3:g} ms for each expert"
-        )
+        ) + (f"; {_STORED}" if as_it_is_stored else "")
         if best is None or outcome.cost_usd_per_request < best.cost_usd_per_request:
             best = Baseline(
                 **outcome.model_dump(), spec=name, instances=instances, meets=meets(aim, outcome), assumed=overhead, ideal=ideal
@@ -204,6 +245,7 @@ def _outcome(
     fixed_usd: float,
     *,
     by_use: bool,
+    as_it_is_stored: bool = False,
 ) -> Outcome | None:
     """Price one device that computes everything, one expert after another; None where the platform ends a request before it is answered.
 
@@ -214,7 +256,8 @@ def _outcome(
     def prefill_s(n_in: int) -> float:
         return nonexpert_s(n_in) + float(expert_s(workload.use * n_in).sum())
 
-    start_s = side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s if by_use else 0.0
+    read_bytes = spec.stored_bytes if as_it_is_stored else spec.nonexpert_bytes + spec.routed_bytes
+    start_s = side.cold_start_s + read_bytes / side.load_bytes_per_s if by_use else 0.0
     ttft = workload.cold_share * start_s
     for kind in workload.lengths:
         ttft += kind.share * prefill_s(kind.n_in)
@@ -223,4 +266,7 @@ def _outcome(
     ends_s = side.timeout_s if by_use else side.rented_timeout_s
     if ends_s is not None and any(start_s + prefill_s(n_in) + n_out * tpot > ends_s * (1 + SLACK) for n_in, n_out in workload.front):
         return None
-    return Outcome(cost_usd_per_request=usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd, ttft_s=ttft, tpot_s=tpot)
+    at = problem.ttft_at
+    decided = None if at is None else prefill_s(at.n_in) + (start_s if at.cold else 0.0)
+    usd = usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd
+    return Outcome(cost_usd_per_request=usd, ttft_s=ttft, tpot_s=tpot, ttft_percentile_s=decided)

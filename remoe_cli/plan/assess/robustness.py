@@ -136,7 +136,8 @@ def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | Non
 
 def _for_the_same(requests: Workload, routing: Workload) -> Workload:
     """Combine the requests of one workload with the routing of the other."""
-    return replace(routing, traffic=requests.traffic, cold_share=requests.cold_share)
+    same = ("traffic", "cold_share", "also_held", "also_priced")
+    return replace(routing, **{name: getattr(requests, name) for name in same})
 
 
 def break_evens(problem: Problem, aim: Aim, placement: Placement, local: Priced | None) -> list[BreakEven]:
