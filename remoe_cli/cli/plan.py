@@ -230,10 +230,10 @@ def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, ou
     document |= {"frontier": [point._asdict() for point in points], "frontier_picture": str(picture)}
 
     def table() -> None:
-        from remoe_cli.plan.wording import millions
+        from remoe_cli.plan.wording import dollars
 
-        rows = [(f"{p.tpot_s * 1e3:.4g} ms", millions(p.cost_usd), f"{p.ttft_s:.3g} s", str(p.remote), p.main) for p in points]
-        output.table("Cost of every TPOT", ("TPOT", "per million", "TTFT", "remote experts", "main function"), rows)
+        rows = [(f"{p.tpot_s * 1e3:.4g} ms", dollars(p.cost_usd), f"{p.ttft_s:.3g} s", str(p.remote), p.main) for p in points]
+        output.table("Cost of every TPOT", ("TPOT", "a request", "TTFT", "remote experts", "main function"), rows)
         output.line(f"{'picture':<{output.LABEL}}{picture}")
 
     return table
@@ -245,7 +245,7 @@ def _picture(out: Path) -> Path:
 
 def show(plan: Plan, path: Path) -> None:
     """Print the plan for people: money and the verdict first, layers only with --verbose."""
-    from remoe_cli.plan.explain.rows import BASELINE_COLUMNS, LAYER_COLUMNS, baseline_rows, layer_rows, summary_rows
+    from remoe_cli.plan.explain.rows import BASELINE_COLUMNS, LAYER_COLUMNS, alternative_texts, baseline_rows, layer_rows, summary_rows
 
     for name, text in summary_rows(plan):
         output.labelled(name, text)
@@ -256,6 +256,9 @@ def show(plan: Plan, path: Path) -> None:
         else:
             output.line("No expert is remote, so there is no table of layers.\n")
     output.table("Alternatives", BASELINE_COLUMNS, baseline_rows(plan))
+    for text in alternative_texts(plan):
+        output.paragraph(text)
+    output.line()
     for note in plan.notes:
         output.labelled("note", note)
     output.line(f"{'plan':<{output.LABEL}}{path}")

@@ -35,6 +35,16 @@ class Problem:
     described: Mapping[str, Latency] = field(default_factory=dict)
     invocations: Invocations = "per-layer"
 
+    @property
+    def menu(self) -> tuple[MainSpec, ...]:
+        """The main specs on which a request has a price: without traffic, only those paid by use, if there are any.
+
+        What a rented instance costs for a request depends on how many requests there are.
+        """
+        whole = self.catalog.main.menu
+        by_use = tuple(spec for spec in whole if spec.usd_per_hour is None)
+        return whole if self.workload.requests_per_hour is not None else by_use or whole
+
     def latency_of(self, main: MainSpec) -> Latency:
         """Look up the times of a main spec."""
         return self.described.get(main.name, self.latency)
