@@ -24,7 +24,11 @@ BASELINE_NAMES = {  # within a sentence
 
 
 class Requests(Protocol):
-    """What the price of a request is written with: tokens after the first, and requests an hour, None where unknown."""
+    """What the price of a request is written with.
+
+    n_out               tokens generated after the first
+    requests_per_hour   None where the traffic is unknown
+    """
 
     @property
     def n_out(self) -> float: ...
@@ -55,6 +59,12 @@ def token_usd(usd_per_request: float, requests: Requests) -> float:
     return usd_per_request / (requests.n_out + 1) * 1e6
 
 
+def amount(usd_per_request: float, requests: Requests) -> str:
+    """Write the USD of a month where the traffic is known, else of a million output tokens."""
+    month = month_usd(usd_per_request, requests)
+    return dollars(token_usd(usd_per_request, requests) if month is None else month)
+
+
 def price(usd_per_request: float, requests: Requests) -> str:
     """Write a cost as people pay it: a month where the traffic is known, else a million output tokens.
 
@@ -64,8 +74,8 @@ def price(usd_per_request: float, requests: Requests) -> str:
     >>> price(0.0074148, WorkloadRef(n_in=125, n_out=200))
     '$36.9 per million output tokens'
     """
-    month = month_usd(usd_per_request, requests)
-    return f"{dollars(token_usd(usd_per_request, requests))} per million output tokens" if month is None else f"{dollars(month)} a month"
+    unit = "per million output tokens" if requests.requests_per_hour is None else "a month"
+    return f"{amount(usd_per_request, requests)} {unit}"
 
 
 def prices(usd_per_request: float, requests: Requests) -> str:

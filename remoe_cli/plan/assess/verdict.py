@@ -17,7 +17,7 @@ from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS
 from remoe_cli.plan.solve.columns import build_columns
-from remoe_cli.plan.wording import BASELINE_NAMES, HOURS_PER_MONTH, bought, capitalized, dollars, price, seconds
+from remoe_cli.plan.wording import BASELINE_NAMES, HOURS_PER_MONTH, amount, bought, capitalized, dollars, price, seconds
 
 MIN_TRACE_TOKENS = 200  # below, a hit probability of 1% rests on fewer than two tokens
 WORTHWHILE = 1e-3  # a plan must be cheaper than what it is compared with by more than this share
@@ -118,16 +118,17 @@ def _sentence(
         name, on = next(one for one, way in others.priced.items() if way is rival), bought(rival.spec, rival.instances)
         extra_s = None if not workload.cold_share else cold_start_s(problem, placement)
         return (
-            f"It costs {own} instead of {rivals} for {BASELINE_NAMES[name]} on {on}, the best alternative: {-change:.1%} less. "
+            f"It costs {amount(outcome.cost_usd_per_request, workload)} instead of {rivals} for {BASELINE_NAMES[name]} on {on}, the best "
+            f"alternative: {-change:.1%} less. "
             f"{_slower(workload, outcome, rival, extra_s)}"
         )
     if basis == Basis.DEARER_THAN_WHOLE_MODEL:
-        cheaper = f"{capitalized(BASELINE_NAMES[name])}, {on}, is cheaper: {rivals} instead of {own}."
+        cheaper = f"{capitalized(BASELINE_NAMES[name])}, {on}, is cheaper: {amount(usd, workload)} instead of {own}."
         return f"{cheaper} {_slower(workload, outcome, rival, cold_s=None)}"
     if basis == Basis.DEARER_THAN_ALL_LOCAL:
         start = (
             f"With {_remote_experts(placement)} experts remote, it costs {own}: {change:+.1%} against {BASELINE_NAMES[name]} "
-            f"on {on} ({rivals})."
+            f"on {on} ({amount(usd, workload)})."
         )
     else:
         start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {own}."
@@ -143,7 +144,8 @@ def _sentence(
 
 def _fastest_of_equals(others: Baselines, usd: float) -> Baseline:
     """Find the fastest baseline that can be bought, meets the targets and costs `usd`."""
-    able = (way for way in others.priced.values() if way.meets and not way.ideal and way.cost_usd_per_request is not None)
+    first = sorted(others.priced, key=list(BaselineName).index)
+    able = (way for way in map(others.priced.__getitem__, first) if way.meets and not way.ideal and way.cost_usd_per_request is not None)
     return min((way for way in able if (way.cost_usd_per_request or 0.0) <= usd * (1 + SLACK)), key=lambda way: (way.tpot_s, way.ttft_s))
 
 

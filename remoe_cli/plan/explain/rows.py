@@ -143,7 +143,10 @@ def _cost(baseline: Baseline, workload: WorkloadRef) -> str:
 
 
 def alternative_texts(plan: Plan) -> Iterator[str]:
-    """Say how to have each alternative, why one instance has two speeds, and why other alternatives have no price."""
+    """Say how to have each alternative, and why others have no price.
+
+    One instance may have two speeds; then a sentence says why.
+    """
     for name in sorted(plan.baselines, key=list(BaselineName).index):
         if name in HOW_TO:
             yield f"{BASELINE_TITLES[name]}: {HOW_TO[name]}."
@@ -157,7 +160,7 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
 
 
 def break_even_text(plan: Plan) -> str:
-    """Say, in one sentence, which changes make remote experts and another way to run the model cost the same.
+    """Say at which changes remote experts and another way to run the model cost the same.
 
     Empty where none was looked for.
     """

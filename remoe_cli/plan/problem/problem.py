@@ -37,9 +37,10 @@ class Problem:
 
     @property
     def menu(self) -> tuple[MainSpec, ...]:
-        """The main specs on which a request has a price: without traffic, only those paid by use, if there are any.
+        """The main specs on which a request has a price.
 
-        What a rented instance costs for a request depends on how many requests there are.
+        What a request costs on a rented instance depends on how many requests come. Where that is unknown, the menu has only what is paid
+        by use, if there is any.
         """
         whole = self.catalog.main.menu
         by_use = tuple(spec for spec in whole if spec.usd_per_hour is None)

@@ -122,6 +122,20 @@ def _local(inputs: VerifierInputs) -> Iterator[Way]:
             yield Way(main, found, 1, cold_s)
 
 
+def break_even_per_hour(inputs: VerifierInputs) -> float | None:
+    """Compute the traffic above which the plan costs more than the instance that it names.
+
+    Returns None where the plan names none, where the instance needs expert functions, and where the traffic is known, because the plan
+    then compares something else than itself.
+    """
+    plan = inputs.plan
+    traffic = plan.break_even_traffic
+    if traffic is None or traffic.against is None or plan.workload.requests_per_hour is not None:
+        return None
+    warm = replace(inputs, plan=plan.model_copy(update={"workload": plan.workload.model_copy(update={"cold_share": 0.0})}))
+    return traffic.usd_per_hour / outcome(warm, plan.main, 1, plan.layers).cost_usd_per_request
+
+
 def cold_start_s(inputs: VerifierInputs, main: MainSpec, layers: tuple[LayerPlan, ...]) -> float:
     """Compute what a cold start adds to the TTFT of a request that finds nothing warm."""
     workloads = [inputs.plan.workload.model_copy(update={"cold_share": share}) for share in (0.0, 1.0)]

@@ -2,7 +2,7 @@
 
 verify/cost.py prices it, verify/baselines.py the alternatives and scenarios. None of the three imports anything of the planner (no
 solver, no cost model, no workload), so that an error there is not repeated here. Sentences are not looked at. What only a search could
-find is taken as stated: the bound, the held-out scenario, `break_evens` and `break_even_traffic`.
+find is taken as stated: the bound, the held-out scenario, `break_evens`, and `break_even_traffic` where the traffic is known.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from remoe_cli.plan.document import (
     Verdict,
     WorkloadRef,
 )
-from remoe_cli.plan.verify.baselines import Way, baselines, cold_start_s, missed, scenarios
+from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, cold_start_s, missed, scenarios
 from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, main_bytes, outcome_and_costs, prompt_rows, request_bytes, verifier_inputs
 from remoe_cli.profile.record import Profile
 
@@ -197,6 +197,7 @@ def _numbers(inputs: VerifierInputs) -> Iterator[Finding]:
     yield from _require(_in_time(inputs, found, plan), bought, stated, f"a request takes {found.ttft_s + inputs.n_out * found.tpot_s} s")
     yield from _bound(plan, found)
     yield from _baselines(inputs)
+    yield from _traffic(inputs)
     yield from _scenarios(inputs)
     basis = _basis(inputs, found)
     yield from _require(plan.basis == basis, "basis", plan.basis, basis)
@@ -268,6 +269,21 @@ def _baselines(inputs: VerifierInputs) -> Iterator[Finding]:
         meets = not missed(plan, stated)
         yield from _require(stated.meets == meets, f"{field}.meets", stated.meets, meets)
         yield from _require(stated.ideal == (name in IDEAL), f"{field}.ideal", stated.ideal, not stated.ideal)
+
+
+def _traffic(inputs: VerifierInputs) -> Iterator[Finding]:
+    """Check the break-even traffic where it is between the plan itself and an instance of the catalog."""
+    plan, traffic, name = inputs.plan, inputs.plan.break_even_traffic, "break_even_traffic"
+    if traffic is None:
+        return
+    rents = {spec.name: spec.usd_per_hour for spec in (*inputs.catalog.main.menu, *inputs.catalog.reference.gpus)}
+    rent = rents.get(traffic.instance)
+    yield from _require(rent is not None and rent == traffic.usd_per_hour, f"{name}.usd_per_hour", traffic.usd_per_hour, rent)
+    if plan.workload.requests_per_hour is None and plan.main.usd_per_hour is None:
+        yield from _require(traffic.by_use == plan.main.name, f"{name}.by_use", traffic.by_use, plan.main.name)
+    if (per_hour := break_even_per_hour(inputs)) is not None:
+        agrees = math.isclose(traffic.requests_per_hour, per_hour, rel_tol=1e-3)
+        yield from _require(agrees, f"{name}.requests_per_hour", traffic.requests_per_hour, per_hour)
 
 
 def _scenarios(inputs: VerifierInputs) -> Iterator[Finding]:
