@@ -12,9 +12,10 @@ import typer
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import FIELD_HELP, ProfileArgument, read_data
+from remoe_cli.cli.plan_show import show
 
 if TYPE_CHECKING:
-    from remoe_cli.plan.document import Plan, PredictedRouting
+    from remoe_cli.plan.document import PredictedRouting
 
 # typer makes choices of enums only; the words are those of plan/document.py.
 Solver = Enum("Solver", {name: name for name in ("exact", "scan", "paper")}, type=str)  # type: ignore[misc]
@@ -206,7 +207,7 @@ def _show_sections(sections: dict[str, Any]) -> None:
     for name, rows in sections.items():
         output.line(f"\n{SECTIONS[name]}")
         for label, text in rows:
-            output.paragraph(text, f"  {label}: ", " " * 6)
+            output.paragraph(f"{label}: {text}", "  ", " " * 6)
 
 
 def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedRouting | None:
@@ -241,24 +242,3 @@ def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, ou
 
 def _picture(out: Path) -> Path:
     return out.with_name(f"{out.stem}-frontier.png")
-
-
-def show(plan: Plan, path: Path) -> None:
-    """Print the plan for people: money and the verdict first, layers only with --verbose."""
-    from remoe_cli.plan.explain.rows import BASELINE_COLUMNS, LAYER_COLUMNS, alternative_texts, baseline_rows, layer_rows, summary_rows
-
-    for name, text in summary_rows(plan):
-        output.labelled(name, text)
-    output.line()
-    if output.is_verbose():
-        if any(layer.remote for layer in plan.layers):
-            output.table("Layers", LAYER_COLUMNS, layer_rows(plan))
-        else:
-            output.line("No expert is remote, so there is no table of layers.\n")
-    output.table("Alternatives", BASELINE_COLUMNS, baseline_rows(plan))
-    for text in alternative_texts(plan):
-        output.paragraph(text)
-    output.line()
-    for note in plan.notes:
-        output.labelled("note", note)
-    output.line(f"{'plan':<{output.LABEL}}{path}")
