@@ -25,9 +25,10 @@ from dataclasses import dataclass, replace
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import Priced, evaluate, layer_outcomes, total
+from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, MainSpec, Outcome
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
-from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Placement, Problem, local_layers
+from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem, local_layers
 from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
 
 
@@ -70,9 +71,12 @@ def all_local_on(problem: Problem, spec: MainSpec) -> Priced | None:
         return None
     layers = layer_outcomes(problem, placement)
     outcome = total(problem, placement, layers)
+    ends_s = main_function.longest_request_s(problem, spec) * (1 + SLACK)
+    if ends_s < math.inf and (longest_s(problem, placement, outcome.tpot_s, problem.workload.front) > ends_s).any():
+        return None
     request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
     if not main_function.always_on(problem, spec):
-        return Priced(placement, outcome) if request_s <= main_function.longest_mean_s(problem, Main(spec)) * (1 + SLACK) else None
+        return Priced(placement, outcome)
     several = replace(placement, instances=instances_for(problem, request_s))
     return Priced(several, total(problem, several, layers))
 
@@ -132,9 +136,8 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     known = {one.placement.main.name: one.outcome for one in local}
     best: Baseline | None = None
     least = math.inf
-    for spec in by_use:
-        if spec.memory_mb * MB < bytes_needed:
-            continue
+    holding = [spec for spec in by_use if spec.memory_mb * MB >= bytes_needed]
+    for spec in holding:
         if not main_function.on_gpu(problem, spec):
             outcome = known.get(spec.name)
         else:
@@ -147,11 +150,13 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
                 lambda n, expert=expert, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
                 usd_per_s,
                 problem.catalog.main.usd_per_request,
-                problem.workload.cold_share * _cold_s(problem),
+                by_use=True,
             )
         if outcome and outcome.cost_usd_per_request < least:
             least = outcome.cost_usd_per_request
-            best = Baseline(**outcome.model_dump(), cold_start_s=_cold_s(problem), spec=spec.name, meets=meets(aim, outcome))
+            best = Baseline(**outcome.model_dump(), cold_start_s=read_s(problem), spec=spec.name, meets=meets(aim, outcome))
+    if best is None and holding:
+        return f"no main function paid by use that holds the whole model of {bytes_needed / 2**30:.1f} GB {_in_time(problem)}"
     return best or f"no main function paid by use holds the whole model of {bytes_needed / 2**30:.1f} GB"
 
 
@@ -183,9 +188,10 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         if hardware.gpu is None:
             continue
         nonexpert, expert = whole_on_gpu(hardware, problem.spec)
-        cold_s = _cold_s(problem) if per_hour is None else 0.0
-        mean_cold_s = problem.workload.cold_share * cold_s
-        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: expert.seconds(n, 1), usd_per_s, 0.0, mean_cold_s)  # noqa: B023
+        by_use = per_hour is None
+        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: expert.seconds(n, 1), usd_per_s, 0.0, by_use=by_use)  # noqa: B023
+        if outcome is None:
+            continue
         traffic, instances = problem.workload.requests_per_hour, 1
         request_usd: float | None = outcome.cost_usd_per_request
         if per_hour is not None:
@@ -202,7 +208,7 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
                 cost_usd_per_request=request_usd,
                 ttft_s=outcome.ttft_s,
                 tpot_s=outcome.tpot_s,
-                cold_start_s=cold_s,
+                cold_start_s=read_s(problem) if by_use else 0.0,
                 usd_per_hour=per_hour,
                 spec=name,
                 instances=instances,
@@ -210,7 +216,15 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
                 assumed=overhead,
                 ideal=ideal,
             )
-    return best or f"no GPU of the catalog has {gpu_bytes / 2**30:.1f} GB, with {cpu_needed / 2**30:.1f} GB of CPU memory"
+    memory = f"{gpu_bytes / 2**30:.1f} GB, with {cpu_needed / 2**30:.1f} GB of CPU memory"
+    if best is None and options:
+        return f"no GPU of the catalog that has {memory}, {_in_time(problem)}"
+    return best or f"no GPU of the catalog has {memory}"
+
+
+def _in_time(problem: Problem) -> str:
+    longest = problem.workload.most_tokens
+    return f"answers a request of {longest.n_in} + {longest.n_out} tokens before the platform ends it"
 
 
 def _outcome(
@@ -219,22 +233,31 @@ def _outcome(
     expert_s: Callable[[Floats | int], Floats],
     usd_per_s: float,
     fixed_usd: float,
-    cold_s: float,
-) -> Outcome:
-    """Price one device that computes everything, one expert after another.
+    *,
+    by_use: bool,
+) -> Outcome | None:
+    """Price one device that computes everything, one expert after another; None where the platform ends a request before it is answered.
 
-    cold_s   what cold starts add to the mean TTFT
+    Where it is paid by use, a cold one reads the whole model first.
     """
-    workload = problem.workload
-    ttft = cold_s
+    workload, side = problem.workload, problem.catalog.main
+
+    def prefill_s(n_in: int) -> float:
+        return nonexpert_s(n_in) + float(expert_s(workload.use * n_in).sum())
+
+    start_s = read_s(problem) if by_use else 0.0
+    ttft = workload.cold_share * start_s
     for kind in workload.lengths:
-        ttft += kind.share * (nonexpert_s(kind.n_in) + float(expert_s(workload.use * kind.n_in).sum()))
+        ttft += kind.share * prefill_s(kind.n_in)
     hits = float(workload.decode_hits.sum())
     tpot = nonexpert_s(1) + hits * float(expert_s(1))
+    ends_s = side.timeout_s if by_use else side.rented_timeout_s
+    if ends_s is not None and any(start_s + prefill_s(n_in) + n_out * tpot > ends_s * (1 + SLACK) for n_in, n_out in workload.front):
+        return None
     return Outcome(cost_usd_per_request=usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd, ttft_s=ttft, tpot_s=tpot)
 
 
-def _cold_s(problem: Problem) -> float:
-    """Compute how long a cold start takes that reads the whole model, where it is paid by use."""
-    side, spec = problem.catalog.main, problem.spec
+def read_s(problem: Problem) -> float:
+    """Compute how long a cold start takes that reads the whole model."""
+    spec, side = problem.spec, problem.catalog.main
     return side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s

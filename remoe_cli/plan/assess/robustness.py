@@ -21,7 +21,6 @@ from remoe_cli.plan.cost.placement import Priced, evaluate
 from remoe_cli.plan.document import WIDEST_FACTOR, Baseline, BaselineName, BreakEven, BreakEvenTraffic, Outcome, Scenario, ScenarioKind
 from remoe_cli.plan.problem.aim import Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
-from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import Workload, from_profile
 from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.latency_record import Quantiles
@@ -186,7 +185,7 @@ def break_even_traffic(problem: Problem, aim: Aim, by_use: Placement, gpu: Basel
 
     Returns None where the catalog lacks one of both kinds, or one of them is never the cheaper.
     """
-    unknown = Traffic(problem.workload.lengths)
+    unknown = replace(problem.workload.traffic, per_hour=None, gaps_s=())
     idle_free = replace(problem, workload=replace(problem.workload, traffic=unknown, cold_share=0.0))
     if problem.workload.requests_per_hour is None and by_use.main.usd_per_hour is None:
         used: Priced | None = Priced(by_use, evaluate(idle_free, by_use))
