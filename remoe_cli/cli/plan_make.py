@@ -15,7 +15,7 @@ from remoe_cli.cli.options import FIELD_HELP, ProfileArgument, read_data
 from remoe_cli.cli.plan_show import show
 
 if TYPE_CHECKING:
-    from remoe_cli.plan.document import PredictedRouting
+    from remoe_cli.plan.document import Plan, PredictedRouting
 
 # typer makes choices of enums only; the words are those of plan/document.py.
 Solver = Enum("Solver", {name: name for name in ("exact", "scan", "paper")}, type=str)  # type: ignore[misc]
@@ -192,7 +192,7 @@ def command(
         document["explanation"] = {name: [list(row) for row in rows] for name, rows in sections.items()}
         shows.append(lambda: _show_sections(sections))
     if frontier:
-        shows.append(_frontier(document, read, prices, request, out))
+        shows.append(_frontier(document, made, read, prices, request, out))
 
     def show_all() -> None:
         for one in shows:
@@ -220,14 +220,14 @@ def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedR
         return predict_routing(read, texts, solver)
 
 
-def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, out: Path) -> Callable[[], None]:
+def _frontier(document: dict[str, Any], made: Plan, read: Any, prices: Any, request: Any, out: Path) -> Callable[[], None]:
     from remoe_cli.plan.assess.frontier import frontier
     from remoe_cli.report.plan import draw_frontier
 
     with output.progress("Plans of the frontier") as progress:
         points = frontier(read, prices, request, progress)
     picture = _picture(out)
-    draw_frontier(points, picture)
+    draw_frontier(points, made, picture)
     document |= {"frontier": [point._asdict() for point in points], "frontier_picture": str(picture)}
 
     def table() -> None:

@@ -117,10 +117,6 @@ def baseline_rows(plan: Plan) -> Rows:
 
     The columns are BASELINE_COLUMNS.
     """
-    same: dict[tuple[object, ...], list[BaselineName]] = {}
-    for name in sorted(plan.baselines, key=list(BaselineName).index):
-        b = plan.baselines[name]
-        same.setdefault((b.cost_usd_per_request, b.usd_per_hour, b.ttft_s, b.tpot_s, b.spec, b.instances), []).append(name)
     rows = [
         (
             BASELINE_TITLES[name] + ("" if b.meets else ", misses a target"),
@@ -130,9 +126,18 @@ def baseline_rows(plan: Plan) -> Rows:
             bought(b.spec, b.instances),
             "" if b.cost_usd_per_request is None else _compared(plan.cost_usd_per_request, b.cost_usd_per_request),
         )
-        for name, b in ((names[0], plan.baselines[names[0]]) for names in same.values())
+        for name, b in unlike_baselines(plan).items()
     ]
     return tuple(rows)
+
+
+def unlike_baselines(plan: Plan) -> dict[BaselineName, Baseline]:
+    """List the baselines of a plan, of equal ones only the first."""
+    unlike: dict[tuple[object, ...], BaselineName] = {}
+    for name in sorted(plan.baselines, key=list(BaselineName).index):
+        b = plan.baselines[name]
+        unlike.setdefault((b.cost_usd_per_request, b.usd_per_hour, b.ttft_s, b.tpot_s, b.spec, b.instances), name)
+    return {name: plan.baselines[name] for name in unlike.values()}
 
 
 def _cost(baseline: Baseline, workload: WorkloadRef) -> str:
