@@ -106,12 +106,14 @@ def test_the_whole_model_is_priced_as_it_is_stored(tmp_path: Path) -> None:
     made = synthetic_profile(tmp_path, layers=10, experts=8, skew=1.0, expert_mb=500, nonexpert_mb=500, decode_tokens=15)
     stored = StoredWeights(format="MXFP4", expert_bytes=125 * MB, nonexpert_bytes=500 * MB)
     catalog = tiny_catalog({"menu": [{"name": "big", "memory_mb": 60_000, "vcpus": 4.0}]})
-    plain, packed = (plan_of(quantised(made, form), catalog) for form in (None, stored))
+    plain, packed = (plan_of(quantised(made, form), catalog, requests_per_hour=20.0) for form in (None, stored))
     assert BaselineName.STORED_GPU not in plain.baselines | plain.missing and plain.baselines[BaselineName.GPU].spec == "g6e.xlarge"
     assert packed.baselines[BaselineName.STORED_GPU].spec == "g4dn.xlarge"
     assert BaselineName.STORED_CPU in packed.baselines and BaselineName.STORED_CPU not in plain.baselines
     slower = synthetic_profile(tmp_path / "s", layers=10, experts=8, skew=1.0, expert_mb=250, nonexpert_mb=500, decode_tokens=15)
-    whole = plan_of(slower, catalog).baselines[BaselineName.GPU]  # twice as large experts as the packed ones, on the same GPU
+    whole = plan_of(slower, catalog, requests_per_hour=20.0).baselines[
+        BaselineName.GPU
+    ]  # twice as large experts as the packed ones, on the same GPU
     assert whole.spec == "g5.xlarge" and packed.baselines[BaselineName.STORED_GPU].cost_usd_per_request < whole.cost_usd_per_request
     assert packed.baselines[BaselineName.GPU] == plain.baselines[BaselineName.GPU]
     assert verify(packed, quantised(made, stored), catalog) == ()

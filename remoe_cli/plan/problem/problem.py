@@ -49,6 +49,17 @@ class Problem:
         """How much of a cold start is in that TTFT."""
         return self.workload.cold_share if self.ttft_at is None else float(self.ttft_at.cold)
 
+    @property
+    def menu(self) -> tuple[MainSpec, ...]:
+        """The main specs on which a request has a price.
+
+        What a request costs on a rented instance depends on how many requests come. Where that is unknown, the menu has only what is paid
+        by use, if there is any.
+        """
+        whole = self.catalog.main.menu
+        by_use = tuple(spec for spec in whole if spec.usd_per_hour is None)
+        return whole if self.workload.requests_per_hour is not None else by_use or whole
+
     def latency_of(self, main: MainSpec) -> Latency:
         """Look up the times of a main spec."""
         return self.described.get(main.name, self.latency)

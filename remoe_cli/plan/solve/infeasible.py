@@ -63,7 +63,7 @@ def _too_slow(problem: Problem, columns: Columns, time_limit_s: float) -> Infeas
     kinds = {spec.usd_per_hour is None for spec in side.menu}
     ends = [f"{side.timeout_s:g} s paid by use"] if True in kinds else []
     ends += [f"{side.rented_timeout_s:g} s on rented instances"] if False in kinds and side.rented_timeout_s is not None else []
-    unhurried = replace(problem, workload=replace(problem.workload, traffic=replace(problem.workload.traffic, per_hour=None)))
+    unhurried = replace(problem, workload=replace(problem.workload, traffic=replace(problem.workload.traffic, per_hour=1e-6)))
     if traffic is not None and solve(Task(unhurried, columns, Aim("ttft")), GAP, time_limit_s) is not None:
         longer = f", and one paid by use is too slow for {longest.n_in} + {longest.n_out} tokens" if len(kinds) > 1 else ""
         return InfeasibleError(
@@ -99,7 +99,7 @@ def _least_local(problem: Problem, columns: Columns) -> int | None:
 
 def _roomy(problem: Problem, columns: Columns) -> bool:
     local = _least_local(problem, columns)
-    return local is not None and any(main_function.local_capacity(problem, spec) >= local for spec in problem.catalog.main.menu)
+    return local is not None and any(main_function.local_capacity(problem, spec) >= local for spec in problem.menu)
 
 
 def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns: Columns) -> InfeasibleError:
@@ -132,7 +132,7 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns:
             f"{side.memory_menu_mb[-1]} MB.",
             "Make a smaller share of the experts remote, or use a catalog with larger functions.",
         )
-    largest = max(problem.catalog.main.menu, key=lambda spec: main_function.local_capacity(problem, spec))
+    largest = max(problem.menu, key=lambda spec: main_function.local_capacity(problem, spec))
     if largest.gpu_memory_mb is not None and main_function.base_bytes(problem) > largest.gpu_memory_mb * MB:
         return InfeasibleError(
             f"The GPU memory is too small: the model without its experts needs {main_function.base_bytes(problem) / MB:.0f} MB"
