@@ -1,4 +1,6 @@
-"""Count a large CSV file of requests in columns, with pyarrow: many times as fast as row by row, in memory that does not grow with rows.
+"""Count a large CSV file of requests in columns, with pyarrow.
+
+That is many times as fast as row by row, and memory does not grow with the number of rows.
 
 Only plain files are counted here: no quotes to be healed, no empty cells, no failed requests, times in order. Any other file, and any
 error, is left to the reader of rows (trace_counts.py), which names the row. Both count alike.
@@ -27,6 +29,7 @@ HIGHEST = 10**9  # lengths and weights stay below
 _CODE = 2**31
 _MOST_PAIRS, _MOST_GAPS, _STEPS = 2**18, 2**20, 128
 _BLOCK_BYTES = 2**23
+_FRONT_TRIED = 16  # of the longest requests so far; most rows are shorter than one of them
 _ENOUGH_BYTES = 2**20  # of a file for which it pays
 
 
@@ -118,10 +121,12 @@ def _add(counted: Counted, batch: dict[str, Any], is_further: bool, most_tokens:
     counted.rows += len(prompts)
     counted.short += int((n_out < 0.5).sum())
     prompts, answers, weight = prompts[kept], answers[kept], weight[kept]
-    weighty = weight > 0
-    if weighty.any():
+    longer = weight > 0
+    for size in counted.front[:_FRONT_TRIED]:
+        longer &= (prompts > size.n_in) | (answers > size.n_out)
+    if longer.any():
         known = np.array(counted.front, dtype=np.int64).reshape(-1, 2)
-        both = np.concatenate([prompts[weighty], known[:, 0]]), np.concatenate([answers[weighty], known[:, 1]])
+        both = np.concatenate([prompts[longer], known[:, 0]]), np.concatenate([answers[longer], known[:, 1]])
         counted.front = Sizes(*both, np.ones(len(both[0]))).front
     _merge(counted, prompts * _CODE + answers, weight)
 

@@ -29,7 +29,7 @@ from remoe_cli.plan.problem.trace_rows import FORM, read_rows
 _HIGHEST = 10**9  # lengths and weights stay below
 _CODE = 2**31  # both lengths of a request are one number: n_in * _CODE + n_out
 _LATEST_S = 1e12
-_MANY = 2**22  # requests whose weights are added at once
+_MANY = 2**20  # requests whose weights are added at once
 _BATCH = 2**17  # rows that are counted, and numbers that are added, at a time
 _LAYOUTS = 1000  # different sets of columns that the note speaks of
 _NAMED = 8  # columns in one list of names
@@ -93,22 +93,10 @@ def _of_columns(path: Path, columns: TraceColumns, counted: Counted) -> Trace | 
         span_s, gaps_s = (counted.last - counted.first) / unit, counted.gaps / unit
         if counted.last / unit >= _LATEST_S or span_s < 1e-6:
             return None
-    note = _note(
-        path, [columns], counted.codes, counted.rows, counted.short, 0, span_s, counted.gap_count, counted.dated, unit, counted.front
-    )
-    prompts, answers = counted.codes // _CODE, counted.codes % _CODE
-    per_hour = counted.gap_count / span_s * 3600 if counted.gap_count else None
-    return Trace(
-        prompts,
-        answers,
-        counted.weights,
-        counted.copies,
-        gaps_s,
-        per_hour,
-        note,
-        counted.gap_count,
-        counted.front if counted.binned else (),
-    )
+    gaps, dated, front = counted.gap_count, counted.dated, counted.front if counted.binned else ()
+    note = _note(path, [columns], counted.codes, counted.rows, counted.short, 0, span_s, gaps, dated, unit, front)
+    lengths = (counted.codes // _CODE, counted.codes % _CODE, counted.weights, counted.copies)
+    return Trace(*lengths, gaps_s, gaps / span_s * 3600 if gaps else None, note, gaps, front)
 
 
 def _of_rows(path: Path) -> Trace:
