@@ -5,7 +5,7 @@ That is many times as fast as row by row, and memory does not grow with the numb
 Only plain files are counted here: no quotes to be healed, no empty cells, no failed requests, times in order. Any other file, and any
 error, is left to the reader of rows (trace_counts.py), which names the row. Both count alike.
 
-**Lengths** are kept one by one up to _MOST_PAIRS different pairs. Beyond, they are put into bins of at most 1/128 of their length, each
+**Lengths** are kept one by one up to _MOST_PAIRS different pairs. Beyond, they are put into bins of at most 1/64 of their length, each
 with its mean; the Pareto front stays exact. **Gaps** between requests are kept up to the _MOST_GAPS longest; only those decide what is
 cold.
 """
@@ -27,7 +27,7 @@ from remoe_cli.plan.problem.trace_formats import TraceColumns
 
 HIGHEST = 10**9  # lengths and weights stay below
 _CODE = 2**31
-_MOST_PAIRS, _MOST_GAPS, _STEPS = 2**18, 2**20, 128
+_MOST_PAIRS, _MOST_GAPS, _STEPS = 2**18, 2**20, 64
 _BLOCK_BYTES = 2**23
 _FRONT_TRIED = 16  # of the longest requests so far; most rows are shorter than one of them
 _ENOUGH_BYTES = 2**20  # of a file for which it pays
@@ -160,8 +160,8 @@ def _in_bins(code: Ints, weight: Floats, copies: Ints) -> tuple[Ints, Floats, In
 
 
 def _bin(lengths: Ints) -> Ints:
-    """Number the bin of each length: of one length up to _STEPS, then of at most 1/_STEPS of it."""
-    shift = np.maximum(0, np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64) - 7)
+    """Number the bin of each length: of one length below 2 * _STEPS, then of at most 1/_STEPS of it."""
+    shift = np.maximum(0, np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64) - 6)
     bins: Ints = (lengths >> shift) + shift * _STEPS
     return bins
 
