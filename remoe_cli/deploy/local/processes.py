@@ -29,15 +29,25 @@ def start_time(pid: int) -> str | None:
     On Linux it is in clock ticks since boot.
     """
     if Path("/proc/self/stat").exists():
-        try:
-            # The command name may hold spaces and brackets, so count fields from the last bracket.
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in "ZX" else fields[19]
+        fields = _stat(pid)
+        return None if not fields or fields[0] in "ZX" else fields[19]
     run = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     answer = run.stdout.split(maxsplit=1)
     return answer[1].strip() if len(answer) == 2 and not answer[0].startswith("Z") else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal has stopped `pid`, until SIGCONT; a debugger's stop does not count."""
+    return _stat(pid)[:1] == ["T"]
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of Linux's /proc/PID/stat from the state on; none when there is no such process."""
+    try:
+        # The command name may hold spaces and brackets, so count fields from the last bracket.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def reference(pid: int) -> ProcessRef | None:
