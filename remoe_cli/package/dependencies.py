@@ -194,9 +194,9 @@ def find_interpreter(python: str) -> Interpreter | None:
 
 
 def _environment(python: str) -> dict[str, str]:
-    """Fix the hash seed, which decides the order of compiled sets, and the version that pyenv runs."""
+    """Fix the hash seed, which decides the order of compiled sets, and the version that pyenv runs; import nothing from here."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return own | {"PYTHONHASHSEED": "0", "PYENV_VERSION": python}
+    return own | {"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1", "PYENV_VERSION": python}
 
 
 def _compile(root: Path, interpreter: Interpreter) -> None:

@@ -15,6 +15,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from remoe_cli.errors import DeployError
@@ -100,9 +101,9 @@ def _forms(address: Address) -> list[str]:
 
 def _open_files(pid: int) -> set[str]:
     found = set()
-    try:
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            found.add(os.readlink(entry.path))
-    except OSError:
-        pass  # the process has ended, or closed that file meanwhile
+    folder = f"/proc/{pid}/fd"
+    with suppress(OSError):  # the process has ended
+        for name in os.listdir(folder):
+            with suppress(OSError):  # it has closed this file meanwhile
+                found.add(os.readlink(f"{folder}/{name}"))
     return found
