@@ -192,8 +192,7 @@ def destroy(name: str) -> list[Path] | None:
         if record := _supervisor(folder):
             with suppress(ProcessLookupError):
                 os.kill(record.process.pid, signal.SIGTERM)
-            if not processes.is_stopped(record.process.pid):
-                processes.await_end([record.process], SHUTDOWN_WAIT_S)
+            processes.await_end([record.process], SHUTDOWN_WAIT_S, unless_stopped=True)
         _end_everything(folder)
         return folders.delete(folder)
 

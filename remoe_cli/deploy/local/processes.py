@@ -70,15 +70,18 @@ def end(processes: Sequence[ProcessRef]) -> tuple[ProcessRef, ...]:
     return await_end(processes, 5.0)
 
 
-def await_end(processes: Sequence[ProcessRef], wait_s: float) -> tuple[ProcessRef, ...]:
-    """Wait at most `wait_s` for processes to end; return those that survive. Own children are reaped."""
+def await_end(processes: Sequence[ProcessRef], wait_s: float, *, unless_stopped: bool = False) -> tuple[ProcessRef, ...]:
+    """Wait at most `wait_s` for processes to end; return those that survive. Own children are reaped.
+
+    With `unless_stopped` there is no waiting for processes that a signal has stopped.
+    """
     give_up = time.monotonic() + wait_s
     while True:
         for process in processes:
             with suppress(ChildProcessError):
                 os.waitpid(process.pid, os.WNOHANG)
         left = tuple(process for process in processes if is_alive(process))
-        if not left or time.monotonic() > give_up:
+        if not left or time.monotonic() > give_up or (unless_stopped and all(is_stopped(process.pid) for process in left)):
             return left
         time.sleep(0.01)
 

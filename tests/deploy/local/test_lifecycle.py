@@ -31,8 +31,9 @@ from remoe_cli.progress import Report
 HANDLER = """
 import os, time
 def f(event, context):
-    print("got", event)
+    if event != "quiet" and event != "hold": print("got", event)
     if event == "sleep": time.sleep(60)
+    if event == "hold": time.sleep(2)
     return os.getpid()
 """
 
