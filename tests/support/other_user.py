@@ -25,6 +25,10 @@ def _python() -> str | None:
     return None
 
 
+def can_run() -> bool:
+    return os.geteuid() == 0 and _python() is not None
+
+
 def needs_root() -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")

@@ -27,7 +27,7 @@ from remoe_cli.deploy import main_files
 from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import Inputs, check_model, read_inputs
-from remoe_cli.deploy.local import lifecycle, overview
+from remoe_cli.deploy.local import lifecycle, overview, place
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
 from remoe_cli.deploy.serve_here import serve_here
 from remoe_cli.deploy.target import DeployOptions
@@ -36,7 +36,7 @@ from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S
 from remoe_cli.package import bundle
 from remoe_cli.package.partial_checkpoint import MANIFEST
 from remoe_cli.plan.document import Plan
-from remoe_cli.runtime import client
+from remoe_cli.runtime import client, peers
 from remoe_cli.runtime.invoke import make_client
 
 _TIMEOUT_S = 30.0  # of an expert function
@@ -71,6 +71,8 @@ class LocalTarget:
         with self.console.progress("Checking the plan"):
             inputs = read_inputs(plan_path)
         check_model(inputs[1], self.console.progress)
+        if not peers.known():
+            self.console.say("This system does not tell whose a connection is: other users of this machine can ask the deployment.")
         lifecycle.start(name, lambda folder: self._prepare(folder, name, plan_path, inputs, options), self.console)
         return self.status(name)
 
@@ -161,6 +163,9 @@ class LocalTarget:
 
         What is said holds for this machine: a deployment that was started elsewhere is refused.
         """
+        folder = lifecycle.state_dir(name)
+        if folder.is_dir() and place.recorded(folder) is None:
+            self.console.say("Its files do not say on which machine it was started; what follows holds for this one.")
         with self.console.progress(f"Destroying {name}"):
             kept = lifecycle.destroy(name)
         state = "absent" if kept is None else "destroyed"

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -157,13 +158,16 @@ def test_a_folder_that_another_user_has_laid_ready_is_not_used(root: Path) -> No
     folder = lifecycle.state_dir("t")
     folder.mkdir(parents=True)
     owned.write_mark(folder, "deployment")
-    bystander = processes.reference(os.getpid())
-    assert bystander
-    Children(folder / "children.json").add(bystander)  # destroy would end it
-    os.chown(folder, other_user.NOBODY, -1)
-    for action in (lambda: start(config(root)), lambda: lifecycle.destroy("t"), lambda: lifecycle.status("t")):
-        with pytest.raises(DeployError, match="belongs to another user"):
-            action()
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        process = processes.reference(bystander.pid)
+        assert process
+        Children(folder / "children.json").add(process)  # destroy would end it
+        os.chown(folder, other_user.NOBODY, -1)
+        for action in (lambda: start(config(root)), lambda: lifecycle.destroy("t"), lambda: lifecycle.status("t")):
+            with pytest.raises(DeployError, match="belongs to another user"):
+                action()
+        assert bystander.poll() is None
+        bystander.kill()
     os.chown(folder, 0, -1)
     (folder / "children.json").unlink()
 

@@ -1,9 +1,10 @@
-"""destroy, status and infer say what is so: with damaged records, without a folder, on another host, with stopped processes, on a full disk."""
+"""destroy, status and infer say what is so: damaged records, no folder, another host, stopped processes, a full disk."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -200,6 +201,7 @@ def serve(tmp_path: Path, probed: cages.Mechanism, monkeypatch: pytest.MonkeyPat
 def test_a_stopped_worker_is_replaced_before_it_costs_an_answer(serve: Any) -> None:
     with serve("app.sleep") as twin:
         pid = twin.call(0)
+        until(lambda: twin.twin.pools["f"].instances[0]._events._getters)  # it waits for its next event, and would get it
         os.kill(pid, signal.SIGSTOP)
         until(lambda: processes.is_stopped(pid))
         assert twin.call(0) != pid
@@ -332,8 +334,7 @@ def test_on_a_full_disk_answers_go_on_and_what_cannot_be_done_is_named(small_dis
     invoke(started["endpoint"], 1)
     found = everything(lifecycle.state_dir("t"))
     with (small_disk / "full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
-        while True:
-            full.write(bytes(4096))
+        full.writelines(itertools.repeat(bytes(4096)))
     boto = make_client(started["endpoint"], 2, 30)
     for _ in range(60):  # the log's last page has room for some
         answer = boto.invoke(FunctionName="f", Payload=b'"quiet"', LogType="Tail")
