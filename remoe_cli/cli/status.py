@@ -31,15 +31,17 @@ def command(
         document = place.status(name)
         output.result(document, lambda: output.show_overview(place.overview(document)))
         return
-    documents = [_described(place, each) for each in place.names()]
+    documents = [document for each in place.names() if (document := _described(place, each))]
     output.result({"deployments": documents}, lambda: _show_all(documents))
 
 
-def _described(place: Target, name: str) -> dict[str, Any]:
-    """Describe one deployment of several: what cannot be read of one does not hide the others."""
+def _described(place: Target, name: str) -> dict[str, Any] | None:
+    """Describe one deployment of several; None when it is gone by now. What cannot be read of one does not hide the others."""
     try:
         return place.status(name)
     except (RemoeError, OSError) as error:
+        if name not in place.names():
+            return None
         hint = f"{error.message} {error.hint}".rstrip() if isinstance(error, RemoeError) else f"{error}."
         return {"name": name, "target": "local", "state": "unreadable", "endpoint": None, "main": None, "functions": [], "hint": hint}
 

@@ -25,7 +25,7 @@ def overview(status: dict[str, Any]) -> Overview:
             above.append(f"  holds {experts}: {held / 1e6:.1f} MB, {held / whole:.0%}")
     else:
         above.append(f"  no main function; 'remoe serve {status['name']}' runs it on this machine")
-    above += [f"  {trouble}" for trouble in (*status["trouble"], (main or {}).get("trouble")) if trouble]
+    above += [f"  {trouble}" for trouble in (*status.get("trouble", ()), (main or {}).get("trouble")) if trouble]
     rows = tuple(
         (
             f["name"],
