@@ -31,7 +31,8 @@ def command(
         document = place.status(name)
         output.result(document, lambda: output.show_overview(place.overview(document)))
         return
-    documents = [document for each in place.names() if (document := _described(place, each))]
+    found = [_described(place, each) for each in place.names()]
+    documents = [each for each in found if each]
     output.result({"deployments": documents}, lambda: _show_all(documents))
 
 

@@ -36,9 +36,15 @@ def hold(folder: Path) -> int:
     """Take the lock that says, to all processes of this kernel, that the supervisor lives.
 
     Its descriptor is returned, and holds it.
+
+    Raises: DeployError when another supervisor has it.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise DeployError(f"Another supervisor runs the deployment in {folder}.", "Destroy it first.") from None
     return descriptor
 
 
