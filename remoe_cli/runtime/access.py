@@ -106,7 +106,7 @@ def _names(header: str, bound: str) -> bool:
     """Return whether the header Host names a server that listens on `bound`, on whatever port."""
     if not (found := _HOST.fullmatch(header)):
         return False
-    name, bound = (found[1] or found[2]).lower(), bound.lower()
+    name, bound = (found[1] or found[2]).lower(), bound.lower().removeprefix("[").removesuffix("]")
     if name in ("localhost", bound) or _is_loopback(name):
         return True
     # Of all addresses, any is this machine's; a name is, if it is the machine's own.

@@ -141,6 +141,7 @@ def test_on_loopback_another_user_is_refused_and_on_a_network_not(served: tuple[
         ("192.168.1.5", "localhost", True),
         ("2001:db8::5", "[2001:DB8::5]:80", True),
         ("2001:db8::5", "[2001:db8::6]", False),
+        ("[2001:db8::5]", "[2001:db8::5]", True),
         ("fe80::1%eth0", "[fe80::1%eth0]", True),
         ("::", "[2001:db8::5]", True),
         ("0.0.0.0", "0.0.0.0:8080", True),

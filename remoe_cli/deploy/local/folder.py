@@ -26,6 +26,10 @@ _RECORDS = (("twin.json", "remoe.twin"), ("children.json", "remoe.twin-children"
 _SCRATCH = re.compile(r"\d{8}T\d{6}-[0-9a-f]{12}")  # the folder of one worker, which is all its own
 
 
+class Removed(DeployError):
+    """Another process has removed the directory meanwhile."""
+
+
 def is_deployment(folder: Path) -> bool:
     """Return whether remoe made this directory for a deployment.
 
@@ -102,7 +106,10 @@ def delete(folder: Path) -> list[Path]:
 
 @contextmanager
 def locked(folder: Path, make: bool) -> Iterator[None]:
-    """Hold the lock of a deployment's directory. Raises: HeldError when another process has it."""
+    """Hold the lock of a deployment's directory.
+
+    Raises: HeldError when another process has it, Removed when there is no such directory any more.
+    """
     descriptor = _lock(folder, make)
     try:
         yield
@@ -117,7 +124,7 @@ def _lock(folder: Path, make: bool) -> int:
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            raise DeployError(f"The deployment '{folder.name}' was just removed by another process.", "Nothing is left to do.") from None
+            raise Removed(f"The deployment '{folder.name}' was just removed by another process.", "Nothing is left to do.") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -187,14 +187,17 @@ def destroy(name: str) -> list[Path] | None:
             owned.refuse_foreign(folder, folders.foreign(folder))
         return [] if found else None
     folders.refuse_others(folder)
-    with folders.locked(folder, make=False):
-        place.refuse_elsewhere(folder)
-        if record := _supervisor(folder):
-            with suppress(ProcessLookupError):
-                os.kill(record.process.pid, signal.SIGTERM)
-            processes.await_end([record.process], SHUTDOWN_WAIT_S, unless_stopped=True)
-        _end_everything(folder)
-        return folders.delete(folder)
+    try:
+        with folders.locked(folder, make=False):
+            place.refuse_elsewhere(folder)
+            if record := _supervisor(folder):
+                with suppress(ProcessLookupError):
+                    os.kill(record.process.pid, signal.SIGTERM)
+                processes.await_end([record.process], SHUTDOWN_WAIT_S, unless_stopped=True)
+            _end_everything(folder)
+            return folders.delete(folder)
+    except folders.Removed:
+        return None
 
 
 def _end_everything(folder: Path) -> None:
@@ -293,6 +296,9 @@ def _live_status(folder: Path) -> dict[str, Any]:
 def _log_error(what: str, log: Path, hint: str = "Nothing is left of it; fix what the log says and deploy again.") -> DeployError:
     lines = last_lines(log, 12)
     tail = f"; the last lines of its log are:\n{os.linesep.join(lines)}" if lines else "; its log is empty."
+    with suppress(OSError):
+        if not os.statvfs(log.parents[1]).f_bavail:
+            tail += " The disk is full."
     return DeployError(f"{what}{tail}", hint)
 
 

@@ -103,7 +103,7 @@ def test_a_supervisor_ends_with_its_processes_when_its_folder_is_gone(root: Path
     folder = lifecycle.state_dir("t")
     found = everything(folder)
     shutil.rmtree(folder)
-    until(lambda: not alive(found), wait_s=20)
+    until(lambda: not alive(found))
     assert [group for group in found[1] if group.exists()] == [] and not folder.exists()
 
 
@@ -113,7 +113,7 @@ def test_a_supervisor_ends_when_its_folder_is_another_one(root: Path) -> None:
     found = everything(folder)
     folder.rename(root / "moved")
     folder.mkdir()
-    until(lambda: not alive(found), wait_s=20)
+    until(lambda: not alive(found))
     assert list(folder.iterdir()) == []
 
 
@@ -213,17 +213,16 @@ def test_a_stopped_worker_is_replaced_before_it_costs_an_answer(serve: Any) -> N
 def test_a_worker_that_stops_in_mid_request_is_found(serve: Any) -> None:
     with serve("app.sleep") as twin, ThreadPoolExecutor(1) as pool:
         pid = twin.call(0)
-        begun = time.perf_counter()
-        slow = pool.submit(twin.fault, 15)  # its own time is 20 s
+        slow = pool.submit(twin.fault, 15)  # a stop that is not found ends with the function's time, 20 s, and says so
         until(lambda: twin.status()["functions"][0]["instances"][0]["state"] == "BUSY")
         os.kill(pid, signal.SIGSTOP)
-        fault = slow.result(15)
+        fault = slow.result(60)
         assert fault["errorType"] == "Runtime.ExitError" and fault["errorMessage"].endswith("signal: stopped")
-        assert time.perf_counter() - begun < 15
         assert twin.call(0) != pid
 
 
-def test_a_stopped_supervisor_is_named(root: Path) -> None:
+def test_a_stopped_supervisor_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "SHUTDOWN_WAIT_S", 120.0)  # which is not waited
     started = start(with_main(root))
     found = everything(lifecycle.state_dir("t"))
     os.kill(started["pid"], signal.SIGSTOP)

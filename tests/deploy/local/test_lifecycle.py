@@ -78,7 +78,7 @@ def suppressed(function: Callable[..., object], *arguments: object) -> None:
         function(*arguments)
 
 
-def until(condition: Callable[[], object], wait_s: float = 5.0) -> None:
+def until(condition: Callable[[], object], wait_s: float = 30.0) -> None:
     give_up = time.monotonic() + wait_s
     while not condition():
         assert time.monotonic() < give_up, "waited in vain"
