@@ -27,7 +27,7 @@ from remoe_cli import cages, recognise
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.local import lifecycle, main_server, place, processes
-from remoe_cli.deploy.local.config import ChildrenRecord, HostRecord, MainConfig, TwinConfig
+from remoe_cli.deploy.local.config import ChildrenRecord, HostRecord, MainConfig, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.target import LocalTarget
 from remoe_cli.errors import DeployError, HeldError, UsageError
 from remoe_cli.runtime.invoke import make_client
@@ -97,6 +97,25 @@ def test_destroy_ends_the_processes_of_a_folder_that_it_does_not_know_and_leaves
     with pytest.raises(UsageError, match="holds files that remoe did not make"):
         lifecycle.destroy("t")
     assert not alive(found) and (folder / "twin.json").exists()
+
+
+def test_what_another_program_wrote_ends_no_process(root: Path) -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as bystander:
+        folder = lifecycle.state_dir("t")
+        folder.mkdir(parents=True)
+        process = processes.reference(bystander.pid)
+        assert process
+        record = ChildrenRecord(children=(process,)).model_dump_json().replace("remoe.twin-children", "other.twin-children")
+        (folder / "thesis.tex").write_text("years of work")
+        (folder / "supervisor.json").write_text(
+            SupervisorRecord(process=process, endpoint="http://127.0.0.1:1", groups=()).model_dump_json()
+        )
+        (folder / "children.json").write_text(record)
+        with pytest.raises(UsageError, match="holds files that remoe did not make"):
+            lifecycle.destroy("t")
+        assert bystander.poll() is None
+        bystander.kill()
+    shutil.rmtree(folder)
 
 
 def test_a_supervisor_ends_with_its_processes_when_its_folder_is_gone(root: Path) -> None:
