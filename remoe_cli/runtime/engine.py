@@ -136,7 +136,7 @@ class Engine:
                 disable_compile=True,
                 pad_token_id=self.model.generation_config.pad_token_id or 0,
                 streamer=stream,
-                stopping_criteria=StoppingCriteriaList([stopping, self.stop.begin()]),
+                stopping_criteria=StoppingCriteriaList([stopping, self.stop.begin(1, len(ids))]),
             )
         at_stop_string = bool(self.stop.ends.any())
         stream.finish(stopped=at_stop_string)
