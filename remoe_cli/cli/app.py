@@ -34,7 +34,7 @@ from remoe_cli.cli import (
     status,
 )
 from remoe_cli.cli.groups import Command, Group, examples
-from remoe_cli.cli.mistakes import usage_error
+from remoe_cli.cli.mistakes import refuse_other_bytes, usage_error
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.settings import debug
 
@@ -142,7 +142,9 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line and return its exit code, one of EXIT_CODES."""
+    output.take_any_text()
     try:
+        refuse_other_bytes(sys.argv[1:])
         with interrupts.kept():
             return int(app(prog_name="remoe", standalone_mode=False) or 0)
     except TyperException as error:
@@ -155,6 +157,10 @@ def run() -> int:
     except KeyboardInterrupt as interrupt:
         return interrupts.exit_code(interrupt)
     except BrokenPipeError:
+        return 1
+    except UnicodeEncodeError as error:
+        _traceback()
+        output.fail(RemoeError(f"This name or text is not UTF-8: {error.object!r}.", "Use a path that is UTF-8."))
         return 1
     except OSError as error:
         _traceback()
