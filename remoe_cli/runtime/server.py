@@ -39,7 +39,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
-from remoe_cli.runtime.address import listen
+from remoe_cli.runtime.address import listen, place
 from remoe_cli.runtime.invoke import make_client
 from remoe_cli.runtime.main_function import Answer, MainFunction, Request, described, load_here, parse, until
 
