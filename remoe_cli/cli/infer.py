@@ -55,6 +55,7 @@ def command(
                 raise
             failed.note(error, prompts, index)
         else:
+            failed.last = ""
             output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
     failed.exit(len(prompts.texts))
 

@@ -168,7 +168,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.table import Table
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i, column in enumerate(columns):
+    for i, column in enumerate(_for(sys.stdout, column) for column in columns):
         short = i > 0 and all(len(row[i]) <= _UNWRAPPED for row in rows)
         grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=short)
     for row in rows:
