@@ -60,7 +60,8 @@ EXIT_CODES = {
     4: "over budget",
     5: "held by another process",
     6: "partly deployed",
-    130: "interrupted (143: by SIGTERM)",
+    130: "interrupted",
+    143: "ended by SIGTERM",
 }
 _NO_BREAK = "\N{NO-BREAK SPACE}"  # between a code and its meaning, while the line is wrapped
 _CODES = ", ".join(f"{code} {meaning}".replace(" ", _NO_BREAK) for code, meaning in EXIT_CODES.items())
