@@ -62,7 +62,10 @@ def command(
 
 @dataclass
 class Failed:
-    """The prompts of a file that got no answer: each is said in its place, and the others are asked all the same."""
+    """The prompts of a file that got no answer, each of which is told in its place.
+
+    The others are asked all the same.
+    """
 
     count: int = 0
     last: str = ""

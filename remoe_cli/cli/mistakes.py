@@ -25,7 +25,10 @@ _EXTRA = re.compile(r"Got unexpected extra argument\(s\) \((.*)\)", re.DOTALL)
 
 
 def refuse_other_bytes(arguments: Sequence[str]) -> None:
-    """Refuse an argument that is not UTF-8; raises UsageError. Files of remoe, which are UTF-8, could not name it."""
+    """Refuse an argument that is not UTF-8. Files of remoe, which are UTF-8, could not name it.
+
+    Raises: UsageError with the argument.
+    """
     for before, argument in pairwise(("", *arguments)):
         if not is_utf8(argument):
             is_prompt = before == "--prompt" or argument.startswith("--prompt=")

@@ -83,7 +83,10 @@ def is_verbose() -> bool:
 
 
 def take_any_text() -> None:
-    """Let stdout take any text: what its encoding lacks is printed as "?", and bytes of a file's name as they are."""
+    """Let stdout take any text: it prints "?" for what its encoding lacks.
+
+    Bytes of a file's name that are not UTF-8 are printed as they are.
+    """
     codecs.register_error("remoe", _replaced)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="remoe")
@@ -313,7 +316,7 @@ def _heartbeat(stage: _Stage) -> Iterator[Report]:
 
 
 def fail(error: RemoeError, **more: Any) -> None:
-    """Print an error: the document {"error": ...} with `more` on stdout with --json, else sentences on stderr."""
+    """Print an error: {"error": ...} with `more` on stdout with --json, else sentences on stderr."""
     if _mode.json or "--json" in sys.argv:
         print(_json({"error": {"kind": error.kind, "message": error.message, "hint": error.hint}, **more}), flush=True)
         return

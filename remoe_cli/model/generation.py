@@ -1,4 +1,6 @@
-"""generation_config.json: how a model wants its answers made, as far as one greedy answer that is streamed can be.
+"""generation_config.json: how a model wants its answers made, as far as remoe can follow it.
+
+remoe makes one answer, greedily, and streams it.
 
 Stop strings are honoured. What asks for more than one way on (beams, several sequences), for a second model, or for code is set aside by
 name when the model is loaded: `set_aside` lists it, so that every command can say so once.
@@ -42,7 +44,7 @@ _ASIDE: Mapping[str, tuple[Any, ...]] = {
 
 
 def read_generation_config(checkpoint: Checkpoint, default: GenerationConfig) -> GenerationConfig:
-    """Read generation_config.json, without what is set aside and without stop strings, which need the tokenizer.
+    """Read generation_config.json, without stop strings and what is set aside.
 
     `default` is that of config.json, where a checkpoint has no such file.
 

@@ -27,7 +27,7 @@ def url(host: str, port: int) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a socket on an address; a name that has several listens on the first IPv4 one, and "::" on all there are.
+    """Open a socket on an address; "::" is all addresses, and a name is its first IPv4 one.
 
     Raises: OSError for an address that this machine does not have, and for a port that is taken.
     """
