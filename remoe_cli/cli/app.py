@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from textwrap import fill
 from typing import Annotated, ClassVar
 
@@ -138,7 +137,11 @@ def main() -> None:
     # OpenMP's threads sleep while they wait for work, here and in the servers that are started from here. Spinning ones take the cores
     # from whatever else runs: on two busy cores a token of the demo model took 1.3 s of time and 0.65 s of CPU, and so 0.2 s and 0.08 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(run())
+    code = run()
+    if code in (130, 143):  # at once: the end of an interpreter with torch in it takes seconds, and waits for threads
+        output.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run() -> int:
@@ -179,4 +182,4 @@ def run() -> int:
 
 def _traceback() -> None:
     if debug():
-        traceback.print_exc()
+        output.trace()

@@ -15,8 +15,9 @@ import shutil
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -90,6 +91,13 @@ def take_any_text() -> None:
     codecs.register_error("remoe", _replaced)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="remoe")
+
+
+def flush() -> None:
+    """Send what is printed, as far as somebody reads it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
 
 
 def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -323,6 +331,11 @@ def fail(error: RemoeError, **more: Any) -> None:
     _complain("error: ", error.message)
     if error.hint:
         _complain("  hint: ", error.hint)
+
+
+def trace() -> None:
+    """Print the traceback of the error that is handled, on stderr."""
+    print(_for(sys.stderr, traceback.format_exc()), end="", file=sys.stderr)
 
 
 def _complain(label: str, text: str) -> None:

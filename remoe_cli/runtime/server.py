@@ -193,6 +193,7 @@ class _Server(uvicorn.Server):
         self._ending = ending
 
     def end(self) -> None:
+        self.force_exit = self._ending.is_set()  # a second signal ends at once
         self._ending.set()
         self.should_exit = True
 
