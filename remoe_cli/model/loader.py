@@ -82,7 +82,7 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    for file in checkpoint.weight_files if any(checkpoint.path.glob("*.safetensors")) else ():
+    for file in (file for file in checkpoint.files if file.suffix == ".safetensors"):
         with _open(file) as handle:
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 if (dtype := _SAFETENSORS.get(handle.get_slice(name).get_dtype())) is not None:
