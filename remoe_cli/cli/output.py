@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -89,6 +90,9 @@ def take_any_text() -> None:
     Bytes of a file's name that are not UTF-8 are printed as they are.
     """
     codecs.register_error("remoe", _replaced)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before the command began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (it stays open)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="remoe")
 

@@ -195,3 +195,9 @@ def test_arguments_that_are_not_utf8(arguments: list[bytes], message: str, tmp_p
             assert run.stdout.isascii() or encoding == "utf-8"
         else:
             assert message.replace("\ufffd", "\\ufffd") in run.stderr.decode() and b"Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+def test_streams_that_are_closed_are_no_failure(closed: str) -> None:
+    command = ["sh", "-c", f'exec "$0" -m remoe_cli --version {closed}', sys.executable]
+    assert subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode == 0

@@ -112,3 +112,10 @@ def test_what_names_no_foreign_code_is_read_without_a_network(case: str, model: 
     for read in READERS:
         read(checkpoint)
     assert not {name for name in set(sys.modules) - modules if name.startswith("transformers_modules") or "modeling_own" in name}
+
+
+def test_kernels_of_the_hub_are_off() -> None:
+    """Some families load one by themselves, where the package `kernels` is installed."""
+    from transformers.integrations import hub_kernels
+
+    assert hub_kernels._kernels_enabled is False
