@@ -210,9 +210,8 @@ def _local(model: str) -> Path | None:
             return None
         if path.is_dir():
             path = path.resolve()
-            if any(
-                "\ud800" <= character <= "\udfff" for character in str(path)
-            ):  # bytes that are not UTF-8, which the tokenizer's library does not take
+            # Bytes that are not UTF-8, which the library of tokenizers does not take.
+            if any("\ud800" <= character <= "\udfff" for character in str(path)):
                 raise UsageError(f"The path {path} is not UTF-8.", "Rename its folders.")
             if (path / "config.json").is_file():
                 return path
