@@ -92,7 +92,7 @@ def take_any_text() -> None:
     codecs.register_error("remoe", _replaced)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed before the command began
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (it stays open)
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="remoe")
 

@@ -47,7 +47,7 @@ def test_what_is_missing_is_explained(arguments: tuple[str, ...], message: str, 
 @pytest.mark.parametrize(
     ("arguments", "message", "command"),
     [
-        (("plan", "p", "--json", "--tpot"), "Option '--tpot' requires an argument.", "remoe plan"),
+        (("plan", "p", "--json", "--tpot"), "Option '--tpot' requires an argument.", "remoe plan make"),
         (("infer", "demo", "--json", "--prompt"), "Option '--prompt' requires an argument.", "remoe infer"),
         (("profile", "m", "--json", "--data"), "Option '--data' requires an argument.", "remoe profile run"),
         (("profile", "merge", "--json", "-o"), "Option '-o' requires an argument.", "remoe profile merge"),
