@@ -93,16 +93,24 @@ def ask(address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: Exp
     """Return the answer to one prompt with its receipt; without --json the text is printed as it comes."""
     from remoe_cli.runtime.client import answer
 
+    begun = False
     with ExitStack() as waiting:
         waiting.enter_context(output.progress("Waiting for the answer"))
 
         def on_text(piece: str) -> None:
+            nonlocal begun
+            begun = True
             if not output.is_json():
                 if output.shows_bars():  # elsewhere a line on stderr says when no text came for long
                     waiting.close()
                 output.piece(piece)
 
-        return answer(address, prompt, max_new_tokens, on_text, expected=expected)
+        try:
+            return answer(address, prompt, max_new_tokens, on_text, expected=expected)
+        except BaseException:
+            if begun and not output.is_json():
+                output.line()  # what is said next is no part of the answer
+            raise
 
 
 def expected_cost_of(plan: Path) -> ExpectedCost | None:
