@@ -266,13 +266,14 @@ def _fetch(model: str, revision: str | None) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
+    def download(commit: str | None, *names: str) -> Path:
         # Folders inside a repository hold copies of the weights in other formats.
-        folder = Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=["*.safetensors", INDEX, *_SETTINGS], ignore_patterns=["*/*"], etag_timeout=10
-            )
-        )
+        return Path(snapshot_download(model, revision=commit, allow_patterns=[*names], ignore_patterns=["*/*"], etag_timeout=10))
+
+    try:
+        folder = download(revision, WHOLE, INDEX, *_SETTINGS)
+        if not (folder / WHOLE).is_file():  # the same weights may be there a second time, under names that the index does not have
+            download(folder.name, *(_indexed(folder / INDEX) if (folder / INDEX).is_file() else ["*.safetensors"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"The model '{model}' cannot be downloaded from the hub: {reason(error)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModelForCausalLM
 
 from remoe_cli import digests
@@ -261,3 +263,36 @@ def test_one_whole_file_is_read_alone_as_transformers_does(beside: str, original
     assert found.revision == revision
     flip_middle(folder / "model.safetensors")
     assert found.identify() != revision
+
+
+@pytest.mark.parametrize(
+    ("weights", "index", "read"),
+    [
+        (("model.safetensors", "consolidated.safetensors"), (), ("model.safetensors",)),
+        (("model.safetensors", "a-1.safetensors"), ("a-1.safetensors",), ("model.safetensors",)),
+        (
+            ("a-1.safetensors", "a-2.safetensors", "consolidated.safetensors"),
+            ("a-1.safetensors", "a-2.safetensors"),
+            ("a-1.safetensors", "a-2.safetensors"),
+        ),
+        (("b.safetensors", "c.safetensors", "original/b.safetensors"), (), ("b.safetensors", "c.safetensors")),
+    ],
+)
+def test_the_hub_is_asked_for_the_weights_that_are_read(
+    weights: tuple[str, ...], index: tuple[str, ...], read: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the library's own filter of names; all is of one commit, also where the repository changes meanwhile."""
+    names = ["config.json", "README.md", *weights, *(["model.safetensors.index.json"] if index else [])]
+    folder = tmp_path / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+
+    def download(model: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str], **_: object) -> str:
+        assert revision in (None, "abc")
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (folder / name).write_text(json.dumps({"weight_map": dict(enumerate(index))}))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = find("owner/name")
+    assert tuple(path.name for path in found.weight_files) == read == tuple(sorted(path.name for path in folder.glob("**/*.safetensors")))
+    assert found.revision == "abc"
