@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from remoe_cli import interrupts
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime.failures import failure, kind_of
@@ -74,6 +75,7 @@ def answer(
     request = asked | {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
+        interrupts.check()
         if "error" in event:
             error = event["error"]
             raise _KINDS.get(error["kind"], RemoeError)(error["message"], error["hint"])
@@ -106,7 +108,7 @@ def _http(endpoint: Http, url: str, request: dict[str, Any]) -> Iterator[dict[st
             httpx.Client(timeout=httpx.Timeout(10, read=600), trust_env=False) as client,
             client.stream("POST", f"{url}/invocations", json=request) as response,
         ):
-            yield from map(json.loads, response.iter_lines())
+            yield from map(json.loads, _lines(response.iter_bytes()))  # not iter_lines: it also ends lines inside a JSON string
     except (httpx.HTTPError, ValueError) as error:
         raise _gone(endpoint, f"{type(error).__name__}: {error}") from None
 
@@ -151,6 +153,8 @@ def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
     for part in parts:
         *lines, rest = (rest + part).split(b"\n")
         yield from lines
+    if rest:
+        yield rest
 
 
 def _error_document(error: Any) -> dict[str, Any] | None:
