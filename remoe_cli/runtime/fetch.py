@@ -27,7 +27,7 @@ from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.partial_checkpoint import MANIFEST, MainFile, MainManifest
 
 _CONNECTIONS = 16
-_RANGE_BYTES = 16 << 20
+RANGE_BYTES = 16 << 20
 _DIGESTS = 4  # files that are digested at once
 _AGAIN = "Deploy the plan again."
 
@@ -119,8 +119,8 @@ def _download(client: Any, source: _Object, files: list[MainFile], folder: Path)
     from boto3.s3.transfer import TransferConfig, create_transfer_manager
 
     config = TransferConfig(
-        multipart_threshold=_RANGE_BYTES,
-        multipart_chunksize=_RANGE_BYTES,
+        multipart_threshold=RANGE_BYTES,
+        multipart_chunksize=RANGE_BYTES,
         max_concurrency=_CONNECTIONS,
         preferred_transfer_client="classic",
     )

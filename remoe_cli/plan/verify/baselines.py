@@ -20,6 +20,8 @@ from remoe_cli.plan.verify.cost import (
     TOLERANCE,
     VerifierInputs,
     accelerated,
+    cpu_usd_per_s,
+    each_usd,
     evenly,
     latency_of,
     main_bytes,
@@ -143,8 +145,8 @@ def _on_cpu(inputs: VerifierInputs, local: list[_Way]) -> Iterator[_Way]:
             lambda n, latency=latency, vcpus=vcpus: latency.local_expert.seconds(n, vcpus),  # type: ignore[misc]
             cold=True,
         )
-        usd_per_s = inputs.catalog.main_usd_per_gb_second * main.memory_mb / 1024
-        yield _Way(main, found.model_copy(update={"cost_usd_per_request": usd_per_s * _request_s(inputs, found) + side.usd_per_request}))
+        usd = cpu_usd_per_s(inputs, main) * _request_s(inputs, found) + each_usd(inputs, main)
+        yield _Way(main, found.model_copy(update={"cost_usd_per_request": usd}))
 
 
 def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float) -> Iterator[_Way]:
