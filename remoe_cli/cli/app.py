@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 import typer
 from typer.exceptions import TyperException
 
-from remoe_cli import __version__
+from remoe_cli import __version__, interrupts
 from remoe_cli.cli import (
     catalog_update,
     demo,
@@ -60,7 +60,7 @@ EXIT_CODES = {
     4: "over budget",
     5: "held by another process",
     6: "partly deployed",
-    130: "interrupted",
+    130: "interrupted (143: by SIGTERM)",
 }
 _NO_BREAK = "\N{NO-BREAK SPACE}"  # between a code and its meaning, while the line is wrapped
 _CODES = ", ".join(f"{code} {meaning}".replace(" ", _NO_BREAK) for code, meaning in EXIT_CODES.items())
@@ -143,7 +143,8 @@ def main() -> None:
 def run() -> int:
     """Run the command line and return its exit code, one of EXIT_CODES."""
     try:
-        return int(app(prog_name="remoe", standalone_mode=False) or 0)
+        with interrupts.kept():
+            return int(app(prog_name="remoe", standalone_mode=False) or 0)
     except TyperException as error:
         output.fail(usage_error(error))
         return UsageError.exit_code
@@ -151,8 +152,8 @@ def run() -> int:
         _traceback()
         output.fail(error)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return interrupts.exit_code(interrupt)
     except BrokenPipeError:
         return 1
     except OSError as error:

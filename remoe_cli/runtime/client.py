@@ -106,7 +106,7 @@ def _http(endpoint: Http, url: str, request: dict[str, Any]) -> Iterator[dict[st
             httpx.Client(timeout=httpx.Timeout(10, read=600), trust_env=False) as client,
             client.stream("POST", f"{url}/invocations", json=request) as response,
         ):
-            yield from map(json.loads, response.iter_lines())
+            yield from map(json.loads, _lines(response.iter_bytes()))  # not iter_lines: it also ends lines inside a JSON string
     except (httpx.HTTPError, ValueError) as error:
         raise _gone(endpoint, f"{type(error).__name__}: {error}") from None
 
@@ -151,6 +151,8 @@ def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
     for part in parts:
         *lines, rest = (rest + part).split(b"\n")
         yield from lines
+    if rest:
+        yield rest
 
 
 def _error_document(error: Any) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ runtime/server.py takes requests over HTTP, runtime/lambda_main.py takes them as
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -36,13 +37,13 @@ class Request(BaseModel):
     `messages`, with `tools`, are as in OpenAI's chat API.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     prompt: str | None = None
     messages: tuple[dict[str, Any], ...] | None = None
     tools: tuple[dict[str, Any], ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
-    max_new_tokens: int = Field(default=256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1, le=2**31 - 1)
     stream: bool = False
     calls: bool = False
 
@@ -92,7 +93,8 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
     Raises: UsageError for a body that is no request.
     """
     try:
-        request = Request.model_validate_json(body) if isinstance(body, bytes) else Request.model_validate(body)
+        # JSON both times: an array is no tuple to a strict model, and half of a surrogate pair is refused.
+        request = Request.model_validate_json(body if isinstance(body, bytes) else json.dumps(body))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -102,6 +104,8 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
         ) from None
     if [request.prompt, request.messages, request.prompt_token_ids].count(None) != 2:
         raise UsageError("A request has either 'prompt' or 'prompt_token_ids', or 'messages'.", "Give one of the three.")
+    if request.tools is not None and request.messages is None:
+        raise UsageError("A request has 'tools' without 'messages'.", "Give 'messages', or leave 'tools' out.")
     request.asked()  # so that messages that are none are refused now
     return request
 
@@ -134,6 +138,11 @@ class MainFunction:
 
     config: ServerConfig
     engine: Engine
+
+    def refuse(self, request: Request) -> None:
+        """Raise UsageError for token ids that the model does not have, and for an answer that is too long."""
+        if request.prompt_token_ids is not None:
+            self.engine.refuse(request.prompt_token_ids, request.max_new_tokens)
 
     def answer(
         self,
@@ -198,9 +207,7 @@ def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copi
     for f in config.functions:
         functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
     engine = start_engine(checkpoint, config.spec, functions, connect, gpu=config.gpu, copied=copied)
-    # One token through every layer: proves the hook, and pages the weights in, before anybody waits for an answer.
-    engine.generate([0], 1)
-    engine.attachment.check_fired(1)
+    engine.warm_up()
     return MainFunction(config, engine)
 
 
