@@ -218,9 +218,13 @@ def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
 
 def _call(client: Any, function: str, body: bytes) -> tuple[bytes, str]:
     response = client.invoke(FunctionName=function, InvocationType="RequestResponse", LogType="Tail", Payload=body)
-    payload = response["Payload"].read()
-    log = base64.b64decode(response.get("LogResult", "")).decode("utf-8", "replace")
+    payload, log = response["Payload"].read(), log_of(response)
     if "FunctionError" in response:
         error = json.loads(payload or b"{}")
         raise _FunctionFailed(error.get("errorType", "Unknown"), error.get("errorMessage", "no message"), log)
     return payload, log
+
+
+def log_of(response: dict[str, Any]) -> str:
+    """Return the end of an invocation's log, which a response has that was asked for it."""
+    return base64.b64decode(response.get("LogResult", "")).decode("utf-8", "replace")

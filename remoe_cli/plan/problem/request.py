@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Method, PredictedRouting
+from remoe_cli.plan.document import Method, Plan, PredictedRouting
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Invocations, Problem
 from remoe_cli.plan.problem.traffic import Traffic
@@ -64,3 +64,11 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
         if main.hardware and not (measured_on_cpus and main.gpu_memory_mb is None)
     }
     return Problem(spec, latency, catalog, replace(workload, cold_share=cold), described, request.invocations)
+
+
+def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
+    """Pose the problem that a plan solves, of its own profile and catalog."""
+    workload = plan.workload
+    traffic = Traffic(workload.lengths, workload.requests_per_hour)
+    asked = PlanRequest(traffic=traffic, cold_share=workload.cold_share, invocations=plan.invocations, routing=workload.routing)
+    return make_problem(profile, catalog, asked)
