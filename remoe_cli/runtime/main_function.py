@@ -263,10 +263,10 @@ def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copi
     Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start. The error carries the
     receipt of what was billed until then.
     """
+    begun_s = time.perf_counter()  # importing torch is a part of loading
     from remoe_cli.runtime.dispatch import RemoteFunction
     from remoe_cli.runtime.engine import start_engine
 
-    begun_s = time.perf_counter()
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
         functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
@@ -304,9 +304,9 @@ def load_packaged(uri: str) -> MainFunction:
 
     Raises: what runtime/fetch.py and `load` raise.
     """
+    begun_s, reads = time.perf_counter(), list[None]()
     from remoe_cli.runtime.fetch import fetch, scratch_folder
 
-    begun_s, reads = time.perf_counter(), list[None]()
     folder = fetch(uri, scratch_folder(), lambda: reads.append(None))
     fetched_s = time.perf_counter() - begun_s
     config = artifacts.read_json(folder / "server.json", ServerConfig)
