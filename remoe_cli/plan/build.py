@@ -30,6 +30,7 @@ from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, he
 from remoe_cli.plan.assess.verdict import judge, notes
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import evaluate, layer_outcomes
+from remoe_cli.plan.cost.requests import first_broken, with_timeouts
 from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
@@ -71,7 +72,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
     request = request or PlanRequest()
     problem, aim = make_problem(profile, catalog, request), request.aim
     others = baselines(problem, aim)
-    chosen = _or_all_local(problem, aim, _choose(problem, request), others)
+    problem, chosen = _holding(problem, request, others)
     outcome = evaluate(problem, chosen.placement)
     value = aim.value(outcome)
     bound = None if chosen.bound is None else min(chosen.bound, value)
@@ -104,7 +105,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         notes=tuple([*notes(problem, chosen.placement, chosen.method, chosen.gain), *_bound_note(profile, chosen)]),
         main=chosen.placement.main,
         instances=chosen.placement.instances,
-        layers=chosen.placement.layers,
+        layers=with_timeouts(problem, chosen.placement.layers, chosen.placement.main),
         costs=_costs(problem, chosen.placement, outcome),
         baselines=others.priced,
         missing=others.missing,
@@ -118,6 +119,25 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         "break_even_traffic": break_even_traffic(problem, aim),
     }
     return plan.model_copy(update=doubts)
+
+
+def _holding(problem: Problem, request: PlanRequest, others: Baselines) -> tuple[Problem, _Chosen]:
+    """Choose a placement whose limits hold for every request.
+
+    Solvers look at the longest ones. Should a shorter one break a limit, as it may where replicas share its experts in another way, they
+    choose again and look at that one too.
+
+    Raises: what `_choose` raises.
+    """
+    while True:
+        chosen = _or_all_local(problem, request.aim, _choose(problem, request), others)
+        broken = first_broken(problem, chosen.placement)
+        if broken is None:
+            return problem, chosen
+        held = problem.workload.also_held
+        if broken.size in held:  # the solver's tolerance and the check's differ
+            raise InfeasibleError(f"The plan that was found does not hold: {broken.text}.", "Plan with other lengths, or with --cover.")
+        problem = replace(problem, workload=replace(problem.workload, also_held=(*held, broken.size)))
 
 
 def _choose(problem: Problem, request: PlanRequest) -> _Chosen:
@@ -183,6 +203,8 @@ def _workload_ref(workload: Workload, request: PlanRequest) -> WorkloadRef:
         n_in=workload.n_in,
         n_out=workload.n_out,
         kinds=workload.lengths if len(workload.lengths) > 1 else (),
+        longest=workload.front if workload.traffic.requests is not None or len(workload.lengths) > 1 else (),
+        served=workload.traffic.served,
         requests_per_hour=workload.requests_per_hour,
         cold_share=workload.cold_share,
         routing=request.routing,

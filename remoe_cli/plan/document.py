@@ -15,6 +15,7 @@ from pydantic import Field
 
 from remoe_cli.artifacts import Document, Part, read_json
 from remoe_cli.errors import UsageError
+from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 
 
 def _is_none(value: object) -> bool:
@@ -47,6 +48,8 @@ class LayerPlan(Part):
     remote      ids of the remote experts, ascending
     functions   the experts of each function, where one function of `memory_mb` does not hold them all; else empty
     replicas    instances that share the experts of a prompt; 1 where there are several functions
+    timeout_s   after which the platform ends an invocation: the longest call of the plan's requests, with room; 0 without experts. By
+                default the longest that there is
     """
 
     layer: int
@@ -54,6 +57,7 @@ class LayerPlan(Part):
     memory_mb: int
     replicas: int
     functions: tuple[tuple[int, ...], ...] = ()
+    timeout_s: int = MAX_TIMEOUT_S
 
     @property
     def parts(self) -> tuple[tuple[int, ...], ...]:
@@ -114,11 +118,30 @@ class PredictedRouting(Part):
     weights: tuple[int, ...]
 
 
+class Served(Part):
+    """Which requests the deployment answers: those that are longer in any way are refused.
+
+    cover    share of the file's requests that was asked for
+    share    share that is answered
+    tokens   most tokens of a request, prompt and answer together
+    n_in, n_out   most prompt tokens, and most tokens after the first
+    """
+
+    cover: float
+    share: float
+    tokens: int
+    n_in: int
+    n_out: int
+
+
 class WorkloadRef(Part):
     """The requests that a plan is for.
 
     n_in, n_out         mean prompt tokens, and mean tokens generated after the first
-    kinds               kinds of requests of different lengths; empty where all have one length
+    kinds               kinds of requests of different lengths, by which means are taken; empty where all have one length
+    longest             prompt tokens and further tokens of every request that no other one equals or exceeds in both, by rising prompts:
+                        hard limits hold for these, and so for all. Empty where all have one length
+    served              which requests of a file the plan is for; None where lengths were given otherwise
     requests_per_hour   None where the traffic is unknown: then idle hours are not priced
     cold_share          share of requests that find everything cold
     routing             None: requests use experts as all of the profile's prompts together do
@@ -127,6 +150,8 @@ class WorkloadRef(Part):
     n_in: float
     n_out: float
     kinds: tuple[Lengths, ...] = ()
+    longest: tuple[tuple[int, int], ...] = ()
+    served: Served | None = None
     requests_per_hour: float | None = None
     cold_share: float = 0.0
     routing: PredictedRouting | None = Field(default=None, exclude_if=_is_none)
@@ -135,6 +160,11 @@ class WorkloadRef(Part):
     def lengths(self) -> tuple[Lengths, ...]:
         """List the kinds of requests, also where there is only one."""
         return self.kinds or (Lengths(share=1.0, n_in=round(self.n_in), n_out=round(self.n_out)),)
+
+    @property
+    def front(self) -> tuple[tuple[int, int], ...]:
+        """List the longest requests, also where all have one length."""
+        return self.longest or ((round(self.n_in), round(self.n_out)),)
 
 
 class Targets(Part):
@@ -305,7 +335,7 @@ class Plan(Document):
     missing         for people: why a baseline cannot be priced
     """
 
-    schema_version: str = "remoe.plan/4"
+    schema_version: str = "remoe.plan/5"
     profile: Source
     catalog: Source
     prices_of: str

@@ -120,7 +120,7 @@ def test_the_verifier_catches_a_payload_over_the_limit(paying: tuple[Profile, Ca
     catalog = catalog.model_copy(update={"function": catalog.function.model_copy(update={"memory_menu_mb": (1024,)})})
     plan = plan_of(profile, catalog, remote_share=0.5)
     tight = catalog.model_copy(update={"function": catalog.function.model_copy(update={"payload_limit_bytes": 3000})})
-    assert any("payload" in finding.found for finding in verify(plan, profile, tight))
+    assert any("of 3000 bytes" in finding.found for finding in verify(plan, profile, tight))
 
 
 def test_remote_is_chosen_and_recommended_where_it_pays(recommended: Plan) -> None:

@@ -185,7 +185,7 @@ DOES_NOT_FIT: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
     # 80 slots of 2,048 bytes, a third more on the wire.
     "payload": (
         {"main": "m1800", "layers": layers(remote(0, 1, 2, 3, memory_mb=1024), NONE)},
-        r"a prompt sends 218453 bytes to layer 1, but the limit is 200000",
+        r"a prompt of 40 tokens sends 218453 bytes to layer 1, and the limit is 200000",
         {"payload_limit_bytes": 200_000},
         {},
     ),

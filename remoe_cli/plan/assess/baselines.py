@@ -15,12 +15,14 @@ Source: method.md, section 10.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost import main_function, prices
 from remoe_cli.plan.cost.placement import Priced, layer_outcomes, total
+from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, MainSpec, Outcome
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import MB, Main, Placement, Problem, local_layers
@@ -66,9 +68,12 @@ def all_local_on(problem: Problem, spec: MainSpec) -> Priced | None:
         return None
     layers = layer_outcomes(problem, placement)
     outcome = total(problem, placement, layers)
+    ends_s = main_function.longest_request_s(problem, spec) * (1 + SLACK)
+    if ends_s < math.inf and (longest_s(problem, placement, outcome.tpot_s, problem.workload.front) > ends_s).any():
+        return None
     request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
     if not main_function.always_on(problem, spec):
-        return Priced(placement, outcome) if request_s <= main_function.longest_mean_s(problem, Main(spec)) * (1 + SLACK) else None
+        return Priced(placement, outcome)
     several = replace(placement, instances=instances_for(problem, request_s))
     return Priced(several, total(problem, several, layers))
 
@@ -114,9 +119,8 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     nonexpert, _ = whole_on_cpu(hardware, problem.spec)
     known = {one.placement.main.name: one.outcome for one in local}
     best: Baseline | None = None
-    for spec in by_use:
-        if spec.memory_mb * MB < bytes_needed:
-            continue
+    holding = [spec for spec in by_use if spec.memory_mb * MB >= bytes_needed]
+    for spec in holding:
         if not main_function.on_gpu(problem, spec):
             outcome = known.get(spec.name)
         else:
@@ -128,10 +132,12 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
                 lambda n, expert=expert, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
                 prices.main_prices(problem.catalog, spec).usd_per_s,
                 main_function.fixed_usd(problem, Main(spec)),
-                _cold_s(problem),
+                by_use=True,
             )
         if outcome and (best is None or outcome.cost_usd_per_request < best.cost_usd_per_request):
             best = Baseline(**outcome.model_dump(), spec=spec.name, meets=meets(aim, outcome))
+    if best is None and holding:
+        return f"no main function paid by use that holds the whole model of {bytes_needed / 2**30:.1f} GB {_in_time(problem)}"
     return best or f"no main function paid by use holds the whole model of {bytes_needed / 2**30:.1f} GB"
 
 
@@ -162,8 +168,10 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         if hardware.gpu is None:
             continue
         nonexpert, expert = whole_on_gpu(hardware, problem.spec)
-        cold_s = _cold_s(problem) if per_hour is None else 0.0
-        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: expert.seconds(n, 1), usd_per_s, 0.0, cold_s)  # noqa: B023
+        by_use = per_hour is None
+        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: expert.seconds(n, 1), usd_per_s, 0.0, by_use=by_use)  # noqa: B023
+        if outcome is None:
+            continue
         traffic, instances = problem.workload.requests_per_hour, 1
         if per_hour is not None and traffic is not None:
             instances = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
@@ -176,7 +184,15 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
             best = Baseline(
                 **outcome.model_dump(), spec=name, instances=instances, meets=meets(aim, outcome), assumed=overhead, ideal=ideal
             )
-    return best or f"no GPU of the catalog has {gpu_bytes / 2**30:.1f} GB, with {cpu_needed / 2**30:.1f} GB of CPU memory"
+    memory = f"{gpu_bytes / 2**30:.1f} GB, with {cpu_needed / 2**30:.1f} GB of CPU memory"
+    if best is None and options:
+        return f"no GPU of the catalog that has {memory}, {_in_time(problem)}"
+    return best or f"no GPU of the catalog has {memory}"
+
+
+def _in_time(problem: Problem) -> str:
+    longest = problem.workload.most_tokens
+    return f"answers a request of {longest.n_in} + {longest.n_out} tokens before the platform ends it"
 
 
 def _outcome(
@@ -185,22 +201,25 @@ def _outcome(
     expert_s: Callable[[Floats | int], Floats],
     usd_per_s: float,
     fixed_usd: float,
-    cold_s: float,
-) -> Outcome:
-    """Price one device that computes everything, one expert after another.
+    *,
+    by_use: bool,
+) -> Outcome | None:
+    """Price one device that computes everything, one expert after another; None where the platform ends a request before it is answered.
 
-    cold_s   what cold starts add to the mean TTFT
+    Where it is paid by use, a cold one reads the whole model first.
     """
-    workload = problem.workload
-    ttft = cold_s
+    workload, side, spec = problem.workload, problem.catalog.main, problem.spec
+
+    def prefill_s(n_in: int) -> float:
+        return nonexpert_s(n_in) + float(expert_s(workload.use * n_in).sum())
+
+    start_s = side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s if by_use else 0.0
+    ttft = workload.cold_share * start_s
     for kind in workload.lengths:
-        ttft += kind.share * (nonexpert_s(kind.n_in) + float(expert_s(workload.use * kind.n_in).sum()))
+        ttft += kind.share * prefill_s(kind.n_in)
     hits = float(workload.decode_hits.sum())
     tpot = nonexpert_s(1) + hits * float(expert_s(1))
+    ends_s = side.timeout_s if by_use else side.rented_timeout_s
+    if ends_s is not None and any(start_s + prefill_s(n_in) + n_out * tpot > ends_s * (1 + SLACK) for n_in, n_out in workload.front):
+        return None
     return Outcome(cost_usd_per_request=usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd, ttft_s=ttft, tpot_s=tpot)
-
-
-def _cold_s(problem: Problem) -> float:
-    """Compute what reading the whole model, where it is paid by use, adds to the mean TTFT."""
-    side, spec = problem.catalog.main, problem.spec
-    return problem.workload.cold_share * (side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s)

@@ -21,7 +21,6 @@ from remoe_cli.plan.cost.placement import Priced, evaluate
 from remoe_cli.plan.document import WIDEST_FACTOR, BaselineName, BreakEven, BreakEvenTraffic, Outcome, Scenario, ScenarioKind
 from remoe_cli.plan.problem.aim import Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
-from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import Workload, from_profile
 from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.latency_record import Quantiles
@@ -185,7 +184,7 @@ def break_even_traffic(problem: Problem, aim: Aim) -> BreakEvenTraffic | None:
     """
     if len({spec.usd_per_hour is None for spec in problem.catalog.main.menu}) < 2:
         return None
-    unknown = Traffic(problem.workload.lengths)
+    unknown = replace(problem.workload.traffic, per_hour=None, gaps_s=())
     idle_free = replace(problem, workload=replace(problem.workload, traffic=unknown, cold_share=0.0))
     by_use, rented = _best_of(idle_free, aim, False), _cheapest_hour(idle_free, aim) or _best_of(idle_free, aim, True)
     if by_use is None or rented is None:

@@ -99,6 +99,7 @@ class MainSide(Part):
     load_bytes_per_s                rate at which it reads the model
     bytes_per_read                  bytes of one read of S3 when it starts; 0 where it does not read the model from S3
     timeout_s                       longest request to a main function paid by use
+    rented_timeout_s                longest request to a rented instance; none where nothing ends it
     """
 
     menu: tuple[MainSpec, ...] = Field(min_length=1)
@@ -110,6 +111,7 @@ class MainSide(Part):
     load_bytes_per_s: Positive
     bytes_per_read: NonNegative = 0.0
     timeout_s: Positive
+    rented_timeout_s: Positive | None = None
 
     @field_validator("menu")
     @classmethod

@@ -69,7 +69,7 @@ def least_memory_mb(problem: Problem, remote: int) -> Floats:
     Shapes: [L].
     Source: the limit of function memory in method.md, section 4.
     """
-    longest = max(kind.n_in for kind in problem.workload.lengths)
+    longest = problem.workload.most_in
     rows = np.where(problem.workload.ranks < remote, problem.workload.use * longest, 0.0).sum(axis=1)
     return expert_functions.function_memory_bytes(problem, remote, rows) / MB
 

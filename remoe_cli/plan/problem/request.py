@@ -9,6 +9,7 @@ from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Method, Plan, PredictedRouting
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Invocations, Problem
+from remoe_cli.plan.problem.sizes import sizes_of
 from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.profile.hardware import latency_from
@@ -69,6 +70,7 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
 def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
     """Pose the problem that a plan solves, of its own profile and catalog."""
     workload = plan.workload
-    traffic = Traffic(workload.lengths, workload.requests_per_hour)
+    longest = sizes_of(tuple((1 / len(workload.longest), *size) for size in workload.longest)) if workload.longest else None
+    traffic = Traffic(workload.lengths, workload.requests_per_hour, requests=longest)
     asked = PlanRequest(traffic=traffic, cold_share=workload.cold_share, invocations=plan.invocations, routing=workload.routing)
     return make_problem(profile, catalog, asked)

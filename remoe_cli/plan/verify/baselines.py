@@ -102,18 +102,32 @@ def _local(inputs: VerifierInputs) -> Iterator[_Way]:
 
     There are as many instances as the traffic needs.
     """
-    spec = inputs.profile.record.spec
+    spec, side = inputs.profile.record.spec, inputs.catalog.main
     layers = tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in spec.moe_layers)
     for main in inputs.catalog.main.menu:
         room = main_bytes(inputs, main, spec.experts_per_layer * len(layers)) <= main.memory_mb * MB
         if not room or (main.gpu_memory_mb is not None and request_bytes(inputs) > main.gpu_memory_mb * MB):
             continue
         found = outcome(inputs, main, 1, layers)
+        by_use = main.usd_per_hour is None
+        started_s = side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s if by_use else 0.0
+        ends_s = side.timeout_s if by_use else side.rented_timeout_s
+        if ends_s is not None and any(
+            started_s + _request_s(one, outcome(one, main, 1, layers)) > ends_s * (1 + TOLERANCE) for one in _each(inputs)
+        ):
+            continue
         if main.usd_per_hour is not None and inputs.plan.workload.requests_per_hour is not None:
             count = _instances(inputs, found)
             yield _Way(main, outcome(inputs, main, count, layers), count)
-        elif main.usd_per_hour is not None or _request_s(inputs, found) <= inputs.catalog.main.timeout_s * (1 + TOLERANCE):
+        else:
             yield _Way(main, found)
+
+
+def _each(inputs: VerifierInputs) -> Iterator[VerifierInputs]:
+    """Look at each of the longest requests by itself, warm."""
+    for n_in, n_out in inputs.longest:
+        alone = inputs.plan.workload.model_copy(update={"kinds": (), "longest": (), "n_in": n_in, "n_out": n_out, "cold_share": 0.0})
+        yield replace(inputs, plan=inputs.plan.model_copy(update={"workload": alone}))
 
 
 def _request_s(inputs: VerifierInputs, found: Outcome) -> float:
@@ -143,8 +157,10 @@ def _on_cpu(inputs: VerifierInputs, local: list[_Way]) -> Iterator[_Way]:
             inputs,
             lambda n, slower=slower: nonexpert.seconds(n) * slower,  # type: ignore[misc]
             lambda n, latency=latency, vcpus=vcpus: latency.local_expert.seconds(n, vcpus),  # type: ignore[misc]
-            cold=True,
+            by_use=True,
         )
+        if found is None:
+            continue
         usd = cpu_usd_per_s(inputs, main) * _request_s(inputs, found) + each_usd(inputs, main)
         yield _Way(main, found.model_copy(update={"cost_usd_per_request": usd}))
 
@@ -164,7 +180,9 @@ def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float) -> Itera
             continue
         nonexpert, expert = whole_on_gpu(hardware, spec)
         instances = 1
-        found = _whole(inputs, nonexpert.seconds, lambda n, expert=expert: expert.seconds(n, 1), cold=main in by_use)  # type: ignore[misc]
+        found = _whole(inputs, nonexpert.seconds, lambda n, expert=expert: expert.seconds(n, 1), by_use=main in by_use)  # type: ignore[misc]
+        if found is None:
+            continue
         if main.usd_per_hour is None:
             usd_per_s = side.usd_per_accelerator_gb_second * gpu_bytes / GB + inputs.catalog.main_usd_per_gb_second * cpu_bytes / GB
             usd = usd_per_s * _request_s(inputs, found)
@@ -176,14 +194,22 @@ def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float) -> Itera
         yield _Way(main, found.model_copy(update={"cost_usd_per_request": usd}), instances)
 
 
-def _whole(inputs: VerifierInputs, nonexpert_s: Seconds, expert_s: Seconds, *, cold: bool) -> Outcome:
+def _whole(inputs: VerifierInputs, nonexpert_s: Seconds, expert_s: Seconds, *, by_use: bool) -> Outcome | None:
     """Compute TTFT and TPOT of one device that computes everything, one expert after another.
 
-    A cold one reads the whole model first.
+    One that is paid by use reads the whole model first, should it be cold. None where the platform ends the longest request.
     """
     spec, side = inputs.profile.record.spec, inputs.catalog.main
     start_s = side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s
     uses, one = np.array([layer.use for layer in inputs.layers]), np.ones(1)
-    ttft = sum(kind.share * float(nonexpert_s(one * kind.n_in).sum() + expert_s(uses * kind.n_in).sum()) for kind in inputs.kinds)
+
+    def prefill_s(n_in: int) -> float:
+        return float(nonexpert_s(one * n_in).sum() + expert_s(uses * n_in).sum())
+
+    ttft = sum(kind.share * prefill_s(kind.n_in) for kind in inputs.kinds)
     tpot = float(nonexpert_s(one).sum() + sum(layer.experts_per_token for layer in inputs.layers) * expert_s(one).sum())
-    return Outcome(cost_usd_per_request=0.0, ttft_s=ttft + (inputs.plan.workload.cold_share * start_s if cold else 0.0), tpot_s=tpot)
+    ends_s = side.timeout_s if by_use else side.rented_timeout_s
+    longest_s = max(prefill_s(n_in) + n_out * tpot for n_in, n_out in inputs.longest) + (start_s if by_use else 0.0)
+    if ends_s is not None and longest_s > ends_s * (1 + TOLERANCE):
+        return None
+    return Outcome(cost_usd_per_request=0.0, ttft_s=ttft + (inputs.plan.workload.cold_share * start_s if by_use else 0.0), tpot_s=tpot)

@@ -8,13 +8,15 @@ find is taken as stated: the bound, the held-out scenario, `break_evens` and `br
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import BaselineName, Basis, Outcome, Plan, PlannedModel, PredictedRouting, ScenarioKind, Verdict, WorkloadRef
 from remoe_cli.plan.verify.baselines import baselines, missed, scenarios
-from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, main_bytes, outcome_and_costs, prompt_rows, request_bytes, verifier_inputs
+from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, main_bytes, outcome_and_costs, request_bytes, verifier_inputs
+from remoe_cli.plan.verify.requests import request_limits
 from remoe_cli.profile.record import Profile
 
 ENOUGH_TOKENS = 200
@@ -37,13 +39,18 @@ class Finding:
     found: str
 
 
-def verify(plan: Plan, profile: Profile, catalog: Catalog) -> tuple[Finding, ...]:
-    """Find every statement of the plan that does not hold; empty when all agree to 1e-9 relative."""
+def verify(plan: Plan, profile: Profile, catalog: Catalog, requests: Iterable[tuple[int, int]] = ()) -> tuple[Finding, ...]:
+    """Find every statement of the plan that does not hold; empty when all agree to 1e-9 relative.
+
+    Limits are checked for the longest requests that the plan names, and one by one for the `requests` of its file, if they are given, as
+    prompt tokens and further tokens.
+    """
     structure = (*_sources(plan, profile, catalog), *_structure(plan, profile, catalog))
     if structure:  # numbers of a plan that is not well formed mean nothing
         return structure
     inputs = verifier_inputs(plan, profile, catalog)
-    return (*_limits(inputs), *_numbers(inputs))
+    listed = tuple(requests)
+    return (*_limits(inputs), *_numbers(inputs, listed), *_uncovered(plan, listed))
 
 
 def _same(field: str, stated: float, found: float) -> Iterator[Finding]:
@@ -104,6 +111,16 @@ def _workload(workload: WorkloadRef) -> Iterator[Finding]:
     sound = all(kind.n_in >= 1 and kind.n_out >= 1 and kind.share > 0 for kind in kinds) and math.isclose(sum(k.share for k in kinds), 1)
     name = "workload.kinds" if workload.kinds else "workload"
     yield from _require(sound, name, kinds, "lengths of 1 or more, shares above 0 that sum to 1")
+    front = workload.longest
+    sound = all(least[0] < most[0] and least[1] > most[1] for least, most in pairwise(front)) and all(min(size) >= 1 for size in front)
+    most_in, most_out = max(n_in for n_in, _ in workload.front), max(n_out for _, n_out in workload.front)
+    above = all(kind.n_in <= most_in and kind.n_out <= most_out for kind in kinds) and (bool(front) or not workload.kinds)
+    yield from _require(sound and above, "workload.longest", front, "no Pareto front of the kinds")
+    if (served := workload.served) is not None:
+        most = (max(map(sum, workload.front)), most_in, most_out)
+        yield from _require((served.tokens, served.n_in, served.n_out) == most, "workload.served", served, most)
+        shares = 0 < served.cover <= 1 and served.cover * (1 - TOLERANCE) <= served.share <= 1
+        yield from _require(shares, "workload.served", served, "a share above 0 that was asked for, and one as large")
     for name in ("n_in", "n_out"):
         stated, mean = getattr(workload, name), sum(kind.share * getattr(kind, name) for kind in kinds)
         yield from _require(math.isclose(stated, mean), f"workload.{name}", stated, f"mean {mean}")
@@ -124,7 +141,7 @@ def _mixture(routing: PredictedRouting, profile: Profile) -> Iterator[Finding]:
 
 
 def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
-    """Check memory of main and expert functions, payload, and working instances."""
+    """Check memory of main and expert functions, and working instances."""
     plan, catalog, spec = inputs.plan, inputs.catalog, inputs.profile.record.spec
     side, main = catalog.function, plan.main
     need = main_bytes(inputs, main, sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers))
@@ -136,18 +153,21 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
     yield from _require(working <= side.concurrency_limit, "layers", f"{working} instances of functions", side.concurrency_limit)
     for index, layer in enumerate(plan.layers):
         routed = inputs.layers[index]
-        for kind in inputs.kinds:
-            for part in layer.parts:
-                rows = sum(routed.use[e] * kind.n_in for e in part)
-                need = side.runtime_memory_mb * 2**20 + len(part) * spec.expert_bytes * side.expert_memory_factor
-                need += rows * spec.hidden_state_bytes
-                fits = need <= layer.memory_mb * 2**20 * (1 + TOLERANCE)
-                yield from _require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
-            for sent in prompt_rows(inputs, layer, routed, kind.n_in):
-                payload = sum(sent) * spec.hidden_state_bytes * side.wire_expansion
-                fits = payload <= side.payload_limit_bytes * (1 + TOLERANCE)
-                found = f"payload {payload:.0f} of {side.payload_limit_bytes} bytes"
-                yield from _require(fits, f"layers[{index}].replicas", layer.replicas, found)
+        longest = max(n_in for n_in, _ in inputs.longest)
+        for part in layer.parts:
+            rows = sum(routed.use[e] * longest for e in part)
+            need = side.runtime_memory_mb * 2**20 + len(part) * spec.expert_bytes * side.expert_memory_factor
+            need += rows * spec.hidden_state_bytes
+            fits = need <= layer.memory_mb * 2**20 * (1 + TOLERANCE)
+            yield from _require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
+
+
+def _uncovered(plan: Plan, requests: tuple[tuple[int, int], ...]) -> Iterator[Finding]:
+    """Find a request that is longer than all that the plan says it is for."""
+    for n_in, n_out in requests:
+        if not any(n_in <= most_in and n_out <= most_out for most_in, most_out in plan.workload.front):
+            yield Finding("workload.longest", repr(plan.workload.front), f"a request of {n_in} + {n_out} tokens")
+            return
 
 
 def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
@@ -157,15 +177,13 @@ def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
 
 
 def _in_time(inputs: VerifierInputs, found: Outcome, plan: Plan) -> bool:
-    """Tell whether a mean request ends before the timeout, or before the next one needs its instance."""
+    """Tell whether a mean request ends before the next one needs its instance."""
     request_s = found.ttft_s + inputs.n_out * found.tpot_s
-    if plan.main.usd_per_hour is None:
-        return request_s <= inputs.catalog.main.timeout_s * (1 + 2 * TOLERANCE)
     per_hour = plan.workload.requests_per_hour
-    return per_hour is None or request_s * per_hour <= 3600 * plan.instances * (1 + 2 * TOLERANCE)
+    return plan.main.usd_per_hour is None or per_hour is None or request_s * per_hour <= 3600 * plan.instances * (1 + 2 * TOLERANCE)
 
 
-def _numbers(inputs: VerifierInputs) -> Iterator[Finding]:
+def _numbers(inputs: VerifierInputs, requests: tuple[tuple[int, int], ...]) -> Iterator[Finding]:
     """Check cost and latency, bound and gap, the baselines, and the verdict that follows from them."""
     plan = inputs.plan
     found, costs = outcome_and_costs(inputs, plan.main, plan.instances, plan.layers)
@@ -180,6 +198,8 @@ def _numbers(inputs: VerifierInputs) -> Iterator[Finding]:
         yield from _missed(plan, found)
     bought, stated = ("main", plan.main) if plan.main.usd_per_hour is None else ("instances", plan.instances)
     yield from _require(_in_time(inputs, found, plan), bought, stated, f"a request takes {found.ttft_s + inputs.n_out * found.tpot_s} s")
+    for field, was, is_found in request_limits(inputs, (*inputs.longest, *requests), found.tpot_s):
+        yield Finding(field, str(was), is_found)
     yield from _bound(plan, found)
     yield from _baselines(inputs)
     yield from _scenarios(inputs)
