@@ -34,7 +34,14 @@ def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manife
         model=bundle.model,
         spec=bundle.spec,
         functions=tuple(
-            ServedFunction(layer=f.layer, function=invoked(f.name), experts=f.experts, replicas=f.replicas, expert_rows=expert_rows)
+            ServedFunction(
+                layer=f.layer,
+                function=invoked(f.name),
+                experts=f.experts,
+                replicas=f.replicas,
+                expert_rows=expert_rows,
+                timeout_s=f.timeout_s,
+            )
             for f in bundle.functions
         ),
         prices=Prices(

@@ -113,7 +113,8 @@ def _events(endpoint: MainAddress, request: dict[str, Any]) -> Iterator[dict[str
 def _http(endpoint: Http, url: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     try:
         with (
-            httpx.Client(timeout=httpx.Timeout(10, read=600), trust_env=False) as client,
+            # The server lets no answer take longer than it may: one that was given up here would be paid for and lost.
+            httpx.Client(timeout=httpx.Timeout(10, read=None), trust_env=False) as client,
             client.stream("POST", f"{url}/invocations", json=request) as response,
         ):
             yield from map(json.loads, _lines(response.iter_bytes()))  # not iter_lines: it also ends lines inside a JSON string

@@ -19,6 +19,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from transformers.generation.streamers import BaseStreamer
 
 from remoe_cli.errors import ModelError, RemoeError, UsageError
+from remoe_cli.lambda_limits import read_timeout_s
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import Attachment, attach, move_non_experts
@@ -32,7 +33,6 @@ from remoe_cli.runtime.invoke import Connect, Invocation
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
-_TIMEOUT_S = 60.0  # of one invocation
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
 
 
@@ -128,6 +128,7 @@ class Engine:
         self.refuse(ids, max_new_tokens)
         stream, stopping = _Stream(self.tokenizer, self.stop.strings, time.perf_counter(), on_text), _Stopping(stopped)
         eos = self.model.generation_config.eos_token_id
+        self.dispatcher.stopped = stopped
         try:
             with torch.inference_mode():
                 self.model.generate(
@@ -188,8 +189,10 @@ def start_engine(
     """
     local = spec.local_experts({layer: tuple(e for f in remote for e in f.experts) for layer, remote in functions.items()})
     connections = max(_CONNECTIONS, *(sum(f.replicas for f in remote) for remote in functions.values())) if functions else 1
+    # One client for all: each function's own timeout ends its calls, and none of them is given up before that.
+    longest_s = max((f.timeout_s for remote in functions.values() for f in remote), default=0)
     dispatcher = Dispatcher(
-        client=connect(connections, _TIMEOUT_S) if functions else None,
+        client=connect(connections, read_timeout_s(longest_s)) if functions else None,
         local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in local.items()},
         remote=functions,
         # Threads only wait for answers, so there may be more of them than cores.

@@ -269,7 +269,7 @@ def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copi
 
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
-        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
+        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s))
     sent: list[Invocation] = []
     try:
         engine = start_engine(checkpoint, config.spec, functions, connect, gpu=config.gpu, copied=copied, sent=sent)

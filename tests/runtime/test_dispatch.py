@@ -21,7 +21,7 @@ from remoe_cli.model import experts
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert
 from remoe_cli.model.spec import read_spec
-from remoe_cli.runtime import engine
+from remoe_cli.runtime import dispatch, engine
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction, divide
 from remoe_cli.runtime.invoke import make_client
 from tests.support.endpoint import Endpoint, failed, ok, report
@@ -214,3 +214,26 @@ def test_calls_that_fail_or_that_nobody_waits_for_any_more_are_kept(endpoint: En
         ("layer-000-1", 13, 1, False),
         ("layer-000-2", 13, 1, False),
     ]
+
+
+def test_a_layer_does_not_wait_longer_than_the_main_function_has_time(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has spent so far would be lost; a call that ends later is billed with the next request."""
+    monkeypatch.setattr(dispatch, "_LOOK_S", 0.01)
+    monkeypatch.setattr(dispatch, "_LAST_S", 0.01)
+    late, reasons = threading.Event(), iter([None, None, *["time-limit"] * 9])
+
+    class Client:
+        def invoke(self, **given: Any) -> Any:
+            assert late.wait(10)
+            return endpoint.client.invoke(**given)
+
+    endpoint.script = [ok()]
+    with ThreadPoolExecutor(1) as pool:
+        runner = dispatcher(Client(), {0: (0, 1)}, 1, pool)
+        runner.stopped = lambda: next(reasons)
+        with pytest.raises(InvokeError, match="time ended while the expert function layer-000-0 was computing"):
+            runner._send(expert_layers(build("mixtral"))[0], {2: torch.ones(1, 64)})()
+        runner.settle()
+        assert [(c.function, c.unreported, c.billed_ms) for c in runner.take()] == [("layer-000-0", 1, 0)]
+        late.set()
+    assert [(c.unreported, c.billed_ms) for c in runner.take()] == [(0, 13)]

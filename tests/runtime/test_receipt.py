@@ -191,6 +191,7 @@ def test_a_receipt_whose_times_are_those_predicted_costs_what_is_predicted(
 
 
 def test_people_read_what_is_billed_and_what_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_mode", output._Mode())
     made = make_receipt(answer((1.5, 1.6), call("a", 50, 1024)), PRICES)
     infer.show_receipt(made.model_dump(mode="json"))
     assert "Main function: measured time; expert functions: the time that Lambda's REPORT lines bill." in capsys.readouterr().out

@@ -67,6 +67,7 @@ def _function(plan: Plan, contents: Contents, settings: AwsSettings, policy: Res
         "Code": {"ImageUri": _image(settings)[1]},
         "ImageConfig": {"EntryPoint": ENTRYPOINT, "Command": [HANDLER]},
         "MemorySize": plan.main.memory_mb,
+        "Timeout": aws_reference().function.timeout_s,
         "EphemeralStorage": {"Size": storage_mb(plan, contents)},
         "Environment": {"Variables": _variables(contents, settings) | lambda_limits.thread_environment(plan.main.memory_mb)},
     }
