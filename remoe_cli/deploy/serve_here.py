@@ -21,7 +21,7 @@ def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
             main = load_here(server_json, connect)
-        console.say("The model is loaded.")
+        console.say(f"The model is loaded. {main.loading_billed}")
         return main
 
     console.say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")

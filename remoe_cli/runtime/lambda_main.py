@@ -29,7 +29,10 @@ def handle(event: Any, context: Any) -> dict[str, Any]:
         first = _main is None
         if _main is None:
             _main = load_packaged(os.environ["REMOE_MAIN"])
-        return _main.answer(request, stopped=until(limit_s), first=first).model_dump(mode="json")
+        answer = _main.answer(request, stopped=until(limit_s), first=first)
+        # In the log too: a client that has gone meanwhile does not take the receipt.
+        print(f"remoe: expert functions were billed {answer.receipt.billed_ms} ms in {answer.receipt.invocations} calls", flush=True)
+        return answer.model_dump(mode="json")
     except Exception as error:
         if _main is not None and receipt_of(error) is None:  # refused before anything was called, yet this function is billed
             attach(error, failed_receipt(_main.config.prices, time.monotonic() - begun_s, ()))

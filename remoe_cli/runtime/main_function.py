@@ -183,6 +183,12 @@ class MainFunction:
     loading_calls: tuple[Invocation, ...] = ()
     spent: Ledger = field(default_factory=Ledger)
 
+    @property
+    def loading_billed(self) -> str:
+        """Say what loading was billed, which is in no receipt of a main function that is always on."""
+        spent = self.spent.loading
+        return f"Expert functions were billed {spent.billed_ms} ms in {spent.invocations} calls meanwhile, ${spent.usd:.2g} in all."
+
     def refuse(self, request: Request) -> None:
         """Raise UsageError for token ids that the model does not have, and for an answer that is too long."""
         if request.prompt_token_ids is not None:

@@ -219,7 +219,7 @@ def serve(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLi
     loading = model_thread.submit(load)
     app = make_app(loading, model_thread, ending, limits)
     server = _Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_END_S), ending)
-    loading.add_done_callback(lambda done: server.end() if done.exception() else None)
+    loading.add_done_callback(lambda done: server.end() if done.exception() else print(done.result().loading_billed, file=sys.stderr))
     with listener:
         server.run(sockets=[listener])
     model_thread.shutdown(wait=False, cancel_futures=True)
