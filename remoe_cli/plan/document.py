@@ -194,16 +194,25 @@ class BaselineName(StrEnum):
 GPU_BY_USE = "gpu-by-use"  # the `spec` of a baseline on GPU memory that is bought by the GB-second
 
 
-class Baseline(Outcome):
+class Baseline(Part):
     """Cost and latency of another way to run the model.
 
-    spec        name of the main spec or instance that it runs on, or GPU_BY_USE
-    instances   how many of them
-    meets       whether it meets the targets
-    assumed     for people: what it takes for granted
-    ideal       nobody can buy it as it stands, so it does not decide the verdict
+    cost_usd_per_request   USD; None where it is rented by the hour and the traffic is unknown: then no request has a price
+    ttft_s, tpot_s         seconds to the first token, and for each further token
+    cold_start_s           what a cold start adds to the TTFT of a request that finds nothing warm; in `ttft_s` with the share of these
+    usd_per_hour           price of one instance, which is always on; None where it is paid by use
+    spec                   name of the main spec or instance that it runs on, or GPU_BY_USE
+    instances              how many of them
+    meets                  whether it meets the targets, as far as they can be told
+    assumed                for people: what it takes for granted
+    ideal                  nobody can buy it as it stands, so it does not decide the verdict
     """
 
+    cost_usd_per_request: float | None
+    ttft_s: float
+    tpot_s: float
+    cold_start_s: float = 0.0
+    usd_per_hour: float | None = Field(default=None, exclude_if=_is_none)
     spec: str
     instances: int = 1
     meets: bool
@@ -281,14 +290,21 @@ class BreakEven(Part):
 
 
 class BreakEvenTraffic(Part):
-    """Traffic at which two main functions cost the same.
+    """Traffic above which an instance that is always on costs less than a main function paid by use.
 
-    by_use     name of the one that is paid by use
-    instance   name of the one that is always on
+    by_use         name of the main function that is paid by use; the plan's own where the traffic is unknown
+    instance       name of the instance
+    against        what runs on it; None where it has remote experts too
+    usd_per_hour   price of the instance
+    ttft_s, tpot_s    seconds to the first token on it, and for each further token
     """
 
     by_use: str
     instance: str
+    against: BaselineName | None
+    usd_per_hour: float
+    ttft_s: float
+    tpot_s: float
     requests_per_hour: float
 
 
@@ -300,6 +316,7 @@ class Basis(StrEnum):
     NOTHING_ELSE_FITS         no main function holds all experts, and no other baseline can be bought and meets the targets
     OTHERS_MISS_TARGETS       all experts local can be bought, but no baseline meets the targets
     CHEAPER                   the plan costs less than every baseline that can be bought and meets the targets
+    DEPENDS_ON_TRAFFIC        the same of what is paid by use; the traffic is unknown, and above some an instance is cheaper
     DEARER_THAN_WHOLE_MODEL   the whole model on CPUs or a GPU costs less, or as good as the same
     DEARER_THAN_ALL_LOCAL     all experts local costs less than this plan with remote experts, or as good as the same
     ALL_LOCAL_IS_CHEAPEST     the plan has no remote experts
@@ -310,6 +327,7 @@ class Basis(StrEnum):
     NOTHING_ELSE_FITS = "nothing-else-fits"
     OTHERS_MISS_TARGETS = "others-miss-targets"
     CHEAPER = "cheaper"
+    DEPENDS_ON_TRAFFIC = "depends-on-traffic"
     DEARER_THAN_WHOLE_MODEL = "dearer-than-whole-model"
     DEARER_THAN_ALL_LOCAL = "dearer-than-all-local"
     ALL_LOCAL_IS_CHEAPEST = "all-local-is-cheapest"
@@ -318,7 +336,7 @@ class Basis(StrEnum):
 Objective = Literal["cost", "tpot", "ttft"]
 Method = Literal["exact", "scan", "paper", "forced", "given"]
 Status = Literal["optimal", "within-gap", "time-limit", "forced", "heuristic", "given"]
-Verdict = Literal["recommended", "not-recommended", "insufficient-evidence"]
+Verdict = Literal["recommended", "not-recommended", "insufficient-evidence", "depends-on-traffic"]
 
 
 class Plan(Document):
@@ -331,6 +349,7 @@ class Plan(Document):
     gap             (value - lower bound) / value
     basis, reason   why the verdict is what it is, for programs and for people
     notes           for people: what was assumed, and what the figures leave out
+    cold_start_s    what a cold start adds to the TTFT of a request that finds nothing warm; `ttft_s` has it with `workload.cold_share`
     instances       of the main function; more than 1 only where it is rented and the traffic is known
     missing         for people: why a baseline cannot be priced
     """
@@ -348,6 +367,7 @@ class Plan(Document):
     cost_usd_per_request: float
     ttft_s: float
     tpot_s: float
+    cold_start_s: float = 0.0
     lower_bound_usd: float | None
     lower_bound_s: float | None = None
     gap: float | None

@@ -45,7 +45,7 @@ def payload_bytes(problem: Problem, layer: LayerPlan, index: int) -> float:
 @cache
 def case(seed: int) -> tuple[Problem, TokenBound]:
     """A random small problem and a bound for it; over the seeds top-1 to top-3, flat to skewed routing, slow and fast main functions, all
-    prices of calls, kinds of requests, cold starts, GPUs, rented instances, small payloads and one call for each expert occur."""
+    prices of calls, kinds of requests, cold starts, GPUs, small payloads and one call for each expert occur."""
     random = np.random.default_rng(seed)
     with TemporaryDirectory() as path:
         profile = synthetic_profile(
@@ -65,8 +65,6 @@ def case(seed: int) -> tuple[Problem, TokenBound]:
             seed=seed,
         )
     menu = [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in range(800, 6000, 300)]
-    if seed % 5 == 0:
-        menu.append({"name": "box", "memory_mb": 3000, "vcpus": 2.0, "usd_per_hour": 0.1})
     catalog = tiny_catalog(
         {"menu": menu, "usd_per_accelerator_gb_second": 5e-5 if seed % 4 == 0 else 0.0},
         memory_menu_mb=list(range(256, 3000, 256)),
@@ -150,9 +148,8 @@ def test_the_cases_are_worth_something() -> None:
             size, full = len(found.layers[0].remote), problem.spec.experts_per_layer
             seen.add("remote" if size == full else "local" if size == 0 else "mixed")
             seen |= {"replicas"} if max(layer.replicas for layer in found.layers) > 1 else set()
-            seen |= {"instance"} if found.main.spec.usd_per_hour else set()
             seen |= {"memories"} if len({layer.memory_mb for layer in found.layers}) > 1 else set()
-    assert seen == {"none", "remote", "local", "mixed", "replicas", "instance", "memories"}, seen
+    assert seen == {"none", "remote", "local", "mixed", "replicas", "memories"}, seen
 
 
 # Step 1: the worst case, and MMP.

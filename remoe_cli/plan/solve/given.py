@@ -47,6 +47,11 @@ def read_placement(path: Path, problem: Problem) -> Placement:
             f"The placement's main function '{name}' is not on the menu of the catalog {problem.catalog.name}.",
             f"Use one of the menu: {known}, ..",
         )
+    if main not in problem.menu:
+        raise UsageError(
+            f"The placement's main function '{name}' is rented by the hour, so a request has no price without traffic.",
+            "Give --requests-per-hour N.",
+        )
     if given.instances < 1 or (given.instances > 1 and not main_function.always_on(problem, main)):
         raise UsageError(
             f"The placement has {given.instances} instances of '{name}', but only rented ones, at a known traffic, can be several.",

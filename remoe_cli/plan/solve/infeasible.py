@@ -94,7 +94,7 @@ def _least_local(problem: Problem, columns: Columns) -> int | None:
 
 def _roomy(problem: Problem, columns: Columns) -> bool:
     local = _least_local(problem, columns)
-    return local is not None and any(main_function.local_capacity(problem, spec) >= local for spec in problem.catalog.main.menu)
+    return local is not None and any(main_function.local_capacity(problem, spec) >= local for spec in problem.menu)
 
 
 def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns: Columns) -> InfeasibleError:
@@ -127,7 +127,7 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns:
             f"{side.memory_menu_mb[-1]} MB.",
             "Make a smaller share of the experts remote, or use a catalog with larger functions.",
         )
-    largest = max(problem.catalog.main.menu, key=lambda spec: main_function.local_capacity(problem, spec))
+    largest = max(problem.menu, key=lambda spec: main_function.local_capacity(problem, spec))
     if largest.gpu_memory_mb is not None and main_function.base_bytes(problem) > largest.gpu_memory_mb * MB:
         return InfeasibleError(
             f"The GPU memory is too small: the model without its experts needs {main_function.base_bytes(problem) / MB:.0f} MB"

@@ -99,7 +99,7 @@ def mains(task: Task, cutoff: float = math.inf) -> tuple[Main, ...]:
 
     There are no more instances than the slowest request could use, and none that alone cost more than `cutoff`, the value of a known plan.
     """
-    return tuple(main for spec in task.problem.catalog.main.menu for main in _counts(task, spec, cutoff))
+    return tuple(main for spec in task.problem.menu for main in _counts(task, spec, cutoff))
 
 
 def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:

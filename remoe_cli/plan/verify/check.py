@@ -2,7 +2,7 @@
 
 verify/cost.py prices it, verify/baselines.py the alternatives and scenarios. None of the three imports anything of the planner (no
 solver, no cost model, no workload), so that an error there is not repeated here. Sentences are not looked at. What only a search could
-find is taken as stated: the bound, the held-out scenario, `break_evens` and `break_even_traffic`.
+find is taken as stated: the bound, the held-out scenario, `break_evens`, and `break_even_traffic` where the traffic is known.
 """
 
 from __future__ import annotations
@@ -13,8 +13,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import BaselineName, Basis, Outcome, Plan, PlannedModel, PredictedRouting, ScenarioKind, Verdict, WorkloadRef
-from remoe_cli.plan.verify.baselines import baselines, missed, scenarios
+from remoe_cli.plan.document import (
+    Baseline,
+    BaselineName,
+    Basis,
+    Outcome,
+    Plan,
+    PlannedModel,
+    PredictedRouting,
+    ScenarioKind,
+    Verdict,
+    WorkloadRef,
+)
+from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, cold_start_s, missed, scenarios
 from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, main_bytes, outcome_and_costs, request_bytes, verifier_inputs
 from remoe_cli.plan.verify.requests import request_limits
 from remoe_cli.profile.record import Profile
@@ -27,6 +38,7 @@ VERDICTS: dict[Basis, Verdict] = {
     Basis.NOTHING_ELSE_FITS: "recommended",
     Basis.OTHERS_MISS_TARGETS: "recommended",
     Basis.CHEAPER: "recommended",
+    Basis.DEPENDS_ON_TRAFFIC: "depends-on-traffic",
 }  # "not-recommended" on every other basis
 
 
@@ -83,6 +95,8 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
     """Check menu membership, lengths, replicas, and one sound entry per MoE layer."""
     spec, workload = profile.record.spec, plan.workload
     yield from _require(plan.main in catalog.main.menu, "main", plan.main, "not on the catalog's menu")
+    buyable = plan.main.usd_per_hour is None or workload.requests_per_hour is not None
+    yield from _require(buyable, "main", plan.main.name, "rented by the hour, so no request has a price without traffic")
     rented = plan.main.usd_per_hour is not None and workload.requests_per_hour is not None
     yield from _require(
         plan.instances >= 1 and (rented or plan.instances == 1), "instances", plan.instances, "only rented ones are counted"
@@ -194,6 +208,7 @@ def _numbers(inputs: VerifierInputs, requests: tuple[tuple[int, int], ...]) -> I
         yield from _same(f"costs.layers_usd[{index}]", stated_usd, usd)
     for field in ("cost_usd_per_request", "ttft_s", "tpot_s"):
         yield from _same(field, getattr(plan, field), getattr(found, field))
+    yield from _same_seconds("cold_start_s", plan.cold_start_s, cold_start_s(inputs, plan.main, plan.layers))
     if plan.method != "given":
         yield from _missed(plan, found)
     bought, stated = ("main", plan.main) if plan.main.usd_per_hour is None else ("instances", plan.instances)
@@ -202,6 +217,7 @@ def _numbers(inputs: VerifierInputs, requests: tuple[tuple[int, int], ...]) -> I
         yield Finding(field, str(was), is_found)
     yield from _bound(plan, found)
     yield from _baselines(inputs)
+    yield from _traffic(inputs)
     yield from _scenarios(inputs)
     basis = _basis(inputs, found)
     yield from _require(plan.basis == basis, "basis", plan.basis, basis)
@@ -216,11 +232,17 @@ def _basis(inputs: VerifierInputs, found: Outcome) -> Basis:
         return Basis.TOO_FEW_TOKENS
     if missed(plan, found):
         return Basis.MISSES_TARGET
-    able = {name: b.cost_usd_per_request for name, b in plan.baselines.items() if name not in IDEAL and not missed(plan, b)}
-    if not able:
+    able = {
+        name: b.cost_usd_per_request
+        for name, b in plan.baselines.items()
+        if name not in IDEAL and not missed(plan, b) and b.cost_usd_per_request is not None
+    }
+    if not able or found.cost_usd_per_request < min(able.values()) * (1 - WORTHWHILE):
+        if plan.workload.requests_per_hour is None and plan.break_even_traffic is not None:
+            return Basis.DEPENDS_ON_TRAFFIC
+        if able:
+            return Basis.CHEAPER
         return Basis.OTHERS_MISS_TARGETS if BaselineName.ALL_LOCAL in plan.baselines else Basis.NOTHING_ELSE_FITS
-    if found.cost_usd_per_request < min(able.values()) * (1 - WORTHWHILE):
-        return Basis.CHEAPER
     local = min((usd for name, usd in able.items() if name in (BaselineName.ALL_LOCAL, BaselineName.MIX)), default=math.inf)
     if local > min(able.values()) * (1 + TOLERANCE):
         return Basis.DEARER_THAN_WHOLE_MODEL
@@ -230,6 +252,26 @@ def _basis(inputs: VerifierInputs, found: Outcome) -> Basis:
 def _outcome(field: str, stated: Outcome, found: Outcome) -> Iterator[Finding]:
     for name, value in found:
         yield from _same(f"{field}.{name}", getattr(stated, name), value)
+
+
+def _way(field: str, stated: Baseline, found: Way) -> Iterator[Finding]:
+    """Compare what a baseline states with one way to run it: price, times, and the rent of an instance."""
+    for name in ("ttft_s", "tpot_s"):
+        yield from _same(f"{field}.{name}", getattr(stated, name), getattr(found.outcome, name))
+    yield from _same_seconds(f"{field}.cold_start_s", stated.cold_start_s, found.cold_start_s)
+    yield from _require(
+        stated.usd_per_hour == found.main.usd_per_hour, f"{field}.usd_per_hour", stated.usd_per_hour, found.main.usd_per_hour
+    )
+    if stated.cost_usd_per_request is None or not found.priced:
+        priced = found.outcome.cost_usd_per_request if found.priced else None
+        yield from _require(stated.cost_usd_per_request == priced, f"{field}.cost_usd_per_request", stated.cost_usd_per_request, priced)
+    else:
+        yield from _same(f"{field}.cost_usd_per_request", stated.cost_usd_per_request, found.outcome.cost_usd_per_request)
+
+
+def _same_seconds(field: str, stated: float, found: float) -> Iterator[Finding]:
+    """Compare times that are differences of other times, to a microsecond."""
+    yield from _require(abs(stated - found) <= 1e-6, field, stated, found)
 
 
 def _baselines(inputs: VerifierInputs) -> Iterator[Finding]:
@@ -243,10 +285,25 @@ def _baselines(inputs: VerifierInputs) -> Iterator[Finding]:
             continue
         bought = (stated.spec, stated.instances)
         yield from _require(bought in ways, f"{field}.spec", bought, sorted(ways))
-        yield from _outcome(field, stated, ways.get(bought) or next(iter(ways.values())))
+        yield from _way(field, stated, ways.get(bought) or next(iter(ways.values())))
         meets = not missed(plan, stated)
         yield from _require(stated.meets == meets, f"{field}.meets", stated.meets, meets)
         yield from _require(stated.ideal == (name in IDEAL), f"{field}.ideal", stated.ideal, not stated.ideal)
+
+
+def _traffic(inputs: VerifierInputs) -> Iterator[Finding]:
+    """Check the break-even traffic where it is between the plan itself and an instance of the catalog."""
+    plan, traffic, name = inputs.plan, inputs.plan.break_even_traffic, "break_even_traffic"
+    if traffic is None:
+        return
+    rents = {spec.name: spec.usd_per_hour for spec in (*inputs.catalog.main.menu, *inputs.catalog.reference.gpus)}
+    rent = rents.get(traffic.instance)
+    yield from _require(rent is not None and rent == traffic.usd_per_hour, f"{name}.usd_per_hour", traffic.usd_per_hour, rent)
+    if plan.workload.requests_per_hour is None and plan.main.usd_per_hour is None:
+        yield from _require(traffic.by_use == plan.main.name, f"{name}.by_use", traffic.by_use, plan.main.name)
+    if (per_hour := break_even_per_hour(inputs)) is not None:
+        agrees = math.isclose(traffic.requests_per_hour, per_hour, rel_tol=1e-3)
+        yield from _require(agrees, f"{name}.requests_per_hour", traffic.requests_per_hour, per_hour)
 
 
 def _scenarios(inputs: VerifierInputs) -> Iterator[Finding]:
