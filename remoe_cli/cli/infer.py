@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +12,17 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import DataOption, FieldOption, PromptOption, texts_of
+from remoe_cli.cli.options import DataOption, FieldOption, PromptOption, prompts_of
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
-from remoe_cli.errors import RemoeError, UsageError
+from remoe_cli.errors import ArtifactError, DeployError, ModelError, RemoeError, UsageError
 
 if TYPE_CHECKING:
     from remoe_cli.model.chat import Prompt
+    from remoe_cli.profile.prompts import PromptSet
     from remoe_cli.runtime.client import MainAddress
     from remoe_cli.runtime.expected_cost import ExpectedCost
 
+_OF_ALL = (ArtifactError, DeployError, ModelError)  # what is the same for all prompts
 EXAMPLES = examples(
     "remoe infer demo --prompt 'What is the capital of France?'",
     "remoe infer demo --data prompts.jsonl --json > answers.jsonl   # one JSON document a line",
@@ -44,9 +47,51 @@ def command(
         raise UsageError("Give either --prompt TEXT or --data FILE.", "See 'remoe infer --help'.")
     deployed = pick(target, region, profile)
     address, expected = deployed.main_address(name), expected_cost_of(deployed.deployed_plan(name))
-    for text in texts_of(prompt, data, field):
-        document = ask(address, text, max_new_tokens, expected)
-        output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
+    prompts, failed = prompts_of(prompt, data, field), Failed()
+    for index, text in enumerate(prompts.texts):
+        try:
+            document = ask(address, text, max_new_tokens, expected)
+        except RemoeError as error:
+            if data is None:
+                raise
+            failed.note(error, prompts, index)
+        else:
+            failed.last = ""
+            output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
+    failed.exit(len(prompts.texts))
+
+
+@dataclass
+class Failed:
+    """The prompts of a file that got no answer, each of which is told in its place.
+
+    The others are asked all the same.
+    """
+
+    count: int = 0
+    last: str = ""
+
+    def note(self, error: RemoeError, prompts: PromptSet, index: int) -> None:
+        """Print why a prompt failed, with its row.
+
+        Raises: the error with the row where all further prompts would fail too: the main function is gone, or two prompts in a row end in
+        the same failure of an expert function.
+        """
+        from remoe_cli.runtime.receipt import attach, receipt_of
+
+        here = type(error)(f"{prompts.where(index)}: {error.message}", error.hint)
+        if receipt := receipt_of(error):
+            attach(here, receipt)
+        if not isinstance(error, UsageError) and (isinstance(error, _OF_ALL) or error.message == self.last):
+            raise here
+        self.count, self.last = self.count + 1, error.message
+        output.fail(here, row=prompts.rows[index] if prompts.rows else index + 1)
+
+    def exit(self, asked: int) -> None:
+        """End the command with status 1 when a prompt has failed."""
+        if self.count:
+            output.say(f"{self.count} of {asked} prompts failed.")
+            raise typer.Exit(1)
 
 
 def ask(address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: ExpectedCost | None) -> dict[str, Any]:

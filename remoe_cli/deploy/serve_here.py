@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from remoe_cli.deploy.console import Console
+from remoe_cli.runtime.address import url
 from remoe_cli.runtime.invoke import Connect
 
 
@@ -24,5 +25,5 @@ def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: 
         console.say(f"The model is loaded. {main.loading_billed}")
         return main
 
-    console.say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
+    console.say(f"Serving '{name}' on {url(host, port)}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
     serve(load, host, port)

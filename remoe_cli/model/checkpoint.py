@@ -115,7 +115,9 @@ class Checkpoint:
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """List the safetensors files that transformers reads: one whole file, else those that the index names; else all.
+        """List the safetensors files that transformers reads: one whole file, else those of the index.
+
+        Where there is neither, all files are listed.
 
         Some repositories hold the same weights a second time under other names, or other weights beside them.
 

@@ -1,4 +1,6 @@
-"""generation_config.json: how a model wants its answers made, as far as one greedy answer that is streamed can be.
+"""generation_config.json: how a model wants its answers made, as far as remoe can follow it.
+
+remoe makes one answer, greedily, and streams it.
 
 Stop strings are honoured. What asks for more than one way on (beams, several sequences), for a second model, or for code is set aside by
 name when the model is loaded: `set_aside` lists it, so that every command can say so once.
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.generation.stopping_criteria import StoppingCriteria, StopStringCriteria
+from transformers.generation.stopping_criteria import StoppingCriteria
 
 from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import Checkpoint, reason
@@ -42,7 +44,7 @@ _ASIDE: Mapping[str, tuple[Any, ...]] = {
 
 
 def read_generation_config(checkpoint: Checkpoint, default: GenerationConfig) -> GenerationConfig:
-    """Read generation_config.json, without what is set aside and without stop strings, which need the tokenizer.
+    """Read generation_config.json, without stop strings and what is set aside.
 
     `default` is that of config.json, where a checkpoint has no such file.
 
@@ -90,27 +92,27 @@ def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 class StopStrings(StoppingCriteria):  # type: ignore[misc]
-    """Ends each sequence at the first stop string, as transformers does, and keeps where.
+    """Ends each sequence whose answer holds a stop string, and keeps where.
+
+    transformers' StopStringCriteria cannot be used: it fails on tokenizers that do not know the letters "abcdef". Like that, this looks at
+    the text with special tokens, as "<|im_end|>" is a usual stop string.
 
     ends   for each sequence of a batch, the tokens (with the prompt's) after which it ended; 0 while it goes on
     """
 
     def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
-        self.strings = tuple(strings)
-        self._criterion = StopStringCriteria(tokenizer, list(strings)) if strings else None
+        self._tokenizer, self.strings, self._prompt = tokenizer, tuple(strings), 0
         self.ends = torch.zeros(0, dtype=torch.long)
 
-    def begin(self) -> StopStrings:
-        """Forget the last batch."""
-        self.ends = torch.zeros(0, dtype=torch.long)
+    def begin(self, sequences: int, prompt_tokens: int) -> StopStrings:
+        """Begin a batch, whose prompts have this many tokens with their padding."""
+        self.ends, self._prompt = torch.zeros(sequences, dtype=torch.long), prompt_tokens
         return self
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if len(self.ends) != len(input_ids):
-            self.ends = torch.zeros(len(input_ids), dtype=torch.long)
-        if self._criterion is not None:
-            found = self._criterion(input_ids, scores).cpu() & (self.ends == 0)
-            self.ends[found] = input_ids.shape[1]
+        for row, ids in enumerate(input_ids[:, self._prompt :].tolist() if self.strings else ()):
+            if not self.ends[row] and any(each in self._tokenizer.decode(ids) for each in self.strings):
+                self.ends[row] = input_ids.shape[1]
         return (self.ends > 0).to(input_ids.device)
 
 

@@ -79,7 +79,7 @@ def record_batch(
             do_sample=False,
             disable_compile=True,
             pad_token_id=model.generation_config.pad_token_id or 0,
-            stopping_criteria=StoppingCriteriaList([stop.begin()] if stop else []),
+            stopping_criteria=StoppingCriteriaList([stop.begin(len(prompts), length)] if stop else []),
         )
     decoded = _decode_steps(output[:, length:].cpu(), model.generation_config.eos_token_id)
     if stop is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from remoe_cli import interrupts
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime.failures import failure, kind_of
@@ -77,6 +78,7 @@ def answer(
     request = asked | {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
+        interrupts.check()
         if "error" in event:
             raise _error(event["error"])
         if "answer" in event:

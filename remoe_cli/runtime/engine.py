@@ -139,7 +139,7 @@ class Engine:
                     disable_compile=True,
                     pad_token_id=self.model.generation_config.pad_token_id or 0,
                     streamer=stream,
-                    stopping_criteria=StoppingCriteriaList([stopping, self.stop.begin()]),
+                    stopping_criteria=StoppingCriteriaList([stopping, self.stop.begin(1, len(ids))]),
                 )
         finally:
             self.dispatcher.settle()  # a pass that failed may have left calls, which are billed

@@ -21,7 +21,6 @@ import json
 import math
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -40,6 +39,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.runtime.address import listen, place
 from remoe_cli.runtime.invoke import make_client
 from remoe_cli.runtime.main_function import Answer, MainFunction, Request, described, load_here, parse, until
 
@@ -193,6 +193,7 @@ class _Server(uvicorn.Server):
         self._ending = ending
 
     def end(self) -> None:
+        self.force_exit = self._ending.is_set()  # a second signal ends at once
         self._ending.set()
         self.should_exit = True
 
@@ -212,9 +213,10 @@ def serve(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLi
     Raises: DeployError for a port that cannot be opened, and what `load` raises.
     """
     try:
-        listener = socket.create_server((host, port), backlog=128)
+        listener = listen(host, port)
     except OSError as error:
-        raise DeployError(f"The main function cannot listen on {host}:{port}: {error.strerror}.", "Choose another port.") from None
+        where = place(host, port)
+        raise DeployError(f"The main function cannot listen on {where}: {error.strerror}.", "Choose another address or port.") from None
     model_thread, ending = ThreadPoolExecutor(1, "model"), threading.Event()
     loading = model_thread.submit(load)
     app = make_app(loading, model_thread, ending, limits)

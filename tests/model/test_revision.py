@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from remoe_cli import digests
 from remoe_cli.errors import ArtifactError, ModelError
 from remoe_cli.model import checkpoint
 from remoe_cli.model.checkpoint import Checkpoint, find, find_profiled
 from remoe_cli.model.demo import demo_model
+from remoe_cli.model.loader import load
 from tests.support.families import build
 
 
@@ -233,3 +235,29 @@ def test_another_commit_is_another_revision(snapshot: Path) -> None:
 def test_packaged_files_are_checked_by_their_manifest(model: Path) -> None:
     assert Checkpoint("packaged", model, "local:1").revision == "local:1"
     assert checkpoint.SHARE not in READ
+
+
+def same_tensors(found: Checkpoint, folder: Path) -> bool:
+    """Whether the weights that are read are those that plain transformers reads."""
+    state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    return all(torch.equal(state[name], tensor) for name, tensor in load(found).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "beside", ["model.safetensors.index.json", "adapter.safetensors", "consolidated.safetensors", "model.b.safetensors"]
+)
+def test_one_whole_file_is_read_alone_as_transformers_does(beside: str, original: Path, tmp_path: Path) -> None:
+    """Other files beside it are no part of the model: an index of other weights, a second copy, an adapter, damaged ones."""
+    alone, folder = tmp_path / "alone", tmp_path / "beside"
+    build("mixtral", torch.bfloat16, seed=1).save_pretrained(alone)
+    revision = find(str(alone)).revision
+    shutil.copytree(alone, folder)
+    for path in original.glob("model-0000*" if beside.endswith(".json") else "no-such-file"):
+        shutil.copy(path, folder / path.name)
+    (folder / beside).write_bytes((original / beside).read_bytes() if beside.endswith(".json") else b"not the weights")
+    found = find(str(folder))
+    assert found.weight_files == (folder / "model.safetensors",)
+    assert same_tensors(found, folder)
+    assert found.revision == revision
+    flip_middle(folder / "model.safetensors")
+    assert found.identify() != revision
