@@ -8,7 +8,10 @@ from .errors import FunctionTimeError
 
 
 def refuse_late(rows: Sequence[int], done: int, took_s: float, left_s: Callable[[], float]) -> None:
-    """Raise FunctionTimeError when the experts that are left take longer than the function has, by experts and by rows."""
+    """Raise FunctionTimeError when the experts that are left take longer than the function has.
+
+    That is judged by those that are done: by their number and by their rows.
+    """
     if not done:
         return
     needed_s = took_s * min((len(rows) - done) / done, sum(rows[done:]) / sum(rows[:done]))

@@ -81,8 +81,9 @@ class Dispatcher:
         return sent
 
     def settle(self) -> None:
-        """Wait until no call is under way, so that whatever they are billed is in `sent`. A pass that failed may leave some.
+        """Wait until no call is under way, so that whatever they are billed is in `sent`.
 
+        A pass that failed may leave some.
         Where there is no time for that, they count as unreported, and what they are billed is in what the next `take` returns.
         """
         late = wait_for(self._under_way, _LAST_S if self.stopped() == "time-limit" else None).not_done

@@ -44,7 +44,10 @@ class Report:
 
 
 def read_report(log: str) -> Report | None:
-    """Read the REPORT line at the end of an invocation's log, and how often the function read from S3; None without one."""
+    """Read the REPORT line at the end of an invocation's log; None without one.
+
+    The log also says how often the function read from S3.
+    """
     if (found := _REPORT.search(log)) is None:
         return None
     init = found["init"]

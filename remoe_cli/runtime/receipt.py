@@ -139,7 +139,9 @@ NOT_LOADED = Loading()
 
 
 def make_receipt(answer: Generated, prices: Prices, loading: Loading = NOT_LOADED, calls: Sequence[Invocation] = ()) -> Receipt:
-    """Add up an answer's times, invocations and cost. `calls` are those of loading the main function for it.
+    """Add up an answer's times, invocations and cost.
+
+    `calls` are those of loading the main function for it.
 
     >>> call = Invocation("f", 100, 100, 0.2, 150.0, billed_ms=200, billed_tries=1, memory_mb=1024, init_ms=None, retries=0)
     >>> answer = Generated((1, 2), (3, 4, 5), "three tokens", "length", token_times_s=(0.5, 0.6, 0.7), invocations=(call,))
@@ -191,7 +193,7 @@ def failed_receipt(
 
 
 def unpriced_receipt(report: Report, seconds: float) -> Receipt:
-    """Make the receipt of a request to a main function on Lambda that ended before anything was known but its REPORT line."""
+    """Make the receipt of a request of which nothing is known but the REPORT line of the main function."""
     figures = ("invocations", "cold_starts", "retries", "unreported", "billed_ms", "sent_bytes", "received_bytes")
     nothing: dict[str, Any] = dict.fromkeys(("prompt_tokens", "generated_tokens", *figures), 0)
     main = MainLine(basis="measured", seconds=seconds)
@@ -200,7 +202,7 @@ def unpriced_receipt(report: Report, seconds: float) -> Receipt:
 
 
 def with_report(receipt: Receipt, report: Report) -> Receipt:
-    """Bill the main function by the REPORT line of its invocation, in place of the time that it measured itself."""
+    """Bill the main function by its REPORT line, in place of the time that it measured itself."""
     cold = int(report.init_ms is not None)
     figures = {"basis": "report", "seconds": report.billed_ms / 1000, "billed_ms": report.billed_ms, "invocations": 1, "cold_starts": cold}
     main = receipt.main.model_copy(update=figures)

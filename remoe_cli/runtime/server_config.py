@@ -9,7 +9,10 @@ from remoe_cli.runtime.receipt import Prices
 
 
 class ServedFunction(artifacts.Part):
-    """An expert function of hidden layer `layer`, which may have several (runtime/dispatch.py). It is ended after `timeout_s`."""
+    """An expert function of hidden layer `layer`, which may have several (runtime/dispatch.py).
+
+    It is ended after `timeout_s`.
+    """
 
     layer: int
     function: str

@@ -136,7 +136,10 @@ def usd_per_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def fixed_usd(problem: Problem, main: Main) -> float:
-    """Price what a request costs in the main function however long it takes, with the reads of its cold starts."""
+    """Price what a request costs in the main function however long it takes.
+
+    Reads of S3 in its share of cold starts are in it.
+    """
     found = prices_of(problem, main)
     reads = problem.workload.cold_share * prices.main_reads(problem.catalog, main.spec)
     return found.usd_per_request + reads * found.usd_per_read + (found.share_usd or 0.0)

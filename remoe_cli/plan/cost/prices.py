@@ -115,7 +115,10 @@ def function_storage_mb(catalog: Catalog, expert_bytes: int, experts: npt.ArrayL
 
 
 def function_reads(catalog: Catalog, expert_bytes: int, experts: npt.ArrayLike) -> Floats:
-    """Count the reads of S3 of a function that starts and needs so many experts: its shard's head, and each expert in pieces."""
+    """Count the reads of S3 of a function that starts and needs so many experts.
+
+    It reads its shard's head, and each expert in pieces.
+    """
     pieces = ceil(expert_bytes / catalog.function.bytes_per_read) if catalog.function.bytes_per_read else 0
     reads: Floats = np.asarray(experts, dtype=np.float64) * pieces + (1.0 if pieces else 0.0)
     return reads
@@ -124,8 +127,9 @@ def function_reads(catalog: Catalog, expert_bytes: int, experts: npt.ArrayLike) 
 def main_prices(
     catalog: Catalog, spec: MainSpec, *, accelerator_bytes: float = 0.0, instances: int = 1, requests_per_hour: float | None = None
 ) -> MainPrices:
-    """Read the prices of a main function with so much accelerator memory, where that is bought by the GB-second.
+    """Read the prices of a main function.
 
+    `accelerator_bytes` count where accelerator memory is bought by the GB-second.
     `requests_per_hour` is the traffic that all `instances` share, where they are rented.
     """
     side, function = catalog.main, catalog.function
@@ -144,7 +148,10 @@ def main_prices(
 
 
 def main_reads(catalog: Catalog, spec: MainSpec) -> float:
-    """Count the reads of S3 of a main function paid by use that starts, as if it read as much as its memory holds."""
+    """Count the reads of S3 of a main function paid by use that starts.
+
+    It counts as if it read as much as its memory holds.
+    """
     return ceil(spec.memory_mb * _MB / catalog.main.bytes_per_read) if spec.usd_per_hour is None and catalog.main.bytes_per_read else 0.0
 
 
@@ -154,8 +161,9 @@ def main_cost(prices: MainPrices, seconds: float, reads: float = 0.0) -> MainCos
     Where a rented instance's hours are shared, a request that takes longer than its share is all busy, and pays no more.
 
     >>> rented = MainPrices(rented=True, usd_per_s=0.001, usd_per_request=0.0, usd_per_read=0.0, share_usd=0.05)
-    >>> main_cost(rented, 20.0)
-    MainCost(busy_usd=0.02, idle_usd=0.03, fees_usd=0.0)
+    >>> cost = main_cost(rented, 20.0)
+    >>> round(cost.busy_usd, 9), round(cost.idle_usd, 9), cost.fees_usd
+    (0.02, 0.03, 0.0)
     """
     busy_usd = prices.usd_per_s * seconds
     if prices.share_usd is not None:

@@ -223,7 +223,10 @@ def main_usd(inputs: VerifierInputs, main: MainSpec, instances: int, request_s: 
 
 
 def cpu_usd_per_s(inputs: VerifierInputs, main: MainSpec) -> float:
-    """Price a second of a main function's CPU memory, and of as much /tmp, beyond the free part, where it reads from S3."""
+    """Price a second of a main function's CPU memory.
+
+    Where it reads from S3, it has as much /tmp, beyond the free part.
+    """
     side, function = inputs.catalog.main, inputs.catalog.function
     cpu = side.usd_per_gb_second[inputs.catalog.architecture] * main.memory_mb / 1024
     tmp_mb = max(0.0, main.memory_mb - function.storage_free_mb) if side.bytes_per_read > 0 else 0.0
@@ -231,7 +234,10 @@ def cpu_usd_per_s(inputs: VerifierInputs, main: MainSpec) -> float:
 
 
 def each_usd(inputs: VerifierInputs, main: MainSpec) -> float:
-    """Price what each request to a main function paid by use costs: fee, log, and reads of S3 in its share of cold starts."""
+    """Price what each request to a main function paid by use costs besides time.
+
+    That is its fee, its log, and reads of S3 in its share of cold starts.
+    """
     side, storage = inputs.catalog.main, inputs.catalog.storage
     reads = math.ceil(main.memory_mb * 2**20 / side.bytes_per_read) if side.bytes_per_read else 0
     return side.usd_per_request + logged_usd(inputs) + inputs.plan.workload.cold_share * reads * storage.usd_per_1000_reads / 1000
