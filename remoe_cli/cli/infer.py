@@ -143,7 +143,7 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     if receipt["main_load_s"]:
         loading = f", and {_usd(cost['loading_usd'])} requests for expert functions" if cost["loading_usd"] else ""
         output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that{loading}. The cost includes it.")
-    output.line(_paid(receipt))
+    output.paragraph(_paid(receipt))
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
     output.line(f"{calls}: {receipt['cold_starts']} cold starts, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
     output.line(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
@@ -157,11 +157,17 @@ def _main_rows(main: dict[str, Any], cost: dict[str, Any]) -> Iterator[tuple[str
 
 
 def _paid(receipt: dict[str, Any]) -> str:
-    """Say which figures of the cost are billed time, and which are list price times measured time."""
-    main = "the time that Lambda's REPORT line bills" if receipt["main"]["basis"] == "report" else "measured time"
-    functions = "; expert functions: the time that Lambda's REPORT lines bill" if receipt["functions"] else ""
-    lost = f" {receipt['unreported']} calls were lost: whether they were billed is not known." if receipt["unreported"] else ""
-    return f"Costs are list prices. Main function: {main}{functions}.{lost}"
+    """Say which costs are those of billed time, and which are list price times measured time."""
+    main = receipt["main"]
+    parts = ["main function: " + ("billed time (REPORT line)" if main["basis"] == "report" else "measured time")]
+    if receipt["functions"]:
+        parts.append("expert functions: billed time (REPORT lines)")
+    text = f"Costs are list prices; {', '.join(parts)}."
+    if main["prices"]["rented"] and main["prices"]["share_usd"] is None:
+        text += " Its idle hours are not in it, as the traffic is unknown."
+    if receipt["unreported"]:
+        text += f" {receipt['unreported']} calls were lost, so it is unknown whether they were billed."
+    return text
 
 
 def _ms(seconds: float | None) -> str:

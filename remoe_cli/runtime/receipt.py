@@ -205,6 +205,8 @@ def with_report(receipt: Receipt, report: Report) -> Receipt:
     """Bill the main function by its REPORT line, in place of the time that it measured itself."""
     cold = int(report.init_ms is not None)
     figures = {"basis": "report", "seconds": report.billed_ms / 1000, "billed_ms": report.billed_ms, "invocations": 1, "cold_starts": cold}
+    if (prices := receipt.main.prices) and prices.memory_mb:
+        figures |= {"prices": model.with_memory(prices, report.memory_mb)}
     main = receipt.main.model_copy(update=figures)
     cost = receipt.cost and _cost(main, receipt.cost.functions_usd, receipt.cost.loading_usd)
     return receipt.model_copy(update={"main": main, "cost": cost})

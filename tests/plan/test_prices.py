@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from remoe_cli.function.s3 import CHUNK_BYTES
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.cost import prices
-from remoe_cli.plan.document import MainSpec
+from remoe_cli.plan.document import MainSpec, ScenarioKind
+from remoe_cli.plan.verify.check import verify
 from remoe_cli.runtime.fetch import RANGE_BYTES
+from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
 
 AWS = read_catalog("aws-us-east-1")
 LOG_USD = 400 / 2**30 * 0.50
@@ -55,6 +57,18 @@ def test_an_expert_function_costs_memory_tmp_fee_log_and_reads() -> None:
     by_hand = 0.345 * (1769 / 1024 * 0.0000166667 + 552 / 1024 * 0.0000000309) + 12 * (0.0000002 + LOG_USD) + 281 * 0.0000004
     assert usd == pytest.approx(by_hand, rel=1e-12)
     assert prices.calls_usd(found, 1769, 500, [300.0, 45.0], 0) == pytest.approx(0.345 * 1769 / 1024 * 0.0000166667, rel=1e-12)
+
+
+@pytest.mark.parametrize("per_hour", [None, 20.0])
+def test_the_verifier_prices_everything_alike(per_hour: float | None, tmp_path: Path) -> None:
+    """Also where expert functions are dearer or cheaper: the main function's /tmp, logs and reads stay."""
+    storage = {"usd_per_1000_reads": 4e-3, "usd_per_log_gb": 1.0}
+    function = {"usd_per_storage_gb_second": 1e-6, "storage_free_mb": 100.0, "bytes_per_read": 2.0**22, "log_bytes_per_call": 400.0}
+    catalog = tiny_catalog({"usd_per_storage_gb_second": 1e-6, "bytes_per_read": 2.0**24}, storage, **function)
+    profile = synthetic_profile(tmp_path, decode_tokens=60)
+    plan = plan_of(profile, catalog, examine=True, remote_share=0.5, requests_per_hour=per_hour)
+    assert verify(plan, profile, catalog) == ()
+    assert {scenario.kind for scenario in plan.scenarios} >= {ScenarioKind.FUNCTION_PRICE, ScenarioKind.CALL_OVERHEAD}
 
 
 def test_reads_are_as_long_as_the_code_makes_them() -> None:

@@ -119,6 +119,10 @@ def test_a_report_line_bills_a_main_function_in_place_of_its_own_clock(init_ms: 
     assert billed.cost is not None and made.cost is not None
     assert billed.cost.main_usd == pytest.approx(5.801 * 0.04 + 0.002 + 30 * 0.0001)
     assert billed.cost.functions_usd == made.cost.functions_usd
+    # A deployment that gives it more memory than the plan is billed for that.
+    known = PRICES.model_copy(update={"main": MAIN.model_copy(update={"memory_mb": 2048, "usd_per_gb_second": 0.02})})
+    larger = with_report(make_receipt(answer((1.5,)), known), Report(1.0, 5801, 3072, None))
+    assert larger.cost is not None and larger.cost.main_usd == pytest.approx(5.801 * (0.04 + 0.02) + 0.002)
     bare = unpriced_receipt(Report(10.0, 11, 128, init_ms), 0.5)
     assert (bare.main.billed_ms, bare.main.invocations, bare.billed_ms, bare.cost, bare.answered) == (11, 1, 0, None, False)
 
@@ -194,12 +198,18 @@ def test_people_read_what_is_billed_and_what_is_measured(capsys: pytest.CaptureF
     monkeypatch.setattr(output, "_mode", output._Mode())
     made = make_receipt(answer((1.5, 1.6), call("a", 50, 1024)), PRICES)
     infer.show_receipt(made.model_dump(mode="json"))
-    assert "Main function: measured time; expert functions: the time that Lambda's REPORT lines bill." in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Costs are list prices; main function: measured time, expert functions: billed time (REPORT lines)." in " ".join(shown.split())
+    assert all(len(line) <= 100 for line in shown.splitlines())
     infer.show_receipt(with_report(made, Report(1.0, 1700, 128, None)).model_dump(mode="json"))
-    assert "Main function: the time that Lambda's REPORT line bills" in capsys.readouterr().out
+    assert "main function: billed time (REPORT line)" in capsys.readouterr().out
     shared = prices.main_prices(AWS, RENTED, requests_per_hour=20)
     infer.show_receipt(make_receipt(answer((1.5, 1.6)), PRICES.model_copy(update={"main": shared})).model_dump(mode="json"))
     assert "idle hours, shared by all requests" in capsys.readouterr().out
+    alone = PRICES.model_copy(update={"main": prices.main_prices(AWS, RENTED)})
+    infer.show_receipt(make_receipt(answer((1.5, 1.6), call("a", 50, 1024, unreported=2)), alone).model_dump(mode="json"))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Its idle hours are not in it, as the traffic is unknown. 2 calls were lost" in shown
     error = InvokeError("It is gone.", "Look.")
     attach(error, failed_receipt(PRICES, 2.0, (call("a", 900, 1024),)))
     output.fail(error)

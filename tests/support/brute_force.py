@@ -100,9 +100,7 @@ class Brute:
         fits = held + local * spec.expert_bytes <= main.memory_mb * 2**20
         if by_use:
             rate = side.usd_per_gb_second["x86_64"] * main.memory_mb / 1024 + side.usd_per_accelerator_gb_second * base / 2**30
-            if side.bytes_per_read:
-                tmp_mb = max(0, main.memory_mb - self.catalog.function.storage_free_mb)
-                rate += tmp_mb / 1024 * self.catalog.function.usd_per_storage_gb_second
+            rate += max(0, main.memory_mb - self.catalog.function.storage_free_mb) / 1024 * side.usd_per_storage_gb_second
             reads = math.ceil(main.memory_mb * 1048576 / side.bytes_per_read) if side.bytes_per_read else 0
             fixed = side.usd_per_request + self.log_usd + self.cold_share * reads * self.catalog.storage.usd_per_1000_reads / 1000
             options = [(rate, fixed, math.inf)]

@@ -98,6 +98,7 @@ class MainSide(Part):
     cold_start_s                    from the request to a main function paid by use that can begin to read the model
     load_bytes_per_s                rate at which it reads the model
     bytes_per_read                  bytes of one read of S3 when it starts; 0 where it does not read the model from S3
+    usd_per_storage_gb_second       price of its /tmp, as large as its memory, beyond what functions have free; none where it needs none
     timeout_s                       longest request to a main function paid by use
     rented_timeout_s                longest request to a rented instance; none where nothing ends it
     """
@@ -110,6 +111,7 @@ class MainSide(Part):
     cold_start_s: NonNegative
     load_bytes_per_s: Positive
     bytes_per_read: NonNegative = 0.0
+    usd_per_storage_gb_second: NonNegative = 0.0
     timeout_s: Positive
     rented_timeout_s: Positive | None = None
 

@@ -3,8 +3,8 @@
 Everything that says what something costs asks this module: the planner for a prediction (main_function.py, expert_functions.py), a receipt
 for what was measured (runtime/receipt.py), a dry run for AWS (deploy/aws/money.py). So the same times always cost the same.
 
-- A main function paid by use costs its time and a fee. Its time costs its memory (c_g M_g + c_c w) and, where it fetches its part of the
-  model from S3, /tmp of the same size: that always holds it, as its memory does.
+- A main function paid by use costs its time and a fee. Its time costs its memory (c_g M_g + c_c w), and /tmp of the same size, to which it
+  fetches its part of the model: that always holds it, as its memory does.
 - A rented instance costs its hours. Where the traffic is known, each request pays the same share of them, and its own time is the busy part
   of that share. Else a request pays its own time, and nobody knows what the idle hours cost.
 - An expert function costs its billed time, by its memory and its /tmp, and each call costs its fee and what Lambda logs of it.
@@ -54,6 +54,7 @@ class MainPrices(Part):
 
     rented            whether it is rented by the hour, or paid by use
     usd_per_s         of its time
+    memory_mb, usd_per_gb_second    memory that is in it, and its price, where it is paid by use: a deployment may give it more
     usd_per_request   what a request costs besides time: its fee, and what Lambda logs of it
     usd_per_read      of one read of S3; 0 where no request pays for reading the model
     share_usd         what a request pays of all hours of all rented instances, at the plan's traffic; None where that is unknown
@@ -63,6 +64,8 @@ class MainPrices(Part):
     usd_per_s: float
     usd_per_request: float
     usd_per_read: float
+    memory_mb: int = 0
+    usd_per_gb_second: float = 0.0
     share_usd: float | None = None
 
 
@@ -136,15 +139,23 @@ def main_prices(
     if spec.usd_per_hour is not None:
         share_usd = None if requests_per_hour is None else instances * spec.usd_per_hour / requests_per_hour
         return MainPrices(rented=True, usd_per_s=spec.usd_per_hour / 3600, usd_per_request=0.0, usd_per_read=0.0, share_usd=share_usd)
-    beyond_mb = max(0.0, spec.memory_mb - function.storage_free_mb) if side.bytes_per_read else 0.0
+    storage_usd = side.usd_per_storage_gb_second * max(0.0, spec.memory_mb - function.storage_free_mb) / _GB_MB
     memory_usd = catalog.main_usd_per_gb_second * spec.memory_mb / _GB_MB
     accelerator_usd = side.usd_per_accelerator_gb_second * accelerator_bytes / _GB
     return MainPrices(
         rented=False,
-        usd_per_s=memory_usd + accelerator_usd + function.usd_per_storage_gb_second * beyond_mb / _GB_MB,
+        usd_per_s=memory_usd + accelerator_usd + storage_usd,
+        memory_mb=spec.memory_mb,
+        usd_per_gb_second=catalog.main_usd_per_gb_second,
         usd_per_request=side.usd_per_request + log_usd(catalog),
         usd_per_read=catalog.storage.usd_per_1000_reads / 1000 if side.bytes_per_read else 0.0,
     )
+
+
+def with_memory(prices: MainPrices, memory_mb: int) -> MainPrices:
+    """Price a main function paid by use that was given so much memory."""
+    more_usd = (memory_mb - prices.memory_mb) / _GB_MB * prices.usd_per_gb_second
+    return prices.model_copy(update={"memory_mb": memory_mb, "usd_per_s": prices.usd_per_s + more_usd})
 
 
 def main_reads(catalog: Catalog, spec: MainSpec) -> float:

@@ -223,14 +223,10 @@ def main_usd(inputs: VerifierInputs, main: MainSpec, instances: int, request_s: 
 
 
 def cpu_usd_per_s(inputs: VerifierInputs, main: MainSpec) -> float:
-    """Price a second of a main function's CPU memory.
-
-    Where it reads from S3, it has as much /tmp, beyond the free part.
-    """
-    side, function = inputs.catalog.main, inputs.catalog.function
+    """Price a second of a main function's CPU memory, and of as much /tmp beyond the free part."""
+    side = inputs.catalog.main
     cpu = side.usd_per_gb_second[inputs.catalog.architecture] * main.memory_mb / 1024
-    tmp_mb = max(0.0, main.memory_mb - function.storage_free_mb) if side.bytes_per_read > 0 else 0.0
-    return cpu + tmp_mb / 1024 * function.usd_per_storage_gb_second
+    return cpu + max(0.0, main.memory_mb - inputs.catalog.function.storage_free_mb) / 1024 * side.usd_per_storage_gb_second
 
 
 def each_usd(inputs: VerifierInputs, main: MainSpec) -> float:
