@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -101,7 +101,9 @@ class Dispatcher:
 
     def _result(self, call: Future[T]) -> T:
         """Wait for a call, at most until the main function's own time ends: what that has spent would be lost."""
-        while not wait_for((call,), _LOOK_S).done:
+        while not call.done():
+            with suppress(TimeoutError):  # also that of the call itself, which is done then
+                return call.result(_LOOK_S)
             if self.stopped() == "time-limit":
                 raise InvokeError(
                     f"The main function's time ended while the expert function {self._under_way[call]} was computing.",
