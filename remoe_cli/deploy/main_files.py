@@ -51,6 +51,7 @@ def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manife
             storage_mb={invoked(f.name): storage_mb[f.layer] for f in bundle.functions},
         ),
         gpu=plan.main.gpu_memory_mb is not None,
+        served=plan.workload.served,
     )
 
 

@@ -242,6 +242,7 @@ class MainFunction:
                 )
         asked = request.asked()
         ids = self.engine.prompt_ids(asked) if asked is not None else request.prompt_token_ids or ()
+        self.config.refuse_unserved(len(ids), request.max_new_tokens)
         return self.engine.generate(ids, request.max_new_tokens, on_text, stopped)
 
     def state(self) -> MainState:

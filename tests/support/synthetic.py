@@ -164,12 +164,14 @@ def tiny_catalog(main: dict[str, Any] | None = None, storage: dict[str, Any] | N
     given = {"function": function, "main": main or {}, "storage": storage or {}}
     if further := tuple({f"{side}.{name}" for side, fields in given.items() for name in fields} - named):
         local["provenance"] += ({"of": further, "date": "2026-05-01", "region": "all", "source": "test"},)
+    if "rented_timeout_s" in (main or {}):
+        local["provenance"] += ({"of": ("main.rented_timeout_s",), "date": "2026-05-01", "region": "all", "source": "test"},)
     return Catalog.model_validate(local)
 
 
 def plan_of(profile: Profile, catalog: Catalog, *, examine: bool = False, **options: Any) -> Plan:
     """A plan from flat options: those of the aim and those of `PlanRequest`; not examined for robustness unless asked."""
-    aim = {name: options.pop(name) for name in ("objective", "ttft_s", "tpot_s", "budget_usd") if name in options}
+    aim = {name: options.pop(name) for name in ("objective", "ttft_s", "tpot_s", "budget_usd", "ttft_percentile") if name in options}
     return make_plan(profile, catalog, PlanRequest(aim=Aim(**aim), examine=examine, **options))
 
 

@@ -185,11 +185,17 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
         for kind in inputs.kinds
     )
     tpot = latency.nonexpert_decode_s * beside + copies * float(latency.copy_s.seconds(1))
-    by_use, layers_usd = main.usd_per_hour is None, []
+    by_use, layers_usd, at = main.usd_per_hour is None, [], inputs.plan.targets.ttft_at
+    deciding = [] if at is None else [at.n_in]  # the prompt whose TTFT the target is held against, beside those of the kinds
+    decided = sum(float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in deciding)
+    full_s = side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s if by_use else 0.0
     local_step_s = float(latency.local_expert.seconds(1, vcpus))
     for layer, routed in zip(layers, inputs.layers, strict=True):
         remote, usd = set(layer.remote), 0.0
         local_use = np.array([use for e, use in enumerate(routed.use) if e not in remote])
+        for n in deciding:
+            waits = [call(inputs, layer, rows)[0] for rows in prompt_rows(inputs, layer, routed, n)]
+            decided += max([float(latency.local_expert.seconds(local_use * n, vcpus).sum()), *waits])
         for kind in inputs.kinds:
             local_s = float(latency.local_expert.seconds(local_use * kind.n_in, vcpus).sum())
             calls = [call(inputs, layer, rows) for rows in prompt_rows(inputs, layer, routed, kind.n_in)]
@@ -200,9 +206,11 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
         usd += inputs.n_out * step_usd
         if by_use:
             ttft += workload.cold_share * len(local_use) * spec.expert_bytes / side.load_bytes_per_s
+            full_s += len(local_use) * spec.expert_bytes / side.load_bytes_per_s
         if layer.remote:
             started = start_s(inputs, layer)
             ttft += 0.0 if by_use else workload.cold_share * started
+            full_s += 0.0 if by_use else started
             start_usd = started * function_usd_per_s(inputs, layer) + start_reads_usd(inputs, layer)
             usd += workload.cold_share * len(layer.parts) * layer.replicas * start_usd
         layers_usd.append(usd)
@@ -210,7 +218,9 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
         ttft += workload.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
     request_s = ttft + inputs.n_out * tpot
     costs = Costs(main_usd=main_usd(inputs, main, instances, request_s), layers_usd=tuple(layers_usd))
-    return Outcome(cost_usd_per_request=costs.main_usd + sum(layers_usd), ttft_s=ttft, tpot_s=tpot), costs
+    usd = costs.main_usd + sum(layers_usd)
+    percentile_s = None if at is None else decided + (full_s if at.cold else 0.0)
+    return Outcome(cost_usd_per_request=usd, ttft_s=ttft, tpot_s=tpot, ttft_percentile_s=percentile_s), costs
 
 
 def main_usd(inputs: VerifierInputs, main: MainSpec, instances: int, request_s: float) -> float:
