@@ -19,6 +19,7 @@ import httpx
 from remoe_cli import interrupts
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt
+from remoe_cli.runtime import peers
 from remoe_cli.runtime.failures import failure, kind_of
 from remoe_cli.runtime.invoke import log_of, read_report
 from remoe_cli.runtime.receipt import Receipt, attach, unpriced_receipt, with_report
@@ -34,9 +35,10 @@ _KINDS: dict[str, type[RemoeError]] = {
 
 @dataclass(frozen=True)
 class Http:
-    """A main server at `url` (runtime/server.py)."""
+    """A main server at `url` (runtime/server.py); with `own_user` it has to be a process of this user."""
 
     url: str
+    own_user: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ def _events(endpoint: MainAddress, request: dict[str, Any]) -> Iterator[dict[str
 
 
 def _http(endpoint: Http, url: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if endpoint.own_user:
+        address = httpx.URL(url)
+        peers.require_own_listener(address.host, address.port or 80)
     try:
         with (
             # The server lets no answer take longer than it may: one that was given up here would be paid for and lost.

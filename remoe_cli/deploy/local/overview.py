@@ -17,7 +17,7 @@ def overview(status: dict[str, Any]) -> Overview:
     limits = status["limits"]
     above.append(f"  functions at {status['endpoint']}, limits: memory {limits['memory']}, cpu {limits['cpu']}")
     if main := status["main"]:
-        what = f"server pid {main['pid']}, port {main['port']}" if main["kind"] == "server" else f"function {main['name']}"
+        what = f"server http://127.0.0.1:{main['port']}, pid {main['pid']}" if main["kind"] == "server" else f"function {main['name']}"
         above.append(f"  main {what}, {main['state']}, {main['resident_bytes'] / 1e6:.0f} MB resident")
         if "expert_bytes_held" in main:
             held, whole = main["expert_bytes_held"], main["expert_bytes_of_model"]
@@ -26,6 +26,7 @@ def overview(status: dict[str, Any]) -> Overview:
             above.append(f"  {_spent(main['spent'], sum(f['billed_ms'] for f in status['functions']))}")
     else:
         above.append(f"  no main function; 'remoe serve {status['name']}' runs it on this machine")
+    above += [f"  {trouble}" for trouble in (*status.get("trouble", ()), (main or {}).get("trouble")) if trouble]
     rows = tuple(
         (
             f["name"],
