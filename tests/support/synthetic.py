@@ -162,10 +162,8 @@ def tiny_catalog(main: dict[str, Any] | None = None, storage: dict[str, Any] | N
     local["storage"] |= storage or {}
     named = {field for entry in local["provenance"] for field in entry["of"]}
     given = {"function": function, "main": main or {}, "storage": storage or {}}
-    if further := tuple({f"{side}.{name}" for side, fields in given.items() for name in fields} - named):
+    if further := tuple(sorted({f"{side}.{name}" for side, fields in given.items() for name in fields} - named)):
         local["provenance"] += ({"of": further, "date": "2026-05-01", "region": "all", "source": "test"},)
-    if "rented_timeout_s" in (main or {}):
-        local["provenance"] += ({"of": ("main.rented_timeout_s",), "date": "2026-05-01", "region": "all", "source": "test"},)
     return Catalog.model_validate(local)
 
 
