@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,11 @@ class Failed:
         Raises: the error with the row where all further prompts would fail too: the main function is gone, or two prompts in a row end in
         the same failure of an expert function.
         """
+        from remoe_cli.runtime.receipt import attach, receipt_of
+
         here = type(error)(f"{prompts.where(index)}: {error.message}", error.hint)
+        if receipt := receipt_of(error):
+            attach(here, receipt)
         if not isinstance(error, UsageError) and (isinstance(error, _OF_ALL) or error.message == self.last):
             raise here
         self.count, self.last = self.count + 1, error.message
@@ -136,7 +141,7 @@ def show_receipt(receipt: dict[str, Any]) -> None:
         ("time to first token (TTFT)", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
         ("time per further token (TPOT)", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
         ("cost of such requests", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
-        ("  main function", _usd(cost["main_usd"]), ""),
+        *_main_rows(receipt["main"], cost),
         ("  expert functions", _usd(cost["functions_usd"]), ""),
     ]
     output.line("\n")
@@ -144,10 +149,33 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated tokens"
     output.line(f"{tokens}, {receipt['total_s']:.2f} s")
     if receipt["main_load_s"]:
-        output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that, which the cost includes.")
+        loading = f", and {_usd(cost['loading_usd'])} requests for expert functions" if cost["loading_usd"] else ""
+        output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that{loading}. The cost includes it.")
+    output.paragraph(_paid(receipt))
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
     output.line(f"{calls}: {receipt['cold_starts']} cold starts, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
     output.line(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
+
+
+def _main_rows(main: dict[str, Any], cost: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    yield "  main function", _usd(cost["main_usd"]), ""
+    if main["prices"]["share_usd"] is not None:
+        yield "    its time", _usd(cost["main_busy_usd"]), ""
+        yield "    idle hours, shared by all requests", _usd(cost["main_idle_usd"]), ""
+
+
+def _paid(receipt: dict[str, Any]) -> str:
+    """Say which costs are those of billed time, and which are list price times measured time."""
+    main = receipt["main"]
+    parts = ["main function: " + ("billed time (REPORT line)" if main["basis"] == "report" else "measured time")]
+    if receipt["functions"]:
+        parts.append("expert functions: billed time (REPORT lines)")
+    text = f"Costs are list prices; {', '.join(parts)}."
+    if main["prices"]["rented"] and main["prices"]["share_usd"] is None:
+        text += " Its idle hours are not in it, as the traffic is unknown."
+    if receipt["unreported"]:
+        text += f" {receipt['unreported']} calls were lost, so it is unknown whether they were billed."
+    return text
 
 
 def _ms(seconds: float | None) -> str:

@@ -330,11 +330,26 @@ def _heartbeat(stage: _Stage) -> Iterator[Report]:
 def fail(error: RemoeError, **more: Any) -> None:
     """Print an error: {"error": ...} with `more` on stdout with --json, else sentences on stderr."""
     if _mode.json or "--json" in sys.argv:
-        print(_json({"error": {"kind": error.kind, "message": error.message, "hint": error.hint}, **more}), flush=True)
+        document = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint} | _billed(error), **more}
+        print(_json(document), flush=True)
         return
     _complain("error: ", error.message)
     if error.hint:
         _complain("  hint: ", error.hint)
+    if receipt := _billed(error).get("receipt"):
+        _complain("  cost: ", _what_was_billed(receipt))
+
+
+def _billed(error: RemoeError) -> dict[str, Any]:
+    """Return the receipt of a request that failed, where it has one (runtime/receipt.py)."""
+    receipt = getattr(error, "receipt", None)
+    return {} if receipt is None else {"receipt": receipt.model_dump(mode="json")}
+
+
+def _what_was_billed(receipt: Mapping[str, Any]) -> str:
+    calls = receipt["invocations"] + receipt["main"]["invocations"]
+    billed = f"{receipt['billed_ms'] + receipt['main']['billed_ms']} ms of {calls} calls were billed"
+    return f"{billed}, ${receipt['cost']['total_usd']:.2g} in all." if receipt["cost"] else f"{billed}."
 
 
 def trace() -> None:

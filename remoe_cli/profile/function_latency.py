@@ -52,7 +52,7 @@ def _shards(folder: Path, layers: Sequence[ExpertLayer]) -> Iterator[Path]:
 
 def _points(shards: list[Path]) -> Iterator[MeasuredPoint]:
     with _group() as group:
-        command = [sys.executable, "-m", "remoe_cli.profile.function_timing", str(PERIOD_S), *map(str, shards)]
+        command = [sys.executable, "-P", "-m", "remoe_cli.profile.function_timing", str(PERIOD_S), *map(str, shards)]
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         argv = cages.inside([group[1]], command) if group else command
         pipe = subprocess.PIPE

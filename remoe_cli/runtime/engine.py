@@ -19,6 +19,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from transformers.generation.streamers import BaseStreamer
 
 from remoe_cli.errors import ModelError, RemoeError, UsageError
+from remoe_cli.lambda_limits import read_timeout_s
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import Attachment, attach, move_non_experts
@@ -28,11 +29,10 @@ from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.runtime.answer import FinishReason, Generated, Stop
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
-from remoe_cli.runtime.invoke import Connect
+from remoe_cli.runtime.invoke import Connect, Invocation
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
-_TIMEOUT_S = 60.0  # of one invocation
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
 
 
@@ -102,11 +102,12 @@ class Engine:
         Raises: ModelError when the model's settings let no token be generated, and what `generate` raises.
         """
         try:
-            self.generate([0], 1)
+            generated = self.generate([0], 1)
         except RemoeError:
             raise
         except Exception as error:  # transformers checks some of generation_config.json only here
             raise ModelError(f"The model cannot generate: {reason(error)}", "Check its generation_config.json.") from None
+        self.dispatcher.sent.extend(generated.invocations)  # they are calls of loading, and not of an answer
         self.attachment.check_fired(1)
 
     def generate(
@@ -118,26 +119,30 @@ class Engine:
     ) -> Generated:
         """Decode one prompt greedily; call `on_text(token_id, text)` as text becomes whole.
 
-        `stopped` is asked after every token; the answer ends when it returns a reason.
+        `stopped` is asked after every token; the answer ends when it returns a reason. Calls of an answer that fails stay with the
+        dispatcher.
 
         Raises: what `refuse` raises, and InvokeError when an expert function fails.
         """
         ids = tuple(prompt_ids)
         self.refuse(ids, max_new_tokens)
-        self.dispatcher.take()
         stream, stopping = _Stream(self.tokenizer, self.stop.strings, time.perf_counter(), on_text), _Stopping(stopped)
         eos = self.model.generation_config.eos_token_id
-        with torch.inference_mode():
-            self.model.generate(
-                input_ids=torch.tensor([ids], device=self.model.device),
-                attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self.model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                disable_compile=True,
-                pad_token_id=self.model.generation_config.pad_token_id or 0,
-                streamer=stream,
-                stopping_criteria=StoppingCriteriaList([stopping, self.stop.begin(1, len(ids))]),
-            )
+        self.dispatcher.stopped = stopped
+        try:
+            with torch.inference_mode():
+                self.model.generate(
+                    input_ids=torch.tensor([ids], device=self.model.device),
+                    attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self.model.device),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    disable_compile=True,
+                    pad_token_id=self.model.generation_config.pad_token_id or 0,
+                    streamer=stream,
+                    stopping_criteria=StoppingCriteriaList([stopping, self.stop.begin(1, len(ids))]),
+                )
+        finally:
+            self.dispatcher.settle()  # a pass that failed may have left calls, which are billed
         at_stop_string = bool(self.stop.ends.any())
         stream.finish(stopped=at_stop_string)
         ended = at_stop_string or stream.ids[-1] in ({eos} if isinstance(eos, int) else set(eos or ()))
@@ -172,32 +177,40 @@ def start_engine(
     *,
     gpu: bool = False,
     copied: bool = False,
+    sent: list[Invocation] | None = None,
 ) -> Engine:
     """Load the main function's part of the model, and attach a dispatcher for the remote experts.
 
     `functions` is by hidden layer. With `gpu`, everything but the experts is on the machine's GPU, if there is one. With
     `copied`, no weight stays mapped from its file. The expert functions start while the model loads (docs/reference/method.md, section 10).
+    `sent` takes their calls, also when this fails.
 
     Raises: InvokeError when an expert function cannot start.
     """
     local = spec.local_experts({layer: tuple(e for f in remote for e in f.experts) for layer, remote in functions.items()})
     connections = max(_CONNECTIONS, *(sum(f.replicas for f in remote) for remote in functions.values())) if functions else 1
+    # One client for all: each function's own timeout ends its calls, and none of them is given up before that.
+    longest_s = max((f.timeout_s for remote in functions.values() for f in remote), default=0)
     dispatcher = Dispatcher(
-        client=connect(connections, _TIMEOUT_S) if functions else None,
+        client=connect(connections, read_timeout_s(longest_s)) if functions else None,
         local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in local.items()},
         remote=functions,
         # Threads only wait for answers, so there may be more of them than cores.
         pool=ThreadPoolExecutor(max_workers=connections, thread_name_prefix="invoke"),
+        sent=[] if sent is None else sent,
     )
     warming = dispatcher.warm()
-    model = load(checkpoint, local)
-    if copied:
-        copy_weights(model)
-    if gpu and torch.cuda.is_available():
-        move_non_experts(model, "cuda")
-    for started in warming:
-        started.result()
-    tokenizer = load_tokenizer(checkpoint)
+    try:
+        model = load(checkpoint, local)
+        if copied:
+            copy_weights(model)
+        if gpu and torch.cuda.is_available():
+            move_non_experts(model, "cuda")
+        for started in warming:
+            started.result()
+        tokenizer = load_tokenizer(checkpoint)
+    finally:
+        dispatcher.settle()
     if aside := warning(checkpoint):
         _log.warning(aside)
     return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), StopStrings(tokenizer, stop_strings(checkpoint)))

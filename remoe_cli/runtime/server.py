@@ -1,14 +1,16 @@
 """Serve the main function over HTTP: on this machine, and in a SageMaker container.
 
-    python -m remoe_cli.runtime.server SERVER.json PORT
+    REMOE_LISTENER=DESCRIPTOR python -m remoe_cli.runtime.server SERVER.json
 
 GET /ping           503 while the model loads, then 200
 POST /invocations   {"prompt", "messages" or "prompt_token_ids", "max_new_tokens", "stream"} -> one JSON document; with "stream" one JSON
                     object a line: {"text": ..} for each piece, then {"answer": ..} or {"error": ..}
 GET /main           what the process holds in memory
 
-Started as above it is the main server of a local deployment: it listens on loopback and ends when its standard input is closed, so it never
-outlives the process that started it.
+Started as above it is the main server of a local deployment: it serves a socket that its parent has opened and keeps open, so that nobody
+else gets the port between two runs. It ends when its standard input is closed, so it never outlives its parent.
+
+access.py says which requests are taken. POST takes application/json only.
 
 One thread does all of torch's work. It keeps answers apart, and it is faster: OpenMP gives every thread that computes its own team, and the
 threads of a second team sleep between operations (measured: 45 ms a token in the first thread that computes, 88 ms in any other).
@@ -21,6 +23,7 @@ import json
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -36,10 +39,12 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
-from remoe_cli.runtime.address import listen, place
+from remoe_cli.runtime import address
+from remoe_cli.runtime.access import Door, Guarded, door_of
 from remoe_cli.runtime.invoke import make_client
 from remoe_cli.runtime.main_function import Answer, MainFunction, Request, described, load_here, parse, until
 
@@ -132,6 +137,11 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
         assert isinstance(first, Answer), "pieces of text are events of streamed requests only"
         return JSONResponse(first.model_dump(mode="json"))
 
+    @app.exception_handler(HTTPException)
+    async def unknown(http: HttpRequest, error: HTTPException) -> Response:
+        what = UsageError(f"This server has no {http.method} {http.url.path}.", "It has GET /ping, GET /main and POST /invocations.")
+        return JSONResponse({"error": described(what)}, status_code=error.status_code, headers=error.headers)
+
     @app.exception_handler(Exception)
     @app.exception_handler(RemoeError)
     async def failed(http: HttpRequest, error: Exception) -> Response:
@@ -207,21 +217,27 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an address. Raises: DeployError for one that cannot be opened."""
+    try:
+        return address.listen(host, port)
+    except OSError as error:
+        where = address.place(host, port)
+        raise DeployError(f"The main function cannot listen on {where}: {error.strerror}.", "Choose another address or port.") from None
+
+
+def serve(load: Callable[[], MainFunction], listener: socket.socket, door: Door, limits: TimeLimits = TimeLimits()) -> None:
     """Serve until SIGTERM or SIGINT, then end within 20 s; requests are taken while the model loads.
 
-    Raises: DeployError for a port that cannot be opened, and what `load` raises.
+    Raises: what `load` raises.
     """
-    try:
-        listener = listen(host, port)
-    except OSError as error:
-        where = place(host, port)
-        raise DeployError(f"The main function cannot listen on {where}: {error.strerror}.", "Choose another address or port.") from None
     model_thread, ending = ThreadPoolExecutor(1, "model"), threading.Event()
     loading = model_thread.submit(load)
-    app = make_app(loading, model_thread, ending, limits)
-    server = _Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_END_S), ending)
-    loading.add_done_callback(lambda done: server.end() if done.exception() else None)
+    app = Guarded(make_app(loading, model_thread, ending, limits), door)
+    # Without proxy_headers: X-Forwarded-For would say who asks.
+    config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False, timeout_graceful_shutdown=_END_S)
+    server = _Server(config, ending)
+    loading.add_done_callback(lambda done: server.end() if done.exception() else print(done.result().loading_billed, file=sys.stderr))
     with listener:
         server.run(sockets=[listener])
     model_thread.shutdown(wait=False, cancel_futures=True)
@@ -229,10 +245,10 @@ def serve(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLi
         loading.result()
 
 
-def run(load: Callable[[], MainFunction], host: str, port: int, limits: TimeLimits = TimeLimits()) -> NoReturn:
+def run(load: Callable[[], MainFunction], listener: socket.socket, door: Door, limits: TimeLimits = TimeLimits()) -> NoReturn:
     """Run `serve` as a whole program: print an error and exit with status 1, or exit with status 0."""
     try:
-        serve(load, host, port, limits)
+        serve(load, listener, door, limits)
     except RemoeError as error:
         sys.exit(f"error: {error.message}\n  hint: {error.hint}")
     # Not the interpreter's own end, which would wait for a thread that waits for an expert function.
@@ -249,4 +265,5 @@ def _end_with_parent() -> None:
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
     connect = partial(make_client, os.environ.get("REMOE_ENDPOINT"))
-    run(lambda: load_here(Path(sys.argv[1]), connect), "127.0.0.1", int(sys.argv[2]))
+    inherited = socket.socket(fileno=int(os.environ["REMOE_LISTENER"]))
+    run(lambda: load_here(Path(sys.argv[1]), connect), inherited, door_of(inherited, "127.0.0.1"))

@@ -11,18 +11,17 @@ import pytest
 
 from remoe_cli.cli import app, infer, output
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, RemoeError, UsageError
+from remoe_cli.plan.cost.prices import FunctionPrices, MainPrices
 from remoe_cli.runtime import client
+from remoe_cli.runtime.answer import Generated
+from remoe_cli.runtime.receipt import Prices, make_receipt
 
-RECEIPT = {
-    "ttft_s": 0.1,
-    "tpot_s": 0.01,
-    "predicted": None,
-    "cost": {"total_usd": 1.0, "main_usd": 1.0, "functions_usd": 0.0},
-    "catalog": "local",
-    **dict.fromkeys(("prompt_tokens", "generated_tokens", "total_s", "main_load_s", "invocations", "cold_starts"), 0),
-    **dict.fromkeys(("retries", "billed_ms", "sent_bytes", "received_bytes"), 0),
-    "functions": [],
-}
+PRICES = Prices(
+    catalog="local",
+    main=MainPrices(rented=False, usd_per_s=1.0, usd_per_request=0.0, usd_per_read=0.0),
+    function=FunctionPrices(usd_per_gb_second=1.0, usd_per_storage_gb_second=0.0, storage_free_mb=0.0, usd_per_call=0.0, usd_per_read=0.0),
+)
+RECEIPT = make_receipt(Generated((1,), (2, 3), "text", "length", (0.1, 0.11), ()), PRICES).model_dump(mode="json")
 Asked = list[str]
 
 

@@ -172,7 +172,7 @@ class Held:
 
 @contextmanager
 def serving(engine: Held, host: str = "127.0.0.1") -> Iterator[str]:
-    main: Any = MainFunction(type("Config", (), {"prices": PRICES}), engine)  # type: ignore[arg-type]
+    main: Any = MainFunction(type("Config", (), {"prices": PRICES, "refuse_unserved": lambda *_: None}), engine)  # type: ignore[arg-type]
     loading: Future[MainFunction] = Future()
     loading.set_result(main)
     ending = threading.Event()
@@ -233,9 +233,9 @@ def test_an_address_that_cannot_be_had_is_named() -> None:
         address.listen("::1", 0) as taken,
         pytest.raises(server.DeployError, match=r"cannot listen on \[::1\]:\d+: Address already in use"),
     ):
-        server.serve(lambda: pytest.fail("loaded for nothing"), "::1", taken.getsockname()[1])
+        server.listen("::1", taken.getsockname()[1])
     with pytest.raises(server.DeployError, match=r"cannot listen on no\.such\.host\.invalid:\d+: "):
-        server.serve(lambda: pytest.fail("loaded for nothing"), "no.such.host.invalid", 8080)
+        server.listen("no.such.host.invalid", 8080)
 
 
 def test_the_printed_url_has_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +244,8 @@ def test_the_printed_url_has_brackets(tmp_path: Path, monkeypatch: pytest.Monkey
     from remoe_cli.deploy.serve_here import serve_here
 
     said: list[str] = []
-    monkeypatch.setattr(server, "serve", lambda load, host, port: said.append(host))
-    serve_here("d", tmp_path / "server.json", lambda connections, timeout_s: None, "::1", 8080, replace(SILENT, say=said.append))
-    assert said[0].startswith("Serving 'd' on http://[::1]:8080;") and said[1] == "::1"
+    monkeypatch.setattr(server, "serve", lambda load, listener, door: listener.close())
+    with address.listen("::1", 0) as free:
+        port = free.getsockname()[1]
+    serve_here("d", tmp_path / "server.json", lambda connections, timeout_s: None, "::1", port, replace(SILENT, say=said.append))
+    assert said[0].startswith(f"Serving 'd' on http://[::1]:{port} to your own processes;")
