@@ -95,6 +95,7 @@ def _find(near: Address, far: Address) -> _Socket | None:
     header = _HEADER.pack(_HEADER.size + len(wanted), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
     try:
         with socket.socket(getattr(socket, "AF_NETLINK", -1), socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
+            kernel.settimeout(1)
             kernel.send(header + wanted)
             answer = kernel.recv(8192)
     except OSError:

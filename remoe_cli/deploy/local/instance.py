@@ -118,6 +118,13 @@ class Instance:
         Raises: Undelivered when the worker ended before it took the event.
         """
         self._request_id = request_id
+        watching = self._loop.create_task(self._end_if_stopped())
+        try:
+            return await self._invoke(request_id, event)
+        finally:
+            watching.cancel()
+
+    async def _invoke(self, request_id: str, event: bytes) -> CallResult:
         log_start, init_ms, reply = self._log.begin(), None, None
         if self.state is InstanceState.COLD:
             self.state, begun = InstanceState.INIT, time.perf_counter()
@@ -236,14 +243,12 @@ class Instance:
         return process
 
     async def _watch(self, process: asyncio.subprocess.Process, runner: web.AppRunner) -> None:
-        polls = [asyncio.create_task(self._poll_stopped())]
-        if self.host.mechanism.memory == "rlimit":
-            polls.append(asyncio.create_task(self._poll_memory()))
+        poll = asyncio.create_task(self._poll_memory()) if self.host.mechanism.memory == "rlimit" else None
         status = await process.wait()
         self.state, self._reaped = InstanceState.DEAD, True
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # what the worker started does not outlive it
-        for poll in polls:
+        if poll:
             poll.cancel()
         self._peak_bytes = max(self._peak_bytes, cages.peak_bytes(self._cage))
         if cages.was_oom_killed(self._cage):
@@ -264,15 +269,13 @@ class Instance:
         message = fault.message if fault is TOO_LARGE else f"RequestId: {self._request_id} Error: {fault.message}"
         return _Reply(json.dumps({"errorMessage": message, "errorType": fault.error_type}).encode(), True, fault)
 
-    async def _poll_stopped(self) -> None:
-        """End a worker that a signal has stopped while somebody waits for it; another can take the request."""
+    async def _end_if_stopped(self) -> None:
+        """End the worker if a signal has stopped it while somebody waits for it; another can take the request."""
         looked = 0  # twice, so that a short stop costs nothing
-        while True:
-            waited_for = self.state in (InstanceState.INIT, InstanceState.BUSY)
-            looked = looked + 1 if waited_for and processes.is_stopped(self.pid) else 0
-            if looked == 2:
-                self.end(STOPPED)
+        while looked < 2:
             await asyncio.sleep(STOP_POLL_S)
+            looked = looked + 1 if processes.is_stopped(self.pid) else 0
+        self.end(STOPPED)
 
     async def _poll_memory(self) -> None:
         """Kill the worker when its anonymous memory passes the limit; an idle one does not run, as on Lambda."""

@@ -182,7 +182,7 @@ def destroy(name: str) -> list[Path] | None:
     owned.refuse_place(folder)
     if not folder.is_dir() or not folders.is_deployment(folder):
         found = bool(place.labelled(folder))
-        _end_everything(folder)
+        _end_everything(folder, believed=False)
         if folder.is_dir():
             owned.refuse_foreign(folder, folders.foreign(folder))
         return [] if found else None
@@ -200,11 +200,14 @@ def destroy(name: str) -> list[Path] | None:
         return None
 
 
-def _end_everything(folder: Path) -> None:
-    """Kill what is left: first the supervisor, which starts others, then all its processes and groups."""
+def _end_everything(folder: Path, believed: bool = True) -> None:
+    """Kill what is left: first the supervisor, which starts others, then all its processes and groups.
+
+    Unless the folder's files are `believed`, only what carries its label is ended: another program may have written them.
+    """
     left: tuple[ProcessRef, ...] = ()
-    record = _record(folder)
-    if place.processes_are_known(folder):
+    record = _record(folder) if believed else None
+    if believed and place.processes_are_known(folder):
         left = processes.end([record.process]) if record else ()
         with suppress(ArtifactError):
             left += processes.end(read_json(folder / "children.json", ChildrenRecord).children)

@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ from remoe_cli import cages, recognise
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.local import lifecycle, main_server, place, processes
-from remoe_cli.deploy.local.config import ChildrenRecord, HostRecord, MainConfig
+from remoe_cli.deploy.local.config import ChildrenRecord, HostRecord, MainConfig, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.target import LocalTarget
-from remoe_cli.errors import DeployError, UsageError
+from remoe_cli.errors import DeployError, HeldError, UsageError
 from remoe_cli.runtime.invoke import make_client
 from tests.deploy.local.test_lifecycle import MAIN, assert_gone, call, config, everything, invoke, root, start, until, with_main
 from tests.support import forked, other_user
@@ -97,6 +99,25 @@ def test_destroy_ends_the_processes_of_a_folder_that_it_does_not_know_and_leaves
     assert not alive(found) and (folder / "twin.json").exists()
 
 
+def test_what_another_program_wrote_ends_no_process(root: Path) -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as bystander:
+        folder = lifecycle.state_dir("t")
+        folder.mkdir(parents=True)
+        process = processes.reference(bystander.pid)
+        assert process
+        record = ChildrenRecord(children=(process,)).model_dump_json().replace("remoe.twin-children", "other.twin-children")
+        (folder / "thesis.tex").write_text("years of work")
+        (folder / "supervisor.json").write_text(
+            SupervisorRecord(process=process, endpoint="http://127.0.0.1:1", groups=()).model_dump_json()
+        )
+        (folder / "children.json").write_text(record)
+        with pytest.raises(UsageError, match="holds files that remoe did not make"):
+            lifecycle.destroy("t")
+        assert bystander.poll() is None
+        bystander.kill()
+    shutil.rmtree(folder)
+
+
 def test_a_supervisor_ends_with_its_processes_when_its_folder_is_gone(root: Path) -> None:
     started = start(with_main(root))
     invoke(started["endpoint"], 1)
@@ -124,6 +145,34 @@ def test_destroying_nothing_is_no_error(root: Path) -> None:
     assert run.stdout == "There is no deployment named 'nobody' here: no file, and no process on this machine.\n"
     gone = {"name": "nobody", "target": "local", "state": "absent", "left": [], "kept": []}
     assert forked.document("destroy", "nobody") == gone
+
+
+def test_two_who_destroy_at_once_both_end_well(root: Path) -> None:
+    start(with_main(root))
+    found = everything(lifecycle.state_dir("t"))
+
+    def destroy() -> str:
+        try:
+            return "nothing" if lifecycle.destroy("t") is None else "destroyed"
+        except HeldError:
+            return "held"
+
+    with ThreadPoolExecutor(3) as pool:
+        ends = sorted(each.result() for each in [pool.submit(destroy) for _ in range(3)])
+    assert ends.count("destroyed") == 1 and set(ends) <= {"destroyed", "held", "nothing"}
+    assert_gone(found)
+
+
+def test_destroy_says_when_it_cannot_know_the_machine(root: Path) -> None:
+    said: list[str] = []
+    target = LocalTarget(replace(SILENT, say=said.append))
+    for name, known in (("t", True), ("u", False)):
+        start(config(root, name=name))
+        if not known:
+            (lifecycle.state_dir(name) / "host.json").unlink()
+        assert target.destroy(name)["state"] == "destroyed"
+        assert [line for line in said if "on which machine" in line] == ([] if known else said)
+    assert len(said) == 1
 
 
 def move(folder: Path, **changed: str) -> None:
@@ -326,6 +375,17 @@ def small_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             lifecycle.destroy(name)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_deployment_that_does_not_fit_leaves_nothing(small_disk: Path, root: Path) -> None:
+    def prepare(folder: Path) -> TwinConfig:
+        with (small_disk / "full").open("wb", buffering=0) as full, suppress(OSError):
+            full.writelines(itertools.repeat(bytes(4096)))
+        return config(root)
+
+    with pytest.raises(OSError, match="No space left on device"):
+        lifecycle.start("t", prepare)
+    assert list(lifecycle.state_root().iterdir()) == []
 
 
 def test_on_a_full_disk_answers_go_on_and_what_cannot_be_done_is_named(small_disk: Path, root: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 from remoe_cli import cages
 from remoe_cli.artifacts import read_json
 from remoe_cli.deploy.console import SILENT
-from remoe_cli.deploy.local import lifecycle, processes
+from remoe_cli.deploy.local import lifecycle, overview, processes
 from remoe_cli.deploy.local.config import ChildrenRecord, FunctionConfig, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.place import label
 from remoe_cli.errors import DeployError, HeldError, UsageError
@@ -148,6 +148,7 @@ def test_start_use_and_destroy(root: Path) -> None:
     assert status["functions"][0]["instances"][0]["pid"] == pid and status["functions"][0]["invocations"] == 1
     assert status["main"]["state"] == "running" and status["main"]["restarts"] == 0 and status["main"]["resident_bytes"] > 1e6
     assert call(f"http://127.0.0.1:{status['main']['port']}", "GET", "/ping") == (200, started["endpoint"].encode())
+    assert f"main server http://127.0.0.1:{status['main']['port']}, pid " in "\n".join(overview.overview(status).above)
     logs = lifecycle.logs("t")
     assert logs["main"] == ["main is up"] and "got hello" in logs["f"]
     assert lifecycle.logs("t", "f", 1) == {"f": [logs["f"][-1]]} and logs["f"][-1].startswith("REPORT RequestId: ")
