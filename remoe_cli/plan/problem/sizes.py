@@ -34,15 +34,19 @@ class Sizes:
 
     n_in, n_out   int64 [P]: prompt tokens, and tokens generated after the first
     share         float64 [P]: share of the requests, above 0
+    longest       the Pareto front, where the lengths are means of bins; else it is found among them
     """
 
     n_in: Ints
     n_out: Ints
     share: Floats
+    longest: tuple[Size, ...] = ()
 
     @cached_property
     def front(self) -> tuple[Size, ...]:
         """The Pareto front, by rising prompts: no other request is at least as long in both."""
+        if self.longest:
+            return self.longest
         order = np.lexsort((-self.n_out, -self.n_in))
         answers = self.n_out[order]
         longer = answers > np.maximum.accumulate(np.concatenate(([-1], answers[:-1])))

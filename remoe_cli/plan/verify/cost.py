@@ -16,6 +16,7 @@ from functools import cached_property
 from statistics import fmean
 
 import numpy as np
+import numpy.typing as npt
 
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Costs, LayerPlan, Lengths, MainSpec, Outcome, Plan, PredictedRouting
@@ -312,6 +313,15 @@ def call(inputs: VerifierInputs, layer: LayerPlan, rows: Iterable[float]) -> tup
     billed_ms = fmean(math.ceil(d * 1000 / side.billing_granularity_ms - 1e-6) * side.billing_granularity_ms for d in durations_s)
     usd = billed_ms / 1000 * function_usd_per_s(inputs, layer) + inputs.price_factor * side.usd_per_request + logged_usd(inputs)
     return outside_s + fmean(durations_s), usd
+
+
+def waited_s(inputs: VerifierInputs, work_s: npt.NDArray[np.float64], rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Compute the same seconds for many invocations, from the time of their experts and their rows."""
+    side, measured = inputs.catalog.function, inputs.profile.record.latency.invocation
+    rate = measured.bytes_per_s if measured else side.network_bytes_per_s
+    outside_s = inputs.call_factor * (fmean(measured.unbilled_s.tenths) if measured else side.warm_unbilled_s)
+    overhead_s = inputs.call_factor * fmean(measured.billed_s.tenths if measured else (side.warm_billed_s,))
+    return outside_s + overhead_s + work_s + 2 * rows * inputs.profile.record.spec.hidden_state_bytes * side.wire_expansion / rate
 
 
 def decode(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, local_step_s: float) -> tuple[float, float]:

@@ -13,10 +13,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.document import LayerPlan
-from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, accelerated, call, latency_of, prompt_rows, start_s, vcpus_of
+from remoe_cli.plan.verify.cost import (
+    TOLERANCE,
+    Layer,
+    VerifierInputs,
+    accelerated,
+    call,
+    function_vcpus,
+    latency_of,
+    prompt_rows,
+    start_s,
+    vcpus_of,
+    waited_s,
+)
 
 ROOM, LEAST_TIMEOUT_S = 4.0, 30  # a call may take so many times its predicted time; a shorter timeout than this saves nothing
 SHARES = (0.5, 0.95, 0.99)
@@ -45,16 +58,42 @@ def times(inputs: VerifierInputs, prompts: Sequence[int]) -> Times:
         routed, remote = inputs.layers[index], set(layer.remote)
         local = np.array([use for expert, use in enumerate(routed.use) if expert not in remote])
         longest_s, largest = (_step_s(inputs, layer), (0.0, 0)) if layer.remote else (0.0, (0.0, 0))
-        for n_in in prompts:
-            local_s, sent = float(latency.local_expert.seconds(local * n_in, vcpus).sum()), prompt_rows(inputs, layer, routed, n_in)
-            call_s = max((call(inputs, layer, rows)[0] for rows in sent), default=0.0)
-            warm_s[n_in] += max(local_s, call_s)
-            longest_s, largest = max(longest_s, call_s), max(largest, (max(map(sum, sent), default=0.0), n_in))
+        counts = np.array(prompts, dtype=np.float64)
+        local_s = np.concatenate(
+            [latency.local_expert.seconds(np.outer(some, local), vcpus).sum(axis=1) for some in _pieces(counts, local)]
+        )
+        for n_in, own_s, call_s, rows in zip(prompts, local_s.tolist(), *_sent(inputs, layer, routed, prompts), strict=True):
+            warm_s[n_in] += max(own_s, call_s)
+            longest_s, largest = max(longest_s, call_s), max(largest, (rows, n_in))
         if (payload := largest[0] * wire_bytes) > most.payload_limit_bytes * (1 + TOLERANCE):
             found = f"a prompt of {largest[1]} tokens sends {payload:.0f} of {most.payload_limit_bytes} bytes"
             broken.append((f"layers[{index}].replicas", layer.replicas, found))
         broken += _timeout(inputs, index, layer, longest_s)
     return Times(warm_s, _cold_s(inputs), tuple(broken))
+
+
+def _pieces(counts: npt.NDArray[np.float64], beside: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+    """Divide prompts, so that no table of them and of experts is large."""
+    return np.array_split(counts, 1 + len(counts) * len(beside) // 2**20)
+
+
+def _sent(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, prompts: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Compute seconds and rows of each prompt's largest invocations: one by one where replicas share the experts, else all at once."""
+    if layer.replicas > 1:
+        sent = [prompt_rows(inputs, layer, routed, n_in) for n_in in prompts]
+        calls = [max((call(inputs, layer, rows)[0] for rows in groups), default=0.0) for groups in sent]
+        return calls, [max(map(sum, groups), default=0.0) for groups in sent]
+    counts, timing = np.array(prompts, dtype=np.float64), inputs.profile.record.latency.remote_expert
+    vcpus, longest, most = function_vcpus(inputs.catalog, layer.memory_mb), np.zeros(len(prompts)), np.zeros(len(prompts))
+    for part in layer.parts:
+        uses = np.array([use for expert in part if (use := routed.use[expert]) > 0])
+        if not len(uses):
+            continue
+        work_s = np.concatenate([timing.work_s(np.outer(some, uses), vcpus).sum(axis=1) for some in _pieces(counts, uses)])
+        rows = counts * uses.sum()
+        longest = np.maximum(longest, waited_s(inputs, np.asarray(timing.elapsed_s(work_s, vcpus)), rows))
+        most = np.maximum(most, rows)
+    return longest.tolist(), most.tolist()
 
 
 def too_long(inputs: VerifierInputs, found: Times, requests: Sequence[Request], tpot_s: float) -> Iterator[Limit]:
