@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from remoe_cli.deploy.console import Console
+from remoe_cli.runtime.address import url
 from remoe_cli.runtime.invoke import Connect
 
 
@@ -24,12 +25,11 @@ def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
             main = load_here(server_json, connect)
-        console.say("The model is loaded.")
+        console.say(f"The model is loaded. {main.loading_billed}")
         return main
 
     listener = listen(host, port)
     door = door_of(listener, host)
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     whom = " to your own processes" if door.own_user else ", to whoever reaches that address"
-    console.say(f"Serving '{name}' on {url}{whom}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
+    console.say(f"Serving '{name}' on {url(host, port)}{whom}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
     serve(load, listener, door)

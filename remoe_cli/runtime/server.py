@@ -27,7 +27,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,15 +43,19 @@ from starlette.exceptions import HTTPException
 
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.runtime import address
 from remoe_cli.runtime.access import Door, Guarded, door_of
-from remoe_cli.runtime.answer import Stop
 from remoe_cli.runtime.invoke import make_client
-from remoe_cli.runtime.main_function import MainFunction, Request, described, load_here, parse, until
+from remoe_cli.runtime.main_function import Answer, MainFunction, Request, described, load_here, parse, until
 
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
 _READ_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES
 _END_S = 20  # for answers under way when the server ends
 _STATUS: tuple[tuple[type[Exception], int], ...] = ((UsageError, 400), (DeployError, 503), (RemoeError, 502), (Exception, 500))
+
+
+# What happens to a request: pieces of text, then the answer or why there is none.
+_Event = dict[str, Any] | Answer | Exception
 
 
 @dataclass(frozen=True)
@@ -74,31 +78,32 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
             raise DeployError("The main function is still loading its model.", "Wait until GET /ping answers 200.")
         return loading.result()
 
-    async def stream(main: MainFunction, request: Request, limit_s: float) -> AsyncIterator[str]:
-        """Yield lines as they come; when the client goes away, generation stops at the next token."""
+    async def events(main: MainFunction, request: Request, limit_s: float, gone: threading.Event) -> AsyncGenerator[_Event]:
+        """Yield what happens to a request; when `gone` is set, generation stops at the next token or does not begin."""
         loop = asyncio.get_running_loop()
-        lines: asyncio.Queue[str | None] = asyncio.Queue()
-        gone = threading.Event()
+        happened: asyncio.Queue[_Event] = asyncio.Queue()
 
-        def put(content: dict[str, Any] | None) -> None:
-            line = None if content is None else json.dumps(content, ensure_ascii=False) + "\n"
-            loop.call_soon_threadsafe(lines.put_nowait, line)
+        def put(event: _Event) -> None:
+            loop.call_soon_threadsafe(happened.put_nowait, event)
+
+        def on_text(token: int, text: str) -> None:
+            if request.stream:
+                put({"text": text, "token_id": token})
 
         def work() -> None:
             try:
-                stopped = until(limit_s, gone, ending)
-                answer = main.answer(request, lambda token, text: put({"text": text, "token_id": token}), stopped)
-                put({"answer": answer.model_dump(mode="json")})
+                put(main.answer(request, on_text, until(limit_s, gone, ending)))
             except Exception as error:
-                put({"error": described(error)})
-            put(None)
+                put(error)
 
-        model_thread.submit(work)
+        waiting = model_thread.submit(work)
         try:
-            while (line := await lines.get()) is not None:
-                yield line
+            while isinstance(event := await happened.get(), dict):
+                yield event
+            yield event
         finally:
             gone.set()
+            waiting.cancel()
 
     @app.get("/ping")
     async def ping() -> Response:
@@ -116,11 +121,21 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
             error = UsageError(f"The request has more than {PAYLOAD_LIMIT_BYTES} bytes.", "Shorten the prompt.")
             return JSONResponse({"error": described(error)}, status_code=413)
         main, request = loaded(), parse(body)
-        if request.stream:
-            return StreamingResponse(stream(main, request, arrived_s + limits.streamed_s), media_type="application/x-ndjson")
-        stopped: Callable[[], Stop | None] = until(arrived_s + limits.whole_s, ending)
-        answer = await asyncio.wrap_future(model_thread.submit(main.answer, request, stopped=stopped))
-        return JSONResponse(answer.model_dump(mode="json"))
+        main.refuse(request)
+        gone = threading.Event()
+        watching = asyncio.create_task(_watch(http, gone))
+        limit_s = limits.streamed_s if request.stream else limits.whole_s
+        rest = events(main, request, arrived_s + limit_s, gone)
+        # Whatever is wrong with a request is known before its first token, and has a status of its own also where it is streamed.
+        first = await anext(rest)
+        if request.stream and not isinstance(first, Exception):
+            return StreamingResponse(_lines(first, rest, watching), media_type="application/x-ndjson")
+        watching.cancel()
+        await rest.aclose()
+        if isinstance(first, Exception):
+            raise first
+        assert isinstance(first, Answer), "pieces of text are events of streamed requests only"
+        return JSONResponse(first.model_dump(mode="json"))
 
     @app.exception_handler(HTTPException)
     async def unknown(http: HttpRequest, error: HTTPException) -> Response:
@@ -148,6 +163,35 @@ async def _body(http: HttpRequest) -> bytes | None:
     return bytes(body) if read <= PAYLOAD_LIMIT_BYTES else None
 
 
+async def _watch(http: HttpRequest, gone: threading.Event) -> None:
+    """Set `gone` when the client goes away, whose request has been read to its end."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+
+
+async def _lines(first: _Event, rest: AsyncGenerator[_Event], watching: asyncio.Task[None]) -> AsyncGenerator[str]:
+    """Write what happens to a streamed request, one JSON object a line."""
+    try:
+        yield _line(first)
+        async for event in rest:
+            yield _line(event)
+    finally:
+        watching.cancel()
+        await rest.aclose()
+
+
+def _line(event: _Event) -> str:
+    match event:
+        case Exception():
+            content: dict[str, Any] = {"error": described(event)}
+        case Answer():
+            content = {"answer": event.model_dump(mode="json")}
+        case _:
+            content = event
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
 class _Server(uvicorn.Server):
     """A uvicorn server that ends on SIGINT and SIGTERM without raising the signal again.
 
@@ -159,6 +203,7 @@ class _Server(uvicorn.Server):
         self._ending = ending
 
     def end(self) -> None:
+        self.force_exit = self._ending.is_set()  # a second signal ends at once
         self._ending.set()
         self.should_exit = True
 
@@ -175,9 +220,10 @@ class _Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """Listen on an address. Raises: DeployError for one that cannot be opened."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)
+        return address.listen(host, port)
     except OSError as error:
-        raise DeployError(f"The main function cannot listen on {host}:{port}: {error.strerror}.", "Choose another port.") from None
+        where = address.place(host, port)
+        raise DeployError(f"The main function cannot listen on {where}: {error.strerror}.", "Choose another address or port.") from None
 
 
 def serve(load: Callable[[], MainFunction], listener: socket.socket, door: Door, limits: TimeLimits = TimeLimits()) -> None:
@@ -191,7 +237,7 @@ def serve(load: Callable[[], MainFunction], listener: socket.socket, door: Door,
     # Without proxy_headers: X-Forwarded-For would say who asks.
     config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False, timeout_graceful_shutdown=_END_S)
     server = _Server(config, ending)
-    loading.add_done_callback(lambda done: server.end() if done.exception() else None)
+    loading.add_done_callback(lambda done: server.end() if done.exception() else print(done.result().loading_billed, file=sys.stderr))
     with listener:
         server.run(sockets=[listener])
     model_thread.shutdown(wait=False, cancel_futures=True)

@@ -253,7 +253,7 @@ def _changed(stored: Stored, folder: Path, change: Callable[[Path], object]) -> 
 
 
 def test_files_are_fetched_in_ranges_checked_and_kept(stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "_RANGE_BYTES", 50_000)
+    monkeypatch.setattr(fetch, "RANGE_BYTES", 50_000)
     folder = tmp_path / "files"
     more = "weights-0009.safetensors"
     other = stored.put(_changed(stored, tmp_path / "other", lambda share: (share / more).write_bytes(b"of another share")))

@@ -32,14 +32,13 @@ from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
 from remoe_cli.deploy.serve_here import serve_here
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import DeployError, UsageError
-from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S
+from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S, read_timeout_s
 from remoe_cli.package import bundle
 from remoe_cli.package.partial_checkpoint import MANIFEST
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client, peers
 from remoe_cli.runtime.invoke import make_client
 
-_TIMEOUT_S = 30.0  # of an expert function
 # What a main server does that does not answer, and what to do about it.
 _MAIN_STATES = {
     "starting": ("is not started yet", "Ask again when 'remoe status {name}' says that it is running."),
@@ -97,7 +96,7 @@ class LocalTarget:
                     "REMOE_SHARD_HEADER": f"{entry.head_bytes}:{entry.head_sha256}",
                 },
                 memory_mb=entry.memory_mb,
-                timeout_s=_TIMEOUT_S,
+                timeout_s=entry.timeout_s,
                 reserved_concurrency=entry.replicas,
             )
             for entry in manifest.functions
@@ -140,7 +139,7 @@ class LocalTarget:
             case {"kind": "server", "state": "running", "port": port}:
                 return client.Http(f"http://127.0.0.1:{port}", own_user=True)
             case {"kind": "lambda", "name": function}:
-                return client.LambdaMain(function, make_client(document["endpoint"], 1, MAX_TIMEOUT_S + 10))
+                return client.LambdaMain(function, make_client(document["endpoint"], 1, read_timeout_s(MAX_TIMEOUT_S)))
             case None if document["endpoint"]:
                 raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name}'.")
             case {"state": state, "pid": pid}:
