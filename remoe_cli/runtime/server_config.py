@@ -11,13 +11,17 @@ from remoe_cli.runtime.receipt import Prices
 
 
 class ServedFunction(artifacts.Part):
-    """An expert function of hidden layer `layer`, which may have several (runtime/dispatch.py)."""
+    """An expert function of hidden layer `layer`, which may have several (runtime/dispatch.py).
+
+    It is ended after `timeout_s`.
+    """
 
     layer: int
     function: str
     experts: tuple[int, ...]
     replicas: int
     expert_rows: float
+    timeout_s: int
 
 
 class ServerConfig(artifacts.Document):
@@ -30,7 +34,7 @@ class ServerConfig(artifacts.Document):
     Where functions are called is not in it; the program that starts the main function knows that.
     """
 
-    schema_version: str = "remoe.server/2"
+    schema_version: str = "remoe.server/3"
     model: ModelRef
     spec: MoeSpec
     functions: tuple[ServedFunction, ...]

@@ -23,12 +23,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from remoe_cli.plan.arrays import Floats
-from remoe_cli.plan.cost import main_function
+from remoe_cli.plan.cost import main_function, prices
 from remoe_cli.plan.cost.placement import Priced, evaluate, layer_outcomes, total
 from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, MainSpec, Outcome
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
-from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem, local_layers
+from remoe_cli.plan.problem.problem import MB, Main, Placement, Problem, local_layers
 from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_cpu, whole_on_gpu
 
 _STORED = "weights are read as they are stored and computed with as if they were unpacked"
@@ -151,13 +151,12 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
         else:
             vcpus, expert = main_function.vcpus(problem, spec), problem.latency_of(spec).local_expert
             slow = hardware.main.saturation_vcpus / main_function.useful_vcpus(problem, spec)
-            usd_per_s = problem.catalog.main_usd_per_gb_second * spec.memory_mb / GB_MB
             outcome = _outcome(
                 problem,
                 lambda n, slow=slow: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
                 lambda n, expert=expert, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
-                usd_per_s,
-                problem.catalog.main.usd_per_request,
+                prices.main_prices(problem.catalog, spec).usd_per_s,
+                main_function.fixed_usd(problem, Main(spec)),
                 by_use=True,
             )
         if outcome and outcome.cost_usd_per_request < least:
@@ -182,8 +181,8 @@ def _cpu_as_stored(problem: Problem, aim: Aim, bytes_needed: int) -> Baseline | 
             problem,
             lambda n, slow=hardware.main.saturation_vcpus / vcpus: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
             lambda n, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
-            problem.catalog.main_usd_per_gb_second * spec.memory_mb / GB_MB,
-            side.usd_per_request,
+            prices.main_prices(problem.catalog, spec).usd_per_s,
+            main_function.fixed_usd(problem, Main(spec)),
             by_use=True,
             as_it_is_stored=True,
         )

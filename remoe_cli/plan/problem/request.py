@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Method, PredictedRouting, TtftAt
+from remoe_cli.plan.document import Method, Plan, PredictedRouting, TtftAt
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Invocations, Problem
+from remoe_cli.plan.problem.sizes import sizes_of
 from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import Workload, from_profile
 from remoe_cli.profile.hardware import latency_from
@@ -80,3 +81,12 @@ def _ttft_at(workload: Workload, percentile: float | None) -> TtftAt | None:
     share, warm = percentile / 100, 1 - workload.cold_share
     cold = share > warm
     return TtftAt(n_in=workload.traffic.sizes.prompt_at(share if cold else share / warm), cold=cold)
+
+
+def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
+    """Pose the problem that a plan solves, of its own profile and catalog."""
+    workload = plan.workload
+    longest = sizes_of(tuple((1 / len(workload.longest), *size) for size in workload.longest)) if workload.longest else None
+    traffic = Traffic(workload.lengths, workload.requests_per_hour, requests=longest)
+    asked = PlanRequest(traffic=traffic, cold_share=workload.cold_share, invocations=plan.invocations, routing=workload.routing)
+    return make_problem(profile, catalog, asked)

@@ -49,7 +49,7 @@ class Sizes:
             return self.longest
         order = np.lexsort((-self.n_out, -self.n_in))
         answers = self.n_out[order]
-        longer = answers > np.maximum.accumulate(np.concatenate(([0], answers[:-1])))
+        longer = answers > np.maximum.accumulate(np.concatenate(([-1], answers[:-1])))
         return tuple(Size(int(self.n_in[at]), int(self.n_out[at])) for at in order[longer][::-1])
 
     def rows(self) -> Iterator[tuple[float, int, int]]:

@@ -49,8 +49,12 @@ class Workload:
     also_priced: tuple[int, ...] = ()
 
     def resized(self, n_in: int, n_out: int) -> Workload:
-        """Change the requests to warm ones of one length; the routing stays."""
-        return replace(self, traffic=one_length(n_in, n_out), cold_share=0.0, also_held=(), also_priced=())
+        """Change the requests to warm ones of one length; the routing stays.
+
+        An answer may end with its first token: `n_out` is 0 then.
+        """
+        traffic = Traffic((Lengths(share=1.0, n_in=n_in, n_out=n_out),))
+        return replace(self, traffic=traffic, cold_share=0.0, also_held=(), also_priced=())
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:

@@ -20,6 +20,8 @@ from remoe_cli.plan.verify.cost import (
     TOLERANCE,
     VerifierInputs,
     accelerated,
+    cpu_usd_per_s,
+    each_usd,
     evenly,
     latency_of,
     main_bytes,
@@ -203,8 +205,7 @@ def _on_cpu(inputs: VerifierInputs, local: list[Way]) -> Iterator[Way]:
         )
         if found is None:
             continue
-        usd_per_s = inputs.catalog.main_usd_per_gb_second * main.memory_mb / 1024
-        usd = usd_per_s * _request_s(inputs, found) + side.usd_per_request
+        usd = cpu_usd_per_s(inputs, main) * _request_s(inputs, found) + each_usd(inputs, main)
         yield Way(main, found.model_copy(update={"cost_usd_per_request": usd}), 1, _read_s(inputs))
 
 
@@ -225,7 +226,7 @@ def _quantised_on_cpu(inputs: VerifierInputs, weights: float) -> Iterator[Way]:
             quantised=True,
         )
         if found is not None:
-            usd = inputs.catalog.main_usd_per_gb_second * main.memory_mb / 1024 * _request_s(inputs, found) + side.usd_per_request
+            usd = cpu_usd_per_s(inputs, main) * _request_s(inputs, found) + each_usd(inputs, main)
             yield Way(main, found.model_copy(update={"cost_usd_per_request": usd}), 1, _read_s(inputs, True))
 
 
