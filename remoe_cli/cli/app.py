@@ -36,6 +36,7 @@ from remoe_cli.cli import (
 from remoe_cli.cli.groups import Command, Group, examples
 from remoe_cli.cli.mistakes import usage_error
 from remoe_cli.errors import RemoeError, UsageError
+from remoe_cli.redaction import redacted
 from remoe_cli.settings import debug
 
 
@@ -171,4 +172,4 @@ def run() -> int:
 
 def _traceback() -> None:
     if debug():
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), file=sys.stderr, end="")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remoe_cli.errors import RemoeError
+from remoe_cli.redaction import redacted
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -82,7 +83,7 @@ def say(message: str) -> None:
     """Print a message for the user on stderr."""
     if not _mode.quiet:
         _mode.said_s = time.monotonic()
-        print(message, file=sys.stderr, flush=True)
+        print(redacted(message), file=sys.stderr, flush=True)
 
 
 def result(document: BaseModel | Mapping[str, Any], show: Callable[[], None]) -> None:
@@ -279,14 +280,18 @@ def _heartbeat(stage: _Stage) -> Iterator[Report]:
 
 
 def fail(error: RemoeError) -> None:
-    """Print an error: the document {"error": ...} on stdout with --json, else sentences on stderr."""
+    """Print an error: the document {"error": ...} on stdout with --json, else sentences on stderr.
+
+    Neither has a secret.
+    """
+    message, hint = redacted(error.message), redacted(error.hint)
     if _mode.json or "--json" in sys.argv:
-        document = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
+        document = {"error": {"kind": error.kind, "message": message, "hint": hint}}
         print(json.dumps(document, ensure_ascii=False), flush=True)
         return
-    _complain("error: ", error.message)
-    if error.hint:
-        _complain("  hint: ", error.hint)
+    _complain("error: ", message)
+    if hint:
+        _complain("  hint: ", hint)
 
 
 def _complain(label: str, text: str) -> None:

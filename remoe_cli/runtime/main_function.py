@@ -20,6 +20,7 @@ from remoe_cli import artifacts
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
+from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Stop
 from remoe_cli.runtime.invoke import Connect, make_client
 from remoe_cli.runtime.receipt import Receipt, make_receipt
@@ -107,12 +108,15 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
 
 
 def described(error: Exception) -> dict[str, str]:
-    """Describe an error as a document, of which runtime/client.py makes an error of the same kind."""
+    """Describe an error as a document without secrets.
+
+    Of this runtime/client.py makes an error of the same kind.
+    """
     if isinstance(error, RemoeError):
-        return {"kind": error.kind, "message": error.message, "hint": error.hint}
+        return {"kind": error.kind, "message": redacted(error.message), "hint": redacted(error.hint)}
     return {
         "kind": "Internal",
-        "message": f"{type(error).__name__}: {error}",
+        "message": redacted(f"{type(error).__name__}: {error}"),
         "hint": "See 'remoe logs NAME --function main'; please report it.",
     }
 

@@ -33,7 +33,7 @@ def main_address(account: Account, name: str) -> client.MainAddress:
     Raises: DeployError for an unknown deployment, and for one of functions only.
     """
     kind = status.stack_state(account, name).outputs.get("EndpointKind")
-    with plain_errors():
+    with plain_errors(account.origin):
         match kind:
             case Endpoint.aws_lambda:
                 return client.LambdaMain(names.invoked(names.main(name)), account.session.client("lambda", config=_ANSWER))
@@ -51,7 +51,7 @@ def deployed_file(account: Account, name: str, file_name: str) -> Path:
     """
     planned = status.stack_state(account, name).outputs.get("Plan")
     bucket = Bucket(account, names.bucket(name, account.id, account.region))
-    with plain_errors():
+    with plain_errors(account.origin):
         for manifest in bucket.keys(names.MAIN_FOLDER):
             files = {file.name: file for file in MainManifest.model_validate_json(bucket.read(manifest)).files}
             plan = bucket.read(names.main_file_key(files["plan.json"].sha256, "plan.json"))

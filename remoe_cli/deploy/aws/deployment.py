@@ -40,7 +40,7 @@ def apply(
     Raises: HeldError while somebody else works on it, DeployError when it fails and all is as before, PartialDeployError when it is neither
     as before nor as it should be.
     """
-    with plain_errors():
+    with plain_errors(account.origin):
         stack, bucket = Stack(account, name, console), Bucket(account, names.bucket(name, account.id, account.region))
         _refuse_foreign(stack, bucket)
         tags = {names.DEPLOYMENT_TAG: name}
@@ -155,7 +155,7 @@ def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
     Raises: DeployError for an unknown name, HeldError while somebody else changes it, PartialDeployError for what cannot be deleted.
     """
     names.check_name(name)
-    with plain_errors():
+    with plain_errors(account.origin):
         stack, bucket = Stack(account, name, console), Bucket(account, names.bucket(name, account.id, account.region))
         state, bucket_tags = stack.describe(), bucket.tags()
         if state is None and bucket_tags is None:
