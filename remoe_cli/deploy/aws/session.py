@@ -55,9 +55,9 @@ class Account:
     region: str
     id: str
     caller: str
-    origin: Origin = field(default_factory=Origin)
     _clients: dict[str, Any] = field(default_factory=dict, repr=False)
     _making: Lock = field(default_factory=Lock, repr=False)
+    origin: Origin = field(default_factory=Origin)
 
     def client(self, service: str) -> Any:
         """Return the boto3 client of a service, made once.
@@ -97,7 +97,7 @@ def connect(region: str | None = None, profile: str | None = None) -> Account:
         identity = session.client("sts", config=_PROMPT).get_caller_identity()
         if not {"Account", "Arn"} <= identity.keys():
             raise ResponseParserError("it has no account.")
-        return Account(session, session.region_name, identity["Account"], identity["Arn"], origin)
+        return Account(session, session.region_name, identity["Account"], identity["Arn"], origin=origin)
 
 
 def _check_region(region: str, by_option: bool) -> None:
@@ -117,7 +117,7 @@ def _refuse_foreign_answers(http_response: Any, model: Any, **_: Any) -> None:
 
     Raises: ResponseParserError for it.
     """
-    if model.has_streaming_output or http_response.status_code >= 300:
+    if model.output_shape is None or model.has_streaming_output or http_response.status_code >= 300:
         return
     start = http_response.content[:64].lstrip().lower()
     if start and (start.startswith((b"<!doctype", b"<html")) or start[:1] not in b"{[<"):
