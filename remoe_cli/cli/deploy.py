@@ -18,8 +18,7 @@ from remoe_cli.errors import UsageError
 EXAMPLES = examples(
     "remoe deploy plans/demo.json --name demo",
     "remoe deploy plans/olmoe.json --target aws --dry-run   # needs no account",
-    "remoe deploy plans/olmoe.json --target aws --monthly-alert 50 --alert-email me@example.org",
-    "remoe deploy plans/olmoe.json --target aws --tag team=ml --permissions-boundary arn:aws:iam::ACCOUNT:policy/NAME",
+    "remoe deploy plans/olmoe.json --target aws --tag team=ml --monthly-alert 50 --alert-email me@b.org",
 )
 
 

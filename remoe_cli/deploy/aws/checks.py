@@ -1,5 +1,6 @@
-"""Look at what the user names in the account before anything is packaged or sent: the image, the key, the policy, the network.
+"""Look at what the user names in the account before anything is packaged or sent.
 
+That is the image, the key, the policy, the bucket and the network.
 What is not there is refused. What may not be looked at is a remark: the credentials that deploy need not be allowed to look.
 """
 
@@ -55,7 +56,9 @@ def remarks(settings: AwsSettings) -> tuple[str, ...]:
 
 
 def check(account: Account, settings: AwsSettings) -> tuple[str, ...]:
-    """Check that all is there; return what must be said about what cannot be looked at, or is of another account.
+    """Check that all is there; return what must be said about the rest.
+
+    The rest cannot be looked at, or is of another account.
 
     Raises: UsageError for what is not there, or in another region.
     """

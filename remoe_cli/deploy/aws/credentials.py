@@ -86,6 +86,8 @@ def open_session(region: str | None, profile: str | None) -> tuple[boto3.Session
         raise _no_profile(named.profile, by_option=profile is not None)
     with _failing(named, "The AWS configuration cannot be read"):
         session = boto3.Session(botocore_session=core, region_name=region)
+    if not session.region_name:
+        raise exceptions.NoRegionError()
     _check_certificates(core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE"), named)
     with _failing(Origin("iam-role", named.profile)):
         resolver = core.get_component("credential_provider")

@@ -91,8 +91,6 @@ def connect(region: str | None = None, profile: str | None = None) -> Account:
         session, origin = open_session(region or os.environ.get("AWS_REGION") or None, profile)
         session.events.register("after-call", _refuse_foreign_answers)
     with plain_errors(origin):
-        if not session.region_name:
-            raise exceptions.NoRegionError()
         _check_region(session.region_name, by_option=region is not None)
         identity = session.client("sts", config=_PROMPT).get_caller_identity()
         if not {"Account", "Arn"} <= identity.keys():

@@ -138,7 +138,7 @@ class Stack:
         )
 
     def last_deleted(self) -> StackState | None:
-        """Return the latest deleted stack of this name, which CloudFormation knows for 90 days; None where it may not be asked."""
+        """Return the latest deleted stack of this name, known for 90 days; None if it may not be asked."""
         try:
             pages = self._client.get_paginator("list_stacks").paginate(StackStatusFilter=["DELETE_COMPLETE"])
             found = [each for page in pages for each in page["StackSummaries"] if each["StackName"] == self.name]

@@ -88,9 +88,7 @@ class AwsTarget:
                 f"The main function on {settings.endpoint.value} needs its image in ECR.",
                 "Make it with 'remoe package PLAN --image', then give --endpoint-image URI; or run it yourself: --endpoint none.",
             )
-        with self.console.progress("Looking up what the options name"):
-            said = (*checks.remarks(settings), *checks.check(account, settings))
-        for each in said:
+        for each in (*checks.remarks(settings), *checks.check(account, settings)):
             self.console.say(each)
         settings = replace(settings, concurrency=_concurrency(account) or settings.concurrency)
         package = packing.pack(plan, plan_path, profile, catalog, settings, self.console)
