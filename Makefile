@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test test-aws lint locks audit docs-reference measure paper clean
+.PHONY: help demo check test test-aws lint docs-reference locks audit measure paper clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
