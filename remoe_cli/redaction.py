@@ -44,6 +44,7 @@ _SHAPES = (
         ),
         rf"\1{SHOWN}",
     ),
+    (re.compile(r"(?i)([\"'](?:token|secret|password)[\"']\s*:\s*[\"'])[^\"']+"), rf"\1{SHOWN}"),
     (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), f"hf_{SHOWN}"),
     (re.compile(r"\b(?:gh[pousr]_|github_pat_|glpat-|xox[abprs]-|sk-)[A-Za-z0-9_-]{16,}"), SHOWN),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), SHOWN),  # a JSON web token

@@ -150,8 +150,10 @@ def _reason(error: Exception) -> str:
             return f"{error} is missing"
         case EOFError() | getpass.GetPassWarning():
             return "it asks for the code of an MFA device, and there is no terminal"
-        case exceptions.BotoCoreError() | OSError() | ValueError():
-            return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        case exceptions.BotoCoreError() | OSError() | ValueError() | RuntimeError():
+            text, _, answer = str(error).partition("from container metadata: ")
+            hide(answer, *answer.splitlines())
+            return " ".join(text.split()).rstrip(".") or type(error).__name__
     return f"it has a form that botocore does not read ({type(error).__name__})"
 
 

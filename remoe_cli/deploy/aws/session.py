@@ -30,6 +30,7 @@ CONNECTIONS = 16
 _PATIENT = Config(retries={"mode": "adaptive", "max_attempts": 10}, max_pool_connections=CONNECTIONS, user_agent_appid="remoe")
 # The first call: without a network or with wrong credentials the answer is to come at once.
 _PROMPT = Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeout=5, read_timeout=10)
+_LOADERS = {"botocore.credentials", "botocore.tokens"}
 _WITHOUT_BODY = ("HeadObject", "HeadBucket")  # whose refusals say no more than a status
 _REACHING = (
     "AWS_ENDPOINT_URL",
@@ -141,6 +142,8 @@ def plain_errors(origin: Origin | None = None) -> Iterator[None]:
         modules = _modules(error)
         if "botocore.parsers" in modules:
             raise _foreign_answer("it has another form.", origin) from error
+        if modules & _LOADERS:
+            raise broken(origin or Origin(), error) from error
         if not any(name.partition(".")[0] == "botocore" for name in modules):
             raise
         why = error.strerror or type(error).__name__ if isinstance(error, OSError) and error.filename else _sentence(error)
@@ -185,7 +188,7 @@ def explained(error: BotoCoreError | ClientError, origin: Origin | None = None) 
         case exceptions.HTTPClientError() | exceptions.ConnectionError():
             hint = f"Check the network, the proxy and the region's name.{_settings()}"
             return DeployError(_of(f"AWS cannot be reached: {_sentence(error)}", origin), hint)
-        case _ if _modules(error) & {"botocore.credentials", "botocore.tokens"}:  # loaded again, when those of the start had expired
+        case _ if _modules(error) & _LOADERS:  # loaded again, when those of the start had expired
             return broken(origin or Origin(), error)
         case _:
             message = _of(f"boto3 refused the call: {_sentence(error)}", origin)

@@ -11,14 +11,18 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from botocore.utils import ContainerMetadataFetcher
 
 from remoe_cli.artifacts import write_json
 from remoe_cli.cli import app
+from remoe_cli.deploy import image as building
 from remoe_cli.deploy.aws import credentials, session
 from remoe_cli.errors import DeployError, UsageError
+from remoe_cli.package.image import Image
 from tests.support.synthetic import plan_by_hand
 
 SECRET = "CANARY/wJalrXUtnFEMIbPxRfiCY+KEY"
@@ -59,6 +63,7 @@ def program_row(name: str, text: str, says: str, status: int = 0) -> Row:
 
 
 P = "credential_process"
+EXPIRED = {"Version": 1, "AccessKeyId": "A", "SecretAccessKey": SECRET, "SessionToken": SECRET, "Expiration": "2020-01-01T00:00:00Z"}
 KEYED = json.dumps({"Version": 1, "AccessKeyId": "AKIACANARYCANARY1234", "SecretAccessKey": SECRET, "Expiration": "tomorrow"})
 ROWS = (
     program_row(f"{P} fails", SECRET, "failed with status 3", 3),
@@ -70,6 +75,7 @@ ROWS = (
     program_row(f"{P} prints one key", '{"Version": 1, "AccessKeyId": "AKIACANARYCANARY1234"}', "has printed no SecretAccessKey"),
     program_row(f"{P} prints a number", '{"Version": 1, "AccessKeyId": 1, "SecretAccessKey": 2}', "has printed no AccessKeyId"),
     Row(f"{P} prints no date", "tomorrow", config=program("sh HOME/program"), more={"program": f"echo '{KEYED}'"}),
+    Row(f"{P} gives old keys", "still expired", config=program("sh HOME/program"), more={"program": f"echo '{json.dumps(EXPIRED)}'"}),
     Row(f"{P} hangs", "'sleep' has not answered within 0 s, and was ended.", config=program("sleep 1000")),
     Row(f"{P} is missing", "No such file or directory: /nowhere/program", config=program(f"/nowhere/program --password {SECRET}")),
     Row(f"{P} is no command", "No closing quotation", config=program("'sh")),
@@ -286,6 +292,52 @@ def test_what_a_proxy_says_is_not_taken_for_an_answer(
     proxy.answer = page
     error = one_line(("status", "x", "--target", "aws"), monkeypatch, capfd)
     assert "The answer does not come from AWS" in error and "AWS_ACCESS_KEY_ID in the environment, profile 'default'" in error
+
+
+CONTAINERS = (
+    (500, "text/plain", f"denied:\n{SECRET}"),
+    (200, "text/html", f"<html>{SECRET}</html>"),
+    (200, "application/json", f'{{"SecretAccessKey": "{SECRET}"}}'),
+    (200, "application/json", f'["{SECRET}"]'),
+)
+
+
+@pytest.mark.parametrize("answer", CONTAINERS, ids=lambda answer: f"{answer[0]} {answer[2][:5]!r}")
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_a_container_whose_endpoint_answers_oddly(
+    answer: tuple[int, str, str], debug: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    proxy.answer = answer
+    monkeypatch.setattr(ContainerMetadataFetcher, "SLEEP_TIME", 0)
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{proxy.server_address[1]}/x")
+    monkeypatch.setenv("REMOE_DEBUG", debug)
+    for name in OF_ENVIRONMENT:
+        monkeypatch.delenv(name)
+    error = one_line(("status", "x", "--target", "aws"), monkeypatch, capfd)
+    assert "(the container's credentials endpoint, profile 'default')" in error
+
+
+def test_keys_that_expire_while_a_command_runs_are_told(proxy: Proxy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that answers once, and prints text when it is asked again."""
+    for name in OF_ENVIRONMENT:
+        monkeypatch.delenv(name)
+    soon = {**EXPIRED, "Expiration": (datetime.now(UTC) + timedelta(seconds=70)).isoformat()}
+    (home / "answer").write_text(json.dumps(soon))
+    (home / ".aws" / "config").write_text(program(f"cat {home}/answer"))
+    proxy.knows_who, proxy.answer = True, PAGES[0]
+    account = session.connect()
+    (home / "answer").write_text(f"log in first: {SECRET}")
+    account.session.get_credentials()._expiry_time = datetime.now(UTC)
+    with pytest.raises(DeployError) as error, session.plain_errors(account.origin):
+        account.client("cloudformation").describe_stacks()
+    assert "the credential_process in ~/.aws/config, profile 'default'): 'cat' has printed something other than JSON" in error.value.message
+
+
+def test_a_push_to_ecr_says_it_too(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / ".aws" / "config").write_text(program("false"))
+    image = Image(tmp_path, "0" * 64, False, "x86_64", "123456789012.dkr.ecr.eu-west-1.amazonaws.com/remoe")
+    with pytest.raises(DeployError, match=r"the credential_process in ~/\.aws/config, profile 'default'\): 'false' failed with status 1"):
+        building._password(image)
 
 
 @pytest.mark.parametrize(
