@@ -28,6 +28,7 @@ from remoe_cli.deploy.local.processes import start_time
 from remoe_cli.errors import HeldError
 
 Work = Literal["deploys", "destroys"]
+_MOST_BYTES = 1 << 16  # of a lock, whoever wrote it
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
 
@@ -132,7 +133,7 @@ def _read(bucket: Bucket) -> tuple[Owner, str] | None:
     """Return the lock's owner and its object's ETag."""
     try:
         answer = bucket.get(LOCK_KEY)
-        body = answer["Body"].read()
+        body = answer["Body"].read(_MOST_BYTES)
     except ClientError as error:
         if code_of(error) in GONE:
             return None
