@@ -368,3 +368,28 @@ def test_a_bucket_that_was_there_is_not_taken_back(account: Account) -> None:
         assert destroy(account, "was-there")["state"] == "destroyed" and bucket.tags() is None
     finally:
         bucket.client.meta.events.unregister("before-call.s3.PutBucketTagging", refuse)
+
+
+def test_a_dry_run_shows_them_and_looks_them_up(
+    account: Account, ours: AccountRules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog = plan_by_hand(()).catalog.model_copy(update={"path": "aws-us-east-1"})
+    write_json(tmp_path / "p.json", a_plan(catalog=catalog))
+    options = ["--tag", "team=ml", "--role-path", "/x/", "--subnet", *ours.subnets, "--security-group", *ours.security_groups]
+    command = ["remoe", "deploy", str(tmp_path / "p.json"), "--target", "aws", "--dry-run", "--endpoint", "none", *options]
+    monkeypatch.setattr(sys, "argv", [*command, "--json"])
+    assert app.run() == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["template"]["Metadata"]["remoe"]["tags"] == [["team", "ml"]] and "gateway endpoint for S3" in document["remarks"][0]
+    monkeypatch.setattr(sys, "argv", command)
+    assert app.run() == 0
+    shown = capsys.readouterr().out
+    assert "What the account demands" in shown and "team=ml" in shown and "gateway endpoint" in shown
+    for wrong, message in ((("--kms-key", KEY), "There is no key"), (("--bucket", "nobodys-bucket"), "There is no bucket nobodys-bucket")):
+        monkeypatch.setattr(sys, "argv", [*command, *wrong])
+        assert app.run() == 2 and message in capsys.readouterr().err
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", [*command, "--json"])
+    assert app.run() == 0
+    assert "was not looked up, as there is no account" in json.loads(capsys.readouterr().out)["remarks"][-1]
