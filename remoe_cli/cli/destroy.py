@@ -22,8 +22,11 @@ def command(
     document = pick(target, region, profile, asks="destroy", yes=yes).destroy(name)
 
     def show() -> None:
-        if document["state"] == "absent" and target is TargetName.aws:
-            output.line(f"There is no deployment named '{name}' in account {document['account']}, {document['region']}.")
+        if document["state"] == "absent":
+            where = "here: no file, and no process on this machine"
+            if target is TargetName.aws:
+                where = f"in account {document['account']}, {document['region']}"
+            output.line(f"There is no deployment named '{name}' {where}.")
             return
         output.line(f"{name} is gone." if document["left"] or document["kept"] else f"{name} is gone: nothing is left of it.")
         for each in document["kept"]:

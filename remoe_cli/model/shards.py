@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from remoe_cli import owned, recognise
+from remoe_cli import interrupts, owned, recognise
 from remoe_cli.errors import ModelError
 from remoe_cli.function.expert_ffn import Array, FfnSpec
 from remoe_cli.function.weights import ALIGNMENT, TYPES
@@ -109,5 +109,6 @@ def _write_batch(checkpoint: Checkpoint, batch: Sequence[WrittenShard]) -> Itera
         held[shard.layer] = sorted((*held.get(shard.layer, ()), *shard.experts))
     layers = {x.layer: x for x in expert_layers(load(checkpoint, held))}
     for shard in batch:
+        interrupts.check()
         write_shard(shard.path, layers[shard.layer], shard.experts, [held[shard.layer].index(e) for e in shard.experts])
         yield shard

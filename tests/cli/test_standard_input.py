@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from remoe_cli.cli.options import texts_of
+from remoe_cli.cli.options import prompts_of
 from remoe_cli.errors import UsageError
 from remoe_cli.profile.prompts import read_prompts
 
@@ -56,11 +56,11 @@ def test_a_limit_leaves_the_rest_of_standard_input_unread(monkeypatch: pytest.Mo
 
 def test_a_prompt_is_all_of_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     standard_input(monkeypatch, b"  two lines\nof one prompt\n")
-    assert texts_of("-", None, "prompt") == ("  two lines\nof one prompt",)
-    assert texts_of("as it is\n", None, "prompt") == ("as it is\n",)
+    assert prompts_of("-", None, "prompt").texts == ("  two lines\nof one prompt",)
+    assert prompts_of("as it is\n", None, "prompt").texts == ("as it is\n",)
     standard_input(monkeypatch, b" \n")
     with pytest.raises(UsageError, match="Standard input holds no prompt"):
-        texts_of("-", None, "prompt")
+        prompts_of("-", None, "prompt")
 
 
 def test_the_command_line_reads_it(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def expert_function(plan: Plan, function: ExpertFunction, contents: Contents, se
         "Handler": HANDLER,
         "Code": {"S3Bucket": sub(settings.bucket), "S3Key": settings.key(names.code_key(contents.code_sha256))},
         "MemorySize": function.memory_mb,
+        "Timeout": function.timeout_s,
         "EphemeralStorage": {"Size": storage_mb(plan, function)},
         "Environment": {
             "Variables": {
@@ -103,7 +104,6 @@ def lambda_function(
         **configuration,
         "Role": {"Fn::GetAtt": [f"{id}Role", "Arn"]},
         "Architectures": [settings.architecture],
-        "Timeout": aws_reference().function.timeout_s,
         **({"KmsKeyArn": rules.kms_key} if rules.kms_key else {}),
         **({"VpcConfig": {"SubnetIds": list(rules.subnets), "SecurityGroupIds": list(rules.security_groups)}} if rules.subnets else {}),
     }
