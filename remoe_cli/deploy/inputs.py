@@ -13,6 +13,7 @@ from remoe_cli.profile.record import Profile, read_profile_of
 from remoe_cli.progress import Progress
 
 Inputs = tuple[Plan, Profile, Catalog]
+_AGAIN = "Make the plan again with 'remoe plan'."
 
 
 def read_inputs(plan_path: Path) -> Inputs:
@@ -23,14 +24,35 @@ def read_inputs(plan_path: Path) -> Inputs:
     """
     plan = read_plan(plan_path)
     profile = read_profile_of(plan_path, Path(plan.profile.path))
-    catalog = read_catalog(plan.catalog.path)
-    for what, expected, found in (("profile", plan.profile.sha256, profile.sha256), ("catalog", plan.catalog.sha256, catalog.file.sha256)):
-        if expected != found:
-            raise ArtifactError(f"The {what} has changed since {plan_path} was made.", "Make the plan again with 'remoe plan'.")
+    catalog = _catalog_of(plan, plan_path)
+    if plan.profile.sha256 != profile.sha256:
+        raise ArtifactError(f"The profile has changed since {plan_path} was made.", _AGAIN)
     findings = verify(plan, profile, catalog)
     if findings:
-        raise ArtifactError(f"{plan_path} does not pass verification: {findings[0]}.", "Make the plan again with 'remoe plan'.")
+        raise ArtifactError(f"{plan_path} does not pass verification: {findings[0]}.", _AGAIN)
     return plan, profile, catalog
+
+
+def read_without_profile(plan_path: Path) -> tuple[Plan, Catalog, str]:
+    """Read a plan and its catalog for a dry run, and verify it where its profile is on this machine.
+
+    Returns also a sentence for people, which is empty where the plan was verified.
+
+    Raises: what `read_inputs` raises, but not for a profile that is on another machine.
+    """
+    plan = read_plan(plan_path)
+    if (Path(plan.profile.path) / "profile.json").exists():
+        plan, _, catalog = read_inputs(plan_path)
+        return plan, catalog, ""
+    catalog = _catalog_of(plan, plan_path)
+    return plan, catalog, f"The plan was not verified, as its profile {plan.profile.path} is not on this machine; 'remoe deploy' needs it."
+
+
+def _catalog_of(plan: Plan, plan_path: Path) -> Catalog:
+    catalog = read_catalog(plan.catalog.path)
+    if plan.catalog.sha256 != catalog.file.sha256:
+        raise ArtifactError(f"The catalog has changed since {plan_path} was made.", _AGAIN)
+    return catalog
 
 
 def check_model(profile: Profile, progress: Progress) -> None:

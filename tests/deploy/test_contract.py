@@ -85,6 +85,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
         patch.setenv("REMOE_CACHE_DIR", str(folder / "cache"))
         for module in (local_target, aws_target):
             patch.setattr(module, "read_inputs", lambda path: (made.plan, made.profile, made.catalog))
+        patch.setattr(aws_target, "read_without_profile", lambda path: (made.plan, made.catalog, ""))
         # Without dependencies, whose wheels take long to fetch (tests/deploy/aws/test_expert_function.py does): the twin's Python has them.
         patch.setattr(packing, "function_package", lambda architecture, python: FunctionPackage.of(folder / "code.zip"))
         yield Asked("contract", made.plan_path, by_hand.PROMPT)

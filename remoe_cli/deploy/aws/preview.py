@@ -109,9 +109,12 @@ def _quota_cells(quota: QuotaCheck) -> tuple[str, ...]:
 
 
 def remarks(plan: Plan, quotas: Sequence[QuotaCheck], money: Money) -> tuple[str, ...]:
-    """List the sentences that belong under the tables, first of all whether the plan is not worth it."""
-    verdict = () if plan.verdict == "recommended" else (f"{capitalized(VERDICT_WORDS[plan.verdict])}. {plan.reason}",)
-    return (*verdict, *(f"{quota.name}: {quota.hint}" for quota in quotas if quota.hint), *money.notes)
+    """List the sentences that belong under the tables, first of all whether the plan is worth it."""
+    return (
+        f"{capitalized(VERDICT_WORDS[plan.verdict])}. {plan.reason}",
+        *(f"{quota.name}: {quota.hint}" for quota in quotas if quota.hint),
+        *money.notes,
+    )
 
 
 def overview(status: dict[str, Any]) -> Overview:

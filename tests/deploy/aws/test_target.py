@@ -69,6 +69,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, account: Account) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REMOE_CACHE_DIR", str(folder / "cache"))
         patch.setattr(target, "read_inputs", made.read)
+        patch.setattr(target, "read_without_profile", lambda path: (*made.read(path)[::2], ""))
         # Without dependencies, whose wheels take long to fetch (tests/deploy/aws/test_expert_function.py does): moto runs no functions.
         patch.setattr(packing, "function_package", lambda architecture, python: FunctionPackage.of(folder / "code.zip"))
         yield made
