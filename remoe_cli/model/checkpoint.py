@@ -10,7 +10,6 @@ in its revision, and `find_profiled` compares that before the files are loaded.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -18,19 +17,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from remoe_cli.artifacts import Document, read_json
+from remoe_cli import bounded
+from remoe_cli.artifacts import Document, Experts, LayerIndex, read_json
 from remoe_cli.digests import sha256_of
 from remoe_cli.errors import ArtifactError, ModelError, UsageError
+from remoe_cli.model.checkpoint_files import INDEX, MORE_TEMPLATES, SETTINGS, SHARE, WEIGHTS, file_names, refuse_files
 from remoe_cli.progress import Report, no_report
 
-INDEX = "model.safetensors.index.json"
-SHARE = "share.json"
-# Besides weights, what transformers reads of a model: its config, generation config, tokenizer and chat template.
-_SETTINGS = (
-    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json", "tekken.json"),
-    *("tokenizer*.json", "vocab*.json", "vocab*.txt", "merges.txt", "*.model", "*.tiktoken", "*.jinja"),
-)
-_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 _SAMPLED = re.compile(r"local:[0-9a-f]{16}")  # the revision of a folder in versions that read a small part of the weights
 _SHOWN_DIGITS = 16
 
@@ -42,7 +35,7 @@ class HeldExperts(Document):
     """
 
     schema_version: str = "remoe.share/1"
-    experts: dict[int, tuple[int, ...]]
+    experts: dict[LayerIndex, Experts]
 
 
 @dataclass(frozen=True)
@@ -103,14 +96,14 @@ class Checkpoint:
     def files(self) -> tuple[Path, ...]:
         """All files that are read of the checkpoint and are there, by name."""
         index = self.path / INDEX
-        weights = [index, *(self.path / name for name in _indexed(index))] if index.is_file() else list(self.path.glob("*.safetensors"))
-        files = {*weights, *self.settings_files, *self.path.glob(_MORE_TEMPLATES), self.path / SHARE}
+        weights = [index, *(self.path / name for name in _indexed(index))] if index.is_file() else list(self.path.glob(WEIGHTS))
+        files = {*weights, *self.settings_files, *self.path.glob(MORE_TEMPLATES), self.path / SHARE}
         return tuple(sorted(file for file in files if file.is_file()))
 
     @property
     def settings_files(self) -> tuple[Path, ...]:
         """The configuration, tokenizer and chat template: how the model is used. By name."""
-        files = {file for pattern in _SETTINGS for file in self.path.glob(pattern) if file.is_file()}
+        files = {file for pattern in SETTINGS for file in self.path.glob(pattern) if file.is_file()}
         return tuple(sorted(file for file in files if file.name not in (INDEX, SHARE)))
 
     @property
@@ -122,7 +115,7 @@ class Checkpoint:
         Raises: ModelError when there is no file, or one of the index is missing.
         """
         index = self.path / INDEX
-        files = sorted(self.path / name for name in _indexed(index)) if index.is_file() else sorted(self.path.glob("*.safetensors"))
+        files = sorted(self.path / name for name in _indexed(index)) if index.is_file() else sorted(self.path.glob(WEIGHTS))
         if not files:
             raise ModelError(
                 f"{self.path} holds no .safetensors file. remoe reads no other weights.", "Convert the checkpoint to safetensors."
@@ -149,7 +142,7 @@ def reason(error: Exception) -> str:
 
 def _indexed(index: Path) -> set[str]:
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return file_names(bounded.read_json(index, bounded.INDEX)["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} cannot be used: {reason(error)}", "Check that the checkpoint is complete.") from None
 
@@ -199,7 +192,8 @@ def _local(model: str) -> Path | None:
             return None
         if path.is_dir():
             path = path.resolve()
-            if (path / "config.json").is_file():
+            if (path / "config.json").exists():
+                refuse_files(path)
                 return path
             inside = sorted(config.parent for pattern in ("*/config.json", "snapshots/*/config.json") for config in path.glob(pattern))
             raise UsageError(
@@ -256,7 +250,7 @@ def _fetch(model: str, revision: str | None) -> Checkpoint:
         # Folders inside a repository hold copies of the weights in other formats.
         folder = Path(
             snapshot_download(
-                model, revision=revision, allow_patterns=["*.safetensors", INDEX, *_SETTINGS], ignore_patterns=["*/*"], etag_timeout=10
+                model, revision=revision, allow_patterns=[WEIGHTS, INDEX, *SETTINGS], ignore_patterns=["*/*"], etag_timeout=10
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -264,4 +258,5 @@ def _fetch(model: str, revision: str | None) -> Checkpoint:
             f"The model '{model}' cannot be downloaded from the hub: {reason(error)}",
             "Check the id and the network, or give a folder.",
         ) from None
+    refuse_files(folder, in_cache=True)
     return Checkpoint(model, folder, folder.name)

@@ -79,6 +79,8 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     for file in sorted(checkpoint.path.glob("*.safetensors")):
+        if not file.is_file():
+            continue
         with _open(file) as handle:
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 if (dtype := _SAFETENSORS.get(handle.get_slice(name).get_dtype())) is not None:

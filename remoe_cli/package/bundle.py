@@ -33,14 +33,14 @@ class FunctionEntry(artifacts.Part):
     """
 
     name: str
-    layer: int
-    experts: tuple[int, ...]
-    memory_mb: int
-    replicas: int
-    shard: str
+    layer: artifacts.LayerIndex
+    experts: artifacts.Experts
+    memory_mb: artifacts.Megabytes
+    replicas: artifacts.Replicas
+    shard: artifacts.FileName
     shard_sha256: str
-    shard_bytes: int
-    head_bytes: int
+    shard_bytes: artifacts.Bytes
+    head_bytes: artifacts.Bytes
     head_sha256: str
 
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from remoe_cli import artifacts, owned, recognise
+from remoe_cli import artifacts, bounded, owned, recognise
 from remoe_cli.errors import ArtifactError
-from remoe_cli.model.checkpoint import SHARE, Checkpoint, HeldExperts
+from remoe_cli.model.checkpoint import Checkpoint, HeldExperts
+from remoe_cli.model.checkpoint_files import SHARE
 
 if TYPE_CHECKING:
     from remoe_cli.model.loader import Keep
@@ -33,8 +34,8 @@ _COPY_BYTES = 8 << 20
 class MainFile(artifacts.Part):
     """A file of the folder."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
-    bytes: int
+    name: artifacts.FileName
+    bytes: artifacts.Bytes
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -116,7 +117,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Read config.json; if it names no number type, add that of the whole checkpoint's weights."""
     from remoe_cli.model.loader import model_dtype, read_config
 
-    config: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = bounded.read_json(checkpoint.path / "config.json", bounded.CONFIG)
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     if not any(part.get(name) for part in parts for name in ("dtype", "torch_dtype")):
         config["dtype"] = str(model_dtype(read_config(checkpoint))).removeprefix("torch.")
@@ -125,9 +126,10 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
     """Return the JSON header of a safetensors file, and the offset of its data."""
-    with file.open("rb") as source:
+    with bounded.open_file(file) as source:
         length = int.from_bytes(source.read(8), "little")
-        return json.loads(source.read(length)), 8 + length
+        bounded.check_bytes(length, bounded.INDEX)
+        return bounded.parse_json(source.read(length), bounded.INDEX), 8 + length
 
 
 def _pieces(file: Path, rows: Mapping[str, Sequence[int] | None]) -> Iterator[_Piece]:

@@ -6,15 +6,28 @@ valid when they are worded in another way.
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from remoe_cli.artifacts import Document, Part, read_json
-from remoe_cli.errors import UsageError
+from remoe_cli import bounded
+from remoe_cli.artifacts import (
+    MOST_EXPERTS,
+    MOST_LAYERS,
+    Bytes,
+    Document,
+    Experts,
+    Figure,
+    LayerIndex,
+    Megabytes,
+    Part,
+    Replicas,
+    Tokens,
+    parse_document,
+)
+from remoe_cli.errors import ArtifactError, UsageError
 
 
 def _is_none(value: object) -> bool:
@@ -33,10 +46,10 @@ class MainSpec(Part):
     """
 
     name: str
-    memory_mb: int
-    vcpus: float | None = None
-    gpu_memory_mb: int | None = None
-    usd_per_hour: float | None = None
+    memory_mb: Megabytes
+    vcpus: Figure | None = None
+    gpu_memory_mb: Megabytes | None = None
+    usd_per_hour: Figure | None = None
     hardware: str | None = None
 
 
@@ -49,11 +62,11 @@ class LayerPlan(Part):
     replicas    instances that share the experts of a prompt; 1 where there are several functions
     """
 
-    layer: int
-    remote: tuple[int, ...]
-    memory_mb: int
-    replicas: int
-    functions: tuple[tuple[int, ...], ...] = ()
+    layer: LayerIndex
+    remote: Experts
+    memory_mb: Megabytes
+    replicas: Replicas
+    functions: tuple[Experts, ...] = ()
 
     @property
     def parts(self) -> tuple[tuple[int, ...], ...]:
@@ -68,9 +81,9 @@ class Outcome(Part):
     ttft_s, tpot_s         seconds to the first token, and for each further token
     """
 
-    cost_usd_per_request: float
-    ttft_s: float
-    tpot_s: float
+    cost_usd_per_request: Figure
+    ttft_s: Figure
+    tpot_s: Figure
 
 
 class Lengths(Part):
@@ -81,9 +94,9 @@ class Lengths(Part):
     n_out   tokens that are generated after the first
     """
 
-    share: float
-    n_in: int
-    n_out: int
+    share: float = Field(ge=0, le=1)
+    n_in: Tokens
+    n_out: Tokens
 
 
 class Source(Part):
@@ -124,10 +137,10 @@ class WorkloadRef(Part):
     routing             None: requests use experts as all of the profile's prompts together do
     """
 
-    n_in: float
-    n_out: float
+    n_in: float = Field(ge=0, le=1e9)
+    n_out: float = Field(ge=0, le=1e9)
     kinds: tuple[Lengths, ...] = ()
-    requests_per_hour: float | None = None
+    requests_per_hour: Figure | None = None
     cold_share: float = 0.0
     routing: PredictedRouting | None = Field(default=None, exclude_if=_is_none)
 
@@ -175,7 +188,7 @@ class Baseline(Outcome):
     """
 
     spec: str
-    instances: int = 1
+    instances: int = Field(default=1, ge=1, le=10**9)
     meets: bool
     assumed: str = ""
     ideal: bool = False
@@ -220,9 +233,9 @@ class PlannedModel(Part):
 
     name: str
     revision: str
-    experts_per_layer: int
-    expert_bytes: int
-    nonexpert_bytes: int
+    experts_per_layer: int = Field(ge=1, le=MOST_EXPERTS)
+    expert_bytes: Bytes
+    nonexpert_bytes: Bytes
 
 
 class Costs(Part):
@@ -315,9 +328,9 @@ class Plan(Document):
     targets: Targets
     objective: Objective
     method: Method
-    cost_usd_per_request: float
-    ttft_s: float
-    tpot_s: float
+    cost_usd_per_request: Figure
+    ttft_s: Figure
+    tpot_s: Figure
     lower_bound_usd: float | None
     lower_bound_s: float | None = None
     gap: float | None
@@ -327,8 +340,8 @@ class Plan(Document):
     reason: str
     notes: tuple[str, ...]
     main: MainSpec
-    instances: int = 1
-    layers: tuple[LayerPlan, ...]
+    instances: int = Field(default=1, ge=1, le=1_000_000)
+    layers: tuple[LayerPlan, ...] = Field(max_length=MOST_LAYERS)
     costs: Costs
     baselines: dict[BaselineName, Baseline]
     missing: dict[BaselineName, str] = Field(default_factory=dict)
@@ -353,17 +366,19 @@ def read_plan(path: Path) -> Plan:
     if path.is_dir():
         raise UsageError(f"{path} is a folder, not a plan.", _HINT)
     try:
-        content = path.read_bytes()
+        content = bounded.read_bytes(path, bounded.DOCUMENT)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"There is no file {path}.", "Check the path, or make a plan with 'remoe plan PROFILE -o FILE'.") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}.", _HINT) from None
     if b'"remoe.plan/' not in content:
         raise UsageError(f"{path} is not a plan{'' if _is_json(content) else ' (it is not JSON)'}.", _HINT)
-    return read_json(path, Plan)
+    return parse_document(content, Plan, str(path))
 
 
 def _is_json(content: bytes) -> bool:
     try:
-        json.loads(content)
-    except (ValueError, RecursionError):
+        bounded.parse_json(content)
+    except ValueError:
         return False
     return True

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from remoe_cli import bounded
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime.failures import failure, kind_of
@@ -106,8 +107,8 @@ def _http(endpoint: Http, url: str, request: dict[str, Any]) -> Iterator[dict[st
             httpx.Client(timeout=httpx.Timeout(10, read=600), trust_env=False) as client,
             client.stream("POST", f"{url}/invocations", json=request) as response,
         ):
-            yield from map(json.loads, response.iter_lines())
-    except (httpx.HTTPError, ValueError) as error:
+            yield from map(_event, _lines(response.iter_bytes()))
+    except (httpx.HTTPError, OSError, ValueError) as error:
         raise _gone(endpoint, f"{type(error).__name__}: {error}") from None
 
 
@@ -116,8 +117,8 @@ def _lambda(endpoint: LambdaMain, function: str, client: Any, request: dict[str,
 
     try:
         response = client.invoke(FunctionName=function, Payload=json.dumps(request).encode())
-        document = json.loads(response["Payload"].read())
-    except (ClientError, BotoCoreError, ValueError) as error:
+        document = _event(bounded.read_stream(response["Payload"], bounded.RESPONSE))
+    except (ClientError, BotoCoreError, OSError, ValueError) as error:
         raise _refused(endpoint, error) from None
     if "FunctionError" in response:
         kind, message = document.get("errorType", "Unknown"), document.get("errorMessage", "no message")
@@ -136,21 +137,41 @@ def _sagemaker(endpoint: SageMaker, name: str, client: Any, request: dict[str, A
             EndpointName=name, ContentType="application/json", Body=json.dumps(request).encode()
         )
         with closing(response["Body"]) as stream:
-            yield from map(json.loads, _lines(part["PayloadPart"]["Bytes"] for part in stream))
+            yield from map(_event, _lines(part["PayloadPart"]["Bytes"] for part in stream))
     except ClientError as error:
         if (document := _error_document(error)) is None:
             raise _refused(endpoint, error) from None
         yield document
-    except (BotoCoreError, ValueError) as error:
+    except (BotoCoreError, OSError, ValueError) as error:
         raise _refused(endpoint, error) from None
 
 
 def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Split a stream that comes in parts of any length into lines."""
-    rest = b""
+    """Split a stream that comes in parts of any length into lines that are not empty.
+
+    Raises: LimitError for a line that is too long.
+    """
+    pieces: list[bytes] = []
+    length = 0
     for part in parts:
-        *lines, rest = (rest + part).split(b"\n")
-        yield from lines
+        *ends, rest = part.split(b"\n")
+        for end in ends:
+            if line := b"".join([*pieces, end]):
+                yield line
+            pieces, length = [], 0
+        pieces.append(rest)
+        length += len(rest)
+        bounded.check_bytes(length, bounded.RESPONSE)
+    if line := b"".join(pieces):
+        yield line
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """Decode what a main function sends; raises ValueError for what is no JSON object."""
+    event = bounded.parse_json(line, bounded.RESPONSE)
+    if not isinstance(event, dict):
+        raise ValueError("it sent JSON that is no object")
+    return event
 
 
 def _error_document(error: Any) -> dict[str, Any] | None:

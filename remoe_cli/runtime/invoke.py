@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from remoe_cli import bounded
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import FrameError, from_wire, to_wire
 from remoe_cli.runtime.failures import RETRIES, failure, kind_of, pause_s
@@ -160,7 +161,7 @@ def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
 
 def _call(client: Any, function: str, body: bytes) -> tuple[bytes, str]:
     response = client.invoke(FunctionName=function, InvocationType="RequestResponse", LogType="Tail", Payload=body)
-    payload = response["Payload"].read()
+    payload = bounded.read_stream(response["Payload"], bounded.RESPONSE)
     log = base64.b64decode(response.get("LogResult", "")).decode("utf-8", "replace")
     if "FunctionError" in response:
         error = json.loads(payload or b"{}")

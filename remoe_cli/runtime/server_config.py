@@ -11,11 +11,11 @@ from remoe_cli.runtime.receipt import Prices
 class ServedFunction(artifacts.Part):
     """An expert function of hidden layer `layer`, which may have several (runtime/dispatch.py)."""
 
-    layer: int
+    layer: artifacts.LayerIndex
     function: str
-    experts: tuple[int, ...]
-    replicas: int
-    expert_rows: float
+    experts: artifacts.Experts
+    replicas: artifacts.Replicas
+    expert_rows: artifacts.NonNegative
 
 
 class ServerConfig(artifacts.Document):

@@ -152,8 +152,8 @@ def test_an_array_is_streamed(text: str, tmp_path: Path) -> None:
         ("[]", "holds no prompts"),
         ("[", "row 1: not JSON"),
         ('{\n"prompt": "a"\n"id": 1}', "row 1: not JSON (Expecting ',' delimiter)"),
-        ('{"a": ' * 100_000, "row 1: not JSON (nested too deeply)"),
-        ("[" * 100_000, "row 1: not JSON (nested too deeply)"),
+        ('{"a": ' * 100_000, "row 1: not JSON (nested too deeply"),
+        ("[" * 100_000, "row 1: not JSON (nested too deeply"),
         ('[{"prompt": ' + "9" * 5000 + "}]", "row 1: not JSON"),
     ],
 )

@@ -22,7 +22,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from remoe_cli import artifacts
+from remoe_cli import artifacts, bounded
 from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.aws.session import Account, code_of
 from remoe_cli.errors import DeployError, HeldError
@@ -163,8 +163,11 @@ class Bucket:
         return [Stored(each["Key"], each["Size"], each["LastModified"]) for page in pages for each in page.get("Contents", ())]
 
     def read(self, key: str) -> bytes:
-        """Read a small object."""
-        return bytes(self.client.get_object(**self._it, Key=key)["Body"].read())
+        """Read a small object.
+
+        Raises: LimitError for one that is too large.
+        """
+        return bounded.read_stream(self.client.get_object(**self._it, Key=key)["Body"], bounded.DOCUMENT)
 
     def missing(self, objects: Iterable[Object]) -> tuple[Object, ...]:
         """Return the objects that are not there, or have another digest. Changes nothing."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import http.client
-import json
 import os
 import re
 import sys
@@ -19,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from remoe_cli import cages, owned, recognise, settings
+from remoe_cli import bounded, cages, owned, recognise, settings
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.console import SILENT, Console
 from remoe_cli.deploy.local import processes
@@ -232,7 +231,7 @@ def _live_status(folder: Path) -> dict[str, Any]:
     record = _record(folder)
     if record and processes.is_alive(record.process):
         with suppress(OSError, ValueError, http.client.HTTPException):
-            document: dict[str, Any] = json.loads(_call(_port(record), "GET", "/remoe/status")[1])
+            document: dict[str, Any] = bounded.parse_json(_call(_port(record), "GET", "/remoe/status")[1])
             return {**document, "endpoint": record.endpoint}
     hint = f"Run 'remoe destroy {folder.name}', then deploy again."
     raise _log_error(f"The supervisor of deployment '{folder.name}' is gone", folder / "logs" / "supervisor.log", hint)
@@ -260,7 +259,7 @@ def _call(port: int, method: str, path: str) -> tuple[int, bytes]:
     try:
         connection.request(method, path)
         response = connection.getresponse()
-        return response.status, response.read()
+        return response.status, bounded.read_stream(response, bounded.RESPONSE)
     finally:
         connection.close()
 
