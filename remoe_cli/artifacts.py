@@ -183,6 +183,20 @@ def arrays_beside(document: Path, kind: str) -> recognise.Made:
     return recognise.Made(made.what, recognises)
 
 
+def check_arrays(path: Path) -> None:
+    """Check that a file of arrays may be read: it is a file, and not too large.
+
+    Raises: ArtifactError when it may not.
+    """
+    try:
+        with bounded.open_file(path) as file:
+            bounded.check_bytes(file.seek(0, 2), bounded.ARRAYS)
+    except FileNotFoundError:
+        raise ArtifactError(f"There is no file {path}.", "Make the profile or bundle again.") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}.", "Make the file again.") from None
+
+
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Read every array of a safetensors file.
 
@@ -191,12 +205,9 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    check_arrays(path)
     try:
-        with bounded.open_file(path) as file:  # which says what is no file
-            bounded.check_bytes(file.seek(0, 2), bounded.ARRAYS)
         arrays = load_file(str(path))
-    except FileNotFoundError:
-        raise ArtifactError(f"There is no file {path}.", "Make the profile or bundle again.") from None
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} is damaged: {error}.", "Make the file again.") from None
     _, _, digest = recognise.safetensors_metadata(path).get(recognise.MAKER, "").partition(" ")

@@ -43,7 +43,7 @@ MAY_CHANGE_FILES = {
     **dict.fromkeys(("artifacts.py", "deploy/aws/access.py", "model/shards.py", "plan/catalog/update.py"), "yielded"),
     **dict.fromkeys(("profile/record.py", "report/picture.py", "runtime/fetch.py"), "yielded"),
     # A folder that owned.new_folder yields, that owned.require_empty has checked, or a temporary one
-    **dict.fromkeys(("deploy/aws/packing.py", "deploy/main_files.py", "model/demo.py", "package/bundle.py"), "new"),
+    **dict.fromkeys(("deploy/aws/packing.py", "model/demo.py", "package/bundle.py"), "new"),
     **dict.fromkeys(("package/dependencies.py", "package/image.py", "package/partial_checkpoint.py"), "new"),
     # A folder whose files it knows by their names
     **dict.fromkeys(("deploy/local/lifecycle.py", "deploy/local/logs.py", "deploy/local/target.py"), "a deployment's"),

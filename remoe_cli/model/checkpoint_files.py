@@ -30,7 +30,7 @@ _LIMITS = {
     **dict.fromkeys(("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json"), bounded.CONFIG),
     **dict.fromkeys(("added_tokens.json", "chat_template.json"), bounded.CONFIG),
 }
-_READ_HERE = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json", "chat_template.json")
+_READ_HERE = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json", "chat_template.json", INDEX)
 _TEMPLATE = bounded.Limit(4 * bounded.MIB)
 # Numbers of things that libraries make one by one, with what no model comes near.
 _COUNTS = (
@@ -48,7 +48,7 @@ def refuse_files(folder: Path, in_cache: bool = False) -> None:
     Raises: ModelError that names the first such file, and why.
     """
     for path in _known(folder):
-        if path.is_symlink() and not in_cache:
+        if (path.is_symlink() or path.parent.is_symlink()) and not in_cache:
             _refuse_link(folder, path)
         if path.is_dir() and path.name not in _LIMITS:
             continue
@@ -60,6 +60,8 @@ def refuse_files(folder: Path, in_cache: bool = False) -> None:
                 content = bounded.read_json(path, _limit(path))
                 if path.name == "config.json":
                     refuse_counts(path, content)
+                elif path.name == INDEX:
+                    _refuse_names(path, content)
         except (bounded.LimitError, bounded.TooLargeError, bounded.TooDeepError) as error:
             raise ModelError(f"{path} cannot be used: {error}.", _MEND) from None
         except (OSError, ValueError):
@@ -86,7 +88,7 @@ def _refuse_link(folder: Path, path: Path) -> None:
     roots = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]
     if not any(target.is_relative_to(root) for root in roots) and not target.is_relative_to(_hub_cache()):
         raise ModelError(
-            f"{path} is a link to {target}, outside of the model's folder and of the Hugging Face cache.",
+            f"{path} leads to {target}, outside of the model's folder and of the Hugging Face cache.",
             "Copy the file into the folder: what is linked would be copied into packages and images.",
         )
 
@@ -112,6 +114,15 @@ def refuse_counts(path: Path, config: Any) -> None:
             most = next((most for names, most in _COUNTS if names.match(name)), None)
             if most is not None and not -most <= value <= most:
                 raise ModelError(f"{path} cannot be used: its {name} is {value:,}, and {most:,} is the most.", _MEND)
+
+
+def _refuse_names(path: Path, index: Any) -> None:
+    try:
+        file_names(index["weight_map"].values())
+    except (KeyError, TypeError, AttributeError):
+        return  # said where the index is needed
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be used: {error}.", _MEND) from None
 
 
 def file_names(names: Any) -> set[str]:

@@ -84,8 +84,9 @@ def write_partial_checkpoint(
     rows = {name: tensor.rows if isinstance(tensor, ExpertRows) else None for name, tensor in tensors.items()}
     for source in checkpoint.settings_files:
         if source.name not in (SHARE, "config.json"):
-            (folder / source.name).write_bytes(source.read_bytes())
-    artifacts.write_json(folder / "config.json", _config(checkpoint))
+            owned.copy_file(source, folder / source.name)
+    with owned.writing(folder / "config.json", recognise.NONE, [checkpoint.path / "config.json"]) as temporary:
+        temporary.write_text(artifacts.json_text(_config(checkpoint)), encoding="utf-8")
     artifacts.write_json(folder / SHARE, HeldExperts(experts=kept))
     plan = [(file, group) for file in checkpoint.weight_files for group in _groups(_pieces(file, rows))]
     total, done = sum(piece.bytes for _, group in plan for piece in group), 0
@@ -170,7 +171,7 @@ def _write(path: Path, source: Path, pieces: list[_Piece]) -> None:
         end += piece.bytes
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    with owned.writing(path, recognise.NONE) as temporary, temporary.open("wb") as out, source.open("rb") as file:
+    with owned.writing(path, recognise.NONE, [source]) as temporary, temporary.open("wb") as out, source.open("rb") as file:
         out.write(len(head).to_bytes(8, "little") + head)
         for first, last in (r for piece in pieces for r in piece.ranges):
             file.seek(first)

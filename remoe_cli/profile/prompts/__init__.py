@@ -26,7 +26,7 @@ from remoe_cli.profile.prompts import files
 from remoe_cli.profile.prompts.formats import DEFAULT_FIELD, PromptFormat, choose, messages_of
 from remoe_cli.profile.prompts.hub import HUB_ID, hub_rows
 
-_MOST_BYTES = 1 << 30  # of memory for all prompts together
+_MOST_BYTES = 1 << 29  # of memory for all prompts together
 _ROW_BYTES = 200  # of memory for a prompt besides its text
 
 # What rows may state of their lengths, in tokens; routing from a file is held against it.
@@ -93,7 +93,7 @@ def read_prompts(source: str, field: str = DEFAULT_FIELD, limit: int | None = No
             if held_bytes > _MOST_BYTES:
                 raise UsageError(
                     f"{name}, row {number}: with it the prompts take more than {_MOST_BYTES >> 20:,} MiB, which is the most.",
-                    "Read fewer: give --prompts, or a smaller file.",
+                    "Read fewer of them with --limit, or give a smaller file.",
                 )
             texts.append(prompt)
             numbers.append(number)
