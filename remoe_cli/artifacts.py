@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from itertools import islice
@@ -158,11 +159,19 @@ def save_arrays(path: Path, arrays: Arrays, kind: str) -> None:
 
     The file's metadata say of which kind it is, and the digest of the arrays. They are one entry, because the safetensors library writes
     several in any order.
+
+    Raises: OSError for a full disk and its like.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     stored = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
-    save_file(stored, str(path), metadata={recognise.MAKER: f"{kind} {_digest(stored)}"})
+    try:
+        save_file(stored, str(path), metadata={recognise.MAKER: f"{kind} {_digest(stored)}"})
+    except SafetensorError as error:
+        if (system := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(system[1]), os.strerror(int(system[1])), str(path)) from None
 
 
 def arrays_beside(document: Path, kind: str) -> recognise.Made:

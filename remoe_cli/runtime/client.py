@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from remoe_cli import bounded
+from remoe_cli.artifacts import shown
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime.failures import failure, kind_of
@@ -75,13 +76,15 @@ def answer(
     request = asked | {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
-        if "error" in event:
-            error = event["error"]
-            raise _KINDS.get(error["kind"], RemoeError)(error["message"], error["hint"])
-        if "answer" in event:
-            document = dict(event["answer"])
-            break
-        on_text(event["text"])
+        match event:
+            case {"error": {"kind": str(kind), "message": str(message), "hint": str(hint)}}:
+                raise _KINDS.get(kind, RemoeError)(shown(message, 1000)[1:-1], shown(hint, 1000)[1:-1])
+            case {"answer": {"receipt": {"prompt_tokens": int(), "generated_tokens": int()}} as document}:
+                break
+            case {"text": str(text)}:
+                on_text(text)
+            case _:
+                raise _gone(endpoint, "it sent what is neither text, answer nor error")
     if document is None:
         raise _gone(endpoint, "it closed the stream without an answer")
     if expected is not None:

@@ -118,7 +118,10 @@ def ping(client: Any, function: str) -> Invocation:
 
 def health(client: Any, function: str) -> dict[str, Any]:
     """Return what the function says about itself (function/handler.py). Raises: what `invoke` raises."""
-    return dict(json.loads(_try(client, function, _HEALTH)[0]))
+    try:
+        return dict(bounded.parse_json(_try(client, function, _HEALTH)[0]))
+    except (ValueError, TypeError):
+        raise InvokeError(f"The expert function {function} does not say what it is.", "Check that remoe deployed it.") from None
 
 
 def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:

@@ -70,7 +70,8 @@ def no_field(where: str, field: str, names: Iterable[object]) -> UsageError:
 
 def _listing(names: Iterable[object]) -> str:
     """List the first names of fields, in characters that a terminal shows."""
-    shown = [str(name).encode("utf-8", "backslashreplace").decode()[:40] for name in islice(names, _SHOWN_NAMES + 1)]
+    cut = [str(name)[:40] for name in islice(names, _SHOWN_NAMES + 1)]
+    shown = [name if name.isprintable() else ascii(name)[1:-1] for name in cut]
     return ", ".join([*shown[:_SHOWN_NAMES], *(["..."] if len(shown) > _SHOWN_NAMES else [])])
 
 
