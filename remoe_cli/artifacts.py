@@ -218,7 +218,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         arrays = load_file(str(path))
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}.", "Make the file again.") from None
+        raise ArtifactError(f"{path} is damaged: {shown(str(error))[1:-1]}.", "Make the file again.") from None
     _, _, digest = recognise.safetensors_metadata(path).get(recognise.MAKER, "").partition(" ")
     if digest and digest != _digest(arrays):
         raise ArtifactError(f"{path} is damaged: its arrays are not those that were written.", "Make the file again.")

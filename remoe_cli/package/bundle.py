@@ -32,7 +32,7 @@ class FunctionEntry(artifacts.Part):
     head_bytes, head_sha256    of its shard's head (function/weights.py)
     """
 
-    name: str
+    name: artifacts.FileName
     layer: artifacts.LayerIndex
     experts: artifacts.Experts
     memory_mb: artifacts.Megabytes

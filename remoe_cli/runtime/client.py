@@ -77,7 +77,7 @@ def answer(
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
         match event:
-            case {"error": {"kind": str(kind), "message": str(message), "hint": str(hint)}}:
+            case {"error": {"kind": str(kind), "message": str(message), "hint": str(hint)}} if message.strip():
                 raise _KINDS.get(kind, RemoeError)(shown(message, 1000)[1:-1], shown(hint, 1000)[1:-1])
             case {"answer": {"receipt": {"prompt_tokens": int(), "generated_tokens": int()}} as document}:
                 break
