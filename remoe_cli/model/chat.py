@@ -7,12 +7,12 @@ nothing heavy: clients and readers of files need no tokenizer.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from remoe_cli import bounded
 from remoe_cli.errors import UsageError
 
 _ROLES = {
@@ -113,16 +113,16 @@ def _with_arguments(call: object) -> object:
     if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
     try:
-        arguments = json.loads(function["arguments"])
-    except (ValueError, RecursionError):
+        arguments = bounded.parse_json(function["arguments"])
+    except ValueError:
         return call
     return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _parsed(text: str, where: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return bounded.parse_json(text)
+    except ValueError as error:
         raise UsageError(f"{where} is text that is not JSON ({error}).", _CORRECT) from None
 
 

@@ -238,8 +238,11 @@ def _refuse_damaged(files: Sequence[Path], digests: Sequence[str]) -> None:
 
 
 def _git_digest(path: Path) -> str:
-    content = path.read_bytes()
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with bounded.open_file(path) as file:
+        while chunk := file.read(bounded.MIB):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _fetch(model: str, revision: str | None) -> Checkpoint:

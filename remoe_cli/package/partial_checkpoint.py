@@ -171,7 +171,7 @@ def _write(path: Path, source: Path, pieces: list[_Piece]) -> None:
         end += piece.bytes
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    with owned.writing(path, recognise.NONE, [source]) as temporary, temporary.open("wb") as out, source.open("rb") as file:
+    with owned.writing(path, recognise.NONE, [source]) as temporary, temporary.open("wb") as out, bounded.open_file(source) as file:
         out.write(len(head).to_bytes(8, "little") + head)
         for first, last in (r for piece in pieces for r in piece.ranges):
             file.seek(first)

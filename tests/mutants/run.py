@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -87,11 +88,17 @@ def too_slow(*_: Any) -> None:
     raise TooSlowError
 
 
-def watch() -> None:
+@contextmanager
+def watched() -> Iterator[None]:
     """Limit this process's address space, and set its watchdog."""
-    signal.signal(signal.SIGALRM, too_slow)
+    before, (soft, hard) = signal.signal(signal.SIGALRM, too_slow), resource.getrlimit(resource.RLIMIT_AS)
     most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + GROWTH_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGALRM, before)
 
 
 def try_all(name: str, parser: Parser, seed: int, numbers: Iterator[int] | range) -> Tally:
@@ -120,8 +127,8 @@ def _part(worker: int, workers: int, count: int, seed: int) -> dict[str, Tally]:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         parsers = all_parsers(Path(folder))
-        watch()
-        return {name: try_all(name, parsers[name], seed, range(worker, of, workers)) for name, of in shares(parsers, count).items()}
+        with watched():
+            return {name: try_all(name, parsers[name], seed, range(worker, of, workers)) for name, of in shares(parsers, count).items()}
 
 
 def main() -> int:

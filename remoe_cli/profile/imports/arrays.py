@@ -22,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from remoe_cli.bounded import open_file
 from remoe_cli.errors import UsageError
 from remoe_cli.model.checkpoint import reason
 from remoe_cli.model.spec import MoeSpec
@@ -48,7 +49,7 @@ def read_arrays_file(file: Path, spec: MoeSpec, model: str) -> Routing:
 
     Raises: UsageError when it is damaged, holds no routing, or holds more than one kind of it.
     """
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         start = stream.read(6)
     if start == b"\x93NUMPY":
         return _one_array(_guarded(file, lambda: _read_npy(file)), file, spec)
@@ -101,7 +102,7 @@ def _guarded(file: Path, read: Callable[[], Any]) -> Any:
 
 
 def _read_npy(file: Path) -> Array:
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         return read_npy_stream(stream, file.stat().st_size)
 
 

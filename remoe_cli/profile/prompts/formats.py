@@ -9,12 +9,12 @@ message of the user and nothing else, the prompt is its text, so that the same q
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from remoe_cli import bounded
 from remoe_cli.errors import UsageError
 from remoe_cli.model.chat import Conversation, Prompt, conversation, is_message
 
@@ -92,8 +92,8 @@ def _find(value: object, path: str) -> Any:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = bounded.parse_json(value)
+        except ValueError:
             raise LookupError(path) from None
     if isinstance(value, Mapping) and path in value:
         return value[path]
@@ -180,8 +180,8 @@ def _unpacked(value: object, where: str) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
+        return bounded.parse_json(value)
+    except ValueError as error:
         raise UsageError(f"{where} is text that is not JSON ({error}).", _CORRECT) from None
 
 
