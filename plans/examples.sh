@@ -37,6 +37,13 @@ plan gpt-oss-20b-g6e.xlarge gpt-oss-20b-aws --catalog aws-us-east-1 --n-in 125 -
 for name in Mixtral-8x7B-v0.1 Qwen3-30B-A3B DeepSeek-V3; do
   synthetic $name
   profile $name $profiles/$name.npz g6e.xlarge
-  plan $name-g6e.xlarge "$(echo $name | tr '[:upper:]' '[:lower:]')-aws-synthetic" --catalog aws-us-east-1 --n-in 125 --n-out 200 \
-    --requests-per-hour 20 --time-limit 180
 done
+aws() { # name, further options
+  local name=$1
+  shift
+  plan $name-g6e.xlarge "$(echo $name | tr '[:upper:]' '[:lower:]')-aws-synthetic" --catalog aws-us-east-1 --n-in 125 --n-out 200 \
+    --requests-per-hour 20 --time-limit 180 "$@"
+}
+aws Mixtral-8x7B-v0.1
+aws Qwen3-30B-A3B
+aws DeepSeek-V3 --cold-share 0 # its functions are kept warm: a cold request would take longer than the 8 minutes that an endpoint has

@@ -24,7 +24,7 @@ from typing import IO, Any, NoReturn
 
 MIB = 1 << 20
 DEEPEST = 100  # lists and objects inside each other
-_LARGEST_INT = 2**63
+_LARGEST_INT, _LARGEST_FLOAT = 2**63, 1e18
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 _UNPACKED_BYTES, _UNPACKED_TIMES = 64 * MIB, 100
 _WHAT = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -116,14 +116,14 @@ def read_json(path: Path, limit: Limit) -> Any:
 
 
 def parse_json(text: str | bytes, limit: Limit = DOCUMENT, finite: bool = False) -> Any:
-    """Decode JSON. With `finite`, refuse NaN, infinities, and whole numbers of more than 63 bits.
+    """Decode JSON. With `finite`, refuse NaN, infinities, and numbers that are larger than any figure: they overflow what is computed.
 
     Raises: TooLargeError and TooDeepError for more than the limits, ValueError for what is not JSON.
     """
     text = text if isinstance(text, str) else text.decode("utf-8")
     check_size(text, limit.bytes, limit.parts)
     check_depth(text)
-    return json.loads(text, parse_constant=_not_json, parse_int=_int) if finite else json.loads(text)
+    return json.loads(text, parse_constant=_not_json, parse_int=_int, parse_float=_float) if finite else json.loads(text)
 
 
 def _not_json(name: str) -> NoReturn:
@@ -133,6 +133,12 @@ def _not_json(name: str) -> NoReturn:
 def _int(digits: str) -> int:
     if len(digits) > 20 or not -_LARGEST_INT <= (value := int(digits)) < _LARGEST_INT:
         raise ValueError(f"it holds the number {digits[:30]}{'...' if len(digits) > 30 else ''}, which is too large")
+    return value
+
+
+def _float(digits: str) -> float:
+    if not abs(value := float(digits)) <= _LARGEST_FLOAT:
+        raise ValueError(f"it holds the number {digits[:30]}, which is too large")
     return value
 
 

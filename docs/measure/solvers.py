@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import argparse
 import json
+import math
 import platform
 import re
 import statistics
@@ -102,7 +103,8 @@ def measure(routing: str, setting: Setting, profile: Profile, folder: Path) -> R
     exact, plan = exact_plan(case)
     local_usd = plan.baselines[BaselineName.ALL_LOCAL].cost_usd_per_request
     found = {name: heuristic(solver, case, local_usd, plan.cost_usd_per_request) for name, solver in HEURISTICS.items()}
-    priced = {name: plan.baselines[name].cost_usd_per_request / local_usd for name in BaselineName if name != BaselineName.ALL_LOCAL}
+    costs = {name: plan.baselines[name].cost_usd_per_request for name in BaselineName if name != BaselineName.ALL_LOCAL}
+    priced = {name: math.nan if usd is None or local_usd is None else usd / local_usd for name, usd in costs.items()}
     return Row(routing, setting, exact, found["scan"], found["paper"], priced, plan.verdict, plan.status)
 
 

@@ -24,7 +24,8 @@ from remoe_cli.cli import (
     logs,
     output,
     package,
-    plan,
+    plan_make,
+    plan_show,
     predict,
     profile_import,
     profile_measure,
@@ -50,6 +51,10 @@ class _Remoe(Group):
 
 class _Profile(Group):
     default = "run"
+
+
+class _Plan(Group):
+    default = "make"
 
 
 EXIT_CODES = {
@@ -103,15 +108,25 @@ profile = _group(
     examples("remoe profile ~/models/olmoe --data prompts.jsonl -o profiles/olmoe", "remoe profile run --help"),
     _Profile,
 )
+plan = _group(
+    """Choose which experts to move into functions, and show such plans again.
+
+    'remoe plan PROFILE ...' is short for 'remoe plan make PROFILE ...'.
+    """,
+    examples("remoe plan profiles/olmoe -o plans/olmoe.json", "remoe plan make --help", "remoe plan show plans/olmoe.json"),
+    _Plan,
+)
 catalog = _group(
     """Keep catalogs, the files of hardware and prices that 'remoe plan' reads.""",
     examples("remoe catalog update -o prices/aws.toml", "remoe plan profiles/olmoe -o plans/olmoe.json --catalog prices/aws.toml"),
 )
 app.add_typer(profile, name="profile")
+app.add_typer(plan, name="plan")
 app.add_typer(catalog, name="catalog")
 for group, modules in (
-    (app, (demo, predict, plan, package, deploy, infer, serve, status, logs, destroy)),
+    (app, (demo, predict, package, deploy, infer, serve, status, logs, destroy)),
     (profile, (profile_run, profile_import, profile_measure, profile_merge)),
+    (plan, (plan_make, plan_show)),
     (catalog, (catalog_update,)),
 ):
     for module in modules:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from remoe_cli.cli import infer, output
-from remoe_cli.cli import plan as plan_command
+from remoe_cli.cli import infer, output, plan_show
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.profile_shared import trained_predictor
 
@@ -123,7 +122,7 @@ def _tell(lines: list[str]) -> None:
 
 def _show_tables(plan: Plan, path: Path) -> None:
     if output.is_verbose() and not output.is_json():
-        plan_command.show(plan, path)
+        plan_show.show(plan, path)
 
 
 def _prompts() -> PromptSet:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from remoe_cli.cli import output
 from remoe_cli.plan.document import BaselineName
-from remoe_cli.plan.wording import bought, per_million
+from remoe_cli.plan.wording import HOURS_PER_MONTH, bought, dollars, price
 
 if TYPE_CHECKING:
     from remoe_cli.model.spec import MoeSpec
@@ -25,6 +25,7 @@ _WIDTH = 100
 _ANSWERS = {
     "recommended": "Yes: it is worth it here.",
     "not-recommended": "No: it is not worth it here.",
+    "depends-on-traffic": "It depends on how many requests come.",
     "insufficient-evidence": "There is too little evidence to tell.",
 }
 
@@ -59,12 +60,12 @@ def profile_lines(profile: Profile, all_prompts: int, model: Path, data: Path) -
 
 def plan_lines(plan: Plan) -> list[str]:
     """Say whether moving experts out pays and why, money first."""
-    gpu = plan.baselines.get(BaselineName.GPU)
-    on_gpu = (
-        f"The whole model on a GPU ({bought(gpu.spec, gpu.instances)}) would cost {per_million(gpu.cost_usd_per_request)} requests. "
-        if gpu
-        else ""
-    )
+    gpu, traffic = plan.baselines.get(BaselineName.GPU), plan.break_even_traffic
+    on_gpu = ""
+    if gpu and gpu.usd_per_hour is not None:
+        month = dollars(gpu.usd_per_hour * gpu.instances * HOURS_PER_MONTH)
+        pays = f", which pays above {traffic.requests_per_hour:,.0f} requests an hour" if traffic else ""
+        on_gpu = f"The whole model on a GPU ({bought(gpu.spec, gpu.instances)}) costs {month} a month{pays}. "
     length = f"{plan.workload.n_in:.0f} prompt tokens and {plan.workload.n_out + 1:.0f} generated ones"
     return [
         *_filled(f"{_ANSWERS[plan.verdict]} {plan.reason}"),
@@ -80,7 +81,7 @@ def forced_lines(plan: Plan, forced: Plan) -> list[str]:
     times = forced.cost_usd_per_request / plan.cost_usd_per_request
     return _filled(
         f"{remote} of the {experts} experts, in each layer the least used ones, run in {functions} functions. Predicted: "
-        f"{per_million(forced.cost_usd_per_request)} requests, which is {times:.1f} times the plan's cost, and "
+        f"{price(forced.cost_usd_per_request, forced.workload)}, which is {times:.1f} times the plan's cost, and "
         f"{forced.tpot_s * 1e3:.0f} ms instead of {plan.tpot_s * 1e3:.0f} ms for each token after the first (TPOT)."
     )
 

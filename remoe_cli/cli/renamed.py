@@ -14,14 +14,14 @@ class Renamed(NamedTuple):
     sentence: str
 
 
-WITH_DATA = ("profile run", "profile import", "profile measure", "predict", "plan", "infer")
+WITH_DATA = ("profile run", "profile import", "profile measure", "predict", "plan make", "infer")
 RENAMED = (
     Renamed(WITH_DATA, "--input", "--input is now --data."),
     Renamed(WITH_DATA, "--prompts", "--prompts is now --data."),
     Renamed(("deploy",), "--budget", "--budget is now --monthly-alert."),
     Renamed(("deploy",), "--budget-email", "--budget-email is now --alert-email."),
     Renamed(("package",), "--context", "--context is now --output."),
-    Renamed(("profile run", "plan"), "--routing", "--routing FILE is now 'remoe profile import MODEL FILE'."),
+    Renamed(("profile run", "plan make"), "--routing", "--routing FILE is now 'remoe profile import MODEL FILE'."),
     Renamed(("profile run",), "--vectors-from", "--vectors-from is now an option of 'remoe profile import MODEL FILE'."),
     Renamed(("profile run",), "--target", "--target NAME is now 'remoe profile measure NAME'."),
 )

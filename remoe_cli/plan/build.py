@@ -10,9 +10,10 @@
    `scan` finds a good plan quickly, `solve` searches all main functions for the best one and proves a lower bound,
    and `improve` exchanges single experts. Where no plan meets the targets, `diagnose` says which limit fails and what would do.
    `_or_all_local` keeps all experts local where that is no worse.
-4. **Judge.** `judge` (assess/verdict.py) says whether the plan is worth it, and why; `notes` says what was assumed.
-5. **Doubt.** `scenarios`, `held_out`, `unpredicted`, `break_evens` and `break_even_traffic` (assess/robustness.py) price the plan where
-   calls, prices, routing or traffic differ.
+4. **Judge.** `break_even_traffic` (assess/robustness.py) finds the traffic above which an always-on instance is cheaper, and `judge`
+   (assess/verdict.py) says whether the plan is worth it, and why; `notes` says what was assumed.
+5. **Doubt.** `scenarios`, `held_out`, `unpredicted` and `break_evens` (assess/robustness.py) price the plan where calls, prices or routing
+   differ.
 6. **Write down.** `Plan` (document.py) takes it all. The command line then has `verify` (verify/check.py) work out every figure again
    with code of its own, writes the file, and shows the rows of explain/rows.py.
 
@@ -23,14 +24,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from remoe_cli.errors import InfeasibleError
+from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.arrays import Bools
-from remoe_cli.plan.assess.baselines import Baselines, baselines
+from remoe_cli.plan.assess.baselines import Baselines, baselines, cold_start_s
 from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
 from remoe_cli.plan.assess.verdict import judge, notes
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import evaluate, layer_outcomes
-from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
+from remoe_cli.plan.cost.requests import first_broken, with_timeouts
+from remoe_cli.plan.document import BaselineName, Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
@@ -70,13 +72,18 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
     """
     request = request or PlanRequest()
     problem, aim = make_problem(profile, catalog, request), request.aim
+    _refuse_hours_without_traffic(problem)
     others = baselines(problem, aim)
-    chosen = _or_all_local(problem, aim, _choose(problem, request), others)
+    problem, chosen = _holding(problem, request, others)
     outcome = evaluate(problem, chosen.placement)
     value = aim.value(outcome)
     bound = None if chosen.bound is None else min(chosen.bound, value)
     gap = None if bound is None else (value - bound) / value if value > 0 else 0.0
-    judgement = judge(problem, aim, chosen.placement, outcome, others)
+    examined = request.examine and len(problem.workload.trace) > 0
+    traffic = None
+    if examined or problem.workload.requests_per_hour is None:
+        traffic = break_even_traffic(problem, aim, chosen.placement, others.priced.get(BaselineName.GPU))
+    judgement = judge(problem, aim, chosen.placement, outcome, others, traffic)
     plan = Plan(
         profile=Source(path=str(profile.path), sha256=profile.sha256),
         catalog=catalog.file,
@@ -94,6 +101,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         objective=aim.objective,
         method=chosen.method,
         **outcome.model_dump(),
+        cold_start_s=cold_start_s(problem, chosen.placement),
         lower_bound_usd=bound if aim.objective == "cost" else None,
         lower_bound_s=bound if aim.objective != "cost" else None,
         gap=gap,
@@ -104,20 +112,48 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         notes=tuple([*notes(problem, chosen.placement, chosen.method, chosen.gain), *_bound_note(profile, chosen)]),
         main=chosen.placement.main,
         instances=chosen.placement.instances,
-        layers=chosen.placement.layers,
+        layers=with_timeouts(problem, chosen.placement.layers, chosen.placement.main),
         costs=_costs(problem, chosen.placement, outcome),
         baselines=others.priced,
         missing=others.missing,
+        break_even_traffic=traffic,
     )
-    if not request.examine or not problem.workload.trace.shape[0]:
+    if not examined:
         return plan
     searched = unpredicted(problem, profile, aim, chosen.placement) if request.routing else held_out(problem, profile, aim)
     doubts = {
         "scenarios": tuple([*scenarios(problem, aim, chosen.placement), *([searched] if searched else [])]),
         "break_evens": tuple(break_evens(problem, aim, chosen.placement, others.all_local)),
-        "break_even_traffic": break_even_traffic(problem, aim),
     }
     return plan.model_copy(update=doubts)
+
+
+def _refuse_hours_without_traffic(problem: Problem) -> None:
+    """Raise UsageError where every main function is rented by the hour and the traffic is unknown: then no request has a price."""
+    if problem.workload.requests_per_hour is None and problem.menu[0].usd_per_hour is not None:
+        raise UsageError(
+            f"Every main function of the catalog {problem.catalog.name} is rented by the hour, so a request has no price without traffic.",
+            "Give --requests-per-hour N.",
+        )
+
+
+def _holding(problem: Problem, request: PlanRequest, others: Baselines) -> tuple[Problem, _Chosen]:
+    """Choose a placement whose limits hold for every request.
+
+    Solvers look at the longest ones. Should a shorter one break a limit, as it may where replicas share its experts in another way, they
+    choose again and look at that one too.
+
+    Raises: what `_choose` raises.
+    """
+    while True:
+        chosen = _or_all_local(problem, request.aim, _choose(problem, request), others)
+        broken = first_broken(problem, chosen.placement)
+        if broken is None:
+            return problem, chosen
+        held = problem.workload.also_held
+        if broken.size in held:  # the solver's tolerance and the check's differ
+            raise InfeasibleError(f"The plan that was found does not hold: {broken.text}.", "Plan with other lengths, or with --cover.")
+        problem = replace(problem, workload=replace(problem.workload, also_held=(*held, broken.size)))
 
 
 def _choose(problem: Problem, request: PlanRequest) -> _Chosen:
@@ -183,6 +219,8 @@ def _workload_ref(workload: Workload, request: PlanRequest) -> WorkloadRef:
         n_in=workload.n_in,
         n_out=workload.n_out,
         kinds=workload.lengths if len(workload.lengths) > 1 else (),
+        longest=workload.front if workload.traffic.requests is not None or len(workload.lengths) > 1 else (),
+        served=workload.traffic.served,
         requests_per_hour=workload.requests_per_hour,
         cold_share=workload.cold_share,
         routing=request.routing,

@@ -13,21 +13,9 @@ from typing import Literal
 from pydantic import Field
 
 from remoe_cli import bounded
-from remoe_cli.artifacts import (
-    MOST_EXPERTS,
-    MOST_LAYERS,
-    Bytes,
-    Document,
-    Experts,
-    Figure,
-    LayerIndex,
-    Megabytes,
-    Part,
-    Replicas,
-    Tokens,
-    parse_document,
-)
+from remoe_cli.artifacts import MOST_LAYERS, Document, Experts, LayerIndex, Megabytes, Part, Replicas, parse_document
 from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 
 
 def _is_none(value: object) -> bool:
@@ -46,10 +34,10 @@ class MainSpec(Part):
     """
 
     name: str
-    memory_mb: Megabytes
-    vcpus: Figure | None = None
-    gpu_memory_mb: Megabytes | None = None
-    usd_per_hour: Figure | None = None
+    memory_mb: int
+    vcpus: float | None = None
+    gpu_memory_mb: int | None = None
+    usd_per_hour: float | None = None
     hardware: str | None = None
 
 
@@ -60,6 +48,8 @@ class LayerPlan(Part):
     remote      ids of the remote experts, ascending
     functions   the experts of each function, where one function of `memory_mb` does not hold them all; else empty
     replicas    instances that share the experts of a prompt; 1 where there are several functions
+    timeout_s   after which the platform ends an invocation: the longest call of the plan's requests, with room; 0 without experts. By
+                default the longest that there is
     """
 
     layer: LayerIndex
@@ -67,6 +57,7 @@ class LayerPlan(Part):
     memory_mb: Megabytes
     replicas: Replicas
     functions: tuple[Experts, ...] = ()
+    timeout_s: int = MAX_TIMEOUT_S
 
     @property
     def parts(self) -> tuple[tuple[int, ...], ...]:
@@ -81,9 +72,9 @@ class Outcome(Part):
     ttft_s, tpot_s         seconds to the first token, and for each further token
     """
 
-    cost_usd_per_request: Figure
-    ttft_s: Figure
-    tpot_s: Figure
+    cost_usd_per_request: float
+    ttft_s: float
+    tpot_s: float
 
 
 class Lengths(Part):
@@ -94,9 +85,9 @@ class Lengths(Part):
     n_out   tokens that are generated after the first
     """
 
-    share: float = Field(ge=0, le=1)
-    n_in: Tokens
-    n_out: Tokens
+    share: float
+    n_in: int
+    n_out: int
 
 
 class Source(Part):
@@ -127,20 +118,41 @@ class PredictedRouting(Part):
     weights: tuple[int, ...]
 
 
+class Served(Part):
+    """Which requests the deployment answers: those that are longer in any way are refused.
+
+    cover    share of the file's requests that was asked for
+    share    share that is answered
+    tokens   most tokens of a request, prompt and answer together
+    n_in, n_out   most prompt tokens, and most tokens after the first
+    """
+
+    cover: float
+    share: float
+    tokens: int
+    n_in: int
+    n_out: int
+
+
 class WorkloadRef(Part):
     """The requests that a plan is for.
 
     n_in, n_out         mean prompt tokens, and mean tokens generated after the first
-    kinds               kinds of requests of different lengths; empty where all have one length
+    kinds               kinds of requests of different lengths, by which means are taken; empty where all have one length
+    longest             prompt tokens and further tokens of every request that no other one equals or exceeds in both, by rising prompts:
+                        hard limits hold for these, and so for all. Empty where all have one length
+    served              which requests of a file the plan is for; None where lengths were given otherwise
     requests_per_hour   None where the traffic is unknown: then idle hours are not priced
     cold_share          share of requests that find everything cold
     routing             None: requests use experts as all of the profile's prompts together do
     """
 
-    n_in: float = Field(ge=0, le=1e9)
-    n_out: float = Field(ge=0, le=1e9)
+    n_in: float
+    n_out: float
     kinds: tuple[Lengths, ...] = ()
-    requests_per_hour: Figure | None = None
+    longest: tuple[tuple[int, int], ...] = ()
+    served: Served | None = None
+    requests_per_hour: float | None = None
     cold_share: float = 0.0
     routing: PredictedRouting | None = Field(default=None, exclude_if=_is_none)
 
@@ -148,6 +160,11 @@ class WorkloadRef(Part):
     def lengths(self) -> tuple[Lengths, ...]:
         """List the kinds of requests, also where there is only one."""
         return self.kinds or (Lengths(share=1.0, n_in=round(self.n_in), n_out=round(self.n_out)),)
+
+    @property
+    def front(self) -> tuple[tuple[int, int], ...]:
+        """List the longest requests, also where all have one length."""
+        return self.longest or ((round(self.n_in), round(self.n_out)),)
 
 
 class Targets(Part):
@@ -177,18 +194,27 @@ class BaselineName(StrEnum):
 GPU_BY_USE = "gpu-by-use"  # the `spec` of a baseline on GPU memory that is bought by the GB-second
 
 
-class Baseline(Outcome):
+class Baseline(Part):
     """Cost and latency of another way to run the model.
 
-    spec        name of the main spec or instance that it runs on, or GPU_BY_USE
-    instances   how many of them
-    meets       whether it meets the targets
-    assumed     for people: what it takes for granted
-    ideal       nobody can buy it as it stands, so it does not decide the verdict
+    cost_usd_per_request   USD; None where it is rented by the hour and the traffic is unknown: then no request has a price
+    ttft_s, tpot_s         seconds to the first token, and for each further token
+    cold_start_s           what a cold start adds to the TTFT of a request that finds nothing warm; in `ttft_s` with the share of these
+    usd_per_hour           price of one instance, which is always on; None where it is paid by use
+    spec                   name of the main spec or instance that it runs on, or GPU_BY_USE
+    instances              how many of them
+    meets                  whether it meets the targets, as far as they can be told
+    assumed                for people: what it takes for granted
+    ideal                  nobody can buy it as it stands, so it does not decide the verdict
     """
 
+    cost_usd_per_request: float | None
+    ttft_s: float
+    tpot_s: float
+    cold_start_s: float = 0.0
+    usd_per_hour: float | None = Field(default=None, exclude_if=_is_none)
     spec: str
-    instances: int = Field(default=1, ge=1, le=10**9)
+    instances: int = 1
     meets: bool
     assumed: str = ""
     ideal: bool = False
@@ -233,9 +259,9 @@ class PlannedModel(Part):
 
     name: str
     revision: str
-    experts_per_layer: int = Field(ge=1, le=MOST_EXPERTS)
-    expert_bytes: Bytes
-    nonexpert_bytes: Bytes
+    experts_per_layer: int
+    expert_bytes: int
+    nonexpert_bytes: int
 
 
 class Costs(Part):
@@ -264,14 +290,21 @@ class BreakEven(Part):
 
 
 class BreakEvenTraffic(Part):
-    """Traffic at which two main functions cost the same.
+    """Traffic above which an instance that is always on costs less than a main function paid by use.
 
-    by_use     name of the one that is paid by use
-    instance   name of the one that is always on
+    by_use         name of the main function that is paid by use; the plan's own where the traffic is unknown
+    instance       name of the instance
+    against        what runs on it; None where it has remote experts too
+    usd_per_hour   price of the instance
+    ttft_s, tpot_s    seconds to the first token on it, and for each further token
     """
 
     by_use: str
     instance: str
+    against: BaselineName | None
+    usd_per_hour: float
+    ttft_s: float
+    tpot_s: float
     requests_per_hour: float
 
 
@@ -283,6 +316,7 @@ class Basis(StrEnum):
     NOTHING_ELSE_FITS         no main function holds all experts, and no other baseline can be bought and meets the targets
     OTHERS_MISS_TARGETS       all experts local can be bought, but no baseline meets the targets
     CHEAPER                   the plan costs less than every baseline that can be bought and meets the targets
+    DEPENDS_ON_TRAFFIC        the same of what is paid by use; the traffic is unknown, and above some an instance is cheaper
     DEARER_THAN_WHOLE_MODEL   the whole model on CPUs or a GPU costs less, or as good as the same
     DEARER_THAN_ALL_LOCAL     all experts local costs less than this plan with remote experts, or as good as the same
     ALL_LOCAL_IS_CHEAPEST     the plan has no remote experts
@@ -293,6 +327,7 @@ class Basis(StrEnum):
     NOTHING_ELSE_FITS = "nothing-else-fits"
     OTHERS_MISS_TARGETS = "others-miss-targets"
     CHEAPER = "cheaper"
+    DEPENDS_ON_TRAFFIC = "depends-on-traffic"
     DEARER_THAN_WHOLE_MODEL = "dearer-than-whole-model"
     DEARER_THAN_ALL_LOCAL = "dearer-than-all-local"
     ALL_LOCAL_IS_CHEAPEST = "all-local-is-cheapest"
@@ -301,7 +336,7 @@ class Basis(StrEnum):
 Objective = Literal["cost", "tpot", "ttft"]
 Method = Literal["exact", "scan", "paper", "forced", "given"]
 Status = Literal["optimal", "within-gap", "time-limit", "forced", "heuristic", "given"]
-Verdict = Literal["recommended", "not-recommended", "insufficient-evidence"]
+Verdict = Literal["recommended", "not-recommended", "insufficient-evidence", "depends-on-traffic"]
 
 
 class Plan(Document):
@@ -314,11 +349,12 @@ class Plan(Document):
     gap             (value - lower bound) / value
     basis, reason   why the verdict is what it is, for programs and for people
     notes           for people: what was assumed, and what the figures leave out
+    cold_start_s    what a cold start adds to the TTFT of a request that finds nothing warm; `ttft_s` has it with `workload.cold_share`
     instances       of the main function; more than 1 only where it is rented and the traffic is known
     missing         for people: why a baseline cannot be priced
     """
 
-    schema_version: str = "remoe.plan/4"
+    schema_version: str = "remoe.plan/5"
     profile: Source
     catalog: Source
     prices_of: str
@@ -328,9 +364,10 @@ class Plan(Document):
     targets: Targets
     objective: Objective
     method: Method
-    cost_usd_per_request: Figure
-    ttft_s: Figure
-    tpot_s: Figure
+    cost_usd_per_request: float
+    ttft_s: float
+    tpot_s: float
+    cold_start_s: float = 0.0
     lower_bound_usd: float | None
     lower_bound_s: float | None = None
     gap: float | None
@@ -340,7 +377,7 @@ class Plan(Document):
     reason: str
     notes: tuple[str, ...]
     main: MainSpec
-    instances: int = Field(default=1, ge=1, le=1_000_000)
+    instances: int = 1
     layers: tuple[LayerPlan, ...] = Field(max_length=MOST_LAYERS)
     costs: Costs
     baselines: dict[BaselineName, Baseline]

@@ -1,13 +1,19 @@
-"""Money, ids, names and verdicts as text for people."""
+"""Money, times, ids, names and verdicts as text for people."""
 
 from __future__ import annotations
 
+import math
+from typing import Protocol
+
 from remoe_cli.plan.document import GPU_BY_USE, BaselineName, Verdict
+
+HOURS_PER_MONTH = 730
 
 VERDICT_WORDS: dict[Verdict, str] = {
     "recommended": "moving experts out: worth it",
     "not-recommended": "moving experts out: not worth it",
     "insufficient-evidence": "moving experts out: too little evidence to tell",
+    "depends-on-traffic": "moving experts out: depends on your traffic",
 }
 BASELINE_NAMES = {  # within a sentence
     BaselineName.ALL_LOCAL: "all experts local",
@@ -17,25 +23,89 @@ BASELINE_NAMES = {  # within a sentence
 }
 
 
+class Requests(Protocol):
+    """What the price of a request is written with.
+
+    n_out               tokens generated after the first
+    requests_per_hour   None where the traffic is unknown
+    """
+
+    @property
+    def n_out(self) -> float: ...
+
+    @property
+    def requests_per_hour(self) -> float | None: ...
+
+
+def dollars(usd: float) -> str:
+    """Write USD as people read them: whole dollars from 100 on, else three digits, never with an exponent.
+
+    >>> dollars(1811.3), dollars(108.27), dollars(36.885), dollars(0.0074148), dollars(0.0000239383), dollars(0.0)
+    ('$1,811', '$108', '$36.9', '$0.00741', '$0.0000239', '$0')
+    """
+    if usd >= 99.95:
+        return f"${usd:,.0f}"
+    digits = f"{usd:.{max(2 - math.floor(math.log10(usd)), 0)}f}" if usd > 0 else "0"
+    return f"${digits.rstrip('0').rstrip('.') if '.' in digits else digits}"
+
+
+def month_usd(usd_per_request: float, requests: Requests) -> float | None:
+    """Compute what the requests of a month cost; None where the traffic is unknown."""
+    return None if requests.requests_per_hour is None else usd_per_request * requests.requests_per_hour * HOURS_PER_MONTH
+
+
+def token_usd(usd_per_request: float, requests: Requests) -> float:
+    """Compute what a million output tokens cost, with the prompts that lead to them."""
+    return usd_per_request / (requests.n_out + 1) * 1e6
+
+
+def amount(usd_per_request: float, requests: Requests) -> str:
+    """Write the USD of a month where the traffic is known, else of a million output tokens."""
+    month = month_usd(usd_per_request, requests)
+    return dollars(token_usd(usd_per_request, requests) if month is None else month)
+
+
+def price(usd_per_request: float, requests: Requests) -> str:
+    """Write a cost as people pay it: a month where the traffic is known, else a million output tokens.
+
+    >>> from remoe_cli.plan.document import WorkloadRef
+    >>> price(0.0074148, WorkloadRef(n_in=125, n_out=200, requests_per_hour=20.0))
+    '$108 a month'
+    >>> price(0.0074148, WorkloadRef(n_in=125, n_out=200))
+    '$36.9 per million output tokens'
+    """
+    unit = "per million output tokens" if requests.requests_per_hour is None else "a month"
+    return f"{amount(usd_per_request, requests)} {unit}"
+
+
+def prices(usd_per_request: float, requests: Requests) -> str:
+    """Write a cost in each way that people pay it.
+
+    >>> from remoe_cli.plan.document import WorkloadRef
+    >>> prices(0.0074148, WorkloadRef(n_in=125, n_out=200, requests_per_hour=20.0))
+    '$108 a month at 20 requests an hour, $36.9 per million output tokens, $0.00741 a request'
+    """
+    month = month_usd(usd_per_request, requests)
+    monthly = "" if month is None else f"{dollars(month)} a month at {requests.requests_per_hour:,.4g} requests an hour, "
+    return f"{monthly}{dollars(token_usd(usd_per_request, requests))} per million output tokens, {dollars(usd_per_request)} a request"
+
+
+def seconds(time_s: float) -> str:
+    """Write a time with two or three digits.
+
+    >>> seconds(0.2131), seconds(4.871), seconds(69.64), seconds(1268.0), seconds(0.0)
+    ('0.21 s', '4.9 s', '69.6 s', '1,268 s', '0 s')
+    """
+    return f"{time_s:,.0f} s" if time_s >= 99.95 or time_s == 0 else f"{time_s:.1f} s" if time_s >= 9.95 else f"{time_s:.2g} s"
+
+
 def per_million(usd: float) -> str:
-    """Write what a request costs as the cost of a million requests, for one costs millionths of a dollar.
+    """Write what a request costs as the cost of a million requests.
 
     >>> per_million(0.0000239383)
-    '$23.94 per million'
-    >>> per_million(1.0857)
-    '$1,086,000 per million'
+    '$23.9 per million'
     """
-    return f"{millions(usd)} per million"
-
-
-def millions(usd: float) -> str:
-    """Write a million times so many USD, with four digits.
-
-    >>> millions(0.0175834)
-    '$17,580'
-    """
-    digits = f"{usd * 1e6:.4g}"
-    return f"${float(digits):,.0f}" if usd * 1e6 >= 1000 else f"${digits}"
+    return f"{dollars(usd * 1e6)} per million"
 
 
 def id_ranges(ids: tuple[int, ...]) -> str:

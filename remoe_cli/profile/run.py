@@ -36,6 +36,7 @@ from remoe_cli.profile.record import (
     Profile,
     ProfileRecord,
     RecordingSettings,
+    read_profile,
     refuse_foreign,
     write_profile,
 )
@@ -115,6 +116,9 @@ def profile(
         ),
         spec=spec,
     )
+    if (finished := _finished(out, inputs, latency)) is not None:
+        say(f"{out} is finished already: it was made of this model and these prompts, in the same way. Nothing was run.")
+        return finished
     batches = _batches(inputs)
     partial = _partial_folder(out, inputs)
     missing = [batch for batch in batches if not _file(partial, batch).is_file()]
@@ -153,6 +157,23 @@ def _measured(path: Path) -> Latency:
         return Latency.model_validate(bounded.read_json(path, bounded.DOCUMENT))
     except (OSError, ValueError):
         raise ArtifactError(f"{path} is damaged.", f"Delete {path}, and run the command again.") from None
+
+
+def _finished(out: Path, inputs: Inputs, latency: Latency | None) -> Profile | None:
+    """Read the profile that a run with the same inputs has finished in `out`, if there is one.
+
+    Its times are those of `latency`, or were measured on this machine or another.
+    """
+    if not (out / "profile.json").is_file():
+        return None
+    try:
+        profile = read_profile(out)
+    except ArtifactError:
+        return None
+    record = profile.record
+    same = (record.model, record.dataset, record.settings, record.spec) == (inputs.model, inputs.dataset, inputs.settings, inputs.spec)
+    times = record.latency.source == "measured" if latency is None else record.latency == latency
+    return profile if same and times else None
 
 
 def _check_prompts(tokenizer: Any, prompts: PromptSet, say: Callable[[str], None]) -> None:

@@ -13,8 +13,8 @@ import pytest
 from tests.support.forked import remoe
 
 COMMANDS = (
-    *("demo", "profile run", "profile import", "profile measure", "profile merge", "predict", "plan", "package", "deploy", "infer"),
-    *("serve", "status", "logs", "destroy", "catalog update"),
+    *("demo", "profile run", "profile import", "profile measure", "profile merge", "predict", "plan make", "plan show", "package"),
+    *("deploy", "infer", "serve", "status", "logs", "destroy", "catalog update"),
 )
 
 
@@ -85,7 +85,7 @@ def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
         (("profile", "merge", "nowhere", "-o", "out"), 2, "Usage", "There is no folder"),
         (("predict", "nowhere", "--prompt", "x"), 2, "Usage", "There is no folder nowhere."),
         (("plan", "p", "-o", "."), 2, "Usage", ". is a directory"),
-        (("plan",), 2, "Usage", "'PROFILE'"),
+        (("plan", "make"), 2, "Usage", "'PROFILE'"),
         (("plan", "p", "-o", "x.json", "--remote-share", "2"), 2, "Usage", "remote-share"),
         (("catalog", "update", "mars", "-o", "new.toml"), 2, "Usage", "no catalog named 'mars'"),
         (("serve", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),

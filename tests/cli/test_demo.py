@@ -18,7 +18,7 @@ import pytest
 from remoe_cli import artifacts
 from remoe_cli.cli import demo_story as story
 from remoe_cli.model.demo import demo_model
-from remoe_cli.plan.document import LayerPlan, Plan
+from remoe_cli.plan.document import BaselineName, LayerPlan, Plan
 from tests.support import forked
 from tests.support.paths import ROOT
 
@@ -58,9 +58,11 @@ def test_the_profile_says_what_was_left_out_and_how_to_run_all(tmp_path: Path, m
 
 
 def test_the_plan_says_money_first_and_why(plan: Plan) -> None:
+    gpu = plan.baselines[BaselineName.GPU].model_copy(update={"usd_per_hour": 0.526})
+    plan = plan.model_copy(update={"baselines": {**plan.baselines, BaselineName.GPU: gpu}})
     text = text_of(story.plan_lines(plan))
     assert text.startswith(f"No: it is not worth it here. {plan.reason} ")
-    assert "The whole model on a GPU (g4dn.xlarge) would cost $137.5 per million requests." in text
+    assert "The whole model on a GPU (g4dn.xlarge) costs $384 a month" in text
     assert "52 prompt tokens and 16 generated ones" in text
     without_gpu = plan.model_copy(update={"baselines": {}, "verdict": "recommended"})
     text = text_of(story.plan_lines(without_gpu))
@@ -71,7 +73,9 @@ def test_what_is_forced_out_costs_more_and_takes_longer(plan: Plan) -> None:
     layers = tuple(LayerPlan(layer=i, remote=(1, 5), memory_mb=128, replicas=1) if i < 20 else layer for i, layer in enumerate(plan.layers))
     forced = plan.model_copy(update={"layers": layers, "cost_usd_per_request": 3 * plan.cost_usd_per_request, "tpot_s": 0.12})
     text = text_of(story.forced_lines(plan, forced))
-    assert text.startswith("40 of the 240 experts, in each layer the least used ones, run in 20 functions. Predicted: $71.8")
+    assert text.startswith(
+        "40 of the 240 experts, in each layer the least used ones, run in 20 functions. Predicted: $4.49 per million output tokens"
+    )
     assert "3.0 times the plan's cost" in text and "120 ms instead of 80 ms for each token after the first (TPOT)" in text
 
 

@@ -26,7 +26,8 @@ def test_a_wrong_value_is_named_in_a_sentence(arguments: tuple[str, ...]) -> Non
     run = remoe(*arguments, "--json")
     assert run.returncode == 2
     error = json.loads(run.stdout)["error"]
-    assert error == {"kind": "Usage", "message": MISTAKES[arguments], "hint": f"See 'remoe {arguments[0]} --help'."}
+    command = {"plan": "plan make"}.get(arguments[0], arguments[0])
+    assert error == {"kind": "Usage", "message": MISTAKES[arguments], "hint": f"See 'remoe {command} --help'."}
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_the_verifier_catches_a_payload_over_the_limit(paying: tuple[Profile, Ca
     catalog = catalog.model_copy(update={"function": catalog.function.model_copy(update={"memory_menu_mb": (1024,)})})
     plan = plan_of(profile, catalog, remote_share=0.5)
     tight = catalog.model_copy(update={"function": catalog.function.model_copy(update={"payload_limit_bytes": 3000})})
-    assert any("payload" in finding.found for finding in verify(plan, profile, tight))
+    assert any("of 3000 bytes" in finding.found for finding in verify(plan, profile, tight))
 
 
 def test_remote_is_chosen_and_recommended_where_it_pays(recommended: Plan) -> None:
@@ -173,6 +173,9 @@ def test_a_model_too_large_for_any_main_spec(paying: tuple[Profile, Catalog]) ->
     plan = plan_of(profile, tiny_catalog({"menu": menu(2304)}))
     assert "all-local" not in plan.baselines
     assert plan.missing["all-local"].endswith("the largest has 2304 MB")
+    assert (plan.verdict, plan.basis) == ("recommended", "nothing-else-fits") and plan.break_even_traffic is None
+    assert plan.baselines["gpu"].cost_usd_per_request is None and plan.baselines["gpu"].usd_per_hour
+    plan = plan_of(profile, tiny_catalog({"menu": menu(2304)}), requests_per_hour=20.0)
     assert (plan.verdict, plan.basis) == ("recommended", "cheaper")
     assert "the whole model on a GPU" in plan.reason and "g4dn.xlarge" in plan.reason
 
@@ -283,12 +286,13 @@ def test_rows_for_people(recommended: Plan) -> None:
     assert id_ranges((0, 1, 2, 5, 7, 8)) == "0-2, 5, 7, 8"
     lines = dict(summary_rows(plan))
     assert lines["verdict"] == "moving experts out: worth it"
-    assert f"${plan.cost_usd_per_request * 1e6:,.4g} per million" in lines["cost"]
+    assert lines["cost"].startswith(f"${plan.cost_usd_per_request / 16 * 1e6:.3f} per million output tokens, $0.0000")
+    assert lines["cost"].endswith(" a request of 40 + 15 tokens")
     assert isinstance(plan.outcome, Outcome)
-    assert "all local, cheapest main function" in [row[0] for row in baseline_rows(plan)]
+    assert "all experts local" in [row[0] for row in baseline_rows(plan)]
 
 
-def test_break_evens_in_one_line_where_there_is_none_and_else_a_line_for_each(recommended: Plan) -> None:
+def test_break_evens_in_one_line(recommended: Plan) -> None:
     def lines(plan: Plan, *at: float | None) -> list[str]:
         kinds = (ScenarioKind.CALL_OVERHEAD, ScenarioKind.FUNCTION_PRICE, ScenarioKind.EVEN_ROUTING)
         found = tuple(BreakEven(parameter=kind, against=BaselineName.ALL_LOCAL, at=one) for kind, one in zip(kinds, at, strict=False))
@@ -296,17 +300,16 @@ def test_break_evens_in_one_line_where_there_is_none_and_else_a_line_for_each(re
 
     assert lines(recommended) == []
     assert lines(recommended, 1.7, None, 0.25) == [
-        "Remote experts and 'all experts local' cost the same at 1.7 times the call overhead.",
-        "Remote experts and 'all experts local' cost the same if 25.0% of the tokens were routed evenly.",
+        "Remote experts and 'all experts local' cost the same at 1.7 times the call overhead, or if 25.0% of the tokens were routed evenly."
     ]
     everywhere = (
         "'all experts local' at call overheads and prices from 1/64 to 64 times today's, and even if all tokens used all experts equally."
     )
-    assert lines(recommended, None, None, None) == [f"Remote experts stay cheaper than {everywhere}"]
+    assert lines(recommended, None, None, None) == [f"Robust: remote experts stay cheaper than {everywhere}"]
     dear = recommended.model_copy(update={"cost_usd_per_request": 1.0})
-    assert lines(dear, None, None, None) == [f"Remote experts stay dearer than {everywhere}"]
+    assert lines(dear, None, None, None) == [f"Robust: remote experts stay dearer than {everywhere}"]
     none = recommended.model_copy(update={"layers": tuple(LayerPlan(layer=i, remote=(), memory_mb=0, replicas=1) for i in range(3))})
-    assert lines(none, None, None, None) == [f"Remote experts stay dearer than {everywhere}"]
+    assert lines(none, None, None, None) == [f"Robust: remote experts stay dearer than {everywhere}"]
 
 
 def test_every_baseline_and_scenario_has_words(recommended: Plan) -> None:

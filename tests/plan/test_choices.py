@@ -97,7 +97,8 @@ def test_one_prompt_has_no_other_half(tmp_path: Path) -> None:
 def test_a_cheaper_gpu_is_not_hidden(profile: Profile) -> None:
     catalog = tiny_catalog(menu())
     gpu = catalog.reference.gpus[0].model_copy(update={"usd_per_hour": 1e-6})
-    plan = plan_of(profile, catalog.model_copy(update={"reference": catalog.reference.model_copy(update={"gpus": (gpu,)})}))
+    dear = catalog.model_copy(update={"reference": catalog.reference.model_copy(update={"gpus": (gpu,)})})
+    plan = plan_of(profile, dear, requests_per_hour=20.0)
     assert plan.verdict == "not-recommended"
     assert plan.basis == "dearer-than-whole-model" and plan.baselines["gpu"].spec == "g4dn.xlarge"
     assert plan.baselines["fetch"].ideal

@@ -99,11 +99,44 @@ def test_the_screen_begins_with_money_and_the_verdict_and_shows_layers_only_with
     short, long = forked.remoe(*arguments), forked.remoe(*arguments, "-v")
     assert short.returncode == long.returncode == 0
     labels = [line.split("  ")[0] for line in short.stdout.splitlines()]
-    assert labels[:2] == ["cost", "verdict"] and labels.index("why") == 2
+    assert labels[:2] == ["verdict", "why"] and labels.index("cost") < labels.index("TTFT")
     assert not re.search("^Layers", short.stdout, re.MULTILINE) and re.search("^Layers", long.stdout, re.MULTILINE)
     assert re.search("^Alternatives", short.stdout, re.MULTILINE)
     assert widest(long.stdout, tmp_path) <= 100
     assert not re.search(r"t_rem|MIX|certificate|\bturns?\b|\bflips?\b|\baway\b|reckon|\be\+\d", long.stdout)
+
+
+def test_a_stored_plan_is_shown_as_it_was_when_made(profile: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    made = forked.remoe("plan", str(profile), "-o", str(file), "--remote-share", "0.5", "--requests-per-hour", "20")
+    (profile / "arrays.safetensors").rename(tmp_path / "moved")  # neither the profile nor the catalog is read
+    try:
+        shown = forked.remoe("plan", "show", str(file))
+    finally:
+        (tmp_path / "moved").rename(profile / "arrays.safetensors")
+    assert shown.stdout == made.stdout and "a month at 20 requests an hour" in shown.stdout
+    document = forked.document("plan", "show", str(file))
+    assert document == {"path": str(file)} | json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_nothing_on_the_screen_is_split_within_a_word(profile: Path, tmp_path: Path, width: int) -> None:
+    """The same words as on a very wide screen, in lines that fit."""
+    arguments = (
+        "plan",
+        str(profile),
+        "-o",
+        str(tmp_path / "a.json"),
+        "--explain",
+        "--requests-per-hour",
+        "20",
+        "--catalog",
+        "aws-us-east-1",
+    )
+    wide, narrow = forked.remoe(*arguments, COLUMNS="400"), forked.remoe(*arguments, COLUMNS=str(width))
+    wrapped = [line for line in narrow.stdout.splitlines() if str(tmp_path) not in line and "docs.aws.amazon.com" not in line]
+    assert [line for line in wrapped if len(line) > width] == []
+    assert sorted(narrow.stdout.replace("─", "").split()) == sorted(wide.stdout.replace("─", "").split())
 
 
 def test_a_plan_without_remote_experts_says_why_it_shows_no_layers(profile: Path, tmp_path: Path) -> None:

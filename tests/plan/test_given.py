@@ -111,7 +111,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "another main": ({"main": {"name": "m1800", "memory_mb": 1801, "vcpus": 1.0}, "layers": layers(NONE, NONE)}, "'m1800' is not on the"),
     "no instances": ({"main": "m1800", "layers": layers(NONE, NONE), "instances": 0}, "0 instances of 'm1800'"),
     "instances by use": ({"main": "m1800", "layers": layers(NONE, NONE), "instances": 2}, "2 instances of 'm1800'"),
-    "instances, no traffic": ({"main": "box", "layers": layers(NONE, NONE), "instances": 2}, "2 instances of 'box'"),
+    "instances, no traffic": ({"main": "m1800", "layers": layers(NONE, NONE), "instances": 2}, "2 instances of 'm1800'"),
+    "rented, no traffic": ({"main": "box", "layers": layers(NONE, NONE)}, "rented by the hour, so a request has no price"),
     "too few layers": ({"main": "m1800", "layers": layers(NONE)}, r"exactly the model's MoE layers \(1, 2\)"),
     "too many layers": ({"main": "m1800", "layers": layers(NONE, NONE, NONE)}, "exactly the model's MoE layers"),
     "layers in disorder": ({"main": "m1800", "layers": layers(NONE, NONE)[::-1]}, "exactly the model's MoE layers"),
@@ -185,7 +186,7 @@ DOES_NOT_FIT: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
     # 80 slots of 2,048 bytes, a third more on the wire.
     "payload": (
         {"main": "m1800", "layers": layers(remote(0, 1, 2, 3, memory_mb=1024), NONE)},
-        r"a prompt sends 218453 bytes to layer 1, but the limit is 200000",
+        r"a prompt of 40 tokens sends 218453 bytes to layer 1, and the limit is 200000",
         {"payload_limit_bytes": 200_000},
         {},
     ),
@@ -219,7 +220,7 @@ def test_what_just_fits_is_priced(profile: Profile, tmp_path: Path) -> None:
     busy = {"main": "m1800", "layers": layers(remote(0, 1, replicas=2), remote(0, 1, functions=[[0], [1]]))}
     priced(tmp_path, profile, catalog(concurrency_limit=4), busy)
     box = {"main": "box", "layers": layers(NONE, NONE)}
-    one = priced(tmp_path, profile, catalog(), box)
+    one = priced(tmp_path, profile, catalog(), box, requests_per_hour=1.0)
     request_s = one.ttft_s + 15 * one.tpot_s
     traffic = one_length(40, 15, 2.999 * 3600 / request_s)
     three = priced(tmp_path, profile, catalog(), {**box, "instances": 3}, traffic=traffic)

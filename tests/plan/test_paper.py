@@ -21,6 +21,7 @@ from remoe_cli.plan.paper.bound import TokenBound, calibrate, paper_bound
 from remoe_cli.plan.paper.heuristic import fitted, memory_problem, paper_plan
 from remoe_cli.plan.paper.mmp import Allocation, allocations, ttft_rest_s
 from remoe_cli.plan.problem.aim import Aim
+from remoe_cli.plan.problem.hits import owner_of
 from remoe_cli.plan.problem.problem import MB, Invocations, Main, Placement, Problem
 from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import from_profile
@@ -34,10 +35,17 @@ from tests.support.synthetic import inverse, synthetic_profile, tiny_catalog
 CASES = 11
 
 
+def payload_bytes(problem: Problem, layer: LayerPlan, index: int) -> float:
+    """The largest payload of the longest prompt."""
+    tokens, parts = problem.workload.use[index] * problem.workload.most_in, max(len(layer.parts), layer.replicas)
+    at = expert_functions.shared_out(problem, owner_of(len(tokens), layer.parts), tokens, layer.replicas)
+    return float(expert_functions.payload_bytes(problem, expert_functions.prefill(problem, tokens, [layer.memory_mb], at, parts).rows[0]))
+
+
 @cache
 def case(seed: int) -> tuple[Problem, TokenBound]:
     """A random small problem and a bound for it; over the seeds top-1 to top-3, flat to skewed routing, slow and fast main functions, all
-    prices of calls, kinds of requests, cold starts, GPUs, rented instances, small payloads and one call for each expert occur."""
+    prices of calls, kinds of requests, cold starts, GPUs, small payloads and one call for each expert occur."""
     random = np.random.default_rng(seed)
     with TemporaryDirectory() as path:
         profile = synthetic_profile(
@@ -57,8 +65,6 @@ def case(seed: int) -> tuple[Problem, TokenBound]:
             seed=seed,
         )
     menu = [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in range(800, 6000, 300)]
-    if seed % 5 == 0:
-        menu.append({"name": "box", "memory_mb": 3000, "vcpus": 2.0, "usd_per_hour": 0.1})
     catalog = tiny_catalog(
         {"menu": menu, "usd_per_accelerator_gb_second": 5e-5 if seed % 4 == 0 else 0.0},
         memory_menu_mb=list(range(256, 3000, 256)),
@@ -116,7 +122,7 @@ def test_no_plan_breaks_what_it_claims(seed: int) -> None:
             part = layer_outcome(problem, placement, index)
             assert set(layer.remote) == set(np.flatnonzero(problem.workload.ranks[index] < size))  # method.md, section 7
             assert part.function_bytes <= layer.memory_mb * MB and layer.memory_mb in (0, *problem.catalog.function.memory_menu_mb)
-            assert part.largest_payload_bytes <= problem.catalog.function.payload_limit_bytes
+            assert not layer.remote or payload_bytes(problem, layer, index) <= problem.catalog.function.payload_limit_bytes
             assert not layer.functions and layer.replicas <= min(size, problem.catalog.function.max_replicas)
 
 
@@ -142,9 +148,8 @@ def test_the_cases_are_worth_something() -> None:
             size, full = len(found.layers[0].remote), problem.spec.experts_per_layer
             seen.add("remote" if size == full else "local" if size == 0 else "mixed")
             seen |= {"replicas"} if max(layer.replicas for layer in found.layers) > 1 else set()
-            seen |= {"instance"} if found.main.spec.usd_per_hour else set()
             seen |= {"memories"} if len({layer.memory_mb for layer in found.layers}) > 1 else set()
-    assert seen == {"none", "remote", "local", "mixed", "replicas", "instance", "memories"}, seen
+    assert seen == {"none", "remote", "local", "mixed", "replicas", "memories"}, seen
 
 
 # Step 1: the worst case, and MMP.
@@ -290,7 +295,7 @@ def test_replicas_start_from_what_the_payload_needs(tmp_path: Path) -> None:
 
     def largest_bytes(of: Problem, z: int) -> float:
         layer = LayerPlan(layer=1, remote=(0, 1, 2, 3), memory_mb=1769, replicas=z)
-        return layer_outcome(of, Placement(main, (layer,)), 0).largest_payload_bytes
+        return payload_bytes(of, layer, 0)
 
     for rows in (60, 30, 20, 2):
         limits = {"payload_limit_bytes": rows * 2048, "usd_per_request": 1.0, "max_replicas": 4}
@@ -363,7 +368,7 @@ def test_no_other_number_of_replicas_lowers_cost_and_the_worst_case_is_kept(seed
                 other = list(found.layers)
                 other[index] = layer.model_copy(update={"replicas": z})
                 placement = Placement(found.main.spec, tuple(other))
-                fits = layer_outcome(problem, placement, index).largest_payload_bytes <= problem.catalog.function.payload_limit_bytes
+                fits = payload_bytes(problem, other[index], index) <= problem.catalog.function.payload_limit_bytes
                 assert not fits or evaluate(problem, placement).cost_usd_per_request >= cost * (1 - 1e-12)
         if aim.ttft_s is not None:
             worst = ttft_rest_s(problem, found.main.spec, size)

@@ -38,8 +38,8 @@ def test_a_folder_and_nothing_are_no_plans(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"schema_version": "remoe.plan/4", "profile": ', "cannot be read as JSON"),
-        ('{"schema_version": "remoe.plan/4"}', "is damaged at 'profile'"),
+        ('{"schema_version": "remoe.plan/5", "profile": ', "cannot be read as JSON"),
+        ('{"schema_version": "remoe.plan/5"}', "is damaged at 'profile'"),
         ('{"schema_version": "remoe.plan/1"}', r"has the schema 'remoe\.plan/1'"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
-from remoe_cli.plan.document import Lengths, Plan, PredictedRouting, Source
+from remoe_cli.plan.document import BaselineName, Lengths, Plan, PredictedRouting, Source
 from remoe_cli.plan.problem.traffic import Traffic, one_length
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile
@@ -26,12 +26,18 @@ MIXTURE = PredictedRouting(
     recorded=tuple(range(2, 19)),
     weights=tuple(range(1, 18)),
 )
+GPU = next(spec for spec in read_catalog("aws-us-east-1").main.menu if spec.usd_per_hour is not None)
+CHEAP = read_catalog("aws-us-east-1")
+CHEAP = CHEAP.model_copy(
+    update={"reference": CHEAP.reference.model_copy(update={"gpus": (CHEAP.reference.gpus[0].model_copy(update={"usd_per_hour": 1e-3}),)})}
+)
 CASES: dict[str, tuple[Catalog, dict[str, Any]]] = {
     "by use": (tiny_catalog(), {"budget_usd": 1.0, "remote_share": 0.5, "examine": True}),
     "rented": (tiny_catalog({"menu": [BOX]}), {"traffic": one_length(40, 15, 50_000.0)}),  # more than two boxes have time for
     "kinds": (tiny_catalog(), {"traffic": Traffic(KINDS, 2.0), "cold_share": 0.3, "remote_share": 0.5}),
     "mixture": (tiny_catalog(), {"remote_share": 0.5, "routing": MIXTURE, "examine": True}),
     "divided": (tiny_catalog(memory_menu_mb=[128, 384], max_functions=3), {"remote_share": 1.0}),
+    "unknown traffic": (CHEAP, {}),
     "GPU by use": (read_catalog("paper"), {"traffic": one_length(40, 15, 20.0), "cold_share": 0.3, "remote_share": 0.5}),
     "GPU rented": (read_catalog("aws-us-east-1"), {"traffic": one_length(40, 15, 90_000.0)}),
 }
@@ -44,6 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, dict[str, P
     assert plans["rented"].instances >= 3 and plans["kinds"].workload.kinds == KINDS and plans["kinds"].layers[1].remote
     assert len(plans["divided"].layers[0].functions) == 2 and len(plans["by use"].scenarios) == 6
     assert len(plans["by use"].baselines) == len(plans["GPU by use"].baselines) == 5 and plans["rented"].missing.keys() == {"cpu"}
+    unknown = plans["unknown traffic"]
+    assert unknown.break_even_traffic is not None and unknown.baselines[BaselineName.GPU].cost_usd_per_request is None
     for name, plan in plans.items():
         assert verify(plan, profile, CASES[name][0]) == (), name
     return profile, plans
@@ -144,6 +152,16 @@ TABLE: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
         ("GPU by use", "fetch", "cost_usd_per_request"), ("GPU by use", "mix", "ttft_s"),
         ("GPU rented", "gpu", "cost_usd_per_request"), ("GPU rented", "gpu", "spec"), ("GPU rented", "fetch", "tpot_s"),
     ]),
+    ("unknown traffic", put("baselines", "gpu", "cost_usd_per_request")(0.1), "baselines.gpu.cost_usd_per_request"),
+    ("unknown traffic", put("baselines", "all-local", "cost_usd_per_request")(None), "baselines.all-local.cost_usd_per_request"),
+    ("unknown traffic", put("baselines", "gpu", "usd_per_hour")(0.5), "baselines.gpu.usd_per_hour"),
+    ("unknown traffic", put("baselines", "cpu", "cold_start_s")(more), "baselines.cpu.cold_start_s"),
+    ("unknown traffic", put("cold_start_s")(more), "cold_start_s"),
+    ("unknown traffic", put("main")(lambda was: GPU.model_dump(mode="json")), "main"),
+    ("unknown traffic", put("break_even_traffic", "requests_per_hour")(lambda was: was * 1.01), "break_even_traffic.requests_per_hour"),
+    ("unknown traffic", put("break_even_traffic", "by_use")("other"), "break_even_traffic.by_use"),
+    ("unknown traffic", put("break_even_traffic", "usd_per_hour")(more), "break_even_traffic.usd_per_hour"),
+    ("kinds", put("cold_start_s")(0.0), "cold_start_s"),
     *((case, put("baselines", name, "meets")(lambda was: not was), f"baselines.{name}.meets") for case, name in [
         ("by use", "all-local"), ("by use", "mix"), ("by use", "cpu"), ("by use", "gpu"), ("kinds", "fetch")
     ]),

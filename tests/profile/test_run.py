@@ -233,6 +233,19 @@ def test_what_a_kill_leaves_half_written_is_no_obstacle(whole: Made, model: Path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arrays.safetensors", "profile.json"]
 
 
+def test_a_finished_run_is_not_run_again(whole: Made, model: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    shutil.copytree(whole[0].path, tmp_path / "profile")
+
+    def never(done: int, total: int) -> None:
+        raise AssertionError("prompts are run")
+
+    again = run(model, tmp_path / "profile", never, say=said.append)
+    assert again.record == whole[0].record and "is finished already" in said[0]
+    run(model, tmp_path / "profile", say=said.append, max_new_tokens=NEW - 1)  # other inputs are another run
+    assert len(said) == 1 and not same_bytes(tmp_path / "profile", whole[0].path)
+
+
 @pytest.fixture
 def interrupted(model: Path, whole: Made, tmp_path: Path) -> Path:
     """An output directory as a crash after the first batch leaves it, with latencies that were measured."""

@@ -68,17 +68,16 @@ class Brute:
         gpu = main.gpu_memory_mb is not None or (by_use and side.usd_per_accelerator_gb_second > 0)
         vcpus = latency.main_vcpus if main.vcpus is None else min(main.vcpus, latency.main_vcpus)
         slow = 1.0 if gpu else latency.main_vcpus / vcpus
-        longest_in, longest_out = max(((n_in, n_out) for _, n_in, n_out in self.kinds), key=lambda kind: (sum(kind), kind[0]))
-        tokens = longest_in + longest_out
+        longest_out, tokens = max(n_out for _, _, n_out in self.kinds), max(n_in + n_out for _, n_in, n_out in self.kinds)
         base = spec.nonexpert_bytes + tokens * (spec.hidden_state_bytes + 1024 * spec.hidden_layers)
         if main.gpu_memory_mb is not None and base > main.gpu_memory_mb * 2**20:
             return
         held = side.runtime_memory_mb * 2**20 + (longest_out * spec.hidden_state_bytes if gpu else base)
         layers = len(spec.moe_layers)
-        ttft0 = sum(
-            share * (linear(latency.nonexpert_prefill, n_in) * slow + 2 * layers * linear(latency.copy_s, n_in))
-            for share, n_in, _ in self.kinds
-        )
+        rest = [linear(latency.nonexpert_prefill, n_in) * slow + 2 * layers * linear(latency.copy_s, n_in) for _, n_in, _ in self.kinds]
+        ttft0 = sum(share * seconds for (share, _, _), seconds in zip(self.kinds, rest, strict=True))
+        # Each request by itself, should it be cold: prefill with the starts that it waits for
+        own = [seconds + (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s if by_use else 0.0) for seconds in rest]
         if by_use:
             ttft0 += self.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
         tpot0 = latency.nonexpert_decode_s * slow + 2 * layers * linear(latency.copy_s, 1)
@@ -91,11 +90,13 @@ class Brute:
             shape[axis] = len(c)
             ttft, tpot = ttft + c[:, 0].reshape(shape), tpot + c[:, 1].reshape(shape)
             usd, local = usd + c[:, 2].reshape(shape), local + c[:, 3].reshape(shape)
+            own = [seconds + c[:, 4 + kind].reshape(shape) for kind, seconds in enumerate(own)]
         request = ttft + self.n_out * tpot
+        ends_s = side.timeout_s if by_use else side.rented_timeout_s or math.inf
         fits = held + local * spec.expert_bytes <= main.memory_mb * 2**20
         if by_use:
             rate = side.usd_per_gb_second["x86_64"] * main.memory_mb / 1024 + side.usd_per_accelerator_gb_second * base / 2**30
-            options = [(rate, side.usd_per_request, side.timeout_s)]
+            options = [(rate, side.usd_per_request, math.inf)]
         elif self.per_hour is None:
             options = [(main.usd_per_hour / 3600, 0.0, math.inf)]
         else:
@@ -103,12 +104,15 @@ class Brute:
             options = [(0.0, n * main.usd_per_hour / self.per_hour, 3600 * n / self.per_hour) for n in range(1, most + 1)]
         for rate, fixed, longest in options:
             good = fits & (request <= longest * (1 + 1e-9))
+            for (_, _, n_out), seconds in zip(self.kinds, own, strict=True):
+                good &= seconds + n_out * tpot <= ends_s * (1 + 1e-9)
             yield np.stack(
                 [(rate * request + fixed + usd)[good], np.broadcast_to(ttft, good.shape)[good], np.broadcast_to(tpot, good.shape)[good]], 1
             )
 
-    def beside(self, main: Any, vcpus: float, layer: int) -> list[tuple[float, float, float, int]]:
-        """Of one layer: (prefill with cold starts, decode, bill, local experts) of everything that fits, beside this main function."""
+    def beside(self, main: Any, vcpus: float, layer: int) -> list[tuple[float, ...]]:
+        """Of one layer: (prefill with cold starts, decode, bill, local experts, prefill of each kind when cold) of everything that fits,
+        beside this main function."""
         curve = self.latency.local_expert
         step_s = self.once(curve.seconds, 1, vcpus)
         local_s = [[self.once(curve.seconds, use * n_in, vcpus) for use in self.use[layer]] for _, n_in, _ in self.kinds]
@@ -116,9 +120,15 @@ class Brute:
         out = []
         for c in self.choices[layer]:
             prefill = cold_s * len(c.local_ids) + (self.cold_share * c.start_s if main.usd_per_hour is not None else 0.0)
+            full_s = self.spec.expert_bytes / self.catalog.main.load_bytes_per_s * len(c.local_ids)
+            if main.usd_per_hour is not None:
+                full_s = c.start_s if self.cold_share else 0.0
+            alone = []
             for (share, _, _), own, wait in zip(self.kinds, local_s, c.waits, strict=True):
                 prefill += share * max(sum([own[e] for e in c.local_ids]), wait)
-            out.append((prefill, sum([share * max(local * step_s, wait) for share, local, wait in c.steps]), c.usd, len(c.local_ids)))
+                alone.append(max(sum([own[e] for e in c.local_ids]), wait) + full_s)
+            steps_s = sum([share * max(local * step_s, wait) for share, local, wait in c.steps])
+            out.append((prefill, steps_s, c.usd, len(c.local_ids), *alone))
         return out
 
     @cached_property
@@ -186,6 +196,9 @@ class Brute:
             start_s = self.latency.cold_start.total_s if self.latency.cold_start else side.cold_start_s
             start_s += max(map(len, parts)) * self.spec.expert_bytes / side.load_bytes_per_s
             usd += self.cold_share * len(parts) * replicas * start_s * rate
+            top = [1.0] * min(self.spec.top_k, max(map(len, parts)))
+            if start_s + 4 * max(*waits, self.wait(self.inside(memory_mb, top))) > min(side.timeout_s, 900) * (1 + 1e-9):
+                return None
         return Choice(local_ids, waits, steps, usd, start_s)
 
     def lpt(self, tokens: dict[int, float], replicas: int) -> list[list[int]]:

@@ -6,6 +6,9 @@
 - MIX        experts in CPU memory, the rest where main functions have it, on the smallest main spec that holds them
 - all-local  the same on the cheapest spec that meets the targets (MIX*): a plan without remote experts
 
+Where the traffic is unknown, a request has no price on an instance that is rented by the hour: there all-local and MIX are paid by use if
+the catalog has main functions that are, and what runs on rented GPUs has a price per hour only.
+
 Times of CPU, GPU and Fetch come from descriptions (profile/hardware). Their GPU takes a fixed time for each layer and for each expert that
 is called: that is what eager code costs, and it decides these baselines. Prices are those of main functions: by the GB-second, or the hours
 of an instance.
@@ -15,15 +18,17 @@ Source: method.md, section 10.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost import main_function
-from remoe_cli.plan.cost.placement import Priced, layer_outcomes, total
+from remoe_cli.plan.cost.placement import Priced, evaluate, layer_outcomes, total
+from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, MainSpec, Outcome
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
-from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Placement, Problem, local_layers
+from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem, local_layers
 from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
 
 
@@ -42,7 +47,7 @@ class Baselines:
 
 def baselines(problem: Problem, aim: Aim) -> Baselines:
     """Price every other way to run the model, or say why it cannot be priced."""
-    local = [one for spec in problem.catalog.main.menu if (one := all_local_on(problem, spec)) is not None]
+    local = [one for spec in problem.menu if (one := all_local_on(problem, spec)) is not None]
     found = {
         BaselineName.CPU: _cpu(problem, aim, local),
         BaselineName.GPU: _gpu(problem, aim),
@@ -50,7 +55,7 @@ def baselines(problem: Problem, aim: Aim) -> Baselines:
         BaselineName.MIX: _mix(problem, aim, local),
     }
     best = _best(aim, local)
-    found[BaselineName.ALL_LOCAL] = found[BaselineName.MIX] if best is None else _priced(aim, best)
+    found[BaselineName.ALL_LOCAL] = found[BaselineName.MIX] if best is None else _priced(problem, aim, best)
     priced = {name: way for name, way in found.items() if not isinstance(way, str)}
     missing = {name: way for name, way in found.items() if isinstance(way, str)}
     return Baselines(priced, missing, best)
@@ -66,9 +71,12 @@ def all_local_on(problem: Problem, spec: MainSpec) -> Priced | None:
         return None
     layers = layer_outcomes(problem, placement)
     outcome = total(problem, placement, layers)
+    ends_s = main_function.longest_request_s(problem, spec) * (1 + SLACK)
+    if ends_s < math.inf and (longest_s(problem, placement, outcome.tpot_s, problem.workload.front) > ends_s).any():
+        return None
     request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
     if not main_function.always_on(problem, spec):
-        return Priced(placement, outcome) if request_s <= main_function.longest_mean_s(problem, Main(spec)) * (1 + SLACK) else None
+        return Priced(placement, outcome)
     several = replace(placement, instances=instances_for(problem, request_s))
     return Priced(several, total(problem, several, layers))
 
@@ -86,20 +94,33 @@ def _best(aim: Aim, local: list[Priced]) -> Priced | None:
     return min(equals, key=lambda one: one.outcome.ttft_s, default=None)
 
 
-def _priced(aim: Aim, local: Priced) -> Baseline:
+def cold_start_s(problem: Problem, placement: Placement) -> float:
+    """Compute what a cold start adds to the TTFT of a request that finds nothing warm."""
+    warm, cold = (
+        evaluate(replace(problem, workload=replace(problem.workload, cold_share=share)), placement).ttft_s for share in (0.0, 1.0)
+    )
+    return cold - warm
+
+
+def _priced(problem: Problem, aim: Aim, local: Priced) -> Baseline:
+    placement = local.placement
     return Baseline(
-        **local.outcome.model_dump(), spec=local.placement.main.name, instances=local.placement.instances, meets=meets(aim, local.outcome)
+        **local.outcome.model_dump(),
+        cold_start_s=cold_start_s(problem, placement),
+        usd_per_hour=placement.main.usd_per_hour,
+        spec=placement.main.name,
+        instances=placement.instances,
+        meets=meets(aim, local.outcome),
     )
 
 
 def _mix(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     if local:
-        return _priced(aim, min(local, key=lambda one: (one.placement.main.memory_mb, one.placement.main.usd_per_hour or 0.0)))
-    needed = main_function.main_memory_bytes(
-        problem, problem.catalog.main.menu[-1], problem.spec.experts_per_layer * len(problem.spec.moe_layers)
-    )
-    largest = max(spec.memory_mb for spec in problem.catalog.main.menu)
-    return f"all experts local need a main function of {needed / MB:.0f} MB, but the largest has {largest} MB"
+        return _priced(problem, aim, min(local, key=lambda one: (one.placement.main.memory_mb, one.placement.main.usd_per_hour or 0.0)))
+    needed = main_function.main_memory_bytes(problem, problem.menu[-1], problem.spec.experts_per_layer * len(problem.spec.moe_layers))
+    largest = max(spec.memory_mb for spec in problem.menu)
+    of_these = "" if len(problem.menu) == len(problem.catalog.main.menu) else " that is paid by use"
+    return f"all experts local need a main function of {needed / MB:.0f} MB, but the largest{of_these} has {largest} MB"
 
 
 def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
@@ -108,15 +129,15 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     Where main functions have no GPU, this is all experts local. Else experts take their time in the main function, the rest that of a
     description.
     """
-    by_use = [spec for spec in problem.catalog.main.menu if spec.usd_per_hour is None]
+    by_use = [spec for spec in problem.menu if spec.usd_per_hour is None]
     bytes_needed = problem.catalog.main.runtime_memory_mb * MB + main_function.base_bytes(problem) + problem.spec.routed_bytes
     hardware = read_hardware(problem.catalog.reference.hardware)
     nonexpert, _ = whole_on_cpu(hardware, problem.spec)
     known = {one.placement.main.name: one.outcome for one in local}
     best: Baseline | None = None
-    for spec in by_use:
-        if spec.memory_mb * MB < bytes_needed:
-            continue
+    least = math.inf
+    holding = [spec for spec in by_use if spec.memory_mb * MB >= bytes_needed]
+    for spec in holding:
         if not main_function.on_gpu(problem, spec):
             outcome = known.get(spec.name)
         else:
@@ -129,10 +150,13 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
                 lambda n, expert=expert, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
                 usd_per_s,
                 problem.catalog.main.usd_per_request,
-                _cold_s(problem),
+                by_use=True,
             )
-        if outcome and (best is None or outcome.cost_usd_per_request < best.cost_usd_per_request):
-            best = Baseline(**outcome.model_dump(), spec=spec.name, meets=meets(aim, outcome))
+        if outcome and outcome.cost_usd_per_request < least:
+            least = outcome.cost_usd_per_request
+            best = Baseline(**outcome.model_dump(), cold_start_s=read_s(problem), spec=spec.name, meets=meets(aim, outcome))
+    if best is None and holding:
+        return f"no main function paid by use that holds the whole model of {bytes_needed / 2**30:.1f} GB {_in_time(problem)}"
     return best or f"no main function paid by use holds the whole model of {bytes_needed / 2**30:.1f} GB"
 
 
@@ -158,26 +182,49 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         if (spec.gpu_memory_mb or 0) * MB >= gpu_bytes and spec.memory_mb * MB >= cpu_needed:
             options.append((spec.name, spec.hardware or reference.hardware, (spec.usd_per_hour or 0.0) / 3600, spec.usd_per_hour))
     best: Baseline | None = None
+    least = (True, math.inf)  # whether it has no price for a request, and what it costs: an hour, or a request
     for name, described, usd_per_s, per_hour in options:
         hardware = read_hardware(described)
         if hardware.gpu is None:
             continue
         nonexpert, expert = whole_on_gpu(hardware, problem.spec)
-        cold_s = _cold_s(problem) if per_hour is None else 0.0
-        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: expert.seconds(n, 1), usd_per_s, 0.0, cold_s)  # noqa: B023
+        by_use = per_hour is None
+        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: expert.seconds(n, 1), usd_per_s, 0.0, by_use=by_use)  # noqa: B023
+        if outcome is None:
+            continue
         traffic, instances = problem.workload.requests_per_hour, 1
-        if per_hour is not None and traffic is not None:
+        request_usd: float | None = outcome.cost_usd_per_request
+        if per_hour is not None:
             instances = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
-            outcome = outcome.model_copy(update={"cost_usd_per_request": instances * per_hour / traffic})
+            request_usd = None if traffic is None else instances * per_hour / traffic
+        asked = replace(aim, budget_usd=None) if request_usd is None else aim
         overhead = (
             f"GPU overhead of {hardware.main.layer_overhead_s * 1e3:g} ms for each layer "
             f"and {hardware.gpu.expert_overhead_s * 1e3:g} ms for each expert"
         )
-        if best is None or outcome.cost_usd_per_request < best.cost_usd_per_request:
+        if (rank := (request_usd is None, per_hour or 0.0 if request_usd is None else request_usd)) < least:
+            least = rank
             best = Baseline(
-                **outcome.model_dump(), spec=name, instances=instances, meets=meets(aim, outcome), assumed=overhead, ideal=ideal
+                cost_usd_per_request=request_usd,
+                ttft_s=outcome.ttft_s,
+                tpot_s=outcome.tpot_s,
+                cold_start_s=read_s(problem) if by_use else 0.0,
+                usd_per_hour=per_hour,
+                spec=name,
+                instances=instances,
+                meets=meets(asked, outcome if request_usd is None else outcome.model_copy(update={"cost_usd_per_request": request_usd})),
+                assumed=overhead,
+                ideal=ideal,
             )
-    return best or f"no GPU of the catalog has {gpu_bytes / 2**30:.1f} GB, with {cpu_needed / 2**30:.1f} GB of CPU memory"
+    memory = f"{gpu_bytes / 2**30:.1f} GB, with {cpu_needed / 2**30:.1f} GB of CPU memory"
+    if best is None and options:
+        return f"no GPU of the catalog that has {memory}, {_in_time(problem)}"
+    return best or f"no GPU of the catalog has {memory}"
+
+
+def _in_time(problem: Problem) -> str:
+    longest = problem.workload.most_tokens
+    return f"answers a request of {longest.n_in} + {longest.n_out} tokens before the platform ends it"
 
 
 def _outcome(
@@ -186,22 +233,31 @@ def _outcome(
     expert_s: Callable[[Floats | int], Floats],
     usd_per_s: float,
     fixed_usd: float,
-    cold_s: float,
-) -> Outcome:
-    """Price one device that computes everything, one expert after another.
+    *,
+    by_use: bool,
+) -> Outcome | None:
+    """Price one device that computes everything, one expert after another; None where the platform ends a request before it is answered.
 
-    cold_s   what cold starts add to the mean TTFT
+    Where it is paid by use, a cold one reads the whole model first.
     """
-    workload = problem.workload
-    ttft = cold_s
+    workload, side = problem.workload, problem.catalog.main
+
+    def prefill_s(n_in: int) -> float:
+        return nonexpert_s(n_in) + float(expert_s(workload.use * n_in).sum())
+
+    start_s = read_s(problem) if by_use else 0.0
+    ttft = workload.cold_share * start_s
     for kind in workload.lengths:
-        ttft += kind.share * (nonexpert_s(kind.n_in) + float(expert_s(workload.use * kind.n_in).sum()))
+        ttft += kind.share * prefill_s(kind.n_in)
     hits = float(workload.decode_hits.sum())
     tpot = nonexpert_s(1) + hits * float(expert_s(1))
+    ends_s = side.timeout_s if by_use else side.rented_timeout_s
+    if ends_s is not None and any(start_s + prefill_s(n_in) + n_out * tpot > ends_s * (1 + SLACK) for n_in, n_out in workload.front):
+        return None
     return Outcome(cost_usd_per_request=usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd, ttft_s=ttft, tpot_s=tpot)
 
 
-def _cold_s(problem: Problem) -> float:
-    """Compute what reading the whole model, where it is paid by use, adds to the mean TTFT."""
-    side, spec = problem.catalog.main, problem.spec
-    return problem.workload.cold_share * (side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s)
+def read_s(problem: Problem) -> float:
+    """Compute how long a cold start takes that reads the whole model."""
+    spec, side = problem.spec, problem.catalog.main
+    return side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,9 @@ from remoe_cli.plan.arrays import Bools
 from remoe_cli.plan.assess.baselines import all_local_on
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import Priced, evaluate
-from remoe_cli.plan.document import WIDEST_FACTOR, BaselineName, BreakEven, BreakEvenTraffic, Outcome, Scenario, ScenarioKind
+from remoe_cli.plan.document import WIDEST_FACTOR, Baseline, BaselineName, BreakEven, BreakEvenTraffic, Outcome, Scenario, ScenarioKind
 from remoe_cli.plan.problem.aim import Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
-from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import Workload, from_profile
 from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.latency_record import Quantiles
@@ -177,41 +176,74 @@ def _crossing(rising: Callable[[float], float], low: float, high: float, shown: 
     return float(f"{shown((low + high) / 2):.3g}")
 
 
-def break_even_traffic(problem: Problem, aim: Aim) -> BreakEvenTraffic | None:
-    """Find the traffic above which an always-on instance is cheaper than a main function paid by use.
+def break_even_traffic(problem: Problem, aim: Aim, by_use: Placement, gpu: Baseline | None) -> BreakEvenTraffic | None:
+    """Find the traffic above which an always-on instance is cheaper than a placement paid by use.
 
-    Cold starts, which make paying by use dearer when requests are rare, are left out. Returns None where the catalog lacks one of both
-    kinds, or one of them is never the cheaper.
+    Where the traffic is known, the placement paid by use is the best one, by the scan; else `by_use`. The instance holds all experts, or is
+    that of `gpu`, which runs the whole model; where none does, it has remote experts as the scan finds them. Cold starts, which make
+    paying by use dearer when requests are rare, are left out.
+
+    Returns None where the catalog lacks one of both kinds, or one of them is never the cheaper.
     """
-    if len({spec.usd_per_hour is None for spec in problem.catalog.main.menu}) < 2:
-        return None
-    unknown = Traffic(problem.workload.lengths)
+    unknown = replace(problem.workload.traffic, per_hour=None, gaps_s=())
     idle_free = replace(problem, workload=replace(problem.workload, traffic=unknown, cold_share=0.0))
-    by_use, rented = _best_of(idle_free, aim, False), _cheapest_hour(idle_free, aim) or _best_of(idle_free, aim, True)
-    if by_use is None or rented is None:
+    if problem.workload.requests_per_hour is None and by_use.main.usd_per_hour is None:
+        used: Priced | None = Priced(by_use, evaluate(idle_free, by_use))
+    else:
+        used = _best_of(idle_free, aim, False)
+    rented = _cheapest_hour(idle_free, aim, gpu)
+    if used is None or rented is None:
         return None
-    instance = rented.placement.main
-    request_s = rented.outcome.ttft_s + problem.workload.n_out * rented.outcome.tpot_s
-    functions_usd = rented.outcome.cost_usd_per_request - main_function.usd_per_s(idle_free, instance) * request_s
-    spare_usd = by_use.outcome.cost_usd_per_request - functions_usd
-    per_hour = (instance.usd_per_hour or 0.0) / spare_usd if spare_usd > 0 else math.inf
+    request_s = rented.ttft_s + problem.workload.n_out * rented.tpot_s
+    spare_usd = used.outcome.cost_usd_per_request - rented.functions_usd
+    per_hour = rented.usd_per_hour / spare_usd if spare_usd > 0 else math.inf
     if per_hour > 3600 / request_s:  # an instance that works all the time is still dearer
         return None
-    return BreakEvenTraffic(by_use=by_use.placement.main.name, instance=instance.name, requests_per_hour=float(f"{per_hour:.4g}"))
-
-
-def _cheapest_hour(problem: Problem, aim: Aim) -> Priced | None:
-    """Find the instance with the least price per hour that holds all experts and meets the targets."""
-    aim = replace(aim, budget_usd=None)
-    rented = sorted(
-        (spec for spec in problem.catalog.main.menu if spec.usd_per_hour is not None), key=lambda spec: spec.usd_per_hour or 0.0
+    return BreakEvenTraffic(
+        by_use=used.placement.main.name,
+        instance=rented.instance,
+        against=rented.runs,
+        usd_per_hour=rented.usd_per_hour,
+        ttft_s=rented.ttft_s,
+        tpot_s=rented.tpot_s,
+        requests_per_hour=float(f"{per_hour:.4g}"),
     )
-    return next((one for spec in rented if (one := all_local_on(problem, spec)) is not None and meets(aim, one.outcome)), None)
+
+
+class _Rented(NamedTuple):
+    """An instance, what runs on it (None: with remote experts), and what its remote experts cost for a request."""
+
+    usd_per_hour: float
+    ttft_s: float
+    tpot_s: float
+    instance: str
+    runs: BaselineName | None
+    functions_usd: float = 0.0
+
+
+def _cheapest_hour(problem: Problem, aim: Aim, gpu: Baseline | None) -> _Rented | None:
+    """Find the instance with the least price per hour that meets the targets; of equals, the fastest."""
+    aim = replace(aim, budget_usd=None)
+    found = [
+        _Rented(spec.usd_per_hour, one.outcome.ttft_s, one.outcome.tpot_s, spec.name, BaselineName.ALL_LOCAL)
+        for spec in problem.catalog.main.menu
+        if spec.usd_per_hour is not None and (one := all_local_on(problem, spec)) is not None and meets(aim, one.outcome)
+    ]
+    if gpu is not None and gpu.usd_per_hour is not None and gpu.meets:
+        found.append(_Rented(gpu.usd_per_hour, gpu.ttft_s, gpu.tpot_s, gpu.spec, BaselineName.GPU))
+    if not found and (best := _best_of(problem, aim, True)) is not None:
+        outcome, main = best.outcome, best.placement.main
+        own_usd = main_function.usd_per_s(problem, main) * (outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
+        functions_usd = outcome.cost_usd_per_request - own_usd
+        return _Rented(main.usd_per_hour or 0.0, outcome.ttft_s, outcome.tpot_s, main.name, None, functions_usd)
+    return min(found, default=None)
 
 
 def _best_of(problem: Problem, aim: Aim, rented: bool) -> Priced | None:
     """Find the best plan, by the scan, with main functions of one kind: rented, or paid by use."""
     menu = tuple(spec for spec in problem.catalog.main.menu if (spec.usd_per_hour is not None) == rented)
+    if not menu:
+        return None
     catalog = problem.catalog.model_copy(update={"main": problem.catalog.main.model_copy(update={"menu": menu})})
     found = scan(replace(problem, catalog=catalog), replace(aim, objective="cost", budget_usd=None))
     return Priced(found.placement, evaluate(problem, found.placement)) if found else None

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from remoe_cli.plan.assess.baselines import Baselines
-from remoe_cli.plan.document import Baseline, BaselineName, Basis, Method, Outcome, Verdict
+from remoe_cli.plan.assess.baselines import Baselines, cold_start_s
+from remoe_cli.plan.document import Baseline, BaselineName, Basis, BreakEvenTraffic, Method, Outcome, Verdict
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem
+from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS
 from remoe_cli.plan.solve.columns import build_columns
-from remoe_cli.plan.wording import BASELINE_NAMES, bought, capitalized, millions, per_million
+from remoe_cli.plan.wording import BASELINE_NAMES, HOURS_PER_MONTH, amount, bought, capitalized, dollars, price, seconds
 
 MIN_TRACE_TOKENS = 200  # below, a hit probability of 1% rests on fewer than two tokens
 WORTHWHILE = 1e-3  # a plan must be cheaper than what it is compared with by more than this share
@@ -26,6 +27,7 @@ VERDICTS: dict[Basis, Verdict] = {
     Basis.NOTHING_ELSE_FITS: "recommended",
     Basis.OTHERS_MISS_TARGETS: "recommended",
     Basis.CHEAPER: "recommended",
+    Basis.DEPENDS_ON_TRAFFIC: "depends-on-traffic",
     Basis.DEARER_THAN_WHOLE_MODEL: "not-recommended",
     Basis.DEARER_THAN_ALL_LOCAL: "not-recommended",
     Basis.ALL_LOCAL_IS_CHEAPEST: "not-recommended",
@@ -41,11 +43,15 @@ class Judgement:
     reason: str
 
 
-def judge(problem: Problem, aim: Aim, placement: Placement, outcome: Outcome, others: Baselines) -> Judgement:
+def judge(
+    problem: Problem, aim: Aim, placement: Placement, outcome: Outcome, others: Baselines, traffic: BreakEvenTraffic | None
+) -> Judgement:
     """Recommend a plan only if it meets the targets and every alternative that meets them too costs more."""
     name = cheapest_rival(others.priced)
     basis = _basis(problem, aim, placement, outcome, others, name)
-    return Judgement(VERDICTS[basis], basis, _sentence(basis, problem, placement, outcome, others, name))
+    if problem.workload.requests_per_hour is None and traffic is not None and VERDICTS[basis] == "recommended":
+        basis = Basis.DEPENDS_ON_TRAFFIC
+    return Judgement(VERDICTS[basis], basis, _sentence(basis, problem, placement, outcome, others, name, traffic))
 
 
 def _basis(problem: Problem, aim: Aim, placement: Placement, outcome: Outcome, others: Baselines, rival: BaselineName | None) -> Basis:
@@ -55,48 +61,103 @@ def _basis(problem: Problem, aim: Aim, placement: Placement, outcome: Outcome, o
         return Basis.MISSES_TARGET
     if rival is None:
         return Basis.OTHERS_MISS_TARGETS if BaselineName.ALL_LOCAL in others.priced else Basis.NOTHING_ELSE_FITS
-    if outcome.cost_usd_per_request < others.priced[rival].cost_usd_per_request * (1 - WORTHWHILE):
+    if outcome.cost_usd_per_request < _usd(others, rival) * (1 - WORTHWHILE):
         return Basis.CHEAPER
     if rival in (BaselineName.CPU, BaselineName.GPU):
         return Basis.DEARER_THAN_WHOLE_MODEL
     return Basis.DEARER_THAN_ALL_LOCAL if _remote_experts(placement) else Basis.ALL_LOCAL_IS_CHEAPEST
 
 
-def _sentence(basis: Basis, problem: Problem, placement: Placement, outcome: Outcome, others: Baselines, name: BaselineName | None) -> str:
-    """Say why the verdict is what it is. Nothing compares this text, so it may be reworded at any time."""
-    usd = per_million(outcome.cost_usd_per_request)
+def _usd(others: Baselines, name: BaselineName) -> float:
+    usd = others.priced[name].cost_usd_per_request
+    assert usd is not None, "only baselines with a price are compared"
+    return usd
+
+
+def _sentence(
+    basis: Basis,
+    problem: Problem,
+    placement: Placement,
+    outcome: Outcome,
+    others: Baselines,
+    name: BaselineName | None,
+    traffic: BreakEvenTraffic | None,
+) -> str:
+    """Say why the verdict is what it is: money and time. Nothing compares this text, so it may be reworded at any time."""
+    workload = problem.workload
+    own = price(outcome.cost_usd_per_request, workload)
     if basis == Basis.TOO_FEW_TOKENS:
-        return (
-            f"The profile traced {len(problem.workload.trace)} decode tokens; at least {MIN_TRACE_TOKENS} are needed to tell how often "
-            "experts are used."
-        )
+        traced = f"The profile traced {len(workload.trace)} decode tokens"
+        return f"{traced}; at least {MIN_TRACE_TOKENS} are needed to tell how often experts are used."
     if basis == Basis.MISSES_TARGET:
-        return f"It misses a target: its TTFT is {outcome.ttft_s:.4g} s, its TPOT {outcome.tpot_s:.4g} s, its cost {usd} requests."
+        return (
+            f"It misses a target: its TTFT is {outcome.ttft_s:.4g} s, its TPOT {outcome.tpot_s:.4g} s, "
+            f"its cost {dollars(outcome.cost_usd_per_request)} a request."
+        )
+    if basis == Basis.DEPENDS_ON_TRAFFIC and traffic is not None:
+        what = "remote experts beside it" if traffic.against is None else BASELINE_NAMES[traffic.against]
+        month = dollars(traffic.usd_per_hour * HOURS_PER_MONTH)
+        return (
+            f"Below {traffic.requests_per_hour:,.4g} requests an hour it costs less than an always-on {traffic.instance} with {what}, "
+            f"which costs {month} a month however many requests come; above, rent that. {_slower(workload, outcome, traffic, cold_s=None)} "
+            "Give --requests-per-hour for the cost of a month."
+        )
     if name is None:
         local = others.priced.get(BaselineName.ALL_LOCAL)
         if local is None:
-            return f"{capitalized(others.missing[BaselineName.ALL_LOCAL])}; this plan costs {usd} requests."
+            return f"{capitalized(others.missing[BaselineName.ALL_LOCAL])}. This plan costs {own}."
         return (
             f"With all experts local, no main function meets the targets (on {bought(local.spec, local.instances)}: "
-            f"TTFT {local.ttft_s:.4g} s, TPOT {local.tpot_s:.4g} s); this plan costs {usd} requests."
+            f"TTFT {local.ttft_s:.4g} s, TPOT {local.tpot_s:.4g} s). This plan costs {own}."
         )
-    rival = others.priced[name]
-    rival_usd, on = per_million(rival.cost_usd_per_request), bought(rival.spec, rival.instances)
-    change = outcome.cost_usd_per_request / rival.cost_usd_per_request - 1 if rival.cost_usd_per_request > 0 else 0.0
+    rival, usd = others.priced[name], _usd(others, name)
+    rivals, on = price(usd, workload), bought(rival.spec, rival.instances)
+    change = outcome.cost_usd_per_request / usd - 1 if usd > 0 else 0.0
     if basis == Basis.CHEAPER:
-        return f"It costs {usd} requests: {-change:.1%} less than {BASELINE_NAMES[name]} on {on} ({rival_usd}), the best alternative."
+        rival = _fastest_of_equals(others, usd)
+        name, on = next(one for one, way in others.priced.items() if way is rival), bought(rival.spec, rival.instances)
+        extra_s = None if not workload.cold_share else cold_start_s(problem, placement)
+        return (
+            f"It costs {amount(outcome.cost_usd_per_request, workload)} instead of {rivals} for {BASELINE_NAMES[name]} on {on}, the best "
+            f"alternative: {-change:.1%} less. "
+            f"{_slower(workload, outcome, rival, extra_s)}"
+        )
     if basis == Basis.DEARER_THAN_WHOLE_MODEL:
-        return f"{capitalized(BASELINE_NAMES[name])}, {on}, is cheaper: {rival_usd} requests against {usd}."
+        cheaper = f"{capitalized(BASELINE_NAMES[name])}, {on}, is cheaper: {amount(usd, workload)} instead of {own}."
+        return f"{cheaper} {_slower(workload, outcome, rival, cold_s=None)}"
     if basis == Basis.DEARER_THAN_ALL_LOCAL:
         start = (
-            f"With {_remote_experts(placement)} experts remote, it costs {usd} requests: {change:+.1%} against {BASELINE_NAMES[name]} "
-            f"on {on} ({rival_usd})."
+            f"With {_remote_experts(placement)} experts remote, it costs {own}: {change:+.1%} against {BASELINE_NAMES[name]} "
+            f"on {on} ({amount(usd, workload)})."
         )
     else:
-        start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {usd} requests."
+        start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {own}."
     if others.all_local is not None and others.all_local.placement.main.usd_per_hour is not None:
         return f"{start} Memory that is rented by the hour costs the same whether experts are in it or not."
+    smallest = min(spec.memory_mb for spec in problem.menu)
+    if others.all_local is not None and others.all_local.placement.main.memory_mb == smallest:
+        return (
+            f"{start} All experts fit the smallest main function there is ({smallest} MB), so moving some out frees no memory that is paid."
+        )
     return f"{start} {_cheapest_remote_expert(problem, others.priced.get(BaselineName.ALL_LOCAL, rival))}"
+
+
+def _fastest_of_equals(others: Baselines, usd: float) -> Baseline:
+    """Find the fastest baseline that can be bought, meets the targets and costs `usd`."""
+    first = sorted(others.priced, key=list(BaselineName).index)
+    able = (way for way in map(others.priced.__getitem__, first) if way.meets and not way.ideal and way.cost_usd_per_request is not None)
+    return min((way for way in able if (way.cost_usd_per_request or 0.0) <= usd * (1 + SLACK)), key=lambda way: (way.tpot_s, way.ttft_s))
+
+
+def _slower(workload: Workload, outcome: Outcome, rival: Baseline | BreakEvenTraffic, cold_s: float | None) -> str:
+    """Compare how long whole answers take: mean ones, or warm and cold ones where `cold_s` says what a cold start adds."""
+    own_s, rival_s = (one.ttft_s + workload.n_out * one.tpot_s for one in (outcome, rival))
+    start = f"An answer of {workload.n_out + 1:,.4g} tokens takes"
+    if cold_s is None:
+        return f"{start} {seconds(own_s)} instead of {seconds(rival_s)}."
+    warm_s = own_s - workload.cold_share * cold_s
+    cold = f"{seconds(warm_s)} warm, {seconds(warm_s + cold_s)} in the {workload.cold_share:.1%} that are cold"
+    return f"{start} {cold}, instead of {seconds(rival_s)}."
 
 
 def _remote_experts(placement: Placement) -> int:
@@ -109,7 +170,11 @@ def cheapest_rival(priced: dict[BaselineName, Baseline]) -> BaselineName | None:
     Of equals, all experts local goes first.
     """
     order = [BaselineName.ALL_LOCAL, *(name for name in priced if name != BaselineName.ALL_LOCAL)]
-    able = {name: priced[name].cost_usd_per_request for name in order if name in priced and priced[name].meets and not priced[name].ideal}
+    able = {
+        name: usd
+        for name in order
+        if name in priced and priced[name].meets and not priced[name].ideal and (usd := priced[name].cost_usd_per_request) is not None
+    }
     least = min(able.values(), default=0.0)
     return next((name for name, usd in able.items() if usd <= least * (1 + SLACK)), None)
 
@@ -159,7 +224,7 @@ def _cheapest_remote_expert(problem: Problem, local: Baseline) -> str:
     expert = int(np.flatnonzero(columns.members[columns.at_set[best]])[0])
     share = float(problem.workload.decode_hits[index, expert])
     return (
-        f"Moving one expert out saves {millions(saved)} of main memory in a million requests; its calls cost at least "
-        f"{millions(float(columns.bill_usd[best]))} (the cheapest: layer {layer}, used by {share:.1%} of decode tokens), and each call "
-        "takes time."
+        f"In a million requests, moving one expert out saves {dollars(saved * 1e6)} of main memory; its calls cost at least "
+        f"{dollars(float(columns.bill_usd[best]) * 1e6)} (the cheapest: layer {layer}, used by {share:.1%} of decode tokens), and "
+        "each call takes time."
     )

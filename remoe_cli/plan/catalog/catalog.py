@@ -93,6 +93,7 @@ class MainSide(Part):
     cold_start_s                    from the request to a main function paid by use that can begin to read the model
     load_bytes_per_s                rate at which it reads the model
     timeout_s                       longest request to a main function paid by use
+    rented_timeout_s                longest request to a rented instance; none where nothing ends it
     """
 
     menu: tuple[MainSpec, ...] = Field(min_length=1, max_length=1024)
@@ -103,6 +104,7 @@ class MainSide(Part):
     cold_start_s: NonNegative
     load_bytes_per_s: Positive
     timeout_s: Positive
+    rented_timeout_s: Positive | None = None
 
     @field_validator("menu")
     @classmethod

@@ -15,18 +15,22 @@ Source: method.md, sections 3, 4 and 9; cold starts: method.md, section 10.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.arrays import Bools, Floats, Ints
 from remoe_cli.plan.catalog.catalog import FunctionSide
 from remoe_cli.plan.problem.hits import HitDistribution
 from remoe_cli.plan.problem.problem import GB_MB, MB, Problem
 
 Places = npt.NDArray[np.int16]
+CALL_ROOM = 4.0  # a call may take so many times the predicted time before the platform ends it: it would be billed and lost
+LEAST_TIMEOUT_S = 30
 
 
 def function_vcpus(side: FunctionSide, memory_mb: npt.ArrayLike) -> Floats:
@@ -148,6 +152,36 @@ def cold_s(problem: Problem, experts: npt.ArrayLike) -> Floats:
     side, measured = problem.catalog.function, problem.latency.cold_start
     start_s = side.cold_start_s if measured is None else measured.total_s
     return start_s + np.asarray(experts, dtype=np.float64) * problem.spec.expert_bytes / side.load_bytes_per_s
+
+
+def allowed_s(problem: Problem, experts: npt.ArrayLike, call_s: npt.ArrayLike) -> Floats:
+    """Compute how long a function has to be let work.
+
+    It starts, reads its experts, and answers its longest call, with room.
+    """
+    seconds: Floats = cold_s(problem, experts) + CALL_ROOM * np.asarray(call_s)
+    return seconds
+
+
+def most_allowed_s(problem: Problem) -> float:
+    """Look up the longest time that the platform lets a function work."""
+    limit_s = problem.catalog.function.timeout_s
+    return limit_s if math.isinf(limit_s) else min(limit_s, MAX_TIMEOUT_S)
+
+
+def timeout_s(problem: Problem, experts: int, call_s: float) -> int:
+    """Choose the timeout of a function, in whole seconds."""
+    return max(LEAST_TIMEOUT_S, math.ceil(float(allowed_s(problem, experts, call_s)) - 1e-6))
+
+
+def longest_step_s(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.ArrayLike) -> Floats:
+    """Compute the longest call for one token: all its experts are in one function.
+
+    Shapes: `memory_mb` [V], `experts` [S]; [S, V].
+    """
+    hits = np.minimum(problem.spec.top_k, np.asarray(experts))[:, None]
+    seconds: Floats = warm(problem).elapsed_s + decode_inside_s(problem, memory_mb, hits)
+    return seconds
 
 
 def shared_out(problem: Problem, owner: Ints, tokens: Floats, replicas: int) -> Ints:

@@ -80,12 +80,11 @@ def expert_step_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def base_bytes(problem: Problem) -> int:
-    """Compute M_g: non-expert modules, and KV cache and hidden states of the longest request.
+    """Compute M_g: non-expert modules, and KV cache and hidden states of the request with most tokens.
 
     Source: method.md, section 4.
     """
-    spec, longest = problem.spec, problem.workload.longest
-    tokens = longest.n_in + longest.n_out
+    spec, tokens = problem.spec, problem.workload.most_tokens.tokens
     return spec.nonexpert_bytes + spec.kv_cache_bytes(tokens) + spec.hidden_state_bytes * tokens
 
 
@@ -94,8 +93,7 @@ def main_memory_bytes(problem: Problem, spec: MainSpec, local_experts: int) -> f
 
     Source: the limit of main memory in method.md, section 4.
     """
-    longest = problem.workload.longest
-    held = problem.spec.hidden_state_bytes * longest.n_out if on_gpu(problem, spec) else base_bytes(problem)
+    held = problem.spec.hidden_state_bytes * problem.workload.most_out if on_gpu(problem, spec) else base_bytes(problem)
     return problem.catalog.main.runtime_memory_mb * MB + held + problem.spec.expert_bytes * local_experts
 
 
@@ -137,14 +135,39 @@ def fixed_usd(problem: Problem, main: Main) -> float:
 
 
 def longest_mean_s(problem: Problem, main: Main) -> float:
-    """Compute how long a mean request may take: the timeout, or the time that always-on instances have."""
-    if main.spec.usd_per_hour is None:
-        return problem.catalog.main.timeout_s
+    """Compute how long a mean request may take: the time that always-on instances have for it."""
     per_hour = problem.workload.requests_per_hour
-    return math.inf if per_hour is None else 3600 * main.instances / per_hour
+    return math.inf if main.spec.usd_per_hour is None or per_hour is None else 3600 * main.instances / per_hour
+
+
+def longest_request_s(problem: Problem, spec: MainSpec) -> float:
+    """Look up how long any request may take: after that the platform ends it."""
+    side = problem.catalog.main
+    if spec.usd_per_hour is None:
+        return side.timeout_s
+    return math.inf if side.rented_timeout_s is None else side.rented_timeout_s
 
 
 # Cold starts
+
+
+def is_ever_cold(problem: Problem, spec: MainSpec) -> bool:
+    """Tell whether a request may find all cold.
+
+    The first one to a main function paid by use always does; one to a rented instance does if the plan has cold requests.
+    """
+    return spec.usd_per_hour is None or problem.workload.cold_share > 0
+
+
+def start_s(problem: Problem, spec: MainSpec, local_experts: int) -> float:
+    """Compute how long a main function takes to start and to read what it holds.
+
+    A rented one has done so before any request.
+    """
+    if spec.usd_per_hour is not None:
+        return 0.0
+    side, model = problem.catalog.main, problem.spec
+    return side.cold_start_s + (model.nonexpert_bytes + local_experts * model.expert_bytes) / side.load_bytes_per_s
 
 
 def cold_rest_s(problem: Problem, spec: MainSpec) -> float:

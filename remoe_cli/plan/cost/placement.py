@@ -35,8 +35,7 @@ class LayerOutcome:
     prefill_s, decode_s     of TTFT, and of TPOT
     cold_s                  what cold starts add to TTFT
     usd                     its invocations
-    largest_payload_bytes   for the payload limit
-    function_bytes          for the limit of function memory
+    function_bytes          for the limit of function memory, with the longest prompt
     calls_per_token         invocations of one decode token
     """
 
@@ -44,7 +43,6 @@ class LayerOutcome:
     decode_s: float
     cold_s: float
     usd: float
-    largest_payload_bytes: float
     function_bytes: float
     calls_per_token: float
 
@@ -76,7 +74,7 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
     owner = owner_of(problem.spec.experts_per_layer, parts)
     local = owner[0] < 0
     local_experts = int(local.sum())
-    prefill_s, usd, largest, held = 0.0, 0.0, 0.0, 0.0
+    prefill_s, usd = 0.0, 0.0
     biggest = np.array([max(map(len, parts), default=0)])
     for kind in workload.lengths:
         tokens = workload.use[index] * kind.n_in
@@ -88,9 +86,6 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         sent = expert_functions.prefill(problem, tokens, [layer.memory_mb], at, max(len(parts), layer.replicas))
         prefill_s += kind.share * max(local_s, float(sent.zt_s[0, 0]))
         usd += kind.share * float(expert_functions.bill_usd(problem, [layer.memory_mb], biggest, sent.billed_s, sent.calls)[0, 0])
-        largest = max(largest, float(sent.rows[0]))
-        rows = [float(tokens[list(part)].sum()) for part in parts]
-        held = max(held, *(float(expert_functions.function_memory_bytes(problem, len(p), n)) for p, n in zip(parts, rows, strict=True)))
     cold_s, calls = main_function.cold_expert_s(problem, main) * local_experts, 0.0
     decode_s = float(workload.decode_hits[index].sum()) * step_s
     if parts:
@@ -104,4 +99,6 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         usd += float(expert_functions.cold_usd(problem, [layer.memory_mb], biggest, len(parts) * layer.replicas)[0, 0])
         if main.usd_per_hour is not None:
             cold_s += workload.cold_share * float(expert_functions.cold_s(problem, biggest)[0])
-    return LayerOutcome(prefill_s, decode_s, cold_s, usd, float(expert_functions.payload_bytes(problem, largest)), held, calls)
+    most = workload.use[index] * workload.most_in
+    held = [float(expert_functions.function_memory_bytes(problem, len(part), most[list(part)].sum())) for part in parts]
+    return LayerOutcome(prefill_s, decode_s, cold_s, usd, max(held, default=0.0), calls)

@@ -5,20 +5,46 @@ Money and the verdict come first. What programs read in a plan as an enum become
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 
-from remoe_cli.plan.document import WIDEST_FACTOR, BaselineName, BreakEven, MainSpec, Method, Plan, Scenario, ScenarioKind
-from remoe_cli.plan.wording import BASELINE_NAMES, VERDICT_WORDS, bought, id_ranges, millions, per_million
+from remoe_cli.plan.document import (
+    WIDEST_FACTOR,
+    Baseline,
+    BaselineName,
+    BreakEven,
+    MainSpec,
+    Method,
+    Plan,
+    Scenario,
+    ScenarioKind,
+    WorkloadRef,
+)
+from remoe_cli.plan.wording import (
+    BASELINE_NAMES,
+    HOURS_PER_MONTH,
+    VERDICT_WORDS,
+    bought,
+    dollars,
+    id_ranges,
+    price,
+    prices,
+    seconds,
+)
 
 LAYER_COLUMNS = ("layer", "remote experts", "count", "memory MB", "functions", "replicas")
-BASELINE_COLUMNS = ("", "per million", "TTFT", "TPOT", "runs on", "this plan,\nagainst it")
+BASELINE_COLUMNS = ("", "cost", "TTFT", "TPOT", "runs on", "this plan,\nagainst it")
 BASELINE_TITLES = {
-    BaselineName.CPU: "whole model on CPUs",
-    BaselineName.GPU: "whole model on a GPU",
+    BaselineName.CPU: "whole model in CPU memory",
+    BaselineName.GPU: "whole model in GPU memory",
     BaselineName.FETCH: "ideal offloading (cannot be bought)",
-    BaselineName.MIX: "all local, smallest main function",
-    BaselineName.ALL_LOCAL: "all local, cheapest main function",
+    BaselineName.MIX: "all experts local, smallest main function",
+    BaselineName.ALL_LOCAL: "all experts local",
+}
+HOW_TO = {  # what to do for an alternative
+    BaselineName.CPU: "run it with a server such as vLLM; remoe does not deploy it",
+    BaselineName.GPU: "run it with a server such as vLLM; remoe does not deploy it",
+    BaselineName.ALL_LOCAL: "add --remote-share 0 to the command of this plan, then deploy that plan",
 }
 _UNPROVEN: dict[Method, str] = {
     "scan": "found by the fast scan",
@@ -50,74 +76,126 @@ def layer_rows(plan: Plan) -> Rows:
 
 
 def summary_rows(plan: Plan) -> Rows:
-    """Write lines of (name, text): money and the verdict first, then latency and what is bought."""
+    """Write lines of (name, text): the answer, money and time first, then what is bought."""
     remote, with_remote = sum(len(layer.remote) for layer in plan.layers), sum(bool(layer.remote) for layer in plan.layers)
+    experts = plan.model.experts_per_layer * len(plan.layers)
     workload, targets = plan.workload, plan.targets
-    lengths = f"{workload.n_in:.4g} + {workload.n_out:.4g} tokens" + (" on average" if workload.kinds else "")
-    budget = "" if targets.budget_usd is None else f" (budget: {per_million(targets.budget_usd)})"
+    lengths = f"{workload.n_in:,.4g} + {workload.n_out:,.4g} tokens" + (" on average" if workload.kinds else "")
+    budget = "" if targets.budget_usd is None else f" (budget: {dollars(targets.budget_usd)})"
     main = bought(plan.main.name, plan.instances)
     rows = [
-        ("cost", f"{per_million(plan.cost_usd_per_request)} requests of {lengths}{budget}"),
         ("verdict", VERDICT_WORDS[plan.verdict]),
         ("why", plan.reason),
-        ("TTFT", f"{plan.ttft_s:.4g} s to the first token{_target(targets.ttft_s, 1, 's')}"),
+        ("cost", f"{prices(plan.cost_usd_per_request, workload)} of {lengths}{budget}"),
+        ("TTFT", f"{_ttft(plan)} to the first token{_target(targets.ttft_s, 1, 's')}"),
         ("TPOT", f"{plan.tpot_s * 1e3:.4g} ms for each further token{_target(targets.tpot_s, 1e3, 'ms')}"),
         ("main function", f"{main}: {plan.main.memory_mb} MB, {_vcpus(plan.main)}"),
-        ("remote experts", f"{remote} in {with_remote} of {len(plan.layers)} layers" if remote else "none"),
+        ("remote experts", f"{remote:,} of {experts:,}, in {with_remote} of {len(plan.layers)} layers" if remote else "none"),
         ("optimality", _optimality(plan)),
     ]
-    if (traffic := plan.break_even_traffic) is not None:
-        start = f"Above {traffic.requests_per_hour:g} requests an hour, an always-on {traffic.instance}"
-        rows.append(("traffic", f"{start} costs less than {traffic.by_use}, which is paid by use."))
-    rows += [("break-even", text) for text in break_even_texts(plan)]
+    if (traffic := plan.break_even_traffic) is not None and plan.verdict != "depends-on-traffic":  # whose reason says it
+        start = f"Above {traffic.requests_per_hour:,.4g} requests an hour, an always-on {traffic.instance}"
+        rows.append(("traffic", f"{start} ({dollars(traffic.usd_per_hour * HOURS_PER_MONTH)} a month) costs less than paying by use."))
+    if text := break_even_text(plan):
+        rows.append(("break-even", text))
     rows.append(("prices", f"of {plan.prices_of}, {(date.today() - date.fromisoformat(plan.prices_of)).days} days old"))
     return tuple(rows)
 
 
+def _ttft(plan: Plan) -> str:
+    """Write the mean TTFT, and those of warm and cold requests where some are cold."""
+    share = plan.workload.cold_share
+    if not share or not plan.cold_start_s:
+        return seconds(plan.ttft_s)
+    warm_s = plan.ttft_s - share * plan.cold_start_s
+    cold = f"{seconds(warm_s + plan.cold_start_s)} in the {share:.1%} that are cold"
+    return f"{seconds(warm_s)} warm, {cold}, {seconds(plan.ttft_s)} on average"
+
+
 def baseline_rows(plan: Plan) -> Rows:
-    """Write one row per other way to run the model, under BASELINE_COLUMNS."""
+    """Write one row for each other way to run the model that has a price; equal ways share a row.
+
+    The columns are BASELINE_COLUMNS.
+    """
     rows = [
         (
             BASELINE_TITLES[name] + ("" if b.meets else ", misses a target"),
-            millions(b.cost_usd_per_request),
-            f"{b.ttft_s:.3g} s",
+            _cost(b, plan.workload),
+            seconds(b.ttft_s),
             f"{b.tpot_s * 1e3:.4g} ms",
             bought(b.spec, b.instances),
-            _compared(plan.cost_usd_per_request, b.cost_usd_per_request),
+            "" if b.cost_usd_per_request is None else _compared(plan.cost_usd_per_request, b.cost_usd_per_request),
         )
-        for name, b in plan.baselines.items()
+        for name, b in unlike_baselines(plan).items()
     ]
-    return tuple([*rows, *((BASELINE_TITLES[name], "none", "", "", why, "") for name, why in plan.missing.items())])
+    return tuple(rows)
 
 
-def break_even_texts(plan: Plan) -> Iterator[str]:
-    """Say where remote experts and another way to run the model cost the same.
+def unlike_baselines(plan: Plan) -> dict[BaselineName, Baseline]:
+    """List the baselines of a plan, of equal ones only the first."""
+    unlike: dict[tuple[object, ...], BaselineName] = {}
+    for name in sorted(plan.baselines, key=list(BaselineName).index):
+        b = plan.baselines[name]
+        unlike.setdefault((b.cost_usd_per_request, b.usd_per_hour, b.ttft_s, b.tpot_s, b.spec, b.instances), name)
+    return {name: plan.baselines[name] for name in unlike.values()}
 
-    There is a sentence for each way, or one that says that they never do.
+
+def _cost(baseline: Baseline, workload: WorkloadRef) -> str:
+    """Write what a baseline costs: as the plan does, or the month of an instance whose requests have no price."""
+    if baseline.cost_usd_per_request is not None:
+        return price(baseline.cost_usd_per_request, workload)
+    return f"{dollars((baseline.usd_per_hour or 0.0) * baseline.instances * HOURS_PER_MONTH)} a month"
+
+
+def alternative_texts(plan: Plan) -> Iterator[str]:
+    """Say how to have each alternative, and why others have no price.
+
+    One instance may have two speeds; then a sentence says why.
     """
-    found = [one for one in plan.break_evens if one.at is not None]
-    yield from map(_break_even_text, found)
-    if plan.break_evens and not found:
-        against = plan.break_evens[0].against
-        yield (
-            f"Remote experts {_relation(plan, against)} '{BASELINE_NAMES[against]}' at call overheads and prices from 1/{WIDEST_FACTOR} to "
-            f"{WIDEST_FACTOR} times today's, and even if all tokens used all experts equally."
-        )
+    for name in sorted(plan.baselines, key=list(BaselineName).index):
+        if name in HOW_TO:
+            yield f"{BASELINE_TITLES[name]}: {HOW_TO[name]}."
+    gpu, local = plan.baselines.get(BaselineName.GPU), plan.baselines.get(BaselineName.ALL_LOCAL)
+    if gpu is not None and local is not None and gpu.spec == local.spec:
+        yield f"On {gpu.spec}, 'all experts local' computes experts on the CPUs; 'whole model' computes all on the GPU, which is faster."
+    reasons: dict[str, BaselineName] = {}
+    for name in sorted(plan.missing, key=list(BaselineName).index):
+        reasons.setdefault(plan.missing[name], name)
+    yield from (f"{BASELINE_TITLES[name]}: {reason}." for reason, name in reasons.items())
 
 
-def _break_even_text(found: BreakEven) -> str:
-    where = (
-        f"if {found.at:.1%} of the tokens were routed evenly"
-        if found.parameter == ScenarioKind.EVEN_ROUTING
-        else f"at {found.at:g} times the {_MULTIPLIED[found.parameter]}"
+def break_even_text(plan: Plan) -> str:
+    """Say at which changes remote experts and another way to run the model cost the same.
+
+    Empty where none was looked for.
+    """
+    if not plan.break_evens:
+        return ""
+    against = plan.break_evens[0].against
+    found = [_break_even_at(one) for one in plan.break_evens if one.at is not None]
+    if found:
+        return f"Remote experts and '{BASELINE_NAMES[against]}' cost the same {_listed(found)}."
+    return (
+        f"Robust: remote experts {_relation(plan, against)} '{BASELINE_NAMES[against]}' at call overheads and prices from "
+        f"1/{WIDEST_FACTOR} to {WIDEST_FACTOR} times today's, and even if all tokens used all experts equally."
     )
-    return f"Remote experts and '{BASELINE_NAMES[found.against]}' cost the same {where}."
+
+
+def _break_even_at(found: BreakEven) -> str:
+    if found.parameter == ScenarioKind.EVEN_ROUTING:
+        return f"if {found.at:.1%} of the tokens were routed evenly"
+    return f"at {found.at:g} times the {_MULTIPLIED[found.parameter]}"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    *start, last = texts
+    return f"{', '.join(start)}, or {last}" if start else last
 
 
 def _relation(plan: Plan, against: BaselineName) -> str:
     """Say which of both is cheaper everywhere, where there is no break-even and so no change."""
     if any(layer.remote for layer in plan.layers):
-        cheaper = plan.cost_usd_per_request < plan.baselines[against].cost_usd_per_request
+        cheaper = plan.cost_usd_per_request < (plan.baselines[against].cost_usd_per_request or 0.0)
         return "stay cheaper than" if cheaper else "stay dearer than"
     # A plan for speed may leave out remote experts that would be cheaper.
     return "stay dearer than" if plan.objective == "cost" else "never cost the same as"
@@ -141,8 +219,8 @@ def _scenario_name(scenario: Scenario) -> str:
 
 
 def _scenario_text(scenario: Scenario) -> str:
-    figures = f"{per_million(scenario.cost_usd_per_request)}, TTFT {scenario.ttft_s:.3g} s, TPOT {scenario.tpot_s * 1e3:.4g} ms"
-    best = "" if scenario.best_usd is None else f"; the best known plan for them costs {per_million(scenario.best_usd)}"
+    figures = f"{dollars(scenario.cost_usd_per_request)} a request, TTFT {scenario.ttft_s:.3g} s, TPOT {scenario.tpot_s * 1e3:.4g} ms"
+    best = "" if scenario.best_usd is None else f"; the best known plan for them costs {dollars(scenario.best_usd)}"
     return figures + ("" if scenario.meets else "; misses a target") + best
 
 
@@ -150,7 +228,7 @@ def _optimality(plan: Plan) -> str:
     if plan.gap is None:
         return f"not proven: {_UNPROVEN[plan.method]}"
     if plan.lower_bound_usd is not None:
-        bound = f"no plan costs less than {per_million(plan.lower_bound_usd)} requests"
+        bound = f"no plan costs less than {dollars(plan.lower_bound_usd)} a request"
     else:
         bound = f"no plan has a {plan.objective.upper()} below {plan.lower_bound_s or 0.0:.4g} s"
     if plan.status == "optimal":

@@ -20,6 +20,7 @@ import numpy as np
 from remoe_cli.plan.arrays import Ints
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.cost.placement import layer_outcome, total
+from remoe_cli.plan.cost.requests import first_broken
 from remoe_cli.plan.document import LayerPlan, Outcome
 from remoe_cli.plan.paper import lagrange, replicas
 from remoe_cli.plan.paper.bound import TokenBound, paper_bound
@@ -88,12 +89,10 @@ def _checked(problem: Problem, aim: Aim, placement: Placement) -> Outcome | None
     """Price the placement; None if it breaks a limit."""
     parts = [layer_outcome(problem, placement, index) for index in range(len(placement.layers))]
     outcome = total(problem, placement, parts)
-    side = problem.catalog.function
     if not meets(problem, aim, placement.main, outcome.ttft_s, outcome.tpot_s):
         return None
     if aim.budget_usd is not None and outcome.cost_usd_per_request > aim.budget_usd * (1 + SLACK):
         return None
-    for part, layer in zip(parts, placement.layers, strict=True):
-        if part.largest_payload_bytes > side.payload_limit_bytes or part.function_bytes > layer.memory_mb * MB:
-            return None
-    return outcome
+    if any(part.function_bytes > layer.memory_mb * MB for part, layer in zip(parts, placement.layers, strict=True)):
+        return None
+    return None if first_broken(problem, placement) else outcome

@@ -69,7 +69,7 @@ def least_memory_mb(problem: Problem, remote: int) -> Floats:
     Shapes: [L].
     Source: the limit of function memory in method.md, section 4.
     """
-    longest = max(kind.n_in for kind in problem.workload.lengths)
+    longest = problem.workload.most_in
     rows = np.where(problem.workload.ranks < remote, problem.workload.use * longest, 0.0).sum(axis=1)
     return expert_functions.function_memory_bytes(problem, remote, rows) / MB
 
@@ -77,9 +77,7 @@ def least_memory_mb(problem: Problem, remote: int) -> Floats:
 def _fast_enough(problem: Problem, bound: TokenBound, memory_mb: int) -> list[MainSpec]:
     """List the specs of M_cal or more, by rising price."""
     workload = problem.workload
-    usable = [
-        s for s in problem.catalog.main.menu if not main_function.always_on(problem, s) and main_function.local_capacity(problem, s) >= 0
-    ]
+    usable = [s for s in problem.menu if not main_function.always_on(problem, s) and main_function.local_capacity(problem, s) >= 0]
     longest = max(kind.n_in for kind in workload.lengths)
     most = np.array([float(bound.largest(longest, workload.use.shape[1]).max())])
     work_s = expert_functions.expert_work_s(problem, memory_mb, most)

@@ -89,6 +89,9 @@ def _part(problem: Problem, allocation: Allocation, layer: int, memory_mb: int, 
         seconds = max(kind_local_s, float(sent.zt_s[0, 0]))
         bill = float(expert_functions.bill_usd(problem, [memory_mb], remote, sent.billed_s, sent.calls)[0, 0])
         usd += kind.share * (main_function.usd_per_s(problem, spec) * seconds + bill)
+    for size in workload.held:
+        tokens = workload.use[layer] * size.n_in
+        sent = expert_functions.prefill(problem, tokens, [memory_mb], expert_functions.shared_out(problem, owner, tokens, z), z)
         fits &= float(expert_functions.payload_bytes(problem, sent.rows[0])) <= side.payload_limit_bytes
     return usd, fits
 

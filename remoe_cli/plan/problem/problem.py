@@ -35,6 +35,17 @@ class Problem:
     described: Mapping[str, Latency] = field(default_factory=dict)
     invocations: Invocations = "per-layer"
 
+    @property
+    def menu(self) -> tuple[MainSpec, ...]:
+        """The main specs on which a request has a price.
+
+        What a request costs on a rented instance depends on how many requests come. Where that is unknown, the menu has only what is paid
+        by use, if there is any.
+        """
+        whole = self.catalog.main.menu
+        by_use = tuple(spec for spec in whole if spec.usd_per_hour is None)
+        return whole if self.workload.requests_per_hour is not None else by_use or whole
+
     def latency_of(self, main: MainSpec) -> Latency:
         """Look up the times of a main spec."""
         return self.described.get(main.name, self.latency)

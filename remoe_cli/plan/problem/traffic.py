@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from remoe_cli.errors import UsageError
-from remoe_cli.plan.arrays import Floats
-from remoe_cli.plan.document import Lengths
+from remoe_cli.plan.arrays import Bools, Floats
+from remoe_cli.plan.document import Lengths, Served
+from remoe_cli.plan.problem.sizes import Sizes, sizes_of
 from remoe_cli.plan.problem.trace_counts import Trace, read_trace, total
 
 KINDS = 4  # kinds of requests that stand for a distribution: what a plan costs bends with the length of prompts, but not sharply
@@ -23,7 +24,9 @@ KINDS = 4  # kinds of requests that stand for a distribution: what a plan costs 
 class Traffic:
     """How long requests are and how often they come.
 
-    lengths   kinds of requests, whose shares sum to 1
+    lengths   kinds of requests, whose shares sum to 1: means are taken over them
+    requests  every length that occurs, for limits and percentiles; None where the kinds are all lengths that there are
+    served    which requests of a file these are
     per_hour  None where nothing tells how often they come
     gaps_s    times between requests, in the order of time, where a trace tells them
     notes     whole sentences on the file that they were read from
@@ -33,6 +36,13 @@ class Traffic:
     per_hour: float | None = None
     gaps_s: Sequence[float] | Floats = field(default=(), compare=False)
     notes: tuple[str, ...] = ()
+    requests: Sizes | None = field(default=None, compare=False)
+    served: Served | None = None
+
+    @property
+    def sizes(self) -> Sizes:
+        """The lengths of single requests."""
+        return self.requests or sizes_of(tuple((kind.share, kind.n_in, kind.n_out) for kind in self.lengths))
 
     def cold_share(self, idle_ttl_s: float) -> float:
         """Compute the share of requests that find nothing warm: those after a gap of at least `idle_ttl_s`.
@@ -62,28 +72,60 @@ def one_length(n_in: int, n_out: int, per_hour: float | None = None) -> Traffic:
     return Traffic((Lengths(share=1.0, n_in=n_in, n_out=n_out),), per_hour)
 
 
-def read_traffic(path: Path) -> Traffic:
+def read_traffic(path: Path, cover: float = 1.0) -> Traffic:
     """Read a file of requests, one a row; rows count alike unless they have a weight.
 
     At most KINDS kinds stand for them: equal parts of the requests by the length of their prompts, each with its mean lengths.
-    With timestamps the file tells the traffic too.
+    With timestamps the file tells the traffic too. `cover` is the share of the requests to answer: those with most tokens are refused.
 
-    Raises: UsageError for what is not such a file, naming the row.
+    Raises: UsageError for what is not such a file, naming the row, and for a share that is not above 0.
     """
-    trace = read_trace(path)
-    kinds = _kinds(trace)
-    if not kinds:
+    if not 0 < cover <= 1:
+        raise UsageError(f"--cover is {cover:g}, not a share above 0.", "Give a share of the requests such as 0.99.")
+    whole = _weighty(read_trace(path))
+    weight = total(whole.weights, whole.copies)
+    if not weight:
         raise UsageError(f"{path}: all requests have the weight 0.", "Give a weight above 0, or leave the column out.")
-    return Traffic(kinds, trace.per_hour, trace.gaps_s if len(trace.gaps_s) else (), (trace.note,))
+    trace = _covered(whole, cover, weight)
+    share = 1.0 if trace is whole else total(trace.weights, trace.copies) / weight
+    each = trace.weights * trace.copies
+    sizes = Sizes(trace.n_in, trace.n_out, each / each.sum())
+    served = Served(
+        cover=cover,
+        share=share,
+        tokens=int((trace.n_in + trace.n_out).max()),
+        n_in=int(trace.n_in.max()),
+        n_out=int(trace.n_out.max()),
+    )
+    per_hour = None if trace.per_hour is None else trace.per_hour * share
+    return Traffic(_kinds(trace), per_hour, trace.gaps_s if len(trace.gaps_s) else (), (trace.note,), sizes, served)
+
+
+def _weighty(trace: Trace) -> Trace:
+    """Leave out requests whose weight is 0, or next to it."""
+    all_weights = total(trace.weights, trace.copies)
+    return _picked(trace, trace.weights / all_weights > 0) if all_weights else _picked(trace, trace.weights > 0)
+
+
+def _covered(trace: Trace, cover: float, weight: float) -> Trace:
+    """Leave out the requests with most tokens, as long as the rest has that share of the weight."""
+    tokens = trace.n_in + trace.n_out
+    order = np.argsort(tokens, kind="stable")
+    reached = np.cumsum((trace.weights * trace.copies)[order])
+    most = tokens[order[min(len(order) - 1, int(np.searchsorted(reached, cover * weight * (1 - 1e-12))))]]
+    kept = tokens <= most
+    return trace if kept.all() or cover == 1 else _picked(trace, kept)
+
+
+def _picked(trace: Trace, kept: Bools) -> Trace:
+    if kept.all():
+        return trace
+    return replace(trace, n_in=trace.n_in[kept], n_out=trace.n_out[kept], weights=trace.weights[kept], copies=trace.copies[kept])
 
 
 def _kinds(trace: Trace) -> tuple[Lengths, ...]:
     """Cut the requests, ordered by length, into parts of equal weight."""
-    all_weights = total(trace.weights, trace.copies)
-    if not all_weights:
-        return ()
-    weighty = trace.weights / all_weights > 0
-    lengths, weights, copies = (trace.n_in[weighty], trace.n_out[weighty]), trace.weights[weighty], trace.copies[weighty]
+    lengths, weights, copies = (trace.n_in, trace.n_out), trace.weights, trace.copies
     all_weights = total(weights, copies)
     ends = np.cumsum(copies)  # how many requests come until each length
     before = np.cumsum(weights * copies) - weights * copies

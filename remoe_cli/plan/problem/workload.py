@@ -16,6 +16,7 @@ from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.document import Lengths, PredictedRouting
 from remoe_cli.plan.problem.hits import HitCounter, Pattern
+from remoe_cli.plan.problem.sizes import Size
 from remoe_cli.plan.problem.traffic import Traffic, one_length
 from remoe_cli.profile.record import Profile
 
@@ -32,6 +33,8 @@ class Workload:
     trace              expert ids of recorded decode tokens, -1 where a slot was skipped
     patterns           per layer the distinct sets of experts in the trace, and how many tokens used each, or the weight of those tokens
     assumptions        for people: sentences on what the profile lacks and what takes its place
+    also_held          requests beside the longest ones for which solvers hold the limits
+    also_priced        prompt lengths beside those of the kinds, for which prefill is computed
 
     Shapes: `use` float64 [L, E], each row sums to top_k; `trace` int64 [T, L, k]; of `patterns` int64 [P, k], ids ascending, and [P].
     """
@@ -42,10 +45,12 @@ class Workload:
     trace: Ints
     patterns: tuple[Pattern, ...]
     assumptions: tuple[str, ...] = ()
+    also_held: tuple[Size, ...] = ()
+    also_priced: tuple[int, ...] = ()
 
     def resized(self, n_in: int, n_out: int) -> Workload:
         """Change the requests to warm ones of one length; the routing stays."""
-        return replace(self, traffic=one_length(n_in, n_out), cold_share=0.0)
+        return replace(self, traffic=one_length(n_in, n_out), cold_share=0.0, also_held=(), also_priced=())
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:
@@ -67,10 +72,46 @@ class Workload:
         """Mean tokens generated after the first (N_out)."""
         return sum(kind.share * kind.n_out for kind in self.lengths)
 
+    @cached_property
+    def front(self) -> tuple[Size, ...]:
+        """The longest requests: no other one is at least as long in both lengths.
+
+        A limit that holds for them holds for all.
+        """
+        return self.traffic.sizes.front
+
     @property
-    def longest(self) -> Lengths:
-        """The kind of request with most tokens in all: memory has to hold it."""
-        return max(self.lengths, key=lambda kind: (kind.n_in + kind.n_out, kind.n_in))
+    def most_in(self) -> int:
+        """Prompt tokens of the longest prompt."""
+        return self.front[-1].n_in
+
+    @property
+    def most_out(self) -> int:
+        """Tokens after the first of the longest answer."""
+        return self.front[0].n_out
+
+    @cached_property
+    def most_tokens(self) -> Size:
+        """The request with most tokens in all: memory has to hold it."""
+        return max(self.front, key=lambda size: (size.tokens, size.n_in))
+
+    @cached_property
+    def held(self) -> tuple[Size, ...]:
+        """The requests for which solvers hold the limits on time and payload.
+
+        `first_broken` (cost/requests.py) then looks at every request; one that breaks a limit is added.
+        """
+        return tuple(dict.fromkeys((*self.traffic.sizes.ends, *self.also_held)))
+
+    @cached_property
+    def prompts(self) -> tuple[int, ...]:
+        """The prompt lengths for which prefill is computed.
+
+        Those of the kinds come first, in their order.
+        """
+        of_kinds = [kind.n_in for kind in self.lengths]
+        others = dict.fromkeys((*(size.n_in for size in self.held), *self.also_priced))
+        return (*of_kinds, *(n_in for n_in in others if n_in not in of_kinds))
 
     @property
     def prefill_tokens(self) -> Floats:
@@ -154,7 +195,7 @@ def from_profile(
     else:
         traffic = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
     if requests_per_hour is not None:
-        traffic = Traffic(traffic.lengths, requests_per_hour)
+        traffic = replace(traffic, per_hour=requests_per_hour, gaps_s=())
     counts = profile.counts("prefill").sum(axis=0, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     trace = arrays["trace_ids"].astype(np.int64)

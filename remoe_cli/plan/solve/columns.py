@@ -23,6 +23,7 @@ from remoe_cli.plan.arrays import Bools, Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.cost.expert_functions import Places
 from remoe_cli.plan.document import LayerPlan, MainSpec
+from remoe_cli.plan.problem.aim import SLACK
 from remoe_cli.plan.problem.hits import HitDistribution, joined, owners, positions
 from remoe_cli.plan.problem.problem import MB, Problem
 from remoe_cli.plan.problem.workload import Workload
@@ -56,12 +57,12 @@ class Columns:
     layer, at_set         [C], layer and set of each column; both ascend
     memory_mb, functions, replicas    [C], 0 for an empty set
     count                 [C], remote experts
-    zt_s                  [B, C], remote prefill of each kind of request
+    zt_s                  [B, C], remote prefill of each length of prompts
     bill_usd              [C], invocations of a request, with cold starts of functions
     start_s               [C], wait for functions that start, in the mean request (only beside an always-on main function)
     decode_at             [C], place of the column in the result of `decode_s`
 
-    Shapes: C columns, X sets, L layers, E experts, B kinds of requests. Small integers are int32.
+    Shapes: C columns, X sets, L layers, E experts, B lengths of prompts (`Workload.prompts`). Small integers are int32.
     """
 
     members: Bools
@@ -88,14 +89,14 @@ class Columns:
         return sorted(set(range(len(self.starts))) - set(self.layer.tolist()))
 
     def local_s(self, problem: Problem, spec: MainSpec) -> Floats:
-        """Compute prefill of each set's local experts, for each kind of request.
+        """Compute prefill of each set's local experts, for each length of prompts.
 
         Shapes: [B, X].
         """
         local = ~self.members
         out = []
-        for kind in problem.workload.lengths:
-            seconds = main_function.expert_prefill_s(problem, spec, problem.workload.use * kind.n_in)
+        for n_in in problem.workload.prompts:
+            seconds = main_function.expert_prefill_s(problem, spec, problem.workload.use * n_in)
             out.append(np.einsum("xe,xe->x", local, seconds[self.set_layer]))
         return np.array(out)
 
@@ -143,8 +144,8 @@ def build_columns(
 ) -> Columns:
     """Price the candidate sets of each layer at every memory spec and number of replicas, or at some.
 
-    Left out is what does not fit the function's memory or the payload, and what cannot be better: memory that makes a function no faster,
-    and replicas that do not shorten prefill.
+    Left out is what does not fit the function's memory, its time or the payload, and what cannot be better: memory that makes a function
+    no faster, and replicas that do not shorten prefill.
 
     Shapes: `candidates` per layer bool [S, E].
     """
@@ -199,7 +200,7 @@ def _nothing_remote(workload: Workload, at: Ints) -> dict[str, Any]:
     small = dict.fromkeys(("memory_mb", "functions", "replicas"), np.zeros(len(at), dtype=np.int32))
     places = {"at_set": at.astype(np.int32), "decode_at": np.arange(len(at), dtype=np.int32)}
     figures = dict.fromkeys(("bill_usd", "start_s"), np.zeros(len(at)))
-    return small | places | figures | {"zt_s": np.zeros((len(workload.lengths), len(at)))}
+    return small | places | figures | {"zt_s": np.zeros((len(workload.prompts), len(at)))}
 
 
 @dataclass(frozen=True)
@@ -257,20 +258,23 @@ def _hits(divided: _Divided) -> HitDistribution:
 def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bool) -> Iterator[tuple[int, Bools, Floats, Floats]]:
     """Price each number of replicas.
 
-    Yields the number; whether it can be had and is quicker than fewer [S, V]; the longest invocation of a prompt [B, S, V]; and the
+    Yields the number; whether it can be had and is quicker than fewer [S, V]; the longest invocation of each prompt [B, S, V]; and the
     bill of prompts and cold starts [S, V].
     """
     problem, side = divided.problem, divided.problem.catalog.function
-    kinds = [(kind.share, problem.workload.use * kind.n_in) for kind in problem.workload.lengths]
-    work_s = [expert_functions.expert_work_s(problem, divided.speeds_mb[:, None, None], tokens).transpose(1, 2, 0) for _, tokens in kinds]
-    shared = [_shared(divided, tokens, replicas) for _, tokens in kinds]
-    most = side.payload_limit_bytes if payload_limited else math.inf
-    best = np.full((len(kinds), *divided.memory_mb.shape), np.inf)
+    workload = problem.workload
+    each = [workload.use * n_in for n_in in workload.prompts]
+    shares = [kind.share for kind in workload.lengths]
+    work_s = [expert_functions.expert_work_s(problem, divided.speeds_mb[:, None, None], tokens).transpose(1, 2, 0) for tokens in each]
+    shared = [_shared(divided, tokens, replicas) for tokens in each]
+    held, most = {size.n_in for size in workload.held}, side.payload_limit_bytes if payload_limited else math.inf
+    step_s = expert_functions.longest_step_s(problem, divided.speeds_mb, divided.biggest)
+    best = np.full((len(each), *divided.memory_mb.shape), np.inf)
     for z, number in enumerate(replicas):
         usable = (divided.memory_mb > 0) & (divided.biggest >= number)[:, None]  # more replicas than experts shorten nothing
         usd = expert_functions.cold_usd(problem, divided.memory_mb, divided.biggest, divided.functions * number)
         zt_s = np.empty_like(best)
-        for i, (share, tokens) in enumerate(kinds):
+        for i, tokens in enumerate(each):
             loads = [
                 expert_functions.loads(tokens[layer], work_s[i][layer], shared[i][z, rows], divided.functions * number)
                 for layer, rows in divided.by_layer()
@@ -278,8 +282,13 @@ def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bo
             sent = expert_functions.invoked(
                 problem, divided.speeds_mb, *(np.concatenate(load, axis=1) for load in zip(*loads, strict=True))
             )
-            usable &= (expert_functions.payload_bytes(problem, sent.rows) <= most)[:, None]
-            usd += share * expert_functions.bill_usd(problem, divided.memory_mb, divided.biggest, sent.billed_s, sent.calls)
+            if workload.prompts[i] in held:
+                call_s = np.maximum(sent.zt_s, step_s)
+                allowed_s = expert_functions.allowed_s(problem, divided.biggest[:, None], call_s)
+                usable &= allowed_s <= expert_functions.most_allowed_s(problem) * (1 + SLACK)
+                usable &= (expert_functions.payload_bytes(problem, sent.rows) <= most)[:, None]
+            if i < len(shares):
+                usd += shares[i] * expert_functions.bill_usd(problem, divided.memory_mb, divided.biggest, sent.billed_s, sent.calls)
             zt_s[i] = sent.zt_s
         quicker = usable & (zt_s < best).any(axis=0)
         best = np.where(quicker, np.minimum(best, zt_s), best)
@@ -303,7 +312,7 @@ def _function_loads(problem: Problem, layer: Small, owner: Ints, functions: int)
 
     Shapes: [S].
     """
-    tokens = problem.workload.use[layer] * max(kind.n_in for kind in problem.workload.lengths)
+    tokens = problem.workload.use[layer] * problem.workload.most_in
     biggest, held = np.zeros(len(owner), dtype=np.int64), np.zeros(len(owner))
     for function in range(functions):
         here = owner == function

@@ -12,6 +12,7 @@ from remoe_cli.artifacts import MOST_LAYERS, first_mistake
 from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import layer_outcome, total
+from remoe_cli.plan.cost.requests import broken
 from remoe_cli.plan.document import LayerPlan, MainSpec
 from remoe_cli.plan.problem.aim import SLACK
 from remoe_cli.plan.problem.problem import MB, Placement, Problem
@@ -48,6 +49,11 @@ def read_placement(path: Path, problem: Problem) -> Placement:
             f"The placement's main function '{name}' is not on the menu of the catalog {problem.catalog.name}.",
             f"Use one of the menu: {known}, ..",
         )
+    if main not in problem.menu:
+        raise UsageError(
+            f"The placement's main function '{name}' is rented by the hour, so a request has no price without traffic.",
+            "Give --requests-per-hour N.",
+        )
     if given.instances < 1 or (given.instances > 1 and not main_function.always_on(problem, main)):
         raise UsageError(
             f"The placement has {given.instances} instances of '{name}', but only rented ones, at a known traffic, can be several.",
@@ -55,8 +61,8 @@ def read_placement(path: Path, problem: Problem) -> Placement:
         )
     _check_layers(path, problem, given.layers)
     placement = Placement(main, given.layers, given.instances)
-    for broken in broken_limits(problem, placement):
-        raise InfeasibleError(f"The placement {path} does not fit: {broken}.", "Change the placement, or use another catalog.")
+    for limit in broken_limits(problem, placement):
+        raise InfeasibleError(f"The placement {path} does not fit: {limit}.", "Change the placement, or use another catalog.")
     return placement
 
 
@@ -86,7 +92,7 @@ def _check_layers(path: Path, problem: Problem, layers: tuple[LayerPlan, ...]) -
 def broken_limits(problem: Problem, placement: Placement) -> list[str]:
     """Say which limits a placement breaks, as parts of a sentence.
 
-    Limits are those of memory, payload, concurrency and time; targets are not checked.
+    Limits are those of memory, payload, concurrency and time, for every request; targets are not checked.
     """
     side, out, parts = problem.catalog.function, [], []
     local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in placement.layers)
@@ -98,14 +104,10 @@ def broken_limits(problem: Problem, placement: Placement) -> list[str]:
         parts.append(part)
         if part.function_bytes > layer.memory_mb * MB:
             out.append(f"the experts of layer {layer.layer} need {part.function_bytes / MB:.0f} MB in a function of {layer.memory_mb} MB")
-        if part.largest_payload_bytes > side.payload_limit_bytes:
-            out.append(
-                f"a prompt sends {part.largest_payload_bytes:.0f} bytes to layer {layer.layer}, but the limit is {side.payload_limit_bytes}"
-            )
     working = sum(len(layer.parts) * layer.replicas for layer in placement.layers)
     if working > side.concurrency_limit:
         out.append(f"{working} instances of functions are more than the {side.concurrency_limit} that may work at once")
     outcome, longest_s = total(problem, placement, parts), main_function.longest_mean_s(problem, placement.bought)
     if (request_s := outcome.ttft_s + problem.workload.n_out * outcome.tpot_s) > longest_s * (1 + SLACK):
         out.append(f"a request takes {request_s:.4g} s, but {placement.instances} x {placement.main.name} has {longest_s:.4g} s for it")
-    return out
+    return [*out, *(one.text for one in broken(problem, placement))]

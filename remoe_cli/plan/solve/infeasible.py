@@ -59,11 +59,17 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
 
 def _too_slow(problem: Problem) -> InfeasibleError:
     """Blame the time that a request may take, where memory and payload suffice and no target is asked for."""
-    traffic = problem.workload.requests_per_hour
+    side, traffic, longest = problem.catalog.main, problem.workload.requests_per_hour, problem.workload.most_tokens
+    kinds = {spec.usd_per_hour is None for spec in side.menu}
+    ends = [f"those paid by use end after {side.timeout_s:g} s"] if True in kinds else []
+    if False in kinds and side.rented_timeout_s is not None:
+        ends.append(f"rented instances end an answer after {side.rented_timeout_s:g} s")
+    if False in kinds and traffic is not None:
+        ends.append(f"rented instances have to keep up with {traffic:g} requests an hour")
     return InfeasibleError(
-        f"No main function can answer a request in time: those paid by use end after {problem.catalog.main.timeout_s:g} s"
-        + ("." if traffic is None else f", and rented instances do not keep up with {traffic:g} requests an hour."),
-        "Plan for shorter answers or less traffic, or use a catalog with faster main functions.",
+        f"No main function can answer every request in time, the longest of {longest.n_in} + {longest.n_out} tokens and each of them cold "
+        f"too: {', and '.join(ends)}.",
+        f"Plan for shorter answers or less traffic{_cover(problem)}, or use a catalog with faster main functions.",
     )
 
 
@@ -88,42 +94,67 @@ def _least_local(problem: Problem, columns: Columns) -> int | None:
 
 def _roomy(problem: Problem, columns: Columns) -> bool:
     local = _least_local(problem, columns)
-    return local is not None and any(main_function.local_capacity(problem, spec) >= local for spec in problem.catalog.main.menu)
+    return local is not None and any(main_function.local_capacity(problem, spec) >= local for spec in problem.menu)
 
 
 def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns: Columns) -> InfeasibleError:
+    longest = problem.workload.most_in
     unlimited = build_columns(problem, candidates, payload_limited=False)
     if _roomy(problem, unlimited):
         limit = problem.catalog.function.payload_limit_bytes
         payload = _least_payload_bytes(problem, candidates)
         return InfeasibleError(
-            f"The payload limit of {limit} bytes is too small: with {problem.workload.n_in:g} prompt tokens, "
+            f"The payload limit of {limit} bytes is too small: with {longest} prompt tokens, "
             f"enough experts can be remote only with {payload} bytes.",
-            "Plan for shorter prompts, or use a catalog with more replicas, a larger payload or a larger main function.",
+            f"Plan for shorter prompts{_cover(problem)}, or use a catalog with more replicas, a larger payload or a larger main function.",
+        )
+    untimed = build_columns(_with_function(problem, timeout_s=math.inf), candidates, payload_limited=False)
+    if _roomy(_with_function(problem, timeout_s=math.inf), untimed):
+        return InfeasibleError(
+            f"The time of expert functions is too short: with {longest} prompt tokens and room for calls that take longer than predicted, "
+            f"enough experts can be remote only where a function may work for more than {expert_functions.most_allowed_s(problem):g} s.",
+            f"Plan for shorter prompts{_cover(problem)}, or use a catalog with more replicas, faster functions or a larger main function.",
         )
     if empty := unlimited.empty_layers:
         side, index = problem.catalog.function, empty[0]
         sets = candidates[index]
         experts = math.ceil(sets.sum(axis=1).min() / side.max_functions)
-        rows = sets @ problem.workload.use[index] * max(kind.n_in for kind in problem.workload.lengths)
+        rows = sets @ problem.workload.use[index] * longest
         function_mb = math.ceil(expert_functions.function_memory_bytes(problem, experts, rows.min() / side.max_functions) / MB)
         return InfeasibleError(
             f"The memory of expert functions is too small: {sets.sum(axis=1).min()} experts of layer {problem.spec.moe_layers[index]} need "
-            f"{function_mb} MB in each of {side.max_functions}, and the catalog's largest function has {side.memory_menu_mb[-1]} MB.",
+            f"{function_mb} MB in each of {side.max_functions}, with {longest} prompt tokens, and the catalog's largest function has "
+            f"{side.memory_menu_mb[-1]} MB.",
             "Make a smaller share of the experts remote, or use a catalog with larger functions.",
         )
-    largest = max(problem.catalog.main.menu, key=lambda spec: main_function.local_capacity(problem, spec))
+    largest = max(problem.menu, key=lambda spec: main_function.local_capacity(problem, spec))
     if largest.gpu_memory_mb is not None and main_function.base_bytes(problem) > largest.gpu_memory_mb * MB:
         return InfeasibleError(
-            f"The GPU memory is too small: the model without its experts needs {main_function.base_bytes(problem) / MB:.0f} MB, "
+            f"The GPU memory is too small: the model without its experts needs {main_function.base_bytes(problem) / MB:.0f} MB"
+            f"{_for(problem)}, "
             f"and {largest.name} has {largest.gpu_memory_mb} MB.",
             "Use a catalog with larger GPUs, or plan for shorter requests.",
         )
     return InfeasibleError(
-        f"The memory of the main function is too small: it needs at least {_needed_mb(problem, largest, unlimited)} MB, "
+        f"The memory of the main function is too small: it needs at least {_needed_mb(problem, largest, unlimited)} MB{_for(problem)}, "
         f"and the catalog's largest has {largest.memory_mb} MB.",
         "Use a catalog with a larger main function, or with larger expert functions so that more experts can be remote.",
     )
+
+
+def _for(problem: Problem) -> str:
+    """Name the request that the memory has to hold."""
+    longest = problem.workload.most_tokens
+    return f" for a request of {longest.n_in} + {longest.n_out} tokens"
+
+
+def _cover(problem: Problem) -> str:
+    return ", leave the longest out with --cover" if problem.workload.traffic.served else ""
+
+
+def _with_function(problem: Problem, **update: float) -> Problem:
+    side = problem.catalog.function.model_copy(update=update)
+    return replace(problem, catalog=problem.catalog.model_copy(update={"function": side}))
 
 
 def _needed_mb(problem: Problem, spec: MainSpec, columns: Columns) -> int:
@@ -136,12 +167,11 @@ def _least_payload_bytes(problem: Problem, candidates: tuple[Bools, ...]) -> int
     A larger payload never takes a column away.
     """
     low = problem.catalog.function.payload_limit_bytes
-    rows = problem.workload.use.sum(axis=1).max() * max(kind.n_in for kind in problem.workload.lengths)
+    rows = problem.workload.use.sum(axis=1).max() * problem.workload.most_in
     high = math.ceil(float(expert_functions.payload_bytes(problem, rows)))
     while high - low > 1:
         middle = (low + high) // 2
-        side = problem.catalog.function.model_copy(update={"payload_limit_bytes": middle})
-        tried = replace(problem, catalog=problem.catalog.model_copy(update={"function": side}))
+        tried = _with_function(problem, payload_limit_bytes=middle)
         if _roomy(tried, build_columns(tried, candidates)):
             high = middle
         else:

@@ -99,7 +99,7 @@ def mains(task: Task, cutoff: float = math.inf) -> tuple[Main, ...]:
 
     There are no more instances than the slowest request could use, and none that alone cost more than `cutoff`, the value of a known plan.
     """
-    return tuple(main for spec in task.problem.catalog.main.menu for main in _counts(task, spec, cutoff))
+    return tuple(main for spec in task.problem.menu for main in _counts(task, spec, cutoff))
 
 
 def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:
@@ -120,13 +120,17 @@ def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:
 
 @dataclass(frozen=True)
 class _Figures:
-    """What the columns [N] add to a request, and what there is besides them (`.._rest_s`)."""
+    """What the columns [N] add to a mean request, and what there is besides them (`.._rest_s`).
+
+    held   for each request of `Workload.held`, should it be cold: what the columns add to its time [N], and what there is besides
+    """
 
     first_s: Floats
     decode_s: Floats
     ttft_rest_s: float
     tpot_rest_s: float
     rest_s: float
+    held: tuple[tuple[Floats, float], ...]
 
     def request_s(self, problem: Problem) -> Floats:
         seconds: Floats = self.first_s + problem.workload.n_out * self.decode_s
@@ -145,12 +149,11 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
     chosen: Any = slice(None) if at is None else at
     sets = columns.at_set[chosen]
     local = np.minimum.reduce([columns.local_s(problem, spec) for spec in specs])
-    decode_s = columns.decode_s(min(main_function.expert_step_s(problem, spec) for spec in specs))
-    first_s = sum(kind.share * np.maximum(local[i][sets], columns.zt_s[i][chosen]) for i, kind in enumerate(workload.lengths)) + np.zeros(
-        len(sets)
-    )
+    at_s = columns.decode_s(min(main_function.expert_step_s(problem, spec) for spec in specs))
+    prefill_s = [np.maximum(local_s[sets], zt_s[chosen]) for local_s, zt_s in zip(local, columns.zt_s, strict=True)]
+    first_s = sum(kind.share * seconds for kind, seconds in zip(workload.lengths, prefill_s, strict=False)) + np.zeros(len(sets))
+    local_experts = problem.spec.experts_per_layer - columns.count[chosen]
     if workload.cold_share > 0:
-        local_experts = problem.spec.experts_per_layer - columns.count[chosen]
         waits = [
             columns.start_s[chosen] if spec.usd_per_hour is not None else local_experts * main_function.cold_expert_s(problem, spec)
             for spec in specs
@@ -162,7 +165,22 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
         for spec in specs
     )
     tpot_rest_s = min(main_function.decode_rest_s(problem, spec) for spec in specs)
-    return _Figures(first_s, decode_s[columns.decode_at[chosen]], ttft_rest_s, tpot_rest_s, ttft_rest_s + workload.n_out * tpot_rest_s)
+    step_s = at_s[columns.decode_at[chosen]]
+    held = []
+    if any(main_function.longest_request_s(problem, spec) < math.inf for spec in specs):
+        cold_s = np.minimum.reduce([_cold_s(problem, spec, local_experts, columns.start_s[chosen]) for spec in specs])
+        begin_s = min(main_function.start_s(problem, spec, 0) for spec in specs)
+        for size in workload.held:
+            rest_s = min(main_function.prefill_rest_s(problem, spec, size.n_in) for spec in specs) + begin_s + size.n_out * tpot_rest_s
+            held.append((prefill_s[workload.prompts.index(size.n_in)] + cold_s + size.n_out * step_s, rest_s))
+    return _Figures(first_s, step_s, ttft_rest_s, tpot_rest_s, ttft_rest_s + workload.n_out * tpot_rest_s, tuple(held))
+
+
+def _cold_s(problem: Problem, spec: MainSpec, local_experts: Ints, mean_start_s: Floats) -> Floats:
+    """Compute what each column adds to the time of a cold request."""
+    if spec.usd_per_hour is None:
+        return np.asarray(local_experts * (problem.spec.expert_bytes / problem.catalog.main.load_bytes_per_s), dtype=np.float64)
+    return mean_start_s / problem.workload.cold_share if problem.workload.cold_share > 0 else np.zeros(len(mean_start_s))
 
 
 def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> Node | None:
@@ -185,16 +203,21 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
     c, const = objectives[task.aim.objective]
     capacity = max(main_function.local_capacity(problem, main.spec) for main in bought)
     longest_s = max(main_function.longest_mean_s(problem, main) for main in bought)
+    ends_s, held = max(main_function.longest_request_s(problem, main.spec) for main in bought), problem.workload.held
     local = (problem.spec.experts_per_layer - columns.count[chosen]).astype(np.float64)
     limits: dict[str, tuple[Floats, float]] = {"memory": (local, float(capacity))}
     for name, row, limit, rest in (
         ("ttft", figures.first_s, task.aim.ttft_s, figures.ttft_rest_s),
         ("tpot", figures.decode_s, task.aim.tpot_s, figures.tpot_rest_s),
         ("budget", usd, task.aim.budget_usd, usd_rest),
-        ("time", request_s, longest_s if longest_s < math.inf else None, figures.rest_s),
+        ("time", request_s, longest_s, figures.rest_s),
+        *((f"time of {size.n_in} + {size.n_out}", row, ends_s, rest) for size, (row, rest) in zip(held, figures.held, strict=False)),
     ):
-        if limit is not None:
-            limits[name] = (row, limit * (1 + SLACK) - rest)
+        if limit is None or limit == math.inf:
+            continue
+        least = limit * (1 + SLACK) - rest
+        if not name.startswith("time") or np.maximum.reduceat(row, starts).sum() > least:  # else no choice breaks it
+            limits[name] = (row, least)
     if any(np.minimum.reduceat(row, starts).sum() > limit for row, limit in limits.values()):
         return None
     # Local experts cost nothing in an always-on main function; then the sum of the largest costs is the unit. The solver's tolerances are

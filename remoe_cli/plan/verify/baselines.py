@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from remoe_cli.plan.document import GPU_BY_USE, BaselineName, LayerPlan, MainSpec, Outcome, Plan, ScenarioKind
+from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, LayerPlan, MainSpec, Outcome, Plan, ScenarioKind
 from remoe_cli.plan.verify.cost import (
     TOLERANCE,
     VerifierInputs,
@@ -33,12 +33,12 @@ from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
 MB, GB = 2**20, 2**30
 Seconds = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 Bought = tuple[str, int]  # name of a main spec or instance, and how many of them
-Ways = Mapping[Bought, Outcome]  # of equal cost; none where a baseline is missing
+Ways = Mapping[Bought, "Way"]  # of equal cost; none where a baseline is missing
 
 
-def missed(plan: Plan, found: Outcome) -> dict[str, float]:
-    """Find the targets that an outcome misses, with its values."""
-    values = {"ttft_s": found.ttft_s, "tpot_s": found.tpot_s, "budget_usd": found.cost_usd_per_request}
+def missed(plan: Plan, found: Outcome | Baseline) -> dict[str, float]:
+    """Find the targets that an outcome misses, with its values; what has no price misses no budget."""
+    values = {"ttft_s": found.ttft_s, "tpot_s": found.tpot_s, "budget_usd": found.cost_usd_per_request or 0.0}
     return {name: values[name] for name, target in plan.targets if target is not None and values[name] > target * (1 + 2 * TOLERANCE)}
 
 
@@ -51,8 +51,8 @@ def baselines(inputs: VerifierInputs) -> dict[BaselineName, Ways]:
     smallest = min(local, key=lambda way: (way.main.memory_mb, way.main.usd_per_hour or 0.0), default=None)
     fastest = min(_cheapest(in_time or local), key=lambda way: way.outcome.ttft_s, default=None)
     return {
-        BaselineName.ALL_LOCAL: {fastest.bought: fastest.outcome} if fastest else {},
-        BaselineName.MIX: {smallest.bought: smallest.outcome} if smallest else {},
+        BaselineName.ALL_LOCAL: {fastest.bought: fastest} if fastest else {},
+        BaselineName.MIX: {smallest.bought: smallest} if smallest else {},
         BaselineName.CPU: _by_bought(_on_cpu(inputs, local)),
         BaselineName.GPU: _by_bought(_on_gpu(inputs, whole_gpu_bytes, 0)),
         BaselineName.FETCH: _by_bought(_on_gpu(inputs, request_bytes(inputs) + layer_bytes, inputs.profile.record.spec.routed_bytes)),
@@ -72,12 +72,19 @@ def scenarios(inputs: VerifierInputs) -> dict[tuple[ScenarioKind, float | None],
 
 
 @dataclass(frozen=True)
-class _Way:
-    """The whole model on one main spec, or on several instances of it."""
+class Way:
+    """The whole model on one main spec, or on several instances of it.
+
+    outcome        its cost is that of an hour where `priced` is false
+    cold_start_s   what a cold start adds to TTFT
+    priced         whether a request has a price: an instance that is rented by the hour has none where the traffic is unknown
+    """
 
     main: MainSpec
     outcome: Outcome
     instances: int = 1
+    cold_start_s: float = 0.0
+    priced: bool = True
 
     @property
     def bought(self) -> Bought:
@@ -85,33 +92,76 @@ class _Way:
         return self.main.name, self.instances
 
 
-def _cheapest(ways: Iterable[_Way]) -> list[_Way]:
+def _cheapest(ways: Iterable[Way]) -> list[Way]:
     ways = list(ways)
+    ways = [way for way in ways if way.priced] or ways
     least = min((way.outcome.cost_usd_per_request for way in ways), default=0.0)
     return [way for way in ways if way.outcome.cost_usd_per_request <= least * (1 + TOLERANCE)]
 
 
-def _by_bought(ways: Iterable[_Way]) -> Ways:
-    return {way.bought: way.outcome for way in _cheapest(ways)}
+def _by_bought(ways: Iterable[Way]) -> Ways:
+    return {way.bought: way for way in _cheapest(ways)}
 
 
-def _local(inputs: VerifierInputs) -> Iterator[_Way]:
+def _local(inputs: VerifierInputs) -> Iterator[Way]:
     """Keep all experts local on each main spec that holds them and has the time.
 
     There are as many instances as the traffic needs.
     """
-    spec = inputs.profile.record.spec
+    spec, side = inputs.profile.record.spec, inputs.catalog.main
     layers = tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in spec.moe_layers)
-    for main in inputs.catalog.main.menu:
+    for main in _menu(inputs):
         room = main_bytes(inputs, main, spec.experts_per_layer * len(layers)) <= main.memory_mb * MB
         if not room or (main.gpu_memory_mb is not None and request_bytes(inputs) > main.gpu_memory_mb * MB):
             continue
-        found = outcome(inputs, main, 1, layers)
+        found, cold_s = outcome(inputs, main, 1, layers), cold_start_s(inputs, main, layers)
+        by_use = main.usd_per_hour is None
+        started_s = _read_s(inputs) if by_use else 0.0
+        ends_s = side.timeout_s if by_use else side.rented_timeout_s
+        if ends_s is not None and any(
+            started_s + _request_s(one, outcome(one, main, 1, layers)) > ends_s * (1 + TOLERANCE) for one in _each(inputs)
+        ):
+            continue
         if main.usd_per_hour is not None and inputs.plan.workload.requests_per_hour is not None:
             count = _instances(inputs, found)
-            yield _Way(main, outcome(inputs, main, count, layers), count)
-        elif main.usd_per_hour is not None or _request_s(inputs, found) <= inputs.catalog.main.timeout_s * (1 + TOLERANCE):
-            yield _Way(main, found)
+            yield Way(main, outcome(inputs, main, count, layers), count, cold_s)
+        else:
+            yield Way(main, found, 1, cold_s)
+
+
+def break_even_per_hour(inputs: VerifierInputs) -> float | None:
+    """Compute the traffic above which the plan costs more than the instance that it names.
+
+    Returns None where the plan names none, where the instance needs expert functions, and where the traffic is known, because the plan
+    then compares something else than itself.
+    """
+    plan = inputs.plan
+    traffic = plan.break_even_traffic
+    if traffic is None or traffic.against is None or plan.workload.requests_per_hour is not None:
+        return None
+    warm = replace(inputs, plan=plan.model_copy(update={"workload": plan.workload.model_copy(update={"cold_share": 0.0})}))
+    return traffic.usd_per_hour / outcome(warm, plan.main, 1, plan.layers).cost_usd_per_request
+
+
+def cold_start_s(inputs: VerifierInputs, main: MainSpec, layers: tuple[LayerPlan, ...]) -> float:
+    """Compute what a cold start adds to the TTFT of a request that finds nothing warm."""
+    workloads = [inputs.plan.workload.model_copy(update={"cold_share": share}) for share in (0.0, 1.0)]
+    others = [replace(inputs, plan=inputs.plan.model_copy(update={"workload": workload})) for workload in workloads]
+    warm, cold = (outcome(other, main, 1, layers).ttft_s for other in others)
+    return cold - warm
+
+
+def _menu(inputs: VerifierInputs) -> tuple[MainSpec, ...]:
+    """List the main specs on which a request has a price."""
+    menu = inputs.catalog.main.menu
+    return menu if inputs.plan.workload.requests_per_hour is not None else tuple(main for main in menu if main.usd_per_hour is None)
+
+
+def _each(inputs: VerifierInputs) -> Iterator[VerifierInputs]:
+    """Look at each of the longest requests by itself, warm."""
+    for n_in, n_out in inputs.longest:
+        alone = inputs.plan.workload.model_copy(update={"kinds": (), "longest": (), "n_in": n_in, "n_out": n_out, "cold_share": 0.0})
+        yield replace(inputs, plan=inputs.plan.model_copy(update={"workload": alone}))
 
 
 def _request_s(inputs: VerifierInputs, found: Outcome) -> float:
@@ -122,7 +172,7 @@ def _instances(inputs: VerifierInputs, found: Outcome) -> int:
     return max(1, math.ceil(_request_s(inputs, found) * (inputs.plan.workload.requests_per_hour or 0.0) / 3600 - 1e-9))
 
 
-def _on_cpu(inputs: VerifierInputs, local: list[_Way]) -> Iterator[_Way]:
+def _on_cpu(inputs: VerifierInputs, local: list[Way]) -> Iterator[Way]:
     """Price each spec that is paid by use and holds the model; where it has a GPU, as if it had none."""
     spec, side = inputs.profile.record.spec, inputs.catalog.main
     hardware = read_hardware(inputs.catalog.reference.hardware)
@@ -141,13 +191,16 @@ def _on_cpu(inputs: VerifierInputs, local: list[_Way]) -> Iterator[_Way]:
             inputs,
             lambda n, slower=slower: nonexpert.seconds(n) * slower,  # type: ignore[misc]
             lambda n, latency=latency, vcpus=vcpus: latency.local_expert.seconds(n, vcpus),  # type: ignore[misc]
-            cold=True,
+            by_use=True,
         )
+        if found is None:
+            continue
         usd_per_s = inputs.catalog.main_usd_per_gb_second * main.memory_mb / 1024
-        yield _Way(main, found.model_copy(update={"cost_usd_per_request": usd_per_s * _request_s(inputs, found) + side.usd_per_request}))
+        usd = usd_per_s * _request_s(inputs, found) + side.usd_per_request
+        yield Way(main, found.model_copy(update={"cost_usd_per_request": usd}), 1, _read_s(inputs))
 
 
-def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float) -> Iterator[_Way]:
+def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float) -> Iterator[Way]:
     """Price each GPU with so much memory, and GPU memory by the GB-second where it is sold.
 
     All arithmetic is on the GPU.
@@ -162,26 +215,43 @@ def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float) -> Itera
             continue
         nonexpert, expert = whole_on_gpu(hardware, spec)
         instances = 1
-        found = _whole(inputs, nonexpert.seconds, lambda n, expert=expert: expert.seconds(n, 1), cold=main in by_use)  # type: ignore[misc]
+        found = _whole(inputs, nonexpert.seconds, lambda n, expert=expert: expert.seconds(n, 1), by_use=main in by_use)  # type: ignore[misc]
+        if found is None:
+            continue
         if main.usd_per_hour is None:
             usd_per_s = side.usd_per_accelerator_gb_second * gpu_bytes / GB + inputs.catalog.main_usd_per_gb_second * cpu_bytes / GB
             usd = usd_per_s * _request_s(inputs, found)
         elif inputs.plan.workload.requests_per_hour is None:
-            usd = main.usd_per_hour / 3600 * _request_s(inputs, found)
+            usd = main.usd_per_hour
         else:
             instances = _instances(inputs, found)
             usd = main.usd_per_hour * instances / inputs.plan.workload.requests_per_hour
-        yield _Way(main, found.model_copy(update={"cost_usd_per_request": usd}), instances)
+        priced = main.usd_per_hour is None or inputs.plan.workload.requests_per_hour is not None
+        cold_s = _read_s(inputs) if main in by_use else 0.0
+        yield Way(main, found.model_copy(update={"cost_usd_per_request": usd}), instances, cold_s, priced)
 
 
-def _whole(inputs: VerifierInputs, nonexpert_s: Seconds, expert_s: Seconds, *, cold: bool) -> Outcome:
+def _whole(inputs: VerifierInputs, nonexpert_s: Seconds, expert_s: Seconds, *, by_use: bool) -> Outcome | None:
     """Compute TTFT and TPOT of one device that computes everything, one expert after another.
 
-    A cold one reads the whole model first.
+    One that is paid by use reads the whole model first, should it be cold. None where the platform ends the longest request.
     """
-    spec, side = inputs.profile.record.spec, inputs.catalog.main
-    start_s = side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s
     uses, one = np.array([layer.use for layer in inputs.layers]), np.ones(1)
-    ttft = sum(kind.share * float(nonexpert_s(one * kind.n_in).sum() + expert_s(uses * kind.n_in).sum()) for kind in inputs.kinds)
+
+    def prefill_s(n_in: int) -> float:
+        return float(nonexpert_s(one * n_in).sum() + expert_s(uses * n_in).sum())
+
+    ttft = sum(kind.share * prefill_s(kind.n_in) for kind in inputs.kinds)
     tpot = float(nonexpert_s(one).sum() + sum(layer.experts_per_token for layer in inputs.layers) * expert_s(one).sum())
-    return Outcome(cost_usd_per_request=0.0, ttft_s=ttft + (inputs.plan.workload.cold_share * start_s if cold else 0.0), tpot_s=tpot)
+    side, start_s = inputs.catalog.main, _read_s(inputs) if by_use else 0.0
+    ends_s = side.timeout_s if by_use else side.rented_timeout_s
+    longest_s = max(prefill_s(n_in) + n_out * tpot for n_in, n_out in inputs.longest) + start_s
+    if ends_s is not None and longest_s > ends_s * (1 + TOLERANCE):
+        return None
+    return Outcome(cost_usd_per_request=0.0, ttft_s=ttft + inputs.plan.workload.cold_share * start_s, tpot_s=tpot)
+
+
+def _read_s(inputs: VerifierInputs) -> float:
+    """Compute how long a cold start takes that reads the whole model."""
+    spec, side = inputs.profile.record.spec, inputs.catalog.main
+    return side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s

@@ -2,19 +2,32 @@
 
 verify/cost.py prices it, verify/baselines.py the alternatives and scenarios. None of the three imports anything of the planner (no
 solver, no cost model, no workload), so that an error there is not repeated here. Sentences are not looked at. What only a search could
-find is taken as stated: the bound, the held-out scenario, `break_evens` and `break_even_traffic`.
+find is taken as stated: the bound, the held-out scenario, `break_evens`, and `break_even_traffic` where the traffic is known.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import BaselineName, Basis, Outcome, Plan, PlannedModel, PredictedRouting, ScenarioKind, Verdict, WorkloadRef
-from remoe_cli.plan.verify.baselines import baselines, missed, scenarios
-from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, main_bytes, outcome_and_costs, prompt_rows, request_bytes, verifier_inputs
+from remoe_cli.plan.document import (
+    Baseline,
+    BaselineName,
+    Basis,
+    Outcome,
+    Plan,
+    PlannedModel,
+    PredictedRouting,
+    ScenarioKind,
+    Verdict,
+    WorkloadRef,
+)
+from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, cold_start_s, missed, scenarios
+from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, main_bytes, outcome_and_costs, request_bytes, verifier_inputs
+from remoe_cli.plan.verify.requests import request_limits
 from remoe_cli.profile.record import Profile
 
 ENOUGH_TOKENS = 200
@@ -25,6 +38,7 @@ VERDICTS: dict[Basis, Verdict] = {
     Basis.NOTHING_ELSE_FITS: "recommended",
     Basis.OTHERS_MISS_TARGETS: "recommended",
     Basis.CHEAPER: "recommended",
+    Basis.DEPENDS_ON_TRAFFIC: "depends-on-traffic",
 }  # "not-recommended" on every other basis
 
 
@@ -37,13 +51,18 @@ class Finding:
     found: str
 
 
-def verify(plan: Plan, profile: Profile, catalog: Catalog) -> tuple[Finding, ...]:
-    """Find every statement of the plan that does not hold; empty when all agree to 1e-9 relative."""
+def verify(plan: Plan, profile: Profile, catalog: Catalog, requests: Iterable[tuple[int, int]] = ()) -> tuple[Finding, ...]:
+    """Find every statement of the plan that does not hold; empty when all agree to 1e-9 relative.
+
+    Limits are checked for the longest requests that the plan names, and one by one for the `requests` of its file, if they are given, as
+    prompt tokens and further tokens.
+    """
     structure = (*_sources(plan, profile, catalog), *_structure(plan, profile, catalog))
     if structure:  # numbers of a plan that is not well formed mean nothing
         return structure
     inputs = verifier_inputs(plan, profile, catalog)
-    return (*_limits(inputs), *_numbers(inputs))
+    listed = tuple(requests)
+    return (*_limits(inputs), *_numbers(inputs, listed), *_uncovered(plan, listed))
 
 
 def _same(field: str, stated: float, found: float) -> Iterator[Finding]:
@@ -76,6 +95,8 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
     """Check menu membership, lengths, replicas, and one sound entry per MoE layer."""
     spec, workload = profile.record.spec, plan.workload
     yield from _require(plan.main in catalog.main.menu, "main", plan.main, "not on the catalog's menu")
+    buyable = plan.main.usd_per_hour is None or workload.requests_per_hour is not None
+    yield from _require(buyable, "main", plan.main.name, "rented by the hour, so no request has a price without traffic")
     rented = plan.main.usd_per_hour is not None and workload.requests_per_hour is not None
     yield from _require(
         plan.instances >= 1 and (rented or plan.instances == 1), "instances", plan.instances, "only rented ones are counted"
@@ -104,6 +125,16 @@ def _workload(workload: WorkloadRef) -> Iterator[Finding]:
     sound = all(kind.n_in >= 1 and kind.n_out >= 1 and kind.share > 0 for kind in kinds) and math.isclose(sum(k.share for k in kinds), 1)
     name = "workload.kinds" if workload.kinds else "workload"
     yield from _require(sound, name, kinds, "lengths of 1 or more, shares above 0 that sum to 1")
+    front = workload.longest
+    sound = all(least[0] < most[0] and least[1] > most[1] for least, most in pairwise(front)) and all(min(size) >= 1 for size in front)
+    most_in, most_out = max(n_in for n_in, _ in workload.front), max(n_out for _, n_out in workload.front)
+    above = all(kind.n_in <= most_in and kind.n_out <= most_out for kind in kinds) and (bool(front) or not workload.kinds)
+    yield from _require(sound and above, "workload.longest", front, "no Pareto front of the kinds")
+    if (served := workload.served) is not None:
+        most = (max(map(sum, workload.front)), most_in, most_out)
+        yield from _require((served.tokens, served.n_in, served.n_out) == most, "workload.served", served, most)
+        shares = 0 < served.cover <= 1 and served.cover * (1 - TOLERANCE) <= served.share <= 1
+        yield from _require(shares, "workload.served", served, "a share above 0 that was asked for, and one as large")
     for name in ("n_in", "n_out"):
         stated, mean = getattr(workload, name), sum(kind.share * getattr(kind, name) for kind in kinds)
         yield from _require(math.isclose(stated, mean), f"workload.{name}", stated, f"mean {mean}")
@@ -124,7 +155,7 @@ def _mixture(routing: PredictedRouting, profile: Profile) -> Iterator[Finding]:
 
 
 def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
-    """Check memory of main and expert functions, payload, and working instances."""
+    """Check memory of main and expert functions, and working instances."""
     plan, catalog, spec = inputs.plan, inputs.catalog, inputs.profile.record.spec
     side, main = catalog.function, plan.main
     need = main_bytes(inputs, main, sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers))
@@ -136,18 +167,21 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
     yield from _require(working <= side.concurrency_limit, "layers", f"{working} instances of functions", side.concurrency_limit)
     for index, layer in enumerate(plan.layers):
         routed = inputs.layers[index]
-        for kind in inputs.kinds:
-            for part in layer.parts:
-                rows = sum(routed.use[e] * kind.n_in for e in part)
-                need = side.runtime_memory_mb * 2**20 + len(part) * spec.expert_bytes * side.expert_memory_factor
-                need += rows * spec.hidden_state_bytes
-                fits = need <= layer.memory_mb * 2**20 * (1 + TOLERANCE)
-                yield from _require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
-            for sent in prompt_rows(inputs, layer, routed, kind.n_in):
-                payload = sum(sent) * spec.hidden_state_bytes * side.wire_expansion
-                fits = payload <= side.payload_limit_bytes * (1 + TOLERANCE)
-                found = f"payload {payload:.0f} of {side.payload_limit_bytes} bytes"
-                yield from _require(fits, f"layers[{index}].replicas", layer.replicas, found)
+        longest = max(n_in for n_in, _ in inputs.longest)
+        for part in layer.parts:
+            rows = sum(routed.use[e] * longest for e in part)
+            need = side.runtime_memory_mb * 2**20 + len(part) * spec.expert_bytes * side.expert_memory_factor
+            need += rows * spec.hidden_state_bytes
+            fits = need <= layer.memory_mb * 2**20 * (1 + TOLERANCE)
+            yield from _require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
+
+
+def _uncovered(plan: Plan, requests: tuple[tuple[int, int], ...]) -> Iterator[Finding]:
+    """Find a request that is longer than all that the plan says it is for."""
+    for n_in, n_out in requests:
+        if not any(n_in <= most_in and n_out <= most_out for most_in, most_out in plan.workload.front):
+            yield Finding("workload.longest", repr(plan.workload.front), f"a request of {n_in} + {n_out} tokens")
+            return
 
 
 def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
@@ -157,15 +191,13 @@ def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
 
 
 def _in_time(inputs: VerifierInputs, found: Outcome, plan: Plan) -> bool:
-    """Tell whether a mean request ends before the timeout, or before the next one needs its instance."""
+    """Tell whether a mean request ends before the next one needs its instance."""
     request_s = found.ttft_s + inputs.n_out * found.tpot_s
-    if plan.main.usd_per_hour is None:
-        return request_s <= inputs.catalog.main.timeout_s * (1 + 2 * TOLERANCE)
     per_hour = plan.workload.requests_per_hour
-    return per_hour is None or request_s * per_hour <= 3600 * plan.instances * (1 + 2 * TOLERANCE)
+    return plan.main.usd_per_hour is None or per_hour is None or request_s * per_hour <= 3600 * plan.instances * (1 + 2 * TOLERANCE)
 
 
-def _numbers(inputs: VerifierInputs) -> Iterator[Finding]:
+def _numbers(inputs: VerifierInputs, requests: tuple[tuple[int, int], ...]) -> Iterator[Finding]:
     """Check cost and latency, bound and gap, the baselines, and the verdict that follows from them."""
     plan = inputs.plan
     found, costs = outcome_and_costs(inputs, plan.main, plan.instances, plan.layers)
@@ -176,12 +208,16 @@ def _numbers(inputs: VerifierInputs) -> Iterator[Finding]:
         yield from _same(f"costs.layers_usd[{index}]", stated_usd, usd)
     for field in ("cost_usd_per_request", "ttft_s", "tpot_s"):
         yield from _same(field, getattr(plan, field), getattr(found, field))
+    yield from _same_seconds("cold_start_s", plan.cold_start_s, cold_start_s(inputs, plan.main, plan.layers))
     if plan.method != "given":
         yield from _missed(plan, found)
     bought, stated = ("main", plan.main) if plan.main.usd_per_hour is None else ("instances", plan.instances)
     yield from _require(_in_time(inputs, found, plan), bought, stated, f"a request takes {found.ttft_s + inputs.n_out * found.tpot_s} s")
+    for field, was, is_found in request_limits(inputs, (*inputs.longest, *requests), found.tpot_s):
+        yield Finding(field, str(was), is_found)
     yield from _bound(plan, found)
     yield from _baselines(inputs)
+    yield from _traffic(inputs)
     yield from _scenarios(inputs)
     basis = _basis(inputs, found)
     yield from _require(plan.basis == basis, "basis", plan.basis, basis)
@@ -196,11 +232,17 @@ def _basis(inputs: VerifierInputs, found: Outcome) -> Basis:
         return Basis.TOO_FEW_TOKENS
     if missed(plan, found):
         return Basis.MISSES_TARGET
-    able = {name: b.cost_usd_per_request for name, b in plan.baselines.items() if name not in IDEAL and not missed(plan, b)}
-    if not able:
+    able = {
+        name: b.cost_usd_per_request
+        for name, b in plan.baselines.items()
+        if name not in IDEAL and not missed(plan, b) and b.cost_usd_per_request is not None
+    }
+    if not able or found.cost_usd_per_request < min(able.values()) * (1 - WORTHWHILE):
+        if plan.workload.requests_per_hour is None and plan.break_even_traffic is not None:
+            return Basis.DEPENDS_ON_TRAFFIC
+        if able:
+            return Basis.CHEAPER
         return Basis.OTHERS_MISS_TARGETS if BaselineName.ALL_LOCAL in plan.baselines else Basis.NOTHING_ELSE_FITS
-    if found.cost_usd_per_request < min(able.values()) * (1 - WORTHWHILE):
-        return Basis.CHEAPER
     local = min((usd for name, usd in able.items() if name in (BaselineName.ALL_LOCAL, BaselineName.MIX)), default=math.inf)
     if local > min(able.values()) * (1 + TOLERANCE):
         return Basis.DEARER_THAN_WHOLE_MODEL
@@ -210,6 +252,26 @@ def _basis(inputs: VerifierInputs, found: Outcome) -> Basis:
 def _outcome(field: str, stated: Outcome, found: Outcome) -> Iterator[Finding]:
     for name, value in found:
         yield from _same(f"{field}.{name}", getattr(stated, name), value)
+
+
+def _way(field: str, stated: Baseline, found: Way) -> Iterator[Finding]:
+    """Compare what a baseline states with one way to run it: price, times, and the rent of an instance."""
+    for name in ("ttft_s", "tpot_s"):
+        yield from _same(f"{field}.{name}", getattr(stated, name), getattr(found.outcome, name))
+    yield from _same_seconds(f"{field}.cold_start_s", stated.cold_start_s, found.cold_start_s)
+    yield from _require(
+        stated.usd_per_hour == found.main.usd_per_hour, f"{field}.usd_per_hour", stated.usd_per_hour, found.main.usd_per_hour
+    )
+    if stated.cost_usd_per_request is None or not found.priced:
+        priced = found.outcome.cost_usd_per_request if found.priced else None
+        yield from _require(stated.cost_usd_per_request == priced, f"{field}.cost_usd_per_request", stated.cost_usd_per_request, priced)
+    else:
+        yield from _same(f"{field}.cost_usd_per_request", stated.cost_usd_per_request, found.outcome.cost_usd_per_request)
+
+
+def _same_seconds(field: str, stated: float, found: float) -> Iterator[Finding]:
+    """Compare times that are differences of other times, to a microsecond."""
+    yield from _require(abs(stated - found) <= 1e-6, field, stated, found)
 
 
 def _baselines(inputs: VerifierInputs) -> Iterator[Finding]:
@@ -223,10 +285,25 @@ def _baselines(inputs: VerifierInputs) -> Iterator[Finding]:
             continue
         bought = (stated.spec, stated.instances)
         yield from _require(bought in ways, f"{field}.spec", bought, sorted(ways))
-        yield from _outcome(field, stated, ways.get(bought) or next(iter(ways.values())))
+        yield from _way(field, stated, ways.get(bought) or next(iter(ways.values())))
         meets = not missed(plan, stated)
         yield from _require(stated.meets == meets, f"{field}.meets", stated.meets, meets)
         yield from _require(stated.ideal == (name in IDEAL), f"{field}.ideal", stated.ideal, not stated.ideal)
+
+
+def _traffic(inputs: VerifierInputs) -> Iterator[Finding]:
+    """Check the break-even traffic where it is between the plan itself and an instance of the catalog."""
+    plan, traffic, name = inputs.plan, inputs.plan.break_even_traffic, "break_even_traffic"
+    if traffic is None:
+        return
+    rents = {spec.name: spec.usd_per_hour for spec in (*inputs.catalog.main.menu, *inputs.catalog.reference.gpus)}
+    rent = rents.get(traffic.instance)
+    yield from _require(rent is not None and rent == traffic.usd_per_hour, f"{name}.usd_per_hour", traffic.usd_per_hour, rent)
+    if plan.workload.requests_per_hour is None and plan.main.usd_per_hour is None:
+        yield from _require(traffic.by_use == plan.main.name, f"{name}.by_use", traffic.by_use, plan.main.name)
+    if (per_hour := break_even_per_hour(inputs)) is not None:
+        agrees = math.isclose(traffic.requests_per_hour, per_hour, rel_tol=1e-3)
+        yield from _require(agrees, f"{name}.requests_per_hour", traffic.requests_per_hour, per_hour)
 
 
 def _scenarios(inputs: VerifierInputs) -> Iterator[Finding]:

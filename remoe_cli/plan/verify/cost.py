@@ -70,6 +70,11 @@ class VerifierInputs:
         return self.plan.workload.lengths
 
     @property
+    def longest(self) -> Sequence[tuple[int, int]]:
+        """Prompt tokens and further tokens of the longest requests."""
+        return self.plan.workload.front
+
+    @property
     def n_out(self) -> float:
         """Mean tokens generated after the first."""
         return sum(kind.share * kind.n_out for kind in self.kinds)
@@ -150,7 +155,7 @@ def accelerated(inputs: VerifierInputs, main: MainSpec) -> bool:
 def request_bytes(inputs: VerifierInputs) -> int:
     """Compute non-expert modules, and KV cache and hidden states of the longest request."""
     spec = inputs.profile.record.spec
-    tokens = max(kind.n_in + kind.n_out for kind in inputs.kinds)
+    tokens = max(n_in + n_out for n_in, n_out in inputs.longest)
     kv = sum(layer.bytes_per_token * (tokens if layer.window is None else min(tokens, layer.window)) for layer in spec.kv_layers)
     return spec.nonexpert_bytes + kv + tokens * spec.hidden_state_bytes
 
@@ -158,8 +163,8 @@ def request_bytes(inputs: VerifierInputs) -> int:
 def main_bytes(inputs: VerifierInputs, main: MainSpec, local_experts: int) -> float:
     """Compute the CPU memory of a main function with so many local experts."""
     spec = inputs.profile.record.spec
-    longest = max(inputs.kinds, key=lambda kind: (kind.n_in + kind.n_out, kind.n_in))
-    held = longest.n_out * spec.hidden_state_bytes if accelerated(inputs, main) else request_bytes(inputs)
+    longest_answer = max(n_out for _, n_out in inputs.longest)
+    held = longest_answer * spec.hidden_state_bytes if accelerated(inputs, main) else request_bytes(inputs)
     return inputs.catalog.main.runtime_memory_mb * 2**20 + held + local_experts * spec.expert_bytes
 
 

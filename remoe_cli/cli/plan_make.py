@@ -12,6 +12,7 @@ import typer
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import FIELD_HELP, ProfileArgument, read_data
+from remoe_cli.cli.plan_show import show
 
 if TYPE_CHECKING:
     from remoe_cli.plan.document import Plan, PredictedRouting
@@ -191,7 +192,7 @@ def command(
         document["explanation"] = {name: [list(row) for row in rows] for name, rows in sections.items()}
         shows.append(lambda: _show_sections(sections))
     if frontier:
-        shows.append(_frontier(document, read, prices, request, out))
+        shows.append(_frontier(document, made, read, prices, request, out))
 
     def show_all() -> None:
         for one in shows:
@@ -206,7 +207,7 @@ def _show_sections(sections: dict[str, Any]) -> None:
     for name, rows in sections.items():
         output.line(f"\n{SECTIONS[name]}")
         for label, text in rows:
-            output.paragraph(text, f"  {label}: ", " " * 6)
+            output.paragraph(f"{label}: {text}", "  ", " " * 6)
 
 
 def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedRouting | None:
@@ -219,21 +220,21 @@ def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedR
         return predict_routing(read, texts, solver)
 
 
-def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, out: Path) -> Callable[[], None]:
+def _frontier(document: dict[str, Any], made: Plan, read: Any, prices: Any, request: Any, out: Path) -> Callable[[], None]:
     from remoe_cli.plan.assess.frontier import frontier
     from remoe_cli.report.plan import draw_frontier
 
     with output.progress("Plans of the frontier") as progress:
         points = frontier(read, prices, request, progress)
     picture = _picture(out)
-    draw_frontier(points, picture)
+    draw_frontier(points, made, picture)
     document |= {"frontier": [point._asdict() for point in points], "frontier_picture": str(picture)}
 
     def table() -> None:
-        from remoe_cli.plan.wording import millions
+        from remoe_cli.plan.wording import dollars
 
-        rows = [(f"{p.tpot_s * 1e3:.4g} ms", millions(p.cost_usd), f"{p.ttft_s:.3g} s", str(p.remote), p.main) for p in points]
-        output.table("Cost of every TPOT", ("TPOT", "per million", "TTFT", "remote experts", "main function"), rows)
+        rows = [(f"{p.tpot_s * 1e3:.4g} ms", dollars(p.cost_usd), f"{p.ttft_s:.3g} s", str(p.remote), p.main) for p in points]
+        output.table("Cost of every TPOT", ("TPOT", "a request", "TTFT", "remote experts", "main function"), rows)
         output.line(f"{'picture':<{output.LABEL}}{picture}")
 
     return table
@@ -241,21 +242,3 @@ def _frontier(document: dict[str, Any], read: Any, prices: Any, request: Any, ou
 
 def _picture(out: Path) -> Path:
     return out.with_name(f"{out.stem}-frontier.png")
-
-
-def show(plan: Plan, path: Path) -> None:
-    """Print the plan for people: money and the verdict first, layers only with --verbose."""
-    from remoe_cli.plan.explain.rows import BASELINE_COLUMNS, LAYER_COLUMNS, baseline_rows, layer_rows, summary_rows
-
-    for name, text in summary_rows(plan):
-        output.labelled(name, text)
-    output.line()
-    if output.is_verbose():
-        if any(layer.remote for layer in plan.layers):
-            output.table("Layers", LAYER_COLUMNS, layer_rows(plan))
-        else:
-            output.line("No expert is remote, so there is no table of layers.\n")
-    output.table("Alternatives", BASELINE_COLUMNS, baseline_rows(plan))
-    for note in plan.notes:
-        output.labelled("note", note)
-    output.line(f"{'plan':<{output.LABEL}}{path}")
