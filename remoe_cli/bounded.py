@@ -116,7 +116,9 @@ def read_json(path: Path, limit: Limit) -> Any:
 
 
 def parse_json(text: str | bytes, limit: Limit = DOCUMENT, finite: bool = False) -> Any:
-    """Decode JSON. With `finite`, refuse NaN, infinities, and numbers that are larger than any figure: they overflow what is computed.
+    """Decode JSON.
+
+    With `finite`, NaN and infinities are refused, and numbers that are larger than any figure: they overflow what is computed.
 
     Raises: TooLargeError and TooDeepError for more than the limits, ValueError for what is not JSON.
     """

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from remoe_cli.model.chat import Prompt
     from remoe_cli.profile.prompts import PromptSet
 
+_LONGEST_PROMPT = 32 << 20  # characters
 ProfileArgument = Annotated[Path, typer.Argument(metavar="PROFILE", help="A profile made by 'remoe profile'.")]
 PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan made by 'remoe plan'.")]
 
@@ -54,7 +55,9 @@ def texts_of(prompt: str | None, data: str | None, field: str) -> tuple[Prompt, 
         return read_data(data, field).texts
     if prompt != "-":
         return (str(prompt),)
-    text = sys.stdin.read().rstrip("\r\n")
+    text = sys.stdin.read(_LONGEST_PROMPT + 1).rstrip("\r\n")
+    if len(text) > _LONGEST_PROMPT:
+        raise UsageError(f"The prompt on standard input has more than {_LONGEST_PROMPT:,} characters, which is the most.", "Shorten it.")
     if not text.strip():
         raise UsageError("Standard input holds no prompt.", "Write the prompt to standard input, or give --prompt TEXT.")
     return (text,)

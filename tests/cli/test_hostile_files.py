@@ -181,7 +181,7 @@ HOSTILE: dict[str, Row] = {
     "catalog, large": Row("my.toml", zeros(4096), CATALOG, "it has more than 256 KiB"),
     "catalog, device": Row("my.toml", endless, CATALOG, "it is a device, not a file"),
     "catalog, replicas": Row("my.toml", toml("max_replicas = 4", "max_replicas = 1000000000"), CATALOG, "wrong at 'function.max_replicas'"),
-    "catalog, infinity": Row("my.toml", toml("timeout_s = 30.0", "timeout_s = inf"), CATALOG, "wrong at 'function.timeout_s'"),
+    "catalog, infinity": Row("my.toml", toml("warm_billed_s = 0.001", "warm_billed_s = inf"), CATALOG, "wrong at 'function.warm_billed_s'"),
     "catalog, functions": Row(
         "my.toml", toml("max_functions = 4", "max_functions = 9999999"), CATALOG, "wrong at 'function.max_functions'"
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from remoe_cli.cli import options
 from remoe_cli.cli.options import texts_of
 from remoe_cli.errors import UsageError
 from remoe_cli.profile.prompts import read_prompts
@@ -69,3 +70,10 @@ def test_the_command_line_reads_it(tmp_path: Path) -> None:
     for text, message in (("a prompt\n", "no folder no-model"), ('{"text": "x"}\n', "standard input, row 1 has no field 'prompt'")):
         run = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=60)
         assert message in json.loads(run.stdout)["error"]["message"]
+
+
+def test_a_prompt_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "_LONGEST_PROMPT", 5)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a" * 6))
+    with pytest.raises(UsageError, match="has more than 5 characters"):
+        options.texts_of("-", None, "prompt")

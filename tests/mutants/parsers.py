@@ -25,6 +25,7 @@ from remoe_cli.function import codec, weights
 from remoe_cli.function.errors import WeightsError
 from remoe_cli.model import checkpoint
 from remoe_cli.model.checkpoint import HeldExperts
+from remoe_cli.model.tokens import load_tokenizer
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.package.partial_checkpoint import MainFile, MainManifest
 from remoe_cli.plan.catalog.catalog import catalog_text, read_catalog
@@ -40,6 +41,7 @@ from remoe_cli.runtime import client
 from remoe_cli.runtime.main_function import parse as parse_request
 from tests.mutants import mutate
 from tests.support import routing_files
+from tests.support.by_hand import by_hand
 from tests.support.families import FAMILIES
 from tests.support.synthetic import plan_of, problem_of, synthetic_profile, tiny_catalog
 from tests.support.topical import topical
@@ -147,6 +149,11 @@ def model(folder: Path) -> Callable[[bytes], object]:
     return at(folder / "config.json", lambda path: read_config(checkpoint.find(str(path.parent))))
 
 
+def tokenizer(path: Path) -> object:
+    """The tokenizer of the folder that the file is in."""
+    return load_tokenizer(checkpoint.find(str(path.parent)))
+
+
 DOCUMENTS: tuple[artifacts.Document, ...] = (
     HeldExperts(experts={0: (0, 1)}),
     MainManifest(files=(MainFile(name="a", bytes=1, sha256="0" * 64),)),
@@ -184,6 +191,7 @@ def all_parsers(folder: Path) -> dict[str, Parser]:
     plan = artifacts.json_text(plan_of(profile, catalog)).encode()
     problem = problem_of(planned, catalog)
     FAMILIES["olmoe"]().save_pretrained(folder / "model")
+    tokens, settings = (by_hand(folder / name, ()).plan_path.with_name("model") for name in ("tokens", "settings"))
     formats = routing_files.every_format(folder / "routing", routing_files.make_ids())
     routing: dict[str, bytes] = {name: file.read_bytes() for name, file in formats.items()}
     shard = json.dumps(
@@ -226,6 +234,10 @@ def all_parsers(folder: Path) -> dict[str, Parser]:
         "requests": Parser(at(folder / "trace", read_traffic), TRACES, mutate.JSON, 2),
         "requests, packed": Parser(at(folder / "trace.gz", read_traffic), tuple(map(gzip.compress, TRACES)), (*mutate.BYTES, repacked)),
         "config": Parser(model(folder / "model"), ((folder / "model/config.json").read_bytes(),), mutate.JSON, 0.3),
+        "tokenizer": Parser(at(tokens / "tokenizer.json", tokenizer), ((tokens / "tokenizer.json").read_bytes(),), mutate.JSON, 0.05),
+        "tokenizer's settings": Parser(
+            at(settings / "tokenizer_config.json", tokenizer), ((settings / "tokenizer_config.json").read_bytes(),), mutate.JSON, 0.05
+        ),
         "index": Parser(at(folder / "index.json", checkpoint._indexed), (index,), mutate.JSON),
         "shard": Parser(lambda data: weights.Head.parse(bytes(8) + data), (shard,), mutate.JSON, errors=(WeightsError,)),
         "frame": Parser(wire, (frame,), mutate.BYTES, 2, (codec.FrameError,)),
