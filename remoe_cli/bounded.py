@@ -92,10 +92,14 @@ def read_stream(stream: Any, limit: Limit) -> bytes:
 
     Raises: LimitError where there are too many.
     """
-    data: bytes = stream.read(limit.bytes + 1)
-    if len(data) > limit.bytes:
-        raise LimitError(errno.EFBIG, f"it has more than {_size(limit.bytes)}, which is the most for it")
-    return data
+    pieces: list[bytes] = []
+    left = limit.bytes + 1
+    while piece := stream.read(left):  # to the end, where a stream of botocore's says whether it is complete
+        pieces.append(piece)
+        left -= len(piece)
+        if left <= 0:
+            raise LimitError(errno.EFBIG, f"it has more than {_size(limit.bytes)}, which is the most for it")
+    return b"".join(pieces)
 
 
 def check_bytes(size: int, limit: Limit) -> None:

@@ -35,7 +35,7 @@ class MainFile(artifacts.Part):
     """A file of the folder."""
 
     name: artifacts.FileName
-    bytes: artifacts.Bytes
+    bytes: int = Field(ge=0, le=2**62)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from remoe_cli import owned
 from remoe_cli.artifacts import made_as, parse_document, read_json, sha256_bytes, sha256_file
-from remoe_cli.bounded import DOCUMENT
+from remoe_cli.bounded import DOCUMENT, read_stream
 from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.partial_checkpoint import MANIFEST, MainFile, MainManifest
@@ -105,7 +105,7 @@ def _make_room(folder: Path, names: set[str]) -> None:
 
 def _manifest(client: Any, source: _Object) -> tuple[bytes, MainManifest]:
     with _named(source):
-        body = client.get_object(Bucket=source.bucket, Key=source.key)["Body"].read(DOCUMENT.bytes + 1)
+        body = read_stream(client.get_object(Bucket=source.bucket, Key=source.key)["Body"], DOCUMENT)
     if sha256_bytes(body) != source.key.rpartition("/")[2].removesuffix(".json"):
         raise ArtifactError(f"{source} is not the manifest that its name says: its sha256 differs.", _AGAIN)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from remoe_cli import bounded
-from remoe_cli.artifacts import MOST_LAYERS, first_mistake
+from remoe_cli.artifacts import MOST_LAYERS, first_mistake, shown
 from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import layer_outcome, total
@@ -46,7 +46,7 @@ def read_placement(path: Path, problem: Problem) -> Placement:
     if main is None:
         known = ", ".join(spec.name for spec in problem.catalog.main.menu[:6])
         raise UsageError(
-            f"The placement's main function '{name}' is not on the menu of the catalog {problem.catalog.name}.",
+            f"The placement's main function {shown(name)} is not on the menu of the catalog {problem.catalog.name}.",
             f"Use one of the menu: {known}, ..",
         )
     if main not in problem.menu:
