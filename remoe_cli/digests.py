@@ -18,7 +18,7 @@ from threading import Lock
 
 from pydantic import Field
 
-from remoe_cli import artifacts
+from remoe_cli import artifacts, interrupts
 from remoe_cli.errors import RemoeError
 from remoe_cli.progress import Report, no_report
 from remoe_cli.settings import cache_dir
@@ -71,6 +71,7 @@ def _sha256(path: Path, count: Callable[[int], None]) -> str:
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as file:
         while length := file.readinto(buffer):
+            interrupts.check()
             digest.update(view[:length])
             count(length)
     return digest.hexdigest()

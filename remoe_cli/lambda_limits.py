@@ -13,6 +13,7 @@ MIN_MEMORY_MB, MAX_MEMORY_MB = 128, 10_240
 MB_PER_VCPU = 1769
 MAX_TIMEOUT_S = 900
 INIT_LIMIT_S = 10.0  # to load the code, before the first event; an init that takes longer counts as failed
+WAY_S = 5.0  # for a call and its answer on the way, at the most
 PAYLOAD_LIMIT_BYTES = 6_291_456  # of a synchronous request, and of its response; SageMaker's InvokeEndpoint takes as much
 
 
@@ -41,3 +42,14 @@ def thread_environment(memory_mb: int) -> dict[str, str]:
     """
     count = str(threads(memory_mb))
     return {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def read_timeout_s(timeout_s: float) -> float:
+    """Return how long to wait for the answer of a function that is ended after `timeout_s`.
+
+    Nobody stops waiting before the platform does: what is answered later would be billed and lost. A cold start comes before the timeout.
+
+    >>> read_timeout_s(900)
+    915.0
+    """
+    return timeout_s + INIT_LIMIT_S + WAY_S

@@ -46,8 +46,9 @@ MAY_CHANGE_FILES = {
     **dict.fromkeys(("deploy/aws/packing.py", "model/demo.py", "package/bundle.py"), "new"),
     **dict.fromkeys(("package/dependencies.py", "package/image.py", "package/partial_checkpoint.py"), "new"),
     # A folder whose files it knows by their names
-    **dict.fromkeys(("deploy/local/lifecycle.py", "deploy/local/logs.py", "deploy/local/target.py"), "a deployment's"),
-    **dict.fromkeys(("deploy/local/supervisor.py",), "a deployment's"),
+    **dict.fromkeys(("deploy/local/folder.py", "deploy/local/instance.py", "deploy/local/lifecycle.py"), "a deployment's"),
+    **dict.fromkeys(("deploy/local/logs.py", "deploy/local/main_server.py", "deploy/local/place.py"), "a deployment's"),
+    **dict.fromkeys(("deploy/local/supervisor.py", "deploy/local/target.py"), "a deployment's"),
     "profile/run.py": "a profile's, in partial/",
 }
 

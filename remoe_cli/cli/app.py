@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from textwrap import fill
 from typing import Annotated, ClassVar
 
 import typer
 from typer.exceptions import TyperException
 
-from remoe_cli import __version__
+from remoe_cli import __version__, interrupts
 from remoe_cli.cli import (
     catalog_update,
     demo,
@@ -35,7 +34,7 @@ from remoe_cli.cli import (
     status,
 )
 from remoe_cli.cli.groups import Command, Group, examples
-from remoe_cli.cli.mistakes import usage_error
+from remoe_cli.cli.mistakes import refuse_other_bytes, usage_error
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.settings import debug
 
@@ -66,6 +65,7 @@ EXIT_CODES = {
     5: "held by another process",
     6: "partly deployed",
     130: "interrupted",
+    143: "ended by SIGTERM",
 }
 _NO_BREAK = "\N{NO-BREAK SPACE}"  # between a code and its meaning, while the line is wrapped
 _CODES = ", ".join(f"{code} {meaning}".replace(" ", _NO_BREAK) for code, meaning in EXIT_CODES.items())
@@ -152,13 +152,20 @@ def main() -> None:
     # OpenMP's threads sleep while they wait for work, here and in the servers that are started from here. Spinning ones take the cores
     # from whatever else runs: on two busy cores a token of the demo model took 1.3 s of time and 0.65 s of CPU, and so 0.2 s and 0.08 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(run())
+    code = run()
+    if code in (130, 143):  # at once: the end of an interpreter with torch in it takes seconds, and waits for threads
+        output.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run() -> int:
     """Run the command line and return its exit code, one of EXIT_CODES."""
+    output.take_any_text()
     try:
-        return int(app(prog_name="remoe", standalone_mode=False) or 0)
+        refuse_other_bytes(sys.argv[1:])
+        with interrupts.kept():
+            return int(app(prog_name="remoe", standalone_mode=False) or 0)
     except TyperException as error:
         output.fail(usage_error(error))
         return UsageError.exit_code
@@ -166,9 +173,13 @@ def run() -> int:
         _traceback()
         output.fail(error)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return interrupts.exit_code(interrupt)
     except BrokenPipeError:
+        return 1
+    except UnicodeEncodeError as error:
+        _traceback()
+        output.fail(RemoeError(f"This name or text is not UTF-8: {error.object!r}.", "Use a path that is UTF-8."))
         return 1
     except OSError as error:
         _traceback()
@@ -190,4 +201,4 @@ def run() -> int:
 
 def _traceback() -> None:
     if debug():
-        traceback.print_exc()
+        output.trace()

@@ -22,6 +22,9 @@ def command(
     document = pick(target, region, profile, asks="destroy", yes=yes).destroy(name)
 
     def show() -> None:
+        if document["state"] == "absent":
+            output.line(f"There is no deployment named '{name}' here: no file, and no process on this machine.")
+            return
         output.line(f"{name} is gone." if document["left"] or document["kept"] else f"{name} is gone: nothing is left of it.")
         for each in document["kept"]:
             output.line(f"  kept, because remoe did not make it: {each}")

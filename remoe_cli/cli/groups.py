@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from typer._click.exceptions import UsageError
 from typer.core import TyperCommand, TyperGroup
 
 from remoe_cli.cli import output
@@ -40,6 +41,13 @@ class _Plain:
     """Writes the panels of a command or group, and its epilog as it stands."""
 
     epilog: str | None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]
+        except UsageError as error:
+            error.ctx = error.ctx or ctx  # an option without its value has none, and mistakes.py points to the command's help
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         for panel, rows in panels_of(self, ctx).items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,15 +12,17 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import DataOption, FieldOption, PromptOption, texts_of
+from remoe_cli.cli.options import DataOption, FieldOption, PromptOption, prompts_of
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
-from remoe_cli.errors import RemoeError, UsageError
+from remoe_cli.errors import ArtifactError, DeployError, ModelError, RemoeError, UsageError
 
 if TYPE_CHECKING:
     from remoe_cli.model.chat import Prompt
+    from remoe_cli.profile.prompts import PromptSet
     from remoe_cli.runtime.client import MainAddress
     from remoe_cli.runtime.expected_cost import ExpectedCost
 
+_OF_ALL = (ArtifactError, DeployError, ModelError)  # what is the same for all prompts
 EXAMPLES = examples(
     "remoe infer demo --prompt 'What is the capital of France?'",
     "remoe infer demo --data prompts.jsonl --json > answers.jsonl   # one JSON document a line",
@@ -43,25 +47,75 @@ def command(
         raise UsageError("Give either --prompt TEXT or --data FILE.", "See 'remoe infer --help'.")
     deployed = pick(target, region, profile)
     address, expected = deployed.main_address(name), expected_cost_of(deployed.deployed_plan(name))
-    for text in texts_of(prompt, data, field):
-        document = ask(address, text, max_new_tokens, expected)
-        output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
+    prompts, failed = prompts_of(prompt, data, field), Failed()
+    for index, text in enumerate(prompts.texts):
+        try:
+            document = ask(address, text, max_new_tokens, expected)
+        except RemoeError as error:
+            if data is None:
+                raise
+            failed.note(error, prompts, index)
+        else:
+            failed.last = ""
+            output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
+    failed.exit(len(prompts.texts))
+
+
+@dataclass
+class Failed:
+    """The prompts of a file that got no answer, each of which is told in its place.
+
+    The others are asked all the same.
+    """
+
+    count: int = 0
+    last: str = ""
+
+    def note(self, error: RemoeError, prompts: PromptSet, index: int) -> None:
+        """Print why a prompt failed, with its row.
+
+        Raises: the error with the row where all further prompts would fail too: the main function is gone, or two prompts in a row end in
+        the same failure of an expert function.
+        """
+        from remoe_cli.runtime.receipt import attach, receipt_of
+
+        here = type(error)(f"{prompts.where(index)}: {error.message}", error.hint)
+        if receipt := receipt_of(error):
+            attach(here, receipt)
+        if not isinstance(error, UsageError) and (isinstance(error, _OF_ALL) or error.message == self.last):
+            raise here
+        self.count, self.last = self.count + 1, error.message
+        output.fail(here, row=prompts.rows[index] if prompts.rows else index + 1)
+
+    def exit(self, asked: int) -> None:
+        """End the command with status 1 when a prompt has failed."""
+        if self.count:
+            output.say(f"{self.count} of {asked} prompts failed.")
+            raise typer.Exit(1)
 
 
 def ask(address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: ExpectedCost | None) -> dict[str, Any]:
     """Return the answer to one prompt with its receipt; without --json the text is printed as it comes."""
     from remoe_cli.runtime.client import answer
 
+    begun = False
     with ExitStack() as waiting:
         waiting.enter_context(output.progress("Waiting for the answer"))
 
         def on_text(piece: str) -> None:
+            nonlocal begun
+            begun = True
             if not output.is_json():
                 if output.shows_bars():  # elsewhere a line on stderr says when no text came for long
                     waiting.close()
                 output.piece(piece)
 
-        return answer(address, prompt, max_new_tokens, on_text, expected=expected)
+        try:
+            return answer(address, prompt, max_new_tokens, on_text, expected=expected)
+        except BaseException:
+            if begun and not output.is_json():
+                output.line()  # what is said next is no part of the answer
+            raise
 
 
 def expected_cost_of(plan: Path) -> ExpectedCost | None:
@@ -87,7 +141,7 @@ def show_receipt(receipt: dict[str, Any]) -> None:
         ("time to first token (TTFT)", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
         ("time per further token (TPOT)", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
         ("cost of such requests", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
-        ("  main function", _usd(cost["main_usd"]), ""),
+        *_main_rows(receipt["main"], cost),
         ("  expert functions", _usd(cost["functions_usd"]), ""),
     ]
     output.line("\n")
@@ -95,10 +149,33 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated tokens"
     output.line(f"{tokens}, {receipt['total_s']:.2f} s")
     if receipt["main_load_s"]:
-        output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that, which the cost includes.")
+        loading = f", and {_usd(cost['loading_usd'])} requests for expert functions" if cost["loading_usd"] else ""
+        output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that{loading}. The cost includes it.")
+    output.paragraph(_paid(receipt))
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
     output.line(f"{calls}: {receipt['cold_starts']} cold starts, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
     output.line(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
+
+
+def _main_rows(main: dict[str, Any], cost: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    yield "  main function", _usd(cost["main_usd"]), ""
+    if main["prices"]["share_usd"] is not None:
+        yield "    its time", _usd(cost["main_busy_usd"]), ""
+        yield "    idle hours, shared by all requests", _usd(cost["main_idle_usd"]), ""
+
+
+def _paid(receipt: dict[str, Any]) -> str:
+    """Say which costs are those of billed time, and which are list price times measured time."""
+    main = receipt["main"]
+    parts = ["main function: " + ("billed time (REPORT line)" if main["basis"] == "report" else "measured time")]
+    if receipt["functions"]:
+        parts.append("expert functions: billed time (REPORT lines)")
+    text = f"Costs are list prices; {', '.join(parts)}."
+    if main["prices"]["rented"] and main["prices"]["share_usd"] is None:
+        text += " Its idle hours are not in it, as the traffic is unknown."
+    if receipt["unreported"]:
+        text += f" {receipt['unreported']} calls were lost, so it is unknown whether they were billed."
+    return text
 
 
 def _ms(seconds: float | None) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from remoe_cli.cli.renamed import new_name
+from remoe_cli.cli.visible import is_utf8, visible
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +22,18 @@ _WRONG = {
     "less_than_equal": "; it must be {le:g} or less",
 }
 _EXTRA = re.compile(r"Got unexpected extra argument\(s\) \((.*)\)", re.DOTALL)
+
+
+def refuse_other_bytes(arguments: Sequence[str]) -> None:
+    """Refuse an argument that is not UTF-8. Files of remoe, which are UTF-8, could not name it.
+
+    Raises: UsageError with the argument.
+    """
+    for before, argument in pairwise(("", *arguments)):
+        if not is_utf8(argument):
+            is_prompt = before == "--prompt" or argument.startswith("--prompt=")
+            what = "The prompt" if is_prompt else f"The argument {visible(argument)!r}"
+            raise UsageError(f"{what} is not UTF-8.", "Write it in UTF-8, as a terminal in a UTF-8 locale does; rename a file.")
 
 
 def usage_error(error: TyperException) -> UsageError:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from remoe_cli import bounded
 from remoe_cli.cli import output
+from remoe_cli.cli.visible import is_utf8
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from remoe_cli.model.chat import Prompt
     from remoe_cli.profile.prompts import PromptSet
 
-_LONGEST_PROMPT = 32 << 20  # characters
+_LONGEST_PROMPT = bounded.Limit(32 * bounded.MIB)
+_AS_UTF8 = "Write it in UTF-8, as a terminal in a UTF-8 locale does."
+
 ProfileArgument = Annotated[Path, typer.Argument(metavar="PROFILE", help="A profile made by 'remoe profile'.")]
 PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan made by 'remoe plan'.")]
 
@@ -46,18 +48,31 @@ def read_data(data: str, field: str, limit: int | None = None) -> PromptSet:
     return prompts
 
 
-def texts_of(prompt: str | None, data: str | None, field: str) -> tuple[Prompt, ...]:
+def prompts_of(prompt: str | None, data: str | None, field: str) -> PromptSet:
     """Return the one prompt, or the prompts of the file; exactly one of the two is given.
 
-    Raises: UsageError when standard input holds no text, and what `read_prompts` raises.
+    Raises: UsageError for a prompt that is not UTF-8, when standard input holds no text, and what `read_prompts` raises.
     """
     if data is not None:
-        return read_data(data, field).texts
-    if prompt != "-":
-        return (str(prompt),)
-    text = sys.stdin.read(_LONGEST_PROMPT + 1).rstrip("\r\n")
-    if len(text) > _LONGEST_PROMPT:
-        raise UsageError(f"The prompt on standard input has more than {_LONGEST_PROMPT:,} characters, which is the most.", "Shorten it.")
+        return read_data(data, field)
+    from remoe_cli.profile.prompts import PromptSet
+
+    text = _standard_input() if prompt == "-" else str(prompt)
+    if not is_utf8(text):
+        raise UsageError("The prompt is not UTF-8.", _AS_UTF8)
+    return PromptSet("--prompt", "prompt", (text,))
+
+
+def _standard_input() -> str:
+    from remoe_cli.profile.prompts.files import decoded, standard_input
+
+    try:
+        content = bounded.read_stream(decoded(standard_input(), "Standard input"), _LONGEST_PROMPT)
+        text = str(content, "utf-8").replace("\r\n", "\n").rstrip("\n")
+    except bounded.LimitError as error:
+        raise UsageError(f"The prompt on standard input cannot be read: {error}.", "Shorten it.") from None
+    except UnicodeDecodeError:
+        raise UsageError("The prompt is not UTF-8.", _AS_UTF8) from None
     if not text.strip():
         raise UsageError("Standard input holds no prompt.", "Write the prompt to standard input, or give --prompt TEXT.")
-    return (text,)
+    return text

@@ -7,19 +7,25 @@ are wrapped to `width()`.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
+import os
+import re
 import shutil
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from remoe_cli.cli.visible import STEERING, SURROGATES, visible
 from remoe_cli.errors import RemoeError
 
 if TYPE_CHECKING:
@@ -78,11 +84,53 @@ def is_verbose() -> bool:
     return _mode.verbose
 
 
+def take_any_text() -> None:
+    """Let stdout take any text: it prints "?" for what its encoding lacks.
+
+    Bytes of a file's name that are not UTF-8 are printed as they are.
+    """
+    codecs.register_error("remoe", _replaced)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before the command began
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="remoe")
+
+
+def flush() -> None:
+    """Send what is printed, as far as somebody reads it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    part = error.object[error.start : error.end]
+    if all("\udc80" <= character <= "\udcff" for character in part):
+        return bytes(ord(character) - 0xDC00 for character in part), error.end
+    return "?" * len(part), error.end
+
+
+def _for(stream: TextIO, text: str) -> str:
+    """Return the text as the stream may be sent it: exact to a pipe, without what steers it to a terminal."""
+    return visible(text) if stream.isatty() else text
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    """Write JSON on one line, in ASCII where stdout is not UTF-8; to a terminal without what steers it."""
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
+    text = json.dumps(document, ensure_ascii=not is_utf8, allow_nan=False)
+    escaped = f"[{SURROGATES}{STEERING if sys.stdout.isatty() else ''}]"
+    return re.sub(escaped, lambda found: json.dumps(found[0])[1:-1], text)
+
+
 def say(message: str) -> None:
     """Print a message for the user on stderr."""
     if not _mode.quiet:
         _mode.said_s = time.monotonic()
-        print(message, file=sys.stderr, flush=True)
+        print(_for(sys.stderr, message), file=sys.stderr, flush=True)
 
 
 def result(document: BaseModel | Mapping[str, Any], show: Callable[[], None]) -> None:
@@ -91,12 +139,12 @@ def result(document: BaseModel | Mapping[str, Any], show: Callable[[], None]) ->
         show()
         return
     data = document if isinstance(document, Mapping) else document.model_dump(mode="json")
-    print(json.dumps(data, ensure_ascii=False, allow_nan=False), flush=True)
+    print(_json(data), flush=True)
 
 
 def line(text: str = "") -> None:
     """Print a line of the result for people on stdout."""
-    print(text, flush=True)
+    print(_for(sys.stdout, text), flush=True)
 
 
 def width() -> int:
@@ -125,7 +173,7 @@ def _wrapped(text: str, first: str = "", rest: str = "") -> str:
 def piece(text: str) -> None:
     """Print a piece of streamed text on stdout, without a line end."""
     _mode.said_s = time.monotonic()
-    print(text, end="", flush=True)
+    print(_for(sys.stdout, text), end="", flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -135,20 +183,20 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.table import Table
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i, column in enumerate(columns):
+    for i, column in enumerate(_for(sys.stdout, column) for column in columns):
         short = i > 0 and all(len(row[i]) <= _UNWRAPPED for row in rows)
         grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=short)
     for row in rows:
-        grid.add_row(*row)
-    console = Console(highlight=False, markup=False, width=width())
+        grid.add_row(*(_for(sys.stdout, cell) for cell in row))
+    console = Console(highlight=False, markup=False, emoji=False, width=width())
     if title:  # not the table's own title, which is wrapped to the table
-        console.print(title, style="bold")
+        console.print(_for(sys.stdout, title), style="bold")
     console.print(grid)
 
 
 def ask(question: str) -> bool:
     """Ask on stderr; return whether the answer on stdin is 'y' or 'yes'."""
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{_for(sys.stderr, question)} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -242,9 +290,10 @@ def _bar(stage: _Stage) -> Iterator[Report]:
 
     class State(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{stage.state()}  {stage.what}".rstrip())
+            return Text(visible(f"{stage.state()}  {stage.what}".rstrip()))
 
-    with Progress(TextColumn(stage.title, markup=False), BarColumn(), State(), console=Console(stderr=True), transient=True) as bars:
+    title = visible(stage.title).replace("{", "{{").replace("}", "}}")  # a column's text is a format
+    with Progress(TextColumn(title, markup=False), BarColumn(), State(), console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(stage.title, total=None)
 
         def report(done: float, total: float | None, what: str = "") -> None:
@@ -278,17 +327,37 @@ def _heartbeat(stage: _Stage) -> Iterator[Report]:
         thread.join()
 
 
-def fail(error: RemoeError) -> None:
-    """Print an error: the document {"error": ...} on stdout with --json, else sentences on stderr."""
+def fail(error: RemoeError, **more: Any) -> None:
+    """Print an error: {"error": ...} with `more` on stdout with --json, else sentences on stderr."""
     if _mode.json or "--json" in sys.argv:
-        document = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
-        print(json.dumps(document, ensure_ascii=False), flush=True)
+        document = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint} | _billed(error), **more}
+        print(_json(document), flush=True)
         return
     _complain("error: ", error.message)
     if error.hint:
         _complain("  hint: ", error.hint)
+    if receipt := _billed(error).get("receipt"):
+        _complain("  cost: ", _what_was_billed(receipt))
+
+
+def _billed(error: RemoeError) -> dict[str, Any]:
+    """Return the receipt of a request that failed, where it has one (runtime/receipt.py)."""
+    receipt = getattr(error, "receipt", None)
+    return {} if receipt is None else {"receipt": receipt.model_dump(mode="json")}
+
+
+def _what_was_billed(receipt: Mapping[str, Any]) -> str:
+    calls = receipt["invocations"] + receipt["main"]["invocations"]
+    billed = f"{receipt['billed_ms'] + receipt['main']['billed_ms']} ms of {calls} calls were billed"
+    return f"{billed}, ${receipt['cost']['total_usd']:.2g} in all." if receipt["cost"] else f"{billed}."
+
+
+def trace() -> None:
+    """Print the traceback of the error that is handled, on stderr."""
+    print(_for(sys.stderr, traceback.format_exc()), end="", file=sys.stderr)
 
 
 def _complain(label: str, text: str) -> None:
     """Print a line of an error on stderr; only a terminal wraps it, so that other programs find it in one line."""
-    print(_wrapped(text, label, " " * len(label)) if sys.stderr.isatty() and "\n" not in text else label + text, file=sys.stderr)
+    text, is_wrapped = _for(sys.stderr, text), sys.stderr.isatty() and "\n" not in text
+    print(_wrapped(text, label, " " * len(label)) if is_wrapped else label + text, file=sys.stderr)

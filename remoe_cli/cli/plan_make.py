@@ -45,11 +45,22 @@ def command(
     ] = False,
     frontier: Annotated[bool, typer.Option("--frontier", help="Also show the cost of every TPOT, as a table and as a picture.")] = False,
     ttft: Annotated[
-        float | None, typer.Option(min=0, metavar="SECONDS", help="Longest time to the first token (TTFT).", rich_help_panel=_TARGETS)
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Longest mean time to the first token (TTFT).", rich_help_panel=_TARGETS),
+    ] = None,
+    ttft_percentile: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            max=100,
+            metavar="PERCENT",
+            help="Per cent of requests that keep --ttft; by default the mean does.",
+            rich_help_panel=_TARGETS,
+        ),
     ] = None,
     tpot: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="Longest time per output token after the first (TPOT).", rich_help_panel=_TARGETS),
+        typer.Option(min=0, metavar="SECONDS", help="Longest mean time per output token after the first (TPOT).", rich_help_panel=_TARGETS),
     ] = None,
     budget: Annotated[
         float | None, typer.Option(min=0, metavar="USD", help="Highest cost of a request, in USD.", rich_help_panel=_TARGETS)
@@ -69,6 +80,16 @@ def command(
         typer.Option(
             metavar="FILE",
             help="Many lengths instead of one: .csv or .jsonl with n_in, n_out, and timestamp or weight.",
+            rich_help_panel=_REQUESTS,
+        ),
+    ] = None,
+    cover: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Share of --requests to answer, such as 0.99: the longest are refused; by default none is.",
             rich_help_panel=_REQUESTS,
         ),
     ] = None,
@@ -147,6 +168,10 @@ def command(
         raise UsageError(f"{out} is not a name for a plan.", "Give a name that ends in .json.")
     if placement is not None and remote_share is not None:
         raise UsageError("--placement and --remote-share both say which experts go where.", "Leave one of them out.")
+    if cover is not None and requests is None:
+        raise UsageError("--cover is a share of the requests of a file, and there is none.", "Give the file with --requests.")
+    if ttft_percentile is not None and ttft is None and minimize.value != "ttft":
+        raise UsageError("--ttft-percentile says how many requests keep --ttft, which is not given.", "Give --ttft too.")
     refuse_file(out, made_as(Plan))
     if frontier:
         from remoe_cli.report.picture import refuse_picture
@@ -158,9 +183,9 @@ def command(
     traffic = None
     if requests is not None:
         with output.progress("Reading the requests"):
-            traffic = read_traffic(requests)
+            traffic = read_traffic(requests, 1.0 if cover is None else cover)
     request = PlanRequest(
-        aim=Aim(minimize.value, ttft, tpot, budget),
+        aim=Aim(minimize.value, ttft, tpot, budget, ttft_percentile),
         n_in=n_in,
         n_out=n_out,
         traffic=traffic,
@@ -175,7 +200,7 @@ def command(
     )
     with output.progress("Solving"):
         made = make_plan(read, prices, request)
-        findings = verify(made, read, prices)
+        findings = verify(made, read, prices, traffic.sizes.rows() if traffic else ())
     if findings:
         raise RemoeError(
             f"The plan states '{findings[0].field}' as {findings[0].stated}, but the verifier finds {findings[0].found}.",

@@ -9,7 +9,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, read_data, texts_of
+from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, prompts_of, read_data
 from remoe_cli.cli.profile_shared import trained_predictor
 from remoe_cli.errors import UsageError
 
@@ -101,7 +101,7 @@ def command(
     if evaluate:
         _evaluate(read, views, _fate(read, known) if fate else None, folds, plot)
     else:
-        _predict(read, views["request"], texts_of(prompt, data, field), out)
+        _predict(read, views["request"], prompts_of(prompt, data, field).texts, out)
 
 
 def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out: Path | None) -> None:

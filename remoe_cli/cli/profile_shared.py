@@ -39,6 +39,7 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
         "layers": len(record.spec.moe_layers),
         "experts_per_layer": record.spec.experts_per_layer,
         "top_k": record.spec.top_k,
+        "stored": record.spec.stored and record.spec.stored.model_dump(),
         "routing": record.routing.model_dump(mode="json"),
         "prefill_tokens": int(arrays["prompt_tokens"].sum()),
         "decode_tokens": int(arrays["decode_tokens"].sum()),
@@ -52,6 +53,8 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
             f"{document['prompts']} prompts: {document['prefill_tokens']:,} prefill and {document['decode_tokens']:,} decode tokens"
         )
         output.line(f"{document['layers']} MoE layers x {document['experts_per_layer']} experts, top-{document['top_k']}")
+        if record.spec.stored_as:
+            output.line(record.spec.stored_as)
         output.line(f"Times {record.latency.source}: {record.latency.machine}, {record.latency.measured_on}")
         if trained:
             scores = ", ".join(f"{name} {bits:.3f}" for name, bits in trained.validation_bits.items())

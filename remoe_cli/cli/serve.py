@@ -26,5 +26,6 @@ def command(
     """Run a deployment's main function on this machine, until you press Ctrl-C.
 
     It loads the local experts and all other weights, calls the deployed expert functions, and answers GET /ping and POST /invocations.
+    On loopback it answers processes of your user only, and no web page.
     """
     pick(target, region, profile).serve(name, host, port)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.target import ProfileOption, RegionOption, TargetName, TargetOption, pick
+from remoe_cli.errors import RemoeError
+
+if TYPE_CHECKING:
+    from remoe_cli.deploy.target import Target
 
 EXAMPLES = examples("remoe status", "remoe status olmoe --target aws")
 
@@ -27,8 +31,20 @@ def command(
         document = place.status(name)
         output.result(document, lambda: output.show_overview(place.overview(document)))
         return
-    documents = [place.status(each) for each in place.names()]
+    found = [_described(place, each) for each in place.names()]
+    documents = [each for each in found if each]
     output.result({"deployments": documents}, lambda: _show_all(documents))
+
+
+def _described(place: Target, name: str) -> dict[str, Any] | None:
+    """Describe one deployment of several; None when it is gone by now. What cannot be read of one does not hide the others."""
+    try:
+        return place.status(name)
+    except (RemoeError, OSError) as error:
+        if name not in place.names():
+            return None
+        hint = f"{error.message} {error.hint}".rstrip() if isinstance(error, RemoeError) else f"{error}."
+        return {"name": name, "target": "local", "state": "unreadable", "endpoint": None, "main": None, "functions": [], "hint": hint}
 
 
 def _show_all(documents: list[dict[str, Any]]) -> None:
@@ -38,3 +54,5 @@ def _show_all(documents: list[dict[str, Any]]) -> None:
         main = document["main"]
         held = f", main {main['resident_bytes'] / 1e6:.0f} MB" if main else ""
         output.line(f"{document['name']} ({document['target']}): {document['state']}, {len(document['functions'])} functions{held}")
+        if "hint" in document:
+            output.line(f"  {document['hint']}")

@@ -10,7 +10,10 @@ from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.cost import main_function, prices
 from remoe_cli.plan.document import Plan
+from remoe_cli.plan.problem.problem import Main
+from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime.receipt import Prices
 from remoe_cli.runtime.server_config import ServedFunction, ServerConfig
@@ -21,21 +24,33 @@ _MOST_EXPERT_ROWS = 1e6
 def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manifest, invoked: Callable[[str], str]) -> ServerConfig:
     """Make the document server.json; `invoked` maps a bundle entry to the name of its function."""
     expert_rows = _expert_rows(profile)
+    # All functions of a layer have the /tmp that the fullest needs, as the plan is priced.
+    storage_mb: dict[int, float] = {}
+    for f in bundle.functions:
+        own_mb = float(prices.function_storage_mb(catalog, bundle.spec.expert_bytes, len(f.experts)))
+        storage_mb[f.layer] = max(storage_mb.get(f.layer, 0.0), own_mb)
     return ServerConfig(
         model=bundle.model,
         spec=bundle.spec,
         functions=tuple(
-            ServedFunction(layer=f.layer, function=invoked(f.name), experts=f.experts, replicas=f.replicas, expert_rows=expert_rows)
+            ServedFunction(
+                layer=f.layer,
+                function=invoked(f.name),
+                experts=f.experts,
+                replicas=f.replicas,
+                expert_rows=expert_rows,
+                timeout_s=f.timeout_s,
+            )
             for f in bundle.functions
         ),
         prices=Prices(
             catalog=catalog.name,
-            main_gb=plan.main.memory_mb / 1024,
-            main_usd_per_gb_second=catalog.main_usd_per_gb_second,
-            function_usd_per_gb_second=catalog.function_usd_per_gb_second,
-            function_usd_per_request=catalog.function.usd_per_request,
+            main=main_function.prices_of(problem_of(plan, profile, catalog), Main(plan.main, plan.instances)),
+            function=prices.function_prices(catalog),
+            storage_mb={invoked(f.name): storage_mb[f.layer] for f in bundle.functions},
         ),
         gpu=plan.main.gpu_memory_mb is not None,
+        served=plan.workload.served,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from remoe_cli.deploy.console import Console
+from remoe_cli.runtime.address import url
 from remoe_cli.runtime.invoke import Connect
 
 
@@ -13,16 +14,22 @@ def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: 
 
     `connect` reaches the expert functions.
 
+    On loopback only this user's processes are answered (runtime/access.py).
+
     Raises: what runtime/main_function.py and runtime/server.py raise.
     """
+    from remoe_cli.runtime.access import door_of
     from remoe_cli.runtime.main_function import MainFunction, load_here
-    from remoe_cli.runtime.server import serve
+    from remoe_cli.runtime.server import listen, serve
 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
             main = load_here(server_json, connect)
-        console.say("The model is loaded.")
+        console.say(f"The model is loaded. {main.loading_billed}")
         return main
 
-    console.say(f"Serving '{name}' on http://{host}:{port}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    serve(load, host, port)
+    listener = listen(host, port)
+    door = door_of(listener, host)
+    whom = " to your own processes" if door.own_user else ", to whoever reaches that address"
+    console.say(f"Serving '{name}' on {url(host, port)}{whom}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
+    serve(load, listener, door)

@@ -89,5 +89,7 @@ class Target(Protocol):
     def destroy(self, name: str) -> dict[str, Any]:
         """Remove a deployment; return a document with `name`, `target` and `state`, and with what is `left`.
 
+        Locally `state` is "absent" when there was none.
+
         Raises: HeldError while somebody else works on it, PartialDeployError for what cannot be removed.
         """

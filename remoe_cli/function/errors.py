@@ -13,6 +13,7 @@ The name of a class is the `errorType` of the failed invocation, so the caller k
 | ShardUnreachableError | S3 does not answer, or is too busy, after a few tries here | yes |
 | FunctionMemoryError | the function's memory cannot hold one expert | no |
 | FunctionStorageError | the function's /tmp cannot hold its shard | no |
+| FunctionTimeError | the rest of the experts would not be done before the function's time ends | no |
 """
 
 from __future__ import annotations
@@ -47,4 +48,8 @@ class FunctionMemoryError(Exception):
 
 
 class FunctionStorageError(Exception):
+    pass
+
+
+class FunctionTimeError(Exception):
     pass

@@ -100,7 +100,13 @@ class S3Object:
 
             self._context = ssl.create_default_context()
         self._idle: list[http.client.HTTPConnection] = []
+        self._requests: list[None] = []  # one for each; several threads append
         self._pool = ThreadPoolExecutor(_THREADS)
+
+    @property
+    def reads(self) -> int:
+        """Requests to S3 so far, with those that failed: each is paid for."""
+        return len(self._requests)
 
     def close(self) -> None:
         """Stop the threads and close the connections."""
@@ -150,6 +156,7 @@ class S3Object:
 
     def _try(self, connection: http.client.HTTPConnection, first: int, last: int, write: Write) -> int:
         headers = {"range": f"bytes={first}-{last - 1}"}
+        self._requests.append(None)
         connection.request("GET", self._path, headers=signed(self._host, self._path, headers, self._credentials, time.time()))
         response = connection.getresponse()
         if response.status != 206:

@@ -107,6 +107,11 @@ class Shard:
         self._checked: set[int] = set()
 
     @property
+    def reads(self) -> int:
+        """Requests to S3 so far."""
+        return 0
+
+    @property
     def experts(self) -> tuple[int, ...]:
         """All experts of the shard, ascending."""
         return tuple(sorted(self.head.tensors))
@@ -189,6 +194,10 @@ class ShardObject(Shard):
         os.unlink(path)
         os.ftruncate(self._file, object_bytes)
         super().__init__(parsed, self._file, url)
+
+    @property
+    def reads(self) -> int:
+        return self._object.reads
 
     def _fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._object.fetch(ranges, self._write)

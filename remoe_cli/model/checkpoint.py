@@ -24,6 +24,7 @@ from remoe_cli.errors import ArtifactError, ModelError, UsageError
 from remoe_cli.model.checkpoint_files import INDEX, MORE_TEMPLATES, SETTINGS, SHARE, WEIGHTS, file_names, refuse_files
 from remoe_cli.progress import Report, no_report
 
+WHOLE = "model.safetensors"
 _SAMPLED = re.compile(r"local:[0-9a-f]{16}")  # the revision of a folder in versions that read a small part of the weights
 _SHOWN_DIGITS = 16
 
@@ -95,9 +96,8 @@ class Checkpoint:
     @property
     def files(self) -> tuple[Path, ...]:
         """All files that are read of the checkpoint and are there, by name."""
-        index = self.path / INDEX
-        weights = [index, *(self.path / name for name in _indexed(index))] if index.is_file() else list(self.path.glob(WEIGHTS))
-        files = {*weights, *self.settings_files, *self.path.glob(MORE_TEMPLATES), self.path / SHARE}
+        index = [self.path / INDEX] if self._is_indexed else []
+        files = {*self._weights(), *index, *self.settings_files, *self.path.glob(MORE_TEMPLATES), self.path / SHARE}
         return tuple(sorted(file for file in files if file.is_file()))
 
     @property
@@ -108,14 +108,15 @@ class Checkpoint:
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """List the safetensors files: those that the index names, else all.
+        """List the safetensors files that transformers reads: one whole file, else those of the index.
 
-        Some repositories hold the same weights a second time under other names, which the index does not list.
+        Where there is neither, all files are listed.
+
+        Some repositories hold the same weights a second time under other names, or other weights beside them.
 
         Raises: ModelError when there is no file, or one of the index is missing.
         """
-        index = self.path / INDEX
-        files = sorted(self.path / name for name in _indexed(index)) if index.is_file() else sorted(self.path.glob(WEIGHTS))
+        files = self._weights()
         if not files:
             raise ModelError(
                 f"{self.path} holds no .safetensors file. remoe reads no other weights.", "Convert the checkpoint to safetensors."
@@ -124,6 +125,16 @@ class Checkpoint:
             if not file.is_file():
                 raise ModelError(f"{self.path} has no {file.name}, which its index names.", "Check that the checkpoint is complete.")
         return tuple(files)
+
+    @property
+    def _is_indexed(self) -> bool:
+        return not (self.path / WHOLE).is_file() and (self.path / INDEX).is_file()
+
+    def _weights(self) -> list[Path]:
+        if self._is_indexed:
+            return sorted(self.path / name for name in _indexed(self.path / INDEX))
+        whole = self.path / WHOLE
+        return [whole] if whole.is_file() else sorted(self.path.glob("*.safetensors"))
 
     def held(self) -> dict[int, tuple[int, ...]] | None:
         """Get the experts of a partial checkpoint, by hidden layer; None for a whole checkpoint."""
@@ -192,6 +203,9 @@ def _local(model: str) -> Path | None:
             return None
         if path.is_dir():
             path = path.resolve()
+            # Bytes that are not UTF-8, which the library of tokenizers does not take.
+            if any("\ud800" <= character <= "\udfff" for character in str(path)):
+                raise UsageError(f"The path {path} is not UTF-8.", "Rename its folders.")
             if (path / "config.json").exists():
                 refuse_files(path)
                 return path
@@ -249,13 +263,14 @@ def _fetch(model: str, revision: str | None) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
+    def download(commit: str | None, *names: str) -> Path:
         # Folders inside a repository hold copies of the weights in other formats.
-        folder = Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=[WEIGHTS, INDEX, *SETTINGS], ignore_patterns=["*/*"], etag_timeout=10
-            )
-        )
+        return Path(snapshot_download(model, revision=commit, allow_patterns=[*names], ignore_patterns=["*/*"], etag_timeout=10))
+
+    try:
+        folder = download(revision, WHOLE, INDEX, *SETTINGS)
+        if not (folder / WHOLE).is_file():  # the same weights may be there a second time, under names that the index does not have
+            download(folder.name, *(_indexed(folder / INDEX) if (folder / INDEX).is_file() else [WEIGHTS]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"The model '{model}' cannot be downloaded from the hub: {reason(error)}",

@@ -76,6 +76,7 @@ def _fetch(say: Callable[[str], None]) -> Path:
         with tempfile.TemporaryDirectory() as folder:
             command = [
                 sys.executable,
+                "-P",  # not from the current folder, which others may have written
                 "-m",
                 "pip",
                 "download",

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -28,6 +28,8 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import expert_layers, refuse_unservable
+from remoe_cli.model.foreign_code import refuse_foreign_code, refuse_foreign_config
+from remoe_cli.model.generation import read_generation_config
 
 # remoe shows its own progress, and reports what goes wrong as one ModelError.
 disable_progress_bar()
@@ -64,8 +66,10 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 
     Raises: ModelError when transformers cannot read it.
     """
+    refuse_foreign_code(checkpoint)
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+        refuse_foreign_config(config, checkpoint)
         if config.dtype is None and config.get_text_config().dtype is None:
             config.dtype = _stored_dtype(checkpoint)
         return config
@@ -78,9 +82,7 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    for file in sorted(checkpoint.path.glob("*.safetensors")):
-        if not file.is_file():
-            continue
+    for file in (file for file in checkpoint.files if file.suffix == ".safetensors"):
         with _open(file) as handle:
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 if (dtype := _SAFETENSORS.get(handle.get_slice(name).get_dtype())) is not None:
@@ -164,18 +166,8 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | Non
     model.__class__ = kind
     empty = {f"{x.name}.{p}" for x in layers if not wanted[x.layer] for p in x.parameters()}
     _refuse_mismatch(checkpoint, report, empty)
-    if (checkpoint.path / "generation_config.json").is_file():
-        model.generation_config = _generation_config(checkpoint)
+    model.generation_config = read_generation_config(checkpoint, model.generation_config)
     return cast(PreTrainedModel, model.eval())
-
-
-def _generation_config(checkpoint: Checkpoint) -> GenerationConfig:
-    try:
-        return GenerationConfig.from_pretrained(checkpoint.path)
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"{checkpoint.path}/generation_config.json cannot be used: {reason(error)}", "Correct the file or remove it."
-        ) from None
 
 
 def select(checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep) -> dict[str, Any]:

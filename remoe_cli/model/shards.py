@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from remoe_cli import owned, recognise
+from remoe_cli import interrupts, owned, recognise
 from remoe_cli.errors import ModelError
 from remoe_cli.function.expert_ffn import Array, FfnSpec
 from remoe_cli.function.weights import ALIGNMENT, TYPES
@@ -112,7 +112,7 @@ def _write_batch(checkpoint: Checkpoint, batch: Sequence[WrittenShard]) -> Itera
         held[shard.layer] = sorted((*held.get(shard.layer, ()), *shard.experts))
     layers = {x.layer: x for x in expert_layers(load(checkpoint, held))}
     for shard in batch:
-        write_shard(
-            shard.path, layers[shard.layer], shard.experts, [held[shard.layer].index(e) for e in shard.experts], checkpoint.weight_files
-        )
+        interrupts.check()
+        rows = [held[shard.layer].index(e) for e in shard.experts]
+        write_shard(shard.path, layers[shard.layer], shard.experts, rows, checkpoint.weight_files)
         yield shard

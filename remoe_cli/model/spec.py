@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from remoe_cli.artifacts import MOST_EXPERTS, MOST_LAYERS, Bytes, LayerIndex, Part
 from remoe_cli.errors import ModelError
+from remoe_cli.model.stored import StoredWeights, quantisation, stored_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,8 @@ class MoeSpec(Part):
     expert_bytes         one routed expert, mu(e)
     nonexpert_bytes      everything else, with tied tensors counted once: the sum of mu(f_l)
     hidden_state_bytes   one token's hidden state D, which is sent to an expert function and back
+    stored               the weights as a quantised checkpoint stores them; None where it stores them as they are computed with
+    context_tokens       positions that the model has; None where its config does not say
     kv_layers            the KV cache of each hidden layer that has one; recurrent states do not grow and are not counted
 
     Source: method.md, section 2, for the symbols.
@@ -60,6 +63,8 @@ class MoeSpec(Part):
     nonexpert_bytes: Bytes
     hidden_state_bytes: Bytes
     kv_layers: Annotated[tuple[KvLayer, ...], Field(max_length=MOST_LAYERS)]
+    context_tokens: Bytes | None = None
+    stored: StoredWeights | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -72,9 +77,32 @@ class MoeSpec(Part):
         return self
 
     @property
+    def experts(self) -> int:
+        """Routed experts of all layers together."""
+        return self.experts_per_layer * len(self.moe_layers)
+
+    @property
     def routed_bytes(self) -> int:
         """The bytes of all routed experts."""
-        return self.expert_bytes * self.experts_per_layer * len(self.moe_layers)
+        return self.expert_bytes * self.experts
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes of all weights as the checkpoint stores them."""
+        if self.stored is None:
+            return self.nonexpert_bytes + self.routed_bytes
+        return self.stored.nonexpert_bytes + self.stored.expert_bytes * self.experts
+
+    @property
+    def stored_as(self) -> str | None:
+        """A sentence on a quantised checkpoint; None for any other."""
+        if self.stored is None:
+            return None
+        whole = (self.nonexpert_bytes + self.routed_bytes) / 1e9
+        return (
+            f"The checkpoint is stored in {self.stored.format}, {self.stored_bytes / 1e9:.1f} GB. Remoe computes with a {self.dtype} copy "
+            f"of {whole:.1f} GB, and 'remoe deploy' needs that copy."
+        )
 
     def kv_cache_bytes(self, tokens: int) -> int:
         """Count the bytes of KV cache after `tokens` tokens of one sequence.
@@ -100,6 +128,7 @@ def read_spec(checkpoint: Checkpoint) -> MoeSpec:
     from remoe_cli.model.loader import model_dtype, read_config, skeleton
 
     config = read_config(checkpoint)
+    settings = quantisation(config, checkpoint.path)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = skeleton(config)
@@ -126,6 +155,8 @@ def read_spec(checkpoint: Checkpoint) -> MoeSpec:
         nonexpert_bytes=total - expert * experts * len(layers),
         hidden_state_bytes=layers[0].width * model_dtype(config).itemsize,
         kv_layers=kv_layers,
+        context_tokens=getattr(text, "max_position_embeddings", None),
+        stored=None if settings is None else stored_weights(settings, model, layers),
     )
 
 

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from remoe_cli.errors import ModelError, UsageError
 from remoe_cli.model.chat import Conversation, Prompt, as_text
 from remoe_cli.model.checkpoint import Checkpoint, reason
+from remoe_cli.model.foreign_code import refuse_foreign_code
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -20,8 +21,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
     Raises: ModelError when it has none, or when it or its chat template cannot be used.
     """
+    refuse_foreign_code(checkpoint)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a damaged tokenizer.json surfaces as a bare Exception of the tokenizers library
         raise ModelError(
             f"The tokenizer of {checkpoint.name} cannot be loaded: {reason(error)}",
@@ -38,8 +40,9 @@ def check_chat_template(checkpoint: Checkpoint) -> None:
 
     Raises: ModelError for a chat template that cannot be used.
     """
+    refuse_foreign_code(checkpoint)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
     except Exception:
         return
     _check_template(tokenizer, checkpoint)

@@ -29,6 +29,7 @@ class FunctionEntry(artifacts.Part):
     """One expert function, which holds `experts` of hidden layer `layer`.
 
     replicas                   instances of it that may run at once
+    timeout_s                  after which the platform ends a call
     head_bytes, head_sha256    of its shard's head (function/weights.py)
     """
 
@@ -37,6 +38,7 @@ class FunctionEntry(artifacts.Part):
     experts: artifacts.Experts
     memory_mb: artifacts.Megabytes
     replicas: artifacts.Replicas
+    timeout_s: artifacts.Tokens
     shard: artifacts.FileName
     shard_sha256: str
     shard_bytes: artifacts.Bytes
@@ -45,7 +47,7 @@ class FunctionEntry(artifacts.Part):
 
 
 class Manifest(artifacts.Document):
-    schema_version: str = "remoe.bundle/2"
+    schema_version: str = "remoe.bundle/3"
     plan: Source
     model: ModelRef
     spec: MoeSpec
@@ -109,6 +111,7 @@ def build(
                 experts=shard.experts,
                 memory_mb=layer.memory_mb,
                 replicas=layer.replicas,
+                timeout_s=layer.timeout_s,
                 shard=shard.path.name,
                 shard_sha256=artifacts.sha256_file(shard.path),
                 shard_bytes=shard.path.stat().st_size,

@@ -138,7 +138,7 @@ def fetch(packages: Iterable[str], architecture: str, python: str, folder: Path)
     """Download wheels of these packages into `folder`, in the versions that are installed here."""
     platforms = [f"--platform=manylinux_2_{minor}_{_MACHINES[architecture]}" for minor in _GLIBC_MINORS]
     platforms.append(f"--platform=manylinux2014_{_MACHINES[architecture]}")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
     command += [f"--dest={folder}", f"--python-version={python}", "--implementation=cp", *platforms, *_requirements(packages)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -194,9 +194,9 @@ def find_interpreter(python: str) -> Interpreter | None:
 
 
 def _environment(python: str) -> dict[str, str]:
-    """Fix the hash seed, which decides the order of compiled sets, and the version that pyenv runs."""
+    """Fix the hash seed, which decides the order of compiled sets, and the version that pyenv runs; import nothing from here."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return own | {"PYTHONHASHSEED": "0", "PYENV_VERSION": python}
+    return own | {"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1", "PYENV_VERSION": python}
 
 
 def _compile(root: Path, interpreter: Interpreter) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from remoe_cli import artifacts, bounded, owned, recognise
+from remoe_cli import artifacts, bounded, interrupts, owned, recognise
 from remoe_cli.errors import ArtifactError
 from remoe_cli.model.checkpoint import Checkpoint, HeldExperts
 from remoe_cli.model.checkpoint_files import SHARE
@@ -176,4 +176,5 @@ def _write(path: Path, source: Path, pieces: list[_Piece]) -> None:
         for first, last in (r for piece in pieces for r in piece.ranges):
             file.seek(first)
             while first < last:
+                interrupts.check()
                 first += out.write(file.read(min(_COPY_BYTES, last - first)))

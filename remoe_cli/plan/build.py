@@ -31,8 +31,8 @@ from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, he
 from remoe_cli.plan.assess.verdict import judge, notes
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import evaluate, layer_outcomes
-from remoe_cli.plan.cost.requests import first_broken, with_timeouts
-from remoe_cli.plan.document import BaselineName, Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
+from remoe_cli.plan.cost.requests import first_broken, spread, with_timeouts
+from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
@@ -82,7 +82,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
     examined = request.examine and len(problem.workload.trace) > 0
     traffic = None
     if examined or problem.workload.requests_per_hour is None:
-        traffic = break_even_traffic(problem, aim, chosen.placement, others.priced.get(BaselineName.GPU))
+        traffic = break_even_traffic(problem, aim, chosen.placement, others.priced)
     judgement = judge(problem, aim, chosen.placement, outcome, others, traffic)
     plan = Plan(
         profile=Source(path=str(profile.path), sha256=profile.sha256),
@@ -97,10 +97,17 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         ),
         workload=_workload_ref(problem.workload, request),
         invocations=problem.invocations,
-        targets=Targets(ttft_s=aim.ttft_s, tpot_s=aim.tpot_s, budget_usd=aim.budget_usd),
+        targets=Targets(
+            ttft_s=aim.ttft_s,
+            tpot_s=aim.tpot_s,
+            budget_usd=aim.budget_usd,
+            ttft_percentile=aim.ttft_percentile,
+            ttft_at=problem.ttft_at,
+        ),
         objective=aim.objective,
         method=chosen.method,
         **outcome.model_dump(),
+        spread=spread(problem, chosen.placement, outcome.tpot_s),
         cold_start_s=cold_start_s(problem, chosen.placement),
         lower_bound_usd=bound if aim.objective == "cost" else None,
         lower_bound_s=bound if aim.objective != "cost" else None,

@@ -16,6 +16,13 @@ from remoe_cli import bounded
 from remoe_cli.artifacts import MOST_LAYERS, Document, Experts, LayerIndex, Megabytes, Part, Replicas, parse_document
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S
+from remoe_cli.plan.asked import Lengths as Lengths
+from remoe_cli.plan.asked import PredictedRouting as PredictedRouting
+from remoe_cli.plan.asked import Served as Served
+from remoe_cli.plan.asked import Source as Source
+from remoe_cli.plan.asked import Targets as Targets
+from remoe_cli.plan.asked import TtftAt as TtftAt
+from remoe_cli.plan.asked import WorkloadRef as WorkloadRef
 
 
 def _is_none(value: object) -> bool:
@@ -69,110 +76,31 @@ class Outcome(Part):
     """Predicted cost and latency of a placement.
 
     cost_usd_per_request   USD
-    ttft_s, tpot_s         seconds to the first token, and for each further token
+    ttft_s, tpot_s         seconds to the first token, and for each further token, in the mean
+    ttft_percentile_s      seconds to the first token of the request that `Targets.ttft_at` names, where there is one
     """
 
     cost_usd_per_request: float
     ttft_s: float
     tpot_s: float
+    ttft_percentile_s: float | None = Field(default=None, exclude_if=_is_none)
+
+    @property
+    def held_ttft_s(self) -> float:
+        """The TTFT that a target is held against: the mean, or that of a percentile."""
+        return self.ttft_s if self.ttft_percentile_s is None else self.ttft_percentile_s
 
 
-class Lengths(Part):
-    """One kind of request.
+class Spread(Part):
+    """What a share of the requests does not exceed, cold ones among them.
 
-    share   of all requests
-    n_in    prompt tokens
-    n_out   tokens that are generated after the first
+    share             of the requests
+    ttft_s, total_s   seconds to the first token, and to the last one
     """
 
     share: float
-    n_in: int
-    n_out: int
-
-
-class Source(Part):
-    """A file that the plan was made from, and its digest."""
-
-    path: str
-    sha256: str
-
-
-class PredictedRouting(Part):
-    """Routing that is predicted for a file of prompts, as a mixture of prompts that the profile recorded.
-
-    prompts           the file; its digest is over the sorted texts
-    count             prompts in the file
-    predictor         name of the predictor
-    validation_bits   its mean divergence on held-out prompts of the profile; None where the profile has too few prompts
-    mixture_bits      divergence between the prediction and the mixture
-    recorded          prompts of the profile that are mixed, ascending from 0
-    weights           weight of each; divided by their sum, the share of requests that route as it does
-    """
-
-    prompts: Source
-    count: int
-    predictor: str
-    validation_bits: float | None
-    mixture_bits: float
-    recorded: tuple[int, ...]
-    weights: tuple[int, ...]
-
-
-class Served(Part):
-    """Which requests the deployment answers: those that are longer in any way are refused.
-
-    cover    share of the file's requests that was asked for
-    share    share that is answered
-    tokens   most tokens of a request, prompt and answer together
-    n_in, n_out   most prompt tokens, and most tokens after the first
-    """
-
-    cover: float
-    share: float
-    tokens: int
-    n_in: int
-    n_out: int
-
-
-class WorkloadRef(Part):
-    """The requests that a plan is for.
-
-    n_in, n_out         mean prompt tokens, and mean tokens generated after the first
-    kinds               kinds of requests of different lengths, by which means are taken; empty where all have one length
-    longest             prompt tokens and further tokens of every request that no other one equals or exceeds in both, by rising prompts:
-                        hard limits hold for these, and so for all. Empty where all have one length
-    served              which requests of a file the plan is for; None where lengths were given otherwise
-    requests_per_hour   None where the traffic is unknown: then idle hours are not priced
-    cold_share          share of requests that find everything cold
-    routing             None: requests use experts as all of the profile's prompts together do
-    """
-
-    n_in: float
-    n_out: float
-    kinds: tuple[Lengths, ...] = ()
-    longest: tuple[tuple[int, int], ...] = ()
-    served: Served | None = None
-    requests_per_hour: float | None = None
-    cold_share: float = 0.0
-    routing: PredictedRouting | None = Field(default=None, exclude_if=_is_none)
-
-    @property
-    def lengths(self) -> tuple[Lengths, ...]:
-        """List the kinds of requests, also where there is only one."""
-        return self.kinds or (Lengths(share=1.0, n_in=round(self.n_in), n_out=round(self.n_out)),)
-
-    @property
-    def front(self) -> tuple[tuple[int, int], ...]:
-        """List the longest requests, also where all have one length."""
-        return self.longest or ((round(self.n_in), round(self.n_out)),)
-
-
-class Targets(Part):
-    """Upper limits that were asked for; `budget_usd` is for one request."""
-
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    budget_usd: float | None = None
+    ttft_s: float
+    total_s: float
 
 
 class BaselineName(StrEnum):
@@ -181,6 +109,7 @@ class BaselineName(StrEnum):
     ALL_LOCAL  all experts in the main function, on the cheapest main spec that meets the targets
     MIX        the same on the smallest main spec that holds them
     CPU, GPU   the whole model in CPU memory, or in GPU memory
+    STORED_CPU, STORED_GPU   the same of a quantised checkpoint, in the form in which it is stored; only where the profile has one
     FETCH      experts in CPU memory that are always on the GPU in time: an ideal that nobody can buy
     """
 
@@ -188,6 +117,8 @@ class BaselineName(StrEnum):
     MIX = "mix"
     CPU = "cpu"
     GPU = "gpu"
+    STORED_CPU = "cpu-as-stored"
+    STORED_GPU = "gpu-as-stored"
     FETCH = "fetch"
 
 
@@ -199,6 +130,7 @@ class Baseline(Part):
 
     cost_usd_per_request   USD; None where it is rented by the hour and the traffic is unknown: then no request has a price
     ttft_s, tpot_s         seconds to the first token, and for each further token
+    ttft_percentile_s      as in `Outcome`
     cold_start_s           what a cold start adds to the TTFT of a request that finds nothing warm; in `ttft_s` with the share of these
     usd_per_hour           price of one instance, which is always on; None where it is paid by use
     spec                   name of the main spec or instance that it runs on, or GPU_BY_USE
@@ -212,12 +144,18 @@ class Baseline(Part):
     ttft_s: float
     tpot_s: float
     cold_start_s: float = 0.0
+    ttft_percentile_s: float | None = Field(default=None, exclude_if=_is_none)
     usd_per_hour: float | None = Field(default=None, exclude_if=_is_none)
     spec: str
     instances: int = 1
     meets: bool
     assumed: str = ""
     ideal: bool = False
+
+    @property
+    def held_ttft_s(self) -> float:
+        """The TTFT that a target is held against: the mean, or that of a percentile."""
+        return self.ttft_s if self.ttft_percentile_s is None else self.ttft_percentile_s
 
 
 class ScenarioKind(StrEnum):
@@ -347,6 +285,7 @@ class Plan(Document):
     lower_bound_usd, lower_bound_s    no plan has a smaller value of the objective; one of both is set, in the objective's unit. A forced
                     placement has the bound of the exact plan; a scan, the paper's heuristic and a given placement have none
     gap             (value - lower bound) / value
+    spread          TTFT and whole time of the requests, by shares of them
     basis, reason   why the verdict is what it is, for programs and for people
     notes           for people: what was assumed, and what the figures leave out
     cold_start_s    what a cold start adds to the TTFT of a request that finds nothing warm; `ttft_s` has it with `workload.cold_share`
@@ -367,6 +306,8 @@ class Plan(Document):
     cost_usd_per_request: float
     ttft_s: float
     tpot_s: float
+    ttft_percentile_s: float | None = Field(default=None, exclude_if=_is_none)
+    spread: tuple[Spread, ...] = ()
     cold_start_s: float = 0.0
     lower_bound_usd: float | None
     lower_bound_s: float | None = None
@@ -389,7 +330,12 @@ class Plan(Document):
     @property
     def outcome(self) -> Outcome:
         """The plan's own cost and latency."""
-        return Outcome(cost_usd_per_request=self.cost_usd_per_request, ttft_s=self.ttft_s, tpot_s=self.tpot_s)
+        return Outcome(
+            cost_usd_per_request=self.cost_usd_per_request,
+            ttft_s=self.ttft_s,
+            tpot_s=self.tpot_s,
+            ttft_percentile_s=self.ttft_percentile_s,
+        )
 
 
 _HINT = "Give the .json file that 'remoe plan' wrote."

@@ -20,6 +20,8 @@ BASELINE_NAMES = {  # within a sentence
     BaselineName.MIX: "all experts local",
     BaselineName.CPU: "the whole model on CPUs",
     BaselineName.GPU: "the whole model on a GPU",
+    BaselineName.STORED_CPU: "the whole model, quantised as it is stored, on CPUs",
+    BaselineName.STORED_GPU: "the whole model, quantised as it is stored, on a GPU",
 }
 
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from remoe_cli import interrupts
 from remoe_cli.artifacts import Part
 from remoe_cli.errors import UsageError
 from remoe_cli.predict import baselines, ridge
@@ -117,6 +118,7 @@ def evaluate(
     covered = []
     for done, (name, fit) in enumerate(_fits(fate)):
         for fold in held_out:
+            interrupts.check()
             run, predictor = _run(fit, history, fold, remote, seed)
             runs.setdefault(name, []).append(run)
             if isinstance(predictor, ridge.Ridge):

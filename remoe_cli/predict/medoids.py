@@ -12,6 +12,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from remoe_cli import interrupts
+
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 
@@ -48,6 +50,7 @@ def _roulette(x: Floats, squares: Floats, clusters: int, rng: np.random.Generato
     nearest = np.full(len(x), np.inf, dtype=np.float32)
     none = _SAME * float(squares.max())
     while len(chosen) < clusters:
+        interrupts.check()
         m = chosen[-1]
         np.minimum(nearest, squares + (squares[m] - 2 * (x @ x[m])), out=nearest)
         wheel = np.cumsum(np.where(nearest > none, nearest, 0), dtype=np.float64)
@@ -89,6 +92,7 @@ def swap_medoids(x: Floats, medoids: Indices) -> tuple[Indices, Indices]:
     np.fill_diagonal(d, 0)
     start, quiet = 0, 0
     while quiet < n and len(medoids) > 1:
+        interrupts.check()
         near = np.argpartition(d[medoids], 1, axis=0)[:2]
         first, second = d[medoids[near[0]], np.arange(n)], d[medoids[near[1]], np.arange(n)]
         member = (np.arange(len(medoids)) == near[0][:, None]).astype(np.float32)

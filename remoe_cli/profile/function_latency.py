@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from remoe_cli import cages, lambda_limits
+from remoe_cli import cages, interrupts, lambda_limits
 from remoe_cli.errors import ModelError
 from remoe_cli.model.experts import ExpertLayer
 from remoe_cli.model.shards import write_shard
@@ -52,7 +52,7 @@ def _shards(folder: Path, layers: Sequence[ExpertLayer]) -> Iterator[Path]:
 
 def _points(shards: list[Path]) -> Iterator[MeasuredPoint]:
     with _group() as group:
-        command = [sys.executable, "-m", "remoe_cli.profile.function_timing", str(PERIOD_S), *map(str, shards)]
+        command = [sys.executable, "-P", "-m", "remoe_cli.profile.function_timing", str(PERIOD_S), *map(str, shards)]
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         argv = cages.inside([group[1]], command) if group else command
         pipe = subprocess.PIPE
@@ -60,6 +60,7 @@ def _points(shards: list[Path]) -> Iterator[MeasuredPoint]:
             try:
                 assert child.stdin and child.stdout and child.stderr
                 for vcpus in (1.0, *map(lambda_limits.vcpus, _MEMORY_MB if group else ())):  # whole first: the process is still starting
+                    interrupts.check()
                     if group:
                         cages.set_cpu_share(*group, vcpus)
                     child.stdin.write(json.dumps(_TOKENS) + "\n")

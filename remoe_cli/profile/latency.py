@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from remoe_cli import interrupts
 from remoe_cli.model.experts import ExpertLayer, attach, run_expert, run_experts
 from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, ROOFLINE, fit, fit_linear
 from remoe_cli.profile.function_latency import function_expert
@@ -105,6 +106,7 @@ def _passes(model: PreTrainedModel, layers: dict[str, nn.Module], settings: Sequ
         for forward, done in [*zip(forwards, passes, strict=True)] * _ROUNDS:
             before = spent = sum(map(sum, done))
             while spent - before < _FORWARD_S and spent < _PASSES_S:
+                interrupts.check()
                 seconds[:] = [0.0] * len(seconds)
                 start = _now(model.device)
                 forward()
@@ -174,6 +176,7 @@ def _local_points(layers: Sequence[ExpertLayer]) -> list[MeasuredPoint]:
             for n in _TOKENS:
                 spent = 0.0
                 while spent < _ROUND_S and n <= most:
+                    interrupts.check()
                     start = time.perf_counter()
                     run_expert(*next(experts), rows[n])
                     last = time.perf_counter() - start

@@ -21,8 +21,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from remoe_cli.model.experts import ExpertLayer
+from remoe_cli.model.generation import StopStrings
 
 Ints = npt.NDArray[np.int32]
 
@@ -53,11 +55,17 @@ class BatchRouting:
 
 
 def record_batch(
-    model: PreTrainedModel, recorder: RoutingRecorder, prompts: Sequence[Sequence[int]], experts: int, max_new_tokens: int, trace: int
+    model: PreTrainedModel,
+    recorder: RoutingRecorder,
+    prompts: Sequence[Sequence[int]],
+    experts: int,
+    max_new_tokens: int,
+    trace: int,
+    stop: StopStrings | None = None,
 ) -> BatchRouting:
     """Generate greedily from the prompts' token ids, and count the experts in use.
 
-    The recorder must be attached to the model. At most `trace` tokens of each prompt are traced.
+    The recorder must be attached to the model. At most `trace` tokens of each prompt are traced. `stop` ends answers at stop strings.
     """
     length = max(map(len, prompts))
     ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts])
@@ -71,8 +79,12 @@ def record_batch(
             do_sample=False,
             disable_compile=True,
             pad_token_id=model.generation_config.pad_token_id or 0,
+            stopping_criteria=StoppingCriteriaList([stop.begin(len(prompts), length)] if stop else []),
         )
     decoded = _decode_steps(output[:, length:].cpu(), model.generation_config.eos_token_id)
+    if stop is not None:
+        ends = stop.ends.numpy()
+        decoded = np.where(ends > 0, np.minimum(decoded, ends - length - 1), decoded)
     passes = [recorder.seen[layer] for layer in sorted(recorder.seen)]
     # [L, B, tokens, k] both
     prefill = np.stack([seen[0].reshape(len(prompts), length, -1).cpu().numpy() for seen in passes])

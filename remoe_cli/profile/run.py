@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from remoe_cli import artifacts, bounded, recognise
+from remoe_cli import artifacts, bounded, interrupts, recognise
 from remoe_cli.errors import ArtifactError, ModelError, UsageError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, find_named
@@ -66,6 +66,7 @@ class Inputs(artifacts.Document):
     spec: MoeSpec
 
 
+@interrupts.kept()
 def profile(
     model: str,
     prompts: PromptSet,
@@ -86,6 +87,7 @@ def profile(
     batch. `say` shows a message. `shard` (I, N) profiles slice I of N of the prompts. Times are measured unless `latency` is given.
     `device_map` is that of transformers.
     """
+    from remoe_cli.model.generation import stop_strings, warning
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
     from remoe_cli.model.vectors import prompt_features
 
@@ -94,6 +96,8 @@ def profile(
         checkpoint = find_named(model)
         spec = read_spec(checkpoint)
         tokenizer = load_tokenizer(checkpoint)
+    if aside := warning(checkpoint):
+        say(aside)
     with progress("Checking the model's files", of_bytes=True) as report:
         revision = checkpoint.identify(report)
     with progress("Checking the prompts"):
@@ -137,7 +141,8 @@ def profile(
     with progress("Profiling prompts") as report:
         report(done, total)
         if loaded is not None:
-            run = record(loaded, tokenizer, inputs, prompts.texts, missing, partial, lambda part: report(done + part, total))
+            stop = stop_strings(checkpoint)
+            run = record(loaded, tokenizer, inputs, prompts.texts, missing, partial, lambda part: report(done + part, total), stop)
             for batch in run:
                 done += _size(inputs, batch)
                 report(done, total)
@@ -259,22 +264,27 @@ def record(
     batches: Sequence[int],
     partial: Path,
     on_part: Callable[[float], None] = lambda prompts: None,
+    stop: Sequence[str] = (),
 ) -> Iterator[int]:
     """Run batches, and yield the number of each when its file in `partial` is written.
 
     The numbers are given in ascending order.
 
     `on_part` is called while a batch runs: with the share of its work that is done, times its number of prompts.
+    The texts `stop` end an answer.
     """
     from remoe_cli.model.experts import ExpertLayer, attach
+    from remoe_cli.model.generation import StopStrings
     from remoe_cli.profile.routing import RoutingRecorder, record_batch
 
+    stopping = StopStrings(tokenizer, stop) if stop else None
     settings = inputs.settings
     recorder = RoutingRecorder()
     size, work, whole = 0, 0.0, 1.0
 
     def runner(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         nonlocal work
+        interrupts.check()
         on_part(size * work / whole)
         work += _PASS_TOKENS + len(index) / size
         return recorder(layer, hidden, index, weights)
@@ -293,9 +303,11 @@ def record(
             tokens = max(len(ids[p]) for p in mine) + settings.max_new_tokens - 1
             whole = len(attachment.layers) * (tokens + settings.max_new_tokens * _PASS_TOKENS)
             attachment.calls.clear()
-            routing = record_batch(model, recorder, [ids[p] for p in mine], inputs.spec.experts_per_layer, settings.max_new_tokens, trace)
+            experts, mine_ids = inputs.spec.experts_per_layer, [ids[p] for p in mine]
+            routing = record_batch(model, recorder, mine_ids, experts, settings.max_new_tokens, trace, stopping)
             attachment.check_fired(max(attachment.calls.values(), default=0) or 1)
             artifacts.write_arrays(_file(partial, batch), asdict(routing) | {"prompt_index": (first + mine).astype(np.int32)}, "batch")
+            interrupts.check()
             yield batch
 
 

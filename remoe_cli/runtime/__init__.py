@@ -23,7 +23,9 @@
    reads the shard once (function/weights.py), computes the experts (function/expert_ffn.py), and packs the outputs (function/codec.py).
 
 8. Back. The dispatcher checks the answer and adds the remote outputs to the local ones. After the last token, `receipt.make_receipt` adds
-   up times, calls and cost. The client puts the predicted figures beside the measured ones, and `cli/infer.show_receipt` prints both.
+   up times, calls and cost (plan/cost/prices.py); a request that failed gets `receipt.failed_receipt`. The client bills a main function on
+   Lambda by its REPORT line (`receipt.with_report`) and puts the predicted figures beside the measured ones; `cli/infer.show_receipt`
+   prints both.
 
 Besides: calibrate.py measures a deployment, so that plans predict it better; container.py is the program of the main function's image;
 server_config.py is the file server.json, which says what a main function serves and calls.

@@ -8,18 +8,23 @@ SageMaker    a SageMaker endpoint; text is streamed
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from pydantic import ValidationError
 
-from remoe_cli import bounded
+from remoe_cli import bounded, interrupts
 from remoe_cli.artifacts import shown
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt
+from remoe_cli.runtime import peers
 from remoe_cli.runtime.failures import failure, kind_of
+from remoe_cli.runtime.invoke import log_of, read_report
+from remoe_cli.runtime.receipt import Receipt, attach, unpriced_receipt, with_report
 
 if TYPE_CHECKING:
     from remoe_cli.runtime.expected_cost import ExpectedCost
@@ -32,9 +37,10 @@ _KINDS: dict[str, type[RemoeError]] = {
 
 @dataclass(frozen=True)
 class Http:
-    """A main server at `url` (runtime/server.py)."""
+    """A main server at `url` (runtime/server.py); with `own_user` it has to be a process of this user."""
 
     url: str
+    own_user: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,15 +76,16 @@ def answer(
     With `calls` the document has the times of every invocation. With `expected` its receipt has what the plan predicts for this request.
 
     Raises: UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function is not
-    reached or ends before the answer is complete.
+    reached or ends before the answer is complete. The error carries the receipt of what was billed (receipt.receipt_of).
     """
     asked = {"prompt": prompt} if isinstance(prompt, str) else prompt.to_json()
     request = asked | {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
+        interrupts.check()
         match event:
-            case {"error": {"kind": str(kind), "message": str(message), "hint": str(hint)}} if message.strip():
-                raise _KINDS.get(kind, RemoeError)(shown(message, 1000)[1:-1], shown(hint, 1000)[1:-1])
+            case {"error": {"kind": str(), "message": str(message), "hint": str()} as error} if message.strip():
+                raise _error(error)
             case {"answer": {"receipt": {"prompt_tokens": int(), "generated_tokens": int()}} as document}:
                 break
             case {"text": str(text)}:
@@ -93,6 +100,16 @@ def answer(
     return document
 
 
+def _error(document: dict[str, Any]) -> RemoeError:
+    """Make the error that a main function describes, with its receipt if it has one."""
+    message, hint = (shown(document[name], 1000)[1:-1] for name in ("message", "hint"))
+    error = _KINDS.get(document["kind"], RemoeError)(message, hint)
+    if document.get("receipt"):
+        with suppress(ValidationError):  # of another version of remoe
+            attach(error, Receipt.model_validate(document["receipt"]))
+    return error
+
+
 def _events(endpoint: MainAddress, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what the main function sends: {"text": ..} for each piece, then {"answer"} or {"error"}."""
     match endpoint:
@@ -105,12 +122,16 @@ def _events(endpoint: MainAddress, request: dict[str, Any]) -> Iterator[dict[str
 
 
 def _http(endpoint: Http, url: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if endpoint.own_user:
+        address = httpx.URL(url)
+        peers.require_own_listener(address.host, address.port or 80)
     try:
         with (
-            httpx.Client(timeout=httpx.Timeout(10, read=600), trust_env=False) as client,
+            # The server lets no answer take longer than it may: one that was given up here would be paid for and lost.
+            httpx.Client(timeout=httpx.Timeout(10, read=None), trust_env=False) as client,
             client.stream("POST", f"{url}/invocations", json=request) as response,
         ):
-            yield from map(_event, _lines(response.iter_bytes()))
+            yield from map(_event, _lines(response.iter_bytes()))  # not iter_lines: it also ends lines inside a JSON string
     except (httpx.HTTPError, OSError, ValueError) as error:
         raise _gone(endpoint, f"{type(error).__name__}: {error}") from None
 
@@ -118,15 +139,26 @@ def _http(endpoint: Http, url: str, request: dict[str, Any]) -> Iterator[dict[st
 def _lambda(endpoint: LambdaMain, function: str, client: Any, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from botocore.exceptions import BotoCoreError, ClientError
 
+    begun_s = time.perf_counter()
     try:
-        response = client.invoke(FunctionName=function, Payload=json.dumps(request).encode())
+        response = client.invoke(FunctionName=function, LogType="Tail", Payload=json.dumps(request).encode())
         document = _event(bounded.read_stream(response["Payload"], bounded.RESPONSE))
     except (ClientError, BotoCoreError, OSError, ValueError) as error:
         raise _refused(endpoint, error) from None
+    report, took_s = read_report(log_of(response)), time.perf_counter() - begun_s
     if "FunctionError" in response:
         kind, message = document.get("errorType", "Unknown"), document.get("errorMessage", "no message")
         known = failure(kind)
-        raise InvokeError(f"{_named(endpoint)} {known.meaning or 'failed'} ({kind}: {message}).", known.hint)
+        failed = InvokeError(f"{_named(endpoint)} {known.meaning or 'failed'} ({kind}: {message}).", known.hint)
+        if report is not None:
+            attach(failed, unpriced_receipt(report, took_s))
+        raise failed
+    # What the function is billed is known only here, when it has ended.
+    of = document.get("error", document)
+    if report is not None:
+        made = of.get("receipt")
+        billed = with_report(Receipt.model_validate(made), report) if made else unpriced_receipt(report, took_s)
+        of["receipt"] = billed.model_dump(mode="json")
     if "error" not in document:
         yield {"text": document["text"]}
     yield document if "error" in document else {"answer": document}

@@ -14,11 +14,12 @@ import os
 import sys
 
 from remoe_cli.runtime import server
+from remoe_cli.runtime.access import Door
 from remoe_cli.runtime.main_function import load_packaged
 from remoe_cli.runtime.server import TimeLimits
 
 PORT = 8080
-# Below 60 s and 8 minutes by what a token may take, and the way back.
+# Below 60 s and 8 minutes by what a token may take, and the way back. Plans keep the second one: rented_timeout_s of the catalog.
 LIMITS = TimeLimits(whole_s=54, streamed_s=468)
 
 
@@ -27,7 +28,8 @@ def main(arguments: list[str]) -> None:
     if arguments != ["serve"] or not uri:
         sys.exit("error: This program is started as 'serve', with REMOE_MAIN=s3://BUCKET/main/SHA256.json in its environment.")
     port = int(os.environ.get("SAGEMAKER_BIND_TO_PORT", PORT))
-    server.run(lambda: load_packaged(uri), "0.0.0.0", port, LIMITS)
+    # SageMaker says nowhere by which name it asks.
+    server.run(lambda: load_packaged(uri), server.listen("0.0.0.0", port), Door(None), LIMITS)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ processing time first (docs/reference/method.md, section 9).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +21,19 @@ from torch import Tensor
 
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import Batch, FrameError, frame_bytes, pack, unpack, wire_bytes
-from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.lambda_limits import MAX_TIMEOUT_S, PAYLOAD_LIMIT_BYTES
 from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.ffn import from_storage, to_storage
-from remoe_cli.runtime.invoke import Invocation, invoke, ping
+from remoe_cli.runtime.answer import Stop
+from remoe_cli.runtime.invoke import FailedCall, Invocation, invoke, ping
 
 # Fewer rows than this are not worth a second invocation.
 _ROWS_PER_REPLICA = 16
+_LOOK_S = 0.5  # between two looks at the clock while a layer waits
+_LAST_S = 1.0  # for calls under way when time has ended
 _OTHER_VERSION = "Deploy the plan again: the function may be of another version."
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,14 @@ class RemoteFunction:
 
     replicas      instances of it that may run at once
     expert_rows   the work of calling an expert besides its rows (mostly reading its weights), in rows
+    timeout_s     after which the platform ends a call
     """
 
     name: str
     experts: tuple[int, ...]
     replicas: int
     expert_rows: float
+    timeout_s: int = MAX_TIMEOUT_S
 
 
 @dataclass
@@ -51,7 +59,8 @@ class Dispatcher:
     local    hidden layer -> expert id -> row of the layer's stacked weights
     remote   hidden layer -> functions that hold all other experts
     pool     threads that wait for invocations; with as many threads and connections as a layer has calls, no call waits for another
-    sent     invocations since the last `take`
+    sent     invocations since the last `take`, in the order of their answers: also those that failed, or that nobody waited for
+    stopped  asked while a layer waits for its calls: when the main function's own time ends, it waits no longer
     """
 
     client: Any
@@ -59,18 +68,61 @@ class Dispatcher:
     remote: Mapping[int, Sequence[RemoteFunction]]
     pool: ThreadPoolExecutor
     sent: list[Invocation] = field(default_factory=list)
+    stopped: Callable[[], Stop | None] = lambda: None
+    _under_way: dict[Future[Any], str] = field(default_factory=dict)
 
     def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         return run_experts(layer, hidden, index, weights, self.local[layer.layer], self._send)
 
     def take(self) -> list[Invocation]:
         """Return the invocations since the last call, and forget them."""
-        sent, self.sent = self.sent, []
+        sent = list(self.sent)
+        self.sent.clear()
         return sent
 
-    def warm(self) -> list[Future[Invocation]]:
+    def settle(self) -> None:
+        """Wait until no call is under way, so that whatever they are billed is in `sent`.
+
+        A pass that failed may leave some.
+        Where there is no time for that, they count as unreported, and what they are billed is in what the next `take` returns.
+        """
+        late = wait_for(self._under_way, _LAST_S if self.stopped() == "time-limit" else None).not_done
+        self.sent += [_lost(self._under_way[call]) for call in late]
+        self._under_way.clear()
+
+    def warm(self) -> list[Future[None]]:
         """Start one instance of every function at once, so that the first pass meets no cold start."""
-        return [self.pool.submit(ping, self.client, function.name) for functions in self.remote.values() for function in functions]
+        return [self._submit(self._ping, function.name) for functions in self.remote.values() for function in functions]
+
+    def _submit(self, work: Callable[..., T], function: str, *arguments: Any) -> Future[T]:
+        future = self.pool.submit(work, function, *arguments)
+        self._under_way = {call: name for call, name in self._under_way.items() if not call.done()} | {future: function}
+        return future
+
+    def _result(self, call: Future[T]) -> T:
+        """Wait for a call, at most until the main function's own time ends: what that has spent would be lost."""
+        while not call.done():
+            with suppress(TimeoutError):  # also that of the call itself, which is done then
+                return call.result(_LOOK_S)
+            if self.stopped() == "time-limit":
+                raise InvokeError(
+                    f"The main function's time ended while the expert function {self._under_way[call]} was computing.",
+                    "Ask for fewer tokens, or plan again for requests as long as this one.",
+                )
+        return call.result()
+
+    def _ping(self, function: str) -> None:
+        with self._recording():
+            self.sent.append(ping(self.client, function))
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Keep what a call was billed that fails inside."""
+        try:
+            yield
+        except FailedCall as error:
+            self.sent.append(error.invocation)
+            raise
 
     def _send(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
         dtype = next(iter(rows.values())).dtype
@@ -81,36 +133,37 @@ class Dispatcher:
             if held:
                 batches += [(function.name, batch) for batch in divide(held, stored, function.replicas, function.expert_rows)]
         start = time.perf_counter()
-        calls = [(batch, self.pool.submit(self._call, name, batch, start)) for name, batch in batches]
+        calls = [self._submit(self._call, name, batch, start) for name, batch in batches]
 
         def wait() -> dict[int, Tensor]:
             parts: dict[int, list[Array]] = {}
-            for batch, future in calls:
-                for expert, part in self._answer(batch, future).items():
+            for future in calls:
+                for expert, part in self._result(future).items():
                     parts.setdefault(expert, []).append(part)
             device = next(iter(rows.values())).device
             return {e: from_storage(np.concatenate(p), dtype).to(device) for e, p in parts.items()}
 
         return wait
 
-    def _call(self, function: str, batch: Batch, start: float) -> tuple[bytes, Invocation]:
+    def _call(self, function: str, batch: Batch, start: float) -> dict[int, Array]:
         """Call a function in a thread of the pool; the layer also waits for that thread to start."""
-        frame, invocation = invoke(self.client, function, pack(batch))
-        return frame, replace(invocation, elapsed_s=time.perf_counter() - start)
-
-    def _answer(self, batch: Batch, future: Future[tuple[bytes, Invocation]]) -> dict[int, Array]:
-        frame, invocation = future.result()
-        start = time.perf_counter()
-        try:
-            answer = unpack(frame)
-        except FrameError as error:
-            raise InvokeError(f"The answer of the expert function {invocation.function} cannot be read: {error}.", _OTHER_VERSION) from None
-        if (answer.experts, answer.rows, answer.dtype) != (batch.experts, batch.rows, batch.dtype) or answer.data.shape != batch.data.shape:
-            raise InvokeError(f"The expert function {invocation.function} answered other rows than it was sent.", _OTHER_VERSION)
-        elapsed_s = invocation.elapsed_s + time.perf_counter() - start
-        self.sent.append(replace(invocation, elapsed_s=elapsed_s, compute_s=answer.compute_us / 1e6))
+        with self._recording():
+            frame, invocation = invoke(self.client, function, pack(batch))
+            try:
+                answer = unpack(frame)
+            except FrameError as error:
+                message = f"The answer of the expert function {function} cannot be read: {error}."
+                raise FailedCall(message, _OTHER_VERSION, invocation) from None
+            asked, got = ((b.experts, b.rows, b.dtype, b.data.shape) for b in (batch, answer))
+            if asked != got:
+                raise FailedCall(f"The expert function {function} answered other rows than it was sent.", _OTHER_VERSION, invocation)
+        self.sent.append(replace(invocation, elapsed_s=time.perf_counter() - start, compute_s=answer.compute_us / 1e6))
         ends = np.cumsum(batch.rows)
         return {e: answer.data[end - n : end] for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)}
+
+
+def _lost(function: str) -> Invocation:
+    return Invocation(function, 0, 0, 0.0, 0.0, 0, 0, 0, None, 0, unreported=1, failed=True)
 
 
 def divide(rows: Mapping[int, Array], dtype: str, replicas: int, expert_rows: float) -> list[Batch]:

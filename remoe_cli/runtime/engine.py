@@ -5,6 +5,7 @@ The engine serves one request at a time: the experts hook and its dispatcher bel
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,27 +18,30 @@ from transformers import PreTrainedModel
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from remoe_cli.errors import UsageError
+from remoe_cli.errors import ModelError, RemoeError, UsageError
+from remoe_cli.lambda_limits import read_timeout_s
 from remoe_cli.model.chat import Prompt
-from remoe_cli.model.checkpoint import Checkpoint
+from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import Attachment, attach, move_non_experts
+from remoe_cli.model.generation import StopStrings, stop_strings, visible, warning
 from remoe_cli.model.loader import copy_weights, load
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.runtime.answer import FinishReason, Generated, Stop
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
-from remoe_cli.runtime.invoke import Connect
+from remoe_cli.runtime.invoke import Connect, Invocation
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
-_TIMEOUT_S = 60.0  # of one invocation
+_log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
 
 
 @dataclass
 class _Stream(BaseStreamer):  # type: ignore[misc]
-    """Collects the tokens of `generate` (its first put is the prompt) and passes on whole characters."""
+    """Collects the tokens of `generate` (its first put is the prompt) and passes on whole characters, without stop strings."""
 
     tokenizer: Any
+    stop: Sequence[str]
     start: float
     on_text: Callable[[int, str], None]
     ids: list[int] = field(default_factory=list)
@@ -53,14 +57,19 @@ class _Stream(BaseStreamer):  # type: ignore[misc]
         self.ids.append(int(value.item()))
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
         if not text.endswith("\ufffd"):
-            self.on_text(self.ids[-1], text[len(self.text) :])
-            self.text = text
+            self._show(visible(text, self.stop, ended=None))
+
+    def finish(self, *, stopped: bool) -> None:
+        """Pass on the rest; `stopped` tells whether a stop string has ended the answer."""
+        self._show(visible(self.tokenizer.decode(self.ids, skip_special_tokens=True), self.stop, ended=stopped))
 
     def end(self) -> None:
-        whole = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if whole != self.text:
-            self.on_text(self.ids[-1], whole[len(self.text) :])
-            self.text = whole
+        pass  # only afterwards is it known what has ended the answer
+
+    def _show(self, text: str) -> None:
+        if len(text) > len(self.text):
+            self.on_text(self.ids[-1], text[len(self.text) :])
+            self.text = text
 
 
 class _Stopping(StoppingCriteria):  # type: ignore[misc]
@@ -82,9 +91,24 @@ class Engine:
     tokenizer: Any
     dispatcher: Dispatcher
     attachment: Attachment
+    stop: StopStrings
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return encode(self.tokenizer, prompt)
+
+    def warm_up(self) -> None:
+        """Generate one token: proves the hook, and pages the weights in, before anybody waits for an answer.
+
+        Raises: ModelError when the model's settings let no token be generated, and what `generate` raises.
+        """
+        try:
+            generated = self.generate([0], 1)
+        except RemoeError:
+            raise
+        except Exception as error:  # transformers checks some of generation_config.json only here
+            raise ModelError(f"The model cannot generate: {reason(error)}", "Check its generation_config.json.") from None
+        self.dispatcher.sent.extend(generated.invocations)  # they are calls of loading, and not of an answer
+        self.attachment.check_fired(1)
 
     def generate(
         self,
@@ -95,32 +119,45 @@ class Engine:
     ) -> Generated:
         """Decode one prompt greedily; call `on_text(token_id, text)` as text becomes whole.
 
-        `stopped` is asked after every token; the answer ends when it returns a reason.
+        `stopped` is asked after every token; the answer ends when it returns a reason. Calls of an answer that fails stay with the
+        dispatcher.
 
-        Raises: UsageError for a prompt that is empty or too long for the model, InvokeError when an expert function fails.
+        Raises: what `refuse` raises, and InvokeError when an expert function fails.
         """
         ids = tuple(prompt_ids)
-        self._refuse_length(len(ids), max_new_tokens)
-        self.dispatcher.take()
-        stream, stopping = _Stream(self.tokenizer, time.perf_counter(), on_text), _Stopping(stopped)
+        self.refuse(ids, max_new_tokens)
+        stream, stopping = _Stream(self.tokenizer, self.stop.strings, time.perf_counter(), on_text), _Stopping(stopped)
         eos = self.model.generation_config.eos_token_id
-        with torch.inference_mode():
-            self.model.generate(
-                input_ids=torch.tensor([ids], device=self.model.device),
-                attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self.model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                disable_compile=True,
-                pad_token_id=self.model.generation_config.pad_token_id or 0,
-                streamer=stream,
-                stopping_criteria=StoppingCriteriaList([stopping]),
-            )
-        ended = stream.ids[-1] in ({eos} if isinstance(eos, int) else set(eos or ()))
+        self.dispatcher.stopped = stopped
+        try:
+            with torch.inference_mode():
+                self.model.generate(
+                    input_ids=torch.tensor([ids], device=self.model.device),
+                    attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self.model.device),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    disable_compile=True,
+                    pad_token_id=self.model.generation_config.pad_token_id or 0,
+                    streamer=stream,
+                    stopping_criteria=StoppingCriteriaList([stopping, self.stop.begin(1, len(ids))]),
+                )
+        finally:
+            self.dispatcher.settle()  # a pass that failed may have left calls, which are billed
+        at_stop_string = bool(self.stop.ends.any())
+        stream.finish(stopped=at_stop_string)
+        ended = at_stop_string or stream.ids[-1] in ({eos} if isinstance(eos, int) else set(eos or ()))
         reason: FinishReason = "stop" if ended else stopping.reason if stopping.reason and len(stream.ids) < max_new_tokens else "length"
         return Generated(ids, tuple(stream.ids), stream.text, reason, tuple(stream.times), tuple(self.dispatcher.take()))
 
-    def _refuse_length(self, prompt: int, new: int) -> None:
+    def refuse(self, ids: Sequence[int], new: int) -> None:
+        """Raise UsageError for a prompt that this model cannot read, or an answer that it cannot give."""
+        prompt = len(ids)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        if wrong := next((token for token in ids if not 0 <= token < vocabulary), None):
+            raise UsageError(
+                f"The token id {wrong} is not in the model's vocabulary of {vocabulary} tokens.", f"Token ids are 0 to {vocabulary - 1}."
+            )
         if not prompt:
             raise UsageError("The prompt has no tokens.", "Give a prompt with some text.")
         if new < 1:
@@ -140,29 +177,40 @@ def start_engine(
     *,
     gpu: bool = False,
     copied: bool = False,
+    sent: list[Invocation] | None = None,
 ) -> Engine:
     """Load the main function's part of the model, and attach a dispatcher for the remote experts.
 
     `functions` is by hidden layer. With `gpu`, everything but the experts is on the machine's GPU, if there is one. With
     `copied`, no weight stays mapped from its file. The expert functions start while the model loads (docs/reference/method.md, section 10).
+    `sent` takes their calls, also when this fails.
 
     Raises: InvokeError when an expert function cannot start.
     """
     local = spec.local_experts({layer: tuple(e for f in remote for e in f.experts) for layer, remote in functions.items()})
     connections = max(_CONNECTIONS, *(sum(f.replicas for f in remote) for remote in functions.values())) if functions else 1
+    # One client for all: each function's own timeout ends its calls, and none of them is given up before that.
+    longest_s = max((f.timeout_s for remote in functions.values() for f in remote), default=0)
     dispatcher = Dispatcher(
-        client=connect(connections, _TIMEOUT_S) if functions else None,
+        client=connect(connections, read_timeout_s(longest_s)) if functions else None,
         local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in local.items()},
         remote=functions,
         # Threads only wait for answers, so there may be more of them than cores.
         pool=ThreadPoolExecutor(max_workers=connections, thread_name_prefix="invoke"),
+        sent=[] if sent is None else sent,
     )
     warming = dispatcher.warm()
-    model = load(checkpoint, local)
-    if copied:
-        copy_weights(model)
-    if gpu and torch.cuda.is_available():
-        move_non_experts(model, "cuda")
-    for started in warming:
-        started.result()
-    return Engine(model, load_tokenizer(checkpoint), dispatcher, attach(model, dispatcher))
+    try:
+        model = load(checkpoint, local)
+        if copied:
+            copy_weights(model)
+        if gpu and torch.cuda.is_available():
+            move_non_experts(model, "cuda")
+        for started in warming:
+            started.result()
+        tokenizer = load_tokenizer(checkpoint)
+    finally:
+        dispatcher.settle()
+    if aside := warning(checkpoint):
+        _log.warning(aside)
+    return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), StopStrings(tokenizer, stop_strings(checkpoint)))

@@ -13,10 +13,12 @@ from pathlib import Path
 from remoe_cli.artifacts import read_json
 from remoe_cli.errors import ArtifactError
 from remoe_cli.plan.catalog.catalog import read_catalog
-from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.cost import main_function
+from remoe_cli.plan.cost.placement import layer_outcomes, total
+from remoe_cli.plan.cost.prices import main_cost
 from remoe_cli.plan.document import Outcome, Plan
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import PlanRequest, make_problem
+from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.record import read_profile_of
 
 # (prompt tokens, generated tokens after the first) -> the outcome
@@ -34,9 +36,15 @@ def expected_cost(plan_path: Path) -> ExpectedCost:
         if planned.sha256 != found:
             raise ArtifactError(f"The {what} {planned.path} has changed since the plan was made.", "Plan and deploy again.")
     placement = Placement(plan.main, plan.layers, plan.instances)
-    problem = make_problem(profile, catalog, PlanRequest(invocations=plan.invocations, routing=plan.workload.routing))
+    problem = problem_of(plan, profile, catalog)
+    prices = main_function.prices_of(problem, placement.bought)
 
     def predict(n_in: int, n_out: int) -> Outcome:
-        return evaluate(replace(problem, workload=problem.workload.resized(n_in, max(1, n_out))), placement)
+        one = replace(problem, workload=problem.workload.resized(n_in, n_out))
+        layers = layer_outcomes(one, placement)
+        times = total(one, placement, layers)
+        # As in its receipt: accelerator memory is that of the plan's longest request, and rented hours are shared as planned.
+        main = main_cost(prices, times.ttft_s + n_out * times.tpot_s)
+        return times.model_copy(update={"cost_usd_per_request": main.usd + sum(layer.usd for layer in layers)})
 
     return predict

@@ -70,6 +70,10 @@ FAILURES = (
     ),
     Failure("FunctionMemoryError", hint="Plan again with more memory for its functions, and deploy that."),
     Failure("FunctionStorageError", hint="The function's ephemeral storage must hold its shard: deploy the plan again."),
+    Failure(
+        "FunctionTimeError",
+        hint="Shorten the prompt, or plan again for requests as long as this one: a function's timeout is the plan's.",
+    ),
     # Limits of Lambda.
     Failure(
         "Runtime.OutOfMemory",

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.partial_checkpoint import MANIFEST, MainFile, MainManifest
 
 _CONNECTIONS = 16
-_RANGE_BYTES = 16 << 20
+RANGE_BYTES = 16 << 20
 _DIGESTS = 4  # files that are digested at once
 _AGAIN = "Deploy the plan again."
 
@@ -49,11 +49,11 @@ def scratch_folder() -> Path:
     return Path(tempfile.gettempdir()) / "remoe-main"
 
 
-def fetch(uri: str, folder: Path) -> Path:
+def fetch(uri: str, folder: Path, on_read: Callable[[], None] = lambda: None) -> Path:
     """Bring every file of the manifest at `uri` to this machine and return their folder.
 
     For S3 this is `folder`, which then holds nothing else; for a path it is the manifest's own folder. A file that is there already is not
-    fetched again; one that an earlier manifest named is deleted.
+    fetched again; one that an earlier manifest named is deleted. `on_read` is called for each request to S3.
 
     Raises: ArtifactError for a file that differs from its digest, DeployError for one that is missing or may not be read, and for a full
     disk, UsageError when `folder` holds other files than those of an earlier manifest.
@@ -67,6 +67,7 @@ def fetch(uri: str, folder: Path) -> Path:
         return here
     source = _Object(found[1], found[2])
     with closing(_client()) as client:
+        client.meta.events.register("before-send.s3", lambda **_: on_read())  # tries that failed are paid for too
         body, manifest = _manifest(client, source)
         _make_room(folder, {file.name for file in manifest.files})
         with owned.writing(folder / MANIFEST, made_as(MainManifest)) as temporary:
@@ -118,8 +119,8 @@ def _download(client: Any, source: _Object, files: list[MainFile], folder: Path)
     from boto3.s3.transfer import TransferConfig, create_transfer_manager
 
     config = TransferConfig(
-        multipart_threshold=_RANGE_BYTES,
-        multipart_chunksize=_RANGE_BYTES,
+        multipart_threshold=RANGE_BYTES,
+        multipart_chunksize=RANGE_BYTES,
         max_concurrency=_CONNECTIONS,
         preferred_transfer_client="classic",
     )

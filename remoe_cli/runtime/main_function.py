@@ -5,10 +5,11 @@ runtime/server.py takes requests over HTTP, runtime/lambda_main.py takes them as
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -20,9 +21,9 @@ from remoe_cli import artifacts
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
-from remoe_cli.runtime.answer import Stop
-from remoe_cli.runtime.invoke import Connect, make_client
-from remoe_cli.runtime.receipt import Receipt, make_receipt
+from remoe_cli.runtime.answer import Generated, Stop
+from remoe_cli.runtime.invoke import Connect, Invocation, make_client
+from remoe_cli.runtime.receipt import NOT_LOADED, Loading, Receipt, attach, failed_receipt, make_receipt, receipt_of
 from remoe_cli.runtime.server_config import ServerConfig
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ class Request(BaseModel):
     `messages`, with `tools`, are as in OpenAI's chat API.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     prompt: str | None = None
     messages: tuple[dict[str, Any], ...] | None = None
     tools: tuple[dict[str, Any], ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
-    max_new_tokens: int = Field(default=256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1, le=2**31 - 1)
     stream: bool = False
     calls: bool = False
 
@@ -67,12 +68,42 @@ class Answer(BaseModel):
     calls: tuple[tuple[int, float, float, float], ...] | None = None
 
 
+@dataclass
+class Spent:
+    """What expert functions were billed for one purpose: calls, milliseconds and USD."""
+
+    invocations: int = 0
+    billed_ms: int = 0
+    usd: float = 0.0
+
+    def add(self, receipt: Receipt) -> None:
+        """Add what a receipt says."""
+        self.invocations += receipt.invocations
+        self.billed_ms += receipt.billed_ms
+        self.usd += receipt.cost.functions_usd if receipt.cost else 0.0
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a main function has had expert functions billed since it began to load.
+
+    loading     until it was ready; in no receipt, unless it was loaded for a request
+    answers     for requests whose client took the receipt, answered or not
+    cancelled   for requests whose client went away before that
+    """
+
+    loading: Spent = field(default_factory=Spent)
+    answers: Spent = field(default_factory=Spent)
+    cancelled: Spent = field(default_factory=Spent)
+
+
 class MainState(BaseModel):
-    """What a main function holds.
+    """What a main function holds, and what it has spent.
 
     expert_bytes_held, expert_bytes_of_model    counted by tensors
     resident_bytes, anonymous_bytes             of the process, as the kernel says
     device                                      where everything but the experts is
+    spent                                       on expert functions, for loading and for requests
     """
 
     model_config = ConfigDict(frozen=True)
@@ -84,6 +115,7 @@ class MainState(BaseModel):
     resident_bytes: int
     anonymous_bytes: int
     device: str
+    spent: Ledger
 
 
 def parse(body: bytes | Mapping[str, Any]) -> Request:
@@ -92,7 +124,8 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
     Raises: UsageError for a body that is no request.
     """
     try:
-        request = Request.model_validate_json(body) if isinstance(body, bytes) else Request.model_validate(body)
+        # JSON both times: an array is no tuple to a strict model, and half of a surrogate pair is refused.
+        request = Request.model_validate_json(body if isinstance(body, bytes) else json.dumps(body))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))[:100]
@@ -102,19 +135,26 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
         ) from None
     if [request.prompt, request.messages, request.prompt_token_ids].count(None) != 2:
         raise UsageError("A request has either 'prompt' or 'prompt_token_ids', or 'messages'.", "Give one of the three.")
+    if request.tools is not None and request.messages is None:
+        raise UsageError("A request has 'tools' without 'messages'.", "Give 'messages', or leave 'tools' out.")
     request.asked()  # so that messages that are none are refused now
     return request
 
 
-def described(error: Exception) -> dict[str, str]:
-    """Describe an error as a document, of which runtime/client.py makes an error of the same kind."""
+def described(error: Exception) -> dict[str, Any]:
+    """Describe an error as a document, of which runtime/client.py makes an error of the same kind.
+
+    It has the receipt of the request, where something was billed for it.
+    """
+    receipt = receipt_of(error)
+    billed = {"receipt": receipt.model_dump(mode="json")} if receipt else {}
     if isinstance(error, RemoeError):
-        return {"kind": error.kind, "message": error.message, "hint": error.hint}
+        return {"kind": error.kind, "message": error.message, "hint": error.hint} | billed
     return {
         "kind": "Internal",
         "message": f"{type(error).__name__}: {error}",
         "hint": "See 'remoe logs NAME --function main'; please report it.",
-    }
+    } | billed
 
 
 def until(limit_s: float, *cancelling: Event) -> Callable[[], Stop | None]:
@@ -130,24 +170,68 @@ def until(limit_s: float, *cancelling: Event) -> Callable[[], Stop | None]:
 
 @dataclass(frozen=True)
 class MainFunction:
-    """A loaded main function. It answers one request at a time."""
+    """A loaded main function. It answers one request at a time.
+
+    loading         how it was loaded
+    loading_calls   of expert functions, meanwhile
+    spent           what expert functions have been billed
+    """
 
     config: ServerConfig
     engine: Engine
+    loading: Loading = NOT_LOADED
+    loading_calls: tuple[Invocation, ...] = ()
+    spent: Ledger = field(default_factory=Ledger)
+
+    @property
+    def loading_billed(self) -> str:
+        """Say what loading was billed, which is in no receipt of a main function that is always on."""
+        spent = self.spent.loading
+        return f"Expert functions were billed {spent.billed_ms} ms in {spent.invocations} calls meanwhile, ${spent.usd:.2g} in all."
+
+    def refuse(self, request: Request) -> None:
+        """Raise UsageError for token ids that the model does not have, and for an answer that is too long."""
+        if request.prompt_token_ids is not None:
+            self.engine.refuse(request.prompt_token_ids, request.max_new_tokens)
 
     def answer(
         self,
         request: Request,
         on_text: Callable[[int, str], None] = lambda token, text: None,
         stopped: Callable[[], Stop | None] = lambda: None,
-        load_s: float = 0.0,
+        *,
+        first: bool = False,
     ) -> Answer:
         """Generate an answer and its receipt.
 
-        `stopped` is asked after every token. `load_s` is the time that loading this function took, if it was loaded for this request.
+        `stopped` is asked after every token. `first` tells that this function was loaded for this request, which pays for it.
 
-        Raises: what Engine.generate raises, and DeployError when the answer has to end before it has begun.
+        Raises: what Engine.generate raises, and DeployError when the answer has to end before it has begun. The error carries the receipt
+        of what was billed until then.
         """
+        begun_s, prices = time.perf_counter(), self.config.prices
+        loading, loading_calls = (self.loading, self.loading_calls) if first else (NOT_LOADED, ())
+        try:
+            generated = self._generate(request, on_text, stopped)
+        except Exception as error:
+            calls = self.engine.dispatcher.take()
+            receipt = failed_receipt(prices, time.perf_counter() - begun_s, calls, loading, loading_calls)
+            (self.spent.cancelled if stopped() == "cancelled" else self.spent.answers).add(receipt)
+            if calls or first:
+                attach(error, receipt)
+            raise
+        receipt = make_receipt(generated, prices, loading, loading_calls)
+        (self.spent.cancelled if generated.finish_reason == "cancelled" else self.spent.answers).add(receipt)
+        return Answer(
+            text=generated.text,
+            prompt_token_ids=generated.prompt_token_ids,
+            token_ids=generated.token_ids,
+            finish_reason=generated.finish_reason,
+            receipt=receipt,
+            calls=tuple(i.sample for i in generated.invocations if i.init_ms is None and not i.retries) if request.calls else None,
+        )
+
+    def _generate(self, request: Request, on_text: Callable[[int, str], None], stopped: Callable[[], Stop | None]) -> Generated:
         match stopped():
             case "cancelled":
                 raise DeployError("The main function is ending.", "Ask again.")
@@ -158,15 +242,8 @@ class MainFunction:
                 )
         asked = request.asked()
         ids = self.engine.prompt_ids(asked) if asked is not None else request.prompt_token_ids or ()
-        generated = self.engine.generate(ids, request.max_new_tokens, on_text, stopped)
-        return Answer(
-            text=generated.text,
-            prompt_token_ids=generated.prompt_token_ids,
-            token_ids=generated.token_ids,
-            finish_reason=generated.finish_reason,
-            receipt=make_receipt(generated, self.config.prices, load_s),
-            calls=tuple(i.sample for i in generated.invocations if i.init_ms is None and not i.retries) if request.calls else None,
-        )
+        self.config.refuse_unserved(len(ids), request.max_new_tokens)
+        return self.engine.generate(ids, request.max_new_tokens, on_text, stopped)
 
     def state(self) -> MainState:
         from remoe_cli.model.loader import expert_bytes_held
@@ -181,27 +258,37 @@ class MainFunction:
             resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
             anonymous_bytes=int(status["RssAnon"].split()[0]) * 1024,
             device=str(self.engine.model.device),
+            spent=self.spent,
         )
 
 
-def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copied: bool = False) -> MainFunction:
+def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copied: bool = False, reads: int = 0) -> MainFunction:
     """Load the main function's weights, and start its expert functions, which `connect` reaches.
 
-    With `copied`, all weights are copied into memory, so that it does not matter what becomes of their files.
+    With `copied`, all weights are copied into memory, so that it does not matter what becomes of their files. `reads` of S3 brought them.
 
-    Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start.
+    Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start. The error carries the
+    receipt of what was billed until then.
     """
+    begun_s = time.perf_counter()  # importing torch is a part of loading
     from remoe_cli.runtime.dispatch import RemoteFunction
     from remoe_cli.runtime.engine import start_engine
 
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
-        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows))
-    engine = start_engine(checkpoint, config.spec, functions, connect, gpu=config.gpu, copied=copied)
-    # One token through every layer: proves the hook, and pages the weights in, before anybody waits for an answer.
-    engine.generate([0], 1)
-    engine.attachment.check_fired(1)
-    return MainFunction(config, engine)
+        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s))
+    sent: list[Invocation] = []
+    try:
+        engine = start_engine(checkpoint, config.spec, functions, connect, gpu=config.gpu, copied=copied, sent=sent)
+        engine.warm_up()
+    except Exception as error:
+        attach(error, failed_receipt(config.prices, 0.0, (), Loading(seconds=time.perf_counter() - begun_s, reads=reads), sent))
+        raise
+    calls = tuple(engine.dispatcher.take())
+    loading = Loading(seconds=time.perf_counter() - begun_s, reads=reads)
+    main = MainFunction(config, engine, loading, calls)
+    main.spent.loading.add(failed_receipt(config.prices, 0.0, (), loading, calls))
+    return main
 
 
 def load_here(server_json: Path, connect: Connect) -> MainFunction:
@@ -224,10 +311,12 @@ def load_packaged(uri: str) -> MainFunction:
 
     Raises: what runtime/fetch.py and `load` raise.
     """
+    begun_s, reads = time.perf_counter(), list[None]()
     from remoe_cli.runtime.fetch import fetch, scratch_folder
 
-    folder = fetch(uri, scratch_folder())
+    folder = fetch(uri, scratch_folder(), lambda: reads.append(None))
+    fetched_s = time.perf_counter() - begun_s
     config = artifacts.read_json(folder / "server.json", ServerConfig)
-    return load(
-        config, Checkpoint(config.model.path, folder, config.model.revision), partial(make_client, os.environ.get("REMOE_ENDPOINT"))
-    )
+    checkpoint = Checkpoint(config.model.path, folder, config.model.revision)
+    main = load(config, checkpoint, partial(make_client, os.environ.get("REMOE_ENDPOINT")), reads=len(reads))
+    return replace(main, loading=main.loading.model_copy(update={"seconds": main.loading.seconds + fetched_s}))

@@ -1,123 +1,259 @@
-"""The receipt of one answer: times, calls and cost by function, and the plan's prediction. Pure.
+"""The receipt of one request: times, calls and cost by function, and the plan's prediction. Pure.
 
-Prices are those of the plan's catalog. Billed milliseconds are those of Lambda's REPORT lines, so the sums can be checked against a bill.
+It has everything that was billed for the request, whether or not it was answered: calls that failed, all tries of a call, and what expert
+functions billed while a main function was loaded for it. The sums of all receipts are what Lambda's meter says. Prices are those of the
+price model (plan/cost/prices.py), with which the plan was made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+from pydantic import Field
 
 from remoe_cli.artifacts import Part
+from remoe_cli.plan.cost import prices as model
+from remoe_cli.plan.cost.prices import FunctionPrices, MainPrices
 from remoe_cli.plan.document import Outcome
 from remoe_cli.runtime.answer import Generated
-from remoe_cli.runtime.invoke import Invocation
+from remoe_cli.runtime.invoke import Invocation, Report
+
+# report: time that a REPORT line of Lambda bills. measured: time that was measured here. Both at the catalog's list price.
+Basis = Literal["report", "measured"]
 
 
 class Prices(Part):
-    """The prices that a receipt needs from a catalog.
+    """The prices that a receipt needs.
 
-    main_gb   memory that the main function is billed for
+    storage_mb   /tmp of each expert function, by name
     """
 
     catalog: str
-    main_gb: float
-    main_usd_per_gb_second: float
-    function_usd_per_gb_second: float
-    function_usd_per_request: float
+    main: MainPrices
+    function: FunctionPrices
+    storage_mb: dict[str, float] = Field(default_factory=dict)
 
 
 class FunctionLine(Part):
-    """All invocations of one expert function for an answer."""
+    """All invocations of one expert function for a request.
+
+    invocations    as Lambda counts them: each try that ran
+    retries        tries after the first of each call
+    unreported     tries whose answer was lost: nobody knows whether they were billed, and they are in no figure
+    loading_ms     part of `billed_ms` that was billed while the main function was loaded for this request
+    reads          of S3
+    """
 
     name: str
     memory_mb: int
+    basis: Basis = "report"
     invocations: int
     cold_starts: int
     retries: int
+    unreported: int
     billed_ms: int
+    loading_ms: int
+    reads: int
     cost_usd: float
     sent_bytes: int
     received_bytes: int
 
 
+class MainLine(Part):
+    """What the main function was billed for a request.
+
+    basis         report: a main function on Lambda, whose REPORT line the client has read; measured: everything else
+    seconds       the time that is paid for
+    invocations, billed_ms, cold_starts    of the REPORT line; 0 without one
+    reads         of S3, to load the model for this request
+    prices        what it is paid for; None where the request ended before they were known
+    """
+
+    basis: Basis
+    seconds: float
+    invocations: int = 0
+    billed_ms: int = 0
+    cold_starts: int = 0
+    reads: int = 0
+    prices: MainPrices | None = None
+
+
 class Cost(Part):
+    """Costs in USD.
+
+    main_usd      busy, idle and fees: its time, the idle part of its share of rented hours, and fee, log and reads of S3
+    loading_usd   part of `functions_usd`, of what was billed while the main function was loaded for this request
+    """
+
     main_usd: float
+    main_busy_usd: float
+    main_idle_usd: float
+    main_fees_usd: float
     functions_usd: float
+    loading_usd: float
     total_usd: float
 
 
 class Receipt(Part):
-    """Times in seconds and costs in USD of one answer.
+    """Times in seconds and costs in USD of one request.
 
+    answered      whether it was answered to its end
+    ttft_s        None where no token came
     tpot_s        mean time of a token after the first; None for an answer of one token
     main_load_s   time to load the main function, if this request waited for it and it is billed; in the cost, in no other time
+    invocations, cold_starts, retries, billed_ms   of expert functions
+    cost          None where the request ended before prices were known
     predicted     what the plan predicts for this request; the client adds it (runtime/expected_cost.py)
     """
 
     prompt_tokens: int
     generated_tokens: int
-    ttft_s: float
+    answered: bool = True
+    ttft_s: float | None
     tpot_s: float | None
     total_s: float
     main_load_s: float = 0.0
     invocations: int
     cold_starts: int
     retries: int
+    unreported: int
     billed_ms: int
     sent_bytes: int
     received_bytes: int
-    cost: Cost
+    main: MainLine
+    cost: Cost | None
     catalog: str
     functions: tuple[FunctionLine, ...]
     predicted: Outcome | None = None
 
 
-def make_receipt(answer: Generated, prices: Prices, main_load_s: float = 0.0) -> Receipt:
+class Loading(Part):
+    """How a main function was loaded for a request that pays for it: seconds, and reads of S3."""
+
+    seconds: float = 0.0
+    reads: int = 0
+
+
+NOT_LOADED = Loading()
+
+
+def make_receipt(answer: Generated, prices: Prices, loading: Loading = NOT_LOADED, calls: Sequence[Invocation] = ()) -> Receipt:
     """Add up an answer's times, invocations and cost.
+
+    `calls` are those of loading the main function for it.
 
     >>> call = Invocation("f", 100, 100, 0.2, 150.0, billed_ms=200, billed_tries=1, memory_mb=1024, init_ms=None, retries=0)
     >>> answer = Generated((1, 2), (3, 4, 5), "three tokens", "length", token_times_s=(0.5, 0.6, 0.7), invocations=(call,))
-    >>> prices = Prices(
-    ...     catalog="example", main_gb=2.0, main_usd_per_gb_second=1e-5, function_usd_per_gb_second=2e-5, function_usd_per_request=2e-7
+    >>> main = MainPrices(rented=False, usd_per_s=2e-5, usd_per_request=0.0, usd_per_read=0.0)
+    >>> function = FunctionPrices(
+    ...     usd_per_gb_second=2e-5, usd_per_storage_gb_second=0.0, storage_free_mb=512.0, usd_per_call=2e-7, usd_per_read=0.0
     ... )
-    >>> receipt = make_receipt(answer, prices)
+    >>> receipt = make_receipt(answer, Prices(catalog="example", main=main, function=function))
     >>> receipt.ttft_s, round(receipt.tpot_s, 3), round(receipt.cost.main_usd, 9), round(receipt.cost.functions_usd, 9)
     (0.5, 0.1, 1.4e-05, 4.2e-06)
     """
-    names = sorted({i.function for i in answer.invocations})
-    lines = tuple(_line(name, [i for i in answer.invocations if i.function == name], prices) for name in names)
-    total_s = answer.token_times_s[-1]
-    main_usd = (total_s + main_load_s) * prices.main_gb * prices.main_usd_per_gb_second
-    functions_usd = sum(line.cost_usd for line in lines)
+    receipt = failed_receipt(prices, answer.token_times_s[-1], answer.invocations, loading, calls, len(answer.prompt_token_ids))
+    figures = {"generated_tokens": len(answer.token_ids), "answered": True, "ttft_s": answer.ttft_s, "tpot_s": answer.tpot_s}
+    return receipt.model_copy(update=figures)
+
+
+def failed_receipt(
+    prices: Prices,
+    seconds: float,
+    calls: Sequence[Invocation],
+    loading: Loading = NOT_LOADED,
+    loading_calls: Sequence[Invocation] = (),
+    prompt_tokens: int = 0,
+) -> Receipt:
+    """Add up what a request cost that was not answered. `seconds` passed until it failed."""
+    every = [*loading_calls, *calls]
+    lines = tuple(_line(name, every, loading_calls, prices) for name in sorted({call.function for call in every}))
+    main = MainLine(basis="measured", seconds=seconds + loading.seconds, reads=loading.reads, prices=prices.main)
     return Receipt(
-        prompt_tokens=len(answer.prompt_token_ids),
-        generated_tokens=len(answer.token_ids),
-        ttft_s=answer.ttft_s,
-        tpot_s=answer.tpot_s,
-        total_s=total_s,
-        main_load_s=main_load_s,
-        invocations=len(answer.invocations),
+        prompt_tokens=prompt_tokens,
+        generated_tokens=0,
+        answered=False,
+        ttft_s=None,
+        tpot_s=None,
+        total_s=seconds,
+        main_load_s=loading.seconds,
+        invocations=sum(line.invocations for line in lines),
         cold_starts=sum(line.cold_starts for line in lines),
         retries=sum(line.retries for line in lines),
+        unreported=sum(line.unreported for line in lines),
         billed_ms=sum(line.billed_ms for line in lines),
         sent_bytes=sum(line.sent_bytes for line in lines),
         received_bytes=sum(line.received_bytes for line in lines),
-        cost=Cost(main_usd=main_usd, functions_usd=functions_usd, total_usd=main_usd + functions_usd),
+        main=main,
+        cost=_cost(main, sum(line.cost_usd for line in lines), sum(_usd(call, prices) for call in loading_calls)),
         catalog=prices.catalog,
         functions=lines,
     )
 
 
-def _line(name: str, calls: Sequence[Invocation], prices: Prices) -> FunctionLine:
-    gb_seconds = sum(c.billed_ms / 1000 * c.memory_mb / 1024 for c in calls)
+def unpriced_receipt(report: Report, seconds: float) -> Receipt:
+    """Make the receipt of a request of which nothing is known but the REPORT line of the main function."""
+    figures = ("invocations", "cold_starts", "retries", "unreported", "billed_ms", "sent_bytes", "received_bytes")
+    nothing: dict[str, Any] = dict.fromkeys(("prompt_tokens", "generated_tokens", *figures), 0)
+    main = MainLine(basis="measured", seconds=seconds)
+    empty = Receipt(**nothing, answered=False, ttft_s=None, tpot_s=None, total_s=seconds, main=main, cost=None, catalog="", functions=())
+    return with_report(empty, report)
+
+
+def with_report(receipt: Receipt, report: Report) -> Receipt:
+    """Bill the main function by its REPORT line, in place of the time that it measured itself."""
+    cold = int(report.init_ms is not None)
+    figures = {"basis": "report", "seconds": report.billed_ms / 1000, "billed_ms": report.billed_ms, "invocations": 1, "cold_starts": cold}
+    if (prices := receipt.main.prices) and prices.memory_mb:
+        figures |= {"prices": model.with_memory(prices, report.memory_mb)}
+    main = receipt.main.model_copy(update=figures)
+    cost = receipt.cost and _cost(main, receipt.cost.functions_usd, receipt.cost.loading_usd)
+    return receipt.model_copy(update={"main": main, "cost": cost})
+
+
+def _cost(main: MainLine, functions_usd: float, loading_usd: float) -> Cost:
+    assert main.prices is not None
+    cost = model.main_cost(main.prices, main.seconds, main.reads)
+    return Cost(
+        main_usd=cost.usd,
+        main_busy_usd=cost.busy_usd,
+        main_idle_usd=cost.idle_usd,
+        main_fees_usd=cost.fees_usd,
+        functions_usd=functions_usd,
+        loading_usd=loading_usd,
+        total_usd=cost.usd + functions_usd,
+    )
+
+
+def _usd(call: Invocation, prices: Prices) -> float:
+    storage_mb = prices.storage_mb.get(call.function, 0.0)
+    return model.calls_usd(prices.function, call.memory_mb, storage_mb, [call.billed_ms], call.billed_tries, call.reads)
+
+
+def _line(name: str, every: Sequence[Invocation], loading: Sequence[Invocation], prices: Prices) -> FunctionLine:
+    calls = [call for call in every if call.function == name]
     return FunctionLine(
         name=name,
-        memory_mb=calls[0].memory_mb,
-        invocations=len(calls),
-        cold_starts=sum(c.init_ms is not None for c in calls),
+        memory_mb=max(c.memory_mb for c in calls),
+        invocations=sum(c.billed_tries for c in calls),
+        cold_starts=sum(c.cold_tries for c in calls),
         retries=sum(c.retries for c in calls),
+        unreported=sum(c.unreported for c in calls),
         billed_ms=sum(c.billed_ms for c in calls),
-        cost_usd=gb_seconds * prices.function_usd_per_gb_second + sum(c.billed_tries for c in calls) * prices.function_usd_per_request,
+        loading_ms=sum(c.billed_ms for c in loading if c.function == name),
+        reads=sum(c.reads for c in calls),
+        cost_usd=sum(_usd(c, prices) for c in calls),
         sent_bytes=sum(c.request_bytes for c in calls),
         received_bytes=sum(c.response_bytes for c in calls),
     )
+
+
+def attach(error: Exception, receipt: Receipt) -> None:
+    """Let an error carry the receipt of the request that failed with it."""
+    cast("Any", error).receipt = receipt
+
+
+def receipt_of(error: Exception) -> Receipt | None:
+    """Return the receipt that an error carries, if any."""
+    return getattr(error, "receipt", None)

@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 from remoe_cli import artifacts
+from remoe_cli.errors import UsageError
 from remoe_cli.model.spec import MoeSpec
+from remoe_cli.plan.document import Served
 from remoe_cli.profile.record import ModelRef
 from remoe_cli.runtime.receipt import Prices
 
 
 class ServedFunction(artifacts.Part):
-    """An expert function of hidden layer `layer`, which may have several (runtime/dispatch.py)."""
+    """An expert function of hidden layer `layer`, which may have several (runtime/dispatch.py).
+
+    It is ended after `timeout_s`.
+    """
 
     layer: artifacts.LayerIndex
     function: str
     experts: artifacts.Experts
     replicas: artifacts.Replicas
     expert_rows: artifacts.NonNegative
+    timeout_s: artifacts.Tokens
 
 
 class ServerConfig(artifacts.Document):
     """The document server.json, the same for every target.
 
     model   the model that was profiled; a main function with packaged files reads only those
+    served  the requests that the plan holds for; None where it names none
     gpu     whether the plan puts everything but the experts on a GPU
 
     Where functions are called is not in it; the program that starts the main function knows that.
     """
 
-    schema_version: str = "remoe.server/2"
+    schema_version: str = "remoe.server/3"
     model: ModelRef
     spec: MoeSpec
     functions: tuple[ServedFunction, ...]
     prices: Prices
     gpu: bool = False
+    served: Served | None = None
+
+    def refuse_unserved(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        """Refuse a request that may take more than the plan has provided for.
+
+        Raises: UsageError with the longest request that is answered.
+        """
+        served = self.served
+        if served is None or (prompt_tokens <= served.n_in and prompt_tokens + max_new_tokens <= served.tokens + 1):
+            return
+        raise UsageError(
+            f"The request has {prompt_tokens:,} prompt tokens and may have {max_new_tokens:,} new ones, but this deployment's plan serves "
+            f"requests of up to {served.tokens + 1:,} tokens in all, with prompts of up to {served.n_in:,}.",
+            "Shorten the prompt or --max-new-tokens, or plan for longer requests and deploy again.",
+        )

@@ -72,7 +72,6 @@ def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
         (("infer", "nobody"), 2, "Usage", "either --prompt TEXT or --data FILE"),
         (("status", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
         (("logs", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
-        (("destroy", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
         (("profile", "no-model", "--data", "none.jsonl", "-o", "out"), 2, "Usage", "none.jsonl"),
         (("profile", "-o", "out"), 2, "Usage", "Missing argument 'MODEL'"),
         (("profile", "m", "-o", "out"), 2, "Usage", "Missing option '--data'"),

@@ -42,3 +42,20 @@ def test_what_is_missing_is_explained(arguments: tuple[str, ...], message: str, 
     run = remoe(*arguments, "--json")
     error = json.loads(run.stdout)["error"]
     assert run.returncode == 2 and error["message"] == message and error["hint"].startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "command"),
+    [
+        (("plan", "p", "--json", "--tpot"), "Option '--tpot' requires an argument.", "remoe plan make"),
+        (("infer", "demo", "--json", "--prompt"), "Option '--prompt' requires an argument.", "remoe infer"),
+        (("profile", "m", "--json", "--data"), "Option '--data' requires an argument.", "remoe profile run"),
+        (("profile", "merge", "--json", "-o"), "Option '-o' requires an argument.", "remoe profile merge"),
+        (("catalog", "update", "--json", "--output"), "Option '--output' requires an argument.", "remoe catalog update"),
+        (("deploy", "p", "--json", "--yes=1"), "Option '--yes' does not take a value.", "remoe deploy"),
+    ],
+)
+def test_an_option_without_its_value_points_to_the_commands_own_help(arguments: tuple[str, ...], message: str, command: str) -> None:
+    run = remoe(*arguments)
+    assert run.returncode == 2
+    assert json.loads(run.stdout)["error"] == {"kind": "Usage", "message": message, "hint": f"See '{command} --help'."}

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from remoe_cli import bounded
 from remoe_cli.cli import options
-from remoe_cli.cli.options import texts_of
+from remoe_cli.cli.options import prompts_of
 from remoe_cli.errors import UsageError
 from remoe_cli.profile.prompts import read_prompts
 
@@ -57,11 +58,11 @@ def test_a_limit_leaves_the_rest_of_standard_input_unread(monkeypatch: pytest.Mo
 
 def test_a_prompt_is_all_of_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     standard_input(monkeypatch, b"  two lines\nof one prompt\n")
-    assert texts_of("-", None, "prompt") == ("  two lines\nof one prompt",)
-    assert texts_of("as it is\n", None, "prompt") == ("as it is\n",)
+    assert prompts_of("-", None, "prompt").texts == ("  two lines\nof one prompt",)
+    assert prompts_of("as it is\n", None, "prompt").texts == ("as it is\n",)
     standard_input(monkeypatch, b" \n")
     with pytest.raises(UsageError, match="Standard input holds no prompt"):
-        texts_of("-", None, "prompt")
+        prompts_of("-", None, "prompt")
 
 
 def test_the_command_line_reads_it(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_the_command_line_reads_it(tmp_path: Path) -> None:
 
 
 def test_a_prompt_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "_LONGEST_PROMPT", 5)
-    monkeypatch.setattr("sys.stdin", io.StringIO("a" * 6))
-    with pytest.raises(UsageError, match="has more than 5 characters"):
-        options.texts_of("-", None, "prompt")
+    monkeypatch.setattr(options, "_LONGEST_PROMPT", bounded.Limit(5))
+    standard_input(monkeypatch, b"a" * 6)
+    with pytest.raises(UsageError, match="it has more than 0 KiB, which is the most for it"):
+        prompts_of("-", None, "prompt")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,6 +31,7 @@ from remoe_cli.runtime import client
 from remoe_cli.runtime.dispatch import divide
 from remoe_cli.runtime.expected_cost import expected_cost
 from remoe_cli.runtime.server_config import ServerConfig
+from tests.support import other_user
 from tests.support.by_hand import PROMPT, ByHand, by_hand
 from tests.support.synthetic import synthetic_profile
 
@@ -58,16 +61,25 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     # 3e-4 s an expert and 2e-4 s a row (tests/support/synthetic.py)
     assert [f.expert_rows for f in served.functions] == pytest.approx([1.5] * 4)
     catalog = inputs.catalog
-    assert served.prices.main_usd_per_gb_second == catalog.main.usd_per_gb_second[catalog.architecture]
-    assert served.prices.function_usd_per_gb_second == catalog.function.usd_per_gb_second[catalog.architecture]
+    main_gb = inputs.plan.main.memory_mb / 1024
+    assert served.prices.main.usd_per_s == pytest.approx(main_gb * catalog.main.usd_per_gb_second[catalog.architecture])
+    assert served.prices.function.usd_per_gb_second == catalog.function.usd_per_gb_second[catalog.architecture]
+    assert set(served.prices.storage_mb) == {f["name"] for f in status["functions"]}
     answer = client.answer(HERE.main_address("d"), PROMPT, 16, lambda text: None, expected=expected_cost(inputs.plan_path))
     assert answer["token_ids"] == inputs.tokens()
     assert {f["name"] for f in answer["receipt"]["functions"]} == {f["name"] for f in status["functions"]}
     # A prompt and 15 tokens: at most one invocation of a function a pass, and of its second replica for the prompt.
     assert all(0 < f["invocations"] <= 16 + (f["name"] == "d-layer-001") for f in answer["receipt"]["functions"])
     assert answer["receipt"]["retries"] == 0
+    port = status["main"]["port"]  # for any HTTP client of this user
+    asked = {"prompt": PROMPT, "max_new_tokens": 16}
+    document = httpx.post(f"http://127.0.0.1:{port}/invocations", json=asked, trust_env=False, timeout=60).json()
+    assert document["token_ids"] == inputs.tokens()
+    if other_user.can_run():
+        assert other_user.ask(port, "POST", "/invocations", json.dumps(asked))[0] == 403
     problem = make_problem(inputs.profile, catalog, PlanRequest(n_in=20, n_out=15))
-    assert Outcome(**answer["receipt"]["predicted"]) == evaluate(problem, Placement(inputs.plan.main, LAYERS))
+    outcome, predicted = evaluate(problem, Placement(inputs.plan.main, LAYERS)), Outcome(**answer["receipt"]["predicted"])
+    assert predicted.model_dump() == pytest.approx(outcome.model_dump(), rel=1e-12)
 
 
 def test_a_profile_that_is_not_the_plans_predicts_nothing(inputs: ByHand) -> None:

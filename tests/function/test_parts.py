@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from remoe_cli.function.codec import STORAGE, Batch, FrameError, frame_bytes, from_wire, pack, to_wire, unpack, wire_bytes
-from remoe_cli.function.errors import FunctionMemoryError, ShardDigestError, WeightsError
+from remoe_cli.function.deadline import refuse_late
+from remoe_cli.function.errors import FunctionMemoryError, FunctionTimeError, ShardDigestError, WeightsError
 from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow, widen
 from remoe_cli.function.ready import ReadyExperts, room_bytes
 from remoe_cli.function.weights import ALIGNMENT, Head, ShardFile, open_shard, read_head
@@ -239,3 +240,21 @@ def test_the_function_imports_no_framework() -> None:
     code = "import sys; import remoe_cli.function.expert_ffn, remoe_cli.function.codec, remoe_cli.function.weights; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"torch", "transformers", "boto3", "pydantic", "remoe_cli.errors"}.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize(
+    ("rows", "done", "took_s", "left_s", "late"),
+    [
+        ((5, 5, 5, 5), 0, 0.0, 0.0, False),  # nothing is known yet
+        ((5, 5, 5, 5), 1, 2.0, 6.1, False),
+        ((5, 5, 5, 5), 1, 2.0, 5.9, True),
+        ((1, 900, 900), 1, 2.0, 5.0, False),  # by rows the others took an hour, and by experts 4 s
+        ((900, 1, 1), 1, 9.0, 0.1, False),
+        ((900, 900, 900), 2, 9.0, 4.0, True),
+    ],
+)
+def test_experts_that_cannot_be_done_in_time_are_not_begun(
+    rows: tuple[int, ...], done: int, took_s: float, left_s: float, late: bool
+) -> None:
+    with pytest.raises(FunctionTimeError, match="take about") if late else nullcontext():
+        refuse_late(rows, done, took_s, lambda: left_s)

@@ -225,3 +225,12 @@ def test_an_object_that_ends_too_early_is_truncated(first: int, front: Front) ->
 def test_without_credentials_it_is_denied(missing: str) -> None:
     with pytest.raises(ShardDeniedError, match=f"the environment has no {missing}"):
         S3Object(URL, {name: value for name, value in KEYS.items() if name != missing})
+
+
+def test_every_request_is_counted_as_each_is_paid_for(front: Front) -> None:
+    """Also those that S3 refuses or cuts, and those of several threads."""
+    front.script = [(503, "SlowDown"), "cut"]
+    front.object.read(0, 100)
+    assert front.object.reads == 3 == len(front.requests)
+    front.object.fetch([(0, 50), (50, 90), (100, 101)], lambda view, at: None)
+    assert front.object.reads == 6 == len(front.requests)

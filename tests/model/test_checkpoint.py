@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -62,3 +63,11 @@ def test_what_is_no_checkpoint(model: str, place: Path) -> None:
 def test_a_link_to_a_folder_is_the_folder(place: Path) -> None:
     assert find("linked") == find("model") == find(str(place / "model"))
     assert find("linked").path == place / "model"
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", "🙂".encode() + b"\xff"])
+def test_a_path_that_is_not_utf8_is_refused(name: bytes, place: Path) -> None:
+    folder = place / os.fsdecode(name)
+    (place / "model").rename(folder)
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        find_named(str(folder))

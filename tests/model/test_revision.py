@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
+from transformers import AutoModelForCausalLM
 
 from remoe_cli import digests
 from remoe_cli.errors import ArtifactError, ModelError
 from remoe_cli.model import checkpoint
 from remoe_cli.model.checkpoint import Checkpoint, find, find_profiled
 from remoe_cli.model.demo import demo_model
+from remoe_cli.model.loader import load
 from tests.support.families import build
 
 
@@ -233,3 +237,62 @@ def test_another_commit_is_another_revision(snapshot: Path) -> None:
 def test_packaged_files_are_checked_by_their_manifest(model: Path) -> None:
     assert Checkpoint("packaged", model, "local:1").revision == "local:1"
     assert checkpoint.SHARE not in READ
+
+
+def same_tensors(found: Checkpoint, folder: Path) -> bool:
+    """Whether the weights that are read are those that plain transformers reads."""
+    state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    return all(torch.equal(state[name], tensor) for name, tensor in load(found).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "beside", ["model.safetensors.index.json", "adapter.safetensors", "consolidated.safetensors", "model.b.safetensors"]
+)
+def test_one_whole_file_is_read_alone_as_transformers_does(beside: str, original: Path, tmp_path: Path) -> None:
+    """Other files beside it are no part of the model: an index of other weights, a second copy, an adapter, damaged ones."""
+    alone, folder = tmp_path / "alone", tmp_path / "beside"
+    build("mixtral", torch.bfloat16, seed=1).save_pretrained(alone)
+    revision = find(str(alone)).revision
+    shutil.copytree(alone, folder)
+    for path in original.glob("model-0000*" if beside.endswith(".json") else "no-such-file"):
+        shutil.copy(path, folder / path.name)
+    (folder / beside).write_bytes((original / beside).read_bytes() if beside.endswith(".json") else b"not the weights")
+    found = find(str(folder))
+    assert found.weight_files == (folder / "model.safetensors",)
+    assert same_tensors(found, folder)
+    assert found.revision == revision
+    flip_middle(folder / "model.safetensors")
+    assert found.identify() != revision
+
+
+@pytest.mark.parametrize(
+    ("weights", "index", "read"),
+    [
+        (("model.safetensors", "consolidated.safetensors"), (), ("model.safetensors",)),
+        (("model.safetensors", "a-1.safetensors"), ("a-1.safetensors",), ("model.safetensors",)),
+        (
+            ("a-1.safetensors", "a-2.safetensors", "consolidated.safetensors"),
+            ("a-1.safetensors", "a-2.safetensors"),
+            ("a-1.safetensors", "a-2.safetensors"),
+        ),
+        (("b.safetensors", "c.safetensors", "original/b.safetensors"), (), ("b.safetensors", "c.safetensors")),
+    ],
+)
+def test_the_hub_is_asked_for_the_weights_that_are_read(
+    weights: tuple[str, ...], index: tuple[str, ...], read: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the library's own filter of names; all is of one commit, also where the repository changes meanwhile."""
+    names = ["config.json", "README.md", *weights, *(["model.safetensors.index.json"] if index else [])]
+    folder = tmp_path / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+
+    def download(model: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str], **_: object) -> str:
+        assert revision in (None, "abc")
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (folder / name).write_text(json.dumps({"weight_map": dict(enumerate(index))}))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = find("owner/name")
+    assert tuple(path.name for path in found.weight_files) == read == tuple(sorted(path.name for path in folder.glob("**/*.safetensors")))
+    assert found.revision == "abc"

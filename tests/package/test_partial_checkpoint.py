@@ -80,7 +80,8 @@ def test_a_config_without_a_number_type_gets_that_of_the_whole_checkpoint(tmp_pa
     weights, config = tmp_path / "whole" / "model.safetensors", tmp_path / "whole" / "config.json"
     tensors = load_file(weights)
     save_file({n: t.float() for n, t in tensors.items() if "experts" in n}, weights.with_name("a.safetensors"))
-    save_file({n: t for n, t in tensors.items() if "experts" not in n}, weights)
+    save_file({n: t for n, t in tensors.items() if "experts" not in n}, weights.with_name("b.safetensors"))
+    weights.unlink()
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "dtype"}))
     write_partial_checkpoint(find(str(tmp_path / "whole")), {}, tmp_path / "share")
     part = load(find(str(tmp_path / "share")), {})

@@ -90,7 +90,12 @@ def _catalog(seed: int, random: np.random.Generator) -> Catalog:
     main = {"menu": menu, "timeout_s": float(random.choice([0.5, 900.0])), "usd_per_request": 2e-7}
     if seed % 6 == 4:
         main |= {"usd_per_accelerator_gb_second": 5e-5}
-    storage = {"usd_per_storage_gb_second": 1e-5, "storage_free_mb": 100.0, "storage_spare_mb": 16.0} if seed % 3 == 1 else {}
+    storage: dict[str, Any] = (
+        {"usd_per_storage_gb_second": 1e-5, "storage_free_mb": 100.0, "storage_spare_mb": 16.0} if seed % 3 == 1 else {}
+    )
+    if seed % 4 == 3:  # reads of S3 and logs cost about as much as a call
+        main |= {"bytes_per_read": 2.0**24, "usd_per_storage_gb_second": 1e-6}
+        storage |= {"bytes_per_read": 2.0**22, "log_bytes_per_call": 400.0, "storage": {"usd_per_1000_reads": 4e-3, "usd_per_log_gb": 1.0}}
     return tiny_catalog(
         main,
         **storage,

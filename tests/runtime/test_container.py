@@ -39,6 +39,7 @@ from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
 from tests.support.sagemaker_front import ENDPOINT, sagemaker
 
 BUCKET = "remoe-tiny-123456789012-us-east-1"
+JSON = {"Content-Type": "application/json"}
 LONG = {"prompt_token_ids": list(PROMPT_IDS), "max_new_tokens": 490}
 # One for all, since each makes a TLS context, which takes longer than a ping.
 HTTP = httpx.Client(trust_env=False, timeout=60, limits=httpx.Limits(max_connections=None))
@@ -166,7 +167,7 @@ def _answers(stored: Stored, url: str) -> None:
     status, answer = _post(url, json={"prompt": PROMPT, "max_new_tokens": 16})
     assert status == 200 and answer["token_ids"] == stored.made.tokens() and answer["finish_reason"] == "length"
     assert answer["prompt_token_ids"] == list(PROMPT_IDS) and answer["receipt"]["predicted"] is None
-    status, same = _post(url, content=json.dumps({"prompt_token_ids": PROMPT_IDS, "max_new_tokens": 16}))  # no content type
+    status, same = _post(url, json={"prompt_token_ids": PROMPT_IDS, "max_new_tokens": 16})
     assert status == 200 and same["token_ids"] == answer["token_ids"]
     with HTTP.stream("POST", f"{url}/invocations", json={"prompt": PROMPT, "max_new_tokens": 16, "stream": True}) as response:
         *pieces, last = map(json.loads, response.iter_lines())
@@ -178,7 +179,7 @@ def _answers(stored: Stored, url: str) -> None:
 
 def _refuses(url: str) -> None:
     def reply(status: int, **content: Any) -> str:
-        got, body = _post(url, **content)
+        got, body = _post(url, headers=JSON, **content)
         assert (got, body["error"]["kind"]) == (status, "Usage") and body["error"]["hint"]
         return str(body["error"]["message"])
 
@@ -187,7 +188,7 @@ def _refuses(url: str) -> None:
     assert "exceed the model's 512 positions" in reply(400, json={"prompt": PROMPT, "max_new_tokens": 1000})
     padding = json.dumps({"prompt_token_ids": [1], "max_new_tokens": 1}).encode()
     limit = PAYLOAD_LIMIT_BYTES
-    assert _post(url, content=padding.ljust(limit))[0] == 200
+    assert _post(url, content=padding.ljust(limit), headers=JSON)[0] == 200
     assert f"more than {limit} bytes" in reply(413, content=padding.ljust(limit + 1))
     assert f"more than {limit} bytes" in reply(413, content=iter([padding.ljust(limit // 2)] * 3))  # of unknown length
 
@@ -252,7 +253,7 @@ def _changed(stored: Stored, folder: Path, change: Callable[[Path], object]) -> 
 
 
 def test_files_are_fetched_in_ranges_checked_and_kept(stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "_RANGE_BYTES", 50_000)
+    monkeypatch.setattr(fetch, "RANGE_BYTES", 50_000)
     folder = tmp_path / "files"
     more = "weights-0009.safetensors"
     other = stored.put(_changed(stored, tmp_path / "other", lambda share: (share / more).write_bytes(b"of another share")))
@@ -359,4 +360,4 @@ def test_a_port_that_is_taken_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(DeployError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
-            server.serve(lambda: pytest.fail("loaded for nothing"), "127.0.0.1", port)
+            server.listen("127.0.0.1", port)

@@ -9,13 +9,20 @@ import pytest
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.chat import Conversation
+from remoe_cli.plan.cost.prices import FunctionPrices, MainPrices
 from remoe_cli.runtime import client, main_function
 from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.main_function import MainFunction, parse
 from remoe_cli.runtime.receipt import Prices
 
 TALK = Conversation(({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}), ({"name": "add"},))
-PRICES = Prices(catalog="by hand", main_gb=4.0, main_usd_per_gb_second=0.01, function_usd_per_gb_second=0.1, function_usd_per_request=0.001)
+PRICES = Prices(
+    catalog="by hand",
+    main=MainPrices(rented=False, usd_per_s=0.04, usd_per_request=0.0, usd_per_read=0.0),
+    function=FunctionPrices(
+        usd_per_gb_second=0.1, usd_per_storage_gb_second=0.0, storage_free_mb=0.0, usd_per_call=0.001, usd_per_read=0.0
+    ),
+)
 
 
 class Engine:
@@ -35,7 +42,7 @@ class Engine:
 @pytest.mark.parametrize("prompt", ["Why?", TALK, Conversation(TALK.messages)])
 def test_what_the_client_asks_is_what_the_engine_is_given(prompt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine()
-    config = type("Config", (), {"prices": PRICES})
+    config = type("Config", (), {"prices": PRICES, "refuse_unserved": lambda *_: None})
     main = MainFunction(config, engine)  # type: ignore[arg-type]
 
     def answered(endpoint: client.Endpoint, request: dict[str, Any]) -> Any:

@@ -21,10 +21,10 @@ from remoe_cli.model import experts
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert
 from remoe_cli.model.spec import read_spec
-from remoe_cli.runtime import engine
+from remoe_cli.runtime import dispatch, engine
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction, divide
 from remoe_cli.runtime.invoke import make_client
-from tests.support.endpoint import Endpoint, ok, report
+from tests.support.endpoint import Endpoint, failed, ok, report
 from tests.support.families import build, save
 from tests.support.harness import InProcessExperts, greedy, logits
 
@@ -163,6 +163,7 @@ def test_an_answer_to_something_else_is_refused(endpoint: Endpoint, change: Call
         runner = dispatcher(endpoint.client, {0: (0, 1)}, 1, pool)
         with pytest.raises(InvokeError, match="answered other rows than it was sent"):
             runner._send(layer, rows)()
+        assert [c.billed_ms for c in runner.take()] == [13]  # it is billed all the same
 
 
 def test_an_answer_with_a_nan_is_refused(endpoint: Endpoint) -> None:
@@ -176,7 +177,63 @@ def test_warming_pings_every_function_once(endpoint: Endpoint) -> None:
     endpoint.script = [ok(120.0, body=b"{}")]
     with ThreadPoolExecutor(4) as pool:
         functions = remote({0: ()}, 1, functions=3) | remote({1: ()}, 2)
-        started = [f.result() for f in Dispatcher(endpoint.client, {0: {}, 1: {}}, functions, pool).warm()]
+        runner = Dispatcher(endpoint.client, {0: {}, 1: {}}, functions, pool)
+        assert [f.result() for f in runner.warm()] == [None] * 4
+        started = runner.take()
     assert sorted(c.function for c in started) == ["layer-000-0", "layer-000-1", "layer-000-2", "layer-001-0"]
     assert {c.init_ms for c in started} == {120.0}
     assert {body for _, _, body in endpoint.requests} == {b'{"health": true}'}
+
+
+def test_calls_that_fail_or_that_nobody_waits_for_any_more_are_kept(endpoint: Endpoint) -> None:
+    """The first function fails at once; the others of the layer answer later, and are billed."""
+    died = failed("Runtime.OutOfMemory")
+    died.headers["X-Amz-Log-Result"] = report(700.0, 701, 512).decode()
+    late = threading.Event()
+
+    class Client:
+        """Fails for one function, and lets the others wait for that."""
+
+        def invoke(self, FunctionName: str, **given: Any) -> Any:
+            if FunctionName != "layer-000-0":
+                assert late.wait(10)
+            return endpoint.client.invoke(FunctionName=FunctionName, **given)
+
+    endpoint.script = [died, ok()]
+    functions = tuple(RemoteFunction(f"layer-000-{e}", (e,), 1, 0.0) for e in range(3))
+    with ThreadPoolExecutor(3) as pool:
+        runner = Dispatcher(Client(), {0: {}}, {0: functions}, pool)
+        wait = runner._send(expert_layers(build("mixtral"))[0], {e: torch.ones(1, 64) for e in range(3)})
+        with pytest.raises(InvokeError, match=r"The expert function layer-000-0 failed: Runtime\.OutOfMemory"):
+            wait()
+        late.set()
+        runner.settle()
+        kept = runner.take()
+    assert sorted((c.function, c.billed_ms, c.billed_tries, c.failed) for c in kept) == [
+        ("layer-000-0", 701, 1, True),
+        ("layer-000-1", 13, 1, False),
+        ("layer-000-2", 13, 1, False),
+    ]
+
+
+def test_a_layer_does_not_wait_longer_than_the_main_function_has_time(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has spent so far would be lost; a call that ends later is billed with the next request."""
+    monkeypatch.setattr(dispatch, "_LOOK_S", 0.01)
+    monkeypatch.setattr(dispatch, "_LAST_S", 0.01)
+    late, reasons = threading.Event(), iter([None, None, *["time-limit"] * 9])
+
+    class Client:
+        def invoke(self, **given: Any) -> Any:
+            assert late.wait(10)
+            return endpoint.client.invoke(**given)
+
+    endpoint.script = [ok()]
+    with ThreadPoolExecutor(1) as pool:
+        runner = dispatcher(Client(), {0: (0, 1)}, 1, pool)
+        runner.stopped = lambda: next(reasons)
+        with pytest.raises(InvokeError, match="time ended while the expert function layer-000-0 was computing"):
+            runner._send(expert_layers(build("mixtral"))[0], {2: torch.ones(1, 64)})()
+        runner.settle()
+        assert [(c.function, c.unreported, c.billed_ms) for c in runner.take()] == [("layer-000-0", 1, 0)]
+        late.set()
+    assert [(c.unreported, c.billed_ms) for c in runner.take()] == [(0, 13)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ import pytest
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import Batch, from_wire, pack, to_wire
 from remoe_cli.runtime.failures import RETRIES
-from remoe_cli.runtime.invoke import invoke, make_client, ping
+from remoe_cli.runtime.invoke import FailedCall, invoke, make_client, ping
 from tests.support.endpoint import Endpoint, Reply, failed, ok, refused, report
 
 
@@ -71,7 +72,34 @@ def test_a_try_that_failed_in_the_function_is_billed_and_a_throttled_one_is_not(
     died.headers["X-Amz-Log-Result"] = report(700.0, 701, 512, None).decode()
     endpoint.script = [died, refused(429, "TooManyRequestsException"), ok()]
     _, call = invoke(endpoint.client, "f", FRAME)
-    assert (call.retries, call.billed_tries, call.billed_ms) == (2, 2, 714)
+    assert (call.retries, call.billed_tries, call.billed_ms, call.unreported) == (2, 2, 714, 0)
+
+
+def test_whatever_was_billed_for_a_call_that_failed_is_known(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that died cold, an answer that was lost on its way, and four that are throttled."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    died = failed("Runtime.ExitError")
+    died.headers["X-Amz-Log-Result"] = report(700.0, 901, 512, 200.0).decode()
+    endpoint.script = [died, Reply(hang_up=True), refused(429, "TooManyRequestsException")]
+    with pytest.raises(FailedCall) as raised:
+        invoke(endpoint.client, "f", FRAME)
+    call = raised.value.invocation
+    assert (call.failed, call.billed_ms, call.billed_tries, call.cold_tries, call.unreported, call.retries) == (True, 901, 1, 1, 1, RETRIES)
+    assert raised.value.kind == "Invoke" and call.memory_mb == 512
+    endpoint.script = [ok(body=b"null")]
+    with pytest.raises(FailedCall, match="did not answer with a frame") as raised:
+        invoke(endpoint.client, "f", FRAME)
+    assert (raised.value.invocation.billed_ms, raised.value.invocation.billed_tries) == (13, 1)
+
+
+def test_reads_of_s3_are_counted_from_the_log_of_each_try(endpoint: Endpoint) -> None:
+    died, answered = failed("ShardUnreachableError"), ok()
+    for reply, reads in ((died, 3), (answered, 12)):
+        line = base64.b64decode(report(10.0, 11, 512, None))
+        reply.headers["X-Amz-Log-Result"] = base64.b64encode(f"remoe: {reads} reads of S3\n".encode() + line).decode()
+    endpoint.script = [died, answered]
+    _, call = invoke(endpoint.client, "f", FRAME)
+    assert (call.reads, call.billed_tries, call.billed_ms) == (15, 2, 22)
 
 
 @pytest.mark.parametrize("failure", [failed("Runtime.ExitError"), refused(429, "TooManyRequestsException")])

@@ -48,6 +48,7 @@ def contents(plan: Plan) -> Contents:
             experts=experts,
             memory_mb=layer.memory_mb,
             replicas=layer.replicas,
+            timeout_s=layer.timeout_s,
             shard_bytes=len(experts) * plan.model.expert_bytes + 400,
             shard_sha256=f"{layer.layer:032x}{number:032x}",
             head_bytes=400,

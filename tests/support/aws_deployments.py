@@ -40,7 +40,16 @@ def made(name: str, plan: Plan, endpoint: Endpoint = Endpoint.none) -> tuple[Tem
         shard = replace(shard, key=names.shard_key(entry, shard.sha256))
         objects.append(shard)
         part = ExpertFunction(
-            entry, layer.layer, layer.remote, layer.memory_mb, layer.replicas, shard.size_bytes, shard.sha256, 10, "b" * 64
+            entry,
+            layer.layer,
+            layer.remote,
+            layer.memory_mb,
+            layer.replicas,
+            layer.timeout_s,
+            shard.size_bytes,
+            shard.sha256,
+            10,
+            "b" * 64,
         )
         contents.append(part)
     whole = Contents(tuple(contents), code.size_bytes, code.size_bytes, 2, "c" * 64, "a" * 64)

@@ -57,6 +57,10 @@ class Brute:
         totals = profile.arrays["prefill_counts"].sum(axis=0).tolist()
         self.use = [[self.spec.top_k * count / sum(row) for count in row] for row in totals]
 
+    @property
+    def log_usd(self) -> float:
+        return self.catalog.function.log_bytes_per_call / 2**30 * self.catalog.storage.usd_per_log_gb
+
     def all(self) -> np.ndarray:
         plans = [plans for main in self.catalog.main.menu for plans in self.at(main)]
         return np.concatenate(plans) if plans else np.empty((0, 3))
@@ -96,7 +100,10 @@ class Brute:
         fits = held + local * spec.expert_bytes <= main.memory_mb * 2**20
         if by_use:
             rate = side.usd_per_gb_second["x86_64"] * main.memory_mb / 1024 + side.usd_per_accelerator_gb_second * base / 2**30
-            options = [(rate, side.usd_per_request, math.inf)]
+            rate += max(0, main.memory_mb - self.catalog.function.storage_free_mb) / 1024 * side.usd_per_storage_gb_second
+            reads = math.ceil(main.memory_mb * 1048576 / side.bytes_per_read) if side.bytes_per_read else 0
+            fixed = side.usd_per_request + self.log_usd + self.cold_share * reads * self.catalog.storage.usd_per_1000_reads / 1000
+            options = [(rate, fixed, math.inf)]
         elif self.per_hour is None:
             options = [(main.usd_per_hour / 3600, 0.0, math.inf)]
         else:
@@ -195,7 +202,10 @@ class Brute:
         if parts:
             start_s = self.latency.cold_start.total_s if self.latency.cold_start else side.cold_start_s
             start_s += max(map(len, parts)) * self.spec.expert_bytes / side.load_bytes_per_s
-            usd += self.cold_share * len(parts) * replicas * start_s * rate
+            heads = 1 if side.bytes_per_read else 0
+            reads = heads + max(map(len, parts)) * (math.ceil(self.spec.expert_bytes / side.bytes_per_read) if heads else 0)
+            each = start_s * rate + reads * self.catalog.storage.usd_per_1000_reads / 1000
+            usd += self.cold_share * len(parts) * replicas * each
             top = [1.0] * min(self.spec.top_k, max(map(len, parts)))
             if start_s + 4 * max(*waits, self.wait(self.inside(memory_mb, top))) > min(side.timeout_s, 900) * (1 + 1e-9):
                 return None
@@ -244,4 +254,4 @@ class Brute:
     def bill(self, usd_per_s: float, inside_s: float) -> float:
         side, granule = self.catalog.function, self.catalog.function.billing_granularity_ms / 1000
         rounded = [math.ceil((overhead + inside_s) / granule - 1e-6) * granule for overhead in self.billed_overheads]
-        return sum(rounded) / len(rounded) * usd_per_s + side.usd_per_request
+        return sum(rounded) / len(rounded) * usd_per_s + side.usd_per_request + self.log_usd

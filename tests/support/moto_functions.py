@@ -43,7 +43,10 @@ class Functions:
     def __init__(self, url: str) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="remoe-moto-"))
         self._environment = {"AWS_ENDPOINT_URL_S3": url, "AWS_ACCESS_KEY_ID": "role", "AWS_SECRET_ACCESS_KEY": "secret"}
-        self._host = Host(sys.executable, cages.rlimit_only(), self._folder / "logs", lambda process: None)
+        logs, scratch = self._folder / "logs", self._folder / "scratch"
+        logs.mkdir()
+        scratch.mkdir()
+        self._host = Host(sys.executable, cages.rlimit_only(), logs, scratch, lambda process: None)
         self._pools: dict[str, Pool] = {}
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()

@@ -153,20 +153,23 @@ def invocation(seed: int) -> InvocationTiming:
     )
 
 
-def tiny_catalog(main: dict[str, Any] | None = None, **function: Any) -> Catalog:
+def tiny_catalog(main: dict[str, Any] | None = None, storage: dict[str, Any] | None = None, **function: Any) -> Catalog:
     """The `local` catalog with a small main menu (override in `main`) and a few function specs; `function` overrides those."""
     local = read_catalog("local").model_dump()
     menu = [{"name": f"m{mb}", "memory_mb": mb, "vcpus": mb / 1769} for mb in (900, 1200, 1800, 3000)]
     local["main"] |= {"menu": menu} | (main or {})
     local["function"] |= {"memory_menu_mb": [128, 256, 512], "max_replicas": 2} | function
-    if further := tuple(f"function.{name}" for name in function if "storage" in name):
+    local["storage"] |= storage or {}
+    named = {field for entry in local["provenance"] for field in entry["of"]}
+    given = {"function": function, "main": main or {}, "storage": storage or {}}
+    if further := tuple(sorted({f"{side}.{name}" for side, fields in given.items() for name in fields} - named)):
         local["provenance"] += ({"of": further, "date": "2026-05-01", "region": "all", "source": "test"},)
     return Catalog.model_validate(local)
 
 
 def plan_of(profile: Profile, catalog: Catalog, *, examine: bool = False, **options: Any) -> Plan:
     """A plan from flat options: those of the aim and those of `PlanRequest`; not examined for robustness unless asked."""
-    aim = {name: options.pop(name) for name in ("objective", "ttft_s", "tpot_s", "budget_usd") if name in options}
+    aim = {name: options.pop(name) for name in ("objective", "ttft_s", "tpot_s", "budget_usd", "ttft_percentile") if name in options}
     return make_plan(profile, catalog, PlanRequest(aim=Aim(**aim), examine=examine, **options))
 
 

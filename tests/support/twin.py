@@ -66,7 +66,10 @@ def run_twin(
     """Serve `functions`; at the end nothing of it may be left running."""
     config = TwinConfig(name="t", functions=tuple(functions), rtt_ms=rtt_ms, idle_ttl_s=idle_ttl_s, python=sys.executable)
     started: list[ProcessRef] = []
-    host = Host(sys.executable, mechanism, logs, started.append, init_limit_s)
+    scratch = logs.with_name(f"{logs.name}-scratch")
+    for folder in (logs, scratch):
+        folder.mkdir(exist_ok=True)
+    host = Host(sys.executable, mechanism, logs, scratch, started.append, init_limit_s)
     ready, ended = threading.Event(), threading.Event()
     running: list[Running] = []
 
@@ -89,3 +92,4 @@ def run_twin(
         thread.join(15)
         assert not thread.is_alive()
         assert not [process for process in started if processes.is_alive(process)], "a worker outlived its twin"
+        assert list(scratch.iterdir()) == [], "what a worker wrote outlived it"

@@ -17,7 +17,7 @@ from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.serve_here import serve_here
 from remoe_cli.errors import ArtifactError, DeployError
-from remoe_cli.lambda_limits import MAX_TIMEOUT_S
+from remoe_cli.lambda_limits import MAX_TIMEOUT_S, read_timeout_s
 from remoe_cli.package.partial_checkpoint import MainManifest
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client
@@ -25,7 +25,7 @@ from remoe_cli.runtime.invoke import make_client
 from remoe_cli.settings import cache_dir
 
 # An answer may take as long as a function may run, and it is paid for: it is waited for, and not asked for again.
-_ANSWER = Config(connect_timeout=10, read_timeout=MAX_TIMEOUT_S + 10, retries={"mode": "standard", "total_max_attempts": 1})
+_ANSWER = Config(connect_timeout=10, read_timeout=read_timeout_s(MAX_TIMEOUT_S), retries={"mode": "standard", "total_max_attempts": 1})
 
 
 def main_address(account: Account, name: str) -> client.MainAddress:

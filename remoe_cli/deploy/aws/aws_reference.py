@@ -80,9 +80,8 @@ class EndpointQuotas(Part):
 
 
 class ListPrices(Part):
-    """Prices in USD: a GB of logs written, a GB of logs kept, a GB of images kept."""
+    """Prices in USD: a GB of logs kept, a GB of images kept."""
 
-    usd_per_log_gb: PositiveFloat
     usd_per_log_gb_month: PositiveFloat
     usd_per_image_gb_month: PositiveFloat
 
@@ -90,17 +89,13 @@ class ListPrices(Part):
 class Estimates(Part):
     """Estimates that no quota or price list has.
 
-    log_bytes_per_invocation     what Lambda logs of an invocation
     ..._image_bytes              size of the main function's image
     container_read_bytes_per_s   rate at which a container reads its part of the model
-    bytes_per_read               bytes of S3 in one request
     """
 
-    log_bytes_per_invocation: PositiveInt
     lambda_image_bytes: PositiveInt
     sagemaker_image_bytes: PositiveInt
     container_read_bytes_per_s: PositiveInt
-    bytes_per_read: PositiveInt
 
 
 class AwsReference(Part):

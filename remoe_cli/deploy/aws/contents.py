@@ -16,13 +16,17 @@ UNKNOWN = "0" * 64
 
 @dataclass(frozen=True)
 class ExpertFunction:
-    """One expert function. `head_bytes` and `head_sha256` are of its shard's head (function/weights.py)."""
+    """One expert function, which is ended after `timeout_s`.
+
+    `head_bytes` and `head_sha256` are of its shard's head (function/weights.py).
+    """
 
     entry: str
     layer: int
     experts: tuple[int, ...]
     memory_mb: int
     replicas: int
+    timeout_s: int
     shard_bytes: int
     shard_sha256: str = UNKNOWN
     head_bytes: int = 0
@@ -68,5 +72,6 @@ def _functions(plan: Plan) -> Iterator[ExpertFunction]:
                 experts=experts,
                 memory_mb=layer.memory_mb,
                 replicas=layer.replicas,
+                timeout_s=layer.timeout_s,
                 shard_bytes=len(experts) * plan.model.expert_bytes,
             )

@@ -71,6 +71,7 @@ def expert_function(plan: Plan, function: ExpertFunction, contents: Contents, se
         "Handler": HANDLER,
         "Code": {"S3Bucket": bucket, "S3Key": names.code_key(contents.code_sha256)},
         "MemorySize": function.memory_mb,
+        "Timeout": function.timeout_s,
         "EphemeralStorage": {"Size": storage_mb(plan, function)},
         "Environment": {
             "Variables": {
@@ -103,7 +104,6 @@ def lambda_function(
         **configuration,
         "Role": {"Fn::GetAtt": [f"{id}Role", "Arn"]},
         "Architectures": [settings.architecture],
-        "Timeout": aws_reference().function.timeout_s,
     }
     # A version is published when there is a new one in the template. Lambda refuses one of what is published already.
     version = f"{id}Version{artifacts.sha256_bytes(json.dumps(versioned, sort_keys=True).encode())[:12]}"

@@ -46,9 +46,13 @@ def resources(plan: Plan, contents: Contents, settings: AwsSettings, after: list
             return _endpoint(plan, contents, settings, policy, after)
 
 
-def storage_mb(contents: Contents) -> int:
-    """Return the size of the /tmp to which a main function on Lambda fetches its files."""
-    return max(aws_reference().function.storage_least_mb, ceil(contents.main_bytes / 2**20) + _SPARE_STORAGE_MB)
+def storage_mb(plan: Plan, contents: Contents) -> int:
+    """Return the size of the /tmp to which a main function on Lambda fetches its files.
+
+    It is that of its memory, as the plan is priced: what fits the memory fits it.
+    """
+    needed_mb = ceil(contents.main_bytes / 2**20) + _SPARE_STORAGE_MB
+    return max(aws_reference().function.storage_least_mb, plan.main.memory_mb, needed_mb)
 
 
 def _wrong_kind(plan: Plan, what: str) -> UsageError:
@@ -63,7 +67,8 @@ def _function(plan: Plan, contents: Contents, settings: AwsSettings, policy: Res
         "Code": {"ImageUri": _image(settings)[1]},
         "ImageConfig": {"EntryPoint": ENTRYPOINT, "Command": [HANDLER]},
         "MemorySize": plan.main.memory_mb,
-        "EphemeralStorage": {"Size": storage_mb(contents)},
+        "Timeout": aws_reference().function.timeout_s,
+        "EphemeralStorage": {"Size": storage_mb(plan, contents)},
         "Environment": {"Variables": _variables(contents, settings) | lambda_limits.thread_environment(plan.main.memory_mb)},
     }
     made = functions.lambda_function(

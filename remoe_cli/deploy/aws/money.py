@@ -1,8 +1,8 @@
 """Price a deployment line by line: a month at rest, a request, a month of the plan's traffic. Pure.
 
-The main function and the expert functions, with their /tmp, cost what the plan says, so their lines add up to the plan's cost of a request.
-The bucket, logs and the main function's /tmp are in no plan, as no placement changes them much; they are `beside` it. Free tiers are left
-out, as in the catalogs.
+The main function and the expert functions cost what the plan says, with their /tmp, their logs and what cold starts read from S3
+(plan/cost/prices.py): a request costs what the plan says, and nothing more. What is kept, used or not, is in no plan, as no placement
+changes it much: the bucket, the image, and logs that were written. Free tiers are left out, as in the catalogs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, fsum
+from math import fsum
 
 from remoe_cli.deploy.aws import main_function, names
 from remoe_cli.deploy.aws.aws_reference import aws_reference
@@ -30,7 +30,7 @@ class Line:
     """One thing that is paid for. `resource` is its logical id in the templates; None: it is in none.
 
     idle_usd_per_month   paid whether it is used or not
-    usd_per_request      in the plan's cost, or beside it
+    usd_per_request      in the plan's cost
     usd_per_month        at the plan's traffic; None where that is unknown
     planned              whether the plan's cost contains it
     """
@@ -49,7 +49,7 @@ class Money:
     """All lines and their sums.
 
     usd_per_request          the plan's
-    beside_usd_per_request   what comes on top of it, at most
+    beside_usd_per_request   what comes on top of it: nothing that is known
     """
 
     lines: tuple[Line, ...]
@@ -62,7 +62,7 @@ class Money:
 
 def bill(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSettings) -> Money:
     """Price a deployment. `catalog` is the plan's; it prices storage and says where the prices are from."""
-    lines = (_main(plan, settings), *_functions(plan, contents), *_beside(plan, catalog, contents, settings))
+    lines = (_main(plan, settings), *_functions(plan, contents), *_kept(plan, catalog, contents, settings))
     months = [line.usd_per_month for line in lines if line.usd_per_month is not None]
     return Money(
         lines=lines,
@@ -101,19 +101,7 @@ def _functions(plan: Plan, contents: Contents) -> Iterator[Line]:
         yield Line(what, names.logical_id(function.entry), 0.0, own_usd, _by_traffic(plan, own_usd), True)
 
 
-def _beside(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterator[Line]:
-    yield from _kept(catalog, contents, settings)
-    yield _used(plan, "logs of expert functions", _logs_usd(plan, contents, settings), "At most: as if every token called every function.")
-    usd = plan.workload.cold_share * _reads(plan, contents, settings) * catalog.storage.usd_per_1000_reads / 1000
-    yield _used(plan, "reads of S3 in cold starts", usd, "At most: as if every instance read all its experts.")
-    if settings.endpoint is Endpoint.aws_lambda:
-        beyond_gb = (main_function.storage_mb(contents) - aws_reference().function.storage_least_mb) / 1024
-        request_s = plan.ttft_s + plan.workload.n_out * plan.tpot_s
-        usd = beyond_gb * request_s * catalog.function.usd_per_storage_gb_second
-        yield _used(plan, "/tmp of the main function", usd, f"{beyond_gb:.1f} GB more than is free.")
-
-
-def _kept(catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterator[Line]:
+def _kept(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterator[Line]:
     """Price what costs money by existing."""
     main_bytes = 0 if settings.endpoint is Endpoint.none else contents.main_bytes
     stored_gb = (sum(f.shard_bytes for f in contents.functions) + main_bytes + contents.code_bytes) / _GB
@@ -125,31 +113,21 @@ def _kept(catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterat
         yield _line(f"image in ECR, about {image_bytes / _GB:.1f} GB", usd, "Yours: it outlives the deployment.")
     if settings.monthly_alert_usd is not None:
         yield _line("monthly alert", 0.0, "An account's first two budgets are free.")
+    usd_per_month = _by_traffic(plan, _kept_logs_usd(plan, catalog, contents, settings))
+    note = "At most: as if every token called every function. Writing them is in the plan's cost."
+    yield Line(f"logs kept for {settings.log_days} days", None, 0.0, 0.0, usd_per_month, False, note)
 
 
 def _line(what: str, usd_per_month: float, note: str) -> Line:
     return Line(what, None, usd_per_month, 0.0, usd_per_month, False, note)
 
 
-def _used(plan: Plan, what: str, usd_per_request: float, note: str) -> Line:
-    return Line(what, None, 0.0, usd_per_request, _by_traffic(plan, usd_per_request), False, note)
-
-
-def _logs_usd(plan: Plan, contents: Contents, settings: AwsSettings) -> float:
-    """Price what Lambda logs of a request's invocations, written and kept."""
+def _kept_logs_usd(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSettings) -> float:
+    """Price keeping what is logged of a request's invocations."""
     calls = sum(f.replicas for f in contents.functions) + len(contents.functions) * plan.workload.n_out
+    calls += settings.endpoint is Endpoint.aws_lambda
     kept_months = settings.log_days * 24 / HOURS_PER_MONTH
-    prices = aws_reference().prices
-    written_gb = calls * aws_reference().estimates.log_bytes_per_invocation / _GB
-    return written_gb * (prices.usd_per_log_gb + kept_months * prices.usd_per_log_gb_month)
-
-
-def _reads(plan: Plan, contents: Contents, settings: AwsSettings) -> int:
-    """Count the GETs of a request that finds everything cold."""
-    bytes_per_read = aws_reference().estimates.bytes_per_read
-    experts = sum(f.replicas * len(f.experts) for f in contents.functions)
-    main_bytes = contents.main_bytes if settings.endpoint is Endpoint.aws_lambda else 0
-    return experts * ceil(plan.model.expert_bytes / bytes_per_read) + ceil(main_bytes / bytes_per_read)
+    return calls * catalog.function.log_bytes_per_call / _GB * kept_months * aws_reference().prices.usd_per_log_gb_month
 
 
 def _by_traffic(plan: Plan, usd_per_request: float) -> float | None:

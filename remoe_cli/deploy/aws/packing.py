@@ -93,6 +93,7 @@ def _part(entry: bundle.FunctionEntry) -> ExpertFunction:
         experts=entry.experts,
         memory_mb=entry.memory_mb,
         replicas=entry.replicas,
+        timeout_s=entry.timeout_s,
         shard_bytes=entry.shard_bytes,
         shard_sha256=entry.shard_sha256,
         head_bytes=entry.head_bytes,

@@ -102,7 +102,7 @@ def _main(plan: Plan, contents: Contents, settings: AwsSettings) -> Iterator[Quo
             yield _memory("memory of the main function", [plan.main.memory_mb])
             hint = "Plan for more remote experts, or choose another endpoint."
             yield _within(
-                "/tmp of the main function", main_function.storage_mb(contents), quota.function.storage_most_mb, "MB", "error", hint
+                "/tmp of the main function", main_function.storage_mb(plan, contents), quota.function.storage_most_mb, "MB", "error", hint
             )
             yield _within("time of a mean request", request_s, quota.function.timeout_s, "s", "warning", _FASTER)
         case Endpoint.sagemaker:

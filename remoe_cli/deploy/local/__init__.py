@@ -5,7 +5,9 @@ init and concurrency are enforced. The twin knows functions, not what they compu
 
     target      the local target: from a plan to a running deployment
     lifecycle   start, status, logs and destroy of a deployment
+    folder      the files of a deployment             place     where its processes run, and how they are found
     supervisor  the detached process that holds one deployment together
+    main_server keeps the main server running         guard     who may ask the twin's servers
     front       the Invoke API on loopback            pool      the execution environments of one function
     instance    one execution environment             worker    a worker's environment, and why it ended
 """

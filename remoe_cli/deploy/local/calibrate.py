@@ -10,6 +10,7 @@ from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.local import lifecycle, processes
 from remoe_cli.deploy.local.target import LocalTarget
 from remoe_cli.errors import DeployError
+from remoe_cli.lambda_limits import read_timeout_s
 from remoe_cli.model.chat import Prompt
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
@@ -17,8 +18,6 @@ from remoe_cli.profile.record import Profile, read_profile_of, refuse_foreign
 from remoe_cli.runtime.calibrate import measure_target, with_answers, with_target
 from remoe_cli.runtime.client import answer
 from remoe_cli.runtime.invoke import make_client
-
-_TIMEOUT_S = 60.0
 
 
 def calibrate(name: str, out: Path, prompts: Sequence[Prompt], max_new_tokens: int, console: Console) -> Profile:
@@ -38,7 +37,7 @@ def calibrate(name: str, out: Path, prompts: Sequence[Prompt], max_new_tokens: i
     plan = read_json(deployed, Plan)
     with console.progress("Reading the profile"):
         profile = read_profile_of(deployed, Path(plan.profile.path))
-    client = make_client(status["endpoint"], 1, _TIMEOUT_S)
+    client = make_client(status["endpoint"], 1, read_timeout_s(max((layer.timeout_s for layer in plan.layers), default=0)))
     functions = [function["name"] for function in status["functions"]]
     with console.progress(f"Measuring warm invocations and cold starts of '{name}'"):
         times = measure_target(name, client, functions, lambda function: restart(name, function))

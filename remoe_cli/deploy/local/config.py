@@ -32,13 +32,12 @@ class FunctionConfig(Part):
 
 
 class MainConfig(Part):
-    """The main server: `argv` starts it, GET /ping on loopback `port` answers 200 when it is ready.
+    """The main server: `argv` starts it, and GET /ping answers 200 when it is ready.
 
-    It ends when its standard input is closed.
+    It serves the listening socket whose descriptor is $REMOE_LISTENER, and ends when its standard input is closed.
     """
 
     argv: list[str] = Field(min_length=1)
-    port: int = Field(ge=1, le=65_535)
 
 
 class TwinConfig(Document):
@@ -64,6 +63,22 @@ class ProcessRef(Part):
 
     pid: int
     start_time: str
+
+
+class Place(Part):
+    """Where processes run. A process id says nothing in another place."""
+
+    host: str
+    machine: str
+    boot: str
+    pid_namespace: str
+
+
+class HostRecord(Document):
+    """host.json: where a deployment's processes run, written before any of them is started."""
+
+    schema_version: str = "remoe.twin-host/1"
+    place: Place
 
 
 class SupervisorRecord(Document):

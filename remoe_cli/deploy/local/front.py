@@ -1,4 +1,6 @@
-"""The twin's Invoke API on loopback, and its status and shutdown.
+"""The twin's Invoke API on loopback, and its status, for this user's programs (guard.py).
+
+No request ends a deployment; a signal does.
 
 Source: Lambda API reference, version 2015-03-31, Invoke.
 """
@@ -22,12 +24,16 @@ from aiohttp import web
 
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig, TwinConfig
+from remoe_cli.deploy.local.guard import guard
 from remoe_cli.deploy.local.instance import Host
 from remoe_cli.deploy.local.pool import Pool, Throttled
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.runtime import peers
+from remoe_cli.runtime.access import Door
 
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
 READ_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES
+_ACCESS_ERRORS = {403: "AccessDeniedException", 404: "ResourceNotFoundException", 415: "UnsupportedMediaTypeException"}
 _NAME = re.compile(r"(?:arn:aws[\w-]*:lambda:[\w-]+:\d{12}:function:|\d{12}:function:)?([A-Za-z0-9_-]{1,64})(?::[$\w-]+)?")
 
 
@@ -57,10 +63,10 @@ async def serve(twin: Twin, port: int = 0) -> web.AppRunner:
 
     Raises: OSError when the port is taken.
     """
-    app = web.Application(client_max_size=READ_LIMIT_BYTES)
+    door = guard(Door("127.0.0.1", signed=True), peers.is_own_user, _refuse_access)
+    app = web.Application(client_max_size=READ_LIMIT_BYTES, middlewares=[door])
     app.router.add_post("/2015-03-31/functions/{name}/invocations", functools.partial(_invoke, twin))
     app.router.add_get("/remoe/status", functools.partial(_answer_status, twin))
-    app.router.add_post("/remoe/shutdown", functools.partial(_shutdown, twin))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
@@ -96,6 +102,7 @@ def status(twin: Twin) -> dict[str, Any]:
         "rtt_ms": twin.config.rtt_ms,
         "main": _main_status(twin),
         "functions": [_function_status(twin.pools[function.name]) for function in twin.config.functions],
+        "trouble": sorted({trouble for pool in twin.pools.values() for each in pool.instances if (trouble := each.trouble)}),
     }
 
 
@@ -175,6 +182,8 @@ async def _run(twin: Twin, pool: Pool, request: web.Request, request_id: str, ev
     except Throttled:
         reason = {"Reason": "ReservedFunctionConcurrentInvocationLimitExceeded", "Type": "User"}
         return _refuse(request_id, 429, "TooManyRequestsException", "Rate Exceeded.", reason)
+    except OSError as error:  # a full disk, or a folder that is gone
+        return _refuse(request_id, 500, "ServiceException", f"The function could not be started: {error}")
     headers = {"x-amzn-RequestId": request_id, "X-Amz-Executed-Version": "$LATEST"}
     if done.failed:
         headers["X-Amz-Function-Error"] = "Unhandled"
@@ -189,10 +198,9 @@ def _refuse(request_id: str, status: int, error: str, message: str, more: Mappin
     return web.json_response({"Type": "User", **(more or {}), "message": message}, status=status, headers=headers)
 
 
+def _refuse_access(status: int, message: str) -> web.Response:
+    return _refuse(str(uuid.uuid4()), status, _ACCESS_ERRORS.get(status, "InvalidRequestContentException"), message)
+
+
 async def _answer_status(twin: Twin, _: web.Request) -> web.Response:
     return web.json_response(status(twin))
-
-
-async def _shutdown(twin: Twin, _: web.Request) -> web.Response:
-    twin.stop.set()
-    return web.json_response({"state": "stopping"}, status=202)

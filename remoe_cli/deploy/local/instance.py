@@ -13,12 +13,14 @@ import asyncio
 import json
 import math
 import os
+import shutil
 import signal
+import socket
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -27,10 +29,13 @@ from aiohttp import web
 from remoe_cli import cages, lambda_limits
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig, ProcessRef
+from remoe_cli.deploy.local.guard import guard
 from remoe_cli.deploy.local.logs import LogStream
-from remoe_cli.deploy.local.worker import ACCOUNT, OUT_OF_MEMORY, REGION, TOO_LARGE, Fault, describe, environment
+from remoe_cli.deploy.local.worker import ACCOUNT, OUT_OF_MEMORY, REGION, STOPPED, TOO_LARGE, Fault, describe, environment
+from remoe_cli.runtime import peers
 
 POLL_S = 0.02
+STOP_POLL_S = 0.1
 
 
 class InstanceState(Enum):
@@ -49,15 +54,20 @@ class Undelivered(Exception):
 class Host:
     """What all execution environments of a deployment have in common.
 
-    python    interpreter of the workers
-    started   called with every worker process that is started
+    python        interpreter of the workers
+    log_dir       an existing folder, for logs
+    scratch_dir   an existing folder, in which each worker has its /tmp
+    started       called with every worker process that is started
+    label         environment variables by which workers are found when nothing else tells of them
     """
 
     python: str
     mechanism: cages.Mechanism
     log_dir: Path
+    scratch_dir: Path
     started: Callable[[ProcessRef], None]
     init_limit_s: float = lambda_limits.INIT_LIMIT_S
+    label: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ class Instance:
         self.state, self.port, self.pid = InstanceState.COLD, 0, 0
         self._id = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:12]}"
         self._cage = cages.Cage(host.mechanism, f"{function.name}-{self._id}", function.memory_mb)
+        self._scratch = host.scratch_dir / self._id
         self._log = LogStream(host.log_dir / function.name / f"{self._id}.log")
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[bytes] = asyncio.Queue()
@@ -107,6 +118,13 @@ class Instance:
         Raises: Undelivered when the worker ended before it took the event.
         """
         self._request_id = request_id
+        watching = self._loop.create_task(self._end_if_stopped())
+        try:
+            return await self._invoke(request_id, event)
+        finally:
+            watching.cancel()
+
+    async def _invoke(self, request_id: str, event: bytes) -> CallResult:
         log_start, init_ms, reply = self._log.begin(), None, None
         if self.state is InstanceState.COLD:
             self.state, begun = InstanceState.INIT, time.perf_counter()
@@ -121,6 +139,11 @@ class Instance:
         if reply is None:
             reply, duration_ms = await self._run(event)
         return self._finish(reply, duration_ms, init_ms, log_start)
+
+    @property
+    def trouble(self) -> str | None:
+        """What went wrong besides the requests, in a sentence."""
+        return self._log.trouble
 
     async def stop(self) -> None:
         """End the worker and wait until nothing is left of it."""
@@ -170,7 +193,8 @@ class Instance:
         return CallResult(reply.payload, reply.failed, duration_ms, init_ms, billed_ms, self._log.tail(log_start))
 
     async def _launch(self) -> None:
-        app = web.Application(client_max_size=lambda_limits.PAYLOAD_LIMIT_BYTES + 1)
+        door = guard(None, lambda peer, name: peers.is_process(peer, name, self.pid), _refuse)
+        app = web.Application(client_max_size=lambda_limits.PAYLOAD_LIMIT_BYTES + 1, middlewares=[door])
         runtime = "/2018-06-01/runtime"
         app.router.add_get(f"{runtime}/invocation/next", self._serve_next)
         app.router.add_post(f"{runtime}/invocation/{{id}}/response", self._take_response)
@@ -179,31 +203,44 @@ class Instance:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self.port = runner.addresses[0][1]
-            await asyncio.to_thread(cages.make, self._cage)
-            interpreter = self.function.interpreter or (self.host.python,)
-            process = await asyncio.create_subprocess_exec(
-                *cages.launcher(self._cage, [*interpreter, "-m", "awslambdaric", self.function.handler]),
-                cwd=self.function.code_dir,
-                env=environment(self.function, self.port, self._id),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=self._log.descriptor,
-                stderr=self._log.descriptor,
-                start_new_session=True,
-            )
+            with ExitStack() as unused:
+                listener = unused.enter_context(socket.create_server(("127.0.0.1", 0)))
+                self.port = listener.getsockname()[1]
+                process = await self._start_worker()
+                # Served only now, when it is known who may ask; what the worker asks meanwhile waits in the socket.
+                await web.SockSite(runner, listener).start()
+                unused.pop_all()
         except OSError as error:
+            if self.pid:
+                with suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
             await runner.cleanup()
-            await asyncio.to_thread(self._remove_groups)
+            await asyncio.to_thread(self._remove_traces)
             self.state = InstanceState.DEAD
             self._ready.set_result(self._failure(Fault("Runtime.LaunchError", f"The worker could not be started: {error}")))
             return
-        self.pid = process.pid
-        if (started := processes.reference(self.pid)) is not None:
-            self.host.started(started)
         self._ended = asyncio.create_task(self._watch(process, runner))
         if self._cause:  # the init limit passed while the worker was being started
             self.end(self._cause)
+
+    async def _start_worker(self) -> asyncio.subprocess.Process:
+        """Start the worker and record it. Raises: OSError when either cannot be done."""
+        self._scratch.mkdir(mode=0o700)
+        await asyncio.to_thread(cages.make, self._cage)
+        interpreter = self.function.interpreter or (self.host.python,)
+        process = await asyncio.create_subprocess_exec(
+            *cages.launcher(self._cage, [*interpreter, "-m", "awslambdaric", self.function.handler]),
+            cwd=self.function.code_dir,
+            env=environment(self.function, self.port, self._id, self._scratch) | dict(self.host.label),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=self._log.descriptor,
+            stderr=self._log.descriptor,
+            start_new_session=True,
+        )
+        self.pid = process.pid
+        if (started := processes.reference(self.pid)) is not None:
+            self.host.started(started)
+        return process
 
     async def _watch(self, process: asyncio.subprocess.Process, runner: web.AppRunner) -> None:
         poll = asyncio.create_task(self._poll_memory()) if self.host.mechanism.memory == "rlimit" else None
@@ -221,15 +258,24 @@ class Instance:
             if waiting and not waiting.done():
                 waiting.set_result(reply)
         await runner.cleanup()
-        await asyncio.to_thread(self._remove_groups)
+        await asyncio.to_thread(self._remove_traces)
 
-    def _remove_groups(self) -> None:
+    def _remove_traces(self) -> None:
         for group in self._cage.groups:
             cages.remove(group)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _failure(self, fault: Fault) -> _Reply:
         message = fault.message if fault is TOO_LARGE else f"RequestId: {self._request_id} Error: {fault.message}"
         return _Reply(json.dumps({"errorMessage": message, "errorType": fault.error_type}).encode(), True, fault)
+
+    async def _end_if_stopped(self) -> None:
+        """End the worker if a signal has stopped it while somebody waits for it; another can take the request."""
+        looked = 0  # twice, so that a short stop costs nothing
+        while looked < 2:
+            await asyncio.sleep(STOP_POLL_S)
+            looked = looked + 1 if processes.is_stopped(self.pid) else 0
+        self.end(STOPPED)
 
     async def _poll_memory(self) -> None:
         """Kill the worker when its anonymous memory passes the limit; an idle one does not run, as on Lambda."""
@@ -300,3 +346,7 @@ class Instance:
     @staticmethod
     def _accepted() -> web.Response:
         return web.json_response({"status": "OK"}, status=202)
+
+
+def _refuse(status: int, message: str) -> web.Response:
+    return web.json_response({"errorMessage": message, "errorType": "AccessDenied"}, status=status)

@@ -1,38 +1,45 @@
 """Start, describe and destroy deployments of the local twin.
 
-Each deployment has one directory, which holds everything about it: twin.json, supervisor.json, children.json, logs/, the files that
-`start` was given, and the mark that says which these are (owned.py). A lock on the directory (flock) keeps two commands apart. A file
-that remoe did not make is never deleted: `start` refuses the directory, and `destroy` leaves the file.
+Each deployment has one directory, which holds everything about it: twin.json, host.json, supervisor.json, children.json, logs/, scratch/,
+the files that `start` was given, and the mark that says which these are (folder.py). A lock on the directory (flock) keeps two commands
+apart. Its processes carry its name (place.py), so that they are found when no file tells of them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import os
 import re
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from remoe_cli import bounded, cages, owned, recognise, settings
+from remoe_cli import bounded, cages, owned, settings
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.console import SILENT, Console
-from remoe_cli.deploy.local import processes
-from remoe_cli.deploy.local.config import NAME_FORM, ChildrenRecord, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
+from remoe_cli.deploy.local import folder as folders
+from remoe_cli.deploy.local import place, processes
+from remoe_cli.deploy.local.config import NAME_FORM, ChildrenRecord, HostRecord, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.logs import last_lines
 from remoe_cli.errors import ArtifactError, DeployError, HeldError, UsageError
+from remoe_cli.runtime import peers
 
 FRONT_WAIT_S = 30.0
 SHUTDOWN_WAIT_S = 10.0
-_KIND = "deployment"
-# Written while a deployment runs; the last is the folder in which workers run.
-_WHILE_RUNNING = re.compile(r"(twin|supervisor|children)\.json|logs/(supervisor|main)\.log|logs/functions/[^/]+/[^/]+\.log|bundle/code/.+")
-_BEFORE_RUNNING = re.compile(r"(plan|server)\.json|(bundle|main)/.+")  # of a deployment that was never recorded whole
-_RECORDS = (("twin.json", "remoe.twin"), ("children.json", "remoe.twin-children"), ("plan.json", "remoe.plan"))
+_ANSWER_S = 5.0  # a supervisor answers in milliseconds
+_ROUNDS = 5  # of looking for processes that were started while others were ended
+
+
+class _Down(DeployError):
+    """A deployment does not answer. `state` is the one that status shows."""
+
+    def __init__(self, state: str, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.state = state
 
 
 def state_root() -> Path:
@@ -41,9 +48,17 @@ def state_root() -> Path:
 
 
 def names() -> list[str]:
-    """List the names of all deployments, running, dead or half made."""
+    """List the names of all deployments, running, dead or half made, and of folders that cannot be read."""
     root = state_root()
-    return sorted(entry.name for entry in root.iterdir() if _is_deployment(entry)) if root.is_dir() else []
+    return sorted(entry.name for entry in root.iterdir() if _may_be(entry)) if root.is_dir() else []
+
+
+def _may_be(entry: Path) -> bool:
+    """Return whether an entry is a deployment, or could be one if it could be read."""
+    try:
+        return bool(re.fullmatch(NAME_FORM, entry.name)) and folders.is_deployment(entry)
+    except OSError:
+        return True
 
 
 def state_dir(name: str) -> Path:
@@ -65,8 +80,8 @@ def refuse_foreign(name: str) -> None:
     """
     folder = state_dir(name)
     owned.refuse_place(folder)
-    if folder.is_dir() and not ((record := _record(folder)) and processes.is_alive(record.process)):
-        owned.refuse_foreign(folder, _foreign(folder))
+    if folder.is_dir() and not _supervisor(folder):
+        owned.refuse_foreign(folder, folders.foreign(folder))
 
 
 def start(
@@ -84,48 +99,54 @@ def start(
     """
     folder = state_dir(name)
     refuse_foreign(name)
-    with _locked(folder, make=True):
-        if (record := _record(folder)) and processes.is_alive(record.process):
+    with folders.locked(folder, make=True):
+        place.refuse_elsewhere(folder)
+        if _supervisor(folder):
             raise HeldError(f"A deployment named '{name}' is running.", f"Run 'remoe destroy {name}', or choose another name.")
         refuse_foreign(name)
         _end_everything(folder)
         if not owned.read_mark(folder):
-            owned.write_mark(folder, _KIND)  # first, so that an interruption leaves no files without it
-        _delete_files(folder)
-        owned.write_mark(folder, _KIND)
+            owned.write_mark(folder, folders.KIND)  # first, so that an interruption leaves no files without it
+        folders.delete_files(folder)
+        owned.write_mark(folder, folders.KIND)
         try:
             config = prepare(folder)
-            owned.write_mark(folder, _KIND, sealed=True)
+            owned.write_mark(folder, folders.KIND, sealed=True)
             write_json(folder / "twin.json", config)
+            write_json(folder / place.RECORD, HostRecord(place=place.here()))
             with console.progress("Starting the supervisor"):
                 _await_front(folder, _spawn_supervisor(folder))
             if isinstance(config.main, MainConfig):
                 with console.progress("Loading the main server"):
-                    _await_main(folder, config.main.port, main_wait_s)
+                    _await_main(folder, main_wait_s)
             return _live_status(folder)
         except BaseException:
             _end_everything(folder)
-            _delete(folder)
+            folders.delete(folder)
             raise
 
 
 def status(name: str) -> dict[str, Any]:
     """Return the status document of a deployment.
 
-    Where no supervisor answers, `state` is "deploying" or "dead", and `hint` says what to do.
+    Where no supervisor answers, `state` is deploying, dead, stopped, silent or elsewhere, and `hint` says what to do.
 
     Raises: DeployError for an unknown name.
     """
     folder = known_dir(name)
     try:
+        place.refuse_elsewhere(folder)
         return _live_status(folder)
+    except _Down as error:
+        state, hint = error.state, error.hint
     except DeployError as error:
-        state, hint = "dead", error.hint
-    try:
-        with _locked(folder, make=False):
-            pass
-    except HeldError as error:
-        state, hint = "deploying", error.hint
+        state, hint = "elsewhere", f"{error.message} {error.hint}"
+    if state == "dead":
+        try:
+            with folders.locked(folder, make=False):
+                pass
+        except HeldError as error:
+            state, hint = "deploying", error.hint
     return {"name": name, "target": "local", "state": state, "endpoint": None, "main": None, "functions": [], "hint": hint}
 
 
@@ -149,32 +170,53 @@ def logs(name: str, function: str | None = None, lines: int = 50) -> dict[str, l
     return {source: [line for path in paths for line in last_lines(path, lines)][-lines:] for source, paths in chosen.items()}
 
 
-def destroy(name: str) -> list[Path]:
+def destroy(name: str) -> list[Path] | None:
     """End every process of a deployment and remove its groups and files, in whatever state it is.
 
-    The files that are kept are returned: these are the files in its directory that remoe did not make.
+    The files that are kept are returned: these are the files in its directory that remoe did not make. None: there was nothing.
 
-    Raises: DeployError for an unknown name or when a process survives, HeldError while another process deploys or destroys it.
+    Raises: DeployError when it runs on another host or a process survives, HeldError while another process deploys or destroys it.
     """
-    folder = known_dir(name)
-    with _locked(folder, make=False):
-        record = _record(folder)
-        if record and processes.is_alive(record.process):
-            with suppress(OSError, http.client.HTTPException):
-                _call(_port(record), "POST", "/remoe/shutdown")
-                processes.await_end([record.process], SHUTDOWN_WAIT_S)
-        _end_everything(folder)
-        return _delete(folder)
+    folder = state_dir(name)
+    owned.refuse_place(folder)
+    if not folder.is_dir() or not folders.is_deployment(folder):
+        found = bool(place.labelled(folder))
+        _end_everything(folder, believed=False)
+        if folder.is_dir():
+            owned.refuse_foreign(folder, folders.foreign(folder))
+        return [] if found else None
+    folders.refuse_others(folder)
+    try:
+        with folders.locked(folder, make=False):
+            place.refuse_elsewhere(folder)
+            if record := _supervisor(folder):
+                with suppress(ProcessLookupError):
+                    os.kill(record.process.pid, signal.SIGTERM)
+                processes.await_end([record.process], SHUTDOWN_WAIT_S, unless_stopped=True)
+            _end_everything(folder)
+            return folders.delete(folder)
+    except folders.Removed:
+        return None
 
 
-def _end_everything(folder: Path) -> None:
-    """Kill what is left: first the supervisor, which starts others, then its children and groups."""
-    record = _record(folder)
-    left: tuple[ProcessRef, ...] = processes.end([record.process]) if record else ()
-    with suppress(ArtifactError):
-        left += processes.end(read_json(folder / "children.json", ChildrenRecord).children)
-    groups = [Path(group) for group in record.groups] if record else []
+def _end_everything(folder: Path, believed: bool = True) -> None:
+    """Kill what is left: first the supervisor, which starts others, then all its processes and groups.
+
+    Unless the folder's files are `believed`, only what carries its label is ended: another program may have written them.
+    """
+    left: tuple[ProcessRef, ...] = ()
+    record = _record(folder) if believed else None
+    if believed and place.processes_are_known(folder):
+        left = processes.end([record.process]) if record else ()
+        with suppress(ArtifactError):
+            left += processes.end(read_json(folder / "children.json", ChildrenRecord).children)
+    for _ in range(_ROUNDS):
+        if not (found := place.labelled(folder)):
+            break
+        processes.end(found)
+    groups = [Path(group) for group in record.groups] if record else cages.named(place.label(folder))
     kept = [group for group in groups if not cages.remove(group)]
+    left = tuple(dict.fromkeys((*filter(processes.is_alive, left), *place.labelled(folder))))
     if left or kept:
         what = ", ".join([f"process {process.pid}" for process in left] + [f"group {group}" for group in kept])
         message = f"The deployment in {folder} could not be ended completely: {what} is left."
@@ -187,12 +229,14 @@ def _spawn_supervisor(folder: Path) -> ProcessRef:
     log.parent.mkdir(parents=True, exist_ok=True)
     pid = os.posix_spawn(
         sys.executable,
-        [sys.executable, "-m", "remoe_cli.deploy.local.supervisor", str(folder)],
-        os.environ,
+        # -P: nothing is imported from the current folder, which others may have written.
+        [sys.executable, "-P", "-m", "remoe_cli.deploy.local.supervisor", str(folder)],
+        place.environment(folder),
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
+            *((os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in _inherited()),
         ],
         setsid=True,
     )
@@ -201,6 +245,16 @@ def _spawn_supervisor(folder: Path) -> ProcessRef:
         raise _log_error("The supervisor ended at once", log)
     write_json(folder / "children.json", ChildrenRecord(children=(supervisor,)))
     return supervisor
+
+
+def _inherited() -> list[int]:
+    """List what a child would inherit besides 0 to 2: locks and pipes of whoever runs this command."""
+    found = []
+    for entry in os.listdir("/dev/fd"):
+        with suppress(OSError):  # the one of this listing is closed by now
+            if int(entry) > 2 and os.get_inheritable(int(entry)):
+                found.append(int(entry))
+    return found
 
 
 def _await_front(folder: Path, supervisor: ProcessRef) -> None:
@@ -213,33 +267,40 @@ def _await_front(folder: Path, supervisor: ProcessRef) -> None:
         time.sleep(0.02)
 
 
-def _await_main(folder: Path, port: int, wait_s: float) -> None:
+def _await_main(folder: Path, wait_s: float) -> None:
     give_up = time.monotonic() + wait_s
-    while True:
-        main = _live_status(folder)["main"]
-        if main["restarts"] or main["state"] not in ("starting", "running"):
+    while (main := _live_status(folder)["main"])["state"] != "running":
+        if main["restarts"] or main["state"] not in ("starting", "loading", "stopped"):
             raise _log_error("The main server ended before it was ready", folder / "logs" / "main.log")
-        with suppress(OSError, http.client.HTTPException):
-            if main["state"] == "running" and _call(port, "GET", "/ping")[0] == 200:
-                return
         if time.monotonic() > give_up:
             raise _log_error(f"The main server was not ready within {wait_s:.0f} s", folder / "logs" / "main.log")
         time.sleep(0.05)
 
 
 def _live_status(folder: Path) -> dict[str, Any]:
-    record = _record(folder)
-    if record and processes.is_alive(record.process):
-        with suppress(OSError, ValueError, http.client.HTTPException):
-            document: dict[str, Any] = bounded.parse_json(_call(_port(record), "GET", "/remoe/status")[1])
-            return {**document, "endpoint": record.endpoint}
-    hint = f"Run 'remoe destroy {folder.name}', then deploy again."
-    raise _log_error(f"The supervisor of deployment '{folder.name}' is gone", folder / "logs" / "supervisor.log", hint)
+    """Ask the supervisor. Raises: _Down when it does not answer."""
+    destroy = f"'remoe destroy {folder.name}'"
+    if (record := _supervisor(folder)) is None:
+        error = _log_error(f"The supervisor of deployment '{folder.name}' is gone", folder / "logs" / "supervisor.log")
+        raise _Down("dead", error.message, f"Run {destroy}, then deploy again.")
+    pid = record.process.pid
+    if processes.is_stopped(pid):
+        hint = f"Run 'kill -CONT {pid}' to let it go on, or {destroy} to end it."
+        raise _Down("stopped", f"The supervisor of deployment '{folder.name}' is stopped (process {pid}).", hint)
+    try:
+        document: dict[str, Any] = bounded.parse_json(_call(int(record.endpoint.rpartition(":")[2]), "/remoe/status"))
+        return {**document, "endpoint": record.endpoint}
+    except (OSError, ValueError, http.client.HTTPException, DeployError) as error:
+        message = f"The supervisor of deployment '{folder.name}' does not answer (process {pid}): {error}"
+        raise _Down("silent", message, f"Try again; {destroy} ends it.") from None
 
 
 def _log_error(what: str, log: Path, hint: str = "Nothing is left of it; fix what the log says and deploy again.") -> DeployError:
     lines = last_lines(log, 12)
     tail = f"; the last lines of its log are:\n{os.linesep.join(lines)}" if lines else "; its log is empty."
+    with suppress(OSError):
+        if not os.statvfs(log.parents[1]).f_bavail:
+            tail += " The disk is full."
     return DeployError(f"{what}{tail}", hint)
 
 
@@ -249,17 +310,19 @@ def _record(folder: Path) -> SupervisorRecord | None:
     return None
 
 
-def _port(record: SupervisorRecord) -> int:
-    return int(record.endpoint.rpartition(":")[2])
+def _supervisor(folder: Path) -> SupervisorRecord | None:
+    """Return the record of a supervisor that lives here; None when there is none."""
+    record = _record(folder)
+    return record if record and place.processes_are_known(folder) and processes.is_alive(record.process) else None
 
 
-def _call(port: int, method: str, path: str) -> tuple[int, bytes]:
-    """Call a server on loopback, past any proxy that the environment names."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def _call(port: int, path: str) -> bytes:
+    """Get a document of a server of this user on loopback, past any proxy that the environment names."""
+    peers.require_own_listener("127.0.0.1", port)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
     try:
-        connection.request(method, path)
-        response = connection.getresponse()
-        return response.status, bounded.read_stream(response, bounded.RESPONSE)
+        connection.request("GET", path)
+        return bounded.read_stream(connection.getresponse(), bounded.RESPONSE)
     finally:
         connection.close()
 
@@ -271,88 +334,11 @@ def known_dir(name: str) -> Path:
     """
     folder = state_dir(name)
     owned.refuse_place(folder)
-    if folder.is_dir() and not _is_deployment(folder):
-        owned.refuse_foreign(folder, _foreign(folder))
+    if folder.is_dir() and not folders.is_deployment(folder):
+        owned.refuse_foreign(folder, folders.foreign(folder))
     if not folder.is_dir():
         known = names()
         others = f"there are: {', '.join(known)}" if known else "no deployment runs here"
         raise DeployError(f"There is no deployment named '{name}'; {others}.", "Make one with 'remoe deploy PLAN --target local'.")
+    folders.refuse_others(folder)
     return folder
-
-
-def _is_deployment(folder: Path) -> bool:
-    """Return whether remoe made this directory for a deployment; one that was killed at its very start has left no file in it."""
-    if folder.is_symlink() or not folder.is_dir():
-        return False
-    mark = owned.read_mark(folder)
-    return (mark is not None and mark.kind == _KIND) or not owned.foreign_files(folder, lambda name: False) or _has_records(folder)
-
-
-def _has_records(folder: Path) -> bool:
-    """Return whether the directory is a deployment of a version of remoe without marks."""
-    return any((folder / name).is_file() and recognise.document(schema).recognises(folder / name) for name, schema in _RECORDS)
-
-
-def _foreign(folder: Path) -> list[str]:
-    """List the files in a directory that remoe did not make for a deployment."""
-    if not _is_deployment(folder):
-        return owned.foreign_files(folder, lambda name: False)
-    mark = owned.read_mark(folder)
-    prepared = set(mark.files) if mark and mark.files is not None else None
-
-    def ours(name: str) -> bool:
-        return bool(_WHILE_RUNNING.fullmatch(name)) or (name in prepared if prepared is not None else bool(_BEFORE_RUNNING.fullmatch(name)))
-
-    return owned.foreign_files(folder, ours)
-
-
-def _delete_files(folder: Path) -> list[Path]:
-    """Delete what remoe made of a deployment except the mark, and return what is kept; the directory itself stays, as it is the lock."""
-    kept = [folder / name for name in _foreign(folder)]
-    for _, path in list(owned.files_of(folder)):
-        if path not in kept and path != folder / owned.MARK:
-            path.unlink()
-    for parent, _, _ in os.walk(folder, topdown=False):
-        if Path(parent) != folder:
-            with suppress(OSError):  # it holds what is kept
-                os.rmdir(parent)
-    return kept
-
-
-def _delete(folder: Path) -> list[Path]:
-    """Delete what remoe made of a deployment, its directory too unless it holds other files; return these."""
-    kept = _delete_files(folder)
-    (folder / owned.MARK).unlink(missing_ok=True)
-    if not kept:
-        folder.rmdir()
-    return kept
-
-
-@contextmanager
-def _locked(folder: Path, make: bool) -> Iterator[None]:
-    """Hold the lock of a deployment's directory. Raises: HeldError when another process has it."""
-    descriptor = _lock(folder, make)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(folder: Path, make: bool) -> int:
-    while True:
-        if make:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            raise DeployError(f"The deployment '{folder.name}' was just removed by another process.", "Nothing is left to do.") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            message = f"Another process is deploying or destroying '{folder.name}'."
-            raise HeldError(message, "Wait until it is done, then try again.") from None
-        with suppress(FileNotFoundError):
-            if folder.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        os.close(descriptor)  # the directory was removed between open and lock

@@ -14,16 +14,20 @@ TAIL_BYTES = 4096
 class LogStream:
     """A file that is a worker's stdout and stderr, and that the twin appends to.
 
-    Writing never blocks. What a worker wrote before it answered is in the file when its answer arrives.
+    Writing never blocks. What a worker wrote before it answered is in the file when its answer arrives. What the twin cannot write, as on a
+    full disk, is still in the tail of its request, whose REPORT line is the bill; `trouble` then says why.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # not its parents: a folder that was deleted stays deleted
         self.path = path
         self.descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        self.trouble: str | None = None
+        self._unwritten = b""
 
     def begin(self) -> int:
         """Return the offset at which a new request's log starts; a file that is too long is emptied first."""
+        self.trouble, self._unwritten = None, b""
         size = os.fstat(self.descriptor).st_size
         if size > LONGEST_BYTES:
             os.ftruncate(self.descriptor, 0)
@@ -31,8 +35,15 @@ class LogStream:
         return size
 
     def write(self, text: str) -> None:
-        if self.descriptor >= 0:
-            os.write(self.descriptor, text.encode())
+        if self.descriptor < 0:
+            return
+        content = text.encode()
+        try:
+            while content:  # a disk that fills takes a part, then says why
+                content = content[os.write(self.descriptor, content) :]
+        except OSError as error:
+            self.trouble = f"The log {self.path} cannot be written: {error.strerror}."
+        self._unwritten += content
 
     def tail(self, start: int) -> bytes:
         """Return the last 4 KB of what was written since offset `start`."""
@@ -40,7 +51,7 @@ class LogStream:
             return b""
         end = os.fstat(self.descriptor).st_size
         start = max(start, end - TAIL_BYTES)
-        return os.pread(self.descriptor, end - start, start)
+        return (os.pread(self.descriptor, end - start, start) + self._unwritten)[-TAIL_BYTES:]
 
     def close(self) -> None:
         """Close the file; later writes go nowhere, as the system may give its descriptor to another file."""

@@ -17,14 +17,16 @@ def overview(status: dict[str, Any]) -> Overview:
     limits = status["limits"]
     above.append(f"  functions at {status['endpoint']}, limits: memory {limits['memory']}, cpu {limits['cpu']}")
     if main := status["main"]:
-        what = f"server pid {main['pid']}, port {main['port']}" if main["kind"] == "server" else f"function {main['name']}"
+        what = f"server http://127.0.0.1:{main['port']}, pid {main['pid']}" if main["kind"] == "server" else f"function {main['name']}"
         above.append(f"  main {what}, {main['state']}, {main['resident_bytes'] / 1e6:.0f} MB resident")
         if "expert_bytes_held" in main:
             held, whole = main["expert_bytes_held"], main["expert_bytes_of_model"]
             experts = f"{main['local_experts']} of {main['experts_of_model']} experts"
             above.append(f"  holds {experts}: {held / 1e6:.1f} MB, {held / whole:.0%}")
+            above.append(f"  {_spent(main['spent'], sum(f['billed_ms'] for f in status['functions']))}")
     else:
         above.append(f"  no main function; 'remoe serve {status['name']}' runs it on this machine")
+    above += [f"  {trouble}" for trouble in (*status.get("trouble", ()), (main or {}).get("trouble")) if trouble]
     rows = tuple(
         (
             f["name"],
@@ -38,3 +40,14 @@ def overview(status: dict[str, Any]) -> Overview:
         for f in status["functions"]
     )
     return Overview((Table("", _COLUMNS, rows),) if rows else (), above=tuple(above))
+
+
+def _spent(spent: dict[str, dict[str, Any]], metered_ms: int) -> str:
+    """Say what expert functions were billed for: what no receipt has is not lost."""
+    loading_ms, answers_ms, cancelled_ms = (spent[purpose]["billed_ms"] for purpose in ("loading", "answers", "cancelled"))
+    parts = [f"{loading_ms} ms for loading the main server", f"{answers_ms} ms for requests, in their receipts"]
+    if cancelled_ms:
+        parts.append(f"{cancelled_ms} ms for requests whose client left")
+    if other_ms := metered_ms - loading_ms - answers_ms - cancelled_ms:
+        parts.append(f"{other_ms} ms for other callers, or an earlier main server")
+    return f"expert functions were billed {metered_ms} ms: {'; '.join(parts)}"

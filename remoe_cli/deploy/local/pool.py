@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig
 from remoe_cli.deploy.local.instance import CallResult, Host, Instance, InstanceState, Undelivered
 
@@ -64,10 +65,10 @@ class Pool:
         await asyncio.gather(*(instance.stop() for instance in instances), *self._stopping)
 
     def _acquire(self) -> Instance:
-        """Take an environment that nobody else has until it is released; drop idle ones that have died."""
+        """Take an environment that nobody else has until it is released; drop idle ones that cannot answer."""
         for instance in reversed(list(self._reclaims)):  # the last one put in is the one used most recently
             self._reclaims.pop(instance).cancel()
-            if instance.state is InstanceState.IDLE:
+            if instance.state is InstanceState.IDLE and not processes.is_stopped(instance.pid):
                 return instance
             self._drop(instance)
         living = sum(instance.state is not InstanceState.DEAD for instance in self.instances)

@@ -29,15 +29,25 @@ def start_time(pid: int) -> str | None:
     On Linux it is in clock ticks since boot.
     """
     if Path("/proc/self/stat").exists():
-        try:
-            # The command name may hold spaces and brackets, so count fields from the last bracket.
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in "ZX" else fields[19]
+        fields = _stat(pid)
+        return None if not fields or fields[0] in "ZX" else fields[19]
     run = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     answer = run.stdout.split(maxsplit=1)
     return answer[1].strip() if len(answer) == 2 and not answer[0].startswith("Z") else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal has stopped `pid`, until SIGCONT; a debugger's stop does not count."""
+    return _stat(pid)[:1] == ["T"]
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of Linux's /proc/PID/stat from the state on; none when there is no such process."""
+    try:
+        # The command name may hold spaces and brackets, so count fields from the last bracket.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def reference(pid: int) -> ProcessRef | None:
@@ -60,15 +70,18 @@ def end(processes: Sequence[ProcessRef]) -> tuple[ProcessRef, ...]:
     return await_end(processes, 5.0)
 
 
-def await_end(processes: Sequence[ProcessRef], wait_s: float) -> tuple[ProcessRef, ...]:
-    """Wait at most `wait_s` for processes to end; return those that survive. Own children are reaped."""
+def await_end(processes: Sequence[ProcessRef], wait_s: float, *, unless_stopped: bool = False) -> tuple[ProcessRef, ...]:
+    """Wait at most `wait_s` for processes to end; return those that survive. Own children are reaped.
+
+    With `unless_stopped` there is no waiting for processes that a signal has stopped.
+    """
     give_up = time.monotonic() + wait_s
     while True:
         for process in processes:
             with suppress(ChildProcessError):
                 os.waitpid(process.pid, os.WNOHANG)
         left = tuple(process for process in processes if is_alive(process))
-        if not left or time.monotonic() > give_up:
+        if not left or time.monotonic() > give_up or (unless_stopped and all(is_stopped(process.pid) for process in left)):
             return left
         time.sleep(0.01)
 

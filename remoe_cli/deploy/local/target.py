@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import socket
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,19 +27,30 @@ from remoe_cli.deploy import main_files
 from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import Inputs, check_model, read_inputs
-from remoe_cli.deploy.local import lifecycle, overview
+from remoe_cli.deploy.local import lifecycle, overview, place
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
 from remoe_cli.deploy.serve_here import serve_here
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import DeployError, UsageError
-from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S
+from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S, read_timeout_s
 from remoe_cli.package import bundle
 from remoe_cli.package.partial_checkpoint import MANIFEST
 from remoe_cli.plan.document import Plan
-from remoe_cli.runtime import client
+from remoe_cli.runtime import client, peers
 from remoe_cli.runtime.invoke import make_client
 
-_TIMEOUT_S = 30.0  # of an expert function
+# What a main server does that does not answer, and what to do about it.
+_MAIN_STATES = {
+    "starting": ("is not started yet", "Ask again when 'remoe status {name}' says that it is running."),
+    "loading": ("is loading its model", "Ask again when 'remoe status {name}' says that it is running."),
+    "restarting": (
+        "has ended and is started again",
+        "Ask again when it runs; 'remoe logs {name} --function main' says why it ended.",
+    ),
+    "stopped": ("is stopped (process {pid})", "Run 'kill -CONT {pid}' to let it go on."),
+    "failed": ("has ended too often", "See 'remoe logs {name} --function main', then destroy and deploy again."),
+    "ended": ("has ended with its deployment", "Deploy again."),
+}
 _MAIN_RUNTIME_MB = 512  # torch and transformers, besides the weights
 
 
@@ -60,6 +70,8 @@ class LocalTarget:
         with self.console.progress("Checking the plan"):
             inputs = read_inputs(plan_path)
         check_model(inputs[1], self.console.progress)
+        if not peers.known():
+            self.console.say("This system does not tell whose a connection is: other users of this machine can ask the deployment.")
         lifecycle.start(name, lambda folder: self._prepare(folder, name, plan_path, inputs, options), self.console)
         return self.status(name)
 
@@ -84,7 +96,7 @@ class LocalTarget:
                     "REMOE_SHARD_HEADER": f"{entry.head_bytes}:{entry.head_sha256}",
                 },
                 memory_mb=entry.memory_mb,
-                timeout_s=_TIMEOUT_S,
+                timeout_s=entry.timeout_s,
                 reserved_concurrency=entry.replicas,
             )
             for entry in manifest.functions
@@ -125,33 +137,47 @@ class LocalTarget:
         document = lifecycle.status(name)
         match document["main"]:
             case {"kind": "server", "state": "running", "port": port}:
-                return client.Http(f"http://127.0.0.1:{port}")
+                return client.Http(f"http://127.0.0.1:{port}", own_user=True)
             case {"kind": "lambda", "name": function}:
-                return client.LambdaMain(function, make_client(document["endpoint"], 1, MAX_TIMEOUT_S + 10))
+                return client.LambdaMain(function, make_client(document["endpoint"], 1, read_timeout_s(MAX_TIMEOUT_S)))
             case None if document["endpoint"]:
                 raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name}'.")
-        raise DeployError(
-            f"The main server of '{name}' does not run.", f"See 'remoe logs {name}'; 'remoe destroy {name}' and deploy again."
-        )
+            case {"state": state, "pid": pid}:
+                what, hint = _MAIN_STATES[state]
+                raise DeployError(f"The main server of '{name}' {what}.".format(pid=pid), hint.format(name=name, pid=pid))
+        raise _down(document)
 
     def deployed_plan(self, name: str) -> Path:
         return lifecycle.known_dir(name) / "plan.json"
 
     def serve(self, name: str, host: str, port: int) -> None:
-        functions = lifecycle.status(name)["endpoint"]
-        if functions is None:
-            raise DeployError(f"'{name}' does not run.", f"Run 'remoe destroy {name}', then deploy again.")
-        serve_here(name, lifecycle.state_dir(name) / "server.json", partial(make_client, functions), host, port, self.console)
+        document = lifecycle.status(name)
+        if document["endpoint"] is None:
+            raise _down(document)
+        connect = partial(make_client, document["endpoint"])
+        serve_here(name, lifecycle.state_dir(name) / "server.json", connect, host, port, self.console)
 
     def destroy(self, name: str) -> dict[str, Any]:
+        """Destroy a deployment; `state` is "absent" when there was none.
+
+        What is said holds for this machine: a deployment that was started elsewhere is refused.
+        """
+        folder = lifecycle.state_dir(name)
+        if folder.is_dir() and place.recorded(folder) is None:
+            self.console.say("Its files do not say on which machine it was started; what follows holds for this one.")
         with self.console.progress(f"Destroying {name}"):
             kept = lifecycle.destroy(name)
-        return {"name": name, "target": "local", "state": "destroyed", "left": [], "kept": list(map(str, kept))}
+        state = "absent" if kept is None else "destroyed"
+        return {"name": name, "target": "local", "state": state, "left": [], "kept": list(map(str, kept or []))}
+
+
+def _down(document: dict[str, Any]) -> DeployError:
+    return DeployError(f"The deployment '{document['name']}' does not run here: it is {document['state']}.", document["hint"])
 
 
 def _main_server(folder: Path) -> MainConfig:
-    port = _free_port()
-    return MainConfig(argv=[sys.executable, "-m", "remoe_cli.runtime.server", str(folder / "server.json"), str(port)], port=port)
+    # -P: nothing is imported from the current folder, which others may have written.
+    return MainConfig(argv=[sys.executable, "-P", "-m", "remoe_cli.runtime.server", str(folder / "server.json")])
 
 
 def _main_function(name: str, plan: Plan, folder: Path, main_bytes: int) -> FunctionConfig:
@@ -172,9 +198,3 @@ def _main_function(name: str, plan: Plan, folder: Path, main_bytes: int) -> Func
         timeout_s=MAX_TIMEOUT_S,
         reserved_concurrency=1,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

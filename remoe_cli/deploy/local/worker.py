@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from remoe_cli.deploy.local.config import FunctionConfig
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES, thread_environment
@@ -23,20 +23,25 @@ class Fault:
 
 
 OUT_OF_MEMORY = Fault("Runtime.OutOfMemory", "Runtime exited with error: signal: killed")
+STOPPED = Fault("Runtime.ExitError", "Runtime exited with error: signal: stopped")
 TOO_LARGE = Fault(
     "Function.ResponseSizeTooLarge",
     f"Response payload size exceeded maximum allowed payload size ({PAYLOAD_LIMIT_BYTES} bytes).",
 )
 
 
-def environment(function: FunctionConfig, port: int, stream: str) -> Mapping[str, str]:
+def environment(function: FunctionConfig, port: int, stream: str, scratch: Path) -> dict[str, str]:
     """Make the worker's whole environment: what Lambda sets, and the function's own variables.
 
-    Of the parent's environment it has only PATH.
+    Of the parent's environment it has only PATH. `scratch` is what /tmp is on Lambda; /tmp itself is everybody's here. Python imports
+    nothing from a user's folder or the current one, which others may have written.
     """
     return {
         "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": "/tmp",
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONSAFEPATH": "1",
         "LANG": "en_US.UTF-8",
         "TZ": ":UTC",
         "LAMBDA_TASK_ROOT": function.code_dir,

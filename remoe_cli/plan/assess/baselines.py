@@ -23,13 +23,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from remoe_cli.plan.arrays import Floats
-from remoe_cli.plan.cost import main_function
+from remoe_cli.plan.cost import main_function, prices
 from remoe_cli.plan.cost.placement import Priced, evaluate, layer_outcomes, total
 from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, MainSpec, Outcome
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
-from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem, local_layers
-from remoe_cli.profile.hardware import read_hardware, whole_on_cpu, whole_on_gpu
+from remoe_cli.plan.problem.problem import MB, Main, Placement, Problem, local_layers
+from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_cpu, whole_on_gpu
+
+_STORED = "weights are read as they are stored and computed with as if they were unpacked"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ def baselines(problem: Problem, aim: Aim) -> Baselines:
         BaselineName.FETCH: _fetch(problem, aim),
         BaselineName.MIX: _mix(problem, aim, local),
     }
+    if problem.spec.stored is not None:
+        weights = main_function.base_bytes(problem) - problem.spec.nonexpert_bytes + problem.spec.stored_bytes
+        found |= {
+            BaselineName.STORED_CPU: _cpu_as_stored(problem, aim, weights),
+            BaselineName.STORED_GPU: _on_gpu(problem, aim, weights, 0, ideal=False, as_it_is_stored=True),
+        }
     best = _best(aim, local)
     found[BaselineName.ALL_LOCAL] = found[BaselineName.MIX] if best is None else _priced(problem, aim, best)
     priced = {name: way for name, way in found.items() if not isinstance(way, str)}
@@ -143,13 +151,12 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
         else:
             vcpus, expert = main_function.vcpus(problem, spec), problem.latency_of(spec).local_expert
             slow = hardware.main.saturation_vcpus / main_function.useful_vcpus(problem, spec)
-            usd_per_s = problem.catalog.main_usd_per_gb_second * spec.memory_mb / GB_MB
             outcome = _outcome(
                 problem,
                 lambda n, slow=slow: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
                 lambda n, expert=expert, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
-                usd_per_s,
-                problem.catalog.main.usd_per_request,
+                prices.main_prices(problem.catalog, spec).usd_per_s,
+                main_function.fixed_usd(problem, Main(spec)),
                 by_use=True,
             )
         if outcome and outcome.cost_usd_per_request < least:
@@ -158,6 +165,37 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     if best is None and holding:
         return f"no main function paid by use that holds the whole model of {bytes_needed / 2**30:.1f} GB {_in_time(problem)}"
     return best or f"no main function paid by use holds the whole model of {bytes_needed / 2**30:.1f} GB"
+
+
+def _cpu_as_stored(problem: Problem, aim: Aim, bytes_needed: int) -> Baseline | str:
+    """Price the quantised model on CPUs, with all times of a description."""
+    side, hardware = problem.catalog.main, read_hardware(problem.catalog.reference.hardware)
+    nonexpert, expert = as_stored(*whole_on_cpu(hardware, problem.spec), problem.spec)
+    needed, least = bytes_needed + side.runtime_memory_mb * MB, math.inf
+    best: Baseline | None = None
+    for spec in problem.menu:
+        if spec.usd_per_hour is not None or spec.memory_mb * MB < needed:
+            continue
+        vcpus = min(spec.vcpus or hardware.main.saturation_vcpus, hardware.main.saturation_vcpus)
+        outcome = _outcome(
+            problem,
+            lambda n, slow=hardware.main.saturation_vcpus / vcpus: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
+            lambda n, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
+            prices.main_prices(problem.catalog, spec).usd_per_s,
+            main_function.fixed_usd(problem, Main(spec)),
+            by_use=True,
+            as_it_is_stored=True,
+        )
+        if outcome and outcome.cost_usd_per_request < least:
+            least = outcome.cost_usd_per_request
+            best = Baseline(
+                **outcome.model_dump(),
+                cold_start_s=read_s(problem, True),
+                spec=spec.name,
+                meets=meets(aim, outcome),
+                assumed=_STORED,
+            )
+    return best or f"no main function paid by use holds the quantised model of {needed / 2**30:.1f} GB and answers in time"
 
 
 def _gpu(problem: Problem, aim: Aim) -> Baseline | str:
@@ -170,7 +208,7 @@ def _fetch(problem: Problem, aim: Aim) -> Baseline | str:
     return _on_gpu(problem, aim, gpu_bytes, problem.spec.routed_bytes, ideal=True)
 
 
-def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: bool) -> Baseline | str:
+def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: bool, as_it_is_stored: bool = False) -> Baseline | str:
     """Price the cheapest way to have so much memory, with all arithmetic on the GPU."""
     reference, side = problem.catalog.reference, problem.catalog.main
     cpu_needed = cpu_bytes + side.runtime_memory_mb * MB
@@ -188,8 +226,18 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         if hardware.gpu is None:
             continue
         nonexpert, expert = whole_on_gpu(hardware, problem.spec)
+        if as_it_is_stored:
+            nonexpert, expert = as_stored(nonexpert, expert, problem.spec)
         by_use = per_hour is None
-        outcome = _outcome(problem, lambda n: float(nonexpert.seconds(n)), lambda n: expert.seconds(n, 1), usd_per_s, 0.0, by_use=by_use)  # noqa: B023
+        outcome = _outcome(
+            problem,
+            lambda n: float(nonexpert.seconds(n)),  # noqa: B023
+            lambda n: expert.seconds(n, 1),  # noqa: B023
+            usd_per_s,
+            0.0,
+            by_use=by_use,
+            as_it_is_stored=as_it_is_stored,
+        )
         if outcome is None:
             continue
         traffic, instances = problem.workload.requests_per_hour, 1
@@ -201,14 +249,15 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         overhead = (
             f"GPU overhead of {hardware.main.layer_overhead_s * 1e3:g} ms for each layer "
             f"and {hardware.gpu.expert_overhead_s * 1e3:g} ms for each expert"
-        )
+        ) + (f"; {_STORED}" if as_it_is_stored else "")
         if (rank := (request_usd is None, per_hour or 0.0 if request_usd is None else request_usd)) < least:
             least = rank
             best = Baseline(
                 cost_usd_per_request=request_usd,
                 ttft_s=outcome.ttft_s,
                 tpot_s=outcome.tpot_s,
-                cold_start_s=read_s(problem) if by_use else 0.0,
+                ttft_percentile_s=outcome.ttft_percentile_s,
+                cold_start_s=read_s(problem, as_it_is_stored) if by_use else 0.0,
                 usd_per_hour=per_hour,
                 spec=name,
                 instances=instances,
@@ -235,6 +284,7 @@ def _outcome(
     fixed_usd: float,
     *,
     by_use: bool,
+    as_it_is_stored: bool = False,
 ) -> Outcome | None:
     """Price one device that computes everything, one expert after another; None where the platform ends a request before it is answered.
 
@@ -245,7 +295,7 @@ def _outcome(
     def prefill_s(n_in: int) -> float:
         return nonexpert_s(n_in) + float(expert_s(workload.use * n_in).sum())
 
-    start_s = read_s(problem) if by_use else 0.0
+    start_s = read_s(problem, as_it_is_stored) if by_use else 0.0
     ttft = workload.cold_share * start_s
     for kind in workload.lengths:
         ttft += kind.share * prefill_s(kind.n_in)
@@ -254,10 +304,14 @@ def _outcome(
     ends_s = side.timeout_s if by_use else side.rented_timeout_s
     if ends_s is not None and any(start_s + prefill_s(n_in) + n_out * tpot > ends_s * (1 + SLACK) for n_in, n_out in workload.front):
         return None
-    return Outcome(cost_usd_per_request=usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd, ttft_s=ttft, tpot_s=tpot)
+    at = problem.ttft_at
+    decided = None if at is None else prefill_s(at.n_in) + (start_s if at.cold else 0.0)
+    usd = usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd
+    return Outcome(cost_usd_per_request=usd, ttft_s=ttft, tpot_s=tpot, ttft_percentile_s=decided)
 
 
-def read_s(problem: Problem) -> float:
+def read_s(problem: Problem, as_it_is_stored: bool = False) -> float:
     """Compute how long a cold start takes that reads the whole model."""
     spec, side = problem.spec, problem.catalog.main
-    return side.cold_start_s + (spec.nonexpert_bytes + spec.routed_bytes) / side.load_bytes_per_s
+    read_bytes = spec.stored_bytes if as_it_is_stored else spec.nonexpert_bytes + spec.routed_bytes
+    return side.cold_start_s + read_bytes / side.load_bytes_per_s

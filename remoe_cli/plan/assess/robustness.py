@@ -7,7 +7,7 @@ change until remote experts and all experts local cost the same; `break_even_tra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -136,7 +136,8 @@ def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | Non
 
 def _for_the_same(requests: Workload, routing: Workload) -> Workload:
     """Combine the requests of one workload with the routing of the other."""
-    return replace(routing, traffic=requests.traffic, cold_share=requests.cold_share)
+    same = ("traffic", "cold_share", "also_held", "also_priced")
+    return replace(routing, **{name: getattr(requests, name) for name in same})
 
 
 def break_evens(problem: Problem, aim: Aim, placement: Placement, local: Priced | None) -> list[BreakEven]:
@@ -176,12 +177,12 @@ def _crossing(rising: Callable[[float], float], low: float, high: float, shown: 
     return float(f"{shown((low + high) / 2):.3g}")
 
 
-def break_even_traffic(problem: Problem, aim: Aim, by_use: Placement, gpu: Baseline | None) -> BreakEvenTraffic | None:
+def break_even_traffic(problem: Problem, aim: Aim, by_use: Placement, whole: Mapping[BaselineName, Baseline]) -> BreakEvenTraffic | None:
     """Find the traffic above which an always-on instance is cheaper than a placement paid by use.
 
     Where the traffic is known, the placement paid by use is the best one, by the scan; else `by_use`. The instance holds all experts, or is
-    that of `gpu`, which runs the whole model; where none does, it has remote experts as the scan finds them. Cold starts, which make
-    paying by use dearer when requests are rare, are left out.
+    one of `whole` that runs the whole model on a GPU; where none does, it has remote experts as the scan finds them. Cold starts, which
+    make paying by use dearer when requests are rare, are left out.
 
     Returns None where the catalog lacks one of both kinds, or one of them is never the cheaper.
     """
@@ -191,7 +192,7 @@ def break_even_traffic(problem: Problem, aim: Aim, by_use: Placement, gpu: Basel
         used: Priced | None = Priced(by_use, evaluate(idle_free, by_use))
     else:
         used = _best_of(idle_free, aim, False)
-    rented = _cheapest_hour(idle_free, aim, gpu)
+    rented = _cheapest_hour(idle_free, aim, whole)
     if used is None or rented is None:
         return None
     request_s = rented.ttft_s + problem.workload.n_out * rented.tpot_s
@@ -221,7 +222,7 @@ class _Rented(NamedTuple):
     functions_usd: float = 0.0
 
 
-def _cheapest_hour(problem: Problem, aim: Aim, gpu: Baseline | None) -> _Rented | None:
+def _cheapest_hour(problem: Problem, aim: Aim, whole: Mapping[BaselineName, Baseline]) -> _Rented | None:
     """Find the instance with the least price per hour that meets the targets; of equals, the fastest."""
     aim = replace(aim, budget_usd=None)
     found = [
@@ -229,8 +230,9 @@ def _cheapest_hour(problem: Problem, aim: Aim, gpu: Baseline | None) -> _Rented 
         for spec in problem.catalog.main.menu
         if spec.usd_per_hour is not None and (one := all_local_on(problem, spec)) is not None and meets(aim, one.outcome)
     ]
-    if gpu is not None and gpu.usd_per_hour is not None and gpu.meets:
-        found.append(_Rented(gpu.usd_per_hour, gpu.ttft_s, gpu.tpot_s, gpu.spec, BaselineName.GPU))
+    for name in (BaselineName.GPU, BaselineName.STORED_GPU):
+        if (gpu := whole.get(name)) is not None and gpu.usd_per_hour is not None and gpu.meets:
+            found.append(_Rented(gpu.usd_per_hour, gpu.ttft_s, gpu.tpot_s, gpu.spec, name))
     if not found and (best := _best_of(problem, aim, True)) is not None:
         outcome, main = best.outcome, best.placement.main
         own_usd = main_function.usd_per_s(problem, main) * (outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)

@@ -63,7 +63,7 @@ def _basis(problem: Problem, aim: Aim, placement: Placement, outcome: Outcome, o
         return Basis.OTHERS_MISS_TARGETS if BaselineName.ALL_LOCAL in others.priced else Basis.NOTHING_ELSE_FITS
     if outcome.cost_usd_per_request < _usd(others, rival) * (1 - WORTHWHILE):
         return Basis.CHEAPER
-    if rival in (BaselineName.CPU, BaselineName.GPU):
+    if rival in (BaselineName.CPU, BaselineName.GPU, BaselineName.STORED_CPU, BaselineName.STORED_GPU):
         return Basis.DEARER_THAN_WHOLE_MODEL
     return Basis.DEARER_THAN_ALL_LOCAL if _remote_experts(placement) else Basis.ALL_LOCAL_IS_CHEAPEST
 
@@ -186,6 +186,8 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
         searched = f"; exchanging single experts then saves {gain:.2%} more" if method == "exact" else ""
         yield f"The lower bound is for plans that make each layer's least used experts remote{searched}."
     yield from workload.assumptions
+    if (stored := problem.spec.stored_as) is not None:
+        yield f"{stored} So this plan is for the copy; whole quantised models are among the alternatives."
     latency = problem.latency_of(placement.main)
     if latency is not problem.latency:
         yield f"Times of {placement.main.name} are those of the description '{latency.machine}', not measured."

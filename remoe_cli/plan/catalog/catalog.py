@@ -30,6 +30,8 @@ class FunctionSide(Part):
     usd_per_storage_gb_second   price of a function's /tmp x billed time, beyond the free part; none where experts are not fetched to it
     storage_free_mb        /tmp that every function has
     storage_spare_mb       /tmp that a function is given beside its experts
+    bytes_per_read         bytes of one read of S3 in a cold start; 0 where experts are not read from S3
+    log_bytes_per_call     what is logged of one invocation, of an expert function or a main function paid by use; 0 where that is free
     billing_granularity_ms billed time is rounded up to a multiple of this, per invocation
     mb_per_vcpu            memory that comes with one vCPU
     max_useful_vcpus       vCPUs beyond which one expert function gets no faster
@@ -55,6 +57,8 @@ class FunctionSide(Part):
     usd_per_storage_gb_second: NonNegative = 0.0
     storage_free_mb: NonNegative = 0.0
     storage_spare_mb: NonNegative = 0.0
+    bytes_per_read: NonNegative = 0.0
+    log_bytes_per_call: NonNegative = 0.0
     billing_granularity_ms: Positive
     mb_per_vcpu: Positive
     max_useful_vcpus: Positive
@@ -92,6 +96,8 @@ class MainSide(Part):
     runtime_memory_mb               what the interpreter, torch and transformers take before any weight
     cold_start_s                    from the request to a main function paid by use that can begin to read the model
     load_bytes_per_s                rate at which it reads the model
+    bytes_per_read                  bytes of one read of S3 when it starts; 0 where it does not read the model from S3
+    usd_per_storage_gb_second       price of its /tmp, as large as its memory, beyond what functions have free; none where it needs none
     timeout_s                       longest request to a main function paid by use
     rented_timeout_s                longest request to a rented instance; none where nothing ends it
     """
@@ -103,6 +109,8 @@ class MainSide(Part):
     runtime_memory_mb: NonNegative
     cold_start_s: NonNegative
     load_bytes_per_s: Positive
+    bytes_per_read: NonNegative = 0.0
+    usd_per_storage_gb_second: NonNegative = 0.0
     timeout_s: Positive
     rented_timeout_s: Positive | None = None
 
@@ -142,14 +150,17 @@ class Reference(Part):
 
 
 class Storage(Part):
-    """What keeping the model costs, used or not.
+    """What keeping and reading the model costs, and what is logged.
 
-    It is the same for every placement, so no plan contains it.
+    Keeping it is the same for every placement, used or not, so no plan contains that.
+
+    usd_per_log_gb   of what is logged, when it is written
     """
 
     usd_per_gb_month: NonNegative
     usd_per_1000_reads: NonNegative
     usd_per_1000_writes: NonNegative
+    usd_per_log_gb: NonNegative = 0.0
 
 
 class Catalog(Part):

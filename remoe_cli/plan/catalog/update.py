@@ -144,7 +144,7 @@ def _aws_prices(catalog: Catalog, tables: dict[str, Any]) -> Iterable[Price]:
         for architecture in tables[side]["usd_per_gb_second"]:
             yield from price((side, "usd_per_gb_second", architecture), architecture, "AWSLambda", _DURATION[architecture])
         yield from price((side, "usd_per_request"), "", "AWSLambda", "AWS-Lambda-Requests")
-    yield from price(("function", "usd_per_storage_gb_second"), "", "AWSLambda", "AWS-Lambda-Storage-Duration")
+        yield from price((side, "usd_per_storage_gb_second"), "", "AWSLambda", "AWS-Lambda-Storage-Duration")
     for side, menu in (field.split(".") for field in _MENUS):
         for i, spec in enumerate(tables[side][menu]):
             if "usd_per_hour" in spec:

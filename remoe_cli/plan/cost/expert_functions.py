@@ -25,8 +25,9 @@ import numpy.typing as npt
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.arrays import Bools, Floats, Ints
 from remoe_cli.plan.catalog.catalog import FunctionSide
+from remoe_cli.plan.cost import prices
 from remoe_cli.plan.problem.hits import HitDistribution
-from remoe_cli.plan.problem.problem import GB_MB, MB, Problem
+from remoe_cli.plan.problem.problem import MB, Problem
 
 Places = npt.NDArray[np.int16]
 CALL_ROOM = 4.0  # a call may take so many times the predicted time before the platform ends it: it would be billed and lost
@@ -112,20 +113,17 @@ def function_usd_per_s(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.
     Shapes: `memory_mb` [Y] or [S, Y], `experts` [S]; USD [S, Y].
     Source: method.md, section 4.
     """
-    side = problem.catalog.function
-    fetched_mb = np.ceil(np.asarray(experts, dtype=np.float64) * (problem.spec.expert_bytes / MB))
-    beyond_mb = np.maximum(0.0, fetched_mb + side.storage_spare_mb - side.storage_free_mb)
-    memory_usd = problem.catalog.function_usd_per_gb_second * np.asarray(memory_mb, dtype=np.float64) / GB_MB
-    usd: Floats = (side.usd_per_storage_gb_second * beyond_mb / GB_MB)[..., None] + memory_usd
-    return usd
+    storage_mb = prices.function_storage_mb(problem.catalog, problem.spec.expert_bytes, experts)
+    return prices.function_usd_per_s(prices.function_prices(problem.catalog), memory_mb, storage_mb[..., None])
 
 
 def bill_usd(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.ArrayLike, billed_s: Floats, calls: Floats) -> Floats:
-    """Price invocations by the billed time of all together, and by the fee of each.
+    """Price invocations by the billed time of all together, and by the fee and the log of each.
 
     Shapes: as in `function_usd_per_s`; `billed_s` and `calls` [S, Y] or [S, 1]; USD [S, Y].
     """
-    usd: Floats = function_usd_per_s(problem, memory_mb, experts) * billed_s + problem.catalog.function.usd_per_request * calls
+    usd_per_call = prices.function_prices(problem.catalog).usd_per_call
+    usd: Floats = function_usd_per_s(problem, memory_mb, experts) * billed_s + usd_per_call * calls
     return usd
 
 
@@ -293,10 +291,13 @@ def decode_billed(problem: Problem, memory_mb: Sequence[int] | Ints, distributio
 
 
 def cold_usd(problem: Problem, memory_mb: npt.ArrayLike, experts: Ints, instances: int) -> Floats:
-    """Price the starts of a layer's instances, in the mean request.
+    """Price the starts of a layer's instances, in the mean request: their time, and their reads of S3.
 
     Shapes: `memory_mb` [Y] or [S, Y]; `experts` [S], in each instance; USD [S, Y].
     """
-    billed = problem.workload.cold_share * instances * cold_s(problem, experts)
-    usd: Floats = billed[:, None] * function_usd_per_s(problem, memory_mb, experts)
+    starts = problem.workload.cold_share * instances
+    reads_usd = prices.function_prices(problem.catalog).usd_per_read * prices.function_reads(
+        problem.catalog, problem.spec.expert_bytes, experts
+    )
+    usd: Floats = starts * (cold_s(problem, experts)[:, None] * function_usd_per_s(problem, memory_mb, experts) + reads_usd[:, None])
     return usd

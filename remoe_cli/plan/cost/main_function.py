@@ -2,8 +2,8 @@
 
 - Experts take their fitted time at the spec's vCPUs, but at no more than the profile's machine had. Non-expert modules on CPUs scale with
   the vCPUs likewise; on a GPU they take what was measured or described, whatever the vCPUs.
-- A spec paid by use costs memory x time (c_g M_g + c_c w) and a fee. A rented instance costs its hours: all of them where the traffic is
-  known, whether they are used or not; else those of the request alone.
+- Prices are those of prices.py. A spec paid by use costs time and a fee. A rented instance costs its hours: all of them where the traffic
+  is known, whether they are used or not; else those of the request alone.
 - A share of requests is cold: a main function paid by use then starts, and reads what it holds, before it answers, and is billed for it. A
   rented instance is always on.
 
@@ -15,8 +15,10 @@ from __future__ import annotations
 import math
 
 from remoe_cli.plan.arrays import Floats
+from remoe_cli.plan.cost import prices
+from remoe_cli.plan.cost.prices import MainPrices
 from remoe_cli.plan.document import MainSpec
-from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Problem
+from remoe_cli.plan.problem.problem import MB, Main, Problem
 from remoe_cli.profile.latency_record import Roofline
 
 
@@ -112,6 +114,17 @@ def always_on(problem: Problem, spec: MainSpec) -> bool:
     return spec.usd_per_hour is not None and problem.workload.requests_per_hour is not None
 
 
+def prices_of(problem: Problem, main: Main) -> MainPrices:
+    """Read the prices of a main function as it is bought, at the workload's traffic."""
+    return prices.main_prices(
+        problem.catalog,
+        main.spec,
+        accelerator_bytes=base_bytes(problem),
+        instances=main.instances,
+        requests_per_hour=problem.workload.requests_per_hour,
+    )
+
+
 def usd_per_s(problem: Problem, spec: MainSpec) -> float:
     """Price a second of a request: memory by use (c_g M_g + c_c w), or the instance's rent.
 
@@ -119,19 +132,17 @@ def usd_per_s(problem: Problem, spec: MainSpec) -> float:
 
     Source: method.md, section 4.
     """
-    if spec.usd_per_hour is not None:
-        return 0.0 if always_on(problem, spec) else spec.usd_per_hour / 3600
-    side = problem.catalog.main
-    accelerator = side.usd_per_accelerator_gb_second * base_bytes(problem) / (GB_MB * MB)
-    return problem.catalog.main_usd_per_gb_second * spec.memory_mb / GB_MB + accelerator
+    return 0.0 if always_on(problem, spec) else prices_of(problem, Main(spec)).usd_per_s
 
 
 def fixed_usd(problem: Problem, main: Main) -> float:
-    """Price what a request costs in the main function however long it takes."""
-    if main.spec.usd_per_hour is None:
-        return problem.catalog.main.usd_per_request
-    per_hour = problem.workload.requests_per_hour
-    return 0.0 if per_hour is None else main.instances * main.spec.usd_per_hour / per_hour
+    """Price what a request costs in the main function however long it takes.
+
+    Reads of S3 in its share of cold starts are in it.
+    """
+    found = prices_of(problem, main)
+    reads = problem.workload.cold_share * prices.main_reads(problem.catalog, main.spec)
+    return found.usd_per_request + reads * found.usd_per_read + (found.share_usd or 0.0)
 
 
 def longest_mean_s(problem: Problem, main: Main) -> float:

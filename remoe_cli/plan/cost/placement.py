@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from remoe_cli.plan.cost import expert_functions, main_function
+from remoe_cli.plan.cost.prompts import cold_wait_s, warm_ttft_s
 from remoe_cli.plan.document import Outcome
 from remoe_cli.plan.problem.hits import owner_of
 from remoe_cli.plan.problem.problem import Placement, Problem
@@ -64,7 +65,15 @@ def total(problem: Problem, placement: Placement, layers: list[LayerOutcome]) ->
     ttft += main_function.cold_rest_s(problem, main) + sum(layer.prefill_s + layer.cold_s for layer in layers)
     tpot = main_function.decode_rest_s(problem, main) + sum(layer.decode_s for layer in layers)
     main_usd = main_function.usd_per_s(problem, main) * (ttft + workload.n_out * tpot) + main_function.fixed_usd(problem, placement.bought)
-    return Outcome(cost_usd_per_request=float(main_usd + sum(layer.usd for layer in layers)), ttft_s=float(ttft), tpot_s=float(tpot))
+    decided = None
+    if (at := problem.ttft_at) is not None:
+        decided = float(warm_ttft_s(problem, placement, np.array([at.n_in]))[0]) + (cold_wait_s(problem, placement) if at.cold else 0.0)
+    return Outcome(
+        cost_usd_per_request=float(main_usd + sum(layer.usd for layer in layers)),
+        ttft_s=float(ttft),
+        tpot_s=float(tpot),
+        ttft_percentile_s=decided,
+    )
 
 
 def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOutcome:

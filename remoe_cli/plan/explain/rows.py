@@ -37,6 +37,8 @@ BASELINE_COLUMNS = ("", "cost", "TTFT", "TPOT", "runs on", "this plan,\nagainst 
 BASELINE_TITLES = {
     BaselineName.CPU: "whole model in CPU memory",
     BaselineName.GPU: "whole model in GPU memory",
+    BaselineName.STORED_CPU: "quantised model in CPU memory",
+    BaselineName.STORED_GPU: "quantised model in GPU memory",
     BaselineName.FETCH: "ideal offloading (cannot be bought)",
     BaselineName.MIX: "all experts local, smallest main function",
     BaselineName.ALL_LOCAL: "all experts local",
@@ -44,6 +46,8 @@ BASELINE_TITLES = {
 HOW_TO = {  # what to do for an alternative
     BaselineName.CPU: "run it with a server such as vLLM; remoe does not deploy it",
     BaselineName.GPU: "run it with a server such as vLLM; remoe does not deploy it",
+    BaselineName.STORED_CPU: "run it with a server that reads its format; remoe does not deploy it",
+    BaselineName.STORED_GPU: "run it with a server that reads its format; remoe does not deploy it",
     BaselineName.ALL_LOCAL: "add --remote-share 0 to the command of this plan, then deploy that plan",
 }
 _UNPROVEN: dict[Method, str] = {
@@ -87,8 +91,10 @@ def summary_rows(plan: Plan) -> Rows:
         ("verdict", VERDICT_WORDS[plan.verdict]),
         ("why", plan.reason),
         ("cost", f"{prices(plan.cost_usd_per_request, workload)} of {lengths}{budget}"),
-        ("TTFT", f"{_ttft(plan)} to the first token{_target(targets.ttft_s, 1, 's')}"),
+        ("TTFT", f"{_ttft(plan)} to the first token{_ttft_target(plan)}"),
         ("TPOT", f"{plan.tpot_s * 1e3:.4g} ms for each further token{_target(targets.tpot_s, 1e3, 'ms')}"),
+        *(("times", text) for text in _spread_text(plan)),
+        *(("requests", text) for text in served_texts(plan)),
         ("main function", f"{main}: {plan.main.memory_mb} MB, {_vcpus(plan.main)}"),
         ("remote experts", f"{remote:,} of {experts:,}, in {with_remote} of {len(plan.layers)} layers" if remote else "none"),
         ("optimality", _optimality(plan)),
@@ -247,6 +253,32 @@ def _compared(plan_usd: float, other_usd: float) -> str:
 def _vcpus(main: MainSpec) -> str:
     gpu = f", GPU of {main.gpu_memory_mb} MB, ${main.usd_per_hour:g} an hour" if main.gpu_memory_mb else ""
     return ("all cores of the profile's machine" if main.vcpus is None else f"{main.vcpus:.3g} vCPUs") + gpu
+
+
+def _ttft_target(plan: Plan) -> str:
+    target_s, percentile = plan.targets.ttft_s, plan.targets.ttft_percentile
+    if percentile is None:
+        return _target(target_s, 1, "s")
+    held = f"; {percentile:g}% of the requests: at most {plan.outcome.held_ttft_s:.4g} s"
+    return held + _target(target_s, 1, "s")
+
+
+def _spread_text(plan: Plan) -> Iterator[str]:
+    """Say what half of the requests, 95% and 99% take at most, where they differ."""
+    if len({one.total_s for one in plan.spread} | {one.ttft_s for one in plan.spread}) < 3:
+        return
+    shares = " / ".join(f"{one.share:.0%}" for one in plan.spread)
+    ttft, whole = (" / ".join(f"{getattr(one, name):.3g}" for one in plan.spread) for name in ("ttft_s", "total_s"))
+    yield f"{shares} of the requests have their first token within {ttft} s and their last within {whole} s"
+
+
+def served_texts(plan: Plan) -> Iterator[str]:
+    """Say which requests are answered and which are refused, where a file of requests was given."""
+    if (served := plan.workload.served) is None:
+        return
+    left = f": {1 - served.share:.2%} of the file's" if served.share < 1 else ""
+    most = f"requests of up to {served.tokens:,} tokens, with prompts of up to {served.n_in:,}"
+    yield f"The plan holds for {most}. Longer ones are refused{left}."
 
 
 def _target(target_s: float | None, factor: float, unit: str) -> str:

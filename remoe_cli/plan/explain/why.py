@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.cost import main_function
+from remoe_cli.plan.cost import main_function, prices
 from remoe_cli.plan.cost.placement import evaluate, layer_outcome
 from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import Plan, PredictedRouting
@@ -83,11 +83,14 @@ def money_rows(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
     yield "main function, until the first token", per_million(prefill)
     yield "main function, for further tokens", per_million(decode)
     if fixed := main_function.fixed_usd(problem, placement.bought):
-        yield "main function, " + ("fee of each request" if plan.main.usd_per_hour is None else "rent of all its hours"), per_million(fixed)
-    fees = n_out * sum(layer.calls_per_token for layer in functions) * problem.catalog.function.usd_per_request
+        yield (
+            "main function, " + ("fee, log and reads of S3" if plan.main.usd_per_hour is None else "rent of all its hours"),
+            per_million(fixed),
+        )
+    fees = n_out * sum(layer.calls_per_token for layer in functions) * prices.function_prices(problem.catalog).usd_per_call
     yield "expert functions", per_million(sum(layer.usd for layer in functions))
     calls = sum(layer.calls_per_token for layer in functions)
-    yield "  of this, fees for calls during decode", f"{per_million(fees)} ({calls:.1f} calls for each token)"
+    yield "  of this, fees and logs of calls during decode", f"{per_million(fees)} ({calls:.1f} calls for each token)"
 
 
 def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, str]]:

@@ -89,7 +89,7 @@ def _checked(problem: Problem, aim: Aim, placement: Placement) -> Outcome | None
     """Price the placement; None if it breaks a limit."""
     parts = [layer_outcome(problem, placement, index) for index in range(len(placement.layers))]
     outcome = total(problem, placement, parts)
-    if not meets(problem, aim, placement.main, outcome.ttft_s, outcome.tpot_s):
+    if not meets(problem, aim, placement.main, outcome.held_ttft_s, outcome.tpot_s):
         return None
     if aim.budget_usd is not None and outcome.cost_usd_per_request > aim.budget_usd * (1 + SLACK):
         return None

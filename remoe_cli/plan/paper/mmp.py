@@ -98,10 +98,10 @@ def _fast_enough(problem: Problem, bound: TokenBound, memory_mb: int) -> list[Ma
 
 
 def _holds(problem: Problem, aim: Aim, bound: TokenBound, spec: MainSpec, remote: int, memory_mb: int) -> bool:
-    workload = problem.workload
-    prefill = [float(_prefill_s(problem, bound, spec, kind.n_in, remote, memory_mb).sum()) for kind in workload.lengths]
+    prompts = problem.ttft_prompts
+    prefill = [float(_prefill_s(problem, bound, spec, n_in, remote, memory_mb).sum()) for _, n_in in prompts]
     decode = float(worst_times.decode_s(problem, bound, remote, memory_mb).sum()) if remote else _local_step_s(problem, spec)
-    ttft = ttft_rest_s(problem, spec, remote) + sum(kind.share * s for kind, s in zip(workload.lengths, prefill, strict=True))
+    ttft = ttft_rest_s(problem, spec, remote) + sum(share * s for (share, _), s in zip(prompts, prefill, strict=True))
     tpot = main_function.decode_rest_s(problem, spec) + decode
     return meets(problem, aim, spec, ttft, tpot)
 
@@ -126,10 +126,10 @@ def ttft_rest_s(problem: Problem, spec: MainSpec, remote: int) -> float:
     """Compute TTFT without the experts' work: non-expert modules, copies, and cold starts."""
     workload = problem.workload
     layers, experts = workload.use.shape
-    seconds = float(sum(kind.share * main_function.prefill_rest_s(problem, spec, kind.n_in) for kind in workload.lengths))
-    seconds += main_function.cold_rest_s(problem, spec) + main_function.cold_expert_s(problem, spec) * layers * (experts - remote)
+    seconds = float(sum(share * main_function.prefill_rest_s(problem, spec, n_in) for share, n_in in problem.ttft_prompts))
+    seconds += problem.ttft_cold_share * main_function.start_s(problem, spec, layers * (experts - remote))
     if remote and spec.usd_per_hour is not None:
-        seconds += layers * workload.cold_share * float(expert_functions.cold_s(problem, remote))
+        seconds += layers * problem.ttft_cold_share * float(expert_functions.cold_s(problem, remote))
     return float(seconds)
 
 

@@ -14,6 +14,7 @@ Source: method.md, section 9.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -34,7 +35,7 @@ def choose(problem: Problem, ttft_s: float | None, bound: TokenBound, allocation
     """
     layers, most = len(memory_mb), min(problem.catalog.function.max_replicas, allocation.remote)
 
-    local_s = _local_s(problem, allocation)
+    local_s = _local_s(problem, allocation, [kind.n_in for kind in problem.workload.lengths])
 
     @cache
     def part(layer: int, z: int) -> tuple[float, bool]:
@@ -44,7 +45,7 @@ def choose(problem: Problem, ttft_s: float | None, bound: TokenBound, allocation
     if not all(first):
         return None
     z: Ints = np.array(first)
-    worst_s = _worst_s(problem, bound, allocation, memory_mb, most, local_s)
+    worst_s = _worst_s(problem, bound, allocation, memory_mb, most)
     rows = np.arange(layers)
 
     def next_best(shorter: bool) -> tuple[float, int] | None:
@@ -65,14 +66,14 @@ def choose(problem: Problem, ttft_s: float | None, bound: TokenBound, allocation
     return z
 
 
-def _local_s(problem: Problem, allocation: Allocation) -> Floats:
-    """Compute prefill of the local experts for each kind of request.
+def _local_s(problem: Problem, allocation: Allocation, prompts: Sequence[int]) -> Floats:
+    """Compute prefill of the local experts for each length of prompts.
 
     Shapes: [B, L].
     """
     is_local, seconds = problem.workload.ranks >= allocation.remote, []
-    for kind in problem.workload.lengths:
-        each = main_function.expert_prefill_s(problem, allocation.main, problem.workload.use * kind.n_in)
+    for n_in in prompts:
+        each = main_function.expert_prefill_s(problem, allocation.main, problem.workload.use * n_in)
         seconds.append((is_local * each).sum(axis=1))
     return np.array(seconds)
 
@@ -96,15 +97,16 @@ def _part(problem: Problem, allocation: Allocation, layer: int, memory_mb: int, 
     return usd, fits
 
 
-def _worst_s(problem: Problem, bound: TokenBound, allocation: Allocation, memory_mb: Ints, most: int, local_s: Floats) -> Floats:
+def _worst_s(problem: Problem, bound: TokenBound, allocation: Allocation, memory_mb: Ints, most: int) -> Floats:
     """Compute each layer's part of TTFT_worst with z = 1, 2, .. replicas.
 
     Shapes: [L, z].
     """
     memory = memory_mb.astype(np.float64)
     total = np.zeros((len(memory), most))
-    for kind, kind_local_s in zip(problem.workload.lengths, local_s, strict=True):
+    local_s = _local_s(problem, allocation, [n_in for _, n_in in problem.ttft_prompts])
+    for (share, n_in), its_local_s in zip(problem.ttft_prompts, local_s, strict=True):
         for z in range(1, most + 1):
-            remote_s = worst_times.prefill_s(problem, bound, kind.n_in, allocation.remote, memory, z)
-            total[:, z - 1] += kind.share * np.maximum(kind_local_s, remote_s)
+            remote_s = worst_times.prefill_s(problem, bound, n_in, allocation.remote, memory, z)
+            total[:, z - 1] += share * np.maximum(its_local_s, remote_s)
     return total

@@ -8,7 +8,7 @@ from typing import Literal
 
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import LayerPlan, MainSpec
+from remoe_cli.plan.document import LayerPlan, MainSpec, TtftAt
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.profile.latency_record import Latency
 
@@ -23,6 +23,7 @@ class Problem:
 
     latency       the profile's times: of expert functions, and of main specs that are not in `described`
     described     times of main specs by name, where they are not the profile's own
+    ttft_at       the request whose TTFT is held against the target; None: the mean is
     invocations   per-layer: one call for all experts that a token hits in a function; per-expert: one call after another for each
 
     Source: per-expert calls are equation 5 of method.md, section 3.
@@ -34,6 +35,19 @@ class Problem:
     workload: Workload
     described: Mapping[str, Latency] = field(default_factory=dict)
     invocations: Invocations = "per-layer"
+    ttft_at: TtftAt | None = None
+
+    @property
+    def ttft_prompts(self) -> tuple[tuple[float, int], ...]:
+        """The prompts, with their weights, whose TTFT is held against the target."""
+        if self.ttft_at is not None:
+            return ((1.0, self.ttft_at.n_in),)
+        return tuple((kind.share, kind.n_in) for kind in self.workload.lengths)
+
+    @property
+    def ttft_cold_share(self) -> float:
+        """How much of a cold start is in that TTFT."""
+        return self.workload.cold_share if self.ttft_at is None else float(self.ttft_at.cold)
 
     @property
     def menu(self) -> tuple[MainSpec, ...]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Method, PredictedRouting
+from remoe_cli.plan.document import Method, Plan, PredictedRouting, TtftAt
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Invocations, Problem
+from remoe_cli.plan.problem.sizes import sizes_of
 from remoe_cli.plan.problem.traffic import Traffic
-from remoe_cli.plan.problem.workload import from_profile
+from remoe_cli.plan.problem.workload import Workload, from_profile
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.record import Profile
 
@@ -63,4 +64,29 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
         for main in catalog.main.menu
         if main.hardware and not (measured_on_cpus and main.gpu_memory_mb is None)
     }
-    return Problem(spec, latency, catalog, replace(workload, cold_share=cold), described, request.invocations)
+    workload = replace(workload, cold_share=cold)
+    at = _ttft_at(workload, request.aim.ttft_percentile)
+    if at is not None:
+        workload = replace(workload, also_priced=(at.n_in,))
+    return Problem(spec, latency, catalog, workload, described, request.invocations, at)
+
+
+def _ttft_at(workload: Workload, percentile: float | None) -> TtftAt | None:
+    """Find the request that has to be in time so that a percentage of the requests is.
+
+    Where warm requests are that many, the longest prompts among them and all cold requests may be late; else cold ones count too.
+    """
+    if percentile is None:
+        return None
+    share, warm = percentile / 100, 1 - workload.cold_share
+    cold = share > warm
+    return TtftAt(n_in=workload.traffic.sizes.prompt_at(share if cold else share / warm), cold=cold)
+
+
+def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
+    """Pose the problem that a plan solves, of its own profile and catalog."""
+    workload = plan.workload
+    longest = sizes_of(tuple((1 / len(workload.longest), *size) for size in workload.longest)) if workload.longest else None
+    traffic = Traffic(workload.lengths, workload.requests_per_hour, requests=longest)
+    asked = PlanRequest(traffic=traffic, cold_share=workload.cold_share, invocations=plan.invocations, routing=workload.routing)
+    return make_problem(profile, catalog, asked)

@@ -6,6 +6,7 @@ front of both lengths holds for all of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -33,19 +34,33 @@ class Sizes:
 
     n_in, n_out   int64 [P]: prompt tokens, and tokens generated after the first
     share         float64 [P]: share of the requests, above 0
+    longest       the Pareto front, where the lengths are means of bins; else it is found among them
     """
 
     n_in: Ints
     n_out: Ints
     share: Floats
+    longest: tuple[Size, ...] = ()
 
     @cached_property
     def front(self) -> tuple[Size, ...]:
         """The Pareto front, by rising prompts: no other request is at least as long in both."""
+        if self.longest:
+            return self.longest
         order = np.lexsort((-self.n_out, -self.n_in))
         answers = self.n_out[order]
-        longer = answers > np.maximum.accumulate(np.concatenate(([0], answers[:-1])))
+        longer = answers > np.maximum.accumulate(np.concatenate(([-1], answers[:-1])))
         return tuple(Size(int(self.n_in[at]), int(self.n_out[at])) for at in order[longer][::-1])
+
+    def rows(self) -> Iterator[tuple[float, int, int]]:
+        """Iterate over (share, n_in, n_out)."""
+        return zip(self.share.tolist(), self.n_in.tolist(), self.n_out.tolist(), strict=True)
+
+    def prompt_at(self, share: float) -> int:
+        """Find the prompt length that a share of the requests does not exceed."""
+        order = np.argsort(self.n_in, kind="stable")
+        reached = np.cumsum(self.share[order])
+        return int(self.n_in[order[min(len(order) - 1, int(np.searchsorted(reached, share * reached[-1] * (1 - 1e-12))))]])
 
     @property
     def ends(self) -> tuple[Size, ...]:

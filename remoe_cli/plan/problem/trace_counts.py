@@ -2,7 +2,8 @@
 
 A sentence says how the file was read.
 
-Memory grows with the number of different lengths, and by 8 bytes for each row with a timestamp: the times between requests are kept.
+Large plain CSV files are counted in columns (trace_arrow.py), in bounded memory. Of any other file, memory grows with the number of
+different lengths, and by 8 bytes for each row with a timestamp: the times between requests are kept.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ import numpy as np
 
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.arrays import Floats, Ints
+from remoe_cli.plan.problem.sizes import Size
+from remoe_cli.plan.problem.trace_arrow import Counted, count_plain
 from remoe_cli.plan.problem.trace_formats import MS, NS, US, Key, TraceColumns, failed
 from remoe_cli.plan.problem.trace_rows import FORM, read_rows
 
 _HIGHEST = 10**9  # lengths and weights stay below
 _CODE = 2**31  # both lengths of a request are one number: n_in * _CODE + n_out
 _LATEST_S = 1e12
+_MANY = 2**20  # requests whose weights are added at once
 _BATCH = 2**17  # rows that are counted, and numbers that are added, at a time
 _LAYOUTS = 1000  # different sets of columns that the note speaks of
 _NAMED = 8  # columns in one list of names
@@ -46,6 +50,8 @@ class Trace:
     gaps_s        float64 [N - 1]: times between requests in the order of time; empty without timestamps
     per_hour      requests an hour, None without timestamps
     note          a sentence: how many requests over which time, which columns were read, which rows were left out
+    gap_count     how many times between requests there are; `gaps_s` has the longest of them
+    front         the longest requests (`Sizes.front`), where the lengths above are means of bins; else empty
     """
 
     n_in: Ints
@@ -55,13 +61,45 @@ class Trace:
     gaps_s: Floats
     per_hour: float | None
     note: str
+    gap_count: int = 0
+    front: tuple[Size, ...] = ()
 
 
-def read_trace(path: Path) -> Trace:
+def read_trace(path: Path, most_tokens: int | None = None) -> Trace:
     """Count the requests of a file by their lengths.
+
+    most_tokens   leave out requests with more tokens, where the lengths come in bins
 
     Raises: UsageError for what is not a file of requests, naming the row, the columns that were found and those that are needed.
     """
+    with closing(read_rows(path)) as read:
+        first = next(read, None)
+    if first is not None and all(isinstance(key, int) for key in first[1].n_in):
+        counted = count_plain(path, first[1], most_tokens)
+        made = None if counted is None else _of_columns(path, first[1], counted)
+        if made is not None:
+            return made
+    return _of_rows(path)
+
+
+def _of_columns(path: Path, columns: TraceColumns, counted: Counted) -> Trace | None:
+    """Make the trace of what was counted in columns; None where its times need the reader of rows, or are none."""
+    unit, gaps_s, span_s = 1.0, counted.gaps, 0.0
+    if columns.times:
+        if counted.first is None or counted.last is None or counted.first < 0:
+            return None
+        ends = np.array([counted.first, counted.last])
+        unit = (1.0 if counted.dated else columns.times[0][1]) or _epoch_unit(array("d", ends.tolist()))
+        span_s, gaps_s = (counted.last - counted.first) / unit, counted.gaps / unit
+        if counted.last / unit >= _LATEST_S or span_s < 1e-6:
+            return None
+    gaps, dated, front = counted.gap_count, counted.dated, counted.front if counted.binned else ()
+    note = _note(path, [columns], counted.codes, counted.rows, counted.short, 0, span_s, gaps, dated, unit, front)
+    lengths = (counted.codes // _CODE, counted.codes % _CODE, counted.weights, counted.copies)
+    return Trace(*lengths, gaps_s, gaps / span_s * 3600 if gaps else None, note, gaps, front)
+
+
+def _of_rows(path: Path) -> Trace:
     codes, weights, times = array("q"), array("d"), array("d")
     counted: _Counted = (np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
     layouts: dict[TraceColumns, None] = {}
@@ -96,18 +134,43 @@ def read_trace(path: Path) -> Trace:
     gaps_s = _gaps_s(path, times, unit)
     per_hour = len(gaps_s) / total(gaps_s) * 3600 if len(gaps_s) else None
     code, weight_of, copies = _merged(counted, codes, weights)
-    prompts, answers = code // _CODE, code % _CODE
-    longest = int(np.argmax(prompts + answers))
+    span_s = float(gaps_s.sum())
+    note = _note(path, list(layouts), code, rows, short, left_out, span_s, len(gaps_s), bool(dated), unit, ())
+    return Trace(code // _CODE, code % _CODE, weight_of, copies, gaps_s, per_hour, note, len(gaps_s))
+
+
+def _note(
+    path: Path,
+    layouts: list[TraceColumns],
+    code: Ints,
+    rows: int,
+    short: int,
+    left_out: int,
+    span_s: float,
+    gaps: int,
+    dated: bool,
+    unit: float,
+    front: tuple[Size, ...],
+) -> str:
+    """Write how a file was read."""
+    most = max(front, key=lambda size: size.tokens) if front else _most(code)
+    per_hour = gaps / span_s * 3600 if gaps else None
     what = ("row" if any(columns.weight for columns in layouts) else "request") + ("" if rows == 1 else "s")
-    rate = f" over {_span(float(gaps_s.sum()))}, {_count(per_hour)} an hour" if per_hour is not None else ""
+    rate = f" over {_span(span_s)}, {_count(per_hour)} an hour" if per_hour is not None else ""
     parts = (
         f"{_short(path.name)}: {rows:,} {what}{rate}",
-        f"the longest of {prompts[longest]:,} + {answers[longest]:,} tokens",
-        *_columns_read(list(layouts), "dates" if dated else _UNIT_NAMES[unit] if len(gaps_s) else None),
+        f"the longest of {most.n_in:,} + {most.n_out:,} tokens",
+        *_columns_read(layouts, "dates" if dated else _UNIT_NAMES[unit] if gaps else None),
         f"{left_out:,} of {rows + left_out:,} left out, as they failed or have no prompt or no answer" if left_out else "",
         f"{short:,} {'answer' if short == 1 else 'answers'} of one token counted as two" if short else "",
     )
-    return Trace(prompts, answers, weight_of, copies, gaps_s, per_hour, "; ".join(filter(None, parts)) + ".")
+    return "; ".join(filter(None, parts)) + "."
+
+
+def _most(code: Ints) -> Size:
+    prompts, answers = code // _CODE, code % _CODE
+    longest = int(np.argmax(prompts + answers))
+    return Size(int(prompts[longest]), int(answers[longest]))
 
 
 def total(values: Floats, copies: Ints | None = None) -> float:
@@ -115,6 +178,8 @@ def total(values: Floats, copies: Ints | None = None) -> float:
     batches = [slice(at, at + _BATCH) for at in range(0, len(values), _BATCH)]
     if copies is None:
         return float(sum(chain.from_iterable(values[batch].tolist() for batch in batches)))
+    if copies.sum() > _MANY:
+        return float(values @ copies)
     repeated = (map(repeat, values[batch].tolist(), copies[batch].tolist()) for batch in batches)
     return float(sum(chain.from_iterable(chain.from_iterable(repeated))))
 

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,9 @@ class Traffic:
     lengths   kinds of requests, whose shares sum to 1: means are taken over them
     requests  every length that occurs, for limits and percentiles; None where the kinds are all lengths that there are
     served    which requests of a file these are
+    gap_count how many times between requests there are, where `gaps_s` has the longest of them
     per_hour  None where nothing tells how often they come
-    gaps_s    times between requests, in the order of time, where a trace tells them
+    gaps_s    times between requests, where a trace tells them: all in the order of time, or the longest
     notes     whole sentences on the file that they were read from
     """
 
@@ -38,6 +40,7 @@ class Traffic:
     notes: tuple[str, ...] = ()
     requests: Sizes | None = field(default=None, compare=False)
     served: Served | None = None
+    gap_count: int = field(default=0, compare=False)
 
     @property
     def sizes(self) -> Sizes:
@@ -55,7 +58,7 @@ class Traffic:
         0.25
         """
         if len(self.gaps_s):
-            return int(np.count_nonzero(np.asarray(self.gaps_s) >= idle_ttl_s)) / len(self.gaps_s)
+            return int(np.count_nonzero(np.asarray(self.gaps_s) >= idle_ttl_s)) / max(self.gap_count, len(self.gaps_s))
         return math.exp(-self.per_hour * idle_ttl_s / 3600) if self.per_hour is not None else 0.0
 
 
@@ -88,17 +91,15 @@ def read_traffic(path: Path, cover: float = 1.0) -> Traffic:
         raise UsageError(f"{path}: all requests have the weight 0.", "Give a weight above 0, or leave the column out.")
     trace = _covered(whole, cover, weight)
     share = 1.0 if trace is whole else total(trace.weights, trace.copies) / weight
+    if whole.front and trace is not whole:  # bins hold means, so the requests that are left are counted again, up to an exact length
+        trace = _weighty(read_trace(path, int((trace.n_in + trace.n_out).max())))
+        share = total(trace.weights, trace.copies) / weight
     each = trace.weights * trace.copies
-    sizes = Sizes(trace.n_in, trace.n_out, each / each.sum())
-    served = Served(
-        cover=cover,
-        share=share,
-        tokens=int((trace.n_in + trace.n_out).max()),
-        n_in=int(trace.n_in.max()),
-        n_out=int(trace.n_out.max()),
-    )
+    sizes = Sizes(trace.n_in, trace.n_out, each / each.sum(), trace.front)
+    tokens, n_in, n_out = (max(map(of, sizes.front)) for of in (sum, itemgetter(0), itemgetter(1)))
+    served = Served(cover=cover, share=share, tokens=tokens, n_in=n_in, n_out=n_out)
     per_hour = None if trace.per_hour is None else trace.per_hour * share
-    return Traffic(_kinds(trace), per_hour, trace.gaps_s if len(trace.gaps_s) else (), (trace.note,), sizes, served)
+    return Traffic(_kinds(trace), per_hour, trace.gaps_s if len(trace.gaps_s) else (), (whole.note,), sizes, served, trace.gap_count)
 
 
 def _weighty(trace: Trace) -> Trace:

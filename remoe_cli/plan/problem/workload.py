@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.errors import ArtifactError, InfeasibleError, UsageError
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.document import Lengths, PredictedRouting
 from remoe_cli.plan.problem.hits import HitCounter, Pattern
@@ -49,8 +49,12 @@ class Workload:
     also_priced: tuple[int, ...] = ()
 
     def resized(self, n_in: int, n_out: int) -> Workload:
-        """Change the requests to warm ones of one length; the routing stays."""
-        return replace(self, traffic=one_length(n_in, n_out), cold_share=0.0, also_held=(), also_priced=())
+        """Change the requests to warm ones of one length; the routing stays.
+
+        An answer may end with its first token: `n_out` is 0 then.
+        """
+        traffic = Traffic((Lengths(share=1.0, n_in=n_in, n_out=n_out),))
+        return replace(self, traffic=traffic, cold_share=0.0, also_held=(), also_priced=())
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:
@@ -175,7 +179,8 @@ def from_profile(
     requests_per_hour   goes before what `traffic` says
     routing             a mixture of the profile's prompts: requests use experts as it does; by default, as all prompts together
 
-    Raises: UsageError for a length below 1, for 0 requests an hour, or for lengths that are given twice; ArtifactError when the
+    Raises: UsageError for a length below 1, for 0 requests an hour, or for lengths that are given twice; InfeasibleError for requests
+    that are longer than the model's context; ArtifactError when the
     profile has no routing of prompts, of single tokens or of some layers.
     """
     arrays, spec, layers = profile.arrays, profile.record.spec, profile.record.routing.layers
@@ -194,6 +199,7 @@ def from_profile(
         assumptions += traffic.notes
     else:
         traffic = one_length(_or_median(n_in, arrays["prompt_tokens"]), _or_median(n_out, arrays["decode_tokens"]))
+    _refuse_beyond_context(spec.context_tokens, traffic)
     if requests_per_hour is not None:
         traffic = replace(traffic, per_hour=requests_per_hour, gaps_s=())
     counts = profile.counts("prefill").sum(axis=0, dtype=np.float64)
@@ -209,6 +215,16 @@ def from_profile(
         use, trace, weights = _mixed(profile, trace, routing)
         assumptions += (_predicted(routing),)
     return Workload(traffic, 0.0, use, trace, patterns_of(trace, use.shape[1], weights), assumptions)
+
+
+def _refuse_beyond_context(context: int | None, traffic: Traffic) -> None:
+    """Refuse requests that have more tokens than the model has positions; an answer has one token beside the further ones."""
+    longest = max(traffic.sizes.front, key=lambda size: size.tokens)
+    if context is not None and longest.tokens + 1 > context:
+        raise InfeasibleError(
+            f"The model has {context:,} positions, and a request of {longest.n_in} + {longest.n_out} tokens needs {longest.tokens + 1:,}.",
+            "Leave the longest requests out with --cover." if traffic.served else "Plan for shorter requests.",
+        )
 
 
 def _mixed(profile: Profile, trace: Ints, routing: PredictedRouting) -> tuple[Floats, Ints, Floats]:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pulp
 
+from remoe_cli import interrupts
 from remoe_cli.errors import RemoeError
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.document import LayerPlan
@@ -138,6 +139,7 @@ class _Search:
         if self.mains:
             self._push(0, len(self.mains) - 1, None)
         while self.heap and not self.timed_out:
+            interrupts.check()
             if self.best and self.best.value - self.lower <= self.gap * self.best.value:
                 return
             lower, _, first, last, whole, bound = heapq.heappop(self.heap)

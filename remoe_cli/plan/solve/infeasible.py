@@ -37,7 +37,7 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
         name = objective.upper()
         if (alone := least(objective)) > (math.inf if target is None else target * (1 + SLACK)) or alone == math.inf:  # type: ignore[arg-type]
             if alone == math.inf:
-                return _too_slow(problem)
+                return _too_slow(problem, columns, time_limit_s)
             also = ", or for shorter prompts" if objective == "ttft" else ""
             return InfeasibleError(
                 f"No plan meets a {name} of {target:g} s: the least {name} is {alone:g} s.",
@@ -57,19 +57,24 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
     )
 
 
-def _too_slow(problem: Problem) -> InfeasibleError:
+def _too_slow(problem: Problem, columns: Columns, time_limit_s: float) -> InfeasibleError:
     """Blame the time that a request may take, where memory and payload suffice and no target is asked for."""
     side, traffic, longest = problem.catalog.main, problem.workload.requests_per_hour, problem.workload.most_tokens
     kinds = {spec.usd_per_hour is None for spec in side.menu}
-    ends = [f"those paid by use end after {side.timeout_s:g} s"] if True in kinds else []
-    if False in kinds and side.rented_timeout_s is not None:
-        ends.append(f"rented instances end an answer after {side.rented_timeout_s:g} s")
-    if False in kinds and traffic is not None:
-        ends.append(f"rented instances have to keep up with {traffic:g} requests an hour")
+    ends = [f"{side.timeout_s:g} s paid by use"] if True in kinds else []
+    ends += [f"{side.rented_timeout_s:g} s on rented instances"] if False in kinds and side.rented_timeout_s is not None else []
+    unhurried = replace(problem, workload=replace(problem.workload, traffic=replace(problem.workload.traffic, per_hour=1e-6)))
+    if traffic is not None and solve(Task(unhurried, columns, Aim("ttft")), GAP, time_limit_s) is not None:
+        longer = f", and one paid by use is too slow for {longest.n_in} + {longest.n_out} tokens" if len(kinds) > 1 else ""
+        return InfeasibleError(
+            f"Rented instances do not keep up with {traffic:g} requests an hour{longer}.",
+            f"Plan for shorter answers or less traffic{_cover(problem)}, or use a catalog with faster main functions.",
+        )
     return InfeasibleError(
-        f"No main function can answer every request in time, the longest of {longest.n_in} + {longest.n_out} tokens and each of them cold "
-        f"too: {', and '.join(ends)}.",
-        f"Plan for shorter answers or less traffic{_cover(problem)}, or use a catalog with faster main functions.",
+        f"No main function can answer a request of {longest.n_in} + {longest.n_out} tokens that finds all cold before it is ended: "
+        f"it has {', '.join(ends)}.",
+        f"Plan for shorter answers{_cover(problem)}, or use a catalog with faster main functions; give --cold-share 0 where expert "
+        "functions beside a rented instance are kept warm.",
     )
 
 

@@ -9,6 +9,7 @@ from functools import cache
 import highspy
 import numpy as np
 
+from remoe_cli import interrupts
 from remoe_cli.plan.arrays import Floats, Ints
 
 
@@ -49,6 +50,7 @@ class RestrictedMaster:
 
         Shapes: duals [R]; columns [N], in the order in which they were added.
         """
+        interrupts.check()
         self.highs.run()
         if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None

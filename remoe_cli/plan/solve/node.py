@@ -122,6 +122,7 @@ def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:
 class _Figures:
     """What the columns [N] add to a mean request, and what there is besides them (`.._rest_s`).
 
+    ttft   what the columns add to the TTFT that is held against the target [N], and what there is besides
     held   for each request of `Workload.held`, should it be cold: what the columns add to its time [N], and what there is besides
     """
 
@@ -130,6 +131,7 @@ class _Figures:
     ttft_rest_s: float
     tpot_rest_s: float
     rest_s: float
+    ttft: tuple[Floats, float]
     held: tuple[tuple[Floats, float], ...]
 
     def request_s(self, problem: Problem) -> Floats:
@@ -166,14 +168,18 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
     )
     tpot_rest_s = min(main_function.decode_rest_s(problem, spec) for spec in specs)
     step_s = at_s[columns.decode_at[chosen]]
-    held = []
-    if any(main_function.longest_request_s(problem, spec) < math.inf for spec in specs):
+    held, ttft, at_percentile = [], (first_s, ttft_rest_s), problem.ttft_at
+    if at_percentile or any(main_function.longest_request_s(problem, spec) < math.inf for spec in specs):
         cold_s = np.minimum.reduce([_cold_s(problem, spec, local_experts, columns.start_s[chosen]) for spec in specs])
         begin_s = min(main_function.start_s(problem, spec, 0) for spec in specs)
+        if at_percentile is not None:
+            row_s = prefill_s[workload.prompts.index(at_percentile.n_in)]
+            rest_s = min(main_function.prefill_rest_s(problem, spec, at_percentile.n_in) for spec in specs)
+            ttft = (row_s + cold_s, rest_s + begin_s) if at_percentile.cold else (row_s, rest_s)
         for size in workload.held:
             rest_s = min(main_function.prefill_rest_s(problem, spec, size.n_in) for spec in specs) + begin_s + size.n_out * tpot_rest_s
             held.append((prefill_s[workload.prompts.index(size.n_in)] + cold_s + size.n_out * step_s, rest_s))
-    return _Figures(first_s, step_s, ttft_rest_s, tpot_rest_s, ttft_rest_s + workload.n_out * tpot_rest_s, tuple(held))
+    return _Figures(first_s, step_s, ttft_rest_s, tpot_rest_s, ttft_rest_s + workload.n_out * tpot_rest_s, ttft, tuple(held))
 
 
 def _cold_s(problem: Problem, spec: MainSpec, local_experts: Ints, mean_start_s: Floats) -> Floats:
@@ -199,7 +205,7 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
     usd_per_s = min(main_function.usd_per_s(problem, main.spec) for main in bought)
     fixed_usd = min(main_function.fixed_usd(problem, main) for main in bought)
     usd, usd_rest = usd_per_s * request_s + columns.bill_usd[chosen], usd_per_s * figures.rest_s + fixed_usd
-    objectives = {"cost": (usd, usd_rest), "ttft": (figures.first_s, figures.ttft_rest_s), "tpot": (figures.decode_s, figures.tpot_rest_s)}
+    objectives = {"cost": (usd, usd_rest), "ttft": figures.ttft, "tpot": (figures.decode_s, figures.tpot_rest_s)}
     c, const = objectives[task.aim.objective]
     capacity = max(main_function.local_capacity(problem, main.spec) for main in bought)
     longest_s = max(main_function.longest_mean_s(problem, main) for main in bought)
@@ -207,7 +213,7 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
     local = (problem.spec.experts_per_layer - columns.count[chosen]).astype(np.float64)
     limits: dict[str, tuple[Floats, float]] = {"memory": (local, float(capacity))}
     for name, row, limit, rest in (
-        ("ttft", figures.first_s, task.aim.ttft_s, figures.ttft_rest_s),
+        ("ttft", figures.ttft[0], task.aim.ttft_s, figures.ttft[1]),
         ("tpot", figures.decode_s, task.aim.tpot_s, figures.tpot_rest_s),
         ("budget", usd, task.aim.budget_usd, usd_rest),
         ("time", request_s, longest_s, figures.rest_s),

@@ -27,7 +27,7 @@ from remoe_cli.plan.document import (
 )
 from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, cold_start_s, missed, scenarios
 from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, main_bytes, outcome_and_costs, request_bytes, verifier_inputs
-from remoe_cli.plan.verify.requests import request_limits
+from remoe_cli.plan.verify.requests import SHARES, Request, spread, times, too_long
 from remoe_cli.profile.record import Profile
 
 ENOUGH_TOKENS = 200
@@ -51,11 +51,10 @@ class Finding:
     found: str
 
 
-def verify(plan: Plan, profile: Profile, catalog: Catalog, requests: Iterable[tuple[int, int]] = ()) -> tuple[Finding, ...]:
+def verify(plan: Plan, profile: Profile, catalog: Catalog, requests: Iterable[Request] = ()) -> tuple[Finding, ...]:
     """Find every statement of the plan that does not hold; empty when all agree to 1e-9 relative.
 
-    Limits are checked for the longest requests that the plan names, and one by one for the `requests` of its file, if they are given, as
-    prompt tokens and further tokens.
+    Limits are checked for the longest requests that the plan names, and one by one for the `requests` of its file, if they are given.
     """
     structure = (*_sources(plan, profile, catalog), *_structure(plan, profile, catalog))
     if structure:  # numbers of a plan that is not well formed mean nothing
@@ -163,6 +162,9 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
     if main.gpu_memory_mb is not None:
         need = request_bytes(inputs)
         yield from _require(need <= main.gpu_memory_mb * 2**20, "main.gpu_memory_mb", main.gpu_memory_mb, f"needs {need / 2**20:.3f}")
+    tokens = 1 + max(n_in + n_out for n_in, n_out in inputs.longest)
+    fits = spec.context_tokens is None or tokens <= spec.context_tokens
+    yield from _require(fits, "workload.longest", f"a request of {tokens} tokens", f"the model has {spec.context_tokens} positions")
     working = sum(len(layer.parts) * layer.replicas for layer in plan.layers)
     yield from _require(working <= side.concurrency_limit, "layers", f"{working} instances of functions", side.concurrency_limit)
     for index, layer in enumerate(plan.layers):
@@ -176,9 +178,9 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
             yield from _require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
 
 
-def _uncovered(plan: Plan, requests: tuple[tuple[int, int], ...]) -> Iterator[Finding]:
+def _uncovered(plan: Plan, requests: tuple[Request, ...]) -> Iterator[Finding]:
     """Find a request that is longer than all that the plan says it is for."""
-    for n_in, n_out in requests:
+    for _, n_in, n_out in requests:
         if not any(n_in <= most_in and n_out <= most_out for most_in, most_out in plan.workload.front):
             yield Finding("workload.longest", repr(plan.workload.front), f"a request of {n_in} + {n_out} tokens")
             return
@@ -197,7 +199,7 @@ def _in_time(inputs: VerifierInputs, found: Outcome, plan: Plan) -> bool:
     return plan.main.usd_per_hour is None or per_hour is None or request_s * per_hour <= 3600 * plan.instances * (1 + 2 * TOLERANCE)
 
 
-def _numbers(inputs: VerifierInputs, requests: tuple[tuple[int, int], ...]) -> Iterator[Finding]:
+def _numbers(inputs: VerifierInputs, requests: tuple[Request, ...]) -> Iterator[Finding]:
     """Check cost and latency, bound and gap, the baselines, and the verdict that follows from them."""
     plan = inputs.plan
     found, costs = outcome_and_costs(inputs, plan.main, plan.instances, plan.layers)
@@ -206,15 +208,13 @@ def _numbers(inputs: VerifierInputs, requests: tuple[tuple[int, int], ...]) -> I
         yield Finding("costs.layers_usd", f"{len(plan.costs.layers_usd)} layers", f"{len(costs.layers_usd)}")
     for index, (stated_usd, usd) in enumerate(zip(plan.costs.layers_usd, costs.layers_usd, strict=False)):
         yield from _same(f"costs.layers_usd[{index}]", stated_usd, usd)
-    for field in ("cost_usd_per_request", "ttft_s", "tpot_s"):
-        yield from _same(field, getattr(plan, field), getattr(found, field))
+    yield from _outcome("", plan.outcome, found)
     yield from _same_seconds("cold_start_s", plan.cold_start_s, cold_start_s(inputs, plan.main, plan.layers))
     if plan.method != "given":
         yield from _missed(plan, found)
     bought, stated = ("main", plan.main) if plan.main.usd_per_hour is None else ("instances", plan.instances)
     yield from _require(_in_time(inputs, found, plan), bought, stated, f"a request takes {found.ttft_s + inputs.n_out * found.tpot_s} s")
-    for field, was, is_found in request_limits(inputs, (*inputs.longest, *requests), found.tpot_s):
-        yield Finding(field, str(was), is_found)
+    yield from _each(inputs, found, requests)
     yield from _bound(plan, found)
     yield from _baselines(inputs)
     yield from _traffic(inputs)
@@ -250,14 +250,53 @@ def _basis(inputs: VerifierInputs, found: Outcome) -> Basis:
 
 
 def _outcome(field: str, stated: Outcome, found: Outcome) -> Iterator[Finding]:
-    for name, value in found:
-        yield from _same(f"{field}.{name}", getattr(stated, name), value)
+    prefix = f"{field}." if field else ""
+    for name in ("cost_usd_per_request", "ttft_s", "tpot_s", "ttft_percentile_s"):
+        was, value = getattr(stated, name), getattr(found, name)
+        if was is None or value is None:
+            yield from _require(was is value, f"{prefix}{name}", was, value)
+        else:
+            yield from _same(f"{prefix}{name}", was, value)
+
+
+def _each(inputs: VerifierInputs, found: Outcome, requests: tuple[Request, ...]) -> Iterator[Finding]:
+    """Check the longest requests, and every one that is given; and what shares of the requests do not exceed."""
+    plan = inputs.plan
+    longest = [(0.0, n_in, n_out) for n_in, n_out in inputs.longest]
+    known = requests or (() if plan.workload.served else tuple((kind.share, kind.n_in, kind.n_out) for kind in inputs.kinds))
+    took = times(inputs, sorted({n_in for _, n_in, _ in (*longest, *known)}))
+    all_findings = (*took.broken, *too_long(inputs, took, (*longest, *known), found.tpot_s))
+    for field, stated, is_found in (*all_findings, *(spread(inputs, took, known, found.tpot_s) if known else ())):
+        yield Finding(field, str(stated), is_found)
+    shares = tuple(one.share for one in plan.spread)
+    yield from _require(shares == SHARES, "spread", shares, SHARES)
+    yield from _deciding(plan, known)
+
+
+def _deciding(plan: Plan, requests: tuple[Request, ...]) -> Iterator[Finding]:
+    """Check the request whose TTFT a percentile is held against."""
+    percentile, at, cold = plan.targets.ttft_percentile, plan.targets.ttft_at, plan.workload.cold_share
+    yield from _require((percentile is None) == (at is None), "targets.ttft_at", at, f"percentile {percentile}")
+    if percentile is None or at is None:
+        return
+    is_cold = percentile / 100 > 1 - cold
+    yield from _require(at.cold == is_cold and 0 < percentile <= 100, "targets.ttft_at", at, f"cold {is_cold}")
+    share = percentile / 100 if is_cold else percentile / 100 / (1 - cold)
+    total = math.fsum(part for part, _, _ in requests)
+    within, shorter = (math.fsum(part for part, n_in, _ in requests if n_in <= at.n_in - less) for less in (0, 1))
+    sound = not requests or (shorter <= share * total * (1 + TOLERANCE) and within >= share * total * (1 - TOLERANCE))
+    yield from _require(sound, "targets.ttft_at", at, f"{within / total if total else 0} of the requests, not {share}")
 
 
 def _way(field: str, stated: Baseline, found: Way) -> Iterator[Finding]:
     """Compare what a baseline states with one way to run it: price, times, and the rent of an instance."""
     for name in ("ttft_s", "tpot_s"):
         yield from _same(f"{field}.{name}", getattr(stated, name), getattr(found.outcome, name))
+    percentile = (stated.ttft_percentile_s, found.outcome.ttft_percentile_s)
+    if None in percentile:
+        yield from _require(percentile == (None, None), f"{field}.ttft_percentile_s", *percentile)
+    else:
+        yield from _same(f"{field}.ttft_percentile_s", stated.held_ttft_s, found.outcome.held_ttft_s)
     yield from _same_seconds(f"{field}.cold_start_s", stated.cold_start_s, found.cold_start_s)
     yield from _require(
         stated.usd_per_hour == found.main.usd_per_hour, f"{field}.usd_per_hour", stated.usd_per_hour, found.main.usd_per_hour
@@ -276,7 +315,8 @@ def _same_seconds(field: str, stated: float, found: float) -> Iterator[Finding]:
 
 def _baselines(inputs: VerifierInputs) -> Iterator[Finding]:
     plan = inputs.plan
-    names = sorted(BaselineName)
+    quantised = {BaselineName.STORED_CPU, BaselineName.STORED_GPU} if inputs.profile.record.spec.stored is None else set()
+    names = sorted(set(BaselineName) - quantised)
     yield from _require(sorted([*plan.baselines, *plan.missing]) == names, "baselines", sorted(plan.baselines), names)
     for name, ways in baselines(inputs).items():
         stated, field = plan.baselines.get(name), f"baselines.{name}"
@@ -323,7 +363,7 @@ def _scenarios(inputs: VerifierInputs) -> Iterator[Finding]:
 
 
 def _bound(plan: Plan, found: Outcome) -> Iterator[Finding]:
-    value = {"cost": found.cost_usd_per_request, "ttft": found.ttft_s, "tpot": found.tpot_s}[plan.objective]
+    value = {"cost": found.cost_usd_per_request, "ttft": found.held_ttft_s, "tpot": found.tpot_s}[plan.objective]
     name = "lower_bound_usd" if plan.objective == "cost" else "lower_bound_s"
     bound = getattr(plan, name)
     certified = plan.method in ("exact", "forced") and bound is not None

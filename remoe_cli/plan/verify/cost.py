@@ -16,6 +16,7 @@ from functools import cached_property
 from statistics import fmean
 
 import numpy as np
+import numpy.typing as npt
 
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Costs, LayerPlan, Lengths, MainSpec, Outcome, Plan, PredictedRouting
@@ -185,11 +186,17 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
         for kind in inputs.kinds
     )
     tpot = latency.nonexpert_decode_s * beside + copies * float(latency.copy_s.seconds(1))
-    by_use, layers_usd = main.usd_per_hour is None, []
+    by_use, layers_usd, at = main.usd_per_hour is None, [], inputs.plan.targets.ttft_at
+    deciding = [] if at is None else [at.n_in]  # the prompt whose TTFT the target is held against, beside those of the kinds
+    decided = sum(float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in deciding)
+    full_s = side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s if by_use else 0.0
     local_step_s = float(latency.local_expert.seconds(1, vcpus))
     for layer, routed in zip(layers, inputs.layers, strict=True):
         remote, usd = set(layer.remote), 0.0
         local_use = np.array([use for e, use in enumerate(routed.use) if e not in remote])
+        for n in deciding:
+            waits = [call(inputs, layer, rows)[0] for rows in prompt_rows(inputs, layer, routed, n)]
+            decided += max([float(latency.local_expert.seconds(local_use * n, vcpus).sum()), *waits])
         for kind in inputs.kinds:
             local_s = float(latency.local_expert.seconds(local_use * kind.n_in, vcpus).sum())
             calls = [call(inputs, layer, rows) for rows in prompt_rows(inputs, layer, routed, kind.n_in)]
@@ -200,16 +207,21 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
         usd += inputs.n_out * step_usd
         if by_use:
             ttft += workload.cold_share * len(local_use) * spec.expert_bytes / side.load_bytes_per_s
+            full_s += len(local_use) * spec.expert_bytes / side.load_bytes_per_s
         if layer.remote:
             started = start_s(inputs, layer)
             ttft += 0.0 if by_use else workload.cold_share * started
-            usd += workload.cold_share * started * len(layer.parts) * layer.replicas * function_usd_per_s(inputs, layer)
+            full_s += 0.0 if by_use else started
+            start_usd = started * function_usd_per_s(inputs, layer) + start_reads_usd(inputs, layer)
+            usd += workload.cold_share * len(layer.parts) * layer.replicas * start_usd
         layers_usd.append(usd)
     if by_use:
         ttft += workload.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
     request_s = ttft + inputs.n_out * tpot
     costs = Costs(main_usd=main_usd(inputs, main, instances, request_s), layers_usd=tuple(layers_usd))
-    return Outcome(cost_usd_per_request=costs.main_usd + sum(layers_usd), ttft_s=ttft, tpot_s=tpot), costs
+    usd = costs.main_usd + sum(layers_usd)
+    percentile_s = None if at is None else decided + (full_s if at.cold else 0.0)
+    return Outcome(cost_usd_per_request=usd, ttft_s=ttft, tpot_s=tpot, ttft_percentile_s=percentile_s), costs
 
 
 def main_usd(inputs: VerifierInputs, main: MainSpec, instances: int, request_s: float) -> float:
@@ -218,8 +230,29 @@ def main_usd(inputs: VerifierInputs, main: MainSpec, instances: int, request_s: 
     if main.usd_per_hour is not None:
         return main.usd_per_hour * (request_s / 3600 if per_hour is None else instances / per_hour)
     accelerator = side.usd_per_accelerator_gb_second * request_bytes(inputs) / 2**30
+    return (cpu_usd_per_s(inputs, main) + accelerator) * request_s + each_usd(inputs, main)
+
+
+def cpu_usd_per_s(inputs: VerifierInputs, main: MainSpec) -> float:
+    """Price a second of a main function's CPU memory, and of as much /tmp beyond the free part."""
+    side = inputs.catalog.main
     cpu = side.usd_per_gb_second[inputs.catalog.architecture] * main.memory_mb / 1024
-    return (cpu + accelerator) * request_s + side.usd_per_request
+    return cpu + max(0.0, main.memory_mb - inputs.catalog.function.storage_free_mb) / 1024 * side.usd_per_storage_gb_second
+
+
+def each_usd(inputs: VerifierInputs, main: MainSpec) -> float:
+    """Price what each request to a main function paid by use costs besides time.
+
+    That is its fee, its log, and reads of S3 in its share of cold starts.
+    """
+    side, storage = inputs.catalog.main, inputs.catalog.storage
+    reads = math.ceil(main.memory_mb * 2**20 / side.bytes_per_read) if side.bytes_per_read else 0
+    return side.usd_per_request + logged_usd(inputs) + inputs.plan.workload.cold_share * reads * storage.usd_per_1000_reads / 1000
+
+
+def logged_usd(inputs: VerifierInputs) -> float:
+    """Price the log of one invocation."""
+    return inputs.catalog.storage.usd_per_log_gb * inputs.catalog.function.log_bytes_per_call / 2**30
 
 
 # The expert functions
@@ -278,8 +311,17 @@ def call(inputs: VerifierInputs, layer: LayerPlan, rows: Iterable[float]) -> tup
     overheads_s = measured.billed_s.tenths if measured else (side.warm_billed_s,)
     durations_s = [inputs.call_factor * overhead_s + inside_s for overhead_s in overheads_s]
     billed_ms = fmean(math.ceil(d * 1000 / side.billing_granularity_ms - 1e-6) * side.billing_granularity_ms for d in durations_s)
-    usd = billed_ms / 1000 * function_usd_per_s(inputs, layer) + inputs.price_factor * side.usd_per_request
+    usd = billed_ms / 1000 * function_usd_per_s(inputs, layer) + inputs.price_factor * side.usd_per_request + logged_usd(inputs)
     return outside_s + fmean(durations_s), usd
+
+
+def waited_s(inputs: VerifierInputs, work_s: npt.NDArray[np.float64], rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Compute the same seconds for many invocations, from the time of their experts and their rows."""
+    side, measured = inputs.catalog.function, inputs.profile.record.latency.invocation
+    rate = measured.bytes_per_s if measured else side.network_bytes_per_s
+    outside_s = inputs.call_factor * (fmean(measured.unbilled_s.tenths) if measured else side.warm_unbilled_s)
+    overhead_s = inputs.call_factor * fmean(measured.billed_s.tenths if measured else (side.warm_billed_s,))
+    return outside_s + overhead_s + work_s + 2 * rows * inputs.profile.record.spec.hidden_state_bytes * side.wire_expansion / rate
 
 
 def decode(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, local_step_s: float) -> tuple[float, float]:
@@ -330,3 +372,12 @@ def start_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
     side, measured = inputs.catalog.function, inputs.profile.record.latency.cold_start
     read_s = max(map(len, layer.parts)) * inputs.profile.record.spec.expert_bytes / side.load_bytes_per_s
     return (measured.total_s if measured else side.cold_start_s) + read_s
+
+
+def start_reads_usd(inputs: VerifierInputs, layer: LayerPlan) -> float:
+    """Price the reads of S3 of one function that has to start: its shard's head, and all its experts."""
+    piece = inputs.catalog.function.bytes_per_read
+    if not piece:
+        return 0.0
+    reads = 1 + max(map(len, layer.parts)) * math.ceil(inputs.profile.record.spec.expert_bytes / piece)
+    return reads * inputs.catalog.storage.usd_per_1000_reads / 1000

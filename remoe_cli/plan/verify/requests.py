@@ -1,4 +1,4 @@
-"""For the verifier: the limits of time and payload, request by request.
+"""For the verifier: limits of time and payload, request by request.
 
 Means hide the longest request, so each one is looked at by itself: its largest payload, its longest invocation against the timeout of the
 functions, and its whole time, should it find all cold, against what the platform lets it take.
@@ -9,61 +9,116 @@ Source: method.md, section 4.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.document import LayerPlan
-from remoe_cli.plan.verify.cost import TOLERANCE, Layer, VerifierInputs, accelerated, call, latency_of, prompt_rows, start_s, vcpus_of
+from remoe_cli.plan.verify.cost import (
+    TOLERANCE,
+    Layer,
+    VerifierInputs,
+    accelerated,
+    call,
+    function_vcpus,
+    latency_of,
+    prompt_rows,
+    start_s,
+    vcpus_of,
+    waited_s,
+)
 
 ROOM, LEAST_TIMEOUT_S = 4.0, 30  # a call may take so many times its predicted time; a shorter timeout than this saves nothing
+SHARES = (0.5, 0.95, 0.99)
+Request = tuple[float, int, int]  # a share of all, prompt tokens, and further tokens
 Limit = tuple[str, object, str]  # the field, what it states, and what is found
 
 
-def request_limits(inputs: VerifierInputs, requests: Iterable[tuple[int, int]], tpot_s: float) -> Iterator[Limit]:
-    """Find what any of the requests, given by prompt tokens and further tokens, breaks."""
-    answers: dict[int, int] = {}
-    for n_in, n_out in requests:
-        answers[n_in] = max(n_out, answers.get(n_in, 0))
-    seconds = _main_s(inputs, sorted(answers))
-    for index, layer in enumerate(inputs.plan.layers):
-        longest_s = _step_s(inputs, layer) if layer.remote else 0.0
-        for n_in in seconds:
-            part_s, call_s, payload = _layer(inputs, layer, inputs.layers[index], n_in)
-            seconds[n_in] += part_s
-            longest_s = max(longest_s, call_s)
-            if payload > (most := inputs.catalog.function.payload_limit_bytes) * (1 + TOLERANCE):
-                yield f"layers[{index}].replicas", layer.replicas, f"a prompt of {n_in} tokens sends {payload:.0f} of {most} bytes"
-        yield from _timeout(inputs, index, layer, longest_s)
-    cold_s, ends_s = _cold_s(inputs), _ends_s(inputs)
-    for n_in, warm_s in seconds.items():
-        if (taken_s := warm_s + cold_s + answers[n_in] * tpot_s) > ends_s * (1 + 2 * TOLERANCE):
-            yield (
-                "main",
-                inputs.plan.main.name,
-                f"a request of {n_in} + {answers[n_in]} tokens takes {taken_s} s, and {ends_s:g} s are allowed",
-            )
+@dataclass(frozen=True)
+class Times:
+    """TTFT of warm requests by prompt tokens, the wait of a cold one, and the limits that were broken."""
+
+    warm_s: dict[int, float]
+    cold_s: float
+    broken: tuple[Limit, ...]
 
 
-def _main_s(inputs: VerifierInputs, prompts: list[int]) -> dict[int, float]:
-    """Compute TTFT without experts for each prompt."""
-    plan = inputs.plan
+def times(inputs: VerifierInputs, prompts: Sequence[int]) -> Times:
+    """Work out prefill of each prompt, and what it breaks in the functions."""
+    plan, broken = inputs.plan, list[Limit]()
     latency, copies = latency_of(inputs, plan.main), 2 * len(plan.layers)
     vcpus, useful = vcpus_of(latency, plan.main)
     beside = 1.0 if accelerated(inputs, plan.main) else useful / min(vcpus, useful)
-    return {n: float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in prompts}
+    warm_s = {n: float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in prompts}
+    wire_bytes, most = inputs.profile.record.spec.hidden_state_bytes * inputs.catalog.function.wire_expansion, inputs.catalog.function
+    for index, layer in enumerate(plan.layers):
+        routed, remote = inputs.layers[index], set(layer.remote)
+        local = np.array([use for expert, use in enumerate(routed.use) if expert not in remote])
+        longest_s, largest = (_step_s(inputs, layer), (0.0, 0)) if layer.remote else (0.0, (0.0, 0))
+        counts = np.array(prompts, dtype=np.float64)
+        local_s = np.concatenate(
+            [latency.local_expert.seconds(np.outer(some, local), vcpus).sum(axis=1) for some in _pieces(counts, local)]
+        )
+        for n_in, own_s, call_s, rows in zip(prompts, local_s.tolist(), *_sent(inputs, layer, routed, prompts), strict=True):
+            warm_s[n_in] += max(own_s, call_s)
+            longest_s, largest = max(longest_s, call_s), max(largest, (rows, n_in))
+        if (payload := largest[0] * wire_bytes) > most.payload_limit_bytes * (1 + TOLERANCE):
+            found = f"a prompt of {largest[1]} tokens sends {payload:.0f} of {most.payload_limit_bytes} bytes"
+            broken.append((f"layers[{index}].replicas", layer.replicas, found))
+        broken += _timeout(inputs, index, layer, longest_s)
+    return Times(warm_s, _cold_s(inputs), tuple(broken))
 
 
-def _layer(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, n_in: int) -> tuple[float, float, float]:
-    """Compute what one layer adds to a prompt, its longest invocation, and its largest payload."""
-    latency = latency_of(inputs, inputs.plan.main)
-    vcpus, _ = vcpus_of(latency, inputs.plan.main)
-    local = np.array([use * n_in for expert, use in enumerate(routed.use) if expert not in set(layer.remote)])
-    local_s, sent = float(latency.local_expert.seconds(local, vcpus).sum()), prompt_rows(inputs, layer, routed, n_in)
-    call_s = max((call(inputs, layer, rows)[0] for rows in sent), default=0.0)
-    payload = max(map(sum, sent), default=0.0) * inputs.profile.record.spec.hidden_state_bytes * inputs.catalog.function.wire_expansion
-    return max(local_s, call_s), call_s, payload
+def _pieces(counts: npt.NDArray[np.float64], beside: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+    """Divide prompts, so that no table of them and of experts is large."""
+    return np.array_split(counts, 1 + len(counts) * len(beside) // 2**20)
+
+
+def _sent(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, prompts: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Compute seconds and rows of each prompt's largest invocations: one by one where replicas share the experts, else all at once."""
+    if layer.replicas > 1:
+        sent = [prompt_rows(inputs, layer, routed, n_in) for n_in in prompts]
+        calls = [max((call(inputs, layer, rows)[0] for rows in groups), default=0.0) for groups in sent]
+        return calls, [max(map(sum, groups), default=0.0) for groups in sent]
+    counts, timing = np.array(prompts, dtype=np.float64), inputs.profile.record.latency.remote_expert
+    vcpus, longest, most = function_vcpus(inputs.catalog, layer.memory_mb), np.zeros(len(prompts)), np.zeros(len(prompts))
+    for part in layer.parts:
+        uses = np.array([use for expert in part if (use := routed.use[expert]) > 0])
+        if not len(uses):
+            continue
+        work_s = np.concatenate([timing.work_s(np.outer(some, uses), vcpus).sum(axis=1) for some in _pieces(counts, uses)])
+        rows = counts * uses.sum()
+        longest = np.maximum(longest, waited_s(inputs, np.asarray(timing.elapsed_s(work_s, vcpus)), rows))
+        most = np.maximum(most, rows)
+    return longest.tolist(), most.tolist()
+
+
+def too_long(inputs: VerifierInputs, found: Times, requests: Sequence[Request], tpot_s: float) -> Iterator[Limit]:
+    """Find the requests that the platform ends before they are answered."""
+    main, side = inputs.plan.main, inputs.catalog.main
+    ends_s = side.timeout_s if main.usd_per_hour is None else side.rented_timeout_s
+    cold_s = found.cold_s if main.usd_per_hour is None or inputs.plan.workload.cold_share > 0 else 0.0
+    for _, n_in, n_out in requests:
+        taken_s = found.warm_s[n_in] + cold_s + n_out * tpot_s
+        if ends_s is not None and taken_s > ends_s * (1 + 2 * TOLERANCE):
+            yield "main", main.name, f"a request of {n_in} + {n_out} tokens takes {taken_s} s, and {ends_s:g} s are allowed"
+
+
+def spread(inputs: VerifierInputs, found: Times, requests: Sequence[Request], tpot_s: float) -> Iterator[Limit]:
+    """Find what the plan states wrongly of the times that shares of the requests do not exceed."""
+    cold, ttft, whole = inputs.plan.workload.cold_share, list[tuple[float, float]](), list[tuple[float, float]]()
+    for share, n_in, n_out in requests:
+        for part, wait_s in ((1 - cold, 0.0), (cold, found.cold_s)):
+            ttft.append((found.warm_s[n_in] + wait_s, share * part))
+            whole.append((found.warm_s[n_in] + wait_s + n_out * tpot_s, share * part))
+    for index, one in enumerate(inputs.plan.spread):
+        for name, values, stated_s in (("ttft_s", ttft, one.ttft_s), ("total_s", whole, one.total_s)):
+            within, below = (math.fsum(part for s, part in values if s <= stated_s * (1 + off * TOLERANCE)) for off in (2, -2))
+            if below > one.share + TOLERANCE or within < one.share - TOLERANCE or math.isclose(within, below, abs_tol=1e-15):
+                yield f"spread[{index}].{name}", stated_s, f"{below} of the requests take less, {within} no more"
 
 
 def _step_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
@@ -85,16 +140,9 @@ def _timeout(inputs: VerifierInputs, index: int, layer: LayerPlan, longest_s: fl
 
 
 def _cold_s(inputs: VerifierInputs) -> float:
-    """Compute what a request waits that finds everything cold, if there may be one."""
+    """Compute what a request waits that finds everything cold."""
     plan, side, spec = inputs.plan, inputs.catalog.main, inputs.profile.record.spec
     if plan.main.usd_per_hour is None:
         local = sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers)
         return side.cold_start_s + (spec.nonexpert_bytes + local * spec.expert_bytes) / side.load_bytes_per_s
-    return sum(start_s(inputs, layer) for layer in plan.layers if layer.remote) if plan.workload.cold_share > 0 else 0.0
-
-
-def _ends_s(inputs: VerifierInputs) -> float:
-    side = inputs.catalog.main
-    if inputs.plan.main.usd_per_hour is None:
-        return side.timeout_s
-    return math.inf if side.rented_timeout_s is None else side.rented_timeout_s
+    return sum(start_s(inputs, layer) for layer in plan.layers if layer.remote)

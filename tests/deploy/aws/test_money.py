@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from remoe_cli import artifacts
-from remoe_cli.deploy.aws import preview, quotas
+from remoe_cli.deploy.aws import main_function, preview, quotas
 from remoe_cli.deploy.aws.contents import expected
 from remoe_cli.deploy.aws.money import Line, Money, bill
 from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.aws.template import templates
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.plan.catalog.catalog import read_catalog
-from remoe_cli.plan.document import Plan, WorkloadRef
+from remoe_cli.plan.document import MainSpec, Plan, WorkloadRef
 from tests.support import aws
 from tests.support.paths import PLANS
 
@@ -51,9 +51,9 @@ def test_it_adds_up_with_every_plan(file: Path) -> None:
     assert total.idle_usd_per_month == pytest.approx(fsum(row.idle_usd_per_month for row in total.lines))
     if (per_hour := plan.workload.requests_per_hour) is not None:
         # What is kept whether used or not, and everything else by the request; a rented instance's hours are in the request already.
-        kept = fsum(row.idle_usd_per_month for row in total.lines if not row.planned)
-        per_request = total.usd_per_request + total.beside_usd_per_request
-        assert total.usd_per_month == pytest.approx(kept + per_request * per_hour * 730, rel=1e-9)
+        kept = fsum(row.usd_per_month or 0.0 for row in total.lines if not row.planned)
+        assert total.beside_usd_per_request == 0
+        assert total.usd_per_month == pytest.approx(kept + plan.cost_usd_per_request * per_hour * 730, rel=1e-9)
 
 
 def test_a_rented_main_function_costs_its_hours() -> None:
@@ -106,19 +106,22 @@ def test_ones_own_machine_is_not_on_the_bill() -> None:
     assert total.usd_per_request == pytest.approx(0.015)
 
 
-def test_beside_the_plan_are_logs_cold_reads_and_storage_of_functions() -> None:
+def test_a_request_costs_what_the_plan_says_and_beside_it_is_only_what_is_kept() -> None:
     total = billed(Endpoint.aws_lambda, ttft_s=5.0, tpot_s=0.5)
-    calls = (2 + 1 + 1) + 3 * 10  # each replica in prefill, each function for each further token
+    assert (total.usd_per_request, total.beside_usd_per_request) == (pytest.approx(0.015), 0.0)
+    calls = 1 + (2 + 1 + 1) + 3 * 10  # the main function, each replica in prefill, each function for each further token
     kept_months = 14 * 24 / 730
-    logs_usd = calls * 400 / GB * (0.50 + kept_months * 0.03)
-    assert line(total, "logs").usd_per_request == pytest.approx(logs_usd)
-    reads = 2 * 3 + 2 + 2 + 256  # experts of a kilobyte each, and 2 GB in pieces of 8 MB
-    assert line(total, "reads of S3").usd_per_request == pytest.approx(0.25 * reads * 0.0004 / 1000)
-    tmp_usd = (2048 + 256 - 512) / 1024 * 10.0 * 0.0000000309
-    assert line(total, "/tmp").usd_per_request == pytest.approx(tmp_usd)
-    assert total.beside_usd_per_request == pytest.approx(logs_usd + 0.25 * reads * 0.0004 / 1000 + tmp_usd)
+    row = line(total, "logs kept for 14 days")
+    assert row.usd_per_month == pytest.approx(20 * 730 * calls * 400 / GB * kept_months * 0.03) and row.usd_per_request == 0
     longer = billed(Endpoint.aws_lambda, settings={"log_days": 365})
-    assert line(longer, "logs").usd_per_request > line(total, "logs").usd_per_request
+    assert (line(longer, "logs kept for 365 days").usd_per_month or 0.0) > (row.usd_per_month or 0.0)
+
+
+@pytest.mark.parametrize(("memory_mb", "main_bytes", "storage_mb"), [(3072, 2 << 30, 3072), (128, 0, 512), (1024, 2 << 30, 2304)])
+def test_the_main_functions_tmp_is_as_large_as_its_memory_as_it_is_priced(memory_mb: int, main_bytes: int, storage_mb: int) -> None:
+    """It never is too small for its files, whatever the plan says."""
+    plan = aws.plan(Endpoint.aws_lambda, main=MainSpec(name="lambda-x", memory_mb=memory_mb))
+    assert main_function.storage_mb(plan, replace(aws.contents(plan), main_bytes=main_bytes)) == storage_mb
 
 
 def test_a_budget_is_a_line() -> None:
@@ -179,8 +182,7 @@ def test_tables_for_people() -> None:
         "3 expert functions",
         "S3",
         "image in ECR",
-        "logs of expert functions",
-        "reads of S3 in cold starts",
+        "logs kept for 14 days",
         "total",
     ]
     assert usd.rows[1][2] == "0.005000"

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,22 +22,23 @@ import pytest
 from remoe_cli import cages
 from remoe_cli.artifacts import read_json
 from remoe_cli.deploy.console import SILENT
-from remoe_cli.deploy.local import lifecycle, processes
+from remoe_cli.deploy.local import lifecycle, overview, processes
 from remoe_cli.deploy.local.config import ChildrenRecord, FunctionConfig, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
-from remoe_cli.deploy.local.supervisor import label
+from remoe_cli.deploy.local.place import label
 from remoe_cli.errors import DeployError, HeldError, UsageError
 from remoe_cli.progress import Report
 
 HANDLER = """
 import os, time
 def f(event, context):
-    print("got", event)
+    if event != "quiet" and event != "hold": print("got", event)
     if event == "sleep": time.sleep(60)
+    if event == "hold": time.sleep(2)
     return os.getpid()
 """
 
 MAIN = """
-import http.server, os, sys, threading, time
+import http.server, os, socket, sys, threading, time
 def watch():
     sys.stdin.read()
     os._exit(0)
@@ -50,21 +50,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = os.environ["REMOE_ENDPOINT"].encode()
         self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
 print("main is up", flush=True)
-http.server.ThreadingHTTPServer.allow_reuse_address = True
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+server.socket.close()
+server.socket = socket.socket(fileno=int(os.environ["REMOE_LISTENER"]))
+server.serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def call(endpoint: str, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(endpoint.removeprefix("http://"), timeout=20)
     try:
-        connection.request(method, path, body)
+        connection.request(method, path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         return response.status, response.read()
     finally:
@@ -82,7 +78,7 @@ def suppressed(function: Callable[..., object], *arguments: object) -> None:
         function(*arguments)
 
 
-def until(condition: Callable[[], object], wait_s: float = 5.0) -> None:
+def until(condition: Callable[[], object], wait_s: float = 30.0) -> None:
     give_up = time.monotonic() + wait_s
     while not condition():
         assert time.monotonic() < give_up, "waited in vain"
@@ -100,11 +96,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         lifecycle.destroy(name)
 
 
-def config(folder: Path, main: list[str] | None = None, port: int | None = None, name: str = "t") -> TwinConfig:
+def config(folder: Path, main: list[str] | None = None, name: str = "t") -> TwinConfig:
     function = FunctionConfig(
         name="f", handler="app.f", code_dir=str(folder / "code"), memory_mb=1769, timeout_s=30, reserved_concurrency=3
     )
-    served = MainConfig(argv=main, port=port or free_port()) if main else None
+    served = MainConfig(argv=main) if main else None
     return TwinConfig(name=name, functions=(function,), main=served, python=sys.executable)
 
 
@@ -118,8 +114,7 @@ def start(config: TwinConfig, files: dict[str, bytes] | None = None, **more: Any
 
 
 def with_main(folder: Path) -> TwinConfig:
-    port = free_port()
-    return config(folder, [sys.executable, str(folder / "main.py"), str(port)], port)
+    return config(folder, [sys.executable, str(folder / "main.py")])
 
 
 def everything(folder: Path) -> tuple[list[ProcessRef], list[Path]]:
@@ -153,6 +148,7 @@ def test_start_use_and_destroy(root: Path) -> None:
     assert status["functions"][0]["instances"][0]["pid"] == pid and status["functions"][0]["invocations"] == 1
     assert status["main"]["state"] == "running" and status["main"]["restarts"] == 0 and status["main"]["resident_bytes"] > 1e6
     assert call(f"http://127.0.0.1:{status['main']['port']}", "GET", "/ping") == (200, started["endpoint"].encode())
+    assert f"main server http://127.0.0.1:{status['main']['port']}, pid " in "\n".join(overview.overview(status).above)
     logs = lifecycle.logs("t")
     assert logs["main"] == ["main is up"] and "got hello" in logs["f"]
     assert lifecycle.logs("t", "f", 1) == {"f": [logs["f"][-1]]} and logs["f"][-1].startswith("REPORT RequestId: ")
@@ -190,8 +186,11 @@ def test_unknown_names(root: Path) -> None:
         lifecycle.status("t")
     lifecycle.state_dir("other").mkdir(parents=True)
     for action in (lifecycle.status, lifecycle.destroy, lifecycle.logs):
-        with pytest.raises(DeployError, match="no deployment named 't'; there are: other"):
-            action("t")
+        if action is lifecycle.destroy:
+            assert action("t") is None  # there is nothing, which is what was wanted
+        else:
+            with pytest.raises(DeployError, match="no deployment named 't'; there are: other"):
+                action("t")
         with pytest.raises(UsageError, match="cannot be the name"):
             action("../t")
 
@@ -247,10 +246,9 @@ def test_nothing_survives_a_killed_supervisor(root: Path, busy: bool) -> None:
 
 def test_destroy_ends_what_would_survive(root: Path) -> None:
     """A main server that ignores the end of its stdin, and SIGTERM, after kill -9 of its supervisor."""
-    port = free_port()
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + MAIN.replace("os._exit(0)", "pass")
     (root / "stubborn.py").write_text(stubborn)
-    started = start(config(root, [sys.executable, str(root / "stubborn.py"), str(port)], port))
+    started = start(config(root, [sys.executable, str(root / "stubborn.py")]))
     found = everything(lifecycle.state_dir("t"))
     os.kill(started["pid"], signal.SIGKILL)
     until(lambda: processes.start_time(started["pid"]) is None)

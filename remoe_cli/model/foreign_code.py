@@ -1,0 +1,110 @@
+"""What a checkpoint's settings may name, so that no code of others runs and nothing is fetched.
+
+Some settings are names of code. transformers takes an attention such as "owner/name" as a kernel on the hub, which it downloads and runs;
+`tokenizer_class` may be any class of its package; `auto_map` names Python files of the model. remoe has a list of the names that it takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from remoe_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    from remoe_cli.model.checkpoint import Checkpoint
+
+_ATTENTION = ("eager", "sdpa", "flex_attention")
+_EXPERTS = ("eager", "grouped_mm", "batched_mm")
+_DTYPES = ("bfloat16", "float16", "float32")
+# By the name of a setting without underscores before it, the names that it may have, at any depth.
+_ALLOWED: Mapping[str, tuple[str, ...]] = {
+    "attn_implementation": _ATTENTION,
+    "attn_implementation_internal": _ATTENTION,
+    "experts_implementation": _EXPERTS,
+    "experts_implementation_internal": _EXPERTS,
+    "dtype": _DTYPES,
+    "torch_dtype": _DTYPES,
+    "use_kernels": (),
+    "kernel_config": (),
+    "attribute_map": (),  # gives settings other names
+    "transformers_weights": (),  # other files of weights
+}
+_QUANTISED = "quantization_config"  # which loader.py refuses in words of its own
+_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+_MOST_DEPTH = 64
+_NO_CODE = "remoe runs no code of a model. Use a model whose family transformers has."
+
+
+def refuse_foreign_code(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose settings name code that is not transformers' own.
+
+    A file that is missing or is no JSON is left to whoever reads it.
+
+    Raises: ModelError with the file, the setting and its value.
+    """
+    for name in _FILES:
+        settings = read_object(checkpoint, name)
+        for key, value in _settings(settings):
+            if (allowed := _ALLOWED.get(key.lstrip("_"))) is not None:
+                _refuse_other(f"{checkpoint.path}/{name}", key, value, allowed)
+        if name != "generation_config.json":
+            _refuse_tokenizer(f"{checkpoint.path}/{name}", settings.get("tokenizer_class"))
+        if name == "config.json" and settings.get("auto_map") and settings.get("model_type") not in CONFIG_MAPPING:
+            raise ModelError(
+                f"{checkpoint.path}/{name} is of the family {settings.get('model_type')!r}, whose code is the model's own (auto_map).",
+                _NO_CODE,
+            )
+
+
+def refuse_foreign_config(config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a configuration that has such a name in the end, however its file put it.
+
+    Raises: ModelError with the setting and its value.
+    """
+    for key in ("_attn_implementation", "_experts_implementation"):
+        _refuse_other(f"{checkpoint.path}/config.json", key, getattr(config, key, None), _ALLOWED[key.lstrip("_")])
+    for part in vars(config).values():
+        if isinstance(part, PreTrainedConfig):
+            refuse_foreign_config(part, checkpoint)
+
+
+def read_object(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """Read a settings file of a checkpoint; one that is missing or holds no JSON object counts as empty."""
+    try:
+        read = json.loads((checkpoint.path / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _settings(value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if depth < _MOST_DEPTH:
+        parts = {key: item for key, item in value.items() if key != _QUANTISED} if isinstance(value, dict) else {}
+        yield from parts.items()
+        for item in value if isinstance(value, list) else parts.values():
+            yield from _settings(item, depth + 1)
+
+
+def _refuse_other(file: str, key: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not allowed; it may also be an object that has one for each part of the model."""
+    for one in value.values() if isinstance(value, dict) and allowed else [value]:
+        if one and not (isinstance(one, str) and one in allowed):
+            raise ModelError(
+                f"{file} sets {key!r} to {one!r}, which remoe does not take.",
+                f"It may be {', '.join(allowed[:-1])} or {allowed[-1]}." if allowed else "Remove it.",
+            )
+
+
+def _refuse_tokenizer(file: str, name: Any) -> None:
+    if name is None:
+        return
+    kind = tokenizer_class_from_name(name) if isinstance(name, str) else name
+    if kind is not None and not (isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerBase)):
+        raise ModelError(f"{file} sets 'tokenizer_class' to {name!r}, which is no tokenizer.", "Give the class of its tokenizer.")

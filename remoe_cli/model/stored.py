@@ -1,0 +1,139 @@
+"""In which form a quantised checkpoint stores its weights, and how many bytes that takes.
+
+Remoe computes with the weights that are unpacked from it, so all other sizes are those. Quantised are the matrices of experts and of linear
+layers, but for those that the configuration leaves out; biases, norms, routers and embeddings keep the model's dtype.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remoe_cli.artifacts import Part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from remoe_cli.model.experts import ExpertLayer
+
+
+class StoredWeights(Part):
+    """The weights as a quantised checkpoint stores them.
+
+    format          name of the format, such as MXFP4
+    expert_bytes    one routed expert
+    nonexpert_bytes everything else
+    """
+
+    format: str
+    expert_bytes: int
+    nonexpert_bytes: int
+
+
+_LEFT_OUT = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules")
+_PACKED = {"mxfp4": ("MXFP4", 4, 32, 8), "nvfp4": ("NVFP4", 4, 16, 8), "mxfp8": ("MXFP8", 8, 32, 8)}  # name, bits, group, bits of its scale
+_BLOCK = 128 * 128  # weights that share a scale where a configuration does not say
+
+
+def quantisation(config: Any, folder: Path) -> dict[str, Any] | None:
+    """Find the quantisation of a checkpoint: in its config.json, or in NVIDIA's hf_quant_config.json."""
+    own = getattr(config, "quantization_config", None)
+    own = own if own is not None else getattr(config.get_text_config(), "quantization_config", None)
+    if own is not None:
+        experts = getattr(config.get_text_config(), "expert_dtype", None)  # DeepSeek-V4 says of its experts what differs
+        return {**(own if isinstance(own, Mapping) else own.to_dict()), "expert_dtype": experts}
+    try:
+        beside = json.loads((folder / "hf_quant_config.json").read_text(encoding="utf-8"))["quantization"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return {"quant_method": "modelopt", **beside} if isinstance(beside, dict) else None
+
+
+def bits_per_weight(settings: Mapping[str, Any]) -> tuple[str, float]:
+    """Name the format of quantised weights, and count their bits with those of their scales.
+
+    >>> bits_per_weight({"quant_method": "mxfp4"})
+    ('MXFP4', 4.25)
+    >>> bits_per_weight({"quant_method": "gptq", "bits": 4, "group_size": 128})
+    ('INT4', 4.15625)
+    >>> bits_per_weight({"quant_method": "fp8", "weight_block_size": [128, 128]})
+    ('FP8', 8.001953125)
+    """
+    method = str(settings.get("quant_method", "")).lower()
+    algorithm = f"{method} {settings.get('quant_algo', '')} {settings.get('format', '')} {settings.get('fmt', '')}".lower()
+    for known, (name, bits, group, scale) in _PACKED.items():
+        if known in algorithm:
+            return name, bits + scale / group
+    weights = _weights(settings)
+    width = next((int(weights[key]) for key in ("num_bits", "bits", "w_bit", "weight_bits") if isinstance(weights.get(key), int)), None)
+    if width is None:
+        width = 4 if settings.get("load_in_4bit") or "int4" in algorithm or "4bit" in algorithm else 8
+    is_float = any(word in f"{algorithm} {weights.get('type', '')}" for word in ("float", "fp8", "e4m3", "fbgemm"))
+    if is_float and width == 4 and weights.get("group_size") == 16:
+        return "NVFP4", 4.5
+    block = settings.get("weight_block_size")
+    together = weights.get("group_size") or weights.get("q_group_size")
+    if isinstance(block, list | tuple) and all(isinstance(side, int) and side > 0 for side in block):
+        return f"FP{width}", width + 32 / (block[0] * block[-1])
+    if isinstance(together, int) and together > 0:
+        return f"{'FP' if is_float else 'INT'}{width}", width + (16 + (0 if is_float else width)) / together
+    return f"{'FP' if is_float else 'INT'}{width}", width + 32 / _BLOCK
+
+
+def _weights(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Find the settings of weights: a group's of compressed-tensors, or all."""
+    groups = settings.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        if isinstance(group, Mapping) and isinstance(group.get("weights"), Mapping):
+            return {**settings, **group["weights"]}
+    return settings
+
+
+def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: tuple[ExpertLayer, ...]) -> StoredWeights:
+    """Count the bytes of a model's weights as they are stored."""
+    from torch import nn
+
+    name, bits = bits_per_weight(settings)
+    expert_bits = bits
+    if str(settings.get("expert_dtype")).lower() in ("fp4", "mxfp4"):
+        name, expert_bits = f"{name} with experts in FP4", bits_per_weight({"quant_method": "mxfp4"})[1]
+    left_out = [str(pattern) for key in _LEFT_OUT for pattern in settings.get(key) or ()]
+    names = {id(module): path for path, module in model.named_modules()}
+    expert = nonexpert = 0.0
+    routed: set[int] = set()
+    for layer in layers:
+        routed |= {id(parameter) for parameter in layer.parameters().values()}
+        keeps = _is_left_out(names.get(id(layer.module), ""), left_out)
+        for key, parameter in layer.parameters().items():
+            plain = keeps or key.endswith("bias") or parameter.dim() < 3
+            expert += parameter.numel() * (parameter.element_size() if plain else expert_bits / 8) / layer.experts / len(layers)
+    head = model.get_output_embeddings()
+    linear = {
+        id(module.weight)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and not _is_left_out(path, left_out)
+    }
+    for parameter in {id(parameter): parameter for parameter in model.parameters()}.values():
+        if id(parameter) not in routed:
+            nonexpert += parameter.numel() * (bits / 8 if id(parameter) in linear else parameter.element_size())
+    return StoredWeights(format=name, expert_bytes=round(expert), nonexpert_bytes=round(nonexpert))
+
+
+def _is_left_out(path: str, patterns: list[str]) -> bool:
+    """Tell whether a module, or one that it is in, is named by a pattern: a part of a name, a glob, or `re:` and a regular expression."""
+    return any(_matches(path, pattern) for pattern in patterns)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    if pattern.startswith("re:"):
+        try:
+            return re.match(pattern[3:], path) is not None
+        except re.error:
+            return False
+    if "*" in pattern:
+        return fnmatch(path, pattern) or fnmatch(path, pattern + ".*")
+    return path == pattern or path.startswith(pattern + ".") or f".{pattern}." in f".{path}."

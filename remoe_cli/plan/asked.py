@@ -1,0 +1,129 @@
+"""Parts of the plan file: what a plan was asked for.
+
+These are its requests, where their routing comes from, and its targets.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from remoe_cli.artifacts import Part
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class Lengths(Part):
+    """One kind of request.
+
+    share   of all requests
+    n_in    prompt tokens
+    n_out   tokens that are generated after the first
+    """
+
+    share: float
+    n_in: int
+    n_out: int
+
+
+class Source(Part):
+    """A file that the plan was made from, and its digest."""
+
+    path: str
+    sha256: str
+
+
+class PredictedRouting(Part):
+    """Routing that is predicted for a file of prompts, as a mixture of prompts that the profile recorded.
+
+    prompts           the file; its digest is over the sorted texts
+    count             prompts in the file
+    predictor         name of the predictor
+    validation_bits   its mean divergence on held-out prompts of the profile; None where the profile has too few prompts
+    mixture_bits      divergence between the prediction and the mixture
+    recorded          prompts of the profile that are mixed, ascending from 0
+    weights           weight of each; divided by their sum, the share of requests that route as it does
+    """
+
+    prompts: Source
+    count: int
+    predictor: str
+    validation_bits: float | None
+    mixture_bits: float
+    recorded: tuple[int, ...]
+    weights: tuple[int, ...]
+
+
+class Served(Part):
+    """Which requests the deployment answers: those that are longer in any way are refused.
+
+    cover    share of the file's requests that was asked for
+    share    share that is answered
+    tokens   most tokens of a request, prompt and answer together
+    n_in, n_out   most prompt tokens, and most tokens after the first
+    """
+
+    cover: float
+    share: float
+    tokens: int
+    n_in: int
+    n_out: int
+
+
+class WorkloadRef(Part):
+    """The requests that a plan is for.
+
+    n_in, n_out         mean prompt tokens, and mean tokens generated after the first
+    kinds               kinds of requests of different lengths, by which means are taken; empty where all have one length
+    longest             prompt tokens and further tokens of every request that no other one equals or exceeds in both, by rising prompts:
+                        hard limits hold for these, and so for all. Empty where all have one length
+    served              which requests of a file the plan is for; None where lengths were given otherwise
+    requests_per_hour   None where the traffic is unknown: then idle hours are not priced
+    cold_share          share of requests that find everything cold
+    routing             None: requests use experts as all of the profile's prompts together do
+    """
+
+    n_in: float
+    n_out: float
+    kinds: tuple[Lengths, ...] = ()
+    longest: tuple[tuple[int, int], ...] = ()
+    served: Served | None = None
+    requests_per_hour: float | None = None
+    cold_share: float = 0.0
+    routing: PredictedRouting | None = Field(default=None, exclude_if=_is_none)
+
+    @property
+    def lengths(self) -> tuple[Lengths, ...]:
+        """List the kinds of requests, also where there is only one."""
+        return self.kinds or (Lengths(share=1.0, n_in=round(self.n_in), n_out=round(self.n_out)),)
+
+    @property
+    def front(self) -> tuple[tuple[int, int], ...]:
+        """List the longest requests, also where all have one length."""
+        return self.longest or ((round(self.n_in), round(self.n_out)),)
+
+
+class TtftAt(Part):
+    """The request whose TTFT decides: if it is in time, as many requests are as a percentile asks for.
+
+    n_in   its prompt tokens
+    cold   whether it finds all cold. It need not, where the warm requests alone are as many
+    """
+
+    n_in: int
+    cold: bool
+
+
+class Targets(Part):
+    """Upper limits that were asked for; `budget_usd` is for one request.
+
+    ttft_percentile   per cent of the requests whose TTFT keeps the target; None: the mean keeps it
+    ttft_at           the request that decides whether they do
+    """
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    budget_usd: float | None = None
+    ttft_percentile: float | None = Field(default=None, exclude_if=_is_none)
+    ttft_at: TtftAt | None = Field(default=None, exclude_if=_is_none)

@@ -1,0 +1,132 @@
+"""Receipts against the twin's meter: the calls and milliseconds of all receipts are those that the functions were billed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from remoe_cli.deploy.console import SILENT
+from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.deploy.local import lifecycle, target
+from remoe_cli.deploy.target import DeployOptions
+from remoe_cli.errors import InvokeError, RemoeError, UsageError
+from remoe_cli.function.weights import read_head
+from remoe_cli.plan.document import LayerPlan, MainSpec
+from remoe_cli.runtime import client
+from remoe_cli.runtime.receipt import receipt_of
+from tests.support.by_hand import PROMPT, ByHand, by_hand
+
+HERE = target.LocalTarget(SILENT)
+LAYERS = (
+    LayerPlan(layer=0, remote=tuple(range(8)), memory_mb=1769, replicas=1, functions=((0, 1, 2, 3), (4, 5, 6, 7))),
+    LayerPlan(layer=1, remote=tuple(range(8)), memory_mb=1769, replicas=2),
+)
+COUNTED = ("invocations", "billed_ms", "cold_starts")
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ByHand]:
+    made = by_hand(tmp_path, LAYERS)
+    plan = made.plan.model_copy(update={"main": MainSpec(name="lambda-3538", memory_mb=3538)})
+    monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(target, "read_inputs", lambda path: (plan, made.profile, made.catalog))
+    yield made
+    for name in lifecycle.names():
+        lifecycle.destroy(name)
+
+
+@contextmanager
+def damaged() -> Iterator[None]:
+    """Meanwhile the experts of layer 1 that nobody has asked for yet are not those that were deployed."""
+    shard = lifecycle.state_dir("m") / "bundle" / "layer-001.safetensors"
+    right = shard.read_bytes()
+    head = len(read_head(shard))
+    with shard.open("r+b") as file:
+        file.seek(head)
+        file.write(bytes(len(right) - head))
+    yield
+    with shard.open("r+b") as file:
+        file.write(right)
+
+
+def ask(new_tokens: int = 8) -> dict[str, Any]:
+    """The receipt of a question, answered or not."""
+    try:
+        return dict(client.answer(HERE.main_address("m"), PROMPT, new_tokens, lambda text: None)["receipt"])
+    except RemoeError as error:
+        receipt = receipt_of(error)
+        assert receipt is not None
+        return receipt.model_dump(mode="json") | {"error": error}
+
+
+def by_function(lines: list[dict[str, Any]]) -> dict[str, Counter[str]]:
+    sums: dict[str, Counter[str]] = {}
+    for line in lines:
+        sums.setdefault(line["name"], Counter()).update({key: line[key] for key in COUNTED})
+    return sums
+
+
+def test_the_receipts_of_a_main_function_on_lambda_are_the_meter(made: ByHand) -> None:
+    """Loading that fails, loading, a warm answer, and a request that is refused."""
+    HERE.deploy(made.plan_path, "m", DeployOptions(endpoint=Endpoint.aws_lambda))
+    with damaged():
+        broken = ask()
+    assert isinstance(broken["error"], InvokeError) and "ShardDigestError" in broken["error"].message
+    cold, warm, refused = ask(), ask(), ask(10_000)
+    assert isinstance(refused["error"], UsageError) and refused["functions"] == []
+    receipts = [broken, cold, warm, refused]
+    status = HERE.status("m")
+    assert by_function([line for receipt in receipts for line in receipt["functions"]]) == by_function(status["functions"])
+    assert {key: sum(r["main"][key] for r in receipts) for key in COUNTED} == {key: status["main"][key] for key in COUNTED}
+    # What functions were billed while the main function was loaded is in the receipts of the requests that waited for it.
+    loading = [sum(line["loading_ms"] for line in receipt["functions"]) for receipt in receipts]
+    assert loading[0] == broken["billed_ms"] > 0 and 0 < loading[1] < cold["billed_ms"] and loading[2:] == [0, 0]
+    assert [r["answered"] for r in receipts] == [False, True, True, False]
+    for receipt in receipts:
+        assert receipt["main"]["basis"] == "report" and receipt["main"]["seconds"] == receipt["main"]["billed_ms"] / 1000
+    # Money by hand: memory x billed time, and a fee for each call; the twin's logs and disk cost nothing.
+    for receipt in (cold, warm):
+        price, fee = 0.0000166667, 0.0000002
+        calls_usd = sum(f["billed_ms"] / 1000 * 1769 / 1024 * price + f["invocations"] * fee for f in receipt["functions"])
+        assert receipt["cost"]["functions_usd"] == pytest.approx(calls_usd, rel=1e-9)
+        main_usd = receipt["main"]["billed_ms"] / 1000 * 3538 / 1024 * price + made.catalog.main.usd_per_request
+        assert receipt["cost"]["total_usd"] == pytest.approx(calls_usd + main_usd, rel=1e-9)
+
+
+def test_the_receipts_of_a_main_server_and_its_loading_are_the_meter(made: ByHand) -> None:
+    """Loading belongs to no answer, and status says what it was; so does a client that leaves."""
+    HERE.deploy(made.plan_path, "m", DeployOptions())
+    before = HERE.status("m")
+    assert before["main"]["spent"]["loading"]["billed_ms"] == sum(f["billed_ms"] for f in before["functions"]) > 0
+    with damaged():
+        broken = ask()
+    assert isinstance(broken["error"], InvokeError) and broken["billed_ms"] > 0
+    receipts = [broken, ask(), ask()]
+    assert [r["main"]["basis"] for r in receipts] == ["measured"] * 3 and receipts[1]["main_load_s"] == 0
+    address = HERE.main_address("m")
+    assert isinstance(address, client.Http)
+    asked = {"prompt": PROMPT, "max_new_tokens": 400, "stream": True}
+    with httpx.stream("POST", f"{address.url}/invocations", json=asked, trust_env=False, timeout=60) as response:
+        assert "text" in json.loads(next(response.iter_lines()))
+    give_up = time.monotonic() + 30
+    while not HERE.status("m")["main"]["spent"]["cancelled"]["invocations"]:
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    status = HERE.status("m")
+    spent = status["main"]["spent"]
+    for key in ("invocations", "billed_ms"):
+        assert spent["answers"][key] == sum(receipt[key] for receipt in receipts)
+        metered = sum(f[key] for f in status["functions"])
+        assert spent["loading"][key] + sum(receipt[key] for receipt in receipts) + spent["cancelled"][key] == metered
+    assert spent["answers"]["usd"] == pytest.approx(sum(receipt["cost"]["functions_usd"] for receipt in receipts))
+    shown = "\n".join(HERE.overview(status).above)
+    for purpose in ("loading", "answers", "cancelled"):
+        assert f"{spent[purpose]['billed_ms']} ms" in shown

@@ -1,0 +1,125 @@
+"""Quantised checkpoints: the form in which weights are stored, by the names of each tool, and what the whole model then takes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remoe_cli.model.checkpoint import Checkpoint
+from remoe_cli.model.spec import read_spec
+from remoe_cli.model.stored import StoredWeights, bits_per_weight
+from remoe_cli.plan.document import BaselineName
+from remoe_cli.plan.verify.check import verify
+from remoe_cli.profile.record import Profile
+from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
+
+MB = 2**20
+GROUP = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}}
+NV = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}}}, "format": "nvfp4-pack-quantized"}
+FP8 = {"config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float", "strategy": "channel"}}}, "format": "float-quantized"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "bits"),
+    [
+        ({"quant_method": "mxfp4"}, "MXFP4", 4.25),
+        ({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}, "FP8", 8 + 32 / 128**2),
+        ({"quant_method": "fp8"}, "FP8", 8 + 32 / 128**2),
+        ({"quant_method": "fbgemm_fp8"}, "FP8", 8 + 32 / 128**2),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}, "NVFP4", 4.5),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "FP8", 8 + 32 / 128**2),
+        ({"quant_method": "compressed-tensors"} | NV, "NVFP4", 4.5),
+        ({"quant_method": "compressed-tensors"} | FP8, "FP8", 8 + 32 / 128**2),
+        ({"quant_method": "compressed-tensors"} | GROUP, "INT4", 4 + 20 / 32),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "INT4", 4 + 20 / 128),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "INT8", 8 + 32 / 128**2),
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, "INT4", 4 + 20 / 64),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "INT4", 4 + 32 / 128**2),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "INT8", 8 + 32 / 128**2),
+        ({"quant_method": "auto-round", "bits": 4, "group_size": 128}, "INT4", 4 + 20 / 128),
+    ],
+)
+def test_formats_by_the_names_of_each_tool(settings: dict[str, Any], name: str, bits: float) -> None:
+    assert bits_per_weight(settings) == (name, pytest.approx(bits))
+
+
+def checkpoint(folder: Path, quantization: dict[str, Any] | None, beside: dict[str, Any] | None = None) -> Checkpoint:
+    """Two layers of four experts of 3 x 64 x 96 weights, and linear layers of 4 x 64 x 64; 512 tokens in the vocabulary."""
+    config: dict[str, Any] = {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 512, "max_position_embeddings": 777},
+        **{"num_attention_heads": 4, "num_key_value_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "dtype": "bfloat16"},
+    }
+    if quantization is not None:
+        config["quantization_config"] = quantization
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if beside is not None:
+        (folder / "hf_quant_config.json").write_text(json.dumps(beside))
+    return Checkpoint("tiny", folder, "local:0")
+
+
+EXPERT, LINEAR, REST = 3 * 64 * 96, 2 * 4 * 64 * 64, 2 * 512 * 64 + 2 * 4 * 64 + 5 * 64  # weights
+
+
+@pytest.mark.parametrize(
+    ("quantization", "beside", "format", "expert_bits", "linear_bits"),
+    [
+        ({"quant_method": "mxfp4"}, None, "MXFP4", 4.25, 4.25),
+        ({"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}, None, "MXFP4", 4.25, 16),
+        ({"quant_method": "mxfp4", "modules_to_not_convert": ["self_attn"]}, None, "MXFP4", 4.25, 16),
+        ({"quant_method": "compressed-tensors", "ignore": ["re:.*self_attn.*"]} | GROUP, None, "INT4", 4.625, 16),
+        (None, {"producer": {}, "quantization": {"quant_algo": "NVFP4", "exclude_modules": ["*self_attn*"]}}, "NVFP4", 4.5, 16),
+        ({"quant_method": "fp8", "weight_block_size": [64, 32]}, None, "FP8", 8 + 32 / 2048, 8 + 32 / 2048),
+    ],
+)
+def test_what_is_left_out_keeps_its_dtype(
+    quantization: Any, beside: Any, format: str, expert_bits: float, linear_bits: float, tmp_path: Path
+) -> None:
+    spec = read_spec(checkpoint(tmp_path / "tiny", quantization, beside))
+    assert spec.stored == StoredWeights(
+        format=format,
+        expert_bytes=round(EXPERT * expert_bits / 8),
+        nonexpert_bytes=round(LINEAR * linear_bits / 8 + REST * 2),
+    )
+    assert spec.expert_bytes == EXPERT * 2 and spec.nonexpert_bytes == (LINEAR + REST) * 2  # what remoe computes with
+    assert spec.stored_as is not None and format in spec.stored_as and "bfloat16 copy" in spec.stored_as
+
+
+def test_a_checkpoint_that_is_not_quantised(tmp_path: Path) -> None:
+    spec = read_spec(checkpoint(tmp_path / "tiny", None))
+    assert spec.stored is None and spec.stored_as is None and spec.context_tokens == 777
+
+
+def quantised(profile: Profile, stored: StoredWeights | None) -> Profile:
+    spec = profile.record.spec.model_copy(update={"stored": stored})
+    return replace(profile, record=profile.record.model_copy(update={"spec": spec}))
+
+
+def test_the_whole_model_is_priced_as_it_is_stored(tmp_path: Path) -> None:
+    """40 GB in bfloat16 fit one GPU of the catalog, a quarter of it fits the cheapest; that decides the verdict."""
+    made = synthetic_profile(tmp_path, layers=10, experts=8, skew=1.0, expert_mb=500, nonexpert_mb=500, decode_tokens=15)
+    stored = StoredWeights(format="MXFP4", expert_bytes=125 * MB, nonexpert_bytes=500 * MB)
+    catalog = tiny_catalog({"menu": [{"name": "big", "memory_mb": 60_000, "vcpus": 4.0}]})
+    plain, packed = (plan_of(quantised(made, form), catalog, requests_per_hour=20.0) for form in (None, stored))
+    assert BaselineName.STORED_GPU not in plain.baselines | plain.missing and plain.baselines[BaselineName.GPU].spec == "g6e.xlarge"
+    assert packed.baselines[BaselineName.STORED_GPU].spec == "g4dn.xlarge"
+    assert BaselineName.STORED_CPU in packed.baselines and BaselineName.STORED_CPU not in plain.baselines
+    slower = synthetic_profile(tmp_path / "s", layers=10, experts=8, skew=1.0, expert_mb=250, nonexpert_mb=500, decode_tokens=15)
+    whole = plan_of(slower, catalog, requests_per_hour=20.0).baselines[
+        BaselineName.GPU
+    ]  # twice as large experts as the packed ones, on the same GPU
+    assert whole.spec == "g5.xlarge" and packed.baselines[BaselineName.STORED_GPU].cost_usd_per_request < whole.cost_usd_per_request
+    assert packed.baselines[BaselineName.GPU] == plain.baselines[BaselineName.GPU]
+    assert verify(packed, quantised(made, stored), catalog) == ()
+    assert any("stored in MXFP4, 11.0 GB" in note and "bfloat16 copy of 42.5 GB" in note for note in packed.notes)
+    for name in (BaselineName.STORED_GPU, BaselineName.STORED_CPU):
+        off = packed.baselines[name].model_copy(update={"tpot_s": packed.baselines[name].tpot_s * 1.001})
+        altered = packed.model_copy(update={"baselines": packed.baselines | {name: off}})
+        assert f"baselines.{name}.tpot_s" in {f.field for f in verify(altered, quantised(made, stored), catalog)}
+    assert verify(packed.model_copy(update={"baselines": plain.baselines}), quantised(made, stored), catalog) != ()

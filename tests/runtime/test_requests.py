@@ -1,0 +1,251 @@
+"""Requests to a main server: what is wrong with one is its own error, and nothing is done for a client that has gone."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from remoe_cli.deploy.console import SILENT
+from remoe_cli.deploy.local import lifecycle, target
+from remoe_cli.deploy.target import DeployOptions
+from remoe_cli.errors import UsageError
+from remoe_cli.plan.document import LayerPlan
+from remoe_cli.runtime import address, client, server
+from remoe_cli.runtime.answer import Generated
+from remoe_cli.runtime.main_function import MainFunction
+from tests.runtime.test_conversation import PRICES
+from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
+from tests.support.families import VOCAB_SIZE
+
+HERE = target.LocalTarget(SILENT)
+LAYERS = (LayerPlan(layer=0, remote=(1, 2, 3, 5, 6, 7), memory_mb=1769, replicas=1),)
+LONG = 480  # of the model's 512 positions
+CHAT = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role.') }}{% endif %}{{ m.content }} {% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByHand]:
+    """A deployment whose main server has remote experts and a chat template."""
+    folder = tmp_path_factory.mktemp("deployed")
+    deployed = by_hand(folder, LAYERS, {"chat_template.jinja": CHAT})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REMOE_STATE_DIR", str(folder / "state"))
+        patch.setattr(target, "read_inputs", lambda path: (deployed.plan, deployed.profile, deployed.catalog))
+        HERE.deploy(deployed.plan_path, "d", DeployOptions())
+        yield deployed
+        for name in lifecycle.names():
+            lifecycle.destroy(name)
+
+
+def main_url() -> str:
+    endpoint = HERE.main_address("d")
+    assert isinstance(endpoint, client.Http)
+    return endpoint.url
+
+
+def invocations() -> int:
+    return sum(int(function["invocations"]) for function in HERE.status("d")["functions"])
+
+
+IDS = {"prompt_token_ids": list(PROMPT_IDS)}
+MESSAGES = {"messages": [{"role": "user", "content": "w1"}]}
+DEEP: Any = 0
+for _ in range(200):
+    DEEP = [DEEP]
+OUTSIDE = f"is not in the model's vocabulary of {VOCAB_SIZE} tokens."
+WRONG: dict[str, tuple[Any, str]] = {
+    "id too large": (
+        {"prompt_token_ids": [1, VOCAB_SIZE]},
+        f"The token id {VOCAB_SIZE} {OUTSIDE}",
+    ),
+    "id negative": ({"prompt_token_ids": [-1]}, f"The token id -1 {OUTSIDE}"),
+    "id huge": ({"prompt_token_ids": [2**64]}, f"The token id {2**64} {OUTSIDE}"),
+    "id float": ({"prompt_token_ids": [1.5]}, "'prompt_token_ids.0'"),
+    "id whole float": ({"prompt_token_ids": [1.0]}, "'prompt_token_ids.0'"),
+    "id boolean": ({"prompt_token_ids": [True]}, "'prompt_token_ids.0'"),
+    "id text": ({"prompt_token_ids": ["1"]}, "'prompt_token_ids.0'"),
+    "id null": ({"prompt_token_ids": [None]}, "'prompt_token_ids.0'"),
+    "ids nested": ({"prompt_token_ids": [[1, 2]]}, "'prompt_token_ids.0'"),
+    "ids nested deep": ({"prompt_token_ids": DEEP}, "The request is wrong"),
+    "ids no list": ({"prompt_token_ids": 1}, "'prompt_token_ids'"),
+    "ids empty": ({"prompt_token_ids": []}, "The prompt has no tokens."),
+    "ids too many": ({"prompt_token_ids": [1] * 600}, "exceed the model's 512 positions"),
+    "answer too long": (IDS | {"max_new_tokens": 1000}, "exceed the model's 512 positions"),
+    "answer far too long": (IDS | {"max_new_tokens": 10**30}, "'max_new_tokens'"),
+    "answer of nothing": (IDS | {"max_new_tokens": 0}, "'max_new_tokens'"),
+    "tokens text": (IDS | {"max_new_tokens": "5"}, "'max_new_tokens'"),
+    "tokens float": (IDS | {"max_new_tokens": 5.0}, "'max_new_tokens'"),
+    "tokens boolean": (IDS | {"max_new_tokens": True}, "'max_new_tokens'"),
+    "tokens null": (IDS | {"max_new_tokens": None}, "'max_new_tokens'"),
+    "calls text": (IDS | {"calls": "yes"}, "'calls'"),
+    "unknown field": (IDS | {"temperature": 0.5}, "'temperature'"),
+    "nothing": ({}, "either 'prompt' or 'prompt_token_ids', or 'messages'"),
+    "two prompts": (IDS | {"prompt": "w1"}, "either 'prompt' or 'prompt_token_ids', or 'messages'"),
+    "text and messages": (MESSAGES | {"prompt": "w1"}, "either 'prompt' or 'prompt_token_ids', or 'messages'"),
+    "prompt a list": ({"prompt": ["w1"]}, "'prompt'"),
+    "prompt a number": ({"prompt": 7}, "'prompt'"),
+    "messages an object": ({"messages": {"role": "user", "content": "w1"}}, "'messages'"),
+    "message a text": ({"messages": ["w1"]}, "'messages.0'"),
+    "tools alone": ({"prompt": "w1", "tools": []}, "'tools' without 'messages'"),
+    "refused by the template": ({"messages": [{"role": "system", "content": "w1"}]}, "refuses the prompt: No system role."),
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_a_request_is_400_streamed_or_not(case: str, streamed: bool, made: ByHand) -> None:
+    request, message = WRONG[case]
+    before = invocations()
+    answer = httpx.post(f"{main_url()}/invocations", json=request | {"stream": streamed}, trust_env=False, timeout=60)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["kind"]) == (400, "Usage"), error
+    assert message in error["message"] and error["hint"]
+    assert invocations() == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b'"w1"', b"{", b'{"prompt": "caf\xe9"}', b'{"prompt": "\\ud83d"}', b'{"prompt": "w1", "stream": 1}', b"\xff\xfe"],
+)
+def test_bodies_that_are_no_request_are_400(body: bytes, made: ByHand) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{main_url()}/invocations", content=body, headers=headers, trust_env=False, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["kind"]) == (400, "Usage")
+
+
+def test_the_client_raises_what_the_server_refuses(made: ByHand) -> None:
+    """Also where the answer would have been streamed; and text with characters that other programs end lines at comes whole."""
+    with pytest.raises(UsageError, match="exceed the model's 512 positions"):
+        client.answer(HERE.main_address("d"), PROMPT, 1000, lambda text: None)
+    assert client.answer(HERE.main_address("d"), "w1\u2028w2\x85w3", 2, lambda text: None)["prompt_token_ids"]
+
+
+def post_raw(url: str, document: dict[str, Any]) -> socket.socket:
+    """Send a request, and return the connection without reading the answer."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    body = json.dumps(document).encode()
+    head = f"POST /invocations HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection = socket.create_connection((host.strip("[]"), int(port)))
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_ends_when_its_client_has_gone(streamed: bool, made: ByHand) -> None:
+    """Counted in calls of expert functions, of which each pass has one."""
+    before = invocations()
+    with post_raw(main_url(), IDS | {"max_new_tokens": LONG, "stream": streamed}):
+        while invocations() < before + 3:
+            pass
+    answer = client.answer(HERE.main_address("d"), PROMPT, 16, lambda text: None)  # its turn comes when the other has ended
+    assert answer["token_ids"] == made.tokens()
+    assert invocations() - before < LONG
+
+
+class Held:
+    """An engine whose answers go on until they are released or stopped; `asked` has the prompts that were begun."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.begun, self.released = threading.Event(), threading.Event()
+
+    def refuse(self, ids: Any, new: int) -> None:
+        pass
+
+    def generate(self, ids: Any, new: int, on_text: Any, stopped: Callable[[], object]) -> Generated:
+        self.asked.append(tuple(ids))
+        self.begun.set()
+        while not self.released.wait(0.001) and not stopped():
+            pass
+        return Generated(tuple(ids), (7,), "text", "stop", (0.5,), ())
+
+
+@contextmanager
+def serving(engine: Held, host: str = "127.0.0.1") -> Iterator[str]:
+    main: Any = MainFunction(type("Config", (), {"prices": PRICES, "refuse_unserved": lambda *_: None}), engine)  # type: ignore[arg-type]
+    loading: Future[MainFunction] = Future()
+    loading.set_result(main)
+    ending = threading.Event()
+    with ThreadPoolExecutor(1) as model_thread, address.listen(host, 0) as listener:
+        app = server.make_app(loading, model_thread, ending, server.TimeLimits())
+        running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=running.run, args=([listener],))
+        thread.start()
+        url = address.url(host, listener.getsockname()[1])
+        try:
+            yield url
+        finally:
+            running.should_exit = True
+            ending.set()
+            thread.join(30)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_queued_request_whose_client_has_gone_is_never_begun(streamed: bool) -> None:
+    engine = Held()
+    with serving(engine) as url, httpx.Client(trust_env=False, timeout=60) as http, ThreadPoolExecutor(1) as other:
+        first = other.submit(http.post, f"{url}/invocations", json={"prompt_token_ids": [1]})
+        assert engine.begun.wait(30)
+        with post_raw(url, {"prompt_token_ids": [2], "stream": streamed}):
+            assert httpx.get(f"{url}/ping", trust_env=False).is_success  # so the request before it has been read
+        assert httpx.get(f"{url}/ping", trust_env=False).is_success  # and so has the end of its connection
+        engine.released.set()
+        assert first.result().json()["text"] == "text"
+        assert http.post(f"{url}/invocations", json={"prompt_token_ids": [3]}).json()["text"] == "text"
+    assert engine.asked == [(1,), (3,)]
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", *(pytest.param(host, marks=needs_ipv6) for host in ("::1", "[::1]", "::"))])
+def test_hosts_are_ipv4_ipv6_and_names(host: str) -> None:
+    engine = Held()
+    engine.released.set()
+    with serving(engine, host) as url:
+        reached = url.replace("[::]", "127.0.0.1" if socket.has_dualstack_ipv6() else "[::1]")
+
+        assert httpx.get(f"{reached}/ping", trust_env=False).text == "ok"
+        assert ("[" in url) == (":" in host)
+
+
+@needs_ipv6
+def test_an_address_that_cannot_be_had_is_named() -> None:
+    with (
+        address.listen("::1", 0) as taken,
+        pytest.raises(server.DeployError, match=r"cannot listen on \[::1\]:\d+: Address already in use"),
+    ):
+        server.listen("::1", taken.getsockname()[1])
+    with pytest.raises(server.DeployError, match=r"cannot listen on no\.such\.host\.invalid:\d+: "):
+        server.listen("no.such.host.invalid", 8080)
+
+
+def test_the_printed_url_has_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from remoe_cli.deploy.serve_here import serve_here
+
+    said: list[str] = []
+    monkeypatch.setattr(server, "serve", lambda load, listener, door: listener.close())
+    with address.listen("::1", 0) as free:
+        port = free.getsockname()[1]
+    serve_here("d", tmp_path / "server.json", lambda connections, timeout_s: None, "::1", port, replace(SILENT, say=said.append))
+    assert said[0].startswith(f"Serving 'd' on http://[::1]:{port} to your own processes;")
