@@ -24,8 +24,9 @@ from tests.support.routing_files import SPEC
 
 NAMES = ("../x", "/etc/passwd", "a/../../x", "..", ".", "", ".hidden", "a/b", "a\0b", "a\nb", "\x1b[2J", "-rf", "a b", "x" * 300, "\u202ex")
 DIGEST = "0" * 64
-ENTRY = FunctionEntry(
-    name="a", layer=0, experts=(0,), memory_mb=1, replicas=1, shard="a", shard_sha256="0", shard_bytes=1, head_bytes=1, head_sha256="0"
+SHARD = {"shard": "a", "shard_sha256": "0", "shard_bytes": 1, "head_bytes": 1, "head_sha256": "0"}
+ENTRY = FunctionEntry.model_validate(
+    {"name": "a", "layer": 0, "experts": (0,), "memory_mb": 1, "replicas": 1, "timeout_s": 1, **SHARD},
 )
 BUNDLE = Manifest(plan=Source(path="p", sha256="0"), model=ModelRef(path="m", revision="r"), spec=SPEC, code_sha256="0", functions=(ENTRY,))
 # A document, and the path to a name in it of which a path is made.

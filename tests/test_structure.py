@@ -93,7 +93,7 @@ MAY_READ_WHOLE = {
     "bounded.py": "it counts first",
     "cages.py": "files of the kernel",
     "owned.py": "a file of the kernel",
-    "deploy/local/processes.py": "files of the kernel",
+    **dict.fromkeys(("deploy/local/place.py", "deploy/local/processes.py"), "files of the kernel"),
     "runtime/main_function.py": "a file of the kernel; bodies, which its servers limit",
     **dict.fromkeys(("package/bundle.py", "package/dependencies.py", "package/image.py"), "remoe's own code and installed packages"),
     "provenance.py": "what comes with remoe; TOML after its size is known",

@@ -157,7 +157,7 @@ def tokenizer(path: Path) -> object:
 DOCUMENTS: tuple[artifacts.Document, ...] = (
     HeldExperts(experts={0: (0, 1)}),
     MainManifest(files=(MainFile(name="a", bytes=1, sha256="0" * 64),)),
-    TwinConfig(name="a", functions=(), python="python", main=MainConfig(argv=["a"], port=1)),
+    TwinConfig(name="a", functions=(), python="python", main=MainConfig(argv=["a"])),
     SupervisorRecord(process=ProcessRef(pid=1, start_time="1"), endpoint="http://127.0.0.1:1", groups=()),
     ChildrenRecord(children=(ProcessRef(pid=1, start_time="1"),)),
     Remembered(files={"1:2:3:4:5": "0" * 64}),
