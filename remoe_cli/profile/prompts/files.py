@@ -269,7 +269,7 @@ def _parquet_rows(path: Path, name: str, select: Select) -> Rows:
             # A text that many rows share is in memory once.
             texts = [field.name for field in file.schema_arrow if field.name in columns and pyarrow.types.is_string(field.type)]
         with open_file(path) as raw, ParquetFile(raw, read_dictionary=texts) as file:
-            for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
+            for batch in file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
                 for at in range(batch.num_rows):
                     row = {column: batch.column(column)[at].as_py() for column in columns}
                     number += 1
