@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test mutants test-aws lint docs-reference measure paper clean
+.PHONY: help demo check test mutants test-aws lint docs-reference locks audit measure paper clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -61,6 +61,14 @@ lint: $(VENV)/.installed ## style, types and the direction of imports
 
 docs-reference: $(VENV)/.installed ## write docs/reference/cli.md again from the commands
 	$(BIN)/python docs/reference/make_cli_reference.py
+
+locks: $(VENV)/.installed ## write remoe_cli/package/locks/ again from constraints.txt, with the sha256 of every file that ships
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python docs/reference/make_locks.py
+
+audit: $(VENV)/.installed ## look up known vulnerabilities of everything that ships; asks the package index
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --disable-pip --require-hashes $(foreach lock,function image-cpu image-gpu,-r remoe_cli/package/locks/$(lock).txt)
 
 measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/function_arithmetic.py

@@ -95,7 +95,9 @@ MAY_READ_WHOLE = {
     "owned.py": "a file of the kernel",
     **dict.fromkeys(("deploy/local/place.py", "deploy/local/processes.py"), "files of the kernel"),
     "runtime/main_function.py": "a file of the kernel; bodies, which its servers limit",
-    **dict.fromkeys(("package/bundle.py", "package/dependencies.py", "package/image.py"), "remoe's own code and installed packages"),
+    **dict.fromkeys(
+        ("package/bundle.py", "package/dependencies.py", "package/image.py", "package/locks.py"), "remoe's own code and installed packages"
+    ),
     "provenance.py": "what comes with remoe; TOML after its size is known",
     "model/demo.py": "a wheel of a known digest",
     **dict.fromkeys(("profile/imports/json_rows.py", "profile/prompts/files.py"), "one row, whose size is checked first"),
@@ -104,6 +106,8 @@ MAY_READ_WHOLE = {
     "plan/catalog/update.py": "AWS's price list, whose size is checked first",
     **dict.fromkeys(("runtime/client.py", "runtime/invoke.py", "deploy/aws/stack.py"), "a part of an answer that was read within a limit"),
     **dict.fromkeys(("deploy/local/front.py", "deploy/local/instance.py"), "a body, which its server limits"),
+    "deploy/aws/credentials.py": "what the user's own program for credentials says",
+    "deploy/aws/lock.py": "an object that is read within a limit",
     "predict/neighbours.py": "an array that was read within a limit",
     "plan/solve/columns.py": "the load of a function, which is no file",
 }

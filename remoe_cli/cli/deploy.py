@@ -18,7 +18,7 @@ from remoe_cli.errors import UsageError
 EXAMPLES = examples(
     "remoe deploy plans/demo.json --name demo",
     "remoe deploy plans/olmoe.json --target aws --dry-run   # needs no account",
-    "remoe deploy plans/olmoe.json --target aws --monthly-alert 50 --alert-email me@example.org",
+    "remoe deploy plans/olmoe.json --target aws --tag team=ml --monthly-alert 50 --alert-email me@b.org",
 )
 
 
@@ -41,6 +41,29 @@ def command(
         typer.Option(min=0.01, metavar="USD", help="Send an e-mail when a month's spending reaches this, in USD.", rich_help_panel=ON_AWS),
     ] = None,
     alert_email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Who gets that e-mail.", rich_help_panel=ON_AWS)] = None,
+    permissions_boundary: Annotated[
+        str | None, typer.Option(metavar="ARN", help="IAM policy that bounds every role.", rich_help_panel=ON_AWS)
+    ] = None,
+    role_path: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Path of every role and policy, such as /teams/ml/.", rich_help_panel=ON_AWS)
+    ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Tag of everything that can have tags; may be repeated.", rich_help_panel=ON_AWS),
+    ] = None,
+    kms_key: Annotated[
+        str | None, typer.Option(metavar="ARN", help="Key that encrypts objects, logs and variables.", rich_help_panel=ON_AWS)
+    ] = None,
+    bucket: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A bucket of yours, in place of one that remoe makes.", rich_help_panel=ON_AWS)
+    ] = None,
+    subnet: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Subnet of your VPC; may be repeated; goes with --security-group.", rich_help_panel=ON_AWS),
+    ] = None,
+    security_group: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Security group of your VPC; may be repeated.", rich_help_panel=ON_AWS)
+    ] = None,
     region: RegionOption = None,
     profile: ProfileOption = None,
     dry_run: Annotated[
@@ -52,13 +75,17 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """Create a plan's expert functions and its main function, on this machine or on AWS."""
+    from remoe_cli.deploy.account_rules import account_rules
     from remoe_cli.deploy.target import DeployOptions
 
     name = name or _name_of(plan)
-    only_on_aws(target, endpoint_image=endpoint_image, monthly_alert=monthly_alert, alert_email=alert_email)
+    rules = {"permissions_boundary": permissions_boundary, "role_path": role_path, "kms_key": kms_key, "bucket": bucket}
+    several = {"tag": tag or None, "subnet": subnet or None, "security_group": security_group or None}
+    only_on_aws(target, endpoint_image=endpoint_image, monthly_alert=monthly_alert, alert_email=alert_email, **rules, **several)
     if (monthly_alert is None) != (alert_email is None):
         raise UsageError("A monthly alert needs an amount and an address.", "Give both --monthly-alert USD and --alert-email ADDRESS.")
-    options = DeployOptions(endpoint, rtt_ms, endpoint_image, monthly_alert, alert_email)
+    checked = account_rules(**rules, tags=tag or (), subnets=subnet or (), security_groups=security_group or ())
+    options = DeployOptions(endpoint, rtt_ms, endpoint_image, monthly_alert, alert_email, checked)
     place = pick(target, region, profile, asks=None if dry_run else "deploy", yes=yes)
     if dry_run:
         document, overview = place.preview(plan, name, options)

@@ -23,7 +23,10 @@ def command(
 
     def show() -> None:
         if document["state"] == "absent":
-            output.line(f"There is no deployment named '{name}' here: no file, and no process on this machine.")
+            where = "here: no file, and no process on this machine"
+            if target is TargetName.aws:
+                where = f"in account {document['account']}, {document['region']}"
+            output.line(f"There is no deployment named '{name}' {where}.")
             return
         output.line(f"{name} is gone." if document["left"] or document["kept"] else f"{name} is gone: nothing is left of it.")
         for each in document["kept"]:

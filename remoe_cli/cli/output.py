@@ -27,6 +27,7 @@ import typer
 
 from remoe_cli.cli.visible import STEERING, SURROGATES, visible
 from remoe_cli.errors import RemoeError
+from remoe_cli.redaction import redacted
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -130,7 +131,7 @@ def say(message: str) -> None:
     """Print a message for the user on stderr."""
     if not _mode.quiet:
         _mode.said_s = time.monotonic()
-        print(_for(sys.stderr, message), file=sys.stderr, flush=True)
+        print(_for(sys.stderr, redacted(message)), file=sys.stderr, flush=True)
 
 
 def result(document: BaseModel | Mapping[str, Any], show: Callable[[], None]) -> None:
@@ -328,14 +329,18 @@ def _heartbeat(stage: _Stage) -> Iterator[Report]:
 
 
 def fail(error: RemoeError, **more: Any) -> None:
-    """Print an error: {"error": ...} with `more` on stdout with --json, else sentences on stderr."""
+    """Print an error: {"error": ...} with `more` on stdout with --json, else sentences on stderr.
+
+    Neither has a secret.
+    """
+    message, hint = redacted(error.message), redacted(error.hint)
     if _mode.json or "--json" in sys.argv:
-        document = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint} | _billed(error), **more}
+        document = {"error": {"kind": error.kind, "message": message, "hint": hint} | _billed(error), **more}
         print(_json(document), flush=True)
         return
-    _complain("error: ", error.message)
-    if error.hint:
-        _complain("  hint: ", error.hint)
+    _complain("error: ", message)
+    if hint:
+        _complain("  hint: ", hint)
     if receipt := _billed(error).get("receipt"):
         _complain("  cost: ", _what_was_billed(receipt))
 
@@ -354,7 +359,7 @@ def _what_was_billed(receipt: Mapping[str, Any]) -> str:
 
 def trace() -> None:
     """Print the traceback of the error that is handled, on stderr."""
-    print(_for(sys.stderr, traceback.format_exc()), end="", file=sys.stderr)
+    print(_for(sys.stderr, redacted(traceback.format_exc())), end="", file=sys.stderr)
 
 
 def _complain(label: str, text: str) -> None:

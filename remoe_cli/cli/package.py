@@ -89,7 +89,8 @@ def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
     gpu = plan.main.gpu_memory_mb is not None
     architecture = "x86_64" if gpu else read_catalog(plan.catalog.path).architecture
     with new_folder(folder, _CONTEXT) as fresh:
-        digest = write_context(fresh)
+        # SageMaker runs containers as root; elsewhere the program is a user that may do little.
+        digest = write_context(fresh, gpu=gpu, as_root=plan.main.name.startswith("ml."))
     image = Image(folder, digest, gpu, architecture, repository)
     done = build(image, output.say, output.progress)
     commands = [] if done else by_hand(image)

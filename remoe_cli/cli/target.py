@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -63,4 +64,5 @@ def pick(target: TargetName, region: str | None, profile: str | None, *, asks: s
     from remoe_cli.deploy.aws import session
     from remoe_cli.deploy.aws.target import AwsTarget
 
-    return AwsTarget(lambda: session.connect(region, profile), output.console(yes=yes))
+    named = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return AwsTarget(lambda: session.connect(region, profile), output.console(yes=yes), named)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from remoe_cli.errors import DeployError
 from remoe_cli.package.image import Image
 from remoe_cli.progress import Progress, no_progress
+from remoe_cli.redaction import hide
 
 _LAST_LINES = 20  # of Docker's output, which an error shows
 
@@ -65,10 +66,10 @@ def _docker(argv: list[str], say: Callable[[str], None], progress: Progress, pas
 
 def _password(image: Image) -> bytes:
     """Get a password of Amazon ECR, valid for twelve hours. It goes to Docker's standard input only."""
-    import boto3
+    from remoe_cli.deploy.aws.session import connect, plain_errors
 
-    from remoe_cli.deploy.aws.session import plain_errors
-
-    with plain_errors():
-        token = boto3.client("ecr", region_name=image.region).get_authorization_token()
-    return base64.b64decode(token["authorizationData"][0]["authorizationToken"]).partition(b":")[2]
+    account = connect(image.region)
+    with plain_errors(account.origin):
+        token = account.client("ecr").get_authorization_token()["authorizationData"][0]["authorizationToken"]
+    hide(token, password := base64.b64decode(token).decode().partition(":")[2])
+    return password.encode()

@@ -5,10 +5,11 @@ deploy/local/target.py and deploy/aws/target.py implement it; cli/target.py pick
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from remoe_cli.deploy.account_rules import AccountRules
 from remoe_cli.deploy.console import Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.runtime.client import MainAddress
@@ -22,6 +23,7 @@ class DeployOptions:
     rtt_ms              local: network round trip in ms that is added to each invocation
     image_uri           AWS: the main function's container image
     monthly_alert_usd   AWS: a month's spending in USD at which `alert_email` gets a mail; None: no mail
+    rules               AWS: what the account demands; what is not given is as in the deployment that stands
     """
 
     endpoint: Endpoint | None = None
@@ -29,6 +31,7 @@ class DeployOptions:
     image_uri: str | None = None
     monthly_alert_usd: float | None = None
     alert_email: str | None = None
+    rules: AccountRules = field(default_factory=AccountRules)
 
 
 class Target(Protocol):

@@ -1,9 +1,9 @@
 """The zip that Lambda runs: the function's code and the wheels that it imports.
 
-It is made on any machine for either architecture. pip fetches the wheels in the versions that are installed here, because packaging has
-proven that their arithmetic is torch's. They lose what no function reads: tests, headers, stubs, tools, debugging symbols. They gain
-bytecode, made by a Python of this machine of the function's version: in Lambda's read-only folder every cold start would compile all of
-numpy again.
+It is made on any machine for either architecture. pip fetches the wheels that the lock file names by their sha256 (locks.py), and no
+others. Their versions must be those that are installed here, because packaging has proven that their arithmetic is torch's. They lose what
+no function reads: tests, headers, stubs, tools, debugging symbols. They gain bytecode, made by a Python of this machine of the function's
+version: in Lambda's read-only folder every cold start would compile all of numpy again.
 
 The same inputs give the same bytes on one machine, and the same digest on every machine. The digest leaves out bytecode and compression,
 which may differ with a patch version of Python or zlib (docs/adr/0007-function-package.md).
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from pathlib import Path, PurePosixPath
 
 from remoe_cli import owned, recognise
 from remoe_cli.errors import ArtifactError, UsageError
-from remoe_cli.package import elf
+from remoe_cli.package import elf, locks
 from remoe_cli.package.bundle import function_sources
 from remoe_cli.settings import cache_dir
 
@@ -134,25 +135,55 @@ def pack(path: Path, wheels: Iterable[Path], interpreter: Interpreter | None) ->
             _zip(root, unfinished)
 
 
-def fetch(packages: Iterable[str], architecture: str, python: str, folder: Path) -> None:
-    """Download wheels of these packages into `folder`, in the versions that are installed here."""
+def fetch(packages: Iterable[str], architecture: str, python: str, folder: Path, lock: str = locks.FUNCTION) -> None:
+    """Download the locked wheels of these packages into `folder`.
+
+    Raises: UsageError where other versions are installed here, ArtifactError when pip cannot fetch a wheel, or one of another digest.
+    """
+    wheels = _requirements(packages, lock)
+    _check_installed(wheels)
     platforms = [f"--platform=manylinux_2_{minor}_{_MACHINES[architecture]}" for minor in _GLIBC_MINORS]
     platforms.append(f"--platform=manylinux2014_{_MACHINES[architecture]}")
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-    command += [f"--dest={folder}", f"--python-version={python}", "--implementation=cp", *platforms, *_requirements(packages)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += [f"--dest={folder}", f"--python-version={python}", "--implementation=cp", *platforms, "--require-hashes"]
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = Path(scratch) / "requirements.txt"
+        wanted.write_text("".join(locks.entry(lock, name) for name in packages))
+        command += ["-r", str(wanted)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if other := _OTHER_DIGEST.search(done.stderr):
+        raise ArtifactError(
+            f"The package index has another file of {other[1]} than the one that remoe was tested with: its sha256 differs.",
+            "Nothing of it was used. See which index pip asks ('pip config list'); for another version, change the lock: 'make locks'.",
+        )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip printed nothing"])[-1].removeprefix("ERROR: ").rstrip(".")
         raise ArtifactError(
             f"pip cannot fetch the function's packages for Python {python} on {architecture}: {reason}.",
             "See that pip is installed here, that it reaches a package index, and that the index has wheels of "
-            + ", ".join(_requirements(packages))
+            + ", ".join(wheels)
             + " for that platform.",
         )
 
 
-def _requirements(packages: Iterable[str]) -> list[str]:
-    return [f"{name}=={importlib.metadata.version(name)}" for name in packages]
+# pip's words, then the package: "    numpy==2.4.6 from https://..." or "numpy from ..."
+_OTHER_DIGEST = re.compile(r"DO NOT MATCH THE HASHES.*?\n\s+([A-Za-z0-9_.-]+)", re.DOTALL)
+
+
+def _requirements(packages: Iterable[str], lock: str = locks.FUNCTION) -> list[str]:
+    return [f"{name}=={locks.versions(lock)[name]}" for name in packages]
+
+
+def _check_installed(wheels: Iterable[str]) -> None:
+    """Refuse versions that packaging has not compared with torch on this machine.
+
+    Raises: UsageError for them.
+    """
+    for wanted in wheels:
+        name, _, version = wanted.partition("==")
+        if (found := importlib.metadata.version(name)) != version:
+            message = f"{name} {found} is installed here, and functions on AWS run {version}, whose wheels are known by their sha256."
+            raise UsageError(message, f"Install it: pip install {wanted}.")
 
 
 def _unpack(wheel: Path, root: Path) -> None:

@@ -1,29 +1,24 @@
-"""The container image of the main function: a Docker build context, reproducible for one installation.
+"""The container image of the main function: a Docker build context, reproducible everywhere.
 
-Dockerfile          Python as it is here, the requirements, this package; its program is runtime/container.py
+Dockerfile          a base image by its digest, the requirements, this package; its program is runtime/container.py
 torch.txt           torch alone, since its wheels for CPUs are in an index of their own
-requirements.txt    everything that the main function imports, in the versions that are installed and tested here
+requirements.txt    everything else that the main function imports
 remoe_cli/          this package
 
-The image holds no weights; REMOE_MAIN names the main function's files. SageMaker runs the image as it is. Lambda runs it with another entry
-point: awslambdaric and runtime/lambda_main.py.
+Both lists name every file by its sha256 (locks.py), and pip installs nothing else. The image holds no weights; REMOE_MAIN names the main
+function's files. SageMaker runs the image as it is. Lambda runs it with another entry point: awslambdaric and runtime/lambda_main.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import platform
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-
-from packaging.requirements import Requirement
-from packaging.utils import NormalizedName, canonicalize_name
 
 import remoe_cli
 from remoe_cli import owned
+from remoe_cli.package import locks
 
 # What the modules of remoe_cli.runtime import, and what they import of other packages of remoe_cli.
 ROOTS = (
@@ -31,27 +26,52 @@ ROOTS = (
     *("safetensors", "torch", "transformers", "uvicorn"),
 )
 _CPU_INDEX, _GPU_INDEX = "https://download.pytorch.org/whl/cpu", "https://pypi.org/simple"
-_LINUX = {"platform_system": "Linux", "sys_platform": "linux", "os_name": "posix", "extra": ""}
 _TAG_DIGITS = 16
-# SageMaker runs containers as root and says so ("Custom Inference Code with Hosting Services"), so there is no USER.
+
+
+@dataclass(frozen=True)
+class BaseImage:
+    """An official image of Python, by a digest that covers x86_64 and arm64.
+
+    To update it, ask `docker buildx imagetools inspect TAG` for the digest, and change tag, digest and date together.
+    """
+
+    tag: str
+    sha256: str
+    date: str
+
+    @property
+    def python(self) -> str:
+        return self.tag.partition(":")[2].partition("-")[0]
+
+
+BASE = BaseImage(
+    tag="python:3.11.16-slim-bookworm",
+    sha256="a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b",
+    date="2026-09-22",  # when public records last compared the two
+)
+_USER = "10001"
+# SageMaker "expects all containers to run with root users" ("Custom Inference Code with Hosting Services", read 2026-11-29). Lambda runs
+# every image as a user of its own that may do little.
+_AS_USER = f"USER {_USER}:{_USER}\n"
 _DOCKERFILE = """\
-FROM python:{python}-slim-bookworm
+# {tag}, {date}
+FROM {tag}@sha256:{sha256}
 
 # SageMaker may say in SAGEMAKER_BIND_TO_PORT where the program listens.
 LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \\
     HF_HOME=/tmp/huggingface HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONPATH=/opt/remoe
 
-ARG TORCH_INDEX={gpu_index}
 COPY torch.txt requirements.txt /opt/remoe/
-RUN pip install --no-cache-dir --only-binary :all: --no-deps --index-url "$TORCH_INDEX" -r /opt/remoe/torch.txt \\
- && pip install --no-cache-dir --only-binary :all: -r /opt/remoe/requirements.txt
+RUN pip install --no-cache-dir --only-binary :all: --no-deps --require-hashes --index-url {index} -r /opt/remoe/torch.txt \\
+ && pip install --no-cache-dir --only-binary :all: --no-deps --require-hashes -r /opt/remoe/requirements.txt
 
 COPY remoe_cli /opt/remoe/remoe_cli
 RUN python -m compileall -q /opt/remoe/remoe_cli
 
 WORKDIR /opt/remoe
-EXPOSE 8080
+{user}EXPOSE 8080
 ENTRYPOINT ["python", "-m", "remoe_cli.runtime.container"]
 CMD ["serve"]
 """
@@ -81,7 +101,7 @@ class Image:
         """Return the build command. It makes no provenance, which Lambda refuses."""
         return [
             *("docker", "build", "--platform", {"x86_64": "linux/amd64", "arm64": "linux/arm64"}[self.architecture], "--provenance=false"),
-            *("--build-arg", f"TORCH_INDEX={_GPU_INDEX if self.gpu else _CPU_INDEX}", "--tag", self.uri, str(self.context)),
+            *("--tag", self.uri, str(self.context)),
         ]
 
     @property
@@ -99,17 +119,17 @@ class Image:
         return ["docker", "push", self.uri]
 
 
-def write_context(folder: Path) -> str:
+def write_context(folder: Path, *, gpu: bool = False, as_root: bool = False) -> str:
     """Write the build context into the empty folder `folder`, and return a sha256 of names and contents.
 
     Raises: UsageError for a folder that is not empty.
     """
     owned.require_empty(folder)
-    pins = pinned()
-    torch = next(pin for pin in pins if pin.startswith("torch=="))
-    (folder / "Dockerfile").write_text(_DOCKERFILE.format(python=platform.python_version(), gpu_index=_GPU_INDEX))
-    (folder / "torch.txt").write_text(f"{torch}\n")
-    (folder / "requirements.txt").write_text("".join(f"{pin}\n" for pin in pins))
+    torch, rest = locks.of_image(gpu)
+    base = {"tag": BASE.tag, "date": BASE.date, "sha256": BASE.sha256, "index": _GPU_INDEX if gpu else _CPU_INDEX}
+    (folder / "Dockerfile").write_text(_DOCKERFILE.format(**base, user="" if as_root else _AS_USER))
+    (folder / "torch.txt").write_text(torch)
+    (folder / "requirements.txt").write_text(rest)
     package = Path(remoe_cli.__file__).parent
     shutil.copytree(package, folder / "remoe_cli", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     digest = hashlib.sha256()
@@ -117,33 +137,3 @@ def write_context(folder: Path) -> str:
         content = file.read_bytes()
         digest.update(f"{file.relative_to(folder).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
-
-
-def pinned() -> tuple[str, ...]:
-    """List `name==version` of the main function's requirements and of theirs, as installed here.
-
-    A build of torch for CPUs and one for GPUs have the same public version; the image chooses the build. What Linux needs and this machine
-    lacks, such as the CUDA libraries of another torch, pip finds by their requirements.
-    """
-    versions: dict[str, str] = {}
-    todo = [canonicalize_name(name) for name in ROOTS]
-    while todo:
-        name = todo.pop()
-        if name in versions:
-            continue
-        try:
-            found = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            if name in ROOTS:
-                raise
-            continue
-        versions[name] = found.version.partition("+")[0]
-        todo += _required(found)
-    return tuple(f"{name}=={versions[name]}" for name in sorted(versions))
-
-
-def _required(distribution: metadata.Distribution) -> Iterator[NormalizedName]:
-    for line in distribution.requires or ():
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate(_LINUX):
-            yield canonicalize_name(requirement.name)

@@ -20,6 +20,7 @@ from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import FrameError, from_wire, to_wire
 from remoe_cli.runtime.failures import RETRIES, failure, kind_of, pause_s
 from remoe_cli.runtime.own_user import only_own_user
+from remoe_cli.runtime.twin_client import twin_client
 
 # The line that Lambda appends to every invocation's log, here and there.
 _REPORT = re.compile(
@@ -139,10 +140,7 @@ def make_client(endpoint: str | None, connections: int, timeout_s: float, sessio
         return session.client("lambda", config=config)
     if endpoint is None:
         return boto3.client("lambda", region_name=os.environ.get("AWS_REGION"), config=config)
-    # The twin is on loopback: a proxy that the environment names must not come between.
-    config = config.merge(Config(proxies={}))
-    keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
-    return only_own_user(boto3.client("lambda", endpoint_url=endpoint, region_name="us-east-1", config=config, **keys))
+    return only_own_user(twin_client(endpoint, config))
 
 
 def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]:

@@ -21,6 +21,7 @@ from remoe_cli import artifacts
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
+from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Generated, Stop
 from remoe_cli.runtime.invoke import Connect, Invocation, make_client
 from remoe_cli.runtime.receipt import NOT_LOADED, Loading, Receipt, attach, failed_receipt, make_receipt, receipt_of
@@ -144,15 +145,15 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
 def described(error: Exception) -> dict[str, Any]:
     """Describe an error as a document, of which runtime/client.py makes an error of the same kind.
 
-    It has the receipt of the request, where something was billed for it.
+    It has the receipt of the request, where something was billed for it, and no secret.
     """
     receipt = receipt_of(error)
     billed = {"receipt": receipt.model_dump(mode="json")} if receipt else {}
     if isinstance(error, RemoeError):
-        return {"kind": error.kind, "message": error.message, "hint": error.hint} | billed
+        return {"kind": error.kind, "message": redacted(error.message), "hint": redacted(error.hint)} | billed
     return {
         "kind": "Internal",
-        "message": f"{type(error).__name__}: {error}",
+        "message": redacted(f"{type(error).__name__}: {error}"),
         "hint": "See 'remoe logs NAME --function main'; please report it.",
     } | billed
 

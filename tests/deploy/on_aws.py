@@ -75,7 +75,7 @@ def main() -> int:
     finally:
         for target in (("--target", "aws", "--yes"), ("--target", "local")):
             gone = remoe("destroy", name, *target, "--json")
-            print(gone.stdout.strip() if "no deployment named" not in gone.stdout else f"Nothing is left of {name} {' '.join(target[:2])}.")
+            print(gone.stdout.strip() if '"absent"' not in gone.stdout else f"Nothing is left of {name} {' '.join(target[:2])}.")
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from packaging.utils import canonicalize_name
 from remoe_cli.artifacts import write_json
 from remoe_cli.deploy import image as building
 from remoe_cli.errors import DeployError
-from remoe_cli.package.image import Image, pinned, write_context
+from remoe_cli.package import locks
+from remoe_cli.package.dependencies import PACKAGES
+from remoe_cli.package.image import BASE, ROOTS, Image, write_context
 from tests.support import display, forked
 from tests.support.synthetic import plan_by_hand
 
@@ -54,19 +58,49 @@ def test_what_the_programs_import_is_pinned(tmp_path: Path) -> None:
     assert {"remoe_cli.runtime.engine", "remoe_cli.runtime.fetch", "remoe_cli.model.loader", "remoe_cli.function.codec"} <= seen
     of = metadata.packages_distributions()
     distributions = {canonicalize_name(name) for module in imported - sys.stdlib_module_names for name in of[module]}
-    assert {"torch", "transformers", "boto3", "fastapi"} <= distributions <= {pin.partition("==")[0] for pin in pinned()}
-    assert canonicalize_name("awslambdaric") in dict(pin.split("==") for pin in pinned())  # Lambda's entry point
+    for lock in ("image-cpu.txt", "image-gpu.txt"):
+        assert {"torch", "transformers", "boto3", "fastapi"} <= distributions <= {"torch", *locks.versions(lock)}
+        assert canonicalize_name("awslambdaric") in locks.versions(lock)  # Lambda's entry point
 
 
-def test_pins_are_of_the_tested_versions() -> None:
+@pytest.mark.parametrize("name", ["function.txt", "image-cpu.txt", "image-gpu.txt", "torch-cpu.txt"])
+def test_locks_are_of_the_tested_versions_and_know_every_file(name: str) -> None:
+    """'make locks' writes them anew after a change of constraints.txt."""
     tested = {
         canonicalize_name(r.name): r
         for line in Path("constraints.txt").read_text().splitlines()
         if "==" in line and (r := Requirement(line))
     }
-    pins = dict(pin.split("==") for pin in pinned())
-    assert all(pins[name] in tested[name].specifier for name in pins if name != "setuptools")
-    assert "+" not in "".join(pins.values())
+    locked = locks.versions(name)
+    assert locked and all(locked[package] in tested[package].specifier for package in locked.keys() & tested.keys())
+    lines = [line for line in locks.path(name).read_text().splitlines() if line and not line.startswith("#")]
+    assert len(locked) == sum(not line.startswith(" ") for line in lines)  # no package without a digest, and none that is no version
+    assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}(?: \\)?", line) for line in lines if line.startswith(" "))
+    files = Counter(package for package, _ in re.findall(r"(?m)^([a-z0-9][^=\s]*)==(\S+)", "\n".join(lines)))
+    assert set(files.values()) == {1}
+
+
+def test_what_ships_is_locked() -> None:
+    assert set(PACKAGES) == locks.versions("function.txt").keys()
+    assert all(locks.versions("function.txt")[name] == metadata.version(name) for name in PACKAGES)
+    for gpu in (False, True):
+        torch, rest = locks.of_image(gpu)
+        assert torch.count("torch==2") == 1 and "\ntorch==" not in rest
+        assert all(canonicalize_name(f"{name}") in {**locks.versions("image-gpu.txt")} and f"{name}==" in torch + rest for name in ROOTS)
+
+
+@pytest.mark.parametrize(("gpu", "as_root"), [(False, False), (True, True)])
+def test_an_image_is_made_of_known_files_alone(gpu: bool, as_root: bool, tmp_path: Path) -> None:
+    digest = write_context(tmp_path, gpu=gpu, as_root=as_root)
+    dockerfile = (tmp_path / "Dockerfile").read_text()
+    (base,) = re.findall(r"(?m)^FROM (.*)$", dockerfile)
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", base) and f"# {BASE.tag}, {BASE.date}\n" in dockerfile
+    assert dockerfile.count("pip install") == dockerfile.count("--no-deps --require-hashes") == 2
+    assert ("USER 10001:10001\n" in dockerfile) is not as_root  # SageMaker demands root
+    assert f"--index-url {'https://pypi.org/simple' if gpu else 'https://download.pytorch.org/whl/cpu'} " in dockerfile
+    torch = (tmp_path / "torch.txt").read_text()
+    assert ("torch==2.13.0+cpu " in torch) is not gpu and torch.count("--hash=sha256:") >= 2
+    assert write_context(tmp_path / "other", gpu=not gpu, as_root=as_root) != digest  # so a tag names one kind
 
 
 def test_the_context_is_reproducible(tmp_path: Path) -> None:
@@ -78,8 +112,8 @@ def test_the_context_is_reproducible(tmp_path: Path) -> None:
     assert {"Dockerfile", "requirements.txt", "torch.txt", "remoe_cli/runtime/container.py"} <= names
     assert not any("__pycache__" in name for name in names)
     dockerfile = files[Path("Dockerfile")].decode()
-    assert f"FROM python:{sys.version.split()[0]}-slim-bookworm\n" in dockerfile
-    assert dockerfile.endswith('ENTRYPOINT ["python", "-m", "remoe_cli.runtime.container"]\nCMD ["serve"]\n') and "USER" not in dockerfile
+    assert f"FROM {BASE.tag}@sha256:{BASE.sha256}\n" in dockerfile
+    assert dockerfile.endswith('ENTRYPOINT ["python", "-m", "remoe_cli.runtime.container"]\nCMD ["serve"]\n')
 
 
 def image(repository: str | None, gpu: bool = False) -> Image:
@@ -92,7 +126,6 @@ def test_without_docker_the_commands_are_told(monkeypatch: pytest.MonkeyPatch, t
     build, login, push = building.by_hand(image(ECR))
     uri = f"{ECR}:0123456789abcdef"
     assert build.startswith("docker build --platform linux/amd64 --provenance=false ") and build.endswith(f" --tag {uri} /c")
-    assert "TORCH_INDEX=https://download.pytorch.org/whl/cpu" in build and "whl/cpu" not in building.by_hand(image(ECR, gpu=True))[0]
     assert login == (
         "aws ecr get-login-password --region eu-west-1 | "
         "docker login --username AWS --password-stdin 123456789012.dkr.ecr.eu-west-1.amazonaws.com"

@@ -279,6 +279,20 @@ def test_no_answer_is_a_failure(tmp_path: Path) -> None:
     fails("http://127.0.0.1:1", "cannot be fetched", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("HTTPS_PROXY", value) for value in ("gopher://127.0.0.1:1", "socks5://127.0.0.1:1", "http://127.0.0.1:1", "[[[", "nowhere:x")),
+        ("SSL_CERT_FILE", "/nowhere/ca.pem"),
+        ("SSL_CERT_FILE", "/etc/hostname"),
+    ],
+)
+def test_a_network_that_is_set_wrongly_is_a_failure(name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv(name, value)
+    fails("https://127.0.0.1:1", "cannot be fetched", tmp_path)
+
+
 def fails(url: str, message: str, tmp_path: Path) -> None:
     as_it_was = catalog_text("aws-us-east-1")
     (tmp_path / "new.toml").write_text(as_it_was)

@@ -71,6 +71,25 @@ def test_requests_from_a_file(profile: Path, tmp_path: Path) -> None:
     assert "both say how long" in error["message"]
 
 
+def test_a_share_of_a_file_and_a_percentile(profile: Path, tmp_path: Path) -> None:
+    """The plan names the length above which requests are refused, and how many that are."""
+    trace = tmp_path / "trace.csv"
+    trace.write_text("n_in,n_out\n" + "20,5\n" * 99 + "500,40\n")
+    document = plan(profile, tmp_path / "a.json", "--requests", str(trace), "--cover", "0.99", "--ttft", "60", "--ttft-percentile", "95")
+    assert document["workload"]["served"] == {"cover": 0.99, "share": 0.99, "tokens": 25, "n_in": 20, "n_out": 5}
+    assert document["targets"]["ttft_at"] == {"n_in": 20, "cold": False} and [one["share"] for one in document["spread"]] == [
+        0.5,
+        0.95,
+        0.99,
+    ]
+    screen = " ".join(
+        forked.remoe("plan", str(profile), "-o", str(tmp_path / "b.json"), "--requests", str(trace), "--cover", "0.99").stdout.split()
+    )
+    assert "holds for requests of up to 25 tokens, with prompts of up to 20. Longer ones are refused: 1.00% of the file's." in screen
+    for options, message in ((("--cover", "0.9"), "there is none"), (("--ttft-percentile", "95"), "--ttft, which is not given")):
+        assert message in plan(profile, tmp_path / "c.json", *options, code=2)["error"]["message"]
+
+
 def test_traffic_alone_does_not_hide_that_lengths_are_unknown(tmp_path: Path) -> None:
     """Rows of imported routing that are topics have no lengths of prompts: a plan that takes theirs has to say so."""
     made = synthetic_profile(tmp_path / "made")

@@ -7,11 +7,12 @@ import zipfile
 from dataclasses import replace
 from typing import Any
 
+from remoe_cli.deploy.account_rules import AccountRules
 from remoe_cli.deploy.aws import deployment, names, status, template
 from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
+from remoe_cli.deploy.aws.objects import Object, object_of
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.settings import AwsSettings
-from remoe_cli.deploy.aws.storage import Object, object_of
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.endpoint import Endpoint
@@ -30,7 +31,7 @@ def a_plan(memory_mb: int = 512, **update: Any) -> Plan:
     return plan_by_hand(layers, **update)
 
 
-def made(name: str, plan: Plan, endpoint: Endpoint = Endpoint.none) -> tuple[Templates, list[Object]]:
+def made(name: str, plan: Plan, endpoint: Endpoint = Endpoint.none, rules: AccountRules | None = None) -> tuple[Templates, list[Object]]:
     """Templates and objects of a plan as if it had been packaged."""
     code = object_of(names.code_key("c" * 64), _zip())
     contents, objects = [], [code, MANIFEST]
@@ -53,7 +54,8 @@ def made(name: str, plan: Plan, endpoint: Endpoint = Endpoint.none) -> tuple[Tem
         )
         contents.append(part)
     whole = Contents(tuple(contents), code.size_bytes, code.size_bytes, 2, "c" * 64, "a" * 64)
-    settings = AwsSettings(name, "x86_64", "3.13", endpoint, None if endpoint is Endpoint.none else IMAGE)
+    image = None if endpoint is Endpoint.none else IMAGE
+    settings = AwsSettings(name, "x86_64", "3.13", endpoint, image, rules=rules or AccountRules())
     return template.templates(plan, whole, settings), objects
 
 
@@ -65,7 +67,8 @@ def _zip() -> bytes:
 
 
 def deploy(account: Account, name: str, plan: Plan, endpoint: Endpoint = Endpoint.none, *more: Object, **how: Any) -> dict[str, Any]:
-    templates, objects = made(name, plan, endpoint)
+    rules = how.pop("rules", AccountRules()).over(deployment.recorded_rules(account, name))
+    templates, objects = made(name, plan, endpoint, rules)
     return deployment.apply(account, name, templates, [*objects, *more], replace(SILENT, **how))
 
 

@@ -51,7 +51,7 @@ def make(folder: Path) -> Zipped:
     interpreter = find_interpreter(PYTHON) or find_interpreter(".".join(platform.python_version_tuple()[:2]))
     assert interpreter
     made = Zipped(folder / "function.zip", folder / "task", folder / "runtime", interpreter)
-    fetch((*PACKAGES, *_RUNTIME), ARCHITECTURE, made.python, folder / "wheels")
+    fetch((*PACKAGES, *_RUNTIME), ARCHITECTURE, made.python, folder / "wheels", "image-cpu.txt")
     wheels = {path: path.name.partition("-")[0] in PACKAGES for path in (folder / "wheels").iterdir()}
     pack(made.zip, (path for path, packed in wheels.items() if packed), interpreter)
     zipfile.ZipFile(made.zip).extractall(made.root)

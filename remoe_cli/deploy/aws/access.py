@@ -9,9 +9,11 @@ from botocore.config import Config
 
 from remoe_cli import owned, recognise
 from remoe_cli.artifacts import parse_document
+from remoe_cli.deploy.account_rules import recorded_in
 from remoe_cli.deploy.aws import names, status
 from remoe_cli.deploy.aws.functions import plan_sha256
 from remoe_cli.deploy.aws.session import Account, plain_errors
+from remoe_cli.deploy.aws.stack import Stack
 from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.endpoint import Endpoint
@@ -34,7 +36,7 @@ def main_address(account: Account, name: str) -> client.MainAddress:
     Raises: DeployError for an unknown deployment, and for one of functions only.
     """
     kind = status.stack_state(account, name).outputs.get("EndpointKind")
-    with plain_errors():
+    with plain_errors(account.origin):
         match kind:
             case Endpoint.aws_lambda:
                 return client.LambdaMain(names.invoked(names.main(name)), account.session.client("lambda", config=_ANSWER))
@@ -50,9 +52,10 @@ def deployed_file(account: Account, name: str, file_name: str) -> Path:
 
     Raises: DeployError for an unknown deployment, ArtifactError when its bucket has no such file.
     """
-    planned = status.stack_state(account, name).outputs.get("Plan")
-    bucket = Bucket(account, names.bucket(name, account.id, account.region))
-    with plain_errors():
+    state = status.stack_state(account, name)
+    planned = state.outputs.get("Plan")
+    with plain_errors(account.origin):
+        bucket = Bucket.of(account, name, recorded_in(Stack(account, name).template(state)))
         for manifest in bucket.keys(names.MAIN_FOLDER):
             files = {file.name: file for file in parse_document(bucket.read(manifest), MainManifest, manifest).files}
             plan = bucket.read(names.main_file_key(files["plan.json"].sha256, "plan.json"))

@@ -7,21 +7,39 @@ what it has done. This module does not know plans.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from botocore.exceptions import ClientError
 
-from remoe_cli.deploy.aws import names, status, template
+from remoe_cli.deploy.account_rules import AccountRules, recorded_in
+from remoe_cli.deploy.aws import lock, names, status, template
 from remoe_cli.deploy.aws.events import STACK, Event
+from remoe_cli.deploy.aws.objects import Object, object_of
 from remoe_cli.deploy.aws.session import Account, plain_errors
-from remoe_cli.deploy.aws.stack import Change, DesiredStack, Proposal, Stack
-from remoe_cli.deploy.aws.storage import Bucket, Object, object_of
+from remoe_cli.deploy.aws.stack import Change, DesiredStack, Proposal, Stack, StackState
+from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.aws.tidy import tidy
 from remoe_cli.deploy.console import Console, Overview
-from remoe_cli.errors import DeployError, HeldError, PartialDeployError, UsageError
+from remoe_cli.errors import DeployError, PartialDeployError, UsageError
+
+
+def recorded_rules(account: Account, name: str, *, of_deleted: bool = False) -> AccountRules:
+    """Return the rules of an earlier deployment of this name, which its stack's template keeps.
+
+    There are none without a stack, and with `of_deleted` the bucket of the last one: CloudFormation knows a deleted stack's template for 90
+    days. So a destroy that ended between stack and bucket finds a bucket of the user's again.
+    """
+    names.check_name(name)
+    with plain_errors(account.origin):
+        stack = Stack(account, name)
+        state = stack.describe()
+        if state and not state.empty:
+            return recorded_in(stack.template(state))
+        deleted = stack.last_deleted() if of_deleted and not state else None
+        return AccountRules(bucket=recorded_in(stack.template(deleted)).bucket) if deleted else AccountRules()
 
 
 def apply(
@@ -40,20 +58,29 @@ def apply(
     Raises: HeldError while somebody else works on it, DeployError when it fails and all is as before, PartialDeployError when it is neither
     as before nor as it should be.
     """
-    with plain_errors():
-        stack, bucket = Stack(account, name, console), Bucket(account, names.bucket(name, account.id, account.region))
+    with plain_errors(account.origin):
+        rules = recorded_in(made.root)
+        stack, bucket = Stack(account, name, console), Bucket.of(account, name, rules)
         _refuse_foreign(stack, bucket)
-        tags = {names.DEPLOYMENT_TAG: name}
+        tags = dict(rules.tags) | {names.DEPLOYMENT_TAG: name}
         wanted = DesiredStack(made.root, bucket.url(template.key(made.root)), bool(made.nested), tags)
         state = stack.recover(wanted)
         as_wanted = state is not None and stack.matches(wanted, state)
+        before = recorded_in(stack.template(state)) if state and state.stands and not as_wanted else rules
+        if before.bucket != rules.bucket:
+            raise UsageError(
+                f"The deployment's objects are in {Bucket.of(account, name, before).name}, and cannot move to another bucket.",
+                f"Leave --bucket out, or run 'remoe destroy {name} --target aws' first.",
+            )
         templates = tuple(object_of(key, body) for key, body in made.bodies.items())
         needed = {each.key for each in (*templates, *objects)}
         with console.progress("Comparing with the bucket"):
-            missing, bucket_tags = bucket.missing((*templates, *objects)), bucket.tags()
-        if bucket_tags and names.DESTROYER_TAG in bucket_tags:
-            raise _destroyed(name, bucket, bucket_tags)
-        if state and as_wanted and not missing and bucket_tags == tags:
+            bucket_tags = bucket.tags()
+            missing = bucket.missing((*templates, *objects))
+        lock.refuse_held(bucket, name)
+        old_tags = {key: value for key, value in (bucket_tags or {}).items() if key not in dict(before.tags)}
+        complete = bucket.is_own or (bucket_tags is not None and old_tags | tags == bucket_tags)
+        if state and as_wanted and not missing and complete:
             if not (freed_bytes := tidy(stack, bucket, state, needed, console)):
                 console.say("Nothing to do: the deployment is as the plan says.")
             return _document(account, name, console, (), freed_bytes)
@@ -63,30 +90,32 @@ def apply(
                 f"The plan needs {needs}, the deployment has {has}, and functions cannot move between stacks.",
                 f"Deploy it under another --name, or run 'remoe destroy {name} --target aws' first.",
             )
-        if bucket_tags != tags:
-            bucket.make(tags)
+        if not complete:
+            bucket.make(tags, None if bucket_tags is None else old_tags)
         with _unless_destroyed(name, bucket):
-            bucket.upload([each for each in templates if each in missing])
-            proposal = None if as_wanted else stack.propose(wanted, state)
-            with _as_it_was(stack, bucket, proposal, bucket_tags is None):
-                # While a change set waits nobody tidies, or begins to empty, the bucket: what is there now will be.
+            with _as_it_was(stack, bucket, proposals := [], bucket_tags is None):
+                bucket.upload([each for each in templates if each in missing])
+                if not as_wanted and (proposal := stack.propose(wanted, state)):
+                    proposals.append(proposal)
+                # While a change set waits nobody tidies the bucket: what is there now will be.
                 there = {each.key for each in bucket.stored()}
-                if names.DESTROYER_TAG in (now := bucket.tags() or {}):
-                    raise _destroyed(name, bucket, now)
                 rest = [each for each in objects if each in missing or each.key not in there]
-                changes = proposal.changes if proposal else ()
+                changes = proposals[0].changes if proposals else ()
                 upload_mb = sum(each.size_bytes for each in rest) / 1e6
                 where = f"account {account.id}, {account.region}"
                 if not console.agree(f"Deploy '{name}' to {where}, uploading {upload_mb:,.1f} MB?", explain(changes)):
                     raise DeployError("Nothing was deployed, as you did not agree.", "")
-            try:
-                with console.progress("Uploading", of_bytes=True) as report:
-                    bucket.upload(rest, report)
-            except KeyboardInterrupt:
-                console.say(f"Uploaded files stay. The same command continues; 'remoe destroy {name} --target aws' removes it.")
-                raise
-            if proposal:
-                state = stack.execute(proposal)
+                holding = ExitStack()
+                holding.enter_context(lock.held(bucket, name, "deploys"))
+            with holding:
+                try:
+                    with console.progress("Uploading", of_bytes=True) as report:
+                        bucket.upload(rest, report)
+                except KeyboardInterrupt:
+                    console.say(f"Uploaded files stay. The same command continues; 'remoe destroy {name} --target aws' removes it.")
+                    raise
+                if proposals:
+                    state = stack.execute(proposals[0])
         freed_bytes = tidy(stack, bucket, state, needed, console) if state else 0
         return _document(account, name, console, changes, freed_bytes)
 
@@ -101,6 +130,8 @@ def _refuse_foreign(stack: Stack, bucket: Bucket) -> None:
     state, tags, hint = stack.describe(), bucket.tags(), "Choose another --name."
     if state and not state.empty and names.DEPLOYMENT_TAG not in state.tags:
         raise UsageError(f"The stack {stack.name} has no tag {names.DEPLOYMENT_TAG}: remoe did not make it.", hint)
+    if bucket.is_own:
+        return
     if tags is not None and names.DEPLOYMENT_TAG not in tags and (foreign := bucket.foreign()):
         raise UsageError(f"The bucket {bucket.name} holds objects that remoe did not make, such as {foreign[0]}.", hint)
 
@@ -115,14 +146,14 @@ def _is_nested(deployed: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _as_it_was(stack: Stack, bucket: Bucket, proposal: Proposal | None, is_new: bool) -> Iterator[None]:
+def _as_it_was(stack: Stack, bucket: Bucket, proposals: Sequence[Proposal], is_new: bool) -> Iterator[None]:
     """Withdraw the proposal when the block raises, and remove the bucket if it `is_new`."""
     try:
         yield
     except BaseException:
-        if proposal:
+        for proposal in proposals:
             stack.withdraw(proposal)
-        if is_new:
+        if is_new and not lock.owner(bucket):  # else it is another's by now
             bucket.remove()
         raise
 
@@ -133,67 +164,58 @@ def _unless_destroyed(name: str, bucket: Bucket) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        tags = bucket.tags()
-        if tags is None or names.DESTROYER_TAG in tags:
-            raise _destroyed(name, bucket, tags or {}) from error
+        if (holder := lock.owner(bucket)) and holder.work == "destroys":
+            raise lock.held_by(bucket, name, holder) from error
+        if bucket.tags() is None:
+            raise lock.destroyed(bucket, name) from error
         raise
-
-
-def _destroyed(name: str, bucket: Bucket, tags: Mapping[str, str]) -> HeldError:
-    return HeldError(
-        f"The bucket {bucket.name} is held by {tags.get(names.DESTROYER_TAG, 'somebody')}, who destroys the deployment '{name}'.",
-        f"When that is done, run the command again. If it was interrupted, 'remoe destroy {name} --target aws' continues it.",
-    )
 
 
 def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
     """Delete the stack, then the bucket with all its objects.
 
     `left` of the returned document lists what still has the deployment's tag, `kept` the objects that remoe did not put into the bucket;
-    these stay, and the bucket with them.
+    these stay, and the bucket with them. Where there is nothing of this name, the document's `state` is absent.
 
-    Raises: DeployError for an unknown name, HeldError while somebody else changes it, PartialDeployError for what cannot be deleted.
+    Raises: HeldError while somebody else changes it, PartialDeployError for what cannot be deleted.
     """
-    names.check_name(name)
-    with plain_errors():
-        stack, bucket = Stack(account, name, console), Bucket(account, names.bucket(name, account.id, account.region))
+    rules = recorded_rules(account, name, of_deleted=True)
+    with plain_errors(account.origin):
+        stack, bucket = Stack(account, name, console), Bucket.of(account, name, rules)
         state, bucket_tags = stack.describe(), bucket.tags()
-        if state is None and bucket_tags is None:
-            raise status.unknown(account, name)
+        gone: dict[str, Any] = {"name": name, "target": "aws", "state": "destroyed", "left": [], "kept": []}
+        if state is None and (bucket_tags is None or (bucket.is_own and not bucket.stored())):
+            return gone | {"state": "absent", "account": account.id, "region": account.region}
         _refuse_foreign(stack, bucket)
         described = f"the stack {stack.name} ({state.status})" if state else "no stack"
-        if not console.agree(
-            f"Destroy '{name}' in account {account.id}, {account.region}: {described}, the bucket {bucket.name} and all in it?"
-        ):
+        emptied = f"remoe's objects in the bucket {bucket.name}" if bucket.is_own else f"the bucket {bucket.name} and all in it"
+        if not console.agree(f"Destroy '{name}' in account {account.id}, {account.region}: {described}, {emptied}?"):
             raise DeployError("Nothing was destroyed, as you did not agree.", "")
-        removed = stack.remove(state) if state else ()
-        _claim(account, stack, bucket)
-        with console.progress(f"Emptying and deleting the bucket {bucket.name}"):
-            kept = bucket.remove()
-        gone = [event.id for event in removed if event.status == "DELETE_COMPLETE"]
-        left = status.tagged(account, name, gone=[*gone, bucket.name])
-        if stuck := [event for event in removed if event.failed]:
-            raise PartialDeployError(
-                f"{len(stuck)} resources could not be deleted, and are in no stack any more: {'; '.join(map(_stuck, stuck))}",
-                "Fix what it names, then delete them by hand.",
-            )
-        return {"name": name, "target": "aws", "state": "destroyed", "left": left, "kept": [f"s3://{bucket.name}/{key}" for key in kept]}
+        if state is None and bucket.remove_empty():  # without a lock, which could not be put where little is allowed
+            return gone
+        if bucket_tags is None:
+            return gone | _end(account, name, stack, bucket, state, console)
+        with lock.held(bucket, name, "destroys"):
+            if state is None and (now := stack.describe()):
+                raise stack.held(now)  # somebody has proposed it meanwhile
+            return gone | _end(account, name, stack, bucket, state, console)
 
 
-def _claim(account: Account, stack: Stack, bucket: Bucket) -> None:
-    """Mark the bucket as being emptied, for those who deploy.
-
-    Who deploys proposes a stack and then looks for this mark. Here the mark is set before looking for a stack, so one of the two sees the
-    other.
-
-    Raises: HeldError when there is a stack.
-    """
-    if (tags := bucket.tags()) is None:
-        return
-    bucket.tag({**tags, names.DESTROYER_TAG: names.tag_value(account.who)})
-    if state := stack.describe():
-        bucket.tag({key: value for key, value in tags.items() if key != names.DESTROYER_TAG})
-        raise stack.held(state)
+def _end(account: Account, name: str, stack: Stack, bucket: Bucket, state: StackState | None, console: Console) -> dict[str, Any]:
+    """Delete stack and bucket; return what is left and what was kept."""
+    removed = stack.remove(state) if state else ()
+    if now := stack.describe():
+        raise stack.held(now)
+    with console.progress(f"Emptying and deleting the bucket {bucket.name}"):
+        kept = bucket.remove()
+    gone = [event.id for event in removed if event.status == "DELETE_COMPLETE"]
+    left = status.tagged(account, name, gone=[*gone, bucket.name])
+    if stuck := [event for event in removed if event.failed]:
+        raise PartialDeployError(
+            f"{len(stuck)} resources could not be deleted, and are in no stack any more: {'; '.join(map(_stuck, stuck))}",
+            "Fix what it names, then delete them by hand.",
+        )
+    return {"left": left, "kept": [f"s3://{bucket.name}/{key}" for key in kept]}
 
 
 def _stuck(event: Event) -> str:

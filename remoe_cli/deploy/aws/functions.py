@@ -14,7 +14,7 @@ from remoe_cli import artifacts, lambda_limits
 from remoe_cli.deploy.aws import names, policies
 from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
-from remoe_cli.deploy.aws.policies import ACCOUNT, REGION, sub
+from remoe_cli.deploy.aws.policies import sub
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.package.bundle import HANDLER
@@ -63,13 +63,12 @@ def storage_mb(plan: Plan, function: ExpertFunction) -> int:
 
 def expert_function(plan: Plan, function: ExpertFunction, contents: Contents, settings: AwsSettings, served: int) -> dict[str, Resource]:
     """Make the resources of an expert function, with replicas for `served` requests at once."""
-    bucket = sub(names.bucket(settings.name, ACCOUNT, REGION))
     shard = names.shard_key(function.entry, function.shard_sha256)
     configuration = {
         "Description": f"{len(function.experts)} experts of layer {function.layer}",
         "Runtime": f"python{settings.python}",
         "Handler": HANDLER,
-        "Code": {"S3Bucket": bucket, "S3Key": names.code_key(contents.code_sha256)},
+        "Code": {"S3Bucket": sub(settings.bucket), "S3Key": settings.key(names.code_key(contents.code_sha256))},
         "MemorySize": function.memory_mb,
         "Timeout": function.timeout_s,
         "EphemeralStorage": {"Size": storage_mb(plan, function)},
@@ -86,7 +85,7 @@ def expert_function(plan: Plan, function: ExpertFunction, contents: Contents, se
         names.function(settings.name, function.entry),
         configuration,
         settings,
-        policy=policies.expert(settings.name, function.entry),
+        policy=policies.expert(settings, function.entry),
         reserved=function.replicas * served,
         tags=tags(settings),
     )
@@ -100,15 +99,18 @@ def lambda_function(
     `configuration` is what a version freezes. The function never has more than `reserved` instances, so it cannot cost more than they do,
     whatever calls it. An account that cannot reserve (0) has so few instances that they are the limit.
     """
+    rules = settings.rules
     versioned = {
         **configuration,
         "Role": {"Fn::GetAtt": [f"{id}Role", "Arn"]},
         "Architectures": [settings.architecture],
+        **({"KmsKeyArn": rules.kms_key} if rules.kms_key else {}),
+        **({"VpcConfig": {"SubnetIds": list(rules.subnets), "SecurityGroupIds": list(rules.security_groups)}} if rules.subnets else {}),
     }
     # A version is published when there is a new one in the template. Lambda refuses one of what is published already.
     version = f"{id}Version{artifacts.sha256_bytes(json.dumps(versioned, sort_keys=True).encode())[:12]}"
     return {
-        f"{id}Role": role("lambda", policy, tags),
+        f"{id}Role": role("lambda", policy, settings, tags),
         f"{id}Log": log_group(names.log_group(name), settings, tags),
         id: {
             "Type": "AWS::Lambda::Function",
@@ -128,10 +130,13 @@ def lambda_function(
     }
 
 
-def role(service: str, policy: Resource, tags: list[Any]) -> Resource:
+def role(service: str, policy: Resource, settings: AwsSettings, tags: list[Any]) -> Resource:
+    rules = settings.rules
     return {
         "Type": "AWS::IAM::Role",
         "Properties": {
+            **({"Path": rules.role_path} if rules.role_path else {}),
+            **({"PermissionsBoundary": rules.permissions_boundary} if rules.permissions_boundary else {}),
             "AssumeRolePolicyDocument": policies.trust(service),
             "Policies": [{"PolicyName": "remoe", "PolicyDocument": policy}],
             "Tags": tags,
@@ -143,20 +148,25 @@ def log_group(group: str, settings: AwsSettings, tags: list[Any]) -> Resource:
     return {
         "Type": "AWS::Logs::LogGroup",
         **DELETE,
-        "Properties": {"LogGroupName": group, "RetentionInDays": settings.log_days, "Tags": tags},
+        "Properties": {
+            "LogGroupName": group,
+            "RetentionInDays": settings.log_days,
+            **({"KmsKeyId": settings.rules.kms_key} if settings.rules.kms_key else {}),
+            "Tags": tags,
+        },
     }
 
 
-def object_uri(settings: AwsSettings, key: str) -> Resource:
-    return sub(f"s3://{names.bucket(settings.name, ACCOUNT, REGION)}/{key}")
+def object_uri(settings: AwsSettings, key: str) -> Any:
+    return sub(f"s3://{settings.bucket}/{settings.key(key)}")
 
 
 def tags(settings: AwsSettings, plan: Plan | None = None) -> list[dict[str, str]]:
-    """Make the tags of a resource: the deployment's, and with a `plan` the plan's too.
+    """Make the tags of a resource: the user's, the deployment's, and with a `plan` the plan's too.
 
     Only resources that stand for the whole deployment have the plan's tag. On expert functions it would change all of them with every plan.
     """
-    pairs = {names.DEPLOYMENT_TAG: settings.name} | ({names.PLAN_TAG: plan_sha256(plan)} if plan else {})
+    pairs = dict(settings.rules.tags) | {names.DEPLOYMENT_TAG: settings.name} | ({names.PLAN_TAG: plan_sha256(plan)} if plan else {})
     return [{"Key": key, "Value": value} for key, value in pairs.items()]
 
 

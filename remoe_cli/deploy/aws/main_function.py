@@ -10,7 +10,8 @@ from remoe_cli.deploy.aws import functions, names, policies
 from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.contents import Contents
 from remoe_cli.deploy.aws.functions import Resource
-from remoe_cli.deploy.aws.policies import ACCOUNT, REGION, SUFFIX, sub
+from remoe_cli.deploy.aws.names import ACCOUNT, REGION
+from remoe_cli.deploy.aws.policies import SUFFIX, sub
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
@@ -33,16 +34,17 @@ def resources(plan: Plan, contents: Contents, settings: AwsSettings, after: list
     match settings.endpoint:
         case Endpoint.none:
             document = policies.caller(settings.name, entries, iam.managed_policy_characters)
-            return {"Caller": {"Type": "AWS::IAM::ManagedPolicy", "Properties": {"PolicyDocument": document}}}
+            path = {"Path": settings.rules.role_path} if settings.rules.role_path else {}
+            return {"Caller": {"Type": "AWS::IAM::ManagedPolicy", "Properties": {**path, "PolicyDocument": document}}}
         case Endpoint.aws_lambda:
             if plan.main.usd_per_hour is not None:
                 raise _wrong_kind(plan, "not a Lambda function")
-            policy = policies.main_function(settings.name, entries, iam.role_policy_characters)
+            policy = policies.main_function(settings, entries, iam.role_policy_characters)
             return _function(plan, contents, settings, policy, after)
         case Endpoint.sagemaker:
             if not plan.main.name.startswith("ml."):
                 raise _wrong_kind(plan, "not a SageMaker instance")
-            policy = policies.main_endpoint(settings.name, entries, iam.role_policy_characters, _image(settings)[0])
+            policy = policies.main_endpoint(settings, entries, iam.role_policy_characters, _image(settings)[0])
             return _endpoint(plan, contents, settings, policy, after)
 
 
@@ -85,7 +87,8 @@ def _function(plan: Plan, contents: Contents, settings: AwsSettings, policy: Res
 
 
 def _endpoint(plan: Plan, contents: Contents, settings: AwsSettings, policy: Resource, after: list[str]) -> dict[str, Resource]:
-    tags, figure = functions.tags(settings, plan), aws_reference()
+    tags, figure, rules = functions.tags(settings, plan), aws_reference(), settings.rules
+    network = {"Subnets": list(rules.subnets), "SecurityGroupIds": list(rules.security_groups)}
     variant = {
         "VariantName": "main",
         "ModelName": {"Fn::GetAtt": ["MainModel", "ModelName"]},
@@ -98,7 +101,7 @@ def _endpoint(plan: Plan, contents: Contents, settings: AwsSettings, policy: Res
         ),
     }
     return {
-        "MainRole": functions.role("sagemaker", policy, tags),
+        "MainRole": functions.role("sagemaker", policy, settings, tags),
         "MainLog": functions.log_group(names.endpoint_log_group(settings.name), settings, tags),
         "MainModel": {
             "Type": "AWS::SageMaker::Model",
@@ -106,6 +109,7 @@ def _endpoint(plan: Plan, contents: Contents, settings: AwsSettings, policy: Res
                 "ExecutionRoleArn": {"Fn::GetAtt": ["MainRole", "Arn"]},
                 "EnableNetworkIsolation": False,  # the container calls Lambda and reads S3
                 "PrimaryContainer": {"Image": _image(settings)[1], "Environment": _variables(contents, settings)},
+                **({"VpcConfig": network} if rules.subnets else {}),
                 "Tags": tags,
             },
         },

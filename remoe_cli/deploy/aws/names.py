@@ -10,7 +10,8 @@ from remoe_cli.errors import UsageError
 NAME_FORM = r"[a-z0-9](?:[a-z0-9-]{0,22}[a-z0-9])?"
 ALIAS = "live"
 DEPLOYMENT_TAG, PLAN_TAG = "remoe:deployment", "remoe:plan"
-DESTROYER_TAG = "remoe:destroyed-by"  # of a bucket that is being emptied
+ACCOUNT, REGION = "${AWS::AccountId}", "${AWS::Region}"  # CloudFormation's pseudo parameters
+LOCK_KEY = "remoe-lock.json"  # says who changes or destroys the deployment at this moment (lock.py)
 
 
 def check_name(name: str) -> str:
@@ -41,6 +42,11 @@ def stack(name: str) -> str:
 
 def bucket(name: str, account: str, region: str) -> str:
     return f"remoe-{name}-{account}-{region}"
+
+
+def prefix(name: str, own_bucket: str | None) -> str:
+    """Return what all keys begin with: in a bucket of the user's other things may be."""
+    return f"remoe/{name}/" if own_bucket else ""
 
 
 def function(name: str, entry: str) -> str:
@@ -103,7 +109,9 @@ def template_key(sha256: str) -> str:
     return f"templates/{sha256}.json"
 
 
-_KEY = re.compile(r"(code/\w{64}\.zip|functions/[^/]+/\w{64}\.safetensors|main/\w{64}(\.json|/[^/]+)|templates/\w{64}\.json)")
+_KEY = re.compile(
+    r"code/\w{64}\.zip|functions/[^/]+/\w{64}\.safetensors|main/\w{64}(\.json|/[^/]+)|templates/\w{64}\.json|remoe-lock\.json"
+)
 
 
 def is_key(key: str) -> bool:

@@ -14,8 +14,8 @@ from pathlib import Path
 from remoe_cli import artifacts, owned
 from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
+from remoe_cli.deploy.aws.objects import Object
 from remoe_cli.deploy.aws.settings import AwsSettings
-from remoe_cli.deploy.aws.storage import Object
 from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.main_files import server_config, write_main_files

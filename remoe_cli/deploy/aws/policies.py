@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from remoe_cli.deploy.aws import names
+from remoe_cli.deploy.aws.names import ACCOUNT, REGION
+from remoe_cli.deploy.aws.settings import AwsSettings
 
 Document = dict[str, Any]
-ACCOUNT, REGION, PARTITION, SUFFIX = "${AWS::AccountId}", "${AWS::Region}", "${AWS::Partition}", "${AWS::URLSuffix}"
+PARTITION, SUFFIX = "${AWS::Partition}", "${AWS::URLSuffix}"
 # The most characters that each may stand for: policies are measured before anybody knows where they go.
 _LONGEST = {ACCOUNT: "0" * 12, REGION: "ap-southeast-1", PARTITION: "aws-us-gov"}
+_INTERFACE = ("ec2:CreateNetworkInterface", "ec2:DeleteNetworkInterface", "ec2:DescribeNetworkInterfaces", "ec2:DescribeSubnets")
+_LAMBDA_IN_VPC = (*_INTERFACE, "ec2:AssignPrivateIpAddresses", "ec2:UnassignPrivateIpAddresses")
+_SAGEMAKER_IN_VPC = (
+    *(*_INTERFACE, "ec2:CreateNetworkInterfacePermission", "ec2:DeleteNetworkInterfacePermission"),
+    *("ec2:DescribeDhcpOptions", "ec2:DescribeSecurityGroups", "ec2:DescribeVpcs"),
+)
 _IMAGE = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([^:@]+)(?:[:@].+)?")
 
 
-def sub(text: str) -> Document:
-    """Let CloudFormation fill in the pseudo parameters in `text`."""
-    return {"Fn::Sub": text}
+def sub(text: str) -> Any:
+    """Let CloudFormation fill in the pseudo parameters in `text`, if it has any."""
+    return {"Fn::Sub": text} if "${" in text else text
 
 
 def trust(service: str) -> Document:
@@ -38,18 +46,20 @@ def trust(service: str) -> Document:
     )
 
 
-def expert(name: str, entry: str) -> Document:
+def expert(settings: AwsSettings, entry: str) -> Document:
     """Make the policy of an expert function: it reads its shard and writes its log."""
-    return _document(_read(name, f"functions/{entry}"), _log(names.log_group(names.function(name, entry))))
+    log = _log(names.log_group(names.function(settings.name, entry)))
+    return _document(*_read(settings, f"functions/{entry}"), log, *_network(settings, _LAMBDA_IN_VPC))
 
 
-def main_function(name: str, entries: Iterable[str], most_characters: int) -> Document:
+def main_function(settings: AwsSettings, entries: Iterable[str], most_characters: int) -> Document:
     """Make the policy of a main function on Lambda: its files, its log, the expert functions `entries`."""
-    own = (_read(name, "main"), _log(names.log_group(names.main(name))))
-    return _with_calls(name, entries, most_characters, *own)
+    log = _log(names.log_group(names.main(settings.name)))
+    own = (*_read(settings, "main"), log, *_network(settings, _LAMBDA_IN_VPC))
+    return _with_calls(settings.name, entries, most_characters, *own)
 
 
-def main_endpoint(name: str, entries: Iterable[str], most_characters: int, image: tuple[str, str, str]) -> Document:
+def main_endpoint(settings: AwsSettings, entries: Iterable[str], most_characters: int, image: tuple[str, str, str]) -> Document:
     """Make the policy of a main function on SageMaker, which also fetches its `image` by this role.
 
     `image` is account, region and repository.
@@ -57,13 +67,14 @@ def main_endpoint(name: str, entries: Iterable[str], most_characters: int, image
     account, region, repository = image
     pull = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
     own = (
-        _read(name, "main"),
+        *_read(settings, "main"),
         # SageMaker's agent looks for its log streams, and for the group by making it.
-        _log(names.endpoint_log_group(name), "logs:CreateLogGroup", "logs:DescribeLogStreams"),
+        _log(names.endpoint_log_group(settings.name), "logs:CreateLogGroup", "logs:DescribeLogStreams"),
         _allow("PullImage", pull, _arn("ecr", f"repository/{repository}", region, account)),
         _allow("LogInToRegistry", ("ecr:GetAuthorizationToken",), "*"),
+        *_network(settings, _SAGEMAKER_IN_VPC),
     )
-    return _with_calls(name, entries, most_characters, *own)
+    return _with_calls(settings.name, entries, most_characters, *own)
 
 
 def caller(name: str, entries: Iterable[str], most_characters: int) -> Document:
@@ -121,9 +132,16 @@ def _call(name: str, entries: Iterable[str]) -> Document:
     return _allow("CallFunctions", ("lambda:InvokeFunction",), *(_arn("lambda", function) for function in functions))
 
 
-def _read(name: str, prefix: str) -> Document:
-    bucket = names.bucket(name, ACCOUNT, REGION)
-    return _allow("ReadModel", ("s3:GetObject",), _arn("s3", f"{bucket}/{prefix}/*", "", ""))
+def _read(settings: AwsSettings, folder: str) -> Iterator[Document]:
+    yield _allow("ReadModel", ("s3:GetObject",), _arn("s3", f"{settings.bucket}/{settings.key(folder)}/*", "", ""))
+    if settings.rules.kms_key:
+        yield _allow("ReadWithKey", ("kms:Decrypt",), settings.rules.kms_key)
+
+
+def _network(settings: AwsSettings, actions: Iterable[str]) -> Iterator[Document]:
+    """Allow to join a VPC: these actions have no resource that can be named before it exists."""
+    if settings.rules.subnets:
+        yield _allow("JoinNetwork", actions, "*")
 
 
 def _log(group: str, *further: str) -> Document:
@@ -136,7 +154,7 @@ def _arn(service: str, resource: str, region: str = REGION, account: str = ACCOU
 
 
 def _allow(sid: str, actions: Iterable[str], *resources: str) -> Document:
-    named = [resource if resource == "*" else sub(resource) for resource in resources]
+    named = [sub(resource) for resource in resources]
     return {"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": named}
 
 

@@ -13,6 +13,7 @@ from remoe_cli.deploy.aws.contents import Contents
 from remoe_cli.deploy.aws.functions import Resource, plan_sha256
 from remoe_cli.deploy.aws.money import Line, Money
 from remoe_cli.deploy.aws.quotas import QuotaCheck, Severity
+from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.console import Overview, Table
 from remoe_cli.plan.document import Plan
@@ -71,6 +72,17 @@ def tables(made: Templates, quotas: Sequence[QuotaCheck], money: Money) -> tuple
         Table("Costs in USD", ("what", "a month at rest", "a request", "a month of use"), tuple(_money_rows(money))),
         Table("Quotas", ("what", "used", "of", "unit", "verdict"), rows),
     )
+
+
+def rules_table(settings: AwsSettings) -> tuple[Table, ...]:
+    """Show what the account's rules add to everything; nothing where there are none."""
+    shown = {
+        name.replace("_", " "): ", ".join("=".join(each) if isinstance(each, list) else each for each in value)
+        if isinstance(value, list)
+        else value
+        for name, value in settings.rules.document.items()
+    }
+    return (Table("What the account demands", ("rule", "value"), tuple(shown.items())),) if shown else ()
 
 
 def _money_rows(money: Money) -> Iterator[tuple[str, ...]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from remoe_cli.deploy.account_rules import AccountRules
+from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.endpoint import Endpoint
 
 
@@ -17,6 +19,7 @@ class AwsSettings:
     log_days            days that logs are kept
     monthly_alert_usd   a month's spending at which AWS sends a mail to `alert_email`; None: no mail
     concurrency         instances of all functions that the account may run at once; a new account has fewer than AWS's default
+    rules               what the account demands of everything
     """
 
     name: str
@@ -28,6 +31,16 @@ class AwsSettings:
     monthly_alert_usd: float | None = None
     alert_email: str | None = None
     concurrency: int = 1000
+    rules: AccountRules = field(default_factory=AccountRules)
+
+    @property
+    def bucket(self) -> str:
+        """Return the bucket's name, in which a template's pseudo parameters may stand."""
+        return self.rules.bucket or names.bucket(self.name, names.ACCOUNT, names.REGION)
+
+    def key(self, key: str) -> str:
+        """Return where in the bucket an object is."""
+        return names.prefix(self.name, self.rules.bucket) + key
 
 
 def endpoint_of(main_name: str) -> Endpoint:

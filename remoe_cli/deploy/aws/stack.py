@@ -23,6 +23,7 @@ from remoe_cli.deploy.aws.events import Event
 from remoe_cli.deploy.aws.session import Account, code_of
 from remoe_cli.deploy.console import SILENT, Console
 from remoe_cli.errors import DeployError, HeldError, PartialDeployError
+from remoe_cli.runtime.failures import ACCESS_DENIED
 
 _REVIEW = "REVIEW_IN_PROGRESS"
 _STANDS = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE", "IMPORT_ROLLBACK_COMPLETE")
@@ -135,6 +136,18 @@ class Stack:
             outputs={output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", ())},
             change_set=found.get("ChangeSetId", ""),
         )
+
+    def last_deleted(self) -> StackState | None:
+        """Return the latest deleted stack of this name, known for 90 days; None if it may not be asked."""
+        try:
+            pages = self._client.get_paginator("list_stacks").paginate(StackStatusFilter=["DELETE_COMPLETE"])
+            found = [each for page in pages for each in page["StackSummaries"] if each["StackName"] == self.name]
+        except ClientError as error:
+            if code_of(error) in ACCESS_DENIED:
+                return None
+            raise
+        found.sort(key=lambda each: each.get("DeletionTime") or each["CreationTime"])
+        return self.describe(found[-1]["StackId"]) if found else None
 
     def template(self, state: StackState) -> dict[str, Any]:
         """Return the template that was deployed, as it was given."""
@@ -279,12 +292,10 @@ class Stack:
             raise
         if happened[-1].status not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
             raise self._failure(happened)
-        for pause_s in events.pauses():
-            state = self.describe(proposal.stack_id)
-            if state and state.status == happened[-1].status:  # else it was read as it was before
-                return state
-            time.sleep(pause_s)
-        raise AssertionError("unreachable")
+        pauses = events.pauses()
+        while (state := self.describe(proposal.stack_id)) is None or state.status != happened[-1].status:  # read as it was before
+            time.sleep(next(pauses))
+        return state
 
     def _failure(self, happened: list[Event]) -> DeployError | PartialDeployError:
         failure, end = events.cause(happened), happened[-1]

@@ -37,7 +37,7 @@ def read(account: Account, name: str) -> dict[str, Any]:
 
     Raises: DeployError for an unknown name.
     """
-    with plain_errors():
+    with plain_errors(account.origin):
         stack, state = Stack(account, name), stack_state(account, name)
         word, hint = _state(state, name)
         templates = list(_templates(account, stack, state)) if state.stands or state.busy else []
@@ -65,7 +65,7 @@ def stack_state(account: Account, name: str) -> StackState:
     Raises: DeployError for an unknown name.
     """
     names.check_name(name)
-    with plain_errors():
+    with plain_errors(account.origin):
         if (state := Stack(account, name).describe()) is None:
             raise unknown(account, name)
         return state
@@ -155,7 +155,7 @@ def logs(account: Account, name: str, function: str | None, lines: int) -> dict[
     if function is not None and function not in groups:
         raise DeployError(f"Deployment '{name}' has no function '{function}'; there are: {', '.join(groups)}.", "")
     chosen = groups if function is None else {function: groups[function]}
-    with plain_errors(), ThreadPoolExecutor(_AT_ONCE) as pool:
+    with plain_errors(account.origin), ThreadPoolExecutor(_AT_ONCE) as pool:
         return dict(zip(chosen, pool.map(lambda group: _last_lines(account, group, lines), chosen.values()), strict=True))
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from remoe_cli.deploy.aws import access, deployment, diff, money, packing, quotas, status, template
+from remoe_cli.deploy.account_rules import AccountRules
+from remoe_cli.deploy.aws import access, checks, deployment, diff, money, packing, quotas, status, template
 from remoe_cli.deploy.aws import preview as rows
 from remoe_cli.deploy.aws.contents import expected
 from remoe_cli.deploy.aws.session import Account
@@ -20,7 +21,7 @@ from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import check_model, read_inputs
 from remoe_cli.deploy.target import DeployOptions
-from remoe_cli.errors import UsageError
+from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.package.dependencies import PYTHON
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Plan, read_plan
@@ -32,10 +33,12 @@ class AwsTarget:
     """Deployments in one AWS account and region (deploy/target.py says what each method does).
 
     connect   finds the account; it is called once, by the first method that needs the account
+    region    the region that an option or the environment names, which a dry run checks without an account
     """
 
     connect: Callable[[], Account]
     console: Console
+    region: str | None = None
 
     @cached_property
     def account(self) -> Account:
@@ -46,10 +49,31 @@ class AwsTarget:
         plan = read_plan(plan_path)
         catalog, contents = read_catalog(plan.catalog.path), expected(plan)
         settings = _settings(plan, catalog, name, options)
+        settings = replace(settings, rules=options.rules.over(AccountRules()))
+        said = self._looked_up(settings)
         made = template.templates(plan, contents, settings)
-        checks, bill = quotas.check(plan, contents, settings), money.bill(plan, catalog, contents, settings)
-        document = rows.dry_run(plan, made, contents, checks, bill)
-        return document, Overview(rows.tables(made, checks, bill), rows.remarks(plan, checks, bill))
+        limits, bill = quotas.check(plan, contents, settings), money.bill(plan, catalog, contents, settings)
+        document = rows.dry_run(plan, made, contents, limits, bill)
+        tables = (*rows.tables(made, limits, bill), *rows.rules_table(settings))
+        return document | {"remarks": list(said)}, Overview(tables, (*rows.remarks(plan, limits, bill), *said))
+
+    def _looked_up(self, settings: AwsSettings) -> tuple[str, ...]:
+        """Check what the options name, as far as this is possible without an account or with one; return what must be said.
+
+        Only what is in an account makes a dry run ask for one.
+
+        Raises: UsageError for what is not there, or in another region.
+        """
+        if self.region:
+            checks.check_region(settings, self.region)
+        said = checks.remarks(settings)
+        if settings.image_uri is None and not settings.rules.document.keys() - {"tags", "role_path"}:
+            return said
+        try:
+            account = self.account
+        except RemoeError as error:
+            return (*said, f"What these options name was not looked up, as there is no account: {error.message}")
+        return (*said, *checks.check(account, settings))
 
     def deploy(self, plan_path: Path, name: str, options: DeployOptions) -> dict[str, Any]:
         """Check, package and deploy a plan; the document also has the `changes` that were made."""
@@ -58,23 +82,26 @@ class AwsTarget:
             plan, profile, catalog = read_inputs(plan_path)
         check_model(profile, self.console.progress)
         settings = _settings(plan, catalog, name, options)
+        settings = replace(settings, rules=options.rules.over(deployment.recorded_rules(account, name)))
         if settings.endpoint is not Endpoint.none and settings.image_uri is None:
             raise UsageError(
                 f"The main function on {settings.endpoint.value} needs its image in ECR.",
                 "Make it with 'remoe package PLAN --image', then give --endpoint-image URI; or run it yourself: --endpoint none.",
             )
+        for each in (*checks.remarks(settings), *checks.check(account, settings)):
+            self.console.say(each)
         settings = replace(settings, concurrency=_concurrency(account) or settings.concurrency)
         package = packing.pack(plan, plan_path, profile, catalog, settings, self.console)
         made = template.templates(plan, package.contents, settings)
-        checks = quotas.check(plan, package.contents, settings)
-        if refused := next((quota for quota in checks if quota.severity == "error"), None):
+        limits = quotas.check(plan, package.contents, settings)
+        if refused := next((quota for quota in limits if quota.severity == "error"), None):
             raise UsageError(
                 f"AWS does not take this: {refused.name}, {refused.used:,.0f} of {refused.limit:,.0f} {refused.unit}.", refused.hint
             )
         bill = money.bill(plan, catalog, package.contents, settings)
 
         def explain(changes: Sequence[Change]) -> Overview:
-            return Overview((diff.table(changes, bill),), rows.remarks(plan, checks, bill))
+            return Overview((diff.table(changes, bill), *rows.rules_table(settings)), rows.remarks(plan, limits, bill))
 
         return deployment.apply(account, name, made, package.objects, self.console, explain)
 

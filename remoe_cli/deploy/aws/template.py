@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from remoe_cli import artifacts
+from remoe_cli.deploy.account_rules import RECORD
 from remoe_cli.deploy.aws import functions, main_function, names
 from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.contents import Contents
 from remoe_cli.deploy.aws.functions import DELETE, Resource, plan_sha256, tags
-from remoe_cli.deploy.aws.policies import ACCOUNT, REGION, SUFFIX, sub
+from remoe_cli.deploy.aws.names import REGION
+from remoe_cli.deploy.aws.policies import SUFFIX, sub
 from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
@@ -84,7 +86,8 @@ def _root(plan: Plan, contents: Contents, settings: AwsSettings, experts: dict[s
     """Make the root template. The main function comes last, so that a failure before it costs no instance."""
     after = [id for id, made in experts.items() if made["Type"] in ("AWS::Lambda::Alias", "AWS::CloudFormation::Stack")]
     main = main_function.resources(plan, contents, settings, after)
-    return _template(settings.name, experts | main | _budget(settings), _outputs(plan, contents, settings))
+    made = _template(settings.name, experts | main | _budget(settings), _outputs(plan, contents, settings))
+    return made | ({"Metadata": {RECORD: settings.rules.document}} if settings.rules.document else {})
 
 
 def _template(name: str, resources: dict[str, Resource], outputs: dict[str, Any] | None = None) -> Template:
@@ -93,8 +96,7 @@ def _template(name: str, resources: dict[str, Resource], outputs: dict[str, Any]
 
 
 def _nested_stack(template: Template, settings: AwsSettings) -> Resource:
-    bucket = names.bucket(settings.name, ACCOUNT, REGION)
-    url = sub(f"https://{bucket}.s3.{REGION}.{SUFFIX}/{key(template)}")
+    url = sub(f"https://{settings.bucket}.s3.{REGION}.{SUFFIX}/{settings.key(key(template))}")
     return {"Type": "AWS::CloudFormation::Stack", **DELETE, "Properties": {"TemplateURL": url, "Tags": tags(settings)}}
 
 
@@ -116,7 +118,7 @@ def _budget(settings: AwsSettings) -> dict[str, Resource]:
 
 def _outputs(plan: Plan, contents: Contents, settings: AwsSettings) -> dict[str, Any]:
     outputs: dict[str, tuple[str, Any]] = {
-        "Bucket": ("Weights, code and templates", sub(names.bucket(settings.name, ACCOUNT, REGION))),
+        "Bucket": ("Weights, code and templates", sub(settings.bucket)),
         "Plan": ("sha256 of the plan", plan_sha256(plan)),
         "Functions": ("Number of expert functions", str(len(contents.functions))),
         "EndpointKind": ("Where the main function runs", settings.endpoint.value),

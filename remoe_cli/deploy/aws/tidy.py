@@ -28,10 +28,8 @@ def tidy(stack: Stack, bucket: Bucket, state: StackState, needed: Collection[str
 
     It raises nothing that S3 or CloudFormation answers, as the deployment is complete; it says what stays.
     """
-    left = sorted(
-        (each for each in bucket.stored() if each.key not in needed and each.since < state.since and names.is_key(each.key)),
-        key=lambda each: each.key,
-    )
+    ours = [each for each in bucket.stored() if names.is_key(each.key) and each.key != names.LOCK_KEY]
+    left = sorted((each for each in ours if each.key not in needed and each.since < state.since), key=lambda each: each.key)
     if not left:
         return 0
     gone_bytes, why = 0, "somebody has proposed or made other changes, which may need it"

@@ -171,8 +171,10 @@ def _fetch(url: str) -> tuple[dict[str, set[Decimal]], str]:
                     file.write(chunk)
                     if file.tell() > _MOST_BYTES:
                         raise RemoeError(f"AWS's price list at {url} has more than {_MOST_BYTES >> 20:,} MiB, which is the most.", hint)
-        except httpx.HTTPError as error:
-            raise RemoeError(f"AWS's price list at {url} cannot be fetched: {error or type(error).__name__}.", hint) from None
+        # httpx raises errors of Python's own classes for proxies and certificates of the environment that it cannot use.
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+            why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise RemoeError(f"AWS's price list at {url} cannot be fetched: {why}.", hint) from None
         file.seek(0)
         try:
             offer = json.load(file)

@@ -13,9 +13,9 @@ from dataclasses import replace
 import pytest
 
 from remoe_cli.deploy.aws import deployment, functions, names, status, storage, template
+from remoe_cli.deploy.aws.objects import object_of
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.settings import AwsSettings
-from remoe_cli.deploy.aws.storage import object_of
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.console import NO_OVERVIEW, SILENT, Overview
 from remoe_cli.deploy.endpoint import Endpoint
@@ -51,15 +51,15 @@ def test_a_plan_is_deployed_changed_and_destroyed(account: Account, calls: list[
     assert [f["memory_mb"] for f in changed["functions"]] == [512, 1024]
     live = [account.client("lambda").get_alias(FunctionName=f["name"], Name="live")["FunctionVersion"] for f in changed["functions"]]
     assert live == ["1", "2"]
-    assert calls.count("PutObject") == 1  # the template
+    assert calls.count("PutObject") == 2  # the template and the lock
     # CloudFormation has deleted the version that the alias named before: nothing can read what that one read.
     there = aws.pages(account.client("lambda"), "list_versions_by_function", "Versions", FunctionName="whole-layer-001")
     assert [each["Version"] for each in there] == ["$LATEST", "2"]
 
     assert destroy(account, "whole")["left"] == []
     assert stands(account, "whole") == {}
-    with pytest.raises(DeployError, match="no deployment named 'whole'"):
-        destroy(account, "whole")
+    gone = destroy(account, "whole")
+    assert (gone["state"], gone["left"], gone["kept"]) == ("absent", [], [])
 
 
 def test_what_was_changed_by_hand_is_told(account: Account) -> None:

@@ -13,8 +13,9 @@ import pytest
 from botocore.stub import ANY, Stubber
 
 from remoe_cli.deploy.aws import names, storage
+from remoe_cli.deploy.aws.objects import Object, object_of
 from remoe_cli.deploy.aws.session import Account, plain_errors
-from remoe_cli.deploy.aws.storage import Bucket, Object, object_of
+from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.errors import DeployError
 from tests.support import aws_account as aws
 
@@ -162,7 +163,7 @@ def test_what_remoe_did_not_put_there_keeps_the_bucket(bucket: Bucket) -> None:
         for content in (b"first", b"years of work"):
             bucket.client.put_object(Bucket=bucket.name, Key=key, Body=content)
     bucket.client.create_multipart_upload(Bucket=bucket.name, Key="mine")
-    bucket.tag({names.DEPLOYMENT_TAG: "x", names.DESTROYER_TAG: "me", "team": "ours"})
+    bucket.tag({names.DEPLOYMENT_TAG: "x", "team": "ours"})
     assert bucket.remove() == sorted(others) == sorted(bucket.foreign())
     assert [each.key for each in bucket.stored()] == sorted(others) and bucket.read("thesis.tex") == b"years of work"
     assert len(bucket.client.list_object_versions(Bucket=bucket.name)["Versions"]) == 2 * len(others)

@@ -154,6 +154,12 @@ def test_the_main_function_on_sagemaker_is_found(inputs: Inputs, account: Accoun
     plan, to = str(inputs.path), ("--target", "aws", "--name", "gpu", "--yes")
     code, failed = remoe("deploy", plan, *to)
     assert code == 2 and "needs its image" in failed["error"]["message"] and "remoe package" in failed["error"]["hint"]
+    code, failed = remoe("deploy", plan, *to, "--endpoint-image", image)
+    assert code == 2 and "has no repository remoe in us-east-1" in failed["error"]["message"]
+    assert not list(packing.cache_dir().glob("deployments/*-gpu")), "it is told before anything is packaged"
+    account.client("ecr").create_repository(repositoryName="remoe")
+    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json", "layers": []}
+    account.client("ecr").put_image(repositoryName="remoe", imageManifest=json.dumps(manifest), imageTag="1")
     code, done = remoe("deploy", plan, *to, "--endpoint-image", image)
     assert code == 0 and done["main"] == {"kind": "sagemaker", "name": "gpu-main", "state": "InService"}
     share = packing.cache_dir() / "deployments"

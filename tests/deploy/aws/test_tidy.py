@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from remoe_cli.deploy.aws import deployment, names, storage, template
+from remoe_cli.deploy.aws import deployment, lock, names, status, storage, template
+from remoe_cli.deploy.aws.objects import object_of
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.stack import DesiredStack, Proposal, Stack
-from remoe_cli.deploy.aws.storage import Bucket, object_of
+from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.deploy.local.processes import start_time
 from remoe_cli.errors import DeployError, HeldError
 from remoe_cli.plan.document import Plan
 from tests.support import aws_account as aws
@@ -42,7 +50,8 @@ def test_what_earlier_plans_left_goes_when_nothing_needs_it(account: Account, ca
     assert done["freed_bytes"] == OLD.size_bytes + sum(map(len, made("tidy", a_plan())[0].bodies.values()))
     assert messages == ["Deleted from the bucket what earlier plans left there: 3.0 MB."]
     assert keys(account, "tidy") == needed("tidy", a_plan(1024))
-    assert aws.changing(calls) == ["PutObject", "CreateChangeSet", "ExecuteChangeSet", "DeleteObjects"]
+    lock_calls = ("PutObject", "DeleteObject")
+    assert aws.changing(calls) == ["PutObject", "CreateChangeSet", lock_calls[0], "ExecuteChangeSet", lock_calls[1], "DeleteObjects"]
     # Interrupted before that, the same command mends it.
     monkeypatch.setattr(deployment, "tidy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -116,46 +125,136 @@ def test_who_deploys_what_is_being_destroyed_is_told_by_whom(account: Account, m
 
 
 def test_who_proposes_what_is_being_destroyed_withdraws_it(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    proposed = Stack.propose
+    proposed, bucket = Stack.propose, bucket_of(account, "late")
 
     def while_another_destroys(*given: Any) -> Any:
         proposal = proposed(*given)
-        bucket_of(account, "late").tag({names.DESTROYER_TAG: names.tag_value(account.who)})
+        bucket.put_small(names.LOCK_KEY, json.dumps(ELSEWHERE).encode())
         return proposal
 
     monkeypatch.setattr(Stack, "propose", while_another_destroys)
-    with pytest.raises(HeldError, match="who destroys the deployment 'late'"):
+    with pytest.raises(HeldError, match="by ann on pc, who destroys the deployment 'late' since yesterday") as error:
         deploy(account, "late", a_plan())
+    assert f"aws s3 rm s3://{bucket.name}/remoe-lock.json" in error.value.hint and "on another-host" in error.value.hint
+    assert set(stands(account, "late")) == {"buckets", "tagged"}  # which the other removes
+    bucket.drop(names.LOCK_KEY)
+    destroy(account, "late")
     assert stands(account, "late") == {}
 
 
-@pytest.mark.parametrize("moment", [Bucket.upload, Stack.execute])
-def test_what_is_destroyed_before_it_is_changed_is_told(moment: Any, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_destroyed_before_it_is_changed_is_told(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = Bucket.upload
+
     def after_another_destroyed(*given: Any) -> Any:
         monkeypatch.undo()
         destroy(account, "lost")
-        return moment(*given)
+        return upload(*given)
 
     deploy(account, "lost", a_plan())
-    monkeypatch.setattr(Bucket if moment is Bucket.upload else Stack, moment.__name__, after_another_destroyed)
+    monkeypatch.setattr(Bucket, "upload", after_another_destroyed)
     with pytest.raises(HeldError, match=r"somebody.* who destroys"):
         deploy(account, "lost", a_plan(1024))
     assert stands(account, "lost") == {}
 
 
-def test_a_bucket_that_a_change_set_counts_on_is_not_emptied(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    tag = Bucket.tag
+def test_what_is_being_changed_is_not_destroyed(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute = Stack.execute
 
-    def after_another_proposed(bucket: Bucket, tags: dict[str, str]) -> None:
-        if names.DESTROYER_TAG in tags:
-            propose(account, "won", a_plan())
-        tag(bucket, tags)
+    def while_another_destroys(*given: Any) -> Any:
+        with pytest.raises(HeldError, match="who deploys the deployment 'busy'"):
+            destroy(account, "busy")
+        with pytest.raises(HeldError, match="who deploys the deployment 'busy'"):
+            deploy(account, "busy", a_plan(2048))
+        return execute(*given)
+
+    deploy(account, "busy", a_plan())
+    monkeypatch.setattr(Stack, "execute", while_another_destroys)
+    assert deploy(account, "busy", a_plan(1024))["state"] == "running"
+    monkeypatch.undo()
+    assert destroy(account, "busy")["left"] == [] and stands(account, "busy") == {}
+
+
+def test_a_bucket_that_a_change_set_counts_on_is_not_emptied(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = Stack.remove
+
+    def before_another_proposes(*given: Any) -> Any:
+        removed = remove(*given)
+        propose(account, "won", a_plan())
+        return removed
 
     deploy(account, "won", a_plan())
-    monkeypatch.setattr(Bucket, "tag", after_another_proposed)
+    monkeypatch.setattr(Stack, "remove", before_another_proposes)
     with pytest.raises(HeldError, match="REVIEW_IN_PROGRESS"):
         destroy(account, "won")
     monkeypatch.undo()
     assert keys(account, "won") == needed("won", a_plan()) and bucket_of(account, "won").tags() == {names.DEPLOYMENT_TAG: "won"}
     assert deploy(account, "won", a_plan())["state"] == "running"
     destroy(account, "won")
+
+
+# Locks as others leave them
+
+
+ELSEWHERE = {"id": "1", "who": "ann on pc", "work": "destroys", "host": "another-host", "process": 1, "started": "1", "since": "yesterday"}
+
+
+def here(process: int, started: str) -> dict[str, Any]:
+    return ELSEWHERE | {"host": socket.gethostname(), "process": process, "started": started}
+
+
+@pytest.mark.parametrize(
+    "left", [here(os.getpid(), "of another process"), here(2**22 + 1, "1"), here(1, "never")], ids=["pid again", "no process", "other"]
+)
+def test_the_lock_of_a_killed_command_is_taken_over_on_its_machine(left: dict[str, Any], account: Account) -> None:
+    deploy(account, "stale", a_plan())
+    actions: tuple[Callable[[], Any], ...] = (
+        lambda: deploy(account, "stale", a_plan()),
+        lambda: deploy(account, "stale", a_plan(1024)),
+        lambda: destroy(account, "stale"),
+    )
+    for work in actions:
+        bucket_of(account, "stale").put_small(names.LOCK_KEY, json.dumps(left).encode())
+        work()
+        assert not (bucket_of(account, "stale").tags() and lock.owner(bucket_of(account, "stale")))
+    assert stands(account, "stale") == {}
+
+
+@pytest.mark.parametrize("body", [json.dumps(ELSEWHERE), json.dumps(here(os.getpid(), "NOW")), "{}", "[]", "not JSON", ""])
+def test_any_other_lock_is_respected(body: str, account: Account) -> None:
+    deploy(account, "taken", a_plan())
+    bucket = bucket_of(account, "taken")
+    bucket.put_small(names.LOCK_KEY, body.replace("NOW", start_time(os.getpid()) or "").encode())
+    actions: tuple[Callable[[], Any], ...] = (
+        lambda: deploy(account, "taken", a_plan(1024)),
+        lambda: deploy(account, "taken", a_plan()),
+        lambda: destroy(account, "taken"),
+    )
+    for action in actions:
+        with pytest.raises(HeldError, match="is held by"):
+            action()
+    assert status.read(account, "taken")["functions"][1]["memory_mb"] == 512
+    bucket.drop(names.LOCK_KEY)
+    destroy(account, "taken")
+
+
+def test_of_many_at_once_one_holds_the_lock(account: Account) -> None:
+    bucket = bucket_of(account, "many")
+    bucket.make({names.DEPLOYMENT_TAG: "many"})
+    everybody, held = threading.Barrier(6), []
+
+    def take(number: int) -> bool:
+        everybody.wait()
+        try:
+            with lock.held(bucket, "many", "deploys"):
+                held.append(number)
+                everybody.wait()
+        except HeldError:
+            everybody.wait()
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(take, range(6))) == 1 == len(held)
+    with lock.held(bucket, "many", "destroys"):
+        pass
+    assert lock.owner(bucket) is None and destroy(account, "many")["state"] == "destroyed"
