@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test test-aws lint docs-reference locks audit measure paper clean
+.PHONY: help demo check test mutants test-aws lint docs-reference locks audit measure paper clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -43,6 +43,12 @@ else
 	$(PYTEST) $(TWO) -m "not alone"
 	$(PYTEST) -m alone
 endif
+
+# `make test` tries the same with fewer. Other mutants by another seed: make mutants SEED=7
+mutants: $(VENV)/.installed ## try a million damaged files on all parsers: each night, about 20 minutes on two cores
+	$(BIN)/python -m tests.mutants.run $(MUTANTS) $(SEED)
+mutants: MUTANTS ?= 1000000
+mutants: SEED ?= 0
 
 test-aws: $(VENV)/.installed ## test both targets, one on the AWS account of the environment: says what it costs, asks, leaves nothing
 	$(BIN)/python -m tests.deploy.on_aws

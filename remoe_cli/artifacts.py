@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from remoe_cli import owned, recognise
+from remoe_cli import bounded, owned, recognise
 from remoe_cli.errors import ArtifactError
 
 
@@ -25,6 +27,21 @@ class Part(BaseModel):
     """A part of a document. Unknown fields are refused, and so are numbers that JSON does not have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# Numbers in documents. Each bound is far above what exists, and below what makes a program hang or overflow.
+MOST_LAYERS, MOST_EXPERTS = 512, 16_384  # of a model
+LayerIndex = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
+ExpertId = Annotated[int, Field(ge=0, lt=MOST_EXPERTS)]
+Experts = Annotated[tuple[ExpertId, ...], Field(max_length=MOST_EXPERTS)]  # of one layer
+Replicas = Annotated[int, Field(ge=0, le=10_000)]  # of one function; AWS allows 1,000 of all by default
+Tokens = Annotated[int, Field(ge=0, le=10**9)]  # of a request
+Bytes = Annotated[int, Field(ge=0, le=2**50)]
+Megabytes = Annotated[int, Field(ge=0, le=2**30)]
+Figure = Annotated[float, Field(ge=-1e18, le=1e18)]  # times, prices, rates and factors
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=255)]  # in the same folder
+Positive = Annotated[float, Field(gt=0, le=1e18)]
+NonNegative = Annotated[float, Field(ge=0, le=1e18)]
 
 
 class Document(Part):
@@ -79,23 +96,51 @@ def read_json(path: Path, kind: type[D]) -> D:
     Raises: ArtifactError when it is missing, damaged or of another schema.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = bounded.read_bytes(path, bounded.DOCUMENT)
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"There is no file {path}.", "Check the path, or make the file again.") from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read as JSON: {error}.", "Make the file again.") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}.", "Make the file again.") from None
+    return parse_document(content, kind, str(path))
+
+
+def parse_document(content: bytes, kind: type[D], name: str) -> D:
+    """Decode a document of type `kind`, which messages call `name`.
+
+    Raises: ArtifactError when it is damaged or of another schema.
+    """
+    try:
+        data = bounded.parse_json(content, finite=True)
+    except ValueError as error:
+        raise ArtifactError(f"{name} cannot be read as JSON: {error}.", "Make the file again.") from None
     expected = kind.model_fields["schema_version"].default
     found = data.get("schema_version") if isinstance(data, dict) else None
     if found != expected:
-        raise ArtifactError(
-            f"{path} has the schema {found!r}, and this version of remoe reads {expected!r}.", "Make the file again with this version."
-        )
+        stated = found if found is None else shown(found)
+        what = f"{name} has the schema {stated}, and this version of remoe reads {expected!r}."
+        raise ArtifactError(what, "Make the file again with this version.")
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(key) for key in first["loc"])
-        raise ArtifactError(f"{path} is damaged at '{where}': {first['msg']}.", "Make the file again.") from None
+        raise ArtifactError(f"{name} is damaged {first_mistake(error)}.", "Make the file again.") from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Say where the first mistake in a document is, and what it is."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(key) for key in islice(first["loc"], 12))
+    return f"at '{shown(where)[1:-1]}': {shown(first['msg'])[1:-1]}" if where else f"as a whole: {shown(first['msg'])[1:-1]}"
+
+
+def shown(value: object, most: int = 200) -> str:
+    """Quote a value that a file holds for a message: cut, and with control characters escaped.
+
+    >>> print(shown("two\\nlines"))
+    'two\\nlines'
+    """
+    text = value if isinstance(value, str) else type(value).__name__ if isinstance(value, dict | list) else str(value)
+    text = text if len(text) <= most else f"{text[:most]}..."
+    return f"'{text if text.isprintable() else ascii(text)[1:-1]}'"
 
 
 def write_arrays(path: Path, arrays: Arrays, kind: str, replaces: recognise.Made | None = None) -> None:
@@ -114,11 +159,19 @@ def save_arrays(path: Path, arrays: Arrays, kind: str) -> None:
 
     The file's metadata say of which kind it is, and the digest of the arrays. They are one entry, because the safetensors library writes
     several in any order.
+
+    Raises: OSError for a full disk and its like.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     stored = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
-    save_file(stored, str(path), metadata={recognise.MAKER: f"{kind} {_digest(stored)}"})
+    try:
+        save_file(stored, str(path), metadata={recognise.MAKER: f"{kind} {_digest(stored)}"})
+    except SafetensorError as error:
+        if (system := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(system[1]), os.strerror(int(system[1])), str(path)) from None
 
 
 def arrays_beside(document: Path, kind: str) -> recognise.Made:
@@ -132,11 +185,25 @@ def arrays_beside(document: Path, kind: str) -> recognise.Made:
         if made.recognises(path):
             return True
         try:
-            return bool(json.loads(document.read_text(encoding="utf-8"))["arrays_sha256"] == sha256_file(path))
+            return bool(bounded.read_json(document, bounded.DOCUMENT)["arrays_sha256"] == sha256_file(path))
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
     return recognise.Made(made.what, recognises)
+
+
+def check_arrays(path: Path) -> None:
+    """Check that a file of arrays may be read: it is a file, and not too large.
+
+    Raises: ArtifactError when it may not.
+    """
+    try:
+        with bounded.open_file(path) as file:
+            bounded.check_bytes(file.seek(0, 2), bounded.ARRAYS)
+    except FileNotFoundError:
+        raise ArtifactError(f"There is no file {path}.", "Make the profile or bundle again.") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}.", "Make the file again.") from None
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -147,12 +214,11 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    check_arrays(path)
     try:
         arrays = load_file(str(path))
-    except FileNotFoundError:
-        raise ArtifactError(f"There is no file {path}.", "Make the profile or bundle again.") from None
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}.", "Make the file again.") from None
+        raise ArtifactError(f"{path} is damaged: {shown(str(error))[1:-1]}.", "Make the file again.") from None
     _, _, digest = recognise.safetensors_metadata(path).get(recognise.MAKER, "").partition(" ")
     if digest and digest != _digest(arrays):
         raise ArtifactError(f"{path} is damaged: its arrays are not those that were written.", "Make the file again.")
@@ -175,5 +241,5 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """Digest a file without loading it, in hexadecimal."""
-    with path.open("rb") as file:
+    with bounded.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

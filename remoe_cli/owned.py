@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remoe_cli import bounded
 from remoe_cli.errors import UsageError
-from remoe_cli.recognise import ANY, Made, document, read_object
+from remoe_cli.recognise import ANY, NONE, Made, document, read_object
 
 MARK = ".remoe"
 _HINT = "Move that elsewhere, or give an empty or new folder."
@@ -68,27 +69,56 @@ def is_made(path: Path, made: Made) -> bool:
 
 
 @contextmanager
-def writing(path: Path, made: Made) -> Iterator[Path]:
+def writing(path: Path, made: Made, like: Iterable[Path] = ()) -> Iterator[Path]:
     """Yield a temporary path beside `path`.
 
-    On success the file there replaces `path`; on failure it is removed.
+    On success the file there replaces `path`; on failure it is removed. It has the rights that the umask leaves, but none that the file
+    before it, or one of the files `like` from which its content comes, does not give.
 
     Raises: UsageError where `refuse_file` does.
     """
     refuse_file(path, made)
     place = _place(path)
+    like = [*like, *([place] if place.exists() else [])]
     clean(path)
     temporary, descriptor = _temporary(place, tempfile.mkstemp)
     try:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(_rights(0o666, like))
         refuse_file(path, made)
         temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a file to a new path, with no more rights than the file has.
+
+    Raises: OSError for a source that is no file or cannot be read, UsageError where `refuse_file` does.
+    """
+    with bounded.open_file(source) as file, writing(target, NONE, [source]) as temporary, temporary.open("wb") as out:
+        shutil.copyfileobj(file, out)
+
+
+def _rights(most: int, like: Iterable[Path]) -> int:
+    """Return the rights `most` without those that the umask, or one of the files `like`, does not give; the owner keeps his."""
+    rights = most & ~_umask()
+    for path in like:
+        rights &= stat.S_IMODE(path.stat().st_mode) | stat.S_IRUSR | stat.S_IWUSR | (most & stat.S_IXUSR)
+    return rights
+
+
+def _umask() -> int:
+    """Return the umask of this process; os.umask would have to change it, and other threads write files meanwhile."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)
+    except (OSError, StopIteration):
+        os.umask(mask := os.umask(0o077))
+        return mask
 
 
 def delete_file(path: Path, made: Made) -> None:
@@ -222,7 +252,7 @@ def new_folder(folder: Path, kind: str, earlier: Callable[[Path], Iterable[str]]
         write_mark(fresh, kind)
         yield fresh
         write_mark(fresh, kind, sealed=True)
-        fresh.chmod(0o755)
+        fresh.chmod(_rights(0o777, [place] if place.exists() else []))
         refuse_folder(folder, kind, earlier)
         _put(fresh, place, kind)
     finally:

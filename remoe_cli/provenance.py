@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from remoe_cli import artifacts
+from remoe_cli import artifacts, bounded
 from remoe_cli.errors import UsageError
 
 T = TypeVar("T", bound=BaseModel)
@@ -70,7 +70,11 @@ def read_figures_file(what: str, name: str, package: str, folder: str) -> bytes:
     if not is_path and name not in names:
         raise UsageError(f"There is no {what} named '{name}'.", f"Give the path of a .toml file, or one of: {', '.join(names)}.")
     try:
-        return Path(name).read_bytes() if is_path else (resources.files(package) / folder / f"{name}.toml").read_bytes()
+        return (
+            bounded.read_bytes(Path(name), bounded.FIGURES)
+            if is_path
+            else (resources.files(package) / folder / f"{name}.toml").read_bytes()
+        )
     except OSError as error:
         raise UsageError(f"The {what} {name} cannot be read: {error.strerror}.", "Check the path.") from None
 
@@ -86,14 +90,12 @@ def read_figures(what: str, kind: type[T], name: str, package: str, folder: str)
     hint = f"Correct the file. '{folder}/{shipped_names(package, folder)[0]}.toml' in {package} is an example."
     try:
         tables: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise UsageError(f"The {what} {name} is not TOML: {error}.", hint) from None
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else artifacts.shown(str(error))[1:-1]
+        raise UsageError(f"The {what} {name} is not TOML: {why}.", hint) from None
     if "file" in tables:
         raise UsageError(f"The {what} {name} has an unknown field 'file'.", "Remove this field.")
     try:
         return kind.model_validate(tables | {"file": {"path": name, "sha256": artifacts.sha256_bytes(data)}})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(key) for key in first["loc"])
-        place = f"at '{where}'" if where else "as a whole"
-        raise UsageError(f"The {what} {name} is wrong {place}: {first['msg']}.", hint) from None
+        raise UsageError(f"The {what} {name} is wrong {artifacts.first_mistake(error)}.", hint) from None

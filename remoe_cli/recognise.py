@@ -5,14 +5,15 @@ JSON documents begin with their schema; safetensors files and pictures have remo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remoe_cli import bounded
+
 MAKER = "remoe"  # in the metadata of pictures and of safetensors files
-_LONGEST_JSON_BYTES = 64 << 20
+_LONGEST_JSON_BYTES = bounded.DOCUMENT.bytes
 _HEAD_BYTES = 1 << 16
 
 
@@ -70,18 +71,18 @@ PICTURE = Made("picture", _is_picture)
 
 
 def _head(path: Path, length: int = _HEAD_BYTES) -> bytes:
-    with path.open("rb") as file:
+    with bounded.open_file(path) as file:
         return file.read(length)
 
 
 def _tail(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with bounded.open_file(path) as file:
         file.seek(max(0, path.stat().st_size - _HEAD_BYTES))
         return file.read()
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """Read a JSON object of at most 64 MB; an empty one where the file holds none."""
+    """Read a JSON object of at most 32 MiB; an empty one where the file holds none."""
     return _parsed(_head(path, _LONGEST_JSON_BYTES + 1))
 
 
@@ -89,7 +90,7 @@ def _parsed(text: bytes) -> Mapping[str, Any]:
     if len(text) > _LONGEST_JSON_BYTES:
         return {}
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+        data = bounded.parse_json(text)
+    except ValueError:
         return {}
     return data if isinstance(data, dict) else {}

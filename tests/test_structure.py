@@ -43,7 +43,7 @@ MAY_CHANGE_FILES = {
     **dict.fromkeys(("artifacts.py", "deploy/aws/access.py", "model/shards.py", "plan/catalog/update.py"), "yielded"),
     **dict.fromkeys(("profile/record.py", "report/picture.py", "runtime/fetch.py"), "yielded"),
     # A folder that owned.new_folder yields, that owned.require_empty has checked, or a temporary one
-    **dict.fromkeys(("deploy/aws/packing.py", "deploy/main_files.py", "model/demo.py", "package/bundle.py"), "new"),
+    **dict.fromkeys(("deploy/aws/packing.py", "model/demo.py", "package/bundle.py"), "new"),
     **dict.fromkeys(("package/dependencies.py", "package/image.py", "package/partial_checkpoint.py"), "new"),
     # A folder whose files it knows by their names
     **dict.fromkeys(("deploy/local/folder.py", "deploy/local/instance.py", "deploy/local/lifecycle.py"), "a deployment's"),
@@ -85,3 +85,40 @@ def test_a_call_that_changes_files_is_found(tmp_path: Path) -> None:
         assert list(calls_that_change_files(ast.parse(text))), text
     for text in ("a.replace('b', 'c')", "open(a)", "a.open('rb')", "items.remove(a)", "replace(plan, main=b)"):
         assert not list(calls_that_change_files(ast.parse(text))), text
+
+
+# Calls that read a file whole or decode JSON, and the modules that may have them: all others go through bounded.py.
+READS_WHOLE = {"read_text", "read_bytes", "load", "loads", "model_validate_json"}
+MAY_READ_WHOLE = {
+    "bounded.py": "it counts first",
+    "cages.py": "files of the kernel",
+    "owned.py": "a file of the kernel",
+    **dict.fromkeys(("deploy/local/place.py", "deploy/local/processes.py"), "files of the kernel"),
+    "runtime/main_function.py": "a file of the kernel; bodies, which its servers limit",
+    **dict.fromkeys(
+        ("package/bundle.py", "package/dependencies.py", "package/image.py", "package/locks.py"), "remoe's own code and installed packages"
+    ),
+    "provenance.py": "what comes with remoe; TOML after its size is known",
+    "model/demo.py": "a wheel of a known digest",
+    **dict.fromkeys(("profile/imports/json_rows.py", "profile/prompts/files.py"), "one row, whose size is checked first"),
+    "profile/imports/torch_file.py": "after its description is checked",
+    **dict.fromkeys(("profile/function_latency.py", "profile/function_timing.py"), "what remoe's own child wrote"),
+    "plan/catalog/update.py": "AWS's price list, whose size is checked first",
+    **dict.fromkeys(("runtime/client.py", "runtime/invoke.py", "deploy/aws/stack.py"), "a part of an answer that was read within a limit"),
+    **dict.fromkeys(("deploy/local/front.py", "deploy/local/instance.py"), "a body, which its server limits"),
+    "deploy/aws/credentials.py": "what the user's own program for credentials says",
+    "deploy/aws/lock.py": "an object that is read within a limit",
+    "predict/neighbours.py": "an array that was read within a limit",
+    "plan/solve/columns.py": "the load of a function, which is no file",
+}
+
+
+def test_files_are_read_whole_in_few_modules_only() -> None:
+    package = ROOT / "remoe_cli"
+    reading = set()
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            call = node.func if isinstance(node, ast.Call) else None
+            if isinstance(call, ast.Attribute) and call.attr in READS_WHOLE and ast.unparse(call.value) != "bounded":
+                reading.add(file.relative_to(package).as_posix())
+    assert {name for name in reading if not name.startswith("function/")} == set(MAY_READ_WHOLE)

@@ -185,6 +185,10 @@ def run() -> int:
         _traceback()
         output.fail(RemoeError(f"The system refused: {error}", "Check the path, its permissions and the free space."))
         return 1
+    except MemoryError:
+        _traceback()
+        output.fail(RemoeError("There is not enough memory for this.", "Give smaller files, or use a machine with more memory."))
+        return 1
     except Exception as error:
         _traceback()
         output.fail(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from remoe_cli import bounded
 from remoe_cli.cli import output
 from remoe_cli.cli.visible import is_utf8
 from remoe_cli.errors import UsageError
@@ -15,6 +16,7 @@ from remoe_cli.errors import UsageError
 if TYPE_CHECKING:
     from remoe_cli.profile.prompts import PromptSet
 
+_LONGEST_PROMPT = bounded.Limit(32 * bounded.MIB)
 _AS_UTF8 = "Write it in UTF-8, as a terminal in a UTF-8 locale does."
 
 ProfileArgument = Annotated[Path, typer.Argument(metavar="PROFILE", help="A profile made by 'remoe profile'.")]
@@ -65,7 +67,10 @@ def _standard_input() -> str:
     from remoe_cli.profile.prompts.files import decoded, standard_input
 
     try:
-        text = str(decoded(standard_input(), "Standard input").read(), "utf-8").replace("\r\n", "\n").rstrip("\n")
+        content = bounded.read_stream(decoded(standard_input(), "Standard input"), _LONGEST_PROMPT)
+        text = str(content, "utf-8").replace("\r\n", "\n").rstrip("\n")
+    except bounded.LimitError as error:
+        raise UsageError(f"The prompt on standard input cannot be read: {error}.", "Shorten it.") from None
     except UnicodeDecodeError:
         raise UsageError("The prompt is not UTF-8.", _AS_UTF8) from None
     if not text.strip():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from remoe_cli import artifacts
+from remoe_cli import artifacts, owned
 from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.bundle import Manifest
@@ -71,7 +70,7 @@ def write_main_files(
     partial_checkpoint.write_partial_checkpoint(checkpoint, config.spec.local_experts(remote), folder, progress)
     checkpoint.check(config.model.revision)
     artifacts.write_json(folder / "server.json", config)
-    shutil.copyfile(plan_path, folder / "plan.json")
+    owned.copy_file(plan_path, folder / "plan.json")
     return partial_checkpoint.seal(folder)
 
 

@@ -73,8 +73,8 @@ class Head:
             if sha256.keys() != tensors.keys():
                 raise ValueError("it does not give one digest for each expert")
             return cls(json.loads(metadata["ffn"]), sha256, tensors, max(t.last for x in tensors.values() for t in x.values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"this is not the head of a shard: {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise WeightsError(f"this is not the head of a shard: {str(error)[:200]}") from None
 
     def range(self, expert: int) -> tuple[int, int]:
         """Return the first byte of the expert in the file, and the last, exclusive."""

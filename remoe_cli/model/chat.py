@@ -7,12 +7,12 @@ nothing heavy: clients and readers of files need no tokenizer.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from remoe_cli import bounded
 from remoe_cli.errors import UsageError
 
 _ROLES = {
@@ -84,7 +84,7 @@ def _message(value: object, where: str) -> dict[str, Any]:
     name = value.get("role") or value.get("from")
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise UsageError(f"{where} has the role {name!r}, which is not known.", f"Known are {', '.join(_ROLES)}.")
+        raise UsageError(f"{where} has the role {name!r:.60}, which is not known.", f"Known are {', '.join(_ROLES)}.")
     content = value["value"] if value.get("content") is None and "value" in value else value.get("content")
     kept = {key: value[key] for key in _KEPT if value.get(key)}
     if isinstance(calls := kept.get("tool_calls"), list):
@@ -102,7 +102,7 @@ def _content_text(content: object, where: str) -> str:
         text = part.get("text") if isinstance(part, Mapping) else part
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise UsageError(f"{where} has content of type {kind!r}, which is not text.", "Leave the row out: remoe serves text only.")
+            raise UsageError(f"{where} has content of type {kind!r:.60}, which is not text.", "Leave the row out: remoe serves text only.")
         texts.append(text)
     return "\n".join(texts)
 
@@ -113,16 +113,16 @@ def _with_arguments(call: object) -> object:
     if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
     try:
-        arguments = json.loads(function["arguments"])
-    except (ValueError, RecursionError):
+        arguments = bounded.parse_json(function["arguments"])
+    except ValueError:
         return call
     return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _parsed(text: str, where: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return bounded.parse_json(text)
+    except ValueError as error:
         raise UsageError(f"{where} is text that is not JSON ({error}).", _CORRECT) from None
 
 

@@ -10,7 +10,6 @@ in its revision, and `find_profiled` compares that before the files are loaded.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -18,20 +17,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from remoe_cli.artifacts import Document, read_json
+from remoe_cli import bounded
+from remoe_cli.artifacts import Document, Experts, LayerIndex, read_json
 from remoe_cli.digests import sha256_of
 from remoe_cli.errors import ArtifactError, ModelError, UsageError
+from remoe_cli.model.checkpoint_files import INDEX, MORE_TEMPLATES, SETTINGS, SHARE, WEIGHTS, file_names, refuse_files
 from remoe_cli.progress import Report, no_report
 
 WHOLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-SHARE = "share.json"
-# Besides weights, what transformers reads of a model: its config, generation config, tokenizer and chat template.
-_SETTINGS = (
-    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json", "tekken.json"),
-    *("tokenizer*.json", "vocab*.json", "vocab*.txt", "merges.txt", "*.model", "*.tiktoken", "*.jinja"),
-)
-_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 _SAMPLED = re.compile(r"local:[0-9a-f]{16}")  # the revision of a folder in versions that read a small part of the weights
 _SHOWN_DIGITS = 16
 
@@ -43,7 +36,7 @@ class HeldExperts(Document):
     """
 
     schema_version: str = "remoe.share/1"
-    experts: dict[int, tuple[int, ...]]
+    experts: dict[LayerIndex, Experts]
 
 
 @dataclass(frozen=True)
@@ -104,13 +97,13 @@ class Checkpoint:
     def files(self) -> tuple[Path, ...]:
         """All files that are read of the checkpoint and are there, by name."""
         index = [self.path / INDEX] if self._is_indexed else []
-        files = {*self._weights(), *index, *self.settings_files, *self.path.glob(_MORE_TEMPLATES), self.path / SHARE}
+        files = {*self._weights(), *index, *self.settings_files, *self.path.glob(MORE_TEMPLATES), self.path / SHARE}
         return tuple(sorted(file for file in files if file.is_file()))
 
     @property
     def settings_files(self) -> tuple[Path, ...]:
         """The configuration, tokenizer and chat template: how the model is used. By name."""
-        files = {file for pattern in _SETTINGS for file in self.path.glob(pattern) if file.is_file()}
+        files = {file for pattern in SETTINGS for file in self.path.glob(pattern) if file.is_file()}
         return tuple(sorted(file for file in files if file.name not in (INDEX, SHARE)))
 
     @property
@@ -160,7 +153,7 @@ def reason(error: Exception) -> str:
 
 def _indexed(index: Path) -> set[str]:
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return file_names(bounded.read_json(index, bounded.INDEX)["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} cannot be used: {reason(error)}", "Check that the checkpoint is complete.") from None
 
@@ -213,7 +206,8 @@ def _local(model: str) -> Path | None:
             # Bytes that are not UTF-8, which the library of tokenizers does not take.
             if any("\ud800" <= character <= "\udfff" for character in str(path)):
                 raise UsageError(f"The path {path} is not UTF-8.", "Rename its folders.")
-            if (path / "config.json").is_file():
+            if (path / "config.json").exists():
+                refuse_files(path)
                 return path
             inside = sorted(config.parent for pattern in ("*/config.json", "snapshots/*/config.json") for config in path.glob(pattern))
             raise UsageError(
@@ -258,8 +252,11 @@ def _refuse_damaged(files: Sequence[Path], digests: Sequence[str]) -> None:
 
 
 def _git_digest(path: Path) -> str:
-    content = path.read_bytes()
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with bounded.open_file(path) as file:
+        while chunk := file.read(bounded.MIB):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _fetch(model: str, revision: str | None) -> Checkpoint:
@@ -271,12 +268,13 @@ def _fetch(model: str, revision: str | None) -> Checkpoint:
         return Path(snapshot_download(model, revision=commit, allow_patterns=[*names], ignore_patterns=["*/*"], etag_timeout=10))
 
     try:
-        folder = download(revision, WHOLE, INDEX, *_SETTINGS)
+        folder = download(revision, WHOLE, INDEX, *SETTINGS)
         if not (folder / WHOLE).is_file():  # the same weights may be there a second time, under names that the index does not have
-            download(folder.name, *(_indexed(folder / INDEX) if (folder / INDEX).is_file() else ["*.safetensors"]))
+            download(folder.name, *(_indexed(folder / INDEX) if (folder / INDEX).is_file() else [WEIGHTS]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"The model '{model}' cannot be downloaded from the hub: {reason(error)}",
             "Check the id and the network, or give a folder.",
         ) from None
+    refuse_files(folder, in_cache=True)
     return Checkpoint(model, folder, folder.name)

@@ -6,7 +6,6 @@ Some settings are names of code. transformers takes an attention such as "owner/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from remoe_cli import bounded
 from remoe_cli.errors import ModelError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def refuse_foreign_config(config: PreTrainedConfig, checkpoint: Checkpoint) -> N
 def read_object(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     """Read a settings file of a checkpoint; one that is missing or holds no JSON object counts as empty."""
     try:
-        read = json.loads((checkpoint.path / name).read_text(encoding="utf-8"))
+        read = bounded.read_json(checkpoint.path / name, bounded.CONFIG)
     except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}

@@ -29,10 +29,13 @@ _BATCH_BYTES = 2 << 30
 _SHARD = recognise.Made("shard", lambda path: {"ffn", "sha256"} <= recognise.safetensors_metadata(path).keys())
 
 
-def write_shard(path: Path, layer: ExpertLayer, experts: Sequence[int], rows: Sequence[int] | None = None) -> None:
+def write_shard(
+    path: Path, layer: ExpertLayer, experts: Sequence[int], rows: Sequence[int] | None = None, like: Sequence[Path] = ()
+) -> None:
     """Write the shard of `experts`, after checking the function's arithmetic on one of them.
 
-    `rows` are the experts' rows in the layer's parameters; by default the first ones, in this order.
+    `rows` are the experts' rows in the layer's parameters; by default the first ones, in this order. `like` are the files that they come
+    from: the shard can be read by no one who cannot read these.
 
     Raises: ModelError for experts that an expert function cannot serve.
     """
@@ -43,7 +46,7 @@ def write_shard(path: Path, layer: ExpertLayer, experts: Sequence[int], rows: Se
         raise ModelError(f"The experts of layer {layer.layer} mix number types.", "Keep all experts local.")
     rows = range(len(experts)) if rows is None else rows
     stored = {e: [(name, to_storage(p[row])) for name, p in parameters] for e, row in sorted(zip(experts, rows, strict=True))}
-    with owned.writing(path, _SHARD) as temporary, temporary.open("wb") as file:
+    with owned.writing(path, _SHARD, like) as temporary, temporary.open("wb") as file:
         file.write(_head(stored, spec))
         for tensors in stored.values():
             for _, array in tensors:
@@ -110,5 +113,6 @@ def _write_batch(checkpoint: Checkpoint, batch: Sequence[WrittenShard]) -> Itera
     layers = {x.layer: x for x in expert_layers(load(checkpoint, held))}
     for shard in batch:
         interrupts.check()
-        write_shard(shard.path, layers[shard.layer], shard.experts, [held[shard.layer].index(e) for e in shard.experts])
+        rows = [held[shard.layer].index(e) for e in shard.experts]
+        write_shard(shard.path, layers[shard.layer], shard.experts, rows, checkpoint.weight_files)
         yield shard

@@ -7,9 +7,11 @@ top-k and the KV cache.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from remoe_cli.artifacts import Part
+from pydantic import Field, model_validator
+
+from remoe_cli.artifacts import MOST_EXPERTS, MOST_LAYERS, Bytes, LayerIndex, Part
 from remoe_cli.errors import ModelError
 from remoe_cli.model.stored import StoredWeights, quantisation, stored_weights
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from remoe_cli.model.experts import ExpertLayer
 
 
+_MOST_ROUTED = 2**18  # experts of all layers; Kimi K2 has 23,040
+
+
 class KvLayer(Part):
     """The KV cache of one layer.
 
@@ -29,8 +34,8 @@ class KvLayer(Part):
                       between two passes transformers keeps room for the next token.
     """
 
-    bytes_per_token: int
-    window: int | None = None
+    bytes_per_token: Bytes
+    window: Bytes | None = None
 
 
 class MoeSpec(Part):
@@ -49,17 +54,27 @@ class MoeSpec(Part):
 
     family: str
     dtype: str
-    hidden_size: int
-    hidden_layers: int
-    moe_layers: tuple[int, ...]
-    experts_per_layer: int
-    top_k: int
-    expert_bytes: int
-    nonexpert_bytes: int
-    hidden_state_bytes: int
-    kv_layers: tuple[KvLayer, ...]
-    context_tokens: int | None = None
+    hidden_size: Bytes
+    hidden_layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
+    moe_layers: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=MOST_LAYERS)]
+    experts_per_layer: Annotated[int, Field(ge=1, le=MOST_EXPERTS)]
+    top_k: Annotated[int, Field(ge=1, le=MOST_EXPERTS)]
+    expert_bytes: Bytes
+    nonexpert_bytes: Bytes
+    hidden_state_bytes: Bytes
+    kv_layers: Annotated[tuple[KvLayer, ...], Field(max_length=MOST_LAYERS)]
+    context_tokens: Bytes | None = None
     stored: StoredWeights | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if list(self.moe_layers) != sorted(set(self.moe_layers)) or self.moe_layers[-1] >= self.hidden_layers:
+            raise ValueError("moe_layers must ascend and be among the hidden layers")
+        if self.top_k > self.experts_per_layer:
+            raise ValueError("top_k must not be more than experts_per_layer")
+        if self.experts_per_layer * len(self.moe_layers) > _MOST_ROUTED:
+            raise ValueError(f"all layers together must not have more than {_MOST_ROUTED:,} experts")
+        return self
 
     @property
     def experts(self) -> int:
@@ -98,7 +113,8 @@ class MoeSpec(Part):
 
     def local_experts(self, remote: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
         """List by MoE layer the experts that are not in `remote`."""
-        return {x: tuple(e for e in range(self.experts_per_layer) if e not in set(remote.get(x, ()))) for x in self.moe_layers}
+        away = {x: set(remote.get(x, ())) for x in self.moe_layers}
+        return {x: tuple(e for e in range(self.experts_per_layer) if e not in away[x]) for x in self.moe_layers}
 
 
 def read_spec(checkpoint: Checkpoint) -> MoeSpec:

@@ -6,13 +6,13 @@ layers, but for those that the configuration leaves out; biases, norms, routers 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remoe_cli import bounded
 from remoe_cli.artifacts import Part
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def quantisation(config: Any, folder: Path) -> dict[str, Any] | None:
         experts = getattr(config.get_text_config(), "expert_dtype", None)  # DeepSeek-V4 says of its experts what differs
         return {**(own if isinstance(own, Mapping) else own.to_dict()), "expert_dtype": experts}
     try:
-        beside = json.loads((folder / "hf_quant_config.json").read_text(encoding="utf-8"))["quantization"]
+        beside = bounded.read_json(folder / "hf_quant_config.json", bounded.CONFIG)["quantization"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return {"quant_method": "modelopt", **beside} if isinstance(beside, dict) else None

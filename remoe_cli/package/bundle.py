@@ -33,16 +33,16 @@ class FunctionEntry(artifacts.Part):
     head_bytes, head_sha256    of its shard's head (function/weights.py)
     """
 
-    name: str
-    layer: int
-    experts: tuple[int, ...]
-    memory_mb: int
-    replicas: int
-    timeout_s: int
-    shard: str
+    name: artifacts.FileName
+    layer: artifacts.LayerIndex
+    experts: artifacts.Experts
+    memory_mb: artifacts.Megabytes
+    replicas: artifacts.Replicas
+    timeout_s: artifacts.Tokens
+    shard: artifacts.FileName
     shard_sha256: str
-    shard_bytes: int
-    head_bytes: int
+    shard_bytes: artifacts.Bytes
+    head_bytes: artifacts.Bytes
     head_sha256: str
 
 

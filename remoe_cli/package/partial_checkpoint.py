@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from remoe_cli import artifacts, interrupts, owned, recognise
+from remoe_cli import artifacts, bounded, interrupts, owned, recognise
 from remoe_cli.errors import ArtifactError
-from remoe_cli.model.checkpoint import SHARE, Checkpoint, HeldExperts
+from remoe_cli.model.checkpoint import Checkpoint, HeldExperts
+from remoe_cli.model.checkpoint_files import SHARE
 
 if TYPE_CHECKING:
     from remoe_cli.model.loader import Keep
@@ -33,8 +34,8 @@ _COPY_BYTES = 8 << 20
 class MainFile(artifacts.Part):
     """A file of the folder."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
-    bytes: int
+    name: artifacts.FileName
+    bytes: int = Field(ge=0, le=2**62)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -83,8 +84,9 @@ def write_partial_checkpoint(
     rows = {name: tensor.rows if isinstance(tensor, ExpertRows) else None for name, tensor in tensors.items()}
     for source in checkpoint.settings_files:
         if source.name not in (SHARE, "config.json"):
-            (folder / source.name).write_bytes(source.read_bytes())
-    artifacts.write_json(folder / "config.json", _config(checkpoint))
+            owned.copy_file(source, folder / source.name)
+    with owned.writing(folder / "config.json", recognise.NONE, [checkpoint.path / "config.json"]) as temporary:
+        temporary.write_text(artifacts.json_text(_config(checkpoint)), encoding="utf-8")
     artifacts.write_json(folder / SHARE, HeldExperts(experts=kept))
     plan = [(file, group) for file in checkpoint.weight_files for group in _groups(_pieces(file, rows))]
     total, done = sum(piece.bytes for _, group in plan for piece in group), 0
@@ -116,7 +118,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Read config.json; if it names no number type, add that of the whole checkpoint's weights."""
     from remoe_cli.model.loader import model_dtype, read_config
 
-    config: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = bounded.read_json(checkpoint.path / "config.json", bounded.CONFIG)
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     if not any(part.get(name) for part in parts for name in ("dtype", "torch_dtype")):
         config["dtype"] = str(model_dtype(read_config(checkpoint))).removeprefix("torch.")
@@ -125,9 +127,10 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
     """Return the JSON header of a safetensors file, and the offset of its data."""
-    with file.open("rb") as source:
+    with bounded.open_file(file) as source:
         length = int.from_bytes(source.read(8), "little")
-        return json.loads(source.read(length)), 8 + length
+        bounded.check_bytes(length, bounded.INDEX)
+        return bounded.parse_json(source.read(length), bounded.INDEX), 8 + length
 
 
 def _pieces(file: Path, rows: Mapping[str, Sequence[int] | None]) -> Iterator[_Piece]:
@@ -168,7 +171,7 @@ def _write(path: Path, source: Path, pieces: list[_Piece]) -> None:
         end += piece.bytes
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    with owned.writing(path, recognise.NONE) as temporary, temporary.open("wb") as out, source.open("rb") as file:
+    with owned.writing(path, recognise.NONE, [source]) as temporary, temporary.open("wb") as out, bounded.open_file(source) as file:
         out.write(len(head).to_bytes(8, "little") + head)
         for first, last in (r for piece in pieces for r in piece.ranges):
             file.seek(first)

@@ -6,15 +6,15 @@ valid when they are worded in another way.
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from remoe_cli.artifacts import Document, Part, read_json
-from remoe_cli.errors import UsageError
+from remoe_cli import bounded
+from remoe_cli.artifacts import MOST_LAYERS, Document, Experts, LayerIndex, Megabytes, Part, Replicas, parse_document
+from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.asked import Lengths as Lengths
 from remoe_cli.plan.asked import PredictedRouting as PredictedRouting
@@ -59,11 +59,11 @@ class LayerPlan(Part):
                 default the longest that there is
     """
 
-    layer: int
-    remote: tuple[int, ...]
-    memory_mb: int
-    replicas: int
-    functions: tuple[tuple[int, ...], ...] = ()
+    layer: LayerIndex
+    remote: Experts
+    memory_mb: Megabytes
+    replicas: Replicas
+    functions: tuple[Experts, ...] = ()
     timeout_s: int = MAX_TIMEOUT_S
 
     @property
@@ -319,7 +319,7 @@ class Plan(Document):
     notes: tuple[str, ...]
     main: MainSpec
     instances: int = 1
-    layers: tuple[LayerPlan, ...]
+    layers: tuple[LayerPlan, ...] = Field(max_length=MOST_LAYERS)
     costs: Costs
     baselines: dict[BaselineName, Baseline]
     missing: dict[BaselineName, str] = Field(default_factory=dict)
@@ -349,17 +349,19 @@ def read_plan(path: Path) -> Plan:
     if path.is_dir():
         raise UsageError(f"{path} is a folder, not a plan.", _HINT)
     try:
-        content = path.read_bytes()
+        content = bounded.read_bytes(path, bounded.DOCUMENT)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"There is no file {path}.", "Check the path, or make a plan with 'remoe plan PROFILE -o FILE'.") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}.", _HINT) from None
     if b'"remoe.plan/' not in content:
         raise UsageError(f"{path} is not a plan{'' if _is_json(content) else ' (it is not JSON)'}.", _HINT)
-    return read_json(path, Plan)
+    return parse_document(content, Plan, str(path))
 
 
 def _is_json(content: bytes) -> bool:
     try:
-        json.loads(content)
-    except (ValueError, RecursionError):
+        bounded.parse_json(content)
+    except ValueError:
         return False
     return True

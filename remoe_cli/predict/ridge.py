@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from remoe_cli.errors import ArtifactError
 from remoe_cli.predict.divergence import jensen_shannon
 from remoe_cli.predict.history import History, PromptFeatures
 
@@ -88,9 +89,30 @@ class Ridge:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Ridge:
-        """Restore what `to_arrays` returned."""
+        """Restore what `to_arrays` returned.
+
+        Raises: ArtifactError when arrays are missing or do not fit each other.
+        """
+        if wrong := _wrong(arrays):
+            raise ArtifactError(f"The stored predictor is damaged: {wrong} is missing or wrong.", "Make the profile again.")
         stored: dict[str, Any] = {field.name: arrays[field.name] for field in fields(cls)}
         return cls(**stored | {name: stored[name].item() for name in _SCALARS})
+
+
+def _wrong(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return the name of the first array that is missing, or whose shape or numbers do not fit the others; else nothing."""
+    tokens, landmarks, mean = (arrays.get(name, np.empty(0)).shape for name in ("idf_tokens", "landmarks", "mean"))
+    if (len(tokens), len(landmarks), len(mean)) != (1, 2, 2):
+        return "idf_tokens, landmarks or mean"
+    shapes = dict.fromkeys(("idf_tokens", "idf"), tokens) | dict.fromkeys(("mean", "below", "above"), mean)
+    shapes |= {"landmarks": landmarks, "weights": (landmarks[0], mean[0] * mean[1]), "strengths": mean[:1]} | dict.fromkeys(_SCALARS, (1,))
+    for name, shape in shapes.items():
+        array = arrays.get(name)
+        if array is None or array.shape != shape or array.dtype.kind != ("i" if name == "idf_tokens" else "f"):
+            return name
+        if not np.isfinite(array).all():
+            return name
+    return "width" if arrays["width"].item() <= 0 else ""
 
 
 def fit(history: History, seed: int = 0) -> Ridge:

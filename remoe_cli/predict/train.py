@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli import artifacts, owned
+from remoe_cli.errors import ArtifactError
 from remoe_cli.predict import baselines, neighbours, ridge, tree
 from remoe_cli.predict.divergence import jensen_shannon
 from remoe_cli.predict.evaluate import OURS, PREDICTORS, Predictor, folds
@@ -96,16 +97,26 @@ def trained(profile: Profile, history: History, name: str | None = None) -> Trai
     saved = _read(profile) if history.prompts.vectors.shape == profile.arrays["prompt_vectors"].shape else None
     record, arrays = saved or _fit(profile, history)
     fitted = ridge.Ridge.from_arrays(_with_prefix(arrays, "ridge"))
+    chosen = name or record.default
+    return Trained(chosen, record, restored(arrays, history)[chosen](), fitted)
+
+
+def restored(arrays: Mapping[str, npt.NDArray[Any]], history: History) -> dict[str, Callable[[], Predictor]]:
+    """Restore the candidates over the history that they were fitted to.
+
+    Raises: ArtifactError when arrays are missing, or do not fit each other or the history.
+    """
+    fitted = ridge.Ridge.from_arrays(_with_prefix(arrays, "ridge"))
+    if (fitted.mean.shape, fitted.landmarks.shape[1]) != (history.frequencies.shape[1:], history.prompts.vectors.shape[1]):
+        raise ArtifactError("The stored predictor is of a model with other layers, experts or embeddings.", "Make the profile again.")
     grown = tree.from_arrays(_with_prefix(arrays, "tree"), history.prompts.vectors)
     nearest = neighbours.from_arrays(_with_prefix(arrays, "neighbours"), history.prompts.vectors)
-    ready: dict[str, Callable[[], Predictor]] = {
+    return {
         OURS: lambda: fitted,
         "DOP": lambda: baselines.history_mean(history, _SEED),
         "SPS": lambda: baselines.over_tree(history, grown),
         "neighbours": lambda: baselines.tuned_over(history, nearest, _SEED),
     }
-    chosen = name or record.default
-    return Trained(chosen, record, ready[chosen](), fitted)
 
 
 def forget(path: Path) -> None:

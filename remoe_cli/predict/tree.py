@@ -261,6 +261,10 @@ def _wrong(arrays: Mapping[str, npt.NDArray[Any]], prompts: int) -> str:
     missing = [name for name in (*_STORED, "settings") if name not in arrays]
     if missing:
         return f"array '{missing[0]}' is missing"
+    if wrong := next((name for name in (*_STORED, "settings") if arrays[name].ndim != 1 or arrays[name].dtype.kind != "i"), None):
+        return f"array '{wrong}' is no list of whole numbers"
+    if len(arrays["settings"]) != 3:
+        return "its settings are not three"
     order, start, stop, first, forks, medoid = (arrays[name] for name in _STORED)
     nodes = len(start)
     if not nodes or {len(stop), len(first), len(forks), len(medoid)} != {nodes}:

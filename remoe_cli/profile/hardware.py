@@ -15,18 +15,15 @@ and models with a large vocabulary too slow. A fraction of a vCPU counts as that
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated
 
 from pydantic import BaseModel, Field, model_validator
 
-from remoe_cli.artifacts import Part
+from remoe_cli.artifacts import NonNegative, Part, Positive
 from remoe_cli.errors import UsageError
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.latency_record import Latency, Linear, Roofline, Timing
 from remoe_cli.provenance import Provenance, check_provenance, read_figures, shipped_names
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
 _SHIPPED = ("remoe_cli.profile", "hardware")
 _WEIGHT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from remoe_cli.artifacts import Part
+from remoe_cli.artifacts import Bytes, Figure, NonNegative, Part, Positive, Tokens
 
 WARN_ABOVE = 0.15  # held-out median error of a kept curve
 WARN_SPREAD = 1.5  # median over least time of passes that do the same
@@ -50,9 +50,9 @@ class Linear(Part):
     least_s   the time to read the weights, for a roofline
     """
 
-    fixed_s: float
-    per_token_s: float
-    least_s: float = 0.0
+    fixed_s: NonNegative
+    per_token_s: NonNegative
+    least_s: NonNegative = 0.0
 
     def seconds(self, tokens: npt.ArrayLike) -> Any:
         """Compute the time for each number of tokens."""
@@ -67,10 +67,10 @@ class Exponential(_Curve):
     """
 
     form: Literal["exponential"] = "exponential"
-    th1_s: float
-    th2: float
-    th3_s: float
-    per_token: float
+    th1_s: NonNegative
+    th2: NonNegative
+    th3_s: NonNegative
+    per_token: NonNegative
 
     def _work_s(self, n: Any, v: Any) -> Any:
         return (self.th1_s * np.exp(-self.th2 * v) + self.th3_s) * (1 + self.per_token * (n - 1))
@@ -80,9 +80,9 @@ class Physical(_Curve):
     """Overhead that vCPUs do not shorten, and work that they do: overhead + (weights + per_token n) / v."""
 
     form: Literal["physical"] = "physical"
-    overhead_s: float
-    weights_s: float
-    per_token_s: float
+    overhead_s: NonNegative
+    weights_s: NonNegative
+    per_token_s: NonNegative
 
     def _work_s(self, n: Any, v: Any) -> Any:
         return self.overhead_s + (self.weights_s + self.per_token_s * n) / v
@@ -95,10 +95,10 @@ class Roofline(_Curve):
     """
 
     form: Literal["roofline"] = "roofline"
-    overhead_s: float
-    weights_s: float
-    per_token_s: float
-    saturation_vcpus: float
+    overhead_s: NonNegative
+    weights_s: NonNegative
+    per_token_s: NonNegative
+    saturation_vcpus: Positive
 
     def _work_s(self, n: Any, v: Any) -> Any:
         return self.overhead_s + np.maximum(self.weights_s, self.per_token_s * n) / np.minimum(v, self.saturation_vcpus)
@@ -114,9 +114,9 @@ class CpuQuota(_Curve):
     """
 
     form: Literal["quota"] = "quota"
-    fixed_s: float
-    per_token_s: float
-    period_s: float
+    fixed_s: NonNegative
+    per_token_s: NonNegative
+    period_s: Positive
 
     def _work_s(self, n: Any, v: Any) -> Any:
         return self.fixed_s + self.per_token_s * n + 0.0 * v
@@ -134,9 +134,9 @@ Curve = Annotated[Exponential | Physical | Roofline | CpuQuota, Field(discrimina
 class MeasuredPoint(Part):
     """The median of measured times for `tokens` tokens at `vcpus` vCPUs."""
 
-    tokens: int
-    vcpus: float
-    seconds: float
+    tokens: Tokens
+    vcpus: NonNegative
+    seconds: NonNegative
 
 
 class Timing(Part):
@@ -149,10 +149,10 @@ class Timing(Part):
     """
 
     curve: Curve
-    held_out_error: float | None
-    errors: dict[str, float]
+    held_out_error: Figure | None
+    errors: dict[str, Figure]
     points: tuple[MeasuredPoint, ...]
-    residuals: tuple[float, ...]
+    residuals: tuple[Figure, ...]
 
     def seconds(self, tokens: npt.ArrayLike, vcpus: npt.ArrayLike) -> Any:
         """Compute the time of one expert alone in a call; 0 for no tokens."""
@@ -177,9 +177,9 @@ class LayerTimes(Part):
     """
 
     names: tuple[str, ...]
-    tokens: tuple[int, ...]
-    seconds: tuple[tuple[float, ...], ...]
-    spread: float = 1.0
+    tokens: tuple[Tokens, ...]
+    seconds: tuple[tuple[Figure, ...], ...]
+    spread: Figure = 1.0
 
 
 class Quantiles(Part):
@@ -188,10 +188,10 @@ class Quantiles(Part):
     tenths   the means of its ten tenths, ascending: equally likely values whose mean is right
     """
 
-    p50: float
-    p90: float
-    p99: float
-    tenths: tuple[float, ...] = Field(min_length=1)
+    p50: Figure
+    p90: Figure
+    p99: Figure
+    tenths: tuple[Figure, ...] = Field(min_length=1)
 
     @property
     def mean(self) -> float:
@@ -212,8 +212,8 @@ class InvocationTiming(Part):
     measured_on: str
     unbilled_s: Quantiles
     billed_s: Quantiles
-    bytes_per_s: float
-    samples: tuple[tuple[int, float, float, float], ...]
+    bytes_per_s: Positive
+    samples: tuple[tuple[Bytes, Figure, Figure, Figure], ...]
 
 
 class ColdStart(Part):
@@ -222,12 +222,12 @@ class ColdStart(Part):
     total_s is the wait of the client. The other times are its steps, in order.
     """
 
-    starts: int
-    process_s: float
-    imports_s: float
-    weights_s: float
-    first_result_s: float
-    total_s: float
+    starts: Tokens
+    process_s: Figure
+    imports_s: Figure
+    weights_s: NonNegative
+    first_result_s: Figure
+    total_s: Figure
 
 
 class Latency(Part):
@@ -250,16 +250,16 @@ class Latency(Part):
     source: Literal["measured", "described"]
     machine: str
     measured_on: str
-    main_vcpus: float
+    main_vcpus: Positive
     nonexpert_prefill: Linear
-    nonexpert_decode_s: float
+    nonexpert_decode_s: NonNegative
     nonexpert_layers: LayerTimes | None
     local_expert: Timing
     remote_expert: Timing
     copy_s: Linear
     invocation: InvocationTiming | None = None
     cold_start: ColdStart | None = None
-    load_s: float
+    load_s: NonNegative
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -48,8 +48,8 @@ class ModelRef(artifacts.Part):
 class DatasetShard(artifacts.Part):
     """Shard `number`, from 1, of the `of` shards of a dataset."""
 
-    number: int
-    of: int
+    number: artifacts.Replicas
+    of: artifacts.Replicas
 
 
 class DatasetRef(artifacts.Part):
@@ -61,7 +61,7 @@ class DatasetRef(artifacts.Part):
 
     source: str
     field: str
-    prompts: int
+    prompts: artifacts.Tokens
     sha256: str
     shard: DatasetShard | None = None
 
@@ -69,9 +69,9 @@ class DatasetRef(artifacts.Part):
 class RecordingSettings(artifacts.Part):
     """How the routing was recorded. Other settings would give other counts."""
 
-    max_new_tokens: int
-    max_prompt_tokens: int
-    batch_size: int
+    max_new_tokens: artifacts.Tokens
+    max_prompt_tokens: artifacts.Tokens
+    batch_size: artifacts.Tokens
     chat_template: bool
     dtype: str
 
@@ -91,7 +91,7 @@ class RoutingRef(artifacts.Part):
     format: str | None = None
     sha256: str | None = None
     row: str = "prompt"
-    layers: tuple[int, ...] | None = None
+    layers: tuple[artifacts.LayerIndex, ...] | None = None
     phases: tuple[Phase, ...] = ("prefill", "decode")
     trace: Literal["decode", "prefill", "drawn"] = "decode"
 
@@ -204,6 +204,7 @@ def read_profile(path: Path) -> Profile:
         raise UsageError(what, "Make a profile with 'remoe profile MODEL --data PROMPTS -o DIR'.")
     record = artifacts.read_json(path / "profile.json", ProfileRecord)
     file = path / "arrays.safetensors"
+    artifacts.check_arrays(file)
     if file.is_file() and artifacts.sha256_file(file) != record.arrays_sha256:
         raise ArtifactError(f"{file} is not the file that profile.json names (its sha256 differs).", "Profile again, or restore the file.")
     arrays = artifacts.read_arrays(file)

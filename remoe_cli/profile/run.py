@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from remoe_cli import artifacts, interrupts, recognise
+from remoe_cli import artifacts, bounded, interrupts, recognise
 from remoe_cli.errors import ArtifactError, ModelError, UsageError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, find_named
@@ -153,8 +153,15 @@ def profile(
         arrays |= prompt_features(checkpoint, texts, max_prompt_tokens)
         if checkpoint.identify() != revision:
             raise ModelError(f"The model {checkpoint.name} has changed while it was profiled.", "Run the command again: it starts anew.")
-        latency = latency or Latency.model_validate_json(measured.read_text(encoding="utf-8"))
+        latency = latency or _measured(measured)
         return _finish(out, partial, inputs, arrays, latency)
+
+
+def _measured(path: Path) -> Latency:
+    try:
+        return Latency.model_validate(bounded.read_json(path, bounded.DOCUMENT))
+    except (OSError, ValueError):
+        raise ArtifactError(f"{path} is damaged.", f"Delete {path}, and run the command again.") from None
 
 
 def _finished(out: Path, inputs: Inputs, latency: Latency | None) -> Profile | None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from pydantic import ValidationError
 
-from remoe_cli import interrupts
+from remoe_cli import bounded, interrupts
+from remoe_cli.artifacts import shown
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime import peers
@@ -81,12 +83,15 @@ def answer(
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
         interrupts.check()
-        if "error" in event:
-            raise _error(event["error"])
-        if "answer" in event:
-            document = dict(event["answer"])
-            break
-        on_text(event["text"])
+        match event:
+            case {"error": {"kind": str(), "message": str(message), "hint": str()} as error} if message.strip():
+                raise _error(error)
+            case {"answer": {"receipt": {"prompt_tokens": int(), "generated_tokens": int()}} as document}:
+                break
+            case {"text": str(text)}:
+                on_text(text)
+            case _:
+                raise _gone(endpoint, "it sent what is neither text, answer nor error")
     if document is None:
         raise _gone(endpoint, "it closed the stream without an answer")
     if expected is not None:
@@ -97,9 +102,11 @@ def answer(
 
 def _error(document: dict[str, Any]) -> RemoeError:
     """Make the error that a main function describes, with its receipt if it has one."""
-    error = _KINDS.get(document["kind"], RemoeError)(document["message"], document["hint"])
+    message, hint = (shown(document[name], 1000)[1:-1] for name in ("message", "hint"))
+    error = _KINDS.get(document["kind"], RemoeError)(message, hint)
     if document.get("receipt"):
-        attach(error, Receipt.model_validate(document["receipt"]))
+        with suppress(ValidationError):  # of another version of remoe
+            attach(error, Receipt.model_validate(document["receipt"]))
     return error
 
 
@@ -124,8 +131,8 @@ def _http(endpoint: Http, url: str, request: dict[str, Any]) -> Iterator[dict[st
             httpx.Client(timeout=httpx.Timeout(10, read=None), trust_env=False) as client,
             client.stream("POST", f"{url}/invocations", json=request) as response,
         ):
-            yield from map(json.loads, _lines(response.iter_bytes()))  # not iter_lines: it also ends lines inside a JSON string
-    except (httpx.HTTPError, ValueError) as error:
+            yield from map(_event, _lines(response.iter_bytes()))  # not iter_lines: it also ends lines inside a JSON string
+    except (httpx.HTTPError, OSError, ValueError) as error:
         raise _gone(endpoint, f"{type(error).__name__}: {error}") from None
 
 
@@ -135,8 +142,8 @@ def _lambda(endpoint: LambdaMain, function: str, client: Any, request: dict[str,
     begun_s = time.perf_counter()
     try:
         response = client.invoke(FunctionName=function, LogType="Tail", Payload=json.dumps(request).encode())
-        document = json.loads(response["Payload"].read())
-    except (ClientError, BotoCoreError, ValueError) as error:
+        document = _event(bounded.read_stream(response["Payload"], bounded.RESPONSE))
+    except (ClientError, BotoCoreError, OSError, ValueError) as error:
         raise _refused(endpoint, error) from None
     report, took_s = read_report(log_of(response)), time.perf_counter() - begun_s
     if "FunctionError" in response:
@@ -165,23 +172,41 @@ def _sagemaker(endpoint: SageMaker, name: str, client: Any, request: dict[str, A
             EndpointName=name, ContentType="application/json", Body=json.dumps(request).encode()
         )
         with closing(response["Body"]) as stream:
-            yield from map(json.loads, _lines(part["PayloadPart"]["Bytes"] for part in stream))
+            yield from map(_event, _lines(part["PayloadPart"]["Bytes"] for part in stream))
     except ClientError as error:
         if (document := _error_document(error)) is None:
             raise _refused(endpoint, error) from None
         yield document
-    except (BotoCoreError, ValueError) as error:
+    except (BotoCoreError, OSError, ValueError) as error:
         raise _refused(endpoint, error) from None
 
 
 def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Split a stream that comes in parts of any length into lines."""
-    rest = b""
+    """Split a stream that comes in parts of any length into lines that are not empty.
+
+    Raises: LimitError for a line that is too long.
+    """
+    pieces: list[bytes] = []
+    length = 0
     for part in parts:
-        *lines, rest = (rest + part).split(b"\n")
-        yield from lines
-    if rest:
-        yield rest
+        *ends, rest = part.split(b"\n")
+        for end in ends:
+            if line := b"".join([*pieces, end]):
+                yield line
+            pieces, length = [], 0
+        pieces.append(rest)
+        length += len(rest)
+        bounded.check_bytes(length, bounded.RESPONSE)
+    if line := b"".join(pieces):
+        yield line
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """Decode what a main function sends; raises ValueError for what is no JSON object."""
+    event = bounded.parse_json(line, bounded.RESPONSE)
+    if not isinstance(event, dict):
+        raise ValueError("it sent JSON that is no object")
+    return event
 
 
 def _error_document(error: Any) -> dict[str, Any] | None:

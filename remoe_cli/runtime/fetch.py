@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from remoe_cli import owned
-from remoe_cli.artifacts import made_as, read_json, sha256_bytes, sha256_file
+from remoe_cli.artifacts import made_as, parse_document, read_json, sha256_bytes, sha256_file
+from remoe_cli.bounded import DOCUMENT, read_stream
 from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.partial_checkpoint import MANIFEST, MainFile, MainManifest
@@ -107,12 +106,12 @@ def _make_room(folder: Path, names: set[str]) -> None:
 
 def _manifest(client: Any, source: _Object) -> tuple[bytes, MainManifest]:
     with _named(source):
-        body = client.get_object(Bucket=source.bucket, Key=source.key)["Body"].read()
+        body = read_stream(client.get_object(Bucket=source.bucket, Key=source.key)["Body"], DOCUMENT)
     if sha256_bytes(body) != source.key.rpartition("/")[2].removesuffix(".json"):
         raise ArtifactError(f"{source} is not the manifest that its name says: its sha256 differs.", _AGAIN)
     try:
-        return body, MainManifest.model_validate_json(body)
-    except ValidationError:
+        return body, parse_document(body, MainManifest, str(source))
+    except ArtifactError:
         raise ArtifactError(f"{source} is not a manifest that this version of remoe reads.", _AGAIN) from None
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from remoe_cli import bounded
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import FrameError, from_wire, to_wire
 from remoe_cli.runtime.failures import RETRIES, failure, kind_of, pause_s
@@ -163,7 +164,10 @@ def ping(client: Any, function: str) -> Invocation:
 
 def health(client: Any, function: str) -> dict[str, Any]:
     """Return what the function says about itself (function/handler.py). Raises: what `invoke` raises."""
-    return dict(json.loads(_try(client, function, _HEALTH)[0]))
+    try:
+        return dict(bounded.parse_json(_try(client, function, _HEALTH)[0]))
+    except (ValueError, TypeError):
+        raise InvokeError(f"The expert function {function} does not say what it is.", "Check that remoe deployed it.") from None
 
 
 def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
@@ -219,7 +223,7 @@ def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
 
 def _call(client: Any, function: str, body: bytes) -> tuple[bytes, str]:
     response = client.invoke(FunctionName=function, InvocationType="RequestResponse", LogType="Tail", Payload=body)
-    payload, log = response["Payload"].read(), log_of(response)
+    payload, log = bounded.read_stream(response["Payload"], bounded.RESPONSE), log_of(response)
     if "FunctionError" in response:
         error = json.loads(payload or b"{}")
         raise _FunctionFailed(error.get("errorType", "Unknown"), error.get("errorMessage", "no message"), log)

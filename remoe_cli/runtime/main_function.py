@@ -129,7 +129,7 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
         request = Request.model_validate_json(body if isinstance(body, bytes) else json.dumps(body))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"]))[:100]
         raise UsageError(
             f"The request is wrong{f' at {where!r}' if where else ''}: {first['msg']}.",
             "It is a JSON object with 'prompt', 'messages' or 'prompt_token_ids', and may have 'max_new_tokens' and 'stream'.",

@@ -16,12 +16,12 @@ class ServedFunction(artifacts.Part):
     It is ended after `timeout_s`.
     """
 
-    layer: int
+    layer: artifacts.LayerIndex
     function: str
-    experts: tuple[int, ...]
-    replicas: int
-    expert_rows: float
-    timeout_s: int
+    experts: artifacts.Experts
+    replicas: artifacts.Replicas
+    expert_rows: artifacts.NonNegative
+    timeout_s: artifacts.Tokens
 
 
 class ServerConfig(artifacts.Document):

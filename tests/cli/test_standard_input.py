@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from remoe_cli import bounded
+from remoe_cli.cli import options
 from remoe_cli.cli.options import prompts_of
 from remoe_cli.errors import UsageError
 from remoe_cli.profile.prompts import read_prompts
@@ -69,3 +71,10 @@ def test_the_command_line_reads_it(tmp_path: Path) -> None:
     for text, message in (("a prompt\n", "no folder no-model"), ('{"text": "x"}\n', "standard input, row 1 has no field 'prompt'")):
         run = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=60)
         assert message in json.loads(run.stdout)["error"]["message"]
+
+
+def test_a_prompt_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "_LONGEST_PROMPT", bounded.Limit(5))
+    standard_input(monkeypatch, b"a" * 6)
+    with pytest.raises(UsageError, match="it has more than 0 KiB, which is the most for it"):
+        prompts_of("-", None, "prompt")

@@ -102,7 +102,8 @@ def test_functions_and_replicas_are_priced_as_they_are_given(profile: Profile, t
 BAD: dict[str, tuple[Any, str]] = {
     "no JSON": ("{", "cannot be read"),
     "too deep": ("[" * 100_000, "cannot be read"),
-    "a list": ("[]", "wrong at 'the whole'"),
+    "a list": ("[]", "wrong as a whole"),
+    "an expert below 0": ({"main": "m1800", "layers": layers(remote(-1, 1), NONE)}, "wrong at 'layers.0.remote.0'"),
     "no main": ({"layers": layers(NONE, NONE)}, "wrong at 'main'"),
     "no layers": ({"main": "m1800"}, "wrong at 'layers'"),
     "unknown field": ({"main": "m1800", "layers": layers({**NONE, "gpu": 1}, NONE)}, "wrong at 'layers.0.gpu'"),
@@ -118,7 +119,6 @@ BAD: dict[str, tuple[Any, str]] = {
 }
 BAD_LAYERS = {
     "no such expert": remote(1, 4),
-    "below 0": remote(-1, 1),
     "twice": remote(1, 1),
     "in disorder": remote(2, 1),
     "off the menu": remote(1, memory_mb=300),

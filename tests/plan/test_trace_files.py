@@ -96,7 +96,7 @@ BROKEN = {
     "an array of numbers": (b"[9, 9]", "row 1 is not a JSON object"),
     "a deep array": (b"[" * 100_000, "row 1 is not a JSON object"),
     "deep objects": (b'{"a":' * 100_000, "row 1 is not a JSON object"),
-    "deep data": (b'{"data":[' * 200 + b"{}" + b"]}" * 200, "row 1 lacks the length of the prompt"),
+    "deep data": (b'{"data":[' * 200 + b"{}" + b"]}" * 200, "row 1 is nested too deeply"),
     "lists of two lengths": (b'{"n_in": [9, 9], "n_out": [9]}', "row 1 has 2 lengths of prompts and 1 of answers"),
     "a number of 5,000 digits": (b'{"n_in": ' + b"9" * 5000 + b', "n_out": 9}', "row 1 is not a JSON object"),
     "a thousand separator": (b'n_in,n_out\n"1,234",9\n', "row 1 has n_in '1,234', not a number"),

@@ -62,8 +62,23 @@ def test_compressed_arrays_are_refused_before_they_are_unpacked(tmp_path: Path, 
     assert import_routing(tmp_path / "z.npz", SPEC).rows == 2**18
 
 
-def test_the_limit_of_compressed_arrays_is_a_quarter_of_a_gibibyte() -> None:
-    assert arrays._MOST_UNPACKED_BYTES == 2**28
+def test_compressed_arrays_may_be_so_many_times_their_file(tmp_path: Path) -> None:
+    """A quarter of a gibibyte at most, and for a small file 64 MiB."""
+    assert (arrays._MOST_UNPACKED_BYTES, arrays._UNPACKED_BYTES, arrays._UNPACKED_TIMES) == (2**28, 2**26, 20)
+    file = packed(tmp_path / "x.npz", (2**21, 2, 8))
+    with pytest.raises(UsageError, match="the most is 67,108,864 for compressed arrays together"):
+        import_routing(file, SPEC)
+
+
+def test_tuples_that_hold_each_other_are_refused_before_they_are_hashed(tmp_path: Path) -> None:
+    """As the key of a dictionary, 60 tuples of which each holds the one before twice take longer than the universe has."""
+    ops = b"\x80\x02}K\x01\x85q\x00" + b"".join(b"h%c\x86q%c" % (n, n + 1) for n in range(60)) + b"K\x01s."
+    valid = made.every_format(tmp_path, IDS)["stat.pt"]
+    with zipfile.ZipFile(valid) as old, zipfile.ZipFile(tmp_path / "x.pt", "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, ops if entry.filename.endswith("data.pkl") else old.read(entry))
+    with pytest.raises(UsageError, match="tuples inside each other that stand for more than 10,000 tuples"):
+        import_routing(tmp_path / "x.pt", SPEC)
 
 
 def text(file: Path, rows: list[Any] | str) -> Path:

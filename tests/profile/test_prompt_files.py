@@ -152,8 +152,8 @@ def test_an_array_is_streamed(text: str, tmp_path: Path) -> None:
         ("[]", "holds no prompts"),
         ("[", "row 1: not JSON"),
         ('{\n"prompt": "a"\n"id": 1}', "row 1: not JSON (Expecting ',' delimiter)"),
-        ('{"a": ' * 100_000, "row 1: not JSON (nested too deeply)"),
-        ("[" * 100_000, "row 1: not JSON (nested too deeply)"),
+        ('{"a": ' * 100_000, "row 1: not JSON (nested too deeply"),
+        ("[" * 100_000, "row 1: not JSON (nested too deeply"),
         ('[{"prompt": ' + "9" * 5000 + "}]", "row 1: not JSON"),
     ],
 )
@@ -233,3 +233,25 @@ def test_a_file_without_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Path, "open", denied)
     assert "cannot be read: Permission denied" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "parquet"])
+def test_all_prompts_together_have_a_limit(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a file of a few kilobytes says one text many times."""
+    from pyarrow import Table, parquet
+
+    from remoe_cli.profile import prompts
+
+    monkeypatch.setattr(prompts, "_MOST_BYTES", 4 << 20)
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "txt":
+        path.write_text("a\n" * 30_000)
+    else:
+        parquet.write_table(
+            Table.from_pydict({"prompt": ["x" * 100_000] * 50}), path, compression="zstd", dictionary_pagesize_limit=1 << 20
+        )
+        assert path.stat().st_size < 4096
+    with pytest.raises(UsageError, match="with it the prompts take more than 4 MiB, which is the most") as raised:
+        prompts.read_prompts(str(path))
+    assert "--limit" in raised.value.hint
+    assert len(prompts.read_prompts(str(path), limit=5).texts) == 5

@@ -8,6 +8,7 @@ from pathlib import Path
 from botocore.config import Config
 
 from remoe_cli import owned, recognise
+from remoe_cli.artifacts import parse_document
 from remoe_cli.deploy.account_rules import recorded_in
 from remoe_cli.deploy.aws import names, status
 from remoe_cli.deploy.aws.functions import plan_sha256
@@ -56,9 +57,9 @@ def deployed_file(account: Account, name: str, file_name: str) -> Path:
     with plain_errors(account.origin):
         bucket = Bucket.of(account, name, recorded_in(Stack(account, name).template(state)))
         for manifest in bucket.keys(names.MAIN_FOLDER):
-            files = {file.name: file for file in MainManifest.model_validate_json(bucket.read(manifest)).files}
+            files = {file.name: file for file in parse_document(bucket.read(manifest), MainManifest, manifest).files}
             plan = bucket.read(names.main_file_key(files["plan.json"].sha256, "plan.json"))
-            if plan_sha256(Plan.model_validate_json(plan)) == planned:
+            if plan_sha256(parse_document(plan, Plan, "plan.json")) == planned:
                 path = cache_dir() / "deployed" / f"{files[file_name].sha256}.json"
                 with owned.writing(path, recognise.document(f"remoe.{Path(file_name).stem}")) as temporary:
                     temporary.write_bytes(bucket.read(names.main_file_key(files[file_name].sha256, file_name)))

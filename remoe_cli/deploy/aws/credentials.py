@@ -245,7 +245,7 @@ class _Program(subprocess.Popen[bytes]):
             raise _refused(f"'{self._name}' failed with status {self.returncode}")
         try:
             answer = json.loads(out)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _refused(f"'{self._name}' has printed something other than JSON") from None
         if not isinstance(answer, dict) or answer.get("Version") != 1:
             raise _refused(f"'{self._name}' has not printed an object with Version 1")

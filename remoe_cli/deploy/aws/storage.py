@@ -16,6 +16,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from remoe_cli import bounded
 from remoe_cli.deploy.account_rules import AccountRules
 from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.aws.objects import AT_ONCE, Counter, Object, Stored, checksum, pool_of_threads
@@ -205,8 +206,11 @@ class Bucket:
         return [Stored(each["Key"].removeprefix(self.prefix), each["Size"], each["LastModified"]) for each in found]
 
     def read(self, key: str) -> bytes:
-        """Read a small object."""
-        return bytes(self.get(key)["Body"].read())
+        """Read a small object.
+
+        Raises: LimitError for one that is too large.
+        """
+        return bounded.read_stream(self.get(key)["Body"], bounded.DOCUMENT)
 
     def get(self, key: str) -> dict[str, Any]:
         return dict(self.client.get_object(**self._at(key)))

@@ -8,7 +8,6 @@ apart. Its processes carry its name (place.py), so that they are found when no f
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import signal
@@ -19,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from remoe_cli import cages, owned, settings
+from remoe_cli import bounded, cages, owned, settings
 from remoe_cli.artifacts import read_json, write_json
 from remoe_cli.deploy.console import SILENT, Console
 from remoe_cli.deploy.local import folder as folders
@@ -289,7 +288,7 @@ def _live_status(folder: Path) -> dict[str, Any]:
         hint = f"Run 'kill -CONT {pid}' to let it go on, or {destroy} to end it."
         raise _Down("stopped", f"The supervisor of deployment '{folder.name}' is stopped (process {pid}).", hint)
     try:
-        document: dict[str, Any] = json.loads(_call(int(record.endpoint.rpartition(":")[2]), "/remoe/status"))
+        document: dict[str, Any] = bounded.parse_json(_call(int(record.endpoint.rpartition(":")[2]), "/remoe/status"))
         return {**document, "endpoint": record.endpoint}
     except (OSError, ValueError, http.client.HTTPException, DeployError) as error:
         message = f"The supervisor of deployment '{folder.name}' does not answer (process {pid}): {error}"
@@ -323,7 +322,7 @@ def _call(port: int, path: str) -> bytes:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
     try:
         connection.request("GET", path)
-        return connection.getresponse().read()
+        return bounded.read_stream(connection.getresponse(), bounded.RESPONSE)
     finally:
         connection.close()
 

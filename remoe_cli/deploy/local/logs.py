@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from pathlib import Path
+
+from remoe_cli import bounded
 
 LONGEST_BYTES = 16 << 20
 TAIL_BYTES = 4096
@@ -62,7 +63,9 @@ class LogStream:
 def last_lines(path: Path, lines: int) -> list[str]:
     """Return the last `lines` lines of a file; none if there is no file."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return [line.rstrip("\n") for line in deque(file, maxlen=lines)]
+        with bounded.open_file(path) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_BYTES))
+            text = file.read(LONGEST_BYTES).decode("utf-8", "replace").removesuffix("\n")
+            return text.split("\n")[-lines:] if text else []
     except OSError:
         return []

@@ -11,13 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from remoe_cli.artifacts import Part
+from remoe_cli.artifacts import NonNegative, Part, Positive
 from remoe_cli.plan.document import MainSpec, Source
 from remoe_cli.provenance import Provenance, check_provenance, read_figures, read_figures_file, shipped_names
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, le=2**40)]
+Few = Annotated[int, Field(gt=0, le=256)]
 Architecture = Literal["x86_64", "arm64"]
 _SHIPPED = ("remoe_cli.plan.catalog", "data")
 
@@ -52,7 +51,7 @@ class FunctionSide(Part):
     expert_memory_factor   bytes of memory per stored byte of an expert
     """
 
-    memory_menu_mb: tuple[PositiveInt, ...] = Field(min_length=1)
+    memory_menu_mb: tuple[PositiveInt, ...] = Field(min_length=1, max_length=1024)
     usd_per_gb_second: dict[Architecture, NonNegative]
     usd_per_request: NonNegative
     usd_per_storage_gb_second: NonNegative = 0.0
@@ -64,9 +63,9 @@ class FunctionSide(Part):
     mb_per_vcpu: Positive
     max_useful_vcpus: Positive
     payload_limit_bytes: PositiveInt
-    wire_expansion: Annotated[float, Field(ge=1)]
-    max_replicas: PositiveInt
-    max_functions: PositiveInt
+    wire_expansion: Annotated[float, Field(ge=1, le=1e6)]
+    max_replicas: Few
+    max_functions: Few
     concurrency_limit: PositiveInt
     timeout_s: Positive
     warm_unbilled_s: NonNegative
@@ -76,7 +75,7 @@ class FunctionSide(Part):
     load_bytes_per_s: Positive
     idle_ttl_s: Positive
     runtime_memory_mb: NonNegative
-    expert_memory_factor: Annotated[float, Field(ge=1)]
+    expert_memory_factor: Annotated[float, Field(ge=1, le=1e6)]
 
     @field_validator("memory_menu_mb")
     @classmethod
@@ -103,7 +102,7 @@ class MainSide(Part):
     rented_timeout_s                longest request to a rented instance; none where nothing ends it
     """
 
-    menu: tuple[MainSpec, ...] = Field(min_length=1)
+    menu: tuple[MainSpec, ...] = Field(min_length=1, max_length=1024)
     usd_per_gb_second: dict[Architecture, NonNegative]
     usd_per_request: NonNegative
     usd_per_accelerator_gb_second: NonNegative

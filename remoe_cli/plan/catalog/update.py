@@ -21,7 +21,7 @@ from typing import Any
 import tomlkit
 from tomlkit.items import AoT
 
-from remoe_cli import owned, recognise
+from remoe_cli import bounded, owned, recognise
 from remoe_cli.artifacts import sha256_bytes
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog, catalog_text
@@ -36,6 +36,7 @@ _STORAGE = {
     "usd_per_1000_reads": ("Requests-Tier2", 1000),
     "usd_per_1000_writes": ("Requests-Tier1", 1000),
 }
+_MOST_BYTES = 1 << 30  # of one list; SageMaker's has more than 100 MB
 _MENUS = ("main.menu", "reference.gpus")
 _LEAD = "AWS price list, "
 _REST = "; all else as before: "
@@ -125,7 +126,7 @@ def refuse_catalog(catalog: Catalog, out: Path) -> None:
 
 def _made(catalog: Catalog) -> recognise.Made:
     def recognises(path: Path) -> bool:
-        content = path.read_bytes()
+        content = bounded.read_bytes(path, bounded.FIGURES)
         return content.startswith(_TITLE.encode()) or sha256_bytes(content) == catalog.file.sha256
 
     return recognise.Made("catalog", recognises)
@@ -168,6 +169,8 @@ def _fetch(url: str) -> tuple[dict[str, set[Decimal]], str]:
                 response.raise_for_status()
                 for chunk in response.iter_bytes():
                     file.write(chunk)
+                    if file.tell() > _MOST_BYTES:
+                        raise RemoeError(f"AWS's price list at {url} has more than {_MOST_BYTES >> 20:,} MiB, which is the most.", hint)
         # httpx raises errors of Python's own classes for proxies and certificates of the environment that it cannot use.
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError, OSError) as error:
             why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -176,7 +179,7 @@ def _fetch(url: str) -> tuple[dict[str, set[Decimal]], str]:
         try:
             offer = json.load(file)
             return _listed(offer), offer["publicationDate"][:10]
-        except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise RemoeError(f"{url} is not a price list as AWS publishes it: {type(error).__name__} {error}.", hint) from None
 
 

@@ -9,7 +9,6 @@ start with a byte order mark, which also tells UTF-16. Lines end at a line feed 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
@@ -20,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
+from remoe_cli.bounded import TooDeepError, TooLargeError, check_depth, check_size, unpacked
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.problem.trace_formats import Key, TraceColumns, plain, recognise
 
@@ -30,7 +30,8 @@ FORM = (
     "trace), and timestamp or weight if you have them."
 )
 CSV_LIMIT = 2**24  # characters of a row
-JSON_LIMIT = 2**25  # characters of an object; it takes up to thirty times as many bytes when it is decoded
+JSON_LIMIT = 2**25  # characters of an object
+JSON_PARTS = 2**23  # numbers, texts, lists and objects of an object; each takes up to 70 bytes of memory
 _COLUMNS = 10_000
 _CHUNK = 2**20  # characters that are read at once
 _DEPTH = 4  # objects inside objects in which columns are looked for
@@ -59,14 +60,14 @@ def read_rows(path: Path) -> Generator[Row, None, None]:
         where = f"after row {number}" if number else "from its start on"
         raise UsageError(f"{path} cannot be read: {where} it is not text in UTF-8 ({error.reason}).", FORM) from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read: {error}.", FORM) from None
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.", FORM) from None
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[TextIO, bool]]:
     """Open a file as text, and say whether it looks like JSON."""
     with path.open("rb") as file:
-        binary: Any = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(b"\x1f\x8b") else file
+        binary: Any = unpacked(file) if file.peek(2).startswith(b"\x1f\x8b") else file
         head = binary.peek(1)
         encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
         line_end = "\r" if b"\r" in head and b"\n" not in head else "\n"  # old spreadsheets write carriage returns alone
@@ -150,7 +151,11 @@ def _json_values(path: Path, stream: TextIO) -> Iterator[Any]:
         if at < len(text):
             array = bool(array)
             try:
-                value, at = decode(text, at)
+                value, end = decode(text, at)
+                check_depth(text, at, end)
+                at = end
+            except TooDeepError as error:
+                raise UsageError(f"{path}: row {number + 1} is {error}.", FORM) from None
             except (ValueError, RecursionError) as error:
                 whole = ended or not isinstance(error, json.JSONDecodeError)
                 if whole or len(text) - at > JSON_LIMIT:
@@ -166,6 +171,10 @@ def _json_values(path: Path, stream: TextIO) -> Iterator[Any]:
             return
         more = stream.read(max(_CHUNK, len(text) - at))  # twice as much each time: reading a long row again and again takes linear time
         text, at, ended = text[at:] + more, 0, not more
+        try:
+            check_size(text, 3 * JSON_LIMIT, JSON_PARTS)
+        except TooLargeError as error:
+            raise UsageError(f"{path}: row {number + 1} is {error}, which is the most.", FORM) from None
 
 
 def _unwrapped(value: Any, depth: int = _DEPTH) -> list[Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from remoe_cli import bounded
+from remoe_cli.artifacts import MOST_LAYERS, first_mistake, shown
 from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import layer_outcome, total
@@ -23,8 +24,8 @@ class _Given(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     main: MainSpec | str
-    instances: int = 1
-    layers: tuple[LayerPlan, ...]
+    instances: int = Field(default=1, le=1_000_000)
+    layers: tuple[LayerPlan, ...] = Field(max_length=MOST_LAYERS)
 
 
 def read_placement(path: Path, problem: Problem) -> Placement:
@@ -33,18 +34,19 @@ def read_placement(path: Path, problem: Problem) -> Placement:
     Raises: UsageError for a file that is no placement of this model on this catalog; InfeasibleError for one that does not fit it.
     """
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = bounded.parse_json(bounded.read_bytes(path, bounded.DOCUMENT), finite=True)
         given = _Given.model_validate(data)
-    except (OSError, ValueError, RecursionError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        what = f"wrong at '{'.'.join(map(str, first['loc'])) or 'the whole'}': {first['msg']}" if first else str(error)
-        raise UsageError(f"The placement {path} is {what}." if first else f"The placement {path} cannot be read: {what}.", _FORM) from None
+    except ValidationError as error:
+        raise UsageError(f"The placement {path} is wrong {first_mistake(error)}.", _FORM) from None
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"The placement {path} cannot be read: {what}.", _FORM) from None
     name = given.main if isinstance(given.main, str) else given.main.name
     main = next((spec for spec in problem.catalog.main.menu if spec.name == name and given.main in (name, spec)), None)
     if main is None:
         known = ", ".join(spec.name for spec in problem.catalog.main.menu[:6])
         raise UsageError(
-            f"The placement's main function '{name}' is not on the menu of the catalog {problem.catalog.name}.",
+            f"The placement's main function {shown(name)} is not on the menu of the catalog {problem.catalog.name}.",
             f"Use one of the menu: {known}, ..",
         )
     if main not in problem.menu:

@@ -22,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from remoe_cli.bounded import open_file
 from remoe_cli.errors import UsageError
 from remoe_cli.model.checkpoint import reason
 from remoe_cli.model.spec import MoeSpec
@@ -29,7 +30,8 @@ from remoe_cli.profile.imports.checks import Array, CountedRouting, Routing, Tra
 from remoe_cli.profile.record import Phase
 
 _MOST_BYTES = 2**31  # of one array
-_MOST_UNPACKED_BYTES = 2**28  # of all compressed arrays of a file
+_MOST_UNPACKED_BYTES = 2**28  # of all compressed arrays of a file,
+_UNPACKED_BYTES, _UNPACKED_TIMES = 2**26, 20  # and if more than this, so many times the file's size: counts compress to a fifth or so
 _COUNTS: dict[str, Phase | None] = {"counts": None, "prefill_counts": "prefill", "decode_counts": "decode"}
 _IDS = ("ids", "topk_ids", "routed_experts")
 _PROMPTS = ("prompt_tokens", "prompt_lens")
@@ -47,7 +49,7 @@ def read_arrays_file(file: Path, spec: MoeSpec, model: str) -> Routing:
 
     Raises: UsageError when it is damaged, holds no routing, or holds more than one kind of it.
     """
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         start = stream.read(6)
     if start == b"\x93NUMPY":
         return _one_array(_guarded(file, lambda: _read_npy(file)), file, spec)
@@ -100,7 +102,7 @@ def _guarded(file: Path, read: Callable[[], Any]) -> Any:
 
 
 def _read_npy(file: Path) -> Array:
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         return read_npy_stream(stream, file.stat().st_size)
 
 
@@ -111,9 +113,10 @@ def _read_npz(file: Path) -> tuple[dict[str, Array], list[str]]:
     with zipfile.ZipFile(file) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename in wanted]
         unpacked = sum(entry.file_size for entry in entries if entry.compress_type != zipfile.ZIP_STORED)
-        if unpacked > _MOST_UNPACKED_BYTES or any(entry.file_size > _MOST_BYTES for entry in entries):
+        most = min(_MOST_UNPACKED_BYTES, max(_UNPACKED_BYTES, _UNPACKED_TIMES * file.stat().st_size))
+        if unpacked > most or any(entry.file_size > _MOST_BYTES for entry in entries):
             what = f"its arrays take {sum(entry.file_size for entry in entries):,} bytes when they are unpacked"
-            limits = f"{_MOST_UNPACKED_BYTES:,} for compressed arrays together, and {_MOST_BYTES:,} for one that is not compressed"
+            limits = f"{most:,} for compressed arrays together, and {_MOST_BYTES:,} for one that is not compressed"
             raise refuse(file, f"{what}; the most is {limits}", "Save them with numpy.savez, or import the rows in several files.")
         for entry in entries:
             with archive.open(entry) as stream:

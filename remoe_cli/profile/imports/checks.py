@@ -27,7 +27,8 @@ Ints = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 MAX = 2**31 - 1
-_MOST_COUNTS = 2**28  # of a profile; they take 1 GiB
+_MOST_COUNTS = 2**27  # of a profile; they take 0.5 GiB, and as much for the other phase
+_MOST_ROWS = 2**20  # of a profile
 _CHUNK = 2**22  # numbers that are checked at once, so that checks take little memory beside the numbers
 _HINT = "Check that the file is whole and belongs to this model."
 
@@ -192,6 +193,8 @@ def check_size(rows: int, spec: MoeSpec, name: str) -> None:
     size = rows * len(spec.moe_layers) * spec.experts_per_layer
     if size > _MOST_COUNTS:
         raise refuse(name, f"its {rows} rows make {size} counts, and a profile may have {_MOST_COUNTS}", "Import fewer rows.")
+    if rows > _MOST_ROWS:
+        raise refuse(name, f"it has {rows:,} rows, and a profile may have {_MOST_ROWS:,}", "Import fewer rows.")
 
 
 def unrecorded_remark(where: str, before: PlacedLayers, after: PlacedLayers, spec: MoeSpec) -> tuple[str, ...]:

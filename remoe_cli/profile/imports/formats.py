@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from remoe_cli.bounded import open_file
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.imports.arrays import is_arrays_file, read_arrays_file
 from remoe_cli.profile.imports.checks import Routing, listed, refuse
@@ -80,7 +81,7 @@ def format_of(file: Path) -> Format:
 
     Raises: UsageError when no format recognises it.
     """
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         raw = stream.read(_START_BYTES)
     text = b""
     for known in FORMATS:

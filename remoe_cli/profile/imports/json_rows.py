@@ -12,15 +12,16 @@ from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
+from remoe_cli.bounded import TooLargeError, check_depth, check_size
 from remoe_cli.errors import UsageError
 from remoe_cli.profile.imports.checks import refuse
 from remoe_cli.profile.imports.text_file import Line, lines_of, open_text
-from remoe_cli.profile.prompts.json_rows import JsonText, TooLargeError, check_size
+from remoe_cli.profile.prompts.json_rows import JsonText
 
 Rows = Iterator[tuple[str, object]]
 _MOST_CHARACTERS = 2**27  # of one value: the ids of 50,000 tokens of DeepSeek-V3, as base64 of 32-bit numbers
 _PIECE = 2**16  # characters of the first line that say whether it is an array
-_MOST_PARTS = 2**23  # of one value: 19,000 tokens of Qwen3-30B-A3B as lists; each takes up to 100 bytes of memory
+_MOST_PARTS = 2**23  # of one value: 19,000 tokens of Qwen3-30B-A3B as lists; each takes up to 70 bytes of memory
 
 
 def json_rows(file: Path) -> Rows:
@@ -59,6 +60,7 @@ def _by_line(file: Path, lines: Iterable[Line]) -> Rows:
         where = f"{file}, row {number}"
         try:
             check_size(line, _MOST_CHARACTERS, _MOST_PARTS)
+            check_depth(line)
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise _refused(where, error) from None

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from remoe_cli.bounded import open_file
 from remoe_cli.model.checkpoint import reason
 from remoe_cli.profile.imports.checks import refuse
 from remoe_cli.profile.prompts.files import decoded
@@ -28,7 +29,7 @@ def open_text(file: Path) -> Iterator[TextIO]:
 
     Raises: UsageError, also while it is read, when it is damaged or cut off; OSError when it cannot be opened.
     """
-    with file.open("rb") as raw:
+    with open_file(file) as raw:
         try:
             yield io.TextIOWrapper(decoded(raw, str(file)), "utf-8", errors="replace", newline="\n")
         except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:

@@ -25,6 +25,7 @@ _PLAIN = re.compile(
     r"torch( |\._utils _rebuild_|\.storage |\.nn\.parameter |\.serialization _get_layout)\w*"
     r"|collections (OrderedDict|Counter)|_codecs encode|__builtin__ (set|complex)"
 )
+_MOST_TUPLES, _DEEPEST_TUPLES = 10_000, 50  # inside one tuple
 _HINT = "Save it again with tensors, numbers, text, lists and dictionaries only."
 
 
@@ -92,8 +93,55 @@ def _check(file: Path, archive: zipfile.ZipFile) -> None:
     too_large = refuse(file, f"its data.pkl is too large: the most is {most}", "Record fewer forward passes in one dump.")
     if descriptions[0].file_size > _MOST_DESCRIPTION_BYTES:
         raise too_large
+    tuples = _Tuples()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(archive.read(descriptions[0]))):
         if count > _MOST_OPCODES:
             raise too_large
+        if not tuples.fit(opcode, argument):
+            raise refuse(file, f"it holds tuples inside each other that stand for more than {_MOST_TUPLES:,} tuples", _HINT)
         if opcode.name == "GLOBAL" and not _PLAIN.fullmatch(str(argument)):
             raise refuse(file, f"it holds a {str(argument).replace(' ', '.')}, which is not plain data", _HINT)
+
+
+class _Tuples:
+    """What the tuples of a pickle stand for, found without making them.
+
+    A tuple that holds another one twice, which holds a third one twice, and so on, takes few bytes and, as the key of a dictionary, more
+    time than there is: its hash goes through all that it stands for. The machine of the format is followed with the number of tuples in
+    each value, and their depth; values that are no tuples hold none that a hash goes through.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[tuple[int, int] | None] = []  # None: a mark
+        self._memo: dict[object, tuple[int, int]] = {}
+
+    def fit(self, opcode: pickletools.OpcodeInfo, argument: object) -> bool:
+        """Follow one instruction; return whether no tuple stands for too many."""
+        name, stack, memo = opcode.name, self._stack, self._memo
+        if name == "MARK":
+            stack.append(None)
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else argument] = (stack[-1] if stack else None) or (0, 0)
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo.get(argument, (0, 0)))
+        elif name == "DUP":
+            stack.append(stack[-1] if stack else (0, 0))
+        else:
+            popped = self._popped(opcode)
+            if name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE"):
+                made = (1 + sum(count for count, _ in popped), 1 + max((depth for _, depth in popped), default=0))
+                stack.append(made)
+                return made[0] <= _MOST_TUPLES and made[1] <= _DEEPEST_TUPLES
+            stack.extend((0, 0) for _ in opcode.stack_after)
+        return True
+
+    def _popped(self, opcode: pickletools.OpcodeInfo) -> list[tuple[int, int]]:
+        before = [kind.name for kind in opcode.stack_before]
+        popped: list[tuple[int, int]] = []
+        if "mark" in before:
+            while self._stack and (value := self._stack.pop()) is not None:
+                popped.append(value)
+            before = before[: before.index("mark")]
+        for _ in before:
+            popped.append((self._stack.pop() if self._stack else None) or (0, 0))
+        return popped

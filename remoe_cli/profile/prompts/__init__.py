@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from remoe_cli.model.chat import Prompt, as_text
 from remoe_cli.profile.prompts import files
 from remoe_cli.profile.prompts.formats import DEFAULT_FIELD, PromptFormat, choose, messages_of
 from remoe_cli.profile.prompts.hub import HUB_ID, hub_rows
+
+_MOST_BYTES = 1 << 29  # of memory for all prompts together
+_ROW_BYTES = 200  # of memory for a prompt besides its text
 
 # What rows may state of their lengths, in tokens; routing from a file is held against it.
 LENGTHS = ("n_prompt_tokens", "n_decode_tokens")
@@ -78,13 +82,19 @@ def read_prompts(source: str, field: str = DEFAULT_FIELD, limit: int | None = No
     texts: list[Prompt] = []
     numbers: list[int] = []
     stated: list[list[object]] = []
-    skipped = 0
+    skipped = held_bytes = 0
     with closing(_rows(source, name, lambda names: choose(name, names, field).columns(names))) as rows:
         for number, row in rows:
             prompt = read(row, f"{name}, row {number}")
             if not as_text(prompt).strip():
                 skipped += 1
                 continue
+            held_bytes += _ROW_BYTES + sys.getsizeof(as_text(prompt))
+            if held_bytes > _MOST_BYTES:
+                raise UsageError(
+                    f"{name}, row {number}: with it the prompts take more than {_MOST_BYTES >> 20:,} MiB, which is the most.",
+                    "Read fewer of them with --limit, or give a smaller file.",
+                )
             texts.append(prompt)
             numbers.append(number)
             stated.append([row.get(length) for length in LENGTHS] if isinstance(row, Mapping) else [None, None])

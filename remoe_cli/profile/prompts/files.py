@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from remoe_cli.bounded import check_depth, check_size, open_file, unpacked
 from remoe_cli.errors import UsageError
 from remoe_cli.profile.prompts.json_rows import JsonText, json_rows
 
@@ -32,6 +33,8 @@ Select = Callable[[Sequence[str]], Sequence[str]]
 
 STANDARD_INPUT = "-"
 _MOST = 32 << 20  # characters or bytes of a row
+_CHECK = "Check that it is a file of prompts."
+_MOST_PARTS = 1 << 21  # of a row: numbers, texts, lists and objects
 _CHUNK = 1 << 16
 _BATCH_ROWS = 256
 _JSON_STARTS = re.compile(rb"\s*(\{|\[\s*[\[{\"\]])")
@@ -90,7 +93,7 @@ def decoded(raw: IO[bytes], name: str) -> io.BufferedReader[Any]:
     """Return the content as UTF-8 without a byte order mark, unpacked where it is compressed."""
     file: io.BufferedReader[Any] = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
     if _peek(file, name).startswith(b"\x1f\x8b"):
-        file = io.BufferedReader(gzip.GzipFile(fileobj=file))
+        file = unpacked(file)
     start = _peek(file, name)
     encoding = next((encoding for mark, encoding in _MARKS if start.startswith(mark)), None)
     if encoding == "utf-8":
@@ -147,7 +150,7 @@ def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     try:
         while line := file.readline(_MOST + 1):
             if len(line) > _MOST:
-                raise UsageError(f"{name}, row {number}: a line of more than {_MOST >> 20} MiB.", "Check that it is a file of prompts.")
+                raise UsageError(f"{name}, row {number}: a line of more than {_MOST >> 20} MiB.", _CHECK)
             yield number, line.decode("utf-8")
             number += 1
     except UnicodeDecodeError as error:
@@ -171,6 +174,8 @@ def _json_rows(file: io.BufferedReader[Any], name: str, select: Select) -> Rows:
         if not line.strip():
             continue
         try:
+            check_size(line, _MOST, _MOST_PARTS)
+            check_depth(line)
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             if is_first and isinstance(error, json.JSONDecodeError):
@@ -192,7 +197,7 @@ def _json_stream(file: io.BufferedReader[Any], name: str, start: str = "") -> Ro
 
     number = 1
     try:
-        for row in json_rows(JsonText(read, _MOST, start)):
+        for row in json_rows(JsonText(read, _MOST, start, _MOST_PARTS)):
             yield number, row
             number += 1
     except UnicodeDecodeError as error:
@@ -258,16 +263,36 @@ def _parquet_rows(path: Path, name: str, select: Select) -> Rows:
 
     number = 0
     try:
-        with ParquetFile(path) as file:
+        with open_file(path) as raw, ParquetFile(raw) as file:
             columns = list(select(file.schema_arrow.names))
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            batch_rows = _batch_rows(file.metadata, name)
+            # A text that many rows share is in memory once.
+            texts = [field.name for field in file.schema_arrow if field.name in columns and pyarrow.types.is_string(field.type)]
+        with open_file(path) as raw, ParquetFile(raw, read_dictionary=texts) as file:
+            for batch in file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
                 for at in range(batch.num_rows):
                     row = {column: batch.column(column)[at].as_py() for column in columns}
                     number += 1
+                    if any(isinstance(cell, str) and len(cell) > _MOST for cell in row.values()):
+                        raise UsageError(
+                            f"{name}, row {number}: a row of more than {_MOST >> 20} MiB.", "Check that it is a file of prompts."
+                        )
                     yield number, row
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         where = f"{name}, after row {number}" if number else name
         raise UsageError(f"{where}: not readable as Parquet ({first_line(error)}).", "Write the file again.") from None
+
+
+def _batch_rows(metadata: Any, name: str) -> int:
+    """Return how many rows may be in memory at once: at most 256, and fewer where they are large."""
+    most = _BATCH_ROWS
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        row_bytes = group.total_byte_size // max(1, group.num_rows)
+        if row_bytes > _MOST:
+            raise UsageError(f"{name}: its rows have more than {_MOST >> 20} MiB.", _CHECK)
+        most = min(most, max(1, 2 * _MOST // max(1, row_bytes)))
+    return most
 
 
 def first_line(error: Exception) -> str:

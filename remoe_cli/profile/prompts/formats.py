@@ -9,12 +9,12 @@ message of the user and nothing else, the prompt is its text, so that the same q
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from remoe_cli import bounded
 from remoe_cli.errors import UsageError
 from remoe_cli.model.chat import Conversation, Prompt, conversation, is_message
 
@@ -70,7 +70,8 @@ def no_field(where: str, field: str, names: Iterable[object]) -> UsageError:
 
 def _listing(names: Iterable[object]) -> str:
     """List the first names of fields, in characters that a terminal shows."""
-    shown = [str(name).encode("utf-8", "backslashreplace").decode()[:40] for name in islice(names, _SHOWN_NAMES + 1)]
+    cut = [str(name)[:40] for name in islice(names, _SHOWN_NAMES + 1)]
+    shown = [name if name.isprintable() else ascii(name)[1:-1] for name in cut]
     return ", ".join([*shown[:_SHOWN_NAMES], *(["..."] if len(shown) > _SHOWN_NAMES else [])])
 
 
@@ -91,8 +92,8 @@ def _find(value: object, path: str) -> Any:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = bounded.parse_json(value)
+        except ValueError:
             raise LookupError(path) from None
     if isinstance(value, Mapping) and path in value:
         return value[path]
@@ -179,8 +180,8 @@ def _unpacked(value: object, where: str) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
+        return bounded.parse_json(value)
+    except ValueError as error:
         raise UsageError(f"{where} is text that is not JSON ({error}).", _CORRECT) from None
 
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 
+from remoe_cli.bounded import check_depth, check_size, count_parts
 from remoe_cli.model.chat import is_message
 
 _CHUNK = 1 << 16
@@ -17,14 +18,11 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _TAIL = 16  # characters: an error nearer to the end may only mean that the value goes on
 
 
-class TooLargeError(ValueError):
-    """A value has more characters or parts than the limit, which the message says."""
-
-
 class JsonText:
     """JSON values in a stream of text. `read` gives about so many further characters, and none at the end.
 
-    Raises: ValueError, in what a person can read, for text that is not JSON; TooLargeError for a value of more than `most` characters.
+    Raises: ValueError, in what a person can read, for text that is not JSON; TooLargeError for a value of more than `most` characters, and
+    TooDeepError.
     """
 
     def __init__(self, read: Callable[[int], str], most: int, start: str = "", most_parts: int | None = None) -> None:
@@ -47,7 +45,9 @@ class JsonText:
     def value(self) -> object:
         while True:
             try:
-                value, self._at = self._decode(self._text, self._at)
+                value, end = self._decode(self._text, self._at)
+                check_depth(self._text, self._at, end)
+                self._at = end
                 return value
             except json.JSONDecodeError as error:
                 goes_on = error.pos >= len(self._text) - _TAIL or error.msg.startswith("Unterminated string")
@@ -70,22 +70,6 @@ class JsonText:
             parts += 0 if self._most_parts is None else count_parts(piece)
         self._text = "".join(pieces)
         return len(pieces) > 1
-
-
-def count_parts(text: str) -> int:
-    """Count the lists, the objects and their elements in JSON, at most: text in quotes may look like some."""
-    return sum(map(text.count, "[{,"))
-
-
-def check_size(text: str, most: int, most_parts: int | None = None) -> None:
-    """Check the size of a value before it is decoded. Its parts are the lists, objects and their elements.
-
-    Raises: TooLargeError for more than `most` characters, or more than `most_parts` parts.
-    """
-    if len(text) > most:
-        raise TooLargeError(f"a value of more than {most >> 20} MiB")
-    if most_parts is not None and len(text) > most_parts and count_parts(text) > most_parts:
-        raise TooLargeError(f"a value of more than {most_parts:,} numbers, lists and objects")
 
 
 def json_rows(text: JsonText) -> Iterator[object]:
