@@ -60,6 +60,19 @@ def test_a_budget_out_of_reach_names_the_least_that_does(profile: Path, tmp_path
     assert document["lower_bound_usd"] is None and document["lower_bound_s"] <= document["tpot_s"]
 
 
+def test_all_targets_out_of_reach_are_named_together(profile: Path, tmp_path: Path) -> None:
+    options = ("--ttft", "1e-6", "--tpot", "1e-6", "--budget", "1e-12")
+    error = plan(profile, tmp_path / "a.json", *options, code=3)["error"]
+    least = re.fullmatch(
+        r"No plan meets a TTFT of 1e-06 s: the least TTFT is (\S+) s\. No plan meets a TPOT of 1e-06 s: the least TPOT is (\S+) s\. "
+        r"No plan costs 1e-12 USD a request or less: the cheapest costs (\S+) USD\.",
+        error["message"],
+    )
+    assert least and all(figure in error["hint"] for figure in least.groups())
+    for option, figure in zip(("--ttft", "--tpot", "--budget"), least.groups(), strict=True):
+        plan(profile, tmp_path / "a.json", option, figure)
+
+
 def test_requests_from_a_file(profile: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     rows = "".join(f"2023-11-16 18:{minute:02}:00,{100 + minute},{10 + minute}\n" for minute in range(30))

@@ -1,11 +1,12 @@
 """Why no plan meets the limits, and what would do.
 
-Each limit is tried alone, then the targets together, then the budget.
+Each limit is tried alone, and all that fail alone are named; then the targets are tried together, then the budget.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,16 +34,16 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
         solution = solve(Task(problem, columns, Aim(objective, ttft_s=ttft, tpot_s=tpot)), GAP, time_limit_s)
         return round_up(solution.value) if solution else math.inf
 
-    for objective, target in (("ttft", aim.ttft_s), ("tpot", aim.tpot_s)):
-        name = objective.upper()
-        if (alone := least(objective)) > (math.inf if target is None else target * (1 + SLACK)) or alone == math.inf:  # type: ignore[arg-type]
-            if alone == math.inf:
-                return _too_slow(problem, columns, time_limit_s)
-            also = ", or for shorter prompts" if objective == "ttft" else ""
-            return InfeasibleError(
-                f"No plan meets a {name} of {target:g} s: the least {name} is {alone:g} s.",
-                f"Ask for a {name} of {alone:g} s or more{also}.",
-            )
+    ttft_s, tpot_s = least("ttft"), least("tpot")
+    if math.inf in (ttft_s, tpot_s):
+        return _too_slow(problem, columns, time_limit_s)
+    missed = [
+        (name, target, alone)
+        for name, target, alone in (("TTFT", aim.ttft_s, ttft_s), ("TPOT", aim.tpot_s, tpot_s))
+        if target is not None and alone > target * (1 + SLACK)
+    ]
+    if missed:
+        return _out_of_reach(missed, aim.budget_usd, least("cost"))
     if aim.ttft_s is not None and aim.tpot_s is not None and (together := least("tpot", aim.ttft_s)) > aim.tpot_s * (1 + SLACK):
         return InfeasibleError(
             f"No plan meets a TTFT of {aim.ttft_s:g} s and a TPOT of {aim.tpot_s:g} s together: "
@@ -55,6 +56,19 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
         f"No plan costs {aim.budget_usd:g} USD a request or less: the cheapest{under} costs {cheapest:g} USD.",
         f"Give a --budget of {cheapest:g} USD or more{', or looser targets' if under else ''}.",
     )
+
+
+def _out_of_reach(missed: Sequence[tuple[str, float, float]], budget_usd: float | None, cheapest_usd: float) -> InfeasibleError:
+    """Name every target that no plan meets by itself, with the least that one can have: (name, target, least), in seconds."""
+    said = [f"No plan meets a {name} of {target:g} s: the least {name} is {alone:g} s." for name, target, alone in missed]
+    wanted = [f"a {name} of {alone:g} s or more" for name, _, alone in missed]
+    if budget_usd is not None and cheapest_usd > budget_usd * (1 + SLACK):
+        said.append(f"No plan costs {budget_usd:g} USD a request or less: the cheapest costs {cheapest_usd:g} USD.")
+        wanted.append(f"a budget of {cheapest_usd:g} USD or more")
+    if len(wanted) == 1:
+        also = ", or for shorter prompts" if missed[0][0] == "TTFT" else ""
+        return InfeasibleError(" ".join(said), f"Ask for {wanted[0]}{also}.")
+    return InfeasibleError(" ".join(said), f"Ask for {', and '.join(wanted)}. Each is the least without the other targets.")
 
 
 def _too_slow(problem: Problem, columns: Columns, time_limit_s: float) -> InfeasibleError:
