@@ -48,10 +48,14 @@ class ServerConfig(artifacts.Document):
         Raises: UsageError with the longest request that is answered.
         """
         served = self.served
-        if served is None or (prompt_tokens <= served.n_in and prompt_tokens + max_new_tokens <= served.tokens + 1):
+        if served is None:
+            return
+        within = prompt_tokens <= served.n_in and max_new_tokens <= served.n_out + 1
+        if within and prompt_tokens + max_new_tokens <= served.tokens + 1:
             return
         raise UsageError(
             f"The request has {prompt_tokens:,} prompt tokens and may have {max_new_tokens:,} new ones, but this deployment's plan serves "
-            f"requests of up to {served.tokens + 1:,} tokens in all, with prompts of up to {served.n_in:,}.",
+            f"requests of up to {served.tokens + 1:,} tokens in all, with prompts of up to {served.n_in:,} and up to {served.n_out + 1:,} "
+            "new ones.",
             "Shorten the prompt or --max-new-tokens, or plan for longer requests and deploy again.",
         )

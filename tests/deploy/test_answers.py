@@ -18,11 +18,11 @@ from remoe_cli.deploy import main_files
 from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.deploy.target import DeployOptions
-from remoe_cli.errors import ArtifactError, DeployError
+from remoe_cli.errors import ArtifactError, DeployError, UsageError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.plan.cost import expert_functions
 from remoe_cli.plan.cost.placement import evaluate
-from remoe_cli.plan.document import LayerPlan, Outcome
+from remoe_cli.plan.document import LayerPlan, Outcome, Served
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.profile.latency_record import CpuQuota, Curve, Exponential, Physical, Roofline
@@ -80,6 +80,20 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     problem = make_problem(inputs.profile, catalog, PlanRequest(n_in=20, n_out=15))
     outcome, predicted = evaluate(problem, Placement(inputs.plan.main, LAYERS)), Outcome(**answer["receipt"]["predicted"])
     assert predicted.model_dump() == pytest.approx(outcome.model_dump(), rel=1e-12)
+
+
+def test_a_request_that_the_plan_does_not_cover_is_refused_before_it_costs_anything(
+    inputs: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = inputs.plan.workload.model_copy(update={"served": Served(cover=0.99, share=0.99, tokens=30, n_in=20, n_out=15)})
+    plan = inputs.plan.model_copy(update={"workload": workload})
+    monkeypatch.setattr(target, "read_inputs", lambda path: (plan, inputs.profile, inputs.catalog))
+    HERE.deploy(inputs.plan_path, "short", DeployOptions())
+    address = HERE.main_address("short")
+    with pytest.raises(UsageError, match=r"up to 31 tokens in all, with prompts of up to 20 and up to 16 new ones"):
+        client.answer(address, PROMPT, 64, lambda text: None)
+    assert all(function["invocations"] == 0 for function in HERE.status("short")["functions"])
+    assert client.answer(address, PROMPT, 4, lambda text: None)["token_ids"] == inputs.tokens()[:4]
 
 
 def test_a_profile_that_is_not_the_plans_predicts_nothing(inputs: ByHand) -> None:
