@@ -19,12 +19,12 @@ from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.aws.stack import Change
 from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.deploy.inputs import check_model, read_inputs
+from remoe_cli.deploy.inputs import check_model, read_inputs, read_to_preview
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.package.dependencies import PYTHON
-from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
-from remoe_cli.plan.document import Plan, read_plan
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.document import Plan
 from remoe_cli.runtime.client import MainAddress
 
 
@@ -46,8 +46,8 @@ class AwsTarget:
             return self.connect()
 
     def preview(self, plan_path: Path, name: str, options: DeployOptions) -> tuple[dict[str, Any], Overview]:
-        plan = read_plan(plan_path)
-        catalog, contents = read_catalog(plan.catalog.path), expected(plan)
+        plan, catalog = read_to_preview(plan_path)
+        contents = expected(plan)
         settings = _settings(plan, catalog, name, options)
         settings = replace(settings, rules=options.rules.over(AccountRules()))
         said = self._looked_up(settings)

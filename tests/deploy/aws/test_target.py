@@ -20,7 +20,8 @@ from remoe_cli.deploy.aws import access, packing, session, target
 from remoe_cli.deploy.aws import names as names_of
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.console import SILENT
-from remoe_cli.errors import DeployError
+from remoe_cli.deploy.inputs import read_to_preview
+from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
 from remoe_cli.package.bundle import function_zip
@@ -212,10 +213,21 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
     assert code == 2 and "No AWS region" in failed["error"]["message"]
 
 
+@pytest.mark.parametrize("stale", ["profile", "catalog"])
+def test_a_dry_run_refuses_a_stale_plan_as_deploy_does(stale: str, inputs: Inputs, tmp_path: Path) -> None:
+    old = getattr(inputs.plan, stale).model_copy(update={"sha256": "0" * 64})
+    gone = Source(path="nowhere", sha256="0" * 64)
+    plan = inputs.plan.model_copy(update={stale: old} | ({"profile": gone} if stale == "catalog" else {}))
+    write_json(tmp_path / "stale.json", plan)
+    with pytest.raises(ArtifactError, match=f"The {stale} has changed since"):
+        read_to_preview(tmp_path / "stale.json")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("deploy", "PLAN", "--dry-run"), "--dry-run goes with --target aws"),
+        (("deploy", "PLAN", "--target", "aws", "--dry-run", "--rtt-ms", "5"), "--rtt-ms goes with --target local"),
         (("deploy", "PLAN", "--region", "us-east-1"), "--region goes with --target aws"),
         (("deploy", "PLAN", "--target", "aws"), "'remoe deploy' asks before it changes anything, but there is no terminal to answer."),
         (("destroy", "x", "--target", "aws"), "'remoe destroy' asks before it changes anything"),
