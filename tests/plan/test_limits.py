@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Plan, Served
+from remoe_cli.plan.document import Plan, Served, WorkloadRef
+from remoe_cli.plan.explain.rows import served_texts
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.sizes import Sizes, sizes_of
 from remoe_cli.plan.problem.traffic import Traffic, read_traffic
@@ -278,3 +279,14 @@ def test_a_front_is_what_no_other_request_exceeds() -> None:
         pairs = set(zip(n_in.tolist(), n_out.tolist(), strict=True))
         beaten = {p for p in pairs if any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in pairs)}
         assert list(front) == sorted(pairs - beaten)
+
+
+@pytest.mark.parametrize("further", [50, 1])
+def test_the_screen_and_the_refusal_name_one_length(further: int) -> None:
+    """A request of 100 + 50 tokens has 151 with the first token of its answer: both say so."""
+    served = Served(cover=0.9, share=0.9, tokens=100 + further, n_in=100, n_out=further)
+    plan = Plan.model_construct(workload=WorkloadRef(n_in=100, n_out=further, served=served))
+    (text,) = served_texts(plan)
+    assert f"requests of up to {101 + further} tokens, with prompts of up to 100" in text
+    with pytest.raises(UsageError, match=f"serves requests of up to {101 + further} tokens in all"):
+        ServerConfig.model_construct(served=served).refuse_unserved(100, further + 2)

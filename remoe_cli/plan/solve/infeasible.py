@@ -33,16 +33,22 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
         solution = solve(Task(problem, columns, Aim(objective, ttft_s=ttft, tpot_s=tpot)), GAP, time_limit_s)
         return round_up(solution.value) if solution else math.inf
 
+    missed: list[tuple[str, float, float, str]] = []  # what, the target, the least that there is, and its unit
     for objective, target in (("ttft", aim.ttft_s), ("tpot", aim.tpot_s)):
-        name = objective.upper()
-        if (alone := least(objective)) > (math.inf if target is None else target * (1 + SLACK)) or alone == math.inf:  # type: ignore[arg-type]
-            if alone == math.inf:
-                return _too_slow(problem, columns, time_limit_s)
-            also = ", or for shorter prompts" if objective == "ttft" else ""
-            return InfeasibleError(
-                f"No plan meets a {name} of {target:g} s: the least {name} is {alone:g} s.",
-                f"Ask for a {name} of {alone:g} s or more{also}.",
-            )
+        if (alone := least(objective)) == math.inf:  # type: ignore[arg-type]
+            return _too_slow(problem, columns, time_limit_s)
+        if target is not None and alone > target * (1 + SLACK):
+            missed.append((objective.upper(), target, alone, "s"))
+    if missed:
+        if aim.budget_usd is not None and (alone := least("cost")) > aim.budget_usd * (1 + SLACK):
+            missed.append(("cost", aim.budget_usd, alone, "USD a request"))
+        targets, leasts, asks = (
+            _and([form.format(what=what, target=target, least=found, unit=unit) for what, target, found, unit in missed])
+            for form in ("a {what} of {target:g} {unit}", "the least {what} is {least:g} {unit}", "a {what} of {least:g} {unit} or more")
+        )
+        also = ", or for shorter prompts" if missed[0][0] == "TTFT" else ""
+        each = " Each holds for itself: together they may need more." if len(missed) > 1 else ""
+        return InfeasibleError(f"No plan meets {targets}: {leasts}.{each}", f"Ask for {asks}{also}.")
     if aim.ttft_s is not None and aim.tpot_s is not None and (together := least("tpot", aim.ttft_s)) > aim.tpot_s * (1 + SLACK):
         return InfeasibleError(
             f"No plan meets a TTFT of {aim.ttft_s:g} s and a TPOT of {aim.tpot_s:g} s together: "
@@ -55,6 +61,11 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
         f"No plan costs {aim.budget_usd:g} USD a request or less: the cheapest{under} costs {cheapest:g} USD.",
         f"Give a --budget of {cheapest:g} USD or more{', or looser targets' if under else ''}.",
     )
+
+
+def _and(texts: list[str]) -> str:
+    *start, last = texts
+    return f"{', '.join(start)} and {last}" if start else last
 
 
 def _too_slow(problem: Problem, columns: Columns, time_limit_s: float) -> InfeasibleError:
