@@ -62,7 +62,10 @@ class _Plain:
 
 
 class Command(_Plain, TyperCommand):
-    """A command of `remoe`. No number that it takes is infinite, or a whole one too large for what computes with it."""
+    """A command of `remoe`.
+
+    No number that it takes is infinite, or a whole one too large for what computes with it.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)

@@ -32,7 +32,9 @@ def read_inputs(plan_path: Path) -> Inputs:
 
 
 def read_to_preview(plan_path: Path) -> tuple[Plan, Catalog]:
-    """Read a plan and its catalog for a dry run. The profile may be on another machine: it is compared where it is here.
+    """Read a plan and its catalog for a dry run.
+
+    The profile may be on another machine: it is compared where it is here.
 
     Raises: UsageError for a path that is not a plan's; ArtifactError for a plan that is damaged, and for a profile or catalog that has
     changed.
