@@ -21,6 +21,7 @@ from remoe_cli.deploy.aws.stack import Stack
 from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import DeployError, UsageError
+from remoe_cli.plan.catalog.catalog import read_catalog
 from tests.deploy.aws.test_template import complaints
 from tests.support import aws
 from tests.support import aws_account as at_moto
@@ -85,7 +86,7 @@ def remoe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "")
 def test_a_wrong_value_is_one_sentence_before_anything(options: tuple[str, ...], message: str, tmp_path: Path, remoe: Remoe) -> None:
-    catalog = plan_by_hand(()).catalog.model_copy(update={"path": "aws-us-east-1"})
+    catalog = read_catalog("aws-us-east-1").file
     write_json(tmp_path / "p.json", plan_by_hand((), catalog=catalog, main=GPU))
     error = remoe("deploy", str(tmp_path / "p.json"), "--target", "aws", "--dry-run", *options)
     assert message in error["message"] and error["hint"] and "\n" not in error["message"]
@@ -373,7 +374,7 @@ def test_a_bucket_that_was_there_is_not_taken_back(account: Account) -> None:
 def test_a_dry_run_shows_them_and_looks_them_up(
     account: Account, ours: AccountRules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    catalog = plan_by_hand(()).catalog.model_copy(update={"path": "aws-us-east-1"})
+    catalog = read_catalog("aws-us-east-1").file
     write_json(tmp_path / "p.json", a_plan(catalog=catalog))
     options = ["--tag", "team=ml", "--role-path", "/x/", "--subnet", *ours.subnets, "--security-group", *ours.security_groups]
     command = ["remoe", "deploy", str(tmp_path / "p.json"), "--target", "aws", "--dry-run", "--endpoint", "none", *options]
