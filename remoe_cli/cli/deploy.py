@@ -82,6 +82,8 @@ def command(
     rules = {"permissions_boundary": permissions_boundary, "role_path": role_path, "kms_key": kms_key, "bucket": bucket}
     several = {"tag": tag or None, "subnet": subnet or None, "security_group": security_group or None}
     only_on_aws(target, endpoint_image=endpoint_image, monthly_alert=monthly_alert, alert_email=alert_email, **rules, **several)
+    if rtt_ms and target is not TargetName.local:
+        raise UsageError("--rtt-ms goes with --target local.", "Leave --rtt-ms out: calls on AWS take the time that they take.")
     if (monthly_alert is None) != (alert_email is None):
         raise UsageError("A monthly alert needs an amount and an address.", "Give both --monthly-alert USD and --alert-email ADDRESS.")
     checked = account_rules(**rules, tags=tag or (), subnets=subnet or (), security_groups=security_group or ())

@@ -5,6 +5,7 @@ typer draws panels with rich, whose import takes as long as everything else that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from remoe_cli.cli import output
 
 Panels = dict[str, list[tuple[str, str]]]
+_LARGE = 2**31
 
 
 def examples(*commands: str) -> str:
@@ -60,7 +62,20 @@ class _Plain:
 
 
 class Command(_Plain, TyperCommand):
-    """A command of `remoe`."""
+    """A command of `remoe`.
+
+    No number that it takes is infinite, or a whole one too large for what computes with it.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for parameter in self.get_params(ctx):
+            value = ctx.params.get(parameter.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{max(parameter.opts, key=len)} is {value}, not a finite number.", ctx)
+            if type(value) is int and abs(value) >= _LARGE:
+                raise UsageError(f"{max(parameter.opts, key=len)} is {value}; it must be less than {_LARGE:,}.", ctx)
+        return rest
 
 
 class Group(_Plain, TyperGroup):

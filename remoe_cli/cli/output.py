@@ -204,7 +204,9 @@ def ask(question: str) -> bool:
 def show_overview(overview: Overview) -> None:
     """Print tables, and the sentences that belong above and under them, on stdout."""
     for sentence in overview.above:
-        line(sentence)
+        text = sentence.lstrip(" ")
+        indent = " " * (len(sentence) - len(text))
+        paragraph(text, indent, indent + "  ")
     for each in overview.tables:
         table(each.title, each.columns, each.rows)
     for remark in overview.remarks:

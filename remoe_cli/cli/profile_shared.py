@@ -58,10 +58,12 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
         output.line(f"Times {record.latency.source}: {record.latency.machine}, {record.latency.measured_on}")
         if trained:
             scores = ", ".join(f"{name} {bits:.3f}" for name, bits in trained.validation_bits.items())
-            output.line(
-                f"Predictor for new prompts: {trained.default}. Jensen-Shannon divergence in bits on {trained.validation_prompts} held-out "
-                f"prompts, 0 is perfect: {scores}"
+            scored = (
+                f"Jensen-Shannon divergence in bits on {trained.validation_prompts} held-out prompts, 0 is perfect: {scores}"
+                if scores
+                else "Not scored: too few prompts to hold some out."
             )
+            output.line(f"Predictor for new prompts: {trained.default}. {scored}")
         output.line(f"Profile: {out}")
 
     for warning in warnings:

@@ -83,7 +83,8 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
     traffic = None
     if examined or problem.workload.requests_per_hour is None:
         traffic = break_even_traffic(problem, aim, chosen.placement, others.priced)
-    judgement = judge(problem, aim, chosen.placement, outcome, others, traffic)
+    asked = request.remote_share is not None or request.placement_file is not None
+    judgement = judge(problem, aim, chosen.placement, outcome, others, traffic, asked=asked)
     plan = Plan(
         profile=Source(path=str(profile.path), sha256=profile.sha256),
         catalog=catalog.file,

@@ -237,7 +237,7 @@ def serve(load: Callable[[], MainFunction], listener: socket.socket, door: Door,
     # Without proxy_headers: X-Forwarded-For would say who asks.
     config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False, timeout_graceful_shutdown=_END_S)
     server = _Server(config, ending)
-    loading.add_done_callback(lambda done: server.end() if done.exception() else print(done.result().loading_billed, file=sys.stderr))
+    loading.add_done_callback(lambda done: server.end() if done.exception() else None)
     with listener:
         server.run(sockets=[listener])
     model_thread.shutdown(wait=False, cancel_futures=True)
@@ -246,9 +246,18 @@ def serve(load: Callable[[], MainFunction], listener: socket.socket, door: Door,
 
 
 def run(load: Callable[[], MainFunction], listener: socket.socket, door: Door, limits: TimeLimits = TimeLimits()) -> NoReturn:
-    """Run `serve` as a whole program: print an error and exit with status 1, or exit with status 0."""
+    """Run `serve` as a whole program.
+
+    It logs what loading was billed, prints an error and exits with status 1, or exits with status 0.
+    """
+
+    def logged() -> MainFunction:
+        main = load()
+        print(main.loading_billed, file=sys.stderr)
+        return main
+
     try:
-        serve(load, listener, door, limits)
+        serve(logged, listener, door, limits)
     except RemoeError as error:
         sys.exit(f"error: {error.message}\n  hint: {error.hint}")
     # Not the interpreter's own end, which would wait for a thread that waits for an expert function.

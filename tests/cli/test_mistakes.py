@@ -15,6 +15,12 @@ MISTAKES = {
     ("plan", "p", "-o", "x.json", "--n-in", "1.5"): "--n-in is '1.5', not a whole number.",
     ("deploy", "p", "--monthly-alert", "0"): "--monthly-alert is 0; it must be 0.01 or more.",
     ("serve", "demo", "--port", "70000"): "--port is 70000; it must be 65535 or less.",
+    ("plan", "p", "-o", "x.json", "--requests-per-hour", "inf"): "--requests-per-hour is inf, not a finite number.",
+    ("plan", "p", "-o", "x.json", "--ttft=1e999"): "--ttft is inf, not a finite number.",
+    ("plan", "p", "-o", "x.json", "--n-in", str(2**31)): "--n-in is 2147483648; it must be less than 2,147,483,648.",
+    ("infer", "demo", "--prompt", "a", "--max-new-tokens", str(10**20)): (
+        "--max-new-tokens is 100000000000000000000; it must be less than 2,147,483,648."
+    ),
     ("plan", "p", "-o", "x.json", "--minimize", "price"): "--minimize: 'price' is not one of 'cost', 'tpot', 'ttft'.",
     ("plan", "p", "q", "-o", "x.json"): "q is one argument too many.",
     ("plan", "p", "q", "r", "-o", "x.json"): "These arguments are too many: q r.",

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from remoe_cli.cli import output
+from remoe_cli.deploy.console import Overview
 from remoe_cli.errors import UsageError
 
 TEXT = "The traffic is unknown, so give --requests-per-hour, for cold starts are not in the cost without it, however many there are."
@@ -61,3 +62,11 @@ def test_an_error_wraps_on_a_terminal_and_is_one_line_for_programs(monkeypatch: 
         if lines > 2:
             assert max(map(len, printed)) <= 50
             assert sum(line.startswith(("error: ", "  hint: ")) for line in printed) == 2
+
+
+def test_what_stands_above_a_table_wraps_under_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    output.show_overview(Overview((), above=("demo (local): running", f"  {TEXT}")))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "demo (local): running" and lines[1].startswith("  The traffic") and lines[2].startswith("    ")
+    assert max(map(len, lines)) <= 80 and " ".join(map(str.strip, lines[1:])) == TEXT

@@ -90,9 +90,10 @@ def test_a_request_that_the_plan_does_not_cover_is_refused_before_it_costs_anyth
     monkeypatch.setattr(target, "read_inputs", lambda path: (plan, inputs.profile, inputs.catalog))
     HERE.deploy(inputs.plan_path, "short", DeployOptions())
     address = HERE.main_address("short")
+    billed_ms = [function["billed_ms"] for function in HERE.status("short")["functions"]]
     with pytest.raises(UsageError, match=r"up to 31 tokens in all, with prompts of up to 20 and up to 16 new ones"):
         client.answer(address, PROMPT, 64, lambda text: None)
-    assert all(function["invocations"] == 0 for function in HERE.status("short")["functions"])
+    assert [function["billed_ms"] for function in HERE.status("short")["functions"]] == billed_ms
     assert client.answer(address, PROMPT, 4, lambda text: None)["token_ids"] == inputs.tokens()[:4]
 
 

@@ -12,7 +12,15 @@ from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError, InfeasibleError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import BaselineName, BreakEven, LayerPlan, Outcome, Plan, Scenario, ScenarioKind
-from remoe_cli.plan.explain.rows import BASELINE_TITLES, LAYER_COLUMNS, baseline_rows, layer_rows, scenario_rows, summary_rows
+from remoe_cli.plan.explain.rows import (
+    BASELINE_TITLES,
+    LAYER_COLUMNS,
+    alternative_texts,
+    baseline_rows,
+    layer_rows,
+    scenario_rows,
+    summary_rows,
+)
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.plan.wording import id_ranges
@@ -196,6 +204,15 @@ def test_a_target_out_of_reach_names_the_least_that_does(target: str, paying: tu
     assert plan_of(*paying, **{target: least}).method == "exact"  # type: ignore[arg-type]
     with pytest.raises(InfeasibleError):
         plan_of(*paying, **{target: least * 0.995})  # type: ignore[arg-type]
+
+
+def test_what_is_said_of_an_alternative_is_said_of_a_row(paying: tuple[Profile, Catalog]) -> None:
+    """Where the whole model on CPUs is what all experts local are, the table has one row for both."""
+    plan = plan_of(*paying)
+    same = plan.baselines[BaselineName.ALL_LOCAL]
+    plan = plan.model_copy(update={"baselines": {BaselineName.ALL_LOCAL: same, BaselineName.CPU: same}, "missing": {}})
+    titles = {row[0] for row in baseline_rows(plan)}
+    assert len(titles) == 1 and {text.partition(":")[0] for text in alternative_texts(plan)} == titles
 
 
 def test_targets_that_conflict_name_the_least_tpot_at_that_ttft(tmp_path: Path) -> None:

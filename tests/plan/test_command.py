@@ -98,7 +98,7 @@ def test_a_share_of_a_file_and_a_percentile(profile: Path, tmp_path: Path) -> No
     screen = " ".join(
         forked.remoe("plan", str(profile), "-o", str(tmp_path / "b.json"), "--requests", str(trace), "--cover", "0.99").stdout.split()
     )
-    assert "holds for requests of up to 25 tokens, with prompts of up to 20. Longer ones are refused: 1.00% of the file's." in screen
+    assert "holds for requests of up to 26 tokens, with prompts of up to 20. Longer ones are refused: 1.00% of the file's." in screen
     for options, message in ((("--cover", "0.9"), "there is none"), (("--ttft-percentile", "95"), "--ttft, which is not given")):
         assert message in plan(profile, tmp_path / "c.json", *options, code=2)["error"]["message"]
 

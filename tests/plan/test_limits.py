@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Plan, Served
+from remoe_cli.plan.document import Plan, Served, WorkloadRef
+from remoe_cli.plan.explain.rows import served_texts
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.sizes import Sizes, sizes_of
 from remoe_cli.plan.problem.traffic import Traffic, read_traffic
@@ -114,7 +115,7 @@ def test_no_plan_breaks_a_limit_for_a_request_that_it_covers(
     weight = sum(weight for *_, weight in rows)
     sizes = sizes_of(tuple((weight_of / weight, n_in, n_out) for n_in, n_out, weight_of in rows))
     kinds = read_kinds(rows)
-    traffic = replace(kinds, requests=sizes, per_hour=float(random.choice([2.0, 50.0])))
+    traffic = replace(kinds, requests=replace(sizes, longest=kinds.sizes.front), per_hour=float(random.choice([2.0, 50.0])))
     try:
         plan = plan_of(profile, catalog, traffic=traffic, solver=solver)
     except InfeasibleError:
@@ -134,8 +135,8 @@ def test_the_verifier_names_a_request_that_is_not_covered(profile: Profile, tmp_
     catalog = tiny_catalog()
     traffic = read_traffic(trace(tmp_path / "t.csv", (100, 50, 1), (50, 200, 1)))
     plan = plan_of(profile, catalog, traffic=traffic)
-    assert plan.workload.longest == ((50, 200), (100, 50))
-    for longer in ((0.1, 101, 1), (0.1, 1, 201), (0.1, 51, 51)):
+    assert plan.workload.longest == ((50, 200), (100, 150))  # what the deployment takes for its three numbers: 250 tokens in all
+    for longer in ((0.1, 101, 1), (0.1, 1, 201), (0.1, 51, 151)):
         assert "workload.longest" in {f.field for f in verify(plan, profile, catalog, [*traffic.sizes.rows(), longer])}
 
 
@@ -173,7 +174,7 @@ def test_a_share_of_nothing_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "new", "refused"), [(100, 51, False), (100, 52, True), (101, 10, True), (20, 131, False), (20, 132, True)]
+    ("prompt", "new", "refused"), [(100, 51, False), (100, 52, True), (101, 10, True), (20, 51, False), (20, 52, True)]
 )
 def test_a_deployment_refuses_what_its_plan_does_not_hold_for(prompt: int, new: int, refused: bool) -> None:
     """The first new token is none of the further ones, so 100 + 50 tokens are a prompt of 100 and 51 new ones."""
@@ -278,3 +279,14 @@ def test_a_front_is_what_no_other_request_exceeds() -> None:
         pairs = set(zip(n_in.tolist(), n_out.tolist(), strict=True))
         beaten = {p for p in pairs if any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in pairs)}
         assert list(front) == sorted(pairs - beaten)
+
+
+@pytest.mark.parametrize("further", [50, 1])
+def test_the_screen_and_the_refusal_name_one_length(further: int) -> None:
+    """A request of 100 + 50 tokens has 151 with the first token of its answer: both say so."""
+    served = Served(cover=0.9, share=0.9, tokens=100 + further, n_in=100, n_out=further)
+    plan = Plan.model_construct(workload=WorkloadRef(n_in=100, n_out=further, served=served))
+    (text,) = served_texts(plan)
+    assert f"requests of up to {101 + further} tokens, with prompts of up to 100" in text
+    with pytest.raises(UsageError, match=f"serves requests of up to {101 + further} tokens in all"):
+        ServerConfig.model_construct(served=served).refuse_unserved(100, further + 2)

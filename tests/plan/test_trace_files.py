@@ -195,3 +195,10 @@ def in_memory(requests: list[tuple[int, int, float]]) -> tuple[Lengths, ...]:
         n_in, n_out = (max(1, round(sum(row[at] * row[2] for row in part) / held)) for at in (0, 1))
         shares[n_in, n_out] = shares.get((n_in, n_out), 0.0) + held / total
     return tuple(Lengths(share=share, n_in=n_in, n_out=n_out) for (n_in, n_out), share in sorted(shares.items()))
+
+
+def test_true_is_no_number_of_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"n_in": true, "n_out": 4}\n')
+    with pytest.raises(UsageError, match="row 1 has n_in True, not a number of 1 or more"):
+        read_traffic(path)

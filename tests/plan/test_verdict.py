@@ -34,7 +34,7 @@ SENTENCES = {
         "All experts local need a main function of # MB, but the largest has # MB. This plan costs # per million output tokens."
     ),
     Basis.OTHERS_MISS_TARGETS: (
-        "With all experts local, no main function meets the targets (on m3328: TTFT # s, TPOT # s). "
+        "With all experts local, no main function meets the targets (on m3328: TTFT # s, TPOT # s, # a request). "
         "This plan costs # per million output tokens."
     ),
     Basis.CHEAPER: (
@@ -196,3 +196,11 @@ def test_a_remote_expert_saves_less_than_it_costs_where_none_is_remote(tmp_path:
 
 def test_too_few_tokens_are_counted(tmp_path: Path) -> None:
     assert "198 decode tokens" in too_few_tokens(tmp_path)[0].reason
+
+
+def test_all_experts_local_by_order_are_not_called_the_cheapest(tmp_path: Path) -> None:
+    """Remote experts would pay here; --remote-share 0 keeps them local."""
+    profile, catalog = synthetic_profile(tmp_path, **PAYS), tiny_catalog(menu())
+    free, forced = plan_of(profile, catalog), plan_of(profile, catalog, remote_share=0.0)
+    assert free.cost_usd_per_request < forced.cost_usd_per_request
+    assert "cheapest" not in forced.reason and "because you asked for that" in forced.reason

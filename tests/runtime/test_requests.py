@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.document import LayerPlan
 from remoe_cli.runtime import address, client, server
+from remoe_cli.runtime.access import Door
 from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.main_function import MainFunction
 from tests.runtime.test_conversation import PRICES
@@ -249,3 +251,16 @@ def test_the_printed_url_has_brackets(tmp_path: Path, monkeypatch: pytest.Monkey
         port = free.getsockname()[1]
     serve_here("d", tmp_path / "server.json", lambda connections, timeout_s: None, "::1", port, replace(SILENT, say=said.append))
     assert said[0].startswith(f"Serving 'd' on http://[::1]:{port} to your own processes;")
+
+
+def test_what_loading_was_billed_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A program of its own logs it; 'remoe serve' says it, and with --quiet nobody does."""
+    main: Any = type("Main", (), {"loading_billed": "Billed 3 ms."})()
+    monkeypatch.setattr(server._Server, "run", lambda self, sockets: time.sleep(0.1))
+    server.serve(lambda: main, address.listen("127.0.0.1", 0), Door(None))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(server, "serve", lambda load, *rest: load())
+    monkeypatch.setattr(server.os, "_exit", lambda code: None)
+    with address.listen("127.0.0.1", 0) as listener:
+        server.run(lambda: main, listener, Door(None))
+    assert capsys.readouterr().err == "Billed 3 ms.\n"

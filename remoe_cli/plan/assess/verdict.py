@@ -44,14 +44,24 @@ class Judgement:
 
 
 def judge(
-    problem: Problem, aim: Aim, placement: Placement, outcome: Outcome, others: Baselines, traffic: BreakEvenTraffic | None
+    problem: Problem,
+    aim: Aim,
+    placement: Placement,
+    outcome: Outcome,
+    others: Baselines,
+    traffic: BreakEvenTraffic | None,
+    *,
+    asked: bool = False,
 ) -> Judgement:
-    """Recommend a plan only if it meets the targets and every alternative that meets them too costs more."""
+    """Recommend a plan only if it meets the targets and every alternative that meets them too costs more.
+
+    `asked` tells that the user said which experts are remote, so that no cheaper plan was looked for.
+    """
     name = cheapest_rival(others.priced)
     basis = _basis(problem, aim, placement, outcome, others, name)
     if problem.workload.requests_per_hour is None and traffic is not None and VERDICTS[basis] == "recommended":
         basis = Basis.DEPENDS_ON_TRAFFIC
-    return Judgement(VERDICTS[basis], basis, _sentence(basis, problem, placement, outcome, others, name, traffic))
+    return Judgement(VERDICTS[basis], basis, _sentence(basis, problem, placement, outcome, others, name, traffic, asked))
 
 
 def _basis(problem: Problem, aim: Aim, placement: Placement, outcome: Outcome, others: Baselines, rival: BaselineName | None) -> Basis:
@@ -82,6 +92,7 @@ def _sentence(
     others: Baselines,
     name: BaselineName | None,
     traffic: BreakEvenTraffic | None,
+    asked: bool,
 ) -> str:
     """Say why the verdict is what it is: money and time. Nothing compares this text, so it may be reworded at any time."""
     workload = problem.workload
@@ -108,7 +119,7 @@ def _sentence(
             return f"{capitalized(others.missing[BaselineName.ALL_LOCAL])}. This plan costs {own}."
         return (
             f"With all experts local, no main function meets the targets (on {bought(local.spec, local.instances)}: "
-            f"TTFT {local.ttft_s:.4g} s, TPOT {local.tpot_s:.4g} s). This plan costs {own}."
+            f"TTFT {local.ttft_s:.4g} s, TPOT {local.tpot_s:.4g} s{_each(local)}). This plan costs {own}."
         )
     rival, usd = others.priced[name], _usd(others, name)
     rivals, on = price(usd, workload), bought(rival.spec, rival.instances)
@@ -125,6 +136,11 @@ def _sentence(
     if basis == Basis.DEARER_THAN_WHOLE_MODEL:
         cheaper = f"{capitalized(BASELINE_NAMES[name])}, {on}, is cheaper: {amount(usd, workload)} instead of {own}."
         return f"{cheaper} {_slower(workload, outcome, rival, cold_s=None)}"
+    if basis == Basis.ALL_LOCAL_IS_CHEAPEST and asked:
+        return (
+            f"All experts are local, on {bought(placement.main.name, placement.instances)}, because you asked for that: {own}. "
+            "Without --remote-share or --placement, 'remoe plan' looks for a cheaper plan."
+        )
     if basis == Basis.DEARER_THAN_ALL_LOCAL:
         start = (
             f"With {_remote_experts(placement)} experts remote, it costs {own}: {change:+.1%} against {BASELINE_NAMES[name]} "
@@ -140,6 +156,11 @@ def _sentence(
             f"{start} All experts fit the smallest main function there is ({smallest} MB), so moving some out frees no memory that is paid."
         )
     return f"{start} {_cheapest_remote_expert(problem, others.priced.get(BaselineName.ALL_LOCAL, rival))}"
+
+
+def _each(baseline: Baseline) -> str:
+    """Write what a request costs, where that is known: a budget may be what is missed."""
+    return "" if baseline.cost_usd_per_request is None else f", {dollars(baseline.cost_usd_per_request)} a request"
 
 
 def _fastest_of_equals(others: Baselines, usd: float) -> Baseline:

@@ -92,8 +92,10 @@ def first_broken(problem: Problem, placement: Placement) -> Broken | None:
 
 def broken(problem: Problem, placement: Placement) -> Iterator[Broken]:
     """Find, for each limit of time and payload, the request that breaks it most."""
-    sizes, limit = problem.workload.traffic.sizes, problem.catalog.function.payload_limit_bytes
-    prompts, which = np.unique(sizes.n_in, return_inverse=True)
+    requests, limit = problem.workload.traffic.sizes, problem.catalog.function.payload_limit_bytes
+    front = np.array(requests.front, dtype=np.int64)
+    n_in, n_out = np.concatenate([requests.n_in, front[:, 0]]), np.concatenate([requests.n_out, front[:, 1]])
+    prompts, which = np.unique(n_in, return_inverse=True)
     ttft_s = np.array([main_function.prefill_rest_s(problem, placement.main, float(n_in)) for n_in in prompts.tolist()])
     for index, layer in enumerate(placement.layers):
         here = sent(problem, placement, index, prompts)
@@ -103,7 +105,7 @@ def broken(problem: Problem, placement: Placement) -> Iterator[Broken]:
         at, experts = int(here.rows.argmax()), max(map(len, layer.parts))
         if (payload := float(expert_functions.payload_bytes(problem, here.rows[at]))) > limit * (1 + SLACK):
             text = f"a prompt of {prompts[at]} tokens sends {payload:.0f} bytes to layer {layer.layer}, and the limit is {limit}"
-            yield Broken(_longest_of(sizes.n_in, sizes.n_out, int(prompts[at])), text)
+            yield Broken(_longest_of(n_in, n_out, int(prompts[at])), text)
         at = int(here.call_s.argmax())
         call_s = longest_call_s(problem, placement, index, prompts[at : at + 1])
         allowed_s, most_s = float(expert_functions.allowed_s(problem, experts, call_s)), expert_functions.most_allowed_s(problem)
@@ -112,13 +114,13 @@ def broken(problem: Problem, placement: Placement) -> Iterator[Broken]:
                 f"a prompt of {prompts[at]} tokens takes a function of layer {layer.layer} up to {call_s:.4g} s, which with its start and "
                 f"{expert_functions.CALL_ROOM:g} times that as room is {allowed_s:.4g} s, and it may work for {most_s:g} s"
             )
-            yield Broken(_longest_of(sizes.n_in, sizes.n_out, int(prompts[at])), text)
+            yield Broken(_longest_of(n_in, n_out, int(prompts[at])), text)
     tpot_s = total(problem, placement, layer_outcomes(problem, placement)).tpot_s
     cold_s = cold_wait_s(problem, placement) if main_function.is_ever_cold(problem, placement.main) else 0.0
-    seconds = ttft_s[which] + sizes.n_out * tpot_s + cold_s
+    seconds = ttft_s[which] + n_out * tpot_s + cold_s
     at, limit_s = int(seconds.argmax()), main_function.longest_request_s(problem, placement.main)
     if seconds[at] > limit_s * (1 + SLACK):
-        size = Size(int(sizes.n_in[at]), int(sizes.n_out[at]))
+        size = Size(int(n_in[at]), int(n_out[at]))
         cold = f", of which a cold start is {cold_s:.4g} s" if cold_s else ""
         text = f"a request of {size.n_in} + {size.n_out} tokens takes up to {seconds[at]:.4g} s{cold}"
         yield Broken(size, f"{text}, and {placement.main.name} ends it after {limit_s:g} s")

@@ -158,7 +158,7 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
 
     One instance may have two speeds; then a sentence says why.
     """
-    for name in sorted(plan.baselines, key=list(BaselineName).index):
+    for name in unlike_baselines(plan):  # those of the table
         if name in HOW_TO:
             yield f"{BASELINE_TITLES[name]}: {HOW_TO[name]}."
     gpu, local = plan.baselines.get(BaselineName.GPU), plan.baselines.get(BaselineName.ALL_LOCAL)
@@ -277,7 +277,7 @@ def served_texts(plan: Plan) -> Iterator[str]:
     if (served := plan.workload.served) is None:
         return
     left = f": {1 - served.share:.2%} of the file's" if served.share < 1 else ""
-    most = f"requests of up to {served.tokens:,} tokens, with prompts of up to {served.n_in:,}"
+    most = f"requests of up to {served.tokens + 1:,} tokens, with prompts of up to {served.n_in:,}"  # with the first token of an answer
     yield f"The plan holds for {most}. Longer ones are refused{left}."
 
 

@@ -221,7 +221,7 @@ def _figure(path: Path, number: int, cells: Any, keys: tuple[Key, ...], what: st
         if text is None or text == "":
             continue
         try:
-            value = float(text)
+            value = math.nan if isinstance(text, bool) else float(text)  # true is no number of tokens
         except (TypeError, ValueError, OverflowError):
             value = math.nan
         if least <= value < _HIGHEST:

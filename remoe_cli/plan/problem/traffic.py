@@ -15,7 +15,7 @@ import numpy as np
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.arrays import Bools, Floats
 from remoe_cli.plan.document import Lengths, Served
-from remoe_cli.plan.problem.sizes import Sizes, sizes_of
+from remoe_cli.plan.problem.sizes import Size, Sizes, sizes_of
 from remoe_cli.plan.problem.trace_counts import Trace, read_trace, total
 
 KINDS = 4  # kinds of requests that stand for a distribution: what a plan costs bends with the length of prompts, but not sharply
@@ -98,8 +98,19 @@ def read_traffic(path: Path, cover: float = 1.0) -> Traffic:
     sizes = Sizes(trace.n_in, trace.n_out, each / each.sum(), trace.front)
     tokens, n_in, n_out = (max(map(of, sizes.front)) for of in (sum, itemgetter(0), itemgetter(1)))
     served = Served(cover=cover, share=share, tokens=tokens, n_in=n_in, n_out=n_out)
+    sizes = replace(sizes, longest=_served_front(sizes.front, served))
     per_hour = None if trace.per_hour is None else trace.per_hour * share
     return Traffic(_kinds(trace), per_hour, trace.gaps_s if len(trace.gaps_s) else (), (whole.note,), sizes, served, trace.gap_count)
+
+
+def _served_front(front: tuple[Size, ...], served: Served) -> tuple[Size, ...]:
+    """Add the longest requests that the deployment answers: it refuses by three numbers, which the file's requests need not reach.
+
+    >>> _served_front((Size(1, 100), Size(3900, 10)), Served(cover=1.0, share=1.0, tokens=3910, n_in=3900, n_out=100))
+    (Size(n_in=3810, n_out=100), Size(n_in=3900, n_out=10))
+    """
+    ends = (Size(served.n_in, served.tokens - served.n_in), Size(served.tokens - served.n_out, served.n_out))
+    return sizes_of(tuple((1.0, *size) for size in (*front, *ends))).front
 
 
 def _weighty(trace: Trace) -> Trace:

@@ -125,6 +125,10 @@ def _workload(workload: WorkloadRef) -> Iterator[Finding]:
     name = "workload.kinds" if workload.kinds else "workload"
     yield from _require(sound, name, kinds, "lengths of 1 or more, shares above 0 that sum to 1")
     front = workload.longest
+    if (served := workload.served) is not None:  # the longest requests that its three numbers let through
+        for n_in, n_out in ((served.n_in, served.tokens - served.n_in), (served.tokens - served.n_out, served.n_out)):
+            held = any(n_in <= most_in and n_out <= most_out for most_in, most_out in workload.front)
+            yield from _require(held, "workload.longest", front, f"a request of {n_in} + {n_out} tokens is answered")
     sound = all(least[0] < most[0] and least[1] > most[1] for least, most in pairwise(front)) and all(min(size) >= 1 for size in front)
     most_in, most_out = max(n_in for n_in, _ in workload.front), max(n_out for _, n_out in workload.front)
     above = all(kind.n_in <= most_in and kind.n_out <= most_out for kind in kinds) and (bool(front) or not workload.kinds)

@@ -217,6 +217,7 @@ def test_a_dry_run_takes_no_credentials_and_no_model(inputs: Inputs, remoe: Remo
     ("arguments", "message"),
     [
         (("deploy", "PLAN", "--dry-run"), "--dry-run goes with --target aws"),
+        (("deploy", "PLAN", "--target", "aws", "--dry-run", "--rtt-ms", "5"), "--rtt-ms goes with --target local"),
         (("deploy", "PLAN", "--region", "us-east-1"), "--region goes with --target aws"),
         (("deploy", "PLAN", "--target", "aws"), "'remoe deploy' asks before it changes anything, but there is no terminal to answer."),
         (("destroy", "x", "--target", "aws"), "'remoe destroy' asks before it changes anything"),
