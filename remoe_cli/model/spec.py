@@ -100,8 +100,8 @@ class MoeSpec(Part):
             return None
         whole = (self.nonexpert_bytes + self.routed_bytes) / 1e9
         return (
-            f"The checkpoint is stored in {self.stored.format}, {self.stored_bytes / 1e9:.1f} GB. Remoe computes with a {self.dtype} copy "
-            f"of {whole:.1f} GB, and 'remoe deploy' needs that copy."
+            f"The checkpoint is stored in {self.stored.format}, {self.stored_bytes / 1e9:.1f} GB. Expert functions compute with a "
+            f"{self.dtype} copy of {whole:.1f} GB, and 'remoe deploy' needs that copy."
         )
 
     def kv_cache_bytes(self, tokens: int) -> int:

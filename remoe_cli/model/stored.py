@@ -1,6 +1,6 @@
 """In which form a quantised checkpoint stores its weights, and how many bytes that takes.
 
-Remoe computes with the weights that are unpacked from it, so all other sizes are those. Quantised are the matrices of experts and of linear
+The program computes with the weights that are unpacked from it, so all other sizes are those. Quantised are the matrices of experts and of linear
 layers, but for those that the configuration leaves out; biases, norms, routers and embeddings keep the model's dtype.
 """
 
@@ -62,6 +62,8 @@ def bits_per_weight(settings: Mapping[str, Any]) -> tuple[str, float]:
     ('INT4', 4.15625)
     >>> bits_per_weight({"quant_method": "fp8", "weight_block_size": [128, 128]})
     ('FP8', 8.001953125)
+    >>> bits_per_weight({"quant_method": "x"})
+    ('an unknown format (x), counted as 8 bits a weight', 8.0)
     """
     method = str(settings.get("quant_method", "")).lower()
     algorithm = f"{method} {settings.get('quant_algo', '')} {settings.get('format', '')} {settings.get('fmt', '')}".lower()
@@ -71,7 +73,12 @@ def bits_per_weight(settings: Mapping[str, Any]) -> tuple[str, float]:
     weights = _weights(settings)
     width = next((int(weights[key]) for key in ("num_bits", "bits", "w_bit", "weight_bits") if isinstance(weights.get(key), int)), None)
     if width is None:
-        width = 4 if settings.get("load_in_4bit") or "int4" in algorithm or "4bit" in algorithm else 8
+        if settings.get("load_in_4bit") or "int4" in algorithm or "4bit" in algorithm:
+            width = 4
+        elif settings.get("load_in_8bit") or "8" in algorithm:
+            width = 8
+        else:
+            return f"an unknown format ({method or 'no quant_method'}), counted as 8 bits a weight", 8.0
     is_float = any(word in f"{algorithm} {weights.get('type', '')}" for word in ("float", "fp8", "e4m3", "fbgemm"))
     if is_float and width == 4 and weights.get("group_size") == 16:
         return "NVFP4", 4.5

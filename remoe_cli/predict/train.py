@@ -66,8 +66,12 @@ class Trained:
         return self.predictor.predict(prompts)
 
     def interval(self, prompts: PromptFeatures) -> tuple[Floats, Floats]:
-        """Predict the ends of each frequency's interval, two [Q, L, E]."""
-        return self.fitted.interval(prompts)
+        """Predict the ends of each frequency's interval, two [Q, L, E].
+
+        Another predictor than ridge regression may predict a frequency beside it; the interval then reaches as far as that.
+        """
+        (low, high), predicted = self.fitted.interval(prompts), self.predict(prompts)
+        return np.minimum(low, predicted), np.maximum(high, predicted)
 
 
 def train(profile: Profile) -> PredictorRecord | None:

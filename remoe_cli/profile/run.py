@@ -123,6 +123,8 @@ def profile(
     if (finished := _finished(out, inputs, latency)) is not None:
         say(f"{out} is finished already: it was made of this model and these prompts, in the same way. Nothing was run.")
         return finished
+    if (out / "profile.json").is_file():
+        say(f"{out} holds a profile of another model, of other prompts or with other settings, which is replaced at the end.")
     batches = _batches(inputs)
     partial = _partial_folder(out, inputs)
     missing = [batch for batch in batches if not _file(partial, batch).is_file()]

@@ -109,7 +109,10 @@ def test_the_saved_predictor_predicts_as_a_new_one(copied: Profile, winner: str)
     history = histories(copied, features_of(copied))["request"]
     new = features_from(history.prompts.table, texts(4), None)
     expected = PREDICTORS[winner](history, 0).predict(new)
-    assert np.allclose(trained(copied, history).predict(new), expected, atol=1e-5)
+    found = trained(copied, history)
+    low, high = found.interval(new)
+    assert np.allclose(found.predict(new), expected, atol=1e-5)
+    assert (low <= found.predict(new)).all() and (found.predict(new) <= high).all()
 
 
 def test_a_predictor_of_another_profile_is_not_used(copied: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
