@@ -174,6 +174,7 @@ def run() -> int:
         output.fail(error)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
+        output.say("Interrupted.")
         return interrupts.exit_code(interrupt)
     except BrokenPipeError:
         return 1

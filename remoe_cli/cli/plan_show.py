@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def command(
 
 def show(plan: Plan, path: Path) -> None:
     """Print the plan for people: money and the verdict first, layers only with --verbose."""
-    from remoe_cli.plan.explain.rows import BASELINE_COLUMNS, LAYER_COLUMNS, alternative_texts, baseline_rows, layer_rows, summary_rows
+    from remoe_cli.plan.explain.rows import LAYER_COLUMNS, alternative_texts, baseline_columns, baseline_rows, layer_rows, summary_rows
 
     for name, text in summary_rows(plan):
         output.labelled(name, text)
@@ -43,10 +44,12 @@ def show(plan: Plan, path: Path) -> None:
             output.table("Layers", LAYER_COLUMNS, layer_rows(plan))
         else:
             output.line("No expert is remote, so there is no table of layers.\n")
-    output.table("Alternatives", BASELINE_COLUMNS, baseline_rows(plan))
+    output.table("Alternatives", baseline_columns(plan), baseline_rows(plan))
     for text in alternative_texts(plan):
         output.paragraph(text)
     output.line()
     for note in plan.notes:
         output.labelled("note", note)
     output.line(f"{'plan':<{output.LABEL}}{path}")
+    dry_run = " --target aws --dry-run" if plan.main.name.startswith(("lambda-", "ml.")) else ""  # other main functions are the twin's
+    output.line(f"{'next':<{output.LABEL}}remoe deploy {shlex.quote(str(path))}{dry_run}")

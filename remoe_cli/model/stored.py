@@ -1,7 +1,7 @@
 """In which form a quantised checkpoint stores its weights, and how many bytes that takes.
 
-The program computes with the weights that are unpacked from it, so all other sizes are those. Quantised are the matrices of experts and of linear
-layers, but for those that the configuration leaves out; biases, norms, routers and embeddings keep the model's dtype.
+Expert functions compute with the weights that are unpacked from it, so all other sizes are those. Quantised are the matrices of experts
+and of linear layers, but for those that the configuration leaves out; biases, norms, routers and embeddings keep the model's dtype.
 """
 
 from __future__ import annotations

@@ -25,6 +25,15 @@ BASELINE_NAMES = {  # within a sentence
 }
 
 
+def figure(value: float) -> str:
+    """Write a figure with four digits or all before the point, never with an exponent.
+
+    >>> figure(17917.3), figure(119.1), figure(20.0), figure(0.25)
+    ('17,917', '119.1', '20', '0.25')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 class Requests(Protocol):
     """What the price of a request is written with.
 
@@ -88,7 +97,7 @@ def prices(usd_per_request: float, requests: Requests) -> str:
     '$108 a month at 20 requests an hour, $36.9 per million output tokens, $0.00741 a request'
     """
     month = month_usd(usd_per_request, requests)
-    monthly = "" if month is None else f"{dollars(month)} a month at {requests.requests_per_hour:,.4g} requests an hour, "
+    monthly = "" if month is None else f"{dollars(month)} a month at {figure(requests.requests_per_hour or 0.0)} requests an hour, "
     return f"{monthly}{dollars(token_usd(usd_per_request, requests))} per million output tokens, {dollars(usd_per_request)} a request"
 
 

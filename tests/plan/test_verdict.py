@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from remoe_cli.errors import InfeasibleError
 from remoe_cli.plan.assess.verdict import VERDICTS
-from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Basis, Plan
+from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
+from remoe_cli.plan.document import BaselineName, Basis, Plan
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile
 from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
@@ -43,14 +44,14 @@ SENTENCES = {
     ),
     Basis.DEPENDS_ON_TRAFFIC: (
         "Below # requests an hour it costs less than an always-on g4dn.xlarge with the whole model on a GPU, which costs # a month however "
-        "many requests come; above, rent that. An answer of # tokens takes # s instead of # s. Give --requests-per-hour for the cost of a "
-        "month."
+        "many requests come; above, rent that. An answer of # tokens takes # s warm, # s where nothing is, instead of # s. Give "
+        "--requests-per-hour for the cost of a month."
     ),
     Basis.DEARER_THAN_WHOLE_MODEL: (
         "The whole model on a GPU, g4dn.xlarge, is cheaper: # instead of # a month. An answer of # tokens takes # s instead of # s."
     ),
     Basis.DEARER_THAN_ALL_LOCAL: (
-        f"With # experts remote, it costs # per million output tokens: +# against all experts local on m3328 (#). {REMOTE_EXPERT}"
+        f"With # experts remote, it costs # per million output tokens, # more than all experts local on m3328 (#). {REMOTE_EXPERT}"
     ),
     Basis.ALL_LOCAL_IS_CHEAPEST: (
         f"Keeping all experts local, on m3328, is the cheapest plan: # per million output tokens. {REMOTE_EXPERT}"
@@ -204,3 +205,24 @@ def test_all_experts_local_by_order_are_not_called_the_cheapest(tmp_path: Path) 
     free, forced = plan_of(profile, catalog), plan_of(profile, catalog, remote_share=0.0)
     assert free.cost_usd_per_request < forced.cost_usd_per_request
     assert "cheapest" not in forced.reason and "because you asked for that" in forced.reason
+
+
+def test_an_equally_dear_alternative_that_is_faster_is_named(tmp_path: Path) -> None:
+    """The whole model on the GPU of the same instance costs the same hours and answers sooner."""
+    profile, catalog = synthetic_profile(tmp_path, **SMALL), read_catalog("aws-us-east-1")
+    rented = tuple(spec for spec in catalog.main.menu if spec.name == "ml.g4dn.xlarge")
+    only = catalog.model_copy(update={"main": catalog.main.model_copy(update={"menu": rented})})
+    plan = plan_of(profile, only, requests_per_hour=20.0)
+    gpu = plan.baselines[BaselineName.GPU]
+    assert plan.basis == "all-local-is-cheapest" and plan.cost_usd_per_request == pytest.approx(gpu.cost_usd_per_request)
+    assert "The whole model on a GPU, ml.g4dn.xlarge, costs the same and is faster." in plan.reason
+    assert not any("cold start" in note for note in plan.notes)  # nothing of an always-on instance is cold
+
+
+def test_without_traffic_what_is_rented_is_named_where_nothing_paid_by_use_is_fast_enough(tmp_path: Path) -> None:
+    profile, catalog = synthetic_profile(tmp_path, **PAYS), read_catalog("aws-us-east-1")
+    with pytest.raises(InfeasibleError, match="No plan that is paid by use meets a TPOT") as raised:
+        plan_of(profile, catalog, tpot_s=1e-6)
+    assert "With --requests-per-hour, main functions that are rented" in raised.value.hint
+    with pytest.raises(InfeasibleError, match="No plan meets a TPOT"):
+        plan_of(profile, catalog, tpot_s=1e-6, requests_per_hour=20.0)

@@ -17,7 +17,7 @@ from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS
 from remoe_cli.plan.solve.columns import build_columns
-from remoe_cli.plan.wording import BASELINE_NAMES, HOURS_PER_MONTH, amount, bought, capitalized, dollars, price, seconds
+from remoe_cli.plan.wording import BASELINE_NAMES, HOURS_PER_MONTH, amount, bought, capitalized, dollars, figure, price, seconds
 
 MIN_TRACE_TOKENS = 200  # below, a hit probability of 1% rests on fewer than two tokens
 WORTHWHILE = 1e-3  # a plan must be cheaper than what it is compared with by more than this share
@@ -109,8 +109,9 @@ def _sentence(
         what = "remote experts beside it" if traffic.against is None else BASELINE_NAMES[traffic.against]
         month = dollars(traffic.usd_per_hour * HOURS_PER_MONTH)
         return (
-            f"Below {traffic.requests_per_hour:,.4g} requests an hour it costs less than an always-on {traffic.instance} with {what}, "
-            f"which costs {month} a month however many requests come; above, rent that. {_slower(workload, outcome, traffic, cold_s=None)} "
+            f"Below {figure(traffic.requests_per_hour)} requests an hour it costs less than an always-on {traffic.instance} with {what}, "
+            f"which costs {month} a month however many requests come; above, rent that. "
+            f"{_slower(workload, outcome, traffic, cold_start_s(problem, placement))} "
             "Give --requests-per-hour for the cost of a month."
         )
     if name is None:
@@ -127,7 +128,7 @@ def _sentence(
     if basis == Basis.CHEAPER:
         rival = _fastest_of_equals(others, usd)
         name, on = next(one for one, way in others.priced.items() if way is rival), bought(rival.spec, rival.instances)
-        extra_s = None if not workload.cold_share else cold_start_s(problem, placement)
+        extra_s = cold_start_s(problem, placement) if workload.cold_share else None
         return (
             f"It costs {amount(outcome.cost_usd_per_request, workload)} instead of {rivals} for {BASELINE_NAMES[name]} on {on}, the best "
             f"alternative: {-change:.1%} less. "
@@ -142,12 +143,20 @@ def _sentence(
             "Without --remote-share or --placement, 'remoe plan' looks for a cheaper plan."
         )
     if basis == Basis.DEARER_THAN_ALL_LOCAL:
+        compared = "about the same as" if abs(change) < WORTHWHILE else f"{abs(change):.1%} more than"
         start = (
-            f"With {_remote_experts(placement)} experts remote, it costs {own}: {change:+.1%} against {BASELINE_NAMES[name]} "
-            f"on {on} ({amount(usd, workload)})."
+            f"With {_remote_experts(placement)} experts remote, it costs {own}, {compared} {BASELINE_NAMES[name]} on {on} "
+            f"({amount(usd, workload)})."
         )
     else:
         start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {own}."
+        faster = _fastest_of_equals(others, usd)
+        if faster.tpot_s < outcome.tpot_s * (1 - WORTHWHILE):
+            what = next(BASELINE_NAMES[one] for one, way in others.priced.items() if way is faster)
+            start += f" {capitalized(what)}, {bought(faster.spec, faster.instances)}, costs the same and is faster."
+            return f"{start} {_slower(workload, outcome, faster, cold_s=None)}"
+    if others.all_local is not None and others.all_local.placement.main.usd_per_hour is not None and placement.main.usd_per_hour is None:
+        return f"{start} {_slower(workload, outcome, rival, cold_s=None)}"
     if others.all_local is not None and others.all_local.placement.main.usd_per_hour is not None:
         return f"{start} Memory that is rented by the hour costs the same whether experts are in it or not."
     smallest = min(spec.memory_mb for spec in problem.menu)
@@ -173,9 +182,11 @@ def _fastest_of_equals(others: Baselines, usd: float) -> Baseline:
 def _slower(workload: Workload, outcome: Outcome, rival: Baseline | BreakEvenTraffic, cold_s: float | None) -> str:
     """Compare how long whole answers take: mean ones, or warm and cold ones where `cold_s` says what a cold start adds."""
     own_s, rival_s = (one.ttft_s + workload.n_out * one.tpot_s for one in (outcome, rival))
-    start = f"An answer of {workload.n_out + 1:,.4g} tokens takes"
-    if cold_s is None:
+    start = f"An answer of {figure(workload.n_out + 1)} tokens takes"
+    if not cold_s:
         return f"{start} {seconds(own_s)} instead of {seconds(rival_s)}."
+    if not workload.cold_share:  # as the traffic is unknown
+        return f"{start} {seconds(own_s)} warm, {seconds(own_s + cold_s)} where nothing is, instead of {seconds(rival_s)}."
     warm_s = own_s - workload.cold_share * cold_s
     cold = f"{seconds(warm_s)} warm, {seconds(warm_s + cold_s)} in the {workload.cold_share:.1%} that are cold"
     return f"{start} {cold}, instead of {seconds(rival_s)}."
@@ -224,11 +235,13 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
             else f"Cold starts{hours} are not in the cost, because the traffic is unknown: give --requests-per-hour."
         )
         yield cold or f"The plan assumes that {workload.cold_share:.1%} of the requests are cold."
-    else:
+    elif workload.cold_share >= 5e-4 and cold_start_s(problem, placement):
         yield (
-            f"At {workload.requests_per_hour:.4g} requests an hour, {workload.cold_share:.1%} of them wait for a cold start "
+            f"At {figure(workload.requests_per_hour)} requests an hour, {workload.cold_share:.1%} of them wait for a cold start "
             f"(a function is gone after {catalog.function.idle_ttl_s:g} s without a call)."
         )
+    if placement.instances > 1:
+        yield "An instance answers one request at a time here; a server that batches requests may need fewer."
     if catalog.storage.usd_per_gb_month:
         month = catalog.storage.usd_per_gb_month * (problem.spec.nonexpert_bytes + problem.spec.routed_bytes) / 2**30
         yield f"Storing the model costs another ${month:.2f} a month."

@@ -24,16 +24,16 @@ from remoe_cli.plan.wording import (
     BASELINE_NAMES,
     HOURS_PER_MONTH,
     VERDICT_WORDS,
+    amount,
     bought,
     dollars,
+    figure,
     id_ranges,
-    price,
     prices,
     seconds,
 )
 
 LAYER_COLUMNS = ("layer", "remote experts", "count", "memory MB", "functions", "replicas")
-BASELINE_COLUMNS = ("", "cost", "TTFT", "TPOT", "runs on", "this plan,\nagainst it")
 BASELINE_TITLES = {
     BaselineName.CPU: "whole model in CPU memory",
     BaselineName.GPU: "whole model in GPU memory",
@@ -84,7 +84,7 @@ def summary_rows(plan: Plan) -> Rows:
     remote, with_remote = sum(len(layer.remote) for layer in plan.layers), sum(bool(layer.remote) for layer in plan.layers)
     experts = plan.model.experts_per_layer * len(plan.layers)
     workload, targets = plan.workload, plan.targets
-    lengths = f"{workload.n_in:,.4g} + {workload.n_out:,.4g} tokens" + (" on average" if workload.kinds else "")
+    lengths = f"{figure(workload.n_in)} + {figure(workload.n_out)} tokens" + (" on average" if workload.kinds else "")
     budget = "" if targets.budget_usd is None else f" (budget: {dollars(targets.budget_usd)})"
     main = bought(plan.main.name, plan.instances)
     rows = [
@@ -99,12 +99,14 @@ def summary_rows(plan: Plan) -> Rows:
         ("remote experts", f"{remote:,} of {experts:,}, in {with_remote} of {len(plan.layers)} layers" if remote else "none"),
         ("optimality", _optimality(plan)),
     ]
-    if (traffic := plan.break_even_traffic) is not None and plan.verdict != "depends-on-traffic":  # whose reason says it
-        start = f"Above {traffic.requests_per_hour:,.4g} requests an hour, an always-on {traffic.instance}"
+    by_use = plan.main.usd_per_hour is None and plan.verdict != "depends-on-traffic"  # whose reason says it
+    if by_use and (traffic := plan.break_even_traffic) is not None:
+        start = f"Above {figure(traffic.requests_per_hour)} requests an hour, an always-on {traffic.instance}"
         rows.append(("traffic", f"{start} ({dollars(traffic.usd_per_hour * HOURS_PER_MONTH)} a month) costs less than paying by use."))
     if text := break_even_text(plan):
         rows.append(("break-even", text))
-    rows.append(("prices", f"of {plan.prices_of}, {(date.today() - date.fromisoformat(plan.prices_of)).days} days old"))
+    age = (date.today() - date.fromisoformat(plan.prices_of)).days
+    rows.append(("prices", f"of {plan.prices_of}, {age} days old ('remoe catalog update' looks them up)"))
     return tuple(rows)
 
 
@@ -121,7 +123,7 @@ def _ttft(plan: Plan) -> str:
 def baseline_rows(plan: Plan) -> Rows:
     """Write one row for each other way to run the model that has a price; equal ways share a row.
 
-    The columns are BASELINE_COLUMNS.
+    `baseline_columns` names the columns.
     """
     rows = [
         (
@@ -137,6 +139,12 @@ def baseline_rows(plan: Plan) -> Rows:
     return tuple(rows)
 
 
+def baseline_columns(plan: Plan) -> tuple[str, ...]:
+    """Name the columns of `baseline_rows`."""
+    unit = "USD per million\noutput tokens" if plan.workload.requests_per_hour is None else "USD\na month"
+    return ("", unit, "TTFT", "TPOT", "runs on", "this plan,\nagainst it")
+
+
 def unlike_baselines(plan: Plan) -> dict[BaselineName, Baseline]:
     """List the baselines of a plan, of equal ones only the first."""
     unlike: dict[tuple[object, ...], BaselineName] = {}
@@ -147,9 +155,9 @@ def unlike_baselines(plan: Plan) -> dict[BaselineName, Baseline]:
 
 
 def _cost(baseline: Baseline, workload: WorkloadRef) -> str:
-    """Write what a baseline costs: as the plan does, or the month of an instance whose requests have no price."""
+    """Write what a baseline costs: in the unit of its column, or the month of an instance whose requests have no price."""
     if baseline.cost_usd_per_request is not None:
-        return price(baseline.cost_usd_per_request, workload)
+        return amount(baseline.cost_usd_per_request, workload)
     return f"{dollars((baseline.usd_per_hour or 0.0) * baseline.instances * HOURS_PER_MONTH)} a month"
 
 
@@ -158,8 +166,9 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
 
     One instance may have two speeds; then a sentence says why.
     """
+    is_local = not any(layer.remote for layer in plan.layers)
     for name in unlike_baselines(plan):  # those of the table
-        if name in HOW_TO:
+        if name in HOW_TO and not (is_local and name == BaselineName.ALL_LOCAL):
             yield f"{BASELINE_TITLES[name]}: {HOW_TO[name]}."
     gpu, local = plan.baselines.get(BaselineName.GPU), plan.baselines.get(BaselineName.ALL_LOCAL)
     if gpu is not None and local is not None and gpu.spec == local.spec:
@@ -240,7 +249,8 @@ def _optimality(plan: Plan) -> str:
     if plan.status == "optimal":
         return f"optimal: {bound}"
     if plan.status == "forced":
-        return f"not optimal, because you forced experts out (--remote-share); without that, {bound}"
+        what = "forced experts out" if any(layer.remote for layer in plan.layers) else "kept all experts local"
+        return f"not optimal, because you {what} (--remote-share); without that, {bound}"
     start = "stopped by the time limit, " if plan.status == "time-limit" else ""
     return f"{start}within {plan.gap:.2%} of the optimum: {bound}"
 
@@ -282,4 +292,4 @@ def served_texts(plan: Plan) -> Iterator[str]:
 
 
 def _target(target_s: float | None, factor: float, unit: str) -> str:
-    return "" if target_s is None else f" (target: {target_s * factor:.4g} {unit})"
+    return "" if target_s is None else f" (target: {figure(target_s * factor)} {unit})"

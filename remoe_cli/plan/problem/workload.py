@@ -5,6 +5,7 @@ Imported routing may lack a phase, single tokens or lengths. Something else then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -219,12 +220,16 @@ def from_profile(
 
 def _refuse_beyond_context(context: int | None, traffic: Traffic) -> None:
     """Refuse requests that have more tokens than the model has positions; an answer has one token beside the further ones."""
-    longest = max(traffic.sizes.front, key=lambda size: size.tokens)
-    if context is not None and longest.tokens + 1 > context:
-        raise InfeasibleError(
-            f"The model has {context:,} positions, and a request of {longest.n_in} + {longest.n_out} tokens needs {longest.tokens + 1:,}.",
-            "Leave the longest requests out with --cover." if traffic.served else "Plan for shorter requests.",
-        )
+    sizes = traffic.sizes
+    needed = sizes.n_in + sizes.n_out + 1
+    if context is None or max(int(needed.max()), max(size.tokens + 1 for size in sizes.front)) <= context:
+        return
+    at, fits = int(needed.argmax()), float(sizes.share[needed <= context].sum() / sizes.share.sum())
+    cover = math.floor(fits * (traffic.served.share if traffic.served else 1.0) * 1000) / 1000
+    raise InfeasibleError(
+        f"The model has {context:,} positions, and a request of {sizes.n_in[at]} + {sizes.n_out[at]} tokens needs {needed[at]:,}.",
+        f"Leave the longest requests out with --cover {cover:g}." if traffic.served and cover > 0 else "Plan for shorter requests.",
+    )
 
 
 def _mixed(profile: Profile, trace: Ints, routing: PredictedRouting) -> tuple[Floats, Ints, Floats]:

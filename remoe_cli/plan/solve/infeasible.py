@@ -26,6 +26,14 @@ GAP = 1e-4
 
 def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
     """Make the error for a problem without a plan: which limit fails, and the least value that would do."""
+    error = _diagnosed(problem, candidates, aim, time_limit_s)
+    if len(problem.menu) == len(problem.catalog.main.menu):
+        return error
+    message = error.message.replace("No plan ", "No plan that is paid by use ")
+    return type(error)(message, f"{error.hint} With --requests-per-hour, main functions that are rented by the hour are tried too.")
+
+
+def _diagnosed(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
     columns = build_columns(problem, candidates)
     if not _roomy(problem, columns):
         return _memory_or_payload(problem, candidates, columns)

@@ -50,6 +50,13 @@ class Finding:
     stated: str
     found: str
 
+    def __str__(self) -> str:
+        return f"'{self.field}' is {_short(self.stated)} in the plan, and {_short(self.found)} when it is worked out again"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
 
 def verify(plan: Plan, profile: Profile, catalog: Catalog, requests: Iterable[Request] = ()) -> tuple[Finding, ...]:
     """Find every statement of the plan that does not hold; empty when all agree to 1e-9 relative.
