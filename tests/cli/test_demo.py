@@ -19,6 +19,7 @@ from remoe_cli import artifacts
 from remoe_cli.cli import demo_story as story
 from remoe_cli.model.demo import demo_model
 from remoe_cli.plan.document import BaselineName, LayerPlan, Plan
+from remoe_cli.plan.wording import price
 from tests.support import forked
 from tests.support.paths import ROOT
 
@@ -73,10 +74,12 @@ def test_what_is_forced_out_costs_more_and_takes_longer(plan: Plan) -> None:
     layers = tuple(LayerPlan(layer=i, remote=(1, 5), memory_mb=128, replicas=1) if i < 20 else layer for i, layer in enumerate(plan.layers))
     forced = plan.model_copy(update={"layers": layers, "cost_usd_per_request": 3 * plan.cost_usd_per_request, "tpot_s": 0.12})
     text = text_of(story.forced_lines(plan, forced))
-    assert text.startswith(
-        "40 of the 240 experts, in each layer the least used ones, run in 20 functions. Predicted: $4.49 per million output tokens"
+    usd = price(3 * plan.cost_usd_per_request, plan.workload)
+    assert text.startswith(f"40 of the 240 experts, in each layer the least used ones, run in 20 functions. Predicted: {usd}, which is 3.0")
+    assert (
+        "3.0 times the plan's cost" in text
+        and f"120 ms instead of {plan.tpot_s * 1e3:.0f} ms for each token after the first (TPOT)" in text
     )
-    assert "3.0 times the plan's cost" in text and "120 ms instead of 80 ms for each token after the first (TPOT)" in text
 
 
 def test_a_prediction_that_is_off_is_said_to_be() -> None:
