@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,10 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # No test may reach for a hub, whatever the machine allows.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+# Shells start what they put in the background with SIGINT ignored, and all processes inherit that: then no test could interrupt any.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from remoe_cli import cages
 
