@@ -111,8 +111,10 @@ class StopStrings(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         for row, ids in enumerate(input_ids[:, self._prompt :].tolist() if self.strings else ()):
-            if not self.ends[row] and any(each in self._tokenizer.decode(ids) for each in self.strings):
-                self.ends[row] = input_ids.shape[1]
+            if not self.ends[row]:
+                text = self._tokenizer.decode(ids)
+                if any(each in text for each in self.strings):
+                    self.ends[row] = input_ids.shape[1]
         return (self.ends > 0).to(input_ids.device)
 
 

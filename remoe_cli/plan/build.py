@@ -26,11 +26,12 @@ from dataclasses import dataclass, replace
 
 from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.arrays import Bools
-from remoe_cli.plan.assess.baselines import Baselines, baselines, cold_start_s
+from remoe_cli.plan.assess.baselines import Baselines, baselines
 from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
 from remoe_cli.plan.assess.verdict import judge, notes
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import evaluate, layer_outcomes
+from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.cost.requests import first_broken, spread, with_timeouts
 from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
@@ -109,7 +110,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         method=chosen.method,
         **outcome.model_dump(),
         spread=spread(problem, chosen.placement, outcome.tpot_s),
-        cold_start_s=cold_start_s(problem, chosen.placement),
+        cold_start_s=cold_wait_s(problem, chosen.placement),
         lower_bound_usd=bound if aim.objective == "cost" else None,
         lower_bound_s=bound if aim.objective != "cost" else None,
         gap=gap,

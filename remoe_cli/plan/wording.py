@@ -110,6 +110,16 @@ def seconds(time_s: float) -> str:
     return f"{time_s:,.0f} s" if time_s >= 99.95 or time_s == 0 else f"{time_s:.1f} s" if time_s >= 9.95 else f"{time_s:.2g} s"
 
 
+def warm_and_cold(mean_s: float, cold_s: float, cold_share: float) -> str:
+    """Write a mean time as that of warm requests and that of cold ones, which take `cold_s` longer.
+
+    >>> warm_and_cold(17.1, 34.1, 0.189)
+    '10.7 s warm, 44.8 s in the 18.9% that are cold'
+    """
+    warm_s = mean_s - cold_share * cold_s
+    return f"{seconds(warm_s)} warm, {seconds(warm_s + cold_s)} in the {cold_share:.1%} that are cold"
+
+
 def per_million(usd: float) -> str:
     """Write what a request costs as the cost of a million requests.
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost import main_function, prices
-from remoe_cli.plan.cost.placement import Priced, evaluate, layer_outcomes, total
+from remoe_cli.plan.cost.placement import Priced, layer_outcomes, total
+from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, MainSpec, Outcome
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
@@ -102,19 +103,11 @@ def _best(aim: Aim, local: list[Priced]) -> Priced | None:
     return min(equals, key=lambda one: one.outcome.ttft_s, default=None)
 
 
-def cold_start_s(problem: Problem, placement: Placement) -> float:
-    """Compute what a cold start adds to the TTFT of a request that finds nothing warm."""
-    warm, cold = (
-        evaluate(replace(problem, workload=replace(problem.workload, cold_share=share)), placement).ttft_s for share in (0.0, 1.0)
-    )
-    return cold - warm
-
-
 def _priced(problem: Problem, aim: Aim, local: Priced) -> Baseline:
     placement = local.placement
     return Baseline(
         **local.outcome.model_dump(),
-        cold_start_s=cold_start_s(problem, placement),
+        cold_start_s=cold_wait_s(problem, placement),
         usd_per_hour=placement.main.usd_per_hour,
         spec=placement.main.name,
         instances=placement.instances,
@@ -137,65 +130,68 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     Where main functions have no GPU, this is all experts local. Else experts take their time in the main function, the rest that of a
     description.
     """
-    by_use = [spec for spec in problem.menu if spec.usd_per_hour is None]
     bytes_needed = problem.catalog.main.runtime_memory_mb * MB + main_function.base_bytes(problem) + problem.spec.routed_bytes
     hardware = read_hardware(problem.catalog.reference.hardware)
     nonexpert, _ = whole_on_cpu(hardware, problem.spec)
     known = {one.placement.main.name: one.outcome for one in local}
-    best: Baseline | None = None
-    least = math.inf
-    holding = [spec for spec in by_use if spec.memory_mb * MB >= bytes_needed]
-    for spec in holding:
+
+    def outcome(spec: MainSpec) -> Outcome | None:
         if not main_function.on_gpu(problem, spec):
-            outcome = known.get(spec.name)
-        else:
-            vcpus, expert = main_function.vcpus(problem, spec), problem.latency_of(spec).local_expert
-            slow = hardware.main.saturation_vcpus / main_function.useful_vcpus(problem, spec)
-            outcome = _outcome(
-                problem,
-                lambda n, slow=slow: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
-                lambda n, expert=expert, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
-                prices.main_prices(problem.catalog, spec).usd_per_s,
-                main_function.fixed_usd(problem, Main(spec)),
-                by_use=True,
-            )
-        if outcome and outcome.cost_usd_per_request < least:
-            least = outcome.cost_usd_per_request
-            best = Baseline(**outcome.model_dump(), cold_start_s=read_s(problem), spec=spec.name, meets=meets(aim, outcome))
-    if best is None and holding:
-        return f"no main function paid by use that holds the whole model of {bytes_needed / 2**30:.1f} GB {_in_time(problem)}"
-    return best or f"no main function paid by use holds the whole model of {bytes_needed / 2**30:.1f} GB"
+            return known.get(spec.name)
+        vcpus, expert = main_function.vcpus(problem, spec), problem.latency_of(spec).local_expert
+        slow = hardware.main.saturation_vcpus / main_function.useful_vcpus(problem, spec)
+        return _by_use(problem, spec, lambda n: float(nonexpert.seconds(n)) * slow, lambda n: expert.seconds(n, vcpus))
+
+    holding = _holding(problem, bytes_needed)
+    size = f"{bytes_needed / 2**30:.1f} GB"
+    if (best := _cheapest(aim, holding, outcome, read_s(problem))) is None and holding:
+        return f"no main function paid by use that holds the whole model of {size} {_in_time(problem)}"
+    return best or f"no main function paid by use holds the whole model of {size}"
 
 
-def _cpu_as_stored(problem: Problem, aim: Aim, bytes_needed: int) -> Baseline | str:
+def _cpu_as_stored(problem: Problem, aim: Aim, weights: int) -> Baseline | str:
     """Price the quantised model on CPUs, with all times of a description."""
-    side, hardware = problem.catalog.main, read_hardware(problem.catalog.reference.hardware)
+    hardware = read_hardware(problem.catalog.reference.hardware)
     nonexpert, expert = as_stored(*whole_on_cpu(hardware, problem.spec), problem.spec)
-    needed, least = bytes_needed + side.runtime_memory_mb * MB, math.inf
-    best: Baseline | None = None
-    for spec in problem.menu:
-        if spec.usd_per_hour is not None or spec.memory_mb * MB < needed:
-            continue
-        vcpus = min(spec.vcpus or hardware.main.saturation_vcpus, hardware.main.saturation_vcpus)
-        outcome = _outcome(
-            problem,
-            lambda n, slow=hardware.main.saturation_vcpus / vcpus: float(nonexpert.seconds(n)) * slow,  # type: ignore[misc]
-            lambda n, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
-            prices.main_prices(problem.catalog, spec).usd_per_s,
-            main_function.fixed_usd(problem, Main(spec)),
-            by_use=True,
-            as_it_is_stored=True,
+    bytes_needed, most = weights + problem.catalog.main.runtime_memory_mb * MB, hardware.main.saturation_vcpus
+
+    def outcome(spec: MainSpec) -> Outcome | None:
+        vcpus = min(spec.vcpus or most, most)
+        slow = most / vcpus
+        return _by_use(
+            problem, spec, lambda n: float(nonexpert.seconds(n)) * slow, lambda n: expert.seconds(n, vcpus), as_it_is_stored=True
         )
-        if outcome and outcome.cost_usd_per_request < least:
-            least = outcome.cost_usd_per_request
-            best = Baseline(
-                **outcome.model_dump(),
-                cold_start_s=read_s(problem, True),
-                spec=spec.name,
-                meets=meets(aim, outcome),
-                assumed=_STORED,
-            )
-    return best or f"no main function paid by use holds the quantised model of {needed / 2**30:.1f} GB and answers in time"
+
+    best = _cheapest(aim, _holding(problem, bytes_needed), outcome, read_s(problem, True), assumed=_STORED)
+    return best or f"no main function paid by use holds the quantised model of {bytes_needed / 2**30:.1f} GB and answers in time"
+
+
+def _holding(problem: Problem, bytes_needed: float) -> list[MainSpec]:
+    """List the main specs that are paid by use and have so much memory."""
+    return [spec for spec in problem.menu if spec.usd_per_hour is None and spec.memory_mb * MB >= bytes_needed]
+
+
+def _by_use(
+    problem: Problem,
+    spec: MainSpec,
+    nonexpert_s: Callable[[float], float],
+    expert_s: Callable[[Floats | int], Floats],
+    as_it_is_stored: bool = False,
+) -> Outcome | None:
+    """Price one main spec that is paid by use and computes everything."""
+    usd_per_s, fixed_usd = prices.main_prices(problem.catalog, spec).usd_per_s, main_function.fixed_usd(problem, Main(spec))
+    return _outcome(problem, nonexpert_s, expert_s, usd_per_s, fixed_usd, by_use=True, as_it_is_stored=as_it_is_stored)
+
+
+def _cheapest(
+    aim: Aim, specs: list[MainSpec], outcome: Callable[[MainSpec], Outcome | None], cold_s: float, assumed: str = ""
+) -> Baseline | None:
+    """Choose the spec on which a request costs least; of equals, the first. A cold start takes `cold_s`."""
+    found = [(spec, one) for spec in specs if (one := outcome(spec)) is not None]
+    if not found:
+        return None
+    spec, best = min(found, key=lambda pair: pair[1].cost_usd_per_request)
+    return Baseline(**best.model_dump(), cold_start_s=cold_s, spec=spec.name, meets=meets(aim, best), assumed=assumed)
 
 
 def _gpu(problem: Problem, aim: Aim) -> Baseline | str:
@@ -245,7 +241,9 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         if per_hour is not None:
             instances = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
             request_usd = None if traffic is None else instances * per_hour / traffic
-        asked = replace(aim, budget_usd=None) if request_usd is None else aim
+        # What has no price misses no budget.
+        asked = replace(aim, budget_usd=None if request_usd is None else aim.budget_usd)
+        in_time = meets(asked, outcome.model_copy(update={"cost_usd_per_request": request_usd or 0.0}))
         overhead = (
             f"GPU overhead of {hardware.main.layer_overhead_s * 1e3:g} ms for each layer "
             f"and {hardware.gpu.expert_overhead_s * 1e3:g} ms for each expert"
@@ -261,7 +259,7 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
                 usd_per_hour=per_hour,
                 spec=name,
                 instances=instances,
-                meets=meets(asked, outcome if request_usd is None else outcome.model_copy(update={"cost_usd_per_request": request_usd})),
+                meets=in_time,
                 assumed=overhead,
                 ideal=ideal,
             )

@@ -136,8 +136,13 @@ def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | Non
 
 def _for_the_same(requests: Workload, routing: Workload) -> Workload:
     """Combine the requests of one workload with the routing of the other."""
-    same = ("traffic", "cold_share", "also_held", "also_priced")
-    return replace(routing, **{name: getattr(requests, name) for name in same})
+    return replace(
+        routing,
+        traffic=requests.traffic,
+        cold_share=requests.cold_share,
+        also_held=requests.also_held,
+        also_priced=requests.also_priced,
+    )
 
 
 def break_evens(problem: Problem, aim: Aim, placement: Placement, local: Priced | None) -> list[BreakEven]:

@@ -10,14 +10,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from remoe_cli.plan.assess.baselines import Baselines, cold_start_s
+from remoe_cli.plan.assess.baselines import Baselines
+from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.document import Baseline, BaselineName, Basis, BreakEvenTraffic, Method, Outcome, Verdict
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS
 from remoe_cli.plan.solve.columns import build_columns
-from remoe_cli.plan.wording import BASELINE_NAMES, HOURS_PER_MONTH, amount, bought, capitalized, dollars, figure, price, seconds
+from remoe_cli.plan.wording import (
+    BASELINE_NAMES,
+    HOURS_PER_MONTH,
+    amount,
+    bought,
+    capitalized,
+    dollars,
+    figure,
+    price,
+    seconds,
+    warm_and_cold,
+)
 
 MIN_TRACE_TOKENS = 200  # below, a hit probability of 1% rests on fewer than two tokens
 WORTHWHILE = 1e-3  # a plan must be cheaper than what it is compared with by more than this share
@@ -111,24 +123,25 @@ def _sentence(
         return (
             f"Below {figure(traffic.requests_per_hour)} requests an hour it costs less than an always-on {traffic.instance} with {what}, "
             f"which costs {month} a month however many requests come; above, rent that. "
-            f"{_slower(workload, outcome, traffic, cold_start_s(problem, placement))} "
+            f"{_slower(workload, outcome, traffic, cold_wait_s(problem, placement))} "
             "Give --requests-per-hour for the cost of a month."
         )
     if name is None:
-        local = others.priced.get(BaselineName.ALL_LOCAL)
-        if local is None:
+        late = others.priced.get(BaselineName.ALL_LOCAL)
+        if late is None:
             return f"{capitalized(others.missing[BaselineName.ALL_LOCAL])}. This plan costs {own}."
         return (
-            f"With all experts local, no main function meets the targets (on {bought(local.spec, local.instances)}: "
-            f"TTFT {local.ttft_s:.4g} s, TPOT {local.tpot_s:.4g} s{_each(local)}). This plan costs {own}."
+            f"With all experts local, no main function meets the targets (on {bought(late.spec, late.instances)}: "
+            f"TTFT {late.ttft_s:.4g} s, TPOT {late.tpot_s:.4g} s{_each(late)}). This plan costs {own}."
         )
     rival, usd = others.priced[name], _usd(others, name)
     rivals, on = price(usd, workload), bought(rival.spec, rival.instances)
     change = outcome.cost_usd_per_request / usd - 1 if usd > 0 else 0.0
     if basis == Basis.CHEAPER:
-        rival = _fastest_of_equals(others, usd)
-        name, on = next(one for one, way in others.priced.items() if way is rival), bought(rival.spec, rival.instances)
-        extra_s = cold_start_s(problem, placement) if workload.cold_share else None
+        name = _fastest_of_equals(others.priced, usd)
+        rival = others.priced[name]
+        on = bought(rival.spec, rival.instances)
+        extra_s = cold_wait_s(problem, placement) if workload.cold_share else None
         return (
             f"It costs {amount(outcome.cost_usd_per_request, workload)} instead of {rivals} for {BASELINE_NAMES[name]} on {on}, the best "
             f"alternative: {-change:.1%} less. "
@@ -150,17 +163,18 @@ def _sentence(
         )
     else:
         start = f"Keeping all experts local, on {placement.main.name}, is the cheapest plan: {own}."
-        faster = _fastest_of_equals(others, usd)
+        name = _fastest_of_equals(others.priced, usd)
+        faster = others.priced[name]
         if faster.tpot_s < outcome.tpot_s * (1 - WORTHWHILE):
-            what = next(BASELINE_NAMES[one] for one, way in others.priced.items() if way is faster)
-            start += f" {capitalized(what)}, {bought(faster.spec, faster.instances)}, costs the same and is faster."
+            start += f" {capitalized(BASELINE_NAMES[name])}, {bought(faster.spec, faster.instances)}, costs the same and is faster."
             return f"{start} {_slower(workload, outcome, faster, cold_s=None)}"
-    if others.all_local is not None and others.all_local.placement.main.usd_per_hour is not None and placement.main.usd_per_hour is None:
-        return f"{start} {_slower(workload, outcome, rival, cold_s=None)}"
-    if others.all_local is not None and others.all_local.placement.main.usd_per_hour is not None:
-        return f"{start} Memory that is rented by the hour costs the same whether experts are in it or not."
+    local = None if others.all_local is None else others.all_local.placement.main
     smallest = min(spec.memory_mb for spec in problem.menu)
-    if others.all_local is not None and others.all_local.placement.main.memory_mb == smallest:
+    if local is not None and local.usd_per_hour is not None:
+        if placement.main.usd_per_hour is None:
+            return f"{start} {_slower(workload, outcome, rival, cold_s=None)}"
+        return f"{start} Memory that is rented by the hour costs the same whether experts are in it or not."
+    if local is not None and local.memory_mb == smallest:
         return (
             f"{start} All experts fit the smallest main function there is ({smallest} MB), so moving some out frees no memory that is paid."
         )
@@ -172,11 +186,10 @@ def _each(baseline: Baseline) -> str:
     return "" if baseline.cost_usd_per_request is None else f", {dollars(baseline.cost_usd_per_request)} a request"
 
 
-def _fastest_of_equals(others: Baselines, usd: float) -> Baseline:
-    """Find the fastest baseline that can be bought, meets the targets and costs `usd`."""
-    first = sorted(others.priced, key=list(BaselineName).index)
-    able = (way for way in map(others.priced.__getitem__, first) if way.meets and not way.ideal and way.cost_usd_per_request is not None)
-    return min((way for way in able if (way.cost_usd_per_request or 0.0) <= usd * (1 + SLACK)), key=lambda way: (way.tpot_s, way.ttft_s))
+def _fastest_of_equals(priced: dict[BaselineName, Baseline], usd: float) -> BaselineName:
+    """Name the fastest baseline that can be bought, meets the targets and costs `usd`."""
+    equals = [name for name, each_usd in _able(priced).items() if each_usd <= usd * (1 + SLACK)]
+    return min(equals, key=lambda name: (priced[name].tpot_s, priced[name].ttft_s))
 
 
 def _slower(workload: Workload, outcome: Outcome, rival: Baseline | BreakEvenTraffic, cold_s: float | None) -> str:
@@ -187,9 +200,7 @@ def _slower(workload: Workload, outcome: Outcome, rival: Baseline | BreakEvenTra
         return f"{start} {seconds(own_s)} instead of {seconds(rival_s)}."
     if not workload.cold_share:  # as the traffic is unknown
         return f"{start} {seconds(own_s)} warm, {seconds(own_s + cold_s)} where nothing is, instead of {seconds(rival_s)}."
-    warm_s = own_s - workload.cold_share * cold_s
-    cold = f"{seconds(warm_s)} warm, {seconds(warm_s + cold_s)} in the {workload.cold_share:.1%} that are cold"
-    return f"{start} {cold}, instead of {seconds(rival_s)}."
+    return f"{start} {warm_and_cold(own_s, cold_s, workload.cold_share)}, instead of {seconds(rival_s)}."
 
 
 def _remote_experts(placement: Placement) -> int:
@@ -201,14 +212,16 @@ def cheapest_rival(priced: dict[BaselineName, Baseline]) -> BaselineName | None:
 
     Of equals, all experts local goes first.
     """
-    order = [BaselineName.ALL_LOCAL, *(name for name in priced if name != BaselineName.ALL_LOCAL)]
-    able = {
-        name: usd
-        for name in order
-        if name in priced and priced[name].meets and not priced[name].ideal and (usd := priced[name].cost_usd_per_request) is not None
-    }
+    able = _able(priced)
     least = min(able.values(), default=0.0)
     return next((name for name, usd in able.items() if usd <= least * (1 + SLACK)), None)
+
+
+def _able(priced: dict[BaselineName, Baseline]) -> dict[BaselineName, float]:
+    """Find what a request costs on each baseline that can be bought, has a price and meets the targets; all experts local first."""
+    order = [BaselineName.ALL_LOCAL, *(name for name in priced if name != BaselineName.ALL_LOCAL)]
+    ways = {name: priced[name] for name in order if name in priced and priced[name].meets and not priced[name].ideal}
+    return {name: way.cost_usd_per_request for name, way in ways.items() if way.cost_usd_per_request is not None}
 
 
 def notes(problem: Problem, placement: Placement, method: Method, gain: float) -> Iterator[str]:
@@ -235,7 +248,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
             else f"Cold starts{hours} are not in the cost, because the traffic is unknown: give --requests-per-hour."
         )
         yield cold or f"The plan assumes that {workload.cold_share:.1%} of the requests are cold."
-    elif workload.cold_share >= 5e-4 and cold_start_s(problem, placement):
+    elif workload.cold_share >= 5e-4 and cold_wait_s(problem, placement):
         yield (
             f"At {figure(workload.requests_per_hour)} requests an hour, {workload.cold_share:.1%} of them wait for a cold start "
             f"(a function is gone after {catalog.function.idle_ttl_s:g} s without a call)."

@@ -183,10 +183,7 @@ def start_s(problem: Problem, spec: MainSpec, local_experts: int) -> float:
 
 def cold_rest_s(problem: Problem, spec: MainSpec) -> float:
     """Compute what cold starts add to the mean TTFT, without reading local experts (T_cold)."""
-    if spec.usd_per_hour is not None:
-        return 0.0
-    side = problem.catalog.main
-    return problem.workload.cold_share * (side.cold_start_s + problem.spec.nonexpert_bytes / side.load_bytes_per_s)
+    return problem.workload.cold_share * start_s(problem, spec, 0)
 
 
 def cold_expert_s(problem: Problem, spec: MainSpec) -> float:

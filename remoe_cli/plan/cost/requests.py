@@ -16,7 +16,7 @@ import numpy as np
 
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function
-from remoe_cli.plan.cost.placement import layer_outcomes, total
+from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.cost.prompts import cold_wait_s, sent, warm_ttft_s
 from remoe_cli.plan.document import LayerPlan, MainSpec, Spread
 from remoe_cli.plan.problem.aim import SLACK
@@ -115,7 +115,7 @@ def broken(problem: Problem, placement: Placement) -> Iterator[Broken]:
                 f"{expert_functions.CALL_ROOM:g} times that as room is {allowed_s:.4g} s, and it may work for {most_s:g} s"
             )
             yield Broken(_longest_of(n_in, n_out, int(prompts[at])), text)
-    tpot_s = total(problem, placement, layer_outcomes(problem, placement)).tpot_s
+    tpot_s = evaluate(problem, placement).tpot_s
     cold_s = cold_wait_s(problem, placement) if main_function.is_ever_cold(problem, placement.main) else 0.0
     seconds = ttft_s[which] + n_out * tpot_s + cold_s
     at, limit_s = int(seconds.argmax()), main_function.longest_request_s(problem, placement.main)

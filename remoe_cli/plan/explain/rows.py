@@ -31,6 +31,7 @@ from remoe_cli.plan.wording import (
     id_ranges,
     prices,
     seconds,
+    warm_and_cold,
 )
 
 LAYER_COLUMNS = ("layer", "remote experts", "count", "memory MB", "functions", "replicas")
@@ -115,9 +116,7 @@ def _ttft(plan: Plan) -> str:
     share = plan.workload.cold_share
     if not share or not plan.cold_start_s:
         return seconds(plan.ttft_s)
-    warm_s = plan.ttft_s - share * plan.cold_start_s
-    cold = f"{seconds(warm_s + plan.cold_start_s)} in the {share:.1%} that are cold"
-    return f"{seconds(warm_s)} warm, {cold}, {seconds(plan.ttft_s)} on average"
+    return f"{warm_and_cold(plan.ttft_s, plan.cold_start_s, share)}, {seconds(plan.ttft_s)} on average"
 
 
 def baseline_rows(plan: Plan) -> Rows:

@@ -25,8 +25,10 @@ from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.problem.sizes import Size, Sizes
 from remoe_cli.plan.problem.trace_formats import TraceColumns
 
+Counts = tuple[Ints, Floats, Ints]  # codes of lengths, weights, and how many requests have both
+NOTHING: Counts = (np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
 HIGHEST = 10**9  # lengths and weights stay below
-_CODE = 2**31
+CODE = 2**31  # both lengths of a request are one number: n_in * CODE + n_out
 _MOST_PAIRS, _MOST_GAPS, _STEPS = 2**18, 2**20, 64
 _BLOCK_BYTES = 2**23
 _FRONT_TRIED = 16  # of the longest requests so far; most rows are shorter than one of them
@@ -128,35 +130,40 @@ def _add(counted: Counted, batch: dict[str, Any], is_further: bool, most_tokens:
         known = np.array(counted.front, dtype=np.int64).reshape(-1, 2)
         both = np.concatenate([prompts[longer], known[:, 0]]), np.concatenate([answers[longer], known[:, 1]])
         counted.front = Sizes(*both, np.ones(len(both[0]))).front
-    _merge(counted, prompts * _CODE + answers, weight)
+    _merge(counted, prompts * CODE + answers, weight)
 
 
 def _merge(counted: Counted, codes: Ints, weights: Floats) -> None:
     """Add requests to what is counted, ascending in the code and then in the weight; into bins where these are too many."""
-    code, weight = np.concatenate([counted.codes, codes]), np.concatenate([counted.weights, weights])
-    copies = np.concatenate([counted.copies, np.ones(len(codes), np.int64)])
-    order = np.lexsort((weight, code))
-    code, weight, copies = code[order], weight[order], copies[order]
-    if len(code):
-        starts = np.flatnonzero(np.concatenate(([True], (code[1:] != code[:-1]) | (weight[1:] != weight[:-1]))))
-        code, weight, copies = code[starts], weight[starts], np.add.reduceat(copies, starts)
+    code, weight, copies = merged((counted.codes, counted.weights, counted.copies), codes, weights)
     if len(code) > _MOST_PAIRS:
         code, weight, copies = _in_bins(code, weight, copies)
         counted.binned = True
     counted.codes, counted.weights, counted.copies = code, weight, copies
 
 
+def merged(counted: Counts, codes: Ints, weights: Floats) -> Counts:
+    """Add requests to what is counted; the result is ascending in the code and then in the weight."""
+    code, weight = np.concatenate((counted[0], codes)), np.concatenate((counted[1], weights))
+    if not len(code):
+        return counted
+    order = np.lexsort((weight, code))
+    code, weight, copies = code[order], weight[order], np.concatenate((counted[2], np.ones(len(codes), np.int64)))[order]
+    starts = np.flatnonzero(np.concatenate(([True], (code[1:] != code[:-1]) | (weight[1:] != weight[:-1]))))
+    return code[starts], weight[starts], np.add.reduceat(copies, starts)
+
+
 def _in_bins(code: Ints, weight: Floats, copies: Ints) -> tuple[Ints, Floats, Ints]:
     """Put lengths into bins, each with the mean of its lengths and of its weights."""
-    n_in, n_out = code // _CODE, code % _CODE
-    bins = _bin(n_in) * _CODE + _bin(n_out)
+    n_in, n_out = code // CODE, code % CODE
+    bins = _bin(n_in) * CODE + _bin(n_out)
     _, which = np.unique(bins, return_inverse=True)
     mass, count = np.bincount(which, weight * copies), np.bincount(which, copies)
     by = np.where(mass > 0, mass, 1.0)
     prompts, answers = (np.maximum(1, np.rint(np.bincount(which, n * weight * copies) / by)).astype(np.int64) for n in (n_in, n_out))
     each, number = mass / count, count.astype(np.int64)
-    order = np.lexsort((each, prompts * _CODE + answers))
-    return (prompts * _CODE + answers)[order], each[order], number[order]
+    order = np.lexsort((each, prompts * CODE + answers))
+    return (prompts * CODE + answers)[order], each[order], number[order]
 
 
 def _bin(lengths: Ints) -> Ints:

@@ -22,12 +22,10 @@ import numpy as np
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.problem.sizes import Size
-from remoe_cli.plan.problem.trace_arrow import Counted, count_plain
+from remoe_cli.plan.problem.trace_arrow import CODE, HIGHEST, NOTHING, Counted, count_plain, merged
 from remoe_cli.plan.problem.trace_formats import MS, NS, US, Key, TraceColumns, failed
 from remoe_cli.plan.problem.trace_rows import FORM, read_rows
 
-_HIGHEST = 10**9  # lengths and weights stay below
-_CODE = 2**31  # both lengths of a request are one number: n_in * _CODE + n_out
 _LATEST_S = 1e12
 _MANY = 2**20  # requests whose weights are added at once
 _BATCH = 2**17  # rows that are counted, and numbers that are added, at a time
@@ -36,8 +34,6 @@ _NAMED = 8  # columns in one list of names
 # Times since 1970 in small units are told by their size: from 1973 on they are at least this, and less than 1,000 times as much until 5138.
 _EPOCHS = ((NS, 1e17), (US, 1e14), (MS, 1e11))
 _UNIT_NAMES = {1.0: "s", MS: "ms", US: "us", NS: "ns"}
-
-_Counted = tuple[Ints, Floats, Ints]  # codes of lengths, weights, and how many requests have both
 
 
 @dataclass(frozen=True)
@@ -95,13 +91,13 @@ def _of_columns(path: Path, columns: TraceColumns, counted: Counted) -> Trace | 
             return None
     gaps, dated, front = counted.gap_count, counted.dated, counted.front if counted.binned else ()
     note = _note(path, [columns], counted.codes, counted.rows, counted.short, 0, span_s, gaps, dated, unit, front)
-    lengths = (counted.codes // _CODE, counted.codes % _CODE, counted.weights, counted.copies)
+    lengths = (counted.codes // CODE, counted.codes % CODE, counted.weights, counted.copies)
     return Trace(*lengths, gaps_s, gaps / span_s * 3600 if gaps else None, note, gaps, front)
 
 
 def _of_rows(path: Path) -> Trace:
     codes, weights, times = array("q"), array("d"), array("d")
-    counted: _Counted = (np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
+    counted = NOTHING
     layouts: dict[TraceColumns, None] = {}
     rows = left_out = short = dated = known = 0
     with closing(read_rows(path)) as read:
@@ -114,10 +110,10 @@ def _of_rows(path: Path) -> Trace:
                 continue
             n_in, n_out, weight = lengths
             rows, short = rows + 1, short + (n_out < 0.5)
-            codes.append(round(n_in) * _CODE + max(1, round(n_out)))
+            codes.append(round(n_in) * CODE + max(1, round(n_out)))
             weights.append(weight)
             if len(codes) >= max(_BATCH, len(counted[0])):
-                counted, codes, weights = _merged(counted, codes, weights), array("q"), array("d")
+                counted, codes, weights = merged(counted, np.frombuffer(codes, np.int64), np.frombuffer(weights)), array("q"), array("d")
             for key, unit, _ in columns.times:
                 if cells[key] not in (None, ""):
                     value, is_date = _time(path, number, cells[key], unit)
@@ -133,10 +129,10 @@ def _of_rows(path: Path) -> Trace:
     unit = 1.0 if known else _epoch_unit(times)
     gaps_s = _gaps_s(path, times, unit)
     per_hour = len(gaps_s) / total(gaps_s) * 3600 if len(gaps_s) else None
-    code, weight_of, copies = _merged(counted, codes, weights)
+    code, weight_of, copies = merged(counted, np.frombuffer(codes, np.int64), np.frombuffer(weights))
     span_s = float(gaps_s.sum())
     note = _note(path, list(layouts), code, rows, short, left_out, span_s, len(gaps_s), bool(dated), unit, ())
-    return Trace(code // _CODE, code % _CODE, weight_of, copies, gaps_s, per_hour, note, len(gaps_s))
+    return Trace(code // CODE, code % CODE, weight_of, copies, gaps_s, per_hour, note, len(gaps_s))
 
 
 def _note(
@@ -168,7 +164,7 @@ def _note(
 
 
 def _most(code: Ints) -> Size:
-    prompts, answers = code // _CODE, code % _CODE
+    prompts, answers = code // CODE, code % CODE
     longest = int(np.argmax(prompts + answers))
     return Size(int(prompts[longest]), int(answers[longest]))
 
@@ -182,16 +178,6 @@ def total(values: Floats, copies: Ints | None = None) -> float:
         return float(values @ copies)
     repeated = (map(repeat, values[batch].tolist(), copies[batch].tolist()) for batch in batches)
     return float(sum(chain.from_iterable(chain.from_iterable(repeated))))
-
-
-def _merged(counted: _Counted, codes: array[int], weights: array[float]) -> _Counted:
-    """Add rows to what is counted; the result is ascending in the code and then in the weight."""
-    code = np.concatenate((counted[0], np.frombuffer(codes, np.int64)))
-    weight = np.concatenate((counted[1], np.frombuffer(weights)))
-    order = np.lexsort((weight, code))
-    code, weight, copies = code[order], weight[order], np.concatenate((counted[2], np.ones(len(codes), np.int64)))[order]
-    starts = np.flatnonzero(np.concatenate(([True], (code[1:] != code[:-1]) | (weight[1:] != weight[:-1]))))
-    return code[starts], weight[starts], np.add.reduceat(copies, starts)
 
 
 def _lengths(path: Path, number: int, columns: TraceColumns, cells: Any) -> tuple[float, float, float] | None:
@@ -224,7 +210,7 @@ def _figure(path: Path, number: int, cells: Any, keys: tuple[Key, ...], what: st
             value = math.nan if isinstance(text, bool) else float(text)  # true is no number of tokens
         except (TypeError, ValueError, OverflowError):
             value = math.nan
-        if least <= value < _HIGHEST:
+        if least <= value < HIGHEST:
             return value
         if isinstance(text, str) and len(text) > 1000:
             raise UsageError(f"{path}: row {number} is not CSV or JSON with numbers: {what} has {len(text):,} characters.", FORM)

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -42,7 +43,7 @@ class Traffic:
     served: Served | None = None
     gap_count: int = field(default=0, compare=False)
 
-    @property
+    @cached_property
     def sizes(self) -> Sizes:
         """The lengths of single requests."""
         return self.requests or sizes_of(tuple((kind.share, kind.n_in, kind.n_out) for kind in self.lengths))

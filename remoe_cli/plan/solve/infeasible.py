@@ -29,8 +29,7 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
     error = _diagnosed(problem, candidates, aim, time_limit_s)
     if len(problem.menu) == len(problem.catalog.main.menu):
         return error
-    message = error.message.replace("No plan ", "No plan that is paid by use ")
-    return type(error)(message, f"{error.hint} With --requests-per-hour, main functions that are rented by the hour are tried too.")
+    return type(error)(error.message, f"{error.hint} With --requests-per-hour, main functions that are rented by the hour are tried too.")
 
 
 def _diagnosed(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
@@ -51,27 +50,33 @@ def _diagnosed(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_l
         if target is not None and alone > target * (1 + SLACK)
     ]
     if missed:
-        return _out_of_reach(missed, aim.budget_usd, least("cost"))
+        return _out_of_reach(_no_plan(problem), missed, aim.budget_usd, least("cost"))
     if aim.ttft_s is not None and aim.tpot_s is not None and (together := least("tpot", aim.ttft_s)) > aim.tpot_s * (1 + SLACK):
         return InfeasibleError(
-            f"No plan meets a TTFT of {aim.ttft_s:g} s and a TPOT of {aim.tpot_s:g} s together: "
+            f"{_no_plan(problem)} meets a TTFT of {aim.ttft_s:g} s and a TPOT of {aim.tpot_s:g} s together: "
             f"at that TTFT the least TPOT is {together:g} s.",
             f"Ask for a TPOT of {together:g} s or more, or for a looser TTFT.",
         )
     cheapest = least("cost", aim.ttft_s, aim.tpot_s)
     under = " under these targets" if (aim.ttft_s, aim.tpot_s) != (None, None) else ""
     return OverBudgetError(
-        f"No plan costs {aim.budget_usd:g} USD a request or less: the cheapest{under} costs {cheapest:g} USD.",
+        f"{_no_plan(problem)} costs {aim.budget_usd:g} USD a request or less: the cheapest{under} costs {cheapest:g} USD.",
         f"Give a --budget of {cheapest:g} USD or more{', or looser targets' if under else ''}.",
     )
 
 
-def _out_of_reach(missed: Sequence[tuple[str, float, float]], budget_usd: float | None, cheapest_usd: float) -> InfeasibleError:
+def _no_plan(problem: Problem) -> str:
+    return "No plan" if len(problem.menu) == len(problem.catalog.main.menu) else "No plan that is paid by use"
+
+
+def _out_of_reach(
+    no_plan: str, missed: Sequence[tuple[str, float, float]], budget_usd: float | None, cheapest_usd: float
+) -> InfeasibleError:
     """Name every target that no plan meets by itself, with the least that one can have: (name, target, least), in seconds."""
-    said = [f"No plan meets a {name} of {target:g} s: the least {name} is {alone:g} s." for name, target, alone in missed]
+    said = [f"{no_plan} meets a {name} of {target:g} s: the least {name} is {alone:g} s." for name, target, alone in missed]
     wanted = [f"a {name} of {alone:g} s or more" for name, _, alone in missed]
     if budget_usd is not None and cheapest_usd > budget_usd * (1 + SLACK):
-        said.append(f"No plan costs {budget_usd:g} USD a request or less: the cheapest costs {cheapest_usd:g} USD.")
+        said.append(f"{no_plan} costs {budget_usd:g} USD a request or less: the cheapest costs {cheapest_usd:g} USD.")
         wanted.append(f"a budget of {cheapest_usd:g} USD or more")
     if len(wanted) == 1:
         also = ", or for shorter prompts" if missed[0][0] == "TTFT" else ""

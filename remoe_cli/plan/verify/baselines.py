@@ -20,6 +20,7 @@ from remoe_cli.plan.verify.cost import (
     TOLERANCE,
     VerifierInputs,
     accelerated,
+    cold_wait_s,
     cpu_usd_per_s,
     each_usd,
     evenly,
@@ -124,12 +125,10 @@ def _local(inputs: VerifierInputs) -> Iterator[Way]:
         room = main_bytes(inputs, main, spec.experts_per_layer * len(layers)) <= main.memory_mb * MB
         if not room or (main.gpu_memory_mb is not None and request_bytes(inputs) > main.gpu_memory_mb * MB):
             continue
-        found, cold_s = outcome(inputs, main, 1, layers), cold_start_s(inputs, main, layers)
-        by_use = main.usd_per_hour is None
-        started_s = _read_s(inputs) if by_use else 0.0
-        ends_s = side.timeout_s if by_use else side.rented_timeout_s
+        found, cold_s = outcome(inputs, main, 1, layers), cold_wait_s(inputs, main, layers)
+        ends_s = side.timeout_s if main.usd_per_hour is None else side.rented_timeout_s
         if ends_s is not None and any(
-            started_s + _request_s(one, outcome(one, main, 1, layers)) > ends_s * (1 + TOLERANCE) for one in _each(inputs)
+            cold_s + _request_s(one, outcome(one, main, 1, layers)) > ends_s * (1 + TOLERANCE) for one in _each(inputs)
         ):
             continue
         if main.usd_per_hour is not None and inputs.plan.workload.requests_per_hour is not None:
@@ -151,14 +150,6 @@ def break_even_per_hour(inputs: VerifierInputs) -> float | None:
         return None
     warm = replace(inputs, plan=plan.model_copy(update={"workload": plan.workload.model_copy(update={"cold_share": 0.0})}))
     return traffic.usd_per_hour / outcome(warm, plan.main, 1, plan.layers).cost_usd_per_request
-
-
-def cold_start_s(inputs: VerifierInputs, main: MainSpec, layers: tuple[LayerPlan, ...]) -> float:
-    """Compute what a cold start adds to the TTFT of a request that finds nothing warm."""
-    workloads = [inputs.plan.workload.model_copy(update={"cold_share": share}) for share in (0.0, 1.0)]
-    others = [replace(inputs, plan=inputs.plan.model_copy(update={"workload": workload})) for workload in workloads]
-    warm, cold = (outcome(other, main, 1, layers).ttft_s for other in others)
-    return cold - warm
 
 
 def _menu(inputs: VerifierInputs) -> tuple[MainSpec, ...]:

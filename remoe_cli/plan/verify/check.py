@@ -25,8 +25,8 @@ from remoe_cli.plan.document import (
     Verdict,
     WorkloadRef,
 )
-from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, cold_start_s, missed, scenarios
-from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, main_bytes, outcome_and_costs, request_bytes, verifier_inputs
+from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, missed, scenarios
+from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, cold_wait_s, main_bytes, outcome_and_costs, request_bytes, verifier_inputs
 from remoe_cli.plan.verify.requests import SHARES, Request, spread, times, too_long
 from remoe_cli.profile.record import Profile
 
@@ -132,15 +132,14 @@ def _workload(workload: WorkloadRef) -> Iterator[Finding]:
     name = "workload.kinds" if workload.kinds else "workload"
     yield from _require(sound, name, kinds, "lengths of 1 or more, shares above 0 that sum to 1")
     front = workload.longest
-    if (served := workload.served) is not None:  # the longest requests that its three numbers let through
-        for n_in, n_out in ((served.n_in, served.tokens - served.n_in), (served.tokens - served.n_out, served.n_out)):
-            held = any(n_in <= most_in and n_out <= most_out for most_in, most_out in workload.front)
-            yield from _require(held, "workload.longest", front, f"a request of {n_in} + {n_out} tokens is answered")
     sound = all(least[0] < most[0] and least[1] > most[1] for least, most in pairwise(front)) and all(min(size) >= 1 for size in front)
     most_in, most_out = max(n_in for n_in, _ in workload.front), max(n_out for _, n_out in workload.front)
     above = all(kind.n_in <= most_in and kind.n_out <= most_out for kind in kinds) and (bool(front) or not workload.kinds)
     yield from _require(sound and above, "workload.longest", front, "no Pareto front of the kinds")
     if (served := workload.served) is not None:
+        for size in ((served.n_in, served.tokens - served.n_in), (served.tokens - served.n_out, served.n_out)):
+            found = f"a request of {size[0]} + {size[1]} tokens is answered"  # the longest that its three numbers let through
+            yield from _require(_is_covered(workload, *size), "workload.longest", front, found)
         most = (max(map(sum, workload.front)), most_in, most_out)
         yield from _require((served.tokens, served.n_in, served.n_out) == most, "workload.served", served, most)
         shares = 0 < served.cover <= 1 and served.cover * (1 - TOLERANCE) <= served.share <= 1
@@ -192,9 +191,13 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
 def _uncovered(plan: Plan, requests: tuple[Request, ...]) -> Iterator[Finding]:
     """Find a request that is longer than all that the plan says it is for."""
     for _, n_in, n_out in requests:
-        if not any(n_in <= most_in and n_out <= most_out for most_in, most_out in plan.workload.front):
+        if not _is_covered(plan.workload, n_in, n_out):
             yield Finding("workload.longest", repr(plan.workload.front), f"a request of {n_in} + {n_out} tokens")
             return
+
+
+def _is_covered(workload: WorkloadRef, n_in: int, n_out: int) -> bool:
+    return any(n_in <= most_in and n_out <= most_out for most_in, most_out in workload.front)
 
 
 def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
@@ -220,7 +223,7 @@ def _numbers(inputs: VerifierInputs, requests: tuple[Request, ...]) -> Iterator[
     for index, (stated_usd, usd) in enumerate(zip(plan.costs.layers_usd, costs.layers_usd, strict=False)):
         yield from _same(f"costs.layers_usd[{index}]", stated_usd, usd)
     yield from _outcome("", plan.outcome, found)
-    yield from _same_seconds("cold_start_s", plan.cold_start_s, cold_start_s(inputs, plan.main, plan.layers))
+    yield from _same("cold_start_s", plan.cold_start_s, cold_wait_s(inputs, plan.main, plan.layers))
     if plan.method != "given":
         yield from _missed(plan, found)
     bought, stated = ("main", plan.main) if plan.main.usd_per_hour is None else ("instances", plan.instances)
@@ -263,11 +266,14 @@ def _basis(inputs: VerifierInputs, found: Outcome) -> Basis:
 def _outcome(field: str, stated: Outcome, found: Outcome) -> Iterator[Finding]:
     prefix = f"{field}." if field else ""
     for name in ("cost_usd_per_request", "ttft_s", "tpot_s", "ttft_percentile_s"):
-        was, value = getattr(stated, name), getattr(found, name)
-        if was is None or value is None:
-            yield from _require(was is value, f"{prefix}{name}", was, value)
-        else:
-            yield from _same(f"{prefix}{name}", was, value)
+        yield from _same_or_none(f"{prefix}{name}", getattr(stated, name), getattr(found, name))
+
+
+def _same_or_none(field: str, stated: float | None, found: float | None) -> Iterator[Finding]:
+    if stated is None or found is None:
+        yield from _require(stated is found, field, stated, found)
+    else:
+        yield from _same(field, stated, found)
 
 
 def _each(inputs: VerifierInputs, found: Outcome, requests: tuple[Request, ...]) -> Iterator[Finding]:
@@ -301,27 +307,13 @@ def _deciding(plan: Plan, requests: tuple[Request, ...]) -> Iterator[Finding]:
 
 def _way(field: str, stated: Baseline, found: Way) -> Iterator[Finding]:
     """Compare what a baseline states with one way to run it: price, times, and the rent of an instance."""
-    for name in ("ttft_s", "tpot_s"):
-        yield from _same(f"{field}.{name}", getattr(stated, name), getattr(found.outcome, name))
-    percentile = (stated.ttft_percentile_s, found.outcome.ttft_percentile_s)
-    if None in percentile:
-        yield from _require(percentile == (None, None), f"{field}.ttft_percentile_s", *percentile)
-    else:
-        yield from _same(f"{field}.ttft_percentile_s", stated.held_ttft_s, found.outcome.held_ttft_s)
-    yield from _same_seconds(f"{field}.cold_start_s", stated.cold_start_s, found.cold_start_s)
-    yield from _require(
-        stated.usd_per_hour == found.main.usd_per_hour, f"{field}.usd_per_hour", stated.usd_per_hour, found.main.usd_per_hour
-    )
-    if stated.cost_usd_per_request is None or not found.priced:
-        priced = found.outcome.cost_usd_per_request if found.priced else None
-        yield from _require(stated.cost_usd_per_request == priced, f"{field}.cost_usd_per_request", stated.cost_usd_per_request, priced)
-    else:
-        yield from _same(f"{field}.cost_usd_per_request", stated.cost_usd_per_request, found.outcome.cost_usd_per_request)
-
-
-def _same_seconds(field: str, stated: float, found: float) -> Iterator[Finding]:
-    """Compare times that are differences of other times, to a microsecond."""
-    yield from _require(abs(stated - found) <= 1e-6, field, stated, found)
+    for name in ("ttft_s", "tpot_s", "ttft_percentile_s"):
+        yield from _same_or_none(f"{field}.{name}", getattr(stated, name), getattr(found.outcome, name))
+    yield from _same(f"{field}.cold_start_s", stated.cold_start_s, found.cold_start_s)
+    rent = found.main.usd_per_hour
+    yield from _require(stated.usd_per_hour == rent, f"{field}.usd_per_hour", stated.usd_per_hour, rent)
+    usd = found.outcome.cost_usd_per_request if found.priced else None
+    yield from _same_or_none(f"{field}.cost_usd_per_request", stated.cost_usd_per_request, usd)
 
 
 def _baselines(inputs: VerifierInputs) -> Iterator[Finding]:

@@ -189,7 +189,6 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
     by_use, layers_usd, at = main.usd_per_hour is None, [], inputs.plan.targets.ttft_at
     deciding = [] if at is None else [at.n_in]  # the prompt whose TTFT the target is held against, beside those of the kinds
     decided = sum(float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in deciding)
-    full_s = side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s if by_use else 0.0
     local_step_s = float(latency.local_expert.seconds(1, vcpus))
     for layer, routed in zip(layers, inputs.layers, strict=True):
         remote, usd = set(layer.remote), 0.0
@@ -207,11 +206,9 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
         usd += inputs.n_out * step_usd
         if by_use:
             ttft += workload.cold_share * len(local_use) * spec.expert_bytes / side.load_bytes_per_s
-            full_s += len(local_use) * spec.expert_bytes / side.load_bytes_per_s
         if layer.remote:
             started = start_s(inputs, layer)
             ttft += 0.0 if by_use else workload.cold_share * started
-            full_s += 0.0 if by_use else started
             start_usd = started * function_usd_per_s(inputs, layer) + start_reads_usd(inputs, layer)
             usd += workload.cold_share * len(layer.parts) * layer.replicas * start_usd
         layers_usd.append(usd)
@@ -220,7 +217,7 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
     request_s = ttft + inputs.n_out * tpot
     costs = Costs(main_usd=main_usd(inputs, main, instances, request_s), layers_usd=tuple(layers_usd))
     usd = costs.main_usd + sum(layers_usd)
-    percentile_s = None if at is None else decided + (full_s if at.cold else 0.0)
+    percentile_s = None if at is None else decided + (cold_wait_s(inputs, main, layers) if at.cold else 0.0)
     return Outcome(cost_usd_per_request=usd, ttft_s=ttft, tpot_s=tpot, ttft_percentile_s=percentile_s), costs
 
 
@@ -372,6 +369,15 @@ def start_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
     side, measured = inputs.catalog.function, inputs.profile.record.latency.cold_start
     read_s = max(map(len, layer.parts)) * inputs.profile.record.spec.expert_bytes / side.load_bytes_per_s
     return (measured.total_s if measured else side.cold_start_s) + read_s
+
+
+def cold_wait_s(inputs: VerifierInputs, main: MainSpec, layers: Sequence[LayerPlan]) -> float:
+    """Compute what a request waits that finds everything cold."""
+    side, spec = inputs.catalog.main, inputs.profile.record.spec
+    if main.usd_per_hour is None:
+        local = sum(spec.experts_per_layer - len(layer.remote) for layer in layers)
+        return side.cold_start_s + (spec.nonexpert_bytes + local * spec.expert_bytes) / side.load_bytes_per_s
+    return sum(start_s(inputs, layer) for layer in layers if layer.remote)
 
 
 def start_reads_usd(inputs: VerifierInputs, layer: LayerPlan) -> float:

@@ -23,6 +23,7 @@ from remoe_cli.plan.verify.cost import (
     VerifierInputs,
     accelerated,
     call,
+    cold_wait_s,
     function_vcpus,
     latency_of,
     prompt_rows,
@@ -69,7 +70,7 @@ def times(inputs: VerifierInputs, prompts: Sequence[int]) -> Times:
             found = f"a prompt of {largest[1]} tokens sends {payload:.0f} of {most.payload_limit_bytes} bytes"
             broken.append((f"layers[{index}].replicas", layer.replicas, found))
         broken += _timeout(inputs, index, layer, longest_s)
-    return Times(warm_s, _cold_s(inputs), tuple(broken))
+    return Times(warm_s, cold_wait_s(inputs, plan.main, plan.layers), tuple(broken))
 
 
 def _pieces(counts: npt.NDArray[np.float64], beside: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
@@ -137,12 +138,3 @@ def _timeout(inputs: VerifierInputs, index: int, layer: LayerPlan, longest_s: fl
         yield f"layers[{index}].timeout_s", stated, f"a function needs {needed_s} s, and {most_s:g} s are allowed"
     elif not max(LEAST_TIMEOUT_S, needed_s) - 1e-5 <= stated <= max(LEAST_TIMEOUT_S, needed_s + 1):
         yield f"layers[{index}].timeout_s", stated, f"{max(LEAST_TIMEOUT_S, math.ceil(needed_s))}"
-
-
-def _cold_s(inputs: VerifierInputs) -> float:
-    """Compute what a request waits that finds everything cold."""
-    plan, side, spec = inputs.plan, inputs.catalog.main, inputs.profile.record.spec
-    if plan.main.usd_per_hour is None:
-        local = sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers)
-        return side.cold_start_s + (spec.nonexpert_bytes + local * spec.expert_bytes) / side.load_bytes_per_s
-    return sum(start_s(inputs, layer) for layer in plan.layers if layer.remote)
