@@ -129,18 +129,23 @@ def first_mistake(error: ValidationError) -> str:
     """Say where the first mistake in a document is, and what it is."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(key) for key in islice(first["loc"], 12))
-    return f"at '{shown(where)[1:-1]}': {shown(first['msg'])[1:-1]}" if where else f"as a whole: {shown(first['msg'])[1:-1]}"
+    return f"at {shown(where)}: {escaped(first['msg'])}" if where else f"as a whole: {escaped(first['msg'])}"
 
 
 def shown(value: object, most: int = 200) -> str:
-    """Quote a value that a file holds for a message: cut, and with control characters escaped.
+    """Quote what `escaped` gives.
 
     >>> print(shown("two\\nlines"))
     'two\\nlines'
     """
+    return f"'{escaped(value, most)}'"
+
+
+def escaped(value: object, most: int = 200) -> str:
+    """Write a value that a file holds for a message: cut, and with control characters escaped."""
     text = value if isinstance(value, str) else type(value).__name__ if isinstance(value, dict | list) else str(value)
     text = text if len(text) <= most else f"{text[:most]}..."
-    return f"'{text if text.isprintable() else ascii(text)[1:-1]}'"
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def write_arrays(path: Path, arrays: Arrays, kind: str, replaces: recognise.Made | None = None) -> None:
@@ -218,7 +223,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         arrays = load_file(str(path))
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{path} is damaged: {shown(str(error))[1:-1]}.", "Make the file again.") from None
+        raise ArtifactError(f"{path} is damaged: {escaped(str(error))}.", "Make the file again.") from None
     _, _, digest = recognise.safetensors_metadata(path).get(recognise.MAKER, "").partition(" ")
     if digest and digest != _digest(arrays):
         raise ArtifactError(f"{path} is damaged: its arrays are not those that were written.", "Make the file again.")

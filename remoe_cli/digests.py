@@ -92,7 +92,7 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, str]:
-    with suppress(RemoeError, RecursionError):
+    with suppress(RemoeError):
         return artifacts.read_json(_file(), Remembered).files
     return {}
 

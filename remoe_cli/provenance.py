@@ -91,7 +91,7 @@ def read_figures(what: str, kind: type[T], name: str, package: str, folder: str)
     try:
         tables: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else artifacts.shown(str(error))[1:-1]
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else artifacts.escaped(str(error))
         raise UsageError(f"The {what} {name} is not TOML: {why}.", hint) from None
     if "file" in tables:
         raise UsageError(f"The {what} {name} has an unknown field 'file'.", "Remove this field.")

@@ -33,7 +33,7 @@ def document(schema: str) -> Made:
     head = f'{{\n "schema_version": "{schema}/'.encode()
 
     def recognises(path: Path) -> bool:
-        begin = _head(path)[: len(head)]
+        begin = _head(path, len(head))
         return begin == head[: len(begin)] or str(read_object(path).get("schema_version")).startswith(f"{schema}/")
 
     return Made(schema.partition(".")[2], recognises)
@@ -61,7 +61,7 @@ def _is_picture(path: Path) -> bool:
         case b"\x89PNG":
             return b"tEXtSoftware\0" + maker in head
         case b"%PDF":
-            return b"/Creator (" + maker + b")" in _head(path) + _tail(path)
+            return b"/Creator (" + maker + b")" in head + _tail(path)
     return b"<dc:title>" + maker + b"</dc:title>" in head
 
 

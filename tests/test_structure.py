@@ -43,12 +43,12 @@ MAY_CHANGE_FILES = {
     **dict.fromkeys(("artifacts.py", "deploy/aws/access.py", "model/shards.py", "plan/catalog/update.py"), "yielded"),
     **dict.fromkeys(("profile/record.py", "report/picture.py", "runtime/fetch.py"), "yielded"),
     # A folder that owned.new_folder yields, that owned.require_empty has checked, or a temporary one
-    **dict.fromkeys(("deploy/aws/packing.py", "model/demo.py", "package/bundle.py"), "new"),
+    **dict.fromkeys(("model/demo.py", "package/bundle.py"), "new"),
     **dict.fromkeys(("package/dependencies.py", "package/image.py", "package/partial_checkpoint.py"), "new"),
     # A folder whose files it knows by their names
     **dict.fromkeys(("deploy/local/folder.py", "deploy/local/instance.py", "deploy/local/lifecycle.py"), "a deployment's"),
     **dict.fromkeys(("deploy/local/logs.py", "deploy/local/main_server.py", "deploy/local/place.py"), "a deployment's"),
-    **dict.fromkeys(("deploy/local/supervisor.py", "deploy/local/target.py"), "a deployment's"),
+    "deploy/local/supervisor.py": "a deployment's",
     "profile/run.py": "a profile's, in partial/",
 }
 
@@ -100,14 +100,13 @@ MAY_READ_WHOLE = {
     ),
     "provenance.py": "what comes with remoe; TOML after its size is known",
     "model/demo.py": "a wheel of a known digest",
-    **dict.fromkeys(("profile/imports/json_rows.py", "profile/prompts/files.py"), "one row, whose size is checked first"),
+    "profile/imports/json_rows.py": "one row, whose size is checked first",
     "profile/imports/torch_file.py": "after its description is checked",
     **dict.fromkeys(("profile/function_latency.py", "profile/function_timing.py"), "what remoe's own child wrote"),
     "plan/catalog/update.py": "AWS's price list, whose size is checked first",
     **dict.fromkeys(("runtime/client.py", "runtime/invoke.py", "deploy/aws/stack.py"), "a part of an answer that was read within a limit"),
     **dict.fromkeys(("deploy/local/front.py", "deploy/local/instance.py"), "a body, which its server limits"),
     "deploy/aws/credentials.py": "what the user's own program for credentials says",
-    "deploy/aws/lock.py": "an object that is read within a limit",
     "predict/neighbours.py": "an array that was read within a limit",
     "plan/solve/columns.py": "the load of a function, which is no file",
 }

@@ -32,7 +32,7 @@ _ANSWERS = {
 
 def model_lines(spec: MoeSpec) -> list[str]:
     """Say what a mixture-of-experts model is, with the demo's as the example."""
-    experts = spec.experts_per_layer * len(spec.moe_layers)
+    experts = spec.experts
     routed = spec.expert_bytes * experts / (spec.expert_bytes * experts + spec.nonexpert_bytes)
     return _filled(
         f"SmolMoE is a mixture-of-experts language model, here in {spec.dtype}. Each of its {len(spec.moe_layers)} layers has "

@@ -14,6 +14,7 @@ from remoe_cli.errors import UsageError
 
 RECORD = "remoe"  # of the template's Metadata
 NONE = "none"  # what takes an earlier rule away
+NO_TAGS = (("", NONE),)  # the same of all tags: no tag has an empty key
 _MOST_TAGS, _MOST_SUBNETS, _MOST_GROUPS = 45, 16, 5
 _TAG_TEXT = re.compile(r"[\w .:/=+\-@]*", re.UNICODE)
 
@@ -50,7 +51,7 @@ class AccountRules:
         for each in fields(self):
             given = getattr(self, each.name)
             value = given or getattr(recorded, each.name)
-            merged[each.name] = each.default if given in (NONE, (NONE,), ((NONE, ""),)) else value
+            merged[each.name] = each.default if given in (NONE, (NONE,), NO_TAGS) else value
         rules = AccountRules(**merged)
         _check_vpc(rules)
         return rules
@@ -136,7 +137,7 @@ def _check_vpc(rules: AccountRules) -> None:
 
 def _tags(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
     if tuple(given) == (NONE,):
-        return ((NONE, ""),)
+        return NO_TAGS
     tags: dict[str, str] = {}
     for text in given:
         key, equals, value = text.partition("=")

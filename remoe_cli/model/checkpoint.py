@@ -252,11 +252,9 @@ def _refuse_damaged(files: Sequence[Path], digests: Sequence[str]) -> None:
 
 
 def _git_digest(path: Path) -> str:
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    head = f"blob {path.stat().st_size}\0".encode()
     with bounded.open_file(path) as file:
-        while chunk := file.read(bounded.MIB):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.sha1(head, usedforsecurity=False)).hexdigest()
 
 
 def _fetch(model: str, revision: str | None) -> Checkpoint:

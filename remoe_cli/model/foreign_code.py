@@ -38,7 +38,6 @@ _ALLOWED: Mapping[str, tuple[str, ...]] = {
 }
 _QUANTISED = "quantization_config"  # which loader.py refuses in words of its own
 _FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
-_MOST_DEPTH = 64
 _NO_CODE = "remoe runs no code of a model. Use a model whose family transformers has."
 
 
@@ -79,17 +78,16 @@ def read_object(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     """Read a settings file of a checkpoint; one that is missing or holds no JSON object counts as empty."""
     try:
         read = bounded.read_json(checkpoint.path / name, bounded.CONFIG)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}
 
 
-def _settings(value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    if depth < _MOST_DEPTH:
-        parts = {key: item for key, item in value.items() if key != _QUANTISED} if isinstance(value, dict) else {}
-        yield from parts.items()
-        for item in value if isinstance(value, list) else parts.values():
-            yield from _settings(item, depth + 1)
+def _settings(value: Any) -> Iterator[tuple[str, Any]]:
+    parts = {key: item for key, item in value.items() if key != _QUANTISED} if isinstance(value, dict) else {}
+    yield from parts.items()
+    for item in value if isinstance(value, list) else parts.values():  # bounded.DEEPEST ends it
+        yield from _settings(item)
 
 
 def _refuse_other(file: str, key: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -110,9 +110,9 @@ def _write_batch(checkpoint: Checkpoint, batch: Sequence[WrittenShard]) -> Itera
     held: dict[int, list[int]] = {}
     for shard in batch:
         held[shard.layer] = sorted((*held.get(shard.layer, ()), *shard.experts))
-    layers = {x.layer: x for x in expert_layers(load(checkpoint, held))}
+    layers, files = {x.layer: x for x in expert_layers(load(checkpoint, held))}, checkpoint.weight_files
     for shard in batch:
         interrupts.check()
         rows = [held[shard.layer].index(e) for e in shard.experts]
-        write_shard(shard.path, layers[shard.layer], shard.experts, rows, checkpoint.weight_files)
+        write_shard(shard.path, layers[shard.layer], shard.experts, rows, files)
         yield shard

@@ -72,7 +72,7 @@ class MoeSpec(Part):
             raise ValueError("moe_layers must ascend and be among the hidden layers")
         if self.top_k > self.experts_per_layer:
             raise ValueError("top_k must not be more than experts_per_layer")
-        if self.experts_per_layer * len(self.moe_layers) > _MOST_ROUTED:
+        if self.experts > _MOST_ROUTED:
             raise ValueError(f"all layers together must not have more than {_MOST_ROUTED:,} experts")
         return self
 

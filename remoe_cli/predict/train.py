@@ -87,7 +87,7 @@ def train(profile: Profile) -> PredictorRecord | None:
         return None
     record, arrays = _fit(profile, history)
     document, file = _files(profile.path)
-    artifacts.write_arrays(file, arrays, "predictor", artifacts.arrays_beside(document, "predictor"))
+    artifacts.write_arrays(file, arrays, "predictor")
     record = record.model_copy(update={"arrays_sha256": artifacts.sha256_file(file)})
     artifacts.write_json(document, record)
     return record
@@ -100,9 +100,10 @@ def trained(profile: Profile, history: History, name: str | None = None) -> Trai
     """
     saved = _read(profile) if history.prompts.vectors.shape == profile.arrays["prompt_vectors"].shape else None
     record, arrays = saved or _fit(profile, history)
-    fitted = ridge.Ridge.from_arrays(_with_prefix(arrays, "ridge"))
-    chosen = name or record.default
-    return Trained(chosen, record, restored(arrays, history)[chosen](), fitted)
+    ready, chosen = restored(arrays, history), name or record.default
+    fitted = ready[OURS]()
+    assert isinstance(fitted, ridge.Ridge)
+    return Trained(chosen, record, ready[chosen](), fitted)
 
 
 def restored(arrays: Mapping[str, npt.NDArray[Any]], history: History) -> dict[str, Callable[[], Predictor]]:

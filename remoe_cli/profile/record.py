@@ -204,8 +204,8 @@ def read_profile(path: Path) -> Profile:
         raise UsageError(what, "Make a profile with 'remoe profile MODEL --data PROMPTS -o DIR'.")
     record = artifacts.read_json(path / "profile.json", ProfileRecord)
     file = path / "arrays.safetensors"
-    artifacts.check_arrays(file)
-    if file.is_file() and artifacts.sha256_file(file) != record.arrays_sha256:
+    artifacts.check_arrays(file)  # before it is digested
+    if artifacts.sha256_file(file) != record.arrays_sha256:
         raise ArtifactError(f"{file} is not the file that profile.json names (its sha256 differs).", "Profile again, or restore the file.")
     arrays = artifacts.read_arrays(file)
     _check(path, record, arrays)

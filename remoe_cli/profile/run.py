@@ -222,11 +222,7 @@ def _file(partial: Path, batch: int) -> Path:
 
 
 def _partial_folder(out: Path, inputs: Inputs) -> Path:
-    """Return the folder of finished batches, after deleting those of a run with other inputs.
-
-    Raises: UsageError when `out` holds files that are not a profile's.
-    """
-    refuse_foreign(out)
+    """Return the folder of finished batches, after deleting those of a run with other inputs."""
     partial = out / "partial"
     fingerprint = partial / "inputs.json"
     if _is_of(fingerprint, inputs):

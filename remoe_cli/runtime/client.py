@@ -18,7 +18,7 @@ import httpx
 from pydantic import ValidationError
 
 from remoe_cli import bounded, interrupts
-from remoe_cli.artifacts import shown
+from remoe_cli.artifacts import escaped
 from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime import peers
@@ -102,7 +102,7 @@ def answer(
 
 def _error(document: dict[str, Any]) -> RemoeError:
     """Make the error that a main function describes, with its receipt if it has one."""
-    message, hint = (shown(document[name], 1000)[1:-1] for name in ("message", "hint"))
+    message, hint = (escaped(document[name], 1000) for name in ("message", "hint"))
     error = _KINDS.get(document["kind"], RemoeError)(message, hint)
     if document.get("receipt"):
         with suppress(ValidationError):  # of another version of remoe

@@ -255,7 +255,7 @@ class MainFunction:
             expert_bytes_held=expert_bytes_held(self.engine.model),
             expert_bytes_of_model=spec.routed_bytes,
             local_experts=sum(map(len, self.engine.dispatcher.local.values())),
-            experts_of_model=spec.experts_per_layer * len(spec.moe_layers),
+            experts_of_model=spec.experts,
             resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
             anonymous_bytes=int(status["RssAnon"].split()[0]) * 1024,
             device=str(self.engine.model.device),

@@ -38,7 +38,7 @@ def text_of(lines: list[str]) -> str:
 
 def test_the_model_says_what_a_mixture_of_experts_is() -> None:
     spec: Any = SimpleNamespace(
-        dtype="float32", moe_layers=range(30), experts_per_layer=8, top_k=2, expert_bytes=663_552, nonexpert_bytes=379_429_632
+        dtype="float32", moe_layers=range(30), experts_per_layer=8, experts=240, top_k=2, expert_bytes=663_552, nonexpert_bytes=379_429_632
     )
     text = text_of(story.model_lines(spec))
     assert "30 layers has 8 experts" in text and "2 are used for each token" in text and "240 experts are 30% of its weights" in text

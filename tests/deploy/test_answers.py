@@ -32,7 +32,7 @@ from remoe_cli.runtime.dispatch import divide
 from remoe_cli.runtime.expected_cost import expected_cost
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support import other_user
-from tests.support.by_hand import PROMPT, ByHand, by_hand
+from tests.support.by_hand import PROMPT, ByHand, by_hand, on_twin
 from tests.support.synthetic import synthetic_profile
 
 HERE = target.LocalTarget(SILENT)
@@ -45,12 +45,8 @@ LAYERS = (
 @pytest.fixture
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ByHand]:
     """A deployment that no planner made; nothing of it outlives the test."""
-    made = by_hand(tmp_path, LAYERS)
-    monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setattr(target, "read_inputs", lambda path: (made.plan, made.profile, made.catalog))
-    yield made
-    for name in lifecycle.names():
-        lifecycle.destroy(name)
+    with on_twin(by_hand(tmp_path, LAYERS), tmp_path, monkeypatch) as made:
+        yield made
 
 
 def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: ByHand) -> None:

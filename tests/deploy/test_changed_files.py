@@ -25,7 +25,7 @@ from remoe_cli.plan.document import LayerPlan
 from remoe_cli.runtime import client
 from remoe_cli.runtime.main_function import load_here
 from remoe_cli.runtime.server_config import ServerConfig
-from tests.support.by_hand import PROMPT, ByHand, by_hand
+from tests.support.by_hand import PROMPT, ByHand, by_hand, on_twin
 from tests.support.damage import flip, overwrite
 from tests.support.trees import tree
 
@@ -41,13 +41,10 @@ CHANGED = "has changed since it was profiled"
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ByHand]:
     """What a deployment takes; nothing of one outlives the test."""
-    made = by_hand(tmp_path, LAYERS, {"chat_template.jinja": "{{ messages[0].content }}", "generation_config.json": '{"pad_token_id": 1}'})
-    monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setattr(target, "read_inputs", lambda path: (made.plan, made.profile, made.catalog))
-    monkeypatch.setattr(deploy_inputs, "read_inputs", lambda path: (made.plan, made.profile, made.catalog))
-    yield made
-    for name in lifecycle.names():
-        lifecycle.destroy(name)
+    whole = by_hand(tmp_path, LAYERS, {"chat_template.jinja": "{{ messages[0].content }}", "generation_config.json": '{"pad_token_id": 1}'})
+    monkeypatch.setattr(deploy_inputs, "read_inputs", lambda path: (whole.plan, whole.profile, whole.catalog))
+    with on_twin(whole, tmp_path, monkeypatch) as made:
+        yield made
 
 
 def deploy(made: ByHand) -> None:

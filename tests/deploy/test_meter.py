@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from remoe_cli.function.weights import read_head
 from remoe_cli.plan.document import LayerPlan, MainSpec
 from remoe_cli.runtime import client
 from remoe_cli.runtime.receipt import receipt_of
-from tests.support.by_hand import PROMPT, ByHand, by_hand
+from tests.support.by_hand import PROMPT, ByHand, by_hand, on_twin
 
 HERE = target.LocalTarget(SILENT)
 LAYERS = (
@@ -34,13 +35,10 @@ COUNTED = ("invocations", "billed_ms", "cold_starts")
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ByHand]:
-    made = by_hand(tmp_path, LAYERS)
-    plan = made.plan.model_copy(update={"main": MainSpec(name="lambda-3538", memory_mb=3538)})
-    monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setattr(target, "read_inputs", lambda path: (plan, made.profile, made.catalog))
-    yield made
-    for name in lifecycle.names():
-        lifecycle.destroy(name)
+    whole = by_hand(tmp_path, LAYERS)
+    plan = whole.plan.model_copy(update={"main": MainSpec(name="lambda-3538", memory_mb=3538)})
+    with on_twin(replace(whole, plan=plan), tmp_path, monkeypatch) as made:
+        yield made
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from remoe_cli.runtime import client, container, engine, invoke
 from remoe_cli.runtime.invoke import FailedCall, make_client, ping
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support import aws
-from tests.support.by_hand import ByHand, by_hand
+from tests.support.by_hand import ByHand, by_hand, on_twin
 from tests.support.handlers import server
 
 HERE = target.LocalTarget(SILENT)
@@ -39,12 +39,8 @@ PLANNED = {"layer-000-0": 47, "layer-000-1": 47, "layer-001": 123}
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ByHand]:
-    made = by_hand(tmp_path, LAYERS)
-    monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setattr(target, "read_inputs", lambda path: (made.plan, made.profile, made.catalog))
-    yield made
-    for name in lifecycle.names():
-        lifecycle.destroy(name)
+    with on_twin(by_hand(tmp_path, LAYERS), tmp_path, monkeypatch) as made:
+        yield made
 
 
 def test_on_the_twin(made: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import socket
@@ -53,6 +54,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "attention of old": (CONFIG, {"_attn_implementation": "someone/kernel@main:attend"}, "'someone/kernel@main:attend'"),
     "attention inside": (CONFIG, {"_attn_implementation_internal": "someone/kernel"}, "'someone/kernel'"),
     "attention of a part": (CONFIG, {"text_config": {"attn_implementation": "someone/kernel"}}, "'someone/kernel'"),
+    "attention far inside": (CONFIG, functools.reduce(lambda part, _: {"part": part}, range(80), {"dtype": "far"}), "'dtype' to 'far'"),
     "attention by parts": (CONFIG, {"attn_implementation": {"": "eager", "vision_config": "someone/kernel"}}, "'someone/kernel'"),
     "paged attention": (CONFIG, {"attn_implementation": "paged|someone/kernel"}, "'paged|someone/kernel'"),
     "flash attention": (CONFIG, {"_attn_implementation": "flash_attention_3"}, "'flash_attention_3'"),  # fetched where it is not installed

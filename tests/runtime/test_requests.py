@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 
 from remoe_cli.deploy.console import SILENT
-from remoe_cli.deploy.local import lifecycle, target
+from remoe_cli.deploy.local import target
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.document import LayerPlan
@@ -26,7 +26,7 @@ from remoe_cli.runtime.access import Door
 from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.main_function import MainFunction
 from tests.runtime.test_conversation import PRICES
-from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
+from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand, on_twin
 from tests.support.families import VOCAB_SIZE
 
 HERE = target.LocalTarget(SILENT)
@@ -39,14 +39,10 @@ CHAT = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByHand]:
     """A deployment whose main server has remote experts and a chat template."""
     folder = tmp_path_factory.mktemp("deployed")
-    deployed = by_hand(folder, LAYERS, {"chat_template.jinja": CHAT})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REMOE_STATE_DIR", str(folder / "state"))
-        patch.setattr(target, "read_inputs", lambda path: (deployed.plan, deployed.profile, deployed.catalog))
+    whole = by_hand(folder, LAYERS, {"chat_template.jinja": CHAT})
+    with pytest.MonkeyPatch.context() as patch, on_twin(whole, folder, patch) as deployed:
         HERE.deploy(deployed.plan_path, "d", DeployOptions())
         yield deployed
-        for name in lifecycle.names():
-            lifecycle.destroy(name)
 
 
 def main_url() -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from remoe_cli.artifacts import write_json
+from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
@@ -61,3 +64,15 @@ def by_hand(folder: Path, layers: tuple[LayerPlan, ...], files: Mapping[str, str
     )
     write_json(folder / "plan.json", plan)
     return ByHand(folder / "plan.json", plan, profile, catalog, model)
+
+
+@contextmanager
+def on_twin(made: ByHand, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[ByHand]:
+    """Let the twin take it as it is, for verified; no deployment outlives this."""
+    patch.setenv("REMOE_STATE_DIR", str(folder / "state"))
+    patch.setattr(target, "read_inputs", lambda path: (made.plan, made.profile, made.catalog))
+    try:
+        yield made
+    finally:
+        for name in lifecycle.names():
+            lifecycle.destroy(name)

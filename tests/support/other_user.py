@@ -45,17 +45,17 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 _ASK = """
 import http.client, sys
-port, method, path, body = int(sys.argv[1]), *sys.argv[2:]
-connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+host, port, method, path, body = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
+connection = http.client.HTTPConnection(host, port, timeout=10)
 connection.request(method, path, body.encode() or None, {"Content-Type": "application/json"})
 response = connection.getresponse()
 print(response.status, response.read().decode())
 """
 
 
-def ask(port: int, method: str, path: str, body: str = "") -> tuple[int, str]:
+def ask(port: int, method: str, path: str, body: str = "", host: str = "127.0.0.1") -> tuple[int, str]:
     """What a server of this machine answers to the other user."""
-    with start(_ASK, port, method, path, body) as asking:
+    with start(_ASK, host, port, method, path, body) as asking:
         status, _, text = asking.communicate(timeout=30)[0].partition(" ")
     return int(status), text
 

@@ -79,7 +79,7 @@ def _look(what: str, action: str, ask: Callable[[], Any], missing: Sequence[str]
     except ClientError as error:
         if code_of(error) in missing:
             raise refusal from error
-        if code_of(error) in (*ACCESS_DENIED, "AccessDeniedException"):
+        if code_of(error) in ACCESS_DENIED:
             return None, (f"Whether {what} is there is not known: these credentials may not call {action}.",)
         raise
 
@@ -96,18 +96,15 @@ def _image(account: Account, settings: AwsSettings) -> Iterator[str]:
     wanted = {"imageDigest": digest[1]} if digest else {"imageTag": tag[1] if tag else "latest"}
 
     def describe() -> Any:
-        return account.client("ecr").describe_images(registryId=owner, repositoryName=repository, imageIds=[wanted])
-
-    def describe_repository() -> Any:
         try:
-            return describe()
+            return account.client("ecr").describe_images(registryId=owner, repositoryName=repository, imageIds=[wanted])
         except ClientError as error:
             if code_of(error) == "RepositoryNotFoundException":
                 raise UsageError(f"Account {owner} has no repository {repository} in {region}.", _PUSH) from error
             raise
 
     refusal = UsageError(f"The repository {repository} has no image {next(iter(wanted.values()))}.", _PUSH)
-    _, said = _look(uri, "ecr:DescribeImages", describe_repository, ("ImageNotFoundException",), refusal)
+    _, said = _look(uri, "ecr:DescribeImages", describe, ("ImageNotFoundException",), refusal)
     yield from said
 
 

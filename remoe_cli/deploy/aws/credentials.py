@@ -59,6 +59,11 @@ class Origin:
     method: str = ""
     profile: str = "default"
 
+    @classmethod
+    def named(cls, profile: str | None) -> Origin:
+        """Name the profile that botocore takes: the one that is given, else that of its variables."""
+        return cls(profile=profile or os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE") or "default")
+
     def __str__(self) -> str:
         source = _SOURCES.get(self.method, (self.method, ""))[0].replace("CREDENTIALS", _credentials()).replace("CONFIG", _config())
         return f"{source}, profile '{self.profile}'" if source else f"profile '{self.profile}'"
@@ -74,17 +79,15 @@ def open_session(region: str | None, profile: str | None) -> tuple[boto3.Session
     Raises: UsageError for a profile that an option names and that is not there, DeployError for credentials that cannot be had, and what
     botocore raises where AWS is not reached.
     """
-    named = Origin(profile=profile or os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE") or "default")
+    named = Origin.named(profile)
     core = botocore.session.Session()
     for variable, default in _FILES:
         _check_readable(os.environ.get(variable) or default, named)
     with _failing(named, "The AWS configuration cannot be read"):
         if profile:
             core.set_config_variable("profile", profile)
-        known = core.full_config["profiles"]
-    if named.profile not in known and (profile or named.profile != "default"):
-        raise _no_profile(named.profile, by_option=profile is not None)
-    with _failing(named, "The AWS configuration cannot be read"):
+        if named.profile not in core.full_config["profiles"] and (profile or named.profile != "default"):
+            raise _no_profile(named.profile, by_option=profile is not None)
         session = boto3.Session(botocore_session=core, region_name=region)
     if not session.region_name:
         raise exceptions.NoRegionError()

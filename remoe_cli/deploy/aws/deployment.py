@@ -61,12 +61,13 @@ def apply(
     with plain_errors(account.origin):
         rules = recorded_in(made.root)
         stack, bucket = Stack(account, name, console), Bucket.of(account, name, rules)
-        _refuse_foreign(stack, bucket)
+        _refuse_foreign(stack, bucket, stack.describe(), bucket.tags())
         tags = dict(rules.tags) | {names.DEPLOYMENT_TAG: name}
         wanted = DesiredStack(made.root, bucket.url(template.key(made.root)), bool(made.nested), tags)
         state = stack.recover(wanted)
         as_wanted = state is not None and stack.matches(wanted, state)
-        before = recorded_in(stack.template(state)) if state and state.stands and not as_wanted else rules
+        deployed = stack.template(state) if state and state.stands and not as_wanted else None
+        before = rules if deployed is None else recorded_in(deployed)
         if before.bucket != rules.bucket:
             raise UsageError(
                 f"The deployment's objects are in {Bucket.of(account, name, before).name}, and cannot move to another bucket.",
@@ -84,7 +85,7 @@ def apply(
             if not (freed_bytes := tidy(stack, bucket, state, needed, console)):
                 console.say("Nothing to do: the deployment is as the plan says.")
             return _document(account, name, console, (), freed_bytes)
-        if state and state.stands and _is_nested(stack.template(state)) != wanted.nested:
+        if deployed is not None and _is_nested(deployed) != wanted.nested:
             needs, has = ("several stacks", "one") if wanted.nested else ("one stack", "several")
             raise DeployError(
                 f"The plan needs {needs}, the deployment has {has}, and functions cannot move between stacks.",
@@ -120,14 +121,14 @@ def apply(
         return _document(account, name, console, changes, freed_bytes)
 
 
-def _refuse_foreign(stack: Stack, bucket: Bucket) -> None:
+def _refuse_foreign(stack: Stack, bucket: Bucket, state: StackState | None, tags: Mapping[str, str] | None) -> None:
     """Refuse a stack or a bucket that has the name of a deployment's and that remoe did not make.
 
     A bucket without a tag may be one whose making was interrupted: then it holds nothing.
 
     Raises: UsageError for such a stack or bucket.
     """
-    state, tags, hint = stack.describe(), bucket.tags(), "Choose another --name."
+    hint = "Choose another --name."
     if state and not state.empty and names.DEPLOYMENT_TAG not in state.tags:
         raise UsageError(f"The stack {stack.name} has no tag {names.DEPLOYMENT_TAG}: remoe did not make it.", hint)
     if bucket.is_own:
@@ -186,7 +187,7 @@ def destroy(account: Account, name: str, console: Console) -> dict[str, Any]:
         gone: dict[str, Any] = {"name": name, "target": "aws", "state": "destroyed", "left": [], "kept": []}
         if state is None and (bucket_tags is None or (bucket.is_own and not bucket.stored())):
             return gone | {"state": "absent", "account": account.id, "region": account.region}
-        _refuse_foreign(stack, bucket)
+        _refuse_foreign(stack, bucket, state, bucket_tags)
         described = f"the stack {stack.name} ({state.status})" if state else "no stack"
         emptied = f"remoe's objects in the bucket {bucket.name}" if bucket.is_own else f"the bucket {bucket.name} and all in it"
         if not console.agree(f"Destroy '{name}' in account {account.id}, {account.region}: {described}, {emptied}?"):

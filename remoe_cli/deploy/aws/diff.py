@@ -40,5 +40,5 @@ def _beside(money: Money) -> Iterator[tuple[str, ...]]:
     for line in money.lines:
         if line.resource is None:
             yield f"  {line.what}", "", "", f"{line.idle_usd_per_month:,.2f}", f"{line.usd_per_request:.6f}"
-    total = money.usd_per_request + money.beside_usd_per_request
+    total = money.usd_per_request
     yield "  whole deployment", "", "", f"{money.idle_usd_per_month:,.2f}", f"{total:.6f}"

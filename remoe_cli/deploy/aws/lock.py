@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from botocore.exceptions import ClientError
 
+from remoe_cli import bounded
 from remoe_cli.deploy.aws.names import LOCK_KEY
 from remoe_cli.deploy.aws.session import code_of
 from remoe_cli.deploy.aws.storage import GONE, Bucket
@@ -139,7 +140,7 @@ def _read(bucket: Bucket) -> tuple[Owner, str] | None:
             return None
         raise
     try:
-        return Owner.of(json.loads(body)), answer["ETag"]
+        return Owner.of(bounded.parse_json(body)), answer["ETag"]
     except ValueError:
         return Owner.of(None), answer["ETag"]
 

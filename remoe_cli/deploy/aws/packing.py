@@ -6,7 +6,6 @@ packages nothing twice. Kept files are checked against their digests before they
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +79,7 @@ def _main(config: ServerConfig, plan_path: Path, endpoint: Endpoint, folder: Pat
     with owned.new_folder(folder, "main function", partial_checkpoint.files) as fresh:
         if endpoint is Endpoint.none:
             artifacts.write_json(fresh / "server.json", config)
-            shutil.copyfile(plan_path, fresh / "plan.json")
+            owned.copy_file(plan_path, fresh / "plan.json")
             return partial_checkpoint.seal(fresh)
         with console.progress("Packaging the main function", of_bytes=True) as report:
             return write_main_files(config, plan_path, fresh, report)

@@ -96,8 +96,7 @@ def _money_rows(money: Money) -> Iterator[tuple[str, ...]]:
             months = [f.usd_per_month for f in functions if f.usd_per_month is not None]
             usd = fsum(f.usd_per_request for f in functions)
             yield _cells(f"{len(functions)} expert functions", 0.0, usd, fsum(months) if months else None)
-    usd = money.usd_per_request + money.beside_usd_per_request
-    yield _cells("total", money.idle_usd_per_month, usd, money.usd_per_month)
+    yield _cells("total", money.idle_usd_per_month, money.usd_per_request, money.usd_per_month)
 
 
 def _cells(what: str, idle_usd: float, request_usd: float, month_usd: float | None) -> tuple[str, ...]:

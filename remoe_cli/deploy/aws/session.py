@@ -88,7 +88,7 @@ def connect(region: str | None = None, profile: str | None = None) -> Account:
     Raises: UsageError for an unknown profile and when no region is set; DeployError for credentials that are missing, wrong or expired, and
     when AWS is not reached.
     """
-    with plain_errors(origin := Origin(profile=profile or os.environ.get("AWS_PROFILE") or "default")):
+    with plain_errors(origin := Origin.named(profile)):
         session, origin = open_session(region or os.environ.get("AWS_REGION") or None, profile)
         session.events.register("after-call", _refuse_foreign_answers)
     with plain_errors(origin):

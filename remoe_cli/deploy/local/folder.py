@@ -112,6 +112,9 @@ def locked(folder: Path, make: bool) -> Iterator[None]:
     """
     descriptor = _lock(folder, make)
     try:
+        refuse_others(folder)
+        if os.fstat(descriptor).st_mode & 0o077:
+            os.fchmod(descriptor, 0o700)
         yield
     finally:
         os.close(descriptor)
@@ -133,16 +136,5 @@ def _lock(folder: Path, make: bool) -> int:
             raise HeldError(message, "Wait until it is done, then try again.") from None
         with suppress(FileNotFoundError):
             if folder.stat().st_ino == os.fstat(descriptor).st_ino:
-                _close_to_others(folder, descriptor)
                 return descriptor
         os.close(descriptor)  # the directory was removed between open and lock
-
-
-def _close_to_others(folder: Path, descriptor: int) -> None:
-    try:
-        refuse_others(folder)
-    except DeployError:
-        os.close(descriptor)
-        raise
-    if os.fstat(descriptor).st_mode & 0o077:
-        os.fchmod(descriptor, 0o700)

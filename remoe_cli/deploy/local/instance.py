@@ -214,6 +214,7 @@ class Instance:
             if self.pid:
                 with suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
+                self._reaped = True  # its number may be another process's from now on
             await runner.cleanup()
             await asyncio.to_thread(self._remove_traces)
             self.state = InstanceState.DEAD

@@ -288,20 +288,20 @@ def _live_status(folder: Path) -> dict[str, Any]:
         hint = f"Run 'kill -CONT {pid}' to let it go on, or {destroy} to end it."
         raise _Down("stopped", f"The supervisor of deployment '{folder.name}' is stopped (process {pid}).", hint)
     try:
-        document: dict[str, Any] = bounded.parse_json(_call(int(record.endpoint.rpartition(":")[2]), "/remoe/status"))
+        document: dict[str, Any] = bounded.parse_json(_ask_status(int(record.endpoint.rpartition(":")[2])))
         return {**document, "endpoint": record.endpoint}
     except (OSError, ValueError, http.client.HTTPException, DeployError) as error:
         message = f"The supervisor of deployment '{folder.name}' does not answer (process {pid}): {error}"
         raise _Down("silent", message, f"Try again; {destroy} ends it.") from None
 
 
-def _log_error(what: str, log: Path, hint: str = "Nothing is left of it; fix what the log says and deploy again.") -> DeployError:
+def _log_error(what: str, log: Path) -> DeployError:
     lines = last_lines(log, 12)
     tail = f"; the last lines of its log are:\n{os.linesep.join(lines)}" if lines else "; its log is empty."
     with suppress(OSError):
         if not os.statvfs(log.parents[1]).f_bavail:
             tail += " The disk is full."
-    return DeployError(f"{what}{tail}", hint)
+    return DeployError(f"{what}{tail}", "Nothing is left of it; fix what the log says and deploy again.")
 
 
 def _record(folder: Path) -> SupervisorRecord | None:
@@ -316,12 +316,12 @@ def _supervisor(folder: Path) -> SupervisorRecord | None:
     return record if record and place.processes_are_known(folder) and processes.is_alive(record.process) else None
 
 
-def _call(port: int, path: str) -> bytes:
-    """Get a document of a server of this user on loopback, past any proxy that the environment names."""
+def _ask_status(port: int) -> bytes:
+    """Get the status of a supervisor of this user on loopback, past any proxy that the environment names."""
     peers.require_own_listener("127.0.0.1", port)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
     try:
-        connection.request("GET", path)
+        connection.request("GET", "/remoe/status")
         return bounded.read_stream(connection.getresponse(), bounded.RESPONSE)
     finally:
         connection.close()

@@ -11,7 +11,6 @@ The folder of a deployment holds, beside the twin's own files (lifecycle.py):
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any
 import httpx
 
 import remoe_cli
-from remoe_cli import artifacts
+from remoe_cli import artifacts, owned
 from remoe_cli.deploy import main_files
 from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.deploy.endpoint import Endpoint
@@ -78,7 +77,7 @@ class LocalTarget:
     def _prepare(self, folder: Path, name: str, plan_path: Path, inputs: Inputs, options: DeployOptions) -> TwinConfig:
         """Write the deployment's files into `folder`; return what the twin shall run."""
         plan, profile, catalog = inputs
-        shutil.copyfile(plan_path, folder / "plan.json")
+        owned.copy_file(plan_path, folder / "plan.json")
         with self.console.progress("Packaging functions") as report:
             manifest = bundle.build(plan, plan_path, profile, folder / "bundle", report)
         with self.console.progress("Checking packaged functions"):

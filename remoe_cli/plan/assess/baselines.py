@@ -118,7 +118,7 @@ def _priced(problem: Problem, aim: Aim, local: Priced) -> Baseline:
 def _mix(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     if local:
         return _priced(problem, aim, min(local, key=lambda one: (one.placement.main.memory_mb, one.placement.main.usd_per_hour or 0.0)))
-    needed = main_function.main_memory_bytes(problem, problem.menu[-1], problem.spec.experts_per_layer * len(problem.spec.moe_layers))
+    needed = main_function.main_memory_bytes(problem, problem.menu[-1], problem.spec.experts)
     largest = max(spec.memory_mb for spec in problem.menu)
     of_these = "" if len(problem.menu) == len(problem.catalog.main.menu) else " that is paid by use"
     return f"all experts local need a main function of {needed / MB:.0f} MB, but the largest{of_these} has {largest} MB"

@@ -190,7 +190,7 @@ def check_size(rows: int, spec: MoeSpec, name: str) -> None:
 
     Raises: UsageError when it is; it says the limit.
     """
-    size = rows * len(spec.moe_layers) * spec.experts_per_layer
+    size = rows * spec.experts
     if size > _MOST_COUNTS:
         raise refuse(name, f"its {rows} rows make {size} counts, and a profile may have {_MOST_COUNTS}", "Import fewer rows.")
     if rows > _MOST_ROWS:

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
-from remoe_cli.bounded import TooLargeError, check_depth, check_size
+from remoe_cli.bounded import Limit, TooLargeError, check_size, parse_json
 from remoe_cli.errors import UsageError
 from remoe_cli.profile.imports.checks import refuse
 from remoe_cli.profile.imports.text_file import Line, lines_of, open_text
@@ -59,10 +59,8 @@ def _by_line(file: Path, lines: Iterable[Line]) -> Rows:
             continue
         where = f"{file}, row {number}"
         try:
-            check_size(line, _MOST_CHARACTERS, _MOST_PARTS)
-            check_depth(line)
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(line, Limit(_MOST_CHARACTERS, _MOST_PARTS))
+        except ValueError as error:
             raise _refused(where, error) from None
         yield from _flat(where, value)
 
@@ -104,5 +102,4 @@ def _refused(where: str, error: Exception) -> UsageError:
         return refuse(
             where, f"it has {error}, which is the most", "Give responses one a line, with routed_experts as the server sends them."
         )
-    what = "nested too deeply" if isinstance(error, RecursionError) else error
-    return refuse(where, f"not JSON ({what})", "Give one response a line, or a JSON array of responses.")
+    return refuse(where, f"not JSON ({error})", "Give one response a line, or a JSON array of responses.")

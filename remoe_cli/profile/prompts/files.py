@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from remoe_cli.bounded import check_depth, check_size, open_file, unpacked
+from remoe_cli.bounded import Limit, open_file, parse_json, unpacked
 from remoe_cli.errors import UsageError
 from remoe_cli.profile.prompts.json_rows import JsonText, json_rows
 
@@ -174,10 +174,8 @@ def _json_rows(file: io.BufferedReader[Any], name: str, select: Select) -> Rows:
         if not line.strip():
             continue
         try:
-            check_size(line, _MOST, _MOST_PARTS)
-            check_depth(line)
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line, Limit(_MOST, _MOST_PARTS))
+        except ValueError as error:
             if is_first and isinstance(error, json.JSONDecodeError):
                 yield from _json_stream(file, name, line)
                 return
@@ -209,8 +207,7 @@ def _json_stream(file: io.BufferedReader[Any], name: str, start: str = "") -> Ro
 
 
 def _not_json(name: str, number: int, error: Exception) -> UsageError:
-    what = "nested too deeply" if isinstance(error, RecursionError) else error
-    return UsageError(f"{name}, row {number}: not JSON ({what}).", "The file must hold one JSON object a line, or an array of objects.")
+    return UsageError(f"{name}, row {number}: not JSON ({error}).", "The file must hold one JSON object a line, or an array of objects.")
 
 
 def _separated_rows(delimiter: str) -> Callable[[io.BufferedReader[Any], str, Select], Rows]:

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from remoe_cli import bounded
+from remoe_cli.artifacts import escaped
 from remoe_cli.errors import UsageError
 from remoe_cli.model.chat import Conversation, Prompt, conversation, is_message
 
@@ -70,8 +71,7 @@ def no_field(where: str, field: str, names: Iterable[object]) -> UsageError:
 
 def _listing(names: Iterable[object]) -> str:
     """List the first names of fields, in characters that a terminal shows."""
-    cut = [str(name)[:40] for name in islice(names, _SHOWN_NAMES + 1)]
-    shown = [name if name.isprintable() else ascii(name)[1:-1] for name in cut]
+    shown = [escaped(str(name)[:40]) for name in islice(names, _SHOWN_NAMES + 1)]
     return ", ".join([*shown[:_SHOWN_NAMES], *(["..."] if len(shown) > _SHOWN_NAMES else [])])
 
 

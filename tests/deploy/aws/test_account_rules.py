@@ -136,8 +136,8 @@ def test_they_are_in_the_template(endpoint: Endpoint) -> None:
                 assert (statement["Action"], statement["Resource"]) == (["kms:Decrypt"], [KEY])
             case "JoinNetwork":
                 assert all(action.startswith("ec2:") and "*" not in action for action in statement["Action"])
-    roles = len(aws.of_type(made, "IAM::Role"))
-    assert [statement["Sid"] for statement in aws.statements(made)].count("JoinNetwork") == roles
+    sids = [statement["Sid"] for statement in aws.statements(made)]
+    assert {"ReadModel", "ReadWithKey"} <= set(sids) and sids.count("JoinNetwork") == len(aws.of_type(made, "IAM::Role"))
 
 
 def test_nested_stacks_are_read_from_the_users_bucket() -> None:
@@ -159,6 +159,7 @@ def test_what_is_not_given_is_kept_and_none_takes_it_away() -> None:
     assert account_rules(role_path="/other/", tags=["a=b"]).over(RULES) == replace(RULES, role_path="/other/", tags=(("a", "b"),))
     away = account_rules("none", "none", "none", "none", ["none"], ["none"], ["none"])
     assert away.over(RULES) == AccountRules()
+    assert account_rules(tags=["none="]).over(RULES).tags == (("none", ""),)  # a tag as others are
     with pytest.raises(UsageError, match="--security-group needs --subnet too"):
         account_rules(subnets=["none"]).over(RULES)
     assert recorded_in({"Resources": {}}) == AccountRules()  # of a deployment before there were rules
