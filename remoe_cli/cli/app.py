@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 import typer
 from typer.exceptions import TyperException
 
-from remoe_cli import __version__, interrupts
+from remoe_cli import __version__, interrupts, openmp
 from remoe_cli.cli import (
     catalog_update,
     demo,
@@ -149,9 +149,7 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit."""
-    # OpenMP's threads sleep while they wait for work, here and in the servers that are started from here. Spinning ones take the cores
-    # from whatever else runs: on two busy cores a token of the demo model took 1.3 s of time and 0.65 s of CPU, and so 0.2 s and 0.08 s.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    openmp.wait_briefly(os.environ)  # here, and in the servers that are started from here
     code = run()
     if code in (130, 143):  # at once: the end of an interpreter with torch in it takes seconds, and waits for threads
         output.flush()

@@ -1,9 +1,9 @@
 """Measures on this machine the times that the cost model needs.
 
-Every figure is a median of repetitions. An expert is timed for several counts of tokens and vCPUs, and a curve is fitted to its times
-(curves.py). The main process and the function compute an expert differently: this module times the former, function_latency.py the
-latter. All other modules of the model are timed layer by layer. Where the model is on an accelerator, these are timed there and the
-experts on the CPU, because remoe keeps experts in CPU memory.
+Every figure is a median of repetitions. An expert is timed alone for several counts of tokens and vCPUs, and what it takes longer in a
+forward pass (pass_times.py) is counted at all of them. A curve is fitted to the result (curves.py). The main process and the function
+compute an expert differently: this module times the former, function_latency.py the latter. All other modules of the model are timed layer
+by layer, in the same passes. Where the model is on an accelerator, these are timed there and the experts on the CPU, alone.
 
 Source: method.md, section 2.
 """
@@ -16,29 +16,24 @@ import platform
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import date
-from functools import partial
-from itertools import cycle
+from itertools import chain, cycle
 
+import numpy as np
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from remoe_cli import interrupts
-from remoe_cli.model.experts import ExpertLayer, attach, run_expert, run_experts
+from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
 from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, ROOFLINE, fit, fit_linear
 from remoe_cli.profile.function_latency import function_expert
-from remoe_cli.profile.latency_record import Latency, LayerTimes, Linear, MeasuredPoint
+from remoe_cli.profile.latency_record import Latency, Linear, MeasuredPoint
+from remoe_cli.profile.pass_times import PROMPT_TOKENS, ROUNDS, Pass, PassTimes, now, time_passes
 
 _TOKENS = (1, 4, 16, 64, 256)
-_PROMPT_TOKENS = (16, 64, 192)
-_CACHED_TOKENS = 64
-_ROUNDS = 3  # each of them times everything, so that a busy spell of the machine is in a part of all figures
 _ROUND_S = 0.05  # of calls of an expert for one setting in a round
-_FORWARD_S, _PASSES_S = 0.17, 5.0  # of forward passes for one setting in a round, and in all rounds
 _TOO_LONG_S = 2.0  # more tokens are not tried after a call this long
 
 
@@ -46,19 +41,20 @@ def measure(model: PreTrainedModel, load_s: float) -> Latency:
     """Measure all times of a loaded model, which takes about 10 s for a small one.
 
     What is attached to the model's experts hook is detached."""
-    layers = attach(model, _without_experts).layers
+    layers = expert_layers(model)
     with torch.inference_mode():
-        nonexpert = _nonexpert(model, _decoder_layers(model, layers[0]))
+        passes = time_passes(model)
         on_cpu = _on_cpu(layers)
-        local = fit(_local_points(on_cpu), [EXPONENTIAL, PHYSICAL, ROOFLINE])
+        local = fit(_in_passes(_alone(on_cpu), passes), [EXPONENTIAL, PHYSICAL, ROOFLINE])
         copied = _copy(model.device, layers[0])
+    nonexpert = passes.nonexpert
     totals = [sum(column) for column in zip(*nonexpert.seconds, strict=True)]
     return Latency(
         source="measured",
         machine=f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         measured_on=date.today().isoformat(),
         main_vcpus=torch.get_num_threads(),
-        nonexpert_prefill=fit_linear(_PROMPT_TOKENS, totals[1:]),
+        nonexpert_prefill=fit_linear(PROMPT_TOKENS, totals[1:]),
         nonexpert_decode_s=totals[0],
         nonexpert_layers=nonexpert,
         local_expert=local,
@@ -68,93 +64,6 @@ def measure(model: PreTrainedModel, load_s: float) -> Latency:
     )
 
 
-def _without_experts(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Run a layer with experts that take no time, so that grouping rows and adding outputs count as non-expert time."""
-    return run_experts(layer, hidden, index, weights, {}, lambda _, rows: lambda: rows)
-
-
-# Non-expert modules
-
-
-def _decoder_layers(model: PreTrainedModel, layer: ExpertLayer) -> dict[str, nn.Module]:
-    """Return all decoder layers by name, also those without experts: the siblings of the one that holds `layer`."""
-    parent = layer.name.rpartition(f".{layer.layer}.")[0]
-    return {f"{parent}.{name}": module for name, module in model.get_submodule(parent).named_children()}
-
-
-def _nonexpert(model: PreTrainedModel, layers: dict[str, nn.Module]) -> LayerTimes:
-    settings = [(1, _CACHED_TOKENS), *((n, 0) for n in _PROMPT_TOKENS)]
-    passes = _passes(model, layers, settings)
-    columns = [[statistics.median(times) for times in zip(*runs, strict=True)] for runs in passes]
-    wholes = [[sum(one) for one in runs] for runs in passes]
-    return LayerTimes(
-        names=(*layers, "rest"),
-        tokens=(0, *_PROMPT_TOKENS),
-        seconds=tuple(zip(*columns, strict=True)),
-        spread=max(statistics.median(seconds) / min(seconds) for seconds in wholes),
-    )
-
-
-def _passes(model: PreTrainedModel, layers: dict[str, nn.Module], settings: Sequence[tuple[int, int]]) -> list[list[list[float]]]:
-    """Time forward passes for each setting: a number of tokens, after a number of cached ones.
-
-    Returns: for each setting and pass, the seconds of each layer and of the rest.
-    """
-    forwards = [_forward(model, tokens, cached) for tokens, cached in settings]
-    passes: list[list[list[float]]] = [[] for _ in settings]
-    with _timed(list(layers.values()), model.device) as seconds:
-        for forward, done in [*zip(forwards, passes, strict=True)] * _ROUNDS:
-            before = spent = sum(map(sum, done))
-            while spent - before < _FORWARD_S and spent < _PASSES_S:
-                interrupts.check()
-                seconds[:] = [0.0] * len(seconds)
-                start = _now(model.device)
-                forward()
-                whole = _now(model.device) - start
-                done.append([*seconds, whole - sum(seconds)])
-                spent += whole
-    return passes
-
-
-def _forward(model: PreTrainedModel, tokens: int, cached: int) -> Callable[[], object]:
-    """Prepare a forward pass of `tokens` tokens after `cached` ones, and run it once."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(vocabulary, (1, cached + tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
-    cache = model(input_ids=ids[:, :cached], use_cache=True, logits_to_keep=1).past_key_values if cached else None
-    forward = partial(model, input_ids=ids[:, cached:], past_key_values=cache, use_cache=True, logits_to_keep=1)
-    forward()
-    return forward
-
-
-@contextmanager
-def _timed(modules: Sequence[nn.Module], device: torch.device) -> Iterator[list[float]]:
-    """Add to the list that it yields the seconds that each module spends in forward, until the context ends."""
-    seconds = [0.0] * len(modules)
-
-    def start(i: int, *_: object) -> None:
-        seconds[i] -= _now(device)
-
-    def stop(i: int, *_: object) -> None:
-        seconds[i] += _now(device)
-
-    with ExitStack() as stack:
-        for i, module in enumerate(modules):
-            stack.callback(module.register_forward_pre_hook(partial(start, i)).remove)
-            stack.callback(module.register_forward_hook(partial(stop, i)).remove)
-        yield seconds
-
-
-def _now(device: torch.device) -> float:
-    """Wait until an accelerator has done all its work, and return the time in seconds."""
-    if device.type != "cpu":
-        for index in range(torch.accelerator.device_count()):
-            torch.accelerator.synchronize(index)
-    return time.perf_counter()
-
-
-# Experts of the main process
-
-
 def _on_cpu(layers: Sequence[ExpertLayer]) -> Sequence[ExpertLayer]:
     """Return the layers, or a copy of the first one on the CPU if they are on an accelerator."""
     if all(p.device.type == "cpu" for layer in layers for p in layer.parameters().values()):
@@ -162,7 +71,21 @@ def _on_cpu(layers: Sequence[ExpertLayer]) -> Sequence[ExpertLayer]:
     return [replace(layers[0], module=copy.deepcopy(layers[0].module).to("cpu"))]
 
 
-def _local_points(layers: Sequence[ExpertLayer]) -> list[MeasuredPoint]:
+def _in_passes(alone: Sequence[MeasuredPoint], passes: PassTimes) -> list[MeasuredPoint]:
+    """Slow the times of experts alone by as much as passes tell: those of single tokens, and those of prompts."""
+    most = max(point.vcpus for point in alone)  # as many threads as the passes had
+    tokens, seconds = zip(*((point.tokens, point.seconds) for point in alone if point.vcpus == most), strict=True)
+
+    def slower(some: Iterable[Pass]) -> float:
+        calls = [one.experts for one in some if one.experts]
+        factors = [sum(c.seconds for c in each) / float(np.interp([c.rows for c in each], tokens, seconds).sum()) for each in calls]
+        return statistics.median(factors) if factors else 1.0
+
+    decode, prefill = slower(passes.decode), slower(chain(*passes.prefill))
+    return [point.model_copy(update={"seconds": point.seconds * (decode if point.tokens == 1 else prefill)}) for point in alone]
+
+
+def _alone(layers: Sequence[ExpertLayer]) -> list[MeasuredPoint]:
     dtype = next(iter(layers[0].parameters().values())).dtype
     # Another layer each time, so that weights come from memory as they do in real decoding.
     experts = cycle([(layer, row) for row in range(layers[0].experts) for layer in layers])
@@ -170,7 +93,7 @@ def _local_points(layers: Sequence[ExpertLayer]) -> list[MeasuredPoint]:
     times: dict[tuple[int, int], list[float]] = defaultdict(list)
     most, before = _TOKENS[-1], torch.get_num_threads()
     try:
-        for threads in _thread_counts() * _ROUNDS:
+        for threads in _thread_counts() * ROUNDS:
             torch.set_num_threads(threads)
             run_expert(*next(experts), rows[_TOKENS[0]])  # starts the threads
             for n in _TOKENS:
@@ -203,8 +126,8 @@ def _copy(device: torch.device, layer: ExpertLayer) -> Linear:
     for n in _TOKENS:
         hidden, times = torch.zeros((n, layer.width), dtype=dtype, device=device), []
         for _ in range(20):
-            start = _now(device)
+            start = now(device)
             hidden.to("cpu").to(device)
-            times.append((_now(device) - start) / 2)
+            times.append((now(device) - start) / 2)
         medians.append(statistics.median(times))
     return fit_linear(_TOKENS, medians)

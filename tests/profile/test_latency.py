@@ -16,9 +16,10 @@ import torch
 
 from remoe_cli import cages
 from remoe_cli.errors import ModelError
-from remoe_cli.model.experts import attach, expert_layers
-from remoe_cli.profile import function_latency, function_timing, latency
+from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
+from remoe_cli.profile import function_latency, function_timing, latency, pass_times
 from remoe_cli.profile.latency_record import CpuQuota, Latency, MeasuredPoint
+from remoe_cli.profile.pass_times import time_passes
 from tests.support.families import EXPERTS, build
 from tests.support.synthetic import inverse
 
@@ -68,33 +69,50 @@ def test_layers_add_up_and_dense_ones_count(measured: Latency) -> None:
 @pytest.mark.alone
 def test_the_spread_is_that_of_passes_which_take_unlike_times() -> None:
     model = build("mixtral")
-    attachment = attach(model, latency._without_experts)
     naps = cycle([0.0, 0.1, 0.1])
     model.lm_head.register_forward_hook(lambda *_: time.sleep(next(naps)))
     with torch.inference_mode():
-        layers = latency._nonexpert(model, latency._decoder_layers(model, attachment.layers[0]))
+        layers = time_passes(model).nonexpert
     assert 2 < layers.spread < 200
 
 
 @pytest.mark.parametrize("family", ["deepseek_v2", "nemotron_h", "gpt_oss"])
 def test_every_decoder_layer_is_found(family: str) -> None:
     model = build(family)
-    assert len(latency._decoder_layers(model, expert_layers(model)[0])) == model.config.num_hidden_layers
+    assert len(pass_times.decoder_layers(model, expert_layers(model)[0])) == model.config.num_hidden_layers
 
 
 @pytest.mark.alone
 def test_time_goes_to_the_layer_that_takes_it() -> None:
     model = build("qwen3_moe")
-    attachment = attach(model, latency._without_experts)
     model.model.layers[1].mlp.register_forward_hook(lambda *_: time.sleep(0.03))
     model.lm_head.register_forward_hook(lambda *_: time.sleep(0.06))
     with torch.inference_mode():
-        [passes] = latency._passes(model, latency._decoder_layers(model, attachment.layers[0]), [(1, 4)])
-    seconds = [min(times) for times in zip(*passes, strict=True)]
+        passes = time_passes(model).decode
+    seconds = [min(times) for times in zip(*(one.layers_s for one in passes), strict=True)]
     assert len(passes) >= 3 and len(seconds) == 4
     assert seconds[1] > 0.03 + max(seconds[0], seconds[2]) / 2
     assert seconds[3] > 0.06 and seconds[3] > seconds[1]
     assert all(not module._forward_pre_hooks for module in model.model.layers)
+
+
+@pytest.mark.alone
+def test_an_experts_time_in_a_pass_counts_and_not_to_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, real = build("qwen3_moe"), run_expert
+
+    def slow(layer: ExpertLayer, row: int, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.002 if len(x) == 1 else 0.004)
+        return real(layer, row, x)
+
+    monkeypatch.setattr(pass_times, "run_expert", slow)
+    with torch.inference_mode():
+        passes = time_passes(model)
+        alone = latency._alone(expert_layers(model))
+    top_k = model.config.num_experts_per_tok
+    assert all(len(one.experts) == 2 * top_k and {call.layer for call in one.experts} == {0, 2} for one in passes.decode)
+    assert all(sum(one.layers_s[:3]) < sum(call.seconds for call in one.experts) for one in passes.decode)
+    in_passes = {point.tokens: point.seconds for point in latency._in_passes(alone, passes) if point.vcpus == os.cpu_count()}
+    assert 0.002 < in_passes[1] < 0.003 and 0.003 < in_passes[16] < 0.01
 
 
 def test_no_group_of_the_measurement_is_left(measured: Latency, probed: cages.Mechanism) -> None:

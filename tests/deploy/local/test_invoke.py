@@ -195,7 +195,7 @@ def test_worker_environment_is_lambdas_and_not_the_parents(serve: Any, tmp_path:
         assert not [key for key in environment if "SECRET" in key or "TOKEN" in key]
         assert set(environment) - {"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE", "_X_AMZN_TRACE_ID"} == {
             *("PATH", "HOME", "LANG", "TZ", "LAMBDA_TASK_ROOT", "_HANDLER", "AWS_REGION", "AWS_DEFAULT_REGION", "PYTHONPATH", "LAYER"),
-            *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_LOG_STREAM_NAME"),
+            *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOMP_SPINCOUNT", "AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_LOG_STREAM_NAME"),
             *("AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_FUNCTION_VERSION", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "AWS_LAMBDA_LOG_GROUP_NAME"),
             *("AWS_LAMBDA_INITIALIZATION_TYPE", "TMPDIR", "PYTHONNOUSERSITE", "PYTHONSAFEPATH"),
         }

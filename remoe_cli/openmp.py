@@ -1,0 +1,21 @@
+"""How OpenMP's threads wait for work, in every process that computes.
+
+Threads that sleep at once are woken hundreds of times a token; threads that spin take the cores from whatever else runs. libgomp, which
+torch brings, spins some milliseconds by default. A spin of some microseconds bridges the gap between two products and is over before it
+costs anybody a core. `docs/measure/thread_waits.py` prints what each way costs, on a quiet and on a busy machine.
+
+Source: GCC's libgomp manual, GOMP_SPINCOUNT and OMP_WAIT_POLICY.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+WAITS = {"GOMP_SPINCOUNT": "1000"}
+_CHOSEN_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def wait_briefly(environment: MutableMapping[str, str]) -> None:
+    """Set how OpenMP's threads wait, unless the environment says so already. It counts for processes and libraries that start later."""
+    if not any(name in environment for name in _CHOSEN_BY):
+        environment.update(WAITS)

@@ -1,0 +1,167 @@
+"""Times whole forward passes, and divides each among its layers' non-expert modules and its experts.
+
+An expert takes longer in a pass than alone in a loop: other work has taken the caches and let the threads go to sleep. So both parts are
+timed in the same passes, and their sum is what a pass takes. Where the model is on an accelerator, experts take no part: remoe keeps them
+in CPU memory, and latency.py times them there alone.
+
+Source: method.md, section 2.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from remoe_cli import interrupts
+from remoe_cli.model.experts import ExpertLayer, attach, run_expert, run_experts
+from remoe_cli.profile.latency_record import LayerTimes
+
+PROMPT_TOKENS = (16, 64, 192)
+CACHED_TOKENS = 64
+ROUNDS = 3  # each of them times everything, so that a busy spell of the machine is in a part of all figures
+_FORWARD_S, _PASSES_S = 0.17, 5.0  # of forward passes for one setting in a round, and in all rounds
+
+
+@dataclass(frozen=True)
+class ExpertCall:
+    """One expert in a pass: the number of its hidden layer, its rows, and what they took."""
+
+    layer: int
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: seconds of each decoder layer without its experts, then of the rest; and its experts."""
+
+    layers_s: tuple[float, ...]
+    experts: tuple[ExpertCall, ...]
+
+    @property
+    def whole_s(self) -> float:
+        return sum(self.layers_s) + sum(call.seconds for call in self.experts)
+
+
+@dataclass(frozen=True)
+class PassTimes:
+    """Passes of one token after a cached prompt, and of prompts of PROMPT_TOKENS; `names` are those of the decoder layers."""
+
+    names: tuple[str, ...]
+    decode: tuple[Pass, ...]
+    prefill: tuple[tuple[Pass, ...], ...]
+
+    @property
+    def nonexpert(self) -> LayerTimes:
+        """The medians of each layer's non-expert modules."""
+        settings = (self.decode, *self.prefill)
+        columns = [[statistics.median(times) for times in zip(*(one.layers_s for one in passes), strict=True)] for passes in settings]
+        wholes = [[one.whole_s for one in passes] for passes in settings]
+        return LayerTimes(
+            names=(*self.names, "rest"),
+            tokens=(0, *PROMPT_TOKENS),
+            seconds=tuple(zip(*columns, strict=True)),
+            spread=max(statistics.median(seconds) / min(seconds) for seconds in wholes),
+        )
+
+
+@dataclass
+class _Experts:
+    """Runs all experts where their weights are, and notes what each takes; with `none`, lets them take no time."""
+
+    none: bool
+    calls: list[ExpertCall] = field(default_factory=list)
+
+    def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        return run_experts(layer, hidden, index, weights, {}, self._run)
+
+    def _run(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
+        return lambda: rows if self.none else {expert: self._timed(layer, expert, x) for expert, x in rows.items()}
+
+    def _timed(self, layer: ExpertLayer, expert: int, x: Tensor) -> Tensor:
+        start = time.perf_counter()
+        out = run_expert(layer, expert, x)
+        self.calls.append(ExpertCall(layer.layer, len(x), time.perf_counter() - start))
+        return out
+
+
+def time_passes(model: PreTrainedModel) -> PassTimes:
+    """Time passes of a loaded model. What is attached to its experts hook is detached."""
+    experts = _Experts(none=model.device.type != "cpu")
+    layers = decoder_layers(model, attach(model, experts).layers[0])
+    decode, *prefill = _passes(model, layers, experts, [(1, CACHED_TOKENS), *((n, 0) for n in PROMPT_TOKENS)])
+    return PassTimes(tuple(layers), decode, tuple(prefill))
+
+
+def decoder_layers(model: PreTrainedModel, layer: ExpertLayer) -> dict[str, nn.Module]:
+    """Return all decoder layers by name, also those without experts: the siblings of the one that holds `layer`."""
+    parent = layer.name.rpartition(f".{layer.layer}.")[0]
+    return {f"{parent}.{name}": module for name, module in model.get_submodule(parent).named_children()}
+
+
+def _passes(
+    model: PreTrainedModel, layers: dict[str, nn.Module], experts: _Experts, settings: Sequence[tuple[int, int]]
+) -> list[tuple[Pass, ...]]:
+    """Time forward passes for each setting: a number of tokens, after a number of cached ones."""
+    forwards = [_forward(model, tokens, cached) for tokens, cached in settings]
+    passes: list[list[Pass]] = [[] for _ in settings]
+    numbers = [int(name.rpartition(".")[2]) for name in layers]
+    with _timed(list(layers.values()), model.device) as seconds:
+        for forward, done in [*zip(forwards, passes, strict=True)] * ROUNDS:
+            before = spent = sum(one.whole_s for one in done)
+            while spent - before < _FORWARD_S and spent < _PASSES_S:
+                interrupts.check()
+                seconds[:] = [0.0] * len(seconds)
+                experts.calls.clear()
+                start = now(model.device)
+                forward()
+                whole = now(model.device) - start
+                within = [sum(call.seconds for call in experts.calls if call.layer == number) for number in numbers]
+                own = [layer - part for layer, part in zip(seconds, within, strict=True)]
+                done.append(Pass((*own, whole - sum(seconds)), tuple(experts.calls)))
+                spent += whole
+    return [tuple(done) for done in passes]
+
+
+def _forward(model: PreTrainedModel, tokens: int, cached: int) -> Callable[[], object]:
+    """Prepare a forward pass of `tokens` tokens after `cached` ones, and run it once."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(vocabulary, (1, cached + tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
+    cache = model(input_ids=ids[:, :cached], use_cache=True, logits_to_keep=1).past_key_values if cached else None
+    forward = partial(model, input_ids=ids[:, cached:], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    forward()
+    return forward
+
+
+@contextmanager
+def _timed(modules: Sequence[nn.Module], device: torch.device) -> Iterator[list[float]]:
+    """Add to the list that it yields the seconds that each module spends in forward, until the context ends."""
+    seconds = [0.0] * len(modules)
+
+    def start(i: int, *_: object) -> None:
+        seconds[i] -= now(device)
+
+    def stop(i: int, *_: object) -> None:
+        seconds[i] += now(device)
+
+    with ExitStack() as stack:
+        for i, module in enumerate(modules):
+            stack.callback(module.register_forward_pre_hook(partial(start, i)).remove)
+            stack.callback(module.register_forward_hook(partial(stop, i)).remove)
+        yield seconds
+
+
+def now(device: torch.device) -> float:
+    """Wait until an accelerator has done all its work, and return the time in seconds."""
+    if device.type != "cpu":
+        for index in range(torch.accelerator.device_count()):
+            torch.accelerator.synchronize(index)
+    return time.perf_counter()
