@@ -1,11 +1,19 @@
-"""How close the planner's predictions come to what the twin really takes and bills, on the demo model.
+"""How close predictions come to what the twin takes and bills on another day, on the demo model.
 
-    python docs/measure/prediction.py [--profile DIR | --dtype float32] [--prompts N] [--new-tokens N]
+    python docs/measure/prediction.py [--apart-min 60] [--prompts 50] [--shares 0,0.25,0.5,1] [--rtts 0,5,15] [--folder DIR]
 
-Profiles the demo model (or takes a profile), calibrates it on a deployment with a quarter of the experts remote that answers other
-prompts, then makes three plans (the cheapest, a quarter remote, half remote), deploys all, and asks yet other prompts, each of one
-deployment after the other: the machine's speed drifts, and so all three meet the same.
-Prints predicted / measured for every prompt, and exits with 1 when a plan's median is off by more than 25% in TPOT or 15% in cost.
+First everything that is known beforehand: a profile of other prompts, and for each round-trip time one calibrated on a deployment of a
+quarter of the experts. After a wait come the answers: for each round-trip time all placements are deployed, and each prompt is asked of one
+after the other, as the machine's speed drifts and all shall meet the same.
+
+Each answer has three predictions, which know more and more of its routing:
+    plan      that all requests use experts as those of the profile do
+    prompt    what `remoe plan --data` predicts for the words of this prompt
+    routing   which experts its tokens do use (the prompts are profiled as well; answers are greedy, so their tokens are the same)
+The last one is what the model of time and money is worth; what the first two miss beside it is what an answer will be about.
+
+Prints a table, draws docs/images/prediction-measured.png, and exits with 1 when a limit is missed that is held against `routing`.
+With --folder what is known beforehand is kept there, and used again by the next run.
 """
 
 from __future__ import annotations
@@ -18,86 +26,193 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import date
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from remoe_cli import artifacts
-from remoe_cli.cli.demo import _prompts
-from remoe_cli.deploy.console import SILENT
-from remoe_cli.deploy.local import lifecycle
-from remoe_cli.deploy.local.calibrate import calibrate
-from remoe_cli.deploy.local.target import LocalTarget
-from remoe_cli.deploy.target import DeployOptions
-from remoe_cli.model.demo import demo_model
-from remoe_cli.plan.build import make_plan
-from remoe_cli.plan.catalog.catalog import read_catalog
-from remoe_cli.plan.document import Plan
-from remoe_cli.plan.problem.request import PlanRequest
-from remoe_cli.profile.prompts import PromptSet
-from remoe_cli.profile.record import Profile, read_profile
-from remoe_cli.profile.run import profile
-from remoe_cli.runtime.client import answer
-from remoe_cli.runtime.expected_cost import expected_cost
+import numpy as np
+
+from remoe_cli import artifacts, openmp
+
+openmp.wait_briefly(os.environ)  # before torch is imported, as the command line does
+
+from remoe_cli.cli.demo import _prompts  # noqa: E402
+from remoe_cli.deploy.console import SILENT  # noqa: E402
+from remoe_cli.deploy.local import lifecycle  # noqa: E402
+from remoe_cli.deploy.local.calibrate import calibrate  # noqa: E402
+from remoe_cli.deploy.local.target import LocalTarget  # noqa: E402
+from remoe_cli.deploy.target import DeployOptions  # noqa: E402
+from remoe_cli.model.demo import demo_model  # noqa: E402
+from remoe_cli.plan.asked import PredictedRouting  # noqa: E402
+from remoe_cli.plan.build import make_plan  # noqa: E402
+from remoe_cli.plan.catalog.catalog import read_catalog  # noqa: E402
+from remoe_cli.plan.document import Plan  # noqa: E402
+from remoe_cli.plan.problem.predicted import predict_routing  # noqa: E402
+from remoe_cli.plan.problem.request import PlanRequest  # noqa: E402
+from remoe_cli.profile.prompts import PromptSet  # noqa: E402
+from remoe_cli.profile.record import Profile, read_profile  # noqa: E402
+from remoe_cli.profile.run import profile  # noqa: E402
+from remoe_cli.runtime.client import answer  # noqa: E402
+from remoe_cli.runtime.expected_cost import expected_cost_of  # noqa: E402
 
 PROFILED, CALIBRATED = 64, 16
 HERE = LocalTarget(SILENT)
-FIRST = "the cheapest plan"
-SHARES = {FIRST: None, "a quarter remote": 0.25, "half remote": 0.5}
-LIMITS = {"TPOT": 0.25, "cost": 0.15}
-BUSY, WAIT_S = 0.5, 60.0
+CATALOG = read_catalog("local")
+KNOWN = ("plan", "prompt", "routing")
+LIMITS = {"TTFT": (0.15, 0.30), "TPOT": (0.10, 0.20), "cost": (0.10, 0.20)}  # of |predicted / measured - 1|: median, 90th percentile
+QUIET, WAIT_S = 0.9, 60.0
+PICTURE = Path(__file__).parents[1] / "images" / "prediction-measured.png"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One answer: its placement, what was measured, and what is predicted by what is known. Values are TTFT, TPOT in s, cost in USD."""
+
+    share: float
+    rtt_ms: float
+    measured: dict[str, float]
+    predicted: dict[str, dict[str, float]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", type=Path, help=f"profile of the demo model; without it one is made of {PROFILED} prompts")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the demo model that is profiled")
-    parser.add_argument("--prompts", type=int, default=13, help="prompts to ask each deployment; the first is dropped")
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--apart-min", type=float, default=60, help="minutes between the last of what is known and the first answer")
+    parser.add_argument("--prompts", type=int, default=50)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--shares", type=_numbers, default=(0.0, 0.25, 0.5, 1.0), help="of the experts in functions")
+    parser.add_argument("--rtts", type=_numbers, default=(0.0, 5.0, 15.0), help="in ms")
+    parser.add_argument("--dtype", default="float32", choices=["bfloat16", "float32"])
+    parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a deployment goes even when this is ended from outside
-    texts = random.Random(0).sample(_prompts().texts, PROFILED + CALIBRATED + options.prompts)  # prompts of all kinds in each part
-    with tempfile.TemporaryDirectory() as folder:
-        made = read_profile(options.profile) if options.profile else _profile(options.dtype, texts[:PROFILED], Path(folder) / "profile")
-        with _deployed(_plan(made, 0.25), Path(folder)) as name:
-            made = calibrate(name, Path(folder) / "calibrated", texts[PROFILED : PROFILED + CALIBRATED], options.new_tokens, SILENT)
-        _show_profile(made)
-        plans = {what: _plan(made, share) for what, share in SHARES.items()}
-        with ExitStack() as stack:
-            names = {what: stack.enter_context(_deployed(plan, Path(folder))) for what, plan in plans.items()}
-            receipts = _ask(names, texts[-options.prompts :], options.new_tokens)
-    missed = [line for what, plan in plans.items() for line in _compare(what, plan, receipts[what])]
-    print("\nmeasured, in the same minutes, relative to the cheapest plan (medians over prompts):")
-    for what in plans:
-        pairs = [(_measured(one), _measured(first)) for one, first in zip(receipts[what], receipts[FIRST], strict=True)]
-        ratios = {name: statistics.median(one[name] / first[name] for one, first in pairs) for name in LIMITS}
-        print(f"  {what}: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
-    for line in missed:
-        print(f"MISSED: {line}")
-    return 1 if missed else 0
+    texts = tuple(random.Random(0).sample(_prompts().texts, PROFILED + CALIBRATED + options.prompts))  # prompts of all kinds in each part
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        beforehand = {rtt: _calibrated(folder, rtt, options.dtype, texts[: PROFILED + CALIBRATED]) for rtt in options.rtts}
+        asked = _profile(folder / "asked", options.dtype, texts[-options.prompts :], options.new_tokens)
+        _show(beforehand)
+        _wait(folder, options.apart_min)
+        answers = [one for rtt in options.rtts for one in _ask(folder, beforehand[rtt], asked, rtt, options, texts[-options.prompts :])]
+    _draw(answers)
+    return _table(answers)
 
 
-def _profile(dtype: str, texts: tuple[str, ...], out: Path) -> Profile:
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
+
+
+# What is known beforehand
+
+
+def _profile(out: Path, dtype: str, texts: tuple[str, ...], new_tokens: int) -> Profile:
+    if (out / "profile.json").is_file():
+        return read_profile(out)
     _settle()
     prompts = PromptSet("demo", "prompt", texts)
-    return profile(str(demo_model(dtype)), prompts, out, max_new_tokens=32, max_prompt_tokens=512, batch_size=16)
+    return profile(str(demo_model(dtype)), prompts, out, max_new_tokens=new_tokens, max_prompt_tokens=512, batch_size=16)
 
 
-def _plan(made: Profile, share: float | None) -> Plan:
-    return make_plan(made, read_catalog("local"), PlanRequest(remote_share=share))
+def _calibrated(folder: Path, rtt_ms: float, dtype: str, texts: tuple[str, ...]) -> Profile:
+    """Return the profile with the calls of a deployment of a quarter of the experts at this round-trip time."""
+    out = folder / f"calibrated-{rtt_ms:g}"
+    if (out / "profile.json").is_file():
+        return read_profile(out)
+    made = _profile(folder / "profile", dtype, texts[:PROFILED], 32)
+    with _deployed(_plan(made, 0.25), folder, rtt_ms) as name:
+        _settle()
+        return calibrate(name, out, texts[PROFILED:], 32, SILENT)
+
+
+def _show(beforehand: dict[float, Profile]) -> None:
+    for rtt_ms, made in beforehand.items():
+        latency = made.record.latency
+        assert latency.invocation is not None and latency.nonexpert_layers is not None
+        prefill_s, at = float(latency.nonexpert_prefill.seconds(64)), latency.measured_on
+        print(
+            f"{at}, {latency.machine}, {latency.main_vcpus:g} threads; non-expert {latency.nonexpert_decode_s * 1e3:.1f} ms a token,"
+        )
+        local, remote = (float(timing.seconds(1, 1)) * 1e3 for timing in (latency.local_expert, latency.remote_expert))
+        print(f"  64 prompt tokens {prefill_s * 1e3:.1f} ms; an expert {local:.3f} ms here, {remote:.3f} ms in a function;")
+        unbilled_s, billed_s = latency.invocation.unbilled_s, latency.invocation.billed_s
+        print(
+            f"  a call at {rtt_ms:g} ms round trip {unbilled_s.mean * 1e3:.2f} ms outside and {billed_s.mean * 1e3:.2f} ms inside", end=""
+        )
+        print(f" the function, {latency.invocation.bytes_per_s / 1e6:.0f} MB/s", flush=True)
+
+
+def _wait(folder: Path, minutes: float) -> None:
+    """Wait until the profiles are old enough."""
+    newest = max(path.stat().st_mtime for path in folder.glob("*/profile.json"))
+    until = newest + 60 * minutes
+    print(f"answers from {datetime.fromtimestamp(max(until, time.time()), UTC):%Y-%m-%d %H:%M} UTC", flush=True)
+    while (left := until - time.time()) > 0:
+        time.sleep(min(left, 5))
+
+
+# Answers
+
+
+def _plan(made: Profile, share: float) -> Plan:
+    return make_plan(made, CATALOG, PlanRequest(remote_share=share, examine=False))
+
+
+def _ask(folder: Path, made: Profile, asked: Profile, rtt_ms: float, options: argparse.Namespace, texts: Sequence[str]) -> list[Asked]:
+    # Without calls the round-trip time makes no difference, so that placement is asked once.
+    plans = {share: _plan(made, share) for share in options.shares if share or rtt_ms == options.rtts[0]}
+    now = replace(asked, record=asked.record.model_copy(update={"latency": made.record.latency}))
+    answers = []
+    with ExitStack() as stack:
+        names = {share: stack.enter_context(_deployed(plan, folder, rtt_ms)) for share, plan in plans.items()}
+        for name in names.values():
+            answer(HERE.main_address(name), texts[0], options.new_tokens, lambda text: None)  # warms what no start-up warms
+        _settle()
+        for number, text in enumerate(texts):
+            prompt = predict_routing(made, PromptSet("prompt", "prompt", (text,)))
+            itself = prompt.model_copy(update={"recorded": (number,), "weights": (1,)})
+            receipts = {
+                share: answer(HERE.main_address(name), text, options.new_tokens, lambda text: None)["receipt"]
+                for share, name in names.items()
+            }
+            for share, receipt in receipts.items():
+                if receipt["tpot_s"] is None or receipt["cold_starts"]:
+                    continue
+                known: dict[str, tuple[Profile, PredictedRouting | None]] = {
+                    "plan": (made, None),
+                    "prompt": (made, prompt),
+                    "routing": (now, itself),
+                }
+                predicted = {what: _predicted(plans[share], *by, receipt) for what, by in known.items()}
+                answers.append(Asked(share, rtt_ms, _measured(receipt), predicted))
+                print(
+                    f"{share:g} {rtt_ms:g} {receipt['prompt_tokens']}+{receipt['generated_tokens']} {receipt['invocations']}",
+                    answers[-1],
+                    flush=True,
+                    file=sys.stderr,
+                )
+    return answers
+
+
+def _predicted(plan: Plan, made: Profile, routing: PredictedRouting | None, receipt: dict[str, Any]) -> dict[str, float]:
+    plan = plan.model_copy(update={"workload": plan.workload.model_copy(update={"routing": routing})})
+    outcome = expected_cost_of(plan, made, CATALOG)(receipt["prompt_tokens"], receipt["generated_tokens"] - 1)
+    return {"TTFT": outcome.ttft_s, "TPOT": outcome.tpot_s, "cost": outcome.cost_usd_per_request}
+
+
+def _measured(receipt: dict[str, Any]) -> dict[str, float]:
+    return {"TTFT": receipt["ttft_s"], "TPOT": receipt["tpot_s"], "cost": receipt["cost"]["total_usd"]}
 
 
 @contextmanager
-def _deployed(plan: Plan, folder: Path) -> Iterator[str]:
+def _deployed(plan: Plan, folder: Path, rtt_ms: float) -> Iterator[str]:
     """A deployment of the plan, which is gone afterwards whatever happens."""
-    name = f"prediction-{os.getpid()}-{len(list(folder.glob('plan-*.json')))}"
+    name = f"prediction-{os.getpid()}-{len(list(folder.glob(f'plan-prediction-{os.getpid()}-*.json')))}"
     path = folder / f"plan-{name}.json"
     artifacts.write_json(path, plan)
-    HERE.deploy(path, name, DeployOptions())
+    HERE.deploy(path, name, DeployOptions(rtt_ms=rtt_ms))
     try:
-        _settle()
         yield name
     finally:
         lifecycle.destroy(name)
@@ -106,70 +221,86 @@ def _deployed(plan: Plan, folder: Path) -> Iterator[str]:
 def _settle() -> None:
     """Give a busy machine a minute to become quiet, for nothing can be predicted of one that others use."""
     give_up = time.monotonic() + WAIT_S
-    while os.getloadavg()[0] > BUSY * (os.cpu_count() or 1) and time.monotonic() < give_up:
-        time.sleep(1)
+    while time.monotonic() < give_up:
+        before = os.times().elapsed, _idle_s()
+        time.sleep(2)
+        if (_idle_s() - before[1]) / (os.times().elapsed - before[0]) > QUIET * (os.cpu_count() or 1):
+            return
 
 
-def _ask(names: dict[str, str], prompts: tuple[str, ...], new_tokens: int) -> dict[str, list[dict[str, Any]]]:
-    """Receipts of each deployment for all prompts but the first, which warms what no other start-up warms."""
-    reached = {what: (HERE.main_address(name), expected_cost(HERE.deployed_plan(name))) for what, name in names.items()}
-    receipts: dict[str, list[dict[str, Any]]] = {what: [] for what in names}
-    for prompt in prompts:
-        for what, (endpoint, predict) in reached.items():
-            receipts[what].append(answer(endpoint, prompt, new_tokens, lambda text: None, expected=predict)["receipt"])
-    return {what: some[1:] for what, some in receipts.items()}
+def _idle_s() -> float:
+    """Return the seconds that all cores together have been idle."""
+    return float(Path("/proc/uptime").read_text().split()[1])
 
 
-def _compare(what: str, plan: Plan, receipts: list[dict[str, Any]]) -> list[str]:
-    """Print a table; returns what was missed."""
-    used = sorted({layer.memory_mb for layer in plan.layers if layer.remote})
-    print(f"\n{what}: {sum(len(layer.remote) for layer in plan.layers)} experts in functions of {used} MB, main {plan.main.memory_mb} MB")
-    print(f"load of the machine {os.getloadavg()[0]:.1f}; predicted / measured, times in ms, $ per million requests")
-    print(f"{'tokens':>9}{'TTFT':>22}{'TPOT':>22}{'cost':>24}{'of it functions':>17}{'calls':>7}{'cold':>6}")
-    ratios: dict[str, list[float]] = {"TTFT": [], "TPOT": [], "cost": []}
-    for receipt in receipts:
-        predicted = receipt["predicted"]
-        predicted = {"TTFT": predicted["ttft_s"] * 1e3, "TPOT": predicted["tpot_s"] * 1e3, "cost": predicted["cost_usd_per_request"] * 1e6}
-        pairs = {name: (predicted[name], measured) for name, measured in _measured(receipt).items()}
-        for name, (predicted, measured) in pairs.items():
-            ratios[name].append(predicted / measured)
-        cells = "".join(f"{f'{p:.1f} / {m:.1f} {p / m:.2f}':>{24 if n == 'cost' else 22}}" for n, (p, m) in pairs.items())
-        tokens = f"{receipt['prompt_tokens']}+{receipt['generated_tokens']}"
-        functions = receipt["cost"]["functions_usd"] * 1e6
-        print(f"{tokens:>9}{cells}{functions:>17.1f}{receipt['invocations']:>7}{receipt['cold_starts']:>6}")
+# What comes of it
+
+
+def _ratios(answers: Sequence[Asked], name: str, known: str) -> list[float]:
+    return [one.predicted[known][name] / one.measured[name] for one in answers]
+
+
+def _errors(ratios: Sequence[float]) -> tuple[float, float]:
+    """Return the median and the 90th percentile of |ratio - 1|."""
+    errors = np.abs(np.array(ratios) - 1)
+    return float(np.median(errors)), float(np.quantile(errors, 0.9))
+
+
+def _table(answers: Sequence[Asked]) -> int:
+    places = sorted({(one.share, one.rtt_ms) for one in answers})
+    print(
+        f"\n{len(answers)} answers, load {os.getloadavg()[0]:.1f}; median of predicted / measured; median and 90th percentile of the error"
+    )
+    print(f"{'remote':>7}{'trip':>6}{'knows':>9}" + "".join(f"{name:>24}" for name in LIMITS) + f"{'measured':>30}")
     missed = []
-    for name, values in ratios.items():
-        median, worst = statistics.median(values), max(values, key=lambda ratio: abs(ratio - 1))
-        print(f"{name}: median {median:.3f}, worst {worst:.3f}")
-        if name in LIMITS and not abs(median - 1) <= LIMITS[name]:
-            missed.append(f"{what}: {name} predicted / measured {median:.3f}, allowed 1 +- {LIMITS[name]}")
-    return missed
+    rows: list[tuple[str, str, Callable[[Asked], bool]]] = [
+        (f"{share:.0%}", f"{rtt:g}", lambda one, at=(share, rtt): (one.share, one.rtt_ms) == at) for share, rtt in places
+    ]
+    for share, rtt, belongs in [*rows, ("all", "", lambda one: True)]:
+        some = [one for one in answers if belongs(one)]
+        medians = {name: statistics.median(one.measured[name] for one in some) for name in LIMITS}
+        seen = f"{medians['TTFT'] * 1e3:.0f} ms, {medians['TPOT'] * 1e3:.0f} ms, ${medians['cost'] * 1e6:.0f}/M"
+        for known in KNOWN:
+            cells = ""
+            for name, limits in LIMITS.items():
+                ratios = _ratios(some, name, known)
+                errors = _errors(ratios)
+                cells += f"{f'{statistics.median(ratios):.2f}  {errors[0]:.0%} {errors[1]:.0%}':>24}"
+                if known == KNOWN[-1] and any(error > limit for error, limit in zip(errors, limits, strict=True)):
+                    missed.append(f"{share} remote{rtt and f' at {rtt} ms'}: {name} off by {errors[0]:.0%} and {errors[1]:.0%}")
+            print(f"{share:>7}{rtt:>6}{known:>9}{cells}{seen if known == KNOWN[0] else '':>30}")
+    for line in missed:
+        print(f"MISSED: {line}")
+    return 1 if missed else 0
 
 
-def _measured(receipt: dict[str, Any]) -> dict[str, float]:
-    """Times in ms, USD per million such requests."""
-    tpot_s = receipt["tpot_s"] or float("nan")
-    return {"TTFT": receipt["ttft_s"] * 1e3, "TPOT": tpot_s * 1e3, "cost": receipt["cost"]["total_usd"] * 1e6}
+def _draw(answers: Sequence[Asked]) -> None:
+    from matplotlib.figure import Figure
 
-
-def _show_profile(made: Profile) -> None:
-    latency = made.record.latency
-    print(f"{date.today()}, {latency.machine}, {latency.main_vcpus:g} threads; load {os.getloadavg()[0]:.1f}")
-    for name, timing in (("local", latency.local_expert), ("remote", latency.remote_expert)):
-        error = "described" if timing.held_out_error is None else f"held-out error {timing.held_out_error:.1%}"
-        print(f"{name} expert: {timing.curve.form}, {error}; one token {float(timing.seconds(1, 1)) * 1e3:.3f} ms at 1 vCPU")
-    prefill_ms = float(latency.nonexpert_prefill.seconds(64)) * 1e3
-    print(f"non-expert: {latency.nonexpert_decode_s * 1e3:.1f} ms a token, 64 prompt tokens {prefill_ms:.1f} ms")
-    if latency.invocation and latency.cold_start:
-        for name, spread in (("not billed", latency.invocation.unbilled_s), ("billed", latency.invocation.billed_s)):
-            figures = ", ".join(f"{q} {getattr(spread, q) * 1e3:.2f}" for q in ("p50", "p90", "p99", "mean"))
-            print(f"warm invocation, {name}: {figures} ms ({len(latency.invocation.samples)} calls)")
-        print(f"payload: {latency.invocation.bytes_per_s / 1e6:.0f} MB/s")
-        split = latency.cold_start.model_dump()
-        starts = split.pop("starts")
-        print(
-            f"cold start ({starts}): " + ", ".join(f"{name.removesuffix('_s')} {value * 1e3:.1f}" for name, value in split.items()) + " ms"
-        )
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    axes = figure.subplots(2, 3)
+    colours = dict(zip(sorted({one.share for one in answers}), ("#1b4965", "#2a9d8f", "#e9a03b", "#c1442e"), strict=False))
+    for row, known in enumerate((KNOWN[1], KNOWN[2])):
+        for column, (name, unit, factor) in enumerate(
+            (("TTFT", "ms", 1e3), ("TPOT", "ms", 1e3), ("cost", "USD per million requests", 1e6))
+        ):
+            axis = axes[row][column]
+            for share, colour in colours.items():
+                some = [one for one in answers if one.share == share]
+                measured, predicted = (
+                    [of[name] * factor for of in each] for each in ([a.measured for a in some], [a.predicted[known] for a in some])
+                )
+                axis.scatter(measured, predicted, s=10, alpha=0.6, color=colour, label=f"{share:.0%} remote", linewidths=0)
+            every = [value * factor for a in answers for value in (a.measured[name], a.predicted[known][name])]
+            ends = [min(every) * 0.9, max(every) * 1.1]
+            axis.plot(ends, ends, color="#444", linewidth=0.8)
+            axis.fill_between(ends, [e * 0.8 for e in ends], [e * 1.2 for e in ends], color="#888", alpha=0.15, linewidth=0)
+            axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=f"measured {name}, {unit}", ylabel="predicted")
+            axis.set_title(f"{name}, knowing the {known}", fontsize=10)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    figure.suptitle("Each point is an answer of the twin; the band is 20% to either side", fontsize=10)
+    figure.savefig(PICTURE, dpi=130)
+    print(f"\n{PICTURE}")
 
 
 if __name__ == "__main__":

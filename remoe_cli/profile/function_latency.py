@@ -1,7 +1,8 @@
 """Measuring an expert's time in an expert function, by tokens and by the vCPUs of its memory.
 
 The function's arithmetic runs in a process of its own (function_timing.py), with one thread, under the CPU quotas that the local twin
-sets. On a machine where no quota can be set, the process is timed on one whole vCPU, and the fitted curve computes what a quota does.
+sets. On a machine where no quota can be set, the process is timed on one whole vCPU. How a quota slows a call is known, so the curve is of
+that form: others may be nearer to the points, which are of single experts, and know nothing of the waits of a call with several.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from remoe_cli import cages, interrupts, lambda_limits
 from remoe_cli.errors import ModelError
 from remoe_cli.model.experts import ExpertLayer
 from remoe_cli.model.shards import write_shard
-from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, fit, quota
+from remoe_cli.profile.curves import fit, quota
 from remoe_cli.profile.latency_record import MeasuredPoint, Timing
 
 _TOKENS = (1, 4, 16, 64, 256)
@@ -32,8 +33,7 @@ def function_expert(layers: Sequence[ExpertLayer]) -> Timing:
     """Measure and fit the time of one expert of these layers, whose parameters must be on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         points = list(_points(list(_shards(Path(folder), layers))))
-    whole_only = all(point.vcpus == 1 for point in points)
-    return fit(points, [quota(PERIOD_S)] if whole_only else [EXPONENTIAL, PHYSICAL, quota(PERIOD_S)])
+    return fit(points, [quota(PERIOD_S)])
 
 
 def _shards(folder: Path, layers: Sequence[ExpertLayer]) -> Iterator[Path]:

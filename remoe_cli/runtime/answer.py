@@ -10,6 +10,8 @@ from remoe_cli.runtime.invoke import Invocation
 # Why an answer ended before the model or its length ended it: nobody waits for it, or the time there is for it is over.
 Stop = Literal["cancelled", "time-limit"]
 FinishReason = Literal["stop", "length"] | Stop
+# Seconds of a token, and of each of its calls wire bytes both ways, and seconds waited, in the function, and computing.
+TokenCalls = tuple[float, tuple[tuple[int, float, float, float], ...]]
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Generated:
 
     token_times_s   seconds from the start of generation to each token
     invocations     all invocations of expert functions, in the order of their answers
+    invoked         how many of them were over when each token was there
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -26,6 +29,17 @@ class Generated:
     finish_reason: FinishReason
     token_times_s: tuple[float, ...]
     invocations: tuple[Invocation, ...]
+    invoked: tuple[int, ...] = ()
+
+    @property
+    def further(self) -> tuple[TokenCalls, ...]:
+        """List the tokens after the first whose calls were all warm and tried once: they tell what a call takes."""
+        tokens = []
+        for i in range(1, len(self.invoked)):
+            calls = self.invocations[self.invoked[i - 1] : self.invoked[i]]
+            if not any(call.init_ms is not None or call.retries for call in calls):
+                tokens.append((self.token_times_s[i] - self.token_times_s[i - 1], tuple(call.sample for call in calls)))
+        return tuple(tokens)
 
     @property
     def ttft_s(self) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -106,18 +106,19 @@ def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answ
 
     Raises: DeployError when no answer has a call after its first token.
     """
-    calls = [call for answer in answers for call in answer["calls"]]
-    largest_bytes = 2 * min((wire for wire, *_ in calls), default=0)  # the others are a prompt's
-    decoding = [answer | {"calls": [call for call in answer["calls"] if call[0] <= largest_bytes]} for answer in answers]
-    decoding = [answer for answer in decoding if answer["calls"] and answer["receipt"]["tpot_s"]]
-    if not decoding:
+    called = [tuple(call) for answer in answers for _, calls in answer["calls"] for call in calls]
+    if not called:
         raise DeployError(
             "No answer of the deployment called a function for more than its first token.", "Give prompts with longer answers."
         )
-    _, elapsed_s, duration_s, compute_s = np.array(sorted(tuple(call) for answer in decoding for call in answer["calls"])).T
-    # The machine's speed drifts: both what the profile took without any call and the answers with more and fewer calls tell it.
+    _, elapsed_s, duration_s, compute_s = np.array(sorted(called)).T
     own_s, experts_s = _own_s(profile, plan, catalog)
-    beside_s = _slope([(0.0, own_s), *(_besides_calls(answer["calls"], answer["receipt"], experts_s) for answer in decoding)])
+    points = [[_besides_calls(seconds, calls, experts_s) for seconds, calls in answer["calls"]] for answer in answers]
+    # Tokens of one answer tell it best, as the machine's speed drifts. Where all of them have as many calls, the profile has to tell.
+    beside_s = _slope([pair for tokens in points for pair in combinations(tokens, 2)])
+    if beside_s is None:
+        beside_s = _slope([((0, own_s), token) for tokens in points for token in tokens])
+    assert beside_s is not None, "some token has a call"
     latency = profile.record.latency
     assert latency.invocation is not None, "a target is measured before its answers are"
     overhead = {"unbilled_s": quantiles(elapsed_s - duration_s + max(0.0, beside_s)), "billed_s": quantiles(duration_s - compute_s)}
@@ -132,19 +133,19 @@ def _own_s(profile: Profile, plan: Plan, catalog: Catalog) -> tuple[float, float
     return main_function.decode_rest_s(problem, plan.main) + len(plan.layers) * experts_s, experts_s
 
 
-def _besides_calls(calls: Sequence[Sample], receipt: dict[str, Any], experts_s: float) -> tuple[float, float]:
-    """Return an answer's calls per token after the first, and the seconds of such a token besides them.
+def _besides_calls(seconds: float, calls: Sequence[Sample], experts_s: float) -> tuple[int, float]:
+    """Return a token's number of calls, and its seconds besides them.
 
     A layer that waits for a call computes its local experts meanwhile, so their time is not counted as waiting.
     """
-    further = receipt["generated_tokens"] - 1
-    waited_s = sum(max(0.0, elapsed_s - experts_s) for _, elapsed_s, _, _ in calls)
-    return len(calls) / further, receipt["tpot_s"] - waited_s / further
+    return len(calls), seconds - sum(max(0.0, elapsed_s - experts_s) for _, elapsed_s, _, _ in calls)
 
 
-def _slope(points: Sequence[tuple[float, float]]) -> float:
-    """Fit a slope robustly: the median slope between any two points, weighted by their distance in x."""
-    slopes = sorted(((b[1] - a[1]) / (b[0] - a[0]), abs(b[0] - a[0])) for a, b in combinations(points, 2) if a[0] != b[0])
+def _slope(pairs: Iterable[tuple[tuple[int, float], tuple[int, float]]]) -> float | None:
+    """Fit a slope robustly: the median slope over pairs of points, weighted by their distance in x; None without any distance."""
+    slopes = sorted(((b[1] - a[1]) / (b[0] - a[0]), abs(b[0] - a[0])) for a, b in pairs if a[0] != b[0])
+    if not slopes:
+        return None
     weights = np.cumsum([weight for _, weight in slopes])
     return slopes[int(np.searchsorted(weights, weights[-1] / 2))][0]
 

@@ -44,8 +44,10 @@ class _Stream(BaseStreamer):  # type: ignore[misc]
     stop: Sequence[str]
     start: float
     on_text: Callable[[int, str], None]
+    sent: Sequence[Invocation]
     ids: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    invoked: list[int] = field(default_factory=list)
     text: str = ""
     _prompt_seen: bool = False
 
@@ -54,6 +56,7 @@ class _Stream(BaseStreamer):  # type: ignore[misc]
             self._prompt_seen = True
             return
         self.times.append(time.perf_counter() - self.start)
+        self.invoked.append(len(self.sent))
         self.ids.append(int(value.item()))
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
         if not text.endswith("\ufffd"):
@@ -126,7 +129,8 @@ class Engine:
         """
         ids = tuple(prompt_ids)
         self.refuse(ids, max_new_tokens)
-        stream, stopping = _Stream(self.tokenizer, self.stop.strings, time.perf_counter(), on_text), _Stopping(stopped)
+        stream = _Stream(self.tokenizer, self.stop.strings, time.perf_counter(), on_text, self.dispatcher.sent)
+        stopping = _Stopping(stopped)
         eos = self.model.generation_config.eos_token_id
         self.dispatcher.stopped = stopped
         try:
@@ -147,7 +151,8 @@ class Engine:
         stream.finish(stopped=at_stop_string)
         ended = at_stop_string or stream.ids[-1] in ({eos} if isinstance(eos, int) else set(eos or ()))
         reason: FinishReason = "stop" if ended else stopping.reason if stopping.reason and len(stream.ids) < max_new_tokens else "length"
-        return Generated(ids, tuple(stream.ids), stream.text, reason, tuple(stream.times), tuple(self.dispatcher.take()))
+        invocations = tuple(self.dispatcher.take())
+        return Generated(ids, tuple(stream.ids), stream.text, reason, tuple(stream.times), invocations, tuple(stream.invoked))
 
     def refuse(self, ids: Sequence[int], new: int) -> None:
         """Raise UsageError for a prompt that this model cannot read, or an answer that it cannot give."""

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from remoe_cli.artifacts import read_json
 from remoe_cli.errors import ArtifactError
-from remoe_cli.plan.catalog.catalog import read_catalog
+from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import layer_outcomes, total
 from remoe_cli.plan.cost.prices import main_cost
 from remoe_cli.plan.document import Outcome, Plan
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import problem_of
-from remoe_cli.profile.record import read_profile_of
+from remoe_cli.profile.record import Profile, read_profile_of
 
 # (prompt tokens, generated tokens after the first) -> the outcome
 ExpectedCost = Callable[[int, int], Outcome]
@@ -35,6 +35,11 @@ def expected_cost(plan_path: Path) -> ExpectedCost:
     for what, planned, found in (("profile", plan.profile, profile.sha256), ("catalog", plan.catalog, catalog.file.sha256)):
         if planned.sha256 != found:
             raise ArtifactError(f"The {what} {planned.path} has changed since the plan was made.", "Plan and deploy again.")
+    return expected_cost_of(plan, profile, catalog)
+
+
+def expected_cost_of(plan: Plan, profile: Profile, catalog: Catalog) -> ExpectedCost:
+    """Return the same for a plan, its profile and its catalog."""
     placement = Placement(plan.main, plan.layers, plan.instances)
     problem = problem_of(plan, profile, catalog)
     prices = main_function.prices_of(problem, placement.bought)

@@ -22,7 +22,7 @@ from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.redaction import redacted
-from remoe_cli.runtime.answer import Generated, Stop
+from remoe_cli.runtime.answer import Generated, Stop, TokenCalls
 from remoe_cli.runtime.invoke import Connect, Invocation, make_client
 from remoe_cli.runtime.receipt import NOT_LOADED, Loading, Receipt, attach, failed_receipt, make_receipt, receipt_of
 from remoe_cli.runtime.server_config import ServerConfig
@@ -56,7 +56,7 @@ class Request(BaseModel):
 class Answer(BaseModel):
     """What the main function answers to one request.
 
-    calls   for calibration: wire bytes both ways and seconds waited, in the function, and computing, of every warm invocation
+    calls   for calibration: the tokens after the first, and their calls (Generated.further)
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,7 +66,7 @@ class Answer(BaseModel):
     token_ids: tuple[int, ...]
     finish_reason: str
     receipt: Receipt
-    calls: tuple[tuple[int, float, float, float], ...] | None = None
+    calls: tuple[TokenCalls, ...] | None = None
 
 
 @dataclass
@@ -229,7 +229,7 @@ class MainFunction:
             token_ids=generated.token_ids,
             finish_reason=generated.finish_reason,
             receipt=receipt,
-            calls=tuple(i.sample for i in generated.invocations if i.init_ms is None and not i.retries) if request.calls else None,
+            calls=generated.further if request.calls else None,
         )
 
     def _generate(self, request: Request, on_text: Callable[[int, str], None], stopped: Callable[[], Stop | None]) -> Generated:

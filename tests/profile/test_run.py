@@ -24,7 +24,7 @@ from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
 from remoe_cli.model.tokens import encode, load_tokenizer
-from remoe_cli.profile import function_latency, latency
+from remoe_cli.profile import function_latency, latency, pass_times
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import Profile, ProfileRecord, read_profile
@@ -131,7 +131,7 @@ def test_prompts_of_similar_length_run_together(model: Path, tmp_path: Path) -> 
 
 def test_latencies_are_measured_when_first_needed_and_then_kept(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Less of everything: how well it is measured is test_latency.py's business.
-    monkeypatch.setattr(latency, "_FORWARD_S", 0.02)
+    monkeypatch.setattr(pass_times, "_FORWARD_S", 0.02)
     monkeypatch.setattr(latency, "_ROUND_S", 0.002)
     monkeypatch.setattr(function_latency, "_MEMORY_MB", ())
     first, second = Display(Interrupt(3)), Display(lambda done, total: None)

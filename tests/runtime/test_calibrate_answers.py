@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import LayerPlan, Plan
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.profile.record import Profile, read_profile
+from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.calibrate import with_answers
+from remoe_cli.runtime.invoke import Invocation
 from tests.support.synthetic import invocation, plan_of, problem_of, synthetic_profile, tiny_catalog
 
 
@@ -26,20 +29,19 @@ def planned(folder: Path) -> tuple[Profile, Catalog, Plan]:
     return profile, catalog, plan.model_copy(update={"main": plan.main.model_copy(update={"vcpus": None})})
 
 
-def answer(profile: Profile, calls: int, elapsed_s: float, beside_s: float, slower_s: float = 0.0) -> dict[str, Any]:
-    """15 further tokens that each take `slower_s` more than the profile's, with calls of which each saves its layer's experts and takes
+def answer(profile: Profile, calls: Sequence[int], elapsed_s: float, beside_s: float, slower_s: float = 0.0) -> dict[str, Any]:
+    """Tokens that each take `slower_s` more than the profile's, with so many calls, each of which saves its layer's experts and takes
     `beside_s` more."""
     latency, spec = profile.record.latency, profile.record.spec
     step_s = spec.top_k * float(latency.local_expert.seconds(1, latency.main_vcpus))
-    tokens_s = 15 * (slower_s + latency.nonexpert_decode_s + len(spec.moe_layers) * step_s) + calls * (elapsed_s - step_s + beside_s)
-    samples = [[900, elapsed_s, elapsed_s - 0.006, elapsed_s - 0.009]] * calls + [[90_000, 0.5, 0.4, 0.1]]  # the last a prompt's
-    return {"calls": samples, "receipt": {"prompt_tokens": 40, "generated_tokens": 16, "ttft_s": 0.09, "tpot_s": tokens_s / 15}}
+    own_s, call = latency.nonexpert_decode_s + len(spec.moe_layers) * step_s, [900, elapsed_s, elapsed_s - 0.006, elapsed_s - 0.009]
+    return {"calls": [[slower_s + own_s + count * (elapsed_s - step_s + beside_s), [call] * count] for count in calls]}
 
 
 @pytest.mark.parametrize(("beside_s", "counted_s"), [(0.004, 0.004), (0.0, 0.0), (-0.003, 0.0)])
 def test_answers_give_the_overhead_of_a_call_and_what_it_costs_beside(tmp_path: Path, beside_s: float, counted_s: float) -> None:
     profile, catalog, plan = planned(tmp_path / "p")
-    answers = [answer(profile, calls, 0.030, beside_s) for calls in (20, 3, 31)]
+    answers = [answer(profile, calls, 0.030, beside_s) for calls in ((2, 0, 1), (1, 1, 1), (3, 2))]
     made = with_answers(profile, tmp_path / "made", plan, catalog, answers)
     measured = read_profile(tmp_path / "made").record.latency.invocation
     assert measured is not None and measured == made.record.latency.invocation
@@ -51,20 +53,28 @@ def test_answers_give_the_overhead_of_a_call_and_what_it_costs_beside(tmp_path: 
 
 
 def test_a_machine_that_is_slower_than_when_it_was_profiled_is_not_the_calls_fault(tmp_path: Path) -> None:
-    """Nor is one answer in a busy moment; all answers with the same calls would leave only the profile to compare with."""
+    """Nor is one answer in a busy moment, or a token; all tokens with as many calls would leave only the profile to compare with."""
     profile, catalog, plan = planned(tmp_path / "p")
-    answers = [answer(profile, calls, 0.030, 0.004, slower_s=0.02) for calls in (20, 3, 31, 12, 44, 27)]
-    answers += [answer(profile, 25, 0.030, 0.004, slower_s=0.2)]
+    answers = [answer(profile, (1, 2, 0, 3, 1), 0.030, 0.004, slower_s=slower_s) for slower_s in (0.02, 0.03, 0.0, 0.2)]
+    answers[0]["calls"][1][0] += 0.5
     made = with_answers(profile, tmp_path / "made", plan, catalog, answers)
     assert made.record.latency.invocation is not None
-    assert 0.010 <= made.record.latency.invocation.unbilled_s.mean < 0.013  # the profile's time alone would make it 0.022
-    alike = with_answers(profile, tmp_path / "alike", plan, catalog, [answer(profile, 30, 0.030, 0.004, slower_s=0.02)] * 4)
+    assert made.record.latency.invocation.unbilled_s.mean == pytest.approx(0.010)
+    alike = with_answers(profile, tmp_path / "alike", plan, catalog, [answer(profile, (2, 2), 0.030, 0.004, slower_s=0.02)] * 4)
     assert alike.record.latency.invocation is not None
-    assert alike.record.latency.invocation.unbilled_s.mean == pytest.approx(0.010 + 0.02 * 15 / 30)
+    assert alike.record.latency.invocation.unbilled_s.mean == pytest.approx(0.010 + 0.02 / 2)
 
 
-@pytest.mark.parametrize("answered", [{"calls": []}, {"receipt": {"prompt_tokens": 40, "generated_tokens": 1, "tpot_s": None}}])
-def test_answers_without_a_call_for_a_further_token_tell_nothing(tmp_path: Path, answered: dict[str, Any]) -> None:
+@pytest.mark.parametrize("tokens", [(), (0, 0)], ids=["one token", "no calls"])
+def test_answers_without_a_call_for_a_further_token_tell_nothing(tmp_path: Path, tokens: tuple[int, ...]) -> None:
     profile, catalog, plan = planned(tmp_path / "p")
     with pytest.raises(DeployError, match="more than its first token"):
-        with_answers(profile, tmp_path / "made", plan, catalog, [answer(profile, 2, 0.03, 0.0) | answered])
+        with_answers(profile, tmp_path / "made", plan, catalog, [answer(profile, tokens, 0.03, 0.0)])
+
+
+def test_the_tokens_that_tell_what_a_call_takes_are_further_ones_without_a_cold_start_or_a_retry() -> None:
+    warm = Invocation("f", 100, 200, 0.03, 20.0, 20, 1, 128, None, 0, compute_s=0.01)
+    cold, retried = replace(warm, init_ms=90.0), replace(warm, retries=1)
+    times, invoked = (1.0, 1.1, 1.3, 1.4, 1.6), (2, 4, 5, 6, 6)
+    made = Generated((1,), (2, 3, 4, 5, 6), "", "length", times, (warm, warm, warm, warm, cold, retried), invoked)
+    assert made.further == ((pytest.approx(0.1), (warm.sample, warm.sample)), (pytest.approx(0.2), ()))
