@@ -11,7 +11,12 @@ import pytest
 
 from remoe_cli import lambda_limits, openmp
 
-SHOW = "import json, os, sys; from remoe_cli.cli import app; app.run = lambda: print(json.dumps(dict(os.environ))) or 0; sys.argv = ['remoe']; app.main()"
+SHOW = """
+import json, os, sys
+from remoe_cli.cli import app
+app.run = lambda: print(json.dumps(dict(os.environ))) or 0
+app.main()
+"""
 
 
 @pytest.mark.parametrize(
