@@ -16,6 +16,9 @@ _CHOSEN_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def wait_briefly(environment: MutableMapping[str, str]) -> None:
-    """Set how OpenMP's threads wait, unless the environment says so already. It counts for processes and libraries that start later."""
+    """Set how OpenMP's threads wait, unless the environment says so already.
+
+    It counts for processes that start, and libraries that are loaded, later.
+    """
     if not any(name in environment for name in _CHOSEN_BY):
         environment.update(WAITS)

@@ -3,6 +3,7 @@
 `make measure` runs it.
 
 All in one run, one thread, medians of interleaved repetitions over several experts, so that weights come from memory.
+`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2` before the command holds torch to AVX2; numkong takes what the CPU has.
 """
 
 import os
@@ -61,7 +62,7 @@ WAYS: dict[str, Callable[[dict[str, np.ndarray]], Callable[[np.ndarray], object]
 
 
 def main() -> None:
-    print(f"{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread; median ms of one expert")
+    print(f"{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread; median ms of one expert (GFLOP/s)")
     print(f"{'hidden x inner':<16}{'rows':>5}" + "".join(f"{name:>26}" for name in WAYS))
     generator = np.random.default_rng(0)
     for hidden, inner, experts in ((576, 96, 64), (2048, 1408, 8)):
@@ -79,7 +80,9 @@ def main() -> None:
                     start = time.perf_counter()
                     expert[turn % experts](x)
                     times[name].append((time.perf_counter() - start) * 1000)
-            print(f"{f'{hidden} x {inner}':<16}{rows:>5}" + "".join(f"{statistics.median(times[name][8:]):>26.3f}" for name in WAYS))
+            medians = [statistics.median(times[name][8:]) for name in WAYS]
+            cells = [f"{ms:.3f} ({6 * hidden * inner * rows / ms / 1e6:.0f})" for ms in medians]
+            print(f"{f'{hidden} x {inner}':<16}{rows:>5}" + "".join(f"{cell:>26}" for cell in cells))
 
 
 def numbers() -> None:

@@ -41,7 +41,10 @@ class ExpertCall:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: seconds of each decoder layer without its experts, then of the rest; and its experts."""
+    """One forward pass.
+
+    layers_s   seconds of each decoder layer without its experts, then of the rest
+    """
 
     layers_s: tuple[float, ...]
     experts: tuple[ExpertCall, ...]
@@ -53,7 +56,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class PassTimes:
-    """Passes of one token after a cached prompt, and of prompts of PROMPT_TOKENS; `names` are those of the decoder layers."""
+    """Passes of one token after a cached prompt, and of prompts of PROMPT_TOKENS.
+
+    names   of the decoder layers
+    """
 
     names: tuple[str, ...]
     decode: tuple[Pass, ...]
@@ -75,7 +81,10 @@ class PassTimes:
 
 @dataclass
 class _Experts:
-    """Runs all experts where their weights are, and notes what each takes; with `none`, lets them take no time."""
+    """Runs all experts where their weights are, and notes what each takes.
+
+    none   let them take no time instead
+    """
 
     none: bool
     calls: list[ExpertCall] = field(default_factory=list)
@@ -94,7 +103,10 @@ class _Experts:
 
 
 def time_passes(model: PreTrainedModel) -> PassTimes:
-    """Time passes of a loaded model. What is attached to its experts hook is detached."""
+    """Time passes of a loaded model.
+
+    What is attached to its experts hook is detached.
+    """
     experts = _Experts(none=model.device.type != "cpu")
     layers = decoder_layers(model, attach(model, experts).layers[0])
     decode, *prefill = _passes(model, layers, experts, [(1, CACHED_TOKENS), *((n, 0) for n in PROMPT_TOKENS)])
@@ -102,7 +114,10 @@ def time_passes(model: PreTrainedModel) -> PassTimes:
 
 
 def decoder_layers(model: PreTrainedModel, layer: ExpertLayer) -> dict[str, nn.Module]:
-    """Return all decoder layers by name, also those without experts: the siblings of the one that holds `layer`."""
+    """Return all decoder layers by name: the siblings of the one that holds `layer`.
+
+    Those without experts are among them.
+    """
     parent = layer.name.rpartition(f".{layer.layer}.")[0]
     return {f"{parent}.{name}": module for name, module in model.get_submodule(parent).named_children()}
 
