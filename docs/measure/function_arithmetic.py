@@ -62,7 +62,7 @@ WAYS: dict[str, Callable[[dict[str, np.ndarray]], Callable[[np.ndarray], object]
 
 
 def main() -> None:
-    print(f"{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread; median ms of one expert (GFLOP/s)")
+    print(f"{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread; ms an expert (GFLOP/s)")
     print(f"{'hidden x inner':<16}{'rows':>5}" + "".join(f"{name:>26}" for name in WAYS))
     generator = np.random.default_rng(0)
     for hidden, inner, experts in ((576, 96, 64), (2048, 1408, 8)):

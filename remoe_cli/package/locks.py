@@ -31,6 +31,11 @@ def entry(name: str, package: str) -> str:
     return next(found[0] for found in _ENTRY.finditer(text) if found[1] == package) + "\n"
 
 
+def cuda_of_image() -> str:
+    """Return the CUDA, as major.minor, that torch in the image for GPUs is built for."""
+    return ".".join(versions("image-gpu.txt")["cuda-toolkit"].split(".")[:2])
+
+
 def of_image(gpu: bool) -> tuple[str, str]:
     """Return the requirements of the main function's image: torch, and everything else."""
     if not gpu:

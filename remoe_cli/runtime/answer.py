@@ -33,7 +33,10 @@ class Generated:
 
     @property
     def further(self) -> tuple[TokenCalls, ...]:
-        """List the tokens after the first whose calls were all warm and tried once: they tell what a call takes."""
+        """List the tokens after the first whose calls were all warm and tried once.
+
+        They tell what a call takes.
+        """
         tokens = []
         for i in range(1, len(self.invoked)):
             calls = self.invocations[self.invoked[i - 1] : self.invoked[i]]

@@ -28,6 +28,7 @@ from remoe_cli.model.loader import copy_weights, load
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.runtime.answer import FinishReason, Generated, Stop
+from remoe_cli.runtime.device import Device, choose, describe, full_memory_named
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from remoe_cli.runtime.invoke import Connect, Invocation
 
@@ -88,13 +89,17 @@ class _Stopping(StoppingCriteria):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded model, its tokenizer, and the dispatcher that is attached to its MoE layers."""
+    """A loaded model, its tokenizer, and the dispatcher that is attached to its MoE layers.
+
+    device   of everything but the experts
+    """
 
     model: PreTrainedModel
     tokenizer: Any
     dispatcher: Dispatcher
     attachment: Attachment
     stop: StopStrings
+    device: Device
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return encode(self.tokenizer, prompt)
@@ -125,7 +130,7 @@ class Engine:
         `stopped` is asked after every token; the answer ends when it returns a reason. Calls of an answer that fails stay with the
         dispatcher.
 
-        Raises: what `refuse` raises, and InvokeError when an expert function fails.
+        Raises: what `refuse` raises, InvokeError when an expert function fails, and DeployError when a GPU's memory is full.
         """
         ids = tuple(prompt_ids)
         self.refuse(ids, max_new_tokens)
@@ -134,7 +139,7 @@ class Engine:
         eos = self.model.generation_config.eos_token_id
         self.dispatcher.stopped = stopped
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), full_memory_named():
                 self.model.generate(
                     input_ids=torch.tensor([ids], device=self.model.device),
                     attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self.model.device),
@@ -186,12 +191,13 @@ def start_engine(
 ) -> Engine:
     """Load the main function's part of the model, and attach a dispatcher for the remote experts.
 
-    `functions` is by hidden layer. With `gpu`, everything but the experts is on the machine's GPU, if there is one. With
+    `functions` is by hidden layer. With `gpu`, everything but the experts is on the machine's GPU. With
     `copied`, no weight stays mapped from its file. The expert functions start while the model loads (docs/reference/method.md, section 10).
     `sent` takes their calls, also when this fails.
 
-    Raises: InvokeError when an expert function cannot start.
+    Raises: InvokeError when an expert function cannot start, DeployError when there is no GPU that can be used, or its memory is full.
     """
+    at = choose(gpu)  # before anything is started that costs money
     local = spec.local_experts({layer: tuple(e for f in remote for e in f.experts) for layer, remote in functions.items()})
     connections = max(_CONNECTIONS, *(sum(f.replicas for f in remote) for remote in functions.values())) if functions else 1
     # One client for all: each function's own timeout ends its calls, and none of them is given up before that.
@@ -209,8 +215,9 @@ def start_engine(
         model = load(checkpoint, local)
         if copied:
             copy_weights(model)
-        if gpu and torch.cuda.is_available():
-            move_non_experts(model, "cuda")
+        if at != "cpu":
+            with full_memory_named():
+                move_non_experts(model, at)
         for started in warming:
             started.result()
         tokenizer = load_tokenizer(checkpoint)
@@ -218,4 +225,5 @@ def start_engine(
         dispatcher.settle()
     if aside := warning(checkpoint):
         _log.warning(aside)
-    return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), StopStrings(tokenizer, stop_strings(checkpoint)))
+    stop = StopStrings(tokenizer, stop_strings(checkpoint))
+    return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), stop, describe(model.device))

@@ -23,6 +23,7 @@ from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Generated, Stop, TokenCalls
+from remoe_cli.runtime.device import Device
 from remoe_cli.runtime.invoke import Connect, Invocation, make_client
 from remoe_cli.runtime.receipt import NOT_LOADED, Loading, Receipt, attach, failed_receipt, make_receipt, receipt_of
 from remoe_cli.runtime.server_config import ServerConfig
@@ -115,7 +116,7 @@ class MainState(BaseModel):
     experts_of_model: int
     resident_bytes: int
     anonymous_bytes: int
-    device: str
+    device: Device
     spent: Ledger
 
 
@@ -222,6 +223,7 @@ class MainFunction:
                 attach(error, receipt)
             raise
         receipt = make_receipt(generated, prices, loading, loading_calls)
+        receipt = receipt.model_copy(update={"main": receipt.main.model_copy(update={"device": self.engine.device})})
         (self.spent.cancelled if generated.finish_reason == "cancelled" else self.spent.answers).add(receipt)
         return Answer(
             text=generated.text,
@@ -258,7 +260,7 @@ class MainFunction:
             experts_of_model=spec.experts,
             resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
             anonymous_bytes=int(status["RssAnon"].split()[0]) * 1024,
-            device=str(self.engine.model.device),
+            device=self.engine.device,
             spent=self.spent,
         )
 

@@ -17,6 +17,7 @@ from remoe_cli.plan.cost import prices as model
 from remoe_cli.plan.cost.prices import FunctionPrices, MainPrices
 from remoe_cli.plan.document import Outcome
 from remoe_cli.runtime.answer import Generated
+from remoe_cli.runtime.device import Device
 from remoe_cli.runtime.invoke import Invocation, Report
 
 # report: time that a REPORT line of Lambda bills. measured: time that was measured here. Both at the catalog's list price.
@@ -68,6 +69,7 @@ class MainLine(Part):
     invocations, billed_ms, cold_starts    of the REPORT line; 0 without one
     reads         of S3, to load the model for this request
     prices        what it is paid for; None where the request ended before they were known
+    device        where everything but the experts was computed; None where nothing was answered
     """
 
     basis: Basis
@@ -77,6 +79,7 @@ class MainLine(Part):
     cold_starts: int = 0
     reads: int = 0
     prices: MainPrices | None = None
+    device: Device | None = None
 
 
 class Cost(Part):

@@ -2,7 +2,7 @@
 
     REMOE_LISTENER=DESCRIPTOR python -m remoe_cli.runtime.server SERVER.json
 
-GET /ping           503 while the model loads, then 200
+GET /ping           503 while the model loads, then 200 and the device of everything but the experts
 POST /invocations   {"prompt", "messages" or "prompt_token_ids", "max_new_tokens", "stream"} -> one JSON document; with "stream" one JSON
                     object a line: {"text": ..} for each piece, then {"answer": ..} or {"error": ..}
 GET /main           what the process holds in memory
@@ -38,7 +38,7 @@ from typing import Any, NoReturn
 import uvicorn
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from remoe_cli.errors import DeployError, RemoeError, UsageError
@@ -107,7 +107,9 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
 
     @app.get("/ping")
     async def ping() -> Response:
-        return PlainTextResponse("ok") if ready() else PlainTextResponse("loading", status_code=503)
+        if not ready():
+            return JSONResponse({"status": "loading"}, status_code=503)
+        return JSONResponse({"status": "ready", "device": loading.result().engine.device.model_dump(mode="json")})
 
     @app.get("/main")
     async def state() -> Response:

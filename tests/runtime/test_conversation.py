@@ -35,6 +35,8 @@ class Engine:
         self.asked.append(prompt)
         return [1, 2, 3]
 
+    device = None
+
     def generate(self, ids: Any, *_: Any) -> Generated:
         return Generated(tuple(ids), (7,), "text", "stop", (0.5,), ())
 

@@ -24,6 +24,7 @@ from remoe_cli.plan.document import LayerPlan
 from remoe_cli.runtime import address, client, server
 from remoe_cli.runtime.access import Door
 from remoe_cli.runtime.answer import Generated
+from remoe_cli.runtime.device import Device
 from remoe_cli.runtime.main_function import MainFunction
 from tests.runtime.test_conversation import PRICES
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand, on_twin
@@ -153,6 +154,8 @@ def test_an_answer_ends_when_its_client_has_gone(streamed: bool, made: ByHand) -
 class Held:
     """An engine whose answers go on until they are released or stopped; `asked` has the prompts that were begun."""
 
+    device = Device(kind="cpu", name="a CPU", memory_bytes=1)
+
     def __init__(self) -> None:
         self.asked: list[Any] = []
         self.begun, self.released = threading.Event(), threading.Event()
@@ -221,7 +224,7 @@ def test_hosts_are_ipv4_ipv6_and_names(host: str) -> None:
     with serving(engine, host) as url:
         reached = url.replace("[::]", "127.0.0.1" if socket.has_dualstack_ipv6() else "[::1]")
 
-        assert httpx.get(f"{reached}/ping", trust_env=False).text == "ok"
+        assert httpx.get(f"{reached}/ping", trust_env=False).json() == {"status": "ready", "device": Held.device.model_dump()}
         assert ("[" in url) == (":" in host)
 
 

@@ -79,6 +79,18 @@ class EndpointQuotas(Part):
     start_s: PositiveInt
 
 
+class GpuHost(Part):
+    """The AMI of a SageMaker endpoint's instances with a GPU.
+
+    cuda       the newest CUDA that its driver runs
+    families   of instances that can have it
+    """
+
+    ami: str
+    cuda: str
+    families: tuple[str, ...]
+
+
 class ListPrices(Part):
     """Prices in USD: a GB of logs kept, a GB of images kept."""
 
@@ -103,6 +115,7 @@ class AwsReference(Part):
     stack: StackQuotas
     iam: IamQuotas
     endpoint: EndpointQuotas
+    gpu_host: GpuHost
     prices: ListPrices
     estimates: Estimates
     provenance: tuple[Provenance, ...]

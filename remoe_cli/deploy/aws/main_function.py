@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
+from packaging.version import Version
+
 from remoe_cli import lambda_limits
 from remoe_cli.deploy.aws import functions, names, policies
 from remoe_cli.deploy.aws.aws_reference import aws_reference
@@ -15,6 +17,7 @@ from remoe_cli.deploy.aws.policies import SUFFIX, sub
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
+from remoe_cli.package import locks
 from remoe_cli.plan.document import Plan
 
 FUNCTION, ENDPOINT = "Main", "MainEndpoint"  # logical ids; no update can make one of the other, so they differ
@@ -95,6 +98,7 @@ def _endpoint(plan: Plan, contents: Contents, settings: AwsSettings, policy: Res
         "InstanceType": plan.main.name,
         "InitialInstanceCount": plan.instances,
         "InitialVariantWeight": 1,
+        **_ami(plan),
         # SageMaker downloads nothing: the container fetches its share itself before it is healthy.
         "ContainerStartupHealthCheckTimeoutInSeconds": min(
             figure.endpoint.start_s, _START_S + contents.main_bytes // figure.estimates.container_read_bytes_per_s
@@ -124,6 +128,23 @@ def _endpoint(plan: Plan, contents: Contents, settings: AwsSettings, policy: Res
             },
         },
     }
+
+
+def _ami(plan: Plan) -> dict[str, str]:
+    """Choose the instances' AMI by the CUDA of the image's torch; without a GPU SageMaker's own will do.
+
+    Raises: UsageError where their driver would be too old for it.
+    """
+    if plan.main.gpu_memory_mb is None:
+        return {}
+    host, needed = aws_reference().gpu_host, locks.cuda_of_image()
+    if plan.main.name.rpartition(".")[0] not in host.families or Version(needed) > Version(host.cuda):
+        raise UsageError(
+            f"The image's torch needs CUDA {needed}, and no driver that {plan.main.name} can have on SageMaker is known to run it "
+            f"({host.ami} runs CUDA {host.cuda}, on {', '.join(host.families)}).",
+            "Plan for another instance type.",
+        )
+    return {"InferenceAmiVersion": host.ami}
 
 
 def _variables(contents: Contents, settings: AwsSettings) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def overview(status: dict[str, Any]) -> Overview:
         if "expert_bytes_held" in main:
             held, whole = main["expert_bytes_held"], main["expert_bytes_of_model"]
             experts = f"{main['local_experts']} of {main['experts_of_model']} experts"
-            above.append(f"  holds {experts}: {held / 1e6:.1f} MB, {held / whole:.0%}")
+            above.append(f"  holds {experts}: {held / 1e6:.1f} MB, {held / whole:.0%}; all else is on {_named(main['device'])}")
             above.append(f"  {_spent(main['spent'], sum(f['billed_ms'] for f in status['functions']))}")
     else:
         above.append(f"  no main function; 'remoe serve {status['name']}' runs it on this machine")
@@ -40,6 +40,11 @@ def overview(status: dict[str, Any]) -> Overview:
         for f in status["functions"]
     )
     return Overview((Table("", _COLUMNS, rows),) if rows else (), above=tuple(above))
+
+
+def _named(device: dict[str, Any]) -> str:
+    driver = f", driver {device['driver']}" if device["driver"] else ""
+    return f"{device['kind']}: {device['name']}, {device['memory_bytes'] / 1e9:.0f} GB{driver}"
 
 
 def _spent(spent: dict[str, dict[str, Any]], metered_ms: int) -> str:

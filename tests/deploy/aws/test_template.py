@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import pytest
 from cfnlint.config import ConfigMixIn
 from cfnlint.decode import decode_str
@@ -30,6 +31,7 @@ from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.aws.template import Template, Templates, body, templates
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import RemoeError, UsageError
+from remoe_cli.package import locks
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
 from tests.support import aws
@@ -277,6 +279,28 @@ def test_endpoints_that_cannot_be(endpoint: Endpoint, main: Endpoint, image: str
     plan = aws.plan(main)
     with pytest.raises(UsageError, match=message):
         templates(plan, aws.contents(plan), aws.settings(endpoint, image_uri=image))
+
+
+def test_instances_with_a_gpu_have_an_ami_whose_driver_runs_the_images_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver of g5 without one is of CUDA 11.4, and the image's torch is built for 13.0."""
+
+    def variant(**update: Any) -> dict[str, Any]:
+        plan = aws.plan(Endpoint.sagemaker, main=aws.MAINS[Endpoint.sagemaker].model_copy(update=update))
+        made = templates(plan, aws.contents(plan), aws.settings(Endpoint.sagemaker)).root["Resources"]["MainConfig"]
+        return dict(made["Properties"]["ProductionVariants"][0])
+
+    shape = botocore.session.get_session().get_service_model("sagemaker").shape_for("ProductionVariant").members["InferenceAmiVersion"]
+    ami = variant()["InferenceAmiVersion"]
+    described = re.search(rf"<dt>{ami}</dt>.*?CUDA version: ([\d.]+)", shape.documentation)
+    assert ami in shape.enum and described is not None and described[1] == locks.cuda_of_image() == "13.0"
+    assert "InferenceAmiVersion" not in variant(name="ml.m5.xlarge", gpu_memory_mb=None)
+    families = {main.name.rpartition(".")[0] for main in read_catalog("aws-us-east-1").main.menu if main.gpu_memory_mb}
+    assert all(variant(name=f"{family}.xlarge")["InferenceAmiVersion"] == ami for family in families)
+    with pytest.raises(UsageError, match=r"needs CUDA 13\.0, and no driver that ml\.p3\.2xlarge can have"):
+        variant(name="ml.p3.2xlarge")
+    monkeypatch.setattr(locks, "cuda_of_image", lambda: "13.2")
+    with pytest.raises(UsageError, match=r"needs CUDA 13\.2"):
+        variant()
 
 
 def test_names_and_plans_that_cannot_be() -> None:

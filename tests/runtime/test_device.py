@@ -1,0 +1,97 @@
+"""The device of everything but the experts: no plan for a GPU is served on a CPU in silence, and a full GPU is named."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from remoe_cli.errors import DeployError
+from remoe_cli.model.checkpoint import find
+from remoe_cli.model.spec import read_spec
+from remoe_cli.runtime import device, engine
+from tests.support.by_hand import by_hand
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return find(by_hand(tmp_path_factory.mktemp("made"), ()).profile.record.model.path)
+
+
+def test_without_a_gpu_in_the_plan_the_cpu_is_named() -> None:
+    assert device.choose(False) == "cpu"
+    named = device.describe(torch.device("cpu"))
+    assert (named.kind, named.driver) == ("cpu", None) and named.name and named.memory_bytes > 2**28
+
+
+@pytest.mark.parametrize(
+    ("cuda", "remark", "why"),
+    [
+        (None, None, f"torch {torch.__version__} is built for CPUs."),
+        ("13.0", None, "no NVIDIA GPU is visible."),
+        ("13.0", "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). Update it.\nMore", "too old"),
+    ],
+    ids=["torch for CPUs", "no GPU", "old driver"],
+)
+def test_a_plan_for_a_gpu_is_refused_where_torch_can_use_none(
+    cuda: str | None, remark: str | None, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def available() -> bool:
+        if remark:
+            warnings.warn(remark, stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    monkeypatch.delenv(device.ALLOW_CPU, raising=False)
+    with pytest.raises(DeployError, match="on a GPU, and torch can use none here") as refused:
+        device.choose(True)
+    assert why in refused.value.message and device.ALLOW_CPU in refused.value.hint
+    monkeypatch.setenv(device.ALLOW_CPU, "1")
+    with caplog.at_level(logging.WARNING):
+        assert device.choose(True) == "cpu"
+    assert why in caplog.text and "served on the CPU" in caplog.text
+
+
+def test_the_engine_refuses_before_anything_starts(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def connect(connections: int, timeout_s: float) -> Any:
+        pytest.fail("functions were reached")
+
+    with pytest.raises(DeployError, match="torch can use none here"):
+        engine.start_engine(checkpoint, read_spec(checkpoint), {}, connect, gpu=True)
+
+
+def test_a_full_gpu_is_an_error_that_says_what_to_plan(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = engine.start_engine(checkpoint, read_spec(checkpoint), {}, lambda *_: None)
+
+    def full(**_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ..")
+
+    monkeypatch.setattr(made.model, "generate", full)
+    with pytest.raises(DeployError, match=r"The GPU's memory is full: CUDA out of memory\. Tried to allocate 20\.00 MiB\.$") as error:
+        made.generate([1, 2], 4)
+    assert "Plan again for requests as long" in error.value.hint
+
+
+def test_naming_a_device_needs_no_torch() -> None:
+    """Receipts are read where torch is not imported."""
+    code = "import sys, json; import remoe_cli.runtime.device; print(json.dumps('torch' in sys.modules))"
+    assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) is False
+
+
+def test_the_driver_is_read_from_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "version"
+    monkeypatch.setattr(device, "_DRIVER", file)
+    assert device._driver() is None
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:12:49 UTC 2025\nGCC version: gcc 12.2.0\n")
+    assert device._driver() == "580.65.06"
