@@ -74,7 +74,7 @@ measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/function_arithmetic.py
 	$(BIN)/python docs/measure/function_package.py
 	$(BIN)/python docs/measure/recording.py
-	$(BIN)/python docs/measure/prediction.py
+	$(BIN)/python docs/measure/prediction.py --apart-min 0 --prompts 12 --rtts 0,5 # docs/explanation/measurements.md has the whole one
 	$(BIN)/python docs/measure/tree.py
 	$(BIN)/python docs/measure/prefixes.py
 	$(BIN)/python docs/measure/solvers.py table

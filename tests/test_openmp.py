@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from remoe_cli import lambda_limits, openmp
+from remoe_cli.runtime import container
 
 SHOW = """
 import json, os, sys
@@ -29,6 +30,15 @@ def test_the_command_line_sets_how_threads_wait_unless_the_user_has(chosen: dict
     done = subprocess.run([sys.executable, "-c", SHOW], env=rest | chosen, capture_output=True, text=True, check=True)
     environment = json.loads(done.stdout)
     assert (environment.get("GOMP_SPINCOUNT"), environment.get("OMP_WAIT_POLICY")) == found
+
+
+def test_a_container_waits_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "REMOE_MAIN"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    with pytest.raises(SystemExit):
+        container.main(["serve"])  # without its files it goes no further
+    assert os.environ["GOMP_SPINCOUNT"] == openmp.WAITS["GOMP_SPINCOUNT"]
 
 
 def test_functions_wait_as_the_main_process_does() -> None:

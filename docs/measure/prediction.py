@@ -10,7 +10,7 @@ Each answer has three predictions, which know more and more of its routing:
     plan      that all requests use experts as those of the profile do
     prompt    what `remoe plan --data` predicts for the words of this prompt
     routing   which experts its tokens do use (the prompts are profiled as well; answers are greedy, so their tokens are the same)
-The last one is what the model of time and money is worth; what the first two miss beside it is what an answer will be about.
+The last one is what the model of time and money is worth. What the first two miss in addition comes from not knowing the answer's routing.
 
 Prints a table, draws docs/images/prediction-measured.png, and exits with 1 when a limit is missed that is held against `routing`.
 With --folder what is known beforehand is kept there, and used again by the next run.
@@ -96,8 +96,9 @@ def main() -> int:
         _show(beforehand)
         _wait(folder, options.apart_min)
         answers = [one for rtt in options.rtts for one in _ask(folder, beforehand[rtt], asked, rtt, options, texts[-options.prompts :])]
+    missed = _table(answers)
     _draw(answers)
-    return _table(answers)
+    return missed
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -131,9 +132,7 @@ def _show(beforehand: dict[float, Profile]) -> None:
         latency = made.record.latency
         assert latency.invocation is not None and latency.nonexpert_layers is not None
         prefill_s, at = float(latency.nonexpert_prefill.seconds(64)), latency.measured_on
-        print(
-            f"{at}, {latency.machine}, {latency.main_vcpus:g} threads; non-expert {latency.nonexpert_decode_s * 1e3:.1f} ms a token,"
-        )
+        print(f"{at}, {latency.machine}, {latency.main_vcpus:g} threads; non-expert {latency.nonexpert_decode_s * 1e3:.1f} ms a token,")
         local, remote = (float(timing.seconds(1, 1)) * 1e3 for timing in (latency.local_expert, latency.remote_expert))
         print(f"  64 prompt tokens {prefill_s * 1e3:.1f} ms; an expert {local:.3f} ms here, {remote:.3f} ms in a function;")
         unbilled_s, billed_s = latency.invocation.unbilled_s, latency.invocation.billed_s
@@ -275,11 +274,14 @@ def _table(answers: Sequence[Asked]) -> int:
 
 
 def _draw(answers: Sequence[Asked]) -> None:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(12, 8), layout="constrained")
     axes = figure.subplots(2, 3)
-    colours = dict(zip(sorted({one.share for one in answers}), ("#1b4965", "#2a9d8f", "#e9a03b", "#c1442e"), strict=False))
+    shares = sorted({one.share for one in answers})
+    colours = {share: colormaps["viridis"](place / len(shares)) for place, share in enumerate(shares)}
     for row, known in enumerate((KNOWN[1], KNOWN[2])):
         for column, (name, unit, factor) in enumerate(
             (("TTFT", "ms", 1e3), ("TPOT", "ms", 1e3), ("cost", "USD per million requests", 1e6))
@@ -296,6 +298,10 @@ def _draw(answers: Sequence[Asked]) -> None:
             axis.plot(ends, ends, color="#444", linewidth=0.8)
             axis.fill_between(ends, [e * 0.8 for e in ends], [e * 1.2 for e in ends], color="#888", alpha=0.15, linewidth=0)
             axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=f"measured {name}, {unit}", ylabel="predicted")
+            for side in (axis.xaxis, axis.yaxis):
+                side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                side.set_major_formatter(StrMethodFormatter("{x:g}"))
+                side.set_minor_formatter(NullFormatter())
             axis.set_title(f"{name}, knowing the {known}", fontsize=10)
     axes[0][0].legend(frameon=False, fontsize=8)
     figure.suptitle("Each point is an answer of the twin; the band is 20% to either side", fontsize=10)

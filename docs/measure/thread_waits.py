@@ -43,6 +43,9 @@ def main() -> None:
             for _ in range(options.rounds):
                 for setting in SETTINGS:
                     taken[setting] += _asked(setting, options.prompts)
+        if not taken[CHOSEN]:
+            print(f"{busy} busy programs: {CHOSEN} gave no answer within {GIVE_UP_S} s")
+            continue
         base = [statistics.median(times) for times in zip(*taken[CHOSEN], strict=True)]
         print(f"{busy} busy programs: {CHOSEN} takes {base[0] * 1e3:.0f} ms and {base[1] * 1e3:.0f} ms")
         for setting, times in taken.items():

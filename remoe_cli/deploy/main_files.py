@@ -25,7 +25,7 @@ def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manife
     """Make the document server.json; `invoked` maps a bundle entry to the name of its function."""
     expert_rows = _expert_rows(profile)
     # All functions of a layer have the /tmp that the fullest needs, as the plan is priced.
-    storage_mb: dict[int, float] = {}
+    problem, storage_mb = problem_of(plan, profile, catalog), dict[int, float]()
     for f in bundle.functions:
         own_mb = float(prices.function_storage_mb(catalog, bundle.spec.expert_bytes, len(f.experts)))
         storage_mb[f.layer] = max(storage_mb.get(f.layer, 0.0), own_mb)
@@ -45,11 +45,11 @@ def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manife
         ),
         prices=Prices(
             catalog=catalog.name,
-            main=main_function.prices_of(problem_of(plan, profile, catalog), Main(plan.main, plan.instances)),
+            main=main_function.prices_of(problem, Main(plan.main, plan.instances)),
             function=prices.function_prices(catalog),
             storage_mb={invoked(f.name): storage_mb[f.layer] for f in bundle.functions},
         ),
-        gpu=plan.main.gpu_memory_mb is not None,
+        gpu=main_function.on_gpu(problem, plan.main),
         served=plan.workload.served,
     )
 

@@ -1,8 +1,9 @@
 """Measuring an expert's time in an expert function, by tokens and by the vCPUs of its memory.
 
 The function's arithmetic runs in a process of its own (function_timing.py), with one thread, under the CPU quotas that the local twin
-sets. On a machine where no quota can be set, the process is timed on one whole vCPU. How a quota slows a call is known, so the curve is of
-that form: others may be nearer to the points, which are of single experts, and know nothing of the waits of a call with several.
+sets. On a machine where no quota can be set, the process is timed on one whole vCPU. How a quota slows a call is known, so the curve has
+that form. The points are calls with one expert. Another form may be nearer to them, but it does not know how a call with several experts
+waits.
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def measure(model: PreTrainedModel, load_s: float) -> Latency:
     with torch.inference_mode():
         passes = time_passes(model)
         on_cpu = _on_cpu(layers)
-        local = fit(_in_passes(_alone(on_cpu), passes), [EXPONENTIAL, PHYSICAL, ROOFLINE])
+        alone = _alone(on_cpu)
+        slower = _slower_in_passes(alone, passes)
+        local = fit([_in_passes(point, slower) for point in alone], [EXPONENTIAL, PHYSICAL, ROOFLINE])
         copied = _copy(model.device, layers[0])
     nonexpert = passes.nonexpert
     totals = [sum(column) for column in zip(*nonexpert.seconds, strict=True)]
@@ -58,6 +60,7 @@ def measure(model: PreTrainedModel, load_s: float) -> Latency:
         nonexpert_decode_s=totals[0],
         nonexpert_layers=nonexpert,
         local_expert=local,
+        slower_in_passes=slower,
         remote_expert=function_expert(on_cpu),
         copy_s=copied,
         load_s=load_s,
@@ -71,18 +74,29 @@ def _on_cpu(layers: Sequence[ExpertLayer]) -> Sequence[ExpertLayer]:
     return [replace(layers[0], module=copy.deepcopy(layers[0].module).to("cpu"))]
 
 
-def _in_passes(alone: Sequence[MeasuredPoint], passes: PassTimes) -> list[MeasuredPoint]:
-    """Slow the times of experts alone by as much as passes tell: those of single tokens, and those of prompts."""
-    most = max(point.vcpus for point in alone)  # as many threads as the passes had
-    tokens, seconds = zip(*((point.tokens, point.seconds) for point in alone if point.vcpus == most), strict=True)
+def _slower_in_passes(alone: Sequence[MeasuredPoint], passes: PassTimes) -> tuple[float, float]:
+    """Compare experts in passes with the same alone: those of single tokens, and those of prompts.
+
+    Experts with more rows than any that was timed alone are left out.
+    """
+    threads = torch.get_num_threads()  # those of the passes
+    tokens, seconds = zip(*((point.tokens, point.seconds) for point in alone if point.vcpus == threads), strict=True)
 
     def slower(some: Iterable[Pass]) -> float:
-        calls = [one.experts for one in some if one.experts]
-        factors = [sum(c.seconds for c in each) / float(np.interp([c.rows for c in each], tokens, seconds).sum()) for each in calls]
+        calls = [[call for call in one.experts if call.rows <= tokens[-1]] for one in some]
+        factors = [
+            sum(call.seconds for call in each) / float(np.interp([call.rows for call in each], tokens, seconds).sum())
+            for each in calls
+            if each
+        ]
         return statistics.median(factors) if factors else 1.0
 
-    decode, prefill = slower(passes.decode), slower(chain(*passes.prefill))
-    return [point.model_copy(update={"seconds": point.seconds * (decode if point.tokens == 1 else prefill)}) for point in alone]
+    return slower(passes.decode), slower(chain(*passes.prefill))
+
+
+def _in_passes(point: MeasuredPoint, slower: tuple[float, float]) -> MeasuredPoint:
+    decode, prefill = slower
+    return point.model_copy(update={"seconds": point.seconds * (decode if point.tokens == 1 else prefill)})
 
 
 def _alone(layers: Sequence[ExpertLayer]) -> list[MeasuredPoint]:
@@ -112,9 +126,9 @@ def _alone(layers: Sequence[ExpertLayer]) -> list[MeasuredPoint]:
 
 
 def _thread_counts() -> list[int]:
-    """Return the powers of two up to the number of cores, and that number."""
-    cores = os.cpu_count() or 1
-    return sorted({cores, *(1 << i for i in range(cores.bit_length()))})
+    """Return the powers of two up to the number of cores that this process may use, and the threads that torch takes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return sorted({torch.get_num_threads(), *(1 << i for i in range(cores.bit_length()))})
 
 
 def _copy(device: torch.device, layer: ExpertLayer) -> Linear:

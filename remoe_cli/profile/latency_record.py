@@ -132,7 +132,10 @@ Curve = Annotated[Exponential | Physical | Roofline | CpuQuota, Field(discrimina
 
 
 class MeasuredPoint(Part):
-    """The median of measured times for `tokens` tokens at `vcpus` vCPUs."""
+    """What an expert takes for `tokens` tokens at `vcpus` vCPUs.
+
+    It is the median of measured times; in the main process, times `Latency.slower_in_passes`.
+    """
 
     tokens: Tokens
     vcpus: NonNegative
@@ -240,6 +243,8 @@ class Latency(Part):
     nonexpert_layers     the measured times by layer; None for a description
     local_expert         one expert in the main function: tau_c_l(w, n)
     remote_expert        one expert by the arithmetic of the expert function: tau_c_l(y, n)
+    slower_in_passes     how many times as long an expert of the main process takes in a forward pass as alone in a loop: with one token,
+                         and with a prompt's. The points of `local_expert` are times in passes. None where this was not measured
     copy_s               hidden states of n tokens from one device to the other: tau_sw(n). Each layer pays it twice; 0 without a GPU
     invocation           calls of a running deployment, if there was one
     load_s               reading the model from disk
@@ -256,6 +261,7 @@ class Latency(Part):
     nonexpert_layers: LayerTimes | None
     local_expert: Timing
     remote_expert: Timing
+    slower_in_passes: tuple[Positive, Positive] | None = Field(default=None, exclude_if=lambda value: value is None)
     copy_s: Linear
     invocation: InvocationTiming | None = None
     cold_start: ColdStart | None = None
@@ -274,8 +280,8 @@ class Latency(Part):
         spread = self.nonexpert_layers.spread if self.nonexpert_layers else 1.0
         if spread > WARN_SPREAD:
             sentences.append(
-                f"The median pass through the non-expert modules took up to {spread:.1f} times as long as the fastest, because other "
-                f"programs used the cores. Profile on a quiet machine."
+                f"The median forward pass took up to {spread:.1f} times as long as the fastest, because other programs used the cores. "
+                f"Profile on a quiet machine."
             )
         points = self.remote_expert.points
         if points and all(point.vcpus >= 1 for point in points):

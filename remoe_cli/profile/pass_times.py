@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,11 +148,17 @@ def _passes(
 
 
 def _forward(model: PreTrainedModel, tokens: int, cached: int) -> Callable[[], object]:
-    """Prepare a forward pass of `tokens` tokens after `cached` ones, and run it once."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(vocabulary, (1, cached + tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
-    cache = model(input_ids=ids[:, :cached], use_cache=True, logits_to_keep=1).past_key_values if cached else None
-    forward = partial(model, input_ids=ids[:, cached:], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    """Prepare forward passes of `tokens` tokens after `cached` ones, and run one.
+
+    Each has other tokens, so that its experts come from memory.
+    """
+    vocabulary, drawn = model.get_input_embeddings().weight.shape[0], torch.Generator().manual_seed(0)
+
+    def run(tokens: int, cache: Any = None) -> Any:
+        ids = torch.randint(vocabulary, (1, tokens), generator=drawn).to(model.device)
+        return model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    forward = partial(run, tokens, run(cached).past_key_values if cached else None)
     forward()
     return forward
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,8 +36,10 @@ _FUNCTIONS = 8  # measured in turn: more would not tell more
 _ROWS = (1, 32, 256)
 _LARGEST_BYTES = 4_000_000  # of hidden states: in base64 below Lambda's payload limit
 _WARM_S, _ROUNDS = 4.0, 120
+_TOKENS = 200  # of an answer that are compared with each other
 _TURN_S = 0.025  # least time between two calls of one function: above a period of its CPU quota
 _COLD_STARTS, _COLD_S = 7, 4.0
+T = TypeVar("T")
 # What a call took: payload bytes on the wire both ways, seconds for the dispatcher, in the function, and computing.
 Sample = tuple[int, float, float, float]
 
@@ -106,14 +108,18 @@ def with_answers(profile: Profile, out: Path, plan: Plan, catalog: Catalog, answ
 
     Raises: DeployError when no answer has a call after its first token.
     """
-    called = [tuple(call) for answer in answers for _, calls in answer["calls"] for call in calls]
+    try:
+        called = [tuple(call) for answer in answers for _, calls in answer["calls"] for call in calls]
+    except ValueError:
+        message = "The deployment's main function is of another version of remoe."
+        raise DeployError(message, "Deploy the plan again, then measure it.") from None
     if not called:
         raise DeployError(
             "No answer of the deployment called a function for more than its first token.", "Give prompts with longer answers."
         )
     _, elapsed_s, duration_s, compute_s = np.array(sorted(called)).T
     own_s, experts_s = _own_s(profile, plan, catalog)
-    points = [[_besides_calls(seconds, calls, experts_s) for seconds, calls in answer["calls"]] for answer in answers]
+    points = [[_besides_calls(seconds, calls, experts_s) for seconds, calls in _some(answer["calls"])] for answer in answers]
     # Tokens of one answer tell it best, as the machine's speed drifts. Where all of them have as many calls, the profile has to tell.
     beside_s = _slope([pair for tokens in points for pair in combinations(tokens, 2)])
     if beside_s is None:
@@ -131,6 +137,11 @@ def _own_s(profile: Profile, plan: Plan, catalog: Catalog) -> tuple[float, float
     problem = make_problem(profile, catalog, PlanRequest())
     experts_s = problem.spec.top_k * main_function.expert_step_s(problem, plan.main)
     return main_function.decode_rest_s(problem, plan.main) + len(plan.layers) * experts_s, experts_s
+
+
+def _some(tokens: Sequence[T]) -> Sequence[T]:
+    """Return tokens of all parts of an answer, few enough to compare each with each."""
+    return tokens[:: -(-len(tokens) // _TOKENS)] if tokens else tokens
 
 
 def _besides_calls(seconds: float, calls: Sequence[Sample], experts_s: float) -> tuple[int, float]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ALLOW_CPU = "REMOE_ALLOW_CPU"
 _DRIVER = Path("/proc/driver/nvidia/version")
 _CPUS = Path("/proc/cpuinfo")
+_LIBRARY_FULL = "STATUS_ALLOC_FAILED"  # of cuBLAS and its like, whose memory torch does not count
 _log = logging.getLogger(__name__)
 
 
@@ -54,11 +55,15 @@ def choose(gpu: bool) -> str:
         usable = torch.cuda.is_available()
     if usable:
         return "cuda"
-    why = "no NVIDIA GPU is visible"
+    said = [str(remark.message).strip().splitlines()[0].rstrip(".") for remark in remarks if "CUDA" in str(remark.message)]
     if torch.version.cuda is None:
         why = f"torch {torch.__version__} is built for CPUs"
-    elif remarks:
-        why = str(remarks[0].message).strip().splitlines()[0].rstrip(".")
+    elif said:
+        why = said[0]
+    elif driver := _driver():
+        why = f"the NVIDIA driver {driver} does not run CUDA {torch.version.cuda}"
+    else:
+        why = "no NVIDIA GPU is visible"
     message = f"The plan puts everything but the experts on a GPU, and torch can use none here: {why}."
     if os.environ.get(ALLOW_CPU) == "1":
         _log.warning("%s It is served on the CPU, because %s is 1; the plan's times and its price are a GPU's.", message, ALLOW_CPU)
@@ -81,8 +86,8 @@ def describe(device: torch.device) -> Device:
 
 
 @contextmanager
-def full_memory_named() -> Iterator[None]:
-    """Turn torch's error for a full GPU into one that says what to plan instead.
+def full_memory_named(hint: str) -> Iterator[None]:
+    """Turn torch's errors for a full GPU into one that says what to do.
 
     Raises: DeployError.
     """
@@ -90,12 +95,10 @@ def full_memory_named() -> Iterator[None]:
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        first = str(error).strip().splitlines()[0]
-        raise DeployError(
-            f"The GPU's memory is full: {first}",
-            "Plan again for requests as long as those that come (--n-in, --n-out or --requests): the plan then has a GPU that holds them.",
-        ) from None
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and _LIBRARY_FULL not in str(error):
+            raise
+        raise DeployError(f"The GPU's memory is full: {str(error).strip().splitlines()[0]}", hint) from None
 
 
 def _driver() -> str | None:

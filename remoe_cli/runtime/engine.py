@@ -34,6 +34,7 @@ from remoe_cli.runtime.invoke import Connect, Invocation
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
+_PLAN_LONGER = "Plan again for requests as long as those that come (--n-in, --n-out, --requests): the plan then has a GPU that holds them."
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
 
 
@@ -139,7 +140,7 @@ class Engine:
         eos = self.model.generation_config.eos_token_id
         self.dispatcher.stopped = stopped
         try:
-            with torch.inference_mode(), full_memory_named():
+            with torch.inference_mode(), full_memory_named(_PLAN_LONGER):
                 self.model.generate(
                     input_ids=torch.tensor([ids], device=self.model.device),
                     attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self.model.device),
@@ -216,7 +217,7 @@ def start_engine(
         if copied:
             copy_weights(model)
         if at != "cpu":
-            with full_memory_named():
+            with full_memory_named("Free the GPU, or serve on one with as much memory as the plan counts on."):
                 move_non_experts(model, at)
         for started in warming:
             started.result()

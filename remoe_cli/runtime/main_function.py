@@ -270,8 +270,8 @@ def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copi
 
     With `copied`, all weights are copied into memory, so that it does not matter what becomes of their files. `reads` of S3 brought them.
 
-    Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start. The error carries the
-    receipt of what was billed until then.
+    Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start, DeployError when a plan
+    for a GPU finds none that it can use. The error carries the receipt of what was billed until then.
     """
     begun_s = time.perf_counter()  # importing torch is a part of loading
     from remoe_cli.runtime.dispatch import RemoteFunction

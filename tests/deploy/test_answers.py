@@ -67,6 +67,9 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     # A prompt and 15 tokens: at most one invocation of a function a pass, and of its second replica for the prompt.
     assert all(0 < f["invocations"] <= 16 + (f["name"] == "d-layer-001") for f in answer["receipt"]["functions"])
     assert answer["receipt"]["retries"] == 0
+    assert (
+        answer["receipt"]["main"]["device"] == HERE.status("d")["main"]["device"] and answer["receipt"]["main"]["device"]["kind"] == "cpu"
+    )
     port = status["main"]["port"]  # for any HTTP client of this user
     asked = {"prompt": PROMPT, "max_new_tokens": 16}
     document = httpx.post(f"http://127.0.0.1:{port}/invocations", json=asked, trust_env=False, timeout=60).json()

@@ -19,7 +19,7 @@ from remoe_cli.errors import ModelError
 from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
 from remoe_cli.profile import function_latency, function_timing, latency, pass_times
 from remoe_cli.profile.latency_record import CpuQuota, Latency, MeasuredPoint
-from remoe_cli.profile.pass_times import time_passes
+from remoe_cli.profile.pass_times import ExpertCall, Pass, PassTimes, time_passes
 from tests.support.families import EXPERTS, build
 from tests.support.synthetic import inverse
 
@@ -48,7 +48,7 @@ def test_everything_measured_is_positive_and_finite(measured: Latency) -> None:
 def test_experts_are_timed_over_tokens_and_vcpus(measured: Latency, probed: cages.Mechanism) -> None:
     local = {(p.tokens, p.vcpus) for p in measured.local_expert.points}
     assert local == {(n, v) for n in (1, 4, 16, 64, 256) for v in latency._thread_counts()}
-    assert 1 in latency._thread_counts() and os.cpu_count() in latency._thread_counts()
+    assert {1, torch.get_num_threads(), len(os.sched_getaffinity(0))} <= set(latency._thread_counts())
     remote = {(p.tokens, round(p.vcpus, 3)) for p in measured.remote_expert.points}
     shares = (0.072, 0.289, 0.579, 1.0) if probed.cpu_root else (1.0,)
     assert remote == {(n, v) for n in (1, 4, 16, 64, 256) for v in shares}
@@ -111,8 +111,21 @@ def test_an_experts_time_in_a_pass_counts_and_not_to_its_layer(monkeypatch: pyte
     top_k = model.config.num_experts_per_tok
     assert all(len(one.experts) == 2 * top_k and {call.layer for call in one.experts} == {0, 2} for one in passes.decode)
     assert all(sum(one.layers_s[:3]) < sum(call.seconds for call in one.experts) for one in passes.decode)
-    in_passes = {point.tokens: point.seconds for point in latency._in_passes(alone, passes) if point.vcpus == os.cpu_count()}
-    assert 0.002 < in_passes[1] < 0.003 and 0.003 < in_passes[16] < 0.01
+    slower = latency._slower_in_passes(alone, passes)
+    threads = torch.get_num_threads()
+    in_passes = {point.tokens: latency._in_passes(point, slower).seconds for point in alone if point.vcpus == threads}
+    assert 0.002 < in_passes[1] < 0.004 and 0.003 < in_passes[16] < 0.012
+
+
+def test_passes_are_compared_with_as_many_threads_and_no_more_rows_than_were_timed() -> None:
+    times = {1: 1.0, 2: 0.5, 64: 8.0}  # far more threads than cores are slow
+    alone = [MeasuredPoint(tokens=n, vcpus=v, seconds=t * n) for v, t in times.items() for n in (1, 16)]
+    rows = (1, 16, 150)  # nothing says what 150 rows take alone
+    passes = [Pass((0.1,), tuple(ExpertCall(0, n, 1.2 * times[threads] * n) for n in rows)) for threads in times]
+    for threads, one in zip(times, passes, strict=True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            assert latency._slower_in_passes(alone, PassTimes(("layers.0",), (one,), ((one,),))) == pytest.approx((1.2, 1.2))
 
 
 def test_no_group_of_the_measurement_is_left(measured: Latency, probed: cages.Mechanism) -> None:

@@ -15,6 +15,7 @@ from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import LayerPlan, Plan
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.profile.record import Profile, read_profile
+from remoe_cli.runtime import calibrate
 from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.calibrate import with_answers
 from remoe_cli.runtime.invoke import Invocation
@@ -70,6 +71,17 @@ def test_answers_without_a_call_for_a_further_token_tell_nothing(tmp_path: Path,
     profile, catalog, plan = planned(tmp_path / "p")
     with pytest.raises(DeployError, match="more than its first token"):
         with_answers(profile, tmp_path / "made", plan, catalog, [answer(profile, tokens, 0.03, 0.0)])
+
+
+def test_answers_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
+    profile, catalog, plan = planned(tmp_path / "p")
+    with pytest.raises(DeployError, match="another version of remoe"):
+        with_answers(profile, tmp_path / "made", plan, catalog, [{"calls": [[900, 0.03, 0.02, 0.01]]}])
+
+
+def test_long_answers_are_compared_at_tokens_of_all_their_parts() -> None:
+    assert [len(calibrate._some(range(n))) for n in (0, 1, 200, 201, 1000)] == [0, 1, 200, 101, 200]
+    assert calibrate._some(range(1000))[-1] == 995
 
 
 def test_the_tokens_that_tell_what_a_call_takes_are_further_ones_without_a_cold_start_or_a_retry() -> None:

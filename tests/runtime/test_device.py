@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from remoe_cli.deploy.local import overview
 from remoe_cli.errors import DeployError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
@@ -36,9 +37,10 @@ def test_without_a_gpu_in_the_plan_the_cpu_is_named() -> None:
     [
         (None, None, f"torch {torch.__version__} is built for CPUs."),
         ("13.0", None, "no NVIDIA GPU is visible."),
+        ("13.0", "Something else is deprecated.", "no NVIDIA GPU is visible."),
         ("13.0", "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). Update it.\nMore", "too old"),
     ],
-    ids=["torch for CPUs", "no GPU", "old driver"],
+    ids=["torch for CPUs", "no GPU", "another remark", "old driver"],
 )
 def test_a_plan_for_a_gpu_is_refused_where_torch_can_use_none(
     cuda: str | None, remark: str | None, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -63,24 +65,42 @@ def test_a_plan_for_a_gpu_is_refused_where_torch_can_use_none(
 def test_the_engine_refuses_before_anything_starts(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "load", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv(device.ALLOW_CPU, raising=False)
 
     def connect(connections: int, timeout_s: float) -> Any:
         pytest.fail("functions were reached")
 
+    functions = {0: [engine.RemoteFunction("f", (0, 1), 1, 0.0)]}
     with pytest.raises(DeployError, match="torch can use none here"):
-        engine.start_engine(checkpoint, read_spec(checkpoint), {}, connect, gpu=True)
+        engine.start_engine(checkpoint, read_spec(checkpoint), functions, connect, gpu=True)
 
 
-def test_a_full_gpu_is_an_error_that_says_what_to_plan(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has .."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("full", FULL, ids=["torch", "cuBLAS"])
+def test_a_full_gpu_is_an_error_that_says_what_to_do(full: RuntimeError, checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise full
+
     made = engine.start_engine(checkpoint, read_spec(checkpoint), {}, lambda *_: None)
-
-    def full(**_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ..")
-
-    monkeypatch.setattr(made.model, "generate", full)
-    with pytest.raises(DeployError, match=r"The GPU's memory is full: CUDA out of memory\. Tried to allocate 20\.00 MiB\.$") as error:
+    monkeypatch.setattr(made.model, "generate", fail)
+    with pytest.raises(DeployError, match=r"^The GPU's memory is full: CUDA [^\n]+$") as error:
         made.generate([1, 2], 4)
     assert "Plan again for requests as long" in error.value.hint
+    monkeypatch.setattr(engine, "choose", lambda gpu: "cuda")
+    monkeypatch.setattr(engine, "move_non_experts", fail)
+    with pytest.raises(DeployError, match="The GPU's memory is full") as error:
+        engine.start_engine(checkpoint, read_spec(checkpoint), {}, lambda *_: None, gpu=True)
+    assert "Free the GPU" in error.value.hint
+
+
+def test_another_error_of_torch_is_not_taken_for_a_full_gpu() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), device.full_memory_named("-"):
+        raise RuntimeError("shapes do not fit")
 
 
 def test_naming_a_device_needs_no_torch() -> None:
@@ -92,6 +112,32 @@ def test_naming_a_device_needs_no_torch() -> None:
 def test_the_driver_is_read_from_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "version"
     monkeypatch.setattr(device, "_DRIVER", file)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv(device.ALLOW_CPU, raising=False)
     assert device._driver() is None
     file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:12:49 UTC 2025\nGCC version: gcc 12.2.0\n")
     assert device._driver() == "580.65.06"
+    with pytest.raises(DeployError, match=r"the NVIDIA driver 580\.65\.06 does not run CUDA 13\.0"):
+        device.choose(True)
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (
+            {"kind": "cuda", "name": "NVIDIA A10G", "memory_bytes": 24 * 10**9, "driver": "580.65.06"},
+            "cuda: NVIDIA A10G, 24 GB, driver 580.65.06",
+        ),
+        ({"kind": "cpu", "name": "AMD EPYC", "memory_bytes": 16 * 10**9, "driver": None}, "cpu: AMD EPYC, 16 GB"),
+        ("cpu", "cpu"),
+    ],
+    ids=["GPU", "CPU", "a main server of an earlier version"],
+)
+def test_the_status_names_the_device(named: Any, said: str) -> None:
+    spent = dict.fromkeys(("loading", "answers", "cancelled"), {"billed_ms": 0})
+    held = {"expert_bytes_held": 1, "expert_bytes_of_model": 2, "local_experts": 1, "experts_of_model": 2, "spent": spent, "device": named}
+    main = {"kind": "server", "port": 1, "pid": 2, "state": "running", "resident_bytes": 3, **held}
+    limits = {"memory": "cgroup-v2", "cpu": "cfs-quota"}
+    status = {"name": "d", "state": "running", "endpoint": "http://127.0.0.1:3", "limits": limits, "main": main, "functions": []}
+    assert f"all else is on {said}" in "\n".join(overview.overview(status).above)

@@ -42,7 +42,9 @@ def overview(status: dict[str, Any]) -> Overview:
     return Overview((Table("", _COLUMNS, rows),) if rows else (), above=tuple(above))
 
 
-def _named(device: dict[str, Any]) -> str:
+def _named(device: dict[str, Any] | str) -> str:
+    if isinstance(device, str):  # of a main server that an earlier version has started
+        return device
     driver = f", driver {device['driver']}" if device["driver"] else ""
     return f"{device['kind']}: {device['name']}, {device['memory_bytes'] / 1e9:.0f} GB{driver}"
 
