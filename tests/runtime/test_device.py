@@ -135,7 +135,7 @@ def test_the_driver_is_read_from_the_kernel(tmp_path: Path, monkeypatch: pytest.
     ids=["GPU", "CPU", "a main server of an earlier version"],
 )
 def test_the_status_names_the_device(named: Any, said: str) -> None:
-    spent = dict.fromkeys(("loading", "answers", "cancelled"), {"billed_ms": 0})
+    spent = {purpose: {"billed_ms": 0} for purpose in ("loading", "answers", "cancelled")}
     held = {"expert_bytes_held": 1, "expert_bytes_of_model": 2, "local_experts": 1, "experts_of_model": 2, "spent": spent, "device": named}
     main = {"kind": "server", "port": 1, "pid": 2, "state": "running", "resident_bytes": 3, **held}
     limits = {"memory": "cgroup-v2", "cpu": "cfs-quota"}
