@@ -132,6 +132,11 @@ def first_mistake(error: ValidationError) -> str:
     return f"at {shown(where)}: {escaped(first['msg'])}" if where else f"as a whole: {escaped(first['msg'])}"
 
 
+def is_none(value: object) -> bool:
+    """Tell whether a field is left out of a document (`Field(exclude_if=is_none)`)."""
+    return value is None
+
+
 def shown(value: object, most: int = 200) -> str:
     """Quote what `escaped` gives.
 

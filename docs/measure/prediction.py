@@ -26,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -56,7 +56,7 @@ from remoe_cli.profile.prompts import PromptSet  # noqa: E402
 from remoe_cli.profile.record import Profile, read_profile  # noqa: E402
 from remoe_cli.profile.run import profile  # noqa: E402
 from remoe_cli.runtime.client import answer  # noqa: E402
-from remoe_cli.runtime.expected_cost import expected_cost_of  # noqa: E402
+from remoe_cli.runtime.expected_cost import cost_model  # noqa: E402
 
 PROFILED, CALIBRATED = 64, 16
 HERE = LocalTarget(SILENT)
@@ -196,7 +196,7 @@ def _ask(folder: Path, made: Profile, asked: Profile, rtt_ms: float, options: ar
 
 def _predicted(plan: Plan, made: Profile, routing: PredictedRouting | None, receipt: dict[str, Any]) -> dict[str, float]:
     plan = plan.model_copy(update={"workload": plan.workload.model_copy(update={"routing": routing})})
-    outcome = expected_cost_of(plan, made, CATALOG)(receipt["prompt_tokens"], receipt["generated_tokens"] - 1)
+    outcome = cost_model(plan, made, CATALOG)(receipt["prompt_tokens"], receipt["generated_tokens"] - 1)
     return {"TTFT": outcome.ttft_s, "TPOT": outcome.tpot_s, "cost": outcome.cost_usd_per_request}
 
 
@@ -252,11 +252,8 @@ def _table(answers: Sequence[Asked]) -> int:
     )
     print(f"{'remote':>7}{'trip':>6}{'knows':>9}" + "".join(f"{name:>24}" for name in LIMITS) + f"{'measured':>30}")
     missed = []
-    rows: list[tuple[str, str, Callable[[Asked], bool]]] = [
-        (f"{share:.0%}", f"{rtt:g}", lambda one, at=(share, rtt): (one.share, one.rtt_ms) == at) for share, rtt in places
-    ]
-    for share, rtt, belongs in [*rows, ("all", "", lambda one: True)]:
-        some = [one for one in answers if belongs(one)]
+    groups = {(f"{share:.0%}", f"{rtt:g}"): [one for one in answers if (one.share, one.rtt_ms) == (share, rtt)] for share, rtt in places}
+    for (share, rtt), some in (groups | {("all", ""): list(answers)}).items():
         medians = {name: statistics.median(one.measured[name] for one in some) for name in LIMITS}
         seen = f"{medians['TTFT'] * 1e3:.0f} ms, {medians['TPOT'] * 1e3:.0f} ms, ${medians['cost'] * 1e6:.0f}/M"
         for known in KNOWN:

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from remoe_cli.artifacts import Part
-
-
-def _is_none(value: object) -> bool:
-    return value is None
+from remoe_cli.artifacts import Part, is_none
 
 
 class Lengths(Part):
@@ -91,7 +87,7 @@ class WorkloadRef(Part):
     served: Served | None = None
     requests_per_hour: float | None = None
     cold_share: float = 0.0
-    routing: PredictedRouting | None = Field(default=None, exclude_if=_is_none)
+    routing: PredictedRouting | None = Field(default=None, exclude_if=is_none)
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:
@@ -125,5 +121,5 @@ class Targets(Part):
     ttft_s: float | None = None
     tpot_s: float | None = None
     budget_usd: float | None = None
-    ttft_percentile: float | None = Field(default=None, exclude_if=_is_none)
-    ttft_at: TtftAt | None = Field(default=None, exclude_if=_is_none)
+    ttft_percentile: float | None = Field(default=None, exclude_if=is_none)
+    ttft_at: TtftAt | None = Field(default=None, exclude_if=is_none)

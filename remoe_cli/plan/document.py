@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from remoe_cli import bounded
-from remoe_cli.artifacts import MOST_LAYERS, Document, Experts, LayerIndex, Megabytes, Part, Replicas, parse_document
+from remoe_cli.artifacts import MOST_LAYERS, Document, Experts, LayerIndex, Megabytes, Part, Replicas, is_none, parse_document
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.asked import Lengths as Lengths
@@ -23,10 +23,6 @@ from remoe_cli.plan.asked import Source as Source
 from remoe_cli.plan.asked import Targets as Targets
 from remoe_cli.plan.asked import TtftAt as TtftAt
 from remoe_cli.plan.asked import WorkloadRef as WorkloadRef
-
-
-def _is_none(value: object) -> bool:
-    return value is None
 
 
 class MainSpec(Part):
@@ -83,7 +79,7 @@ class Outcome(Part):
     cost_usd_per_request: float
     ttft_s: float
     tpot_s: float
-    ttft_percentile_s: float | None = Field(default=None, exclude_if=_is_none)
+    ttft_percentile_s: float | None = Field(default=None, exclude_if=is_none)
 
     @property
     def held_ttft_s(self) -> float:
@@ -144,8 +140,8 @@ class Baseline(Part):
     ttft_s: float
     tpot_s: float
     cold_start_s: float = 0.0
-    ttft_percentile_s: float | None = Field(default=None, exclude_if=_is_none)
-    usd_per_hour: float | None = Field(default=None, exclude_if=_is_none)
+    ttft_percentile_s: float | None = Field(default=None, exclude_if=is_none)
+    usd_per_hour: float | None = Field(default=None, exclude_if=is_none)
     spec: str
     instances: int = 1
     meets: bool
@@ -185,9 +181,9 @@ class Scenario(Outcome):
     """
 
     kind: ScenarioKind
-    value: float | None = Field(default=None, exclude_if=_is_none)
-    planned_prompts: int | None = Field(default=None, exclude_if=_is_none)
-    judged_prompts: int | None = Field(default=None, exclude_if=_is_none)
+    value: float | None = Field(default=None, exclude_if=is_none)
+    planned_prompts: int | None = Field(default=None, exclude_if=is_none)
+    judged_prompts: int | None = Field(default=None, exclude_if=is_none)
     meets: bool
     best_usd: float | None = None
 
@@ -306,7 +302,7 @@ class Plan(Document):
     cost_usd_per_request: float
     ttft_s: float
     tpot_s: float
-    ttft_percentile_s: float | None = Field(default=None, exclude_if=_is_none)
+    ttft_percentile_s: float | None = Field(default=None, exclude_if=is_none)
     spread: tuple[Spread, ...] = ()
     cold_start_s: float = 0.0
     lower_bound_usd: float | None

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from remoe_cli.artifacts import Bytes, Figure, NonNegative, Part, Positive, Tokens
+from remoe_cli.artifacts import Bytes, Figure, NonNegative, Part, Positive, Tokens, is_none
 
 WARN_ABOVE = 0.15  # held-out median error of a kept curve
 WARN_SPREAD = 1.5  # median over least time of passes that do the same
@@ -261,7 +261,7 @@ class Latency(Part):
     nonexpert_layers: LayerTimes | None
     local_expert: Timing
     remote_expert: Timing
-    slower_in_passes: tuple[Positive, Positive] | None = Field(default=None, exclude_if=lambda value: value is None)
+    slower_in_passes: tuple[Positive, Positive] | None = Field(default=None, exclude_if=is_none)
     copy_s: Linear
     invocation: InvocationTiming | None = None
     cold_start: ColdStart | None = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from remoe_cli.model.experts import ExpertLayer, attach, run_expert, run_experts
 from remoe_cli.profile.latency_record import LayerTimes
 
 PROMPT_TOKENS = (16, 64, 192)
-CACHED_TOKENS = 64
+_CACHED_TOKENS = 64
 ROUNDS = 3  # each of them times everything, so that a busy spell of the machine is in a part of all figures
 _FORWARD_S, _PASSES_S = 0.17, 5.0  # of forward passes for one setting in a round, and in all rounds
 
@@ -110,7 +111,7 @@ def time_passes(model: PreTrainedModel) -> PassTimes:
     """
     experts = _Experts(none=model.device.type != "cpu")
     layers = decoder_layers(model, attach(model, experts).layers[0])
-    decode, *prefill = _passes(model, layers, experts, [(1, CACHED_TOKENS), *((n, 0) for n in PROMPT_TOKENS)])
+    decode, *prefill = _passes(model, layers, experts, [(1, _CACHED_TOKENS), *((n, 0) for n in PROMPT_TOKENS)])
     return PassTimes(tuple(layers), decode, tuple(prefill))
 
 
@@ -140,8 +141,10 @@ def _passes(
                 start = now(model.device)
                 forward()
                 whole = now(model.device) - start
-                within = [sum(call.seconds for call in experts.calls if call.layer == number) for number in numbers]
-                own = [layer - part for layer, part in zip(seconds, within, strict=True)]
+                within: dict[int, float] = defaultdict(float)
+                for call in experts.calls:
+                    within[call.layer] += call.seconds
+                own = [layer - within[number] for layer, number in zip(seconds, numbers, strict=True)]
                 done.append(Pass((*own, whole - sum(seconds)), tuple(experts.calls)))
                 spent += whole
     return [tuple(done) for done in passes]

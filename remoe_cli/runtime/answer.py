@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from remoe_cli.runtime.invoke import Invocation
+from remoe_cli.runtime.invoke import Invocation, Sample
 
 # Why an answer ended before the model or its length ended it: nobody waits for it, or the time there is for it is over.
 Stop = Literal["cancelled", "time-limit"]
 FinishReason = Literal["stop", "length"] | Stop
-# Seconds of a token, and of each of its calls wire bytes both ways, and seconds waited, in the function, and computing.
-TokenCalls = tuple[float, tuple[tuple[int, float, float, float], ...]]
+TokenCalls = tuple[float, tuple[Sample, ...]]  # seconds of a token, and its calls
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ def expected_cost(plan_path: Path) -> ExpectedCost:
     for what, planned, found in (("profile", plan.profile, profile.sha256), ("catalog", plan.catalog, catalog.file.sha256)):
         if planned.sha256 != found:
             raise ArtifactError(f"The {what} {planned.path} has changed since the plan was made.", "Plan and deploy again.")
-    return expected_cost_of(plan, profile, catalog)
+    return cost_model(plan, profile, catalog)
 
 
-def expected_cost_of(plan: Plan, profile: Profile, catalog: Catalog) -> ExpectedCost:
+def cost_model(plan: Plan, profile: Profile, catalog: Catalog) -> ExpectedCost:
     """Return the same for a plan, its profile and its catalog."""
     placement = Placement(plan.main, plan.layers, plan.instances)
     problem = problem_of(plan, profile, catalog)

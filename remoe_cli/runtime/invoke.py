@@ -33,6 +33,8 @@ _READS = re.compile(r"^remoe: (\d+) reads of S3$", re.MULTILINE)
 _UNREPORTED = {"ConnectionClosedError", "ProtocolError", "ResponseStreamingError", "IncompleteReadError", "ReadTimeoutError"}
 
 _HEALTH = b'{"health": true}'
+# What a call took: payload bytes on the wire both ways, and seconds waited, in the function, and computing.
+Sample = tuple[int, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,8 @@ class Invocation:
     compute_s: float = 0.0
 
     @property
-    def sample(self) -> tuple[int, float, float, float]:
-        """Return wire bytes both ways, and seconds waited, in the function, and computing.
-
-        Profiles store it (profile/latency_record.py).
-        """
+    def sample(self) -> Sample:
+        """Return what profiles store of a call (profile/latency_record.py)."""
         return self.request_bytes + self.response_bytes, self.elapsed_s, self.duration_ms / 1000, self.compute_s
 
 

@@ -79,6 +79,15 @@ def test_answers_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
         with_answers(profile, tmp_path / "made", plan, catalog, [{"calls": [[900, 0.03, 0.02, 0.01]]}])
 
 
+def test_a_single_call_of_a_long_answer_tells_no_cost_beside_it(tmp_path: Path) -> None:
+    """It is not among the tokens that are compared."""
+    profile, catalog, plan = planned(tmp_path / "p")
+    counts = [int(token == 1) for token in range(3 * calibrate._TOKENS)]
+    made = with_answers(profile, tmp_path / "made", plan, catalog, [answer(profile, counts, 0.030, 0.004)])
+    assert made.record.latency.invocation is not None
+    assert made.record.latency.invocation.unbilled_s.mean == pytest.approx(0.006)
+
+
 def test_long_answers_are_compared_at_tokens_of_all_their_parts() -> None:
     assert [len(calibrate._some(range(n))) for n in (0, 1, 200, 201, 1000)] == [0, 1, 200, 101, 200]
     assert calibrate._some(range(1000))[-1] == 995
