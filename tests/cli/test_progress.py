@@ -144,6 +144,7 @@ def test_a_terminal_shows_a_bar_that_leaves_one_line(monkeypatch: pytest.MonkeyP
     assert re.search(r"Long work: 8 done in \d+ s\s*$", drawn)
 
 
+@pytest.mark.alone
 def test_an_answer_that_stalls_prints_a_line_and_one_that_flows_prints_none(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
