@@ -19,6 +19,7 @@ from remoe_cli.cli import (
     demo,
     deploy,
     destroy,
+    doctor,
     infer,
     logs,
     output,
@@ -41,7 +42,7 @@ from remoe_cli.settings import debug
 
 class _Remoe(Group):
     panels: ClassVar = {
-        "Start here": ("demo",),
+        "Start here": ("demo", "doctor"),
         "Pipeline": ("profile", "predict", "plan", "package", "deploy", "infer"),
         "Operate": ("serve", "status", "logs", "destroy"),
         "Prices": ("catalog",),
@@ -124,7 +125,7 @@ app.add_typer(profile, name="profile")
 app.add_typer(plan, name="plan")
 app.add_typer(catalog, name="catalog")
 for group, modules in (
-    (app, (demo, predict, package, deploy, infer, serve, status, logs, destroy)),
+    (app, (demo, doctor, predict, package, deploy, infer, serve, status, logs, destroy)),
     (profile, (profile_run, profile_import, profile_measure, profile_merge)),
     (plan, (plan_make, plan_show)),
     (catalog, (catalog_update,)),

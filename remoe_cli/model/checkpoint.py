@@ -166,6 +166,14 @@ def find_named(model: str) -> Checkpoint:
     return _find(model, None)
 
 
+def find_settings(model: str) -> Checkpoint:
+    """Find the settings of a checkpoint that the user named; its weights are not downloaded.
+
+    Raises: what `find_named` raises.
+    """
+    return _find(model, None, weights=False)
+
+
 def find(model: str, revision: str | None = None) -> Checkpoint:
     """Find a checkpoint that a file of remoe names, and download it if needed.
 
@@ -179,7 +187,7 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
         raise ModelError(error.message, error.hint) from None
 
 
-def _find(model: str, revision: str | None) -> Checkpoint:
+def _find(model: str, revision: str | None, *, weights: bool = True) -> Checkpoint:
     path = _local(model)
     if path is not None:
         return Checkpoint(str(path), path)
@@ -187,7 +195,7 @@ def _find(model: str, revision: str | None) -> Checkpoint:
         raise UsageError(
             f"There is no folder {model}, and it is not a hub id such as 'owner/name'.", "Check the path, or give a hub id OWNER/NAME."
         )
-    return _fetch(model, revision)
+    return _fetch(model, revision, weights)
 
 
 def _local(model: str) -> Path | None:
@@ -257,7 +265,7 @@ def _git_digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.sha1(head, usedforsecurity=False)).hexdigest()
 
 
-def _fetch(model: str, revision: str | None) -> Checkpoint:
+def _fetch(model: str, revision: str | None, weights: bool) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -266,8 +274,10 @@ def _fetch(model: str, revision: str | None) -> Checkpoint:
         return Path(snapshot_download(model, revision=commit, allow_patterns=[*names], ignore_patterns=["*/*"], etag_timeout=10))
 
     try:
-        folder = download(revision, WHOLE, INDEX, *SETTINGS)
-        if not (folder / WHOLE).is_file():  # the same weights may be there a second time, under names that the index does not have
+        folder = download(revision, *((WHOLE, INDEX) if weights else ()), *SETTINGS)
+        if (
+            weights and not (folder / WHOLE).is_file()
+        ):  # the same weights may be there a second time, under names that the index does not have
             download(folder.name, *(_indexed(folder / INDEX) if (folder / INDEX).is_file() else [WEIGHTS]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(

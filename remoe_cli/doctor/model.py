@@ -1,0 +1,64 @@
+"""A model, from its config.json alone: whether remoe can profile, plan and serve it, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from remoe_cli.doctor.finding import Finding, tried
+from remoe_cli.errors import ModelError
+from remoe_cli.model.checkpoint import Checkpoint, find_settings
+from remoe_cli.model.spec import MoeSpec, read_spec
+
+
+def findings(model: str) -> Iterator[Finding]:
+    """Look at the model of a folder or a hub id; of the hub, only settings are fetched.
+
+    Raises: UsageError when there is no such model.
+    """
+    checkpoint = find_settings(model)
+    try:
+        spec = read_spec(checkpoint)
+    except ModelError as error:
+        yield Finding(name="experts", ok=False, value=error.message, hint=error.hint)
+        return
+    yield _experts(spec)
+    yield Finding(name="sizes", ok=True, value=_sizes(spec))
+    yield Finding(
+        name="stored form",
+        ok=spec.stored is None,
+        value=spec.stored_as or f"{spec.dtype}, as it is computed with",
+        hint="" if spec.stored is None else "It can be planned; to serve it, save a dequantised copy.",
+    )
+    yield _weights(checkpoint, spec)
+    yield tried("chat template", lambda: _template(checkpoint))
+
+
+def _experts(spec: MoeSpec) -> Finding:
+    layers = f"{len(spec.moe_layers)} of {spec.hidden_layers} layers"
+    return Finding(name="experts", ok=True, value=f"{spec.family}: {spec.experts_per_layer} in each of {layers}, top-{spec.top_k}")
+
+
+def _sizes(spec: MoeSpec) -> str:
+    experts, rest = spec.routed_bytes / 1e9, spec.nonexpert_bytes / 1e9
+    kv_cache = spec.kv_cache_bytes(4096) / 1e6
+    return f"experts {experts:.1f} GB, all else {rest:.1f} GB, KV cache of 4,096 tokens {kv_cache:.0f} MB"
+
+
+def _weights(checkpoint: Checkpoint, spec: MoeSpec) -> Finding:
+    if checkpoint.known is not None:
+        return Finding(
+            name="weights", ok=True, value=f"on the hub, {spec.stored_bytes / 1e9:.1f} GB", hint="'remoe profile' downloads them."
+        )
+
+    def count() -> Finding:
+        held = sum(file.stat().st_size for file in checkpoint.weight_files)
+        return Finding(name="weights", ok=True, value=f"{held / 1e9:.1f} GB in {len(checkpoint.weight_files)} files")
+
+    return tried("weights", count)
+
+
+def _template(checkpoint: Checkpoint) -> Finding:
+    from remoe_cli.model.tokens import has_chat_template, load_tokenizer
+
+    found = has_chat_template(load_tokenizer(checkpoint))
+    return Finding(name="chat template", ok=True, value="there is one" if found else "none: prompts are used as they stand")
