@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,20 +13,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from remoe_cli.cages import Mechanism
-from remoe_cli.deploy.local.config import FunctionConfig
 from remoe_cli.function.codec import unpack
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_experts
-from remoe_cli.model.loader import load
-from remoe_cli.model.shards import write_shards
-from remoe_cli.package.bundle import HANDLER, function_zip
 from remoe_cli.runtime import dispatch
-from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
-from remoe_cli.runtime.invoke import Invocation, invoke, make_client
+from remoe_cli.runtime.dispatch import Dispatcher
+from remoe_cli.runtime.invoke import Invocation, invoke
 from tests.support.families import save
 from tests.support.harness import PROMPT, clear_steps, greedy, logits
-from tests.support.shards import shard_environment
-from tests.support.twin import run_twin
+from tests.support.split import split_model
 
 FAMILIES = ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "nemotron_h"]
 ODD = ((1, 3, 5, 7),)
@@ -45,38 +37,9 @@ def _deployed(
     save(family, dtype, folder / "model", fused=False)
     checkpoint = find(str(folder / "model"))
     reference = AutoModelForCausalLM.from_pretrained(checkpoint.path, experts_implementation="eager")
-    layers = expert_layers(reference)
-    local_ids = {x.layer: tuple(range(0, x.experts, 2)) for x in layers}
-    shards = list(write_shards(checkpoint, dict.fromkeys(local_ids, parts), 1, folder / "bundle"))
-    replicas = 2 if len(parts) == 1 else 1
-    functions: dict[int, list[RemoteFunction]] = {}
-    for shard in shards:
-        functions.setdefault(shard.layer, []).append(RemoteFunction(shard.path.stem, shard.experts, replicas, 0.0))
-    zipfile.ZipFile(io.BytesIO(function_zip())).extractall(folder / "code")
-    configs = [
-        FunctionConfig(
-            name=shard.path.stem,
-            handler=HANDLER,
-            code_dir=str(folder / "code"),
-            environment=shard_environment(shard.path),
-            memory_mb=1769,
-            timeout_s=20,
-            reserved_concurrency=replicas,
-        )
-        for shard in shards
-    ]
-    calls = replicas * len(parts)
-    with run_twin(configs, folder / "logs", probed) as twin, ThreadPoolExecutor(calls) as pool:
-        split = load(checkpoint, local_ids)
-        dispatcher = Dispatcher(
-            client=make_client(twin.endpoint, calls, 20),
-            local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in local_ids.items()},
-            remote=functions,
-            pool=pool,
-        )
-        attach(split, dispatcher)
+    local = {x.layer: tuple(range(0, x.experts, 2)) for x in expert_layers(reference)}
+    with split_model(checkpoint, local, dict.fromkeys(local, parts), folder / "split", probed) as (split, dispatcher):
         yield reference, split, dispatcher
-        dispatcher.client.close()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
