@@ -10,7 +10,7 @@ docs/adr/0003-function-arithmetic.md has the measurement behind this choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,12 +182,13 @@ class Expert:
     down_bias: Floats | None
 
     @classmethod
-    def of(cls, tensors: dict[str, Array], spec: FfnSpec) -> Expert:
+    def of(cls, tensors: Mapping[str, Array], spec: FfnSpec) -> Expert:
         """Make an expert ready from stored gate_up_proj (or up_proj), down_proj and their biases."""
         name = "up_proj" if spec.gate == "none" else "gate_up_proj"
         biases = [widen(tensors[b], spec.dtype) if b in tensors else None for b in (name + "_bias", "down_proj_bias")]
-        width = tensors["down_proj"].shape[-1 if spec.transposed else -2]
-        return cls(spec, width, Matrix.of(tensors[name], spec), Matrix.of(tensors["down_proj"], spec), biases[0], biases[1])
+        up = Matrix.of(tensors[name], spec)  # each matrix is looked up once: looking up may dequantise it
+        stored = tensors["down_proj"]
+        return cls(spec, stored.shape[-1 if spec.transposed else -2], up, Matrix.of(stored, spec), biases[0], biases[1])
 
     @property
     def weights_bytes(self) -> int:

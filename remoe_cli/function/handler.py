@@ -152,7 +152,7 @@ def _age_s() -> float:
 
 def _width() -> int:
     """Get the width of the experts' rows without making an expert ready."""
-    return int(_shard.head.tensors[_shard.experts[0]]["down_proj"].shape[-1 if _experts.spec.transposed else -2])
+    return int(_shard.head.parameters(_shard.experts[0])["down_proj"][-1 if _experts.spec.transposed else -2])
 
 
 def _health() -> dict[str, Any]:

@@ -34,6 +34,7 @@ class ReadyExperts:
     def __init__(self, shard: Shard, room_bytes: float) -> None:
         self.shard, self.spec = shard, FfnSpec(**shard.head.ffn)
         largest_bytes = max(map(shard.head.expert_bytes, shard.experts))
+        room_bytes -= shard.head.dequantised_bytes()  # in memory as well, while an expert is made ready
         if largest_bytes > room_bytes:
             has_mb = max(0.0, room_bytes) / 2**20
             raise FunctionMemoryError(f"an expert takes {largest_bytes / 2**20:.1f} MB, and the memory has {has_mb:.1f} MB for experts")

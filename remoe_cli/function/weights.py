@@ -4,6 +4,9 @@ The format is plain safetensors (8 bytes of header length, a JSON header, raw te
 needs no library. The first two are the head, which is padded so that tensors begin at a multiple of ALIGNMENT. Tensors are named
 `EEEEE.NAME` (expert id in five digits). `__metadata__` holds, as JSON, the FfnSpec under `ffn`, and the digest of each expert's range by
 its id under `sha256`.
+
+Experts of a quantised checkpoint are stored as they are there. A parameter NAME is then the rows of its parts 0, 1, ..., each of one or
+more tensors `EEEEE.NAME.PART.ROLE`, with the roles of dequantise.py. `__metadata__` describes these parameters under `quantised`.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +25,42 @@ import numpy as np
 import numpy.typing as npt
 
 from .codec import STORAGE
+from .dequantise import STORED, FormError, dequantise
 from .errors import FunctionStorageError, ShardDigestError, ShardTruncatedError, WeightsError
 
 ALIGNMENT = 4096
 # The number types of codec.py by their names in safetensors.
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_STORAGE = {name: STORAGE[dtype] for dtype, name in TYPES.items()}
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """The place of one tensor: from byte `first` of the file to `last`, exclusive."""
+    """The place of one tensor: from byte `first` of the file to `last`, exclusive.
 
-    dtype: np.dtype[Any]
+    type   its number type, as safetensors names it
+    """
+
+    type: str
     shape: tuple[int, ...]
     first: int
     last: int
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A parameter of all experts that is stored quantised.
+
+    form         in dequantise.py
+    parts        whose rows follow each other
+    shape        of the parameter
+    transposed   whether the parameter is the transpose of what is stored
+    """
+
+    form: str
+    parts: int
+    shape: tuple[int, ...]
+    transposed: bool
 
 
 @dataclass(frozen=True)
@@ -48,12 +71,14 @@ class Head:
     sha256       digest of each expert's range, by id
     tensors      place of each tensor, by expert and name
     file_bytes   size of the whole shard
+    quantised    by name, the parameters that are stored quantised
     """
 
     ffn: Mapping[str, Any]
     sha256: Mapping[int, str]
     tensors: Mapping[int, Mapping[str, Tensor]]
     file_bytes: int
+    quantised: Mapping[str, Quantised]
 
     @classmethod
     def parse(cls, head: bytes) -> Head:
@@ -68,11 +93,18 @@ class Head:
             for name, entry in header.items():
                 expert, _, parameter = name.partition(".")
                 first, last = (len(head) + offset for offset in entry["data_offsets"])
-                tensors.setdefault(int(expert), {})[parameter] = Tensor(_STORAGE[entry["dtype"]], tuple(entry["shape"]), first, last)
+                tensors.setdefault(int(expert), {})[parameter] = Tensor(entry["dtype"], tuple(entry["shape"]), first, last)
             sha256 = {int(expert): digest for expert, digest in json.loads(metadata["sha256"]).items()}
             if sha256.keys() != tensors.keys():
                 raise ValueError("it does not give one digest for each expert")
-            return cls(json.loads(metadata["ffn"]), sha256, tensors, max(t.last for x in tensors.values() for t in x.values()))
+            if unknown := {t.type for x in tensors.values() for t in x.values()} - STORED.keys():
+                raise ValueError(f"it has tensors in {min(unknown)}")
+            quantised = {
+                name: Quantised(entry["form"], entry["parts"], tuple(entry["shape"]), entry["transposed"])
+                for name, entry in json.loads(metadata.get("quantised", "{}")).items()
+            }
+            last = max(t.last for x in tensors.values() for t in x.values())
+            return cls(json.loads(metadata["ffn"]), sha256, tensors, last, quantised)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(f"this is not the head of a shard: {str(error)[:200]}") from None
 
@@ -81,10 +113,23 @@ class Head:
         tensors = self.tensors[expert].values()
         return min(t.first for t in tensors), max(t.last for t in tensors)
 
+    def parameters(self, expert: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the expert's parameters, by name."""
+        plain = {name: t.shape for name, t in self.tensors[expert].items() if name.partition(".")[0] not in self.quantised}
+        return plain | {name: x.shape for name, x in self.quantised.items()}
+
     def expert_bytes(self, expert: int) -> int:
-        """Return the size of the expert."""
-        first, last = self.range(expert)
-        return last - first
+        """Return the size of the expert in memory, where nothing of it is quantised."""
+        number = STORAGE[self.ffn["dtype"]].itemsize
+        return sum(prod(shape) * number for shape in self.parameters(expert).values())
+
+    def dequantised_bytes(self) -> int:
+        """Return what is in memory while the largest parameter is dequantised: it and one of its parts.
+
+        It is 0 where none is quantised.
+        """
+        number = STORAGE[self.ffn["dtype"]].itemsize
+        return max((prod(x.shape) * number * (x.parts + 1) // x.parts for x in self.quantised.values()), default=0)
 
 
 def read_head(path: Path) -> bytes:
@@ -133,17 +178,58 @@ class Shard:
                 raise ShardDigestError(f"expert {expert} of {self.where} is not the one that was deployed")
             self._checked.add(expert)
 
-    def tensors(self, expert: int) -> dict[str, Array]:
-        """Return the expert's parameters as views into the file, bfloat16 as uint16."""
+    def tensors(self, expert: int) -> Mapping[str, Array]:
+        """Return the expert's parameters, bfloat16 as uint16.
+
+        They are views into the file; those that are stored quantised are dequantised each time that one is looked up.
+        """
         self.bring([expert])
-        return {name: self._view(tensor) for name, tensor in self.head.tensors[expert].items()}
+        return _Parameters(self, expert)
 
     def _fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Bring these ranges of bytes into the file."""
 
-    def _view(self, tensor: Tensor) -> Array:
-        count = (tensor.last - tensor.first) // tensor.dtype.itemsize
-        return np.frombuffer(self._map, tensor.dtype, count, tensor.first).reshape(tensor.shape)
+    def view(self, tensor: Tensor) -> Array:
+        """View a tensor in the file."""
+        dtype = STORED[tensor.type]
+        return np.frombuffer(self._map, dtype, (tensor.last - tensor.first) // dtype.itemsize, tensor.first).reshape(tensor.shape)
+
+
+class _Parameters(Mapping[str, Array]):
+    """An expert's parameters by name. So one matrix at a time is in memory twice, not all of an expert."""
+
+    def __init__(self, shard: Shard, expert: int) -> None:
+        self._shard, self._expert = shard, expert
+        self._shapes = shard.head.parameters(expert)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, name: str) -> Array:
+        places, head = self._shard.head.tensors[self._expert], self._shard.head
+        if name not in head.quantised:
+            return self._shard.view(places[name])
+        stored = head.quantised[name]
+        matrix = np.empty(stored.shape[::-1] if stored.transposed else stored.shape, STORAGE[head.ffn["dtype"]])
+        end = 0
+        try:
+            for part in range(stored.parts):
+                rows = self._part(name, part)
+                matrix[end : (end := end + len(rows))] = rows
+            if end != len(matrix):
+                raise FormError(f"{end} rows are stored, not {len(matrix)}")
+        except ValueError as error:
+            raise WeightsError(f"{name} of expert {self._expert} of {self._shard.where} cannot be read: {error}") from None
+        return matrix.T if stored.transposed else matrix
+
+    def _part(self, name: str, part: int) -> Array:
+        head, prefix = self._shard.head, f"{name}.{part}."
+        roles = {x.removeprefix(prefix): t for x, t in head.tensors[self._expert].items() if x.startswith(prefix)}
+        tensors = {role: (place.type, self._shard.view(place)) for role, place in roles.items()}
+        return dequantise(head.quantised[name].form, tensors, head.ffn["dtype"])
 
 
 class ShardFile(Shard):

@@ -18,8 +18,9 @@ from remoe_cli.errors import ModelError
 INDEX = "model.safetensors.index.json"
 SHARE = "share.json"
 WEIGHTS = "*.safetensors"
-# What transformers reads of a model besides weights: its config, generation config, tokenizer and chat template.
+# What is read of a model besides weights: its config, quantisation, generation config, tokenizer and chat template.
 SETTINGS = (
+    "hf_quant_config.json",
     *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json", "tekken.json"),
     *("tokenizer*.json", "vocab*.json", "vocab*.txt", "merges.txt", "*.model", "*.tiktoken", "*.jinja"),
 )
@@ -28,7 +29,7 @@ _LIMITS = {
     INDEX: bounded.INDEX,
     SHARE: bounded.DOCUMENT,
     **dict.fromkeys(("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json"), bounded.CONFIG),
-    **dict.fromkeys(("added_tokens.json", "chat_template.json"), bounded.CONFIG),
+    **dict.fromkeys(("added_tokens.json", "chat_template.json", "hf_quant_config.json"), bounded.CONFIG),
 }
 _READ_HERE = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json", "chat_template.json", INDEX)
 _TEMPLATE = bounded.Limit(4 * bounded.MIB)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +30,7 @@ from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import expert_layers, refuse_unservable
 from remoe_cli.model.foreign_code import refuse_foreign_code, refuse_foreign_config
 from remoe_cli.model.generation import read_generation_config
+from remoe_cli.model.quantised import QuantisedMatrix, fold
 
 # remoe shows its own progress, and reports what goes wrong as one ModelError.
 disable_progress_bar()
@@ -45,24 +46,31 @@ class ExpertRows:
     """Some experts' rows of a fused tensor in a checkpoint, read when transformers asks for them."""
 
     def __init__(self, source: Any, rows: Sequence[int]) -> None:
-        self._source, self.rows = source, rows
+        self.source, self.rows = source, rows
 
     def get_shape(self) -> list[int]:
-        return [len(self.rows), *self._source.get_shape()[1:]]
+        return [len(self.rows), *self.source.get_shape()[1:]]
 
     def get_dtype(self) -> str:
-        return cast(str, self._source.get_dtype())
+        return cast(str, self.source.get_dtype())
 
     def __getitem__(self, key: Any) -> torch.Tensor:
         if not self.rows:
-            return cast(torch.Tensor, self._source[0:0]).clone()[key]  # without the file's pages behind it
-        return torch.cat([self._source[row : row + 1] for row in self.rows])[key]
+            return cast(torch.Tensor, self.source[0:0]).clone()[key]  # without the file's pages behind it
+        return torch.cat([self.source[row : row + 1] for row in self.rows])[key]
+
+
+def stored_names(name: str, selected: Any) -> tuple[str, ...]:
+    """Name the checkpoint's tensors behind one that `select` returned: several for a quantised matrix."""
+    source = selected.source if isinstance(selected, ExpertRows) else selected
+    return tuple(stored for stored, _ in source.tensors.values()) if isinstance(source, QuantisedMatrix) else (name,)
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """Read the model's configuration.
 
-    One without a dtype gets that of the weights, or bfloat16 where there are none.
+    One without a dtype gets that of the weights, or bfloat16 where there are none. It says nothing of quantisation: what transformers loads
+    is dequantised (model/quantised.py).
 
     Raises: ModelError when transformers cannot read it.
     """
@@ -72,6 +80,9 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         refuse_foreign_config(config, checkpoint)
         if config.dtype is None and config.get_text_config().dtype is None:
             config.dtype = _stored_dtype(checkpoint)
+        for part in (config, config.get_text_config()):
+            if getattr(part, "quantization_config", None) is not None:
+                del part.quantization_config
         return config
     except ModelError:
         raise
@@ -85,7 +96,7 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     for file in (file for file in checkpoint.files if file.suffix == ".safetensors"):
         with _open(file) as handle:
             for name in handle.keys():  # noqa: SIM118 (not a dict)
-                if (dtype := _SAFETENSORS.get(handle.get_slice(name).get_dtype())) is not None:
+                if "scale" not in name and (dtype := _SAFETENSORS.get(handle.get_slice(name).get_dtype())) is not None:
                     return dtype
     return torch.bfloat16
 
@@ -184,17 +195,11 @@ def select(checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep) -> dict
     for layer, experts in wanted.items():
         if absent := set(experts) - set(held[layer]):
             raise ModelError(f"{checkpoint.path} does not hold expert {min(absent)} of layer {layer}.", "Ask for experts that it holds.")
-    mapping = get_model_conversion_mapping(probe)
-    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
-    converters = [m for m in mapping if isinstance(m, WeightConverter)]
-    meta = probe.state_dict()
     owner = {f"{x.name}.{p}": x.layer for x in layers for p in x.parameters()}
     state: dict[str, Any] = {}
     # By parameter and naming pattern of the checkpoint, the experts that have a tensor of their own.
     single: dict[tuple[str, str | None], set[int]] = defaultdict(set)
-    for key, source in open_weights(checkpoint).items():
-        target, pattern = rename_source_key(key, renamings, converters, probe.base_model_prefix, meta)
-        target = key if target not in meta and key in meta else target
+    for key, source, target, pattern in parameters_of(checkpoint, probe):
         if target not in owner:
             state[key] = source
             continue
@@ -214,6 +219,17 @@ def select(checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep) -> dict
                 "Check that the checkpoint is complete.",
             )
     return state
+
+
+def parameters_of(checkpoint: Checkpoint, probe: PreTrainedModel) -> Iterator[tuple[str, Any, str, str | None]]:
+    """Yield the name of each tensor or quantised matrix, what reads it, its parameter, and the naming pattern."""
+    mapping = get_model_conversion_mapping(probe)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+    meta = probe.state_dict()
+    for key, source in fold(checkpoint, open_weights(checkpoint), probe.dtype).items():
+        target, pattern = rename_source_key(key, renamings, converters, probe.base_model_prefix, meta)
+        yield key, source, key if target not in meta and key in meta else target, pattern
 
 
 def _refuse_count(checkpoint: Checkpoint, name: str, found: int, experts: int) -> None:

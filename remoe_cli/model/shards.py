@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from remoe_cli import interrupts, owned, recognise
 from remoe_cli.errors import ModelError
@@ -21,11 +23,15 @@ from remoe_cli.function.weights import ALIGNMENT, TYPES
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer, expert_layers
 from remoe_cli.model.ffn import describe, prove_same, to_storage
-from remoe_cli.model.loader import load
+from remoe_cli.model.loader import load, read_config, skeleton
 from remoe_cli.model.names import function_name
+from remoe_cli.model.stored import quantisation
+from remoe_cli.model.stored_experts import StoredExperts, as_json
 
 # Experts held in memory at once while packaging; those of one function are never divided.
 _BATCH_BYTES = 2 << 30
+# Name, type as safetensors names it, and array.
+Tensors = Sequence[tuple[str, str, Array]]
 _SHARD = recognise.Made("shard", lambda path: {"ffn", "sha256"} <= recognise.safetensors_metadata(path).keys())
 
 
@@ -45,15 +51,24 @@ def write_shard(
     if len({p.dtype for _, p in parameters}) > 1:
         raise ModelError(f"The experts of layer {layer.layer} mix number types.", "Keep all experts local.")
     rows = range(len(experts)) if rows is None else rows
-    stored = {e: [(name, to_storage(p[row])) for name, p in parameters] for e, row in sorted(zip(experts, rows, strict=True))}
+    stored = {
+        e: [(name, TYPES[spec.dtype], to_storage(p[row])) for name, p in parameters] for e, row in sorted(zip(experts, rows, strict=True))
+    }
+    _write(path, stored.__getitem__, sorted(stored), spec, {}, like)
+
+
+def _write(
+    path: Path, read: Callable[[int], Tensors], experts: Sequence[int], spec: FfnSpec, quantised: dict[str, Any], like: Sequence[Path]
+) -> None:
+    """Write the shard of `experts`, ascending; each is read twice, for the head and for the file."""
     with owned.writing(path, _SHARD, like) as temporary, temporary.open("wb") as file:
-        file.write(_head(stored, spec))
-        for tensors in stored.values():
-            for _, array in tensors:
-                file.write(array.data)
+        file.write(_head(read, experts, spec, quantised))
+        for expert in experts:
+            for _, _, array in read(expert):
+                file.write(array.reshape(-1).view(np.uint8).data)
 
 
-def _head(stored: Mapping[int, Sequence[tuple[str, Array]]], spec: FfnSpec) -> bytes:
+def _head(read: Callable[[int], Tensors], experts: Sequence[int], spec: FfnSpec, quantised: dict[str, Any]) -> bytes:
     """Make the file's first part, up to its tensors, padded with the spaces that the format allows.
 
     It holds the digests of the tensors. The safetensors library cannot be used: it writes whole files only.
@@ -61,14 +76,14 @@ def _head(stored: Mapping[int, Sequence[tuple[str, Array]]], spec: FfnSpec) -> b
     entries: dict[str, Any] = {}
     digests: dict[int, str] = {}
     end = 0
-    for expert, tensors in stored.items():
+    for expert in experts:
         digest = hashlib.sha256()
-        for name, array in tensors:
-            digest.update(array.data)
+        for name, kind, array in read(expert):
+            digest.update(array.reshape(-1).view(np.uint8).data)
             offsets = [end, end := end + array.nbytes]
-            entries[f"{expert:05d}.{name}"] = {"dtype": TYPES[spec.dtype], "shape": list(array.shape), "data_offsets": offsets}
+            entries[f"{expert:05d}.{name}"] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
         digests[expert] = digest.hexdigest()
-    metadata = {"ffn": json.dumps(asdict(spec)), "sha256": json.dumps(digests)}
+    metadata = {"ffn": json.dumps(asdict(spec)), "sha256": json.dumps(digests)} | quantised
     header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % ALIGNMENT)
     return len(header).to_bytes(8, "little") + header
@@ -83,13 +98,32 @@ class WrittenShard:
     path: Path
 
 
+def write_stored_shard(path: Path, stored: StoredExperts, layer: int, experts: Sequence[int], like: Sequence[Path] = ()) -> None:
+    """Write the shard of experts of a quantised checkpoint, in its own tensors.
+
+    One expert at a time is in memory.
+
+    Raises: ModelError for experts that an expert function cannot serve.
+    """
+    experts = sorted(experts)
+    spec, quantised = stored.described(layer, experts[0])
+    _write(path, lambda e: stored.tensors(layer, e, quantised), experts, spec, {"quantised": json.dumps(as_json(quantised))}, like)
+
+
 def write_shards(
     checkpoint: Checkpoint, groups: Mapping[int, Sequence[Sequence[int]]], expert_bytes: int, folder: Path
 ) -> Iterator[WrittenShard]:
     """Write a shard for each group of experts, by hidden layer, and yield each when it is written.
 
-    At most 2 GiB of experts are in memory at once, or one group if it is larger. Files are named after `names.function_name`.
+    At most 2 GiB of experts are in memory at once, or one group if it is larger; of a quantised checkpoint, one expert. Files are named
+    after `names.function_name`.
     """
+    if (stored := _stored(checkpoint)) is not None:
+        for shard in _shards(groups, folder):
+            interrupts.check()
+            write_stored_shard(shard.path, stored, shard.layer, shard.experts, checkpoint.weight_files)
+            yield shard
+        return
     batch: list[WrittenShard] = []
     for shard in _shards(groups, folder):
         if batch and sum(len(x.experts) for x in (*batch, shard)) * expert_bytes > _BATCH_BYTES:
@@ -98,6 +132,14 @@ def write_shards(
         batch.append(shard)
     if batch:
         yield from _write_batch(checkpoint, batch)
+
+
+def _stored(checkpoint: Checkpoint) -> StoredExperts | None:
+    """Find the experts of a checkpoint if they are quantised."""
+    if quantisation(checkpoint.path) is None:
+        return None
+    stored = StoredExperts(checkpoint, skeleton(read_config(checkpoint)))
+    return stored if stored.is_quantised else None
 
 
 def _shards(groups: Mapping[int, Sequence[Sequence[int]]], folder: Path) -> Iterator[WrittenShard]:

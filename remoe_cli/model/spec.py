@@ -87,6 +87,26 @@ class MoeSpec(Part):
         return self.expert_bytes * self.experts
 
     @property
+    def is_served_quantised(self) -> bool:
+        """Whether the weights are stored, sent and read quantised, and dequantised in memory."""
+        return self.stored is not None and self.stored.served
+
+    @property
+    def read_expert_bytes(self) -> int:
+        """What is read of one routed expert: as the checkpoint stores it, where remoe serves that form."""
+        return self.stored.expert_bytes if self.stored is not None and self.stored.served else self.expert_bytes
+
+    @property
+    def read_nonexpert_bytes(self) -> int:
+        """What is read of everything else."""
+        return self.stored.nonexpert_bytes if self.stored is not None and self.stored.served else self.nonexpert_bytes
+
+    @property
+    def read_bytes(self) -> int:
+        """What is read of all weights."""
+        return self.read_nonexpert_bytes + self.read_expert_bytes * self.experts
+
+    @property
     def stored_bytes(self) -> int:
         """The bytes of all weights as the checkpoint stores them."""
         if self.stored is None:
@@ -99,10 +119,10 @@ class MoeSpec(Part):
         if self.stored is None:
             return None
         whole = (self.nonexpert_bytes + self.routed_bytes) / 1e9
-        return (
-            f"The checkpoint is stored in {self.stored.format}, {self.stored_bytes / 1e9:.1f} GB. Expert functions compute with a "
-            f"{self.dtype} copy of {whole:.1f} GB, and 'remoe deploy' needs that copy."
-        )
+        stored = f"The checkpoint is stored in {self.stored.format}, {self.stored_bytes / 1e9:.1f} GB."
+        if self.stored.served:
+            return f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole:.1f} GB)."
+        return f"{stored} Expert functions compute with a {self.dtype} copy of {whole:.1f} GB, and 'remoe deploy' needs that copy."
 
     def kv_cache_bytes(self, tokens: int) -> int:
         """Count the bytes of KV cache after `tokens` tokens of one sequence.
@@ -128,9 +148,7 @@ def read_spec(checkpoint: Checkpoint) -> MoeSpec:
     from remoe_cli.model.loader import model_dtype, read_config, skeleton
 
     config = read_config(checkpoint)
-    settings = quantisation(config, checkpoint.path)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    settings = quantisation(checkpoint.path)
     model = skeleton(config)
     layers = expert_layers(model)
     sizes = {sum(p.numel() * p.element_size() for p in x.parameters().values()) // x.experts for x in layers}

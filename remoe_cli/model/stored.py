@@ -1,6 +1,6 @@
 """In which form a quantised checkpoint stores its weights, and how many bytes that takes.
 
-Expert functions compute with the weights that are unpacked from it, so all other sizes are those. Quantised are the matrices of experts
+All computing is with the weights that are dequantised from it, so all other sizes are those. Quantised are the matrices of experts
 and of linear layers, but for those that the configuration leaves out; biases, norms, routers and embeddings keep the model's dtype.
 """
 
@@ -12,8 +12,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from remoe_cli import bounded
 from remoe_cli.artifacts import Part
+from remoe_cli.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,11 +30,13 @@ class StoredWeights(Part):
     format          name of the format, such as MXFP4
     expert_bytes    one routed expert
     nonexpert_bytes everything else
+    served          whether remoe serves this form: then it is what is stored, sent and read; otherwise a copy in the model's type is
     """
 
     format: str
     expert_bytes: int
     nonexpert_bytes: int
+    served: bool = Field(default=False, exclude_if=lambda served: not served)
 
 
 _LEFT_OUT = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules")
@@ -39,18 +44,77 @@ _PACKED = {"mxfp4": ("MXFP4", 4, 32, 8), "nvfp4": ("NVFP4", 4, 16, 8), "mxfp8": 
 _BLOCK = 128 * 128  # weights that share a scale where a configuration does not say
 
 
-def quantisation(config: Any, folder: Path) -> dict[str, Any] | None:
+def quantisation(folder: Path) -> dict[str, Any] | None:
     """Find the quantisation of a checkpoint: in its config.json, or in NVIDIA's hf_quant_config.json."""
-    own = getattr(config, "quantization_config", None)
-    own = own if own is not None else getattr(config.get_text_config(), "quantization_config", None)
+    config = _read(folder / "config.json")
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    own = next((part["quantization_config"] for part in parts if isinstance(part.get("quantization_config"), dict)), None)
     if own is not None:
-        experts = getattr(config.get_text_config(), "expert_dtype", None)  # DeepSeek-V4 says of its experts what differs
-        return {**(own if isinstance(own, Mapping) else own.to_dict()), "expert_dtype": experts}
-    try:
-        beside = bounded.read_json(folder / "hf_quant_config.json", bounded.CONFIG)["quantization"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        experts = next((part["expert_dtype"] for part in parts if part.get("expert_dtype")), None)
+        return {**own, "expert_dtype": experts}  # DeepSeek-V4 says of its experts what differs
+    beside = _read(folder / "hf_quant_config.json").get("quantization")
     return {"quant_method": "modelopt", **beside} if isinstance(beside, dict) else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = bounded.read_json(file, bounded.CONFIG)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# By quant_method, what says more of the format, and what of it is served. docs/reference/families.md has the list for people.
+_SERVED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fp8": ("fmt", ("", "e4m3", "e5m2")),
+    "mxfp4": ("", ("",)),
+    "modelopt": ("quant_algo", ("nvfp4", "fp8", "fp8_pb_wo")),
+    "compressed-tensors": (
+        "format",
+        ("", "pack-quantized", "float-quantized", "int-quantized", "naive-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized"),
+    ),
+}
+_SERVED_NAMES = (
+    "FP8 (fp8), MXFP4 (mxfp4), NVFP4 and FP8 (modelopt), and integers of 4 and 8 bits, FP8, NVFP4 and MXFP4 (compressed-tensors)"
+)
+
+
+def refuse_format(settings: Mapping[str, Any]) -> None:
+    """Refuse a quantised checkpoint whose experts remoe does not serve as they are stored.
+
+    Raises: ModelError that names the format.
+    """
+    if (reason := _unserved(settings)) is not None:
+        raise ModelError(
+            f"The checkpoint is quantised by {reason}, which remoe does not serve.",
+            f"Use a bfloat16 copy of the model, or one in {_SERVED_NAMES}.",
+        )
+
+
+def _unserved(settings: Mapping[str, Any]) -> str | None:
+    """Name what is not served of a quantisation; None where all of it is."""
+    method = str(settings.get("quant_method", "")).lower()
+    if method not in _SERVED:
+        return f"'{method}'" if method else "a method that its configuration does not name"
+    key, served = _SERVED[method]
+    groups = settings.get("config_groups")
+    for name in _formats(settings, key, groups if isinstance(groups, Mapping) else {}):
+        if name not in served:
+            return f"{method} with {key} '{name}'"
+    if settings.get("transform_config"):
+        return f"{method} with transforms of its weights"
+    sparsity = settings.get("sparsity_config")
+    if isinstance(sparsity, Mapping) and sparsity.get("format", "dense") != "dense":
+        return f"{method} with sparse weights"
+    if method == "compressed-tensors" and (bits := _weights(settings).get("num_bits")) not in (4, 8):
+        return f"{method} with {bits} bits a weight"
+    return None
+
+
+def _formats(settings: Mapping[str, Any], key: str, groups: Mapping[str, Any]) -> set[str]:
+    """List the formats that a configuration names: its own, or those of its groups where they have some."""
+    own = [group[key] for group in groups.values() if isinstance(group, Mapping) and group.get(key)]
+    return {str(name or "").lower() for name in (own or [settings.get(key)])}
 
 
 def bits_per_weight(settings: Mapping[str, Any]) -> tuple[str, float]:
@@ -127,7 +191,7 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
     for parameter in {id(parameter): parameter for parameter in model.parameters()}.values():
         if id(parameter) not in routed:
             nonexpert += parameter.numel() * (bits / 8 if id(parameter) in linear else parameter.element_size())
-    return StoredWeights(format=name, expert_bytes=round(expert), nonexpert_bytes=round(nonexpert))
+    return StoredWeights(format=name, expert_bytes=round(expert), nonexpert_bytes=round(nonexpert), served=_unserved(settings) is None)
 
 
 def _is_left_out(path: str, patterns: list[str]) -> bool:

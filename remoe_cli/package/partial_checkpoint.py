@@ -76,12 +76,16 @@ def write_partial_checkpoint(
     """
     owned.require_empty(folder)
     from remoe_cli.model.experts import expert_layers
-    from remoe_cli.model.loader import ExpertRows, read_config, select, skeleton
+    from remoe_cli.model.loader import ExpertRows, read_config, select, skeleton, stored_names
 
     probe = skeleton(read_config(checkpoint))
     kept = {x.layer: tuple(keep.get(x.layer, ())) for x in expert_layers(probe)}
     tensors = select(checkpoint, probe, kept)
-    rows = {name: tensor.rows if isinstance(tensor, ExpertRows) else None for name, tensor in tensors.items()}
+    rows = {
+        stored: tensor.rows if isinstance(tensor, ExpertRows) else None
+        for name, tensor in tensors.items()
+        for stored in stored_names(name, tensor)
+    }
     for source in checkpoint.settings_files:
         if source.name not in (SHARE, "config.json"):
             owned.copy_file(source, folder / source.name)

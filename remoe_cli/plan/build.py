@@ -96,6 +96,8 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
             experts_per_layer=problem.spec.experts_per_layer,
             expert_bytes=problem.spec.expert_bytes,
             nonexpert_bytes=problem.spec.nonexpert_bytes,
+            read_expert_bytes=problem.spec.read_expert_bytes if problem.spec.is_served_quantised else None,
+            read_nonexpert_bytes=problem.spec.read_nonexpert_bytes if problem.spec.is_served_quantised else None,
         ),
         workload=_workload_ref(problem.workload, request),
         invocations=problem.invocations,

@@ -189,13 +189,18 @@ class Scenario(Outcome):
 
 
 class PlannedModel(Part):
-    """The profiled model: bytes of one routed expert, and of everything that is no routed expert."""
+    """The profiled model: bytes of one routed expert, and of everything that is no routed expert.
+
+    `read_...` are the same as they are stored and read, where that is quantised.
+    """
 
     name: str
     revision: str
     experts_per_layer: int
     expert_bytes: int
     nonexpert_bytes: int
+    read_expert_bytes: int | None = Field(default=None, exclude_if=is_none)
+    read_nonexpert_bytes: int | None = Field(default=None, exclude_if=is_none)
 
 
 class Costs(Part):

@@ -142,7 +142,7 @@ def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None) -> Latenc
         local_expert=_timing(_expert_on_cpu(main, spec)),
         remote_expert=_timing(_expert_on_cpu(hardware.function, spec)),
         copy_s=copied,
-        load_s=(spec.nonexpert_bytes + spec.routed_bytes) / main.load_bytes_per_s,
+        load_s=spec.read_bytes / main.load_bytes_per_s,
     )
 
 

@@ -199,15 +199,6 @@ def test_a_fused_tensor_of_fewer_experts_is_refused(keep: Keep | None, tmp_path:
         load(find(str(tmp_path)), keep)
 
 
-def test_quantised_weights_are_refused(tmp_path: Path) -> None:
-    save("deepseek_v3", torch.bfloat16, tmp_path, fused=False)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"\('deepseek_v3'\) is quantised"):
-        load(find(str(tmp_path)))
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [

@@ -12,10 +12,11 @@ import pytest
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.spec import read_spec
 from remoe_cli.model.stored import StoredWeights, bits_per_weight
+from remoe_cli.plan.cost import expert_functions
 from remoe_cli.plan.document import BaselineName
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile
-from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
+from tests.support.synthetic import plan_of, problem_of, synthetic_profile, tiny_catalog
 
 MB = 2**20
 GROUP = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}}
@@ -86,9 +87,16 @@ def test_what_is_left_out_keeps_its_dtype(
         format=format,
         expert_bytes=round(EXPERT * expert_bits / 8),
         nonexpert_bytes=round(LINEAR * linear_bits / 8 + REST * 2),
+        served=True,
     )
     assert spec.expert_bytes == EXPERT * 2 and spec.nonexpert_bytes == (LINEAR + REST) * 2  # what remoe computes with
-    assert spec.stored_as is not None and format in spec.stored_as and "bfloat16 copy" in spec.stored_as
+    assert spec.stored_as is not None and format in spec.stored_as and "dequantised to bfloat16 in memory" in spec.stored_as
+
+
+def test_a_format_that_is_not_served_is_planned_as_its_copy(tmp_path: Path) -> None:
+    spec = read_spec(checkpoint(tmp_path / "tiny", {"quant_method": "awq", "bits": 4, "group_size": 64}))
+    assert spec.stored is not None and not spec.stored.served and "served" not in spec.stored.model_dump()
+    assert spec.read_bytes == spec.nonexpert_bytes + spec.routed_bytes and "bfloat16 copy" in str(spec.stored_as)
 
 
 def test_a_checkpoint_that_is_not_quantised(tmp_path: Path) -> None:
@@ -123,3 +131,22 @@ def test_the_whole_model_is_priced_as_it_is_stored(tmp_path: Path) -> None:
         altered = packed.model_copy(update={"baselines": packed.baselines | {name: off}})
         assert f"baselines.{name}.tpot_s" in {f.field for f in verify(altered, quantised(made, stored), catalog)}
     assert verify(packed.model_copy(update={"baselines": plain.baselines}), quantised(made, stored), catalog) != ()
+
+
+def test_what_is_served_quantised_is_read_quantised_and_held_dequantised(tmp_path: Path) -> None:
+    """Cold starts, /tmp and storage are of the stored bytes, memory is of the others and of one more expert; the verifier knows both."""
+    made = synthetic_profile(tmp_path, layers=10, experts=8, skew=1.0, expert_mb=500, nonexpert_mb=500, decode_tokens=15)
+    copied = StoredWeights(format="MXFP4", expert_bytes=125 * MB, nonexpert_bytes=500 * MB)
+    served = copied.model_copy(update={"served": True})
+    catalog = tiny_catalog({"menu": [{"name": "big", "memory_mb": 60_000, "vcpus": 4.0}]})
+    profiles = {form: quantised(made, form) for form in (copied, served)}
+    problems = {form: problem_of(profile, catalog) for form, profile in profiles.items()}
+    read = {form: expert_functions.cold_s(problem, [4]) - expert_functions.cold_s(problem, [0]) for form, problem in problems.items()}
+    assert read[served] == pytest.approx(read[copied] / 4)
+    memory = {form: expert_functions.function_memory_bytes(problem, [4], [0]) for form, problem in problems.items()}
+    assert memory[served] == memory[copied] + 500 * MB
+    plans = {form: plan_of(profile, catalog, requests_per_hour=20.0) for form, profile in profiles.items()}
+    for form, plan in plans.items():
+        assert verify(plan, profiles[form], catalog) == ()
+        assert verify(plan, profiles[served if form is copied else copied], catalog) != ()
+    assert plans[served].model.read_expert_bytes == 125 * MB and "read_expert_bytes" not in plans[copied].model.model_dump()

@@ -129,12 +129,15 @@ def _maker(name: str) -> Callable[[], PreTrainedConfig]:
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {name: _maker(name) for name in _SETTINGS}
 
 
-def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
-    """A model of family `name` in eval mode, on `eager` experts; the same weights for the same name, dtype and seed."""
+def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A model of family `name` in eval mode, on `eager` experts; the same weights for the same arguments. `changes` are of its config."""
     from_config: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = from_config(FAMILIES[name](), dtype=dtype, experts_implementation="eager")
+        config = FAMILIES[name]()
+        for field, value in changes.items():
+            setattr(config, field, value)
+        model = from_config(config, dtype=dtype, experts_implementation="eager")
     torch.nn.Module.train(model, False)
     with torch.no_grad():
         for parameter_name, parameter in _drawn(model):
@@ -144,12 +147,12 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTr
     return model
 
 
-def save(name: str, dtype: torch.dtype, directory: Path, fused: bool, seed: int = 0) -> PreTrainedModel:
-    """Write the checkpoint of `build(name, dtype, seed)` in `directory` and return the model.
+def save(name: str, dtype: torch.dtype, directory: Path, fused: bool, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Write the checkpoint of `build(name, dtype, seed, **changes)` in `directory` and return the model.
 
     `fused` writes transformers' own names and fused expert tensors, else the layout that the family has on the hub.
     """
-    model = build(name, dtype, seed)
+    model = build(name, dtype, seed, **changes)
     model.save_pretrained(directory, save_original_format=not fused)
     return model
 

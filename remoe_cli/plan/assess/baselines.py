@@ -311,5 +311,5 @@ def _outcome(
 def read_s(problem: Problem, as_it_is_stored: bool = False) -> float:
     """Compute how long a cold start takes that reads the whole model."""
     spec, side = problem.spec, problem.catalog.main
-    read_bytes = spec.stored_bytes if as_it_is_stored else spec.nonexpert_bytes + spec.routed_bytes
+    read_bytes = spec.stored_bytes if as_it_is_stored else spec.read_bytes
     return side.cold_start_s + read_bytes / side.load_bytes_per_s

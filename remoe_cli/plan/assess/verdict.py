@@ -232,7 +232,8 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
         yield f"The lower bound is for plans that make each layer's least used experts remote{searched}."
     yield from workload.assumptions
     if (stored := problem.spec.stored_as) is not None:
-        yield f"{stored} So this plan is for the copy; whole quantised models are among the alternatives."
+        copied = "" if problem.spec.is_served_quantised else "So this plan is for the copy; w"
+        yield f"{stored} {copied or 'W'}hole models that stay quantised are among the alternatives."
     latency = problem.latency_of(placement.main)
     if latency is not problem.latency:
         yield f"Times of {placement.main.name} are those of the description '{latency.machine}', not measured."
@@ -256,7 +257,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
     if placement.instances > 1:
         yield "An instance answers one request at a time here; a server that batches requests may need fewer."
     if catalog.storage.usd_per_gb_month:
-        month = catalog.storage.usd_per_gb_month * (problem.spec.nonexpert_bytes + problem.spec.routed_bytes) / 2**30
+        month = catalog.storage.usd_per_gb_month * problem.spec.read_bytes / 2**30
         yield f"Storing the model costs another ${month:.2f} a month."
 
 

@@ -113,7 +113,7 @@ def function_usd_per_s(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.
     Shapes: `memory_mb` [Y] or [S, Y], `experts` [S]; USD [S, Y].
     Source: method.md, section 4.
     """
-    storage_mb = prices.function_storage_mb(problem.catalog, problem.spec.expert_bytes, experts)
+    storage_mb = prices.function_storage_mb(problem.catalog, problem.spec.read_expert_bytes, experts)
     return prices.function_usd_per_s(prices.function_prices(problem.catalog), memory_mb, storage_mb[..., None])
 
 
@@ -130,10 +130,13 @@ def bill_usd(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.ArrayLike,
 def function_memory_bytes(problem: Problem, experts: npt.ArrayLike, rows: npt.ArrayLike) -> Floats:
     """Compute the memory of a function: runtime, experts, and hidden states of their prompt tokens.
 
+    Where experts are stored quantised, there is room for one more, which is being dequantised.
+
     Source: the limit of function memory in method.md, section 4.
     """
     side, spec = problem.catalog.function, problem.spec
     held = np.asarray(experts, dtype=np.float64) * (spec.expert_bytes * side.expert_memory_factor)
+    held += spec.expert_bytes if spec.is_served_quantised else 0
     return side.runtime_memory_mb * MB + held + np.asarray(rows, dtype=np.float64) * spec.hidden_state_bytes
 
 
@@ -149,7 +152,7 @@ def cold_s(problem: Problem, experts: npt.ArrayLike) -> Floats:
     """Compute the time to the first result of an instance that has to start and read its experts."""
     side, measured = problem.catalog.function, problem.latency.cold_start
     start_s = side.cold_start_s if measured is None else measured.total_s
-    return start_s + np.asarray(experts, dtype=np.float64) * problem.spec.expert_bytes / side.load_bytes_per_s
+    return start_s + np.asarray(experts, dtype=np.float64) * problem.spec.read_expert_bytes / side.load_bytes_per_s
 
 
 def allowed_s(problem: Problem, experts: npt.ArrayLike, call_s: npt.ArrayLike) -> Floats:
@@ -297,7 +300,7 @@ def cold_usd(problem: Problem, memory_mb: npt.ArrayLike, experts: Ints, instance
     """
     starts = problem.workload.cold_share * instances
     reads_usd = prices.function_prices(problem.catalog).usd_per_read * prices.function_reads(
-        problem.catalog, problem.spec.expert_bytes, experts
+        problem.catalog, problem.spec.read_expert_bytes, experts
     )
     usd: Floats = starts * (cold_s(problem, experts)[:, None] * function_usd_per_s(problem, memory_mb, experts) + reads_usd[:, None])
     return usd

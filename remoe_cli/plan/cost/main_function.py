@@ -178,7 +178,7 @@ def start_s(problem: Problem, spec: MainSpec, local_experts: int) -> float:
     if spec.usd_per_hour is not None:
         return 0.0
     side, model = problem.catalog.main, problem.spec
-    return side.cold_start_s + (model.nonexpert_bytes + local_experts * model.expert_bytes) / side.load_bytes_per_s
+    return side.cold_start_s + (model.read_nonexpert_bytes + local_experts * model.read_expert_bytes) / side.load_bytes_per_s
 
 
 def cold_rest_s(problem: Problem, spec: MainSpec) -> float:
@@ -190,4 +190,4 @@ def cold_expert_s(problem: Problem, spec: MainSpec) -> float:
     """Compute what reading one local expert in cold starts adds to the mean TTFT."""
     if spec.usd_per_hour is not None:
         return 0.0
-    return problem.workload.cold_share * problem.spec.expert_bytes / problem.catalog.main.load_bytes_per_s
+    return problem.workload.cold_share * problem.spec.read_expert_bytes / problem.catalog.main.load_bytes_per_s

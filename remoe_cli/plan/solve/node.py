@@ -185,7 +185,7 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
 def _cold_s(problem: Problem, spec: MainSpec, local_experts: Ints, mean_start_s: Floats) -> Floats:
     """Compute what each column adds to the time of a cold request."""
     if spec.usd_per_hour is None:
-        return np.asarray(local_experts * (problem.spec.expert_bytes / problem.catalog.main.load_bytes_per_s), dtype=np.float64)
+        return np.asarray(local_experts * (problem.spec.read_expert_bytes / problem.catalog.main.load_bytes_per_s), dtype=np.float64)
     return mean_start_s / problem.workload.cold_share if problem.workload.cold_share > 0 else np.zeros(len(mean_start_s))
 
 

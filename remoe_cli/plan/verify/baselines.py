@@ -281,6 +281,6 @@ def _read_s(inputs: VerifierInputs, quantised: bool = False) -> float:
     """Compute how long a cold start takes that reads the whole model."""
     spec, side = inputs.profile.record.spec, inputs.catalog.main
     weights = spec.nonexpert_bytes + spec.routed_bytes
-    if quantised and spec.stored is not None:
+    if spec.stored is not None and (quantised or spec.stored.served):
         weights = spec.stored.nonexpert_bytes + spec.stored.expert_bytes * spec.experts
     return side.cold_start_s + weights / side.load_bytes_per_s

@@ -91,6 +91,8 @@ def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding
         experts_per_layer=spec.experts_per_layer,
         expert_bytes=spec.expert_bytes,
         nonexpert_bytes=spec.nonexpert_bytes,
+        read_expert_bytes=spec.stored.expert_bytes if spec.stored is not None and spec.stored.served else None,
+        read_nonexpert_bytes=spec.stored.nonexpert_bytes if spec.stored is not None and spec.stored.served else None,
     )
     for field, found in profiled:
         stated = getattr(plan.model, field)
@@ -183,6 +185,7 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
         for part in layer.parts:
             rows = sum(routed.use[e] * longest for e in part)
             need = side.runtime_memory_mb * 2**20 + len(part) * spec.expert_bytes * side.expert_memory_factor
+            need += spec.expert_bytes if spec.stored is not None and spec.stored.served else 0
             need += rows * spec.hidden_state_bytes
             fits = need <= layer.memory_mb * 2**20 * (1 + TOLERANCE)
             yield from _require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")

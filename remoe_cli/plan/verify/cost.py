@@ -177,7 +177,7 @@ def outcome(inputs: VerifierInputs, main: MainSpec, instances: int, layers: Sequ
 def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> tuple[Outcome, Costs]:
     """Compute the same, and the main function's and each layer's part of the cost."""
     latency, side = latency_of(inputs, main), inputs.catalog.main
-    spec, workload = inputs.profile.record.spec, inputs.plan.workload
+    workload = inputs.plan.workload
     vcpus, useful = vcpus_of(latency, main)
     beside = 1.0 if accelerated(inputs, main) else useful / min(vcpus, useful)
     copies = 2 * len(layers)
@@ -205,7 +205,7 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
         tpot += step_s
         usd += inputs.n_out * step_usd
         if by_use:
-            ttft += workload.cold_share * len(local_use) * spec.expert_bytes / side.load_bytes_per_s
+            ttft += workload.cold_share * len(local_use) * read_bytes(inputs)[1] / side.load_bytes_per_s
         if layer.remote:
             started = start_s(inputs, layer)
             ttft += 0.0 if by_use else workload.cold_share * started
@@ -213,7 +213,7 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
             usd += workload.cold_share * len(layer.parts) * layer.replicas * start_usd
         layers_usd.append(usd)
     if by_use:
-        ttft += workload.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
+        ttft += workload.cold_share * (side.cold_start_s + read_bytes(inputs)[0] / side.load_bytes_per_s)
     request_s = ttft + inputs.n_out * tpot
     costs = Costs(main_usd=main_usd(inputs, main, instances, request_s), layers_usd=tuple(layers_usd))
     usd = costs.main_usd + sum(layers_usd)
@@ -280,13 +280,23 @@ def prompt_rows(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, n_in: i
     return [group for group in rows if group]
 
 
+def read_bytes(inputs: VerifierInputs) -> tuple[int, int]:
+    """Return what is read of everything but routed experts, and of one of these.
+
+    That is as it is stored, where that form is served.
+    """
+    spec = inputs.profile.record.spec
+    read = spec if spec.stored is None or not spec.stored.served else spec.stored
+    return read.nonexpert_bytes, read.expert_bytes
+
+
 def function_usd_per_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
     """Price a second of one function: its memory, and its /tmp beyond the free part.
 
     The /tmp holds the experts of the fullest function.
     """
     side = inputs.catalog.function
-    tmp_mb = math.ceil(max(map(len, layer.parts)) * inputs.profile.record.spec.expert_bytes / 2**20) + side.storage_spare_mb
+    tmp_mb = math.ceil(max(map(len, layer.parts)) * read_bytes(inputs)[1] / 2**20) + side.storage_spare_mb
     memory_usd = layer.memory_mb / 1024 * side.usd_per_gb_second[inputs.catalog.architecture]
     tmp_usd = max(0.0, tmp_mb - side.storage_free_mb) / 1024 * side.usd_per_storage_gb_second
     return inputs.price_factor * (memory_usd + tmp_usd)
@@ -367,7 +377,7 @@ def count_hits(layer: LayerPlan, choices: Mapping[tuple[int, ...], float]) -> Hi
 def start_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
     """Compute the time from the call to the first result of a function that has to start."""
     side, measured = inputs.catalog.function, inputs.profile.record.latency.cold_start
-    read_s = max(map(len, layer.parts)) * inputs.profile.record.spec.expert_bytes / side.load_bytes_per_s
+    read_s = max(map(len, layer.parts)) * read_bytes(inputs)[1] / side.load_bytes_per_s
     return (measured.total_s if measured else side.cold_start_s) + read_s
 
 
@@ -376,7 +386,8 @@ def cold_wait_s(inputs: VerifierInputs, main: MainSpec, layers: Sequence[LayerPl
     side, spec = inputs.catalog.main, inputs.profile.record.spec
     if main.usd_per_hour is None:
         local = sum(spec.experts_per_layer - len(layer.remote) for layer in layers)
-        return side.cold_start_s + (spec.nonexpert_bytes + local * spec.expert_bytes) / side.load_bytes_per_s
+        nonexpert_bytes, expert_bytes = read_bytes(inputs)
+        return side.cold_start_s + (nonexpert_bytes + local * expert_bytes) / side.load_bytes_per_s
     return sum(start_s(inputs, layer) for layer in layers if layer.remote)
 
 
@@ -385,5 +396,5 @@ def start_reads_usd(inputs: VerifierInputs, layer: LayerPlan) -> float:
     piece = inputs.catalog.function.bytes_per_read
     if not piece:
         return 0.0
-    reads = 1 + max(map(len, layer.parts)) * math.ceil(inputs.profile.record.spec.expert_bytes / piece)
+    reads = 1 + max(map(len, layer.parts)) * math.ceil(read_bytes(inputs)[1] / piece)
     return reads * inputs.catalog.storage.usd_per_1000_reads / 1000

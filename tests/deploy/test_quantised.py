@@ -1,0 +1,85 @@
+"""Quantised checkpoints from profile to answer on the twin, with half of the experts remote, and a scale that changes on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from remoe_cli.artifacts import read_json
+from remoe_cli.deploy.local import lifecycle
+from remoe_cli.function.weights import Head, read_head
+from remoe_cli.package.bundle import Manifest
+from remoe_cli.profile.record import read_profile
+from tests.support import forked
+from tests.support.damage import flip
+from tests.support.families import VOCAB_SIZE
+from tests.support.forked import document as remoe
+from tests.support.harness import clear_steps
+from tests.support.quantised import PAIRS, dequantised, save_quantised
+
+PROMPT = " ".join(f"w{i}" for i in range(1, 21))
+PROMPT_IDS = list(range(1, 21))
+TOKENS = 12
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
+    yield tmp_path
+    for name in lifecycle.names():
+        lifecycle.destroy(name)
+
+
+def planned(folder: Path, family: str, form: str) -> Path:
+    """A plan with half of the experts remote, for a profile that remoe made of a quantised checkpoint."""
+    save_quantised(family, form, folder / "model")
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder / "model")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{PROMPT} w{i}"}) + "\n" for i in range(2)))
+    profile, plan = folder / "profile", folder / "plan.json"
+    options = ["--data", str(folder / "prompts.jsonl"), "--max-new-tokens", "2", "--latency-from", "paper"]
+    remoe("profile", str(folder / "model"), *options, "-o", str(profile))
+    remoe("plan", str(profile), "-o", str(plan), "--remote-share", "0.5")
+    return plan
+
+
+@pytest.mark.parametrize(("family", "form"), PAIRS)
+def test_it_answers_as_transformers_does(family: str, form: str, folder: Path) -> None:
+    plan = planned(folder, family, form)
+    status = remoe("deploy", str(plan), "--name", "q")
+    spec = read_profile(folder / "profile").record.spec
+    assert spec.stored is not None and spec.stored.served and spec.read_expert_bytes < 0.6 * spec.expert_bytes
+    assert 0 < status["main"]["local_experts"] < spec.experts
+    answer = remoe("infer", "q", "--prompt", PROMPT, "--max-new-tokens", str(TOKENS))
+    assert answer["receipt"]["functions"]
+    ids = answer["token_ids"]
+    whole, asked = dequantised(folder / "model", folder / "scratch"), torch.tensor([PROMPT_IDS + ids])
+    with torch.inference_mode():
+        logits = whole(asked).logits[0, len(PROMPT_IDS) - 1 : -1].float()
+    clear = clear_steps(logits)
+    assert clear.sum() >= len(ids) // 2
+    assert torch.equal(logits.argmax(-1)[clear], torch.tensor(ids)[clear])
+    # What is stored and sent is what the plan counts, but for what rounding and alignment do to tiny tensors.
+    manifest = read_json(lifecycle.state_dir("q") / "bundle" / "manifest.json", Manifest)
+    for function in manifest.functions:
+        stored = function.shard_bytes - function.head_bytes
+        assert stored == pytest.approx(len(function.experts) * spec.read_expert_bytes, rel=0.05)
+
+
+def test_a_changed_scale_is_caught_by_the_digest(folder: Path) -> None:
+    plan = planned(folder, "gpt_oss", "mxfp4")
+    remoe("deploy", str(plan), "--name", "q")
+    place = lifecycle.state_dir("q") / "bundle"
+    for function in read_json(place / "manifest.json", Manifest).functions:
+        head = Head.parse(read_head(place / function.shard))
+        for tensors in head.tensors.values():
+            flip(place / function.shard, tensors["down_proj.0.scales"].first)
+    done = forked.remoe("infer", "q", "--prompt", PROMPT, "--max-new-tokens", "2")
+    assert done.returncode != 0 and "is not the one that was deployed" in done.stderr

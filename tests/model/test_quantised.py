@@ -1,0 +1,136 @@
+"""Quantised checkpoints: dequantised bit for bit as transformers does it, in parts, and refused by name where they are not served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from remoe_cli.errors import ModelError
+from remoe_cli.function.dequantise import Array, Tensors, dequantise
+from remoe_cli.function.weights import ShardFile
+from remoe_cli.model import quantised, stored_experts
+from remoe_cli.model.checkpoint import find
+from remoe_cli.model.experts import expert_layers
+from remoe_cli.model.ffn import to_storage
+from remoe_cli.model.loader import load
+from remoe_cli.model.shards import write_shards
+from remoe_cli.package.partial_checkpoint import write_partial_checkpoint
+from tests.support.quantised import PAIRS, compressed, dequantised, save_quantised
+
+OTHERS = [("qwen3_moe", form) for form in ("int4", "int8", "fp8-channels")]
+
+
+@pytest.mark.parametrize(("family", "form"), PAIRS + OTHERS)
+def test_every_weight_is_transformers_bit_for_bit(family: str, form: str, tmp_path: Path) -> None:
+    save_quantised(family, form, tmp_path / "model")
+    wanted = dequantised(tmp_path / "model", tmp_path / "scratch").state_dict()
+    got = load(find(str(tmp_path / "model"))).state_dict()
+    assert got.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor), name
+
+
+@pytest.mark.parametrize(("family", "form"), PAIRS)
+def test_a_shard_has_the_checkpoints_bytes_and_gives_transformers_experts(family: str, form: str, tmp_path: Path) -> None:
+    save_quantised(family, form, tmp_path / "model")
+    whole = {x.layer: x.parameters() for x in expert_layers(dequantised(tmp_path / "model", tmp_path / "scratch"))}
+    (tmp_path / "shards").mkdir()
+    sources = [
+        tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in load_file(tmp_path / "model/model.safetensors").values()
+    ]
+    written = list(write_shards(find(str(tmp_path / "model")), {x: ((1, 4), (6,)) for x in whole}, 1, tmp_path / "shards"))
+    assert len(written) == 2 * len(whole)
+    for file in written:
+        shard = ShardFile(file.path)
+        for expert in file.experts:
+            held = shard.tensors(expert)
+            assert held.keys() == whole[file.layer].keys()
+            assert all(np.array_equal(held[name], to_storage(p[expert])) for name, p in whole[file.layer].items())
+            assert shard.head.expert_bytes(expert) == sum(p[0].numel() * 2 for p in whole[file.layer].values())
+        for tensor in load_file(file.path).values():
+            data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+            assert any(data in source for source in sources)
+        first, last = shard.head.range(file.experts[0])
+        assert last - first < shard.head.expert_bytes(file.experts[0]) * 0.6
+
+
+@pytest.mark.parametrize(("family", "form"), PAIRS)
+def test_a_partial_checkpoint_keeps_the_stored_form(family: str, form: str, tmp_path: Path) -> None:
+    save_quantised(family, form, tmp_path / "model")
+    whole = find(str(tmp_path / "model"))
+    layers = [x.layer for x in expert_layers(load(whole))]
+    keep = dict(zip(layers, [(1, 4, 6), ()], strict=False))
+    write_partial_checkpoint(whole, keep, tmp_path / "share")
+    share = find(str(tmp_path / "share"))
+    mine, theirs = load(share, keep).state_dict(), load(whole, keep).state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    copied, tensors = ({n: t for f in x.weight_files for n, t in load_file(f).items()} for x in (share, whole))
+    # A fused tensor has some of its rows.
+    assert all(t.dtype == tensors[n].dtype and (len(t) == 3 if "experts.gate_up" in n else True) for n, t in copied.items() if t.dim())
+    assert sum(t.nbytes for t in copied.values()) < 0.9 * sum(t.nbytes for t in tensors.values())
+
+
+def test_one_matrix_at_a_time_is_dequantised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packaging reads the experts of a shard one by one, and dequantises one of them."""
+    save_quantised("gpt_oss", "mxfp4", tmp_path / "model")
+    seen: list[int] = []
+
+    def counted(form: str, tensors: Tensors, dtype: str) -> Array:
+        seen.append(out.size if (out := dequantise(form, tensors, dtype)).ndim else 0)
+        return out
+
+    for module in (quantised, stored_experts):
+        monkeypatch.setattr(module, "dequantise", counted)
+    list(write_shards(find(str(tmp_path / "model")), {0: (range(8),)}, 1, tmp_path))
+    assert len(seen) <= 2 * 4 and max(seen) == 64 * 64  # four parameters of one expert, by transformers and as the function has them
+    seen.clear()
+    load(find(str(tmp_path / "model")), {0: (3,), 1: ()})
+    assert sorted(seen) == [64 * 32, 64 * 64]
+
+
+REFUSED = [
+    ({"quant_method": "awq", "bits": 4}, "quantised by 'awq'"),
+    ({"quant_method": "gptq", "bits": 4}, "quantised by 'gptq'"),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quantised by 'bitsandbytes'"),
+    ({"quant_method": "modelopt", "quant_algo": "NVFP4_AWQ"}, "modelopt with quant_algo 'nvfp4_awq'"),
+    (compressed("marlin-24", 4, "int", 128), "compressed-tensors with format 'marlin-24'"),
+    (compressed("pack-quantized", 3, "int", 32), "compressed-tensors with 3 bits a weight"),
+    (compressed("pack-quantized", 4, "int", 32) | {"transform_config": {"config_groups": {}}}, "with transforms of its weights"),
+    ({}, "a method that its configuration does not name"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_formats_that_are_not_served_are_refused_by_name(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    save_quantised("qwen3_moe", "int4", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    checkpoint = find(str(tmp_path))
+    for action in (
+        lambda: load(checkpoint),
+        lambda: list(write_shards(checkpoint, {0: ((1,),)}, 1, tmp_path / "shards")),
+        lambda: write_partial_checkpoint(checkpoint, {}, tmp_path / "share"),
+    ):
+        with pytest.raises(ModelError, match=f"{message}.*which remoe does not serve") as raised:
+            action()
+        assert "bfloat16 copy" in str(raised.value.hint)
+
+
+def test_tensors_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
+    save_quantised("qwen3_moe", "fp8", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("experts.3.up_proj.weight_scale_inv"))
+    tensors[name] = torch.ones(3, 5)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="cannot be"):
+        load(find(str(tmp_path)))
+    tensors[name.replace("scale_inv", "g_idx")] = torch.zeros(4)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"reordered or scaled inputs \(.*weight_g_idx\)"):
+        load(find(str(tmp_path)))
