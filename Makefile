@@ -72,6 +72,7 @@ audit: $(VENV)/.installed ## look up known vulnerabilities of everything that sh
 
 measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/function_arithmetic.py
+	$(BIN)/python docs/measure/quantised_experts.py
 	$(BIN)/python docs/measure/function_package.py
 	$(BIN)/python docs/measure/recording.py
 	$(BIN)/python docs/measure/prediction.py --apart-min 0 --prompts 12 --rtts 0,5 # docs/explanation/measurements.md has the whole one

@@ -93,8 +93,8 @@ def refuse_unservable(model: PreTrainedModel) -> None:
         raise ModelError("The model was loaded with use_kernels=True, which replaces whole MoE blocks.", "Load it without use_kernels.")
     if getattr(model.config, "quantization_config", None) is not None:
         raise ModelError(
-            f"The checkpoint ('{model.config.model_type}') is quantised. remoe serves unquantised experts only.",
-            "Save a dequantised copy first: from_pretrained(..., dequantize=True) and save_pretrained.",
+            f"The model ('{model.config.model_type}') was loaded quantised, and so its experts do not go through the hook.",
+            "Load it with remoe, which dequantises it.",
         )
 
 

@@ -222,7 +222,7 @@ def select(checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep) -> dict
 
 
 def parameters_of(checkpoint: Checkpoint, probe: PreTrainedModel) -> Iterator[tuple[str, Any, str, str | None]]:
-    """Yield the name of each tensor or quantised matrix, what reads it, its parameter, and the naming pattern."""
+    """Yield each tensor or quantised matrix: its name, what reads it, its parameter, the naming pattern."""
     mapping = get_model_conversion_mapping(probe)
     renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
     converters = [m for m in mapping if isinstance(m, WeightConverter)]
