@@ -27,6 +27,7 @@ from remoe_cli.progress import Report, no_report
 WHOLE = "model.safetensors"
 _SAMPLED = re.compile(r"local:[0-9a-f]{16}")  # the revision of a folder in versions that read a small part of the weights
 _SHOWN_DIGITS = 16
+_REASON_CHARACTERS = 240
 
 
 class HeldExperts(Document):
@@ -143,12 +144,18 @@ class Checkpoint:
 
 
 def reason(error: Exception) -> str:
-    """Put an error of a library on one line of at most 240 characters.
+    """Put an error of a library on one line of at most 240 characters, with whole sentences or at least whole words.
 
     >>> reason(KeyError("weight_map"))
     "KeyError: 'weight_map'"
+    >>> reason(ValueError("It is too long. " + "Words " * 50))
+    'ValueError: It is too long'
     """
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:240].rstrip(": ")
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    if len(text) <= _REASON_CHARACTERS:
+        return text
+    sentences, _, rest = text[:_REASON_CHARACTERS].rpartition(". ")
+    return sentences or f"{rest.rpartition(' ')[0]} ..."
 
 
 def _indexed(index: Path) -> set[str]:

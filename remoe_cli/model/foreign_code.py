@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import InvalidVersion, Version
 from transformers import PreTrainedConfig
+from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -36,8 +38,12 @@ _ALLOWED: Mapping[str, tuple[str, ...]] = {
     "attribute_map": (),  # gives settings other names
     "transformers_weights": (),  # other files of weights
 }
-_QUANTISED = "quantization_config"  # which loader.py refuses in words of its own
+_QUANTISED = "quantization_config"  # which stored.py refuses in words of its own
+# Families that come with code of their own and are another one that transformers has, by their authors' word: config.json of Kimi-K2
+# names DeepseekV3ForCausalLM.
+ALIASES = {"kimi_k2": "deepseek_v3"}
 _FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+_OTHER_FAMILY = "Use a model whose family transformers has."
 _NO_CODE = "remoe runs no code of a model. Use a model whose family transformers has."
 
 
@@ -55,11 +61,27 @@ def refuse_foreign_code(checkpoint: Checkpoint) -> None:
                 _refuse_other(f"{checkpoint.path}/{name}", key, value, allowed)
         if name != "generation_config.json":
             _refuse_tokenizer(f"{checkpoint.path}/{name}", settings.get("tokenizer_class"))
-        if name == "config.json" and settings.get("auto_map") and settings.get("model_type") not in CONFIG_MAPPING:
-            raise ModelError(
-                f"{checkpoint.path}/{name} is of the family {settings.get('model_type')!r}, whose code is the model's own (auto_map).",
-                _NO_CODE,
-            )
+        if name == "config.json" and "model_type" in settings and settings["model_type"] not in {*CONFIG_MAPPING, *ALIASES}:
+            _refuse_family(f"{checkpoint.path}/{name}", settings)
+
+
+def _refuse_family(file: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a family that transformers does not have."""
+    family = f"{file} is of the family {settings['model_type']!r},"
+    if settings.get("auto_map"):
+        raise ModelError(f"{family} whose code is the model's own (auto_map).", _NO_CODE)
+    raise ModelError(f"{family} which transformers {transformers_version} does not have.", newer_version(settings) or _OTHER_FAMILY)
+
+
+def newer_version(settings: Mapping[str, Any]) -> str | None:
+    """Say that a configuration is of a newer version of transformers than this one; None where it is not."""
+    try:
+        wrote = Version(str(settings.get("transformers_version")))
+    except InvalidVersion:
+        return None
+    if wrote.release <= Version(transformers_version).release:
+        return None
+    return f"It was written by transformers {wrote}, which knows it: a version of remoe that has this one, or a later one, can serve it."
 
 
 def refuse_foreign_config(config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
@@ -72,6 +94,16 @@ def refuse_foreign_config(config: PreTrainedConfig, checkpoint: Checkpoint) -> N
     for part in vars(config).values():
         if isinstance(part, PreTrainedConfig):
             refuse_foreign_config(part, checkpoint)
+
+
+def named_config(checkpoint: Checkpoint) -> PreTrainedConfig | None:
+    """Read the configuration of a family that another one's code stands for; None for all others."""
+    settings = read_object(checkpoint, "config.json")
+    if (family := ALIASES.get(str(settings.get("model_type")))) is None:
+        return None
+    kept = {key: value for key, value in settings.items() if key not in ("auto_map", "model_type")}
+    config: PreTrainedConfig = CONFIG_MAPPING[family].from_dict(kept)
+    return config
 
 
 def read_object(checkpoint: Checkpoint, name: str) -> dict[str, Any]:

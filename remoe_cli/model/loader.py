@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import expert_layers, refuse_unservable
-from remoe_cli.model.foreign_code import refuse_foreign_code, refuse_foreign_config
+from remoe_cli.model.foreign_code import named_config, newer_version, read_object, refuse_foreign_code, refuse_foreign_config
 from remoe_cli.model.generation import read_generation_config
 from remoe_cli.model.quantised import QuantisedMatrix, fold
 
@@ -76,7 +76,7 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """
     refuse_foreign_code(checkpoint)
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+        config = named_config(checkpoint) or AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
         refuse_foreign_config(config, checkpoint)
         if config.dtype is None and config.get_text_config().dtype is None:
             config.dtype = _stored_dtype(checkpoint)
@@ -88,7 +88,8 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         raise
     except Exception as error:  # every family's config class checks its own way
         raise ModelError(
-            f"{checkpoint.path}/config.json cannot be used: {reason(error)}", "Use a model that this version of transformers knows."
+            f"{checkpoint.path}/config.json cannot be used: {reason(error)}",
+            newer_version(read_object(checkpoint, "config.json")) or "Use a model that this version of transformers knows.",
         ) from None
 
 
@@ -128,7 +129,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     except Exception as error:  # every family's constructor fails its own way
         raise ModelError(
             f"transformers cannot make a causal language model of family '{config.model_type}' from this config.json: {reason(error)}",
-            "Check config.json, and that the model generates text.",
+            newer_version(vars(config)) or "Use a model that generates text, and whose config.json suits its family.",
         ) from None
 
 

@@ -31,7 +31,7 @@ _ENDINGS = (
     *((ending, ("", role)) for ending, role in (("_blocks", "codes"), ("_scales", "scales"), ("_scale_inv", "scales"))),
 )
 # Scales of activations and of the KV cache: no weights, and transformers leaves them out where it dequantises.
-_UNREAD = tuple(f".{name}_scale" for name in ("input", "input_global", "activation", "output", "k", "v")) + (".input_zero_point",)
+_UNREAD = (".input_scale", ".input_global_scale", ".input_zero_point", ".activation_scale", ".output_scale", ".k_scale", ".v_scale")
 _CODES = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "int8", "U8": "fp4", "I32": "packed"}
 _TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8, torch.float8_e8m0fnu: torch.uint8}

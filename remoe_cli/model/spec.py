@@ -32,10 +32,16 @@ class KvLayer(Part):
     bytes_per_token   what one token adds
     window            tokens that a layer with sliding attention keeps at most. It is one less than the config's sliding_window, because
                       between two passes transformers keeps room for the next token.
+    compressed_bytes_per_token   what one token adds to entries that stand for several tokens and that no window drops
     """
 
     bytes_per_token: Bytes
     window: Bytes | None = None
+    compressed_bytes_per_token: Annotated[float, Field(default=0.0, ge=0, le=2**62, exclude_if=lambda size: size == 0)] = 0.0
+
+    def bytes_of(self, tokens: int) -> int:
+        """Count the bytes after `tokens` tokens of one sequence."""
+        return self.bytes_per_token * min(tokens, self.window or tokens) + int(self.compressed_bytes_per_token * tokens)
 
 
 class MoeSpec(Part):
@@ -129,7 +135,7 @@ class MoeSpec(Part):
 
         A layer with sliding attention keeps at most its window.
         """
-        return sum(layer.bytes_per_token * min(tokens, layer.window or tokens) for layer in self.kv_layers)
+        return sum(layer.bytes_of(tokens) for layer in self.kv_layers)
 
     def local_experts(self, remote: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
         """List by MoE layer the experts that are not in `remote`."""
@@ -181,6 +187,7 @@ def read_spec(checkpoint: Checkpoint) -> MoeSpec:
 def _one_token(model: PreTrainedModel) -> tuple[set[int], tuple[KvLayer, ...]]:
     """Send one token through a model on the meta device, to see its top-k and its KV cache."""
     import torch
+    from transformers import DynamicCache
 
     from remoe_cli.model.checkpoint import reason
     from remoe_cli.model.experts import attach
@@ -193,20 +200,33 @@ def _one_token(model: PreTrainedModel) -> tuple[set[int], tuple[KvLayer, ...]]:
 
     attachment = attach(model, see)
     try:
+        text = model.config.get_text_config()
+        # A model that also takes pictures looks for several sequences in one where it has no cache yet, which needs numbers.
+        given = None if text is model.config else DynamicCache(config=text)
         with torch.no_grad():
-            cache = model(input_ids=torch.zeros((1, 1), dtype=torch.long, device="meta"), use_cache=True).past_key_values
+            ids = torch.zeros((1, 1), dtype=torch.long, device="meta")
+            cache = model(input_ids=ids, past_key_values=given, use_cache=True).past_key_values
     except Exception as error:  # every family's code fails its own way on a config that does not suit it
         raise ModelError(
-            f"A model of family '{model.config.model_type}' cannot run with this config.json: {reason(error)}", "Check config.json."
+            f"A model of family '{model.config.model_type}' cannot be sized by this config.json: {reason(error)}",
+            "Compare it with a config.json of the same family. If it is sound, please report the family.",
         ) from None
     attachment.check_fired(1)
     return top_k, tuple(layer for x in cache.layers if (layer := _kv_layer(x)) is not None)
 
 
 def _kv_layer(cached: Any) -> KvLayer | None:
-    """Measure a layer's cache after one token: keys, values (MLA: the latent), a sparse indexer's keys."""
-    tensors = [t for name in ("keys", "values", "indexer_keys") if (t := getattr(cached, name, None)) is not None]
+    """Measure a layer's cache after one token: keys, values (MLA: the latent), a sparse indexer's keys.
+
+    DeepSeek-V4 has one tensor for keys and values, and beside the window it keeps one entry for every `compress_rate` tokens.
+    """
+    tensors = {id(t): t for name in ("keys", "values", "indexer_keys") if (t := getattr(cached, name, None)) is not None}
     window = getattr(cached, "sliding_window", None)
     if not tensors:
         return None
-    return KvLayer(bytes_per_token=sum(t.numel() * t.element_size() for t in tensors), window=window and window - 1)
+    entries = [t for t in getattr(cached, "compressed_kv", {}).values() if t is not None]
+    return KvLayer(
+        bytes_per_token=sum(t.numel() * t.element_size() for t in tensors.values()),
+        window=window and window - 1,
+        compressed_bytes_per_token=sum(t.shape[-1] * t.element_size() / cached.compress_rate for t in entries),
+    )

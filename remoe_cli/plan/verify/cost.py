@@ -158,6 +158,7 @@ def request_bytes(inputs: VerifierInputs) -> int:
     spec = inputs.profile.record.spec
     tokens = max(n_in + n_out for n_in, n_out in inputs.longest)
     kv = sum(layer.bytes_per_token * (tokens if layer.window is None else min(tokens, layer.window)) for layer in spec.kv_layers)
+    kv += sum(int(layer.compressed_bytes_per_token * tokens) for layer in spec.kv_layers)
     return spec.nonexpert_bytes + kv + tokens * spec.hidden_state_bytes
 
 

@@ -1,0 +1,107 @@
+"""What is special in checkpoints as they are published: pictures beside text, compressed caches, other names, newer versions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from remoe_cli.errors import ModelError
+from remoe_cli.model.checkpoint import find, reason
+from remoe_cli.model.experts import expert_layers
+from remoe_cli.model.loader import load, skeleton
+from remoe_cli.model.spec import read_spec
+from tests.support.families import save
+from tests.support.harness import InProcessExperts, greedy, logits, serve
+
+TEXT: dict[str, Any] = {
+    **{"vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_global_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16},
+    **{"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "sliding_window": 8, "max_position_embeddings": 512},
+    **{"layer_types": ["sliding_attention", "full_attention"], "hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"},
+    **{"num_kv_shared_layers": 0, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None, "vocab_size_per_layer_input": 128},
+}
+PICTURES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+V4: dict[str, Any] = {
+    **{"vocab_size": 128, "hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4},
+    **{"num_key_value_heads": 1, "head_dim": 32, "qk_rope_head_dim": 16, "q_lora_rank": 32, "o_groups": 2, "o_lora_rank": 16},
+    **{"n_routed_experts": 8, "num_experts_per_tok": 2, "num_hash_layers": 1, "sliding_window": 8, "compress_ratios": [0, 4, 128, 4]},
+    **{"index_head_dim": 16, "index_n_heads": 2, "index_topk": 8, "max_position_embeddings": 1024, "dtype": "bfloat16"},
+}
+
+
+def written(folder: Path, **settings: Any) -> Path:
+    """A folder whose config.json has these settings beside those that it has."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "config.json"
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | settings))
+    return folder
+
+
+def test_a_model_that_also_takes_pictures_is_sized_and_answers_to_text(tmp_path: Path) -> None:
+    config = CONFIG_MAPPING["gemma4"](text_config=TEXT, vision_config=PICTURES | {"head_dim": 16, "global_head_dim": 16}, audio_config=None)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    spec = read_spec(find(str(tmp_path)))
+    assert (spec.family, spec.top_k, spec.experts_per_layer, spec.moe_layers) == ("gemma4", 2, 8, (0, 1))
+    assert [(layer.bytes_per_token, layer.window) for layer in spec.kv_layers] == [(128, 7), (128, None)]
+    whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="eager")
+    keep = {x.layer: (0, 2, 4) for x in expert_layers(whole)}
+    part = load(find(str(tmp_path)), keep)
+    serve(part, keep, InProcessExperts(whole).send)
+    assert torch.equal(logits(part).argmax(-1), logits(whole).argmax(-1)) and torch.equal(greedy(part), greedy(whole))
+
+
+def test_a_compressed_cache_grows_beside_its_window(tmp_path: Path) -> None:
+    spec = read_spec(find(str(written(tmp_path, model_type="deepseek_v4", **V4))))
+    # Layers that compress have one tensor for keys and values: 64 bytes, and entries of 32 (and 16 of the indexer) for 4 or 128 tokens.
+    assert [(x.bytes_per_token, x.window, x.compressed_bytes_per_token) for x in spec.kv_layers] == [
+        (128, 7, 0),
+        (64, 7, (32 + 16) * 2 / 4),
+        (64, 7, 32 * 2 / 128),
+        (64, 7, (32 + 16) * 2 / 4),
+    ]
+    model = skeleton(CONFIG_MAPPING["deepseek_v4"](**V4))
+    with torch.no_grad():
+        cache = model(input_ids=torch.zeros((1, 256), dtype=torch.long, device="meta"), use_cache=True).past_key_values
+    kept = {id(t): t for x in cache.layers for t in (x.keys, x.values, *getattr(x, "compressed_kv", {}).values())}
+    assert spec.kv_cache_bytes(256) == sum(t.numel() * t.element_size() for t in kept.values())
+    plain = spec.kv_layers[0].model_dump()
+    assert "compressed_bytes_per_token" not in plain
+
+
+def test_a_family_under_another_name_is_the_one_that_it_is(tmp_path: Path) -> None:
+    save("deepseek_v3", torch.bfloat16, tmp_path / "model", fused=False)
+    plain, theirs = read_spec(find(str(tmp_path / "model"))), load(find(str(tmp_path / "model"))).state_dict()
+    code = {"AutoConfig": "configuration_deepseek.DeepseekV3Config", "AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"}
+    (tmp_path / "model" / "configuration_deepseek.py").write_text("raise SystemExit('the code of the model ran')")
+    named = find(str(written(tmp_path / "model", model_type="kimi_k2", auto_map=code)))
+    assert read_spec(named) == plain
+    mine = load(named).state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_family_of_a_newer_version_is_refused_with_that_version(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"of the family 'next_moe', which transformers 5\.\d+\.\d+ does not have\.$") as refused:
+        read_spec(find(str(written(tmp_path, model_type="next_moe", transformers_version="99.1.0"))))
+    assert "written by transformers 99.1.0, which knows it" in str(refused.value.hint)
+    with pytest.raises(ModelError, match="does not have") as refused:
+        read_spec(find(str(written(tmp_path, transformers_version="4.0.0"))))
+    assert refused.value.hint == "Use a model whose family transformers has."
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Short.", "ValueError: Short."),
+        ("The first sentence. " + "word " * 60, "ValueError: The first sentence"),
+        ("word " * 60, "ValueError: " + "word " * 45 + "..."),
+    ],
+)
+def test_a_reason_ends_with_a_sentence_or_a_word(text: str, shown: str) -> None:
+    assert reason(ValueError(text)) == shown and len(shown) <= 244
