@@ -1,6 +1,5 @@
 """Dequantising the weights of a checkpoint, with the results of transformers.
 
-
 Every weight is a code times a scale. It is computed in float32 and rounded once, to the model's type (integers first to the type of their
 scales, as compressed-tensors does). A code is a number of 4 or 8 bits; neighbours share a scale, by blocks, groups or rows.
 
