@@ -31,7 +31,10 @@ _LIMITS = {
     **dict.fromkeys(("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json"), bounded.CONFIG),
     **dict.fromkeys(("added_tokens.json", "chat_template.json", "hf_quant_config.json"), bounded.CONFIG),
 }
-_READ_HERE = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json", "chat_template.json", INDEX)
+_READ_HERE = (
+    *("config.json", "hf_quant_config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json"),
+    *("chat_template.json", INDEX),
+)
 _TEMPLATE = bounded.Limit(4 * bounded.MIB)
 # Numbers of things that libraries make one by one, with what no model comes near.
 _COUNTS = (

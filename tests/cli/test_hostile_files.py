@@ -191,6 +191,8 @@ HOSTILE: dict[str, Row] = {
     "tokenizer, pipe": Row("model/tokenizer.json", pipe, MODEL, "it is a pipe, not a file"),
     "tokenizer settings, deep": Row("model/tokenizer_config.json", deep("["), MODEL, "nested too deeply"),
     "generation settings, deep": Row("model/generation_config.json", deep("["), MODEL, "nested too deeply"),
+    "quantisation, deep": Row("model/hf_quant_config.json", deep("["), MODEL, "nested too deeply"),
+    "quantisation, large": Row("model/hf_quant_config.json", zeros(4096), MODEL, "and 16 MiB is the most"),
     "chat template, large": Row("model/chat_template.jinja", zeros(4096), MODEL, "and 4 MiB is the most for it"),
     "index, deep": Row("model/model.safetensors.index.json", deep("["), MODEL, "nested too deeply"),
     "index, large": Row("model/model.safetensors.index.json", zeros(4096), MODEL, "and 128 MiB is the most"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,30 @@ def test_tensors_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"reordered or scaled inputs \(.*weight_g_idx\)"):
         load(find(str(tmp_path)))
+
+
+def test_experts_that_share_a_tensor_are_what_single_ones_are(tmp_path: Path) -> None:
+    """FP8 experts of a layer in one tensor, with one tensor of scales."""
+    save_quantised("qwen3_moe", "fp8", tmp_path / "single")
+    shutil.copytree(tmp_path / "single", tmp_path / "fused")
+    tensors = load_file(tmp_path / "single" / "model.safetensors")
+    fused = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    layers = sorted({name.partition(".experts.")[0] for name in tensors.keys() - fused.keys()})
+    for layer in layers:
+        for ending, own in (("", ""), ("_scale_inv", "_scale_inv")):
+            each = [
+                {x: tensors[f"{layer}.experts.{e}.{x}_proj.weight{ending}"].view(torch.uint8) for x in ("gate", "up", "down")}
+                for e in range(8)
+            ]
+            kind = tensors[f"{layer}.experts.0.up_proj.weight{ending}"].dtype
+            fused[f"{layer}.experts.gate_up_proj{own}"] = torch.stack([torch.cat([x["gate"], x["up"]]) for x in each]).view(kind)
+            fused[f"{layer}.experts.down_proj{own}"] = torch.stack([x["down"] for x in each]).view(kind)
+    save_file(fused, tmp_path / "fused" / "model.safetensors", {"format": "pt"})
+    single, other = find(str(tmp_path / "single")), find(str(tmp_path / "fused"))
+    mine, theirs = load(other, {0: (2, 5)}).state_dict(), load(single, {0: (2, 5)}).state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    for checkpoint in (single, other):
+        (tmp_path / checkpoint.path.name / "shards").mkdir()
+    (one,), (two,) = (list(write_shards(x, {0: ((2, 5),)}, 1, x.path / "shards")) for x in (single, other))
+    held = [ShardFile(x.path).tensors(5) for x in (one, two)]
+    assert all(np.array_equal(held[0][name], held[1][name]) for name in held[0])

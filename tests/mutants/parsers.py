@@ -23,7 +23,7 @@ from remoe_cli.digests import Remembered
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.function import codec, weights
 from remoe_cli.function.errors import WeightsError
-from remoe_cli.model import checkpoint
+from remoe_cli.model import checkpoint, stored
 from remoe_cli.model.checkpoint import HeldExperts
 from remoe_cli.model.tokens import load_tokenizer
 from remoe_cli.package.bundle import Manifest
@@ -149,6 +149,17 @@ def model(folder: Path) -> Callable[[bytes], object]:
     return at(folder / "config.json", lambda path: read_config(checkpoint.find(str(path.parent))))
 
 
+def quantised(folder: Path) -> Callable[[bytes], object]:
+    """The quantisation that stands beside a configuration: how much it takes, and whether it is served."""
+    folder.mkdir()
+
+    def read(path: Path) -> object:
+        settings = stored.quantisation(path.parent)
+        return settings and (stored.bits_per_weight(settings), stored.refuse_format(settings))
+
+    return at(folder / "hf_quant_config.json", read)
+
+
 def tokenizer(path: Path) -> object:
     """The tokenizer of the folder that the file is in."""
     return load_tokenizer(checkpoint.find(str(path.parent)))
@@ -161,6 +172,12 @@ DOCUMENTS: tuple[artifacts.Document, ...] = (
     SupervisorRecord(process=ProcessRef(pid=1, start_time="1"), endpoint="http://127.0.0.1:1", groups=()),
     ChildrenRecord(children=(ProcessRef(pid=1, start_time="1"),)),
     Remembered(files={"1:2:3:4:5": "0" * 64}),
+)
+QUANTISATIONS = (
+    b'{"quantization": {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["lm_head", "*gate"]}}',
+    b'{"quantization": {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": '
+    b'{"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}, "ignore": ["re:.*gate$"]}}',
+    b'{"quantization": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}}',
 )
 TRACES = (
     b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:01:51.0,100,20\n2023-11-16 18:01:52.5,300,1\n",
@@ -233,6 +250,7 @@ def all_parsers(folder: Path) -> dict[str, Parser]:
         ),
         "requests": Parser(at(folder / "trace", read_traffic), TRACES, mutate.JSON, 2),
         "requests, packed": Parser(at(folder / "trace.gz", read_traffic), tuple(map(gzip.compress, TRACES)), (*mutate.BYTES, repacked)),
+        "quantisation": Parser(quantised(folder / "quantised"), QUANTISATIONS, mutate.JSON, 0.3),
         "config": Parser(model(folder / "model"), ((folder / "model/config.json").read_bytes(),), mutate.JSON, 0.3),
         "tokenizer": Parser(at(tokens / "tokenizer.json", tokenizer), ((tokens / "tokenizer.json").read_bytes(),), mutate.JSON, 0.05),
         "tokenizer's settings": Parser(

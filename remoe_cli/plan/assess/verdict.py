@@ -232,8 +232,8 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
         yield f"The lower bound is for plans that make each layer's least used experts remote{searched}."
     yield from workload.assumptions
     if (stored := problem.spec.stored_as) is not None:
-        copied = "" if problem.spec.is_served_quantised else "So this plan is for the copy; w"
-        yield f"{stored} {copied or 'W'}hole models that stay quantised are among the alternatives."
+        yield stored if problem.spec.is_served_quantised else f"{stored} So this plan is for the copy."
+        yield "Whole models that stay quantised are among the alternatives."
     latency = problem.latency_of(placement.main)
     if latency is not problem.latency:
         yield f"Times of {placement.main.name} are those of the description '{latency.machine}', not measured."

@@ -136,6 +136,27 @@ def test_a_functions_storage_holds_its_shard_and_is_what_the_plan_is_priced_for(
         assert function.shard_bytes + 2**20 < size_mb * 2**20
 
 
+def test_a_quantised_plan_stores_what_the_checkpoint_stores() -> None:
+    plan = artifacts.read_json(next(file for file in PLANS if "gpt-oss" in file.stem), Plan)
+    figures = {"expert_bytes": 49_783_680, "nonexpert_bytes": 3_595_648_128}
+    read = {"read_expert_bytes": 13_236_480, "read_nonexpert_bytes": 3_000_000_000}
+    dequantised, quantised = (plan.model_copy(update={"model": plan.model.model_copy(update=more)}) for more in (figures, figures | read))
+    side, settings = read_catalog(plan.catalog.path).function, aws.settings(endpoint_of(plan.main.name))
+    for made, each, rest in ((dequantised, 49_783_680, 3_595_648_128), (quantised, 13_236_480, 3_000_000_000)):
+        contents = expected(made)
+        template = templates(made, contents, settings)
+        functions = aws.of_type(template, "Lambda::Function")
+        local = sum(plan.model.experts_per_layer - len(layer.remote) for layer in plan.layers)
+        assert contents.main_bytes == rest + local * each
+        fullest = {layer.layer: max(map(len, layer.parts), default=0) for layer in plan.layers}
+        for function in contents.functions:
+            assert function.shard_bytes == len(function.experts) * each
+            wanted_mb = -(-fullest[function.layer] * each // 2**20) + side.storage_spare_mb
+            size_mb = functions[names.logical_id(function.entry)]["Properties"]["EphemeralStorage"]["Size"]
+            assert size_mb == max(wanted_mb, side.storage_free_mb)
+        assert complaints(thin(template.root)) == []
+
+
 def test_a_small_functions_storage_is_the_free_part() -> None:
     plan, contents, settings = MANY
     small = aws.of_type(templates(plan, contents, settings), "Lambda::Function").values()
