@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from remoe_cli.errors import ModelError
 from remoe_cli.function.dequantise import Array, Tensors, dequantise
+from remoe_cli.function.errors import FunctionMemoryError
+from remoe_cli.function.ready import ReadyExperts
 from remoe_cli.function.weights import ShardFile
 from remoe_cli.model import quantised, stored_experts
 from remoe_cli.model.checkpoint import find
@@ -162,3 +164,19 @@ def test_experts_that_share_a_tensor_are_what_single_ones_are(tmp_path: Path) ->
     (one,), (two,) = (list(write_shards(x, {0: ((2, 5),)}, 1, x.path / "shards")) for x in (single, other))
     held = [ShardFile(x.path).tensors(5) for x in (one, two)]
     assert all(np.array_equal(held[0][name], held[1][name]) for name in held[0])
+
+
+def test_what_is_dequantised_has_room_beside_the_ready_experts(tmp_path: Path) -> None:
+    save_quantised("qwen3_moe", "fp8", tmp_path / "model")
+    (tmp_path / "shards").mkdir()
+    (written,) = write_shards(find(str(tmp_path / "model")), {0: (range(8),)}, 1, tmp_path / "shards")
+    shard = ShardFile(written.path)
+    each = 2 * (3 * 256 * 128)
+    assert shard.head.expert_bytes(0) == each
+    assert shard.head.dequantised_bytes() == 2 * (2 * 256 * 128) * 3 // 2  # gate and up as one matrix, and one of the two
+    ready = ReadyExperts(shard, 3.5 * each + shard.head.dequantised_bytes())
+    for expert in range(8):
+        ready.get(expert)
+    assert ready.ids == (5, 6, 7)
+    with pytest.raises(FunctionMemoryError):
+        ReadyExperts(shard, each + shard.head.dequantised_bytes() - 1)

@@ -150,3 +150,17 @@ def test_what_is_served_quantised_is_read_quantised_and_held_dequantised(tmp_pat
         assert verify(plan, profiles[form], catalog) == ()
         assert verify(plan, profiles[served if form is copied else copied], catalog) != ()
     assert plans[served].model.read_expert_bytes == 125 * MB and "read_expert_bytes" not in plans[copied].model.model_dump()
+
+
+def test_the_verifier_wants_room_for_the_expert_that_is_being_dequantised(tmp_path: Path) -> None:
+    """Four experts of 80 MB fit 512 MB, and five do not."""
+    made = synthetic_profile(tmp_path, layers=2, experts=8, expert_mb=80, nonexpert_mb=50)
+    copied = StoredWeights(format="MXFP4", expert_bytes=20 * MB, nonexpert_bytes=50 * MB)
+    catalog = tiny_catalog()
+    plain = plan_of(quantised(made, copied), catalog, remote_share=0.5)
+    assert max(len(part) for layer in plain.layers for part in layer.parts) == 4
+    assert verify(plain, quantised(made, copied), catalog) == ()
+    read = plain.model.model_copy(update={"read_expert_bytes": 20 * MB, "read_nonexpert_bytes": 50 * MB})
+    profile = quantised(made, copied.model_copy(update={"served": True}))
+    found = {finding.field for finding in verify(plain.model_copy(update={"model": read}), profile, catalog)}
+    assert {"layers[0].memory_mb", "layers[1].memory_mb"} <= found
