@@ -141,6 +141,7 @@ PAIRS = [
     ("gpt_oss", "mxfp4"),
     ("qwen3_moe", "nvfp4"),
     ("mixtral", "int4"),
+    ("deepseek_v2", "int4"),
     ("glm4_moe", "int8"),
 ]
 
