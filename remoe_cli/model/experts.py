@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +24,9 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from remoe_cli.errors import ModelError
+from remoe_cli.model.exchange import Exchange
+from remoe_cli.model.gpu_experts import GpuExperts
+from remoe_cli.model.grouping import Grouping, by_expert, device_sum, rows_of, weighted_sum
 
 IMPLEMENTATION = "remoe"
 _WEIGHTS = ("gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
@@ -47,8 +50,8 @@ class ExpertLayer:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the stacked expert parameters [rows, ...], one row for each expert that is held here."""
-        own = dict(self.module.named_parameters(recurse=False))
-        return {name: own[name] for name in _WEIGHTS if name in own}
+        own = self.module._parameters  # named_parameters takes as long as a small expert
+        return {name: p for name in _WEIGHTS if (p := own.get(name)) is not None}
 
     @property
     def width(self) -> int:
@@ -145,50 +148,60 @@ def _hook(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> 
     return runner(ExpertLayer(number, name, module, experts), hidden, index, weights)
 
 
-@dataclass(frozen=True)
-class _Group:
-    expert: int
-    tokens: Tensor
-    slots: Tensor
-
-
-def _groups(index: Tensor, experts: int) -> Iterator[_Group]:
-    """Group rows by expert, ascending; within an expert by slot, then by token, as eager does.
-
-    Ids of `experts` and above mean "no expert" in some families, and are skipped.
-    """
-    tokens = index.shape[0]
-    order = torch.argsort(index.t().reshape(-1), stable=True)
-    position = 0
-    for expert, count in enumerate(torch.bincount(index.reshape(-1), minlength=experts).tolist()[:experts]):
-        if count:
-            places = order[position : position + count]
-            yield _Group(expert, places % tokens, places.div(tokens, rounding_mode="floor"))
-        position += count
-
-
-# Sends rows by expert to where these run, and returns the function that waits for their outputs.
+# Sends rows by expert to where these run, and returns the function that waits for their outputs. All rows are on the host.
 Remote = Callable[[ExpertLayer, dict[int, Tensor]], Callable[[], dict[int, Tensor]]]
 
 
-def run_experts(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor, local: Mapping[int, int], remote: Remote) -> Tensor:
+def run_experts(
+    layer: ExpertLayer,
+    hidden: Tensor,
+    index: Tensor,
+    weights: Tensor,
+    local: Mapping[int, int],
+    remote: Remote,
+    exchange: Exchange | None = None,
+    gpu: GpuExperts | None = None,
+    meanwhile: Callable[[Tensor], None] = lambda hidden: None,
+) -> Tensor:
     """Run one MoE layer: send remote rows, run local experts meanwhile, weight and add all outputs.
 
-    `local` maps an expert's id to its row in the module's parameters.
+    `local` maps an expert's id to its row in the module's parameters. Where the hidden states are on a device, they come to the host in one
+    copy and what is computed there goes back in another, through the buffers of `exchange` (None: through new ones). Before the host waits
+    for the first, the device gets the work of the experts `gpu`, and then what `meanwhile(hidden)` gives it.
 
     Shapes: hidden [T, H], index and weights [T, k]; outputs come back unweighted, [n, H] for each expert; returns [T, H].
     """
-    groups = list(_groups(index, layer.experts))
-    sent = {g.expert: hidden[g.tokens] for g in groups if g.expert not in local}
-    wait = remote(layer, sent) if sent else dict
-    outputs = {g.expert: run_expert(layer, local[g.expert], hidden[g.tokens]) for g in groups if g.expert in local}
-    outputs.update(wait())
     kind = type(layer.module).__name__
     accumulate = (_ACCUMULATE[kind] or weights.dtype) if kind in _ACCUMULATE else hidden.dtype
-    total = torch.zeros_like(hidden, dtype=accumulate)
-    for g in groups:
-        total.index_add_(0, g.tokens, (outputs[g.expert] * weights[g.tokens, g.slots, None]).to(accumulate))
-    return total.to(hidden.dtype)
+    if hidden.device.type == "cpu":
+        groups = by_expert(index.numpy(), layer.experts)
+        outputs = _on_host(layer, hidden, groups, local, remote)
+        return weighted_sum(outputs, hidden, weights, groups, accumulate).to(hidden.dtype)
+    exchange = exchange or Exchange()
+    arrived = exchange.to_host(hidden, index, weights)
+    computed = gpu.run(hidden, index) if gpu else None
+    meanwhile(hidden)
+    here, ids, factors = arrived()
+    groups = by_expert(ids.numpy(), layer.experts)
+    if gpu is None or computed is None:
+        outputs = _on_host(layer, here, groups, local, remote)
+        return exchange.to_device(hidden.device, weighted_sum(outputs, here, factors, groups, accumulate).to(hidden.dtype))[0]
+    groups = groups.without(gpu.ids)
+    if groups.groups:
+        outputs = _on_host(layer, here, groups, local, remote)
+        places, rows = exchange.to_device(hidden.device, torch.from_numpy(groups.places), torch.cat(outputs))
+        computed.index_copy_(0, places, rows)
+    return device_sum(computed, index, weights, accumulate).to(hidden.dtype)
+
+
+def _on_host(layer: ExpertLayer, hidden: Tensor, grouping: Grouping, local: Mapping[int, int], remote: Remote) -> list[Tensor]:
+    """Compute the unweighted outputs of each group, [n, H]."""
+    groups = {expert: rows_of(hidden, grouping, start, end) for expert, start, end in grouping.groups}
+    sent = {expert: x for expert, x in groups.items() if expert not in local}
+    wait = remote(layer, sent) if sent else dict
+    outputs = {expert: run_expert(layer, local[expert], x) for expert, x in groups.items() if expert in local}
+    outputs.update(wait())
+    return [outputs[expert] for expert in groups]
 
 
 def move_non_experts(model: PreTrainedModel, device: str) -> None:
@@ -202,13 +215,9 @@ def move_non_experts(model: PreTrainedModel, device: str) -> None:
 
 
 def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
-    """Run one expert on rows x [n, H] as eager does, without the router's weights.
-
-    It runs on the device of its weights; the outputs come back to the device of x.
-    """
+    """Run one expert on rows x [n, H] as eager does, without the router's weights."""
     m: Any = layer.module
     w = layer.parameters()
-    device, x = x.device, x.to(w["down_proj"].device)
     up = "gate_up_proj" if m.has_gate else "up_proj"
 
     def linear(x: Tensor, name: str) -> Tensor:
@@ -218,5 +227,4 @@ def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
     h: Tensor = linear(x, up)
     h = m._apply_gate(h) if m.has_gate else m.act_fn(h)
     out = linear(h, "down_proj")
-    out = m.post_expert_norm(out) if m.has_post_expert_norm else out
-    return out.to(device)
+    return m.post_expert_norm(out) if m.has_post_expert_norm else out

@@ -22,8 +22,10 @@ from torch import Tensor
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import Batch, FrameError, frame_bytes, pack, unpack, wire_bytes
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S, PAYLOAD_LIMIT_BYTES
+from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.ffn import from_storage, to_storage
+from remoe_cli.model.gpu_experts import GpuExperts
 from remoe_cli.runtime.answer import Stop
 from remoe_cli.runtime.invoke import FailedCall, Invocation, invoke, ping
 
@@ -56,8 +58,10 @@ class RemoteFunction:
 class Dispatcher:
     """Calls local and remote experts for the hook (model/experts.py).
 
-    local    hidden layer -> expert id -> row of the layer's stacked weights
+    local    hidden layer -> expert id -> row of the layer's stacked weights on the host
     remote   hidden layer -> functions that hold all other experts
+    gpu      hidden layer -> its experts on the GPU
+    starts   hidden layer -> what gives the GPU more work before the layer waits (model/shared_experts.py)
     pool     threads that wait for invocations; with as many threads and connections as a layer has calls, no call waits for another
     sent     invocations since the last `take`, in the order of their answers: also those that failed, or that nobody waited for
     stopped  asked while a layer waits for its calls: when the main function's own time ends, it waits no longer
@@ -69,10 +73,15 @@ class Dispatcher:
     pool: ThreadPoolExecutor
     sent: list[Invocation] = field(default_factory=list)
     stopped: Callable[[], Stop | None] = lambda: None
+    gpu: Mapping[int, GpuExperts] = field(default_factory=dict)
+    starts: Mapping[int, Callable[[Tensor], None]] = field(default_factory=dict)
+    _exchange: Exchange = field(default_factory=Exchange)
     _under_way: dict[Future[Any], str] = field(default_factory=dict)
 
     def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        return run_experts(layer, hidden, index, weights, self.local[layer.layer], self._send)
+        n = layer.layer
+        meanwhile = self.starts.get(n, _nothing)
+        return run_experts(layer, hidden, index, weights, self.local[n], self._send, self._exchange, self.gpu.get(n), meanwhile)
 
     def take(self) -> list[Invocation]:
         """Return the invocations since the last call, and forget them."""
@@ -129,7 +138,7 @@ class Dispatcher:
         stored = str(dtype).removeprefix("torch.")
         batches: list[tuple[str, Batch]] = []
         for function in self.remote[layer.layer]:
-            held = {e: to_storage(rows[e].cpu()) for e in function.experts if e in rows}
+            held = {e: to_storage(rows[e]) for e in function.experts if e in rows}
             if held:
                 batches += [(function.name, batch) for batch in divide(held, stored, function.replicas, function.expert_rows)]
         start = time.perf_counter()
@@ -140,8 +149,7 @@ class Dispatcher:
             for future in calls:
                 for expert, part in self._result(future).items():
                     parts.setdefault(expert, []).append(part)
-            device = next(iter(rows.values())).device
-            return {e: from_storage(np.concatenate(p), dtype).to(device) for e, p in parts.items()}
+            return {e: from_storage(np.concatenate(p), dtype) for e, p in parts.items()}
 
         return wait
 
@@ -160,6 +168,10 @@ class Dispatcher:
         self.sent.append(replace(invocation, elapsed_s=time.perf_counter() - start, compute_s=answer.compute_us / 1e6))
         ends = np.cumsum(batch.rows)
         return {e: answer.data[end - n : end] for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)}
+
+
+def _nothing(hidden: Tensor) -> None:
+    pass
 
 
 def _lost(function: str) -> Invocation:

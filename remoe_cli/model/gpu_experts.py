@@ -1,0 +1,54 @@
+"""Experts whose weights are on the GPU, computed there by transformers' own batched and grouped products.
+
+Neither waits for the device in a decode step, so that these experts run beside those on the host and in functions. As in transformers'
+`generate`, a step of one token takes the batched product, which reads the weights of its few slots, and a prompt takes the grouped one,
+which reads each expert once. (torch has grouped products without a synchronisation for bfloat16 on the newer GPUs. On others it waits, in
+a prompt only.)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.moe import batched_mm_experts_forward, grouped_mm_experts_forward
+
+
+@dataclass(frozen=True)
+class GpuExperts:
+    """The experts of one MoE layer that are on the GPU.
+
+    ids      of the experts, in the order of their rows in the weights
+    module   the layer's experts module with these weights only
+    rows     expert id -> row of the weights; where an expert is elsewhere, the number of rows. The last is for ids without an expert.
+    """
+
+    ids: tuple[int, ...]
+    module: nn.Module = field(repr=False, compare=False)
+    rows: Tensor = field(repr=False, compare=False)
+
+    def run(self, hidden: Tensor, index: Tensor) -> Tensor:
+        """Compute all slots whose expert is here, without the router's weights; the others give zeros.
+
+        Shapes: hidden [T, H], index [T, k]; returns [T k, H], the slots of one token after those of another.
+        """
+        slots = self.rows[index.clamp(max=len(self.rows) - 1)].reshape(-1, 1)
+        forward = batched_mm_experts_forward if len(index) == 1 else grouped_mm_experts_forward
+        ones = torch.ones_like(slots, dtype=hidden.dtype)
+        out: Tensor = forward(self.module, hidden.repeat_interleave(index.shape[1], dim=0), slots, ones)
+        return out
+
+
+def gpu_experts(module: nn.Module, ids: Sequence[int], weights: dict[str, Tensor], experts: int) -> GpuExperts:
+    """Make the experts `ids` of an experts module of `experts` from their weights [len(ids), ...] on the GPU."""
+    twin: Any = copy.copy(module)  # the class's arithmetic, activation and limits, with weights of its own
+    twin._parameters = {name: nn.Parameter(w, requires_grad=False) for name, w in weights.items()}
+    twin.num_experts = len(ids)
+    twin._is_expert_parallel = True  # rows from `num_experts` on mean "elsewhere"
+    rows = torch.full((experts + 1,), len(ids), dtype=torch.long)
+    rows[torch.tensor(ids, dtype=torch.long)] = torch.arange(len(ids))
+    return GpuExperts(tuple(ids), twin, rows.to(next(iter(weights.values())).device))
