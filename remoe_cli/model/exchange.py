@@ -1,4 +1,4 @@
-"""Copies between a device and the host: several tensors in one copy each way, through pinned buffers that are kept.
+"""Copies tensors between a device and the host, several at once, through pinned buffers that are kept.
 
 A copy of its own for each tensor or each expert would cost a launch each, and a copy from pageable memory also blocks. One Exchange serves
 one model on one stream. There the next copy down starts only when the last one up is done, so that no buffer is written while it is read.

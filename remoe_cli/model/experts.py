@@ -204,16 +204,6 @@ def _on_host(layer: ExpertLayer, hidden: Tensor, grouping: Grouping, local: Mapp
     return [outputs[expert] for expert in groups]
 
 
-def move_non_experts(model: PreTrainedModel, device: str) -> None:
-    """Move all weights but the routed experts to `device`; experts stay in CPU memory."""
-    modules = [layer.module for layer in expert_layers(model)]
-    for module in modules:
-        setattr(module, "_apply", lambda *_, module=module: module)  # noqa: B010 (Module.to moves a submodule by its _apply)
-    model.to(device)
-    for module in modules:
-        delattr(module, "_apply")
-
-
 def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
     """Run one expert on rows x [n, H] as eager does, without the router's weights."""
     m: Any = layer.module

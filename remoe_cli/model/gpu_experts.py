@@ -1,4 +1,4 @@
-"""Experts whose weights are on the GPU, computed there by transformers' own batched and grouped products.
+"""Computes experts whose weights are on the GPU, by transformers' own batched and grouped products.
 
 Neither waits for the device in a decode step, so that these experts run beside those on the host and in functions. As in transformers'
 `generate`, a step of one token takes the batched product, which reads the weights of its few slots, and a prompt takes the grouped one,
@@ -44,11 +44,13 @@ class GpuExperts:
 
 
 def gpu_experts(module: nn.Module, ids: Sequence[int], weights: dict[str, Tensor], experts: int) -> GpuExperts:
-    """Make the experts `ids` of an experts module of `experts` from their weights [len(ids), ...] on the GPU."""
+    """Make some experts of a module of `experts` from their weights on the GPU, [len(ids), ...]."""
     twin: Any = copy.copy(module)  # the class's arithmetic, activation and limits, with weights of its own
+    device = next(iter(weights.values())).device
+    twin._modules = {name: copy.deepcopy(child).to(device) for name, child in module.named_children()}
     twin._parameters = {name: nn.Parameter(w, requires_grad=False) for name, w in weights.items()}
     twin.num_experts = len(ids)
     twin._is_expert_parallel = True  # rows from `num_experts` on mean "elsewhere"
     rows = torch.full((experts + 1,), len(ids), dtype=torch.long)
     rows[torch.tensor(ids, dtype=torch.long)] = torch.arange(len(ids))
-    return GpuExperts(tuple(ids), twin, rows.to(next(iter(weights.values())).device))
+    return GpuExperts(tuple(ids), twin, rows.to(device))

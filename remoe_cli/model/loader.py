@@ -4,8 +4,9 @@ transformers does the loading (renaming, conversion, tying, buffers); this modul
 each expert has its own tensor, or all experts of a layer share a fused one; in both cases rows that are not kept are never read from disk.
 The same function loads the main function's model (keep = local experts) and the experts that the packager writes (keep = remote experts).
 
-Two functions of transformers that it uses are not public (`get_model_conversion_mapping`, `rename_source_key`). So the version is pinned,
-and tests/model/test_loader.py loads every family in both layouts.
+Some functions of transformers that it uses are not public (`get_model_conversion_mapping`, `rename_source_key`,
+`convert_and_load_state_dict_in_model`, and the two steps of loading that `_partial` wraps). So the version is pinned, and
+tests/model/test_loader.py loads every family in both layouts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +24,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, convert_and_load_state_dict_in_model, rename_source_key
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils.loading_report import LoadStateDictInfo
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from remoe_cli.errors import ModelError
@@ -30,6 +34,7 @@ from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import expert_layers, refuse_unservable
 from remoe_cli.model.foreign_code import named_config, newer_version, read_object, refuse_foreign_code, refuse_foreign_config
 from remoe_cli.model.generation import read_generation_config
+from remoe_cli.model.gpu_experts import GpuExperts, gpu_experts
 from remoe_cli.model.quantised import QuantisedMatrix, fold
 
 # remoe shows its own progress, and reports what goes wrong as one ModelError.
@@ -43,10 +48,13 @@ Keep = Mapping[int, Sequence[int]]
 
 
 class ExpertRows:
-    """Some experts' rows of a fused tensor in a checkpoint, read when transformers asks for them."""
+    """Some experts' rows of a fused tensor in a checkpoint, read when transformers asks for them.
 
-    def __init__(self, source: Any, rows: Sequence[int]) -> None:
-        self.source, self.rows = source, rows
+    Each goes to `device` before the next is read.
+    """
+
+    def __init__(self, source: Any, rows: Sequence[int], device: str = "cpu") -> None:
+        self.source, self.rows, self._device = source, rows, device
 
     def get_shape(self) -> list[int]:
         return [len(self.rows), *self.source.get_shape()[1:]]
@@ -57,7 +65,7 @@ class ExpertRows:
     def __getitem__(self, key: Any) -> torch.Tensor:
         if not self.rows:
             return cast(torch.Tensor, self.source[0:0]).clone()[key]  # without the file's pages behind it
-        return torch.cat([self.source[row : row + 1] for row in self.rows])[key]
+        return torch.cat([self.source[row : row + 1].to(self._device) for row in self.rows])[key]
 
 
 def stored_names(name: str, selected: Any) -> tuple[str, ...]:
@@ -139,14 +147,14 @@ def model_dtype(config: PreTrainedConfig) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype]
 
 
-def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | None = None) -> PreTrainedModel:
+def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | None = None, device: str = "cpu") -> PreTrainedModel:
     """Load the model in its own dtype, with the experts in `keep` only (None: with all).
 
     The expert parameters have one row for each kept expert of their layer, in the order of `keep`; a layer without kept experts has
-    parameters of zero rows. `device_map` is that of transformers: "auto" spreads the model over the accelerators of this machine, None
-    keeps it on the CPU.
+    parameters of zero rows. They are in host memory. Everything else goes from its file to `device`, one tensor after the other.
+    `device_map` is that of transformers instead: "auto" spreads the whole model over the accelerators of this machine.
 
-    Raises: ModelError when the tensors do not fit config.json, an expert is missing, or the device cannot be used.
+    Raises: ModelError when the tensors do not fit config.json, an expert is missing, or the device cannot be used; torch.OutOfMemoryError.
     """
     if device_map is not None and find_spec("accelerate") is None:
         raise ModelError("A device map needs the package accelerate, which is not installed.", "Run 'pip install accelerate'.")
@@ -158,7 +166,7 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | Non
     kind = type(probe)
     state = select(checkpoint, probe, wanted)
     try:
-        model, report = _partial(kind, wanted).from_pretrained(
+        model, report = _partial(kind, wanted, device).from_pretrained(
             None,
             config=config,
             state_dict=state,
@@ -168,6 +176,8 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | Non
             experts_implementation="eager",
             ignore_mismatched_sizes=True,  # reported, and refused below with the tensor's name
         )
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, AssertionError, SafetensorError) as error:  # AssertionError: torch, of a device that is not there
         raise ModelError(
             f"{checkpoint.path} cannot be loaded with device_map '{device_map}': {reason(error)}"
@@ -182,10 +192,42 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | Non
     return cast(PreTrainedModel, model.eval())
 
 
-def select(checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep) -> dict[str, Any]:
+def load_gpu_experts(checkpoint: Checkpoint, model: PreTrainedModel, chosen: Keep, device: str) -> dict[int, GpuExperts]:
+    """Load some experts of a loaded model from their files to a device, apart from its own parameters.
+
+    Returns them by hidden layer.
+
+    Raises: what `load` raises.
+    """
+    layers = {x.layer: x for x in expert_layers(model) if chosen.get(x.layer)}
+    if not layers:
+        return {}
+    config = read_config(checkpoint)
+    wanted = {x.layer: tuple(chosen.get(x.layer, ())) for x in expert_layers(model)}
+    state = select(checkpoint, skeleton(config), wanted, device, experts_only=True)
+    with torch.device("meta"):
+        apart = _partial(type(model), wanted, device)._from_config(config, dtype=model_dtype(config))
+    settings = LoadStateDictConfig(
+        dtype=model_dtype(config), device_map={"": device}, weight_mapping=get_model_conversion_mapping(apart), ignore_mismatched_sizes=True
+    )
+    loaded, _ = convert_and_load_state_dict_in_model(apart, state, settings, disk_offload_index=None)
+    _refuse_full(loaded)
+    if loaded.conversion_errors:
+        name, said = next(iter(loaded.conversion_errors.items()))
+        raise ModelError(f"{checkpoint.path} cannot be loaded: {name}: {said.splitlines()[-1]}", "Check that the checkpoint is complete.")
+    weights = {x.layer: {name: p.data for name, p in x.parameters().items()} for x in expert_layers(apart) if x.layer in layers}
+    names = {f"{layers[layer].name}.{name}" for layer, of_layer in weights.items() for name in of_layer}
+    report = loaded.to_dict()
+    _refuse_mismatch(checkpoint, report | {"missing_keys": names & set(report["missing_keys"])}, set())
+    return {n: gpu_experts(x.module, wanted[n], weights[n], x.experts) for n, x in layers.items()}
+
+
+def select(
+    checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep, device: str = "cpu", *, experts_only: bool = False
+) -> dict[str, Any]:
     """Select the checkpoint's tensors by name, with the wanted experts only, and read none of them.
 
-    Of a fused tensor the wanted rows come as `ExpertRows`.
+    Of a fused tensor the wanted rows come as `ExpertRows`, which are read to `device`. With `experts_only` everything else is left out.
 
     `probe` is the model's skeleton.
 
@@ -202,12 +244,13 @@ def select(checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep) -> dict
     single: dict[tuple[str, str | None], set[int]] = defaultdict(set)
     for key, source, target, pattern in parameters_of(checkpoint, probe):
         if target not in owner:
-            state[key] = source
+            if not experts_only:
+                state[key] = source
             continue
         layer, number = owner[target], re.search(r"experts\.(\d+)\.", key)
         if number is None:
             _refuse_count(checkpoint, key, source.get_shape()[0], len(held[layer]))
-            state[key] = ExpertRows(source, [held[layer].index(e) for e in wanted[layer]])
+            state[key] = ExpertRows(source, [held[layer].index(e) for e in wanted[layer]], device)
             continue
         single[target, pattern].add(int(number[1]))
         if int(number[1]) in wanted[layer]:
@@ -241,10 +284,11 @@ def _refuse_count(checkpoint: Checkpoint, name: str, found: int, experts: int) -
         )
 
 
-def _partial(kind: type[PreTrainedModel], wanted: Keep) -> type[PreTrainedModel]:
-    """Derive a class whose expert parameters have the wanted rows.
+def _partial(kind: type[PreTrainedModel], wanted: Keep, device: str) -> type[PreTrainedModel]:
+    """Derive a class whose expert parameters have the wanted rows, and whose other tensors are loaded to `device`.
 
-    Then the check of shapes in transformers passes.
+    Then the check of shapes in transformers passes. A device map that only the steps of loading see lets transformers place each tensor as
+    it reads it; one that from_pretrained gets would also copy the experts to the device in every call, by hooks of accelerate.
     """
 
     class Partial(kind):  # type: ignore[misc]
@@ -255,9 +299,32 @@ def _partial(kind: type[PreTrainedModel], wanted: Keep) -> type[PreTrainedModel]
                     empty = torch.empty(len(wanted[layer.layer]), *p.shape[1:], dtype=p.dtype, device=p.device)
                     setattr(layer.module, name, nn.Parameter(empty, requires_grad=False))
 
+        @staticmethod
+        def _load_pretrained_model(model: PreTrainedModel, state: Any, files: Any, settings: LoadStateDictConfig, *rest: Any) -> Any:
+            info, index = kind._load_pretrained_model(model, state, files, _placed(model, settings, device), *rest)
+            _refuse_full(info)
+            return info, index
+
+        @staticmethod
+        def _finalize_model_loading(model: PreTrainedModel, settings: LoadStateDictConfig, info: LoadStateDictInfo) -> Any:
+            return kind._finalize_model_loading(model, _placed(model, settings, device), info)
+
     # The library reads these to tell its own code from custom code.
     Partial.__name__, Partial.__qualname__, Partial.__module__ = kind.__name__, kind.__qualname__, kind.__module__
     return Partial
+
+
+def _placed(model: PreTrainedModel, settings: LoadStateDictConfig, device: str) -> LoadStateDictConfig:
+    if device == "cpu":
+        return settings
+    return replace(settings, device_map={"": device} | {f"{layer.name}.": "cpu" for layer in expert_layers(model)})
+
+
+def _refuse_full(info: LoadStateDictInfo) -> None:
+    """Raise torch's error for a full device, which transformers notes as one of a conversion."""
+    full = next((line for said in info.conversion_errors.values() for line in said.splitlines() if "out of memory" in line), None)
+    if full is not None:
+        raise torch.OutOfMemoryError(full)
 
 
 def _refuse_mismatch(checkpoint: Checkpoint, report: Mapping[str, Any], empty: set[str]) -> None:
@@ -276,11 +343,24 @@ def _refuse_mismatch(checkpoint: Checkpoint, report: Mapping[str, Any], empty: s
 def copy_weights(model: PreTrainedModel) -> None:
     """Copy weights that are mapped from files into this process's memory.
 
-    A mapped file that is changed in its place changes the model that runs, and one that is cut short ends its process.
+    A mapped file that is changed in its place changes the model that runs, and one that is cut short ends its process. What has been copied
+    already, here or to another device, stays as it is.
     """
+    mapped = _mapped_files()
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = tensor.data.clone()
+            if tensor.device.type == "cpu" and any(start <= tensor.data_ptr() < end for start, end in mapped):
+                tensor.data = tensor.data.clone()
+
+
+def _mapped_files() -> list[tuple[int, int]]:
+    """List the addresses at which this process has files in its memory; all addresses where the system does not tell."""
+    try:
+        lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    except OSError:
+        return [(0, 1 << 64)]
+    spans = [line[0].split("-") for line in lines if len(line) == 6 and line[5].startswith("/")]
+    return [(int(start, 16), int(end, 16)) for start, end in spans]
 
 
 def expert_bytes_held(model: PreTrainedModel) -> int:

@@ -1,4 +1,4 @@
-"""Shared experts on the device while the host waits for the routed ones.
+"""Runs shared experts on the device while the host waits for the routed ones.
 
 Many families compute a block's shared experts after its routed ones, from the same input. Here they are started in the experts hook, and
 the call that follows gets their output. Which families do so is learned in the first pass: a block whose call has another input, or comes

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,8 +24,17 @@ if TYPE_CHECKING:
 ALLOW_CPU = "REMOE_ALLOW_CPU"
 _DRIVER = Path("/proc/driver/nvidia/version")
 _CPUS = Path("/proc/cpuinfo")
+_CUDA_TORCH = "Install torch for the CUDA version of this machine's driver (https://pytorch.org/get-started/locally)"
 _LIBRARY_FULL = "STATUS_ALLOC_FAILED"  # of cuBLAS and its like, whose memory torch does not count
 _log = logging.getLogger(__name__)
+
+
+class DeviceChoice(StrEnum):
+    """Where a user wants everything but the experts."""
+
+    CUDA = "cuda"
+    CPU = "cpu"
+    AUTO = "auto"
 
 
 class Device(Part):
@@ -41,29 +51,28 @@ class Device(Part):
     driver: str | None = None
 
 
-def choose(gpu: bool) -> str:
+def choose(gpu: bool, device: DeviceChoice | None = None) -> str:
     """Return torch's name of the device that a plan with or without `gpu` is served on.
 
-    Raises: DeployError when the plan has a GPU and torch can use none here, unless $REMOE_ALLOW_CPU is 1.
-    """
-    import torch
+    `device` is what the user asks for instead: AUTO is a GPU where torch can use one.
 
-    if not gpu:
+    Raises: DeployError when the plan has a GPU and torch can use none here, unless $REMOE_ALLOW_CPU is 1, and when the user asks for one.
+    """
+    if device is DeviceChoice.CPU or (device is None and not gpu):
+        if gpu:
+            _log.warning("The plan's GPU is not used, because the CPU was asked for; the plan's times and its price are a GPU's.")
         return "cpu"
-    with warnings.catch_warnings(record=True) as remarks:
-        warnings.simplefilter("always")
-        usable = torch.cuda.is_available()
-    if usable:
+    why = _unusable()
+    if device is DeviceChoice.AUTO:
+        _log.warning(
+            "Everything but the experts is on %s.", "the GPU" if why is None else f"the CPU, because torch can use no GPU here: {why}"
+        )
+    if why is None:
         return "cuda"
-    said = [str(remark.message).strip().splitlines()[0].rstrip(".") for remark in remarks if "CUDA" in str(remark.message)]
-    if torch.version.cuda is None:
-        why = f"torch {torch.__version__} is built for CPUs"
-    elif said:
-        why = said[0]
-    elif driver := _driver():
-        why = f"the NVIDIA driver {driver} does not run CUDA {torch.version.cuda}"
-    else:
-        why = "no NVIDIA GPU is visible"
+    if device is DeviceChoice.AUTO:
+        return "cpu"
+    if device is DeviceChoice.CUDA:
+        raise DeployError(f"A GPU was asked for, and torch can use none here: {why}.", f"{_CUDA_TORCH}, or take --device cpu.")
     message = f"The plan puts everything but the experts on a GPU, and torch can use none here: {why}."
     if os.environ.get(ALLOW_CPU) == "1":
         _log.warning("%s It is served on the CPU, because %s is 1; the plan's times and its price are a GPU's.", message, ALLOW_CPU)
@@ -71,6 +80,25 @@ def choose(gpu: bool) -> str:
     raise DeployError(
         message, f"Serve it where a GPU is, plan for a main function without one, or set {ALLOW_CPU}=1 to serve on the CPU all the same."
     )
+
+
+def _unusable() -> str | None:
+    """Say why torch can use no GPU here; None where it can."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if usable:
+        return None
+    said = [str(remark.message).strip().splitlines()[0].rstrip(".") for remark in remarks if "CUDA" in str(remark.message)]
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built for CPUs"
+    if said:
+        return said[0]
+    if driver := _driver():
+        return f"the NVIDIA driver {driver} does not run CUDA {torch.version.cuda}"
+    return "no NVIDIA GPU is visible"
 
 
 def describe(device: torch.device) -> Device:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -22,13 +23,14 @@ from remoe_cli.errors import ModelError, RemoeError, UsageError
 from remoe_cli.lambda_limits import read_timeout_s
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, reason
-from remoe_cli.model.experts import Attachment, attach, move_non_experts
+from remoe_cli.model.experts import Attachment, attach
 from remoe_cli.model.generation import StopStrings, stop_strings, visible, warning
-from remoe_cli.model.loader import copy_weights, load
+from remoe_cli.model.loader import copy_weights, load, load_gpu_experts
+from remoe_cli.model.shared_experts import start_early
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.runtime.answer import FinishReason, Generated, Stop
-from remoe_cli.runtime.device import Device, choose, describe, full_memory_named
+from remoe_cli.runtime.device import Device, DeviceChoice, choose, describe, full_memory_named
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from remoe_cli.runtime.invoke import Connect, Invocation
 
@@ -92,7 +94,7 @@ class _Stopping(StoppingCriteria):  # type: ignore[misc]
 class Engine:
     """A loaded model, its tokenizer, and the dispatcher that is attached to its MoE layers.
 
-    device   of everything but the experts
+    device   of everything but the experts, and of those that the dispatcher has on it
     """
 
     model: PreTrainedModel
@@ -187,19 +189,24 @@ def start_engine(
     connect: Connect,
     *,
     gpu: bool = False,
+    gpu_experts: Mapping[int, Sequence[int]] = MappingProxyType({}),
+    device: DeviceChoice | None = None,
     copied: bool = False,
     sent: list[Invocation] | None = None,
 ) -> Engine:
     """Load the main function's part of the model, and attach a dispatcher for the remote experts.
 
-    `functions` is by hidden layer. With `gpu`, everything but the experts is on the machine's GPU. With
-    `copied`, no weight stays mapped from its file. The expert functions start while the model loads (docs/reference/method.md, section 10).
-    `sent` takes their calls, also when this fails.
+    `functions` is by hidden layer, and so is `gpu_experts`. With `gpu`, everything but the experts is on the machine's GPU, and
+    `gpu_experts` too, unless `device` says otherwise; on a CPU they are local experts as the rest. With `copied`, no weight stays mapped
+    from its file. The expert functions start while the model loads (docs/reference/method.md, section 10). `sent` takes their calls, also
+    when this fails.
 
     Raises: InvokeError when an expert function cannot start, DeployError when there is no GPU that can be used, or its memory is full.
     """
-    at = choose(gpu)  # before anything is started that costs money
-    local = spec.local_experts({layer: tuple(e for f in remote for e in f.experts) for layer, remote in functions.items()})
+    at = choose(gpu, device)  # before anything is started that costs money
+    there = {layer: tuple(sorted(experts)) for layer, experts in gpu_experts.items()} if at != "cpu" else {}
+    elsewhere = {layer: tuple(e for f in remote for e in f.experts) for layer, remote in functions.items()}
+    local = spec.local_experts({n: elsewhere.get(n, ()) + there.get(n, ()) for n in {*elsewhere, *there}})
     connections = max(_CONNECTIONS, *(sum(f.replicas for f in remote) for remote in functions.values())) if functions else 1
     # One client for all: each function's own timeout ends its calls, and none of them is given up before that.
     longest_s = max((f.timeout_s for remote in functions.values() for f in remote), default=0)
@@ -213,12 +220,13 @@ def start_engine(
     )
     warming = dispatcher.warm()
     try:
-        model = load(checkpoint, local)
+        with full_memory_named("Free the GPU, or serve on one with as much memory as the plan counts on."):
+            model = load(checkpoint, local, device=at)
+            dispatcher.gpu = load_gpu_experts(checkpoint, model, there, at)
         if copied:
             copy_weights(model)
         if at != "cpu":
-            with full_memory_named("Free the GPU, or serve on one with as much memory as the plan counts on."):
-                move_non_experts(model, at)
+            dispatcher.starts = start_early(model)
         for started in warming:
             started.result()
         tokenizer = load_tokenizer(checkpoint)

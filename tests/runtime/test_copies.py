@@ -6,10 +6,11 @@ No GPU is needed: tests/support/labelled.py. It gives the process a device of it
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,14 +19,16 @@ import torch
 from torch import Tensor
 
 from remoe_cli.model import experts
-from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert
-from remoe_cli.model.gpu_experts import gpu_experts
-from remoe_cli.model.shared_experts import start_early
-from remoe_cli.runtime.dispatch import Dispatcher
+from remoe_cli.model.checkpoint import find
+from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
+from remoe_cli.model.loader import expert_bytes_held
+from remoe_cli.model.spec import read_spec
+from remoe_cli.runtime import engine
+from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from tests.support import forked
-from tests.support.families import EXPERTS, FAMILIES, build
+from tests.support.families import EXPERTS, FAMILIES, save
 from tests.support.harness import PROMPT, InProcessExperts
-from tests.support.labelled import NAME, Asked, LabelledTensor, label_non_experts, labelled, register
+from tests.support.labelled import NAME, Asked, LabelledTensor, labelled, register
 
 NEW_TOKENS = 5
 # Experts by tier; the rest are in functions.
@@ -58,37 +61,45 @@ BREAKS: dict[str, tuple[str, Callable[..., Any]]] = {
 }
 
 
-def serve(family: str, tiers: str, broken: str = "") -> None:
-    """Generate with a model on the labelled device, and print what each step of each MoE block has asked of it."""
+def serve(folder: str, family: str, tiers: str, broken: str = "") -> None:
+    """Load to the labelled device and generate; print what each step of each MoE block has asked of the device."""
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # labels are seen in this thread only
     register()
-    reference, model = build(family), build(family)
+    reference = save(family, torch.float32, Path(folder), fused=tiers == "three")
     expected = generated(reference, "cpu")
-    layers = expert_layers(model)
+    checkpoint, layers = find(folder), [x.layer for x in expert_layers(reference)]
     local, gpu = TIERS[tiers]
+    away = tuple(e for e in range(EXPERTS) if e not in local + gpu)
+    functions = {layer: (RemoteFunction(f"layer-{layer}", away, 1, 0.0),) for layer in layers if away}
     remote = InProcessExperts(reference)
     steps: list[tuple[list[str], list[str]]] = []
-    with labelled() as asked, ThreadPoolExecutor(1) as pool, torch.no_grad():
-        on_gpu = {x.layer: gpu_experts(x.module, gpu, there(x, gpu), EXPERTS) for x in layers if gpu}
-        for layer in layers:
-            for name, p in layer.parameters().items():
-                layer.module._parameters[name] = torch.nn.Parameter(p.data[list(local)].clone(), requires_grad=False)
-        label_non_experts(model)
-        starts = start_early(model)
-        runner = Dispatcher(None, {x.layer: {e: i for i, e in enumerate(local)} for x in layers}, {}, pool, gpu=on_gpu, starts=starts)
-        runner._send = remote.send  # type: ignore[method-assign]
-        attach(model, runner)
-        for layer in layers:
+    with labelled() as asked, torch.no_grad(), ExitStack() as stack:
+        for owner, name, stand_in in (
+            (engine, "choose", lambda *_: NAME),
+            (engine, "load_tokenizer", lambda _: None),
+            (Dispatcher, "warm", lambda _: []),
+            (Dispatcher, "_send", lambda _, *sent: remote.send(*sent)),
+            *((experts, *BREAKS[name]) for name in [broken] if name),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, stand_in))
+        started = engine.start_engine(
+            checkpoint, read_spec(checkpoint), functions, lambda *_: None, gpu=True, gpu_experts=dict.fromkeys(layers, gpu), copied=True
+        )
+        model = started.model
+        places = {t.device.type for t in (*model.parameters(), *model.buffers()) if id(t) not in host_ids(model)}
+        held = expert_bytes_held(model) / expert_bytes_held(reference)
+        for layer in expert_layers(model):
             block = model.get_submodule(layer.name.rpartition(".")[0])
             block.register_forward_pre_hook(lambda *_: asked.clear())
             block.register_forward_hook(lambda *_: steps.append((list(asked.copies), list(asked.waits))))
-        with mock.patch.object(experts, *BREAKS[broken]) if broken else nullcontext():
-            tokens = generated(model, NAME)
-        early = [start.__self__.early for start in starts.values()]  # type: ignore[attr-defined]
-    json.dump({"same": tokens == expected, "steps": steps, "early": early, "layers": len(layers), "remote": remote.rows}, sys.stdout)
+        tokens = generated(model, NAME)
+        early = [start.__self__.early for start in started.dispatcher.starts.values()]  # type: ignore[attr-defined]
+    found = {"same": tokens == expected, "steps": steps, "early": early, "layers": len(layers), "remote": remote.rows}
+    json.dump(found | {"places": sorted(places), "held": held}, sys.stdout)
 
 
-def there(layer: ExpertLayer, chosen: tuple[int, ...]) -> dict[str, Tensor]:
-    return {name: LabelledTensor(p.data[list(chosen)]) for name, p in layer.parameters().items()}
+def host_ids(model: Any) -> set[int]:
+    return {id(p) for layer in expert_layers(model) for p in layer.parameters().values()}
 
 
 def generated(model: Any, device: str) -> list[int]:
@@ -100,16 +111,16 @@ def generated(model: Any, device: str) -> list[int]:
         return out[0].cpu().tolist()  # type: ignore[no-any-return]
 
 
-def result(*arguments: str) -> dict[str, Any]:
-    run = forked.complete(serve, *arguments)
+def result(folder: Path, *arguments: str) -> dict[str, Any]:
+    run = forked.complete(serve, str(folder), *arguments)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(("family", "tiers"), CASES)
-def test_a_step_of_a_layer_takes_two_copies_and_one_wait_at_most(family: str, tiers: str) -> None:
-    found = result(family, tiers)
-    assert found["same"]
+def test_a_step_of_a_layer_takes_two_copies_and_one_wait_at_most(family: str, tiers: str, tmp_path: Path) -> None:
+    found = result(tmp_path, family, tiers)
+    assert found["same"] and found["places"] == [NAME] and found["held"] == len(TIERS[tiers][0]) / EXPERTS
     assert len(found["steps"]) == found["layers"] * NEW_TOKENS
     copies = 1 if tiers == "GPU" else 2
     for asked_copies, waits in found["steps"]:
@@ -119,9 +130,9 @@ def test_a_step_of_a_layer_takes_two_copies_and_one_wait_at_most(family: str, ti
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-def test_a_copy_too_many_and_a_wait_too_many_are_seen(broken: str) -> None:
+def test_a_copy_too_many_and_a_wait_too_many_are_seen(broken: str, tmp_path: Path) -> None:
     """Negative control."""
-    steps = result("mixtral", "two", broken)["steps"]
+    steps = result(tmp_path, "mixtral", "two", broken)["steps"]
     assert any(len(copies) > 2 or len(waits) > 1 for copies, waits in steps)
 
 

@@ -63,7 +63,7 @@ def test_a_plan_for_a_gpu_is_refused_where_torch_can_use_none(
 
 
 def test_the_engine_refuses_before_anything_starts(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(engine, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv(device.ALLOW_CPU, raising=False)
 
@@ -91,8 +91,8 @@ def test_a_full_gpu_is_an_error_that_says_what_to_do(full: RuntimeError, checkpo
     with pytest.raises(DeployError, match=r"^The GPU's memory is full: CUDA [^\n]+$") as error:
         made.generate([1, 2], 4)
     assert "Plan again for requests as long" in error.value.hint
-    monkeypatch.setattr(engine, "choose", lambda gpu: "cuda")
-    monkeypatch.setattr(engine, "move_non_experts", fail)
+    monkeypatch.setattr(engine, "choose", lambda *_: "cuda")
+    monkeypatch.setattr(engine, "load", fail)
     with pytest.raises(DeployError, match="The GPU's memory is full") as error:
         engine.start_engine(checkpoint, read_spec(checkpoint), {}, lambda *_: None, gpu=True)
     assert "Free the GPU" in error.value.hint

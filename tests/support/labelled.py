@@ -15,13 +15,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel
-
-from remoe_cli.model.experts import expert_layers
 
 NAME = "gpu"
 # Operations whose result depends on numbers that the host does not have: it waits for them.
@@ -199,18 +196,3 @@ def labelled() -> Iterator[Asked]:
             yield labels.asked
     finally:
         torch._C._set_only_lift_cpu_tensors(False)
-
-
-def label_non_experts(model: PreTrainedModel) -> None:
-    """Put everything but the routed experts on the device by name."""
-    experts = {id(layer.module) for layer in expert_layers(model)}
-    named: dict[int, nn.Parameter | LabelledTensor] = {}  # tied weights stay one tensor
-    for module in model.modules():
-        if id(module) in experts:
-            continue
-        for name, p in module._parameters.items():
-            if p is not None:
-                module._parameters[name] = named.setdefault(id(p), nn.Parameter(LabelledTensor(p.data), requires_grad=False))  # type: ignore[assignment]
-        for name, b in module._buffers.items():
-            if b is not None:
-                module._buffers[name] = named.setdefault(id(b), LabelledTensor(b))  # type: ignore[assignment]
