@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from remoe_cli.runtime.invoke import Invocation, Sample
@@ -14,12 +15,44 @@ TokenCalls = tuple[float, tuple[Sample, ...]]  # seconds of a token, and its cal
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """The model's own log-probability of one token, before the request's parameters change it.
+
+    text   of the token alone; a token that is a part of a character has U+FFFD
+    top    the likeliest tokens of that step, with their texts and log-probabilities
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of text as it becomes whole.
+
+    token_id   the token that completed it
+    choice     which answer to the request it belongs to, where there are several
+    logprobs   of all tokens since the piece before, where they were asked for
+    """
+
+    token_id: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    choice: int = 0
+
+
+@dataclass(frozen=True)
 class Generated:
     """What the engine generated for one prompt.
 
     token_times_s   seconds from the start of generation to each token
     invocations     all invocations of expert functions, in the order of their answers
     invoked         how many of them were over when each token was there
+    logprobs        of each token, where they were asked for
+    stop_string     the request's stop string that ended the answer
+    joined_at       where the tokens of further answers begin (`together`)
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -29,6 +62,9 @@ class Generated:
     token_times_s: tuple[float, ...]
     invocations: tuple[Invocation, ...]
     invoked: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    stop_string: str | None = None
+    joined_at: tuple[int, ...] = ()
 
     @property
     def further(self) -> tuple[TokenCalls, ...]:
@@ -49,6 +85,29 @@ class Generated:
 
     @property
     def tpot_s(self) -> float | None:
-        """Return the mean time of a token after the first; None when there is only one."""
-        n = len(self.token_times_s) - 1
-        return (self.token_times_s[-1] - self.token_times_s[0]) / n if n else None
+        """Return the mean time of a token after the first of its answer; None when there is no such token."""
+        starts = [0, *self.joined_at]
+        spans = [self.token_times_s[a:b] for a, b in zip(starts, [*self.joined_at, len(self.token_times_s)], strict=True)]
+        n = sum(len(span) - 1 for span in spans)
+        return sum(span[-1] - span[0] for span in spans) / n if n else None
+
+
+def together(made: Sequence[Generated]) -> Generated:
+    """Join several answers to one prompt, which were generated one after another, for one receipt.
+
+    >>> one = Generated((1,), (2, 3), "ab", "stop", (0.5, 0.75), ())
+    >>> both = together([one, one])
+    >>> both.token_times_s, both.ttft_s, both.tpot_s
+    ((0.5, 0.75, 1.25, 1.5), 0.5, 0.25)
+    """
+    ids: list[int] = []
+    times: list[float] = []
+    joined_at: list[int] = []
+    for each in (each for each in made if each.token_ids):
+        begun_s = times[-1] if times else 0.0
+        if ids:
+            joined_at.append(len(ids))
+        ids += each.token_ids
+        times += [begun_s + time_s for time_s in each.token_times_s]
+    calls = tuple(call for each in made for call in each.invocations)
+    return replace(made[0], token_ids=tuple(ids), token_times_s=tuple(times), invocations=calls, joined_at=tuple(joined_at))

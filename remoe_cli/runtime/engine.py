@@ -29,10 +29,12 @@ from remoe_cli.model.loader import copy_weights, load, load_gpu_experts
 from remoe_cli.model.shared_experts import start_early
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
-from remoe_cli.runtime.answer import FinishReason, Generated, Stop
+from remoe_cli.runtime.answer import FinishReason, Generated, Piece, Stop, TokenLogprob
+from remoe_cli.runtime.choose import Noted, processors
 from remoe_cli.runtime.device import Device, DeviceChoice, choose, describe, full_memory_named
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from remoe_cli.runtime.invoke import Connect, Invocation
+from remoe_cli.runtime.sampling import GREEDY, Sampling
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
@@ -47,12 +49,15 @@ class _Stream(BaseStreamer):  # type: ignore[misc]
     tokenizer: Any
     stop: Sequence[str]
     start: float
-    on_text: Callable[[int, str], None]
+    on_piece: Callable[[Piece], None]
     sent: Sequence[Invocation]
+    noted: Noted | None
     ids: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     invoked: list[int] = field(default_factory=list)
     text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    _shown: int = 0
     _prompt_seen: bool = False
 
     def put(self, value: Tensor) -> None:
@@ -62,6 +67,8 @@ class _Stream(BaseStreamer):  # type: ignore[misc]
         self.times.append(time.perf_counter() - self.start)
         self.invoked.append(len(self.sent))
         self.ids.append(int(value.item()))
+        if self.noted:
+            self.logprobs.append(self._logprob(self.noted))
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
         if not text.endswith("\ufffd"):
             self._show(visible(text, self.stop, ended=None))
@@ -75,8 +82,13 @@ class _Stream(BaseStreamer):  # type: ignore[misc]
 
     def _show(self, text: str) -> None:
         if len(text) > len(self.text):
-            self.on_text(self.ids[-1], text[len(self.text) :])
-            self.text = text
+            self.on_piece(Piece(self.ids[-1], text[len(self.text) :], tuple(self.logprobs[self._shown :])))
+            self.text, self._shown = text, len(self.logprobs)
+
+    def _logprob(self, noted: Noted) -> TokenLogprob:
+        token = self.ids[-1]
+        logprob, top = noted.of_token(len(self.ids) - 1, token)
+        return TokenLogprob(token, self.tokenizer.decode([token]), logprob, tuple((i, self.tokenizer.decode([i]), p) for i, p in top))
 
 
 class _Stopping(StoppingCriteria):  # type: ignore[misc]
@@ -107,6 +119,10 @@ class Engine:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return encode(self.tokenizer, prompt)
 
+    def text_ids(self, text: str) -> list[int]:
+        """Encode a text as it stands, outside the chat template."""
+        return list(self.tokenizer(text)["input_ids"])
+
     def warm_up(self) -> None:
         """Generate one token: proves the hook, and pages the weights in, before anybody waits for an answer.
 
@@ -125,10 +141,11 @@ class Engine:
         self,
         prompt_ids: Iterable[int],
         max_new_tokens: int,
-        on_text: Callable[[int, str], None] = lambda token, text: None,
+        on_piece: Callable[[Piece], None] = lambda piece: None,
         stopped: Callable[[], Stop | None] = lambda: None,
+        sampling: Sampling = GREEDY,
     ) -> Generated:
-        """Decode one prompt greedily; call `on_text(token_id, text)` as text becomes whole.
+        """Answer one prompt with tokens that `sampling` chooses; call `on_piece` as text becomes whole.
 
         `stopped` is asked after every token; the answer ends when it returns a reason. Calls of an answer that fails stay with the
         dispatcher.
@@ -137,7 +154,9 @@ class Engine:
         """
         ids = tuple(prompt_ids)
         self.refuse(ids, max_new_tokens)
-        stream = _Stream(self.tokenizer, self.stop.strings, time.perf_counter(), on_text, self.dispatcher.sent)
+        chosen, noted = processors(sampling, len(ids), self.vocabulary, self.model.device)
+        stop = StopStrings(self.tokenizer, (*self.stop.strings, *sampling.stop))
+        stream = _Stream(self.tokenizer, stop.strings, time.perf_counter(), on_piece, self.dispatcher.sent, noted)
         stopping = _Stopping(stopped)
         eos = self.model.generation_config.eos_token_id
         self.dispatcher.stopped = stopped
@@ -147,26 +166,50 @@ class Engine:
                     input_ids=torch.tensor([ids], device=self.model.device),
                     attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self.model.device),
                     max_new_tokens=max_new_tokens,
-                    do_sample=False,
+                    do_sample=False,  # the last of the processors draws the token
+                    logits_processor=chosen,
                     disable_compile=True,
                     pad_token_id=self.model.generation_config.pad_token_id or 0,
                     streamer=stream,
-                    stopping_criteria=StoppingCriteriaList([stopping, self.stop.begin(1, len(ids))]),
+                    stopping_criteria=StoppingCriteriaList([stopping, stop.begin(1, len(ids))]),
+                    **({} if sampling.repetition_penalty is None else {"repetition_penalty": 1.0}),  # not the model's own too
                 )
         finally:
             self.dispatcher.settle()  # a pass that failed may have left calls, which are billed
-        at_stop_string = bool(self.stop.ends.any())
+        at_stop_string = bool(stop.ends.any())
         stream.finish(stopped=at_stop_string)
         ended = at_stop_string or stream.ids[-1] in ({eos} if isinstance(eos, int) else set(eos or ()))
         reason: FinishReason = "stop" if ended else stopping.reason if stopping.reason and len(stream.ids) < max_new_tokens else "length"
         invocations = tuple(self.dispatcher.take())
-        return Generated(ids, tuple(stream.ids), stream.text, reason, tuple(stream.times), invocations, tuple(stream.invoked))
+        return Generated(
+            ids,
+            tuple(stream.ids),
+            stream.text,
+            reason,
+            tuple(stream.times),
+            invocations,
+            tuple(stream.invoked),
+            tuple(stream.logprobs),
+            self._stop_string(stream.ids, sampling.stop) if at_stop_string else None,
+        )
+
+    def _stop_string(self, ids: Sequence[int], strings: Sequence[str]) -> str | None:
+        """Return the first of the request's own stop strings in an answer."""
+        text = self.tokenizer.decode(ids)
+        return min((each for each in strings if each in text), key=text.find, default=None)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def positions(self) -> int | None:
+        """Return the most tokens of prompt and answer that the model has positions for; None where it has no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def refuse(self, ids: Sequence[int], new: int) -> None:
         """Raise UsageError for a prompt that this model cannot read, or an answer that it cannot give."""
-        prompt = len(ids)
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        prompt, limit, vocabulary = len(ids), self.positions, self.vocabulary
         if wrong := next((token for token in ids if not 0 <= token < vocabulary), None):
             raise UsageError(
                 f"The token id {wrong} is not in the model's vocabulary of {vocabulary} tokens.", f"Token ids are 0 to {vocabulary - 1}."

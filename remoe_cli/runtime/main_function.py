@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,30 +22,36 @@ from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.redaction import redacted
-from remoe_cli.runtime.answer import Generated, Stop, TokenCalls
+from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, together
 from remoe_cli.runtime.device import Device
 from remoe_cli.runtime.invoke import Connect, Invocation, make_client
 from remoe_cli.runtime.receipt import NOT_LOADED, Loading, Receipt, attach, failed_receipt, make_receipt, receipt_of
+from remoe_cli.runtime.sampling import CHOICES, Sampling
 from remoe_cli.runtime.server_config import ServerConfig
 
 if TYPE_CHECKING:
     from remoe_cli.runtime.dispatch import RemoteFunction
     from remoe_cli.runtime.engine import Engine
+    from remoe_cli.runtime.expected_cost import ExpectedCost
 
 
-class Request(BaseModel):
+class Request(Sampling):
     """One request, with exactly one of `prompt`, `messages` and `prompt_token_ids`.
 
-    `messages`, with `tools`, are as in OpenAI's chat API.
+    template         whether a prompt is put into the model's chat template
+    messages, tools  as in OpenAI's chat API
+    max_new_tokens   null: as many as the model has positions for, and the deployment's plan provides for
+    n                answers to give, one after another
+    calls            tell the times of all calls of expert functions
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     prompt: str | None = None
     messages: tuple[dict[str, Any], ...] | None = None
     tools: tuple[dict[str, Any], ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
-    max_new_tokens: int = Field(default=256, ge=1, le=2**31 - 1)
+    template: bool = True
+    max_new_tokens: int | None = Field(default=256, ge=1, le=2**31 - 1)
+    n: int = Field(default=1, ge=1, le=CHOICES)
     stream: bool = False
     calls: bool = False
 
@@ -54,20 +60,36 @@ class Request(BaseModel):
         return self.prompt if self.messages is None else conversation(self.messages, self.tools, where="The request")
 
 
-class Answer(BaseModel):
-    """What the main function answers to one request.
+class Choice(BaseModel):
+    """One answer of those that a request asked for.
 
-    calls   for calibration: the tokens after the first, and their calls (Generated.further)
+    stop_string   the request's own, if one ended the answer
+    logprobs      of each token, where the request asked for them
     """
 
     model_config = ConfigDict(frozen=True)
 
     text: str
-    prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     finish_reason: str
+    stop_string: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    logprobs: tuple[TokenLogprob, ...] = Field(default=(), exclude_if=lambda value: not value)
+
+
+class Answer(Choice):
+    """What the main function answers to one request: its first choice, and the others if it asked for several.
+
+    calls   for calibration: the tokens after the first, and their calls (Generated.further)
+    """
+
+    prompt_token_ids: tuple[int, ...]
     receipt: Receipt
     calls: tuple[TokenCalls, ...] | None = None
+    others: tuple[Choice, ...] = Field(default=(), exclude_if=lambda value: not value)
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        return (self, *self.others)
 
 
 @dataclass
@@ -177,6 +199,7 @@ class MainFunction:
     loading         how it was loaded
     loading_calls   of expert functions, meanwhile
     spent           what expert functions have been billed
+    expected        predicts what a request takes and costs, where the plan's profile is at hand
     """
 
     config: ServerConfig
@@ -184,6 +207,13 @@ class MainFunction:
     loading: Loading = NOT_LOADED
     loading_calls: tuple[Invocation, ...] = ()
     spent: Ledger = field(default_factory=Ledger)
+    expected: ExpectedCost | None = None
+
+    @property
+    def name(self) -> str:
+        """Return what clients call the model: its name on the hub, or its folder's name."""
+        path = self.config.model.path
+        return Path(path).name if Path(path).is_absolute() else path
 
     @property
     def loading_billed(self) -> str:
@@ -194,17 +224,17 @@ class MainFunction:
     def refuse(self, request: Request) -> None:
         """Raise UsageError for token ids that the model does not have, and for an answer that is too long."""
         if request.prompt_token_ids is not None:
-            self.engine.refuse(request.prompt_token_ids, request.max_new_tokens)
+            self.engine.refuse(request.prompt_token_ids, request.max_new_tokens or 1)
 
     def answer(
         self,
         request: Request,
-        on_text: Callable[[int, str], None] = lambda token, text: None,
+        on_piece: Callable[[Piece], None] = lambda piece: None,
         stopped: Callable[[], Stop | None] = lambda: None,
         *,
         first: bool = False,
     ) -> Answer:
-        """Generate an answer and its receipt.
+        """Generate the answers that a request asks for, one after another, and one receipt.
 
         `stopped` is asked after every token. `first` tells that this function was loaded for this request, which pays for it.
 
@@ -213,28 +243,41 @@ class MainFunction:
         """
         begun_s, prices = time.perf_counter(), self.config.prices
         loading, loading_calls = (self.loading, self.loading_calls) if first else (NOT_LOADED, ())
+        made: list[Generated] = []
         try:
-            generated = self._generate(request, on_text, stopped)
+            self._generate(request, on_piece, stopped, made)
         except Exception as error:
-            calls = self.engine.dispatcher.take()
+            calls = [*(call for each in made for call in each.invocations), *self.engine.dispatcher.take()]
             receipt = failed_receipt(prices, time.perf_counter() - begun_s, calls, loading, loading_calls)
             (self.spent.cancelled if stopped() == "cancelled" else self.spent.answers).add(receipt)
             if calls or first:
                 attach(error, receipt)
             raise
-        receipt = make_receipt(generated, prices, loading, loading_calls)
+        receipt = make_receipt(together(made), prices, loading, loading_calls)
         receipt = receipt.model_copy(update={"main": receipt.main.model_copy(update={"device": self.engine.device})})
-        (self.spent.cancelled if generated.finish_reason == "cancelled" else self.spent.answers).add(receipt)
+        if self.expected and len(made) == 1:
+            receipt = receipt.model_copy(update={"predicted": self.expected(receipt.prompt_tokens, receipt.generated_tokens - 1)})
+        (self.spent.cancelled if made[-1].finish_reason == "cancelled" else self.spent.answers).add(receipt)
+        of_first, *others = (_choice(each) for each in made)
         return Answer(
-            text=generated.text,
-            prompt_token_ids=generated.prompt_token_ids,
-            token_ids=generated.token_ids,
-            finish_reason=generated.finish_reason,
+            **dict(of_first),
+            prompt_token_ids=made[0].prompt_token_ids,
             receipt=receipt,
-            calls=generated.further if request.calls else None,
+            calls=made[0].further if request.calls else None,
+            others=tuple(others),
         )
 
-    def _generate(self, request: Request, on_text: Callable[[int, str], None], stopped: Callable[[], Stop | None]) -> Generated:
+    def prompt_ids(self, request: Request) -> Sequence[int]:
+        """Return the tokens of a request's prompt; raises UsageError for one that the chat template refuses."""
+        asked = request.asked()
+        if asked is None:
+            return request.prompt_token_ids or ()
+        return self.engine.text_ids(asked) if isinstance(asked, str) and not request.template else self.engine.prompt_ids(asked)
+
+    def _generate(
+        self, request: Request, on_piece: Callable[[Piece], None], stopped: Callable[[], Stop | None], made: list[Generated]
+    ) -> None:
+        """Put each answer of a request into `made` as it ends."""
         match stopped():
             case "cancelled":
                 raise DeployError("The main function is ending.", "Ask again.")
@@ -243,10 +286,23 @@ class MainFunction:
                     "There was no time left to answer when the request's turn came.",
                     "Ask again when fewer requests wait or all is warm.",
                 )
-        asked = request.asked()
-        ids = self.engine.prompt_ids(asked) if asked is not None else request.prompt_token_ids or ()
-        self.config.refuse_unserved(len(ids), request.max_new_tokens)
-        return self.engine.generate(ids, request.max_new_tokens, on_text, stopped)
+        ids = self.prompt_ids(request)
+        new = self._room(len(ids)) if request.max_new_tokens is None else request.max_new_tokens
+        self.config.refuse_unserved(len(ids), new)
+        for index in range(request.n):
+            if made and (reason := stopped()):
+                made.append(Generated(tuple(ids), (), "", reason, (), ()))
+                continue
+            of_choice = lambda piece, index=index: on_piece(replace(piece, choice=index))  # noqa: E731
+            made.append(self.engine.generate(ids, new, of_choice, stopped, request.of_choice(index)))
+
+    def _room(self, prompt_tokens: int) -> int:
+        """Return how many new tokens the model has positions for and the plan provides for; at least 1, which then is refused."""
+        positions, served = self.engine.positions, self.config.served
+        most = [] if positions is None else [positions - prompt_tokens]
+        if served is not None:
+            most += [served.n_out + 1, served.tokens + 1 - prompt_tokens]
+        return max(1, min(most, default=2**31 - 1 - prompt_tokens))
 
     def state(self) -> MainState:
         from remoe_cli.model.loader import expert_bytes_held
@@ -263,6 +319,16 @@ class MainFunction:
             device=self.engine.device,
             spent=self.spent,
         )
+
+
+def _choice(made: Generated) -> Choice:
+    return Choice(
+        text=made.text,
+        token_ids=made.token_ids,
+        finish_reason=made.finish_reason,
+        stop_string=made.stop_string,
+        logprobs=made.logprobs,
+    )
 
 
 def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copied: bool = False, reads: int = 0) -> MainFunction:

@@ -30,7 +30,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,6 +45,7 @@ from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.runtime import address
 from remoe_cli.runtime.access import Door, Guarded, door_of
+from remoe_cli.runtime.answer import Piece
 from remoe_cli.runtime.invoke import make_client
 from remoe_cli.runtime.main_function import Answer, MainFunction, Request, described, load_here, parse, until
 
@@ -55,7 +56,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = ((UsageError, 400), (DeployEr
 
 
 # What happens to a request: pieces of text, then the answer or why there is none.
-_Event = dict[str, Any] | Answer | Exception
+_Event = Piece | Answer | Exception
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,19 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
         def put(event: _Event) -> None:
             loop.call_soon_threadsafe(happened.put_nowait, event)
 
-        def on_text(token: int, text: str) -> None:
+        def on_piece(piece: Piece) -> None:
             if request.stream:
-                put({"text": text, "token_id": token})
+                put(piece)
 
         def work() -> None:
             try:
-                put(main.answer(request, on_text, until(limit_s, gone, ending)))
+                put(main.answer(request, on_piece, until(limit_s, gone, ending)))
             except Exception as error:
                 put(error)
 
         waiting = model_thread.submit(work)
         try:
-            while isinstance(event := await happened.get(), dict):
+            while isinstance(event := await happened.get(), Piece):
                 yield event
             yield event
         finally:
@@ -189,8 +190,10 @@ def _line(event: _Event) -> str:
             content: dict[str, Any] = {"error": described(event)}
         case Answer():
             content = {"answer": event.model_dump(mode="json")}
-        case _:
-            content = event
+        case Piece():
+            content = {"text": event.text, "token_id": event.token_id}
+            content |= {"choice": event.choice} if event.choice else {}
+            content |= {"logprobs": [asdict(each) for each in event.logprobs]} if event.logprobs else {}
     return json.dumps(content, ensure_ascii=False) + "\n"
 
 

@@ -74,7 +74,7 @@ def test_a_stop_string_ends_the_answer(place: int, as_list: bool, original: Path
     here = engine(folder)
     for _ in range(2):  # nothing of one answer is left for the next
         pieces.clear()
-        made = here.generate(PROMPT, LONG, lambda token, text: pieces.append(text))
+        made = here.generate(PROMPT, LONG, lambda piece: pieces.append(piece.text))
         assert list(made.token_ids) == expected
         assert made.finish_reason == "stop"
         whole = here.tokenizer.decode(expected, skip_special_tokens=True)
@@ -86,7 +86,7 @@ def test_without_a_stop_string_all_text_is_shown(original: Path, answer: list[in
     folder = with_settings(original, tmp_path, stop_strings=[f"{words[-1]} that never comes", "nor this"])
     pieces: list[str] = []
     here = engine(folder)
-    made = here.generate(PROMPT, LONG, lambda token, text: pieces.append(text))
+    made = here.generate(PROMPT, LONG, lambda piece: pieces.append(piece.text))
     assert (list(made.token_ids), made.finish_reason) == (answer, "length")
     assert made.text == "".join(pieces) == here.tokenizer.decode(answer, skip_special_tokens=True)
 

@@ -85,9 +85,16 @@ WRONG: dict[str, tuple[Any, str]] = {
     "tokens text": (IDS | {"max_new_tokens": "5"}, "'max_new_tokens'"),
     "tokens float": (IDS | {"max_new_tokens": 5.0}, "'max_new_tokens'"),
     "tokens boolean": (IDS | {"max_new_tokens": True}, "'max_new_tokens'"),
-    "tokens null": (IDS | {"max_new_tokens": None}, "'max_new_tokens'"),
     "calls text": (IDS | {"calls": "yes"}, "'calls'"),
-    "unknown field": (IDS | {"temperature": 0.5}, "'temperature'"),
+    "unknown field": (IDS | {"temprature": 0.5}, "'temprature'"),
+    "temperature negative": (IDS | {"temperature": -0.1}, "'temperature'"),
+    "temperature text": (IDS | {"temperature": "0.5"}, "'temperature'"),
+    "nucleus of nothing": (IDS | {"top_p": 0}, "'top_p'"),
+    "bias of no token": (IDS | {"logit_bias": {"200": 1}}, "'logit_bias' has the token id 200"),
+    "bias of text": (IDS | {"logit_bias": {"w1": 1}}, "'logit_bias.w1"),
+    "bias too large": (IDS | {"logit_bias": {"1": 101}}, "'logit_bias' has a value outside"),
+    "stop empty": (IDS | {"stop": [""]}, "'stop' holds an empty text"),
+    "answers none": (IDS | {"n": 0}, "'n'"),
     "nothing": ({}, "either 'prompt' or 'prompt_token_ids', or 'messages'"),
     "two prompts": (IDS | {"prompt": "w1"}, "either 'prompt' or 'prompt_token_ids', or 'messages'"),
     "text and messages": (MESSAGES | {"prompt": "w1"}, "either 'prompt' or 'prompt_token_ids', or 'messages'"),
@@ -163,7 +170,7 @@ class Held:
     def refuse(self, ids: Any, new: int) -> None:
         pass
 
-    def generate(self, ids: Any, new: int, on_text: Any, stopped: Callable[[], object]) -> Generated:
+    def generate(self, ids: Any, new: int, on_piece: Any, stopped: Callable[[], object], sampling: Any) -> Generated:
         self.asked.append(tuple(ids))
         self.begun.set()
         while not self.released.wait(0.001) and not stopped():
