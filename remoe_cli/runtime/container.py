@@ -16,12 +16,12 @@ import sys
 from remoe_cli import openmp
 from remoe_cli.runtime import server
 from remoe_cli.runtime.access import Door
+from remoe_cli.runtime.app import Limits
 from remoe_cli.runtime.main_function import load_packaged
-from remoe_cli.runtime.server import TimeLimits
 
 PORT = 8080
 # Below 60 s and 8 minutes by what a token may take, and the way back. Plans keep the second one: rented_timeout_s of the catalog.
-LIMITS = TimeLimits(whole_s=54, streamed_s=468)
+LIMITS = Limits(whole_s=54, streamed_s=468)
 
 
 def main(arguments: list[str]) -> None:

@@ -199,6 +199,13 @@ class Engine:
         return min((each for each in strings if each in text), key=text.find, default=None)
 
     @property
+    def defaults(self) -> dict[str, Any]:
+        """Return the sampling parameters that the model's own settings have, as vLLM takes them where a request has none."""
+        settings = self.model.generation_config
+        found = {name: getattr(settings, name, None) for name in ("temperature", "top_p", "top_k", "min_p")}
+        return {name: value for name, value in found.items() if value is not None} if settings.do_sample else {}
+
+    @property
     def vocabulary(self) -> int:
         return int(self.model.get_input_embeddings().weight.shape[0])
 

@@ -200,6 +200,7 @@ class MainFunction:
     loading_calls   of expert functions, meanwhile
     spent           what expert functions have been billed
     expected        predicts what a request takes and costs, where the plan's profile is at hand
+    created         when it was loaded, in seconds since 1970
     """
 
     config: ServerConfig
@@ -208,6 +209,7 @@ class MainFunction:
     loading_calls: tuple[Invocation, ...] = ()
     spent: Ledger = field(default_factory=Ledger)
     expected: ExpectedCost | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,15 +36,9 @@ class Sampling(BaseModel):
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
-    logit_bias: dict[int, float] = Field(default_factory=dict, max_length=1024)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
     logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS)
-    stop: tuple[str, ...] = Field(default=(), max_length=STOPS)
-
-    def model_post_init(self, _: Any) -> None:
-        if any(not text for text in self.stop):
-            raise ValueError("'stop' holds an empty text")
-        if any(not -100 <= bias <= 100 for bias in self.logit_bias.values()):
-            raise ValueError("'logit_bias' has a value outside -100 to 100")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=STOPS)
 
     @property
     def greedy(self) -> bool:

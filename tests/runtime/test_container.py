@@ -33,8 +33,8 @@ from remoe_cli.package.image import write_context
 from remoe_cli.package.partial_checkpoint import MANIFEST, MainManifest, seal
 from remoe_cli.plan.document import Source
 from remoe_cli.runtime import client, engine, fetch, server
+from remoe_cli.runtime.app import Limits, make_app
 from remoe_cli.runtime.main_function import MainFunction, load_packaged
-from remoe_cli.runtime.server import TimeLimits, make_app
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
 from tests.support.sagemaker_front import ENDPOINT, sagemaker
 
@@ -334,7 +334,7 @@ def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored:
     loading: Future[MainFunction] = Future()
     loading.set_result(loaded)
     with ThreadPoolExecutor(1) as model_thread:
-        app = make_app(loading, model_thread, threading.Event(), TimeLimits(whole_s=0.4, streamed_s=0.8))
+        app = make_app(loading, model_thread, threading.Event(), Limits(whole_s=0.4, streamed_s=0.8))
 
         async def send(document: Any) -> httpx.Response:
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app", timeout=60) as http:

@@ -7,26 +7,28 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.local import target
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.document import LayerPlan
+from remoe_cli.profile.record import ModelRef
 from remoe_cli.runtime import address, client, server
 from remoe_cli.runtime.access import Door
 from remoe_cli.runtime.answer import Generated
+from remoe_cli.runtime.app import Limits
 from remoe_cli.runtime.device import Device
 from remoe_cli.runtime.main_function import MainFunction
-from tests.runtime.test_conversation import PRICES
+from tests.support import api_server
+from tests.support.api_server import PRICES
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand, on_twin
 from tests.support.families import VOCAB_SIZE
 
@@ -92,8 +94,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "nucleus of nothing": (IDS | {"top_p": 0}, "'top_p'"),
     "bias of no token": (IDS | {"logit_bias": {"200": 1}}, "'logit_bias' has the token id 200"),
     "bias of text": (IDS | {"logit_bias": {"w1": 1}}, "'logit_bias.w1"),
-    "bias too large": (IDS | {"logit_bias": {"1": 101}}, "'logit_bias' has a value outside"),
-    "stop empty": (IDS | {"stop": [""]}, "'stop' holds an empty text"),
+    "bias too large": (IDS | {"logit_bias": {"1": 101}}, "'logit_bias.1'"),
+    "stop empty": (IDS | {"stop": [""]}, "'stop.0'"),
     "answers none": (IDS | {"n": 0}, "'n'"),
     "nothing": ({}, "either 'prompt' or 'prompt_token_ids', or 'messages'"),
     "two prompts": (IDS | {"prompt": "w1"}, "either 'prompt' or 'prompt_token_ids', or 'messages'"),
@@ -178,24 +180,9 @@ class Held:
         return Generated(tuple(ids), (7,), "text", "stop", (0.5,), ())
 
 
-@contextmanager
-def serving(engine: Held, host: str = "127.0.0.1") -> Iterator[str]:
-    main: Any = MainFunction(type("Config", (), {"prices": PRICES, "refuse_unserved": lambda *_: None}), engine)  # type: ignore[arg-type]
-    loading: Future[MainFunction] = Future()
-    loading.set_result(main)
-    ending = threading.Event()
-    with ThreadPoolExecutor(1) as model_thread, address.listen(host, 0) as listener:
-        app = server.make_app(loading, model_thread, ending, server.TimeLimits())
-        running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=running.run, args=([listener],))
-        thread.start()
-        url = address.url(host, listener.getsockname()[1])
-        try:
-            yield url
-        finally:
-            running.should_exit = True
-            ending.set()
-            thread.join(30)
+def serving(engine: Held, host: str = "127.0.0.1", limits: Limits = Limits()) -> AbstractContextManager[str]:  # noqa: B008
+    config: Any = type("Config", (), {"prices": PRICES, "refuse_unserved": lambda *_: None, "model": ModelRef(path="m", revision="r")})
+    return api_server.serving(MainFunction(config, engine), limits, host)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -211,6 +198,29 @@ def test_a_queued_request_whose_client_has_gone_is_never_begun(streamed: bool) -
         assert first.result().json()["text"] == "text"
         assert http.post(f"{url}/invocations", json={"prompt_token_ids": [3]}).json()["text"] == "text"
     assert engine.asked == [(1,), (3,)]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_full_queue_is_429_which_says_when_to_ask_again(streamed: bool) -> None:
+    engine = Held()
+    with serving(engine, limits=Limits(requests=2)) as url, ThreadPoolExecutor(2) as others:
+
+        def post(token: int) -> httpx.Response:
+            request = {"prompt_token_ids": [token], "stream": streamed}
+            return httpx.post(f"{url}/invocations", json=request, trust_env=False, timeout=60)
+
+        asked = [others.submit(post, 1)]
+        assert engine.begun.wait(30)
+        asked.append(others.submit(post, 2))
+        while 'vllm:num_requests_waiting{model_name="m"} 1.0' not in httpx.get(f"{url}/metrics", trust_env=False).text:
+            time.sleep(0.01)
+        refused = post(3)
+        assert (refused.status_code, refused.headers["retry-after"], refused.json()["error"]["kind"]) == (429, "1", "Deploy")
+        engine.released.set()
+        assert [each.result().status_code for each in asked] == [200, 200]
+        assert post(4).status_code == 200
+        assert "remoe_requests_refused_total 1.0" in httpx.get(f"{url}/metrics", trust_env=False).text
+    assert engine.asked == [(1,), (2,), (4,)]
 
 
 def has_ipv6() -> bool:

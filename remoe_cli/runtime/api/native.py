@@ -1,0 +1,41 @@
+"""remoe's own API: one JSON object a line where it is streamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any
+
+from remoe_cli.runtime.answer import Piece
+from remoe_cli.runtime.api.common import Api, Asked, Event, Fault
+from remoe_cli.runtime.main_function import Answer, MainFunction, described, parse
+
+
+def _parse(body: bytes, main: MainFunction) -> Asked:
+    return Asked(parse(body), None, main.name)
+
+
+def _whole(asked: Asked, answer: Answer) -> dict[str, Any]:
+    return answer.model_dump(mode="json")
+
+
+async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[str]:
+    async for event in events:
+        match event:
+            case Piece():
+                line: dict[str, Any] = {"text": event.text, "token_id": event.token_id}
+                line |= {"choice": event.choice} if event.choice else {}
+                line |= {"logprobs": [asdict(each) for each in event.logprobs]} if event.logprobs else {}
+            case Answer():
+                line = {"answer": event.model_dump(mode="json")}
+            case _:
+                line = {"error": described(event)}
+        yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _error(fault: Fault) -> dict[str, Any]:
+    return {"error": dict(fault.document)}
+
+
+NATIVE = Api("application/x-ndjson", _parse, _whole, _stream, _error)
