@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 from remoe_cli import __version__, interrupts, openmp
 from remoe_cli.cli import (
     catalog_update,
+    chat,
     demo,
     deploy,
     destroy,
@@ -43,7 +44,7 @@ from remoe_cli.settings import debug
 class _Remoe(Group):
     panels: ClassVar = {
         "Start here": ("demo", "doctor"),
-        "Pipeline": ("profile", "predict", "plan", "package", "deploy", "infer"),
+        "Pipeline": ("profile", "predict", "plan", "package", "deploy", "infer", "chat"),
         "Operate": ("serve", "status", "logs", "destroy"),
         "Prices": ("catalog",),
     }
@@ -125,7 +126,7 @@ app.add_typer(profile, name="profile")
 app.add_typer(plan, name="plan")
 app.add_typer(catalog, name="catalog")
 for group, modules in (
-    (app, (demo, doctor, predict, package, deploy, infer, serve, status, logs, destroy)),
+    (app, (demo, doctor, predict, package, deploy, infer, chat, serve, status, logs, destroy)),
     (profile, (profile_run, profile_import, profile_measure, profile_merge)),
     (plan, (plan_make, plan_show)),
     (catalog, (catalog_update,)),

@@ -6,13 +6,26 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import DataOption, FieldOption, PromptOption, prompts_of
+from remoe_cli.cli.sampling import (
+    MaxNewTokensOption,
+    MessagesOption,
+    MinPOption,
+    SeedOption,
+    StopOption,
+    SystemOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    sampling_of,
+    with_system,
+)
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import ArtifactError, DeployError, ModelError, RemoeError, UsageError
 
@@ -21,12 +34,14 @@ if TYPE_CHECKING:
     from remoe_cli.profile.prompts import PromptSet
     from remoe_cli.runtime.client import MainAddress
     from remoe_cli.runtime.expected_cost import ExpectedCost
+    from remoe_cli.runtime.sampling import Sampling
 
 _OF_ALL = (ArtifactError, DeployError, ModelError)  # what is the same for all prompts
 EXAMPLES = examples(
     "remoe infer demo --prompt 'What is the capital of France?'",
     "remoe infer demo --data prompts.jsonl --json > answers.jsonl   # one JSON document a line",
-    "git diff | remoe infer demo --prompt -",
+    "git diff | remoe infer demo --system 'Review this change.' --prompt -",
+    "remoe infer demo --messages talk.json --temperature 0.7 --seed 1   # one conversation, sampled",
 )
 
 
@@ -35,7 +50,15 @@ def command(
     prompt: PromptOption = None,
     data: DataOption = None,
     field: FieldOption = "prompt",
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Longest answer, in tokens.")] = 256,
+    messages: MessagesOption = None,
+    system: SystemOption = None,
+    max_new_tokens: MaxNewTokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
+    seed: SeedOption = None,
+    stop: StopOption = None,
     target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
@@ -43,14 +66,17 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """Ask a deployment, and show the answer and a receipt: its times and costs beside the predicted ones."""
-    if (prompt is None) == (data is None):
-        raise UsageError("Give either --prompt TEXT or --data FILE.", "See 'remoe infer --help'.")
+    if [prompt, data, messages].count(None) != 2:
+        raise UsageError("Give either --prompt TEXT, --messages FILE or --data FILE.", "See 'remoe infer --help'.")
+    sampling = sampling_of(temperature, top_p, top_k, min_p, seed, stop)
     deployed = pick(target, region, profile)
     address, expected = deployed.main_address(name), expected_cost_of(deployed.deployed_plan(name))
-    prompts, failed = prompts_of(prompt, data, field), Failed()
+    prompts, failed = prompts_of(prompt, messages or data, field), Failed()
+    if messages is not None and len(prompts.texts) != 1:
+        raise UsageError(f"{messages} holds {len(prompts.texts)} conversations, not one.", "Give several with --data.")
     for index, text in enumerate(prompts.texts):
         try:
-            document = ask(address, text, max_new_tokens, expected)
+            document = ask(address, with_system(text, system), max_new_tokens, expected, sampling)
         except RemoeError as error:
             if data is None:
                 raise
@@ -94,9 +120,12 @@ class Failed:
             raise typer.Exit(1)
 
 
-def ask(address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: ExpectedCost | None) -> dict[str, Any]:
+def ask(
+    address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: ExpectedCost | None, sampling: Sampling | None = None
+) -> dict[str, Any]:
     """Return the answer to one prompt with its receipt; without --json the text is printed as it comes."""
     from remoe_cli.runtime.client import answer
+    from remoe_cli.runtime.sampling import GREEDY
 
     begun = False
     with ExitStack() as waiting:
@@ -111,7 +140,7 @@ def ask(address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: Exp
                 output.piece(piece)
 
         try:
-            return answer(address, prompt, max_new_tokens, on_text, expected=expected)
+            return answer(address, prompt, max_new_tokens, on_text, sampling=sampling or GREEDY, expected=expected)
         except BaseException:
             if begun and not output.is_json():
                 output.line()  # what is said next is no part of the answer

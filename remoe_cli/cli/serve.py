@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from remoe_cli import bounded
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
+from remoe_cli.cli.infer import expected_cost_of
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
+from remoe_cli.errors import UsageError
 
+TOKEN = "REMOE_API_TOKEN"
+_TOKEN_LIMIT = bounded.Limit(4096)
 EXAMPLES = examples("remoe serve demo", "remoe serve olmoe --target aws --port 9000   # the main function here, the experts on AWS")
 
 
@@ -20,12 +27,37 @@ def command(
     profile: ProfileOption = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, metavar="PORT", help="Port to listen on.")] = 8080,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"File with a token that clients have to send; ${TOKEN} can hold it instead.")
+    ] = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
     """Run a deployment's main function on this machine, until you press Ctrl-C.
 
-    It loads the local experts and all other weights, calls the deployed expert functions, and answers GET /ping and POST /invocations.
+    It loads the local experts and all other weights, calls the deployed expert functions, and speaks the APIs of OpenAI and Anthropic:
+    point a client at http://127.0.0.1:8080/v1. docs/reference/api.md lists what it takes.
     On loopback it answers processes of your user only, and no web page.
     """
-    pick(target, region, profile).serve(name, host, port)
+    from remoe_cli.deploy.target import ServeOptions
+
+    token = _token(token_file)
+    deployed = pick(target, region, profile)
+    deployed.serve(name, host, port, ServeOptions(token, expected_cost_of(deployed.deployed_plan(name))))
+
+
+def _token(file: Path | None) -> str | None:
+    """Return the token of a file, or of the environment; raises UsageError for one that cannot be a token."""
+    if file is None:
+        text, where = os.environ.get(TOKEN, ""), f"${TOKEN}"
+    else:
+        try:
+            text, where = bounded.read_bytes(file, _TOKEN_LIMIT).decode("ascii"), str(file)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"The token file {file} cannot be read: {error}.", "Give a file that holds a token.") from None
+    token = text.strip()
+    if not token and file is None:
+        return None
+    if not (token.isascii() and token.isprintable() and token and " " not in token):
+        raise UsageError(f"{where} holds no token.", "A token is one word of printable ASCII characters.")
+    return token

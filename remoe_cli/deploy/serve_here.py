@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from remoe_cli.deploy.console import Console
+from remoe_cli.deploy.target import SERVE_PLAINLY, ServeOptions
 from remoe_cli.runtime.address import url
 from remoe_cli.runtime.invoke import Connect
 
 
-def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: int, console: Console) -> None:
+def serve_here(
+    name: str, server_json: Path, connect: Connect, host: str, port: int, console: Console, asked: ServeOptions = SERVE_PLAINLY
+) -> None:
     """Serve from this machine's checkpoint of the model until interrupted.
 
     `connect` reaches the expert functions.
+
+    `asked` has the token that clients send, and what predicts a request for its receipt.
 
     On loopback only this user's processes are answered (runtime/access.py).
 
@@ -24,7 +30,7 @@ def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: 
 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
-            main = load_here(server_json, connect)
+            main = replace(load_here(server_json, connect), expected=asked.expected)
         console.say(f"The model is loaded. {main.loading_billed}")
         return main
 
@@ -32,4 +38,4 @@ def serve_here(name: str, server_json: Path, connect: Connect, host: str, port: 
     door = door_of(listener, host)
     whom = " to your own processes" if door.own_user else ", to whoever reaches that address"
     console.say(f"Serving '{name}' on {url(host, port)}{whom}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    serve(load, listener, door)
+    serve(load, listener, door, token=asked.token)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from remoe_cli.deploy.account_rules import AccountRules
 from remoe_cli.deploy.console import Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.runtime.client import MainAddress
+
+if TYPE_CHECKING:
+    from remoe_cli.runtime.expected_cost import ExpectedCost
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,21 @@ class DeployOptions:
     monthly_alert_usd: float | None = None
     alert_email: str | None = None
     rules: AccountRules = field(default_factory=AccountRules)
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What the user chooses about serving on this machine.
+
+    token      that clients have to send; None: whoever may ask is answered
+    expected   predicts what a request takes and costs, for its receipt
+    """
+
+    token: str | None = field(default=None, repr=False)
+    expected: ExpectedCost | None = None
+
+
+SERVE_PLAINLY = ServeOptions()
 
 
 class Target(Protocol):
@@ -86,7 +104,7 @@ class Target(Protocol):
     def deployed_plan(self, name: str) -> Path:
         """Return a file with the plan that was deployed."""
 
-    def serve(self, name: str, host: str, port: int) -> None:
+    def serve(self, name: str, host: str, port: int, asked: ServeOptions = SERVE_PLAINLY) -> None:
         """Run the main function in this process, against the deployed functions, until it is interrupted."""
 
     def destroy(self, name: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from remoe_cli.runtime.receipt import attach, receipt_of
 
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
 _READ_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES
-_PROBES = ("/ping", "/health", "/ready")
+PROBES = ("/ping", "/health", "/ready")
 _PREFIXES = ("", "/openai")
 
 

@@ -25,6 +25,7 @@ from remoe_cli.runtime import peers
 from remoe_cli.runtime.failures import failure, kind_of
 from remoe_cli.runtime.invoke import log_of, read_report
 from remoe_cli.runtime.receipt import Receipt, attach, unpriced_receipt, with_report
+from remoe_cli.runtime.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
     from remoe_cli.runtime.expected_cost import ExpectedCost
@@ -68,18 +69,21 @@ def answer(
     max_new_tokens: int,
     on_text: Callable[[str], None],
     *,
+    sampling: Sampling = GREEDY,
     calls: bool = False,
     expected: ExpectedCost | None = None,
 ) -> dict[str, Any]:
     """Ask one prompt; call `on_text` with each piece of text; return the answer document.
 
-    With `calls` the document has the times of every invocation. With `expected` its receipt has what the plan predicts for this request.
+    `sampling` says how its tokens are chosen. With `calls` the document has the times of every invocation. With `expected` its receipt has
+    what the plan predicts for this request.
 
     Raises: UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function is not
     reached or ends before the answer is complete. The error carries the receipt of what was billed (receipt.receipt_of).
     """
     asked = {"prompt": prompt} if isinstance(prompt, str) else prompt.to_json()
-    request = asked | {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
+    request = asked | sampling.model_dump(mode="json", exclude_defaults=True)
+    request |= {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
         interrupts.check()

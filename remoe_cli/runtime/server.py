@@ -28,6 +28,7 @@ from remoe_cli.errors import DeployError, RemoeError
 from remoe_cli.runtime import address
 from remoe_cli.runtime.access import Door, Guarded, door_of
 from remoe_cli.runtime.app import Limits, make_app
+from remoe_cli.runtime.bearer import with_token
 from remoe_cli.runtime.invoke import make_client
 from remoe_cli.runtime.main_function import MainFunction, load_here
 
@@ -69,14 +70,18 @@ def listen(host: str, port: int) -> socket.socket:
         raise DeployError(f"The main function cannot listen on {where}: {error.strerror}.", "Choose another address or port.") from None
 
 
-def serve(load: Callable[[], MainFunction], listener: socket.socket, door: Door, limits: Limits = NO_LIMITS) -> None:
+def serve(
+    load: Callable[[], MainFunction], listener: socket.socket, door: Door, limits: Limits = NO_LIMITS, token: str | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, then end within 20 s; requests are taken while the model loads.
+
+    With a `token`, only those who have it are answered (bearer.py).
 
     Raises: what `load` raises.
     """
     model_thread, ending = ThreadPoolExecutor(1, "model"), threading.Event()
     loading = model_thread.submit(load)
-    app = Guarded(make_app(loading, model_thread, ending, limits), door)
+    app = Guarded(with_token(make_app(loading, model_thread, ending, limits), token), door)
     # Without proxy_headers: X-Forwarded-For would say who asks.
     config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False, timeout_graceful_shutdown=_END_S)
     server = _Server(config, ending)

@@ -260,3 +260,51 @@ def test_responses_whole_and_streamed(client: openai.OpenAI, made: ByHand) -> No
         with pytest.raises(openai.BadRequestError) as caught:
             client.responses.create(**options | {param: value})
         assert caught.value.param == param
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions", "responses", "messages", "no name"])
+def test_invocations_take_every_api_by_its_payload(url: str, made: ByHand, kind: str) -> None:
+    """As SageMaker asks: all requests come to one path, and the model has no name there."""
+    sampling: Any = {"temperature": 0}
+    expected = words(made.tokens(4))
+    payloads: dict[str, tuple[dict[str, Any], Any]] = {
+        "chat": ({"model": "", "messages": USER, "max_tokens": 4}, lambda a: a["choices"][0]["message"]["content"]),
+        "completions": ({"model": MODEL, "prompt": PROMPT, "max_tokens": 4}, lambda a: a["choices"][0]["text"]),
+        "responses": ({"model": "", "input": PROMPT, "max_output_tokens": 4}, lambda a: a["output"][0]["content"][0]["text"]),
+        "messages": (
+            {"model": "", "anthropic_version": "2023-06-01", "messages": USER, "max_tokens": 4},
+            lambda a: a["content"][0]["text"],
+        ),
+        "no name": ({"messages": USER, "max_new_tokens": 4}, lambda a: a["text"]),
+    }
+    payload, text = payloads[kind]
+    answer = httpx.post(f"{url}/invocations", json=payload | sampling, trust_env=False, timeout=60)
+    assert answer.status_code == 200 and text(answer.json()) == expected, answer.text
+    wrong = httpx.post(f"{url}/invocations", json=payload | {"temperature": "warm"}, trust_env=False, timeout=60)
+    assert wrong.status_code == 400 and "temperature" in wrong.text
+
+
+def test_sagemakers_path_is_that_of_the_container(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/openai/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)) as client:
+        assert client.chat.completions.create(model="", messages=USER, max_tokens=1).choices[0].message.content
+
+
+def test_what_was_done_is_counted(url: str, client: openai.OpenAI) -> None:
+    def figures() -> dict[str, float]:
+        lines = [line for line in httpx.get(f"{url}/metrics", trust_env=False).text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    before = figures()
+    answer = client.chat.completions.create(messages=USER, max_tokens=5, n=2, **GREEDY)
+    after = figures()
+    grown = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+    of = '{model_name="model"}'
+    assert grown[f"vllm:prompt_tokens_total{of}"] == 20 and grown[f"vllm:generation_tokens_total{of}"] == 10
+    assert grown['vllm:request_success_total{finished_reason="length",model_name="model"}'] == 2
+    for name in ("time_to_first_token", "request_time_per_output_token", "e2e_request_latency", "request_queue_time"):
+        assert grown[f"vllm:{name}_seconds_count{of}"] == 1
+    assert answer.usage and answer.usage.model_extra
+    assert grown['remoe_cost_usd_total{part="main"}'] == pytest.approx(answer.usage.model_extra["remoe"]["cost"]["main_usd"])
+    assert after[f"vllm:num_requests_running{of}"] == after[f"vllm:num_requests_waiting{of}"] == 0
+    for path in ("/ping", "/health", "/ready"):
+        assert httpx.get(f"{url}{path}", trust_env=False).json()["status"] == "ready"

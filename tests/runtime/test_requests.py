@@ -262,7 +262,7 @@ def test_the_printed_url_has_brackets(tmp_path: Path, monkeypatch: pytest.Monkey
     from remoe_cli.deploy.serve_here import serve_here
 
     said: list[str] = []
-    monkeypatch.setattr(server, "serve", lambda load, listener, door: listener.close())
+    monkeypatch.setattr(server, "serve", lambda load, listener, door, token: listener.close())
     with address.listen("::1", 0) as free:
         port = free.getsockname()[1]
     serve_here("d", tmp_path / "server.json", lambda connections, timeout_s: None, "::1", port, replace(SILENT, say=said.append))

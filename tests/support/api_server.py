@@ -16,8 +16,8 @@ from remoe_cli.model.spec import read_spec
 from remoe_cli.plan.cost.prices import FunctionPrices, MainPrices
 from remoe_cli.profile.record import ModelRef
 from remoe_cli.runtime import address
-from remoe_cli.runtime.access import Door, Guarded
 from remoe_cli.runtime.app import Limits, make_app
+from remoe_cli.runtime.bearer import with_token
 from remoe_cli.runtime.engine import start_engine
 from remoe_cli.runtime.main_function import MainFunction
 from remoe_cli.runtime.receipt import Prices
@@ -41,14 +41,14 @@ def whole_model(folder: Path) -> MainFunction:
 
 
 @contextmanager
-def serving(main: Any, limits: Limits = Limits(), host: str = "127.0.0.1", door: Door | None = None) -> Iterator[str]:  # noqa: B008
+def serving(main: Any, limits: Limits = Limits(), host: str = "127.0.0.1", token: str | None = None) -> Iterator[str]:  # noqa: B008
     """Serve it from a thread; yields its URL."""
     loading: Future[MainFunction] = Future()
     loading.set_result(main)
     ending = threading.Event()
     with ThreadPoolExecutor(1) as model_thread, address.listen(host, 0) as listener:
-        app: Any = make_app(loading, model_thread, ending, limits)
-        running = uvicorn.Server(uvicorn.Config(Guarded(app, door) if door else app, log_level="warning"))
+        app: Any = with_token(make_app(loading, model_thread, ending, limits), token)
+        running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=running.run, args=([listener],))
         thread.start()
         try:

@@ -18,6 +18,7 @@ from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.serve_here import serve_here
+from remoe_cli.deploy.target import SERVE_PLAINLY, ServeOptions
 from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S, read_timeout_s
 from remoe_cli.package.partial_checkpoint import MainManifest
@@ -67,7 +68,7 @@ def deployed_file(account: Account, name: str, file_name: str) -> Path:
     raise ArtifactError(f"The bucket {bucket.name} has no {file_name} of the plan that is deployed.", "Deploy the plan again.")
 
 
-def serve(account: Account, name: str, host: str, port: int, console: Console) -> None:
+def serve(account: Account, name: str, host: str, port: int, console: Console, asked: ServeOptions = SERVE_PLAINLY) -> None:
     """Run a deployment's main function in this process, from the model's checkpoint, until interrupted.
 
     It calls the expert functions with the credentials of `account`.
@@ -76,4 +77,4 @@ def serve(account: Account, name: str, host: str, port: int, console: Console) -
     """
     with console.progress("Reading the deployed plan"):
         server_json = deployed_file(account, name, "server.json")
-    serve_here(name, server_json, partial(make_client, None, session=account.session), host, port, console)
+    serve_here(name, server_json, partial(make_client, None, session=account.session), host, port, console, asked)

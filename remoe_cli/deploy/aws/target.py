@@ -20,7 +20,7 @@ from remoe_cli.deploy.aws.stack import Change
 from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import check_model, read_inputs, read_without_profile
-from remoe_cli.deploy.target import DeployOptions
+from remoe_cli.deploy.target import SERVE_PLAINLY, DeployOptions, ServeOptions
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.package.dependencies import PYTHON
 from remoe_cli.plan.catalog.catalog import Catalog
@@ -131,8 +131,8 @@ class AwsTarget:
         with self.console.progress("Reading the deployed plan"):
             return access.deployed_file(account, name, "plan.json")
 
-    def serve(self, name: str, host: str, port: int) -> None:
-        access.serve(self.account, name, host, port, self.console)
+    def serve(self, name: str, host: str, port: int, asked: ServeOptions = SERVE_PLAINLY) -> None:
+        access.serve(self.account, name, host, port, self.console, asked)
 
     def destroy(self, name: str) -> dict[str, Any]:
         return deployment.destroy(self.account, name, self.console)

@@ -29,7 +29,7 @@ from remoe_cli.deploy.inputs import Inputs, check_model, read_inputs
 from remoe_cli.deploy.local import lifecycle, overview, place
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
 from remoe_cli.deploy.serve_here import serve_here
-from remoe_cli.deploy.target import DeployOptions
+from remoe_cli.deploy.target import SERVE_PLAINLY, DeployOptions, ServeOptions
 from remoe_cli.errors import DeployError, UsageError
 from remoe_cli.lambda_limits import MAX_MEMORY_MB, MAX_TIMEOUT_S, read_timeout_s
 from remoe_cli.package import bundle
@@ -149,12 +149,12 @@ class LocalTarget:
     def deployed_plan(self, name: str) -> Path:
         return lifecycle.known_dir(name) / "plan.json"
 
-    def serve(self, name: str, host: str, port: int) -> None:
+    def serve(self, name: str, host: str, port: int, asked: ServeOptions = SERVE_PLAINLY) -> None:
         document = lifecycle.status(name)
         if document["endpoint"] is None:
             raise _down(document)
         connect = partial(make_client, document["endpoint"])
-        serve_here(name, lifecycle.state_dir(name) / "server.json", connect, host, port, self.console)
+        serve_here(name, lifecycle.state_dir(name) / "server.json", connect, host, port, self.console, asked)
 
     def destroy(self, name: str) -> dict[str, Any]:
         """Destroy a deployment; `state` is "absent" when there was none.
