@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -75,9 +76,8 @@ def test_a_system_prompt_and_sampling_are_sent(made: ByHand) -> None:
 
 def test_messages_of_a_file_are_one_conversation(made: ByHand, tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
-    file.write_text(
-        '{"messages": [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w4"}, {"role": "user", "content": "w3"}]}'
-    )
+    roles = zip(("user", "assistant", "user"), ("w1 w2", "w4", "w3"), strict=True)
+    file.write_text(json.dumps({"messages": [{"role": role, "content": content} for role, content in roles]}))
     done = remoe("infer", "d", "--messages", str(file), "--max-new-tokens", "6", "--json", typed="")
     assert f'"text":"{answered("w1 w2", "w4", "w3")}"' in done.stdout.replace('": "', '":"')
     piped = remoe("infer", "d", "--messages", "-", "--max-new-tokens", "6", "--json", typed=file.read_text())

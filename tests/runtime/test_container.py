@@ -173,6 +173,10 @@ def _answers(stored: Stored, url: str) -> None:
         *pieces, last = map(json.loads, response.iter_lines())
     assert "".join(piece["text"] for piece in pieces) == answer["text"] and len(pieces) == 16
     assert last["answer"]["token_ids"] == answer["token_ids"]
+    chat = {"model": "", "messages": [{"role": "user", "content": PROMPT}], "temperature": 0, "max_tokens": 16}
+    for path in ("/openai/v1/chat/completions", "/v1/chat/completions", "/invocations"):
+        document = HTTP.post(f"{url}{path}", json=chat).json()
+        assert document["choices"][0]["message"]["content"] == answer["text"], path
     held = HTTP.get(f"{url}/main").json()
     assert held["expert_bytes_held"] == held["expert_bytes_of_model"] > 0
 

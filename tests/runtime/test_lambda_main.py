@@ -109,6 +109,24 @@ def test_it_answers_through_its_functions_from_zero_to_zero_and_back(deployed: D
     assert lifecycle.status("l")["main"]["cold_starts"] == 2
 
 
+def test_an_event_is_a_request_of_any_api(deployed: Deployed) -> None:
+    """Lambda's answer is the API's document; errors have the API's form, and what cannot stream says so."""
+    address = HERE.main_address("l")
+    assert isinstance(address, client.LambdaMain)
+
+    def invoke(event: dict[str, Any]) -> Any:
+        return json.loads(address.client.invoke(FunctionName=address.function, Payload=json.dumps(event).encode())["Payload"].read())
+
+    chat = {"model": "", "messages": [{"role": "user", "content": PROMPT}], "temperature": 0, "max_tokens": 4}
+    text = " ".join(f"w{token}" for token in deployed.made.tokens(4))
+    answer = invoke(chat)
+    assert answer["choices"][0]["message"]["content"] == text and answer["usage"]["remoe"]["invocations"] > 0
+    message = invoke(chat | {"anthropic_version": "2023-06-01"})
+    assert message["content"] == [{"type": "text", "text": text}]
+    for wrong, param in (({"stream": True}, "stream"), ({"temperature": -1}, "temperature"), ({"model": "other"}, "model")):
+        assert invoke(chat | wrong)["error"]["param"] == param
+
+
 def test_what_is_wrong_with_a_request_comes_back_as_such(deployed: Deployed) -> None:
     with pytest.raises(UsageError, match="exceed the model's 512 positions"):
         deployed.ask(new_tokens=1000)
@@ -223,7 +241,7 @@ def test_an_answer_ends_before_the_functions_time_does(alone: ByHand) -> None:
         ({}, "either 'prompt' or 'prompt_token_ids'"),
         ({"prompt": "w1", "prompt_token_ids": [1]}, "either 'prompt' or 'prompt_token_ids'"),
         ({"prompt": "w1", "max_new_tokens": 0}, "wrong at 'max_new_tokens'"),
-        ({"prompt": "w1", "temperature": 1}, "wrong at 'temperature'"),
+        ({"prompt": "w1", "temprature": 1}, "wrong at 'temprature'"),
         ([], "The request is wrong"),
     ],
 )
