@@ -40,8 +40,7 @@ _OF_ALL = (ArtifactError, DeployError, ModelError)  # what is the same for all p
 EXAMPLES = examples(
     "remoe infer demo --prompt 'What is the capital of France?'",
     "remoe infer demo --data prompts.jsonl --json > answers.jsonl   # one JSON document a line",
-    "git diff | remoe infer demo --system 'Review this change.' --prompt -",
-    "remoe infer demo --messages talk.json --temperature 0.7 --seed 1   # one conversation, sampled",
+    "git diff | remoe infer demo --system 'Review this change.' --temperature 0.7 --prompt -",
 )
 
 

@@ -21,8 +21,8 @@ MaxNewTokensOption = Annotated[int, typer.Option(min=1, metavar="TOKENS", help="
 TemperatureOption = Annotated[
     float, typer.Option(min=0, max=100, metavar="T", rich_help_panel=_PANEL, help="0 takes the likeliest token; 1 draws as the model says.")
 ]
-TopPOption = Annotated[float, typer.Option(metavar="P", rich_help_panel=_PANEL, help="Draw from the likeliest tokens with this sum.")]
-TopKOption = Annotated[int, typer.Option(min=0, metavar="K", rich_help_panel=_PANEL, help="Draw from the K likeliest tokens; 0: all.")]
+TopPOption = Annotated[float, typer.Option(metavar="P", rich_help_panel=_PANEL, help="Take the likeliest tokens up to this sum.")]
+TopKOption = Annotated[int, typer.Option(min=0, metavar="K", rich_help_panel=_PANEL, help="Take the K likeliest tokens; 0: all.")]
 MinPOption = Annotated[
     float, typer.Option(min=0, max=1, metavar="P", rich_help_panel=_PANEL, help="Leave out tokens less likely than P times the likeliest.")
 ]

@@ -1,6 +1,6 @@
 """generation_config.json: how a model wants its answers made, as far as remoe can follow it.
 
-remoe makes one answer, greedily, and streams it.
+remoe makes one answer at a time, and streams it.
 
 Stop strings are honoured. What asks for more than one way on (beams, several sequences), for a second model, or for code is set aside by
 name when the model is loaded: `set_aside` lists it, so that every command can say so once.
@@ -77,7 +77,7 @@ def warning(checkpoint: Checkpoint) -> str | None:
     aside = set_aside(checkpoint)
     if not aside:
         return None
-    return f"Not followed of the model's generation settings, as remoe decodes one answer greedily: {', '.join(aside)}."
+    return f"Not followed of the model's generation settings, as remoe makes one answer at a time: {', '.join(aside)}."
 
 
 def stop_strings(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -6,12 +6,12 @@
 
 2. The client. `client.answer` sends the prompt over HTTP, to a Lambda function or to a SageMaker endpoint, and passes text on as it comes.
 
-3. The main function. `server.make_app` (HTTP) or `lambda_main.handle` (Lambda) parses the request (`main_function.parse`) and calls
+3. The main function. `app.make_app` (HTTP) or `lambda_main.handle` (Lambda) lets the request's API read it (api/) and calls
    `MainFunction.answer`. Before its first request the process loaded the non-expert weights and the local experts (`main_function.load`,
    `engine.start_engine`); on AWS it fetched them from S3 (`fetch.fetch`).
 
-4. The engine. `Engine.generate` runs transformers' greedy `generate`. One hook replaces the experts of every MoE layer
-   (model/experts.py): it calls the `Dispatcher` with the hidden states and the experts that the router chose.
+4. The engine. `Engine.generate` runs transformers' `generate`, whose tokens choose.py chooses. One hook replaces the experts of every MoE
+   layer (model/experts.py): it calls the `Dispatcher` with the hidden states and the experts that the router chose.
 
 5. Dispatch. `Dispatcher._send` packs the rows of remote experts into one batch for each expert function, or into more where replicas or
    the payload limit divide it (`dispatch.divide`). Threads send the batches while this thread computes the local experts.

@@ -1,5 +1,6 @@
-"""Answer only clients that send a token: as `Authorization: Bearer TOKEN`, or as `x-api-key: TOKEN`, which Anthropic's clients send.
+"""Answer only clients that send a token.
 
+They send it as `Authorization: Bearer TOKEN`, or as `x-api-key: TOKEN`, which Anthropic's clients do.
 Probes (/ping, /health, /ready) are answered to everybody. What is kept is a hash, and hashes are compared in constant time, so that neither
 the time of an answer nor the memory of the process tells a token.
 """

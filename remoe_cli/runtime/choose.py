@@ -39,14 +39,20 @@ class Noted(LogitsProcessor):  # type: ignore[misc]
         return scores
 
     def of_token(self, step: int, token: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-        """Return a token's log-probability, and the likeliest tokens of its step with theirs; each step is asked once."""
+        """Return a token's log-probability, and the likeliest tokens of its step with theirs.
+
+        Each step is asked once.
+        """
         logprobs, self.steps[step] = self.steps[step], torch.empty(0)
         values, ids = logprobs.topk(min(self.top, len(logprobs)))
         return float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True))
 
 
 class Penalties(LogitsProcessor):  # type: ignore[misc]
-    """Lowers logits of tokens that the answer has: presence and frequency penalty of OpenAI's API, which transformers lacks."""
+    """Lowers logits of tokens that the answer has: the two penalties of OpenAI's API.
+
+    transformers has none of them.
+    """
 
     def __init__(self, presence: float, frequency: float, prompt_tokens: int) -> None:
         self._presence, self._frequency, self._prompt = presence, frequency, prompt_tokens
@@ -70,7 +76,10 @@ class Bias(LogitsProcessor):  # type: ignore[misc]
 
 
 class Choose(LogitsProcessor):  # type: ignore[misc]
-    """Draws a token from the distribution, and leaves only that one. The generator is on the CPU, so a GPU draws the same."""
+    """Draws a token from the distribution, and leaves only that one.
+
+    The generator is on the CPU, so a GPU draws the same.
+    """
 
     def __init__(self, seed: int | None) -> None:
         self._generator = torch.Generator()
@@ -86,7 +95,9 @@ class Choose(LogitsProcessor):  # type: ignore[misc]
 
 
 def processors(sampling: Sampling, prompt_tokens: int, vocabulary: int, device: torch.device) -> tuple[LogitsProcessorList, Noted | None]:
-    """Make the processors of one answer, in vLLM's order; the second value notes log-probabilities where they are asked for.
+    """Make the processors of one answer, in vLLM's order.
+
+    The second value notes log-probabilities, where they are asked for.
 
     Raises: UsageError for a bias of a token that the model does not have.
     """

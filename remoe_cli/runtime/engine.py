@@ -200,7 +200,7 @@ class Engine:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Return the sampling parameters that the model's own settings have, as vLLM takes them where a request has none."""
+        """Return the sampling parameters of the model's own settings, for requests that have none."""
         settings = self.model.generation_config
         found = {name: getattr(settings, name, None) for name in ("temperature", "top_p", "top_k", "min_p")}
         return {name: value for name, value in found.items() if value is not None} if settings.do_sample else {}
@@ -211,7 +211,7 @@ class Engine:
 
     @property
     def positions(self) -> int | None:
-        """Return the most tokens of prompt and answer that the model has positions for; None where it has no limit."""
+        """Return how many tokens the model has positions for; None where it has no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def refuse(self, ids: Sequence[int], new: int) -> None:

@@ -77,7 +77,7 @@ class Choice(BaseModel):
 
 
 class Answer(Choice):
-    """What the main function answers to one request: its first choice, and the others if it asked for several.
+    """What the main function answers to one request: its first choice, and any others.
 
     calls   for calibration: the tokens after the first, and their calls (Generated.further)
     """

@@ -1,11 +1,11 @@
-"""Serve the main function over HTTP: on this machine, and in a SageMaker container. app.py says what is answered.
+"""Serve the main function over HTTP: on this machine, and in a SageMaker container.
 
     REMOE_LISTENER=DESCRIPTOR python -m remoe_cli.runtime.server SERVER.json
 
 Started as above it is the main server of a local deployment: it serves a socket that its parent has opened and keeps open, so that nobody
 else gets the port between two runs. It ends when its standard input is closed, so it never outlives its parent.
 
-access.py says which requests are taken. POST takes application/json only.
+app.py says what is answered, and access.py which requests are taken. POST takes application/json only.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
         (("deploy", "DATA", "--target", "aws", "--dry-run"), 2, "Usage", "data.txt is not a plan (it is not JSON)."),
         (("package", "DATA", "--image"), 2, "Usage", "data.txt is not a plan (it is not JSON)."),
         (("infer", "nobody", "--prompt", "x"), 1, "Deploy", "no deployment named 'nobody'"),
-        (("infer", "nobody"), 2, "Usage", "either --prompt TEXT or --data FILE"),
+        (("infer", "nobody"), 2, "Usage", "either --prompt TEXT, --messages FILE or --data FILE"),
         (("status", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
         (("logs", "nobody"), 1, "Deploy", "no deployment named 'nobody'"),
         (("profile", "no-model", "--data", "none.jsonl", "-o", "out"), 2, "Usage", "none.jsonl"),

@@ -178,7 +178,7 @@ def test_the_log_names_what_is_set_aside_once(original: Path, tmp_path: Path, ca
     here.warm_up()
     here.generate(PROMPT, 2)
     assert [record.getMessage() for record in caplog.records if "generation settings" in record.getMessage()] == [
-        "Not followed of the model's generation settings, as remoe decodes one answer greedily: custom_generate, num_beams."
+        "Not followed of the model's generation settings, as remoe makes one answer at a time: custom_generate, num_beams."
     ]
 
 

@@ -197,7 +197,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty"
 
 
 class SampledBody(Body):
-    """Parameters that all of OpenAI's and vLLM's generating APIs have. An absent one takes the model's own, as in vLLM."""
+    """Parameters that OpenAI's and vLLM's chat and completions have."""
 
     model: str
     temperature: float | None = None
