@@ -23,7 +23,7 @@ from remoe_cli.package import locks
 # What the modules of remoe_cli.runtime import, and what they import of other packages of remoe_cli.
 ROOTS = (
     *("awslambdaric", "boto3", "fastapi", "httpx", "numkong", "numpy", "packaging", "platformdirs", "pybase64", "pydantic"),
-    *("prometheus_client", "safetensors", "torch", "transformers", "uvicorn"),
+    *("prometheus-client", "safetensors", "torch", "transformers", "uvicorn"),
 )
 _CPU_INDEX, _GPU_INDEX = "https://download.pytorch.org/whl/cpu", "https://pypi.org/simple"
 _TAG_DIGITS = 16

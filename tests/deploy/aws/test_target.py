@@ -241,7 +241,7 @@ def test_serving_calls_functions_by_the_accounts_own_session(
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     monkeypatch.setattr(access, "serve_here", lambda *given: served.append(given))
     target.AwsTarget(lambda: account, SILENT).serve("x", "127.0.0.1", 8080)
-    ((name, server_json, connect, host, port, _),) = served
+    ((name, server_json, connect, host, port, *_),) = served
     assert (name, server_json, host, port) == ("x", tmp_path / "server.json", "127.0.0.1", 8080)
     calls.clear()
     client_of_it = connect(3, 5.0)
