@@ -137,6 +137,16 @@ def is_none(value: object) -> bool:
     return value is None
 
 
+def is_empty(value: object) -> bool:
+    """Tell whether a list is left out of a document (`Field(exclude_if=is_empty)`)."""
+    return value == ()
+
+
+def is_false(value: object) -> bool:
+    """Tell whether a flag is left out of a document (`Field(exclude_if=is_false)`)."""
+    return value is False
+
+
 def shown(value: object, most: int = 200) -> str:
     """Quote what `escaped` gives.
 

@@ -67,6 +67,17 @@ class Served(Part):
     n_out: int
 
 
+class Waking(Part):
+    """What the traffic makes of an instance that scales to zero.
+
+    wake_share   share of the requests that find no instance, and wake one
+    up_share     share of the time that an instance is up, or waking, and so is paid for
+    """
+
+    wake_share: float
+    up_share: float
+
+
 class WorkloadRef(Part):
     """The requests that a plan is for.
 
@@ -78,6 +89,7 @@ class WorkloadRef(Part):
     requests_per_hour   None where the traffic is unknown: then idle hours are not priced
     cold_share          share of requests that find everything cold
     routing             None: requests use experts as all of the profile's prompts together do
+    waking              None where the catalog has no instance that scales to zero, or the traffic is unknown
     """
 
     n_in: float
@@ -88,6 +100,7 @@ class WorkloadRef(Part):
     requests_per_hour: float | None = None
     cold_share: float = 0.0
     routing: PredictedRouting | None = Field(default=None, exclude_if=is_none)
+    waking: Waking | None = Field(default=None, exclude_if=is_none)
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:

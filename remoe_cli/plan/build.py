@@ -12,7 +12,8 @@
    `_or_all_local` keeps all experts local where that is no worse.
 4. **Judge.** `break_even_traffic` (assess/robustness.py) finds the traffic above which an always-on instance is cheaper, and `judge`
    (assess/verdict.py) says whether the plan is worth it, and why; `notes` says what was assumed.
-5. **Doubt.** `scenarios`, `held_out`, `unpredicted` and `break_evens` (assess/robustness.py) price the plan where calls, prices or routing
+5. **Doubt.** `by_kind` (assess/kinds.py) finds the best plan with each kind of main function.
+   `scenarios`, `held_out`, `unpredicted` and `break_evens` (assess/robustness.py) price the plan where calls, prices or routing
    differ.
 6. **Write down.** `Plan` (document.py) takes it all. The command line then has `verify` (verify/check.py) work out every figure again
    with code of its own, writes the file, and shows the rows of explain/rows.py.
@@ -27,6 +28,7 @@ from dataclasses import dataclass, replace
 from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.arrays import Bools
 from remoe_cli.plan.assess.baselines import Baselines, baselines
+from remoe_cli.plan.assess.kinds import by_kind
 from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
 from remoe_cli.plan.assess.verdict import judge, notes
 from remoe_cli.plan.catalog.catalog import Catalog
@@ -134,6 +136,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
     searched = unpredicted(problem, profile, aim, chosen.placement) if request.routing else held_out(problem, profile, aim)
     doubts = {
         "scenarios": tuple([*scenarios(problem, aim, chosen.placement), *([searched] if searched else [])]),
+        "kinds": by_kind(problem, aim, chosen.placement),
         "break_evens": tuple(break_evens(problem, aim, chosen.placement, others.all_local)),
     }
     return plan.model_copy(update=doubts)
@@ -235,6 +238,7 @@ def _workload_ref(workload: Workload, request: PlanRequest) -> WorkloadRef:
         requests_per_hour=workload.requests_per_hour,
         cold_share=workload.cold_share,
         routing=request.routing,
+        waking=workload.waking,
     )
 
 

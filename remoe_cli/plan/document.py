@@ -13,7 +13,18 @@ from typing import Literal
 from pydantic import Field
 
 from remoe_cli import bounded
-from remoe_cli.artifacts import MOST_LAYERS, Document, Experts, LayerIndex, Megabytes, Part, Replicas, is_none, parse_document
+from remoe_cli.artifacts import (
+    MOST_LAYERS,
+    Document,
+    Experts,
+    LayerIndex,
+    Megabytes,
+    Part,
+    Replicas,
+    is_empty,
+    is_none,
+    parse_document,
+)
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.asked import Lengths as Lengths
@@ -22,26 +33,10 @@ from remoe_cli.plan.asked import Served as Served
 from remoe_cli.plan.asked import Source as Source
 from remoe_cli.plan.asked import Targets as Targets
 from remoe_cli.plan.asked import TtftAt as TtftAt
+from remoe_cli.plan.asked import Waking as Waking
 from remoe_cli.plan.asked import WorkloadRef as WorkloadRef
-
-
-class MainSpec(Part):
-    """One row of the catalog's menu for the main function.
-
-    memory_mb       CPU memory, which holds the local experts
-    vcpus           None: as fast as the profile measured
-    gpu_memory_mb   memory of the GPU that comes with it and holds the rest of the model; None without a GPU, or where GPU memory is bought
-                    by the GB-second
-    usd_per_hour    price of an instance that is rented, busy or not; None: memory is paid by the second of use
-    hardware        description of its speed (profile/hardware), for a profile that was not measured on such a machine
-    """
-
-    name: str
-    memory_mb: int
-    vcpus: float | None = None
-    gpu_memory_mb: int | None = None
-    usd_per_hour: float | None = None
-    hardware: str | None = None
+from remoe_cli.plan.mains import MainKind as MainKind
+from remoe_cli.plan.mains import MainSpec as MainSpec
 
 
 class LayerPlan(Part):
@@ -85,6 +80,21 @@ class Outcome(Part):
     def held_ttft_s(self) -> float:
         """The TTFT that a target is held against: the mean, or that of a percentile."""
         return self.ttft_s if self.ttft_percentile_s is None else self.ttft_percentile_s
+
+
+class KindOutcome(Outcome):
+    """Predicted cost and latency of the best known plan with one kind of main function.
+
+    spec, instances   the main function, and how many of it
+    remote_experts    of all layers together
+    cold_start_s      what a cold start adds to the TTFT of a request that finds nothing warm
+    """
+
+    kind: MainKind
+    spec: str
+    instances: int
+    remote_experts: int
+    cold_start_s: float
 
 
 class Spread(Part):
@@ -292,6 +302,7 @@ class Plan(Document):
     cold_start_s    what a cold start adds to the TTFT of a request that finds nothing warm; `ttft_s` has it with `workload.cold_share`
     instances       of the main function; more than 1 only where it is rented and the traffic is known
     missing         for people: why a baseline cannot be priced
+    kinds           the best known plan with each kind of main function, where one of them scales to zero and the traffic is known
     """
 
     schema_version: str = "remoe.plan/5"
@@ -327,6 +338,7 @@ class Plan(Document):
     scenarios: tuple[Scenario, ...] = ()
     break_evens: tuple[BreakEven, ...] = ()
     break_even_traffic: BreakEvenTraffic | None = None
+    kinds: tuple[KindOutcome, ...] = Field(default=(), exclude_if=is_empty)
 
     @property
     def outcome(self) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from remoe_cli.plan.document import GPU_BY_USE, BaselineName, Verdict
+from remoe_cli.plan.document import GPU_BY_USE, BaselineName, MainKind, Verdict
 
 HOURS_PER_MONTH = 730
 
@@ -22,6 +22,12 @@ BASELINE_NAMES = {  # within a sentence
     BaselineName.GPU: "the whole model on a GPU",
     BaselineName.STORED_CPU: "the whole model, quantised as it is stored, on CPUs",
     BaselineName.STORED_GPU: "the whole model, quantised as it is stored, on a GPU",
+}
+
+KIND_NAMES = {
+    MainKind.BY_USE: "paid by use",
+    MainKind.TO_ZERO: "scaled to zero between requests",
+    MainKind.ALWAYS_ON: "always on",
 }
 
 

@@ -102,6 +102,7 @@ def test_nothing_else_multiplies_a_price() -> None:
     package = Path(prices.__file__).parents[2]
     fields = ("usd_per_gb_second", "usd_per_storage_gb_second", "usd_per_accelerator_gb_second", "usd_per_1000_reads", "usd_per_log_gb")
     known = {"plan/catalog/catalog.py", "plan/catalog/update.py", "plan/cost/prices.py", "plan/verify/cost.py", "plan/verify/baselines.py"}
+    known |= {"plan/verify/waking.py"}
     known |= {
         "plan/assess/baselines.py",  # accelerator memory that holds a whole model
         "plan/assess/robustness.py",  # changes prices

@@ -16,9 +16,20 @@ import numpy as np
 
 from remoe_cli.plan.arrays import Bools
 from remoe_cli.plan.assess.baselines import all_local_on
+from remoe_cli.plan.assess.kinds import best_of
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import Priced, evaluate
-from remoe_cli.plan.document import WIDEST_FACTOR, Baseline, BaselineName, BreakEven, BreakEvenTraffic, Outcome, Scenario, ScenarioKind
+from remoe_cli.plan.document import (
+    WIDEST_FACTOR,
+    Baseline,
+    BaselineName,
+    BreakEven,
+    BreakEvenTraffic,
+    MainKind,
+    Outcome,
+    Scenario,
+    ScenarioKind,
+)
 from remoe_cli.plan.problem.aim import Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.workload import Workload, from_profile
@@ -140,6 +151,7 @@ def _for_the_same(requests: Workload, routing: Workload) -> Workload:
         routing,
         traffic=requests.traffic,
         cold_share=requests.cold_share,
+        waking=requests.waking,
         also_held=requests.also_held,
         also_priced=requests.also_priced,
     )
@@ -192,11 +204,11 @@ def break_even_traffic(problem: Problem, aim: Aim, by_use: Placement, whole: Map
     Returns None where the catalog lacks one of both kinds, or one of them is never the cheaper.
     """
     unknown = replace(problem.workload.traffic, per_hour=None, gaps_s=())
-    idle_free = replace(problem, workload=replace(problem.workload, traffic=unknown, cold_share=0.0))
+    idle_free = replace(problem, workload=replace(problem.workload, traffic=unknown, cold_share=0.0, waking=None))
     if problem.workload.requests_per_hour is None and by_use.main.usd_per_hour is None:
         used: Priced | None = Priced(by_use, evaluate(idle_free, by_use))
     else:
-        used = _best_of(idle_free, aim, False)
+        used = best_of(idle_free, replace(aim, objective="cost", budget_usd=None), MainKind.BY_USE)
     rented = _cheapest_hour(idle_free, aim, whole)
     if used is None or rented is None:
         return None
@@ -233,24 +245,17 @@ def _cheapest_hour(problem: Problem, aim: Aim, whole: Mapping[BaselineName, Base
     found = [
         _Rented(spec.usd_per_hour, one.outcome.ttft_s, one.outcome.tpot_s, spec.name, BaselineName.ALL_LOCAL)
         for spec in problem.catalog.main.menu
-        if spec.usd_per_hour is not None and (one := all_local_on(problem, spec)) is not None and meets(aim, one.outcome)
+        if spec.usd_per_hour is not None
+        and not spec.scales_to_zero
+        and (one := all_local_on(problem, spec)) is not None
+        and meets(aim, one.outcome)
     ]
     for name in (BaselineName.GPU, BaselineName.STORED_GPU):
         if (gpu := whole.get(name)) is not None and gpu.usd_per_hour is not None and gpu.meets:
             found.append(_Rented(gpu.usd_per_hour, gpu.ttft_s, gpu.tpot_s, gpu.spec, name))
-    if not found and (best := _best_of(problem, aim, True)) is not None:
+    if not found and (best := best_of(problem, replace(aim, objective="cost"), MainKind.ALWAYS_ON)) is not None:
         outcome, main = best.outcome, best.placement.main
         own_usd = main_function.usd_per_s(problem, main) * (outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
         functions_usd = outcome.cost_usd_per_request - own_usd
         return _Rented(main.usd_per_hour or 0.0, outcome.ttft_s, outcome.tpot_s, main.name, None, functions_usd)
     return min(found, default=None)
-
-
-def _best_of(problem: Problem, aim: Aim, rented: bool) -> Priced | None:
-    """Find the best plan, by the scan, with main functions of one kind: rented, or paid by use."""
-    menu = tuple(spec for spec in problem.catalog.main.menu if (spec.usd_per_hour is not None) == rented)
-    if not menu:
-        return None
-    catalog = problem.catalog.model_copy(update={"main": problem.catalog.main.model_copy(update={"menu": menu})})
-    found = scan(replace(problem, catalog=catalog), replace(aim, objective="cost", budget_usd=None))
-    return Priced(found.placement, evaluate(problem, found.placement)) if found else None

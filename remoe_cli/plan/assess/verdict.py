@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from remoe_cli.plan.assess.baselines import Baselines
+from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.document import Baseline, BaselineName, Basis, BreakEvenTraffic, Method, Outcome, Verdict
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
@@ -141,11 +142,12 @@ def _sentence(
         name = _fastest_of_equals(others.priced, usd)
         rival = others.priced[name]
         on = bought(rival.spec, rival.instances)
-        extra_s = cold_wait_s(problem, placement) if workload.cold_share else None
+        share = main_function.cold_share(problem, placement.main) if placement.main.starts else workload.cold_share
+        extra_s = cold_wait_s(problem, placement) if share else None
         return (
             f"It costs {amount(outcome.cost_usd_per_request, workload)} instead of {rivals} for {BASELINE_NAMES[name]} on {on}, the best "
             f"alternative: {-change:.1%} less. "
-            f"{_slower(workload, outcome, rival, extra_s)}"
+            f"{_slower(workload, outcome, rival, extra_s, share)}"
         )
     if basis == Basis.DEARER_THAN_WHOLE_MODEL:
         cheaper = f"{capitalized(BASELINE_NAMES[name])}, {on}, is cheaper: {amount(usd, workload)} instead of {own}."
@@ -192,15 +194,21 @@ def _fastest_of_equals(priced: dict[BaselineName, Baseline], usd: float) -> Base
     return min(equals, key=lambda name: (priced[name].tpot_s, priced[name].ttft_s))
 
 
-def _slower(workload: Workload, outcome: Outcome, rival: Baseline | BreakEvenTraffic, cold_s: float | None) -> str:
-    """Compare how long whole answers take: mean ones, or warm and cold ones where `cold_s` says what a cold start adds."""
+def _slower(
+    workload: Workload, outcome: Outcome, rival: Baseline | BreakEvenTraffic, cold_s: float | None, share: float | None = None
+) -> str:
+    """Compare how long whole answers take: mean ones, or warm and cold ones where `cold_s` says what a cold start adds.
+
+    `share` of the requests are cold; by default, that of the workload.
+    """
+    share = workload.cold_share if share is None else share
     own_s, rival_s = (one.ttft_s + workload.n_out * one.tpot_s for one in (outcome, rival))
     start = f"An answer of {figure(workload.n_out + 1)} tokens takes"
     if not cold_s:
         return f"{start} {seconds(own_s)} instead of {seconds(rival_s)}."
-    if not workload.cold_share:  # as the traffic is unknown
+    if not share:  # as the traffic is unknown
         return f"{start} {seconds(own_s)} warm, {seconds(own_s + cold_s)} where nothing is, instead of {seconds(rival_s)}."
-    return f"{start} {warm_and_cold(own_s, cold_s, workload.cold_share)}, instead of {seconds(rival_s)}."
+    return f"{start} {warm_and_cold(own_s, cold_s, share)}, instead of {seconds(rival_s)}."
 
 
 def _remote_experts(placement: Placement) -> int:
@@ -253,6 +261,12 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
         yield (
             f"At {figure(workload.requests_per_hour)} requests an hour, {workload.cold_share:.1%} of them wait for a cold start "
             f"(a function is gone after {catalog.function.idle_ttl_s:g} s without a call)."
+        )
+    if placement.main.scales_to_zero and (waking := workload.waking) is not None and (zero := catalog.zero) is not None:
+        yield (
+            f"The main function is given back after {zero.idle_s:g} s without a request: it is up {waking.up_share:.1%} of the time, and "
+            f"{waking.wake_share:.1%} of the requests wake it. That takes {cold_wait_s(problem, placement):.0f} s, an estimate, and fails "
+            "while AWS has no such GPU."
         )
     if placement.instances > 1:
         yield "An instance answers one request at a time here; a server that batches requests may need fewer."

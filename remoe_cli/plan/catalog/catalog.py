@@ -123,12 +123,33 @@ class MainSide(Part):
         by_use = [spec for spec in menu if spec.usd_per_hour is None]
         if len({spec.vcpus is None for spec in by_use}) > 1 or any(spec.vcpus is None for spec in menu if spec.usd_per_hour is not None):
             raise ValueError("must give vcpus for every instance, and for every spec that is paid by use or for none")
+        if any(spec.scales_to_zero and spec.usd_per_hour is None for spec in menu):
+            raise ValueError("must give usd_per_hour for every spec that scales to zero: what an hour costs while it is up")
         if any(spec.gpu_memory_mb is not None for spec in by_use):
             raise ValueError("gives gpu_memory_mb to a spec that is paid by use; its price is usd_per_accelerator_gb_second")
         memories = [spec.memory_mb for spec in by_use]
         if memories != sorted(set(memories)) or len({spec.name for spec in menu}) < len(menu) or list(menu[: len(by_use)]) != by_use:
             raise ValueError("must list specs that are paid by use first, ascending in memory_mb, without repeats of memory_mb or name")
         return menu
+
+
+class ScaleToZero(Part):
+    """How instances that scale to zero are bought: by the hour while they are up, and by the request.
+
+    idle_s             an instance that had no request for so long is given back
+    wake_s             from a request that finds none to a main function that can begin to read the model; paid as if it were up
+    load_bytes_per_s   rate at which it reads the model
+    usd_per_request    fee of one request
+    storage_mb         of its part of the model that it can fetch to /tmp
+    timeout_s          longest request, without the time that waking takes
+    """
+
+    idle_s: Positive
+    wake_s: NonNegative
+    load_bytes_per_s: Positive
+    usd_per_request: NonNegative
+    storage_mb: PositiveInt
+    timeout_s: Positive
 
 
 class Reference(Part):
@@ -167,6 +188,7 @@ class Catalog(Part):
     """A catalog as `read_catalog` reads it.
 
     architecture   whose prices hold
+    zero           how main functions are bought that scale to zero; None where the menu has none
     file           where the catalog comes from; `read_catalog` fills it in
     """
 
@@ -177,13 +199,16 @@ class Catalog(Part):
     main: MainSide
     reference: Reference
     storage: Storage
+    zero: ScaleToZero | None = None
     provenance: tuple[Provenance, ...]
     file: Source
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Catalog:
-        sides = {"function": self.function, "main": self.main, "reference": self.reference, "storage": self.storage}
-        check_provenance(sides, self.provenance)
+        sides: dict[str, Part] = {"function": self.function, "main": self.main, "reference": self.reference, "storage": self.storage}
+        check_provenance(sides if self.zero is None else sides | {"zero": self.zero}, self.provenance)
+        if self.zero is None and any(spec.scales_to_zero for spec in self.main.menu):
+            raise ValueError("no table [zero], which a main function that scales to zero needs")
         if missing := [side for side in ("function", "main") if self.architecture not in getattr(self, side).usd_per_gb_second]:
             raise ValueError(f"no {missing[0]}.usd_per_gb_second for the architecture {self.architecture}")
         return self

@@ -148,7 +148,7 @@ def _aws_prices(catalog: Catalog, tables: dict[str, Any]) -> Iterable[Price]:
     for side, menu in (field.split(".") for field in _MENUS):
         for i, spec in enumerate(tables[side][menu]):
             if "usd_per_hour" in spec:
-                name = spec["name"]
+                name = spec["name"]  # one that scales to zero has EC2's price and a fee: it is not in this list, and is kept
                 yield from price((side, menu, i, "usd_per_hour"), name, "AmazonSageMaker", f"Host:ml.{name.removeprefix('ml.')}")
     for field, (listed_as, per) in _STORAGE.items():
         yield from price(("storage", field), "", "AmazonS3", listed_as, per)

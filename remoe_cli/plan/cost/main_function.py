@@ -5,7 +5,7 @@
 - Prices are those of prices.py. A spec paid by use costs time and a fee. A rented instance costs its hours: all of them where the traffic
   is known, whether they are used or not; else those of the request alone.
 - A share of requests is cold: a main function paid by use then starts, and reads what it holds, before it answers, and is billed for it. A
-  rented instance is always on.
+  rented instance is always on, unless it scales to zero: then a share of the requests wakes it, and it costs the time that it is up.
 
 Source: method.md, sections 3 and 4.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 
 from remoe_cli.plan.arrays import Floats
+from remoe_cli.plan.catalog.catalog import ScaleToZero
 from remoe_cli.plan.cost import prices
 from remoe_cli.plan.cost.prices import MainPrices
 from remoe_cli.plan.document import MainSpec
@@ -103,7 +104,14 @@ def local_capacity(problem: Problem, spec: MainSpec) -> int:
     """Count the experts of all layers that fit beside the rest; negative when the rest does not fit."""
     if spec.gpu_memory_mb is not None and base_bytes(problem) > spec.gpu_memory_mb * MB:
         return -1
-    return int((spec.memory_mb * MB - main_memory_bytes(problem, spec, 0)) // problem.spec.expert_bytes)
+    room = int((spec.memory_mb * MB - main_memory_bytes(problem, spec, 0)) // problem.spec.expert_bytes)
+    if (zero := _zero(problem, spec)) is None:
+        return room
+    return min(room, (zero.storage_mb * MB - problem.spec.read_nonexpert_bytes) // problem.spec.read_expert_bytes)
+
+
+def _zero(problem: Problem, spec: MainSpec) -> ScaleToZero | None:
+    return problem.catalog.zero if spec.scales_to_zero else None
 
 
 # Money
@@ -122,6 +130,7 @@ def prices_of(problem: Problem, main: Main) -> MainPrices:
         accelerator_bytes=base_bytes(problem),
         instances=main.instances,
         requests_per_hour=problem.workload.requests_per_hour,
+        up_share=waking.up_share if main.spec.scales_to_zero and (waking := problem.workload.waking) else 1.0,
     )
 
 
@@ -141,7 +150,7 @@ def fixed_usd(problem: Problem, main: Main) -> float:
     Reads of S3 in its share of cold starts are in it.
     """
     found = prices_of(problem, main)
-    reads = problem.workload.cold_share * prices.main_reads(problem.catalog, main.spec)
+    reads = cold_share(problem, main.spec) * prices.main_reads(problem.catalog, main.spec)
     return found.usd_per_request + reads * found.usd_per_read + (found.share_usd or 0.0)
 
 
@@ -154,6 +163,8 @@ def longest_mean_s(problem: Problem, main: Main) -> float:
 def longest_request_s(problem: Problem, spec: MainSpec) -> float:
     """Look up how long any request may take: after that the platform ends it."""
     side = problem.catalog.main
+    if (zero := _zero(problem, spec)) is not None:
+        return zero.timeout_s + zero.wake_s  # the request is not given to the function before
     if spec.usd_per_hour is None:
         return side.timeout_s
     return math.inf if side.rented_timeout_s is None else side.rented_timeout_s
@@ -165,29 +176,53 @@ def longest_request_s(problem: Problem, spec: MainSpec) -> float:
 def is_ever_cold(problem: Problem, spec: MainSpec) -> bool:
     """Tell whether a request may find all cold.
 
-    The first one to a main function paid by use always does; one to a rented instance does if the plan has cold requests.
+    The first one to a main function that starts always does; one to an instance that is always on does if the plan has cold requests.
     """
-    return spec.usd_per_hour is None or problem.workload.cold_share > 0
+    return spec.starts or problem.workload.cold_share > 0
+
+
+def cold_share(problem: Problem, spec: MainSpec) -> float:
+    """Look up the share of requests for which the main function itself has to start."""
+    if not spec.scales_to_zero:
+        return problem.workload.cold_share if spec.starts else 0.0
+    return problem.workload.waking.wake_share if problem.workload.waking else 0.0
+
+
+def late_functions(problem: Problem, spec: MainSpec) -> float:
+    """Compute the part of the workload's cold requests that wait for expert functions only.
+
+    They find the main function up. Where that starts too, expert functions start meanwhile.
+    """
+    if spec.usd_per_hour is None:
+        return 0.0
+    cold = problem.workload.cold_share
+    return max(0.0, 1 - cold_share(problem, spec) / cold) if cold > 0 else 0.0
+
+
+def load_bytes_per_s(problem: Problem, spec: MainSpec) -> float:
+    """Look up the rate at which a main function that starts reads what it holds."""
+    zero = _zero(problem, spec)
+    return problem.catalog.main.load_bytes_per_s if zero is None else zero.load_bytes_per_s
 
 
 def start_s(problem: Problem, spec: MainSpec, local_experts: int) -> float:
     """Compute how long a main function takes to start and to read what it holds.
 
-    A rented one has done so before any request.
+    One that is always on has done so before any request.
     """
-    if spec.usd_per_hour is not None:
+    if not spec.starts:
         return 0.0
-    side, model = problem.catalog.main, problem.spec
-    return side.cold_start_s + (model.read_nonexpert_bytes + local_experts * model.read_expert_bytes) / side.load_bytes_per_s
+    zero, model = _zero(problem, spec), problem.spec
+    begin_s = problem.catalog.main.cold_start_s if zero is None else zero.wake_s
+    read_bytes = model.read_nonexpert_bytes + local_experts * model.read_expert_bytes
+    return begin_s + read_bytes / load_bytes_per_s(problem, spec)
 
 
 def cold_rest_s(problem: Problem, spec: MainSpec) -> float:
     """Compute what cold starts add to the mean TTFT, without reading local experts (T_cold)."""
-    return problem.workload.cold_share * start_s(problem, spec, 0)
+    return cold_share(problem, spec) * start_s(problem, spec, 0)
 
 
 def cold_expert_s(problem: Problem, spec: MainSpec) -> float:
     """Compute what reading one local expert in cold starts adds to the mean TTFT."""
-    if spec.usd_per_hour is not None:
-        return 0.0
-    return problem.workload.cold_share * problem.spec.read_expert_bytes / problem.catalog.main.load_bytes_per_s
+    return cold_share(problem, spec) * problem.spec.read_expert_bytes / load_bytes_per_s(problem, spec)

@@ -106,8 +106,8 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         billed = expert_functions.decode_billed(problem, [layer.memory_mb], hits)
         usd += workload.n_out * float(expert_functions.bill_usd(problem, [layer.memory_mb], biggest, *billed)[0, 0])
         usd += float(expert_functions.cold_usd(problem, [layer.memory_mb], biggest, len(parts) * layer.replicas)[0, 0])
-        if main.usd_per_hour is not None:
-            cold_s += workload.cold_share * float(expert_functions.cold_s(problem, biggest)[0])
+        late = main_function.late_functions(problem, main) * workload.cold_share
+        cold_s += late * float(expert_functions.cold_s(problem, biggest)[0])
     most = workload.use[index] * workload.most_in
     held = [float(expert_functions.function_memory_bytes(problem, len(part), most[list(part)].sum())) for part in parts]
     return LayerOutcome(prefill_s, decode_s, cold_s, usd, max(held, default=0.0), calls)

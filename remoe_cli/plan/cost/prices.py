@@ -5,6 +5,7 @@ for what was measured (runtime/receipt.py), a dry run for AWS (deploy/aws/money.
 
 - A main function paid by use costs its time and a fee. Its time costs its memory (c_g M_g + c_c w), and /tmp of the same size, to which it
   fetches its part of the model: that always holds it, as its memory does.
+- An instance that scales to zero is rented for the hours in which it is up, and each request pays a fee.
 - A rented instance costs its hours. Where the traffic is known, each request pays the same share of them, and its own time is the busy part
   of that share. Else a request pays its own time, and nobody knows what the idle hours cost.
 - An expert function costs its billed time, by its memory and its /tmp, and each call costs its fee and what Lambda logs of it.
@@ -128,17 +129,30 @@ def function_reads(catalog: Catalog, expert_bytes: int, experts: npt.ArrayLike) 
 
 
 def main_prices(
-    catalog: Catalog, spec: MainSpec, *, accelerator_bytes: float = 0.0, instances: int = 1, requests_per_hour: float | None = None
+    catalog: Catalog,
+    spec: MainSpec,
+    *,
+    accelerator_bytes: float = 0.0,
+    instances: int = 1,
+    requests_per_hour: float | None = None,
+    up_share: float = 1.0,
 ) -> MainPrices:
     """Read the prices of a main function.
 
     `accelerator_bytes` count where accelerator memory is bought by the GB-second.
-    `requests_per_hour` is the traffic that all `instances` share, where they are rented.
+    `requests_per_hour` is the traffic that all `instances` share, where they are rented, and `up_share` the part of the time that they are
+    up, where they scale to zero.
     """
     side, function = catalog.main, catalog.function
     if spec.usd_per_hour is not None:
-        share_usd = None if requests_per_hour is None else instances * spec.usd_per_hour / requests_per_hour
-        return MainPrices(rented=True, usd_per_s=spec.usd_per_hour / 3600, usd_per_request=0.0, usd_per_read=0.0, share_usd=share_usd)
+        share_usd = None if requests_per_hour is None else up_share * instances * spec.usd_per_hour / requests_per_hour
+        fee_usd, read_usd = 0.0, 0.0
+        if spec.scales_to_zero and catalog.zero is not None:
+            fee_usd = catalog.zero.usd_per_request + log_usd(catalog)
+            read_usd = catalog.storage.usd_per_1000_reads / 1000
+        return MainPrices(
+            rented=True, usd_per_s=spec.usd_per_hour / 3600, usd_per_request=fee_usd, usd_per_read=read_usd, share_usd=share_usd
+        )
     storage_usd = side.usd_per_storage_gb_second * max(0.0, spec.memory_mb - function.storage_free_mb) / _GB_MB
     memory_usd = catalog.main_usd_per_gb_second * spec.memory_mb / _GB_MB
     accelerator_usd = side.usd_per_accelerator_gb_second * accelerator_bytes / _GB
@@ -159,11 +173,14 @@ def with_memory(prices: MainPrices, memory_mb: int) -> MainPrices:
 
 
 def main_reads(catalog: Catalog, spec: MainSpec) -> float:
-    """Count the reads of S3 of a main function paid by use that starts.
+    """Count the reads of S3 of a main function that starts; one that is always on has read before.
 
-    It counts as if it read as much as its memory holds.
+    It counts as if it read as much as its memory holds, or its /tmp where that is smaller.
     """
-    return ceil(spec.memory_mb * _MB / catalog.main.bytes_per_read) if spec.usd_per_hour is None and catalog.main.bytes_per_read else 0.0
+    if not spec.starts or not catalog.main.bytes_per_read:
+        return 0.0
+    most_mb = catalog.zero.storage_mb if spec.scales_to_zero and catalog.zero is not None else spec.memory_mb
+    return ceil(min(spec.memory_mb, most_mb) * _MB / catalog.main.bytes_per_read)
 
 
 def main_cost(prices: MainPrices, seconds: float, reads: float = 0.0) -> MainCost:

@@ -45,11 +45,29 @@ def warm_ttft_s(problem: Problem, placement: Placement, prompts: Ints) -> Floats
 def cold_wait_s(problem: Problem, placement: Placement) -> float:
     """Compute what a request that finds everything cold waits beside that.
 
-    Beside a rented main function, its expert functions start one after the other; where it starts itself, they do so meanwhile.
+    Beside a main function that is up, its expert functions start one after the other; where it starts itself, they do so meanwhile.
     """
-    if placement.main.usd_per_hour is None:
+    if placement.main.starts:
         local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in placement.layers)
         return main_function.start_s(problem, placement.main, local)
+    return _functions_wait_s(problem, placement)
+
+
+def waits(problem: Problem, placement: Placement) -> tuple[tuple[float, float], ...]:
+    """List shares of the requests with how long they wait to find all warm.
+
+    They wait for nothing, for expert functions, or for the main function.
+    """
+    cold, main_share = problem.workload.cold_share, main_function.cold_share(problem, placement.main)
+    late = main_function.late_functions(problem, placement.main) * cold
+    return (
+        (1 - late - main_share, 0.0),
+        (late, _functions_wait_s(problem, placement)),
+        (main_share, cold_wait_s(problem, placement) if placement.main.starts else 0.0),
+    )
+
+
+def _functions_wait_s(problem: Problem, placement: Placement) -> float:
     biggest = [np.array(max(map(len, layer.parts))) for layer in placement.layers if layer.parts]
     return sum(float(expert_functions.cold_s(problem, experts)) for experts in biggest)
 

@@ -17,7 +17,7 @@ import numpy as np
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.cost.placement import evaluate
-from remoe_cli.plan.cost.prompts import cold_wait_s, sent, warm_ttft_s
+from remoe_cli.plan.cost.prompts import cold_wait_s, sent, waits, warm_ttft_s
 from remoe_cli.plan.document import LayerPlan, MainSpec, Spread
 from remoe_cli.plan.problem.aim import SLACK
 from remoe_cli.plan.problem.problem import Placement, Problem
@@ -62,11 +62,11 @@ def spread(problem: Problem, placement: Placement, tpot_s: float) -> tuple[Sprea
 
     As many of them are cold as the plan says.
     """
-    sizes, cold = problem.workload.traffic.sizes, problem.workload.cold_share
+    sizes, kinds = problem.workload.traffic.sizes, [kind for kind in waits(problem, placement) if kind[0] > 0]
     prompts, which = np.unique(sizes.n_in, return_inverse=True)
     ttft_s = warm_ttft_s(problem, placement, prompts)[which]
-    wait_s, shares = cold_wait_s(problem, placement), np.concatenate([sizes.share * (1 - cold), sizes.share * cold])
-    each = [np.concatenate([warm, warm + wait_s]) for warm in (ttft_s, ttft_s + sizes.n_out * tpot_s)]
+    shares = np.concatenate([sizes.share * share for share, _ in kinds])
+    each = [np.concatenate([warm + wait_s for _, wait_s in kinds]) for warm in (ttft_s, ttft_s + sizes.n_out * tpot_s)]
     found = [[_at_share(seconds, shares, share) for seconds in each] for share in SPREAD]
     return tuple(Spread(share=share, ttft_s=ttft, total_s=whole) for share, (ttft, whole) in zip(SPREAD, found, strict=True))
 

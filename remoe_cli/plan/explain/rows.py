@@ -13,6 +13,7 @@ from remoe_cli.plan.document import (
     Baseline,
     BaselineName,
     BreakEven,
+    KindOutcome,
     MainSpec,
     Method,
     Plan,
@@ -23,9 +24,11 @@ from remoe_cli.plan.document import (
 from remoe_cli.plan.wording import (
     BASELINE_NAMES,
     HOURS_PER_MONTH,
+    KIND_NAMES,
     VERDICT_WORDS,
     amount,
     bought,
+    capitalized,
     dollars,
     figure,
     id_ranges,
@@ -104,6 +107,7 @@ def summary_rows(plan: Plan) -> Rows:
     if by_use and (traffic := plan.break_even_traffic) is not None:
         start = f"Above {figure(traffic.requests_per_hour)} requests an hour, an always-on {traffic.instance}"
         rows.append(("traffic", f"{start} ({dollars(traffic.usd_per_hour * HOURS_PER_MONTH)} a month) costs less than paying by use."))
+    rows += [("beside it", kind_text(plan, other)) for other in plan.kinds if other.kind != plan.main.kind]
     if text := break_even_text(plan):
         rows.append(("break-even", text))
     age = (date.today() - date.fromisoformat(plan.prices_of)).days
@@ -113,10 +117,21 @@ def summary_rows(plan: Plan) -> Rows:
 
 def _ttft(plan: Plan) -> str:
     """Write the mean TTFT, and those of warm and cold requests where some are cold."""
-    share = plan.workload.cold_share
+    waking = plan.workload.waking if plan.main.scales_to_zero else None
+    share = waking.wake_share if waking else plan.workload.cold_share
     if not share or not plan.cold_start_s:
         return seconds(plan.ttft_s)
     return f"{warm_and_cold(plan.ttft_s, plan.cold_start_s, share)}, {seconds(plan.ttft_s)} on average"
+
+
+def kind_text(plan: Plan, other: KindOutcome) -> str:
+    """Say what the best known plan with another kind of main function costs, and how fast it is."""
+    cold = f", {other.cold_start_s:.0f} s more where it has to start" if other.cold_start_s >= 1 else ""
+    usd, on = amount(other.cost_usd_per_request, plan.workload), bought(other.spec, other.instances)
+    return (
+        f"{capitalized(KIND_NAMES[other.kind])}, on {on}: at best {usd} a month, TTFT {seconds(other.ttft_s)} on average{cold}, "
+        f"TPOT {other.tpot_s * 1e3:.4g} ms"
+    )
 
 
 def baseline_rows(plan: Plan) -> Rows:
@@ -260,7 +275,8 @@ def _compared(plan_usd: float, other_usd: float) -> str:
 
 
 def _vcpus(main: MainSpec) -> str:
-    gpu = f", GPU of {main.gpu_memory_mb} MB, ${main.usd_per_hour:g} an hour" if main.gpu_memory_mb else ""
+    up = " while it is up" if main.scales_to_zero else ""
+    gpu = f", GPU of {main.gpu_memory_mb} MB, ${main.usd_per_hour:g} an hour{up}" if main.gpu_memory_mb else ""
     return ("all cores of the profile's machine" if main.vcpus is None else f"{main.vcpus:.3g} vCPUs") + gpu
 
 

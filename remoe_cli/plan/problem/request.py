@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Method, Plan, PredictedRouting, TtftAt
+from remoe_cli.plan.document import Method, Plan, PredictedRouting, TtftAt, Waking
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Invocations, Problem
 from remoe_cli.plan.problem.sizes import sizes_of
@@ -45,6 +45,7 @@ class PlanRequest:
     remote_share: float | None = None
     placement_file: Path | None = None
     routing: PredictedRouting | None = None
+    waking: Waking | None = None
     time_limit_s: float = 120.0
     examine: bool = True
 
@@ -64,7 +65,10 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
         for main in catalog.main.menu
         if main.hardware and not (measured_on_cpus and main.gpu_memory_mb is None)
     }
-    workload = replace(workload, cold_share=cold)
+    waking = request.waking
+    if waking is None and (zero := catalog.zero) is not None:
+        waking = workload.traffic.waking(zero.idle_s, zero.wake_s)
+    workload = replace(workload, cold_share=cold, waking=waking)
     at = _ttft_at(workload, request.aim.ttft_percentile)
     if at is not None:
         workload = replace(workload, also_priced=(at.n_in,))
@@ -88,5 +92,11 @@ def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
     workload = plan.workload
     longest = sizes_of(tuple((1 / len(workload.longest), *size) for size in workload.longest)) if workload.longest else None
     traffic = Traffic(workload.lengths, workload.requests_per_hour, requests=longest)
-    asked = PlanRequest(traffic=traffic, cold_share=workload.cold_share, invocations=plan.invocations, routing=workload.routing)
+    asked = PlanRequest(
+        traffic=traffic,
+        cold_share=workload.cold_share,
+        invocations=plan.invocations,
+        routing=workload.routing,
+        waking=workload.waking,
+    )
     return make_problem(profile, catalog, asked)

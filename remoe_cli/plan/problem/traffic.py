@@ -15,7 +15,7 @@ import numpy as np
 
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.arrays import Bools, Floats
-from remoe_cli.plan.document import Lengths, Served
+from remoe_cli.plan.document import Lengths, Served, Waking
 from remoe_cli.plan.problem.sizes import Size, Sizes, sizes_of
 from remoe_cli.plan.problem.trace_counts import Trace, read_trace, total
 
@@ -61,6 +61,33 @@ class Traffic:
         if len(self.gaps_s):
             return int(np.count_nonzero(np.asarray(self.gaps_s) >= idle_ttl_s)) / max(self.gap_count, len(self.gaps_s))
         return math.exp(-self.per_hour * idle_ttl_s / 3600) if self.per_hour is not None else 0.0
+
+    def waking(self, idle_s: float, wake_s: float) -> Waking | None:
+        """Compute how often an instance wakes that is given back `idle_s` after its last request.
+
+        It takes `wake_s` to wake. None where the traffic is unknown. Requests that come while it wakes wait, and find it awake.
+
+        Source: method.md, section 4, for the equations.
+
+        >>> waking = one_length(125, 200, per_hour=6.0).waking(600.0, 300.0)
+        >>> round(waking.wake_share, 3), round(waking.up_share, 3)
+        (0.311, 0.689)
+        """
+        if self.per_hour is None:
+            return None
+        after = self.cold_share(idle_s)
+        if not len(self.gaps_s):
+            woken = after / (1 + self.per_hour / 3600 * after * wake_s)
+            return Waking(wake_share=woken, up_share=1 - woken)
+        woken = after / (1 + after - self.cold_share(idle_s + wake_s))
+        off_s = (1 - woken) * self._beyond_s(idle_s) + woken * self._beyond_s(idle_s + wake_s)
+        mean_gap_s = 3600 / self.per_hour * (self.served.share if self.served else 1.0)
+        return Waking(wake_share=woken, up_share=max(0.0, 1 - off_s / mean_gap_s))
+
+    def _beyond_s(self, seconds: float) -> float:
+        """Compute the mean, over all times between requests, of what is beyond so many seconds."""
+        beyond = np.maximum(0.0, np.asarray(self.gaps_s, dtype=np.float64) - seconds)
+        return float(beyond.sum()) / max(self.gap_count, len(self.gaps_s))
 
 
 def one_length(n_in: int, n_out: int, per_hour: float | None = None) -> Traffic:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from remoe_cli.errors import ArtifactError, InfeasibleError, UsageError
 from remoe_cli.plan.arrays import Floats, Ints
-from remoe_cli.plan.document import Lengths, PredictedRouting
+from remoe_cli.plan.document import Lengths, PredictedRouting, Waking
 from remoe_cli.plan.problem.hits import HitCounter, Pattern
 from remoe_cli.plan.problem.sizes import Size
 from remoe_cli.plan.problem.traffic import Traffic, one_length
@@ -30,6 +30,7 @@ class Workload:
 
     traffic            their lengths, and how often they come
     cold_share         share of requests that find the main function and the expert functions cold
+    waking             how often an instance that scales to zero wakes; None without one, or where the traffic is unknown
     use                share of prompt tokens that use each expert (k_top s_lk)
     trace              expert ids of recorded decode tokens, -1 where a slot was skipped
     patterns           per layer the distinct sets of experts in the trace, and how many tokens used each, or the weight of those tokens
@@ -48,6 +49,7 @@ class Workload:
     assumptions: tuple[str, ...] = ()
     also_held: tuple[Size, ...] = ()
     also_priced: tuple[int, ...] = ()
+    waking: Waking | None = None
 
     def resized(self, n_in: int, n_out: int) -> Workload:
         """Change the requests to warm ones of one length; the routing stays.
@@ -55,7 +57,7 @@ class Workload:
         An answer may end with its first token: `n_out` is 0 then.
         """
         traffic = Traffic((Lengths(share=1.0, n_in=n_in, n_out=n_out),))
-        return replace(self, traffic=traffic, cold_share=0.0, also_held=(), also_priced=())
+        return replace(self, traffic=traffic, cold_share=0.0, also_held=(), also_priced=(), waking=None)
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:

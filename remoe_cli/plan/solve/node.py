@@ -144,7 +144,7 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
     workload = problem.workload
     # One spec stands for all of the same speed and kind.
     kinds = {
-        (s.hardware, main_function.vcpus(problem, s), main_function.on_gpu(problem, s), s.usd_per_hour is None): s
+        (s.hardware, main_function.vcpus(problem, s), main_function.on_gpu(problem, s), s.usd_per_hour is None, s.scales_to_zero): s
         for s in (m.spec for m in bought)
     }
     specs = tuple(kinds.values())
@@ -155,9 +155,10 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
     prefill_s = [np.maximum(local_s[sets], zt_s[chosen]) for local_s, zt_s in zip(local, columns.zt_s, strict=True)]
     first_s = sum(kind.share * seconds for kind, seconds in zip(workload.lengths, prefill_s, strict=False)) + np.zeros(len(sets))
     local_experts = problem.spec.experts_per_layer - columns.count[chosen]
-    if workload.cold_share > 0:
+    if workload.cold_share > 0 or workload.waking is not None:
         waits = [
-            columns.start_s[chosen] if spec.usd_per_hour is not None else local_experts * main_function.cold_expert_s(problem, spec)
+            columns.start_s[chosen] * main_function.late_functions(problem, spec)
+            + local_experts * main_function.cold_expert_s(problem, spec)
             for spec in specs
         ]
         first_s = first_s + np.minimum.reduce(waits)
@@ -184,8 +185,9 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
 
 def _cold_s(problem: Problem, spec: MainSpec, local_experts: Ints, mean_start_s: Floats) -> Floats:
     """Compute what each column adds to the time of a cold request."""
-    if spec.usd_per_hour is None:
-        return np.asarray(local_experts * (problem.spec.read_expert_bytes / problem.catalog.main.load_bytes_per_s), dtype=np.float64)
+    if spec.starts:
+        each_s = problem.spec.read_expert_bytes / main_function.load_bytes_per_s(problem, spec)
+        return np.asarray(local_experts * each_s, dtype=np.float64)
     return mean_start_s / problem.workload.cold_share if problem.workload.cold_share > 0 else np.zeros(len(mean_start_s))
 
 

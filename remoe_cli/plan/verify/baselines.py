@@ -31,6 +31,7 @@ from remoe_cli.plan.verify.cost import (
     request_bytes,
     vcpus_of,
 )
+from remoe_cli.plan.verify.waking import holds, start_of
 from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_cpu, whole_on_gpu
 
 MB, GB = 2**20, 2**30
@@ -119,14 +120,16 @@ def _local(inputs: VerifierInputs) -> Iterator[Way]:
 
     There are as many instances as the traffic needs.
     """
-    spec, side = inputs.profile.record.spec, inputs.catalog.main
+    spec = inputs.profile.record.spec
     layers = tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in spec.moe_layers)
     for main in _menu(inputs):
         room = main_bytes(inputs, main, spec.experts_per_layer * len(layers)) <= main.memory_mb * MB
+        room = room and holds(inputs.catalog, main, spec.nonexpert_bytes + spec.routed_bytes)
         if not room or (main.gpu_memory_mb is not None and request_bytes(inputs) > main.gpu_memory_mb * MB):
             continue
         found, cold_s = outcome(inputs, main, 1, layers), cold_wait_s(inputs, main, layers)
-        ends_s = side.timeout_s if main.usd_per_hour is None else side.rented_timeout_s
+        start = start_of(inputs.catalog, inputs.plan.workload, main)
+        ends_s = inputs.catalog.main.rented_timeout_s if start is None else start.ends_s
         if ends_s is not None and any(
             cold_s + _request_s(one, outcome(one, main, 1, layers)) > ends_s * (1 + TOLERANCE) for one in _each(inputs)
         ):
@@ -161,7 +164,9 @@ def _menu(inputs: VerifierInputs) -> tuple[MainSpec, ...]:
 def _each(inputs: VerifierInputs) -> Iterator[VerifierInputs]:
     """Look at each of the longest requests by itself, warm."""
     for n_in, n_out in inputs.longest:
-        alone = inputs.plan.workload.model_copy(update={"kinds": (), "longest": (), "n_in": n_in, "n_out": n_out, "cold_share": 0.0})
+        alone = inputs.plan.workload.model_copy(
+            update={"kinds": (), "longest": (), "n_in": n_in, "n_out": n_out, "cold_share": 0.0, "waking": None}
+        )
         yield replace(inputs, plan=inputs.plan.model_copy(update={"workload": alone}))
 
 

@@ -25,6 +25,7 @@ from remoe_cli.plan.document import (
     Verdict,
     WorkloadRef,
 )
+from remoe_cli.plan.verify import waking
 from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, missed, scenarios
 from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, cold_wait_s, main_bytes, outcome_and_costs, request_bytes, verifier_inputs
 from remoe_cli.plan.verify.requests import SHARES, Request, spread, times, too_long
@@ -110,6 +111,10 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
         plan.instances >= 1 and (rented or plan.instances == 1), "instances", plan.instances, "only rented ones are counted"
     )
     yield from _workload(workload)
+    yield from (
+        Finding(field, str(stated), str(found))
+        for field, stated, found in (*waking.shares(catalog, workload), *waking.kinds(catalog, plan))
+    )
     if workload.routing is not None:
         yield from _mixture(workload.routing, profile)
     layers = tuple(layer.layer for layer in plan.layers)
@@ -169,7 +174,9 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
     """Check memory of main and expert functions, and working instances."""
     plan, catalog, spec = inputs.plan, inputs.catalog, inputs.profile.record.spec
     side, main = catalog.function, plan.main
-    need = main_bytes(inputs, main, sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers))
+    local = sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers)
+    need, fetched = main_bytes(inputs, main, local), spec.nonexpert_bytes + local * spec.expert_bytes
+    yield from _require(waking.holds(catalog, main, fetched), "main", main.name, f"its /tmp does not hold {fetched} bytes")
     yield from _require(need <= main.memory_mb * 2**20, "main.memory_mb", main.memory_mb, f"needs {need / 2**20:.3f}")
     if main.gpu_memory_mb is not None:
         need = request_bytes(inputs)

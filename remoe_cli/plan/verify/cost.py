@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Costs, LayerPlan, Lengths, MainSpec, Outcome, Plan, PredictedRouting
+from remoe_cli.plan.verify.waking import hours_usd, start_of
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.latency_record import Latency, Roofline
 from remoe_cli.profile.record import Profile
@@ -177,7 +178,7 @@ def outcome(inputs: VerifierInputs, main: MainSpec, instances: int, layers: Sequ
 
 def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> tuple[Outcome, Costs]:
     """Compute the same, and the main function's and each layer's part of the cost."""
-    latency, side = latency_of(inputs, main), inputs.catalog.main
+    latency = latency_of(inputs, main)
     workload = inputs.plan.workload
     vcpus, useful = vcpus_of(latency, main)
     beside = 1.0 if accelerated(inputs, main) else useful / min(vcpus, useful)
@@ -187,7 +188,7 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
         for kind in inputs.kinds
     )
     tpot = latency.nonexpert_decode_s * beside + copies * float(latency.copy_s.seconds(1))
-    by_use, layers_usd, at = main.usd_per_hour is None, [], inputs.plan.targets.ttft_at
+    start, layers_usd, at = start_of(inputs.catalog, workload, main), [], inputs.plan.targets.ttft_at
     deciding = [] if at is None else [at.n_in]  # the prompt whose TTFT the target is held against, beside those of the kinds
     decided = sum(float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in deciding)
     local_step_s = float(latency.local_expert.seconds(1, vcpus))
@@ -205,16 +206,16 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
         step_s, step_usd = decode(inputs, layer, routed, local_step_s)
         tpot += step_s
         usd += inputs.n_out * step_usd
-        if by_use:
-            ttft += workload.cold_share * len(local_use) * read_bytes(inputs)[1] / side.load_bytes_per_s
+        if start is not None:
+            ttft += start.share * len(local_use) * read_bytes(inputs)[1] / start.bytes_per_s
         if layer.remote:
             started = start_s(inputs, layer)
-            ttft += 0.0 if by_use else workload.cold_share * started
+            ttft += (workload.cold_share if start is None else start.functions_share) * started
             start_usd = started * function_usd_per_s(inputs, layer) + start_reads_usd(inputs, layer)
             usd += workload.cold_share * len(layer.parts) * layer.replicas * start_usd
         layers_usd.append(usd)
-    if by_use:
-        ttft += workload.cold_share * (side.cold_start_s + read_bytes(inputs)[0] / side.load_bytes_per_s)
+    if start is not None:
+        ttft += start.share * start.wait_s(read_bytes(inputs)[0])
     request_s = ttft + inputs.n_out * tpot
     costs = Costs(main_usd=main_usd(inputs, main, instances, request_s), layers_usd=tuple(layers_usd))
     usd = costs.main_usd + sum(layers_usd)
@@ -225,6 +226,8 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
 def main_usd(inputs: VerifierInputs, main: MainSpec, instances: int, request_s: float) -> float:
     """Price a request in the main function."""
     side, per_hour = inputs.catalog.main, inputs.plan.workload.requests_per_hour
+    if (usd := hours_usd(inputs.catalog, inputs.plan.workload, main, instances)) is not None:
+        return usd
     if main.usd_per_hour is not None:
         return main.usd_per_hour * (request_s / 3600 if per_hour is None else instances / per_hour)
     accelerator = side.usd_per_accelerator_gb_second * request_bytes(inputs) / 2**30
@@ -384,11 +387,16 @@ def start_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
 
 def cold_wait_s(inputs: VerifierInputs, main: MainSpec, layers: Sequence[LayerPlan]) -> float:
     """Compute what a request waits that finds everything cold."""
-    side, spec = inputs.catalog.main, inputs.profile.record.spec
-    if main.usd_per_hour is None:
+    spec = inputs.profile.record.spec
+    if (start := start_of(inputs.catalog, inputs.plan.workload, main)) is not None:
         local = sum(spec.experts_per_layer - len(layer.remote) for layer in layers)
         nonexpert_bytes, expert_bytes = read_bytes(inputs)
-        return side.cold_start_s + (nonexpert_bytes + local * expert_bytes) / side.load_bytes_per_s
+        return start.wait_s(nonexpert_bytes + local * expert_bytes)
+    return functions_wait_s(inputs, layers)
+
+
+def functions_wait_s(inputs: VerifierInputs, layers: Sequence[LayerPlan]) -> float:
+    """Compute what a request waits that finds all expert functions cold."""
     return sum(start_s(inputs, layer) for layer in layers if layer.remote)
 
 

@@ -25,12 +25,14 @@ from remoe_cli.plan.verify.cost import (
     call,
     cold_wait_s,
     function_vcpus,
+    functions_wait_s,
     latency_of,
     prompt_rows,
     start_s,
     vcpus_of,
     waited_s,
 )
+from remoe_cli.plan.verify.waking import start_of
 
 ROOM, LEAST_TIMEOUT_S = 4.0, 30  # a call may take so many times its predicted time; a shorter timeout than this saves nothing
 SHARES = (0.5, 0.95, 0.99)
@@ -99,9 +101,10 @@ def _sent(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, prompts: Sequ
 
 def too_long(inputs: VerifierInputs, found: Times, requests: Sequence[Request], tpot_s: float) -> Iterator[Limit]:
     """Find the requests that the platform ends before they are answered."""
-    main, side = inputs.plan.main, inputs.catalog.main
-    ends_s = side.timeout_s if main.usd_per_hour is None else side.rented_timeout_s
-    cold_s = found.cold_s if main.usd_per_hour is None or inputs.plan.workload.cold_share > 0 else 0.0
+    main, workload = inputs.plan.main, inputs.plan.workload
+    start = start_of(inputs.catalog, workload, main)
+    ends_s = inputs.catalog.main.rented_timeout_s if start is None else start.ends_s
+    cold_s = found.cold_s if start is not None or workload.cold_share > 0 else 0.0
     for _, n_in, n_out in requests:
         taken_s = found.warm_s[n_in] + cold_s + n_out * tpot_s
         if ends_s is not None and taken_s > ends_s * (1 + 2 * TOLERANCE):
@@ -110,9 +113,13 @@ def too_long(inputs: VerifierInputs, found: Times, requests: Sequence[Request], 
 
 def spread(inputs: VerifierInputs, found: Times, requests: Sequence[Request], tpot_s: float) -> Iterator[Limit]:
     """Find what the plan states wrongly of the times that shares of the requests do not exceed."""
-    cold, ttft, whole = inputs.plan.workload.cold_share, list[tuple[float, float]](), list[tuple[float, float]]()
+    plan, ttft, whole = inputs.plan, list[tuple[float, float]](), list[tuple[float, float]]()
+    start, cold = start_of(inputs.catalog, plan.workload, plan.main), plan.workload.cold_share
+    waits = [(cold, found.cold_s)]
+    if start is not None:
+        waits = [(start.share, found.cold_s), (start.functions_share, functions_wait_s(inputs, plan.layers))]
     for share, n_in, n_out in requests:
-        for part, wait_s in ((1 - cold, 0.0), (cold, found.cold_s)):
+        for part, wait_s in ((1 - math.fsum(part for part, _ in waits), 0.0), *waits):
             ttft.append((found.warm_s[n_in] + wait_s, share * part))
             whole.append((found.warm_s[n_in] + wait_s + n_out * tpot_s, share * part))
     for index, one in enumerate(inputs.plan.spread):
