@@ -35,6 +35,9 @@ _KINDS: dict[str, type[RemoeError]] = {
     kind.__name__.removesuffix("Error"): kind for kind in (UsageError, ModelError, ArtifactError, InvokeError, DeployError)
 }
 
+# AWS does not say how it refuses a request to a function that scales to zero while it wakes: these are Lambda's codes that pass.
+_WAKING = ("TooManyRequestsException", "ResourceNotReadyException", "ResourceConflictException", "ServiceException", "ServiceUnavailable")
+
 
 @dataclass(frozen=True)
 class Http:
@@ -46,10 +49,14 @@ class Http:
 
 @dataclass(frozen=True)
 class LambdaMain:
-    """A main function on Lambda. `client` is a Lambda client whose timeout is longer than any answer."""
+    """A main function on Lambda. `client` is a Lambda client whose timeout is longer than any answer.
+
+    One that `scales_to_zero` runs on an instance of its own. Lambda refuses to give the end of its log, and it may have to be woken.
+    """
 
     function: str
     client: Any
+    scales_to_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,8 +126,8 @@ def _events(endpoint: MainAddress, request: dict[str, Any]) -> Iterator[dict[str
     match endpoint:
         case Http(url):
             yield from _http(endpoint, url, request)
-        case LambdaMain(function, client):
-            yield from _lambda(endpoint, function, client, request | {"stream": False})
+        case LambdaMain():
+            yield from _lambda(endpoint, request | {"stream": False})
         case SageMaker(name, client):
             yield from _sagemaker(endpoint, name, client, request)
 
@@ -140,14 +147,17 @@ def _http(endpoint: Http, url: str, request: dict[str, Any]) -> Iterator[dict[st
         raise _gone(endpoint, f"{type(error).__name__}: {error}") from None
 
 
-def _lambda(endpoint: LambdaMain, function: str, client: Any, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _lambda(endpoint: LambdaMain, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    begun_s = time.perf_counter()
+    begun_s, log = time.perf_counter(), {} if endpoint.scales_to_zero else {"LogType": "Tail"}
     try:
-        response = client.invoke(FunctionName=function, LogType="Tail", Payload=json.dumps(request).encode())
+        response = endpoint.client.invoke(FunctionName=endpoint.function, Payload=json.dumps(request).encode(), **log)
         document = _event(bounded.read_stream(response["Payload"], bounded.RESPONSE))
     except (ClientError, BotoCoreError, OSError, ValueError) as error:
+        if endpoint.scales_to_zero and (kind := kind_of(error)) in _WAKING:
+            message = f"{_named(endpoint)} is being woken or is busy, or AWS has no such instance now ({kind})."
+            raise DeployError(message, "Waking takes minutes: ask again then; 'remoe status NAME' tells its state.") from None
         raise _refused(endpoint, error) from None
     report, took_s = read_report(log_of(response)), time.perf_counter() - begun_s
     if "FunctionError" in response:

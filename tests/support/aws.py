@@ -11,15 +11,19 @@ from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.template import Template, Templates
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.plan.document import Costs, LayerPlan, MainSpec, Plan, WorkloadRef
+from remoe_cli.plan.document import Costs, LayerPlan, MainSpec, Plan, Waking, WorkloadRef
 from tests.support.synthetic import plan_by_hand
 
 IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/remoe@sha256:" + "e" * 64
 MAINS = {
     Endpoint.aws_lambda: MainSpec(name="lambda-3072", memory_mb=3072),
     Endpoint.sagemaker: MainSpec(name="ml.g5.xlarge", memory_mb=16384, gpu_memory_mb=24576, usd_per_hour=1.408),
+    Endpoint.lambda_gpu: MainSpec(
+        name="lambda-gpu.g6.xlarge", memory_mb=12288, vcpus=3.0, gpu_memory_mb=24576, usd_per_hour=0.92552, scales_to_zero=True
+    ),
     Endpoint.none: MainSpec(name="main-200", memory_mb=200),
 }
+WAKING = Waking(wake_share=0.01, up_share=0.99)
 LAYERS = (
     LayerPlan(layer=0, remote=(), memory_mb=0, replicas=0),
     LayerPlan(layer=1, remote=(0, 2, 5), memory_mb=512, replicas=2),
@@ -34,7 +38,9 @@ def plan(endpoint: Endpoint, layers: tuple[LayerPlan, ...] = LAYERS, **update: A
         "main": MAINS[endpoint],
         "costs": costs,
         "cost_usd_per_request": costs.main_usd + sum(costs.layers_usd),
-        "workload": WorkloadRef(n_in=10, n_out=10, requests_per_hour=20, cold_share=0.25),
+        "workload": WorkloadRef(
+            n_in=10, n_out=10, requests_per_hour=20, cold_share=0.25, waking=WAKING if endpoint is Endpoint.lambda_gpu else None
+        ),
     } | update
     return plan_by_hand(layers, **update)
 
@@ -107,7 +113,7 @@ def of_type(made: Templates, kind: str) -> dict[str, Any]:
 def statements(made: Templates) -> Iterator[dict[str, Any]]:
     """Every statement of what may be done; not of who may take a role."""
     for role in of_type(made, "IAM::Role").values():
-        for policy in role["Properties"]["Policies"]:
+        for policy in role["Properties"].get("Policies", ()):
             yield from policy["PolicyDocument"]["Statement"]
     for policy in of_type(made, "IAM::ManagedPolicy").values():
         yield from policy["Properties"]["PolicyDocument"]["Statement"]

@@ -41,6 +41,9 @@ def main_address(account: Account, name: str) -> client.MainAddress:
         match kind:
             case Endpoint.aws_lambda:
                 return client.LambdaMain(names.invoked(names.main(name)), account.session.client("lambda", config=_ANSWER))
+            case Endpoint.lambda_gpu:
+                invoked = names.invoked(names.main(name))
+                return client.LambdaMain(invoked, account.session.client("lambda", config=_ANSWER), scales_to_zero=True)
             case Endpoint.sagemaker:
                 return client.SageMaker(names.main(name), account.session.client("sagemaker-runtime", config=_ANSWER))
     raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name} --target aws'.")

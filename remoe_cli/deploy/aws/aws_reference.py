@@ -91,6 +91,26 @@ class GpuHost(Part):
     families: tuple[str, ...]
 
 
+class GpuFunction(Part):
+    """Functions with a GPU, on instances of Lambda.
+
+    cuda                 the newest CUDA of AWS's own images for them
+    families             of the catalog's instances that AWS names
+    gpu_memory_gb        sizes that a function may ask for
+    memory_least_mb, memory_most_mb   of a function
+    first_environments   that a version has by default when it is published
+    regions_without      regions in which Lambda has no instances
+    """
+
+    cuda: str
+    families: tuple[str, ...]
+    gpu_memory_gb: tuple[PositiveInt, ...]
+    memory_least_mb: PositiveInt
+    memory_most_mb: PositiveInt
+    first_environments: PositiveInt
+    regions_without: tuple[str, ...]
+
+
 class ListPrices(Part):
     """Prices in USD: a GB of logs kept, a GB of images kept."""
 
@@ -116,6 +136,7 @@ class AwsReference(Part):
     iam: IamQuotas
     endpoint: EndpointQuotas
     gpu_host: GpuHost
+    gpu_function: GpuFunction
     prices: ListPrices
     estimates: Estimates
     provenance: tuple[Provenance, ...]

@@ -14,9 +14,11 @@ from botocore.exceptions import ClientError
 
 from remoe_cli.deploy.account_rules import AccountRules
 from remoe_cli.deploy.aws import policies
+from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.session import Account, code_of, plain_errors
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.storage import Bucket
+from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
 from remoe_cli.runtime.failures import ACCESS_DENIED
 
@@ -25,6 +27,11 @@ _IN_VPC = (
     "In the VPC, functions reach S3 only through a gateway endpoint for S3 or a NAT gateway",
     "the main function also needs Lambda's API: an interface endpoint for Lambda, or a NAT gateway",
 )
+_INSTANCE_LOGS = (
+    "An instance of Lambda sends its logs there too: an interface endpoint for CloudWatch Logs. "
+    "Gateways and interface endpoints cost by the hour, which is in no table here."
+)
+_NO_NETWORK = "To deploy this, give --subnet and --security-group too: the instance runs in a VPC of yours. The template has ids of zeros."
 
 
 def check_region(settings: AwsSettings, region: str) -> None:
@@ -44,15 +51,19 @@ def check_region(settings: AwsSettings, region: str) -> None:
                 f"The image {settings.image_uri} is in {place[1]}, and AWS runs it in its own region only; the deployment is in {region}.",
                 f"Push it to a repository in {region}, or deploy with --region {place[1]}.",
             )
+    if settings.endpoint is Endpoint.lambda_gpu and region in aws_reference().gpu_function.regions_without:
+        raise UsageError(f"Lambda has no instances in {region}, on which a main function on lambda-gpu runs.", "Choose another region.")
     if (key := settings.rules.kms_key) and key.split(":")[3] != region:
         raise UsageError(f"The key {key} is not in {region}, where the deployment is.", "Give a key of that region to --kms-key.")
 
 
 def remarks(settings: AwsSettings) -> tuple[str, ...]:
     """Say what the rules leave to the user."""
+    gpu = settings.endpoint is Endpoint.lambda_gpu
     if not settings.rules.subnets:
-        return ()
-    return (f"{'; '.join(_IN_VPC)}. Logs need neither.",)
+        return (_NO_NETWORK,) if gpu else ()
+    logs = _INSTANCE_LOGS if gpu else "Logs need neither."
+    return (f"{'; '.join(_IN_VPC)}. {logs}",)
 
 
 def check(account: Account, settings: AwsSettings) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from packaging.version import Version
 
 from remoe_cli import lambda_limits
-from remoe_cli.deploy.aws import functions, names, policies
+from remoe_cli.deploy.aws import functions, managed_instance, names, policies
 from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.contents import Contents
 from remoe_cli.deploy.aws.functions import Resource
@@ -44,6 +44,11 @@ def resources(plan: Plan, contents: Contents, settings: AwsSettings, after: list
                 raise _wrong_kind(plan, "not a Lambda function")
             policy = policies.main_function(settings, entries, iam.role_policy_characters)
             return _function(plan, contents, settings, policy, after)
+        case Endpoint.lambda_gpu:
+            own = managed_instance.without_network(settings)
+            policy = policies.main_function(own, entries, iam.role_policy_characters)
+            configuration = _configuration(plan, contents, settings, int((plan.main.vcpus or 1) * lambda_limits.MB_PER_VCPU))
+            return managed_instance.resources(FUNCTION, plan, configuration, policy, settings, after)
         case Endpoint.sagemaker:
             if not plan.main.name.startswith("ml."):
                 raise _wrong_kind(plan, "not a SageMaker instance")
@@ -54,10 +59,10 @@ def resources(plan: Plan, contents: Contents, settings: AwsSettings, after: list
 def storage_mb(plan: Plan, contents: Contents) -> int:
     """Return the size of the /tmp to which a main function on Lambda fetches its files.
 
-    It is that of its memory, as the plan is priced: what fits the memory fits it.
+    It is that of its memory, as the plan is priced: what fits the memory fits it. On an instance it is what the files need.
     """
     needed_mb = ceil(contents.main_bytes / 2**20) + _SPARE_STORAGE_MB
-    return max(aws_reference().function.storage_least_mb, plan.main.memory_mb, needed_mb)
+    return max(aws_reference().function.storage_least_mb, 0 if plan.main.scales_to_zero else plan.main.memory_mb, needed_mb)
 
 
 def _wrong_kind(plan: Plan, what: str) -> UsageError:
@@ -65,8 +70,9 @@ def _wrong_kind(plan: Plan, what: str) -> UsageError:
     return UsageError(f"The plan's main function {plan.main.name} is {what}.", hint)
 
 
-def _function(plan: Plan, contents: Contents, settings: AwsSettings, policy: Resource, after: list[str]) -> dict[str, Resource]:
-    configuration = {
+def _configuration(plan: Plan, contents: Contents, settings: AwsSettings, threads_mb: int) -> dict[str, Any]:
+    """Return what a function of the image has wherever it runs; it has the threads of so much memory of Lambda's."""
+    return {
         "Description": f"The main function of {plan.model.name.rpartition('/')[2]}"[:256],
         "PackageType": "Image",
         "Code": {"ImageUri": _image(settings)[1]},
@@ -74,8 +80,12 @@ def _function(plan: Plan, contents: Contents, settings: AwsSettings, policy: Res
         "MemorySize": plan.main.memory_mb,
         "Timeout": aws_reference().function.timeout_s,
         "EphemeralStorage": {"Size": storage_mb(plan, contents)},
-        "Environment": {"Variables": _variables(contents, settings) | lambda_limits.thread_environment(plan.main.memory_mb)},
+        "Environment": {"Variables": _variables(contents, settings) | lambda_limits.thread_environment(threads_mb)},
     }
+
+
+def _function(plan: Plan, contents: Contents, settings: AwsSettings, policy: Resource, after: list[str]) -> dict[str, Resource]:
+    configuration = _configuration(plan, contents, settings, plan.main.memory_mb)
     made = functions.lambda_function(
         FUNCTION,
         names.main(settings.name),

@@ -82,6 +82,12 @@ def _main(plan: Plan, settings: AwsSettings) -> Line:
             return Line(f"main function, {name}", None, 0.0, usd, _by_traffic(plan, usd), True, note)
         case Endpoint.aws_lambda:
             return Line(f"main function, {name}", main_function.FUNCTION, 0.0, usd, _by_traffic(plan, usd), True)
+        case Endpoint.lambda_gpu:
+            waking, what = plan.workload.waking, f"main function, {name}"
+            note = f"${plan.instances * (plan.main.usd_per_hour or 0.0):.4g} an hour while it is up, nothing at rest"
+            if waking is not None and (per_hour := plan.workload.requests_per_hour) is not None:
+                note += f": up {waking.up_share:.1%} of the time at {per_hour:g} requests an hour, {waking.wake_share:.1%} of which wake it"
+            return Line(what, main_function.FUNCTION, 0.0, usd, _by_traffic(plan, usd), True, f"{note}.")
         case Endpoint.sagemaker:
             hourly = plan.instances * (plan.main.usd_per_hour or 0.0)
             month, per_hour = hourly * HOURS_PER_MONTH, plan.workload.requests_per_hour
@@ -125,7 +131,7 @@ def _line(what: str, usd_per_month: float, note: str) -> Line:
 def _kept_logs_usd(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSettings) -> float:
     """Price keeping what is logged of a request's invocations."""
     calls = sum(f.replicas for f in contents.functions) + len(contents.functions) * plan.workload.n_out
-    calls += settings.endpoint is Endpoint.aws_lambda
+    calls += settings.endpoint.on_lambda
     kept_months = settings.log_days * 24 / HOURS_PER_MONTH
     return calls * catalog.function.log_bytes_per_call / _GB * kept_months * aws_reference().prices.usd_per_log_gb_month
 

@@ -17,7 +17,7 @@ from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.console import Overview, Table
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.wording import VERDICT_WORDS, capitalized
+from remoe_cli.plan.wording import KIND_NAMES, VERDICT_WORDS, amount, bought, capitalized, figure, seconds
 
 _NAMES = ("FunctionName", "LogGroupName", "EndpointName")
 
@@ -37,6 +37,7 @@ def dry_run(plan: Plan, made: Templates, contents: Contents, quotas: Sequence[Qu
         "nested": dict(made.nested),
         "resources": resources,
         "cost": asdict(money),
+        **({"kinds": [one.model_dump(mode="json") for one in plan.kinds]} if plan.kinds else {}),
         "quotas": [asdict(quota) | {"ok": quota.ok} for quota in quotas],
         "changes": [{"action": "add"} | {key: row[key] for key in ("stack", "logical_id", "type", "name")} for row in resources],
     }
@@ -72,6 +73,25 @@ def tables(made: Templates, quotas: Sequence[QuotaCheck], money: Money) -> tuple
         Table("Costs in USD", ("what", "a month at rest", "a request", "a month of use"), tuple(_money_rows(money))),
         Table("Quotas", ("what", "used", "of", "unit", "verdict"), rows),
     )
+
+
+def kinds_table(plan: Plan) -> tuple[Table, ...]:
+    """Show the best known plan with each kind of main function at the plan's traffic, if there is one."""
+    if not plan.kinds or plan.workload.requests_per_hour is None:
+        return ()
+    rows = tuple(
+        (
+            KIND_NAMES[one.kind] + (", this plan" if one.kind == plan.main.kind else ""),
+            bought(one.spec, one.instances),
+            amount(one.cost_usd_per_request, plan.workload),
+            seconds(one.ttft_s),
+            f"{one.cold_start_s:.0f} s",
+            f"{one.tpot_s * 1e3:.4g} ms",
+        )
+        for one in plan.kinds
+    )
+    title = f"Kinds of main functions, with the best known plan of each, at {figure(plan.workload.requests_per_hour)} requests an hour"
+    return (Table(title, ("main function", "on", "a month", "mean TTFT", "a cold start adds", "TPOT"), rows),)
 
 
 def rules_table(settings: AwsSettings) -> tuple[Table, ...]:

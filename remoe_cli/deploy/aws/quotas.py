@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from remoe_cli.deploy.aws import functions, main_function, names, policies, template
+from remoe_cli.deploy.aws import functions, main_function, managed_instance, names, policies, template
 from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.contents import Contents
 from remoe_cli.deploy.aws.functions import Resource
@@ -105,6 +105,16 @@ def _main(plan: Plan, contents: Contents, settings: AwsSettings) -> Iterator[Quo
                 "/tmp of the main function", main_function.storage_mb(plan, contents), quota.function.storage_most_mb, "MB", "error", hint
             )
             yield _within("time of a mean request", request_s, quota.function.timeout_s, "s", "warning", _FASTER)
+        case Endpoint.lambda_gpu:
+            most_mb, hint = quota.gpu_function.memory_most_mb, "Plan for more remote experts, or choose another endpoint."
+            yield _within("memory of the main function", plan.main.memory_mb, most_mb, "MB", "error", hint)
+            yield _within(
+                "/tmp of the main function", main_function.storage_mb(plan, contents), quota.function.storage_most_mb, "MB", "error", hint
+            )
+            yield _within("time of a mean request", request_s, quota.function.timeout_s, "s", "warning", _FASTER)
+            vcpus = managed_instance.most_vcpus(plan)
+            hint = f"Many accounts start with 0. Ask for {vcpus} of 'Running On-Demand G and VT instances' of EC2 in Service Quotas."
+            yield QuotaCheck("vCPUs of GPU instances", vcpus, None, "vCPUs", "note", hint)
         case Endpoint.sagemaker:
             hint = f"Many accounts start with 0. Ask for {wanted} of SageMaker in Service Quotas."
             yield QuotaCheck(f"instances {plan.main.name}", plan.instances, None, "instances", "note", hint)
@@ -130,7 +140,7 @@ def _resources(contents: Contents, made: Templates) -> Iterator[QuotaCheck]:
         "IAM roles", len(roles), quota.iam.roles, "roles", "warning", "Ask for more 'Roles per account' of IAM in Service Quotas."
     )
     yield _noted(row, "The account's default is not enough for two deployments like this one.") if 2 * len(roles) > quota.iam.roles else row
-    inline = [policies.characters(policy["PolicyDocument"]) for role in roles for policy in role["Properties"]["Policies"]]
+    inline = [policies.characters(policy["PolicyDocument"]) for role in roles for policy in role["Properties"].get("Policies", ())]
     managed = [policies.characters(policy["Properties"]["PolicyDocument"]) for policy in of["IAM::ManagedPolicy"]]
     yield _within("longest policy of a role", max(inline), quota.iam.role_policy_characters, "characters", "error", "")
     if managed:

@@ -45,6 +45,8 @@ class AwsSettings:
 
 def endpoint_of(main_name: str) -> Endpoint:
     """Return the kind of endpoint that a catalog's main function needs; none where AWS does not sell it."""
+    if main_name.startswith(f"{Endpoint.lambda_gpu}."):
+        return Endpoint.lambda_gpu
     if main_name.startswith("lambda-"):
         return Endpoint.aws_lambda
     return Endpoint.sagemaker if main_name.startswith("ml.") else Endpoint.none

@@ -33,7 +33,7 @@ def read(account: Account, name: str) -> dict[str, Any]:
 
     state       running; deploying, destroying, proposed (a change set that nobody executed) or failed, with a `hint` of what to do
     functions   as they are now; `drift` names what differs from the plan's template
-    main        the main function as it is now: `kind` (sagemaker or lambda), name and state; None where the user runs it
+    main        the main function as it is now: `kind` (sagemaker, lambda or lambda-gpu), name and state; None where the user runs it
 
     Raises: DeployError for an unknown name.
     """
@@ -54,7 +54,7 @@ def read(account: Account, name: str) -> dict[str, Any]:
             "since": state.since.isoformat(),
             "plan": state.outputs.get("Plan"),
             "endpoint": state.outputs.get("Endpoint"),
-            "main": _main(account, name, kind) if kind in (Endpoint.sagemaker, Endpoint.aws_lambda) else None,
+            "main": _main(account, name, kind) if kind in (Endpoint.sagemaker, Endpoint.aws_lambda, Endpoint.lambda_gpu) else None,
             "functions": _functions(account, name, templates),
         }
 
@@ -129,7 +129,7 @@ def _configuration(account: Account, function: str) -> dict[str, Any] | None:
 
 def _main(account: Account, name: str, kind: str) -> dict[str, Any]:
     main = names.main(name)
-    if kind == Endpoint.aws_lambda:
+    if kind != Endpoint.sagemaker:
         found = _configuration(account, main)
         return {"kind": kind, "name": main, "state": found.get("State", "") if found else "missing"}
     try:

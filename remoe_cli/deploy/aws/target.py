@@ -11,7 +11,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from remoe_cli.deploy.account_rules import AccountRules
-from remoe_cli.deploy.aws import access, checks, deployment, diff, money, packing, quotas, status, template
+from remoe_cli.deploy.aws import access, checks, deployment, diff, managed_instance, money, packing, quotas, status, template
 from remoe_cli.deploy.aws import preview as rows
 from remoe_cli.deploy.aws.contents import expected
 from remoe_cli.deploy.aws.session import Account
@@ -54,7 +54,7 @@ class AwsTarget:
         made = template.templates(plan, contents, settings)
         limits, bill = quotas.check(plan, contents, settings), money.bill(plan, catalog, contents, settings)
         document = rows.dry_run(plan, made, contents, limits, bill)
-        tables = (*rows.tables(made, limits, bill), *rows.rules_table(settings))
+        tables = (*rows.tables(made, limits, bill), *rows.kinds_table(plan), *rows.rules_table(settings))
         return document | {"remarks": list(said)}, Overview(tables, (*rows.remarks(plan, limits, bill), *said))
 
     def _looked_up(self, settings: AwsSettings) -> tuple[str, ...]:
@@ -88,6 +88,8 @@ class AwsTarget:
                 f"The main function on {settings.endpoint.value} needs its image in ECR.",
                 "Make it with 'remoe package PLAN --image', then give --endpoint-image URI; or run it yourself: --endpoint none.",
             )
+        if settings.endpoint is Endpoint.lambda_gpu:
+            managed_instance.require_network(settings)
         for each in (*checks.remarks(settings), *checks.check(account, settings)):
             self.console.say(each)
         settings = replace(settings, concurrency=_concurrency(account) or settings.concurrency)

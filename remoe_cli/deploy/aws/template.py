@@ -126,7 +126,7 @@ def _outputs(plan: Plan, contents: Contents, settings: AwsSettings) -> dict[str,
     match settings.endpoint:
         case Endpoint.none:
             outputs["CallerPolicy"] = ("Attach this to who runs the main function", {"Ref": "Caller"})
-        case Endpoint.aws_lambda:
+        case Endpoint.aws_lambda | Endpoint.lambda_gpu:
             outputs["Endpoint"] = ("What to invoke", names.invoked(names.main(settings.name)))
         case Endpoint.sagemaker:
             outputs["Endpoint"] = ("What to invoke", names.main(settings.name))

@@ -53,6 +53,12 @@ _MAIN_STATES = {
 _MAIN_RUNTIME_MB = 512  # torch and transformers, besides the weights
 
 
+_NOT_HERE: dict[Endpoint | None, str] = {
+    Endpoint.sagemaker: "SageMaker endpoint",
+    Endpoint.lambda_gpu: "instance of Lambda with a GPU",
+}
+
+
 @dataclass(frozen=True)
 class LocalTarget:
     """Deployments of the local twin (deploy/target.py says what each method does)."""
@@ -63,8 +69,9 @@ class LocalTarget:
         raise UsageError("--dry-run goes with --target aws.", "Add --target aws, or leave --dry-run out.")
 
     def deploy(self, plan_path: Path, name: str, options: DeployOptions) -> dict[str, Any]:
-        if options.endpoint is Endpoint.sagemaker:
-            raise UsageError("The local twin has no SageMaker endpoint.", "Leave --endpoint out: its main server is the same program.")
+        if options.endpoint in _NOT_HERE:
+            what = _NOT_HERE[options.endpoint]
+            raise UsageError(f"The local twin has no {what}.", "Leave --endpoint out: its main server is the same program.")
         lifecycle.refuse_foreign(name)
         with self.console.progress("Checking the plan"):
             inputs = read_inputs(plan_path)

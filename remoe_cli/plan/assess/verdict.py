@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from remoe_cli.plan.assess.baselines import Baselines
-from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.document import Baseline, BaselineName, Basis, BreakEvenTraffic, Method, Outcome, Verdict
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
@@ -142,12 +141,12 @@ def _sentence(
         name = _fastest_of_equals(others.priced, usd)
         rival = others.priced[name]
         on = bought(rival.spec, rival.instances)
-        share = main_function.cold_share(problem, placement.main) if placement.main.starts else workload.cold_share
-        extra_s = cold_wait_s(problem, placement) if share else None
+        # Beside an instance that scales to zero there are two waits, and the mean has both.
+        extra_s = cold_wait_s(problem, placement) if workload.cold_share and not placement.main.scales_to_zero else None
         return (
             f"It costs {amount(outcome.cost_usd_per_request, workload)} instead of {rivals} for {BASELINE_NAMES[name]} on {on}, the best "
             f"alternative: {-change:.1%} less. "
-            f"{_slower(workload, outcome, rival, extra_s, share)}"
+            f"{_slower(workload, outcome, rival, extra_s)}"
         )
     if basis == Basis.DEARER_THAN_WHOLE_MODEL:
         cheaper = f"{capitalized(BASELINE_NAMES[name])}, {on}, is cheaper: {amount(usd, workload)} instead of {own}."
@@ -194,21 +193,15 @@ def _fastest_of_equals(priced: dict[BaselineName, Baseline], usd: float) -> Base
     return min(equals, key=lambda name: (priced[name].tpot_s, priced[name].ttft_s))
 
 
-def _slower(
-    workload: Workload, outcome: Outcome, rival: Baseline | BreakEvenTraffic, cold_s: float | None, share: float | None = None
-) -> str:
-    """Compare how long whole answers take: mean ones, or warm and cold ones where `cold_s` says what a cold start adds.
-
-    `share` of the requests are cold; by default, that of the workload.
-    """
-    share = workload.cold_share if share is None else share
+def _slower(workload: Workload, outcome: Outcome, rival: Baseline | BreakEvenTraffic, cold_s: float | None) -> str:
+    """Compare how long whole answers take: mean ones, or warm and cold ones where `cold_s` says what a cold start adds."""
     own_s, rival_s = (one.ttft_s + workload.n_out * one.tpot_s for one in (outcome, rival))
     start = f"An answer of {figure(workload.n_out + 1)} tokens takes"
     if not cold_s:
         return f"{start} {seconds(own_s)} instead of {seconds(rival_s)}."
-    if not share:  # as the traffic is unknown
+    if not workload.cold_share:  # as the traffic is unknown
         return f"{start} {seconds(own_s)} warm, {seconds(own_s + cold_s)} where nothing is, instead of {seconds(rival_s)}."
-    return f"{start} {warm_and_cold(own_s, cold_s, share)}, instead of {seconds(rival_s)}."
+    return f"{start} {warm_and_cold(own_s, cold_s, workload.cold_share)}, instead of {seconds(rival_s)}."
 
 
 def _remote_experts(placement: Placement) -> int:

@@ -117,8 +117,10 @@ def summary_rows(plan: Plan) -> Rows:
 
 def _ttft(plan: Plan) -> str:
     """Write the mean TTFT, and those of warm and cold requests where some are cold."""
-    waking = plan.workload.waking if plan.main.scales_to_zero else None
-    share = waking.wake_share if waking else plan.workload.cold_share
+    if plan.main.scales_to_zero and (waking := plan.workload.waking) is not None:
+        woken = f"the {waking.wake_share:.1%} of the requests that wake the main function wait {seconds(plan.cold_start_s)} more"
+        return f"{seconds(plan.ttft_s)} on average; {woken}"
+    share = plan.workload.cold_share
     if not share or not plan.cold_start_s:
         return seconds(plan.ttft_s)
     return f"{warm_and_cold(plan.ttft_s, plan.cold_start_s, share)}, {seconds(plan.ttft_s)} on average"

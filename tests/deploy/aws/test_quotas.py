@@ -44,10 +44,13 @@ def test_a_small_deployment_fits(endpoint: Endpoint) -> None:
     assert all(row.ok for row in rows.values())
     # 3 functions with 2 replicas in one layer and 1 in each of the others, for as many requests as come at once.
     assert rows["reserved concurrency"].used == (4 if endpoint is not Endpoint.aws_lambda else 5)
-    assert rows["resources of a template"].used == 15 + {Endpoint.none: 1, Endpoint.aws_lambda: 5, Endpoint.sagemaker: 5}[endpoint]
-    assert rows["IAM roles"].used == 3 + (endpoint is not Endpoint.none)
+    assert (
+        rows["resources of a template"].used
+        == 15 + {Endpoint.none: 1, Endpoint.aws_lambda: 5, Endpoint.sagemaker: 5, Endpoint.lambda_gpu: 7}[endpoint]
+    )
+    assert rows["IAM roles"].used == 3 + (endpoint is not Endpoint.none) + (endpoint is Endpoint.lambda_gpu)
     assert rows["longest name of a function"].used == len("tiny-layer-002-0")
-    calls = 4 * (3 + (endpoint is Endpoint.aws_lambda))
+    calls = 4 * (3 + endpoint.on_lambda)
     assert rows["time for API calls"].used == pytest.approx(calls / 15) and f"{calls} calls" in rows["time for API calls"].hint
     assert rows["code of all versions"].used == calls / 4 * 2 * 20 * 2**20
 
