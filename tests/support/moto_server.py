@@ -8,8 +8,8 @@ What moto 5.2 lacks, and what is put in its place here:
   outputs, nor does it name the change set or drop the others.
 - A stack that cannot be deleted is an error of the call, and does not fail; RetainResources are not known.
 - A function runs in Docker. Here the local twin runs it (moto_functions.py).
-- AWS::Lambda::Alias is not known, a version has no number and is never deleted, an endpoint has not its name, and a nested stack's physical
-  id is not its ARN.
+- AWS::Lambda::Alias and AWS::Lambda::CapacityProvider are not known, a version has no number and is never deleted, an endpoint has not its
+  name, and a nested stack's physical id is not its ARN.
 - S3 does not hold what it is sent against its checksum, nor list the checksums of parts.
 
 Run as `python -m tests.support.moto_server`: prints the address once it serves, and serves until its stdin closes.
@@ -110,6 +110,45 @@ class Alias(CloudFormationModel):
     def delete(self, account_id: str, region: str) -> None:
         with suppress(UnknownFunctionException):
             lambda_backends[account_id][region].delete_alias(name=self.name, function_name=self.function)
+
+
+class CapacityProvider(CloudFormationModel):
+    """A capacity provider that is there and launches nothing: it has an ARN, which functions name."""
+
+    __module__ = "moto.awslambda.models"
+
+    def __init__(self, name: str, account_id: str, region: str) -> None:
+        self.name, self.arn = name, f"arn:aws:lambda:{region}:{account_id}:capacity-provider:{name}"
+
+    @property
+    def physical_resource_id(self) -> str:
+        return self.name
+
+    @staticmethod
+    def cloudformation_name_type() -> str:
+        return ""
+
+    @staticmethod
+    def cloudformation_type() -> str:
+        return "AWS::Lambda::CapacityProvider"
+
+    @classmethod
+    def has_cfn_attr(cls, attr: str) -> bool:
+        return attr == "Arn"
+
+    def get_cfn_attribute(self, attribute_name: str) -> str:
+        return self.arn
+
+    @classmethod
+    def create_from_cloudformation_json(  # type: ignore[override]
+        cls, resource_name: str, cloudformation_json: Any, account_id: str, region_name: str, **kwargs: Any
+    ) -> CapacityProvider:
+        if not cloudformation_json["Properties"]["VpcConfig"]["SubnetIds"]:
+            raise ValueError("a capacity provider needs a subnet")
+        return cls(resource_name, account_id, region_name)
+
+    def delete(self, account_id: str, region: str) -> None:
+        pass
 
 
 def delete_version(self: LambdaVersion, account_id: str, region: str) -> None:

@@ -14,8 +14,9 @@ from botocore.validate import ParamValidator
 
 from remoe_cli.artifacts import write_json
 from remoe_cli.deploy.account_rules import AccountRules
-from remoe_cli.deploy.aws import checks, managed_instance, preview, quotas
+from remoe_cli.deploy.aws import access, checks, managed_instance, preview, quotas, status
 from remoe_cli.deploy.aws.money import bill
+from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
 from remoe_cli.deploy.aws.target import AwsTarget
 from remoe_cli.deploy.aws.template import templates
@@ -29,6 +30,7 @@ from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import MainKind
 from remoe_cli.runtime import client
 from tests.support import aws
+from tests.support.aws_deployments import a_plan, deploy, destroy, stands
 
 AWS = read_catalog("aws-us-east-1")
 ZERO = [spec for spec in AWS.main.menu if spec.scales_to_zero]
@@ -225,3 +227,21 @@ def test_the_end_of_its_log_is_not_asked_for() -> None:
         with pytest.raises(DeployError):
             client.answer(client.LambdaMain("f", refusing, scales_to_zero=sleeps), "w1", 4, print)
         assert ("LogType" in refusing.asked[0]) is not sleeps
+
+
+def test_it_is_deployed_seen_and_destroyed(account: Account) -> None:
+    """From nothing to nothing on moto's server, whose capacity provider launches nothing."""
+    plan = a_plan(main=aws.MAINS[Endpoint.lambda_gpu])
+    first = deploy(account, "zero", plan, Endpoint.lambda_gpu, rules=NETWORK)
+    assert first["state"] == "running" and first["endpoint"] == "zero-main:live"
+    assert first["main"] == {"kind": "lambda-gpu", "name": "zero-main", "state": "Active"}
+    assert [f["name"] for f in first["functions"]] == ["zero-layer-000", "zero-layer-001"]
+    assert {"AWS::Lambda::CapacityProvider", "AWS::Lambda::Alias"} <= {change["kind"] for change in first["changes"]}
+    assert set(status.logs(account, "zero", None, 5)) == {"zero-layer-000", "zero-layer-001", "main"}
+    address = access.main_address(account, "zero")
+    assert isinstance(address, client.LambdaMain) and (address.function, address.scales_to_zero) == ("zero-main:live", True)
+    assert deploy(account, "zero", plan, Endpoint.lambda_gpu)["changes"] == []  # its network is recorded
+    larger = plan.main.model_copy(update={"name": "lambda-gpu.g6.2xlarge", "memory_mb": 28672, "vcpus": 7.0})
+    changed = deploy(account, "zero", plan.model_copy(update={"main": larger}), Endpoint.lambda_gpu)["changes"]
+    assert {"Main", "MainProvider"} <= {change["name"] for change in changed} and "Layer001" not in {change["name"] for change in changed}
+    assert destroy(account, "zero")["left"] == [] and stands(account, "zero") == {}
