@@ -12,10 +12,15 @@ from remoe_cli.errors import UsageError
 from remoe_cli.plan.build import make_plan
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.cost import main_function, prices
+from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import MainKind, MainSpec, Plan, Waking
 from remoe_cli.plan.problem.aim import Aim
-from remoe_cli.plan.problem.request import PlanRequest
+from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.traffic import Traffic, one_length
+from remoe_cli.plan.solve.candidates import candidate_sets
+from remoe_cli.plan.solve.columns import build_columns
+from remoe_cli.plan.solve.exact import GAP, solve
+from remoe_cli.plan.solve.node import Task
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile
 from tests.support.synthetic import synthetic_profile
@@ -171,3 +176,14 @@ def test_a_main_function_waits_for_functions_only_while_it_is_up(tmp_path: Path)
     always, by_use = spec.model_copy(update={"scales_to_zero": False}), MainSpec(name="l", memory_mb=1)
     assert [main_function.late_functions(problem, one) for one in (always, by_use)] == [1.0, 0.0]  # type: ignore[arg-type]
     assert [main_function.cold_share(problem, one) for one in (spec, always, by_use)] == [0.1, 0.0, 0.4]  # type: ignore[arg-type]
+
+
+def test_the_solver_sees_the_same_times_as_the_cost_model(tmp_path: Path) -> None:
+    """With functions that are cold more often than the main function, and with memory for few experts only."""
+    profile = synthetic_profile(tmp_path / "p", layers=4, experts=8, expert_mb=1500.0, nonexpert_mb=900.0)
+    problem = make_problem(profile, only(MainKind.TO_ZERO), PlanRequest(n_in=100, n_out=100, requests_per_hour=20.0))
+    assert problem.workload.waking is not None and problem.workload.waking.wake_share < problem.workload.cold_share / 2
+    for aim in (Aim("ttft"), Aim("tpot"), Aim("cost")):
+        solution = solve(Task(problem, build_columns(problem, candidate_sets(problem.workload)), aim), GAP, 60.0)
+        assert solution is not None and any(layer.remote for layer in solution.placement.layers)
+        assert solution.value == pytest.approx(aim.value(evaluate(problem, solution.placement)), rel=1e-9)

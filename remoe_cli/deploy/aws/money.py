@@ -83,11 +83,8 @@ def _main(plan: Plan, settings: AwsSettings) -> Line:
         case Endpoint.aws_lambda:
             return Line(f"main function, {name}", main_function.FUNCTION, 0.0, usd, _by_traffic(plan, usd), True)
         case Endpoint.lambda_gpu:
-            waking, what = plan.workload.waking, f"main function, {name}"
-            note = f"${plan.instances * (plan.main.usd_per_hour or 0.0):.4g} an hour while it is up, nothing at rest"
-            if waking is not None and (per_hour := plan.workload.requests_per_hour) is not None:
-                note += f": up {waking.up_share:.1%} of the time at {per_hour:g} requests an hour, {waking.wake_share:.1%} of which wake it"
-            return Line(what, main_function.FUNCTION, 0.0, usd, _by_traffic(plan, usd), True, f"{note}.")
+            what = f"main function, {name}"
+            return Line(what, main_function.FUNCTION, 0.0, usd, _by_traffic(plan, usd), True, _while_up(plan))
         case Endpoint.sagemaker:
             hourly = plan.instances * (plan.main.usd_per_hour or 0.0)
             month, per_hour = hourly * HOURS_PER_MONTH, plan.workload.requests_per_hour
@@ -95,6 +92,14 @@ def _main(plan: Plan, settings: AwsSettings) -> Line:
             note += "" if per_hour is None else f": each of {per_hour:g} requests an hour pays its share"
             what = f"main endpoint, {plan.instances} x {name}"
             return Line(what, main_function.ENDPOINT, month, usd, None if per_hour is None else month, True, f"{note}.")
+
+
+def _while_up(plan: Plan) -> str:
+    """Say what an instance that scales to zero costs while it is up, and how long that is."""
+    note = f"${plan.instances * (plan.main.usd_per_hour or 0.0):.4g} an hour while it is up, nothing at rest"
+    if (waking := plan.workload.waking) is not None and (per_hour := plan.workload.requests_per_hour) is not None:
+        note += f": up {waking.up_share:.1%} of the time at {per_hour:g} requests an hour, {waking.wake_share:.1%} of which wake it"
+    return f"{note}."
 
 
 def _functions(plan: Plan, contents: Contents) -> Iterator[Line]:
@@ -149,5 +154,7 @@ def _notes(plan: Plan, catalog: Catalog, settings: AwsSettings) -> Iterator[str]
         yield f"The prices of the catalog {catalog.name} are not AWS's: plan with an AWS catalog to see what AWS charges."
     if settings.architecture != catalog.architecture:
         yield f"The plan is priced for {catalog.architecture}, the functions are {settings.architecture}."
+    if settings.endpoint is Endpoint.lambda_gpu:
+        yield f"The main function costs {_while_up(plan)}"
     if plan.workload.requests_per_hour is None:
         yield "The plan has no traffic, so the cost of a month of use is unknown."

@@ -159,6 +159,7 @@ def test_its_money_at_rest_while_up_and_in_a_month() -> None:
     assert (
         main.note == "$0.9255 an hour while it is up, nothing at rest: up 99.0% of the time at 20 requests an hour, 1.0% of which wake it."
     )
+    assert f"The main function costs {main.note}" in money.notes  # which people see
     # At rest only what is stored costs anything: no instance.
     assert {line.what.partition(",")[0] for line in money.lines if line.idle_usd_per_month} == {"S3", "image in ECR"}
 
