@@ -37,7 +37,6 @@ from moto.cloudformation.models import ChangeSet, CloudFormationBackend, Stack
 from moto.cloudformation.parsing import parse_and_update_resource
 from moto.cloudformation.responses import CloudFormationResponse
 from moto.cloudformation.utils import generate_changeset_id
-from moto.core.common_models import CloudFormationModel
 from moto.core.responses import EmptyResult
 from moto.core.utils import utcnow
 from moto.s3.exceptions import S3ClientError
@@ -46,7 +45,10 @@ from moto.s3.responses import S3Response
 from moto.sagemaker.models import FakeEndpoint
 from moto.server import ThreadedMotoServer
 
-from tests.support import moto_functions
+from tests.support import (
+    moto_functions,
+    moto_resources,  # noqa: F401 - moto finds models by their class
+)
 
 PAUSE_S = 0.002  # before each resource
 # A stack of this name makes one resource, then waits until there is a bucket of the other.
@@ -59,96 +61,6 @@ class InvalidChangeSetStatus(CloudFormationError):
 
 class ChangeSetNotFound(CloudFormationError):
     code = "ChangeSetNotFound"
-
-
-class Alias(CloudFormationModel):
-    __module__ = "moto.awslambda.models"  # moto finds a model's service in it
-
-    def __init__(self, function: str, name: str) -> None:
-        self.function, self.name = function, name
-
-    @property
-    def physical_resource_id(self) -> str:
-        return f"{self.function}:{self.name}"
-
-    @staticmethod
-    def cloudformation_name_type() -> str:
-        return ""
-
-    @staticmethod
-    def cloudformation_type() -> str:
-        return "AWS::Lambda::Alias"
-
-    @classmethod
-    def create_from_cloudformation_json(  # type: ignore[override]
-        cls, resource_name: str, cloudformation_json: Any, account_id: str, region_name: str, **kwargs: Any
-    ) -> Alias:
-        wanted = cloudformation_json["Properties"]
-        lambda_backends[account_id][region_name].create_alias(
-            name=wanted["Name"],
-            function_name=wanted["FunctionName"],
-            function_version=str(wanted["FunctionVersion"]),
-            description="",
-            routing_config="",
-        )
-        return cls(wanted["FunctionName"], wanted["Name"])
-
-    @classmethod
-    def update_from_cloudformation_json(  # type: ignore[override]
-        cls, original_resource: Alias, new_resource_name: str, cloudformation_json: Any, account_id: str, region_name: str
-    ) -> Alias:
-        wanted = cloudformation_json["Properties"]
-        lambda_backends[account_id][region_name].update_alias(
-            name=wanted["Name"],
-            function_name=wanted["FunctionName"],
-            function_version=str(wanted["FunctionVersion"]),
-            description=None,
-            routing_config=None,
-        )
-        return original_resource
-
-    def delete(self, account_id: str, region: str) -> None:
-        with suppress(UnknownFunctionException):
-            lambda_backends[account_id][region].delete_alias(name=self.name, function_name=self.function)
-
-
-class CapacityProvider(CloudFormationModel):
-    """A capacity provider that is there and launches nothing: it has an ARN, which functions name."""
-
-    __module__ = "moto.awslambda.models"
-
-    def __init__(self, name: str, account_id: str, region: str) -> None:
-        self.name, self.arn = name, f"arn:aws:lambda:{region}:{account_id}:capacity-provider:{name}"
-
-    @property
-    def physical_resource_id(self) -> str:
-        return self.name
-
-    @staticmethod
-    def cloudformation_name_type() -> str:
-        return ""
-
-    @staticmethod
-    def cloudformation_type() -> str:
-        return "AWS::Lambda::CapacityProvider"
-
-    @classmethod
-    def has_cfn_attr(cls, attr: str) -> bool:
-        return attr == "Arn"
-
-    def get_cfn_attribute(self, attribute_name: str) -> str:
-        return self.arn
-
-    @classmethod
-    def create_from_cloudformation_json(  # type: ignore[override]
-        cls, resource_name: str, cloudformation_json: Any, account_id: str, region_name: str, **kwargs: Any
-    ) -> CapacityProvider:
-        if not cloudformation_json["Properties"]["VpcConfig"]["SubnetIds"]:
-            raise ValueError("a capacity provider needs a subnet")
-        return cls(resource_name, account_id, region_name)
-
-    def delete(self, account_id: str, region: str) -> None:
-        pass
 
 
 def delete_version(self: LambdaVersion, account_id: str, region: str) -> None:

@@ -97,7 +97,9 @@ def test_every_instance_of_the_catalog_is_one_that_lambda_takes(spec: Any) -> No
 
 
 def test_the_instance_is_in_the_vpc_and_the_function_by_it() -> None:
-    resources = made()
+    key = "arn:aws:kms:us-east-1:123456789012:key/1"
+    resources = made(replace(NETWORK, kms_key=key))
+    assert resources["MainProvider"]["KmsKeyArn"] == resources["Main"]["KmsKeyArn"] == key
     assert resources["MainProvider"]["VpcConfig"] == {"SubnetIds": list(NETWORK.subnets), "SecurityGroupIds": list(NETWORK.security_groups)}
     assert "VpcConfig" not in resources["Main"] and "VpcConfig" in resources["Layer001"]
     statements = resources["MainRole"]["Policies"][0]["PolicyDocument"]["Statement"]
