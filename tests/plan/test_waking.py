@@ -13,9 +13,13 @@ from remoe_cli.plan.build import make_plan
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.cost import main_function, prices
 from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.cost.prompts import cold_wait_s, longest_wait_s
+from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import MainKind, MainSpec, Plan, Waking
 from remoe_cli.plan.problem.aim import Aim
+from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
+from remoe_cli.plan.problem.sizes import Size
 from remoe_cli.plan.problem.traffic import Traffic, one_length
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
@@ -187,3 +191,19 @@ def test_the_solver_sees_the_same_times_as_the_cost_model(tmp_path: Path) -> Non
         solution = solve(Task(problem, build_columns(problem, candidate_sets(problem.workload)), aim), GAP, 60.0)
         assert solution is not None and any(layer.remote for layer in solution.placement.layers)
         assert solution.value == pytest.approx(aim.value(evaluate(problem, solution.placement)), rel=1e-9)
+
+
+def test_no_request_may_wait_for_functions_beyond_its_time(tmp_path: Path) -> None:
+    """Functions of many layers take longer to start than the main function: an answer that long is held to the limit with both."""
+    profile = synthetic_profile(tmp_path / "p", layers=30, experts=8, expert_mb=1500.0, nonexpert_mb=900.0)
+    catalog = only(MainKind.TO_ZERO)
+    problem = make_problem(profile, catalog, PlanRequest(n_in=100, n_out=100, requests_per_hour=20.0))
+    plan = planned(profile, catalog, 20.0)
+    placement = Placement(plan.main, plan.layers, plan.instances)
+    own_s, both_s = cold_wait_s(problem, placement), longest_wait_s(problem, placement)
+    assert both_s > 2 * own_s and verify(plan, profile, catalog) == ()
+    # So much that with the main function's start alone it would be in time.
+    room_s = catalog.zero.timeout_s + catalog.zero.wake_s - own_s if catalog.zero else 0.0
+    n_out = int((room_s - 1) / plan.tpot_s)
+    sized = Size(100, n_out)
+    assert longest_s(problem, placement, plan.tpot_s, (sized,))[0] > 900 + 240 > own_s + n_out * plan.tpot_s

@@ -53,6 +53,17 @@ def cold_wait_s(problem: Problem, placement: Placement) -> float:
     return _functions_wait_s(problem, placement)
 
 
+def longest_wait_s(problem: Problem, placement: Placement) -> float:
+    """Compute what no request waits longer than, for limits that hold for every one.
+
+    Beside a main function that scales to zero, expert functions may take longer to start than the main function: the sum is no less.
+    """
+    wait_s = cold_wait_s(problem, placement)
+    if placement.main.scales_to_zero and problem.workload.cold_share > 0:
+        wait_s += _functions_wait_s(problem, placement)
+    return wait_s
+
+
 def waits(problem: Problem, placement: Placement) -> tuple[tuple[float, float], ...]:
     """List shares of the requests with how long they wait to find all warm.
 

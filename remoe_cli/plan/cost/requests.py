@@ -17,7 +17,7 @@ import numpy as np
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.cost.placement import evaluate
-from remoe_cli.plan.cost.prompts import cold_wait_s, sent, waits, warm_ttft_s
+from remoe_cli.plan.cost.prompts import longest_wait_s, sent, waits, warm_ttft_s
 from remoe_cli.plan.document import LayerPlan, MainSpec, Spread
 from remoe_cli.plan.problem.aim import SLACK
 from remoe_cli.plan.problem.problem import Placement, Problem
@@ -33,7 +33,7 @@ def longest_s(problem: Problem, placement: Placement, tpot_s: float, requests: t
     """
     prompts, which = np.unique(np.array([size.n_in for size in requests]), return_inverse=True)
     seconds = warm_ttft_s(problem, placement, prompts)[which] + tpot_s * np.array([size.n_out for size in requests])
-    return seconds + (cold_wait_s(problem, placement) if main_function.is_ever_cold(problem, placement.main) else 0.0)
+    return seconds + (longest_wait_s(problem, placement) if main_function.is_ever_cold(problem, placement.main) else 0.0)
 
 
 def longest_call_s(problem: Problem, placement: Placement, index: int, prompts: Ints) -> float:
@@ -116,7 +116,7 @@ def broken(problem: Problem, placement: Placement) -> Iterator[Broken]:
             )
             yield Broken(_longest_of(n_in, n_out, int(prompts[at])), text)
     tpot_s = evaluate(problem, placement).tpot_s
-    cold_s = cold_wait_s(problem, placement) if main_function.is_ever_cold(problem, placement.main) else 0.0
+    cold_s = longest_wait_s(problem, placement) if main_function.is_ever_cold(problem, placement.main) else 0.0
     seconds = ttft_s[which] + n_out * tpot_s + cold_s
     at, limit_s = int(seconds.argmax()), main_function.longest_request_s(problem, placement.main)
     if seconds[at] > limit_s * (1 + SLACK):

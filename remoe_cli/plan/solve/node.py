@@ -177,9 +177,11 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
             row_s = prefill_s[workload.prompts.index(at_percentile.n_in)]
             rest_s = min(main_function.prefill_rest_s(problem, spec, at_percentile.n_in) for spec in specs)
             ttft = (row_s + cold_s, rest_s + begin_s) if at_percentile.cold else (row_s, rest_s)
+        starts_s = columns.start_s[chosen]
+        held_s = np.minimum.reduce([_held_s(problem, spec, local_experts, starts_s) for spec in specs])
         for size in workload.held:
             rest_s = min(main_function.prefill_rest_s(problem, spec, size.n_in) for spec in specs) + begin_s + size.n_out * tpot_rest_s
-            held.append((prefill_s[workload.prompts.index(size.n_in)] + cold_s + size.n_out * step_s, rest_s))
+            held.append((prefill_s[workload.prompts.index(size.n_in)] + held_s + size.n_out * step_s, rest_s))
     return _Figures(first_s, step_s, ttft_rest_s, tpot_rest_s, ttft_rest_s + workload.n_out * tpot_rest_s, ttft, tuple(held))
 
 
@@ -188,6 +190,16 @@ def _cold_s(problem: Problem, spec: MainSpec, local_experts: Ints, mean_start_s:
     if spec.starts:
         each_s = problem.spec.read_expert_bytes / main_function.load_bytes_per_s(problem, spec)
         return np.asarray(local_experts * each_s, dtype=np.float64)
+    return _functions_s(problem, mean_start_s)
+
+
+def _held_s(problem: Problem, spec: MainSpec, local_experts: Ints, mean_start_s: Floats) -> Floats:
+    """Compute what each column adds to the longest wait of a request (`longest_wait_s` in cost/prompts.py)."""
+    cold_s = _cold_s(problem, spec, local_experts, mean_start_s)
+    return cold_s + _functions_s(problem, mean_start_s) if spec.scales_to_zero else cold_s
+
+
+def _functions_s(problem: Problem, mean_start_s: Floats) -> Floats:
     return mean_start_s / problem.workload.cold_share if problem.workload.cold_share > 0 else np.zeros(len(mean_start_s))
 
 

@@ -105,6 +105,8 @@ def too_long(inputs: VerifierInputs, found: Times, requests: Sequence[Request], 
     start = start_of(inputs.catalog, workload, main)
     ends_s = inputs.catalog.main.rented_timeout_s if start is None else start.ends_s
     cold_s = found.cold_s if start is not None or workload.cold_share > 0 else 0.0
+    if main.scales_to_zero and workload.cold_share > 0:  # functions may take longer to start than the main function does
+        cold_s += functions_wait_s(inputs, inputs.plan.layers)
     for _, n_in, n_out in requests:
         taken_s = found.warm_s[n_in] + cold_s + n_out * tpot_s
         if ends_s is not None and taken_s > ends_s * (1 + 2 * TOLERANCE):
