@@ -10,7 +10,7 @@ from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import main_function, prices
 from remoe_cli.plan.cost.placement import evaluate, layer_outcome
 from remoe_cli.plan.cost.requests import longest_s
-from remoe_cli.plan.document import Plan, PredictedRouting
+from remoe_cli.plan.document import MainKind, Plan, PredictedRouting
 from remoe_cli.plan.explain.rows import BASELINE_TITLES, Rows, scenario_rows
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Placement, Problem
@@ -55,6 +55,8 @@ def input_rows(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[tuple
     yield "call overhead", latency.invocation.target if latency.invocation else f"catalog {catalog.name}"
     traffic = "unknown" if workload.requests_per_hour is None else f"{figure(workload.requests_per_hour)} requests an hour"
     yield "requests", f"{figure(workload.n_in)} + {figure(workload.n_out)} tokens; traffic {traffic}; {workload.cold_share:.1%} cold"
+    if plan.main.scales_to_zero and (waking := workload.waking):
+        yield "main function", f"up {waking.up_share:.1%} of the time; {waking.wake_share:.1%} of the requests wake it"
     for name, baseline in plan.baselines.items():
         if baseline.assumed:
             yield BASELINE_TITLES[name], baseline.assumed
@@ -73,6 +75,13 @@ def _predicted(routing: PredictedRouting) -> str:
     )
 
 
+_FIXED = {  # what a request costs however long it takes
+    MainKind.BY_USE: "fee, log and reads of S3",
+    MainKind.TO_ZERO: "rent of the hours that it is up, fee, log and reads of S3",
+    MainKind.ALWAYS_ON: "rent of all its hours",
+}
+
+
 def money_rows(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
     """List what a million requests pay for."""
     placement = Placement(plan.main, plan.layers, plan.instances)
@@ -83,10 +92,7 @@ def money_rows(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
     yield "main function, until the first token", per_million(prefill)
     yield "main function, for further tokens", per_million(decode)
     if fixed := main_function.fixed_usd(problem, placement.bought):
-        yield (
-            "main function, " + ("fee, log and reads of S3" if plan.main.usd_per_hour is None else "rent of all its hours"),
-            per_million(fixed),
-        )
+        yield f"main function, {_FIXED[plan.main.kind]}", per_million(fixed)
     fees = n_out * sum(layer.calls_per_token for layer in functions) * prices.function_prices(problem.catalog).usd_per_call
     yield "expert functions", per_million(sum(layer.usd for layer in functions))
     calls = sum(layer.calls_per_token for layer in functions)
