@@ -144,7 +144,7 @@ class Checkpoint:
 
 
 def reason(error: Exception) -> str:
-    """Put an error of a library on one line of at most 240 characters, with whole sentences or at least whole words.
+    """Put an error of a library on one line of at most 240 characters, cut after a sentence or a word.
 
     >>> reason(KeyError("weight_map"))
     "KeyError: 'weight_map'"

@@ -285,12 +285,9 @@ def prompt_rows(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, n_in: i
 
 
 def read_bytes(inputs: VerifierInputs) -> tuple[int, int]:
-    """Return what is read of everything but routed experts, and of one of these.
-
-    That is as it is stored, where that form is served.
-    """
+    """Return what is read of everything but routed experts, and of one of these, as it is stored."""
     spec = inputs.profile.record.spec
-    read = spec if spec.stored is None or not spec.stored.served else spec.stored
+    read = spec.stored if spec.stored is not None and spec.stored.served else spec
     return read.nonexpert_bytes, read.expert_bytes
 
 
