@@ -28,7 +28,7 @@ TWO := -n 2 --dist loadfile --no-loadscope-reorder
 SLOW := tests/deploy $(addprefix tests/runtime/test_,calibrate.py calibrate_answers.py container.py dispatch.py invoke.py lambda_main.py) \
   $(addprefix tests/runtime/test_,parity.py parity_twin.py) $(addprefix tests/package/test_,image.py partial_checkpoint.py) \
   tests/cli/test_demo.py tests/docs/test_commands.py \
-  $(addprefix tests/model/test_,demo_model.py demo_bfloat16.py families_config.py loader.py) \
+  $(addprefix tests/model/test_,demo_model.py demo_bfloat16.py families_config.py loader.py quantised.py) \
   $(addprefix tests/profile/test_,run.py latency.py prompts_hub.py merge.py)
 
 check: lint ## style, types, imports and unit tests, in less than 90 s: before each commit
