@@ -27,7 +27,16 @@ from remoe_cli.plan.document import (
 )
 from remoe_cli.plan.verify import waking
 from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, missed, scenarios
-from remoe_cli.plan.verify.cost import TOLERANCE, VerifierInputs, cold_wait_s, main_bytes, outcome_and_costs, request_bytes, verifier_inputs
+from remoe_cli.plan.verify.cost import (
+    TOLERANCE,
+    VerifierInputs,
+    cold_wait_s,
+    main_bytes,
+    outcome_and_costs,
+    read_bytes,
+    request_bytes,
+    verifier_inputs,
+)
 from remoe_cli.plan.verify.requests import SHARES, Request, spread, times, too_long
 from remoe_cli.profile.record import Profile
 
@@ -175,7 +184,8 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
     plan, catalog, spec = inputs.plan, inputs.catalog, inputs.profile.record.spec
     side, main = catalog.function, plan.main
     local = sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers)
-    need, fetched = main_bytes(inputs, main, local), spec.nonexpert_bytes + local * spec.expert_bytes
+    nonexpert_bytes, expert_bytes = read_bytes(inputs)
+    need, fetched = main_bytes(inputs, main, local), nonexpert_bytes + local * expert_bytes
     yield from _require(waking.holds(catalog, main, fetched), "main", main.name, f"its /tmp does not hold {fetched} bytes")
     yield from _require(need <= main.memory_mb * 2**20, "main.memory_mb", main.memory_mb, f"needs {need / 2**20:.3f}")
     if main.gpu_memory_mb is not None:
