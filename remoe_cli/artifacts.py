@@ -137,9 +137,9 @@ def is_none(value: object) -> bool:
     return value is None
 
 
-def is_empty(value: object) -> bool:
-    """Tell whether a list is left out of a document (`Field(exclude_if=is_empty)`)."""
-    return value == ()
+def is_empty(value: tuple[object, ...] | Mapping[Any, object]) -> bool:
+    """Tell whether a field that holds several things is left out: it is where it holds none (`Field(exclude_if=is_empty)`)."""
+    return not value
 
 
 def is_false(value: object) -> bool:

@@ -157,7 +157,7 @@ def _case(problem: Problem) -> Case:
     local = others.priced["all-local"]
     mix = others.priced["mix"]
     aim = Aim(ttft_s=mix.ttft_s, tpot_s=1.5 * mix.tpot_s)
-    columns = build_columns(problem, candidate_sets(problem.workload))
+    columns = build_columns(problem, candidate_sets(problem))
     exact = solve(Task(problem, columns, aim), 1e-3, 60, scan(problem, aim))
     costs = {name: baseline.cost_usd_per_request / local.cost_usd_per_request for name, baseline in others.priced.items()}
     if exact is None:

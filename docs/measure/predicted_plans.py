@@ -94,7 +94,7 @@ def _problem(profile: Profile, routing: PredictedRouting | None) -> Problem:
 
 
 def _half_forced(problem: Problem, aim: Aim) -> Solution:
-    return solve_or_diagnose(problem, forced_sets(problem.workload, 0.5), aim, 60, None)
+    return solve_or_diagnose(problem, forced_sets(problem, 0.5), aim, 60, None)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from solver_cases import LAWS, MODELS, Asked, asked, drawn, hardware
 
-from remoe_cli.plan.arrays import Bools
-from remoe_cli.plan.solve.candidates import candidate_sets, prefix_sets
+from remoe_cli.plan.solve.candidates import Sets, candidate_sets, prefix_sets
 from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.solve.exact import solve
 from remoe_cli.plan.solve.node import Task
@@ -25,7 +24,7 @@ GAP = 1e-4
 OVERHEADS_MS = (1.0, 5.0)
 
 
-def least_usd(case: Asked, sets: tuple[Bools, ...]) -> float:
+def least_usd(case: Asked, sets: tuple[Sets, ...]) -> float:
     problem = case.problem()
     solution = solve(Task(problem, build_columns(problem, sets), case.aim), gap=GAP)
     assert solution is not None
@@ -40,9 +39,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             profile = drawn(Path(folder), law, size.spec, hardware(Path(folder), setting.cap))
             case = asked(profile, setting, Path(folder))
-            workload = case.problem().workload
-            every = least_usd(case, candidate_sets(workload))
-            prefixes = least_usd(case, prefix_sets(workload, tuple(range(size.spec.experts_per_layer + 1))))
+            problem = case.problem()
+            every = least_usd(case, candidate_sets(problem))
+            prefixes = least_usd(case, prefix_sets(problem.workload, tuple(range(size.spec.experts_per_layer + 1))))
         print(f"| {name} | {law} | {overhead_ms:g} | {every:.6f} | {max(0.0, prefixes / every - 1):.2%} |")
 
 

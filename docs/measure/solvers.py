@@ -233,7 +233,7 @@ def planner_size(size: Size, folder: Path) -> dict[str, Any]:
     exact, plan = exact_plan(case)
     found = heuristic(scan, case, plan.baselines[BaselineName.ALL_LOCAL].cost_usd_per_request, plan.cost_usd_per_request)
     problem = case.problem()
-    columns = len(build_columns(problem, candidate_sets(problem.workload)).count)
+    columns = len(build_columns(problem, candidate_sets(problem)).count)
     return {"columns": columns, "exact": asdict(exact), "scan": asdict(found), "status": plan.status, "usd": plan.cost_usd_per_request}
 
 

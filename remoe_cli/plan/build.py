@@ -26,7 +26,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from remoe_cli.errors import InfeasibleError, UsageError
-from remoe_cli.plan.arrays import Bools
 from remoe_cli.plan.assess.baselines import Baselines, baselines
 from remoe_cli.plan.assess.kinds import by_kind
 from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
@@ -40,7 +39,7 @@ from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.workload import Workload
-from remoe_cli.plan.solve.candidates import candidate_sets
+from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS, Sets, candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.solve.exact import GAP, Solution, solve
 from remoe_cli.plan.solve.forced import forced_sets
@@ -174,7 +173,7 @@ def _choose(problem: Problem, request: PlanRequest) -> _Chosen:
     if request.placement_file is not None:
         return _Chosen(read_placement(request.placement_file, problem), "given", None, False)
     if request.remote_share is not None:
-        forced = solve_or_diagnose(problem, forced_sets(problem.workload, request.remote_share), request.aim, request.time_limit_s, None)
+        forced = solve_or_diagnose(problem, forced_sets(problem, request.remote_share), request.aim, request.time_limit_s, None)
         return replace(_of(forced, "forced"), bound=_exact(problem, request).bound)
     if request.solver == "exact":
         return _exact(problem, request)
@@ -196,13 +195,14 @@ def _choose(problem: Problem, request: PlanRequest) -> _Chosen:
 
 
 def _exact(problem: Problem, request: PlanRequest) -> _Chosen:
-    candidates = candidate_sets(problem.workload)
+    candidates = candidate_sets(problem)
     solution = solve_or_diagnose(problem, candidates, request.aim, request.time_limit_s, scan(problem, request.aim))
-    better = improve(problem, request.aim, solution) if len(candidates[0]) == problem.spec.experts_per_layer + 1 else solution
+    enumerated = problem.spec.experts_per_layer <= ENUMERATED_EXPERTS
+    better = solution if enumerated else improve(problem, request.aim, solution)
     return replace(_of(better, "exact"), bound=solution.lower_bound, gain=1 - better.value / solution.value if solution.value else 0.0)
 
 
-def solve_or_diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float, start: Solution | None) -> Solution:
+def solve_or_diagnose(problem: Problem, candidates: tuple[Sets, ...], aim: Aim, time_limit_s: float, start: Solution | None) -> Solution:
     """Solve over the candidate sets, or raise the error that says which limit fails and what would do."""
     columns = build_columns(problem, candidates)
     solution = None if columns.empty_layers else solve(Task(problem, columns, aim), GAP, time_limit_s, start)

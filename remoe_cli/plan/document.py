@@ -10,21 +10,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from remoe_cli import bounded
-from remoe_cli.artifacts import (
-    MOST_LAYERS,
-    Document,
-    Experts,
-    LayerIndex,
-    Megabytes,
-    Part,
-    Replicas,
-    is_empty,
-    is_none,
-    parse_document,
-)
+from remoe_cli.artifacts import MOST_LAYERS, Document, Experts, LayerIndex, Megabytes, Part, Replicas, is_empty, is_none, parse_document
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.asked import Lengths as Lengths
@@ -40,10 +29,13 @@ from remoe_cli.plan.mains import MainSpec as MainSpec
 
 
 class LayerPlan(Part):
-    """The expert functions of one MoE layer. A layer without remote experts has memory 0 and no replicas.
+    """Where the experts of one MoE layer are, and its expert functions. Without remote experts it has memory 0 and no replicas.
+
+    Experts that are neither remote nor on the GPU are in the main function's CPU memory.
 
     layer       its index among all hidden layers
     remote      ids of the remote experts, ascending
+    gpu         ids of the experts on the main function's GPU, ascending; none of them is remote
     functions   the experts of each function, where one function of `memory_mb` does not hold them all; else empty
     replicas    instances that share the experts of a prompt; 1 where there are several functions
     timeout_s   after which the platform ends an invocation: the longest call of the plan's requests, with room; 0 without experts. By
@@ -56,6 +48,13 @@ class LayerPlan(Part):
     replicas: Replicas
     functions: tuple[Experts, ...] = ()
     timeout_s: int = MAX_TIMEOUT_S
+    gpu: Experts = Field(default=(), exclude_if=is_empty)
+
+    @model_validator(mode="after")
+    def _each_expert_is_in_one_place(self) -> LayerPlan:
+        if both := sorted(set(self.remote) & set(self.gpu)):
+            raise ValueError(f"expert {both[0]} of layer {self.layer} is both remote and on the GPU")
+        return self
 
     @property
     def parts(self) -> tuple[tuple[int, ...], ...]:

@@ -25,10 +25,10 @@ class MainKind(StrEnum):
 class MainSpec(Part):
     """One row of the catalog's menu for the main function.
 
-    memory_mb       CPU memory, which holds the local experts
+    memory_mb       CPU memory, which holds the local experts that are not on the GPU
     vcpus           None: as fast as the profile measured
-    gpu_memory_mb   memory of the GPU that comes with it and holds the rest of the model; None without a GPU, or where GPU memory is bought
-                    by the GB-second
+    gpu_memory_mb   nominal memory of the GPU that comes with it, for the rest of the model and for local experts; None without a GPU, or
+                    where GPU memory is bought by the GB-second
     usd_per_hour    price of an instance that is rented, busy or not; None: memory is paid by the second of use
     hardware        description of its speed (profile/hardware), for a profile that was not measured on such a machine
     scales_to_zero  the instance is given back after some time without requests, and a later request wakes one (catalog, table [zero])

@@ -61,7 +61,7 @@ class Gpu(Part):
 
     bytes_per_s, flop_per_s            the vendor's figures; what software adds is in the overheads
     copy_latency_s, copy_bytes_per_s   one copy between GPU and CPU memory
-    expert_overhead_s                  overhead of calling one expert on the GPU, where the whole model is there
+    expert_overhead_s                  overhead of calling one expert on the GPU
     """
 
     bytes_per_s: Positive
@@ -141,6 +141,7 @@ def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None) -> Latenc
         nonexpert_layers=None,
         local_expert=_timing(_expert_on_cpu(main, spec)),
         remote_expert=_timing(_expert_on_cpu(hardware.function, spec)),
+        gpu_expert=_timing(whole_on_gpu(hardware, spec)[1]) if gpu else None,
         copy_s=copied,
         load_s=spec.read_bytes / main.load_bytes_per_s,
     )

@@ -241,7 +241,8 @@ class Latency(Part):
     nonexpert_prefill    all non-expert modules for n prompt tokens: the sum over layers of tau_f_l
     nonexpert_decode_s   all non-expert modules for one generated token: the sum over layers of t_f_l
     nonexpert_layers     the measured times by layer; None for a description
-    local_expert         one expert in the main function: tau_c_l(w, n)
+    local_expert         one expert in the main function, on its CPUs: tau_c_l(w, n)
+    gpu_expert           one expert alone on the main function's GPU, whatever its vCPUs are: tau_g_l(n). None where there is no GPU
     remote_expert        one expert by the arithmetic of the expert function: tau_c_l(y, n)
     slower_in_passes     how many times as long an expert of the main process takes in a forward pass as alone in a loop: with one token,
                          and with a prompt's. The points of `local_expert` are times in passes. None where this was not measured
@@ -261,6 +262,7 @@ class Latency(Part):
     nonexpert_layers: LayerTimes | None
     local_expert: Timing
     remote_expert: Timing
+    gpu_expert: Timing | None = Field(default=None, exclude_if=is_none)
     slower_in_passes: tuple[Positive, Positive] | None = Field(default=None, exclude_if=is_none)
     copy_s: Linear
     invocation: InvocationTiming | None = None

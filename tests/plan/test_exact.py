@@ -26,15 +26,15 @@ from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.latency_record import ColdStart, CpuQuota, Linear
 from remoe_cli.profile.record import Profile
 from tests.support.brute_force import Brute
-from tests.support.synthetic import invocation, synthetic_profile, tiny_catalog
+from tests.support.synthetic import inverse, invocation, synthetic_profile, tiny_catalog
 
 INSTANCES = 200
 FIELD = {"cost": 0, "ttft": 1, "tpot": 2}
 
 
 def instance(seed: int, path: Path) -> tuple[Brute, Problem]:
-    """A random tiny problem; over the seeds memory, payload and all limits bind, and skipped slots, a GPU to copy to, live targets, CPU
-    quotas, divided layers, cold starts, kinds of requests, always-on instances and calls for each expert occur."""
+    """A random tiny problem; over the seeds memory, payload and all limits bind, and skipped slots, a GPU to copy to, experts on it, live
+    targets, CPU quotas, divided layers, cold starts, kinds of requests, always-on instances and calls for each expert occur."""
     random = np.random.default_rng(seed)
     layers = 3 if seed % 6 == 1 else 2
     profile = synthetic_profile(
@@ -77,6 +77,8 @@ def _latency(profile: Profile, seed: int, random: np.random.Generator) -> Any:
     if seed % 5 == 0:
         quota = CpuQuota(fixed_s=float(random.uniform(1e-4, 4e-3)), per_token_s=float(random.uniform(1e-5, 1e-3)), period_s=0.02)
         update |= {"remote_expert": profile.record.latency.remote_expert.model_copy(update={"curve": quota})}
+    if seed % 10 in (3, 6):
+        update |= {"gpu_expert": inverse(float(random.uniform(1e-5, 3e-3)), float(random.uniform(1e-7, 1e-4)), at_vcpus=1)}
     return profile.record.latency.model_copy(update=update)
 
 
@@ -87,8 +89,16 @@ def _catalog(seed: int, random: np.random.Generator) -> Catalog:
             {"name": "gpu", "memory_mb": 1400, "vcpus": 1.0, "gpu_memory_mb": 320, "usd_per_hour": 0.3},
             {"name": "box", "memory_mb": 2600, "vcpus": 2.0, "usd_per_hour": 0.2},
         ]
-    main = {"menu": menu, "timeout_s": float(random.choice([0.5, 900.0])), "usd_per_request": 2e-7}
-    if seed % 6 == 4:
+    elif seed % 10 == 6:  # at an unknown traffic, where GPUs are all that there is, and some memory of both kinds is not for experts
+        sizes = ((600, 500, 0.1), (900, 900, 0.15), (1200, 1900, 0.3))
+        menu = [
+            {"name": f"gpu{mb}", "memory_mb": mb, "vcpus": 1.0 + at, "gpu_memory_mb": gpu_mb, "usd_per_hour": usd}
+            for at, (mb, gpu_mb, usd) in enumerate(sizes)
+        ]
+    main: dict[str, Any] = {"menu": menu, "timeout_s": float(random.choice([0.5, 900.0])), "usd_per_request": 2e-7}
+    if seed % 10 == 6:
+        main |= {"gpu_hidden_share": 0.09, "gpu_runtime_memory_mb": 30.0, "gpu_load_factor": 1.1}
+    elif seed % 6 == 4:
         main |= {"usd_per_accelerator_gb_second": 5e-5}
     storage: dict[str, Any] = (
         {"usd_per_storage_gb_second": 1e-5, "storage_free_mb": 100.0, "storage_spare_mb": 16.0} if seed % 3 == 1 else {}
@@ -110,7 +120,7 @@ def _catalog(seed: int, random: np.random.Generator) -> Catalog:
 
 
 def all_columns(problem: Problem) -> Columns:
-    return build_columns(problem, candidate_sets(problem.workload))
+    return build_columns(problem, candidate_sets(problem))
 
 
 def checked(task: Task, gap: float, start: Solution | None) -> Solution | None:
@@ -166,7 +176,7 @@ def test_exact_is_brute_force(seed: int, tmp_path: Path) -> None:
 
 def test_random_instances_reach_every_limit(tmp_path: Path) -> None:
     """The instances are worth something only if plans mix local and remote, if some have no plan, and if every feature is chosen."""
-    expected, kinds = {"none", "local", "mixed", "replicas", "functions", "instance", "instances", "payload"}, set()
+    expected, kinds = {"none", "local", "mixed", "replicas", "functions", "instance", "instances", "payload", "gpu", "three"}, set()
     for seed in range(INSTANCES):
         problem = instance(seed, tmp_path / str(seed))[1]
         columns = all_columns(problem)
@@ -179,7 +189,10 @@ def test_random_instances_reach_every_limit(tmp_path: Path) -> None:
             kinds |= {"functions"} if any(layer.functions for layer in solution.layers) else set()
             kinds |= {"instance"} if solution.main.spec.usd_per_hour else set()
             kinds |= {"instances"} if solution.main.instances > 1 else set()
-        unlimited = build_columns(problem, candidate_sets(problem.workload), payload_limited=False)
+            tiers = {(bool(layer.remote), bool(layer.gpu), len(layer.remote) + len(layer.gpu) < full) for layer in solution.layers}
+            kinds |= {"gpu"} if any(gpu for _, gpu, _ in tiers) else set()
+            kinds |= {"three"} if (True, True, True) in tiers else set()
+        unlimited = build_columns(problem, candidate_sets(problem), payload_limited=False)
         kinds |= {"payload"} if len(unlimited.count) > len(columns.count) else set()
         if kinds >= expected:
             return

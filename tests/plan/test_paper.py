@@ -129,7 +129,7 @@ def test_no_plan_breaks_what_it_claims(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(0, CASES, 3))
 def test_no_plan_is_cheaper_than_the_exact_bound(seed: int) -> None:
     problem, _ = case(seed)
-    columns = build_columns(problem, candidate_sets(problem.workload))
+    columns = build_columns(problem, candidate_sets(problem))
     for aim, found in (plans(seed)[at] for at in (0, -1)):
         if found is not None:
             exact = solve(Task(problem, columns, aim))

@@ -1,8 +1,9 @@
 """Every plan of a tiny problem, by plain loops: shares no code with the planner or the verifier.
 
 For each main function, every subset of each layer's experts, memory spec and number of replicas that fit; a set that no function of a
-memory spec holds is dealt out, least used first, over the fewest functions that do. What a choice does without the main function is worked
-out once, and every time of the profile's curves once.
+memory spec holds is dealt out, least used first, over the fewest functions that do. Where an instance's GPU has room, any number of the
+most used other experts is on it. What a choice does without the main function is worked out once, and every time of the profile's curves
+once.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def linear(line: Any, tokens: float) -> float:
 
 @dataclass(frozen=True)
 class Choice:
-    """One layer's choice: experts that stay; the longest invocation of a prompt, by kind of request; share of tokens, local experts hit
-    and longest wait, by what tokens hit; what its invocations cost; and the start of a cold instance."""
+    """One layer's choice: experts that stay, by rising use; the longest invocation of a prompt, by kind of request; share of tokens, local
+    experts that they hit and longest wait; what its invocations cost; and the start of a cold instance."""
 
     local_ids: list[int]
     waits: list[float]
-    steps: list[tuple[float, int, float]]
+    steps: list[tuple[float, tuple[int, ...], float]]
     usd: float
     start_s: float
 
@@ -74,9 +75,14 @@ class Brute:
         slow = 1.0 if gpu else latency.main_vcpus / vcpus
         longest_out, tokens = max(n_out for _, _, n_out in self.kinds), max(n_in + n_out for _, n_in, n_out in self.kinds)
         base = spec.nonexpert_bytes + tokens * (spec.hidden_state_bytes + 1024 * spec.hidden_layers)
-        if main.gpu_memory_mb is not None and base > main.gpu_memory_mb * 2**20:
-            return
-        held = side.runtime_memory_mb * 2**20 + (longest_out * spec.hidden_state_bytes if gpu else base)
+        held, loading, spare = side.runtime_memory_mb * 2**20 + (longest_out * spec.hidden_state_bytes if gpu else base), 1.0, 0.0
+        if main.gpu_memory_mb is not None:
+            spare = (main.gpu_memory_mb * (1 - side.gpu_hidden_share) - side.gpu_runtime_memory_mb) * 2**20 - base
+            loading = side.gpu_load_factor
+            held += 2 * max(n_in for _, n_in, _ in self.kinds) * spec.hidden_state_bytes
+            if spare < 0:
+                return
+        most = int(spare // spec.expert_bytes) if latency.gpu_expert else 0
         layers = len(spec.moe_layers)
         rest = [linear(latency.nonexpert_prefill, n_in) * slow + 2 * layers * linear(latency.copy_s, n_in) for _, n_in, _ in self.kinds]
         ttft0 = sum(share * seconds for (share, _, _), seconds in zip(self.kinds, rest, strict=True))
@@ -87,17 +93,18 @@ class Brute:
         tpot0 = latency.nonexpert_decode_s * slow + 2 * layers * linear(latency.copy_s, 1)
         if any(not choices for choices in self.choices):
             return
-        ttft, tpot, usd, local = (ttft0, tpot0, 0.0, 0.0)
+        ttft, tpot, usd, local, there = (ttft0, tpot0, 0.0, 0.0, 0.0)
         for axis in range(layers):
-            c = np.array(self.beside(main, vcpus, axis))
+            c = np.array(self.beside(main, vcpus, axis, most))
             shape = [1] * layers
             shape[axis] = len(c)
             ttft, tpot = ttft + c[:, 0].reshape(shape), tpot + c[:, 1].reshape(shape)
             usd, local = usd + c[:, 2].reshape(shape), local + c[:, 3].reshape(shape)
-            own = [seconds + c[:, 4 + kind].reshape(shape) for kind, seconds in enumerate(own)]
+            there = there + c[:, 4].reshape(shape)
+            own = [seconds + c[:, 5 + kind].reshape(shape) for kind, seconds in enumerate(own)]
         request = ttft + self.n_out * tpot
         ends_s = side.timeout_s if by_use else side.rented_timeout_s or math.inf
-        fits = held + local * spec.expert_bytes <= main.memory_mb * 2**20
+        fits = (held + local * spec.expert_bytes * loading <= main.memory_mb * 2**20) & (there <= most)
         if by_use:
             rate = side.usd_per_gb_second["x86_64"] * main.memory_mb / 1024 + side.usd_per_accelerator_gb_second * base / 2**30
             rate += max(0, main.memory_mb - self.catalog.function.storage_free_mb) / 1024 * side.usd_per_storage_gb_second
@@ -117,9 +124,16 @@ class Brute:
                 [(rate * request + fixed + usd)[good], np.broadcast_to(ttft, good.shape)[good], np.broadcast_to(tpot, good.shape)[good]], 1
             )
 
-    def beside(self, main: Any, vcpus: float, layer: int) -> list[tuple[float, ...]]:
-        """Of one layer: (prefill with cold starts, decode, bill, local experts, prefill of each kind when cold) of everything that fits,
-        beside this main function."""
+    def beside(self, main: Any, vcpus: float, layer: int, most: int) -> list[tuple[float, ...]]:
+        """Of one layer: (prefill with cold starts, decode, bill, experts on the CPU, on the GPU, prefill of each kind when cold) of
+        everything that fits, beside this main function; up to `most` experts are on its GPU."""
+        gpu_step_s, gpu_s = 0.0, [[0.0] * len(self.use[layer])] * len(self.kinds)
+        if most:
+            timing = self.latency.gpu_expert.seconds
+            gpu_step_s, gpu_s = (
+                float(timing(1, 1)),
+                [[float(timing(use * n_in, 1)) for use in self.use[layer]] for _, n_in, _ in self.kinds],
+            )
         curve = self.latency.local_expert
         step_s = self.once(curve.seconds, 1, vcpus)
         local_s = [[self.once(curve.seconds, use * n_in, vcpus) for use in self.use[layer]] for _, n_in, _ in self.kinds]
@@ -130,12 +144,18 @@ class Brute:
             full_s = self.spec.expert_bytes / self.catalog.main.load_bytes_per_s * len(c.local_ids)
             if main.usd_per_hour is not None:
                 full_s = c.start_s if self.cold_share else 0.0
-            alone = []
-            for (share, _, _), own, wait in zip(self.kinds, local_s, c.waits, strict=True):
-                prefill += share * max(sum([own[e] for e in c.local_ids]), wait)
-                alone.append(max(sum([own[e] for e in c.local_ids]), wait) + full_s)
-            steps_s = sum([share * max(local * step_s, wait) for share, local, wait in c.steps])
-            out.append((prefill, steps_s, c.usd, len(c.local_ids), *alone))
+            for size in range(min(most, len(c.local_ids)) + 1):
+                on_cpu, on_gpu = c.local_ids[: len(c.local_ids) - size], c.local_ids[len(c.local_ids) - size :]
+                alone, first = [], prefill
+                for (share, _, _), own, there, wait in zip(self.kinds, local_s, gpu_s, c.waits, strict=True):
+                    longest = max(sum([own[e] for e in on_cpu]), sum([there[e] for e in on_gpu]), wait)
+                    first += share * longest
+                    alone.append(longest + full_s)
+                steps_s = 0.0
+                for share, hit, wait in c.steps:
+                    far = len([e for e in hit if e in on_gpu])
+                    steps_s += share * max((len(hit) - far) * step_s, far * gpu_step_s, wait)
+                out.append((first, steps_s, c.usd, len(on_cpu), len(on_gpu), *alone))
         return out
 
     @cached_property
@@ -152,13 +172,13 @@ class Brute:
         order = sorted(experts, key=lambda e: (use[e] * mean_in + self.n_out * hit[e], e))
         for remote in itertools.chain.from_iterable(itertools.combinations(order, size) for size in range(len(experts) + 1)):
             if not remote:
-                yield self.choice(use, seen, [], 0, 0)  # type: ignore[misc]
+                yield self.choice(use, seen, order, [], 0, 0)  # type: ignore[misc]
             for memory_mb in side.memory_menu_mb if remote else ():
                 for functions in range(1, side.max_functions + 1):
                     parts = [part for j in range(functions) if (part := list(remote[j::functions]))]
                     if all(self.bytes(part, use) <= memory_mb * 2**20 for part in parts):
                         for replicas in range(1, (side.max_replicas if functions == 1 else 1) + 1):
-                            found = self.choice(use, seen, parts, memory_mb, replicas)
+                            found = self.choice(use, seen, order, parts, memory_mb, replicas)
                             yield from [found] if found else []
                         break
 
@@ -167,13 +187,15 @@ class Brute:
         held = side.runtime_memory_mb * 2**20 + len(part) * self.spec.expert_bytes * side.expert_memory_factor
         return held + sum(use[e] * longest for e in part) * self.spec.hidden_state_bytes
 
-    def choice(self, use: list[float], seen: Counter[tuple[int, ...]], parts: Any, memory_mb: int, replicas: int) -> Choice | None:
+    def choice(
+        self, use: list[float], seen: Counter[tuple[int, ...]], order: list[int], parts: Any, memory_mb: int, replicas: int
+    ) -> Choice | None:
         side = self.catalog.function
         tmp_mb = math.ceil(max(map(len, parts), default=0) * self.spec.expert_bytes / 1048576) + side.storage_spare_mb
         rate = memory_mb / 1024 * side.usd_per_gb_second["x86_64"]
         rate += max(tmp_mb - side.storage_free_mb, 0) / 1024 * side.usd_per_storage_gb_second
         remote = {e: j for j, part in enumerate(parts) for e in part}
-        local_ids = [e for e in range(len(use)) if e not in remote]
+        local_ids = [e for e in order if e not in remote]
         waits, usd = [], 0.0
         for share, n_in, _ in self.kinds:
             groups = parts if replicas <= 1 else self.lpt({e: use[e] * n_in for e in remote}, replicas)
@@ -196,7 +218,7 @@ class Brute:
                 calls = [self.inside(memory_mb, [1.0] * h) for h in hits]
                 longest = max([0.0, *(self.wait(t) for t in calls)])
             share = times / seen.total()
-            steps.append((share, len(token) - sum(hits), longest))
+            steps.append((share, tuple(e for e in token if e not in remote), longest))
             usd += self.n_out * share * sum(self.bill(rate, t) for t in calls)
         start_s = 0.0
         if parts:

@@ -6,6 +6,8 @@
 - MIX        experts in CPU memory, the rest where main functions have it, on the smallest main spec that holds them
 - all-local  the same on the cheapest spec that meets the targets (MIX*): a plan without remote experts
 
+MIX and all-local have the most used experts on the GPU, as many as fit, where an instance has one and the time of an expert on it is known.
+
 Where the traffic is unknown, a request has no price on an instance that is rented by the hour: there all-local and MIX are paid by use if
 the catalog has main functions that are, and what runs on rented GPUs has a price per hour only.
 
@@ -22,16 +24,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost import main_function, prices
 from remoe_cli.plan.cost.placement import Priced, layer_outcomes, total
 from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.cost.requests import longest_s
-from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, MainSpec, Outcome
+from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, LayerPlan, MainSpec, Outcome
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import MB, Main, Placement, Problem, local_layers
 from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_cpu, whole_on_gpu
 
+DIGITS = 12  # to which shares of tokens are rounded before they are compared
 _STORED = "weights are read as they are stored and computed with as if they were unpacked"
 
 
@@ -75,8 +80,9 @@ def all_local_on(problem: Problem, spec: MainSpec) -> Priced | None:
 
     Returns None where the spec does not hold them, or takes too long for a request.
     """
-    placement = Placement(spec, local_layers(problem))
-    if main_function.local_capacity(problem, spec) < problem.spec.experts_per_layer * len(placement.layers):
+    placement = Placement(spec, _filled(problem, main_function.gpu_capacity(problem, spec)))
+    on_cpu = sum(problem.spec.experts_per_layer - len(layer.gpu) for layer in placement.layers)
+    if main_function.local_capacity(problem, spec) < on_cpu or main_function.fetch_capacity(problem, spec) < problem.spec.experts:
         return None
     layers = layer_outcomes(problem, placement)
     outcome = total(problem, placement, layers)
@@ -88,6 +94,20 @@ def all_local_on(problem: Problem, spec: MainSpec) -> Priced | None:
         return Priced(placement, outcome)
     several = replace(placement, instances=instances_for(problem, request_s))
     return Priced(several, total(problem, several, layers))
+
+
+def _filled(problem: Problem, capacity: int) -> tuple[LayerPlan, ...]:
+    """Put the experts that most decode tokens use on the GPU, as many as it has room for, whichever layers they are of.
+
+    Of equals, the first goes first. Shares are rounded, so that sums in another order find the same equals.
+    """
+    layers = local_layers(problem)
+    if not capacity:
+        return layers
+    by_use = np.argsort(-problem.workload.decode_hits.round(DIGITS), axis=None, kind="stable")
+    there = np.zeros(problem.workload.decode_hits.shape, dtype=bool)
+    there.flat[by_use[:capacity]] = True
+    return tuple(layer.model_copy(update={"gpu": tuple(np.flatnonzero(row).tolist())}) for layer, row in zip(layers, there, strict=True))
 
 
 def instances_for(problem: Problem, request_s: float) -> int:
@@ -213,7 +233,7 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         usd = side.usd_per_accelerator_gb_second * gpu_bytes / 2**30 + problem.catalog.main_usd_per_gb_second * cpu_needed / 2**30
         options.append((GPU_BY_USE, reference.hardware, usd, None))
     for spec in reference.gpus:
-        if (spec.gpu_memory_mb or 0) * MB >= gpu_bytes and spec.memory_mb * MB >= cpu_needed:
+        if side.usable_gpu_mb(spec.gpu_memory_mb or 0) * MB >= gpu_bytes and spec.memory_mb * MB >= cpu_needed:
             options.append((spec.name, spec.hardware or reference.hardware, (spec.usd_per_hour or 0.0) / 3600, spec.usd_per_hour))
     best: Baseline | None = None
     least = (True, math.inf)  # whether it has no price for a request, and what it costs: an hour, or a request

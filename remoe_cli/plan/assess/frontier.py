@@ -44,7 +44,7 @@ def frontier(profile: Profile, catalog: Catalog, request: PlanRequest, progress:
     Plans that another one beats are left out. The frontier is empty when no plan meets the targets.
     """
     problem = make_problem(profile, catalog, request)
-    columns = build_columns(problem, candidate_sets(problem.workload))
+    columns = build_columns(problem, candidate_sets(problem))
     limits = replace(request.aim, objective="cost")
 
     def at(aim: Aim) -> Solution | None:

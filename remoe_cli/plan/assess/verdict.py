@@ -278,7 +278,7 @@ def _cheapest_remote_expert(problem: Problem, local: Baseline) -> str:
         return "No expert fits an expert function."
     best = int(columns.bill_usd.argmin())
     layer, index = problem.spec.moe_layers[columns.layer[best]], int(columns.layer[best])
-    expert = int(np.flatnonzero(columns.members[columns.at_set[best]])[0])
+    expert = int(np.flatnonzero(columns.sets[columns.at_set[best]])[0])
     share = float(problem.workload.decode_hits[index, expert])
     return (
         f"In a million requests, moving one expert out saves {dollars(saved * 1e6)} of main memory; its calls cost at least "

@@ -94,6 +94,9 @@ class MainSide(Part):
     usd_per_accelerator_gb_second   price of accelerator memory (c_g) beside a main function paid by use; 0 means that it has none
                                     and that the non-expert modules live in CPU memory too
     runtime_memory_mb               what the interpreter, torch and transformers take before any weight
+    gpu_hidden_share                share of an instance's nominal GPU memory that no program is given: error correction, the driver
+    gpu_runtime_memory_mb           what CUDA and its libraries take of the rest before any weight
+    gpu_load_factor                 beside a GPU, most bytes of CPU memory for each byte of the experts in it, while they are loaded
     cold_start_s                    from the request to a main function paid by use that can begin to read the model
     load_bytes_per_s                rate at which it reads the model
     bytes_per_read                  bytes of one read of S3 when it starts; 0 where it does not read the model from S3
@@ -107,12 +110,19 @@ class MainSide(Part):
     usd_per_request: NonNegative
     usd_per_accelerator_gb_second: NonNegative
     runtime_memory_mb: NonNegative
+    gpu_hidden_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gpu_runtime_memory_mb: NonNegative = 0.0
+    gpu_load_factor: Annotated[float, Field(ge=1, le=1e6)] = 1.0
     cold_start_s: NonNegative
     load_bytes_per_s: Positive
     bytes_per_read: NonNegative = 0.0
     usd_per_storage_gb_second: NonNegative = 0.0
     timeout_s: Positive
     rented_timeout_s: Positive | None = None
+
+    def usable_gpu_mb(self, gpu_memory_mb: float) -> float:
+        """Compute how much of a GPU's nominal memory is left for weights, KV cache and hidden states."""
+        return max(0.0, gpu_memory_mb * (1 - self.gpu_hidden_share) - self.gpu_runtime_memory_mb)
 
     @field_validator("menu")
     @classmethod

@@ -1,7 +1,9 @@
 """The main function: its speed, memory and price. Pure functions that know nothing of remote experts.
 
-- Experts take their fitted time at the spec's vCPUs, but at no more than the profile's machine had. Non-expert modules on CPUs scale with
-  the vCPUs likewise; on a GPU they take what was measured or described, whatever the vCPUs.
+- Experts on its CPUs take their fitted time at the spec's vCPUs, but at no more than the profile's machine had. Non-expert modules on CPUs
+  scale with the vCPUs likewise; on a GPU they take what was measured or described, whatever the vCPUs.
+- Experts may be on the GPU of an instance that has one, if the time of an expert on it is known. GPU memory that is bought by the GB-second
+  holds none: its size would be a further choice. Both devices compute their experts at the same time.
 - Prices are those of prices.py. A spec paid by use costs time and a fee. A rented instance costs its hours: all of them where the traffic
   is known, whether they are used or not; else those of the request alone.
 - A share of requests is cold: a main function paid by use then starts, and reads what it holds, before it answers, and is billed for it. A
@@ -13,6 +15,8 @@ Source: method.md, sections 3 and 4.
 from __future__ import annotations
 
 import math
+
+import numpy as np
 
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.catalog.catalog import ScaleToZero
@@ -79,6 +83,25 @@ def expert_step_s(problem: Problem, spec: MainSpec) -> float:
     return float(problem.latency_of(spec).local_expert.seconds(1, vcpus(problem, spec)))
 
 
+def has_gpu_tier(problem: Problem, spec: MainSpec) -> bool:
+    """Tell whether experts may be on this spec's own GPU."""
+    return problem.gpu_experts and spec.gpu_memory_mb is not None and problem.latency_of(spec).gpu_expert is not None
+
+
+def gpu_expert_prefill_s(problem: Problem, spec: MainSpec, tokens: Floats) -> Floats:
+    """Compute the time of each expert on the GPU (tau_g(n)) for any array of token counts; endless where none can be there."""
+    timing = problem.latency_of(spec).gpu_expert
+    if timing is None or not has_gpu_tier(problem, spec):
+        return np.full(np.shape(tokens), np.inf)
+    seconds: Floats = timing.seconds(tokens, 1)
+    return seconds
+
+
+def gpu_expert_step_s(problem: Problem, spec: MainSpec) -> float:
+    """Compute the time of one expert on the GPU for one token (t_g); endless where none can be there."""
+    return float(gpu_expert_prefill_s(problem, spec, np.ones(1))[0])
+
+
 # Memory
 
 
@@ -91,27 +114,60 @@ def base_bytes(problem: Problem) -> int:
     return spec.nonexpert_bytes + spec.kv_cache_bytes(tokens) + spec.hidden_state_bytes * tokens
 
 
-def main_memory_bytes(problem: Problem, spec: MainSpec, local_experts: int) -> float:
-    """Compute the CPU memory of the main function with `local_experts` experts of all layers together.
+def main_memory_bytes(problem: Problem, spec: MainSpec, cpu_experts: int) -> float:
+    """Compute the CPU memory of the main function with `cpu_experts` experts of all layers together in it.
+
+    Beside an instance's own GPU it also holds the buffers through which the longest prompt's hidden states go there and back, and while
+    experts are loaded they take more than they do later.
 
     Source: the limit of main memory in method.md, section 4.
     """
     held = problem.spec.hidden_state_bytes * problem.workload.most_out if on_gpu(problem, spec) else base_bytes(problem)
-    return problem.catalog.main.runtime_memory_mb * MB + held + problem.spec.expert_bytes * local_experts
+    if spec.gpu_memory_mb is not None:
+        held += 2 * problem.spec.hidden_state_bytes * problem.workload.most_in
+    return problem.catalog.main.runtime_memory_mb * MB + held + _cpu_expert_bytes(problem, spec) * cpu_experts
+
+
+def _cpu_expert_bytes(problem: Problem, spec: MainSpec) -> float:
+    """Compute the CPU memory that one expert takes, at the peak of loading."""
+    return problem.spec.expert_bytes * (1.0 if spec.gpu_memory_mb is None else problem.catalog.main.gpu_load_factor)
 
 
 def local_capacity(problem: Problem, spec: MainSpec) -> int:
-    """Count the experts of all layers that fit beside the rest; negative when the rest does not fit."""
-    if spec.gpu_memory_mb is not None and base_bytes(problem) > spec.gpu_memory_mb * MB:
+    """Count the experts of all layers that fit CPU memory beside the rest; negative when the rest does not fit."""
+    if spec.gpu_memory_mb is not None and base_bytes(problem) > usable_gpu_bytes(problem, spec):
         return -1
-    room = int((spec.memory_mb * MB - main_memory_bytes(problem, spec, 0)) // problem.spec.expert_bytes)
+    room = int((spec.memory_mb * MB - main_memory_bytes(problem, spec, 0)) // _cpu_expert_bytes(problem, spec))
+    return int(min(room, fetch_capacity(problem, spec)))
+
+
+def fetch_capacity(problem: Problem, spec: MainSpec) -> float:
+    """Count the experts of all layers, on the CPU and on the GPU, that fit the /tmp of a spec that scales to zero; endless for others."""
     if (zero := _zero(problem, spec)) is None:
-        return room
-    return min(room, (zero.storage_mb * MB - problem.spec.read_nonexpert_bytes) // problem.spec.read_expert_bytes)
+        return math.inf
+    return (zero.storage_mb * MB - problem.spec.read_nonexpert_bytes) // problem.spec.read_expert_bytes
 
 
 def _zero(problem: Problem, spec: MainSpec) -> ScaleToZero | None:
     return problem.catalog.zero if spec.scales_to_zero else None
+
+
+def usable_gpu_bytes(problem: Problem, spec: MainSpec) -> float:
+    """Compute the memory of the spec's GPU that weights, KV cache and hidden states can take."""
+    return problem.catalog.main.usable_gpu_mb(spec.gpu_memory_mb or 0) * MB
+
+
+def gpu_capacity(problem: Problem, spec: MainSpec) -> int:
+    """Count the experts of all layers that fit the GPU beside the rest; 0 where none can be there."""
+    if not has_gpu_tier(problem, spec):
+        return 0
+    room = (usable_gpu_bytes(problem, spec) - base_bytes(problem)) // problem.spec.expert_bytes
+    return max(0, int(min(room, fetch_capacity(problem, spec))))
+
+
+def most_gpu_experts(problem: Problem) -> int:
+    """Count the experts that fit the largest GPU of the menu."""
+    return max(gpu_capacity(problem, spec) for spec in problem.menu)
 
 
 # Money
@@ -206,7 +262,7 @@ def load_bytes_per_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def start_s(problem: Problem, spec: MainSpec, local_experts: int) -> float:
-    """Compute how long a main function takes to start and to read what it holds.
+    """Compute how long a main function takes to start and to read what it holds, with the experts on its GPU.
 
     One that is always on has done so before any request.
     """

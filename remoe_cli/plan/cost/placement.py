@@ -1,6 +1,6 @@
 """Latency and cost of a whole placement: pure functions over main_function.py and expert_functions.py.
 
-TPOT takes E[max(local, remote)] over the recorded tokens, not the max of the means. TTFT, TPOT and cost are means over the workload's
+TPOT takes E[max(CPU, GPU, remote)] over the recorded tokens, not the max of the means. TTFT, TPOT and cost are means over the workload's
 requests; each instance serves one request at a time.
 
 Source: method.md, sections 3 and 4; the two modules say where they differ.
@@ -15,7 +15,7 @@ import numpy as np
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.cost.prompts import cold_wait_s, warm_ttft_s
 from remoe_cli.plan.document import Outcome
-from remoe_cli.plan.problem.hits import owner_of
+from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, owner_of
 from remoe_cli.plan.problem.problem import Placement, Problem
 
 __all__ = ["LayerOutcome", "Placement", "Priced", "Problem", "evaluate", "layer_outcome", "layer_outcomes", "total"]
@@ -80,14 +80,15 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
     """Compute the part of the layer at `index` among the MoE layers."""
     workload, main, layer = problem.workload, placement.main, placement.layers[index]
     step_s, parts = main_function.expert_step_s(problem, main), layer.parts
-    owner = owner_of(problem.spec.experts_per_layer, parts)
-    local = owner[0] < 0
-    local_experts = int(local.sum())
+    owner = owner_of(problem.spec.experts_per_layer, parts, layer.gpu)
+    on_cpu, on_gpu = owner[0] == ON_CPU, owner[0] == ON_GPU
     prefill_s, usd = 0.0, 0.0
     biggest = np.array([max(map(len, parts), default=0)])
     for kind in workload.lengths:
         tokens = workload.use[index] * kind.n_in
-        local_s = float(main_function.expert_prefill_s(problem, main, tokens)[local].sum())
+        local_s = float(main_function.expert_prefill_s(problem, main, tokens)[on_cpu].sum())
+        if layer.gpu:
+            local_s = max(local_s, float(main_function.gpu_expert_prefill_s(problem, main, tokens)[on_gpu].sum()))
         if not parts:
             prefill_s += kind.share * local_s
             continue
@@ -95,12 +96,17 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         sent = expert_functions.prefill(problem, tokens, [layer.memory_mb], at, max(len(parts), layer.replicas))
         prefill_s += kind.share * max(local_s, float(sent.zt_s[0, 0]))
         usd += kind.share * float(expert_functions.bill_usd(problem, [layer.memory_mb], biggest, sent.billed_s, sent.calls)[0, 0])
-    cold_s, calls = main_function.cold_expert_s(problem, main) * local_experts, 0.0
+    cold_s, calls = main_function.cold_expert_s(problem, main) * int((owner[0] < 0).sum()), 0.0
     decode_s = float(workload.decode_hits[index].sum()) * step_s
+    if parts or layer.gpu:
+        hits = workload.hits.of_parts(index, parts, layer.gpu)
+        waits_s = hits.local * step_s
+        if hits.gpu is not None:
+            waits_s = np.maximum(waits_s, hits.gpu * main_function.gpu_expert_step_s(problem, main))
+        if parts:
+            waits_s = np.maximum(waits_s, expert_functions.decode_wait_s(problem, layer.memory_mb, hits.busiest))
+        decode_s = float(hits.shares[0] @ waits_s)
     if parts:
-        hits = workload.hits.of_parts(index, parts)
-        calls_s = expert_functions.decode_wait_s(problem, layer.memory_mb, hits.busiest)
-        decode_s = float(hits.shares[0] @ np.maximum(hits.local * step_s, calls_s))
         each = np.arange(hits.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
         calls = float((hits.calls[0] * each).sum())
         billed = expert_functions.decode_billed(problem, [layer.memory_mb], hits)

@@ -12,7 +12,7 @@ import numpy as np
 
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function
-from remoe_cli.plan.problem.hits import owner_of
+from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, owner_of
 from remoe_cli.plan.problem.problem import Placement, Problem
 
 _AT_ONCE = 2**20  # figures in one table of prompts and experts
@@ -92,8 +92,11 @@ def sent(problem: Problem, placement: Placement, index: int, prompts: Ints) -> S
 
 def _piece(problem: Problem, placement: Placement, index: int, prompts: Ints) -> Sent:
     layer, tokens = placement.layers[index], problem.workload.use[index] * prompts[:, None]
-    owner = owner_of(problem.spec.experts_per_layer, layer.parts)[0]
-    local_s = main_function.expert_prefill_s(problem, placement.main, tokens)[:, owner < 0].sum(axis=1)
+    owner = owner_of(problem.spec.experts_per_layer, layer.parts, layer.gpu)[0]
+    local_s = main_function.expert_prefill_s(problem, placement.main, tokens)[:, owner == ON_CPU].sum(axis=1)
+    if layer.gpu:
+        gpu_s = main_function.gpu_expert_prefill_s(problem, placement.main, tokens)[:, owner == ON_GPU].sum(axis=1)
+        local_s = np.maximum(local_s, gpu_s)
     if not layer.parts:
         nothing = np.zeros(len(prompts))
         return Sent(local_s, nothing, nothing)

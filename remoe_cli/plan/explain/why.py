@@ -105,7 +105,7 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
     Savings come from the duals of the relaxation at this main spec.
     """
     main = Main(plan.main, plan.instances)
-    prices = multipliers(Task(problem, build_columns(problem, candidate_sets(problem.workload)), aim), main)
+    prices = multipliers(Task(problem, build_columns(problem, candidate_sets(problem)), aim), main)
     outcome = plan.outcome
     request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
     longest = float(longest_s(problem, Placement(plan.main, plan.layers, plan.instances), outcome.tpot_s, problem.workload.front).max())

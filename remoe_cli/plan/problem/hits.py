@@ -1,8 +1,8 @@
-"""How many experts of which function one decode token hits.
+"""How many experts of which function one decode token hits, and how many in the main function.
 
 Decode time (E[max(local, remote)]) and the bill both rest on this. A remote set is divided over functions: `owner` [S, E] is the
-function of each expert in each of S candidate sets, -1 for local. A token's layer ends with its busiest function, while every function
-that it hits is billed, so the distribution keeps both. It is exact over the recorded tokens.
+function of each expert in each of S candidate sets, ON_CPU or ON_GPU for the main function's. A token's layer ends with its busiest
+function, while every function that it hits is billed, so the distribution keeps both. It is exact over the recorded tokens.
 """
 
 from __future__ import annotations
@@ -17,21 +17,25 @@ from remoe_cli.plan.arrays import Bools, Floats, Ints
 
 Pattern = tuple[Ints, Ints | Floats]  # of one layer: distinct sets of experts [P, k], and how many tokens used each [P], or their weight
 Parts = tuple[tuple[int, ...], ...]  # the experts of each function
+Few = npt.NDArray[np.int16]
+ON_CPU, ON_GPU = -1, -2  # owners that are no function
 
 
 @dataclass(frozen=True)
 class HitDistribution:
     """What one decode token of one layer hits, for each of S remote sets.
 
-    local, busiest   int64 [P], pairs that occur: local experts hit, and remote experts hit in the function that is hit most
+    local, busiest   int64 [P], pairs that occur: experts hit in CPU memory, and in the function that is hit most
     shares           float64 [S, P], share of tokens with that pair
     calls            float64 [S, k + 1], expected functions that are hit in so many experts; column 0 is 0
+    gpu              int64 [P], experts hit on the GPU, with each pair; None where no set has any there
     """
 
     local: Ints
     busiest: Ints
     shares: Floats
     calls: Floats
+    gpu: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,18 @@ class HitCounter:
     patterns: tuple[Pattern, ...]
     ranks: Ints
     _prefixes: dict[int, HitDistribution] = field(default_factory=dict, init=False, repr=False)
-    _parts: dict[tuple[int, Parts], HitDistribution] = field(default_factory=dict, init=False, repr=False)
+    _parts: dict[tuple[int, Parts, tuple[int, ...]], HitDistribution] = field(default_factory=dict, init=False, repr=False)
 
     def of_owners(self, layer: int, owner: Ints) -> HitDistribution:
         """Count for the sets `owner` [S, E] of one layer."""
-        return _counted(self.patterns[layer], owner)
+        count = _counted_with_gpu if (owner == ON_GPU).any() else _counted
+        return count(self.patterns[layer], owner)
 
-    def of_parts(self, layer: int, parts: Parts) -> HitDistribution:
-        """Count for one set (S = 1), given by the experts of each of its functions."""
-        if (layer, parts) not in self._parts:
-            self._parts[layer, parts] = self.of_owners(layer, owner_of(self.ranks.shape[1], parts))
-        return self._parts[layer, parts]
+    def of_parts(self, layer: int, parts: Parts, gpu: tuple[int, ...] = ()) -> HitDistribution:
+        """Count for one set (S = 1), given by the experts of each of its functions, and those on the GPU."""
+        if (layer, parts, gpu) not in self._parts:
+            self._parts[layer, parts, gpu] = self.of_owners(layer, owner_of(self.ranks.shape[1], parts, gpu))
+        return self._parts[layer, parts, gpu]
 
     def of_prefixes(self, layer: npt.ArrayLike, sizes: Ints, functions: int) -> HitDistribution:
         """Count for the `sizes` [S] least used experts of a layer, or of layers [S], divided by `owners`.
@@ -71,9 +76,10 @@ class HitCounter:
         return HitDistribution(hits.local, hits.busiest, hits.shares[at], hits.calls[at])
 
 
-def owner_of(experts: int, parts: Parts) -> Ints:
-    """Write one set as int64 [1, E]: the function of each expert, -1 for local."""
-    owner = np.full((1, experts), -1)
+def owner_of(experts: int, parts: Parts, gpu: tuple[int, ...] = ()) -> Ints:
+    """Write one set as int64 [1, E]: the function of each expert, ON_GPU for those there, ON_CPU for the rest."""
+    owner = np.full((1, experts), ON_CPU)
+    owner[0, list(gpu)] = ON_GPU
     for function, part in enumerate(parts):
         owner[0, list(part)] = function
     return owner
@@ -100,19 +106,34 @@ def positions(members: Bools, rank: Ints) -> Ints:
     return place
 
 
+def _hits_of(patterns: Ints, owner: Ints, owners: Sequence[int]) -> Few:
+    """Count the experts that each pattern hits of each of these owners.
+
+    Shapes: `owner` [S, E]; int16 [owners, S, P].
+    """
+    with_none = np.concatenate([owner, np.full((len(owner), 1), ON_CPU)], axis=1).astype(np.int16)
+    hits = np.zeros((len(owners), len(owner), len(patterns)), dtype=np.int16)
+    for slot in patterns.T:
+        at = with_none[:, slot]
+        for index, one in enumerate(owners):
+            hits[index] += at == one
+    return hits
+
+
+def _calls(hits: Few, counts: Ints | Floats, k: int) -> Floats:
+    """Compute `HitDistribution.calls` from the hits of each function."""
+    calls = np.zeros((hits.shape[1], k + 1))
+    for hit in range(1, k + 1):
+        calls[:, hit] = ((hits == hit).sum(axis=0) @ counts) / counts.sum()
+    return calls
+
+
 def _counted(pattern: Pattern, owner: Ints) -> HitDistribution:
     patterns, counts = pattern
     k, functions = patterns.shape[1], int(owner.max(initial=-1)) + 1
-    with_none = np.concatenate([owner, np.full((len(owner), 1), -1)], axis=1)
     used = (patterns >= 0).sum(axis=1)
-    hits = np.zeros((functions, len(owner), len(patterns)), dtype=np.int64)
-    for slot in patterns.T:
-        at = with_none[:, slot]
-        for function in range(functions):
-            hits[function] += at == function
-    calls = np.zeros((len(owner), k + 1))
-    for hit in range(1, k + 1):
-        calls[:, hit] = ((hits == hit).sum(axis=0) @ counts) / counts.sum()
+    hits = _hits_of(patterns, owner, range(functions))
+    calls = _calls(hits, counts, k)
     busiest = hits.max(axis=0, initial=0)
     code = busiest + (k + 1) * (used[None, :] - hits.sum(axis=0))
     pairs = np.unique(code)
@@ -120,14 +141,43 @@ def _counted(pattern: Pattern, owner: Ints) -> HitDistribution:
     return HitDistribution(pairs // (k + 1), pairs % (k + 1), shares, calls)
 
 
+def _counted_with_gpu(pattern: Pattern, owner: Ints) -> HitDistribution:
+    """Count as `_counted` does where experts are on the GPU.
+
+    Many sets share their remote experts or those on the GPU, so both are counted once, and each set only adds up tokens.
+    """
+    patterns, counts = pattern
+    slots, functions = patterns.shape[1] + 1, int(owner.max(initial=-1)) + 1
+    divided, of_divided = np.unique(np.maximum(owner, ON_CPU), axis=0, return_inverse=True)
+    on_gpu, of_gpu = np.unique(owner == ON_GPU, axis=0, return_inverse=True)
+    hits = _hits_of(patterns, divided, range(functions))
+    busiest, kept = hits.max(axis=0, initial=0), (patterns >= 0).sum(axis=1) - hits.sum(axis=0)
+    gpu = _hits_of(patterns, on_gpu.astype(np.int64), (1,))[0].astype(np.int64)
+    shares = np.empty((len(owner), slots**3))
+    for index, (which, there) in enumerate(zip(of_divided.ravel().tolist(), of_gpu.ravel().tolist(), strict=True)):
+        code = busiest[which] + slots * (kept[which] - gpu[there]) + slots**2 * gpu[there]
+        shares[index] = np.bincount(code, counts, slots**3) / counts.sum()
+    return _of_codes(shares, _calls(hits, counts, slots - 1)[of_divided.ravel()])
+
+
 def joined(several: Sequence[HitDistribution]) -> HitDistribution:
     """Join the distributions of several layers into one, with the sets of one layer after the other's."""
-    slots = several[0].calls.shape[1]
-    shares = np.zeros((sum(len(hits.shares) for hits in several), slots * slots))
+    slots, has_gpu = several[0].calls.shape[1], any(hits.gpu is not None for hits in several)
+    shares = np.zeros((sum(len(hits.shares) for hits in several), slots ** (3 if has_gpu else 2)))
     for hits, end in zip(several, np.cumsum([len(hits.shares) for hits in several]), strict=True):
-        shares[end - len(hits.shares) : end, hits.local * slots + hits.busiest] = hits.shares
-    present = np.flatnonzero(shares.any(axis=0))
-    return HitDistribution(present // slots, present % slots, shares[:, present], np.concatenate([hits.calls for hits in several]))
+        code = hits.local * slots + hits.busiest + (0 if hits.gpu is None else hits.gpu * slots**2)
+        shares[end - len(hits.shares) : end, code] = hits.shares
+    return _of_codes(shares, np.concatenate([hits.calls for hits in several]))
+
+
+def _of_codes(shares: Floats, calls: Floats) -> HitDistribution:
+    """Make a distribution of shares by what is hit, as one number: GPU, local and busiest, in that order.
+
+    Shapes: `shares` [S, (k + 1) ** 2] without a GPU, else [S, (k + 1) ** 3].
+    """
+    slots, present = calls.shape[1], np.flatnonzero(shares.any(axis=0))
+    gpu = present // slots**2 if shares.shape[1] > slots**2 else None
+    return HitDistribution(present // slots % slots, present % slots, shares[:, present], calls, gpu)
 
 
 def _all_prefixes(pattern: Pattern, rank: Ints, functions: int) -> HitDistribution:

@@ -23,6 +23,7 @@ class Problem:
 
     latency       the profile's times: of expert functions, and of main specs that are not in `described`
     described     times of main specs by name, where they are not the profile's own
+    gpu_experts   whether experts may be on the main function's GPU; a plan without them shows what they are worth
     ttft_at       the request whose TTFT is held against the target; None: the mean is
     invocations   per-layer: one call for all experts that a token hits in a function; per-expert: one call after another for each
 
@@ -35,6 +36,7 @@ class Problem:
     workload: Workload
     described: Mapping[str, Latency] = field(default_factory=dict)
     invocations: Invocations = "per-layer"
+    gpu_experts: bool = True
     ttft_at: TtftAt | None = None
 
     @property

@@ -29,6 +29,7 @@ class PlanRequest:
     solver              exact, scan or paper; chooses the placement unless one of the next two does
     remote_share        force this share of the experts into functions, the least used first
     placement_file      price the placement in this file
+    gpu_experts         whether experts may be on the main function's GPU
     routing             a mixture of the profile's prompts; by default all of them together
     time_limit_s        seconds after which the exact solver stops with the best plan that it has
     examine             also price scenarios and break-evens
@@ -44,6 +45,7 @@ class PlanRequest:
     solver: Method = "exact"
     remote_share: float | None = None
     placement_file: Path | None = None
+    gpu_experts: bool = True
     routing: PredictedRouting | None = None
     waking: Waking | None = None
     time_limit_s: float = 120.0
@@ -72,7 +74,7 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
     at = _ttft_at(workload, request.aim.ttft_percentile)
     if at is not None:
         workload = replace(workload, also_priced=(at.n_in,))
-    return Problem(spec, latency, catalog, workload, described, request.invocations, at)
+    return Problem(spec, latency, catalog, workload, described, request.invocations, request.gpu_experts, at)
 
 
 def _ttft_at(workload: Workload, percentile: float | None) -> TtftAt | None:

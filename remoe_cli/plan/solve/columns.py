@@ -1,9 +1,10 @@
 """Columns of the exact programme: every choice for one layer that may be part of an optimal plan.
 
-A choice is a remote set, a memory spec, a number of functions and a number of replicas. With the main spec fixed, its part of TTFT, TPOT
-and cost is a constant, so the max() and the products of the paper's non-linear programme disappear. The C columns of all layers lie one
-after the other, those of one set together. A set that no single function of a memory spec holds is divided over the fewest functions that
-do; only undivided sets have replicas.
+A choice is a set (which experts are remote, and which are on the GPU), a memory spec, a number of functions and a number of replicas. With
+the main spec fixed, its part of TTFT, TPOT and cost is a constant, so the max() and the products of the paper's non-linear programme
+disappear. The C columns of all layers lie one after the other, those of one set together. Remote experts that no single function of a
+memory spec holds are divided over the fewest functions that do; only undivided ones have replicas. What is on the GPU changes nothing of
+the functions: sets with the same remote experts are priced once, and differ in the main function's times only.
 
 Source: planning.md, section 'Columns'.
 """
@@ -17,46 +18,30 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from remoe_cli.plan.arrays import Bools, Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.cost.expert_functions import Places
 from remoe_cli.plan.document import LayerPlan, MainSpec
 from remoe_cli.plan.problem.aim import SLACK
-from remoe_cli.plan.problem.hits import HitDistribution, joined, owners, positions
+from remoe_cli.plan.problem.hits import HitDistribution, joined, owner_of, owners, positions
 from remoe_cli.plan.problem.problem import MB, Problem
 from remoe_cli.plan.problem.workload import Workload
+from remoe_cli.plan.solve.candidates import ON_CPU, ON_GPU, REMOTE, Sets
+from remoe_cli.plan.solve.variants import DecodeTable, Small, spread_out, variants_of
 
-Small = npt.NDArray[np.int32]
 _AT_ONCE = 2**19  # figures in one table of sets, speeds and invocations: larger tables take more memory and as much time
-
-
-@dataclass(frozen=True)
-class DecodeTable:
-    """What decode time depends on, of sets that are divided over the same number of functions.
-
-    local    [P], local experts that a token hits
-    call_s   [V, P], how long the remote side takes, at each speed of the functions
-    shares   [S, P], share of tokens with each pair, for each set
-
-    Shapes: S sets, V speeds, P pairs of hits (`HitDistribution`).
-    """
-
-    local: Ints
-    call_s: Floats
-    shares: Floats
 
 
 @dataclass(frozen=True)
 class Columns:
     """All columns of all layers. The sets of all layers are numbered in one row.
 
-    members, set_layer    bool [X, E], experts of each set; [X], its layer
+    sets, set_layer       [X, E], where each expert is in each set (`candidates.Sets`); [X], its layer
     starts                [L], the first column of each layer
     layer, at_set         [C], layer and set of each column; both ascend
     memory_mb, functions, replicas    [C], 0 for an empty set
-    count                 [C], remote experts
+    count, gpu            [C], remote experts, and experts on the GPU
     zt_s                  [B, C], remote prefill of each length of prompts
     bill_usd              [C], invocations of a request, with cold starts of functions
     start_s               [C], wait for functions that start, in the mean request (only beside an always-on main function)
@@ -65,7 +50,7 @@ class Columns:
     Shapes: C columns, X sets, L layers, E experts, B lengths of prompts (`Workload.prompts`). Small integers are int32.
     """
 
-    members: Bools
+    sets: Sets
     set_layer: Small
     starts: Ints
     layer: Small
@@ -74,6 +59,7 @@ class Columns:
     functions: Small
     replicas: Small
     count: Small
+    gpu: Small
     zt_s: Floats
     bill_usd: Floats
     start_s: Floats
@@ -89,20 +75,32 @@ class Columns:
         return sorted(set(range(len(self.starts))) - set(self.layer.tolist()))
 
     def local_s(self, problem: Problem, spec: MainSpec) -> Floats:
-        """Compute prefill of each set's local experts, for each length of prompts.
+        """Compute prefill of each set's experts in the main function, for each length of prompts; endless where they cannot be there.
 
         Shapes: [B, X].
         """
-        local = ~self.members
-        out = []
+        on_cpu, on_gpu = self.sets == ON_CPU, self.sets == ON_GPU
+        there, out = np.flatnonzero(on_gpu.any(axis=1)), []
         for n_in in problem.workload.prompts:
-            seconds = main_function.expert_prefill_s(problem, spec, problem.workload.use * n_in)
-            out.append(np.einsum("xe,xe->x", local, seconds[self.set_layer]))
+            tokens = problem.workload.use * n_in
+            seconds = np.einsum("xe,xe->x", on_cpu, main_function.expert_prefill_s(problem, spec, tokens)[self.set_layer])
+            if len(there) and not main_function.has_gpu_tier(problem, spec):
+                seconds[there] = np.inf
+            elif len(there):
+                gpu_s = main_function.gpu_expert_prefill_s(problem, spec, tokens)[self.set_layer[there]]
+                seconds[there] = np.maximum(seconds[there], np.einsum("xe,xe->x", on_gpu[there], gpu_s))
+            out.append(seconds)
         return np.array(out)
 
-    def decode_s(self, step_s: float) -> Floats:
-        """Compute E[max(local, remote)] of one decode token, for the places that `decode_at` names."""
-        return np.concatenate([(s.shares @ np.maximum(s.local * step_s, s.call_s).T).ravel() for s in self.decode_tables])
+    def decode_s(self, step_s: float, gpu_step_s: float) -> Floats:
+        """Compute E[max(CPU, GPU, remote)] of one decode token, for the places that `decode_at` names."""
+        each = []
+        for table in self.decode_tables:
+            waits_s = np.maximum(table.local * step_s, table.call_s)
+            if table.gpu is not None and gpu_step_s < math.inf:  # else these columns are not used
+                waits_s = np.maximum(waits_s, table.gpu * gpu_step_s)
+            each.append((table.shares @ waits_s.T).ravel())
+        return np.concatenate(each)
 
     def merged(self) -> tuple[Columns, Ints]:
         """Merge columns that differ only in replicas into one optimistic column (elementwise minimum).
@@ -110,7 +108,7 @@ class Columns:
         Its bound is valid for each of them. Also returns where the columns of each merged one begin among these.
         """
         firsts = np.flatnonzero(np.diff(self.decode_at, prepend=-1))
-        names = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "start_s", "decode_at")
+        names = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "gpu", "start_s", "decode_at")
         same: dict[str, Any] = {name: getattr(self, name)[firsts] for name in names}
         zt_s, bill_usd = np.minimum.reduceat(self.zt_s, firsts, axis=1), np.minimum.reduceat(self.bill_usd, firsts)
         return replace(self, starts=np.searchsorted(firsts, self.starts), zt_s=zt_s, bill_usd=bill_usd, **same), firsts
@@ -120,7 +118,8 @@ class Columns:
         return tuple(self._layer_plan(problem, index, int(column)) for index, column in enumerate(chosen))
 
     def _layer_plan(self, problem: Problem, index: int, column: int) -> LayerPlan:
-        members, functions = self.members[self.at_set[column]], int(self.functions[column])
+        placed, functions = self.sets[self.at_set[column]], int(self.functions[column])
+        members = placed == REMOTE
         parts: tuple[tuple[int, ...], ...] = ()
         if functions > 1:
             owner = owners(members[None], problem.workload.ranks[index], functions)[0]
@@ -131,12 +130,13 @@ class Columns:
             memory_mb=int(self.memory_mb[column]),
             replicas=int(self.replicas[column]),
             functions=parts,
+            gpu=tuple(np.flatnonzero(placed == ON_GPU).tolist()),
         )
 
 
 def build_columns(
     problem: Problem,
-    candidates: tuple[Bools, ...],
+    candidates: tuple[Sets, ...],
     *,
     memory_menu_mb: tuple[int, ...] | None = None,
     replicas: tuple[int, ...] | None = None,
@@ -147,18 +147,24 @@ def build_columns(
     Left out is what does not fit the function's memory, its time or the payload, and what cannot be better: memory that makes a function
     no faster, and replicas that do not shorten prefill.
 
-    Shapes: `candidates` per layer bool [S, E].
+    Shapes: `candidates` per layer [S, E].
     """
     workload, side = problem.workload, problem.catalog.function
     menu, numbers = np.array(memory_menu_mb or side.memory_menu_mb), replicas or tuple(range(1, side.max_replicas + 1))
-    members = np.concatenate(candidates)
-    set_layer = np.repeat(np.arange(len(candidates), dtype=np.int32), [len(sets) for sets in candidates])
+    sets = np.concatenate(candidates)
+    layer_of_set = np.repeat(np.arange(len(candidates), dtype=np.int32), [len(some) for some in candidates])
+    # From here on, `members` and what goes with them are the different remote sets.
+    variants = variants_of(sets, layer_of_set)
+    members, set_layer = sets[variants.first] == REMOTE, layer_of_set[variants.first]
     rank, count = workload.ranks[set_layer], members.sum(axis=1)
     # Counting all prefixes does not pay for one set of a layer.
     prefixes = len(members) > 2 * len(candidates) and bool((members == (rank < count[:, None])).all())
     empty = np.flatnonzero(count == 0)
-    parts, taken = [_nothing_remote(workload, empty)], len(empty)
     tables = [DecodeTable(np.ones(1, dtype=np.int64), np.zeros((1, 1)), workload.decode_hits[set_layer[empty]].sum(axis=1, keepdims=True))]
+    nowhere = np.repeat(owner_of(sets.shape[1], ()), len(empty), axis=0)
+    parts, more = spread_out(problem, variants, [_nothing_remote(workload, empty)], empty, nowhere, None, 0)
+    tables += more
+    taken = len(empty) + sum(len(table.shares) for table in more)
     for divided in _divided(problem, menu, members, set_layer):
         at, functions, memory_mb = divided.at, divided.functions, divided.memory_mb
         hits = workload.hits.of_prefixes(divided.layer, count[at], functions) if prefixes else _hits(divided)
@@ -169,6 +175,7 @@ def build_columns(
             problem, memory_mb, divided.biggest, *expert_functions.decode_billed(problem, divided.speeds_mb, hits)
         )
         start_s = workload.cold_share * expert_functions.cold_s(problem, divided.biggest)
+        priced = []
         for z, quicker, zt_s, usd in _instances(divided, numbers if functions == 1 else (1,), payload_limited):
             s, v = np.nonzero(quicker)
             small = {
@@ -179,17 +186,20 @@ def build_columns(
                 "decode_at": taken + np.ravel_multi_index((s, v), memory_mb.shape),
             }
             figures = {"bill_usd": (usd + workload.n_out * decode_usd)[s, v], "start_s": start_s[s], "zt_s": zt_s[:, s, v]}
-            parts.append(figures | {name: array.astype(np.int32) for name, array in small.items()})
-        taken += memory_mb.size
+            priced.append(figures | {name: array.astype(np.int32) for name, array in small.items()})
+        copied, more = spread_out(problem, variants, priced, at, divided.owner, divided.speeds_mb, taken)
+        parts, tables = [*parts, *copied], [*tables, *more]
+        taken += memory_mb.size + sum(len(table.shares) * memory_mb.shape[1] for table in more)
     order = np.lexsort([np.concatenate([part[name] for part in parts]) for name in ("replicas", "memory_mb", "at_set")])
     whole = {name: np.concatenate([part.pop(name) for part in parts], axis=-1)[..., order] for name in tuple(parts[0])}
-    layer = set_layer[whole["at_set"]]
+    layer = layer_of_set[whole["at_set"]]
     return Columns(
-        members=members,
-        set_layer=set_layer,
+        sets=sets,
+        set_layer=layer_of_set,
         starts=np.searchsorted(layer, np.arange(len(candidates))),
         layer=layer,
-        count=count[whole["at_set"]].astype(np.int32),
+        count=(sets == REMOTE).sum(axis=1)[whole["at_set"]].astype(np.int32),
+        gpu=(sets == ON_GPU).sum(axis=1)[whole["at_set"]].astype(np.int32),
         decode_tables=tuple(tables),
         **whole,
     )

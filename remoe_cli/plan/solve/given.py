@@ -75,7 +75,9 @@ def _check_layers(path: Path, problem: Problem, layers: tuple[LayerPlan, ...]) -
         f"remote experts, memory and replicas are 0. 2 to {side.max_functions} functions have 1 replica and hold each expert once."
     )
     for layer in layers:
-        inside = all(0 <= e < spec.experts_per_layer for e in layer.remote) and list(layer.remote) == sorted(set(layer.remote))
+        inside = all(
+            all(0 <= e < spec.experts_per_layer for e in ids) and list(ids) == sorted(set(ids)) for ids in (layer.remote, layer.gpu)
+        )
         most = 1 if layer.functions else side.max_replicas
         sized = layer.memory_mb in side.memory_menu_mb and 1 <= layer.replicas <= most
         if not layer.remote:
@@ -95,10 +97,16 @@ def broken_limits(problem: Problem, placement: Placement) -> list[str]:
     Limits are those of memory, payload, concurrency and time, for every request; targets are not checked.
     """
     side, out, parts = problem.catalog.function, [], []
-    local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in placement.layers)
-    capacity = main_function.local_capacity(problem, placement.main)
+    gpu = sum(len(layer.gpu) for layer in placement.layers)
+    local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in placement.layers) - gpu
+    capacity, gpu_capacity = (held(problem, placement.main) for held in (main_function.local_capacity, main_function.gpu_capacity))
+    beside = f"{placement.main.name} holds {max(0, capacity)} experts beside the rest of the model"
     if local > capacity:
-        out.append(f"{placement.main.name} holds {max(0, capacity)} experts beside the rest of the model, but {local} are local")
+        out.append(f"{beside}, but {local} are local{' and not on the GPU' if gpu else ''}")
+    if local + gpu > (fetched := main_function.fetch_capacity(problem, placement.main)):
+        out.append(f"the /tmp of {placement.main.name} holds {max(0.0, fetched):.0f} experts beside the rest, but {local + gpu} are local")
+    if gpu > gpu_capacity:
+        out.append(f"the GPU of {placement.main.name} holds {gpu_capacity} experts beside the rest of the model, but {gpu} are on it")
     for index, layer in enumerate(placement.layers):
         part = layer_outcome(problem, placement, index)
         parts.append(part)

@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 
 from remoe_cli.errors import InfeasibleError, OverBudgetError
-from remoe_cli.plan.arrays import Bools
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.document import MainSpec, Objective
 from remoe_cli.plan.problem.aim import SLACK, Aim
 from remoe_cli.plan.problem.problem import MB, Problem
+from remoe_cli.plan.solve.candidates import REMOTE, Sets
 from remoe_cli.plan.solve.columns import Columns, build_columns
 from remoe_cli.plan.solve.exact import solve
 from remoe_cli.plan.solve.node import Task
@@ -24,7 +24,7 @@ from remoe_cli.plan.solve.node import Task
 GAP = 1e-4
 
 
-def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
+def diagnose(problem: Problem, candidates: tuple[Sets, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
     """Make the error for a problem without a plan: which limit fails, and the least value that would do."""
     error = _diagnosed(problem, candidates, aim, time_limit_s)
     if len(problem.menu) == len(problem.catalog.main.menu):
@@ -32,7 +32,7 @@ def diagnose(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_lim
     return type(error)(error.message, f"{error.hint} With --requests-per-hour, main functions that are rented by the hour are tried too.")
 
 
-def _diagnosed(problem: Problem, candidates: tuple[Bools, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
+def _diagnosed(problem: Problem, candidates: tuple[Sets, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
     columns = build_columns(problem, candidates)
     if not _roomy(problem, columns):
         return _memory_or_payload(problem, candidates, columns)
@@ -126,10 +126,17 @@ def _least_local(problem: Problem, columns: Columns) -> int | None:
 
 def _roomy(problem: Problem, columns: Columns) -> bool:
     local = _least_local(problem, columns)
-    return local is not None and any(main_function.local_capacity(problem, spec) >= local for spec in problem.menu)
+    return local is not None and any(_capacity(problem, spec) >= local for spec in problem.menu)
 
 
-def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns: Columns) -> InfeasibleError:
+def _capacity(problem: Problem, spec: MainSpec) -> int:
+    """Count the experts of all layers that fit a main function, in CPU memory and on its GPU; negative where the rest does not fit."""
+    on_cpu = main_function.local_capacity(problem, spec)
+    both = on_cpu + main_function.gpu_capacity(problem, spec)
+    return int(min(both, main_function.fetch_capacity(problem, spec))) if on_cpu >= 0 else on_cpu
+
+
+def _memory_or_payload(problem: Problem, candidates: tuple[Sets, ...], columns: Columns) -> InfeasibleError:
     longest = problem.workload.most_in
     unlimited = build_columns(problem, candidates, payload_limited=False)
     if _roomy(problem, unlimited):
@@ -149,7 +156,7 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns:
         )
     if empty := unlimited.empty_layers:
         side, index = problem.catalog.function, empty[0]
-        sets = candidates[index]
+        sets = candidates[index] == REMOTE
         experts = math.ceil(sets.sum(axis=1).min() / side.max_functions)
         rows = sets @ problem.workload.use[index] * longest
         function_mb = math.ceil(expert_functions.function_memory_bytes(problem, experts, rows.min() / side.max_functions) / MB)
@@ -159,12 +166,13 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Bools, ...], columns:
             f"{side.memory_menu_mb[-1]} MB.",
             "Make a smaller share of the experts remote, or use a catalog with larger functions.",
         )
-    largest = max(problem.menu, key=lambda spec: main_function.local_capacity(problem, spec))
-    if largest.gpu_memory_mb is not None and main_function.base_bytes(problem) > largest.gpu_memory_mb * MB:
+    largest = max(problem.menu, key=lambda spec: _capacity(problem, spec))
+    usable_bytes = main_function.usable_gpu_bytes(problem, largest)
+    if largest.gpu_memory_mb is not None and main_function.base_bytes(problem) > usable_bytes:
         return InfeasibleError(
             f"The GPU memory is too small: the model without its experts needs {main_function.base_bytes(problem) / MB:.0f} MB"
             f"{_for(problem)}, "
-            f"and {largest.name} has {largest.gpu_memory_mb} MB.",
+            f"and {largest.name} has {usable_bytes / MB:.0f} MB for it.",
             "Use a catalog with larger GPUs, or plan for shorter requests.",
         )
     return InfeasibleError(
@@ -190,10 +198,11 @@ def _with_function(problem: Problem, **update: float) -> Problem:
 
 
 def _needed_mb(problem: Problem, spec: MainSpec, columns: Columns) -> int:
-    return math.ceil(main_function.main_memory_bytes(problem, spec, _least_local(problem, columns) or 0) / MB)
+    on_cpu = max(0, (_least_local(problem, columns) or 0) - main_function.gpu_capacity(problem, spec))
+    return math.ceil(main_function.main_memory_bytes(problem, spec, on_cpu) / MB)
 
 
-def _least_payload_bytes(problem: Problem, candidates: tuple[Bools, ...]) -> int:
+def _least_payload_bytes(problem: Problem, candidates: tuple[Sets, ...]) -> int:
     """Find the smallest payload limit that would do, by bisection over whole bytes.
 
     A larger payload never takes a column away.

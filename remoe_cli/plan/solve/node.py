@@ -19,7 +19,8 @@ from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.document import MainSpec
 from remoe_cli.plan.problem.aim import SLACK, Aim
 from remoe_cli.plan.problem.problem import Main, Problem
-from remoe_cli.plan.solve.columns import Columns, Small
+from remoe_cli.plan.solve.columns import Columns
+from remoe_cli.plan.solve.variants import Small
 
 MOST_INSTANCES = 64  # of one always-on main spec
 
@@ -110,8 +111,10 @@ def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:
     for instances in range(1, MOST_INSTANCES + 1):
         main = Main(spec, instances)
         if instances == 2 and most > 1:
-            figures = _figures(problem, task.columns, (main,), None)
-            slowest_s = figures.rest_s + float(np.maximum.reduceat(figures.request_s(problem), task.columns.starts).sum())
+            at = _usable(task, (main,), None)
+            figures, layer = _figures(problem, task.columns, (main,), at), task.columns.layer[slice(None) if at is None else at]
+            starts = np.flatnonzero(np.diff(layer, prepend=-1))
+            slowest_s = figures.rest_s + float(np.maximum.reduceat(figures.request_s(problem), starts).sum())
             most = math.ceil(slowest_s * (problem.workload.requests_per_hour or 0.0) / 3600)
         if instances > most or (task.aim.objective == "cost" and main_function.fixed_usd(problem, main) > cutoff):
             return
@@ -144,14 +147,22 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
     workload = problem.workload
     # One spec stands for all of the same speed and kind.
     kinds = {
-        (s.hardware, main_function.vcpus(problem, s), main_function.on_gpu(problem, s), s.usd_per_hour is None, s.scales_to_zero): s
+        (
+            s.hardware,
+            main_function.vcpus(problem, s),
+            main_function.on_gpu(problem, s),
+            main_function.has_gpu_tier(problem, s),
+            s.usd_per_hour is None,
+            s.scales_to_zero,
+        ): s
         for s in (m.spec for m in bought)
     }
     specs = tuple(kinds.values())
     chosen: Any = slice(None) if at is None else at
     sets = columns.at_set[chosen]
     local = np.minimum.reduce([columns.local_s(problem, spec) for spec in specs])
-    at_s = columns.decode_s(min(main_function.expert_step_s(problem, spec) for spec in specs))
+    steps_s = (main_function.expert_step_s, main_function.gpu_expert_step_s)
+    at_s = columns.decode_s(*(min(step_s(problem, spec) for spec in specs) for step_s in steps_s))
     prefill_s = [np.maximum(local_s[sets], zt_s[chosen]) for local_s, zt_s in zip(local, columns.zt_s, strict=True)]
     first_s = sum(kind.share * seconds for kind, seconds in zip(workload.lengths, prefill_s, strict=False)) + np.zeros(len(sets))
     local_experts = problem.spec.experts_per_layer - columns.count[chosen]
@@ -203,12 +214,22 @@ def _functions_s(problem: Problem, mean_start_s: Floats) -> Floats:
     return mean_start_s / problem.workload.cold_share if problem.workload.cold_share > 0 else np.zeros(len(mean_start_s))
 
 
+def _usable(task: Task, bought: tuple[Main, ...], at: Ints | None) -> Ints | None:
+    """Leave columns with experts on the GPU out where no main function has room for one there; None: all columns."""
+    if not task.columns.gpu.any() or any(main_function.gpu_capacity(task.problem, main.spec) for main in bought):
+        return at
+    every: Ints = np.arange(len(task.columns.gpu)) if at is None else at
+    usable: Ints = every[task.columns.gpu[every] == 0]
+    return usable
+
+
 def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> Node | None:
     """Relax the problem over a range of main functions; None when one limit alone rules the range out.
 
     `at` are the columns to keep; by default all.
     """
     problem, columns = task.problem, task.columns
+    at = _usable(task, bought, at)
     figures = _figures(problem, columns, bought, at)
     chosen: Any = slice(None) if at is None else at
     layer = columns.layer[chosen]
@@ -224,8 +245,14 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
     capacity = max(main_function.local_capacity(problem, main.spec) for main in bought)
     longest_s = max(main_function.longest_mean_s(problem, main) for main in bought)
     ends_s, held = max(main_function.longest_request_s(problem, main.spec) for main in bought), problem.workload.held
-    local = (problem.spec.experts_per_layer - columns.count[chosen]).astype(np.float64)
+    gpu = columns.gpu[chosen].astype(np.float64)
+    local = (problem.spec.experts_per_layer - columns.count[chosen]).astype(np.float64) - gpu
     limits: dict[str, tuple[Floats, float]] = {"memory": (local, float(capacity))}
+    fetched = max(main_function.fetch_capacity(problem, main.spec) for main in bought)
+    if fetched < math.inf and gpu.any():  # else the limit of memory has it
+        limits["storage"] = (local + gpu, fetched)
+    if gpu.any():
+        limits["gpu memory"] = (gpu, float(max(main_function.gpu_capacity(problem, main.spec) for main in bought)))
     for name, row, limit, rest in (
         ("ttft", figures.ttft[0], task.aim.ttft_s, figures.ttft[1]),
         ("tpot", figures.decode_s, task.aim.tpot_s, figures.tpot_rest_s),

@@ -12,9 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Problem
-from remoe_cli.plan.solve.candidates import prefix_sets
+from remoe_cli.plan.solve.candidates import Sets, gpu_sizes, prefix_sets, remote_sizes_beside_gpu, with_gpu
 from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.solve.exact import NodeBound, Solution, bound_node
 from remoe_cli.plan.solve.node import Task, mains, make_node
@@ -22,6 +23,7 @@ from remoe_cli.plan.solve.rounding import rounded
 
 T = TypeVar("T")
 SIZES, SPECS, MAINS = 17, 16, 24  # at most so many sizes of remote sets, memory specs and main functions in a pass
+GPU_SIZES = 5  # at most so many sizes of what is on the GPU, beside those of the best plan
 CLOSER, REACH = (4, 16), 5  # by how much the steps of the next passes are smaller, and how many steps they go from the best plan
 FEW = 65  # sizes of the pass that follows where the first one finds nothing
 _CLOSE = 1e-5  # relative distance to the relaxation's value at which a bound is good enough
@@ -72,7 +74,7 @@ def _pass(problem: Problem, aim: Aim, grid: _Grid, best: Solution | None) -> Sol
 
     Main functions are those near that of `best`, if there is one.
     """
-    columns = build_columns(problem, prefix_sets(problem.workload, grid.sizes), memory_menu_mb=grid.menu, replicas=grid.replicas)
+    columns = build_columns(problem, _sets(problem, grid, best), memory_menu_mb=grid.menu, replicas=grid.replicas)
     here = Task(problem, columns, aim)
     cutoff = best.value if best else np.inf
     bound: NodeBound | None = None
@@ -83,11 +85,20 @@ def _pass(problem: Problem, aim: Aim, grid: _Grid, best: Solution | None) -> Sol
         bound = bound_node(node, bound, cutoff, _CLOSE)
         if bound.lower >= min(cutoff, node.upper_bound):
             continue
-        found = rounded(node, bound.pool)
+        found = rounded(node, np.searchsorted(node.at, bound.pool))
         if found is not None and node.value(found) < cutoff:
             cutoff = node.value(found)
-            best = Solution(main, columns.layer_plans(problem, found), cutoff, 0.0, False)
+            best = Solution(main, columns.layer_plans(problem, node.at[found]), cutoff, 0.0, False)
     return best
+
+
+def _sets(problem: Problem, grid: _Grid, best: Solution | None) -> tuple[Sets, ...]:
+    """List the remote sets of a pass, and for a few of them those with experts on the GPU: as many as the best plan has, or others."""
+    experts, most = problem.spec.experts_per_layer, main_function.most_gpu_experts(problem)
+    sizes, used = gpu_sizes(experts, most), sorted({len(layer.gpu) for layer in best.layers} - {0}) if best else []
+    here = {*_picked(sizes, set(), GPU_SIZES, 1), *_picked(used, set(), GPU_SIZES, 1)}
+    beside = {*_picked(grid.sizes, set(), SIZES, 1), *remote_sizes_beside_gpu(experts)} & set(grid.sizes)
+    return with_gpu(problem, prefix_sets(problem.workload, grid.sizes), tuple(beside), tuple(sorted(here)))
 
 
 def _picked(values: Sequence[T], used: set[T], most: int, closer: int) -> tuple[T, ...]:

@@ -24,10 +24,13 @@ from remoe_cli.plan.verify.cost import (
     cpu_usd_per_s,
     each_usd,
     evenly,
+    gpu_room_bytes,
+    gpu_tier,
     latency_of,
     main_bytes,
     outcome,
     pooled,
+    read_bytes,
     request_bytes,
     vcpus_of,
 )
@@ -35,6 +38,7 @@ from remoe_cli.plan.verify.waking import holds, start_of
 from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_cpu, whole_on_gpu
 
 MB, GB = 2**20, 2**30
+DIGITS = 12  # to which shares of tokens are compared: sums in another order differ in the last ones
 Seconds = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 Bought = tuple[str, int]  # name of a main spec or instance, and how many of them
 Ways = Mapping[Bought, "Way"]  # of equal cost; none where a baseline is missing
@@ -121,11 +125,20 @@ def _local(inputs: VerifierInputs) -> Iterator[Way]:
     There are as many instances as the traffic needs.
     """
     spec = inputs.profile.record.spec
-    layers = tuple(LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in spec.moe_layers)
+    by_use = _by_use(inputs)
     for main in _menu(inputs):
-        room = main_bytes(inputs, main, spec.experts_per_layer * len(layers)) <= main.memory_mb * MB
-        room = room and holds(inputs.catalog, main, spec.nonexpert_bytes + spec.routed_bytes)
-        if not room or (main.gpu_memory_mb is not None and request_bytes(inputs) > main.gpu_memory_mb * MB):
+        room = gpu_room_bytes(inputs, main) - request_bytes(inputs)
+        if main.gpu_memory_mb is not None and room < 0:
+            continue
+        there = set(by_use[: int(room // spec.expert_bytes)]) if gpu_tier(inputs, main) else set()
+        layers = tuple(
+            LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0, gpu=tuple(sorted(expert for at, expert in there if at == index)))
+            for index, layer in enumerate(spec.moe_layers)
+        )
+        nonexpert_bytes, expert_bytes = read_bytes(inputs)
+        if not holds(inputs.catalog, main, nonexpert_bytes + expert_bytes * spec.experts):
+            continue
+        if main_bytes(inputs, main, spec.experts_per_layer * len(layers) - len(there)) > main.memory_mb * MB:
             continue
         found, cold_s = outcome(inputs, main, 1, layers), cold_wait_s(inputs, main, layers)
         start = start_of(inputs.catalog, inputs.plan.workload, main)
@@ -139,6 +152,19 @@ def _local(inputs: VerifierInputs) -> Iterator[Way]:
             yield Way(main, outcome(inputs, main, count, layers), count, cold_s)
         else:
             yield Way(main, found, 1, cold_s)
+
+
+def _by_use(inputs: VerifierInputs) -> list[tuple[int, int]]:
+    """List the experts of all layers, as places of layer and expert, by falling share of the recorded tokens that use them."""
+    shares: dict[tuple[int, int], float] = {}
+    for index, layer in enumerate(inputs.layers):
+        total = sum(layer.choices.values())
+        used = [0.0] * len(layer.use)
+        for choice, tokens in layer.choices.items():
+            for expert in choice:
+                used[expert] += tokens
+        shares |= {(index, expert): round(tokens / total, DIGITS) for expert, tokens in enumerate(used)}
+    return sorted(shares, key=lambda place: (-shares[place], place))
 
 
 def break_even_per_hour(inputs: VerifierInputs) -> float | None:
@@ -234,7 +260,7 @@ def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float, *, quant
     side, reference, spec = inputs.catalog.main, inputs.catalog.reference, inputs.profile.record.spec
     cpu_bytes += side.runtime_memory_mb * MB
     by_use = [MainSpec(name=GPU_BY_USE, memory_mb=1)] if side.usd_per_accelerator_gb_second > 0 else []
-    holding = [gpu for gpu in reference.gpus if (gpu.gpu_memory_mb or 0) * MB >= gpu_bytes and gpu.memory_mb * MB >= cpu_bytes]
+    holding = [gpu for gpu in reference.gpus if gpu_room_bytes(inputs, gpu) >= gpu_bytes and gpu.memory_mb * MB >= cpu_bytes]
     for main in [*by_use, *holding]:
         hardware = read_hardware(main.hardware or reference.hardware)
         if hardware.gpu is None:

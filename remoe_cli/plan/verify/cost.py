@@ -1,7 +1,8 @@
 """A second cost model, for the verifier: plain loops over layers and recorded tokens.
 
 It shares nothing with the planner's, so that an error in the planner's arithmetic is not repeated here. One invocation carries a token's
-experts of a function, TPOT takes E[max] over the recorded tokens, and requests are served one at a time.
+experts of a function, TPOT takes E[max] over the recorded tokens, and requests are served one at a time. Experts on the GPU take their own
+time, beside those on the CPU.
 
 Source: method.md, sections 3 and 4.
 """
@@ -26,7 +27,8 @@ from remoe_cli.profile.latency_record import Latency, Roofline
 from remoe_cli.profile.record import Profile
 
 TOLERANCE = 1e-9
-Hits = Mapping[tuple[int, tuple[int, ...]], float]
+Hits = Mapping[tuple[int, int, tuple[int, ...]], float]  # tokens by experts that they hit on the CPU, on the GPU, and in each function
+Placed = tuple[int, tuple[tuple[int, ...], ...], tuple[int, ...]]  # a layer, the experts of its functions, and those on the GPU
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class VerifierInputs:
     """Everything that is needed to price any placement for a plan's requests.
 
     tokens                      recorded ones that `layers` rest on
-    hits                        keeps what was counted for a layer and its functions
+    hits                        keeps what was counted for a layer and where its experts are
     call_factor, price_factor   factors on the warm overhead of an invocation, and on what expert functions cost
     even_share                  share of the tokens that are not routed as recorded (`evenly`)
     """
@@ -61,7 +63,7 @@ class VerifierInputs:
     catalog: Catalog
     layers: list[Layer]
     tokens: int
-    hits: dict[tuple[int, tuple[tuple[int, ...], ...]], Hits] = field(default_factory=dict)
+    hits: dict[Placed, Hits] = field(default_factory=dict)
     call_factor: float = 1.0
     price_factor: float = 1.0
     even_share: float = 0.0
@@ -154,6 +156,29 @@ def accelerated(inputs: VerifierInputs, main: MainSpec) -> bool:
     return main.gpu_memory_mb is not None or (main.usd_per_hour is None and inputs.catalog.main.usd_per_accelerator_gb_second > 0)
 
 
+def gpu_tier(inputs: VerifierInputs, main: MainSpec) -> bool:
+    """Tell whether experts may be on the GPU: the instance has one of its own, and its time is known."""
+    return main.gpu_memory_mb is not None and latency_of(inputs, main).gpu_expert is not None
+
+
+def gpu_room_bytes(inputs: VerifierInputs, main: MainSpec) -> float:
+    """Compute the GPU memory that weights, KV cache and hidden states may take: what the driver and CUDA leave of the nominal size."""
+    side = inputs.catalog.main
+    left = (main.gpu_memory_mb or 0) - (main.gpu_memory_mb or 0) * side.gpu_hidden_share - side.gpu_runtime_memory_mb
+    return max(left, 0.0) * 2**20
+
+
+def gpu_seconds(latency: Latency, tokens: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Compute how long the GPU takes for experts with so many tokens each, one after another.
+
+    Shapes: [.., experts]; [..].
+    """
+    if latency.gpu_expert is None or not tokens.shape[-1]:
+        return np.zeros(tokens.shape[:-1])
+    seconds: npt.NDArray[np.float64] = latency.gpu_expert.seconds(tokens, 1.0).sum(axis=-1)
+    return seconds
+
+
 def request_bytes(inputs: VerifierInputs) -> int:
     """Compute non-expert modules, and KV cache and hidden states of the longest request."""
     spec = inputs.profile.record.spec
@@ -163,12 +188,16 @@ def request_bytes(inputs: VerifierInputs) -> int:
     return spec.nonexpert_bytes + kv + tokens * spec.hidden_state_bytes
 
 
-def main_bytes(inputs: VerifierInputs, main: MainSpec, local_experts: int) -> float:
-    """Compute the CPU memory of a main function with so many local experts."""
-    spec = inputs.profile.record.spec
-    longest_answer = max(n_out for _, n_out in inputs.longest)
-    held = longest_answer * spec.hidden_state_bytes if accelerated(inputs, main) else request_bytes(inputs)
-    return inputs.catalog.main.runtime_memory_mb * 2**20 + held + local_experts * spec.expert_bytes
+def main_bytes(inputs: VerifierInputs, main: MainSpec, cpu_experts: int) -> float:
+    """Compute the CPU memory of a main function with so many experts in it, with buffers to copy a prompt where it has a GPU of its own."""
+    spec, side = inputs.profile.record.spec, inputs.catalog.main
+    longest_answer, longest_prompt = max(n_out for _, n_out in inputs.longest), max(n_in for n_in, _ in inputs.longest)
+    held, loading = request_bytes(inputs), 1.0
+    if accelerated(inputs, main):
+        held = longest_answer * spec.hidden_state_bytes
+    if main.gpu_memory_mb is not None:
+        held, loading = held + 2 * longest_prompt * spec.hidden_state_bytes, side.gpu_load_factor
+    return side.runtime_memory_mb * 2**20 + held + cpu_experts * spec.expert_bytes * loading
 
 
 def outcome(inputs: VerifierInputs, main: MainSpec, instances: int, layers: Sequence[LayerPlan]) -> Outcome:
@@ -191,23 +220,26 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
     start, layers_usd, at = start_of(inputs.catalog, workload, main), [], inputs.plan.targets.ttft_at
     deciding = [] if at is None else [at.n_in]  # the prompt whose TTFT the target is held against, beside those of the kinds
     decided = sum(float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in deciding)
-    local_step_s = float(latency.local_expert.seconds(1, vcpus))
+    local_step_s, gpu_step_s = float(latency.local_expert.seconds(1, vcpus)), float(gpu_seconds(latency, np.ones(1)))
     for layer, routed in zip(layers, inputs.layers, strict=True):
-        remote, usd = set(layer.remote), 0.0
-        local_use = np.array([use for e, use in enumerate(routed.use) if e not in remote])
+        remote, gpu, usd = set(layer.remote), set(layer.gpu), 0.0
+        local_use = np.array([use for e, use in enumerate(routed.use) if e not in remote | gpu])
+        gpu_use = np.array([routed.use[e] for e in layer.gpu])
         for n in deciding:
             waits = [call(inputs, layer, rows)[0] for rows in prompt_rows(inputs, layer, routed, n)]
+            waits.append(float(gpu_seconds(latency, gpu_use * n)))
             decided += max([float(latency.local_expert.seconds(local_use * n, vcpus).sum()), *waits])
         for kind in inputs.kinds:
             local_s = float(latency.local_expert.seconds(local_use * kind.n_in, vcpus).sum())
             calls = [call(inputs, layer, rows) for rows in prompt_rows(inputs, layer, routed, kind.n_in)]
-            ttft += kind.share * max([local_s, *(waited for waited, _ in calls)])
+            gpu_s = float(gpu_seconds(latency, gpu_use * kind.n_in))
+            ttft += kind.share * max([local_s, gpu_s, *(waited for waited, _ in calls)])
             usd += kind.share * sum(billed for _, billed in calls)
-        step_s, step_usd = decode(inputs, layer, routed, local_step_s)
+        step_s, step_usd = decode(inputs, layer, routed, local_step_s, gpu_step_s)
         tpot += step_s
         usd += inputs.n_out * step_usd
         if start is not None:
-            ttft += start.share * len(local_use) * read_bytes(inputs)[1] / start.bytes_per_s
+            ttft += start.share * (len(local_use) + len(gpu)) * read_bytes(inputs)[1] / start.bytes_per_s
         if layer.remote:
             started = start_s(inputs, layer)
             ttft += (workload.cold_share if start is None else start.functions_share) * started
@@ -332,24 +364,24 @@ def waited_s(inputs: VerifierInputs, work_s: npt.NDArray[np.float64], rows: npt.
     return outside_s + overhead_s + work_s + 2 * rows * inputs.profile.record.spec.hidden_state_bytes * side.wire_expansion / rate
 
 
-def decode(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, local_step_s: float) -> tuple[float, float]:
+def decode(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, local_step_s: float, gpu_step_s: float) -> tuple[float, float]:
     """Compute the mean seconds of one token in this layer, and the mean cost of its invocations."""
     seen = hit_shares(inputs, layer, routed)
-    once = {h: call(inputs, layer, [1.0] * h) for h in {h for _, hits in seen for h in hits} | ({1} if layer.remote else set())}
+    once = {h: call(inputs, layer, [1.0] * h) for h in {h for _, _, hits in seen for h in hits} | ({1} if layer.remote else set())}
     seconds = usd = 0.0
-    for (local, each), share in seen.items():
+    for (local, gpu, each), share in seen.items():
         if inputs.plan.invocations == "per-expert":
             waits, costs = [h * once[1][0] for h in each], [h * once[1][1] for h in each]
         else:
             waits, costs = [once[h][0] for h in each], [once[h][1] for h in each]
-        seconds += share * max([local * local_step_s, *waits])
+        seconds += share * max([local * local_step_s, gpu * gpu_step_s, *waits])
         usd += share * sum(costs)
     return seconds, usd
 
 
 def hit_shares(inputs: VerifierInputs, layer: LayerPlan, routed: Layer) -> Hits:
-    """Compute the share of tokens that hit so many local experts, and so many in each function."""
-    key = (layer.layer, layer.parts)
+    """Compute the share of tokens that hit so many experts on the CPU, so many on the GPU, and so many in each function."""
+    key = (layer.layer, layer.parts, layer.gpu)
     if key not in inputs.hits:
         inputs.hits[key] = count_hits(layer, routed.choices)
     populations = [(1 - inputs.even_share, inputs.hits[key])]
@@ -357,7 +389,7 @@ def hit_shares(inputs: VerifierInputs, layer: LayerPlan, routed: Layer) -> Hits:
         experts, k = len(routed.use), inputs.profile.record.spec.top_k
         even = [tuple((first + step) % experts for step in range(k)) for first in range(experts)]
         populations.append((inputs.even_share, count_hits(layer, dict.fromkeys(even, 1))))
-    shares: defaultdict[tuple[int, tuple[int, ...]], float] = defaultdict(float)
+    shares: defaultdict[tuple[int, int, tuple[int, ...]], float] = defaultdict(float)
     for share, seen in populations:
         total = sum(seen.values())
         for hits, tokens in seen.items():
@@ -368,10 +400,10 @@ def hit_shares(inputs: VerifierInputs, layer: LayerPlan, routed: Layer) -> Hits:
 def count_hits(layer: LayerPlan, choices: Mapping[tuple[int, ...], float]) -> Hits:
     """Count the tokens of each such kind."""
     holder = {expert: part for part, experts in enumerate(layer.parts) for expert in experts}
-    seen: defaultdict[tuple[int, tuple[int, ...]], float] = defaultdict(float)
+    seen: defaultdict[tuple[int, int, tuple[int, ...]], float] = defaultdict(float)
     for choice, tokens in choices.items():
-        hit = [holder[e] for e in choice if e in holder]
-        seen[len(choice) - len(hit), tuple(sorted(map(hit.count, set(hit)))) if hit else ()] += tokens
+        hit, gpu = [holder[e] for e in choice if e in holder], sum(e in layer.gpu for e in choice)
+        seen[len(choice) - len(hit) - gpu, gpu, tuple(sorted(map(hit.count, set(hit)))) if hit else ()] += tokens
     return seen
 
 

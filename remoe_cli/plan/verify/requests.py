@@ -26,6 +26,7 @@ from remoe_cli.plan.verify.cost import (
     cold_wait_s,
     function_vcpus,
     functions_wait_s,
+    gpu_seconds,
     latency_of,
     prompt_rows,
     start_s,
@@ -58,13 +59,16 @@ def times(inputs: VerifierInputs, prompts: Sequence[int]) -> Times:
     warm_s = {n: float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in prompts}
     wire_bytes, most = inputs.profile.record.spec.hidden_state_bytes * inputs.catalog.function.wire_expansion, inputs.catalog.function
     for index, layer in enumerate(plan.layers):
-        routed, remote = inputs.layers[index], set(layer.remote)
-        local = np.array([use for expert, use in enumerate(routed.use) if expert not in remote])
+        routed, elsewhere = inputs.layers[index], {*layer.remote, *layer.gpu}
+        local = np.array([use for expert, use in enumerate(routed.use) if expert not in elsewhere])
+        gpu = np.array([routed.use[expert] for expert in layer.gpu])
         longest_s, largest = (_step_s(inputs, layer), (0.0, 0)) if layer.remote else (0.0, (0.0, 0))
         counts = np.array(prompts, dtype=np.float64)
         local_s = np.concatenate(
             [latency.local_expert.seconds(np.outer(some, local), vcpus).sum(axis=1) for some in _pieces(counts, local)]
         )
+        if len(gpu):
+            local_s = np.maximum(local_s, np.concatenate([gpu_seconds(latency, np.outer(some, gpu)) for some in _pieces(counts, gpu)]))
         for n_in, own_s, call_s, rows in zip(prompts, local_s.tolist(), *_sent(inputs, layer, routed, prompts), strict=True):
             warm_s[n_in] += max(own_s, call_s)
             longest_s, largest = max(longest_s, call_s), max(largest, (rows, n_in))

@@ -1,0 +1,119 @@
+"""Sets with the same remote experts, which differ in what is on the GPU: their functions are priced once.
+
+The expert functions of a layer do not see where the other experts are. So the columns of each remote set are copied for every set that has
+it, and only the time of a decode token is worked out anew.
+
+Shapes: X sets, U remote sets, E experts, S remote sets that are priced together, V speeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from remoe_cli.plan.arrays import Floats, Ints
+from remoe_cli.plan.cost import expert_functions
+from remoe_cli.plan.problem import hits
+from remoe_cli.plan.problem.problem import Problem
+from remoe_cli.plan.solve.candidates import ON_GPU, REMOTE, Sets
+
+Small = npt.NDArray[np.int32]
+Part = dict[str, Any]  # some columns, by the names of the fields of `Columns`
+
+
+@dataclass(frozen=True)
+class DecodeTable:
+    """What decode time depends on, of sets that are divided over the same number of functions.
+
+    local    [P], experts in CPU memory that a token hits
+    call_s   [V, P], how long the remote side takes, at each speed of the functions
+    shares   [S, P], share of tokens with each pair, for each set
+    gpu      [P], experts on the GPU that it hits; None where none of the sets has any there
+
+    Shapes: S sets, V speeds, P pairs of hits (`HitDistribution`).
+    """
+
+    local: Ints
+    call_s: Floats
+    shares: Floats
+    gpu: Ints | None = None
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Which sets have the same remote experts.
+
+    sets, layer   [X, E], [X]: all sets, and their layers
+    first         [U], the first set with each remote set; ascending
+    remote_set    [X], the remote set of each set, as a place in `first`
+    """
+
+    sets: Sets
+    layer: Small
+    first: Ints
+    remote_set: Ints
+
+
+def variants_of(sets: Sets, layer: Small) -> Variants:
+    """Find the different remote sets of each layer. Without anything on the GPU, each set counts as one of its own."""
+    every = np.arange(len(sets))
+    if not (sets == ON_GPU).any():
+        return Variants(sets, layer, every, every)
+    key = np.concatenate([layer[:, None].view(np.uint8), np.packbits(sets == REMOTE, axis=1)], axis=1)
+    _, first, remote_set = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty(len(first), dtype=np.int64)
+    place[order] = np.arange(len(first))
+    return Variants(sets, layer, first[order], place[remote_set.ravel()])
+
+
+def spread_out(
+    problem: Problem, variants: Variants, priced: Sequence[Part], at: Ints, owner: Ints, speeds_mb: Ints | None, begin: int
+) -> tuple[list[Part], list[DecodeTable]]:
+    """Copy the columns of some remote sets for the sets that have these, with a decode table for those with experts on the GPU.
+
+    `at` [S] are the remote sets, and `owner` [S, E] the function of each expert. The columns of a remote set name it as `at_set`, and their
+    `decode_at` begins at `begin`. `speeds_mb` [V] is None where nothing is remote.
+    """
+    if len(variants.first) == len(variants.sets):
+        return list(priced), []
+    mine = np.flatnonzero(np.isin(variants.remote_set, at))
+    on_gpu = (variants.sets[mine] == ON_GPU).any(axis=1)
+    speeds = 1 if speeds_mb is None else len(speeds_mb)
+    parts = [_copied(part, at, variants, mine[~on_gpu], begin, speeds, None) for part in priced]
+    there = mine[on_gpu]
+    if not len(there):
+        return parts, []
+    after = begin + len(at) * speeds
+    parts += [_copied(part, at, variants, there, begin, speeds, after) for part in priced]
+    found = _hits(problem, variants, there, owner[np.searchsorted(at, variants.remote_set[there])])
+    call_s = np.zeros((1, len(found.local)))
+    if speeds_mb is not None:
+        call_s = expert_functions.decode_wait_s(problem, speeds_mb[:, None], found.busiest)
+    return parts, [DecodeTable(found.local, call_s, found.shares, found.gpu)]
+
+
+def _hits(problem: Problem, variants: Variants, there: Ints, owner: Ints) -> hits.HitDistribution:
+    """Count what tokens hit of the sets `there` [S], whose remote experts `owner` [S, E] divides."""
+    owner, layer = np.where(variants.sets[there] == ON_GPU, hits.ON_GPU, owner), variants.layer[there]
+    counter = problem.workload.hits
+    return hits.joined([counter.of_owners(one, owner[layer == one]) for one in np.unique(layer).tolist()])
+
+
+def _copied(part: Part, at: Ints, variants: Variants, wanted: Ints, begin: int, speeds: int, after: int | None) -> Part:
+    """Copy columns of remote sets for the sets `wanted`; from the place `after` on, these have a decode table of their own."""
+    row: Ints = np.asarray(np.searchsorted(at, part["at_set"]))
+    place = np.searchsorted(at, variants.remote_set[wanted])
+    order, times = np.argsort(place, kind="stable"), np.bincount(place, minlength=len(at))
+    column = np.repeat(np.arange(len(row)), times[row])
+    within = np.arange(len(column)) - np.repeat(np.cumsum(times[row]) - times[row], times[row])
+    which = order[np.repeat((np.cumsum(times) - times)[row], times[row]) + within]
+    copied = {name: figures[..., column] for name, figures in part.items()}
+    copied["at_set"] = wanted[which].astype(np.int32)
+    if after is not None:
+        copied["decode_at"] = (after + which * speeds + (copied["decode_at"] - begin) % speeds).astype(np.int32)
+    return copied
