@@ -34,16 +34,16 @@ def command(
 
 def show(plan: Plan, path: Path) -> None:
     """Print the plan for people: money and the verdict first, layers only with --verbose."""
-    from remoe_cli.plan.explain.rows import LAYER_COLUMNS, alternative_texts, baseline_columns, baseline_rows, layer_rows, summary_rows
+    from remoe_cli.plan.explain.rows import alternative_texts, baseline_columns, baseline_rows, layer_columns, layer_rows, summary_rows
 
     for name, text in summary_rows(plan):
         output.labelled(name, text)
     output.line()
     if output.is_verbose():
-        if any(layer.remote for layer in plan.layers):
-            output.table("Layers", LAYER_COLUMNS, layer_rows(plan))
+        if any(layer.remote or layer.gpu for layer in plan.layers):
+            output.table("Layers", layer_columns(plan), layer_rows(plan))
         else:
-            output.line("No expert is remote, so there is no table of layers.\n")
+            output.line("No expert is remote or on a GPU, so there is no table of layers.\n")
     output.table("Alternatives", baseline_columns(plan), baseline_rows(plan))
     for text in alternative_texts(plan):
         output.paragraph(text)

@@ -50,6 +50,7 @@ def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manife
             storage_mb={invoked(f.name): storage_mb[f.layer] for f in bundle.functions},
         ),
         gpu=main_function.on_gpu(problem, plan.main),
+        gpu_experts={layer.layer: layer.gpu for layer in plan.layers if layer.gpu},
         served=plan.workload.served,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from remoe_cli import artifacts
 from remoe_cli.errors import UsageError
 from remoe_cli.model.spec import MoeSpec
@@ -30,6 +32,7 @@ class ServerConfig(artifacts.Document):
     model   the model that was profiled; a main function with packaged files reads only those
     served  the requests that the plan holds for; None where it names none
     gpu     whether the plan puts everything but the experts on a GPU
+    gpu_experts   by hidden layer the experts that are on it too, ascending; layers without any are left out
 
     Where functions are called is not in it; the program that starts the main function knows that.
     """
@@ -40,6 +43,7 @@ class ServerConfig(artifacts.Document):
     functions: tuple[ServedFunction, ...]
     prices: Prices
     gpu: bool = False
+    gpu_experts: dict[artifacts.LayerIndex, artifacts.Experts] = Field(default_factory=dict, exclude_if=artifacts.is_empty)
     served: Served | None = None
 
     def refuse_unserved(self, prompt_tokens: int, max_new_tokens: int) -> None:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from remoe_cli.plan.assess.baselines import Baselines
+from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.document import Baseline, BaselineName, Basis, BreakEvenTraffic, Method, Outcome, Verdict
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem
 from remoe_cli.plan.problem.workload import Workload
-from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS
+from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS, gpu_sizes, remote_sizes_beside_gpu
 from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.wording import (
     BASELINE_NAMES,
@@ -231,6 +232,8 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
     if method in ("exact", "forced") and problem.spec.experts_per_layer > ENUMERATED_EXPERTS:
         searched = f"; exchanging single experts then saves {gain:.2%} more" if method == "exact" else ""
         yield f"The lower bound is for plans that make each layer's least used experts remote{searched}."
+    if method in ("exact", "forced") and (most := main_function.most_gpu_experts(problem)):
+        yield _gpu_note(problem, most)
     yield from workload.assumptions
     if (stored := problem.spec.stored_as) is not None:
         yield stored if problem.spec.is_served_quantised else f"{stored} So this plan is for the copy."
@@ -266,6 +269,15 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
     if catalog.storage.usd_per_gb_month:
         month = catalog.storage.usd_per_gb_month * problem.spec.read_bytes / 2**30
         yield f"Storing the model costs another ${month:.2f} a month."
+
+
+def _gpu_note(problem: Problem, most: int) -> str:
+    """Say among which plans with experts on a GPU the bound holds."""
+    experts, layers = problem.spec.experts_per_layer, len(problem.spec.moe_layers)
+    sizes = " / ".join(map(str, gpu_sizes(experts, layers, most)))
+    beside = remote_sizes_beside_gpu(experts)
+    steps = f", beside {' / '.join(map(str, beside))} remote ones" if experts > ENUMERATED_EXPERTS else ""
+    return f"It is also for plans with each layer's most used experts on the GPU, {sizes} or all that are not remote{steps}."
 
 
 def _cheapest_remote_expert(problem: Problem, local: Baseline) -> str:

@@ -14,6 +14,7 @@ from remoe_cli.plan.document import (
     BaselineName,
     BreakEven,
     KindOutcome,
+    LayerPlan,
     MainSpec,
     Method,
     Plan,
@@ -38,6 +39,7 @@ from remoe_cli.plan.wording import (
 )
 
 LAYER_COLUMNS = ("layer", "remote experts", "count", "memory MB", "functions", "replicas")
+GPU_COLUMNS = ("experts on the GPU", "count", "on the CPU")  # where a plan has experts there
 BASELINE_TITLES = {
     BaselineName.CPU: "whole model in CPU memory",
     BaselineName.GPU: "whole model in GPU memory",
@@ -67,20 +69,38 @@ Rows = tuple[tuple[str, ...], ...]
 
 
 def layer_rows(plan: Plan) -> Rows:
-    """Write one row per MoE layer, under LAYER_COLUMNS."""
+    """Write one row per MoE layer, under the names of `layer_columns`."""
     return tuple(
         (
-            str(layer.layer),
-            id_ranges(layer.remote),
-            str(len(layer.remote)),
-            str(layer.memory_mb),
-            str(len(layer.parts)),
-            str(layer.replicas),
+            *(
+                (
+                    str(layer.layer),
+                    id_ranges(layer.remote),
+                    str(len(layer.remote)),
+                    str(layer.memory_mb),
+                    str(len(layer.parts)),
+                    str(layer.replicas),
+                )
+                if layer.remote
+                else (str(layer.layer), "none", "0", "", "", "")
+            ),
+            *((id_ranges(layer.gpu) or "none", str(len(layer.gpu)), str(_on_cpu(plan, layer))) if _has_gpu_experts(plan) else ()),
         )
-        if layer.remote
-        else (str(layer.layer), "none", "0", "", "", "")
         for layer in plan.layers
     )
+
+
+def layer_columns(plan: Plan) -> tuple[str, ...]:
+    """Name the columns of `layer_rows`."""
+    return LAYER_COLUMNS + (GPU_COLUMNS if _has_gpu_experts(plan) else ())
+
+
+def _has_gpu_experts(plan: Plan) -> bool:
+    return any(layer.gpu for layer in plan.layers)
+
+
+def _on_cpu(plan: Plan, layer: LayerPlan) -> int:
+    return plan.model.experts_per_layer - len(layer.remote) - len(layer.gpu)
 
 
 def summary_rows(plan: Plan) -> Rows:
@@ -101,6 +121,7 @@ def summary_rows(plan: Plan) -> Rows:
         *(("requests", text) for text in served_texts(plan)),
         ("main function", f"{main}: {plan.main.memory_mb} MB, {_vcpus(plan.main)}"),
         ("remote experts", f"{remote:,} of {experts:,}, in {with_remote} of {len(plan.layers)} layers" if remote else "none"),
+        *(("local experts", text) for text in _local_text(plan)),
         ("optimality", _optimality(plan)),
     ]
     by_use = plan.main.usd_per_hour is None and plan.verdict != "depends-on-traffic"  # whose reason says it
@@ -113,6 +134,14 @@ def summary_rows(plan: Plan) -> Rows:
     age = (date.today() - date.fromisoformat(plan.prices_of)).days
     rows.append(("prices", f"of {plan.prices_of}, {age} days old ('remoe catalog update' looks them up)"))
     return tuple(rows)
+
+
+def _local_text(plan: Plan) -> Iterator[str]:
+    """Say how many local experts are on the GPU and in CPU memory, where some are on the GPU."""
+    if _has_gpu_experts(plan):
+        on_gpu, on_cpu = sum(len(layer.gpu) for layer in plan.layers), sum(_on_cpu(plan, layer) for layer in plan.layers)
+        gigabytes = on_gpu * plan.model.expert_bytes / 2**30
+        yield f"{on_gpu:,} on the GPU ({gigabytes:.1f} GB of its memory), {on_cpu:,} in CPU memory"
 
 
 def _ttft(plan: Plan) -> str:
@@ -188,7 +217,10 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
             yield f"{BASELINE_TITLES[name]}: {HOW_TO[name]}."
     gpu, local = plan.baselines.get(BaselineName.GPU), plan.baselines.get(BaselineName.ALL_LOCAL)
     if gpu is not None and local is not None and gpu.spec == local.spec:
-        yield f"On {gpu.spec}, 'all experts local' computes experts on the CPUs; 'whole model' computes all on the GPU, which is faster."
+        yield (
+            f"On {gpu.spec}, 'all experts local' takes each layer's hidden states from the GPU to the CPUs and back; 'whole model' "
+            "computes all on the GPU, which is faster."
+        )
     reasons: dict[str, BaselineName] = {}
     for name in sorted(plan.missing, key=list(BaselineName).index):
         reasons.setdefault(plan.missing[name], name)

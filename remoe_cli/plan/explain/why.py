@@ -23,6 +23,7 @@ from remoe_cli.plan.wording import figure, per_million
 from remoe_cli.profile.record import Profile
 
 BINDS = 1e-3  # a plan is at a limit of which less than this share is left
+ROOMS = {"memory": "the main function's memory", "gpu memory": "the GPU's memory, beside the rest of the model,"}
 SECTIONS = {
     "inputs": "Where the figures come from",
     "money": "Where the money goes (a million requests)",
@@ -109,12 +110,20 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
     outcome = plan.outcome
     request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
     longest = float(longest_s(problem, Placement(plan.main, plan.layers, plan.instances), outcome.tpot_s, problem.workload.front).max())
-    local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in plan.layers)
+    gpu = sum(len(layer.gpu) for layer in plan.layers)
+    local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in plan.layers) - gpu
     limits = {
         "memory": (
             float(local),
             float(main_function.local_capacity(problem, plan.main)),
-            "local experts",
+            "experts in CPU memory" if gpu else "local experts",
+            "1 GB",
+            _experts_per_gb(problem),
+        ),
+        "gpu memory": (
+            float(gpu),
+            float(main_function.gpu_capacity(problem, plan.main)) or None,
+            "experts on the GPU",
             "1 GB",
             _experts_per_gb(problem),
         ),
@@ -133,9 +142,9 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
     for name, (used, limit, what, unit, step) in limits.items():
         if limit is None or not np.isfinite(limit):
             continue
-        binds = limit - used <= BINDS * abs(limit) or (name == "memory" and limit - used < 1)
+        binds = limit - used <= BINDS * abs(limit) or (name in ROOMS and limit - used < 1)
         worth = prices.get(name, 0.0) * step
-        share = f"{used:.5g}; the main function's memory holds {limit:.5g}" if name == "memory" else f"{used:.5g} of {limit:.5g}"
+        share = f"{used:.5g}; {ROOMS[name]} holds {limit:.5g}" if name in ROOMS else f"{used:.5g} of {limit:.5g}"
         text = share + (", at the limit" if binds else "")
         if aim.objective == "cost" and worth > 0:
             text += f"; {unit} more saves about {per_million(worth)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +107,14 @@ def positions(members: Bools, rank: Ints) -> Ints:
     return place
 
 
+def distinct_rows(rows: npt.NDArray[Any]) -> tuple[Ints, Ints]:
+    """Find the first of equal rows [U], in their order, and for each row which of these it equals [S]."""
+    places: dict[bytes, int] = {}
+    each = np.array([places.setdefault(row.tobytes(), len(places)) for row in np.ascontiguousarray(rows)], dtype=np.int64)
+    first: Ints = np.flatnonzero(np.diff(np.maximum.accumulate(each), prepend=-1))
+    return first, each
+
+
 def _hits_of(patterns: Ints, owner: Ints, owners: Sequence[int]) -> Few:
     """Count the experts that each pattern hits of each of these owners.
 
@@ -123,7 +132,7 @@ def _hits_of(patterns: Ints, owner: Ints, owners: Sequence[int]) -> Few:
 def _calls(hits: Few, counts: Ints | Floats, k: int) -> Floats:
     """Compute `HitDistribution.calls` from the hits of each function."""
     calls = np.zeros((hits.shape[1], k + 1))
-    for hit in range(1, k + 1):
+    for hit in range(1, min(k, int(hits.max(initial=0))) + 1):
         calls[:, hit] = ((hits == hit).sum(axis=0) @ counts) / counts.sum()
     return calls
 
@@ -148,16 +157,16 @@ def _counted_with_gpu(pattern: Pattern, owner: Ints) -> HitDistribution:
     """
     patterns, counts = pattern
     slots, functions = patterns.shape[1] + 1, int(owner.max(initial=-1)) + 1
-    divided, of_divided = np.unique(np.maximum(owner, ON_CPU), axis=0, return_inverse=True)
-    on_gpu, of_gpu = np.unique(owner == ON_GPU, axis=0, return_inverse=True)
-    hits = _hits_of(patterns, divided, range(functions))
+    on_gpu, divided = owner == ON_GPU, np.maximum(owner, ON_CPU)
+    (first, of_divided), (first_gpu, of_gpu) = distinct_rows(divided), distinct_rows(on_gpu)
+    hits = _hits_of(patterns, divided[first], range(functions))
     busiest, kept = hits.max(axis=0, initial=0), (patterns >= 0).sum(axis=1) - hits.sum(axis=0)
-    gpu = _hits_of(patterns, on_gpu.astype(np.int64), (1,))[0].astype(np.int64)
+    gpu = _hits_of(patterns, on_gpu[first_gpu].astype(np.int64), (1,))[0].astype(np.int64)
     shares = np.empty((len(owner), slots**3))
-    for index, (which, there) in enumerate(zip(of_divided.ravel().tolist(), of_gpu.ravel().tolist(), strict=True)):
+    for index, (which, there) in enumerate(zip(of_divided.tolist(), of_gpu.tolist(), strict=True)):
         code = busiest[which] + slots * (kept[which] - gpu[there]) + slots**2 * gpu[there]
         shares[index] = np.bincount(code, counts, slots**3) / counts.sum()
-    return _of_codes(shares, _calls(hits, counts, slots - 1)[of_divided.ravel()])
+    return _of_codes(shares, _calls(hits, counts, slots - 1)[of_divided])
 
 
 def joined(several: Sequence[HitDistribution]) -> HitDistribution:

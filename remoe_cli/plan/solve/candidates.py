@@ -13,7 +13,8 @@ from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.problem.workload import Workload
 
 ENUMERATED_EXPERTS = 8  # up to so many experts, all 2**E remote sets of a layer are weighed
-GPU_SIZES = 12  # at most so many sizes of what is on the GPU are weighed beside a remote set
+GPU_SIZES = 8  # at most so many sizes of what is on the GPU are weighed beside a remote set,
+GPU_SHARE = 8  # up to so many times what each layer has there if all have the same
 REMOTE_SIZES = 17  # above ENUMERATED_EXPERTS, experts are on the GPU beside remote sets of so many sizes
 ON_CPU, REMOTE, ON_GPU = 0, 1, 2
 Sets = npt.NDArray[Any]  # [S, E]: ON_CPU, REMOTE or ON_GPU, of each expert of each set; int8, or bool where none is on the GPU
@@ -42,12 +43,17 @@ def remote_sizes_beside_gpu(experts: int) -> tuple[int, ...]:
     return tuple(sorted({round(float(size)) for size in np.linspace(0, experts, min(experts + 1, REMOTE_SIZES))}))
 
 
-def gpu_sizes(experts: int, most: int) -> tuple[int, ...]:
-    """List how many experts of a layer may be on the GPU: a geometric grid, as few places are best used by few experts of many layers.
+def gpu_sizes(experts: int, layers: int, most: int) -> tuple[int, ...]:
+    """List how many experts of a layer may be on a GPU with `most` places: a geometric grid, as a first expert there is worth most.
 
-    Where a layer has fewer experts that are not remote, these are weighed too.
+    Beside these sizes, all of a layer's experts that are not remote are weighed.
     """
-    return tuple(sorted({round(float(size)) for size in np.geomspace(1, min(experts, most), GPU_SIZES)})) if most else ()
+    if not most:
+        return ()
+    if experts <= ENUMERATED_EXPERTS:
+        return tuple(range(1, experts + 1))
+    largest = min(experts, most, GPU_SHARE * -(-most // layers))
+    return tuple(sorted({round(float(size)) for size in np.geomspace(1, largest, GPU_SIZES)}))
 
 
 def with_gpu(
@@ -61,10 +67,10 @@ def with_gpu(
     Shapes: per layer [S, E].
     """
     experts = problem.spec.experts_per_layer
-    most = min(experts, main_function.most_gpu_experts(problem))
+    most = main_function.most_gpu_experts(problem)
     if not most:
         return sets
-    numbers = gpu_sizes(experts, most) if sizes is None else tuple(size for size in sizes if 0 < size <= most)
+    numbers = gpu_sizes(experts, len(sets), most) if sizes is None else tuple(size for size in sizes if 0 < size <= most)
     return tuple(_with_gpu(some, rank, beside, numbers, most) for some, rank in zip(sets, problem.workload.ranks, strict=True))
 
 

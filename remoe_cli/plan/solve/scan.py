@@ -15,7 +15,7 @@ import numpy as np
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Problem
-from remoe_cli.plan.solve.candidates import Sets, gpu_sizes, prefix_sets, remote_sizes_beside_gpu, with_gpu
+from remoe_cli.plan.solve.candidates import Sets, gpu_sizes, prefix_sets, with_gpu
 from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.solve.exact import NodeBound, Solution, bound_node
 from remoe_cli.plan.solve.node import Task, mains, make_node
@@ -23,7 +23,7 @@ from remoe_cli.plan.solve.rounding import rounded
 
 T = TypeVar("T")
 SIZES, SPECS, MAINS = 17, 16, 24  # at most so many sizes of remote sets, memory specs and main functions in a pass
-GPU_SIZES = 5  # at most so many sizes of what is on the GPU, beside those of the best plan
+GPU_SIZES, BESIDE_GPU = 5, 9  # at most so many sizes of what is on the GPU, besides those of the best plan, beside as many remote sets
 CLOSER, REACH = (4, 16), 5  # by how much the steps of the next passes are smaller, and how many steps they go from the best plan
 FEW = 65  # sizes of the pass that follows where the first one finds nothing
 _CLOSE = 1e-5  # relative distance to the relaxation's value at which a bound is good enough
@@ -95,10 +95,13 @@ def _pass(problem: Problem, aim: Aim, grid: _Grid, best: Solution | None) -> Sol
 def _sets(problem: Problem, grid: _Grid, best: Solution | None) -> tuple[Sets, ...]:
     """List the remote sets of a pass, and for a few of them those with experts on the GPU: as many as the best plan has, or others."""
     experts, most = problem.spec.experts_per_layer, main_function.most_gpu_experts(problem)
-    sizes, used = gpu_sizes(experts, most), sorted({len(layer.gpu) for layer in best.layers} - {0}) if best else []
+    sizes, used = (
+        gpu_sizes(experts, len(problem.spec.moe_layers), most),
+        sorted({len(layer.gpu) for layer in best.layers} - {0}) if best else [],
+    )
     here = {*_picked(sizes, set(), GPU_SIZES, 1), *_picked(used, set(), GPU_SIZES, 1)}
-    beside = {*_picked(grid.sizes, set(), SIZES, 1), *remote_sizes_beside_gpu(experts)} & set(grid.sizes)
-    return with_gpu(problem, prefix_sets(problem.workload, grid.sizes), tuple(beside), tuple(sorted(here)))
+    beside = _picked(grid.sizes, set(), BESIDE_GPU, 1)
+    return with_gpu(problem, prefix_sets(problem.workload, grid.sizes), beside, tuple(sorted(here)))
 
 
 def _picked(values: Sequence[T], used: set[T], most: int, closer: int) -> tuple[T, ...]:

@@ -63,12 +63,7 @@ def variants_of(sets: Sets, layer: Small) -> Variants:
     every = np.arange(len(sets))
     if not (sets == ON_GPU).any():
         return Variants(sets, layer, every, every)
-    key = np.concatenate([layer[:, None].view(np.uint8), np.packbits(sets == REMOTE, axis=1)], axis=1)
-    _, first, remote_set = np.unique(key, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    place = np.empty(len(first), dtype=np.int64)
-    place[order] = np.arange(len(first))
-    return Variants(sets, layer, first[order], place[remote_set.ravel()])
+    return Variants(sets, layer, *hits.distinct_rows(np.concatenate([layer[:, None], sets == REMOTE], axis=1)))
 
 
 def spread_out(

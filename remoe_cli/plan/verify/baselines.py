@@ -18,22 +18,20 @@ import numpy.typing as npt
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, LayerPlan, MainSpec, Outcome, Plan, ScenarioKind
 from remoe_cli.plan.verify.cost import (
     TOLERANCE,
-    VerifierInputs,
     accelerated,
     cold_wait_s,
     cpu_usd_per_s,
     each_usd,
-    evenly,
     gpu_room_bytes,
     gpu_tier,
     latency_of,
     main_bytes,
     outcome,
-    pooled,
     read_bytes,
     request_bytes,
     vcpus_of,
 )
+from remoe_cli.plan.verify.inputs import VerifierInputs, evenly, pooled
 from remoe_cli.plan.verify.waking import holds, start_of
 from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_cpu, whole_on_gpu
 

@@ -29,7 +29,6 @@ from remoe_cli.plan.verify import waking
 from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, missed, scenarios
 from remoe_cli.plan.verify.cost import (
     TOLERANCE,
-    VerifierInputs,
     cold_wait_s,
     gpu_room_bytes,
     gpu_tier,
@@ -37,8 +36,8 @@ from remoe_cli.plan.verify.cost import (
     outcome_and_costs,
     read_bytes,
     request_bytes,
-    verifier_inputs,
 )
+from remoe_cli.plan.verify.inputs import VerifierInputs, verifier_inputs
 from remoe_cli.plan.verify.requests import SHARES, Request, spread, times, too_long
 from remoe_cli.profile.record import Profile
 
@@ -134,9 +133,8 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
         name = f"layers[{index}]"
         sound = list(layer.remote) == sorted(set(layer.remote)) and all(0 <= e < spec.experts_per_layer for e in layer.remote)
         yield from _require(sound, f"{name}.remote", layer.remote, f"ids must ascend, from 0 to {spec.experts_per_layer - 1}")
-        sound = list(layer.gpu) == sorted(set(layer.gpu)) and all(0 <= e < spec.experts_per_layer for e in layer.gpu)
-        yield from _require(sound, f"{name}.gpu", layer.gpu, f"ids must ascend, from 0 to {spec.experts_per_layer - 1}")
-        yield from _require(not set(layer.gpu) & set(layer.remote), f"{name}.gpu", layer.gpu, f"remote too: {layer.remote}")
+        sound = list(layer.gpu) == sorted(set(layer.gpu) - set(layer.remote)) and all(0 <= e < spec.experts_per_layer for e in layer.gpu)
+        yield from _require(sound, f"{name}.gpu", layer.gpu, f"ids that ascend, to {spec.experts_per_layer - 1}, and are not remote")
         menu = catalog.function.memory_menu_mb if layer.remote else (0,)
         yield from _require(layer.memory_mb in menu, f"{name}.memory_mb", layer.memory_mb, f"menu {menu}")
         replicas = (0,) if not layer.remote else (1,) if layer.functions else range(1, catalog.function.max_replicas + 1)
@@ -196,8 +194,7 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
     yield from _require(need <= main.memory_mb * 2**20, "main.memory_mb", main.memory_mb, f"needs {need / 2**20:.3f}")
     if main.gpu_memory_mb is not None:
         need, room = request_bytes(inputs) + on_gpu * spec.expert_bytes, gpu_room_bytes(inputs, main)
-        found = f"needs {need / 2**20:.3f} of the {room / 2**20:.3f} that can be used"
-        yield from _require(need <= room, "main.gpu_memory_mb", main.gpu_memory_mb, found)
+        yield from _require(need <= room, "main.gpu_memory_mb", f"{room / 2**20:.3f} usable", f"needs {need / 2**20:.3f}")
     yield from _require(not on_gpu or gpu_tier(inputs, main), "layers", f"{on_gpu} experts on a GPU", "none can be there")
     tokens = 1 + max(n_in + n_out for n_in, n_out in inputs.longest)
     fits = spec.context_tokens is None or tokens <= spec.context_tokens

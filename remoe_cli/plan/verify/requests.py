@@ -19,8 +19,6 @@ from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.document import LayerPlan
 from remoe_cli.plan.verify.cost import (
     TOLERANCE,
-    Layer,
-    VerifierInputs,
     accelerated,
     call,
     cold_wait_s,
@@ -33,6 +31,7 @@ from remoe_cli.plan.verify.cost import (
     vcpus_of,
     waited_s,
 )
+from remoe_cli.plan.verify.inputs import Layer, VerifierInputs
 from remoe_cli.plan.verify.waking import start_of
 
 ROOM, LEAST_TIMEOUT_S = 4.0, 30  # a call may take so many times its predicted time; a shorter timeout than this saves nothing

@@ -1,0 +1,115 @@
+"""What the verifier prices a plan with: the plan, its profile and catalog, and routing that is counted again."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.document import Lengths, Plan, PredictedRouting
+from remoe_cli.profile.record import Profile
+
+Hits = Mapping[tuple[int, int, tuple[int, ...]], float]  # tokens by experts that they hit on the CPU, on the GPU, and in each function
+Placed = tuple[int, tuple[tuple[int, ...], ...], tuple[int, ...]]  # a layer, the experts of its functions, and those on the GPU
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The routing of one layer.
+
+    use       share of prompt tokens that use each expert
+    choices   how many recorded tokens, or which share of them, chose each set
+    """
+
+    use: Sequence[float]
+    choices: Mapping[tuple[int, ...], float]
+
+    @cached_property
+    def experts_per_token(self) -> float:
+        """Mean experts of a recorded token."""
+        return sum(len(choice) * tokens for choice, tokens in self.choices.items()) / sum(self.choices.values())
+
+
+@dataclass(frozen=True)
+class VerifierInputs:
+    """Everything that is needed to price any placement for a plan's requests.
+
+    tokens                      recorded ones that `layers` rest on
+    hits                        keeps what was counted for a layer and where its experts are
+    call_factor, price_factor   factors on the warm overhead of an invocation, and on what expert functions cost
+    even_share                  share of the tokens that are not routed as recorded (`evenly`)
+    """
+
+    plan: Plan
+    profile: Profile
+    catalog: Catalog
+    layers: list[Layer]
+    tokens: int
+    hits: dict[Placed, Hits] = field(default_factory=dict)
+    call_factor: float = 1.0
+    price_factor: float = 1.0
+    even_share: float = 0.0
+
+    @property
+    def kinds(self) -> Sequence[Lengths]:
+        """The kinds of requests."""
+        return self.plan.workload.lengths
+
+    @property
+    def longest(self) -> Sequence[tuple[int, int]]:
+        """Prompt tokens and further tokens of the longest requests."""
+        return self.plan.workload.front
+
+    @property
+    def n_out(self) -> float:
+        """Mean tokens generated after the first."""
+        return sum(kind.share * kind.n_out for kind in self.kinds)
+
+
+def verifier_inputs(plan: Plan, profile: Profile, catalog: Catalog) -> VerifierInputs:
+    """Gather what is needed to price a plan's requests."""
+    routing = plan.workload.routing
+    return VerifierInputs(plan, profile, catalog, *(pooled(profile) if routing is None else mixed(profile, routing)))
+
+
+def pooled(profile: Profile) -> tuple[list[Layer], int]:
+    """Count the layers' routing over all recorded prompts together, and their recorded tokens."""
+    counts, trace, top_k = profile.counts("prefill"), profile.arrays["trace_ids"], profile.record.spec.top_k
+    layers = []
+    for index in range(len(profile.record.spec.moe_layers)):
+        totals = [int(total) for total in counts[:, index].sum(axis=0).tolist()]
+        tokens = Counter(map(tuple, np.sort(trace[:, index], axis=1).tolist()))
+        choices = {token[token.count(-1) :]: count for token, count in tokens.items()}
+        layers.append(Layer([top_k * total / sum(totals) for total in totals], choices))
+    return layers, len(trace)
+
+
+def mixed(profile: Profile, routing: PredictedRouting) -> tuple[list[Layer], int]:
+    """Count the same for a mixture of prompts: each counts by its share, however long it is."""
+    counts, trace, spec = profile.counts("prefill"), profile.arrays["trace_ids"], profile.record.spec
+    share = {prompt: weight / sum(routing.weights) for prompt, weight in zip(routing.recorded, routing.weights, strict=True)}
+    owners = profile.arrays["trace_prompt"].tolist()
+    traced = Counter(prompt for prompt in owners if prompt in share)
+    layers = []
+    for index in range(len(spec.moe_layers)):
+        use, choices = [0.0] * spec.experts_per_layer, defaultdict[tuple[int, ...], float](float)
+        for prompt, part in share.items():
+            chosen = counts[prompt, index].tolist()
+            for expert, times in enumerate(chosen):
+                use[expert] += spec.top_k * part * times / sum(chosen)
+        for token, prompt in zip(trace[:, index].tolist(), owners, strict=True):
+            if prompt in share:
+                choices[tuple(sorted(e for e in token if e >= 0))] += share[prompt] / traced[prompt]
+        layers.append(Layer(use, choices))
+    return layers, traced.total()
+
+
+def evenly(inputs: VerifierInputs, share: float) -> VerifierInputs:
+    """Route that share of the tokens to k neighbouring experts, starting from each one alike."""
+    k = inputs.profile.record.spec.top_k
+    layers = [replace(layer, use=[(1 - share) * use + share * k / len(layer.use) for use in layer.use]) for layer in inputs.layers]
+    return replace(inputs, layers=layers, even_share=share)
