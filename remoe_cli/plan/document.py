@@ -29,9 +29,10 @@ from remoe_cli.plan.mains import MainSpec as MainSpec
 
 
 class LayerPlan(Part):
-    """Where the experts of one MoE layer are, and its expert functions. Without remote experts it has memory 0 and no replicas.
+    """Where the experts of one MoE layer are, and its expert functions.
 
-    Experts that are neither remote nor on the GPU are in the main function's CPU memory.
+    Experts that are neither remote nor on the GPU are in the main function's CPU memory. A layer without remote experts has memory 0 and no
+    replicas.
 
     layer       its index among all hidden layers
     remote      ids of the remote experts, ascending

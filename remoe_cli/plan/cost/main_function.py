@@ -89,7 +89,10 @@ def has_gpu_tier(problem: Problem, spec: MainSpec) -> bool:
 
 
 def gpu_expert_prefill_s(problem: Problem, spec: MainSpec, tokens: Floats) -> Floats:
-    """Compute the time of each expert on the GPU (tau_g(n)) for any array of token counts; endless where none can be there."""
+    """Compute the time of each expert on the GPU (tau_g(n)) for any array of token counts.
+
+    It is endless where none can be there.
+    """
     timing = problem.latency_of(spec).gpu_expert
     if timing is None or not has_gpu_tier(problem, spec):
         return np.full(np.shape(tokens), np.inf)
@@ -134,7 +137,7 @@ def _cpu_expert_bytes(problem: Problem, spec: MainSpec) -> float:
 
 
 def local_capacity(problem: Problem, spec: MainSpec) -> int:
-    """Count the experts of all layers that fit CPU memory beside the rest; negative when the rest does not fit."""
+    """Count the experts of all layers that fit CPU memory; negative when the rest does not fit."""
     if spec.gpu_memory_mb is not None and base_bytes(problem) > usable_gpu_bytes(problem, spec):
         return -1
     room = int((spec.memory_mb * MB - main_memory_bytes(problem, spec, 0)) // _cpu_expert_bytes(problem, spec))
@@ -262,9 +265,9 @@ def load_bytes_per_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def start_s(problem: Problem, spec: MainSpec, local_experts: int) -> float:
-    """Compute how long a main function takes to start and to read what it holds, with the experts on its GPU.
+    """Compute how long a main function takes to start and to read what it holds.
 
-    One that is always on has done so before any request.
+    That includes the experts on its GPU. One that is always on has done so before any request.
     """
     if not spec.starts:
         return 0.0

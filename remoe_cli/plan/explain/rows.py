@@ -290,10 +290,11 @@ def _scenario_text(scenario: Scenario) -> str:
 def _optimality(plan: Plan) -> str:
     if plan.gap is None:
         return f"not proven: {_UNPROVEN[plan.method]}"
+    none = "no plan of the kind that the notes name" if _has_gpu_experts(plan) else "no plan"
     if plan.lower_bound_usd is not None:
-        bound = f"no plan costs less than {dollars(plan.lower_bound_usd)} a request"
+        bound = f"{none} costs less than {dollars(plan.lower_bound_usd)} a request"
     else:
-        bound = f"no plan has a {plan.objective.upper()} below {plan.lower_bound_s or 0.0:.4g} s"
+        bound = f"{none} has a {plan.objective.upper()} below {plan.lower_bound_s or 0.0:.4g} s"
     if plan.status == "optimal":
         return f"optimal: {bound}"
     if plan.status == "forced":

@@ -78,7 +78,7 @@ class HitCounter:
 
 
 def owner_of(experts: int, parts: Parts, gpu: tuple[int, ...] = ()) -> Ints:
-    """Write one set as int64 [1, E]: the function of each expert, ON_GPU for those there, ON_CPU for the rest."""
+    """Write one set as int64 [1, E]: the function of each expert, else ON_GPU or ON_CPU."""
     owner = np.full((1, experts), ON_CPU)
     owner[0, list(gpu)] = ON_GPU
     for function, part in enumerate(parts):

@@ -21,7 +21,9 @@ Sets = npt.NDArray[Any]  # [S, E]: ON_CPU, REMOTE or ON_GPU, of each expert of e
 
 
 def candidate_sets(problem: Problem) -> tuple[Sets, ...]:
-    """List the sets that the exact planner weighs for each layer: remote sets by rising size, then those with experts on the GPU.
+    """List the sets that the exact planner weighs for each layer.
+
+    Remote sets come first, by rising size, then those with experts on the GPU.
 
     Up to 8 experts a layer, all subsets may be remote. Above, the prefixes of the order of utility may: the planner is then optimal only
     among plans that move each layer's least used experts out. `with_gpu` says what may be on the GPU.
@@ -44,9 +46,10 @@ def remote_sizes_beside_gpu(experts: int) -> tuple[int, ...]:
 
 
 def gpu_sizes(experts: int, layers: int, most: int) -> tuple[int, ...]:
-    """List how many experts of a layer may be on a GPU with `most` places: a geometric grid, as a first expert there is worth most.
+    """List how many experts of a layer may be on a GPU with `most` places.
 
-    Beside these sizes, all of a layer's experts that are not remote are weighed.
+    It is a geometric grid, as the first expert there is worth most. Beside these sizes, all of a layer's experts that are not remote are
+    weighed.
     """
     if not most:
         return ()
@@ -59,7 +62,9 @@ def gpu_sizes(experts: int, layers: int, most: int) -> tuple[int, ...]:
 def with_gpu(
     problem: Problem, sets: tuple[Sets, ...], beside: tuple[int, ...] | None = None, sizes: tuple[int, ...] | None = None
 ) -> tuple[Sets, ...]:
-    """Add to each layer's remote sets the same with its most used other experts on the GPU, if any main function can have some there.
+    """Add to each layer's remote sets the same with its most used other experts on the GPU.
+
+    Nothing is added where no main function can have any there.
 
     beside   sizes of remote sets for which that is done; by default all
     sizes    how many experts are on the GPU; by default those of `gpu_sizes`, or all that are not remote

@@ -75,7 +75,9 @@ class Columns:
         return sorted(set(range(len(self.starts))) - set(self.layer.tolist()))
 
     def local_s(self, problem: Problem, spec: MainSpec) -> Floats:
-        """Compute prefill of each set's experts in the main function, for each length of prompts; endless where they cannot be there.
+        """Compute prefill of each set's experts in the main function, for each length of prompts.
+
+        It is endless where they cannot be there.
 
         Shapes: [B, X].
         """

@@ -26,13 +26,24 @@ from remoe_cli.plan.solve.node import Task, make_node
 from remoe_cli.plan.solve.rounding import polished
 
 BORDER = 3  # experts on each side of the border that are tried
+ROUNDS, WORTH = 12, 1e-5  # at most so often, and only while so large a share is gained
 
 
 def improve(problem: Problem, aim: Aim, solution: Solution) -> Solution:
     """Exchange single experts of each layer once, layer after layer, where that lowers the objective.
 
-    The layers keep the plan's memory specs; replicas are chosen again. Returns the same solution when no exchange pays.
+    The layers keep the plan's memory specs; replicas are chosen again. Returns the same solution when no exchange pays. With experts on the
+    GPU, whose numbers were chosen in steps, this is repeated while it pays.
     """
+    for _ in range(ROUNDS):
+        better = _improved(problem, aim, solution)
+        gained, solution = solution.value - better.value, better
+        if gained <= WORTH * abs(solution.value) or not any(layer.gpu for layer in solution.layers):
+            break
+    return solution
+
+
+def _improved(problem: Problem, aim: Aim, solution: Solution) -> Solution:
     sets = tuple(_exchanges(rank, layer) for rank, layer in zip(problem.workload.ranks, solution.layers, strict=True))
     menu = tuple(sorted({layer.memory_mb for layer in solution.layers} - {0}))
     columns = build_columns(problem, sets, memory_menu_mb=menu)

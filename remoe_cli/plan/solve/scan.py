@@ -23,7 +23,7 @@ from remoe_cli.plan.solve.rounding import rounded
 
 T = TypeVar("T")
 SIZES, SPECS, MAINS = 17, 16, 24  # at most so many sizes of remote sets, memory specs and main functions in a pass
-GPU_SIZES, BESIDE_GPU = 5, 9  # at most so many sizes of what is on the GPU, besides those of the best plan, beside as many remote sets
+GPU_SIZES, BESIDE_GPU = 3, 5  # at most so many sizes of what is on the GPU, besides those of the best plan, beside so many remote sets
 CLOSER, REACH = (4, 16), 5  # by how much the steps of the next passes are smaller, and how many steps they go from the best plan
 FEW = 65  # sizes of the pass that follows where the first one finds nothing
 _CLOSE = 1e-5  # relative distance to the relaxation's value at which a bound is good enough

@@ -1,4 +1,4 @@
-"""Sets with the same remote experts, which differ in what is on the GPU: their functions are priced once.
+"""Sets with the same remote experts, which differ in what is on the GPU, are priced together.
 
 The expert functions of a layer do not see where the other experts are. So the columns of each remote set are copied for every set that has
 it, and only the time of a decode token is worked out anew.
@@ -59,7 +59,10 @@ class Variants:
 
 
 def variants_of(sets: Sets, layer: Small) -> Variants:
-    """Find the different remote sets of each layer. Without anything on the GPU, each set counts as one of its own."""
+    """Find the different remote sets of each layer.
+
+    Without anything on the GPU, each set counts as one of its own.
+    """
     every = np.arange(len(sets))
     if not (sets == ON_GPU).any():
         return Variants(sets, layer, every, every)
@@ -69,10 +72,10 @@ def variants_of(sets: Sets, layer: Small) -> Variants:
 def spread_out(
     problem: Problem, variants: Variants, priced: Sequence[Part], at: Ints, owner: Ints, speeds_mb: Ints | None, begin: int
 ) -> tuple[list[Part], list[DecodeTable]]:
-    """Copy the columns of some remote sets for the sets that have these, with a decode table for those with experts on the GPU.
+    """Copy the columns of some remote sets for the sets that have these.
 
-    `at` [S] are the remote sets, and `owner` [S, E] the function of each expert. The columns of a remote set name it as `at_set`, and their
-    `decode_at` begins at `begin`. `speeds_mb` [V] is None where nothing is remote.
+    Those with experts on the GPU get a decode table. `at` [S] are the remote sets, and `owner` [S, E] the function of each expert. The
+    columns of a remote set name it as `at_set`, and their `decode_at` begins at `begin`. `speeds_mb` [V] is None where nothing is remote.
     """
     if len(variants.first) == len(variants.sets):
         return list(priced), []

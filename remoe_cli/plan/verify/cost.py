@@ -60,7 +60,7 @@ def gpu_tier(inputs: VerifierInputs, main: MainSpec) -> bool:
 
 
 def gpu_room_bytes(inputs: VerifierInputs, main: MainSpec) -> float:
-    """Compute the GPU memory that weights, KV cache and hidden states may take: what the driver and CUDA leave of the nominal size."""
+    """Compute the GPU memory that weights, KV cache and hidden states may take."""
     side = inputs.catalog.main
     left = (main.gpu_memory_mb or 0) - (main.gpu_memory_mb or 0) * side.gpu_hidden_share - side.gpu_runtime_memory_mb
     return max(left, 0.0) * 2**20
@@ -87,7 +87,10 @@ def request_bytes(inputs: VerifierInputs) -> int:
 
 
 def main_bytes(inputs: VerifierInputs, main: MainSpec, cpu_experts: int) -> float:
-    """Compute the CPU memory of a main function with so many experts in it, with buffers to copy a prompt where it has a GPU of its own."""
+    """Compute the CPU memory of a main function with so many experts in it.
+
+    Where it has a GPU of its own, it needs buffers to copy a prompt, and room to load.
+    """
     spec, side = inputs.profile.record.spec, inputs.catalog.main
     longest_answer, longest_prompt = max(n_out for _, n_out in inputs.longest), max(n_in for n_in, _ in inputs.longest)
     held, loading = request_bytes(inputs), 1.0
@@ -278,7 +281,7 @@ def decode(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, local_step_s
 
 
 def hit_shares(inputs: VerifierInputs, layer: LayerPlan, routed: Layer) -> Hits:
-    """Compute the share of tokens that hit so many experts on the CPU, so many on the GPU, and so many in each function."""
+    """Compute the share of tokens that hit so many experts of each place: CPU, GPU, each function."""
     key = (layer.layer, layer.parts, layer.gpu)
     if key not in inputs.hits:
         inputs.hits[key] = count_hits(layer, routed.choices)

@@ -1,4 +1,4 @@
-"""What the verifier prices a plan with: the plan, its profile and catalog, and routing that is counted again."""
+"""What the verifier prices a plan with, and the routing that it counts again."""
 
 from __future__ import annotations
 
