@@ -92,7 +92,7 @@ READS_WHOLE = {"read_text", "read_bytes", "load", "loads", "model_validate_json"
 MAY_READ_WHOLE = {
     "bounded.py": "it counts first",
     "cages.py": "files of the kernel",
-    "owned.py": "a file of the kernel",
+    **dict.fromkeys(("model/loader.py", "owned.py"), "a file of the kernel"),
     **dict.fromkeys(("deploy/local/place.py", "deploy/local/processes.py"), "files of the kernel"),
     "runtime/device.py": "files of the kernel",
     "runtime/main_function.py": "a file of the kernel; bodies, which its servers limit",

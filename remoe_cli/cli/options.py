@@ -12,6 +12,7 @@ from remoe_cli import bounded
 from remoe_cli.cli import output
 from remoe_cli.cli.visible import is_utf8
 from remoe_cli.errors import UsageError
+from remoe_cli.runtime.device import DeviceChoice
 
 if TYPE_CHECKING:
     from remoe_cli.profile.prompts import PromptSet
@@ -22,6 +23,10 @@ _AS_UTF8 = "Write it in UTF-8, as a terminal in a UTF-8 locale does."
 ProfileArgument = Annotated[Path, typer.Argument(metavar="PROFILE", help="A profile made by 'remoe profile'.")]
 PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan made by 'remoe plan'.")]
 
+DeviceOption = Annotated[
+    DeviceChoice | None,
+    typer.Option(help="Where everything but the experts runs: 'auto' takes a GPU where torch can use one."),
+]
 PromptOption = Annotated[str | None, typer.Option(metavar="TEXT", help="One prompt; '-' reads it from standard input.")]
 DATA = typer.Option(
     "--data",

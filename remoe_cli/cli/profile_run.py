@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import DATA, FieldOption, LimitOption, read_data
+from remoe_cli.cli.options import DATA, DeviceOption, FieldOption, LimitOption, read_data
 from remoe_cli.cli.profile_shared import LATENCY_FROM, MaxNewTokensOption, MaxPromptTokensOption, OutOption, described_latency, finish
 from remoe_cli.errors import UsageError
 
@@ -43,6 +44,7 @@ def command(
         typer.Option(metavar="I/N", help="Profile only slice I of N of the prompts; 'remoe profile merge' joins the slices."),
     ] = None,
     device_map: Annotated[str | None, typer.Option(metavar="MAP", help="transformers' device_map, such as 'auto', to use GPUs.")] = None,
+    device: DeviceOption = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -51,8 +53,12 @@ def command(
     After an interruption the same command goes on where it stopped.
     """
     from remoe_cli.profile.record import refuse_foreign
+    from remoe_cli.runtime.device import choose, full_memory_named
 
     refuse_foreign(out)
+    if device and device_map:
+        raise UsageError("--device and --device-map both say where the model is.", "Leave one of them out.")
+    at = choose(False, device)
     prompts = read_data(data, field, limit)
     options = {
         "max_new_tokens": max_new_tokens,
@@ -60,9 +66,12 @@ def command(
         "batch_size": batch_size,
         "shard": _shard(shard),
         "device_map": device_map,
+        "device": at,
         "latency": None if latency_from is None else described_latency(model, latency_from),
     }
-    finish(_recorded(model, prompts, out, options), out)
+    with full_memory_named("Take a smaller --batch-size or --max-prompt-tokens, or profile on the CPU.") if at != "cpu" else nullcontext():
+        profiled = _recorded(model, prompts, out, options)
+    finish(profiled, out)
 
 
 def _recorded(model: str, prompts: PromptSet, out: Path, options: dict[str, Any]) -> Profile:

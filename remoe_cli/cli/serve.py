@@ -12,12 +12,17 @@ from remoe_cli import bounded
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.infer import expected_cost_of
+from remoe_cli.cli.options import DeviceOption
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import UsageError
 
 TOKEN = "REMOE_API_TOKEN"
 _TOKEN_LIMIT = bounded.Limit(4096)
-EXAMPLES = examples("remoe serve demo", "remoe serve olmoe --target aws --port 9000   # the main function here, the experts on AWS")
+EXAMPLES = examples(
+    "remoe serve demo",
+    "remoe serve olmoe --target aws --port 9000   # the main function here, the experts on AWS",
+    "remoe serve olmoe --device cuda",
+)
 
 
 def command(
@@ -30,20 +35,21 @@ def command(
     token_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"File with a token that clients have to send; ${TOKEN} can hold it instead.")
     ] = None,
+    device: DeviceOption = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
     """Run a deployment's main function on this machine, until you press Ctrl-C.
 
     It loads the local experts and all other weights, calls the deployed expert functions, and speaks the APIs of OpenAI and Anthropic:
-    point a client at http://127.0.0.1:8080/v1. docs/reference/api.md lists what it takes.
-    On loopback it answers processes of your user only, and no web page.
+    point a client at http://127.0.0.1:8080/v1. docs/reference/api.md lists what it takes. Without --device it takes a GPU if the plan has
+    one. On loopback it answers processes of your user only, and no web page.
     """
     from remoe_cli.deploy.target import ServeOptions
 
     token = _token(token_file)
     deployed = pick(target, region, profile)
-    deployed.serve(name, host, port, ServeOptions(token, expected_cost_of(deployed.deployed_plan(name))))
+    deployed.serve(name, host, port, ServeOptions(token, expected_cost_of(deployed.deployed_plan(name)), device))
 
 
 def _token(file: Path | None) -> str | None:

@@ -10,6 +10,8 @@ from remoe_cli.deploy.target import SERVE_PLAINLY, ServeOptions
 from remoe_cli.runtime.address import url
 from remoe_cli.runtime.invoke import Connect
 
+_DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+
 
 def serve_here(
     name: str, server_json: Path, connect: Connect, host: str, port: int, console: Console, asked: ServeOptions = SERVE_PLAINLY
@@ -17,8 +19,6 @@ def serve_here(
     """Serve from this machine's checkpoint of the model until interrupted.
 
     `connect` reaches the expert functions.
-
-    `asked` has the token that clients send, and what predicts a request for its receipt.
 
     On loopback only this user's processes are answered (runtime/access.py).
 
@@ -30,8 +30,8 @@ def serve_here(
 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
-            main = replace(load_here(server_json, connect), expected=asked.expected)
-        console.say(f"The model is loaded. {main.loading_billed}")
+            main = replace(load_here(server_json, connect, asked.device), expected=asked.expected)
+        console.say(f"The model is loaded, on the {_DEVICES[main.engine.device.kind]} {main.engine.device.name}. {main.loading_billed}")
         return main
 
     listener = listen(host, port)

@@ -13,6 +13,7 @@ from remoe_cli.deploy.account_rules import AccountRules
 from remoe_cli.deploy.console import Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.runtime.client import MainAddress
+from remoe_cli.runtime.device import DeviceChoice
 
 if TYPE_CHECKING:
     from remoe_cli.runtime.expected_cost import ExpectedCost
@@ -43,10 +44,12 @@ class ServeOptions:
 
     token      that clients have to send; None: whoever may ask is answered
     expected   predicts what a request takes and costs, for its receipt
+    device     of everything but the experts; None: where the plan has it
     """
 
     token: str | None = field(default=None, repr=False)
     expected: ExpectedCost | None = None
+    device: DeviceChoice | None = None
 
 
 SERVE_PLAINLY = ServeOptions()

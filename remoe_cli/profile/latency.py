@@ -3,7 +3,8 @@
 Every figure is a median of repetitions. An expert is timed alone for several counts of tokens and vCPUs, and what it takes longer in a
 forward pass (pass_times.py) is counted at all of them. A curve is fitted to the result (curves.py). The main process and the function
 compute an expert differently: this module times the former, function_latency.py the latter. All other modules of the model are timed layer
-by layer, in the same passes. Where the model is on an accelerator, these are timed there and the experts on the CPU, alone.
+by layer, in the same passes. Where these are on an accelerator, the copies to the CPU and back are timed in the passes too, and an expert
+on the accelerator alone.
 
 Source: method.md, section 2.
 """
@@ -27,13 +28,15 @@ from transformers import PreTrainedModel
 
 from remoe_cli import interrupts
 from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
+from remoe_cli.model.gpu_experts import gpu_experts
 from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, ROOFLINE, fit, fit_linear
 from remoe_cli.profile.function_latency import function_expert
-from remoe_cli.profile.latency_record import Latency, Linear, MeasuredPoint
+from remoe_cli.profile.latency_record import Latency, Linear, MeasuredPoint, Timing
 from remoe_cli.profile.pass_times import PROMPT_TOKENS, ROUNDS, Pass, PassTimes, now, time_passes
 
 _TOKENS = (1, 4, 16, 64, 256)
 _ROUND_S = 0.05  # of calls of an expert for one setting in a round
+_GPU_EXPERTS, _GPU_CALLS = 8, 20  # more weights than a GPU's cache holds, in turn; calls between two looks at the clock
 _TOO_LONG_S = 2.0  # more tokens are not tried after a call this long
 
 
@@ -48,7 +51,7 @@ def measure(model: PreTrainedModel, load_s: float) -> Latency:
         alone = _alone(on_cpu)
         slower = _slower_in_passes(alone, passes)
         local = fit([_in_passes(point, slower) for point in alone], [EXPONENTIAL, PHYSICAL, ROOFLINE])
-        copied = _copy(model.device, layers[0])
+        on_gpu = None if model.device.type == "cpu" else _on_gpu(on_cpu, model.device)
     nonexpert = passes.nonexpert
     totals = [sum(column) for column in zip(*nonexpert.seconds, strict=True)]
     return Latency(
@@ -62,7 +65,8 @@ def measure(model: PreTrainedModel, load_s: float) -> Latency:
         local_expert=local,
         slower_in_passes=slower,
         remote_expert=function_expert(on_cpu),
-        copy_s=copied,
+        gpu_expert=on_gpu,
+        copy_s=fit_linear(*zip(*passes.copies, strict=True)) if passes.copies else Linear(fixed_s=0.0, per_token_s=0.0),
         load_s=load_s,
     )
 
@@ -131,17 +135,20 @@ def _thread_counts() -> list[int]:
     return sorted({torch.get_num_threads(), *(1 << i for i in range(cores.bit_length()))})
 
 
-def _copy(device: torch.device, layer: ExpertLayer) -> Linear:
-    """Time copying the hidden states of n tokens from one device to another: half of the way there and back."""
-    if device.type == "cpu":
-        return Linear(fixed_s=0.0, per_token_s=0.0)
-    dtype = next(iter(layer.parameters().values())).dtype
-    medians = []
-    for n in _TOKENS:
-        hidden, times = torch.zeros((n, layer.width), dtype=dtype, device=device), []
-        for _ in range(20):
-            start = now(device)
-            hidden.to("cpu").to(device)
-            times.append((now(device) - start) / 2)
-        medians.append(statistics.median(times))
-    return fit_linear(_TOKENS, medians)
+def _on_gpu(layers: Sequence[ExpertLayer], device: torch.device) -> Timing:
+    """Time one expert alone on an accelerator as it is served there (model/gpu_experts.py), for several counts of tokens."""
+    layer, experts = layers[0], range(min(_GPU_EXPERTS, layers[0].experts))
+    weights = {name: p.data[: len(experts)].to(device) for name, p in layer.parameters().items()}
+    held, each = gpu_experts(layer.module, experts, weights, layer.experts), cycle(experts)
+    dtype = weights["down_proj"].dtype
+    rows = {n: torch.randn((n, layer.width), generator=torch.Generator().manual_seed(0)).to(dtype).to(device) for n in _TOKENS}
+    places = {(n, e): torch.full((n, 1), e).to(device) for n in _TOKENS for e in experts}
+    times: dict[int, list[float]] = defaultdict(list)
+    for n in _TOKENS * (1 + ROUNDS):  # the first round starts the device
+        interrupts.check()
+        start = now(device)
+        for _ in range(_GPU_CALLS):  # waiting for each would take longer than the work
+            held.run(rows[n], places[n, next(each)])
+        times[n].append((now(device) - start) / _GPU_CALLS)
+    points = [MeasuredPoint(tokens=n, vcpus=1.0, seconds=statistics.median(t[1:])) for n, t in times.items()]
+    return fit(points, [PHYSICAL, ROOFLINE])

@@ -1,8 +1,9 @@
 """Times whole forward passes, and divides each among its layers' non-expert modules and its experts.
 
 An expert takes longer in a pass than alone in a loop: other work has taken the caches and let the threads go to sleep. So both parts are
-timed in the same passes, and their sum is what a pass takes. Where the model is on an accelerator, experts take no part: remoe keeps them
-in CPU memory, and latency.py times them there alone.
+timed in the same passes, and their sum is what a pass takes. Where the other modules are on an accelerator and the experts beside it, the
+copies between the two are a third part. Experts that are on accelerators themselves (a device map put them there) take no part: remoe
+would not have them there, and latency.py times them on the CPU alone.
 
 Source: method.md, section 2.
 """
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from remoe_cli import interrupts
-from remoe_cli.model.experts import ExpertLayer, attach, run_expert, run_experts
+from remoe_cli.model.exchange import Exchange
+from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert, run_experts
 from remoe_cli.profile.latency_record import LayerTimes
 
 PROMPT_TOKENS = (16, 64, 192)
@@ -45,15 +47,17 @@ class ExpertCall:
 class Pass:
     """One forward pass.
 
-    layers_s   seconds of each decoder layer without its experts, then of the rest
+    layers_s   seconds of each decoder layer without its experts and copies, then of the rest
+    copies_s   seconds of the copies of each MoE layer, both ways together; none on a CPU
     """
 
     layers_s: tuple[float, ...]
     experts: tuple[ExpertCall, ...]
+    copies_s: tuple[float, ...] = ()
 
     @property
     def whole_s(self) -> float:
-        return sum(self.layers_s) + sum(call.seconds for call in self.experts)
+        return sum(self.layers_s) + sum(call.seconds for call in self.experts) + sum(self.copies_s)
 
 
 @dataclass(frozen=True)
@@ -80,19 +84,51 @@ class PassTimes:
             spread=max(statistics.median(seconds) / min(seconds) for seconds in wholes),
         )
 
+    @property
+    def copies(self) -> list[tuple[int, float]]:
+        """The tokens of a pass, and the median of one copy in it, one way; none on a CPU."""
+        settings = zip((1, *PROMPT_TOKENS), (self.decode, *self.prefill), strict=True)
+        taken = [(tokens, [s / 2 for one in passes for s in one.copies_s]) for tokens, passes in settings]
+        return [(tokens, statistics.median(seconds)) for tokens, seconds in taken if seconds]
+
+
+@dataclass
+class _TimedExchange(Exchange):
+    """Copies one after the other, and notes what they take."""
+
+    seconds: float = 0.0
+
+    def to_host(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
+        start = now(tensors[0].device)
+        arrived = super().to_host(*tensors)()
+        self.seconds += time.perf_counter() - start
+        return lambda: arrived
+
+    def to_device(self, device: torch.device, *tensors: Tensor) -> list[Tensor]:
+        start = time.perf_counter()
+        arrived = super().to_device(device, *tensors)
+        self.seconds += now(device) - start
+        return arrived
+
 
 @dataclass
 class _Experts:
-    """Runs all experts where their weights are, and notes what each takes.
+    """Runs all experts on the CPU, and notes what each takes, and the copies of a layer.
 
     none   let them take no time instead
     """
 
     none: bool
     calls: list[ExpertCall] = field(default_factory=list)
+    copies: list[tuple[int, float]] = field(default_factory=list)
+    _exchange: _TimedExchange = field(default_factory=_TimedExchange)
 
     def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        return run_experts(layer, hidden, index, weights, {}, self._run)
+        self._exchange.seconds = 0.0
+        out = run_experts(layer, hidden, index, weights, {}, self._run, self._exchange)
+        if hidden.device.type != "cpu":
+            self.copies.append((layer.layer, self._exchange.seconds))
+        return out
 
     def _run(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
         return lambda: rows if self.none else {expert: self._timed(layer, expert, x) for expert, x in rows.items()}
@@ -109,8 +145,10 @@ def time_passes(model: PreTrainedModel) -> PassTimes:
 
     What is attached to its experts hook is detached.
     """
-    experts = _Experts(none=model.device.type != "cpu")
-    layers = decoder_layers(model, attach(model, experts).layers[0])
+    moe_layers = expert_layers(model)
+    experts = _Experts(none=any(p.device.type != "cpu" for layer in moe_layers for p in layer.parameters().values()))
+    layers = decoder_layers(model, moe_layers[0])
+    attach(model, experts)
     decode, *prefill = _passes(model, layers, experts, [(1, _CACHED_TOKENS), *((n, 0) for n in PROMPT_TOKENS)])
     return PassTimes(tuple(layers), decode, tuple(prefill))
 
@@ -138,14 +176,15 @@ def _passes(
                 interrupts.check()
                 seconds[:] = [0.0] * len(seconds)
                 experts.calls.clear()
+                experts.copies.clear()
                 start = now(model.device)
                 forward()
                 whole = now(model.device) - start
                 within: dict[int, float] = defaultdict(float)
-                for call in experts.calls:
-                    within[call.layer] += call.seconds
-                own = [layer - within[number] for layer, number in zip(seconds, numbers, strict=True)]
-                done.append(Pass((*own, whole - sum(seconds)), tuple(experts.calls)))
+                for layer, taken in (*((call.layer, call.seconds) for call in experts.calls), *experts.copies):
+                    within[layer] += taken
+                own = [spent_s - within[number] for spent_s, number in zip(seconds, numbers, strict=True)]
+                done.append(Pass((*own, whole - sum(seconds)), tuple(experts.calls), tuple(taken for _, taken in experts.copies)))
                 spent += whole
     return [tuple(done) for done in passes]
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from remoe_cli.model.experts import ExpertLayer
+from remoe_cli.model.exchange import Exchange
+from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.generation import StopStrings
 
 Ints = npt.NDArray[np.int32]
@@ -34,9 +35,12 @@ class RoutingRecorder:
     """A Runner that keeps the ids it sees: `seen[layer]` has one [rows, k] tensor for each pass."""
 
     seen: dict[int, list[Tensor]] = field(default_factory=dict)
+    _exchange: Exchange = field(default_factory=Exchange)
 
     def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         self.seen.setdefault(layer.layer, []).append(index)
+        if next(iter(layer.parameters().values())).device != hidden.device:
+            return run_experts(layer, hidden, index, weights, {e: e for e in range(layer.experts)}, lambda *_: dict, self._exchange)
         # The class's forward before transformers decorated it: the eager loop that every family defines.
         eager: Any = type(layer.module).forward
         return eager.__wrapped__(layer.module, hidden, index, weights)  # type: ignore[no-any-return]

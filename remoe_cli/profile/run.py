@@ -80,12 +80,13 @@ def profile(
     shard: tuple[int, int] | None = None,
     latency: Latency | None = None,
     device_map: str | None = None,
+    device: str = "cpu",
 ) -> Profile:
     """Profile `model` on `prompts` into the directory `out`.
 
     `progress` opens a display for each stage. In the stage of the prompts it reports an int when a batch is written, and a float within a
     batch. `say` shows a message. `shard` (I, N) profiles slice I of N of the prompts. Times are measured unless `latency` is given.
-    `device_map` is that of transformers.
+    `device_map` is that of transformers. Everything but the experts is on `device`.
     """
     from remoe_cli.model.generation import stop_strings, warning
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
@@ -120,7 +121,8 @@ def profile(
         ),
         spec=spec,
     )
-    if (finished := _finished(out, inputs, latency)) is not None:
+    on_gpu = None if device_map else device != "cpu"
+    if (finished := _finished(out, inputs, latency, on_gpu)) is not None:
         say(f"{out} is finished already: it was made of this model and these prompts, in the same way. Nothing was run.")
         return finished
     if (out / "profile.json").is_file():
@@ -131,10 +133,12 @@ def profile(
     total = sum(_size(inputs, batch) for batch in batches)
     done = total - sum(_size(inputs, batch) for batch in missing)
     measured = partial / "latency.json"
+    if measured.is_file() and not _is_measured(_measured(measured), on_gpu):
+        measured.unlink()
     loaded = None
     if missing or not (latency or measured.is_file()):
         with progress(f"Loading {checkpoint.name}"):
-            loaded, load_s = _load(checkpoint, device_map)
+            loaded, load_s = _load(checkpoint, device_map, device)
         if not (latency or measured.is_file()):
             from remoe_cli.profile.latency import measure
 
@@ -166,7 +170,12 @@ def _measured(path: Path) -> Latency:
         raise ArtifactError(f"{path} is damaged.", f"Delete {path}, and run the command again.") from None
 
 
-def _finished(out: Path, inputs: Inputs, latency: Latency | None) -> Profile | None:
+def _is_measured(latency: Latency, on_gpu: bool | None) -> bool:
+    """Tell whether times were measured, here or elsewhere, on a GPU or not (None: nobody says on what)."""
+    return latency.source == "measured" and on_gpu in (None, latency.gpu_expert is not None)
+
+
+def _finished(out: Path, inputs: Inputs, latency: Latency | None, on_gpu: bool | None) -> Profile | None:
     """Read the profile that a run with the same inputs has finished in `out`, if there is one.
 
     Its times are those of `latency`, or were measured on this machine or another.
@@ -179,7 +188,7 @@ def _finished(out: Path, inputs: Inputs, latency: Latency | None) -> Profile | N
         return None
     record = profile.record
     same = (record.model, record.dataset, record.settings, record.spec) == (inputs.model, inputs.dataset, inputs.settings, inputs.spec)
-    times = record.latency.source == "measured" if latency is None else record.latency == latency
+    times = _is_measured(record.latency, on_gpu) if latency is None else record.latency == latency
     return profile if same and times else None
 
 
@@ -246,12 +255,12 @@ def _is_of(fingerprint: Path, inputs: Inputs) -> bool:
         return False
 
 
-def _load(checkpoint: Checkpoint, device_map: str | None) -> tuple[PreTrainedModel, float]:
+def _load(checkpoint: Checkpoint, device_map: str | None, device: str) -> tuple[PreTrainedModel, float]:
     """Load the model; also returns the seconds that this took."""
     from remoe_cli.model.loader import load
 
     start = time.perf_counter()
-    return load(checkpoint, device_map=device_map), time.perf_counter() - start
+    return load(checkpoint, device_map=device_map, device=device), time.perf_counter() - start
 
 
 def record(

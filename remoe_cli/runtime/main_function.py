@@ -23,7 +23,7 @@ from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, together
-from remoe_cli.runtime.device import Device
+from remoe_cli.runtime.device import Device, DeviceChoice
 from remoe_cli.runtime.invoke import Connect, Invocation, make_client
 from remoe_cli.runtime.receipt import NOT_LOADED, Loading, Receipt, attach, failed_receipt, make_receipt, receipt_of
 from remoe_cli.runtime.sampling import CHOICES, Sampling
@@ -333,7 +333,15 @@ def _choice(made: Generated) -> Choice:
     )
 
 
-def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copied: bool = False, reads: int = 0) -> MainFunction:
+def load(
+    config: ServerConfig,
+    checkpoint: Checkpoint,
+    connect: Connect,
+    *,
+    device: DeviceChoice | None = None,
+    copied: bool = False,
+    reads: int = 0,
+) -> MainFunction:
     """Load the main function's weights, and start its expert functions, which `connect` reaches.
 
     With `copied`, all weights are copied into memory, so that it does not matter what becomes of their files. `reads` of S3 brought them.
@@ -350,7 +358,17 @@ def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copi
         functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s))
     sent: list[Invocation] = []
     try:
-        engine = start_engine(checkpoint, config.spec, functions, connect, gpu=config.gpu, copied=copied, sent=sent)
+        engine = start_engine(
+            checkpoint,
+            config.spec,
+            functions,
+            connect,
+            gpu=config.gpu,
+            gpu_experts=config.gpu_experts,
+            device=device,
+            copied=copied,
+            sent=sent,
+        )
         engine.warm_up()
     except Exception as error:
         attach(error, failed_receipt(config.prices, 0.0, (), Loading(seconds=time.perf_counter() - begun_s, reads=reads), sent))
@@ -362,15 +380,17 @@ def load(config: ServerConfig, checkpoint: Checkpoint, connect: Connect, *, copi
     return main
 
 
-def load_here(server_json: Path, connect: Connect) -> MainFunction:
+def load_here(server_json: Path, connect: Connect, device: DeviceChoice | None = None) -> MainFunction:
     """Load from the checkpoint that was profiled, on this machine. The checkpoint may change afterwards.
+
+    Everything but the experts is on `device`; None: where the plan has it.
 
     Raises: ArtifactError when the checkpoint has changed, and what `load` raises.
     """
     config = artifacts.read_json(server_json, ServerConfig)
     model = config.model
     checkpoint = find_profiled(model.path, model.revision)
-    main = load(config, checkpoint, connect, copied=True)
+    main = load(config, checkpoint, connect, device=device, copied=True)
     checkpoint.check(model.revision)
     return main
 

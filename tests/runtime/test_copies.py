@@ -8,21 +8,27 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from remoe_cli.model import experts
 from remoe_cli.model.checkpoint import find
-from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
-from remoe_cli.model.loader import expert_bytes_held
+from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert
+from remoe_cli.model.loader import expert_bytes_held, load
 from remoe_cli.model.spec import read_spec
+from remoe_cli.profile import latency, pass_times
+from remoe_cli.profile.curves import PHYSICAL, fit
+from remoe_cli.profile.latency_record import Latency
+from remoe_cli.profile.routing import RoutingRecorder, record_batch
 from remoe_cli.runtime import engine
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from tests.support import forked
@@ -175,3 +181,43 @@ def check_copies(asked: Asked, far: Tensor) -> None:
     event.synchronize()
     assert pinned.tolist() == [0, 1, 2] and asked.waits == ["event"]
     assert (pinned.to(NAME, non_blocking=True) + far).tolist() == [0, 2, 4] and len(asked.copies) == 3
+
+
+def test_a_profile_with_a_gpu_has_times_of_each_place(tmp_path: Path) -> None:
+    run = forked.complete(measured, str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    found = Latency.model_validate_json(run.stdout)
+    assert found.copy_s.per_token_s >= 0 < found.copy_s.seconds(16) < 1
+    assert found.gpu_expert is not None and {(p.tokens, p.vcpus) for p in found.gpu_expert.points} == {
+        (n, 1.0) for n in (1, 4, 16, 64, 256)
+    }
+    assert all(0 < p.seconds < 1 for p in (*found.gpu_expert.points, *found.local_expert.points))
+    assert found.nonexpert_layers is not None
+    assert 0 < found.nonexpert_decode_s < 5 and (np.array(found.nonexpert_layers.seconds) > 0).all()
+
+
+def measured(folder: str) -> None:
+    """Profile on the labelled device: routing as on the CPU, and times, in which copies and experts take their own."""
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+    register()
+    whole = save("mixtral", torch.float32, Path(folder), fused=False)
+    prompts = [[1, 2, 3], list(range(20, 40))]
+    expected = recorded(whole, prompts)
+    with labelled(), mock.patch.object(pass_times, "now", clock), ExitStack() as stack:
+        model = load(find(folder), device=NAME)
+        for ours, theirs in zip(recorded(model, prompts), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        for module, name, stand_in in ((latency, "now", clock), (latency, "_ROUND_S", 0.005), (pass_times, "_FORWARD_S", 0.02)):
+            stack.enter_context(mock.patch.object(module, name, stand_in))
+        stack.enter_context(mock.patch.object(latency, "function_expert", lambda layers: fit(latency._alone(layers), [PHYSICAL])))
+        sys.stdout.write(latency.measure(model, 1.0).model_dump_json())
+
+
+def recorded(model: Any, prompts: list[list[int]]) -> list[Any]:
+    recorder = RoutingRecorder()
+    attach(model, recorder)
+    return list(vars(record_batch(model, recorder, prompts, EXPERTS, 4, 100)).values())
+
+
+def clock(_: object) -> float:
+    return time.perf_counter()

@@ -18,6 +18,7 @@ from remoe_cli.errors import DeployError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
 from remoe_cli.runtime import device, engine
+from remoe_cli.runtime.device import DeviceChoice
 from tests.support.by_hand import by_hand
 
 
@@ -60,6 +61,34 @@ def test_a_plan_for_a_gpu_is_refused_where_torch_can_use_none(
     with caplog.at_level(logging.WARNING):
         assert device.choose(True) == "cpu"
     assert why in caplog.text and "served on the CPU" in caplog.text
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("usable", [False, True])
+def test_who_asks_for_a_device_gets_that_one(
+    gpu: bool, usable: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: usable)
+    monkeypatch.setenv(device.ALLOW_CPU, "1")
+    with caplog.at_level(logging.WARNING):
+        assert device.choose(gpu, DeviceChoice.CPU) == "cpu"
+        assert ("the CPU was asked for" in caplog.text) == gpu
+        caplog.clear()
+        assert device.choose(gpu, DeviceChoice.AUTO) == ("cuda" if usable else "cpu")
+        assert ("is on the GPU" if usable else "is on the CPU, because torch can use no GPU here: ") in caplog.text
+    if usable:
+        assert device.choose(gpu, DeviceChoice.CUDA) == "cuda"
+        return
+    with pytest.raises(DeployError, match="A GPU was asked for, and torch can use none here") as refused:  # whatever $REMOE_ALLOW_CPU says
+        device.choose(gpu, DeviceChoice.CUDA)
+    assert "Install torch for the CUDA version" in refused.value.hint
+
+
+def test_experts_of_the_gpu_tier_are_local_where_the_cpu_serves(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = read_spec(checkpoint)
+    first = spec.moe_layers[0]
+    made = engine.start_engine(checkpoint, spec, {}, lambda *_: None, gpu=True, gpu_experts={first: (0, 2)}, device=DeviceChoice.CPU)
+    assert len(made.dispatcher.local[first]) == spec.experts_per_layer and not made.dispatcher.gpu and not made.dispatcher.starts
 
 
 def test_the_engine_refuses_before_anything_starts(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
