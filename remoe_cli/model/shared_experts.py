@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from remoe_cli.model.experts import ExpertLayer, expert_layers
 
 _NAME = re.compile(r"shared_(experts?|mlp)")
-_Place = tuple[int, int, Any]
 
 
 @dataclass
@@ -27,31 +26,31 @@ class _Shared:
 
     forward    what they compute
     early      whether they are started in the hook; None before the first pass has told
-    place      memory of the hidden states that the hook got last
-    computed   the output that waits for its call
+    hidden     what the hook got, until the call: nothing else can be at its address meanwhile
+    computed   the output that waits for the call
     """
 
     forward: Callable[..., Tensor]
     early: bool | None = None
-    place: _Place | None = None
+    hidden: Tensor | None = None
     computed: Tensor | None = None
 
     def start(self, hidden: Tensor) -> None:
-        self.place = _place(hidden)
-        self.computed = self.forward(hidden) if self.early else None  # also without the output of a pass that failed
+        if self.early is not False:
+            self.hidden = hidden
+            self.computed = self.forward(hidden) if self.early else None  # also in place of what a pass that failed has left
 
     def call(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
-        same = self.place == _place(x) and not arguments and not named
-        computed, self.place, self.computed = self.computed, None, None
-        if self.early is not False:
-            self.early = same
+        hidden, computed, self.hidden, self.computed = self.hidden, self.computed, None, None
+        same = hidden is not None and not arguments and not named and _same(hidden, x)
+        self.early = same and self.early is not False
         if computed is not None and same:
             return computed.view(*x.shape[:-1], computed.shape[-1])
         return self.forward(x, *arguments, **named)
 
 
-def _place(x: Tensor) -> _Place:
-    return x.data_ptr(), x.numel(), x.dtype
+def _same(one: Tensor, other: Tensor) -> bool:
+    return (one.data_ptr(), one.numel(), one.dtype) == (other.data_ptr(), other.numel(), other.dtype)
 
 
 def start_early(model: PreTrainedModel) -> dict[int, Callable[[Tensor], None]]:
