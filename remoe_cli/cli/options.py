@@ -12,7 +12,7 @@ from remoe_cli import bounded
 from remoe_cli.cli import output
 from remoe_cli.cli.visible import is_utf8
 from remoe_cli.errors import UsageError
-from remoe_cli.runtime.device import DeviceChoice
+from remoe_cli.runtime.device_choice import DeviceChoice
 
 if TYPE_CHECKING:
     from remoe_cli.profile.prompts import PromptSet

@@ -13,7 +13,7 @@ from remoe_cli.deploy.account_rules import AccountRules
 from remoe_cli.deploy.console import Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.runtime.client import MainAddress
-from remoe_cli.runtime.device import DeviceChoice
+from remoe_cli.runtime.device_choice import DeviceChoice
 
 if TYPE_CHECKING:
     from remoe_cli.runtime.expected_cost import ExpectedCost

@@ -11,12 +11,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from remoe_cli.artifacts import Bytes, Part
 from remoe_cli.errors import DeployError
+from remoe_cli.runtime.device_choice import DeviceChoice
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +27,6 @@ _CPUS = Path("/proc/cpuinfo")
 _CUDA_TORCH = "Install torch for the CUDA version of this machine's driver (https://pytorch.org/get-started/locally)"
 _LIBRARY_FULL = "STATUS_ALLOC_FAILED"  # of cuBLAS and its like, whose memory torch does not count
 _log = logging.getLogger(__name__)
-
-
-class DeviceChoice(StrEnum):
-    """Where a user wants everything but the experts."""
-
-    CUDA = "cuda"
-    CPU = "cpu"
-    AUTO = "auto"
 
 
 class Device(Part):

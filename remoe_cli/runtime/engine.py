@@ -31,7 +31,8 @@ from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.runtime.answer import FinishReason, Generated, Piece, Stop, TokenLogprob
 from remoe_cli.runtime.choose import Noted, processors
-from remoe_cli.runtime.device import Device, DeviceChoice, choose, describe, full_memory_named
+from remoe_cli.runtime.device import Device, choose, describe, full_memory_named
+from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from remoe_cli.runtime.invoke import Connect, Invocation
 from remoe_cli.runtime.sampling import GREEDY, Sampling

@@ -18,7 +18,7 @@ from remoe_cli.errors import DeployError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
 from remoe_cli.runtime import device, engine
-from remoe_cli.runtime.device import DeviceChoice
+from remoe_cli.runtime.device_choice import DeviceChoice
 from tests.support.by_hand import by_hand
 
 
