@@ -17,7 +17,7 @@ import torch
 from remoe_cli import cages
 from remoe_cli.errors import ModelError
 from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
-from remoe_cli.profile import function_latency, function_timing, latency, pass_times
+from remoe_cli.profile import function_latency, function_timing, latency, pass_times, run
 from remoe_cli.profile.latency_record import CpuQuota, Latency, MeasuredPoint
 from remoe_cli.profile.pass_times import ExpertCall, Pass, PassTimes, time_passes
 from tests.support.families import EXPERTS, build
@@ -187,3 +187,13 @@ def test_experts_come_from_as_many_layers_as_outgrow_a_cache(monkeypatch: pytest
     assert [path.name for path in function_latency._shards(tmp_path, layers)] == ["0.safetensors", "1.safetensors"]
     monkeypatch.setattr(function_latency, "_BEYOND_CACHE_BYTES", each)
     assert [path.name for path in function_latency._shards(tmp_path, layers)] == ["0.safetensors"]
+
+
+def test_times_of_a_gpu_are_not_taken_for_those_of_a_cpu(measured: Latency) -> None:
+    """A run on another device measures again; where nobody says on what, any times do."""
+    with_gpu = measured.model_copy(update={"gpu_expert": measured.local_expert})
+    assert "gpu_expert" not in measured.model_dump_json() and "gpu_expert" in with_gpu.model_dump_json()
+    on_gpu = (None, False, True)
+    assert [run._is_measured(measured, each) for each in on_gpu] == [True, True, False]
+    assert [run._is_measured(with_gpu, each) for each in on_gpu] == [True, False, True]
+    assert not run._is_measured(with_gpu.model_copy(update={"source": "described"}), None)

@@ -30,6 +30,7 @@ from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import LayerPlan, Plan, Source
 from remoe_cli.profile.record import ModelRef, Profile, write_profile
 from remoe_cli.runtime import client
+from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support.families import save
 from tests.support.synthetic import plan_by_hand, synthetic_profile
@@ -240,9 +241,9 @@ def test_serving_calls_functions_by_the_accounts_own_session(
     monkeypatch.setattr(access, "deployed_file", lambda account, name, file_name: tmp_path / file_name)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     monkeypatch.setattr(access, "serve_here", lambda *given: served.append(given))
-    target.AwsTarget(lambda: account, SILENT).serve("x", "127.0.0.1", 8080)
-    ((name, server_json, connect, host, port, *_),) = served
-    assert (name, server_json, host, port) == ("x", tmp_path / "server.json", "127.0.0.1", 8080)
+    target.AwsTarget(lambda: account, SILENT).serve("x", "127.0.0.1", 8080, ServeOptions(device=DeviceChoice.CPU))
+    ((name, server_json, connect, host, port, _, asked),) = served
+    assert (name, server_json, host, port, asked.device) == ("x", tmp_path / "server.json", "127.0.0.1", 8080, DeviceChoice.CPU)
     calls.clear()
     client_of_it = connect(3, 5.0)
     client_of_it.list_functions()
