@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from remoe_cli.artifacts import read_json
+from remoe_cli.artifacts import json_text, parse_document, read_json
 from remoe_cli.deploy import inputs as deploy_inputs
 from remoe_cli.deploy import main_files
 from remoe_cli.deploy.console import SILENT
@@ -55,6 +55,19 @@ def answer() -> list[int]:
     document = client.answer(HERE.main_address("d"), PROMPT, 16, lambda text: None)
     tokens: list[int] = document["token_ids"]
     return tokens
+
+
+def test_the_main_function_is_told_which_experts_are_on_its_gpu(made: ByHand, tmp_path: Path) -> None:
+    """By layer, in server.json; its text is what it was where none are."""
+    manifest = bundle.build(made.plan, made.plan_path, made.profile, tmp_path / "bundle")
+    layer = next(layer for layer in made.plan.layers if len(layer.remote) < made.plan.model.experts_per_layer)
+    there = tuple(e for e in range(made.plan.model.experts_per_layer) if e not in layer.remote)[-1:]
+    layers = tuple(each.model_copy(update={"gpu": there}) if each is layer else each for each in made.plan.layers)
+    plan = made.plan.model_copy(update={"layers": layers})
+    without, config = (main_files.server_config(each, made.profile, made.catalog, manifest, str) for each in (made.plan, plan))
+    assert config.gpu_experts == {layer.layer: there} and without == config.model_copy(update={"gpu_experts": {}})
+    assert parse_document(json_text(config).encode(), ServerConfig, "server.json") == config
+    assert "gpu_experts" not in json_text(without)
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)

@@ -127,7 +127,7 @@ def test_every_function_has_a_role_log_version_and_alias_of_its_own(deployment: 
 
 @pytest.mark.parametrize("file", [file for file in PLANS if "aws" in file.stem], ids=lambda file: file.stem)
 def test_a_functions_storage_holds_its_shard_and_is_what_the_plan_is_priced_for(file: Path) -> None:
-    """With what the catalog says: the cost model is not asked. All of these plans' functions need more than is free."""
+    """With what the catalog says: the cost model is not asked. Most of these plans' functions need more than is free."""
     plan = artifacts.read_json(file, Plan)
     side, contents = read_catalog(plan.catalog.path).function, expected(plan)
     made = aws.of_type(templates(plan, contents, aws.settings(endpoint_of(plan.main.name))), "Lambda::Function")
@@ -135,7 +135,7 @@ def test_a_functions_storage_holds_its_shard_and_is_what_the_plan_is_priced_for(
     for function in contents.functions:
         size_mb = made[names.logical_id(function.entry)]["Properties"]["EphemeralStorage"]["Size"]
         experts_mb = -(-fullest[function.layer] * plan.model.expert_bytes // 2**20)
-        assert size_mb == experts_mb + side.storage_spare_mb > side.storage_free_mb
+        assert size_mb == max(experts_mb + side.storage_spare_mb, side.storage_free_mb)
         assert function.shard_bytes + 2**20 < size_mb * 2**20
 
 
