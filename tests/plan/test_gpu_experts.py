@@ -24,6 +24,8 @@ from remoe_cli.plan.explain.why import binding_rows
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.workload import from_profile
+from remoe_cli.plan.solve.local_search import improve
+from remoe_cli.plan.solve.scan import scan
 from remoe_cli.plan.verify.check import Finding, verify
 from remoe_cli.profile.hardware import latency_from, read_hardware, whole_on_gpu
 from remoe_cli.profile.record import Profile
@@ -258,3 +260,26 @@ def test_a_finding_reads_well(tmp_path: Path) -> None:
     findings = verify(plan, profile, same_file(gpu_catalog(gpu_hidden_share=0.3), catalog))
     said = [finding for finding in findings if finding.field == "main.gpu_memory_mb"]
     assert said and isinstance(said[0], Finding) and said[0].stated == "630.000 usable" and said[0].found.startswith("needs ")
+
+
+def test_a_gpu_that_is_the_slowest_is_waited_for_by_every_request(tmp_path: Path) -> None:
+    """The times of single requests know the GPU too, in the planner and in the verifier."""
+    profile, catalog = gpu_profile(tmp_path / "profile", gpu_s=5e-3), gpu_catalog(3000, 3000)
+    layers = [{"layer": layer, "remote": [], "memory_mb": 0, "replicas": 0, "gpu": list(range(12))} for layer in (1, 2)]
+    (tmp_path / "placement.json").write_text(json.dumps({"main": "gpu", "layers": layers}))
+    plan = gpu_plan(profile, catalog, placement_file=tmp_path / "placement.json")
+    assert plan.ttft_s > 24 * 5e-3 and [one.ttft_s for one in plan.spread] == pytest.approx([plan.ttft_s] * 3)
+    assert verify(plan, profile, catalog) == ()
+
+
+def test_what_steps_leave_empty_is_filled_by_single_experts(tmp_path: Path) -> None:
+    """The scan's numbers of experts on the GPU are far apart: moving some more there fills its memory, and costs what is said."""
+    profile, catalog = gpu_profile(tmp_path, experts=24, layers=3), gpu_catalog(1600, 900)
+    problem, aim = problem_of(profile, catalog, requests_per_hour=20.0), Aim("tpot")
+    room = main_function.gpu_capacity(problem, catalog.main.menu[0])
+    found = scan(problem, aim)
+    assert found is not None
+    better = improve(problem, aim, found)
+    before, after = (sum(len(layer.gpu) for layer in one.layers) for one in (found, better))
+    assert before < after == room
+    assert evaluate(problem, better.placement).tpot_s == pytest.approx(better.value, rel=1e-12) and better.value < found.value
