@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -167,7 +168,8 @@ def run_experts(
 
     `local` maps an expert's id to its row in the module's parameters. Where the hidden states are on a device, they come to the host in one
     copy and what is computed there goes back in another, through the buffers of `exchange` (None: through new ones). Before the host waits
-    for the first, the device gets the work of the experts `gpu`, and then what `meanwhile(hidden)` gives it.
+    for the first, the device gets the work of the experts `gpu`, if that can be given without a wait, and then what `meanwhile(hidden)`
+    gives it.
 
     Shapes: hidden [T, H], index and weights [T, k]; outputs come back unweighted, [n, H] for each expert; returns [T, H].
     """
@@ -179,26 +181,51 @@ def run_experts(
         return weighted_sum(outputs, hidden, weights, groups, accumulate).to(hidden.dtype)
     exchange = exchange or Exchange()
     arrived = exchange.to_host(hidden, index, weights)
-    computed = gpu.run(hidden, index) if gpu else None
+    computed = gpu.run(hidden, index) if gpu and gpu.starts_early(index) else None
     meanwhile(hidden)
     here, ids, factors = arrived()
     groups = by_expert(ids.numpy(), layer.experts)
-    if gpu is None or computed is None:
+    if gpu is None:
         outputs = _on_host(layer, here, groups, local, remote)
         return exchange.to_device(hidden.device, weighted_sum(outputs, here, factors, groups, accumulate).to(hidden.dtype))[0]
-    groups = groups.without(gpu.ids)
-    if groups.groups:
+    there, groups = groups.divided(gpu.ids)
+    if computed is None:
+        computed = hidden.new_zeros(index.numel(), hidden.shape[1])
+        outputs = _on_host(layer, here, groups, local, remote, partial(_on_device, layer, gpu, hidden, index, there, computed))
+    else:
         outputs = _on_host(layer, here, groups, local, remote)
+    if outputs:
         places, rows = exchange.to_device(hidden.device, torch.from_numpy(groups.places), torch.cat(outputs))
         computed.index_copy_(0, places, rows)
     return device_sum(computed, index, weights, accumulate).to(hidden.dtype)
 
 
-def _on_host(layer: ExpertLayer, hidden: Tensor, grouping: Grouping, local: Mapping[int, int], remote: Remote) -> list[Tensor]:
-    """Compute the unweighted outputs of each group, [n, H]."""
+def _on_device(layer: ExpertLayer, gpu: GpuExperts, hidden: Tensor, index: Tensor, grouping: Grouping, out: Tensor) -> None:
+    """Compute groups on the device into their slots, expert by expert.
+
+    The host knows where each starts and ends, so nothing waits.
+
+    Shapes: hidden [T, H], index [T, k], out [T k, H].
+    """
+    tokens, flat = grouping.on_device(index)
+    for expert, start, end in grouping.groups:
+        x = hidden[tokens[start:end]]
+        out.index_copy_(0, flat[start:end], run_expert(replace(layer, module=gpu.module), gpu.ids.index(expert), x))
+
+
+def _on_host(
+    layer: ExpertLayer,
+    hidden: Tensor,
+    grouping: Grouping,
+    local: Mapping[int, int],
+    remote: Remote,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> list[Tensor]:
+    """Compute the unweighted outputs of each group, [n, H]; `meanwhile` is called when remote rows are on their way."""
     groups = {expert: rows_of(hidden, grouping, start, end) for expert, start, end in grouping.groups}
     sent = {expert: x for expert, x in groups.items() if expert not in local}
     wait = remote(layer, sent) if sent else dict
+    meanwhile()
     outputs = {expert: run_expert(layer, local[expert], x) for expert, x in groups.items() if expert in local}
     outputs.update(wait())
     return [outputs[expert] for expert in groups]

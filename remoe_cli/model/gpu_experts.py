@@ -1,9 +1,9 @@
 """Computes experts whose weights are on the GPU, by transformers' own batched and grouped products.
 
-Neither waits for the device in a decode step, so that these experts run beside those on the host and in functions. As in transformers'
-`generate`, a step of one token takes the batched product, which reads the weights of its few slots, and a prompt takes the grouped one,
-which reads each expert once. (torch has grouped products without a synchronisation for bfloat16 on the newer GPUs. On others it waits, in
-a prompt only.)
+Neither waits for the device, so that these experts run beside those on the host and in functions. As in transformers' `generate`, a step of
+one token takes the batched product, which reads the weights of its few slots, and a prompt takes the grouped one, which reads each expert
+once. torch has a grouped product that does not wait only for bfloat16 on GPUs of some generations. On others a prompt's experts are started
+one by one when the host knows their rows (model/experts.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import batched_mm_experts_forward, grouped_mm_experts_forward
+
+# Compute capabilities of GPUs with torch's own grouped product; for others it copies the groups' sizes to the host and waits for them.
+_GROUPED = (9, 10)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class GpuExperts:
     module: nn.Module = field(repr=False, compare=False)
     rows: Tensor = field(repr=False, compare=False)
 
+    def starts_early(self, index: Tensor) -> bool:
+        """Tell whether `run` does without a wait for the device."""
+        return len(index) == 1 or _grouped_without_wait(next(self.module.parameters()))
+
     def run(self, hidden: Tensor, index: Tensor) -> Tensor:
         """Compute all slots whose expert is here, without the router's weights; the others give zeros.
 
@@ -41,6 +48,10 @@ class GpuExperts:
         ones = torch.ones_like(slots, dtype=hidden.dtype)
         out: Tensor = forward(self.module, hidden.repeat_interleave(index.shape[1], dim=0), slots, ones)
         return out
+
+
+def _grouped_without_wait(weights: Tensor) -> bool:
+    return weights.dtype == torch.bfloat16 and weights.is_cuda and torch.cuda.get_device_capability(weights.device)[0] in _GROUPED
 
 
 def gpu_experts(module: nn.Module, ids: Sequence[int], weights: dict[str, Tensor], experts: int) -> GpuExperts:

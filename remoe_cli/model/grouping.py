@@ -31,9 +31,16 @@ class Grouping:
     tokens: Ints
     flat: Ints
 
-    def without(self, experts: Collection[int]) -> Grouping:
-        """Leave out the groups of some experts."""
-        return replace(self, groups=tuple(group for group in self.groups if group[0] not in experts))
+    def divided(self, experts: Collection[int]) -> tuple[Grouping, Grouping]:
+        """Divide the groups into those of some experts and the others."""
+        ours, others = (tuple(group for group in self.groups if (group[0] in experts) == which) for which in (True, False))
+        return replace(self, groups=ours), replace(self, groups=others)
+
+    def on_device(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute `tokens` and `flat` where the index is; nothing is copied."""
+        tokens, slots = index.shape
+        order = index.t().reshape(-1).argsort(stable=True)
+        return order % tokens, order % tokens * slots + order.div(tokens, rounding_mode="floor")
 
     @property
     def places(self) -> Ints:

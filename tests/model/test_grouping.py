@@ -88,6 +88,15 @@ def test_rows_are_in_the_order_of_eager() -> None:
     assert grouping.groups == ((2, 0, 3), (5, 3, 5))
     assert grouping.tokens.tolist() == [1, 2, 0, 0, 2, 1]
     assert grouping.flat.tolist() == [2, 4, 1, 0, 5, 3]
+    ours, others = grouping.divided((5, 7))
+    assert (ours.groups, others.groups) == (((5, 3, 5),), ((2, 0, 3),))
+    assert others.places.tolist() == [2, 4, 1]
+
+
+def test_a_device_computes_the_same_order() -> None:
+    index = torch.randint(9, (50, 3), generator=torch.Generator().manual_seed(0))
+    grouping = by_expert(index.numpy(), experts=8)
+    assert [x.tolist() for x in grouping.on_device(index)] == [grouping.tokens.tolist(), grouping.flat.tolist()]
 
 
 def test_slots_are_added_one_after_the_other() -> None:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from remoe_cli.model import experts
+from remoe_cli.model import experts, gpu_experts
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert
 from remoe_cli.model.loader import expert_bytes_held, load
@@ -41,9 +41,13 @@ NEW_TOKENS = 5
 TIERS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "two": ((0, 2, 5), ()),
     "three": ((0, 2), (3, 4, 7)),
+    "three, grouped": ((0, 2), (3, 4, 7)),
     "GPU": ((), tuple(range(EXPERTS))),
 }
-CASES = [(family, tiers) for family in FAMILIES for tiers in ("two", "three")] + [("mixtral", "GPU"), ("gpt_oss", "GPU")]
+CASES = [(family, tiers) for family in FAMILIES for tiers in ("two", "three")] + [
+    *((family, "three, grouped") for family in ("mixtral", "gpt_oss", "nemotron_h", "deepseek_v3", "granitemoe", "ernie4_5_moe")),
+    *(("mixtral", "GPU"), ("gpt_oss", "GPU")),
+]
 # Families with shared experts: those that compute them before the routed ones, and those that do after.
 SHARED_FIRST = {"afmoe", "ernie4_5_moe", "hunyuan_v1_moe", "qwen2_moe", "qwen3_next"}
 SHARED_LAST = {"deepseek_v2", "deepseek_v3", "dots1", "glm4_moe", "granitemoeshared", "nemotron_h"}
@@ -85,6 +89,7 @@ def serve(folder: str, family: str, tiers: str, broken: str = "") -> None:
             (engine, "load_tokenizer", lambda _: None),
             (Dispatcher, "warm", lambda _: []),
             (Dispatcher, "_send", lambda _, *sent: remote.send(*sent)),
+            *((gpu_experts, "_grouped_without_wait", lambda _: True) for _ in range(tiers == "three, grouped")),
             *((experts, *BREAKS[name]) for name in [broken] if name),
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
