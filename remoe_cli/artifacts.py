@@ -138,7 +138,7 @@ def is_none(value: object) -> bool:
 
 
 def is_empty(value: tuple[object, ...] | Mapping[Any, object]) -> bool:
-    """Tell whether a field that holds several things is left out: it is where it holds none (`Field(exclude_if=is_empty)`)."""
+    """Tell the same of a field that holds several things (`Field(exclude_if=is_empty)`)."""
     return not value
 
 

@@ -26,6 +26,7 @@ from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLo
 from remoe_cli.runtime.device import Device
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.invoke import Connect, Invocation, make_client
+from remoe_cli.runtime.ledger import Ledger
 from remoe_cli.runtime.receipt import NOT_LOADED, Loading, Receipt, attach, failed_receipt, make_receipt, receipt_of
 from remoe_cli.runtime.sampling import CHOICES, Sampling
 from remoe_cli.runtime.server_config import ServerConfig
@@ -91,35 +92,6 @@ class Answer(Choice):
     @property
     def choices(self) -> tuple[Choice, ...]:
         return (self, *self.others)
-
-
-@dataclass
-class Spent:
-    """What expert functions were billed for one purpose: calls, milliseconds and USD."""
-
-    invocations: int = 0
-    billed_ms: int = 0
-    usd: float = 0.0
-
-    def add(self, receipt: Receipt) -> None:
-        """Add what a receipt says."""
-        self.invocations += receipt.invocations
-        self.billed_ms += receipt.billed_ms
-        self.usd += receipt.cost.functions_usd if receipt.cost else 0.0
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """What a main function has had expert functions billed since it began to load.
-
-    loading     until it was ready; in no receipt, unless it was loaded for a request
-    answers     for requests whose client took the receipt, answered or not
-    cancelled   for requests whose client went away before that
-    """
-
-    loading: Spent = field(default_factory=Spent)
-    answers: Spent = field(default_factory=Spent)
-    cancelled: Spent = field(default_factory=Spent)
 
 
 class MainState(BaseModel):

@@ -145,7 +145,10 @@ def local_capacity(problem: Problem, spec: MainSpec) -> int:
 
 
 def fetch_capacity(problem: Problem, spec: MainSpec) -> float:
-    """Count the experts of all layers, on the CPU and on the GPU, that fit the /tmp of a spec that scales to zero; endless for others."""
+    """Count the experts of all layers that fit the /tmp of a spec that scales to zero.
+
+    Those on its GPU count too: all are fetched to /tmp. It is endless for other specs.
+    """
     if (zero := _zero(problem, spec)) is None:
         return math.inf
     return (zero.storage_mb * MB - problem.spec.read_nonexpert_bytes) // problem.spec.read_expert_bytes

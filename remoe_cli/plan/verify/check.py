@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 from remoe_cli.plan.catalog.catalog import Catalog
@@ -37,6 +36,7 @@ from remoe_cli.plan.verify.cost import (
     read_bytes,
     request_bytes,
 )
+from remoe_cli.plan.verify.finding import Finding, require, same, same_or_none
 from remoe_cli.plan.verify.inputs import VerifierInputs, verifier_inputs
 from remoe_cli.plan.verify.requests import SHARES, Request, spread, times, too_long
 from remoe_cli.profile.record import Profile
@@ -53,22 +53,6 @@ VERDICTS: dict[Basis, Verdict] = {
 }  # "not-recommended" on every other basis
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One statement of the plan that does not hold: the name of the field, and both values as text."""
-
-    field: str
-    stated: str
-    found: str
-
-    def __str__(self) -> str:
-        return f"'{self.field}' is {_short(self.stated)} in the plan, and {_short(self.found)} when it is worked out again"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
 def verify(plan: Plan, profile: Profile, catalog: Catalog, requests: Iterable[Request] = ()) -> tuple[Finding, ...]:
     """Find every statement of the plan that does not hold; empty when all agree to 1e-9 relative.
 
@@ -82,19 +66,9 @@ def verify(plan: Plan, profile: Profile, catalog: Catalog, requests: Iterable[Re
     return (*_limits(inputs), *_numbers(inputs, listed), *_uncovered(plan, listed))
 
 
-def _same(field: str, stated: float, found: float) -> Iterator[Finding]:
-    if not math.isclose(stated, found, rel_tol=TOLERANCE, abs_tol=1e-18):
-        yield Finding(field, repr(stated), repr(found))
-
-
-def _require(holds: bool, field: str, stated: object, found: object) -> Iterator[Finding]:
-    if not holds:
-        yield Finding(field, str(stated), str(found))
-
-
 def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
-    yield from _require(plan.profile.sha256 == profile.sha256, "profile.sha256", plan.profile.sha256, profile.sha256)
-    yield from _require(plan.catalog.sha256 == catalog.file.sha256, "catalog.sha256", plan.catalog.sha256, catalog.file.sha256)
+    yield from require(plan.profile.sha256 == profile.sha256, "profile.sha256", plan.profile.sha256, profile.sha256)
+    yield from require(plan.catalog.sha256 == catalog.file.sha256, "catalog.sha256", plan.catalog.sha256, catalog.file.sha256)
     model, spec = profile.record.model, profile.record.spec
     profiled = PlannedModel(
         name=model.path,
@@ -107,19 +81,17 @@ def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding
     )
     for field, found in profiled:
         stated = getattr(plan.model, field)
-        yield from _require(stated == found, f"model.{field}", stated, found)
+        yield from require(stated == found, f"model.{field}", stated, found)
 
 
 def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
     """Check menu membership, lengths, replicas, and one sound entry per MoE layer."""
     spec, workload = profile.record.spec, plan.workload
-    yield from _require(plan.main in catalog.main.menu, "main", plan.main, "not on the catalog's menu")
+    yield from require(plan.main in catalog.main.menu, "main", plan.main, "not on the catalog's menu")
     buyable = plan.main.usd_per_hour is None or workload.requests_per_hour is not None
-    yield from _require(buyable, "main", plan.main.name, "rented by the hour, so no request has a price without traffic")
+    yield from require(buyable, "main", plan.main.name, "rented by the hour, so no request has a price without traffic")
     rented = plan.main.usd_per_hour is not None and workload.requests_per_hour is not None
-    yield from _require(
-        plan.instances >= 1 and (rented or plan.instances == 1), "instances", plan.instances, "only rented ones are counted"
-    )
+    yield from require(plan.instances >= 1 and (rented or plan.instances == 1), "instances", plan.instances, "only rented ones are counted")
     yield from _workload(workload)
     yield from (
         Finding(field, str(stated), str(found))
@@ -128,47 +100,47 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
     if workload.routing is not None:
         yield from _mixture(workload.routing, profile)
     layers = tuple(layer.layer for layer in plan.layers)
-    yield from _require(layers == spec.moe_layers, "layers", layers, spec.moe_layers)
+    yield from require(layers == spec.moe_layers, "layers", layers, spec.moe_layers)
     for index, layer in enumerate(plan.layers):
         name = f"layers[{index}]"
         sound = list(layer.remote) == sorted(set(layer.remote)) and all(0 <= e < spec.experts_per_layer for e in layer.remote)
-        yield from _require(sound, f"{name}.remote", layer.remote, f"ids must ascend, from 0 to {spec.experts_per_layer - 1}")
+        yield from require(sound, f"{name}.remote", layer.remote, f"ids must ascend, from 0 to {spec.experts_per_layer - 1}")
         sound = list(layer.gpu) == sorted(set(layer.gpu) - set(layer.remote)) and all(0 <= e < spec.experts_per_layer for e in layer.gpu)
-        yield from _require(sound, f"{name}.gpu", layer.gpu, f"ids that ascend, to {spec.experts_per_layer - 1}, and are not remote")
+        yield from require(sound, f"{name}.gpu", layer.gpu, f"ids that ascend, to {spec.experts_per_layer - 1}, and are not remote")
         menu = catalog.function.memory_menu_mb if layer.remote else (0,)
-        yield from _require(layer.memory_mb in menu, f"{name}.memory_mb", layer.memory_mb, f"menu {menu}")
+        yield from require(layer.memory_mb in menu, f"{name}.memory_mb", layer.memory_mb, f"menu {menu}")
         replicas = (0,) if not layer.remote else (1,) if layer.functions else range(1, catalog.function.max_replicas + 1)
-        yield from _require(layer.replicas in replicas, f"{name}.replicas", layer.replicas, f"allowed {tuple(replicas)}")
+        yield from require(layer.replicas in replicas, f"{name}.replicas", layer.replicas, f"allowed {tuple(replicas)}")
         if layer.functions:
             whole = sorted(e for part in layer.functions for e in part) == list(layer.remote) and all(layer.functions)
             counted = 2 <= len(layer.functions) <= catalog.function.max_functions
-            yield from _require(whole and counted, f"{name}.functions", layer.functions, "the remote experts, each in one of 2 or more")
+            yield from require(whole and counted, f"{name}.functions", layer.functions, "the remote experts, each in one of 2 or more")
 
 
 def _workload(workload: WorkloadRef) -> Iterator[Finding]:
     kinds = workload.lengths
     sound = all(kind.n_in >= 1 and kind.n_out >= 1 and kind.share > 0 for kind in kinds) and math.isclose(sum(k.share for k in kinds), 1)
     name = "workload.kinds" if workload.kinds else "workload"
-    yield from _require(sound, name, kinds, "lengths of 1 or more, shares above 0 that sum to 1")
+    yield from require(sound, name, kinds, "lengths of 1 or more, shares above 0 that sum to 1")
     front = workload.longest
     sound = all(least[0] < most[0] and least[1] > most[1] for least, most in pairwise(front)) and all(min(size) >= 1 for size in front)
     most_in, most_out = max(n_in for n_in, _ in workload.front), max(n_out for _, n_out in workload.front)
     above = all(kind.n_in <= most_in and kind.n_out <= most_out for kind in kinds) and (bool(front) or not workload.kinds)
-    yield from _require(sound and above, "workload.longest", front, "no Pareto front of the kinds")
+    yield from require(sound and above, "workload.longest", front, "no Pareto front of the kinds")
     if (served := workload.served) is not None:
         for size in ((served.n_in, served.tokens - served.n_in), (served.tokens - served.n_out, served.n_out)):
             found = f"a request of {size[0]} + {size[1]} tokens is answered"  # the longest that its three numbers let through
-            yield from _require(_is_covered(workload, *size), "workload.longest", front, found)
+            yield from require(_is_covered(workload, *size), "workload.longest", front, found)
         most = (max(map(sum, workload.front)), most_in, most_out)
-        yield from _require((served.tokens, served.n_in, served.n_out) == most, "workload.served", served, most)
+        yield from require((served.tokens, served.n_in, served.n_out) == most, "workload.served", served, most)
         shares = 0 < served.cover <= 1 and served.cover * (1 - TOLERANCE) <= served.share <= 1
-        yield from _require(shares, "workload.served", served, "a share above 0 that was asked for, and one as large")
+        yield from require(shares, "workload.served", served, "a share above 0 that was asked for, and one as large")
     for name in ("n_in", "n_out"):
         stated, mean = getattr(workload, name), sum(kind.share * getattr(kind, name) for kind in kinds)
-        yield from _require(math.isclose(stated, mean), f"workload.{name}", stated, f"mean {mean}")
-    yield from _require(0 <= workload.cold_share <= 1, "workload.cold_share", workload.cold_share, "not within 0 and 1")
+        yield from require(math.isclose(stated, mean), f"workload.{name}", stated, f"mean {mean}")
+    yield from require(0 <= workload.cold_share <= 1, "workload.cold_share", workload.cold_share, "not within 0 and 1")
     per_hour = workload.requests_per_hour
-    yield from _require(per_hour is None or per_hour > 0, "workload.requests_per_hour", per_hour, "not above 0")
+    yield from require(per_hour is None or per_hour > 0, "workload.requests_per_hour", per_hour, "not above 0")
 
 
 def _mixture(routing: PredictedRouting, profile: Profile) -> Iterator[Finding]:
@@ -177,9 +149,9 @@ def _mixture(routing: PredictedRouting, profile: Profile) -> Iterator[Finding]:
     traced = set(profile.arrays["trace_prompt"].tolist())
     whole = [p for p in recorded if 0 <= p < len(counts) and p in traced and counts[p].sum(axis=1).all()]
     sound = bool(recorded) and whole == sorted(set(recorded)) == list(recorded)
-    yield from _require(sound, "workload.routing.recorded", recorded, "prompts of the profile with routing, ascending")
+    yield from require(sound, "workload.routing.recorded", recorded, "prompts of the profile with routing, ascending")
     sound = len(weights) == len(recorded) and all(weight > 0 for weight in weights)
-    yield from _require(sound, "workload.routing.weights", weights, "one above 0 for each prompt")
+    yield from require(sound, "workload.routing.weights", weights, "one above 0 for each prompt")
 
 
 def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
@@ -190,17 +162,17 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
     on_gpu = sum(len(layer.gpu) for layer in plan.layers)
     nonexpert_bytes, expert_bytes = read_bytes(inputs)
     need, fetched = main_bytes(inputs, main, local - on_gpu), nonexpert_bytes + local * expert_bytes
-    yield from _require(waking.holds(catalog, main, fetched), "main", main.name, f"its /tmp does not hold {fetched} bytes")
-    yield from _require(need <= main.memory_mb * 2**20, "main.memory_mb", main.memory_mb, f"needs {need / 2**20:.3f}")
+    yield from require(waking.holds(catalog, main, fetched), "main", main.name, f"its /tmp does not hold {fetched} bytes")
+    yield from require(need <= main.memory_mb * 2**20, "main.memory_mb", main.memory_mb, f"needs {need / 2**20:.3f}")
     if main.gpu_memory_mb is not None:
         need, room = request_bytes(inputs) + on_gpu * spec.expert_bytes, gpu_room_bytes(inputs, main)
-        yield from _require(need <= room, "main.gpu_memory_mb", f"{room / 2**20:.3f} usable", f"needs {need / 2**20:.3f}")
-    yield from _require(not on_gpu or gpu_tier(inputs, main), "layers", f"{on_gpu} experts on a GPU", "none can be there")
+        yield from require(need <= room, "main.gpu_memory_mb", f"{room / 2**20:.3f} usable", f"needs {need / 2**20:.3f}")
+    yield from require(not on_gpu or gpu_tier(inputs, main), "layers", f"{on_gpu} experts on a GPU", "none can be there")
     tokens = 1 + max(n_in + n_out for n_in, n_out in inputs.longest)
     fits = spec.context_tokens is None or tokens <= spec.context_tokens
-    yield from _require(fits, "workload.longest", f"a request of {tokens} tokens", f"the model has {spec.context_tokens} positions")
+    yield from require(fits, "workload.longest", f"a request of {tokens} tokens", f"the model has {spec.context_tokens} positions")
     working = sum(len(layer.parts) * layer.replicas for layer in plan.layers)
-    yield from _require(working <= side.concurrency_limit, "layers", f"{working} instances of functions", side.concurrency_limit)
+    yield from require(working <= side.concurrency_limit, "layers", f"{working} instances of functions", side.concurrency_limit)
     for index, layer in enumerate(plan.layers):
         routed = inputs.layers[index]
         longest = max(n_in for n_in, _ in inputs.longest)
@@ -210,7 +182,7 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
             need += spec.expert_bytes if spec.stored is not None and spec.stored.served else 0
             need += rows * spec.hidden_state_bytes
             fits = need <= layer.memory_mb * 2**20 * (1 + TOLERANCE)
-            yield from _require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
+            yield from require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
 
 
 def _uncovered(plan: Plan, requests: tuple[Request, ...]) -> Iterator[Finding]:
@@ -242,26 +214,26 @@ def _numbers(inputs: VerifierInputs, requests: tuple[Request, ...]) -> Iterator[
     """Check cost and latency, bound and gap, the baselines, and the verdict that follows from them."""
     plan = inputs.plan
     found, costs = outcome_and_costs(inputs, plan.main, plan.instances, plan.layers)
-    yield from _same("costs.main_usd", plan.costs.main_usd, costs.main_usd)
+    yield from same("costs.main_usd", plan.costs.main_usd, costs.main_usd)
     if len(plan.costs.layers_usd) != len(costs.layers_usd):
         yield Finding("costs.layers_usd", f"{len(plan.costs.layers_usd)} layers", f"{len(costs.layers_usd)}")
     for index, (stated_usd, usd) in enumerate(zip(plan.costs.layers_usd, costs.layers_usd, strict=False)):
-        yield from _same(f"costs.layers_usd[{index}]", stated_usd, usd)
+        yield from same(f"costs.layers_usd[{index}]", stated_usd, usd)
     yield from _outcome("", plan.outcome, found)
-    yield from _same("cold_start_s", plan.cold_start_s, cold_wait_s(inputs, plan.main, plan.layers))
+    yield from same("cold_start_s", plan.cold_start_s, cold_wait_s(inputs, plan.main, plan.layers))
     if plan.method != "given":
         yield from _missed(plan, found)
     bought, stated = ("main", plan.main) if plan.main.usd_per_hour is None else ("instances", plan.instances)
-    yield from _require(_in_time(inputs, found, plan), bought, stated, f"a request takes {found.ttft_s + inputs.n_out * found.tpot_s} s")
+    yield from require(_in_time(inputs, found, plan), bought, stated, f"a request takes {found.ttft_s + inputs.n_out * found.tpot_s} s")
     yield from _each(inputs, found, requests)
     yield from _bound(plan, found)
     yield from _baselines(inputs)
     yield from _traffic(inputs)
     yield from _scenarios(inputs)
     basis = _basis(inputs, found)
-    yield from _require(plan.basis == basis, "basis", plan.basis, basis)
+    yield from require(plan.basis == basis, "basis", plan.basis, basis)
     verdict = VERDICTS.get(basis, "not-recommended")
-    yield from _require(plan.verdict == verdict, "verdict", plan.verdict, verdict)
+    yield from require(plan.verdict == verdict, "verdict", plan.verdict, verdict)
 
 
 def _basis(inputs: VerifierInputs, found: Outcome) -> Basis:
@@ -291,14 +263,7 @@ def _basis(inputs: VerifierInputs, found: Outcome) -> Basis:
 def _outcome(field: str, stated: Outcome, found: Outcome) -> Iterator[Finding]:
     prefix = f"{field}." if field else ""
     for name in ("cost_usd_per_request", "ttft_s", "tpot_s", "ttft_percentile_s"):
-        yield from _same_or_none(f"{prefix}{name}", getattr(stated, name), getattr(found, name))
-
-
-def _same_or_none(field: str, stated: float | None, found: float | None) -> Iterator[Finding]:
-    if stated is None or found is None:
-        yield from _require(stated is found, field, stated, found)
-    else:
-        yield from _same(field, stated, found)
+        yield from same_or_none(f"{prefix}{name}", getattr(stated, name), getattr(found, name))
 
 
 def _each(inputs: VerifierInputs, found: Outcome, requests: tuple[Request, ...]) -> Iterator[Finding]:
@@ -311,52 +276,52 @@ def _each(inputs: VerifierInputs, found: Outcome, requests: tuple[Request, ...])
     for field, stated, is_found in (*all_findings, *(spread(inputs, took, known, found.tpot_s) if known else ())):
         yield Finding(field, str(stated), is_found)
     shares = tuple(one.share for one in plan.spread)
-    yield from _require(shares == SHARES, "spread", shares, SHARES)
+    yield from require(shares == SHARES, "spread", shares, SHARES)
     yield from _deciding(plan, known)
 
 
 def _deciding(plan: Plan, requests: tuple[Request, ...]) -> Iterator[Finding]:
     """Check the request whose TTFT a percentile is held against."""
     percentile, at, cold = plan.targets.ttft_percentile, plan.targets.ttft_at, plan.workload.cold_share
-    yield from _require((percentile is None) == (at is None), "targets.ttft_at", at, f"percentile {percentile}")
+    yield from require((percentile is None) == (at is None), "targets.ttft_at", at, f"percentile {percentile}")
     if percentile is None or at is None:
         return
     is_cold = percentile / 100 > 1 - cold
-    yield from _require(at.cold == is_cold and 0 < percentile <= 100, "targets.ttft_at", at, f"cold {is_cold}")
+    yield from require(at.cold == is_cold and 0 < percentile <= 100, "targets.ttft_at", at, f"cold {is_cold}")
     share = percentile / 100 if is_cold else percentile / 100 / (1 - cold)
     total = math.fsum(part for part, _, _ in requests)
     within, shorter = (math.fsum(part for part, n_in, _ in requests if n_in <= at.n_in - less) for less in (0, 1))
     sound = not requests or (shorter <= share * total * (1 + TOLERANCE) and within >= share * total * (1 - TOLERANCE))
-    yield from _require(sound, "targets.ttft_at", at, f"{within / total if total else 0} of the requests, not {share}")
+    yield from require(sound, "targets.ttft_at", at, f"{within / total if total else 0} of the requests, not {share}")
 
 
 def _way(field: str, stated: Baseline, found: Way) -> Iterator[Finding]:
     """Compare what a baseline states with one way to run it: price, times, and the rent of an instance."""
     for name in ("ttft_s", "tpot_s", "ttft_percentile_s"):
-        yield from _same_or_none(f"{field}.{name}", getattr(stated, name), getattr(found.outcome, name))
-    yield from _same(f"{field}.cold_start_s", stated.cold_start_s, found.cold_start_s)
+        yield from same_or_none(f"{field}.{name}", getattr(stated, name), getattr(found.outcome, name))
+    yield from same(f"{field}.cold_start_s", stated.cold_start_s, found.cold_start_s)
     rent = found.main.usd_per_hour
-    yield from _require(stated.usd_per_hour == rent, f"{field}.usd_per_hour", stated.usd_per_hour, rent)
+    yield from require(stated.usd_per_hour == rent, f"{field}.usd_per_hour", stated.usd_per_hour, rent)
     usd = found.outcome.cost_usd_per_request if found.priced else None
-    yield from _same_or_none(f"{field}.cost_usd_per_request", stated.cost_usd_per_request, usd)
+    yield from same_or_none(f"{field}.cost_usd_per_request", stated.cost_usd_per_request, usd)
 
 
 def _baselines(inputs: VerifierInputs) -> Iterator[Finding]:
     plan = inputs.plan
     quantised = {BaselineName.STORED_CPU, BaselineName.STORED_GPU} if inputs.profile.record.spec.stored is None else set()
     names = sorted(set(BaselineName) - quantised)
-    yield from _require(sorted([*plan.baselines, *plan.missing]) == names, "baselines", sorted(plan.baselines), names)
+    yield from require(sorted([*plan.baselines, *plan.missing]) == names, "baselines", sorted(plan.baselines), names)
     for name, ways in baselines(inputs).items():
         stated, field = plan.baselines.get(name), f"baselines.{name}"
         if stated is None or not ways:
-            yield from _require(stated is None and not ways, field, stated, ways)
+            yield from require(stated is None and not ways, field, stated, ways)
             continue
         bought = (stated.spec, stated.instances)
-        yield from _require(bought in ways, f"{field}.spec", bought, sorted(ways))
+        yield from require(bought in ways, f"{field}.spec", bought, sorted(ways))
         yield from _way(field, stated, ways.get(bought) or next(iter(ways.values())))
         meets = not missed(plan, stated)
-        yield from _require(stated.meets == meets, f"{field}.meets", stated.meets, meets)
-        yield from _require(stated.ideal == (name in IDEAL), f"{field}.ideal", stated.ideal, not stated.ideal)
+        yield from require(stated.meets == meets, f"{field}.meets", stated.meets, meets)
+        yield from require(stated.ideal == (name in IDEAL), f"{field}.ideal", stated.ideal, not stated.ideal)
 
 
 def _traffic(inputs: VerifierInputs) -> Iterator[Finding]:
@@ -366,28 +331,28 @@ def _traffic(inputs: VerifierInputs) -> Iterator[Finding]:
         return
     rents = {spec.name: spec.usd_per_hour for spec in (*inputs.catalog.main.menu, *inputs.catalog.reference.gpus)}
     rent = rents.get(traffic.instance)
-    yield from _require(rent is not None and rent == traffic.usd_per_hour, f"{name}.usd_per_hour", traffic.usd_per_hour, rent)
+    yield from require(rent is not None and rent == traffic.usd_per_hour, f"{name}.usd_per_hour", traffic.usd_per_hour, rent)
     if plan.workload.requests_per_hour is None and plan.main.usd_per_hour is None:
-        yield from _require(traffic.by_use == plan.main.name, f"{name}.by_use", traffic.by_use, plan.main.name)
+        yield from require(traffic.by_use == plan.main.name, f"{name}.by_use", traffic.by_use, plan.main.name)
     if (per_hour := break_even_per_hour(inputs)) is not None:
         agrees = math.isclose(traffic.requests_per_hour, per_hour, rel_tol=1e-3)
-        yield from _require(agrees, f"{name}.requests_per_hour", traffic.requests_per_hour, per_hour)
+        yield from require(agrees, f"{name}.requests_per_hour", traffic.requests_per_hour, per_hour)
 
 
 def _scenarios(inputs: VerifierInputs) -> Iterator[Finding]:
     plan, prompts = inputs.plan, len(inputs.profile.arrays["prompt_tokens"])
     known = scenarios(inputs) if plan.scenarios else {}
     stated = [(scenario.kind, scenario.value) for scenario in plan.scenarios if scenario.kind != ScenarioKind.HELD_OUT_PROMPTS]
-    yield from _require(stated == list(known), "scenarios", stated, list(known))
+    yield from require(stated == list(known), "scenarios", stated, list(known))
     for index, scenario in enumerate(plan.scenarios):
         field, meets, held_out = f"scenarios[{index}]", not missed(plan, scenario), scenario.kind == ScenarioKind.HELD_OUT_PROMPTS
-        yield from _require(scenario.meets == meets, f"{field}.meets", scenario.meets, meets)
+        yield from require(scenario.meets == meets, f"{field}.meets", scenario.meets, meets)
         halves = ((prompts + 1) // 2, prompts // 2) if held_out else (None, None)
         for name, count in zip(("planned_prompts", "judged_prompts"), halves, strict=True):
-            yield from _require(getattr(scenario, name) == count, f"{field}.{name}", getattr(scenario, name), count)
+            yield from require(getattr(scenario, name) == count, f"{field}.{name}", getattr(scenario, name), count)
         if (scenario.kind, scenario.value) in known:
             yield from _outcome(field, scenario, known[scenario.kind, scenario.value])
-            yield from _require(scenario.best_usd is None, f"{field}.best_usd", scenario.best_usd, "not looked for")
+            yield from require(scenario.best_usd is None, f"{field}.best_usd", scenario.best_usd, "not looked for")
 
 
 def _bound(plan: Plan, found: Outcome) -> Iterator[Finding]:
@@ -396,11 +361,11 @@ def _bound(plan: Plan, found: Outcome) -> Iterator[Finding]:
     bound = getattr(plan, name)
     certified = plan.method in ("exact", "forced") and bound is not None
     if certified:
-        yield from _require(0 <= bound <= value * (1 + TOLERANCE), name, bound, f"value is {value}")
+        yield from require(0 <= bound <= value * (1 + TOLERANCE), name, bound, f"value is {value}")
         gap = (value - bound) / value if value > 0 else 0.0
-        yield from _require(plan.gap is not None and abs(plan.gap - gap) <= TOLERANCE, "gap", plan.gap, gap)
+        yield from require(plan.gap is not None and abs(plan.gap - gap) <= TOLERANCE, "gap", plan.gap, gap)
     else:
-        yield from _require(bound is None and plan.gap is None, "gap", plan.gap, "no bound")
+        yield from require(bound is None and plan.gap is None, "gap", plan.gap, "no bound")
     gap = plan.gap if plan.gap is not None else math.inf
     statuses: dict[str, Callable[[], bool]] = {
         "optimal": lambda: plan.method == "exact" and gap <= 2 * TOLERANCE,
@@ -410,4 +375,4 @@ def _bound(plan: Plan, found: Outcome) -> Iterator[Finding]:
         "given": lambda: plan.method == "given",
         "heuristic": lambda: plan.method in ("scan", "paper"),
     }
-    yield from _require(statuses[plan.status](), "status", plan.status, f"gap {plan.gap}, method {plan.method}")
+    yield from require(statuses[plan.status](), "status", plan.status, f"gap {plan.gap}, method {plan.method}")

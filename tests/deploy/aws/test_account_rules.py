@@ -22,10 +22,10 @@ from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import DeployError, UsageError
 from remoe_cli.plan.catalog.catalog import read_catalog
-from tests.deploy.aws.test_template import complaints
 from tests.support import aws
 from tests.support import aws_account as at_moto
 from tests.support.aws_deployments import GPU, a_plan, deploy, destroy, stands
+from tests.support.linted import complaints
 from tests.support.synthetic import plan_by_hand
 
 BOUNDARY = "arn:aws:iam::123456789012:policy/bound/ary"

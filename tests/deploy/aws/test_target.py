@@ -20,6 +20,7 @@ from remoe_cli.deploy.aws import access, packing, session, target
 from remoe_cli.deploy.aws import names as names_of
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.console import SILENT
+from remoe_cli.deploy.target import ServeOptions
 from remoe_cli.errors import DeployError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec

@@ -16,9 +16,6 @@ from typing import Any
 
 import botocore.session
 import pytest
-from cfnlint.config import ConfigMixIn
-from cfnlint.decode import decode_str
-from cfnlint.runner import Runner
 from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
 from hypothesis import example, given
 from hypothesis import settings as hypothesis
@@ -28,13 +25,14 @@ from remoe_cli.deploy.aws import functions, names, policies
 from remoe_cli.deploy.aws.aws_reference import aws_reference
 from remoe_cli.deploy.aws.contents import Contents, expected
 from remoe_cli.deploy.aws.settings import AwsSettings, endpoint_of
-from remoe_cli.deploy.aws.template import Template, Templates, body, templates
+from remoe_cli.deploy.aws.template import Templates, body, templates
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.errors import RemoeError, UsageError
+from remoe_cli.errors import UsageError
 from remoe_cli.package import locks
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import Plan
 from tests.support import aws
+from tests.support.linted import complaints, thin
 from tests.support.paths import PLANS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -337,71 +335,3 @@ def test_names_and_plans_that_cannot_be() -> None:
     plan = aws.plan(Endpoint.aws_lambda, aws.LAYERS[:1])
     with pytest.raises(UsageError, match=r"--endpoint none leaves its main function out\."):
         templates(plan, aws.contents(plan), aws.settings(Endpoint.none))
-
-
-# cfn-lint, with the real resource schemas and its rules for IAM
-
-
-# CloudFormation's reference has this property since November 2026; the schemas of this cfn-lint are older.
-FUNCTION = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", "AWS::Lambda::Function").schema
-assert "AcceleratorConfig" not in FUNCTION["properties"], "cfn-lint knows it: delete these lines"
-ACCELERATED = {"AcceleratorMemorySize": {"type": "integer", "enum": [3, 6, 12, 16, 24, 48]}}
-FUNCTION["properties"]["AcceleratorConfig"] = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": list(ACCELERATED),
-    "properties": ACCELERATED,
-}
-LINTER = Runner(ConfigMixIn(regions=["us-east-1"], include_checks=["I"]))
-
-
-def complaints(template: Template) -> list[str]:
-    decoded, errors = decode_str(json.dumps(template))
-    found = errors or LINTER.validate_template(decoded)
-    return [f"{match.rule.id} {'/'.join(map(str, match.path))}: {match.message}" for match in found]
-
-
-@pytest.mark.parametrize("endpoint", Endpoint)
-def test_cfn_lint_takes_every_kind(endpoint: Endpoint) -> None:
-    assert complaints(thin(tiny(endpoint, monthly_alert_usd=20.0, alert_email="owner@example.org").root)) == []
-
-
-def thin(template: Template) -> Template:
-    """With the last of its functions alone: linting one takes 0.15 s, and they differ in nothing that it sees."""
-    dropped = [id for id, resource in template["Resources"].items() if resource["Type"] == "AWS::Lambda::Function" and id != "Main"][:-1]
-    kept = {id: dict(resource) for id, resource in template["Resources"].items() if not _of(id, dropped)}
-    for resource in kept.values():
-        if "DependsOn" in resource:
-            resource["DependsOn"] = [id for id in resource["DependsOn"] if not _of(id, dropped)]
-    return template | {"Resources": kept}
-
-
-def _of(id: str, functions: list[str]) -> bool:
-    return re.sub(r"(Role|Log|Alias|Version[0-9a-f]{12})$", "", id) in functions
-
-
-def shape(value: Any) -> Any:
-    """A resource without the strings and numbers that differ from function to function."""
-    if isinstance(value, dict):
-        return {key: shape(item) for key, item in value.items()}
-    return [shape(item) for item in value] if isinstance(value, list) else type(value).__name__
-
-
-@pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
-def test_cfn_lint_takes_every_plan(file: Path) -> None:
-    plan = artifacts.read_json(file, Plan)
-    contents, endpoint = expected(plan), endpoint_of(plan.main.name)
-    settings = AwsSettings("example", "x86_64", "3.13", endpoint)
-    if endpoint is Endpoint.none and not contents.functions:
-        with pytest.raises(RemoeError, match="Nothing of this plan"):
-            templates(plan, contents, settings)
-        return
-    made = templates(plan, contents, settings)
-    by_kind: dict[str, list[Any]] = {}
-    for template in aws.each(made):
-        for id, resource in template["Resources"].items():
-            if id.startswith("Layer") and resource["Type"] != "AWS::CloudFormation::Stack":
-                by_kind.setdefault(resource["Type"], []).append(shape(resource))
-    assert all(shape == shapes[0] for shapes in by_kind.values() for shape in shapes)
-    for template in (made.root, *list(made.nested.values())[:1]):
-        assert complaints(thin(template)) == []
