@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test mutants test-aws lint docs-reference locks audit measure paper clean
+.PHONY: help demo check test mutants test-gpu test-aws lint docs-reference locks audit measure paper clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -49,6 +49,9 @@ mutants: $(VENV)/.installed ## try a million damaged files on all parsers: each 
 	$(BIN)/python -m tests.mutants.run $(MUTANTS) $(SEED)
 mutants: MUTANTS ?= 1000000
 mutants: SEED ?= 0
+
+test-gpu: $(VENV)/.installed ## test what only a GPU can show, in at most 8 minutes; without a GPU: make test-gpu DRY=--dry
+	$(BIN)/python -W ignore -m tests.gpu $(DRY)
 
 test-aws: $(VENV)/.installed ## test both targets, one on the AWS account of the environment: says what it costs, asks, leaves nothing
 	$(BIN)/python -m tests.deploy.on_aws
