@@ -34,6 +34,11 @@ class GpuExperts:
     module: nn.Module = field(repr=False, compare=False)
     rows: Tensor = field(repr=False, compare=False)
 
+    @property
+    def bytes(self) -> int:
+        """What the weights take of the GPU's memory."""
+        return sum(weights.numel() * weights.element_size() for weights in self.module.parameters())
+
     def starts_early(self, index: Tensor) -> bool:
         """Tell whether `run` does without a wait for the device."""
         return len(index) == 1 or _grouped_without_wait(next(self.module.parameters()))

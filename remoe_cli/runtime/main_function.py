@@ -97,7 +97,8 @@ class Answer(Choice):
 class MainState(BaseModel):
     """What a main function holds, and what it has spent.
 
-    expert_bytes_held, expert_bytes_of_model    counted by tensors
+    expert_bytes_held, expert_bytes_of_model    counted by tensors, in CPU memory and on the GPU
+    local_experts, gpu_experts                  all that are not in functions, and those of them that are on the GPU
     resident_bytes, anonymous_bytes             of the process, as the kernel says
     device                                      where everything but the experts is
     spent                                       on expert functions, for loading and for requests
@@ -108,6 +109,7 @@ class MainState(BaseModel):
     expert_bytes_held: int
     expert_bytes_of_model: int
     local_experts: int
+    gpu_experts: int = 0
     experts_of_model: int
     resident_bytes: int
     anonymous_bytes: int
@@ -282,12 +284,14 @@ class MainFunction:
     def state(self) -> MainState:
         from remoe_cli.model.loader import expert_bytes_held
 
-        spec = self.config.spec
+        spec, dispatcher = self.config.spec, self.engine.dispatcher
+        on_gpu, there = dispatcher.gpu, sum(len(held.ids) for held in dispatcher.gpu.values())
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return MainState(
-            expert_bytes_held=expert_bytes_held(self.engine.model),
+            expert_bytes_held=expert_bytes_held(self.engine.model) + sum(held.bytes for held in on_gpu.values()),
             expert_bytes_of_model=spec.routed_bytes,
-            local_experts=sum(map(len, self.engine.dispatcher.local.values())),
+            local_experts=sum(map(len, dispatcher.local.values())) + there,
+            gpu_experts=there,
             experts_of_model=spec.experts,
             resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
             anonymous_bytes=int(status["RssAnon"].split()[0]) * 1024,

@@ -21,7 +21,8 @@ def overview(status: dict[str, Any]) -> Overview:
         above.append(f"  main {what}, {main['state']}, {main['resident_bytes'] / 1e6:.0f} MB resident")
         if "expert_bytes_held" in main:
             held, whole = main["expert_bytes_held"], main["expert_bytes_of_model"]
-            experts = f"{main['local_experts']} of {main['experts_of_model']} experts"
+            there = f" ({on_gpu} on the GPU)" if (on_gpu := main.get("gpu_experts")) else ""
+            experts = f"{main['local_experts']} of {main['experts_of_model']} experts{there}"
             above.append(f"  holds {experts}: {held / 1e6:.1f} MB, {held / whole:.0%}; all else is on {_named(main['device'])}")
             above.append(f"  {_spent(main['spent'], sum(f['billed_ms'] for f in status['functions']))}")
     else:
