@@ -55,15 +55,15 @@ def command(
 def _token(file: Path | None) -> str | None:
     """Return the token of a file, or of the environment; raises UsageError for one that cannot be a token."""
     if file is None:
-        text, where = os.environ.get(TOKEN, ""), f"${TOKEN}"
+        if TOKEN not in os.environ:
+            return None
+        text, where = os.environ[TOKEN], f"${TOKEN}"
     else:
         try:
             text, where = bounded.read_bytes(file, _TOKEN_LIMIT).decode("ascii"), str(file)
         except (OSError, ValueError) as error:
             raise UsageError(f"The token file {file} cannot be read: {error}.", "Give a file that holds a token.") from None
     token = text.strip()
-    if not token and file is None:
-        return None
     if not (token.isascii() and token.isprintable() and token and " " not in token):
         raise UsageError(f"{where} holds no token.", "A token is one word of printable ASCII characters.")
     return token

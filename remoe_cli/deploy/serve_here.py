@@ -36,6 +36,7 @@ def serve_here(
 
     listener = listen(host, port)
     door = door_of(listener, host)
-    whom = " to your own processes" if door.own_user else ", to whoever reaches that address"
+    beyond = "has the token" if asked.token else "reaches that address"
+    whom = " to your own processes" if door.own_user else f", to whoever {beyond}"
     console.say(f"Serving '{name}' on {url(host, port)}{whom}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
     serve(load, listener, door, token=asked.token)

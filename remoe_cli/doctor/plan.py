@@ -22,7 +22,8 @@ def findings(path: Path, progress: Progress, *, here: bool) -> Iterator[Finding]
     Raises: UsageError for a path that is not a plan's.
     """
     try:
-        inputs = read_inputs(path)
+        with progress("Checking the plan"):
+            inputs = read_inputs(path)
     except RemoeError as error:
         if error.exit_code == 2:
             raise

@@ -98,7 +98,7 @@ class Head:
             if sha256.keys() != tensors.keys():
                 raise ValueError("it does not give one digest for each expert")
             if unknown := {t.type for x in tensors.values() for t in x.values()} - STORED.keys():
-                raise ValueError(f"it has tensors in {min(unknown)}")
+                raise ValueError(f"it has tensors in {min(map(str, unknown))[:20]!a}")
             quantised = {
                 name: Quantised(entry["form"], entry["parts"], tuple(entry["shape"]), entry["transposed"])
                 for name, entry in json.loads(metadata.get("quantised", "{}")).items()

@@ -17,6 +17,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from remoe_cli import bounded
+from remoe_cli.artifacts import shown
 from remoe_cli.errors import ModelError
 
 if TYPE_CHECKING:
@@ -61,13 +62,13 @@ def refuse_foreign_code(checkpoint: Checkpoint) -> None:
                 _refuse_other(f"{checkpoint.path}/{name}", key, value, allowed)
         if name != "generation_config.json":
             _refuse_tokenizer(f"{checkpoint.path}/{name}", settings.get("tokenizer_class"))
-        if name == "config.json" and "model_type" in settings and settings["model_type"] not in {*CONFIG_MAPPING, *ALIASES}:
+        if name == "config.json" and "model_type" in settings and str(settings["model_type"]) not in {*CONFIG_MAPPING, *ALIASES}:
             _refuse_family(f"{checkpoint.path}/{name}", settings)
 
 
 def _refuse_family(file: str, settings: Mapping[str, Any]) -> None:
     """Refuse a family that transformers does not have."""
-    family = f"{file} is of the family {settings['model_type']!r},"
+    family = f"{file} is of the family {shown(settings['model_type'], 80)},"
     if settings.get("auto_map"):
         raise ModelError(f"{family} whose code is the model's own (auto_map).", _NO_CODE)
     raise ModelError(f"{family} which transformers {transformers_version} does not have.", newer_version(settings) or _OTHER_FAMILY)

@@ -1,9 +1,9 @@
-"""Computes experts whose weights are on the GPU, by transformers' own batched and grouped products.
+"""Computes experts whose weights are on the GPU.
 
-Neither waits for the device, so that these experts run beside those on the host and in functions. As in transformers' `generate`, a step of
-one token takes the batched product, which reads the weights of its few slots, and a prompt takes the grouped one, which reads each expert
-once. torch has a grouped product that does not wait only for bfloat16 on GPUs of some generations. On others a prompt's experts are started
-one by one when the host knows their rows (model/experts.py).
+They run beside the experts on the host and in functions. A prompt takes the grouped product, which reads each expert once, where it does
+not wait for the device: torch has such a one only for bfloat16 on GPUs of some generations. On others, and for a step of one token, these
+experts are started one by one when the host knows their rows (model/experts.py): the batched product would copy the weights of all slots,
+also of those whose expert is elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.moe import batched_mm_experts_forward, grouped_mm_experts_forward
+from transformers.integrations.moe import grouped_mm_experts_forward
 
 # Compute capabilities of GPUs with torch's own grouped product; for others it copies the groups' sizes to the host and waits for them.
 _GROUPED = (9, 10)
@@ -41,7 +41,7 @@ class GpuExperts:
 
     def starts_early(self, index: Tensor) -> bool:
         """Tell whether `run` does without a wait for the device."""
-        return len(index) == 1 or _grouped_without_wait(next(self.module.parameters()))
+        return len(index) > 1 and _grouped_without_wait(next(self.module.parameters()))
 
     def run(self, hidden: Tensor, index: Tensor) -> Tensor:
         """Compute all slots whose expert is here, without the router's weights; the others give zeros.
@@ -49,9 +49,8 @@ class GpuExperts:
         Shapes: hidden [T, H], index [T, k]; returns [T k, H], the slots of one token after those of another.
         """
         slots = self.rows[index.clamp(max=len(self.rows) - 1)].reshape(-1, 1)
-        forward = batched_mm_experts_forward if len(index) == 1 else grouped_mm_experts_forward
         ones = torch.ones_like(slots, dtype=hidden.dtype)
-        out: Tensor = forward(self.module, hidden.repeat_interleave(index.shape[1], dim=0), slots, ones)
+        out: Tensor = grouped_mm_experts_forward(self.module, hidden.repeat_interleave(index.shape[1], dim=0), slots, ones)
         return out
 
 

@@ -65,7 +65,12 @@ class ExpertRows:
     def __getitem__(self, key: Any) -> torch.Tensor:
         if not self.rows:
             return cast(torch.Tensor, self.source[0:0]).clone()[key]  # without the file's pages behind it
-        return torch.cat([self.source[row : row + 1].to(self._device) for row in self.rows])[key]
+        # Into one tensor: joining them at the end would hold them twice.
+        first = self.source[self.rows[0] : self.rows[0] + 1]
+        rows = torch.empty((len(self.rows), *first.shape[1:]), dtype=first.dtype, device=self._device)
+        for place, row in enumerate(self.rows):
+            rows[place] = first[0] if place == 0 else self.source[row : row + 1][0]
+        return rows[key]
 
 
 def stored_names(name: str, selected: Any) -> tuple[str, ...]:

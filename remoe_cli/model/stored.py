@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from remoe_cli import bounded
-from remoe_cli.artifacts import Part
+from remoe_cli.artifacts import Part, escaped, shown
 from remoe_cli.errors import ModelError
 
 if TYPE_CHECKING:
@@ -95,19 +95,19 @@ def _unserved(settings: Mapping[str, Any]) -> str | None:
     """Name what is not served of a quantisation; None where all of it is."""
     method = str(settings.get("quant_method", "")).lower()
     if method not in _SERVED:
-        return f"'{method}'" if method else "a method that its configuration does not name"
+        return shown(method, 40) if method else "a method that its configuration does not name"
     key, served = _SERVED[method]
     groups = settings.get("config_groups")
     for name in _formats(settings, key, groups if isinstance(groups, Mapping) else {}):
         if name not in served:
-            return f"{method} with {key} '{name}'"
+            return f"{method} with {key} {shown(name, 40)}"
     if settings.get("transform_config"):
         return f"{method} with transforms of its weights"
     sparsity = settings.get("sparsity_config")
     if isinstance(sparsity, Mapping) and sparsity.get("format", "dense") != "dense":
         return f"{method} with sparse weights"
     if method == "compressed-tensors" and (bits := _weights(settings).get("num_bits")) not in (4, 8):
-        return f"{method} with {bits} bits a weight"
+        return f"{method} with {escaped(bits, 40)} bits a weight"
     return None
 
 

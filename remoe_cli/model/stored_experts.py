@@ -23,7 +23,7 @@ from transformers.core_model_loading import WeightConverter
 from remoe_cli.errors import ModelError
 from remoe_cli.function.dequantise import STORED, Stored, dequantise
 from remoe_cli.function.expert_ffn import Array, FfnSpec
-from remoe_cli.function.weights import Quantised
+from remoe_cli.function.weights import TYPES, Quantised
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.ffn import describe, from_storage, prove_same
@@ -111,7 +111,7 @@ class StoredExperts:
                 raise ModelError(
                     f"{name} of layer {layer} is stored in several forms: {', '.join(sorted(forms))}.", "Keep all experts local."
                 )
-            if forms != {"plain"} or len(some) > 1:
+            if forms != {"plain"} or len(some) > 1 or self._is_other_type(some, layer):
                 transposed = isinstance(some[0].source, QuantisedMatrix) and some[0].source.transposed
                 quantised[name] = Quantised(forms.pop(), len(some), shapes[name], transposed)
         dtype = where.parameters()["down_proj"].dtype
@@ -130,6 +130,11 @@ class StoredExperts:
                 )
         prove_same(one, 0, spec)
         return spec, quantised
+
+    def _is_other_type(self, parts: Sequence[_Part], layer: int) -> bool:
+        """Tell whether numbers that are not quantised are of another type than the model's, which the function would take them for."""
+        model_type = self.layers[layer].parameters()["down_proj"].dtype
+        return any(part.form == "plain" and part.source.get_dtype() != TYPES[str(model_type).removeprefix("torch.")] for part in parts)
 
     def _converted(self, parts: Sequence[_Part], dtype: torch.dtype) -> Tensor:
         """Put a parameter of one expert together by transformers' own conversion."""
@@ -158,9 +163,10 @@ class StoredExperts:
         """
         read = []
         for name, some in self.parts(layer, expert).items():
-            is_other = (
-                len(some) != quantised[name].parts or {x.form for x in some} != {quantised[name].form} if name in quantised else False
-            )
+            expected = quantised.get(name)
+            stored_as = ({x.form for x in some}, len(some))
+            is_other = stored_as != (({"plain"}, 1) if expected is None else ({expected.form}, expected.parts))
+            is_other = is_other or (expected is None and self._is_other_type(some, layer))
             if is_other:
                 raise ModelError(
                     f"{name} of expert {expert} of layer {layer} is not stored as in the other experts.", "Keep all experts local."

@@ -273,8 +273,9 @@ class Latency(Part):
     def warnings(self) -> tuple[str, ...]:
         """Sentences that a user should read before relying on these times."""
         sentences = []
-        for name, timing in (("the main function", self.local_expert), ("an expert function", self.remote_expert)):
-            if timing.held_out_error is not None and timing.held_out_error > WARN_ABOVE:
+        timings = (("the main function", self.local_expert), ("an expert function", self.remote_expert), ("the GPU", self.gpu_expert))
+        for name, timing in timings:
+            if timing is not None and timing.held_out_error is not None and timing.held_out_error > WARN_ABOVE:
                 sentences.append(
                     f"The fitted time of an expert in {name} is wrong by {timing.held_out_error:.0%} (median error at points that were not "
                     f"used for fitting; form '{timing.curve.form}'). Profile on a quiet machine."

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ from remoe_cli.runtime.receipt import attach, receipt_of
 
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
 _READ_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES
+_LOOK_S = 0.5  # between two looks whether a client that waits for its turn is still there
 PROBES = ("/ping", "/health", "/ready")
 _PREFIXES = ("", "/openai")
 
@@ -113,8 +114,17 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
 
         with queue.place(count):
             waiting = model_thread.submit(work)
+
+            async def next_event() -> Event:
+                """Wait for what happens next; the place of a client that goes before its turn is free at once."""
+                while True:
+                    with suppress(TimeoutError):
+                        return await asyncio.wait_for(happened.get(), _LOOK_S)
+                    if gone.is_set() and waiting.cancel():
+                        return DeployError("The client has gone before its request had its turn.", "")
+
             try:
-                while isinstance(event := await happened.get(), Piece):
+                while isinstance(event := await next_event(), Piece):
                     yield event
                 yield event
             finally:

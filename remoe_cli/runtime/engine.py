@@ -201,10 +201,13 @@ class Engine:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Return the sampling parameters of the model's own settings, for requests that have none."""
+        """Return the sampling parameters of the model's own settings, for requests that have none.
+
+        There are none where the settings ask for greedy decoding.
+        """
         settings = self.model.generation_config
         found = {name: getattr(settings, name, None) for name in ("temperature", "top_p", "top_k", "min_p")}
-        return {name: value for name, value in found.items() if value is not None} if settings.do_sample else {}
+        return {name: value for name, value in found.items() if value is not None} if settings.do_sample is not False else {}
 
     @property
     def vocabulary(self) -> int:

@@ -31,21 +31,22 @@ def handle(event: Any, context: Any) -> dict[str, Any]:
     limit_s = begun_s + context.get_remaining_time_in_millis() / 1000 - _MARGIN_S
     # Lambda has decoded the event, and APIs read JSON.
     body = json.dumps(event).encode()
-    api = routes.of_payload(body)
+    api, first = routes.of_payload(body), False
     try:
         if api is NATIVE:
             parse(event)  # what is wrong with it is said before anything is loaded
+        elif isinstance(event, dict) and event.get("stream"):
+            raise Refusal("The parameter 'stream' is not supported by a main function on Lambda.", "Leave it out.", param="stream")
         first = _main is None
         if _main is None:
             _main = load_packaged(os.environ["REMOE_MAIN"])
         asked = api.parse(body, _main)
-        if asked.request.stream and api is not NATIVE:
-            raise Refusal("The parameter 'stream' is not supported by a main function on Lambda.", "Leave it out.", param="stream")
         answer = _main.answer(asked.request, stopped=until(limit_s), first=first)
         # In the log too: a client that has gone meanwhile does not take the receipt.
         print(f"remoe: expert functions were billed {answer.receipt.billed_ms} ms in {answer.receipt.invocations} calls", flush=True)
         return api.whole(asked, answer)
     except Exception as error:
         if _main is not None and receipt_of(error) is None:  # refused before anything was called, yet this function is billed
-            attach(error, failed_receipt(_main.config.prices, time.monotonic() - begun_s, ()))
+            loading_calls = _main.loading_calls if first else ()  # the time of loading is in this event's
+            attach(error, failed_receipt(_main.config.prices, time.monotonic() - begun_s, (), loading_calls=loading_calls))
         return api.error(fault_of(error))

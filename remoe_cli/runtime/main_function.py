@@ -232,9 +232,9 @@ class MainFunction:
             raise
         receipt = make_receipt(together(made), prices, loading, loading_calls)
         receipt = receipt.model_copy(update={"main": receipt.main.model_copy(update={"device": self.engine.device})})
+        (self.spent.cancelled if made[-1].finish_reason == "cancelled" else self.spent.answers).add(receipt)
         if self.expected and len(made) == 1:
             receipt = receipt.model_copy(update={"predicted": self.expected(receipt.prompt_tokens, receipt.generated_tokens - 1)})
-        (self.spent.cancelled if made[-1].finish_reason == "cancelled" else self.spent.answers).add(receipt)
         of_first, *others = (_choice(each) for each in made)
         return Answer(
             **dict(of_first),

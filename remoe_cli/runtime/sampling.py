@@ -35,7 +35,7 @@ class Sampling(BaseModel):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)  # logits divided by less would overflow
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
     logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=STOPS)

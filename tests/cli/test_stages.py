@@ -69,6 +69,7 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
     ],
     "catalog update": [("-o out.toml", {"plan.catalog.update.update": "Reading AWS's price lists"})],
     "demo": [("", {"model.demo.demo_model": "Fetching and building the demo model"})],
+    "doctor": [("", {"doctor.machine.findings": "Looking at this machine"})],
     "infer": [("n --data d", READING | {"runtime.client.answer": "Waiting for the answer"})],
     "package": [("p.json", {"deploy.inputs.read_inputs": "Checking the plan"})],
 }

@@ -79,6 +79,20 @@ def test_a_partial_checkpoint_keeps_the_stored_form(family: str, form: str, tmp_
     assert sum(t.nbytes for t in copied.values()) < 0.9 * sum(t.nbytes for t in tensors.values())
 
 
+def test_plain_numbers_of_another_type_are_the_models_in_a_function(tmp_path: Path) -> None:
+    """Biases in float32 beside quantised matrices: a function that took their bytes for bfloat16 would be wrong without a sign of it."""
+    save_quantised("gpt_oss", "mxfp4", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = {name: t.float() if name.endswith("_proj_bias") else t for name, t in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    checkpoint = find(str(tmp_path / "model"))
+    whole = {x.layer: x.parameters() for x in expert_layers(load(checkpoint))}
+    (written,) = write_shards(checkpoint, {0: ((1, 4),)}, 1, tmp_path)
+    shard = ShardFile(written.path)
+    for expert in (1, 4):
+        assert all(np.array_equal(held, to_storage(whole[0][name][expert])) for name, held in shard.tensors(expert).items())
+
+
 def test_one_matrix_at_a_time_is_dequantised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packaging reads the experts of a shard one by one, and dequantises one of them."""
     save_quantised("gpt_oss", "mxfp4", tmp_path / "model")

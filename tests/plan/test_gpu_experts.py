@@ -90,8 +90,10 @@ def test_rows_of_memory_are_what_the_catalog_says(tmp_path: Path) -> None:
     problem = problem_of(profile, catalog, n_in=N_IN, n_out=N_OUT)
     main, hidden = catalog.main.menu[0], 2048
     kv = (N_IN + N_OUT) * (1024 * 3 + hidden)
-    assert main_function.gpu_capacity(problem, main) == int((800 * MB - REST_MB * MB - kv) // (EXPERT_MB * MB)) == 9
-    buffers = hidden * (N_OUT + 2 * N_IN)
+    top_k = problem.spec.top_k
+    outputs = 3 * top_k * hidden * N_IN
+    assert main_function.gpu_capacity(problem, main) == int((800 * MB - REST_MB * MB - kv - outputs) // (EXPERT_MB * MB)) == 9
+    buffers = hidden * (N_OUT + (1 + top_k) * N_IN)
     assert main_function.local_capacity(problem, main) == int((700 * MB - buffers) // (1.25 * EXPERT_MB * MB)) == 9
     assert main_function.main_memory_bytes(problem, main, 9) == 300 * MB + buffers + 9 * 1.25 * EXPERT_MB * MB
     without = problem_of(profile, catalog, n_in=N_IN, n_out=N_OUT, gpu_experts=False)

@@ -188,7 +188,7 @@ def test_the_solver_sees_the_same_times_as_the_cost_model(tmp_path: Path) -> Non
     problem = make_problem(profile, only(MainKind.TO_ZERO), PlanRequest(n_in=100, n_out=100, requests_per_hour=20.0))
     assert problem.workload.waking is not None and problem.workload.waking.wake_share < problem.workload.cold_share / 2
     for aim in (Aim("ttft"), Aim("tpot"), Aim("cost")):
-        solution = solve(Task(problem, build_columns(problem, candidate_sets(problem.workload)), aim), GAP, 60.0)
+        solution = solve(Task(problem, build_columns(problem, candidate_sets(problem)), aim), GAP, 60.0)
         assert solution is not None and any(layer.remote for layer in solution.placement.layers)
         assert solution.value == pytest.approx(aim.value(evaluate(problem, solution.placement)), rel=1e-9)
 

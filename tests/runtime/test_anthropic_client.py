@@ -63,6 +63,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "tools": ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, "tools"),
     "thinking": ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
     "image": ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x"}}]}]}, "messages"),
+    "prefill": ({"messages": [*USER, {"role": "assistant", "content": "w3"}]}, "ends with the assistant"),
     "cache": ({"system": [{"type": "text", "text": "w1", "cache_control": {"type": "ephemeral"}}]}, "cache_control"),
 }
 

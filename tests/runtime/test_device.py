@@ -170,3 +170,12 @@ def test_the_status_names_the_device(named: Any, said: str) -> None:
     limits = {"memory": "cgroup-v2", "cpu": "cfs-quota"}
     status = {"name": "d", "state": "running", "endpoint": "http://127.0.0.1:3", "limits": limits, "main": main, "functions": []}
     assert f"all else is on {said}" in "\n".join(overview.overview(status).above)
+
+
+def test_the_status_counts_the_experts_on_the_gpu() -> None:
+    spent = {purpose: {"billed_ms": 0} for purpose in ("loading", "answers", "cancelled")}
+    held = {"expert_bytes_held": 1, "expert_bytes_of_model": 2, "local_experts": 5, "gpu_experts": 3, "experts_of_model": 8, "spent": spent}
+    main = {"kind": "server", "port": 1, "pid": 2, "state": "running", "resident_bytes": 3, "device": "cuda", **held}
+    limits = {"memory": "cgroup-v2", "cpu": "cfs-quota"}
+    status = {"name": "d", "state": "running", "endpoint": "http://127.0.0.1:3", "limits": limits, "main": main, "functions": []}
+    assert "  holds 5 of 8 experts (3 on the GPU): 0.0 MB" in "\n".join(overview.overview(status).above)

@@ -243,6 +243,7 @@ def test_an_answer_ends_before_the_functions_time_does(alone: ByHand) -> None:
         ({"prompt": "w1", "max_new_tokens": 0}, "wrong at 'max_new_tokens'"),
         ({"prompt": "w1", "temprature": 1}, "wrong at 'temprature'"),
         ([], "The request is wrong"),
+        ({"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}, "'stream' is not supported"),
     ],
 )
 def test_an_event_that_is_no_request_is_refused_before_anything_is_loaded(

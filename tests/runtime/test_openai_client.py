@@ -11,7 +11,11 @@ import httpx
 import openai
 import pytest
 
-from tests.support.api_server import serving, whole_model
+from remoe_cli.errors import DeployError
+from remoe_cli.runtime.api.common import fault_of
+from remoe_cli.runtime.main_function import MainFunction
+from remoe_cli.runtime.receipt import attach, failed_receipt
+from tests.support.api_server import PRICES, serving, whole_model
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
 
 CHAT = "{% for m in messages %}{{ m.content }} {% endfor %}"
@@ -195,6 +199,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     "response_format": ({"response_format": {"type": "json_object"}}, "response_format"),
     "unknown": ({"extra_body": {"tempreture": 1}}, "tempreture"),
+    "unknown, in capitals": ({"extra_body": {"Temperature": 1}}, "Temperature"),
+    "repetition_penalty": ({"extra_body": {"repetition_penalty": 1e-40}}, "repetition_penalty"),
+    "two lengths": ({"max_tokens": 5, "max_completion_tokens": 9}, "max_tokens"),
+    "no content": ({"messages": [{"role": "user"}]}, "messages"),
+    "no text": ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+    "a picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "w1", "image_url": {"url": "x"}}]}]},
+        "messages.0.content.0",
+    ),
     "messages": ({"messages": []}, "messages"),
     "message": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "w1", "cache": 1}]}]}, "messages.0.content.0.cache"),
 }
@@ -228,6 +241,32 @@ def test_other_errors_are_the_clients_own_classes(client: openai.OpenAI, url: st
     for wrong in (b"", b"[]", b"{", b'{"model": "model", "messages": "\\ud83d"}'):
         answer = httpx.post(f"{url}/v1/chat/completions", content=wrong, headers={"content-type": "application/json"}, trust_env=False)
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_an_empty_input_is_no_request(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="input"):
+        client.responses.create(model=MODEL, input=[])
+
+
+def test_a_fault_of_our_own_is_logged_without_what_it_may_hold(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise KeyError(PROMPT)
+
+    monkeypatch.setattr(MainFunction, "_generate", broken)
+    with pytest.raises(openai.InternalServerError):
+        client.chat.completions.create(model=MODEL, messages=USER)
+    assert "KeyError at" in caplog.text and "test_openai_client.py" in caplog.text
+    assert PROMPT not in caplog.text
+
+
+@pytest.mark.parametrize(("billed", "again"), [(True, "false"), (False, None)])
+def test_what_was_billed_is_not_tried_again(billed: bool, again: str | None) -> None:
+    error = DeployError("The GPU's memory is full.", "")
+    if billed:
+        attach(error, failed_receipt(PRICES, 1.0, ()))
+    assert fault_of(error).status == 503 and fault_of(error).headers.get("x-should-retry") == again
 
 
 def test_the_model_is_listed(client: openai.OpenAI) -> None:

@@ -138,10 +138,18 @@ def _priced(problem: Problem, aim: Aim, local: Priced) -> Baseline:
 def _mix(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     if local:
         return _priced(problem, aim, min(local, key=lambda one: (one.placement.main.memory_mb, one.placement.main.usd_per_hour or 0.0)))
-    needed = main_function.main_memory_bytes(problem, problem.menu[-1], problem.spec.experts)
-    largest = max(spec.memory_mb for spec in problem.menu)
     of_these = "" if len(problem.menu) == len(problem.catalog.main.menu) else " that is paid by use"
-    return f"all experts local need a main function of {needed / MB:.0f} MB, but the largest{of_these} has {largest} MB"
+    needed = [_all_local_bytes(problem, spec) for spec in problem.menu]
+    if any(each <= spec.memory_mb * MB for each, spec in zip(needed, problem.menu, strict=True)):
+        return f"no main function{of_these} holds all experts, on its GPU or in its /tmp where it has them, and answers in time"
+    largest = max(spec.memory_mb for spec in problem.menu)
+    return f"all experts local need a main function of {min(needed) / MB:.0f} MB, but the largest{of_these} has {largest} MB"
+
+
+def _all_local_bytes(problem: Problem, spec: MainSpec) -> float:
+    """Compute the CPU memory that a main function needs for all experts that its GPU does not hold."""
+    on_cpu = max(0, problem.spec.experts - main_function.gpu_capacity(problem, spec))
+    return main_function.main_memory_bytes(problem, spec, on_cpu)
 
 
 def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:

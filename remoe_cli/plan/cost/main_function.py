@@ -120,18 +120,18 @@ def base_bytes(problem: Problem) -> int:
 def main_memory_bytes(problem: Problem, spec: MainSpec, cpu_experts: int) -> float:
     """Compute the CPU memory of the main function with `cpu_experts` experts of all layers together in it.
 
-    Beside an instance's own GPU it also holds the buffers through which the longest prompt's hidden states go there and back, and while
-    experts are loaded they take more than they do later.
+    Beside an instance's own GPU it also holds the buffers through which the longest prompt's hidden states come and the outputs of all its
+    slots go back, and while experts are loaded they take more than they do later.
 
     Source: the limit of main memory in method.md, section 4.
     """
     held = problem.spec.hidden_state_bytes * problem.workload.most_out if on_gpu(problem, spec) else base_bytes(problem)
     if spec.gpu_memory_mb is not None:
-        held += 2 * problem.spec.hidden_state_bytes * problem.workload.most_in
-    return problem.catalog.main.runtime_memory_mb * MB + held + _cpu_expert_bytes(problem, spec) * cpu_experts
+        held += (1 + problem.spec.top_k) * problem.spec.hidden_state_bytes * problem.workload.most_in
+    return problem.catalog.main.runtime_memory_mb * MB + held + cpu_expert_bytes(problem, spec) * cpu_experts
 
 
-def _cpu_expert_bytes(problem: Problem, spec: MainSpec) -> float:
+def cpu_expert_bytes(problem: Problem, spec: MainSpec) -> float:
     """Compute the CPU memory that one expert takes, at the peak of loading."""
     return problem.spec.expert_bytes * (1.0 if spec.gpu_memory_mb is None else problem.catalog.main.gpu_load_factor)
 
@@ -140,8 +140,7 @@ def local_capacity(problem: Problem, spec: MainSpec) -> int:
     """Count the experts of all layers that fit CPU memory; negative when the rest does not fit."""
     if spec.gpu_memory_mb is not None and base_bytes(problem) > usable_gpu_bytes(problem, spec):
         return -1
-    room = int((spec.memory_mb * MB - main_memory_bytes(problem, spec, 0)) // _cpu_expert_bytes(problem, spec))
-    return int(min(room, fetch_capacity(problem, spec)))
+    return int((spec.memory_mb * MB - main_memory_bytes(problem, spec, 0)) // cpu_expert_bytes(problem, spec))
 
 
 def fetch_capacity(problem: Problem, spec: MainSpec) -> float:
@@ -167,8 +166,16 @@ def gpu_capacity(problem: Problem, spec: MainSpec) -> int:
     """Count the experts of all layers that fit the GPU beside the rest; 0 where none can be there."""
     if not has_gpu_tier(problem, spec):
         return 0
-    room = (usable_gpu_bytes(problem, spec) - base_bytes(problem)) // problem.spec.expert_bytes
+    room = (usable_gpu_bytes(problem, spec) - base_bytes(problem) - _gpu_work_bytes(problem)) // problem.spec.expert_bytes
     return max(0, int(min(room, fetch_capacity(problem, spec))))
+
+
+def _gpu_work_bytes(problem: Problem) -> int:
+    """Compute the memory of the GPU that a layer with experts on it takes meanwhile.
+
+    The outputs of all slots of the longest prompt are there three times: as they come, in order, and weighted.
+    """
+    return 3 * problem.workload.most_in * problem.spec.top_k * problem.spec.hidden_state_bytes
 
 
 def most_gpu_experts(problem: Problem) -> int:

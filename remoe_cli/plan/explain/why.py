@@ -23,7 +23,7 @@ from remoe_cli.plan.wording import figure, per_million
 from remoe_cli.profile.record import Profile
 
 BINDS = 1e-3  # a plan is at a limit of which less than this share is left
-ROOMS = {"memory": "the main function's memory", "gpu memory": "the GPU's memory, beside the rest of the model,"}
+ROOMS = {"memory": "the main function's memory", "storage": "its /tmp", "gpu memory": "the GPU's memory, beside the rest of the model,"}
 SECTIONS = {
     "inputs": "Where the figures come from",
     "money": "Where the money goes (a million requests)",
@@ -118,14 +118,21 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
             float(main_function.local_capacity(problem, plan.main)),
             "experts in CPU memory" if gpu else "local experts",
             "1 GB",
-            _experts_per_gb(problem),
+            GB_MB * MB / main_function.cpu_expert_bytes(problem, plan.main),
+        ),
+        "storage": (
+            float(local + gpu),
+            main_function.fetch_capacity(problem, plan.main),
+            "local experts",
+            "1 GB",
+            GB_MB * MB / problem.spec.read_expert_bytes,
         ),
         "gpu memory": (
             float(gpu),
             float(main_function.gpu_capacity(problem, plan.main)) or None,
             "experts on the GPU",
             "1 GB",
-            _experts_per_gb(problem),
+            GB_MB * MB / problem.spec.expert_bytes,
         ),
         "ttft": (outcome.ttft_s * 1e3, None if aim.ttft_s is None else aim.ttft_s * 1e3, "TTFT, ms", "1 ms", 1e-3),
         "tpot": (outcome.tpot_s * 1e3, None if aim.tpot_s is None else aim.tpot_s * 1e3, "TPOT, ms", "1 ms", 1e-3),
@@ -151,10 +158,6 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
         elif worth > 0:
             text += f"; {unit} more saves about {worth * 1e3:.3g} ms"
         yield what, text
-
-
-def _experts_per_gb(problem: Problem) -> float:
-    return GB_MB * MB / problem.spec.expert_bytes
 
 
 def layer_reasons(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:

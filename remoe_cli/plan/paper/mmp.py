@@ -56,11 +56,15 @@ def allocations(problem: Problem, aim: Aim, bound: TokenBound) -> Iterator[Alloc
         if remote and (least_memory_mb(problem, remote) > largest_mb).any():
             continue
         local = layers * (experts - remote)
-        spec = next((spec for spec in specs if main_function.local_capacity(problem, spec) >= local), None)
+        spec = next((spec for spec in specs if _room(problem, spec) >= local), None)
         if spec is None:
             return
         if _holds(problem, aim, bound, spec, remote, largest_mb):
             yield Allocation(remote, spec)
+
+
+def _room(problem: Problem, spec: MainSpec) -> float:
+    return min(main_function.local_capacity(problem, spec), main_function.fetch_capacity(problem, spec))
 
 
 def least_memory_mb(problem: Problem, remote: int) -> Floats:
@@ -77,7 +81,7 @@ def least_memory_mb(problem: Problem, remote: int) -> Floats:
 def _fast_enough(problem: Problem, bound: TokenBound, memory_mb: int) -> list[MainSpec]:
     """List the specs of M_cal or more, by rising price."""
     workload = problem.workload
-    usable = [s for s in problem.menu if not main_function.always_on(problem, s) and main_function.local_capacity(problem, s) >= 0]
+    usable = [s for s in problem.menu if not main_function.always_on(problem, s) and _room(problem, s) >= 0]
     longest = max(kind.n_in for kind in workload.lengths)
     most = np.array([float(bound.largest(longest, workload.use.shape[1]).max())])
     work_s = expert_functions.expert_work_s(problem, memory_mb, most)

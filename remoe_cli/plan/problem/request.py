@@ -61,7 +61,7 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
     implied = workload.traffic.cold_share(catalog.function.idle_ttl_s)
     cold = implied if request.cold_share is None else request.cold_share
     latency, spec = profile.record.latency, profile.record.spec
-    measured_on_cpus = latency.source == "measured" and not latency.copy_s.fixed_s
+    measured_on_cpus = latency.source == "measured" and latency.gpu_expert is None and not latency.copy_s.fixed_s
     described = {
         main.name: latency_from(main.hardware, spec, main.vcpus)
         for main in catalog.main.menu

@@ -175,6 +175,13 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Sets, ...], columns: 
             f"and {largest.name} has {usable_bytes / MB:.0f} MB for it.",
             "Use a catalog with larger GPUs, or plan for shorter requests.",
         )
+    fetched, least = main_function.fetch_capacity(problem, largest), _least_local(problem, unlimited) or 0
+    if fetched < least:
+        return InfeasibleError(
+            f"The /tmp of the main function is too small: {least} experts have to be local, and {largest.name}, which fetches them there, "
+            f"has room for {max(0.0, fetched):.0f} beside the rest of the model.",
+            "Use a catalog with other main functions, or with larger expert functions so that more experts can be remote.",
+        )
     return InfeasibleError(
         f"The memory of the main function is too small: it needs at least {_needed_mb(problem, largest, unlimited)} MB{_for(problem)}, "
         f"and the catalog's largest has {largest.memory_mb} MB.",

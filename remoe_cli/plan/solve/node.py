@@ -105,7 +105,7 @@ def mains(task: Task, cutoff: float = math.inf) -> tuple[Main, ...]:
 
 def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:
     problem = task.problem
-    if main_function.local_capacity(problem, spec) < 0:
+    if main_function.local_capacity(problem, spec) < 0 or main_function.fetch_capacity(problem, spec) < 0:
         return
     most = MOST_INSTANCES if main_function.always_on(problem, spec) else 1
     for instances in range(1, MOST_INSTANCES + 1):
@@ -249,7 +249,7 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
     local = (problem.spec.experts_per_layer - columns.count[chosen]).astype(np.float64) - gpu
     limits: dict[str, tuple[Floats, float]] = {"memory": (local, float(capacity))}
     fetched = max(main_function.fetch_capacity(problem, main.spec) for main in bought)
-    if fetched < math.inf and gpu.any():  # else the limit of memory has it
+    if fetched < math.inf:
         limits["storage"] = (local + gpu, fetched)
     if gpu.any():
         limits["gpu memory"] = (gpu, float(max(main_function.gpu_capacity(problem, main.spec) for main in bought)))

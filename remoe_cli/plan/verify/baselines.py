@@ -24,6 +24,7 @@ from remoe_cli.plan.verify.cost import (
     each_usd,
     gpu_room_bytes,
     gpu_tier,
+    gpu_work_bytes,
     latency_of,
     main_bytes,
     outcome,
@@ -128,7 +129,7 @@ def _local(inputs: VerifierInputs) -> Iterator[Way]:
         room = gpu_room_bytes(inputs, main) - request_bytes(inputs)
         if main.gpu_memory_mb is not None and room < 0:
             continue
-        there = set(by_use[: int(room // spec.expert_bytes)]) if gpu_tier(inputs, main) else set()
+        there = set(by_use[: max(0, int((room - gpu_work_bytes(inputs)) // spec.expert_bytes))]) if gpu_tier(inputs, main) else set()
         layers = tuple(
             LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0, gpu=tuple(sorted(expert for at, expert in there if at == index)))
             for index, layer in enumerate(spec.moe_layers)

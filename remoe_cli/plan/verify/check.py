@@ -31,6 +31,7 @@ from remoe_cli.plan.verify.cost import (
     cold_wait_s,
     gpu_room_bytes,
     gpu_tier,
+    gpu_work_bytes,
     main_bytes,
     outcome_and_costs,
     read_bytes,
@@ -166,6 +167,7 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
     yield from require(need <= main.memory_mb * 2**20, "main.memory_mb", main.memory_mb, f"needs {need / 2**20:.3f}")
     if main.gpu_memory_mb is not None:
         need, room = request_bytes(inputs) + on_gpu * spec.expert_bytes, gpu_room_bytes(inputs, main)
+        need += gpu_work_bytes(inputs) if on_gpu else 0
         yield from require(need <= room, "main.gpu_memory_mb", f"{room / 2**20:.3f} usable", f"needs {need / 2**20:.3f}")
     yield from require(not on_gpu or gpu_tier(inputs, main), "layers", f"{on_gpu} experts on a GPU", "none can be there")
     tokens = 1 + max(n_in + n_out for n_in, n_out in inputs.longest)

@@ -36,7 +36,7 @@ def latency_of(inputs: VerifierInputs, main: MainSpec) -> Latency:
     They are the profile's own where the spec names no hardware, or where the profile was measured on CPUs and the spec has only CPUs.
     """
     own = inputs.profile.record.latency
-    on_cpus_alike = own.source == "measured" and main.gpu_memory_mb is None and own.copy_s.fixed_s == 0
+    on_cpus_alike = own.source == "measured" and main.gpu_memory_mb is None and own.gpu_expert is None and own.copy_s.fixed_s == 0
     if main.hardware is None or on_cpus_alike:
         return own
     return latency_from(main.hardware, inputs.profile.record.spec, main.vcpus)
@@ -64,6 +64,12 @@ def gpu_room_bytes(inputs: VerifierInputs, main: MainSpec) -> float:
     side = inputs.catalog.main
     left = (main.gpu_memory_mb or 0) - (main.gpu_memory_mb or 0) * side.gpu_hidden_share - side.gpu_runtime_memory_mb
     return max(left, 0.0) * 2**20
+
+
+def gpu_work_bytes(inputs: VerifierInputs) -> int:
+    """Compute what a layer with experts on the GPU takes there meanwhile: three times the outputs of all slots of the longest prompt."""
+    spec = inputs.profile.record.spec
+    return 3 * max(n_in for n_in, _ in inputs.longest) * spec.top_k * spec.hidden_state_bytes
 
 
 def gpu_seconds(latency: Latency, tokens: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -97,7 +103,7 @@ def main_bytes(inputs: VerifierInputs, main: MainSpec, cpu_experts: int) -> floa
     if accelerated(inputs, main):
         held = longest_answer * spec.hidden_state_bytes
     if main.gpu_memory_mb is not None:
-        held, loading = held + 2 * longest_prompt * spec.hidden_state_bytes, side.gpu_load_factor
+        held, loading = held + (1 + spec.top_k) * longest_prompt * spec.hidden_state_bytes, side.gpu_load_factor
     return side.runtime_memory_mb * 2**20 + held + cpu_experts * spec.expert_bytes * loading
 
 

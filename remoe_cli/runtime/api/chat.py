@@ -60,9 +60,12 @@ def _parse(body: bytes, main: MainFunction) -> Asked:
         raise Refusal("The parameter 'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
     if chat.stream_options is not None and not chat.stream:
         raise Refusal("The parameter 'stream_options' needs 'stream' to be true.", param="stream_options")
+    lengths = {chat.max_tokens, chat.max_completion_tokens} - {None}
+    if len(lengths) > 1:
+        raise Refusal("The parameters 'max_tokens' and 'max_completion_tokens' differ.", "Give one of them.", param="max_tokens")
     fields = sampled(chat, main) | {
         "messages": chat.messages,
-        "max_new_tokens": chat.max_completion_tokens or chat.max_tokens,
+        "max_new_tokens": next(iter(lengths), None),
         "logprobs": (chat.top_logprobs or 0) if chat.logprobs else None,
         "stream": bool(chat.stream),
     }

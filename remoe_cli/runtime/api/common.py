@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -14,7 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.runtime.answer import Piece
 from remoe_cli.runtime.main_function import Answer, MainFunction, Request, described
+from remoe_cli.runtime.receipt import receipt_of as billed
 
+_log = logging.getLogger(__name__)  # without a handler, its lines go to stderr: the log of a main function
 # What happens to a request: pieces of text, then the answer or why there is none.
 Event = Piece | Answer | Exception
 
@@ -82,13 +86,20 @@ class Fault:
         return {"remoe": self.document["receipt"]} if self.document.get("receipt") else {}
 
 
+def log_fault(error: Exception) -> None:
+    """Log where a fault of our own code came from, without its message, which may hold a prompt."""
+    _log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_list(traceback.extract_tb(error.__traceback__))))
+
+
 def fault_of(error: Exception) -> Fault:
-    """Describe an error. A client must not repeat what has failed after it was billed."""
+    """Describe an error for a client, which must not repeat what has failed after it was billed; log what is no error of remoe."""
     status = next(status for kind, status in _STATUS if isinstance(error, kind))
-    headers = {"x-should-retry": "false"} if status in (500, 502) else {}
+    if not isinstance(error, RemoeError):
+        log_fault(error)
+    headers = {"x-should-retry": "false"} if status in (500, 502) or billed(error) is not None else {}
     match error:
         case Refusal():
-            return Fault(error.status, described(error), error.param, error.code)
+            return Fault(error.status, described(error), error.param, error.code, headers)
         case BusyError():
             return Fault(status, described(error), headers={"retry-after": str(error.retry_s)})
     return Fault(status, described(error), headers=headers)
@@ -143,14 +154,19 @@ def request(fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -
     `names` are the API's names of our fields, for errors.
     """
     try:
-        return Request.model_validate(fields)
+        made = Request.model_validate(fields)
+        made.asked()  # messages that are none are refused before the request waits for its turn
+        return made
     except ValidationError as error:
         raise _refusal(error, names or {}) from None
+    except UsageError as error:
+        raise Refusal(error.message, "See docs/reference/api.md.", param=(names or {}).get("messages", "messages")) from None
 
 
 def _refusal(error: ValidationError, names: Mapping[str, str] | None = None) -> Refusal:
     def place(found: Any) -> list[str]:
-        return [str(part) for part in found["loc"] if not _is_variant(part)]
+        last = len(found["loc"]) - 1 if found["type"] == "extra_forbidden" else 0  # the first part is a field's name, and so is this one
+        return [str(part) for at, part in enumerate(found["loc"]) if at in (0, last) or not _is_variant(part)]
 
     # Of a value that may be of several types, the one that fits best is wrong at its deepest place.
     first = max(error.errors(include_url=False, include_context=False), key=lambda found: len(place(found)))
@@ -230,13 +246,21 @@ def sampled(body: Any, main: MainFunction) -> dict[str, Any]:
     return {"temperature": 1.0, **main.engine.defaults, **given, **lists}
 
 
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raise Refusal for fields of messages and of their parts that would change nothing."""
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def check_messages(messages: Sequence[Mapping[str, Any]], name: str = "messages") -> None:
+    """Raise Refusal for what of messages and of their parts is no text, or would change nothing."""
     for index, message in enumerate(messages):
-        _check_keys(message, ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content"), f"messages.{index}")
-        for at, part in enumerate(message["content"] if isinstance(message.get("content"), list) else ()):
-            if isinstance(part, dict) and part.get("type") in ("text", "input_text", "output_text"):
-                _check_keys(part, ("type", "text"), f"messages.{index}.content.{at}")
+        where, content = f"{name}.{index}", message.get("content")
+        _check_keys(message, ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content"), where)
+        if not isinstance(content, str | list | None):
+            raise Refusal(f"The parameter '{where}.content' is neither text nor parts.", param=f"{where}.content")
+        for at, part in enumerate(content if isinstance(content, list) else ()):
+            place = f"{where}.content.{at}"
+            if not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS:
+                raise Refusal(f"The parameter '{place}' is no text, and nothing else is supported.", param=place, code="unsupported_value")
+            _check_keys(part, ("type", "text"), place)
 
 
 def _check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:

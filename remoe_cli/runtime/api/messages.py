@@ -17,6 +17,7 @@ from remoe_cli.runtime.api.common import (
     Body,
     Event,
     Fault,
+    Refusal,
     Texts,
     check_model,
     fault_of,
@@ -95,6 +96,12 @@ def _messages(body: CountBody) -> tuple[dict[str, Any], ...]:
 def _parse(body: bytes, main: MainFunction) -> Asked:
     asked = read(MessagesBody, body)
     check_model(asked.model, main)
+    if asked.messages[-1].role == "assistant":
+        raise Refusal(
+            "The parameter 'messages' ends with the assistant: going on with a text that is given is not supported.",
+            "End with a message of the user.",
+            param="messages",
+        )
     fields = sampled(asked, main) | {
         "messages": _messages(asked),
         "max_new_tokens": asked.max_tokens,

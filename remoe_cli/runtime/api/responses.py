@@ -6,7 +6,7 @@ Source: OpenAI's API reference, "Create a model response", "Streaming events".
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -43,7 +43,7 @@ class ResponsesBody(Body):
     """The parameters that are supported; of those with one value, no other one is."""
 
     model: str
-    input: str | tuple[dict[str, Any], ...]
+    input: str | Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     temperature: float | None = None
@@ -69,7 +69,7 @@ def _messages(body: ResponsesBody) -> tuple[dict[str, Any], ...]:
     # An item of an earlier answer has an id and a status, which say nothing to a model.
     items = [{key: value for key, value in item.items() if key not in ("id", "status", "phase")} for item in body.input]
     messages = tuple({k: v for k, v in item.items() if (k, v) != ("type", "message")} for item in items)
-    check_messages(messages)
+    check_messages(messages, "input")
     return (*system, *messages)
 
 
