@@ -202,7 +202,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown, in capitals": ({"extra_body": {"Temperature": 1}}, "Temperature"),
     "repetition_penalty": ({"extra_body": {"repetition_penalty": 1e-40}}, "repetition_penalty"),
     "two lengths": ({"max_tokens": 5, "max_completion_tokens": 9}, "max_tokens"),
-    "no content": ({"messages": [{"role": "user"}]}, "messages"),
+    "a role": ({"messages": [{"role": "wrong", "content": "w1"}]}, "messages"),
     "no text": ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
     "a picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "w1", "image_url": {"url": "x"}}]}]},

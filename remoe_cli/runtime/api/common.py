@@ -160,7 +160,8 @@ def request(fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -
     except ValidationError as error:
         raise _refusal(error, names or {}) from None
     except UsageError as error:
-        raise Refusal(error.message, "See docs/reference/api.md.", param=(names or {}).get("messages", "messages")) from None
+        param = (names or {}).get("messages", "messages")
+        raise Refusal(f"The parameter '{param}' is wrong. {error.message}", param=param) from None
 
 
 def _refusal(error: ValidationError, names: Mapping[str, str] | None = None) -> Refusal:
