@@ -15,7 +15,7 @@ from pathlib import Path
 
 from remoe_cli.plan.build import make_plan
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
-from remoe_cli.plan.document import Plan
+from remoe_cli.plan.document import MainKind, Plan
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.request import PlanRequest
 from remoe_cli.profile.record import Profile, read_profile
@@ -25,7 +25,7 @@ ROOM = 1 + 1e-3  # the gap of the cheapest plan is not to decide
 
 
 def rented(catalog: Catalog) -> Catalog:
-    menu = tuple(spec for spec in catalog.main.menu if spec.usd_per_hour is not None)
+    menu = tuple(spec for spec in catalog.main.menu if spec.kind is MainKind.ALWAYS_ON)
     return catalog.model_copy(update={"main": catalog.main.model_copy(update={"menu": menu})})
 
 

@@ -114,6 +114,16 @@ def test_more_gpu_memory_never_costs_more(tmp_path: Path) -> None:
         assert values[-1] < values[0]
 
 
+def test_times_of_a_gpu_are_not_taken_for_a_cpus_in_silence(tmp_path: Path) -> None:
+    catalog = gpu_catalog()
+    spec = catalog.main.menu[0].model_copy(update={"gpu_memory_mb": None, "memory_mb": 8000})
+    catalog = catalog.model_copy(update={"main": catalog.main.model_copy(update={"menu": (spec,)})})
+    said = f"measured on a GPU, which {spec.name} does not have"
+    assert any(said in note for note in gpu_plan(gpu_profile(tmp_path / "gpu"), catalog).notes)
+    on_cpus = synthetic_profile(tmp_path / "cpu", experts=12, expert_mb=EXPERT_MB, nonexpert_mb=REST_MB)
+    assert not any(said in note for note in gpu_plan(on_cpus, catalog).notes)
+
+
 def test_a_plan_has_three_tiers_and_says_so(tmp_path: Path) -> None:
     profile, catalog, plan = three_tiers(tmp_path)
     remote, gpu = (sum(len(getattr(layer, side)) for layer in plan.layers) for side in ("remote", "gpu"))
