@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +111,24 @@ def test_a_piped_message_that_fails_ends_the_command(made: ByHand) -> None:
 def test_on_a_terminal_a_message_that_fails_is_taken_back(made: ByHand) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "remoe_cli", "chat", "d", "--max-new-tokens", "6"]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "dumb"}) as process:
+    with (
+        subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "dumb"}) as process,
+        ExitStack() as stack,
+    ):
         os.close(theirs)
+        seen = b""
 
         def until(text: str) -> str:
-            seen = b""
+            """Read up to a text; what came with it is left for the next call."""
+            nonlocal seen
             while text.encode() not in seen:
+                ready, _, _ = select.select([ours], [], [], 60)
+                assert ready, f"no {text!r} came in 60 s, only {seen!r}"
                 seen += os.read(ours, 4096)
-            return seen.decode()
+            before, found, seen = seen.partition(text.encode())
+            return (before + found).decode()
 
+        stack.callback(process.kill)  # a failure must not wait for it
         until("> ")
         os.write(ours, b"w1 " * 510 + b"\n")
         until("exceed the model's 512 positions")
