@@ -243,7 +243,6 @@ def test_an_answer_ends_before_the_functions_time_does(alone: ByHand) -> None:
         ({"prompt": "w1", "max_new_tokens": 0}, "wrong at 'max_new_tokens'"),
         ({"prompt": "w1", "temprature": 1}, "wrong at 'temprature'"),
         ([], "The request is wrong"),
-        ({"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}, "'stream' is not supported"),
     ],
 )
 def test_an_event_that_is_no_request_is_refused_before_anything_is_loaded(
@@ -252,6 +251,13 @@ def test_an_event_that_is_no_request_is_refused_before_anything_is_loaded(
     monkeypatch.delenv("REMOE_MAIN", raising=False)
     error = lambda_main.handle(event, _context(60))["error"]
     assert error["kind"] == "Usage" and sentence in error["message"] and error["hint"]
+
+
+def test_a_stream_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REMOE_MAIN", raising=False)
+    event = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    error = lambda_main.handle(event, _context(60))["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", "stream")
 
 
 def test_a_share_that_was_changed_is_named_and_tried_again(alone: ByHand, tmp_path: Path) -> None:

@@ -67,7 +67,10 @@ def gpu_room_bytes(inputs: VerifierInputs, main: MainSpec) -> float:
 
 
 def gpu_work_bytes(inputs: VerifierInputs) -> int:
-    """Compute what a layer with experts on the GPU takes there meanwhile: three times the outputs of all slots of the longest prompt."""
+    """Compute what a layer with experts on the GPU takes there meanwhile.
+
+    It is three times the outputs of all slots of the longest prompt.
+    """
     spec = inputs.profile.record.spec
     return 3 * max(n_in for n_in, _ in inputs.longest) * spec.top_k * spec.hidden_state_bytes
 

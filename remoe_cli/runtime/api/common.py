@@ -92,7 +92,10 @@ def log_fault(error: Exception) -> None:
 
 
 def fault_of(error: Exception) -> Fault:
-    """Describe an error for a client, which must not repeat what has failed after it was billed; log what is no error of remoe."""
+    """Describe an error for a client, and log what is no error of remoe.
+
+    A client must not repeat what has failed after it was billed.
+    """
     status = next(status for kind, status in _STATUS if isinstance(error, kind))
     if not isinstance(error, RemoeError):
         log_fault(error)
