@@ -9,10 +9,16 @@ Source: GCC's libgomp manual, GOMP_SPINCOUNT and OMP_WAIT_POLICY.
 
 from __future__ import annotations
 
+import os
 from collections.abc import MutableMapping
 
 WAITS = {"GOMP_SPINCOUNT": "1000"}
 _CHOSEN_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def wait_briefly(environment: MutableMapping[str, str]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import date
 
 from remoe_cli.artifacts import Part
 from remoe_cli.errors import RemoeError
+
+_STALE_DAYS = 180  # older prices are worth a look at today's list
 
 
 class Finding(Part):
@@ -30,9 +33,7 @@ def tried(name: str, look: Callable[[], Finding]) -> Finding:
         return Finding(name=name, ok=False, value=error.message, hint=error.hint)
 
 
-def until_wrong(*looks: tuple[str, Callable[[], Finding]]) -> Iterator[Finding]:
-    """Look at one thing after the other, and end after the first that is wrong: the next ones rest on it."""
-    for name, look in looks:
-        yield (found := tried(name, look))
-        if not found.ok:
-            return
+def price_age(name: str, oldest: date, stale_hint: str = "") -> Finding:
+    """Say how old prices are; `stale_hint` is for those older than half a year."""
+    days = (date.today() - oldest).days
+    return Finding(name=name, ok=True, value=f"the oldest is of {oldest}, {days} days ago", hint=stale_hint if days > _STALE_DAYS else "")

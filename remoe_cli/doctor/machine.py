@@ -11,17 +11,16 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator
-from datetime import date
 from importlib.metadata import requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from remoe_cli import cages, settings
-from remoe_cli.doctor.finding import Finding, tried
+from remoe_cli.doctor.finding import Finding, price_age, tried
 from remoe_cli.errors import RemoeError
+from remoe_cli.openmp import usable_cores
 
-_STALE_DAYS = 180  # older prices are worth a look at today's list
 _PORT = 8080  # of `remoe serve`, unless --port names another one
 _LEAST_FREE_BYTES = 2e9  # the demo model and its deployment take less than half of it
 _LIBRARIES = ("torch", "transformers", "pulp", "highspy", "numkong", "boto3")
@@ -110,8 +109,7 @@ def _number_types() -> Finding:
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding(name="memory and cores", ok=True, value=f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB unused; {cores} cores")
+    return Finding(name="memory and cores", ok=True, value=f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB unused; {usable_cores()} cores")
 
 
 def _disk(name: str, folder: Path) -> Finding:
@@ -161,7 +159,4 @@ def _prices() -> Iterator[Finding]:
 
     for name in catalog_names():
         if name != "local" and name != "paper":
-            oldest = read_catalog(name).oldest_price
-            days = (date.today() - oldest).days
-            hint = "" if days <= _STALE_DAYS else "'remoe catalog update' fetches today's prices."
-            yield Finding(name=f"prices of {name}", ok=True, value=f"the oldest is of {oldest}, {days} days ago", hint=hint)
+            yield price_age(f"prices of {name}", read_catalog(name).oldest_price, "'remoe catalog update' fetches today's prices.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remoe_cli.deploy.inputs import Inputs, check_model, read_inputs
-from remoe_cli.doctor.finding import Finding, tried
+from remoe_cli.doctor.finding import Finding, price_age, tried
 from remoe_cli.errors import RemoeError
 from remoe_cli.plan.wording import VERDICT_WORDS
 from remoe_cli.progress import Progress
@@ -33,8 +33,7 @@ def findings(path: Path, progress: Progress, *, here: bool) -> Iterator[Finding]
     made_of = f"profile {plan.profile.path}, catalog {plan.catalog.path}, both unchanged"
     yield Finding(name="plan", ok=True, value=f"its figures are confirmed; {made_of}")
     yield Finding(name="verdict", ok=True, value=f"{VERDICT_WORDS[plan.verdict]}: {plan.reason}")
-    days = (date.today() - date.fromisoformat(plan.prices_of)).days
-    yield Finding(name="prices", ok=True, value=f"the oldest is of {plan.prices_of}, {days} days ago")
+    yield price_age("prices", date.fromisoformat(plan.prices_of))
 
     def unchanged() -> Finding:
         check_model(profile, progress)

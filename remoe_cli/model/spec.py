@@ -95,17 +95,21 @@ class MoeSpec(Part):
     @property
     def is_served_quantised(self) -> bool:
         """Whether the weights are stored, sent and read quantised, and dequantised in memory."""
-        return self.stored is not None and self.stored.served
+        return self._read is self.stored
+
+    @property
+    def _read(self) -> StoredWeights | MoeSpec:
+        return self.stored if self.stored is not None and self.stored.served else self
 
     @property
     def read_expert_bytes(self) -> int:
         """What is read of one routed expert: as the checkpoint stores it, where remoe serves that form."""
-        return self.stored.expert_bytes if self.stored is not None and self.stored.served else self.expert_bytes
+        return self._read.expert_bytes
 
     @property
     def read_nonexpert_bytes(self) -> int:
         """What is read of everything else."""
-        return self.stored.nonexpert_bytes if self.stored is not None and self.stored.served else self.nonexpert_bytes
+        return self._read.nonexpert_bytes
 
     @property
     def read_bytes(self) -> int:

@@ -212,6 +212,16 @@ class PlannedModel(Part):
     read_expert_bytes: int | None = Field(default=None, exclude_if=is_none)
     read_nonexpert_bytes: int | None = Field(default=None, exclude_if=is_none)
 
+    @property
+    def fetched_expert_bytes(self) -> int:
+        """What is fetched of one routed expert: as it is stored."""
+        return self.read_expert_bytes or self.expert_bytes
+
+    @property
+    def fetched_nonexpert_bytes(self) -> int:
+        """What is fetched of everything else."""
+        return self.read_nonexpert_bytes or self.nonexpert_bytes
+
 
 class Costs(Part):
     """Cost of a request by part: the main function, and the expert functions of each layer.

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from remoe_cli import interrupts
 from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
 from remoe_cli.model.gpu_experts import gpu_experts
+from remoe_cli.openmp import usable_cores
 from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, ROOFLINE, fit, fit_linear
 from remoe_cli.profile.function_latency import function_expert
 from remoe_cli.profile.latency_record import Latency, Linear, MeasuredPoint, Timing
@@ -131,8 +132,7 @@ def _alone(layers: Sequence[ExpertLayer]) -> list[MeasuredPoint]:
 
 def _thread_counts() -> list[int]:
     """Return the powers of two up to the number of cores that this process may use, and the threads that torch takes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return sorted({torch.get_num_threads(), *(1 << i for i in range(cores.bit_length()))})
+    return sorted({torch.get_num_threads(), *(1 << i for i in range(usable_cores().bit_length()))})
 
 
 def _on_gpu(layers: Sequence[ExpertLayer], device: torch.device) -> Timing:

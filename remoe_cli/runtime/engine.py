@@ -107,6 +107,7 @@ class _Stopping(StoppingCriteria):  # type: ignore[misc]
 class Engine:
     """A loaded model, its tokenizer, and the dispatcher that is attached to its MoE layers.
 
+    stop     the model's own stop strings
     device   of everything but the experts, and of those that the dispatcher has on it
     """
 
@@ -114,7 +115,7 @@ class Engine:
     tokenizer: Any
     dispatcher: Dispatcher
     attachment: Attachment
-    stop: StopStrings
+    stop: Sequence[str]
     device: Device
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
@@ -156,7 +157,7 @@ class Engine:
         ids = tuple(prompt_ids)
         self.refuse(ids, max_new_tokens)
         chosen, noted = processors(sampling, len(ids), self.vocabulary, self.model.device)
-        stop = StopStrings(self.tokenizer, (*self.stop.strings, *sampling.stop))
+        stop = StopStrings(self.tokenizer, (*self.stop, *sampling.stop))
         stream = _Stream(self.tokenizer, stop.strings, time.perf_counter(), on_piece, self.dispatcher.sent, noted)
         stopping = _Stopping(stopped)
         eos = self.model.generation_config.eos_token_id
@@ -288,5 +289,4 @@ def start_engine(
         dispatcher.settle()
     if aside := warning(checkpoint):
         _log.warning(aside)
-    stop = StopStrings(tokenizer, stop_strings(checkpoint))
-    return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), stop, describe(model.device))
+    return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), stop_strings(checkpoint), describe(model.device))

@@ -59,13 +59,8 @@ def expected(plan: Plan) -> Contents:
         functions=functions,
         code_bytes=0,
         code_unpacked_bytes=0,
-        main_bytes=(plan.model.read_nonexpert_bytes or plan.model.nonexpert_bytes) + local * _read_bytes(plan),
+        main_bytes=plan.model.fetched_nonexpert_bytes + local * plan.model.fetched_expert_bytes,
     )
-
-
-def _read_bytes(plan: Plan) -> int:
-    """Return the bytes of one expert as it is stored."""
-    return plan.model.read_expert_bytes or plan.model.expert_bytes
 
 
 def _functions(plan: Plan) -> Iterator[ExpertFunction]:
@@ -78,5 +73,5 @@ def _functions(plan: Plan) -> Iterator[ExpertFunction]:
                 memory_mb=layer.memory_mb,
                 replicas=layer.replicas,
                 timeout_s=layer.timeout_s,
-                shard_bytes=len(experts) * _read_bytes(plan),
+                shard_bytes=len(experts) * plan.model.fetched_expert_bytes,
             )

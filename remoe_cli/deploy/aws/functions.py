@@ -57,7 +57,7 @@ def storage_mb(plan: Plan, function: ExpertFunction) -> int:
     of memory.
     """
     experts = max(len(group) for layer in plan.layers if layer.layer == function.layer for group in layer.parts)
-    fetched_mb = ceil(experts * (plan.model.read_expert_bytes or plan.model.expert_bytes) / 2**20)
+    fetched_mb = ceil(experts * plan.model.fetched_expert_bytes / 2**20)
     return max(aws_reference().function.storage_least_mb, fetched_mb + _SPARE_STORAGE_MB)
 
 

@@ -98,23 +98,21 @@ def _main(plan: Plan, contents: Contents, settings: AwsSettings) -> Iterator[Quo
     request_s = plan.ttft_s + plan.workload.n_out * plan.tpot_s
     quota, wanted = aws_reference(), f"{plan.instances} of '{plan.main.name} for endpoint usage'"
     match settings.endpoint:
-        case Endpoint.aws_lambda:
-            yield _memory("memory of the main function", [plan.main.memory_mb])
-            hint = "Plan for more remote experts, or choose another endpoint."
+        case Endpoint.aws_lambda | Endpoint.lambda_gpu:
+            on_instance, hint = settings.endpoint is Endpoint.lambda_gpu, "Plan for more remote experts, or choose another endpoint."
+            if on_instance:
+                most_mb = quota.gpu_function.memory_most_mb
+                yield _within("memory of the main function", plan.main.memory_mb, most_mb, "MB", "error", hint)
+            else:
+                yield _memory("memory of the main function", [plan.main.memory_mb])
             yield _within(
                 "/tmp of the main function", main_function.storage_mb(plan, contents), quota.function.storage_most_mb, "MB", "error", hint
             )
             yield _within("time of a mean request", request_s, quota.function.timeout_s, "s", "warning", _FASTER)
-        case Endpoint.lambda_gpu:
-            most_mb, hint = quota.gpu_function.memory_most_mb, "Plan for more remote experts, or choose another endpoint."
-            yield _within("memory of the main function", plan.main.memory_mb, most_mb, "MB", "error", hint)
-            yield _within(
-                "/tmp of the main function", main_function.storage_mb(plan, contents), quota.function.storage_most_mb, "MB", "error", hint
-            )
-            yield _within("time of a mean request", request_s, quota.function.timeout_s, "s", "warning", _FASTER)
-            vcpus = managed_instance.most_vcpus(plan)
-            hint = f"Many accounts start with 0. Ask for {vcpus} of 'Running On-Demand G and VT instances' of EC2 in Service Quotas."
-            yield QuotaCheck("vCPUs of GPU instances", vcpus, None, "vCPUs", "note", hint)
+            if on_instance:
+                vcpus = managed_instance.most_vcpus(plan)
+                hint = f"Many accounts start with 0. Ask for {vcpus} of 'Running On-Demand G and VT instances' of EC2 in Service Quotas."
+                yield QuotaCheck("vCPUs of GPU instances", vcpus, None, "vCPUs", "note", hint)
         case Endpoint.sagemaker:
             hint = f"Many accounts start with 0. Ask for {wanted} of SageMaker in Service Quotas."
             yield QuotaCheck(f"instances {plan.main.name}", plan.instances, None, "instances", "note", hint)

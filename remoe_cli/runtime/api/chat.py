@@ -58,8 +58,7 @@ def _parse(body: bytes, main: MainFunction) -> Asked:
     check_messages(chat.messages)
     if chat.top_logprobs is not None and not chat.logprobs:
         raise Refusal("The parameter 'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
-    if chat.stream_options is not None and not chat.stream:
-        raise Refusal("The parameter 'stream_options' needs 'stream' to be true.", param="stream_options")
+    openai_form.ends_with_usage(chat)  # refuses options without a stream
     lengths = {chat.max_tokens, chat.max_completion_tokens} - {None}
     if len(lengths) > 1:
         raise Refusal("The parameters 'max_tokens' and 'max_completion_tokens' differ.", "Give one of them.", param="max_tokens")
@@ -99,8 +98,7 @@ def _document(asked: Asked, kind: str, choices: list[dict[str, Any]]) -> dict[st
 
 
 async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[str]:
-    options = asked.body.stream_options
-    with_usage = options is not None and options.include_usage
+    with_usage = openai_form.ends_with_usage(asked.body)
     sent: dict[int, int] = {}  # log-probabilities, by choice
 
     def chunk(index: int, delta: dict[str, Any], tokens: Sequence[TokenLogprob] = (), finish: str | None = None) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.runtime.answer import Piece
 from remoe_cli.runtime.main_function import Answer, MainFunction, Request, described
-from remoe_cli.runtime.receipt import receipt_of as billed
+from remoe_cli.runtime.receipt import receipt_of
 
 _log = logging.getLogger(__name__)  # without a handler, its lines go to stderr: the log of a main function
 # What happens to a request: pieces of text, then the answer or why there is none.
@@ -99,7 +99,7 @@ def fault_of(error: Exception) -> Fault:
     status = next(status for kind, status in _STATUS if isinstance(error, kind))
     if not isinstance(error, RemoeError):
         log_fault(error)
-    headers = {"x-should-retry": "false"} if status in (500, 502) or billed(error) is not None else {}
+    headers = {"x-should-retry": "false"} if status in (500, 502) or receipt_of(error) is not None else {}
     match error:
         case Refusal():
             return Fault(error.status, described(error), error.param, error.code, headers)
@@ -279,6 +279,6 @@ def sse(document: Mapping[str, Any], event: str | None = None) -> str:
     return (f"event: {event}\n" if event else "") + f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
 
 
-def receipt_of(answer: Answer) -> dict[str, Any]:
+def usage_receipt(answer: Answer) -> dict[str, Any]:
     """Return the receipt as it rides along with the usage, with the reasons for which the answers ended."""
     return answer.receipt.model_dump(mode="json") | {"finish_reasons": [choice.finish_reason for choice in answer.choices]}

@@ -63,8 +63,7 @@ def _parse(body: bytes, main: MainFunction) -> Asked:
     check_model(completion.model, main)
     if completion.best_of not in (None, completion.n or 1):
         raise Refusal("The parameter 'best_of' is not supported where it differs from 'n'.", "Leave it out.", param="best_of")
-    if completion.stream_options is not None and not completion.stream:
-        raise Refusal("The parameter 'stream_options' needs 'stream' to be true.", param="stream_options")
+    openai_form.ends_with_usage(completion)  # refuses options without a stream
     fields = sampled(completion, main) | {
         **_prompt(completion.prompt),
         "max_new_tokens": completion.max_tokens or _TOKENS,
@@ -105,8 +104,7 @@ def _whole(asked: Asked, answer: Answer) -> dict[str, Any]:
 
 
 async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[str]:
-    options = asked.body.stream_options
-    with_usage = options is not None and options.include_usage
+    with_usage = openai_form.ends_with_usage(asked.body)
     sent: dict[int, list[TokenLogprob]] = {}  # by choice
 
     def chunk(index: int, text: str, tokens: Sequence[TokenLogprob], finish: str | None = None) -> str:

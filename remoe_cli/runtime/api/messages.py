@@ -22,10 +22,10 @@ from remoe_cli.runtime.api.common import (
     check_model,
     fault_of,
     read,
-    receipt_of,
     request,
     sampled,
     sse,
+    usage_receipt,
 )
 from remoe_cli.runtime.main_function import Answer, MainFunction, Request
 
@@ -129,7 +129,7 @@ def _message(asked: Asked, content: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _whole(asked: Asked, answer: Answer) -> dict[str, Any]:
     tokens = {"input_tokens": answer.receipt.prompt_tokens, "output_tokens": answer.receipt.generated_tokens}
-    return _message(asked, [{"type": "text", "text": answer.text}]) | _stop(answer) | {"usage": tokens | {"remoe": receipt_of(answer)}}
+    return _message(asked, [{"type": "text", "text": answer.text}]) | _stop(answer) | {"usage": tokens | {"remoe": usage_receipt(answer)}}
 
 
 async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[str]:

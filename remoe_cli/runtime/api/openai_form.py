@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from remoe_cli.runtime.api.common import Fault, receipt_of
+from remoe_cli.runtime.api.common import Fault, Refusal, usage_receipt
 from remoe_cli.runtime.main_function import Answer
 
 # Types of errors as OpenAI's clients know them; every other status is a server error.
@@ -18,7 +18,17 @@ def error(fault: Fault) -> dict[str, Any]:
     return {"error": {"message": fault.message, "type": kind, "param": fault.param, "code": fault.code, **fault.receipt}}
 
 
+def ends_with_usage(body: Any) -> bool:
+    """Tell whether a stream ends with its usage.
+
+    Raises: Refusal for options of a stream in a request without one.
+    """
+    if body.stream_options is not None and not body.stream:
+        raise Refusal("The parameter 'stream_options' needs 'stream' to be true.", param="stream_options")
+    return body.stream_options is not None and bool(body.stream_options.include_usage)
+
+
 def usage(answer: Answer) -> dict[str, Any]:
     prompt, generated = answer.receipt.prompt_tokens, answer.receipt.generated_tokens
     tokens = {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
-    return {**tokens, "remoe": receipt_of(answer)}
+    return {**tokens, "remoe": usage_receipt(answer)}

@@ -21,10 +21,10 @@ from remoe_cli.runtime.api.common import (
     check_model,
     fault_of,
     read,
-    receipt_of,
     request,
     sampled,
     sse,
+    usage_receipt,
 )
 from remoe_cli.runtime.main_function import Answer, MainFunction
 
@@ -129,7 +129,7 @@ def _whole(asked: Asked, answer: Answer) -> dict[str, Any]:
         "output_tokens": generated,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": prompt + generated,
-        "remoe": receipt_of(answer),
+        "remoe": usage_receipt(answer),
     }
     details = {"incomplete_details": {"reason": why}} if why else {}
     return _response(asked, status, [_item(asked, status, [_part(answer.text)])]) | {"usage": usage} | details
