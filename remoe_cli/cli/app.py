@@ -33,6 +33,7 @@ from remoe_cli.cli import (
     profile_merge,
     profile_run,
     serve,
+    simulate,
     status,
 )
 from remoe_cli.cli.groups import Command, Group, examples
@@ -44,7 +45,7 @@ from remoe_cli.settings import debug
 class _Remoe(Group):
     panels: ClassVar = {
         "Start here": ("demo", "doctor"),
-        "Pipeline": ("profile", "predict", "plan", "package", "deploy", "infer", "chat"),
+        "Pipeline": ("profile", "predict", "plan", "simulate", "package", "deploy", "infer", "chat"),
         "Operate": ("serve", "status", "logs", "destroy"),
         "Prices": ("catalog",),
     }
@@ -126,7 +127,7 @@ app.add_typer(profile, name="profile")
 app.add_typer(plan, name="plan")
 app.add_typer(catalog, name="catalog")
 for group, modules in (
-    (app, (demo, doctor, predict, package, deploy, infer, chat, serve, status, logs, destroy)),
+    (app, (demo, doctor, predict, simulate, package, deploy, infer, chat, serve, status, logs, destroy)),
     (profile, (profile_run, profile_import, profile_measure, profile_merge)),
     (plan, (plan_make, plan_show)),
     (catalog, (catalog_update,)),

@@ -71,6 +71,18 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
     "demo": [("", {"model.demo.demo_model": "Fetching and building the demo model"})],
     "doctor": [("", {"doctor.machine.findings": "Looking at this machine"})],
     "infer": [("n --data d", READING | {"runtime.client.answer": "Waiting for the answer"})],
+    "simulate": [
+        (
+            "p.json --trace r.csv",
+            {
+                "deploy.inputs.read_inputs": "Reading the plan",
+                "plan.problem.trace_requests.read_requests": "Reading the trace",
+                "simulate.requests.source_of": "Reading the trace",
+                "simulate.ways.ways": "Simulating",
+                "simulate.summary.simulated": "Simulating",
+            },
+        )
+    ],
     "package": [("p.json", {"deploy.inputs.read_inputs": "Checking the plan"})],
 }
 QUICK = {"plan show"}

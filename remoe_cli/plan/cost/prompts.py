@@ -50,7 +50,7 @@ def cold_wait_s(problem: Problem, placement: Placement) -> float:
     if placement.main.starts:
         local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in placement.layers)
         return main_function.start_s(problem, placement.main, local)
-    return _functions_wait_s(problem, placement)
+    return functions_wait_s(problem, placement)
 
 
 def longest_wait_s(problem: Problem, placement: Placement) -> float:
@@ -60,7 +60,7 @@ def longest_wait_s(problem: Problem, placement: Placement) -> float:
     """
     wait_s = cold_wait_s(problem, placement)
     if placement.main.scales_to_zero and problem.workload.cold_share > 0:
-        wait_s += _functions_wait_s(problem, placement)
+        wait_s += functions_wait_s(problem, placement)
     return wait_s
 
 
@@ -73,12 +73,13 @@ def waits(problem: Problem, placement: Placement) -> tuple[tuple[float, float], 
     late = main_function.late_functions(problem, placement.main) * cold
     return (
         (1 - late - main_share, 0.0),
-        (late, _functions_wait_s(problem, placement)),
+        (late, functions_wait_s(problem, placement)),
         (main_share, cold_wait_s(problem, placement) if placement.main.starts else 0.0),
     )
 
 
-def _functions_wait_s(problem: Problem, placement: Placement) -> float:
+def functions_wait_s(problem: Problem, placement: Placement) -> float:
+    """Compute how long the expert functions of all layers take to start, one layer after the other."""
     biggest = [np.array(max(map(len, layer.parts))) for layer in placement.layers if layer.parts]
     return sum(float(expert_functions.cold_s(problem, experts)) for experts in biggest)
 

@@ -85,7 +85,7 @@ def _of_columns(path: Path, columns: TraceColumns, counted: Counted) -> Trace | 
         if counted.first is None or counted.last is None or counted.first < 0:
             return None
         ends = np.array([counted.first, counted.last])
-        unit = (1.0 if counted.dated else columns.times[0][1]) or _epoch_unit(array("d", ends.tolist()))
+        unit = (1.0 if counted.dated else columns.times[0][1]) or epoch_unit(array("d", ends.tolist()))
         span_s, gaps_s = (counted.last - counted.first) / unit, counted.gaps / unit
         if counted.last / unit >= _LATEST_S or span_s < 1e-6:
             return None
@@ -104,7 +104,7 @@ def _of_rows(path: Path) -> Trace:
         for number, columns, cells in read:
             if columns not in layouts and len(layouts) < _LAYOUTS:
                 layouts[columns] = None
-            lengths = None if columns.outcome and failed(columns, cells) else _lengths(path, number, columns, cells)
+            lengths = None if columns.outcome and failed(columns, cells) else lengths_of(path, number, columns, cells)
             if lengths is None:
                 left_out += 1
                 continue
@@ -116,7 +116,7 @@ def _of_rows(path: Path) -> Trace:
                 counted, codes, weights = merged(counted, np.frombuffer(codes, np.int64), np.frombuffer(weights)), array("q"), array("d")
             for key, unit, _ in columns.times:
                 if cells[key] not in (None, ""):
-                    value, is_date = _time(path, number, cells[key], unit)
+                    value, is_date = time_of(path, number, cells[key], unit)
                     times.append(value)
                     dated += is_date
                     known += is_date or unit is not None
@@ -126,7 +126,7 @@ def _of_rows(path: Path) -> Trace:
         raise UsageError(f"{path} holds no requests{failures}.", FORM)
     if times and len(times) < rows:
         raise UsageError(f"{path}: {rows - len(times)} of {rows} rows have no timestamp.", "Give every row one, or none.")
-    unit = 1.0 if known else _epoch_unit(times)
+    unit = 1.0 if known else epoch_unit(times)
     gaps_s = _gaps_s(path, times, unit)
     per_hour = len(gaps_s) / total(gaps_s) * 3600 if len(gaps_s) else None
     code, weight_of, copies = merged(counted, np.frombuffer(codes, np.int64), np.frombuffer(weights))
@@ -180,7 +180,7 @@ def total(values: Floats, copies: Ints | None = None) -> float:
     return float(sum(chain.from_iterable(chain.from_iterable(repeated))))
 
 
-def _lengths(path: Path, number: int, columns: TraceColumns, cells: Any) -> tuple[float, float, float] | None:
+def lengths_of(path: Path, number: int, columns: TraceColumns, cells: Any) -> tuple[float, float, float] | None:
     """Read prompt tokens, further tokens and weight of a row; None for a failed request."""
     for key in columns.summed:
         requests = _figure(path, number, cells, (key,), "requests", 0)
@@ -218,7 +218,7 @@ def _figure(path: Path, number: int, cells: Any, keys: tuple[Key, ...], what: st
     return None
 
 
-def _time(path: Path, number: int, time: Any, unit: float | None) -> tuple[float, bool]:
+def time_of(path: Path, number: int, time: Any, unit: float | None) -> tuple[float, bool]:
     """Read a row's time in seconds, and say whether it is a date."""
     for read in (_date_s, float) if isinstance(time, str) and time[4:5] == "-" else (float, _date_s):
         try:
@@ -240,7 +240,7 @@ def _date_s(date: Any) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _epoch_unit(times: array[float]) -> float:
+def epoch_unit(times: array[float]) -> float:
     """Find how many units a second has: of an epoch time if all are that large, else 1."""
     sizes = np.abs(np.frombuffer(times)) if times else np.zeros(1)
     return next((unit for unit, least in _EPOCHS if sizes.min() >= least and sizes.max() < 1000 * least), 1.0)

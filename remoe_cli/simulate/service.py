@@ -1,0 +1,260 @@
+"""What one way of serving takes and costs for each request, as the cost model says.
+
+Sources: docs/reference/method.md, sections 3, 4 and 10; prices are those of plan/cost/prices.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from remoe_cli.plan.arrays import Floats, Ints
+from remoe_cli.plan.assess.baselines import all_local_on
+from remoe_cli.plan.cost import expert_functions, main_function, prices
+from remoe_cli.plan.cost.prompts import cold_wait_s, functions_wait_s, warm_ttft_s
+from remoe_cli.plan.document import Baseline, BaselineName, Plan, Served
+from remoe_cli.plan.problem.hits import owner_of
+from remoe_cli.plan.problem.problem import Main, Placement, Problem
+from remoe_cli.plan.wording import BASELINE_NAMES, bought
+from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_gpu
+
+_LENGTHS = 33  # prompt lengths at which prefill is priced; between them, it is interpolated
+_MOST_REQUESTS = 128  # that a rented main function answers or keeps waiting (runtime/app.py)
+_SELDOM = 0.5  # overlapping calls of a request up to which no further instance is expected
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The expert functions beside a main function.
+
+    wait_s      starting all of them, one layer after the other, beside a main function that is up
+    start_usd   starting one instance of each
+    idle_s      an instance that had no call for so long is gone
+    needed      needed[c]: how many instances of each are there while c requests run
+    """
+
+    wait_s: float
+    start_usd: float
+    idle_s: float
+    needed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Service:
+    """One way to serve the model.
+
+    spec                 the main function, for people
+    instances            None: as many as requests come, each paid by use
+    prompts, ttft_s, prefill_usd    prompt tokens [G], ascending; TTFT of a warm request, and its expert functions, for each
+    tpot_s, token_sd_s   mean and standard deviation of the time of one further token
+    token_usd            expert functions of one further token
+    usd_per_hour         of all rented instances while they are up
+    usd_per_s            of the time of a request, where it is paid by use
+    usd_per_request      fee and log of a request
+    start_s, start_usd   a main function that starts: how long, and what it reads from S3
+    idle_s               a main function without requests for so long is gone; endless where it is always on
+    most                 requests that run at once, or run and wait
+    limit_s              the platform ends a longer request, which is paid and not answered
+    longest              most tokens of prompt, answer and both together that the deployment takes; None: it takes all
+    """
+
+    name: str
+    spec: str
+    instances: int | None
+    prompts: Floats
+    ttft_s: Floats
+    prefill_usd: Floats
+    tpot_s: float
+    token_sd_s: float = 0.0
+    token_usd: float = 0.0
+    usd_per_hour: float = 0.0
+    usd_per_s: float = 0.0
+    usd_per_request: float = 0.0
+    start_s: float = 0.0
+    start_usd: float = 0.0
+    idle_s: float = math.inf
+    most: int = _MOST_REQUESTS
+    limit_s: float = math.inf
+    longest: Served | None = None
+    functions: Functions | None = None
+
+
+def of_placement(problem: Problem, placement: Placement, name: str, n_in: Floats, mean_out: float) -> Service:
+    """Price a placement for prompts of all lengths in `n_in`, and answers of `mean_out` further tokens."""
+    main, prompts = placement.main, _some_of(n_in)
+    has_functions = any(layer.parts for layer in placement.layers)
+    tokens = [_token(problem, placement, index) for index in range(len(placement.layers))]
+    money = main_function.prices_of(problem, Main(main, placement.instances))
+    by_use, limit = main.usd_per_hour is None, problem.catalog.function.concurrency_limit
+    at_once = max(len(layer.parts) * layer.replicas for layer in placement.layers)
+    most = max(1, limit // (1 + at_once)) if by_use else _MOST_REQUESTS
+    zero = problem.catalog.zero if main.scales_to_zero else None
+    return Service(
+        name=name,
+        spec=bought(main.name, placement.instances),
+        instances=None if by_use else placement.instances,
+        prompts=prompts,
+        ttft_s=warm_ttft_s(problem, placement, prompts.astype(np.int64)),
+        prefill_usd=sum((_prefill_usd(problem, placement, at, prompts) for at in range(len(placement.layers))), np.zeros(len(prompts))),
+        tpot_s=main_function.decode_rest_s(problem, main) + sum(token.seconds for token in tokens),
+        token_sd_s=math.sqrt(sum(token.variance_s2 for token in tokens)),
+        token_usd=sum(token.usd for token in tokens),
+        usd_per_hour=(main.usd_per_hour or 0.0) * placement.instances,
+        usd_per_s=money.usd_per_s if by_use else 0.0,
+        usd_per_request=money.usd_per_request,
+        start_s=cold_wait_s(problem, placement) if main.starts else 0.0,
+        start_usd=prices.main_reads(problem.catalog, main) * money.usd_per_read,
+        idle_s=problem.catalog.function.idle_ttl_s if by_use else math.inf if zero is None else zero.idle_s,
+        most=most,
+        limit_s=main_function.longest_request_s(problem, main),
+        functions=_functions(problem, placement, tokens, mean_out, most) if has_functions else None,
+    )
+
+
+def others(problem: Problem, plan: Plan, n_in: Floats, mean_out: float) -> Iterator[Service]:
+    """Price what else could serve the same requests.
+
+    That is all experts local, by use and always on, and the whole model on a rented GPU.
+    """
+    local = [one for spec in problem.menu if (one := all_local_on(problem, spec)) is not None]
+    for rented in (False, True):
+        able = [one for one in local if (one.placement.main.usd_per_hour is not None) == rented and not one.placement.main.scales_to_zero]
+        if able:
+            best = min(able, key=lambda one: one.outcome.cost_usd_per_request)
+            yield of_placement(problem, best.placement, BASELINE_NAMES[BaselineName.ALL_LOCAL], n_in, mean_out)
+    for name in (BaselineName.GPU, BaselineName.STORED_GPU):
+        baseline = plan.baselines.get(name)
+        if baseline is not None and baseline.usd_per_hour is not None:
+            yield _on_gpu(problem, name, baseline, n_in)
+
+
+def _on_gpu(problem: Problem, name: BaselineName, baseline: Baseline, n_in: Floats) -> Service:
+    """Price the whole model on the GPU that the plan compares itself with, one request at a time each."""
+    spec = next(each for each in problem.catalog.reference.gpus if each.name == baseline.spec)
+    nonexpert, expert = whole_on_gpu(read_hardware(spec.hardware or problem.catalog.reference.hardware), problem.spec)
+    if name is BaselineName.STORED_GPU:
+        nonexpert, expert = as_stored(nonexpert, expert, problem.spec)
+    prompts, use = _some_of(n_in), problem.workload.use
+    ttft_s = np.array([float(nonexpert.seconds(n)) + float(expert.seconds(use * n, 1).sum()) for n in prompts.tolist()])
+    tpot_s = float(nonexpert.seconds(1)) + float(problem.workload.decode_hits.sum()) * float(expert.seconds(1, 1))
+    per_hour = problem.workload.requests_per_hour or 0.0
+    request_s = float(np.interp(n_in, prompts, ttft_s).mean()) + problem.workload.n_out * tpot_s
+    instances = max(1, math.ceil(request_s * per_hour / 3600 - 1e-9))
+    return Service(
+        name=BASELINE_NAMES[name],
+        spec=bought(spec.name, instances),
+        instances=instances,
+        prompts=prompts,
+        ttft_s=ttft_s,
+        prefill_usd=np.zeros(len(prompts)),
+        tpot_s=tpot_s,
+        usd_per_hour=instances * (spec.usd_per_hour or 0.0),
+    )
+
+
+def _some_of(n_in: Floats) -> Floats:
+    """Choose up to _LENGTHS lengths from the shortest to the longest."""
+    least, most = float(np.min(n_in)), float(np.max(n_in))
+    return np.unique(np.round(np.geomspace(least, most, _LENGTHS)))
+
+
+@dataclass(frozen=True)
+class _Token:
+    """One layer of one further token: mean and variance of its time, its calls, one's time, their price."""
+
+    seconds: float
+    variance_s2: float
+    calls: float
+    call_s: float
+    usd: float
+
+
+def _token(problem: Problem, placement: Placement, index: int) -> _Token:
+    workload, main, layer = problem.workload, placement.main, placement.layers[index]
+    step_s, parts = main_function.expert_step_s(problem, main), layer.parts
+    if not parts and not layer.gpu:
+        return _Token(float(workload.decode_hits[index].sum()) * step_s, 0.0, 0.0, 0.0, 0.0)
+    hits = workload.hits.of_parts(index, parts, layer.gpu)
+    waits_s = hits.local * step_s
+    if hits.gpu is not None:
+        waits_s = np.maximum(waits_s, hits.gpu * main_function.gpu_expert_step_s(problem, main))
+    if not parts:
+        return _Token(*_moments(hits.shares[0], waits_s), 0.0, 0.0, 0.0)
+    remote_s = expert_functions.decode_wait_s(problem, layer.memory_mb, hits.busiest)
+    billed_s, calls = expert_functions.decode_billed(problem, [layer.memory_mb], hits)
+    usd = expert_functions.bill_usd(problem, [layer.memory_mb], _biggest(layer.parts), billed_s, calls)
+    called = float(hits.shares[0][hits.busiest > 0].sum())
+    call_s = float(hits.shares[0] @ remote_s) / called if called else 0.0
+    return _Token(*_moments(hits.shares[0], np.maximum(waits_s, remote_s)), float(calls[0, 0]), call_s, float(usd[0, 0]))
+
+
+def _moments(shares: Floats, seconds: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
+    mean = float(shares @ seconds)
+    return mean, max(0.0, float(shares @ seconds**2) - mean**2)
+
+
+def _biggest(parts: tuple[tuple[int, ...], ...]) -> Ints:
+    return np.array([max(map(len, parts), default=0)])
+
+
+def _prefill_usd(problem: Problem, placement: Placement, index: int, prompts: Floats) -> Floats:
+    layer = placement.layers[index]
+    if not layer.parts:
+        return np.zeros(len(prompts))
+    owner, usd = owner_of(problem.spec.experts_per_layer, layer.parts, layer.gpu), []
+    for n_in in prompts.tolist():
+        tokens = problem.workload.use[index] * n_in
+        at = expert_functions.shared_out(problem, owner, tokens, layer.replicas)
+        sent = expert_functions.prefill(problem, tokens, [layer.memory_mb], at, max(len(layer.parts), layer.replicas))
+        usd.append(float(expert_functions.bill_usd(problem, [layer.memory_mb], _biggest(layer.parts), sent.billed_s, sent.calls)[0, 0]))
+    return np.array(usd)
+
+
+def _functions(problem: Problem, placement: Placement, tokens: list[_Token], mean_out: float, most: int) -> Functions:
+    workload = replace(problem.workload, cold_share=1.0)
+    each_cold = replace(problem, workload=workload)
+    start_usd = sum(
+        float(expert_functions.cold_usd(each_cold, [layer.memory_mb], _biggest(layer.parts), len(layer.parts) * layer.replicas)[0, 0])
+        for layer in placement.layers
+        if layer.parts
+    )
+    tpot_s = main_function.decode_rest_s(problem, placement.main) + sum(token.seconds for token in tokens)
+    busiest = max(tokens, key=lambda token: token.calls * token.call_s)
+    duty = min(1.0, busiest.calls * busiest.call_s / tpot_s)
+    return Functions(
+        wait_s=functions_wait_s(problem, placement),
+        start_usd=start_usd,
+        idle_s=problem.catalog.function.idle_ttl_s,
+        needed=needed(duty, busiest.calls * mean_out, most),
+    )
+
+
+def needed(duty: float, calls: float, most: int) -> tuple[int, ...]:
+    """Compute how many instances of a function c requests make Lambda start, for c from 0 to `most`.
+
+    A call that finds all instances busy starts another. A running request has a call under way `duty` of the time. So with k instances,
+    one of the `calls` of a request meets k busy ones with the probability that k of c - 1 others are in a call. The least k is taken with
+    which that is seldom. Requests that run side by side soon have an instance each, as each makes many calls.
+
+    >>> needed(0.0, 100.0, 3), needed(0.5, 100.0, 3), needed(1e-3, 100.0, 3)
+    ((0, 1, 1, 1), (0, 1, 2, 3), (0, 1, 1, 1))
+    """
+    counts, k = [0], 1
+    for c in range(1, most + 1):
+        while k < c and calls * _at_least(k, c - 1, duty) >= _SELDOM:
+            k += 1
+        counts.append(k)
+    return tuple(counts)
+
+
+def _at_least(k: int, n: int, p: float) -> float:
+    """Compute the probability of at least k of n independent events."""
+    if p in (0.0, 1.0):
+        return float(p == 1.0 and k <= n)
+    logs = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p) for i in range(k))
+    return max(0.0, 1.0 - sum(math.exp(each) for each in logs))

@@ -1,0 +1,137 @@
+"""Simulated runs against what queueing theory says in closed form, and against the planner's own means."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.document import LayerPlan, Served
+from remoe_cli.plan.problem.problem import Placement
+from remoe_cli.plan.problem.traffic import one_length
+from remoe_cli.simulate.requests import Arrivals, Source, drawn
+from remoe_cli.simulate.run import Run, run
+from remoe_cli.simulate.service import Functions, Service, of_placement
+from tests.support.synthetic import problem_of, synthetic_profile, tiny_catalog
+
+FLAT = np.array([1.0])
+
+
+def service(instances: int | None, **changes: float) -> Service:
+    """Make a service whose requests take 1 ms for each further token, and nothing else."""
+    made = Service("it", "it", instances, FLAT, np.zeros(1), np.zeros(1), tpot_s=1e-3)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def arrivals(count: int, per_s: float, mean_out: float, seed: int = 0) -> Arrivals:
+    """Draw requests that come at random and whose answers have exponential lengths."""
+    random = np.random.default_rng(seed)
+    gaps_s = random.exponential(1 / per_s, count)
+    n_out = np.maximum(0, np.round(random.exponential(mean_out, count))).astype(np.int64)
+    at_s = np.cumsum(gaps_s)
+    return Arrivals(at_s, np.ones(count, dtype=np.int64), n_out, float(at_s[-1]))
+
+
+def waited_s(served: Run) -> float:
+    return float(served.ttft_s.mean())
+
+
+@pytest.mark.parametrize(("instances", "load"), [(1, 0.5), (1, 0.8), (4, 0.7)])
+def test_a_queue_waits_as_erlang_says(instances: int, load: float) -> None:
+    mean_s = 2.0
+    per_s = load * instances / mean_s
+    served = run(service(instances, most=10**9), arrivals(150_000, per_s, mean_s * 1000), 0)
+    offered = per_s * mean_s
+    unheld = sum(offered**n / math.factorial(n) for n in range(instances))
+    held = offered**instances / math.factorial(instances) / (1 - load)
+    assert waited_s(served) == pytest.approx(held / (unheld + held) * mean_s / (instances - offered), rel=0.07)
+    assert not served.refused.any() and not served.cold.any()
+
+
+def test_a_full_queue_refuses_as_erlang_says() -> None:
+    """With no place to wait, the share that is refused is Erlang's B formula."""
+    instances, per_s, mean_s = 3, 1.0, 2.0
+    served = run(service(instances, most=instances), arrivals(100_000, per_s, mean_s * 1000), 1)
+    terms = [(per_s * mean_s) ** n / math.factorial(n) for n in range(instances + 1)]
+    assert served.refused.mean() == pytest.approx(terms[-1] / sum(terms), rel=0.03)
+    assert waited_s(replace(served, ttft_s=served.ttft_s[~served.refused])) == 0.0
+
+
+def test_an_instance_is_cold_after_a_gap_as_long_as_it_is_kept() -> None:
+    per_s, kept_s = 1 / 200, 300.0
+    served = run(service(None, idle_s=kept_s, start_s=5.0, most=1000), arrivals(100_000, per_s, 1.0), 2)
+    cold = math.exp(-per_s * kept_s)
+    assert served.cold.mean() == pytest.approx(cold, rel=0.05)
+    assert waited_s(served) == pytest.approx(5.0 * cold, rel=0.05)
+
+
+def test_scaling_to_zero_wakes_and_is_up_as_the_planner_says() -> None:
+    per_hour, idle_s, wake_s = 6.0, 600.0, 300.0
+    waking = one_length(125, 200, per_hour).waking(idle_s, wake_s)
+    assert waking is not None
+    made = service(1, idle_s=idle_s, start_s=wake_s, usd_per_hour=2.0)
+    served = run(made, arrivals(100_000, per_hour / 3600, 1.0), 3)
+    assert served.up_share == pytest.approx(waking.up_share, rel=0.02)
+    assert served.usd / served.over_s * 3600 == pytest.approx(2.0 * waking.up_share, rel=0.02)
+    assert np.count_nonzero(served.ttft_s > 0.999 * wake_s) / len(served.ttft_s) == pytest.approx(waking.wake_share, rel=0.03)
+
+
+def test_functions_start_for_each_request_that_needs_more_of_them() -> None:
+    functions = Functions(wait_s=3.0, start_usd=1.0, idle_s=100.0, needed=(0, 1, 2))
+    made = service(2, functions=functions)
+    at_s = np.array([0.0, 1.0, 50.0, 50.5, 300.0])
+    n_out = np.array([10_000, 10_000, 1000, 1000, 1000])
+    served = run(made, Arrivals(at_s, np.ones(5, dtype=np.int64), n_out, 300.0), 0)
+    assert served.cold.tolist() == [True, True, False, False, True]
+    assert served.usd == 3.0
+
+
+def test_a_request_that_the_platform_ends_is_paid_and_not_answered() -> None:
+    made = service(None, usd_per_s=1.0, limit_s=2.0, most=10)
+    served = run(made, Arrivals(np.array([0.0, 10.0]), np.ones(2, dtype=np.int64), np.array([1000, 5000]), 10.0), 0)
+    assert served.refused.tolist() == [False, True]
+    assert served.usd == pytest.approx(1.0 + 2.0)
+    assert served.tokens == 1001
+
+
+def test_a_request_that_the_deployment_does_not_take_costs_nothing() -> None:
+    made = service(None, usd_per_s=1.0, most=10, longest=Served(cover=1.0, share=1.0, tokens=2000, n_in=10, n_out=1000))
+    served = run(made, Arrivals(np.array([0.0, 10.0]), np.ones(2, dtype=np.int64), np.array([1000, 1001]), 10.0), 0)
+    assert (served.refused.tolist(), served.usd) == ([False, True], pytest.approx(1.0))
+
+
+def test_beyond_the_limit_of_instances_requests_are_refused() -> None:
+    served = run(service(None, most=2), Arrivals(np.zeros(3), np.ones(3, dtype=np.int64), np.full(3, 1000), 1.0), 0)
+    assert served.refused.tolist() == [False, False, True]
+
+
+def test_the_means_are_those_of_the_planner(tmp_path: Path) -> None:
+    """Rare requests that come at random cost and take what the plan's closed forms say."""
+    problem = problem_of(synthetic_profile(tmp_path), tiny_catalog(), n_in=50, n_out=40, requests_per_hour=6.0)
+    layers = tuple(LayerPlan(layer=layer, remote=(0, 1, 2), memory_mb=256, replicas=1) for layer in problem.spec.moe_layers)
+    placement = Placement(problem.menu[0], layers)
+    outcome, n_in, n_out = evaluate(problem, placement), np.full(1, 50, dtype=np.int64), np.full(1, 40, dtype=np.int64)
+    made = of_placement(problem, placement, "plan", n_in.astype(float), 40.0)
+    served = run(made, drawn(Source(None, n_in, n_out, 6.0, 1.0), 20_000, 0), 0)
+    assert served.usd / len(served.ttft_s) == pytest.approx(outcome.cost_usd_per_request, rel=0.03)
+    assert waited_s(served) == pytest.approx(outcome.ttft_s, rel=0.03)
+    assert float(served.tpot_s.mean()) == pytest.approx(outcome.tpot_s, rel=0.01)
+    assert float(served.tpot_s.std()) > 0
+
+
+def test_the_instance_that_was_used_last_is_used_next() -> None:
+    """Two at once leave two instances; one a minute then keeps the last of them, and the other is gone."""
+    made = service(None, idle_s=100.0, start_s=1.0, most=10)
+    at_s = np.array([0.0, 0.5, 60.0, 120.0, 180.0, 180.1])
+    served = run(made, Arrivals(at_s, np.ones(6, dtype=np.int64), np.full(6, 2000), 180.0), 0)
+    assert served.cold.tolist() == [True, True, False, False, False, True]
+
+
+def test_functions_of_an_answer_that_is_cut_are_paid_up_to_there() -> None:
+    made = service(None, token_usd=1.0, limit_s=2.0, most=10)
+    served = run(made, Arrivals(np.zeros(1), np.ones(1, dtype=np.int64), np.array([4000]), 10.0), 0)
+    assert served.usd == pytest.approx(2000.0)
