@@ -19,6 +19,7 @@ from remoe_cli.cli import (
     chat,
     demo,
     deploy,
+    deployments_list,
     destroy,
     doctor,
     infer,
@@ -46,7 +47,7 @@ class _Remoe(Group):
     panels: ClassVar = {
         "Start here": ("demo", "doctor"),
         "Pipeline": ("profile", "predict", "plan", "simulate", "package", "deploy", "infer", "chat"),
-        "Operate": ("serve", "status", "logs", "destroy"),
+        "Operate": ("list", "serve", "status", "logs", "destroy"),
         "Prices": ("catalog",),
     }
 
@@ -127,7 +128,7 @@ app.add_typer(profile, name="profile")
 app.add_typer(plan, name="plan")
 app.add_typer(catalog, name="catalog")
 for group, modules in (
-    (app, (demo, doctor, predict, simulate, package, deploy, infer, chat, serve, status, logs, destroy)),
+    (app, (demo, doctor, predict, simulate, package, deploy, infer, chat, deployments_list, serve, status, logs, destroy)),
     (profile, (profile_run, profile_import, profile_measure, profile_merge)),
     (plan, (plan_make, plan_show)),
     (catalog, (catalog_update,)),

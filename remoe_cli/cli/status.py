@@ -18,7 +18,7 @@ EXAMPLES = examples("remoe status", "remoe status olmoe --target aws")
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A deployment; by default all on this machine.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A deployment; by default all.")] = None,
     target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
@@ -31,20 +31,23 @@ def command(
         document = place.status(name)
         output.result(document, lambda: output.show_overview(place.overview(document)))
         return
-    found = [_described(place, each) for each in place.names()]
+    found = [described(place, target.value, each) for each in place.names()]
     documents = [each for each in found if each]
     output.result({"deployments": documents}, lambda: _show_all(documents))
 
 
-def _described(place: Target, name: str) -> dict[str, Any] | None:
-    """Describe one deployment of several; None when it is gone by now. What cannot be read of one does not hide the others."""
+def described(place: Target, target: str, name: str) -> dict[str, Any] | None:
+    """Describe one deployment of several; None when it is gone by now.
+
+    What cannot be read of one does not hide the others.
+    """
     try:
         return place.status(name)
     except (RemoeError, OSError) as error:
         if name not in place.names():
             return None
         hint = f"{error.message} {error.hint}".rstrip() if isinstance(error, RemoeError) else f"{error}."
-        return {"name": name, "target": "local", "state": "unreadable", "endpoint": None, "main": None, "functions": [], "hint": hint}
+        return {"name": name, "target": target, "state": "unreadable", "endpoint": None, "main": None, "functions": [], "hint": hint}
 
 
 def _show_all(documents: list[dict[str, Any]]) -> None:
@@ -52,7 +55,7 @@ def _show_all(documents: list[dict[str, Any]]) -> None:
         output.line("No deployments. Make one with 'remoe deploy PLAN'.")
     for document in documents:
         main = document["main"]
-        held = f", main {main['resident_bytes'] / 1e6:.0f} MB" if main else ""
+        held = f", main {main['resident_bytes'] / 1e6:.0f} MB" if main and "resident_bytes" in main else ""
         output.line(f"{document['name']} ({document['target']}): {document['state']}, {len(document['functions'])} functions{held}")
-        if "hint" in document:
+        if document.get("hint"):
             output.line(f"  {document['hint']}")

@@ -78,10 +78,7 @@ class Target(Protocol):
         """
 
     def names(self) -> list[str]:
-        """List the names of all deployments.
-
-        Raises: UsageError where the target shows one deployment at a time.
-        """
+        """List the names of all deployments: on this machine, or in one account and region."""
 
     def status(self, name: str) -> dict[str, Any]:
         """Describe a deployment: `name`, `target`, `state`, `main` (None: no main function), `functions`.

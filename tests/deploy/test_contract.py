@@ -196,13 +196,11 @@ def test_every_long_stage_shows_progress(deployed: dict[str, Any], stages: Stage
 def test_names_overview_and_preview_are_the_targets_own(target: Target, deployed: dict[str, Any], asked: Asked) -> None:
     overview = target.overview(target.status(asked.name))
     assert "running" in overview.above[0] and [row[0] for row in overview.tables[0].rows] == asked.function_names
+    assert asked.name in target.names()
     if deployed["target"] == "local":
-        assert target.names() == [asked.name]
         with pytest.raises(UsageError, match="--dry-run goes with"):
             target.preview(asked.plan_path, asked.name, DeployOptions())
     else:
-        with pytest.raises(UsageError, match="one deployment is shown at a time"):
-            target.names()
         document, _ = target.preview(asked.plan_path, asked.name, DeployOptions(endpoint=Endpoint.none))
         assert document["resources"]
 

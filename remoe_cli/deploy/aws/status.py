@@ -59,6 +59,20 @@ def read(account: Account, name: str) -> dict[str, Any]:
         }
 
 
+def deployed_names(account: Account) -> list[str]:
+    """List the deployments of this account and region.
+
+    They are the stacks that have remoe's tag, and the name that goes with it.
+    """
+    with plain_errors(account.origin):
+        pages = account.client("cloudformation").get_paginator("describe_stacks").paginate()
+        tags = {
+            stack["StackName"]: {tag["Key"]: tag["Value"] for tag in stack.get("Tags", ())} for page in pages for stack in page["Stacks"]
+        }
+    found = [each[names.DEPLOYMENT_TAG] for each in tags.values() if names.DEPLOYMENT_TAG in each]
+    return sorted({name for name in found if names.stack(name) in tags})
+
+
 def stack_state(account: Account, name: str) -> StackState:
     """Describe the stack alone; its outputs say what the main function is.
 

@@ -108,7 +108,9 @@ class AwsTarget:
         return deployment.apply(account, name, made, package.objects, self.console, explain)
 
     def names(self) -> list[str]:
-        raise UsageError("On AWS, one deployment is shown at a time.", "Give its NAME.")
+        account = self.account
+        with self.console.progress(f"Looking for deployments in {account.region}"):
+            return status.deployed_names(account)
 
     def status(self, name: str) -> dict[str, Any]:
         account = self.account
