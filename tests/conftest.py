@@ -18,6 +18,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # No test may reach for a hub, whatever the machine allows.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nor may it read the settings of whoever runs it.
+os.environ["REMOE_CONFIG_DIR"] = "/nonexistent"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 # Shells start what they put in the background with SIGINT ignored, and all processes inherit that: then no test could interrupt any.

@@ -101,6 +101,7 @@ MAY_READ_WHOLE = {
         ("package/bundle.py", "package/dependencies.py", "package/image.py", "package/locks.py"), "remoe's own code and installed packages"
     ),
     "provenance.py": "what comes with remoe; TOML after its size is known",
+    "cli/config_file.py": "TOML after its size is known",
     "model/demo.py": "a wheel of a known digest",
     "profile/imports/json_rows.py": "one row, whose size is checked first",
     "profile/imports/torch_file.py": "after its description is checked",

@@ -17,6 +17,8 @@ from remoe_cli import __version__, interrupts, openmp
 from remoe_cli.cli import (
     catalog_update,
     chat,
+    config_file,
+    config_show,
     demo,
     deploy,
     deployments_list,
@@ -48,7 +50,7 @@ class _Remoe(Group):
         "Start here": ("demo", "doctor"),
         "Pipeline": ("profile", "predict", "plan", "simulate", "package", "deploy", "infer", "chat"),
         "Operate": ("list", "serve", "status", "logs", "destroy"),
-        "Prices": ("catalog",),
+        "Settings": ("catalog", "config"),
     }
 
 
@@ -124,14 +126,20 @@ catalog = _group(
     """Keep catalogs, the files of hardware and prices that 'remoe plan' reads.""",
     examples("remoe catalog update -o prices/aws.toml", "remoe plan profiles/olmoe -o plans/olmoe.json --catalog prices/aws.toml"),
 )
+config = _group(
+    """See the settings that remoe reads from remoe.toml.""",
+    examples("remoe config show", "remoe config show --json"),
+)
 app.add_typer(profile, name="profile")
 app.add_typer(plan, name="plan")
 app.add_typer(catalog, name="catalog")
+app.add_typer(config, name="config")
 for group, modules in (
     (app, (demo, doctor, predict, simulate, package, deploy, infer, chat, deployments_list, serve, status, logs, destroy)),
     (profile, (profile_run, profile_import, profile_measure, profile_merge)),
     (plan, (plan_make, plan_show)),
     (catalog, (catalog_update,)),
+    (config, (config_show,)),
 ):
     for module in modules:
         name = module.__name__.rpartition(".")[2].rpartition("_")[2]
@@ -146,9 +154,10 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
 ) -> None:
-    pass
+    context.default_map = config_file.default_map(config_file.read_settings(context.command))
 
 
 def main() -> None:

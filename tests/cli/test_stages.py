@@ -85,7 +85,7 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
     ],
     "package": [("p.json", {"deploy.inputs.read_inputs": "Checking the plan"})],
 }
-QUICK = {"plan show"}
+QUICK = {"config show", "plan show"}
 OF_A_TARGET = {"chat", "deploy", "list", "serve", "status", "logs", "destroy"}
 
 

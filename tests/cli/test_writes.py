@@ -67,7 +67,7 @@ WRITES = (
     Row("catalog update", ("-o", "OUT.toml"), "file", "OUT.toml"),
     Row("catalog update", ("aws-us-east-1", "-o", "OUT.toml"), "file", "OUT.toml"),
 )
-READS = {"chat", "doctor", "plan show", "infer", "list", "serve", "simulate", "status", "logs"}
+READS = {"chat", "config show", "doctor", "plan show", "infer", "list", "serve", "simulate", "status", "logs"}
 
 
 def commands() -> Iterator[str]:
