@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test mutants test-gpu test-aws lint docs-reference locks audit measure paper clean
+.PHONY: help demo check test mutants test-gpu test-aws lint docs docs-reference locks audit measure paper clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -62,6 +62,9 @@ lint: $(VENV)/.installed ## style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed ## build the documentation as web pages: build/docs/docs/index.html; a link that leads nowhere is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs . build/docs
+
 docs-reference: $(VENV)/.installed ## write docs/reference/cli.md again from the commands
 	$(BIN)/python docs/reference/make_cli_reference.py
 
@@ -93,4 +96,4 @@ paper: $(VENV)/.installed ## print the paper's figures again: make paper MODEL=F
 paper: PROFILE ?= /tmp/remoe-profiles/paper
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
