@@ -35,6 +35,7 @@ LayerIndex = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 ExpertId = Annotated[int, Field(ge=0, lt=MOST_EXPERTS)]
 Experts = Annotated[tuple[ExpertId, ...], Field(max_length=MOST_EXPERTS)]  # of one layer
 Replicas = Annotated[int, Field(ge=0, le=10_000)]  # of one function; AWS allows 1,000 of all by default
+Concurrency = Annotated[int, Field(ge=1, le=256)]  # requests that one main function serves at once
 Tokens = Annotated[int, Field(ge=0, le=10**9)]  # of a request
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
 Megabytes = Annotated[int, Field(ge=0, le=2**30)]
@@ -140,6 +141,11 @@ def is_none(value: object) -> bool:
 def is_empty(value: tuple[object, ...] | Mapping[Any, object]) -> bool:
     """Tell the same of a field that holds several things (`Field(exclude_if=is_empty)`)."""
     return not value
+
+
+def is_one(value: object) -> bool:
+    """Tell whether a number is left out of a document (`Field(exclude_if=is_one)`)."""
+    return value == 1
 
 
 def is_false(value: object) -> bool:

@@ -97,6 +97,16 @@ def command(
         float | None,
         typer.Option(min=0, metavar="N", help="Traffic; idle hours and cold starts are then in the cost.", rich_help_panel=_REQUESTS),
     ] = None,
+    concurrency: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=256,
+            metavar="N",
+            help="Requests that each main function serves at once: they share its time.",
+            rich_help_panel=_REQUESTS,
+        ),
+    ] = 1,
     data: Annotated[
         str | None,
         typer.Option(
@@ -197,6 +207,7 @@ def command(
         placement_file=placement,
         routing=_routing(read, data, field, solver.value),
         time_limit_s=time_limit,
+        concurrency=concurrency,
     )
     with output.progress("Solving"):
         made = make_plan(read, prices, request)

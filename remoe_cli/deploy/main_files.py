@@ -52,6 +52,7 @@ def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manife
         gpu=main_function.on_gpu(problem, plan.main),
         gpu_experts={layer.layer: layer.gpu for layer in plan.layers if layer.gpu},
         served=plan.workload.served,
+        concurrency=plan.concurrency,
     )
 
 

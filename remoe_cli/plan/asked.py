@@ -1,13 +1,38 @@
 """Parts of the plan file: what a plan was asked for.
 
-These are its requests, where their routing comes from, and its targets.
+These are its model, its requests, where their routing comes from, and its targets.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from remoe_cli.artifacts import Part, is_none
+from remoe_cli.artifacts import Concurrency, Part, is_none, is_one
+
+
+class PlannedModel(Part):
+    """The profiled model: bytes of one routed expert, and of everything that is no routed expert.
+
+    `read_...` are the same as they are stored and read, where that is quantised.
+    """
+
+    name: str
+    revision: str
+    experts_per_layer: int
+    expert_bytes: int
+    nonexpert_bytes: int
+    read_expert_bytes: int | None = Field(default=None, exclude_if=is_none)
+    read_nonexpert_bytes: int | None = Field(default=None, exclude_if=is_none)
+
+    @property
+    def fetched_expert_bytes(self) -> int:
+        """What is fetched of one routed expert: as it is stored."""
+        return self.read_expert_bytes or self.expert_bytes
+
+    @property
+    def fetched_nonexpert_bytes(self) -> int:
+        """What is fetched of everything else."""
+        return self.read_nonexpert_bytes or self.nonexpert_bytes
 
 
 class Lengths(Part):
@@ -90,6 +115,7 @@ class WorkloadRef(Part):
     cold_share          share of requests that find everything cold
     routing             None: requests use experts as all of the profile's prompts together do
     waking              None where the catalog has no instance that scales to zero, or the traffic is unknown
+    concurrency         requests that each instance of the main function shall serve at once; `Plan.concurrency` says how many it does
     """
 
     n_in: float
@@ -101,6 +127,7 @@ class WorkloadRef(Part):
     cold_share: float = 0.0
     routing: PredictedRouting | None = Field(default=None, exclude_if=is_none)
     waking: Waking | None = Field(default=None, exclude_if=is_none)
+    concurrency: Concurrency = Field(default=1, exclude_if=is_one)
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:

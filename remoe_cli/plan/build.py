@@ -23,9 +23,10 @@ Stages 2 to 5 share one cost model: `evaluate` (cost/placement.py) over cost/mai
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from remoe_cli.errors import InfeasibleError, UsageError
+from remoe_cli.errors import InfeasibleError, OverBudgetError, UsageError
 from remoe_cli.plan.assess.baselines import Baselines, baselines
 from remoe_cli.plan.assess.kinds import by_kind
 from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
@@ -124,6 +125,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         notes=tuple([*notes(problem, chosen.placement, chosen.method, chosen.gain), *_bound_note(profile, chosen)]),
         main=chosen.placement.main,
         instances=chosen.placement.instances,
+        concurrency=problem.at_main(chosen.placement.main).concurrency,
         layers=with_timeouts(problem, chosen.placement.layers, chosen.placement.main),
         costs=_costs(problem, chosen.placement, outcome),
         baselines=others.priced,
@@ -173,8 +175,7 @@ def _choose(problem: Problem, request: PlanRequest) -> _Chosen:
     if request.placement_file is not None:
         return _Chosen(read_placement(request.placement_file, problem), "given", None, False)
     if request.remote_share is not None:
-        forced = solve_or_diagnose(problem, forced_sets(problem, request.remote_share), request.aim, request.time_limit_s, None)
-        return replace(_of(forced, "forced"), bound=_exact(problem, request).bound)
+        return replace(_forced(problem, request, request.remote_share), bound=_exact(problem, request).bound)
     if request.solver == "exact":
         return _exact(problem, request)
     if request.solver == "paper":
@@ -194,7 +195,37 @@ def _choose(problem: Problem, request: PlanRequest) -> _Chosen:
     )
 
 
+def _forced(problem: Problem, request: PlanRequest, remote_share: float) -> _Chosen:
+    def choose(part: Problem) -> _Chosen:
+        return _of(solve_or_diagnose(part, forced_sets(part, remote_share), request.aim, request.time_limit_s, None), "forced")
+
+    return _best_part(problem, request.aim, choose)
+
+
 def _exact(problem: Problem, request: PlanRequest) -> _Chosen:
+    return _best_part(problem, request.aim, lambda part: _exact_part(part, request))
+
+
+def _best_part(problem: Problem, aim: Aim, choose: Callable[[Problem], _Chosen]) -> _Chosen:
+    """Choose for each part of the problem, and keep the best: no plan is better than the least bound.
+
+    Raises: what `choose` raises, where no part has a plan.
+    """
+    found: list[tuple[float, _Chosen]] = []
+    for part in problem.parts:
+        try:
+            chosen = choose(part)
+        except (InfeasibleError, OverBudgetError):
+            if part is problem.parts[-1] and not found:
+                raise
+            continue
+        found.append((aim.value(evaluate(part, chosen.placement)), chosen))
+    best = min(found, key=lambda pair: pair[0])[1]
+    bounds = [one.bound for _, one in found if one.bound is not None]
+    return replace(best, bound=min(bounds, default=None), timed_out=any(one.timed_out for _, one in found))
+
+
+def _exact_part(problem: Problem, request: PlanRequest) -> _Chosen:
     candidates = candidate_sets(problem)
     solution = solve_or_diagnose(problem, candidates, request.aim, request.time_limit_s, scan(problem, request.aim))
     enumerated = problem.spec.experts_per_layer <= ENUMERATED_EXPERTS
@@ -239,6 +270,7 @@ def _workload_ref(workload: Workload, request: PlanRequest) -> WorkloadRef:
         cold_share=workload.cold_share,
         routing=request.routing,
         waking=workload.waking,
+        concurrency=request.concurrency,
     )
 
 

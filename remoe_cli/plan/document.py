@@ -13,10 +13,24 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from remoe_cli import bounded
-from remoe_cli.artifacts import MOST_LAYERS, Document, Experts, LayerIndex, Megabytes, Part, Replicas, is_empty, is_none, parse_document
+from remoe_cli.artifacts import (
+    MOST_LAYERS,
+    Concurrency,
+    Document,
+    Experts,
+    LayerIndex,
+    Megabytes,
+    Part,
+    Replicas,
+    is_empty,
+    is_none,
+    is_one,
+    parse_document,
+)
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.asked import Lengths as Lengths
+from remoe_cli.plan.asked import PlannedModel as PlannedModel
 from remoe_cli.plan.asked import PredictedRouting as PredictedRouting
 from remoe_cli.plan.asked import Served as Served
 from remoe_cli.plan.asked import Source as Source
@@ -198,31 +212,6 @@ class Scenario(Outcome):
     best_usd: float | None = None
 
 
-class PlannedModel(Part):
-    """The profiled model: bytes of one routed expert, and of everything that is no routed expert.
-
-    `read_...` are the same as they are stored and read, where that is quantised.
-    """
-
-    name: str
-    revision: str
-    experts_per_layer: int
-    expert_bytes: int
-    nonexpert_bytes: int
-    read_expert_bytes: int | None = Field(default=None, exclude_if=is_none)
-    read_nonexpert_bytes: int | None = Field(default=None, exclude_if=is_none)
-
-    @property
-    def fetched_expert_bytes(self) -> int:
-        """What is fetched of one routed expert: as it is stored."""
-        return self.read_expert_bytes or self.expert_bytes
-
-    @property
-    def fetched_nonexpert_bytes(self) -> int:
-        """What is fetched of everything else."""
-        return self.read_nonexpert_bytes or self.nonexpert_bytes
-
-
 class Costs(Part):
     """Cost of a request by part: the main function, and the expert functions of each layer.
 
@@ -256,6 +245,8 @@ class BreakEvenTraffic(Part):
     against        what runs on it; None where it has remote experts too
     usd_per_hour   price of the instance
     ttft_s, tpot_s    seconds to the first token on it, and for each further token
+    alone_per_hour    the same traffic where requests are served one at a time; None where they are, or where an instance is never
+                      cheaper then
     """
 
     by_use: str
@@ -265,6 +256,7 @@ class BreakEvenTraffic(Part):
     ttft_s: float
     tpot_s: float
     requests_per_hour: float
+    alone_per_hour: float | None = Field(default=None, exclude_if=is_none)
 
 
 class Basis(StrEnum):
@@ -311,6 +303,7 @@ class Plan(Document):
     notes           for people: what was assumed, and what the figures leave out
     cold_start_s    what a cold start adds to the TTFT of a request that finds nothing warm; `ttft_s` has it with `workload.cold_share`
     instances       of the main function; more than 1 only where it is rented and the traffic is known
+    concurrency     requests that each instance serves at once: as many as `workload` asks for, if the platform lets it
     missing         for people: why a baseline cannot be priced
     kinds           the best known plan with each kind of main function, where one of them scales to zero and the traffic is known
     """
@@ -341,6 +334,7 @@ class Plan(Document):
     notes: tuple[str, ...]
     main: MainSpec
     instances: int = 1
+    concurrency: Concurrency = Field(default=1, exclude_if=is_one)
     layers: tuple[LayerPlan, ...] = Field(max_length=MOST_LAYERS)
     costs: Costs
     baselines: dict[BaselineName, Baseline]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from remoe_cli.plan.document import GPU_BY_USE, BaselineName, MainKind, Verdict
+from remoe_cli.plan.document import GPU_BY_USE, BaselineName, BreakEvenTraffic, MainKind, Verdict
 
 HOURS_PER_MONTH = 730
 
@@ -114,6 +114,14 @@ def seconds(time_s: float) -> str:
     ('0.21 s', '4.9 s', '69.6 s', '1,268 s', '0 s')
     """
     return f"{time_s:,.0f} s" if time_s >= 99.95 or time_s == 0 else f"{time_s:.1f} s" if time_s >= 9.95 else f"{time_s:.2g} s"
+
+
+def alone(traffic: BreakEvenTraffic, concurrency: int) -> str:
+    """Say how the break-even traffic moves where requests are served one at a time; nothing where they are."""
+    if concurrency == 1:
+        return ""
+    at = "an instance is never cheaper" if traffic.alone_per_hour is None else f"that is at {figure(traffic.alone_per_hour)}"
+    return f" Where requests are served one at a time, {at}."
 
 
 def warm_and_cold(mean_s: float, cold_s: float, cold_share: float) -> str:

@@ -31,6 +31,7 @@ class ServerConfig(artifacts.Document):
 
     model   the model that was profiled; a main function with packaged files reads only those
     served  the requests that the plan holds for; None where it names none
+    concurrency   requests that are served at once, for which the plan has provided memory
     gpu     whether the plan puts everything but the experts on a GPU
     gpu_experts   by hidden layer the experts that are on it too, ascending; layers without any are left out
 
@@ -45,6 +46,7 @@ class ServerConfig(artifacts.Document):
     gpu: bool = False
     gpu_experts: dict[artifacts.LayerIndex, artifacts.Experts] = Field(default_factory=dict, exclude_if=artifacts.is_empty)
     served: Served | None = None
+    concurrency: artifacts.Concurrency = Field(default=1, exclude_if=artifacts.is_one)
 
     def refuse_unserved(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Refuse a request that may take more than the plan has provided for.

@@ -28,7 +28,7 @@ import numpy as np
 
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost import main_function, prices
-from remoe_cli.plan.cost.placement import Priced, layer_outcomes, total
+from remoe_cli.plan.cost.placement import Priced, busy_s, layer_outcomes, total
 from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, LayerPlan, MainSpec, Outcome
@@ -63,10 +63,9 @@ def baselines(problem: Problem, aim: Aim) -> Baselines:
         BaselineName.MIX: _mix(problem, aim, local),
     }
     if problem.spec.stored is not None:
-        weights = main_function.base_bytes(problem) - problem.spec.nonexpert_bytes + problem.spec.stored_bytes
         found |= {
-            BaselineName.STORED_CPU: _cpu_as_stored(problem, aim, weights),
-            BaselineName.STORED_GPU: _on_gpu(problem, aim, weights, 0, ideal=False, as_it_is_stored=True),
+            BaselineName.STORED_CPU: _cpu_as_stored(problem, aim),
+            BaselineName.STORED_GPU: _on_gpu(problem, aim, problem.spec.stored_bytes, 0, ideal=False, as_it_is_stored=True),
         }
     best = _best(aim, local)
     found[BaselineName.ALL_LOCAL] = found[BaselineName.MIX] if best is None else _priced(problem, aim, best)
@@ -80,6 +79,7 @@ def all_local_on(problem: Problem, spec: MainSpec) -> Priced | None:
 
     Returns None where the spec does not hold them, or takes too long for a request.
     """
+    problem = problem.at_main(spec)
     placement = Placement(spec, _filled(problem, main_function.gpu_capacity(problem, spec)))
     on_cpu = sum(problem.spec.experts_per_layer - len(layer.gpu) for layer in placement.layers)
     if main_function.local_capacity(problem, spec) < on_cpu or main_function.fetch_capacity(problem, spec) < problem.spec.experts:
@@ -89,7 +89,7 @@ def all_local_on(problem: Problem, spec: MainSpec) -> Priced | None:
     ends_s = main_function.longest_request_s(problem, spec) * (1 + SLACK)
     if ends_s < math.inf and (longest_s(problem, placement, outcome.tpot_s, problem.workload.front) > ends_s).any():
         return None
-    request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
+    request_s = busy_s(problem, placement, outcome, layers)
     if not main_function.always_on(problem, spec):
         return Priced(placement, outcome)
     several = replace(placement, instances=instances_for(problem, request_s))
@@ -111,7 +111,7 @@ def _filled(problem: Problem, capacity: int) -> tuple[LayerPlan, ...]:
 
 
 def instances_for(problem: Problem, request_s: float) -> int:
-    """Count the always-on instances that have time for the traffic."""
+    """Count the always-on instances that have time for the traffic; a mean request keeps one busy for so long."""
     return max(1, -int(-(request_s * (problem.workload.requests_per_hour or 0.0) / 3600 - 1e-9) // 1))
 
 
@@ -148,6 +148,7 @@ def _mix(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
 
 def _all_local_bytes(problem: Problem, spec: MainSpec) -> float:
     """Compute the CPU memory that a main function needs for all experts that its GPU does not hold."""
+    problem = problem.at_main(spec)
     on_cpu = max(0, problem.spec.experts - main_function.gpu_capacity(problem, spec))
     return main_function.main_memory_bytes(problem, spec, on_cpu)
 
@@ -158,6 +159,7 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     Where main functions have no GPU, this is all experts local. Else experts take their time in the main function, the rest that of a
     description.
     """
+    problem = _paid_by_use(problem)
     bytes_needed = problem.catalog.main.runtime_memory_mb * MB + main_function.base_bytes(problem) + problem.spec.routed_bytes
     hardware = read_hardware(problem.catalog.reference.hardware)
     nonexpert, _ = whole_on_cpu(hardware, problem.spec)
@@ -177,11 +179,18 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
     return best or f"no main function paid by use holds the whole model of {size}"
 
 
-def _cpu_as_stored(problem: Problem, aim: Aim, weights: int) -> Baseline | str:
+def _paid_by_use(problem: Problem) -> Problem:
+    """Look at the problem of main functions that are paid by use: fewer requests at once, where the platform says so."""
+    return problem.at_main(MainSpec(name=GPU_BY_USE, memory_mb=1))
+
+
+def _cpu_as_stored(problem: Problem, aim: Aim) -> Baseline | str:
     """Price the quantised model on CPUs, with all times of a description."""
+    problem = _paid_by_use(problem)
     hardware = read_hardware(problem.catalog.reference.hardware)
     nonexpert, expert = as_stored(*whole_on_cpu(hardware, problem.spec), problem.spec)
-    bytes_needed, most = weights + problem.catalog.main.runtime_memory_mb * MB, hardware.main.saturation_vcpus
+    bytes_needed = _requests_bytes(problem) + problem.spec.stored_bytes + problem.catalog.main.runtime_memory_mb * MB
+    most = hardware.main.saturation_vcpus
 
     def outcome(spec: MainSpec) -> Outcome | None:
         vcpus = min(spec.vcpus or most, most)
@@ -223,22 +232,27 @@ def _cheapest(
 
 
 def _gpu(problem: Problem, aim: Aim) -> Baseline | str:
-    gpu_bytes = main_function.base_bytes(problem) + problem.spec.routed_bytes
-    return _on_gpu(problem, aim, gpu_bytes, 0, ideal=False)
+    return _on_gpu(problem, aim, problem.spec.nonexpert_bytes + problem.spec.routed_bytes, 0, ideal=False)
 
 
 def _fetch(problem: Problem, aim: Aim) -> Baseline | str:
-    gpu_bytes = main_function.base_bytes(problem) + problem.spec.experts_per_layer * problem.spec.expert_bytes
-    return _on_gpu(problem, aim, gpu_bytes, problem.spec.routed_bytes, ideal=True)
+    weights = problem.spec.nonexpert_bytes + problem.spec.experts_per_layer * problem.spec.expert_bytes
+    return _on_gpu(problem, aim, weights, problem.spec.routed_bytes, ideal=True)
 
 
-def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: bool, as_it_is_stored: bool = False) -> Baseline | str:
-    """Price the cheapest way to have so much memory, with all arithmetic on the GPU."""
+def _requests_bytes(problem: Problem) -> int:
+    """Compute the memory that requests take beside the model."""
+    return main_function.base_bytes(problem) - problem.spec.nonexpert_bytes
+
+
+def _on_gpu(problem: Problem, aim: Aim, weights: int, cpu_bytes: int, ideal: bool, as_it_is_stored: bool = False) -> Baseline | str:
+    """Price the cheapest way to have so many bytes of weights on a GPU, with all arithmetic there."""
     reference, side = problem.catalog.reference, problem.catalog.main
-    cpu_needed = cpu_bytes + side.runtime_memory_mb * MB
+    cpu_needed, gpu_bytes = cpu_bytes + side.runtime_memory_mb * MB, _requests_bytes(problem) + weights
     options: list[tuple[str, str, float, float | None]] = []  # name, hardware, USD a second, USD an hour of an instance
     if side.usd_per_accelerator_gb_second > 0:
-        usd = side.usd_per_accelerator_gb_second * gpu_bytes / 2**30 + problem.catalog.main_usd_per_gb_second * cpu_needed / 2**30
+        held = _requests_bytes(_paid_by_use(problem)) + weights
+        usd = side.usd_per_accelerator_gb_second * held / 2**30 + problem.catalog.main_usd_per_gb_second * cpu_needed / 2**30
         options.append((GPU_BY_USE, reference.hardware, usd, None))
     for spec in reference.gpus:
         if side.usable_gpu_mb(spec.gpu_memory_mb or 0) * MB >= gpu_bytes and spec.memory_mb * MB >= cpu_needed:
@@ -253,8 +267,9 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         if as_it_is_stored:
             nonexpert, expert = as_stored(nonexpert, expert, problem.spec)
         by_use = per_hour is None
+        here = _paid_by_use(problem) if by_use else problem
         outcome = _outcome(
-            problem,
+            here,
             lambda n: float(nonexpert.seconds(n)),  # noqa: B023
             lambda n: expert.seconds(n, 1),  # noqa: B023
             usd_per_s,
@@ -267,7 +282,7 @@ def _on_gpu(problem: Problem, aim: Aim, gpu_bytes: int, cpu_bytes: int, ideal: b
         traffic, instances = problem.workload.requests_per_hour, 1
         request_usd: float | None = outcome.cost_usd_per_request
         if per_hour is not None:
-            instances = instances_for(problem, outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
+            instances = instances_for(problem, main_function.busy_s(here, outcome.ttft_s, outcome.tpot_s, 0.0))
             request_usd = None if traffic is None else instances * per_hour / traffic
         # What has no price misses no budget.
         asked = replace(aim, budget_usd=None if request_usd is None else aim.budget_usd)
@@ -322,17 +337,26 @@ def _outcome(
         return nonexpert_s(n_in) + float(expert_s(workload.use * n_in).sum())
 
     start_s = read_s(problem, as_it_is_stored) if by_use else 0.0
-    ttft = workload.cold_share * start_s
+    cold_s = ttft = workload.cold_share * start_s
     for kind in workload.lengths:
         ttft += kind.share * prefill_s(kind.n_in)
-    hits = float(workload.decode_hits.sum())
-    tpot = nonexpert_s(1) + hits * float(expert_s(1))
+    turn_s = 0.0
+    if problem.concurrency == 1:
+        tpot = nonexpert_s(1) + float(workload.decode_hits.sum()) * float(expert_s(1))
+    else:
+        times_s = expert_s(np.arange(problem.concurrency + 1.0))
+        layers = range(len(workload.patterns))
+        turn_s = nonexpert_s(problem.concurrency)
+        turn_s += sum(float(times_s[workload.step_rows(layer, problem.concurrency)].sum(axis=0).mean()) for layer in layers)
+        tpot = main_function.next_token_s(problem, ttft - cold_s, turn_s)
+        ttft += turn_s
     ends_s = side.timeout_s if by_use else side.rented_timeout_s
-    if ends_s is not None and any(start_s + prefill_s(n_in) + n_out * tpot > ends_s * (1 + SLACK) for n_in, n_out in workload.front):
+    begin_s = start_s + turn_s
+    if ends_s is not None and any(begin_s + prefill_s(n_in) + n_out * tpot > ends_s * (1 + SLACK) for n_in, n_out in workload.front):
         return None
     at = problem.ttft_at
-    decided = None if at is None else prefill_s(at.n_in) + (start_s if at.cold else 0.0)
-    usd = usd_per_s * (ttft + workload.n_out * tpot) + fixed_usd
+    decided = None if at is None else prefill_s(at.n_in) + turn_s + (start_s if at.cold else 0.0)
+    usd = usd_per_s * main_function.busy_s(problem, ttft, tpot, cold_s) + fixed_usd
     return Outcome(cost_usd_per_request=usd, ttft_s=ttft, tpot_s=tpot, ttft_percentile_s=decided)
 
 

@@ -44,11 +44,17 @@ def frontier(profile: Profile, catalog: Catalog, request: PlanRequest, progress:
     Plans that another one beats are left out. The frontier is empty when no plan meets the targets.
     """
     problem = make_problem(profile, catalog, request)
-    columns = build_columns(problem, candidate_sets(problem))
+    parts = [(part, build_columns(part, candidate_sets(part))) for part in problem.parts]
     limits = replace(request.aim, objective="cost")
 
     def at(aim: Aim) -> Solution | None:
-        return solve(Task(problem, columns, aim), GAP, request.time_limit_s / POINTS, scan(problem, aim))
+        each = [
+            solve(Task(part, columns, aim), GAP, request.time_limit_s / POINTS / len(parts), scan(part, aim)) for part, columns in parts
+        ]
+        found = [one for one in each if one is not None]
+        if not found:
+            return None
+        return replace(min(found, key=lambda one: one.value), lower_bound=min(one.lower_bound for one in found))
 
     fastest, cheapest = at(replace(limits, objective="tpot")), at(limits)
     if fastest is None or cheapest is None:

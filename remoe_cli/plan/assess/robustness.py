@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from remoe_cli.plan.arrays import Bools
-from remoe_cli.plan.assess.baselines import all_local_on
+from remoe_cli.plan.assess.baselines import all_local_on, baselines
 from remoe_cli.plan.assess.kinds import best_of
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import Priced, evaluate
@@ -212,11 +212,16 @@ def break_even_traffic(problem: Problem, aim: Aim, by_use: Placement, whole: Map
     rented = _cheapest_hour(idle_free, aim, whole)
     if used is None or rented is None:
         return None
-    request_s = rented.ttft_s + problem.workload.n_out * rented.tpot_s
+    busy_s = main_function.busy_s(idle_free, rented.ttft_s, rented.tpot_s, 0.0)
     spare_usd = used.outcome.cost_usd_per_request - rented.functions_usd
     per_hour = rented.usd_per_hour / spare_usd if spare_usd > 0 else math.inf
-    if per_hour > 3600 / request_s:  # an instance that works all the time is still dearer
+    if per_hour > 3600 / busy_s:  # an instance that works all the time is still dearer
         return None
+    alone_per_hour: float | None = None
+    if problem.concurrency > 1:
+        one = replace(problem, concurrency=1)
+        alone = break_even_traffic(one, aim, by_use, baselines(one, aim).priced)
+        alone_per_hour = None if alone is None else alone.requests_per_hour
     return BreakEvenTraffic(
         by_use=used.placement.main.name,
         instance=rented.instance,
@@ -225,6 +230,7 @@ def break_even_traffic(problem: Problem, aim: Aim, by_use: Placement, whole: Map
         ttft_s=rented.ttft_s,
         tpot_s=rented.tpot_s,
         requests_per_hour=float(f"{per_hour:.4g}"),
+        alone_per_hour=alone_per_hour,
     )
 
 
@@ -255,7 +261,7 @@ def _cheapest_hour(problem: Problem, aim: Aim, whole: Mapping[BaselineName, Base
             found.append(_Rented(gpu.usd_per_hour, gpu.ttft_s, gpu.tpot_s, gpu.spec, name))
     if not found and (best := best_of(problem, replace(aim, objective="cost"), MainKind.ALWAYS_ON)) is not None:
         outcome, main = best.outcome, best.placement.main
-        own_usd = main_function.usd_per_s(problem, main) * (outcome.ttft_s + problem.workload.n_out * outcome.tpot_s)
+        own_usd = main_function.usd_per_s(problem, main) * main_function.busy_s(problem, outcome.ttft_s, outcome.tpot_s, 0.0)
         functions_usd = outcome.cost_usd_per_request - own_usd
         return _Rented(main.usd_per_hour or 0.0, outcome.ttft_s, outcome.tpot_s, main.name, None, functions_usd)
     return min(found, default=None)

@@ -12,6 +12,7 @@ import numpy as np
 
 from remoe_cli.plan.assess.baselines import Baselines
 from remoe_cli.plan.cost import main_function
+from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.document import Baseline, BaselineName, Basis, BreakEvenTraffic, Method, Outcome, Verdict
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
@@ -22,6 +23,7 @@ from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.wording import (
     BASELINE_NAMES,
     HOURS_PER_MONTH,
+    alone,
     amount,
     bought,
     capitalized,
@@ -123,7 +125,7 @@ def _sentence(
         month = dollars(traffic.usd_per_hour * HOURS_PER_MONTH)
         return (
             f"Below {figure(traffic.requests_per_hour)} requests an hour it costs less than an always-on {traffic.instance} with {what}, "
-            f"which costs {month} a month however many requests come; above, rent that. "
+            f"which costs {month} a month however many requests come; above, rent that.{alone(traffic, problem.concurrency)} "
             f"{_slower(workload, outcome, traffic, cold_wait_s(problem, placement))} "
             "Give --requests-per-hour for the cost of a month."
         )
@@ -266,11 +268,35 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
             f"{waking.wake_share:.1%} of the requests wake it. That takes {cold_wait_s(problem, placement):.0f} s, an estimate, and fails "
             "while AWS has no such GPU."
         )
-    if placement.instances > 1:
+    yield from _served_at_once(problem, placement)
+    if placement.instances > 1 and problem.concurrency == 1:
         yield "An instance answers one request at a time here; a server that batches requests may need fewer."
     if catalog.storage.usd_per_gb_month:
         month = catalog.storage.usd_per_gb_month * problem.spec.read_bytes / 2**30
         yield f"Storing the model costs another ${month:.2f} a month."
+
+
+def _served_at_once(problem: Problem, placement: Placement) -> Iterator[str]:
+    """Say what several requests at once mean, and how many there really are."""
+    asked, here = problem.concurrency, problem.at_main(placement.main)
+    if asked == 1:
+        return
+    if here.concurrency < asked:
+        yield f"{placement.main.name} serves {here.concurrency} request at a time: its platform starts another one for the next request."
+        return
+    yield (
+        f"Cost and times are those of {asked} requests that each instance serves at once, all the time. Their tokens share each decode "
+        "step and its calls; a prompt is computed between two steps, while the others wait."
+    )
+    if (per_hour := problem.workload.requests_per_hour) is None:
+        return
+    outcome = evaluate(here, placement)
+    mean = per_hour / 3600 * (outcome.ttft_s + problem.workload.n_out * outcome.tpot_s) / placement.instances
+    if mean < asked / 2:
+        yield (
+            f"At {figure(per_hour)} requests an hour, an instance has {figure(mean)} of them at once in the mean, not {asked}: they are "
+            "answered sooner, but fewer share a call, so calls cost more than this plan says. Plan for fewer with --concurrency."
+        )
 
 
 def _gpu_note(problem: Problem, most: int) -> str:
@@ -284,7 +310,8 @@ def _gpu_note(problem: Problem, most: int) -> str:
 
 def _cheapest_remote_expert(problem: Problem, local: Baseline) -> str:
     """Compare what one remote expert saves in memory with what its invocations cost."""
-    seconds = local.ttft_s + problem.workload.n_out * local.tpot_s
+    problem = next((problem.at_main(spec) for spec in problem.menu if spec.name == local.spec), problem)
+    seconds = (local.ttft_s + problem.workload.n_out * local.tpot_s) / problem.concurrency
     saved = seconds * problem.catalog.main_usd_per_gb_second * problem.spec.expert_bytes / (GB_MB * MB)
     experts = problem.spec.experts_per_layer
     columns = build_columns(problem, (np.eye(experts, dtype=bool),) * len(problem.spec.moe_layers))

@@ -102,6 +102,8 @@ class MainSide(Part):
     bytes_per_read                  bytes of one read of S3 when it starts; 0 where it does not read the model from S3
     usd_per_storage_gb_second       price of its /tmp, as large as its memory, beyond what functions have free; none where it needs none
     timeout_s                       longest request to a main function paid by use
+    serverless_concurrency          most requests that one main function which is paid by use, or scales to zero, serves at once; none where
+                                    nothing limits it
     rented_timeout_s                longest request to a rented instance; none where nothing ends it
     """
 
@@ -118,7 +120,12 @@ class MainSide(Part):
     bytes_per_read: NonNegative = 0.0
     usd_per_storage_gb_second: NonNegative = 0.0
     timeout_s: Positive
+    serverless_concurrency: PositiveInt | None = None
     rented_timeout_s: Positive | None = None
+
+    def concurrency_of(self, main: MainSpec) -> int | None:
+        """Look up how many requests one instance of a main function may serve at once; None where nothing limits it."""
+        return self.serverless_concurrency if main.starts else None
 
     def usable_gpu_mb(self, gpu_memory_mb: float) -> float:
         """Compute how much of a GPU's nominal memory is left for weights, KV cache and hidden states."""

@@ -176,13 +176,23 @@ def timeout_s(problem: Problem, experts: int, call_s: float) -> int:
 
 
 def longest_step_s(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.ArrayLike) -> Floats:
-    """Compute the longest call for one token: all its experts are in one function.
+    """Compute the longest call of a decode step: all experts of each token are in one function.
+
+    The tokens of several requests share out their rows evenly among as many of these experts as they can hit.
 
     Shapes: `memory_mb` [V], `experts` [S]; [S, V].
     """
-    hits = np.minimum(problem.spec.top_k, np.asarray(experts))[:, None]
-    seconds: Floats = warm(problem).elapsed_s + decode_inside_s(problem, memory_mb, hits)
+    rows = most_step_rows(problem, experts)[:, None]
+    hits = np.minimum(rows, np.asarray(experts)[:, None])
+    work_s = hits * expert_work_s(problem, memory_mb, rows / hits)
+    seconds: Floats = warm(problem).elapsed_s + inside_s(problem, memory_mb, work_s, rows)
     return seconds
+
+
+def most_step_rows(problem: Problem, experts: npt.ArrayLike) -> Ints:
+    """Count the hidden states of the largest call of a decode step, to a function with so many experts."""
+    rows: Ints = problem.concurrency * np.minimum(problem.spec.top_k, np.asarray(experts))
+    return rows
 
 
 def shared_out(problem: Problem, owner: Ints, tokens: Floats, replicas: int) -> Ints:

@@ -8,8 +8,9 @@
   is known, whether they are used or not; else those of the request alone.
 - A share of requests is cold: a main function paid by use then starts, and reads what it holds, before it answers, and is billed for it. A
   rented instance is always on, unless it scales to zero: then a share of the requests wakes it, and it costs the time that it is up.
+- Several requests at once (`Problem.concurrency`) share its time, and have each their own KV cache. Its decode steps have a row of each.
 
-Source: method.md, sections 3 and 4.
+Source: method.md, sections 3, 4 and 11.
 """
 
 from __future__ import annotations
@@ -66,10 +67,16 @@ def prefill_rest_s(problem: Problem, spec: MainSpec, n_in: float) -> float:
 
 
 def decode_rest_s(problem: Problem, spec: MainSpec) -> float:
-    """Compute one generated token without experts: non-expert modules, and two copies in each layer."""
-    latency = problem.latency_of(spec)
-    copies_s = 2 * len(problem.spec.moe_layers) * float(latency.copy_s.seconds(1))
-    return latency.nonexpert_decode_s * nonexpert_factor(problem, spec) + copies_s
+    """Compute one decode step without experts: non-expert modules, and two copies in each layer.
+
+    Each further row takes what a further token takes in prefill.
+    """
+    latency, rows = problem.latency_of(spec), problem.concurrency
+    copies_s = 2 * len(problem.spec.moe_layers) * float(latency.copy_s.seconds(rows))
+    step_s = latency.nonexpert_decode_s
+    if rows > 1:
+        step_s += float(latency.nonexpert_prefill.seconds(rows) - latency.nonexpert_prefill.seconds(1))
+    return step_s * nonexpert_factor(problem, spec) + copies_s
 
 
 def expert_prefill_s(problem: Problem, spec: MainSpec, tokens: Floats) -> Floats:
@@ -81,6 +88,19 @@ def expert_prefill_s(problem: Problem, spec: MainSpec, tokens: Floats) -> Floats
 def expert_step_s(problem: Problem, spec: MainSpec) -> float:
     """Compute the time of one local expert for one token (t_c(w))."""
     return float(problem.latency_of(spec).local_expert.seconds(1, vcpus(problem, spec)))
+
+
+def expert_steps_s(problem: Problem, spec: MainSpec) -> Floats:
+    """Compute the time of one local expert for each number of rows that a decode step may have for it, from 0 on.
+
+    Shapes: [concurrency + 1].
+    """
+    return expert_prefill_s(problem, spec, np.arange(problem.concurrency + 1.0))
+
+
+def gpu_expert_steps_s(problem: Problem, spec: MainSpec) -> Floats:
+    """Compute the same for an expert on the GPU; endless where none can be there."""
+    return gpu_expert_prefill_s(problem, spec, np.arange(problem.concurrency + 1.0))
 
 
 def has_gpu_tier(problem: Problem, spec: MainSpec) -> bool:
@@ -109,26 +129,35 @@ def gpu_expert_step_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def base_bytes(problem: Problem) -> int:
-    """Compute M_g: non-expert modules, and KV cache and hidden states of the request with most tokens.
+    """Compute M_g: non-expert modules, and KV cache and hidden states of as many requests as are served at once.
+
+    Each may be the one with most tokens.
 
     Source: method.md, section 4.
     """
     spec, tokens = problem.spec, problem.workload.most_tokens.tokens
-    return spec.nonexpert_bytes + spec.kv_cache_bytes(tokens) + spec.hidden_state_bytes * tokens
+    return spec.nonexpert_bytes + (spec.kv_cache_bytes(tokens) + spec.hidden_state_bytes * tokens) * problem.concurrency
 
 
 def main_memory_bytes(problem: Problem, spec: MainSpec, cpu_experts: int) -> float:
     """Compute the CPU memory of the main function with `cpu_experts` experts of all layers together in it.
 
-    Beside an instance's own GPU it also holds the buffers through which the longest prompt's hidden states come and the outputs of all its
-    slots go back, and while experts are loaded they take more than they do later.
+    Beside an instance's own GPU it also holds the buffers through which hidden states come and the outputs of all their slots go back, of
+    the longest prompt or a decode step, and while experts are loaded they take more than they do later.
 
     Source: the limit of main memory in method.md, section 4.
     """
-    held = problem.spec.hidden_state_bytes * problem.workload.most_out if on_gpu(problem, spec) else base_bytes(problem)
+    held = base_bytes(problem)
+    if on_gpu(problem, spec):
+        held = problem.spec.hidden_state_bytes * problem.workload.most_out * problem.concurrency
     if spec.gpu_memory_mb is not None:
-        held += (1 + problem.spec.top_k) * problem.spec.hidden_state_bytes * problem.workload.most_in
+        held += (1 + problem.spec.top_k) * problem.spec.hidden_state_bytes * most_rows(problem)
     return problem.catalog.main.runtime_memory_mb * MB + held + cpu_expert_bytes(problem, spec) * cpu_experts
+
+
+def most_rows(problem: Problem) -> int:
+    """Count the hidden states of the largest pass: the longest prompt, or a decode step where prompts are shorter."""
+    return max(problem.workload.most_in, problem.concurrency)
 
 
 def cpu_expert_bytes(problem: Problem, spec: MainSpec) -> float:
@@ -173,9 +202,9 @@ def gpu_capacity(problem: Problem, spec: MainSpec) -> int:
 def _gpu_work_bytes(problem: Problem) -> int:
     """Compute the memory of the GPU that a layer with experts on it takes meanwhile.
 
-    The outputs of all slots of the longest prompt are there three times: as they come, in order, and weighted.
+    The outputs of all slots of the largest pass are there three times: as they come, in order, and weighted.
     """
-    return 3 * problem.workload.most_in * problem.spec.top_k * problem.spec.hidden_state_bytes
+    return 3 * most_rows(problem) * problem.spec.top_k * problem.spec.hidden_state_bytes
 
 
 def most_gpu_experts(problem: Problem) -> int:
@@ -224,7 +253,7 @@ def fixed_usd(problem: Problem, main: Main) -> float:
 
 
 def longest_mean_s(problem: Problem, main: Main) -> float:
-    """Compute how long a mean request may take: the time that always-on instances have for it."""
+    """Compute how long a mean request may keep a main function busy (`busy_s`): the time that always-on instances have for it."""
     per_hour = problem.workload.requests_per_hour
     return math.inf if main.spec.usd_per_hour is None or per_hour is None else 3600 * main.instances / per_hour
 
@@ -237,6 +266,36 @@ def longest_request_s(problem: Problem, spec: MainSpec) -> float:
     if spec.usd_per_hour is None:
         return side.timeout_s
     return math.inf if side.rented_timeout_s is None else side.rented_timeout_s
+
+
+# Several requests at once
+
+
+def first_token_s(problem: Problem, warm_s: float, step_s: float) -> float:
+    """Compute the mean TTFT of a warm request, from its prefill and the decode step of all: one such step goes before its prompt.
+
+    Source: method.md, section 11.
+    """
+    return warm_s + (step_s if problem.concurrency > 1 else 0.0)
+
+
+def next_token_s(problem: Problem, warm_s: float, step_s: float) -> float:
+    """Compute the mean TPOT: a decode step of all, and a part of the prompts of the others, which are computed between steps.
+
+    Each of the others begins anew while a request lasts. `warm_s` is the mean prefill.
+    """
+    others = problem.concurrency - 1
+    return step_s + (others * warm_s / max(problem.workload.n_out, 1.0) if others else 0.0)
+
+
+def busy_s(problem: Problem, ttft_s: float, tpot_s: float, cold_s: float) -> float:
+    """Compute the main function's time for a mean request: all that are served at once share it, but for what is waited for cold.
+
+    `cold_s` is the part of the mean TTFT.
+    """
+    if problem.concurrency == 1:
+        return ttft_s + problem.workload.n_out * tpot_s
+    return (ttft_s - cold_s + problem.workload.n_out * tpot_s) / problem.concurrency + cold_s
 
 
 # Cold starts

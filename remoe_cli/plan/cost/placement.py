@@ -1,9 +1,9 @@
 """Latency and cost of a whole placement: pure functions over main_function.py and expert_functions.py.
 
 TPOT takes E[max(CPU, GPU, remote)] over the recorded tokens, not the max of the means. TTFT, TPOT and cost are means over the workload's
-requests; each instance serves one request at a time.
+requests. Each instance serves as many requests at once as the problem says; where that is several, steps.py prices a decode step.
 
-Source: method.md, sections 3 and 4; the two modules say where they differ.
+Source: method.md, sections 3, 4 and 11; the modules say where they differ.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from remoe_cli.plan.cost import expert_functions, main_function
-from remoe_cli.plan.cost.prompts import cold_wait_s, warm_ttft_s
-from remoe_cli.plan.document import Outcome
+from remoe_cli.plan.cost.prompts import cold_wait_s, prefill_s
+from remoe_cli.plan.cost.steps import layer_steps, step_times
+from remoe_cli.plan.document import MainSpec, Outcome
 from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, owner_of
 from remoe_cli.plan.problem.problem import Placement, Problem
 
@@ -33,11 +34,11 @@ class Priced:
 class LayerOutcome:
     """The part of one layer in a mean request.
 
-    prefill_s, decode_s     of TTFT, and of TPOT
+    prefill_s, decode_s     of prefill, and of a decode step
     cold_s                  what cold starts add to TTFT
     usd                     its invocations
     function_bytes          for the limit of function memory, with the longest prompt
-    calls_per_token         invocations of one decode token
+    calls_per_token         invocations of one decode step, by the requests that share it
     """
 
     prefill_s: float
@@ -53,6 +54,14 @@ def evaluate(problem: Problem, placement: Placement) -> Outcome:
     return total(problem, placement, layer_outcomes(problem, placement))
 
 
+def turn_s(problem: Problem, placement: Placement) -> float:
+    """Compute how long a prompt waits for its turn: a decode step of the others; 0 where requests are served one at a time."""
+    problem = problem.at_main(placement.main)
+    if problem.concurrency == 1:
+        return 0.0
+    return main_function.decode_rest_s(problem, placement.main) + sum(one.decode_s for one in layer_outcomes(problem, placement))
+
+
 def layer_outcomes(problem: Problem, placement: Placement) -> list[LayerOutcome]:
     """Compute the part of each MoE layer, in order."""
     return [layer_outcome(problem, placement, index) for index in range(len(placement.layers))]
@@ -60,14 +69,21 @@ def layer_outcomes(problem: Problem, placement: Placement) -> list[LayerOutcome]
 
 def total(problem: Problem, placement: Placement, layers: list[LayerOutcome]) -> Outcome:
     """Add up the parts of a placement."""
+    problem = problem.at_main(placement.main)
     workload, main = problem.workload, placement.main
-    ttft = sum(kind.share * main_function.prefill_rest_s(problem, main, kind.n_in) for kind in workload.lengths)
-    ttft += main_function.cold_rest_s(problem, main) + sum(layer.prefill_s + layer.cold_s for layer in layers)
-    tpot = main_function.decode_rest_s(problem, main) + sum(layer.decode_s for layer in layers)
-    main_usd = main_function.usd_per_s(problem, main) * (ttft + workload.n_out * tpot) + main_function.fixed_usd(problem, placement.bought)
+    rest_s = sum(kind.share * main_function.prefill_rest_s(problem, main, kind.n_in) for kind in workload.lengths)
+    ttft = rest_s + (main_function.cold_rest_s(problem, main) + sum(layer.prefill_s + layer.cold_s for layer in layers))
+    tpot = step = main_function.decode_rest_s(problem, main) + sum(layer.decode_s for layer in layers)
+    if problem.concurrency > 1:
+        warm_s = rest_s + sum(layer.prefill_s for layer in layers)
+        ttft = main_function.first_token_s(problem, ttft, step)
+        tpot = main_function.next_token_s(problem, warm_s, step)
+    busy_s = main_function.busy_s(problem, ttft, tpot, cold_mean_s(problem, main, layers))
+    main_usd = main_function.usd_per_s(problem, main) * busy_s + main_function.fixed_usd(problem, placement.bought)
     decided = None
     if (at := problem.ttft_at) is not None:
-        decided = float(warm_ttft_s(problem, placement, np.array([at.n_in]))[0]) + (cold_wait_s(problem, placement) if at.cold else 0.0)
+        own_s = float(prefill_s(problem, placement, np.array([at.n_in]))[0])
+        decided = main_function.first_token_s(problem, own_s, step) + (cold_wait_s(problem, placement) if at.cold else 0.0)
     return Outcome(
         cost_usd_per_request=float(main_usd + sum(layer.usd for layer in layers)),
         ttft_s=float(ttft),
@@ -76,8 +92,20 @@ def total(problem: Problem, placement: Placement, layers: list[LayerOutcome]) ->
     )
 
 
+def cold_mean_s(problem: Problem, main: MainSpec, layers: list[LayerOutcome]) -> float:
+    """Compute what cold starts add to the mean TTFT."""
+    return main_function.cold_rest_s(problem, main) + sum(layer.cold_s for layer in layers)
+
+
+def busy_s(problem: Problem, placement: Placement, outcome: Outcome, layers: list[LayerOutcome]) -> float:
+    """Compute the time of the main function that a mean request takes, beside the others that are served at once."""
+    problem = problem.at_main(placement.main)
+    return main_function.busy_s(problem, outcome.ttft_s, outcome.tpot_s, cold_mean_s(problem, placement.main, layers))
+
+
 def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOutcome:
     """Compute the part of the layer at `index` among the MoE layers."""
+    problem = problem.at_main(placement.main)
     workload, main, layer = problem.workload, placement.main, placement.layers[index]
     step_s, parts = main_function.expert_step_s(problem, main), layer.parts
     owner = owner_of(problem.spec.experts_per_layer, parts, layer.gpu)
@@ -97,8 +125,11 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         prefill_s += kind.share * max(local_s, float(sent.zt_s[0, 0]))
         usd += kind.share * float(expert_functions.bill_usd(problem, [layer.memory_mb], biggest, sent.billed_s, sent.calls)[0, 0])
     cold_s, calls = main_function.cold_expert_s(problem, main) * int((owner[0] < 0).sum()), 0.0
-    decode_s = float(workload.decode_hits[index].sum()) * step_s
-    if parts or layer.gpu:
+    several, decode_s = problem.concurrency > 1, float(workload.decode_hits[index].sum()) * step_s
+    if several:
+        steps = layer_steps(problem, index, owner, [layer.memory_mb], (step_times(problem, main),))
+        decode_s = float(steps.seconds[0, 0, 0])
+    elif parts or layer.gpu:
         hits = workload.hits.of_parts(index, parts, layer.gpu)
         waits_s = hits.local * step_s
         if hits.gpu is not None:
@@ -107,13 +138,17 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
             waits_s = np.maximum(waits_s, expert_functions.decode_wait_s(problem, layer.memory_mb, hits.busiest))
         decode_s = float(hits.shares[0] @ waits_s)
     if parts:
-        each = np.arange(hits.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
-        calls = float((hits.calls[0] * each).sum())
-        billed = expert_functions.decode_billed(problem, [layer.memory_mb], hits)
+        if several:
+            calls = float(steps.calls[0, 0]) / problem.concurrency
+            billed = steps.billed_s / problem.concurrency, steps.calls / problem.concurrency
+        else:
+            each = np.arange(hits.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
+            calls = float((hits.calls[0] * each).sum())
+            billed = expert_functions.decode_billed(problem, [layer.memory_mb], hits)
         usd += workload.n_out * float(expert_functions.bill_usd(problem, [layer.memory_mb], biggest, *billed)[0, 0])
         usd += float(expert_functions.cold_usd(problem, [layer.memory_mb], biggest, len(parts) * layer.replicas)[0, 0])
         late = main_function.late_functions(problem, main) * workload.cold_share
         cold_s += late * float(expert_functions.cold_s(problem, biggest)[0])
-    most = workload.use[index] * workload.most_in
+    most = workload.use[index] * main_function.most_rows(problem)
     held = [float(expert_functions.function_memory_bytes(problem, len(part), most[list(part)].sum())) for part in parts]
     return LayerOutcome(prefill_s, decode_s, cold_s, usd, max(held, default=0.0), calls)

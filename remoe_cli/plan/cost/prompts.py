@@ -31,8 +31,8 @@ class Sent:
     rows: Floats
 
 
-def warm_ttft_s(problem: Problem, placement: Placement, prompts: Ints) -> Floats:
-    """Compute TTFT of warm requests with prompts of these lengths.
+def prefill_s(problem: Problem, placement: Placement, prompts: Ints) -> Floats:
+    """Compute prefill of prompts of these lengths, of warm requests.
 
     Shapes: int64 [P]; [P].
     """

@@ -16,8 +16,8 @@ import numpy as np
 
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function
-from remoe_cli.plan.cost.placement import evaluate
-from remoe_cli.plan.cost.prompts import longest_wait_s, sent, waits, warm_ttft_s
+from remoe_cli.plan.cost.placement import evaluate, turn_s
+from remoe_cli.plan.cost.prompts import longest_wait_s, prefill_s, sent, waits
 from remoe_cli.plan.document import LayerPlan, MainSpec, Spread
 from remoe_cli.plan.problem.aim import SLACK
 from remoe_cli.plan.problem.problem import Placement, Problem
@@ -32,13 +32,17 @@ def longest_s(problem: Problem, placement: Placement, tpot_s: float, requests: t
     Shapes: [P].
     """
     prompts, which = np.unique(np.array([size.n_in for size in requests]), return_inverse=True)
-    seconds = warm_ttft_s(problem, placement, prompts)[which] + tpot_s * np.array([size.n_out for size in requests])
-    return seconds + (longest_wait_s(problem, placement) if main_function.is_ever_cold(problem, placement.main) else 0.0)
+    seconds = prefill_s(problem, placement, prompts)[which] + tpot_s * np.array([size.n_out for size in requests])
+    return (
+        seconds
+        + turn_s(problem, placement)
+        + (longest_wait_s(problem, placement) if main_function.is_ever_cold(problem, placement.main) else 0.0)
+    )
 
 
 def longest_call_s(problem: Problem, placement: Placement, index: int, prompts: Ints) -> float:
     """Compute the longest invocation of one layer's functions, of any of the prompts or of a token."""
-    layer = placement.layers[index]
+    problem, layer = problem.at_main(placement.main), placement.layers[index]
     biggest = np.array([max(map(len, layer.parts))])
     step_s = float(expert_functions.longest_step_s(problem, np.array([float(layer.memory_mb)]), biggest)[0, 0])
     return max(step_s, float(sent(problem, placement, index, prompts).call_s.max()))
@@ -64,7 +68,7 @@ def spread(problem: Problem, placement: Placement, tpot_s: float) -> tuple[Sprea
     """
     sizes, kinds = problem.workload.traffic.sizes, [kind for kind in waits(problem, placement) if kind[0] > 0]
     prompts, which = np.unique(sizes.n_in, return_inverse=True)
-    ttft_s = warm_ttft_s(problem, placement, prompts)[which]
+    ttft_s = prefill_s(problem, placement, prompts)[which] + turn_s(problem, placement)
     shares = np.concatenate([sizes.share * share for share, _ in kinds])
     each = [np.concatenate([warm + wait_s for _, wait_s in kinds]) for warm in (ttft_s, ttft_s + sizes.n_out * tpot_s)]
     found = [[_at_share(seconds, shares, share) for seconds in each] for share in SPREAD]
@@ -92,6 +96,7 @@ def first_broken(problem: Problem, placement: Placement) -> Broken | None:
 
 def broken(problem: Problem, placement: Placement) -> Iterator[Broken]:
     """Find, for each limit of time and payload, the request that breaks it most."""
+    problem = problem.at_main(placement.main)
     requests, limit = problem.workload.traffic.sizes, problem.catalog.function.payload_limit_bytes
     front = np.array(requests.front, dtype=np.int64)
     n_in, n_out = np.concatenate([requests.n_in, front[:, 0]]), np.concatenate([requests.n_out, front[:, 1]])
@@ -106,6 +111,10 @@ def broken(problem: Problem, placement: Placement) -> Iterator[Broken]:
         if (payload := float(expert_functions.payload_bytes(problem, here.rows[at]))) > limit * (1 + SLACK):
             text = f"a prompt of {prompts[at]} tokens sends {payload:.0f} bytes to layer {layer.layer}, and the limit is {limit}"
             yield Broken(_longest_of(n_in, n_out, int(prompts[at])), text)
+        payload = float(expert_functions.payload_bytes(problem, expert_functions.most_step_rows(problem, experts)))
+        if problem.concurrency > 1 and payload > limit:
+            text = f"a token of each of {problem.concurrency} requests sends up to {payload:.0f} bytes to layer {layer.layer}"
+            yield Broken(requests.front[0], f"{text}, and the limit is {limit}")
         at = int(here.call_s.argmax())
         call_s = longest_call_s(problem, placement, index, prompts[at : at + 1])
         allowed_s, most_s = float(expert_functions.allowed_s(problem, experts, call_s)), expert_functions.most_allowed_s(problem)
@@ -117,7 +126,7 @@ def broken(problem: Problem, placement: Placement) -> Iterator[Broken]:
             yield Broken(_longest_of(n_in, n_out, int(prompts[at])), text)
     tpot_s = evaluate(problem, placement).tpot_s
     cold_s = longest_wait_s(problem, placement) if main_function.is_ever_cold(problem, placement.main) else 0.0
-    seconds = ttft_s[which] + n_out * tpot_s + cold_s
+    seconds = ttft_s[which] + n_out * tpot_s + cold_s + turn_s(problem, placement)
     at, limit_s = int(seconds.argmax()), main_function.longest_request_s(problem, placement.main)
     if seconds[at] > limit_s * (1 + SLACK):
         size = Size(int(n_in[at]), int(n_out[at]))

@@ -27,6 +27,7 @@ from remoe_cli.plan.wording import (
     HOURS_PER_MONTH,
     KIND_NAMES,
     VERDICT_WORDS,
+    alone,
     amount,
     bought,
     capitalized,
@@ -119,7 +120,7 @@ def summary_rows(plan: Plan) -> Rows:
         ("TPOT", f"{plan.tpot_s * 1e3:.4g} ms for each further token{_target(targets.tpot_s, 1e3, 'ms')}"),
         *(("times", text) for text in _spread_text(plan)),
         *(("requests", text) for text in served_texts(plan)),
-        ("main function", f"{main}: {plan.main.memory_mb} MB, {_vcpus(plan.main)}"),
+        ("main function", f"{main}: {plan.main.memory_mb} MB, {_vcpus(plan.main)}{_at_once(plan)}"),
         ("remote experts", f"{remote:,} of {experts:,}, in {with_remote} of {len(plan.layers)} layers" if remote else "none"),
         *(("local experts", text) for text in _local_text(plan)),
         ("optimality", _optimality(plan)),
@@ -127,13 +128,18 @@ def summary_rows(plan: Plan) -> Rows:
     by_use = plan.main.usd_per_hour is None and plan.verdict != "depends-on-traffic"  # whose reason says it
     if by_use and (traffic := plan.break_even_traffic) is not None:
         start = f"Above {figure(traffic.requests_per_hour)} requests an hour, an always-on {traffic.instance}"
-        rows.append(("traffic", f"{start} ({dollars(traffic.usd_per_hour * HOURS_PER_MONTH)} a month) costs less than paying by use."))
+        month = f"{dollars(traffic.usd_per_hour * HOURS_PER_MONTH)} a month"
+        rows.append(("traffic", f"{start} ({month}) costs less than paying by use.{alone(traffic, plan.workload.concurrency)}"))
     rows += [("beside it", kind_text(plan, other)) for other in plan.kinds if other.kind != plan.main.kind]
     if text := break_even_text(plan):
         rows.append(("break-even", text))
     age = (date.today() - date.fromisoformat(plan.prices_of)).days
     rows.append(("prices", f"of {plan.prices_of}, {age} days old ('remoe catalog update' looks them up)"))
     return tuple(rows)
+
+
+def _at_once(plan: Plan) -> str:
+    return "" if plan.workload.concurrency == 1 else f"; {plan.concurrency} request{'s' * (plan.concurrency > 1)} at once"
 
 
 def _local_text(plan: Plan) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import main_function, prices
-from remoe_cli.plan.cost.placement import evaluate, layer_outcome
+from remoe_cli.plan.cost.placement import busy_s, evaluate, layer_outcome, layer_outcomes
 from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import MainKind, Plan, PredictedRouting
 from remoe_cli.plan.explain.rows import BASELINE_TITLES, Rows, scenario_rows
@@ -35,7 +35,8 @@ SECTIONS = {
 
 def explanation(plan: Plan, profile: Profile, catalog: Catalog, request: PlanRequest) -> dict[str, Rows]:
     """Explain a plan in rows of (name, text), by section; SECTIONS has the titles."""
-    problem = make_problem(profile, catalog, request)
+    whole = make_problem(profile, catalog, request)
+    problem = next(part for part in whole.parts if plan.main in part.menu)
     return {
         "inputs": tuple(input_rows(plan, profile, catalog)),
         "money": tuple(money_rows(problem, plan)),
@@ -89,7 +90,7 @@ def money_rows(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
     outcome = evaluate(problem, placement)
     rate, n_out = main_function.usd_per_s(problem, plan.main), problem.workload.n_out
     functions = [layer_outcome(problem, placement, index) for index in range(len(plan.layers))]
-    prefill, decode = rate * outcome.ttft_s, rate * n_out * outcome.tpot_s
+    prefill, decode = rate * outcome.ttft_s / problem.concurrency, rate * n_out * outcome.tpot_s / problem.concurrency
     yield "main function, until the first token", per_million(prefill)
     yield "main function, for further tokens", per_million(decode)
     if fixed := main_function.fixed_usd(problem, placement.bought):
@@ -108,8 +109,9 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
     main = Main(plan.main, plan.instances)
     prices = multipliers(Task(problem, build_columns(problem, candidate_sets(problem)), aim), main)
     outcome = plan.outcome
-    request_s = outcome.ttft_s + problem.workload.n_out * outcome.tpot_s
-    longest = float(longest_s(problem, Placement(plan.main, plan.layers, plan.instances), outcome.tpot_s, problem.workload.front).max())
+    placement = Placement(plan.main, plan.layers, plan.instances)
+    request_s = busy_s(problem, placement, outcome, layer_outcomes(problem, placement))
+    longest = float(longest_s(problem, placement, outcome.tpot_s, problem.workload.front).max())
     gpu = sum(len(layer.gpu) for layer in plan.layers)
     local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in plan.layers) - gpu
     limits = {
@@ -163,7 +165,7 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
 def layer_reasons(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
     """Compare, for each layer, what remote experts cost with the main memory that they free."""
     placement = Placement(plan.main, plan.layers, plan.instances)
-    request_s = plan.ttft_s + problem.workload.n_out * plan.tpot_s
+    request_s = (plan.ttft_s + problem.workload.n_out * plan.tpot_s) / problem.concurrency
     freed_usd = request_s * problem.catalog.main_usd_per_gb_second * problem.spec.expert_bytes / (GB_MB * MB)
     for index, layer in enumerate(plan.layers):
         if not layer.remote:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from remoe_cli.model.spec import MoeSpec
@@ -26,6 +26,7 @@ class Problem:
     gpu_experts   whether experts may be on the main function's GPU; a plan without them shows what they are worth
     ttft_at       the request whose TTFT is held against the target; None: the mean is
     invocations   per-layer: one call for all experts that a token hits in a function; per-expert: one call after another for each
+    concurrency   requests that each instance of the main function serves at once, as far as the platform lets it (`at_main`)
 
     Source: per-expert calls are equation 5 of method.md, section 3.
     """
@@ -38,6 +39,28 @@ class Problem:
     invocations: Invocations = "per-layer"
     gpu_experts: bool = True
     ttft_at: TtftAt | None = None
+    concurrency: int = 1
+
+    def at_main(self, main: MainSpec) -> Problem:
+        """Look at the problem of one main spec: each instance of it serves as many requests at once as the platform lets it."""
+        most = self.catalog.main.concurrency_of(main)
+        return self if most is None or most >= self.concurrency else replace(self, concurrency=most)
+
+    @property
+    def parts(self) -> tuple[Problem, ...]:
+        """The same problem in parts, in each of which all main functions serve equally many requests at once: mostly one part."""
+        many = {self.at_main(spec).concurrency for spec in self.menu}
+        if many == {self.concurrency}:
+            return (self,)
+        menus = {number: tuple(spec for spec in self.menu if self.at_main(spec).concurrency == number) for number in sorted(many)}
+        return tuple(
+            replace(
+                self,
+                concurrency=number,
+                catalog=self.catalog.model_copy(update={"main": self.catalog.main.model_copy(update={"menu": menu})}),
+            )
+            for number, menu in menus.items()
+        )
 
     @property
     def ttft_prompts(self) -> tuple[tuple[float, int], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from remoe_cli.errors import UsageError
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Method, Plan, PredictedRouting, TtftAt, Waking
 from remoe_cli.plan.problem.aim import Aim
@@ -33,6 +34,7 @@ class PlanRequest:
     routing             a mixture of the profile's prompts; by default all of them together
     time_limit_s        seconds after which the exact solver stops with the best plan that it has
     examine             also price scenarios and break-evens
+    concurrency         requests that each instance of the main function serves at once
     """
 
     aim: Aim = field(default_factory=Aim)
@@ -50,13 +52,17 @@ class PlanRequest:
     waking: Waking | None = None
     time_limit_s: float = 120.0
     examine: bool = True
+    concurrency: int = 1
 
 
 def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Problem:
     """Pose the problem of a profile on a catalog.
 
-    Raises: what `from_profile` raises.
+    Raises: what `from_profile` raises, and UsageError where only one request at a time can be planned for.
     """
+    if request.concurrency > 1 and (request.solver == "paper" or request.invocations == "per-expert"):
+        option = "--solver paper" if request.solver == "paper" else "--invocation per-expert"
+        raise UsageError(f"{option} is the paper's, which serves one request at a time.", f"Leave {option} or --concurrency out.")
     workload = from_profile(profile, request.n_in, request.n_out, request.traffic, request.requests_per_hour, request.routing)
     implied = workload.traffic.cold_share(catalog.function.idle_ttl_s)
     cold = implied if request.cold_share is None else request.cold_share
@@ -74,7 +80,7 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
     at = _ttft_at(workload, request.aim.ttft_percentile)
     if at is not None:
         workload = replace(workload, also_priced=(at.n_in,))
-    return Problem(spec, latency, catalog, workload, described, request.invocations, request.gpu_experts, at)
+    return Problem(spec, latency, catalog, workload, described, request.invocations, request.gpu_experts, at, request.concurrency)
 
 
 def _ttft_at(workload: Workload, percentile: float | None) -> TtftAt | None:
@@ -100,5 +106,6 @@ def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
         invocations=plan.invocations,
         routing=workload.routing,
         waking=workload.waking,
+        concurrency=workload.concurrency,
     )
     return make_problem(profile, catalog, asked)

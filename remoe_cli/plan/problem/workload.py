@@ -16,6 +16,7 @@ import numpy.typing as npt
 from remoe_cli.errors import ArtifactError, InfeasibleError, UsageError
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.document import Lengths, PredictedRouting, Waking
+from remoe_cli.plan.problem.batches import Rows, drawn_rows
 from remoe_cli.plan.problem.hits import HitCounter, Pattern
 from remoe_cli.plan.problem.sizes import Size
 from remoe_cli.plan.problem.traffic import Traffic, one_length
@@ -132,6 +133,19 @@ class Workload:
     def hits(self) -> HitCounter:
         """The counter of experts that one decode token hits, for any remote sets."""
         return HitCounter(self.patterns, self.ranks)
+
+    @cached_property
+    def _drawn(self) -> dict[tuple[int, int], Rows]:
+        return {}
+
+    def step_rows(self, layer: int, tokens: int) -> Rows:
+        """Count the rows of each expert of a layer in drawn decode steps of so many tokens.
+
+        Shapes: int16 [E, M].
+        """
+        if (layer, tokens) not in self._drawn:
+            self._drawn[layer, tokens] = drawn_rows(self.patterns[layer], self.use.shape[1], tokens)
+        return self._drawn[layer, tokens]
 
     @cached_property
     def decode_hits(self) -> Floats:

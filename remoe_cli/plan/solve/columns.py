@@ -12,7 +12,7 @@ Source: planning.md, section 'Columns'.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from remoe_cli.plan.arrays import Bools, Floats, Ints
-from remoe_cli.plan.cost import expert_functions, main_function
+from remoe_cli.plan.cost import expert_functions, main_function, steps
 from remoe_cli.plan.cost.expert_functions import Places
 from remoe_cli.plan.document import LayerPlan, MainSpec
 from remoe_cli.plan.problem.aim import SLACK
-from remoe_cli.plan.problem.hits import HitDistribution, joined, owner_of, owners, positions
+from remoe_cli.plan.problem.hits import owner_of, owners, positions
 from remoe_cli.plan.problem.problem import MB, Problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import ON_CPU, ON_GPU, REMOTE, Sets
-from remoe_cli.plan.solve.variants import DecodeTable, Small, spread_out, variants_of
+from remoe_cli.plan.solve.variants import DecodeTable, Small, StepTable, hits_of, spread_out, steps_of, variants_of
 
 _AT_ONCE = 2**19  # figures in one table of sets, speeds and invocations: larger tables take more memory and as much time
 
@@ -64,7 +64,7 @@ class Columns:
     bill_usd: Floats
     start_s: Floats
     decode_at: Small
-    decode_tables: tuple[DecodeTable, ...]
+    decode_tables: tuple[DecodeTable | StepTable, ...]
 
     @property
     def empty_layers(self) -> list[int]:
@@ -94,15 +94,17 @@ class Columns:
             out.append(seconds)
         return np.array(out)
 
-    def decode_s(self, step_s: float, gpu_step_s: float) -> Floats:
-        """Compute E[max(CPU, GPU, remote)] of one decode token, for the places that `decode_at` names."""
-        each = []
-        for table in self.decode_tables:
-            waits_s = np.maximum(table.local * step_s, table.call_s)
-            if table.gpu is not None and gpu_step_s < math.inf:  # else these columns are not used
-                waits_s = np.maximum(waits_s, table.gpu * gpu_step_s)
-            each.append((table.shares @ waits_s.T).ravel())
-        return np.concatenate(each)
+    def decode_s(self, problem: Problem, specs: Sequence[MainSpec]) -> Floats:
+        """Compute the mean time of a decode step, the least of the specs, for the places that `decode_at` names."""
+        times = [steps.step_times(problem, spec) for spec in specs]
+        cpu_s, gpu_s = (min(each[device][1] for each in times) for device in (0, 1))
+        menu = steps.different_times(problem) if problem.concurrency > 1 else ()
+        which = [menu.index(each) for each in dict.fromkeys(times)] if menu else []
+        each_s = [
+            table.expected_s(cpu_s, gpu_s) if isinstance(table, DecodeTable) else table.seconds[which].min(axis=0)
+            for table in self.decode_tables
+        ]
+        return np.concatenate([seconds.ravel() for seconds in each_s])
 
     def merged(self) -> tuple[Columns, Ints]:
         """Merge columns that differ only in replicas into one optimistic column (elementwise minimum).
@@ -162,20 +164,29 @@ def build_columns(
     # Counting all prefixes does not pay for one set of a layer.
     prefixes = len(members) > 2 * len(candidates) and bool((members == (rank < count[:, None])).all())
     empty = np.flatnonzero(count == 0)
-    tables = [DecodeTable(np.ones(1, dtype=np.int64), np.zeros((1, 1)), workload.decode_hits[set_layer[empty]].sum(axis=1, keepdims=True))]
     nowhere = np.repeat(owner_of(sets.shape[1], ()), len(empty), axis=0)
+    tables: list[DecodeTable | StepTable] = []
+    if problem.concurrency == 1:
+        hit = workload.decode_hits[set_layer[empty]].sum(axis=1, keepdims=True)
+        tables.append(DecodeTable(np.ones(1, dtype=np.int64), np.zeros((1, 1)), hit))
+    elif len(empty):
+        tables.append(StepTable(steps_of(problem, set_layer[empty], nowhere, np.zeros(1)).seconds))
     parts, more = spread_out(problem, variants, [_nothing_remote(workload, empty)], empty, nowhere, None, 0)
     tables += more
-    taken = len(empty) + sum(len(table.shares) for table in more)
+    taken = len(empty) + sum(_places(table) for table in more)
     for divided in _divided(problem, menu, members, set_layer):
         at, functions, memory_mb = divided.at, divided.functions, divided.memory_mb
-        hits = workload.hits.of_prefixes(divided.layer, count[at], functions) if prefixes else _hits(divided)
-        tables.append(
-            DecodeTable(hits.local, expert_functions.decode_wait_s(problem, divided.speeds_mb[:, None], hits.busiest), hits.shares)
-        )
-        decode_usd = expert_functions.bill_usd(
-            problem, memory_mb, divided.biggest, *expert_functions.decode_billed(problem, divided.speeds_mb, hits)
-        )
+        if problem.concurrency > 1:
+            several = steps_of(problem, divided.layer, divided.owner, divided.speeds_mb)
+            tables.append(StepTable(several.seconds))
+            billed = several.billed_s / problem.concurrency, several.calls / problem.concurrency
+        else:
+            counted = workload.hits.of_prefixes(divided.layer, count[at], functions) if prefixes else None
+            hits = counted or hits_of(problem, divided.layer, divided.owner)
+            wait_s = expert_functions.decode_wait_s(problem, divided.speeds_mb[:, None], hits.busiest)
+            tables.append(DecodeTable(hits.local, wait_s, hits.shares))
+            billed = expert_functions.decode_billed(problem, divided.speeds_mb, hits)
+        decode_usd = expert_functions.bill_usd(problem, memory_mb, divided.biggest, *billed)
         start_s = workload.cold_share * expert_functions.cold_s(problem, divided.biggest)
         priced = []
         for z, quicker, zt_s, usd in _instances(divided, numbers if functions == 1 else (1,), payload_limited):
@@ -191,7 +202,7 @@ def build_columns(
             priced.append(figures | {name: array.astype(np.int32) for name, array in small.items()})
         copied, more = spread_out(problem, variants, priced, at, divided.owner, divided.speeds_mb, taken)
         parts, tables = [*parts, *copied], [*tables, *more]
-        taken += memory_mb.size + sum(len(table.shares) * memory_mb.shape[1] for table in more)
+        taken += memory_mb.size + sum(_places(table) for table in more)
     order = np.lexsort([np.concatenate([part[name] for part in parts]) for name in ("replicas", "memory_mb", "at_set")])
     whole = {name: np.concatenate([part.pop(name) for part in parts], axis=-1)[..., order] for name in tuple(parts[0])}
     layer = layer_of_set[whole["at_set"]]
@@ -205,6 +216,11 @@ def build_columns(
         decode_tables=tuple(tables),
         **whole,
     )
+
+
+def _places(table: DecodeTable | StepTable) -> int:
+    """Count the places of a table in the result of `decode_s`."""
+    return len(table.shares) * len(table.call_s) if isinstance(table, DecodeTable) else table.seconds[0].size
 
 
 def _nothing_remote(workload: Workload, at: Ints) -> dict[str, Any]:
@@ -262,11 +278,6 @@ def _divided(problem: Problem, menu: Ints, members: Bools, set_layer: Small) -> 
             yield _Divided(problem, at[sets], set_layer[at[sets]], owner[sets], functions, biggest[sets], menu[first], memory_mb[sets])
 
 
-def _hits(divided: _Divided) -> HitDistribution:
-    counter = divided.problem.workload.hits
-    return joined([counter.of_owners(layer, divided.owner[rows]) for layer, rows in divided.by_layer()])
-
-
 def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bool) -> Iterator[tuple[int, Bools, Floats, Floats]]:
     """Price each number of replicas.
 
@@ -281,9 +292,12 @@ def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bo
     shared = [_shared(divided, tokens, replicas) for tokens in each]
     held, most = {size.n_in for size in workload.held}, side.payload_limit_bytes if payload_limited else math.inf
     step_s = expert_functions.longest_step_s(problem, divided.speeds_mb, divided.biggest)
+    step_fits = expert_functions.payload_bytes(problem, expert_functions.most_step_rows(problem, divided.biggest)) <= most
     best = np.full((len(each), *divided.memory_mb.shape), np.inf)
     for z, number in enumerate(replicas):
         usable = (divided.memory_mb > 0) & (divided.biggest >= number)[:, None]  # more replicas than experts shorten nothing
+        if problem.concurrency > 1:
+            usable &= step_fits[:, None]
         usd = expert_functions.cold_usd(problem, divided.memory_mb, divided.biggest, divided.functions * number)
         zt_s = np.empty_like(best)
         for i, tokens in enumerate(each):
@@ -324,7 +338,7 @@ def _function_loads(problem: Problem, layer: Small, owner: Ints, functions: int)
 
     Shapes: [S].
     """
-    tokens = problem.workload.use[layer] * problem.workload.most_in
+    tokens = problem.workload.use[layer] * main_function.most_rows(problem)
     biggest, held = np.zeros(len(owner), dtype=np.int64), np.zeros(len(owner))
     for function in range(functions):
         here = owner == function

@@ -11,7 +11,7 @@ from remoe_cli import bounded
 from remoe_cli.artifacts import MOST_LAYERS, first_mistake, shown
 from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.cost import main_function
-from remoe_cli.plan.cost.placement import layer_outcome, total
+from remoe_cli.plan.cost.placement import busy_s, layer_outcome, total
 from remoe_cli.plan.cost.requests import broken
 from remoe_cli.plan.document import LayerPlan, MainSpec
 from remoe_cli.plan.problem.aim import SLACK
@@ -96,6 +96,7 @@ def broken_limits(problem: Problem, placement: Placement) -> list[str]:
 
     Limits are those of memory, payload, concurrency and time, for every request; targets are not checked.
     """
+    problem = problem.at_main(placement.main)
     side, out, parts = problem.catalog.function, [], []
     gpu = sum(len(layer.gpu) for layer in placement.layers)
     local = sum(problem.spec.experts_per_layer - len(layer.remote) for layer in placement.layers) - gpu
@@ -116,6 +117,6 @@ def broken_limits(problem: Problem, placement: Placement) -> list[str]:
     if working > side.concurrency_limit:
         out.append(f"{working} instances of functions are more than the {side.concurrency_limit} that may work at once")
     outcome, longest_s = total(problem, placement, parts), main_function.longest_mean_s(problem, placement.bought)
-    if (request_s := outcome.ttft_s + problem.workload.n_out * outcome.tpot_s) > longest_s * (1 + SLACK):
+    if (request_s := busy_s(problem, placement, outcome, parts)) > longest_s * (1 + SLACK):
         out.append(f"a request takes {request_s:.4g} s, but {placement.instances} x {placement.main.name} has {longest_s:.4g} s for it")
     return [*out, *(one.text for one in broken(problem, placement))]

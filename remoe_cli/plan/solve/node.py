@@ -114,7 +114,7 @@ def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:
             at = _usable(task, (main,), None)
             figures, layer = _figures(problem, task.columns, (main,), at), task.columns.layer[slice(None) if at is None else at]
             starts = np.flatnonzero(np.diff(layer, prepend=-1))
-            slowest_s = figures.rest_s + float(np.maximum.reduceat(figures.request_s(problem), starts).sum())
+            slowest_s = figures.busy[1] + float(np.maximum.reduceat(figures.busy[0], starts).sum())
             most = math.ceil(slowest_s * (problem.workload.requests_per_hour or 0.0) / 3600)
         if instances > most or (task.aim.objective == "cost" and main_function.fixed_usd(problem, main) > cutoff):
             return
@@ -125,21 +125,16 @@ def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:
 class _Figures:
     """What the columns [N] add to a mean request, and what there is besides them (`.._rest_s`).
 
+    busy   what the columns add to the main function's time for a request, which those served at once share [N], and what there is besides
     ttft   what the columns add to the TTFT that is held against the target [N], and what there is besides
     held   for each request of `Workload.held`, should it be cold: what the columns add to its time [N], and what there is besides
     """
 
-    first_s: Floats
     decode_s: Floats
-    ttft_rest_s: float
     tpot_rest_s: float
-    rest_s: float
+    busy: tuple[Floats, float]
     ttft: tuple[Floats, float]
     held: tuple[tuple[Floats, float], ...]
-
-    def request_s(self, problem: Problem) -> Floats:
-        seconds: Floats = self.first_s + problem.workload.n_out * self.decode_s
-        return seconds
 
 
 def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: Ints | None) -> _Figures:
@@ -161,11 +156,10 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
     chosen: Any = slice(None) if at is None else at
     sets = columns.at_set[chosen]
     local = np.minimum.reduce([columns.local_s(problem, spec) for spec in specs])
-    steps_s = (main_function.expert_step_s, main_function.gpu_expert_step_s)
-    at_s = columns.decode_s(*(min(step_s(problem, spec) for spec in specs) for step_s in steps_s))
+    at_s = columns.decode_s(problem, specs)
     prefill_s = [np.maximum(local_s[sets], zt_s[chosen]) for local_s, zt_s in zip(local, columns.zt_s, strict=True)]
     first_s = sum(kind.share * seconds for kind, seconds in zip(workload.lengths, prefill_s, strict=False)) + np.zeros(len(sets))
-    local_experts = problem.spec.experts_per_layer - columns.count[chosen]
+    warm_s, local_experts = first_s, problem.spec.experts_per_layer - columns.count[chosen]
     if workload.cold_share > 0 or workload.waking is not None:
         waits = [
             columns.start_s[chosen] * main_function.late_functions(problem, spec)
@@ -178,22 +172,37 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
         + main_function.cold_rest_s(problem, spec)
         for spec in specs
     )
-    tpot_rest_s = min(main_function.decode_rest_s(problem, spec) for spec in specs)
-    step_s = at_s[columns.decode_at[chosen]]
+    turn_s, turn_rest_s = np.zeros(len(sets)), 0.0  # that a prompt waits for the others
+    decode_s, tpot_rest_s = at_s[columns.decode_at[chosen]], min(main_function.decode_rest_s(problem, spec) for spec in specs)
+    if problem.concurrency > 1:
+        turn_s, turn_rest_s, cold_s = decode_s, tpot_rest_s, first_s - warm_s
+        warm_rest_s = min(sum(k.share * main_function.prefill_rest_s(problem, s, k.n_in) for k in workload.lengths) for s in specs)
+        cold_rest_s = min(main_function.cold_rest_s(problem, spec) for spec in specs)
+        others = (problem.concurrency - 1) / max(workload.n_out, 1.0)
+        decode_s, tpot_rest_s = turn_s + others * warm_s, turn_rest_s + others * warm_rest_s
+        first_s, ttft_rest_s = first_s + turn_s, warm_rest_s + cold_rest_s + turn_rest_s
+        shared_s = (
+            warm_s + turn_s + workload.n_out * decode_s,
+            warm_rest_s + turn_rest_s + workload.n_out * tpot_rest_s,
+        )
+        busy = (shared_s[0] / problem.concurrency + cold_s, shared_s[1] / problem.concurrency + cold_rest_s)
+    else:
+        busy = (first_s + workload.n_out * decode_s, ttft_rest_s + workload.n_out * tpot_rest_s)
     held, ttft, at_percentile = [], (first_s, ttft_rest_s), problem.ttft_at
     if at_percentile or any(main_function.longest_request_s(problem, spec) < math.inf for spec in specs):
         cold_s = np.minimum.reduce([_cold_s(problem, spec, local_experts, columns.start_s[chosen]) for spec in specs])
         begin_s = min(main_function.start_s(problem, spec, 0) for spec in specs)
         if at_percentile is not None:
-            row_s = prefill_s[workload.prompts.index(at_percentile.n_in)]
-            rest_s = min(main_function.prefill_rest_s(problem, spec, at_percentile.n_in) for spec in specs)
+            row_s = prefill_s[workload.prompts.index(at_percentile.n_in)] + turn_s
+            rest_s = min(main_function.prefill_rest_s(problem, spec, at_percentile.n_in) for spec in specs) + turn_rest_s
             ttft = (row_s + cold_s, rest_s + begin_s) if at_percentile.cold else (row_s, rest_s)
         starts_s = columns.start_s[chosen]
         held_s = np.minimum.reduce([_held_s(problem, spec, local_experts, starts_s) for spec in specs])
         for size in workload.held:
             rest_s = min(main_function.prefill_rest_s(problem, spec, size.n_in) for spec in specs) + begin_s + size.n_out * tpot_rest_s
-            held.append((prefill_s[workload.prompts.index(size.n_in)] + held_s + size.n_out * step_s, rest_s))
-    return _Figures(first_s, step_s, ttft_rest_s, tpot_rest_s, ttft_rest_s + workload.n_out * tpot_rest_s, ttft, tuple(held))
+            row_s = prefill_s[workload.prompts.index(size.n_in)] + held_s + size.n_out * decode_s + turn_s
+            held.append((row_s, rest_s + turn_rest_s))
+    return _Figures(decode_s, tpot_rest_s, busy, ttft, tuple(held))
 
 
 def _cold_s(problem: Problem, spec: MainSpec, local_experts: Ints, mean_start_s: Floats) -> Floats:
@@ -236,10 +245,10 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
     starts = np.searchsorted(layer, np.arange(len(columns.starts)))
     if starts[-1] == len(layer) or (np.diff(np.append(starts, len(layer))) == 0).any():
         return None
-    request_s = figures.request_s(problem)
+    busy_s, busy_rest_s = figures.busy
     usd_per_s = min(main_function.usd_per_s(problem, main.spec) for main in bought)
     fixed_usd = min(main_function.fixed_usd(problem, main) for main in bought)
-    usd, usd_rest = usd_per_s * request_s + columns.bill_usd[chosen], usd_per_s * figures.rest_s + fixed_usd
+    usd, usd_rest = usd_per_s * busy_s + columns.bill_usd[chosen], usd_per_s * busy_rest_s + fixed_usd
     objectives = {"cost": (usd, usd_rest), "ttft": figures.ttft, "tpot": (figures.decode_s, figures.tpot_rest_s)}
     c, const = objectives[task.aim.objective]
     capacity = max(main_function.local_capacity(problem, main.spec) for main in bought)
@@ -257,7 +266,7 @@ def make_node(task: Task, bought: tuple[Main, ...], at: Ints | None = None) -> N
         ("ttft", figures.ttft[0], task.aim.ttft_s, figures.ttft[1]),
         ("tpot", figures.decode_s, task.aim.tpot_s, figures.tpot_rest_s),
         ("budget", usd, task.aim.budget_usd, usd_rest),
-        ("time", request_s, longest_s, figures.rest_s),
+        ("time", busy_s, longest_s, busy_rest_s),
         *((f"time of {size.n_in} + {size.n_out}", row, ends_s, rest) for size, (row, rest) in zip(held, figures.held, strict=False)),
     ):
         if limit is None or limit == math.inf:

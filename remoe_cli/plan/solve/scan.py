@@ -47,6 +47,12 @@ def scan(problem: Problem, aim: Aim, least: int = 0) -> Solution | None:
 
     None does not prove that there is no plan. Its lower bound is 0.
     """
+    found = [one for part in problem.parts if (one := _scan(part, aim, least)) is not None]
+    return min(found, key=lambda one: one.value, default=None)
+
+
+def _scan(problem: Problem, aim: Aim, least: int) -> Solution | None:
+    """Find such a plan where all main functions serve equally many requests at once."""
     best = _pass(problem, aim, _grid(problem, least, None, 1), None) or _pass(problem, aim, _everything(problem, least), None)
     for closer in CLOSER:
         if best is not None:

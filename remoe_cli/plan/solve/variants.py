@@ -8,6 +8,7 @@ Shapes: X sets, U remote sets, E experts, S remote sets that are priced together
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.cost import expert_functions
+from remoe_cli.plan.cost.steps import Steps, different_times, layer_steps
 from remoe_cli.plan.problem import hits
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.solve.candidates import ON_GPU, REMOTE, Sets
@@ -41,6 +43,27 @@ class DecodeTable:
     call_s: Floats
     shares: Floats
     gpu: Ints | None = None
+
+    def expected_s(self, cpu_s: float, gpu_s: float) -> Floats:
+        """Compute E[max(CPU, GPU, remote)] of a decode token, from the time of an expert on each device.
+
+        Shapes: [S, V].
+        """
+        waits_s = np.maximum(self.local * cpu_s, self.call_s)
+        if self.gpu is not None and gpu_s < math.inf:  # else these columns are not used
+            waits_s = np.maximum(waits_s, self.gpu * gpu_s)
+        seconds: Floats = self.shares @ waits_s.T
+        return seconds
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """The mean time of a decode step of several requests.
+
+    seconds   [K, S, V], beside main specs of each of K different speeds (`different_times` in cost/steps.py)
+    """
+
+    seconds: Floats
 
 
 @dataclass(frozen=True)
@@ -71,7 +94,7 @@ def variants_of(sets: Sets, layer: Small) -> Variants:
 
 def spread_out(
     problem: Problem, variants: Variants, priced: Sequence[Part], at: Ints, owner: Ints, speeds_mb: Ints | None, begin: int
-) -> tuple[list[Part], list[DecodeTable]]:
+) -> tuple[list[Part], list[DecodeTable | StepTable]]:
     """Copy the columns of some remote sets for the sets that have these.
 
     Those with experts on the GPU get a decode table. `at` [S] are the remote sets, and `owner` [S, E] the function of each expert. The
@@ -88,18 +111,28 @@ def spread_out(
         return parts, []
     after = begin + len(at) * speeds
     parts += [_copied(part, at, variants, there, begin, speeds, after) for part in priced]
-    found = _hits(problem, variants, there, owner[np.searchsorted(at, variants.remote_set[there])])
+    owner = np.where(variants.sets[there] == ON_GPU, hits.ON_GPU, owner[np.searchsorted(at, variants.remote_set[there])])
+    if problem.concurrency > 1:
+        return parts, [StepTable(steps_of(problem, variants.layer[there], owner, np.zeros(1) if speeds_mb is None else speeds_mb).seconds)]
+    found = hits_of(problem, variants.layer[there], owner)
     call_s = np.zeros((1, len(found.local)))
     if speeds_mb is not None:
         call_s = expert_functions.decode_wait_s(problem, speeds_mb[:, None], found.busiest)
     return parts, [DecodeTable(found.local, call_s, found.shares, found.gpu)]
 
 
-def _hits(problem: Problem, variants: Variants, there: Ints, owner: Ints) -> hits.HitDistribution:
-    """Count what tokens hit of the sets `there` [S], whose remote experts `owner` [S, E] divides."""
-    owner, layer = np.where(variants.sets[there] == ON_GPU, hits.ON_GPU, owner), variants.layer[there]
+def hits_of(problem: Problem, layer: Small, owner: Ints) -> hits.HitDistribution:
+    """Count what tokens hit of the sets `owner` [S, E] of layers [S], which ascend."""
     counter = problem.workload.hits
     return hits.joined([counter.of_owners(one, owner[layer == one]) for one in np.unique(layer).tolist()])
+
+
+def steps_of(problem: Problem, layer: Small, owner: Ints, speeds_mb: Ints | Floats) -> Steps:
+    """Price decode steps of several requests for the sets `owner` [S, E] of layers [S], which ascend."""
+    mains = different_times(problem)
+    each = [layer_steps(problem, one, owner[layer == one], speeds_mb, mains) for one in np.unique(layer).tolist()]
+    seconds, billed_s, calls = ([getattr(one, name) for one in each] for name in ("seconds", "billed_s", "calls"))
+    return Steps(np.concatenate(seconds, axis=1), np.concatenate(billed_s), np.concatenate(calls))
 
 
 def _copied(part: Part, at: Ints, variants: Variants, wanted: Ints, begin: int, speeds: int, after: int | None) -> Part:

@@ -9,7 +9,7 @@ Source: method.md, section 10.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from remoe_cli.plan.verify.cost import (
     cold_wait_s,
     cpu_usd_per_s,
     each_usd,
+    functions_wait_s,
     gpu_room_bytes,
     gpu_tier,
     gpu_work_bytes,
@@ -33,6 +34,7 @@ from remoe_cli.plan.verify.cost import (
     vcpus_of,
 )
 from remoe_cli.plan.verify.inputs import VerifierInputs, evenly, pooled
+from remoe_cli.plan.verify.steps import at_once, drawn
 from remoe_cli.plan.verify.waking import holds, start_of
 from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_cpu, whole_on_gpu
 
@@ -53,7 +55,6 @@ def missed(plan: Plan, found: Outcome | Baseline) -> dict[str, float]:
 def baselines(inputs: VerifierInputs) -> dict[BaselineName, Ways]:
     """Price each baseline, on everything that costs as little."""
     local = list(_local(inputs))
-    whole_gpu_bytes = request_bytes(inputs) + inputs.profile.record.spec.routed_bytes
     layer_bytes = inputs.profile.record.spec.experts_per_layer * inputs.profile.record.spec.expert_bytes
     in_time = [way for way in local if not missed(inputs.plan, way.outcome)]
     smallest = min(local, key=lambda way: (way.main.memory_mb, way.main.usd_per_hour or 0.0), default=None)
@@ -61,7 +62,7 @@ def baselines(inputs: VerifierInputs) -> dict[BaselineName, Ways]:
     spec, stored = inputs.profile.record.spec, inputs.profile.record.spec.stored
     quantised: dict[BaselineName, Ways] = {}
     if stored is not None:
-        weights = request_bytes(inputs) - spec.nonexpert_bytes + stored.nonexpert_bytes + stored.expert_bytes * spec.experts
+        weights = stored.nonexpert_bytes + stored.expert_bytes * spec.experts
         quantised[BaselineName.STORED_CPU] = _by_bought(_quantised_on_cpu(inputs, weights))
         quantised[BaselineName.STORED_GPU] = _by_bought(_on_gpu(inputs, weights, 0, quantised=True))
     return {
@@ -69,8 +70,8 @@ def baselines(inputs: VerifierInputs) -> dict[BaselineName, Ways]:
         BaselineName.ALL_LOCAL: {fastest.bought: fastest} if fastest else {},
         BaselineName.MIX: {smallest.bought: smallest} if smallest else {},
         BaselineName.CPU: _by_bought(_on_cpu(inputs, local)),
-        BaselineName.GPU: _by_bought(_on_gpu(inputs, whole_gpu_bytes, 0)),
-        BaselineName.FETCH: _by_bought(_on_gpu(inputs, request_bytes(inputs) + layer_bytes, inputs.profile.record.spec.routed_bytes)),
+        BaselineName.GPU: _by_bought(_on_gpu(inputs, spec.nonexpert_bytes + spec.routed_bytes, 0)),
+        BaselineName.FETCH: _by_bought(_on_gpu(inputs, spec.nonexpert_bytes + layer_bytes, spec.routed_bytes)),
     }
 
 
@@ -126,10 +127,10 @@ def _local(inputs: VerifierInputs) -> Iterator[Way]:
     spec = inputs.profile.record.spec
     by_use = _by_use(inputs)
     for main in _menu(inputs):
-        room = gpu_room_bytes(inputs, main) - request_bytes(inputs)
+        room = gpu_room_bytes(inputs, main) - request_bytes(inputs, main)
         if main.gpu_memory_mb is not None and room < 0:
             continue
-        there = set(by_use[: max(0, int((room - gpu_work_bytes(inputs)) // spec.expert_bytes))]) if gpu_tier(inputs, main) else set()
+        there = set(by_use[: max(0, int((room - gpu_work_bytes(inputs, main)) // spec.expert_bytes))]) if gpu_tier(inputs, main) else set()
         layers = tuple(
             LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0, gpu=tuple(sorted(expert for at, expert in there if at == index)))
             for index, layer in enumerate(spec.moe_layers)
@@ -143,11 +144,11 @@ def _local(inputs: VerifierInputs) -> Iterator[Way]:
         start = start_of(inputs.catalog, inputs.plan.workload, main)
         ends_s = inputs.catalog.main.rented_timeout_s if start is None else start.ends_s
         if ends_s is not None and any(
-            cold_s + _request_s(one, outcome(one, main, 1, layers)) > ends_s * (1 + TOLERANCE) for one in _each(inputs)
+            cold_s + _alone_s(inputs, one, main, found, layers) > ends_s * (1 + TOLERANCE) for one in _each(inputs)
         ):
             continue
         if main.usd_per_hour is not None and inputs.plan.workload.requests_per_hour is not None:
-            count = _instances(inputs, found)
+            count = _instances(inputs, main, found, cold_mean_s(inputs, main, layers))
             yield Way(main, outcome(inputs, main, count, layers), count, cold_s)
         else:
             yield Way(main, found, 1, cold_s)
@@ -195,12 +196,31 @@ def _each(inputs: VerifierInputs) -> Iterator[VerifierInputs]:
         yield replace(inputs, plan=inputs.plan.model_copy(update={"workload": alone}))
 
 
-def _request_s(inputs: VerifierInputs, found: Outcome) -> float:
-    return found.ttft_s + inputs.n_out * found.tpot_s
+def _alone_s(inputs: VerifierInputs, one: VerifierInputs, main: MainSpec, mean: Outcome, layers: Sequence[LayerPlan]) -> float:
+    """Compute the time of one request, warm: its own prompt, and its tokens among those of mean requests."""
+    own = outcome(one, main, 1, layers)
+    if at_once(inputs.catalog, inputs.plan.workload, main) > 1:
+        return own.ttft_s + one.n_out * mean.tpot_s
+    return own.ttft_s + one.n_out * own.tpot_s
 
 
-def _instances(inputs: VerifierInputs, found: Outcome) -> int:
-    return max(1, math.ceil(_request_s(inputs, found) * (inputs.plan.workload.requests_per_hour or 0.0) / 3600 - 1e-9))
+def busy_s(inputs: VerifierInputs, main: MainSpec, found: Outcome, cold_mean_s: float) -> float:
+    """Compute how long a mean request keeps a main function busy: those that are served at once share it, but for waits for cold ones."""
+    warm_s = found.ttft_s - cold_mean_s + inputs.n_out * found.tpot_s
+    return warm_s / at_once(inputs.catalog, inputs.plan.workload, main) + cold_mean_s
+
+
+def cold_mean_s(inputs: VerifierInputs, main: MainSpec, layers: Sequence[LayerPlan]) -> float:
+    """Compute what cold starts add to the mean TTFT."""
+    start, cold = start_of(inputs.catalog, inputs.plan.workload, main), inputs.plan.workload.cold_share
+    if start is None:
+        return cold * functions_wait_s(inputs, layers)
+    return start.share * cold_wait_s(inputs, main, layers) + start.functions_share * functions_wait_s(inputs, layers)
+
+
+def _instances(inputs: VerifierInputs, main: MainSpec, found: Outcome, cold_mean_s: float) -> int:
+    busy = busy_s(inputs, main, found, cold_mean_s)
+    return max(1, math.ceil(busy * (inputs.plan.workload.requests_per_hour or 0.0) / 3600 - 1e-9))
 
 
 def _on_cpu(inputs: VerifierInputs, local: list[Way]) -> Iterator[Way]:
@@ -208,8 +228,8 @@ def _on_cpu(inputs: VerifierInputs, local: list[Way]) -> Iterator[Way]:
     spec, side = inputs.profile.record.spec, inputs.catalog.main
     hardware = read_hardware(inputs.catalog.reference.hardware)
     nonexpert, _ = whole_on_cpu(hardware, spec)
-    needed = side.runtime_memory_mb * MB + request_bytes(inputs) + spec.routed_bytes
     for main in side.menu:
+        needed = side.runtime_memory_mb * MB + request_bytes(inputs, main) + spec.routed_bytes
         if main.usd_per_hour is not None or main.memory_mb * MB < needed:
             continue
         if not accelerated(inputs, main):
@@ -220,13 +240,15 @@ def _on_cpu(inputs: VerifierInputs, local: list[Way]) -> Iterator[Way]:
         slower = hardware.main.saturation_vcpus / min(vcpus, useful)
         found = _whole(
             inputs,
+            main,
             lambda n, slower=slower: nonexpert.seconds(n) * slower,  # type: ignore[misc]
             lambda n, latency=latency, vcpus=vcpus: latency.local_expert.seconds(n, vcpus),  # type: ignore[misc]
             by_use=True,
         )
         if found is None:
             continue
-        usd = cpu_usd_per_s(inputs, main) * _request_s(inputs, found) + each_usd(inputs, main)
+        cold_s = inputs.plan.workload.cold_share * _read_s(inputs)
+        usd = cpu_usd_per_s(inputs, main) * busy_s(inputs, main, found, cold_s) + each_usd(inputs, main)
         yield Way(main, found.model_copy(update={"cost_usd_per_request": usd}), 1, _read_s(inputs))
 
 
@@ -236,31 +258,36 @@ def _quantised_on_cpu(inputs: VerifierInputs, weights: float) -> Iterator[Way]:
     nonexpert, expert = as_stored(*whole_on_cpu(hardware, inputs.profile.record.spec), inputs.profile.record.spec)
     most = hardware.main.saturation_vcpus
     for main in side.menu:
-        if main.usd_per_hour is not None or main.memory_mb * MB < side.runtime_memory_mb * MB + weights:
+        held = weights + request_bytes(inputs, main) - inputs.profile.record.spec.nonexpert_bytes
+        if main.usd_per_hour is not None or main.memory_mb * MB < side.runtime_memory_mb * MB + held:
             continue
         vcpus = most if main.vcpus is None else min(main.vcpus, most)
         found = _whole(
             inputs,
+            main,
             lambda n, vcpus=vcpus: nonexpert.seconds(n) * (most / vcpus),  # type: ignore[misc]
             lambda n, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
             by_use=True,
             quantised=True,
         )
         if found is not None:
-            usd = cpu_usd_per_s(inputs, main) * _request_s(inputs, found) + each_usd(inputs, main)
+            cold_s = inputs.plan.workload.cold_share * _read_s(inputs, True)
+            usd = cpu_usd_per_s(inputs, main) * busy_s(inputs, main, found, cold_s) + each_usd(inputs, main)
             yield Way(main, found.model_copy(update={"cost_usd_per_request": usd}), 1, _read_s(inputs, True))
 
 
-def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float, *, quantised: bool = False) -> Iterator[Way]:
-    """Price each GPU with so much memory, and GPU memory by the GB-second where it is sold.
+def _on_gpu(inputs: VerifierInputs, weights: float, cpu_bytes: float, *, quantised: bool = False) -> Iterator[Way]:
+    """Price each GPU that holds so many bytes of weights, and GPU memory by the GB-second where it is sold.
 
     All arithmetic is on the GPU.
     """
     side, reference, spec = inputs.catalog.main, inputs.catalog.reference, inputs.profile.record.spec
     cpu_bytes += side.runtime_memory_mb * MB
     by_use = [MainSpec(name=GPU_BY_USE, memory_mb=1)] if side.usd_per_accelerator_gb_second > 0 else []
-    holding = [gpu for gpu in reference.gpus if gpu_room_bytes(inputs, gpu) >= gpu_bytes and gpu.memory_mb * MB >= cpu_bytes]
-    for main in [*by_use, *holding]:
+    for main in [*by_use, *reference.gpus]:
+        gpu_bytes = weights + request_bytes(inputs, main) - spec.nonexpert_bytes
+        if main not in by_use and (gpu_room_bytes(inputs, main) < gpu_bytes or main.memory_mb * MB < cpu_bytes):
+            continue
         hardware = read_hardware(main.hardware or reference.hardware)
         if hardware.gpu is None:
             continue
@@ -268,23 +295,32 @@ def _on_gpu(inputs: VerifierInputs, gpu_bytes: float, cpu_bytes: float, *, quant
         if quantised:
             nonexpert, expert = as_stored(nonexpert, expert, spec)
         instances = 1
-        found = _whole(inputs, nonexpert.seconds, lambda n, expert=expert: expert.seconds(n, 1), by_use=main in by_use, quantised=quantised)  # type: ignore[misc]
+        found = _whole(
+            inputs,
+            main,
+            nonexpert.seconds,
+            lambda n, expert=expert: expert.seconds(n, 1),  # type: ignore[misc]
+            by_use=main in by_use,
+            quantised=quantised,
+        )
         if found is None:
             continue
         if main.usd_per_hour is None:
             usd_per_s = side.usd_per_accelerator_gb_second * gpu_bytes / GB + inputs.catalog.main_usd_per_gb_second * cpu_bytes / GB
-            usd = usd_per_s * _request_s(inputs, found)
+            usd = usd_per_s * busy_s(inputs, main, found, inputs.plan.workload.cold_share * _read_s(inputs, quantised))
         elif inputs.plan.workload.requests_per_hour is None:
             usd = main.usd_per_hour
         else:
-            instances = _instances(inputs, found)
+            instances = _instances(inputs, main, found, 0.0)
             usd = main.usd_per_hour * instances / inputs.plan.workload.requests_per_hour
         priced = main.usd_per_hour is None or inputs.plan.workload.requests_per_hour is not None
         cold_s = _read_s(inputs, quantised) if main in by_use else 0.0
         yield Way(main, found.model_copy(update={"cost_usd_per_request": usd}), instances, cold_s, priced)
 
 
-def _whole(inputs: VerifierInputs, nonexpert_s: Seconds, expert_s: Seconds, *, by_use: bool, quantised: bool = False) -> Outcome | None:
+def _whole(
+    inputs: VerifierInputs, main: MainSpec, nonexpert_s: Seconds, expert_s: Seconds, *, by_use: bool, quantised: bool = False
+) -> Outcome | None:
     """Compute TTFT and TPOT of one device that computes everything, one expert after another.
 
     One that is paid by use reads the whole model first, should it be cold. None where the platform ends the longest request.
@@ -296,13 +332,20 @@ def _whole(inputs: VerifierInputs, nonexpert_s: Seconds, expert_s: Seconds, *, b
 
     ttft = sum(kind.share * prefill_s(kind.n_in) for kind in inputs.kinds)
     tpot = float(nonexpert_s(one).sum() + sum(layer.experts_per_token for layer in inputs.layers) * expert_s(one).sum())
+    turn = 0.0
+    if (served := at_once(inputs.catalog, inputs.plan.workload, main)) > 1:
+        each_s = expert_s(np.arange(served + 1.0))
+        steps = (drawn(inputs, index, layer, served) for index, layer in enumerate(inputs.layers))
+        turn = float(nonexpert_s(one * served).sum()) + sum(float(each_s[rows].sum()) / len(rows) for rows in steps)
+        tpot = turn + (served - 1) * ttft / max(1.0, inputs.n_out)
+        ttft += turn
     side, start_s = inputs.catalog.main, _read_s(inputs, quantised) if by_use else 0.0
     ends_s = side.timeout_s if by_use else side.rented_timeout_s
-    longest_s = max(prefill_s(n_in) + n_out * tpot for n_in, n_out in inputs.longest) + start_s
+    longest_s = max(prefill_s(n_in) + n_out * tpot for n_in, n_out in inputs.longest) + start_s + turn
     if ends_s is not None and longest_s > ends_s * (1 + TOLERANCE):
         return None
     at = inputs.plan.targets.ttft_at
-    decided = None if at is None else prefill_s(at.n_in) + (start_s if at.cold else 0.0)
+    decided = None if at is None else prefill_s(at.n_in) + turn + (start_s if at.cold else 0.0)
     ttft += inputs.plan.workload.cold_share * start_s
     return Outcome(cost_usd_per_request=0.0, ttft_s=ttft, tpot_s=tpot, ttft_percentile_s=decided)
 

@@ -25,13 +25,14 @@ from remoe_cli.plan.document import (
     WorkloadRef,
 )
 from remoe_cli.plan.verify import waking
-from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, missed, scenarios
+from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, busy_s, cold_mean_s, missed, scenarios
 from remoe_cli.plan.verify.cost import (
     TOLERANCE,
     cold_wait_s,
     gpu_room_bytes,
     gpu_tier,
     gpu_work_bytes,
+    largest_pass,
     main_bytes,
     outcome_and_costs,
     read_bytes,
@@ -40,6 +41,7 @@ from remoe_cli.plan.verify.cost import (
 from remoe_cli.plan.verify.finding import Finding, require, same, same_or_none
 from remoe_cli.plan.verify.inputs import VerifierInputs, verifier_inputs
 from remoe_cli.plan.verify.requests import SHARES, Request, spread, times, too_long
+from remoe_cli.plan.verify.steps import at_once
 from remoe_cli.profile.record import Profile
 
 ENOUGH_TOKENS = 200
@@ -162,12 +164,14 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
     local = sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers)
     on_gpu = sum(len(layer.gpu) for layer in plan.layers)
     nonexpert_bytes, expert_bytes = read_bytes(inputs)
+    served = at_once(catalog, plan.workload, main)
+    yield from require(plan.concurrency == served, "concurrency", plan.concurrency, served)
     need, fetched = main_bytes(inputs, main, local - on_gpu), nonexpert_bytes + local * expert_bytes
     yield from require(waking.holds(catalog, main, fetched), "main", main.name, f"its /tmp does not hold {fetched} bytes")
     yield from require(need <= main.memory_mb * 2**20, "main.memory_mb", main.memory_mb, f"needs {need / 2**20:.3f}")
     if main.gpu_memory_mb is not None:
-        need, room = request_bytes(inputs) + on_gpu * spec.expert_bytes, gpu_room_bytes(inputs, main)
-        need += gpu_work_bytes(inputs) if on_gpu else 0
+        need, room = request_bytes(inputs, main) + on_gpu * spec.expert_bytes, gpu_room_bytes(inputs, main)
+        need += gpu_work_bytes(inputs, main) if on_gpu else 0
         yield from require(need <= room, "main.gpu_memory_mb", f"{room / 2**20:.3f} usable", f"needs {need / 2**20:.3f}")
     yield from require(not on_gpu or gpu_tier(inputs, main), "layers", f"{on_gpu} experts on a GPU", "none can be there")
     tokens = 1 + max(n_in + n_out for n_in, n_out in inputs.longest)
@@ -177,7 +181,7 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
     yield from require(working <= side.concurrency_limit, "layers", f"{working} instances of functions", side.concurrency_limit)
     for index, layer in enumerate(plan.layers):
         routed = inputs.layers[index]
-        longest = max(n_in for n_in, _ in inputs.longest)
+        longest = largest_pass(inputs, main)
         for part in layer.parts:
             rows = sum(routed.use[e] * longest for e in part)
             need = side.runtime_memory_mb * 2**20 + len(part) * spec.expert_bytes * side.expert_memory_factor
@@ -206,9 +210,8 @@ def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
 
 
 def _in_time(inputs: VerifierInputs, found: Outcome, plan: Plan) -> bool:
-    """Tell whether a mean request ends before the next one needs its instance."""
-    request_s = found.ttft_s + inputs.n_out * found.tpot_s
-    per_hour = plan.workload.requests_per_hour
+    """Tell whether the instances have the time for all requests."""
+    per_hour, request_s = plan.workload.requests_per_hour, busy_s(inputs, plan.main, found, cold_mean_s(inputs, plan.main, plan.layers))
     return plan.main.usd_per_hour is None or per_hour is None or request_s * per_hour <= 3600 * plan.instances * (1 + 2 * TOLERANCE)
 
 

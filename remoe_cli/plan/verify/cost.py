@@ -1,10 +1,10 @@
 """A second cost model, for the verifier: plain loops over layers and recorded tokens.
 
 It shares nothing with the planner's, so that an error in the planner's arithmetic is not repeated here. One invocation carries a token's
-experts of a function, TPOT takes E[max] over the recorded tokens, and requests are served one at a time. Experts on the GPU take their own
-time, beside those on the CPU.
+experts of a function, and TPOT takes E[max] over the recorded tokens. Experts on the GPU take their own time, beside those on the CPU.
+Where several requests are served at once, steps.py has their decode steps.
 
-Source: method.md, sections 3 and 4.
+Source: method.md, sections 3, 4 and 11.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Costs, LayerPlan, MainSpec, Outcome
 from remoe_cli.plan.verify.inputs import Hits, Layer, VerifierInputs
+from remoe_cli.plan.verify.steps import at_once, drawn, several
 from remoe_cli.plan.verify.waking import hours_usd, start_of
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.latency_record import Latency, Roofline
@@ -66,13 +67,18 @@ def gpu_room_bytes(inputs: VerifierInputs, main: MainSpec) -> float:
     return max(left, 0.0) * 2**20
 
 
-def gpu_work_bytes(inputs: VerifierInputs) -> int:
+def gpu_work_bytes(inputs: VerifierInputs, main: MainSpec) -> int:
     """Compute what a layer with experts on the GPU takes there meanwhile.
 
-    It is three times the outputs of all slots of the longest prompt.
+    It is three times the outputs of all slots of the largest pass.
     """
     spec = inputs.profile.record.spec
-    return 3 * max(n_in for n_in, _ in inputs.longest) * spec.top_k * spec.hidden_state_bytes
+    return 3 * largest_pass(inputs, main) * spec.top_k * spec.hidden_state_bytes
+
+
+def largest_pass(inputs: VerifierInputs, main: MainSpec) -> int:
+    """Count the rows of the longest prompt, or those of a decode step if they are more."""
+    return max(at_once(inputs.catalog, inputs.plan.workload, main), *(n_in for n_in, _ in inputs.longest))
 
 
 def gpu_seconds(latency: Latency, tokens: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -86,13 +92,13 @@ def gpu_seconds(latency: Latency, tokens: npt.NDArray[np.float64]) -> npt.NDArra
     return seconds
 
 
-def request_bytes(inputs: VerifierInputs) -> int:
-    """Compute non-expert modules, and KV cache and hidden states of the longest request."""
+def request_bytes(inputs: VerifierInputs, main: MainSpec) -> int:
+    """Compute non-expert modules, and KV cache and hidden states of the longest request, as often as requests are served at once."""
     spec = inputs.profile.record.spec
     tokens = max(n_in + n_out for n_in, n_out in inputs.longest)
     kv = sum(layer.bytes_per_token * (tokens if layer.window is None else min(tokens, layer.window)) for layer in spec.kv_layers)
     kv += sum(int(layer.compressed_bytes_per_token * tokens) for layer in spec.kv_layers)
-    return spec.nonexpert_bytes + kv + tokens * spec.hidden_state_bytes
+    return spec.nonexpert_bytes + at_once(inputs.catalog, inputs.plan.workload, main) * (kv + tokens * spec.hidden_state_bytes)
 
 
 def main_bytes(inputs: VerifierInputs, main: MainSpec, cpu_experts: int) -> float:
@@ -101,12 +107,12 @@ def main_bytes(inputs: VerifierInputs, main: MainSpec, cpu_experts: int) -> floa
     Where it has a GPU of its own, it needs buffers to copy a prompt, and room to load.
     """
     spec, side = inputs.profile.record.spec, inputs.catalog.main
-    longest_answer, longest_prompt = max(n_out for _, n_out in inputs.longest), max(n_in for n_in, _ in inputs.longest)
-    held, loading = request_bytes(inputs), 1.0
+    held, loading = request_bytes(inputs, main), 1.0
     if accelerated(inputs, main):
-        held = longest_answer * spec.hidden_state_bytes
+        answers = at_once(inputs.catalog, inputs.plan.workload, main) * max(n_out for _, n_out in inputs.longest)
+        held = answers * spec.hidden_state_bytes
     if main.gpu_memory_mb is not None:
-        held, loading = held + (1 + spec.top_k) * longest_prompt * spec.hidden_state_bytes, side.gpu_load_factor
+        held, loading = held + (1 + spec.top_k) * largest_pass(inputs, main) * spec.hidden_state_bytes, side.gpu_load_factor
     return side.runtime_memory_mb * 2**20 + held + cpu_experts * spec.expert_bytes * loading
 
 
@@ -121,17 +127,17 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
     workload = inputs.plan.workload
     vcpus, useful = vcpus_of(latency, main)
     beside = 1.0 if accelerated(inputs, main) else useful / min(vcpus, useful)
-    copies = 2 * len(layers)
+    copies, served = 2 * len(layers), at_once(inputs.catalog, workload, main)
     ttft = sum(
         kind.share * (float(latency.nonexpert_prefill.seconds(kind.n_in)) * beside + copies * float(latency.copy_s.seconds(kind.n_in)))
         for kind in inputs.kinds
     )
-    tpot = latency.nonexpert_decode_s * beside + copies * float(latency.copy_s.seconds(1))
+    tpot, cold = rest_step_s(inputs, main), 0.0
     start, layers_usd, at = start_of(inputs.catalog, workload, main), [], inputs.plan.targets.ttft_at
     deciding = [] if at is None else [at.n_in]  # the prompt whose TTFT the target is held against, beside those of the kinds
     decided = sum(float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in deciding)
     local_step_s, gpu_step_s = float(latency.local_expert.seconds(1, vcpus)), float(gpu_seconds(latency, np.ones(1)))
-    for layer, routed in zip(layers, inputs.layers, strict=True):
+    for index, (layer, routed) in enumerate(zip(layers, inputs.layers, strict=True)):
         remote, gpu, usd = set(layer.remote), set(layer.gpu), 0.0
         local_use = np.array([use for e, use in enumerate(routed.use) if e not in remote | gpu])
         gpu_use = np.array([routed.use[e] for e in layer.gpu])
@@ -145,34 +151,65 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
             gpu_s = float(gpu_seconds(latency, gpu_use * kind.n_in))
             ttft += kind.share * max([local_s, gpu_s, *(waited for waited, _ in calls)])
             usd += kind.share * sum(billed for _, billed in calls)
-        step_s, step_usd = decode(inputs, layer, routed, local_step_s, gpu_step_s)
+        if served > 1:
+            rate = function_usd_per_s(inputs, layer) if layer.remote else 0.0
+            usd_each = rate, inputs.price_factor * inputs.catalog.function.usd_per_request + logged_usd(inputs)
+            step_s, step_usd = several(inputs, layer, drawn(inputs, index, routed, served), latency, vcpus, usd_each)
+        else:
+            step_s, step_usd = decode(inputs, layer, routed, local_step_s, gpu_step_s)
         tpot += step_s
-        usd += inputs.n_out * step_usd
+        usd += inputs.n_out * step_usd / served
         if start is not None:
-            ttft += start.share * (len(local_use) + len(gpu)) * read_bytes(inputs)[1] / start.bytes_per_s
+            cold += start.share * (len(local_use) + len(gpu)) * read_bytes(inputs)[1] / start.bytes_per_s
         if layer.remote:
             started = start_s(inputs, layer)
-            ttft += (workload.cold_share if start is None else start.functions_share) * started
+            cold += (workload.cold_share if start is None else start.functions_share) * started
             start_usd = started * function_usd_per_s(inputs, layer) + start_reads_usd(inputs, layer)
             usd += workload.cold_share * len(layer.parts) * layer.replicas * start_usd
         layers_usd.append(usd)
     if start is not None:
-        ttft += start.share * start.wait_s(read_bytes(inputs)[0])
-    request_s = ttft + inputs.n_out * tpot
+        cold += start.share * start.wait_s(read_bytes(inputs)[0])
+    if served > 1:  # a step goes before each prompt, and prompts of the others between the steps of an answer
+        tpot, ttft, decided = tpot + (served - 1) * ttft / max(1.0, inputs.n_out), ttft + tpot, decided + tpot
+    request_s, ttft = (ttft + inputs.n_out * tpot) / served + cold, ttft + cold
     costs = Costs(main_usd=main_usd(inputs, main, instances, request_s), layers_usd=tuple(layers_usd))
     usd = costs.main_usd + sum(layers_usd)
     percentile_s = None if at is None else decided + (cold_wait_s(inputs, main, layers) if at.cold else 0.0)
     return Outcome(cost_usd_per_request=usd, ttft_s=ttft, tpot_s=tpot, ttft_percentile_s=percentile_s), costs
 
 
+def rest_step_s(inputs: VerifierInputs, main: MainSpec) -> float:
+    """Compute a decode step without experts: each further row takes what a further token of a prompt takes."""
+    latency, rows = latency_of(inputs, main), at_once(inputs.catalog, inputs.plan.workload, main)
+    vcpus, useful = vcpus_of(latency, main)
+    beside = 1.0 if accelerated(inputs, main) else useful / min(vcpus, useful)
+    more_s = float(latency.nonexpert_prefill.seconds(rows) - latency.nonexpert_prefill.seconds(1))
+    copies = 2 * len(inputs.profile.record.spec.moe_layers)
+    return (latency.nonexpert_decode_s + more_s) * beside + copies * float(latency.copy_s.seconds(rows))
+
+
+def turn_s(inputs: VerifierInputs) -> float:
+    """Compute how long a prompt waits for a decode step of the others; 0 where there are none."""
+    main = inputs.plan.main
+    if (served := at_once(inputs.catalog, inputs.plan.workload, main)) == 1:
+        return 0.0
+    latency = latency_of(inputs, main)
+    vcpus = vcpus_of(latency, main)[0]
+    each = [
+        several(inputs, layer, drawn(inputs, index, inputs.layers[index], served), latency, vcpus)[0]
+        for index, layer in enumerate(inputs.plan.layers)
+    ]
+    return rest_step_s(inputs, main) + math.fsum(each)
+
+
 def main_usd(inputs: VerifierInputs, main: MainSpec, instances: int, request_s: float) -> float:
-    """Price a request in the main function."""
+    """Price a request in the main function, which it keeps busy for so long."""
     side, per_hour = inputs.catalog.main, inputs.plan.workload.requests_per_hour
     if (usd := hours_usd(inputs.catalog, inputs.plan.workload, main, instances)) is not None:
         return usd
     if main.usd_per_hour is not None:
         return main.usd_per_hour * (request_s / 3600 if per_hour is None else instances / per_hour)
-    accelerator = side.usd_per_accelerator_gb_second * request_bytes(inputs) / 2**30
+    accelerator = side.usd_per_accelerator_gb_second * request_bytes(inputs, main) / 2**30
     return (cpu_usd_per_s(inputs, main) + accelerator) * request_s + each_usd(inputs, main)
 
 

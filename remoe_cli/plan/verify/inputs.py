@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Lengths, Plan, PredictedRouting
@@ -39,7 +40,7 @@ class VerifierInputs:
     """Everything that is needed to price any placement for a plan's requests.
 
     tokens                      recorded ones that `layers` rest on
-    hits                        keeps what was counted for a layer and where its experts are
+    hits, steps                 keep what was counted for a layer and where its experts are, and steps of several tokens that were drawn
     call_factor, price_factor   factors on the warm overhead of an invocation, and on what expert functions cost
     even_share                  share of the tokens that are not routed as recorded (`evenly`)
     """
@@ -50,6 +51,7 @@ class VerifierInputs:
     layers: list[Layer]
     tokens: int
     hits: dict[Placed, Hits] = field(default_factory=dict)
+    steps: dict[tuple[int, int], npt.NDArray[np.int64]] = field(default_factory=dict)
     call_factor: float = 1.0
     price_factor: float = 1.0
     even_share: float = 0.0
@@ -112,4 +114,4 @@ def evenly(inputs: VerifierInputs, share: float) -> VerifierInputs:
     """Route that share of the tokens to k neighbouring experts, starting from each one alike."""
     k = inputs.profile.record.spec.top_k
     layers = [replace(layer, use=[(1 - share) * use + share * k / len(layer.use) for use in layer.use]) for layer in inputs.layers]
-    return replace(inputs, layers=layers, even_share=share)
+    return replace(inputs, layers=layers, even_share=share, steps={})

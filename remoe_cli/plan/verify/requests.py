@@ -28,10 +28,12 @@ from remoe_cli.plan.verify.cost import (
     latency_of,
     prompt_rows,
     start_s,
+    turn_s,
     vcpus_of,
     waited_s,
 )
 from remoe_cli.plan.verify.inputs import Layer, VerifierInputs
+from remoe_cli.plan.verify.steps import at_once
 from remoe_cli.plan.verify.waking import start_of
 
 ROOM, LEAST_TIMEOUT_S = 4.0, 30  # a call may take so many times its predicted time; a shorter timeout than this saves nothing
@@ -42,7 +44,10 @@ Limit = tuple[str, object, str]  # the field, what it states, and what is found
 
 @dataclass(frozen=True)
 class Times:
-    """TTFT of warm requests by prompt tokens, the wait of a cold one, and the limits that were broken."""
+    """TTFT of warm requests by prompt tokens, the wait of a cold one, and the limits that were broken.
+
+    Where several requests are served at once, a decode step goes before the prompt.
+    """
 
     warm_s: dict[int, float]
     cold_s: float
@@ -50,7 +55,7 @@ class Times:
 
 
 def times(inputs: VerifierInputs, prompts: Sequence[int]) -> Times:
-    """Work out prefill of each prompt, and what it breaks in the functions."""
+    """Work out TTFT of each prompt, and what it breaks in the functions."""
     plan, broken = inputs.plan, list[Limit]()
     latency, copies = latency_of(inputs, plan.main), 2 * len(plan.layers)
     vcpus, useful = vcpus_of(latency, plan.main)
@@ -71,10 +76,15 @@ def times(inputs: VerifierInputs, prompts: Sequence[int]) -> Times:
         for n_in, own_s, call_s, rows in zip(prompts, local_s.tolist(), *_sent(inputs, layer, routed, prompts), strict=True):
             warm_s[n_in] += max(own_s, call_s)
             longest_s, largest = max(longest_s, call_s), max(largest, (rows, n_in))
+        if layer.remote and at_once(inputs.catalog, plan.workload, plan.main) > 1:
+            largest = max(largest, (_step_rows(inputs, layer), 0))
         if (payload := largest[0] * wire_bytes) > most.payload_limit_bytes * (1 + TOLERANCE):
-            found = f"a prompt of {largest[1]} tokens sends {payload:.0f} of {most.payload_limit_bytes} bytes"
+            sender = f"a prompt of {largest[1]} tokens" if largest[1] else "a decode step"
+            found = f"{sender} sends {payload:.0f} of {most.payload_limit_bytes} bytes"
             broken.append((f"layers[{index}].replicas", layer.replicas, found))
         broken += _timeout(inputs, index, layer, longest_s)
+    turn = turn_s(inputs)
+    warm_s = {n_in: seconds + turn for n_in, seconds in warm_s.items()}
     return Times(warm_s, cold_wait_s(inputs, plan.main, plan.layers), tuple(broken))
 
 
@@ -135,8 +145,16 @@ def spread(inputs: VerifierInputs, found: Times, requests: Sequence[Request], tp
 
 
 def _step_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
-    """Compute the invocation for a token whose experts are all in one function."""
-    return call(inputs, layer, [1.0] * min(inputs.profile.record.spec.top_k, max(map(len, layer.parts))))[0]
+    """Compute the invocation for tokens whose experts are all in one function, which share them out evenly."""
+    experts = max(map(len, layer.parts))
+    rows = _step_rows(inputs, layer)
+    hit = min(rows, experts)
+    return call(inputs, layer, [rows / hit] * hit)[0]
+
+
+def _step_rows(inputs: VerifierInputs, layer: LayerPlan) -> int:
+    served = at_once(inputs.catalog, inputs.plan.workload, inputs.plan.main)
+    return served * min(inputs.profile.record.spec.top_k, max(map(len, layer.parts)))
 
 
 def _timeout(inputs: VerifierInputs, index: int, layer: LayerPlan, longest_s: float) -> Iterator[Limit]:
