@@ -3,7 +3,7 @@
 For each main function, every subset of each layer's experts, memory spec and number of replicas that fit; a set that no function of a
 memory spec holds is dealt out, least used first, over the fewest functions that do. Where an instance's GPU has room, any number of the
 most used other experts is on it. What a choice does without the main function is worked out once, and every time of the profile's curves
-once.
+once. Several requests at once are priced where none is cold.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def linear(line: Any, tokens: float) -> float:
 
 @dataclass(frozen=True)
 class Choice:
-    """One layer's choice: experts that stay, by rising use; the longest invocation of a prompt, by kind of request; share of tokens, local
-    experts that they hit and longest wait; what its invocations cost; and the start of a cold instance."""
+    """One layer's choice: experts that stay, by rising use; the longest invocation of a prompt, by kind of request; share of decode steps,
+    rows of the local experts that they hit and longest wait; what its invocations cost; and the start of a cold instance."""
 
     local_ids: list[int]
     waits: list[float]
-    steps: list[tuple[float, tuple[int, ...], float]]
+    steps: list[tuple[float, dict[int, int], float]]
     usd: float
     start_s: float
 
@@ -49,7 +49,11 @@ class Brute:
         per_hour: float | None = None,
         cold_share: float = 0.0,
         per_expert: bool = False,
+        concurrency: int = 1,
+        drawn: tuple[int, int] = (1024, 64),
     ) -> None:
+        assert concurrency == 1 or not cold_share
+        self.n, self.drawn = concurrency, drawn
         self.profile, self.catalog, self.kinds = profile, catalog, kinds
         self.per_hour, self.cold_share, self.per_expert = per_hour, cold_share, per_expert
         self.spec, self.latency = profile.record.spec, profile.record.latency
@@ -74,12 +78,12 @@ class Brute:
         vcpus = latency.main_vcpus if main.vcpus is None else min(main.vcpus, latency.main_vcpus)
         slow = 1.0 if gpu else latency.main_vcpus / vcpus
         longest_out, tokens = max(n_out for _, _, n_out in self.kinds), max(n_in + n_out for _, n_in, n_out in self.kinds)
-        base = spec.nonexpert_bytes + tokens * (spec.hidden_state_bytes + 1024 * spec.hidden_layers)
-        held, loading, spare = side.runtime_memory_mb * 2**20 + (longest_out * spec.hidden_state_bytes if gpu else base), 1.0, 0.0
+        base = spec.nonexpert_bytes + self.n * tokens * (spec.hidden_state_bytes + 1024 * spec.hidden_layers)
+        held, loading, spare = side.runtime_memory_mb * 2**20 + (self.n * longest_out * spec.hidden_state_bytes if gpu else base), 1.0, 0.0
         if main.gpu_memory_mb is not None:
             spare = (main.gpu_memory_mb * (1 - side.gpu_hidden_share) - side.gpu_runtime_memory_mb) * 2**20 - base
             loading = side.gpu_load_factor
-            held += 2 * max(n_in for _, n_in, _ in self.kinds) * spec.hidden_state_bytes
+            held += 2 * max(self.n, *(n_in for _, n_in, _ in self.kinds)) * spec.hidden_state_bytes
             if spare < 0:
                 return
         most = int(spare // spec.expert_bytes) if latency.gpu_expert else 0
@@ -90,7 +94,8 @@ class Brute:
         own = [seconds + (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s if by_use else 0.0) for seconds in rest]
         if by_use:
             ttft0 += self.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
-        tpot0 = latency.nonexpert_decode_s * slow + 2 * layers * linear(latency.copy_s, 1)
+        more = linear(latency.nonexpert_prefill, self.n) - linear(latency.nonexpert_prefill, 1)
+        tpot0 = (latency.nonexpert_decode_s + more) * slow + 2 * layers * linear(latency.copy_s, self.n)
         if any(not choices for choices in self.choices):
             return
         ttft, tpot, usd, local, there = (ttft0, tpot0, 0.0, 0.0, 0.0)
@@ -102,7 +107,10 @@ class Brute:
             usd, local = usd + c[:, 2].reshape(shape), local + c[:, 3].reshape(shape)
             there = there + c[:, 4].reshape(shape)
             own = [seconds + c[:, 5 + kind].reshape(shape) for kind, seconds in enumerate(own)]
-        request = ttft + self.n_out * tpot
+        if self.n > 1:
+            own = [seconds + tpot for seconds in own]
+            ttft, tpot = ttft + tpot, tpot + (self.n - 1) * ttft / self.n_out
+        request = (ttft + self.n_out * tpot) / self.n
         ends_s = side.timeout_s if by_use else side.rented_timeout_s or math.inf
         fits = (held + local * spec.expert_bytes * loading <= main.memory_mb * 2**20) & (there <= most)
         if by_use:
@@ -127,15 +135,15 @@ class Brute:
     def beside(self, main: Any, vcpus: float, layer: int, most: int) -> list[tuple[float, ...]]:
         """Of one layer: (prefill with cold starts, decode, bill, experts on the CPU, on the GPU, prefill of each kind when cold) of
         everything that fits, beside this main function; up to `most` experts are on its GPU."""
-        gpu_step_s, gpu_s = 0.0, [[0.0] * len(self.use[layer])] * len(self.kinds)
+        gpu_step_s, gpu_s = [0.0] * (self.n + 1), [[0.0] * len(self.use[layer])] * len(self.kinds)
         if most:
             timing = self.latency.gpu_expert.seconds
             gpu_step_s, gpu_s = (
-                float(timing(1, 1)),
+                [float(timing(rows, 1)) for rows in range(self.n + 1)],
                 [[float(timing(use * n_in, 1)) for use in self.use[layer]] for _, n_in, _ in self.kinds],
             )
         curve = self.latency.local_expert
-        step_s = self.once(curve.seconds, 1, vcpus)
+        step_s = [self.once(curve.seconds, rows, vcpus) for rows in range(self.n + 1)]
         local_s = [[self.once(curve.seconds, use * n_in, vcpus) for use in self.use[layer]] for _, n_in, _ in self.kinds]
         cold_s = self.cold_share * self.spec.expert_bytes / self.catalog.main.load_bytes_per_s if main.usd_per_hour is None else 0.0
         out = []
@@ -153,8 +161,8 @@ class Brute:
                     alone.append(longest + full_s)
                 steps_s = 0.0
                 for share, hit, wait in c.steps:
-                    far = len([e for e in hit if e in on_gpu])
-                    steps_s += share * max((len(hit) - far) * step_s, far * gpu_step_s, wait)
+                    far = sum(gpu_step_s[rows] for e, rows in hit.items() if e in on_gpu)
+                    steps_s += share * max(sum(step_s[rows] for e, rows in hit.items() if e not in on_gpu), far, wait)
                 out.append((first, steps_s, c.usd, len(on_cpu), len(on_gpu), *alone))
         return out
 
@@ -168,6 +176,8 @@ class Brute:
         trace = self.profile.arrays["trace_ids"][:, layer].tolist()
         hit = [sum(e in token for token in trace) / len(trace) for e in experts]
         seen = Counter(tuple(sorted(e for e in token if e >= 0)) for token in trace)
+        if self.n > 1:
+            seen = self.steps_of(seen)
         mean_in = sum(share * n_in for share, n_in, _ in self.kinds)
         order = sorted(experts, key=lambda e: (use[e] * mean_in + self.n_out * hit[e], e))
         for remote in itertools.chain.from_iterable(itertools.combinations(order, size) for size in range(len(experts) + 1)):
@@ -183,9 +193,20 @@ class Brute:
                         break
 
     def bytes(self, part: list[int], use: list[float]) -> float:
-        side, longest = self.catalog.function, max(n_in for _, n_in, _ in self.kinds)
+        side, longest = self.catalog.function, max(self.n, *(n_in for _, n_in, _ in self.kinds))
         held = side.runtime_memory_mb * 2**20 + len(part) * self.spec.expert_bytes * side.expert_memory_factor
         return held + sum(use[e] * longest for e in part) * self.spec.hidden_state_bytes
+
+    def steps_of(self, seen: Counter[tuple[int, ...]]) -> Counter[tuple[int, ...]]:
+        """Draw steps of several tokens, as method.md says: each is the experts of all its tokens, one after another."""
+        tokens = sorted(seen.elements(), key=lambda token: (-1,) * (self.spec.top_k - len(token)) + token)
+        count = max(self.drawn[1], self.drawn[0] // self.n)
+        steps: list[tuple[int, ...]] = [()] * count
+        for place in range(self.n):
+            for step, part in enumerate(np.random.RandomState(place).permutation(count)):
+                at = (part + (place + 1) * (math.sqrt(5) - 1) / 2 % 1) / count
+                steps[step] += tokens[int(at * len(tokens))]
+        return Counter(steps)
 
     def choice(
         self, use: list[float], seen: Counter[tuple[int, ...]], order: list[int], parts: Any, memory_mb: int, replicas: int
@@ -215,11 +236,15 @@ class Brute:
                 calls = [self.inside(memory_mb, [1.0]) for h in hits for _ in range(h)]
                 longest = max([0.0, *(h * self.wait(self.inside(memory_mb, [1.0])) for h in hits)])
             else:
-                calls = [self.inside(memory_mb, [1.0] * h) for h in hits]
+                calls = [
+                    self.inside(memory_mb, [float(rows) for e, rows in sorted(Counter(token).items()) if remote.get(e) == j])
+                    for j in range(len(parts))
+                    if any(remote.get(e) == j for e in token)
+                ]
                 longest = max([0.0, *(self.wait(t) for t in calls)])
             share = times / seen.total()
-            steps.append((share, tuple(e for e in token if e not in remote), longest))
-            usd += self.n_out * share * sum(self.bill(rate, t) for t in calls)
+            steps.append((share, {e: rows for e, rows in Counter(token).items() if e not in remote}, longest))
+            usd += self.n_out * share * sum(self.bill(rate, t) for t in calls) / self.n
         start_s = 0.0
         if parts:
             start_s = self.latency.cold_start.total_s if self.latency.cold_start else side.cold_start_s
@@ -228,7 +253,10 @@ class Brute:
             reads = heads + max(map(len, parts)) * (math.ceil(self.spec.expert_bytes / side.bytes_per_read) if heads else 0)
             each = start_s * rate + reads * self.catalog.storage.usd_per_1000_reads / 1000
             usd += self.cold_share * len(parts) * replicas * each
-            top = [1.0] * min(self.spec.top_k, max(map(len, parts)))
+            rows, most = self.n * min(self.spec.top_k, max(map(len, parts))), max(map(len, parts))
+            if self.n > 1 and rows * self.spec.hidden_state_bytes * side.wire_expansion > side.payload_limit_bytes:
+                return None
+            top = [rows / min(rows, most)] * min(rows, most)
             if start_s + 4 * max(*waits, self.wait(self.inside(memory_mb, top))) > min(side.timeout_s, 900) * (1 + 1e-9):
                 return None
         return Choice(local_ids, waits, steps, usd, start_s)

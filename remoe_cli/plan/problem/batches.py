@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from remoe_cli.plan.problem.hits import Pattern
 
-DRAWN = 4096  # tokens in all steps together
-LEAST_STEPS = 128
+DRAWN = 1024  # tokens in all steps together
+LEAST_STEPS = 64
 GOLDEN = 0.6180339887498949  # by so much of its part each place takes a later token; no simple fraction, so none lies between two tokens
 Rows = npt.NDArray[np.int16]
 

@@ -16,7 +16,7 @@ from remoe_cli.plan.document import LayerPlan, MainSpec, WorkloadRef
 from remoe_cli.plan.verify.inputs import Layer, VerifierInputs
 from remoe_cli.profile.latency_record import Latency
 
-DRAWN, FEWEST = 4096, 128  # tokens of all drawn steps together; the fewest steps
+DRAWN, FEWEST = 1024, 64  # tokens of all drawn steps together; the fewest steps
 PART = (math.sqrt(5) - 1) / 2
 Counts = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
