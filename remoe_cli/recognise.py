@@ -15,6 +15,7 @@ from remoe_cli import bounded
 MAKER = "remoe"  # in the metadata of pictures and of safetensors files
 _LONGEST_JSON_BYTES = bounded.DOCUMENT.bytes
 _HEAD_BYTES = 1 << 16
+_NAME_WITHIN_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ def _is_picture(path: Path) -> bool:
         case b"%PDF":
             return b"/Creator (" + maker + b")" in head + _tail(path)
     return b"<dc:title>" + maker + b"</dc:title>" in head
+
+
+def naming(what: str, name: str) -> Made:
+    """Recognise files that have a name at their beginning, such as that of a schema."""
+    return Made(what, lambda path: name.encode() in _head(path, _NAME_WITHIN_BYTES))
 
 
 ANY = Made("file", lambda path: True)  # for names that only remoe uses, in a folder that remoe made

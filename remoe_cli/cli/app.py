@@ -24,6 +24,7 @@ from remoe_cli.cli import (
     deployments_list,
     destroy,
     doctor,
+    export,
     infer,
     logs,
     output,
@@ -48,7 +49,8 @@ from remoe_cli.settings import debug
 class _Remoe(Group):
     panels: ClassVar = {
         "Start here": ("demo", "doctor"),
-        "Pipeline": ("profile", "predict", "plan", "simulate", "package", "deploy", "infer", "chat"),
+        "Pipeline": ("profile", "predict", "plan", "package", "deploy", "infer", "chat"),
+        "Study": ("simulate", "export"),
         "Operate": ("list", "serve", "status", "logs", "destroy"),
         "Settings": ("catalog", "config"),
     }
@@ -135,7 +137,7 @@ app.add_typer(plan, name="plan")
 app.add_typer(catalog, name="catalog")
 app.add_typer(config, name="config")
 for group, modules in (
-    (app, (demo, doctor, predict, simulate, package, deploy, infer, chat, deployments_list, serve, status, logs, destroy)),
+    (app, (demo, doctor, predict, simulate, package, deploy, infer, chat, export, deployments_list, serve, status, logs, destroy)),
     (profile, (profile_run, profile_import, profile_measure, profile_merge)),
     (plan, (plan_make, plan_show)),
     (catalog, (catalog_update,)),

@@ -83,6 +83,7 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
             },
         )
     ],
+    "export": [("p --to sglang -o out.json", {"plan.export.export": "Writing what it reads"})],
     "package": [("p.json", {"deploy.inputs.read_inputs": "Checking the plan"})],
 }
 QUICK = {"config show", "plan show"}
