@@ -163,13 +163,14 @@ def run_experts(
     exchange: Exchange | None = None,
     gpu: GpuExperts | None = None,
     meanwhile: Callable[[Tensor], None] = lambda hidden: None,
+    grouped: Callable[[Grouping], None] = lambda groups: None,
 ) -> Tensor:
     """Run one MoE layer: send remote rows, run local experts meanwhile, weight and add all outputs.
 
     `local` maps an expert's id to its row in the module's parameters. Where the hidden states are on a device, they come to the host in one
     copy and what is computed there goes back in another, through the buffers of `exchange` (None: through new ones). Before the host waits
     for the first, the device gets the work of the experts `gpu`, if that can be given without a wait, and then what `meanwhile(hidden)`
-    gives it.
+    gives it. `grouped` is told which rows there are before any is sent.
 
     Shapes: hidden [T, H], index and weights [T, k]; outputs come back unweighted, [n, H] for each expert; returns [T, H].
     """
@@ -177,6 +178,7 @@ def run_experts(
     accumulate = (_ACCUMULATE[kind] or weights.dtype) if kind in _ACCUMULATE else hidden.dtype
     if hidden.device.type == "cpu":
         groups = by_expert(index.numpy(), layer.experts)
+        grouped(groups)
         outputs = _on_host(layer, hidden, groups, local, remote)
         return weighted_sum(outputs, hidden, weights, groups, accumulate).to(hidden.dtype)
     exchange = exchange or Exchange()
@@ -185,6 +187,7 @@ def run_experts(
     meanwhile(hidden)
     here, ids, factors = arrived()
     groups = by_expert(ids.numpy(), layer.experts)
+    grouped(groups)
     if gpu is None:
         outputs = _on_host(layer, here, groups, local, remote)
         return exchange.to_device(hidden.device, weighted_sum(outputs, here, factors, groups, accumulate).to(hidden.dtype))[0]

@@ -6,12 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from remoe_cli.errors import DeployError
 from remoe_cli.runtime.invoke import Invocation, Sample
 
 # Why an answer ended before the model or its length ended it: nobody waits for it, or the time there is for it is over.
 Stop = Literal["cancelled", "time-limit"]
 FinishReason = Literal["stop", "length"] | Stop
 TokenCalls = tuple[float, tuple[Sample, ...]]  # seconds of a token, and its calls
+
+
+def why_not_begun(reason: Stop | None) -> DeployError | None:
+    """Return why a request has no answer that has to end before its first token; None where it has not to."""
+    match reason:
+        case "cancelled":
+            return DeployError("The main function is ending.", "Ask again.")
+        case "time-limit":
+            return DeployError(
+                "There was no time left to answer when the request's turn came.",
+                "Ask again when fewer requests wait or all is warm.",
+            )
+    return None
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,9 @@ class Generated:
     logprobs        of each token, where they were asked for
     stop_string     the request's stop string that ended the answer
     joined_at       where the tokens of further answers begin (`together`)
+    shared          for each token, whether the main function computed for other requests meanwhile; empty where it never did
+    parts           what this answer pays of each invocation, where others were shared with it; None: all
+    main_s          what it pays of the main function's time; None: all
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -65,15 +82,30 @@ class Generated:
     logprobs: tuple[TokenLogprob, ...] = ()
     stop_string: str | None = None
     joined_at: tuple[int, ...] = ()
+    shared: tuple[bool, ...] = ()
+    parts: tuple[Invocation, ...] | None = None
+    main_s: float | None = None
+
+    @property
+    def billed(self) -> tuple[Invocation, ...]:
+        """List what the answer pays of its calls (runtime/shares.py)."""
+        return self.invocations if self.parts is None else self.parts
+
+    @property
+    def paid_s(self) -> float:
+        """Return the seconds of the main function that the answer pays."""
+        return (self.token_times_s or (0.0,))[-1] if self.main_s is None else self.main_s
 
     @property
     def further(self) -> tuple[TokenCalls, ...]:
-        """List the tokens after the first whose calls were all warm and tried once.
+        """List the tokens after the first whose calls were all warm and tried once, and which no other request was computed with.
 
         They tell what a call takes.
         """
         tokens = []
         for i in range(1, len(self.invoked)):
+            if self.shared and self.shared[i]:
+                continue
             calls = self.invocations[self.invoked[i - 1] : self.invoked[i]]
             if not any(call.init_ms is not None or call.retries for call in calls):
                 tokens.append((self.token_times_s[i] - self.token_times_s[i - 1], tuple(call.sample for call in calls)))
@@ -110,4 +142,13 @@ def together(made: Sequence[Generated]) -> Generated:
         ids += each.token_ids
         times += [begun_s + time_s for time_s in each.token_times_s]
     calls = tuple(call for each in made for call in each.invocations)
-    return replace(made[0], token_ids=tuple(ids), token_times_s=tuple(times), invocations=calls, joined_at=tuple(joined_at))
+    shared = any(each.parts is not None for each in made)
+    return replace(
+        made[0],
+        token_ids=tuple(ids),
+        token_times_s=tuple(times),
+        invocations=calls,
+        joined_at=tuple(joined_at),
+        parts=tuple(part for each in made for part in each.billed) if shared else None,
+        main_s=sum(each.paid_s for each in made) if shared else None,
+    )

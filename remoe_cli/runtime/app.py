@@ -40,6 +40,7 @@ from remoe_cli.runtime.api.native import NATIVE
 from remoe_cli.runtime.main_function import Answer, MainFunction, until
 from remoe_cli.runtime.metrics import Metrics
 from remoe_cli.runtime.receipt import attach, receipt_of
+from remoe_cli.runtime.scheduler import Job, Scheduler
 
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
 _READ_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES
@@ -62,7 +63,7 @@ class Limits:
 
 
 def make_app(loading: Future[MainFunction], model_thread: Executor, ending: threading.Event, limits: Limits) -> FastAPI:
-    """Make the application: `model_thread` generates one answer at a time; `ending` ends all answers."""
+    """Make the application: `model_thread` does all of torch's work; `ending` ends all answers."""
     app = FastAPI(title="remoe", docs_url=None, redoc_url=None, openapi_url=None)
     queue = _Queue(limits.requests)
 
@@ -74,9 +75,11 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
             raise DeployError("The main function is still loading its model.", "Wait until GET /ping answers 200.")
         return loading.result()
 
+    scheduler = Scheduler(model_thread, loaded)
+
     def metrics() -> Metrics:
         if queue.metrics is None:
-            queue.metrics = Metrics(loaded().name)
+            queue.metrics = Metrics(loaded().name, lambda: scheduler.running, lambda: scheduler.waiting)
         return queue.metrics
 
     async def in_turn(work: Callable[[], Any], gone: threading.Event) -> Any:
@@ -101,26 +104,23 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
             if asked.request.stream:
                 put(piece)
 
-        def work() -> None:
-            begun_s = time.monotonic()
-            try:
-                with count.running.track_inprogress():
-                    answer = main.answer(asked.request, on_piece, until(limit_s, gone, ending))
-                count.answered(answer, arrived_s, begun_s)
-                put(answer)
-            except Exception as error:
-                count.failed(receipt_of(error))
-                put(error)
+        def ended(result: Answer | Exception) -> None:
+            if isinstance(result, Answer):
+                count.answered(result, arrived_s, job.begun_s)
+            else:
+                count.failed(receipt_of(result))
+            put(result)
 
+        job = Job(lambda: main.answering(asked.request, on_piece, until(limit_s, gone, ending)), ended)
         with queue.place(count):
-            waiting = model_thread.submit(work)
+            scheduler.submit(job)
 
             async def next_event() -> Event:
                 """Wait for what happens next; the place of a client that goes before its turn is free at once."""
                 while True:
                     with suppress(TimeoutError):
                         return await asyncio.wait_for(happened.get(), _LOOK_S)
-                    if gone.is_set() and waiting.cancel():
+                    if gone.is_set() and scheduler.withdraw(job):
                         return DeployError("The client has gone before its request had its turn.", "")
 
             try:
@@ -129,7 +129,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
                 yield event
             finally:
                 gone.set()
-                waiting.cancel()
+                scheduler.withdraw(job)
 
     @app.get("/ping")
     @app.get("/health")
@@ -227,7 +227,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
 
 
 class _Queue:
-    """The requests that are answered or wait, and what is counted of them."""
+    """The places for requests that are answered or wait, and what is counted of them."""
 
     def __init__(self, places: int) -> None:
         self._places, self._taken = places, 0
@@ -239,15 +239,11 @@ class _Queue:
         if self._taken >= self._places:
             count.refused()
             raise BusyError(f"This server has {self._places} requests, which is all it takes.", "Ask again in a moment.")
-        self._add(1, count)
+        self._taken += 1
         try:
             yield
         finally:
-            self._add(-1, count)
-
-    def _add(self, change: int, count: Metrics) -> None:
-        self._taken += change
-        count.waiting.set(max(0, self._taken - 1))  # one of them is being answered
+            self._taken -= 1
 
 
 def _model(main: MainFunction) -> dict[str, Any]:

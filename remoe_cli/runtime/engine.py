@@ -1,106 +1,43 @@
-"""Generate text with a model of which only the non-expert weights and the local experts are loaded.
-
-The engine serves one request at a time: the experts hook and its dispatcher belong to one forward pass.
-"""
+"""Generate text with a model of which only the non-expert weights and the local experts are loaded."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers.generation.logits_process import LogitsProcessorList
 
 from remoe_cli.errors import ModelError, RemoeError, UsageError
 from remoe_cli.lambda_limits import read_timeout_s
+from remoe_cli.model.batch_cache import joinable
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import Attachment, attach
-from remoe_cli.model.generation import StopStrings, stop_strings, visible, warning
+from remoe_cli.model.generation import StopStrings, stop_strings, warning
 from remoe_cli.model.loader import copy_weights, load, load_gpu_experts
 from remoe_cli.model.shared_experts import start_early
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
-from remoe_cli.runtime.answer import FinishReason, Generated, Piece, Stop, TokenLogprob
-from remoe_cli.runtime.choose import Noted, processors
+from remoe_cli.runtime.answer import Generated, Piece, Stop
+from remoe_cli.runtime.batch import Batch
+from remoe_cli.runtime.choose import processors
 from remoe_cli.runtime.device import Device, choose, describe, full_memory_named
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
 from remoe_cli.runtime.invoke import Connect, Invocation
 from remoe_cli.runtime.sampling import GREEDY, Sampling
+from remoe_cli.runtime.sequence import Inputs, Stream, TokenSequence
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
-_PLAN_LONGER = "Plan again for requests as long as those that come (--n-in, --n-out, --requests): the plan then has a GPU that holds them."
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
-
-
-@dataclass
-class _Stream(BaseStreamer):  # type: ignore[misc]
-    """Collects the tokens of `generate` (its first put is the prompt) and passes on whole characters, without stop strings."""
-
-    tokenizer: Any
-    stop: Sequence[str]
-    start: float
-    on_piece: Callable[[Piece], None]
-    sent: Sequence[Invocation]
-    noted: Noted | None
-    ids: list[int] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    invoked: list[int] = field(default_factory=list)
-    text: str = ""
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    _shown: int = 0
-    _prompt_seen: bool = False
-
-    def put(self, value: Tensor) -> None:
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        self.times.append(time.perf_counter() - self.start)
-        self.invoked.append(len(self.sent))
-        self.ids.append(int(value.item()))
-        if self.noted:
-            self.logprobs.append(self._logprob(self.noted))
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):
-            self._show(visible(text, self.stop, ended=None))
-
-    def finish(self, *, stopped: bool) -> None:
-        """Pass on the rest; `stopped` tells whether a stop string has ended the answer."""
-        self._show(visible(self.tokenizer.decode(self.ids, skip_special_tokens=True), self.stop, ended=stopped))
-
-    def end(self) -> None:
-        pass  # only afterwards is it known what has ended the answer
-
-    def _show(self, text: str) -> None:
-        if len(text) > len(self.text):
-            self.on_piece(Piece(self.ids[-1], text[len(self.text) :], tuple(self.logprobs[self._shown :])))
-            self.text, self._shown = text, len(self.logprobs)
-
-    def _logprob(self, noted: Noted) -> TokenLogprob:
-        token = self.ids[-1]
-        logprob, top = noted.of_token(len(self.ids) - 1, token)
-        return TokenLogprob(token, self.tokenizer.decode([token]), logprob, tuple((i, self.tokenizer.decode([i]), p) for i, p in top))
-
-
-class _Stopping(StoppingCriteria):  # type: ignore[misc]
-    """Ends generation as soon as `stopped` returns a reason, and keeps the reason."""
-
-    def __init__(self, stopped: Callable[[], Stop | None]) -> None:
-        self._stopped, self.reason = stopped, cast("Stop | None", None)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        self.reason = self._stopped()
-        return torch.full((input_ids.shape[0],), self.reason is not None, device=input_ids.device, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -125,6 +62,12 @@ class Engine:
         """Encode a text as it stands, outside the chat template."""
         return list(self.tokenizer(text)["input_ids"])
 
+    @cached_property
+    def batches(self) -> bool:
+        """Whether several requests of this model can be answered at once (model/batch_cache.py)."""
+        inputs, _ = self._prepared((0,), 1, LogitsProcessorList(), {})
+        return joinable(inputs.cache(self.model))
+
     def warm_up(self) -> None:
         """Generate one token: proves the hook, and pages the weights in, before anybody waits for an answer.
 
@@ -147,58 +90,87 @@ class Engine:
         stopped: Callable[[], Stop | None] = lambda: None,
         sampling: Sampling = GREEDY,
     ) -> Generated:
-        """Answer one prompt with tokens that `sampling` chooses; call `on_piece` as text becomes whole.
+        """Answer one prompt alone. Calls of an answer that fails stay with the dispatcher.
 
-        `stopped` is asked after every token; the answer ends when it returns a reason. Calls of an answer that fails stay with the
-        dispatcher.
+        Raises: what `sequence` raises, InvokeError when an expert function fails, and DeployError when a GPU's memory is full.
+        """
+        sequence = self.sequence(prompt_ids, max_new_tokens, on_piece, stopped, sampling)
+        try:
+            return self.run(sequence)
+        except Exception:
+            self.dispatcher.sent[:0] = sequence.invocations
+            raise
 
-        Raises: what `refuse` raises, InvokeError when an expert function fails, and DeployError when a GPU's memory is full.
+    def run(self, sequence: TokenSequence) -> Generated:
+        """Generate a sequence to its end, alone. Raises: what ends it without an answer."""
+        batch = self.batch()
+        batch.add(sequence)
+        while not sequence.ended:
+            batch.step()
+        if sequence.error is not None:
+            raise sequence.error
+        return sequence.generated()
+
+    def batch(self) -> Batch:
+        """Make a batch without sequences. One at a time is used: they share the hook."""
+        return Batch(self.model, self.dispatcher)
+
+    def sequence(
+        self,
+        prompt_ids: Iterable[int],
+        max_new_tokens: int,
+        on_piece: Callable[[Piece], None] = lambda piece: None,
+        stopped: Callable[[], Stop | None] = lambda: None,
+        sampling: Sampling = GREEDY,
+    ) -> TokenSequence:
+        """Begin an answer with tokens that `sampling` chooses; `on_piece` is called as text becomes whole.
+
+        `stopped` is asked after every token; the answer ends when it returns a reason.
+
+        Raises: what `refuse` raises, and UsageError for parameters that this model cannot follow.
         """
         ids = tuple(prompt_ids)
         self.refuse(ids, max_new_tokens)
         chosen, noted = processors(sampling, len(ids), self.vocabulary, self.model.device)
-        stop = StopStrings(self.tokenizer, (*self.stop, *sampling.stop))
-        stream = _Stream(self.tokenizer, stop.strings, time.perf_counter(), on_piece, self.dispatcher.sent, noted)
-        stopping = _Stopping(stopped)
+        stop = StopStrings(self.tokenizer, (*self.stop, *sampling.stop)).begin(1, len(ids))
+        settings = {} if sampling.repetition_penalty is None else {"repetition_penalty": 1.0}  # not the model's own too
+        given, made = self._prepared(ids, max_new_tokens, chosen, settings)
         eos = self.model.generation_config.eos_token_id
-        self.dispatcher.stopped = stopped
-        try:
-            with torch.inference_mode(), full_memory_named(_PLAN_LONGER):
-                self.model.generate(
-                    input_ids=torch.tensor([ids], device=self.model.device),
-                    attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self.model.device),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,  # the last of the processors draws the token
-                    logits_processor=chosen,
-                    disable_compile=True,
-                    pad_token_id=self.model.generation_config.pad_token_id or 0,
-                    streamer=stream,
-                    stopping_criteria=StoppingCriteriaList([stopping, stop.begin(1, len(ids))]),
-                    **({} if sampling.repetition_penalty is None else {"repetition_penalty": 1.0}),  # not the model's own too
-                )
-        finally:
-            self.dispatcher.settle()  # a pass that failed may have left calls, which are billed
-        at_stop_string = bool(stop.ends.any())
-        stream.finish(stopped=at_stop_string)
-        ended = at_stop_string or stream.ids[-1] in ({eos} if isinstance(eos, int) else set(eos or ()))
-        reason: FinishReason = "stop" if ended else stopping.reason if stopping.reason and len(stream.ids) < max_new_tokens else "length"
-        invocations = tuple(self.dispatcher.take())
-        return Generated(
-            ids,
-            tuple(stream.ids),
-            stream.text,
-            reason,
-            tuple(stream.times),
-            invocations,
-            tuple(stream.invoked),
-            tuple(stream.logprobs),
-            self._stop_string(stream.ids, sampling.stop) if at_stop_string else None,
+        return TokenSequence(
+            prompt_ids=ids,
+            max_new_tokens=max_new_tokens,
+            inputs=given,
+            processors=made,
+            ends=frozenset({eos} if isinstance(eos, int) else eos or ()),
+            stop=stop,
+            stopped=stopped,
+            strings=sampling.stop,
+            stream=Stream(self.tokenizer, stop.strings, on_piece, noted),
         )
 
-    def _stop_string(self, ids: Sequence[int], strings: Sequence[str]) -> str | None:
-        """Return the first of the request's own stop strings in an answer."""
-        text = self.tokenizer.decode(ids)
-        return min((each for each in strings if each in text), key=text.find, default=None)
+    def _prepared(
+        self, ids: tuple[int, ...], new: int, chosen: LogitsProcessorList, settings: Mapping[str, Any]
+    ) -> tuple[Inputs, LogitsProcessorList]:
+        """Let transformers check the model's own settings, and prepare what changes logits and what the model is given.
+
+        It would go on with a way of decoding that is its caller's. Ours is in batch.py.
+        """
+        prepared: dict[str, Any] = self.model.generate(
+            input_ids=torch.tensor([ids], device=self.model.device),
+            attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self.model.device),
+            max_new_tokens=new,
+            do_sample=False,  # the last of the processors draws the token
+            logits_processor=chosen,
+            cache_implementation=None,
+            disable_compile=True,
+            pad_token_id=self.model.generation_config.pad_token_id or 0,
+            custom_generate=lambda model, input_ids, **prepared: prepared,
+            **settings,
+        )
+        own = ("logits_processor", "stopping_criteria", "generation_config", "attention_mask", "position_ids", "past_key_values")
+        given = {name: value for name, value in prepared.items() if name not in own}
+        inputs = Inputs(given, positions=prepared.get("position_ids") is not None, cached=prepared.get("past_key_values") is not None)
+        return inputs, prepared["logits_processor"]
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from remoe_cli import artifacts
-from remoe_cli.errors import DeployError, RemoeError, UsageError
+from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.redaction import redacted
-from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, together
-from remoe_cli.runtime.device import Device
+from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, why_not_begun, together
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.invoke import Connect, Invocation, make_client
 from remoe_cli.runtime.ledger import Ledger
+from remoe_cli.runtime.main_state import MainState, state_of
 from remoe_cli.runtime.receipt import NOT_LOADED, Loading, Receipt, attach, failed_receipt, make_receipt, receipt_of
 from remoe_cli.runtime.sampling import CHOICES, Sampling
 from remoe_cli.runtime.server_config import ServerConfig
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from remoe_cli.runtime.dispatch import RemoteFunction
     from remoe_cli.runtime.engine import Engine
     from remoe_cli.runtime.expected_cost import ExpectedCost
+    from remoe_cli.runtime.sequence import TokenSequence
 
 
 class Request(Sampling):
@@ -94,29 +95,6 @@ class Answer(Choice):
         return (self, *self.others)
 
 
-class MainState(BaseModel):
-    """What a main function holds, and what it has spent.
-
-    expert_bytes_held, expert_bytes_of_model    counted by tensors, in CPU memory and on the GPU
-    local_experts, gpu_experts                  all that are not in functions, and those of them that are on the GPU
-    resident_bytes, anonymous_bytes             of the process, as the kernel says
-    device                                      where everything but the experts is
-    spent                                       on expert functions, for loading and for requests
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    expert_bytes_held: int
-    expert_bytes_of_model: int
-    local_experts: int
-    gpu_experts: int = 0
-    experts_of_model: int
-    resident_bytes: int
-    anonymous_bytes: int
-    device: Device
-    spent: Ledger
-
-
 def parse(body: bytes | Mapping[str, Any]) -> Request:
     """Read a request from a JSON body, or from a parsed one.
 
@@ -167,9 +145,15 @@ def until(limit_s: float, *cancelling: Event) -> Callable[[], Stop | None]:
     return stopped
 
 
+# What answers a request: it asks for sequences one after another, and gets each when it has ended.
+Answering = Generator["TokenSequence", Generated, Answer]
+
+
 @dataclass(frozen=True)
 class MainFunction:
-    """A loaded main function. It answers one request at a time.
+    """A loaded main function.
+
+    `answer` answers one request; a server lets several go on at once (scheduler.py).
 
     loading         how it was loaded
     loading_calls   of expert functions, meanwhile
@@ -203,6 +187,11 @@ class MainFunction:
         if request.prompt_token_ids is not None:
             self.engine.refuse(request.prompt_token_ids, request.max_new_tokens or 1)
 
+    @property
+    def concurrency(self) -> int:
+        """Return how many requests may be answered at once: as many as the plan counts on, if the model's family can share a step."""
+        return self.config.concurrency if self.config.concurrency > 1 and self.engine.batches else 1
+
     def answer(
         self,
         request: Request,
@@ -211,21 +200,57 @@ class MainFunction:
         *,
         first: bool = False,
     ) -> Answer:
-        """Generate the answers that a request asks for, one after another, and one receipt.
+        """Answer a request alone. Raises: what `answering` raises."""
+        answering = self.answering(request, on_piece, stopped, first=first)
+        try:
+            sequence = next(answering)
+            while True:
+                try:
+                    made = self.engine.run(sequence)
+                except Exception as error:
+                    sequence = answering.throw(error)
+                else:
+                    sequence = answering.send(made)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+
+    def answering(
+        self, request: Request, on_piece: Callable[[Piece], None], stopped: Callable[[], Stop | None], *, first: bool = False
+    ) -> Answering:
+        """Ask for the sequences of all answers to a request, one after another, and return them with one receipt.
 
         `stopped` is asked after every token. `first` tells that this function was loaded for this request, which pays for it.
 
-        Raises: what Engine.generate raises, and DeployError when the answer has to end before it has begun. The error carries the receipt
-        of what was billed until then.
+        Raises: what Engine.sequence raises and what ends a sequence, and DeployError when the answer has to end before it has begun. The
+        error carries the receipt of what was billed until then.
         """
         begun_s, prices = time.perf_counter(), self.config.prices
         loading, loading_calls = (self.loading, self.loading_calls) if first else (NOT_LOADED, ())
         made: list[Generated] = []
+        sequence: TokenSequence | None = None
         try:
-            self._generate(request, on_piece, stopped, made)
+            if early := why_not_begun(stopped()):
+                raise early
+            ids = self.prompt_ids(request)
+            new = self._room(len(ids)) if request.max_new_tokens is None else request.max_new_tokens
+            self.config.refuse_unserved(len(ids), new)
+            for index in range(request.n):
+                if made and (reason := stopped()):
+                    made.append(Generated(tuple(ids), (), "", reason, (), ()))
+                    continue
+                of_choice = lambda piece, index=index: on_piece(replace(piece, choice=index))  # noqa: E731
+                sequence = self.engine.sequence(ids, new, of_choice, stopped, request.of_choice(index))
+                made.append((yield sequence))
+                sequence = None
         except Exception as error:
-            calls = [*(call for each in made for call in each.invocations), *self.engine.dispatcher.take()]
-            receipt = failed_receipt(prices, time.perf_counter() - begun_s, calls, loading, loading_calls)
+            calls, paid_s = [call for each in made for call in each.billed], [each.paid_s for each in made]
+            if sequence is not None:
+                calls += sequence.parts
+                paid_s.append(sequence.main_s)
+            alone = all(each.parts is None for each in made) and (sequence is None or sequence.alone)
+            seconds = time.perf_counter() - begun_s
+            receipt = failed_receipt(prices, seconds, calls, loading, loading_calls, paid_s=None if alone else sum(paid_s))
             (self.spent.cancelled if stopped() == "cancelled" else self.spent.answers).add(receipt)
             if calls or first:
                 attach(error, receipt)
@@ -251,28 +276,6 @@ class MainFunction:
             return request.prompt_token_ids or ()
         return self.engine.text_ids(asked) if isinstance(asked, str) and not request.template else self.engine.prompt_ids(asked)
 
-    def _generate(
-        self, request: Request, on_piece: Callable[[Piece], None], stopped: Callable[[], Stop | None], made: list[Generated]
-    ) -> None:
-        """Put each answer of a request into `made` as it ends."""
-        match stopped():
-            case "cancelled":
-                raise DeployError("The main function is ending.", "Ask again.")
-            case "time-limit":
-                raise DeployError(
-                    "There was no time left to answer when the request's turn came.",
-                    "Ask again when fewer requests wait or all is warm.",
-                )
-        ids = self.prompt_ids(request)
-        new = self._room(len(ids)) if request.max_new_tokens is None else request.max_new_tokens
-        self.config.refuse_unserved(len(ids), new)
-        for index in range(request.n):
-            if made and (reason := stopped()):
-                made.append(Generated(tuple(ids), (), "", reason, (), ()))
-                continue
-            of_choice = lambda piece, index=index: on_piece(replace(piece, choice=index))  # noqa: E731
-            made.append(self.engine.generate(ids, new, of_choice, stopped, request.of_choice(index)))
-
     def _room(self, prompt_tokens: int) -> int:
         """Return how many new tokens the model has positions for and the plan provides for; at least 1, which then is refused."""
         positions, served = self.engine.positions, self.config.served
@@ -282,22 +285,7 @@ class MainFunction:
         return max(1, min(most, default=2**31 - 1 - prompt_tokens))
 
     def state(self) -> MainState:
-        from remoe_cli.model.loader import expert_bytes_held
-
-        spec, dispatcher = self.config.spec, self.engine.dispatcher
-        on_gpu, there = dispatcher.gpu, sum(len(held.ids) for held in dispatcher.gpu.values())
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return MainState(
-            expert_bytes_held=expert_bytes_held(self.engine.model) + sum(held.bytes for held in on_gpu.values()),
-            expert_bytes_of_model=spec.routed_bytes,
-            local_experts=sum(map(len, dispatcher.local.values())) + there,
-            gpu_experts=there,
-            experts_of_model=spec.experts,
-            resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
-            anonymous_bytes=int(status["RssAnon"].split()[0]) * 1024,
-            device=self.engine.device,
-            spent=self.spent,
-        )
+        return state_of(self.config, self.engine, self.concurrency, self.spent)
 
 
 def _choice(made: Generated) -> Choice:

@@ -8,6 +8,7 @@ Source: vLLM, "Production Metrics".
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -47,16 +48,19 @@ _REASONS = {"cancelled": "abort", "time-limit": "abort"}
 
 
 class Metrics:
-    """Counters of one server; `model_name` labels those that are vLLM's."""
+    """Counters of one server; `model_name` labels those that are vLLM's.
 
-    def __init__(self, model_name: str) -> None:
+    `running` and `waiting` tell how many requests are answered, and how many wait.
+    """
+
+    def __init__(self, model_name: str, running: Callable[[], float], waiting: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
 
         def counter(name: str, text: str) -> Counter:
             return Counter(f"remoe_{name}", text, registry=self.registry)
 
-        def gauge_of_vllm(name: str, text: str) -> Gauge:
-            return Gauge(f"vllm:{name}", text, _LABELS, registry=self.registry).labels(model_name)
+        def gauge_of_vllm(name: str, text: str, now: Callable[[], float]) -> None:
+            Gauge(f"vllm:{name}", text, _LABELS, registry=self.registry).labels(model_name).set_function(now)
 
         def counter_of_vllm(name: str, text: str) -> Counter:
             return Counter(f"vllm:{name}", text, _LABELS, registry=self.registry).labels(model_name)
@@ -65,8 +69,8 @@ class Metrics:
             return Histogram(f"vllm:{name}_seconds", text, _LABELS, registry=self.registry, buckets=buckets).labels(model_name)
 
         self._model = model_name
-        self.running = gauge_of_vllm("num_requests_running", "Requests that are being answered.")
-        self.waiting = gauge_of_vllm("num_requests_waiting", "Requests that wait for their turn.")
+        gauge_of_vllm("num_requests_running", "Requests that are being answered.", running)
+        gauge_of_vllm("num_requests_waiting", "Requests that wait for their turn.", waiting)
         self._prompt = counter_of_vllm("prompt_tokens", "Prompt tokens that were read.")
         self._generated = counter_of_vllm("generation_tokens", "Tokens that were generated.")
         self._ended = Counter("vllm:request_success", "Answers, by why they ended.", (*_LABELS, "finished_reason"), registry=self.registry)

@@ -3,6 +3,8 @@
 It has everything that was billed for the request, whether or not it was answered: calls that failed, all tries of a call, and what expert
 functions billed while a main function was loaded for it. The sums of all receipts are what Lambda's meter says. Prices are those of the
 price model (plan/cost/prices.py), with which the plan was made.
+
+Requests that are answered at the same time share calls and the main function's time; each receipt has its own part of both (shares.py).
 """
 
 from __future__ import annotations
@@ -156,7 +158,8 @@ def make_receipt(answer: Generated, prices: Prices, loading: Loading = NOT_LOADE
     >>> receipt.ttft_s, round(receipt.tpot_s, 3), round(receipt.cost.main_usd, 9), round(receipt.cost.functions_usd, 9)
     (0.5, 0.1, 1.4e-05, 4.2e-06)
     """
-    receipt = failed_receipt(prices, answer.token_times_s[-1], answer.invocations, loading, calls, len(answer.prompt_token_ids))
+    prompt_tokens, seconds = len(answer.prompt_token_ids), answer.token_times_s[-1]
+    receipt = failed_receipt(prices, seconds, answer.billed, loading, calls, prompt_tokens, answer.paid_s)
     figures = {"generated_tokens": len(answer.token_ids), "answered": True, "ttft_s": answer.ttft_s, "tpot_s": answer.tpot_s}
     return receipt.model_copy(update=figures)
 
@@ -168,11 +171,13 @@ def failed_receipt(
     loading: Loading = NOT_LOADED,
     loading_calls: Sequence[Invocation] = (),
     prompt_tokens: int = 0,
+    paid_s: float | None = None,
 ) -> Receipt:
-    """Add up what a request cost that was not answered. `seconds` passed until it failed."""
+    """Add up what a request cost that was not answered. `seconds` passed until it failed; it pays for `paid_s`, or for all of them."""
     every = [*loading_calls, *calls]
     lines = tuple(_line(name, every, loading_calls, prices) for name in sorted({call.function for call in every}))
-    main = MainLine(basis="measured", seconds=seconds + loading.seconds, reads=loading.reads, prices=prices.main)
+    busy_s = seconds if paid_s is None else paid_s
+    main = MainLine(basis="measured", seconds=busy_s + loading.seconds, reads=loading.reads, prices=prices.main)
     return Receipt(
         prompt_tokens=prompt_tokens,
         generated_tokens=0,

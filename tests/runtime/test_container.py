@@ -32,7 +32,7 @@ from remoe_cli.package.bundle import Manifest
 from remoe_cli.package.image import write_context
 from remoe_cli.package.partial_checkpoint import MANIFEST, MainManifest, seal
 from remoe_cli.plan.document import Source
-from remoe_cli.runtime import client, engine, fetch, server
+from remoe_cli.runtime import client, fetch, sequence, server
 from remoe_cli.runtime.app import Limits, make_app
 from remoe_cli.runtime.main_function import MainFunction, load_packaged
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
@@ -328,13 +328,13 @@ def loaded(stored: Stored) -> MainFunction:
 
 
 def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
-    put = engine._Stream.put
+    put = sequence.Stream.put
 
     def slow_put(stream: Any, value: Any) -> None:  # so that 490 tokens take longer than the limits on any machine
         time.sleep(0.003)
         put(stream, value)
 
-    monkeypatch.setattr(engine._Stream, "put", slow_put)
+    monkeypatch.setattr(sequence.Stream, "put", slow_put)
     loading: Future[MainFunction] = Future()
     loading.set_result(loaded)
     with ThreadPoolExecutor(1) as model_thread:

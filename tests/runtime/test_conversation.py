@@ -37,7 +37,10 @@ class Engine:
 
     device = None
 
-    def generate(self, ids: Any, *_: Any) -> Generated:
+    def sequence(self, ids: Any, *_: Any) -> Any:
+        return ids
+
+    def run(self, ids: Any) -> Generated:
         return Generated(tuple(ids), (7,), "text", "stop", (0.5,), ())
 
 

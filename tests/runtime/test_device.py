@@ -17,7 +17,7 @@ from remoe_cli.deploy.local import overview
 from remoe_cli.errors import DeployError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
-from remoe_cli.runtime import device, engine
+from remoe_cli.runtime import batch, device, engine
 from remoe_cli.runtime.device_choice import DeviceChoice
 from tests.support.by_hand import by_hand
 
@@ -116,7 +116,7 @@ def test_a_full_gpu_is_an_error_that_says_what_to_do(full: RuntimeError, checkpo
         raise full
 
     made = engine.start_engine(checkpoint, read_spec(checkpoint), {}, lambda *_: None)
-    monkeypatch.setattr(made.model, "generate", fail)
+    monkeypatch.setattr(batch.Batch, "_forward", fail)
     with pytest.raises(DeployError, match=r"^The GPU's memory is full: CUDA [^\n]+$") as error:
         made.generate([1, 2], 4)
     assert "Plan again for requests as long" in error.value.hint

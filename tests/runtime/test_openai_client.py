@@ -254,7 +254,7 @@ def test_a_fault_of_our_own_is_logged_without_what_it_may_hold(
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError(PROMPT)
 
-    monkeypatch.setattr(MainFunction, "_generate", broken)
+    monkeypatch.setattr(MainFunction, "prompt_ids", broken)
     with pytest.raises(openai.InternalServerError):
         client.chat.completions.create(model=MODEL, messages=USER)
     assert "KeyError at" in caplog.text and "test_openai_client.py" in caplog.text

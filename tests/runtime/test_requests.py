@@ -160,28 +160,52 @@ def test_an_answer_ends_when_its_client_has_gone(streamed: bool, made: ByHand) -
     assert invocations() - before < LONG
 
 
+class HeldSequence:
+    """Goes on until its engine releases it, or until it is stopped."""
+
+    error = None
+
+    def __init__(self, ids: Any, stopped: Callable[[], object]) -> None:
+        self.ids, self.stopped = tuple(ids), stopped
+
+    def generated(self) -> Generated:
+        return Generated(self.ids, (7,), "text", "stop", (0.5,), ())
+
+
 class Held:
-    """An engine whose answers go on until they are released or stopped; `asked` has the prompts that were begun."""
+    """An engine and its batch, whose answers go on until they are released or stopped; `asked` has the prompts that were begun."""
 
     device = Device(kind="cpu", name="a CPU", memory_bytes=1)
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
         self.begun, self.released = threading.Event(), threading.Event()
+        self.sequences: list[HeldSequence] = []
 
     def refuse(self, ids: Any, new: int) -> None:
         pass
 
-    def generate(self, ids: Any, new: int, on_piece: Any, stopped: Callable[[], object], sampling: Any) -> Generated:
-        self.asked.append(tuple(ids))
+    def sequence(self, ids: Any, new: int, on_piece: Any, stopped: Callable[[], object], sampling: Any) -> HeldSequence:
+        return HeldSequence(ids, stopped)
+
+    def batch(self) -> Held:
+        return self
+
+    def add(self, sequence: HeldSequence) -> None:
+        self.asked.append(sequence.ids)
+        self.sequences.append(sequence)
         self.begun.set()
-        while not self.released.wait(0.001) and not stopped():
-            pass
-        return Generated(tuple(ids), (7,), "text", "stop", (0.5,), ())
+
+    def step(self) -> list[HeldSequence]:
+        released = self.released.wait(0.001)
+        ended = [each for each in self.sequences if released or each.stopped()]
+        self.sequences = [each for each in self.sequences if each not in ended]
+        return ended
 
 
 def serving(engine: Held, host: str = "127.0.0.1", limits: Limits = Limits()) -> AbstractContextManager[str]:  # noqa: B008
-    config: Any = type("Config", (), {"prices": PRICES, "refuse_unserved": lambda *_: None, "model": ModelRef(path="m", revision="r")})
+    fields = {"prices": PRICES, "refuse_unserved": lambda *_: None, "model": ModelRef(path="m", revision="r"), "concurrency": 1}
+    config: Any = type("Config", (), fields)
     return api_server.serving(MainFunction(config, engine), limits, host)  # type: ignore[arg-type]
 
 

@@ -123,7 +123,7 @@ class LocalTarget:
     def status(self, name: str) -> dict[str, Any]:
         """Return the twin's status; a main server adds what it holds in memory to `main`.
 
-        The added figures are those of MainState (runtime/main_function.py).
+        The added figures are those of MainState (runtime/main_state.py).
         """
         document = lifecycle.status(name)
         main = document["main"]

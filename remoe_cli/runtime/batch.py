@@ -1,0 +1,204 @@
+"""Continuous batching: sequences join and leave between any two steps.
+
+A step reads a part of one prompt, and then makes the next token of every sequence whose prompt is read, in one forward pass. So the rows
+of all of them in one layer go to an expert function in one invocation. A prompt is read alone: as a whole where nobody else waits, else
+in parts of at most 256 tokens, the prompts in turn, so that no stream stops for long and no prompt waits for a much longer one.
+
+A step of several sequences that fails is done again by each alone, from its tokens: so a call that fails ends the answers that need it,
+and no others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from remoe_cli.model.batch_cache import can_continue, join, keep
+from remoe_cli.runtime.answer import Stop, why_not_begun
+from remoe_cli.runtime.device import full_memory_named
+from remoe_cli.runtime.dispatch import Dispatcher
+from remoe_cli.runtime.sequence import TokenSequence
+from remoe_cli.runtime.shares import divide_call
+
+_CHUNK_TOKENS = 256
+_PLAN_LONGER = "Plan again for requests as long as those that come (--n-in, --n-out, --requests): the plan then has a GPU that holds them."
+
+
+@dataclass
+class Batch:
+    """The sequences that a model is working on.
+
+    reading    whose prompts are not read to their end, next first
+    decoding   the others, in the order of their rows in `cache`
+    """
+
+    model: PreTrainedModel
+    dispatcher: Dispatcher
+    reading: deque[TokenSequence] = field(default_factory=deque)
+    decoding: list[TokenSequence] = field(default_factory=list)
+    cache: Cache | None = None
+    _since_s: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.reading) + len(self.decoding)
+
+    def add(self, sequence: TokenSequence) -> None:
+        if not len(self):
+            self._since_s = time.perf_counter()
+        self.reading.append(sequence)
+
+    def step(self) -> list[TokenSequence]:
+        """Go one step further, and return the sequences that have ended or failed, which leave."""
+        left: list[TokenSequence] = []
+        with torch.inference_mode():
+            if self.reading:
+                left += self._read(self.reading.popleft())
+            if self.decoding:
+                left += self._decode()
+        if left and not len(self):  # calls that nobody waited for, or that a failed pass has left, are billed to the last
+            self.dispatcher.settle()
+            self._bill(left[-1:])
+        return left
+
+    def _read(self, sequence: TokenSequence) -> list[TokenSequence]:
+        """Read a part of a prompt; after the last one the sequence has a token more."""
+        tokens, start = sequence.tokens, sequence.read
+        others = len(self) > 0
+        try:
+            if start and (error := why_not_begun(sequence.stopped())):
+                raise error
+            if not start:
+                sequence.cache = sequence.inputs.cache(self.model)
+            part = _CHUNK_TOKENS if others and can_continue(self.model, sequence.cache) else len(tokens)
+            with self._pass([sequence], others):
+                logits = self._forward([sequence], [tokens[start : start + part]], sequence.cache, None)
+            sequence.read = min(len(tokens), start + part)
+            if sequence.read < len(tokens):
+                self.reading.append(sequence)
+                return []
+            _choose([sequence], logits)
+        except Exception as error:
+            sequence.error = error
+        if sequence.ended:
+            sequence.cache = None
+            return [sequence]
+        if self.cache is None:
+            self.cache = sequence.cache
+        else:
+            assert sequence.cache is not None
+            join(self.cache, max(each.read for each in self.decoding), sequence.cache, sequence.read)
+        sequence.cache = None
+        self.decoding.append(sequence)
+        return []
+
+    def _decode(self) -> list[TokenSequence]:
+        """Make the next token of every sequence whose prompt is read."""
+        sequences, longest = self.decoding, max(each.read for each in self.decoding)
+        mask = None
+        if any(each.read < longest for each in sequences):
+            padding = torch.tensor([longest - each.read for each in sequences], device=self.model.device)
+            mask = (torch.arange(longest + 1, device=self.model.device) >= padding.unsqueeze(1)).long()
+        try:
+            with self._pass(sequences, len(self) > 1):
+                logits = self._forward(sequences, [each.tokens[-1:] for each in sequences], self.cache, mask)
+        except Exception as error:
+            self.decoding, self.cache = [], None
+            if len(sequences) == 1:
+                sequences[0].error = error
+                return sequences
+            for each in sequences:
+                each.read = 0
+            self.reading.extend(sequences)
+            return []
+        for each in sequences:
+            each.read += 1
+        _choose(sequences, logits)
+        left = [each for each in sequences if each.ended]
+        if left:
+            rows = [row for row, each in enumerate(sequences) if not each.ended]
+            self.decoding = [sequences[row] for row in rows]
+            if self.decoding and self.cache is not None:
+                keep(self.cache, rows, max(each.read for each in self.decoding))
+            else:
+                self.cache = None
+        return left
+
+    def _forward(self, sequences: Sequence[TokenSequence], tokens: list[list[int]], cache: Cache | None, mask: Tensor | None) -> Tensor:
+        """Run the model on the next tokens of each sequence; a cache that the model has made itself is the sequence's.
+
+        Shapes: returns the logits of the last tokens, [sequences, vocabulary] in float32.
+        """
+        inputs, device = sequences[0].inputs, self.model.device
+        named = dict(inputs.given)
+        if inputs.positions:
+            starts = torch.tensor([[each.read] for each in sequences], device=device)
+            named["position_ids"] = starts + torch.arange(len(tokens[0]), device=device)
+        if cache is not None:
+            named["past_key_values"] = cache
+        ids = torch.tensor(tokens, device=device)
+        made = self.model.prepare_inputs_for_generation(
+            ids, attention_mask=mask, is_first_iteration=not sequences[0].read, next_sequence_length=len(tokens[0]), **named
+        )
+        out = self.model(**made, return_dict=True)
+        if cache is None:
+            sequences[0].cache = out.past_key_values
+        logits: Tensor = out.logits[:, -1].to(copy=True, dtype=torch.float32)
+        return logits
+
+    @contextmanager
+    def _pass(self, sequences: Sequence[TokenSequence], crowded: bool) -> Iterator[None]:
+        """Bill a forward pass to its sequences, also one that fails."""
+        dispatcher = self.dispatcher
+        dispatcher.stopped = lambda: _stopped(sequences)
+        dispatcher.sequences = len(sequences)
+        dispatcher.rows.clear()
+        try:
+            with full_memory_named(_PLAN_LONGER):
+                yield
+        except Exception:
+            dispatcher.settle()
+            raise
+        finally:
+            if crowded:
+                for each in (*sequences, *self.reading, *self.decoding):
+                    each.crowded = True
+            self._bill(sequences)
+
+    def _bill(self, sequences: Sequence[TokenSequence]) -> None:
+        """Divide calls by rows, and time equally, as each sequence of a step has one token in it or is alone."""
+        now_s = time.perf_counter()
+        for each in sequences:
+            each.main_s += (now_s - self._since_s) / len(sequences)
+        self._since_s = now_s
+        for call in self.dispatcher.take():
+            counted = self.dispatcher.rows.get(call.function)
+            rows = [1] if len(sequences) == 1 else [0] * len(sequences) if counted is None else counted.tolist()
+            parts = [call] if len(sequences) == 1 else divide_call(call, rows, [each.owed for each in sequences])
+            for each, part, mine in zip(sequences, parts, rows, strict=True):
+                if mine or not any(rows):
+                    each.invocations.append(call)
+                    each.parts.append(part)
+
+
+def _stopped(sequences: Sequence[TokenSequence]) -> Stop | None:
+    """Return why a pass has to end, which it has not while one of its sequences goes on."""
+    reasons = [each.stopped() for each in sequences]
+    return reasons[0] if all(reason == "time-limit" for reason in reasons) else None
+
+
+def _choose(sequences: Sequence[TokenSequence], logits: Tensor) -> None:
+    """Choose a token for each sequence; one that cannot take it fails alone."""
+    likeliest = logits.argmax(dim=-1).tolist()
+    for row, each in enumerate(sequences):
+        try:
+            each.put(each.choose(logits[row]) if each.processors else likeliest[row])
+        except Exception as error:
+            each.error = error

@@ -1,0 +1,129 @@
+"""Whose turn it is: requests wait, are answered some at a time, and end. All of torch's work is in one thread.
+
+Each step of the batch is a piece of work for that thread, so other work for it, such as counting tokens, comes between two steps.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from remoe_cli.errors import DeployError
+from remoe_cli.runtime.main_function import Answer, Answering, MainFunction
+
+if TYPE_CHECKING:
+    from remoe_cli.runtime.batch import Batch
+    from remoe_cli.runtime.sequence import TokenSequence
+
+
+@dataclass(eq=False)
+class Job:
+    """A request: `begin` begins to answer it, and `ended` is called once, with its answer or why there is none.
+
+    begun_s   when its turn came, by `time.monotonic()`
+    """
+
+    begin: Callable[[], Answering]
+    ended: Callable[[Answer | Exception], None]
+    begun_s: float = 0.0
+
+
+@dataclass
+class Scheduler:
+    """Answers as many requests at once as the main function may, in the order in which they came.
+
+    thread   does one piece of work at a time
+    main     the loaded main function
+    """
+
+    thread: Executor
+    main: Callable[[], MainFunction]
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _waiting: deque[Job] = field(default_factory=deque)
+    _running: dict[TokenSequence, tuple[Job, Answering]] = field(default_factory=dict)
+    _busy: bool = False
+    _batch: Batch | None = None
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, job: Job) -> None:
+        """Let a request wait for its turn. May be called in any thread."""
+        with self._lock:
+            self._waiting.append(job)
+            idle, self._busy = not self._busy, True
+        if idle:
+            self._go_on()
+
+    def withdraw(self, job: Job) -> bool:
+        """Take back a request that still waits; tells whether it did."""
+        with self._lock:
+            if job not in self._waiting:
+                return False
+            self._waiting.remove(job)
+            return True
+
+    def _go_on(self) -> None:
+        try:
+            self.thread.submit(self._turn)
+        except RuntimeError:  # the thread takes no more work
+            self._fail_all(DeployError("The main function is ending.", "Ask again."))
+
+    def _turn(self) -> None:
+        """Begin requests that have their turn, and do one step of those that are answered."""
+        try:
+            main = self.main()
+            while self.running < main.concurrency and (job := self._next()):
+                job.begun_s = time.monotonic()
+                answering = job.begin()
+                self._advance(main, job, answering, partial(next, answering))
+            if self._batch is not None and self._running:
+                for sequence in self._batch.step():
+                    job, answering = self._running.pop(sequence)
+                    if (error := sequence.error) is None:
+                        self._advance(main, job, answering, partial(answering.send, sequence.generated()))
+                    else:
+                        self._advance(main, job, answering, partial(answering.throw, error))
+        except Exception as error:  # of our own code: nobody may wait for ever
+            self._fail_all(error)
+        with self._lock:
+            self._busy = again = bool(self._running or self._waiting)
+        if again:
+            self._go_on()
+
+    def _next(self) -> Job | None:
+        with self._lock:
+            return self._waiting.popleft() if self._waiting else None
+
+    def _advance(self, main: MainFunction, job: Job, answering: Answering, go: Callable[[], TokenSequence]) -> None:
+        """Go on with a request until it needs another sequence or ends."""
+        try:
+            sequence = go()
+        except StopIteration as end:
+            job.ended(end.value)
+        except Exception as error:
+            job.ended(error)
+        else:
+            self._batch = self._batch or main.engine.batch()
+            self._batch.add(sequence)
+            self._running[sequence] = job, answering
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._lock:
+            jobs = [*(job for job, _ in self._running.values()), *self._waiting]
+            self._running.clear()
+            self._waiting.clear()
+            self._batch, self._busy = None, False
+        for job in jobs:
+            job.ended(error)

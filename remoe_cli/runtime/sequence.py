@@ -1,0 +1,177 @@
+"""One answer while it is generated: its tokens, what chooses the next one, what ends it, and what it was billed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.logits_process import LogitsProcessorList
+
+from remoe_cli.model.generation import StopStrings, visible
+from remoe_cli.runtime.answer import FinishReason, Generated, Piece, Stop, TokenLogprob
+from remoe_cli.runtime.choose import Noted
+from remoe_cli.runtime.invoke import Invocation
+from remoe_cli.runtime.shares import Owed
+
+
+@dataclass
+class Stream:
+    """Collects the tokens of an answer, and passes on whole characters without stop strings."""
+
+    tokenizer: Any
+    stop: Sequence[str]
+    on_piece: Callable[[Piece], None]
+    noted: Noted | None
+    start: float = field(default_factory=time.perf_counter)
+    ids: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    _shown: int = 0
+
+    def put(self, token: int) -> None:
+        self.times.append(time.perf_counter() - self.start)
+        self.ids.append(token)
+        if self.noted:
+            self.logprobs.append(self._logprob(self.noted))
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):
+            self._show(visible(text, self.stop, ended=None))
+
+    def finish(self, *, stopped: bool) -> None:
+        """Pass on the rest; `stopped` tells whether a stop string has ended the answer."""
+        self._show(visible(self.tokenizer.decode(self.ids, skip_special_tokens=True), self.stop, ended=stopped))
+
+    def _show(self, text: str) -> None:
+        if len(text) > len(self.text):
+            self.on_piece(Piece(self.ids[-1], text[len(self.text) :], tuple(self.logprobs[self._shown :])))
+            self.text, self._shown = text, len(self.logprobs)
+
+    def _logprob(self, noted: Noted) -> TokenLogprob:
+        token = self.ids[-1]
+        logprob, top = noted.of_token(len(self.ids) - 1, token)
+        return TokenLogprob(token, self.tokenizer.decode([token]), logprob, tuple((i, self.tokenizer.decode([i]), p) for i, p in top))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How a model takes the tokens of one sequence.
+
+    given       what every forward pass gets
+    positions   whether it gets positions
+    cached      whether it gets a cache; else the model makes its own in the first pass
+    """
+
+    given: Mapping[str, Any]
+    positions: bool
+    cached: bool
+
+    def cache(self, model: PreTrainedModel) -> Cache | None:
+        """Make an empty cache, with the kinds of layers that this model has."""
+        return DynamicCache(config=model.config.get_text_config(decoder=True)) if self.cached else None
+
+
+@dataclass(eq=False)
+class TokenSequence:
+    """A prompt and its answer as far as it goes.
+
+    inputs       of the model
+    processors   change the logits; none where the likeliest token is taken
+    ends         the token ids that end an answer
+    stopped      asked after every token
+    strings      the request's own stop strings
+    cache        of this sequence alone, until it joins others
+    read         how many of its tokens are in a cache
+    error        why there is no answer
+    invocations  the calls of all steps it took part in; parts: its own part of each; owed: what the parts' rounding left over
+    main_s       its part of the main function's time
+    crowded      whether the main function has computed for others since its last token; shared: so it was, for each token
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    inputs: Inputs
+    processors: LogitsProcessorList
+    ends: frozenset[int]
+    stop: StopStrings
+    stopped: Callable[[], Stop | None]
+    strings: Sequence[str]
+    stream: Stream
+    cache: Cache | None = None
+    read: int = 0
+    error: Exception | None = None
+    finish_reason: FinishReason | None = None
+    invocations: list[Invocation] = field(default_factory=list)
+    parts: list[Invocation] = field(default_factory=list)
+    owed: Owed = field(default_factory=dict)
+    main_s: float = 0.0
+    crowded: bool = False
+    shared: list[bool] = field(default_factory=list)
+    invoked: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Return the prompt and the answer."""
+        return [*self.prompt_ids, *self.stream.ids]
+
+    @property
+    def ended(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the main function has computed for nobody else meanwhile."""
+        return not self.crowded and not any(self.shared)
+
+    def choose(self, logits: Tensor) -> int:
+        """Choose the next token. Shapes: logits [vocabulary], float32."""
+        ids = torch.tensor([self.tokens], device=logits.device)
+        return int(self.processors(ids, logits.unsqueeze(0)).argmax(dim=-1))
+
+    def put(self, token: int) -> None:
+        """Take a token into the answer, pass on its text, and end the answer where it has to end."""
+        self.invoked.append(len(self.invocations))
+        self.shared.append(self.crowded)
+        self.crowded = False
+        self.stream.put(token)
+        reason, count = self.stopped(), len(self.stream.ids)
+        at_stop_string = bool(self.stop(torch.tensor([self.tokens]), None)) if self.stop.strings else False
+        if at_stop_string or token in self.ends:
+            self._finish("stop", at_stop_string)
+        elif count >= self.max_new_tokens:
+            self._finish("length", False)
+        elif reason is not None:
+            self._finish(reason, False)
+
+    def _finish(self, reason: FinishReason, at_stop_string: bool) -> None:
+        self.stream.finish(stopped=at_stop_string)
+        self.finish_reason = reason
+
+    def generated(self) -> Generated:
+        """Return the answer, which has ended."""
+        assert self.finish_reason is not None
+        return Generated(
+            self.prompt_ids,
+            tuple(self.stream.ids),
+            self.stream.text,
+            self.finish_reason,
+            tuple(self.stream.times),
+            tuple(self.invocations),
+            tuple(self.invoked),
+            tuple(self.stream.logprobs),
+            self._stop_string() if self.stop.strings and bool(self.stop.ends.any()) else None,
+            shared=tuple(self.shared) if not self.alone else (),
+            parts=tuple(self.parts) if not self.alone else None,
+            main_s=self.main_s if not self.alone else None,
+        )
+
+    def _stop_string(self) -> str | None:
+        """Return the first of the request's own stop strings in an answer."""
+        text = self.stream.tokenizer.decode(self.stream.ids)
+        return min((each for each in self.strings if each in text), key=text.find, default=None)
