@@ -22,7 +22,7 @@ from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.redaction import redacted
-from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, why_not_begun, together
+from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, together, why_not_begun
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.invoke import Connect, Invocation, make_client
 from remoe_cli.runtime.ledger import Ledger
