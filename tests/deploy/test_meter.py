@@ -6,8 +6,10 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ from remoe_cli.errors import InvokeError, RemoeError, UsageError
 from remoe_cli.function.weights import read_head
 from remoe_cli.plan.document import LayerPlan, MainSpec
 from remoe_cli.runtime import client
+from remoe_cli.runtime.invoke import make_client
+from remoe_cli.runtime.main_function import load_here
 from remoe_cli.runtime.receipt import receipt_of
+from tests.support import api_server
 from tests.support.by_hand import PROMPT, ByHand, by_hand, on_twin
 
 HERE = target.LocalTarget(SILENT)
@@ -128,3 +133,35 @@ def test_the_receipts_of_a_main_server_and_its_loading_are_the_meter(made: ByHan
     shown = "\n".join(HERE.overview(status).above)
     for purpose in ("loading", "answers", "cancelled"):
         assert f"{spent[purpose]['billed_ms']} ms" in shown
+    check_requests_that_are_answered_together(made, status["functions"], invocations_alone=receipts[2]["invocations"])
+
+
+def check_requests_that_are_answered_together(made: ByHand, before: list[dict[str, Any]], invocations_alone: int) -> None:
+    """Another main function of the same functions answers four at a time; one client leaves, one has two answers, and one is refused."""
+    status = HERE.status("m")
+    main = load_here(lifecycle.state_dir("m") / "server.json", partial(make_client, status["endpoint"]))
+    main = replace(main, config=main.config.model_copy(update={"concurrency": 4}))
+    loading = main.spent.loading
+    with api_server.serving(main) as url, ThreadPoolExecutor(8) as clients, httpx.Client(trust_env=False, timeout=60) as http:
+
+        def ask_too(more: dict[str, Any]) -> dict[str, Any]:
+            return dict(http.post(f"{url}/invocations", json={"prompt": PROMPT, "max_new_tokens": 40} | more).json())
+
+        asked = [clients.submit(ask_too, more) for more in ({}, {}, {"n": 2}, {"prompt": "w5 w6"}, {"max_new_tokens": 9}, {"n": 99})]
+        with http.stream("POST", f"{url}/invocations", json={"prompt": PROMPT, "max_new_tokens": 400, "stream": True}) as response:
+            assert "text" in json.loads(next(response.iter_lines()))
+        *answers, refused = [each.result() for each in asked]
+        assert "error" in refused
+        give_up = time.monotonic() + 30
+        while not main.spent.cancelled.invocations:
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+    alike = [answers[0], answers[1], answers[2], answers[2]["others"][0], answers[4]]
+    whole = made.tokens(40)
+    assert [each["token_ids"] for each in alike] == [whole[: len(each["token_ids"])] for each in alike]
+    after = HERE.status("m")["functions"]
+    for key in ("invocations", "billed_ms"):
+        metered = sum(f[key] for f in after) - sum(f[key] for f in before)
+        spent = sum(answer["receipt"][key] for answer in answers) + getattr(main.spent.cancelled, key)
+        assert getattr(loading, key) + spent == metered, key
+    assert answers[4]["receipt"]["invocations"] < invocations_alone  # of 9 tokens beside others, below those of 8 tokens alone

@@ -175,7 +175,7 @@ class HeldSequence:
 class Held:
     """An engine and its batch, whose answers go on until they are released or stopped; `asked` has the prompts that were begun."""
 
-    device = Device(kind="cpu", name="a CPU", memory_bytes=1)
+    device, batches = Device(kind="cpu", name="a CPU", memory_bytes=1), True
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -203,8 +203,13 @@ class Held:
         return ended
 
 
-def serving(engine: Held, host: str = "127.0.0.1", limits: Limits = Limits()) -> AbstractContextManager[str]:  # noqa: B008
-    fields = {"prices": PRICES, "refuse_unserved": lambda *_: None, "model": ModelRef(path="m", revision="r"), "concurrency": 1}
+def serving(
+    engine: Held,
+    host: str = "127.0.0.1",
+    limits: Limits = Limits(),  # noqa: B008
+    concurrency: int = 1,
+) -> AbstractContextManager[str]:
+    fields = {"prices": PRICES, "refuse_unserved": lambda *_: None, "model": ModelRef(path="m", revision="r"), "concurrency": concurrency}
     config: Any = type("Config", (), fields)
     return api_server.serving(MainFunction(config, engine), limits, host)  # type: ignore[arg-type]
 
@@ -245,6 +250,45 @@ def test_a_full_queue_is_429_which_says_when_to_ask_again(streamed: bool) -> Non
         assert post(4).status_code == 200
         assert "remoe_requests_refused_total 1.0" in httpx.get(f"{url}/metrics", trust_env=False).text
     assert engine.asked == [(1,), (2,), (4,)]
+
+
+def test_as_many_requests_are_answered_at_once_as_the_plan_counts_on() -> None:
+    """The others wait, in the order in which they came, and the figures for dashboards say so."""
+    engine = Held()
+    with serving(engine, concurrency=2) as url, ThreadPoolExecutor(4) as others:
+
+        def post(token: int) -> int:
+            request = {"prompt_token_ids": [token]}
+            return httpx.post(f"{url}/invocations", json=request, trust_env=False, timeout=60).status_code
+
+        asked = []
+        for token in range(4):
+            asked.append(others.submit(post, token))
+            at_once, waiting = min(2, token + 1), max(0, token - 1)
+            figures = [f'num_requests_{name}{{model_name="m"}} {n}.0' for name, n in (("running", at_once), ("waiting", waiting))]
+            give_up = time.monotonic() + 30
+            while not all(figure in httpx.get(f"{url}/metrics", trust_env=False).text for figure in figures):
+                assert time.monotonic() < give_up, figures
+        assert engine.asked == [(0,), (1,)]
+        engine.released.set()
+        assert [each.result() for each in asked] == [200] * 4
+        assert 'num_requests_running{model_name="m"} 0.0' in httpx.get(f"{url}/metrics", trust_env=False).text
+    assert engine.asked == [(0,), (1,), (2,), (3,)]
+
+
+def test_a_fault_in_a_step_is_told_to_everybody_and_the_server_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, step = Held(), Held.step
+
+    def broken(self: Held) -> list[HeldSequence]:
+        monkeypatch.setattr(Held, "step", step)
+        self.sequences.clear()
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(Held, "step", broken)
+    engine.released.set()
+    with serving(engine, concurrency=2) as url, httpx.Client(trust_env=False, timeout=60) as http:
+        assert http.post(f"{url}/invocations", json={"prompt_token_ids": [1]}).status_code == 500
+        assert http.post(f"{url}/invocations", json={"prompt_token_ids": [2]}).status_code == 200
 
 
 def has_ipv6() -> bool:
