@@ -95,7 +95,8 @@ MAY_READ_WHOLE = {
     **dict.fromkeys(("model/loader.py", "owned.py"), "a file of the kernel"),
     **dict.fromkeys(("deploy/local/place.py", "deploy/local/processes.py"), "files of the kernel"),
     "runtime/device.py": "files of the kernel",
-    "runtime/main_function.py": "a file of the kernel; bodies, which its servers limit",
+    "runtime/main_state.py": "a file of the kernel",
+    "runtime/main_function.py": "bodies, which its servers limit",
     "runtime/api/common.py": "bodies, which its servers limit",
     **dict.fromkeys(
         ("package/bundle.py", "package/dependencies.py", "package/image.py", "package/locks.py"), "remoe's own code and installed packages"

@@ -2,10 +2,10 @@
 
     python docs/measure/batching.py [--clients 8] [--tokens 32] [--rounds 3] [--models demo,olmoe] [--rtt-ms 0]
 
-Two models in float32: the demo model, and a random one with OLMoE's layers in a quarter of its width, about 1 GB. Every second expert of each
-layer is in a function of the local twin, one function a layer. The same prompts are asked one after another and at once, in turns, and the
-tokens have to be the same. The scheduler is the main server's own; HTTP is left out. Costs are those of the receipts, at the prices of the
-catalog 'local'; their sum has to be what the calls were billed.
+Two models in float32: the demo model, and a random one with OLMoE's layers in a quarter of its width, about 1 GB. Every second expert of
+each layer is in a function of the local twin, one function a layer. The same prompts are asked one after another and at once, in turns, and
+the tokens have to be the same. The scheduler is the main server's own; HTTP is left out. Costs are those of the receipts, at the prices of
+the catalog 'local'.
 """
 
 from __future__ import annotations

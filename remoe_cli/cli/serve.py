@@ -21,7 +21,7 @@ _TOKEN_LIMIT = bounded.Limit(4096)
 EXAMPLES = examples(
     "remoe serve demo",
     "remoe serve olmoe --target aws --port 9000   # the main function here, the experts on AWS",
-    "remoe serve olmoe --device cuda",
+    "remoe serve olmoe --device cuda --concurrency 8",
 )
 
 
@@ -36,6 +36,10 @@ def command(
         Path | None, typer.Option(metavar="FILE", help=f"File with a token that clients have to send; ${TOKEN} can hold it instead.")
     ] = None,
     device: DeviceOption = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, metavar="N", help="Requests that are answered at once; by default as the plan says."),
+    ] = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -49,7 +53,8 @@ def command(
 
     token = _token(token_file)
     deployed = pick(target, region, profile)
-    deployed.serve(name, host, port, ServeOptions(token, expected_cost_of(deployed.deployed_plan(name)), device))
+    expected = expected_cost_of(deployed.deployed_plan(name))
+    deployed.serve(name, host, port, ServeOptions(token, expected, device, concurrency))
 
 
 def _token(file: Path | None) -> str | None:

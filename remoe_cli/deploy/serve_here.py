@@ -25,12 +25,14 @@ def serve_here(
     Raises: what runtime/main_function.py and runtime/server.py raise.
     """
     from remoe_cli.runtime.access import door_of
+    from remoe_cli.runtime.at_once import with_concurrency
     from remoe_cli.runtime.main_function import MainFunction, load_here
     from remoe_cli.runtime.server import listen, serve
 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
             main = replace(load_here(server_json, connect, asked.device), expected=asked.expected)
+        main = with_concurrency(main, asked.concurrency)
         console.say(f"The model is loaded, on the {_DEVICES[main.engine.device.kind]} {main.engine.device.name}. {main.loading_billed}")
         return main
 

@@ -45,11 +45,13 @@ class ServeOptions:
     token      that clients have to send; None: whoever may ask is answered
     expected   predicts what a request takes and costs, for its receipt
     device     of everything but the experts; None: where the plan has it
+    concurrency   requests that are answered at once; None: as many as the plan counts on
     """
 
     token: str | None = field(default=None, repr=False)
     expected: ExpectedCost | None = None
     device: DeviceChoice | None = None
+    concurrency: int | None = None
 
 
 SERVE_PLAINLY = ServeOptions()

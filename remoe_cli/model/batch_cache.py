@@ -56,7 +56,10 @@ def can_continue(model: PreTrainedModel, cache: Any) -> bool:
 
 
 def join(cache: Cache, tokens: int, other: Cache, other_tokens: int) -> None:
-    """Add the rows of another cache, which is used up, to a cache. `tokens` and `other_tokens` are how many tokens they have read."""
+    """Add the rows of another cache, which is used up, to a cache.
+
+    `tokens` and `other_tokens` are how many tokens they have read.
+    """
     longest = max(tokens, other_tokens)
     for mine, new in zip(cache.layers, other.layers, strict=True):
         if isinstance(mine, DynamicLayer) and mine.is_initialized:

@@ -18,6 +18,8 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -149,6 +151,7 @@ def _hook(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> 
     return runner(ExpertLayer(number, name, module, experts), hidden, index, weights)
 
 
+Ids = npt.NDArray[np.integer]
 # Sends rows by expert to where these run, and returns the function that waits for their outputs. All rows are on the host.
 Remote = Callable[[ExpertLayer, dict[int, Tensor]], Callable[[], dict[int, Tensor]]]
 
@@ -163,22 +166,22 @@ def run_experts(
     exchange: Exchange | None = None,
     gpu: GpuExperts | None = None,
     meanwhile: Callable[[Tensor], None] = lambda hidden: None,
-    grouped: Callable[[Grouping], None] = lambda groups: None,
+    seen: Callable[[Ids], None] = lambda ids: None,
 ) -> Tensor:
     """Run one MoE layer: send remote rows, run local experts meanwhile, weight and add all outputs.
 
     `local` maps an expert's id to its row in the module's parameters. Where the hidden states are on a device, they come to the host in one
     copy and what is computed there goes back in another, through the buffers of `exchange` (None: through new ones). Before the host waits
     for the first, the device gets the work of the experts `gpu`, if that can be given without a wait, and then what `meanwhile(hidden)`
-    gives it. `grouped` is told which rows there are before any is sent.
+    gives it. `seen` is called with the index on the host.
 
     Shapes: hidden [T, H], index and weights [T, k]; outputs come back unweighted, [n, H] for each expert; returns [T, H].
     """
     kind = type(layer.module).__name__
     accumulate = (_ACCUMULATE[kind] or weights.dtype) if kind in _ACCUMULATE else hidden.dtype
     if hidden.device.type == "cpu":
-        groups = by_expert(index.numpy(), layer.experts)
-        grouped(groups)
+        seen(chosen := index.numpy())
+        groups = by_expert(chosen, layer.experts)
         outputs = _on_host(layer, hidden, groups, local, remote)
         return weighted_sum(outputs, hidden, weights, groups, accumulate).to(hidden.dtype)
     exchange = exchange or Exchange()
@@ -186,8 +189,8 @@ def run_experts(
     computed = gpu.run(hidden, index) if gpu and gpu.starts_early(index) else None
     meanwhile(hidden)
     here, ids, factors = arrived()
-    groups = by_expert(ids.numpy(), layer.experts)
-    grouped(groups)
+    seen(chosen := ids.numpy())
+    groups = by_expert(chosen, layer.experts)
     if gpu is None:
         outputs = _on_host(layer, here, groups, local, remote)
         return exchange.to_device(hidden.device, weighted_sum(outputs, here, factors, groups, accumulate).to(hidden.dtype))[0]

@@ -16,7 +16,7 @@ TokenCalls = tuple[float, tuple[Sample, ...]]  # seconds of a token, and its cal
 
 
 def why_not_begun(reason: Stop | None) -> DeployError | None:
-    """Return why a request has no answer that has to end before its first token; None where it has not to."""
+    """Return the error of a request that ends before its first token; None where it goes on."""
     match reason:
         case "cancelled":
             return DeployError("The main function is ending.", "Ask again.")
@@ -98,9 +98,9 @@ class Generated:
 
     @property
     def further(self) -> tuple[TokenCalls, ...]:
-        """List the tokens after the first whose calls were all warm and tried once, and which no other request was computed with.
+        """List the tokens after the first whose calls were all warm and tried once.
 
-        They tell what a call takes.
+        They tell what a call takes. Tokens that were made while others were, do not.
         """
         tokens = []
         for i in range(1, len(self.invoked)):

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ from transformers.cache_utils import Cache
 from remoe_cli.model.batch_cache import can_continue, join, keep
 from remoe_cli.runtime.answer import Stop, why_not_begun
 from remoe_cli.runtime.device import full_memory_named
-from remoe_cli.runtime.dispatch import Dispatcher
+from remoe_cli.runtime.dispatch import Array, Dispatcher
 from remoe_cli.runtime.sequence import TokenSequence
 from remoe_cli.runtime.shares import divide_call
 
@@ -46,6 +47,7 @@ class Batch:
     decoding: list[TokenSequence] = field(default_factory=list)
     cache: Cache | None = None
     _since_s: float = 0.0
+    _rows: dict[str, list[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.reading) + len(self.decoding)
@@ -158,8 +160,7 @@ class Batch:
         """Bill a forward pass to its sequences, also one that fails."""
         dispatcher = self.dispatcher
         dispatcher.stopped = lambda: _stopped(sequences)
-        dispatcher.sequences = len(sequences)
-        dispatcher.rows.clear()
+        dispatcher.seen = self._count if len(sequences) > 1 else _nothing
         try:
             with full_memory_named(_PLAN_LONGER):
                 yield
@@ -179,13 +180,22 @@ class Batch:
             each.main_s += (now_s - self._since_s) / len(sequences)
         self._since_s = now_s
         for call in self.dispatcher.take():
-            counted = self.dispatcher.rows.get(call.function)
-            rows = [1] if len(sequences) == 1 else [0] * len(sequences) if counted is None else counted.tolist()
+            rows = self._rows.get(call.function, [0] * len(sequences))
             parts = [call] if len(sequences) == 1 else divide_call(call, rows, [each.owed for each in sequences])
             for each, part, mine in zip(sequences, parts, rows, strict=True):
                 if mine or not any(rows):
                     each.invocations.append(call)
                     each.parts.append(part)
+        self._rows.clear()
+
+    def _count(self, layer: int, ids: Array) -> None:
+        """Count the rows that each sequence of a step sends to each function of a layer. Shapes: ids [sequences, k]."""
+        for function in self.dispatcher.remote.get(layer, ()):
+            self._rows[function.name] = np.isin(ids, function.experts).sum(axis=1).tolist()
+
+
+def _nothing(layer: int, ids: Array) -> None:
+    pass
 
 
 def _stopped(sequences: Sequence[TokenSequence]) -> Stop | None:

@@ -27,7 +27,6 @@ from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.ffn import from_storage, to_storage
 from remoe_cli.model.gpu_experts import GpuExperts
-from remoe_cli.model.grouping import Grouping
 from remoe_cli.runtime.answer import Stop
 from remoe_cli.runtime.invoke import FailedCall, Invocation, invoke, ping
 
@@ -67,8 +66,7 @@ class Dispatcher:
     pool     threads that wait for invocations; with as many threads and connections as a layer has calls, no call waits for another
     sent     invocations since the last `take`, in the order of their answers: also those that failed, or that nobody waited for
     stopped  asked while a layer waits for its calls: when the main function's own time ends, it waits no longer
-    sequences   of the pass under way; where it has several, each has one token in it
-    rows     how many rows of each of them have been sent to a function, by its name; counted where a pass has several sequences
+    seen     called with each layer and the ids of the experts that its tokens chose
     """
 
     client: Any
@@ -77,25 +75,16 @@ class Dispatcher:
     pool: ThreadPoolExecutor
     sent: list[Invocation] = field(default_factory=list)
     stopped: Callable[[], Stop | None] = lambda: None
+    seen: Callable[[int, Array], None] = lambda layer, ids: None
     gpu: Mapping[int, GpuExperts] = field(default_factory=dict)
     starts: Mapping[int, Callable[[Tensor], None]] = field(default_factory=dict)
-    sequences: int = 1
-    rows: dict[str, Array] = field(default_factory=dict)
     _exchange: Exchange = field(default_factory=Exchange)
     _under_way: dict[Future[Any], str] = field(default_factory=dict)
 
     def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         n = layer.layer
-        meanwhile = self.starts.get(n, _nothing)
-        count = partial(self._count, n) if self.sequences > 1 else _nothing
-        return run_experts(layer, hidden, index, weights, self.local[n], self._send, self._exchange, self.gpu.get(n), meanwhile, count)
-
-    def _count(self, layer: int, groups: Grouping) -> None:
-        """Count the rows of each sequence by function; a sequence's number is its token's."""
-        tokens = {expert: groups.tokens[start:end] for expert, start, end in groups.groups}
-        for function in self.remote.get(layer, ()):
-            if held := [tokens[e] for e in function.experts if e in tokens]:
-                self.rows[function.name] = np.bincount(np.concatenate(held), minlength=self.sequences)
+        meanwhile, seen = self.starts.get(n, _nothing), partial(self.seen, n)
+        return run_experts(layer, hidden, index, weights, self.local[n], self._send, self._exchange, self.gpu.get(n), meanwhile, seen)
 
     def take(self) -> list[Invocation]:
         """Return the invocations since the last call, and forget them."""
@@ -184,7 +173,7 @@ class Dispatcher:
         return {e: answer.data[end - n : end] for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)}
 
 
-def _nothing(_: object) -> None:
+def _nothing(hidden: Tensor) -> None:
     pass
 
 

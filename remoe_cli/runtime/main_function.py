@@ -189,7 +189,10 @@ class MainFunction:
 
     @property
     def concurrency(self) -> int:
-        """Return how many requests may be answered at once: as many as the plan counts on, if the model's family can share a step."""
+        """Return how many requests may be answered at once.
+
+        As many as the plan counts on, if the model's family can share a step.
+        """
         return self.config.concurrency if self.config.concurrency > 1 and self.engine.batches else 1
 
     def answer(
@@ -218,7 +221,7 @@ class MainFunction:
     def answering(
         self, request: Request, on_piece: Callable[[Piece], None], stopped: Callable[[], Stop | None], *, first: bool = False
     ) -> Answering:
-        """Ask for the sequences of all answers to a request, one after another, and return them with one receipt.
+        """Ask for the sequences of all answers to a request, one after another, and return the answer.
 
         `stopped` is asked after every token. `first` tells that this function was loaded for this request, which pays for it.
 

@@ -173,7 +173,10 @@ def failed_receipt(
     prompt_tokens: int = 0,
     paid_s: float | None = None,
 ) -> Receipt:
-    """Add up what a request cost that was not answered. `seconds` passed until it failed; it pays for `paid_s`, or for all of them."""
+    """Add up what a request cost that was not answered.
+
+    `seconds` passed until it failed. It pays for `paid_s` of the main function's time; None: for all of them.
+    """
     every = [*loading_calls, *calls]
     lines = tuple(_line(name, every, loading_calls, prices) for name in sorted({call.function for call in every}))
     busy_s = seconds if paid_s is None else paid_s

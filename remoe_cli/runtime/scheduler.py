@@ -1,4 +1,4 @@
-"""Whose turn it is: requests wait, are answered some at a time, and end. All of torch's work is in one thread.
+"""Let requests wait for their turn, and answer several at once, with all of torch's work in one thread.
 
 Each step of the batch is a piece of work for that thread, so other work for it, such as counting tokens, comes between two steps.
 """
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Job:
-    """A request: `begin` begins to answer it, and `ended` is called once, with its answer or why there is none.
+    """A request that waits or is answered.
 
+    begin     begins to answer it
+    ended     called once, with its answer or why there is none
     begun_s   when its turn came, by `time.monotonic()`
     """
 

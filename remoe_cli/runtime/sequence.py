@@ -1,4 +1,4 @@
-"""One answer while it is generated: its tokens, what chooses the next one, what ends it, and what it was billed."""
+"""One answer while it is generated: its tokens, what chooses and ends them, and what they cost."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ class ServerConfig(artifacts.Document):
 
     model   the model that was profiled; a main function with packaged files reads only those
     served  the requests that the plan holds for; None where it names none
+    concurrency   requests that are served at once, for which the plan has provided memory
     gpu     whether the plan puts everything but the experts on a GPU
-    concurrency   requests that are answered at once; the plan counts on the memory of as many
     gpu_experts   by hidden layer the experts that are on it too, ascending; layers without any are left out
 
     Where functions are called is not in it; the program that starts the main function knows that.

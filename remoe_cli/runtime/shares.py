@@ -1,4 +1,4 @@
-"""Divide the calls of a step that several requests share, so that the receipts add up to what was billed.
+"""Divide calls that several requests share, so that their receipts add up to what was billed.
 
 A request's share of a function's calls in a step is its share of the rows that the step sent to that function. What Lambda counts is
 whole: milliseconds, tries, bytes. So each call is divided into whole numbers that add up to it, and what rounding has given a request too
@@ -8,19 +8,21 @@ much or too little is kept for its next call. A request's sums are then within a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import floor
 from typing import Any
 
 from remoe_cli.runtime.invoke import Invocation
 
-_COUNTED = ("request_bytes", "response_bytes", "billed_ms", "billed_tries", "retries", "cold_tries", "unreported", "reads")
+_COUNTED = tuple(each.name for each in fields(Invocation) if each.type == "int" and each.name != "memory_mb")
 # What a request's exact shares are above its whole ones, by field.
 Owed = dict[str, float]
 
 
 def divide_call(call: Invocation, rows: Sequence[int], owed: Sequence[Owed]) -> list[Invocation]:
-    """Divide a call by rows; the parts add up to it exactly. `owed` is brought up to date. Without any rows, all pay the same.
+    """Divide a call by rows; the parts add up to it exactly.
+
+    `owed` is brought up to date. Without any rows, all pay the same.
 
     >>> call = Invocation("f", 100, 90, 0.1, 5.0, billed_ms=5, billed_tries=1, memory_mb=1769, init_ms=None, retries=0)
     >>> owed = [{}, {}]
