@@ -10,6 +10,7 @@ and no others.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from remoe_cli.runtime.dispatch import Array, Dispatcher
 from remoe_cli.runtime.sequence import TokenSequence
 from remoe_cli.runtime.shares import divide_call
 
+_log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
 _CHUNK_TOKENS = 256
 _PLAN_LONGER = "Plan again for requests as long as those that come (--n-in, --n-out, --requests): the plan then has a GPU that holds them."
 
@@ -110,12 +112,13 @@ class Batch:
             mask = (torch.arange(longest + 1, device=self.model.device) >= padding.unsqueeze(1)).long()
         try:
             with self._pass(sequences, len(self) > 1):
-                logits = self._forward(sequences, [each.tokens[-1:] for each in sequences], self.cache, mask)
+                logits = self._forward(sequences, [each.stream.ids[-1:] for each in sequences], self.cache, mask)
         except Exception as error:
             self.decoding, self.cache = [], None
             if len(sequences) == 1:
                 sequences[0].error = error
                 return sequences
+            _log.warning("A step of %d requests failed with %s; each of them does it again alone.", len(sequences), type(error).__name__)
             for each in sequences:
                 each.read = 0
             self.reading.extend(sequences)

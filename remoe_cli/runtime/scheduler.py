@@ -1,4 +1,4 @@
-"""Let requests wait for their turn, and answer several at once, with all of torch's work in one thread.
+"""Let requests wait for their turn, and answer several of them at once in one thread.
 
 Each step of the batch is a piece of work for that thread, so other work for it, such as counting tokens, comes between two steps.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,6 +26,14 @@ from tests.support.families import VOCAB_SIZE, build
 
 DRAW = torch.Generator().manual_seed(1)
 PROMPTS = [torch.randint(2, VOCAB_SIZE, (n,), generator=DRAW).tolist() for n in (5, 23, 40, 11)]
+
+
+@pytest.fixture(autouse=True)
+def failed_steps(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+    """Warnings of steps that were done again; in most tests there may be none."""
+    expected: list[str] = []
+    yield expected
+    assert [record.getMessage() for record in caplog.records if record.name == batches.__name__] == expected
 
 
 @cache
@@ -123,7 +131,7 @@ def test_one_that_is_cancelled_leaves_the_others_as_they_are() -> None:
     assert [each.generated().token_ids for each in (first, last)] == [alone(engine, asked[i]).token_ids for i in (0, 2)]
 
 
-def test_one_that_fails_leaves_the_others_as_they_are() -> None:
+def test_one_that_fails_leaves_the_others_as_they_are(failed_steps: list[str]) -> None:
     """The model fails whenever it reads the token that only one of them chooses."""
     engine, poison = engine_of("mixtral"), 99
 
@@ -140,6 +148,7 @@ def test_one_that_fails_leaves_the_others_as_they_are() -> None:
     finally:
         handle.remove()
     assert isinstance(failed.error, InvokeError) and failed.stream.ids == [poison]
+    failed_steps.append("A step of 3 requests failed with InvokeError; each of them does it again alone.")
     assert [each.generated().token_ids for each in (first, last)] == expected
 
 
