@@ -1,0 +1,62 @@
+"""Requests that are answered in one batch, by tiny models in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from remoe_cli.model.experts import attach, expert_layers
+from remoe_cli.runtime.answer import Stop
+from remoe_cli.runtime.device import describe
+from remoe_cli.runtime.dispatch import Dispatcher
+from remoe_cli.runtime.engine import Engine
+from remoe_cli.runtime.sampling import GREEDY, Sampling
+from remoe_cli.runtime.sequence import TokenSequence
+from tests.support.families import VOCAB_SIZE, build
+
+DRAW = torch.Generator().manual_seed(1)
+PROMPTS = [torch.randint(2, VOCAB_SIZE, (n,), generator=DRAW).tolist() for n in (5, 23, 40, 11)]
+
+
+@cache
+def engine_of(family: str) -> Engine:
+    """An engine with all experts, whose token i is the word wi."""
+    model = build(family)
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    local = {layer.layer: {e: e for e in range(layer.experts)} for layer in expert_layers(model)}
+    dispatcher = Dispatcher(None, local, {}, ThreadPoolExecutor(1))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), (), describe(model.device))
+
+
+@dataclass
+class Asked:
+    """One request: the step before which it joins, and what it asks for."""
+
+    step: int
+    prompt: Sequence[int]
+    tokens: int = 12
+    sampling: Sampling = GREEDY
+    stopped: Callable[[], Stop | None] = lambda: None
+
+
+def together(engine: Engine, asked: Sequence[Asked], notes: list[list[int]] | None = None) -> list[TokenSequence]:
+    """Answer requests in one batch. `notes` gets the number of tokens that each has after each step."""
+    batch, step, made = engine.batch(), 0, dict[int, TokenSequence]()
+    while len(made) < len(asked) or len(batch):
+        for number, each in enumerate(asked):
+            if each.step == step:
+                made[number] = engine.sequence(each.prompt, each.tokens, stopped=each.stopped, sampling=each.sampling)
+                batch.add(made[number])
+        batch.step()
+        step += 1
+        if notes is not None:
+            notes.append([len(made[number].stream.ids) if number in made else 0 for number in range(len(asked))])
+    return [made[number] for number in range(len(asked))]
