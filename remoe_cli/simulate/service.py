@@ -16,7 +16,8 @@ import numpy.typing as npt
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.assess.baselines import all_local_on
 from remoe_cli.plan.cost import expert_functions, main_function, prices
-from remoe_cli.plan.cost.prompts import cold_wait_s, functions_wait_s, warm_ttft_s
+from remoe_cli.plan.cost.prompts import cold_wait_s, functions_wait_s, prefill_s
+from remoe_cli.plan.cost.steps import layer_steps, step_times
 from remoe_cli.plan.document import Baseline, BaselineName, Plan, Served
 from remoe_cli.plan.problem.hits import owner_of
 from remoe_cli.plan.problem.problem import Main, Placement, Problem
@@ -49,7 +50,7 @@ class Service:
     """One way to serve the model.
 
     spec                 the main function, for people
-    instances            None: as many as requests come, each paid by use
+    instances            requests that rented instances serve at once; None: as many as come, each by an instance paid by use
     prompts, ttft_s, prefill_usd    prompt tokens [G], ascending; TTFT of a warm request, and its expert functions, for each
     tpot_s, token_sd_s   mean and standard deviation of the time of one further token
     token_usd            expert functions of one further token
@@ -85,23 +86,29 @@ class Service:
 
 
 def of_placement(problem: Problem, placement: Placement, name: str, n_in: Floats, mean_out: float) -> Service:
-    """Price a placement for prompts of all lengths in `n_in`, and answers of `mean_out` further tokens."""
-    main, prompts = placement.main, _some_of(n_in)
+    """Price a placement for prompts of all lengths in `n_in`, and answers of `mean_out` further tokens.
+
+    Where its instances serve several requests at once, each takes as long as beside as many others as there may be.
+    """
+    main, prompts, problem = placement.main, _some_of(n_in), problem.at_main(placement.main)
     has_functions = any(layer.parts for layer in placement.layers)
     tokens = [_token(problem, placement, index) for index in range(len(placement.layers))]
     money = main_function.prices_of(problem, Main(main, placement.instances))
     by_use, limit = main.usd_per_hour is None, problem.catalog.function.concurrency_limit
     at_once = max(len(layer.parts) * layer.replicas for layer in placement.layers)
     most = max(1, limit // (1 + at_once)) if by_use else _MOST_REQUESTS
-    zero = problem.catalog.zero if main.scales_to_zero else None
+    zero, at_a_time = problem.catalog.zero if main.scales_to_zero else None, problem.concurrency
+    warm_s = prefill_s(problem, placement, prompts.astype(np.int64))
+    step_s = main_function.decode_rest_s(problem, main) + sum(token.seconds for token in tokens)
+    mean_s = float(np.interp(n_in, prompts, warm_s).mean())
     return Service(
         name=name,
         spec=bought(main.name, placement.instances),
-        instances=None if by_use else placement.instances,
+        instances=None if by_use else placement.instances * at_a_time,
         prompts=prompts,
-        ttft_s=warm_ttft_s(problem, placement, prompts.astype(np.int64)),
+        ttft_s=warm_s if at_a_time == 1 else warm_s + step_s,
         prefill_usd=sum((_prefill_usd(problem, placement, at, prompts) for at in range(len(placement.layers))), np.zeros(len(prompts))),
-        tpot_s=main_function.decode_rest_s(problem, main) + sum(token.seconds for token in tokens),
+        tpot_s=step_s if at_a_time == 1 else main_function.next_token_s(problem, mean_s, step_s),
         token_sd_s=math.sqrt(sum(token.variance_s2 for token in tokens)),
         token_usd=sum(token.usd for token in tokens),
         usd_per_hour=(main.usd_per_hour or 0.0) * placement.instances,
@@ -134,7 +141,7 @@ def others(problem: Problem, plan: Plan, n_in: Floats, mean_out: float) -> Itera
 
 
 def _on_gpu(problem: Problem, name: BaselineName, baseline: Baseline, n_in: Floats) -> Service:
-    """Price the whole model on the GPU that the plan compares itself with, one request at a time each."""
+    """Price the whole model on the GPU that the plan compares itself with."""
     spec = next(each for each in problem.catalog.reference.gpus if each.name == baseline.spec)
     nonexpert, expert = whole_on_gpu(read_hardware(spec.hardware or problem.catalog.reference.hardware), problem.spec)
     if name is BaselineName.STORED_GPU:
@@ -142,13 +149,20 @@ def _on_gpu(problem: Problem, name: BaselineName, baseline: Baseline, n_in: Floa
     prompts, use = _some_of(n_in), problem.workload.use
     ttft_s = np.array([float(nonexpert.seconds(n)) + float(expert.seconds(use * n, 1).sum()) for n in prompts.tolist()])
     tpot_s = float(nonexpert.seconds(1)) + float(problem.workload.decode_hits.sum()) * float(expert.seconds(1, 1))
+    n, mean_s = problem.concurrency, float(np.interp(n_in, prompts, ttft_s).mean())
+    if n > 1:
+        each_s, layers = expert.seconds(np.arange(n + 1.0), 1), range(len(problem.workload.patterns))
+        step_s = float(nonexpert.seconds(n)) + sum(
+            float(each_s[problem.workload.step_rows(layer, n)].sum(axis=0).mean()) for layer in layers
+        )
+        ttft_s, tpot_s = ttft_s + step_s, main_function.next_token_s(problem, mean_s, step_s)
     per_hour = problem.workload.requests_per_hour or 0.0
-    request_s = float(np.interp(n_in, prompts, ttft_s).mean()) + problem.workload.n_out * tpot_s
+    request_s = main_function.busy_s(problem, float(np.interp(n_in, prompts, ttft_s).mean()), tpot_s, 0.0)
     instances = max(1, math.ceil(request_s * per_hour / 3600 - 1e-9))
     return Service(
         name=BASELINE_NAMES[name],
         spec=bought(spec.name, instances),
-        instances=instances,
+        instances=instances * n,
         prompts=prompts,
         ttft_s=ttft_s,
         prefill_usd=np.zeros(len(prompts)),
@@ -177,6 +191,8 @@ class _Token:
 def _token(problem: Problem, placement: Placement, index: int) -> _Token:
     workload, main, layer = problem.workload, placement.main, placement.layers[index]
     step_s, parts = main_function.expert_step_s(problem, main), layer.parts
+    if problem.concurrency > 1:
+        return _shared_token(problem, placement, index)
     if not parts and not layer.gpu:
         return _Token(float(workload.decode_hits[index].sum()) * step_s, 0.0, 0.0, 0.0, 0.0)
     hits = workload.hits.of_parts(index, parts, layer.gpu)
@@ -191,6 +207,18 @@ def _token(problem: Problem, placement: Placement, index: int) -> _Token:
     called = float(hits.shares[0][hits.busiest > 0].sum())
     call_s = float(hits.shares[0] @ remote_s) / called if called else 0.0
     return _Token(*_moments(hits.shares[0], np.maximum(waits_s, remote_s)), float(calls[0, 0]), call_s, float(usd[0, 0]))
+
+
+def _shared_token(problem: Problem, placement: Placement, index: int) -> _Token:
+    """Look at one layer of a step that several requests share: how long the step takes, and a request's part of its calls."""
+    layer, n = placement.layers[index], problem.concurrency
+    owner = owner_of(problem.spec.experts_per_layer, layer.parts, layer.gpu)
+    steps = layer_steps(problem, index, owner, [layer.memory_mb], (step_times(problem, placement.main),))
+    seconds, calls = float(steps.seconds[0, 0, 0]), float(steps.calls[0, 0])
+    if not layer.parts:
+        return _Token(seconds, 0.0, 0.0, 0.0, 0.0)
+    usd = expert_functions.bill_usd(problem, [layer.memory_mb], _biggest(layer.parts), steps.billed_s / n, steps.calls / n)
+    return _Token(seconds, 0.0, calls / n, float(steps.billed_s[0, 0]) / calls if calls else 0.0, float(usd[0, 0]))
 
 
 def _moments(shares: Floats, seconds: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
@@ -226,11 +254,12 @@ def _functions(problem: Problem, placement: Placement, tokens: list[_Token], mea
     tpot_s = main_function.decode_rest_s(problem, placement.main) + sum(token.seconds for token in tokens)
     busiest = max(tokens, key=lambda token: token.calls * token.call_s)
     duty = min(1.0, busiest.calls * busiest.call_s / tpot_s)
+    alone = needed(duty, busiest.calls * mean_out, most)
     return Functions(
         wait_s=functions_wait_s(problem, placement),
         start_usd=start_usd,
         idle_s=problem.catalog.function.idle_ttl_s,
-        needed=needed(duty, busiest.calls * mean_out, most),
+        needed=tuple(alone[-(-c // problem.concurrency)] for c in range(most + 1)),  # requests of one main function share its calls
     )
 
 
