@@ -153,6 +153,11 @@ def is_false(value: object) -> bool:
     return value is False
 
 
+def is_zero(value: object) -> bool:
+    """Tell whether a count is left out of a document (`Field(exclude_if=is_zero)`)."""
+    return value == 0
+
+
 def shown(value: object, most: int = 200) -> str:
     """Quote what `escaped` gives.
 

@@ -183,6 +183,12 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
     starts = f"{receipt['cold_starts']} cold start{'' if receipt['cold_starts'] == 1 else 's'}"
     output.line(f"{calls}: {starts}, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
+    if hedges := receipt.get("hedges"):
+        output.line(f"{hedges} of the calls were made a second time, because the first one took long.")
+    if fallbacks := receipt.get("fallbacks"):
+        output.line(
+            f"{fallbacks} calls had no answer in time: the main function computed their experts itself. 'remoe logs NAME' says why."
+        )
     output.line(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from remoe_cli import artifacts, owned
 from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.package import partial_checkpoint
-from remoe_cli.package.bundle import Manifest
+from remoe_cli.package.bundle import FunctionEntry, Manifest
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import main_function, prices
 from remoe_cli.plan.document import Plan
@@ -21,8 +21,18 @@ from remoe_cli.runtime.server_config import ServedFunction, ServerConfig
 _MOST_EXPERT_ROWS = 1e6
 
 
-def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manifest, invoked: Callable[[str], str]) -> ServerConfig:
-    """Make the document server.json; `invoked` maps a bundle entry to the name of its function."""
+def server_config(
+    plan: Plan,
+    profile: Profile,
+    catalog: Catalog,
+    bundle: Manifest,
+    invoked: Callable[[str], str],
+    stored: Callable[[FunctionEntry], str] = lambda entry: entry.shard,
+) -> ServerConfig:
+    """Make the document server.json.
+
+    `invoked` maps a bundle entry to the name of its function, `stored` to where its shard is, below the place of all shards.
+    """
     expert_rows = _expert_rows(profile)
     # All functions of a layer have the /tmp that the fullest needs, as the plan is priced.
     problem, storage_mb = problem_of(plan, profile, catalog), dict[int, float]()
@@ -40,6 +50,9 @@ def server_config(plan: Plan, profile: Profile, catalog: Catalog, bundle: Manife
                 replicas=f.replicas,
                 expert_rows=expert_rows,
                 timeout_s=f.timeout_s,
+                shard=stored(f),
+                head_bytes=f.head_bytes,
+                head_sha256=f.head_sha256,
             )
             for f in bundle.functions
         ),

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.target import SERVE_PLAINLY, ServeOptions
 from remoe_cli.runtime.address import url
 from remoe_cli.runtime.invoke import Connect
 
+if TYPE_CHECKING:
+    from remoe_cli.runtime.last_resort import LastResort
+
 _DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def serve_here(
-    name: str, server_json: Path, connect: Connect, host: str, port: int, console: Console, asked: ServeOptions = SERVE_PLAINLY
+    name: str,
+    server_json: Path,
+    connect: Connect,
+    host: str,
+    port: int,
+    console: Console,
+    asked: ServeOptions = SERVE_PLAINLY,
+    last_resort: LastResort | None = None,
 ) -> None:
     """Serve from this machine's checkpoint of the model until interrupted.
 
-    `connect` reaches the expert functions.
+    `connect` reaches the expert functions, and `last_resort` their shards, where these are not beside server.json.
 
     On loopback only this user's processes are answered (runtime/access.py).
 
@@ -31,7 +42,7 @@ def serve_here(
 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
-            main = replace(load_here(server_json, connect, asked.device), expected=asked.expected)
+            main = replace(load_here(server_json, connect, asked.device, last_resort), expected=asked.expected)
         main = with_concurrency(main, asked.concurrency)
         console.say(f"The model is loaded, on the {_DEVICES[main.engine.device.kind]} {main.engine.device.name}. {main.loading_billed}")
         return main

@@ -1,7 +1,8 @@
 """The entry point of an expert function: rows by expert in, outputs by expert out.
 
 Environment: REMOE_SHARD and REMOE_SHARD_HEADER name the function's shard (weights.py). The event {"health": true} is answered with what
-this process has imported, and how long each step of its cold start took.
+this process has imported, and how long each step of its cold start took. The event {"end": true} ends this process: a caller sends it after
+damaged answers, and Lambda starts a new one for the next event.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from . import ENTERED_S
-from .codec import Batch, FrameError, from_wire, pack, to_wire, unpack
+from .codec import Batch, FrameError, from_wire, origin_of, pack, to_wire, unpack
 from .deadline import refuse_late
 from .expert_ffn import Array
 from .ready import ReadyExperts, room_bytes
@@ -48,6 +49,7 @@ with suppress(ImportError):
 
 _imported_s = time.perf_counter()
 _shard = open_shard(os.environ)
+_head_sha256 = os.environ["REMOE_SHARD_HEADER"].partition(":")[2]
 _experts = ReadyExperts(_shard, room_bytes(os.environ))
 _weights_s = time.perf_counter() - _imported_s  # opening the shard, and making experts ready so far
 _cold_start: dict[str, float] | None = None
@@ -81,7 +83,8 @@ def compute(batch: Batch, left_s: Callable[[], float] = lambda: inf) -> Batch:
     for e, n, end in zip(batch.experts, batch.rows, ends, strict=True):
         refuse_late(batch.rows, len(outputs), (time.perf_counter_ns() - start) / 1e9, left_s)
         outputs.append(_run(e, batch.data[end - n : end]))
-    return Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(outputs), (time.perf_counter_ns() - start) // 1000)
+    compute_us, origin = (time.perf_counter_ns() - start) // 1000, origin_of(_head_sha256, batch.check)
+    return Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(outputs), compute_us, origin)
 
 
 def _run(expert: int, rows: Array) -> Array:
@@ -106,7 +109,9 @@ def handle(event: Any, context: Any) -> bytes | str | dict[str, Any]:
                 return to_wire(_answer(from_wire(f'"{event}"'.encode()), left_s))[1:-1].decode()
             case {"health": True}:
                 return _health()
-        raise FrameError("event is neither a frame nor a health request")
+            case {"end": True}:
+                os._exit(1)  # a tidy end would be reported as an error of this event, and the process would go on
+        raise FrameError("event is neither a frame nor a request for health or for the end")
     finally:
         _log_reads()
 

@@ -186,6 +186,9 @@ class Shard:
         self.bring([expert])
         return _Parameters(self, expert)
 
+    def close(self) -> None:
+        """End connections and threads, where it has some; what was read stays."""
+
     def _fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Bring these ranges of bytes into the file."""
 
@@ -262,11 +265,15 @@ class ShardObject(Shard):
     Raises: the Shard..Errors and Function..Errors of errors.py.
     """
 
-    def __init__(self, url: str, head_bytes: int, head_sha256: str) -> None:
+    def __init__(self, url: str, head_bytes: int, head_sha256: str, environment: Mapping[str, str] = os.environ) -> None:
         from .s3 import S3Object  # a function whose shard is on disk does not need it
 
-        self._object = S3Object(url)
-        head, object_bytes = self._object.read(0, head_bytes)
+        self._object = S3Object(url, environment)
+        try:
+            head, object_bytes = self._object.read(0, head_bytes)
+        except Exception:
+            self._object.close()
+            raise
         _check_head(head, head_sha256, url)
         parsed = Head.parse(head)
         if parsed.file_bytes != object_bytes:
@@ -284,6 +291,9 @@ class ShardObject(Shard):
     @property
     def reads(self) -> int:
         return self._object.reads
+
+    def close(self) -> None:
+        self._object.close()
 
     def _fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._object.fetch(ranges, self._write)

@@ -16,16 +16,17 @@
 5. Dispatch. `Dispatcher._send` packs the rows of remote experts into one batch for each expert function, or into more where replicas or
    the payload limit divide it (`dispatch.divide`). Threads send the batches while this thread computes the local experts.
 
-6. One invocation. `invoke.invoke` calls Lambda's Invoke API, reads time and billing from Lambda's REPORT line, and tries again where
-   `failures.FAILURES` says that the next try can differ.
+6. One call. `calls.Caller` tries it, and again where `failures.FAILURES` says that the next try can differ and the budget allows it
+   (budget.py). A slow call is made a second time (hedging.py). What no function answers, the main function computes (breaker.py,
+   last_resort.py). `invoke.attempt` makes a try: it calls Lambda's Invoke API, and reads time and billing from Lambda's REPORT line.
 
 7. The expert function. AWS Lambda, or the local twin (deploy/local/front.py, pool.py, instance.py), runs `function/handler.handle`: it
    reads the shard once (function/weights.py), computes the experts (function/expert_ffn.py), and packs the outputs (function/codec.py).
 
-8. Back. The dispatcher checks the answer and adds the remote outputs to the local ones. After the last token, `receipt.make_receipt` adds
-   up times, calls and cost (plan/cost/prices.py); a request that failed gets `receipt.failed_receipt`. The client bills a main function on
-   Lambda by its REPORT line (`receipt.with_report`) and puts the predicted figures beside the measured ones; `cli/infer.show_receipt`
-   prints both.
+8. Back. The caller checks the answer, and the dispatcher adds the remote outputs to the local ones. After the last token,
+   `receipt.make_receipt` adds up times, calls and cost (plan/cost/prices.py); a request that failed gets `receipt.failed_receipt`. The
+   client bills a main function on Lambda by its REPORT line (`receipt.with_report`) and puts the predicted figures beside the measured
+   ones; `cli/infer.show_receipt` prints both.
 
 Besides: calibrate.py measures a deployment, so that plans predict it better; container.py is the program of the main function's image;
 server_config.py is the file server.json, which says what a main function serves and calls.

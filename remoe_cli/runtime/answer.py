@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import Literal
 
 from remoe_cli.errors import DeployError
@@ -26,6 +29,24 @@ def why_not_begun(reason: Stop | None) -> DeployError | None:
                 "Ask again when fewer requests wait or all is warm.",
             )
     return None
+
+
+@dataclass(frozen=True)
+class Until:
+    """The `stopped` of an answer that ends at one of these events, or when `time.monotonic()` passes `limit_s`."""
+
+    limit_s: float
+    cancelling: tuple[Event, ...] = ()
+
+    def __call__(self) -> Stop | None:
+        if any(event.is_set() for event in self.cancelling):
+            return "cancelled"
+        return "time-limit" if time.monotonic() > self.limit_s else None
+
+
+def deadline_of(stopped: Callable[[], Stop | None]) -> float:
+    """Return when an answer has to be there, by `time.monotonic()`: calls get a part of the time until then."""
+    return stopped.limit_s if isinstance(stopped, Until) else math.inf
 
 
 @dataclass(frozen=True)
@@ -107,7 +128,7 @@ class Generated:
             if self.shared and self.shared[i]:
                 continue
             calls = self.invocations[self.invoked[i - 1] : self.invoked[i]]
-            if not any(call.init_ms is not None or call.retries for call in calls):
+            if all(call.plain for call in calls):
                 tokens.append((self.token_times_s[i] - self.token_times_s[i - 1], tuple(call.sample for call in calls)))
         return tuple(tokens)
 

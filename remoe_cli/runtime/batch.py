@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from remoe_cli.model.batch_cache import can_continue, join, keep
-from remoe_cli.runtime.answer import Stop, why_not_begun
+from remoe_cli.runtime.answer import Stop, deadline_of, why_not_begun
 from remoe_cli.runtime.device import full_memory_named
 from remoe_cli.runtime.dispatch import Array, Dispatcher
 from remoe_cli.runtime.sequence import TokenSequence
@@ -163,6 +163,7 @@ class Batch:
         """Bill a forward pass to its sequences, also one that fails."""
         dispatcher = self.dispatcher
         dispatcher.stopped = lambda: _stopped(sequences)
+        dispatcher.deadline_s = max(deadline_of(each.stopped) for each in sequences)
         dispatcher.seen = self._count if len(sequences) > 1 else _nothing
         try:
             with full_memory_named(_PLAN_LONGER):

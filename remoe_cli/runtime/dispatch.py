@@ -7,12 +7,13 @@ processing time first (docs/reference/method.md, section 9).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,39 +21,22 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from remoe_cli.errors import InvokeError
-from remoe_cli.function.codec import Batch, FrameError, frame_bytes, pack, unpack, wire_bytes
-from remoe_cli.lambda_limits import MAX_TIMEOUT_S, PAYLOAD_LIMIT_BYTES
+from remoe_cli.function.codec import Batch, frame_bytes, wire_bytes
+from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.ffn import from_storage, to_storage
 from remoe_cli.model.gpu_experts import GpuExperts
+from remoe_cli.runtime import calls
 from remoe_cli.runtime.answer import Stop
-from remoe_cli.runtime.invoke import FailedCall, Invocation, invoke, ping
+from remoe_cli.runtime.calls import Caller
+from remoe_cli.runtime.calls import RemoteFunction as RemoteFunction
+from remoe_cli.runtime.invoke import FailedCall, Invocation, ping
 
 # Fewer rows than this are not worth a second invocation.
 _ROWS_PER_REPLICA = 16
-_LOOK_S = 0.5  # between two looks at the clock while a layer waits
-_LAST_S = 1.0  # for calls under way when time has ended
-_OTHER_VERSION = "Deploy the plan again: the function may be of another version."
 Array = npt.NDArray[Any]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class RemoteFunction:
-    """An expert function of one MoE layer. No other function holds its `experts`.
-
-    replicas      instances of it that may run at once
-    expert_rows   the work of calling an expert besides its rows (mostly reading its weights), in rows
-    timeout_s     after which the platform ends a call
-    """
-
-    name: str
-    experts: tuple[int, ...]
-    replicas: int
-    expert_rows: float
-    timeout_s: int = MAX_TIMEOUT_S
 
 
 @dataclass
@@ -67,6 +51,8 @@ class Dispatcher:
     sent     invocations since the last `take`, in the order of their answers: also those that failed, or that nobody waited for
     stopped  asked while a layer waits for its calls: when the main function's own time ends, it waits no longer
     seen     called with each layer and the ids of the experts that its tokens chose
+    deadline_s   when that is, by `time.monotonic()`: the latest of all requests that are being answered
+    caller   makes the calls
     """
 
     client: Any
@@ -76,10 +62,15 @@ class Dispatcher:
     sent: list[Invocation] = field(default_factory=list)
     stopped: Callable[[], Stop | None] = lambda: None
     seen: Callable[[int, Array], None] = lambda layer, ids: None
+    deadline_s: float = math.inf
     gpu: Mapping[int, GpuExperts] = field(default_factory=dict)
     starts: Mapping[int, Callable[[Tensor], None]] = field(default_factory=dict)
     _exchange: Exchange = field(default_factory=Exchange)
     _under_way: dict[Future[Any], str] = field(default_factory=dict)
+    caller: Caller = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.caller = Caller(self.client, self.pool, self.sent)
 
     def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         n = layer.layer
@@ -98,9 +89,11 @@ class Dispatcher:
         A pass that failed may leave some.
         Where there is no time for that, they count as unreported, and what they are billed is in what the next `take` returns.
         """
-        late = wait_for(self._under_way, _LAST_S if self.stopped() == "time-limit" else None).not_done
-        self.sent += [_lost(self._under_way[call]) for call in late]
+        limit_s = calls.LAST_S if self.stopped() == "time-limit" else None
+        late = wait_for(self._under_way, limit_s).not_done
+        self.sent += [calls.lost(self._under_way[call]) for call in late]
         self._under_way.clear()
+        self.caller.settle(limit_s)
 
     def warm(self) -> list[Future[None]]:
         """Start one instance of every function at once, so that the first pass meets no cold start."""
@@ -110,18 +103,6 @@ class Dispatcher:
         future = self.pool.submit(work, function, *arguments)
         self._under_way = {call: name for call, name in self._under_way.items() if not call.done()} | {future: function}
         return future
-
-    def _result(self, call: Future[T]) -> T:
-        """Wait for a call, at most until the main function's own time ends: what that has spent would be lost."""
-        while not call.done():
-            with suppress(TimeoutError):  # also that of the call itself, which is done then
-                return call.result(_LOOK_S)
-            if self.stopped() == "time-limit":
-                raise InvokeError(
-                    f"The main function's time ended while the expert function {self._under_way[call]} was computing.",
-                    "Ask for fewer tokens, or plan again for requests as long as this one.",
-                )
-        return call.result()
 
     def _ping(self, function: str) -> None:
         with self._recording():
@@ -139,46 +120,27 @@ class Dispatcher:
     def _send(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
         dtype = next(iter(rows.values())).dtype
         stored = str(dtype).removeprefix("torch.")
-        batches: list[tuple[str, Batch]] = []
+        batches: list[tuple[RemoteFunction, Batch]] = []
         for function in self.remote[layer.layer]:
             held = {e: to_storage(rows[e]) for e in function.experts if e in rows}
             if held:
-                batches += [(function.name, batch) for batch in divide(held, stored, function.replicas, function.expert_rows)]
-        start = time.perf_counter()
-        calls = [self._submit(self._call, name, batch, start) for name, batch in batches]
+                batches += [(function, batch) for batch in divide(held, stored, function.replicas, function.expert_rows)]
+        start = time.monotonic()
+        begun = [self.caller.begin(layer.layer, function, batch, start, self.deadline_s) for function, batch in batches]
 
         def wait() -> dict[int, Tensor]:
             parts: dict[int, list[Array]] = {}
-            for future in calls:
-                for expert, part in self._result(future).items():
-                    parts.setdefault(expert, []).append(part)
+            for answer in self.caller.finish(begun, self.stopped):
+                ends = np.cumsum(answer.rows)
+                for expert, n, end in zip(answer.experts, answer.rows, ends, strict=True):
+                    parts.setdefault(expert, []).append(answer.data[end - n : end])
             return {e: from_storage(np.concatenate(p), dtype) for e, p in parts.items()}
 
         return wait
 
-    def _call(self, function: str, batch: Batch, start: float) -> dict[int, Array]:
-        """Call a function in a thread of the pool; the layer also waits for that thread to start."""
-        with self._recording():
-            frame, invocation = invoke(self.client, function, pack(batch))
-            try:
-                answer = unpack(frame)
-            except FrameError as error:
-                message = f"The answer of the expert function {function} cannot be read: {error}."
-                raise FailedCall(message, _OTHER_VERSION, invocation) from None
-            asked, got = ((b.experts, b.rows, b.dtype, b.data.shape) for b in (batch, answer))
-            if asked != got:
-                raise FailedCall(f"The expert function {function} answered other rows than it was sent.", _OTHER_VERSION, invocation)
-        self.sent.append(replace(invocation, elapsed_s=time.perf_counter() - start, compute_s=answer.compute_us / 1e6))
-        ends = np.cumsum(batch.rows)
-        return {e: answer.data[end - n : end] for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)}
-
 
 def _nothing(hidden: Tensor) -> None:
     pass
-
-
-def _lost(function: str) -> Invocation:
-    return Invocation(function, 0, 0, 0.0, 0.0, 0, 0, 0, None, 0, unreported=1, failed=True)
 
 
 def divide(rows: Mapping[int, Array], dtype: str, replicas: int, expert_rows: float) -> list[Batch]:

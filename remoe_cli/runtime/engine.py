@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -237,14 +237,17 @@ def start_engine(
     connections = max(_CONNECTIONS, *(sum(f.replicas for f in remote) for remote in functions.values())) if functions else 1
     # One client for all: each function's own timeout ends its calls, and none of them is given up before that.
     longest_s = max((f.timeout_s for remote in functions.values() for f in remote), default=0)
+    # Twice the connections and threads: a try that nobody waits for any more keeps its own until it ends, as it is billed.
+    client = partial(connect, 2 * connections, read_timeout_s(longest_s))
     dispatcher = Dispatcher(
-        client=connect(connections, read_timeout_s(longest_s)) if functions else None,
+        client=client() if functions else None,
         local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in local.items()},
         remote=functions,
         # Threads only wait for answers, so there may be more of them than cores.
-        pool=ThreadPoolExecutor(max_workers=connections, thread_name_prefix="invoke"),
+        pool=ThreadPoolExecutor(max_workers=2 * connections, thread_name_prefix="invoke"),
         sent=[] if sent is None else sent,
     )
+    dispatcher.caller.renew = client
     warming = dispatcher.warm()
     try:
         with full_memory_named("Free the GPU, or serve on one with as much memory as the plan counts on."):

@@ -1,7 +1,8 @@
 """Invoke one expert function through Lambda's Invoke API, on AWS and on the local twin alike.
 
-boto3's own retries are off. A retry costs time and money, so this module decides it (failures.py), and the receipt counts it: whatever was
-billed for a call is in its Invocation, also where the call failed in the end (FailedCall).
+boto3's own retries are off. A retry costs time and money, so remoe decides it (failures.py), and the receipt counts it: whatever was
+billed for a call is in its Invocation, also where the call failed in the end (FailedCall). Calls of a request go through calls.py, which
+makes tries of this module; `invoke` is for calls outside a request.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from remoe_cli import bounded
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import FrameError, from_wire, to_wire
-from remoe_cli.runtime.failures import RETRIES, failure, kind_of, pause_s
+from remoe_cli.runtime.failures import NOT_LAMBDA, failure, kind_of, pause_s
 from remoe_cli.runtime.own_user import only_own_user
 from remoe_cli.runtime.twin_client import twin_client
 
@@ -32,7 +33,8 @@ _READS = re.compile(r"^remoe: (\d+) reads of S3$", re.MULTILINE)
 # Failures after which nobody knows whether the function ran: its answer, with the REPORT line, is lost.
 _UNREPORTED = {"ConnectionClosedError", "ProtocolError", "ResponseStreamingError", "IncompleteReadError", "ReadTimeoutError"}
 
-_HEALTH = b'{"health": true}'
+_LONGEST_ASKED_S = 60.0
+_HEALTH, _END = b'{"health": true}', b'{"end": true}'
 # What a call took: payload bytes on the wire both ways, and seconds waited, in the function, and computing.
 Sample = tuple[int, float, float, float]
 
@@ -70,8 +72,11 @@ class Invocation:
     cold_tries      tries that started an instance
     unreported      tries whose answer was lost, so that nobody knows whether they were billed
     reads           of S3, in all tries
-    failed          the call has no answer
+    failed          the call has no answer of the function
     compute_s       what computing the experts took, as the answer says
+    hedges          second calls of the same rows, made because the first took long
+    fallbacks       1 where the main function computed the rows itself, as the function did not
+    late            a try of a call that had its answer before: it is billed, and tells nothing about calls
     """
 
     function: str
@@ -89,6 +94,14 @@ class Invocation:
     reads: int = 0
     failed: bool = False
     compute_s: float = 0.0
+    hedges: int = 0
+    fallbacks: int = 0
+    late: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Tell whether it was one try of a warm instance, as calls usually are."""
+        return self.init_ms is None and not (self.retries or self.hedges or self.fallbacks or self.late)
 
     @property
     def sample(self) -> Sample:
@@ -138,8 +151,80 @@ def make_client(endpoint: str | None, connections: int, timeout_s: float, sessio
     if session is not None:
         return session.client("lambda", config=config)
     if endpoint is None:
-        return boto3.client("lambda", region_name=os.environ.get("AWS_REGION"), config=config)
+        # A session of its own, not boto3's only one: a client that is made later has credentials that were read again.
+        return boto3.Session(region_name=os.environ.get("AWS_REGION")).client("lambda", config=config)
     return only_own_user(twin_client(endpoint, config))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of a call. Without an `answer` it failed, and `kind` is the row of failures.py.
+
+    report         what Lambda billed; None where nothing was, or nobody knows
+    elapsed_s      as the caller measured it
+    retry_after_s  what a refusal asks to wait
+    """
+
+    answer: bytes | None
+    report: Report | None
+    elapsed_s: float
+    kind: str = ""
+    message: str = ""
+    retry_after_s: float = 0.0
+
+    @property
+    def unreported(self) -> bool:
+        return self.report is None and self.kind in _UNREPORTED
+
+
+def attempt(client: Any, function: str, body: bytes) -> Attempt:
+    """Invoke a function once. Whatever fails is in the result, so that what was billed is never lost."""
+    start = time.perf_counter()
+    try:
+        answer, log = _call(client, function, body)
+    except Exception as error:
+        kind = error.kind if isinstance(error, _FunctionFailed) else kind_of(error)
+        report = read_report(error.log) if isinstance(error, _FunctionFailed) else None
+        return Attempt(None, report, time.perf_counter() - start, kind, str(error), _retry_after_s(error))
+    elapsed_s, report = time.perf_counter() - start, read_report(log)
+    if report is None:
+        return Attempt(None, None, elapsed_s, NOT_LAMBDA, "it answered without Lambda's REPORT line")
+    return Attempt(answer, report, elapsed_s)
+
+
+def end_instance(client: Any, function: str) -> Attempt:
+    """End the process of one instance of a function, which then starts anew. That it has ended is a failure of this try."""
+    return attempt(client, function, _END)
+
+
+def together(function: str, body: bytes, attempts: Sequence[Attempt], elapsed_s: float, retries: int | None = None) -> Invocation:
+    """Add up the tries of one call, of which the last one may have its answer. `retries`: where not all others are retries."""
+    reports = [each.report for each in attempts if each.report]
+    last = reports[-1] if reports else Report(0.0, 0, 0, None)
+    answer = attempts[-1].answer if attempts else None
+    return Invocation(
+        function=function,
+        request_bytes=len(body),
+        response_bytes=len(answer or b""),
+        elapsed_s=elapsed_s,
+        duration_ms=last.duration_ms,
+        billed_ms=sum(report.billed_ms for report in reports),
+        billed_tries=len(reports),
+        memory_mb=last.memory_mb,
+        init_ms=last.init_ms,
+        retries=max(0, len(attempts) - 1) if retries is None else retries,
+        cold_tries=sum(report.init_ms is not None for report in reports),
+        unreported=sum(each.unreported for each in attempts),
+        reads=sum(report.reads for report in reports),
+        failed=answer is None,
+    )
+
+
+def failed_call(where: str, attempts: Sequence[Attempt], invocation: Invocation, why: str = "") -> FailedCall:
+    """Make the error of a call whose tries have all failed; `where` names the function, `why` ends the sentence."""
+    last = attempts[-1]
+    tried = f" after {len(attempts)} tries" if len(attempts) > 1 else ""
+    return FailedCall(f"The expert function {where} failed{tried}: {last.message}{why}", failure(last.kind).hint, invocation)
 
 
 def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]:
@@ -170,54 +255,25 @@ def health(client: Any, function: str) -> dict[str, Any]:
 
 
 def _try(client: Any, function: str, body: bytes) -> tuple[bytes, Invocation]:
+    """Call a function alone, outside a request, where only the number of retries limits them."""
     start = time.perf_counter()
-    reports: list[Report] = []
-    unreported = 0
+    attempts: list[Attempt] = []
+    while True:
+        attempts.append(attempt(client, function, body))
+        last = attempts[-1]
+        if last.answer is not None:
+            return last.answer, together(function, body, attempts, time.perf_counter() - start)
+        wait_s = pause_s(last.kind, len(attempts) - 1, last.retry_after_s)
+        if wait_s is None:
+            raise failed_call(function, attempts, together(function, body, attempts, time.perf_counter() - start))
+        time.sleep(wait_s)
 
-    def invocation(answer: bytes, attempt: int, failed: bool = False) -> Invocation:
-        last = reports[-1] if reports else Report(0.0, 0, 0, None)
-        return Invocation(
-            function=function,
-            request_bytes=len(body),
-            response_bytes=len(answer),
-            elapsed_s=time.perf_counter() - start,
-            duration_ms=last.duration_ms,
-            billed_ms=sum(report.billed_ms for report in reports),
-            billed_tries=len(reports),
-            memory_mb=last.memory_mb,
-            init_ms=last.init_ms,
-            retries=attempt,
-            cold_tries=sum(report.init_ms is not None for report in reports),
-            unreported=unreported,
-            reads=sum(report.reads for report in reports),
-            failed=failed,
-        )
 
-    for attempt in range(RETRIES + 1):
-        try:
-            answer, log = _call(client, function, body)
-        except Exception as error:
-            kind = error.kind if isinstance(error, _FunctionFailed) else kind_of(error)
-            if isinstance(error, _FunctionFailed) and (report := read_report(error.log)):
-                reports.append(report)
-            unreported += kind in _UNREPORTED
-            wait = pause_s(kind, attempt)
-            if wait is None:
-                tried = f" after {attempt + 1} tries" if attempt else ""
-                message = f"The expert function {function} failed{tried}: {error}"
-                raise FailedCall(message, failure(kind).hint, invocation(b"", attempt, failed=True)) from error
-            time.sleep(wait)
-            continue
-        report = read_report(log)
-        if report is None:
-            raise FailedCall(
-                f"The expert function {function} answered without Lambda's REPORT line.",
-                "Check that it is Lambda or the local twin.",
-                invocation(answer, attempt, failed=True),
-            )
-        reports.append(report)
-        return answer, invocation(answer, attempt)
-    raise AssertionError("unreachable: the last attempt either returns or raises")
+def _retry_after_s(error: Exception) -> float:
+    """Return the seconds of the header Retry-After; 0 without one, or where it is a date."""
+    response = getattr(error, "response", None) or {}
+    asked = str(response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
+    return min(float(asked), _LONGEST_ASKED_S) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", asked) else 0.0
 
 
 def _call(client: Any, function: str, body: bytes) -> tuple[bytes, str]:

@@ -83,6 +83,8 @@ class Metrics:
         self._calls = counter("expert_invocations", "Invocations of expert functions, as Lambda counts them.")
         self._cold = counter("expert_cold_starts", "Cold starts of expert functions.")
         self._retries = counter("expert_retries", "Tries of calls of expert functions after the first.")
+        self._hedges = counter("expert_hedges", "Second calls of the same rows, made because the first took long.")
+        self._fallbacks = counter("expert_fallbacks", "Calls whose rows the main function computed itself, as no function answered.")
         self._billed = counter("expert_billed_seconds", "Seconds that expert functions were billed.")
         self._usd = Counter("remoe_cost_usd", "Cost at list prices, by what was paid.", ("part",), registry=self.registry)
         for part in ("main", "functions"):
@@ -116,6 +118,8 @@ class Metrics:
         self._calls.inc(receipt.invocations)
         self._cold.inc(receipt.cold_starts)
         self._retries.inc(receipt.retries)
+        self._hedges.inc(receipt.hedges)
+        self._fallbacks.inc(receipt.fallbacks)
         self._billed.inc(receipt.billed_ms / 1000)
         if receipt.cost is not None:
             self._usd.labels("main").inc(receipt.cost.main_usd)

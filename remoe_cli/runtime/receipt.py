@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 from pydantic import Field
 
-from remoe_cli.artifacts import Part
+from remoe_cli.artifacts import Part, is_zero
 from remoe_cli.plan.cost import prices as model
 from remoe_cli.plan.cost.prices import FunctionPrices, MainPrices
 from remoe_cli.plan.document import Outcome
@@ -46,6 +46,8 @@ class FunctionLine(Part):
     unreported     tries whose answer was lost: nobody knows whether they were billed, and they are in no figure
     loading_ms     part of `billed_ms` that was billed while the main function was loaded for this request
     reads          of S3
+    hedges         second calls of the same rows, made because the first took long; they are in `invocations` where they ran
+    fallbacks      calls whose rows the main function computed itself, from the function's shard
     """
 
     name: str
@@ -61,6 +63,8 @@ class FunctionLine(Part):
     cost_usd: float
     sent_bytes: int
     received_bytes: int
+    hedges: int = Field(default=0, exclude_if=is_zero)
+    fallbacks: int = Field(default=0, exclude_if=is_zero)
 
 
 class MainLine(Part):
@@ -108,6 +112,7 @@ class Receipt(Part):
     tpot_s        mean time of a token after the first; None for an answer of one token
     main_load_s   time to load the main function, if this request waited for it and it is billed; in the cost, in no other time
     invocations, cold_starts, retries, billed_ms   of expert functions
+    hedges, fallbacks   of all functions
     cost          None where the request ended before prices were known
     predicted     what the plan predicts for this request; the client adds it (runtime/expected_cost.py)
     """
@@ -131,6 +136,8 @@ class Receipt(Part):
     catalog: str
     functions: tuple[FunctionLine, ...]
     predicted: Outcome | None = None
+    hedges: int = Field(default=0, exclude_if=is_zero)
+    fallbacks: int = Field(default=0, exclude_if=is_zero)
 
 
 class Loading(Part):
@@ -200,6 +207,8 @@ def failed_receipt(
         cost=_cost(main, sum(line.cost_usd for line in lines), sum(_usd(call, prices) for call in loading_calls)),
         catalog=prices.catalog,
         functions=lines,
+        hedges=sum(line.hedges for line in lines),
+        fallbacks=sum(line.fallbacks for line in lines),
     )
 
 
@@ -257,6 +266,8 @@ def _line(name: str, every: Sequence[Invocation], loading: Sequence[Invocation],
         cost_usd=sum(_usd(c, prices) for c in calls),
         sent_bytes=sum(c.request_bytes for c in calls),
         received_bytes=sum(c.response_bytes for c in calls),
+        hedges=sum(c.hedges for c in calls),
+        fallbacks=sum(c.fallbacks for c in calls),
     )
 
 

@@ -15,7 +15,9 @@ from remoe_cli.runtime.receipt import Prices
 class ServedFunction(artifacts.Part):
     """An expert function of hidden layer `layer`, which may have several (runtime/dispatch.py).
 
-    It is ended after `timeout_s`.
+    timeout_s                 after which it is ended
+    shard                     where its experts are, below the place of all shards
+    head_bytes, head_sha256   of the shard's head (function/weights.py)
     """
 
     layer: artifacts.LayerIndex
@@ -24,6 +26,9 @@ class ServedFunction(artifacts.Part):
     replicas: artifacts.Replicas
     expert_rows: artifacts.NonNegative
     timeout_s: artifacts.Tokens
+    shard: str
+    head_bytes: artifacts.Bytes
+    head_sha256: str
 
 
 class ServerConfig(artifacts.Document):
@@ -35,10 +40,10 @@ class ServerConfig(artifacts.Document):
     gpu     whether the plan puts everything but the experts on a GPU
     gpu_experts   by hidden layer the experts that are on it too, ascending; layers without any are left out
 
-    Where functions are called is not in it; the program that starts the main function knows that.
+    Where functions are called, and where all shards are, is not in it; the program that starts the main function knows that.
     """
 
-    schema_version: str = "remoe.server/3"
+    schema_version: str = "remoe.server/4"
     model: ModelRef
     spec: MoeSpec
     functions: tuple[ServedFunction, ...]

@@ -14,19 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from remoe_cli.artifacts import read_json
 from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.local import lifecycle, target
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import InvokeError, RemoeError, UsageError
+from remoe_cli.function.codec import Batch
 from remoe_cli.function.weights import read_head
 from remoe_cli.plan.document import LayerPlan, MainSpec
 from remoe_cli.runtime import client
 from remoe_cli.runtime.invoke import make_client
+from remoe_cli.runtime.last_resort import LastResort, ShardPlace
 from remoe_cli.runtime.main_function import load_here
 from remoe_cli.runtime.receipt import receipt_of
+from remoe_cli.runtime.server_config import ServerConfig
 from tests.support import api_server
 from tests.support.by_hand import PROMPT, ByHand, by_hand, on_twin
 
@@ -109,6 +114,10 @@ def test_the_receipts_of_a_main_server_and_its_loading_are_the_meter(made: ByHan
     HERE.deploy(made.plan_path, "m", DeployOptions())
     before = HERE.status("m")
     assert before["main"]["spent"]["loading"]["billed_ms"] == sum(f["billed_ms"] for f in before["functions"]) > 0
+    served, here = read_json(lifecycle.state_dir("m") / "server.json", ServerConfig), LastResort(str(lifecycle.state_dir("m") / "bundle"))
+    for f in served.functions:  # what a function does not answer, the main server finds
+        rows = Batch("float32", f.experts[:1], (1,), np.ones((1, served.spec.hidden_state_bytes // 4), np.float32))
+        assert here.compute(ShardPlace(f.shard, f.head_bytes, f.head_sha256), rows).data.any()
     with damaged():
         broken = ask()
     assert isinstance(broken["error"], InvokeError) and broken["billed_ms"] > 0

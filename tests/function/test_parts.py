@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from remoe_cli.function.codec import STORAGE, Batch, FrameError, frame_bytes, from_wire, pack, to_wire, unpack, wire_bytes
+from remoe_cli.function.codec import STORAGE, Batch, FrameError, frame_bytes, from_wire, origin_of, pack, to_wire, unpack, wire_bytes
 from remoe_cli.function.deadline import refuse_late
 from remoe_cli.function.errors import FunctionMemoryError, FunctionTimeError, ShardDigestError, WeightsError
 from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow, widen
@@ -27,7 +28,7 @@ from remoe_cli.function.weights import ALIGNMENT, Head, ShardFile, open_shard, r
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.ffn import describe, to_storage
 from remoe_cli.model.shards import write_shard
-from tests.support.damage import flip
+from tests.support.damage import checked, flip, flipped
 from tests.support.families import build
 from tests.support.shards import shard_environment
 
@@ -59,18 +60,38 @@ def test_a_frame_comes_back_as_it_was(dtype: str) -> None:
         lambda f: f[:10],
         lambda f: b"XXXX" + f[4:],
         lambda f: f[:4] + b"\x09" + f[5:],
-        lambda f: f[:20] + b"\x09" + f[21:],  # experts no longer ascend
-        lambda f: f[:36] + b"\x80\x7f" + f[38:],  # an infinity among the rows
+        lambda f: f[:24] + b"\x09" + f[25:],  # experts no longer ascend
+        lambda f: f[:40] + b"\x80\x7f" + f[42:],  # an infinity among the rows
     ],
 )
 def test_a_damaged_frame_is_refused(damage) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(FrameError):
-        unpack(damage(pack(_batch())))
+    """By its check, and where that is right too, by what it says."""
+    damaged = damage(pack(_batch()))
+    for frame in (damaged, checked(damaged)):
+        with pytest.raises(FrameError):
+            unpack(frame)
+
+
+def test_every_bit_of_a_frame_is_checked() -> None:
+    frame = pack(_batch())
+    assert checked(frame) == frame
+    for place in range(8 * len(frame)):
+        with pytest.raises(FrameError):
+            unpack(flipped(frame, place))
+
+
+def test_an_answer_says_whose_it_is_and_what_it_answers() -> None:
+    asked = unpack(pack(_batch()))
+    other = unpack(pack(replace(_batch(), data=_batch().data[::-1])))
+    assert asked.check != other.check and asked.origin == 0
+    answer = unpack(pack(replace(_batch(), origin=origin_of("shard", asked.check))))
+    assert answer.origin == origin_of("shard", asked.check)
+    assert answer.origin not in (origin_of("other shard", asked.check), origin_of("shard", other.check))
 
 
 @given(st.binary(max_size=200))
 def test_garbage_is_a_frame_error_or_a_batch(garbage: bytes) -> None:
-    for parse in (unpack, from_wire, lambda b: unpack(b"RMO1\x01\0" + b)):
+    for parse in (unpack, from_wire, lambda b: unpack(b"RMO2\x01\0" + b), lambda b: unpack(checked(b"RMO2\x01\0" + b))):
         with suppress(FrameError):
             parse(garbage)
 

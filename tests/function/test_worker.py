@@ -109,7 +109,7 @@ def test_it_starts_in_a_fifth_of_a_torch_workers_time(twin: Running, measured: C
         (to_wire(pack(Batch("float32", (3,), (1,), ROWS))), "FrameError", "this function's experts are bfloat16"),
         (to_wire(pack(Batch("bfloat16", (3,), (1,), narrow(ROWS[:, :8], "bfloat16")))), "FrameError", "width"),
         (b'"AAAA"', "FrameError", "shorter than its head"),
-        (b'{"health": false}', "FrameError", "neither a frame nor a health request"),
+        (b'{"health": false}', "FrameError", "neither a frame nor a request for health or for the end"),
     ],
 )
 def test_what_it_refuses_it_names(twin: Running, event: bytes, kind: str, message: str) -> None:

@@ -21,7 +21,7 @@ from remoe_cli.model import experts
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert
 from remoe_cli.model.spec import read_spec
-from remoe_cli.runtime import dispatch, engine
+from remoe_cli.runtime import calls, engine
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction, divide
 from remoe_cli.runtime.invoke import make_client
 from tests.support.endpoint import Endpoint, failed, ok, report
@@ -163,7 +163,9 @@ def test_an_answer_to_something_else_is_refused(endpoint: Endpoint, change: Call
         runner = dispatcher(endpoint.client, {0: (0, 1)}, 1, pool)
         with pytest.raises(InvokeError, match="answered other rows than it was sent"):
             runner._send(layer, rows)()
-        assert [c.billed_ms for c in runner.take()] == [13]  # it is billed all the same
+        # It is billed all the same: five tries, and twice the end of an instance that keeps answering so.
+        assert [(c.billed_ms, c.billed_tries, c.retries, c.failed) for c in runner.take()] == [(7 * 13, 7, 4, True)]
+        assert [body for _, _, body in endpoint.requests].count(b'{"end": true}') == 2
 
 
 def test_an_answer_with_a_nan_is_refused(endpoint: Endpoint) -> None:
@@ -204,7 +206,7 @@ def test_calls_that_fail_or_that_nobody_waits_for_any_more_are_kept(endpoint: En
     with ThreadPoolExecutor(3) as pool:
         runner = Dispatcher(Client(), {0: {}}, {0: functions}, pool)
         wait = runner._send(expert_layers(build("mixtral"))[0], {e: torch.ones(1, 64) for e in range(3)})
-        with pytest.raises(InvokeError, match=r"The expert function layer-000-0 failed: Runtime\.OutOfMemory"):
+        with pytest.raises(InvokeError, match=r"The expert function layer-000-0 of layer 0 failed: Runtime\.OutOfMemory"):
             wait()
         late.set()
         runner.settle()
@@ -218,8 +220,8 @@ def test_calls_that_fail_or_that_nobody_waits_for_any_more_are_kept(endpoint: En
 
 def test_a_layer_does_not_wait_longer_than_the_main_function_has_time(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has spent so far would be lost; a call that ends later is billed with the next request."""
-    monkeypatch.setattr(dispatch, "_LOOK_S", 0.01)
-    monkeypatch.setattr(dispatch, "_LAST_S", 0.01)
+    monkeypatch.setattr(calls, "LOOK_S", 0.01)
+    monkeypatch.setattr(calls, "LAST_S", 0.01)
     late, reasons = threading.Event(), iter([None, None, *["time-limit"] * 9])
 
     class Client:
@@ -231,7 +233,7 @@ def test_a_layer_does_not_wait_longer_than_the_main_function_has_time(endpoint: 
     with ThreadPoolExecutor(1) as pool:
         runner = dispatcher(Client(), {0: (0, 1)}, 1, pool)
         runner.stopped = lambda: next(reasons)
-        with pytest.raises(InvokeError, match="time ended while the expert function layer-000-0 was computing"):
+        with pytest.raises(InvokeError, match="time ended while the expert function layer-000-0 of layer 0 was computing"):
             runner._send(expert_layers(build("mixtral"))[0], {2: torch.ones(1, 64)})()
         runner.settle()
         assert [(c.function, c.unreported, c.billed_ms) for c in runner.take()] == [("layer-000-0", 1, 0)]

@@ -16,14 +16,18 @@ from remoe_cli.runtime.invoke import invoke
 from tests.support.endpoint import Endpoint, Reply, failed, ok, refused
 
 FRAME = pack(Batch("float32", (1,), (1,), np.zeros((1, 4), np.float32)))
-# Seconds before the first retry of an expert function. Whoever changes a pause in remoe_cli/runtime/failures.py changes it here too.
+# Bounds of the seconds before the first retry of an expert function.
+# Whoever changes a pause in remoe_cli/runtime/failures.py changes it here too.
 FIRST_PAUSES_S = {
     "Runtime.ExitError": 0.0,
     "ServiceException": 0.05,
+    "EndpointConnectionError": 0.1,
+    "ConnectTimeoutError": 0.1,
     "ConnectionClosedError": 0.02,
     "ProtocolError": 0.02,
     "ResponseStreamingError": 0.02,
     "IncompleteReadError": 0.02,
+    "DamagedAnswer": 0.02,
     "TooManyRequestsException": 0.2,
     "ShardUnreachableError": 0.2,
 }
@@ -34,9 +38,13 @@ def test_the_pause_before_each_retry() -> None:
 
 
 @pytest.mark.parametrize(("kind", "first_s"), FIRST_PAUSES_S.items())
-def test_pauses_double_and_end(kind: str, first_s: float) -> None:
+def test_pauses_are_drawn_up_to_a_bound_that_doubles_and_end(kind: str, first_s: float) -> None:
     assert RETRIES == 4
-    assert [pause_s(kind, attempt) for attempt in range(5)] == [first_s, 2 * first_s, 4 * first_s, 8 * first_s, None]
+    for share in (0.0, 0.25, 1.0):
+        pauses = [pause_s(kind, attempt, draw=lambda: share) for attempt in range(5)]  # noqa: B023
+        assert pauses == [share * first_s, share * 2 * first_s, share * 4 * first_s, share * 8 * first_s, None]
+    assert len({pause_s(kind, 3) for _ in range(9)}) == (9 if first_s else 1)  # callers who failed together do not come back together
+    assert pause_s(kind, 0, retry_after_s=2.5, draw=lambda: 0.0) == 2.5
     assert pause_s("Runtime.OutOfMemory", 0) is None and pause_s("a kind that has no row", 0) is None
 
 
@@ -55,8 +63,9 @@ def test_an_invocation_waits_as_the_table_says(kind: str, reply: Reply, monkeypa
     with Endpoint() as endpoint:
         endpoint.script = [reply, reply, ok()]
         monkeypatch.setattr("remoe_cli.runtime.invoke.time.sleep", waited_s.append)
+        monkeypatch.setattr("remoe_cli.runtime.invoke.pause_s", lambda kind, attempt, after_s: pause_s(kind, attempt, after_s, lambda: 0.5))
         invoke(endpoint.client, "f", FRAME)
-    assert waited_s == [FIRST_PAUSES_S[kind], 2 * FIRST_PAUSES_S[kind]]
+    assert waited_s == [FIRST_PAUSES_S[kind] / 2, FIRST_PAUSES_S[kind]]
 
 
 def test_every_error_of_a_function_has_a_row_and_is_tried_again_as_its_own_table_says() -> None:
@@ -79,6 +88,8 @@ def test_each_kind_has_one_row_that_says_what_to_do() -> None:
         ("ResponseStreamingError", botocore_exceptions),
         ("IncompleteReadError", botocore_exceptions),
         ("NoCredentialsError", botocore_exceptions),
+        ("EndpointConnectionError", botocore_exceptions),
+        ("ConnectTimeoutError", botocore_exceptions),
         ("ProtocolError", urllib3.exceptions),
     ],
 )

@@ -156,17 +156,29 @@ def test_an_answer_that_is_no_frame_is_an_invoke_error(endpoint: Endpoint, body:
         invoke(endpoint.client, "f", FRAME)
 
 
+@pytest.mark.parametrize(("asked", "waited_s"), [("3", 3.0), ("0.25", 0.25), ("100000", 60.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0)])
+def test_a_refusal_says_when_to_come_again(endpoint: Endpoint, asked: str, waited_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    throttled = refused(429, "TooManyRequestsException")
+    throttled.headers["Retry-After"] = asked
+    endpoint.script = [throttled, ok()]
+    assert invoke(endpoint.client, "f", FRAME)[1].retries == 1
+    assert waited_s <= waits[0] < waited_s + 0.2  # the rest is drawn
+
+
 def test_an_answer_without_a_report_is_not_lambda(endpoint: Endpoint) -> None:
     endpoint.script = [Reply()]
     with pytest.raises(InvokeError, match="without Lambda's REPORT line"):
         ping(endpoint.client, "f")
 
 
-def test_a_dead_endpoint_is_an_invoke_error() -> None:
+def test_a_dead_endpoint_is_an_invoke_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # taken, and nobody listens
         client = make_client(f"http://127.0.0.1:{held.getsockname()[1]}", 1, 5.0)
-        with pytest.raises(InvokeError, match="The expert function f failed: Could not connect"):
+        with pytest.raises(InvokeError, match=f"The expert function f failed after {RETRIES + 1} tries: Could not connect"):
             invoke(client, "f", FRAME)
         client.close()
 

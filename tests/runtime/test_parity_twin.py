@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from remoe_cli.cages import Mechanism
-from remoe_cli.function.codec import unpack
+from remoe_cli.function.codec import from_wire, unpack
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_experts
-from remoe_cli.runtime import dispatch
+from remoe_cli.runtime import calls, dispatch
 from remoe_cli.runtime.dispatch import Dispatcher
-from remoe_cli.runtime.invoke import Invocation, invoke
+from remoe_cli.runtime.invoke import Attempt, attempt
 from tests.support.families import save
 from tests.support.harness import PROMPT, clear_steps, greedy, logits
 from tests.support.split import split_model
@@ -93,15 +93,15 @@ def test_each_function_gets_its_own_experts_in_one_invocation_a_pass(
     called: list[tuple[str, tuple[int, ...]]] = []
     used: dict[int, set[int]] = {}
 
-    def noted(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]:
-        called.append((function, unpack(frame).experts))
-        return invoke(client, function, frame)
+    def noted(client: Any, function: str, body: bytes) -> Attempt:
+        called.append((function, unpack(from_wire(body)).experts))
+        return attempt(client, function, body)
 
     def note(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         used[layer.layer] = set(index.flatten().tolist())
         return run_experts(layer, hidden, index, weights, {e: e for e in range(layer.experts)}, lambda _, rows: lambda: rows)
 
-    monkeypatch.setattr(dispatch, "invoke", noted)
+    monkeypatch.setattr(calls, "attempt", noted)
     with _deployed("mixtral", torch.float32, tmp_path, probed, DIVIDED) as (reference, split, dispatcher):
         attach(reference, note)
         for ids in (PROMPT, PROMPT[:1, :1], PROMPT[:1, 1:2]):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from botocore.config import Config
 
@@ -11,6 +13,7 @@ from remoe_cli import owned, recognise
 from remoe_cli.artifacts import parse_document
 from remoe_cli.deploy.account_rules import recorded_in
 from remoe_cli.deploy.aws import names, status
+from remoe_cli.deploy.aws.credentials import open_session
 from remoe_cli.deploy.aws.functions import plan_sha256
 from remoe_cli.deploy.aws.session import Account, plain_errors
 from remoe_cli.deploy.aws.stack import Stack
@@ -24,7 +27,7 @@ from remoe_cli.lambda_limits import MAX_TIMEOUT_S, read_timeout_s
 from remoe_cli.package.partial_checkpoint import MainManifest
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client
-from remoe_cli.runtime.invoke import make_client
+from remoe_cli.runtime.invoke import Connect, make_client
 from remoe_cli.settings import cache_dir
 
 # An answer may take as long as a function may run, and it is paid for: it is waited for, and not asked for again.
@@ -80,4 +83,18 @@ def serve(account: Account, name: str, host: str, port: int, console: Console, a
     """
     with console.progress("Reading the deployed plan"):
         server_json = deployed_file(account, name, "server.json")
-    serve_here(name, server_json, partial(make_client, None, session=account.session), host, port, console, asked)
+    from remoe_cli.runtime.last_resort import LastResort, aws_environment
+
+    bucket = status.stack_state(account, name).outputs["Bucket"]
+    last_resort = LastResort(f"s3://{bucket}", lambda: aws_environment(_reopened(account)))
+    serve_here(name, server_json, _clients(account), host, port, console, asked, last_resort)
+
+
+def _clients(account: Account) -> Connect:
+    """Make clients of an account's expert functions: a second one has credentials that are read again, as after a new login."""
+    sessions = chain([account.session], iter(partial(_reopened, account), None))
+    return lambda connections, timeout_s: make_client(None, connections, timeout_s, session=next(sessions))
+
+
+def _reopened(account: Account) -> Any:
+    return open_session(account.region, account.profile)[0]

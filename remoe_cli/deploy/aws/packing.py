@@ -47,7 +47,14 @@ def pack(plan: Plan, plan_path: Path, profile: Profile, catalog: Catalog, settin
     with console.progress("Packaging the functions' code"):
         code = function_package(settings.architecture, settings.python)
     made = _functions(plan, plan_path, profile, folder / "functions", console)
-    config = server_config(plan, profile, catalog, made, lambda entry: names.invoked(names.function(settings.name, entry)))
+    config = server_config(
+        plan,
+        profile,
+        catalog,
+        made,
+        invoked=lambda entry: names.invoked(names.function(settings.name, entry)),
+        stored=lambda entry: settings.key(names.shard_key(entry.name, entry.shard_sha256)),
+    )
     main_folder = folder / ("main-config" if settings.endpoint is Endpoint.none else "main")
     main = _main(config, plan_path, settings.endpoint, main_folder, console)
     contents = Contents(

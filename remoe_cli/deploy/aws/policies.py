@@ -1,8 +1,8 @@
 """Who may do what, as IAM policy documents. Pure.
 
 Every role may read its own prefix of the deployment's bucket and write its own logs. The main function's role may also call the expert
-functions, by their alias only. No action is a pattern, and only ECR's login has no resource to name. Account, region and partition are
-CloudFormation's pseudo parameters, so the documents are the same everywhere.
+functions, by their alias only, and read their shards, for when one of them does not answer. No action is a pattern, and only ECR's login
+has no resource to name. Account, region and partition are CloudFormation's pseudo parameters, so the documents are the same everywhere.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def expert(settings: AwsSettings, entry: str) -> Document:
 def main_function(settings: AwsSettings, entries: Iterable[str], most_characters: int) -> Document:
     """Make the policy of a main function on Lambda: its files, its log, the expert functions `entries`."""
     log = _log(names.log_group(names.main(settings.name)))
-    own = (*_read(settings, "main"), log, *_network(settings, _LAMBDA_IN_VPC))
+    own = (*_read(settings, "main", "functions"), log, *_network(settings, _LAMBDA_IN_VPC))
     return _with_calls(settings.name, entries, most_characters, *own)
 
 
@@ -67,7 +67,7 @@ def main_endpoint(settings: AwsSettings, entries: Iterable[str], most_characters
     account, region, repository = image
     pull = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
     own = (
-        *_read(settings, "main"),
+        *_read(settings, "main", "functions"),
         # SageMaker's agent looks for its log streams, and for the group by making it.
         _log(names.endpoint_log_group(settings.name), "logs:CreateLogGroup", "logs:DescribeLogStreams"),
         _allow("PullImage", pull, _arn("ecr", f"repository/{repository}", region, account)),
@@ -132,8 +132,9 @@ def _call(name: str, entries: Iterable[str]) -> Document:
     return _allow("CallFunctions", ("lambda:InvokeFunction",), *(_arn("lambda", function) for function in functions))
 
 
-def _read(settings: AwsSettings, folder: str) -> Iterator[Document]:
-    yield _allow("ReadModel", ("s3:GetObject",), _arn("s3", f"{settings.bucket}/{settings.key(folder)}/*", "", ""))
+def _read(settings: AwsSettings, *folders: str) -> Iterator[Document]:
+    objects = (_arn("s3", f"{settings.bucket}/{settings.key(folder)}/*", "", "") for folder in folders)
+    yield _allow("ReadModel", ("s3:GetObject",), *objects)
     if settings.rules.kms_key:
         yield _allow("ReadWithKey", ("kms:Decrypt",), settings.rules.kms_key)
 

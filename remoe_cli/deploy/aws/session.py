@@ -50,6 +50,7 @@ class Account:
 
     caller   the ARN of the owner of the credentials
     origin   where the credentials come from
+    profile  the one that an option names
     """
 
     session: boto3.Session
@@ -59,6 +60,7 @@ class Account:
     _clients: dict[str, Any] = field(default_factory=dict, repr=False)
     _making: Lock = field(default_factory=Lock, repr=False)
     origin: Origin = field(default_factory=Origin)
+    profile: str | None = None
 
     def client(self, service: str) -> Any:
         """Return the boto3 client of a service, made once.
@@ -96,7 +98,7 @@ def connect(region: str | None = None, profile: str | None = None) -> Account:
         identity = session.client("sts", config=_PROMPT).get_caller_identity()
         if not {"Account", "Arn"} <= identity.keys():
             raise ResponseParserError("it has no account.")
-        return Account(session, session.region_name, identity["Account"], identity["Arn"], origin=origin)
+        return Account(session, session.region_name, identity["Account"], identity["Arn"], origin=origin, profile=profile)
 
 
 def _check_region(region: str, by_option: bool) -> None:

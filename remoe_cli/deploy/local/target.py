@@ -199,7 +199,7 @@ def _main_function(name: str, plan: Plan, folder: Path, main_bytes: int) -> Func
         name=f"{name}-main",
         handler="remoe_cli.runtime.lambda_main.handle",
         code_dir=str(Path(remoe_cli.__file__).parents[1]),
-        environment={"REMOE_MAIN": str(folder / MANIFEST)},
+        environment={"REMOE_MAIN": str(folder / MANIFEST), "REMOE_SHARDS": str(folder.parent / "bundle")},
         memory_mb=memory_mb,
         timeout_s=MAX_TIMEOUT_S,
         reserved_concurrency=1,

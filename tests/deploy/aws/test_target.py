@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -16,7 +17,7 @@ import torch
 
 from remoe_cli.artifacts import json_text, read_json, sha256_bytes, write_json
 from remoe_cli.cli import app
-from remoe_cli.deploy.aws import access, packing, session, target
+from remoe_cli.deploy.aws import access, packing, session, status, target
 from remoe_cli.deploy.aws import names as names_of
 from remoe_cli.deploy.aws.session import Account
 from remoe_cli.deploy.console import SILENT
@@ -258,13 +259,16 @@ def test_serving_calls_functions_by_the_accounts_own_session(
 ) -> None:
     served: list[Any] = []
     monkeypatch.setattr(access, "deployed_file", lambda account, name, file_name: tmp_path / file_name)
+    monkeypatch.setattr(status, "stack_state", lambda account, name: SimpleNamespace(outputs={"Bucket": f"remoe-{name}"}))
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     monkeypatch.setattr(access, "serve_here", lambda *given: served.append(given))
     target.AwsTarget(lambda: account, SILENT).serve("x", "127.0.0.1", 8080, ServeOptions(device=DeviceChoice.CPU))
-    ((name, server_json, connect, host, port, _, asked),) = served
+    ((name, server_json, connect, host, port, _, asked, last_resort),) = served
+    assert last_resort.shards == "s3://remoe-x" and last_resort.environment()["AWS_ACCESS_KEY_ID"]
     assert (name, server_json, host, port, asked.device) == ("x", tmp_path / "server.json", "127.0.0.1", 8080, DeviceChoice.CPU)
     calls.clear()
     client_of_it = connect(3, 5.0)
     client_of_it.list_functions()
+    assert connect(3, 5.0).meta.events is not client_of_it.meta.events  # with credentials that were read again
     assert calls == ["ListFunctions"] and client_of_it.meta.config.max_pool_connections == 3
     assert boto3.DEFAULT_SESSION is None
