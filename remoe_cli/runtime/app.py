@@ -8,7 +8,7 @@ POST /invocations            a request of any API that the payload shows; remoe'
                              "max_new_tokens", "stream", ..}
 POST /v1/...                 the APIs of OpenAI and Anthropic (api/routes.py); /openai/v1/... too, as SageMaker's paths are
 
-One thread does all of torch's work. It keeps answers apart, and it is faster: OpenMP gives every thread that computes its own team, and the
+One thread does all of torch's work, step by step for all requests that are answered at once (scheduler.py). One is faster: OpenMP gives every thread that computes its own team, and the
 threads of a second team sleep between operations (measured: 45 ms a token in the first thread that computes, 88 ms in any other).
 """
 
