@@ -3,8 +3,8 @@
 They are the same in every region and for every account. What an account can have raised, and what AWS charges, is data:
 deploy/aws/data/aws.toml; a test holds that both say the same.
 
-Source: AWS Lambda developer guide, "Lambda quotas" (memory, timeout, payload), "Configure Lambda function memory" (MB per vCPU) and
-"Understanding the Lambda execution environment lifecycle" (init).
+Source: AWS Lambda developer guide, "Lambda quotas" (memory, timeout, payload), "Response streaming", "Configure Lambda function memory"
+(MB per vCPU) and "Understanding the Lambda execution environment lifecycle" (init).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ MB_PER_VCPU = 1769
 MAX_TIMEOUT_S = 900
 INIT_LIMIT_S = 10.0  # to load the code, before the first event; an init that takes longer counts as failed
 WAY_S = 5.0  # for a call and its answer on the way, at the most
+STREAM_LIMIT_BYTES = 200 << 20  # of a streamed response
 PAYLOAD_LIMIT_BYTES = 6_291_456  # of a synchronous request, and of its response; SageMaker's InvokeEndpoint takes as much
 
 

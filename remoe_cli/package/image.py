@@ -6,7 +6,7 @@ requirements.txt    everything else that the main function imports
 remoe_cli/          this package
 
 Both lists name every file by its sha256 (locks.py), and pip installs nothing else. The image holds no weights; REMOE_MAIN names the main
-function's files. SageMaker runs the image as it is. Lambda runs it with another entry point: awslambdaric and runtime/lambda_main.py.
+function's files. SageMaker runs the image as it is. Lambda runs it with another entry point: runtime/lambda_runtime.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from remoe_cli.package import locks
 
 # What the modules of remoe_cli.runtime import, and what they import of other packages of remoe_cli.
 ROOTS = (
-    *("awslambdaric", "boto3", "fastapi", "httpx", "numkong", "numpy", "packaging", "platformdirs", "pybase64", "pydantic"),
+    *("awslambdaric", "boto3", "fastapi", "httpx", "llguidance", "numkong", "numpy", "packaging", "platformdirs", "pybase64", "pydantic"),
     *("prometheus-client", "safetensors", "torch", "transformers", "uvicorn"),
 )
 _CPU_INDEX, _GPU_INDEX = "https://download.pytorch.org/whl/cpu", "https://pypi.org/simple"

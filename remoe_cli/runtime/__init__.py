@@ -12,7 +12,8 @@
    `engine.start_engine`); on AWS it fetched them from S3 (`fetch.fetch`).
 
 4. The engine. `Engine.sequence` begins an answer, whose tokens choose.py chooses, and a batch goes on with it and others step by step
-   (batch.py, sequence.py). One hook replaces the experts of every MoE layer (model/experts.py): it calls the `Dispatcher` with the hidden states and the experts that the router chose.
+   (batch.py, sequence.py). One hook replaces the experts of every MoE layer (model/experts.py): it calls the `Dispatcher` with the hidden
+   states and the experts that the router chose.
 
 5. Dispatch. `Dispatcher._send` packs the rows of remote experts into one batch for each expert function, or into more where replicas or
    the payload limit divide it (`dispatch.divide`). Threads send the batches while this thread computes the local experts.

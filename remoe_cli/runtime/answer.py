@@ -64,18 +64,32 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of text as it becomes whole.
+class ToolCall:
+    """A call of a tool that the model asks for.
 
-    token_id   the token that completed it
-    choice     which answer to the request it belongs to, where there are several
-    logprobs   of all tokens since the piece before, where they were asked for
+    arguments   JSON as text
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of text as it becomes whole, or calls of tools.
+
+    token_id     the token that completed it
+    choice       which answer to the request it belongs to, where there are several
+    logprobs     of all tokens since the piece before, where they were asked for
+    tool_calls   where the request asks for them to be read
     """
 
     token_id: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     choice: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 GET /ping, /health, /ready   503 while the model loads, then 200 and the device of everything but the experts
 GET /metrics                 for Prometheus (metrics.py)
 GET /main                    what the process holds in memory
+GET /openapi.json            the paths and the bodies that they take (api/document.py)
 GET /v1/models               the model that is served
 POST /invocations            a request of any API that the payload shows; remoe's own is {"prompt", "messages" or "prompt_token_ids",
                              "max_new_tokens", "stream", ..}
 POST /v1/...                 the APIs of OpenAI and Anthropic (api/routes.py); /openai/v1/... too, as SageMaker's paths are
 
-One thread does all of torch's work, step by step for all requests that are answered at once (scheduler.py). One is faster: OpenMP gives every thread that computes its own team, and the
-threads of a second team sleep between operations (measured: 45 ms a token in the first thread that computes, 88 ms in any other).
+One thread does all of torch's work, step by step for all requests that are answered at once (scheduler.py). One is faster: OpenMP gives
+every thread that computes its own team, and the threads of a second team sleep between operations (measured: 45 ms a token in the first
+thread that computes, 88 ms in any other).
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +37,8 @@ from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.runtime.answer import Piece
 from remoe_cli.runtime.api import routes
 from remoe_cli.runtime.api.common import Api, Asked, BusyError, Event, Refusal, fault_of
-from remoe_cli.runtime.api.messages import count_request
+from remoe_cli.runtime.api.document import document
+from remoe_cli.runtime.api.messages import count_tokens
 from remoe_cli.runtime.api.native import NATIVE
 from remoe_cli.runtime.main_function import Answer, MainFunction, until
 from remoe_cli.runtime.metrics import Metrics
@@ -45,6 +48,7 @@ from remoe_cli.runtime.scheduler import Job, Scheduler
 # A larger body is not even read to its end, so that its sender may see the connection close instead of the error.
 _READ_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES
 _LOOK_S = 0.5  # between two looks whether a client that waits for its turn is still there
+KEEP_ALIVE_S = 15.0  # as browsers and proxies expect it of event streams
 PROBES = ("/ping", "/health", "/ready")
 _PREFIXES = ("", "/openai")
 
@@ -66,6 +70,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
     """Make the application: `model_thread` does all of torch's work; `ending` ends all answers."""
     app = FastAPI(title="remoe", docs_url=None, redoc_url=None, openapi_url=None)
     queue = _Queue(limits.requests)
+    counting, counters = ThreadPoolExecutor(1, "counting"), dict[int, Any]()
 
     def ready() -> bool:
         return loading.done() and loading.exception() is None
@@ -81,15 +86,6 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
         if queue.metrics is None:
             queue.metrics = Metrics(loaded().name, lambda: scheduler.running, lambda: scheduler.waiting)
         return queue.metrics
-
-    async def in_turn(work: Callable[[], Any], gone: threading.Event) -> Any:
-        """Run in the model's thread; raises what `work` raises."""
-        future = model_thread.submit(work)
-        try:
-            return await asyncio.wrap_future(future)
-        finally:
-            gone.set()
-            future.cancel()
 
     async def events(main: MainFunction, asked: Asked, arrived_s: float, gone: threading.Event) -> AsyncGenerator[Event]:
         """Yield what happens to a request; when `gone` is set, generation stops at the next token or does not begin."""
@@ -143,6 +139,10 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
     async def prometheus() -> Response:
         return Response(metrics().text(), media_type=CONTENT_TYPE_LATEST)
 
+    @app.get("/openapi.json")
+    async def described_paths() -> Response:
+        return JSONResponse(document())
+
     @app.get("/main")
     async def state() -> Response:
         return JSONResponse(loaded().state().model_dump(mode="json"))
@@ -169,19 +169,24 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
 
     async def answer_of(http: HttpRequest, api: Api, body: bytes, arrived_s: float) -> Response:
         main = loaded()
-        asked = api.parse(body, main)
+        # In a thread of its own: a model's first grammar takes a second, for a large vocabulary.
+        asked = await asyncio.to_thread(api.parse, body, main)
         main.refuse(asked.request)
         gone = threading.Event()
         watching = asyncio.create_task(_watch(http, gone))
         rest = _of_api(api, events(main, asked, arrived_s, gone))
+        coming = asyncio.ensure_future(anext(rest))
         try:
-            # Whatever is wrong with a request is known before its first token, and has a status of its own also where it is streamed.
-            first = await anext(rest)
+            # What is wrong with a request is known before its first token, and has a status of its own also where it is streamed; but a
+            # stream begins before its first token where that takes long.
+            await asyncio.wait([coming], timeout=KEEP_ALIVE_S if asked.request.stream else None)
+            first = coming.result() if coming.done() else None
         except BaseException:
+            coming.cancel()
             watching.cancel()
             raise
         if asked.request.stream and not isinstance(first, Exception):
-            return StreamingResponse(_lines(api, asked, first, rest, watching), media_type=api.media_type)
+            return StreamingResponse(_lines(api, asked, coming, rest, watching), media_type=api.media_type)
         watching.cancel()
         await rest.aclose()
         if isinstance(first, Exception):
@@ -190,11 +195,10 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
         return JSONResponse(api.whole(asked, first))
 
     async def count(http: HttpRequest) -> Response:
-        body, main, gone = await _body(http), loaded(), threading.Event()
-        asked = count_request(body, main)
-        # In the model's thread: a tokenizer serves one thread at a time.
-        tokens = await in_turn(lambda: len(main.prompt_ids(asked)), gone)
-        return JSONResponse({"input_tokens": tokens})
+        body, main = await _body(http), loaded()
+        # In a thread of its own, so that it waits for no answer. A tokenizer serves one thread at a time: this one has its own.
+        counted = await asyncio.get_running_loop().run_in_executor(counting, lambda: count_tokens(body, main, counters))
+        return JSONResponse({"input_tokens": counted})
 
     async def no_responses(name: str) -> Response:
         raise Refusal("This server keeps no responses: there is none to get, cancel or delete.", "Keep the answer.", code="not_stored")
@@ -291,17 +295,33 @@ async def _watch(http: HttpRequest, gone: threading.Event) -> None:
     gone.set()
 
 
-async def _lines(api: Api, asked: Asked, first: Event, rest: AsyncGenerator[Event], watching: asyncio.Task[None]) -> AsyncGenerator[str]:
-    """Write what happens to a streamed request."""
+async def _lines(
+    api: Api, asked: Asked, first: asyncio.Future[Event], rest: AsyncGenerator[Event], watching: asyncio.Task[None]
+) -> AsyncGenerator[str]:
+    """Write what happens to a streamed request, and a comment where nothing happens for a while, so that no proxy closes the connection."""
 
     async def every() -> AsyncIterator[Event]:
-        yield first
+        try:
+            yield await first
+        except Exception as error:
+            yield error
         async for event in rest:
             yield event
 
+    lines = aiter(api.stream(asked, every()))
+    line = asyncio.ensure_future(anext(lines, None))
     try:
-        async for line in api.stream(asked, every()):
-            yield line
+        while True:
+            done, _ = await asyncio.wait([line], timeout=KEEP_ALIVE_S)
+            if not done:
+                yield api.comment
+            elif (text := line.result()) is None:
+                return
+            else:
+                yield text
+                line = asyncio.ensure_future(anext(lines, None))
     finally:
+        line.cancel()
         watching.cancel()
+        await asyncio.wait([line])
         await rest.aclose()

@@ -6,6 +6,7 @@ of several; so `Choose` draws from a generator of the answer, and leaves one tok
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -94,17 +95,25 @@ class Choose(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
-def processors(sampling: Sampling, prompt_tokens: int, vocabulary: int, device: torch.device) -> tuple[LogitsProcessorList, Noted | None]:
+def processors(
+    sampling: Sampling,
+    prompt_tokens: int,
+    vocabulary: int,
+    device: torch.device,
+    follow: Callable[[str, int], LogitsProcessor] | None = None,
+) -> tuple[LogitsProcessorList, Noted | None]:
     """Make the processors of one answer, in vLLM's order.
 
-    The second value notes log-probabilities, where they are asked for.
+    The second value notes log-probabilities, where they are asked for. `follow` makes the processor of a grammar (follow.Grammars).
 
-    Raises: UsageError for a bias of a token that the model does not have.
+    Raises: UsageError for a bias of a token that the model does not have, and what `follow` raises.
     """
     if wrong := next((token for token in sampling.logit_bias if not 0 <= token < vocabulary), None):
         raise UsageError(f"'logit_bias' has the token id {wrong}, which is not in the vocabulary.", f"Token ids are 0 to {vocabulary - 1}.")
     noted = None if sampling.logprobs is None else Noted(sampling.logprobs)
     made = LogitsProcessorList([noted] if noted else [])
+    if sampling.grammar is not None and follow is not None:
+        made.append(follow(sampling.grammar, prompt_tokens))
     if sampling.logit_bias:
         made.append(Bias(sampling.logit_bias, device))
     if sampling.repetition_penalty not in (None, 1.0):

@@ -1,7 +1,7 @@
 """Ask a main function that runs: send one prompt, pass its text on, return the answer document.
 
 Http         a main server of remoe; text is streamed
-LambdaMain   a Lambda function, on AWS or on the local twin; the text comes whole, as Lambda's Python runtime does not stream
+LambdaMain   a Lambda function, on AWS or on the local twin; text is streamed, but by one that scales to zero, whose text comes whole
 SageMaker    a SageMaker endpoint; text is streamed
 """
 
@@ -23,7 +23,7 @@ from remoe_cli.errors import ArtifactError, DeployError, InvokeError, ModelError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime import peers
 from remoe_cli.runtime.failures import failure, kind_of
-from remoe_cli.runtime.invoke import log_of, read_report
+from remoe_cli.runtime.invoke import Report, log_of, read_report
 from remoe_cli.runtime.receipt import Receipt, attach, unpriced_receipt, with_report
 from remoe_cli.runtime.sampling import GREEDY, Sampling
 
@@ -126,8 +126,10 @@ def _events(endpoint: MainAddress, request: dict[str, Any]) -> Iterator[dict[str
     match endpoint:
         case Http(url):
             yield from _http(endpoint, url, request)
-        case LambdaMain():
+        case LambdaMain(scales_to_zero=True):
             yield from _lambda(endpoint, request | {"stream": False})
+        case LambdaMain():
+            yield from _lambda_stream(endpoint, request)
         case SageMaker(name, client):
             yield from _sagemaker(endpoint, name, client, request)
 
@@ -150,32 +152,71 @@ def _http(endpoint: Http, url: str, request: dict[str, Any]) -> Iterator[dict[st
 def _lambda(endpoint: LambdaMain, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    begun_s, log = time.perf_counter(), {} if endpoint.scales_to_zero else {"LogType": "Tail"}
     try:
-        response = endpoint.client.invoke(FunctionName=endpoint.function, Payload=json.dumps(request).encode(), **log)
+        response = endpoint.client.invoke(FunctionName=endpoint.function, Payload=json.dumps(request).encode())
         document = _event(bounded.read_stream(response["Payload"], bounded.RESPONSE))
     except (ClientError, BotoCoreError, OSError, ValueError) as error:
-        if endpoint.scales_to_zero and (kind := kind_of(error)) in _WAKING:
+        if (kind := kind_of(error)) in _WAKING:
             message = f"{_named(endpoint)} is being woken or is busy, or AWS has no such instance now ({kind})."
             raise DeployError(message, "Waking takes minutes: ask again then; 'remoe status NAME' tells its state.") from None
         raise _refused(endpoint, error) from None
-    report, took_s = read_report(log_of(response)), time.perf_counter() - begun_s
     if "FunctionError" in response:
-        kind, message = document.get("errorType", "Unknown"), document.get("errorMessage", "no message")
-        known = failure(kind)
-        failed = InvokeError(f"{_named(endpoint)} {known.meaning or 'failed'} ({kind}: {message}).", known.hint)
-        if report is not None:
-            attach(failed, unpriced_receipt(report, took_s))
-        raise failed
-    # What the function is billed is known only here, when it has ended.
-    of = document.get("error", document)
-    if report is not None:
-        made = of.get("receipt")
-        billed = with_report(Receipt.model_validate(made), report) if made else unpriced_receipt(report, took_s)
-        of["receipt"] = billed.model_dump(mode="json")
+        raise _failed(endpoint, document, None, 0.0)
     if "error" not in document:
         yield {"text": document["text"]}
     yield document if "error" in document else {"answer": document}
+
+
+def _lambda_stream(endpoint: LambdaMain, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    begun_s, completed = time.perf_counter(), dict[str, Any]()
+    last: dict[str, Any] | None = None
+    try:
+        response = endpoint.client.invoke_with_response_stream(
+            FunctionName=endpoint.function, Payload=json.dumps(request).encode(), LogType="Tail"
+        )
+        with closing(response["EventStream"]) as stream:
+            for event in map(_event, _lines(_payloads(stream, completed))):
+                if "text" in event and "receipt" not in event:
+                    yield event
+                else:
+                    last = event  # an answer, or an error as a line of a stream or as a whole document
+        ended = _event(completed["ErrorDetails"].encode()) if "ErrorCode" in completed else None
+    except (ClientError, BotoCoreError, OSError, ValueError) as error:
+        raise _refused(endpoint, error) from None
+    report, took_s = read_report(log_of(completed)), time.perf_counter() - begun_s
+    if ended is not None:
+        raise _failed(endpoint, ended, report, took_s)
+    # What the function is billed is known only here, when it has ended.
+    if last is not None and report is not None and isinstance(of := last.get("answer", last.get("error")), dict):
+        made = of.get("receipt")
+        billed = with_report(Receipt.model_validate(made), report) if made else unpriced_receipt(report, took_s)
+        of["receipt"] = billed.model_dump(mode="json")
+    if last is not None:
+        yield last
+
+
+def _payloads(stream: Iterable[dict[str, Any]], completed: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the parts of a response; `completed` then has how it ended. Raises ValueError where it has no end."""
+    for event in stream:
+        match event:
+            case {"PayloadChunk": {"Payload": bytes(part)}}:
+                yield part
+            case {"InvokeComplete": dict(end)}:
+                completed |= end | {"ended": True}
+    if not completed:
+        raise ValueError("the stream has no end")
+
+
+def _failed(endpoint: LambdaMain, document: dict[str, Any], report: Report | None, took_s: float) -> InvokeError:
+    """Make the error of a function that has failed, with what it was billed."""
+    kind, message = document.get("errorType", "Unknown"), document.get("errorMessage", "no message")
+    known = failure(kind)
+    failed = InvokeError(f"{_named(endpoint)} {known.meaning or 'failed'} ({kind}: {message}).", known.hint)
+    if report is not None:
+        attach(failed, unpriced_receipt(report, took_s))
+    return failed
 
 
 def _sagemaker(endpoint: SageMaker, name: str, client: Any, request: dict[str, Any]) -> Iterator[dict[str, Any]]:

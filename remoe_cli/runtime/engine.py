@@ -31,9 +31,12 @@ from remoe_cli.runtime.choose import processors
 from remoe_cli.runtime.device import Device, choose, describe, full_memory_named
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
+from remoe_cli.runtime.follow import Grammars
 from remoe_cli.runtime.invoke import Connect, Invocation
 from remoe_cli.runtime.sampling import GREEDY, Sampling
 from remoe_cli.runtime.sequence import Inputs, Stream, TokenSequence
+from remoe_cli.runtime.tool_calls import Reader, Readers
+from remoe_cli.runtime.tool_formats import NO_TOOLS, ToolFormat, format_of
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
@@ -131,21 +134,20 @@ class Engine:
         """
         ids = tuple(prompt_ids)
         self.refuse(ids, max_new_tokens)
-        chosen, noted = processors(sampling, len(ids), self.vocabulary, self.model.device)
+        chosen, noted = processors(sampling, len(ids), self.vocabulary, self.model.device, self.grammars.follow)
         stop = StopStrings(self.tokenizer, (*self.stop, *sampling.stop)).begin(1, len(ids))
         settings = {} if sampling.repetition_penalty is None else {"repetition_penalty": 1.0}  # not the model's own too
         given, made = self._prepared(ids, max_new_tokens, chosen, settings)
-        eos = self.model.generation_config.eos_token_id
         return TokenSequence(
             prompt_ids=ids,
             max_new_tokens=max_new_tokens,
             inputs=given,
             processors=made,
-            ends=frozenset({eos} if isinstance(eos, int) else eos or ()),
+            ends=frozenset(self.ends),
             stop=stop,
             stopped=stopped,
             strings=sampling.stop,
-            stream=Stream(self.tokenizer, stop.strings, on_piece, noted),
+            stream=Stream(self.tokenizer, stop.strings, on_piece, noted, sampling.skip_special_tokens),
         )
 
     def _prepared(
@@ -181,6 +183,29 @@ class Engine:
         settings = self.model.generation_config
         found = {name: getattr(settings, name, None) for name in ("temperature", "top_p", "top_k", "min_p")}
         return {name: value for name, value in found.items() if value is not None} if settings.do_sample is not False else {}
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Return the tokens that end an answer."""
+        eos = self.model.generation_config.eos_token_id
+        return (eos,) if isinstance(eos, int) else tuple(eos or ())
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.vocabulary, self.ends)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """Return how the model writes calls of tools; None where that is not known, or it takes none."""
+        return format_of(self.tokenizer)
+
+    def readers(self, tools: Sequence[Mapping[str, Any]], answers: int) -> Readers:
+        """Make what reads calls of tools out of some answers; raises UsageError for a model that writes none."""
+        if self.tool_format is None:
+            raise UsageError(NO_TOOLS, "Leave the tools out.")
+        field, hidden = self.tool_format.field, [*self.tokenizer.all_special_tokens, *self.tool_format.dropped]
+        ends = [self.tokenizer.decode([token]) for token in self.ends]
+        return Readers([Reader(field, tools, ends, hidden) for _ in range(answers)])
 
     @property
     def vocabulary(self) -> int:

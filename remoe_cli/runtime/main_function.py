@@ -22,7 +22,7 @@ from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.redaction import redacted
-from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, Until, together, why_not_begun
+from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, ToolCall, Until, together, why_not_begun
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.invoke import Connect, Invocation, make_client
 from remoe_cli.runtime.ledger import Ledger
@@ -47,6 +47,7 @@ class Request(Sampling):
     max_new_tokens   null: as many as the model has positions for, and the deployment's plan provides for
     n                answers to give, one after another
     calls            tell the times of all calls of expert functions
+    tool_calls       read calls of tools out of the answers
     """
 
     prompt: str | None = None
@@ -58,6 +59,7 @@ class Request(Sampling):
     n: int = Field(default=1, ge=1, le=CHOICES)
     stream: bool = False
     calls: bool = False
+    tool_calls: bool = False
 
     def asked(self) -> Prompt | None:
         """Return the prompt, or the messages as a conversation; raises UsageError for what is no message."""
@@ -78,6 +80,7 @@ class Choice(BaseModel):
     finish_reason: str
     stop_string: str | None = Field(default=None, exclude_if=lambda value: value is None)
     logprobs: tuple[TokenLogprob, ...] = Field(default=(), exclude_if=lambda value: not value)
+    tool_calls: tuple[ToolCall, ...] = Field(default=(), exclude_if=lambda value: not value)
 
 
 class Answer(Choice):
@@ -178,7 +181,9 @@ class MainFunction:
         return f"Expert functions were billed {spent.billed_ms} ms in {spent.invocations} calls meanwhile, ${spent.usd:.2g} in all."
 
     def refuse(self, request: Request) -> None:
-        """Raise UsageError for token ids that the model does not have, and for an answer that is too long."""
+        """Raise UsageError for unknown token ids, an answer that is too long, or a wrong grammar."""
+        if request.grammar is not None:
+            self.engine.grammars.check(request.grammar)
         if request.prompt_token_ids is not None:
             self.engine.refuse(request.prompt_token_ids, request.max_new_tokens or 1)
 
@@ -227,6 +232,8 @@ class MainFunction:
         loading, loading_calls = (self.loading, self.loading_calls) if first else (NOT_LOADED, ())
         made: list[Generated] = []
         sequence: TokenSequence | None = None
+        readers = self.engine.readers(request.tools or (), request.n) if request.tool_calls else None
+        pass_on = readers.pass_on(on_piece) if readers else on_piece
         try:
             if early := why_not_begun(stopped()):
                 raise early
@@ -237,7 +244,7 @@ class MainFunction:
                 if made and (reason := stopped()):
                     made.append(Generated(tuple(ids), (), "", reason, (), ()))
                     continue
-                of_choice = lambda piece, index=index: on_piece(replace(piece, choice=index))  # noqa: E731
+                of_choice = lambda piece, index=index: pass_on(replace(piece, choice=index))  # noqa: E731
                 sequence = self.engine.sequence(ids, new, of_choice, stopped, request.of_choice(index))
                 made.append((yield sequence))
                 sequence = None
@@ -258,7 +265,9 @@ class MainFunction:
         (self.spent.cancelled if made[-1].finish_reason == "cancelled" else self.spent.answers).add(receipt)
         if self.expected and len(made) == 1:
             receipt = receipt.model_copy(update={"predicted": self.expected(receipt.prompt_tokens, receipt.generated_tokens - 1)})
-        of_first, *others = (_choice(each) for each in made)
+        if readers:
+            readers.finish(on_piece)
+        of_first, *others = (_choice(each, **(readers.of_choice(index) if readers else {})) for index, each in enumerate(made))
         return Answer(
             **dict(of_first),
             prompt_token_ids=made[0].prompt_token_ids,
@@ -286,14 +295,9 @@ class MainFunction:
         return state_of(self.config, self.engine, self.concurrency, self.spent)
 
 
-def _choice(made: Generated) -> Choice:
-    return Choice(
-        text=made.text,
-        token_ids=made.token_ids,
-        finish_reason=made.finish_reason,
-        stop_string=made.stop_string,
-        logprobs=made.logprobs,
-    )
+def _choice(made: Generated, **read: Any) -> Choice:
+    fields = {name: getattr(made, name) for name in ("text", "token_ids", "finish_reason", "stop_string", "logprobs")}
+    return Choice(**fields | read)
 
 
 def load(

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 TOP_LOGPROBS = 20  # as OpenAI's chat API has it
 STOPS = 16
+GRAMMAR_CHARACTERS = 262_144
 CHOICES = 16
 _LEAST_TEMPERATURE = 1e-5  # as in vLLM; logits divided by less would overflow
 
@@ -24,6 +25,8 @@ class Sampling(BaseModel):
     logit_bias           added to logits, by token id
     logprobs             how many of the likeliest tokens are listed with each token; None lists nothing
     stop                 texts that end the answer, besides the model's own
+    grammar              that the answer follows (runtime/grammar.py); None lets it be any text
+    skip_special_tokens  whether special tokens are left out of the text
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -39,6 +42,8 @@ class Sampling(BaseModel):
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
     logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=STOPS)
+    grammar: str | None = Field(default=None, max_length=GRAMMAR_CHARACTERS)
+    skip_special_tokens: bool = True
 
     @property
     def greedy(self) -> bool:

@@ -22,12 +22,16 @@ from remoe_cli.runtime.shares import Owed
 
 @dataclass
 class Stream:
-    """Collects the tokens of an answer, and passes on whole characters without stop strings."""
+    """Collects the tokens of an answer, and passes on whole characters without stop strings.
+
+    skip_special   whether the text is without the tokenizer's special tokens
+    """
 
     tokenizer: Any
     stop: Sequence[str]
     on_piece: Callable[[Piece], None]
     noted: Noted | None
+    skip_special: bool = True
     start: float = field(default_factory=time.perf_counter)
     ids: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -40,13 +44,13 @@ class Stream:
         self.ids.append(token)
         if self.noted:
             self.logprobs.append(self._logprob(self.noted))
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=self.skip_special)
         if not text.endswith("\ufffd"):
             self._show(visible(text, self.stop, ended=None))
 
     def finish(self, *, stopped: bool) -> None:
         """Pass on the rest; `stopped` tells whether a stop string has ended the answer."""
-        self._show(visible(self.tokenizer.decode(self.ids, skip_special_tokens=True), self.stop, ended=stopped))
+        self._show(visible(self.tokenizer.decode(self.ids, skip_special_tokens=self.skip_special), self.stop, ended=stopped))
 
     def _show(self, text: str) -> None:
         if len(text) > len(self.text):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -39,10 +40,18 @@ from remoe_cli.profile.imports.importer import import_routing
 from remoe_cli.profile.prompts import read_prompts
 from remoe_cli.profile.record import ModelRef, read_profile
 from remoe_cli.runtime import client
+from remoe_cli.runtime.api.chat import CHAT
+from remoe_cli.runtime.api.common import Api
+from remoe_cli.runtime.api.completions import COMPLETIONS
+from remoe_cli.runtime.api.messages import MESSAGES, count_tokens
+from remoe_cli.runtime.api.responses import RESPONSES
+from remoe_cli.runtime.main_function import MainFunction
 from remoe_cli.runtime.main_function import parse as parse_request
 from tests.mutants import mutate
 from tests.support import routing_files
+from tests.support.api_server import whole_model
 from tests.support.by_hand import by_hand
+from tests.support.chatml import save_chatml
 from tests.support.damage import checked
 from tests.support.families import FAMILIES
 from tests.support.synthetic import plan_of, problem_of, synthetic_profile, tiny_catalog
@@ -170,6 +179,75 @@ def tokenizer(path: Path) -> object:
     return load_tokenizer(checkpoint.find(str(path.parent)))
 
 
+def asked(api: Api, main: MainFunction) -> Parse:
+    """What a server does with a body until the request waits for its turn, and the prompt that is made of it then."""
+
+    def parse(body: bytes) -> object:
+        made = api.parse(body, main)
+        main.refuse(made.request)
+        return main.prompt_ids(made.request)
+
+    return parse
+
+
+_SCHEMA: dict[str, object] = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1}}, "required": ["a"]}
+_FUNCTION = {"name": "add", "description": "Adds.", "parameters": _SCHEMA, "strict": True}
+_TALK = [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]}]
+_CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+_SAMPLING = {"temperature": 0.5, "top_p": 0.9, "seed": 3, "presence_penalty": 0.5, "stop": ["x"], "logit_bias": {"5": 1.5}, "n": 2}
+# Bodies of each API: sampled, with a format, and with tools and their results.
+BODIES: dict[str, tuple[dict[str, object], ...]] = {
+    "chat": (
+        {"messages": _TALK, **_SAMPLING, "logprobs": True, "top_logprobs": 2, "stream": True, "stream_options": {"include_usage": True}},
+        {"messages": _TALK, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": _SCHEMA}}},
+        {
+            "messages": [*_TALK, {"role": "assistant", "tool_calls": [_CALL]}, {"role": "tool", "tool_call_id": "1", "content": "2"}],
+            "tools": [{"type": "function", "function": _FUNCTION}],
+            "tool_choice": "required",
+            "parallel_tool_calls": False,
+        },
+    ),
+    "completions": ({"prompt": "p", **_SAMPLING, "logprobs": 2, "max_tokens": 5}, {"prompt": [1, 2, 3], "stream": True}),
+    "responses": (
+        {"input": "i", "instructions": "s", "temperature": 0.5, "text": {"format": {"type": "json_object"}}},
+        {
+            "input": [
+                *_TALK,
+                {"type": "function_call", "call_id": "1", "name": "add", "arguments": "{}", "id": "x", "status": "completed"},
+                {"type": "function_call_output", "call_id": "1", "output": "2"},
+            ],
+            "tools": [{"type": "function", **_FUNCTION}],
+            "tool_choice": {"type": "function", "name": "add"},
+        },
+    ),
+    "messages": (
+        {"max_tokens": 5, "system": "s", "messages": [{"role": "user", "content": "u"}], "stop_sequences": ["x"], "top_k": 3},
+        {
+            "max_tokens": 5,
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "u"}]},
+                {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "add", "input": {"a": 1}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "2", "is_error": True}]},
+            ],
+            "tools": [{"name": "add", "input_schema": _SCHEMA, "strict": True}],
+            "tool_choice": {"type": "any"},
+        },
+    ),
+}
+
+
+def servers_parsers(main: MainFunction) -> dict[str, Parser]:
+    """The parsers of a main server's APIs."""
+    apis = {"chat": CHAT, "completions": COMPLETIONS, "responses": RESPONSES, "messages": MESSAGES}
+    bodies = {name: tuple(json.dumps({"model": "", **body}).encode() for body in some) for name, some in BODIES.items()}
+    own: dict[int, Any] = {}
+    counted = tuple(json.dumps({"model": "", "messages": body["messages"]}).encode() for body in BODIES["messages"])
+    return {
+        **{f"body of {name}": Parser(asked(api, main), bodies[name], mutate.JSON, 1.5) for name, api in apis.items()},
+        "body of count_tokens": Parser(lambda body: count_tokens(body, main, own), counted, mutate.JSON, 0.5),
+    }
+
+
 DOCUMENTS: tuple[artifacts.Document, ...] = (
     HeldExperts(experts={0: (0, 1)}),
     MainManifest(files=(MainFile(name="a", bytes=1, sha256="0" * 64),)),
@@ -266,6 +344,7 @@ def all_parsers(folder: Path) -> dict[str, Parser]:
         "frame": Parser(wire, (frame,), mutate.BYTES, 2, (codec.FrameError,)),
         "answer": Parser(answered, (lines, failed), mutate.JSON, 2),
         "request": Parser(parse_request, requests, mutate.JSON, 2),
+        **servers_parsers(whole_model(save_chatml(folder / "chatml"))),
         "mark": Parser(
             at(folder / "marked/.remoe", lambda path: owned.read_mark(path.parent)),
             (b'{\n "schema_version": "remoe.folder/1", "kind": "package", "files": {"a": [1, 2]}}',),

@@ -30,7 +30,9 @@ from remoe_cli.package.bundle import Manifest
 from remoe_cli.package.partial_checkpoint import MANIFEST
 from remoe_cli.plan.document import LayerPlan, MainSpec, Source
 from remoe_cli.runtime import client, lambda_main
+from remoe_cli.runtime.engine import Engine
 from remoe_cli.runtime.expected_cost import expected_cost
+from remoe_cli.runtime.streamed import Streamed
 from tests.support import endpoint as endpoints
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
 
@@ -78,7 +80,7 @@ def test_it_answers_through_its_functions_from_zero_to_zero_and_back(deployed: D
     cold = deployed.ask(on_text=pieces.append, expected=expected_cost(deployed.made.plan_path))
     cold_s = time.perf_counter() - begun
     assert cold["token_ids"] == expected and tuple(cold["prompt_token_ids"]) == PROMPT_IDS
-    assert pieces == [cold["text"]]
+    assert "".join(pieces) == cold["text"] and len(pieces) == 16, "it streams"
     assert {f["name"] for f in cold["receipt"]["functions"]} == {f["name"] for f in deployed.status["functions"]}
     assert 1 < cold["receipt"]["main_load_s"] < cold_s
     assert cold["receipt"]["predicted"]["ttft_s"] > 0
@@ -110,12 +112,17 @@ def test_it_answers_through_its_functions_from_zero_to_zero_and_back(deployed: D
 
 
 def test_an_event_is_a_request_of_any_api(deployed: Deployed) -> None:
-    """Lambda's answer is the API's document; errors have the API's form, and what cannot stream says so."""
+    """Lambda's answer is the API's document, whole or streamed; errors have the API's form."""
     address = HERE.main_address("l")
     assert isinstance(address, client.LambdaMain)
 
     def invoke(event: dict[str, Any]) -> Any:
         return json.loads(address.client.invoke(FunctionName=address.function, Payload=json.dumps(event).encode())["Payload"].read())
+
+    def stream(event: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:
+        payload = json.dumps(event | {"stream": True}).encode()
+        events = list(address.client.invoke_with_response_stream(FunctionName=address.function, Payload=payload)["EventStream"])
+        return [part["PayloadChunk"]["Payload"] for part in events[:-1]], events[-1]["InvokeComplete"]
 
     chat = {"model": "", "messages": [{"role": "user", "content": PROMPT}], "temperature": 0, "max_tokens": 4}
     text = " ".join(f"w{token}" for token in deployed.made.tokens(4))
@@ -123,8 +130,34 @@ def test_an_event_is_a_request_of_any_api(deployed: Deployed) -> None:
     assert answer["choices"][0]["message"]["content"] == text and answer["usage"]["remoe"]["invocations"] > 0
     message = invoke(chat | {"anthropic_version": "2023-06-01"})
     assert message["content"] == [{"type": "text", "text": text}]
-    for wrong, param in (({"stream": True}, "stream"), ({"temperature": -1}, "temperature"), ({"model": "other"}, "model")):
+    for wrong, param in (({"temperature": -1}, "temperature"), ({"model": "other"}, "model")):
         assert invoke(chat | wrong)["error"]["param"] == param
+        (refused,), ended = stream(chat | wrong)
+        assert json.loads(refused)["error"]["param"] == param and "ErrorCode" not in ended
+    parts, ended = stream(chat)
+    assert len(parts) >= 5 and "ErrorCode" not in ended, "each token is a part"
+    *chunks, done = b"".join(parts).decode().strip().split("\n\n")
+    assert done == "data: [DONE]"
+    deltas = [json.loads(chunk.removeprefix("data: "))["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content") or "" for delta in deltas) == text
+    parts, _ = stream(chat | {"anthropic_version": "2023-06-01"})
+    assert b"event: message_stop" in parts[-1]
+    # Who asks for a stream by Invoke gets all of its lines at once.
+    payload = json.dumps(chat | {"stream": True}).encode()
+    whole = address.client.invoke(FunctionName=address.function, Payload=payload)["Payload"].read()
+    assert whole.startswith(b"data: {") and whole.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_function_that_does_not_stream_is_one_part(deployed: Deployed) -> None:
+    """As on AWS; and a function that fails says so at the end."""
+    address = HERE.main_address("l")
+    assert isinstance(address, client.LambdaMain)
+    name = deployed.status["functions"][0]["name"]
+    events = list(address.client.invoke_with_response_stream(FunctionName=name, Payload=b'"nonsense"', LogType="Tail")["EventStream"])
+    end = events[-1]["InvokeComplete"]
+    assert end["ErrorCode"] == "Unhandled" and json.loads(end["ErrorDetails"])["errorType"] and end["LogResult"]
+    with pytest.raises(address.client.exceptions.ResourceNotFoundException):
+        address.client.invoke_with_response_stream(FunctionName="nobody", Payload=b"{}")
 
 
 def test_what_is_wrong_with_a_request_comes_back_as_such(deployed: Deployed) -> None:
@@ -132,30 +165,34 @@ def test_what_is_wrong_with_a_request_comes_back_as_such(deployed: Deployed) -> 
         deployed.ask(new_tokens=1000)
 
 
+def failed(kind: str) -> bytes:
+    return json.dumps({"errorType": kind, "errorMessage": f"it was {kind}"}).encode()
+
+
 @pytest.mark.parametrize(
     ("reply", "kind", "sentence"),
     [
         (
-            endpoints.failed("Sandbox.Timedout"),
+            endpoints.streamed(error=failed("Sandbox.Timedout")),
             InvokeError,
             r"The main function f ran out of time \(Sandbox.Timedout: it was Sandbox.Timedout\)",
         ),
-        (endpoints.failed("Runtime.OutOfMemory"), InvokeError, "ran out of memory"),
-        (endpoints.failed("Runtime.ExitError"), InvokeError, r"The main function f failed \(Runtime.ExitError"),
+        (endpoints.streamed(b'{"text": "a"}\n', error=failed("Runtime.OutOfMemory")), InvokeError, "ran out of memory"),
+        (endpoints.streamed(error=failed("Runtime.ExitError")), InvokeError, r"The main function f failed \(Runtime.ExitError"),
         (endpoints.refused(429, "TooManyRequestsException"), DeployError, "is busy"),
         (endpoints.refused(404, "ResourceNotFoundException"), DeployError, "does not exist"),
         (endpoints.refused(403, "AccessDeniedException"), DeployError, "may not be called with these credentials"),
         (endpoints.refused(403, "ExpiredTokenException"), DeployError, "the credentials have expired"),
         (endpoints.refused(500, "ServiceException"), DeployError, "ended before the answer was complete .ServiceException"),
         (endpoints.Reply(hang_up=True), DeployError, "ended before the answer was complete .ConnectionClosedError"),
-        (endpoints.ok(body=b"nonsense"), DeployError, "ended before the answer was complete .JSONDecodeError"),
+        (endpoints.streamed(b"nonsense"), DeployError, "ended before the answer was complete .JSONDecodeError"),
         (
-            endpoints.ok(body=b'{"error": {"kind": "Invoke", "message": "An expert is gone.", "hint": "Look."}}'),
+            endpoints.streamed(b'{"error": {"kind": "Invoke", "message": "An expert is gone.", "hint": "Look."}}'),
             InvokeError,
             "An expert is gone",
         ),
         (
-            endpoints.ok(body=b'{"error": {"kind": "Internal", "message": "Something else.", "hint": "Report it."}}'),
+            endpoints.streamed(b'{"error": {"kind": "Internal", "message": "Something else.", "hint": "Report it."}}'),
             RemoeError,
             "Something else",
         ),
@@ -253,11 +290,30 @@ def test_an_event_that_is_no_request_is_refused_before_anything_is_loaded(
     assert error["kind"] == "Usage" and sentence in error["message"] and error["hint"]
 
 
-def test_a_stream_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("REMOE_MAIN", raising=False)
-    event = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
-    error = lambda_main.handle(event, _context(60))["error"]
-    assert (error["type"], error["param"]) == ("invalid_request_error", "stream")
+def test_a_streamed_answer_that_fails_says_so_in_its_stream(alone: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise DeployError("The GPU's memory is full.", "Ask again.")
+
+    chat = {"model": "", "messages": [{"role": "user", "content": "w1"}], "stream": True, "max_tokens": 2}
+    for event, start in ((chat, b"data: "), ({"prompt": "w1", "stream": True}, b"")):
+        made = lambda_main.handle(event, _context(60))
+        assert isinstance(made, Streamed)
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "generate", broken)
+            parts: list[bytes] = []
+            made.send(parts.append)
+        (line,) = parts
+        error = json.loads(line.removeprefix(start))["error"]
+        assert "memory is full" in error["message"] and (error.get("remoe") or error["receipt"])["main"]["seconds"] > 0
+
+
+def test_an_instance_of_its_own_answers_whole(alone: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_MAX_CONCURRENCY", "1")
+    whole = lambda_main.handle({"prompt": "w1", "stream": True, "max_new_tokens": 2}, _context(60))
+    assert isinstance(whole, dict) and len(whole["token_ids"]) == 2
+    chat = {"model": "", "messages": [{"role": "user", "content": "w1"}], "stream": True}
+    refused = lambda_main.handle(chat, _context(60))
+    assert isinstance(refused, dict) and (refused["error"]["type"], refused["error"]["param"]) == ("invalid_request_error", "stream")
 
 
 def test_a_share_that_was_changed_is_named_and_tried_again(alone: ByHand, tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_responses_whole_and_streamed(client: openai.OpenAI, made: ByHand) -> No
     for param, value in {"store": True, "previous_response_id": "r", "reasoning": {"effort": "low"}, "tools": [{"type": "x"}]}.items():
         with pytest.raises(openai.BadRequestError) as caught:
             client.responses.create(**options | {param: value})
-        assert caught.value.param == param
+        assert str(caught.value.param).startswith(param)
 
 
 @pytest.mark.parametrize("kind", ["chat", "completions", "responses", "messages", "no name"])

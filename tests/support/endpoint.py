@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+from remoe_cli.deploy.local import event_stream
 from remoe_cli.runtime.invoke import make_client
 
 
@@ -37,6 +38,13 @@ def failed(kind: str) -> Reply:
     return Reply(
         headers={"X-Amz-Function-Error": "Unhandled"}, body=json.dumps({"errorType": kind, "errorMessage": f"it was {kind}"}).encode()
     )
+
+
+def streamed(*parts: bytes, error: bytes | None = None) -> Reply:
+    """A response of InvokeWithResponseStream, with the error document of a function that failed."""
+    log = report(12.34, 13, 512).decode()
+    body = b"".join(map(event_stream.chunk, parts)) + event_stream.complete(error, log)
+    return Reply(headers={"Content-Type": event_stream.CONTENT_TYPE}, body=body)
 
 
 def refused(status: int, kind: str) -> Reply:

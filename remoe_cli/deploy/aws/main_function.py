@@ -21,7 +21,7 @@ from remoe_cli.package import locks
 from remoe_cli.plan.document import Plan
 
 FUNCTION, ENDPOINT = "Main", "MainEndpoint"  # logical ids; no update can make one of the other, so they differ
-ENTRYPOINT = ["python", "-m", "awslambdaric"]
+ENTRYPOINT = ["python", "-m", "remoe_cli.runtime.lambda_runtime"]
 HANDLER = "remoe_cli.runtime.lambda_main.handle"
 DEFAULT_IMAGE = (ACCOUNT, REGION, "remoe")  # account, region and repository
 _SPARE_STORAGE_MB = 256

@@ -18,11 +18,13 @@ class FunctionConfig(Part):
     """One function, within Lambda's limits (lambda_limits.py).
 
     handler       `module.function` in `code_dir`, an absolute path
+    runtime       the module that runs it
     interpreter   the command of another Python than the twin's
     """
 
     name: FunctionName
     handler: str
+    runtime: str = "awslambdaric"
     code_dir: str
     interpreter: tuple[str, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)

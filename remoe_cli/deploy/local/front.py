@@ -1,8 +1,10 @@
-"""The twin's Invoke API on loopback, and its status, for this user's programs (guard.py).
+"""The twin's Invoke API on loopback, whole and streamed, and its status, for this user's programs.
+
+Who may ask is in guard.py.
 
 No request ends a deployment; a signal does.
 
-Source: Lambda API reference, version 2015-03-31, Invoke.
+Source: Lambda API reference, version 2015-03-31, Invoke, and 2021-11-15, InvokeWithResponseStream.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,10 +24,10 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from remoe_cli.deploy.local import processes
+from remoe_cli.deploy.local import event_stream, processes
 from remoe_cli.deploy.local.config import FunctionConfig, TwinConfig
 from remoe_cli.deploy.local.guard import guard
-from remoe_cli.deploy.local.instance import Host
+from remoe_cli.deploy.local.instance import CallResult, Host, Sink
 from remoe_cli.deploy.local.pool import Pool, Throttled
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.runtime import peers
@@ -35,6 +37,9 @@ from remoe_cli.runtime.access import Door
 READ_LIMIT_BYTES = 4 * PAYLOAD_LIMIT_BYTES
 _ACCESS_ERRORS = {403: "AccessDeniedException", 404: "ResourceNotFoundException", 415: "UnsupportedMediaTypeException"}
 _NAME = re.compile(r"(?:arn:aws[\w-]*:lambda:[\w-]+:\d{12}:function:|\d{12}:function:)?([A-Za-z0-9_-]{1,64})(?::[$\w-]+)?")
+
+
+_Run = Callable[["Twin", Pool, web.Request, str, bytes], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ async def serve(twin: Twin, port: int = 0) -> web.AppRunner:
     """
     door = guard(Door("127.0.0.1", signed=True), peers.is_own_user, _refuse_access)
     app = web.Application(client_max_size=READ_LIMIT_BYTES, middlewares=[door])
-    app.router.add_post("/2015-03-31/functions/{name}/invocations", functools.partial(_invoke, twin))
+    app.router.add_post("/2015-03-31/functions/{name}/invocations", functools.partial(_invoke, twin, _run))
+    app.router.add_post("/2021-11-15/functions/{name}/response-streaming-invocations", functools.partial(_invoke, twin, _stream))
     app.router.add_get("/remoe/status", functools.partial(_answer_status, twin))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
@@ -148,7 +154,8 @@ def is_json(body: bytes) -> bool:
     return False
 
 
-async def _invoke(twin: Twin, request: web.Request) -> web.Response:
+async def _invoke(twin: Twin, run: _Run, request: web.Request) -> web.StreamResponse:
+    """Check a request, and let `run` do it."""
     request_id = str(uuid.uuid4())
     named = _NAME.fullmatch(request.match_info["name"])
     pool = twin.pools.get(named[1]) if named else None
@@ -166,7 +173,7 @@ async def _invoke(twin: Twin, request: web.Request) -> web.Response:
         return _refuse(request_id, 400, "InvalidRequestContentException", "Could not parse request body into json")
     match kind:
         case "RequestResponse":
-            return await _run(twin, pool, request, request_id, body or b"{}")
+            return await run(twin, pool, request, request_id, body or b"{}")
         case "DryRun":
             return web.Response(status=204, headers={"x-amzn-RequestId": request_id})
         case _:
@@ -174,22 +181,60 @@ async def _invoke(twin: Twin, request: web.Request) -> web.Response:
             return _refuse(request_id, 400, "InvalidParameterValueException", message)
 
 
-async def _run(twin: Twin, pool: Pool, request: web.Request, request_id: str, event: bytes) -> web.Response:
+async def _run(twin: Twin, pool: Pool, request: web.Request, request_id: str, event: bytes) -> web.StreamResponse:
+    done = await _call(twin, pool, request_id, event)
+    if not isinstance(done, CallResult):
+        return done
+    headers = _headers(request_id)
+    if done.failed:
+        headers["X-Amz-Function-Error"] = "Unhandled"
+    if (log := _log(request, done)) is not None:
+        headers["X-Amz-Log-Result"] = log
+    return web.Response(body=done.payload, content_type="application/json", headers=headers)
+
+
+async def _stream(twin: Twin, pool: Pool, request: web.Request, request_id: str, event: bytes) -> web.StreamResponse:
+    """Pass the response on as an event stream, which begins with its first part."""
+    response = web.StreamResponse(headers={**_headers(request_id), "Content-Type": event_stream.CONTENT_TYPE})
+
+    async def send(message: bytes) -> None:
+        with suppress(ConnectionError):  # the function goes on when its client has gone, as on AWS
+            if not response.prepared:
+                await response.prepare(request)
+            await response.write(message)
+
+    async def take(part: bytes, content_type: str) -> None:
+        await send(event_stream.chunk(part))
+
+    done = await _call(twin, pool, request_id, event, take)
+    if not isinstance(done, CallResult):
+        return done
+    if done.payload and not done.failed:  # of a function that does not stream
+        await send(event_stream.chunk(done.payload))
+    await send(event_stream.complete(done.payload if done.failed else None, _log(request, done)))
+    return response
+
+
+async def _call(twin: Twin, pool: Pool, request_id: str, event: bytes, sink: Sink | None = None) -> CallResult | web.Response:
+    """Run a function; what cannot be run is an error of the API."""
     if twin.config.rtt_ms:
         await asyncio.sleep(twin.config.rtt_ms / 1e3)
     try:
-        done = await pool.invoke(request_id, event)
+        return await pool.invoke(request_id, event, sink)
     except Throttled:
         reason = {"Reason": "ReservedFunctionConcurrentInvocationLimitExceeded", "Type": "User"}
         return _refuse(request_id, 429, "TooManyRequestsException", "Rate Exceeded.", reason)
     except OSError as error:  # a full disk, or a folder that is gone
         return _refuse(request_id, 500, "ServiceException", f"The function could not be started: {error}")
-    headers = {"x-amzn-RequestId": request_id, "X-Amz-Executed-Version": "$LATEST"}
-    if done.failed:
-        headers["X-Amz-Function-Error"] = "Unhandled"
-    if request.headers.get("X-Amz-Log-Type") == "Tail":
-        headers["X-Amz-Log-Result"] = base64.b64encode(done.log_tail).decode()
-    return web.Response(body=done.payload, content_type="application/json", headers=headers)
+
+
+def _headers(request_id: str) -> dict[str, str]:
+    return {"x-amzn-RequestId": request_id, "X-Amz-Executed-Version": "$LATEST"}
+
+
+def _log(request: web.Request, done: CallResult) -> str | None:
+    """Return the end of the log in base64, where the request asks for it."""
+    return base64.b64encode(done.log_tail).decode() if request.headers.get("X-Amz-Log-Type") == "Tail" else None
 
 
 def _refuse(request_id: str, status: int, error: str, message: str, more: Mapping[str, str] | None = None) -> web.Response:

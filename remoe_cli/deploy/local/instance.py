@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -35,6 +35,9 @@ from remoe_cli.deploy.local.worker import ACCOUNT, OUT_OF_MEMORY, REGION, STOPPE
 from remoe_cli.runtime import peers
 
 POLL_S = 0.02
+# Takes each part of a streamed response, and its content type.
+Sink = Callable[[bytes, str], Awaitable[None]]
+_MODE = "Lambda-Runtime-Function-Response-Mode"
 STOP_POLL_S = 0.1
 
 
@@ -108,16 +111,19 @@ class Instance:
         self._ready: asyncio.Future[_Reply | None] = self._loop.create_future()  # None: init went well
         self._reply: asyncio.Future[_Reply] | None = None
         self._request_id, self._deadline_ms, self._delivered = "", 0, True
+        self._sink: Sink | None = None
         self._cause: Fault | None = None
         self._peak_bytes, self._reaped = 0, False
         self._ended: asyncio.Task[None] | None = None
 
-    async def invoke(self, request_id: str, event: bytes) -> CallResult:
+    async def invoke(self, request_id: str, event: bytes, sink: Sink | None = None) -> CallResult:
         """Run one request; start the worker first if the instance is COLD.
+
+        `sink` takes a streamed response, of which the result then has nothing.
 
         Raises: Undelivered when the worker ended before it took the event.
         """
-        self._request_id = request_id
+        self._request_id, self._sink = request_id, sink
         watching = self._loop.create_task(self._end_if_stopped())
         try:
             return await self._invoke(request_id, event)
@@ -230,7 +236,7 @@ class Instance:
         await asyncio.to_thread(cages.make, self._cage)
         interpreter = self.function.interpreter or (self.host.python,)
         process = await asyncio.create_subprocess_exec(
-            *cages.launcher(self._cage, [*interpreter, "-m", "awslambdaric", self.function.handler]),
+            *cages.launcher(self._cage, [*interpreter, "-m", self.function.runtime, self.function.handler]),
             cwd=self.function.code_dir,
             env=environment(self.function, self.port, self._id, self._scratch) | dict(self.host.label),
             stdin=asyncio.subprocess.DEVNULL,
@@ -301,6 +307,8 @@ class Instance:
         return web.Response(body=event, content_type="application/json", headers=headers)
 
     async def _take_response(self, request: web.Request) -> web.Response:
+        if request.headers.get(_MODE) == "streaming":
+            return await self._take_stream(request)
         if (request.content_length or 0) > lambda_limits.PAYLOAD_LIMIT_BYTES:
             return self._too_large(request)
         try:
@@ -308,6 +316,22 @@ class Instance:
         except web.HTTPRequestEntityTooLarge:
             return self._too_large(request)
         return self._settle(request, _Reply(payload, False))
+
+    async def _take_stream(self, request: web.Request) -> web.Response:
+        """Pass a response on as it comes; who has not asked for a stream gets all of it at once."""
+        if request.match_info["id"] != self._request_id:
+            return self._settle(request, _Reply(b"", False))
+        sink, kept, taken = self._sink, bytearray(), 0
+        limit = lambda_limits.PAYLOAD_LIMIT_BYTES if sink is None else lambda_limits.STREAM_LIMIT_BYTES
+        async for part in request.content.iter_any():
+            taken += len(part)
+            if taken > limit:
+                return self._too_large(request)
+            if sink is None:
+                kept += part
+            else:
+                await sink(part, request.content_type)
+        return self._settle(request, _Reply(bytes(kept), False))
 
     def _too_large(self, request: web.Request) -> web.Response:
         """Answer 413 to the runtime, upon which awslambdaric ends; so the next call is a cold start."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig
-from remoe_cli.deploy.local.instance import CallResult, Host, Instance, InstanceState, Undelivered
+from remoe_cli.deploy.local.instance import CallResult, Host, Instance, InstanceState, Sink, Undelivered
 
 
 class Throttled(Exception):
@@ -37,7 +37,7 @@ class Pool:
     _reclaims: dict[Instance, asyncio.TimerHandle] = field(default_factory=dict)
     _stopping: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def invoke(self, request_id: str, event: bytes) -> CallResult:
+    async def invoke(self, request_id: str, event: bytes, sink: Sink | None = None) -> CallResult:
         """Run one request on an idle environment, else on a new one.
 
         Raises: Throttled when there may not be another.
@@ -45,7 +45,7 @@ class Pool:
         while True:
             instance = self._acquire()
             try:
-                done = await instance.invoke(request_id, event)
+                done = await instance.invoke(request_id, event, sink)
             except Undelivered:
                 continue
             finally:

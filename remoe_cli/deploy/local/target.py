@@ -198,6 +198,7 @@ def _main_function(name: str, plan: Plan, folder: Path, main_bytes: int) -> Func
     return FunctionConfig(
         name=f"{name}-main",
         handler="remoe_cli.runtime.lambda_main.handle",
+        runtime="remoe_cli.runtime.lambda_runtime",
         code_dir=str(Path(remoe_cli.__file__).parents[1]),
         environment={"REMOE_MAIN": str(folder / MANIFEST), "REMOE_SHARDS": str(folder.parent / "bundle")},
         memory_mb=memory_mb,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from remoe_cli.artifacts import escaped
 from remoe_cli.errors import DeployError, RemoeError, UsageError
 from remoe_cli.runtime.answer import Piece
 from remoe_cli.runtime.main_function import Answer, MainFunction, Request, described
@@ -37,8 +38,9 @@ class Refusal(UsageError):
     """
 
     def __init__(self, message: str, hint: str = "", *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message, hint)
-        self.status, self.param, self.code = status, param, code
+        super().__init__(escaped(message, 1000), hint)  # names and values of a client's may be of any length, and hold any character
+        self.status, self.code = status, code
+        self.param = None if param is None else escaped(param, 100)
 
     @property
     def kind(self) -> str:
@@ -131,6 +133,7 @@ class Api:
     whole    the document of an answer
     stream   what happens -> lines as they are sent
     error    the document of an error
+    comment  a line that clients of a stream read over
     """
 
     media_type: str
@@ -138,6 +141,7 @@ class Api:
     whole: Callable[[Asked, Answer], dict[str, Any]]
     stream: Callable[[Asked, AsyncIterator[Event]], AsyncIterator[str]]
     error: Callable[[Fault], dict[str, Any]]
+    comment: str = ": still here\n\n"
 
 
 Model = TypeVar("Model", bound=BaseModel)

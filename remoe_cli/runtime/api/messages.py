@@ -5,12 +5,15 @@ Source: Anthropic's API reference, "Create a Message", "Count tokens in a Messag
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Iterator
+from copy import deepcopy
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from remoe_cli.runtime.answer import Piece
+from remoe_cli import bounded
+from remoe_cli.runtime.answer import Piece, ToolCall
+from remoe_cli.runtime.api import tool_use
 from remoe_cli.runtime.api.common import (
     Api,
     Asked,
@@ -27,7 +30,7 @@ from remoe_cli.runtime.api.common import (
     sse,
     usage_receipt,
 )
-from remoe_cli.runtime.main_function import Answer, MainFunction, Request
+from remoe_cli.runtime.main_function import Answer, MainFunction
 
 _TYPES = {
     401: "authentication_error",
@@ -41,15 +44,46 @@ _TYPES = {
 _STOP = {"stop": "end_turn", "length": "max_tokens", "time-limit": "max_tokens"}
 
 
-class _Text(Body):
+class _TextBlock(Body):
     type: Literal["text"]
     text: str
     citations: None = None
 
 
-class _Message(Body):
+class _ToolUseBlock(Body):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class _ToolResultBlock(Body):
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: str | tuple[_TextBlock, ...] | None = None
+    is_error: bool | None = None
+
+
+_Block = Annotated[_TextBlock | _ToolUseBlock | _ToolResultBlock, Field(discriminator="type")]
+
+
+class _InputMessage(Body):
     role: Literal["user", "assistant"]
-    content: str | tuple[_Text, ...]
+    content: str | tuple[_Block, ...]
+
+
+class _MessagesTool(Body):
+    type: Literal["custom"] | None = None
+    name: tool_use.ToolName
+    description: str | None = None
+    input_schema: tool_use.Schema
+    strict: bool | None = None
+
+
+class _MessagesToolChoice(Body):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
 
 
 class _Metadata(Body):
@@ -64,9 +98,10 @@ class CountBody(Body):
     """What a prompt is made of."""
 
     model: str
-    messages: tuple[_Message, ...] = Field(min_length=1)
-    system: str | tuple[_Text, ...] | None = None
-    tools: tuple[()] | None = None
+    messages: tuple[_InputMessage, ...] = Field(min_length=1)
+    system: str | tuple[_TextBlock, ...] | None = None
+    tools: tuple[_MessagesTool, ...] | None = Field(default=None, max_length=tool_use.TOOLS)
+    tool_choice: _MessagesToolChoice | None = None
     thinking: _Thinking | None = None
 
 
@@ -84,13 +119,48 @@ class MessagesBody(CountBody):
     anthropic_version: str | None = None  # in the body where a cloud's own API carries it; here a header does
 
 
-def _content(content: str | tuple[_Text, ...]) -> str:
+def _content(content: str | tuple[_TextBlock, ...]) -> str:
     return content if isinstance(content, str) else "\n".join(block.text for block in content)
 
 
 def _messages(body: CountBody) -> tuple[dict[str, Any], ...]:
-    system = ({"role": "system", "content": _content(body.system)},) if body.system else ()
-    return (*system, *({"role": message.role, "content": _content(message.content)} for message in body.messages))
+    """Make messages as chat templates take them: a result of a tool is one of its own."""
+    made: list[dict[str, Any]] = [{"role": "system", "content": _content(body.system)}] if body.system else []
+    for at, message in enumerate(body.messages):
+        blocks = (_TextBlock(type="text", text=message.content),) if isinstance(message.content, str) else message.content
+        results = [block for block in blocks if isinstance(block, _ToolResultBlock)]
+        uses = [block for block in blocks if isinstance(block, _ToolUseBlock)]
+        texts = tuple(block for block in blocks if isinstance(block, _TextBlock))
+        if (results and message.role != "user") or (uses and message.role != "assistant"):
+            raise Refusal(f"The parameter 'messages.{at}' has calls or results of tools of the wrong role.", param=f"messages.{at}")
+        made += [{"role": "tool", "tool_call_id": result.tool_use_id, "content": _result(result)} for result in results]
+        calls = [tool_use.called(f"messages.{at}", use.id, use.name, use.input) for use in uses]
+        if texts or calls or not results:
+            made.append({"role": message.role, "content": _content(texts), **({"tool_calls": calls} if calls else {})})
+    return tuple(made)
+
+
+def _result(result: _ToolResultBlock) -> str:
+    """Return what a tool gave; chat templates have no other place to say that it failed."""
+    return ("Error: " if result.is_error else "") + _content(result.content or "")
+
+
+def _tool_fields(body: CountBody, main: MainFunction) -> dict[str, Any]:
+    made = [
+        tool_use.tool(f"tools.{at}", each.name, each.description, each.input_schema, each.strict)
+        for at, each in enumerate(body.tools or ())
+    ]
+    choice = body.tool_choice or _MessagesToolChoice(type="auto")
+    if (choice.type == "tool") != (choice.name is not None):
+        raise Refusal("The parameter 'tool_choice' has a name with the type 'tool', and with no other.", param="tool_choice")
+    several = not choice.disable_parallel_tool_use
+    return tool_use.fields(main, made, tool_use.Choice(choice.type == "any", choice.name, several, choice.type == "none"))
+
+
+def _prompt_fields(body: CountBody, main: MainFunction) -> dict[str, Any]:
+    messages = _messages(body)
+    tool_use.check_history(main, messages)
+    return {"messages": messages} | _tool_fields(body, main)
 
 
 def _parse(body: bytes, main: MainFunction) -> Asked:
@@ -103,7 +173,7 @@ def _parse(body: bytes, main: MainFunction) -> Asked:
             param="messages",
         )
     fields = sampled(asked, main) | {
-        "messages": _messages(asked),
+        **_prompt_fields(asked, main),
         "max_new_tokens": asked.max_tokens,
         "stop": asked.stop_sequences or (),
         "stream": bool(asked.stream),
@@ -111,15 +181,25 @@ def _parse(body: bytes, main: MainFunction) -> Asked:
     return Asked(request(fields, {"max_new_tokens": "max_tokens", "stop": "stop_sequences"}), asked, main.name)
 
 
-def count_request(body: bytes, main: MainFunction) -> Request:
-    """Read what is to be counted."""
+def count_tokens(body: bytes, main: MainFunction, own: dict[int, Any]) -> int:
+    """Count the tokens of a prompt, with a tokenizer that is made at the first time and kept in `own`."""
+    from remoe_cli.model.tokens import encode
+
     asked = read(CountBody, body)
     check_model(asked.model, main)
-    return request({"messages": _messages(asked)})
+    prompt = request(_prompt_fields(asked, main)).asked()
+    assert prompt is not None, "it has messages"
+    if not own:
+        own[0] = deepcopy(main.engine.tokenizer)
+    return len(encode(own[0], prompt))
+
+
+_EMPTY = {"type": "text", "text": ""}
 
 
 def _stop(answer: Answer) -> dict[str, Any]:
     reason = "stop_sequence" if answer.stop_string else _STOP[answer.finish_reason]
+    reason = "tool_use" if answer.tool_calls and reason == "end_turn" else reason
     return {"stop_reason": reason, "stop_sequence": answer.stop_string}
 
 
@@ -129,26 +209,53 @@ def _message(asked: Asked, content: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _whole(asked: Asked, answer: Answer) -> dict[str, Any]:
     tokens = {"input_tokens": answer.receipt.prompt_tokens, "output_tokens": answer.receipt.generated_tokens}
-    return _message(asked, [{"type": "text", "text": answer.text}]) | _stop(answer) | {"usage": tokens | {"remoe": usage_receipt(answer)}}
+    text = [{"type": "text", "text": answer.text}] if answer.text or not answer.tool_calls else []
+    uses = [_use(call) | {"input": bounded.parse_json(call.arguments)} for call in answer.tool_calls]
+    return _message(asked, [*text, *uses]) | _stop(answer) | {"usage": tokens | {"remoe": usage_receipt(answer)}}
+
+
+def _use(call: ToolCall) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
 
 
 async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[str]:
     def event_of(kind: str, **fields: Any) -> str:
         return sse({"type": kind, **fields}, kind)
 
-    begun = False
+    def delta(kind: str, **fields: Any) -> str:
+        return event_of("content_block_delta", index=index, delta={"type": kind, **fields})
+
+    begun, index, in_text = False, -1, False
+
+    def block(content: dict[str, Any] | None) -> Iterator[str]:
+        """End the text block that may be open, and begin another block; None begins none."""
+        nonlocal index, in_text
+        if in_text:
+            yield event_of("content_block_stop", index=index)
+        in_text = content is not None and content["type"] == "text"
+        if content is not None:
+            index += 1
+            yield event_of("content_block_start", index=index, content_block=content)
+
     async for event in events:
         if not begun and not isinstance(event, Exception):
             begun = True
             # The prompt's tokens are known at the end, with the receipt: message_delta has both.
             empty = {"stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 0, "output_tokens": 0}}
             yield event_of("message_start", message=_message(asked, []) | empty)
-            yield event_of("content_block_start", index=0, content_block={"type": "text", "text": ""})
         match event:
+            case Piece(tool_calls=(call, *_)):
+                for line in block(_use(call)):
+                    yield line
+                yield delta("input_json_delta", partial_json=call.arguments)
+                yield event_of("content_block_stop", index=index)
             case Piece():
-                yield event_of("content_block_delta", index=0, delta={"type": "text_delta", "text": event.text})
+                for line in () if in_text else block(_EMPTY):
+                    yield line
+                yield delta("text_delta", text=event.text)
             case Answer():
-                yield event_of("content_block_stop", index=0)
+                for line in (*(() if index >= 0 else block(_EMPTY)), *block(None)):
+                    yield line
                 yield event_of("message_delta", delta=_stop(event), usage=_whole(asked, event)["usage"])
                 yield event_of("message_stop")
             case _:

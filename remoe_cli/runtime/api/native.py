@@ -26,6 +26,7 @@ async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[s
             case Piece():
                 line: dict[str, Any] = {"text": event.text, "token_id": event.token_id}
                 line |= {"choice": event.choice} if event.choice else {}
+                line |= {"tool_calls": [asdict(each) for each in event.tool_calls]} if event.tool_calls else {}
                 line |= {"logprobs": [asdict(each) for each in event.logprobs]} if event.logprobs else {}
             case Answer():
                 line = {"answer": event.model_dump(mode="json")}
@@ -38,4 +39,4 @@ def _error(fault: Fault) -> dict[str, Any]:
     return {"error": dict(fault.document)}
 
 
-NATIVE = Api("application/x-ndjson", _parse, _whole, _stream, _error)
+NATIVE = Api("application/x-ndjson", _parse, _whole, _stream, _error, comment="\n")

@@ -198,6 +198,9 @@ class Refusing:
     def __init__(self, code: str | None = None) -> None:
         self.code, self.asked = code, list[dict[str, Any]]()
 
+    def invoke_with_response_stream(self, **given: Any) -> dict[str, Any]:
+        return self.invoke(**given)
+
     def invoke(self, **given: Any) -> dict[str, Any]:
         self.asked.append(given)
         if self.code is not None:
