@@ -2,8 +2,8 @@
 
 A prompt is read with a cache of its own. Then its rows join the batch's cache: layer by layer along the batch, with padding on the left
 where a layer holds one entry for each token. This works for all of transformers' layers that have nothing of the whole batch in them:
-keys and values, sliding windows, latent attention, the keys of a sparse attention's indexer, and states of linear attention. Families
-with other layers are served one request at a time (`joinable`).
+keys and values, sliding windows, latent attention, and states of linear attention. Families with other layers are served one request at a
+time (`joinable`): those with a sparse attention's indexer chose other tokens in a batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from transformers.cache_utils import (
     Cache,
     DummyLayer,
     DynamicCache,
-    DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -27,11 +26,11 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+_OF_TOKENS = ("keys", "values")  # of a layer: [rows, heads, tokens, width]
 _JOINABLE = {
     DummyLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
-    DynamicIndexedLayer,
     LinearAttentionLayer,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
@@ -63,9 +62,9 @@ def join(cache: Cache, tokens: int, other: Cache, other_tokens: int) -> None:
     longest = max(tokens, other_tokens)
     for mine, new in zip(cache.layers, other.layers, strict=True):
         if isinstance(mine, DynamicLayer) and mine.is_initialized:
-            for name, dim in _of_tokens(mine):
+            for name in _OF_TOKENS:
                 most = _held(mine, longest)
-                setattr(mine, name, torch.cat([_padded(getattr(layer, name), most, dim) for layer in (mine, new)]))
+                setattr(mine, name, torch.cat([_padded(getattr(layer, name), most) for layer in (mine, new)]))
                 setattr(new, name, None)
             if isinstance(mine, DynamicSlidingWindowLayer):
                 mine.cumulative_length = longest
@@ -80,10 +79,10 @@ def keep(cache: Cache, rows: Sequence[int], tokens: int) -> None:
         # Not before the layer has keys: transformers looks for them.
         if isinstance(layer, DynamicLayer) and layer.is_initialized:
             index = torch.tensor(rows, device=layer.keys.device)
-            for name, dim in _of_tokens(layer):
+            for name in _OF_TOKENS:
                 held: Tensor = getattr(layer, name)
                 length = _held(layer, tokens)
-                setattr(layer, name, held.narrow(dim, held.shape[dim] - length, length).index_select(0, index))
+                setattr(layer, name, held.narrow(-2, held.shape[-2] - length, length).index_select(0, index))
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.cumulative_length = tokens
         if isinstance(layer, LinearAttentionCacheLayerMixin):
@@ -92,20 +91,11 @@ def keep(cache: Cache, rows: Sequence[int], tokens: int) -> None:
                     states[at] = None if state is None else state.index_select(0, torch.tensor(rows, device=state.device))
 
 
-def _of_tokens(layer: Any) -> tuple[tuple[str, int], ...]:
-    """Return the tensors of a layer that have an entry for each token, and along which dimension."""
-    indexer = (("indexer_keys", 1),) if getattr(layer, "is_indexer_initialized", False) else ()
-    return (("keys", -2), ("values", -2), *indexer)
-
-
 def _held(layer: Any, tokens: int) -> int:
     """Return how many of the tokens that a layer has read it still holds."""
     return min(tokens, layer.sliding_window - 1) if isinstance(layer, DynamicSlidingWindowLayer) else tokens
 
 
-def _padded(held: Tensor, length: int, dim: int) -> Tensor:
-    if (missing := length - held.shape[dim]) <= 0:
-        return held
-    shape = list(held.shape)
-    shape[dim] = missing
-    return torch.cat([held.new_zeros(shape), held], dim=dim)
+def _padded(held: Tensor, length: int) -> Tensor:
+    missing = length - held.shape[-2]
+    return held if missing <= 0 else torch.cat([held.new_zeros((*held.shape[:-2], missing, held.shape[-1])), held], dim=-2)
