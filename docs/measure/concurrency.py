@@ -23,8 +23,10 @@ from remoe_cli.plan.wording import dollars, figure, token_usd
 from remoe_cli.profile.record import Profile, read_profile
 
 N_IN, N_OUT = 125, 200
-_PLANS = "| catalog | at once | main function | remote experts | a million tokens | TTFT | TPOT | cheaper below, an hour | against |"
-_DRAWN = "| profile | at once | experts in a step, drawn / exact | largest error of a layer | calls of the less used half | of an eighth |"
+_PLANS = (
+    "| catalog | at once | main function | remote experts | per million tokens | TTFT | TPOT | cheaper below, requests an hour | against |"
+)
+_DRAWN = "| profile | at once | distinct experts, drawn / exact | largest error of a layer | calls of the less used half | of an eighth |"
 
 
 def main() -> None:

@@ -100,9 +100,10 @@ def format_of(program: str, out: Path) -> Format:
 
 
 def use_counts(source: Source) -> Ints:
-    """Count the tokens that chose each expert, in prefill and decode together; 0 in layers without experts.
+    """Count the tokens that chose each expert, in prefill and decode together.
 
-    Experts that the plan has on the GPU count more than all others, so that who takes the largest numbers takes these.
+    Layers without experts have 0. Experts that the plan has on the GPU count more than all others, so that who takes the largest numbers
+    takes these.
 
     Shapes: int64 [hidden layers, E].
     """

@@ -117,7 +117,10 @@ def seconds(time_s: float) -> str:
 
 
 def alone(traffic: BreakEvenTraffic, concurrency: int) -> str:
-    """Say how the break-even traffic moves where requests are served one at a time; nothing where they are."""
+    """Say where the break-even traffic is if requests are served one at a time.
+
+    Nothing where they are.
+    """
     if concurrency == 1:
         return ""
     at = "an instance is never cheaper" if traffic.alone_per_hour is None else f"that is at {figure(traffic.alone_per_hour)}"

@@ -14,7 +14,7 @@ from remoe_cli.artifacts import read_json
 from remoe_cli.errors import ArtifactError
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.cost import main_function
-from remoe_cli.plan.cost.placement import layer_outcomes, total
+from remoe_cli.plan.cost.placement import busy_s, layer_outcomes, total
 from remoe_cli.plan.cost.prices import main_cost
 from remoe_cli.plan.document import Outcome, Plan
 from remoe_cli.plan.problem.problem import Placement
@@ -27,6 +27,8 @@ ExpectedCost = Callable[[int, int], Outcome]
 
 def expected_cost(plan_path: Path) -> ExpectedCost:
     """Return the planner's cost model for the plan's placement; it takes requests of any length.
+
+    Where the plan is for several requests at once, it is that of a request among so many of its length.
 
     Raises: ArtifactError when the plan's profile or catalog is missing or has changed.
     """
@@ -41,7 +43,7 @@ def expected_cost(plan_path: Path) -> ExpectedCost:
 def cost_model(plan: Plan, profile: Profile, catalog: Catalog) -> ExpectedCost:
     """Return the same for a plan, its profile and its catalog."""
     placement = Placement(plan.main, plan.layers, plan.instances)
-    problem = problem_of(plan, profile, catalog)
+    problem = problem_of(plan, profile, catalog).at_main(plan.main)
     prices = main_function.prices_of(problem, placement.bought)
 
     def predict(n_in: int, n_out: int) -> Outcome:
@@ -49,7 +51,7 @@ def cost_model(plan: Plan, profile: Profile, catalog: Catalog) -> ExpectedCost:
         layers = layer_outcomes(one, placement)
         times = total(one, placement, layers)
         # As in its receipt: accelerator memory is that of the plan's longest request, and rented hours are shared as planned.
-        main = main_cost(prices, times.ttft_s + n_out * times.tpot_s)
+        main = main_cost(prices, busy_s(one, placement, times, layers))
         return times.model_copy(update={"cost_usd_per_request": main.usd + sum(layer.usd for layer in layers)})
 
     return predict

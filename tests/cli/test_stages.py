@@ -41,7 +41,10 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
             },
         )
     ],
-    "profile merge": [("a b -o out", {"profile.merge.merge": "Joining the slices"})],
+    "profile merge": [
+        ("a b -o out", {"profile.merge.merge": "Joining the slices"}),
+        ("a b --weight a=1,b=1 -o out", {"profile.mix.mix": "Mixing the profiles"}),
+    ],
     "profile measure": [("n --data d -o out", READING | {"deploy.local.calibrate.calibrate": ""})],  # opens its own stages
     "predict": [
         (

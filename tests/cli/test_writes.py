@@ -51,6 +51,7 @@ WRITES = (
     Row("profile import", ("model", "counts.npz", "--latency-from", "paper", "-o", "OUT"), "folder"),
     Row("profile measure", ("mine", "-o", "OUT"), "folder"),
     Row("profile merge", ("profile", "-o", "OUT"), "folder"),
+    Row("profile merge", ("profile", "OUT", "--weight", "profile=1,OUT=1", "-o", "OUT"), "folder"),
     Row("predict", ("profile", "--prompt", "x", "-o", "OUT"), "file"),
     Row("predict", ("profile", "--evaluate", "--plot", "OUT.png"), "file", "OUT.png"),
     Row("predict", ("profile", "--evaluate", "--plot", "OUT.svg"), "file", "OUT.svg"),

@@ -70,6 +70,15 @@ def test_the_main_function_is_told_which_experts_are_on_its_gpu(made: ByHand, tm
     assert "gpu_experts" not in json_text(without)
 
 
+def test_the_main_function_is_told_how_many_requests_to_serve_at_once(made: ByHand, tmp_path: Path) -> None:
+    manifest = bundle.build(made.plan, made.plan_path, made.profile, tmp_path / "bundle")
+    plan = made.plan.model_copy(update={"concurrency": 4, "workload": made.plan.workload.model_copy(update={"concurrency": 4})})
+    without, config = (main_files.server_config(each, made.profile, made.catalog, manifest, str) for each in (made.plan, plan))
+    assert config.concurrency == 4 and without == config.model_copy(update={"concurrency": 1})
+    assert parse_document(json_text(config).encode(), ServerConfig, "server.json") == config
+    assert "concurrency" not in json_text(without)
+
+
 @pytest.mark.parametrize("name", MODEL_FILES)
 def test_a_changed_model_is_refused_by_all_that_load_it(made: ByHand, tmp_path: Path, name: str) -> None:
     remote = bundle.build(made.plan, made.plan_path, made.profile, tmp_path / "bundle")

@@ -43,6 +43,16 @@ def test_one_document_with_everything_in_it(profile: Path, tmp_path: Path) -> No
     assert json.loads((tmp_path / "a.json").read_text()).items() <= document.items()
 
 
+def test_several_requests_at_once(profile: Path, tmp_path: Path) -> None:
+    one, four = (plan(profile, tmp_path / f"{n}.json", "--concurrency", str(n), "--explain", "--frontier") for n in (1, 4))
+    assert four["concurrency"] == four["workload"]["concurrency"] == 4 and "concurrency" not in one
+    assert four["cost_usd_per_request"] < one["cost_usd_per_request"]
+    costs = [point["cost_usd"] for point in four["frontier"]]
+    assert costs == sorted(costs, reverse=True) and costs[-1] == pytest.approx(four["cost_usd_per_request"], rel=1e-3)
+    assert "--concurrency" in plan(profile, tmp_path / "a.json", "--concurrency", "2", "--solver", "paper", code=2)["error"]["hint"]
+    plan(profile, tmp_path / "a.json", "--concurrency", "0", code=2)
+
+
 def test_the_same_bytes_whatever_the_hash_seed(profile: Path, tmp_path: Path) -> None:
     for seed in ("0", "1"):
         command = [sys.executable, "-m", "remoe_cli", "plan", str(profile), "-o", str(tmp_path / f"{seed}.json"), "--tpot", "0.5", "--json"]

@@ -23,6 +23,7 @@ from remoe_cli.plan.solve.scan import scan
 from remoe_cli.plan.verify import steps
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile
+from remoe_cli.runtime.expected_cost import cost_model
 from tests.plan.test_exact import FIELD, all_columns, checked, instance
 from tests.support.brute_force import Brute
 from tests.support.synthetic import plan_of, problem_of, synthetic_profile, tiny_catalog
@@ -145,6 +146,13 @@ def test_the_verdict_says_how_the_break_even_moves(profile: Profile) -> None:
     assert eight.break_even_traffic.requests_per_hour > one.break_even_traffic.requests_per_hour
     assert eight.break_even_traffic.alone_per_hour == pytest.approx(one.break_even_traffic.requests_per_hour, rel=0.5)
     assert "Where requests are served one at a time, that is at" in eight.reason and "one at a time" not in one.reason
+
+
+def test_a_receipt_is_predicted_at_the_plans_concurrency(profile: Profile) -> None:
+    plan = forced(profile, 4)
+    predicted = cost_model(plan, profile, catalog())(round(plan.workload.n_in), round(plan.workload.n_out))
+    assert predicted.cost_usd_per_request == pytest.approx(plan.cost_usd_per_request)
+    assert (predicted.ttft_s, predicted.tpot_s) == pytest.approx((plan.ttft_s, plan.tpot_s))
 
 
 def test_few_requests_are_not_many_at_once(profile: Profile) -> None:

@@ -71,7 +71,7 @@ def arguments(path: Path) -> list[str]:
 
 
 def test_llama_cpp_keeps_whole_layers_in_cpu_memory(plan: Path, profile: Profile, tmp_path: Path) -> None:
-    """Six of four experts a layer fill one layer on the GPU: the third, which has most. `-ot` is cut at its first '='."""
+    """Six of four experts a layer fill one layer on the GPU: the third, which has most. `-ot` is cut at '=', then searched for."""
     export(plan, "llama.cpp", tmp_path / "out.txt")
     options = arguments(tmp_path / "out.txt")
     assert options[:3] == ["--n-gpu-layers", "999", "--override-tensor"] and len(options) == 4

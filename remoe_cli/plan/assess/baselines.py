@@ -111,7 +111,10 @@ def _filled(problem: Problem, capacity: int) -> tuple[LayerPlan, ...]:
 
 
 def instances_for(problem: Problem, request_s: float) -> int:
-    """Count the always-on instances that have time for the traffic; a mean request keeps one busy for so long."""
+    """Count the always-on instances that have time for the traffic.
+
+    A mean request keeps one busy for so long.
+    """
     return max(1, -int(-(request_s * (problem.workload.requests_per_hour or 0.0) / 3600 - 1e-9) // 1))
 
 

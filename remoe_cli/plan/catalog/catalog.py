@@ -124,7 +124,10 @@ class MainSide(Part):
     rented_timeout_s: Positive | None = None
 
     def concurrency_of(self, main: MainSpec) -> int | None:
-        """Look up how many requests one instance of a main function may serve at once; None where nothing limits it."""
+        """Look up how many requests one instance of a main function may serve at once.
+
+        None where nothing limits it.
+        """
         return self.serverless_concurrency if main.starts else None
 
     def usable_gpu_mb(self, gpu_memory_mb: float) -> float:

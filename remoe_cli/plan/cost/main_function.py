@@ -91,7 +91,7 @@ def expert_step_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def expert_steps_s(problem: Problem, spec: MainSpec) -> Floats:
-    """Compute the time of one local expert for each number of rows that a decode step may have for it, from 0 on.
+    """Compute the time of one local expert for each number of rows of a decode step, from 0 on.
 
     Shapes: [concurrency + 1].
     """
@@ -129,9 +129,9 @@ def gpu_expert_step_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def base_bytes(problem: Problem) -> int:
-    """Compute M_g: non-expert modules, and KV cache and hidden states of as many requests as are served at once.
+    """Compute M_g: non-expert modules, and KV cache and hidden states of all requests at once.
 
-    Each may be the one with most tokens.
+    Each of them may be the one with most tokens.
 
     Source: method.md, section 4.
     """
@@ -156,7 +156,7 @@ def main_memory_bytes(problem: Problem, spec: MainSpec, cpu_experts: int) -> flo
 
 
 def most_rows(problem: Problem) -> int:
-    """Count the hidden states of the largest pass: the longest prompt, or a decode step where prompts are shorter."""
+    """Count the hidden states of the largest pass: the longest prompt, or a decode step."""
     return max(problem.workload.most_in, problem.concurrency)
 
 
@@ -253,7 +253,10 @@ def fixed_usd(problem: Problem, main: Main) -> float:
 
 
 def longest_mean_s(problem: Problem, main: Main) -> float:
-    """Compute how long a mean request may keep a main function busy (`busy_s`): the time that always-on instances have for it."""
+    """Compute how long a mean request may keep a main function busy (`busy_s`).
+
+    It is the time that always-on instances have for it.
+    """
     per_hour = problem.workload.requests_per_hour
     return math.inf if main.spec.usd_per_hour is None or per_hour is None else 3600 * main.instances / per_hour
 
@@ -272,7 +275,7 @@ def longest_request_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def first_token_s(problem: Problem, warm_s: float, step_s: float) -> float:
-    """Compute the mean TTFT of a warm request, from its prefill and the decode step of all: one such step goes before its prompt.
+    """Compute the mean TTFT of a warm request: a decode step of all goes before its prompt.
 
     Source: method.md, section 11.
     """
@@ -280,18 +283,18 @@ def first_token_s(problem: Problem, warm_s: float, step_s: float) -> float:
 
 
 def next_token_s(problem: Problem, warm_s: float, step_s: float) -> float:
-    """Compute the mean TPOT: a decode step of all, and a part of the prompts of the others, which are computed between steps.
+    """Compute the mean TPOT: a decode step of all, and a part of the prompts of the others.
 
-    Each of the others begins anew while a request lasts. `warm_s` is the mean prefill.
+    These are computed between steps. Each of the others begins anew while a request lasts. `warm_s` is the mean prefill.
     """
     others = problem.concurrency - 1
     return step_s + (others * warm_s / max(problem.workload.n_out, 1.0) if others else 0.0)
 
 
 def busy_s(problem: Problem, ttft_s: float, tpot_s: float, cold_s: float) -> float:
-    """Compute the main function's time for a mean request: all that are served at once share it, but for what is waited for cold.
+    """Compute the main function's time for a mean request: all that are served at once share it.
 
-    `cold_s` is the part of the mean TTFT.
+    `cold_s`, what cold starts add to the mean TTFT, is not shared.
     """
     if problem.concurrency == 1:
         return ttft_s + problem.workload.n_out * tpot_s

@@ -55,7 +55,10 @@ def evaluate(problem: Problem, placement: Placement) -> Outcome:
 
 
 def turn_s(problem: Problem, placement: Placement) -> float:
-    """Compute how long a prompt waits for its turn: a decode step of the others; 0 where requests are served one at a time."""
+    """Compute how long a prompt waits for its turn: a decode step of the others.
+
+    It is 0 where requests are served one at a time.
+    """
     problem = problem.at_main(placement.main)
     if problem.concurrency == 1:
         return 0.0
@@ -98,7 +101,7 @@ def cold_mean_s(problem: Problem, main: MainSpec, layers: list[LayerOutcome]) ->
 
 
 def busy_s(problem: Problem, placement: Placement, outcome: Outcome, layers: list[LayerOutcome]) -> float:
-    """Compute the time of the main function that a mean request takes, beside the others that are served at once."""
+    """Compute the time of the main function that a mean request takes of all that share it."""
     problem = problem.at_main(placement.main)
     return main_function.busy_s(problem, outcome.ttft_s, outcome.tpot_s, cold_mean_s(problem, placement.main, layers))
 

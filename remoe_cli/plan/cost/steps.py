@@ -1,5 +1,6 @@
-"""Decode steps of several requests at once: time, and what functions are billed, as means over drawn steps (problem/batches.py).
+"""Decode steps of several requests at once: time, and what functions are billed.
 
+Both are means over drawn steps (problem/batches.py).
 The rows that all requests have for a function go there in one invocation. A layer ends with the slowest of CPU, GPU and functions.
 
 Shapes: S sets of one layer, E experts, M drawn steps, V memory specs, K main specs, n requests at once.

@@ -42,13 +42,19 @@ class Problem:
     concurrency: int = 1
 
     def at_main(self, main: MainSpec) -> Problem:
-        """Look at the problem of one main spec: each instance of it serves as many requests at once as the platform lets it."""
+        """Look at the problem of one main spec.
+
+        Each instance of it serves as many requests at once as the platform lets it.
+        """
         most = self.catalog.main.concurrency_of(main)
         return self if most is None or most >= self.concurrency else replace(self, concurrency=most)
 
     @property
     def parts(self) -> tuple[Problem, ...]:
-        """The same problem in parts, in each of which all main functions serve equally many requests at once: mostly one part."""
+        """The same problem in parts, mostly in one.
+
+        All main functions of a part serve equally many requests at once.
+        """
         many = {self.at_main(spec).concurrency for spec in self.menu}
         if many == {self.concurrency}:
             return (self,)

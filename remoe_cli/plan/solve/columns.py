@@ -95,7 +95,10 @@ class Columns:
         return np.array(out)
 
     def decode_s(self, problem: Problem, specs: Sequence[MainSpec]) -> Floats:
-        """Compute the mean time of a decode step, the least of the specs, for the places that `decode_at` names."""
+        """Compute the mean time of a decode step, the least of the specs.
+
+        Shapes: for the places that `decode_at` names.
+        """
         times = [steps.step_times(problem, spec) for spec in specs]
         cpu_s, gpu_s = (min(each[device][1] for each in times) for device in (0, 1))
         menu = steps.different_times(problem) if problem.concurrency > 1 else ()

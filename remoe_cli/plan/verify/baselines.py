@@ -205,7 +205,10 @@ def _alone_s(inputs: VerifierInputs, one: VerifierInputs, main: MainSpec, mean: 
 
 
 def busy_s(inputs: VerifierInputs, main: MainSpec, found: Outcome, cold_mean_s: float) -> float:
-    """Compute how long a mean request keeps a main function busy: those that are served at once share it, but for waits for cold ones."""
+    """Compute how long a mean request keeps a main function busy.
+
+    Those that are served at once share it, but for waits for cold starts.
+    """
     warm_s = found.ttft_s - cold_mean_s + inputs.n_out * found.tpot_s
     return warm_s / at_once(inputs.catalog, inputs.plan.workload, main) + cold_mean_s
 

@@ -93,7 +93,10 @@ def gpu_seconds(latency: Latency, tokens: npt.NDArray[np.float64]) -> npt.NDArra
 
 
 def request_bytes(inputs: VerifierInputs, main: MainSpec) -> int:
-    """Compute non-expert modules, and KV cache and hidden states of the longest request, as often as requests are served at once."""
+    """Compute non-expert modules, and KV cache and hidden states of the longest request.
+
+    The latter count as often as requests are served at once.
+    """
     spec = inputs.profile.record.spec
     tokens = max(n_in + n_out for n_in, n_out in inputs.longest)
     kv = sum(layer.bytes_per_token * (tokens if layer.window is None else min(tokens, layer.window)) for layer in spec.kv_layers)
@@ -179,7 +182,10 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
 
 
 def rest_step_s(inputs: VerifierInputs, main: MainSpec) -> float:
-    """Compute a decode step without experts: each further row takes what a further token of a prompt takes."""
+    """Compute a decode step without experts.
+
+    Each further row takes what a further token of a prompt takes.
+    """
     latency, rows = latency_of(inputs, main), at_once(inputs.catalog, inputs.plan.workload, main)
     vcpus, useful = vcpus_of(latency, main)
     beside = 1.0 if accelerated(inputs, main) else useful / min(vcpus, useful)

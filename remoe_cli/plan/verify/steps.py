@@ -62,9 +62,9 @@ def drawn(inputs: VerifierInputs, layer: int, routed: Layer, tokens: int) -> Cou
 def several(
     inputs: VerifierInputs, layer: LayerPlan, rows: Counts, latency: Latency, vcpus: float, usd: tuple[float, float] = (0.0, 0.0)
 ) -> tuple[float, float]:
-    """Compute the mean seconds of a step in a layer, and the mean cost of its invocations, for all requests together.
+    """Compute the mean seconds of a step in a layer, and the mean cost of its invocations.
 
-    `usd` is what a second and a call of its functions cost.
+    Both are for all requests together. `usd` is what a second and a call of its functions cost.
     """
     side, record = inputs.catalog.function, inputs.profile.record
     remote = {expert for part in layer.parts for expert in part} | set(layer.gpu)
