@@ -1,6 +1,6 @@
 """Recognising files that remoe made by their own content.
 
-JSON documents begin with their schema; safetensors files and pictures have remoe in their metadata.
+JSON documents begin with their schema; safetensors files, pictures and reports have remoe in their metadata.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ MAKER = "remoe"  # in the metadata of pictures and of safetensors files
 _LONGEST_JSON_BYTES = bounded.DOCUMENT.bytes
 _HEAD_BYTES = 1 << 16
 _NAME_WITHIN_BYTES = 4096
+_REPORT = f'<meta name="generator" content="{MAKER}">'.encode()
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def naming(what: str, name: str) -> Made:
 ANY = Made("file", lambda path: True)  # for names that only remoe uses, in a folder that remoe made
 NONE = Made("file", lambda path: False)
 PICTURE = Made("picture", _is_picture)
+REPORT = Made("report", lambda path: _REPORT in _head(path)[:1024])
 
 
 def _head(path: Path, length: int = _HEAD_BYTES) -> bytes:

@@ -41,7 +41,7 @@ MAY_CHANGE_FILES = {
     "profile/function_latency.py": "a control group",
     # A path that owned.writing yields
     **dict.fromkeys(("artifacts.py", "deploy/aws/access.py", "model/shards.py", "plan/catalog/update.py", "plan/export.py"), "yielded"),
-    **dict.fromkeys(("profile/record.py", "report/picture.py", "runtime/fetch.py"), "yielded"),
+    **dict.fromkeys(("profile/record.py", "report/page.py", "report/picture.py", "runtime/fetch.py"), "yielded"),
     # A folder that owned.new_folder yields, that owned.require_empty has checked, or a temporary one
     **dict.fromkeys(("model/demo.py", "package/bundle.py"), "new"),
     **dict.fromkeys(("package/dependencies.py", "package/image.py", "package/partial_checkpoint.py"), "new"),
@@ -112,7 +112,8 @@ MAY_READ_WHOLE = {
     **dict.fromkeys(("deploy/local/front.py", "deploy/local/instance.py"), "a body, which its server limits"),
     "deploy/aws/credentials.py": "what the user's own program for credentials says",
     "predict/neighbours.py": "an array that was read within a limit",
-    "plan/solve/columns.py": "the load of a function, which is no file",
+    **dict.fromkeys(("plan/solve/columns.py", "report/terms.py"), "the load of a function, which is no file"),
+    "report/page.py": "what comes with remoe",
 }
 
 

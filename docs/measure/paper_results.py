@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 
 from remoe_cli.model.spec import KvLayer, MoeSpec
 from remoe_cli.plan.assess.baselines import baselines
@@ -35,6 +36,7 @@ from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.imports.importer import import_profile
 from remoe_cli.profile.latency_record import Latency, Roofline
+from remoe_cli.report import style
 
 N_IN, N_OUT = 125, 200  # 500 characters and 200 tokens
 RATIOS = ((285, 40), (245, 80), (165, 160), (125, 200), (65, 260), (25, 300))
@@ -200,22 +202,35 @@ def _cold_start(name: str, problem: Problem) -> None:
 
 
 def _draw(title: str, tables: dict[str, dict[str, Case]], folder: Path) -> None:
+    """Draw a marker for each way of each case: seven bars beside each other would be too thin to read."""
     from matplotlib.figure import Figure
 
     (name, cases), *_ = tables.items()
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    panel = figure.subplots()
-    ways = ("exact", "paper", *WAYS)
-    at = np.arange(len(cases))
-    for index, way in enumerate(ways):
-        heights = [case.costs.get(way, np.nan) for case in cases.values()]
-        panel.bar(at + (index - len(ways) / 2) * 0.12, heights, 0.12, label=way)
-    panel.axhline(1.0, color="#444444", linewidth=0.8, linestyle="--")
-    panel.set_xticks(at, list(cases), fontsize=7)
-    panel.set_ylabel("cost / all local", fontsize=8)
-    panel.set_title(title, fontsize=10)
-    panel.legend(fontsize=6, ncols=len(ways), loc="upper center", bbox_to_anchor=(0.5, -0.12))
-    figure.savefig(folder / f"paper-{title.split(',')[0].lower().replace('. ', '')}-{name.split()[0].lower()}.png", dpi=120)
+    with style.pictures():
+        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+        panel = figure.subplots()
+        ways = ("exact", "paper", *WAYS)
+        at = np.arange(len(cases))
+        for index, (way, marker) in enumerate(zip(ways, style.markers(len(ways)), strict=True)):
+            costs = [case.costs.get(way, np.nan) for case in cases.values()]
+            (points,) = panel.plot(
+                at + (index - len(ways) / 2 + 0.5) * 0.09, costs, style.matplotlib_marker(marker), label=way, markersize=6
+            )
+            points.set(color=style.light("plan" if index < 2 else "other"), fillstyle="full" if index == 0 else "none")
+        panel.axhline(1.0, color=style.light("soft"), linewidth=0.8, linestyle="--")
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.set_xticks(at, [label.replace(", ", "\n").replace(" + ", "\n+ ") for label in cases])
+        panel.set_xticks(at[:-1] + 0.5, minor=True)
+        panel.grid(axis="x", which="minor")
+        panel.grid(axis="y")
+        panel.tick_params(axis="x", which="both", length=0)
+        panel.set_ylabel("cost / all local")
+        panel.set_title(title)
+        figure.legend(ncols=len(ways), loc="outside lower center")
+        figure.savefig(folder / f"paper-{title.split(',')[0].lower().replace('. ', '')}-{name.split()[0].lower()}.png", dpi=130)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ from remoe_cli.plan.problem.request import PlanRequest  # noqa: E402
 from remoe_cli.profile.prompts import PromptSet  # noqa: E402
 from remoe_cli.profile.record import Profile, read_profile  # noqa: E402
 from remoe_cli.profile.run import profile  # noqa: E402
+from remoe_cli.report import style  # noqa: E402
 from remoe_cli.runtime.client import answer  # noqa: E402
 from remoe_cli.runtime.expected_cost import cost_model  # noqa: E402
 
@@ -271,38 +272,33 @@ def _table(answers: Sequence[Asked]) -> int:
 
 
 def _draw(answers: Sequence[Asked]) -> None:
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    axes = figure.subplots(2, 3)
     shares = sorted({one.share for one in answers})
-    colours = {share: colormaps["viridis"](place / len(shares)) for place, share in enumerate(shares)}
-    for row, known in enumerate((KNOWN[1], KNOWN[2])):
-        for column, (name, unit, factor) in enumerate(
-            (("TTFT", "ms", 1e3), ("TPOT", "ms", 1e3), ("cost", "USD per million requests", 1e6))
-        ):
-            axis = axes[row][column]
-            for share, colour in colours.items():
-                some = [one for one in answers if one.share == share]
-                measured, predicted = (
-                    [of[name] * factor for of in each] for each in ([a.measured for a in some], [a.predicted[known] for a in some])
-                )
-                axis.scatter(measured, predicted, s=10, alpha=0.6, color=colour, label=f"{share:.0%} remote", linewidths=0)
-            every = [value * factor for a in answers for value in (a.measured[name], a.predicted[known][name])]
-            ends = [min(every) * 0.9, max(every) * 1.1]
-            axis.plot(ends, ends, color="#444", linewidth=0.8)
-            axis.fill_between(ends, [e * 0.8 for e in ends], [e * 1.2 for e in ends], color="#888", alpha=0.15, linewidth=0)
-            axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=f"measured {name}, {unit}", ylabel="predicted")
-            for side in (axis.xaxis, axis.yaxis):
-                side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-                side.set_major_formatter(StrMethodFormatter("{x:g}"))
-                side.set_minor_formatter(NullFormatter())
-            axis.set_title(f"{name}, knowing the {known}", fontsize=10)
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.suptitle("Each point is an answer of the twin; the band is 20% to either side", fontsize=10)
-    figure.savefig(PICTURE, dpi=130)
+    with style.pictures():
+        figure = Figure(figsize=(10, 6.8), layout="constrained")
+        axes = figure.subplots(2, 3)
+        for row, known in enumerate((KNOWN[1], KNOWN[2])):
+            for column, (name, unit, factor) in enumerate((("TTFT", "ms", 1e3), ("TPOT", "ms", 1e3), ("cost", "USD a million", 1e6))):
+                panel = axes[row][column]
+                for place, (share, marker) in enumerate(zip(shares, style.markers(len(shares)), strict=True)):
+                    some = [one for one in answers if one.share == share]
+                    measured, predicted = (
+                        [of[name] * factor for of in each] for each in ([a.measured for a in some], [a.predicted[known] for a in some])
+                    )
+                    (points,) = panel.plot(predicted, measured, style.matplotlib_marker(marker), label=f"{share:.0%} remote", markersize=4)
+                    points.set(color=style.ramp()((place + 2) / (len(shares) + 2)), alpha=0.6, markeredgewidth=0)
+                every = [value * factor for a in answers for value in (a.measured[name], a.predicted[known][name])]
+                ends = np.array([min(every) * 0.9, max(every) * 1.1])
+                panel.plot(ends, ends, color=style.light("soft"), linewidth=0.8, linestyle="--")
+                panel.fill_between(ends, ends * 0.8, ends * 1.2, color=style.light("other"), alpha=0.15, linewidth=0)
+                style.log_axes(panel)
+                panel.set(xlim=tuple(ends), ylim=tuple(ends), xlabel=f"predicted {name}, {unit}", ylabel="measured")
+                panel.set_title(f"{name}, knowing the {known}")
+                panel.grid()
+        figure.legend(*axes[0][0].get_legend_handles_labels(), ncols=len(shares), loc="outside lower center")
+        figure.suptitle("Each point is an answer of the twin; the band is 20% to either side")
+        figure.savefig(PICTURE, dpi=130)
     print(f"\n{PICTURE}")
 
 

@@ -36,6 +36,7 @@ from remoe_cli.cli import (
     profile_measure,
     profile_merge,
     profile_run,
+    report,
     serve,
     simulate,
     status,
@@ -50,7 +51,7 @@ class _Remoe(Group):
     panels: ClassVar = {
         "Start here": ("demo", "doctor"),
         "Pipeline": ("profile", "predict", "plan", "package", "deploy", "infer", "chat"),
-        "Study": ("simulate", "export"),
+        "Study": ("report", "simulate", "export"),
         "Operate": ("list", "serve", "status", "logs", "destroy"),
         "Settings": ("catalog", "config"),
     }
@@ -137,7 +138,7 @@ app.add_typer(plan, name="plan")
 app.add_typer(catalog, name="catalog")
 app.add_typer(config, name="config")
 for group, modules in (
-    (app, (demo, doctor, predict, simulate, package, deploy, infer, chat, export, deployments_list, serve, status, logs, destroy)),
+    (app, (demo, doctor, predict, simulate, package, deploy, infer, chat, export, report, deployments_list, serve, status, logs, destroy)),
     (profile, (profile_run, profile_import, profile_measure, profile_merge)),
     (plan, (plan_make, plan_show)),
     (catalog, (catalog_update,)),

@@ -54,12 +54,14 @@ def command(
     from remoe_cli.owned import refuse_file
     from remoe_cli.plan.document import Plan
     from remoe_cli.profile.record import refuse_foreign
+    from remoe_cli.report.page import refuse_page
     from remoe_cli.settings import cache_dir
 
     folder = cache_dir() / "demo" / DEMO_NAMES[dtype.value]
-    plan_path, forced_path = folder / "plan.json", folder / "plan-remote.json"
+    plan_path, forced_path, page = folder / "plan.json", folder / "plan-remote.json", folder / "report.html"
     for path in (plan_path, forced_path):
         refuse_file(path, artifacts.made_as(Plan))
+    refuse_page(page)
     refuse_foreign(folder / "profile")
     output.say("1/5 The model: small, so that all of this runs here")
     with output.progress("Fetching and building the demo model"):
@@ -98,6 +100,7 @@ def command(
         document = infer.ask(here.main_address(name), QUESTION, _ANSWER_TOKENS, infer.expected_cost_of(forced_path))
     finally:
         here.destroy(name)
+    _report(profile, forced, forced_path, document["receipt"], page)
     output.result(
         {
             "model": str(model),
@@ -110,8 +113,9 @@ def command(
             "deployment": {"name": name, "target": "local", "functions": len(deployed["functions"]), "state": "destroyed"},
             "text": document["text"],
             "receipt": document["receipt"],
+            "report": str(page),
         },
-        lambda: _show(document, story.commands(forced_path)),
+        lambda: _show(document, page, story.commands(forced_path)),
     )
 
 
@@ -173,13 +177,24 @@ def _plans(profile: Profile) -> tuple[Plan, Plan]:
         return make_plan(profile, catalog), make_plan(profile, catalog, PlanRequest(remote_share=REMOTE_SHARE))
 
 
-def _show(document: dict[str, Any], commands: list[str]) -> None:
+def _report(profile: Profile, plan: Plan, plan_path: Path, receipt: dict[str, Any], page: Path) -> None:
+    """Write the report of the deployed plan, its profile and its receipt."""
+    from remoe_cli.report.content import content_of
+    from remoe_cli.report.inputs import Inputs, ReceiptFigures, Receipts
+    from remoe_cli.report.page import write_page
+
+    receipts = Receipts((), (ReceiptFigures.model_validate(receipt),), without=0)
+    write_page(content_of(Inputs(profile, plan, plan_path, receipts), output.progress), page)
+
+
+def _show(document: dict[str, Any], page: Path, commands: list[str]) -> None:
     from remoe_cli.cli import demo_story as story
 
     receipt = document["receipt"]
     infer.show_receipt(receipt)
     for line in story.accuracy_lines(receipt["tpot_s"], receipt["predicted"] and receipt["predicted"]["tpot_s"]):
         output.line(line)
+    output.line(f"\nAll of this as a page, with sliders for prices and traffic. Open it in a browser:\n  {story.shown(page)}")
     output.line("\nThe demo's deployment is gone again. Deploy it to stay, ask it your own question, and remove it:")
     for command in commands:
         output.line(f"  {command}")

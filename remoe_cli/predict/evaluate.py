@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from remoe_cli import interrupts
 from remoe_cli.artifacts import Part
@@ -22,11 +21,10 @@ from remoe_cli.predict import baselines, ridge
 from remoe_cli.predict.divergence import jensen_shannon, noise_floor, remote_hits
 from remoe_cli.predict.fate import Fate
 from remoe_cli.predict.history import Floats, History, Indices, PromptFeatures, View
-from remoe_cli.predict.tree import unit
+from remoe_cli.predict.pairs import Similarity, similarity_of
 
 REMOTE_SHARE = 0.5  # of each layer's experts
 OURS = "ridge"
-_PAIRS = 20_000
 
 
 class Predictor(Protocol):
@@ -83,18 +81,6 @@ class Evaluation(Part):
     interval_nominal: float
 
 
-@dataclass(frozen=True)
-class Similarity:
-    """Pairs of prompts: cosine of their vectors, 1 - divergence of their activations, and the correlation.
-
-    Source: the paper's figure 3.
-    """
-
-    semantic: npt.NDArray[np.float32]
-    activation: Floats
-    correlation: float
-
-
 def folds(prompts: int, k: int, seed: int = 0) -> list[Indices]:
     """List the held-out prompts of each fold, ascending."""
     return [np.sort(fold) for fold in np.array_split(np.random.default_rng(seed).permutation(prompts), k)]
@@ -139,18 +125,7 @@ def evaluate(
 
 def similarity(history: History, seed: int = 0) -> Similarity:
     """Compute the semantic and the activation similarity of random pairs of different prompts."""
-    random = np.random.default_rng(seed)
-    a, b = random.integers(0, len(history), (2, _PAIRS))
-    a, b = a[a != b], b[a != b]
-    vectors = unit(history.prompts.vectors)
-    semantic = (vectors[a] * vectors[b]).sum(axis=1)
-    activation = np.concatenate([1 - jensen_shannon(history.frequencies[x], history.frequencies[y]).mean(axis=1) for x, y in _chunks(a, b)])
-    return Similarity(semantic, activation, float(np.corrcoef(semantic, activation)[0, 1]))
-
-
-def _chunks(a: Indices, b: Indices, size: int = 500) -> Iterator[tuple[Indices, Indices]]:
-    for start in range(0, len(a), size):
-        yield a[start : start + size], b[start : start + size]
+    return similarity_of(history.prompts.vectors, history.frequencies, seed)
 
 
 def _fits(fate: Fate | None) -> Iterator[tuple[str, Fit]]:

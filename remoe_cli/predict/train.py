@@ -20,29 +20,14 @@ from remoe_cli.predict import baselines, neighbours, ridge, tree
 from remoe_cli.predict.divergence import jensen_shannon
 from remoe_cli.predict.evaluate import OURS, PREDICTORS, Predictor, folds
 from remoe_cli.predict.history import Floats, History, PromptFeatures, features_of, has_features, histories
+from remoe_cli.predict.record import PredictorRecord as PredictorRecord
+from remoe_cli.predict.record import files, read_record
 from remoe_cli.profile.record import Profile
 
 CANDIDATES = ("DOP", "SPS", "neighbours", OURS)
 _VALIDATION = 5  # one prompt in so many is held out
 _LEAST = 10  # prompts; with fewer none is held out, and DOP is chosen
 _SEED = 0
-
-
-class PredictorRecord(artifacts.Document):
-    """The file predictor.json.
-
-    default           the best candidate
-    validation_bits   by candidate the mean divergence on `validation_prompts` held-out prompts; empty if there were too few
-    prompts           prompts that the predictor is fitted to
-    """
-
-    schema_version: str = "remoe.predictor/1"
-    profile_sha256: str
-    arrays_sha256: str
-    default: str
-    validation_bits: dict[str, float]
-    validation_prompts: int
-    prompts: int
 
 
 class _Stored(Protocol):
@@ -86,7 +71,7 @@ def train(profile: Profile) -> PredictorRecord | None:
     if len(history) < 2:
         return None
     record, arrays = _fit(profile, history)
-    document, file = _files(profile.path)
+    document, file = files(profile.path)
     artifacts.write_arrays(file, arrays, "predictor")
     record = record.model_copy(update={"arrays_sha256": artifacts.sha256_file(file)})
     artifacts.write_json(document, record)
@@ -126,18 +111,17 @@ def restored(arrays: Mapping[str, npt.NDArray[Any]], history: History) -> dict[s
 
 def forget(path: Path) -> None:
     """Remove the predictor of a profile that is about to change."""
-    document, file = _files(path)
+    document, file = files(path)
     owned.delete_file(file, artifacts.arrays_beside(document, "predictor"))
     owned.delete_file(document, artifacts.made_as(PredictorRecord))
 
 
 def _read(profile: Profile) -> tuple[PredictorRecord, dict[str, npt.NDArray[Any]]] | None:
-    document, file = _files(profile.path)
-    if not document.is_file():
+    _, file = files(profile.path)
+    record = read_record(profile.path, profile.sha256)
+    if record is None or not file.is_file() or artifacts.sha256_file(file) != record.arrays_sha256:
         return None
-    record = artifacts.read_json(document, PredictorRecord)
-    fits = record.profile_sha256 == profile.sha256 and file.is_file() and artifacts.sha256_file(file) == record.arrays_sha256
-    return (record, artifacts.read_arrays(file)) if fits else None
+    return record, artifacts.read_arrays(file)
 
 
 def _fit(profile: Profile, history: History) -> tuple[PredictorRecord, dict[str, npt.NDArray[Any]]]:
@@ -174,7 +158,3 @@ def _validate(history: History) -> tuple[dict[str, float], int]:
 
 def _with_prefix(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
     return {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(prefix + ".")}
-
-
-def _files(path: Path) -> tuple[Path, Path]:
-    return path / "predictor.json", path / "predictor.safetensors"

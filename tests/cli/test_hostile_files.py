@@ -140,6 +140,7 @@ PLANS = ("deploy plan.json --name x", "package plan.json -o out", "deploy plan.j
 PLAN, PROFILE, MODEL = PLANS[0], "plan profile -o out.json", "profile import model counts.npz --latency-from paper -o out"
 TRACE, PROMPTS = "plan profile -o out.json --requests trace", "profile run model --latency-from paper -o out --data prompts"
 CATALOG, GIVEN = "plan profile -o out.json --catalog my.toml", "plan profile -o out.json --placement given.json"
+REPORT = "report answers.jsonl -o out.html"
 HOSTILE: dict[str, Row] = {
     # Documents of remoe
     "plan, deep": Row("plan.json", lambda p: p.write_text('{"remoe.plan/": ' + "[" * 100_000), PLAN, "nested too deeply"),
@@ -168,6 +169,13 @@ HOSTILE: dict[str, Row] = {
     "placement, deep": Row("given.json", deep("["), GIVEN, "nested too deeply"),
     "placement, large": Row("given.json", zeros(4096), GIVEN, "it has more than 32 MiB"),
     "placement, pipe": Row("given.json", pipe, GIVEN, "it is a pipe, not a file"),
+    "receipts, deep": Row("answers.jsonl", deep("["), REPORT, "nested too deeply"),
+    "receipts, large": Row("answers.jsonl", zeros(4096), REPORT, "it has more than 128 MiB"),
+    "receipts, parts": Row("answers.jsonl", parts("[", "[],", 9_000_000, "0]"), REPORT, "a value of more than 8,388,608"),
+    "receipts, pipe": Row("answers.jsonl", pipe, REPORT, "it is a pipe, not a file"),
+    "receipts, device": Row("answers.jsonl", endless, REPORT, "it is a device, not a file"),
+    "receipts, figures": Row("answers.jsonl", lambda p: p.write_text('{"total_s": 1e300}'), REPORT, "the number 1e300, which is too large"),
+    "plan of a report, layers": Row("plan.json", many_layers, "report plan.json -o out.html", "Tuple should have at most 512 items"),
     # Figures
     "catalog, deep": Row("my.toml", lambda p: p.write_text("x = " + "[" * 100_000), CATALOG, "it is nested too deeply"),
     "catalog, large": Row("my.toml", zeros(4096), CATALOG, "it has more than 256 KiB"),
@@ -253,7 +261,7 @@ def test_one_sentence_in_bounded_memory(name: str, home: Path) -> None:
     assert row.says in error, run.stderr[-2000:]
     assert run.returncode in (1, 2) and "Traceback" not in run.stderr
     assert any(line.startswith("  hint: ") for line in run.stderr.splitlines())
-    assert not (home / "out").exists() and not (home / "out.json").exists()
+    assert not any((home / name).exists() for name in ("out", "out.json", "out.html"))
 
 
 @pytest.mark.parametrize("command", PLANS[1:])

@@ -87,6 +87,13 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
         )
     ],
     "export": [("p --to sglang -o out.json", {"plan.export.export": "Writing what it reads"})],
+    "report": [
+        ("p.json", {"report.inputs.read_inputs": "Reading the inputs"}),
+        (
+            "p.json",
+            {"report.inputs.read_inputs": "Reading the inputs", "report.content.content_of": "", "report.page.write_page": "Drawing"},
+        ),
+    ],
     "package": [("p.json", {"deploy.inputs.read_inputs": "Checking the plan"})],
 }
 QUICK = {"config show", "plan show"}

@@ -39,6 +39,7 @@ from remoe_cli.profile.hardware import read_hardware
 from remoe_cli.profile.imports.importer import import_routing
 from remoe_cli.profile.prompts import read_prompts
 from remoe_cli.profile.record import ModelRef, read_profile
+from remoe_cli.report.inputs import read_inputs
 from remoe_cli.runtime import client
 from remoe_cli.runtime.api.chat import CHAT
 from remoe_cli.runtime.api.common import Api
@@ -271,6 +272,8 @@ TRACES = (
     b'{"data": [{"n_in": 1, "n_out": 2, "weight": 3}]}',
     b'{"input_lens": [1, 2], "output_lens": [3, 4], "start_times": [0.5, 7]}',
 )
+RECEIPT = b'{"prompt_tokens": 5, "generated_tokens": 4, "ttft_s": 0.2, "tpot_s": null, "total_s": 0.4, "cost": {"total_usd": 2e-6}}'
+RECEIPTS = (b'{"text": "x", "receipt": ' + RECEIPT + b'}\n{"error": {"kind": "Invoke", "message": "m"}}\n' + RECEIPT, b"[" + RECEIPT + b"]")
 PROMPTS = {
     "a.jsonl": b'{"prompt": "Hi", "n_prompt_tokens": 3}\n{"prompt": "There", "n_prompt_tokens": 4}\n',
     "b.jsonl": b'{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "tools": [{"type": "function"}]}\n',
@@ -323,6 +326,7 @@ def all_parsers(folder: Path) -> dict[str, Parser]:
             with_arrays(folder / "planned"), ((folder / "planned/arrays.safetensors").read_bytes(),), (*mutate.BYTES, reheaded), 0.5
         ),
         "predictor": Parser(predictor(folder / "predictor"), ((folder / "predictor").read_bytes(),), (*mutate.BYTES, reheaded), 0.3),
+        "receipts": Parser(at(folder / "answers.jsonl", lambda path: read_inputs([path])), RECEIPTS, mutate.JSON),
         "catalog": Parser(
             at(folder / "my.toml", lambda path: read_catalog(str(path))), (catalog_text("local").encode(),), mutate.TEXT, 0.3
         ),

@@ -11,6 +11,7 @@ import numpy as np
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.problem.aim import Aim
+from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
@@ -20,6 +21,7 @@ from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.record import Profile
 
 POINTS = 9
+SCANNED = 7  # of a frontier that nobody waits for
 
 
 class Point(NamedTuple):
@@ -65,14 +67,40 @@ def frontier(profile: Profile, catalog: Catalog, request: PlanRequest, progress:
     for done, target in enumerate(targets.tolist(), 1):
         found = at(replace(limits, tpot_s=target)) if done < POINTS else cheapest
         if found is not None:
-            outcome = evaluate(problem, found.placement)
-            remote = sum(len(layer.remote) for layer in found.layers)
-            points.append(
-                Point(outcome.tpot_s, outcome.ttft_s, outcome.cost_usd_per_request, found.lower_bound, remote, found.main.spec.name)
-            )
+            points.append(_point(problem, found, found.lower_bound))
         progress(done, POINTS)
-    # Many targets may have one plan: then its bound is that of the tightest. Within its gap, the solver may also find a faster plan for
-    # a looser target.
+    return unbeaten(points)
+
+
+def scanned_frontier(problem: Problem, limits: Aim, progress: Callable[[int, int], None]) -> list[Point]:
+    """Do the same by the scan, in a few seconds.
+
+    Its plans are good, and nothing is proven about them (`bound_usd` is 0).
+    """
+    fastest, cheapest = (scan(problem, replace(limits, objective=objective)) for objective in ("tpot", "cost"))
+    if fastest is None or cheapest is None:
+        return []
+    slowest_s = evaluate(problem, cheapest.placement).tpot_s
+    found = [fastest, cheapest]
+    targets = np.geomspace(fastest.value * (1 + 1e-6), max(slowest_s, fastest.value) * (1 + 1e-6), SCANNED).tolist()[:-1]
+    for done, target in enumerate(targets, 1):
+        one = scan(problem, replace(limits, objective="cost", tpot_s=target))
+        found += [] if one is None else [one]
+        progress(done, len(targets))
+    return unbeaten([_point(problem, one, 0.0) for one in found])
+
+
+def _point(problem: Problem, found: Solution, bound_usd: float) -> Point:
+    outcome, remote = evaluate(problem, found.placement), sum(len(layer.remote) for layer in found.layers)
+    return Point(outcome.tpot_s, outcome.ttft_s, outcome.cost_usd_per_request, bound_usd, remote, found.main.spec.name)
+
+
+def unbeaten(points: list[Point]) -> list[Point]:
+    """Leave out plans that another one beats, and those that are there twice.
+
+    Many targets may have one plan: then its bound is that of the tightest. Within its gap, the solver may also find a faster plan for a
+    looser target.
+    """
     unlike = {(point.tpot_s, point.cost_usd): point for point in reversed(points)}.values()
     return sorted(point for point in unlike if not any(_better(other, point) for other in unlike))
 

@@ -1,0 +1,210 @@
+"""The numbers of a plan's table for what-if questions, worked out with the planner's own functions.
+
+A table that does not give the plan's own figures is refused.
+
+Source: method.md, sections 3, 4 and 10.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+
+from remoe_cli.errors import ArtifactError
+from remoe_cli.plan.arrays import Floats
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.cost import expert_functions, main_function, prices
+from remoe_cli.plan.cost.placement import Placement
+from remoe_cli.plan.cost.prompts import cold_wait_s
+from remoe_cli.plan.document import Baseline, LayerPlan, MainKind, Plan
+from remoe_cli.plan.explain.rows import BASELINE_TITLES, unlike_baselines
+from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, owner_of
+from remoe_cli.plan.problem.problem import Problem
+from remoe_cli.plan.problem.traffic import Traffic
+from remoe_cli.report.what_if import THIS_PLAN, Bill, Machine, Setting, Table, Wait, evaluate
+
+_EXACT = 1e-9  # relative difference that floating-point noise explains
+_SAME = 1e-6  # relative difference at which a figure of the table is not the plan's
+
+
+def table_of(plan: Plan, problem: Problem, catalog: Catalog) -> Table:
+    """Work out the table of a plan, and hold it against the plan's own figures.
+
+    Raises: ArtifactError where it does not give them.
+    """
+    placement, side = Placement(plan.main, plan.layers, plan.instances), catalog.function
+    warm, zero = expert_functions.warm(problem), catalog.zero
+    implied = Traffic(plan.workload.lengths, plan.workload.requests_per_hour)
+    waking = plan.workload.waking
+    follows = math.isclose(implied.cold_share(side.idle_ttl_s), plan.workload.cold_share, rel_tol=_EXACT, abs_tol=_EXACT)
+    wakes = zero is not None and waking is not None and implied.waking(zero.idle_s, zero.wake_s) == waking
+    beside = [index for index, layer in enumerate(plan.layers) if layer.parts]
+    always_on = replace(placement, main=plan.main.model_copy(update={"usd_per_hour": 1.0, "scales_to_zero": False}))
+    table = Table(
+        n_out=plan.workload.n_out,
+        overhead_s=warm.elapsed_s,
+        billed_s=tuple(warm.billed_s.tolist()),
+        granule_s=side.billing_granularity_ms / 1000,
+        call_usd=side.usd_per_request,
+        log_usd=prices.log_usd(catalog),
+        per_hour=plan.workload.requests_per_hour,
+        cold_share=plan.workload.cold_share,
+        cold_after_s=side.idle_ttl_s if follows else None,
+        waking=(waking.wake_share, waking.up_share) if waking else None,
+        wake=(zero.idle_s, zero.wake_s) if zero is not None and (wakes or plan.workload.requests_per_hour is None) else None,
+        ttft=_ttft(problem, placement),
+        tpot=_tpot(problem, placement),
+        bill=_bill(problem, placement, beside),
+        functions_wait_s=cold_wait_s(problem, always_on),
+        main=_main(problem, placement),
+        baselines=tuple(_machine(plan, catalog, BASELINE_TITLES[name], one) for name, one in unlike_baselines(plan).items()),
+    )
+    _check(table, plan)
+    return table
+
+
+def _check(table: Table, plan: Plan) -> None:
+    found = evaluate(table, Setting(per_hour=table.per_hour))
+    stated: dict[str, tuple[float | None, float, float]] = {THIS_PLAN: (plan.cost_usd_per_request, plan.ttft_s, plan.tpot_s)}
+    stated |= {BASELINE_TITLES[name]: (one.cost_usd_per_request, one.ttft_s, one.tpot_s) for name, one in unlike_baselines(plan).items()}
+    for title, figures in stated.items():
+        of_table = (found[title].usd, found[title].ttft_s, found[title].tpot_s)
+        for one, other in zip(figures, of_table, strict=True):
+            if (one is None) != (other is None) or (one is not None and not math.isclose(one, other or 0.0, rel_tol=_SAME)):
+                raise ArtifactError(
+                    f"The formulas of the page give {other} for '{title}', and the plan states {one}.",
+                    "Make the plan again with this version of remoe.",
+                )
+
+
+def _ttft(problem: Problem, placement: Placement) -> Wait:
+    """Write TTFT of a mean warm request as a wait."""
+    terms: dict[tuple[float, float, float], float] = defaultdict(float)
+    constant_s = sum(kind.share * main_function.prefill_rest_s(problem, placement.main, kind.n_in) for kind in problem.workload.lengths)
+    for index, layer in enumerate(placement.layers):
+        owner = owner_of(problem.spec.experts_per_layer, layer.parts, layer.gpu)[0]
+        for kind in problem.workload.lengths:
+            tokens = problem.workload.use[index] * kind.n_in
+            local_s = float(main_function.expert_prefill_s(problem, placement.main, tokens)[owner == ON_CPU].sum())
+            if layer.gpu:
+                local_s = max(local_s, float(main_function.gpu_expert_prefill_s(problem, placement.main, tokens)[owner == ON_GPU].sum()))
+            inside_s, _ = _prompt_calls(problem, index, layer, kind.n_in)
+            if len(inside_s):
+                terms[local_s, float(inside_s.max()), 1.0] += kind.share
+            else:
+                constant_s += kind.share * local_s
+    return Wait(constant_s=constant_s, terms=tuple((weight, *at) for at, weight in terms.items()))
+
+
+def _prompt_calls(problem: Problem, index: int, layer: LayerPlan, n_in: int) -> tuple[Floats, Floats]:
+    """Compute the seconds inside the function, and the rows, of each call that a prompt makes in one layer."""
+    if not layer.parts:
+        return np.zeros(0), np.zeros(0)
+    tokens = problem.workload.use[index] * n_in
+    owner = np.maximum(owner_of(problem.spec.experts_per_layer, layer.parts, layer.gpu), ON_CPU)
+    at = expert_functions.shared_out(problem, owner, tokens, layer.replicas)
+    memory = np.array([float(layer.memory_mb)])
+    work_s = expert_functions.expert_work_s(problem, memory[:, None], tokens).T
+    work, rows = expert_functions.loads(tokens, work_s, at, max(len(layer.parts), layer.replicas))
+    inside_s = expert_functions.inside_s(problem, memory, work, rows[..., None])[:, 0, 0]
+    return inside_s[rows[:, 0] > 0], rows[rows[:, 0] > 0, 0]
+
+
+def _tpot(problem: Problem, placement: Placement) -> Wait:
+    """Write TPOT as a wait: each pair of what a token hits is a term."""
+    terms: dict[tuple[float, float, float], float] = defaultdict(float)
+    step_s = main_function.expert_step_s(problem, placement.main)
+    constant_s = main_function.decode_rest_s(problem, placement.main)
+    for index, layer in enumerate(placement.layers):
+        if not layer.parts and not layer.gpu:
+            constant_s += float(problem.workload.decode_hits[index].sum()) * step_s
+            continue
+        hits = problem.workload.hits.of_parts(index, layer.parts, layer.gpu)
+        floor_s = hits.local * step_s
+        if hits.gpu is not None:
+            floor_s = np.maximum(floor_s, hits.gpu * main_function.gpu_expert_step_s(problem, placement.main))
+        one_by_one = problem.invocations == "per-expert"
+        for share, least_s, remote in zip(hits.shares[0].tolist(), floor_s.tolist(), hits.busiest.tolist(), strict=True):
+            if not remote:
+                constant_s += share * least_s
+                continue
+            inside_s = float(expert_functions.decode_inside_s(problem, layer.memory_mb, 1 if one_by_one else remote))
+            terms[least_s, inside_s * (remote if one_by_one else 1), float(remote if one_by_one else 1)] += share
+    return Wait(constant_s=constant_s, terms=tuple((weight, *at) for at, weight in terms.items()))
+
+
+def _bill(problem: Problem, placement: Placement, layers: list[int]) -> Bill:
+    terms: dict[float, float] = defaultdict(float)
+    calls = cold_usd = all_cold_usd = 0.0
+    all_cold = replace(problem, workload=replace(problem.workload, cold_share=1.0))
+    for index in layers:
+        layer = placement.layers[index]
+        biggest, memory = np.array([max(map(len, layer.parts))]), [layer.memory_mb]
+        usd_per_s = float(expert_functions.function_usd_per_s(problem, memory, biggest)[0, 0])
+        for kind in problem.workload.lengths:
+            for inside_s in _prompt_calls(problem, index, layer, kind.n_in)[0].tolist():
+                terms[inside_s] += kind.share * usd_per_s
+                calls += kind.share
+        each = problem.workload.hits.of_parts(index, layer.parts, layer.gpu).calls[0]
+        for hit in range(1, len(each)):
+            one_by_one = problem.invocations == "per-expert"
+            number = problem.workload.n_out * float(each[hit]) * (hit if one_by_one else 1)
+            terms[float(expert_functions.decode_inside_s(problem, layer.memory_mb, 1 if one_by_one else hit))] += number * usd_per_s
+            calls += number
+        instances = len(layer.parts) * layer.replicas
+        cold_usd += instances * float(expert_functions.cold_s(problem, biggest)[0]) * usd_per_s
+        all_cold_usd += float(expert_functions.cold_usd(all_cold, memory, biggest, instances)[0, 0])
+    found = tuple((usd, inside_s) for inside_s, usd in terms.items() if usd)
+    return Bill(terms=found, calls=calls, cold_usd=cold_usd, reads_usd=all_cold_usd - cold_usd)
+
+
+def _main(problem: Problem, placement: Placement) -> Machine:
+    spec, found = placement.main, main_function.prices_of(problem, placement.bought)
+    return Machine(
+        title=THIS_PLAN,
+        spec=spec.name,
+        kind=spec.kind,
+        usd_per_s=found.usd_per_s,
+        usd_per_hour=spec.usd_per_hour or 0.0,
+        fee_usd=found.usd_per_request,
+        reads_usd=prices.main_reads(problem.catalog, spec) * found.usd_per_read,
+        start_s=cold_wait_s(problem, placement) if spec.starts else 0.0,
+    )
+
+
+def _machine(plan: Plan, catalog: Catalog, title: str, baseline: Baseline) -> Machine:
+    """Read the machine of a baseline from its figures in the plan; fees are those of the catalog."""
+    spec = next((one for one in (*catalog.main.menu, *catalog.reference.gpus) if one.name == baseline.spec), None)
+    kind = MainKind.BY_USE if baseline.usd_per_hour is None else spec.kind if spec is not None else MainKind.ALWAYS_ON
+    found = prices.main_prices(catalog, spec) if spec is not None and kind != MainKind.ALWAYS_ON else None
+    fee_usd = found.usd_per_request if found else 0.0
+    reads_usd = prices.main_reads(catalog, spec) * found.usd_per_read if found and spec else 0.0
+    cold = _planned_cold(plan, kind)
+    request_s = baseline.ttft_s + plan.workload.n_out * baseline.tpot_s
+    by_use_usd = (baseline.cost_usd_per_request or 0.0) - fee_usd - cold * reads_usd
+    return Machine(
+        title=title,
+        spec=baseline.spec,
+        kind=kind,
+        ideal=baseline.ideal,
+        ttft_s=baseline.ttft_s - cold * baseline.cold_start_s,
+        tpot_s=baseline.tpot_s,
+        usd_per_s=by_use_usd / request_s if kind == MainKind.BY_USE else (baseline.usd_per_hour or 0.0) / 3600,
+        usd_per_hour=baseline.usd_per_hour or 0.0,
+        fee_usd=fee_usd,
+        reads_usd=reads_usd,
+        start_s=baseline.cold_start_s,
+    )
+
+
+def _planned_cold(plan: Plan, kind: MainKind) -> float:
+    match kind:
+        case MainKind.BY_USE:
+            return plan.workload.cold_share
+        case MainKind.TO_ZERO:
+            return plan.workload.waking.wake_share if plan.workload.waking else 0.0
+        case MainKind.ALWAYS_ON:
+            return 0.0

@@ -1,0 +1,196 @@
+"""The table behind the page's sliders against the planner, at many settings, and the page's own sums against the table's."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remoe_cli.errors import ArtifactError
+from remoe_cli.plan.assess.baselines import all_local_on, instances_for
+from remoe_cli.plan.assess.robustness import dearer_functions, slower_calls
+from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
+from remoe_cli.plan.cost.placement import evaluate as planned
+from remoe_cli.plan.cost.placement import layer_outcomes
+from remoe_cli.plan.document import BaselineName, Costs, LayerPlan, Lengths, MainKind, Plan
+from remoe_cli.plan.explain.rows import BASELINE_TITLES
+from remoe_cli.plan.problem.problem import Placement, Problem
+from remoe_cli.plan.problem.request import problem_of
+from remoe_cli.plan.problem.traffic import Traffic
+from remoe_cli.profile.record import Profile
+from remoe_cli.report.terms import table_of
+from remoe_cli.report.what_if import THIS_PLAN, Setting, Table, evaluate
+from tests.support.paths import ROOT
+from tests.support.synthetic import inverse, invocation, plan_of, synthetic_profile, tiny_catalog
+
+PRICES, OVERHEADS, TRAFFICS = (0.25, 1.0, 3.0), (0.1, 1.0, 8.0), (0.5, 20.0, 4000.0)
+Case = tuple[Profile, Catalog, Plan]
+
+
+def by_use(path: Path, **options: Any) -> Case:
+    profile, catalog = synthetic_profile(path, layers=3, experts=8), tiny_catalog()
+    return profile, catalog, plan_of(profile, catalog, remote_share=0.5, **options)
+
+
+def spread_overhead(path: Path) -> Case:
+    profile = synthetic_profile(path)
+    latency = profile.record.latency.model_copy(update={"invocation": invocation(3)})
+    profile = replace(profile, record=profile.record.model_copy(update={"latency": latency}))
+    return profile, tiny_catalog(), plan_of(profile, tiny_catalog(), remote_share=0.5, requests_per_hour=20.0)
+
+
+def on_a_gpu(path: Path) -> Case:
+    profile = synthetic_profile(path, experts=12, skew=1.5, expert_mb=60.0, main_vcpus=1, local_expert=(1e-3, 1e-4))
+    latency = profile.record.latency.model_copy(update={"gpu_expert": inverse(1e-4, 1e-6, at_vcpus=1)})
+    profile = replace(profile, record=profile.record.model_copy(update={"latency": latency}))
+    spec = {"name": "gpu", "memory_mb": 900, "vcpus": 1.0, "gpu_memory_mb": 900, "usd_per_hour": 0.2}
+    catalog = tiny_catalog({"menu": [spec]}, max_functions=4)
+    plan = plan_of(profile, catalog, requests_per_hour=20.0, tpot_s=0.05)
+    assert any(layer.gpu for layer in plan.layers) and any(layer.remote for layer in plan.layers)
+    return profile, catalog, plan
+
+
+def scaled_to_zero(path: Path) -> Case:
+    aws = read_catalog("aws-us-east-1")
+    menu = tuple(spec for spec in aws.main.menu if spec.kind == MainKind.TO_ZERO)
+    catalog = aws.model_copy(update={"main": aws.main.model_copy(update={"menu": menu})})
+    profile = synthetic_profile(path, layers=3, experts=8, expert_mb=150.0, nonexpert_mb=900.0)
+    return profile, catalog, plan_of(profile, catalog, requests_per_hour=6.0, remote_share=0.5)
+
+
+def divided(path: Path) -> Case:
+    """One layer of several functions, one of replicas, one without remote experts: as no planner of this size chooses."""
+    profile, catalog, plan = by_use(path, requests_per_hour=20.0)
+    layers = (
+        LayerPlan(layer=1, remote=(0, 2, 3, 5), memory_mb=256, replicas=1, functions=((0, 3), (2, 5))),
+        LayerPlan(layer=2, remote=(1, 2, 4, 6, 7), memory_mb=512, replicas=2),
+        LayerPlan(layer=3, remote=(), memory_mb=0, replicas=0),
+    )
+    problem, placement = problem_of(plan, profile, catalog), Placement(plan.main, layers)
+    usd = tuple(layer.usd for layer in layer_outcomes(problem, placement))
+    found = planned(problem, placement)
+    costs = Costs(main_usd=found.cost_usd_per_request - sum(usd), layers_usd=usd)
+    return profile, catalog, plan.model_copy(update={"layers": layers, "costs": costs} | found.model_dump())
+
+
+LENGTHS = (Lengths(share=0.3, n_in=7, n_out=40), Lengths(share=0.7, n_in=90, n_out=5))
+CASES = {
+    "by use": lambda path: by_use(path, requests_per_hour=20.0),
+    "unknown traffic": by_use,
+    "cold share": lambda path: by_use(path, requests_per_hour=20.0, cold_share=0.4),
+    "per-expert": lambda path: by_use(path, requests_per_hour=20.0, invocations="per-expert"),
+    "kinds of requests": lambda path: by_use(path, traffic=Traffic(LENGTHS, per_hour=20.0)),
+    "spread overhead": spread_overhead,
+    "on a GPU": on_a_gpu,
+    "scaled to zero": scaled_to_zero,
+    "divided": divided,
+}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    folder = tmp_path_factory.mktemp("cases")
+    return {name: make(folder / str(index)) for index, (name, make) in enumerate(CASES.items())}
+
+
+def tables(cases: dict[str, Case]) -> dict[str, Table]:
+    return {name: table_of(plan, problem_of(plan, profile, catalog), catalog) for name, (profile, catalog, plan) in cases.items()}
+
+
+def at_traffic(case: Case, per_hour: float) -> Problem:
+    """The problem of the same requests at another traffic, with the cold requests that it implies unless the plan was given a share."""
+    profile, catalog, plan = case
+    workload = plan.workload
+    own = Traffic(workload.lengths, workload.requests_per_hour).cold_share(catalog.function.idle_ttl_s)
+    cold = Traffic(workload.lengths, per_hour).cold_share(catalog.function.idle_ttl_s)
+    update = {"requests_per_hour": per_hour, "cold_share": cold if own == workload.cold_share else workload.cold_share, "waking": None}
+    return problem_of(plan.model_copy(update={"workload": workload.model_copy(update=update)}), profile, catalog)
+
+
+def with_instances(problem: Problem, placement: Placement) -> Placement:
+    """As many rented instances as the traffic needs."""
+    if placement.main.usd_per_hour is None:
+        return placement
+    once = planned(problem, placement)
+    return replace(placement, instances=instances_for(problem, once.ttft_s + problem.workload.n_out * once.tpot_s))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_table_gives_what_the_planner_gives(name: str, cases: dict[str, Case]) -> None:
+    profile, catalog, plan = cases[name]
+    table = tables({name: cases[name]})[name]
+    for price, overhead, per_hour in itertools.product(PRICES, OVERHEADS, (*TRAFFICS, plan.workload.requests_per_hour)):
+        problem = at_traffic(cases[name], per_hour) if per_hour else problem_of(plan, profile, catalog)
+        changed = dearer_functions(slower_calls(problem, overhead), price)
+        placement = with_instances(changed, Placement(plan.main, plan.layers, plan.instances))
+        ours, theirs = evaluate(table, Setting(price=price, overhead=overhead, per_hour=per_hour))[THIS_PLAN], planned(changed, placement)
+        figures = (theirs.cost_usd_per_request, theirs.ttft_s, theirs.tpot_s)
+        assert (ours.usd, ours.ttft_s, ours.tpot_s) == pytest.approx(figures, rel=1e-9), (price, overhead, per_hour)
+        assert ours.instances == placement.instances
+
+
+@pytest.mark.parametrize("name", ["by use", "unknown traffic", "scaled to zero"])
+@pytest.mark.parametrize("per_hour", TRAFFICS)
+def test_all_experts_local_follow_the_traffic(name: str, per_hour: float, cases: dict[str, Case]) -> None:
+    _, catalog, plan = cases[name]
+    baseline = plan.baselines.get(BaselineName.ALL_LOCAL)
+    assert baseline is not None
+    spec = next(one for one in catalog.main.menu if one.name == baseline.spec)
+    theirs = all_local_on(at_traffic(cases[name], per_hour), spec)
+    ours = evaluate(tables({name: cases[name]})[name], Setting(per_hour=per_hour))[BASELINE_TITLES[BaselineName.ALL_LOCAL]]
+    assert theirs is not None
+    assert (ours.usd, ours.ttft_s) == pytest.approx((theirs.outcome.cost_usd_per_request, theirs.outcome.ttft_s), rel=1e-9)
+
+
+def test_parts_sum_to_the_cost_and_the_functions_are_those_of_the_plan(cases: dict[str, Case]) -> None:
+    for name, table in tables(cases).items():
+        plan = cases[name][2]
+        found = evaluate(table, Setting(per_hour=table.per_hour))[THIS_PLAN]
+        assert found.functions_usd == pytest.approx(sum(plan.costs.layers_usd), rel=1e-9), name
+        assert found.busy_usd is not None and found.busy_usd + found.idle_usd + found.fees_usd == pytest.approx(
+            plan.costs.main_usd, rel=1e-9
+        )
+
+
+def test_what_is_rented_has_no_price_without_traffic(cases: dict[str, Case]) -> None:
+    (table,) = tables({"on a GPU": cases["on a GPU"]}).values()
+    assert evaluate(table, Setting(per_hour=None))[THIS_PLAN].usd is None
+
+
+def test_a_table_that_does_not_give_the_plans_figures_is_refused(cases: dict[str, Case]) -> None:
+    profile, catalog, plan = cases["by use"]
+    bent = plan.model_copy(update={"tpot_s": plan.tpot_s * 1.001})
+    with pytest.raises(ArtifactError, match=r"The formulas of the page give .* for 'this plan'"):
+        table_of(bent, problem_of(plan, profile, catalog), catalog)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed; docs/measure/report_page.py does the same in a browser")
+def test_the_pages_sums_are_those_of_the_table(cases: dict[str, Case]) -> None:
+    made = tables(cases)
+    settings = [Setting(price=p, overhead=o, per_hour=h) for p, o, h in itertools.product(PRICES, OVERHEADS, (*TRAFFICS, None))]
+    asked = {
+        "tables": {name: table.model_dump(mode="json") for name, table in made.items()},
+        "settings": [{"price": one.price, "overhead": one.overhead, "perHour": one.per_hour} for one in settings],
+    }
+    stubs = "const module = {}; const document = { getElementById: () => ({ textContent: '{}' }) }; const matchMedia = () => ({});"
+    script = (ROOT / "remoe_cli/report/page_files/page.js").read_text(encoding="utf-8")
+    ask = (
+        "const asked = JSON.parse(require('fs').readFileSync(0)); const found = {};"
+        "for (const name in asked.tables) found[name] = asked.settings.map((one) => evaluate(asked.tables[name], one));"
+        "console.log(JSON.stringify(found));"
+    )
+    run = subprocess.run(["node", "-e", f"{stubs}\n{script}\n{ask}"], input=json.dumps(asked), capture_output=True, text=True, check=True)
+    for name, of_page in json.loads(run.stdout).items():
+        for setting, ways in zip(settings, of_page, strict=True):
+            for theirs, (title, ours) in zip(ways, evaluate(made[name], setting).items(), strict=True):
+                assert theirs["title"] == title and theirs["instances"] == ours.instances
+                assert (theirs["usd"] is None) == (ours.usd is None)
+                figures = np.array([theirs["usd"] or 0.0, theirs["ttftS"], theirs["tpotS"], theirs["functions"]])
+                assert figures == pytest.approx([ours.usd or 0.0, ours.ttft_s, ours.tpot_s, ours.functions_usd], rel=1e-12), (name, setting)
