@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test mutants test-gpu test-aws lint docs docs-reference locks audit measure paper clean
+.PHONY: help demo check test mutants test-gpu test-aws lint docs docs-reference kernel locks audit measure paper clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -68,6 +68,10 @@ docs: $(VENV)/.installed ## build the documentation as web pages: build/docs/doc
 docs-reference: $(VENV)/.installed ## write docs/reference/cli.md again from the commands
 	$(BIN)/python docs/reference/make_cli_reference.py
 
+kernel: $(VENV)/.installed ## build the function's libraries from remoe_cli/function/kernel/ again, and say whether their bytes are the same
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ziglang==0.17.1
+	$(BIN)/python remoe_cli/function/kernel/build.py
+
 locks: $(VENV)/.installed ## write remoe_cli/package/locks/ again from constraints.txt, with the sha256 of every file that ships
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/python docs/reference/make_locks.py
@@ -79,6 +83,8 @@ audit: $(VENV)/.installed ## look up known vulnerabilities of everything that sh
 measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/function_arithmetic.py
 	$(BIN)/python docs/measure/quantised_experts.py
+	$(BIN)/python docs/measure/packed_products.py
+	$(BIN)/python docs/measure/packed_experts.py
 	$(BIN)/python docs/measure/function_package.py
 	$(BIN)/python docs/measure/recording.py
 	$(BIN)/python docs/measure/prediction.py --apart-min 0 --prompts 12 --rtts 0,5 # docs/explanation/measurements.md has the whole one

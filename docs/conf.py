@@ -6,5 +6,5 @@ html_theme = "furo"
 html_show_copyright = False
 extensions = ["myst_parser"]
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "plans/README.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns = ["docs/**.md", "plans/README.md", "remoe_cli/function/kernel/README.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 myst_heading_anchors = 4  # as GitHub's pages have them, so that one link serves both

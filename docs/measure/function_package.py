@@ -58,7 +58,7 @@ def sizes(folder: Path) -> dict[str, Path]:
         for what, compiler in (("", interpreter), (", without bytecode", None)):
             name = architecture + what
             zips[name] = folder / f"{name}.zip"
-            pack(zips[name], wheels.iterdir(), compiler)
+            pack(zips[name], wheels.iterdir(), compiler, architecture)
             made = FunctionPackage.of(zips[name])
             largest = ", ".join(f"{part} {size / 1e6:.1f}" for part, size in made.largest[:4])
             print(f"| {name} | {made.zipped_bytes / 1e6:.1f} | {made.unpacked_bytes / 1e6:.1f} | {largest} | {whole / 1e6:.1f} |")

@@ -9,7 +9,7 @@ fp8     codes [out, in] FP8, scales [r, c]: blocks of equal size, but for those 
 int8    the same with signed integers
 fp4     codes [out, in / 2] or [out, groups, bytes], the lower half of a byte first; scales [out, groups], numbers or exponents of two,
         times `multiplier` or over `divisor` where there is one
-packed  codes [out, words]: whole numbers of 4 or 8 bits, larger by half their range, from the lowest bit of a word on; shape [2]; scales
+words   codes [out, words]: whole numbers of 4 or 8 bits, larger by half their range, from the lowest bit of a word on; shape [2]; scales
         [out, groups]; where there are any, zero_points [words, groups], packed in the same way along the first axis
 plain   numbers that are not quantised
 
@@ -48,7 +48,7 @@ class FormError(ValueError):
 
 
 @cache
-def _eight_bits(kind: str) -> Floats:
+def eight_bits(kind: str) -> Floats:
     """Make the table of the 256 numbers of an 8-bit type."""
     bits = np.arange(256)
     if kind in ("U8", "F8_E8M0"):
@@ -81,7 +81,7 @@ def numbers(stored: Stored) -> Floats:
     """Convert stored numbers to float32, exactly; bytes are exponents of two."""
     kind, array = stored
     if kind in ("U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"):
-        return _eight_bits(kind)[array]
+        return eight_bits(kind)[array]
     return widen(array, "bfloat16" if kind == "BF16" else "float32")
 
 
@@ -143,7 +143,7 @@ def _eight(tensors: Tensors, dtype: str) -> Array:
         first = {"BF16": "bfloat16", "F16": "float16"}.get(tensors["scales"][0])
         _product(out, lambda rows: codes[rows].astype(np.float32), codes.shape[1], scales, dtype, first)
     else:
-        table = _eight_bits(kind)
+        table = eight_bits(kind)
         _product(out, lambda rows: table[codes[rows]], codes.shape[1], scales, dtype)
     return out
 
@@ -170,7 +170,7 @@ def _unpack(words: Array, bits: int, length: int) -> Floats:
     return codes[..., :length].astype(np.float32) - np.float32(1 << (bits - 1))
 
 
-def _packed(tensors: Tensors, dtype: str) -> Array:
+def _words(tensors: Tensors, dtype: str) -> Array:
     (kind, stored), words = tensors["scales"], tensors["codes"][1]
     rows, columns = map(int, tensors["shape"][1])
     scales = _grid(widen(stored, "bfloat16" if kind == "BF16" else "float32"), rows)
@@ -198,7 +198,7 @@ def _plain(tensors: Tensors, dtype: str) -> Array:
     return array
 
 
-FORMS: dict[str, Callable[[Tensors, str], Array]] = {"fp8": _eight, "int8": _eight, "fp4": _four, "packed": _packed, "plain": _plain}
+FORMS: dict[str, Callable[[Tensors, str], Array]] = {"fp8": _eight, "int8": _eight, "fp4": _four, "words": _words, "plain": _plain}
 
 
 def dequantise(form: str, tensors: Tensors, dtype: str) -> Array:

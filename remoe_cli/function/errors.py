@@ -12,6 +12,7 @@ The name of a class is the `errorType` of the failed invocation, so the caller k
 | ShardDeniedError | S3 answers 403: no permission, no valid credentials, or no such object for those who may not list the bucket | no |
 | ShardUnreachableError | S3 does not answer, or is too busy, after a few tries here | yes |
 | FunctionMemoryError | the function's memory cannot hold one expert | no |
+| FunctionProcessorError | the processor lacks what packed experts need, or they are in a form that has no packed product | no |
 | FunctionStorageError | the function's /tmp cannot hold its shard | no |
 | FunctionTimeError | the rest of the experts would not be done before the function's time ends | no |
 """
@@ -52,4 +53,8 @@ class FunctionStorageError(Exception):
 
 
 class FunctionTimeError(Exception):
+    pass
+
+
+class FunctionProcessorError(Exception):
     pass

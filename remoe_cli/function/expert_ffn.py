@@ -2,17 +2,17 @@
 
 A bfloat16 model gives the same tokens only if every intermediate is rounded to bfloat16 where torch writes a tensor: after each matmul,
 bias, activation and product (with float32 intermediates greedy tokens differ, as measured). So values are float32 arrays that hold
-numbers of the model's type, and `_round` is called at these points.
+numbers of the model's type, and `rounded` is called at these points.
 
-numkong multiplies matrices of 16-bit weights (float32 accumulation, weights packed once), numpy those of float32 weights.
-docs/adr/0003-function-arithmetic.md has the measurement behind this choice.
+numkong multiplies matrices of 16-bit weights (float32 accumulation, weights made ready once), numpy those of float32 weights.
+docs/adr/0003-function-arithmetic.md has the measurement behind this choice. Weights in MXFP4 may stay as they are stored (packed.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numkong
 import numpy as np
@@ -65,7 +65,8 @@ def narrow(values: Floats, dtype: str) -> Array:
     return values.astype(STORAGE[dtype])
 
 
-def _round(values: Floats, dtype: str) -> Floats:
+def rounded(values: Floats, dtype: str) -> Floats:
+    """Round float32 numbers to those of a type."""
     return values if dtype == "float32" else widen(narrow(values, dtype), dtype)
 
 
@@ -99,36 +100,36 @@ def _split(h: Floats, spec: FfnSpec) -> tuple[Floats, Floats]:
 
 
 def _gate_none(h: Floats, spec: FfnSpec) -> Floats:
-    return _round(_ACTIVATIONS[spec.activation](h), spec.dtype)
+    return rounded(_ACTIVATIONS[spec.activation](h), spec.dtype)
 
 
 def _gate_standard(h: Floats, spec: FfnSpec) -> Floats:
     gate, up = _split(h, spec)
-    return _round(_round(_ACTIVATIONS[spec.activation](gate), spec.dtype) * up, spec.dtype)
+    return rounded(rounded(_ACTIVATIONS[spec.activation](gate), spec.dtype) * up, spec.dtype)
 
 
 def _gate_wide(h: Floats, spec: FfnSpec) -> Floats:
     gate, up = _split(h, spec)
-    return _round(_ACTIVATIONS[spec.activation](gate) * up, spec.dtype)
+    return rounded(_ACTIVATIONS[spec.activation](gate) * up, spec.dtype)
 
 
 def _clamp(h: Floats, spec: FfnSpec) -> tuple[Floats, Floats]:
     gate, up = _split(h, spec)
     # torch clamps in the tensor's type, so the limit is rounded to it first.
-    limit = _round(np.array([spec.limit], dtype=np.float32), spec.dtype)[0]
+    limit = rounded(np.array([spec.limit], dtype=np.float32), spec.dtype)[0]
     return np.minimum(gate, limit), np.clip(up, -limit, limit)
 
 
 def _gate_clamped(h: Floats, spec: FfnSpec) -> Floats:
     gate, up = _clamp(h, spec)
-    return _round(_round(_ACTIVATIONS[spec.activation](gate), spec.dtype) * up, spec.dtype)
+    return rounded(rounded(_ACTIVATIONS[spec.activation](gate), spec.dtype) * up, spec.dtype)
 
 
 def _gate_sigmoid(h: Floats, spec: FfnSpec) -> Floats:
     gate, up = _clamp(h, spec)
     d = spec.dtype
-    swish = _round(gate * _round(_sigmoid(_round(gate * np.float32(spec.alpha), d)), d), d)
-    return _round(_round(up + np.float32(1), d) * swish, d)
+    swish = rounded(gate * rounded(_sigmoid(rounded(gate * np.float32(spec.alpha), d)), d), d)
+    return rounded(rounded(up + np.float32(1), d) * swish, d)
 
 
 _GATES: dict[str, Callable[[Floats, FfnSpec], Floats]] = {
@@ -141,11 +142,27 @@ _GATES: dict[str, Callable[[Floats, FfnSpec], Floats]] = {
 GATES, ACTIVATIONS = tuple(_GATES), tuple(_ACTIVATIONS)
 
 
+class Product(Protocol):
+    """A weight matrix [rows, columns] to multiply by.
+
+    It is a `Matrix` that was made ready, or a `PackedMatrix` (packed.py).
+    """
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def held_bytes(self) -> int: ...
+
+    def apply(self, x: Floats) -> Floats: ...
+
+
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix, ready to multiply: float32 [out, in], or packed by numkong."""
+    """A weight matrix, ready to multiply: float32 [rows, columns], or in the order that numkong wants."""
 
     dtype: str
+    rows: int
     weights: Any
 
     @classmethod
@@ -153,8 +170,13 @@ class Matrix:
         """Make a stored matrix ready."""
         matrix = stored.T if spec.transposed else stored
         if spec.dtype == "float32":
-            return cls(spec.dtype, matrix)
-        return cls(spec.dtype, numkong.dots_pack(_tensor(matrix, spec.dtype), dtype=_NUMKONG[spec.dtype]))
+            return cls(spec.dtype, len(matrix), matrix)
+        return cls(spec.dtype, len(matrix), numkong.dots_pack(_tensor(matrix, spec.dtype), dtype=_NUMKONG[spec.dtype]))
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of its weights."""
+        return int(self.weights.nbytes)
 
     def apply(self, x: Floats) -> Floats:
         """Multiply x [n, in] to [n, out], rounded once."""
@@ -162,12 +184,17 @@ class Matrix:
             product: Floats = x @ self.weights.T
             return product
         product = np.asarray(numkong.dots_packed(_tensor(narrow(x, self.dtype), self.dtype), self.weights))
-        return _round(product, self.dtype)
+        return rounded(product, self.dtype)
 
 
 def _tensor(stored: Array, dtype: str) -> Any:
     owner = np.ascontiguousarray(stored)
     return numkong.from_pointer(owner.ctypes.data, owner.shape, _NUMKONG[dtype], owner=owner)
+
+
+def _product(stored: Any, spec: FfnSpec) -> Product:
+    product: Product = Matrix.of(stored, spec) if isinstance(stored, np.ndarray) else stored
+    return product
 
 
 @dataclass(frozen=True)
@@ -176,32 +203,34 @@ class Expert:
 
     spec: FfnSpec
     width: int
-    up: Matrix
-    down: Matrix
+    up: Product
+    down: Product
     up_bias: Floats | None
     down_bias: Floats | None
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Array], spec: FfnSpec) -> Expert:
-        """Make an expert ready from stored gate_up_proj (or up_proj), down_proj and their biases."""
+    def of(cls, tensors: Mapping[str, Any], spec: FfnSpec) -> Expert:
+        """Make an expert ready from gate_up_proj (or up_proj), down_proj and their biases.
+
+        Matrices are stored numbers, or packed ones, which stay as they are.
+        """
         name = "up_proj" if spec.gate == "none" else "gate_up_proj"
         biases = [widen(tensors[b], spec.dtype) if b in tensors else None for b in (name + "_bias", "down_proj_bias")]
-        up = Matrix.of(tensors[name], spec)  # each matrix is looked up once: looking up may dequantise it
-        stored = tensors["down_proj"]
-        return cls(spec, stored.shape[-1 if spec.transposed else -2], up, Matrix.of(stored, spec), biases[0], biases[1])
+        up, down = (_product(tensors[x], spec) for x in (name, "down_proj"))  # each is looked up once: that may dequantise it
+        return cls(spec, down.rows, up, down, biases[0], biases[1])
 
     @property
     def weights_bytes(self) -> int:
         """The memory of its matrices."""
-        return int(self.up.weights.nbytes + self.down.weights.nbytes)
+        return self.up.held_bytes + self.down.held_bytes
 
     def run(self, stored: Array) -> Array:
         """Compute the unweighted outputs [n, width] of rows [n, width], both as stored numbers."""
         d = self.spec.dtype
         h = self.up.apply(widen(stored, d))
         if self.up_bias is not None:
-            h = _round(h + self.up_bias, d)
+            h = rounded(h + self.up_bias, d)
         out = self.down.apply(_GATES[self.spec.gate](h, self.spec))
         if self.down_bias is not None:
-            out = _round(out + self.down_bias, d)
+            out = rounded(out + self.down_bias, d)
         return narrow(out, d)

@@ -1,8 +1,9 @@
 """The entry point of an expert function: rows by expert in, outputs by expert out.
 
-Environment: REMOE_SHARD and REMOE_SHARD_HEADER name the function's shard (weights.py). The event {"health": true} is answered with what
-this process has imported, and how long each step of its cold start took. The event {"end": true} ends this process: a caller sends it after
-damaged answers, and Lambda starts a new one for the next event.
+Environment: REMOE_SHARD and REMOE_SHARD_HEADER name the function's shard (weights.py), REMOE_EXPERTS the form in which its experts are
+computed, `ready` or `packed` (ready.py). The event {"health": true} is answered with what this process has imported, and how long each step
+of its cold start took. The event {"end": true} ends this process: a caller sends it after damaged answers, and Lambda starts a new one for
+the next event.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from . import ENTERED_S
 from .codec import Batch, FrameError, from_wire, origin_of, pack, to_wire, unpack
 from .deadline import refuse_late
 from .expert_ffn import Array
-from .ready import ReadyExperts, room_bytes
+from .ready import ReadyExperts, form_of, room_bytes
 from .weights import open_shard
 
 
@@ -50,7 +51,8 @@ with suppress(ImportError):
 _imported_s = time.perf_counter()
 _shard = open_shard(os.environ)
 _head_sha256 = os.environ["REMOE_SHARD_HEADER"].partition(":")[2]
-_experts = ReadyExperts(_shard, room_bytes(os.environ))
+_form = form_of(os.environ)
+_experts = ReadyExperts(_shard, room_bytes(os.environ), _form)
 _weights_s = time.perf_counter() - _imported_s  # opening the shard, and making experts ready so far
 _cold_start: dict[str, float] | None = None
 _logged_reads = 0
@@ -165,6 +167,7 @@ def _health() -> dict[str, Any]:
     return {
         "experts": list(_shard.experts),
         "experts_ready": list(_experts.ids),
+        "form": _form,
         "dtype": _experts.spec.dtype,
         "width": _width(),
         "cold_start": _cold_start,

@@ -25,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .codec import STORAGE
-from .dequantise import STORED, FormError, dequantise
+from .dequantise import STORED, FormError, Tensors, dequantise
 from .errors import FunctionStorageError, ShardDigestError, ShardTruncatedError, WeightsError
+from .packed import PackedMatrix, refusal
 
 ALIGNMENT = 4096
 # The number types of codec.py by their names in safetensors.
@@ -123,6 +124,30 @@ class Head:
         number = STORAGE[self.ffn["dtype"]].itemsize
         return sum(prod(shape) * number for shape in self.parameters(expert).values())
 
+    def stored_bytes(self, expert: int) -> int:
+        """Return the size of the expert as it is stored."""
+        first, last = self.range(expert)
+        return last - first
+
+    def packed_refusal(self) -> str | None:
+        """Say why the experts cannot be multiplied as they are stored; None if they can."""
+        dtype = self.ffn["dtype"]
+        for expert, tensors in sorted(self.tensors.items()):
+            for name in self.parameters(expert):
+                stored = self.quantised.get(name, Quantised("plain", 1, (), bool(self.ffn["transposed"])))
+                if name.endswith("_bias"):
+                    continue
+                types: dict[str, str] = {}
+                for key, tensor in tensors.items():
+                    if key.partition(".")[0] == name:
+                        types[key.rpartition(".")[2]] = tensor.type
+                reason = refusal(stored.form, types, dtype)
+                if reason is None and stored.transposed != self.ffn["transposed"]:
+                    reason = "its columns are stored as rows"
+                if reason is not None:
+                    return f"{name} of expert {expert}: {reason}"
+        return None
+
     def dequantised_bytes(self) -> int:
         """Return what is in memory while the largest parameter is dequantised: it and one of its parts.
 
@@ -186,6 +211,14 @@ class Shard:
         self.bring([expert])
         return _Parameters(self, expert)
 
+    def packed(self, expert: int) -> Mapping[str, Array | PackedMatrix]:
+        """Return the expert's parameters, with quantised matrices as they are stored.
+
+        They are views into the file.
+        """
+        self.bring([expert])
+        return _PackedParameters(self, expert)
+
     def close(self) -> None:
         """End connections and threads, where it has some; what was read stays."""
 
@@ -220,19 +253,49 @@ class _Parameters(Mapping[str, Array]):
         end = 0
         try:
             for part in range(stored.parts):
-                rows = self._part(name, part)
+                rows = dequantise(stored.form, self._stored(name, part), head.ffn["dtype"])
                 matrix[end : (end := end + len(rows))] = rows
             if end != len(matrix):
                 raise FormError(f"{end} rows are stored, not {len(matrix)}")
         except ValueError as error:
-            raise WeightsError(f"{name} of expert {self._expert} of {self._shard.where} cannot be read: {error}") from None
+            raise self._unreadable(name, error) from None
         return matrix.T if stored.transposed else matrix
 
-    def _part(self, name: str, part: int) -> Array:
-        head, prefix = self._shard.head, f"{name}.{part}."
-        roles = {x.removeprefix(prefix): t for x, t in head.tensors[self._expert].items() if x.startswith(prefix)}
-        tensors = {role: (place.type, self._shard.view(place)) for role, place in roles.items()}
-        return dequantise(head.quantised[name].form, tensors, head.ffn["dtype"])
+    def _stored(self, name: str, part: int) -> Tensors:
+        prefix = f"{name}.{part}."
+        places = self._shard.head.tensors[self._expert]
+        roles = {x.removeprefix(prefix): t for x, t in places.items() if x.startswith(prefix)}
+        return {role: (place.type, self._shard.view(place)) for role, place in roles.items()}
+
+    def _unreadable(self, name: str, error: ValueError) -> WeightsError:
+        return WeightsError(f"{name} of expert {self._expert} of {self._shard.where} cannot be read: {error}")
+
+
+class _PackedParameters(Mapping[str, Array | PackedMatrix]):
+    """The same with quantised matrices as they are stored."""
+
+    def __init__(self, shard: Shard, expert: int) -> None:
+        self._dequantised, self._head = _Parameters(shard, expert), shard.head
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dequantised)
+
+    def __len__(self) -> int:
+        return len(self._dequantised)
+
+    def __getitem__(self, name: str) -> Array | PackedMatrix:
+        stored = self._head.quantised.get(name)
+        if stored is None or stored.form == "plain":
+            return self._dequantised[name]
+        try:
+            parts = [self._dequantised._stored(name, part) for part in range(stored.parts)]
+            matrix = PackedMatrix.of(parts, stored.form, self._head.ffn["dtype"])
+            shape = stored.shape[::-1] if stored.transposed else stored.shape
+            if (matrix.rows, matrix.columns) != tuple(shape):
+                raise FormError(f"{matrix.rows} x {matrix.columns} weights are stored, not {shape[0]} x {shape[1]}")
+        except ValueError as error:
+            raise self._dequantised._unreadable(name, error) from None
+        return matrix
 
 
 class ShardFile(Shard):

@@ -32,7 +32,7 @@ _ENDINGS = (
 )
 # Scales of activations and of the KV cache: no weights, and transformers leaves them out where it dequantises.
 _UNREAD = (".input_scale", ".input_global_scale", ".input_zero_point", ".activation_scale", ".output_scale", ".k_scale", ".v_scale")
-_CODES = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "int8", "U8": "fp4", "I32": "packed"}
+_CODES = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "int8", "U8": "fp4", "I32": "words"}
 _TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8, torch.float8_e8m0fnu: torch.uint8}
 _NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -71,7 +71,7 @@ class QuantisedMatrix:
         """The shape of one matrix as the parameter has it."""
         first = 1 if self.stacked else 0
         codes = list(self.tensors["codes"][1].get_shape())[first:]
-        if self.form == "packed":
+        if self.form == "words":
             return [int(side) for side in self.tensors["shape"][1][...]]
         shape = [codes[0], 2 * prod(codes[1:])] if self.form == "fp4" else codes
         return shape[::-1] if self.transposed else shape
@@ -155,8 +155,8 @@ def _matrix(name: str, roles: Mapping[str, tuple[str, Any]], dtype: str) -> Quan
     form = _CODES.get(codes.get_dtype())
     if form == "int8" and scales.get_dtype() in ("U8", "F8_E8M0") and not roles["scales"][0].endswith("_scale"):
         form = "fp4"  # DeepSeek-V4 keeps pairs of 4-bit floats in signed bytes
-    asymmetric = "zero_points" in roles and form != "packed"
-    if form is None or asymmetric or (form == "packed") != ("shape" in roles):
+    asymmetric = "zero_points" in roles and form != "words"
+    if form is None or asymmetric or (form == "words") != ("shape" in roles):
         raise ModelError(
             f"remoe does not know how {name} is quantised: {', '.join(f'{x} in {s.get_dtype()}' for x, s in roles.values())}.",
             "Use a bfloat16 copy of the model, and report the checkpoint.",

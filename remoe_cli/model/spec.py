@@ -94,8 +94,26 @@ class MoeSpec(Part):
 
     @property
     def is_served_quantised(self) -> bool:
-        """Whether the weights are stored, sent and read quantised, and dequantised in memory."""
+        """Whether the weights are stored, sent and read quantised."""
         return self._read is self.stored
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether expert functions compute from the stored bytes.
+
+        Otherwise they dequantise experts first.
+        """
+        return self.stored is not None and self.stored.served and self.stored.packed
+
+    @property
+    def function_expert_bytes(self) -> int:
+        """What one routed expert takes in the memory of an expert function."""
+        return self.read_expert_bytes if self.is_packed else self.expert_bytes
+
+    @property
+    def dequantised_beside_bytes(self) -> int:
+        """What a function needs beside its experts: one more, while it is being dequantised."""
+        return self.expert_bytes if self.is_served_quantised and not self.is_packed else 0
 
     @property
     def _read(self) -> StoredWeights | MoeSpec:
@@ -130,8 +148,16 @@ class MoeSpec(Part):
             return None
         whole = (self.nonexpert_bytes + self.routed_bytes) / 1e9
         stored = f"The checkpoint is stored in {self.stored.format}, {self.stored_bytes / 1e9:.1f} GB."
+        if self.is_packed:
+            return (
+                f"{stored} It is sent and read in that form. Expert functions compute from it ({self.read_expert_bytes / 1e6:.1f} MB an"
+                f" expert, not {self.expert_bytes / 1e6:.1f}); the main function's part is dequantised to {self.dtype} in memory."
+            )
         if self.stored.served:
-            return f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole:.1f} GB)."
+            return (
+                f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole:.1f} GB), also in"
+                f" expert functions: there is no packed product of {self.stored.format}."
+            )
         return f"{stored} Expert functions compute with a {self.dtype} copy of {whole:.1f} GB, and 'remoe deploy' needs that copy."
 
     def kv_cache_bytes(self, tokens: int) -> int:
@@ -150,7 +176,7 @@ class MoeSpec(Part):
 def read_spec(checkpoint: Checkpoint) -> MoeSpec:
     """Read the sizes of a checkpoint's model from its config.json.
 
-    The sizes of a quantised model are those after dequantisation, because remoe serves no other form.
+    The sizes of a quantised model are those after dequantisation; `stored` has those before it.
 
     Raises: ModelError when the model has no experts that the hook can serve, or its MoE layers differ.
     """

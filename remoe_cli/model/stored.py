@@ -19,6 +19,7 @@ from remoe_cli.artifacts import Part, escaped, shown
 from remoe_cli.errors import ModelError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from remoe_cli.model.experts import ExpertLayer
@@ -31,16 +32,19 @@ class StoredWeights(Part):
     expert_bytes    one routed expert
     nonexpert_bytes everything else
     served          whether remoe serves this form: then it is what is stored, sent and read; otherwise a copy in the model's type is
+    packed          whether expert functions compute from it (function/packed.py); otherwise they dequantise experts first
     """
 
     format: str
     expert_bytes: int
     nonexpert_bytes: int
     served: bool = Field(default=False, exclude_if=lambda served: not served)
+    packed: bool = Field(default=False, exclude_if=lambda packed: not packed)
 
 
 _LEFT_OUT = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules")
 _PACKED = {"mxfp4": ("MXFP4", 4, 32, 8), "nvfp4": ("NVFP4", 4, 16, 8), "mxfp8": ("MXFP8", 8, 32, 8)}  # name, bits, group, bits of its scale
+PACKED_BITS = 4.25  # of MXFP4, the one format that function/packed.py multiplies
 _BLOCK = 128 * 128  # weights that share a scale where a configuration does not say
 
 
@@ -174,6 +178,7 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
         name, expert_bits = f"{name} with experts in FP4", bits_per_weight({"quant_method": "mxfp4"})[1]
     left_out = [str(pattern) for key in _LEFT_OUT for pattern in settings.get(key) or ()]
     names = {id(module): path for path, module in model.named_modules()}
+    packed = (served := _unserved(settings) is None) and abs(expert_bits - PACKED_BITS) < 1e-9
     expert = nonexpert = 0.0
     routed: set[int] = set()
     for layer in layers:
@@ -181,6 +186,7 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
         keeps = _is_left_out(names.get(id(layer.module), ""), left_out)
         for key, parameter in layer.parameters().items():
             plain = keeps or key.endswith("bias") or parameter.dim() < 3
+            packed = packed and (key.endswith("bias") or (not plain and _has_packed_product(parameter)))
             expert += parameter.numel() * (parameter.element_size() if plain else expert_bits / 8) / layer.experts / len(layers)
     head = model.get_output_embeddings()
     linear = {
@@ -191,7 +197,12 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
     for parameter in {id(parameter): parameter for parameter in model.parameters()}.values():
         if id(parameter) not in routed:
             nonexpert += parameter.numel() * (bits / 8 if id(parameter) in linear else parameter.element_size())
-    return StoredWeights(format=name, expert_bytes=round(expert), nonexpert_bytes=round(nonexpert), served=_unserved(settings) is None)
+    return StoredWeights(format=name, expert_bytes=round(expert), nonexpert_bytes=round(nonexpert), served=served, packed=packed)
+
+
+def _has_packed_product(parameter: Tensor) -> bool:
+    """Tell whether a matrix of each expert, stored in MXFP4, can be multiplied as it is stored."""
+    return str(parameter.dtype) == "torch.bfloat16" and all(side % 32 == 0 for side in parameter.shape[1:])
 
 
 def _is_left_out(path: str, patterns: list[str]) -> bool:

@@ -12,10 +12,13 @@ import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from remoe_cli import artifacts, function, owned
-from remoe_cli.errors import ArtifactError
-from remoe_cli.function.weights import read_head
+from remoe_cli.errors import ArtifactError, ModelError
+from remoe_cli.function.weights import Head, read_head
 from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.document import Plan, Source
@@ -30,6 +33,7 @@ class FunctionEntry(artifacts.Part):
 
     replicas                   instances of it that may run at once
     timeout_s                  after which the platform ends a call
+    form                       in which it computes its experts: `ready` or `packed` (function/ready.py)
     head_bytes, head_sha256    of its shard's head (function/weights.py)
     """
 
@@ -44,6 +48,7 @@ class FunctionEntry(artifacts.Part):
     shard_bytes: artifacts.Bytes
     head_bytes: artifacts.Bytes
     head_sha256: str
+    form: Literal["ready", "packed"] = Field(default="ready", exclude_if=lambda form: form == "ready")
 
 
 class Manifest(artifacts.Document):
@@ -63,9 +68,15 @@ class Manifest(artifacts.Document):
         return experts
 
 
-def function_sources() -> list[Path]:
-    """List the files of the function's code, by name."""
-    return sorted(Path(function.__file__).parent.glob("*.py"))
+def function_sources(machine: str | None = None) -> list[Path]:
+    """List the files of the function's code, by name: for one kind of processor, or for all."""
+    folder = Path(function.__file__).parent
+    return sorted((*folder.glob("*.py"), *folder.glob(f"*-{machine or '*'}.so")))
+
+
+def expert_form(form: str) -> dict[str, str]:
+    """Return the environment that tells a function in which form it computes; `ready` needs none."""
+    return {} if form == "ready" else {"REMOE_EXPERTS": form}
 
 
 def function_zip() -> bytes:
@@ -87,8 +98,8 @@ def build(
 
     `progress` is called with the functions done and their total.
 
-    Raises: ArtifactError when the model has changed since it was profiled, ModelError when its chat template cannot be used, UsageError for
-    a folder that is not empty.
+    Raises: ArtifactError when the model has changed since it was profiled, ModelError when its chat template cannot be used or its experts
+    do not have the plan's form, UsageError for a folder that is not empty.
     """
     reference = profile.record.model
     checkpoint = find_profiled(reference.path, reference.revision)
@@ -104,6 +115,11 @@ def build(
     entries = []
     for shard in write_shards(checkpoint, parts, profile.record.spec.expert_bytes, folder):
         layer, head = layers[shard.layer], read_head(shard.path)
+        if plan.model.packed and (reason := Head.parse(head).packed_refusal()) is not None:
+            raise ModelError(
+                f"The plan's functions compute from the stored bytes of experts, which layer {shard.layer} does not allow: {reason}.",
+                "Keep all experts local, and report the checkpoint.",
+            )
         entries.append(
             FunctionEntry(
                 name=shard.path.stem,
@@ -117,6 +133,7 @@ def build(
                 shard_bytes=shard.path.stat().st_size,
                 head_bytes=len(head),
                 head_sha256=artifacts.sha256_bytes(head),
+                form="packed" if plan.model.packed else "ready",
             )
         )
         progress(len(entries), sum(map(len, parts.values())))

@@ -103,7 +103,7 @@ def function_package(architecture: str, python: str = PYTHON) -> FunctionPackage
             f"Install one beside yours, for example with 'uv python install {python}' or 'pyenv install {python}'.",
         )
     key = hashlib.sha256(repr((architecture, interpreter.version, python, _requirements(PACKAGES))).encode())
-    for source in (Path(__file__), Path(elf.__file__), *function_sources()):
+    for source in (Path(__file__), Path(elf.__file__), *function_sources(_MACHINES[architecture])):
         key.update(source.read_bytes())
     path = cache_dir() / "functions" / f"{key.hexdigest()[:32]}.zip"
     if path.exists():
@@ -117,17 +117,17 @@ def build(path: Path, architecture: str, python: str, interpreter: Interpreter |
     """Make the package at `path`, with bytecode if there is an `interpreter` to make it."""
     with tempfile.TemporaryDirectory() as wheels:
         fetch(PACKAGES, architecture, python, Path(wheels))
-        pack(path, Path(wheels).iterdir(), interpreter)
+        pack(path, Path(wheels).iterdir(), interpreter, architecture)
 
 
-def pack(path: Path, wheels: Iterable[Path], interpreter: Interpreter | None) -> None:
-    """Zip these wheels and the function's code."""
+def pack(path: Path, wheels: Iterable[Path], interpreter: Interpreter | None, architecture: str) -> None:
+    """Zip these wheels and the function's code, with the libraries of one architecture."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for wheel in wheels:
             _unpack(wheel, root)
         (root / "function").mkdir()
-        for source in function_sources():
+        for source in function_sources(_MACHINES[architecture]):
             shutil.copyfile(source, root / "function" / source.name)
         if interpreter:
             _compile(root, interpreter)

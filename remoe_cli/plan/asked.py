@@ -13,7 +13,8 @@ from remoe_cli.artifacts import Concurrency, Part, is_none, is_one
 class PlannedModel(Part):
     """The profiled model: bytes of one routed expert, and of everything that is no routed expert.
 
-    `read_...` are the same as they are stored and read, where that is quantised.
+    `read_...` are the same as they are stored and read, where that is quantised. `packed` says whether expert functions compute from the
+    stored bytes.
     """
 
     name: str
@@ -23,6 +24,12 @@ class PlannedModel(Part):
     nonexpert_bytes: int
     read_expert_bytes: int | None = Field(default=None, exclude_if=is_none)
     read_nonexpert_bytes: int | None = Field(default=None, exclude_if=is_none)
+    packed: bool = Field(default=False, exclude_if=lambda packed: not packed)
+
+    @property
+    def expert_form(self) -> str:
+        """In which form expert functions compute: `packed` or `ready` (function/ready.py)."""
+        return "packed" if self.packed else "ready"
 
     @property
     def fetched_expert_bytes(self) -> int:

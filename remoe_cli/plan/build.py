@@ -100,6 +100,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
             nonexpert_bytes=problem.spec.nonexpert_bytes,
             read_expert_bytes=problem.spec.read_expert_bytes if problem.spec.is_served_quantised else None,
             read_nonexpert_bytes=problem.spec.read_nonexpert_bytes if problem.spec.is_served_quantised else None,
+            packed=problem.spec.is_packed,
         ),
         workload=_workload_ref(problem.workload, request),
         invocations=problem.invocations,

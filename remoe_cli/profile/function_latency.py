@@ -19,8 +19,10 @@ from pathlib import Path
 
 from remoe_cli import cages, interrupts, lambda_limits
 from remoe_cli.errors import ModelError
+from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer
-from remoe_cli.model.shards import write_shard
+from remoe_cli.model.shards import write_shard, write_shards
+from remoe_cli.model.spec import read_spec
 from remoe_cli.profile.curves import fit, quota
 from remoe_cli.profile.latency_record import MeasuredPoint, Timing
 
@@ -30,30 +32,48 @@ _BEYOND_CACHE_BYTES = 128 << 20
 PERIOD_S = cages.PERIOD_US / 1e6
 
 
-def function_expert(layers: Sequence[ExpertLayer]) -> Timing:
-    """Measure and fit the time of one expert of these layers, whose parameters must be on the CPU."""
-    with tempfile.TemporaryDirectory() as folder:
-        points = list(_points(list(_shards(Path(folder), layers))))
+def function_expert(layers: Sequence[ExpertLayer], packed: Checkpoint | None = None) -> Timing:
+    """Measure and fit the time of one expert of these layers, whose parameters must be on the CPU.
+
+    `packed` is their checkpoint where functions compute from its own bytes.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shards = _shards(folder, layers) if packed is None else _packed_shards(folder, layers, packed)
+        points = list(_points(list(shards), "ready" if packed is None else "packed"))
     return fit(points, [quota(PERIOD_S)])
 
 
 def _shards(folder: Path, layers: Sequence[ExpertLayer]) -> Iterator[Path]:
     """Write shards of experts until they are larger than a processor's cache."""
-    held = 0
-    for layer in layers:
-        each = sum(p.numel() * p.element_size() for p in layer.parameters().values()) // layer.experts
-        wanted = min(layer.experts, -(-(_BEYOND_CACHE_BYTES - held) // each))
-        if wanted <= 0:
-            return
+    each = sum(p.numel() * p.element_size() for p in layers[0].parameters().values()) // layers[0].experts
+    for layer, experts in _beyond_cache(layers, each):
         path = folder / f"{layer.layer}.safetensors"
-        write_shard(path, layer, range(wanted))
-        held += wanted * each
+        write_shard(path, layer, experts)
         yield path
 
 
-def _points(shards: list[Path]) -> Iterator[MeasuredPoint]:
+def _packed_shards(folder: Path, layers: Sequence[ExpertLayer], checkpoint: Checkpoint) -> Iterator[Path]:
+    """Write the same in the checkpoint's own bytes."""
+    each = read_spec(checkpoint).function_expert_bytes
+    groups = {layer.layer: [experts] for layer, experts in _beyond_cache(layers, each)}
+    return (shard.path for shard in write_shards(checkpoint, groups, each, folder))
+
+
+def _beyond_cache(layers: Sequence[ExpertLayer], each_bytes: int) -> Iterator[tuple[ExpertLayer, range]]:
+    """Choose experts that together are larger than a processor's cache, or all."""
+    held = 0
+    for layer in layers:
+        wanted = min(layer.experts, -(-(_BEYOND_CACHE_BYTES - held) // each_bytes))
+        if wanted <= 0:
+            return
+        held += wanted * each_bytes
+        yield layer, range(wanted)
+
+
+def _points(shards: list[Path], form: str = "ready") -> Iterator[MeasuredPoint]:
     with _group() as group:
-        command = [sys.executable, "-P", "-m", "remoe_cli.profile.function_timing", str(PERIOD_S), *map(str, shards)]
+        command = [sys.executable, "-P", "-m", "remoe_cli.profile.function_timing", str(PERIOD_S), form, *map(str, shards)]
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         argv = cages.inside([group[1]], command) if group else command
         pipe = subprocess.PIPE

@@ -1,6 +1,6 @@
 """Timing experts by the function's own arithmetic.
 
-It runs as `python -m remoe_cli.profile.function_timing PERIOD_S SHARD...`.
+It runs as `python -m remoe_cli.profile.function_timing PERIOD_S FORM SHARD...`, with the form of function/ready.py.
 
 Each line on stdin is a JSON list of token counts, ascending. The answer is a JSON list of [tokens, median seconds], which ends early when
 a call takes too long. Between two lines, whoever started this process may change its CPU quota; this process does not know of it.
@@ -13,6 +13,7 @@ Only function/ is imported.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -22,17 +23,18 @@ from pathlib import Path
 
 import numpy as np
 
-from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow
+from remoe_cli.function.expert_ffn import Expert, narrow
+from remoe_cli.function.ready import ReadyExperts
 from remoe_cli.function.weights import ShardFile
 
 _CALLS, _LEAST_CALLS = 5, 3  # medians of 5 fit as well as medians of 9: the form of the curve errs more than they do
 _ENOUGH_S = 2.0  # of calls for one point; a call that takes longer alone is the last of its line
 
 
-def main(period_s: str, *paths: str) -> None:
+def main(period_s: str, form: str, *paths: str) -> None:
     """Answer each line on stdin until it ends."""
-    shards = [ShardFile(Path(path)) for path in paths]
-    experts = cycle([Expert.of(shard.tensors(e), FfnSpec(**shard.head.ffn)) for shard in shards for e in shard.experts])
+    shards = [ReadyExperts(ShardFile(Path(path)), math.inf, form) for path in paths]
+    experts = cycle([shard.get(e) for shard in shards for e in shard.shard.experts])
     random = np.random.default_rng(0)
     for line in sys.stdin:
         sys.stdout.write(json.dumps(list(_points(json.loads(line), experts, float(period_s), random))) + "\n")

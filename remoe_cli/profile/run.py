@@ -143,7 +143,8 @@ def profile(
             from remoe_cli.profile.latency import measure
 
             with progress("Measuring how long things take on this machine"):
-                artifacts.write_json(measured, measure(loaded, load_s), recognise.ANY)
+                latency_here = measure(loaded, load_s, checkpoint if spec.is_packed else None)
+                artifacts.write_json(measured, latency_here, recognise.ANY)
     with progress("Profiling prompts") as report:
         report(done, total)
         if loaded is not None:

@@ -87,6 +87,11 @@ FAILURES = (
         lasts=True,
     ),
     Failure("FunctionMemoryError", hint="Plan again with more memory for its functions, and deploy that.", lasts=True),
+    Failure(
+        "FunctionProcessorError",
+        hint="Packed experts need AVX2, or arm64: deploy where processors have it, or profile and plan again.",
+        lasts=True,
+    ),
     Failure("FunctionStorageError", hint="The function's ephemeral storage must hold its shard: deploy the plan again.", lasts=True),
     Failure(
         "FunctionTimeError",

@@ -73,7 +73,7 @@ def test_packed_integers_with_and_without_zero_points(bits: int, group: int | No
     state = {name.replace("w_", "weight_"): tensor for name, tensor in made.items()}
     state["weight_scale"] = state["weight_scale"].to(scales)
     roles = {"weight_packed": "codes", "weight_scale": "scales", "weight_shape": "shape", "weight_zero_point": "zero_points"}
-    mine = weights("packed", **{roles[name]: tensor for name, tensor in state.items()})
+    mine = weights("words", **{roles[name]: tensor for name, tensor in state.items()})
     strategy = "group" if group else "channel"
     their, scheme = compressor("pack-quantized", num_bits=bits, type="int", symmetric=not zeros, strategy=strategy, group_size=group)
     assert same(mine, their.decompress(state, scheme)["weight"].to(torch.bfloat16))
@@ -120,7 +120,7 @@ def test_scales_that_fit_no_blocks(length: int, count: int) -> None:
         ("fp8", {"codes": np.zeros((4, 4), np.uint8)}),
         ("fp8", {"codes": np.zeros((4, 4), np.uint8), "scales": np.zeros(3, np.uint8)}),
         ("fp4", {"codes": np.zeros((4, 4), np.uint8), "scales": np.zeros((4, 3), np.uint8)}),
-        ("packed", {"codes": np.zeros((4, 4), np.uint8), "scales": np.zeros((4, 1), np.uint8), "shape": np.array([4, 5])}),
+        ("words", {"codes": np.zeros((4, 4), np.uint8), "scales": np.zeros((4, 1), np.uint8), "shape": np.array([4, 5])}),
         ("other", {}),
     ],
 )

@@ -88,9 +88,28 @@ def test_what_is_left_out_keeps_its_dtype(
         expert_bytes=round(EXPERT * expert_bits / 8),
         nonexpert_bytes=round(LINEAR * linear_bits / 8 + REST * 2),
         served=True,
+        packed=format == "MXFP4",
     )
+    assert spec.is_packed == (format == "MXFP4")
     assert spec.expert_bytes == EXPERT * 2 and spec.nonexpert_bytes == (LINEAR + REST) * 2  # what remoe computes with
     assert spec.stored_as is not None and format in spec.stored_as and "dequantised to bfloat16 in memory" in spec.stored_as
+    assert ("Expert functions compute from it" if spec.is_packed else f"no packed product of {format}") in spec.stored_as
+
+
+def test_only_matrices_that_can_be_multiplied_as_they_are_stored_are_packed(tmp_path: Path) -> None:
+    """In bfloat16, with whole groups of 32 weights, and with no expert that the format leaves out."""
+    made = checkpoint(tmp_path / "tiny", {"quant_method": "mxfp4"})
+    config = json.loads((made.path / "config.json").read_text())
+    for change in (
+        {},
+        {"dtype": "float16"},
+        {"intermediate_size": 80},
+        {"quantization_config": {"quant_method": "mxfp4", "ignore": ["*"]}},
+    ):
+        (made.path / "config.json").write_text(json.dumps(config | change))
+        spec = read_spec(made)
+        assert spec.is_packed == (not change) and (spec.stored is None or spec.stored.packed == (not change))
+        assert ("packed" in spec.model_dump()["stored"]) == (not change)
 
 
 def test_a_format_that_is_not_served_is_planned_as_its_copy(tmp_path: Path) -> None:
@@ -149,6 +168,7 @@ def test_what_is_served_quantised_is_read_quantised_and_held_dequantised(tmp_pat
     for form, plan in plans.items():
         assert verify(plan, profiles[form], catalog) == ()
         assert verify(plan, profiles[served if form is copied else copied], catalog) != ()
+    assert plans[served].model.expert_form == "ready" and "packed" not in plans[served].model.model_dump()
     assert plans[served].model.read_expert_bytes == 125 * MB and "read_expert_bytes" not in plans[copied].model.model_dump()
 
 
@@ -164,3 +184,25 @@ def test_the_verifier_wants_room_for_the_expert_that_is_being_dequantised(tmp_pa
     profile = quantised(made, copied.model_copy(update={"served": True}))
     found = {finding.field for finding in verify(plain.model_copy(update={"model": read}), profile, catalog)}
     assert {"layers[0].memory_mb", "layers[1].memory_mb"} <= found
+
+
+def test_a_packed_function_is_planned_with_its_stored_bytes(tmp_path: Path) -> None:
+    """A quarter of the memory, and no room for an expert that is being dequantised; the verifier knows both."""
+    made = synthetic_profile(tmp_path, layers=2, experts=8, expert_mb=80, nonexpert_mb=50)
+    ready = StoredWeights(format="MXFP4", expert_bytes=20 * MB, nonexpert_bytes=50 * MB, served=True)
+    catalog = tiny_catalog()
+    profiles = {"ready": quantised(made, ready), "packed": quantised(made, ready.model_copy(update={"packed": True}))}
+    memory = {form: expert_functions.function_memory_bytes(problem_of(x, catalog), [0, 4], [0, 0]) for form, x in profiles.items()}
+    side = catalog.function
+    held = {form: (bytes - side.runtime_memory_mb * MB).tolist() for form, bytes in memory.items()}
+    assert held == {"packed": [0, 80 * MB * side.expert_memory_factor], "ready": [80 * MB, 80 * MB + 320 * MB * side.expert_memory_factor]}
+    plans = {form: plan_of(profile, catalog, remote_share=0.5) for form, profile in profiles.items()}
+    for form, plan in plans.items():
+        assert plan.model.expert_form == form and verify(plan, profiles[form], catalog) == ()
+        other = profiles["ready" if form == "packed" else "packed"]
+        assert "model.packed" in {finding.field for finding in verify(plan, other, catalog)}
+    assert max(len(part) for layer in plans["packed"].layers for part in layer.parts) == 4  # one function, where ready experts need more
+    assert max(len(part) for layer in plans["ready"].layers for part in layer.parts) < 4
+    small = [layer.model_copy(update={"memory_mb": min(layer.memory_mb, 128)}) for layer in plans["packed"].layers]
+    found = verify(plans["packed"].model_copy(update={"layers": tuple(small)}), profiles["packed"], catalog)
+    assert "layers[0].memory_mb" in {finding.field for finding in found}

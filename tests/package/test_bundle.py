@@ -213,7 +213,7 @@ def test_the_zip_holds_the_functions_sources_and_nothing_else() -> None:
 
     source = Path(remoe_cli.function.__file__).parent
     with zipfile.ZipFile(io.BytesIO(function_zip())) as archive:
-        assert archive.namelist() == sorted(f"function/{p.name}" for p in source.glob("*.py"))
+        assert archive.namelist() == sorted(f"function/{p.name}" for p in source.iterdir() if p.suffix in (".py", ".so"))
         for info in archive.infolist():
             assert archive.read(info) == (source / info.filename.removeprefix("function/")).read_bytes()
             assert info.date_time == (1980, 1, 1, 0, 0, 0)

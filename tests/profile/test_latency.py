@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,14 @@ import torch
 
 from remoe_cli import cages
 from remoe_cli.errors import ModelError
+from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
+from remoe_cli.model.loader import load
 from remoe_cli.profile import function_latency, function_timing, latency, pass_times, run
 from remoe_cli.profile.latency_record import CpuQuota, Latency, MeasuredPoint
 from remoe_cli.profile.pass_times import ExpertCall, Pass, PassTimes, time_passes
 from tests.support.families import EXPERTS, build
+from tests.support.quantised import save_quantised
 from tests.support.synthetic import inverse
 
 
@@ -150,6 +154,18 @@ def test_without_a_quota_the_curve_computes_what_one_would_do(monkeypatch: pytes
     assert isinstance(timing.curve, CpuQuota) and set(timing.errors) == {"quota"}
     warnings = measured.model_copy(update={"remote_expert": timing}).warnings
     assert any("No CPU quota" in sentence for sentence in warnings)
+
+
+def test_packed_experts_are_timed_as_functions_compute_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the checkpoint's own bytes: the process that times them cannot start where there is no packed product."""
+    monkeypatch.setattr(cages, "probe", lambda label: cages.rlimit_only())
+    for family, form in (("gpt_oss", "mxfp4"), ("qwen3_moe", "fp8")):
+        save_quantised(family, form, tmp_path / form)
+        checkpoint = find(str(tmp_path / form))
+        layers = expert_layers(load(checkpoint))
+        with pytest.raises(ModelError, match="no packed product") if form == "fp8" else nullcontext():
+            timing = function_latency.function_expert(layers, checkpoint)
+            assert {point.vcpus for point in timing.points} == {1.0} and all(point.seconds > 0 for point in timing.points)
 
 
 def test_warnings_name_what_cannot_be_trusted(measured: Latency) -> None:

@@ -53,7 +53,7 @@ def make(folder: Path) -> Zipped:
     made = Zipped(folder / "function.zip", folder / "task", folder / "runtime", interpreter)
     fetch((*PACKAGES, *_RUNTIME), ARCHITECTURE, made.python, folder / "wheels", "image-cpu.txt")
     wheels = {path: path.name.partition("-")[0] in PACKAGES for path in (folder / "wheels").iterdir()}
-    pack(made.zip, (path for path, packed in wheels.items() if packed), interpreter)
+    pack(made.zip, (path for path, packed in wheels.items() if packed), interpreter, ARCHITECTURE)
     zipfile.ZipFile(made.zip).extractall(made.root)
     for path in made.root.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)

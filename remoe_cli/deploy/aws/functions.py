@@ -17,7 +17,7 @@ from remoe_cli.deploy.aws.contents import Contents, ExpertFunction
 from remoe_cli.deploy.aws.policies import sub
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.package.bundle import HANDLER
+from remoe_cli.package.bundle import HANDLER, expert_form
 from remoe_cli.plan.document import Plan
 
 Resource = dict[str, Any]
@@ -76,6 +76,7 @@ def expert_function(plan: Plan, function: ExpertFunction, contents: Contents, se
             "Variables": {
                 "REMOE_SHARD": object_uri(settings, shard),
                 "REMOE_SHARD_HEADER": f"{function.head_bytes}:{function.head_sha256}",
+                **expert_form(plan.model.expert_form),
                 **lambda_limits.thread_environment(function.memory_mb),
             }
         },

@@ -100,6 +100,7 @@ class LocalTarget:
                 environment={
                     "REMOE_SHARD": str(folder / "bundle" / entry.shard),
                     "REMOE_SHARD_HEADER": f"{entry.head_bytes}:{entry.head_sha256}",
+                    **bundle.expert_form(entry.form),
                 },
                 memory_mb=entry.memory_mb,
                 timeout_s=entry.timeout_s,

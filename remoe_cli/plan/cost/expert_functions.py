@@ -130,13 +130,13 @@ def bill_usd(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.ArrayLike,
 def function_memory_bytes(problem: Problem, experts: npt.ArrayLike, rows: npt.ArrayLike) -> Floats:
     """Compute the memory of a function: runtime, experts, and hidden states of their prompt tokens.
 
-    Where experts are stored quantised, there is room for one more, which is being dequantised.
+    Packed experts take their stored bytes. Where experts are dequantised, there is room for one more, which is being dequantised.
 
     Source: the limit of function memory in method.md, section 4.
     """
     side, spec = problem.catalog.function, problem.spec
-    held = np.asarray(experts, dtype=np.float64) * (spec.expert_bytes * side.expert_memory_factor)
-    held += spec.expert_bytes if spec.is_served_quantised else 0
+    held = np.asarray(experts, dtype=np.float64) * (spec.function_expert_bytes * side.expert_memory_factor)
+    held += spec.dequantised_beside_bytes
     return side.runtime_memory_mb * MB + held + np.asarray(rows, dtype=np.float64) * spec.hidden_state_bytes
 
 

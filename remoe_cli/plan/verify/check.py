@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
+from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import (
     Baseline,
@@ -81,6 +82,7 @@ def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding
         nonexpert_bytes=spec.nonexpert_bytes,
         read_expert_bytes=spec.stored.expert_bytes if spec.stored is not None and spec.stored.served else None,
         read_nonexpert_bytes=spec.stored.nonexpert_bytes if spec.stored is not None and spec.stored.served else None,
+        packed=spec.stored is not None and spec.stored.served and spec.stored.packed,
     )
     for field, found in profiled:
         stated = getattr(plan.model, field)
@@ -184,11 +186,18 @@ def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
         longest = largest_pass(inputs, main)
         for part in layer.parts:
             rows = sum(routed.use[e] * longest for e in part)
-            need = side.runtime_memory_mb * 2**20 + len(part) * spec.expert_bytes * side.expert_memory_factor
-            need += spec.expert_bytes if spec.stored is not None and spec.stored.served else 0
+            each, beside = _function_bytes(spec)
+            need = side.runtime_memory_mb * 2**20 + len(part) * each * side.expert_memory_factor + beside
             need += rows * spec.hidden_state_bytes
             fits = need <= layer.memory_mb * 2**20 * (1 + TOLERANCE)
             yield from require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
+
+
+def _function_bytes(spec: MoeSpec) -> tuple[int, int]:
+    """Return the memory that a function needs for each expert, and beside them for one that is being dequantised."""
+    if spec.stored is None or not spec.stored.served:
+        return spec.expert_bytes, 0
+    return (spec.stored.expert_bytes, 0) if spec.stored.packed else (spec.expert_bytes, spec.expert_bytes)
 
 
 def _uncovered(plan: Plan, requests: tuple[Request, ...]) -> Iterator[Finding]:

@@ -48,6 +48,7 @@ from tests.support.zipped import ARCHITECTURE, Zipped, make
 
 LIMIT_BYTES = 60 << 20
 _MACHINES = {"x86_64": 62, "arm64": 183}  # e_machine
+MACHINE = {"x86_64": "x86_64", "arm64": "aarch64"}[ARCHITECTURE]
 BUCKET, PREFIX = "remoe-t-000000000000-us-east-1", "functions/layer-000"
 ROWS = np.random.default_rng(0).standard_normal((3, HIDDEN_SIZE), dtype=np.float32)
 
@@ -141,11 +142,12 @@ def test_two_builds_are_the_same_bytes(zipped: Zipped, tmp_path: Path, measured:
 def test_it_holds_what_a_function_reads_with_its_licences(zipped: Zipped) -> None:
     with zipfile.ZipFile(zipped.zip) as archive:
         infos = archive.infolist()
-        sources = {path: archive.read(f"function/{path.name}") for path in function_sources()}
+        sources = {path: archive.read(f"function/{path.name}") for path in function_sources(MACHINE)}
     names = [info.filename for info in infos]
     assert names == sorted(names)
     assert {info.date_time for info in infos} == {(1980, 1, 1, 0, 0, 0)} and {info.external_attr >> 16 for info in infos} == {0o644}
-    assert sources == {path: path.read_bytes() for path in function_sources()}
+    assert sources == {path: path.read_bytes() for path in function_sources(MACHINE)}
+    assert [name for name in names if name.startswith("function/") and name.endswith(".so")] == [f"function/mxfp4-{MACHINE}.so"]
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {
         "function", "numpy", "numpy.libs", "numkong", "numkong.libs", "pybase64"
     }  # fmt: skip
@@ -209,7 +211,7 @@ def test_it_is_made_once_for_the_same_inputs(zipped: Zipped, tmp_path: Path, mon
     function_package("arm64", "3.14")
     changed = tmp_path / "changed.py"
     changed.write_text("# other code")
-    monkeypatch.setattr(dependencies, "function_sources", lambda: [changed])
+    monkeypatch.setattr(dependencies, "function_sources", lambda machine: [changed])
     function_package("arm64")
     assert made == [("arm64", "3.13"), ("x86_64", "3.13"), ("arm64", "3.14"), ("arm64", "3.13")]
     assert first.sha256 == FunctionPackage.of(zipped.zip).sha256

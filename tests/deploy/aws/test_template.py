@@ -158,6 +158,19 @@ def test_a_quantised_plan_stores_what_the_checkpoint_stores() -> None:
         assert complaints(thin(template.root)) == []
 
 
+def test_functions_are_told_to_compute_from_the_stored_bytes_where_the_plan_says_so() -> None:
+    plan = artifacts.read_json(next(file for file in PLANS if "gpt-oss" in file.stem), Plan)
+    for packed in (False, True):
+        made = plan.model_copy(update={"model": plan.model.model_copy(update={"packed": packed})})
+        template = templates(made, expected(made), aws.settings(endpoint_of(plan.main.name)))
+        functions = aws.of_type(template, "Lambda::Function")
+        told = {
+            functions[names.logical_id(f.entry)]["Properties"]["Environment"]["Variables"].get("REMOE_EXPERTS")
+            for f in expected(made).functions
+        }
+        assert told == {"packed" if packed else None}
+
+
 def test_a_small_functions_storage_is_the_free_part() -> None:
     plan, contents, settings = MANY
     small = aws.of_type(templates(plan, contents, settings), "Lambda::Function").values()

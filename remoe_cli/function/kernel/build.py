@@ -1,0 +1,55 @@
+"""Build the libraries of this folder for both processors of Lambda, and write what they were built from to SHA256SUMS.
+
+`make kernel` runs it, with the compiler that the ziglang package of PyPI brings. One version of it makes the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+COMPILER = "0.17.1"
+HERE = Path(__file__).resolve().parent
+LIBRARIES = HERE.parent
+SOURCE = HERE / "mxfp4.c"
+# Lambda's functions have glibc 2.34; 2.17 lets every machine of a user load the libraries. The processor is the least one: the products of
+# x86_64 ask for AVX2 themselves, after it was looked whether it is there.
+TARGETS = {"x86_64": ("x86_64-linux-gnu.2.17", "x86_64"), "aarch64": ("aarch64-linux-gnu.2.17", "generic")}
+OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra", "-Werror")
+
+
+def build(machine: str, to: Path) -> None:
+    """Build the library for one kind of processor."""
+    target, processor = TARGETS[machine]
+    command = [sys.executable, "-m", "ziglang", "cc", *OPTIONS, "-target", target, f"-mcpu={processor}", "-shared", "-s"]
+    subprocess.run([*command, SOURCE.name, "-o", str(to)], check=True, cwd=HERE)
+
+
+def digests() -> str:
+    """Return the digests of the source, of this script and of the libraries, as sha256sum writes them."""
+    files = (SOURCE, Path(__file__).resolve(), *(LIBRARIES / f"mxfp4-{machine}.so" for machine in sorted(TARGETS)))
+    return "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(HERE.parent)}\n" for file in files)
+
+
+def main() -> None:
+    if (found := importlib.metadata.version("ziglang")) != COMPILER:
+        raise SystemExit(f"ziglang {found} is installed, and the libraries are built with {COMPILER}.")
+    for machine in TARGETS:
+        name = f"mxfp4-{machine}.so"
+        with tempfile.TemporaryDirectory() as folder:
+            built = Path(folder) / name
+            build(machine, built)
+            before = (LIBRARIES / name).read_bytes() if (LIBRARIES / name).exists() else b""
+            same = before == built.read_bytes()
+            if not same:
+                (LIBRARIES / name).write_bytes(built.read_bytes())
+        print(f"{name}: {(LIBRARIES / name).stat().st_size} bytes, {'the same as before' if same else 'changed'}")
+    (HERE / "SHA256SUMS").write_text(digests())
+
+
+if __name__ == "__main__":
+    main()
