@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,9 @@ from transformers.generation.logits_process import LogitsProcessor
 from remoe_cli.artifacts import escaped
 from remoe_cli.errors import UsageError
 
+# llguidance makes a state for each remainder of `multipleOf`, which its own limits do not count: seconds for a hundred thousand.
+_MULTIPLE = re.compile(r'"multipleOf": ?([-+0-9.eE]+)')
+_MOST_STEPS = 10_000
 _PLACE = re.compile(r"^at \d+\(\d+\): |^\d+\(\d+\): ")
 
 
@@ -41,6 +45,8 @@ class Grammars:
 
     def check(self, grammar: str) -> None:
         """Raise GrammarError for a grammar that is wrong, or has what is not supported."""
+        if any(_steps(found[1]) > _MOST_STEPS for found in _MULTIPLE.finditer(grammar)):
+            raise GrammarError(f"'multipleOf' is a number of more than {_MOST_STEPS} steps.", "Leave it out, or give a rounder one.")
         wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._tokens)
         if wrong:
             raise GrammarError(_words(messages[0]), "Leave it out, or write the schema without it.")
@@ -82,6 +88,16 @@ class Follow(LogitsProcessor):  # type: ignore[misc]
         allowed = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")[: scores.shape[1]]
         mask = torch.from_numpy(allowed == 0).to(scores.device)
         return scores.masked_fill(mask, -torch.inf)
+
+
+def _steps(number: str) -> int:
+    """Return a number without its decimal point, as far as nine digits.
+
+    >>> [_steps(each) for each in ("0.01", "2500", "1e-300", "12.34", "1e300")]
+    [1, 2500, 1, 1234, 1000000000]
+    """
+    _, digits, exponent = Decimal(number).normalize().as_tuple()
+    return int("".join(map(str, digits[:9])) + "0" * min(9, max(0, int(exponent))))
 
 
 def _words(message: str) -> str:

@@ -186,6 +186,11 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
         "response_format.json_schema.schema",
         "if",
     ),
+    "steps": (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer", "multipleOf": 9999991}}}},
+        "response_format.json_schema.schema",
+        "more than 10000 steps",
+    ),
     "a format": ({"response_format": {"type": "grammar"}}, "response_format", "grammar"),
     "arguments": (
         {"messages": [*USER, past({"id": "1", "type": "function", "function": {"name": "f", "arguments": "["}})]},

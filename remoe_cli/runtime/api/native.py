@@ -8,12 +8,15 @@ from dataclasses import asdict
 from typing import Any
 
 from remoe_cli.runtime.answer import Piece
-from remoe_cli.runtime.api.common import Api, Asked, Event, Fault
+from remoe_cli.runtime.api.common import Api, Asked, Event, Fault, Refusal
 from remoe_cli.runtime.main_function import Answer, MainFunction, described, parse
 
 
 def _parse(body: bytes, main: MainFunction) -> Asked:
-    return Asked(parse(body), None, main.name)
+    asked = parse(body)
+    if asked.grammar is not None:  # what other APIs make of schemas, which are checked as such
+        raise Refusal("The parameter 'grammar' is not supported.", "Use 'response_format' of /v1/chat/completions.", param="grammar")
+    return Asked(asked, None, main.name)
 
 
 def _whole(asked: Asked, answer: Answer) -> dict[str, Any]:
