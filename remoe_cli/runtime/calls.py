@@ -27,7 +27,7 @@ from typing import Any
 
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import Batch, FrameError, check_of, from_wire, origin_of, pack, to_wire, unpack
-from remoe_cli.lambda_limits import MAX_TIMEOUT_S
+from remoe_cli.lambda_limits import MAX_TIMEOUT_S, read_timeout_s
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime import budget
 from remoe_cli.runtime.answer import Stop
@@ -40,7 +40,6 @@ from remoe_cli.runtime.last_resort import LastResort, LastResortError, ShardPlac
 
 LOOK_S = 0.5  # between two looks at the clock while a layer waits
 LAST_S = 1.0  # for tries under way when time has ended, or that nobody needs any more
-_NETWORK_S = 2.0  # that a call may take beyond the function's own timeout
 _SHARE = 0.5  # of the time that is left to a request, which its calls may take: the rest is for computing here
 _DAMAGED = 2  # damaged answers in a row, after each of which an instance is ended
 _SAY_AGAIN_S = 10.0
@@ -146,7 +145,7 @@ class Caller:
         frame, now = pack(batch), time.monotonic()
         call = Call(layer, function, batch, to_wire(frame), check_of(frame), begun_s)
         if self.last_resort:
-            call.until_s = now + min(function.timeout_s + _NETWORK_S, _SHARE * (deadline_s - now))
+            call.until_s = now + min(read_timeout_s(function.timeout_s), _SHARE * (deadline_s - now))
         self._open.append(call)
         if not self._is_avoided(call, now):
             self._start(call, now)

@@ -347,7 +347,9 @@ def test_an_answer_ends_in_time_with_what_there_is(loaded: MainFunction, stored:
         def post(document: Any) -> httpx.Response:
             return asyncio.run(send(document))
 
+        begun_s = time.monotonic()
         answer = post(LONG).json()
+        assert begun_s + 0.4 <= loaded.engine.dispatcher.deadline_s <= time.monotonic() + 0.4  # calls get a part of that
         last = json.loads(post(LONG | {"stream": True}).text.splitlines()[-1])["answer"]
         whole = stored.made.tokens(len(last["token_ids"]))
         for part in (answer, last):
