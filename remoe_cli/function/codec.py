@@ -92,7 +92,9 @@ def check_of(frame: bytes) -> int:
 
 
 def origin_of(head_sha256: str, check: int) -> int:
-    """Compute the `origin` of the response to the request with this `check`, from the function with this shard's head.
+    """Compute the `origin` of a response.
+
+    It answers the request with this `check`, and comes from the function whose shard has this head.
 
     >>> origin_of("0a", 1) == origin_of("0b", 1), origin_of("0a", 1) == origin_of("0a", 2)
     (False, False)

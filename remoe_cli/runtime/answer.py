@@ -33,7 +33,7 @@ def why_not_begun(reason: Stop | None) -> DeployError | None:
 
 @dataclass(frozen=True)
 class Until:
-    """The `stopped` of an answer that ends at one of these events, or when `time.monotonic()` passes `limit_s`."""
+    """The `stopped` of an answer that ends at an event, or when `time.monotonic()` passes `limit_s`."""
 
     limit_s: float
     cancelling: tuple[Event, ...] = ()
@@ -45,7 +45,10 @@ class Until:
 
 
 def deadline_of(stopped: Callable[[], Stop | None]) -> float:
-    """Return when an answer has to be there, by `time.monotonic()`: calls get a part of the time until then."""
+    """Return when an answer has to be there, by `time.monotonic()`.
+
+    Calls get a part of the time until then.
+    """
     return stopped.limit_s if isinstance(stopped, Until) else math.inf
 
 

@@ -39,7 +39,8 @@ from remoe_cli.runtime.invoke import Attempt, Invocation, attempt, end_instance,
 from remoe_cli.runtime.last_resort import LastResort, LastResortError, ShardPlace
 
 LOOK_S = 0.5  # between two looks at the clock while a layer waits
-LAST_S = 1.0  # for tries under way when time has ended, or that nobody needs any more
+LAST_S = 1.0  # for tries under way when time has ended
+_LATE_S = 0.25  # for those whose calls have their answers, at the end of a request
 _SHARE = 0.5  # of the time that is left to a request, which its calls may take: the rest is for computing here
 _DAMAGED = 2  # damaged answers in a row, after each of which an instance is ended
 _SAY_AGAIN_S = 10.0
@@ -105,7 +106,7 @@ class Call:
 
 @dataclass
 class _Known:
-    """What is known of a function: its budget of retries, its breaker, and what its calls take, by their size.
+    """What is known of a function: budget of retries, breaker, and what calls take, by their size.
 
     damaged    answers in a row that were damaged
     last       the last failure, in words
@@ -176,7 +177,10 @@ class Caller:
         return [call.answer for call in calls if call.answer is not None]
 
     def settle(self, limit_s: float | None) -> None:
-        """Wait until no try is under way, `limit_s` at most, and note what all were billed; of those that last on, later."""
+        """Wait until no try is under way, `limit_s` at most, and note what all were billed.
+
+        Those that last on are noted when they end.
+        """
         for call in self._open:
             self._abandon(call)
             if call.ended:
@@ -184,7 +188,7 @@ class Caller:
         self._open.clear()
         needed = [future for future, call in self._late.items() if call.answer is None]
         wait_for(needed, limit_s)
-        wait_for(self._late, LAST_S if limit_s is None else limit_s)
+        wait_for(self._late, _LATE_S)
         self._collect()
         for future, call in self._late.items():
             self.sent.append(lost(call.function.name))
@@ -210,13 +214,14 @@ class Caller:
                 call.hedges += 1
                 self._start(call, now)
             return
+        known = self._of(call)
         if call.retry_at_s is None:
             call.retry_at_s = self._retry_at_s(call, now)
-        if call.retry_at_s is None:
-            self._give_up(call, now)
-        elif now >= call.retry_at_s:
-            known = self._of(call)
+            if call.retry_at_s is None:
+                self._give_up(call, now)
+                return
             known.retries = known.retries.spent()
+        if now >= call.retry_at_s:
             call.retries, call.retry_at_s = call.retries + 1, None
             self._start(call, now, end_first=known.damaged > 0 and known.damaged % _DAMAGED == 0)
 
@@ -321,7 +326,10 @@ class Caller:
 
 
 def _try(client: Any, call: Call, end_first: bool) -> Tried:
-    """Make a try, in a thread of the pool; with `end_first`, an instance of the function is ended before that."""
+    """Make a try, in a thread of the pool.
+
+    With `end_first`, an instance of the function is ended before that.
+    """
     name = call.function.name
     before = (end_instance(client, name),) if end_first else ()
     made = attempt(client, name, call.body)

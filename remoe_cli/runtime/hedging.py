@@ -1,4 +1,4 @@
-"""When a call is slow enough to be made a second time: a running quantile of what calls of the same size take.
+"""When a call is slow enough to be made a second time: a quantile of what such calls take.
 
 A second call is sent after the 95th percentile of the last calls, but not before twice their median: it takes about a median itself, so
 before that it could not gain. This also keeps the quantile from being spent on calls that are a little slower than others, where 5% of

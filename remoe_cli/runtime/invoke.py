@@ -193,12 +193,18 @@ def attempt(client: Any, function: str, body: bytes) -> Attempt:
 
 
 def end_instance(client: Any, function: str) -> Attempt:
-    """End the process of one instance of a function, which then starts anew. That it has ended is a failure of this try."""
+    """End the process of one instance of a function, which then starts anew.
+
+    That it has ended is the failure of this try.
+    """
     return attempt(client, function, _END)
 
 
 def together(function: str, body: bytes, attempts: Sequence[Attempt], elapsed_s: float, retries: int | None = None) -> Invocation:
-    """Add up the tries of one call, of which the last one may have its answer. `retries`: where not all others are retries."""
+    """Add up the tries of one call, of which the last one may have its answer.
+
+    `retries`: how many of them are, where not all others.
+    """
     reports = [each.report for each in attempts if each.report]
     last = reports[-1] if reports else Report(0.0, 0, 0, None)
     answer = attempts[-1].answer if attempts else None
@@ -221,7 +227,10 @@ def together(function: str, body: bytes, attempts: Sequence[Attempt], elapsed_s:
 
 
 def failed_call(where: str, attempts: Sequence[Attempt], invocation: Invocation, why: str = "") -> FailedCall:
-    """Make the error of a call whose tries have all failed; `where` names the function, `why` ends the sentence."""
+    """Make the error of a call whose tries have all failed.
+
+    `where` names the function, `why` ends the sentence.
+    """
     last = attempts[-1]
     tried = f" after {len(attempts)} tries" if len(attempts) > 1 else ""
     return FailedCall(f"The expert function {where} failed{tried}: {last.message}{why}", failure(last.kind).hint, invocation)

@@ -1,10 +1,10 @@
-"""Compute the experts of a function that does not answer, in the main function, from the function's own shard.
+"""Compute the experts of a function that does not answer, in the main function.
 
-The shard is read where the function reads it: on this machine's disk, or in S3. Its head and each expert are checked against their digests,
-and the arithmetic is the function's own code. So a row gets the same bits as from the function, where both have the same kind of processor
-and the same number of threads: numpy's BLAS may add in another order otherwise, as it may between two instances of a function. It is
-slower: an expert is read, and made ready, in the time of the token. Few are kept, so that the main function stays within the memory that
-the plan gives it.
+They come from the function's own shard, which is read where the function reads it: on this machine's disk, or in S3. Its head and each
+expert are checked against their digests, and the arithmetic is the function's own code. So a row gets the same bits as from the function,
+where both have the same kind of processor and the same number of threads: numpy's BLAS may add in another order otherwise, as it may
+between two instances of a function. It is slower: an expert is read, and made ready, in the time of the token. Few are kept, so that the
+main function stays within the memory that the plan gives it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class ShardPlace:
 
 
 def aws_environment(session: Any = None) -> Mapping[str, str]:
-    """Return the environment with credentials as they are now: of `session`, or those that boto3 finds, of a role or a login too.
+    """Return the environment with AWS credentials as they are now.
+
+    They are those of `session`, or those that boto3 finds, of a role or a login too.
 
     Raises: ShardDeniedError when there are none.
     """

@@ -139,7 +139,7 @@ def test_all_functions_of_a_layer_compute_while_local_experts_do(tmp_path: Path,
         monkeypatch.setattr(experts, "run_expert", run_local)
         split = engine.start_engine(checkpoint, read_spec(checkpoint), functions, partial(make_client, endpoint.url))
         assert (logits(split.model) - expected).abs().max() < 1e-4
-        assert split.dispatcher.client.meta.config.max_pool_connections == 3
+        assert split.dispatcher.client.meta.config.max_pool_connections == 2 * 3
         split.dispatcher.pool.shutdown()
         split.dispatcher.client.close()
 

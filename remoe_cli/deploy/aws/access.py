@@ -91,7 +91,10 @@ def serve(account: Account, name: str, host: str, port: int, console: Console, a
 
 
 def _clients(account: Account) -> Connect:
-    """Make clients of an account's expert functions: a second one has credentials that are read again, as after a new login."""
+    """Make clients of an account's expert functions.
+
+    A second client has credentials that are read again, as after a new login.
+    """
     sessions = chain([account.session], iter(partial(_reopened, account), None))
     return lambda connections, timeout_s: make_client(None, connections, timeout_s, session=next(sessions))
 
