@@ -37,6 +37,7 @@ CHANGES_FILES |= {"write_text", "write_bytes", "copyfile", "copytree", "copy2", 
 MAY_CHANGE_FILES = {
     "owned.py": "it checks all the others",
     "cages.py": "control groups, which are no files",
+    "journal.py": "files of its own, in a folder that it has marked",
     "function/weights.py": "a file of its own in /tmp, under a name that nothing has",
     "profile/function_latency.py": "a control group",
     # A path that owned.writing yields

@@ -15,15 +15,18 @@ from typer.exceptions import TyperException
 
 from remoe_cli import __version__, interrupts, openmp
 from remoe_cli.cli import (
+    calibrate,
     catalog_update,
     chat,
     config_file,
     config_show,
+    cost,
     demo,
     deploy,
     deployments_list,
     destroy,
     doctor,
+    drift,
     export,
     infer,
     logs,
@@ -53,6 +56,7 @@ class _Remoe(Group):
         "Pipeline": ("profile", "predict", "plan", "package", "deploy", "infer", "chat"),
         "Study": ("report", "simulate", "export"),
         "Operate": ("list", "serve", "status", "logs", "destroy"),
+        "Learn from use": ("cost", "calibrate", "drift"),
         "Settings": ("catalog", "config"),
     }
 
@@ -138,7 +142,8 @@ app.add_typer(plan, name="plan")
 app.add_typer(catalog, name="catalog")
 app.add_typer(config, name="config")
 for group, modules in (
-    (app, (demo, doctor, predict, simulate, package, deploy, infer, chat, export, report, deployments_list, serve, status, logs, destroy)),
+    (app, (demo, doctor, predict, package, deploy, infer, chat, report, simulate, export)),
+    (app, (deployments_list, serve, status, logs, destroy, cost, calibrate, drift)),
     (profile, (profile_run, profile_import, profile_measure, profile_merge)),
     (plan, (plan_make, plan_show)),
     (catalog, (catalog_update,)),

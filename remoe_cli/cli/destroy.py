@@ -19,7 +19,10 @@ def command(
     quiet: output.QuietOption = False,
 ) -> None:
     """End a deployment: its processes and files on this machine, or its stack and bucket on AWS."""
-    document = pick(target, region, profile, asks="destroy", yes=yes).destroy(name)
+    place = pick(target, region, profile, asks="destroy", yes=yes)
+    document = place.destroy(name)
+    book = place.receipts(name)
+    document |= {"receipts": str(book.folder) if book.exists else None}
 
     def show() -> None:
         if document["state"] == "absent":
@@ -33,5 +36,9 @@ def command(
             output.line(f"  kept, because remoe did not make it: {each}")
         for arn in document["left"]:
             output.line(f"  still has its tag (AWS may take minutes to forget what is deleted): {arn}")
+        if document["receipts"]:
+            output.paragraph(
+                f"Its receipts stay in {document['receipts']}: 'remoe cost {name}' adds them up. Delete the folder to forget them."
+            )
 
     output.result(document, show)

@@ -10,6 +10,7 @@ from remoe_cli.deploy.console import Console
 from remoe_cli.deploy.target import SERVE_PLAINLY, ServeOptions
 from remoe_cli.runtime.address import url
 from remoe_cli.runtime.invoke import Connect
+from remoe_cli.runtime.kept import Book
 
 if TYPE_CHECKING:
     from remoe_cli.runtime.last_resort import LastResort
@@ -26,10 +27,13 @@ def serve_here(
     console: Console,
     asked: ServeOptions = SERVE_PLAINLY,
     last_resort: LastResort | None = None,
+    *,
+    book: Book,
 ) -> None:
     """Serve from this machine's checkpoint of the model until interrupted.
 
-    `connect` reaches the expert functions, and `last_resort` their shards, where these are not beside server.json.
+    The receipts are kept in `book`. `connect` reaches the expert functions, and `last_resort` their shards, where these are not beside
+    server.json.
 
     On loopback only this user's processes are answered (runtime/access.py).
 
@@ -37,6 +41,7 @@ def serve_here(
     """
     from remoe_cli.runtime.access import door_of
     from remoe_cli.runtime.at_once import with_concurrency
+    from remoe_cli.runtime.keeping import keeping
     from remoe_cli.runtime.main_function import MainFunction, load_here
     from remoe_cli.runtime.server import listen, serve
 
@@ -52,4 +57,4 @@ def serve_here(
     beyond = "has the token" if asked.token else "reaches that address"
     whom = " to your own processes" if door.own_user else f", to whoever {beyond}"
     console.say(f"Serving '{name}' on {url(host, port)}{whom}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    serve(load, listener, door, token=asked.token)
+    serve(keeping(load, book), listener, door, token=asked.token)

@@ -6,6 +6,7 @@ deploy/local/target.py and deploy/aws/target.py implement it; cli/target.py pick
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,7 @@ from remoe_cli.deploy.console import Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.runtime.client import MainAddress
 from remoe_cli.runtime.device_choice import DeviceChoice
+from remoe_cli.runtime.kept import Book
 
 if TYPE_CHECKING:
     from remoe_cli.runtime.expected_cost import ExpectedCost
@@ -108,6 +110,12 @@ class Target(Protocol):
 
     def serve(self, name: str, host: str, port: int, asked: ServeOptions = SERVE_PLAINLY) -> None:
         """Run the main function in this process, against the deployed functions, until it is interrupted."""
+
+    def receipts(self, name: str) -> Book:
+        """Return the receipts that this machine keeps of a deployment; they outlive it."""
+
+    def deployed_at(self, name: str) -> datetime | None:
+        """Return when a deployment was made; None where the target does not tell."""
 
     def destroy(self, name: str) -> dict[str, Any]:
         """Remove a deployment; return a document with `name`, `target` and `state`, and with what is `left`.

@@ -32,7 +32,7 @@ from remoe_cli.plan.assess.kinds import by_kind
 from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
 from remoe_cli.plan.assess.verdict import judge, notes
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.cost.placement import evaluate, layer_outcomes
+from remoe_cli.plan.cost.placement import Priced, evaluate, layer_outcomes
 from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.cost.requests import first_broken, spread, with_timeouts
 from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
@@ -142,6 +142,15 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         "break_evens": tuple(break_evens(problem, aim, chosen.placement, others.all_local)),
     }
     return plan.model_copy(update=doubts)
+
+
+def best_placement(problem: Problem, request: PlanRequest) -> Priced:
+    """Choose the placement of a problem as `make_plan` does, without judging it.
+
+    Raises: InfeasibleError when no plan meets the limits.
+    """
+    problem, chosen = _holding(problem, request, baselines(problem, request.aim))
+    return Priced(chosen.placement, evaluate(problem, chosen.placement))
 
 
 def _refuse_hours_without_traffic(problem: Problem) -> None:

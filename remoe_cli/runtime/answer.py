@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Literal
 
 from remoe_cli.errors import DeployError
 from remoe_cli.runtime.invoke import Invocation, Sample
+from remoe_cli.runtime.served_hits import Hits
 
 # Why an answer ended before the model or its length ended it: nobody waits for it, or the time there is for it is over.
 Stop = Literal["cancelled", "time-limit"]
@@ -108,6 +109,7 @@ class Generated:
     shared          for each token, whether the main function computed for other requests meanwhile; empty where it never did
     parts           what this answer pays of each invocation, where others were shared with it; None: all
     main_s          what it pays of the main function's time; None: all
+    hits            how often its tokens chose each expert (runtime/served_hits.py); None where nobody counted
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -123,6 +125,7 @@ class Generated:
     shared: tuple[bool, ...] = ()
     parts: tuple[Invocation, ...] | None = None
     main_s: float | None = None
+    hits: Hits | None = field(default=None, compare=False, repr=False)
 
     @property
     def billed(self) -> tuple[Invocation, ...]:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -85,6 +86,7 @@ class Batch:
             with self._pass([sequence], others):
                 logits = self._forward([sequence], [tokens[start : start + part]], sequence.cache, None)
             sequence.read = min(len(tokens), start + part)
+            sequence.counted = max(sequence.counted, sequence.read)
             if sequence.read < len(tokens):
                 self.reading.append(sequence)
                 return []
@@ -125,6 +127,7 @@ class Batch:
             return []
         for each in sequences:
             each.read += 1
+            each.counted = max(each.counted, each.read)
         _choose(sequences, logits)
         left = [each for each in sequences if each.ended]
         if left:
@@ -164,7 +167,7 @@ class Batch:
         dispatcher = self.dispatcher
         dispatcher.stopped = lambda: _stopped(sequences)
         dispatcher.deadline_s = max(deadline_of(each.stopped) for each in sequences)
-        dispatcher.seen = self._count if len(sequences) > 1 else _nothing
+        dispatcher.seen = partial(self._count, sequences)
         try:
             with full_memory_named(_PLAN_LONGER):
                 yield
@@ -192,14 +195,18 @@ class Batch:
                     each.parts.append(part)
         self._rows.clear()
 
-    def _count(self, layer: int, ids: Array) -> None:
-        """Count the rows that each sequence of a step sends to each function of a layer. Shapes: ids [sequences, k]."""
+    def _count(self, sequences: Sequence[TokenSequence], layer: int, ids: Array) -> None:
+        """Count the experts that the tokens of a pass chose in a layer, and the rows that each sequence sends to its functions.
+
+        Shapes: ids [tokens, k] of one sequence, or [sequences, k].
+        """
+        if len(sequences) == 1:
+            sequences[0].count(layer, ids)
+            return
+        for row, each in enumerate(sequences):
+            each.count(layer, ids[row : row + 1])
         for function in self.dispatcher.remote.get(layer, ()):
             self._rows[function.name] = np.isin(ids, function.experts).sum(axis=1).tolist()
-
-
-def _nothing(layer: int, ids: Array) -> None:
-    pass
 
 
 def _stopped(sequences: Sequence[TokenSequence]) -> Stop | None:

@@ -194,7 +194,7 @@ def _warm(target: str, callees: Sequence[_Callee], pool: ThreadPoolExecutor) -> 
         measured_on=date.today().isoformat(),
         unbilled_s=quantiles(small[:, 1] - small[:, 2]),
         billed_s=quantiles(small[:, 2] - small[:, 3]),
-        bytes_per_s=_rate(samples),
+        bytes_per_s=rate(samples),
         samples=tuple(sample for group in samples for sample in group),
     )
 
@@ -214,9 +214,12 @@ def quantiles(seconds: np.ndarray[Any, Any]) -> Quantiles:
     return Quantiles(p50=p50, p90=p90, p99=p99, tenths=tuple(tenths))
 
 
-def _rate(samples: Sequence[Sequence[Sample]]) -> float:
-    """Return bytes per second on the wire: the median slope, over payload sizes, of the time that is not computing."""
-    medians = [(group[0][0], statistics.median(s[1] - s[3] for s in group)) for group in samples]
+def rate(samples: Sequence[Sequence[Sample]]) -> float:
+    """Return bytes per second on the wire.
+
+    It is the median slope, over groups of payload sizes, of the time that is not computing.
+    """
+    medians = [(statistics.median(s[0] for s in group), statistics.median(s[1] - s[3] for s in group)) for group in samples]
     slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(medians, 2) if b[0] > a[0]]
     return 1 / max(statistics.median(slopes), 1e-12) if slopes else 1e12  # payloads that cost nothing measurable
 

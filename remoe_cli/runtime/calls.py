@@ -308,6 +308,7 @@ class Caller:
         made = together(call.function.name, call.body if call.ended else b"", call.ended, time.monotonic() - call.begun_s, call.retries)
         computed_here = call.answer is not None and made.failed
         compute_s = call.answer.compute_us / 1e6 if call.answer is not None and not computed_here else 0.0
+        made = replace(made, experts=len(call.batch.experts), rows=sum(call.batch.rows))
         made = replace(made, compute_s=compute_s, hedges=call.hedges, fallbacks=int(computed_here), reads=made.reads + reads)
         self.sent.append(made)
         return made

@@ -24,7 +24,9 @@ from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime import peers
 from remoe_cli.runtime.failures import failure, kind_of
 from remoe_cli.runtime.invoke import Report, log_of, read_report
-from remoe_cli.runtime.receipt import Receipt, attach, unpriced_receipt, with_report
+from remoe_cli.runtime.kept import Book, Served
+from remoe_cli.runtime.observed import Observed
+from remoe_cli.runtime.receipt import Receipt, attach, receipt_of, unpriced_receipt, with_report
 from remoe_cli.runtime.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
@@ -52,19 +54,22 @@ class LambdaMain:
     """A main function on Lambda. `client` is a Lambda client whose timeout is longer than any answer.
 
     One that `scales_to_zero` runs on an instance of its own. Lambda refuses to give the end of its log, and it may have to be woken.
+    Receipts are kept in `book`.
     """
 
     function: str
     client: Any
     scales_to_zero: bool = False
+    book: Book | None = None
 
 
 @dataclass(frozen=True)
 class SageMaker:
-    """A SageMaker endpoint. `client` is a client of sagemaker-runtime."""
+    """A SageMaker endpoint. `client` is a client of sagemaker-runtime. Receipts are kept in `book`."""
 
     endpoint: str
     client: Any
+    book: Book | None = None
 
 
 MainAddress = Http | LambdaMain | SageMaker
@@ -83,7 +88,7 @@ def answer(
     """Ask one prompt; call `on_text` with each piece of text; return the answer document.
 
     `sampling` says how its tokens are chosen. With `calls` the document has the times of every invocation. With `expected` its receipt has
-    what the plan predicts for this request.
+    what the plan predicts for this request. The receipt is kept here, unless a main server keeps it itself.
 
     Raises: UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function is not
     reached or ends before the answer is complete. The error carries the receipt of what was billed (receipt.receipt_of).
@@ -91,6 +96,30 @@ def answer(
     asked = {"prompt": prompt} if isinstance(prompt, str) else prompt.to_json()
     request = asked | sampling.model_dump(mode="json", exclude_defaults=True)
     request |= {"max_new_tokens": max_new_tokens, "stream": True, "calls": calls}
+    book = None if isinstance(endpoint, Http) else endpoint.book
+    if book is not None:
+        request["observed"] = True
+    try:
+        document = _answered(endpoint, request, on_text)
+    except RemoeError as error:
+        if book is not None and (receipt := receipt_of(error)) is not None:
+            book.keep(Served("failed", receipt))
+        raise
+    receipt_document = document["receipt"]
+    if expected is not None:
+        tokens = receipt_document["prompt_tokens"], receipt_document["generated_tokens"] - 1
+        receipt_document["predicted"] = expected(*tokens).model_dump(mode="json")
+    observed = document.pop("observed", None)
+    if book is not None:
+        try:
+            made = Receipt.model_validate(receipt_document)
+            book.keep(Served("answered", made, observed=observed and Observed.model_validate(observed)))
+        except ValidationError:
+            raise _gone(endpoint, "it sent a receipt of another version of remoe") from None
+    return document
+
+
+def _answered(endpoint: MainAddress, request: dict[str, Any], on_text: Callable[[str], None]) -> dict[str, Any]:
     document: dict[str, Any] | None = None
     for event in _events(endpoint, request):
         interrupts.check()
@@ -105,9 +134,6 @@ def answer(
                 raise _gone(endpoint, "it sent what is neither text, answer nor error")
     if document is None:
         raise _gone(endpoint, "it closed the stream without an answer")
-    if expected is not None:
-        receipt = document["receipt"]
-        receipt["predicted"] = expected(receipt["prompt_tokens"], receipt["generated_tokens"] - 1).model_dump(mode="json")
     return document
 
 

@@ -35,6 +35,7 @@ from remoe_cli.runtime.follow import Grammars
 from remoe_cli.runtime.invoke import Connect, Invocation
 from remoe_cli.runtime.sampling import GREEDY, Sampling
 from remoe_cli.runtime.sequence import Inputs, Stream, TokenSequence
+from remoe_cli.runtime.served_hits import Hits
 from remoe_cli.runtime.tool_calls import Reader, Readers
 from remoe_cli.runtime.tool_formats import NO_TOOLS, ToolFormat, format_of
 
@@ -49,6 +50,7 @@ class Engine:
 
     stop     the model's own stop strings
     device   of everything but the experts, and of those that the dispatcher has on it
+    uncounted  makes what counts how often the tokens of an answer choose each expert
     """
 
     model: PreTrainedModel
@@ -57,6 +59,7 @@ class Engine:
     attachment: Attachment
     stop: Sequence[str]
     device: Device
+    uncounted: Callable[[], Hits]
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return encode(self.tokenizer, prompt)
@@ -147,6 +150,7 @@ class Engine:
             stop=stop,
             stopped=stopped,
             strings=sampling.stop,
+            hits=self.uncounted(),
             stream=Stream(self.tokenizer, stop.strings, on_piece, noted, sampling.skip_special_tokens),
         )
 
@@ -289,4 +293,5 @@ def start_engine(
         dispatcher.settle()
     if aside := warning(checkpoint):
         _log.warning(aside)
-    return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), stop_strings(checkpoint), describe(model.device))
+    uncounted = partial(Hits, spec.moe_layers, spec.experts_per_layer)
+    return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), stop_strings(checkpoint), describe(model.device), uncounted)

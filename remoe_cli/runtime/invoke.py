@@ -77,6 +77,7 @@ class Invocation:
     hedges          second calls of the same rows, made because the first took long
     fallbacks       1 where the main function computed the rows itself, as the function did not
     late            a try of a call that had its answer before: it is billed, and tells nothing about calls
+    experts, rows   that it was sent
     """
 
     function: str
@@ -97,6 +98,8 @@ class Invocation:
     hedges: int = 0
     fallbacks: int = 0
     late: bool = False
+    experts: int = 0
+    rows: int = 0
 
     @property
     def plain(self) -> bool:

@@ -25,8 +25,10 @@ from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, ToolCall, Until, together, why_not_begun
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.invoke import Connect, Invocation, make_client
+from remoe_cli.runtime.kept import LONGEST_USER, Keep, Served
 from remoe_cli.runtime.ledger import Ledger
 from remoe_cli.runtime.main_state import MainState, state_of
+from remoe_cli.runtime.observed import Observed, observe
 from remoe_cli.runtime.receipt import NOT_LOADED, Loading, Receipt, attach, failed_receipt, make_receipt, receipt_of
 from remoe_cli.runtime.sampling import CHOICES, Sampling
 from remoe_cli.runtime.server_config import ServerConfig
@@ -46,8 +48,10 @@ class Request(Sampling):
     messages, tools  as in OpenAI's chat API
     max_new_tokens   null: as many as the model has positions for, and the deployment's plan provides for
     n                answers to give, one after another
+    user             who asks; kept beside the receipt, and used for nothing else
     calls            tell the times of all calls of expert functions
     tool_calls       read calls of tools out of the answers
+    observed         tell what the client keeps beside the receipt (runtime/observed.py)
     """
 
     prompt: str | None = None
@@ -57,9 +61,11 @@ class Request(Sampling):
     template: bool = True
     max_new_tokens: int | None = Field(default=256, ge=1, le=2**31 - 1)
     n: int = Field(default=1, ge=1, le=CHOICES)
+    user: str | None = Field(default=None, max_length=LONGEST_USER)
     stream: bool = False
     calls: bool = False
     tool_calls: bool = False
+    observed: bool = False
 
     def asked(self) -> Prompt | None:
         """Return the prompt, or the messages as a conversation; raises UsageError for what is no message."""
@@ -92,6 +98,7 @@ class Answer(Choice):
     prompt_token_ids: tuple[int, ...]
     receipt: Receipt
     calls: tuple[TokenCalls, ...] | None = None
+    observed: Observed | None = Field(default=None, exclude_if=artifacts.is_none)
     others: tuple[Choice, ...] = Field(default=(), exclude_if=lambda value: not value)
 
     @property
@@ -157,6 +164,7 @@ class MainFunction:
     loading_calls   of expert functions, meanwhile
     spent           what expert functions have been billed
     expected        predicts what a request takes and costs, where the plan's profile is at hand
+    keep            keeps the receipt of each request; None where nobody does
     created         when it was loaded, in seconds since 1970
     """
 
@@ -166,6 +174,7 @@ class MainFunction:
     loading_calls: tuple[Invocation, ...] = ()
     spent: Ledger = field(default_factory=Ledger)
     expected: ExpectedCost | None = None
+    keep: Keep | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -179,6 +188,10 @@ class MainFunction:
         """Say what loading was billed, which is in no receipt of a main function that is always on."""
         spent = self.spent.loading
         return f"Expert functions were billed {spent.billed_ms} ms in {spent.invocations} calls meanwhile, ${spent.usd:.2g} in all."
+
+    @property
+    def loading_receipt(self) -> Receipt:
+        return failed_receipt(self.config.prices, 0.0, (), self.loading, self.loading_calls)
 
     def refuse(self, request: Request) -> None:
         """Raise UsageError for unknown token ids, an answer that is too long, or a wrong grammar."""
@@ -256,15 +269,22 @@ class MainFunction:
             alone = all(each.parts is None for each in made) and (sequence is None or sequence.alone)
             seconds = time.perf_counter() - begun_s
             receipt = failed_receipt(prices, seconds, calls, loading, loading_calls, paid_s=None if alone else sum(paid_s))
-            (self.spent.cancelled if stopped() == "cancelled" else self.spent.answers).add(receipt)
+            left = stopped() == "cancelled"
+            (self.spent.cancelled if left else self.spent.answers).add(receipt)
+            if self.keep:
+                self.keep(Served("cancelled" if left else "failed", receipt, request.user))
             if calls or first:
                 attach(error, receipt)
             raise
         receipt = make_receipt(together(made), prices, loading, loading_calls)
         receipt = receipt.model_copy(update={"main": receipt.main.model_copy(update={"device": self.engine.device})})
-        (self.spent.cancelled if made[-1].finish_reason == "cancelled" else self.spent.answers).add(receipt)
+        left = made[-1].finish_reason == "cancelled"
+        (self.spent.cancelled if left else self.spent.answers).add(receipt)
         if self.expected and len(made) == 1:
             receipt = receipt.model_copy(update={"predicted": self.expected(receipt.prompt_tokens, receipt.generated_tokens - 1)})
+        observed = observe(made, self.config.model.revision) if self.keep or request.observed else None
+        if self.keep:
+            self.keep(Served("cancelled" if left else "answered", receipt, request.user, observed))
         if readers:
             readers.finish(on_piece)
         of_first, *others = (_choice(each, **(readers.of_choice(index) if readers else {})) for index, each in enumerate(made))
@@ -273,6 +293,7 @@ class MainFunction:
             prompt_token_ids=made[0].prompt_token_ids,
             receipt=receipt,
             calls=made[0].further if request.calls else None,
+            observed=observed if request.observed else None,
             others=tuple(others),
         )
 
@@ -348,7 +369,7 @@ def load(
     calls = tuple(engine.dispatcher.take())
     loading = Loading(seconds=time.perf_counter() - begun_s, reads=reads)
     main = MainFunction(config, engine, loading, calls)
-    main.spent.loading.add(failed_receipt(config.prices, 0.0, (), loading, calls))
+    main.spent.loading.add(main.loading_receipt)
     return main
 
 

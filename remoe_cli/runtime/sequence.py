@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,6 +19,7 @@ from remoe_cli.model.generation import StopStrings, visible
 from remoe_cli.runtime.answer import FinishReason, Generated, Piece, Stop, TokenLogprob
 from remoe_cli.runtime.choose import Noted
 from remoe_cli.runtime.invoke import Invocation
+from remoe_cli.runtime.served_hits import DECODE, PREFILL, Hits
 from remoe_cli.runtime.shares import Owed
 
 
@@ -95,6 +98,7 @@ class TokenSequence:
     error        why there is no answer
     invocations  the calls of all steps it took part in; parts: its own part of each; owed: what the parts' rounding left over
     main_s       its part of the main function's time
+    hits         how often its tokens chose each expert; counted: of how many tokens, so that what is read again counts once
     crowded      whether the main function has computed for others since its last token; shared: so it was, for each token
     """
 
@@ -106,9 +110,11 @@ class TokenSequence:
     stop: StopStrings
     stopped: Callable[[], Stop | None]
     strings: Sequence[str]
+    hits: Hits
     stream: Stream
     cache: Cache | None = None
     read: int = 0
+    counted: int = 0
     error: Exception | None = None
     finish_reason: FinishReason | None = None
     invocations: list[Invocation] = field(default_factory=list)
@@ -132,6 +138,14 @@ class TokenSequence:
     def alone(self) -> bool:
         """Whether the main function has computed for nobody else meanwhile."""
         return not self.crowded and not any(self.shared)
+
+    def count(self, layer: int, ids: npt.NDArray[np.integer]) -> None:
+        """Count the experts that its next tokens chose in a layer, but not of tokens that are read again. Shapes: ids [tokens, k]."""
+        first = max(self.read, self.counted)
+        fresh, prompt = ids[first - self.read :], max(0, len(self.prompt_ids) - first)
+        for phase, part in ((PREFILL, fresh[:prompt]), (DECODE, fresh[prompt:])):
+            if len(part):
+                self.hits.add(phase, layer, part)
 
     def choose(self, logits: Tensor) -> int:
         """Choose the next token. Shapes: logits [vocabulary], float32."""
@@ -173,6 +187,7 @@ class TokenSequence:
             shared=tuple(self.shared) if not self.alone else (),
             parts=tuple(self.parts) if not self.alone else None,
             main_s=self.main_s if not self.alone else None,
+            hits=self.hits,
         )
 
     def _stop_string(self) -> str | None:

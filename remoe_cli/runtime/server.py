@@ -1,9 +1,10 @@
 """Serve the main function over HTTP: on this machine, and in a SageMaker container.
 
-    REMOE_LISTENER=DESCRIPTOR python -m remoe_cli.runtime.server SERVER.json
+    REMOE_LISTENER=DESCRIPTOR python -m remoe_cli.runtime.server SERVER.json RECEIPTS
 
 Started as above it is the main server of a local deployment: it serves a socket that its parent has opened and keeps open, so that nobody
-else gets the port between two runs. It ends when its standard input is closed, so it never outlives its parent.
+else gets the port between two runs. It ends when its standard input is closed, so it never outlives its parent. RECEIPTS is the folder in
+which it keeps its receipts (kept.py).
 
 app.py says what is answered, and access.py which requests are taken. POST takes application/json only.
 """
@@ -30,6 +31,8 @@ from remoe_cli.runtime.access import Door, Guarded, door_of
 from remoe_cli.runtime.app import Limits, make_app
 from remoe_cli.runtime.bearer import with_token
 from remoe_cli.runtime.invoke import make_client
+from remoe_cli.runtime.keeping import keeping
+from remoe_cli.runtime.kept import Book
 from remoe_cli.runtime.main_function import MainFunction, load_here
 
 NO_LIMITS = Limits()
@@ -123,4 +126,5 @@ if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
     connect = partial(make_client, os.environ.get("REMOE_ENDPOINT"))
     inherited = socket.socket(fileno=int(os.environ["REMOE_LISTENER"]))
-    run(lambda: load_here(Path(sys.argv[1]), connect), inherited, door_of(inherited, "127.0.0.1"))
+    server_json, receipts = map(Path, sys.argv[1:])
+    run(keeping(lambda: load_here(server_json, connect), Book(receipts)), inherited, door_of(inherited, "127.0.0.1"))

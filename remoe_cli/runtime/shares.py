@@ -14,7 +14,7 @@ from typing import Any
 
 from remoe_cli.runtime.invoke import Invocation
 
-_COUNTED = tuple(each.name for each in fields(Invocation) if each.type == "int" and each.name != "memory_mb")
+_COUNTED = tuple(each.name for each in fields(Invocation) if each.type == "int" and each.name not in ("memory_mb", "experts", "rows"))
 # What a request's exact shares are above its whole ones, by field.
 Owed = dict[str, float]
 

@@ -14,7 +14,7 @@ from tests.support.forked import remoe
 
 COMMANDS = (
     *("demo", "profile run", "profile import", "profile measure", "profile merge", "predict", "plan make", "plan show", "package"),
-    *("deploy", "infer", "serve", "status", "logs", "destroy", "catalog update"),
+    *("deploy", "infer", "serve", "status", "logs", "destroy", "cost", "calibrate", "drift", "catalog update"),
 )
 
 

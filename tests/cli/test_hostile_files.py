@@ -139,6 +139,7 @@ class Row:
 PLANS = ("deploy plan.json --name x", "package plan.json -o out", "deploy plan.json --name x --target aws --dry-run")
 PLAN, PROFILE, MODEL = PLANS[0], "plan profile -o out.json", "profile import model counts.npz --latency-from paper -o out"
 TRACE, PROMPTS = "plan profile -o out.json --requests trace", "profile run model --latency-from paper -o out --data prompts"
+KEPT = "state/receipts/local/x"
 CATALOG, GIVEN = "plan profile -o out.json --catalog my.toml", "plan profile -o out.json --placement given.json"
 REPORT = "report answers.jsonl -o out.html"
 HOSTILE: dict[str, Row] = {
@@ -226,6 +227,10 @@ HOSTILE: dict[str, Row] = {
     "trace, packed line": Row("trace", packed(b'{"a": "', b"x", 300), TRACE, "row 1 is not a JSON object of at most"),
     "trace, huge numbers": Row("trace", lambda p: p.write_text("n_in,n_out\n1e300,1\n"), TRACE, "not a number of 1 or more"),
     "trace, folder": Row("trace", folder, TRACE, "cannot be read: Is a directory"),
+    # Receipts
+    "kept receipts, large": Row(f"{KEPT}/receipts.jsonl", zeros(4096), "cost x", "it has 4,294,967,296 bytes, and 72 MiB is the most"),
+    "kept receipts, pipe": Row(f"{KEPT}/receipts.jsonl", pipe, "cost x", "it is a pipe, not a file"),
+    "kept receipts, device": Row(f"{KEPT}/receipts-000001.jsonl", endless, "cost x", "it is a link, and remoe does not follow links"),
     # Prompts
     "prompts, deep": Row("p.jsonl", deep("["), PROMPTS.replace("prompts", "p.jsonl"), "nested too deeply"),
     "prompts, parts": Row("p.jsonl", parts("[", "[],", 9_000_000, "0]"), PROMPTS.replace("prompts", "p.jsonl"), "not"),
@@ -245,6 +250,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_json(tmp_path / "plan.json", plan_by_hand((layer,)))
     synthetic_profile(tmp_path / "profile")
     (tmp_path / "counts.npz").write_bytes(b"")
+    (tmp_path / KEPT).mkdir(parents=True)
+    (tmp_path / KEPT / "receipts.jsonl").write_text("")
     for name in ("STATE", "CACHE"):
         monkeypatch.setenv(f"REMOE_{name}_DIR", str(tmp_path / name.lower()))
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from remoe_cli.cli import app, infer, output
+from remoe_cli.cli import app, calibrate, cost, drift, infer, output
 from remoe_cli.errors import RemoeError
 from remoe_cli.progress import Report
 from tests.cli.test_help import TREE
@@ -95,6 +95,32 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
         ),
     ],
     "package": [("p.json", {"deploy.inputs.read_inputs": "Checking the plan"})],
+    "cost": [("n", {"usage.cost.report": "Reading the receipts"})],
+    "calibrate": [
+        (
+            "n -o out",
+            {
+                "usage.again.inputs_of": "Reading the profile",
+                "usage.refit.refuse_old": "",  # quick, and before receipts are read
+                "usage.refit.refit": "Fitting the times",
+                "plan.problem.request.problem_of": "Planning again",
+                "usage.again.again": "Planning again",
+            },
+        )
+    ],
+    "drift": [
+        (
+            "n",
+            {
+                "usage.again.inputs_of": "Reading the profile",
+                "usage.drift.served_hits": "Reading the receipts",
+                "usage.drift.drift": "Comparing the routing",
+                "plan.problem.request.problem_of": "Planning for the served routing",
+                "usage.served.with_routing": "Planning for the served routing",
+                "usage.again.again": "Planning for the served routing",
+            },
+        )
+    ],
 }
 QUICK = {"config show", "plan show"}
 OF_A_TARGET = {"chat", "deploy", "list", "serve", "status", "logs", "destroy"}
@@ -121,6 +147,8 @@ class Open:
             self.calls.append((name, self.title))
             if ends:
                 raise RemoeError("The stub ends the command.", "")
+            if name.endswith("inputs_of"):
+                return MagicMock(), MagicMock(), MagicMock()
             return SimpleNamespace(texts=("x",), skipped=0) if name.endswith("read_prompts") else MagicMock()
 
         return MagicMock(side_effect=call)
@@ -142,7 +170,9 @@ def test_long_work_is_done_in_a_stage(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REMOE_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(output, "progress", opened.progress)
-    monkeypatch.setattr(infer, "pick", MagicMock())
+    for module in (infer, cost, calibrate, drift):
+        monkeypatch.setattr(module, "pick", MagicMock())
+    monkeypatch.setattr(cost, "_standing", MagicMock())
     monkeypatch.setattr(infer, "expected_cost_of", MagicMock())
     for name in stages:
         module, _, function = f"remoe_cli.{name}".rpartition(".")

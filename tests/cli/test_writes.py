@@ -72,10 +72,11 @@ WRITES = (
     Row("package", ("plan.json", "--image"), "folder", "plan-image"),
     Row("deploy", ("plan.json", "--name", "mine"), "folder", STATE),
     Row("destroy", ("mine",), "folder", STATE),
+    Row("calibrate", ("mine", "-o", "OUT"), "folder"),
     Row("catalog update", ("-o", "OUT.toml"), "file", "OUT.toml"),
     Row("catalog update", ("aws-us-east-1", "-o", "OUT.toml"), "file", "OUT.toml"),
 )
-READS = {"chat", "config show", "doctor", "plan show", "infer", "list", "serve", "simulate", "status", "logs"}
+READS = {"chat", "config show", "cost", "doctor", "drift", "plan show", "infer", "list", "serve", "simulate", "status", "logs"}
 
 
 def commands() -> Iterator[str]:

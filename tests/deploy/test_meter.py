@@ -33,7 +33,7 @@ from remoe_cli.runtime.main_function import load_here
 from remoe_cli.runtime.receipt import receipt_of
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support import api_server
-from tests.support.by_hand import PROMPT, ByHand, by_hand, on_twin
+from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand, on_twin
 
 HERE = target.LocalTarget(SILENT)
 LAYERS = (
@@ -94,6 +94,12 @@ def test_the_receipts_of_a_main_function_on_lambda_are_the_meter(made: ByHand) -
     status = HERE.status("m")
     assert by_function([line for receipt in receipts for line in receipt["functions"]]) == by_function(status["functions"])
     assert {key: sum(r["main"][key] for r in receipts) for key in COUNTED} == {key: status["main"][key] for key in COUNTED}
+    # The client keeps them: the function is elsewhere. What it tells besides is no part of the answer.
+    kept = list(HERE.receipts("m").receipts())
+    assert [line.kind for line in kept] == ["failed", "answered", "answered", "failed"]
+    assert [line.receipt.model_dump(mode="json") for line in kept] == [{k: v for k, v in r.items() if k != "error"} for r in receipts]
+    told = [line.observed for line in HERE.receipts("m").observations()]
+    assert len(told) == 2 and all(np.sum(each.prefill) == 2 * 2 * len(PROMPT_IDS) and each.tokens for each in told)
     # What functions were billed while the main function was loaded is in the receipts of the requests that waited for it.
     loading = [sum(line["loading_ms"] for line in receipt["functions"]) for receipt in receipts]
     assert loading[0] == broken["billed_ms"] > 0 and 0 < loading[1] < cold["billed_ms"] and loading[2:] == [0, 0]
@@ -138,6 +144,10 @@ def test_the_receipts_of_a_main_server_and_its_loading_are_the_meter(made: ByHan
         assert spent["answers"][key] == sum(receipt[key] for receipt in receipts)
         metered = sum(f[key] for f in status["functions"])
         assert spent["loading"][key] + sum(receipt[key] for receipt in receipts) + spent["cancelled"][key] == metered
+    kept = list(HERE.receipts("m").receipts())
+    assert [line.kind for line in kept] == ["loading", "failed", "answered", "answered", "cancelled"]
+    for key in COUNTED:
+        assert sum(getattr(line.receipt, key) for line in kept) == sum(f[key] for f in status["functions"])
     assert spent["answers"]["usd"] == pytest.approx(sum(receipt["cost"]["functions_usd"] for receipt in receipts))
     shown = "\n".join(HERE.overview(status).above)
     for purpose in ("loading", "answers", "cancelled"):

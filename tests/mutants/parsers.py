@@ -31,6 +31,7 @@ from remoe_cli.model.tokens import load_tokenizer
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.package.partial_checkpoint import MainFile, MainManifest
 from remoe_cli.plan.catalog.catalog import catalog_text, read_catalog
+from remoe_cli.plan.cost.prices import MainPrices, function_prices
 from remoe_cli.plan.document import Source, read_plan
 from remoe_cli.plan.problem.traffic import read_traffic
 from remoe_cli.plan.solve.given import read_placement
@@ -46,8 +47,11 @@ from remoe_cli.runtime.api.common import Api
 from remoe_cli.runtime.api.completions import COMPLETIONS
 from remoe_cli.runtime.api.messages import MESSAGES, count_tokens
 from remoe_cli.runtime.api.responses import RESPONSES
+from remoe_cli.runtime.kept import Book, Served
 from remoe_cli.runtime.main_function import MainFunction
 from remoe_cli.runtime.main_function import parse as parse_request
+from remoe_cli.runtime.observed import Observed
+from remoe_cli.runtime.receipt import Prices, failed_receipt
 from tests.mutants import mutate
 from tests.support import routing_files
 from tests.support.api_server import whole_model
@@ -58,6 +62,7 @@ from tests.support.families import FAMILIES
 from tests.support.synthetic import plan_of, problem_of, synthetic_profile, tiny_catalog
 from tests.support.topical import topical
 
+MAIN_PRICES = MainPrices(rented=False, usd_per_s=1e-5, usd_per_request=0.0, usd_per_read=0.0)
 Parse = Callable[[bytes], object]
 Mutate = Callable[[bytes, Random], bytes]
 
@@ -313,6 +318,13 @@ def all_parsers(folder: Path) -> dict[str, Parser]:
         b'{"prompt": "a", "max_new_tokens": 5, "stream": true}',
         b'{"messages": [{"role": "user", "content": "u"}], "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}',
     )
+    (folder / "kept").mkdir()
+    book = Book(folder / "valid")
+    prices = Prices(catalog="c", main=MAIN_PRICES, function=function_prices(catalog))
+    seen = Observed(revision="r", prefill=((1, 2),), decode=((0, 1),), tokens=((0.1, ((9, 0.1, 0.1, 0.1),)),), cold=((0.1, 0.2, 0.3),))
+    for _ in range(2):
+        book.keep(Served("answered", failed_receipt(prices, 0.5, ()), "user", seen))
+    kept = [(folder / "valid" / f"{name}.jsonl").read_bytes() for name in ("receipts", "observations")]
     index = b'{"metadata": {"total_size": 5}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
     parsers: dict[str, Parser] = {
         "plan": Parser(at(folder / "plan.json", read_plan), (plan,), mutate.JSON),
@@ -349,6 +361,12 @@ def all_parsers(folder: Path) -> dict[str, Parser]:
         "answer": Parser(answered, (lines, failed), mutate.JSON, 2),
         "request": Parser(parse_request, requests, mutate.JSON, 2),
         **servers_parsers(whole_model(save_chatml(folder / "chatml"))),
+        "kept receipts": Parser(
+            at(folder / "kept/receipts.jsonl", lambda path: list(Book(path.parent).receipts())), (kept[0],), mutate.JSON
+        ),
+        "observations": Parser(
+            at(folder / "kept/observations.jsonl", lambda path: list(Book(path.parent).observations())), (kept[1],), mutate.JSON
+        ),
         "mark": Parser(
             at(folder / "marked/.remoe", lambda path: owned.read_mark(path.parent)),
             (b'{\n "schema_version": "remoe.folder/1", "kind": "package", "files": {"a": [1, 2]}}',),

@@ -26,6 +26,7 @@ from remoe_cli.runtime.access import Door
 from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.app import Limits
 from remoe_cli.runtime.device import Device
+from remoe_cli.runtime.kept import Book
 from remoe_cli.runtime.main_function import MainFunction
 from tests.support import api_server
 from tests.support.api_server import PRICES
@@ -333,7 +334,8 @@ def test_the_printed_url_has_brackets(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(server, "serve", lambda load, listener, door, token: listener.close())
     with address.listen("::1", 0) as free:
         port = free.getsockname()[1]
-    serve_here("d", tmp_path / "server.json", lambda connections, timeout_s: None, "::1", port, replace(SILENT, say=said.append))
+    console, book = replace(SILENT, say=said.append), Book(tmp_path / "receipts")
+    serve_here("d", tmp_path / "server.json", lambda connections, timeout_s: None, "::1", port, console, book=book)
     assert said[0].startswith(f"Serving 'd' on http://[::1]:{port} to your own processes;")
 
 

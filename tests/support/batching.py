@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -18,6 +18,7 @@ from remoe_cli.runtime.dispatch import Dispatcher
 from remoe_cli.runtime.engine import Engine
 from remoe_cli.runtime.sampling import GREEDY, Sampling
 from remoe_cli.runtime.sequence import TokenSequence
+from remoe_cli.runtime.served_hits import Hits
 from tests.support.families import VOCAB_SIZE, build
 
 DRAW = torch.Generator().manual_seed(1)
@@ -33,7 +34,8 @@ def engine_of(family: str) -> Engine:
     local = {layer.layer: {e: e for e in range(layer.experts)} for layer in expert_layers(model)}
     dispatcher = Dispatcher(None, local, {}, ThreadPoolExecutor(1))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
-    return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), (), describe(model.device))
+    uncounted = partial(Hits, list(local), max(layer.experts for layer in expert_layers(model)))
+    return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), (), describe(model.device), uncounted)
 
 
 @dataclass

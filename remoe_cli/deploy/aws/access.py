@@ -28,6 +28,7 @@ from remoe_cli.package.partial_checkpoint import MainManifest
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client
 from remoe_cli.runtime.invoke import Connect, make_client
+from remoe_cli.runtime.kept import Book, book_of
 from remoe_cli.settings import cache_dir
 
 # An answer may take as long as a function may run, and it is paid for: it is waited for, and not asked for again.
@@ -40,16 +41,23 @@ def main_address(account: Account, name: str) -> client.MainAddress:
     Raises: DeployError for an unknown deployment, and for one of functions only.
     """
     kind = status.stack_state(account, name).outputs.get("EndpointKind")
+    book = receipts(account, name)
     with plain_errors(account.origin):
         match kind:
             case Endpoint.aws_lambda:
-                return client.LambdaMain(names.invoked(names.main(name)), account.session.client("lambda", config=_ANSWER))
+                return client.LambdaMain(names.invoked(names.main(name)), account.session.client("lambda", config=_ANSWER), book=book)
             case Endpoint.lambda_gpu:
                 invoked = names.invoked(names.main(name))
-                return client.LambdaMain(invoked, account.session.client("lambda", config=_ANSWER), scales_to_zero=True)
+                return client.LambdaMain(invoked, account.session.client("lambda", config=_ANSWER), scales_to_zero=True, book=book)
             case Endpoint.sagemaker:
-                return client.SageMaker(names.main(name), account.session.client("sagemaker-runtime", config=_ANSWER))
+                return client.SageMaker(names.main(name), account.session.client("sagemaker-runtime", config=_ANSWER), book=book)
     raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name} --target aws'.")
+
+
+def receipts(account: Account, name: str) -> Book:
+    """Return the receipts that this machine keeps of a deployment, by account and region."""
+    names.check_name(name)
+    return book_of("aws", f"{account.id}-{account.region}", name)
 
 
 def deployed_file(account: Account, name: str, file_name: str) -> Path:
@@ -87,7 +95,7 @@ def serve(account: Account, name: str, host: str, port: int, console: Console, a
 
     bucket = status.stack_state(account, name).outputs["Bucket"]
     last_resort = LastResort(f"s3://{bucket}", lambda: aws_environment(_reopened(account)))
-    serve_here(name, server_json, _clients(account), host, port, console, asked, last_resort)
+    serve_here(name, server_json, _clients(account), host, port, console, asked, last_resort, book=receipts(account, name))
 
 
 def _clients(account: Account) -> Connect:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from remoe_cli.package.dependencies import PYTHON
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime.client import MainAddress
+from remoe_cli.runtime.kept import Book
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,12 @@ class AwsTarget:
 
     def serve(self, name: str, host: str, port: int, asked: ServeOptions = SERVE_PLAINLY) -> None:
         access.serve(self.account, name, host, port, self.console, asked)
+
+    def receipts(self, name: str) -> Book:
+        return access.receipts(self.account, name)
+
+    def deployed_at(self, name: str) -> datetime | None:
+        return None
 
     def destroy(self, name: str) -> dict[str, Any]:
         return deployment.destroy(self.account, name, self.console)

@@ -14,6 +14,7 @@ import math
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from remoe_cli.package.partial_checkpoint import MANIFEST
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client, peers
 from remoe_cli.runtime.invoke import make_client
+from remoe_cli.runtime.kept import Book, book_of
 
 # What a main server does that does not answer, and what to do about it.
 _MAIN_STATES = {
@@ -111,7 +113,7 @@ class LocalTarget:
         main: MainConfig | FunctionConfig | None = None
         match options.endpoint:
             case None:
-                main = _main_server(folder)
+                main = _main_server(folder, self.receipts(name))
             case Endpoint.aws_lambda:
                 with self.console.progress("Packaging the main function", of_bytes=True) as report:
                     packaged = main_files.write_main_files(config, folder / "plan.json", folder / "main", report)
@@ -146,7 +148,8 @@ class LocalTarget:
             case {"kind": "server", "state": "running", "port": port}:
                 return client.Http(f"http://127.0.0.1:{port}", own_user=True)
             case {"kind": "lambda", "name": function}:
-                return client.LambdaMain(function, make_client(document["endpoint"], 1, read_timeout_s(MAX_TIMEOUT_S)))
+                connection = make_client(document["endpoint"], 1, read_timeout_s(MAX_TIMEOUT_S))
+                return client.LambdaMain(function, connection, book=self.receipts(name))
             case None if document["endpoint"]:
                 raise DeployError(f"'{name}' has functions only.", f"Run its main function on this machine: 'remoe serve {name}'.")
             case {"state": state, "pid": pid}:
@@ -162,7 +165,15 @@ class LocalTarget:
         if document["endpoint"] is None:
             raise _down(document)
         connect = partial(make_client, document["endpoint"])
-        serve_here(name, lifecycle.state_dir(name) / "server.json", connect, host, port, self.console, asked)
+        server_json = lifecycle.state_dir(name) / "server.json"
+        serve_here(name, server_json, connect, host, port, self.console, asked, book=self.receipts(name))
+
+    def receipts(self, name: str) -> Book:
+        lifecycle.state_dir(name)  # raises UsageError for what is no name
+        return book_of("local", name)
+
+    def deployed_at(self, name: str) -> datetime | None:
+        return datetime.fromtimestamp((lifecycle.known_dir(name) / "server.json").stat().st_mtime, UTC)
 
     def destroy(self, name: str) -> dict[str, Any]:
         """Destroy a deployment; `state` is "absent" when there was none.
@@ -182,9 +193,10 @@ def _down(document: dict[str, Any]) -> DeployError:
     return DeployError(f"The deployment '{document['name']}' does not run here: it is {document['state']}.", document["hint"])
 
 
-def _main_server(folder: Path) -> MainConfig:
+def _main_server(folder: Path, book: Book) -> MainConfig:
     # -P: nothing is imported from the current folder, which others may have written.
-    return MainConfig(argv=[sys.executable, "-P", "-m", "remoe_cli.runtime.server", str(folder / "server.json")])
+    command = [sys.executable, "-P", "-m", "remoe_cli.runtime.server"]
+    return MainConfig(argv=[*command, str(folder / "server.json"), str(book.folder)])
 
 
 def _main_function(name: str, plan: Plan, folder: Path, main_bytes: int) -> FunctionConfig:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from remoe_cli.artifacts import Part
+from remoe_cli.artifacts import Part, is_none
 from remoe_cli.plan.document import MainSpec
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class MainPrices(Part):
     usd_per_request   what a request costs besides time: its fee, and what Lambda logs of it
     usd_per_read      of one read of S3; 0 where no request pays for reading the model
     share_usd         what a request pays of all hours of all rented instances, at the plan's traffic; None where that is unknown
+    idle_s            seconds after its last request for which a rented instance that scales to zero is still paid; None: for ever
     """
 
     rented: bool
@@ -68,6 +70,7 @@ class MainPrices(Part):
     memory_mb: int = 0
     usd_per_gb_second: float = 0.0
     share_usd: float | None = None
+    idle_s: float | None = Field(default=None, exclude_if=is_none)
 
 
 class MainCost(Part):
@@ -146,12 +149,17 @@ def main_prices(
     side, function = catalog.main, catalog.function
     if spec.usd_per_hour is not None:
         share_usd = None if requests_per_hour is None else up_share * instances * spec.usd_per_hour / requests_per_hour
-        fee_usd, read_usd = 0.0, 0.0
+        fee_usd, read_usd, idle_s = 0.0, 0.0, None
         if spec.scales_to_zero and catalog.zero is not None:
             fee_usd = catalog.zero.usd_per_request + log_usd(catalog)
-            read_usd = catalog.storage.usd_per_1000_reads / 1000
+            read_usd, idle_s = catalog.storage.usd_per_1000_reads / 1000, catalog.zero.idle_s
         return MainPrices(
-            rented=True, usd_per_s=spec.usd_per_hour / 3600, usd_per_request=fee_usd, usd_per_read=read_usd, share_usd=share_usd
+            rented=True,
+            usd_per_s=spec.usd_per_hour / 3600,
+            usd_per_request=fee_usd,
+            usd_per_read=read_usd,
+            share_usd=share_usd,
+            idle_s=idle_s,
         )
     storage_usd = side.usd_per_storage_gb_second * max(0.0, spec.memory_mb - function.storage_free_mb) / _GB_MB
     memory_usd = catalog.main_usd_per_gb_second * spec.memory_mb / _GB_MB

@@ -97,15 +97,23 @@ def _ttft_at(workload: Workload, percentile: float | None) -> TtftAt | None:
 
 def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
     """Pose the problem that a plan solves, of its own profile and catalog."""
-    workload = plan.workload
+    return make_problem(profile, catalog, replace(request_of(plan), aim=Aim()))
+
+
+def request_of(plan: Plan) -> PlanRequest:
+    """Say what a plan was asked for: ask for the same again with other times or another routing.
+
+    A placement that was forced or given is not asked for again: the best one is.
+    """
+    workload, targets = plan.workload, plan.targets
     longest = sizes_of(tuple((1 / len(workload.longest), *size) for size in workload.longest)) if workload.longest else None
-    traffic = Traffic(workload.lengths, workload.requests_per_hour, requests=longest)
-    asked = PlanRequest(
-        traffic=traffic,
+    return PlanRequest(
+        aim=Aim(plan.objective, targets.ttft_s, targets.tpot_s, targets.budget_usd, targets.ttft_percentile),
+        traffic=Traffic(workload.lengths, workload.requests_per_hour, requests=longest),
         cold_share=workload.cold_share,
         invocations=plan.invocations,
+        solver=plan.method if plan.method in ("scan", "paper") else "exact",
         routing=workload.routing,
         waking=workload.waking,
         concurrency=workload.concurrency,
     )
-    return make_problem(profile, catalog, asked)

@@ -250,7 +250,7 @@ def sampled(body: Any, main: MainFunction) -> dict[str, Any]:
     given = {name: value for name in SAMPLING if (value := getattr(body, name, None)) is not None}
     if given.get("top_k") == -1:  # vLLM's word for all tokens
         given["top_k"] = 0
-    lists = {name: value for name in ("logit_bias", "stop") if (value := getattr(body, name, None))}
+    lists = {name: value for name in ("logit_bias", "stop", "user") if (value := getattr(body, name, None))}
     return {"temperature": 1.0, **main.engine.defaults, **given, **lists}
 
 

@@ -177,8 +177,10 @@ def _parse(body: bytes, main: MainFunction) -> Asked:
         "max_new_tokens": asked.max_tokens,
         "stop": asked.stop_sequences or (),
         "stream": bool(asked.stream),
+        "user": asked.metadata and asked.metadata.user_id,
     }
-    return Asked(request(fields, {"max_new_tokens": "max_tokens", "stop": "stop_sequences"}), asked, main.name)
+    names = {"max_new_tokens": "max_tokens", "stop": "stop_sequences", "user": "metadata.user_id"}
+    return Asked(request(fields, names), asked, main.name)
 
 
 def count_tokens(body: bytes, main: MainFunction, own: dict[int, Any]) -> int:

@@ -23,6 +23,7 @@ from remoe_cli.deploy.local.supervisor import Children
 from remoe_cli.errors import DeployError
 from remoe_cli.runtime import client
 from remoe_cli.runtime.invoke import make_client
+from remoe_cli.runtime.kept import Book
 from tests.deploy.local.test_lifecycle import config, invoke, root, start, until, with_main
 from tests.support import other_user
 from tests.support.handlers import server
@@ -215,7 +216,7 @@ def test_what_lies_in_the_current_folder_is_not_imported(root: Path, monkeypatch
         (bait / f"{name}.py").write_text(f"open({str(root / 'bitten')!r}, 'w').write({name!r})\nraise SystemExit('bitten')")
     monkeypatch.chdir(bait)
     assert invoke(start(config(root))["endpoint"], 1)
-    argv = target._main_server(root).argv  # of a real deployment
+    argv = target._main_server(root, Book(root / "receipts")).argv  # of a real deployment
     assert argv[1:4] == ["-P", "-m", "remoe_cli.runtime.server"]
     assert not (root / "bitten").exists()
 

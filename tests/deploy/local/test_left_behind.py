@@ -135,7 +135,7 @@ def test_destroying_nothing_is_no_error(root: Path) -> None:
     run = forked.remoe("destroy", "nobody")
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout == "There is no deployment named 'nobody' here: no file, and no process on this machine.\n"
-    gone = {"name": "nobody", "target": "local", "state": "absent", "left": [], "kept": []}
+    gone = {"name": "nobody", "target": "local", "state": "absent", "left": [], "kept": [], "receipts": None}
     assert forked.document("destroy", "nobody") == gone
 
 

@@ -1,0 +1,238 @@
+"""Add up the receipts of a deployment: by day, by user, or by function. Pure.
+
+What functions were billed is what their REPORT lines say, so the sums are those of Lambda's meter. The time of a main function that is
+rented is priced by the hour: each request pays the time that it took, and the rest is idle time. (A receipt itself shares out the hours of
+the plan's traffic instead, as it cannot know how many requests come.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from math import fsum
+
+from remoe_cli.artifacts import Part
+from remoe_cli.plan.cost.prices import MainPrices
+from remoe_cli.plan.wording import HOURS_PER_MONTH
+from remoe_cli.runtime.kept import KeptReceipt
+from remoe_cli.runtime.receipt import FunctionLine
+from remoe_cli.usage.by import By
+
+MAIN = "main function"
+_GB_MB = 1024
+
+
+class CostRow(Part):
+    """The sums of some requests.
+
+    of              a day (UTC), a user, or a function; "" for requests without a user
+    requests        that took part in it: answered, failed and cancelled ones, and not the loading of a main server
+    billed_ms       of expert functions; `gb_seconds` too
+    main_s          of the main function, loading included
+    unpriced        requests whose prices were not known when they ended
+    idle_s, idle_usd   of rented main functions, between requests
+    """
+
+    of: str
+    requests: int = 0
+    answered: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    invocations: int = 0
+    cold_starts: int = 0
+    retries: int = 0
+    unreported: int = 0
+    unpriced: int = 0
+    billed_ms: int = 0
+    gb_seconds: float = 0.0
+    functions_usd: float = 0.0
+    main_s: float = 0.0
+    main_usd: float = 0.0
+    idle_s: float = 0.0
+    idle_usd: float = 0.0
+
+    @property
+    def usd(self) -> float:
+        """Everything that the row costs."""
+        return self.functions_usd + self.main_usd + self.idle_usd
+
+
+class Stored(Part):
+    """What is kept in storage: the weights of the expert functions."""
+
+    stored_bytes: int
+    usd_per_gb_month: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What of a deployment costs money by existing, until `until`.
+
+    instances   of a rented main function
+    """
+
+    until: datetime
+    instances: int = 1
+    stored: Stored | None = None
+
+
+class CostReport(Part):
+    """The sums of a period.
+
+    begin, end    of the period; None where nothing was kept
+    rows          by what was asked for
+    total         of all requests, with idle time
+    loading_ms    part of `total.billed_ms` that was billed while main servers were loaded
+    storage_usd   None where the deployment does not stand any more, so that nobody knows what it stored
+    usd           of everything
+    """
+
+    begin: datetime | None
+    end: datetime | None
+    by: By
+    rows: tuple[CostRow, ...]
+    total: CostRow
+    loading_ms: int
+    storage_usd: float | None
+    usd: float
+
+
+def report(kept: Iterable[KeptReceipt], by: By, since: datetime | None = None, standing: Standing | None = None) -> CostReport:
+    """Add up the receipts that ended since then, in the order in which they were kept.
+
+    Receipts before that tell since when a rented main function has been idle. `standing` is None for a deployment that is gone: then the
+    period ends with its last receipt.
+    """
+    rows: dict[str, Counter[str]] = {}
+    total, idle, loading_ms = Counter[str](), _Idle(since, standing.instances if standing else 1), 0
+    begins: list[datetime] = []
+    ends: list[datetime] = []
+
+    def count_idle(spans: Iterable[tuple[str, float, float]]) -> None:
+        for day, seconds, usd in spans:
+            figures = {"idle_s": seconds, "idle_usd": usd}
+            total.update(figures)
+            if by is not By.user:
+                rows.setdefault(day if by is By.day else MAIN, Counter()).update(figures)
+
+    for line in kept:
+        count_idle(idle.until(line))
+        if since is not None and line.ended < since:
+            continue
+        total.update(_figures(line))
+        for of, figures in _parts(line, by):
+            rows.setdefault(of, Counter()).update(figures)
+        loading_ms += line.receipt.billed_ms if line.kind == "loading" else 0
+        begins = [min([*begins, line.ended - timedelta(seconds=line.receipt.main.seconds)])]
+        ends = [max([*ends, line.ended])]
+    if standing:
+        count_idle(idle.until_now(standing.until))
+    begin = max([*begins, *([since] if since else [])]) if begins else None
+    end = standing.until if standing and ends else next(iter(ends), None)
+    storage_usd = None
+    if standing and standing.stored and begin and end:
+        months = (end - begin).total_seconds() / 3600 / HOURS_PER_MONTH
+        storage_usd = standing.stored.stored_bytes / 2**30 * standing.stored.usd_per_gb_month * months
+    whole = _row("", total)
+    return CostReport(
+        begin=begin,
+        end=end,
+        by=by,
+        rows=tuple(_row(of, rows[of]) for of in sorted(rows)),
+        total=whole,
+        loading_ms=loading_ms,
+        storage_usd=storage_usd,
+        usd=whole.usd + (storage_usd or 0.0),
+    )
+
+
+def _row(of: str, figures: Mapping[str, float]) -> CostRow:
+    return CostRow.model_validate({"of": of, **figures})
+
+
+def _parts(line: KeptReceipt, by: By) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the parts of a receipt that belong to rows, with their figures."""
+    match by:
+        case By.day:
+            yield line.ended.astimezone(UTC).date().isoformat(), _figures(line)
+        case By.user:
+            yield line.user or "", _figures(line)
+        case By.function:
+            whole = _figures(line)
+            of_main = ("requests", "answered", "failed", "cancelled", "prompt_tokens", "generated_tokens", "main_s", "main_usd", "unpriced")
+            yield MAIN, {name: whole[name] for name in of_main if name in whole}
+            for function in line.receipt.functions:
+                yield function.name, _of_functions([function]) | {"requests": int(line.kind != "loading")}
+
+
+def _figures(line: KeptReceipt) -> dict[str, float]:
+    receipt, is_request = line.receipt, line.kind != "loading"
+    figures: dict[str, float] = _of_functions(receipt.functions) | {"main_s": receipt.main.seconds, "main_usd": _main_usd(line)}
+    figures["unpriced"] = int(receipt.main.prices is None)
+    if is_request:
+        figures |= {"requests": 1, line.kind: 1}
+        figures |= {"prompt_tokens": receipt.prompt_tokens, "generated_tokens": receipt.generated_tokens}
+    return figures
+
+
+def _of_functions(lines: Sequence[FunctionLine]) -> dict[str, float]:
+    counted = ("invocations", "cold_starts", "retries", "unreported", "billed_ms")
+    sums: dict[str, float] = {name: sum(getattr(line, name) for line in lines) for name in counted}
+    sums["gb_seconds"] = fsum(line.memory_mb / _GB_MB * line.billed_ms / 1000 for line in lines)
+    return sums | {"functions_usd": fsum(line.cost_usd for line in lines)}
+
+
+def _main_usd(line: KeptReceipt) -> float:
+    """Price the time of the main function, its fee, and what it read to load the model.
+
+    A main server that is paid by use is paid for requests, so its loading is free; a rented one is paid while it loads too.
+    """
+    main = line.receipt.main
+    if (prices := main.prices) is None or (line.kind == "loading" and not prices.rented):
+        return 0.0
+    fee_usd = 0.0 if line.kind == "loading" else prices.usd_per_request
+    return prices.usd_per_s * main.seconds + prices.usd_per_read * main.reads + fee_usd
+
+
+Span = tuple[str, float, float]  # a day, seconds of it, and their USD
+
+
+@dataclass
+class _Idle:
+    """The idle times of rented main functions, from one receipt to the next.
+
+    Before a main server was loaded nobody knows whether there was one, so that is no idle time.
+    """
+
+    since: datetime | None
+    instances: int
+    _end: datetime | None = None
+    _prices: MainPrices | None = None
+
+    def until(self, line: KeptReceipt) -> Iterator[Span]:
+        """Yield the idle time before a request, by day."""
+        if line.kind != "loading":
+            yield from self._spans(line.ended - timedelta(seconds=line.receipt.main.seconds))
+        self._end = line.ended if self._end is None else max(self._end, line.ended)
+        self._prices = line.receipt.main.prices or self._prices
+
+    def until_now(self, now: datetime) -> Iterator[Span]:
+        """Yield the idle time after the last request, by day."""
+        yield from self._spans(now)
+
+    def _spans(self, end: datetime) -> Iterator[Span]:
+        begin, prices = self._end, self._prices
+        if begin is None or prices is None or not prices.rented:
+            return
+        if prices.idle_s is not None:  # then the instance was given back
+            end = min(end, begin + timedelta(seconds=prices.idle_s))
+        begin, end = max(begin, self.since or begin).astimezone(UTC), end.astimezone(UTC)
+        while begin < end:
+            midnight = datetime(begin.year, begin.month, begin.day, tzinfo=UTC) + timedelta(days=1)
+            seconds = (min(end, midnight) - begin).total_seconds()
+            yield begin.date().isoformat(), seconds, seconds * prices.usd_per_s * self.instances
+            begin = min(end, midnight)

@@ -1,0 +1,98 @@
+"""Times fitted to what requests told: what was put in comes out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remoe_cli.errors import DeployError, UsageError
+from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.cost.expert_functions import function_vcpus
+from remoe_cli.plan.document import Plan
+from remoe_cli.profile.latency_record import ColdStart
+from remoe_cli.profile.record import Profile, read_profile
+from remoe_cli.runtime.observed import Observed
+from remoe_cli.usage.refit import refit
+from tests.support.synthetic import invocation, plan_of, synthetic_profile, tiny_catalog
+
+ELAPSED_S, INSIDE_S, COMPUTE_S, BYTES_PER_S = 0.030, 0.005, 0.001, 2e6
+
+
+def planned(folder: Path, **latency: Any) -> tuple[Profile, Plan, Catalog]:
+    profile, catalog = synthetic_profile(folder, expert_mb=40), tiny_catalog()
+    profile = replace(profile, record=profile.record.model_copy(update={"latency": profile.record.latency.model_copy(update=latency)}))
+    plan = plan_of(profile, catalog, remote_share=0.5)
+    return profile, plan.model_copy(update={"main": plan.main.model_copy(update={"vcpus": None})}), catalog
+
+
+def sample(size: int) -> tuple[int, float, float, float]:
+    """A call whose payload passes at BYTES_PER_S beside what every call takes."""
+    return size, ELAPSED_S + size / BYTES_PER_S, INSIDE_S, COMPUTE_S
+
+
+def told(requests: int = 10, sizes: tuple[int, ...] = (800, 900, 40_000, 300_000), **more: Any) -> list[Observed]:
+    """Tokens of one and two calls of small payloads, and prompts of several sizes; a token takes nothing beside its calls."""
+    small = sample(sizes[0])
+    tokens = tuple((0.004 + calls * small[1], (small,) * calls) for calls in (1, 2, 1, 2))
+    return [Observed(revision="r", tokens=tokens, first=tuple(map(sample, sizes)), **more) for _ in range(requests)]
+
+
+def test_what_calls_took_comes_out(tmp_path: Path) -> None:
+    profile, plan, catalog = planned(tmp_path / "p")
+    made = refit("m", profile, plan, catalog, told(), tmp_path / "new")
+    new = read_profile(tmp_path / "new").record.latency
+    assert new == made.profile.record.latency and made.calls == 100 and new.invocation is not None
+    assert new.invocation.bytes_per_s == pytest.approx(BYTES_PER_S, rel=0.01)
+    assert new.invocation.billed_s.mean == pytest.approx(INSIDE_S - COMPUTE_S)
+    # A token of more calls takes less than its calls' times, as their layers' own experts are computed meanwhile: no wait is counted twice.
+    assert new.invocation.unbilled_s.mean == pytest.approx(ELAPSED_S - INSIDE_S, rel=0.1)
+    assert new.cold_start is None and made.cold_starts == 0 and "too few" in made.remarks[0]
+    assert made.computing == 1.0 and new.remote_expert == profile.record.latency.remote_expert
+
+
+def test_payloads_of_one_size_leave_the_rate_as_it_was(tmp_path: Path) -> None:
+    profile, plan, catalog = planned(tmp_path / "p", invocation=invocation(1))
+    made = refit("m", profile, plan, catalog, told(sizes=(900, 950)), tmp_path / "new")
+    latency = made.profile.record.latency
+    assert latency.invocation is not None and latency.invocation.bytes_per_s == invocation(1).bytes_per_s
+    assert any("rate of the network is as it was" in remark for remark in made.remarks)
+
+
+@pytest.mark.parametrize("factor", [0.25, 3.0])
+def test_slower_functions_are_found(tmp_path: Path, factor: float) -> None:
+    profile, plan, catalog = planned(tmp_path / "p")
+    curve, random = profile.record.latency.remote_expert, np.random.default_rng(0)
+    calls = []
+    for experts, rows, memory_mb in ((1, 1, 1024), (2, 2, 1024), (3, 40, 2048), (1, 7, 512)):
+        vcpus = float(function_vcpus(catalog.function, memory_mb))
+        seconds = float(curve.elapsed_s(experts * curve.work_s(rows / experts, vcpus) * factor, vcpus))
+        calls += [(experts, rows, memory_mb, seconds * float(random.uniform(0.9, 1.1))) for _ in range(8)]
+    made = refit("m", profile, plan, catalog, told(computing=tuple(calls)), tmp_path / "new")
+    assert made.computing == pytest.approx(factor, rel=0.05)
+    new = made.profile.record.latency.remote_expert
+    assert float(new.seconds(5, 1.0)) == pytest.approx(factor * float(curve.seconds(5, 1.0)), rel=0.05)
+    assert new.held_out_error is not None and new.held_out_error < 0.1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_cold_starts_are_summarised(tmp_path: Path, known: bool) -> None:
+    steps = ColdStart(starts=5, process_s=0.1, imports_s=0.3, weights_s=0.02, first_result_s=0.02, total_s=0.5)
+    profile, plan, catalog = planned(tmp_path / "p", cold_start=steps if known else None)
+    made = refit("m", profile, plan, catalog, told(cold=((2.0, 0.8, 0.1),)), tmp_path / "new")
+    found = made.profile.record.latency.cold_start
+    assert found is not None and (found.starts, found.total_s) == (10, 2.0)
+    assert found.process_s + found.imports_s == pytest.approx(0.8) and found.weights_s + found.first_result_s == pytest.approx(0.1)
+    assert found.process_s == pytest.approx(0.2 if known else 0.0)
+
+
+def test_too_few_calls_and_the_old_profiles_place_are_refused(tmp_path: Path) -> None:
+    profile, plan, catalog = planned(tmp_path / "p")
+    with pytest.raises(DeployError, match="tell of 10 warm calls of expert functions, and 20 are needed"):
+        refit("m", profile, plan, catalog, told(1), tmp_path / "new")
+    with pytest.raises(UsageError, match="which is not written over"):
+        refit("m", profile, plan, catalog, told(), tmp_path / "other" / ".." / "p")
+    assert not (tmp_path / "new").exists()
