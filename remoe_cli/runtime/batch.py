@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from remoe_cli.model.batch_cache import can_continue, join, keep
-from remoe_cli.runtime.answer import Stop, deadline_of, why_not_begun
+from remoe_cli.runtime.answer import Stop, deadline_of
 from remoe_cli.runtime.device import full_memory_named
 from remoe_cli.runtime.dispatch import Array, Dispatcher
 from remoe_cli.runtime.sequence import TokenSequence
@@ -78,8 +78,9 @@ class Batch:
         tokens, start = sequence.tokens, sequence.read
         others = len(self) > 0
         try:
-            if start and (error := why_not_begun(sequence.stopped())):
-                raise error
+            if (start or others) and (reason := sequence.stopped()):
+                sequence.end(reason)
+                return [sequence]
             if not start:
                 sequence.cache = sequence.inputs.cache(self.model)
             part = _CHUNK_TOKENS if others and can_continue(self.model, sequence.cache) else len(tokens)

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.logits_process import LogitsProcessorList
 
 from remoe_cli.model.generation import StopStrings, visible
-from remoe_cli.runtime.answer import FinishReason, Generated, Piece, Stop, TokenLogprob
+from remoe_cli.runtime.answer import FinishReason, Generated, Piece, Stop, TokenLogprob, why_not_begun
 from remoe_cli.runtime.choose import Noted
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.served_hits import DECODE, PREFILL, Hits
@@ -166,6 +166,13 @@ class TokenSequence:
             self._finish("length", False)
         elif reason is not None:
             self._finish(reason, False)
+
+    def end(self, reason: Stop) -> None:
+        """End the answer where it is; without any token it is an error."""
+        if self.stream.ids:
+            self._finish(reason, False)
+        else:
+            self.error = why_not_begun(reason)
 
     def _finish(self, reason: FinishReason, at_stop_string: bool) -> None:
         self.stream.finish(stopped=at_stop_string)

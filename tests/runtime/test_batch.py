@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from remoe_cli.errors import InvokeError
+from remoe_cli.errors import DeployError, InvokeError
 from remoe_cli.runtime import batch as batches
 from remoe_cli.runtime.answer import Generated, Stop
 from remoe_cli.runtime.engine import Engine
@@ -80,6 +80,20 @@ def test_one_that_is_cancelled_leaves_the_others_as_they_are() -> None:
     first, cancelled, last = together(engine, asked)
     assert cancelled.finish_reason == "cancelled" and len(cancelled.stream.ids) < 12
     assert [each.generated().token_ids for each in (first, last)] == [alone(engine, asked[i]).token_ids for i in (0, 2)]
+
+
+def test_one_that_is_cancelled_while_its_prompt_is_read_costs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_CHUNK_TOKENS", 8)
+    engine, asked_for = engine_of("mixtral"), list[int]()
+
+    def stopped() -> Stop | None:
+        asked_for.append(0)
+        return "cancelled" if len(asked_for) > 2 else None
+
+    asked = [Asked(0, PROMPTS[0], 12), Asked(1, PROMPTS[2], 12, stopped=stopped)]
+    other, cancelled = together(engine, asked)
+    assert isinstance(cancelled.error, DeployError) and "is ending" in cancelled.error.message and cancelled.read == 16
+    assert other.generated().token_ids == alone(engine, asked[0]).token_ids
 
 
 def test_one_that_fails_leaves_the_others_as_they_are(failed_steps: list[str]) -> None:
