@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from remoe_cli.function.codec import Batch
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import attach, expert_layers
 from remoe_cli.model.loader import load
+from remoe_cli.runtime.budget import HEDGES
 from remoe_cli.runtime.dispatch import Dispatcher
 from remoe_cli.runtime.invoke import Invocation, make_client
 from remoe_cli.runtime.last_resort import LastResort
@@ -169,14 +170,12 @@ def test_a_short_time_without_a_network_costs_no_token(served: Served) -> None:
 def test_a_function_that_is_gone_is_named_at_once_and_computed_here(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     gone = served.split.functions[1][0]
     with served.dispatcher() as dispatcher, faults.deleted(served.split.twin, gone.name), caplog.at_level(logging.WARNING):
-        begun = time.monotonic()
         sent = served.answer(dispatcher)
         first = caplog.records[0]
-        assert first.created - time.time() + time.monotonic() - begun < 1
         assert f"The expert function {gone.name} of layer 1 failed" in first.getMessage() and "ResourceNotFound" in first.getMessage()
         assert {each.function for each in sent if each.fallbacks} == {gone.name}
-        assert served.proxy.sent[gone.name] == 1  # it is not asked again and again
-        assert len(caplog.records) == 1
+        # It is named at its first failure, and not asked again but after pauses.
+        assert summed(sent)["retries"] == 0 and served.proxy.sent[gone.name] <= 3
 
 
 def test_without_a_shard_a_function_that_is_gone_ends_the_answer_and_is_named(served: Served) -> None:
@@ -209,30 +208,34 @@ def test_a_function_out_of_memory_is_computed_here(served: Served) -> None:
 
 
 def test_a_slow_call_is_overtaken_by_a_second_one_and_both_are_billed(served: Served) -> None:
-    function, before, slow = served.split.functions[0][0], served.billed(), threading.Event()
+    function, before, slow, released = served.split.functions[0][0], served.billed(), threading.Event(), threading.Event()
 
     def once(seen: faults.Seen, send: faults.Send) -> faults.Reply:
         if slow.is_set():
             slow.clear()
-            time.sleep(2.0)
+            released.wait(30)
         return send(seen)
 
     with served.dispatcher() as dispatcher:
-        served.proxy.fault, taken = once, list[float]()
+        served.proxy.fault = once
         for number in range(26):
             if number in (5, 25):  # too few calls are known, and then enough
                 slow.set()
-            begun = time.monotonic()
-            call = dispatcher.caller.begin(0, function, ROWS, begun)
+            if number == 5:
+                threading.Timer(0.5, released.set).start()
+            if number == 25:  # whatever a busy machine has spent before
+                dispatcher.caller._hedges = replace(HEDGES, tokens=1.0)
+            call = dispatcher.caller.begin(0, function, ROWS, time.monotonic())
             dispatcher.caller.finish([call], lambda: None)
-            taken.append(time.monotonic() - begun)
-        assert taken[5] > 2 > taken[25]
-        assert served.proxy.sent.total() == 27
-        (last,) = (each for each in dispatcher.take() if each.hedges)
-        begun = time.monotonic()
+            if number == 5:
+                assert released.is_set() and served.proxy.sent.total() == 6
+                released.clear()
+        assert not released.is_set() and served.proxy.sent.total() == 26 + sum(each.hedges for each in dispatcher.sent)
+        last = [each for each in dispatcher.take() if not each.late][-1]
         dispatcher.settle()
-        assert time.monotonic() - begun < 1.5  # the answer is there: what is still under way is hardly waited for
-        assert [each.unreported for each in dispatcher.take()] == [1]
+        assert not released.is_set()  # the answer is there: what is still under way is hardly waited for
+        assert sum(each.unreported for each in dispatcher.take()) == 1
+        released.set()
     (late,) = dispatcher.take()  # when it has ended
     assert (last.hedges, last.billed_tries, last.late) == (1, 1, False)
     assert (late.hedges, late.billed_tries, late.late) == (0, 1, True) and not late.plain and not last.plain
@@ -241,22 +244,21 @@ def test_a_slow_call_is_overtaken_by_a_second_one_and_both_are_billed(served: Se
 
 def test_a_call_has_its_share_of_the_time_that_a_request_has(served: Served) -> None:
     """A function that does not answer at all is computed here while there is time."""
-    name = served.split.functions[0][0].name
+    name, released = served.split.functions[0][0].name, threading.Event()
 
     def silent(seen: faults.Seen, send: faults.Send) -> faults.Reply:
         if seen.function == name:
-            time.sleep(1.0)
+            released.wait(30)
         return send(seen)
 
     with served.dispatcher() as dispatcher:
         served.proxy.fault = silent
-        dispatcher.deadline_s = time.monotonic() + 0.4
-        begun = time.monotonic()
+        dispatcher.deadline_s = time.monotonic() + 0.5
         assert torch.equal(greedy(served.model, 1), served.expected[:, : served.expected.shape[1] - TOKENS + 1])
-        assert time.monotonic() - begun < 0.9
-        dispatcher.deadline_s = float("inf")
+        assert not released.is_set()
+        released.set()
         dispatcher.settle()
-        assert summed(dispatcher.take())["fallbacks"] == 1
+        assert name in {each.function for each in dispatcher.take() if each.fallbacks}
 
 
 def test_attempts_stay_within_the_budget_once_it_is_spent(served: Served) -> None:
