@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,6 +81,7 @@ def read(form: ToolFormat, text: str, step: int, **more: Any) -> tuple[str, list
     return made.text, made.calls, "".join(each for each in found if isinstance(each, str))
 
 
+@cache
 def tokens(tags: tuple[str, ...]) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE(vocab={character: number for number, character in enumerate(alphabet)}, merges=[]))
@@ -89,9 +91,14 @@ def tokens(tags: tuple[str, ...]) -> Tokenizer:
     return made
 
 
+@cache
+def ll_tokens(made: Tokenizer) -> LLTokenizer:
+    return LLTokenizer(made.to_str(), eos_token=made.token_to_id("<|endoftext|>"))
+
+
 def accepts(made: Tokenizer, grammar: str, text: str) -> tuple[bool, bool]:
     """Whether a grammar allows a text, and whether the text may end there."""
-    matcher = LLMatcher(LLTokenizer(made.to_str(), eos_token=made.token_to_id("<|endoftext|>")), grammar, log_level=0)
+    matcher = LLMatcher(ll_tokens(made), grammar, log_level=0)
     assert not matcher.get_error()
     ids = made.encode(text).ids
     return matcher.try_consume_tokens(ids) == len(ids), matcher.is_accepting()
