@@ -164,7 +164,7 @@ def _predictors(content: Content) -> Figure | None:
     winners = [name == found.record.default for name, _ in scores]
     bars = panel.barh([name for name, _ in scores], [bits for _, bits in scores], height=0.62)
     for bar, winner in zip(bars, winners, strict=True):
-        bar.set_color(style.light("plan" if winner else "other"))
+        bar.set(facecolor=style.light("plan" if winner else "other"), hatch="" if winner else "...", edgecolor=style.light("ground"))
     panel.bar_label(bars, fmt="%.4f", padding=3, fontsize=8)
     panel.axvline(found.floor_bits, color=style.light("soft"), linestyle="--", linewidth=1.2, label=f"noise floor, {found.floor_bits:.4f}")
     panel.set(xlabel="divergence on held-out prompts, bits", xlim=(0, max(bits for _, bits in scores) * 1.25))

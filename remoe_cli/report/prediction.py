@@ -44,7 +44,7 @@ def _draw_scores(panel: Axes, one: Evaluation) -> None:
         error_kw={"ecolor": style.light("text"), "capsize": 2, "elinewidth": 1},
     )
     for bar, name in zip(bars, order, strict=True):
-        bar.set_color(style.light("plan" if name == OURS else "other"))
+        bar.set_facecolor(style.light("plan" if name == OURS else "other"))
         bar.set_hatch("" if name == OURS else "...")
         bar.set_edgecolor(style.light("ground"))
     panel.axvline(one.noise_floor_bits, color=style.light("text"), linestyle="--", linewidth=1)
