@@ -53,14 +53,14 @@ def command(
             from remoe_cli.report.pictures import draw_pictures
 
             pictures = draw_pictures(content, png)
-    for text in content.left_out:
+    for text in (*content.left_out, *content.details):
         output.say(text)
     document = {
         "path": str(out),
         "bytes": out.stat().st_size,
         "pictures": [str(path) for path in pictures],
         "model": content.model,
-        "left_out": list(content.left_out),
+        "left_out": [*content.left_out, *content.details],
     }
     output.result(document, lambda: _show(content, out, pictures))
 

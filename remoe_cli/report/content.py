@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from remoe_cli.errors import RemoeError
+from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.plan.assess.frontier import Point, scanned_frontier, unbeaten
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import BaselineName, Plan
@@ -42,6 +42,8 @@ class Content:
 
     model     name of the model, without the folders of this machine
     sources   (what, name, digest) of what it is made from
+    left_out  why sections are missing
+    details   more on that, for the terminal alone: it names folders of this machine
     """
 
     model: str
@@ -54,15 +56,18 @@ class Content:
     starts: tuple[Start, ...] = ()
     receipts: Receipts | None = None
     left_out: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
 
 
 def content_of(inputs: Inputs, stage: Progress) -> Content:
     """Work out what a report of these inputs shows; `stage` shows how far the work is.
 
     A plan names its profile and its catalog: where these are on this machine as they were, their sections are there too.
+
+    Raises: UsageError where plan and profile are of models of different shapes.
     """
-    profile, catalog, left_out = _inputs_of_plan(inputs)
-    content = Content(model=_model(profile, inputs), sources=_sources(profile, inputs), plan=inputs.plan, receipts=inputs.receipts)
+    content, profile, catalog = _inputs_of_plan(inputs)
+    content = replace(content, model=_model(profile, inputs), sources=_sources(profile, inputs), plan=inputs.plan, receipts=inputs.receipts)
     if profile is not None:
         with stage("Reading the routing"):
             content = replace(content, routing=routing_of(profile), predictors=_predictors(profile))
@@ -73,28 +78,43 @@ def content_of(inputs: Inputs, stage: Progress) -> Content:
         try:
             content = replace(content, table=table_of(inputs.plan, problem, catalog))
         except RemoeError as error:
-            left_out = (*left_out, f"There are no sliders: {error.message}")
+            content = replace(content, left_out=(f"There are no sliders: {error.message}",))
         with stage("Plans of the frontier") as progress:
             content = replace(content, frontier=_frontier(inputs.plan, problem, progress))
-    return replace(content, left_out=left_out)
+    return content
 
 
-def _inputs_of_plan(inputs: Inputs) -> tuple[Profile | None, Catalog | None, tuple[str, ...]]:
-    """Read the profile and the catalog of the plan, and say why one of them cannot be used."""
-    plan = inputs.plan
+_WITHOUT = "There are no sliders and no frontier, because"
+
+
+def _inputs_of_plan(inputs: Inputs) -> tuple[Content, Profile | None, Catalog | None]:
+    """Read the profile and the catalog of the plan; the content says why one of them cannot be used."""
+    plan, nothing = inputs.plan, Content(model="", sources=())
     if plan is None:
-        return inputs.profile, None, ()
+        return nothing, inputs.profile, None
+    if inputs.profile is not None:
+        _refuse_other_shape(plan, inputs.profile)
     try:
         profile = inputs.profile or read_profile(Path(plan.profile.path))
         catalog = read_catalog(plan.catalog.path)
     except RemoeError as error:
-        return inputs.profile, None, (f"There are no sliders and no frontier, because the plan's inputs are not here: {error.message}",)
+        why = f"{_WITHOUT} the profile or the catalog that the plan was made from is not here."
+        return replace(nothing, left_out=(why,), details=(error.message,)), inputs.profile, None
     for what, planned, found in (("profile", plan.profile, profile.sha256), ("catalog", plan.catalog, catalog.file.sha256)):
         if planned.sha256 != found:
-            changed = f"the {what} is not the one that the plan was made from"
-            own = profile if what == "catalog" or inputs.profile is not None else None
-            return own, None, (f"There are no sliders and no frontier, because {changed}.",)
-    return profile, catalog, ()
+            why = f"{_WITHOUT} the {what} is not the one that the plan was made from."
+            return replace(nothing, left_out=(why,)), profile if what == "catalog" else inputs.profile, None
+    return nothing, profile, catalog
+
+
+def _refuse_other_shape(plan: Plan, profile: Profile) -> None:
+    spec = profile.record.spec
+    if (tuple(layer.layer for layer in plan.layers), plan.model.experts_per_layer) != (spec.moe_layers, spec.experts_per_layer):
+        raise UsageError(
+            f"The plan is of {len(plan.layers)} MoE layers with {plan.model.experts_per_layer} experts, and the profile {profile.path} of "
+            f"{len(spec.moe_layers)} with {spec.experts_per_layer}.",
+            "Give the profile that the plan was made from, or one of both.",
+        )
 
 
 def _frontier(plan: Plan, problem: Problem, progress: Report) -> tuple[Point, ...]:

@@ -15,7 +15,7 @@ import pytest
 
 from remoe_cli.artifacts import write_json
 from remoe_cli.errors import UsageError
-from remoe_cli.plan.document import LayerPlan
+from remoe_cli.plan.document import LayerPlan, Source
 from remoe_cli.progress import no_progress
 from remoe_cli.report import style
 from remoe_cli.report.content import Content, content_of
@@ -182,9 +182,12 @@ def test_a_page_of_the_largest_model_has_less_than_2_mb(whole: Content) -> None:
 
 
 def test_a_plan_whose_inputs_are_not_here_is_shown_without_them(tmp_path: Path) -> None:
-    write_json(tmp_path / "plan.json", plan_by_hand((LayerPlan(layer=0, remote=(1, 2), memory_mb=128, replicas=1),)))
+    gone = Source(path=str(tmp_path / "my-folder" / "p"), sha256="0" * 64)
+    layer = LayerPlan(layer=0, remote=(1, 2), memory_mb=128, replicas=1)
+    write_json(tmp_path / "plan.json", plan_by_hand((layer,), profile=gone))
     found = content_of(read_inputs([tmp_path / "plan.json"]), no_progress)
     assert found.table is None and found.routing is None and "no sliders" in found.left_out[0]
+    assert "my-folder" in found.details[0] and "my-folder" not in page(found)  # folders are said in the terminal only
     assert Read(page(found)).ids("section") == ["costs", "placement"]
 
 
@@ -193,6 +196,8 @@ def test_another_profile_than_the_plans_gives_no_sliders(whole: Content, tmp_pat
     plan = plan_of(other, tiny_catalog(), n_in=9, n_out=9)
     found = content_of(Inputs(synthetic_profile(tmp_path / "p", seed=6), plan, tmp_path / "plan.json", None), no_progress)
     assert found.table is None and found.routing is not None and "not the one that the plan was made from" in found.left_out[0]
+    with pytest.raises(UsageError, match=r"The plan is of 2 MoE layers with 4 experts, and the profile .* of 3 with 4"):
+        content_of(Inputs(synthetic_profile(tmp_path / "q", layers=3), plan, tmp_path / "plan.json", None), no_progress)
 
 
 def test_the_use_of_experts_is_counted(tmp_path: Path) -> None:
