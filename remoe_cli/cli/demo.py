@@ -179,12 +179,13 @@ def _plans(profile: Profile) -> tuple[Plan, Plan]:
 
 def _report(profile: Profile, plan: Plan, plan_path: Path, receipt: dict[str, Any], page: Path) -> None:
     """Write the report of the deployed plan, its profile and its receipt."""
+    from remoe_cli.progress import no_progress
     from remoe_cli.report.content import content_of
     from remoe_cli.report.inputs import Inputs, ReceiptFigures, Receipts
     from remoe_cli.report.page import write_page
 
     receipts = Receipts((), (ReceiptFigures.model_validate(receipt),), without=0)
-    write_page(content_of(Inputs(profile, plan, plan_path, receipts), output.progress), page)
+    write_page(content_of(Inputs(profile, plan, plan_path, receipts), no_progress), page)  # in less than a second
 
 
 def _show(document: dict[str, Any], page: Path, commands: list[str]) -> None:
@@ -194,7 +195,7 @@ def _show(document: dict[str, Any], page: Path, commands: list[str]) -> None:
     infer.show_receipt(receipt)
     for line in story.accuracy_lines(receipt["tpot_s"], receipt["predicted"] and receipt["predicted"]["tpot_s"]):
         output.line(line)
-    output.line(f"\nAll of this as a page, with sliders for prices and traffic. Open it in a browser:\n  {story.shown(page)}")
+    output.line(f"All of this as a page for your browser: {story.shown(page)}")
     output.line("\nThe demo's deployment is gone again. Deploy it to stay, ask it your own question, and remove it:")
     for command in commands:
         output.line(f"  {command}")

@@ -141,6 +141,9 @@ def test_the_demo_tells_its_story_on_two_screens_and_its_commands_work(tmp_path:
     lines = [*run.stderr.splitlines(), *run.stdout.splitlines()]
     signs_of_life = [line for line in lines if re.search(r": \d+ s so far$| of \d+(, about .* left)?$", line)]
     commands = [line.strip() for line in run.stdout.splitlines()[-3:]]
+    page = plan.with_name("report.html")
+    assert f"All of this as a page for your browser: {story.shown(page)}" in run.stdout
+    assert all(f'<section id="{name}"' in page.read_text(encoding="utf-8") for name in ("costs", "placement", "activation", "measured"))
     assert len(lines) - len(signs_of_life) <= LINES
     answer = run.stdout.splitlines()[0]
     assert answer.startswith("The capital of France is Paris.") and answer.endswith(".")
