@@ -44,7 +44,7 @@ class StoredWeights(Part):
 
 _LEFT_OUT = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules")
 _PACKED = {"mxfp4": ("MXFP4", 4, 32, 8), "nvfp4": ("NVFP4", 4, 16, 8), "mxfp8": ("MXFP8", 8, 32, 8)}  # name, bits, group, bits of its scale
-PACKED_BITS = 4.25  # of MXFP4, the one format that function/packed.py multiplies
+PACKED = "MXFP4"  # the one format that function/packed.py multiplies
 _BLOCK = 128 * 128  # weights that share a scale where a configuration does not say
 
 
@@ -173,12 +173,13 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
     from torch import nn
 
     name, bits = bits_per_weight(settings)
-    expert_bits = bits
+    of_experts, expert_bits = name, bits
     if str(settings.get("expert_dtype")).lower() in ("fp4", "mxfp4"):
-        name, expert_bits = f"{name} with experts in FP4", bits_per_weight({"quant_method": "mxfp4"})[1]
+        of_experts, expert_bits = bits_per_weight({"quant_method": "mxfp4"})
+        name = f"{name} with experts in FP4"
     left_out = [str(pattern) for key in _LEFT_OUT for pattern in settings.get(key) or ()]
     names = {id(module): path for path, module in model.named_modules()}
-    packed = (served := _unserved(settings) is None) and abs(expert_bits - PACKED_BITS) < 1e-9
+    packed = (served := _unserved(settings) is None) and of_experts == PACKED
     expert = nonexpert = 0.0
     routed: set[int] = set()
     for layer in layers:

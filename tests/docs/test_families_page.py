@@ -7,7 +7,7 @@ import os
 import transformers
 
 from remoe_cli.model.foreign_code import ALIASES
-from remoe_cli.model.stored import PACKED_BITS, bits_per_weight
+from remoe_cli.model.stored import PACKED, bits_per_weight
 from tests.model.test_quantised import OTHERS
 from tests.model.test_spec import UNSERVABLE
 from tests.support.families import FAMILIES
@@ -16,7 +16,7 @@ from tests.support.quantised import FORMATS, PAIRS
 
 PAGE = ROOT / "docs/reference/families.md"
 NAMES = {"fp8": "FP8 blocks", "fp8-channels": "FP8 rows", "mxfp4": "MXFP4", "nvfp4": "NVFP4", "int4": "INT4", "int8": "INT8"}
-PACKED = sorted({NAMES[form] for _, form in PAIRS if (said := FORMATS[form].config) and bits_per_weight(said)[1] == PACKED_BITS})
+STORED = sorted({NAMES[form] for _, form in PAIRS if (said := FORMATS[form].config) and bits_per_weight(said)[0] == PACKED})
 # Families with tests of their own, in tests/model/test_published_families.py.
 OWN = {
     "deepseek_v4": ("not tried", "yes", "not tried", "not tried"),
@@ -32,7 +32,7 @@ What the tests try with tiny random models, with transformers {transformers.__ve
 - **Planned, profiled, served**: by `remoe plan`, by running the model, and by a deployment or its parts.
 - **Quantised**: formats whose checkpoints give transformers' weights to the bit. Bold ones are also tried from profile to answer on the
   local twin. Other pairs of a family and a format are not tried; they go through the same code.
-- **In functions**, experts in {", ".join(PACKED)} are computed as they are stored (packed). Those in other formats are dequantised first.
+- **In functions**, experts in {", ".join(STORED)} are computed as they are stored (packed). Those in other formats are dequantised first.
 
 Families that are not listed are planned and served in the same way, untried, if they send their experts through transformers' experts
 interface.
