@@ -45,8 +45,9 @@ else
 endif
 
 # `make test` tries the same with fewer. Other mutants by another seed: make mutants SEED=7
-mutants: $(VENV)/.installed ## try a million damaged files on all parsers: each night, about 20 minutes on two cores
+mutants: $(VENV)/.installed ## try a million damaged files and bodies on all parsers, and drawn requests on a server: each night, more than 20 minutes on two cores
 	$(BIN)/python -m tests.mutants.run $(MUTANTS) $(SEED)
+	$(BIN)/python -W ignore -m tests.runtime.schema_requests 200 $(SEED)
 mutants: MUTANTS ?= 1000000
 mutants: SEED ?= 0
 
