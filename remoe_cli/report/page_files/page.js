@@ -136,7 +136,7 @@ function setUpWhatIf(table) {
     const begin = "This plan costs " + price(plan) + ", TPOT " + milliseconds(plan.tpotS) + ", TTFT " + seconds(plan.ttftS) + ".";
     if (best === null) return begin + " Nothing else can be bought.";
     const change = plan.usd / best.usd - 1;
-    const than = Math.abs(change) < 5e-4 ? "the same as" : percent(Math.abs(change)) + (change < 0 ? " less than" : " more than");
+    const than = Math.abs(change) < 5e-4 ? "the same as" : change >= 1 ? digits(change + 1, 3) + " times" : percent(Math.abs(change)) + (change < 0 ? " less than" : " more than");
     return begin + " That is " + than + " the cheapest alternative, " + best.title + " (" + price(best) + ").";
   }
 
