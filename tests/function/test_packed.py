@@ -133,7 +133,7 @@ def guarded(array, at_end):
     kept.append(memory)
     return start
 
-for out, width in ((1, 32), (13, 800), (24, 1568)):
+for out, width in ((1, 32), (14, 800), (24, 1568)):
     for rows in (1, 2, 3, 4, 5, 8):
         for at_end in (False, True):
             codes, scales = np.ones(out * width // 2, np.uint8), np.full(out * width // 32, 127, np.uint8)
