@@ -218,7 +218,7 @@ def test_a_slow_call_is_overtaken_by_a_second_one_and_both_are_billed(served: Se
     def once(seen: faults.Seen, send: faults.Send) -> faults.Reply:
         if slow.is_set():
             slow.clear()
-            released.wait(30)
+            released.wait(10)
         return send(seen)
 
     with served.dispatcher() as dispatcher:
@@ -253,7 +253,7 @@ def test_a_call_has_its_share_of_the_time_that_a_request_has(served: Served) -> 
 
     def silent(seen: faults.Seen, send: faults.Send) -> faults.Reply:
         if seen.function == name:
-            released.wait(30)
+            released.wait(10)
         return send(seen)
 
     with served.dispatcher() as dispatcher:
