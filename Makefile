@@ -27,7 +27,7 @@ TWO := -n 2 --dist loadfile --no-loadscope-reorder
 # What `make check` leaves out: tests that deploy, run the demo model, or start processes that load torch.
 SLOW := tests/deploy $(addprefix tests/runtime/test_,calibrate.py calibrate_answers.py container.py dispatch.py invoke.py lambda_main.py) \
   $(addprefix tests/runtime/test_,parity.py parity_twin.py) $(addprefix tests/package/test_,image.py partial_checkpoint.py) \
-  tests/cli/test_demo.py tests/docs/test_commands.py \
+  tests/cli/test_demo.py tests/docs/test_commands.py tests/usage/test_on_twin.py \
   $(addprefix tests/model/test_,demo_model.py demo_bfloat16.py families_config.py loader.py quantised.py) \
   $(addprefix tests/profile/test_,run.py latency.py prompts_hub.py merge.py)
 

@@ -54,6 +54,14 @@ def test_what_calls_took_comes_out(tmp_path: Path) -> None:
     assert made.computing == 1.0 and new.remote_expert == profile.record.latency.remote_expert
 
 
+def test_prompts_alone_tell_what_calls_take(tmp_path: Path) -> None:
+    """Answers of one token have no further tokens, whose times would be compared."""
+    profile, plan, catalog = planned(tmp_path / "p")
+    alone = [each.model_copy(update={"tokens": ()}) for each in told(sizes=(800, 900, 1000))]
+    found = refit("m", profile, plan, catalog, alone, tmp_path / "new").profile.record.latency.invocation
+    assert found is not None and found.unbilled_s.mean == pytest.approx(ELAPSED_S - INSIDE_S, rel=0.05)
+
+
 def test_payloads_of_one_size_leave_the_rate_as_it_was(tmp_path: Path) -> None:
     profile, plan, catalog = planned(tmp_path / "p", invocation=invocation(1))
     made = refit("m", profile, plan, catalog, told(sizes=(900, 950)), tmp_path / "new")

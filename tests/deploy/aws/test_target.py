@@ -154,9 +154,13 @@ def test_the_life_of_a_deployment(inputs: Inputs, account: Account, connected: N
     code, failed = remoe("infer", "thrifty", "--prompt", "x", "--target", "aws")
     assert code == 1 and "remoe serve thrifty --target aws" in failed["error"]["hint"]
 
+    code, cost = remoe("cost", "thrifty", "--target", "aws")
+    assert code == 0 and (cost["total"]["requests"], cost["meter"]) == (0, None)
+    assert cost["receipts"].endswith("/receipts/aws/123456789012-us-east-1/thrifty")
+
     assert remoe("destroy", "thrifty", "--target", "aws")[0] == 2  # nobody can be asked
     code, gone = remoe("destroy", "thrifty", "--target", "aws", "--yes")
-    assert (code, gone) == (0, {"name": "thrifty", "target": "aws", "state": "destroyed", "left": [], "kept": []})
+    assert (code, gone) == (0, {"name": "thrifty", "target": "aws", "state": "destroyed", "left": [], "kept": [], "receipts": None})
     code, failed = remoe("status", "thrifty", "--target", "aws")
     assert code == 1 and "no deployment named 'thrifty' in account 123456789012, us-east-1" in failed["error"]["message"]
 
@@ -261,10 +265,11 @@ def test_serving_calls_functions_by_the_accounts_own_session(
     monkeypatch.setattr(access, "deployed_file", lambda account, name, file_name: tmp_path / file_name)
     monkeypatch.setattr(status, "stack_state", lambda account, name: SimpleNamespace(outputs={"Bucket": f"remoe-{name}"}))
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    monkeypatch.setattr(access, "serve_here", lambda *given: served.append(given))
+    monkeypatch.setattr(access, "serve_here", lambda *given, book: served.append((*given, book)))
     target.AwsTarget(lambda: account, SILENT).serve("x", "127.0.0.1", 8080, ServeOptions(device=DeviceChoice.CPU))
-    ((name, server_json, connect, host, port, _, asked, last_resort),) = served
+    ((name, server_json, connect, host, port, _, asked, last_resort, book),) = served
     assert last_resort.shards == "s3://remoe-x" and last_resort.environment()["AWS_ACCESS_KEY_ID"]
+    assert book.folder.parts[-3:] == ("aws", "123456789012-us-east-1", "x")
     assert (name, server_json, host, port, asked.device) == ("x", tmp_path / "server.json", "127.0.0.1", 8080, DeviceChoice.CPU)
     calls.clear()
     client_of_it = connect(3, 5.0)
