@@ -45,7 +45,7 @@ def tilted(pattern: Pattern, wanted: Floats) -> Pattern:
 
     >>> sets, weights = tilted((np.array([[0, 1], [0, 2], [1, 2]]), np.array([4, 4, 4])), np.array([1.0, 0.5, 0.5]))
     >>> (weights / weights.sum()).round(2).tolist()
-    [0.49, 0.49, 0.01]
+    [0.5, 0.5, 0.01]
     """
     sets, counts = pattern
     k, experts = sets.shape[1], len(wanted)
