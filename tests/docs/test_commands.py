@@ -1,4 +1,4 @@
-"""Every command of README.md and CONTRIBUTING.md runs: on a tiny model, on the local twin, in an empty folder.
+"""Every command of README.md, CONTRIBUTING.md and the tutorial runs: on a tiny model, on the local twin, in an empty folder.
 
 The commands run in the order of the pages, in one folder, with the files of `write_files`. What cannot run here (an account, a network, a
 terminal that waits) is in PARSED and is held against the real commands and options; targets of make are looked up by `make -n`. A
@@ -30,7 +30,9 @@ from tests.support.paths import ROOT
 
 WORDS = [f"w{number}" for number in range(VOCAB_SIZE - 8)]
 PROMPTS = 24
+DEMO_MODEL = ".cache/remoe/models/smolmoe-float32"  # which `make demo` leaves
 
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/tutorial/first-receipt.md")
 # Commands that are only parsed, by how they begin or what they say, and why.
 PARSED = {
     "remoe package plans/olmoe-aws.json --image": "pushes to a registry",
@@ -42,6 +44,7 @@ PARSED = {
 }
 # Options that make a command quick, by how it begins.
 QUICKLY = {
+    "remoe profile ~/.cache/": ("--latency-from", "paper", "--max-new-tokens", "10"),
     "remoe profile ~/models/": ("--latency-from", "paper", "--max-new-tokens", "10"),
     "remoe infer": ("--max-new-tokens", "4"),
     "remoe predict profiles/gpt-oss --evaluate": ("--folds", "2"),
@@ -66,7 +69,7 @@ class Line:
 
 def lines() -> list[Line]:
     found = []
-    for page in ("README.md", "CONTRIBUTING.md"):
+    for page in PAGES:
         for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8")):
             texts = (re.sub(r"(^|\s+)# .*", "", line).strip() for line in block.splitlines())
             found += [Line(page, text) for text in texts if text]
@@ -82,7 +85,12 @@ def words(line: Line, home: Path | None = None) -> list[str]:
 
 def write_files(home: Path) -> None:
     """What the pages take for given: models, prompts, routing and a trace of requests."""
-    for name, family in (("models/OLMoE-1B-7B-0924", "olmoe"), ("models/small", "olmoe"), ("gpt-oss-20b", "gpt_oss")):
+    for name, family in (
+        ("models/OLMoE-1B-7B-0924", "olmoe"),
+        ("models/small", "olmoe"),
+        ("gpt-oss-20b", "gpt_oss"),
+        (DEMO_MODEL, "olmoe"),
+    ):
         save(family, torch.float32, home / name, fused=False)
         words = Tokenizer(models.WordLevel({word: number + 8 for number, word in enumerate(WORDS)} | {"<unk>": 2}, unk_token="<unk>"))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -127,7 +135,7 @@ def parse(arguments: list[str]) -> None:
 
 
 def test_the_pages_have_commands() -> None:
-    assert len(ALL) > 25 and {line.page for line in ALL} == {"README.md", "CONTRIBUTING.md"}
+    assert len(ALL) > 25 and {line.page for line in ALL} == set(PAGES)
 
 
 @pytest.mark.parametrize("line", [line for line in ALL if line.text.startswith("make ")], ids=str)
