@@ -148,7 +148,7 @@ def _serving(name, checkpoint, folder: Path, options: argparse.Namespace) -> Ite
     from remoe_cli.plan.cost import prices
     from remoe_cli.profile.record import ModelRef
     from remoe_cli.runtime.invoke import make_client
-    from remoe_cli.runtime.main_function import load
+    from remoe_cli.runtime.load_main import load
     from remoe_cli.runtime.receipt import Prices
     from remoe_cli.runtime.server_config import ServedFunction, ServerConfig
 

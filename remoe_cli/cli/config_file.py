@@ -8,8 +8,10 @@
     catalog = "prices/aws.toml"
 
 A table is a command, a key is one of its options; `[plan]` is short for `[plan.make]`, as on the command line. A path begins at the file's
-folder. The command line goes before the project's file, and that before the user's. What agrees to costs, opens a server to others, or
-shapes what is printed is said on the command line only.
+folder. The command line goes before the project's file, and that before the user's.
+
+What agrees to costs, opens a server to others, or shapes what is printed is said on the command line only. A project may be somebody
+else's, so what decides who may ask a server, which image runs in an account, or what is destroyed is not taken from its file.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from remoe_cli.errors import UsageError
 from remoe_cli.settings import config_dir
 
 NAME = "remoe.toml"
-COMMAND_LINE_ONLY = ("yes", "host", "json", "quiet", "verbose", "help", "version", "install-completion", "show-completion")
+COMMAND_LINE_ONLY = ("yes", "host", "csv", "json", "quiet", "verbose", "help", "version", "install-completion", "show-completion")
+_USERS_ONLY = ("token-file", "endpoint-image")  # and all of `destroy`
+_TEXT_OR_FILE = ("data", "messages", "vectors_from")  # a path, or something else: a path if there is such a file
 _NAME_OR_FILE = ("catalog", "latency_from")  # a name of remoe's own, or the path of a .toml file (provenance.py)
 _HINT = "See 'remoe config show', and 'remoe COMMAND --help' for the options of a command."
 
@@ -49,10 +53,14 @@ def files() -> tuple[Path, ...]:
     The project's is the nearest one in this folder or above. One that belongs to another user is left aside: whoever shares a folder shall
     not choose where somebody deploys.
     """
-    user = config_dir() / NAME
     here = Path.cwd()
     project = next((folder / NAME for folder in (here, *here.parents) if _is_own(folder / NAME)), None)
-    return tuple(path for path in (user, project) if path is not None and path.is_file())
+    return tuple(path for path in (users_file(), project) if path is not None and path.is_file())
+
+
+def users_file() -> Path:
+    """Return where the user's own settings are, if there are any."""
+    return config_dir() / NAME
 
 
 def _is_own(path: Path) -> bool:
@@ -118,7 +126,14 @@ def _of_command(path: Path, table: Mapping[str, Any], command: Any, words: tuple
             raise UsageError(f"{path} sets '{key}', which is said on the command line only.", f"Remove it. {_HINT}")
         if name not in long or isinstance(value, dict):
             raise _unknown(path, f"'{key}' in [{'.'.join(words)}]", f"option of 'remoe {' '.join(words)}'", name, long)
+        if path != users_file() and (name in _USERS_ONLY or words == ("destroy",)):
+            raise UsageError(
+                f"{path} sets '{key}', which is not taken from a project's file.", f"Say it on the command line, or in {users_file()}."
+            )
         parameter = long[name]
+        if parameter.multiple != isinstance(value, list):
+            what = "takes a list" if parameter.multiple else "takes one value"
+            raise UsageError(f"{path} sets '{key}' to {value!r:.100}, and --{name} {what}.", f"See 'remoe {' '.join(words)} --help'.")
         yield Setting(words, name, parameter.name, _placed(value, parameter, path.parent), path)
 
 
@@ -129,7 +144,8 @@ def _placed(value: Any, parameter: Any, folder: Path) -> Any:
     annotation = parameter.type_descriptor.annotation
     is_path = annotation is Path or Path in get_args(annotation)
     is_figures = parameter.name in _NAME_OR_FILE and ("/" in value or value.endswith(".toml"))
-    return str(folder / value) if is_path or is_figures else value
+    is_there = parameter.name in _TEXT_OR_FILE and (folder / value).exists()
+    return str(folder / value) if is_path or is_figures or is_there else value
 
 
 def _unknown(path: Path, what: str, kind: str, name: str, known: Mapping[str, Any]) -> UsageError:

@@ -51,10 +51,13 @@ def _costs(place: Target, name: str, status: dict[str, Any]) -> dict[str, Any]:
     from remoe_cli.plan.document import read_plan
     from remoe_cli.plan.wording import bought
 
+    unknown = {"main": None, "usd_per_hour_at_rest": None, "usd_per_hour_of_traffic": None}
+    if status["state"] == "unreadable":
+        return unknown
     try:
         plan = read_plan(place.deployed_plan(name))
     except RemoeError:
-        return {"main": None, "usd_per_hour_at_rest": None, "usd_per_hour_of_traffic": None}
+        return unknown
     if status["main"] is None:  # it runs on a machine of the user's, which AWS does not bill
         functions_usd, per_hour = sum(plan.costs.layers_usd), plan.workload.requests_per_hour
         return {
@@ -88,5 +91,5 @@ def _show(rows: list[dict[str, Any]], target: str) -> None:
     ]
     output.table("Deployments", ("name", "state", "main function", "an hour at rest", "an hour of its traffic"), cells)
     known = [row["usd_per_hour_at_rest"] for row in rows if row["usd_per_hour_at_rest"] is not None]
-    of_known = "" if len(known) == len(rows) else f", without {len(rows) - len(known)} whose plan cannot be read"
+    of_known = "" if len(known) == len(rows) else f", without {len(rows) - len(known)} that cannot be read"
     output.line(f"At rest, all of them cost {dollars(sum(known))} an hour{of_known}.")

@@ -45,6 +45,9 @@ def usage_error(error: TyperException) -> UsageError:
         return UsageError(sentence, f"See '{command} --help'.")
     message, hint = error.format_message(), f"See '{command} --help'."
     parameter = getattr(error, "param", None)
+    source = context.get_parameter_source(parameter.name) if context and parameter is not None else None
+    if source is not None and source.name == "DEFAULT_MAP":
+        hint = "The value is that of a remoe.toml: see 'remoe config show'."
     if parameter is not None and type(error).__name__ == "MissingParameter":
         return UsageError(message, f"Give {_name(parameter)}: {_lowered(parameter.help)} {hint}")
     if parameter is not None and (wrong := _wrong_value(_name(parameter), error)):

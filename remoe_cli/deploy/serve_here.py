@@ -42,7 +42,8 @@ def serve_here(
     from remoe_cli.runtime.access import door_of
     from remoe_cli.runtime.at_once import with_concurrency
     from remoe_cli.runtime.keeping import keeping
-    from remoe_cli.runtime.main_function import MainFunction, load_here
+    from remoe_cli.runtime.load_main import load_here
+    from remoe_cli.runtime.main_function import MainFunction
     from remoe_cli.runtime.server import listen, serve
 
     def load() -> MainFunction:

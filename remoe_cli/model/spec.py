@@ -44,6 +44,10 @@ class KvLayer(Part):
         return self.bytes_per_token * min(tokens, self.window or tokens) + int(self.compressed_bytes_per_token * tokens)
 
 
+# Families whose caches requests cannot share (batch_cache.py tells for a loaded model).
+ONE_AT_A_TIME = frozenset(("deepseek_v32", "deepseek_v4", "glm_moe_dsa", "minimax"))
+
+
 class MoeSpec(Part):
     """Sizes of a mixture-of-experts model, in bytes of the dtype in which it is stored.
 

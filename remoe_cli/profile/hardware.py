@@ -140,7 +140,7 @@ def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None) -> Latenc
         nonexpert_decode_s=float(nonexpert.seconds(1)),
         nonexpert_layers=None,
         local_expert=_timing(_expert_on_cpu(main, spec)),
-        remote_expert=_timing(_expert_on_cpu(hardware.function, spec)),
+        remote_expert=_timing(_expert_in_function(hardware.function, spec)),
         gpu_expert=_timing(whole_on_gpu(hardware, spec)[1]) if gpu else None,
         copy_s=copied,
         load_s=spec.read_bytes / main.load_bytes_per_s,
@@ -199,6 +199,12 @@ def _nonexpert(layer_overhead_s: float, bytes_per_s: float, flop_per_s: float, s
 def _expert_on_cpu(speed: FunctionSpeed, spec: MoeSpec) -> Roofline:
     bytes_per_s, flop_per_s = speed.bytes_per_s_per_vcpu, speed.flop_per_s_per_vcpu
     return _roofline(speed.expert_overhead_s, bytes_per_s, flop_per_s, spec.expert_bytes, spec, speed.saturation_vcpus)
+
+
+def _expert_in_function(speed: FunctionSpeed, spec: MoeSpec) -> Roofline:
+    """Time an expert in a function: a packed one is read as it is stored, and computed as if it were unpacked."""
+    curve = _expert_on_cpu(speed, spec)
+    return curve.model_copy(update={"weights_s": curve.weights_s * spec.function_expert_bytes / spec.expert_bytes})
 
 
 def _roofline(

@@ -8,7 +8,7 @@
 
 3. The main function. `app.make_app` (HTTP) or `lambda_main.handle` (Lambda) lets the request's API read it (api/). The one calls
    `MainFunction.answering` through a scheduler, which answers several requests at once (scheduler.py), the other `MainFunction.answer`.
-   Before its first request the process loaded the non-expert weights and the local experts (`main_function.load`,
+   Before its first request the process loaded the non-expert weights and the local experts (`load_main.load`,
    `engine.start_engine`); on AWS it fetched them from S3 (`fetch.fetch`).
 
 4. The engine. `Engine.sequence` begins an answer, whose tokens choose.py chooses, and a batch goes on with it and others step by step

@@ -58,7 +58,7 @@ class Limits:
     """What a server gives a request.
 
     whole_s, streamed_s   seconds after its arrival at which its answer ends with the next token
-    requests              that are answered or wait; one more is refused
+    requests              that are answered or wait, or twice as many as are answered at once where that is more; one more is refused
     """
 
     whole_s: float = math.inf
@@ -108,7 +108,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
             put(result)
 
         job = Job(lambda: main.answering(asked.request, on_piece, until(limit_s, gone, ending)), ended)
-        with queue.place(count):
+        with queue.place(count, main.concurrency):
             scheduler.submit(job)
 
             async def next_event() -> Event:
@@ -238,11 +238,11 @@ class _Queue:
         self.metrics: Metrics | None = None
 
     @contextmanager
-    def place(self, count: Metrics) -> Iterator[None]:
+    def place(self, count: Metrics, at_once: int) -> Iterator[None]:
         """Hold a place; raises BusyError where there is none."""
-        if self._taken >= self._places:
+        if self._taken >= (places := max(self._places, 2 * at_once)):
             count.refused()
-            raise BusyError(f"This server has {self._places} requests, which is all it takes.", "Ask again in a moment.")
+            raise BusyError(f"This server has {places} requests, which is all it takes.", "Ask again in a moment.")
         self._taken += 1
         try:
             yield

@@ -17,7 +17,7 @@ from remoe_cli import openmp
 from remoe_cli.runtime import server
 from remoe_cli.runtime.access import Door
 from remoe_cli.runtime.app import Limits
-from remoe_cli.runtime.main_function import load_packaged
+from remoe_cli.runtime.load_main import load_packaged
 
 PORT = 8080
 # Below 60 s and 8 minutes by what a token may take, and the way back. Plans keep the second one: rented_timeout_s of the catalog.

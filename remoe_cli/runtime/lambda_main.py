@@ -22,7 +22,8 @@ from remoe_cli.runtime.api import routes
 from remoe_cli.runtime.api.common import Api, Asked, Event, Refusal, fault_of
 from remoe_cli.runtime.api.native import NATIVE
 from remoe_cli.runtime.lambda_runtime import streams
-from remoe_cli.runtime.main_function import Answer, MainFunction, load_packaged, parse, until
+from remoe_cli.runtime.load_main import load_packaged
+from remoe_cli.runtime.main_function import Answer, MainFunction, parse, until
 from remoe_cli.runtime.receipt import attach, failed_receipt, receipt_of
 from remoe_cli.runtime.streamed import Streamed
 

@@ -6,11 +6,9 @@ runtime/server.py takes requests over HTTP, runtime/lambda_main.py takes them as
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -20,11 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from remoe_cli import artifacts
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
-from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, ToolCall, Until, together, why_not_begun
-from remoe_cli.runtime.device_choice import DeviceChoice
-from remoe_cli.runtime.invoke import Connect, Invocation, make_client
+from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.kept import LONGEST_USER, Keep, Served
 from remoe_cli.runtime.ledger import Ledger
 from remoe_cli.runtime.main_state import MainState, state_of
@@ -34,10 +30,8 @@ from remoe_cli.runtime.sampling import CHOICES, Sampling
 from remoe_cli.runtime.server_config import ServerConfig
 
 if TYPE_CHECKING:
-    from remoe_cli.runtime.dispatch import RemoteFunction
     from remoe_cli.runtime.engine import Engine
     from remoe_cli.runtime.expected_cost import ExpectedCost
-    from remoe_cli.runtime.last_resort import LastResort
     from remoe_cli.runtime.sequence import TokenSequence
 
 
@@ -319,98 +313,3 @@ class MainFunction:
 def _choice(made: Generated, **read: Any) -> Choice:
     fields = {name: getattr(made, name) for name in ("text", "token_ids", "finish_reason", "stop_string", "logprobs")}
     return Choice(**fields | read)
-
-
-def load(
-    config: ServerConfig,
-    checkpoint: Checkpoint,
-    connect: Connect,
-    *,
-    device: DeviceChoice | None = None,
-    copied: bool = False,
-    reads: int = 0,
-    last_resort: LastResort | None = None,
-) -> MainFunction:
-    """Load the main function's weights, and start its expert functions, which `connect` reaches.
-
-    With `copied`, all weights are copied into memory, so that it does not matter what becomes of their files. `reads` of S3 brought them.
-    Once it is loaded, `last_resort` computes what an expert function does not; a function that does not start is an error.
-
-    Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start, DeployError when a plan
-    for a GPU finds none that it can use. The error carries the receipt of what was billed until then.
-    """
-    begun_s = time.perf_counter()  # importing torch is a part of loading
-    from remoe_cli.runtime.dispatch import RemoteFunction
-    from remoe_cli.runtime.engine import start_engine
-    from remoe_cli.runtime.last_resort import ShardPlace
-
-    functions: dict[int, list[RemoteFunction]] = {}
-    for f in config.functions:
-        shard = ShardPlace(f.shard, f.head_bytes, f.head_sha256)
-        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s, shard))
-    sent: list[Invocation] = []
-    try:
-        engine = start_engine(
-            checkpoint,
-            config.spec,
-            functions,
-            connect,
-            gpu=config.gpu,
-            gpu_experts=config.gpu_experts,
-            device=device,
-            copied=copied,
-            sent=sent,
-        )
-        engine.warm_up()
-        engine.dispatcher.caller.last_resort = last_resort
-    except Exception as error:
-        attach(error, failed_receipt(config.prices, 0.0, (), Loading(seconds=time.perf_counter() - begun_s, reads=reads), sent))
-        raise
-    calls = tuple(engine.dispatcher.take())
-    loading = Loading(seconds=time.perf_counter() - begun_s, reads=reads)
-    main = MainFunction(config, engine, loading, calls)
-    main.spent.loading.add(main.loading_receipt)
-    return main
-
-
-def load_here(
-    server_json: Path, connect: Connect, device: DeviceChoice | None = None, last_resort: LastResort | None = None
-) -> MainFunction:
-    """Load from the checkpoint that was profiled, on this machine. The checkpoint may change afterwards.
-
-    Everything but the experts is on `device`; None: where the plan has it. `last_resort` is by default that of a deployment of the twin,
-    whose bundle is beside server.json.
-
-    Raises: ArtifactError when the checkpoint has changed, and what `load` raises.
-    """
-    config = artifacts.read_json(server_json, ServerConfig)
-    model = config.model
-    checkpoint = find_profiled(model.path, model.revision)
-    from remoe_cli.runtime.last_resort import LastResort
-
-    last_resort = last_resort or LastResort(str(server_json.parent / "bundle"))
-    main = load(config, checkpoint, connect, device=device, copied=True, last_resort=last_resort)
-    checkpoint.check(model.revision)
-    return main
-
-
-def load_packaged(uri: str) -> MainFunction:
-    """Load from the packaged files whose manifest is at `uri` (runtime/fetch.py).
-
-    Expert functions are called on AWS, or on the local twin if $REMOE_ENDPOINT names it. Their shards are in the same bucket, or in the
-    folder $REMOE_SHARDS.
-
-    Raises: what runtime/fetch.py and `load` raise.
-    """
-    begun_s, reads = time.perf_counter(), list[None]()
-    from remoe_cli.runtime.fetch import fetch, scratch_folder
-    from remoe_cli.runtime.last_resort import LastResort
-
-    folder = fetch(uri, scratch_folder(), lambda: reads.append(None))
-    fetched_s = time.perf_counter() - begun_s
-    config = artifacts.read_json(folder / "server.json", ServerConfig)
-    checkpoint = Checkpoint(config.model.path, folder, config.model.revision)
-    shards = "/".join(uri.split("/")[:3]) if uri.startswith("s3://") else os.environ.get("REMOE_SHARDS")
-    last_resort = LastResort(shards) if shards else None
-    main = load(config, checkpoint, partial(make_client, os.environ.get("REMOE_ENDPOINT")), reads=len(reads), last_resort=last_resort)
-    return replace(main, loading=main.loading.model_copy(update={"seconds": main.loading.seconds + fetched_s}))

@@ -33,7 +33,8 @@ from remoe_cli.runtime.bearer import with_token
 from remoe_cli.runtime.invoke import make_client
 from remoe_cli.runtime.keeping import keeping
 from remoe_cli.runtime.kept import Book
-from remoe_cli.runtime.main_function import MainFunction, load_here
+from remoe_cli.runtime.load_main import load_here
+from remoe_cli.runtime.main_function import MainFunction
 
 NO_LIMITS = Limits()
 _END_S = 20  # for answers under way when the server ends

@@ -1,8 +1,8 @@
 """Let requests arrive at one way of serving, one after another in the order of time.
 
-- A main function paid by use starts an instance for each request that finds none idle, and refuses beyond the account's limit. The
-  instance that was used last is used next, so the others may go.
-- Rented instances answer one request at a time, in the order of arrival. One that scales to zero wakes with the first request.
+- A main function paid by use starts an instance for a request that finds none with a free place, and refuses beyond the account's limit.
+  The instance that was used last is used next, so the others may go. It is paid while it answers something.
+- Rented instances answer as many requests at once as the plan says, in the order of arrival. One that scales to zero wakes with the first.
 - Expert functions have as many instances as the requests that run need (`Functions.needed`). Beside a main function that starts, they start
   meanwhile; else the request waits for them.
 
@@ -79,13 +79,17 @@ class _Warm:
 
 @dataclass(frozen=True)
 class _Times:
-    """When each request begins, how long it waits for a start then, and whether it is refused; and the seconds that are paid as up."""
+    """When each request begins, how long it waits for a start then, and whether it is refused.
+
+    up_s, paid_s   seconds in which rented instances are up, and in which instances that are paid by use answer
+    """
 
     begun_s: Floats
     waits_s: Floats
     main_starts: Bools
     refused: Bools
     up_s: float
+    paid_s: float
     function_starts: int
 
 
@@ -103,11 +107,10 @@ def run(service: Service, arrivals: Arrivals, seed: int) -> Run:
     times = serve(service, arrivals.at_s[fits].tolist(), np.minimum(busy_s, service.limit_s)[fits].tolist(), arrivals.over_s)
     taken, begun_s, waits_s = np.zeros(len(fits), dtype=bool), np.zeros(len(fits)), np.zeros(len(fits))
     taken[fits], begun_s[fits], waits_s[fits] = ~times.refused, times.begun_s, times.waits_s
-    held_s = np.where(taken, np.minimum(waits_s + busy_s, service.limit_s), 0.0)
     answered = taken & (waits_s + busy_s <= service.limit_s)
     functions_usd = np.interp(arrivals.n_in, service.prompts, service.prefill_usd) + n_out * service.token_usd
     part = np.minimum(1.0, service.limit_s / np.maximum(busy_s, 1e-12))  # of an answer that the platform ends
-    usd = float((functions_usd * part + service.usd_per_request)[taken].sum()) + service.usd_per_s * float(held_s.sum())
+    usd = float((functions_usd * part + service.usd_per_request)[taken].sum()) + service.usd_per_s * times.paid_s
     usd += service.start_usd * int(times.main_starts.sum()) + service.usd_per_hour * times.up_s / 3600
     usd += times.function_starts * (service.functions.start_usd if service.functions else 0.0)
     return Run(
@@ -131,39 +134,79 @@ def _fits(service: Service, arrivals: Arrivals) -> Bools:
     return fits
 
 
+@dataclass(eq=False)
+class _Instance:
+    """An instance that is paid by use: how many requests it answers, and since when it answers any, or is idle."""
+
+    running: int = 0
+    since_s: float = 0.0
+
+
 def _by_use(service: Service, arrivals_s: list[float], busy_s: list[float], over_s: float) -> _Times:
     warm = None if service.functions is None else _Warm(service.functions)
-    ends: list[float] = []
-    idle: list[float] = []
+    ends: list[tuple[float, int, _Instance]] = []
+    idle: list[_Instance] = []  # the last one is used next
+    free: list[_Instance] = []  # answer something, and have a place
     waits, starts, refused = [], [], []
-    functions_s = service.functions.wait_s if service.functions else 0.0
-    for at_s, work_s in zip(arrivals_s, busy_s, strict=True):
-        while ends and ends[0] <= at_s:
-            idle.append(heappop(ends))
+    functions_s, paid_s = service.functions.wait_s if service.functions else 0.0, 0.0
+
+    def end(at_s: float, instance: _Instance) -> float:
+        """Take a request off an instance; returns the seconds to pay if it was the last one."""
+        instance.running -= 1
+        if instance.running:
+            if instance.running == service.at_once - 1:
+                free.append(instance)
+            return 0.0
+        if service.at_once > 1:
+            free.remove(instance)
+        answered_s, instance.since_s = at_s - instance.since_s, at_s
+        idle.append(instance)
+        return answered_s
+
+    for number, (at_s, work_s) in enumerate(zip(arrivals_s, busy_s, strict=True)):
+        while ends and ends[0][0] <= at_s:
+            ended_s, _, instance = heappop(ends)
+            paid_s += end(ended_s, instance)
         if len(ends) >= service.most:
             refused.append(True)
             starts.append(False)
             waits.append(0.0)
             continue
-        started = not (idle and at_s - idle[-1] < service.idle_s)
-        if started:
-            idle.clear()  # those below were idle for longer
+        started = False
+        if free:
+            instance = free[-1]
+        elif idle and at_s - idle[-1].since_s < service.idle_s:
+            instance = idle.pop()
+            instance.since_s = at_s
         else:
-            idle.pop()
+            idle.clear()  # those below were idle for longer
+            started, instance = True, _Instance(since_s=at_s)
+        instance.running += 1
+        if service.at_once > 1:
+            if instance.running == 1:
+                free.append(instance)
+            if instance.running == service.at_once:
+                free.remove(instance)
         functions_started = warm is not None and warm.begin(at_s)
         wait_s = service.start_s if started else functions_s if functions_started else 0.0
-        heappush(ends, at_s + wait_s + work_s)
+        end_s = at_s + min(wait_s + work_s, service.limit_s)
+        heappush(ends, (end_s, number, instance))
         if warm is not None:
-            warm.end(at_s + wait_s + work_s)
+            warm.end(end_s)
         refused.append(False)
         starts.append(started)
         waits.append(wait_s)
-    return _Times(np.array(arrivals_s), np.array(waits), np.array(starts, bool), np.array(refused, bool), 0.0, warm.started if warm else 0)
+    while ends:
+        ended_s, _, instance = heappop(ends)
+        paid_s += end(ended_s, instance)
+    return _Times(
+        np.array(arrivals_s), np.array(waits), np.array(starts, bool), np.array(refused, bool), 0.0, paid_s, warm.started if warm else 0
+    )
 
 
 def _rented(service: Service, arrivals_s: list[float], busy_s: list[float], over_s: float) -> _Times:
     warm = None if service.functions is None else _Warm(service.functions)
-    free = [0.0] * (service.instances or 1)  # when each instance has nothing to do
+    free = [0.0] * ((service.instances or 1) * service.at_once)  # when each place of an instance has nothing to do
     waiting: deque[float] = deque()
     wakes = service.idle_s != float("inf")
     begun, waits, starts, refused = [], [], [], []
@@ -201,4 +244,4 @@ def _rented(service: Service, arrivals_s: list[float], busy_s: list[float], over
         waits.append(wait_s + (service.start_s if started and begin_s == ready_s else 0.0))
     end_s = max(over_s, last_s)
     up_s = min(end_s, up_s + max(0.0, min(up_until, end_s) - up_since)) if wakes else end_s
-    return _Times(np.array(begun), np.array(waits), np.array(starts, bool), np.array(refused, bool), up_s, warm.started if warm else 0)
+    return _Times(np.array(begun), np.array(waits), np.array(starts, bool), np.array(refused, bool), up_s, 0.0, warm.started if warm else 0)

@@ -50,12 +50,13 @@ class Service:
     """One way to serve the model.
 
     spec                 the main function, for people
-    instances            requests that rented instances serve at once; None: as many as come, each by an instance paid by use
+    instances            None: as many as requests need, each paid by use
+    at_once              requests that one instance serves at once
     prompts, ttft_s, prefill_usd    prompt tokens [G], ascending; TTFT of a warm request, and its expert functions, for each
     tpot_s, token_sd_s   mean and standard deviation of the time of one further token
     token_usd            expert functions of one further token
     usd_per_hour         of all rented instances while they are up
-    usd_per_s            of the time of a request, where it is paid by use
+    usd_per_s            of an instance that serves requests, where it is paid by use
     usd_per_request      fee and log of a request
     start_s, start_usd   a main function that starts: how long, and what it reads from S3
     idle_s               a main function without requests for so long is gone; endless where it is always on
@@ -80,6 +81,7 @@ class Service:
     start_usd: float = 0.0
     idle_s: float = math.inf
     most: int = _MOST_REQUESTS
+    at_once: int = 1
     limit_s: float = math.inf
     longest: Served | None = None
     functions: Functions | None = None
@@ -96,19 +98,20 @@ def of_placement(problem: Problem, placement: Placement, name: str, n_in: Floats
     money = main_function.prices_of(problem, Main(main, placement.instances))
     by_use, limit = main.usd_per_hour is None, problem.catalog.function.concurrency_limit
     at_once = max(len(layer.parts) * layer.replicas for layer in placement.layers)
-    most = max(1, limit // (1 + at_once)) if by_use else _MOST_REQUESTS
     zero, at_a_time = problem.catalog.zero if main.scales_to_zero else None, problem.concurrency
+    most = at_a_time * max(1, limit // (1 + at_once)) if by_use else _MOST_REQUESTS * placement.instances
     warm_s = prefill_s(problem, placement, prompts.astype(np.int64))
     step_s = main_function.decode_rest_s(problem, main) + sum(token.seconds for token in tokens)
     mean_s = float(np.interp(n_in, prompts, warm_s).mean())
     return Service(
         name=name,
         spec=bought(main.name, placement.instances),
-        instances=None if by_use else placement.instances * at_a_time,
+        instances=None if by_use else placement.instances,
+        at_once=at_a_time,
         prompts=prompts,
         ttft_s=warm_s if at_a_time == 1 else warm_s + step_s,
         prefill_usd=sum((_prefill_usd(problem, placement, at, prompts) for at in range(len(placement.layers))), np.zeros(len(prompts))),
-        tpot_s=step_s if at_a_time == 1 else main_function.next_token_s(problem, mean_s, step_s),
+        tpot_s=_next_token_s(step_s, at_a_time, mean_s, mean_out),
         token_sd_s=math.sqrt(sum(token.variance_s2 for token in tokens)),
         token_usd=sum(token.usd for token in tokens),
         usd_per_hour=(main.usd_per_hour or 0.0) * placement.instances,
@@ -137,10 +140,10 @@ def others(problem: Problem, plan: Plan, n_in: Floats, mean_out: float) -> Itera
     for name in (BaselineName.GPU, BaselineName.STORED_GPU):
         baseline = plan.baselines.get(name)
         if baseline is not None and baseline.usd_per_hour is not None:
-            yield _on_gpu(problem, name, baseline, n_in)
+            yield _on_gpu(problem, name, baseline, n_in, mean_out)
 
 
-def _on_gpu(problem: Problem, name: BaselineName, baseline: Baseline, n_in: Floats) -> Service:
+def _on_gpu(problem: Problem, name: BaselineName, baseline: Baseline, n_in: Floats, mean_out: float) -> Service:
     """Price the whole model on the GPU that the plan compares itself with."""
     spec = next(each for each in problem.catalog.reference.gpus if each.name == baseline.spec)
     nonexpert, expert = whole_on_gpu(read_hardware(spec.hardware or problem.catalog.reference.hardware), problem.spec)
@@ -155,20 +158,27 @@ def _on_gpu(problem: Problem, name: BaselineName, baseline: Baseline, n_in: Floa
         step_s = float(nonexpert.seconds(n)) + sum(
             float(each_s[problem.workload.step_rows(layer, n)].sum(axis=0).mean()) for layer in layers
         )
-        ttft_s, tpot_s = ttft_s + step_s, main_function.next_token_s(problem, mean_s, step_s)
+        ttft_s, tpot_s = ttft_s + step_s, _next_token_s(step_s, n, mean_s, mean_out)
     per_hour = problem.workload.requests_per_hour or 0.0
-    request_s = main_function.busy_s(problem, float(np.interp(n_in, prompts, ttft_s).mean()), tpot_s, 0.0)
+    request_s = (float(np.interp(n_in, prompts, ttft_s).mean()) + mean_out * tpot_s) / n
     instances = max(1, math.ceil(request_s * per_hour / 3600 - 1e-9))
     return Service(
         name=BASELINE_NAMES[name],
         spec=bought(spec.name, instances),
-        instances=instances * n,
+        instances=instances,
+        at_once=n,
+        most=_MOST_REQUESTS * instances,
         prompts=prompts,
         ttft_s=ttft_s,
         prefill_usd=np.zeros(len(prompts)),
         tpot_s=tpot_s,
         usd_per_hour=instances * (spec.usd_per_hour or 0.0),
     )
+
+
+def _next_token_s(step_s: float, at_once: int, prompt_s: float, mean_out: float) -> float:
+    """Compute the mean time of a further token: a step, and a part of the prompts of the others (method.md, section 11)."""
+    return step_s + (at_once - 1) * prompt_s / max(1.0, mean_out)
 
 
 def _some_of(n_in: Floats) -> Floats:
@@ -252,14 +262,15 @@ def _functions(problem: Problem, placement: Placement, tokens: list[_Token], mea
         if layer.parts
     )
     tpot_s = main_function.decode_rest_s(problem, placement.main) + sum(token.seconds for token in tokens)
-    busiest = max(tokens, key=lambda token: token.calls * token.call_s)
-    duty = min(1.0, busiest.calls * busiest.call_s / tpot_s)
-    alone = needed(duty, busiest.calls * mean_out, most)
+    # `calls` are a request's part of those of its main function, whose calls overlap with those of other main functions.
+    busiest, n = max(tokens, key=lambda token: token.calls * token.call_s), problem.concurrency
+    duty = min(1.0, n * busiest.calls * busiest.call_s / tpot_s)
+    mains = needed(duty, n * busiest.calls * mean_out, -(-most // n))
     return Functions(
         wait_s=functions_wait_s(problem, placement),
         start_usd=start_usd,
         idle_s=problem.catalog.function.idle_ttl_s,
-        needed=tuple(alone[-(-c // problem.concurrency)] for c in range(most + 1)),  # requests of one main function share its calls
+        needed=tuple(mains[-(-c // n)] for c in range(most + 1)),
     )
 
 

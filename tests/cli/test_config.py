@@ -85,6 +85,11 @@ def test_a_command_takes_what_the_file_says_and_the_command_line_goes_first(writ
         ("x =", "is not TOML", "Correct it"),
         ("[deploy]\nyes = true", "sets 'yes', which is said on the command line only", "Remove it"),
         ("[serve]\nhost = '0.0.0.0'", "sets 'host', which is said on the command line only", "Remove it"),
+        ("[cost]\ncsv = true", "sets 'csv', which is said on the command line only", "Remove it"),
+        ("[serve]\ntoken-file = 'token'", "sets 'token-file', which is not taken from a project's file", "Say it on the command line"),
+        ("[destroy]\ntarget = 'aws'", "sets 'target', which is not taken from a project's file", "Say it on the command line"),
+        ("[deploy]\ntag = 'a=b'", "sets 'tag' to 'a=b', and --tag takes a list", "See 'remoe deploy --help'"),
+        ("[deploy]\nregion = ['a']", "sets 'region' to ['a'], and --region takes one value", "See 'remoe deploy --help'"),
         ("[infer.deep]\nx = 1", "'deep' in [infer]", "See"),
     ],
 )
@@ -100,6 +105,7 @@ def test_a_value_of_the_wrong_kind_names_the_option(write: Write, remoe: Remoe) 
     write("project/remoe.toml", "[plan]\nrequests-per-hour = 'many'")
     code, failed = remoe("plan", "p", "-o", "x.json")
     assert code == 2 and "--requests-per-hour is 'many', not a number" in failed["error"]["message"]
+    assert failed["error"]["hint"] == "The value is that of a remoe.toml: see 'remoe config show'."
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
@@ -114,3 +120,16 @@ def test_folders_say_what_moves_them(write: Write, monkeypatch: pytest.MonkeyPat
     folders = {each["name"]: (each["value"], each["source"]) for each in remoe("config", "show")[1]["folders"]}
     assert folders["cache"] == (str(tmp_path / "c"), "REMOE_CACHE_DIR")
     assert folders["config"][1] == "REMOE_CONFIG_DIR" and folders["state"][1] == "default"
+
+
+def test_the_user_may_set_what_a_project_may_not(write: Write, remoe: Remoe) -> None:
+    user = write("user/remoe.toml", "[serve]\ntoken-file = 'token'\n[destroy]\ntarget = 'aws'\n")
+    assert shown(remoe) == {"serve token-file": (str(user.parent / "token"), str(user)), "destroy target": ("aws", str(user))}
+
+
+def test_prompts_are_a_file_of_the_project_where_there_is_one(write: Write, remoe: Remoe) -> None:
+    prompts, project = (
+        write("project/prompts.jsonl", ""),
+        write("project/remoe.toml", "[profile]\ndata = 'prompts.jsonl'\n[infer]\ndata = 'hub/id'\n"),
+    )
+    assert shown(remoe) == {"profile run data": (str(prompts), str(project)), "infer data": ("hub/id", str(project))}

@@ -23,7 +23,7 @@ from remoe_cli.model import shards
 from remoe_cli.package import bundle
 from remoe_cli.plan.document import LayerPlan
 from remoe_cli.runtime import client
-from remoe_cli.runtime.main_function import load_here
+from remoe_cli.runtime.load_main import load_here
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support.by_hand import PROMPT, ByHand, by_hand, on_twin
 from tests.support.damage import flip, overwrite

@@ -29,7 +29,7 @@ from remoe_cli.plan.document import LayerPlan, MainSpec
 from remoe_cli.runtime import client
 from remoe_cli.runtime.invoke import make_client
 from remoe_cli.runtime.last_resort import LastResort, ShardPlace
-from remoe_cli.runtime.main_function import load_here
+from remoe_cli.runtime.load_main import load_here
 from remoe_cli.runtime.receipt import receipt_of
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support import api_server

@@ -13,7 +13,7 @@ import torch
 from remoe_cli import artifacts
 from remoe_cli.model.demo import demo_model
 from remoe_cli.runtime.invoke import make_client
-from remoe_cli.runtime.main_function import load_here
+from remoe_cli.runtime.load_main import load_here
 from tests.support.harness import clear_steps
 from tests.support.stage import BUDGET_S, EVERY_16TH, Stage, in_time, reference, reference_answer, staged
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from remoe_cli.artifacts import json_text
-from remoe_cli.errors import UsageError
+from remoe_cli.errors import InfeasibleError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Plan
+from remoe_cli.plan.document import Plan, ScenarioKind
+from remoe_cli.plan.explain.why import money_rows
 from remoe_cli.plan.problem import batches
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.workload import from_profile
@@ -25,6 +26,7 @@ from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime.expected_cost import cost_model
 from tests.plan.test_exact import FIELD, all_columns, checked, instance
+from tests.plan.test_predicted import mixed
 from tests.support.brute_force import Brute
 from tests.support.synthetic import plan_of, problem_of, synthetic_profile, tiny_catalog
 
@@ -170,3 +172,35 @@ def test_the_papers_options_serve_one_request_at_a_time(profile: Profile, option
 
 def test_both_programs_draw_the_same_steps() -> None:
     assert (steps.DRAWN, steps.FEWEST) == (batches.DRAWN, batches.LEAST_STEPS)
+
+
+@pytest.mark.parametrize("asked", [{"tpot_s": 1e-7}, {"budget_usd": 1e-12}, {"tpot_s": 1e-7, "remote_share": 0.5}], ids=str)
+def test_what_is_impossible_is_said_also_where_main_functions_differ(profile: Profile, asked: dict[str, Any]) -> None:
+    """Those that are paid by use serve one request at a time, and the rented one four: each part of the menu is searched."""
+    with pytest.raises(InfeasibleError):
+        plan_of(profile, catalog(serverless_concurrency=1), concurrency=4, requests_per_hour=1000.0, **asked)
+
+
+def test_the_verifier_agrees_where_routing_is_predicted(profile: Profile) -> None:
+    """Also with the routing of the whole profile, whose steps are others."""
+    plan = plan_of(profile, catalog(), concurrency=4, remote_share=0.5, routing=mixed((0, 1), (3, 1)), examine=True)
+    assert any(scenario.kind == ScenarioKind.PROFILE_ROUTING for scenario in plan.scenarios)
+    assert verify(plan, profile, catalog()) == ()
+
+
+@pytest.mark.parametrize("requests", [1, 4])
+def test_the_rows_of_money_add_up(profile: Profile, requests: int) -> None:
+    """Cold starts too, which requests do not share."""
+    options = {"concurrency": requests, "remote_share": 0.5, "requests_per_hour": 2.0}
+    problem, plan = problem_of(profile, catalog(), concurrency=requests, requests_per_hour=2.0), plan_of(profile, catalog(), **options)
+    assert plan.workload.cold_share > 0.5
+    rows = [
+        float(text.removeprefix("$").split()[0].replace(",", "")) for name, text in money_rows(problem, plan) if not name.startswith(" ")
+    ]
+    assert sum(rows) == pytest.approx(plan.cost_usd_per_request * 1e6, rel=0.01)
+
+
+def test_a_family_whose_cache_cannot_be_shared_is_planned_for_one_request_at_a_time(profile: Profile) -> None:
+    record = profile.record.model_copy(update={"spec": profile.record.spec.model_copy(update={"family": "minimax"})})
+    with pytest.raises(UsageError, match="A model of family 'minimax' answers one request at a time"):
+        plan_of(replace(profile, record=record), catalog(), concurrency=2)

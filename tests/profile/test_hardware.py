@@ -10,7 +10,9 @@ import pytest
 
 from remoe_cli.errors import UsageError
 from remoe_cli.model.spec import KvLayer, MoeSpec
+from remoe_cli.model.stored import StoredWeights
 from remoe_cli.profile.hardware import hardware_names, latency_from, read_hardware, whole_on_cpu, whole_on_gpu
+from remoe_cli.profile.latency_record import Roofline
 
 G5 = (resources.files("remoe_cli.profile") / "hardware" / "g5.xlarge.toml").read_text()
 
@@ -67,6 +69,14 @@ def test_one_case_by_hand() -> None:
     assert latency.load_s == pytest.approx((1200e6 + 9 * 8 * 12.8e6) / 400e6)
     assert latency.main_vcpus == 4
     assert latency.warnings == ()
+
+
+def test_a_packed_expert_is_read_as_it_is_stored_and_computed_as_if_it_were_not() -> None:
+    plain = spec(expert_mb=12.8, nonexpert_mb=1200, layers=10, hidden=1100)
+    stored = StoredWeights(format="MXFP4", expert_bytes=3_400_000, nonexpert_bytes=1_200_000_000, served=True, packed=True)
+    one, packed = (latency_from("g5.xlarge", each).remote_expert.curve for each in (plain, plain.model_copy(update={"stored": stored})))
+    assert isinstance(one, Roofline) and isinstance(packed, Roofline)
+    assert packed.weights_s == pytest.approx(one.weights_s * 3.4 / 12.8) and packed.per_token_s == one.per_token_s
 
 
 def test_a_whole_model_on_one_device_by_hand() -> None:

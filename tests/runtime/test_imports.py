@@ -25,7 +25,8 @@ result = expected_cost(Path(arguments[0]))(20, 15).ttft_s
 SERVE = """
 import remoe_cli.cli.serve, remoe_cli.deploy.aws.access, remoe_cli.deploy.local.target, remoe_cli.runtime.container
 from remoe_cli.runtime import lambda_main, server
-from remoe_cli.runtime.main_function import Request, load_packaged
+from remoe_cli.runtime.load_main import load_packaged
+from remoe_cli.runtime.main_function import Request
 result = load_packaged(arguments[1]).answer(Request(prompt_token_ids=tuple(json.loads(arguments[2])), max_new_tokens=4)).token_ids
 """
 

@@ -135,3 +135,38 @@ def test_functions_of_an_answer_that_is_cut_are_paid_up_to_there() -> None:
     made = service(None, token_usd=1.0, limit_s=2.0, most=10)
     served = run(made, Arrivals(np.zeros(1), np.ones(1, dtype=np.int64), np.array([4000]), 10.0), 0)
     assert served.usd == pytest.approx(2000.0)
+
+
+def test_requests_that_share_an_instance_pay_its_time_once() -> None:
+    """Three come together to instances of two places: two share one, the third has one of its own."""
+    made = service(None, at_once=2, usd_per_s=1.0, start_s=1.0, idle_s=100.0, most=10)
+    at_s, n_out = np.array([0.0, 0.0, 0.0, 50.0, 50.5]), np.array([4000, 2000, 2000, 1000, 1000])
+    served = run(made, Arrivals(at_s, np.ones(5, dtype=np.int64), n_out, 60.0), 0)
+    assert served.cold.tolist() == [True, False, True, False, False]
+    assert served.usd == pytest.approx((1 + 4.0) + (1 + 2.0) + 1.5)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_full_instances_cost_and_take_what_the_planner_says(concurrency: int, tmp_path: Path) -> None:
+    asked = {"n_in": 50, "n_out": 40, "concurrency": concurrency}
+    problem = problem_of(synthetic_profile(tmp_path), tiny_catalog(), **asked)
+    layers = tuple(LayerPlan(layer=layer, remote=(0, 1, 2), memory_mb=256, replicas=1) for layer in problem.spec.moe_layers)
+    placement = Placement(problem.menu[0], layers)
+    outcome, made = evaluate(problem, placement), of_placement(problem, placement, "plan", np.full(1, 50.0), 40.0)
+    at_s = np.repeat(1000.0 * np.arange(20), concurrency)
+    many = np.ones(len(at_s), dtype=np.int64)
+    warm = replace(made, idle_s=math.inf, start_s=0.0, start_usd=0.0, functions=None)
+    served = run(warm, Arrivals(at_s, 50 * many, 40 * many, 20_000.0), 0)
+    assert waited_s(served) == pytest.approx(outcome.ttft_s)
+    assert float(served.tpot_s.mean()) == pytest.approx(outcome.tpot_s, rel=0.02)
+    assert served.usd / len(at_s) == pytest.approx(outcome.cost_usd_per_request, rel=0.02)
+
+
+def test_further_tokens_wait_for_the_prompts_of_the_answers_that_come(tmp_path: Path) -> None:
+    """Not of those that the plan was made for."""
+    profile, catalog = synthetic_profile(tmp_path), tiny_catalog()
+    planned, real = (problem_of(profile, catalog, n_in=50, n_out=n_out, concurrency=4) for n_out in (40, 400))
+    layers = tuple(LayerPlan(layer=layer, remote=(0, 1, 2), memory_mb=256, replicas=1) for layer in planned.spec.moe_layers)
+    placement = Placement(planned.menu[0], layers)
+    made = of_placement(planned, placement, "plan", np.full(1, 50.0), 400.0)
+    assert made.tpot_s == pytest.approx(evaluate(real, placement).tpot_s)

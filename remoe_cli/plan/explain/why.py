@@ -90,7 +90,8 @@ def money_rows(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
     outcome = evaluate(problem, placement)
     rate, n_out = main_function.usd_per_s(problem, plan.main), problem.workload.n_out
     functions = [layer_outcome(problem, placement, index) for index in range(len(plan.layers))]
-    prefill, decode = rate * outcome.ttft_s / problem.concurrency, rate * n_out * outcome.tpot_s / problem.concurrency
+    decode = rate * n_out * outcome.tpot_s / problem.at_main(plan.main).concurrency
+    prefill = rate * busy_s(problem, placement, outcome, functions) - decode
     yield "main function, until the first token", per_million(prefill)
     yield "main function, for further tokens", per_million(decode)
     if fixed := main_function.fixed_usd(problem, placement.bought):
@@ -165,7 +166,7 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
 def layer_reasons(problem: Problem, plan: Plan) -> Iterator[tuple[str, str]]:
     """Compare, for each layer, what remote experts cost with the main memory that they free."""
     placement = Placement(plan.main, plan.layers, plan.instances)
-    request_s = (plan.ttft_s + problem.workload.n_out * plan.tpot_s) / problem.concurrency
+    request_s = busy_s(problem, placement, plan.outcome, layer_outcomes(problem, placement))
     freed_usd = request_s * problem.catalog.main_usd_per_gb_second * problem.spec.expert_bytes / (GB_MB * MB)
     for index, layer in enumerate(plan.layers):
         if not layer.remote:

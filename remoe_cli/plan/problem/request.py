@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remoe_cli.errors import UsageError
+from remoe_cli.model.spec import ONE_AT_A_TIME
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Method, Plan, PredictedRouting, TtftAt, Waking
 from remoe_cli.plan.problem.aim import Aim
@@ -60,6 +61,10 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
 
     Raises: what `from_profile` raises, and UsageError where only one request at a time can be planned for.
     """
+    if request.concurrency > 1 and (family := profile.record.spec.family) in ONE_AT_A_TIME:
+        raise UsageError(
+            f"A model of family '{family}' answers one request at a time: requests cannot share its cache.", "Leave --concurrency out."
+        )
     if request.concurrency > 1 and (request.solver == "paper" or request.invocations == "per-expert"):
         option = "--solver paper" if request.solver == "paper" else "--invocation per-expert"
         raise UsageError(f"{option} is the paper's, which serves one request at a time.", f"Leave {option} or --concurrency out.")

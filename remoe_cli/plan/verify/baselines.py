@@ -83,7 +83,7 @@ def scenarios(inputs: VerifierInputs) -> dict[tuple[ScenarioKind, float | None],
         (ScenarioKind.EVEN_ROUTING, 0.5): evenly(inputs, 0.5),
     }
     if inputs.plan.workload.routing is not None:
-        changed[ScenarioKind.PROFILE_ROUTING, None] = replace(inputs, layers=pooled(inputs.profile)[0], hits={})
+        changed[ScenarioKind.PROFILE_ROUTING, None] = replace(inputs, layers=pooled(inputs.profile)[0], hits={}, steps={})
     return {key: outcome(other, other.plan.main, other.plan.instances, other.plan.layers) for key, other in changed.items()}
 
 

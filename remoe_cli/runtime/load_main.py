@@ -1,0 +1,126 @@
+"""Load a main function: from the checkpoint that was profiled, or from packaged files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remoe_cli import artifacts
+from remoe_cli.model.checkpoint import Checkpoint, find_profiled
+from remoe_cli.runtime.device_choice import DeviceChoice
+from remoe_cli.runtime.invoke import Connect, Invocation, make_client
+from remoe_cli.runtime.main_function import MainFunction
+from remoe_cli.runtime.receipt import Loading, attach, failed_receipt
+from remoe_cli.runtime.server_config import ServerConfig
+
+if TYPE_CHECKING:
+    from remoe_cli.runtime.dispatch import RemoteFunction
+    from remoe_cli.runtime.last_resort import LastResort
+
+_log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
+
+
+def load(
+    config: ServerConfig,
+    checkpoint: Checkpoint,
+    connect: Connect,
+    *,
+    device: DeviceChoice | None = None,
+    copied: bool = False,
+    reads: int = 0,
+    last_resort: LastResort | None = None,
+) -> MainFunction:
+    """Load the main function's weights, and start its expert functions, which `connect` reaches.
+
+    With `copied`, all weights are copied into memory, so that it does not matter what becomes of their files. `reads` of S3 brought them.
+    Once it is loaded, `last_resort` computes what an expert function does not; a function that does not start is an error.
+
+    Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start, DeployError when a plan
+    for a GPU finds none that it can use. The error carries the receipt of what was billed until then.
+    """
+    begun_s = time.perf_counter()  # importing torch is a part of loading
+    from remoe_cli.runtime.dispatch import RemoteFunction
+    from remoe_cli.runtime.engine import start_engine
+    from remoe_cli.runtime.last_resort import ShardPlace
+
+    functions: dict[int, list[RemoteFunction]] = {}
+    for f in config.functions:
+        shard = ShardPlace(f.shard, f.head_bytes, f.head_sha256)
+        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s, shard))
+    sent: list[Invocation] = []
+    try:
+        engine = start_engine(
+            checkpoint,
+            config.spec,
+            functions,
+            connect,
+            gpu=config.gpu,
+            gpu_experts=config.gpu_experts,
+            device=device,
+            copied=copied,
+            sent=sent,
+        )
+        engine.warm_up()
+        engine.dispatcher.caller.last_resort = last_resort
+    except Exception as error:
+        attach(error, failed_receipt(config.prices, 0.0, (), Loading(seconds=time.perf_counter() - begun_s, reads=reads), sent))
+        raise
+    calls = tuple(engine.dispatcher.take())
+    loading = Loading(seconds=time.perf_counter() - begun_s, reads=reads)
+    main = MainFunction(config, engine, loading, calls)
+    main.spent.loading.add(main.loading_receipt)
+    if main.concurrency < config.concurrency:
+        _log.warning(
+            "The plan counts on %d requests at once, and a model of family '%s' answers one at a time: its cache cannot be shared.",
+            config.concurrency,
+            config.spec.family,
+        )
+    return main
+
+
+def load_here(
+    server_json: Path, connect: Connect, device: DeviceChoice | None = None, last_resort: LastResort | None = None
+) -> MainFunction:
+    """Load from the checkpoint that was profiled, on this machine. The checkpoint may change afterwards.
+
+    Everything but the experts is on `device`; None: where the plan has it. `last_resort` is by default that of a deployment of the twin,
+    whose bundle is beside server.json.
+
+    Raises: ArtifactError when the checkpoint has changed, and what `load` raises.
+    """
+    config = artifacts.read_json(server_json, ServerConfig)
+    model = config.model
+    checkpoint = find_profiled(model.path, model.revision)
+    from remoe_cli.runtime.last_resort import LastResort
+
+    last_resort = last_resort or LastResort(str(server_json.parent / "bundle"))
+    main = load(config, checkpoint, connect, device=device, copied=True, last_resort=last_resort)
+    checkpoint.check(model.revision)
+    return main
+
+
+def load_packaged(uri: str) -> MainFunction:
+    """Load from the packaged files whose manifest is at `uri` (runtime/fetch.py).
+
+    Expert functions are called on AWS, or on the local twin if $REMOE_ENDPOINT names it. Their shards are in the same bucket, or in the
+    folder $REMOE_SHARDS.
+
+    Raises: what runtime/fetch.py and `load` raise.
+    """
+    begun_s, reads = time.perf_counter(), list[None]()
+    from remoe_cli.runtime.fetch import fetch, scratch_folder
+    from remoe_cli.runtime.last_resort import LastResort
+
+    folder = fetch(uri, scratch_folder(), lambda: reads.append(None))
+    fetched_s = time.perf_counter() - begun_s
+    config = artifacts.read_json(folder / "server.json", ServerConfig)
+    checkpoint = Checkpoint(config.model.path, folder, config.model.revision)
+    shards = "/".join(uri.split("/")[:3]) if uri.startswith("s3://") else os.environ.get("REMOE_SHARDS")
+    last_resort = LastResort(shards) if shards else None
+    main = load(config, checkpoint, partial(make_client, os.environ.get("REMOE_ENDPOINT")), reads=len(reads), last_resort=last_resort)
+    return replace(main, loading=main.loading.model_copy(update={"seconds": main.loading.seconds + fetched_s}))
