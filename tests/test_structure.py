@@ -39,6 +39,7 @@ MAY_CHANGE_FILES = {
     "cages.py": "control groups, which are no files",
     "journal.py": "files of its own, in a folder that it has marked",
     "function/weights.py": "a file of its own in /tmp, under a name that nothing has",
+    "function/kernel/build.py": "the libraries that it builds, beside it",
     "profile/function_latency.py": "a control group",
     # A path that owned.writing yields
     **dict.fromkeys(("artifacts.py", "deploy/aws/access.py", "model/shards.py", "plan/catalog/update.py", "plan/export.py"), "yielded"),

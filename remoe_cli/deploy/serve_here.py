@@ -48,7 +48,8 @@ def serve_here(
 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
-            main = replace(load_here(server_json, connect, asked.device, last_resort), expected=asked.expected)
+            loaded = keeping(lambda: load_here(server_json, connect, asked.device, last_resort), book)()
+        main = replace(loaded, expected=asked.expected)
         main = with_concurrency(main, asked.concurrency)
         console.say(f"The model is loaded, on the {_DEVICES[main.engine.device.kind]} {main.engine.device.name}. {main.loading_billed}")
         return main
@@ -58,4 +59,4 @@ def serve_here(
     beyond = "has the token" if asked.token else "reaches that address"
     whom = " to your own processes" if door.own_user else f", to whoever {beyond}"
     console.say(f"Serving '{name}' on {url(host, port)}{whom}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    serve(keeping(load, book), listener, door, token=asked.token)
+    serve(load, listener, door, token=asked.token)

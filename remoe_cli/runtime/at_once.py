@@ -18,7 +18,7 @@ def with_concurrency(main: MainFunction, asked: int | None) -> MainFunction:
 
     Raises: UsageError where the model's family shares no steps, and where the KV caches of so many requests may not fit.
     """
-    if asked is None or asked == main.config.concurrency:
+    if asked is None:
         return main
     if asked > 1:
         _refuse(main, asked)

@@ -97,14 +97,27 @@ class Batch:
         if sequence.ended:
             sequence.cache = None
             return [sequence]
+        joining, sequence.cache = sequence.cache, None
         if self.cache is None:
-            self.cache = sequence.cache
+            self.cache = joining
         else:
-            assert sequence.cache is not None
-            join(self.cache, max(each.read for each in self.decoding), sequence.cache, sequence.read)
-        sequence.cache = None
+            assert joining is not None
+            try:
+                with full_memory_named(_PLAN_LONGER):
+                    join(self.cache, max(each.read for each in self.decoding), joining, sequence.read)
+            except Exception as error:  # there is no memory for one more: it has none, and the others' cache may be half joined
+                sequence.error = error
+                self._begin_again(self.decoding)
+                return [sequence]
         self.decoding.append(sequence)
         return []
+
+    def _begin_again(self, sequences: list[TokenSequence]) -> None:
+        """Let sequences be read again, each from its tokens: what was in the batch's cache is not used any more."""
+        self.decoding, self.cache = [], None
+        for each in sequences:
+            each.read = 0
+        self.reading.extend(sequences)
 
     def _decode(self) -> list[TokenSequence]:
         """Make the next token of every sequence whose prompt is read."""
@@ -117,14 +130,12 @@ class Batch:
             with self._pass(sequences, len(self) > 1):
                 logits = self._forward(sequences, [each.stream.ids[-1:] for each in sequences], self.cache, mask)
         except Exception as error:
-            self.decoding, self.cache = [], None
             if len(sequences) == 1:
+                self.decoding, self.cache = [], None
                 sequences[0].error = error
                 return sequences
             _log.warning("A step of %d requests failed with %s; each of them does it again alone.", len(sequences), type(error).__name__)
-            for each in sequences:
-                each.read = 0
-            self.reading.extend(sequences)
+            self._begin_again(sequences)
             return []
         for each in sequences:
             each.read += 1
@@ -135,10 +146,20 @@ class Batch:
             rows = [row for row, each in enumerate(sequences) if not each.ended]
             self.decoding = [sequences[row] for row in rows]
             if self.decoding and self.cache is not None:
-                keep(self.cache, rows, max(each.read for each in self.decoding))
+                self._keep(rows)
             else:
                 self.cache = None
         return left
+
+    def _keep(self, rows: list[int]) -> None:
+        """Keep the rows of the cache that are of `decoding`."""
+        assert self.cache is not None
+        try:
+            with full_memory_named(_PLAN_LONGER):
+                keep(self.cache, rows, max(each.read for each in self.decoding))
+        except Exception as error:
+            _log.warning("The cache could not be cut (%s); %d requests are read again.", type(error).__name__, len(self.decoding))
+            self._begin_again(self.decoding)
 
     def _forward(self, sequences: Sequence[TokenSequence], tokens: list[list[int]], cache: Cache | None, mask: Tensor | None) -> Tensor:
         """Run the model on the next tokens of each sequence; a cache that the model has made itself is the sequence's.
@@ -168,10 +189,12 @@ class Batch:
         dispatcher = self.dispatcher
         dispatcher.stopped = lambda: _stopped(sequences)
         dispatcher.deadline_s = max(deadline_of(each.stopped) for each in sequences)
-        dispatcher.seen = partial(self._count, sequences)
+        chosen: list[tuple[int, Array]] = []
+        dispatcher.seen = partial(self._see, sequences, chosen)
         try:
             with full_memory_named(_PLAN_LONGER):
                 yield
+            _count(sequences, chosen)
         except Exception:
             dispatcher.settle()
             raise
@@ -196,18 +219,22 @@ class Batch:
                     each.parts.append(part)
         self._rows.clear()
 
-    def _count(self, sequences: Sequence[TokenSequence], layer: int, ids: Array) -> None:
-        """Count the experts that the tokens of a pass chose in a layer, and the rows that each sequence sends to its functions.
+    def _see(self, sequences: Sequence[TokenSequence], chosen: list[tuple[int, Array]], layer: int, ids: Array) -> None:
+        """Keep what the tokens of a pass chose in a layer, and count the rows that each sequence sends to its functions.
 
         Shapes: ids [tokens, k] of one sequence, or [sequences, k].
         """
-        if len(sequences) == 1:
-            sequences[0].count(layer, ids)
-            return
+        chosen.append((layer, ids.copy()))  # the next layer may use the same memory
+        if len(sequences) > 1:
+            for function in self.dispatcher.remote.get(layer, ()):
+                self._rows[function.name] = np.isin(ids, function.experts).sum(axis=1).tolist()
+
+
+def _count(sequences: Sequence[TokenSequence], chosen: Sequence[tuple[int, Array]]) -> None:
+    """Count what the tokens of a pass chose, when it has not failed."""
+    for layer, ids in chosen:
         for row, each in enumerate(sequences):
-            each.count(layer, ids[row : row + 1])
-        for function in self.dispatcher.remote.get(layer, ()):
-            self._rows[function.name] = np.isin(ids, function.experts).sum(axis=1).tolist()
+            each.count(layer, ids if len(sequences) == 1 else ids[row : row + 1])
 
 
 def _stopped(sequences: Sequence[TokenSequence]) -> Stop | None:

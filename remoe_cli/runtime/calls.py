@@ -146,7 +146,7 @@ class Caller:
         frame, now = pack(batch), time.monotonic()
         call = Call(layer, function, batch, to_wire(frame), check_of(frame), begun_s)
         if self.last_resort:
-            call.until_s = now + min(read_timeout_s(function.timeout_s), _SHARE * (deadline_s - now))
+            call.until_s = now + min(read_timeout_s(function.timeout_s), max(LAST_S, _SHARE * (deadline_s - now)))
         self._open.append(call)
         if not self._is_avoided(call, now):
             self._start(call, now)

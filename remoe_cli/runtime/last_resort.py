@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from remoe_cli.function.codec import Batch
-from remoe_cli.function.errors import FunctionStorageError, ShardDeniedError, ShardMissingError, ShardUnreachableError
+from remoe_cli.function.errors import ShardDeniedError
 from remoe_cli.function.expert_ffn import Expert, FfnSpec
 from remoe_cli.function.weights import Shard, ShardFile, ShardObject
 
@@ -93,20 +93,12 @@ class LastResort:
                 self._expert(place, shard, e).run(batch.data[end - n : end])
                 for e, n, end in zip(batch.experts, batch.rows, ends, strict=True)
             ]
-        except (
-            ValueError,
-            OSError,
-            MemoryError,
-            ShardMissingError,
-            ShardDeniedError,
-            ShardUnreachableError,
-            FunctionStorageError,
-        ) as error:
+        except Exception as error:  # whatever it is: the call that failed has to be named, and what it was billed kept
             if place in self._opened:  # it is opened again the next time, with credentials that are read again
                 shard = self._opened.pop(place)
                 shard.close()
                 self._closed_reads += shard.reads
-            raise LastResortError(f"{type(error).__name__}: {error}") from error
+            raise LastResortError(f"{type(error).__name__}: {error}".rstrip(".")) from error
         return Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(parts), int((time.perf_counter() - start) * 1e6))
 
     def _open(self, place: ShardPlace, batch: Batch) -> Shard:

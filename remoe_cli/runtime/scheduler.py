@@ -10,6 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -113,19 +115,39 @@ class Scheduler:
         try:
             sequence = go()
         except StopIteration as end:
-            job.ended(end.value)
+            _tell(job, end.value)
         except Exception as error:
-            job.ended(error)
+            _tell(job, error)
         else:
             self._batch = self._batch or main.engine.batch()
             self._batch.add(sequence)
             self._running[sequence] = job, answering
 
     def _fail_all(self, error: Exception) -> None:
+        """End all requests with an error, with the receipt of what each was billed."""
         with self._lock:
-            jobs = [*(job for job, _ in self._running.values()), *self._waiting]
+            running, waiting = [*self._running.values()], [*self._waiting]
             self._running.clear()
             self._waiting.clear()
             self._batch, self._busy = None, False
-        for job in jobs:
-            job.ended(error)
+        for job, answering in running:
+            try:
+                answering.throw(_copied(error))
+            except Exception as failed:
+                _tell(job, failed)
+        for job in waiting:
+            _tell(job, error)
+
+
+def _copied(error: Exception) -> Exception:
+    """Copy an error, so that each request's receipt is in one of its own."""
+    try:
+        return copy(error)
+    except TypeError:  # it is made of more than its message
+        return DeployError(f"{type(error).__name__}: {error}", "Ask again.")
+
+
+def _tell(job: Job, ended: Answer | Exception) -> None:
+    """Tell a request how it ended, unless nobody is there any more."""
+    with suppress(RuntimeError):  # the loop of a server that has ended
+        job.ended(ended)

@@ -140,7 +140,10 @@ class TokenSequence:
         return not self.crowded and not any(self.shared)
 
     def count(self, layer: int, ids: npt.NDArray[np.integer]) -> None:
-        """Count the experts that its next tokens chose in a layer, but not of tokens that are read again. Shapes: ids [tokens, k]."""
+        """Count the experts that its next tokens chose in a layer, but not of tokens that are read again.
+
+        Shapes: ids [tokens, k].
+        """
         first = max(self.read, self.counted)
         fresh, prompt = ids[first - self.read :], max(0, len(self.prompt_ids) - first)
         for phase, part in ((PREFILL, fresh[:prompt]), (DECODE, fresh[prompt:])):

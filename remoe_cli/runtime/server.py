@@ -17,8 +17,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -38,6 +38,7 @@ from remoe_cli.runtime.main_function import MainFunction
 
 NO_LIMITS = Limits()
 _END_S = 20  # for answers under way when the server ends
+_LAST_S = 2.0  # for a step that nobody waits for any more
 
 
 class _Server(uvicorn.Server):
@@ -92,7 +93,11 @@ def serve(
     loading.add_done_callback(lambda done: server.end() if done.exception() else None)
     with listener:
         server.run(sockets=[listener])
-    model_thread.shutdown(wait=False, cancel_futures=True)
+    # Requests whose clients have left may still be answered: what they were billed is kept when the thread takes no more work.
+    last = model_thread.submit(lambda: None)
+    model_thread.shutdown(wait=False, cancel_futures=not loading.done())
+    with suppress(TimeoutError, CancelledError):
+        last.result(_LAST_S if loading.done() else 0)
     if loading.done():
         loading.result()
 

@@ -41,6 +41,7 @@ LAYERS = (
     LayerPlan(layer=1, remote=tuple(range(8)), memory_mb=1769, replicas=2),
 )
 COUNTED = ("invocations", "billed_ms", "cold_starts")
+ENDLESS = {"prompt": PROMPT, "max_new_tokens": 400, "stream": True}
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_the_receipts_of_a_main_server_and_its_loading_are_the_meter(made: ByHan
     assert [r["main"]["basis"] for r in receipts] == ["measured"] * 3 and receipts[1]["main_load_s"] == 0
     address = HERE.main_address("m")
     assert isinstance(address, client.Http)
-    asked = {"prompt": PROMPT, "max_new_tokens": 400, "stream": True}
+    asked = ENDLESS
     with httpx.stream("POST", f"{address.url}/invocations", json=asked, trust_env=False, timeout=60) as response:
         assert "text" in json.loads(next(response.iter_lines()))
     give_up = time.monotonic() + 30
@@ -152,10 +153,29 @@ def test_the_receipts_of_a_main_server_and_its_loading_are_the_meter(made: ByHan
     shown = "\n".join(HERE.overview(status).above)
     for purpose in ("loading", "answers", "cancelled"):
         assert f"{spent[purpose]['billed_ms']} ms" in shown
-    check_requests_that_are_answered_together(made, status["functions"], invocations_alone=receipts[2]["invocations"])
+    check_requests_that_are_answered_together(made, status["functions"])
+    check_an_answer_that_destroy_ends()
 
 
-def check_requests_that_are_answered_together(made: ByHand, before: list[dict[str, Any]], invocations_alone: int) -> None:
+def check_an_answer_that_destroy_ends() -> None:
+    """Its client gets what there is of it, and its receipt is kept."""
+    before = len(list(HERE.receipts("m").receipts()))
+    address = HERE.main_address("m")
+    assert isinstance(address, client.Http)
+    with httpx.stream("POST", f"{address.url}/invocations", json=ENDLESS, trust_env=False, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        with ThreadPoolExecutor(1) as pool:
+            gone = pool.submit(HERE.destroy, "m")
+            last = json.loads([*lines][-1])
+            gone.result()
+    assert last["answer"]["finish_reason"] == "cancelled" and last["answer"]["token_ids"]
+    kept = list(HERE.receipts("m").receipts())[before:]
+    assert [line.kind for line in kept] == ["cancelled"]
+    assert kept[0].receipt.billed_ms == last["answer"]["receipt"]["billed_ms"] > 0
+
+
+def check_requests_that_are_answered_together(made: ByHand, before: list[dict[str, Any]]) -> None:
     """Another main function of the same functions answers four at a time; one client leaves, one has two answers, and one is refused."""
     status = HERE.status("m")
     main = load_here(lifecycle.state_dir("m") / "server.json", partial(make_client, status["endpoint"]))
@@ -167,7 +187,7 @@ def check_requests_that_are_answered_together(made: ByHand, before: list[dict[st
             return dict(http.post(f"{url}/invocations", json={"prompt": PROMPT, "max_new_tokens": 40} | more).json())
 
         asked = [clients.submit(ask_too, more) for more in ({}, {}, {"n": 2}, {"prompt": "w5 w6"}, {"max_new_tokens": 9}, {"n": 99})]
-        with http.stream("POST", f"{url}/invocations", json={"prompt": PROMPT, "max_new_tokens": 400, "stream": True}) as response:
+        with http.stream("POST", f"{url}/invocations", json=ENDLESS) as response:
             assert "text" in json.loads(next(response.iter_lines()))
         *answers, refused = [each.result() for each in asked]
         assert "error" in refused
@@ -183,4 +203,3 @@ def check_requests_that_are_answered_together(made: ByHand, before: list[dict[st
         metered = sum(f[key] for f in after) - sum(f[key] for f in before)
         spent = sum(answer["receipt"][key] for answer in answers) + getattr(main.spent.cancelled, key)
         assert getattr(loading, key) + spent == metered, key
-    assert answers[4]["receipt"]["invocations"] < invocations_alone  # of 9 tokens beside others, below those of 8 tokens alone

@@ -24,7 +24,8 @@ from typing import Any
 
 from remoe_cli.errors import RemoeError
 from tests.mutants import mutate
-from tests.mutants.parsers import Parser, all_parsers, is_one_sentence
+from tests.mutants.parser import Parser
+from tests.mutants.parsers import all_parsers, is_one_sentence
 
 GROWTH_BYTES = 2 << 30  # of the address space
 WATCHDOG_S = 120  # for one mutant; far above what any takes on a busy machine

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.parsers import Parser, all_parsers
+from tests.mutants.parser import Parser
+from tests.mutants.parsers import all_parsers
 from tests.mutants.run import shares, try_all, verdict, watched
 
 MUTANTS = 30_000  # of all parsers: half a minute of one core

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from remoe_cli.errors import DeployError
 from remoe_cli.function.codec import Batch
 from remoe_cli.runtime.breaker import CLOSED, Breaker
 from remoe_cli.runtime.budget import HEDGES, RETRIES
@@ -117,3 +118,31 @@ def test_slow_calls_do_not_move_the_time_of_a_hedge_up_to_themselves() -> None:
     for _ in range(200):
         taken.add(0.01)
     assert taken.hedge_after_s() == 0.02 and len(taken._by_size) == 128  # only the last ones count
+
+
+def test_a_call_has_a_second_however_late_it_is(endpoint: Endpoint) -> None:
+    """Else the last token of a request would be computed here, layer by layer, and functions that do well would be avoided."""
+    endpoint.script = [ok()]
+    with caller_of(endpoint) as caller:
+        caller.last_resort = LastResort("nowhere")
+        for left_s in (0.01, -0.01):
+            begun = caller.begin(3, FUNCTION, BATCH, time.monotonic(), time.monotonic() + left_s)
+            assert begun.until_s - time.monotonic() > 0.9
+            (answer,) = caller.finish([begun], lambda: "time-limit")
+            assert answer.data.tobytes() == BATCH.data.tobytes()
+        assert caller._known[FUNCTION.name].breaker == CLOSED
+
+
+def test_what_a_call_was_billed_is_kept_where_nothing_can_compute_it_here(endpoint: Endpoint) -> None:
+    """The function is out of memory, and then the credentials for its shard have expired."""
+
+    def environment() -> dict[str, str]:
+        raise DeployError("The login has expired.", "Log in again.")
+
+    endpoint.script = [failed("Runtime.OutOfMemory")]
+    with caller_of(endpoint) as caller:
+        caller.last_resort = LastResort("s3://bucket", environment)
+        function = RemoteFunction("layer-003", (1,), 1, 0.0, shard=ShardPlace("x.safetensors", 10, "0" * 64))
+        with pytest.raises(FailedCall, match=r"The expert function layer-003 of layer 3 .*DeployError: The login has expired\.$"):
+            call(caller, function)
+        assert [made.failed for made in caller.sent] == [True], "what the tries were billed is in its invocation"

@@ -239,3 +239,18 @@ def test_a_layer_does_not_wait_longer_than_the_main_function_has_time(endpoint: 
         assert [(c.function, c.unreported, c.billed_ms) for c in runner.take()] == [("layer-000-0", 1, 0)]
         late.set()
     assert [(c.unreported, c.billed_ms) for c in runner.take()] == [(0, 13)]
+
+
+def test_what_is_noted_while_invocations_are_taken_is_taken_the_next_time() -> None:
+    class Growing(list[Any]):
+        """A try that ends late notes itself in between."""
+
+        def __getitem__(self, key: Any) -> Any:
+            found = super().__getitem__(key)
+            if isinstance(key, slice):
+                self.append("late")
+            return found
+
+    with ThreadPoolExecutor(1) as pool:
+        runner = Dispatcher(None, {}, {}, pool, sent=Growing(["first"]))
+        assert runner.take() == ["first"] and list(runner.sent) == ["late"]

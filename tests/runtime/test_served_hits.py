@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from remoe_cli.model.experts import attach
 from remoe_cli.profile.routing import BatchRouting, RoutingRecorder, record_batch
+from remoe_cli.runtime.batch import Batch
 from remoe_cli.runtime.kept import Served
 from remoe_cli.runtime.main_function import MainFunction, Request
 from remoe_cli.runtime.served_hits import DECODE, PREFILL, Hits
@@ -47,22 +49,26 @@ def test_several_answers_to_a_request_count_together(made: tuple[MainFunction, B
     assert answer.observed is not None and np.array_equal(answer.observed.prefill, 2 * recorded.prefill_counts[0])
 
 
-def test_requests_in_one_batch_count_apart(made: tuple[MainFunction, BatchRouting]) -> None:
-    """Also one that joins later, and one whose prompt is read a second time, as after a step that failed."""
+def test_requests_in_one_batch_count_apart(made: tuple[MainFunction, BatchRouting], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that joins later, and where a step fails after its layers, and each does it again alone."""
     main, recorded = made
-    sequences = [main.engine.sequence(prompt, NEW) for prompt in PROMPTS[:3]]
-    batch = main.engine.batch()
+    sequences = [main.engine.sequence(prompt, NEW) for prompt in PROMPTS]
+    batch, forward, failed = main.engine.batch(), Batch._forward, []
+
+    def failing(self: Batch, several: Any, *arguments: Any) -> Any:
+        logits = forward(self, several, *arguments)
+        if len(several) == len(PROMPTS) and not failed:
+            failed.append(True)
+            raise RuntimeError("after the last layer")
+        return logits
+
+    monkeypatch.setattr(Batch, "_forward", failing)
     for each in sequences:
         batch.add(each)
         batch.step()
-    again = batch.decoding[0]
-    batch.decoding, batch.cache = batch.decoding[1:], None
-    for each in (again, *batch.decoding):
-        each.read = 0
-    batch.reading.extend((again, *batch.decoding))
-    batch.decoding = []
     while len(batch):
         batch.step()
+    assert failed
     for index, each in enumerate(sequences):
         prefill, decode = each.hits.counts
         assert np.array_equal(prefill, recorded.prefill_counts[index]) and np.array_equal(decode, recorded.decode_counts[index])

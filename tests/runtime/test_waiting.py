@@ -29,13 +29,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Answers begin when it is set; comments come often."""
-    may_begin, generate = threading.Event(), MainFunction._generate
+    may_begin, answering = threading.Event(), MainFunction.answering
 
-    def waiting(self: MainFunction, *arguments: Any) -> None:
+    def waiting(self: MainFunction, *arguments: Any, **more: Any) -> Any:
         assert may_begin.wait(60)
-        generate(self, *arguments)
+        return (yield from answering(self, *arguments, **more))
 
-    monkeypatch.setattr(MainFunction, "_generate", waiting)
+    monkeypatch.setattr(MainFunction, "answering", waiting)
     monkeypatch.setattr(app, "KEEP_ALIVE_S", 0.05)
     yield may_begin
     may_begin.set()
@@ -67,11 +67,12 @@ def test_clients_read_over_it(url: str, held: threading.Event) -> None:
 
 
 def test_what_goes_wrong_after_a_stream_has_begun_is_in_it(url: str, held: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **more: Any) -> Any:
         held.wait(60)
         raise DeployError("The GPU's memory is full.", "")
+        yield
 
-    monkeypatch.setattr(MainFunction, "_generate", broken)
+    monkeypatch.setattr(MainFunction, "answering", broken)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)) as of:
         stream = of.chat.completions.create(model="", messages=USER, stream=True)
         held.set()

@@ -17,7 +17,7 @@ def message(payload: bytes, **headers: str) -> bytes:
     """Make one message; `_` in the name of a header stands for `-`.
 
     >>> message(b"x", event_type="PayloadChunk")[:4].hex()
-    '00000030'
+    '0000002c'
     """
     head = b"".join(
         struct.pack(f">B{len(name)}sBH", len(name), name, _STRING, len(value)) + value

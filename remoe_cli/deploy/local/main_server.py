@@ -117,9 +117,7 @@ async def _run(main: MainServer) -> None:
         main.state = "ended"
         with suppress(ProcessLookupError):
             process.terminate()
-        if process.stdin:
-            process.stdin.close()
-        with suppress(asyncio.TimeoutError):
+        with suppress(asyncio.TimeoutError):  # it ends its answers with the next token, and keeps their receipts
             await asyncio.wait_for(process.wait(), STOP_S)
         raise
     finally:

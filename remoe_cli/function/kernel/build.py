@@ -1,4 +1,4 @@
-"""Build the libraries of this folder for both processors of Lambda, and write what they were built from to SHA256SUMS.
+"""Build the libraries for both processors of Lambda, and say in SHA256SUMS what they were built from.
 
 `make kernel` runs it, with the compiler that the ziglang package of PyPI brings. One version of it makes the same bytes on every machine.
 """
@@ -25,7 +25,7 @@ OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fvisibilit
 def build(machine: str, to: Path) -> None:
     """Build the library for one kind of processor."""
     target, processor = TARGETS[machine]
-    command = [sys.executable, "-m", "ziglang", "cc", *OPTIONS, "-target", target, f"-mcpu={processor}", "-shared", "-s"]
+    command = [sys.executable, "-P", "-m", "ziglang", "cc", *OPTIONS, "-target", target, f"-mcpu={processor}", "-shared", "-s"]
     subprocess.run([*command, SOURCE.name, "-o", str(to)], check=True, cwd=HERE)
 
 
