@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test mutants test-gpu test-aws lint docs docs-reference kernel locks audit measure paper clean
+.PHONY: help demo check test mutants test-gpu test-aws lint docs docs-reference kernel locks audit bench measure paper clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -80,6 +80,17 @@ locks: $(VENV)/.installed ## write remoe_cli/package/locks/ again from constrain
 audit: $(VENV)/.installed ## look up known vulnerabilities of everything that ships; asks the package index
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/pip-audit --disable-pip --require-hashes $(foreach lock,function image-cpu image-gpu,-r remoe_cli/package/locks/$(lock).txt)
+
+# TRACE is a file of requests with their times; without it, each client asks again at once.
+bench: $(VENV)/.installed ## print the tables of docs/benchmarks.md, half an hour on two quiet cores: make bench TRACE=FILE
+	$(BIN)/python docs/measure/batching.py
+	$(BIN)/python -m docs.measure.faults --requests 50
+	$(BIN)/remoe demo --quiet
+	$(BIN)/remoe plan ~/.cache/remoe/demo/smolmoe-float32/profile -o $(BENCH)/load.json --remote-share 0.5 --concurrency 8 --quiet
+	$(BIN)/remoe deploy $(BENCH)/load.json --quiet
+	$(BIN)/python docs/measure/load.py load $(if $(TRACE),--trace $(TRACE))
+	$(BIN)/remoe destroy load
+bench: BENCH ?= /tmp/remoe-bench
 
 measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/function_arithmetic.py
