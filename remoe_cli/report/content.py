@@ -78,7 +78,8 @@ def content_of(inputs: Inputs, stage: Progress) -> Content:
         try:
             content = replace(content, table=table_of(inputs.plan, problem, catalog))
         except RemoeError as error:
-            content = replace(content, left_out=(f"There are no sliders: {error.message}",))
+            why = "There are no sliders, because the page's formulas do not give the figures of the plan. Make it again with this version."
+            content = replace(content, left_out=(why,), details=(error.message,))
         with stage("Plans of the frontier") as progress:
             content = replace(content, frontier=_frontier(inputs.plan, problem, progress))
     return content

@@ -2,24 +2,26 @@
 
 A table that does not give the plan's own figures is refused.
 
-Source: method.md, sections 3, 4 and 10.
+Source: method.md, sections 3, 4, 10 and 11.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from remoe_cli.errors import ArtifactError
-from remoe_cli.plan.arrays import Floats
+from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import expert_functions, main_function, prices
 from remoe_cli.plan.cost.placement import Placement
 from remoe_cli.plan.cost.prompts import cold_wait_s
-from remoe_cli.plan.document import Baseline, LayerPlan, MainKind, Plan
+from remoe_cli.plan.cost.steps import own_step_s, step_times
+from remoe_cli.plan.document import GPU_BY_USE, Baseline, LayerPlan, MainKind, MainSpec, Plan
 from remoe_cli.plan.explain.rows import BASELINE_TITLES, unlike_baselines
 from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, owner_of
 from remoe_cli.plan.problem.problem import Problem
@@ -27,6 +29,7 @@ from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.report.what_if import THIS_PLAN, Bill, Machine, Setting, Table, Wait, evaluate
 
 _EXACT = 1e-9  # relative difference that floating-point noise explains
+_NOISE_DIGITS = 15  # of seconds
 _SAME = 1e-6  # relative difference at which a figure of the table is not the plan's
 
 
@@ -35,6 +38,7 @@ def table_of(plan: Plan, problem: Problem, catalog: Catalog) -> Table:
 
     Raises: ArtifactError where it does not give them.
     """
+    asked, problem = problem, problem.at_main(plan.main)
     placement, side = Placement(plan.main, plan.layers, plan.instances), catalog.function
     warm, zero = expert_functions.warm(problem), catalog.zero
     implied = Traffic(plan.workload.lengths, plan.workload.requests_per_hour)
@@ -56,11 +60,11 @@ def table_of(plan: Plan, problem: Problem, catalog: Catalog) -> Table:
         waking=(waking.wake_share, waking.up_share) if waking else None,
         wake=(zero.idle_s, zero.wake_s) if zero is not None and (wakes or plan.workload.requests_per_hour is None) else None,
         ttft=_ttft(problem, placement),
-        tpot=_tpot(problem, placement),
+        step=_step(problem, placement) if problem.concurrency == 1 else _shared_step(problem, placement),
         bill=_bill(problem, placement, beside),
         functions_wait_s=cold_wait_s(problem, always_on),
         main=_main(problem, placement),
-        baselines=tuple(_machine(plan, catalog, BASELINE_TITLES[name], one) for name, one in unlike_baselines(plan).items()),
+        baselines=tuple(_machine(plan, asked, BASELINE_TITLES[name], one) for name, one in unlike_baselines(plan).items()),
     )
     _check(table, plan)
     return table
@@ -113,8 +117,8 @@ def _prompt_calls(problem: Problem, index: int, layer: LayerPlan, n_in: int) -> 
     return inside_s[rows[:, 0] > 0], rows[rows[:, 0] > 0, 0]
 
 
-def _tpot(problem: Problem, placement: Placement) -> Wait:
-    """Write TPOT as a wait: each pair of what a token hits is a term."""
+def _step(problem: Problem, placement: Placement) -> Wait:
+    """Write the decode step of one request as a wait: each pair of what a token hits is a term."""
     terms: dict[tuple[float, float, float], float] = defaultdict(float)
     step_s = main_function.expert_step_s(problem, placement.main)
     constant_s = main_function.decode_rest_s(problem, placement.main)
@@ -136,6 +140,46 @@ def _tpot(problem: Problem, placement: Placement) -> Wait:
     return Wait(constant_s=constant_s, terms=tuple((weight, *at) for at, weight in terms.items()))
 
 
+def _shared_step(problem: Problem, placement: Placement) -> Wait:
+    """Write the decode step of several requests as a wait: each drawn step of a layer is a term."""
+    terms: dict[tuple[float, float, float], float] = defaultdict(float)
+    constant_s = main_function.decode_rest_s(problem, placement.main)
+    times = step_times(problem, placement.main)
+    for index, layer in enumerate(placement.layers):
+        own_s = own_step_s(_owner(problem, layer), problem.workload.step_rows(index, problem.concurrency), times)[0]
+        if not layer.parts:
+            constant_s += float(own_s.mean())
+            continue
+        slowest_s = np.max(_step_calls(problem, index, layer), axis=0)
+        for least_s, inside_s in zip(own_s.tolist(), slowest_s.tolist(), strict=True):
+            if inside_s < 0:
+                constant_s += least_s / len(own_s)
+            else:
+                terms[_merged(least_s), _merged(inside_s), 1.0] += 1 / len(own_s)
+    return Wait(constant_s=constant_s, terms=tuple((weight, *at) for at, weight in terms.items()))
+
+
+def _step_calls(problem: Problem, index: int, layer: LayerPlan) -> Floats:
+    """Compute the seconds inside each function in each drawn step of one layer; negative where it is not called.
+
+    Shapes: [functions, M].
+    """
+    owner, rows = _owner(problem, layer)[0], problem.workload.step_rows(index, problem.concurrency)
+    here = np.array([owner == function for function in range(len(layer.parts))], dtype=np.float64)
+    work_s = here @ expert_functions.expert_work_s(problem, layer.memory_mb, np.arange(problem.concurrency + 1))[rows]
+    sent = here @ rows
+    return np.where(sent > 0, expert_functions.inside_s(problem, layer.memory_mb, work_s, sent), -1.0)
+
+
+def _owner(problem: Problem, layer: LayerPlan) -> Ints:
+    return owner_of(problem.spec.experts_per_layer, layer.parts, layer.gpu)
+
+
+def _merged(seconds: float) -> float:
+    """Round away floating-point noise, so that terms that are alike become one."""
+    return round(seconds, _NOISE_DIGITS)
+
+
 def _bill(problem: Problem, placement: Placement, layers: list[int]) -> Bill:
     terms: dict[float, float] = defaultdict(float)
     calls = cold_usd = all_cold_usd = 0.0
@@ -148,17 +192,26 @@ def _bill(problem: Problem, placement: Placement, layers: list[int]) -> Bill:
             for inside_s in _prompt_calls(problem, index, layer, kind.n_in)[0].tolist():
                 terms[inside_s] += kind.share * usd_per_s
                 calls += kind.share
-        each = problem.workload.hits.of_parts(index, layer.parts, layer.gpu).calls[0]
-        for hit in range(1, len(each)):
-            one_by_one = problem.invocations == "per-expert"
-            number = problem.workload.n_out * float(each[hit]) * (hit if one_by_one else 1)
-            terms[float(expert_functions.decode_inside_s(problem, layer.memory_mb, 1 if one_by_one else hit))] += number * usd_per_s
-            calls += number
+        for inside_s, number in _decode_calls(problem, index, layer):
+            terms[inside_s] += problem.workload.n_out * number * usd_per_s
+            calls += problem.workload.n_out * number
         instances = len(layer.parts) * layer.replicas
         cold_usd += instances * float(expert_functions.cold_s(problem, biggest)[0]) * usd_per_s
         all_cold_usd += float(expert_functions.cold_usd(all_cold, memory, biggest, instances)[0, 0])
     found = tuple((usd, inside_s) for inside_s, usd in terms.items() if usd)
     return Bill(terms=found, calls=calls, cold_usd=cold_usd, reads_usd=all_cold_usd - cold_usd)
+
+
+def _decode_calls(problem: Problem, index: int, layer: LayerPlan) -> Iterator[tuple[float, float]]:
+    """Yield the seconds inside the function of the calls of a decode step, and how many of them a request has."""
+    if problem.concurrency > 1:
+        inside = _step_calls(problem, index, layer)
+        yield from ((_merged(one), 1 / (inside.shape[1] * problem.concurrency)) for one in inside[inside >= 0].tolist())
+        return
+    each, one_by_one = problem.workload.hits.of_parts(index, layer.parts, layer.gpu).calls[0], problem.invocations == "per-expert"
+    for hit in range(1, len(each)):
+        inside_s = float(expert_functions.decode_inside_s(problem, layer.memory_mb, 1 if one_by_one else hit))
+        yield inside_s, float(each[hit]) * (hit if one_by_one else 1)
 
 
 def _main(problem: Problem, placement: Placement) -> Machine:
@@ -172,31 +225,36 @@ def _main(problem: Problem, placement: Placement) -> Machine:
         fee_usd=found.usd_per_request,
         reads_usd=prices.main_reads(problem.catalog, spec) * found.usd_per_read,
         start_s=cold_wait_s(problem, placement) if spec.starts else 0.0,
+        at_once=problem.concurrency,
     )
 
 
-def _machine(plan: Plan, catalog: Catalog, title: str, baseline: Baseline) -> Machine:
+def _machine(plan: Plan, problem: Problem, title: str, baseline: Baseline) -> Machine:
     """Read the machine of a baseline from its figures in the plan; fees are those of the catalog."""
+    catalog = problem.catalog
     spec = next((one for one in (*catalog.main.menu, *catalog.reference.gpus) if one.name == baseline.spec), None)
     kind = MainKind.BY_USE if baseline.usd_per_hour is None else spec.kind if spec is not None else MainKind.ALWAYS_ON
     found = prices.main_prices(catalog, spec) if spec is not None and kind != MainKind.ALWAYS_ON else None
     fee_usd = found.usd_per_request if found else 0.0
     reads_usd = prices.main_reads(catalog, spec) * found.usd_per_read if found and spec else 0.0
     cold = _planned_cold(plan, kind)
-    request_s = baseline.ttft_s + plan.workload.n_out * baseline.tpot_s
+    at_once = problem.at_main(spec or MainSpec(name=GPU_BY_USE, memory_mb=1)).concurrency
+    cold_s = cold * baseline.cold_start_s
+    own_s = (baseline.ttft_s - cold_s + plan.workload.n_out * baseline.tpot_s) / at_once + cold_s
     by_use_usd = (baseline.cost_usd_per_request or 0.0) - fee_usd - cold * reads_usd
     return Machine(
         title=title,
         spec=baseline.spec,
         kind=kind,
         ideal=baseline.ideal,
-        ttft_s=baseline.ttft_s - cold * baseline.cold_start_s,
+        ttft_s=baseline.ttft_s - cold_s,
         tpot_s=baseline.tpot_s,
-        usd_per_s=by_use_usd / request_s if kind == MainKind.BY_USE else (baseline.usd_per_hour or 0.0) / 3600,
+        usd_per_s=by_use_usd / own_s if kind == MainKind.BY_USE else (baseline.usd_per_hour or 0.0) / 3600,
         usd_per_hour=baseline.usd_per_hour or 0.0,
         fee_usd=fee_usd,
         reads_usd=reads_usd,
         start_s=baseline.cold_start_s,
+        at_once=at_once,
     )
 
 

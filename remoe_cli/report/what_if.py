@@ -8,8 +8,9 @@ does the same sums over the same numbers.
 - A bill is the sum of weight * (overhead inside the function + work), each rounded up to the billing granularity.
 - A machine costs its seconds, its hours divided by the requests, or the hours in which it is up.
 - Cold starts are a share of the requests, which depends on the traffic.
+- Requests that are served at once share a machine's time and its decode steps, but not what cold starts add.
 
-Source: method.md, sections 3, 4 and 10.
+Source: method.md, sections 3, 4, 10 and 11.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Machine(Part):
     ttft_s, tpot_s   of a warm request; None for the plan's own main function, whose times depend on calls
     start_s          what a request waits that finds it cold, and is billed for where it is paid by use
     reads_usd        what a start reads from S3
+    at_once          requests that each instance serves at once; they share its time
     """
 
     title: str
@@ -68,6 +70,7 @@ class Machine(Part):
     fee_usd: float
     reads_usd: float
     start_s: float
+    at_once: int = 1
 
 
 class Table(Part):
@@ -81,6 +84,8 @@ class Table(Part):
                    the traffic alone
     waking         (share that wakes an instance, share of the time that it is up) of the plan; `wake` is (idle_s, wake_s), from which both
                    follow; None likewise
+    ttft           what a mean warm prompt takes by itself
+    step           a decode step of all requests that are served at once
     functions_wait_s   what a request waits beside a main function that is up if all functions are cold
     """
 
@@ -96,7 +101,7 @@ class Table(Part):
     waking: tuple[float, float] | None
     wake: tuple[float, float] | None
     ttft: Wait
-    tpot: Wait
+    step: Wait
     bill: Bill
     functions_wait_s: float
     main: Machine
@@ -143,12 +148,15 @@ def evaluate(table: Table, setting: Setting) -> Mapping[str, Figures]:
     cold, waking = _cold_share(table, setting.per_hour), _waking(table, setting.per_hour)
     plan_cold = _machine_cold(table.main.kind, cold, waking)
     late = max(0.0, cold - plan_cold) if table.main.kind != MainKind.BY_USE else 0.0
-    ttft_s = _wait_s(table.ttft, overhead_s) + late * table.functions_wait_s
+    prompt_s, step_s, others = _wait_s(table.ttft, overhead_s), _wait_s(table.step, overhead_s), table.main.at_once - 1
+    # A step of the others goes before a prompt, and their prompts go between the steps.
+    ttft_s = prompt_s + (step_s if others else 0.0)
+    tpot_s = step_s + others * prompt_s / max(table.n_out, 1.0)
     functions_usd = setting.price * (_billed_usd(table, setting.overhead) + table.bill.calls * table.call_usd + cold * table.bill.cold_usd)
     functions_usd += table.bill.calls * table.log_usd + cold * table.bill.reads_usd
-    found = {THIS_PLAN: _priced(table, table.main, setting, ttft_s, _wait_s(table.tpot, overhead_s), functions_usd, cold, waking)}
+    found = {THIS_PLAN: _priced(table, table.main, setting, ttft_s, late * table.functions_wait_s, tpot_s, functions_usd, cold, waking)}
     for machine in table.baselines:
-        found[machine.title] = _priced(table, machine, setting, machine.ttft_s or 0.0, machine.tpot_s or 0.0, 0.0, cold, waking)
+        found[machine.title] = _priced(table, machine, setting, machine.ttft_s or 0.0, 0.0, machine.tpot_s or 0.0, 0.0, cold, waking)
     return found
 
 
@@ -157,27 +165,28 @@ def _priced(
     machine: Machine,
     setting: Setting,
     warm_s: float,
+    late_s: float,
     tpot_s: float,
     functions_usd: float,
     cold: float,
     waking: tuple[float, float],
 ) -> Figures:
     own_cold = _machine_cold(machine.kind, cold, waking)
-    ttft_s = warm_s + own_cold * machine.start_s
-    request_s = ttft_s + table.n_out * tpot_s
+    cold_s = own_cold * machine.start_s + late_s
+    own_s = (warm_s + table.n_out * tpot_s) / machine.at_once + cold_s
     fees_usd = machine.fee_usd + own_cold * machine.reads_usd
-    busy_usd: float | None = machine.usd_per_s * request_s
+    busy_usd: float | None = machine.usd_per_s * own_s
     idle_usd, instances = 0.0, 1
     if machine.kind != MainKind.BY_USE:
         if setting.per_hour is None:
             busy_usd = None
         else:
-            instances = max(1, math.ceil(request_s * setting.per_hour / 3600 - 1e-9))
+            instances = max(1, math.ceil(own_s * setting.per_hour / 3600 - 1e-9))
             up = waking[1] if machine.kind == MainKind.TO_ZERO else 1.0
             share_usd = up * instances * machine.usd_per_hour / setting.per_hour
             busy_usd = min(busy_usd or 0.0, share_usd)
             idle_usd = share_usd - busy_usd
-    return Figures(ttft_s, tpot_s, instances, busy_usd, idle_usd, functions_usd, fees_usd)
+    return Figures(warm_s + cold_s, tpot_s, instances, busy_usd, idle_usd, functions_usd, fees_usd)
 
 
 def _machine_cold(kind: MainKind, cold: float, waking: tuple[float, float]) -> float:

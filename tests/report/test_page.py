@@ -15,6 +15,7 @@ import pytest
 
 from remoe_cli.artifacts import write_json
 from remoe_cli.errors import UsageError
+from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import LayerPlan, Source
 from remoe_cli.progress import no_progress
 from remoe_cli.report import style
@@ -189,6 +190,15 @@ def test_a_plan_whose_inputs_are_not_here_is_shown_without_them(tmp_path: Path) 
     assert found.table is None and found.routing is None and "no sliders" in found.left_out[0]
     assert "my-folder" in found.details[0] and "my-folder" not in page(found)  # folders are said in the terminal only
     assert Read(page(found)).ids("section") == ["costs", "placement"]
+
+
+def test_a_plan_whose_figures_are_not_those_of_the_formulas_has_no_sliders(tmp_path: Path) -> None:
+    profile = synthetic_profile(tmp_path / "p")
+    plan = plan_of(profile, read_catalog("local"), n_in=9, n_out=9)
+    bent = plan.model_copy(update={"tpot_s": 2 * plan.tpot_s})
+    found = content_of(Inputs(profile, bent, tmp_path / "plan.json", None), no_progress)
+    assert found.table is None and found.left_out[0].startswith("There are no sliders, because") and "the plan states" in found.details[0]
+    assert content_of(Inputs(profile, plan, tmp_path / "plan.json", None), no_progress).table is not None
 
 
 def test_another_profile_than_the_plans_gives_no_sliders(whole: Content, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from remoe_cli.errors import ArtifactError
 from remoe_cli.plan.assess.baselines import all_local_on, instances_for
 from remoe_cli.plan.assess.robustness import dearer_functions, slower_calls
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
+from remoe_cli.plan.cost.placement import busy_s, layer_outcomes, total
 from remoe_cli.plan.cost.placement import evaluate as planned
-from remoe_cli.plan.cost.placement import layer_outcomes
 from remoe_cli.plan.document import BaselineName, Costs, LayerPlan, Lengths, MainKind, Plan
 from remoe_cli.plan.explain.rows import BASELINE_TITLES
 from remoe_cli.plan.problem.problem import Placement, Problem
@@ -65,9 +65,9 @@ def scaled_to_zero(path: Path) -> Case:
     return profile, catalog, plan_of(profile, catalog, requests_per_hour=6.0, remote_share=0.5)
 
 
-def divided(path: Path) -> Case:
+def divided(path: Path, **options: Any) -> Case:
     """One layer of several functions, one of replicas, one without remote experts: as no planner of this size chooses."""
-    profile, catalog, plan = by_use(path, requests_per_hour=20.0)
+    profile, catalog, plan = by_use(path, requests_per_hour=20.0, **options)
     layers = (
         LayerPlan(layer=1, remote=(0, 2, 3, 5), memory_mb=256, replicas=1, functions=((0, 3), (2, 5))),
         LayerPlan(layer=2, remote=(1, 2, 4, 6, 7), memory_mb=512, replicas=2),
@@ -78,6 +78,28 @@ def divided(path: Path) -> Case:
     found = planned(problem, placement)
     costs = Costs(main_usd=found.cost_usd_per_request - sum(usd), layers_usd=usd)
     return profile, catalog, plan.model_copy(update={"layers": layers, "costs": costs} | found.model_dump())
+
+
+def at_once(path: Path) -> Case:
+    return by_use(path, requests_per_hour=20.0, cold_share=0.3, concurrency=4)
+
+
+def rented_at_once(path: Path) -> Case:
+    profile, catalog, _ = on_a_gpu(path)
+    plan = plan_of(profile, catalog, requests_per_hour=400.0, cold_share=0.3, tpot_s=0.06, concurrency=3)
+    assert any(layer.gpu for layer in plan.layers) and any(layer.remote for layer in plan.layers)
+    return profile, catalog, plan
+
+
+def one_at_a_time(path: Path) -> Case:
+    """What is paid by use serves one request at a time, and what is rented several."""
+    profile = synthetic_profile(path, layers=3, experts=8)
+    box = {"name": "box", "memory_mb": 3000, "vcpus": 2.0, "usd_per_hour": 0.2}
+    menu = [*(spec.model_dump() for spec in tiny_catalog().main.menu), box]
+    catalog = tiny_catalog({"menu": menu, "serverless_concurrency": 1})
+    plan = plan_of(profile, catalog, remote_share=0.5, requests_per_hour=20.0, concurrency=8)
+    assert plan.main.kind == MainKind.BY_USE and (plan.concurrency, plan.workload.concurrency) == (1, 8)
+    return profile, catalog, plan
 
 
 LENGTHS = (Lengths(share=0.3, n_in=7, n_out=40), Lengths(share=0.7, n_in=90, n_out=5))
@@ -91,6 +113,10 @@ CASES = {
     "on a GPU": on_a_gpu,
     "scaled to zero": scaled_to_zero,
     "divided": divided,
+    "at once": at_once,
+    "at once, divided": lambda path: divided(path, concurrency=3),
+    "at once, rented": rented_at_once,
+    "one at a time": one_at_a_time,
 }
 
 
@@ -118,8 +144,9 @@ def with_instances(problem: Problem, placement: Placement) -> Placement:
     """As many rented instances as the traffic needs."""
     if placement.main.usd_per_hour is None:
         return placement
-    once = planned(problem, placement)
-    return replace(placement, instances=instances_for(problem, once.ttft_s + problem.workload.n_out * once.tpot_s))
+    layers = layer_outcomes(problem, placement)
+    own_s = busy_s(problem, placement, total(problem, placement, layers), layers)
+    return replace(placement, instances=instances_for(problem, own_s))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -136,7 +163,7 @@ def test_the_table_gives_what_the_planner_gives(name: str, cases: dict[str, Case
         assert ours.instances == placement.instances
 
 
-@pytest.mark.parametrize("name", ["by use", "unknown traffic", "scaled to zero"])
+@pytest.mark.parametrize("name", ["by use", "unknown traffic", "scaled to zero", "at once", "one at a time"])
 @pytest.mark.parametrize("per_hour", TRAFFICS)
 def test_all_experts_local_follow_the_traffic(name: str, per_hour: float, cases: dict[str, Case]) -> None:
     _, catalog, plan = cases[name]

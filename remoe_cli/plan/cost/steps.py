@@ -57,7 +57,7 @@ def layer_steps(problem: Problem, layer: int, owner: Ints, memory_mb: npt.ArrayL
     Shapes: `memory_mb` [V], of each function.
     """
     rows = problem.workload.step_rows(layer, problem.concurrency)
-    own_s = [_own_s(owner, rows, times) for times in mains]
+    own_s = [own_step_s(owner, rows, times) for times in mains]
     functions, specs_mb = int(owner.max(initial=ON_CPU)) + 1, np.asarray(memory_mb, dtype=np.float64)
     if functions <= 0:
         none = np.zeros((len(owner), 1))
@@ -79,7 +79,7 @@ def layer_steps(problem: Problem, layer: int, owner: Ints, memory_mb: npt.ArrayL
     return Steps(seconds, billed_s, calls[:, None])
 
 
-def _own_s(owner: Ints, rows: npt.NDArray[np.int16], times: StepTimes) -> Floats:
+def own_step_s(owner: Ints, rows: npt.NDArray[np.int16], times: StepTimes) -> Floats:
     """Compute the time of the main function's own experts in each step: CPU and GPU work at the same time.
 
     Shapes: [S, M].

@@ -38,15 +38,15 @@ function wakingOf(table, perHour) {
 
 const machineCold = (kind, cold, waking) => kind === "by-use" ? cold : kind === "scales-to-zero" ? waking[0] : 0;
 
-function priced(table, machine, setting, warmS, tpotS, functionsUsd, cold, waking) {
+function priced(table, machine, setting, warmS, lateS, tpotS, functionsUsd, cold, waking) {
   const ownCold = machineCold(machine.kind, cold, waking);
-  const ttftS = warmS + ownCold * machine.start_s;
-  const requestS = ttftS + table.n_out * tpotS;
-  let busy = machine.usd_per_s * requestS, idle = 0, instances = 1;
+  const coldS = ownCold * machine.start_s + lateS, ttftS = warmS + coldS;
+  const ownS = (warmS + table.n_out * tpotS) / machine.at_once + coldS;
+  let busy = machine.usd_per_s * ownS, idle = 0, instances = 1;
   if (machine.kind !== "by-use") {
     if (setting.perHour === null) busy = null;
     else {
-      instances = Math.max(1, Math.ceil(requestS * setting.perHour / 3600 - 1e-9));
+      instances = Math.max(1, Math.ceil(ownS * setting.perHour / 3600 - 1e-9));
       const up = machine.kind === "scales-to-zero" ? waking[1] : 1;
       const share = up * instances * machine.usd_per_hour / setting.perHour;
       busy = Math.min(busy, share);
@@ -62,11 +62,12 @@ function evaluate(table, setting) {
   const overheadS = table.overhead_s * setting.overhead;
   const cold = coldShare(table, setting.perHour), waking = wakingOf(table, setting.perHour);
   const late = table.main.kind === "by-use" ? 0 : Math.max(0, cold - machineCold(table.main.kind, cold, waking));
-  const ttftS = waitS(table.ttft, overheadS) + late * table.functions_wait_s;
+  const promptS = waitS(table.ttft, overheadS), stepS = waitS(table.step, overheadS), others = table.main.at_once - 1;
+  const ttftS = promptS + (others ? stepS : 0), tpotS = stepS + others * promptS / Math.max(table.n_out, 1);
   const functions = setting.price * (billedUsd(table, setting.overhead) + table.bill.calls * table.call_usd + cold * table.bill.cold_usd)
     + table.bill.calls * table.log_usd + cold * table.bill.reads_usd;
-  return [priced(table, table.main, setting, ttftS, waitS(table.tpot, overheadS), functions, cold, waking),
-    ...table.baselines.map((machine) => priced(table, machine, setting, machine.ttft_s, machine.tpot_s, 0, cold, waking))];
+  return [priced(table, table.main, setting, ttftS, late * table.functions_wait_s, tpotS, functions, cold, waking),
+    ...table.baselines.map((machine) => priced(table, machine, setting, machine.ttft_s, 0, machine.tpot_s, 0, cold, waking))];
 }
 
 // ---- Words ----
