@@ -17,12 +17,16 @@ EXAMPLES = examples(
     "remoe report plans/olmoe.json   # with its profile, where that is on this machine",
     "remoe report profiles/olmoe -o olmoe.html --png figures/",
     "remoe report plans/olmoe.json answers.jsonl -o answers.html   # of 'remoe infer --json'",
+    "remoe report plans/olmoe.json ~/.local/state/remoe/receipts/local/olmoe   # all that the deployment has served",
 )
 
 
 def command(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="[PROFILE|PLAN|RECEIPTS]...", help="A profile, a plan, and files of receipts (JSON lines).")
+        list[Path],
+        typer.Argument(
+            metavar="[PROFILE|PLAN|RECEIPTS]...", help="A profile, a plan, and receipts: JSON lines, or a deployment's folder of them."
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page to write.")] = Path("report.html"),
     png: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also draw pictures for papers here, as .png.")] = None,

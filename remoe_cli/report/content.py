@@ -68,6 +68,8 @@ def content_of(inputs: Inputs, stage: Progress) -> Content:
     """
     content, profile, catalog = _inputs_of_plan(inputs)
     content = replace(content, model=_model(profile, inputs), sources=_sources(profile, inputs), plan=inputs.plan, receipts=inputs.receipts)
+    if inputs.receipts is not None:
+        content = replace(content, details=(*content.details, *inputs.receipts.warnings))
     if profile is not None:
         with stage("Reading the routing"):
             content = replace(content, routing=routing_of(profile), predictors=_predictors(profile))
@@ -79,7 +81,7 @@ def content_of(inputs: Inputs, stage: Progress) -> Content:
             content = replace(content, table=table_of(inputs.plan, problem, catalog))
         except RemoeError as error:
             why = "There are no sliders, because the page's formulas do not give the figures of the plan. Make it again with this version."
-            content = replace(content, left_out=(why,), details=(error.message,))
+            content = replace(content, left_out=(why,), details=(*content.details, error.message))
         with stage("Plans of the frontier") as progress:
             content = replace(content, frontier=_frontier(inputs.plan, problem, progress))
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from remoe_cli import bounded
+from remoe_cli import bounded, journal, owned
 from remoe_cli.artifacts import NonNegative, Tokens, first_mistake
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.plan.document import Plan, read_plan
 from remoe_cli.profile.record import Profile, read_profile
+from remoe_cli.runtime.kept import Book, Unreadable
 
-_HINT = "Give a profile's folder, a plan, or the JSON lines that 'remoe infer --json' prints."
+_HINT = "Give a profile's folder, a plan, the JSON lines that 'remoe infer --json' prints, or the folder of a deployment's receipts."
+_KEPT = b'"remoe.kept-receipt/'  # in a file of kept receipts
 _MOST = 100_000  # requests; a page draws each of them as a mark
 
 
@@ -62,11 +65,16 @@ class ReceiptFigures(_Figures):
 
 @dataclass(frozen=True)
 class Receipts:
-    """Receipts of all files. `without` counts documents without a receipt, such as errors."""
+    """Receipts of all files.
+
+    without    counts documents without a receipt, such as errors, and lines that cannot be read
+    warnings   say what is left out, with its place
+    """
 
     paths: tuple[Path, ...]
     figures: tuple[ReceiptFigures, ...]
     without: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,11 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
     if not paths:
         raise UsageError("There is nothing to report on.", _HINT)
     profile, plan, plan_path = None, None, None
-    read: list[ReceiptFigures] = []
-    files: list[Path] = []
-    without = 0
+    read: list[Receipts] = []
     for path in paths:
-        if path.is_dir():
+        if _is_book(path):
+            read.append(_kept(path))
+        elif path.is_dir():
             if profile is not None:
                 raise UsageError(f"{path} is a second profile, and a report is about one.", "Give one profile.")
             profile = read_profile(path)
@@ -100,10 +108,32 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
                 raise UsageError(f"{path} is a second plan, and a report is about one.", "Make a report of each plan.")
             plan, plan_path = read_plan(path), path
         else:
-            found, missing = _receipts(path, content)
-            read, without = [*read, *found], without + missing
-            files.append(path)
-    return Inputs(profile, plan, plan_path, Receipts(tuple(files), tuple(read), without) if files else None)
+            read.append(_receipts(path, content))
+    return Inputs(profile, plan, plan_path, _together(read) if read else None)
+
+
+def _together(read: Sequence[Receipts]) -> Receipts:
+    paths, figures, warnings = (tuple(one for each in read for one in getattr(each, name)) for name in ("paths", "figures", "warnings"))
+    return Receipts(paths, figures, sum(each.without for each in read), warnings)
+
+
+def _is_book(path: Path) -> bool:
+    """Tell whether this is the folder of the receipts that are kept of a deployment."""
+    mark = owned.read_mark(path) if path.is_dir() else None
+    return path.is_dir() and (Book(path).exists or (mark is not None and mark.kind == journal.KIND))
+
+
+def _kept(path: Path) -> Receipts:
+    """Read the last receipts of such a folder. A loading of a main server is no request."""
+    unreadable, found, count = Unreadable(), deque[ReceiptFigures](maxlen=_MOST), 0
+    for line in Book(path).receipts(unreadable=unreadable):
+        if line.kind != "loading":
+            count += 1
+            found.append(ReceiptFigures.model_validate(line.receipt, from_attributes=True))
+    if not found:
+        raise UsageError(f"{path} holds no receipt of a request.", _HINT)
+    more = f"Only the last {_MOST:,} of {count:,} receipts in {path} are shown." if count > _MOST else None
+    return Receipts((path,), tuple(found), len(unreadable.places), tuple(one for one in (more, unreadable.warning) if one))
 
 
 def _read(path: Path) -> bytes:
@@ -115,11 +145,16 @@ def _read(path: Path) -> bytes:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}.", _HINT) from None
 
 
-def _receipts(path: Path, content: bytes) -> tuple[list[ReceiptFigures], int]:
-    """Read the receipts of a file, and count the documents that have none."""
+def _receipts(path: Path, content: bytes) -> Receipts:
+    """Read the receipts of a file.
+
+    Of kept receipts, which may have lines whose writer died, what is no whole line is left out; other files are refused for one.
+    """
     found: list[ReceiptFigures] = []
-    without = 0
-    for row, document in _documents(path, content):
+    without, unreadable = 0, Unreadable()
+    for row, document in _documents(path, content, unreadable if _KEPT in content else None):
+        if _is_loading(document):
+            continue
         receipt = document.get("receipt", document)
         if "error" in document and isinstance(document["error"], Mapping) and "receipt" not in document:
             receipt = document["error"].get("receipt")
@@ -134,21 +169,33 @@ def _receipts(path: Path, content: bytes) -> tuple[list[ReceiptFigures], int]:
         raise UsageError(f"{path} holds no receipt.", _HINT)
     if len(found) > _MOST:
         raise UsageError(f"{path} holds {len(found):,} receipts, and {_MOST:,} is the most for a report.", "Give a part of them.")
-    return found, without
+    warnings = (unreadable.warning,) if unreadable.warning else ()
+    return Receipts((path,), tuple(found), without + len(unreadable.places), warnings)
 
 
-def _documents(path: Path, content: bytes) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the JSON objects of a file: one a line, or one document, or a list of them."""
+def _is_loading(document: Mapping[str, Any]) -> bool:
+    """Tell whether this is a kept receipt of loading a main server, which is no request."""
+    return str(document.get("schema_version")).startswith("remoe.kept-receipt/") and document.get("kind") == "loading"
+
+
+def _documents(path: Path, content: bytes, unreadable: Unreadable | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the JSON objects of a file: one a line, or one document, or a list of them.
+
+    Lines that are none go to `unreadable`, if it is given.
+    """
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8", "strict" if unreadable is None else "replace")  # a line may end within a character
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not a file of receipts (it is not UTF-8).", _HINT) from None
-    lines = [(row, line) for row, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(row, line) for row, line in enumerate(text.split("\n"), 1) if line.strip()]
     whole = len(lines) == 1 or (bool(lines) and lines[0][1].strip() in ("{", "["))
     for row, line in [(1, text)] if whole else lines:
         try:
             parsed = bounded.parse_json(line, bounded.RESPONSE, finite=True)
         except ValueError as error:
+            if unreadable is not None:
+                unreadable.places.append(f"{path}:{row}")
+                continue
             raise UsageError(f"{path}: row {row} is not a JSON document: {error}.", _HINT) from None
         for document in parsed if isinstance(parsed, list) else [parsed]:
             if not isinstance(document, Mapping):
