@@ -53,6 +53,7 @@ def server_config(
                 shard=stored(f),
                 head_bytes=f.head_bytes,
                 head_sha256=f.head_sha256,
+                form=f.form,
             )
             for f in bundle.functions
         ),

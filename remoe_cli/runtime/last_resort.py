@@ -1,14 +1,18 @@
 """Compute the experts of a function that does not answer, in the main function.
 
 They come from the function's own shard, which is read where the function reads it: on this machine's disk, or in S3. Its head and each
-expert are checked against their digests, and the arithmetic is the function's own code. So a row gets the same bits as from the function,
-where both have the same kind of processor and the same number of threads: numpy's BLAS may add in another order otherwise, as it may
-between two instances of a function. It is slower: an expert is read, and made ready, in the time of the token. Few are kept, so that the
-main function stays within the memory that the plan gives it.
+expert are checked against their digests, and the arithmetic is the function's own code, on experts in the function's form (ready.py). So a
+row gets the same bits as from the function, where both have the same kind of processor and the same number of threads: numpy's BLAS may
+add in another order otherwise, as it may between two instances of a function. On a machine that cannot compute packed experts they are made
+ready, the log says so, and sums are in another order than the function's.
+
+It is slower: an expert is read in the time of the token, and made ready unless it is packed. Few ready ones are kept, so that the main
+function stays within the memory that the plan gives it. Packed ones take none.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import OrderedDict
@@ -20,11 +24,14 @@ from typing import Any
 import numpy as np
 
 from remoe_cli.function.codec import Batch
-from remoe_cli.function.errors import ShardDeniedError
+from remoe_cli.function.errors import FunctionProcessorError, ShardDeniedError
 from remoe_cli.function.expert_ffn import Expert, FfnSpec
+from remoe_cli.function.packed import library
 from remoe_cli.function.weights import Shard, ShardFile, ShardObject
+from remoe_cli.runtime.server_config import ServedFunction
 
 ROOM_BYTES = 64 << 20  # of experts that are kept ready; one that is larger is not kept
+_log = logging.getLogger(__name__)
 
 
 class LastResortError(Exception):
@@ -33,11 +40,20 @@ class LastResortError(Exception):
 
 @dataclass(frozen=True)
 class ShardPlace:
-    """Where a shard is, below the place of all shards, and the size and digest of its head."""
+    """Where a shard is, below the place of all shards, and the size and digest of its head.
+
+    form   in which its function computes the experts
+    """
 
     where: str
     head_bytes: int
     head_sha256: str
+    form: str = "ready"
+
+    @classmethod
+    def of(cls, function: ServedFunction) -> ShardPlace:
+        """Look up the place of a function's shard."""
+        return cls(function.shard, function.head_bytes, function.head_sha256, function.form)
 
 
 def aws_environment(session: Any = None) -> Mapping[str, str]:
@@ -59,7 +75,7 @@ def aws_environment(session: Any = None) -> Mapping[str, str]:
 
 @dataclass
 class LastResort:
-    """Computes batches of any expert function of a deployment.
+    """Computes batches of any expert function of a deployment, in the form in which the function does.
 
     shards        the folder of all shards, or s3://BUCKET
     environment   has the credentials for S3; asked each time that a shard is opened
@@ -72,6 +88,7 @@ class LastResort:
     _opened: dict[ShardPlace, Shard] = field(default_factory=dict)
     _ready: OrderedDict[tuple[ShardPlace, int], Expert] = field(default_factory=OrderedDict)
     _closed_reads: int = 0
+    _has_library: bool | None = None
 
     @property
     def reads(self) -> int:
@@ -114,14 +131,27 @@ class LastResort:
         return self._opened[place]
 
     def _expert(self, place: ShardPlace, shard: Shard, expert: int) -> Expert:
-        """Get an expert, and make it ready if needed."""
+        """Get an expert, and make it ready if needed. A packed one is a view of its shard, and takes no memory."""
         if (place, expert) not in self._ready:
-            needed_bytes = shard.head.expert_bytes(expert)
+            is_packed = place.form == "packed" and self._can_compute_packed()
+            needed_bytes = 0 if is_packed else shard.head.expert_bytes(expert)
             while self._ready and sum(ready.weights_bytes for ready in self._ready.values()) > self.room_bytes - needed_bytes:
                 self._ready.popitem(last=False)
-            made = Expert.of(shard.tensors(expert), FfnSpec(**shard.head.ffn))
+            tensors = shard.packed(expert) if is_packed else shard.tensors(expert)
+            made = Expert.of(tensors, FfnSpec(**shard.head.ffn))
             if needed_bytes > self.room_bytes:
                 return made
             self._ready[place, expert] = made
         self._ready.move_to_end((place, expert))
         return self._ready[place, expert]
+
+    def _can_compute_packed(self) -> bool:
+        """Tell whether this machine can compute packed experts; the log says once that it cannot."""
+        if self._has_library is None:
+            try:
+                library()
+                self._has_library = True
+            except FunctionProcessorError as error:
+                self._has_library = False
+                _log.warning("Experts of functions that do not answer are dequantised here, which is slower: %s.", error)
+        return self._has_library

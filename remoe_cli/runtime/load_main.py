@@ -50,8 +50,8 @@ def load(
 
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
-        shard = ShardPlace(f.shard, f.head_bytes, f.head_sha256)
-        functions.setdefault(f.layer, []).append(RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s, shard))
+        called = RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s, ShardPlace.of(f))
+        functions.setdefault(f.layer, []).append(called)
     sent: list[Invocation] = []
     try:
         engine = start_engine(

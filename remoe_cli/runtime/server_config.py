@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from remoe_cli import artifacts
@@ -18,6 +20,7 @@ class ServedFunction(artifacts.Part):
     timeout_s                 after which it is ended
     shard                     where its experts are, below the place of all shards
     head_bytes, head_sha256   of the shard's head (function/weights.py)
+    form                      in which it computes its experts: `ready` or `packed` (function/ready.py)
     """
 
     layer: artifacts.LayerIndex
@@ -29,6 +32,7 @@ class ServedFunction(artifacts.Part):
     shard: str
     head_bytes: artifacts.Bytes
     head_sha256: str
+    form: Literal["ready", "packed"] = Field(default="ready", exclude_if=lambda form: form == "ready")
 
 
 class ServerConfig(artifacts.Document):

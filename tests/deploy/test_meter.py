@@ -124,7 +124,7 @@ def test_the_receipts_of_a_main_server_and_its_loading_are_the_meter(made: ByHan
     served, here = read_json(lifecycle.state_dir("m") / "server.json", ServerConfig), LastResort(str(lifecycle.state_dir("m") / "bundle"))
     for f in served.functions:  # what a function does not answer, the main server finds
         rows = Batch("float32", f.experts[:1], (1,), np.ones((1, served.spec.hidden_state_bytes // 4), np.float32))
-        assert here.compute(ShardPlace(f.shard, f.head_bytes, f.head_sha256), rows).data.any()
+        assert here.compute(ShardPlace.of(f), rows).data.any()
     with damaged():
         broken = ask()
     assert isinstance(broken["error"], InvokeError) and broken["billed_ms"] > 0

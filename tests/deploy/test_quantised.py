@@ -16,6 +16,8 @@ from remoe_cli.deploy.local import lifecycle
 from remoe_cli.function.weights import Head, read_head
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.profile.record import read_profile
+from remoe_cli.runtime.last_resort import ShardPlace
+from remoe_cli.runtime.server_config import ServerConfig
 from tests.support import forked
 from tests.support.damage import flip
 from tests.support.families import VOCAB_SIZE
@@ -68,6 +70,8 @@ def test_it_answers_as_transformers_does(family: str, form: str, folder: Path) -
     assert torch.equal(logits.argmax(-1)[clear], torch.tensor(ids)[clear])
     # What is stored and sent is what the plan counts, but for what rounding and alignment do to tiny tensors.
     manifest = read_json(lifecycle.state_dir("q") / "bundle" / "manifest.json", Manifest)
+    served = read_json(lifecycle.state_dir("q") / "server.json", ServerConfig)
+    assert [ShardPlace.of(function).form for function in served.functions] == [function.form for function in manifest.functions]
     for function in manifest.functions:
         stored = function.shard_bytes - function.head_bytes
         assert stored == pytest.approx(len(function.experts) * spec.read_expert_bytes, rel=0.05)

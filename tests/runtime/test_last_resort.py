@@ -12,6 +12,7 @@ import torch
 
 from remoe_cli.function import s3
 from remoe_cli.function.codec import Batch
+from remoe_cli.function.errors import FunctionProcessorError
 from remoe_cli.function.expert_ffn import Expert, FfnSpec, narrow
 from remoe_cli.function.ready import ReadyExperts
 from remoe_cli.function.weights import ShardFile
@@ -26,28 +27,29 @@ from tests.support.shards import shard_environment
 EXPERTS = (1, 2, 5)
 
 
-def shard_of(folder: Path, quantised: bool = False) -> tuple[Path, ShardPlace, Batch]:
+def shard_of(folder: Path, quantised: str = "") -> tuple[Path, ShardPlace, Batch]:
     """A shard, its place, and rows for its experts."""
     if quantised:
-        save_quantised("qwen3_moe", "fp8", folder / "model")
+        save_quantised("gpt_oss" if quantised == "mxfp4" else "qwen3_moe", quantised, folder / "model")
     else:
         save("mixtral", torch.bfloat16, folder / "model", fused=False)
     (shard,) = write_shards(find(str(folder / "model")), {0: [EXPERTS]}, 1, folder / "bundle")
     head_bytes, _, digest = shard_environment(shard.path)["REMOE_SHARD_HEADER"].partition(":")
     head = ShardFile(shard.path).head
-    width, dtype = head.parameters(1)["down_proj"][-2], head.ffn["dtype"]
+    width, dtype = head.parameters(1)["down_proj"][-1 if head.ffn["transposed"] else -2], head.ffn["dtype"]
     rows = np.random.default_rng(0).standard_normal((6, width), dtype=np.float32)
-    return shard.path, ShardPlace(shard.path.name, int(head_bytes), digest), Batch(dtype, EXPERTS, (1, 2, 3), narrow(rows, dtype))
+    place = ShardPlace(shard.path.name, int(head_bytes), digest, "packed" if quantised == "mxfp4" else "ready")
+    return shard.path, place, Batch(dtype, EXPERTS, (1, 2, 3), narrow(rows, dtype))
 
 
-def as_the_function(path: Path, batch: Batch) -> Any:
-    ready = ReadyExperts(ShardFile(path), float("inf"))
+def as_the_function(path: Path, batch: Batch, form: str = "ready") -> Any:
+    ready = ReadyExperts(ShardFile(path), float("inf"), form)
     parts = np.split(batch.data, np.cumsum(batch.rows)[:-1])
     return np.concatenate([ready.get(e).run(x) for e, x in zip(batch.experts, parts, strict=True)])
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_rows_are_those_of_the_function_whatever_is_kept(quantised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quantised", ["", "fp8"])
+def test_rows_are_those_of_the_function_whatever_is_kept(quantised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, place, batch = shard_of(tmp_path, quantised)
     expected = as_the_function(path, batch)
     one_bytes = ShardFile(path).head.expert_bytes(1)
@@ -61,6 +63,33 @@ def test_rows_are_those_of_the_function_whatever_is_kept(quantised: bool, tmp_pa
         made.clear()
         assert here.compute(place, batch).data.tobytes() == expected.tobytes()
         assert len(made) == again  # three in turn do not fit where two do
+
+
+def test_packed_experts_are_computed_as_the_function_does_and_take_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, place, batch = shard_of(tmp_path, "mxfp4")
+    expected = as_the_function(path, batch, "packed")
+    monkeypatch.setattr("remoe_cli.function.weights.dequantise", lambda *_: pytest.fail("a matrix was dequantised"))
+    here = LastResort(str(path.parent), room_bytes=0)
+    assert here.compute(place, batch).data.tobytes() == expected.tobytes()
+    assert len(here._ready) == len(EXPERTS) and all(expert.weights_bytes == 0 for expert in here._ready.values())
+
+
+def test_where_packed_experts_cannot_be_computed_they_are_dequantised_and_the_log_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing() -> None:
+        raise FunctionProcessorError("packed experts need a processor with AVX2 and FMA, and this one lacks them")
+
+    monkeypatch.setattr("remoe_cli.runtime.last_resort.library", missing)
+    path, place, batch = shard_of(tmp_path, "mxfp4")
+    here = LastResort(str(path.parent), room_bytes=0)
+    for _ in range(2):
+        assert here.compute(place, batch).data.tobytes() == as_the_function(path, batch).tobytes()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "Experts of functions that do not answer are dequantised here, which is slower: packed experts need a processor with AVX2 and FMA, "
+        "and this one lacks them."
+    )
 
 
 def test_shards_in_s3_are_read_and_counted_and_credentials_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
