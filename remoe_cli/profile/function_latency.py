@@ -19,6 +19,7 @@ from pathlib import Path
 
 from remoe_cli import cages, interrupts, lambda_limits
 from remoe_cli.errors import ModelError
+from remoe_cli.function.errors import FunctionProcessorError
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer
 from remoe_cli.model.shards import write_shard, write_shards
@@ -29,6 +30,10 @@ from remoe_cli.profile.latency_record import MeasuredPoint, Timing
 _TOKENS = (1, 4, 16, 64, 256)
 _MEMORY_MB = (1024, 512, 128)
 _BEYOND_CACHE_BYTES = 128 << 20
+_PROCESSORS = (
+    "Functions compute MXFP4 experts packed. Profile on an x86-64 processor with AVX2 and FMA or on arm64, or take all times from a "
+    "description with --latency-from."
+)
 PERIOD_S = cages.PERIOD_US / 1e6
 
 
@@ -114,4 +119,8 @@ def _group() -> Iterator[tuple[cages.Mechanism, Path] | None]:
 
 def _failed(stderr: str) -> ModelError:
     reason = (stderr.strip().splitlines() or ["the process gave no reason"])[-1]
-    return ModelError(f"The time of the function's arithmetic cannot be measured: {reason}", "Run 'pip check'.")
+    kind, _, words = reason.partition(": ")
+    cannot = "The time of the function's arithmetic cannot be measured:"
+    if kind.rpartition(".")[2] == FunctionProcessorError.__name__:
+        return ModelError(f"{cannot} {words}.", _PROCESSORS)
+    return ModelError(f"{cannot} {reason}", "Run 'pip check'.")

@@ -89,7 +89,7 @@ FAILURES = (
     Failure("FunctionMemoryError", hint="Plan again with more memory for its functions, and deploy that.", lasts=True),
     Failure(
         "FunctionProcessorError",
-        hint="Packed experts need AVX2, or arm64: deploy where processors have it, or profile and plan again.",
+        hint="MXFP4 experts need x86-64 with AVX2 and FMA, or arm64: deploy to such a processor, or a bfloat16 checkpoint of the model.",
         lasts=True,
     ),
     Failure("FunctionStorageError", hint="The function's ephemeral storage must hold its shard: deploy the plan again.", lasts=True),

@@ -163,7 +163,7 @@ def test_packed_experts_are_timed_as_functions_compute_them(monkeypatch: pytest.
         save_quantised(family, form, tmp_path / form)
         checkpoint = find(str(tmp_path / form))
         layers = expert_layers(load(checkpoint))
-        with pytest.raises(ModelError, match="no packed product") if form == "fp8" else nullcontext():
+        with pytest.raises(ModelError, match=r"measured: the experts of .* no packed product") if form == "fp8" else nullcontext():
             timing = function_latency.function_expert(layers, checkpoint)
             assert {point.vcpus for point in timing.points} == {1.0} and all(point.seconds > 0 for point in timing.points)
 
@@ -180,6 +180,13 @@ def test_warnings_name_what_cannot_be_trusted(measured: Latency) -> None:
     assert measured.nonexpert_layers is not None
     (warning,) = both.model_copy(update={"nonexpert_layers": measured.nonexpert_layers.model_copy(update={"spread": 2.0})}).warnings
     assert "2.0 times" in warning and "quiet machine" in warning
+
+
+def test_a_processor_that_cannot_compute_packed_experts_is_said_with_those_that_can() -> None:
+    reason = "packed experts need a processor with AVX2 and FMA, and this one lacks them"
+    made = function_latency._failed(f"Traceback\n  File x\nremoe_cli.function.errors.FunctionProcessorError: {reason}\n")
+    assert made.message == f"The time of the function's arithmetic cannot be measured: {reason}."
+    assert "on an x86-64 processor with AVX2 and FMA or on arm64" in made.hint and "--latency-from" in made.hint
 
 
 def test_a_function_that_cannot_be_timed_is_one_sentence() -> None:

@@ -37,6 +37,12 @@ def test_the_pause_before_each_retry() -> None:
     assert {row.kind: row.pause_s for row in FAILURES if row.pause_s is not None} == FIRST_PAUSES_S
 
 
+def test_a_processor_that_lacks_something_is_not_planned_for_again() -> None:
+    """MXFP4 experts are always packed: another plan changes nothing."""
+    hint = failure("FunctionProcessorError").hint
+    assert "AVX2 and FMA, or arm64" in hint and "plan again" not in hint
+
+
 @pytest.mark.parametrize(("kind", "first_s"), FIRST_PAUSES_S.items())
 def test_pauses_are_drawn_up_to_a_bound_that_doubles_and_end(kind: str, first_s: float) -> None:
     assert RETRIES == 4
