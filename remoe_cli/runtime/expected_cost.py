@@ -1,7 +1,8 @@
 """Predict the time and the cost of one request, so that a receipt shows prediction and measurement.
 
-The client predicts, not the main function: the cost model needs the profile, which holds the user's prompts and stays on the user's
-machine. So a main function needs no planner.
+The cost model needs the profile, which holds the user's prompts and stays on the user's machine. So the client predicts (`remoe infer`,
+`remoe chat`), or the main server of `remoe serve`, which runs beside the profile. The main function of a deployment does not, and needs no
+planner.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Receipt(Part):
     invocations, cold_starts, retries, billed_ms   of expert functions
     hedges, fallbacks   of all functions
     cost          None where the request ended before prices were known
-    predicted     what the plan predicts for this request; the client adds it (runtime/expected_cost.py)
+    predicted     what the plan predicts for this request; the client or `remoe serve` adds it (expected_cost.py)
     """
 
     prompt_tokens: int

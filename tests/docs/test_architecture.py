@@ -49,6 +49,12 @@ def test_the_picture_has_every_package() -> None:
     assert shown == packages(ROOT / "remoe_cli") | modules
 
 
+def test_the_table_for_contributors_has_every_package() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| (`remoe_cli/.*?) \| \w", table)
+    assert {name for row in rows for name in re.findall(r"`remoe_cli/(\w+)/`", row)} == packages(ROOT / "remoe_cli")
+
+
 def test_the_picture_is_in_the_order_of_the_contract() -> None:
     assert rows_of_picture()[: len(layers())] == layers()
 
