@@ -56,6 +56,8 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[list[int
             await response.aread()
             response.raise_for_status()
         async for line in response.aiter_lines():
+            if not line:
+                continue  # which the server sends while a request waits, so that no proxy closes its stream
             event = json.loads(line)
             if "error" in event:
                 raise RuntimeError(event["error"]["message"])

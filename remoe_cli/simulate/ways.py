@@ -16,7 +16,7 @@ from remoe_cli.simulate.service import Service, of_placement, others
 def ways(inputs: tuple[Plan, Profile, Catalog], source: Source) -> list[Service]:
     """List the plan, as it is, and alternatives that are bought for the source's traffic.
 
-    An alternative has as many rented instances as that needs in the mean, and answers one request at a time on each.
+    An alternative has as many rented instances as that needs in the mean.
     """
     plan = inputs[0]
     problem = problem_of(*inputs)
