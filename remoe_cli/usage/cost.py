@@ -7,9 +7,9 @@ the plan's traffic instead, as it cannot know how many requests come.)
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from math import fsum
 
@@ -22,6 +22,7 @@ from remoe_cli.usage.by import By
 
 MAIN = "main function"
 _GB_MB = 1024
+_OPEN_GAPS = 1000  # idle times of which a request may still have paid a part: more than are answered at once
 
 
 class CostRow(Part):
@@ -32,7 +33,7 @@ class CostRow(Part):
     billed_ms       of expert functions; `gb_seconds` too
     main_s          of the main function, loading included
     unpriced        requests whose prices were not known when they ended
-    idle_s, idle_usd   of rented main functions, between requests
+    idle_s, idle_usd   of rented main functions, between requests; of all instances together
     """
 
     of: str
@@ -127,10 +128,10 @@ def report(kept: Iterable[KeptReceipt], by: By, since: datetime | None = None, s
         for of, figures in _parts(line, by):
             rows.setdefault(of, Counter()).update(figures)
         loading_ms += line.receipt.billed_ms if line.kind == "loading" else 0
-        begins = [min([*begins, line.ended - timedelta(seconds=line.receipt.main.seconds)])]
+        took_s = max(line.receipt.total_s, line.receipt.main.seconds)  # the second is less where others were answered meanwhile
+        begins = [min([*begins, line.ended - timedelta(seconds=took_s)])]
         ends = [max([*ends, line.ended])]
-    if standing:
-        count_idle(idle.until_now(standing.until))
+    count_idle(idle.until_now(standing.until if standing else None))
     begin = max([*begins, *([since] if since else [])]) if begins else None
     end = standing.until if standing and ends else next(iter(ends), None)
     storage_usd = None
@@ -201,9 +202,21 @@ def _main_usd(line: KeptReceipt) -> float:
 Span = tuple[str, float, float]  # a day, seconds of it, and their USD
 
 
+@dataclass(frozen=True)
+class _Gap:
+    """A time in which rented main functions were idle, as far as is known."""
+
+    begin: datetime
+    end: datetime
+    prices: MainPrices
+
+
 @dataclass
 class _Idle:
     """The idle times of rented main functions, from one receipt to the next.
+
+    It is the time between two receipts that the later one does not pay. Requests that are answered together end one after the other, and
+    each pays a part: so the first of them leaves too much, and what the others pay is taken off again.
 
     Before a main server was loaded nobody knows whether there was one, so that is no idle time.
     """
@@ -212,27 +225,44 @@ class _Idle:
     instances: int
     _end: datetime | None = None
     _prices: MainPrices | None = None
+    _gaps: deque[_Gap] = field(default_factory=deque)
 
     def until(self, line: KeptReceipt) -> Iterator[Span]:
-        """Yield the idle time before a request, by day."""
+        """Count the idle time before a request; yield that which no later request can have paid, by day."""
+        main, end = line.receipt.main, line.ended if self._end is None else max(self._end, line.ended)
         if line.kind != "loading":
-            yield from self._spans(line.ended - timedelta(seconds=line.receipt.main.seconds))
-        self._end = line.ended if self._end is None else max(self._end, line.ended)
-        self._prices = line.receipt.main.prices or self._prices
+            self._pay(end, main.seconds / self.instances)
+        self._end, self._prices = end, main.prices or self._prices
+        while len(self._gaps) > _OPEN_GAPS:
+            yield from self._spans(self._gaps.popleft())
 
-    def until_now(self, now: datetime) -> Iterator[Span]:
-        """Yield the idle time after the last request, by day."""
-        yield from self._spans(now)
+    def until_now(self, now: datetime | None) -> Iterator[Span]:
+        """Yield the other idle times by day: with `now`, also that after the last request."""
+        if now is not None:
+            self._pay(now, 0.0)
+        while self._gaps:
+            yield from self._spans(self._gaps.popleft())
 
-    def _spans(self, end: datetime) -> Iterator[Span]:
-        begin, prices = self._end, self._prices
-        if begin is None or prices is None or not prices.rented:
+    def _pay(self, end: datetime, seconds: float) -> None:
+        """Note the time up to `end`, of which the last `seconds` are paid. What is paid of unknown times before is left out."""
+        if self._end is None or self._prices is None or not self._prices.rented:
             return
+        free = end - self._end - timedelta(seconds=seconds)
+        if free > timedelta():
+            self._gaps.append(_Gap(self._end, self._end + free, self._prices))
+        while free < timedelta() and self._gaps:
+            last = self._gaps.pop()
+            free += last.end - last.begin
+            if free > timedelta():
+                self._gaps.append(replace(last, end=last.begin + free))
+
+    def _spans(self, gap: _Gap) -> Iterator[Span]:
+        begin, end, prices = gap.begin, gap.end, gap.prices
         if prices.idle_s is not None:  # then the instance was given back
             end = min(end, begin + timedelta(seconds=prices.idle_s))
         begin, end = max(begin, self.since or begin).astimezone(UTC), end.astimezone(UTC)
         while begin < end:
             midnight = datetime(begin.year, begin.month, begin.day, tzinfo=UTC) + timedelta(days=1)
             seconds = (min(end, midnight) - begin).total_seconds()
-            yield begin.date().isoformat(), seconds, seconds * prices.usd_per_s * self.instances
+            yield begin.date().isoformat(), seconds * self.instances, seconds * prices.usd_per_s * self.instances
             begin = min(end, midnight)

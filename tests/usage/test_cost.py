@@ -11,6 +11,7 @@ from remoe_cli.plan.cost.prices import MainPrices
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.kept import KeptReceipt, Kind
 from remoe_cli.runtime.receipt import Loading, failed_receipt
+from remoe_cli.usage import cost
 from remoe_cli.usage.by import By
 from remoe_cli.usage.cost import MAIN, Standing, Stored, report
 from tests.support.api_server import PRICES
@@ -78,9 +79,34 @@ def test_a_rented_main_function_pays_each_second_once() -> None:
     assert stands.total.idle_s - gone.total.idle_s == pytest.approx(6 * 3600) and stands.usd == pytest.approx(20 * HOUR_USD + 0.6)
     first, second = gone.rows  # the gap over midnight is divided
     assert first.idle_usd == pytest.approx(11.75 * HOUR_USD) and second.idle_usd == pytest.approx(1.5 * HOUR_USD)
-    assert report(kept, By.day, standing=Standing(NOON + timedelta(hours=14), instances=2)).total.idle_usd == pytest.approx(
-        2 * gone.total.idle_usd
-    )
+    two = report(kept, By.day, standing=Standing(NOON + timedelta(hours=14), instances=2)).total
+    assert two.idle_s == pytest.approx(28 * 3600 - 2700) and two.idle_usd + 2700 * 0.001 == pytest.approx(28 * HOUR_USD)
+
+
+def batch(hours: float, seconds: float, requests: int, main: MainPrices = RENTED) -> list[KeptReceipt]:
+    """Requests that were answered together, and ended so many hours after noon: each pays its part of the seconds."""
+    receipt = failed_receipt(PRICES.model_copy(update={"main": main}), seconds, (), paid_s=seconds / requests)
+    return [line(hours).model_copy(update={"receipt": receipt}) for _ in range(requests)]
+
+
+def test_the_time_of_requests_that_are_answered_together_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each pays a part, the time before the first receipt of a batch looks idle until the others are read."""
+    busy = report([line(0, kind="loading"), *batch(0.5, 1800, 8)], By.day)
+    assert (busy.total.main_s, busy.total.idle_s, busy.usd) == (1800, 0, pytest.approx(0.5 * HOUR_USD))
+    kept = [line(0, kind="loading"), *batch(11, 3600, 3), *batch(14, 7200, 4), line(15, 900), line(15, 900)]
+    for most in (1000, 5):
+        monkeypatch.setattr(cost, "_OPEN_GAPS", most)
+        found = report(kept, By.day)
+        assert found.total.idle_s == pytest.approx(11.5 * 3600) and found.usd == pytest.approx(15 * HOUR_USD)
+        assert [row.idle_s for row in found.rows] == [pytest.approx(11 * 3600), pytest.approx(1800)]  # each on its day
+    assert report(batch(1, 1800, 2), By.day).begin == NOON + timedelta(hours=0.5)
+    assert report(kept, By.day, since=NOON + timedelta(hours=9)).total.idle_s == pytest.approx(2.5 * 3600)
+
+
+def test_an_instance_that_was_given_back_before_a_batch_is_idle_for_as_long_as_it_is_kept() -> None:
+    sleeps = RENTED.model_copy(update={"idle_s": 600.0})
+    found = report([line(0, main=sleeps), *batch(5, 100, 4, sleeps)], By.day)
+    assert (found.total.idle_s, found.total.main_s) == (600, 100)
 
 
 def test_the_time_before_a_main_server_was_loaded_is_no_idle_time() -> None:
