@@ -30,7 +30,7 @@ _REPORT = re.compile(
 )
 # What an expert function logs when it has read from S3 (function/handler.py).
 _READS = re.compile(r"^remoe: (\d+) reads of S3$", re.MULTILINE)
-# Failures after which nobody knows whether the function ran: its answer, with the REPORT line, is lost.
+# Failures after which nobody knows whether the function ran, where no head of an answer with the REPORT line has come.
 _UNREPORTED = {"ConnectionClosedError", "ProtocolError", "ResponseStreamingError", "IncompleteReadError", "ReadTimeoutError"}
 
 _LONGEST_ASKED_S = 60.0
@@ -70,7 +70,7 @@ class Invocation:
     duration_ms     of the last try; init_ms too, None when the instance was warm
     billed_ms       of all tries, billed_tries of them: Lambda also bills tries that failed in the function
     cold_tries      tries that started an instance
-    unreported      tries whose answer was lost, so that nobody knows whether they were billed
+    unreported      tries without a REPORT line, as the head of the answer was lost: nobody knows whether they were billed
     reads           of S3, in all tries
     failed          the call has no answer of the function
     compute_s       what computing the experts took, as the answer says
@@ -124,9 +124,11 @@ class FailedCall(InvokeError):
         return "Invoke"
 
 
-class _FunctionFailed(Exception):
+class _BilledFailure(Exception):
+    """A failure of a try whose log has come: of the function, or of reading its answer."""
+
     def __init__(self, kind: str, message: str, log: str) -> None:
-        super().__init__(f"{kind}: {message}")
+        super().__init__(message)
         self.kind, self.log = kind, log
 
 
@@ -186,8 +188,8 @@ def attempt(client: Any, function: str, body: bytes) -> Attempt:
     try:
         answer, log = _call(client, function, body)
     except Exception as error:
-        kind = error.kind if isinstance(error, _FunctionFailed) else kind_of(error)
-        report = read_report(error.log) if isinstance(error, _FunctionFailed) else None
+        kind = error.kind if isinstance(error, _BilledFailure) else kind_of(error)
+        report = read_report(error.log) if isinstance(error, _BilledFailure) else None
         return Attempt(None, report, time.perf_counter() - start, kind, str(error), _retry_after_s(error))
     elapsed_s, report = time.perf_counter() - start, read_report(log)
     if report is None:
@@ -290,10 +292,15 @@ def _retry_after_s(error: Exception) -> float:
 
 def _call(client: Any, function: str, body: bytes) -> tuple[bytes, str]:
     response = client.invoke(FunctionName=function, InvocationType="RequestResponse", LogType="Tail", Payload=body)
-    payload, log = bounded.read_stream(response["Payload"], bounded.RESPONSE), log_of(response)
-    if "FunctionError" in response:
-        error = json.loads(payload or b"{}")
-        raise _FunctionFailed(error.get("errorType", "Unknown"), error.get("errorMessage", "no message"), log)
+    log = log_of(response)  # from the head, which is there before the answer
+    try:
+        payload = bounded.read_stream(response["Payload"], bounded.RESPONSE)
+        error = dict(json.loads(payload or b"{}")) if "FunctionError" in response else None
+    except Exception as failed:
+        raise _BilledFailure(kind_of(failed), str(failed), log) from failed
+    if error is not None:
+        kind = error.get("errorType", "Unknown")
+        raise _BilledFailure(kind, f"{kind}: {error.get('errorMessage', 'no message')}", log)
     return payload, log
 
 

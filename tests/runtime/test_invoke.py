@@ -92,6 +92,19 @@ def test_whatever_was_billed_for_a_call_that_failed_is_known(endpoint: Endpoint,
     assert (raised.value.invocation.billed_ms, raised.value.invocation.billed_tries) == (13, 1)
 
 
+def test_an_answer_that_is_cut_off_is_billed_as_its_head_says(endpoint: Endpoint) -> None:
+    """Lambda's REPORT line comes before the answer, so it is known what the lost answer cost."""
+    cut = Reply(body=b'"', cut=True, headers={"X-Amz-Log-Result": report(90.0, 91, 512, 180.0).decode()})
+    endpoint.script = [cut, ok()]
+    _, call = invoke(endpoint.client, "f", FRAME)
+    assert (call.billed_ms, call.billed_tries, call.cold_tries, call.retries, call.unreported) == (104, 2, 1, 1, 0)
+    no_document = Reply(headers={"X-Amz-Function-Error": "Unhandled", "X-Amz-Log-Result": cut.headers["X-Amz-Log-Result"]}, body=b"null")
+    endpoint.script = [no_document]
+    with pytest.raises(FailedCall) as raised:
+        invoke(endpoint.client, "f", FRAME)
+    assert (raised.value.invocation.billed_ms, raised.value.invocation.unreported) == (91, 0)
+
+
 def test_reads_of_s3_are_counted_from_the_log_of_each_try(endpoint: Endpoint) -> None:
     died, answered = failed("ShardUnreachableError"), ok()
     for reply, reads in ((died, 3), (answered, 12)):
