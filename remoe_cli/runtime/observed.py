@@ -52,10 +52,11 @@ def observe(made: Sequence[Generated], revision: str) -> Observed:
     """Say what the answers to one request tell: all of its routing, and a sample of its calls."""
     hits = [each.hits.counts for each in made if each.hits is not None]
     counts = [sum(each[phase] for each in hits).tolist() if hits else [] for phase in (PREFILL, DECODE)]
-    calls = [call for each in made for call in each.invocations]
+    # Of a call that was shared, one answer pays the start, and one the try: so it is told once.
+    paid = [pair for each in made for pair in zip(each.invocations, each.billed, strict=True)]
     first = [call for each in made for call in each.invocations[: each.invoked[0] if each.invoked else 0] if _is_warm(call)]
-    warm = [call for call in calls if _is_warm(call) and call.rows]
-    cold = [call for call in calls if call.init_ms is not None and not call.retries and not call.failed]
+    warm = [call for call, part in paid if _is_warm(call) and call.rows and part.billed_tries]
+    cold = [call for call, part in paid if call.init_ms is not None and not call.retries and not call.failed and part.cold_tries]
     return Observed(
         revision=revision,
         prefill=counts[PREFILL],

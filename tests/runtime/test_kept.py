@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from remoe_cli.runtime.main_function import MainFunction, Request
 from remoe_cli.runtime.observed import observe
 from remoe_cli.runtime.receipt import make_receipt
 from remoe_cli.runtime.served_hits import Hits
+from remoe_cli.runtime.shares import Owed, divide_call
 from tests.support.api_server import PRICES, whole_model
 from tests.support.by_hand import PROMPT_IDS, by_hand
 
@@ -97,10 +99,27 @@ def test_what_a_request_told_is_bounded(tmp_path: Path) -> None:
 
 
 def test_a_cold_start_is_told_apart() -> None:
-    cold = replace(CALL, init_ms=300.0, elapsed_s=0.5)
+    cold = replace(CALL, init_ms=300.0, cold_tries=1, elapsed_s=0.5)
     made = Generated((1,), (2, 3), "", "length", (1.0, 2.0), (CALL, cold, CALL), (2, 3))
     told = observe([made], "r")
     assert told.cold == ((0.5, 0.3, 0.005),) and len(told.first) == 1 and len(told.computing) == 2 and told.prefill == ()
+
+
+def in_a_batch(calls: Sequence[Invocation], answers: int) -> list[Generated]:
+    """Answers of two tokens, the second of which they make together, with these calls."""
+    owed: list[Owed] = [{} for _ in range(answers)]
+    parts = list(zip(*(divide_call(call, [1] * answers, owed) for call in calls), strict=True))
+    whole = Generated((1,), (2, 3), "", "length", (1.0, 2.0), (CALL, *calls), (1, 1 + len(calls)), shared=(False, True))
+    return [replace(whole, parts=(CALL, *mine)) for mine in parts]
+
+
+def test_a_call_that_several_requests_share_is_told_once() -> None:
+    calls = [replace(CALL, init_ms=300.0, cold_tries=1, rows=8, experts=8), *[replace(CALL, rows=8, experts=number) for number in range(6)]]
+    told = [observe([each], "r") for each in in_a_batch(calls, 4)]
+    assert sum(len(each.cold) for each in told) == 1
+    shared = [computed for each in told for computed in each.computing if computed[1] == 8]
+    assert sorted(experts for experts, *_ in shared) == list(range(6))
+    assert [len(each.first) for each in told] == [1] * 4
 
 
 def test_books_of_accounts_and_targets_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
