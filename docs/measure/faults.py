@@ -40,8 +40,19 @@ WARM = 3  # requests before those that count
 
 
 @dataclass(frozen=True)
+class Billed:
+    """Tries that were billed, and their milliseconds."""
+
+    tries: int = 0
+    ms: int = 0
+
+
+@dataclass(frozen=True)
 class Row:
-    """What became of the requests under one fault."""
+    """What became of the requests under one fault.
+
+    missing   what the twin's meter has, and receipts have not
+    """
 
     equal: int
     errors: int
@@ -50,8 +61,14 @@ class Row:
     retries: int
     hedges: int
     fallbacks: int
-    adds_up: bool
+    unreported: int
+    missing: Billed
     tpot_s: tuple[float, ...]
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether all that was billed is in receipts, but tries that these count as unreported."""
+        return self.missing == Billed() or (0 < self.missing.tries <= self.unreported and self.missing.ms > 0)
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,7 @@ class Bench:
         time.sleep(1.5)  # for tries that nobody waited for
         calls += dispatcher.take()
         made_once = [call for call in calls if not call.late]
-        unreported = sum(call.unreported for call in calls)
+        billed = self.billed()
         return Row(
             equal=equal,
             errors=errors,
@@ -98,12 +115,18 @@ class Bench:
             retries=sum(call.retries for call in made_once),
             hedges=sum(call.hedges for call in made_once),
             fallbacks=sum(call.fallbacks for call in made_once),
-            adds_up=sum(call.billed_ms for call in calls) == self.billed() - before or unreported > 0,
+            unreported=sum(call.unreported for call in calls),
+            missing=Billed(
+                billed.tries - before.tries - sum(call.billed_tries for call in calls),
+                billed.ms - before.ms - sum(call.billed_ms for call in calls),
+            ),
             tpot_s=tuple(tpot_s),
         )
 
-    def billed(self) -> int:
-        return sum(pool.counters.billed_ms for pool in self.split.twin.twin.pools.values())
+    def billed(self) -> Billed:
+        """What the twin's meter has."""
+        counted = [pool.counters for pool in self.split.twin.twin.pools.values()]
+        return Billed(sum(each.invocations for each in counted), sum(each.billed_ms for each in counted))
 
     def other_layers(self) -> dict[str, str]:
         """Each function, and that of the layer after it with as many experts."""

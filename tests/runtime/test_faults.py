@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from docs.measure.faults import Billed, Row
 from remoe_cli.cages import Mechanism
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import Batch
@@ -129,6 +130,16 @@ def test_a_share_of_calls_that_fail_costs_no_token(served: Served, fault: faults
         sent = summed(served.answer(dispatcher))
         assert sent["retries"] + sent["fallbacks"] > 0
         assert (sent["billed_ms"], sent["unreported"]) == (served.billed() - before, 0)
+
+
+@pytest.mark.parametrize(
+    ("missing", "unreported", "adds_up"),
+    [(Billed(0, 0), 2, True), (Billed(2, 9), 2, True), (Billed(3, 9), 2, False), (Billed(0, 9), 2, False), (Billed(1, 0), 1, False)],
+)
+def test_a_bill_adds_up_where_no_more_is_missing_than_is_unreported(missing: Billed, unreported: int, adds_up: bool) -> None:
+    """Of the table that docs/measure/faults.py prints."""
+    counted = {field.name: 0 for field in fields(Row)} | {"missing": missing, "unreported": unreported}
+    assert Row(**counted).adds_up is adds_up  # type: ignore[arg-type]
 
 
 def test_the_answer_of_another_layer_is_noticed(served: Served) -> None:
