@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Annotated, TypeVar
 
 from pydantic import Field
 
-from remoe_cli.artifacts import MOST_EXPERTS, MOST_LAYERS, Bytes, Figure, Megabytes, Part, Tokens
+from remoe_cli.artifacts import MOST_EXPERTS, MOST_LAYERS, Bytes, Figure, Megabytes, Part, Tokens, is_empty
 from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.invoke import Invocation, Sample
 from remoe_cli.runtime.served_hits import DECODE, PREFILL
@@ -33,6 +33,7 @@ class Observed(Part):
     decode     the same of generated tokens that were fed back
     tokens     some tokens after the first, and their calls, as `Generated.further` has them
     first      some calls of the first token; they carry a prompt's rows
+    shared     some calls of tokens that were made together with those of other requests; each call is told by one of them
     computing  what some calls computed, and how long
     cold       some calls that started an instance
 
@@ -44,6 +45,7 @@ class Observed(Part):
     decode: Counts = ()
     tokens: Annotated[tuple[tuple[Figure, tuple[ObservedSample, ...]], ...], Field(max_length=_TOKENS)] = ()
     first: Annotated[tuple[ObservedSample, ...], Field(max_length=_CALLS)] = ()
+    shared: Annotated[tuple[ObservedSample, ...], Field(max_length=_CALLS, exclude_if=is_empty)] = ()
     computing: Annotated[tuple[Computing, ...], Field(max_length=_COMPUTING)] = ()
     cold: Annotated[tuple[ColdCall, ...], Field(max_length=_COLD)] = ()
 
@@ -57,18 +59,32 @@ def observe(made: Sequence[Generated], revision: str) -> Observed:
     first = [call for each in made for call in each.invocations[: each.invoked[0] if each.invoked else 0] if _is_warm(call)]
     warm = [call for call, part in paid if _is_warm(call) and call.rows and part.billed_tries]
     cold = [call for call, part in paid if call.init_ms is not None and not call.retries and not call.failed and part.cold_tries]
+    tokens = _few_calls([token for each in made for token in each.further])
+    shared = [call for each in made for call in _shared_calls(each)]
+    left = max(0, _CALLS - sum(len(of_token) for _, of_token in tokens))
     return Observed(
         revision=revision,
         prefill=counts[PREFILL],
         decode=counts[DECODE],
-        tokens=tuple(_few_calls([token for each in made for token in each.further])),
+        tokens=tuple(tokens),
         first=tuple(_rounded(call.sample) for call in _some(first, _CALLS)),
+        shared=tuple(_rounded(call.sample) for call in _some(shared, left)),
         computing=tuple((call.experts, call.rows, call.memory_mb, round(call.compute_s, 6)) for call in _some(warm, _COMPUTING)),
         cold=tuple(
             (round(call.elapsed_s, 6), round((call.init_ms or 0.0) / 1000, 6), round(call.duration_ms / 1000, 6))
             for call in _some(cold, _COLD)
         ),
     )
+
+
+def _shared_calls(made: Generated) -> Iterator[Invocation]:
+    """Yield the warm calls of tokens after the first that were made together with those of other requests."""
+    for i in range(1, len(made.invoked)):
+        if made.shared and made.shared[i]:
+            span = slice(made.invoked[i - 1], made.invoked[i])
+            yield from (
+                call for call, part in zip(made.invocations[span], made.billed[span], strict=True) if _is_warm(call) and part.billed_tries
+            )
 
 
 def _is_warm(call: Invocation) -> bool:

@@ -23,6 +23,7 @@ from remoe_cli.plan.document import Plan
 from remoe_cli.profile.latency_record import ColdStart, Curve, InvocationTiming, Timing
 from remoe_cli.profile.record import Profile, refuse_foreign, write_profile
 from remoe_cli.runtime.calibrate import quantiles, rate, with_answers
+from remoe_cli.runtime.invoke import Sample
 from remoe_cli.runtime.observed import Observed
 
 LEAST_CALLS, LEAST_COLD = 20, 3
@@ -62,8 +63,9 @@ def refit(name: str, profile: Profile, plan: Plan, catalog: Catalog, observed: S
     """
     refuse_old(out, profile.path)
     tokens = [[token for token in each.tokens if token[1]] for each in observed]
-    steps = [call for each in tokens for _, calls in each for call in calls]
-    warm = [*steps, *(call for each in observed for call in each.first)]
+    alone = [call for each in tokens for _, calls in each for call in calls]
+    shared = [call for each in observed for call in each.shared]
+    warm = [*alone, *shared, *(call for each in observed for call in each.first)]
     if len(warm) < LEAST_CALLS:
         raise DeployError(
             f"The receipts of '{name}' tell of {len(warm)} warm calls of expert functions, and {LEAST_CALLS} are needed.",
@@ -76,7 +78,13 @@ def refit(name: str, profile: Profile, plan: Plan, catalog: Catalog, observed: S
         old = latency.invocation
         bytes_per_s = old.bytes_per_s if old else catalog.function.network_bytes_per_s
         remarks.append("All payloads had nearly one size, so the rate of the network is as it was.")
-    _, elapsed_s, duration_s, compute_s = np.array(sorted(steps or warm)).T
+    small = alone or _smallest(shared) or _smallest(warm)
+    if not alone:
+        remarks.append("No token was made alone, so what a token takes longer for each call, besides the call itself, is not counted.")
+    if not alone and not shared:
+        most_bytes = max(size for size, *_ in small)
+        remarks.append(f"Only prompts had calls, so what a call takes is that of their smallest calls, of up to {most_bytes:,} bytes.")
+    _, elapsed_s, duration_s, compute_s = np.array(small).T
     invocation = InvocationTiming(
         target=name,
         measured_on=date.today().isoformat(),
@@ -100,12 +108,22 @@ def refit(name: str, profile: Profile, plan: Plan, catalog: Catalog, observed: S
     return Refit(written, len(warm), len(cold), factor, tuple(remarks))
 
 
-def _bytes_per_s(calls: Sequence[tuple[int, float, float, float]]) -> float | None:
-    """Fit the rate of the network over payloads of different sizes; None where there is one size only."""
-    groups: dict[int, list[Any]] = {}
+def _sizes(calls: Sequence[Sample]) -> list[list[Sample]]:
+    """Group calls by the size of their payload, the smallest first. Sizes of few calls are left out."""
+    groups: dict[int, list[Sample]] = {}
     for call in calls:
         groups.setdefault(call[0].bit_length(), []).append(call)
-    sizes = [groups[size] for size in sorted(groups) if len(groups[size]) >= _LEAST_OF_A_SIZE]
+    return [groups[size] for size in sorted(groups) if len(groups[size]) >= _LEAST_OF_A_SIZE]
+
+
+def _smallest(calls: Sequence[Sample]) -> Sequence[Sample]:
+    """Return the calls with the smallest payloads: the profile counts the time of a payload by its bytes."""
+    return next(iter(_sizes(calls)), calls)
+
+
+def _bytes_per_s(calls: Sequence[Sample]) -> float | None:
+    """Fit the rate of the network over payloads of different sizes; None where there is one size only."""
+    sizes = _sizes(calls)
     return rate(sizes) if len(sizes) > 1 and sizes[-1][0][0] >= 4 * sizes[0][0][0] else None
 
 

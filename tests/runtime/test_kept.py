@@ -91,11 +91,14 @@ def test_what_a_request_told_is_bounded(tmp_path: Path) -> None:
     assert len(long.computing) == 64 and set(long.computing) == {(2, 3, 1024, 0.002)}
     assert [calls for _, calls in short.tokens] == [((1400, 0.01, 0.005, 0.002),) * 16] * 4
     many = observe([replace(long_answer(8, calls=400), hits=Hits(tuple(range(58)), 256))], "r")
+    (busy, *_) = in_a_batch([replace(CALL, rows=8)] * 2000, 2)
+    full = observe([busy], "r")
+    assert len(full.shared) == 256
     book = Book(tmp_path / "r")
-    for each in (long, many):
+    for each in (long, many, full):
         book.keep(Served("answered", make_receipt(long_answer(3), PRICES), observed=each))
     sizes = [len(line) for line in (book.folder / "observations.jsonl").read_text().splitlines()]
-    assert sizes[0] < 20_000 + 2 * 2 * 16 * 64 + 2000 and sizes[1] < 20_000 + 2 * 2 * 58 * 256 + 2000
+    assert sizes[2] < 20_000 and sizes[0] < 20_000 + 2 * 2 * 16 * 64 + 2000 and sizes[1] < 20_000 + 2 * 2 * 58 * 256 + 2000
 
 
 def test_a_cold_start_is_told_apart() -> None:
@@ -120,6 +123,9 @@ def test_a_call_that_several_requests_share_is_told_once() -> None:
     shared = [computed for each in told for computed in each.computing if computed[1] == 8]
     assert sorted(experts for experts, *_ in shared) == list(range(6))
     assert [len(each.first) for each in told] == [1] * 4
+    # Their own times are valid: without them a busy server would tell of large calls only, those of prompts.
+    assert sum(len(each.shared) for each in told) == 6 and not any(each.tokens for each in told)
+    assert set(told[0].shared) <= {(1400, 0.01, 0.005, 0.002)} and "shared" not in observe([long_answer(5)], "r").model_dump()
 
 
 def test_books_of_accounts_and_targets_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

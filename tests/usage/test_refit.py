@@ -62,6 +62,25 @@ def test_prompts_alone_tell_what_calls_take(tmp_path: Path) -> None:
     assert found is not None and found.unbilled_s.mean == pytest.approx(ELAPSED_S - INSIDE_S, rel=0.05)
 
 
+def test_a_server_that_answers_several_at_once_tells_what_a_small_call_takes(tmp_path: Path) -> None:
+    """The calls of its prompts are large, and their payload is counted by its bytes: it may not count twice."""
+    profile, plan, catalog = planned(tmp_path / "p")
+    few = [sample(900)] * 2  # too few of a size to tell anything
+    large = [each.model_copy(update={"tokens": (), "first": tuple(map(sample, (40_000, 300_000)))}) for each in told()]
+    large[0] = large[0].model_copy(update={"first": (*few, *large[0].first)})
+    shared = [each.model_copy(update={"shared": tuple(map(sample, (4_000, 4_050, 9_000)))}) for each in large]
+    for name, seen, smallest, remark in (
+        ("one", shared, 4_025, "No token was made alone"),
+        ("two", large, 40_000, "Only prompts had calls"),
+    ):
+        made = refit("m", profile, plan, catalog, seen, tmp_path / name)
+        found = made.profile.record.latency.invocation
+        assert found is not None and found.unbilled_s.mean == pytest.approx(ELAPSED_S + smallest / BYTES_PER_S - INSIDE_S)
+        assert found.bytes_per_s == pytest.approx(BYTES_PER_S, rel=0.01)
+        assert any(remark in each for each in made.remarks)
+    assert "of up to 40,000 bytes" in " ".join(made.remarks)
+
+
 def test_payloads_of_one_size_leave_the_rate_as_it_was(tmp_path: Path) -> None:
     profile, plan, catalog = planned(tmp_path / "p", invocation=invocation(1))
     made = refit("m", profile, plan, catalog, told(sizes=(900, 950)), tmp_path / "new")
