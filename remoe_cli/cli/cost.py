@@ -136,7 +136,10 @@ def _show(name: str, made: CostReport, meter: dict[str, int] | None) -> None:
     if rented:
         output.line(f"Rented main functions were idle for {made.total.idle_s / 3600:,.1f} hours.")
     if made.total.unreported:
-        output.line(f"{made.total.unreported} calls were lost, so it is unknown whether they were billed.")
+        output.line(
+            f"What {made.total.unreported} tries of calls were billed was not known when their receipts were made. "
+            "A later receipt may have it."
+        )
     if made.total.unpriced:
         output.line(f"{made.total.unpriced} requests ended before their prices were known, and are in no sum of money.")
     if made.storage_usd is not None:

@@ -209,7 +209,7 @@ def _paid(receipt: dict[str, Any]) -> str:
     if main["prices"]["rented"] and main["prices"]["share_usd"] is None:
         text += " Its idle hours are not in it, as the traffic is unknown."
     if receipt["unreported"]:
-        text += f" {receipt['unreported']} calls were lost, so it is unknown whether they were billed."
+        text += f" What {receipt['unreported']} tries of calls were billed was not known in time. A later receipt may have it."
     return text
 
 

@@ -43,7 +43,8 @@ class FunctionLine(Part):
 
     invocations    as Lambda counts them: each try that ran
     retries        tries after the first of each call
-    unreported     tries whose answer was lost: nobody knows whether they were billed, and they are in no figure
+    unreported     tries of which it was not known in time whether they were billed: their answer was lost, or came after the request
+                   ended, and then a later receipt has them; in no other figure of this one
     loading_ms     part of `billed_ms` that was billed while the main function was loaded for this request
     reads          of S3
     hedges         second calls of the same rows, made because the first took long; they are in `invocations` where they ran

@@ -209,7 +209,7 @@ def test_people_read_what_is_billed_and_what_is_measured(capsys: pytest.CaptureF
     alone = PRICES.model_copy(update={"main": prices.main_prices(AWS, RENTED)})
     infer.show_receipt(make_receipt(answer((1.5, 1.6), call("a", 50, 1024, unreported=2)), alone).model_dump(mode="json"))
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Its idle hours are not in it, as the traffic is unknown. 2 calls were lost" in shown
+    assert "Its idle hours are not in it, as the traffic is unknown. What 2 tries of calls were billed was not known" in shown
     error = InvokeError("It is gone.", "Look.")
     attach(error, failed_receipt(PRICES, 2.0, (call("a", 900, 1024),)))
     output.fail(error)

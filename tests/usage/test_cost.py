@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from remoe_cli.cli import output
+from remoe_cli.cli.cost import _show
 from remoe_cli.plan.cost.prices import MainPrices
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.kept import KeptReceipt, Kind
@@ -143,6 +146,14 @@ def test_storage_is_paid_while_the_deployment_stands() -> None:
     stands = report([line(0), line(1)], By.user, standing=Standing(NOON + timedelta(hours=73), stored=stored))
     assert stands.storage_usd == pytest.approx(0.1) and stands.usd == pytest.approx(stands.total.usd + 0.1)
     assert report([line(0)], By.user).storage_usd is None
+
+
+def test_what_is_in_no_receipt_is_told_as_what_is_known(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_mode", output._Mode())
+    kept = [line(0, 10, [replace(call("f", 100), unreported=2)]), line(1, 10, [call("f", 300)])]
+    _show("m", report(kept, By.day), {"metered_ms": 450, "kept_ms": 400, "other_ms": 50})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "What 2 tries of calls were billed was not known when their receipts were made. A later receipt may have it." in shown
 
 
 def test_a_request_without_prices_is_counted_and_in_no_sum_of_money() -> None:
