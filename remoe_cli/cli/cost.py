@@ -146,7 +146,8 @@ def _show(name: str, made: CostReport, meter: dict[str, int] | None) -> None:
         output.line(f"Storage of the expert functions' weights: {dollars(made.storage_usd)}")
     output.line(f"Everything: {dollars(made.usd)}")
     if meter is not None:
-        others = "which is all" if not meter["other_ms"] else f"and {meter['other_ms']} ms were for other callers, such as measurements"
+        elsewhere = f"and {meter['other_ms']} ms are in no receipt: other callers, or requests that a server did not end"
+        others = elsewhere if meter["other_ms"] else "which is all"
         output.paragraph(f"The twin has billed {meter['metered_ms']} ms: {meter['kept_ms']} ms are in receipts, {others}.")
 
 

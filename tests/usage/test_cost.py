@@ -154,6 +154,7 @@ def test_what_is_in_no_receipt_is_told_as_what_is_known(capsys: pytest.CaptureFi
     _show("m", report(kept, By.day), {"metered_ms": 450, "kept_ms": 400, "other_ms": 50})
     shown = " ".join(capsys.readouterr().out.split())
     assert "What 2 tries of calls were billed was not known when their receipts were made. A later receipt may have it." in shown
+    assert "and 50 ms are in no receipt: other callers, or requests that a server did not end." in shown
 
 
 def test_a_request_without_prices_is_counted_and_in_no_sum_of_money() -> None:
