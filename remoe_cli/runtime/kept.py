@@ -35,7 +35,7 @@ from remoe_cli.runtime.observed import Observed
 from remoe_cli.runtime.receipt import Receipt
 from remoe_cli.settings import state_dir
 
-# loading: a main server was loaded, for no request. cancelled: the client left before it had its answer.
+# loading: a main server was loaded, for no request. cancelled: the client left, or the server ended, before the answer was whole.
 Kind = Literal["answered", "failed", "cancelled", "loading"]
 LONGEST_USER = 512
 _log = logging.getLogger(__name__)  # without a handler, its lines go to stderr: the log of a main function

@@ -28,7 +28,7 @@ class Ledger:
 
     loading     until it was ready; in no receipt, unless it was loaded for a request
     answers     for requests whose client took the receipt, answered or not
-    cancelled   for requests whose client went away before that
+    cancelled   for requests whose client went away before that, or that the server's end cut off
     """
 
     loading: Spent = field(default_factory=Spent)

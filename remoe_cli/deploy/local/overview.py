@@ -55,7 +55,7 @@ def _spent(spent: dict[str, dict[str, Any]], metered_ms: int) -> str:
     loading_ms, answers_ms, cancelled_ms = (spent[purpose]["billed_ms"] for purpose in ("loading", "answers", "cancelled"))
     parts = [f"{loading_ms} ms for loading the main server", f"{answers_ms} ms for requests, in their receipts"]
     if cancelled_ms:
-        parts.append(f"{cancelled_ms} ms for requests whose client left")
+        parts.append(f"{cancelled_ms} ms for requests whose client left, or that the server's end cut off")
     if other_ms := metered_ms - loading_ms - answers_ms - cancelled_ms:
         parts.append(f"{other_ms} ms for other callers, or an earlier main server")
     return f"expert functions were billed {metered_ms} ms: {'; '.join(parts)}"
