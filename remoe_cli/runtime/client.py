@@ -8,6 +8,7 @@ SageMaker    a SageMaker endpoint; text is streamed
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
@@ -72,6 +73,8 @@ class SageMaker:
     book: Book | None = None
 
 
+_log = logging.getLogger(__name__)  # without a handler, its lines go to stderr
+
 MainAddress = Http | LambdaMain | SageMaker
 
 
@@ -111,12 +114,22 @@ def answer(
         receipt_document["predicted"] = expected(*tokens).model_dump(mode="json")
     observed = document.pop("observed", None)
     if book is not None:
-        try:
-            made = Receipt.model_validate(receipt_document)
-            book.keep(Served("answered", made, observed=observed and Observed.model_validate(observed)))
-        except ValidationError:
-            raise _gone(endpoint, "it sent a receipt of another version of remoe") from None
+        _keep(book, endpoint, receipt_document, observed)
     return document
+
+
+def _keep(book: Book, endpoint: MainAddress, receipt_document: dict[str, Any], observed_document: object) -> None:
+    """Keep what an answer's document says. What cannot be read is not kept, and the answer is not lost for it: a warning says so."""
+    try:
+        receipt, observed = Receipt.model_validate(receipt_document), None
+    except ValidationError:
+        _log.warning("%s sent a receipt of another version of remoe, which is not kept: deploy the plan again.", _named(endpoint))
+        return
+    try:
+        observed = Observed.model_validate(observed_document) if observed_document else None
+    except ValidationError:
+        _log.warning("%s sent observations of another version of remoe, which are not kept: deploy the plan again.", _named(endpoint))
+    book.keep(Served("answered", receipt, observed=observed))
 
 
 def _answered(endpoint: MainAddress, request: dict[str, Any], on_text: Callable[[str], None]) -> dict[str, Any]:
@@ -217,8 +230,9 @@ def _lambda_stream(endpoint: LambdaMain, request: dict[str, Any]) -> Iterator[di
     # What the function is billed is known only here, when it has ended.
     if last is not None and report is not None and isinstance(of := last.get("answer", last.get("error")), dict):
         made = of.get("receipt")
-        billed = with_report(Receipt.model_validate(made), report) if made else unpriced_receipt(report, took_s)
-        of["receipt"] = billed.model_dump(mode="json")
+        with suppress(ValidationError):  # of another version of remoe: it stays as it came, and is not kept
+            billed = with_report(Receipt.model_validate(made), report) if made else unpriced_receipt(report, took_s)
+            of["receipt"] = billed.model_dump(mode="json")
     if last is not None:
         yield last
 

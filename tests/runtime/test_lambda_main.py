@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import signal
 import socket
@@ -32,8 +33,11 @@ from remoe_cli.plan.document import LayerPlan, MainSpec, Source
 from remoe_cli.runtime import client, lambda_main
 from remoe_cli.runtime.engine import Engine
 from remoe_cli.runtime.expected_cost import expected_cost
+from remoe_cli.runtime.kept import Book
+from remoe_cli.runtime.receipt import failed_receipt
 from remoe_cli.runtime.streamed import Streamed
 from tests.support import endpoint as endpoints
+from tests.support.api_server import PRICES
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
 
 LAYERS = (
@@ -205,6 +209,23 @@ def test_a_main_function_that_fails_is_one_clear_sentence(reply: endpoints.Reply
             client.answer(client.LambdaMain("f", endpoint.client), "w1", 4, print)
     assert type(raised.value) is kind and raised.value.hint and "\n" not in raised.value.message
     assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("odd", ["receipt", "observed"])
+def test_an_answer_is_not_lost_where_what_is_to_be_kept_is_of_another_version(
+    odd: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    receipt = failed_receipt(PRICES, 0.5, ()).model_dump(mode="json")
+    sent: dict[str, Any] = {"text": "", "receipt": receipt, "observed": {"revision": "r"}}
+    sent[odd]["of_a_later_version"] = 1
+    book, texts = Book(tmp_path / "r"), list[str]()
+    with endpoints.Endpoint() as endpoint, caplog.at_level(logging.WARNING):
+        endpoint.script = [endpoints.streamed(b'{"text": "hello"}\n' + json.dumps({"answer": sent}).encode())]
+        made = client.answer(client.LambdaMain("f", endpoint.client, book=book), "w1", 4, texts.append)
+    assert texts == ["hello"] and made["receipt"]["main"]["seconds"] == (0.5 if odd == "receipt" else 0.013)
+    (record,) = caplog.records
+    assert "of another version of remoe, which" in record.getMessage()
+    assert len(list(book.receipts())) == (odd == "observed") and not list(book.observations())
 
 
 def test_functions_only_and_the_main_function_on_ones_own_machine(deployed: Deployed) -> None:
