@@ -35,14 +35,14 @@ def command(
     deployed = place.deployed_plan(name)
     from remoe_cli.plan.problem.request import problem_of
     from remoe_cli.usage.again import again, inputs_of
-    from remoe_cli.usage.drift import drift, served_hits
+    from remoe_cli.usage.drift import drift, served_routing
     from remoe_cli.usage.served import with_routing
 
     with output.progress("Reading the profile"):
         plan, recorded, catalog = inputs_of(deployed)
     with reading() as unreadable:
         lines = place.receipts(name).observations(asked or place.deployed_at(name), unreadable)
-        served = served_hits(name, recorded, (line.observed for line in lines))
+        served = served_routing(name, recorded, (line.observed for line in lines))
     with output.progress("Comparing the routing") as progress:
         made = drift(recorded, served, progress=progress)
     with output.progress("Planning for the served routing"):

@@ -25,7 +25,7 @@ from remoe_cli.model.chat import Prompt
 from remoe_cli.runtime import peers
 from remoe_cli.runtime.failures import failure, kind_of
 from remoe_cli.runtime.invoke import Report, log_of, read_report
-from remoe_cli.runtime.kept import Book, Served
+from remoe_cli.runtime.kept import Book, Ended
 from remoe_cli.runtime.observed import Observed
 from remoe_cli.runtime.receipt import Receipt, attach, receipt_of, unpriced_receipt, with_report
 from remoe_cli.runtime.sampling import GREEDY, Sampling
@@ -106,7 +106,7 @@ def answer(
         document = _answered(endpoint, request, on_text)
     except RemoeError as error:
         if book is not None and (receipt := receipt_of(error)) is not None:
-            book.keep(Served("failed", receipt))
+            book.keep(Ended("failed", receipt))
         raise
     receipt_document = document["receipt"]
     if expected is not None:
@@ -129,7 +129,7 @@ def _keep(book: Book, endpoint: MainAddress, receipt_document: dict[str, Any], o
         observed = Observed.model_validate(observed_document) if observed_document else None
     except ValidationError:
         _log.warning("%s sent observations of another version of remoe, which are not kept: deploy the plan again.", _named(endpoint))
-    book.keep(Served("answered", receipt, observed=observed))
+    book.keep(Ended("answered", receipt, observed=observed))
 
 
 def _answered(endpoint: MainAddress, request: dict[str, Any], on_text: Callable[[str], None]) -> dict[str, Any]:

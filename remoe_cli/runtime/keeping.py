@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from remoe_cli.runtime.kept import Book, Served
+from remoe_cli.runtime.kept import Book, Ended
 from remoe_cli.runtime.main_function import MainFunction
 from remoe_cli.runtime.receipt import receipt_of
 
@@ -21,9 +21,9 @@ def keeping(load: Callable[[], MainFunction], book: Book) -> Callable[[], MainFu
             main = load()
         except Exception as error:
             if (receipt := receipt_of(error)) is not None:
-                book.keep(Served("loading", receipt))
+                book.keep(Ended("loading", receipt))
             raise
-        book.keep(Served("loading", main.loading_receipt))
+        book.keep(Ended("loading", main.loading_receipt))
         return replace(main, keep=book.keep)
 
     return loaded

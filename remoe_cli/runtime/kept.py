@@ -66,8 +66,8 @@ class KeptObservation(Document):
 
 
 @dataclass(frozen=True)
-class Served:
-    """What is known of a request that has been served."""
+class Ended:
+    """What is known of a request that has ended, or of a loading."""
 
     kind: Kind
     receipt: Receipt
@@ -75,7 +75,7 @@ class Served:
     observed: Observed | None = None
 
 
-Keep = Callable[[Served], None]
+Keep = Callable[[Ended], None]
 D = TypeVar("D", bound=Document)
 
 
@@ -110,17 +110,17 @@ class Book:
     def _observations(self) -> Journal:
         return Journal(self.folder, "observations", most_bytes=32 * bounded.MIB, files=2)
 
-    def keep(self, served: Served) -> None:
+    def keep(self, request: Ended) -> None:
         """Keep what is known of a request.
 
         An answer is not lost because its receipt cannot be kept: then a line of the log says so.
         """
         number, now = secrets.token_hex(8), datetime.now(UTC)
         try:
-            kept = KeptReceipt(id=number, ended=now, kind=served.kind, user=served.user, receipt=served.receipt)
+            kept = KeptReceipt(id=number, ended=now, kind=request.kind, user=request.user, receipt=request.receipt)
             journal.append(self._receipts, kept.model_dump_json())
-            if served.observed is not None:
-                journal.append(self._observations, KeptObservation(id=number, ended=now, observed=served.observed).model_dump_json())
+            if request.observed is not None:
+                journal.append(self._observations, KeptObservation(id=number, ended=now, observed=request.observed).model_dump_json())
         except (OSError, RemoeError) as error:
             _log.warning("The receipt of a request could not be kept in %s: %s", self.folder, redacted(str(error)))
 

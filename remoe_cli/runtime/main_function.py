@@ -21,7 +21,7 @@ from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, ToolCall, Until, together, why_not_begun
 from remoe_cli.runtime.invoke import Invocation
-from remoe_cli.runtime.kept import LONGEST_USER, Keep, Served
+from remoe_cli.runtime.kept import LONGEST_USER, Ended, Keep
 from remoe_cli.runtime.ledger import Ledger
 from remoe_cli.runtime.main_state import MainState, state_of
 from remoe_cli.runtime.observed import Observed, observe
@@ -266,7 +266,7 @@ class MainFunction:
             left = stopped() == "cancelled"
             (self.spent.cancelled if left else self.spent.answers).add(receipt)
             if self.keep:
-                self.keep(Served("cancelled" if left else "failed", receipt, request.user))
+                self.keep(Ended("cancelled" if left else "failed", receipt, request.user))
             if calls or first:
                 attach(error, receipt)
             raise
@@ -278,7 +278,7 @@ class MainFunction:
             receipt = receipt.model_copy(update={"predicted": self.expected(receipt.prompt_tokens, receipt.generated_tokens - 1)})
         observed = observe(made, self.config.model.revision) if self.keep or request.observed else None
         if self.keep:
-            self.keep(Served("cancelled" if left else "answered", receipt, request.user, observed))
+            self.keep(Ended("cancelled" if left else "answered", receipt, request.user, observed))
         if readers:
             readers.finish(on_piece)
         of_first, *others = (_choice(each, **(readers.of_choice(index) if readers else {})) for index, each in enumerate(made))

@@ -78,7 +78,7 @@ class Drift(Part):
 
 
 @dataclass(frozen=True)
-class Hits:
+class Routing:
     """How often requests chose each expert: int64 [N, L, E] of each phase."""
 
     prefill: Ints
@@ -90,7 +90,7 @@ class Hits:
         return self.prefill, self.decode
 
 
-def served_hits(name: str, profile: Profile, observed: Iterable[Observed]) -> Hits:
+def served_routing(name: str, profile: Profile, observed: Iterable[Observed]) -> Routing:
     """Stack the routing of served requests: of the last ones, where there are many.
 
     Raises: DeployError for too few requests, ArtifactError for requests of another model than the profile's.
@@ -119,32 +119,32 @@ def served_hits(name: str, profile: Profile, observed: Iterable[Observed]) -> Hi
             "Ask the deployment more.",
         )
     prefills, decodes = zip(*counted, strict=True)
-    return Hits(np.stack(prefills), np.stack(decodes))
+    return Routing(np.stack(prefills), np.stack(decodes))
 
 
-def drift(profile: Profile, served: Hits, seed: int = 0, progress: Report = no_report) -> Drift:
+def drift(profile: Profile, served: Routing, seed: int = 0, progress: Report = no_report) -> Drift:
     """Compare the routing of served requests with a profile's.
 
     Raises: ArtifactError for a profile that has no routing of some layer.
     """
     spec = profile.record.spec
-    recorded = Hits(*(profile.counts(phase).astype(np.int64) for phase in ("prefill", "decode")))
+    recorded = Routing(*(profile.counts(phase).astype(np.int64) for phase in ("prefill", "decode")))
     if not all(phase.sum(axis=(0, 2)).all() for phase in recorded.phases):
         raise ArtifactError(f"The profile {profile.path} has no routing of some layers.", "Profile again with more prompts.")
     random = np.random.default_rng(seed)
     size, prompts = len(served.prefill), len(recorded.prefill)
     draws = int(np.clip(_WORK / (2 * (recorded.prefill.size + served.prefill.size)), _LEAST_DRAWS, _DRAWS))
-    means = Hits(*(phase.sum(axis=0) for phase in recorded.phases))
+    means = Routing(*(phase.sum(axis=0) for phase in recorded.phases))
     weights = _phase_weights(served)
-    observed = _bits(means, Hits(*(phase.sum(axis=0) for phase in served.phases)), weights)
+    observed = _bits(means, Routing(*(phase.sum(axis=0) for phase in served.phases)), weights)
     again, floor = [], []
     for draw in range(draws):
         times = random.multinomial(size, np.full(size, 1 / size))
-        drawn = Hits(*(np.tensordot(times, phase, axes=1) for phase in served.phases))
+        drawn = Routing(*(np.tensordot(times, phase, axes=1) for phase in served.phases))
         again.append(_bits(means, drawn, _phase_weights(drawn)))
         sampled = _sampled(random, recorded, served)
         other = random.multinomial(prompts, np.full(prompts, 1 / prompts))
-        others = Hits(*(np.tensordot(other, phase, axes=1) for phase in recorded.phases))
+        others = Routing(*(np.tensordot(other, phase, axes=1) for phase in recorded.phases))
         floor.append(_bits(others, sampled, weights))
         progress(draw + 1, draws)
     intervals, floors = _interval(observed, np.stack(again)), np.stack(floor)
@@ -163,13 +163,13 @@ def drift(profile: Profile, served: Hits, seed: int = 0, progress: Report = no_r
     )
 
 
-def _phase_weights(served: Hits) -> Floats:
+def _phase_weights(served: Routing) -> Floats:
     """Weigh the phases by what was served in them. Shapes: [2]."""
     totals = np.array([phase.sum() for phase in served.phases], dtype=np.float64)
     return cast("Floats", totals / totals.sum())
 
 
-def _bits(one: Hits, other: Hits, weights: Floats) -> Floats:
+def _bits(one: Routing, other: Routing, weights: Floats) -> Floats:
     """Compute the divergence of each layer from total counts [L, E]; a phase with nothing weighs nothing. Shapes: [L]."""
     bits = np.zeros(len(one.prefill))
     for weight, counts in zip(weights, zip(one.phases, other.phases, strict=True), strict=True):
@@ -179,7 +179,7 @@ def _bits(one: Hits, other: Hits, weights: Floats) -> Floats:
     return bits
 
 
-def _sampled(random: np.random.Generator, recorded: Hits, served: Hits) -> Hits:
+def _sampled(random: np.random.Generator, recorded: Routing, served: Routing) -> Routing:
     """Draw requests of the served lengths from the profile's prompts: their total counts.
 
     Of a longer prompt a part of its choices is drawn. Those of a shorter one count more: choices that are drawn anew would have the noise
@@ -193,7 +193,7 @@ def _sampled(random: np.random.Generator, recorded: Hits, served: Hits) -> Hits:
         counts = np.where(counts.sum(axis=2, keepdims=True) > 0, counts, phase.sum(axis=0))
         share = asked.sum(axis=2, keepdims=True) / counts.sum(axis=2, keepdims=True)
         drawn.append((random.binomial(counts, np.minimum(share, 1.0)) * np.maximum(share, 1.0)).sum(axis=0))
-    return Hits(*drawn)
+    return Routing(*drawn)
 
 
 def _interval(observed: Floats, again: Floats) -> Floats:

@@ -113,7 +113,7 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
             "n",
             {
                 "usage.again.inputs_of": "Reading the profile",
-                "usage.drift.served_hits": "Reading the receipts",
+                "usage.drift.served_routing": "Reading the receipts",
                 "usage.drift.drift": "Comparing the routing",
                 "plan.problem.request.problem_of": "Planning for the served routing",
                 "usage.served.with_routing": "Planning for the served routing",

@@ -40,7 +40,7 @@ from remoe_cli.profile.prompts import read_prompts
 from remoe_cli.profile.record import ModelRef, read_profile
 from remoe_cli.report.inputs import read_inputs
 from remoe_cli.runtime import client
-from remoe_cli.runtime.kept import Book, Served
+from remoe_cli.runtime.kept import Book, Ended
 from remoe_cli.runtime.main_function import parse as parse_request
 from remoe_cli.runtime.observed import Observed
 from remoe_cli.runtime.receipt import Prices, failed_receipt
@@ -231,7 +231,7 @@ def all_parsers(folder: Path) -> dict[str, Parser]:
     prices = Prices(catalog="c", main=MAIN_PRICES, function=function_prices(catalog))
     seen = Observed(revision="r", prefill=((1, 2),), decode=((0, 1),), tokens=((0.1, ((9, 0.1, 0.1, 0.1),)),), cold=((0.1, 0.2, 0.3),))
     for _ in range(2):
-        book.keep(Served("answered", failed_receipt(prices, 0.5, ()), "user", seen))
+        book.keep(Ended("answered", failed_receipt(prices, 0.5, ()), "user", seen))
     kept = [(folder / "valid" / f"{name}.jsonl").read_bytes() for name in ("receipts", "observations")]
     index = b'{"metadata": {"total_size": 5}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
     parsers: dict[str, Parser] = {

@@ -14,7 +14,7 @@ import pytest
 from remoe_cli.errors import UsageError
 from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.invoke import Invocation
-from remoe_cli.runtime.kept import Book, Kind, Served, Unreadable, book_of
+from remoe_cli.runtime.kept import Book, Ended, Kind, Unreadable, book_of
 from remoe_cli.runtime.main_function import MainFunction, Request
 from remoe_cli.runtime.observed import observe
 from remoe_cli.runtime.receipt import make_receipt
@@ -68,7 +68,7 @@ def test_an_answer_is_not_lost_where_its_receipt_cannot_be_kept(
 def test_lines_that_cannot_be_read_are_counted_and_the_others_read(tmp_path: Path) -> None:
     book, receipt = Book(tmp_path / "r"), make_receipt(long_answer(3), PRICES)
     for _ in range(2):
-        book.keep(Served("answered", receipt))
+        book.keep(Ended("answered", receipt))
     path = book.folder / "receipts.jsonl"
     other = json.loads(path.read_text().splitlines()[0]) | {"schema_version": "remoe.kept-receipt/99"}
     with path.open("a") as file:
@@ -80,7 +80,7 @@ def test_lines_that_cannot_be_read_are_counted_and_the_others_read(tmp_path: Pat
 
 def test_only_what_ended_since_then_is_read(tmp_path: Path) -> None:
     book, before = Book(tmp_path / "r"), datetime.now(UTC)
-    book.keep(Served("answered", make_receipt(long_answer(3), PRICES)))
+    book.keep(Ended("answered", make_receipt(long_answer(3), PRICES)))
     assert len(list(book.receipts(before))) == 1 and not list(book.receipts(before + timedelta(hours=1)))
 
 
@@ -96,7 +96,7 @@ def test_what_a_request_told_is_bounded(tmp_path: Path) -> None:
     assert len(full.shared) == 256
     book = Book(tmp_path / "r")
     for each in (long, many, full):
-        book.keep(Served("answered", make_receipt(long_answer(3), PRICES), observed=each))
+        book.keep(Ended("answered", make_receipt(long_answer(3), PRICES), observed=each))
     sizes = [len(line) for line in (book.folder / "observations.jsonl").read_text().splitlines()]
     assert sizes[2] < 20_000 and sizes[0] < 20_000 + 2 * 2 * 16 * 64 + 2000 and sizes[1] < 20_000 + 2 * 2 * 58 * 256 + 2000
 

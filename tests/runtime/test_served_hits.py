@@ -11,7 +11,7 @@ import pytest
 from remoe_cli.model.experts import attach
 from remoe_cli.profile.routing import BatchRouting, RoutingRecorder, record_batch
 from remoe_cli.runtime.batch import Batch
-from remoe_cli.runtime.kept import Served
+from remoe_cli.runtime.kept import Ended
 from remoe_cli.runtime.main_function import MainFunction, Request
 from remoe_cli.runtime.served_hits import DECODE, PREFILL, Hits
 from tests.support.api_server import whole_model
@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[MainFunction, BatchR
 def test_a_served_request_counts_as_its_prompt_in_a_profile(made: tuple[MainFunction, BatchRouting]) -> None:
     main, recorded = made
     for index, prompt in enumerate(PROMPTS):
-        kept: list[Served] = []
+        kept: list[Ended] = []
         answer = replace(main, keep=kept.append).answer(Request(prompt_token_ids=tuple(prompt), max_new_tokens=NEW))
         (served,) = kept
         assert served.kind == "answered" and served.receipt == answer.receipt and answer.observed is None

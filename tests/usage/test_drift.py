@@ -14,17 +14,17 @@ from remoe_cli.plan.document import Plan
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime.observed import Observed
 from remoe_cli.usage.again import again
-from remoe_cli.usage.drift import LEAST_REQUESTS, Hits, drift, served_hits
+from remoe_cli.usage.drift import LEAST_REQUESTS, Routing, drift, served_routing
 from remoe_cli.usage.served import tilted, with_routing
 from tests.support.synthetic import plan_of, problem_of, synthetic_profile, tiny_catalog
 
 SHAPE: dict[str, Any] = {"layers": 3, "experts": 8, "prompts": 90}
 
 
-def split(whole: Profile, first: int) -> tuple[Profile, Hits]:
+def split(whole: Profile, first: int) -> tuple[Profile, Routing]:
     """A profile of the first prompts, and the rest as served requests."""
     arrays = dict(whole.arrays)
-    served = Hits(*(arrays[f"{phase}_counts"][first:].astype(np.int64) for phase in ("prefill", "decode")))
+    served = Routing(*(arrays[f"{phase}_counts"][first:].astype(np.int64) for phase in ("prefill", "decode")))
     kept = arrays["trace_prompt"] < first
     for name in ("trace_ids", "trace_prompt"):
         arrays[name] = arrays[name][kept]
@@ -51,7 +51,7 @@ def test_a_shifted_workload_has(folder: Path, seed: int) -> None:
     """A third of the requests use experts as another workload does."""
     profile, served = split(synthetic_profile(folder / f"a-{seed}", seed=seed, **SHAPE), 60)
     _, other = split(synthetic_profile(folder / f"b-{seed}", seed=100 + seed, **SHAPE), 60)
-    mixed = Hits(*(np.concatenate([one[:20], two[:10]]) for one, two in zip(served.phases, other.phases, strict=True)))
+    mixed = Routing(*(np.concatenate([one[:20], two[:10]]) for one, two in zip(served.phases, other.phases, strict=True)))
     found = drift(profile, mixed)
     assert found.whole.is_drift and found.whole.low > found.whole.floor and len(found.drifted) >= 2
     assert found.whole.low < found.whole.bits < found.whole.high
@@ -70,7 +70,7 @@ def test_another_mix_of_long_prompts_and_long_answers_is_no_drift(folder: Path) 
     profile, served = split(synthetic_profile(folder / "mix", **SHAPE), 60)
     for counts in (profile.arrays["decode_counts"], served.decode):
         counts[:] = counts[:, :, ::-1].copy()
-    longer = Hits(served.prefill, served.decode * 8)
+    longer = Routing(served.prefill, served.decode * 8)
     assert not drift(profile, longer).whole.is_drift
 
 
@@ -81,12 +81,12 @@ def test_the_divergence_is_that_of_the_sums(folder: Path) -> None:
     recorded = profile.arrays["prefill_counts"]
     recorded[:, 1] = [40, 40, 0, 0]
     prefill[:, 0], prefill[:, 1] = recorded[:, 0], [0, 0, 40, 40]
-    found = drift(profile, Hits(prefill, decode))
+    found = drift(profile, Routing(prefill, decode))
     assert [each.bits for each in found.layers] == [pytest.approx(0.0, abs=1e-12), pytest.approx(1.0)]
     assert found.whole.bits == pytest.approx(0.5) and found.decode_tokens == 0
 
 
-def observed(profile: Profile, hits: Hits, **update: Any) -> list[Observed]:
+def observed(profile: Profile, hits: Routing, **update: Any) -> list[Observed]:
     revision = profile.record.model.revision
     each = zip(*(phase.tolist() for phase in hits.phases), strict=True)
     return [Observed(revision=revision, prefill=prefill, decode=decode).model_copy(update=update) for prefill, decode in each]
@@ -95,15 +95,15 @@ def observed(profile: Profile, hits: Hits, **update: Any) -> list[Observed]:
 def test_observations_are_stacked_and_others_refused(folder: Path) -> None:
     profile, served = split(synthetic_profile(folder / "stacked", **SHAPE), 60)
     lines = observed(profile, served)
-    stacked = served_hits("m", profile, [*lines, Observed(revision="of a request without routing")])
+    stacked = served_routing("m", profile, [*lines, Observed(revision="of a request without routing")])
     assert np.array_equal(stacked.prefill, served.prefill) and np.array_equal(stacked.decode, served.decode)
     with pytest.raises(DeployError, match=f"routing of {LEAST_REQUESTS - 1} served requests of 'm' is kept"):
-        served_hits("m", profile, lines[: LEAST_REQUESTS - 1])
+        served_routing("m", profile, lines[: LEAST_REQUESTS - 1])
     with pytest.raises(ArtifactError, match="another model"):
-        served_hits("m", profile, observed(profile, served, revision="local:1"))
+        served_routing("m", profile, observed(profile, served, revision="local:1"))
     for prefill in (((1, 2),), ((1, 2), (3,))):
         with pytest.raises(ArtifactError, match="other layers or experts"):
-            served_hits("m", profile, observed(profile, served, prefill=prefill))
+            served_routing("m", profile, observed(profile, served, prefill=prefill))
 
 
 def test_traced_tokens_are_weighed_as_served_ones_use_experts(folder: Path) -> None:
