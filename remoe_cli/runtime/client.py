@@ -119,7 +119,10 @@ def answer(
 
 
 def _keep(book: Book, endpoint: MainAddress, receipt_document: dict[str, Any], observed_document: object) -> None:
-    """Keep what an answer's document says. What cannot be read is not kept, and the answer is not lost for it: a warning says so."""
+    """Keep what an answer's document says.
+
+    What cannot be read is not kept, and the answer is not lost for it: a warning says so.
+    """
     try:
         receipt, observed = Receipt.model_validate(receipt_document), None
     except ValidationError:

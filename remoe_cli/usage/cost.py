@@ -244,7 +244,10 @@ class _Idle:
             yield from self._spans(self._gaps.popleft())
 
     def _pay(self, end: datetime, seconds: float) -> None:
-        """Note the time up to `end`, of which the last `seconds` are paid. What is paid of unknown times before is left out."""
+        """Note the time up to `end`, of which the last `seconds` are paid.
+
+        Where more is paid than has passed, the rest was paid of gaps before. What was paid before all gaps is no time that was counted.
+        """
         if self._end is None or self._prices is None or not self._prices.rented:
             return
         free = end - self._end - timedelta(seconds=seconds)
