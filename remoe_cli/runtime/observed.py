@@ -78,7 +78,7 @@ def observe(made: Sequence[Generated], revision: str) -> Observed:
 
 
 def _shared_calls(made: Generated) -> Iterator[Invocation]:
-    """Yield the warm calls of tokens after the first that were made together with those of other requests."""
+    """Yield the warm calls of further tokens that were made together with those of other requests."""
     for i in range(1, len(made.invoked)):
         if made.shared and made.shared[i]:
             span = slice(made.invoked[i - 1], made.invoked[i])

@@ -117,7 +117,7 @@ def _sizes(calls: Sequence[Sample]) -> list[list[Sample]]:
 
 
 def _smallest(calls: Sequence[Sample]) -> Sequence[Sample]:
-    """Return the calls with the smallest payloads: the profile counts the time of a payload by its bytes."""
+    """Return the calls of the smallest payloads, whose time the profile counts by their bytes."""
     return next(iter(_sizes(calls)), calls)
 
 
