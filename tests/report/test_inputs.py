@@ -14,7 +14,7 @@ from remoe_cli.plan.cost.prices import FunctionPrices, MainPrices
 from remoe_cli.report import inputs
 from remoe_cli.report.inputs import read_inputs
 from remoe_cli.runtime.answer import Generated
-from remoe_cli.runtime.kept import Book, Served
+from remoe_cli.runtime.kept import Book, Ended
 from remoe_cli.runtime.receipt import Loading, Prices, make_receipt
 from tests.support.synthetic import plan_by_hand, synthetic_profile
 
@@ -61,17 +61,17 @@ def book(tmp_path: Path) -> Book:
     answered = make_receipt(Generated((1, 2), (3, 4, 5), "", "length", token_times_s=(0.5, 0.6, 0.7), invocations=()), prices)
     book = Book(tmp_path / "receipts" / "local" / "mine")
     book.keep(
-        Served(
+        Ended(
             "loading", make_receipt(Generated((1,), (2,), "", "length", token_times_s=(0.0,), invocations=()), prices, Loading(seconds=3.0))
         )
     )
-    book.keep(Served("answered", answered, user="Zo\u00eb\u2028"))
+    book.keep(Ended("answered", answered, user="Zo\u00eb\u2028"))
     path = book.folder / "receipts.jsonl"
     torn = path.read_bytes().splitlines()[1]
     torn = torn[: torn.index("\u00eb".encode()) + 1]  # within a character
     with path.open("ab") as file:
         file.write(torn)
-    book.keep(Served("answered", answered))
+    book.keep(Ended("answered", answered))
     with path.open("ab") as file:
         file.write(torn)
     return book

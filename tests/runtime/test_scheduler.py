@@ -12,7 +12,7 @@ import pytest
 
 from remoe_cli.errors import DeployError
 from remoe_cli.runtime import batch
-from remoe_cli.runtime.kept import Served
+from remoe_cli.runtime.kept import Ended
 from remoe_cli.runtime.main_function import Answer, MainFunction, Request
 from remoe_cli.runtime.scheduler import Job, Scheduler
 from tests.support.api_server import whole_model
@@ -30,7 +30,7 @@ def main(tmp_path_factory: pytest.TempPathFactory) -> MainFunction:
 
 
 @pytest.fixture
-def kept() -> list[Served]:
+def kept() -> list[Ended]:
     return []
 
 
@@ -60,7 +60,7 @@ def answers(main: MainFunction, thread: ThreadPoolExecutor, count: int) -> list[
 
 
 def test_one_that_finds_no_memory_fails_alone(
-    main: MainFunction, kept: list[Served], thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    main: MainFunction, kept: list[Ended], thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     join, calls = batch.join, iter(range(100))
 
@@ -88,7 +88,7 @@ def test_a_cache_that_cannot_be_cut_is_made_again(main: MainFunction, thread: Th
 
 
 def test_a_fault_of_our_own_ends_all_and_loses_no_receipt(
-    main: MainFunction, kept: list[Served], thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    main: MainFunction, kept: list[Ended], thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, step = iter(range(100)), batch.Batch.step
 
