@@ -170,8 +170,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
     async def answer_of(http: HttpRequest, api: Api, body: bytes, arrived_s: float) -> Response:
         main = loaded()
         # In a thread of its own: a model's first grammar takes a second, for a large vocabulary.
-        asked = await asyncio.to_thread(api.parse, body, main)
-        main.refuse(asked.request)
+        asked = await asyncio.to_thread(_taken, api, body, main)
         gone = threading.Event()
         watching = asyncio.create_task(_watch(http, gone))
         rest = _of_api(api, events(main, asked, arrived_s, gone))
@@ -228,6 +227,13 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
         return _failed(routes.of_path(http.url.path), error)
 
     return app
+
+
+def _taken(api: Api, body: bytes, main: MainFunction) -> Asked:
+    """Read a request. Raises: what is wrong with it, of which its grammar takes time to tell."""
+    asked = api.parse(body, main)
+    main.refuse(asked.request)
+    return asked
 
 
 class _Queue:
