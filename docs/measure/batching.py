@@ -155,12 +155,20 @@ def _serving(name, checkpoint, folder: Path, options: argparse.Namespace) -> Ite
     spec, catalog = read_spec(checkpoint), read_catalog("local")
     remote = {layer: tuple(range(1, spec.experts_per_layer, 2)) for layer in spec.local_experts({})}
     functions: list[FunctionConfig] = []
+    served: list[ServedFunction] = []
 
     def prepare(at: Path) -> TwinConfig:
         zipfile.ZipFile(io.BytesIO(function_zip())).extractall(at / "code")
-        for shard in write_shards(checkpoint, {layer: [experts] for layer, experts in remote.items()}, spec.expert_bytes, at / "bundle"):
+        shards = write_shards(checkpoint, {layer: [experts] for layer, experts in remote.items()}, spec.expert_bytes, at / "bundle")
+        for (layer, experts), shard in zip(remote.items(), shards, strict=True):
             head = read_head(shard.path)
             environment = {"REMOE_SHARD": str(shard.path), "REMOE_SHARD_HEADER": f"{len(head)}:{sha256_bytes(head)}"}
+            served.append(
+                ServedFunction(
+                    layer=layer, function=shard.path.stem, experts=experts, replicas=1, expert_rows=1.0, timeout_s=60,
+                    shard=shard.path.name, head_bytes=len(head), head_sha256=sha256_bytes(head),
+                )
+            )  # fmt: skip
             functions.append(
                 FunctionConfig(
                     name=shard.path.stem, handler=HANDLER, code_dir=str(at / "code"), environment=environment, memory_mb=MEMORY_MB,
@@ -176,10 +184,7 @@ def _serving(name, checkpoint, folder: Path, options: argparse.Namespace) -> Ite
         config = ServerConfig(
             model=ModelRef(path=checkpoint.name, revision=checkpoint.revision),
             spec=spec,
-            functions=tuple(
-                ServedFunction(layer=layer, function=f.name, experts=experts, replicas=1, expert_rows=1.0, timeout_s=60)
-                for (layer, experts), f in zip(remote.items(), functions, strict=True)
-            ),
+            functions=tuple(served),
             prices=Prices(catalog="local", main=prices.main_prices(catalog, menu), function=prices.function_prices(catalog)),
         )
         connect = partial(make_client, status["endpoint"])

@@ -132,7 +132,10 @@ def _show(name: str, made: CostReport, meter: dict[str, int] | None) -> None:
     rows = [_cells(row, rented) for row in (*made.rows, made.total.model_copy(update={"of": "all"}))]
     output.table("", (*columns, "in all"), rows)
     if made.loading_ms:
-        output.line(f"Loading main servers was billed {made.loading_ms} ms of that, which is in no request's receipt.")
+        output.paragraph(
+            f"Of that, loading is {dollars(made.loading_usd)}, with {made.loading_ms} ms of expert functions that started meanwhile: "
+            "each has a receipt of its own."
+        )
     if rented:
         output.line(f"Rented main functions were idle for {made.total.idle_s / 3600:,.1f} hours.")
     if made.total.unreported:

@@ -29,7 +29,8 @@ def command(
             where = "here: no file, and no process on this machine"
             if target is TargetName.aws:
                 where = f"in account {document['account']}, {document['region']}"
-            output.line(f"There is no deployment named '{name}' {where}.")
+            others = f" There are: {', '.join(known)}." if (known := place.names()) else ""
+            output.line(f"There is no deployment named '{name}' {where}.{others}")
             return
         output.line(f"{name} is gone." if document["left"] or document["kept"] else f"{name} is gone: nothing is left of it.")
         for each in document["kept"]:

@@ -177,14 +177,14 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated tokens"
     output.line(f"{tokens}, {receipt['total_s']:.2f} s")
     if receipt["main_load_s"]:
-        loading = f", and {_usd(cost['loading_usd'])} requests for expert functions" if cost["loading_usd"] else ""
+        loading = f", and {_usd(cost['loading_usd'])} for expert functions" if cost["loading_usd"] else ""
         output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that{loading}. The cost includes it.")
     output.paragraph(_paid(receipt))
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
     starts = f"{receipt['cold_starts']} cold start{'' if receipt['cold_starts'] == 1 else 's'}"
     output.line(f"{calls}: {starts}, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
     if hedges := receipt.get("hedges"):
-        output.line(f"{hedges} of the calls were made a second time, because the first one took long.")
+        output.line(f"Calls that were made a second time, because the first one took long: {hedges}")
     if fallbacks := receipt.get("fallbacks"):
         output.line(
             f"{fallbacks} calls had no answer in time: the main function computed their experts itself. 'remoe logs NAME' says why."

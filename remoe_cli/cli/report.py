@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "remoe report plans/olmoe.json   # with its profile, where that is on this machine",
     "remoe report profiles/olmoe -o olmoe.html --png figures/",
-    "remoe report plans/olmoe.json answers.jsonl -o answers.html   # of 'remoe infer --json'",
-    "remoe report plans/olmoe.json ~/.local/state/remoe/receipts/local/olmoe   # all that the deployment has served",
+    "remoe report plans/olmoe.json answers.jsonl -o answers.html",
 )
 
 

@@ -94,7 +94,7 @@ def format_of(program: str, out: Path) -> Format:
         )
     form = FORMATS[program]
     if out.suffix != form.suffix:
-        raise UsageError(f"{program} does not read {out} as what it is.", f"Give a name that ends in {form.suffix}.")
+        raise UsageError(f"A file for {program} ends in {form.suffix}, and {out} does not.", f"Give a name that ends in {form.suffix}.")
     owned.refuse_file(out, MADE)
     return form
 

@@ -141,9 +141,9 @@ def per_million(usd: float) -> str:
     """Write what a request costs as the cost of a million requests.
 
     >>> per_million(0.0000239383)
-    '$23.9 per million'
+    '$23.9 per million requests'
     """
-    return f"{dollars(usd * 1e6)} per million"
+    return f"{dollars(usd * 1e6)} per million requests"
 
 
 def id_ranges(ids: tuple[int, ...]) -> str:

@@ -220,14 +220,19 @@ def figures_of(receipt: ReceiptFigures, field: str, of_plan: str) -> tuple[float
 
 
 def measured_rows(receipts: Sequence[ReceiptFigures]) -> Iterator[tuple[str, ...]]:
-    """Write the medians of measured and predicted, their ratio, and what 95% keep, of each quantity."""
+    """Write the medians of measured and predicted, their ratio, and what 95% keep, of each quantity.
+
+    Requests without a prediction count only where none has one, and those without an answer never.
+    """
     for name, unit, factor, field, of_plan in QUANTITIES:
-        found = [(one.is_cold, *figures_of(one, field, of_plan)) for one in receipts]
+        found = [(one.is_cold, *figures_of(one, field, of_plan)) for one in receipts if one.answered]
         for words, cold in (("warm", False), ("cold", True)):
             values = [a * factor for is_cold, a, _ in found if a is not None and is_cold == cold]
             both = [(a, b) for is_cold, a, b in found if a and b and is_cold == cold]
             if not values:
                 continue
+            if both:  # so that both columns are of the same requests
+                values = [a * factor for a, _ in both]
             predicted = f"{np.median([b for _, b in both]) * factor:.4g}" if both else "-"
             ratio = f"{np.median([a / b for a, b in both]):.2f}" if both else "-"
             yield (

@@ -234,7 +234,7 @@ class Engine:
         if limit is not None and prompt + new > limit:
             raise UsageError(
                 f"{prompt} prompt tokens and {new} new ones exceed the model's {limit} positions.",
-                "Shorten the prompt or --max-new-tokens.",
+                "Shorten the prompt, or ask for fewer new tokens.",
             )
 
 

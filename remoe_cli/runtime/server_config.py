@@ -72,5 +72,5 @@ class ServerConfig(artifacts.Document):
             f"The request has {prompt_tokens:,} prompt tokens and may have {max_new_tokens:,} new ones, but this deployment's plan serves "
             f"requests of up to {served.tokens + 1:,} tokens in all, with prompts of up to {served.n_in:,} and up to {served.n_out + 1:,} "
             "new ones.",
-            "Shorten the prompt or --max-new-tokens, or plan for longer requests and deploy again.",
+            "Shorten the prompt, ask for fewer new tokens, or plan for longer requests and deploy again.",
         )

@@ -88,6 +88,7 @@ class CostReport(Part):
     rows          by what was asked for
     total         of all requests, with idle time
     loading_ms    part of `total.billed_ms` that was billed while main servers were loaded
+    loading_usd   part of the total's cost: of that, and of the main servers meanwhile
     storage_usd   None where the deployment does not stand any more, so that nobody knows what it stored
     usd           of everything
     """
@@ -98,6 +99,7 @@ class CostReport(Part):
     rows: tuple[CostRow, ...]
     total: CostRow
     loading_ms: int
+    loading_usd: float
     storage_usd: float | None
     usd: float
 
@@ -109,7 +111,7 @@ def report(kept: Iterable[KeptReceipt], by: By, since: datetime | None = None, s
     period ends with its last receipt.
     """
     rows: dict[str, Counter[str]] = {}
-    total, idle, loading_ms = Counter[str](), _Idle(since, standing.instances if standing else 1), 0
+    total, loading, idle = Counter[str](), Counter[str](), _Idle(since, standing.instances if standing else 1)
     begins: list[datetime] = []
     ends: list[datetime] = []
 
@@ -124,10 +126,11 @@ def report(kept: Iterable[KeptReceipt], by: By, since: datetime | None = None, s
         count_idle(idle.until(line))
         if since is not None and line.ended < since:
             continue
-        total.update(_figures(line))
-        for of, figures in _parts(line, by):
-            rows.setdefault(of, Counter()).update(figures)
-        loading_ms += line.receipt.billed_ms if line.kind == "loading" else 0
+        total.update(figures := _figures(line))
+        if line.kind == "loading":
+            loading.update(figures)
+        for of, part in _parts(line, by):
+            rows.setdefault(of, Counter()).update(part)
         took_s = max(line.receipt.total_s, line.receipt.main.seconds)  # the second is less where others were answered meanwhile
         begins = [min([*begins, line.ended - timedelta(seconds=took_s)])]
         ends = [max([*ends, line.ended])]
@@ -145,7 +148,8 @@ def report(kept: Iterable[KeptReceipt], by: By, since: datetime | None = None, s
         by=by,
         rows=tuple(_row(of, rows[of]) for of in sorted(rows)),
         total=whole,
-        loading_ms=loading_ms,
+        loading_ms=loading["billed_ms"],
+        loading_usd=_row("", loading).usd,
         storage_usd=storage_usd,
         usd=whole.usd + (storage_usd or 0.0),
     )
@@ -190,10 +194,10 @@ def _of_functions(lines: Sequence[FunctionLine]) -> dict[str, float]:
 def _main_usd(line: KeptReceipt) -> float:
     """Price the time of the main function, its fee, and what it read to load the model.
 
-    A main server that is paid by use is paid for requests, so its loading is free; a rented one is paid while it loads too.
+    Its loading is billed too, as Lambda does since August 2025, but it is no invocation.
     """
     main = line.receipt.main
-    if (prices := main.prices) is None or (line.kind == "loading" and not prices.rented):
+    if (prices := main.prices) is None:
         return 0.0
     fee_usd = 0.0 if line.kind == "loading" else prices.usd_per_request
     return prices.usd_per_s * main.seconds + prices.usd_per_read * main.reads + fee_usd

@@ -241,6 +241,15 @@ def test_the_terminal_gets_the_essentials(whole: Content) -> None:
     table = measured_table(whole)
     assert table is not None and [row[:2] for row in table[2]][:2] == [("TTFT, s, warm", "1"), ("TTFT, s, cold", "1")]
     assert table[2][0][2:] == ("0.2", "0.21", "0.95", "0.2")
+    assert whole.receipts is not None
+    predicted = whole.receipts.figures[0]
+    slow, failed = (
+        predicted.model_copy(update={"predicted": None, "ttft_s": 9.0}),
+        predicted.model_copy(update={"answered": False, "ttft_s": 9.0}),
+    )
+    mixed = replace(whole, receipts=replace(whole.receipts, figures=(predicted, slow, failed)))
+    of_mixed = measured_table(mixed)
+    assert of_mixed is not None and of_mixed[2][0][1:] == ("1", "0.2", "0.21", "0.95", "0.2")  # of the same request in all columns
 
 
 @pytest.mark.parametrize("kind", ["light", "dark", "print"])

@@ -124,9 +124,9 @@ def test_requests_that_overlap_leave_no_idle_time_between_them() -> None:
 def test_what_is_paid_by_use_is_never_idle_and_what_scales_to_zero_for_a_while() -> None:
     lambda_main = RENTED.model_copy(update={"rented": False, "usd_per_request": 0.5, "share_usd": None})
     by_use = report([line(0, 5, kind="loading", main=lambda_main), line(1, 10, main=lambda_main), line(9, 10, main=lambda_main)], By.day)
-    assert by_use.total.idle_s == 0 and by_use.total.main_usd == pytest.approx(
-        20 * 0.001 + 2 * 0.5
-    )  # nobody pays for loading a main server
+    # Loading is billed, without a fee: it is no invocation.
+    assert by_use.total.idle_s == 0 and by_use.total.main_usd == pytest.approx(25 * 0.001 + 2 * 0.5)
+    assert by_use.loading_usd == pytest.approx(5 * 0.001)
     sleeps = RENTED.model_copy(update={"idle_s": 600.0})
     zero = report(
         [line(0, main=sleeps), line(0.1, main=sleeps), line(9, main=sleeps)], By.day, standing=Standing(NOON + timedelta(hours=20))

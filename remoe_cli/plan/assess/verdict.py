@@ -305,7 +305,7 @@ def _gpu_note(problem: Problem, most: int) -> str:
     sizes = " / ".join(map(str, gpu_sizes(experts, layers, most)))
     beside = remote_sizes_beside_gpu(experts)
     steps = f", beside {' / '.join(map(str, beside))} remote ones" if experts > ENUMERATED_EXPERTS else ""
-    return f"It is also for plans with each layer's most used experts on the GPU, {sizes} or all that are not remote{steps}."
+    return f"The bound is also for plans with each layer's most used experts on the GPU, {sizes} or all that are not remote{steps}."
 
 
 def _cheapest_remote_expert(problem: Problem, local: Baseline) -> str:

@@ -137,6 +137,8 @@ def test_destroying_nothing_is_no_error(root: Path) -> None:
     assert run.stdout == "There is no deployment named 'nobody' here: no file, and no process on this machine.\n"
     gone = {"name": "nobody", "target": "local", "state": "absent", "left": [], "kept": [], "receipts": None}
     assert forked.document("destroy", "nobody") == gone
+    start(config(root))
+    assert forked.remoe("destroy", "tt").stdout.endswith(" on this machine. There are: t.\n")
 
 
 def test_two_who_destroy_at_once_both_end_well(root: Path) -> None:
