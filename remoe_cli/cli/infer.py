@@ -168,7 +168,7 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     rows = [
         ("time to first token (TTFT)", _ms(receipt["ttft_s"]), _ms(predicted.get("ttft_s"))),
         ("time per further token (TPOT)", _ms(receipt["tpot_s"]), _ms(predicted.get("tpot_s"))),
-        ("cost of such requests", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
+        ("cost of a million such requests", _usd(cost["total_usd"]), _usd(predicted.get("cost_usd_per_request"))),
         *_main_rows(receipt["main"], cost),
         ("  expert functions", _usd(cost["functions_usd"]), ""),
     ]
@@ -177,7 +177,7 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated tokens"
     output.line(f"{tokens}, {receipt['total_s']:.2f} s")
     if receipt["main_load_s"]:
-        loading = f", and {_usd(cost['loading_usd'])} for expert functions" if cost["loading_usd"] else ""
+        loading = f", and {_usd(cost['loading_usd'])} for expert functions, at a million such requests" if cost["loading_usd"] else ""
         output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that{loading}. The cost includes it.")
     output.paragraph(_paid(receipt))
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
@@ -218,6 +218,7 @@ def _ms(seconds: float | None) -> str:
 
 
 def _usd(amount: float | None) -> str:
-    from remoe_cli.plan.wording import per_million
+    """Write what a million requests cost that cost so much each."""
+    from remoe_cli.plan.wording import dollars
 
-    return "-" if amount is None else per_million(amount)
+    return "-" if amount is None else dollars(amount * 1e6)
