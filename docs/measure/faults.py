@@ -33,8 +33,8 @@ from remoe_cli.runtime.invoke import Invocation, make_client
 from remoe_cli.runtime.last_resort import LastResort
 from tests.support import faults
 from tests.support.by_hand import by_hand
-from tests.support.faults import Fault, Proxy
-from tests.support.split import SplitTwin, split_twin
+from tests.support.faults import Fault, Proxy, faulty_twin
+from tests.support.split import SplitTwin
 
 WARM = 3  # requests before those that count
 
@@ -174,23 +174,9 @@ def bench(requests: int, new_tokens: int, folder: Path) -> Iterator[Bench]:
     expected = [whole.generate(prompt, new_tokens).token_ids for prompt in prompts]
     experts = {layer: range(spec.experts_per_layer) for layer in spec.moe_layers}
     parts = {layer: (tuple(ids[1::4]), tuple(ids[3::4])) for layer, ids in experts.items()}
-    marks = folder / "marks"
-    marks.mkdir()
     mechanism = cages.probe(f"remoe-measure-{os.getpid()}")
     try:
-        with (
-            split_twin(
-                checkpoint,
-                parts,
-                folder / "split",
-                mechanism,
-                memory_mb=256,
-                handler=faults.HANDLER,
-                code={"faulty.py": faults.WORKER},
-                environment={"FAULTS": str(marks)},
-            ) as split,
-            Proxy(split.twin.endpoint).running() as proxy,
-        ):
+        with faulty_twin(checkpoint, parts, folder, mechanism) as (split, proxy, marks):
             engine = start_engine(checkpoint, spec, split.functions, partial(make_client, proxy.url))
             try:
                 yield Bench(split, proxy, engine, prompts, expected, new_tokens, marks)

@@ -42,8 +42,8 @@ def command(
     refuse_foreign(out)
     place, asked = pick(target, region, profile), since_of(since)
     deployed = place.deployed_plan(name)
-    from remoe_cli.plan.problem.request import problem_of
-    from remoe_cli.usage.again import again, inputs_of
+    from remoe_cli.plan.problem.request import inputs_of, problem_of
+    from remoe_cli.usage.again import again
     from remoe_cli.usage.refit import refit, refuse_old
 
     with output.progress("Reading the profile"):

@@ -33,8 +33,8 @@ def command(
     """
     place, asked = pick(target, region, profile), since_of(since)
     deployed = place.deployed_plan(name)
-    from remoe_cli.plan.problem.request import problem_of
-    from remoe_cli.usage.again import again, inputs_of
+    from remoe_cli.plan.problem.request import inputs_of, problem_of
+    from remoe_cli.usage.again import again
     from remoe_cli.usage.drift import drift, served_routing
     from remoe_cli.usage.served import with_routing
 

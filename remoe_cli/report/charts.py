@@ -227,12 +227,12 @@ def measured_rows(receipts: Sequence[ReceiptFigures]) -> Iterator[tuple[str, ...
     for name, unit, factor, field, of_plan in QUANTITIES:
         found = [(one.is_cold, *figures_of(one, field, of_plan)) for one in receipts if one.answered]
         for words, cold in (("warm", False), ("cold", True)):
-            values = [a * factor for is_cold, a, _ in found if a is not None and is_cold == cold]
             both = [(a, b) for is_cold, a, b in found if a and b and is_cold == cold]
+            alone = [a for is_cold, a, _ in found if a is not None and is_cold == cold]
+            # Where there are predictions, both columns are of the same requests.
+            values = [a * factor for a in ([a for a, _ in both] or alone)]
             if not values:
                 continue
-            if both:  # so that both columns are of the same requests
-                values = [a * factor for a, _ in both]
             predicted = f"{np.median([b for _, b in both]) * factor:.4g}" if both else "-"
             ratio = f"{np.median([a / b for a, b in both]):.2f}" if both else "-"
             yield (

@@ -11,16 +11,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from remoe_cli.artifacts import read_json
-from remoe_cli.errors import ArtifactError
-from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
+from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import busy_s, layer_outcomes, total
 from remoe_cli.plan.cost.prices import main_cost
 from remoe_cli.plan.document import Outcome, Plan
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import problem_of
-from remoe_cli.profile.record import Profile, read_profile_of
+from remoe_cli.plan.problem.request import inputs_of, problem_of
+from remoe_cli.profile.record import Profile
 
 # (prompt tokens, generated tokens after the first) -> the outcome
 ExpectedCost = Callable[[int, int], Outcome]
@@ -31,14 +29,9 @@ def expected_cost(plan_path: Path) -> ExpectedCost:
 
     Where the plan is for several requests at once, it is that of a request among so many of its length.
 
-    Raises: ArtifactError when the plan's profile or catalog is missing or has changed.
+    Raises: what `inputs_of` raises.
     """
-    plan = read_json(plan_path, Plan)
-    profile, catalog = read_profile_of(plan_path, Path(plan.profile.path)), read_catalog(plan.catalog.path)
-    for what, planned, found in (("profile", plan.profile, profile.sha256), ("catalog", plan.catalog, catalog.file.sha256)):
-        if planned.sha256 != found:
-            raise ArtifactError(f"The {what} {planned.path} has changed since the plan was made.", "Plan and deploy again.")
-    return cost_model(plan, profile, catalog)
+    return cost_model(*inputs_of(plan_path))
 
 
 def cost_model(plan: Plan, profile: Profile, catalog: Catalog) -> ExpectedCost:

@@ -122,7 +122,7 @@ def of_placement(problem: Problem, placement: Placement, name: str, n_in: Floats
         idle_s=problem.catalog.function.idle_ttl_s if by_use else math.inf if zero is None else zero.idle_s,
         most=most,
         limit_s=main_function.longest_request_s(problem, main),
-        functions=_functions(problem, placement, tokens, mean_out, most) if has_functions else None,
+        functions=_functions(problem, placement, tokens, step_s, mean_out, most) if has_functions else None,
     )
 
 
@@ -253,7 +253,7 @@ def _prefill_usd(problem: Problem, placement: Placement, index: int, prompts: Fl
     return np.array(usd)
 
 
-def _functions(problem: Problem, placement: Placement, tokens: list[_Token], mean_out: float, most: int) -> Functions:
+def _functions(problem: Problem, placement: Placement, tokens: list[_Token], step_s: float, mean_out: float, most: int) -> Functions:
     workload = replace(problem.workload, cold_share=1.0)
     each_cold = replace(problem, workload=workload)
     start_usd = sum(
@@ -261,10 +261,9 @@ def _functions(problem: Problem, placement: Placement, tokens: list[_Token], mea
         for layer in placement.layers
         if layer.parts
     )
-    tpot_s = main_function.decode_rest_s(problem, placement.main) + sum(token.seconds for token in tokens)
     # `calls` are a request's part of those of its main function, whose calls overlap with those of other main functions.
     busiest, n = max(tokens, key=lambda token: token.calls * token.call_s), problem.concurrency
-    duty = min(1.0, n * busiest.calls * busiest.call_s / tpot_s)
+    duty = min(1.0, n * busiest.calls * busiest.call_s / step_s)
     mains = needed(duty, n * busiest.calls * mean_out, -(-most // n))
     return Functions(
         wait_s=functions_wait_s(problem, placement),

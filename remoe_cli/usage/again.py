@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from remoe_cli.artifacts import Part, read_json
-from remoe_cli.errors import ArtifactError
+from remoe_cli.artifacts import Part
 from remoe_cli.plan.build import best_placement
-from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import Objective, Outcome, Plan
 from remoe_cli.plan.problem.aim import meets
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import request_of
 from remoe_cli.plan.wording import HOURS_PER_MONTH
-from remoe_cli.profile.record import Profile, read_profile_of
 
 WORTH = 0.01  # share of the cost, or of the objective, that makes another plan worth its work
 
@@ -42,19 +37,6 @@ class Again(Part):
     saved: float
     saved_usd_per_month: float | None
     worth: bool
-
-
-def inputs_of(deployed: Path) -> tuple[Plan, Profile, Catalog]:
-    """Read a deployed plan, its profile and its catalog.
-
-    Raises: ArtifactError for a profile or a catalog that is missing or has changed since.
-    """
-    plan = read_json(deployed, Plan)
-    profile, catalog = read_profile_of(deployed, Path(plan.profile.path)), read_catalog(plan.catalog.path)
-    for what, planned, found in (("profile", plan.profile, profile.sha256), ("catalog", plan.catalog, catalog.file.sha256)):
-        if planned.sha256 != found:
-            raise ArtifactError(f"The {what} {planned.path} has changed since the deployed plan was made.", "Plan and deploy again.")
-    return plan, profile, catalog
 
 
 def again(plan: Plan, problem: Problem) -> Again:

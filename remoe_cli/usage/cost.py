@@ -112,8 +112,8 @@ def report(kept: Iterable[KeptReceipt], by: By, since: datetime | None = None, s
     """
     rows: dict[str, Counter[str]] = {}
     total, loading, idle = Counter[str](), Counter[str](), _Idle(since, standing.instances if standing else 1)
-    begins: list[datetime] = []
-    ends: list[datetime] = []
+    first: datetime | None = None
+    last: datetime | None = None
 
     def count_idle(spans: Iterable[tuple[str, float, float]]) -> None:
         for day, seconds, usd in spans:
@@ -129,14 +129,14 @@ def report(kept: Iterable[KeptReceipt], by: By, since: datetime | None = None, s
         total.update(figures := _figures(line))
         if line.kind == "loading":
             loading.update(figures)
-        for of, part in _parts(line, by):
+        for of, part in _parts(line, by, figures):
             rows.setdefault(of, Counter()).update(part)
         took_s = max(line.receipt.total_s, line.receipt.main.seconds)  # the second is less where others were answered meanwhile
-        begins = [min([*begins, line.ended - timedelta(seconds=took_s)])]
-        ends = [max([*ends, line.ended])]
+        begun = line.ended - timedelta(seconds=took_s)
+        first, last = min(first or begun, begun), max(last or line.ended, line.ended)
     count_idle(idle.until_now(standing.until if standing else None))
-    begin = max([*begins, *([since] if since else [])]) if begins else None
-    end = standing.until if standing and ends else next(iter(ends), None)
+    begin = max(first, since or first) if first else None
+    end = standing.until if standing and last else last
     storage_usd = None
     if standing and standing.stored and begin and end:
         months = (end - begin).total_seconds() / 3600 / HOURS_PER_MONTH
@@ -159,15 +159,14 @@ def _row(of: str, figures: Mapping[str, float]) -> CostRow:
     return CostRow.model_validate({"of": of, **figures})
 
 
-def _parts(line: KeptReceipt, by: By) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield the parts of a receipt that belong to rows, with their figures."""
+def _parts(line: KeptReceipt, by: By, whole: Mapping[str, float]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """Yield the parts of a receipt that belong to rows, with their figures; `whole` are those of all."""
     match by:
         case By.day:
-            yield line.ended.astimezone(UTC).date().isoformat(), _figures(line)
+            yield line.ended.astimezone(UTC).date().isoformat(), whole
         case By.user:
-            yield line.user or "", _figures(line)
+            yield line.user or "", whole
         case By.function:
-            whole = _figures(line)
             of_main = ("requests", "answered", "failed", "cancelled", "prompt_tokens", "generated_tokens", "main_s", "main_usd", "unpriced")
             yield MAIN, {name: whole[name] for name in of_main if name in whole}
             for function in line.receipt.functions:

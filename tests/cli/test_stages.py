@@ -100,7 +100,7 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
         (
             "n -o out",
             {
-                "usage.again.inputs_of": "Reading the profile",
+                "plan.problem.request.inputs_of": "Reading the profile",
                 "usage.refit.refuse_old": "",  # quick, and before receipts are read
                 "usage.refit.refit": "Fitting the times",
                 "plan.problem.request.problem_of": "Planning again",
@@ -112,7 +112,7 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
         (
             "n",
             {
-                "usage.again.inputs_of": "Reading the profile",
+                "plan.problem.request.inputs_of": "Reading the profile",
                 "usage.drift.served_routing": "Reading the receipts",
                 "usage.drift.drift": "Comparing the routing",
                 "plan.problem.request.problem_of": "Planning for the served routing",

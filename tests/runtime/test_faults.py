@@ -35,7 +35,7 @@ from tests.support import faults
 from tests.support.families import save
 from tests.support.faults import Proxy
 from tests.support.harness import greedy
-from tests.support.split import SplitTwin, split_twin
+from tests.support.split import SplitTwin
 
 PARTS = ((1, 5), (3, 7))
 TOKENS = 8
@@ -87,24 +87,10 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory, probed: Mechanism) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("faults")
     save("mixtral", torch.float32, folder / "model", fused=False)
-    marks = folder / "marks"
-    marks.mkdir()
     checkpoint = find(str(folder / "model"))
     whole = AutoModelForCausalLM.from_pretrained(checkpoint.path, experts_implementation="eager")
     local = {x.layer: tuple(range(0, x.experts, 2)) for x in expert_layers(whole)}
-    with (
-        split_twin(
-            checkpoint,
-            dict.fromkeys(local, PARTS),
-            folder / "split",
-            probed,
-            memory_mb=256,
-            handler=faults.HANDLER,
-            code={"faulty.py": faults.WORKER},
-            environment={"FAULTS": str(marks)},
-        ) as split,
-        Proxy(split.twin.endpoint).running() as proxy,
-    ):
+    with faults.faulty_twin(checkpoint, dict.fromkeys(local, PARTS), folder, probed) as (split, proxy, marks):
         yield Served(split, proxy, load(checkpoint, local), local, greedy(whole, TOKENS), marks)
 
 

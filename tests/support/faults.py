@@ -14,15 +14,18 @@ import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from remoe_cli.cages import Mechanism
 from remoe_cli.function.codec import from_wire, to_wire
+from remoe_cli.model.checkpoint import Checkpoint
 from tests.support.damage import flipped
+from tests.support.split import SplitTwin, split_twin
 from tests.support.twin import Running
 
 # A worker of an expert function that goes wrong when a file in $FAULTS says so: `hungry-NAME` while it is there, `broken-NAME` for the
@@ -153,6 +156,23 @@ class Proxy:
             self._server.shutdown()
             self._server.server_close()
             thread.join()
+
+
+@contextmanager
+def faulty_twin(
+    checkpoint: Checkpoint, parts: Mapping[int, Sequence[tuple[int, ...]]], folder: Path, mechanism: Mechanism
+) -> Iterator[tuple[SplitTwin, Proxy, Path]]:
+    """A model's twin whose workers can go wrong, the proxy before it, and the folder of the marks that make them."""
+    marks = folder / "marks"
+    marks.mkdir()
+    code, environment = {"faulty.py": WORKER}, {"FAULTS": str(marks)}
+    with (
+        split_twin(
+            checkpoint, parts, folder / "split", mechanism, memory_mb=256, handler=HANDLER, code=code, environment=environment
+        ) as split,
+        Proxy(split.twin.endpoint).running() as proxy,
+    ):
+        yield split, proxy, marks
 
 
 def _refused(status: int, kind: str, **headers: str) -> Reply:

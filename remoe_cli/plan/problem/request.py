@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from remoe_cli.errors import UsageError
+from remoe_cli.artifacts import read_json
+from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.spec import ONE_AT_A_TIME
-from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Method, Plan, PredictedRouting, TtftAt, Waking
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Invocations, Problem
@@ -15,7 +16,7 @@ from remoe_cli.plan.problem.sizes import sizes_of
 from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import Workload, from_profile
 from remoe_cli.profile.hardware import latency_from
-from remoe_cli.profile.record import Profile
+from remoe_cli.profile.record import Profile, read_profile_of
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,19 @@ def _ttft_at(workload: Workload, percentile: float | None) -> TtftAt | None:
     share, warm = percentile / 100, 1 - workload.cold_share
     cold = share > warm
     return TtftAt(n_in=workload.traffic.sizes.prompt_at(share if cold else share / warm), cold=cold)
+
+
+def inputs_of(plan_path: Path) -> tuple[Plan, Profile, Catalog]:
+    """Read a plan, its profile and its catalog.
+
+    Raises: ArtifactError for a profile or a catalog that is missing or has changed since.
+    """
+    plan = read_json(plan_path, Plan)
+    profile, catalog = read_profile_of(plan_path, Path(plan.profile.path)), read_catalog(plan.catalog.path)
+    for what, planned, found in (("profile", plan.profile, profile.sha256), ("catalog", plan.catalog, catalog.file.sha256)):
+        if planned.sha256 != found:
+            raise ArtifactError(f"The {what} {planned.path} has changed since the plan was made.", "Plan and deploy again.")
+    return plan, profile, catalog
 
 
 def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
