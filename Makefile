@@ -94,6 +94,7 @@ bench: BENCH ?= /tmp/remoe-bench
 
 measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/function_arithmetic.py
+	$(BIN)/python docs/measure/invoke_cost.py
 	$(BIN)/python docs/measure/quantised_experts.py
 	$(BIN)/python docs/measure/packed_products.py
 	$(BIN)/python docs/measure/packed_experts.py

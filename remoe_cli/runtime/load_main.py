@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from remoe_cli import artifacts
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.runtime.device_choice import DeviceChoice
-from remoe_cli.runtime.invoke import Connect, Invocation, make_client
+from remoe_cli.runtime.invoke import Connect, Invocation, make_caller
 from remoe_cli.runtime.main_function import MainFunction
 from remoe_cli.runtime.receipt import Loading, attach, failed_receipt
 from remoe_cli.runtime.server_config import ServerConfig
@@ -122,5 +122,5 @@ def load_packaged(uri: str) -> MainFunction:
     checkpoint = Checkpoint(config.model.path, folder, config.model.revision)
     shards = "/".join(uri.split("/")[:3]) if uri.startswith("s3://") else os.environ.get("REMOE_SHARDS")
     last_resort = LastResort(shards) if shards else None
-    main = load(config, checkpoint, partial(make_client, os.environ.get("REMOE_ENDPOINT")), reads=len(reads), last_resort=last_resort)
+    main = load(config, checkpoint, partial(make_caller, os.environ.get("REMOE_ENDPOINT")), reads=len(reads), last_resort=last_resort)
     return replace(main, loading=main.loading.model_copy(update={"seconds": main.loading.seconds + fetched_s}))
