@@ -79,24 +79,35 @@ def widened(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @cache
 def ways() -> Ways:
-    """Find out what is faster on this machine; kept while the process lasts."""
-    with torch.inference_mode():
-        large = [torch.ones((2048, 2048), dtype=torch.bfloat16) for _ in range(8)]  # more than the caches hold
-        small = [torch.ones((1024, 1024), dtype=torch.bfloat16)]
-        return Ways(own=_pays(own, 1, large), widened=_pays(widened, 32, small))
+    """Find out what is faster on this machine; kept while the process lasts.
+
+    One thread is timed, by the processor's time that it takes: so other work on the machine does not decide.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            large = [torch.ones((2048, 2048), dtype=torch.bfloat16) for _ in range(8)]  # more than a core's caches hold
+            small = [torch.ones((1024, 1024), dtype=torch.bfloat16)]
+            return Ways(own=_pays(own, 1, large), widened=_pays(widened, 32, small))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _pays(way: Way, rows: int, weights: Sequence[Tensor]) -> bool:
     """Compare a way with torch's, in turns."""
     x = torch.ones((rows, weights[0].shape[1]), dtype=torch.bfloat16)
-    least_s = {F.linear: float("inf"), way: float("inf")}
+    torchs, ours = float("inf"), float("inf")
     for _ in range(_ROUNDS):
-        for each in least_s:
-            start = time.perf_counter()
-            for weight in weights:
-                each(x, weight)
-            least_s[each] = min(least_s[each], time.perf_counter() - start)
-    return least_s[way] * _PAYS < least_s[F.linear]
+        torchs, ours = min(torchs, _took_s(F.linear, x, weights)), min(ours, _took_s(way, x, weights))
+    return ours * _PAYS < torchs
+
+
+def _took_s(way: Way, x: Tensor, weights: Sequence[Tensor]) -> float:
+    start = time.thread_time()
+    for weight in weights:
+        way(x, weight)
+    return time.thread_time() - start
 
 
 class ProductLinear(nn.Linear):
