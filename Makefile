@@ -41,7 +41,7 @@ ifdef T
 	$(PYTEST) -m alone $(T) || [ $$? -eq 5 ]
 else
 	$(PYTEST) $(TWO) -m "not alone"
-	$(PYTEST) -m alone
+	$(PYTEST) -m alone $$(grep -rl --include='test_*.py' pytest.mark.alone tests)
 endif
 
 # `make test` tries the same with fewer. Other mutants by another seed: make mutants SEED=7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -44,6 +45,7 @@ def load(
     for a GPU finds none that it can use. The error carries the receipt of what was billed until then.
     """
     begun_s = time.perf_counter()  # importing torch is a part of loading
+    _import_engine()
     from remoe_cli.runtime.dispatch import RemoteFunction
     from remoe_cli.runtime.engine import start_engine
     from remoe_cli.runtime.last_resort import ShardPlace
@@ -124,3 +126,17 @@ def load_packaged(uri: str) -> MainFunction:
     last_resort = LastResort(shards) if shards else None
     main = load(config, checkpoint, partial(make_caller, os.environ.get("REMOE_ENDPOINT")), reads=len(reads), last_resort=last_resort)
     return replace(main, loading=main.loading.model_copy(update={"seconds": main.loading.seconds + fetched_s}))
+
+
+def _import_engine() -> None:
+    """Import the engine, and torch and transformers with it, without the garbage collector.
+
+    It would go through what is imported again and again, and nothing of that is ever garbage.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        import remoe_cli.runtime.engine  # noqa: F401
+    finally:
+        if was_enabled:
+            gc.enable()
