@@ -1,8 +1,8 @@
 """Draft tokens by prompt lookup: how an answer may go on, read in the prompt and in the answer so far.
 
-Code that is changed, a text that is summed up or written in other words: their answers repeat parts of the prompt. So the tokens that came
-after the same last tokens before are a draft of the next ones. One forward pass tries all of a draft, and the answer keeps those tokens
-that it would have had anyway (batch.py): a wrong draft costs rows of experts, and never changes a token.
+Code that is changed, a text that is summed up or written in other words: their answers repeat parts of the prompt. So what came after the
+same last tokens before is a draft of the next ones. One forward pass takes all of a draft, and the answer accepts those tokens that it
+would have had anyway (batch.py): a wrong draft costs rows of experts, and never changes a token. Imports no torch.
 
 Source: A. Saxena, "Prompt Lookup Decoding", 2023; transformers' PromptLookupCandidateGenerator.
 """
@@ -12,18 +12,24 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
-# How many draft tokens a pass may try: a number, as many as pay, or none.
-Speculate = Literal["auto", "off"] | int
 MOST_TOKENS = 32
+# How many draft tokens a pass may have: as many as pay, none, or a number.
+Speculate = Literal["auto", "off"] | Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 _LONGEST_MATCH, _SHORTEST_MATCH = 8, 2
 _AUTO_TOKENS = 10
-_WORTH = 0.3  # the least chance that a token of a draft is kept
-_FORGET = 0.9  # of what an answer tells about its drafts, kept from pass to pass
-_PRIOR_KEPT, _PRIOR_TRIED = 1.2, 2.0  # as if so many of so many tokens had been kept before: the first draft has two
+_WORTH = 0.3  # the least chance with which the last token of a draft is accepted
+_FORGET = 0.9  # what an answer tells about its drafts counts so much less after each pass
+_PRIOR_ACCEPTED, _PRIOR_TRIED = 1.2, 2.0  # as if so many of so many tokens had been accepted before: the first draft has two
+
+
+def is_off(speculate: object) -> bool:
+    """Tell whether a setting is left out of a document (`Field(exclude_if=is_off)`)."""
+    return speculate == "off"
 
 
 def lookup(tokens: Sequence[int], most: int) -> list[int]:
@@ -56,39 +62,39 @@ def lookup(tokens: Sequence[int], most: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What became of an answer's drafts lately, in tokens; the longer ago, the less it counts.
+    """What became of an answer's drafts lately, in tokens.
 
-    kept    were the answer's own
-    tried   kept, or the first of a draft that was not: those after it tell nothing
+    tried   accepted, or the first of a draft that was not: those after it tell nothing
     """
 
-    kept: float = _PRIOR_KEPT
+    accepted: float = _PRIOR_ACCEPTED
     tried: float = _PRIOR_TRIED
 
-    def after(self, drafted: int, kept: int) -> Acceptance:
+    def after(self, drafted: int, accepted: int) -> Acceptance:
         """Return what is known after a pass, with a draft or without one."""
-        tried = kept + (kept < drafted)
+        tried = accepted + (accepted < drafted)
         return Acceptance(
-            _PRIOR_KEPT + _FORGET * (self.kept - _PRIOR_KEPT) + kept, _PRIOR_TRIED + _FORGET * (self.tried - _PRIOR_TRIED) + tried
+            _PRIOR_ACCEPTED + _FORGET * (self.accepted - _PRIOR_ACCEPTED) + accepted,
+            _PRIOR_TRIED + _FORGET * (self.tried - _PRIOR_TRIED) + tried,
         )
 
     @property
     def tokens(self) -> int:
-        """How many draft tokens pay: as long as each is kept with a chance of 0.3 at least, and 10 at most.
+        """How many draft tokens pay: 10 at most, and as many as are all accepted with a chance of 0.3 at least.
 
-        >>> Acceptance().tokens, Acceptance().after(2, 0).after(1, 0).after(1, 0).tokens
-        (2, 0)
+        >>> Acceptance().tokens, Acceptance().after(2, 0).after(1, 0).after(1, 0).tokens, Acceptance().after(2, 2).after(4, 4).tokens
+        (2, 0, 10)
         """
-        share = self.kept / self.tried
+        share = self.accepted / self.tried
         return min(_AUTO_TOKENS, math.floor(math.log(_WORTH) / math.log(share))) if share < 1 else _AUTO_TOKENS
 
 
 class Drafted(NamedTuple):
-    """How many passes had a draft, the tokens of all drafts, and those of them that the answer kept."""
+    """How many passes had a draft, the tokens of all drafts, and those of them that the answer accepted."""
 
     passes: int = 0
     tokens: int = 0
-    kept: int = 0
+    accepted: int = 0
 
 
 NO_DRAFTS = Drafted()
@@ -104,12 +110,13 @@ class Drafts:
 
     def next(self, tokens: Sequence[int], room: int, ends: Collection[int]) -> list[int]:
         """Return a draft of at most `room` tokens, none of which ends an answer."""
-        most = self.acceptance.tokens if self.speculate == "auto" else 0 if self.speculate == "off" else self.speculate
-        draft = lookup(tokens, min(most, room))
+        if self.speculate == "off":
+            return []
+        draft = lookup(tokens, min(self.acceptance.tokens if self.speculate == "auto" else self.speculate, room))
         return draft[: next((place for place, token in enumerate(draft) if token in ends), None)]
 
-    def learn(self, drafted: int, kept: int) -> None:
-        """Take note of a pass: of so many draft tokens the answer has kept so many."""
-        passes, tokens, all_kept = self.made
-        self.made = Drafted(passes + (drafted > 0), tokens + drafted, all_kept + kept)
-        self.acceptance = self.acceptance.after(drafted, kept)
+    def learn(self, drafted: int, accepted: int) -> None:
+        """Take note of a pass: of so many draft tokens the answer has accepted so many."""
+        passes, tokens, of_all = self.made
+        self.made = Drafted(passes + (drafted > 0), tokens + drafted, of_all + accepted)
+        self.acceptance = self.acceptance.after(drafted, accepted)
