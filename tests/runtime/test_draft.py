@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,29 +22,10 @@ from remoe_cli.runtime.sampling import GREEDY, Sampling
 from remoe_cli.runtime.server_config import ServerConfig
 from remoe_cli.runtime.speculate import speculate_of, with_speculate
 from tests.support.api_server import PRICES
-from tests.support.batching import PROMPTS, engine_of
+from tests.support.batching import PROMPTS, engine_of, guesses
 from tests.support.routing_files import SPEC
 
 SAMPLED = Sampling(temperature=1.0, seed=7, top_p=0.9, frequency_penalty=0.5, repetition_penalty=1.2, logprobs=2)
-Lookup = Callable[[Sequence[int], int], list[int]]
-
-
-def guesses(answers: Sequence[Generated]) -> Lookup:
-    """Drafts of every length up to the most, half of them with a wrong token in some place."""
-    draw = random.Random(0)
-
-    def guess(tokens: Sequence[int], most: int) -> list[int]:
-        right = next(
-            whole[len(tokens) :][: draw.randint(0, max(0, most))]
-            for each in answers
-            if (whole := [*each.prompt_token_ids, *each.token_ids])[: len(tokens)] == list(tokens)
-        )
-        if right and draw.random() < 0.5:
-            place = draw.randrange(len(right))
-            right[place] = (right[place] + 1) % 128
-        return right
-
-    return guess
 
 
 @pytest.fixture
