@@ -22,9 +22,9 @@ MOST_TOKENS = 32
 Speculate = Literal["auto", "off"] | Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 _LONGEST_MATCH, _SHORTEST_MATCH = 8, 2
 _AUTO_TOKENS = 10
-_WORTH = 0.3  # the least chance with which the last token of a draft is accepted
+_WORTH = 0.2  # the least chance with which the last token of a draft is accepted
 _FORGET = 0.9  # what an answer tells about its drafts counts so much less after each pass
-_PRIOR_ACCEPTED, _PRIOR_TRIED = 1.2, 2.0  # as if so many of so many tokens had been accepted before: the first draft has two
+_PRIOR_ACCEPTED, _PRIOR_TRIED = 1.6, 2.0  # as if so many of so many tokens had been accepted before: the first draft has seven
 
 
 def is_off(speculate: object) -> bool:
@@ -33,7 +33,7 @@ def is_off(speculate: object) -> bool:
 
 
 def lookup(tokens: Sequence[int], most: int) -> list[int]:
-    """Return the tokens that came after the latest of the longest matches of the last tokens.
+    """Return the tokens that came after the first of the longest matches of the last tokens.
 
     A match is of 2 to 8 tokens; without one there is no draft. Tokens that repeat go on repeating.
 
@@ -55,7 +55,7 @@ def lookup(tokens: Sequence[int], most: int) -> list[int]:
         ends, length = longer, length + 1
     if not len(ends) or length < _SHORTEST_MATCH:
         return []
-    after = int(ends[-1]) + 1
+    after = int(ends[0]) + 1
     period = len(held) - after
     return [int(held[after + place % period]) for place in range(most)]
 
@@ -80,10 +80,10 @@ class Acceptance:
 
     @property
     def tokens(self) -> int:
-        """How many draft tokens pay: 10 at most, and as many as are all accepted with a chance of 0.3 at least.
+        """How many draft tokens pay: 10 at most, and as many as are all accepted with a chance of 0.2 at least.
 
-        >>> Acceptance().tokens, Acceptance().after(2, 0).after(1, 0).after(1, 0).tokens, Acceptance().after(2, 2).after(4, 4).tokens
-        (2, 0, 10)
+        >>> Acceptance().tokens, Acceptance().after(7, 7).tokens, Acceptance().after(7, 0).after(2, 0).tokens
+        (7, 10, 1)
         """
         share = self.accepted / self.tried
         return min(_AUTO_TOKENS, math.floor(math.log(_WORTH) / math.log(share))) if share < 1 else _AUTO_TOKENS
