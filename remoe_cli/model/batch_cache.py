@@ -62,16 +62,16 @@ def croppable(cache: Any) -> bool:
 
 
 def remember(cache: Cache, *, all_tokens: bool) -> None:
-    """Let sliding windows keep tokens that they would forget in the next pass, or no longer, so that `crop` finds them."""
+    """Let sliding windows keep what they would forget in the next pass, so that `crop` finds it, or not."""
     for layer in cache.layers:
         if isinstance(layer, DynamicSlidingWindowLayer):
             layer.record_past = all_tokens
 
 
 def crop(cache: Cache, rows: Sequence[int], dropped: Sequence[int], tokens: int) -> None:
-    """Keep some rows of a cache without their last tokens; the longest of them has then read so many tokens.
+    """Keep some rows of a cache without their last tokens.
 
-    Each row ends where its own tokens end, so all of them are padded on the left again.
+    The longest of them has then read so many `tokens`. Each row ends where its own tokens end, so all of them are padded on the left again.
     """
     for layer in cache.layers:
         if isinstance(layer, DynamicLayer) and layer.is_initialized:

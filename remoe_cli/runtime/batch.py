@@ -126,7 +126,7 @@ class Batch:
     def _decode(self) -> list[TokenSequence]:
         """Make the next token of every sequence whose prompt is read, and those of its draft that stay."""
         sequences, longest = self.decoding, max(each.read for each in self.decoding)
-        drafts = [each.draft() for each in sequences] if croppable(self.cache) else [[]] * len(sequences)
+        drafts = self._drafts(sequences)
         width = 1 + max(map(len, drafts))
         mask = None
         if any(each.read < longest for each in sequences):
@@ -158,6 +158,14 @@ class Batch:
             self._keep(rows, [width - taken[row] for row in rows] if width > 1 else None)
         return left
 
+    def _drafts(self, sequences: Sequence[TokenSequence]) -> list[list[int]]:
+        """Look a draft up for each sequence, if what is wrong of it can be taken back."""
+        if not croppable(self.cache):
+            return [[]] * len(sequences)
+        drafts = [each.draft() for each in sequences]
+        remember(self.cache, all_tokens=any(drafts))
+        return drafts
+
     def _keep(self, rows: list[int], dropped: list[int] | None) -> None:
         """Keep the rows of the cache that are of `decoding`, after a pass without the last tokens of each (None: with all)."""
         assert self.cache is not None
@@ -188,7 +196,6 @@ class Batch:
             named["position_ids"] = starts + torch.arange(len(tokens[0]), device=device)
         if cache is not None:
             named["past_key_values"] = cache
-            remember(cache, all_tokens=last > 1)
         ids = torch.tensor(tokens, device=device)
         made = self.model.prepare_inputs_for_generation(
             ids, attention_mask=mask, is_first_iteration=not sequences[0].read, next_sequence_length=len(tokens[0]), **named

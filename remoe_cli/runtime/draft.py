@@ -24,7 +24,7 @@ _LONGEST_MATCH, _SHORTEST_MATCH = 8, 2
 _AUTO_TOKENS = 10
 _WORTH = 0.2  # the least chance with which the last token of a draft is accepted
 _FORGET = 0.9  # what an answer tells about its drafts counts so much less after each pass
-_PRIOR_ACCEPTED, _PRIOR_TRIED = 1.6, 2.0  # as if so many of so many tokens had been accepted before: the first draft has seven
+_PRIOR_ACCEPTED, _PRIOR_TRIED = 0.8, 1.0  # as if so much of a token had been accepted before: the first draft has seven
 
 
 def is_off(speculate: object) -> bool:
@@ -80,7 +80,7 @@ class Acceptance:
 
     @property
     def tokens(self) -> int:
-        """How many draft tokens pay: 10 at most, and as many as are all accepted with a chance of 0.2 at least.
+        """As many draft tokens as are all accepted with a chance of 0.2 at least, and 10 at most.
 
         >>> Acceptance().tokens, Acceptance().after(7, 7).tokens, Acceptance().after(7, 0).after(2, 0).tokens
         (7, 10, 1)
