@@ -102,6 +102,7 @@ measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/recording.py
 	$(BIN)/python docs/measure/batching.py
 	$(BIN)/python docs/measure/batch_families.py
+	$(BIN)/python docs/measure/speculate.py
 	$(BIN)/python docs/measure/prediction.py --apart-min 0 --prompts 12 --rtts 0,5 # docs/explanation/measurements.md has the whole one
 	$(BIN)/python docs/measure/tree.py
 	$(BIN)/python docs/measure/grammars.py # beside xgrammar and outlines-core where they are installed

@@ -74,7 +74,7 @@ def main() -> None:
 
 def _measure(name: str, folder: Path, options: argparse.Namespace) -> None:
     checkpoint, prompts = _demo(options.clients) if name == "demo" else _olmoe(folder / name, options.clients)
-    with _serving(name, checkpoint, folder, options) as main:
+    with serving(name, checkpoint, folder, options) as main:
         for clients in (1, options.clients):
             _ask(main, prompts, clients, 4)
         runs: dict[int, list[Run]] = {1: [], options.clients: []}
@@ -135,7 +135,7 @@ THREAD = ThreadPoolExecutor(1, "model")
 
 
 @contextmanager
-def _serving(name, checkpoint, folder: Path, options: argparse.Namespace) -> Iterator[object]:  # type: ignore[no-untyped-def]
+def serving(name, checkpoint, folder: Path, options: argparse.Namespace) -> Iterator[object]:  # type: ignore[no-untyped-def]
     """Deploy every second expert on the twin, and load the rest."""
     from remoe_cli.artifacts import sha256_bytes
     from remoe_cli.deploy.local import lifecycle

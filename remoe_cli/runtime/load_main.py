@@ -82,6 +82,12 @@ def load(
             config.concurrency,
             config.spec.family,
         )
+    if main.speculate != config.speculate:
+        _log.warning(
+            "No drafts are tried (--speculate %s): the cache of a model of family '%s' cannot take wrong tokens back.",
+            config.speculate,
+            config.spec.family,
+        )
     return main
 
 

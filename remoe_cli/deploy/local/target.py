@@ -92,7 +92,7 @@ class LocalTarget:
         with self.console.progress("Checking packaged functions"):
             bundle.read(folder / "bundle")
         code = bundle.unpack_code(folder / "bundle")
-        config = main_files.server_config(plan, profile, catalog, manifest, lambda entry: f"{name}-{entry}")
+        config = main_files.server_config(plan, profile, catalog, manifest, lambda entry: f"{name}-{entry}", speculate=options.speculate)
         artifacts.write_json(folder / "server.json", config)
         functions = tuple(
             FunctionConfig(
