@@ -188,7 +188,7 @@ def as_stored(nonexpert: Linear, expert: Roofline, spec: MoeSpec) -> tuple[Linea
 
 
 def dequantised_times(latency: Latency, spec: MoeSpec) -> Latency:
-    """Change the times of a profile whose expert functions compute packed experts to those of a copy that is not quantised.
+    """Change the times of packed expert functions to those for a copy that is not quantised.
 
     Described functions read more bytes. Measured times stay as they are: those of the copy are not known, and with one row they are longer
     (docs/adr/0011-packed-experts.md).
