@@ -91,7 +91,7 @@ class Spread(Part):
 
 
 class Unquantised(Outcome):
-    """The best known plan for a copy of the model that is not quantised, beside the plan for a quantised checkpoint.
+    """The best known plan for a copy that is not quantised, beside that for a quantised checkpoint.
 
     dtype             in which the copy stores its weights
     spec, instances   the main function, and how many of it

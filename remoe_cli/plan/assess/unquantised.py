@@ -1,4 +1,4 @@
-"""The best known plan for a copy of the model that is not quantised, beside a plan for a quantised checkpoint.
+"""The best known plan for a copy that is not quantised, beside that for a quantised checkpoint.
 
 It has the same requests, catalog and targets. The scan finds it (solve/scan.py): a second proof of the bound would double the time of
 planning a large model. The exact plan may cost a little less (docs/explanation/planning.md says how much).

@@ -1,4 +1,7 @@
-"""For the verifier: whether a placement is well formed, and keeps the limits of memory, context, time and working instances."""
+"""For the verifier: whether a placement is well formed, and keeps its limits.
+
+These are memory, context, time and working instances.
+"""
 
 from __future__ import annotations
 

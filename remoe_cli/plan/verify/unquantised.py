@@ -1,4 +1,4 @@
-"""For the verifier: the plan for a copy of the model that is not quantised, which a plan for a quantised checkpoint states beside itself.
+"""For the verifier: the plan for a copy that is not quantised, which a plan states beside itself.
 
 It is worked out as a plan of its own, for a profile without the stored form. That no better plan for the copy is known is taken as stated.
 """
