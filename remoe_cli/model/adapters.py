@@ -47,7 +47,7 @@ class _Llama4Moe(Llama4TextMoe):  # type: ignore[misc]
 
 
 def adapt(model: PreTrainedModel) -> None:
-    """Adapt the blocks of a model that have an adapter; Llama 4's with one expert a token, as all that are published have."""
+    """Adapt the blocks of a model that have an adapter: Llama 4's with one expert a token, as published."""
     for block in model.modules():
         if type(block) is Llama4TextMoe and block.top_k == 1:
             block.__class__, block.experts.__class__ = _Llama4Moe, _Llama4Experts
