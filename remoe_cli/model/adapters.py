@@ -1,7 +1,6 @@
 """Families whose experts do not go through transformers' experts interface, made to.
 
 An adapter gives a family's experts module the attributes that the interface gives to others, and lets its block call the hook.
-
 Llama 4 multiplies an expert's input by the router's score, where all others multiply its output: so the hook gets scaled rows, and weights
 of one. Its own code sends every token through every expert, those that were not chosen with zeros, which adds nothing.
 """
@@ -20,29 +19,31 @@ Hook = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
 class _Llama4Experts(Llama4TextExperts):  # type: ignore[misc]
-    """Experts that are called by the hook: stacked, transposed matrices of gate and up, and of down."""
+    """Stacked, transposed matrices of gate and up, and of down; called by the hook, or one after the other where there is none."""
 
     has_gate = is_transposed = is_concatenated = True
     has_bias = has_post_expert_norm = _is_expert_parallel = False
     _apply_gate = _default_apply_gate
-    hook: Hook | None = None  # None: the family's own code, with all experts
+    hook: Hook | None = None
+
+    def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        out = torch.zeros_like(hidden)
+        for expert in torch.unique(index).tolist():  # type: ignore[no-untyped-call]
+            rows = (index[:, 0] == expert).nonzero()[:, 0]
+            gate, up = (hidden[rows] @ self.gate_up_proj[expert]).chunk(2, dim=-1)
+            out[rows] = (up * self.act_fn(gate)) @ self.down_proj[expert]
+        return out * weights
 
 
 class _Llama4Moe(Llama4TextMoe):  # type: ignore[misc]
-    """A block that hands the rows of each token's one expert to the hook.
-
-    Shapes: hidden_states [.., H]; returns [T, H] and the router's logits [T, E].
-    """
+    """A block that hands scaled rows to the hook, each for one expert; also returns the router's logits [T, E]."""
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        experts = self.experts
-        if experts.hook is None:
-            return super().forward(hidden_states)  # type: ignore[no-any-return]
-        hidden = hidden_states.reshape(-1, self.hidden_dim)
+        hidden, call = hidden_states.reshape(-1, self.hidden_dim), self.experts.hook or type(self.experts).forward
         scores, logits = self.router(hidden)
         index = torch.topk(logits, 1, dim=1).indices
         scores = scores.gather(1, index)
-        routed = experts.hook(experts, hidden * scores, index, torch.ones_like(scores))
+        routed = call(self.experts, hidden * scores, index, torch.ones_like(scores))
         return self.shared_expert(hidden).add_(routed), logits
 
 

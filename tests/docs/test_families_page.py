@@ -22,7 +22,7 @@ STORED = sorted({NAMES[form] for _, form in PAIRS if (said := FORMATS[form].conf
 OWN = {
     "deepseek_v4": ("not tried", "yes", "not tried", "not tried"),
     "gemma4 (text only)": ("yes", "yes", "not tried", "not tried"),
-    **{f"{name} (text only)": ("yes", "yes", "not tried", "yes") for name in ALSO_PICTURES},
+    **{f"{name} (text only)": ("yes", "yes", "yes", "yes") for name in ALSO_PICTURES},
     **{f"{name} (read as {family})": ("yes, as " + family, "yes", "not tried", "not tried") for name, family in ALIASES.items()},
 }
 HEAD = f"""# Families and formats

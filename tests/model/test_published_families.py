@@ -13,10 +13,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import find, reason
-from remoe_cli.model.experts import expert_layers
+from remoe_cli.model.experts import attach, expert_layers
 from remoe_cli.model.loader import load, skeleton
 from remoe_cli.model.shards import write_shards
 from remoe_cli.model.spec import read_spec
+from remoe_cli.profile.routing import RoutingRecorder
 from tests.support.batching import Asked, engine_around, together
 from tests.support.families import drawn, save, scale
 from tests.support.harness import InProcessExperts, greedy, logits, serve
@@ -125,7 +126,11 @@ def test_the_text_of_a_family_of_pictures_is_served(family: str, tmp_path: Path)
     assert torch.equal(logits(part), wanted) and torch.equal(greedy(part), tokens) and away.rows
     assert len(set(tokens[:, 20:].flatten().tolist())) > 4
     assert len(list(write_shards(checkpoint, {moe_layers[0]: ((1, 3),)}, 1, tmp_path))) == 1  # which compares the function's numbers
-    engine = engine_around(load(checkpoint))
+    everything = load(checkpoint)
+    attach(everything, recorder := RoutingRecorder())  # profiling
+    assert torch.equal(logits(everything), wanted)
+    assert {layer: seen[0].shape for layer, seen in recorder.seen.items()} == dict.fromkeys(moe_layers, (40, spec.top_k))
+    engine = engine_around(everything)
     prompts = [row[:length].tolist() for row, length in zip(tokens, (20, 13), strict=True)]
     alone = [list(engine.generate(prompt, 6).token_ids) for prompt in prompts]
     assert alone[0] == tokens[0, 20:26].tolist()
