@@ -28,7 +28,7 @@ class _Llama4Experts(Llama4TextExperts):  # type: ignore[misc]
 
     def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         out = torch.zeros_like(hidden)
-        for expert in torch.unique(index).tolist():  # type: ignore[no-untyped-call]
+        for expert in torch.unique(index).tolist():
             rows = (index[:, 0] == expert).nonzero()[:, 0]
             gate, up = (hidden[rows] @ self.gate_up_proj[expert]).chunk(2, dim=-1)
             out[rows] = (up * self.act_fn(gate)) @ self.down_proj[expert]
