@@ -10,7 +10,7 @@ from functools import cache, partial
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from remoe_cli.model.experts import attach, expert_layers
 from remoe_cli.runtime.answer import Generated, Stop
@@ -29,8 +29,11 @@ PROMPTS = [torch.randint(2, VOCAB_SIZE, (n,), generator=DRAW).tolist() for n in 
 
 @cache
 def engine_of(family: str) -> Engine:
-    """An engine with all experts, whose token i is the word wi."""
-    model = build(family)
+    """An engine with all experts of a tiny model, whose token i is the word wi."""
+    return engine_around(build(family))
+
+
+def engine_around(model: PreTrainedModel) -> Engine:
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     local = {layer.layer: {e: e for e in range(layer.experts)} for layer in expert_layers(model)}

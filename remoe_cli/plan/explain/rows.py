@@ -174,9 +174,19 @@ def kind_text(plan: Plan, other: KindOutcome) -> str:
 def baseline_rows(plan: Plan) -> Rows:
     """Write one row for each other way to run the model that has a price; equal ways share a row.
 
-    `baseline_columns` names the columns.
+    The first is the plan for a copy that is not quantised, where there is one. `baseline_columns` names the columns.
     """
     rows = [
+        (
+            f"the same for a copy in {copy.dtype}",
+            amount(copy.cost_usd_per_request, plan.workload),
+            seconds(copy.ttft_s),
+            f"{copy.tpot_s * 1e3:.4g} ms",
+            bought(copy.spec, copy.instances),
+            _compared(plan.cost_usd_per_request, copy.cost_usd_per_request),
+        )
+        for copy in ([] if plan.unquantised is None else [plan.unquantised])
+    ] + [
         (
             BASELINE_TITLES[name] + ("" if b.meets else ", misses a target"),
             _cost(b, plan.workload),
@@ -217,6 +227,15 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
 
     One instance may have two speeds; then a sentence says why.
     """
+    if (copy := plan.unquantised) is not None:
+        whole = (plan.model.nonexpert_bytes + plan.model.expert_bytes * plan.model.experts_per_layer * len(plan.layers)) / 1e9
+        yield (
+            f"the same for a copy in {copy.dtype}: the best plan for it that the fast scan finds. Its functions have "
+            f"{_functions_mb(copy.layers):,} MB in all, not {_functions_mb(plan.layers):,}, and a cold start takes "
+            f"{seconds(copy.cold_start_s)}, not {seconds(plan.cold_start_s)}. To have it, plan for that copy, of {whole:.1f} GB."
+        )
+    elif plan.model.read_expert_bytes is not None and plan.scenarios and plan.method in ("exact", "scan"):
+        yield "the same for a copy that is not quantised: the fast scan finds no plan for it that keeps all limits."
     is_local = not any(layer.remote for layer in plan.layers)
     for name in unlike_baselines(plan):  # those of the table
         if name in HOW_TO and not (is_local and name == BaselineName.ALL_LOCAL):
@@ -231,6 +250,11 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
     for name in sorted(plan.missing, key=list(BaselineName).index):
         reasons.setdefault(plan.missing[name], name)
     yield from (f"{BASELINE_TITLES[name]}: {reason}." for reason, name in reasons.items())
+
+
+def _functions_mb(layers: Sequence[LayerPlan]) -> int:
+    """Count the memory of all expert functions, with their replicas."""
+    return sum(layer.memory_mb * len(layer.parts) * layer.replicas for layer in layers)
 
 
 def break_even_text(plan: Plan) -> str:
