@@ -120,7 +120,7 @@ def _show(name: str, made: CostReport, meter: dict[str, int] | None) -> None:
     columns = (
         made.by.value,
         "requests",
-        "tokens",
+        "prompt + output\ntokens",
         "calls",
         "cold",
         "billed s",

@@ -35,6 +35,7 @@ from remoe_cli.plan.wording import (
     figure,
     id_ranges,
     prices,
+    request_tokens,
     seconds,
     warm_and_cold,
 )
@@ -109,13 +110,13 @@ def summary_rows(plan: Plan) -> Rows:
     remote, with_remote = sum(len(layer.remote) for layer in plan.layers), sum(bool(layer.remote) for layer in plan.layers)
     experts = plan.model.experts_per_layer * len(plan.layers)
     workload, targets = plan.workload, plan.targets
-    lengths = f"{figure(workload.n_in)} + {figure(workload.n_out)} tokens" + (" on average" if workload.kinds else "")
+    size = request_tokens(workload.n_in, workload.n_out) + (" on average" if workload.kinds else "")
     budget = "" if targets.budget_usd is None else f" (budget: {dollars(targets.budget_usd)})"
     main = bought(plan.main.name, plan.instances)
     rows = [
         ("verdict", VERDICT_WORDS[plan.verdict]),
         ("why", plan.reason),
-        ("cost", f"{prices(plan.cost_usd_per_request, workload)} of {lengths}{budget}"),
+        ("cost", f"{prices(plan.cost_usd_per_request, workload)} of {size}{budget}"),
         ("TTFT", f"{_ttft(plan)} to the first token{_ttft_target(plan)}"),
         ("TPOT", f"{plan.tpot_s * 1e3:.4g} ms for each further token{_target(targets.tpot_s, 1e3, 'ms')}"),
         *(("times", text) for text in _spread_text(plan)),

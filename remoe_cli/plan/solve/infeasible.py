@@ -20,6 +20,7 @@ from remoe_cli.plan.solve.candidates import REMOTE, Sets
 from remoe_cli.plan.solve.columns import Columns, build_columns
 from remoe_cli.plan.solve.exact import solve
 from remoe_cli.plan.solve.node import Task
+from remoe_cli.plan.wording import request_tokens
 
 GAP = 1e-4
 
@@ -92,13 +93,13 @@ def _too_slow(problem: Problem, columns: Columns, time_limit_s: float) -> Infeas
     ends += [f"{side.rented_timeout_s:g} s on rented instances"] if False in kinds and side.rented_timeout_s is not None else []
     unhurried = replace(problem, workload=replace(problem.workload, traffic=replace(problem.workload.traffic, per_hour=1e-6)))
     if traffic is not None and solve(Task(unhurried, columns, Aim("ttft")), GAP, time_limit_s) is not None:
-        longer = f", and one paid by use is too slow for {longest.n_in} + {longest.n_out} tokens" if len(kinds) > 1 else ""
+        longer = f", and one paid by use is too slow for {request_tokens(longest.n_in, longest.n_out)}" if len(kinds) > 1 else ""
         return InfeasibleError(
             f"Rented instances do not keep up with {traffic:g} requests an hour{longer}.",
             f"Plan for shorter answers or less traffic{_cover(problem)}, or use a catalog with faster main functions.",
         )
     return InfeasibleError(
-        f"No main function can answer a request of {longest.n_in} + {longest.n_out} tokens that finds all cold before it is ended: "
+        f"No main function can answer a request of {request_tokens(longest.n_in, longest.n_out)} that finds all cold before it is ended: "
         f"it has {', '.join(ends)}.",
         f"Plan for shorter answers{_cover(problem)}, or use a catalog with faster main functions; give --cold-share 0 where expert "
         "functions beside a rented instance are kept warm.",
@@ -192,7 +193,7 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Sets, ...], columns: 
 def _for(problem: Problem) -> str:
     """Name the request that the memory has to hold."""
     longest = problem.workload.most_tokens
-    return f" for a request of {longest.n_in} + {longest.n_out} tokens"
+    return f" for a request of {request_tokens(longest.n_in, longest.n_out)}"
 
 
 def _cover(problem: Problem) -> str:
