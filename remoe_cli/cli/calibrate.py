@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.kept import SinceOption, reading, show_again, since_of, verdict
+from remoe_cli.cli.kept import SinceOption, command_again, reading, show_again, since_of, verdict
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import InfeasibleError, OverBudgetError
 
@@ -85,7 +84,7 @@ def command(
         output.paragraph(sentence)
         output.line(f"{'profile':<{output.LABEL}}{out}")
         if compared is None or compared.worth:
-            output.line(f"{'next':<{output.LABEL}}remoe plan {shlex.quote(str(out))} -o plans/NAME.json")
+            output.line(f"{'next':<{output.LABEL}}{command_again(plan, str(out))}")
 
     output.result(document, show)
 

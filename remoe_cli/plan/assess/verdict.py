@@ -247,6 +247,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
         yield f"Times are those of the description '{latency.machine}', not measured."
     elif latency.gpu_expert is not None and not main_function.on_gpu(problem, placement.main):
         yield f"Times of all but the experts were measured on a GPU, which {placement.main.name} does not have: profile with --device cpu."
+    yield from latency.warnings
     if problem.latency.invocation is None and any(layer.remote for layer in placement.layers):
         yield "The call overhead is the catalog's, not measured; 'remoe profile measure' measures it."
     if workload.requests_per_hour is None:
