@@ -94,9 +94,9 @@ def command_again(plan: Plan, profile: str) -> str:
     options: dict[str, float | str | None] = {
         "--catalog": None if plan.catalog.path == "local" else plan.catalog.path,
         "--minimize": None if plan.objective == "cost" else plan.objective,
-        "--ttft": targets.ttft_s,
+        "--ttft": None if targets.ttft_s is None else f"{targets.ttft_s:g}s",
         "--ttft-percentile": targets.ttft_percentile,
-        "--tpot": targets.tpot_s,
+        "--tpot": None if targets.tpot_s is None else f"{targets.tpot_s:g}s",
         "--budget": targets.budget_usd,
         "--requests-per-hour": plan.workload.requests_per_hour,
         "--concurrency": None if plan.workload.concurrency == 1 else plan.workload.concurrency,

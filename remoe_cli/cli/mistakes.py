@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from remoe_cli.cli.renamed import new_name
+from remoe_cli.cli.times import WrongTimeError
 from remoe_cli.cli.visible import is_utf8, visible
 from remoe_cli.errors import UsageError
 
@@ -50,6 +51,8 @@ def usage_error(error: TyperException) -> UsageError:
         hint = "The value is that of a remoe.toml: see 'remoe config show'."
     if parameter is not None and type(error).__name__ == "MissingParameter":
         return UsageError(message, f"Give {_name(parameter)}: {_lowered(parameter.help)} {hint}")
+    if parameter is not None and (time := _wrong_time(error)):
+        return UsageError(f"{_name(parameter)} {time}", f"{time.hint} {hint}".strip())
     if parameter is not None and (wrong := _wrong_value(_name(parameter), error)):
         return UsageError(wrong, hint)
     if extra := _EXTRA.fullmatch(message):
@@ -65,6 +68,13 @@ def _name(parameter: Any) -> str:
 
 def _lowered(help: str) -> str:
     return help[:1].lower() + help[1:] if help[1:2].islower() else help
+
+
+def _wrong_time(error: TyperException) -> WrongTimeError | None:
+    """Return what `times.time_in` found wrong, where that is the cause."""
+    details = getattr(error.__cause__, "errors", None)
+    cause = details()[0].get("ctx", {}).get("error") if details else None
+    return cause if isinstance(cause, WrongTimeError) else None
 
 
 def _wrong_value(name: str, error: TyperException) -> str | None:

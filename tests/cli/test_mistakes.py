@@ -9,7 +9,7 @@ import pytest
 from tests.support.forked import remoe
 
 MISTAKES = {
-    ("plan", "p", "-o", "x.json", "--tpot", "fast"): "--tpot is 'fast', not a number.",
+    ("plan", "p", "-o", "x.json", "--budget", "low"): "--budget is 'low', not a number.",
     ("plan", "p", "-o", "x.json", "--tpot", "-1"): "--tpot is -1; it must be 0 or more.",
     ("plan", "p", "-o", "x.json", "--cold-share=3"): "--cold-share is 3; it must be 1 or less.",
     ("plan", "p", "-o", "x.json", "--n-in", "1.5"): "--n-in is '1.5', not a whole number.",
@@ -34,6 +34,28 @@ def test_a_wrong_value_is_named_in_a_sentence(arguments: tuple[str, ...]) -> Non
     error = json.loads(run.stdout)["error"]
     command = {"plan": "plan make"}.get(arguments[0], arguments[0])
     assert error == {"kind": "Usage", "message": MISTAKES[arguments], "hint": f"See 'remoe {command} --help'."}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message", "instead"),
+    [
+        ("--tpot", "fast", "is 'fast', not a time.", "Write it as 200ms or 0.2s. "),
+        ("--tpot", "0.2m", "is '0.2m', not a time.", "Write it as 200ms or 0.2s. "),
+        ("--tpot", "200", "is 200, which without a unit is in seconds.", "Write 200ms, or 200s if you mean seconds. "),
+        ("--ttft", "4000", "is 4000, which without a unit is in seconds.", "Write 4000ms, or 4000s if you mean seconds. "),
+        ("--time-limit", "900ms", "is 900ms; it must be 1 s or more.", ""),
+    ],
+)
+def test_a_time_that_cannot_be_meant_is_refused_with_what_to_write(option: str, value: str, message: str, instead: str) -> None:
+    run = remoe("plan", "p", "-o", "x.json", option, value, "--json")
+    expected = {"kind": "Usage", "message": f"{option} {message}", "hint": f"{instead}See 'remoe plan make --help'."}
+    assert run.returncode == 2 and json.loads(run.stdout)["error"] == expected
+
+
+@pytest.mark.parametrize("options", [("--tpot", "200ms"), ("--tpot=75s",), ("--ttft", "2"), ("--ttft", "90min"), ("--time-limit", "1 min")])
+def test_times_are_taken_with_and_without_units(options: tuple[str, ...]) -> None:
+    run = remoe("plan", "p", "-o", "x.json", *options, "--json")
+    assert json.loads(run.stdout)["error"]["message"].startswith("There is no folder")
 
 
 @pytest.mark.parametrize(

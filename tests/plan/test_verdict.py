@@ -230,6 +230,18 @@ def test_a_plan_repeats_what_its_profile_warns_of(tmp_path: Path) -> None:
     assert warning in plan_of(rough, tiny_catalog()).notes and warning not in plan_of(profile, tiny_catalog()).notes
 
 
+def test_cores_that_nobody_pays_for_are_told(tmp_path: Path) -> None:
+    """The twin's main function has all cores of the machine at the price of its memory alone; Lambda sells cores with memory."""
+    profile, local = synthetic_profile(tmp_path, main_vcpus=4, **SMALL), read_catalog("local")
+    cheap = plan_of(profile, local)
+    (note,) = (note for note in cheap.notes if "cores" in note)
+    assert note.startswith(
+        f"{cheap.main.name} has all 4 cores of the profile's machine, and is billed for {cheap.main.memory_mb:,} MB alone."
+    )
+    assert note.endswith(f"come with 7,076 MB, whose time costs {7076 / cheap.main.memory_mb:.1f} times as much.")
+    assert not any("cores" in note for note in plan_of(profile, tiny_catalog()).notes)  # its menu says how many vCPUs each has
+
+
 def test_without_traffic_what_is_rented_is_named_where_nothing_paid_by_use_is_fast_enough(tmp_path: Path) -> None:
     profile, catalog = synthetic_profile(tmp_path, **PAYS), read_catalog("aws-us-east-1")
     with pytest.raises(InfeasibleError, match="No plan that is paid by use meets a TPOT") as raised:
