@@ -15,6 +15,7 @@ from remoe_cli.plan.document import (
     BreakEven,
     KindOutcome,
     LayerPlan,
+    MainKind,
     MainSpec,
     Method,
     Plan,
@@ -168,7 +169,22 @@ def kind_text(plan: Plan, other: KindOutcome) -> str:
     usd, on = amount(other.cost_usd_per_request, plan.workload), bought(other.spec, other.instances)
     return (
         f"{capitalized(KIND_NAMES[other.kind])}, on {on}: at best {usd} a month, TTFT {seconds(other.ttft_s)} on average{cold}, "
-        f"TPOT {other.tpot_s * 1e3:.4g} ms"
+        f"TPOT {other.tpot_s * 1e3:.4g} ms{_why_dearer(plan, other)}"
+    )
+
+
+def _why_dearer(plan: Plan, other: KindOutcome) -> str:
+    """Say why an instance that scales to zero costs more than one that is always on, where it does."""
+    always_on = next((one for one in plan.kinds if one.kind == MainKind.ALWAYS_ON), None)
+    waking, per_hour = plan.workload.waking, plan.workload.requests_per_hour
+    if other.kind != MainKind.TO_ZERO or always_on is None or waking is None or per_hour is None:
+        return ""
+    to_zero_usd, always_usd = (one.cost_usd_per_request * per_hour for one in (other, always_on))
+    if to_zero_usd <= always_usd:
+        return ""
+    return (
+        f"; dearer than always on, as it is up {waking.up_share:.1%} of the time, and an hour of that costs "
+        f"{dollars(to_zero_usd / waking.up_share)} in all instead of {dollars(always_usd)}"
     )
 
 
