@@ -10,6 +10,7 @@ import typer
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.kept import SinceOption, command_again, reading, show_again, since_of, verdict
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import InfeasibleError, OverBudgetError
 
@@ -29,6 +30,7 @@ def command(
     target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -39,6 +41,7 @@ def command(
     from remoe_cli.profile.record import refuse_foreign
 
     refuse_foreign(out)
+    agree_to_replace(yes, out / "profile.json")
     place, asked = pick(target, region, profile), since_of(since)
     deployed = place.deployed_plan(name)
     from remoe_cli.plan.problem.request import inputs_of, problem_of

@@ -10,6 +10,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 
 # typer makes choices of enums only; plan/export.py has what each program reads.
 Program = Enum("Program", {name: name for name in ("ktransformers", "sglang", "llama.cpp", "exllamav3", "vllm")}, type=str)  # type: ignore[misc]
@@ -25,6 +26,7 @@ def command(
     source: Annotated[Path, typer.Argument(metavar="PROFILE|PLAN", help="What 'remoe profile' or 'remoe plan' made.", show_default=False)],
     to: Annotated[Program, typer.Option(help="The program that shall read it.")],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write; its suffix is the program's.")],
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -32,6 +34,7 @@ def command(
     from remoe_cli.plan.export import export, format_of
 
     format_of(to.value, out)
+    agree_to_replace(yes, out)
     with output.progress("Writing what it reads"):
         made = export(source, to.value, out)
     document = {"path": str(out), "program": to.value, "profile": str(made.profile.path), "plan": str(source) if made.plan else None}

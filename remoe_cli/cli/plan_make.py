@@ -13,6 +13,7 @@ from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import FIELD_HELP, ProfileArgument, read_data
 from remoe_cli.cli.plan_show import show
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 from remoe_cli.cli.times import time_in
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ def command(
         ),
     ] = 120.0,
     verbose: output.VerboseOption = False,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -203,6 +205,7 @@ def command(
         from remoe_cli.report.picture import refuse_picture
 
         refuse_picture(_picture(out))
+    agree_to_replace(yes, out, *([_picture(out)] if frontier else []))
     with output.progress("Reading the profile"):
         read = read_profile(profile.resolve())
     prices = read_catalog(catalog)

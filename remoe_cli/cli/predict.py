@@ -11,6 +11,7 @@ from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, prompts_of, read_data
 from remoe_cli.cli.profile_shared import trained_predictor
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def command(
     profiled_data: Annotated[
         str | None, typer.Option(metavar="FILE", help="The prompts that were profiled, for --vectors-from.", rich_help_panel=_ADVANCED)
     ] = None,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -90,6 +92,7 @@ def command(
         refuse_picture(plot)
     if evaluate:
         refuse_foreign(profile)
+    agree_to_replace(yes, *(path for path in (out, plot) if path is not None))
     with output.progress("Reading the profile"):
         read = read_profile(profile)
     profiled = None if profiled_data is None else read_data(profiled_data, field)

@@ -10,6 +10,7 @@ from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import DataOption, FieldOption, LimitOption, read_data
 from remoe_cli.cli.profile_shared import MaxNewTokensOption, OutOption, finish
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 
 EXAMPLES = examples(
     "remoe profile measure olmoe -o profiles/olmoe-measured",
@@ -24,6 +25,7 @@ def command(
     field: FieldOption = "prompt",
     limit: LimitOption = 16,
     max_new_tokens: MaxNewTokensOption = 64,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -35,5 +37,6 @@ def command(
     from remoe_cli.profile.record import refuse_foreign
 
     refuse_foreign(out)
+    agree_to_replace(yes, out / "profile.json")
     texts = () if data is None else read_data(data, field, limit).texts
     finish(calibrate(name, out, texts, max_new_tokens, output.console()), out)
