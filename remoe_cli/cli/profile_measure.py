@@ -9,6 +9,7 @@ import typer
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import DataOption, FieldOption, LimitOption, read_data
+from remoe_cli.cli.pipeline_files import refuse_other_file
 from remoe_cli.cli.profile_shared import MaxNewTokensOption, OutOption, finish
 from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 
@@ -19,7 +20,9 @@ EXAMPLES = examples(
 
 
 def command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A deployment that runs on this machine (--target local).")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", callback=refuse_other_file, help="A deployment that runs on this machine (--target local).")
+    ],
     out: OutOption,
     data: DataOption = None,
     field: FieldOption = "prompt",

@@ -8,6 +8,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
+from remoe_cli.cli.pipeline_files import refuse_other_file
 from remoe_cli.cli.target import ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import RemoeError
 
@@ -18,7 +19,7 @@ EXAMPLES = examples("remoe status", "remoe status olmoe --target aws")
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A deployment; by default all.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", callback=refuse_other_file, help="A deployment; by default all.")] = None,
     target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
+from remoe_cli.artifacts import write_json
+from remoe_cli.cli import app
 from tests.support.forked import remoe
+from tests.support.synthetic import plan_by_hand, synthetic_profile
 
 MISTAKES = {
     ("plan", "p", "-o", "x.json", "--budget", "low"): "--budget is 'low', not a number.",
@@ -87,3 +92,44 @@ def test_an_option_without_its_value_points_to_the_commands_own_help(arguments: 
     run = remoe(*arguments)
     assert run.returncode == 2
     assert json.loads(run.stdout)["error"] == {"kind": "Usage", "message": message, "hint": f"See '{command} --help'."}
+
+
+PLAN, PROFILE = "a plan, and 'remoe {}' takes a {}.", "a profile, and 'remoe {}' takes a {}."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (("infer", "made.json", "--prompt", "x"), PLAN.format("infer", "NAME"), "'remoe deploy made.json', then give its NAME: made."),
+        (("status", "made.json"), PLAN.format("status", "NAME"), "'remoe deploy made.json'"),
+        (("plan", "made.json"), PLAN.format("plan make", "PROFILE"), "'remoe plan show made.json' shows it"),
+        (("predict", "made.json", "--prompt", "x"), PLAN.format("predict", "PROFILE"), "'remoe deploy made.json' deploys it"),
+        (("chat", "profile"), PROFILE.format("chat", "NAME"), "'remoe plan profile -o plans/profile.json', and deploy that."),
+        (("deploy", "profile"), PROFILE.format("deploy", "PLAN"), "'remoe plan profile -o plans/profile.json'."),
+        (("cost", "--csv", "f.csv"), "f.csv is a table, and 'remoe cost' takes a NAME.", "--csv > f.csv' writes such a file."),
+        (("cost", "demo", "--csv", "f.csv"), "f.csv is one argument too many.", "'remoe cost NAME --by day --csv > FILE'"),
+        (("version",), "No such command 'version'.", "'remoe --version' prints it."),
+        (("help",), "No such command 'help'.", "'remoe --help' lists the commands"),
+        (("export", "x", "--to", "vllm", "-o", "y"), "--to: 'vllm' is not one of", "--enable-eplb"),
+    ],
+)
+def test_who_takes_another_command_is_told_the_right_one(
+    arguments: tuple[str, ...], message: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "made.json", plan_by_hand(()))
+    synthetic_profile(tmp_path / "profile")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["remoe", *arguments])
+    assert app.run() == 2
+    error, advice = capsys.readouterr().err.splitlines()
+    assert message in error and hint in advice
+
+
+@pytest.mark.parametrize("command", [(), ("plan",), ("plan", "show"), ("infer",)])
+def test_h_is_help(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for option in ("-h", "--help"):
+        monkeypatch.setattr(sys, "argv", ["remoe", *command, option])
+        assert app.run() == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and "Usage: " in shown[0]
