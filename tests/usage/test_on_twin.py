@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,14 @@ def test_rows_of_users_and_days_have_the_same_sum(made: ByHand, capsys: pytest.C
     rows = list(csv.DictReader(io.StringIO(printed)))
     assert code == 0 and {row["user"] for row in rows} == {"ann", "'=1+1", ""}  # what a spreadsheet would compute is text
     assert sum(int(row["billed_ms"]) for row in rows) == by_user["total"]["billed_ms"]
+
+
+def test_the_list_knows_since_when_and_no_cost_of_unknown_traffic(made: ByHand, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = document(capsys, "list")["deployments"]
+    assert datetime.now(UTC) - datetime.fromisoformat(row["since"]) < timedelta(hours=1)
+    assert (row["main"], row["usd_per_hour_at_rest"], row["usd_per_hour_of_traffic"]) == (made.plan.main.name, 0.0, None)
+    (shown,) = (line.split() for line in remoe(capsys, "list")[1].splitlines() if line.startswith("m "))
+    assert shown[-2:] == ["$0", "unknown"]
 
 
 def test_since_leaves_out_what_ended_before(made: ByHand, capsys: pytest.CaptureFixture[str]) -> None:
