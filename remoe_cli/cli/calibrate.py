@@ -41,7 +41,6 @@ def command(
     from remoe_cli.profile.record import refuse_foreign
 
     refuse_foreign(out)
-    agree_to_replace(yes, out / "profile.json")
     place, asked = pick(target, region, profile), since_of(since)
     deployed = place.deployed_plan(name)
     from remoe_cli.plan.problem.request import inputs_of, problem_of
@@ -51,11 +50,15 @@ def command(
     with output.progress("Reading the profile"):
         plan, old, catalog = inputs_of(deployed)
     refuse_old(out, old.path)
+    agree_to_replace(yes, out / "profile.json")
     with reading() as unreadable:
-        lines = place.receipts(name).observations(asked or place.deployed_at(name), unreadable)
+        receipts, begin = place.receipts(name), asked or place.deployed_at(name)
+        lines = receipts.observations(begin, unreadable)
+        while_loading = sum(line.receipt.cold_starts for line in receipts.receipts(begin) if line.kind == "loading")
         observed = [line.observed.model_copy(update={"prefill": (), "decode": ()}) for line in lines]
     with output.progress("Fitting the times"):
         made = refit(name, old, plan, catalog, observed, out)
+    remarks = [*made.remarks, *_loading_remark(while_loading)]
     with output.progress("Planning again"):
         compared, why_none = None, ""
         try:
@@ -70,16 +73,16 @@ def command(
         "cold_starts": made.cold_starts,
         "computing": made.computing,
         "times": {what: {"old_s": before, "new_s": now} for what, before, now in times},
-        "remarks": list(made.remarks),
+        "remarks": remarks,
         "again": compared and compared.model_dump(mode="json"),
         "verdict": sentence,
     }
 
     def show() -> None:
-        output.line(f"{len(observed)} requests told of {made.calls} warm calls and {made.cold_starts} cold starts.")
+        output.paragraph(f"{len(observed)} requests told of {made.calls} warm calls and {made.cold_starts} cold starts.")
         output.table("Times of calls", ("", "profile", "served"), [(what, _ms(before), _ms(now)) for what, before, now in times])
-        output.line(f"Computing in a function takes {made.computing:.2f} times as long as in the profile.")
-        for remark in made.remarks:
+        output.paragraph(f"Computing in a function takes {made.computing:.2f} times as long as in the profile.")
+        for remark in remarks:
             output.paragraph(remark)
         if compared is not None:
             output.line()
@@ -90,6 +93,16 @@ def command(
             output.line(f"{'next':<{output.LABEL}}{command_again(plan, str(out))}")
 
     output.result(document, show)
+
+
+def _loading_remark(starts: int) -> list[str]:
+    """Say which starts are not in the fitted time: they were many at once, and those of a request are few."""
+    if not starts:
+        return []
+    return [
+        f"{starts} more functions started while the main function was loaded, and are not counted: so many at once "
+        "share what they start on, such as the cores of one machine, and a request starts those of one layer after another."
+    ]
 
 
 def _times(old: Latency, new: Latency) -> list[tuple[str, float | None, float | None]]:

@@ -89,7 +89,7 @@ def _show(rows: list[dict[str, Any]], target: str) -> None:
     from remoe_cli.plan.wording import dollars
 
     if not rows:
-        output.line("No deployments here." if target == TargetName.local.value else "No deployments in this account and region.")
+        output.paragraph("No deployments here." if target == TargetName.local.value else "No deployments in this account and region.")
         return
 
     def money(usd: float | None) -> str:
@@ -102,4 +102,4 @@ def _show(rows: list[dict[str, Any]], target: str) -> None:
     output.table("Deployments", ("name", "state", "main function", "an hour at rest", "an hour of its traffic"), cells)
     known = [row["usd_per_hour_at_rest"] for row in rows if row["usd_per_hour_at_rest"] is not None]
     of_known = "" if len(known) == len(rows) else f", without {len(rows) - len(known)} that cannot be read"
-    output.line(f"At rest, all of them cost {dollars(sum(known))} an hour{of_known}.")
+    output.paragraph(f"At rest, all of them cost {dollars(sum(known))} an hour{of_known}.")

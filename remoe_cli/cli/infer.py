@@ -187,21 +187,21 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     output.line()
     output.table(f"Receipt, at the prices of catalog '{receipt['catalog']}'", ("", "measured", "predicted"), rows)
     tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated tokens"
-    output.line(f"{tokens}, {receipt['total_s']:.2f} s")
+    output.paragraph(f"{tokens}, {receipt['total_s']:.2f} s")
     if receipt["main_load_s"]:
         loading = f", and {_usd(cost['loading_usd'])} for expert functions, at a million such requests" if cost["loading_usd"] else ""
-        output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that{loading}. The cost includes it.")
+        output.paragraph(f"Loading the main function took {receipt['main_load_s']:.1f} s before that{loading}. The cost includes it.")
     output.paragraph(_paid(receipt))
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
     starts = f"{receipt['cold_starts']} cold start{'' if receipt['cold_starts'] == 1 else 's'}"
-    output.line(f"{calls}: {starts}, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
+    output.paragraph(f"{calls}: {starts}, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
     if hedges := receipt.get("hedges"):
-        output.line(f"Calls that were made a second time, because the first one took long: {hedges}")
+        output.paragraph(f"Calls that were made a second time, because the first one took long: {hedges}")
     if fallbacks := receipt.get("fallbacks"):
-        output.line(
+        output.paragraph(
             f"{fallbacks} calls had no answer in time: the main function computed their experts itself. 'remoe logs NAME' says why."
         )
-    output.line(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
+    output.paragraph(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
 
 
 def _main_rows(main: dict[str, Any], cost: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -102,9 +102,9 @@ def _image(plan_path: Path, folder: Path, repository: str | None, yes: bool) -> 
     document = {"path": str(folder), "sha256": image.sha256, "image": image.uri, "built": done, "pushed": done and repository is not None}
 
     def show() -> None:
-        output.line(f"The build context is {folder}, the image {image.uri}.")
+        output.paragraph(f"The build context is {folder}, the image {image.uri}.")
         if commands:
-            output.line("Docker is not running here. To build and push the image elsewhere:")
+            output.paragraph("Docker is not running here. To build and push the image elsewhere:")
         for each in commands:
             output.line(f"  {each}")
 

@@ -53,10 +53,10 @@ def described(place: Target, target: str, name: str) -> dict[str, Any] | None:
 
 def _show_all(documents: list[dict[str, Any]]) -> None:
     if not documents:
-        output.line("No deployments. Make one with 'remoe deploy PLAN'.")
+        output.paragraph("No deployments. Make one with 'remoe deploy PLAN'.")
     for document in documents:
         main = document["main"]
         held = f", main {main['resident_bytes'] / 1e6:.0f} MB" if main and "resident_bytes" in main else ""
-        output.line(f"{document['name']} ({document['target']}): {document['state']}, {len(document['functions'])} functions{held}")
+        output.paragraph(f"{document['name']} ({document['target']}): {document['state']}, {len(document['functions'])} functions{held}")
         if document.get("hint"):
             output.line(f"  {document['hint']}")

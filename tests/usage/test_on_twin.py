@@ -110,7 +110,7 @@ def test_the_list_knows_since_when_and_no_cost_of_unknown_traffic(made: ByHand, 
     (row,) = document(capsys, "list")["deployments"]
     assert datetime.now(UTC) - datetime.fromisoformat(row["since"]) < timedelta(hours=1)
     assert (row["main"], row["usd_per_hour_at_rest"], row["usd_per_hour_of_traffic"]) == (made.plan.main.name, 0.0, None)
-    (shown,) = (line.split() for line in remoe(capsys, "list")[1].splitlines() if line.startswith("m "))
+    (shown,) = (words for line in remoe(capsys, "list")[1].splitlines() if (words := line.split())[:1] == ["m"])
     assert shown[-2:] == ["$0", "unknown"]
 
 
@@ -137,6 +137,8 @@ def test_calibrating_finds_the_round_trip(made: ByHand, capsys: pytest.CaptureFi
     assert found["calls"] > 100 and "Plan again" in found["verdict"] and found["again"]["saved"] > 0.01
     deployed, best = (found["again"][each]["cost_usd_per_request"] for each in ("deployed", "best"))
     assert found["again"]["saved"] == pytest.approx(1 - best / deployed)
+    (told,) = (remark for remark in found["remarks"] if "while the main function was loaded" in remark)
+    assert told.startswith("3 more functions started")
     new = read_profile(tmp_path / "new")
     assert made.profile.sha256 == before
     latency = {"invocation", "cold_start", "remote_expert"}

@@ -57,12 +57,14 @@ def _diagnosed(problem: Problem, candidates: tuple[Sets, ...], aim: Aim, time_li
             f"{_no_plan(problem)} meets a TTFT of {aim.ttft_s:g} s and a TPOT of {aim.tpot_s:g} s together: "
             f"at that TTFT the least TPOT is {together:g} s.",
             f"Ask for a TPOT of {together:g} s or more, or for a looser TTFT.",
+            _times(together, aim.tpot_s),
         )
     cheapest = least("cost", aim.ttft_s, aim.tpot_s)
     under = " under these targets" if (aim.ttft_s, aim.tpot_s) != (None, None) else ""
     return OverBudgetError(
         f"{_no_plan(problem)} costs {aim.budget_usd:g} USD a request or less: the cheapest{under} costs {cheapest:g} USD.",
         f"Give a --budget of {cheapest:g} USD or more{', or looser targets' if under else ''}.",
+        _times(cheapest, aim.budget_usd or 0.0),
     )
 
 
@@ -79,10 +81,15 @@ def _out_of_reach(
     if budget_usd is not None and cheapest_usd > budget_usd * (1 + SLACK):
         said.append(f"{no_plan} costs {budget_usd:g} USD a request or less: the cheapest costs {cheapest_usd:g} USD.")
         wanted.append(f"a budget of {cheapest_usd:g} USD or more")
+    shortfall = max(_times(alone, target) for _, target, alone in missed)
     if len(wanted) == 1:
         also = ", or for shorter prompts" if missed[0][0] == "TTFT" else ""
-        return InfeasibleError(" ".join(said), f"Ask for {wanted[0]}{also}.")
-    return InfeasibleError(" ".join(said), f"Ask for {', and '.join(wanted)}. Each is the least without the other targets.")
+        return InfeasibleError(" ".join(said), f"Ask for {wanted[0]}{also}.", shortfall)
+    return InfeasibleError(" ".join(said), f"Ask for {', and '.join(wanted)}. Each is the least without the other targets.", shortfall)
+
+
+def _times(least: float, limit: float) -> float:
+    return least / limit if limit > 0 else math.inf
 
 
 def _too_slow(problem: Problem, columns: Columns, time_limit_s: float) -> InfeasibleError:
