@@ -43,7 +43,7 @@ def main() -> None:
             failed = sum(time_ms is None for times in rounds for time_ms in times)
             answered = [ended for times in rounds if (ended := [time_ms for time_ms in times if time_ms is not None])]
             shown = (f"{statistics.median(map(of, answered)):.0f}" if answered else "" for of in (min, statistics.median, max))
-            print(f"| {at_once} | {' | '.join(shown)} | {failed / arguments.rounds:g} |", flush=True)
+            print(f"| {at_once} | {' | '.join(shown)} | {failed / arguments.rounds:.3g} |", flush=True)
     finally:
         target.destroy(name)
 
