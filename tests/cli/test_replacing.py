@@ -54,7 +54,6 @@ MADE = [
     ("export", "profile", "--to", "sglang", "-o", "sglang.json"),
     ("profile", "merge", "profile", "-o", "made"),
     ("profile", "measure", "nobody", "-o", "made"),
-    ("calibrate", "nobody", "-o", "made"),
 ]
 
 

@@ -144,6 +144,8 @@ def test_calibrating_finds_the_round_trip(made: ByHand, capsys: pytest.CaptureFi
     latency = {"invocation", "cold_start", "remote_expert"}
     old_record, new_record = (read_json(path / "profile.json", ProfileRecord) for path in (made.profile.path, new.path))
     assert old_record.latency.model_dump(exclude=latency) == new_record.latency.model_dump(exclude=latency)
+    refused = document(capsys, "calibrate", "m", "-o", str(tmp_path / "new"), code=2)
+    assert "new/profile.json exists already" in refused["error"]["message"]
     refused = document(capsys, "calibrate", "m", "-o", str(made.profile.path), code=2)
     assert "is the profile of the deployed plan" in refused["error"]["message"] and made.profile.sha256 == before
 
