@@ -150,7 +150,7 @@ def ask(
 
 
 def say_cut(document: dict[str, Any], max_new_tokens: int) -> None:
-    """Say on stderr that an answer ended before the model ended it, where people read it; the document has its `finish_reason`."""
+    """Say on stderr that an answer ended before the model ended it, where people read it."""
     tokens, reason = document["receipt"]["generated_tokens"], document.get("finish_reason")
     if output.is_json() or reason not in ("length", "time-limit"):
         return

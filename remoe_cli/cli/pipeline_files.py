@@ -1,4 +1,4 @@
-"""Arguments that name the file of another stage: a plan where a deployment is asked for, and the command that takes it."""
+"""Arguments that name the file of another stage, such as a plan where a deployment is asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import typer
 
-from remoe_cli import owned, recognise
 from remoe_cli.errors import UsageError
 
 _NEXT = {  # by what an argument is and what the command takes: what to do instead
@@ -36,6 +35,8 @@ def refuse_other_file(context: typer.Context, parameter: Any, value: Any) -> Any
 
 
 def _stage_of(path: Path) -> str:
+    from remoe_cli import owned, recognise
+
     if path.suffix == ".csv":
         return "table"
     if path.suffix == ".json" and owned.is_made(path, recognise.document("remoe.plan")):

@@ -1,4 +1,7 @@
-"""What a command asks before it replaces what remoe made earlier. What remoe did not make is never replaced (owned.py)."""
+"""What a command asks before it replaces what remoe made earlier.
+
+What remoe did not make is never replaced (owned.py).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ ReplaceOption = Annotated[bool, typer.Option("--yes", "-y", help="Replace what r
 
 
 def agree_to_replace(yes: bool, *paths: Path) -> None:
-    """Ask whether what stands at these paths may be replaced, unless `yes` agrees to that; nothing is asked of what is empty or not there.
+    """Ask whether what stands at these paths may be replaced, unless `yes` agrees to that.
+
+    Nothing is asked of what is empty or not there.
 
     Raises: UsageError where there is no terminal to answer, RemoeError after another answer than yes.
     """

@@ -233,7 +233,7 @@ def format_of(tokenizer: Any) -> ToolFormat | None:
 
 
 def why_none(tokenizer: Any) -> str:
-    """Say for people why `format_of` finds no format: the model is shown no tools, or its calls cannot be read."""
+    """Say why `format_of` finds no format: the model is shown no tools, or its calls cannot be read."""
     if not _takes_tools(tokenizer):
         return "This model takes no tools: it has no chat template that shows it any."
     return "This model takes tools, but its calls cannot be read: its chat template writes them in a way that remoe does not know."

@@ -279,7 +279,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
 
 
 def _unpaid_cores(problem: Problem, main: MainSpec) -> Iterator[str]:
-    """Say where a main function has cores that its price is not for, as this machine's twin of Lambda does."""
+    """Say where a main function has cores that its price is not for, as on this machine's twin."""
     per_vcpu, cores = problem.catalog.function.mb_per_vcpu, problem.latency_of(main).main_vcpus
     if main.vcpus is not None or main.usd_per_hour is not None or main.memory_mb >= cores * per_vcpu:
         return
