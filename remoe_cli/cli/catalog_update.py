@@ -57,7 +57,7 @@ def command(
 
 def _show(prices: tuple[Price, ...], out: Path) -> None:
     output.table("Prices in USD", ("price", "old", "new", "change"), [_row(price) for price in prices])
-    output.paragraph(f"The catalog is {out}; 'remoe plan --catalog {out}' uses it.")
+    output.line(f"The catalog is {out}; 'remoe plan --catalog {out}' uses it.")
 
 
 def _row(price: Price) -> tuple[str, str, str, str]:

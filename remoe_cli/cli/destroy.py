@@ -34,9 +34,9 @@ def command(
             return
         output.paragraph(f"{name} is gone." if document["left"] or document["kept"] else f"{name} is gone: nothing is left of it.")
         for each in document["kept"]:
-            output.paragraph(f"  kept, because remoe did not make it: {each}")
+            output.line(f"  kept, because remoe did not make it: {each}")
         for arn in document["left"]:
-            output.paragraph(f"  still has its tag (AWS may take minutes to forget what is deleted): {arn}")
+            output.line(f"  still has its tag (AWS may take minutes to forget what is deleted): {arn}")
         if document["receipts"]:
             output.paragraph(
                 f"Its receipts stay in {document['receipts']}: 'remoe cost {name}' adds them up. Delete the folder to forget them."

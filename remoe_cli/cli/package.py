@@ -102,7 +102,7 @@ def _image(plan_path: Path, folder: Path, repository: str | None, yes: bool) -> 
     document = {"path": str(folder), "sha256": image.sha256, "image": image.uri, "built": done, "pushed": done and repository is not None}
 
     def show() -> None:
-        output.paragraph(f"The build context is {folder}, the image {image.uri}.")
+        output.line(f"The build context is {folder}, the image {image.uri}.")
         if commands:
             output.paragraph("Docker is not running here. To build and push the image elsewhere:")
         for each in commands:
