@@ -133,7 +133,7 @@ def request_of(plan: Plan) -> PlanRequest:
         cold_share=workload.cold_share,
         invocations=plan.invocations,
         solver=plan.method if plan.method in ("scan", "paper") else "exact",
-        remote_share=remote / experts if plan.method == "forced" else None,
+        remote_share=remote / max(1, experts) if plan.method == "forced" else None,
         routing=workload.routing,
         waking=workload.waking,
         concurrency=workload.concurrency,
