@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from remoe_cli.errors import InfeasibleError, OverBudgetError, RemoeError, UsageError
+from remoe_cli.errors import InfeasibleError, OverBudgetError, UsageError
 from remoe_cli.plan.assess.baselines import Baselines, baselines
 from remoe_cli.plan.assess.kinds import by_kind
 from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
@@ -222,20 +222,19 @@ def _exact(problem: Problem, request: PlanRequest) -> _Chosen:
 def _best_part(problem: Problem, aim: Aim, choose: Callable[[Problem], _Chosen]) -> _Chosen:
     """Choose for each part of the problem, and keep the best: no plan is better than the least bound.
 
-    Raises: what `choose` raises, where no part has a plan.
+    Raises: where no part has a plan, what `choose` raises for the one that is nearest to its limits.
     """
     found: list[tuple[float, _Chosen]] = []
-    failed: RemoeError | None = None
+    failed: list[InfeasibleError | OverBudgetError] = []
     for part in problem.parts:
         try:
             chosen = choose(part)
         except (InfeasibleError, OverBudgetError) as error:
-            failed = error
+            failed.append(error)
             continue
         found.append((aim.value(evaluate(part, chosen.placement)), chosen))
     if not found:
-        assert failed is not None, "a problem has parts"
-        raise failed
+        raise min(reversed(failed), key=lambda error: (isinstance(error, InfeasibleError), error.shortfall))
     best = min(found, key=lambda pair: pair[0])[1]
     bounds = [one.bound for _, one in found if one.bound is not None]
     return replace(best, bound=min(bounds, default=None), timed_out=any(one.timed_out for _, one in found))

@@ -34,6 +34,7 @@ from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, LayerPlan, MainSpec, Outcome
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import MB, Main, Placement, Problem, local_layers
+from remoe_cli.plan.wording import request_tokens
 from remoe_cli.profile.hardware import Gpu, MainSpeed, as_stored, read_hardware, whole_on_cpu, whole_on_gpu
 
 DIGITS = 12  # to which shares of tokens are rounded before they are compared
@@ -331,7 +332,7 @@ def _on_gpu(problem: Problem, aim: Aim, weights: int, cpu_bytes: int, ideal: boo
 
 def _in_time(problem: Problem) -> str:
     longest = problem.workload.most_tokens
-    return f"answers a request of {longest.n_in} + {longest.n_out} tokens before the platform ends it"
+    return f"answers a request of {request_tokens(longest.n_in, longest.n_out)} before the platform ends it"
 
 
 def _outcome(

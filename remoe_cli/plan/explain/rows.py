@@ -15,6 +15,7 @@ from remoe_cli.plan.document import (
     BreakEven,
     KindOutcome,
     LayerPlan,
+    MainKind,
     MainSpec,
     Method,
     Plan,
@@ -35,6 +36,7 @@ from remoe_cli.plan.wording import (
     figure,
     id_ranges,
     prices,
+    request_tokens,
     seconds,
     warm_and_cold,
 )
@@ -109,13 +111,13 @@ def summary_rows(plan: Plan) -> Rows:
     remote, with_remote = sum(len(layer.remote) for layer in plan.layers), sum(bool(layer.remote) for layer in plan.layers)
     experts = plan.model.experts_per_layer * len(plan.layers)
     workload, targets = plan.workload, plan.targets
-    lengths = f"{figure(workload.n_in)} + {figure(workload.n_out)} tokens" + (" on average" if workload.kinds else "")
+    size = request_tokens(workload.n_in, workload.n_out) + (" on average" if workload.kinds else "")
     budget = "" if targets.budget_usd is None else f" (budget: {dollars(targets.budget_usd)})"
     main = bought(plan.main.name, plan.instances)
     rows = [
         ("verdict", VERDICT_WORDS[plan.verdict]),
         ("why", plan.reason),
-        ("cost", f"{prices(plan.cost_usd_per_request, workload)} of {lengths}{budget}"),
+        ("cost", f"{prices(plan.cost_usd_per_request, workload)} of {size}{budget}"),
         ("TTFT", f"{_ttft(plan)} to the first token{_ttft_target(plan)}"),
         ("TPOT", f"{plan.tpot_s * 1e3:.4g} ms for each further token{_target(targets.tpot_s, 1e3, 'ms')}"),
         *(("times", text) for text in _spread_text(plan)),
@@ -167,7 +169,22 @@ def kind_text(plan: Plan, other: KindOutcome) -> str:
     usd, on = amount(other.cost_usd_per_request, plan.workload), bought(other.spec, other.instances)
     return (
         f"{capitalized(KIND_NAMES[other.kind])}, on {on}: at best {usd} a month, TTFT {seconds(other.ttft_s)} on average{cold}, "
-        f"TPOT {other.tpot_s * 1e3:.4g} ms"
+        f"TPOT {other.tpot_s * 1e3:.4g} ms{_why_dearer(plan, other)}"
+    )
+
+
+def _why_dearer(plan: Plan, other: KindOutcome) -> str:
+    """Say why an instance that scales to zero costs more than one that is always on, where it does."""
+    always_on = next((one for one in plan.kinds if one.kind == MainKind.ALWAYS_ON), None)
+    waking, per_hour = plan.workload.waking, plan.workload.requests_per_hour
+    if other.kind != MainKind.TO_ZERO or always_on is None or waking is None or per_hour is None:
+        return ""
+    to_zero_usd, always_usd = (one.cost_usd_per_request * per_hour for one in (other, always_on))
+    if to_zero_usd <= always_usd:
+        return ""
+    return (
+        f"; dearer than always on, as it is up {waking.up_share:.1%} of the time, and an hour of that costs "
+        f"{dollars(to_zero_usd / waking.up_share)} in all instead of {dollars(always_usd)}"
     )
 
 

@@ -107,7 +107,7 @@ def _workload(workload: WorkloadRef) -> Iterator[Finding]:
     yield from require(sound and above, "workload.longest", front, "no Pareto front of the kinds")
     if (served := workload.served) is not None:
         for size in ((served.n_in, served.tokens - served.n_in), (served.tokens - served.n_out, served.n_out)):
-            found = f"a request of {size[0]} + {size[1]} tokens is answered"  # the longest that its three numbers let through
+            found = f"{size[0]} prompt + {size[1] + 1} output tokens are answered"  # as the three numbers let them through
             yield from require(_is_covered(workload, *size), "workload.longest", front, found)
         most = (max(map(sum, workload.front)), most_in, most_out)
         yield from require((served.tokens, served.n_in, served.n_out) == most, "workload.served", served, most)
@@ -136,7 +136,7 @@ def _uncovered(plan: Plan, requests: tuple[Request, ...]) -> Iterator[Finding]:
     """Find a request that is longer than all that the plan says it is for."""
     for _, n_in, n_out in requests:
         if not _is_covered(plan.workload, n_in, n_out):
-            yield Finding("workload.longest", repr(plan.workload.front), f"a request of {n_in} + {n_out} tokens")
+            yield Finding("workload.longest", repr(plan.workload.front), f"a request of {n_in} prompt + {n_out + 1} output tokens")
             return
 
 
