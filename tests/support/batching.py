@@ -9,7 +9,7 @@ from functools import cache, partial
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from remoe_cli.model.experts import attach, expert_layers
 from remoe_cli.runtime.answer import Stop
@@ -29,12 +29,16 @@ PROMPTS = [torch.randint(2, VOCAB_SIZE, (n,), generator=DRAW).tolist() for n in 
 def engine_of(family: str) -> Engine:
     """An engine with all experts, whose token i is the word wi."""
     model = build(family)
+    local = {layer.layer: {e: e for e in range(layer.experts)} for layer in expert_layers(model)}
+    return engine_with(model, Dispatcher(None, local, {}, ThreadPoolExecutor(1)))
+
+
+def engine_with(model: PreTrainedModel, dispatcher: Dispatcher) -> Engine:
+    """An engine of a model and what computes its experts."""
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    local = {layer.layer: {e: e for e in range(layer.experts)} for layer in expert_layers(model)}
-    dispatcher = Dispatcher(None, local, {}, ThreadPoolExecutor(1))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
-    uncounted = partial(Hits, list(local), max(layer.experts for layer in expert_layers(model)))
+    tokenizer, layers = PreTrainedTokenizerFast(tokenizer_object=words), list(expert_layers(model))
+    uncounted = partial(Hits, [layer.layer for layer in layers], max(layer.experts for layer in layers))
     return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), (), describe(model.device), uncounted)
 
 
