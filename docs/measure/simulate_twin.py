@@ -6,10 +6,11 @@ A small random model is profiled, planned with half of its experts remote, deplo
 bursts, so that some wait for others and some find the expert functions gone: the catalog keeps an idle instance for a few seconds only. The
 main function is rented. `remoe simulate` gets the same requests, twice:
 
-    predicted   with the cost model's times, as the command has them: of the profile and of the calibration just before
-    own times   with what the twin itself took just before and just after for prompts, steps of 1, 2, .. requests, and starts of its
-                functions: what is left is the simulation of turns, queues, starts and idle instances
+    predicted   with the cost model's times, as the command has them: of the profile and of the calibration at the beginning
+    own times   with what the twin itself took for prompts, steps of 1, 2, .. requests, and starts of its functions: what is left is the
+                simulation of turns, queues, starts and idle instances
 
+A machine that others use gets faster and slower, so requests come in parts, and the twin's own times are measured before and after each.
 Printed are ratios, simulated / measured. Exits with 1 where one of `own times` is more than 15% off.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import statistics
@@ -50,7 +52,7 @@ from remoe_cli.profile.record import Profile  # noqa: E402
 from remoe_cli.profile.run import profile  # noqa: E402
 from remoe_cli.runtime.client import Http  # noqa: E402
 from remoe_cli.simulate.requests import Arrivals  # noqa: E402
-from remoe_cli.simulate.run import Run, run  # noqa: E402
+from remoe_cli.simulate.run import run  # noqa: E402
 from remoe_cli.simulate.service import Service, of_placement  # noqa: E402
 
 OLMOE = {
@@ -62,9 +64,23 @@ PROMPTS, ANSWERS = (8, 128), (16, 64)  # shortest and longest, in tokens
 LOAD, BURSTINESS = 0.5, 1.5
 IDLE_S = 4.0
 MENU = f'[{{ name = "rented", memory_mb = 2048, vcpus = {os.cpu_count()}, usd_per_hour = 0.2 }}]'
-ROUNDS = 4  # of what is measured on the twin itself, before and after
+PARTS, ROUNDS = 4, 2  # parts of the requests; rounds of measuring the twin itself, before and after each part
 LIMIT = 0.15
 HERE = LocalTarget(SILENT)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of some requests.
+
+    ttft_s, tpot_s, cold   of each
+    usd                    of expert functions, and of the rented hours
+    """
+
+    ttft_s: Any
+    tpot_s: Any
+    cold: Any
+    usd: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -140,15 +156,19 @@ def _compare(folder: Path, made: Profile, catalog: Catalog, at_once: int, count:
         problem = problem_of(plan, calibrated, catalog)
         n_in = np.array([float(tokens) for tokens in range(PROMPTS[0], PROMPTS[1] + 1)])
         predicted = of_placement(problem, Placement(plan.main, plan.layers, plan.instances), "the plan", n_in, float(shape["n_out"]))
+        outcomes: dict[str, list[Outcome]] = {"twin": [], "predicted": [], "own times": []}
         before = asyncio.run(_own(address.url, predicted))
-        arrivals = _arrivals(count, seed, before)
-        played = asyncio.run(_play(address.url, arrivals))
-        own = _mean(before, asyncio.run(_own(address.url, predicted)))
+        for part in range(PARTS):
+            arrivals = _arrivals(count // PARTS, seed + part, before)
+            played = asyncio.run(_play(address.url, arrivals))
+            after = asyncio.run(_own(address.url, predicted))
+            outcomes["twin"].append(_measured(played, arrivals, predicted))
+            outcomes["predicted"].append(_simulated(predicted, arrivals, seed))
+            outcomes["own times"].append(_simulated(_mean(before, after), arrivals, seed))
+            before = after
     finally:
         HERE.destroy(name)
-    measured = _measured(played, arrivals, predicted)
-    rows = {"predicted": run(predicted, arrivals, seed), "own times": run(own, arrivals, seed)}
-    return _print(at_once, measured, {each: _figures(one, own) for each, one in rows.items()})
+    return _print(at_once, {each: _figures(some) for each, some in outcomes.items()})
 
 
 def _arrivals(count: int, seed: int, service: Service) -> Arrivals:
@@ -221,6 +241,7 @@ async def _own(url: str, service: Service) -> Service:
     waits_s = np.maximum(0.0, np.array(starts_s) - prefill_s[PROMPTS[0]])
     prompts = np.array(PROMPTS, dtype=np.float64)
     # In an answer, the prompts of those beside it are read too.
+    alone_sd_s = statistics.stdev(steps_s[1])
     step_s = [0.0, *(statistics.median(seen) - (number - 1) * prefill_s[PROMPTS[0]] / ANSWERS[1] / 2 for number, seen in steps_s.items())]
     return replace(
         service,
@@ -228,7 +249,7 @@ async def _own(url: str, service: Service) -> Service:
         prefill_s=np.array([prefill_s[tokens] for tokens in PROMPTS]),
         prefill_usd=np.interp(prompts, service.prompts, service.prefill_usd),
         step_s=np.array(step_s),
-        token_sd_s=0.0,
+        token_sd_s=alone_sd_s * math.sqrt(ANSWERS[1]),
         functions=replace(service.functions, waits_s=waits_s),
     )
 
@@ -247,35 +268,40 @@ def _mean(one: Service, other: Service) -> Service:
 # What comes of it
 
 
-def _measured(played: Sequence[Asked], arrivals: Arrivals, service: Service) -> dict[str, float]:
+def _measured(played: Sequence[Asked], arrivals: Arrivals, service: Service) -> Outcome:
+    ttft_s, tpot_s = (np.array(each) for each in zip(*((one.ttft_s, one.receipt["tpot_s"]) for one in played), strict=True))
+    over_s = max(arrivals.over_s, float((arrivals.at_s + ttft_s + tpot_s * arrivals.n_out).max()))
+    functions_usd = sum(each.receipt["cost"]["functions_usd"] for each in played)
     cold = np.array([bool(each.receipt["cold_starts"]) for each in played])
-    ttft_s = np.array([each.ttft_s for each in played])
-    ends_s = [
-        at_s + each.ttft_s + each.receipt["tpot_s"] * each.receipt["generated_tokens"]
-        for at_s, each in zip(arrivals.at_s, played, strict=True)
-    ]
-    hours_usd = service.usd_per_hour * max(arrivals.over_s, *ends_s) / 3600
-    usd = hours_usd + sum(each.receipt["cost"]["functions_usd"] for each in played)
-    return _all(ttft_s, np.array([each.receipt["tpot_s"] for each in played]), float(cold.mean()), usd, usd - hours_usd)
+    return Outcome(ttft_s, tpot_s, cold, (functions_usd, service.usd_per_hour * over_s / 3600))
 
 
-def _figures(served: Run, service: Service) -> dict[str, float]:
+def _simulated(service: Service, arrivals: Arrivals, seed: int) -> Outcome:
+    served = run(service, arrivals, seed)
     hours_usd = service.usd_per_hour * served.up_share * served.over_s / 3600
-    return _all(served.ttft_s, served.tpot_s, float(served.cold.mean()), served.usd, served.usd - hours_usd)
+    return Outcome(served.ttft_s, served.tpot_s, served.cold, (served.usd - hours_usd, hours_usd))
 
 
-def _all(ttft_s: Any, tpot_s: Any, cold: float, usd: float, functions_usd: float) -> dict[str, float]:
+def _figures(parts: Sequence[Outcome]) -> dict[str, float]:
+    ttft_s, tpot_s, cold = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ttft_s", "tpot_s", "cold"))
+    functions_usd, hours_usd = np.sum([part.usd for part in parts], axis=0).tolist()
     times = {f"{name} p{p}": float(np.percentile(each, p)) for name, each in (("TTFT", ttft_s), ("TPOT", tpot_s)) for p in (50, 95)}
-    return {**times, "TTFT mean": float(ttft_s.mean()), "cold": cold, "USD": usd, "USD of functions": functions_usd}
+    return {
+        **times,
+        "TTFT mean": float(ttft_s.mean()),
+        "cold": float(cold.mean()),
+        "USD": functions_usd + hours_usd,
+        "of functions": functions_usd,
+    }
 
 
-def _print(at_once: int, measured: dict[str, float], simulated: dict[str, dict[str, float]]) -> list[str]:
-    print(f"\n{at_once} at once" + "".join(f"{name:>18}" for name in measured))
-    print(f"{'twin':>9}" + "".join(f"{value:>18.3g}" for value in measured.values()), flush=True)
-    missed = []
-    for known, figures in simulated.items():
+def _print(at_once: int, found: dict[str, dict[str, float]]) -> list[str]:
+    measured, missed = found.pop("twin"), []
+    print(f"\n{f'{at_once} at once':>10}" + "".join(f"{name:>14}" for name in measured))
+    print(f"{'twin':>10}" + "".join(f"{value:>14.3g}" for value in measured.values()), flush=True)
+    for known, figures in found.items():
         ratios = {name: figures[name] / value if value else 1.0 + figures[name] for name, value in measured.items()}
-        print(f"{known:>9}" + "".join(f"{ratio:>18.2f}" for ratio in ratios.values()), flush=True)
+        print(f"{known:>10}" + "".join(f"{ratio:>14.2f}" for ratio in ratios.values()), flush=True)
         if known == "own times":
             missed = [
                 f"{at_once} at once: {name} is {ratio:.2f} times the twin's" for name, ratio in ratios.items() if abs(ratio - 1) > LIMIT
