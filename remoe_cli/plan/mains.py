@@ -1,4 +1,4 @@
-"""Parts of the plan file: what a main function runs on, how that is bought, and how many requests it takes."""
+"""Parts of the plan file: what a main function runs on, how it is bought, and what it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a way of serving is given, and what becomes of it: requests that it takes, and when each was answered."""
+"""What a way of serving is given, and what becomes of it."""
 
 from __future__ import annotations
 

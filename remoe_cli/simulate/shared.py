@@ -4,8 +4,8 @@ As in runtime/batch.py, an instance makes decode steps, each of which gives ever
 steps it reads one prompt, while the others wait. So events are the ends of steps at which a prompt is read, or a request ends; between them
 the requests of an instance stay the same, and so does the time of a step.
 
-- An instance paid by use takes a request while it has a free place, the one that was used last first; else a new one starts, and beyond the
-  account's limit a request is refused. It is paid while it answers anything.
+- An instance paid by use takes a request while it has a free place, the youngest one first; else a new one starts, and beyond the account's
+  limit a request is refused. It is paid while it answers anything.
 - Of rented instances the one with the fewest requests takes the next one, in the order of arrival. Those that scale to zero wake with the
   first request.
 """
@@ -117,6 +117,7 @@ class _Shared:
             instance.since_s = at_s
             self.instances.append(instance)
         self._begin(instance, number, at_s, self.service.start_s if started else 0.0, started)
+        self._look(instance)
 
     def _rented(self, number: int, at_s: float) -> None:
         """Give a request a place, or let it wait for one."""
@@ -130,6 +131,7 @@ class _Shared:
             # A request that comes while the instance wakes waits for it before its turn, which is no wait for a start of its own.
             instance.at_s = max(instance.at_s, self.ready_s if not started else 0.0)
             self._begin(instance, number, at_s, self.service.start_s if started else 0.0, started)
+            self._look(instance)
         else:
             self.waiting.append(number)
 
@@ -143,18 +145,20 @@ class _Shared:
         instance.reading.append(number)
         if not math.isinf(self.service.limit_s):
             heappush(self.events, (at_s + self.service.limit_s, number, -1, instance))
-        self._look(instance)
 
     def _look(self, instance: _Instance) -> None:
         """Note when something happens next in an instance."""
         instance.looked += 1
-        if not instance.requests:
+        ends, at_s = instance.ends, instance.at_s
+        if ends:
+            step: float = min(ends.values())
+            if instance.reading and instance.read_at < step:
+                step = instance.read_at
+            if step > instance.steps:
+                at_s += (step - instance.steps) * self.step_s[len(ends)]
+        elif not instance.reading:
             return
-        step = min(instance.ends.values(), default=math.inf)
-        if instance.reading:
-            step = min(step, instance.read_at)
-        ahead_s = max(0.0, step - instance.steps) * self.step_s[len(instance.ends)] if instance.ends else 0.0
-        heappush(self.events, (instance.at_s + ahead_s, -1, instance.looked, instance))
+        heappush(self.events, (at_s, -1, instance.looked, instance))
 
     def _advance(self, instance: _Instance, to_s: float) -> None:
         """Let an instance make decode steps until then."""
