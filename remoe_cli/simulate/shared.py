@@ -1,6 +1,6 @@
-"""Requests arrive at instances that answer several at once: how long each takes depends on who else is answered.
+"""Requests arrive at instances that answer several at once, and share their steps.
 
-As in runtime/batch.py, an instance makes decode steps, each of which gives every request whose prompt is read its next token. Between two
+How long each takes depends on who else is answered. As in runtime/batch.py, an instance makes decode steps, each of which gives every request whose prompt is read its next token. Between two
 steps it reads one prompt, while the others wait. So events are the ends of steps at which a prompt is read, or a request ends; between them
 the requests of an instance stay the same, and so does the time of a step.
 
