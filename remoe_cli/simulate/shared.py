@@ -1,8 +1,8 @@
 """Requests arrive at instances that answer several at once, and share their steps.
 
 How long each takes depends on who else is answered. As in runtime/batch.py, an instance makes decode steps, each of which gives every
-request whose prompt is read its next token. Between two steps it reads one prompt, while the others wait. So events are the ends of steps at
-which a prompt is read, or a request ends; between them the requests of an instance stay the same, and so does the time of a step.
+request whose prompt is read its next token. Between two steps it reads one prompt, while the others wait. So events are the ends of steps
+at which a prompt is read, or a request ends; between them the requests of an instance stay the same, and so does the time of a step.
 
 - An instance paid by use takes a request while it has a free place, the youngest one first; else a new one starts, and beyond the account's
   limit a request is refused. It is paid while it answers anything.
