@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import LayerPlan, Served
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.traffic import one_length
+from remoe_cli.profile.latency_record import ColdStart
 from remoe_cli.simulate.requests import Arrivals, Source, drawn
 from remoe_cli.simulate.run import Run, run
 from remoe_cli.simulate.service import Functions, Service, of_placement
@@ -225,3 +227,37 @@ def test_starts_that_differ_make_waits_that_differ() -> None:
     served = run(service(1, functions=functions), Arrivals(at_s, np.ones(400, dtype=np.int64), np.ones(400, dtype=np.int64), 4e4), 0)
     assert set(served.ttft_s.round(6)) == {1.0, 5.0}
     assert served.ttft_s.mean() == pytest.approx(3.0, abs=0.3)
+
+
+def test_starts_that_were_measured_make_the_waits_of_all_layers(tmp_path: Path) -> None:
+    """One layer's functions start after the other's, each with a wait of its own, of those that were measured."""
+    problem = problem_of(synthetic_profile(tmp_path, layers=3), tiny_catalog(), n_in=50, n_out=40, requests_per_hour=6.0)
+    parts = {"process_s": 0.1, "imports_s": 0.1, "weights_s": 0.1, "first_result_s": 0.1}
+    layers = tuple(LayerPlan(layer=layer, remote=(0,), memory_mb=256, replicas=1) for layer in problem.spec.moe_layers)
+    placement = Placement(problem.menu[0], layers)
+
+    def waits_s(*single_s: float) -> Floats:
+        start = ColdStart(starts=3, total_s=2.0, waits_s=single_s, **parts)
+        measured = replace(problem, latency=problem.latency.model_copy(update={"cold_start": start}))
+        made = of_placement(measured, placement, "plan", np.full(1, 50.0), 40.0)
+        assert made.functions is not None
+        return made.functions.waits_s
+
+    (median_s,) = waits_s()
+    differ_s = waits_s(1.0, 2.0, 6.0)
+    assert differ_s.mean() == pytest.approx(median_s + 3 * (3.0 - 2.0), rel=0.03)
+    assert differ_s.min() == pytest.approx(median_s - 3 * 1.0) and differ_s.max() == pytest.approx(median_s + 3 * 4.0)
+
+
+def test_a_shared_step_takes_and_costs_what_so_many_requests_make_it(tmp_path: Path) -> None:
+    profile, catalog = synthetic_profile(tmp_path), tiny_catalog()
+    layers = tuple(LayerPlan(layer=layer, remote=(0, 1, 2), memory_mb=256, replicas=1) for layer in profile.record.spec.moe_layers)
+
+    def made(concurrency: int) -> Service:
+        problem = problem_of(profile, catalog, n_in=50, n_out=40, concurrency=concurrency)
+        return of_placement(problem, Placement(problem.menu[0], layers), "plan", np.full(1, 50.0), 40.0)
+
+    four = made(4)
+    for number in (1, 2, 4):
+        assert (four.step_s[number], four.token_usd[number]) == (made(number).step_s[-1], made(number).token_usd[-1])
+    assert four.step_s[2] < four.step_s[3] < four.step_s[4] and four.token_usd[2] > four.token_usd[3] > four.token_usd[4]
