@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from remoe_cli.cli.app import app
+from remoe_cli.errors import RemoeError
 from remoe_cli.plan.catalog.catalog import catalog_text
 from tests.docs.make import make
 from tests.support import forked
@@ -204,6 +205,12 @@ def test_the_workflow_for_ci_is_one_whose_commands_parse() -> None:
     for command in commands:
         parse(shlex.split(command.partition(" > ")[0])[1:])
     assert all(re.fullmatch(r"[\w/-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+
+
+def test_the_page_on_ci_has_every_exit_code() -> None:
+    page = (ROOT / "docs/how-to/ci.md").read_text(encoding="utf-8")
+    codes = {RemoeError.exit_code, *(kind.exit_code for kind in RemoeError.__subclasses__())}
+    assert [int(code) for code in re.findall(r"(?m)^\| (\d) \|", page)] == sorted({0, *codes})
 
 
 @pytest.mark.parametrize(("new", "code"), [(1.0, 0), (1.1, 1)])
