@@ -285,12 +285,14 @@ def _functions(problem: Problem, placement: Placement, step: _Step, mean_out: fl
     # `calls` are a request's part of those of its main function, whose calls overlap with those of other main functions.
     busiest, n = max(step.tokens, key=lambda token: token.calls * token.call_s), problem.concurrency
     duty = min(1.0, n * busiest.calls * busiest.call_s / step.seconds)
-    mains = needed(duty, n * busiest.calls * mean_out, -(-most // n))
+    # Requests fill an instance that is paid by use before the next one starts; rented instances share them evenly.
+    rented = placement.instances if placement.main.usd_per_hour is not None else None
+    mains = needed(duty, n * busiest.calls * mean_out, rented or -(-most // n))
     return Functions(
         waits_s=_waits_s(problem, placement),
         start_usd=start_usd,
         idle_s=problem.catalog.function.idle_ttl_s,
-        needed=tuple(mains[-(-c // n)] for c in range(most + 1)),
+        needed=tuple(mains[-(-c // n) if rented is None else min(c, rented)] for c in range(most + 1)),
     )
 
 

@@ -261,3 +261,17 @@ def test_a_shared_step_takes_and_costs_what_so_many_requests_make_it(tmp_path: P
     for number in (1, 2, 4):
         assert (four.step_s[number], four.token_usd[number]) == (made(number).step_s[-1], made(number).token_usd[-1])
     assert four.step_s[2] < four.step_s[3] < four.step_s[4] and four.token_usd[2] > four.token_usd[3] > four.token_usd[4]
+
+
+def test_rented_instances_need_functions_each_however_few_requests_they_have(tmp_path: Path) -> None:
+    """Three requests of three instances have a call under way each, where one instance of four places would make one call for all."""
+    problem = problem_of(synthetic_profile(tmp_path), tiny_catalog(), n_in=50, n_out=400, concurrency=4)
+    layers = tuple(LayerPlan(layer=layer, remote=(0, 1, 2, 3), memory_mb=256, replicas=1) for layer in problem.spec.moe_layers)
+    rented = problem.menu[0].model_copy(update={"usd_per_hour": 1.0})
+    by_use, three = (
+        of_placement(problem, Placement(main, layers, instances), "plan", np.full(1, 50.0), 400.0).functions
+        for main, instances in ((problem.menu[0], 1), (rented, 3))
+    )
+    assert by_use is not None and three is not None
+    assert by_use.needed[:5] == (0, 1, 1, 1, 1)
+    assert three.needed[1] == 1 < three.needed[2] <= three.needed[3] == three.needed[12]
