@@ -41,7 +41,7 @@ ifdef T
 	$(PYTEST) -m alone $(T) || [ $$? -eq 5 ]
 else
 	$(PYTEST) $(TWO) -m "not alone"
-	$(PYTEST) -m alone
+	$(PYTEST) -m alone $$(grep -rl --include='test_*.py' pytest.mark.alone tests)
 endif
 
 # `make test` tries the same with fewer. Other mutants by another seed: make mutants SEED=7
@@ -94,6 +94,7 @@ bench: BENCH ?= /tmp/remoe-bench
 
 measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/function_arithmetic.py
+	$(BIN)/python docs/measure/invoke_cost.py
 	$(BIN)/python docs/measure/quantised_experts.py
 	$(BIN)/python docs/measure/packed_products.py
 	$(BIN)/python docs/measure/packed_experts.py
@@ -101,6 +102,7 @@ measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/recording.py
 	$(BIN)/python docs/measure/batching.py
 	$(BIN)/python docs/measure/batch_families.py
+	$(BIN)/python docs/measure/speculate.py
 	$(BIN)/python docs/measure/prediction.py --apart-min 0 --prompts 12 --rtts 0,5 # docs/explanation/measurements.md has the whole one
 	$(BIN)/python docs/measure/tree.py
 	$(BIN)/python docs/measure/grammars.py # beside xgrammar and outlines-core where they are installed

@@ -1,23 +1,24 @@
-"""Which families answer in a batch what they answer alone: transformers' continuous batching, and remoe's (ADR 12).
+"""Which families answer in a batch what they answer alone: transformers' continuous batching, and remoe's (ADR 12 and 14).
 
     python docs/measure/batch_families.py
 
 Tiny random models in float32. Four prompts of different lengths get 12 greedy tokens each. In remoe's batch they join at different
-steps, and prompts are read in parts of 9 tokens.
+steps, and prompts are read in parts of 9 tokens. In the last column passes also try drafts of up to 6 tokens, half of them wrong.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from remoe_cli.runtime import batch
-from tests.support.batching import PROMPTS, Asked, engine_of, together
+from remoe_cli.runtime import batch, draft
+from tests.support.batching import PROMPTS, Asked, engine_of, guesses, together
 from tests.support.families import FAMILIES, build
 
 TOKENS = 12
@@ -26,16 +27,21 @@ TOKENS = 12
 def main() -> None:
     logging.disable(logging.CRITICAL)
     batch._CHUNK_TOKENS = 9
-    print(f"{'family':<18}{'transformers, sdpa':<24}{'transformers, eager':<24}remoe")
+    print(f"{'family':<18}{'transformers, sdpa':<24}{'transformers, eager':<24}{'remoe':<16}remoe, drafts")
     for family in FAMILIES:
         engine = engine_of(family)
-        alone = [list(engine.generate(prompt, TOKENS).token_ids) for prompt in PROMPTS]
+        answers = [engine.generate(prompt, TOKENS) for prompt in PROMPTS]
+        alone = [list(each.token_ids) for each in answers]
         theirs = [_theirs(family, attention, alone) for attention in ("sdpa", "eager")]
-        ours = "one at a time"
+        ours, drafts = "one at a time", "none"
         if engine.batches:
-            made = together(engine, [Asked(3 * n, prompt, TOKENS) for n, prompt in enumerate(PROMPTS)])
-            ours = _same([list(each.stream.ids) for each in made], alone)
-        print(f"{family:<18}{theirs[0]:<24}{theirs[1]:<24}{ours}", flush=True)
+            asked = [Asked(3 * n, prompt, TOKENS) for n, prompt in enumerate(PROMPTS)]
+            ours = _same([list(each.stream.ids) for each in together(engine, asked)], alone)
+        if engine.drafts:
+            draft.lookup = guesses(answers)
+            made = together(engine, [replace(each, speculate=6) for each in asked])
+            drafts = _same([list(each.stream.ids) for each in made], alone)
+        print(f"{family:<18}{theirs[0]:<24}{theirs[1]:<24}{ours:<16}{drafts}", flush=True)
 
 
 def _theirs(family: str, attention: str, alone: list[list[int]]) -> str:

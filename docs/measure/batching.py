@@ -74,7 +74,7 @@ def main() -> None:
 
 def _measure(name: str, folder: Path, options: argparse.Namespace) -> None:
     checkpoint, prompts = _demo(options.clients) if name == "demo" else _olmoe(folder / name, options.clients)
-    with _serving(name, checkpoint, folder, options) as main:
+    with serving(name, checkpoint, folder, options) as main:
         for clients in (1, options.clients):
             _ask(main, prompts, clients, 4)
         runs: dict[int, list[Run]] = {1: [], options.clients: []}
@@ -135,7 +135,7 @@ THREAD = ThreadPoolExecutor(1, "model")
 
 
 @contextmanager
-def _serving(name, checkpoint, folder: Path, options: argparse.Namespace) -> Iterator[object]:  # type: ignore[no-untyped-def]
+def serving(name, checkpoint, folder: Path, options: argparse.Namespace) -> Iterator[object]:  # type: ignore[no-untyped-def]
     """Deploy every second expert on the twin, and load the rest."""
     from remoe_cli.artifacts import sha256_bytes
     from remoe_cli.deploy.local import lifecycle
@@ -147,7 +147,7 @@ def _serving(name, checkpoint, folder: Path, options: argparse.Namespace) -> Ite
     from remoe_cli.plan.catalog.catalog import read_catalog
     from remoe_cli.plan.cost import prices
     from remoe_cli.profile.record import ModelRef
-    from remoe_cli.runtime.invoke import make_client
+    from remoe_cli.runtime.invoke import make_caller
     from remoe_cli.runtime.load_main import load
     from remoe_cli.runtime.receipt import Prices
     from remoe_cli.runtime.server_config import ServedFunction, ServerConfig
@@ -187,7 +187,7 @@ def _serving(name, checkpoint, folder: Path, options: argparse.Namespace) -> Ite
             functions=tuple(served),
             prices=Prices(catalog="local", main=prices.main_prices(catalog, menu), function=prices.function_prices(catalog)),
         )
-        connect = partial(make_client, status["endpoint"])
+        connect = partial(make_caller, status["endpoint"])
         yield THREAD.submit(load, config, checkpoint, connect).result()  # in the thread that computes (runtime/app.py)
     finally:
         lifecycle.destroy(name)

@@ -29,7 +29,7 @@ from remoe_cli.model.checkpoint import find
 from remoe_cli.model.spec import read_spec
 from remoe_cli.runtime.calls import Caller
 from remoe_cli.runtime.engine import Engine, start_engine
-from remoe_cli.runtime.invoke import Invocation, make_client
+from remoe_cli.runtime.invoke import Invocation, make_caller
 from remoe_cli.runtime.last_resort import LastResort
 from tests.support import faults
 from tests.support.by_hand import by_hand
@@ -177,7 +177,7 @@ def bench(requests: int, new_tokens: int, folder: Path) -> Iterator[Bench]:
     mechanism = cages.probe(f"remoe-measure-{os.getpid()}")
     try:
         with faulty_twin(checkpoint, parts, folder, mechanism) as (split, proxy, marks):
-            engine = start_engine(checkpoint, spec, split.functions, partial(make_client, proxy.url))
+            engine = start_engine(checkpoint, spec, split.functions, partial(make_caller, proxy.url))
             try:
                 yield Bench(split, proxy, engine, prompts, expected, new_tokens, marks)
             finally:

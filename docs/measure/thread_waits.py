@@ -72,10 +72,10 @@ def _answers(prompts: int) -> list[tuple[float, float]]:
     from remoe_cli.model.demo import demo_model
     from remoe_cli.model.spec import read_spec
     from remoe_cli.runtime.engine import start_engine
-    from remoe_cli.runtime.invoke import make_client
+    from remoe_cli.runtime.invoke import make_caller
 
     checkpoint = find_named(str(demo_model("float32")))
-    engine = start_engine(checkpoint, read_spec(checkpoint), {}, lambda connections, timeout_s: make_client(None, connections, timeout_s))
+    engine = start_engine(checkpoint, read_spec(checkpoint), {}, lambda connections, timeout_s: make_caller(None, connections, timeout_s))
     engine.warm_up()
     times = []
     for text in random.Random(0).sample(_prompts().texts, prompts + 1):

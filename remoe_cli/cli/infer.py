@@ -183,6 +183,8 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
     starts = f"{receipt['cold_starts']} cold start{'' if receipt['cold_starts'] == 1 else 's'}"
     output.line(f"{calls}: {starts}, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
+    if drafted := receipt.get("draft_tokens"):
+        output.line(f"{receipt.get('accepted_tokens', 0)} of {drafted} draft tokens accepted")
     if hedges := receipt.get("hedges"):
         output.line(f"Calls that were made a second time, because the first one took long: {hedges}")
     if fallbacks := receipt.get("fallbacks"):

@@ -27,6 +27,13 @@ DeviceOption = Annotated[
     DeviceChoice | None,
     typer.Option(help="Where everything but the experts runs: 'auto' takes a GPU where torch can use one."),
 ]
+SpeculateOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|off|N",
+        help="Draft tokens that one forward pass may try, looked up in prompt and answer: as many as pay, none, or N.",
+    ),
+]
 PromptOption = Annotated[str | None, typer.Option(metavar="TEXT", help="One prompt; '-' reads it from standard input.")]
 DATA = typer.Option(
     "--data",

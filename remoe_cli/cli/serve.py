@@ -12,7 +12,7 @@ from remoe_cli import bounded
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.infer import expected_cost_of
-from remoe_cli.cli.options import DeviceOption
+from remoe_cli.cli.options import DeviceOption, SpeculateOption
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import UsageError
 
@@ -40,6 +40,7 @@ def command(
         int | None,
         typer.Option(min=1, max=256, metavar="N", help="Requests that are answered at once; by default as the plan says."),
     ] = None,
+    speculate: SpeculateOption = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -50,11 +51,12 @@ def command(
     one. On loopback it answers processes of your user only, and no web page.
     """
     from remoe_cli.deploy.target import ServeOptions
+    from remoe_cli.runtime.speculate import speculate_of
 
-    token = _token(token_file)
+    token, asked = _token(token_file), None if speculate is None else speculate_of(speculate)
     deployed = pick(target, region, profile)
     expected = expected_cost_of(deployed.deployed_plan(name))
-    deployed.serve(name, host, port, ServeOptions(token, expected, device, concurrency))
+    deployed.serve(name, host, port, ServeOptions(token, expected, device, concurrency, asked))
 
 
 def _token(file: Path | None) -> str | None:

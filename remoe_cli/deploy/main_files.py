@@ -15,6 +15,7 @@ from remoe_cli.plan.document import Plan
 from remoe_cli.plan.problem.problem import Main
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.record import Profile
+from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.receipt import Prices
 from remoe_cli.runtime.server_config import ServedFunction, ServerConfig
 
@@ -28,6 +29,7 @@ def server_config(
     bundle: Manifest,
     invoked: Callable[[str], str],
     stored: Callable[[FunctionEntry], str] = lambda entry: entry.shard,
+    speculate: Speculate = "off",
 ) -> ServerConfig:
     """Make the document server.json.
 
@@ -67,6 +69,7 @@ def server_config(
         gpu_experts={layer.layer: layer.gpu for layer in plan.layers if layer.gpu},
         served=plan.workload.served,
         concurrency=plan.concurrency,
+        speculate=speculate,
     )
 
 

@@ -45,12 +45,13 @@ def serve_here(
     from remoe_cli.runtime.load_main import load_here
     from remoe_cli.runtime.main_function import MainFunction
     from remoe_cli.runtime.server import listen, serve
+    from remoe_cli.runtime.speculate import with_speculate
 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
             loaded = keeping(lambda: load_here(server_json, connect, asked.device, last_resort), book)()
         main = replace(loaded, expected=asked.expected)
-        main = with_concurrency(main, asked.concurrency)
+        main = with_speculate(with_concurrency(main, asked.concurrency), asked.speculate)
         console.say(f"The model is loaded, on the {_DEVICES[main.engine.device.kind]} {main.engine.device.name}. {main.loading_billed}")
         return main
 

@@ -15,6 +15,7 @@ from remoe_cli.deploy.console import Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.runtime.client import MainAddress
 from remoe_cli.runtime.device_choice import DeviceChoice
+from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.kept import Book
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class DeployOptions:
     rtt_ms              local: network round trip in ms that is added to each invocation
     image_uri           AWS: the main function's container image
     monthly_alert_usd   AWS: a month's spending in USD at which `alert_email` gets a mail; None: no mail
+    speculate           how many draft tokens a pass of the main function may have (runtime/draft.py)
     rules               AWS: what the account demands; what is not given is as in the deployment that stands
     """
 
@@ -38,6 +40,7 @@ class DeployOptions:
     monthly_alert_usd: float | None = None
     alert_email: str | None = None
     rules: AccountRules = field(default_factory=AccountRules)
+    speculate: Speculate = "off"
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class ServeOptions:
     expected   predicts what a request takes and costs, for its receipt
     device     of everything but the experts; None: where the plan has it
     concurrency   requests that are answered at once; None: as many as the plan counts on
+    speculate     how many draft tokens a pass may have; None: as deployed
     """
 
     token: str | None = field(default=None, repr=False)
     expected: ExpectedCost | None = None
     device: DeviceChoice | None = None
     concurrency: int | None = None
+    speculate: Speculate | None = None
 
 
 SERVE_PLAINLY = ServeOptions()

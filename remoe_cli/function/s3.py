@@ -1,14 +1,12 @@
 """Reading ranges of one S3 object with the standard library alone.
 
-Importing boto3 takes longer than all else in a cold start. Requests are signed here (AWS Signature Version 4) with the credentials that
-Lambda puts into the environment. Connections are kept alive, and long ranges are read in parallel. Nothing here logs, and an error says
-nothing about a request but its object.
+Importing boto3 takes longer than all else in a cold start. Requests are signed by signing.py with the credentials that Lambda puts into the
+environment. Connections are kept alive, and long ranges are read in parallel. Nothing here logs, and an error says nothing about a request
+but its object.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import http.client
 import os
 import re
@@ -16,10 +14,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit
 
 from .errors import ShardDeniedError, ShardMissingError, ShardTruncatedError, ShardUnreachableError
+from .signing import Credentials, signed
 
 CHUNK_BYTES = 4 << 20
 _THREADS = 4
@@ -27,50 +25,20 @@ _BUFFER_BYTES = 256 << 10
 _TRIES = 3
 _FIRST_PAUSE_S = 0.05  # doubles with each further try
 _TIMEOUT_S = 5.0  # of each step of a request
-_NO_BODY = hashlib.sha256(b"").hexdigest()
 
 Write = Callable[[memoryview, int], object]  # (bytes, their place in the object)
 
 
-@dataclass(frozen=True)
-class Credentials:
-    """AWS credentials and region of the function. `repr` shows no secret."""
+def _credentials(environment: Mapping[str, str]) -> Credentials:
+    """Take the credentials and the region from the environment.
 
-    access_key: str
-    secret_key: str = field(repr=False)
-    token: str = field(default="", repr=False)
-    region: str = ""
-
-    @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Credentials:
-        """Take the credentials from the environment.
-
-        Raises: ShardDeniedError when there are none.
-        """
-        try:
-            token, region = environment.get("AWS_SESSION_TOKEN", ""), environment["AWS_REGION"]
-            return cls(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"], token, region)
-        except KeyError as missing:
-            raise ShardDeniedError(f"the environment has no {missing.args[0]}") from None
-
-
-def signed(host: str, path: str, headers: Mapping[str, str], credentials: Credentials, now_s: float) -> dict[str, str]:
-    """Sign a GET of `path`, which is quoted already, at the time `now_s`; return all its headers."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_s))
-    all_headers = {**headers, "host": host, "x-amz-content-sha256": _NO_BODY, "x-amz-date": stamp}
-    if credentials.token:
-        all_headers["x-amz-security-token"] = credentials.token
-    names = sorted(all_headers)
-    canonical = "\n".join(("GET", path, "", *(f"{name}:{all_headers[name]}" for name in names), "", ";".join(names), _NO_BODY))
-    scope = f"{stamp[:8]}/{credentials.region}/s3/aws4_request"
-    to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-    key = f"AWS4{credentials.secret_key}".encode()
-    for text in (*scope.split("/"), to_sign):
-        key = hmac.digest(key, text.encode(), "sha256")
-    all_headers["authorization"] = (
-        f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={';'.join(names)}, Signature={key.hex()}"
-    )
-    return all_headers
+    Raises: ShardDeniedError when there are none.
+    """
+    try:
+        region, token = environment["AWS_REGION"], environment.get("AWS_SESSION_TOKEN", "")
+        return Credentials(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"], token, region)
+    except KeyError as missing:
+        raise ShardDeniedError(f"the environment has no {missing.args[0]}") from None
 
 
 class _TryAgain(Exception):
@@ -86,7 +54,7 @@ class S3Object:
     def __init__(self, url: str, environment: Mapping[str, str] = os.environ) -> None:
         self.url = url
         bucket, _, key = url.removeprefix("s3://").partition("/")
-        self._credentials = Credentials.of(environment)
+        self._credentials = _credentials(environment)
         endpoint = urlsplit(environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or "")
         self._path = f"/{quote(key, safe='/-_.~')}"
         if endpoint.netloc:
@@ -157,7 +125,7 @@ class S3Object:
     def _try(self, connection: http.client.HTTPConnection, first: int, last: int, write: Write) -> int:
         headers = {"range": f"bytes={first}-{last - 1}"}
         self._requests.append(None)
-        connection.request("GET", self._path, headers=signed(self._host, self._path, headers, self._credentials, time.time()))
+        connection.request("GET", self._path, headers=signed("GET", self._host, self._path, headers, self._credentials, time.time()))
         response = connection.getresponse()
         if response.status != 206:
             self._refuse(response.status, response.read().decode("utf-8", "replace"))

@@ -37,6 +37,8 @@ _JOINABLE = {
 }
 
 
+_CROPPABLE = {DummyLayer, DynamicLayer, DynamicSlidingWindowLayer}
+
 # Families with states of linear attention that read a prompt in parts and make the same of it. Others, such as jamba, begin anew.
 _CONTINUED = {"lfm2_moe", "nemotron_h", "qwen3_next"}
 
@@ -52,6 +54,35 @@ def can_continue(model: PreTrainedModel, cache: Any) -> bool:
         return False
     states = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
     return not states or model.config.model_type in _CONTINUED
+
+
+def croppable(cache: Any) -> bool:
+    """Tell whether such a cache can take tokens back that it has read; a state of linear attention cannot."""
+    return joinable(cache) and all(type(layer) in _CROPPABLE for layer in cache.layers)
+
+
+def remember(cache: Cache, *, all_tokens: bool) -> None:
+    """Let sliding windows keep what they would forget in the next pass, so that `crop` finds it, or not."""
+    for layer in cache.layers:
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.record_past = all_tokens
+
+
+def crop(cache: Cache, rows: Sequence[int], dropped: Sequence[int], tokens: int) -> None:
+    """Keep some rows of a cache without their last tokens.
+
+    The longest of them has then read so many `tokens`. Each row ends where its own tokens end, so all of them are padded on the left again.
+    """
+    for layer in cache.layers:
+        if isinstance(layer, DynamicLayer) and layer.is_initialized:
+            length = _held(layer, tokens)
+            for name in _OF_TOKENS:
+                held: Tensor = getattr(layer, name)
+                ends = [held.shape[-2] - count for count in dropped]
+                kept = [held[row : row + 1].narrow(-2, max(0, end - length), min(end, length)) for row, end in zip(rows, ends, strict=True)]
+                setattr(layer, name, kept[0] if len(kept) == 1 else torch.cat([_padded(each, length) for each in kept]))
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.cumulative_length = tokens
 
 
 def join(cache: Cache, tokens: int, other: Cache, other_tokens: int) -> None:

@@ -21,12 +21,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from remoe_cli.errors import ModelError
+from remoe_cli.model import products
 from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.gpu_experts import GpuExperts
 from remoe_cli.model.grouping import Grouping, by_expert, device_sum, rows_of, weighted_sum
@@ -246,11 +246,12 @@ def _on_host(
 def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
     """Run one expert on rows x [n, H] as eager does, without the router's weights."""
     m: Any = layer.module
-    w = layer.parameters()
+    w: Any = m._parameters  # a look-up for each, not a dictionary for each expert
     up = "gate_up_proj" if m.has_gate else "up_proj"
 
     def linear(x: Tensor, name: str) -> Tensor:
-        y = x @ w[name][row] if m.is_transposed else F.linear(x, w[name][row])
+        weight = w[name][row]
+        y = products.linear(x, weight.t() if m.is_transposed else weight)
         return y + w[name + "_bias"][row] if m.has_bias else y
 
     h: Tensor = linear(x, up)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
+# With so few, as in decode steps, one gather of all rows takes less than a sum for each expert; with many it takes more.
+_FEW_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Grouping:
     groups   expert, its first row and the end of its rows, for each expert with rows
     tokens   [T k] the token of each row; within an expert by slot, then by token, as in eager
     flat     [T k] its place among the slots [T, k], token after token
+    again    whether a token names an expert more than once
     """
 
     groups: tuple[tuple[int, int, int], ...]
     tokens: Ints
     flat: Ints
+    again: bool
 
     def divided(self, experts: Collection[int]) -> tuple[Grouping, Grouping]:
         """Divide the groups into those of some experts and the others."""
@@ -63,7 +67,9 @@ def by_expert(index: npt.NDArray[np.integer], experts: int) -> Grouping:
     held = [(int(ids[start]), start, end) for start, end in itertools.pairwise(starts)]
     groups = tuple(group for group in held if group[0] < experts)
     slot, token = np.divmod(order, tokens) if tokens > 1 else (order, np.zeros_like(order))
-    return Grouping(groups, token, token * slots + slot)
+    sorted_ids = np.sort(index, axis=1)
+    again = ((sorted_ids[:, 1:] == sorted_ids[:, :-1]) & (sorted_ids[:, 1:] < experts)).any()
+    return Grouping(groups, token, token * slots + slot, bool(again))
 
 
 def rows_of(hidden: Tensor, grouping: Grouping, start: int, end: int) -> Tensor:
@@ -79,14 +85,29 @@ def weighted_sum(outputs: list[Tensor], hidden: Tensor, weights: Tensor, groupin
     Shapes: outputs [n, H] of each group; hidden [T, H]; weights [T, k]; returns [T, H].
     """
     of_rows = weights.reshape(-1)[torch.from_numpy(grouping.flat)].unsqueeze(1)
-    # In a decode step all rows take as long as one. (Eager rounds otherwise where an expert has two rows of one token.)
-    if len(hidden) == 1 and 0 < len(outputs) == grouping.groups[-1][2]:
-        out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        return add_slots((out * of_rows[: len(out)]).to(dtype).unsqueeze(0))
+    held = grouping.groups[-1][2] if grouping.groups else 0
+    if 0 < held <= _FEW_ROWS and not grouping.again:  # eager rounds otherwise where an expert has two rows of one token
+        out = (torch.cat(outputs) * of_rows[:held]).to(dtype)
+        return add_slots(_by_token(out, len(of_rows), grouping.flat, weights.shape[1]))
     tokens, total = torch.from_numpy(grouping.tokens), torch.zeros_like(hidden, dtype=dtype)
     for out, (_, start, end) in zip(outputs, grouping.groups, strict=True):
         total.index_add_(0, tokens[start:end], (out * of_rows[start:end]).to(dtype))
     return total
+
+
+def _by_token(rows: Tensor, count: int, flat: Ints, slots: int) -> Tensor:
+    """Put rows in the order of their tokens, those of each token ascending by expert: [held, H] gives [T, k, H].
+
+    Rows without an expert are zeros.
+    """
+    if len(rows) < count:
+        rows = torch.cat([rows, rows.new_zeros(count - len(rows), rows.shape[1])])
+    if slots == count:  # one token: its rows are in order
+        return rows.unsqueeze(0)
+    place = np.empty(count, dtype=np.int64)
+    place[flat] = np.arange(count)
+    place = np.sort(place.reshape(-1, slots), axis=1)
+    return rows[torch.from_numpy(place.reshape(-1))].view(*place.shape, -1)
 
 
 def device_sum(outputs: Tensor, index: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,7 @@ from threading import Event
 from typing import Literal
 
 from remoe_cli.errors import DeployError
+from remoe_cli.runtime.draft import NO_DRAFTS, Drafted
 from remoe_cli.runtime.invoke import Invocation, Sample
 from remoe_cli.runtime.served_hits import Hits
 
@@ -110,6 +111,8 @@ class Generated:
     parts           what this answer pays of each invocation, where others were shared with it; None: all
     main_s          what it pays of the main function's time; None: all
     hits            how often its tokens chose each expert (runtime/served_hits.py); None where nobody counted
+    in_draft        for each token, whether it is of a pass with a draft; empty where no pass had one
+    drafted         what became of the drafts (runtime/draft.py)
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -126,6 +129,8 @@ class Generated:
     parts: tuple[Invocation, ...] | None = None
     main_s: float | None = None
     hits: Hits | None = field(default=None, compare=False, repr=False)
+    in_draft: tuple[bool, ...] = ()
+    drafted: Drafted = NO_DRAFTS
 
     @property
     def billed(self) -> tuple[Invocation, ...]:
@@ -141,16 +146,20 @@ class Generated:
     def further(self) -> tuple[TokenCalls, ...]:
         """List the tokens after the first whose calls were all warm and tried once.
 
-        They tell what a call takes. Tokens that were made while others were, do not.
+        They tell what a call takes. Tokens that were made while others were, or several in one pass, do not.
         """
         tokens = []
         for i in range(1, len(self.invoked)):
-            if self.shared and self.shared[i]:
+            if not self.is_sample(i):
                 continue
             calls = self.invocations[self.invoked[i - 1] : self.invoked[i]]
             if all(call.plain for call in calls):
                 tokens.append((self.token_times_s[i] - self.token_times_s[i - 1], tuple(call.sample for call in calls)))
         return tuple(tokens)
+
+    def is_sample(self, token: int) -> bool:
+        """Tell whether a token was made alone: beside no other request, and not in a pass with a draft."""
+        return not any(kinds[token] for kinds in (self.shared, self.in_draft) if kinds)
 
     @property
     def ttft_s(self) -> float:
@@ -192,4 +201,5 @@ def together(made: Sequence[Generated]) -> Generated:
         joined_at=tuple(joined_at),
         parts=tuple(part for each in made for part in each.billed) if shared else None,
         main_s=sum(each.paid_s for each in made) if shared else None,
+        drafted=Drafted(*(map(sum, zip(*(each.drafted for each in made), strict=True)))),
     )

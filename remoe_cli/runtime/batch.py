@@ -4,6 +4,9 @@ A step reads a part of one prompt, and then makes the next token of every sequen
 of all of them in one layer go to an expert function in one invocation. A prompt is read alone: as a whole where nobody else waits, else
 in parts of at most 256 tokens, the prompts in turn, so that no stream stops for long and no prompt waits for a much longer one.
 
+A sequence may try a draft in a step (draft.py): the pass takes its draft tokens too, and each of them whose place gets the same token
+anyway stays. So several tokens of an answer share one call of a function in a layer. What the others have left in the cache is taken back.
+
 A step of several sequences that fails is done again by each alone, from its tokens: so a call that fails ends the answers that need it,
 and no others.
 """
@@ -24,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from remoe_cli.model.batch_cache import can_continue, join, keep
+from remoe_cli.model.batch_cache import can_continue, crop, croppable, join, keep, remember
 from remoe_cli.runtime.answer import Stop, deadline_of
 from remoe_cli.runtime.device import full_memory_named
 from remoe_cli.runtime.dispatch import Array, Dispatcher
@@ -84,14 +87,15 @@ class Batch:
             if not start:
                 sequence.cache = sequence.inputs.cache(self.model)
             part = _CHUNK_TOKENS if others and can_continue(self.model, sequence.cache) else len(tokens)
-            with self._pass([sequence], others):
+            with self._pass([sequence], others) as chosen:
                 logits = self._forward([sequence], [tokens[start : start + part]], sequence.cache, None)
+            _count([sequence], chosen, [part])
             sequence.read = min(len(tokens), start + part)
             sequence.counted = max(sequence.counted, sequence.read)
             if sequence.read < len(tokens):
                 self.reading.append(sequence)
                 return []
-            _choose([sequence], logits)
+            _choose([sequence], logits, [[]])
         except Exception as error:
             sequence.error = error
         if sequence.ended:
@@ -120,15 +124,18 @@ class Batch:
         self.reading.extend(sequences)
 
     def _decode(self) -> list[TokenSequence]:
-        """Make the next token of every sequence whose prompt is read."""
+        """Make the next token of every sequence whose prompt is read, and those of its draft that stay."""
         sequences, longest = self.decoding, max(each.read for each in self.decoding)
+        drafts = self._drafts(sequences)
+        width = 1 + max(map(len, drafts))
         mask = None
         if any(each.read < longest for each in sequences):
             padding = torch.tensor([longest - each.read for each in sequences], device=self.model.device)
-            mask = (torch.arange(longest + 1, device=self.model.device) >= padding.unsqueeze(1)).long()
+            mask = (torch.arange(longest + width, device=self.model.device) >= padding.unsqueeze(1)).long()
+        tokens = [_filled([each.stream.ids[-1], *draft], width) for each, draft in zip(sequences, drafts, strict=True)]
         try:
-            with self._pass(sequences, len(self) > 1):
-                logits = self._forward(sequences, [each.stream.ids[-1:] for each in sequences], self.cache, mask)
+            with self._pass(sequences, len(self) > 1, [1 + len(draft) for draft in drafts], width) as chosen:
+                logits = self._forward(sequences, tokens, self.cache, mask, width)
         except Exception as error:
             if len(sequences) == 1:
                 self.decoding, self.cache = [], None
@@ -137,37 +144,53 @@ class Batch:
             _log.warning("A step of %d requests failed with %s; each of them does it again alone.", len(sequences), type(error).__name__)
             self._begin_again(sequences)
             return []
-        for each in sequences:
-            each.read += 1
+        taken = _choose(sequences, logits, drafts)
+        _count(sequences, chosen, taken)
+        for each, count in zip(sequences, taken, strict=True):
+            each.read += count
             each.counted = max(each.counted, each.read)
-        _choose(sequences, logits)
         left = [each for each in sequences if each.ended]
-        if left:
-            rows = [row for row, each in enumerate(sequences) if not each.ended]
-            self.decoding = [sequences[row] for row in rows]
-            if self.decoding and self.cache is not None:
-                self._keep(rows)
-            else:
-                self.cache = None
+        rows = [row for row, each in enumerate(sequences) if not each.ended]
+        self.decoding = [sequences[row] for row in rows]
+        if not self.decoding or self.cache is None:
+            self.cache = None
+        elif left or width > 1:
+            self._keep(rows, [width - taken[row] for row in rows] if width > 1 else None)
         return left
 
-    def _keep(self, rows: list[int]) -> None:
-        """Keep the rows of the cache that are of `decoding`."""
+    def _drafts(self, sequences: Sequence[TokenSequence]) -> list[list[int]]:
+        """Look a draft up for each sequence, if what is wrong of it can be taken back."""
+        if not croppable(self.cache):
+            return [[]] * len(sequences)
+        drafts = [each.draft() for each in sequences]
+        remember(self.cache, all_tokens=any(drafts))
+        return drafts
+
+    def _keep(self, rows: list[int], dropped: list[int] | None) -> None:
+        """Keep the rows of the cache that are of `decoding`, after a pass without the last tokens of each (None: with all)."""
         assert self.cache is not None
+        longest = max(each.read for each in self.decoding)
         try:
             with full_memory_named(_PLAN_LONGER):
-                keep(self.cache, rows, max(each.read for each in self.decoding))
+                if dropped is None:
+                    keep(self.cache, rows, longest)
+                else:
+                    crop(self.cache, rows, dropped, longest)
         except Exception as error:
             _log.warning("The cache could not be cut (%s); %d requests are read again.", type(error).__name__, len(self.decoding))
             self._begin_again(self.decoding)
 
-    def _forward(self, sequences: Sequence[TokenSequence], tokens: list[list[int]], cache: Cache | None, mask: Tensor | None) -> Tensor:
+    def _forward(
+        self, sequences: Sequence[TokenSequence], tokens: list[list[int]], cache: Cache | None, mask: Tensor | None, last: int = 1
+    ) -> Tensor:
         """Run the model on the next tokens of each sequence; a cache that the model has made itself is the sequence's.
 
-        Shapes: returns the logits of the last tokens, [sequences, vocabulary] in float32.
+        Shapes: returns the logits of the `last` tokens, [sequences, last, vocabulary] in float32.
         """
         inputs, device = sequences[0].inputs, self.model.device
         named = dict(inputs.given)
+        if "logits_to_keep" in named:
+            named["logits_to_keep"] = last
         if inputs.positions:
             starts = torch.tensor([[each.read] for each in sequences], device=device)
             named["position_ids"] = starts + torch.arange(len(tokens[0]), device=device)
@@ -180,35 +203,43 @@ class Batch:
         out = self.model(**made, return_dict=True)
         if cache is None:
             sequences[0].cache = out.past_key_values
-        logits: Tensor = out.logits[:, -1].to(copy=True, dtype=torch.float32)
+        logits: Tensor = out.logits[:, -last:].to(copy=True, dtype=torch.float32)
         return logits
 
     @contextmanager
-    def _pass(self, sequences: Sequence[TokenSequence], crowded: bool) -> Iterator[None]:
-        """Bill a forward pass to its sequences, also one that fails."""
+    def _pass(
+        self, sequences: Sequence[TokenSequence], crowded: bool, tokens: Sequence[int] = (1,), width: int = 1
+    ) -> Iterator[list[tuple[int, Array]]]:
+        """Bill a forward pass to its sequences, also one that fails; yields what its tokens have chosen in each layer.
+
+        Each sequence has so many `tokens` in it, and is filled up to `width`, for which no expert computes.
+        """
         dispatcher = self.dispatcher
         dispatcher.stopped = lambda: _stopped(sequences)
         dispatcher.deadline_s = max(deadline_of(each.stopped) for each in sequences)
+        if min(tokens) < width:
+            places = torch.arange(width, device=self.model.device)
+            dispatcher.filling = (places >= torch.tensor(tokens, device=self.model.device).unsqueeze(1)).reshape(-1, 1)
         chosen: list[tuple[int, Array]] = []
         dispatcher.seen = partial(self._see, sequences, chosen)
         try:
             with full_memory_named(_PLAN_LONGER):
-                yield
-            _count(sequences, chosen)
+                yield chosen
         except Exception:
             dispatcher.settle()
             raise
         finally:
+            dispatcher.filling = None
             if crowded:
                 for each in (*sequences, *self.reading, *self.decoding):
                     each.crowded = True
-            self._bill(sequences)
+            self._bill(sequences, tokens)
 
-    def _bill(self, sequences: Sequence[TokenSequence]) -> None:
-        """Divide calls by rows, and time equally, as each sequence of a step has one token in it or is alone."""
+    def _bill(self, sequences: Sequence[TokenSequence], tokens: Sequence[int] = (1,)) -> None:
+        """Divide calls by rows, and time by the tokens that each sequence has in the pass."""
         now_s = time.perf_counter()
-        for each in sequences:
-            each.main_s += (now_s - self._since_s) / len(sequences)
+        for each, count in zip(sequences, tokens, strict=True):
+            each.main_s += (now_s - self._since_s) * count / sum(tokens)
         self._since_s = now_s
         for call in self.dispatcher.take():
             rows = self._rows.get(call.function, [0] * len(sequences))
@@ -222,19 +253,24 @@ class Batch:
     def _see(self, sequences: Sequence[TokenSequence], chosen: list[tuple[int, Array]], layer: int, ids: Array) -> None:
         """Keep what the tokens of a pass chose in a layer, and count the rows that each sequence sends to its functions.
 
-        Shapes: ids [tokens, k] of one sequence, or [sequences, k].
+        Shapes: ids [tokens, k], those of one sequence after those of another, which has as many.
         """
         chosen.append((layer, ids.copy()))  # the next layer may use the same memory
         if len(sequences) > 1:
             for function in self.dispatcher.remote.get(layer, ()):
-                self._rows[function.name] = np.isin(ids, function.experts).sum(axis=1).tolist()
+                self._rows[function.name] = np.isin(ids, function.experts).reshape(len(sequences), -1).sum(axis=1).tolist()
 
 
-def _count(sequences: Sequence[TokenSequence], chosen: Sequence[tuple[int, Array]]) -> None:
-    """Count what the tokens of a pass chose, when it has not failed."""
+def _filled(tokens: list[int], width: int) -> list[int]:
+    """Fill a row of tokens up to a width, by its last one."""
+    return tokens + tokens[-1:] * (width - len(tokens))
+
+
+def _count(sequences: Sequence[TokenSequence], chosen: Sequence[tuple[int, Array]], taken: Sequence[int]) -> None:
+    """Count what the tokens of a pass chose that each sequence has taken further."""
     for layer, ids in chosen:
-        for row, each in enumerate(sequences):
-            each.count(layer, ids if len(sequences) == 1 else ids[row : row + 1])
+        for each, mine, count in zip(sequences, ids.reshape(len(sequences), -1, ids.shape[-1]), taken, strict=True):
+            each.count(layer, mine[:count])
 
 
 def _stopped(sequences: Sequence[TokenSequence]) -> Stop | None:
@@ -243,11 +279,25 @@ def _stopped(sequences: Sequence[TokenSequence]) -> Stop | None:
     return reasons[0] if all(reason == "time-limit" for reason in reasons) else None
 
 
-def _choose(sequences: Sequence[TokenSequence], logits: Tensor) -> None:
-    """Choose a token for each sequence; one that cannot take it fails alone."""
-    likeliest = logits.argmax(dim=-1).tolist()
-    for row, each in enumerate(sequences):
+def _choose(sequences: Sequence[TokenSequence], logits: Tensor, drafts: Sequence[list[int]]) -> list[int]:
+    """Choose tokens for each sequence as far as its draft is right; one that cannot take them fails alone.
+
+    Returns how many tokens each has got, for which as many of its tokens in the pass were needed.
+
+    Shapes: logits [sequences, tokens, vocabulary].
+    """
+    likeliest, taken = logits.argmax(dim=-1).tolist(), []
+    for row, (each, draft) in enumerate(zip(sequences, drafts, strict=True)):
+        each.drafted, place = bool(draft), 0
         try:
-            each.put(each.choose(logits[row]) if each.processors else likeliest[row])
+            while True:
+                token = each.choose(logits[row, place]) if each.processors else likeliest[row][place]
+                place += 1
+                each.put(token)
+                if each.ended or place > len(draft) or token != draft[place - 1]:
+                    break
         except Exception as error:
             each.error = error
+        each.learn(draft, place)
+        taken.append(place)
+    return taken

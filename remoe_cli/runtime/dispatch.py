@@ -51,6 +51,7 @@ class Dispatcher:
     sent     invocations since the last `take`, in the order of their answers: also those that failed, or that nobody waited for
     stopped  asked while a layer waits for its calls: when the main function's own time ends, it waits no longer
     seen     called with each layer and the ids of the experts that its tokens chose
+    filling  marks tokens of a pass that stand for nothing: no expert computes them. None: there are none
     deadline_s   when that is, by `time.monotonic()`: the latest of all requests that are being answered
     caller   makes the calls
     """
@@ -62,6 +63,7 @@ class Dispatcher:
     sent: list[Invocation] = field(default_factory=list)
     stopped: Callable[[], Stop | None] = lambda: None
     seen: Callable[[int, Array], None] = lambda layer, ids: None
+    filling: Tensor | None = None
     deadline_s: float = math.inf
     gpu: Mapping[int, GpuExperts] = field(default_factory=dict)
     starts: Mapping[int, Callable[[Tensor], None]] = field(default_factory=dict)
@@ -74,6 +76,8 @@ class Dispatcher:
 
     def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         n = layer.layer
+        if self.filling is not None:
+            index = index.masked_fill(self.filling, layer.experts)
         meanwhile, seen = self.starts.get(n, _nothing), partial(self.seen, n)
         return run_experts(layer, hidden, index, weights, self.local[n], self._send, self._exchange, self.gpu.get(n), meanwhile, seen)
 

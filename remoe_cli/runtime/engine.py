@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.generation.logits_process import LogitsProcessorList
 
 from remoe_cli.errors import ModelError, RemoeError, UsageError
 from remoe_cli.lambda_limits import read_timeout_s
-from remoe_cli.model.batch_cache import joinable
+from remoe_cli.model.batch_cache import croppable, joinable
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import Attachment, attach
 from remoe_cli.model.generation import StopStrings, stop_strings, warning
 from remoe_cli.model.loader import copy_weights, load, load_gpu_experts
+from remoe_cli.model.products import choose_products
 from remoe_cli.model.shared_experts import start_early
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
@@ -31,6 +33,7 @@ from remoe_cli.runtime.choose import processors
 from remoe_cli.runtime.device import Device, choose, describe, full_memory_named
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
+from remoe_cli.runtime.draft import Drafts, Speculate
 from remoe_cli.runtime.follow import Grammars
 from remoe_cli.runtime.invoke import Connect, Invocation
 from remoe_cli.runtime.sampling import GREEDY, Sampling
@@ -68,11 +71,20 @@ class Engine:
         """Encode a text as it stands, outside the chat template."""
         return list(self.tokenizer(text)["input_ids"])
 
-    @cached_property
+    @property
     def batches(self) -> bool:
         """Whether several requests of this model can be answered at once (model/batch_cache.py)."""
+        return joinable(self._empty_cache)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether a pass may take draft tokens: what is wrong of them can be taken back."""
+        return croppable(self._empty_cache)
+
+    @cached_property
+    def _empty_cache(self) -> Cache | None:
         inputs, _ = self._prepared((0,), 1, LogitsProcessorList(), {})
-        return joinable(inputs.cache(self.model))
+        return inputs.cache(self.model)
 
     def warm_up(self) -> None:
         """Generate one token: proves the hook, and pages the weights in, before anybody waits for an answer.
@@ -95,12 +107,13 @@ class Engine:
         on_piece: Callable[[Piece], None] = lambda piece: None,
         stopped: Callable[[], Stop | None] = lambda: None,
         sampling: Sampling = GREEDY,
+        speculate: Speculate = "off",
     ) -> Generated:
         """Answer one prompt alone. Calls of an answer that fails stay with the dispatcher.
 
         Raises: what `sequence` raises, InvokeError when an expert function fails, and DeployError when a GPU's memory is full.
         """
-        sequence = self.sequence(prompt_ids, max_new_tokens, on_piece, stopped, sampling)
+        sequence = self.sequence(prompt_ids, max_new_tokens, on_piece, stopped, sampling, speculate)
         try:
             return self.run(sequence)
         except Exception:
@@ -128,10 +141,12 @@ class Engine:
         on_piece: Callable[[Piece], None] = lambda piece: None,
         stopped: Callable[[], Stop | None] = lambda: None,
         sampling: Sampling = GREEDY,
+        speculate: Speculate = "off",
     ) -> TokenSequence:
         """Begin an answer with tokens that `sampling` chooses; `on_piece` is called as text becomes whole.
 
-        `stopped` is asked after every token; the answer ends when it returns a reason.
+        `stopped` is asked after every token; the answer ends when it returns a reason. `speculate` is how long its drafts may be; they
+        change no token.
 
         Raises: what `refuse` raises, and UsageError for parameters that this model cannot follow.
         """
@@ -152,6 +167,7 @@ class Engine:
             strings=sampling.stop,
             hits=self.uncounted(),
             stream=Stream(self.tokenizer, stop.strings, on_piece, noted, sampling.skip_special_tokens),
+            drafts=Drafts(speculate),
         )
 
     def _prepared(
@@ -281,6 +297,7 @@ def start_engine(
     try:
         with full_memory_named("Free the GPU, or serve on one with as much memory as the plan counts on."):
             model = load(checkpoint, local, device=at)
+            choose_products(model)
             dispatcher.gpu = load_gpu_experts(checkpoint, model, there, at)
         if copied:
             copy_weights(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from remoe_cli import artifacts
 from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.runtime.device_choice import DeviceChoice
-from remoe_cli.runtime.invoke import Connect, Invocation, make_client
+from remoe_cli.runtime.invoke import Connect, Invocation, make_caller
 from remoe_cli.runtime.main_function import MainFunction
 from remoe_cli.runtime.receipt import Loading, attach, failed_receipt
 from remoe_cli.runtime.server_config import ServerConfig
@@ -44,6 +45,7 @@ def load(
     for a GPU finds none that it can use. The error carries the receipt of what was billed until then.
     """
     begun_s = time.perf_counter()  # importing torch is a part of loading
+    _import_engine()
     from remoe_cli.runtime.dispatch import RemoteFunction
     from remoe_cli.runtime.engine import start_engine
     from remoe_cli.runtime.last_resort import ShardPlace
@@ -78,6 +80,12 @@ def load(
         _log.warning(
             "The plan counts on %d requests at once, and a model of family '%s' answers one at a time: its cache cannot be shared.",
             config.concurrency,
+            config.spec.family,
+        )
+    if main.speculate != config.speculate:
+        _log.warning(
+            "No drafts are tried (--speculate %s): the cache of a model of family '%s' cannot take wrong tokens back.",
+            config.speculate,
             config.spec.family,
         )
     return main
@@ -122,5 +130,19 @@ def load_packaged(uri: str) -> MainFunction:
     checkpoint = Checkpoint(config.model.path, folder, config.model.revision)
     shards = "/".join(uri.split("/")[:3]) if uri.startswith("s3://") else os.environ.get("REMOE_SHARDS")
     last_resort = LastResort(shards) if shards else None
-    main = load(config, checkpoint, partial(make_client, os.environ.get("REMOE_ENDPOINT")), reads=len(reads), last_resort=last_resort)
+    main = load(config, checkpoint, partial(make_caller, os.environ.get("REMOE_ENDPOINT")), reads=len(reads), last_resort=last_resort)
     return replace(main, loading=main.loading.model_copy(update={"seconds": main.loading.seconds + fetched_s}))
+
+
+def _import_engine() -> None:
+    """Import the engine, and torch and transformers with it, without the garbage collector.
+
+    It would go through what is imported again and again, and nothing of that is ever garbage.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        import remoe_cli.runtime.engine  # noqa: F401
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -20,6 +20,7 @@ from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, ToolCall, Until, together, why_not_begun
+from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.kept import LONGEST_USER, Ended, Keep
 from remoe_cli.runtime.ledger import Ledger
@@ -202,6 +203,11 @@ class MainFunction:
         """
         return self.config.concurrency if self.config.concurrency > 1 and self.engine.batches else 1
 
+    @property
+    def speculate(self) -> Speculate:
+        """Return how many draft tokens a pass may have: as deployed, if the model's family takes drafts."""
+        return self.config.speculate if self.config.speculate != "off" and self.engine.drafts else "off"
+
     def answer(
         self,
         request: Request,
@@ -252,7 +258,7 @@ class MainFunction:
                     made.append(Generated(tuple(ids), (), "", reason, (), ()))
                     continue
                 of_choice = lambda piece, index=index: pass_on(replace(piece, choice=index))  # noqa: E731
-                sequence = self.engine.sequence(ids, new, of_choice, stopped, request.of_choice(index))
+                sequence = self.engine.sequence(ids, new, of_choice, stopped, request.of_choice(index), self.speculate)
                 made.append((yield sequence))
                 sequence = None
         except Exception as error:
@@ -307,7 +313,7 @@ class MainFunction:
         return max(1, min(most, default=2**31 - 1 - prompt_tokens))
 
     def state(self) -> MainState:
-        return state_of(self.config, self.engine, self.concurrency, self.spent)
+        return state_of(self.config, self.engine, self.concurrency, self.speculate, self.spent)
 
 
 def _choice(made: Generated, **read: Any) -> Choice:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from remoe_cli.runtime.device import Device
+from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.ledger import Ledger
 from remoe_cli.runtime.server_config import ServerConfig
 
@@ -23,6 +24,7 @@ class MainState(BaseModel):
     resident_bytes, anonymous_bytes             of the process, as the kernel says
     device                                      where everything but the experts is
     concurrency                                 requests that are answered at once; 1 where the model's family cannot share a step
+    speculate                                   how many draft tokens a pass may have; off where the model's family takes no drafts
     spent                                       on expert functions, for loading and for requests
     """
 
@@ -37,10 +39,11 @@ class MainState(BaseModel):
     anonymous_bytes: int
     device: Device
     concurrency: int = 1
+    speculate: Speculate = "off"
     spent: Ledger
 
 
-def state_of(config: ServerConfig, engine: Engine, concurrency: int, spent: Ledger) -> MainState:
+def state_of(config: ServerConfig, engine: Engine, concurrency: int, speculate: Speculate, spent: Ledger) -> MainState:
     """Look at what the process holds now."""
     from remoe_cli.model.loader import expert_bytes_held
 
@@ -57,5 +60,6 @@ def state_of(config: ServerConfig, engine: Engine, concurrency: int, spent: Ledg
         anonymous_bytes=int(status["RssAnon"].split()[0]) * 1024,
         device=engine.device,
         concurrency=concurrency,
+        speculate=speculate,
         spent=spent,
     )

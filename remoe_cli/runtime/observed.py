@@ -33,7 +33,8 @@ class Observed(Part):
     decode     the same of generated tokens that were fed back
     tokens     some tokens after the first, and their calls, as `Generated.further` has them
     first      some calls of the first token; they carry a prompt's rows
-    shared     some calls of tokens that were made together with those of other requests; each call is told by one of them
+    shared     some calls of tokens that were made together with those of other requests, or in a pass with a draft; each call is told by
+               one of them
     computing  what some calls computed, and how long
     cold       some calls that started an instance
 
@@ -78,9 +79,9 @@ def observe(made: Sequence[Generated], revision: str) -> Observed:
 
 
 def _shared_calls(made: Generated) -> Iterator[Invocation]:
-    """Yield the warm calls of further tokens that were made together with those of other requests."""
+    """Yield the warm calls of further tokens that were not made alone."""
     for i in range(1, len(made.invoked)):
-        if made.shared and made.shared[i]:
+        if not made.is_sample(i):
             span = slice(made.invoked[i - 1], made.invoked[i])
             yield from (
                 call for call, part in zip(made.invocations[span], made.billed[span], strict=True) if _is_warm(call) and part.billed_tries

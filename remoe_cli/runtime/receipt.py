@@ -115,6 +115,7 @@ class Receipt(Part):
     invocations, cold_starts, retries, billed_ms   of expert functions
     hedges, fallbacks   of all functions
     cost          None where the request ended before prices were known
+    drafts, draft_tokens, accepted_tokens   passes that tried a draft, the tokens of all drafts, and those that the answer took over
     predicted     what the plan predicts for this request; the client or `remoe serve` adds it (expected_cost.py)
     """
 
@@ -139,6 +140,9 @@ class Receipt(Part):
     predicted: Outcome | None = None
     hedges: int = Field(default=0, exclude_if=is_zero)
     fallbacks: int = Field(default=0, exclude_if=is_zero)
+    drafts: int = Field(default=0, exclude_if=is_zero)
+    draft_tokens: int = Field(default=0, exclude_if=is_zero)
+    accepted_tokens: int = Field(default=0, exclude_if=is_zero)
 
 
 class Loading(Part):
@@ -169,6 +173,8 @@ def make_receipt(answer: Generated, prices: Prices, loading: Loading = NOT_LOADE
     prompt_tokens, seconds = len(answer.prompt_token_ids), answer.token_times_s[-1]
     receipt = failed_receipt(prices, seconds, answer.billed, loading, calls, prompt_tokens, answer.paid_s)
     figures = {"generated_tokens": len(answer.token_ids), "answered": True, "ttft_s": answer.ttft_s, "tpot_s": answer.tpot_s}
+    drafted = answer.drafted
+    figures |= {"drafts": drafted.passes, "draft_tokens": drafted.tokens, "accepted_tokens": drafted.accepted}
     return receipt.model_copy(update=figures)
 
 

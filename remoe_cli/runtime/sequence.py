@@ -18,6 +18,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 from remoe_cli.model.generation import StopStrings, visible
 from remoe_cli.runtime.answer import FinishReason, Generated, Piece, Stop, TokenLogprob, why_not_begun
 from remoe_cli.runtime.choose import Noted
+from remoe_cli.runtime.draft import Drafts
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.served_hits import DECODE, PREFILL, Hits
 from remoe_cli.runtime.shares import Owed
@@ -99,6 +100,8 @@ class TokenSequence:
     invocations  the calls of all steps it took part in; parts: its own part of each; owed: what the parts' rounding left over
     main_s       its part of the main function's time
     hits         how often its tokens chose each expert; counted: of how many tokens, so that what is read again counts once
+    drafts       what it may try, and what became of it
+    drafted      whether the pass of its next tokens has a draft; in_draft: so it had, for each token
     crowded      whether the main function has computed for others since its last token; shared: so it was, for each token
     """
 
@@ -121,6 +124,9 @@ class TokenSequence:
     parts: list[Invocation] = field(default_factory=list)
     owed: Owed = field(default_factory=dict)
     main_s: float = 0.0
+    drafts: Drafts = field(default_factory=Drafts)
+    drafted: bool = False
+    in_draft: list[bool] = field(default_factory=list)
     crowded: bool = False
     shared: list[bool] = field(default_factory=list)
     invoked: list[int] = field(default_factory=list)
@@ -150,6 +156,15 @@ class TokenSequence:
             if len(part):
                 self.hits.add(phase, layer, part)
 
+    def draft(self) -> list[int]:
+        """Return tokens that may come after the last one of the answer, but none that would end it."""
+        return self.drafts.next(self.tokens, self.max_new_tokens - len(self.stream.ids) - 1, self.ends)
+
+    def learn(self, draft: Sequence[int], taken: int) -> None:
+        """Take note of a pass with a draft, after which the answer has got so many tokens."""
+        last = self.stream.ids[len(self.stream.ids) - taken :]
+        self.drafts.learn(len(draft), sum(a == b for a, b in zip(draft, last, strict=False)))
+
     def choose(self, logits: Tensor) -> int:
         """Choose the next token. Shapes: logits [vocabulary], float32."""
         ids = torch.tensor([self.tokens], device=logits.device)
@@ -160,6 +175,7 @@ class TokenSequence:
         self.invoked.append(len(self.invocations))
         self.shared.append(self.crowded)
         self.crowded = False
+        self.in_draft.append(self.drafted)
         self.stream.put(token)
         reason, count = self.stopped(), len(self.stream.ids)
         at_stop_string = bool(self.stop(torch.tensor([self.tokens]), None)) if self.stop.strings else False
@@ -198,6 +214,8 @@ class TokenSequence:
             parts=tuple(self.parts) if not self.alone else None,
             main_s=self.main_s if not self.alone else None,
             hits=self.hits,
+            in_draft=tuple(self.in_draft) if self.drafts.made.passes else (),
+            drafted=self.drafts.made,
         )
 
     def _stop_string(self) -> str | None:

@@ -30,7 +30,7 @@ from remoe_cli.runtime import address
 from remoe_cli.runtime.access import Door, Guarded, door_of
 from remoe_cli.runtime.app import Limits, make_app
 from remoe_cli.runtime.bearer import with_token
-from remoe_cli.runtime.invoke import make_client
+from remoe_cli.runtime.invoke import make_caller
 from remoe_cli.runtime.keeping import keeping
 from remoe_cli.runtime.kept import Book
 from remoe_cli.runtime.load_main import load_here
@@ -130,7 +130,7 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    connect = partial(make_client, os.environ.get("REMOE_ENDPOINT"))
+    connect = partial(make_caller, os.environ.get("REMOE_ENDPOINT"))
     inherited = socket.socket(fileno=int(os.environ["REMOE_LISTENER"]))
     server_json, receipts = map(Path, sys.argv[1:])
     run(keeping(lambda: load_here(server_json, connect), Book(receipts)), inherited, door_of(inherited, "127.0.0.1"))

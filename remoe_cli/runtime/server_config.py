@@ -11,6 +11,7 @@ from remoe_cli.errors import UsageError
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.document import Served
 from remoe_cli.profile.record import ModelRef
+from remoe_cli.runtime.draft import Speculate, is_off
 from remoe_cli.runtime.receipt import Prices
 
 
@@ -41,6 +42,7 @@ class ServerConfig(artifacts.Document):
     model   the model that was profiled; a main function with packaged files reads only those
     served  the requests that the plan holds for; None where it names none
     concurrency   requests that are served at once, for which the plan has provided memory
+    speculate     how many draft tokens a pass may have (runtime/draft.py)
     gpu     whether the plan puts everything but the experts on a GPU
     gpu_experts   by hidden layer the experts that are on it too, ascending; layers without any are left out
 
@@ -56,6 +58,7 @@ class ServerConfig(artifacts.Document):
     gpu_experts: dict[artifacts.LayerIndex, artifacts.Experts] = Field(default_factory=dict, exclude_if=artifacts.is_empty)
     served: Served | None = None
     concurrency: artifacts.Concurrency = Field(default=1, exclude_if=artifacts.is_one)
+    speculate: Speculate = Field(default="off", exclude_if=is_off)
 
     def refuse_unserved(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Refuse a request that may take more than the plan has provided for.

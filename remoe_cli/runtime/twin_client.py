@@ -7,6 +7,7 @@ variable, no proxy, no certificates.
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
 
@@ -14,7 +15,6 @@ def twin_client(endpoint: str, config: Any) -> Any:
     """Make a client for the twin at `endpoint`, with placeholders for credentials."""
     import botocore.session
     from botocore.config import Config
-    from botocore.loaders import Loader
 
     blank = {
         name: (None, None, default, convert)  # no name in a file, no environment variable
@@ -22,9 +22,7 @@ def twin_client(endpoint: str, config: Any) -> Any:
     }
     nowhere = dict.fromkeys(("config_file", "credentials_file"), (None, None, os.devnull, None))
     session = botocore.session.Session(session_vars=blank | nowhere)
-    # Without ~/.aws/models, from where botocore would take another description of Lambda.
-    builtin = Loader(extra_search_paths=[Loader.BUILTIN_DATA_PATH], include_default_search_paths=False)
-    session.register_component("data_loader", builtin)
+    session.register_component("data_loader", _builtin())
     return session.create_client(
         "lambda",
         region_name="us-east-1",
@@ -34,3 +32,14 @@ def twin_client(endpoint: str, config: Any) -> Any:
         aws_secret_access_key="local",
         config=config.merge(Config(proxies={}, defaults_mode="legacy")),
     )
+
+
+@cache
+def _builtin() -> Any:
+    """Read botocore's own descriptions of services, once in a process.
+
+    Without ~/.aws/models, from where botocore would take another description of Lambda.
+    """
+    from botocore.loaders import Loader
+
+    return Loader(extra_search_paths=[Loader.BUILTIN_DATA_PATH], include_default_search_paths=False)

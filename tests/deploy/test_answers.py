@@ -50,10 +50,11 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ByHand]:
 
 
 def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: ByHand) -> None:
-    status = HERE.deploy(inputs.plan_path, "d", DeployOptions())
+    status = HERE.deploy(inputs.plan_path, "d", DeployOptions(speculate=4))
     assert [f["name"] for f in status["functions"]] == ["d-layer-000-0", "d-layer-000-1", "d-layer-000-2", "d-layer-001"]
     assert status["main"]["local_experts"] == 2 + 4
     served = read_json(lifecycle.state_dir("d") / "server.json", ServerConfig)
+    assert served.speculate == status["main"]["speculate"] == 4
     # 3e-4 s an expert and 2e-4 s a row (tests/support/synthetic.py)
     assert [f.expert_rows for f in served.functions] == pytest.approx([1.5] * 4)
     catalog = inputs.catalog
@@ -74,6 +75,12 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     asked = {"prompt": PROMPT, "max_new_tokens": 16}
     document = httpx.post(f"http://127.0.0.1:{port}/invocations", json=asked, trust_env=False, timeout=60).json()
     assert document["token_ids"] == inputs.tokens()
+    # Five tokens of a pass share one call of each function.
+    again = asked | {"logit_bias": {"5": 100}}
+    repeated = httpx.post(f"http://127.0.0.1:{port}/invocations", json=again, trust_env=False, timeout=60).json()
+    receipt = repeated["receipt"]
+    assert repeated["token_ids"] == [5] * 16 and receipt["accepted_tokens"] == receipt["draft_tokens"] > 8
+    assert all(f["invocations"] <= 16 - receipt["accepted_tokens"] + (f["name"] == "d-layer-001") for f in receipt["functions"])
     if other_user.can_run():
         assert other_user.ask(port, "POST", "/invocations", json.dumps(asked))[0] == 403
     problem = make_problem(inputs.profile, catalog, PlanRequest(n_in=20, n_out=15))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from remoe_cli.artifacts import read_json
 from remoe_cli.deploy.local import lifecycle
+from remoe_cli.deploy.local.calibrate import restart
 from remoe_cli.function.weights import Head, read_head
 from remoe_cli.package.bundle import Manifest
 from remoe_cli.profile.record import read_profile
@@ -30,12 +32,32 @@ PROMPT_IDS = list(range(1, 21))
 TOKENS = 12
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
-    yield tmp_path
-    for name in lifecycle.names():
-        lifecycle.destroy(name)
+Deployed = Callable[[str, str], tuple[Path, dict[str, Any]]]
+# The one that a test damages stands for both tests.
+DAMAGED = ("gpt_oss", "mxfp4")
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """Deploys a family in a form as "q", unless it stands; returns the folder of what it was made from, and the status as deployed."""
+    standing: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = {}
+
+    def deploy(family: str, form: str) -> tuple[Path, dict[str, Any]]:
+        if (family, form) not in standing or not lifecycle.names():
+            destroy()
+            folder = tmp_path_factory.mktemp(f"{family}-{form}")
+            standing[family, form] = folder, remoe("deploy", str(planned(folder, family, form)), "--name", "q")
+        return standing[family, form]
+
+    def destroy() -> None:
+        standing.clear()
+        for name in lifecycle.names():
+            lifecycle.destroy(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REMOE_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield deploy
+        destroy()
 
 
 def planned(folder: Path, family: str, form: str) -> Path:
@@ -52,10 +74,9 @@ def planned(folder: Path, family: str, form: str) -> Path:
     return plan
 
 
-@pytest.mark.parametrize(("family", "form"), PAIRS)
-def test_it_answers_as_transformers_does(family: str, form: str, folder: Path) -> None:
-    plan = planned(folder, family, form)
-    status = remoe("deploy", str(plan), "--name", "q")
+@pytest.mark.parametrize(("family", "form"), sorted(PAIRS, key=lambda pair: pair == DAMAGED))
+def test_it_answers_as_transformers_does(family: str, form: str, deployed: Deployed) -> None:
+    folder, status = deployed(family, form)
     spec = read_profile(folder / "profile").record.spec
     assert spec.stored is not None and spec.stored.served and spec.read_expert_bytes < 0.6 * spec.expert_bytes
     assert 0 < status["main"]["local_experts"] < spec.experts
@@ -78,13 +99,15 @@ def test_it_answers_as_transformers_does(family: str, form: str, folder: Path) -
         assert function.form == ("packed" if form == "mxfp4" else "ready") and spec.is_packed == (form == "mxfp4")
 
 
-def test_a_changed_scale_is_caught_by_the_digest(folder: Path) -> None:
-    plan = planned(folder, "gpt_oss", "mxfp4")
-    remoe("deploy", str(plan), "--name", "q")
+def test_a_changed_scale_is_caught_by_the_digest(deployed: Deployed) -> None:
+    deployed(*DAMAGED)
     place = lifecycle.state_dir("q") / "bundle"
     for function in read_json(place / "manifest.json", Manifest).functions:
         head = Head.parse(read_head(place / function.shard))
         for tensors in head.tensors.values():
             flip(place / function.shard, tensors["down_proj.0.scales"].first)
+    for called in read_json(lifecycle.state_dir("q") / "server.json", ServerConfig).functions:
+        restart("q", called.function)
     done = forked.remoe("infer", "q", "--prompt", PROMPT, "--max-new-tokens", "2")
     assert done.returncode != 0 and "is not the one that was deployed" in done.stderr
+    lifecycle.destroy("q")

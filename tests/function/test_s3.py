@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,10 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotoCredentials
 
-from remoe_cli.function import s3
+from remoe_cli.function import s3, signing
 from remoe_cli.function.errors import ShardDeniedError, ShardMissingError, ShardTruncatedError, ShardUnreachableError
-from remoe_cli.function.s3 import Credentials, S3Object, signed
+from remoe_cli.function.s3 import S3Object
+from remoe_cli.function.signing import Credentials, signed
 from tests.support.s3_front import KEYS, Front
 
 DATA = bytes(range(256)) * 100
@@ -43,14 +45,14 @@ def test_a_request_is_signed_as_botocore_signs_it(token: str, path: str, monkeyp
     theirs = AWSRequest("GET", f"https://{host}{path}", headers=wanted)
     S3SigV4Auth(BotoCredentials("AKID", "secret/key", token or None), "s3", "eu-west-1").add_auth(theirs)
     now = theirs.context["timestamp"]
-    monkeypatch.setattr(s3.time, "gmtime", lambda _: s3.time.strptime(now, "%Y%m%dT%H%M%SZ"))
-    ours = signed(host, path, wanted, Credentials("AKID", "secret/key", token, "eu-west-1"), 0.0)
+    monkeypatch.setattr(signing.time, "gmtime", lambda _: time.strptime(now, "%Y%m%dT%H%M%SZ"))
+    ours = signed("GET", host, path, wanted, Credentials("AKID", "secret/key", token, "eu-west-1"), 0.0)
     assert ours.pop("host") == host
     assert ours == {name.lower(): value for name, value in theirs.headers.items()}
 
 
 def test_secrets_are_not_shown(front: OneObject) -> None:
-    shown = repr(Credentials.of(KEYS))
+    shown = repr(Credentials(KEYS["AWS_ACCESS_KEY_ID"], KEYS["AWS_SECRET_ACCESS_KEY"], KEYS.get("AWS_SESSION_TOKEN", "")))
     assert "AKID" in shown and "secret" not in shown and "token" not in shown.replace("token=", "")
     front.script = [(403, "SignatureDoesNotMatch")]
     with pytest.raises(ShardDeniedError) as raised:

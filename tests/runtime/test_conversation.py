@@ -47,7 +47,7 @@ class Engine:
 @pytest.mark.parametrize("prompt", ["Why?", TALK, Conversation(TALK.messages)])
 def test_what_the_client_asks_is_what_the_engine_is_given(prompt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine()
-    config = type("Config", (), {"prices": PRICES, "refuse_unserved": lambda *_: None})
+    config = type("Config", (), {"prices": PRICES, "refuse_unserved": lambda *_: None, "speculate": "off"})
     main = MainFunction(config, engine)  # type: ignore[arg-type]
 
     def answered(endpoint: client.Endpoint, request: dict[str, Any]) -> Any:

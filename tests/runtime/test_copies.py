@@ -1,15 +1,15 @@
 """What a MoE layer asks of a GPU in a step: at most two copies and one wait, with two tiers of experts and with three.
 
-No GPU is needed: tests/support/labelled.py. It gives the process a device of its own, so each family runs in a child.
+No GPU is needed: tests/support/labelled.py. It gives the process a device of its own, so all families run in one child.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,13 @@ BREAKS: dict[str, tuple[str, Callable[..., Any]]] = {
 }
 
 
-def serve(folder: str, family: str, tiers: str, broken: str = "") -> None:
-    """Load to the labelled device and generate; print what each step of each MoE block has asked of the device."""
+def begin() -> None:
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # labels are seen in this thread only
     register()
+
+
+def serve(folder: str, family: str, tiers: str, broken: str = "") -> dict[str, Any]:
+    """Load to the labelled device and generate; return what each step of each MoE block has asked of the device."""
     reference = save(family, torch.float32, Path(folder), fused=tiers == "three")
     expected = generated(reference, "cpu")
     checkpoint, layers = find(folder), [x.layer for x in expert_layers(reference)]
@@ -106,7 +109,7 @@ def serve(folder: str, family: str, tiers: str, broken: str = "") -> None:
         tokens = generated(model, NAME)
         early = [start.__self__.early for start in started.dispatcher.starts.values()]  # type: ignore[attr-defined]
     found = {"same": tokens == expected, "steps": steps, "early": early, "layers": len(layers), "remote": remote.rows}
-    json.dump(found | {"places": sorted(places), "held": held}, sys.stdout)
+    return found | {"places": sorted(places), "held": held}
 
 
 def host_ids(model: Any) -> set[int]:
@@ -122,15 +125,21 @@ def generated(model: Any, device: str) -> list[int]:
         return out[0].cpu().tolist()  # type: ignore[no-any-return]
 
 
-def result(folder: Path, *arguments: str) -> dict[str, Any]:
-    run = forked.complete(serve, str(folder), *arguments)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)  # type: ignore[no-any-return]
+@pytest.fixture(scope="module")
+def child() -> Iterator[ProcessPoolExecutor]:
+    with forked.pool(begin) as made:
+        yield made
+
+
+def result(child: ProcessPoolExecutor, folder: Path, *arguments: str) -> dict[str, Any]:
+    return child.submit(serve, str(folder), *arguments).result(280)
 
 
 @pytest.mark.parametrize(("family", "tiers"), CASES)
-def test_a_step_of_a_layer_takes_two_copies_and_one_wait_at_most(family: str, tiers: str, tmp_path: Path) -> None:
-    found = result(tmp_path, family, tiers)
+def test_a_step_of_a_layer_takes_two_copies_and_one_wait_at_most(
+    family: str, tiers: str, child: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    found = result(child, tmp_path, family, tiers)
     assert found["same"] and found["places"] == [NAME] and found["held"] == len(TIERS[tiers][0]) / EXPERTS
     assert len(found["steps"]) == found["layers"] * NEW_TOKENS
     copies = 1 if tiers == "GPU" else 2
@@ -141,9 +150,9 @@ def test_a_step_of_a_layer_takes_two_copies_and_one_wait_at_most(family: str, ti
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-def test_a_copy_too_many_and_a_wait_too_many_are_seen(broken: str, tmp_path: Path) -> None:
+def test_a_copy_too_many_and_a_wait_too_many_are_seen(broken: str, child: ProcessPoolExecutor, tmp_path: Path) -> None:
     """Negative control."""
-    steps = result(tmp_path, "mixtral", "two", broken)["steps"]
+    steps = result(child, tmp_path, "mixtral", "two", broken)["steps"]
     assert any(len(copies) > 2 or len(waits) > 1 for copies, waits in steps)
 
 

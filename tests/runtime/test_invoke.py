@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,22 @@ import pytest
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import Batch, from_wire, pack, to_wire
 from remoe_cli.runtime.failures import RETRIES
-from remoe_cli.runtime.invoke import FailedCall, invoke, make_client, ping
+from remoe_cli.runtime.invoke import FailedCall, invoke, make_caller, make_client, ping
 from tests.support.endpoint import Endpoint, Reply, failed, ok, refused, report
+
+Make = Callable[[str, int, float], Any]
+
+
+@pytest.fixture(params=[make_client, make_caller], ids=["botocore", "direct"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Both ways to make a client: whatever happens, callers see the same."""
+    made: Make = request.param
+    return made
 
 
 @pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    with Endpoint() as made:
+def endpoint(make: Make) -> Iterator[Endpoint]:
+    with Endpoint(make) as made:
         yield made
 
 
@@ -42,7 +52,8 @@ def test_the_report_line_is_read_with_and_without_init(endpoint: Endpoint, init:
     assert 0 < call.elapsed_s < 5
     ((path, headers, body),) = endpoint.requests
     assert path == "/2015-03-31/functions/layer-001/invocations"
-    assert {headers[name] for name in ("X-Amz-Invocation-Type", "X-Amz-Log-Type")} == {"RequestResponse", "Tail"}
+    named = {name.lower(): value for name, value in headers.items()}
+    assert {named[name] for name in ("x-amz-invocation-type", "x-amz-log-type")} == {"RequestResponse", "Tail"}
     assert from_wire(body) == FRAME
 
 
@@ -186,21 +197,21 @@ def test_an_answer_without_a_report_is_not_lambda(endpoint: Endpoint) -> None:
         ping(endpoint.client, "f")
 
 
-def test_a_dead_endpoint_is_an_invoke_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_endpoint_is_an_invoke_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # taken, and nobody listens
-        client = make_client(f"http://127.0.0.1:{held.getsockname()[1]}", 1, 5.0)
+        client = make(f"http://127.0.0.1:{held.getsockname()[1]}", 1, 5.0)
         with pytest.raises(InvokeError, match=f"The expert function f failed after {RETRIES + 1} tries: Could not connect"):
             invoke(client, "f", FRAME)
         client.close()
 
 
-def test_a_function_that_does_not_answer_in_time_is_an_invoke_error() -> None:
+def test_a_function_that_does_not_answer_in_time_is_an_invoke_error(make: Make) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(1)
-        client = make_client(f"http://127.0.0.1:{silent.getsockname()[1]}", 1, 0.2)
+        client = make(f"http://127.0.0.1:{silent.getsockname()[1]}", 1, 0.2)
         with pytest.raises(InvokeError, match="Read timeout"):
             invoke(client, "f", FRAME)
         client.close()

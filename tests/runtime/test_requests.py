@@ -186,7 +186,7 @@ class Held:
     def refuse(self, ids: Any, new: int) -> None:
         pass
 
-    def sequence(self, ids: Any, new: int, on_piece: Any, stopped: Callable[[], object], sampling: Any) -> HeldSequence:
+    def sequence(self, ids: Any, new: int, on_piece: Any, stopped: Callable[[], object], sampling: Any, speculate: Any) -> HeldSequence:
         return HeldSequence(ids, stopped)
 
     def batch(self) -> Held:
@@ -210,7 +210,13 @@ def serving(
     limits: Limits = Limits(),  # noqa: B008
     concurrency: int = 1,
 ) -> AbstractContextManager[str]:
-    fields = {"prices": PRICES, "refuse_unserved": lambda *_: None, "model": ModelRef(path="m", revision="r"), "concurrency": concurrency}
+    fields = {
+        "prices": PRICES,
+        "refuse_unserved": lambda *_: None,
+        "model": ModelRef(path="m", revision="r"),
+        "concurrency": concurrency,
+        "speculate": "off",
+    }
     config: Any = type("Config", (), fields)
     return api_server.serving(MainFunction(config, engine), limits, host)  # type: ignore[arg-type]
 

@@ -11,8 +11,12 @@ import httpx
 import openai
 import pytest
 
+from remoe_cli.runtime import draft
+from remoe_cli.runtime.grammar import json_grammar
 from remoe_cli.runtime.main_function import MainFunction
+from remoe_cli.runtime.sampling import Sampling
 from tests.support.api_server import serving, whole_model
+from tests.support.batching import guesses
 from tests.support.by_hand import by_hand
 from tests.support.chatml import save_chatml
 
@@ -226,3 +230,13 @@ def test_a_model_that_takes_no_tools_says_so(tmp_path: Any) -> None:
                 client.chat.completions.create(**ASKED | {"messages": said} | more)
             assert caught.value.param == param
         assert made.model
+
+
+def test_drafts_change_nothing_of_json(main: MainFunction, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grammar goes on by accepted tokens only, also where a draft has tokens that it does not allow."""
+    ids, sampling = main.engine.text_ids("One and two?"), Sampling(grammar=json_grammar(SCHEMA), temperature=1.0, seed=5)
+    plain = main.engine.generate(ids, 120, sampling=sampling)
+    monkeypatch.setattr(draft, "lookup", guesses([plain]))
+    made = main.engine.generate(ids, 120, sampling=sampling, speculate=6)
+    assert (made.token_ids, made.text, made.finish_reason) == (plain.token_ids, plain.text, "stop")
+    assert json.loads(made.text)["a"] in (1, 2) and 2 < made.drafted.accepted < made.drafted.tokens

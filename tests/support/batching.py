@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from remoe_cli.model.experts import attach, expert_layers
-from remoe_cli.runtime.answer import Stop
+from remoe_cli.runtime.answer import Generated, Stop
 from remoe_cli.runtime.device import describe
 from remoe_cli.runtime.dispatch import Dispatcher
+from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.engine import Engine
 from remoe_cli.runtime.sampling import GREEDY, Sampling
 from remoe_cli.runtime.sequence import TokenSequence
@@ -42,6 +44,24 @@ def engine_with(model: PreTrainedModel, dispatcher: Dispatcher) -> Engine:
     return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), (), describe(model.device), uncounted)
 
 
+def guesses(answers: Sequence[Generated]) -> Callable[[Sequence[int], int], list[int]]:
+    """A lookup (runtime/draft.py) that gives drafts of every length up to the most, half of them with a wrong token in some place."""
+    draw = random.Random(0)
+
+    def guess(tokens: Sequence[int], most: int) -> list[int]:
+        right = next(
+            whole[len(tokens) :][: draw.randint(0, max(0, most))]
+            for each in answers
+            if (whole := [*each.prompt_token_ids, *each.token_ids])[: len(tokens)] == list(tokens)
+        )
+        if right and draw.random() < 0.5:
+            place = draw.randrange(len(right))
+            right[place] = (right[place] + 1) % VOCAB_SIZE
+        return right
+
+    return guess
+
+
 @dataclass
 class Asked:
     """One request: the step before which it joins, and what it asks for."""
@@ -50,6 +70,7 @@ class Asked:
     prompt: Sequence[int]
     tokens: int = 12
     sampling: Sampling = GREEDY
+    speculate: Speculate = "off"
     stopped: Callable[[], Stop | None] = lambda: None
 
 
@@ -59,7 +80,9 @@ def together(engine: Engine, asked: Sequence[Asked], notes: list[list[int]] | No
     while len(made) < len(asked) or len(batch):
         for number, each in enumerate(asked):
             if each.step == step:
-                made[number] = engine.sequence(each.prompt, each.tokens, stopped=each.stopped, sampling=each.sampling)
+                made[number] = engine.sequence(
+                    each.prompt, each.tokens, stopped=each.stopped, sampling=each.sampling, speculate=each.speculate
+                )
                 batch.add(made[number])
         batch.step()
         step += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -28,6 +29,7 @@ class Reply:
     body: bytes | None = None  # None: the request's own body
     hang_up: bool = False
     cut: bool = False
+    closes: bool = False  # the connection, without saying so
 
 
 def ok(init: float | None = None, body: bytes | None = None) -> Reply:
@@ -54,7 +56,7 @@ def refused(status: int, kind: str) -> Reply:
 class Endpoint:
     """A server that speaks Invoke and gives the replies in `script` in turn, the last one for ever."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[str, int, float], Any] = make_client) -> None:
         self.script: list[Reply] = []
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         outer = self
@@ -76,7 +78,7 @@ class Endpoint:
                 self.send_header("Content-Length", str(len(answer) + 10 * reply.cut))
                 self.end_headers()
                 self.wfile.write(answer)
-                self.close_connection = reply.cut
+                self.close_connection = reply.cut or reply.closes
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -84,7 +86,7 @@ class Endpoint:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.client = make_client(self.url, 4, 5.0)
+        self.client = make(self.url, 4, 5.0)
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})

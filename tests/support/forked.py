@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
@@ -15,13 +16,7 @@ from typing import Any
 
 # Forked from a process that has only imported, and so has no threads that a fork would lose.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        *("remoe_cli.cli.app", "remoe_cli.plan.build", "remoe_cli.predict.train", "remoe_cli.profile.latency", "remoe_cli.runtime.client"),
-        *("remoe_cli.deploy.local.target", "remoe_cli.model.shards", "remoe_cli.model.tokens", "remoe_cli.runtime.engine"),
-        *("transformers.models.qwen2_moe.modeling_qwen2_moe", "transformers.models.qwen3_moe.modeling_qwen3_moe"),
-    ]
-)
+_CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
 
 
 def start(work: Callable[..., object], *arguments: Any, stdout: Path, stderr: Path) -> BaseProcess:
@@ -40,6 +35,11 @@ def _run(work: Callable[..., object], arguments: tuple[Any, ...], environment: d
     os.environ.update(environment)
     os.chdir(folder)
     work(*arguments)
+
+
+def pool(begin: Callable[[], None]) -> ProcessPoolExecutor:
+    """One process that calls `begin` and then does what is submitted, one after another."""
+    return ProcessPoolExecutor(1, _CONTEXT, begin)
 
 
 def complete(work: Callable[..., object], *arguments: Any, timeout: float = 280) -> CompletedProcess[str]:

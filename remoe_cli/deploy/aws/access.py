@@ -27,7 +27,7 @@ from remoe_cli.lambda_limits import MAX_TIMEOUT_S, read_timeout_s
 from remoe_cli.package.partial_checkpoint import MainManifest
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client
-from remoe_cli.runtime.invoke import Connect, make_client
+from remoe_cli.runtime.invoke import Connect, make_caller
 from remoe_cli.runtime.kept import Book, book_of
 from remoe_cli.settings import cache_dir
 
@@ -104,7 +104,7 @@ def _clients(account: Account) -> Connect:
     A second client has credentials that are read again, as after a new login.
     """
     sessions = chain([account.session], iter(partial(_reopened, account), None))
-    return lambda connections, timeout_s: make_client(None, connections, timeout_s, session=next(sessions))
+    return lambda connections, timeout_s: make_caller(None, connections, timeout_s, session=next(sessions))
 
 
 def _reopened(account: Account) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from remoe_cli.deploy.account_rules import AccountRules
 from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.runtime.draft import Speculate
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class AwsSettings:
     log_days            days that logs are kept
     monthly_alert_usd   a month's spending at which AWS sends a mail to `alert_email`; None: no mail
     concurrency         instances of all functions that the account may run at once; a new account has fewer than AWS's default
+    speculate           how many draft tokens a pass of the main function may have (runtime/draft.py)
     rules               what the account demands of everything
     """
 
@@ -32,6 +34,7 @@ class AwsSettings:
     alert_email: str | None = None
     concurrency: int = 1000
     rules: AccountRules = field(default_factory=AccountRules)
+    speculate: Speculate = "off"
 
     @property
     def bucket(self) -> str:

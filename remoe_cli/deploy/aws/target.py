@@ -159,6 +159,7 @@ def _settings(plan: Plan, catalog: Catalog, name: str, options: DeployOptions) -
         image_uri=options.image_uri,
         monthly_alert_usd=options.monthly_alert_usd,
         alert_email=options.alert_email,
+        speculate=options.speculate,
     )
 
 

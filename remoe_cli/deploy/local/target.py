@@ -37,7 +37,7 @@ from remoe_cli.package import bundle
 from remoe_cli.package.partial_checkpoint import MANIFEST
 from remoe_cli.plan.document import Plan
 from remoe_cli.runtime import client, peers
-from remoe_cli.runtime.invoke import make_client
+from remoe_cli.runtime.invoke import make_caller, make_client
 from remoe_cli.runtime.kept import Book, book_of
 
 # What a main server does that does not answer, and what to do about it.
@@ -92,7 +92,7 @@ class LocalTarget:
         with self.console.progress("Checking packaged functions"):
             bundle.read(folder / "bundle")
         code = bundle.unpack_code(folder / "bundle")
-        config = main_files.server_config(plan, profile, catalog, manifest, lambda entry: f"{name}-{entry}")
+        config = main_files.server_config(plan, profile, catalog, manifest, lambda entry: f"{name}-{entry}", speculate=options.speculate)
         artifacts.write_json(folder / "server.json", config)
         functions = tuple(
             FunctionConfig(
@@ -165,7 +165,7 @@ class LocalTarget:
         document = lifecycle.status(name)
         if document["endpoint"] is None:
             raise _down(document)
-        connect = partial(make_client, document["endpoint"])
+        connect = partial(make_caller, document["endpoint"])
         server_json = lifecycle.state_dir(name) / "server.json"
         serve_here(name, server_json, connect, host, port, self.console, asked, book=self.receipts(name))
 
