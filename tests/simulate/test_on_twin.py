@@ -37,7 +37,7 @@ from tests.support.split import split_model
 
 pytestmark = pytest.mark.alone
 
-RTT_MS, IDLE_S = 10.0, 2.0
+RTT_MS, IDLE_S = 15.0, 2.0
 REQUESTS, PROMPT = 20, list(range(2, 22))
 WITHIN = 0.15
 
@@ -155,7 +155,7 @@ def test_turns_and_cold_starts_are_the_twins(engine: Engine) -> None:
 
 def test_requests_that_share_steps_take_what_they_take_in_the_batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = 3
-    gaps_s, n_out = traffic(engine, 0.8, at_once - 1, 2)
+    gaps_s, n_out = traffic(engine, 0.5, at_once - 1, 2)  # a long queue would multiply what steps differ in
     prompts_s, step_s = timed(monkeypatch, at_once)
     seen = play(engine, at_once, gaps_s, n_out)
     steps_s = np.array([0.0, *(np.mean(each) for each in step_s.values())])
