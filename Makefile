@@ -110,6 +110,7 @@ measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/solvers.py table
 	$(BIN)/python docs/measure/solvers.py sizes
 	$(BIN)/python -m docs.measure.faults
+	$(BIN)/python docs/measure/simulate_twin.py # docs/explanation/twin.md has it
 
 # MODEL is a folder with DeepSeek-V2-Lite's config.json, ROUTING recorded routing of it, which is not part of this repository.
 paper: $(VENV)/.installed ## print the paper's figures again: make paper MODEL=FOLDER ROUTING=FILE

@@ -1,4 +1,4 @@
-"""Parts of the plan file: what a main function runs on, and how that is bought."""
+"""Parts of the plan file: what a main function runs on, how it is bought, and what it takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from enum import StrEnum
 from pydantic import Field
 
 from remoe_cli.artifacts import Part, is_false
+
+MOST_REQUESTS = 128  # that a main server answers or keeps waiting
 
 
 class MainKind(StrEnum):
@@ -53,3 +55,14 @@ class MainSpec(Part):
     def starts(self) -> bool:
         """Whether a request may find the main function cold."""
         return self.kind != MainKind.ALWAYS_ON
+
+
+def places(at_once: int, most: int = MOST_REQUESTS) -> int:
+    """Count the requests that a main server answers or keeps waiting; one more is refused.
+
+    There are twice as many as are answered at once, at least.
+
+    >>> places(1), places(100)
+    (128, 200)
+    """
+    return max(most, 2 * at_once)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from remoe_cli.artifacts import Bytes, Figure, NonNegative, Part, Positive, Tokens, is_none
+from remoe_cli.artifacts import Bytes, Figure, NonNegative, Part, Positive, Tokens, is_empty, is_none
 
 WARN_ABOVE = 0.15  # held-out median error of a kept curve
 WARN_SPREAD = 1.5  # median over least time of passes that do the same
@@ -223,6 +223,8 @@ class ColdStart(Part):
     """Medians over cold starts of a running deployment.
 
     total_s is the wait of the client. The other times are its steps, in order.
+
+    waits_s   the wait of the client in single starts, ascending
     """
 
     starts: Tokens
@@ -231,6 +233,7 @@ class ColdStart(Part):
     weights_s: NonNegative
     first_result_s: Figure
     total_s: Figure
+    waits_s: tuple[Figure, ...] = Field(default=(), exclude_if=is_empty)
 
 
 class Latency(Part):

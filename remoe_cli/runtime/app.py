@@ -34,6 +34,7 @@ from starlette.exceptions import HTTPException
 
 from remoe_cli.errors import DeployError, RemoeError
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
+from remoe_cli.plan.mains import MOST_REQUESTS, places
 from remoe_cli.runtime.answer import Piece
 from remoe_cli.runtime.api import routes
 from remoe_cli.runtime.api.common import Api, Asked, BusyError, Event, Refusal, fault_of
@@ -63,7 +64,7 @@ class Limits:
 
     whole_s: float = math.inf
     streamed_s: float = math.inf
-    requests: int = 128
+    requests: int = MOST_REQUESTS
 
 
 def make_app(loading: Future[MainFunction], model_thread: Executor, ending: threading.Event, limits: Limits) -> FastAPI:
@@ -246,9 +247,9 @@ class _Queue:
     @contextmanager
     def place(self, count: Metrics, at_once: int) -> Iterator[None]:
         """Hold a place; raises BusyError where there is none."""
-        if self._taken >= (places := max(self._places, 2 * at_once)):
+        if self._taken >= (most := places(at_once, self._places)):
             count.refused()
-            raise BusyError(f"This server has {places} requests, which is all it takes.", "Ask again in a moment.")
+            raise BusyError(f"This server has {most} requests, which is all it takes.", "Ask again in a moment.")
         self._taken += 1
         try:
             yield

@@ -229,7 +229,8 @@ def _cold(target: str, callees: Sequence[_Callee], pool: ThreadPoolExecutor, res
     starts = list(_cold_starts(callees, pool, restart))
     if not starts:
         raise DeployError(f"No function of '{target}' could be made to start cold.", "Measure when nothing else uses them.")
-    return ColdStart(starts=len(starts), **{name: statistics.median(split[name] for split in starts) for name in starts[0]})
+    medians = {name: statistics.median(split[name] for split in starts) for name in starts[0]}
+    return ColdStart(starts=len(starts), **medians, waits_s=tuple(sorted(split["total_s"] for split in starts)))
 
 
 def _cold_starts(callees: Sequence[_Callee], pool: ThreadPoolExecutor, restart: Callable[[str], None]) -> Iterator[dict[str, float]]:

@@ -19,13 +19,14 @@ from remoe_cli.plan.cost import expert_functions, main_function, prices
 from remoe_cli.plan.cost.prompts import cold_wait_s, functions_wait_s, prefill_s
 from remoe_cli.plan.cost.steps import layer_steps, step_times
 from remoe_cli.plan.document import Baseline, BaselineName, Plan, Served
+from remoe_cli.plan.mains import MOST_REQUESTS, places
 from remoe_cli.plan.problem.hits import owner_of
 from remoe_cli.plan.problem.problem import Main, Placement, Problem
 from remoe_cli.plan.wording import BASELINE_NAMES, bought
 from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_gpu
 
 _LENGTHS = 33  # prompt lengths at which prefill is priced; between them, it is interpolated
-_MOST_REQUESTS = 128  # that a rented main function answers or keeps waiting (runtime/app.py)
+_DRAWN_STARTS = 1024  # of all expert functions, one after the other
 _SELDOM = 0.5  # overlapping calls of a request up to which no further instance is expected
 
 
@@ -33,13 +34,13 @@ _SELDOM = 0.5  # overlapping calls of a request up to which no further instance 
 class Functions:
     """The expert functions beside a main function.
 
-    wait_s      starting all of them, one layer after the other, beside a main function that is up
+    waits_s     starting all of them, one layer after the other, beside a main function that is up: equally likely values
     start_usd   starting one instance of each
     idle_s      an instance that had no call for so long is gone
     needed      needed[c]: how many instances of each are there while c requests run
     """
 
-    wait_s: float
+    waits_s: Floats
     start_usd: float
     idle_s: float
     needed: tuple[int, ...]
@@ -52,9 +53,10 @@ class Service:
     spec                 the main function, for people
     instances            None: as many as requests need, each paid by use
     at_once              requests that one instance serves at once
-    prompts, ttft_s, prefill_usd    prompt tokens [G], ascending; TTFT of a warm request, and its expert functions, for each
-    tpot_s, token_sd_s   mean and standard deviation of the time of one further token
-    token_usd            expert functions of one further token
+    prompts, prefill_s, prefill_usd    prompt tokens [G], ascending; reading such a prompt, warm and alone, and its expert functions
+    step_s               [at_once + 1]: mean time of a decode step that so many requests share
+    token_sd_s           standard deviation of the time of a token of a request that is served alone
+    token_usd            [at_once + 1]: expert functions of one token of such a step
     usd_per_hour         of all rented instances while they are up
     usd_per_s            of an instance that serves requests, where it is paid by use
     usd_per_request      fee and log of a request
@@ -69,18 +71,18 @@ class Service:
     spec: str
     instances: int | None
     prompts: Floats
-    ttft_s: Floats
+    prefill_s: Floats
     prefill_usd: Floats
-    tpot_s: float
+    step_s: Floats
+    token_usd: Floats
     token_sd_s: float = 0.0
-    token_usd: float = 0.0
     usd_per_hour: float = 0.0
     usd_per_s: float = 0.0
     usd_per_request: float = 0.0
     start_s: float = 0.0
     start_usd: float = 0.0
     idle_s: float = math.inf
-    most: int = _MOST_REQUESTS
+    most: int = MOST_REQUESTS
     at_once: int = 1
     limit_s: float = math.inf
     longest: Served | None = None
@@ -90,30 +92,28 @@ class Service:
 def of_placement(problem: Problem, placement: Placement, name: str, n_in: Floats, mean_out: float) -> Service:
     """Price a placement for prompts of all lengths in `n_in`, and answers of `mean_out` further tokens.
 
-    Where its instances serve several requests at once, each takes as long as beside as many others as there may be.
+    Where its instances serve several requests at once, a decode step takes as long as so many requests make it.
     """
     main, prompts, problem = placement.main, _some_of(n_in), problem.at_main(placement.main)
     has_functions = any(layer.parts for layer in placement.layers)
-    tokens = [_token(problem, placement, index) for index in range(len(placement.layers))]
     money = main_function.prices_of(problem, Main(main, placement.instances))
     by_use, limit = main.usd_per_hour is None, problem.catalog.function.concurrency_limit
     at_once = max(len(layer.parts) * layer.replicas for layer in placement.layers)
     zero, at_a_time = problem.catalog.zero if main.scales_to_zero else None, problem.concurrency
-    most = at_a_time * max(1, limit // (1 + at_once)) if by_use else _MOST_REQUESTS * placement.instances
-    warm_s = prefill_s(problem, placement, prompts.astype(np.int64))
-    step_s = main_function.decode_rest_s(problem, main) + sum(token.seconds for token in tokens)
-    mean_s = float(np.interp(n_in, prompts, warm_s).mean())
+    most = at_a_time * max(1, limit // (1 + at_once)) if by_use else places(at_a_time) * placement.instances
+    steps = {number: _step(replace(problem, concurrency=number), placement) for number in _numbers(at_a_time)}
+    full = steps[at_a_time]
     return Service(
         name=name,
         spec=bought(main.name, placement.instances),
         instances=None if by_use else placement.instances,
         at_once=at_a_time,
         prompts=prompts,
-        ttft_s=warm_s if at_a_time == 1 else warm_s + step_s,
+        prefill_s=prefill_s(problem, placement, prompts.astype(np.int64)),
         prefill_usd=sum((_prefill_usd(problem, placement, at, prompts) for at in range(len(placement.layers))), np.zeros(len(prompts))),
-        tpot_s=_next_token_s(step_s, at_a_time, mean_s, mean_out),
-        token_sd_s=math.sqrt(sum(token.variance_s2 for token in tokens)),
-        token_usd=sum(token.usd for token in tokens),
+        step_s=_between({number: step.seconds for number, step in steps.items()}),
+        token_usd=_between({number: step.usd for number, step in steps.items()}),
+        token_sd_s=math.sqrt(sum(token.variance_s2 for token in steps[1].tokens)),
         usd_per_hour=(main.usd_per_hour or 0.0) * placement.instances,
         usd_per_s=money.usd_per_s if by_use else 0.0,
         usd_per_request=money.usd_per_request,
@@ -122,7 +122,7 @@ def of_placement(problem: Problem, placement: Placement, name: str, n_in: Floats
         idle_s=problem.catalog.function.idle_ttl_s if by_use else math.inf if zero is None else zero.idle_s,
         most=most,
         limit_s=main_function.longest_request_s(problem, main),
-        functions=_functions(problem, placement, tokens, step_s, mean_out, most) if has_functions else None,
+        functions=_functions(problem, placement, full, mean_out, most) if has_functions else None,
     )
 
 
@@ -149,36 +149,41 @@ def _on_gpu(problem: Problem, name: BaselineName, baseline: Baseline, n_in: Floa
     nonexpert, expert = whole_on_gpu(read_hardware(spec.hardware or problem.catalog.reference.hardware), problem.spec)
     if name is BaselineName.STORED_GPU:
         nonexpert, expert = as_stored(nonexpert, expert, problem.spec)
-    prompts, use = _some_of(n_in), problem.workload.use
-    ttft_s = np.array([float(nonexpert.seconds(n)) + float(expert.seconds(use * n, 1).sum()) for n in prompts.tolist()])
-    tpot_s = float(nonexpert.seconds(1)) + float(problem.workload.decode_hits.sum()) * float(expert.seconds(1, 1))
-    n, mean_s = problem.concurrency, float(np.interp(n_in, prompts, ttft_s).mean())
-    if n > 1:
-        each_s, layers = expert.seconds(np.arange(n + 1.0), 1), range(len(problem.workload.patterns))
-        step_s = float(nonexpert.seconds(n)) + sum(
-            float(each_s[problem.workload.step_rows(layer, n)].sum(axis=0).mean()) for layer in layers
-        )
-        ttft_s, tpot_s = ttft_s + step_s, _next_token_s(step_s, n, mean_s, mean_out)
+    prompts, use, n = _some_of(n_in), problem.workload.use, problem.concurrency
+    prompt_s = np.array([float(nonexpert.seconds(tokens)) + float(expert.seconds(use * tokens, 1).sum()) for tokens in prompts.tolist()])
+    step_s = {1: float(nonexpert.seconds(1)) + float(problem.workload.decode_hits.sum()) * float(expert.seconds(1, 1))}
+    each_s, layers = expert.seconds(np.arange(n + 1.0), 1), range(len(problem.workload.patterns))
+    for number in _numbers(n)[1:]:
+        rows_s = (float(each_s[problem.workload.step_rows(layer, number)].sum(axis=0).mean()) for layer in layers)
+        step_s[number] = float(nonexpert.seconds(number)) + sum(rows_s)
     per_hour = problem.workload.requests_per_hour or 0.0
-    request_s = (float(np.interp(n_in, prompts, ttft_s).mean()) + mean_out * tpot_s) / n
+    request_s = float(np.interp(n_in, prompts, prompt_s).mean()) + (mean_out + (n > 1)) * step_s[n] / n
     instances = max(1, math.ceil(request_s * per_hour / 3600 - 1e-9))
     return Service(
         name=BASELINE_NAMES[name],
         spec=bought(spec.name, instances),
         instances=instances,
         at_once=n,
-        most=_MOST_REQUESTS * instances,
+        most=places(n) * instances,
         prompts=prompts,
-        ttft_s=ttft_s,
+        prefill_s=prompt_s,
         prefill_usd=np.zeros(len(prompts)),
-        tpot_s=tpot_s,
+        step_s=_between(step_s),
+        token_usd=np.zeros(n + 1),
         usd_per_hour=instances * (spec.usd_per_hour or 0.0),
     )
 
 
-def _next_token_s(step_s: float, at_once: int, prompt_s: float, mean_out: float) -> float:
-    """Compute the mean time of a further token: a step, and a part of the prompts of the others (method.md, section 11)."""
-    return step_s + (at_once - 1) * prompt_s / max(1.0, mean_out)
+def _numbers(most: int) -> list[int]:
+    """Choose the numbers of requests for which a shared step is priced; between them, it is interpolated."""
+    return sorted({most, *(2**power for power in range(most.bit_length()))})
+
+
+def _between(priced: dict[int, float]) -> Floats:
+    """Interpolate figures of steps of some numbers of requests to all numbers up to the largest; 0 for none."""
+    numbers = sorted(priced)
+    every: Floats = np.interp(np.arange(numbers[-1] + 1.0), [0, *numbers], [0.0, *(priced[number] for number in numbers)])
+    return every
 
 
 def _some_of(n_in: Floats) -> Floats:
@@ -196,6 +201,22 @@ class _Token:
     calls: float
     call_s: float
     usd: float
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A decode step: its time, the expert functions of one of its tokens, and its layers."""
+
+    seconds: float
+    usd: float
+    tokens: tuple[_Token, ...]
+
+
+def _step(problem: Problem, placement: Placement) -> _Step:
+    """Price a decode step of as many requests as the problem serves at once."""
+    tokens = tuple(_token(problem, placement, index) for index in range(len(placement.layers)))
+    seconds = main_function.decode_rest_s(problem, placement.main) + sum(token.seconds for token in tokens)
+    return _Step(seconds, sum(token.usd for token in tokens), tokens)
 
 
 def _token(problem: Problem, placement: Placement, index: int) -> _Token:
@@ -253,7 +274,7 @@ def _prefill_usd(problem: Problem, placement: Placement, index: int, prompts: Fl
     return np.array(usd)
 
 
-def _functions(problem: Problem, placement: Placement, tokens: list[_Token], step_s: float, mean_out: float, most: int) -> Functions:
+def _functions(problem: Problem, placement: Placement, step: _Step, mean_out: float, most: int) -> Functions:
     workload = replace(problem.workload, cold_share=1.0)
     each_cold = replace(problem, workload=workload)
     start_usd = sum(
@@ -262,15 +283,28 @@ def _functions(problem: Problem, placement: Placement, tokens: list[_Token], ste
         if layer.parts
     )
     # `calls` are a request's part of those of its main function, whose calls overlap with those of other main functions.
-    busiest, n = max(tokens, key=lambda token: token.calls * token.call_s), problem.concurrency
-    duty = min(1.0, n * busiest.calls * busiest.call_s / step_s)
-    mains = needed(duty, n * busiest.calls * mean_out, -(-most // n))
+    busiest, n = max(step.tokens, key=lambda token: token.calls * token.call_s), problem.concurrency
+    duty = min(1.0, n * busiest.calls * busiest.call_s / step.seconds)
+    # Requests fill an instance that is paid by use before the next one starts; rented instances share them evenly.
+    rented = placement.instances if placement.main.usd_per_hour is not None else None
+    mains = needed(duty, n * busiest.calls * mean_out, rented or -(-most // n))
     return Functions(
-        wait_s=functions_wait_s(problem, placement),
+        waits_s=_waits_s(problem, placement),
         start_usd=start_usd,
         idle_s=problem.catalog.function.idle_ttl_s,
-        needed=tuple(mains[-(-c // n)] for c in range(most + 1)),
+        needed=tuple(mains[-(-c // n) if rented is None else min(c, rented)] for c in range(most + 1)),
     )
+
+
+def _waits_s(problem: Problem, placement: Placement) -> Floats:
+    """Draw what starting the functions of all layers takes, one after the other, of single starts that were measured."""
+    mean_s, measured = functions_wait_s(problem, placement), problem.latency.cold_start
+    if measured is None or not measured.waits_s:
+        return np.array([mean_s])
+    layers = sum(bool(layer.parts) for layer in placement.layers)
+    beyond_s = np.array(measured.waits_s) - measured.total_s
+    waits_s: Floats = mean_s + np.random.default_rng(0).choice(beyond_s, (_DRAWN_STARTS, layers)).sum(axis=1)
+    return np.maximum(0.0, waits_s)
 
 
 def needed(duty: float, calls: float, most: int) -> tuple[int, ...]:

@@ -139,6 +139,7 @@ def _cold_start(calls: Sequence[tuple[float, float, float]], old: ColdStart | No
         weights_s=duration_s * steps[2] / inside,
         first_result_s=duration_s * steps[3] / inside,
         total_s=total_s,
+        waits_s=tuple(sorted(wait_s for wait_s, _, _ in calls[-_KEPT:])),
     )
 
 

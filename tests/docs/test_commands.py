@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +22,18 @@ import numpy as np
 import pytest
 import torch
 import typer.main
+import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from remoe_cli.cli.app import app
+from remoe_cli.errors import RemoeError
+from remoe_cli.plan.catalog.catalog import catalog_text
 from tests.docs.make import make
 from tests.support import forked
 from tests.support.families import EXPERTS, TOP_K, VOCAB_SIZE, save
 from tests.support.paths import ROOT
+from tests.support.routing_files import LENGTHS, vllm_lines, write_lines
 
 WORDS = [f"w{number}" for number in range(VOCAB_SIZE - 8)]
 PROMPTS = 24
@@ -34,7 +41,8 @@ DEMO_MODEL = ".cache/remoe/models/smolmoe-float32"  # which `make demo` leaves
 
 PAGES = (
     *("README.md", "CONTRIBUTING.md", "docs/tutorial/first-receipt.md", "docs/how-to/deploy-here.md", "docs/how-to/lower-the-bill.md"),
-    "docs/explanation/when-it-pays.md",
+    *("docs/how-to/own-model.md", "docs/how-to/own-gpu.md", "docs/how-to/read-a-plan.md", "docs/how-to/ci.md"),
+    *("docs/how-to/from-vllm-or-sglang.md", "docs/explanation/when-it-pays.md"),
 )
 # Commands that are only parsed, by how they begin or what they say, and why.
 PARSED = {
@@ -50,17 +58,25 @@ PARSED = {
     "remoe calibrate mine": "needs a deployment that has served; tests/usage/test_on_twin.py runs it",
     "remoe drift mine": "needs a deployment that has served; tests/usage/test_on_twin.py runs it",
     "remoe simulate plans/gpt-oss-20b-aws.json": "needs the profile of a large model; tests/simulate runs what it does",
+    "remoe plan show plans/deepseek-v2-lite-aws.json": "tests/docs/test_read_a_plan.py runs it and compares what it prints",
+    "remoe deploy plans/tiny-remote.json": "does what 'remoe deploy plans/olmoe.json' does, as the next two do",
+    "remoe infer tiny-remote": "does what 'remoe infer olmoe' does",
+    "remoe destroy tiny-remote": "does what 'remoe destroy olmoe' does",
+    "remoe deploy plans/my-gpu.json": "needs a GPU, or an account",
+    "remoe serve my-gpu": "needs an account",
     "remoe catalog update": "asks AWS's price list; tests/plan/test_catalog_update.py runs it",
 }
 # Options that make a command quick, by how it begins.
 QUICKLY = {
+    "remoe profile ~/models/OLMoE-1B-7B-0924 --data prompts.jsonl --device cuda": ("--device", "cpu", "--latency-from", "g5.xlarge"),
+    "remoe profile tiny": ("--latency-from", "paper"),
     "remoe profile ~/.cache/": ("--latency-from", "paper", "--max-new-tokens", "10"),
     "remoe profile ~/models/": ("--latency-from", "paper", "--max-new-tokens", "10"),
     "remoe infer": ("--max-new-tokens", "4"),
     "remoe predict profiles/gpt-oss --evaluate": ("--folds", "2"),
 }
 # Lines that are not commands of ours.
-OTHERS = ("source .venv/bin/activate", "curl http://127.0.0.1:PORT/")
+OTHERS = ("source .venv/bin/activate", "curl http://127.0.0.1:PORT/", "python make_tiny.py")
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,15 @@ def write_files(home: Path) -> None:
     ids = np.argsort(random.random((PROMPTS * 12, 2, EXPERTS)), axis=2)[:, :, :TOP_K]
     counts = np.stack([(ids[..., None] == np.arange(EXPERTS)).any(axis=2)[first::PROMPTS].sum(axis=0) for first in range(PROMPTS)])
     np.savez(home / "counts.npz", counts=counts)
+    vectors = np.array([sorted(random.permutation(EXPERTS)[:TOP_K]) for _ in range(sum(LENGTHS) * 2)]).reshape(-1, 2, TOP_K)
+    write_lines(home / "responses.jsonl", vllm_lines(vectors))
+    menu = re.search(r"(?ms)^```toml\n(menu = .*?)^```$", (ROOT / "docs/how-to/own-gpu.md").read_text(encoding="utf-8"))
+    head, _, rest = catalog_text("local").partition("menu = [\n")
+    assert menu
+    (home / "my-gpu.toml").write_text(head + menu[1] + rest.partition("\n]\n")[2], encoding="utf-8")
+    script = re.search(r"(?ms)^```python\n(.*?)^```$", (ROOT / "docs/how-to/own-model.md").read_text(encoding="utf-8"))
+    assert script
+    (home / "make_tiny.py").write_text(script[1], encoding="utf-8")
     rows = "".join(f"2026-11-16 18:{minute:02}:00,6,10\n" for minute in range(30))
     (home / "trace.csv").write_text("timestamp,n_in,n_out\n" + rows, encoding="utf-8")
 
@@ -125,6 +150,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("REMOE_STATE_DIR", str(folder / "state"))
         patch.setenv("HOME", str(folder))
         patch.chdir(folder)
+        made = forked.complete(runpy.run_path, "make_tiny.py")
+        assert made.returncode == 0, made.stderr
         yield folder
         for deployment in (folder / "state" / "deployments").glob("*"):
             forked.remoe("destroy", deployment.name)
@@ -168,6 +195,34 @@ def test_commands_of_remoe_run(line: Line, home: Path) -> None:
     agreed = ("--yes",) if {"-o", "report"} & set(arguments) else ()  # a reader at a terminal is asked before an output is replaced
     run = forked.remoe(*arguments, *quickly, *agreed)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_workflow_for_ci_is_one_whose_commands_parse() -> None:
+    page = (ROOT / "docs/how-to/ci.md").read_text(encoding="utf-8")
+    workflow, more = (yaml.safe_load(block) for block in re.findall(r"(?ms)^```yaml\n(.*?)^```$", page))
+    steps = [*workflow["jobs"]["plan"]["steps"], *more]
+    commands = [step["run"] for step in steps if step.get("run", "").startswith("remoe ")]
+    assert len(commands) == 2
+    for command in commands:
+        parse(shlex.split(command.partition(" > ")[0])[1:])
+    assert all(re.fullmatch(r"[\w/-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+
+
+def test_the_page_on_ci_has_every_exit_code() -> None:
+    page = (ROOT / "docs/how-to/ci.md").read_text(encoding="utf-8")
+    codes = {RemoeError.exit_code, *(kind.exit_code for kind in RemoeError.__subclasses__())}
+    assert [int(code) for code in re.findall(r"(?m)^\| (\d) \|", page)] == sorted({0, *codes})
+
+
+@pytest.mark.parametrize(("new", "code"), [(1.0, 0), (1.1, 1)])
+def test_the_check_for_ci_fails_where_a_plan_is_dearer(new: float, code: int, tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/ci.md").read_text(encoding="utf-8")
+    step = re.search(r"run: (python -c .*)", page)
+    assert step
+    for name, usd in (("old.json", 1.0), ("new.json", new)):
+        (tmp_path / name).write_text(json.dumps({"cost_usd_per_request": usd}))
+    command = [sys.executable, *shlex.split(step[1])[1:3], "old.json", "new.json"]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == code
 
 
 def test_the_tables_name_commands_that_the_pages_have() -> None:

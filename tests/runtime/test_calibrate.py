@@ -84,6 +84,8 @@ def test_warm_calls_and_cold_starts(
     parts = cold.process_s + cold.imports_s + cold.weights_s + cold.first_result_s
     assert cold.starts >= 2 and min(cold.process_s, cold.imports_s, cold.weights_s, cold.first_result_s) > 0
     assert 0.4 * cold.total_s < parts < cold.total_s * 1.05
+    assert len(cold.waits_s) == cold.starts and list(cold.waits_s) == sorted(cold.waits_s)
+    assert float(np.median(cold.waits_s)) == pytest.approx(cold.total_s)
     assert sum(f["cold_starts"] for f in twin.status()["functions"]) == 2 + cold.starts
     measured(f"cold start {cold.total_s * 1000:.0f} ms for the client, parts {parts * 1000:.0f} ms")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
@@ -24,7 +23,6 @@ from remoe_cli.deploy import main_files
 from remoe_cli.deploy.console import SILENT
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.local import lifecycle, target
-from remoe_cli.deploy.local.config import TwinConfig
 from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import DeployError, InvokeError, RemoeError, UsageError
 from remoe_cli.package.bundle import Manifest
@@ -63,10 +61,10 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     folder = tmp_path_factory.mktemp("lambda")
     made = by_hand(folder, LAYERS)
     plan = made.plan.model_copy(update={"main": MainSpec(name="lambda-3538", memory_mb=3538)})
+    catalog = made.catalog.model_copy(update={"function": made.catalog.function.model_copy(update={"idle_ttl_s": IDLE_S})})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REMOE_STATE_DIR", str(folder / "state"))
-        patch.setattr(target, "read_inputs", lambda path: (plan, made.profile, made.catalog))
-        patch.setattr(target, "TwinConfig", functools.partial(TwinConfig, idle_ttl_s=IDLE_S))
+        patch.setattr(target, "read_inputs", lambda path: (plan, made.profile, catalog))
         status = HERE.deploy(made.plan_path, "l", DeployOptions(endpoint=Endpoint.aws_lambda))
         try:
             yield Deployed(made, status)

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import LayerPlan, Served
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.traffic import one_length
+from remoe_cli.profile.latency_record import ColdStart
 from remoe_cli.simulate.requests import Arrivals, Source, drawn
 from remoe_cli.simulate.run import Run, run
 from remoe_cli.simulate.service import Functions, Service, of_placement
@@ -22,8 +24,9 @@ FLAT = np.array([1.0])
 
 
 def service(instances: int | None, **changes: float) -> Service:
-    """Make a service whose requests take 1 ms for each further token, and nothing else."""
-    made = Service("it", "it", instances, FLAT, np.zeros(1), np.zeros(1), tpot_s=1e-3)
+    """Make a service whose steps take 1 ms, whoever shares them, and nothing else."""
+    steps = np.ones(int(changes.get("at_once", 1)) + 1)
+    made = Service("it", "it", instances, FLAT, np.zeros(1), np.zeros(1), step_s=1e-3 * steps, token_usd=0.0 * steps)
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -81,7 +84,7 @@ def test_scaling_to_zero_wakes_and_is_up_as_the_planner_says() -> None:
 
 
 def test_functions_start_for_each_request_that_needs_more_of_them() -> None:
-    functions = Functions(wait_s=3.0, start_usd=1.0, idle_s=100.0, needed=(0, 1, 2))
+    functions = Functions(waits_s=np.array([3.0]), start_usd=1.0, idle_s=100.0, needed=(0, 1, 2))
     made = service(2, functions=functions)
     at_s = np.array([0.0, 1.0, 50.0, 50.5, 300.0])
     n_out = np.array([10_000, 10_000, 1000, 1000, 1000])
@@ -132,7 +135,7 @@ def test_the_instance_that_was_used_last_is_used_next() -> None:
 
 
 def test_functions_of_an_answer_that_is_cut_are_paid_up_to_there() -> None:
-    made = service(None, token_usd=1.0, limit_s=2.0, most=10)
+    made = replace(service(None, limit_s=2.0, most=10), token_usd=np.ones(2))
     served = run(made, Arrivals(np.zeros(1), np.ones(1, dtype=np.int64), np.array([4000]), 10.0), 0)
     assert served.usd == pytest.approx(2000.0)
 
@@ -146,27 +149,129 @@ def test_requests_that_share_an_instance_pay_its_time_once() -> None:
     assert served.usd == pytest.approx((1 + 4.0) + (1 + 2.0) + 1.5)
 
 
+@pytest.mark.parametrize("n_out", [40, 400])
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_full_instances_cost_and_take_what_the_planner_says(concurrency: int, tmp_path: Path) -> None:
-    asked = {"n_in": 50, "n_out": 40, "concurrency": concurrency}
-    problem = problem_of(synthetic_profile(tmp_path), tiny_catalog(), **asked)
-    layers = tuple(LayerPlan(layer=layer, remote=(0, 1, 2), memory_mb=256, replicas=1) for layer in problem.spec.moe_layers)
-    placement = Placement(problem.menu[0], layers)
-    outcome, made = evaluate(problem, placement), of_placement(problem, placement, "plan", np.full(1, 50.0), 40.0)
-    at_s = np.repeat(1000.0 * np.arange(20), concurrency)
-    many = np.ones(len(at_s), dtype=np.int64)
-    warm = replace(made, idle_s=math.inf, start_s=0.0, start_usd=0.0, functions=None)
-    served = run(warm, Arrivals(at_s, 50 * many, 40 * many, 20_000.0), 0)
-    assert waited_s(served) == pytest.approx(outcome.ttft_s)
-    assert float(served.tpot_s.mean()) == pytest.approx(outcome.tpot_s, rel=0.02)
-    assert served.usd / len(at_s) == pytest.approx(outcome.cost_usd_per_request, rel=0.02)
-
-
-def test_further_tokens_wait_for_the_prompts_of_the_answers_that_come(tmp_path: Path) -> None:
-    """Not of those that the plan was made for."""
+def test_a_full_instance_costs_and_takes_what_the_planner_says(concurrency: int, n_out: int, tmp_path: Path) -> None:
+    """Many requests wait for one instance, so it always answers as many as it can, whatever answers the plan was made for."""
     profile, catalog = synthetic_profile(tmp_path), tiny_catalog()
-    planned, real = (problem_of(profile, catalog, n_in=50, n_out=n_out, concurrency=4) for n_out in (40, 400))
+    planned, real = (problem_of(profile, catalog, n_in=50, n_out=each, concurrency=concurrency) for each in (40, n_out))
     layers = tuple(LayerPlan(layer=layer, remote=(0, 1, 2), memory_mb=256, replicas=1) for layer in planned.spec.moe_layers)
     placement = Placement(planned.menu[0], layers)
-    made = of_placement(planned, placement, "plan", np.full(1, 50.0), 400.0)
-    assert made.tpot_s == pytest.approx(evaluate(real, placement).tpot_s)
+    outcome, made = evaluate(real, placement), of_placement(planned, placement, "plan", np.full(1, 50.0), float(n_out))
+    many = np.ones(200, dtype=np.int64)
+    always = replace(made, instances=1, idle_s=math.inf, functions=None, usd_per_hour=3600 * made.usd_per_s, usd_per_s=0.0, most=10**9)
+    served = run(always, Arrivals(0.0 * many, 50 * many, n_out * many, 1.0), 0)
+    assert float(np.median(served.tpot_s)) == pytest.approx(outcome.tpot_s, rel=0.02)
+    assert served.usd / len(many) == pytest.approx(outcome.cost_usd_per_request, rel=0.03)
+
+
+def by_steps(
+    step_s: list[float], token_usd: list[float], prompt_s: list[float], n_out: list[int], at_s: list[float]
+) -> tuple[list[float], list[float], float]:
+    """Answer requests as runtime/batch.py does, step after step: when each has its first token and its last, and what steps cost."""
+    places, now_s, usd = len(step_s) - 1, 0.0, 0.0
+    first_s, end_s = [0.0] * len(at_s), [0.0] * len(at_s)
+    waiting, reading, left = list(range(len(at_s))), list[int](), dict[int, int]()
+    while waiting or reading or left:
+        if not reading and not left:
+            now_s = max(now_s, at_s[waiting[0]])
+        while waiting and at_s[waiting[0]] <= now_s and len(reading) + len(left) < places:
+            reading.append(waiting.pop(0))
+        if reading:
+            number = reading.pop(0)
+            now_s += prompt_s[number]
+            first_s[number], left[number] = now_s, n_out[number]
+        if left:
+            now_s, usd = now_s + step_s[len(left)], usd + len(left) * token_usd[len(left)]
+            left = {number: tokens - 1 for number, tokens in left.items()}
+            end_s = [now_s if left.get(number) == 0 else end_s[number] for number in range(len(at_s))]
+            left = {number: tokens for number, tokens in left.items() if tokens}
+    return first_s, end_s, usd
+
+
+@pytest.mark.parametrize("per_s", [0.05, 0.3, 3.0])
+def test_requests_that_share_steps_are_answered_as_step_after_step(per_s: float) -> None:
+    random, count = np.random.default_rng(4), 300
+    at_s = np.cumsum(random.exponential(1 / per_s, count))
+    n_in, n_out = random.integers(1, 200, count), random.integers(1, 30, count)
+    step_s, token_usd = np.array([0.0, 0.1, 0.13, 0.2]), np.array([0.0, 1.0, 0.7, 0.5])
+    made = Service("it", "it", 1, np.array([0.0, 200.0]), np.array([0.0, 2.0]), np.zeros(2), step_s, token_usd, at_once=3, most=10**9)
+    served = run(made, Arrivals(at_s, n_in, n_out, float(at_s[-1])), 0)
+    first_s, end_s, usd = by_steps(step_s.tolist(), token_usd.tolist(), (n_in / 100).tolist(), n_out.tolist(), at_s.tolist())
+    assert served.ttft_s == pytest.approx(np.array(first_s) - at_s)
+    assert served.tpot_s == pytest.approx((np.array(end_s) - np.array(first_s)) / n_out)
+    assert served.usd == pytest.approx(usd)
+
+
+def test_answers_that_share_an_instance_are_ended_by_the_platform_one_by_one() -> None:
+    made = service(1, at_once=2, limit_s=2.0, most=10, usd_per_hour=3600.0)
+    made = replace(made, step_s=np.array([0.0, 0.5e-3, 1e-3]), token_usd=np.ones(3))
+    served = run(made, Arrivals(np.zeros(2), np.ones(2, dtype=np.int64), np.array([5000, 1000]), 1.0), 0)
+    assert served.refused.tolist() == [True, False]
+    assert served.usd == pytest.approx(2.0 + 2 * 1000 + 2000)  # both for a second, then the longer one at twice the speed
+
+
+def test_functions_that_start_hold_up_all_requests_of_an_instance() -> None:
+    functions = Functions(waits_s=np.array([3.0]), start_usd=1.0, idle_s=100.0, needed=(0, 1, 1))
+    made = service(1, at_once=2, functions=functions)
+    at_s, n_out = np.array([0.0, 1.0, 200.0]), np.array([1000, 1000, 1000])
+    served = run(made, Arrivals(at_s, np.ones(3, dtype=np.int64), n_out, 200.0), 0)
+    assert served.cold.tolist() == [True, False, True]
+    assert served.ttft_s.tolist() == pytest.approx([3.0, 2.001, 3.0])
+    assert served.usd == 2.0
+
+
+def test_starts_that_differ_make_waits_that_differ() -> None:
+    functions = Functions(waits_s=np.array([1.0, 5.0]), start_usd=0.0, idle_s=10.0, needed=(0, 1))
+    at_s = 100.0 * np.arange(400)
+    served = run(service(1, functions=functions), Arrivals(at_s, np.ones(400, dtype=np.int64), np.ones(400, dtype=np.int64), 4e4), 0)
+    assert set(served.ttft_s.round(6)) == {1.0, 5.0}
+    assert served.ttft_s.mean() == pytest.approx(3.0, abs=0.3)
+
+
+def test_starts_that_were_measured_make_the_waits_of_all_layers(tmp_path: Path) -> None:
+    """One layer's functions start after the other's, each with a wait of its own, of those that were measured."""
+    problem = problem_of(synthetic_profile(tmp_path, layers=3), tiny_catalog(), n_in=50, n_out=40, requests_per_hour=6.0)
+    parts = {"process_s": 0.1, "imports_s": 0.1, "weights_s": 0.1, "first_result_s": 0.1}
+    layers = tuple(LayerPlan(layer=layer, remote=(0,), memory_mb=256, replicas=1) for layer in problem.spec.moe_layers)
+    placement = Placement(problem.menu[0], layers)
+
+    def waits_s(*single_s: float) -> Floats:
+        start = ColdStart(starts=3, total_s=2.0, waits_s=single_s, **parts)
+        measured = replace(problem, latency=problem.latency.model_copy(update={"cold_start": start}))
+        made = of_placement(measured, placement, "plan", np.full(1, 50.0), 40.0)
+        assert made.functions is not None
+        return made.functions.waits_s
+
+    (median_s,) = waits_s()
+    differ_s = waits_s(1.0, 2.0, 6.0)
+    assert differ_s.mean() == pytest.approx(median_s + 3 * (3.0 - 2.0), rel=0.03)
+    assert differ_s.min() == pytest.approx(median_s - 3 * 1.0) and differ_s.max() == pytest.approx(median_s + 3 * 4.0)
+
+
+def test_a_shared_step_takes_and_costs_what_so_many_requests_make_it(tmp_path: Path) -> None:
+    profile, catalog = synthetic_profile(tmp_path), tiny_catalog()
+    layers = tuple(LayerPlan(layer=layer, remote=(0, 1, 2), memory_mb=256, replicas=1) for layer in profile.record.spec.moe_layers)
+
+    def made(concurrency: int) -> Service:
+        problem = problem_of(profile, catalog, n_in=50, n_out=40, concurrency=concurrency)
+        return of_placement(problem, Placement(problem.menu[0], layers), "plan", np.full(1, 50.0), 40.0)
+
+    four = made(4)
+    for number in (1, 2, 4):
+        assert (four.step_s[number], four.token_usd[number]) == (made(number).step_s[-1], made(number).token_usd[-1])
+    assert four.step_s[2] < four.step_s[3] < four.step_s[4] and four.token_usd[2] > four.token_usd[3] > four.token_usd[4]
+
+
+def test_rented_instances_need_functions_each_however_few_requests_they_have(tmp_path: Path) -> None:
+    """Three requests of three instances have a call under way each, where one instance of four places would make one call for all."""
+    problem = problem_of(synthetic_profile(tmp_path), tiny_catalog(), n_in=50, n_out=400, concurrency=4)
+    layers = tuple(LayerPlan(layer=layer, remote=(0, 1, 2, 3), memory_mb=256, replicas=1) for layer in problem.spec.moe_layers)
+    rented = problem.menu[0].model_copy(update={"usd_per_hour": 1.0})
+    by_use, three = (
+        of_placement(problem, Placement(main, layers, instances), "plan", np.full(1, 50.0), 400.0).functions
+        for main, instances in ((problem.menu[0], 1), (rented, 3))
+    )
+    assert by_use is not None and three is not None
+    assert by_use.needed[:5] == (0, 1, 1, 1, 1)
+    assert three.needed[1] == 1 < three.needed[2] <= three.needed[3] == three.needed[12]

@@ -34,12 +34,17 @@ def engine_of(family: str) -> Engine:
 
 
 def engine_around(model: PreTrainedModel) -> Engine:
+    """An engine with all experts of a model."""
+    local = {layer.layer: {e: e for e in range(layer.experts)} for layer in expert_layers(model)}
+    return engine_with(model, Dispatcher(None, local, {}, ThreadPoolExecutor(1)))
+
+
+def engine_with(model: PreTrainedModel, dispatcher: Dispatcher) -> Engine:
+    """An engine of a model and what computes its experts."""
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    local = {layer.layer: {e: e for e in range(layer.experts)} for layer in expert_layers(model)}
-    dispatcher = Dispatcher(None, local, {}, ThreadPoolExecutor(1))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
-    uncounted = partial(Hits, list(local), max(layer.experts for layer in expert_layers(model)))
+    tokenizer, layers = PreTrainedTokenizerFast(tokenizer_object=words), list(expert_layers(model))
+    uncounted = partial(Hits, [layer.layer for layer in layers], max(layer.experts for layer in layers))
     return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), (), describe(model.device), uncounted)
 
 

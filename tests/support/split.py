@@ -51,8 +51,9 @@ def split_twin(
     handler: str = HANDLER,
     code: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
+    **network: float,
 ) -> Iterator[SplitTwin]:
-    """The twin workers of a model. `code` is by file name, of a `handler` other than the functions' own."""
+    """The twin workers of a model. `code` is by file name, of a `handler` other than the functions' own; `network` is for `run_twin`."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = list(write_shards(checkpoint, dict(parts), 1, folder / "bundle"))
     replicas = 2 if all(len(each) == 1 for each in parts.values()) else 1
@@ -78,7 +79,7 @@ def split_twin(
             )
         )
     calls = max((replicas * len(each) for each in parts.values()), default=1)
-    with run_twin(configs, folder / "logs", probed) as twin:
+    with run_twin(configs, folder / "logs", probed, **network) as twin:
         yield SplitTwin(twin, functions, calls, folder / "bundle")
 
 
@@ -93,6 +94,7 @@ def split_model(
     memory_mb: int = 1769,
     gpu: Mapping[int, tuple[int, ...]] | None = None,
     device: str = "cpu",
+    **network: float,
 ) -> Iterator[tuple[PreTrainedModel, Dispatcher]]:
     """The model with the experts `local` and `gpu` of each layer, the others in twin workers: a function for each of a layer's `parts`.
 
@@ -101,7 +103,7 @@ def split_model(
     there = {} if device == "cpu" else dict(gpu or {})
     if device == "cpu" and gpu:
         local = {layer: tuple(sorted({*experts, *gpu.get(layer, ())})) for layer, experts in local.items()}
-    with split_twin(checkpoint, parts, folder, probed, memory_mb=memory_mb) as made, ThreadPoolExecutor(made.calls) as pool:
+    with split_twin(checkpoint, parts, folder, probed, memory_mb=memory_mb, **network) as made, ThreadPoolExecutor(made.calls) as pool:
         model = load(checkpoint, local, device=device)
         dispatcher = Dispatcher(
             client=make_client(made.twin.endpoint, made.calls, 60),

@@ -111,7 +111,7 @@ def test_cold_starts_are_summarised(tmp_path: Path, known: bool) -> None:
     profile, plan, catalog = planned(tmp_path / "p", cold_start=steps if known else None)
     made = refit("m", profile, plan, catalog, told(cold=((2.0, 0.8, 0.1),)), tmp_path / "new")
     found = made.profile.record.latency.cold_start
-    assert found is not None and (found.starts, found.total_s) == (10, 2.0)
+    assert found is not None and (found.starts, found.total_s, found.waits_s) == (10, 2.0, (2.0,) * 10)
     assert found.process_s + found.imports_s == pytest.approx(0.8) and found.weights_s + found.first_result_s == pytest.approx(0.1)
     assert found.process_s == pytest.approx(0.2 if known else 0.0)
 

@@ -118,7 +118,8 @@ class LocalTarget:
                 with self.console.progress("Packaging the main function", of_bytes=True) as report:
                     packaged = main_files.write_main_files(config, folder / "plan.json", folder / "main", report)
                 main = _main_function(name, plan, folder / "main", packaged.bytes)
-        return TwinConfig(name=name, functions=functions, main=main, rtt_ms=options.rtt_ms, python=sys.executable)
+        idle_s = catalog.function.idle_ttl_s
+        return TwinConfig(name=name, functions=functions, main=main, rtt_ms=options.rtt_ms, idle_ttl_s=idle_s, python=sys.executable)
 
     def names(self) -> list[str]:
         return lifecycle.names()

@@ -1,0 +1,313 @@
+"""A simulation beside the local twin, under the same requests at the same times.
+
+    python docs/measure/simulate_twin.py [--requests 80] [--at-once 1,4] [--seed 0]
+
+A small random model is profiled, planned with half of its experts remote, deployed and calibrated. Then requests come at random, in
+bursts, so that some wait for others and some find the expert functions gone: the catalog keeps an idle instance for a few seconds only. The
+main function is rented. `remoe simulate` gets the same requests, twice:
+
+    predicted   with the cost model's times, as the command has them: of the profile and of the calibration at the beginning
+    own times   with what the twin itself took for prompts, steps of 1, 2, .. requests, and starts of its functions: what is left is the
+                simulation of turns, queues, starts and idle instances
+
+A machine that others use gets faster and slower, so requests come in parts, and the twin's own times are measured before and after each.
+Printed are ratios, simulated / measured. Exits with 1 where one of `own times` is more than 15% off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from remoe_cli import artifacts, openmp
+
+openmp.wait_briefly(os.environ)  # before torch is imported, as the command line does
+
+from remoe_cli.deploy.console import SILENT  # noqa: E402
+from remoe_cli.deploy.local.calibrate import calibrate  # noqa: E402
+from remoe_cli.deploy.local.target import LocalTarget  # noqa: E402
+from remoe_cli.deploy.target import DeployOptions  # noqa: E402
+from remoe_cli.plan.build import make_plan  # noqa: E402
+from remoe_cli.plan.catalog.catalog import Catalog, catalog_text, read_catalog  # noqa: E402
+from remoe_cli.plan.problem.problem import Placement  # noqa: E402
+from remoe_cli.plan.problem.request import PlanRequest, problem_of  # noqa: E402
+from remoe_cli.profile.prompts import PromptSet  # noqa: E402
+from remoe_cli.profile.record import Profile  # noqa: E402
+from remoe_cli.profile.run import profile  # noqa: E402
+from remoe_cli.runtime.client import Http  # noqa: E402
+from remoe_cli.simulate.requests import Arrivals  # noqa: E402
+from remoe_cli.simulate.run import run  # noqa: E402
+from remoe_cli.simulate.service import Service, of_placement  # noqa: E402
+
+OLMOE = {
+    "vocab_size": 512, "hidden_size": 256, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 8, "num_experts": 16, "num_experts_per_tok": 4, "max_position_embeddings": 1024,
+    "pad_token_id": 1, "eos_token_id": None,
+}  # fmt: skip
+PROMPTS, ANSWERS = (8, 128), (16, 64)  # shortest and longest, in tokens
+LOAD, BURSTINESS = 0.5, 1.5
+IDLE_S = 4.0
+MENU = f'[{{ name = "rented", memory_mb = 2048, vcpus = {os.cpu_count()}, usd_per_hour = 0.2 }}]'
+PARTS, ROUNDS = 4, 2  # parts of the requests; rounds of measuring the twin itself, before and after each part
+LIMIT = 0.15
+HERE = LocalTarget(SILENT)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of some requests.
+
+    ttft_s, tpot_s, cold   of each
+    usd                    of expert functions, and of the rented hours
+    """
+
+    ttft_s: Any
+    tpot_s: Any
+    cold: Any
+    usd: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one answer took: seconds until the first token, and its receipt."""
+
+    ttft_s: float
+    receipt: dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--requests", type=int, default=80)
+    parser.add_argument("--at-once", default="1,4")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    missed = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        os.environ["REMOE_STATE_DIR"] = f"{folder}/state"
+        made, catalog = _profile(folder), _catalog(folder)
+        print(
+            f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {options.requests} requests, ratios simulated / twin"
+        )
+        for at_once in map(int, options.at_once.split(",")):
+            missed += _compare(folder, made, catalog, at_once, options.requests, options.seed)
+    for line in missed:
+        print(f"MISSED: {line}")
+    return 1 if missed else 0
+
+
+def _profile(folder: Path) -> Profile:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, OlmoeConfig, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(OlmoeConfig(**OLMOE, initializer_range=0.1), dtype=torch.float32)
+    model.save_pretrained(folder / "model")
+    words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(512)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(folder / "model")
+    prompts = PromptSet("drawn", "prompt", _texts(48))
+    return profile(str(folder / "model"), prompts, folder / "profile", max_new_tokens=32, max_prompt_tokens=512, batch_size=16)
+
+
+def _texts(count: int) -> tuple[str, ...]:
+    draw = random.Random(1)
+    return tuple(" ".join(f"w{draw.randrange(2, 512)}" for _ in range(draw.randint(*PROMPTS))) for _ in range(count))
+
+
+def _catalog(folder: Path) -> Catalog:
+    """Write the catalog 'local' with a rented main function, and with functions that are soon gone."""
+    head, _, rest = catalog_text("local").partition("menu = [\n")
+    text = f"{head}menu = {MENU}\n" + rest.partition("\n]\n")[2]
+    text = text.replace("idle_ttl_s = 300.0", f"idle_ttl_s = {IDLE_S}")
+    path = folder / "rented.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_catalog(str(path))
+
+
+def _compare(folder: Path, made: Profile, catalog: Catalog, at_once: int, count: int, seed: int) -> list[str]:
+    """Play the requests on the twin and in the simulation, print both, and return what is missed."""
+    name = f"at-once-{at_once}-{os.getpid()}"
+    shape = {"n_in": sum(PROMPTS) // 2, "n_out": sum(ANSWERS) // 2}
+    plan = make_plan(made, catalog, PlanRequest(**shape, requests_per_hour=1800.0, remote_share=0.5, concurrency=at_once, examine=False))
+    artifacts.write_json(folder / f"{name}.json", plan)
+    HERE.deploy(folder / f"{name}.json", name, DeployOptions())
+    try:
+        address = HERE.main_address(name)
+        assert isinstance(address, Http)
+        calibrated = calibrate(name, folder / f"calibrated-{at_once}", _texts(8), 32, SILENT)
+        problem = problem_of(plan, calibrated, catalog)
+        n_in = np.array([float(tokens) for tokens in range(PROMPTS[0], PROMPTS[1] + 1)])
+        predicted = of_placement(problem, Placement(plan.main, plan.layers, plan.instances), "the plan", n_in, float(shape["n_out"]))
+        outcomes: dict[str, list[Outcome]] = {"twin": [], "predicted": [], "own times": []}
+        before = asyncio.run(_own(address.url, predicted))
+        for part in range(PARTS):
+            arrivals = _arrivals(count // PARTS, seed + part, before)
+            played = asyncio.run(_play(address.url, arrivals))
+            after = asyncio.run(_own(address.url, predicted))
+            outcomes["twin"].append(_measured(played, arrivals, predicted))
+            outcomes["predicted"].append(_simulated(predicted, arrivals, seed))
+            outcomes["own times"].append(_simulated(_mean(before, after), arrivals, seed))
+            before = after
+    finally:
+        HERE.destroy(name)
+    return _print(at_once, {each: _figures(some) for each, some in outcomes.items()})
+
+
+def _arrivals(count: int, seed: int, service: Service) -> Arrivals:
+    """Draw requests that load the twin as much as LOAD says, in bursts."""
+    draw = np.random.default_rng(seed)
+    n_in, n_out = (draw.integers(low, high + 1, count) for low, high in (PROMPTS, ANSWERS))
+    n = service.at_once
+    each_s = float((np.interp(n_in, service.prompts, service.prefill_s) + n_out * service.step_s[n] / n).mean())
+    gaps_s = draw.gamma(1 / BURSTINESS**2, BURSTINESS**2, count)
+    gaps_s *= each_s / LOAD / float(gaps_s.mean())
+    at_s = np.cumsum(gaps_s) - gaps_s
+    return Arrivals(at_s, n_in, n_out, float(gaps_s.sum()))
+
+
+# The twin
+
+
+async def _ask(client: httpx.AsyncClient, n_in: int, n_out: int, seed: int) -> Asked:
+    """Ask for an answer of `n_out` tokens after the first."""
+    draw, begun_s, first_s = random.Random(seed), time.perf_counter(), 0.0
+    body = {"prompt_token_ids": [draw.randrange(2, 512) for _ in range(n_in)], "max_new_tokens": n_out + 1, "stream": True}
+    async with client.stream("POST", "/invocations", json=body) as response:
+        async for line in response.aiter_lines():
+            first_s = first_s or time.perf_counter()
+            event = json.loads(line) if line else {}
+            if "error" in event:
+                raise RuntimeError(event["error"]["message"])
+            if "answer" in event:
+                return Asked(first_s - begun_s, event["answer"]["receipt"])
+    raise RuntimeError("the stream ended without an answer")
+
+
+def _client(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, timeout=300, trust_env=False, limits=httpx.Limits(max_connections=None))
+
+
+async def _play(url: str, arrivals: Arrivals) -> list[Asked]:
+    """Ask each request at its time."""
+    async with _client(url) as client:
+        await asyncio.sleep(2 * IDLE_S)  # the simulation begins without any instance, too
+        begun_s = time.perf_counter()
+
+        async def one(number: int) -> Asked:
+            await asyncio.sleep(max(0.0, begun_s + float(arrivals.at_s[number]) - time.perf_counter()))
+            return await _ask(client, int(arrivals.n_in[number]), int(arrivals.n_out[number]), number)
+
+        return list(await asyncio.gather(*(one(number) for number in range(len(arrivals.at_s)))))
+
+
+async def _own(url: str, service: Service) -> Service:
+    """Return the service with what the twin itself takes for prompts, steps and starts."""
+    warm_s: dict[int, list[float]] = {tokens: [] for tokens in PROMPTS}
+    steps_s: dict[int, list[float]] = {number: [] for number in range(1, service.at_once + 1)}
+    starts_s: list[float] = []
+    async with _client(url) as client:
+        await _ask(client, PROMPTS[0], 8, 0)
+        for _ in range(ROUNDS):
+            for tokens, seen in warm_s.items():
+                seen.append((await _ask(client, tokens, 8, tokens)).ttft_s)
+            for number, seen in steps_s.items():
+                answers = await asyncio.gather(*(_ask(client, PROMPTS[0], ANSWERS[1], each) for each in range(number)))
+                # Steps that all share begin when the last prompt is read, as the first answer to end is the first that began.
+                seen.append(statistics.median(each.receipt["tpot_s"] for each in answers))
+            await asyncio.sleep(1.5 * IDLE_S)
+            cold = await _ask(client, PROMPTS[0], 8, 1)
+            assert cold.receipt["cold_starts"], "the functions should be gone"
+            starts_s.append(cold.ttft_s)
+    prefill_s = {tokens: statistics.median(seen) for tokens, seen in warm_s.items()}
+    assert service.functions is not None
+    waits_s = np.maximum(0.0, np.array(starts_s) - prefill_s[PROMPTS[0]])
+    prompts = np.array(PROMPTS, dtype=np.float64)
+    # In an answer, the prompts of those beside it are read too.
+    alone_sd_s = statistics.stdev(steps_s[1])
+    step_s = [0.0, *(statistics.median(seen) - (number - 1) * prefill_s[PROMPTS[0]] / ANSWERS[1] / 2 for number, seen in steps_s.items())]
+    return replace(
+        service,
+        prompts=prompts,
+        prefill_s=np.array([prefill_s[tokens] for tokens in PROMPTS]),
+        prefill_usd=np.interp(prompts, service.prompts, service.prefill_usd),
+        step_s=np.array(step_s),
+        token_sd_s=alone_sd_s * math.sqrt(ANSWERS[1]),
+        functions=replace(service.functions, waits_s=waits_s),
+    )
+
+
+def _mean(one: Service, other: Service) -> Service:
+    """Take the mean of what was measured before and after, as a machine that others use gets faster and slower."""
+    assert one.functions is not None and other.functions is not None
+    return replace(
+        one,
+        prefill_s=(one.prefill_s + other.prefill_s) / 2,
+        step_s=(one.step_s + other.step_s) / 2,
+        functions=replace(one.functions, waits_s=np.concatenate([one.functions.waits_s, other.functions.waits_s])),
+    )
+
+
+# What comes of it
+
+
+def _measured(played: Sequence[Asked], arrivals: Arrivals, service: Service) -> Outcome:
+    ttft_s, tpot_s = (np.array(each) for each in zip(*((one.ttft_s, one.receipt["tpot_s"]) for one in played), strict=True))
+    over_s = max(arrivals.over_s, float((arrivals.at_s + ttft_s + tpot_s * arrivals.n_out).max()))
+    functions_usd = sum(each.receipt["cost"]["functions_usd"] for each in played)
+    cold = np.array([bool(each.receipt["cold_starts"]) for each in played])
+    return Outcome(ttft_s, tpot_s, cold, (functions_usd, service.usd_per_hour * over_s / 3600))
+
+
+def _simulated(service: Service, arrivals: Arrivals, seed: int) -> Outcome:
+    served = run(service, arrivals, seed)
+    hours_usd = service.usd_per_hour * served.up_share * served.over_s / 3600
+    return Outcome(served.ttft_s, served.tpot_s, served.cold, (served.usd - hours_usd, hours_usd))
+
+
+def _figures(parts: Sequence[Outcome]) -> dict[str, float]:
+    ttft_s, tpot_s, cold = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ttft_s", "tpot_s", "cold"))
+    functions_usd, hours_usd = np.sum([part.usd for part in parts], axis=0).tolist()
+    times = {f"{name} p{p}": float(np.percentile(each, p)) for name, each in (("TTFT", ttft_s), ("TPOT", tpot_s)) for p in (50, 95)}
+    return {
+        **times,
+        "TTFT mean": float(ttft_s.mean()),
+        "cold": float(cold.mean()),
+        "USD": functions_usd + hours_usd,
+        "of functions": functions_usd,
+    }
+
+
+def _print(at_once: int, found: dict[str, dict[str, float]]) -> list[str]:
+    measured, missed = found.pop("twin"), []
+    print(f"\n{f'{at_once} at once':>10}" + "".join(f"{name:>14}" for name in measured))
+    print(f"{'twin':>10}" + "".join(f"{value:>14.3g}" for value in measured.values()), flush=True)
+    for known, figures in found.items():
+        ratios = {name: figures[name] / value if value else 1.0 + figures[name] for name, value in measured.items()}
+        print(f"{known:>10}" + "".join(f"{ratio:>14.2f}" for ratio in ratios.values()), flush=True)
+        if known == "own times":
+            missed = [
+                f"{at_once} at once: {name} is {ratio:.2f} times the twin's" for name, ratio in ratios.items() if abs(ratio - 1) > LIMIT
+            ]
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
