@@ -10,7 +10,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import PlanArgument
+from remoe_cli.cli.options import AcceptLossOption, PlanArgument
 from remoe_cli.cli.target import ON_AWS, ProfileOption, RegionOption, TargetName, TargetOption, YesOption, only_on_aws, pick
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
@@ -33,6 +33,7 @@ def command(
             help="What runs the main function; by default a server here, on AWS what the plan chose; 'none' leaves it to 'remoe serve'."
         ),
     ] = None,
+    accept_loss: AcceptLossOption = False,
     endpoint_image: Annotated[
         str | None, typer.Option(metavar="URI", help="The main function's container image in ECR.", rich_help_panel=ON_AWS)
     ] = None,
@@ -87,7 +88,7 @@ def command(
     if (monthly_alert is None) != (alert_email is None):
         raise UsageError("A monthly alert needs an amount and an address.", "Give both --monthly-alert USD and --alert-email ADDRESS.")
     checked = account_rules(**rules, tags=tag or (), subnets=subnet or (), security_groups=security_group or ())
-    options = DeployOptions(endpoint, rtt_ms, endpoint_image, monthly_alert, alert_email, checked)
+    options = DeployOptions(endpoint, rtt_ms, accept_loss, endpoint_image, monthly_alert, alert_email, checked)
     place = pick(target, region, profile, asks=None if dry_run else "deploy", yes=yes)
     if dry_run:
         document, overview = place.preview(plan, name, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,11 @@ PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan made 
 DeviceOption = Annotated[
     DeviceChoice | None,
     typer.Option(help="Where everything but the experts runs: 'auto' takes a GPU where torch can use one."),
+]
+# typer makes choices of enums only; the words are those of model/quantise.py.
+ExpertForm = Enum("ExpertForm", {name: name for name in ("int8", "int4")}, type=str)  # type: ignore[misc]
+AcceptLossOption = Annotated[
+    bool, typer.Option("--accept-loss", help="Deploy quantised experts that change the model more than is allowed.")
 ]
 PromptOption = Annotated[str | None, typer.Option(metavar="TEXT", help="One prompt; '-' reads it from standard input.")]
 DATA = typer.Option(

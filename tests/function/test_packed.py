@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_refused() -> None:
         {"codes": ("U8", codes), "scales": ("U8", scales[:, 0])},
         {"codes": ("U8", codes[:0]), "scales": ("U8", scales[:0])},
     ):
-        with pytest.raises(FormError, match="do not fit|no packed product"):
+        with pytest.raises(FormError, match=r"do not fit|no packed product"):
             PackedMatrix.of([broken], "fp4", 64, "bfloat16")
     for wide in (matrix(8, 96), nvfp4(8, 32, 0)):
         with pytest.raises(FormError, match="scales for 64 weights have no packed product"):
