@@ -1,4 +1,4 @@
-"""Experts that are quantised on request: what that loses and saves, said and judged before anything is deployed."""
+"""Say and judge what experts that are quantised on request lose and save, before they are deployed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from remoe_cli.deploy.inputs import Inputs
 from remoe_cli.errors import InfeasibleError
-from remoe_cli.plan.build import make_plan
 from remoe_cli.plan.document import Plan
 from remoe_cli.plan.problem.request import request_of
 from remoe_cli.plan.wording import dollars
@@ -62,6 +61,8 @@ def terms(inputs: Inputs) -> Terms | None:
     plan, profile, catalog = inputs
     if (form := plan.model.experts) is None:
         return None
+    from remoe_cli.plan.build import make_plan  # loads the solver, which nothing else needs here
+
     other: float | None = None
     if (without := profile.unquantised()) is not None:
         request = request_of(plan)
@@ -79,7 +80,9 @@ def _remote_share(plan: Plan) -> float:
 
 
 def agreed_terms(inputs: Inputs, accepted: bool, say: Callable[[str], None]) -> Terms | None:
-    """Say what a plan's quantised experts lose and save, and refuse what loses too much unless it is accepted.
+    """Say what a plan's quantised experts lose and save, and refuse what loses too much.
+
+    `accepted` lets it pass.
 
     Raises: UsageError for too much loss.
     """

@@ -250,7 +250,7 @@ class PackedMatrix:
 
     @property
     def held_bytes(self) -> int:
-        """The memory that it takes beside its shard, of which it is a view: that of scales that were made float32."""
+        """The memory that it takes beside its shard: that of scales that were made float32."""
         return sum(part.scales.nbytes for part in self.parts if part.number in (_E4M3, _E5M2))
 
     def apply(self, x: Floats) -> Floats:

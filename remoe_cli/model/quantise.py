@@ -1,4 +1,4 @@
-"""Quantising experts of a model on request: integers of 8 or 4 bits, and a scale for each 32 weights of a row.
+"""Quantising experts on request: integers of 8 or 4 bits, and a scale for each 32 weights of a row.
 
 The tensors are those of compressed-tensors for symmetric integers in groups: `int-quantized` for 8 bits, `pack-quantized` for 4. They take
 8.5 and 4.5 bits a weight, as ggml's Q8_0 and Q4_0 do. Each weight becomes the nearest of its group's numbers, so no data are needed.
@@ -50,7 +50,9 @@ _LEAST_BIT = {"float16": -24, "bfloat16": -100, "float32": -100}
 
 
 def quantised_bytes(layer: ExpertLayer, to: str, settings: Mapping[str, Any] | None) -> int:
-    """Count the bytes of one expert of a layer in the form `to`; `settings` are those of a checkpoint that is quantised already.
+    """Count the bytes of one expert of a layer in the form `to`.
+
+    `settings` are those of a checkpoint that is quantised already.
 
     Raises: ModelError for experts that cannot be quantised.
     """

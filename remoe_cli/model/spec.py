@@ -45,7 +45,7 @@ class KvLayer(Part):
 
 
 class RemoteExperts(Part):
-    """Routed experts as expert functions have them, where that was asked for: quantised, in a model that is not.
+    """Routed experts as expert functions have them, where they are quantised on request.
 
     form           `int8` or `int4` (model/quantise.py)
     expert_bytes   one routed expert in that form
@@ -167,7 +167,7 @@ class MoeSpec(Part):
 
     @property
     def stored_as(self) -> str | None:
-        """A sentence on a quantised checkpoint or on experts that are quantised on request; None where nothing is."""
+        """A sentence on what is quantised, in the checkpoint or on request; None where nothing is."""
         if self.remote is not None:
             return (
                 f"Expert functions have experts in {self.remote.form.upper()}, as was asked for: {self.remote.expert_bytes / 1e6:.3g} MB an"

@@ -11,7 +11,9 @@ MOST_PERPLEXITY_RISE = 0.01
 
 
 class QuantisationLoss(Part):
-    """The model with all routed experts quantised, held against the same model without, on prompts of the profile.
+    """The model with all routed experts quantised, held against the same model without.
+
+    They are compared on prompts of the profile.
 
     Quantising takes each weight to the nearest number and learns nothing from data, so every prompt is held out. A plan keeps some experts
     as they are: it loses at most about this.

@@ -133,7 +133,7 @@ class Profile:
         return artifacts.sha256_file(self.path / "profile.json")
 
     def unquantised(self) -> Profile | None:
-        """Return the profile of the same model without experts that are quantised on request; None where none are."""
+        """Return the profile without experts that are quantised on request; None where none are."""
         record, latency = self.record, self.record.latency
         if record.spec.remote is None or latency.unquantised_expert is None:
             return None

@@ -277,7 +277,7 @@ def read_bytes(inputs: VerifierInputs) -> tuple[int, int]:
 
 
 def fetched_bytes(inputs: VerifierInputs) -> int:
-    """Return what a function reads of one routed expert: as it is stored, or as it is quantised on request."""
+    """Return what a function reads of one routed expert: as stored, or as quantised on request."""
     remote = inputs.profile.record.spec.remote
     return read_bytes(inputs)[1] if remote is None else remote.expert_bytes
 
