@@ -32,7 +32,7 @@ _ALL = ("bfloat16", "float16", "float32")
 # The library's forms by number: see FORMS in kernel/packed.c. Integers are exact under scales of few digits, else rounded.
 _MXFP4, _NVFP4, _E4M3, _E5M2 = 0, 7, 5, 6
 _INTEGERS = {("I32", 4): (1, 3), ("I8", 8): (2, 4), ("I32", 8): (8, 9)}
-_INTEGERS_FP32 = 10
+_INTEGERS_FP32 = 10  # those of 8 bits in bytes
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ class MoeSpec(Part):
         if self.stored.served:
             return (
                 f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole:.1f} GB), also in"
-                f" expert functions: there is no packed product of {self.stored.format}."
+                f" expert functions: they do not compute from {self.stored.format} as it is stored."
             )
         return f"{stored} Expert functions compute with a {self.dtype} copy of {whole:.1f} GB, and 'remoe deploy' needs that copy."
 

@@ -82,7 +82,7 @@ def test_it_answers_as_transformers_does(family: str, form: str, folder: Path) -
     for function in manifest.functions:
         stored = function.shard_bytes - function.head_bytes
         assert stored == pytest.approx(len(function.experts) * spec.read_expert_bytes, rel=0.05)
-        assert function.form == ("packed" if form == "mxfp4" else "ready") and spec.is_packed == (form == "mxfp4")
+        assert function.form == ("ready" if form == "fp8" else "packed") and spec.is_packed == (form != "fp8")
 
 
 def test_experts_that_are_quantised_on_request(folder: Path) -> None:
