@@ -31,7 +31,7 @@ import numpy as np
 from remoe_cli.function.dequantise import STORED, Stored, dequantise, eight_bits
 from remoe_cli.function.expert_ffn import FfnSpec, Matrix, narrow, rounded, widen
 from remoe_cli.function.packed import PackedMatrix
-from remoe_cli.model.quantise import INT4, INT8, quantise
+from remoe_cli.model.quantise import INT4, INT8, Integers, quantise
 
 SIZES, ROWS, MATRICES = ((5760, 2880), (2880, 2880)), (1, 2, 4, 8, 32, 128), 5
 SPEC = FfnSpec("bfloat16", "standard")
@@ -189,6 +189,17 @@ def other_forms(random: np.random.Generator, out: int, inn: int) -> dict[str, tu
     }
 
 
+def errors(random: np.random.Generator, to: Integers) -> str:
+    """Compare the error of scales of few digits with that of any scales, as a share of the weights' root mean square."""
+    weights = random.standard_normal((1024, 2880), dtype=np.float32)
+    half = 1 << (to.bits - 1)
+    any_scale = np.abs(weights.reshape(-1, 32)).max(axis=1)[:, None] / (half - 0.5)
+    plain = (np.clip(np.rint(weights.reshape(-1, 32) / any_scale), -half, half - 1) * any_scale).reshape(weights.shape)
+    ours = widen(dequantise(to.form, quantise(weights, to, "bfloat16"), "bfloat16"), "bfloat16")
+    of_any, of_few = (float(np.sqrt(np.square(made - weights).mean() / np.square(weights).mean())) for made in (plain, ours))
+    return f"error {of_few:.2%} of the weights, with any scales {of_any:.2%}"
+
+
 def forms(random: np.random.Generator) -> None:
     """Print the time of products of other forms, beside those of the same numbers made ready."""
     out, inn = SIZES[0]
@@ -217,6 +228,8 @@ def forms(random: np.random.Generator) -> None:
         for way in held:
             print(f"| {way} | {megabytes[way]:.1f} |", *cells[way], flush=True)
     print()
+    for to in (INT8, INT4):
+        print(f"{to.name}: {errors(random, to)}")
 
 
 def main() -> None:

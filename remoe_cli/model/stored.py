@@ -178,7 +178,7 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
         name = f"{name} with experts in FP4"
     left_out = [str(pattern) for key in _LEFT_OUT for pattern in settings.get(key) or ()]
     names = {id(module): path for path, module in model.named_modules()}
-    packed = (served := _unserved(settings) is None) and _is_packed(of_experts, settings)
+    packed = (served := _unserved(settings) is None) and is_packed_format(of_experts, settings)
     expert = nonexpert = 0.0
     routed: set[int] = set()
     for layer in layers:
@@ -200,12 +200,12 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
     return StoredWeights(format=name, expert_bytes=round(expert), nonexpert_bytes=round(nonexpert), served=served, packed=packed)
 
 
-def _is_packed(name: str, settings: Mapping[str, Any]) -> bool:
+def is_packed_format(name: str, settings: Mapping[str, Any]) -> bool:
     """Tell whether expert functions compute from matrices in a format as they are stored (function/packed.py).
 
     FP8 could be: but dequantised experts take twice the memory and clearly less time, so neither is always better.
 
-    >>> _is_packed("INT4", {"group_size": 32}), _is_packed("INT4", {"group_size": 40}), _is_packed("FP8", {})
+    >>> is_packed_format("INT4", {"group_size": 32}), is_packed_format("INT4", {"group_size": 40}), is_packed_format("FP8", {})
     (True, False, False)
     """
     if name in ("MXFP4", "NVFP4"):

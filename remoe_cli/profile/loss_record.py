@@ -5,7 +5,7 @@ from __future__ import annotations
 from remoe_cli.artifacts import NonNegative, Part, Positive, Tokens
 from remoe_cli.errors import UsageError
 
-# docs/explanation/quantised-on-request.md says where these come from.
+# docs/how-to/lower-the-bill.md says where these come from.
 MOST_DIVERGENCE_BITS = 0.01
 MOST_PERPLEXITY_RISE = 0.01
 
