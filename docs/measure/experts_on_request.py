@@ -43,13 +43,17 @@ def main() -> None:
                 found is not None and found.loss is not None and found.unquantised_usd is not None and made.record.spec.remote is not None
             )
             loss, spec = found.loss, made.record.spec
-            print(
-                f"| demo, {dtype} | {form.upper()} | {spec.expert_bytes / 1e6:.2f} -> {spec.fetched_expert_bytes / 1e6:.2f}"
-                f" | {loss.unquantised_perplexity:.2f} -> {loss.perplexity:.2f} ({loss.perplexity_rise:+.2%}) | {loss.divergence_bits:.4f}"
-                f" | {loss.agreement:.1%} | {dollars(found.unquantised_usd)} -> {dollars(found.cost_usd)}"
-                f" ({found.cost_usd / found.unquantised_usd - 1:+.1%}) | {loss.excess or 'yes'} |",
-                flush=True,
+            cells = (
+                f"demo, {dtype}",
+                form.upper(),
+                f"{spec.expert_bytes / 1e6:.2f} -> {spec.fetched_expert_bytes / 1e6:.2f}",
+                f"{loss.unquantised_perplexity:.2f} -> {loss.perplexity:.2f} ({loss.perplexity_rise:+.2%} ± {loss.rise_error:.2%})",
+                f"{loss.divergence_bits:.4f}",
+                f"{loss.agreement:.1%} of {loss.answer_tokens}",
+                f"{dollars(found.unquantised_usd)} -> {dollars(found.cost_usd)}",
+                loss.excess or "yes",
             )
+            print("|", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":

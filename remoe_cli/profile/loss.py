@@ -62,6 +62,7 @@ def measure_loss(
         answer_tokens=total.answer_tokens,
         unquantised_perplexity=math.exp(total.own_loss / total.text_tokens),
         perplexity=math.exp(total.quantised_loss / total.text_tokens),
+        rise_error=total.rise_error,
         divergence_bits=max(0.0, total.divergence_bits) / total.answer_tokens,
         agreement=total.agreed / total.answer_tokens,
     )
@@ -158,14 +159,22 @@ def _logits(model: PreTrainedModel, batch: Sequence[_Text]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over tokens: losses in nats over the prompts', the rest over the answers'."""
+    """Sums over tokens: losses in nats and squares of their differences over the prompts', the rest over the answers'."""
 
     text_tokens: int = 0
     answer_tokens: int = 0
     own_loss: float = 0.0
     quantised_loss: float = 0.0
+    squares: float = 0.0
     divergence_bits: float = 0.0
     agreed: int = 0
+
+    @property
+    def rise_error(self) -> float:
+        """The standard error of the ratio of both perplexities."""
+        mean = (self.quantised_loss - self.own_loss) / self.text_tokens
+        variance = max(0.0, self.squares / self.text_tokens - mean**2)
+        return math.exp(mean) * math.sqrt(variance / self.text_tokens)
 
     def plus(self, batch: Sequence[_Text], own: Tensor, quantised: Tensor) -> _Sums:
         """Add a batch of texts with the logits of both models [B, T, V]."""
@@ -175,15 +184,16 @@ class _Sums:
             p, q = (x[:last].float().log_softmax(dim=-1) for x in (ours, theirs))
             nexts = torch.tensor(text.ids[1:]).to(p.device)[:, None]
             said = text.answer - 1  # from here on, what is predicted is the answer
-            losses = [float(-x.gather(1, nexts)[:said].double().sum()) for x in (p, q)]
+            losses = [-x.gather(1, nexts)[:said].double() for x in (p, q)]
             middle = torch.logaddexp(p[said:], q[said:]) - math.log(2)
             apart = sum(float((x[said:].exp() * (x[said:] - middle)).double().sum()) for x in (p, q))
             same = int((p[said:].argmax(dim=-1) == q[said:].argmax(dim=-1)).sum())
             total = _Sums(
                 total.text_tokens + said,
                 total.answer_tokens + last - said,
-                total.own_loss + losses[0],
-                total.quantised_loss + losses[1],
+                total.own_loss + float(losses[0].sum()),
+                total.quantised_loss + float(losses[1].sum()),
+                total.squares + float((losses[1] - losses[0]).square().sum()),
                 total.divergence_bits + apart / 2 / math.log(2),
                 total.agreed + same,
             )

@@ -119,22 +119,14 @@ def test_experts_that_are_quantised_on_request(folder: Path) -> None:
         logits = model(torch.tensor([PROMPT_IDS + ids])).logits[0, len(PROMPT_IDS) - 1 : -1].float()
     clear = clear_steps(logits)
     assert clear.sum() >= len(ids) // 2 and torch.equal(logits.argmax(-1)[clear], torch.tensor(ids)[clear])
-
-
-def test_a_model_that_loses_too_much_is_refused(folder: Path) -> None:
-    save("qwen3_moe", torch.bfloat16, folder / "model", fused=False, **WIDE)
-    planned_of(folder, "--experts", "int4")
-    profile = read_profile(folder / "profile")
-    assert profile.record.loss is not None
-    much = profile.record.model_copy(update={"loss": profile.record.loss.model_copy(update={"divergence_bits": 0.2})})
-    write_profile(folder / "profile", much, profile.arrays)
-    plan = folder / "plan.json"
+    much = record.model_copy(update={"loss": record.loss.model_copy(update={"divergence_bits": 0.2})})
+    write_profile(folder / "profile", much, read_profile(folder / "profile").arrays)
     remoe("plan", str(folder / "profile"), "-o", str(plan), "--remote-share", "0.5")
-    for command in (("package", str(plan), "-o", str(folder / "package")), ("deploy", str(plan), "--name", "q")):
+    for command in (("package", str(plan), "-o", str(folder / "more")), ("deploy", str(plan), "--name", "r")):
         done = forked.remoe(*command)
         assert done.returncode == 2 and "0.2 bits, and 0.01 is the most" in done.stderr and "--accept-loss" in done.stderr
-    assert not (folder / "package").exists() and not lifecycle.names()
-    assert remoe("package", str(plan), "--accept-loss", "-o", str(folder / "package"))["quantised"]["loss"]["excess"]
+    assert not (folder / "more").exists() and lifecycle.names() == ["q"]
+    assert remoe("package", str(plan), "--accept-loss", "-o", str(folder / "more"))["quantised"]["loss"]["excess"]
 
 
 def test_a_changed_scale_is_caught_by_the_digest(folder: Path) -> None:

@@ -50,6 +50,8 @@ class AwsTarget:
 
     def preview(self, plan_path: Path, name: str, options: DeployOptions) -> tuple[dict[str, Any], Overview]:
         plan, catalog, unverified = read_without_profile(plan_path)
+        if plan.model.experts is not None and not unverified:
+            agreed_terms(read_inputs(plan_path), options.accept_loss, self.console.say)
         contents = expected(plan)
         settings = _settings(plan, catalog, name, options)
         settings = replace(settings, rules=options.rules.over(AccountRules()))
