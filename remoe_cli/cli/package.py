@@ -14,7 +14,7 @@ from remoe_cli.errors import UsageError
 
 EXAMPLES = examples(
     "remoe package plans/olmoe.json -o olmoe-package",
-    "remoe package plans/olmoe-int8.json --experts int8 -o olmoe-package   # of a profile with --experts int8",
+    "remoe package plans/olmoe-int8.json --experts int8   # of a profile with --experts int8",
     "remoe package plans/olmoe.json --image --repository ACCOUNT.dkr.ecr.REGION.amazonaws.com/remoe",
 )
 

@@ -201,7 +201,7 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
 
 
 def is_packed_format(name: str, settings: Mapping[str, Any]) -> bool:
-    """Tell whether expert functions compute from matrices in a format as they are stored (function/packed.py).
+    """Tell whether expert functions compute from matrices of a format as stored (function/packed.py).
 
     FP8 could be: but dequantised experts take twice the memory and clearly less time, so neither is always better.
 
