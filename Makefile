@@ -97,6 +97,8 @@ measure: $(VENV)/.installed ## print the tables of docs/
 	$(BIN)/python docs/measure/invoke_cost.py
 	$(BIN)/python docs/measure/quantised_experts.py
 	$(BIN)/python docs/measure/packed_products.py
+	$(BIN)/python docs/measure/packed_products.py forms
+	$(BIN)/python docs/measure/experts_on_request.py
 	$(BIN)/python docs/measure/packed_experts.py
 	$(BIN)/python docs/measure/function_package.py
 	$(BIN)/python docs/measure/recording.py

@@ -1,9 +1,11 @@
-"""Prints the table of ADR 11: products of matrices of gpt-oss-20b's sizes that are stored in MXFP4, by the ways that were weighed.
+"""Prints the tables of ADR 11: products of matrices of gpt-oss-20b's sizes, stored in MXFP4 by the ways that were weighed, and in others by
+our library.
 
-`make measure` runs it. Those of libraries that remoe does not use are printed where they are installed, in an environment of their own:
+`make measure` runs it. Ways of libraries that remoe does not use are printed where they are installed, in an environment of their own:
 pip install onnx onnxruntime libggml-python numkong numpy pybase64, then PYTHONPATH=. python docs/measure/packed_products.py. All ways take
 turns over several matrices, so that weights come from memory. Weights are random, sizes are real. Functions compute with one thread: times
-are the processor's, which other work on the machine changes least. With the argument avx2, numkong uses nothing newer.
+are the processor's, which other work on the machine changes least. With the argument avx2, numkong uses nothing newer. The argument forms
+measures the other forms, and nothing else.
 """
 
 from __future__ import annotations
@@ -26,15 +28,17 @@ from typing import Any
 import numkong
 import numpy as np
 
-from remoe_cli.function.dequantise import dequantise, eight_bits
+from remoe_cli.function.dequantise import STORED, Stored, dequantise, eight_bits
 from remoe_cli.function.expert_ffn import FfnSpec, Matrix, narrow, rounded, widen
 from remoe_cli.function.packed import PackedMatrix
+from remoe_cli.model.quantise import INT4, INT8, Integers, quantise
 
 SIZES, ROWS, MATRICES = ((5760, 2880), (2880, 2880)), (1, 2, 4, 8, 32, 128), 5
 SPEC = FfnSpec("bfloat16", "standard")
 NEWER = ("genoa", "sapphire", "turin", "sapphireamx", "graniteamx", "diamond", "skylake", "icelake")  # than AVX2
 _DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12])  # what the codes stand for
 Way = Callable[[np.ndarray], np.ndarray]
+Made = dict[str, Stored]
 
 
 def stored(codes: np.ndarray, scales: np.ndarray) -> dict[str, tuple[str, np.ndarray]]:
@@ -42,7 +46,7 @@ def stored(codes: np.ndarray, scales: np.ndarray) -> dict[str, tuple[str, np.nda
 
 
 def packed(codes: np.ndarray, scales: np.ndarray) -> tuple[Way, int]:
-    return PackedMatrix.of([stored(codes, scales)], "fp4", "bfloat16").apply, codes.nbytes + scales.nbytes
+    return PackedMatrix.of([stored(codes, scales)], "fp4", scales.shape[1] * 32, "bfloat16").apply, codes.nbytes + scales.nbytes
 
 
 def ready(codes: np.ndarray, scales: np.ndarray) -> tuple[Way, int]:
@@ -150,13 +154,94 @@ WAYS: dict[str, tuple[str | None, Callable[[np.ndarray, np.ndarray], tuple[Way, 
 }
 
 
+def other_forms(random: np.random.Generator, out: int, inn: int) -> dict[str, tuple[str, Callable[[], Made]]]:
+    """By name, the form and what makes random tensors of it."""
+
+    def eight(kind: str) -> Made:
+        codes = random.integers(0, 127, (out, inn), dtype=np.uint8) | random.integers(0, 2, (out, inn), dtype=np.uint8) << 7
+        return {"codes": (kind, codes.view(STORED[kind]))}
+
+    def blocks_of_128() -> np.ndarray:
+        return random.uniform(1e-4, 1e-3, (-(-out // 128), -(-inn // 128))).astype(np.float32)
+
+    def groups(columns: int, low: int = 0x3800) -> np.ndarray:
+        return random.integers(low, low + 256, (out, inn // columns), dtype=np.uint16)
+
+    def words() -> Made:
+        return {
+            "codes": ("I32", random.integers(-(1 << 31), 1 << 31, (out, inn // 8)).astype(np.int32)),
+            "shape": ("I64", np.array([out, inn])),
+        }
+
+    def nvfp4() -> Made:
+        scales = random.integers(0x30, 0x70, (out, inn // 16), dtype=np.uint8)
+        codes = random.integers(0, 256, (out, inn // 2), dtype=np.uint8)
+        return {"codes": ("U8", codes), "scales": ("F8_E4M3", scales), "multiplier": ("F32", np.array([1e-4], np.float32))}
+
+    weights = random.standard_normal((out, inn), dtype=np.float32)
+    return {
+        "INT8 on request": ("int8", lambda: quantise(weights, INT8, "bfloat16")),
+        "INT4 on request": ("words", lambda: quantise(weights, INT4, "bfloat16")),
+        "INT8, a scale a row": ("int8", lambda: eight("I8") | {"scales": ("BF16", groups(inn))}),
+        "INT4, groups of 32": ("words", lambda: words() | {"scales": ("BF16", groups(32))}),
+        "FP8 (E4M3), blocks": ("fp8", lambda: eight("F8_E4M3") | {"scales": ("F32", blocks_of_128())}),
+        "NVFP4": ("fp4", nvfp4),
+    }
+
+
+def errors(random: np.random.Generator, to: Integers) -> str:
+    """Compare the error of scales of few digits with that of any scales, as a share of the weights' root mean square."""
+    weights = random.standard_normal((1024, 2880), dtype=np.float32)
+    half = 1 << (to.bits - 1)
+    any_scale = np.abs(weights.reshape(-1, 32)).max(axis=1)[:, None] / (half - 0.5)
+    plain = (np.clip(np.rint(weights.reshape(-1, 32) / any_scale), -half, half - 1) * any_scale).reshape(weights.shape)
+    ours = widen(dequantise(to.form, quantise(weights, to, "bfloat16"), "bfloat16"), "bfloat16")
+    of_any, of_few = (float(np.sqrt(np.square(made - weights).mean() / np.square(weights).mean())) for made in (plain, ours))
+    return f"error {of_few:.2%} of the weights, with any scales {of_any:.2%}"
+
+
+def forms(random: np.random.Generator) -> None:
+    """Print the time of products of other forms, beside those of the same numbers made ready."""
+    out, inn = SIZES[0]
+    print(f"| {out} x {inn} | MB |", *(f"{n} rows |" for n in ROWS))
+    print("| --- " * (len(ROWS) + 2) + "|")
+    for name, (form, make) in other_forms(random, out, inn).items():
+        made = [make() for _ in range(MATRICES)]
+        held = {
+            f"{name}, packed": [PackedMatrix.of([one], form, inn, "bfloat16").apply for one in made],
+            f"{name}, ready": [Matrix.of(dequantise(form, one, "bfloat16"), SPEC).apply for one in made],
+        }
+        megabytes = {
+            way: sum(array.nbytes for _, array in made[0].values()) / 1e6 if "packed" in way else out * inn * 2 / 1e6 for way in held
+        }
+        cells: dict[str, list[str]] = {way: [] for way in held}
+        for n in ROWS:
+            x = widen(narrow(random.standard_normal((n, inn), dtype=np.float32), "bfloat16"), "bfloat16")
+            times: dict[str, list[float]] = {way: [] for way in held}
+            for turn in list(range(MATRICES)) * (1 if n > 8 else 4):
+                for way, runs in held.items():
+                    start = time.process_time()
+                    runs[turn](x)
+                    times[way].append(1000 * (time.process_time() - start))
+            for way in held:
+                cells[way].append(f"{statistics.median(times[way]):.2f} |")
+        for way in held:
+            print(f"| {way} | {megabytes[way]:.1f} |", *cells[way], flush=True)
+    print()
+    for to in (INT8, INT4):
+        print(f"{to.name}: {errors(random, to)}")
+
+
 def main() -> None:
-    if sys.argv[1:] == ["avx2"]:
+    if "avx2" in sys.argv[1:]:
         for capability in NEWER:
             numkong.disable_capability(capability)
     print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores; ms a product, median\n")
     ways = {name: make for name, (package, make) in WAYS.items() if package is None or importlib.util.find_spec(package)}
     random = np.random.default_rng(0)
+    if "forms" in sys.argv[1:]:
+        forms(random)
+        return
     for out, inn in SIZES:
         print(f"| {out} x {inn} | MB |", *(f"{n} rows |" for n in ROWS), "not the nearest bfloat16 |")
         print("| --- " * (len(ROWS) + 3) + "|")

@@ -10,7 +10,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import PlanArgument, SpeculateOption
+from remoe_cli.cli.options import AcceptLossOption, PlanArgument, SpeculateOption
 from remoe_cli.cli.target import ON_AWS, ProfileOption, RegionOption, TargetName, TargetOption, YesOption, only_on_aws, pick
 from remoe_cli.cli.times import time_in
 from remoe_cli.deploy.endpoint import Endpoint
@@ -38,6 +38,7 @@ def command(
         ),
     ] = None,
     speculate: SpeculateOption = "off",
+    accept_loss: AcceptLossOption = False,
     endpoint_image: Annotated[
         str | None, typer.Option(metavar="URI", help="The main function's container image in ECR.", rich_help_panel=ON_AWS)
     ] = None,
@@ -93,7 +94,9 @@ def command(
     if (monthly_alert is None) != (alert_email is None):
         raise UsageError("A monthly alert needs an amount and an address.", "Give both --monthly-alert USD and --alert-email ADDRESS.")
     checked = account_rules(**rules, tags=tag or (), subnets=subnet or (), security_groups=security_group or ())
-    options = DeployOptions(endpoint, rtt_ms, endpoint_image, monthly_alert, alert_email, checked, speculate_of(speculate or "off"))
+    options = DeployOptions(
+        endpoint, rtt_ms, accept_loss, endpoint_image, monthly_alert, alert_email, checked, speculate_of(speculate or "off")
+    )
     place = pick(target, region, profile, asks=None if dry_run else "deploy", yes=yes)
     if dry_run:
         document, overview = place.preview(plan, name, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,11 @@ SpeculateOption = Annotated[
         metavar="auto|off|N",
         help="Draft tokens that one forward pass may try, looked up in prompt and answer: as many as pay, none, or N.",
     ),
+]
+# typer makes choices of enums only; the words are those of model/quantise.py.
+ExpertForm = Enum("ExpertForm", {name: name for name in ("int8", "int4")}, type=str)  # type: ignore[misc]
+AcceptLossOption = Annotated[
+    bool, typer.Option("--accept-loss", help="Deploy quantised experts that change the model more than is allowed.")
 ]
 PromptOption = Annotated[str | None, typer.Option(metavar="TEXT", help="One prompt; '-' reads it from standard input.")]
 DATA = typer.Option(

@@ -9,12 +9,13 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import PlanArgument
+from remoe_cli.cli.options import AcceptLossOption, ExpertForm, PlanArgument
 from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 from remoe_cli.errors import UsageError
 
 EXAMPLES = examples(
     "remoe package plans/olmoe.json -o olmoe-package",
+    "remoe package plans/olmoe-int8.json --experts int8   # of a profile with --experts int8",
     "remoe package plans/olmoe.json --image --repository ACCOUNT.dkr.ecr.REGION.amazonaws.com/remoe",
 )
 
@@ -29,6 +30,10 @@ def command(
         str | None,
         typer.Option(metavar="URI", help="With --image: push to this repository, such as ACCOUNT.dkr.ecr.REGION.amazonaws.com/remoe."),
     ] = None,
+    experts: Annotated[
+        ExpertForm | None, typer.Option(help="Check that the plan has expert functions' experts quantised to this form.")
+    ] = None,
+    accept_loss: AcceptLossOption = False,
     yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
@@ -39,23 +44,32 @@ def command(
     """
     if repository is not None and not image:
         raise UsageError("--repository is for an image.", "Give --image too.")
+    if image and (experts is not None or accept_loss):
+        raise UsageError("--experts and --accept-loss are for the files of expert functions, not for an image.", "Leave them out.")
     folder = out or Path(f"{plan.stem}-{'image' if image else 'package'}")
     if image:
         _image(plan, folder, repository, yes)
     else:
-        _files(plan, folder, yes)
+        _files(plan, folder, yes, experts and experts.value, accept_loss)
 
 
-def _files(plan_path: Path, folder: Path, yes: bool) -> None:
+def _files(plan_path: Path, folder: Path, yes: bool, experts: str | None, accept_loss: bool) -> None:
     from remoe_cli.deploy.inputs import check_model, read_inputs
     from remoe_cli.deploy.main_files import server_config, write_main_files
+    from remoe_cli.deploy.quantised import agreed_terms
     from remoe_cli.owned import new_folder, refuse_folder
     from remoe_cli.package import bundle
 
     refuse_folder(folder, _PACKAGE, _files_before_marks)
     agree_to_replace(yes, folder)
     with output.progress("Checking the plan"):
-        plan, profile, catalog = read_inputs(plan_path)
+        plan, profile, catalog = inputs = read_inputs(plan_path)
+    if experts is not None and plan.model.experts != experts:
+        raise UsageError(
+            f"{plan_path} is not a plan for experts in {experts.upper()}: sizes, times and what it loses are not those of that form.",
+            f"Profile with 'remoe profile {profile.record.model.path} --experts {experts} ...', and plan again.",
+        )
+    quantised = agreed_terms(inputs, accept_loss, output.say)
     check_model(profile, output.progress)
     with new_folder(folder, _PACKAGE, _files_before_marks) as fresh:
         with output.progress("Packaging functions") as progress:
@@ -65,6 +79,8 @@ def _files(plan_path: Path, folder: Path, yes: bool) -> None:
             share = write_main_files(config, plan_path, fresh / "main", progress)
     sizes = {f.name: f.shard_bytes for f in made.functions}
     document = {"path": str(folder), "main_bytes": share.bytes, "functions_bytes": sum(sizes.values()), "functions": sizes}
+    if quantised is not None:
+        document["quantised"] = quantised.document
 
     def show() -> None:
         rows = [("main function", f"{share.bytes / 1e6:.1f}"), *((name, f"{size / 1e6:.1f}") for name, size in sizes.items())]

@@ -10,7 +10,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import DATA, DeviceOption, FieldOption, LimitOption, read_data
+from remoe_cli.cli.options import DATA, DeviceOption, ExpertForm, FieldOption, LimitOption, read_data
 from remoe_cli.cli.profile_shared import LATENCY_FROM, MaxNewTokensOption, MaxPromptTokensOption, OutOption, described_latency, finish
 from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 from remoe_cli.errors import UsageError
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from remoe_cli.profile.prompts import PromptSet
     from remoe_cli.profile.record import Profile
 
+ExpertsOption = Annotated[
+    ExpertForm | None,
+    typer.Option(help="Quantise the experts of expert functions, and measure what that loses. The checkpoint stays as it is."),
+]
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 EXAMPLES = examples(
@@ -46,6 +50,7 @@ def command(
     ] = None,
     device_map: Annotated[str | None, typer.Option(metavar="MAP", help="transformers' device_map, such as 'auto', to use GPUs.")] = None,
     device: DeviceOption = None,
+    experts: ExpertsOption = None,
     yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
@@ -70,7 +75,8 @@ def command(
         "device_map": device_map,
         "device": at,
         "may_replace": lambda path: agree_to_replace(yes, path),
-        "latency": None if latency_from is None else described_latency(model, latency_from),
+        "latency": None if latency_from is None else described_latency(model, latency_from, experts and experts.value),
+        "experts": experts and experts.value,
     }
     with full_memory_named("Take a smaller --batch-size or --max-prompt-tokens, or profile on the CPU.") if at != "cpu" else nullcontext():
         profiled = _recorded(model, prompts, out, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from remoe_cli.cli import output
 if TYPE_CHECKING:
     from remoe_cli.predict.train import PredictorRecord
     from remoe_cli.profile.latency_record import Latency
+    from remoe_cli.profile.loss_record import QuantisationLoss
     from remoe_cli.profile.record import Profile
 
 OutOption = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to write the profile to.")]
@@ -30,6 +31,8 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
     trained = None if made.record.dataset.shard else trained_predictor(made)
     record, arrays = made.record, made.arrays
     warnings = (*record.latency.warnings, *remarks)
+    if record.loss is not None and record.loss.excess is not None:
+        warnings = (*warnings, f"Quantised experts lose too much: {record.loss.excess}. A deployment needs --accept-loss.")
     document: dict[str, Any] = {
         "path": str(out),
         "model": record.model.path,
@@ -40,6 +43,7 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
         "experts_per_layer": record.spec.experts_per_layer,
         "top_k": record.spec.top_k,
         "stored": record.spec.stored and record.spec.stored.model_dump(),
+        **({} if record.loss is None else {"experts": record.spec.remote and record.spec.remote.form, "loss": loss_document(record.loss)}),
         "routing": record.routing.model_dump(mode="json"),
         "prefill_tokens": int(arrays["prompt_tokens"].sum()),
         "decode_tokens": int(arrays["decode_tokens"].sum()),
@@ -55,6 +59,8 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
         output.paragraph(f"{document['layers']} MoE layers x {document['experts_per_layer']} experts, top-{document['top_k']}")
         if record.spec.stored_as:
             output.line(record.spec.stored_as)
+        if record.loss is not None:
+            output.line(f"What that loses: {record.loss.sentence}")
         output.line(f"Times {record.latency.source}: {record.latency.machine}, {record.latency.measured_on}")
         if trained:
             scores = ", ".join(f"{name} {bits:.3f}" for name, bits in trained.validation_bits.items())
@@ -71,6 +77,10 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
     output.result(document, show)
 
 
+def loss_document(loss: QuantisationLoss) -> dict[str, Any]:
+    return loss.model_dump() | {"perplexity_rise": loss.perplexity_rise, "excess": loss.excess}
+
+
 def trained_predictor(profile: Profile) -> PredictorRecord | None:
     """Train and save the predictor of a profile; None where there are too few prompts for one."""
     with output.progress("Training the predictor"):
@@ -79,10 +89,10 @@ def trained_predictor(profile: Profile) -> PredictorRecord | None:
         return train(profile)
 
 
-def described_latency(model: str, latency_from: str) -> Latency:
+def described_latency(model: str, latency_from: str, experts: Literal["int8", "int4"] | None = None) -> Latency:
     from remoe_cli.model.checkpoint import find_named
     from remoe_cli.model.spec import read_spec
     from remoe_cli.profile.hardware import latency_from as described
 
     with output.progress("Finding the model"):
-        return described(latency_from, read_spec(find_named(model)))
+        return described(latency_from, read_spec(find_named(model), experts))

@@ -39,7 +39,7 @@ def server_config(
     # All functions of a layer have the /tmp that the fullest needs, as the plan is priced.
     problem, storage_mb = problem_of(plan, profile, catalog).at_main(plan.main), dict[int, float]()
     for f in bundle.functions:
-        own_mb = float(prices.function_storage_mb(catalog, bundle.spec.read_expert_bytes, len(f.experts)))
+        own_mb = float(prices.function_storage_mb(catalog, bundle.spec.fetched_expert_bytes, len(f.experts)))
         storage_mb[f.layer] = max(storage_mb.get(f.layer, 0.0), own_mb)
     return ServerConfig(
         model=bundle.model,

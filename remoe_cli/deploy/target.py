@@ -28,6 +28,7 @@ class DeployOptions:
 
     endpoint            what runs the main function; None: what the target does by default
     rtt_ms              local: network round trip in ms that is added to each invocation
+    accept_loss         whether experts may be quantised that lose more than is allowed
     image_uri           AWS: the main function's container image
     monthly_alert_usd   AWS: a month's spending in USD at which `alert_email` gets a mail; None: no mail
     speculate           how many draft tokens a pass of the main function may have (runtime/draft.py)
@@ -36,6 +37,7 @@ class DeployOptions:
 
     endpoint: Endpoint | None = None
     rtt_ms: float = 0.0
+    accept_loss: bool = False
     image_uri: str | None = None
     monthly_alert_usd: float | None = None
     alert_email: str | None = None

@@ -5,7 +5,7 @@ bias, activation and product (with float32 intermediates greedy tokens differ, a
 numbers of the model's type, and `rounded` is called at these points.
 
 numkong multiplies matrices of 16-bit weights (float32 accumulation, weights made ready once), numpy those of float32 weights.
-docs/adr/0003-function-arithmetic.md has the measurement behind this choice. Weights in MXFP4 may stay as they are stored (packed.py).
+docs/adr/0003-function-arithmetic.md has the measurement behind this choice. Quantised weights may stay as they are stored (packed.py).
 """
 
 from __future__ import annotations

@@ -63,6 +63,11 @@ class Quantised:
     shape: tuple[int, ...]
     transposed: bool
 
+    @property
+    def columns(self) -> int:
+        """The width of what is stored."""
+        return self.shape[0 if self.transposed else 1]
+
 
 @dataclass(frozen=True)
 class Head:
@@ -131,21 +136,22 @@ class Head:
 
     def packed_refusal(self) -> str | None:
         """Say why the experts cannot be multiplied as they are stored; None if they can."""
-        dtype = self.ffn["dtype"]
         for expert, tensors in sorted(self.tensors.items()):
             for name in self.parameters(expert):
-                stored = self.quantised.get(name, Quantised("plain", 1, (), bool(self.ffn["transposed"])))
-                if name.endswith("_bias"):
-                    continue
-                types: dict[str, str] = {}
-                for key, tensor in tensors.items():
-                    if key.partition(".")[0] == name:
-                        types[key.rpartition(".")[2]] = tensor.type
-                reason = refusal(stored.form, types, dtype)
-                if reason is None and stored.transposed != self.ffn["transposed"]:
-                    reason = "its columns are stored as rows"
-                if reason is not None:
+                if not name.endswith("_bias") and (reason := self._packed_refusal(name, tensors)) is not None:
                     return f"{name} of expert {expert}: {reason}"
+        return None
+
+    def _packed_refusal(self, name: str, tensors: Mapping[str, Tensor]) -> str | None:
+        if (stored := self.quantised.get(name)) is None:
+            return "it is not quantised"
+        if stored.transposed != self.ffn["transposed"]:
+            return "its columns are stored as rows"
+        for part in range(stored.parts):
+            prefix = f"{name}.{part}."
+            described = {key.removeprefix(prefix): (t.type, t.shape) for key, t in tensors.items() if key.startswith(prefix)}
+            if (reason := refusal(stored.form, described, stored.columns, self.ffn["dtype"])) is not None:
+                return reason
         return None
 
     def dequantised_bytes(self) -> int:
@@ -289,7 +295,7 @@ class _PackedParameters(Mapping[str, Array | PackedMatrix]):
             return self._dequantised[name]
         try:
             parts = [self._dequantised._stored(name, part) for part in range(stored.parts)]
-            matrix = PackedMatrix.of(parts, stored.form, self._head.ffn["dtype"])
+            matrix = PackedMatrix.of(parts, stored.form, stored.columns, self._head.ffn["dtype"])
             shape = stored.shape[::-1] if stored.transposed else stored.shape
             if (matrix.rows, matrix.columns) != tuple(shape):
                 raise FormError(f"{matrix.rows} x {matrix.columns} weights are stored, not {shape[0]} x {shape[1]}")

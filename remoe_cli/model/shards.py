@@ -18,13 +18,14 @@ import numpy as np
 
 from remoe_cli import interrupts, owned, recognise
 from remoe_cli.errors import ModelError
-from remoe_cli.function.expert_ffn import Array, FfnSpec
-from remoe_cli.function.weights import ALIGNMENT, TYPES
+from remoe_cli.function.expert_ffn import Array, FfnSpec, widen
+from remoe_cli.function.weights import ALIGNMENT, TYPES, Quantised
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer, expert_layers
 from remoe_cli.model.ffn import describe, prove_same, to_storage
 from remoe_cli.model.loader import load, read_config, skeleton
 from remoe_cli.model.names import function_name
+from remoe_cli.model.quantise import Integers, quantise
 from remoe_cli.model.stored import quantisation
 from remoe_cli.model.stored_experts import StoredExperts, as_json
 
@@ -36,12 +37,17 @@ _SHARD = recognise.Made("shard", lambda path: {"ffn", "sha256"} <= recognise.saf
 
 
 def write_shard(
-    path: Path, layer: ExpertLayer, experts: Sequence[int], rows: Sequence[int] | None = None, like: Sequence[Path] = ()
+    path: Path,
+    layer: ExpertLayer,
+    experts: Sequence[int],
+    rows: Sequence[int] | None = None,
+    like: Sequence[Path] = (),
+    to: Integers | None = None,
 ) -> None:
     """Write the shard of `experts`, after checking the function's arithmetic on one of them.
 
     `rows` are the experts' rows in the layer's parameters; by default the first ones, in this order. `like` are the files that they come
-    from: the shard can be read by no one who cannot read these.
+    from: the shard can be read by no one who cannot read these. `to` quantises them.
 
     Raises: ModelError for experts that an expert function cannot serve.
     """
@@ -51,10 +57,21 @@ def write_shard(
     if len({p.dtype for _, p in parameters}) > 1:
         raise ModelError(f"The experts of layer {layer.layer} mix number types.", "Keep all experts local.")
     rows = range(len(experts)) if rows is None else rows
+    made = {} if to is None else {name: p for name, p in parameters if not name.endswith("_bias")}
     stored = {
-        e: [(name, TYPES[spec.dtype], to_storage(p[row])) for name, p in parameters] for e, row in sorted(zip(experts, rows, strict=True))
+        e: [tensor for name, p in parameters for tensor in _tensors(name, to_storage(p[row]), spec, to if name in made else None)]
+        for e, row in sorted(zip(experts, rows, strict=True))
     }
-    _write(path, stored.__getitem__, sorted(stored), spec, {}, like)
+    described = {name: Quantised(to.form, 1, tuple(p.shape[1:]), spec.transposed) for name, p in made.items() if to is not None}
+    _write(path, stored.__getitem__, sorted(stored), spec, {"quantised": json.dumps(as_json(described))} if described else {}, like)
+
+
+def _tensors(name: str, stored: Array, spec: FfnSpec, to: Integers | None) -> Tensors:
+    """Return a parameter of one expert as the shard has it: as it is, or quantised."""
+    if to is None:
+        return [(name, TYPES[spec.dtype], stored)]
+    quantised = quantise(widen(stored.T if spec.transposed else stored, spec.dtype), to, spec.dtype)
+    return [(f"{name}.0.{role}", kind, array) for role, (kind, array) in sorted(quantised.items())]
 
 
 def _write(
@@ -111,14 +128,18 @@ def write_stored_shard(path: Path, stored: StoredExperts, layer: int, experts: S
 
 
 def write_shards(
-    checkpoint: Checkpoint, groups: Mapping[int, Sequence[Sequence[int]]], expert_bytes: int, folder: Path
+    checkpoint: Checkpoint,
+    groups: Mapping[int, Sequence[Sequence[int]]],
+    expert_bytes: int,
+    folder: Path,
+    to: Integers | None = None,
 ) -> Iterator[WrittenShard]:
     """Write a shard for each group of experts, by hidden layer, and yield each when it is written.
 
     At most 2 GiB of experts are in memory at once, or one group if it is larger; of a quantised checkpoint, one expert. Files are named
-    after `names.function_name`.
+    after `names.function_name`. `to` quantises experts of a checkpoint that is not quantised.
     """
-    if (stored := _stored(checkpoint)) is not None:
+    if to is None and (stored := _stored(checkpoint)) is not None:
         for shard in _shards(groups, folder):
             interrupts.check()
             write_stored_shard(shard.path, stored, shard.layer, shard.experts, checkpoint.weight_files)
@@ -127,11 +148,11 @@ def write_shards(
     batch: list[WrittenShard] = []
     for shard in _shards(groups, folder):
         if batch and sum(len(x.experts) for x in (*batch, shard)) * expert_bytes > _BATCH_BYTES:
-            yield from _write_batch(checkpoint, batch)
+            yield from _write_batch(checkpoint, batch, to)
             batch = []
         batch.append(shard)
     if batch:
-        yield from _write_batch(checkpoint, batch)
+        yield from _write_batch(checkpoint, batch, to)
 
 
 def _stored(checkpoint: Checkpoint) -> StoredExperts | None:
@@ -148,7 +169,7 @@ def _shards(groups: Mapping[int, Sequence[Sequence[int]]], folder: Path) -> Iter
             yield WrittenShard(layer, tuple(experts), folder / f"{function_name(layer, number, len(groups[layer]))}.safetensors")
 
 
-def _write_batch(checkpoint: Checkpoint, batch: Sequence[WrittenShard]) -> Iterator[WrittenShard]:
+def _write_batch(checkpoint: Checkpoint, batch: Sequence[WrittenShard], to: Integers | None) -> Iterator[WrittenShard]:
     held: dict[int, list[int]] = {}
     for shard in batch:
         held[shard.layer] = sorted((*held.get(shard.layer, ()), *shard.experts))
@@ -156,5 +177,5 @@ def _write_batch(checkpoint: Checkpoint, batch: Sequence[WrittenShard]) -> Itera
     for shard in batch:
         interrupts.check()
         rows = [held[shard.layer].index(e) for e in shard.experts]
-        write_shard(shard.path, layers[shard.layer], shard.experts, rows, files)
+        write_shard(shard.path, layers[shard.layer], shard.experts, rows, files, to)
         yield shard

@@ -7,11 +7,11 @@ top-k and the KV cache.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from remoe_cli.artifacts import MOST_EXPERTS, MOST_LAYERS, Bytes, LayerIndex, Part
+from remoe_cli.artifacts import MOST_EXPERTS, MOST_LAYERS, Bytes, LayerIndex, Part, is_none
 from remoe_cli.errors import ModelError
 from remoe_cli.model.stored import StoredWeights, quantisation, stored_weights
 
@@ -44,6 +44,17 @@ class KvLayer(Part):
         return self.bytes_per_token * min(tokens, self.window or tokens) + int(self.compressed_bytes_per_token * tokens)
 
 
+class RemoteExperts(Part):
+    """Routed experts as expert functions have them, where they are quantised on request.
+
+    form           `int8` or `int4` (model/quantise.py)
+    expert_bytes   one routed expert in that form
+    """
+
+    form: Literal["int8", "int4"]
+    expert_bytes: Bytes
+
+
 # Families whose caches requests cannot share (batch_cache.py tells for a loaded model).
 ONE_AT_A_TIME = frozenset(("deepseek_v32", "deepseek_v4", "glm_moe_dsa", "minimax"))
 
@@ -56,6 +67,7 @@ class MoeSpec(Part):
     nonexpert_bytes      everything else, with tied tensors counted once: the sum of mu(f_l)
     hidden_state_bytes   one token's hidden state D, which is sent to an expert function and back
     stored               the weights as a quantised checkpoint stores them; None where it stores them as they are computed with
+    remote               experts as expert functions have them, where they are quantised on request; None for experts as they are stored
     context_tokens       positions that the model has; None where its config does not say
     kv_layers            the KV cache of each hidden layer that has one; recurrent states do not grow and are not counted
 
@@ -75,6 +87,7 @@ class MoeSpec(Part):
     kv_layers: Annotated[tuple[KvLayer, ...], Field(max_length=MOST_LAYERS)]
     context_tokens: Bytes | None = None
     stored: StoredWeights | None = None
+    remote: RemoteExperts | None = Field(default=None, exclude_if=is_none)
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -84,6 +97,8 @@ class MoeSpec(Part):
             raise ValueError("top_k must not be more than experts_per_layer")
         if self.experts > _MOST_ROUTED:
             raise ValueError(f"all layers together must not have more than {_MOST_ROUTED:,} experts")
+        if self.stored is not None and self.remote is not None:
+            raise ValueError("experts that are stored quantised cannot be quantised on request")
         return self
 
     @property
@@ -107,12 +122,17 @@ class MoeSpec(Part):
 
         Otherwise they dequantise experts first.
         """
-        return self.stored is not None and self.stored.served and self.stored.packed
+        return self.remote is not None or (self.stored is not None and self.stored.served and self.stored.packed)
 
     @property
     def function_expert_bytes(self) -> int:
         """What one routed expert takes in the memory of an expert function."""
-        return self.read_expert_bytes if self.is_packed else self.expert_bytes
+        return self.fetched_expert_bytes if self.is_packed else self.expert_bytes
+
+    @property
+    def fetched_expert_bytes(self) -> int:
+        """What an expert function fetches of one routed expert."""
+        return self.read_expert_bytes if self.remote is None else self.remote.expert_bytes
 
     @property
     def dequantised_beside_bytes(self) -> int:
@@ -147,7 +167,12 @@ class MoeSpec(Part):
 
     @property
     def stored_as(self) -> str | None:
-        """A sentence on a quantised checkpoint; None for any other."""
+        """A sentence on what is quantised, in the checkpoint or on request; None where nothing is."""
+        if self.remote is not None:
+            return (
+                f"Expert functions have experts in {self.remote.form.upper()}, as was asked for: {self.remote.expert_bytes / 1e6:.3g} MB an"
+                f" expert, not {self.expert_bytes / 1e6:.3g}. The main function's experts stay as they are."
+            )
         if self.stored is None:
             return None
         whole = (self.nonexpert_bytes + self.routed_bytes) / 1e9
@@ -160,7 +185,7 @@ class MoeSpec(Part):
         if self.stored.served:
             return (
                 f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole:.1f} GB), also in"
-                f" expert functions: there is no packed product of {self.stored.format}."
+                f" expert functions: they do not compute from {self.stored.format} as it is stored."
             )
         return f"{stored} Expert functions compute with a {self.dtype} copy of {whole:.1f} GB, and 'remoe deploy' needs that copy."
 
@@ -177,15 +202,17 @@ class MoeSpec(Part):
         return {x: tuple(e for e in range(self.experts_per_layer) if e not in away[x]) for x in self.moe_layers}
 
 
-def read_spec(checkpoint: Checkpoint) -> MoeSpec:
+def read_spec(checkpoint: Checkpoint, remote: Literal["int8", "int4"] | None = None) -> MoeSpec:
     """Read the sizes of a checkpoint's model from its config.json.
 
-    The sizes of a quantised model are those after dequantisation; `stored` has those before it.
+    The sizes of a quantised model are those after dequantisation; `stored` has those before it. `remote` is the form of experts in expert
+    functions, where they are to be quantised.
 
-    Raises: ModelError when the model has no experts that the hook can serve, or its MoE layers differ.
+    Raises: ModelError when the model has no experts that the hook can serve, its MoE layers differ, or its experts cannot be quantised.
     """
     from remoe_cli.model.experts import expert_layers
     from remoe_cli.model.loader import model_dtype, read_config, skeleton
+    from remoe_cli.model.quantise import quantised_bytes
 
     config = read_config(checkpoint)
     settings = quantisation(checkpoint.path)
@@ -215,6 +242,7 @@ def read_spec(checkpoint: Checkpoint) -> MoeSpec:
         kv_layers=kv_layers,
         context_tokens=getattr(text, "max_position_embeddings", None),
         stored=None if settings is None else stored_weights(settings, model, layers),
+        remote=None if remote is None else RemoteExperts(form=remote, expert_bytes=quantised_bytes(layers[0], remote, settings)),
     )
 
 

@@ -44,7 +44,6 @@ class StoredWeights(Part):
 
 _LEFT_OUT = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules")
 _PACKED = {"mxfp4": ("MXFP4", 4, 32, 8), "nvfp4": ("NVFP4", 4, 16, 8), "mxfp8": ("MXFP8", 8, 32, 8)}  # name, bits, group, bits of its scale
-PACKED = "MXFP4"  # the one format that function/packed.py multiplies
 _BLOCK = 128 * 128  # weights that share a scale where a configuration does not say
 
 
@@ -179,7 +178,7 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
         name = f"{name} with experts in FP4"
     left_out = [str(pattern) for key in _LEFT_OUT for pattern in settings.get(key) or ()]
     names = {id(module): path for path, module in model.named_modules()}
-    packed = (served := _unserved(settings) is None) and of_experts == PACKED
+    packed = (served := _unserved(settings) is None) and is_packed_format(of_experts, settings)
     expert = nonexpert = 0.0
     routed: set[int] = set()
     for layer in layers:
@@ -187,7 +186,7 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
         keeps = _is_left_out(names.get(id(layer.module), ""), left_out)
         for key, parameter in layer.parameters().items():
             plain = keeps or key.endswith("bias") or parameter.dim() < 3
-            packed = packed and (key.endswith("bias") or (not plain and _has_packed_product(parameter)))
+            packed = packed and (key.endswith("bias") or (not plain and _fits(parameter)))
             expert += parameter.numel() * (parameter.element_size() if plain else expert_bits / 8) / layer.experts / len(layers)
     head = model.get_output_embeddings()
     linear = {
@@ -201,8 +200,25 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
     return StoredWeights(format=name, expert_bytes=round(expert), nonexpert_bytes=round(nonexpert), served=served, packed=packed)
 
 
-def _has_packed_product(parameter: Tensor) -> bool:
-    """Tell whether a matrix of each expert, stored in MXFP4, can be multiplied as it is stored."""
+def is_packed_format(name: str, settings: Mapping[str, Any]) -> bool:
+    """Tell whether expert functions compute from matrices of a format as stored (function/packed.py).
+
+    FP8 could be: but dequantised experts take twice the memory and clearly less time, so neither is always better.
+
+    >>> is_packed_format("INT4", {"group_size": 32}), is_packed_format("INT4", {"group_size": 40}), is_packed_format("FP8", {})
+    (True, False, False)
+    """
+    if name in ("MXFP4", "NVFP4"):
+        return True
+    weights = _weights(settings)
+    if name not in ("INT4", "INT8") or not weights.get("symmetric", True):
+        return False
+    group = weights.get("group_size")
+    return not isinstance(group, int) or group <= 0 or (group % 32 == 0 and not group & (group - 1))
+
+
+def _fits(parameter: Tensor) -> bool:
+    """Tell whether a matrix of each expert has the number type and the sides of packed products."""
     return str(parameter.dtype) == "torch.bfloat16" and all(side % 32 == 0 for side in parameter.shape[1:])
 
 

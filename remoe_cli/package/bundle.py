@@ -103,6 +103,7 @@ def build(
     """
     reference = profile.record.model
     checkpoint = find_profiled(reference.path, reference.revision)
+    from remoe_cli.model.quantise import BY_NAME
     from remoe_cli.model.shards import write_shards
     from remoe_cli.model.tokens import check_chat_template
 
@@ -113,7 +114,9 @@ def build(
     code = function_zip()
     (folder / _CODE).write_bytes(code)
     entries = []
-    for shard in write_shards(checkpoint, parts, profile.record.spec.expert_bytes, folder):
+    spec = profile.record.spec
+    to = None if spec.remote is None else BY_NAME[spec.remote.form]
+    for shard in write_shards(checkpoint, parts, spec.expert_bytes, folder, to):
         layer, head = layers[shard.layer], read_head(shard.path)
         if plan.model.packed and (reason := Head.parse(head).packed_refusal()) is not None:
             raise ModelError(
@@ -141,7 +144,7 @@ def build(
     manifest = Manifest(
         plan=Source(path=str(plan_path), sha256=artifacts.sha256_file(plan_path)),
         model=reference,
-        spec=profile.record.spec,
+        spec=spec,
         code_sha256=artifacts.sha256_bytes(code),
         functions=tuple(entries),
     )

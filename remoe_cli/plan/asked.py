@@ -5,6 +5,8 @@ These are its model, its requests, where their routing comes from, and its targe
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from remoe_cli.artifacts import Concurrency, Part, is_none, is_one
@@ -14,7 +16,8 @@ class PlannedModel(Part):
     """The profiled model: bytes of one routed expert, and of everything that is no routed expert.
 
     `read_...` are the same as they are stored and read, where that is quantised. `packed` says whether expert functions compute from the
-    stored bytes.
+    stored bytes. `experts` and `fetched_bytes` are the form in which expert functions have experts, and one in that form, where they are
+    quantised on request.
     """
 
     name: str
@@ -26,6 +29,9 @@ class PlannedModel(Part):
     read_nonexpert_bytes: int | None = Field(default=None, exclude_if=is_none)
     packed: bool = Field(default=False, exclude_if=lambda packed: not packed)
 
+    experts: Literal["int8", "int4"] | None = Field(default=None, exclude_if=is_none)
+    fetched_bytes: int | None = Field(default=None, exclude_if=is_none)
+
     @property
     def expert_form(self) -> str:
         """In which form expert functions compute: `packed` or `ready` (function/ready.py)."""
@@ -33,7 +39,12 @@ class PlannedModel(Part):
 
     @property
     def fetched_expert_bytes(self) -> int:
-        """What is fetched of one routed expert: as it is stored."""
+        """What an expert function fetches of one routed expert."""
+        return self.fetched_bytes or self.main_expert_bytes
+
+    @property
+    def main_expert_bytes(self) -> int:
+        """What the main function fetches of one routed expert: as it is stored."""
         return self.read_expert_bytes or self.expert_bytes
 
     @property

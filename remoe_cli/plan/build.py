@@ -103,6 +103,8 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
             read_expert_bytes=problem.spec.read_expert_bytes if problem.spec.is_served_quantised else None,
             read_nonexpert_bytes=problem.spec.read_nonexpert_bytes if problem.spec.is_served_quantised else None,
             packed=problem.spec.is_packed,
+            experts=None if (remote := problem.spec.remote) is None else remote.form,
+            fetched_bytes=None if remote is None else remote.expert_bytes,
         ),
         workload=_workload_ref(problem.workload, request),
         invocations=problem.invocations,

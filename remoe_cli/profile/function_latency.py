@@ -22,6 +22,7 @@ from remoe_cli.errors import ModelError
 from remoe_cli.function.errors import FunctionProcessorError
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer
+from remoe_cli.model.quantise import Integers, quantised_bytes
 from remoe_cli.model.shards import write_shard, write_shards
 from remoe_cli.model.spec import read_spec
 from remoe_cli.profile.curves import fit, quota
@@ -31,30 +32,31 @@ _TOKENS = (1, 4, 16, 64, 256)
 _MEMORY_MB = (1024, 512, 128)
 _BEYOND_CACHE_BYTES = 128 << 20
 _PROCESSORS = (
-    "Functions compute MXFP4 experts packed. Profile on an x86-64 processor with AVX2 and FMA or on arm64, or take all times from a "
-    "description with --latency-from."
+    "Functions compute these experts from their stored bytes. Profile on an x86-64 processor with AVX2 and FMA or on arm64, or take all"
+    " times from a description with --latency-from."
 )
 PERIOD_S = cages.PERIOD_US / 1e6
 
 
-def function_expert(layers: Sequence[ExpertLayer], packed: Checkpoint | None = None) -> Timing:
+def function_expert(layers: Sequence[ExpertLayer], packed: Checkpoint | None = None, to: Integers | None = None) -> Timing:
     """Measure and fit the time of one expert of these layers, whose parameters must be on the CPU.
 
-    `packed` is their checkpoint where functions compute from its own bytes.
+    `packed` is their checkpoint where functions compute from its own bytes; `to` is the form to which experts are quantised.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shards = _shards(folder, layers) if packed is None else _packed_shards(folder, layers, packed)
-        points = list(_points(list(shards), "ready" if packed is None else "packed"))
+        shards = _shards(folder, layers, to) if packed is None else _packed_shards(folder, layers, packed)
+        points = list(_points(list(shards), "ready" if packed is None and to is None else "packed"))
     return fit(points, [quota(PERIOD_S)])
 
 
-def _shards(folder: Path, layers: Sequence[ExpertLayer]) -> Iterator[Path]:
+def _shards(folder: Path, layers: Sequence[ExpertLayer], to: Integers | None = None) -> Iterator[Path]:
     """Write shards of experts until they are larger than a processor's cache."""
     each = sum(p.numel() * p.element_size() for p in layers[0].parameters().values()) // layers[0].experts
+    each = each if to is None else quantised_bytes(layers[0], to.name, None)
     for layer, experts in _beyond_cache(layers, each):
         path = folder / f"{layer.layer}.safetensors"
-        write_shard(path, layer, experts)
+        write_shard(path, layer, experts, to=to)
         yield path
 
 

@@ -145,6 +145,7 @@ def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None) -> Latenc
         nonexpert_layers=None,
         local_expert=_timing(_expert_on_cpu(main, spec)),
         remote_expert=_timing(_expert_in_function(hardware.function, spec)),
+        unquantised_expert=None if spec.remote is None else _timing(_expert_on_cpu(hardware.function, spec)),
         gpu_expert=_timing(whole_on_gpu(hardware, spec)[1]) if gpu else None,
         copy_s=copied,
         load_s=spec.read_bytes / main.load_bytes_per_s,

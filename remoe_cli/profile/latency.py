@@ -30,6 +30,7 @@ from remoe_cli import interrupts
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
 from remoe_cli.model.gpu_experts import gpu_experts
+from remoe_cli.model.quantise import Integers
 from remoe_cli.openmp import usable_cores
 from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, ROOFLINE, fit, fit_linear
 from remoe_cli.profile.function_latency import function_expert
@@ -42,11 +43,11 @@ _GPU_EXPERTS, _GPU_CALLS = 8, 20  # more weights than a GPU's cache holds, in tu
 _TOO_LONG_S = 2.0  # more tokens are not tried after a call this long
 
 
-def measure(model: PreTrainedModel, load_s: float, packed: Checkpoint | None = None) -> Latency:
+def measure(model: PreTrainedModel, load_s: float, packed: Checkpoint | None = None, to: Integers | None = None) -> Latency:
     """Measure all times of a loaded model, which takes about 10 s for a small one.
 
-    `packed` is its checkpoint where expert functions compute from the stored bytes. What is attached to the model's experts hook is
-    detached.
+    `packed` is its checkpoint where expert functions compute from the stored bytes, `to` the form to which their experts are quantised.
+    What is attached to the model's experts hook is detached.
     """
     layers = expert_layers(model)
     with torch.inference_mode():
@@ -68,7 +69,8 @@ def measure(model: PreTrainedModel, load_s: float, packed: Checkpoint | None = N
         nonexpert_layers=nonexpert,
         local_expert=local,
         slower_in_passes=slower,
-        remote_expert=function_expert(on_cpu, packed),
+        remote_expert=function_expert(on_cpu, packed, to),
+        unquantised_expert=None if to is None else function_expert(on_cpu),
         gpu_expert=on_gpu,
         copy_s=fit_linear(*zip(*passes.copies, strict=True)) if passes.copies else Linear(fixed_s=0.0, per_token_s=0.0),
         load_s=load_s,

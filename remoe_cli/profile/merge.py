@@ -23,7 +23,8 @@ _AXES = AXES | WITH_TEXTS | IN_SHARD
 def merge(profiles: Sequence[Path], out: Path) -> Profile:
     """Merge all shards of a run, in any order, into the profile of the whole dataset at `out`.
 
-    Latencies are the first shard's, because times of different machines cannot be mixed; so are the paths of model and dataset.
+    Latencies are the first shard's, because times of different machines cannot be mixed; so are the paths of model and dataset, and what
+    quantised experts lose, which all shards measure on the same prompts.
 
     Raises: UsageError when a shard is missing or given twice, or the shards belong to different runs.
     """

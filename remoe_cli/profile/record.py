@@ -22,17 +22,19 @@ zero in the counts and -1 in the trace; the rest has the same sums in all layers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from remoe_cli import artifacts, owned, recognise
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.profile.latency_record import Latency
+from remoe_cli.profile.loss_record import QuantisationLoss
 
 Phase = Literal["prefill", "decode"]
 TRACE_TOKENS = 32_768  # kept for the expected maximum of local and remote time (method.md, section 3)
@@ -100,6 +102,7 @@ class ProfileRecord(artifacts.Document):
     """The file profile.json.
 
     settings        None for imported routing, whose recording is not known
+    loss            what experts that are quantised on request lose; None where they are not
     vectors         the checkpoint whose embeddings made the prompt vectors; None for the profiled model itself
     arrays_sha256   digest of arrays.safetensors
     """
@@ -112,6 +115,7 @@ class ProfileRecord(artifacts.Document):
     vectors: ModelRef | None = None
     spec: MoeSpec
     latency: Latency
+    loss: QuantisationLoss | None = Field(default=None, exclude_if=artifacts.is_none)
     arrays_sha256: str
 
 
@@ -127,6 +131,15 @@ class Profile:
     def sha256(self) -> str:
         """The digest of profile.json, which holds the digest of the arrays."""
         return artifacts.sha256_file(self.path / "profile.json")
+
+    def unquantised(self) -> Profile | None:
+        """Return the profile without experts that are quantised on request; None where none are."""
+        record, latency = self.record, self.record.latency
+        if record.spec.remote is None or latency.unquantised_expert is None:
+            return None
+        times = latency.model_copy(update={"remote_expert": latency.unquantised_expert, "unquantised_expert": None})
+        spec = record.spec.model_copy(update={"remote": None})
+        return replace(self, record=record.model_copy(update={"spec": spec, "latency": times, "loss": None}))
 
     def counts(self, phase: Phase) -> npt.NDArray[np.int32]:
         """Get the counts [P, L, E] of a phase, or those of the other phase if it has no routing."""

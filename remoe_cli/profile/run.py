@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, find_named
 from remoe_cli.model.spec import MoeSpec, read_spec
 from remoe_cli.profile.latency_record import Latency
+from remoe_cli.profile.loss_record import QuantisationLoss
 from remoe_cli.profile.merge import Arrays, join
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import (
@@ -46,12 +47,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+_PartOf = TypeVar("_PartOf", bound=artifacts.Part)
 # Batches whose prompts are sorted together. Larger windows save little more padding, and a resumed run tokenises a window again.
 _WINDOW = 16
 # For progress only: a forward pass takes about as long as so many tokens of each prompt, besides those that it computes.
 _PASS_TOKENS = 8
 # The files of partial/ besides the fingerprint, also half-written ones.
-_OF_A_RUN = re.compile(r"(batch-\d{7}\.safetensors|latency\.json|\..+\.remoe-[a-z0-9_]{8})")
+_OF_A_RUN = re.compile(r"(batch-\d{7}\.safetensors|latency\.json|loss\.json|\..+\.remoe-[a-z0-9_]{8})")
 
 
 class Inputs(artifacts.Document):
@@ -82,13 +84,15 @@ def profile(
     device_map: str | None = None,
     device: str = "cpu",
     may_replace: Callable[[Path], None] = lambda path: None,
+    experts: Literal["int8", "int4"] | None = None,
 ) -> Profile:
     """Profile `model` on `prompts` into the directory `out`.
 
     `progress` opens a display for each stage. In the stage of the prompts it reports an int when a batch is written, and a float within a
     batch. `say` shows a message. `shard` (I, N) profiles slice I of N of the prompts. Times are measured unless `latency` is given.
-    `device_map` is that of transformers. Everything but the experts is on `device`. `may_replace` raises where a profile with other inputs,
-    or what is finished of one, must stay.
+    `device_map` is that of transformers. Everything but the experts is on `device`. `experts` is the form to which expert functions'
+    experts are quantised: then times are those of that form, and what it loses is measured too. `may_replace` raises where a profile with
+    other inputs, or what is finished of one, must stay.
     """
     from remoe_cli.model.generation import stop_strings, warning
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
@@ -97,7 +101,7 @@ def profile(
     refuse_foreign(out)
     with progress("Finding the model"):
         checkpoint = find_named(model)
-        spec = read_spec(checkpoint)
+        spec = read_spec(checkpoint, experts)
         tokenizer = load_tokenizer(checkpoint)
     if aside := warning(checkpoint):
         say(aside)
@@ -141,15 +145,18 @@ def profile(
     measured = partial / "latency.json"
     if measured.is_file() and not _is_measured(_measured(measured), on_gpu):
         measured.unlink()
+    compared = partial / "loss.json"
     loaded = None
-    if missing or not (latency or measured.is_file()):
+    if missing or not (latency or measured.is_file()) or not (experts is None or compared.is_file()):
         with progress(f"Loading {checkpoint.name}"):
             loaded, load_s = _load(checkpoint, device_map, device)
         if not (latency or measured.is_file()):
+            from remoe_cli.model.quantise import BY_NAME
             from remoe_cli.profile.latency import measure
 
             with progress("Measuring how long things take on this machine"):
-                latency_here = measure(loaded, load_s, checkpoint if spec.is_packed else None)
+                to = None if experts is None else BY_NAME[experts]
+                latency_here = measure(loaded, load_s, checkpoint if spec.is_packed and to is None else None, to)
                 artifacts.write_json(measured, latency_here, recognise.ANY)
     with progress("Profiling prompts") as report:
         report(done, total)
@@ -159,6 +166,9 @@ def profile(
             for batch in run:
                 done += _size(inputs, batch)
                 report(done, total)
+    if loaded is not None and experts is not None and not compared.is_file():
+        with progress("Measuring what quantised experts lose") as report:
+            artifacts.write_json(compared, _loss(loaded, tokenizer, inputs, prompts.texts, experts, report), recognise.ANY)
     del loaded
     with progress("Writing the profile"):
         arrays = join([_read_batch(_file(partial, batch)) for batch in batches])
@@ -167,12 +177,34 @@ def profile(
         if checkpoint.identify() != revision:
             raise ModelError(f"The model {checkpoint.name} has changed while it was profiled.", "Run the command again: it starts anew.")
         latency = latency or _measured(measured)
-        return _finish(out, partial, inputs, arrays, latency)
+        return _finish(out, partial, inputs, arrays, latency, None if experts is None else _read(compared, QuantisationLoss))
+
+
+def _loss(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    inputs: Inputs,
+    texts: Sequence[Prompt],
+    experts: str,
+    report: Callable[[float, float | None], None],
+) -> QuantisationLoss:
+    """Compare the model with the one with quantised experts, on some prompts, evenly over all: the same ones in every shard."""
+    from remoe_cli.model.quantise import BY_NAME
+    from remoe_cli.profile.loss import PROMPTS, TEXT_TOKENS, measure_loss
+
+    count = min(PROMPTS, len(texts))
+    some = [texts[number * len(texts) // count] for number in range(count)]
+    ids = _encode(tokenizer, some, min(TEXT_TOKENS, inputs.settings.max_prompt_tokens))
+    return measure_loss(model, ids, BY_NAME[experts], lambda share: report(share * count, count))
 
 
 def _measured(path: Path) -> Latency:
+    return _read(path, Latency)
+
+
+def _read(path: Path, kind: type[_PartOf]) -> _PartOf:
     try:
-        return Latency.model_validate(bounded.read_json(path, bounded.DOCUMENT))
+        return kind.model_validate(bounded.read_json(path, bounded.DOCUMENT))
     except (OSError, ValueError):
         raise ArtifactError(f"{path} is damaged.", f"Delete {path}, and run the command again.") from None
 
@@ -344,12 +376,18 @@ def _read_batch(file: Path) -> Arrays:
         raise ArtifactError(error.message, f"Delete {file} and repeat the command: it goes on from the other batches.") from None
 
 
-def _finish(out: Path, partial: Path, inputs: Inputs, arrays: Arrays, latency: Latency) -> Profile:
+def _finish(out: Path, partial: Path, inputs: Inputs, arrays: Arrays, latency: Latency, loss: QuantisationLoss | None) -> Profile:
     """Write the profile and delete the batches. Their fingerprint goes first: without it, batches that a kill leaves are not used."""
     if inputs.dataset.shard is None:
         del arrays["prompt_index"]
     record = ProfileRecord(
-        model=inputs.model, dataset=inputs.dataset, settings=inputs.settings, spec=inputs.spec, latency=latency, arrays_sha256=""
+        model=inputs.model,
+        dataset=inputs.dataset,
+        settings=inputs.settings,
+        spec=inputs.spec,
+        latency=latency,
+        loss=loss,
+        arrays_sha256="",
     )
     profile = write_profile(out, record, arrays)
     (partial / "inputs.json").unlink()

@@ -101,7 +101,12 @@ def refit(name: str, profile: Profile, plan: Plan, catalog: Catalog, observed: S
         remarks.append(f"{len(cold)} calls started an instance, which is too few, so the time of a cold start is as it was.")
     computed = [each for one in observed for each in one.computing]
     remote, factor = _computing(latency.remote_expert, catalog, computed)
-    latency = latency.model_copy(update={"invocation": invocation, "cold_start": cold_start, "remote_expert": remote})
+    unquantised = latency.unquantised_expert  # nobody has served it: it changes as the other does
+    if unquantised is not None and factor != 1:
+        unquantised = unquantised.model_copy(update={"curve": _scaled(unquantised.curve, factor), "points": (), "residuals": ()})
+    latency = latency.model_copy(
+        update={"invocation": invocation, "cold_start": cold_start, "remote_expert": remote, "unquantised_expert": unquantised}
+    )
     fitted = replace(profile, record=profile.record.model_copy(update={"latency": latency}))
     answers = [{"calls": each} for each in tokens[:: max(1, -(-len(tokens) // _ANSWERS))] if each]
     written = with_answers(fitted, out, plan, catalog, answers) if answers else write_profile(out, fitted.record, fitted.arrays)

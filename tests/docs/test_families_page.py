@@ -7,7 +7,7 @@ import os
 import transformers
 
 from remoe_cli.model.foreign_code import ALIASES
-from remoe_cli.model.stored import PACKED, bits_per_weight
+from remoe_cli.model.stored import bits_per_weight, is_packed_format
 from tests.model.test_published_families import ALSO_PICTURES
 from tests.model.test_quantised import OTHERS
 from tests.model.test_spec import UNSERVABLE
@@ -17,7 +17,8 @@ from tests.support.quantised import FORMATS, PAIRS
 
 PAGE = ROOT / "docs/reference/families.md"
 NAMES = {"fp8": "FP8 blocks", "fp8-channels": "FP8 rows", "mxfp4": "MXFP4", "nvfp4": "NVFP4", "int4": "INT4", "int8": "INT8"}
-STORED = sorted({NAMES[form] for _, form in PAIRS if (said := FORMATS[form].config) and bits_per_weight(said)[0] == PACKED})
+SAID = {name: form.config or {"quant_method": "modelopt", **(form.beside or {})["quantization"]} for name, form in FORMATS.items()}
+STORED = sorted({NAMES[form] for _, form in PAIRS if is_packed_format(bits_per_weight(SAID[form])[0], SAID[form])})
 # Families with tests of their own, in tests/model/test_published_families.py.
 OWN = {
     "deepseek_v4": ("not tried", "yes", "not tried", "not tried"),

@@ -88,12 +88,12 @@ def test_what_is_left_out_keeps_its_dtype(
         expert_bytes=round(EXPERT * expert_bits / 8),
         nonexpert_bytes=round(LINEAR * linear_bits / 8 + REST * 2),
         served=True,
-        packed=format == "MXFP4",
+        packed=format != "FP8",
     )
-    assert spec.is_packed == (format == "MXFP4")
+    assert spec.is_packed == (format != "FP8")
     assert spec.expert_bytes == EXPERT * 2 and spec.nonexpert_bytes == (LINEAR + REST) * 2  # what remoe computes with
     assert spec.stored_as is not None and format in spec.stored_as and "dequantised to bfloat16 in memory" in spec.stored_as
-    assert ("Expert functions compute from it" if spec.is_packed else f"no packed product of {format}") in spec.stored_as
+    assert ("Expert functions compute from it" if spec.is_packed else f"do not compute from {format}") in spec.stored_as
 
 
 def test_only_matrices_that_can_be_multiplied_as_they_are_stored_are_packed(tmp_path: Path) -> None:
@@ -110,6 +110,22 @@ def test_only_matrices_that_can_be_multiplied_as_they_are_stored_are_packed(tmp_
         spec = read_spec(made)
         assert spec.is_packed == (not change) and (spec.stored is None or spec.stored.packed == (not change))
         assert ("packed" in spec.model_dump()["stored"]) == (not change)
+
+
+@pytest.mark.parametrize(
+    ("weights", "packed"),
+    [
+        ({"num_bits": 4, "symmetric": True, "group_size": 128}, True),
+        ({"num_bits": 8, "symmetric": True, "strategy": "channel", "group_size": None}, True),
+        ({"num_bits": 4, "symmetric": False, "group_size": 32}, False),
+        ({"num_bits": 4, "symmetric": True, "group_size": 48}, False),
+    ],
+)
+def test_integers_are_packed_without_zero_points_in_whole_groups(weights: dict[str, Any], packed: bool, tmp_path: Path) -> None:
+    groups = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": {"type": "int"} | weights}}}
+    spec = read_spec(checkpoint(tmp_path / "tiny", {"quant_method": "compressed-tensors", "format": "pack-quantized"} | groups))
+    assert spec.is_served_quantised and spec.is_packed == packed
+    assert spec.dequantised_beside_bytes == (0 if packed else spec.expert_bytes)
 
 
 def test_a_format_that_is_not_served_is_planned_as_its_copy(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from remoe_cli.model.loader import load
 from remoe_cli.profile import function_latency, function_timing, latency, pass_times, run
 from remoe_cli.profile.latency_record import CpuQuota, Latency, MeasuredPoint
 from remoe_cli.profile.pass_times import ExpertCall, Pass, PassTimes, time_passes
-from tests.support.families import EXPERTS, build
+from tests.support.families import EXPERTS, build, save
 from tests.support.quantised import save_quantised
 from tests.support.synthetic import inverse
 
@@ -159,11 +159,12 @@ def test_without_a_quota_the_curve_computes_what_one_would_do(monkeypatch: pytes
 def test_packed_experts_are_timed_as_functions_compute_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From the checkpoint's own bytes: the process that times them cannot start where there is no packed product."""
     monkeypatch.setattr(cages, "probe", lambda label: cages.rlimit_only())
-    for family, form in (("gpt_oss", "mxfp4"), ("qwen3_moe", "fp8")):
-        save_quantised(family, form, tmp_path / form)
+    save_quantised("gpt_oss", "mxfp4", tmp_path / "mxfp4")
+    save("qwen3_moe", torch.bfloat16, tmp_path / "plain", fused=False)
+    for form in ("mxfp4", "plain"):
         checkpoint = find(str(tmp_path / form))
         layers = expert_layers(load(checkpoint))
-        with pytest.raises(ModelError, match=r"measured: the experts of .* no packed product") if form == "fp8" else nullcontext():
+        with pytest.raises(ModelError, match=r"measured: the experts of .* it is not quantised") if form == "plain" else nullcontext():
             timing = function_latency.function_expert(layers, checkpoint)
             assert {point.vcpus for point in timing.points} == {1.0} and all(point.seconds > 0 for point in timing.points)
 

@@ -21,6 +21,7 @@ from remoe_cli.deploy.aws.stack import Change
 from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import check_model, read_inputs, read_without_profile
+from remoe_cli.deploy.quantised import agreed_terms
 from remoe_cli.deploy.target import SERVE_PLAINLY, DeployOptions, ServeOptions
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.package.dependencies import PYTHON
@@ -49,6 +50,8 @@ class AwsTarget:
 
     def preview(self, plan_path: Path, name: str, options: DeployOptions) -> tuple[dict[str, Any], Overview]:
         plan, catalog, unverified = read_without_profile(plan_path)
+        if plan.model.experts is not None and not unverified:
+            agreed_terms(read_inputs(plan_path), options.accept_loss, self.console.say)
         contents = expected(plan)
         settings = _settings(plan, catalog, name, options)
         settings = replace(settings, rules=options.rules.over(AccountRules()))
@@ -81,7 +84,8 @@ class AwsTarget:
         """Check, package and deploy a plan; the document also has the `changes` that were made."""
         account = self.account  # before long work: what is wrong with the credentials is said at once
         with self.console.progress("Checking the plan"):
-            plan, profile, catalog = read_inputs(plan_path)
+            plan, profile, catalog = inputs = read_inputs(plan_path)
+        agreed_terms(inputs, options.accept_loss, self.console.say)
         check_model(profile, self.console.progress)
         settings = _settings(plan, catalog, name, options)
         settings = replace(settings, rules=options.rules.over(deployment.recorded_rules(account, name)))

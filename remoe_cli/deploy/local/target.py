@@ -29,6 +29,7 @@ from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.deploy.inputs import Inputs, check_model, read_inputs
 from remoe_cli.deploy.local import lifecycle, overview, place
 from remoe_cli.deploy.local.config import FunctionConfig, MainConfig, TwinConfig
+from remoe_cli.deploy.quantised import agreed_terms
 from remoe_cli.deploy.serve_here import serve_here
 from remoe_cli.deploy.target import SERVE_PLAINLY, DeployOptions, ServeOptions
 from remoe_cli.errors import DeployError, UsageError
@@ -77,6 +78,7 @@ class LocalTarget:
         lifecycle.refuse_foreign(name)
         with self.console.progress("Checking the plan"):
             inputs = read_inputs(plan_path)
+        agreed_terms(inputs, options.accept_loss, self.console.say)
         check_model(inputs[1], self.console.progress)
         if not peers.known():
             self.console.say("This system does not tell whose a connection is: other users of this machine can ask the deployment.")

@@ -15,7 +15,7 @@ from pathlib import Path
 COMPILER = "0.17.1"
 HERE = Path(__file__).resolve().parent
 LIBRARIES = HERE.parent
-SOURCE = HERE / "mxfp4.c"
+SOURCE = HERE / "packed.c"
 # Lambda's functions have glibc 2.34; 2.17 lets every machine of a user load the libraries. The processor is the least one: the products of
 # x86_64 ask for AVX2 themselves, after it was looked whether it is there.
 TARGETS = {"x86_64": ("x86_64-linux-gnu.2.17", "x86_64"), "aarch64": ("aarch64-linux-gnu.2.17", "generic")}
@@ -31,7 +31,7 @@ def build(machine: str, to: Path) -> None:
 
 def digests() -> str:
     """Return the digests of the source, of this script and of the libraries, as sha256sum writes them."""
-    files = (SOURCE, Path(__file__).resolve(), *(LIBRARIES / f"mxfp4-{machine}.so" for machine in sorted(TARGETS)))
+    files = (SOURCE, Path(__file__).resolve(), *(LIBRARIES / f"packed-{machine}.so" for machine in sorted(TARGETS)))
     return "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(HERE.parent)}\n" for file in files)
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     if (found := importlib.metadata.version("ziglang")) != COMPILER:
         raise SystemExit(f"ziglang {found} is installed, and the libraries are built with {COMPILER}.")
     for machine in TARGETS:
-        name = f"mxfp4-{machine}.so"
+        name = f"packed-{machine}.so"
         with tempfile.TemporaryDirectory() as folder:
             built = Path(folder) / name
             build(machine, built)

@@ -113,7 +113,7 @@ def function_usd_per_s(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.
     Shapes: `memory_mb` [Y] or [S, Y], `experts` [S]; USD [S, Y].
     Source: method.md, section 4.
     """
-    storage_mb = prices.function_storage_mb(problem.catalog, problem.spec.read_expert_bytes, experts)
+    storage_mb = prices.function_storage_mb(problem.catalog, problem.spec.fetched_expert_bytes, experts)
     return prices.function_usd_per_s(prices.function_prices(problem.catalog), memory_mb, storage_mb[..., None])
 
 
@@ -152,7 +152,7 @@ def cold_s(problem: Problem, experts: npt.ArrayLike) -> Floats:
     """Compute the time to the first result of an instance that has to start and read its experts."""
     side, measured = problem.catalog.function, problem.latency.cold_start
     start_s = side.cold_start_s if measured is None else measured.total_s
-    return start_s + np.asarray(experts, dtype=np.float64) * problem.spec.read_expert_bytes / side.load_bytes_per_s
+    return start_s + np.asarray(experts, dtype=np.float64) * problem.spec.fetched_expert_bytes / side.load_bytes_per_s
 
 
 def allowed_s(problem: Problem, experts: npt.ArrayLike, call_s: npt.ArrayLike) -> Floats:
@@ -310,7 +310,7 @@ def cold_usd(problem: Problem, memory_mb: npt.ArrayLike, experts: Ints, instance
     """
     starts = problem.workload.cold_share * instances
     reads_usd = prices.function_prices(problem.catalog).usd_per_read * prices.function_reads(
-        problem.catalog, problem.spec.read_expert_bytes, experts
+        problem.catalog, problem.spec.fetched_expert_bytes, experts
     )
     usd: Floats = starts * (cold_s(problem, experts)[:, None] * function_usd_per_s(problem, memory_mb, experts) + reads_usd[:, None])
     return usd

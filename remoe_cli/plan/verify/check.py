@@ -75,7 +75,9 @@ def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding
         nonexpert_bytes=spec.nonexpert_bytes,
         read_expert_bytes=spec.stored.expert_bytes if spec.stored is not None and spec.stored.served else None,
         read_nonexpert_bytes=spec.stored.nonexpert_bytes if spec.stored is not None and spec.stored.served else None,
-        packed=spec.stored is not None and spec.stored.served and spec.stored.packed,
+        packed=spec.remote is not None or (spec.stored is not None and spec.stored.served and spec.stored.packed),
+        experts=None if spec.remote is None else spec.remote.form,
+        fetched_bytes=None if spec.remote is None else spec.remote.expert_bytes,
     )
     for field, found in profiled:
         stated = getattr(plan.model, field)

@@ -276,13 +276,19 @@ def read_bytes(inputs: VerifierInputs) -> tuple[int, int]:
     return read.nonexpert_bytes, read.expert_bytes
 
 
+def fetched_bytes(inputs: VerifierInputs) -> int:
+    """Return what a function reads of one routed expert: as stored, or as quantised on request."""
+    remote = inputs.profile.record.spec.remote
+    return read_bytes(inputs)[1] if remote is None else remote.expert_bytes
+
+
 def function_usd_per_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
     """Price a second of one function: its memory, and its /tmp beyond the free part.
 
     The /tmp holds the experts of the fullest function.
     """
     side = inputs.catalog.function
-    tmp_mb = math.ceil(max(map(len, layer.parts)) * read_bytes(inputs)[1] / 2**20) + side.storage_spare_mb
+    tmp_mb = math.ceil(max(map(len, layer.parts)) * fetched_bytes(inputs) / 2**20) + side.storage_spare_mb
     memory_usd = layer.memory_mb / 1024 * side.usd_per_gb_second[inputs.catalog.architecture]
     tmp_usd = max(0.0, tmp_mb - side.storage_free_mb) / 1024 * side.usd_per_storage_gb_second
     return inputs.price_factor * (memory_usd + tmp_usd)
@@ -363,7 +369,7 @@ def count_hits(layer: LayerPlan, choices: Mapping[tuple[int, ...], float]) -> Hi
 def start_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
     """Compute the time from the call to the first result of a function that has to start."""
     side, measured = inputs.catalog.function, inputs.profile.record.latency.cold_start
-    read_s = max(map(len, layer.parts)) * read_bytes(inputs)[1] / side.load_bytes_per_s
+    read_s = max(map(len, layer.parts)) * fetched_bytes(inputs) / side.load_bytes_per_s
     return (measured.total_s if measured else side.cold_start_s) + read_s
 
 
@@ -387,5 +393,5 @@ def start_reads_usd(inputs: VerifierInputs, layer: LayerPlan) -> float:
     piece = inputs.catalog.function.bytes_per_read
     if not piece:
         return 0.0
-    reads = 1 + max(map(len, layer.parts)) * math.ceil(read_bytes(inputs)[1] / piece)
+    reads = 1 + max(map(len, layer.parts)) * math.ceil(fetched_bytes(inputs) / piece)
     return reads * inputs.catalog.storage.usd_per_1000_reads / 1000

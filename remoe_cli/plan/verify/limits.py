@@ -90,6 +90,8 @@ def limits(inputs: VerifierInputs) -> Iterator[Finding]:
 
 def _function_bytes(spec: MoeSpec) -> tuple[int, int]:
     """Return the memory that a function needs for each expert, and beside them for one that is being dequantised."""
+    if spec.remote is not None:
+        return spec.remote.expert_bytes, 0
     if spec.stored is None or not spec.stored.served:
         return spec.expert_bytes, 0
     return (spec.stored.expert_bytes, 0) if spec.stored.packed else (spec.expert_bytes, spec.expert_bytes)

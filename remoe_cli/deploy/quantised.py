@@ -1,0 +1,93 @@
+"""Say and judge what experts that are quantised on request lose and save, before they are deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from remoe_cli.deploy.inputs import Inputs
+from remoe_cli.errors import InfeasibleError
+from remoe_cli.plan.document import Plan
+from remoe_cli.plan.problem.request import request_of
+from remoe_cli.plan.wording import dollars
+from remoe_cli.profile.loss_record import QuantisationLoss, refuse_loss
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What quantised experts change.
+
+    unquantised_usd   cost of a request in the plan of the same request without; None where there is no such plan
+    """
+
+    form: str
+    loss: QuantisationLoss | None
+    cost_usd: float
+    unquantised_usd: float | None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        loss = self.loss and self.loss.model_dump() | {"perplexity_rise": self.loss.perplexity_rise, "excess": self.loss.excess}
+        return {
+            "experts": self.form,
+            "loss": loss,
+            "cost_usd_per_request": self.cost_usd,
+            "unquantised_usd_per_request": self.unquantised_usd,
+        }
+
+    @property
+    def sentences(self) -> tuple[str, str]:
+        """The loss and the saving, for people."""
+        lost = "not measured" if self.loss is None else self.loss.sentence
+        return f"Remote experts are in {self.form.upper()}. What that loses: {lost}.", f"What that saves: {self._saved}."
+
+    @property
+    def _saved(self) -> str:
+        if self.unquantised_usd is None:
+            return "there is no plan without it that keeps the targets"
+        if self.unquantised_usd <= 0:
+            return "nothing, as requests cost nothing"
+        change = 1 - self.cost_usd / self.unquantised_usd
+        without = f"a request costs {dollars(self.cost_usd)}, and {dollars(self.unquantised_usd)} with experts as they are"
+        return f"{change:.1%}; {without}" if change > 0 else f"nothing; {without}"
+
+
+def terms(inputs: Inputs) -> Terms | None:
+    """Work out what a plan's quantised experts lose and save; None where none are quantised on request.
+
+    The plan without is made for the same requests and targets; a forced placement is compared with one of as many remote experts.
+    """
+    plan, profile, catalog = inputs
+    if (form := plan.model.experts) is None:
+        return None
+    from remoe_cli.plan.build import make_plan  # loads the solver, which nothing else needs here
+
+    other: float | None = None
+    if (without := profile.unquantised()) is not None:
+        request = request_of(plan)
+        if plan.method in ("forced", "given"):
+            request = replace(request, remote_share=_remote_share(plan))
+        try:
+            other = make_plan(without, catalog, replace(request, examine=False)).cost_usd_per_request
+        except InfeasibleError:
+            other = None
+    return Terms(form, profile.record.loss, plan.cost_usd_per_request, other)
+
+
+def _remote_share(plan: Plan) -> float:
+    return sum(len(layer.remote) for layer in plan.layers) / (plan.model.experts_per_layer * len(plan.layers))
+
+
+def agreed_terms(inputs: Inputs, accepted: bool, say: Callable[[str], None]) -> Terms | None:
+    """Say what a plan's quantised experts lose and save, and refuse what loses too much.
+
+    `accepted` lets it pass.
+
+    Raises: UsageError for too much loss.
+    """
+    if (found := terms(inputs)) is not None:
+        for sentence in found.sentences:
+            say(sentence)
+        refuse_loss(found.form, found.loss, accepted)
+    return found

@@ -1,0 +1,200 @@
+"""Measuring what a model loses by experts that are quantised on request.
+
+The model answers some prompts greedily. Then both models predict the same tokens: the prompts' and the answers'. The quantised model is
+never in memory: where its pass comes to an expert, that one is quantised, used and forgotten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from remoe_cli import interrupts
+from remoe_cli.errors import ModelError
+from remoe_cli.function.dequantise import dequantise
+from remoe_cli.function.expert_ffn import widen
+from remoe_cli.model.experts import ExpertLayer, Runner, attach, run_expert, run_experts
+from remoe_cli.model.ffn import from_storage, to_storage
+from remoe_cli.model.quantise import Integers, quantise
+from remoe_cli.profile.loss_record import QuantisationLoss
+from remoe_cli.profile.routing import RoutingRecorder
+
+PROMPTS, TEXT_TOKENS, ANSWER_TOKENS = 16, 128, 32
+_LOGITS_BYTES = 256 << 20  # of one model at once
+
+
+def measure_loss(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], to: Integers, report: Callable[[float], None] = lambda share: None
+) -> QuantisationLoss:
+    """Compare a loaded model with the same model with quantised experts, on the token ids of prompts.
+
+    What is attached to the model's experts hook is replaced by what runs them as they are. `report` gets the share that is done.
+
+    Raises: ModelError for prompts too short to predict anything, and what `quantise` raises.
+    """
+    if not any(len(prompt) > 1 for prompt in prompts):
+        raise ModelError("The prompts have one token each, so what quantising loses cannot be measured.", "Profile with longer prompts.")
+    plain, total = _plain(), _Sums()
+    try:
+        with torch.inference_mode():
+            attach(model, plain)
+            texts = list(_answered(model, prompts))
+            report(1 / 3)
+            batches = list(_batches(texts, model.config.get_text_config().vocab_size))
+            for number, batch in enumerate(batches):
+                attach(model, plain)
+                own = _logits(model, batch)
+                report((1 + (2 * number + 1) / len(batches)) / 3)
+                attach(model, quantised_runner(to))
+                total = total.plus(batch, own, _logits(model, batch))
+                report((1 + (2 * number + 2) / len(batches)) / 3)
+    finally:
+        attach(model, plain)
+    return QuantisationLoss(
+        prompts=len(texts),
+        text_tokens=total.text_tokens,
+        answer_tokens=total.answer_tokens,
+        unquantised_perplexity=math.exp(total.own_loss / total.text_tokens),
+        perplexity=math.exp(total.quantised_loss / total.text_tokens),
+        rise_error=total.rise_error,
+        divergence_bits=max(0.0, total.divergence_bits) / total.answer_tokens,
+        agreement=total.agreed / total.answer_tokens,
+    )
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Token ids of a prompt and its answer; the answer begins at `answer`."""
+
+    ids: Sequence[int]
+    answer: int
+
+
+def _plain() -> Runner:
+    recorder = RoutingRecorder()
+
+    def run(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        interrupts.check()
+        out = recorder(layer, hidden, index, weights)
+        recorder.seen.clear()
+        return out
+
+    return run
+
+
+def quantised_runner(to: Integers) -> Runner:
+    """Make a runner whose experts are quantised when they are used, and forgotten."""
+
+    def away(layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
+        outputs = {}
+        for expert, x in rows.items():
+            interrupts.check()
+            outputs[expert] = run_expert(_one_quantised(layer, expert, to), 0, x)
+        return lambda: outputs
+
+    return lambda layer, hidden, index, weights: run_experts(layer, hidden, index, weights, {}, away)
+
+
+def _one_quantised(layer: ExpertLayer, expert: int, to: Integers) -> ExpertLayer:
+    """Make a layer of one expert, whose matrices are what the function's are."""
+    module = type(layer.module).__new__(type(layer.module))
+    module.__dict__.update({**layer.module.__dict__, "_parameters": dict(layer.module._parameters)})
+    for name, parameter in layer.parameters().items():
+        own = parameter[expert].cpu()
+        if not name.endswith("_bias"):
+            dtype = str(own.dtype).removeprefix("torch.")
+            matrix = own.T if layer.module.is_transposed else own
+            stored = dequantise(to.form, quantise(widen(to_storage(matrix), dtype), to, dtype), dtype)
+            own = from_storage(stored, own.dtype)
+            own = own.T.contiguous() if layer.module.is_transposed else own
+        module._parameters[name] = nn.Parameter(own[None], requires_grad=False)
+    return replace(layer, module=module)
+
+
+def _answered(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Iterator[_Text]:
+    """Let the model answer each prompt greedily."""
+    length = max(map(len, prompts))
+    ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts]).to(model.device)
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts]).to(model.device)
+    ends = model.generation_config.eos_token_id
+    output: Any = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+        disable_compile=True,
+        pad_token_id=model.generation_config.pad_token_id or 0,
+    )
+    stops = {ends} if isinstance(ends, int) else set(ends or ())
+    for prompt, answer in zip(prompts, output[:, length:].tolist(), strict=True):
+        end = next((place + 1 for place, token in enumerate(answer) if token in stops), len(answer))
+        yield _Text((*prompt, *answer[:end]), len(prompt))
+
+
+def _batches(texts: Sequence[_Text], vocabulary: int) -> Iterator[list[_Text]]:
+    """Put texts of like length together, as many as the memory for their logits holds."""
+    most, batch = _LOGITS_BYTES // (4 * vocabulary), list[_Text]()
+    for text in sorted(texts, key=lambda text: len(text.ids)):
+        if batch and (len(batch) + 1) * len(text.ids) > most:
+            yield batch
+            batch = []
+        batch.append(text)
+    yield batch
+
+
+def _logits(model: PreTrainedModel, batch: Sequence[_Text]) -> Tensor:
+    """Predict each next token. What is padded follows a text, so nothing before it sees it."""
+    length = max(len(text.ids) for text in batch)
+    ids = torch.tensor([[*text.ids, *[0] * (length - len(text.ids))] for text in batch])
+    mask = torch.tensor([[1] * len(text.ids) + [0] * (length - len(text.ids)) for text in batch])
+    logits: Tensor = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
+    return logits
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over tokens: losses in nats and squares of their differences over the prompts', the rest over the answers'."""
+
+    text_tokens: int = 0
+    answer_tokens: int = 0
+    own_loss: float = 0.0
+    quantised_loss: float = 0.0
+    squares: float = 0.0
+    divergence_bits: float = 0.0
+    agreed: int = 0
+
+    @property
+    def rise_error(self) -> float:
+        """The standard error of the ratio of both perplexities."""
+        mean = (self.quantised_loss - self.own_loss) / self.text_tokens
+        variance = max(0.0, self.squares / self.text_tokens - mean**2)
+        return math.exp(mean) * math.sqrt(variance / self.text_tokens)
+
+    def plus(self, batch: Sequence[_Text], own: Tensor, quantised: Tensor) -> _Sums:
+        """Add a batch of texts with the logits of both models [B, T, V]."""
+        total = self
+        for text, ours, theirs in zip(batch, own, quantised, strict=True):
+            last = len(text.ids) - 1
+            p, q = (x[:last].float().log_softmax(dim=-1) for x in (ours, theirs))
+            nexts = torch.tensor(text.ids[1:]).to(p.device)[:, None]
+            said = text.answer - 1  # from here on, what is predicted is the answer
+            losses = [-x.gather(1, nexts)[:said].double() for x in (p, q)]
+            middle = torch.logaddexp(p[said:], q[said:]) - math.log(2)
+            apart = sum(float((x[said:].exp() * (x[said:] - middle)).double().sum()) for x in (p, q))
+            same = int((p[said:].argmax(dim=-1) == q[said:].argmax(dim=-1)).sum())
+            total = _Sums(
+                total.text_tokens + said,
+                total.answer_tokens + last - said,
+                total.own_loss + float(losses[0].sum()),
+                total.quantised_loss + float(losses[1].sum()),
+                total.squares + float((losses[1] - losses[0]).square().sum()),
+                total.divergence_bits + apart / 2 / math.log(2),
+                total.agreed + same,
+            )
+        return total

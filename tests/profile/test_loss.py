@@ -1,0 +1,100 @@
+"""What quantised experts lose: held against the same figures worked out another way."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from remoe_cli.errors import ModelError, UsageError
+from remoe_cli.function.dequantise import dequantise
+from remoe_cli.function.expert_ffn import widen
+from remoe_cli.model.experts import expert_layers
+from remoe_cli.model.quantise import INT4, quantise
+from remoe_cli.profile import loss
+from remoe_cli.profile.loss_record import QuantisationLoss, refuse_loss
+from tests.support.families import build
+
+PROMPTS = [list(range(1, 12)), [7, 3], [5], list(range(30, 50))]
+
+
+def test_it_is_what_a_second_model_with_quantised_experts_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "ANSWER_TOKENS", 6)
+    monkeypatch.setattr(loss, "_LOGITS_BYTES", 4 * 256 * 40)  # several batches
+    model = build("mixtral", torch.float32)
+    model.generation_config.eos_token_id = None
+    other = copy.deepcopy(model)
+    for layer in expert_layers(other):
+        for parameter in layer.parameters().values():
+            for row in range(layer.experts):
+                stored = quantise(parameter[row].detach().numpy(), INT4, "float32")
+                parameter.data[row] = torch.from_numpy(widen(dequantise("words", stored, "float32"), "float32"))
+    shares: list[float] = []
+    found = loss.measure_loss(model, PROMPTS, INT4, shares.append)
+
+    own, quantised, apart, same, answered, text = 0.0, 0.0, 0.0, 0, 0, 0
+    differences: list[Tensor] = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            for _ in range(6):
+                ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+            p, q = (x(ids).logits[0, :-1].double().softmax(-1) for x in (model, other))
+        begin = len(prompt) - 1
+        own -= float(p[torch.arange(begin), ids[0, 1 : begin + 1]].log().sum())
+        quantised -= float(q[torch.arange(begin), ids[0, 1 : begin + 1]].log().sum())
+        differences.append((p.log() - q.log())[torch.arange(begin), ids[0, 1 : begin + 1]])
+        text, answered = text + begin, answered + 6
+        middle = (p + q)[begin:] / 2
+
+        def bits(x: Tensor, middle: Tensor = middle, begin: int = begin) -> float:
+            return float((x[begin:] * (x[begin:] / middle).log2()).sum())
+
+        apart += (bits(p) + bits(q)) / 2
+        same += int((p[begin:].argmax(-1) == q[begin:].argmax(-1)).sum())
+    assert (found.prompts, found.text_tokens, found.answer_tokens) == (4, text, answered)
+    assert found.unquantised_perplexity == pytest.approx(math.exp(own / text), rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(quantised / text), rel=1e-5)
+    ratios = torch.cat(differences)
+    error = float(ratios.std(unbiased=False)) / math.sqrt(text) * found.perplexity / found.unquantised_perplexity
+    assert found.rise_error == pytest.approx(error, rel=1e-3)
+    assert found.divergence_bits == pytest.approx(apart / answered, rel=1e-3) and found.divergence_bits > 0
+    assert found.agreement == pytest.approx(same / answered)
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1) and len(shares) > 3
+
+
+def test_prompts_that_predict_nothing_are_refused() -> None:
+    with pytest.raises(ModelError, match="one token each"):
+        loss.measure_loss(build("mixtral", torch.float32), [[1], [2]], INT4)
+
+
+def lost(perplexity: float = 10.0, bits: float = 0.0, error: float = 0.001) -> QuantisationLoss:
+    return QuantisationLoss(
+        prompts=1,
+        text_tokens=10,
+        answer_tokens=10,
+        unquantised_perplexity=10.0,
+        perplexity=perplexity,
+        rise_error=error,
+        divergence_bits=bits,
+        agreement=0.5,
+    )
+
+
+def test_too_much_is_refused_unless_it_is_accepted() -> None:
+    refuse_loss("int8", lost(10.09, 0.0099), accepted=False)
+    refuse_loss("int8", lost(9.0), accepted=False)
+    refuse_loss("int8", lost(10.2, error=0.006), accepted=False)  # perhaps it is less than 1%
+    for found, why in (
+        (lost(bits=0.011), "0.011 bits, and 0.01 is the most"),
+        (lost(10.2), "2.0% higher, give or take 0.1%, and 1% is the most"),
+        (None, "nobody"),
+    ):
+        with pytest.raises(UsageError, match=f"Experts in INT8 change the model too much: .*{why}"):
+            refuse_loss("int8", found, accepted=False)
+        refuse_loss("int8", found, accepted=True)
+    assert "perplexity 10 -> 10.2 (+2.00%, give or take 0.10%)" in lost(10.2).sentence and np.isclose(lost(10.2).perplexity_rise, 0.02)
