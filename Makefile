@@ -86,7 +86,7 @@ bench: $(VENV)/.installed ## print the tables of docs/benchmarks.md, half an hou
 	$(BIN)/python docs/measure/batching.py
 	$(BIN)/python -m docs.measure.faults --requests 50
 	$(BIN)/remoe demo --quiet
-	$(BIN)/remoe plan ~/.cache/remoe/demo/smolmoe-float32/profile -o $(BENCH)/load.json --remote-share 0.5 --concurrency 8 --quiet
+	$(BIN)/remoe plan ~/.cache/remoe/demo/smolmoe-float32/profile -o $(BENCH)/load.json --remote-share 0.5 --concurrency 8 --yes --quiet
 	$(BIN)/remoe deploy $(BENCH)/load.json --quiet
 	$(BIN)/python docs/measure/load.py load $(if $(TRACE),--trace $(TRACE))
 	$(BIN)/remoe destroy load
@@ -115,7 +115,7 @@ measure: $(VENV)/.installed ## print the tables of docs/
 # MODEL is a folder with DeepSeek-V2-Lite's config.json, ROUTING recorded routing of it, which is not part of this repository.
 paper: $(VENV)/.installed ## print the paper's figures again: make paper MODEL=FOLDER ROUTING=FILE
 	$(BIN)/python docs/measure/paper_results.py $(MODEL) $(ROUTING) --pictures docs/images
-	$(BIN)/remoe profile import $(MODEL) $(ROUTING) --latency-from paper -o $(PROFILE) --quiet
+	$(BIN)/remoe profile import $(MODEL) $(ROUTING) --latency-from paper -o $(PROFILE) --yes --quiet
 	$(BIN)/python docs/measure/worst_case.py $(PROFILE)
 	$(BIN)/python docs/measure/predicted_plans.py $(PROFILE)
 paper: PROFILE ?= /tmp/remoe-profiles/paper

@@ -10,7 +10,7 @@ configs=$1 routing=$2 bin=.venv/bin profiles=/tmp/remoe-profiles
 mkdir -p $profiles
 
 profile() { # NAME, routing file, hardware description
-  $bin/remoe profile import "$configs/$1" "$2" --latency-from "$3" -o "$profiles/$1-$3"
+  $bin/remoe profile import "$configs/$1" "$2" --latency-from "$3" --yes -o "$profiles/$1-$3"
 }
 synthetic() { # NAME: nobody published routing of this model, so it is drawn (Zipf, exponent 1)
   $bin/python docs/measure/synthetic_routing.py "$configs/$1/config.json" -o "$profiles/$1.npz" --zipf 1 --tokens 8000 --seed 0
@@ -18,12 +18,12 @@ synthetic() { # NAME: nobody published routing of this model, so it is drawn (Zi
 plan() { # profile, plan, further options
   local made=$1 name=$2
   shift 2
-  $bin/remoe plan "$profiles/$made" -o "plans/$name.json" "$@"
+  $bin/remoe plan "$profiles/$made" --yes -o "plans/$name.json" "$@"
 }
 
 # The demo model on this machine: really profiled, so the figures are this machine's.
 $bin/remoe profile "$($bin/python -c 'from remoe_cli.model.demo import demo_model; print(demo_model("float32"))')" \
-  --data remoe_cli/demo_data/prompts.jsonl --limit 64 --max-new-tokens 16 -o $profiles/demo
+  --data remoe_cli/demo_data/prompts.jsonl --limit 64 --max-new-tokens 16 --yes -o $profiles/demo
 plan demo demo-local
 
 profile DeepSeek-V2-Lite "$routing/deepseek_v2_lite.npz" paper

@@ -17,6 +17,8 @@ Only `cli/app.py` turns an error into an exit code and text.
 
 from __future__ import annotations
 
+import math
+
 
 class RemoeError(Exception):
     """The base of all errors for the user.
@@ -55,13 +57,24 @@ class ArtifactError(RemoeError):
     """A profile, plan or bundle is damaged, of another schema, or missing where a file of remoe names it."""
 
 
-class InfeasibleError(RemoeError):
+class _OutOfReachError(RemoeError):
+    """Limits of a plan are out of reach.
+
+    shortfall   how many times as large the limits would have to be; infinite where that is not known
+    """
+
+    def __init__(self, message: str, hint: str = "", shortfall: float = math.inf) -> None:
+        super().__init__(message, hint)
+        self.shortfall = shortfall
+
+
+class InfeasibleError(_OutOfReachError):
     """No plan meets the targets."""
 
     exit_code = 3
 
 
-class OverBudgetError(RemoeError):
+class OverBudgetError(_OutOfReachError):
     """A plan exists, and it costs more than the budget."""
 
     exit_code = 4

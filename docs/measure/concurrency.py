@@ -3,8 +3,8 @@
     python docs/measure/concurrency.py plans PROFILE [--catalog local aws-us-east-1] [--at-once 1 2 4 8 16]
     python docs/measure/concurrency.py drawn PROFILE .. [--at-once 2 4 8 16 32]
 
-`plans` plans by the scan for requests of 125 + 200 tokens, at an unknown traffic. `drawn` compares the experts that drawn steps use with
-the exact expectation for independent tokens, and how often the less used half, or the least used eighth, is called.
+`plans` plans by the scan for requests of 125 prompt + 201 output tokens, at an unknown traffic. `drawn` compares the experts that drawn
+steps use with the exact expectation for independent tokens, and how often the less used half, or the least used eighth, is called.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--catalog", nargs="+", default=["local", "aws-us-east-1"])
     parser.add_argument("--at-once", nargs="+", type=int)
     options = parser.parse_args()
-    print(f"{date.today()}, {N_IN} + {N_OUT} tokens\n")
+    print(f"{date.today()}, {N_IN} prompt + {N_OUT + 1} output tokens\n")
     head = _PLANS if options.what == "plans" else _DRAWN
     print(f"{head}\n|{' --- |' * (head.count('|') - 1)}")
     for profile in map(read_profile, options.profile):

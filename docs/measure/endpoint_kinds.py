@@ -2,7 +2,8 @@
 
     python docs/measure/endpoint_kinds.py PROFILE .. [--per-hour 1 20 200] [--tpot 0.45 0.7]
 
-It plans for requests of 125 + 200 tokens on the catalog aws-us-east-1, at each traffic, with the planner's scan for every kind.
+It plans for requests of 125 prompt + 201 output tokens on the catalog aws-us-east-1, at each traffic,
+with the planner's scan for every kind.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--tpot", nargs="+", type=float, default=[0.45, 0.7], help="targets in s")
     options = parser.parse_args()
     catalog = read_catalog(CATALOG)
-    print(f"{date.today()}, {platform.machine()}, {CATALOG} of {catalog.oldest_price}, {N_IN} + {N_OUT} tokens")
+    print(f"{date.today()}, {platform.machine()}, {CATALOG} of {catalog.oldest_price}, {N_IN} prompt + {N_OUT + 1} output tokens")
     for path in options.profile:
         for tpot_s in options.tpot:
             aim = Aim(tpot_s=tpot_s)

@@ -3,7 +3,8 @@
     python docs/measure/gpu_experts.py PROFILE [PROFILE ..]
 
 Profiles are those of plans/examples.sh. The catalog is aws-us-east-1 without the main functions that are paid by use, with requests of
-125 + 200 tokens, 20 an hour. First the cheapest plan of each kind; then the fastest that costs no more than the cheapest without experts on
+125 prompt + 201 output tokens, 20 an hour.
+First the cheapest plan of each kind; then the fastest that costs no more than the cheapest without experts on
 the GPU. All times are of descriptions.
 """
 

@@ -98,7 +98,7 @@ def _group(help: str, epilog: str, cls: type[Group] = Group, completion: bool = 
         add_completion=completion,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"max_content_width": 100},
+        context_settings={"max_content_width": 100, "help_option_names": ["--help", "-h"]},
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,8 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.kept import SinceOption, reading, show_again, since_of, verdict
+from remoe_cli.cli.kept import SinceOption, command_again, reading, show_again, since_of, verdict
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import InfeasibleError, OverBudgetError
 
@@ -30,6 +30,7 @@ def command(
     target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -49,11 +50,15 @@ def command(
     with output.progress("Reading the profile"):
         plan, old, catalog = inputs_of(deployed)
     refuse_old(out, old.path)
+    agree_to_replace(yes, out / "profile.json")
     with reading() as unreadable:
-        lines = place.receipts(name).observations(asked or place.deployed_at(name), unreadable)
+        receipts, begin = place.receipts(name), asked or place.deployed_at(name)
+        lines = receipts.observations(begin, unreadable)
+        while_loading = sum(line.receipt.cold_starts for line in receipts.receipts(begin) if line.kind == "loading")
         observed = [line.observed.model_copy(update={"prefill": (), "decode": ()}) for line in lines]
     with output.progress("Fitting the times"):
         made = refit(name, old, plan, catalog, observed, out)
+    remarks = [*made.remarks, *_loading_remark(while_loading)]
     with output.progress("Planning again"):
         compared, why_none = None, ""
         try:
@@ -68,16 +73,16 @@ def command(
         "cold_starts": made.cold_starts,
         "computing": made.computing,
         "times": {what: {"old_s": before, "new_s": now} for what, before, now in times},
-        "remarks": list(made.remarks),
+        "remarks": remarks,
         "again": compared and compared.model_dump(mode="json"),
         "verdict": sentence,
     }
 
     def show() -> None:
-        output.line(f"{len(observed)} requests told of {made.calls} warm calls and {made.cold_starts} cold starts.")
+        output.paragraph(f"{len(observed)} requests told of {made.calls} warm calls and {made.cold_starts} cold starts.")
         output.table("Times of calls", ("", "profile", "served"), [(what, _ms(before), _ms(now)) for what, before, now in times])
-        output.line(f"Computing in a function takes {made.computing:.2f} times as long as in the profile.")
-        for remark in made.remarks:
+        output.paragraph(f"Computing in a function takes {made.computing:.2f} times as long as in the profile.")
+        for remark in remarks:
             output.paragraph(remark)
         if compared is not None:
             output.line()
@@ -85,9 +90,19 @@ def command(
         output.paragraph(sentence)
         output.line(f"{'profile':<{output.LABEL}}{out}")
         if compared is None or compared.worth:
-            output.line(f"{'next':<{output.LABEL}}remoe plan {shlex.quote(str(out))} -o plans/NAME.json")
+            output.line(f"{'next':<{output.LABEL}}{command_again(plan, str(out))}")
 
     output.result(document, show)
+
+
+def _loading_remark(starts: int) -> list[str]:
+    """Say which starts are not in the fitted time: they were many at once, and those of a request are few."""
+    if not starts:
+        return []
+    return [
+        f"{starts} more functions started while the main function was loaded, and are not counted: so many at once "
+        "share what they start on, such as the cores of one machine, and a request starts those of one layer after another."
+    ]
 
 
 def _times(old: Latency, new: Latency) -> list[tuple[str, float | None, float | None]]:

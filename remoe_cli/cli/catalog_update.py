@@ -9,6 +9,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 
 if TYPE_CHECKING:
     from remoe_cli.plan.catalog.update import Price
@@ -23,6 +24,7 @@ def command(
     catalog: Annotated[
         str, typer.Argument(metavar="CATALOG", help="A catalog's name or a .toml file; its hardware and prices are the start.")
     ] = "aws-us-east-1",
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -32,12 +34,16 @@ def command(
     """
     from remoe_cli.errors import UsageError
     from remoe_cli.plan.catalog.catalog import read_catalog
-    from remoe_cli.plan.catalog.update import update
+    from remoe_cli.plan.catalog.update import refuse_catalog, update
 
     if out.is_dir() or out.suffix != ".toml":
         raise UsageError(f"{out} is not a file name for a catalog.", "Give the copy a name that ends in .toml, such as catalogs/aws.toml.")
+    current = read_catalog(catalog)
+    refuse_catalog(current, out)
+    if out.resolve() != Path(catalog).resolve():  # else it is named twice, as what shall be updated
+        agree_to_replace(yes, out)
     with output.progress("Reading AWS's price lists"):
-        updated = update(read_catalog(catalog), out, say=output.say)
+        updated = update(current, out, say=output.say)
     if missing := updated.not_found:
         output.say(f"Not in AWS's price list, kept as they were: {', '.join(missing)}.")
     document: dict[str, Any] = {

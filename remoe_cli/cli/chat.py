@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.infer import ask, expected_cost_of, show_receipt
+from remoe_cli.cli.infer import ask, expected_cost_of, say_cut, show_receipt
 from remoe_cli.cli.sampling import (
     MaxNewTokensOption,
     MinPOption,
@@ -56,10 +56,10 @@ def command(
     address, expected = deployed.main_address(name), expected_cost_of(deployed.deployed_plan(name))
     with_system("", system)  # so that a wrong one is said now
     output.say(_HELP)
-    talk(lambda prompt: ask(address, prompt, max_new_tokens, expected, sampling), system)
+    talk(lambda prompt: ask(address, prompt, max_new_tokens, expected, sampling), system, max_new_tokens)
 
 
-def talk(answer: Callable[[Prompt], dict[str, Any]], system: str | None) -> None:
+def talk(answer: Callable[[Prompt], dict[str, Any]], system: str | None, max_new_tokens: int) -> None:
     """Read messages and commands until there are no more; a message that fails is taken back.
 
     Raises: what `answer` raises, where nobody can write another message.
@@ -92,7 +92,7 @@ def talk(answer: Callable[[Prompt], dict[str, Any]], system: str | None) -> None
                         raise
                     output.say(f"{error.message} {error.hint}")
                     continue
-                output.line()
+                say_cut(document, max_new_tokens)
                 receipt = document["receipt"]
                 messages = [*asked, {"role": "assistant", "content": document["text"]}]
 

@@ -41,6 +41,6 @@ def _show(document: dict[str, Any]) -> None:
     if rows:
         output.table("Options", ("option", "value", "from"), rows)
     else:
-        output.line(f"No options are set in a file: neither {config_file.NAME} here or above, nor {config_dir() / config_file.NAME}.")
+        output.paragraph(f"No options are set in a file: neither {config_file.NAME} here or above, nor {config_dir() / config_file.NAME}.")
     folders = [(each["name"], each["value"], each["source"]) for each in document["folders"]]
     output.table("Folders", ("folder", "value", "from"), folders)

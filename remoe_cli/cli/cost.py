@@ -113,14 +113,14 @@ def _show(name: str, made: CostReport, meter: dict[str, int] | None) -> None:
     from remoe_cli.plan.wording import dollars
 
     if made.begin is None or made.end is None:
-        output.line(f"No receipt of '{name}' is kept for that time.")
+        output.paragraph(f"No receipt of '{name}' is kept for that time.")
         return
-    output.line(f"{name}: {made.begin:%Y-%m-%d %H:%M} to {made.end:%Y-%m-%d %H:%M} UTC, at list prices")
+    output.paragraph(f"{name}: {made.begin:%Y-%m-%d %H:%M} to {made.end:%Y-%m-%d %H:%M} UTC, at list prices")
     rented = bool(made.total.idle_s)
     columns = (
         made.by.value,
         "requests",
-        "tokens",
+        "prompt + output\ntokens",
         "calls",
         "cold",
         "billed s",
@@ -137,16 +137,16 @@ def _show(name: str, made: CostReport, meter: dict[str, int] | None) -> None:
             "each has a receipt of its own."
         )
     if rented:
-        output.line(f"Rented main functions were idle for {made.total.idle_s / 3600:,.1f} hours.")
+        output.paragraph(f"Rented main functions were idle for {made.total.idle_s / 3600:,.1f} hours.")
     if made.total.unreported:
-        output.line(
+        output.paragraph(
             f"What {made.total.unreported} tries of calls were billed was not known when their receipts were made. "
             "A later receipt may have it."
         )
     if made.total.unpriced:
-        output.line(f"{made.total.unpriced} requests ended before their prices were known, and are in no sum of money.")
+        output.paragraph(f"{made.total.unpriced} requests ended before their prices were known, and are in no sum of money.")
     if made.storage_usd is not None:
-        output.line(f"Storage of the expert functions' weights: {dollars(made.storage_usd)}")
+        output.paragraph(f"Storage of the expert functions' weights: {dollars(made.storage_usd)}")
     output.line(f"Everything: {dollars(made.usd)}")
     if meter is not None:
         elsewhere = f"and {meter['other_ms']} ms are in no receipt: other callers, or requests that a server did not end"

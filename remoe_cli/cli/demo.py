@@ -196,6 +196,7 @@ def _show(document: dict[str, Any], page: Path, commands: list[str]) -> None:
     for line in story.accuracy_lines(receipt["tpot_s"], receipt["predicted"] and receipt["predicted"]["tpot_s"]):
         output.line(line)
     output.line(f"All of this as a page for your browser: {story.shown(page)}")
-    output.line("\nThe demo's deployment is gone again. Deploy it to stay, ask it your own question, and remove it:")
+    output.line()
+    output.paragraph("The demo's deployment is gone again. Deploy it to stay, ask it your own question, and remove it:")
     for command in commands:
         output.line(f"  {command}")

@@ -12,6 +12,7 @@ from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import PlanArgument, SpeculateOption
 from remoe_cli.cli.target import ON_AWS, ProfileOption, RegionOption, TargetName, TargetOption, YesOption, only_on_aws, pick
+from remoe_cli.cli.times import time_in
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.errors import UsageError
 
@@ -26,7 +27,10 @@ def command(
     plan: PlanArgument,
     target: TargetOption = TargetName.local,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the deployment; by default the plan's file name.")] = None,
-    rtt_ms: Annotated[float, typer.Option(min=0, metavar="MS", help="Local only: network round trip to add to each call, in ms.")] = 0.0,
+    rtt_ms: Annotated[
+        float,
+        typer.Option(parser=time_in("ms"), metavar="TIME", help="Local only: network round trip to add to each call, in ms or as 0.03s."),
+    ] = 0.0,
     endpoint: Annotated[
         Endpoint | None,
         typer.Option(

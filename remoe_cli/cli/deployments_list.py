@@ -25,7 +25,8 @@ def command(
 ) -> None:
     """List the deployments of this machine, or of a region of AWS, with what each costs an hour.
 
-    An hour at rest is what an always-on main function costs, whether it is used or not. With traffic, it is what the plan says.
+    An hour at rest is what an always-on main function costs, whether it is used or not. With traffic, it is what the plan says, at list
+    prices; it is unknown where the plan knows no traffic.
     Storage comes on top; 'remoe deploy --dry-run' prices it.
     """
     place = pick(target, region, profile)
@@ -39,11 +40,20 @@ def _row(place: Target, target: str, name: str) -> dict[str, Any] | None:
     status = described(place, target, name)
     if status is None:
         return None
-    row = {"name": name, "target": target, "state": status["state"], "since": status.get("since"), "hint": status.get("hint", "")}
-    return row | (_costs(place, name, status) if target != TargetName.local.value else _NO_BILL)
+    row = {"name": name, "target": target, "state": status["state"], "since": _since(place, name, status), "hint": status.get("hint", "")}
+    costs = _costs(place, name, status)
+    return row | (costs if target != TargetName.local.value else costs | {"usd_per_hour_at_rest": 0.0})  # nobody rents this machine
 
 
-_NO_BILL = {"main": None, "usd_per_hour_at_rest": 0.0, "usd_per_hour_of_traffic": 0.0}
+def _since(place: Target, name: str, status: dict[str, Any]) -> str | None:
+    """Return when it was deployed; None where that cannot be read."""
+    if "since" in status:
+        return str(status["since"])
+    try:
+        begun = place.deployed_at(name)
+    except (RemoeError, OSError):
+        return None
+    return None if begun is None else begun.isoformat(timespec="seconds")
 
 
 def _costs(place: Target, name: str, status: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +89,7 @@ def _show(rows: list[dict[str, Any]], target: str) -> None:
     from remoe_cli.plan.wording import dollars
 
     if not rows:
-        output.line("No deployments here." if target == TargetName.local.value else "No deployments in this account and region.")
+        output.paragraph("No deployments here." if target == TargetName.local.value else "No deployments in this account and region.")
         return
 
     def money(usd: float | None) -> str:
@@ -92,4 +102,4 @@ def _show(rows: list[dict[str, Any]], target: str) -> None:
     output.table("Deployments", ("name", "state", "main function", "an hour at rest", "an hour of its traffic"), cells)
     known = [row["usd_per_hour_at_rest"] for row in rows if row["usd_per_hour_at_rest"] is not None]
     of_known = "" if len(known) == len(rows) else f", without {len(rows) - len(known)} that cannot be read"
-    output.line(f"At rest, all of them cost {dollars(sum(known))} an hour{of_known}.")
+    output.paragraph(f"At rest, all of them cost {dollars(sum(known))} an hour{of_known}.")

@@ -30,9 +30,9 @@ def command(
             if target is TargetName.aws:
                 where = f"in account {document['account']}, {document['region']}"
             others = f" There are: {', '.join(known)}." if (known := place.names()) else ""
-            output.line(f"There is no deployment named '{name}' {where}.{others}")
+            output.paragraph(f"There is no deployment named '{name}' {where}.{others}")
             return
-        output.line(f"{name} is gone." if document["left"] or document["kept"] else f"{name} is gone: nothing is left of it.")
+        output.paragraph(f"{name} is gone." if document["left"] or document["kept"] else f"{name} is gone: nothing is left of it.")
         for each in document["kept"]:
             output.line(f"  kept, because remoe did not make it: {each}")
         for arn in document["left"]:

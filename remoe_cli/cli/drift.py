@@ -61,13 +61,13 @@ def command(
 
     def show() -> None:
         lengths = f"{made.prefill_tokens:.0f} prompt tokens and {made.decode_tokens:.0f} further tokens"
-        output.line(f"{made.requests} served requests, of {lengths} in the mean")
+        output.paragraph(f"{made.requests} served requests, of {lengths} in the mean")
         output.paragraph(
             f"Their routing is {made.whole.bits:.4f} bits from the profile's (95% interval {made.whole.low:.4f} to {made.whole.high:.4f}). "
             f"Two samples of the profile of this size are {made.whole.floor:.4f} bits apart, and 99% of them less than "
             f"{made.whole.floor_p99:.4f}."
         )
-        output.line(f"{len(made.drifted)} of {len(made.layers)} layers are beyond the noise floor.")
+        output.paragraph(f"{len(made.drifted)} of {len(made.layers)} layers are beyond the noise floor.")
         if output.is_verbose():
             _table(made)
         if compared is not None:

@@ -64,7 +64,10 @@ def command(
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
-    """Ask a deployment, and show the answer and a receipt: its times and costs beside the predicted ones."""
+    """Ask a deployment, and show the answer and a receipt: its times and costs beside the predicted ones.
+
+    With --quiet the answer alone is printed.
+    """
     if [prompt, data, messages].count(None) != 2:
         raise UsageError("Give either --prompt TEXT, --messages FILE or --data FILE.", "See 'remoe infer --help'.")
     sampling = sampling_of(temperature, top_p, top_k, min_p, seed, stop)
@@ -82,7 +85,8 @@ def command(
             failed.note(error, prompts, index)
         else:
             failed.last = ""
-            output.result(document, lambda document=document: show_receipt(document["receipt"]))  # type: ignore[misc]
+            say_cut(document, max_new_tokens)
+            output.result(document, lambda document=document: None if output.is_quiet() else show_receipt(document["receipt"]))  # type: ignore[misc]
     failed.exit(len(prompts.texts))
 
 
@@ -140,10 +144,18 @@ def ask(
 
         try:
             return answer(address, prompt, max_new_tokens, on_text, sampling=sampling or GREEDY, expected=expected)
-        except BaseException:
+        finally:
             if begun and not output.is_json():
                 output.line()  # what is said next is no part of the answer
-            raise
+
+
+def say_cut(document: dict[str, Any], max_new_tokens: int) -> None:
+    """Say on stderr that an answer ended before the model ended it, where people read it."""
+    tokens, reason = document["receipt"]["generated_tokens"], document.get("finish_reason")
+    if output.is_json() or reason not in ("length", "time-limit"):
+        return
+    why = "its time was over" if reason == "time-limit" else "that is the longest that the model or its plan has room for"
+    output.say(f"The answer was cut after {tokens} tokens ({'--max-new-tokens' if tokens >= max_new_tokens else why}).")
 
 
 def expected_cost_of(plan: Path) -> ExpectedCost | None:
@@ -172,26 +184,26 @@ def show_receipt(receipt: dict[str, Any]) -> None:
         *_main_rows(receipt["main"], cost),
         ("  expert functions", _usd(cost["functions_usd"]), ""),
     ]
-    output.line("\n")
+    output.line()
     output.table(f"Receipt, at the prices of catalog '{receipt['catalog']}'", ("", "measured", "predicted"), rows)
     tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated tokens"
-    output.line(f"{tokens}, {receipt['total_s']:.2f} s")
+    output.paragraph(f"{tokens}, {receipt['total_s']:.2f} s")
     if receipt["main_load_s"]:
         loading = f", and {_usd(cost['loading_usd'])} for expert functions, at a million such requests" if cost["loading_usd"] else ""
-        output.line(f"Loading the main function took {receipt['main_load_s']:.1f} s before that{loading}. The cost includes it.")
+        output.paragraph(f"Loading the main function took {receipt['main_load_s']:.1f} s before that{loading}. The cost includes it.")
     output.paragraph(_paid(receipt))
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
     starts = f"{receipt['cold_starts']} cold start{'' if receipt['cold_starts'] == 1 else 's'}"
-    output.line(f"{calls}: {starts}, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
+    output.paragraph(f"{calls}: {starts}, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
     if drafted := receipt.get("draft_tokens"):
-        output.line(f"{receipt.get('accepted_tokens', 0)} of {drafted} draft tokens accepted")
+        output.paragraph(f"{receipt.get('accepted_tokens', 0)} of {drafted} draft tokens accepted")
     if hedges := receipt.get("hedges"):
-        output.line(f"Calls that were made a second time, because the first one took long: {hedges}")
+        output.paragraph(f"Calls that were made a second time, because the first one took long: {hedges}")
     if fallbacks := receipt.get("fallbacks"):
-        output.line(
+        output.paragraph(
             f"{fallbacks} calls had no answer in time: the main function computed their experts itself. 'remoe logs NAME' says why."
         )
-    output.line(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
+    output.paragraph(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
 
 
 def _main_rows(main: dict[str, Any], cost: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

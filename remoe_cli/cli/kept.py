@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from remoe_cli.cli import output
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from remoe_cli.plan.document import Plan
     from remoe_cli.runtime.kept import Unreadable
     from remoe_cli.usage.again import Again
 
@@ -63,13 +65,46 @@ def verdict(made: Again | None, why_none: str) -> str:
     """Say whether the plan should be made again, and what that saves."""
     if made is None:
         return f"No placement keeps the plan's targets any more: {why_none}"
+    from remoe_cli.usage.again import GIVEN
+
+    if made.forced == GIVEN:
+        missed = "" if made.meets else " It misses the plan's targets: plan again without --placement."
+        return f"The placement is the one that was given (--placement), and no other one was looked for.{missed}"
+    forced = f" with {made.forced}" if made.forced else ""
     saves = f"saves {made.saved:.1%} of the {made.objective if made.objective == 'cost' else made.objective.upper()}"
     if made.saved_usd_per_month is not None:
         from remoe_cli.plan.wording import dollars
 
         saves += f", {dollars(abs(made.saved_usd_per_month))} a month {'less' if made.saved_usd_per_month >= 0 else 'more'}"
     if not made.meets:
-        return f"Plan again: the deployed placement misses the plan's targets. The best plan moves {made.moved} experts."
+        return f"Plan again: the deployed placement misses the plan's targets. The best plan{forced} moves {made.moved} experts."
     if made.worth:
-        return f"Plan again: the best plan {saves}, and moves {made.moved} experts."
-    return f"The plan need not be made again: the best plan {saves}."
+        return f"Plan again: the best plan{forced} {saves}, and moves {made.moved} experts."
+    return f"The plan need not be made again: the best plan{forced} {saves}."
+
+
+def command_again(plan: Plan, profile: str) -> str:
+    """Write the command that plans again as `plan` was planned, for another profile.
+
+    Lengths of requests and a placement in a file are not in it: the plan does not know where they came from.
+    """
+    from remoe_cli.plan.problem.request import request_of
+
+    asked, targets = request_of(plan), plan.targets
+    options: dict[str, float | str | None] = {
+        "--catalog": None if plan.catalog.path == "local" else plan.catalog.path,
+        "--minimize": None if plan.objective == "cost" else plan.objective,
+        "--ttft": None if targets.ttft_s is None else f"{targets.ttft_s:g}s",
+        "--ttft-percentile": targets.ttft_percentile,
+        "--tpot": None if targets.tpot_s is None else f"{targets.tpot_s:g}s",
+        "--budget": targets.budget_usd,
+        "--requests-per-hour": plan.workload.requests_per_hour,
+        "--concurrency": None if plan.workload.concurrency == 1 else plan.workload.concurrency,
+        "--remote-share": asked.remote_share,
+    }
+    given = [
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {shlex.quote(str(value))}"
+        for name, value in options.items()
+        if value is not None
+    ]
+    return " ".join(["remoe plan", shlex.quote(profile), "-o plans/NAME.json", *given])

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from remoe_cli.cli.renamed import new_name
+from remoe_cli.cli.times import WrongTimeError
 from remoe_cli.cli.visible import is_utf8, visible
 from remoe_cli.errors import UsageError
 
@@ -21,6 +22,16 @@ _WRONG = {
     "greater_than_equal": "; it must be {ge:g} or more",
     "less_than_equal": "; it must be {le:g} or less",
 }
+_NO_COMMAND = re.compile(r"No such command '(\S+)'\.(.*)", re.DOTALL)
+_INSTEAD = {  # what people write who know other programs, and the command for it
+    "version": "'remoe --version' prints it.",
+    "help": "'remoe --help' lists the commands, and 'remoe COMMAND --help' explains one.",
+    "ls": "'remoe list' shows the deployments.",
+    "ps": "'remoe list' shows the deployments.",
+    "rm": "'remoe destroy NAME' removes a deployment.",
+}
+_CSV = "--csv takes no file, and prints the rows: 'remoe cost NAME --by day --csv > FILE'."
+_VLLM = "vLLM reads no placement and no expert loads: its load balancer (--enable-eplb) counts them while it serves."
 _EXTRA = re.compile(r"Got unexpected extra argument\(s\) \((.*)\)", re.DOTALL)
 
 
@@ -50,10 +61,16 @@ def usage_error(error: TyperException) -> UsageError:
         hint = "The value is that of a remoe.toml: see 'remoe config show'."
     if parameter is not None and type(error).__name__ == "MissingParameter":
         return UsageError(message, f"Give {_name(parameter)}: {_lowered(parameter.help)} {hint}")
+    if parameter is not None and (time := _wrong_time(error)):
+        return UsageError(f"{_name(parameter)} {time}", f"{time.hint} {hint}".strip())
     if parameter is not None and (wrong := _wrong_value(_name(parameter), error)):
+        hint = f"{_VLLM} {hint}" if wrong.startswith("--to: 'vllm'") else hint
         return UsageError(wrong, hint)
+    if (unknown := _NO_COMMAND.fullmatch(message)) and unknown[1] in _INSTEAD:
+        return UsageError(message, _INSTEAD[unknown[1]])
     if extra := _EXTRA.fullmatch(message):
         one = " " not in extra[1]
+        hint = f"{_CSV} {hint}" if command == "remoe cost" else hint
         return UsageError(f"{extra[1]} is one argument too many." if one else f"These arguments are too many: {extra[1]}.", hint)
     return UsageError(message, hint)
 
@@ -65,6 +82,13 @@ def _name(parameter: Any) -> str:
 
 def _lowered(help: str) -> str:
     return help[:1].lower() + help[1:] if help[1:2].islower() else help
+
+
+def _wrong_time(error: TyperException) -> WrongTimeError | None:
+    """Return what `times.time_in` found wrong, where that is the cause."""
+    details = getattr(error.__cause__, "errors", None)
+    cause = details()[0].get("ctx", {}).get("error") if details else None
+    return cause if isinstance(cause, WrongTimeError) else None
 
 
 def _wrong_value(name: str, error: TyperException) -> str | None:

@@ -10,6 +10,7 @@ import typer
 
 from remoe_cli import bounded
 from remoe_cli.cli import output
+from remoe_cli.cli.pipeline_files import refuse_other_file
 from remoe_cli.cli.visible import is_utf8
 from remoe_cli.errors import UsageError
 from remoe_cli.runtime.device_choice import DeviceChoice
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 _LONGEST_PROMPT = bounded.Limit(32 * bounded.MIB)
 _AS_UTF8 = "Write it in UTF-8, as a terminal in a UTF-8 locale does."
 
-ProfileArgument = Annotated[Path, typer.Argument(metavar="PROFILE", help="A profile made by 'remoe profile'.")]
-PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan made by 'remoe plan'.")]
+ProfileArgument = Annotated[Path, typer.Argument(metavar="PROFILE", callback=refuse_other_file, help="A profile made by 'remoe profile'.")]
+PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", callback=refuse_other_file, help="A plan made by 'remoe plan'.")]
 
 DeviceOption = Annotated[
     DeviceChoice | None,

@@ -76,6 +76,10 @@ def is_json() -> bool:
     return _mode.json
 
 
+def is_quiet() -> bool:
+    return _mode.quiet
+
+
 def shows_bars() -> bool:
     """Return whether progress is a bar, which nothing else may be printed beside."""
     return sys.stderr.isatty()

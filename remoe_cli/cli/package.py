@@ -10,6 +10,7 @@ import typer
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import PlanArgument
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 from remoe_cli.errors import UsageError
 
 EXAMPLES = examples(
@@ -28,6 +29,7 @@ def command(
         str | None,
         typer.Option(metavar="URI", help="With --image: push to this repository, such as ACCOUNT.dkr.ecr.REGION.amazonaws.com/remoe."),
     ] = None,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -37,19 +39,21 @@ def command(
     """
     if repository is not None and not image:
         raise UsageError("--repository is for an image.", "Give --image too.")
+    folder = out or Path(f"{plan.stem}-{'image' if image else 'package'}")
     if image:
-        _image(plan, out or Path(f"{plan.stem}-image"), repository)
+        _image(plan, folder, repository, yes)
     else:
-        _files(plan, out or Path(f"{plan.stem}-package"))
+        _files(plan, folder, yes)
 
 
-def _files(plan_path: Path, folder: Path) -> None:
+def _files(plan_path: Path, folder: Path, yes: bool) -> None:
     from remoe_cli.deploy.inputs import check_model, read_inputs
     from remoe_cli.deploy.main_files import server_config, write_main_files
     from remoe_cli.owned import new_folder, refuse_folder
     from remoe_cli.package import bundle
 
     refuse_folder(folder, _PACKAGE, _files_before_marks)
+    agree_to_replace(yes, folder)
     with output.progress("Checking the plan"):
         plan, profile, catalog = read_inputs(plan_path)
     check_model(profile, output.progress)
@@ -77,7 +81,7 @@ def _files_before_marks(folder: Path) -> list[str]:
     return [*(f"functions/{name}" for name in functions), *(f"main/{name}" for name in main)]
 
 
-def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
+def _image(plan_path: Path, folder: Path, repository: str | None, yes: bool) -> None:
     from remoe_cli.deploy.image import build, by_hand
     from remoe_cli.owned import new_folder, refuse_folder
     from remoe_cli.package.image import Image, write_context
@@ -85,6 +89,7 @@ def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
     from remoe_cli.plan.document import read_plan
 
     refuse_folder(folder, _CONTEXT)
+    agree_to_replace(yes, folder)
     plan = read_plan(plan_path)
     gpu = plan.main.gpu_memory_mb is not None
     architecture = "x86_64" if gpu else read_catalog(plan.catalog.path).architecture
@@ -99,7 +104,7 @@ def _image(plan_path: Path, folder: Path, repository: str | None) -> None:
     def show() -> None:
         output.line(f"The build context is {folder}, the image {image.uri}.")
         if commands:
-            output.line("Docker is not running here. To build and push the image elsewhere:")
+            output.paragraph("Docker is not running here. To build and push the image elsewhere:")
         for each in commands:
             output.line(f"  {each}")
 

@@ -13,6 +13,8 @@ from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import FIELD_HELP, ProfileArgument, read_data
 from remoe_cli.cli.plan_show import show
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
+from remoe_cli.cli.times import time_in
 
 if TYPE_CHECKING:
     from remoe_cli.plan.document import Plan, PredictedRouting
@@ -46,7 +48,12 @@ def command(
     frontier: Annotated[bool, typer.Option("--frontier", help="Also show the cost of every TPOT, as a table and as a picture.")] = False,
     ttft: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="Longest mean time to the first token (TTFT).", rich_help_panel=_TARGETS),
+        typer.Option(
+            parser=time_in("s", longest=3600),
+            metavar="TIME",
+            help="Longest mean time to the first token (TTFT), such as 2s.",
+            rich_help_panel=_TARGETS,
+        ),
     ] = None,
     ttft_percentile: Annotated[
         float | None,
@@ -60,7 +67,12 @@ def command(
     ] = None,
     tpot: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="Longest mean time per output token after the first (TPOT).", rich_help_panel=_TARGETS),
+        typer.Option(
+            parser=time_in("s", longest=60),
+            metavar="TIME",
+            help="Longest mean time per output token after the first (TPOT), such as 200ms.",
+            rich_help_panel=_TARGETS,
+        ),
     ] = None,
     budget: Annotated[
         float | None, typer.Option(min=0, metavar="USD", help="Highest cost of a request, in USD.", rich_help_panel=_TARGETS)
@@ -150,9 +162,15 @@ def command(
     ] = Invocation["per-layer"],
     time_limit: Annotated[
         float,
-        typer.Option(min=1, metavar="SECONDS", help="When the solver stops, with the best plan it has.", rich_help_panel=_ADVANCED),
+        typer.Option(
+            parser=time_in("s", least=1),
+            metavar="TIME",
+            help="When the solver stops, with the best plan it has, such as 5min.",
+            rich_help_panel=_ADVANCED,
+        ),
     ] = 120.0,
     verbose: output.VerboseOption = False,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -187,6 +205,7 @@ def command(
         from remoe_cli.report.picture import refuse_picture
 
         refuse_picture(_picture(out))
+    agree_to_replace(yes, out, *([_picture(out)] if frontier else []))
     with output.progress("Reading the profile"):
         read = read_profile(profile.resolve())
     prices = read_catalog(catalog)

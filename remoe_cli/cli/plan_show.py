@@ -43,7 +43,8 @@ def show(plan: Plan, path: Path) -> None:
         if any(layer.remote or layer.gpu for layer in plan.layers):
             output.table("Layers", layer_columns(plan), layer_rows(plan))
         else:
-            output.line("No expert is remote, so there is no table of layers.\n")
+            output.paragraph("No expert is remote, so there is no table of layers.")
+            output.line()
     output.table("Alternatives", baseline_columns(plan), baseline_rows(plan))
     for text in alternative_texts(plan):
         output.paragraph(text)

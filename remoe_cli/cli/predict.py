@@ -11,6 +11,7 @@ from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import DataOption, FieldOption, ProfileArgument, PromptOption, prompts_of, read_data
 from remoe_cli.cli.profile_shared import trained_predictor
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def command(
     profiled_data: Annotated[
         str | None, typer.Option(metavar="FILE", help="The prompts that were profiled, for --vectors-from.", rich_help_panel=_ADVANCED)
     ] = None,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -90,6 +92,7 @@ def command(
         refuse_picture(plot)
     if evaluate:
         refuse_foreign(profile)
+    agree_to_replace(yes, *(path for path in (out, plot) if path is not None))
     with output.progress("Reading the profile"):
         read = read_profile(profile)
     profiled = None if profiled_data is None else read_data(profiled_data, field)
@@ -146,7 +149,7 @@ def _predict(profile: Profile, history: History, texts: tuple[Prompt, ...], out:
         ]
         title = f"Most used experts (expert: share of choices) of {as_text(texts[0])[:60]!r}"
         output.table(title, ("layer", *_PLACES[: len(rows[0]) - 1]), rows)
-        output.line(
+        output.paragraph(
             f"Predictor: {predictor.record.default}. In {predictor.fitted.coverage:.0%} of cases the share is in the range in brackets."
         )
         if out is not None:
@@ -201,9 +204,9 @@ def _evaluate(profile: Profile, views: dict[View, History], fate: Fate | None, f
         for one in found:
             _show(one)
         output.paragraph(_LEGEND)
-        output.line(f"Similar meaning and similar use of experts correlate with r = {pairs.correlation:.2f} over pairs of prompts.")
+        output.paragraph(f"Similar meaning and similar use of experts correlate with r = {pairs.correlation:.2f} over pairs of prompts.")
         if winner:
-            output.line(
+            output.paragraph(
                 f"Default predictor of this profile: {winner.default} (least divergence on {winner.validation_prompts} held-out prompts)."
             )
         if plot is not None:
@@ -227,4 +230,5 @@ def _show(one: Evaluation) -> None:
     rows.append(("perfect (noise floor)", f"{one.noise_floor_bits:.4f}", "", f"{one.oracle_remote_hit_share:.1%}", "", ""))
     header = ("predictor", "divergence, bits", "std. error", "remote hits", "fit, s", "predict, ms")
     output.table(f"{one.view}: {one.prompts} prompts", header, rows)
-    output.line(f"{one.interval_nominal:.0%} intervals contain {one.interval_coverage:.1%} of the held-out frequencies.\n")
+    output.paragraph(f"{one.interval_nominal:.0%} intervals contain {one.interval_coverage:.1%} of the held-out frequencies.")
+    output.line()

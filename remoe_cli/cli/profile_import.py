@@ -11,6 +11,7 @@ from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import DataOption, FieldOption, LimitOption, read_data
 from remoe_cli.cli.profile_shared import LATENCY_FROM, MaxPromptTokensOption, OutOption, described_latency, finish
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 
 EXAMPLES = examples(
     "remoe profile import gpt-oss-20b/ counts.npz --latency-from paper -o profiles/gpt-oss",
@@ -31,6 +32,7 @@ def command(
         str | None,
         typer.Option(metavar="CHECKPOINT", help="Take the embeddings of --data from this model; by default from MODEL's own weights."),
     ] = None,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -42,6 +44,7 @@ def command(
     from remoe_cli.profile.record import refuse_foreign
 
     refuse_foreign(out)
+    agree_to_replace(yes, out / "profile.json")
     prompts = None if data is None else read_data(data, field, limit)
     latency = described_latency(model, latency_from)
     remarks: list[str] = []

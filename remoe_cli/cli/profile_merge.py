@@ -10,6 +10,7 @@ import typer
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.profile_shared import OutOption, finish
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 
 EXAMPLES = examples(
     "remoe profile merge part-1 part-2 part-3 part-4 -o profiles/model",
@@ -29,6 +30,7 @@ def command(
         str | None,
         typer.Option(metavar="NAME=SHARE,..", help="Mix profiles of different prompts: the share of requests that are like each one's."),
     ] = None,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -36,7 +38,11 @@ def command(
 
     With --weight, profiles of different prompts become that of a mix of them.
     """
+    from remoe_cli.profile.record import refuse_foreign
+
     folders = [folder.resolve() for folder in slices]
+    refuse_foreign(out)
+    agree_to_replace(yes, out / "profile.json")
     if weight is None:
         from remoe_cli.profile.merge import merge
 

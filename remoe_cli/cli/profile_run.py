@@ -12,6 +12,7 @@ from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import DATA, DeviceOption, FieldOption, LimitOption, read_data
 from remoe_cli.cli.profile_shared import LATENCY_FROM, MaxNewTokensOption, MaxPromptTokensOption, OutOption, described_latency, finish
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def command(
     ] = None,
     device_map: Annotated[str | None, typer.Option(metavar="MAP", help="transformers' device_map, such as 'auto', to use GPUs.")] = None,
     device: DeviceOption = None,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -67,6 +69,7 @@ def command(
         "shard": _shard(shard),
         "device_map": device_map,
         "device": at,
+        "may_replace": lambda path: agree_to_replace(yes, path),
         "latency": None if latency_from is None else described_latency(model, latency_from),
     }
     with full_memory_named("Take a smaller --batch-size or --max-prompt-tokens, or profile on the CPU.") if at != "cpu" else nullcontext():

@@ -49,10 +49,10 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
     }
 
     def show() -> None:
-        output.line(
+        output.paragraph(
             f"{document['prompts']} prompts: {document['prefill_tokens']:,} prefill and {document['decode_tokens']:,} decode tokens"
         )
-        output.line(f"{document['layers']} MoE layers x {document['experts_per_layer']} experts, top-{document['top_k']}")
+        output.paragraph(f"{document['layers']} MoE layers x {document['experts_per_layer']} experts, top-{document['top_k']}")
         if record.spec.stored_as:
             output.line(record.spec.stored_as)
         output.line(f"Times {record.latency.source}: {record.latency.machine}, {record.latency.measured_on}")
@@ -63,7 +63,7 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
                 if scores
                 else "Not scored: too few prompts to hold some out."
             )
-            output.line(f"Predictor for new prompts: {trained.default}. {scored}")
+            output.paragraph(f"Predictor for new prompts: {trained.default}. {scored}")
         output.line(f"Profile: {out}")
 
     for warning in warnings:

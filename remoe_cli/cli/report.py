@@ -9,6 +9,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
+from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 
 if TYPE_CHECKING:
     from remoe_cli.report.content import Content
@@ -29,6 +30,7 @@ def command(
     ],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page to write.")] = Path("report.html"),
     png: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also draw pictures for papers here, as .png.")] = None,
+    yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -40,10 +42,13 @@ def command(
     from remoe_cli.report.page import refuse_page, write_page
 
     refuse_page(out)
+    places = [out]
     if png is not None:
-        from remoe_cli.report.pictures import refuse_pictures
+        from remoe_cli.report.pictures import picture_paths, refuse_pictures
 
         refuse_pictures(png)
+        places += picture_paths(png)
+    agree_to_replace(yes, *places)
     with output.progress("Reading the inputs"):
         read = read_inputs(inputs)
     from remoe_cli.report.content import content_of

@@ -8,6 +8,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
+from remoe_cli.cli.pipeline_files import refuse_other_file
 from remoe_cli.cli.target import ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import RemoeError
 
@@ -18,7 +19,7 @@ EXAMPLES = examples("remoe status", "remoe status olmoe --target aws")
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A deployment; by default all.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", callback=refuse_other_file, help="A deployment; by default all.")] = None,
     target: TargetOption = TargetName.local,
     region: RegionOption = None,
     profile: ProfileOption = None,
@@ -52,10 +53,10 @@ def described(place: Target, target: str, name: str) -> dict[str, Any] | None:
 
 def _show_all(documents: list[dict[str, Any]]) -> None:
     if not documents:
-        output.line("No deployments. Make one with 'remoe deploy PLAN'.")
+        output.paragraph("No deployments. Make one with 'remoe deploy PLAN'.")
     for document in documents:
         main = document["main"]
         held = f", main {main['resident_bytes'] / 1e6:.0f} MB" if main and "resident_bytes" in main else ""
-        output.line(f"{document['name']} ({document['target']}): {document['state']}, {len(document['functions'])} functions{held}")
+        output.paragraph(f"{document['name']} ({document['target']}): {document['state']}, {len(document['functions'])} functions{held}")
         if document.get("hint"):
             output.line(f"  {document['hint']}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from remoe_cli.cli import output
+from remoe_cli.cli.pipeline_files import refuse_other_file
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class TargetName(StrEnum):
 
 ON_AWS = "On AWS"  # the panel of options that go with --target aws only
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A deployment.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", callback=refuse_other_file, help="A deployment.")]
 TargetOption = Annotated[
     TargetName, typer.Option(help="Where it runs: 'local' imitates AWS Lambda on this machine (the local twin), 'aws' is AWS.")
 ]

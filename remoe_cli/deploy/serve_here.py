@@ -51,13 +51,15 @@ def serve_here(
         with console.progress("Loading the model"):
             loaded = keeping(lambda: load_here(server_json, connect, asked.device, last_resort), book)()
         main = replace(loaded, expected=asked.expected)
-        main = with_speculate(with_concurrency(main, asked.concurrency), asked.speculate)
+        return with_speculate(with_concurrency(main, asked.concurrency), asked.speculate)
+
+    def ready(main: MainFunction) -> None:
         console.say(f"The model is loaded, on the {_DEVICES[main.engine.device.kind]} {main.engine.device.name}. {main.loading_billed}")
-        return main
+        console.say(f"Serving '{name}' on {url(host, port)}{whom}. Ctrl-C ends it.")
 
     listener = listen(host, port)
     door = door_of(listener, host)
     beyond = "has the token" if asked.token else "reaches that address"
     whom = " to your own processes" if door.own_user else f", to whoever {beyond}"
-    console.say(f"Serving '{name}' on {url(host, port)}{whom}; GET /ping answers 200 once the model is loaded. Ctrl-C ends it.")
-    serve(load, listener, door, token=asked.token)
+    console.say(f"Starting '{name}' on {url(host, port)}; GET /ready answers 503 until the model is loaded.")
+    serve(load, listener, door, token=asked.token, ready=ready)

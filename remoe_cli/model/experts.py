@@ -27,6 +27,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from remoe_cli.errors import ModelError
 from remoe_cli.model import products
+from remoe_cli.model.adapters import adapt, hooked
 from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.gpu_experts import GpuExperts
 from remoe_cli.model.grouping import Grouping, by_expert, device_sum, rows_of, weighted_sum
@@ -67,10 +68,11 @@ Runner = Callable[[ExpertLayer, Tensor, Tensor, Tensor], Tensor]
 
 
 def expert_layers(model: PreTrainedModel) -> tuple[ExpertLayer, ...]:
-    """List the model's MoE layers in order.
+    """List the model's MoE layers in order, after what has an adapter is adapted.
 
     Raises: ModelError, with the name of the family, when the hook cannot serve them or there are none.
     """
+    adapt(model)
     found, foreign = [], []
     for name, module in model.named_modules():
         kind = type(module).__name__
@@ -83,7 +85,12 @@ def expert_layers(model: PreTrainedModel) -> tuple[ExpertLayer, ...]:
     if not found and foreign:
         raise ModelError(
             f"remoe cannot serve the family '{family}': its experts ({foreign[0]}) do not go through transformers' experts interface.",
-            "Use a family that does, such as mixtral, qwen3_moe, deepseek_v3 or gpt_oss (llama4, dbrx, jetmoe, longcat_flash do not).",
+            "Use a family that does, such as mixtral, qwen3_moe, deepseek_v3 or gpt_oss (dbrx, jetmoe, longcat_flash do not).",
+        )
+    if len({layer.layer for layer in found}) < len(found):  # ernie4_5_vl_moe has others for pictures
+        raise ModelError(
+            f"remoe cannot serve the family '{family}': a layer of it has several sets of experts.",
+            "Use a family whose layers have one set of experts, such as mixtral, qwen3_vl_moe, deepseek_v3 or gpt_oss.",
         )
     if not found:
         raise ModelError(f"The model ('{family}') has no routed experts.", "Use a mixture-of-experts model.")
@@ -138,6 +145,7 @@ def attach(model: PreTrainedModel, runner: Runner) -> Attachment:
     calls: Counter[int] = Counter()
     for layer in layers:
         _bound[layer.module] = (layer.layer, layer.name, layer.experts, runner, calls)
+        hooked(layer.module, _hook)
     return Attachment(layers, calls)
 
 

@@ -22,10 +22,11 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, convert_and_load_state_dict_in_model, rename_source_key
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils.loading_report import LoadStateDictInfo
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -134,11 +135,15 @@ def open_weights(checkpoint: Checkpoint) -> dict[str, Any]:
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """Build the model on torch's meta device, where parameters have shapes and types but no memory.
 
-    Raises: ModelError when transformers cannot build a causal language model from the configuration.
+    A family that also takes pictures may have no model for text alone. Then it is the one for both, which reads text as well.
+
+    Raises: ModelError when transformers cannot build a language model from the configuration.
     """
+    pictures = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=model_dtype(config), trust_remote_code=False))
+            return cast(PreTrainedModel, kind.from_config(config, dtype=model_dtype(config), trust_remote_code=False))
     except Exception as error:  # every family's constructor fails its own way
         raise ModelError(
             f"transformers cannot make a causal language model of family '{config.model_type}' from this config.json: {reason(error)}",
@@ -168,14 +173,16 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | Non
     refuse_unservable(probe)
     layers = expert_layers(probe)
     wanted = {x.layer: tuple(range(x.experts) if keep is None else keep.get(x.layer, ())) for x in layers}
-    kind = type(probe)
+    kind, dtype = type(probe), model_dtype(config)
+    text_alone = not isinstance(config, kind.config_class or PreTrainedConfig)  # of a family that also takes pictures
+    config = config.get_text_config() if text_alone else config
     state = select(checkpoint, probe, wanted)
     try:
         model, report = _partial(kind, wanted, device).from_pretrained(
             None,
             config=config,
             state_dict=state,
-            dtype=model_dtype(config),
+            dtype=dtype,
             device_map=device_map,
             output_loading_info=True,
             experts_implementation="eager",
@@ -192,7 +199,7 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | Non
         ) from None
     model.__class__ = kind
     empty = {f"{x.name}.{p}" for x in layers if not wanted[x.layer] for p in x.parameters()}
-    _refuse_mismatch(checkpoint, report, empty)
+    _refuse_mismatch(checkpoint, report, empty, text_alone)
     model.generation_config = read_generation_config(checkpoint, model.generation_config)
     return cast(PreTrainedModel, model.eval())
 
@@ -332,10 +339,15 @@ def _refuse_full(info: LoadStateDictInfo) -> None:
         raise torch.OutOfMemoryError(full)
 
 
-def _refuse_mismatch(checkpoint: Checkpoint, report: Mapping[str, Any], empty: set[str]) -> None:
+# Parts of a checkpoint that are not of its text model, by the names that families give them.
+_OF_PICTURES = re.compile(r"^(model\.)?(vision_\w+|visual|multi_modal_projector|audio_\w+)\.")
+
+
+def _refuse_mismatch(checkpoint: Checkpoint, report: Mapping[str, Any], empty: set[str], text_alone: bool = False) -> None:
+    unknown = [name for name in report["unexpected_keys"] if not (text_alone and _OF_PICTURES.match(name))]
     problems = (
         ("is missing", sorted(set(report["missing_keys"]) - empty)),
-        ("does not know", sorted(report["unexpected_keys"])),
+        ("does not know", sorted(unknown)),
         ("has in another shape", sorted(name for name, *_shapes in report["mismatched_keys"])),
     )
     for what, keys in problems:

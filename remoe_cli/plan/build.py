@@ -13,6 +13,7 @@
 4. **Judge.** `break_even_traffic` (assess/robustness.py) finds the traffic above which an always-on instance is cheaper, and `judge`
    (assess/verdict.py) says whether the plan is worth it, and why; `notes` says what was assumed.
 5. **Doubt.** `by_kind` (assess/kinds.py) finds the best plan with each kind of main function.
+   `unquantised` (assess/unquantised.py) does so for a copy that is not quantised, where the checkpoint is.
    `scenarios`, `held_out`, `unpredicted` and `break_evens` (assess/robustness.py) price the plan where calls, prices or routing
    differ.
 6. **Write down.** `Plan` (document.py) takes it all. The command line then has `verify` (verify/check.py) work out every figure again
@@ -26,10 +27,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from remoe_cli.errors import InfeasibleError, OverBudgetError, RemoeError, UsageError
+from remoe_cli.errors import InfeasibleError, OverBudgetError, UsageError
 from remoe_cli.plan.assess.baselines import Baselines, baselines
 from remoe_cli.plan.assess.kinds import by_kind
 from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
+from remoe_cli.plan.assess.unquantised import unquantised
 from remoe_cli.plan.assess.verdict import judge, notes
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import Priced, evaluate, layer_outcomes
@@ -136,7 +138,8 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
     if not examined:
         return plan
     searched = unpredicted(problem, profile, aim, chosen.placement) if request.routing else held_out(problem, profile, aim)
-    doubts = {
+    doubts: dict[str, object] = {
+        "unquantised": unquantised(problem, aim) if chosen.method in ("exact", "scan") else None,
         "scenarios": tuple([*scenarios(problem, aim, chosen.placement), *([searched] if searched else [])]),
         "kinds": by_kind(problem, aim, chosen.placement),
         "break_evens": tuple(break_evens(problem, aim, chosen.placement, others.all_local)),
@@ -219,20 +222,19 @@ def _exact(problem: Problem, request: PlanRequest) -> _Chosen:
 def _best_part(problem: Problem, aim: Aim, choose: Callable[[Problem], _Chosen]) -> _Chosen:
     """Choose for each part of the problem, and keep the best: no plan is better than the least bound.
 
-    Raises: what `choose` raises, where no part has a plan.
+    Raises: where no part has a plan, what `choose` raises for the one that is nearest to its limits.
     """
     found: list[tuple[float, _Chosen]] = []
-    failed: RemoeError | None = None
+    failed: list[InfeasibleError | OverBudgetError] = []
     for part in problem.parts:
         try:
             chosen = choose(part)
         except (InfeasibleError, OverBudgetError) as error:
-            failed = error
+            failed.append(error)
             continue
         found.append((aim.value(evaluate(part, chosen.placement)), chosen))
     if not found:
-        assert failed is not None, "a problem has parts"
-        raise failed
+        raise min(reversed(failed), key=lambda error: (isinstance(error, InfeasibleError), error.shortfall))
     best = min(found, key=lambda pair: pair[0])[1]
     bounds = [one.bound for _, one in found if one.bound is not None]
     return replace(best, bound=min(bounds, default=None), timed_out=any(one.timed_out for _, one in found))

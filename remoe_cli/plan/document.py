@@ -10,25 +10,20 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from remoe_cli import bounded
 from remoe_cli.artifacts import (
     MOST_LAYERS,
     Concurrency,
     Document,
-    Experts,
-    LayerIndex,
-    Megabytes,
     Part,
-    Replicas,
     is_empty,
     is_none,
     is_one,
     parse_document,
 )
 from remoe_cli.errors import ArtifactError, UsageError
-from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.asked import Lengths as Lengths
 from remoe_cli.plan.asked import PlannedModel as PlannedModel
 from remoe_cli.plan.asked import PredictedRouting as PredictedRouting
@@ -40,87 +35,11 @@ from remoe_cli.plan.asked import Waking as Waking
 from remoe_cli.plan.asked import WorkloadRef as WorkloadRef
 from remoe_cli.plan.mains import MainKind as MainKind
 from remoe_cli.plan.mains import MainSpec as MainSpec
-
-
-class LayerPlan(Part):
-    """Where the experts of one MoE layer are, and its expert functions.
-
-    Experts that are neither remote nor on the GPU are in the main function's CPU memory. A layer without remote experts has memory 0 and no
-    replicas.
-
-    layer       its index among all hidden layers
-    remote      ids of the remote experts, ascending
-    gpu         ids of the experts on the main function's GPU, ascending; none of them is remote
-    functions   the experts of each function, where one function of `memory_mb` does not hold them all; else empty
-    replicas    instances that share the experts of a prompt; 1 where there are several functions
-    timeout_s   after which the platform ends an invocation: the longest call of the plan's requests, with room; 0 without experts. By
-                default the longest that there is
-    """
-
-    layer: LayerIndex
-    remote: Experts
-    memory_mb: Megabytes
-    replicas: Replicas
-    functions: tuple[Experts, ...] = ()
-    timeout_s: int = MAX_TIMEOUT_S
-    gpu: Experts = Field(default=(), exclude_if=is_empty)
-
-    @model_validator(mode="after")
-    def _each_expert_is_in_one_place(self) -> LayerPlan:
-        if both := sorted(set(self.remote) & set(self.gpu)):
-            raise ValueError(f"expert {both[0]} of layer {self.layer} is both remote and on the GPU")
-        return self
-
-    @property
-    def parts(self) -> tuple[tuple[int, ...], ...]:
-        """List the experts of each function, whether there is one or several; empty without remote experts."""
-        return self.functions or ((self.remote,) if self.remote else ())
-
-
-class Outcome(Part):
-    """Predicted cost and latency of a placement.
-
-    cost_usd_per_request   USD
-    ttft_s, tpot_s         seconds to the first token, and for each further token, in the mean
-    ttft_percentile_s      seconds to the first token of the request that `Targets.ttft_at` names, where there is one
-    """
-
-    cost_usd_per_request: float
-    ttft_s: float
-    tpot_s: float
-    ttft_percentile_s: float | None = Field(default=None, exclude_if=is_none)
-
-    @property
-    def held_ttft_s(self) -> float:
-        """The TTFT that a target is held against: the mean, or that of a percentile."""
-        return self.ttft_s if self.ttft_percentile_s is None else self.ttft_percentile_s
-
-
-class KindOutcome(Outcome):
-    """Predicted cost and latency of the best known plan with one kind of main function.
-
-    spec, instances   the main function, and how many of it
-    remote_experts    of all layers together
-    cold_start_s      what a cold start adds to the TTFT of a request that finds nothing warm
-    """
-
-    kind: MainKind
-    spec: str
-    instances: int
-    remote_experts: int
-    cold_start_s: float
-
-
-class Spread(Part):
-    """What a share of the requests does not exceed, cold ones among them.
-
-    share             of the requests
-    ttft_s, total_s   seconds to the first token, and to the last one
-    """
-
-    share: float
-    ttft_s: float
-    total_s: float
+from remoe_cli.plan.placed import KindOutcome as KindOutcome
+from remoe_cli.plan.placed import LayerPlan as LayerPlan
+from remoe_cli.plan.placed import Outcome as Outcome
+from remoe_cli.plan.placed import Spread as Spread
+from remoe_cli.plan.placed import Unquantised as Unquantised
 
 
 class BaselineName(StrEnum):
@@ -306,6 +225,7 @@ class Plan(Document):
     concurrency     requests that each instance serves at once: as many as `workload` asks for, if the platform lets it
     missing         for people: why a baseline cannot be priced
     kinds           the best known plan with each kind of main function, where one of them scales to zero and the traffic is known
+    unquantised     the best known plan for a copy that is not quantised, beside a plan of the planner's own for a quantised checkpoint
     """
 
     schema_version: str = "remoe.plan/5"
@@ -343,6 +263,7 @@ class Plan(Document):
     break_evens: tuple[BreakEven, ...] = ()
     break_even_traffic: BreakEvenTraffic | None = None
     kinds: tuple[KindOutcome, ...] = Field(default=(), exclude_if=is_empty)
+    unquantised: Unquantised | None = Field(default=None, exclude_if=is_none)
 
     @property
     def outcome(self) -> Outcome:

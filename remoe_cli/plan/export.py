@@ -71,7 +71,7 @@ def read_source(path: Path) -> Source:
 def export(path: Path, program: str, out: Path) -> Source:
     """Write what `program` reads of a profile or plan to `out`.
 
-    Raises: UsageError for a program that reads no such file, for a name with another suffix, and where a plan is needed.
+    Raises: UsageError for a name with another suffix, and where a plan is needed.
     """
     form = format_of(program, out)
     source = read_source(path)
@@ -87,11 +87,6 @@ def format_of(program: str, out: Path) -> Format:
 
     Raises: as `export`, before anything is read.
     """
-    if program == "vllm":
-        raise UsageError(
-            "vLLM reads no expert placement and no expert loads: its load balancer (--enable-eplb) counts them while it serves.",
-            "Start it without; or export for sglang, ktransformers, llama.cpp or exllamav3.",
-        )
     form = FORMATS[program]
     if out.suffix != form.suffix:
         raise UsageError(f"A file for {program} ends in {form.suffix}, and {out} does not.", f"Give a name that ends in {form.suffix}.")

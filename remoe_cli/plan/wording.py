@@ -40,6 +40,15 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def request_tokens(n_in: float, n_out: float) -> str:
+    """Write how long a request is; the answer's first token, which `n_out` leaves out, counts too.
+
+    >>> request_tokens(40, 15), request_tokens(1200.0, 1000.0)
+    ('40 prompt + 16 output tokens', '1,200 prompt + 1,001 output tokens')
+    """
+    return f"{figure(n_in)} prompt + {figure(n_out + 1)} output tokens"
+
+
 class Requests(Protocol):
     """What the price of a request is written with.
 

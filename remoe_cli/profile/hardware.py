@@ -49,11 +49,13 @@ class MainSpeed(FunctionSpeed):
     vcpus              its vCPUs
     layer_overhead_s   overhead of calling one decoder layer's non-expert modules, on CPU or GPU
     load_bytes_per_s   rate of reading the model from disk
+    formats            quantised formats (`StoredWeights.format`) from which some server is known to compute on such CPUs
     """
 
     vcpus: Positive
     layer_overhead_s: NonNegative
     load_bytes_per_s: Positive
+    formats: tuple[str, ...] = ()
 
 
 class Gpu(Part):
@@ -62,6 +64,7 @@ class Gpu(Part):
     bytes_per_s, flop_per_s            the vendor's figures; what software adds is in the overheads
     copy_latency_s, copy_bytes_per_s   one copy between GPU and CPU memory
     expert_overhead_s                  overhead of calling one expert on the GPU
+    formats                            quantised formats from which some server is known to compute on such a GPU
     """
 
     bytes_per_s: Positive
@@ -69,6 +72,7 @@ class Gpu(Part):
     copy_latency_s: NonNegative
     copy_bytes_per_s: Positive
     expert_overhead_s: NonNegative
+    formats: tuple[str, ...] = ()
 
 
 class HardwareFile(Part):
@@ -181,6 +185,19 @@ def as_stored(nonexpert: Linear, expert: Roofline, spec: MoeSpec) -> tuple[Linea
         nonexpert.model_copy(update={"least_s": least_s}),
         expert.model_copy(update={"weights_s": expert.weights_s * stored.expert_bytes / spec.expert_bytes}),
     )
+
+
+def dequantised_times(latency: Latency, spec: MoeSpec) -> Latency:
+    """Change the times of packed expert functions to those for a copy that is not quantised.
+
+    Described functions read more bytes. Measured times stay as they are: those of the copy are not known, and with one row they are longer
+    (docs/adr/0011-packed-experts.md).
+    """
+    curve = latency.remote_expert.curve
+    if latency.source != "described" or not isinstance(curve, Roofline):
+        return latency
+    curve = curve.model_copy(update={"weights_s": curve.weights_s * spec.expert_bytes / spec.function_expert_bytes})
+    return latency.model_copy(update={"remote_expert": latency.remote_expert.model_copy(update={"curve": curve})})
 
 
 def _nonexpert_on_gpu(main: MainSpeed, gpu: Gpu, spec: MoeSpec) -> Linear:

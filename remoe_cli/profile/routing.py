@@ -41,9 +41,9 @@ class RoutingRecorder:
         self.seen.setdefault(layer.layer, []).append(index)
         if next(iter(layer.parameters().values())).device != hidden.device:
             return run_experts(layer, hidden, index, weights, {e: e for e in range(layer.experts)}, lambda *_: dict, self._exchange)
-        # The class's forward before transformers decorated it: the eager loop that every family defines.
+        # The class's forward before transformers decorated it: the eager loop that every family, or its adapter, defines.
         eager: Any = type(layer.module).forward
-        return eager.__wrapped__(layer.module, hidden, index, weights)  # type: ignore[no-any-return]
+        return getattr(eager, "__wrapped__", eager)(layer.module, hidden, index, weights)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

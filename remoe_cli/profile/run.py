@@ -81,12 +81,14 @@ def profile(
     latency: Latency | None = None,
     device_map: str | None = None,
     device: str = "cpu",
+    may_replace: Callable[[Path], None] = lambda path: None,
 ) -> Profile:
     """Profile `model` on `prompts` into the directory `out`.
 
     `progress` opens a display for each stage. In the stage of the prompts it reports an int when a batch is written, and a float within a
     batch. `say` shows a message. `shard` (I, N) profiles slice I of N of the prompts. Times are measured unless `latency` is given.
-    `device_map` is that of transformers. Everything but the experts is on `device`.
+    `device_map` is that of transformers. Everything but the experts is on `device`. `may_replace` raises where a profile with other inputs,
+    or what is finished of one, must stay.
     """
     from remoe_cli.model.generation import stop_strings, warning
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
@@ -127,6 +129,10 @@ def profile(
         return finished
     if (out / "profile.json").is_file():
         say(f"{out} holds a profile of another model, of other prompts or with other settings, which is replaced at the end.")
+        may_replace(out / "profile.json")
+    elif (fingerprint := out / "partial" / "inputs.json").is_file() and not _is_of(fingerprint, inputs):
+        say(f"{out} holds a part of a profile of another model, of other prompts or with other settings, which is deleted.")
+        may_replace(fingerprint.parent)
     batches = _batches(inputs)
     partial = _partial_folder(out, inputs)
     missing = [batch for batch in batches if not _file(partial, batch).is_file()]

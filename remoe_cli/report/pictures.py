@@ -31,8 +31,13 @@ def refuse_pictures(folder: Path) -> None:
 
     Raises: UsageError for such a folder.
     """
-    for name in PICTURES:
-        refuse_picture(folder / f"{name}.png")
+    for path in picture_paths(folder):
+        refuse_picture(path)
+
+
+def picture_paths(folder: Path) -> list[Path]:
+    """List the files that pictures of all kinds would be in a folder."""
+    return [folder / f"{name}.png" for name in PICTURES]
 
 
 def draw_pictures(content: Content, folder: Path) -> list[Path]:

@@ -40,7 +40,7 @@ from remoe_cli.runtime.sampling import GREEDY, Sampling
 from remoe_cli.runtime.sequence import Inputs, Stream, TokenSequence
 from remoe_cli.runtime.served_hits import Hits
 from remoe_cli.runtime.tool_calls import Reader, Readers
-from remoe_cli.runtime.tool_formats import NO_TOOLS, ToolFormat, format_of
+from remoe_cli.runtime.tool_formats import ToolFormat, format_of, why_none
 
 # Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
 _CONNECTIONS = 8
@@ -219,10 +219,15 @@ class Engine:
         """Return how the model writes calls of tools; None where that is not known, or it takes none."""
         return format_of(self.tokenizer)
 
+    @property
+    def no_tools(self) -> str:
+        """Say for people why the model has no `tool_format`."""
+        return why_none(self.tokenizer)
+
     def readers(self, tools: Sequence[Mapping[str, Any]], answers: int) -> Readers:
         """Make what reads calls of tools out of some answers; raises UsageError for a model that writes none."""
         if self.tool_format is None:
-            raise UsageError(NO_TOOLS, "Leave the tools out.")
+            raise UsageError(self.no_tools, "Leave the tools out.")
         field, hidden = self.tool_format.field, [*self.tokenizer.all_special_tokens, *self.tool_format.dropped]
         ends = [self.tokenizer.decode([token]) for token in self.ends]
         return Readers([Reader(field, tools, ends, hidden) for _ in range(answers)])

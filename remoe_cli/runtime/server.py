@@ -76,11 +76,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    load: Callable[[], MainFunction], listener: socket.socket, door: Door, limits: Limits = NO_LIMITS, token: str | None = None
+    load: Callable[[], MainFunction],
+    listener: socket.socket,
+    door: Door,
+    limits: Limits = NO_LIMITS,
+    token: str | None = None,
+    ready: Callable[[MainFunction], None] = lambda main: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then end within 20 s; requests are taken while the model loads.
 
-    With a `token`, only those who have it are answered (bearer.py).
+    With a `token`, only those who have it are answered (bearer.py). `ready` is called once the model is loaded and GET /ready says so.
 
     Raises: what `load` raises.
     """
@@ -90,7 +95,7 @@ def serve(
     # Without proxy_headers: X-Forwarded-For would say who asks.
     config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False, timeout_graceful_shutdown=_END_S)
     server = _Server(config, ending)
-    loading.add_done_callback(lambda done: server.end() if done.exception() else None)
+    loading.add_done_callback(lambda done: server.end() if done.exception() else ready(done.result()))
     with listener:
         server.run(sockets=[listener])
     # Requests whose clients have left may still be answered: what they were billed is kept when the thread takes no more work.

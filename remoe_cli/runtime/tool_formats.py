@@ -208,7 +208,6 @@ FORMATS = (
     ),
 )
 
-NO_TOOLS = "This model takes no tools: its chat template has none, or writes calls of them in a way that remoe does not know."
 _PROBE = {
     "type": "function",
     "function": {
@@ -231,6 +230,13 @@ def format_of(tokenizer: Any) -> ToolFormat | None:
     own = (getattr(tokenizer, "response_template", None) or {}).get("fields", {}).get("tool_calls")
     # The model's own way of reading, and ours of asking where the two are the same format.
     return replace(known or ToolFormat("", (), {}, None), name="its own", field=own) if own else known
+
+
+def why_none(tokenizer: Any) -> str:
+    """Say why `format_of` finds no format: the model is shown no tools, or its calls cannot be read."""
+    if not _takes_tools(tokenizer):
+        return "This model takes no tools: it has no chat template that shows it any."
+    return "This model takes tools, but its calls cannot be read: its chat template writes them in a way that remoe does not know."
 
 
 def _takes_tools(tokenizer: Any) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from remoe_cli.artifacts import Part
 from remoe_cli.plan.build import best_placement
-from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.cost.placement import Priced, evaluate
 from remoe_cli.plan.document import Objective, Outcome, Plan
 from remoe_cli.plan.problem.aim import meets
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import request_of
 from remoe_cli.plan.wording import HOURS_PER_MONTH
 
+GIVEN = "--placement"  # what `Again.forced` says of a placement that was given in a file
 WORTH = 0.01  # share of the cost, or of the objective, that makes another plan worth its work
 
 
@@ -20,7 +21,8 @@ class Again(Part):
     objective  what the plan has least of
     planned    what the plan said
     deployed   the same placement in the problem as it is now
-    best       the best known placement there
+    best       the best known placement there, which keeps what the user forced
+    forced     the options that said which experts are remote, which `best` keeps; empty where the planner chose
     moved      experts that the best placement has elsewhere
     meets      whether the deployed placement keeps its targets now
     saved      share of the objective that the best placement saves
@@ -29,6 +31,7 @@ class Again(Part):
     """
 
     objective: Objective
+    forced: str
     planned: Outcome
     deployed: Outcome
     best: Outcome
@@ -46,7 +49,8 @@ def again(plan: Plan, problem: Problem) -> Again:
     """
     request = request_of(plan)
     placement = Placement(plan.main, plan.layers, plan.instances)
-    deployed, best = evaluate(problem, placement), best_placement(problem, request)
+    deployed = evaluate(problem, placement)
+    best = Priced(placement, deployed) if plan.method == "given" else best_placement(problem, request)
     now, then = request.aim.value(deployed), request.aim.value(best.outcome)
     kept, better = meets(request.aim, deployed), then < now
     saved_usd = deployed.cost_usd_per_request - best.outcome.cost_usd_per_request
@@ -54,6 +58,7 @@ def again(plan: Plan, problem: Problem) -> Again:
     changes = better or not kept
     return Again(
         objective=plan.objective,
+        forced=_forced(plan, request.remote_share),
         planned=plan.outcome,
         deployed=deployed,
         best=best.outcome if changes else deployed,
@@ -63,6 +68,12 @@ def again(plan: Plan, problem: Problem) -> Again:
         saved_usd_per_month=None if per_hour is None else saved_usd * per_hour * HOURS_PER_MONTH if changes else 0.0,
         worth=not kept or (now - then > WORTH * now),
     )
+
+
+def _forced(plan: Plan, remote_share: float | None) -> str:
+    if plan.method == "given":
+        return GIVEN
+    return "" if remote_share is None else f"--remote-share {remote_share:g}"
 
 
 def _moved(one: Placement, other: Placement) -> int:

@@ -45,7 +45,7 @@ def remoe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             on_text(f"answer {prompt}")
             if (error := failures.get(int(prompt))) is not None:
                 raise error
-            return {"text": f"answer {prompt}", "receipt": RECEIPT}
+            return {"text": f"answer {prompt}", "finish_reason": "length", "receipt": RECEIPT}
 
         data = tmp_path / "prompts.jsonl"
         # A row that asks nothing comes first, so that rows and prompts are not counted alike.
@@ -101,6 +101,20 @@ def test_people_see_the_same(remoe: Callable[..., Any]) -> None:
     assert out.count("Receipt") == 4
     assert f"error: prompts.jsonl, row 3: {LONG.message}\n  hint: Shorten the prompt." in err
     assert err.rstrip().endswith("1 of 5 prompts failed.")
+
+
+def test_quiet_prints_the_text_alone(remoe: Callable[..., Any]) -> None:
+    assert remoe({}, "--data", "prompts.jsonl", "-q", prompts=2) == (0, ["0", "1"], "answer 0\nanswer 1\n", "")
+
+
+def test_an_answer_that_was_cut_is_marked_on_stderr(remoe: Callable[..., Any]) -> None:
+    mark = "The answer was cut after 2 tokens (--max-new-tokens)."
+    _, _, out, err = remoe({}, "--prompt", "0", "--max-new-tokens", "2")
+    assert mark in err and "cut" not in out
+    _, _, out, err = remoe({}, "--prompt", "0", "--max-new-tokens", "3")
+    assert "after 2 tokens (that is the longest that the model or its plan has room for)" in err
+    _, _, out, err = remoe({}, "--prompt", "0", "--max-new-tokens", "2", "--json")
+    assert "cut" not in err and json.loads(out)["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize(

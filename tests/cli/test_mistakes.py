@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
+from remoe_cli.artifacts import write_json
+from remoe_cli.cli import app
 from tests.support.forked import remoe
+from tests.support.synthetic import plan_by_hand, synthetic_profile
 
 MISTAKES = {
-    ("plan", "p", "-o", "x.json", "--tpot", "fast"): "--tpot is 'fast', not a number.",
+    ("plan", "p", "-o", "x.json", "--budget", "low"): "--budget is 'low', not a number.",
     ("plan", "p", "-o", "x.json", "--tpot", "-1"): "--tpot is -1; it must be 0 or more.",
     ("plan", "p", "-o", "x.json", "--cold-share=3"): "--cold-share is 3; it must be 1 or less.",
     ("plan", "p", "-o", "x.json", "--n-in", "1.5"): "--n-in is '1.5', not a whole number.",
@@ -34,6 +39,28 @@ def test_a_wrong_value_is_named_in_a_sentence(arguments: tuple[str, ...]) -> Non
     error = json.loads(run.stdout)["error"]
     command = {"plan": "plan make"}.get(arguments[0], arguments[0])
     assert error == {"kind": "Usage", "message": MISTAKES[arguments], "hint": f"See 'remoe {command} --help'."}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message", "instead"),
+    [
+        ("--tpot", "fast", "is 'fast', not a time.", "Write it as 200ms or 0.2s. "),
+        ("--tpot", "0.2m", "is '0.2m', not a time.", "Write it as 200ms or 0.2s. "),
+        ("--tpot", "200", "is 200, which without a unit is in seconds.", "Write 200ms, or 200s if you mean seconds. "),
+        ("--ttft", "4000", "is 4000, which without a unit is in seconds.", "Write 4000ms, or 4000s if you mean seconds. "),
+        ("--time-limit", "900ms", "is 900ms; it must be 1 s or more.", ""),
+    ],
+)
+def test_a_time_that_cannot_be_meant_is_refused_with_what_to_write(option: str, value: str, message: str, instead: str) -> None:
+    run = remoe("plan", "p", "-o", "x.json", option, value, "--json")
+    expected = {"kind": "Usage", "message": f"{option} {message}", "hint": f"{instead}See 'remoe plan make --help'."}
+    assert run.returncode == 2 and json.loads(run.stdout)["error"] == expected
+
+
+@pytest.mark.parametrize("options", [("--tpot", "200ms"), ("--tpot=75s",), ("--ttft", "2"), ("--ttft", "90min"), ("--time-limit", "1 min")])
+def test_times_are_taken_with_and_without_units(options: tuple[str, ...]) -> None:
+    run = remoe("plan", "p", "-o", "x.json", *options, "--json")
+    assert json.loads(run.stdout)["error"]["message"].startswith("There is no folder")
 
 
 @pytest.mark.parametrize(
@@ -65,3 +92,44 @@ def test_an_option_without_its_value_points_to_the_commands_own_help(arguments: 
     run = remoe(*arguments)
     assert run.returncode == 2
     assert json.loads(run.stdout)["error"] == {"kind": "Usage", "message": message, "hint": f"See '{command} --help'."}
+
+
+PLAN, PROFILE = "a plan, and 'remoe {}' takes a {}.", "a profile, and 'remoe {}' takes a {}."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (("infer", "made.json", "--prompt", "x"), PLAN.format("infer", "NAME"), "'remoe deploy made.json', then give its NAME: made."),
+        (("status", "made.json"), PLAN.format("status", "NAME"), "'remoe deploy made.json'"),
+        (("plan", "made.json"), PLAN.format("plan make", "PROFILE"), "'remoe plan show made.json' shows it"),
+        (("predict", "made.json", "--prompt", "x"), PLAN.format("predict", "PROFILE"), "'remoe deploy made.json' deploys it"),
+        (("chat", "profile"), PROFILE.format("chat", "NAME"), "'remoe plan profile -o plans/profile.json', and deploy that."),
+        (("deploy", "profile"), PROFILE.format("deploy", "PLAN"), "'remoe plan profile -o plans/profile.json'."),
+        (("cost", "--csv", "f.csv"), "f.csv is a table, and 'remoe cost' takes a NAME.", "--csv > f.csv' writes such a file."),
+        (("cost", "demo", "--csv", "f.csv"), "f.csv is one argument too many.", "'remoe cost NAME --by day --csv > FILE'"),
+        (("version",), "No such command 'version'.", "'remoe --version' prints it."),
+        (("help",), "No such command 'help'.", "'remoe --help' lists the commands"),
+        (("export", "x", "--to", "vllm", "-o", "y"), "--to: 'vllm' is not one of", "--enable-eplb"),
+    ],
+)
+def test_who_takes_another_command_is_told_the_right_one(
+    arguments: tuple[str, ...], message: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "made.json", plan_by_hand(()))
+    synthetic_profile(tmp_path / "profile")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["remoe", *arguments])
+    assert app.run() == 2
+    error, advice = capsys.readouterr().err.splitlines()
+    assert message in error and hint in advice
+
+
+@pytest.mark.parametrize("command", [(), ("plan",), ("plan", "show"), ("infer",)])
+def test_h_is_help(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for option in ("-h", "--help"):
+        monkeypatch.setattr(sys, "argv", ["remoe", *command, option])
+        assert app.run() == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and "Usage: " in shown[0]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import io
+import re
 import sys
 
 import pytest
 
-from remoe_cli.cli import output
+from remoe_cli.cli import infer, output
 from remoe_cli.deploy.console import Overview
 from remoe_cli.errors import UsageError
+from remoe_cli.runtime.answer import Generated
+from remoe_cli.runtime.receipt import make_receipt
+from tests.cli.test_infer import PRICES
+from tests.support.paths import ROOT
 
 TEXT = "The traffic is unknown, so give --requests-per-hour, for cold starts are not in the cost without it, however many there are."
 
@@ -70,3 +76,25 @@ def test_what_stands_above_a_table_wraps_under_itself(monkeypatch: pytest.Monkey
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "demo (local): running" and lines[1].startswith("  The traffic") and lines[2].startswith("    ")
     assert max(map(len, lines)) <= 80 and " ".join(map(str.strip, lines[1:])) == TEXT
+
+
+def test_sentences_are_wrapped_wherever_they_are_printed() -> None:
+    """`output.line` is for tables, commands, and paths, which are copied; a sentence is a paragraph."""
+    unwrapped = [
+        f"{file.name}:{node.lineno} {ast.unparse(node)[:80]}"
+        for file in sorted((ROOT / "remoe_cli" / "cli").glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "output.line"
+        if not {"output.LABEL", "story.shown", "each", "arn", "folder", "out"} & set(re.findall(r"[\w.]+", ast.unparse(node)))
+        if sum(len(each.value) for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)) >= 20
+    ]
+    assert unwrapped == []
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_a_receipt_fits_a_narrow_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    generated = Generated((1,), (2, 3), "text", "length", (0.1, 0.11), ())
+    receipt = make_receipt(generated, PRICES).model_copy(update={"main_load_s": 2.0, "hedges": 3, "fallbacks": 2, "unreported": 1})
+    infer.show_receipt(receipt.model_dump(mode="json"))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= columns

@@ -40,11 +40,11 @@ def make_plan() -> Path:
         read_profile(folder / "profile")
     except ArtifactError:  # none yet, or of an earlier remoe
         data = ROOT / "remoe_cli" / "demo_data" / "prompts.jsonl"
-        options = ("--data", str(data), "--limit", "32", "--max-new-tokens", "16", "-o", str(folder / "profile"))
+        options = ("--data", str(data), "--limit", "32", "--max-new-tokens", "16", "-o", str(folder / "profile"), "--yes")
         remoe("profile", str(demo_model("float32")), *options).check_returncode()
     plan = folder / "plan.json"
     options = ("--catalog", "aws-us-east-1", "--remote-share", "0.25", "-o", str(plan))
-    remoe("plan", str(folder / "profile"), *options, "--quiet", "--json").check_returncode()
+    remoe("plan", str(folder / "profile"), *options, "--yes", "--quiet", "--json").check_returncode()
     return plan
 
 

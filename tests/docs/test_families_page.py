@@ -8,6 +8,7 @@ import transformers
 
 from remoe_cli.model.foreign_code import ALIASES
 from remoe_cli.model.stored import PACKED, bits_per_weight
+from tests.model.test_published_families import ALSO_PICTURES
 from tests.model.test_quantised import OTHERS
 from tests.model.test_spec import UNSERVABLE
 from tests.support.families import FAMILIES
@@ -21,6 +22,7 @@ STORED = sorted({NAMES[form] for _, form in PAIRS if (said := FORMATS[form].conf
 OWN = {
     "deepseek_v4": ("not tried", "yes", "not tried", "not tried"),
     "gemma4 (text only)": ("yes", "yes", "not tried", "not tried"),
+    **{f"{name} (text only)": ("yes", "yes", "yes", "yes") for name in ALSO_PICTURES},
     **{f"{name} (read as {family})": ("yes, as " + family, "yes", "not tried", "not tried") for name, family in ALIASES.items()},
 }
 HEAD = f"""# Families and formats

@@ -1,4 +1,4 @@
-"""What is special in checkpoints as they are published: pictures beside text, compressed caches, other names, newer versions."""
+"""What is special in published checkpoints: pictures beside text, scaled inputs, compressed caches, other names, newer versions."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import find, reason
-from remoe_cli.model.experts import expert_layers
+from remoe_cli.model.experts import attach, expert_layers
 from remoe_cli.model.loader import load, skeleton
+from remoe_cli.model.shards import write_shards
 from remoe_cli.model.spec import read_spec
-from tests.support.families import save
+from remoe_cli.profile.routing import RoutingRecorder
+from tests.support.batching import Asked, engine_around, together
+from tests.support.families import drawn, save, scale
 from tests.support.harness import InProcessExperts, greedy, logits, serve
 
 TEXT: dict[str, Any] = {
@@ -55,6 +58,99 @@ def test_a_model_that_also_takes_pictures_is_sized_and_answers_to_text(tmp_path:
     part = load(find(str(tmp_path)), keep)
     serve(part, keep, InProcessExperts(whole).send)
     assert torch.equal(logits(part).argmax(-1), logits(whole).argmax(-1)) and torch.equal(greedy(part), greedy(whole))
+
+
+_TEXT: dict[str, Any] = {
+    **{"vocab_size": 160, "hidden_size": 64, "intermediate_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 3},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "num_experts_per_tok": 2},
+    **{"num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    **{"first_k_dense_replace": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None},
+}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "partial_rotary_factor": 1.0}
+_LATENT = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16}
+_LINEAR = {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+_PATCHES = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64, "patch_size": 4}
+_QWEN = _PATCHES | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+_LLAMA: dict[str, Any] = {
+    **{"intermediate_size_mlp": 96, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2, "num_hidden_layers": 4},
+    **{"attention_chunk_size": 8, "layer_types": ["chunked_attention", "full_attention"] * 2},
+}
+# Families of pictures and text: the settings of both, and the layers with experts.
+ALSO_PICTURES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, ...]]] = {
+    "glm4v_moe": ({"rope_parameters": _ROPE}, _PATCHES | {"image_size": 32}, (1, 2)),
+    "kimi_k25": (
+        {"model_type": "deepseek_v3", "num_key_value_heads": 4, **_LATENT},
+        {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4},
+        (1, 2),
+    ),
+    "llama4": (
+        _LLAMA,
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4, "image_size": 16}
+        | {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+        (1, 3),
+    ),
+    "qwen3_5_moe": (
+        {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2, "shared_expert_intermediate_size": 32, **_LINEAR}
+        | {"rope_parameters": _ROPE | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}},
+        _QWEN,
+        (0, 1),
+    ),
+    "qwen3_vl_moe": ({"rope_parameters": _ROPE}, _QWEN, (0, 1, 2)),
+}
+
+
+def also_pictures(family: str, folder: Path) -> PreTrainedModel:
+    """Save a tiny checkpoint of a family of pictures and text, and return its model, which is transformers' own."""
+    text, pictures, _ = ALSO_PICTURES[family]
+    config = CONFIG_MAPPING[family](text_config=_TEXT | text, vision_config=pictures)
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16, experts_implementation="eager")
+    with torch.no_grad():
+        for name, parameter in drawn(model):
+            parameter.copy_(torch.randn(parameter.shape) * scale(name, parameter))
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", ALSO_PICTURES)
+def test_the_text_of_a_family_of_pictures_is_served(family: str, tmp_path: Path) -> None:
+    """With half of the experts remote, alone and in a batch; Llama 4's chunks of attention are shorter than the prompts."""
+    whole, checkpoint, moe_layers = also_pictures(family, tmp_path), find(str(tmp_path)), ALSO_PICTURES[family][2]
+    spec = read_spec(checkpoint)
+    assert (spec.family, spec.experts_per_layer, spec.moe_layers) == (family, 8, moe_layers)
+    assert spec.top_k == (1 if family == "llama4" else 2) and spec.expert_bytes == 3 * 64 * 32 * 2
+    wanted, tokens = logits(whole), greedy(whole)
+    keep = dict.fromkeys(moe_layers, (0, 2, 4, 7))
+    part = load(checkpoint, keep)
+    serve(part, keep, (away := InProcessExperts(load(checkpoint))).send)
+    assert torch.equal(logits(part), wanted) and torch.equal(greedy(part), tokens) and away.rows
+    assert len(set(tokens[:, 20:].flatten().tolist())) > 4
+    assert len(list(write_shards(checkpoint, {moe_layers[0]: ((1, 3),)}, 1, tmp_path))) == 1  # which compares the function's numbers
+    everything = load(checkpoint)
+    attach(everything, recorder := RoutingRecorder())  # profiling
+    assert torch.equal(logits(everything), wanted)
+    assert {layer: seen[0].shape for layer, seen in recorder.seen.items()} == dict.fromkeys(moe_layers, (40, spec.top_k))
+    engine = engine_around(everything)
+    prompts = [row[:length].tolist() for row, length in zip(tokens, (20, 13), strict=True)]
+    alone = [list(engine.generate(prompt, 6).token_ids) for prompt in prompts]
+    assert alone[0] == tokens[0, 20:26].tolist()
+    made = together(engine, [Asked(2 * n, prompt, 6) for n, prompt in enumerate(prompts)])
+    assert [list(each.stream.ids) for each in made] == alone
+
+
+def test_a_layer_with_two_sets_of_experts_is_refused(tmp_path: Path) -> None:
+    text = {key: value for key, value in _TEXT.items() if "expert" not in key} | {"moe_intermediate_size": [32, 32], "moe_k": 2}
+    text |= {"moe_num_experts": 8, "mlp_layer_types": ["dense", "sparse", "sparse"], "head_dim": 128}
+    written(tmp_path, model_type="ernie4_5_vl_moe", text_config=text, vision_config=_PATCHES)
+    with pytest.raises(ModelError, match="family 'ernie4_5_vl_moe': a layer of it has several sets of experts"):
+        read_spec(find(str(tmp_path)))
+
+
+def test_llama_4_with_several_experts_a_token_is_refused(tmp_path: Path) -> None:
+    """Its adapter sends the row of a token to one expert."""
+    settings = _TEXT | _LLAMA | {"num_experts_per_tok": 2}
+    with pytest.raises(ModelError, match="cannot serve the family 'llama4_text'"):
+        read_spec(find(str(written(tmp_path, model_type="llama4_text", **settings))))
 
 
 def test_a_compressed_cache_grows_beside_its_window(tmp_path: Path) -> None:

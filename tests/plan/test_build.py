@@ -304,7 +304,7 @@ def test_rows_for_people(recommended: Plan) -> None:
     lines = dict(summary_rows(plan))
     assert lines["verdict"] == "moving experts out: worth it"
     assert lines["cost"].startswith(f"${plan.cost_usd_per_request / 16 * 1e6:.3f} per million output tokens, $0.0000")
-    assert lines["cost"].endswith(" a request of 40 + 15 tokens")
+    assert lines["cost"].endswith(" a request of 40 prompt + 16 output tokens")
     assert isinstance(plan.outcome, Outcome)
     assert "all experts local" in [row[0] for row in baseline_rows(plan)]
 

@@ -314,7 +314,7 @@ def fails(url: str, message: str, tmp_path: Path) -> None:
 def test_the_command_prints_what_changed(server: Server, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(catalog_update, "PRICE_LIST", server.url)
     server.files[path("AmazonSageMaker")] = instances({"ml.g5.xlarge": "1.4080000000"})
-    arguments = ["remoe", "catalog", "update", "-o", str(tmp_path / "new.toml")]
+    arguments = ["remoe", "catalog", "update", "--yes", "-o", str(tmp_path / "new.toml")]
     monkeypatch.setattr("sys.argv", arguments)
     assert app.run() == 0
     shown = capsys.readouterr()

@@ -25,7 +25,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(profile: Path, out: Path, *options: str, code: int = 0) -> dict[str, Any]:
-    document: dict[str, Any] = forked.document("plan", str(profile), "-o", str(out), *options, code=code)
+    document: dict[str, Any] = forked.document("plan", str(profile), "--yes", "-o", str(out), *options, code=code)
     return document
 
 
@@ -137,7 +137,7 @@ def test_no_requests_an_hour_are_refused(profile: Path, tmp_path: Path) -> None:
 
 
 def test_the_screen_begins_with_money_and_the_verdict_and_shows_layers_only_with_verbose(profile: Path, tmp_path: Path) -> None:
-    arguments = ("plan", str(profile), "-o", str(tmp_path / "a.json"), "--remote-share", "0.5", "--explain", "--frontier")
+    arguments = ("plan", str(profile), "-o", str(tmp_path / "a.json"), "--remote-share", "0.5", "--explain", "--frontier", "--yes")
     short, long = forked.remoe(*arguments), forked.remoe(*arguments, "-v")
     assert short.returncode == long.returncode == 0
     labels = [line.split("  ")[0] for line in short.stdout.splitlines()]
@@ -174,6 +174,7 @@ def test_nothing_on_the_screen_is_split_within_a_word(profile: Path, tmp_path: P
         "20",
         "--catalog",
         "aws-us-east-1",
+        "--yes",
     )
     wide, narrow = forked.remoe(*arguments, COLUMNS="400"), forked.remoe(*arguments, COLUMNS=str(width))
     wrapped = [line for line in narrow.stdout.splitlines() if str(tmp_path) not in line and "docs.aws.amazon.com" not in line]

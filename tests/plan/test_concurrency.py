@@ -181,6 +181,18 @@ def test_what_is_impossible_is_said_also_where_main_functions_differ(profile: Pr
         plan_of(profile, catalog(serverless_concurrency=1), concurrency=4, requests_per_hour=1000.0, **asked)
 
 
+@pytest.mark.parametrize("per_hour", [1.0, 40_000.0])
+def test_the_least_that_does_is_that_of_all_main_functions(profile: Profile, per_hour: float) -> None:
+    """Where few requests come the rented one is dear, and where many come the others are: either part may be the cheaper one."""
+    options: dict[str, Any] = {"concurrency": 4, "requests_per_hour": per_hour}
+    menu = catalog(serverless_concurrency=1)
+    cheapest = plan_of(profile, menu, **options)
+    assert (cheapest.main.name == "box") == (per_hour > 1)
+    with pytest.raises(OverBudgetError) as raised:
+        plan_of(profile, menu, budget_usd=cheapest.cost_usd_per_request / 2, **options)
+    assert f"costs {cheapest.cost_usd_per_request:.4g}"[:-1] in raised.value.message
+
+
 def test_the_verifier_agrees_where_routing_is_predicted(profile: Profile) -> None:
     """Also with the routing of the whole profile, whose steps are others."""
     plan = plan_of(profile, catalog(), concurrency=4, remote_share=0.5, routing=mixed((0, 1), (3, 1)), examine=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from remoe_cli.artifacts import write_json
+from remoe_cli.cli.export import Program
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.document import LayerPlan, Plan, Source
 from remoe_cli.plan.export import FORMATS, cpu_layers, export
@@ -96,9 +97,8 @@ def test_whole_layers_need_a_plan(profile: Profile, program: str, tmp_path: Path
     assert not (tmp_path / "out.txt").exists()
 
 
-def test_what_vllm_cannot_read_is_not_invented(profile: Profile, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="vLLM reads no expert placement"):
-        export(profile.path, "vllm", tmp_path / "out.json")
+def test_every_program_that_is_offered_has_a_file() -> None:
+    assert {program.value for program in Program} == set(FORMATS)
 
 
 @pytest.mark.parametrize("program", list(FORMATS))

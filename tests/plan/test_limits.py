@@ -88,8 +88,10 @@ def test_long_answers_end_before_the_platform_ends_them(solver: str, profile: Pr
     plan = plan_of(profile, catalog, traffic=traffic, solver=solver)
     assert plan.ttft_s + 8000 * plan.tpot_s < limit_s and verify(plan, profile, catalog, traffic.sizes.rows()) == ()
     findings = verify(free.model_copy(update={"catalog": plan.catalog}), profile, catalog)
-    assert any(f.field == "main" and "200 + 8000 tokens takes" in f.found for f in findings)
-    with pytest.raises(InfeasibleError, match=r"request of 200 \+ 8000 tokens that finds all cold before it is ended: it has 9 s"):
+    assert any(f.field == "main" and "200 prompt + 8001 output tokens takes" in f.found for f in findings)
+    with pytest.raises(
+        InfeasibleError, match=r"request of 200 prompt \+ 8,001 output tokens that finds all cold before it is ended: it has 9 s"
+    ):
         plan_of(profile, tiny_catalog(main | {"timeout_s": 9.0}), traffic=traffic, solver=solver)
 
 
@@ -193,7 +195,7 @@ def test_a_request_that_is_longer_than_the_context_is_told(profile: Profile, tmp
     record = profile.record.model_copy(update={"spec": profile.record.spec.model_copy(update={"context_tokens": 4096})})
     short = replace(profile, record=record)
     from_profile(short, 4000, 95)
-    with pytest.raises(InfeasibleError, match=r"4,096 positions, and a request of 4000 \+ 96 tokens needs 4,097"):
+    with pytest.raises(InfeasibleError, match=r"4,096 positions, and a request of 4,000 prompt \+ 97 output tokens needs 4,097"):
         from_profile(short, 4000, 96)
     path = trace(tmp_path / "t.csv", (100, 50, 99), (4000, 100, 1))
     with pytest.raises(InfeasibleError, match="needs 4,101") as raised:

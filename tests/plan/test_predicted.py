@@ -147,7 +147,7 @@ def test_on_the_command_line(profile: Profile, tmp_path: Path) -> None:
     """The same bytes whatever the hash seed and the order of the prompts; the paper's solver predicts as the paper does."""
     prompts, out = tmp_path / "prompts.txt", tmp_path / "plan.json"
     given = texts(0, 4, 20) + texts(1, 2, 21)
-    options = ["plan", str(profile.path), "-o", str(out), "--data", str(prompts), "--remote-share", "0.5", "--explain", "--json"]
+    options = ["plan", str(profile.path), "-o", str(out), "--data", str(prompts), "--remote-share", "0.5", "--explain", "--yes", "--json"]
     prompts.write_text("\n".join(given))
     environment = os.environ | {"PYTHONHASHSEED": "1"}
     subprocess.run([sys.executable, "-m", "remoe_cli", *options], check=True, env=environment, stdout=subprocess.DEVNULL, timeout=120)
@@ -163,7 +163,7 @@ def test_on_the_command_line(profile: Profile, tmp_path: Path) -> None:
     assert routing["prompts"]["sha256"] == PromptSet("", "", tuple(sorted(given))).sha256
     [text] = [text for name, text in document["explanation"]["inputs"] if name == "prompts"]
     assert f"6 of {prompts}" in text and any("recorded prompts" in note for note in document["notes"])
-    document = forked.document(*options[:4], "--data", str(prompts), "--solver", "paper")
+    document = forked.document(*options[:4], "--data", str(prompts), "--solver", "paper", "--yes")
     assert document["workload"]["routing"]["predictor"] == "SPS"
 
 

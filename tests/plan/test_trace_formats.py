@@ -129,7 +129,7 @@ def test_traces_as_they_are_published(text: str, note: str, tmp_path: Path) -> N
     got = read(text, tmp_path / "trace")
     assert kinds(got) == [(1.0, 100, 10)]
     assert tuple(got.gaps_s) == pytest.approx((3,)) and got.per_hour == pytest.approx(1200)
-    assert got.notes[0].startswith("trace: 2 requests over 3 s, 1,200 an hour; the longest of 100 + 10 tokens; columns ")
+    assert got.notes[0].startswith("trace: 2 requests over 3 s, 1,200 an hour; the longest of 100 prompt + 11 output tokens; columns ")
     assert note in got.notes[0]
 
 
@@ -174,9 +174,8 @@ def test_units_of_time(name: str, times: tuple[object, ...], unit: str, tmp_path
     """By the column's name, or by the size of a time since 1970; whatever it is, the note says it."""
     got = read(f"n_in,n_out,{name}\n" + "".join(f"9,9,{time}\n" for time in times), tmp_path / "r.csv")
     assert tuple(got.gaps_s) == pytest.approx((60, 120), rel=1e-6)
-    assert (
-        got.notes[0] == f"r.csv: 3 requests over 3 min, 40 an hour; the longest of 9 + 9 tokens; columns n_in, n_out, {name} ({unit}) used."
-    )
+    read_as = "r.csv: 3 requests over 3 min, 40 an hour; the longest of 9 prompt + 10 output tokens"
+    assert got.notes[0] == f"{read_as}; columns n_in, n_out, {name} ({unit}) used."
 
 
 def test_times_of_no_unit_are_refused(tmp_path: Path) -> None:

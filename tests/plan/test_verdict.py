@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,28 @@ def test_an_equally_dear_alternative_that_is_faster_is_named(tmp_path: Path) -> 
     assert plan.basis == "all-local-is-cheapest" and plan.cost_usd_per_request == pytest.approx(gpu.cost_usd_per_request)
     assert "The whole model on a GPU, ml.g4dn.xlarge, costs the same and is faster." in plan.reason
     assert not any("cold start" in note for note in plan.notes)  # nothing of an always-on instance is cold
+
+
+def test_a_plan_repeats_what_its_profile_warns_of(tmp_path: Path) -> None:
+    """Who plans may not be who profiled, or has forgotten what was printed then."""
+    profile = synthetic_profile(tmp_path, **SMALL)
+    local = profile.record.latency.local_expert.model_copy(update={"held_out_error": 0.4})
+    latency = profile.record.latency.model_copy(update={"local_expert": local})
+    rough = replace(profile, record=profile.record.model_copy(update={"latency": latency}))
+    (warning,) = latency.warnings
+    assert warning in plan_of(rough, tiny_catalog()).notes and warning not in plan_of(profile, tiny_catalog()).notes
+
+
+def test_cores_that_nobody_pays_for_are_told(tmp_path: Path) -> None:
+    """The twin's main function has all cores of the machine at the price of its memory alone; Lambda sells cores with memory."""
+    profile, local = synthetic_profile(tmp_path, main_vcpus=4, **SMALL), read_catalog("local")
+    cheap = plan_of(profile, local)
+    (note,) = (note for note in cheap.notes if "cores" in note)
+    assert note.startswith(
+        f"{cheap.main.name} has all 4 cores of the profile's machine, and is billed for {cheap.main.memory_mb:,} MB alone."
+    )
+    assert note.endswith(f"come with 7,076 MB, whose time costs {7076 / cheap.main.memory_mb:.1f} times as much.")
+    assert not any("cores" in note for note in plan_of(profile, tiny_catalog()).notes)  # its menu says how many vCPUs each has
 
 
 def test_without_traffic_what_is_rented_is_named_where_nothing_paid_by_use_is_fast_enough(tmp_path: Path) -> None:

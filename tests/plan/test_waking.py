@@ -16,6 +16,7 @@ from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.cost.prompts import cold_wait_s, longest_wait_s
 from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import MainKind, MainSpec, Plan, Waking
+from remoe_cli.plan.explain.rows import kind_text
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
@@ -148,6 +149,9 @@ def test_the_kinds_beside_each_other_at_1_20_and_200_requests_an_hour(tmp_path: 
         assert waking is not None
         woken[per_hour] = waking.wake_share
         warm_s = found[MainKind.TO_ZERO].ttft_s - waking.wake_share * found[MainKind.TO_ZERO].cold_start_s
+        why = f"; dearer than always on, as it is up {waking.up_share:.1%} of the time, and an hour of that costs $"
+        assert (why in kind_text(plan, found[MainKind.TO_ZERO])) == (ratio[per_hour] > 1)
+        assert "dearer" not in kind_text(plan, found[MainKind.ALWAYS_ON])
         assert found[MainKind.TO_ZERO].cold_start_s > 240 and warm_s < 60  # a cold TTFT has the time of waking
     assert ratio[1.0] < 0.5 < 1 < ratio[20.0] and ratio[200.0] > 1
     assert woken[1.0] > 0.5 > woken[20.0] > woken[200.0]

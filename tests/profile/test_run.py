@@ -234,16 +234,17 @@ def test_what_a_kill_leaves_half_written_is_no_obstacle(whole: Made, model: Path
 
 
 def test_a_finished_run_is_not_run_again(whole: Made, model: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    shutil.copytree(whole[0].path, tmp_path / "profile")
-
-    def never(done: int, total: int) -> None:
-        raise AssertionError("prompts are run")
-
-    again = run(model, tmp_path / "profile", never, say=said.append)
-    assert again.record == whole[0].record and "is finished already" in said[0]
-    run(model, tmp_path / "profile", say=said.append, max_new_tokens=NEW - 1)  # other inputs are another run
-    assert len(said) == 2 and "which is replaced at the end" in said[1] and not same_bytes(tmp_path / "profile", whole[0].path)
+    said, asked = list[str](), list[Path]()
+    out = Path(shutil.copytree(whole[0].path, tmp_path / "profile"))
+    again = run(model, out, Interrupt(0), say=said.append, may_replace=asked.append)  # no prompt is run
+    assert asked == [] and again.record == whole[0].record and "is finished already" in said[0]
+    run(model, out, say=said.append, may_replace=asked.append, max_new_tokens=NEW - 1)  # other inputs are another run
+    assert (
+        asked == [out / "profile.json"]
+        and len(said) == 2
+        and "which is replaced at the end" in said[1]
+        and not same_bytes(out, whole[0].path)
+    )
 
 
 @pytest.fixture
@@ -258,6 +259,14 @@ def interrupted(model: Path, whole: Made, tmp_path: Path) -> Path:
     return out
 
 
+def stopped(seen: list[int]) -> Callable[[int, int], None]:
+    def stop(done: int, total: int) -> None:
+        seen.append(done)
+        raise KeyboardInterrupt
+
+    return stop
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -270,15 +279,10 @@ def interrupted(model: Path, whole: Made, tmp_path: Path) -> Path:
 )
 def test_changed_inputs_start_anew(interrupted: Path, model: Path, changes: dict[str, Any]) -> None:
     assert (interrupted / "partial" / "batch-0000000.safetensors").is_file()
-    seen: list[int] = []
-
-    def stop(done: int, total: int) -> None:
-        seen.append(done)
-        raise KeyboardInterrupt
-
+    seen, asked = list[int](), list[Path]()
     with pytest.raises(KeyboardInterrupt):
-        run(model, interrupted, stop, **changes)
-    assert seen == [0]
+        run(model, interrupted, stopped(seen), may_replace=asked.append, **changes)
+    assert seen == [0] and asked == [interrupted / "partial"]
     assert [p.name for p in (interrupted / "partial").iterdir()] == ["inputs.json"]
 
 
@@ -288,13 +292,8 @@ def test_a_changed_model_starts_anew(interrupted: Path, model: Path, tmp_path: P
     config = json.loads((other / "config.json").read_text()) | {"rms_norm_eps": 1e-5}
     (other / "config.json").write_text(json.dumps(config))
     seen: list[int] = []
-
-    def stop(done: int, total: int) -> None:
-        seen.append(done)
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(other, interrupted, stop)
+        run(other, interrupted, stopped(seen))
     assert seen == [0]
 
 

@@ -129,7 +129,8 @@ def test_an_event_is_a_request_of_any_api(deployed: Deployed) -> None:
     chat = {"model": "", "messages": [{"role": "user", "content": PROMPT}], "temperature": 0, "max_tokens": 4}
     text = " ".join(f"w{token}" for token in deployed.made.tokens(4))
     answer = invoke(chat)
-    assert answer["choices"][0]["message"]["content"] == text and answer["usage"]["remoe"]["invocations"] > 0
+    receipt = answer["usage"]["remoe"]
+    assert answer["choices"][0]["message"]["content"] == text and receipt["invocations"] > 0 and receipt["functions_called"] == 3
     message = invoke(chat | {"anthropic_version": "2023-06-01"})
     assert message["content"] == [{"type": "text", "text": text}]
     for wrong, param in (({"temperature": -1}, "temperature"), ({"model": "other"}, "model")):

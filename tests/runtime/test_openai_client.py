@@ -52,6 +52,7 @@ def test_greedy_answers_are_those_of_transformers_whole_and_streamed(client: ope
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", expected, "length")
     assert answer.usage and (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (20, 16, 36)
     receipt = answer.usage.model_extra and answer.usage.model_extra["remoe"]
+    assert receipt["functions_called"] == 0 and "functions" not in receipt
     assert receipt["generated_tokens"] == 16 and receipt["cost"]["total_usd"] > 0 and receipt["finish_reasons"] == ["length"]
     with client.chat.completions.create(
         messages=USER, max_tokens=16, stream=True, stream_options={"include_usage": True}, **GREEDY
@@ -196,6 +197,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "stream_options": ({"stream_options": {"include_usage": True}}, "stream_options"),
     "unsupported": ({"audio": {"voice": "x", "format": "wav"}}, "audio"),
     "stored": ({"store": True}, "store"),
+    "metadata": ({"metadata": {"run": "7"}}, "metadata"),
+    "reasoning_effort": ({"reasoning_effort": "low"}, "reasoning_effort"),
     "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     "response_format": ({"response_format": {"type": "json_object"}}, "response_format"),
     "unknown": ({"extra_body": {"tempreture": 1}}, "tempreture"),
@@ -276,7 +279,8 @@ def test_the_model_is_listed(client: openai.OpenAI) -> None:
 
 def test_responses_whole_and_streamed(client: openai.OpenAI, made: ByHand) -> None:
     options: Any = {"model": MODEL, "input": PROMPT, "max_output_tokens": 16, "temperature": 0}
-    answer = client.responses.create(**options)
+    answer = client.responses.create(**options, metadata={"run": "7"})
+    assert answer.metadata == {"run": "7"}
     expected = words(made.tokens())
     assert (answer.output_text, answer.status) == (expected, "incomplete") and answer.incomplete_details
     assert answer.incomplete_details.reason == "max_output_tokens" and answer.usage and answer.usage.total_tokens == 36

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -337,20 +338,29 @@ def test_the_printed_url_has_brackets(tmp_path: Path, monkeypatch: pytest.Monkey
     from remoe_cli.deploy.serve_here import serve_here
 
     said: list[str] = []
-    monkeypatch.setattr(server, "serve", lambda load, listener, door, token: listener.close())
+
+    def stub(load: object, listener: Any, door: object, token: object, ready: Callable[[Any], None]) -> None:
+        listener.close()
+        assert not any("Serving" in line for line in said)
+        device = SimpleNamespace(kind="cpu", name="that one")
+        ready(SimpleNamespace(engine=SimpleNamespace(device=device), loading_billed=""))
+
+    monkeypatch.setattr(server, "serve", stub)
     with address.listen("::1", 0) as free:
         port = free.getsockname()[1]
     console, book = replace(SILENT, say=said.append), Book(tmp_path / "receipts")
     serve_here("d", tmp_path / "server.json", lambda connections, timeout_s: None, "::1", port, console, book=book)
-    assert said[0].startswith(f"Serving 'd' on http://[::1]:{port} to your own processes;")
+    assert said[0].startswith(f"Starting 'd' on http://[::1]:{port};") and said[1].startswith("The model is loaded, on the CPU that one.")
+    assert said[2] == f"Serving 'd' on http://[::1]:{port} to your own processes. Ctrl-C ends it."
 
 
 def test_what_loading_was_billed_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A program of its own logs it; 'remoe serve' says it, and with --quiet nobody does."""
     main: Any = type("Main", (), {"loading_billed": "Billed 3 ms."})()
     monkeypatch.setattr(server._Server, "run", lambda self, sockets: time.sleep(0.1))
-    server.serve(lambda: main, address.listen("127.0.0.1", 0), Door(None))
-    assert capsys.readouterr().err == ""
+    told: list[Any] = []
+    server.serve(lambda: main, address.listen("127.0.0.1", 0), Door(None), ready=told.append)
+    assert capsys.readouterr().err == "" and told == [main]
     monkeypatch.setattr(server, "serve", lambda load, *rest: load())
     monkeypatch.setattr(server.os, "_exit", lambda code: None)
     with address.listen("127.0.0.1", 0) as listener:

@@ -16,7 +16,7 @@ from remoe_cli.runtime.answer import ToolCall
 from remoe_cli.runtime.follow import Grammars
 from remoe_cli.runtime.grammar import tools_grammar
 from remoe_cli.runtime.tool_calls import Reader
-from remoe_cli.runtime.tool_formats import FORMATS, ToolFormat, format_of
+from remoe_cli.runtime.tool_formats import FORMATS, ToolFormat, format_of, why_none
 from tests.support.chatml import TEMPLATE
 
 SCHEMA: dict[str, Any] = {
@@ -183,11 +183,11 @@ def test_a_call_that_cannot_be_read_or_of_no_tool_stays_text() -> None:
 
 def test_a_checkpoints_own_template_is_used_first() -> None:
     tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=tokens(TAGS))
-    assert format_of(tokenizer) is None, "it has no chat template"
+    assert format_of(tokenizer) is None and "has no chat template that shows" in why_none(tokenizer), "it has no chat template"
     tokenizer.chat_template = "{{ messages[0].content }}"
-    assert format_of(tokenizer) is None, "its chat template shows no tools"
+    assert format_of(tokenizer) is None and "has no chat template that shows" in why_none(tokenizer), "its chat template shows no tools"
     tokenizer.chat_template = "{{ tools }} {{ messages[0].content }}"
-    assert format_of(tokenizer) is None, "how it writes calls is not known"
+    assert format_of(tokenizer) is None and "its calls cannot be read" in why_none(tokenizer), "how it writes calls is not known"
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     assert format_of(tokenizer) is None
     tokenizer.chat_template = TEMPLATE

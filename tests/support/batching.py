@@ -29,8 +29,12 @@ PROMPTS = [torch.randint(2, VOCAB_SIZE, (n,), generator=DRAW).tolist() for n in 
 
 @cache
 def engine_of(family: str) -> Engine:
-    """An engine with all experts, whose token i is the word wi."""
-    model = build(family)
+    """An engine with all experts of a tiny model, whose token i is the word wi."""
+    return engine_around(build(family))
+
+
+def engine_around(model: PreTrainedModel) -> Engine:
+    """An engine of a model with all its experts."""
     local = {layer.layer: {e: e for e in range(layer.experts)} for layer in expert_layers(model)}
     return engine_with(model, Dispatcher(None, local, {}, ThreadPoolExecutor(1)))
 

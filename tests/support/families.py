@@ -140,10 +140,10 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **change
         model = from_config(config, dtype=dtype, experts_implementation="eager")
     torch.nn.Module.train(model, False)
     with torch.no_grad():
-        for parameter_name, parameter in _drawn(model):
+        for parameter_name, parameter in drawn(model):
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name} {parameter_name}".encode()))
             values = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-            parameter.copy_(values * _scale(parameter_name, parameter))
+            parameter.copy_(values * scale(parameter_name, parameter))
     return model
 
 
@@ -157,7 +157,7 @@ def save(name: str, dtype: torch.dtype, directory: Path, fused: bool, seed: int 
     return model
 
 
-def _drawn(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+def drawn(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
     """What is drawn anew: every matrix, every bias, and the buffers that bias the choice of experts (zero when new).
 
     Norms, attention sinks and the decay rates of state-space layers (`A_log`, `D`, `dt_bias`) stay as the family starts them.
@@ -166,7 +166,7 @@ def _drawn(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
     return [(n, t) for n, t in tensors if not n.endswith(("A_log", "dt_bias")) and (t.dim() >= 2 or "bias" in n)]
 
 
-def _scale(name: str, tensor: torch.Tensor) -> float:
+def scale(name: str, tensor: torch.Tensor) -> float:
     """Standard deviation: 1/sqrt(fan-in) keeps activations near one, a router's logits are spread by two, biases are small."""
     if "bias" in name or tensor.dim() < 2:
         return 0.1

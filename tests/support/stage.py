@@ -52,7 +52,7 @@ class Stage:
         if self._standing.get(dtype) != share:
             self.destroy(dtype)
             plan = self.folder / f"plan-{dtype}.json"
-            remoe("plan", str(self.profile(dtype)), "-o", str(plan), "--remote-share", str(share))
+            remoe("plan", str(self.profile(dtype)), "-o", str(plan), "--remote-share", str(share), "--yes")
             self.as_deployed[dtype, share] = remoe("deploy", str(plan), "--name", dtype)
             self._standing[dtype] = share
         return remoe("status", dtype)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from remoe_cli.cli.kept import command_again, verdict
 from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.plan.document import Plan
 from remoe_cli.profile.record import Profile
@@ -166,6 +167,19 @@ def test_the_best_plan_is_not_made_again(folder: Path) -> None:
 def test_a_target_that_is_missed_now_is_a_reason_to_plan_again(folder: Path) -> None:
     plan, profile, catalog = planned(folder / "target")
     between_s = (plan.tpot_s + plan_of(profile, catalog, objective="tpot").tpot_s) / 2
-    tight = plan.model_copy(update={"targets": plan.targets.model_copy(update={"tpot_s": between_s})})
+    tight = plan.model_copy(update={"method": "exact", "targets": plan.targets.model_copy(update={"tpot_s": between_s})})
     now = again(tight, problem_of(profile, catalog))
     assert not now.meets and now.worth and now.moved > 0 and now.best.tpot_s <= between_s * (1 + 1e-9) < now.deployed.tpot_s
+
+
+def test_a_forced_plan_is_compared_with_plans_that_force_the_same(folder: Path) -> None:
+    """Calibrating says nothing of what the user's own option costs: that would be no reason to plan again."""
+    plan, profile, catalog = planned(folder / "forced")
+    free = again(plan.model_copy(update={"method": "exact"}), problem_of(profile, catalog))
+    assert free.worth and verdict(free, "").startswith("Plan again: the best plan saves ")
+    forced = again(plan, problem_of(profile, catalog))
+    assert not forced.worth and forced.forced == "--remote-share 0.5"
+    assert verdict(forced, "") == "The plan need not be made again: the best plan with --remote-share 0.5 saves 0.0% of the cost."
+    assert command_again(plan, "p q") == "remoe plan 'p q' -o plans/NAME.json --remote-share 0.5"
+    given = again(plan.model_copy(update={"method": "given"}), problem_of(profile, catalog))
+    assert given.best == given.deployed and "no other one was looked for" in verdict(given, "")

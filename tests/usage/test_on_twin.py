@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def test_rows_of_users_and_days_have_the_same_sum(made: ByHand, capsys: pytest.C
     assert sum(int(row["billed_ms"]) for row in rows) == by_user["total"]["billed_ms"]
 
 
+def test_the_list_knows_since_when_and_no_cost_of_unknown_traffic(made: ByHand, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = document(capsys, "list")["deployments"]
+    assert datetime.now(UTC) - datetime.fromisoformat(row["since"]) < timedelta(hours=1)
+    assert (row["main"], row["usd_per_hour_at_rest"], row["usd_per_hour_of_traffic"]) == (made.plan.main.name, 0.0, None)
+    (shown,) = (words for line in remoe(capsys, "list")[1].splitlines() if (words := line.split())[:1] == ["m"])
+    assert shown[-2:] == ["$0", "unknown"]
+
+
 def test_since_leaves_out_what_ended_before(made: ByHand, capsys: pytest.CaptureFixture[str]) -> None:
     assert document(capsys, "cost", "m", "--since", "2100-01-01")["total"]["requests"] == 0
     assert document(capsys, "cost", "m", "--since", "2020-01-01T00:00+02:00")["total"]["requests"] == REQUESTS + 1
@@ -128,11 +137,15 @@ def test_calibrating_finds_the_round_trip(made: ByHand, capsys: pytest.CaptureFi
     assert found["calls"] > 100 and "Plan again" in found["verdict"] and found["again"]["saved"] > 0.01
     deployed, best = (found["again"][each]["cost_usd_per_request"] for each in ("deployed", "best"))
     assert found["again"]["saved"] == pytest.approx(1 - best / deployed)
+    (told,) = (remark for remark in found["remarks"] if "while the main function was loaded" in remark)
+    assert told.startswith("3 more functions started")
     new = read_profile(tmp_path / "new")
     assert made.profile.sha256 == before
     latency = {"invocation", "cold_start", "remote_expert"}
     old_record, new_record = (read_json(path / "profile.json", ProfileRecord) for path in (made.profile.path, new.path))
     assert old_record.latency.model_dump(exclude=latency) == new_record.latency.model_dump(exclude=latency)
+    refused = document(capsys, "calibrate", "m", "-o", str(tmp_path / "new"), code=2)
+    assert "new/profile.json exists already" in refused["error"]["message"]
     refused = document(capsys, "calibrate", "m", "-o", str(made.profile.path), code=2)
     assert "is the profile of the deployed plan" in refused["error"]["message"] and made.profile.sha256 == before
 

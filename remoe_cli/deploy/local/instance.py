@@ -62,6 +62,8 @@ class Host:
     scratch_dir   an existing folder, in which each worker has its /tmp
     started       called with every worker process that is started
     label         environment variables by which workers are found when nothing else tells of them
+    starting      lets as many workers start at once as there are cores. On Lambda each starts on hardware of its own; here many at once
+                  would make each other slow, and be billed for that, or pass the init limit
     """
 
     python: str
@@ -71,6 +73,7 @@ class Host:
     started: Callable[[ProcessRef], None]
     init_limit_s: float = lambda_limits.INIT_LIMIT_S
     label: Mapping[str, str] = field(default_factory=dict)
+    starting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -133,18 +136,26 @@ class Instance:
     async def _invoke(self, request_id: str, event: bytes) -> CallResult:
         log_start, init_ms, reply = self._log.begin(), None, None
         if self.state is InstanceState.COLD:
-            self.state, begun = InstanceState.INIT, time.perf_counter()
-            limit_s = self.host.init_limit_s
-            expiry = self._loop.call_later(limit_s, self.end, Fault("Runtime.InitError", f"Init timed out after {limit_s:.2f} seconds"))
-            await self._launch()
-            reply = await self._ready
-            expiry.cancel()
-            init_ms = (time.perf_counter() - begun) * 1e3
+            self.state = InstanceState.INIT
+            async with self.host.starting:
+                if self._cause:  # it was ended while it waited for its turn
+                    self.state = InstanceState.DEAD
+                    raise Undelivered
+                reply, init_ms = await self._init()
         self._log.write(f"START RequestId: {request_id} Version: $LATEST\n")
         duration_ms = 0.0
         if reply is None:
             reply, duration_ms = await self._run(event)
         return self._finish(reply, duration_ms, init_ms, log_start)
+
+    async def _init(self) -> tuple[_Reply | None, float]:
+        """Start the worker; return why it failed, if it did, and how long that took in ms."""
+        begun, limit_s = time.perf_counter(), self.host.init_limit_s
+        expiry = self._loop.call_later(limit_s, self.end, Fault("Runtime.InitError", f"Init timed out after {limit_s:.2f} seconds"))
+        await self._launch()
+        reply = await self._ready
+        expiry.cancel()
+        return reply, (time.perf_counter() - begun) * 1e3
 
     @property
     def trouble(self) -> str | None:

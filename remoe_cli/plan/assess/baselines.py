@@ -34,7 +34,8 @@ from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, LayerPlan, MainSpec, Outcome
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import MB, Main, Placement, Problem, local_layers
-from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_cpu, whole_on_gpu
+from remoe_cli.plan.wording import request_tokens
+from remoe_cli.profile.hardware import Gpu, MainSpeed, as_stored, read_hardware, whole_on_cpu, whole_on_gpu
 
 DIGITS = 12  # to which shares of tokens are rounded before they are compared
 _STORED = "weights are read as they are stored and computed with as if they were unpacked"
@@ -191,6 +192,8 @@ def _cpu_as_stored(problem: Problem, aim: Aim) -> Baseline | str:
     """Price the quantised model on CPUs, with all times of a description."""
     problem = _paid_by_use(problem)
     hardware = read_hardware(problem.catalog.reference.hardware)
+    if not _computes(problem, hardware.main):
+        return f"no server is known that computes from {_format(problem)} on the CPUs of '{hardware.name}'"
     nonexpert, expert = as_stored(*whole_on_cpu(hardware, problem.spec), problem.spec)
     bytes_needed = _requests_bytes(problem) + problem.spec.stored_bytes + problem.catalog.main.runtime_memory_mb * MB
     most = hardware.main.saturation_vcpus
@@ -204,6 +207,15 @@ def _cpu_as_stored(problem: Problem, aim: Aim) -> Baseline | str:
 
     best = _cheapest(aim, _holding(problem, bytes_needed), outcome, read_s(problem, True), assumed=_STORED)
     return best or f"no main function paid by use holds the quantised model of {bytes_needed / 2**30:.1f} GB and answers in time"
+
+
+def _format(problem: Problem) -> str:
+    return "" if problem.spec.stored is None else problem.spec.stored.format
+
+
+def _computes(problem: Problem, side: MainSpeed | Gpu) -> bool:
+    """Tell whether some server is known to compute from the form in which the checkpoint is stored."""
+    return _format(problem) in side.formats
 
 
 def _holding(problem: Problem, bytes_needed: float) -> list[MainSpec]:
@@ -260,6 +272,8 @@ def _on_gpu(problem: Problem, aim: Aim, weights: int, cpu_bytes: int, ideal: boo
     for spec in reference.gpus:
         if side.usable_gpu_mb(spec.gpu_memory_mb or 0) * MB >= gpu_bytes and spec.memory_mb * MB >= cpu_needed:
             options.append((spec.name, spec.hardware or reference.hardware, (spec.usd_per_hour or 0.0) / 3600, spec.usd_per_hour))
+    if as_it_is_stored:
+        options = [one for one in options if (gpu := read_hardware(one[1]).gpu) is not None and _computes(problem, gpu)]
     best: Baseline | None = None
     least = (True, math.inf)  # whether it has no price for a request, and what it costs: an hour, or a request
     for name, described, usd_per_s, per_hour in options:
@@ -312,12 +326,13 @@ def _on_gpu(problem: Problem, aim: Aim, weights: int, cpu_bytes: int, ideal: boo
     memory = f"{gpu_bytes / 2**30:.1f} GB, with {cpu_needed / 2**30:.1f} GB of CPU memory"
     if best is None and options:
         return f"no GPU of the catalog that has {memory}, {_in_time(problem)}"
-    return best or f"no GPU of the catalog has {memory}"
+    known = f"on which a server is known to compute from {_format(problem)} " if as_it_is_stored else ""
+    return best or f"no GPU of the catalog {known}has {memory}"
 
 
 def _in_time(problem: Problem) -> str:
     longest = problem.workload.most_tokens
-    return f"answers a request of {longest.n_in} + {longest.n_out} tokens before the platform ends it"
+    return f"answers a request of {request_tokens(longest.n_in, longest.n_out)} before the platform ends it"
 
 
 def _outcome(

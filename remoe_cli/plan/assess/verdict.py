@@ -14,7 +14,7 @@ from remoe_cli.plan.assess.baselines import Baselines
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.cost.prompts import cold_wait_s
-from remoe_cli.plan.document import Baseline, BaselineName, Basis, BreakEvenTraffic, Method, Outcome, Verdict
+from remoe_cli.plan.document import Baseline, BaselineName, Basis, BreakEvenTraffic, MainSpec, Method, Outcome, Verdict
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem
 from remoe_cli.plan.problem.workload import Workload
@@ -247,6 +247,8 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
         yield f"Times are those of the description '{latency.machine}', not measured."
     elif latency.gpu_expert is not None and not main_function.on_gpu(problem, placement.main):
         yield f"Times of all but the experts were measured on a GPU, which {placement.main.name} does not have: profile with --device cpu."
+    yield from latency.warnings
+    yield from _unpaid_cores(problem, placement.main)
     if problem.latency.invocation is None and any(layer.remote for layer in placement.layers):
         yield "The call overhead is the catalog's, not measured; 'remoe profile measure' measures it."
     if workload.requests_per_hour is None:
@@ -274,6 +276,18 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
     if catalog.storage.usd_per_gb_month:
         month = catalog.storage.usd_per_gb_month * problem.spec.read_bytes / 2**30
         yield f"Storing the model costs another ${month:.2f} a month."
+
+
+def _unpaid_cores(problem: Problem, main: MainSpec) -> Iterator[str]:
+    """Say where a main function has cores that its price is not for, as on this machine's twin."""
+    per_vcpu, cores = problem.catalog.function.mb_per_vcpu, problem.latency_of(main).main_vcpus
+    if main.vcpus is not None or main.usd_per_hour is not None or main.memory_mb >= cores * per_vcpu:
+        return
+    yield (
+        f"{main.name} has all {cores:g} cores of the profile's machine, and is billed for {main.memory_mb:,} MB alone. "
+        f"On AWS Lambda so many "
+        f"cores come with {cores * per_vcpu:,.0f} MB, whose time costs {cores * per_vcpu / main.memory_mb:.1f} times as much."
+    )
 
 
 def _served_at_once(problem: Problem, placement: Placement) -> Iterator[str]:

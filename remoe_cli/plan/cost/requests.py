@@ -22,6 +22,7 @@ from remoe_cli.plan.document import LayerPlan, MainSpec, Spread
 from remoe_cli.plan.problem.aim import SLACK
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.sizes import Size
+from remoe_cli.plan.wording import request_tokens
 
 SPREAD = (0.5, 0.95, 0.99)  # shares of the requests whose times a plan states
 
@@ -131,7 +132,7 @@ def broken(problem: Problem, placement: Placement) -> Iterator[Broken]:
     if seconds[at] > limit_s * (1 + SLACK):
         size = Size(int(n_in[at]), int(n_out[at]))
         cold = f", of which a cold start is {cold_s:.4g} s" if cold_s else ""
-        text = f"a request of {size.n_in} + {size.n_out} tokens takes up to {seconds[at]:.4g} s{cold}"
+        text = f"a request of {request_tokens(size.n_in, size.n_out)} takes up to {seconds[at]:.4g} s{cold}"
         yield Broken(size, f"{text}, and {placement.main.name} ends it after {limit_s:g} s")
 
 

@@ -15,6 +15,7 @@ from remoe_cli.plan.document import (
     BreakEven,
     KindOutcome,
     LayerPlan,
+    MainKind,
     MainSpec,
     Method,
     Plan,
@@ -35,6 +36,7 @@ from remoe_cli.plan.wording import (
     figure,
     id_ranges,
     prices,
+    request_tokens,
     seconds,
     warm_and_cold,
 )
@@ -109,13 +111,13 @@ def summary_rows(plan: Plan) -> Rows:
     remote, with_remote = sum(len(layer.remote) for layer in plan.layers), sum(bool(layer.remote) for layer in plan.layers)
     experts = plan.model.experts_per_layer * len(plan.layers)
     workload, targets = plan.workload, plan.targets
-    lengths = f"{figure(workload.n_in)} + {figure(workload.n_out)} tokens" + (" on average" if workload.kinds else "")
+    size = request_tokens(workload.n_in, workload.n_out) + (" on average" if workload.kinds else "")
     budget = "" if targets.budget_usd is None else f" (budget: {dollars(targets.budget_usd)})"
     main = bought(plan.main.name, plan.instances)
     rows = [
         ("verdict", VERDICT_WORDS[plan.verdict]),
         ("why", plan.reason),
-        ("cost", f"{prices(plan.cost_usd_per_request, workload)} of {lengths}{budget}"),
+        ("cost", f"{prices(plan.cost_usd_per_request, workload)} of {size}{budget}"),
         ("TTFT", f"{_ttft(plan)} to the first token{_ttft_target(plan)}"),
         ("TPOT", f"{plan.tpot_s * 1e3:.4g} ms for each further token{_target(targets.tpot_s, 1e3, 'ms')}"),
         *(("times", text) for text in _spread_text(plan)),
@@ -167,16 +169,41 @@ def kind_text(plan: Plan, other: KindOutcome) -> str:
     usd, on = amount(other.cost_usd_per_request, plan.workload), bought(other.spec, other.instances)
     return (
         f"{capitalized(KIND_NAMES[other.kind])}, on {on}: at best {usd} a month, TTFT {seconds(other.ttft_s)} on average{cold}, "
-        f"TPOT {other.tpot_s * 1e3:.4g} ms"
+        f"TPOT {other.tpot_s * 1e3:.4g} ms{_why_dearer(plan, other)}"
+    )
+
+
+def _why_dearer(plan: Plan, other: KindOutcome) -> str:
+    """Say why an instance that scales to zero costs more than one that is always on, where it does."""
+    always_on = next((one for one in plan.kinds if one.kind == MainKind.ALWAYS_ON), None)
+    waking, per_hour = plan.workload.waking, plan.workload.requests_per_hour
+    if other.kind != MainKind.TO_ZERO or always_on is None or waking is None or per_hour is None:
+        return ""
+    to_zero_usd, always_usd = (one.cost_usd_per_request * per_hour for one in (other, always_on))
+    if to_zero_usd <= always_usd:
+        return ""
+    return (
+        f"; dearer than always on, as it is up {waking.up_share:.1%} of the time, and an hour of that costs "
+        f"{dollars(to_zero_usd / waking.up_share)} in all instead of {dollars(always_usd)}"
     )
 
 
 def baseline_rows(plan: Plan) -> Rows:
     """Write one row for each other way to run the model that has a price; equal ways share a row.
 
-    `baseline_columns` names the columns.
+    The first is the plan for a copy that is not quantised, where there is one. `baseline_columns` names the columns.
     """
     rows = [
+        (
+            f"the same for a copy in {copy.dtype}",
+            amount(copy.cost_usd_per_request, plan.workload),
+            seconds(copy.ttft_s),
+            f"{copy.tpot_s * 1e3:.4g} ms",
+            bought(copy.spec, copy.instances),
+            _compared(plan.cost_usd_per_request, copy.cost_usd_per_request),
+        )
+        for copy in ([] if plan.unquantised is None else [plan.unquantised])
+    ] + [
         (
             BASELINE_TITLES[name] + ("" if b.meets else ", misses a target"),
             _cost(b, plan.workload),
@@ -217,6 +244,15 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
 
     One instance may have two speeds; then a sentence says why.
     """
+    if (copy := plan.unquantised) is not None:
+        whole = (plan.model.nonexpert_bytes + plan.model.expert_bytes * plan.model.experts_per_layer * len(plan.layers)) / 1e9
+        yield (
+            f"the same for a copy in {copy.dtype}: the best plan for it that the fast scan finds. Its functions have "
+            f"{_functions_mb(copy.layers):,} MB in all, not {_functions_mb(plan.layers):,}, and a cold start takes "
+            f"{seconds(copy.cold_start_s)}, not {seconds(plan.cold_start_s)}. To have it, plan for that copy, of {whole:.1f} GB."
+        )
+    elif plan.model.read_expert_bytes is not None and plan.scenarios and plan.method in ("exact", "scan"):
+        yield "the same for a copy that is not quantised: the fast scan finds no plan for it that keeps all limits."
     is_local = not any(layer.remote for layer in plan.layers)
     for name in unlike_baselines(plan):  # those of the table
         if name in HOW_TO and not (is_local and name == BaselineName.ALL_LOCAL):
@@ -231,6 +267,11 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
     for name in sorted(plan.missing, key=list(BaselineName).index):
         reasons.setdefault(plan.missing[name], name)
     yield from (f"{BASELINE_TITLES[name]}: {reason}." for reason, name in reasons.items())
+
+
+def _functions_mb(layers: Sequence[LayerPlan]) -> int:
+    """Count the memory of all expert functions, with their replicas."""
+    return sum(layer.memory_mb * len(layer.parts) * layer.replicas for layer in layers)
 
 
 def break_even_text(plan: Plan) -> str:

@@ -19,7 +19,7 @@ from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.solve.exact import multipliers
 from remoe_cli.plan.solve.node import Task
-from remoe_cli.plan.wording import figure, per_million
+from remoe_cli.plan.wording import figure, per_million, request_tokens
 from remoe_cli.profile.record import Profile
 
 BINDS = 1e-3  # a plan is at a limit of which less than this share is left
@@ -56,7 +56,7 @@ def input_rows(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[tuple
     yield "times", f"{latency.source}: {latency.machine}, {latency.measured_on}"
     yield "call overhead", latency.invocation.target if latency.invocation else f"catalog {catalog.name}"
     traffic = "unknown" if workload.requests_per_hour is None else f"{figure(workload.requests_per_hour)} requests an hour"
-    yield "requests", f"{figure(workload.n_in)} + {figure(workload.n_out)} tokens; traffic {traffic}; {workload.cold_share:.1%} cold"
+    yield "requests", f"{request_tokens(workload.n_in, workload.n_out)}; traffic {traffic}; {workload.cold_share:.1%} cold"
     if plan.main.scales_to_zero and (waking := workload.waking):
         yield "main function", f"up {waking.up_share:.1%} of the time; {waking.wake_share:.1%} of the requests wake it"
     for name, baseline in plan.baselines.items():

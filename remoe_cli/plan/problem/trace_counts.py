@@ -25,6 +25,7 @@ from remoe_cli.plan.problem.sizes import Size
 from remoe_cli.plan.problem.trace_arrow import CODE, HIGHEST, NOTHING, Counted, count_plain, merged
 from remoe_cli.plan.problem.trace_formats import MS, NS, US, Key, TraceColumns, failed
 from remoe_cli.plan.problem.trace_rows import FORM, read_rows
+from remoe_cli.plan.wording import request_tokens
 
 _LATEST_S = 1e12
 _MANY = 2**20  # requests whose weights are added at once
@@ -155,7 +156,7 @@ def _note(
     rate = f" over {_span(span_s)}, {_count(per_hour)} an hour" if per_hour is not None else ""
     parts = (
         f"{_short(path.name)}: {rows:,} {what}{rate}",
-        f"the longest of {most.n_in:,} + {most.n_out:,} tokens",
+        f"the longest of {request_tokens(most.n_in, most.n_out)}",
         *_columns_read(layouts, "dates" if dated else _UNIT_NAMES[unit] if gaps else None),
         f"{left_out:,} of {rows + left_out:,} left out, as they failed or have no prompt or no answer" if left_out else "",
         f"{short:,} {'answer' if short == 1 else 'answers'} of one token counted as two" if short else "",

@@ -20,6 +20,7 @@ from remoe_cli.plan.problem.batches import Rows, drawn_rows
 from remoe_cli.plan.problem.hits import HitCounter, Pattern
 from remoe_cli.plan.problem.sizes import Size
 from remoe_cli.plan.problem.traffic import Traffic, one_length
+from remoe_cli.plan.wording import request_tokens
 from remoe_cli.profile.record import Profile
 
 
@@ -243,7 +244,7 @@ def _refuse_beyond_context(context: int | None, traffic: Traffic) -> None:
     at, fits = int(needed.argmax()), float(sizes.share[needed <= context].sum() / sizes.share.sum())
     cover = math.floor(fits * (traffic.served.share if traffic.served else 1.0) * 1000) / 1000
     raise InfeasibleError(
-        f"The model has {context:,} positions, and a request of {sizes.n_in[at]} + {sizes.n_out[at]} tokens needs {needed[at]:,}.",
+        f"The model has {context:,} positions, and a request of {request_tokens(sizes.n_in[at], sizes.n_out[at])} needs {needed[at]:,}.",
         f"Leave the longest requests out with --cover {cover:g}." if traffic.served and cover > 0 else "Plan for shorter requests.",
     )
 

@@ -20,6 +20,7 @@ from remoe_cli.plan.solve.candidates import REMOTE, Sets
 from remoe_cli.plan.solve.columns import Columns, build_columns
 from remoe_cli.plan.solve.exact import solve
 from remoe_cli.plan.solve.node import Task
+from remoe_cli.plan.wording import request_tokens
 
 GAP = 1e-4
 
@@ -56,12 +57,14 @@ def _diagnosed(problem: Problem, candidates: tuple[Sets, ...], aim: Aim, time_li
             f"{_no_plan(problem)} meets a TTFT of {aim.ttft_s:g} s and a TPOT of {aim.tpot_s:g} s together: "
             f"at that TTFT the least TPOT is {together:g} s.",
             f"Ask for a TPOT of {together:g} s or more, or for a looser TTFT.",
+            _times(together, aim.tpot_s),
         )
     cheapest = least("cost", aim.ttft_s, aim.tpot_s)
     under = " under these targets" if (aim.ttft_s, aim.tpot_s) != (None, None) else ""
     return OverBudgetError(
         f"{_no_plan(problem)} costs {aim.budget_usd:g} USD a request or less: the cheapest{under} costs {cheapest:g} USD.",
         f"Give a --budget of {cheapest:g} USD or more{', or looser targets' if under else ''}.",
+        _times(cheapest, aim.budget_usd or 0.0),
     )
 
 
@@ -78,10 +81,15 @@ def _out_of_reach(
     if budget_usd is not None and cheapest_usd > budget_usd * (1 + SLACK):
         said.append(f"{no_plan} costs {budget_usd:g} USD a request or less: the cheapest costs {cheapest_usd:g} USD.")
         wanted.append(f"a budget of {cheapest_usd:g} USD or more")
+    shortfall = max(_times(alone, target) for _, target, alone in missed)
     if len(wanted) == 1:
         also = ", or for shorter prompts" if missed[0][0] == "TTFT" else ""
-        return InfeasibleError(" ".join(said), f"Ask for {wanted[0]}{also}.")
-    return InfeasibleError(" ".join(said), f"Ask for {', and '.join(wanted)}. Each is the least without the other targets.")
+        return InfeasibleError(" ".join(said), f"Ask for {wanted[0]}{also}.", shortfall)
+    return InfeasibleError(" ".join(said), f"Ask for {', and '.join(wanted)}. Each is the least without the other targets.", shortfall)
+
+
+def _times(least: float, limit: float) -> float:
+    return least / limit if limit > 0 else math.inf
 
 
 def _too_slow(problem: Problem, columns: Columns, time_limit_s: float) -> InfeasibleError:
@@ -92,13 +100,13 @@ def _too_slow(problem: Problem, columns: Columns, time_limit_s: float) -> Infeas
     ends += [f"{side.rented_timeout_s:g} s on rented instances"] if False in kinds and side.rented_timeout_s is not None else []
     unhurried = replace(problem, workload=replace(problem.workload, traffic=replace(problem.workload.traffic, per_hour=1e-6)))
     if traffic is not None and solve(Task(unhurried, columns, Aim("ttft")), GAP, time_limit_s) is not None:
-        longer = f", and one paid by use is too slow for {longest.n_in} + {longest.n_out} tokens" if len(kinds) > 1 else ""
+        longer = f", and one paid by use is too slow for {request_tokens(longest.n_in, longest.n_out)}" if len(kinds) > 1 else ""
         return InfeasibleError(
             f"Rented instances do not keep up with {traffic:g} requests an hour{longer}.",
             f"Plan for shorter answers or less traffic{_cover(problem)}, or use a catalog with faster main functions.",
         )
     return InfeasibleError(
-        f"No main function can answer a request of {longest.n_in} + {longest.n_out} tokens that finds all cold before it is ended: "
+        f"No main function can answer a request of {request_tokens(longest.n_in, longest.n_out)} that finds all cold before it is ended: "
         f"it has {', '.join(ends)}.",
         f"Plan for shorter answers{_cover(problem)}, or use a catalog with faster main functions; give --cold-share 0 where expert "
         "functions beside a rented instance are kept warm.",
@@ -192,7 +200,7 @@ def _memory_or_payload(problem: Problem, candidates: tuple[Sets, ...], columns: 
 def _for(problem: Problem) -> str:
     """Name the request that the memory has to hold."""
     longest = problem.workload.most_tokens
-    return f" for a request of {longest.n_in} + {longest.n_out} tokens"
+    return f" for a request of {request_tokens(longest.n_in, longest.n_out)}"
 
 
 def _cover(problem: Problem) -> str:

@@ -255,12 +255,17 @@ def _on_cpu(inputs: VerifierInputs, local: list[Way]) -> Iterator[Way]:
         yield Way(main, found.model_copy(update={"cost_usd_per_request": usd}), 1, _read_s(inputs))
 
 
+def _format(inputs: VerifierInputs) -> str | None:
+    stored = inputs.profile.record.spec.stored
+    return None if stored is None else stored.format
+
+
 def _quantised_on_cpu(inputs: VerifierInputs, weights: float) -> Iterator[Way]:
     """Price each spec that is paid by use and holds the quantised model."""
     side, hardware = inputs.catalog.main, read_hardware(inputs.catalog.reference.hardware)
     nonexpert, expert = as_stored(*whole_on_cpu(hardware, inputs.profile.record.spec), inputs.profile.record.spec)
     most = hardware.main.saturation_vcpus
-    for main in side.menu:
+    for main in side.menu if _format(inputs) in hardware.main.formats else ():
         held = weights + request_bytes(inputs, main) - inputs.profile.record.spec.nonexpert_bytes
         if main.usd_per_hour is not None or main.memory_mb * MB < side.runtime_memory_mb * MB + held:
             continue
@@ -292,7 +297,7 @@ def _on_gpu(inputs: VerifierInputs, weights: float, cpu_bytes: float, *, quantis
         if main not in by_use and (gpu_room_bytes(inputs, main) < gpu_bytes or main.memory_mb * MB < cpu_bytes):
             continue
         hardware = read_hardware(main.hardware or reference.hardware)
-        if hardware.gpu is None:
+        if hardware.gpu is None or (quantised and _format(inputs) not in hardware.gpu.formats):
             continue
         nonexpert, expert = whole_on_gpu(hardware, spec)
         if quantised:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
-from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import (
     Baseline,
@@ -26,23 +25,17 @@ from remoe_cli.plan.document import (
     WorkloadRef,
 )
 from remoe_cli.plan.verify import waking
-from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, busy_s, cold_mean_s, missed, scenarios
+from remoe_cli.plan.verify.baselines import Way, baselines, break_even_per_hour, missed, scenarios
 from remoe_cli.plan.verify.cost import (
     TOLERANCE,
     cold_wait_s,
-    gpu_room_bytes,
-    gpu_tier,
-    gpu_work_bytes,
-    largest_pass,
-    main_bytes,
     outcome_and_costs,
-    read_bytes,
-    request_bytes,
 )
-from remoe_cli.plan.verify.finding import Finding, require, same, same_or_none
+from remoe_cli.plan.verify.finding import Finding, outcomes, require, same, same_or_none
 from remoe_cli.plan.verify.inputs import VerifierInputs, verifier_inputs
+from remoe_cli.plan.verify.limits import in_time, limits, placement
 from remoe_cli.plan.verify.requests import SHARES, Request, spread, times, too_long
-from remoe_cli.plan.verify.steps import at_once
+from remoe_cli.plan.verify.unquantised import unquantised
 from remoe_cli.profile.record import Profile
 
 ENOUGH_TOKENS = 200
@@ -67,7 +60,7 @@ def verify(plan: Plan, profile: Profile, catalog: Catalog, requests: Iterable[Re
         return structure
     inputs = verifier_inputs(plan, profile, catalog)
     listed = tuple(requests)
-    return (*_limits(inputs), *_numbers(inputs, listed), *_uncovered(plan, listed))
+    return (*limits(inputs), *_numbers(inputs, listed), *_uncovered(plan, listed))
 
 
 def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
@@ -90,13 +83,8 @@ def _sources(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding
 
 
 def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Finding]:
-    """Check menu membership, lengths, replicas, and one sound entry per MoE layer."""
-    spec, workload = profile.record.spec, plan.workload
-    yield from require(plan.main in catalog.main.menu, "main", plan.main, "not on the catalog's menu")
-    buyable = plan.main.usd_per_hour is None or workload.requests_per_hour is not None
-    yield from require(buyable, "main", plan.main.name, "rented by the hour, so no request has a price without traffic")
-    rented = plan.main.usd_per_hour is not None and workload.requests_per_hour is not None
-    yield from require(plan.instances >= 1 and (rented or plan.instances == 1), "instances", plan.instances, "only rented ones are counted")
+    """Check the requests, the kinds of main functions, and the placement."""
+    workload = plan.workload
     yield from _workload(workload)
     yield from (
         Finding(field, str(stated), str(found))
@@ -104,22 +92,7 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
     )
     if workload.routing is not None:
         yield from _mixture(workload.routing, profile)
-    layers = tuple(layer.layer for layer in plan.layers)
-    yield from require(layers == spec.moe_layers, "layers", layers, spec.moe_layers)
-    for index, layer in enumerate(plan.layers):
-        name = f"layers[{index}]"
-        sound = list(layer.remote) == sorted(set(layer.remote)) and all(0 <= e < spec.experts_per_layer for e in layer.remote)
-        yield from require(sound, f"{name}.remote", layer.remote, f"ids must ascend, from 0 to {spec.experts_per_layer - 1}")
-        sound = list(layer.gpu) == sorted(set(layer.gpu) - set(layer.remote)) and all(0 <= e < spec.experts_per_layer for e in layer.gpu)
-        yield from require(sound, f"{name}.gpu", layer.gpu, f"ids that ascend, to {spec.experts_per_layer - 1}, and are not remote")
-        menu = catalog.function.memory_menu_mb if layer.remote else (0,)
-        yield from require(layer.memory_mb in menu, f"{name}.memory_mb", layer.memory_mb, f"menu {menu}")
-        replicas = (0,) if not layer.remote else (1,) if layer.functions else range(1, catalog.function.max_replicas + 1)
-        yield from require(layer.replicas in replicas, f"{name}.replicas", layer.replicas, f"allowed {tuple(replicas)}")
-        if layer.functions:
-            whole = sorted(e for part in layer.functions for e in part) == list(layer.remote) and all(layer.functions)
-            counted = 2 <= len(layer.functions) <= catalog.function.max_functions
-            yield from require(whole and counted, f"{name}.functions", layer.functions, "the remote experts, each in one of 2 or more")
+    yield from placement(plan, profile, catalog)
 
 
 def _workload(workload: WorkloadRef) -> Iterator[Finding]:
@@ -134,7 +107,7 @@ def _workload(workload: WorkloadRef) -> Iterator[Finding]:
     yield from require(sound and above, "workload.longest", front, "no Pareto front of the kinds")
     if (served := workload.served) is not None:
         for size in ((served.n_in, served.tokens - served.n_in), (served.tokens - served.n_out, served.n_out)):
-            found = f"a request of {size[0]} + {size[1]} tokens is answered"  # the longest that its three numbers let through
+            found = f"{size[0]} prompt + {size[1] + 1} output tokens are answered"  # as the three numbers let them through
             yield from require(_is_covered(workload, *size), "workload.longest", front, found)
         most = (max(map(sum, workload.front)), most_in, most_out)
         yield from require((served.tokens, served.n_in, served.n_out) == most, "workload.served", served, most)
@@ -159,52 +132,11 @@ def _mixture(routing: PredictedRouting, profile: Profile) -> Iterator[Finding]:
     yield from require(sound, "workload.routing.weights", weights, "one above 0 for each prompt")
 
 
-def _limits(inputs: VerifierInputs) -> Iterator[Finding]:
-    """Check memory of main and expert functions, and working instances."""
-    plan, catalog, spec = inputs.plan, inputs.catalog, inputs.profile.record.spec
-    side, main = catalog.function, plan.main
-    local = sum(spec.experts_per_layer - len(layer.remote) for layer in plan.layers)
-    on_gpu = sum(len(layer.gpu) for layer in plan.layers)
-    nonexpert_bytes, expert_bytes = read_bytes(inputs)
-    served = at_once(catalog, plan.workload, main)
-    yield from require(plan.concurrency == served, "concurrency", plan.concurrency, served)
-    need, fetched = main_bytes(inputs, main, local - on_gpu), nonexpert_bytes + local * expert_bytes
-    yield from require(waking.holds(catalog, main, fetched), "main", main.name, f"its /tmp does not hold {fetched} bytes")
-    yield from require(need <= main.memory_mb * 2**20, "main.memory_mb", main.memory_mb, f"needs {need / 2**20:.3f}")
-    if main.gpu_memory_mb is not None:
-        need, room = request_bytes(inputs, main) + on_gpu * spec.expert_bytes, gpu_room_bytes(inputs, main)
-        need += gpu_work_bytes(inputs, main) if on_gpu else 0
-        yield from require(need <= room, "main.gpu_memory_mb", f"{room / 2**20:.3f} usable", f"needs {need / 2**20:.3f}")
-    yield from require(not on_gpu or gpu_tier(inputs, main), "layers", f"{on_gpu} experts on a GPU", "none can be there")
-    tokens = 1 + max(n_in + n_out for n_in, n_out in inputs.longest)
-    fits = spec.context_tokens is None or tokens <= spec.context_tokens
-    yield from require(fits, "workload.longest", f"a request of {tokens} tokens", f"the model has {spec.context_tokens} positions")
-    working = sum(len(layer.parts) * layer.replicas for layer in plan.layers)
-    yield from require(working <= side.concurrency_limit, "layers", f"{working} instances of functions", side.concurrency_limit)
-    for index, layer in enumerate(plan.layers):
-        routed = inputs.layers[index]
-        longest = largest_pass(inputs, main)
-        for part in layer.parts:
-            rows = sum(routed.use[e] * longest for e in part)
-            each, beside = _function_bytes(spec)
-            need = side.runtime_memory_mb * 2**20 + len(part) * each * side.expert_memory_factor + beside
-            need += rows * spec.hidden_state_bytes
-            fits = need <= layer.memory_mb * 2**20 * (1 + TOLERANCE)
-            yield from require(fits, f"layers[{index}].memory_mb", layer.memory_mb, f"needs {need / 2**20:.3f}")
-
-
-def _function_bytes(spec: MoeSpec) -> tuple[int, int]:
-    """Return the memory that a function needs for each expert, and beside them for one that is being dequantised."""
-    if spec.stored is None or not spec.stored.served:
-        return spec.expert_bytes, 0
-    return (spec.stored.expert_bytes, 0) if spec.stored.packed else (spec.expert_bytes, spec.expert_bytes)
-
-
 def _uncovered(plan: Plan, requests: tuple[Request, ...]) -> Iterator[Finding]:
     """Find a request that is longer than all that the plan says it is for."""
     for _, n_in, n_out in requests:
         if not _is_covered(plan.workload, n_in, n_out):
-            yield Finding("workload.longest", repr(plan.workload.front), f"a request of {n_in} + {n_out} tokens")
+            yield Finding("workload.longest", repr(plan.workload.front), f"a request of {n_in} prompt + {n_out + 1} output tokens")
             return
 
 
@@ -218,12 +150,6 @@ def _missed(plan: Plan, found: Outcome) -> Iterator[Finding]:
         yield Finding(f"targets.{name}", repr(getattr(plan.targets, name)), repr(value))
 
 
-def _in_time(inputs: VerifierInputs, found: Outcome, plan: Plan) -> bool:
-    """Tell whether the instances have the time for all requests."""
-    per_hour, request_s = plan.workload.requests_per_hour, busy_s(inputs, plan.main, found, cold_mean_s(inputs, plan.main, plan.layers))
-    return plan.main.usd_per_hour is None or per_hour is None or request_s * per_hour <= 3600 * plan.instances * (1 + 2 * TOLERANCE)
-
-
 def _numbers(inputs: VerifierInputs, requests: tuple[Request, ...]) -> Iterator[Finding]:
     """Check cost and latency, bound and gap, the baselines, and the verdict that follows from them."""
     plan = inputs.plan
@@ -233,15 +159,16 @@ def _numbers(inputs: VerifierInputs, requests: tuple[Request, ...]) -> Iterator[
         yield Finding("costs.layers_usd", f"{len(plan.costs.layers_usd)} layers", f"{len(costs.layers_usd)}")
     for index, (stated_usd, usd) in enumerate(zip(plan.costs.layers_usd, costs.layers_usd, strict=False)):
         yield from same(f"costs.layers_usd[{index}]", stated_usd, usd)
-    yield from _outcome("", plan.outcome, found)
+    yield from outcomes("", plan.outcome, found)
     yield from same("cold_start_s", plan.cold_start_s, cold_wait_s(inputs, plan.main, plan.layers))
     if plan.method != "given":
         yield from _missed(plan, found)
     bought, stated = ("main", plan.main) if plan.main.usd_per_hour is None else ("instances", plan.instances)
-    yield from require(_in_time(inputs, found, plan), bought, stated, f"a request takes {found.ttft_s + inputs.n_out * found.tpot_s} s")
+    yield from require(in_time(inputs, found), bought, stated, f"a request takes {found.ttft_s + inputs.n_out * found.tpot_s} s")
     yield from _each(inputs, found, requests)
     yield from _bound(plan, found)
     yield from _baselines(inputs)
+    yield from unquantised(inputs)
     yield from _traffic(inputs)
     yield from _scenarios(inputs)
     basis = _basis(inputs, found)
@@ -272,12 +199,6 @@ def _basis(inputs: VerifierInputs, found: Outcome) -> Basis:
     if local > min(able.values()) * (1 + TOLERANCE):
         return Basis.DEARER_THAN_WHOLE_MODEL
     return Basis.DEARER_THAN_ALL_LOCAL if any(layer.remote for layer in plan.layers) else Basis.ALL_LOCAL_IS_CHEAPEST
-
-
-def _outcome(field: str, stated: Outcome, found: Outcome) -> Iterator[Finding]:
-    prefix = f"{field}." if field else ""
-    for name in ("cost_usd_per_request", "ttft_s", "tpot_s", "ttft_percentile_s"):
-        yield from same_or_none(f"{prefix}{name}", getattr(stated, name), getattr(found, name))
 
 
 def _each(inputs: VerifierInputs, found: Outcome, requests: tuple[Request, ...]) -> Iterator[Finding]:
@@ -365,7 +286,7 @@ def _scenarios(inputs: VerifierInputs) -> Iterator[Finding]:
         for name, count in zip(("planned_prompts", "judged_prompts"), halves, strict=True):
             yield from require(getattr(scenario, name) == count, f"{field}.{name}", getattr(scenario, name), count)
         if (scenario.kind, scenario.value) in known:
-            yield from _outcome(field, scenario, known[scenario.kind, scenario.value])
+            yield from outcomes(field, scenario, known[scenario.kind, scenario.value])
             yield from require(scenario.best_usd is None, f"{field}.best_usd", scenario.best_usd, "not looked for")
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from remoe_cli.plan.document import Outcome
 from remoe_cli.plan.verify.cost import TOLERANCE
 
 
@@ -43,3 +44,10 @@ def same_or_none(field: str, stated: float | None, found: float | None) -> Itera
         yield from require(stated is found, field, stated, found)
     else:
         yield from same(field, stated, found)
+
+
+def outcomes(field: str, stated: Outcome, found: Outcome) -> Iterator[Finding]:
+    """Require that cost and times are equal, but for rounding."""
+    prefix = f"{field}." if field else ""
+    for name in ("cost_usd_per_request", "ttft_s", "tpot_s", "ttft_percentile_s"):
+        yield from same_or_none(f"{prefix}{name}", getattr(stated, name), getattr(found, name))

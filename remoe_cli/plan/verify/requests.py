@@ -123,7 +123,8 @@ def too_long(inputs: VerifierInputs, found: Times, requests: Sequence[Request], 
     for _, n_in, n_out in requests:
         taken_s = found.warm_s[n_in] + cold_s + n_out * tpot_s
         if ends_s is not None and taken_s > ends_s * (1 + 2 * TOLERANCE):
-            yield "main", main.name, f"a request of {n_in} + {n_out} tokens takes {taken_s} s, and {ends_s:g} s are allowed"
+            size = f"{n_in} prompt + {n_out + 1} output tokens"
+            yield "main", main.name, f"a request of {size} takes {taken_s} s, and {ends_s:g} s are allowed"
 
 
 def spread(inputs: VerifierInputs, found: Times, requests: Sequence[Request], tpot_s: float) -> Iterator[Limit]:

@@ -284,5 +284,10 @@ def sse(document: Mapping[str, Any], event: str | None = None) -> str:
 
 
 def usage_receipt(answer: Answer) -> dict[str, Any]:
-    """Return the receipt as it rides along with the usage, with the reasons for which the answers ended."""
-    return answer.receipt.model_dump(mode="json") | {"finish_reasons": [choice.finish_reason for choice in answer.choices]}
+    """Return the receipt as it rides along with the usage, with the reasons for which the answers ended.
+
+    Of the functions it has how many were called, as a model may have hundreds.
+    """
+    receipt = answer.receipt.model_dump(mode="json", exclude={"functions"})
+    reasons = [choice.finish_reason for choice in answer.choices]
+    return receipt | {"functions_called": len(answer.receipt.functions), "finish_reasons": reasons}

@@ -75,7 +75,7 @@ class ResponsesBody(Body):
     tool_choice: Literal["none", "auto", "required"] | _ResponsesToolChoice | None = None
     parallel_tool_calls: bool | None = None
     include: tuple[()] | None = None
-    metadata: dict[str, str] | None = Field(default=None, max_length=0)
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(default=None, max_length=16)
     service_tier: Literal["auto", "default"] | None = None
     user: str | None = None
 
@@ -161,7 +161,7 @@ def _response(asked: Asked, status: str, output: list[dict[str, Any]]) -> dict[s
         "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
-        "metadata": {},
+        "metadata": body.metadata or {},
         "model": asked.model,
         "output": output,
         "parallel_tool_calls": body.parallel_tool_calls is not False,

@@ -13,7 +13,6 @@ from remoe_cli.errors import UsageError
 from remoe_cli.runtime.api.common import Body, Refusal
 from remoe_cli.runtime.grammar import json_grammar, json_rule, tools_grammar
 from remoe_cli.runtime.main_function import MainFunction
-from remoe_cli.runtime.tool_formats import NO_TOOLS
 
 TOOLS = 128  # as OpenAI's and Anthropic's APIs have it
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -103,7 +102,7 @@ def fields(main: MainFunction, tools: Sequence[Tool], choice: Choice, schema: Sc
 def check_history(main: MainFunction, messages: Sequence[Mapping[str, Any]], name: str = "messages") -> None:
     """Raise Refusal for calls and results of tools in messages, where the model takes no tools."""
     if main.engine.tool_format is None and any(message.get("tool_calls") or message.get("role") == "tool" for message in messages):
-        raise Refusal(f"The parameter '{name}' has calls of tools, or their results. {NO_TOOLS}", "Leave them out.", param=name)
+        raise Refusal(f"The parameter '{name}' has calls of tools, or their results. {main.engine.no_tools}", "Leave them out.", param=name)
 
 
 def _check_tools(main: MainFunction, tools: Sequence[Tool]) -> None:
@@ -111,7 +110,9 @@ def _check_tools(main: MainFunction, tools: Sequence[Tool]) -> None:
     if twice := next((each for at, each in enumerate(tools) if each.name in names[:at]), None):
         raise Refusal(f"The parameter '{twice.where}' is wrong: two tools have the name {twice.name!r}.", param=twice.where)
     if main.engine.tool_format is None:
-        raise Refusal(f"The parameter 'tools' is not supported. {NO_TOOLS}", "Leave it out.", param="tools", code="unsupported_parameter")
+        raise Refusal(
+            f"The parameter 'tools' is not supported. {main.engine.no_tools}", "Leave it out.", param="tools", code="unsupported_parameter"
+        )
 
 
 def _grammar(main: MainFunction, tools: Sequence[Tool], choice: Choice, otherwise: str | None) -> str | None:

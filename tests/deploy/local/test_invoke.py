@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,40 @@ def test_slow_init(serve: Any, tmp_path: Path) -> None:
         fault = twin.fault()
         assert 0.5 <= time.perf_counter() - begun < 3
         assert fault["errorType"] == "Runtime.InitError" and fault["errorMessage"].endswith("Init timed out after 0.50 seconds")
+
+
+SLOW = """
+import time
+begun = time.monotonic()
+time.sleep({})
+ended = time.monotonic()
+
+def f(event, context):
+    return [begun, ended]
+"""
+
+
+def test_no_more_workers_start_at_once_than_there_are_cores(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many at once would make each other slow and be billed for it, or pass the init limit, as no two do on Lambda."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    (tmp_path / "code" / "slow.py").write_text(SLOW.format(0.5))
+    with serve("slow.f", concurrency=3) as twin, ThreadPoolExecutor(3) as pool:
+        starts = sorted({tuple(times) for times in pool.map(twin.call, range(3))})
+        assert len(starts) > 1 and all(begun >= ended for (_, ended), (begun, _) in pairwise(starts))
+
+
+def test_who_waits_for_a_start_when_the_twin_ends_starts_nothing(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    (tmp_path / "code" / "slow.py").write_text(SLOW.format(30))
+    with ThreadPoolExecutor(2) as pool:
+        with serve("slow.f", concurrency=2) as twin:  # which checks at its end that no worker and no file is left
+            waiting = [pool.submit(twin.raw, b"1") for _ in range(2)]
+            while not twin.started:
+                time.sleep(0.01)
+            time.sleep(0.3)
+        assert len(twin.started) == 1
+        for each in waiting:
+            assert each.exception() is not None or "FunctionError" in each.result()
 
 
 @pytest.mark.parametrize("body", [b"not json", b'"open', b'"a"b"', b'"a\nb"', b'"a\\"', b'"\xff"', b"\x00", b'{"a":}'])
