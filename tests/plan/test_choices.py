@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from remoe_cli.plan.assess.frontier import frontier
 from remoe_cli.plan.assess.robustness import flatter, slower_calls
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
+from remoe_cli.plan.cost.expert_functions import cold_s
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import Plan
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.traffic import Traffic, one_length
 from remoe_cli.plan.verify.check import verify
+from remoe_cli.profile.latency_record import ColdStart
 from remoe_cli.profile.record import Profile
 from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
 
@@ -65,6 +67,16 @@ def test_rare_requests_are_cold_and_pay_for_it(profile: Profile) -> None:
     assert rare.workload.cold_share > 0.99 and busy.workload.cold_share < 1e-9
     assert rare.ttft_s > busy.ttft_s + catalog.main.cold_start_s and rare.cost_usd_per_request > busy.cost_usd_per_request
     assert Traffic(busy.workload.lengths, None, (1.0, 400.0, 1.0, 1.0)).cold_share(300) == 0.25
+
+
+def test_a_measured_start_has_read_its_experts_already(profile: Profile) -> None:
+    """So the time of reading is that of the plan's function, and is not counted twice."""
+    problem = make_problem(profile, tiny_catalog(menu()), PlanRequest())
+    start = ColdStart(starts=3, process_s=0.1, imports_s=0.2, weights_s=0.4, first_result_s=0.1, total_s=1.0)
+    measured = replace(problem, latency=problem.latency.model_copy(update={"cold_start": start}))
+    four, none = cold_s(measured, [4, 0])
+    assert none == pytest.approx(0.6)
+    assert four - none == pytest.approx(4 * problem.spec.fetched_expert_bytes / problem.catalog.function.load_bytes_per_s)
 
 
 # Robustness

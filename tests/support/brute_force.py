@@ -247,7 +247,8 @@ class Brute:
             usd += self.n_out * share * sum(self.bill(rate, t) for t in calls) / self.n
         start_s = 0.0
         if parts:
-            start_s = self.latency.cold_start.total_s if self.latency.cold_start else side.cold_start_s
+            measured = self.latency.cold_start
+            start_s = measured.total_s - measured.weights_s if measured else side.cold_start_s
             start_s += max(map(len, parts)) * self.spec.expert_bytes / side.load_bytes_per_s
             heads = 1 if side.bytes_per_read else 0
             reads = heads + max(map(len, parts)) * (math.ceil(self.spec.expert_bytes / side.bytes_per_read) if heads else 0)

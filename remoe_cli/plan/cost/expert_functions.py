@@ -151,7 +151,8 @@ def payload_bytes(problem: Problem, rows: npt.ArrayLike) -> Floats:
 def cold_s(problem: Problem, experts: npt.ArrayLike) -> Floats:
     """Compute the time to the first result of an instance that has to start and read its experts."""
     side, measured = problem.catalog.function, problem.latency.cold_start
-    start_s = side.cold_start_s if measured is None else measured.total_s
+    # What was measured has read its experts too, by the disk of that machine.
+    start_s = side.cold_start_s if measured is None else max(0.0, measured.total_s - measured.weights_s)
     return start_s + np.asarray(experts, dtype=np.float64) * problem.spec.fetched_expert_bytes / side.load_bytes_per_s
 
 

@@ -370,7 +370,7 @@ def start_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
     """Compute the time from the call to the first result of a function that has to start."""
     side, measured = inputs.catalog.function, inputs.profile.record.latency.cold_start
     read_s = max(map(len, layer.parts)) * fetched_bytes(inputs) / side.load_bytes_per_s
-    return (measured.total_s if measured else side.cold_start_s) + read_s
+    return (max(0.0, measured.total_s - measured.weights_s) if measured else side.cold_start_s) + read_s
 
 
 def cold_wait_s(inputs: VerifierInputs, main: MainSpec, layers: Sequence[LayerPlan]) -> float:
