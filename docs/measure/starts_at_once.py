@@ -60,7 +60,7 @@ def _starts_ms(name: str, at_once: int) -> list[float | None]:
         begun_s = time.perf_counter()
         try:
             health(client, function)
-        except InvokeError:  # Lambda, and so the twin, give a start 10 s
+        except InvokeError:  # Lambda, and so the twin, give a start 10 s, not counting its wait for a turn
             return None
         return (time.perf_counter() - begun_s) * 1e3
 

@@ -95,7 +95,14 @@ def command(
         raise UsageError("A monthly alert needs an amount and an address.", "Give both --monthly-alert USD and --alert-email ADDRESS.")
     checked = account_rules(**rules, tags=tag or (), subnets=subnet or (), security_groups=security_group or ())
     options = DeployOptions(
-        endpoint, rtt_ms, accept_loss, endpoint_image, monthly_alert, alert_email, checked, speculate_of(speculate or "off")
+        endpoint,
+        rtt_ms,
+        accept_loss,
+        endpoint_image,
+        monthly_alert,
+        alert_email,
+        checked,
+        "off" if speculate is None else speculate_of(speculate),
     )
     place = pick(target, region, profile, asks=None if dry_run else "deploy", yes=yes)
     if dry_run:

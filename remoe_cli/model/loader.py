@@ -174,8 +174,8 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | Non
     layers = expert_layers(probe)
     wanted = {x.layer: tuple(range(x.experts) if keep is None else keep.get(x.layer, ())) for x in layers}
     kind, dtype = type(probe), model_dtype(config)
-    text_alone = not isinstance(config, kind.config_class or PreTrainedConfig)  # of a family that also takes pictures
-    config = config.get_text_config() if text_alone else config
+    text_alone = _of_text(config, kind) is not config
+    config = _of_text(config, kind)
     state = select(checkpoint, probe, wanted)
     try:
         model, report = _partial(kind, wanted, device).from_pretrained(
@@ -204,6 +204,11 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | Non
     return cast(PreTrainedModel, model.eval())
 
 
+def _of_text(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:
+    """Return the configuration that a class of models takes: of a family that also takes pictures, its text model's has a part."""
+    return config if isinstance(config, kind.config_class or PreTrainedConfig) else config.get_text_config()
+
+
 def load_gpu_experts(checkpoint: Checkpoint, model: PreTrainedModel, chosen: Keep, device: str) -> dict[int, GpuExperts]:
     """Load some experts of a loaded model from their files to a device, apart from its own parameters.
 
@@ -218,7 +223,7 @@ def load_gpu_experts(checkpoint: Checkpoint, model: PreTrainedModel, chosen: Kee
     wanted = {x.layer: tuple(chosen.get(x.layer, ())) for x in expert_layers(model)}
     state = select(checkpoint, skeleton(config), wanted, device, experts_only=True)
     with torch.device("meta"):
-        apart = _partial(type(model), wanted, device)._from_config(config, dtype=model_dtype(config))
+        apart = _partial(type(model), wanted, device)._from_config(_of_text(config, type(model)), dtype=model_dtype(config))
     settings = LoadStateDictConfig(
         dtype=model_dtype(config), device_map={"": device}, weight_mapping=get_model_conversion_mapping(apart), ignore_mismatched_sizes=True
     )

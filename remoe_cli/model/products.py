@@ -13,7 +13,7 @@ is good at is found out in some milliseconds. docs/adr/0015-products.md has the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -48,7 +48,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if weight.dtype is torch.bfloat16 and x.dtype is torch.bfloat16 and weight.device.type == "cpu":
         numbers, inputs = x.numel(), x.shape[-1]
-        if numbers == inputs and ways().own:
+        if numbers == inputs and weight.stride(-1) == 1 and ways().own:  # of a transposed matrix it takes many times as long
             return own(x, weight, bias)
         if numbers >= _FROM_ROWS * inputs and ways().widened:
             return widened(x, weight, bias)
@@ -66,15 +66,27 @@ def own(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def widened(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply in float32, of which the weights take one block at a time, and round once."""
-    rows, (outputs, inputs) = x.reshape(-1, x.shape[-1]).float(), weight.shape
-    count = max(1, _BLOCK_NUMBERS // inputs)
-    block = torch.empty((min(count, outputs), inputs), dtype=torch.float32)
-    out = torch.empty((len(rows), outputs), dtype=torch.bfloat16)
-    for start in range(0, outputs, count):
-        end = min(outputs, start + count)
-        product = rows @ block[: end - start].copy_(weight[start:end]).t()
-        out[:, start:end] = product if bias is None else product.add_(bias[start:end].float())
-    return out.view(*x.shape[:-1], outputs)
+    rows, outputs = x.reshape(-1, x.shape[-1]).float(), len(weight)
+    if weight.stride(-1) == 1:
+        product = torch.empty((len(rows), outputs), dtype=torch.float32)
+        for start, block in _blocks(weight):
+            torch.mm(rows, block.t(), out=product[:, start : start + len(block)])
+    else:  # stored the other way round: blocks of what it is stored as, whose products are added up
+        product = torch.zeros((len(rows), outputs), dtype=torch.float32)
+        for start, block in _blocks(weight.t()):
+            product.addmm_(rows[:, start : start + len(block)], block)
+    if bias is not None:
+        product += bias.float()
+    return product.to(x.dtype).view(*x.shape[:-1], outputs)
+
+
+def _blocks(stored: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield blocks of rows in float32, each with the number of its first; the next one takes its memory."""
+    count = max(1, _BLOCK_NUMBERS // stored.shape[1])
+    block = torch.empty((min(count, len(stored)), stored.shape[1]), dtype=torch.float32)
+    for start in range(0, len(stored), count):
+        rows = stored[start : start + count]
+        yield start, block[: len(rows)].copy_(rows)
 
 
 @cache

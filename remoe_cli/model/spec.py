@@ -55,8 +55,9 @@ class RemoteExperts(Part):
     expert_bytes: Bytes
 
 
-# Families whose caches requests cannot share (batch_cache.py tells for a loaded model).
-ONE_AT_A_TIME = frozenset(("deepseek_v32", "deepseek_v4", "glm_moe_dsa", "minimax"))
+# Families whose caches requests cannot share (batch_cache.py tells for a loaded model), and Llama 4: its attention takes a token's place
+# from the length of the cache, which in a batch is that of the longest request.
+ONE_AT_A_TIME = frozenset(("deepseek_v32", "deepseek_v4", "glm_moe_dsa", "llama4", "llama4_text", "minimax"))
 
 
 class MoeSpec(Part):

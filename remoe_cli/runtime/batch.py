@@ -134,8 +134,9 @@ class Batch:
             mask = (torch.arange(longest + width, device=self.model.device) >= padding.unsqueeze(1)).long()
         tokens = [_filled([each.stream.ids[-1], *draft], width) for each, draft in zip(sequences, drafts, strict=True)]
         try:
-            with self._pass(sequences, len(self) > 1, [1 + len(draft) for draft in drafts], width) as chosen:
-                logits = self._forward(sequences, tokens, self.cache, mask, width)
+            counts = [1 + len(draft) for draft in drafts]
+            with self._pass(sequences, len(self) > 1, counts, width) as chosen:
+                logits = self._forward(sequences, tokens, self.cache, mask, width, counts)
         except Exception as error:
             if len(sequences) == 1:
                 self.decoding, self.cache = [], None
@@ -181,9 +182,17 @@ class Batch:
             self._begin_again(self.decoding)
 
     def _forward(
-        self, sequences: Sequence[TokenSequence], tokens: list[list[int]], cache: Cache | None, mask: Tensor | None, last: int = 1
+        self,
+        sequences: Sequence[TokenSequence],
+        tokens: list[list[int]],
+        cache: Cache | None,
+        mask: Tensor | None,
+        last: int = 1,
+        filled_to: Sequence[int] = (),
     ) -> Tensor:
         """Run the model on the next tokens of each sequence; a cache that the model has made itself is the sequence's.
+
+        `filled_to`: how many of its tokens each sequence really has, where some are filled up.
 
         Shapes: returns the logits of the `last` tokens, [sequences, last, vocabulary] in float32.
         """
@@ -193,7 +202,9 @@ class Batch:
             named["logits_to_keep"] = last
         if inputs.positions:
             starts = torch.tensor([[each.read] for each in sequences], device=device)
-            named["position_ids"] = starts + torch.arange(len(tokens[0]), device=device)
+            # What fills a row up is at its last token's place: one further on might be beyond the model's positions.
+            counts = torch.tensor([[count] for count in filled_to or [len(tokens[0])] * len(sequences)], device=device)
+            named["position_ids"] = starts + torch.arange(len(tokens[0]), device=device).minimum(counts - 1)
         if cache is not None:
             named["past_key_values"] = cache
         ids = torch.tensor(tokens, device=device)

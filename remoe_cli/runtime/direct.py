@@ -47,8 +47,8 @@ class DirectClient:
 
     def invoke(self, *, FunctionName: str, Payload: bytes, InvocationType: str, LogType: str) -> dict[str, Any]:
         """Do what `invoke` of botocore's client does, with the same parameters, result and errors."""
-        host = urlsplit(self.endpoint_url).netloc
-        path = f"/2015-03-31/functions/{quote(FunctionName, safe='')}/invocations"
+        at = urlsplit(self.endpoint_url)
+        host, path = at.netloc, f"{at.path.rstrip('/')}/2015-03-31/functions/{quote(FunctionName, safe='')}/invocations"
         kind = {"x-amz-invocation-type": InvocationType, "x-amz-log-type": LogType, "user-agent": _USER_AGENT}
         headers = signed("POST", host, path, kind, self.credentials(), time.time(), Payload, "lambda")
         connection = self._take()

@@ -25,7 +25,7 @@ from remoe_cli.model.generation import StopStrings, stop_strings, warning
 from remoe_cli.model.loader import copy_weights, load, load_gpu_experts
 from remoe_cli.model.products import choose_products
 from remoe_cli.model.shared_experts import start_early
-from remoe_cli.model.spec import MoeSpec
+from remoe_cli.model.spec import ONE_AT_A_TIME, MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
 from remoe_cli.runtime.answer import Generated, Piece, Stop
 from remoe_cli.runtime.batch import Batch
@@ -74,7 +74,8 @@ class Engine:
     @property
     def batches(self) -> bool:
         """Whether several requests of this model can be answered at once (model/batch_cache.py)."""
-        return joinable(self._empty_cache)
+        family = self.model.config.get_text_config(decoder=True).model_type
+        return family not in ONE_AT_A_TIME and joinable(self._empty_cache)
 
     @property
     def drafts(self) -> bool:

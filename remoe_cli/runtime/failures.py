@@ -89,7 +89,8 @@ FAILURES = (
     Failure("FunctionMemoryError", hint="Plan again with more memory for its functions, and deploy that.", lasts=True),
     Failure(
         "FunctionProcessorError",
-        hint="MXFP4 experts need x86-64 with AVX2 and FMA, or arm64: deploy to such a processor, or a bfloat16 checkpoint of the model.",
+        hint="Experts that are computed as they are stored (packed) need x86-64 with AVX2, FMA and F16C, or arm64: deploy to such a"
+        " processor, or a plan whose experts are not quantised.",
         lasts=True,
     ),
     Failure("FunctionStorageError", hint="The function's ephemeral storage must hold its shard: deploy the plan again.", lasts=True),

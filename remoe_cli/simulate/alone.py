@@ -104,10 +104,11 @@ def _rented(service: Service, load: Load, busy_s: list[float]) -> _Begun:
         functions_started = warm.begin(begin_s)
         # A request that comes while the instance wakes waits for it before its turn, which is no wait for a start of its own.
         wait_s = functions_s if functions_started and not started else 0.0
-        last_s = begin_s + wait_s + work_s
-        heappush(free, last_s)
-        up_until = max(up_until, last_s + service.idle_s)
-        warm.end(last_s)
+        ended_s = begin_s + wait_s + work_s
+        heappush(free, ended_s)
+        up_until = max(up_until, ended_s + service.idle_s)
+        warm.end(ended_s)
+        last_s = max(last_s, ended_s)  # an earlier request may take longer
         if begin_s > at_s:
             waiting.append(begin_s)
         woken_s = service.start_s if started and begin_s == ready_s else 0.0

@@ -31,6 +31,22 @@ def test_each_way_is_the_product_rounded_once(way: products.Way, rows: tuple[int
     assert ((got.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
 
 
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(9, 1000, 1200), (40, 96, 64)])
+def test_a_matrix_that_is_stored_the_other_way_round_is_widened_in_its_own_blocks(rows: int, inputs: int, outputs: int) -> None:
+    x, weight, bias = drawn((rows,), inputs, outputs)
+    expected, got = widened(x, weight, bias), widened(x, weight.t().contiguous().t(), bias)
+    assert torch.allclose(got.float(), expected.float(), rtol=2**-7, atol=1e-3)
+
+
+def test_torchs_own_product_is_not_used_for_a_matrix_that_is_stored_the_other_way_round(used: list[str]) -> None:
+    """It takes many times as long there: of gpt_oss, whose experts are stored so."""
+    x, weight, _ = drawn((1,), 64, 96)
+    linear(x, weight.t().contiguous().t())
+    assert used == []
+    linear(x, weight)
+    assert used == ["own"]
+
+
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What `linear` has multiplied by."""

@@ -77,6 +77,14 @@ def test_a_function_is_named_by_its_arn_too(endpoint: Endpoint) -> None:
     assert endpoint.requests[-1][0] == "/2015-03-31/functions/arn%3Aaws%3Alambda%3Aus-east-1%3A123456789012%3Afunction%3Af/invocations"
 
 
+def test_an_endpoint_may_have_a_path(endpoint: Endpoint) -> None:
+    """Such as that of a gateway: boto3 sends there too."""
+    client = direct_to_twin(f"{endpoint.url}/gateway/", 5.0)
+    call(endpoint, client)
+    client.close()
+    assert endpoint.requests[-1][0] == "/gateway/2015-03-31/functions/layer-001/invocations"
+
+
 def test_certificates_are_checked(tmp_path: Path) -> None:
     key, mine = certificate(tmp_path)
     with Endpoint() as endpoint:

@@ -40,7 +40,7 @@ def test_the_pause_before_each_retry() -> None:
 def test_a_processor_that_lacks_something_is_not_planned_for_again() -> None:
     """MXFP4 experts are always packed: another plan changes nothing."""
     hint = failure("FunctionProcessorError").hint
-    assert "AVX2 and FMA, or arm64" in hint and "plan again" not in hint
+    assert "AVX2, FMA and F16C, or arm64" in hint and "plan again" not in hint
 
 
 @pytest.mark.parametrize(("kind", "first_s"), FIRST_PAUSES_S.items())
