@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from remoe_cli.artifacts import write_json
-from remoe_cli.cli import app
+from remoe_cli.cli import app, output
 from tests.support.forked import remoe
 from tests.support.synthetic import plan_by_hand, synthetic_profile
 
@@ -120,6 +120,7 @@ def test_who_takes_another_command_is_told_the_right_one(
     synthetic_profile(tmp_path / "profile")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["remoe", *arguments])
+    monkeypatch.setattr(output, "_mode", output._Mode())  # without what an earlier command of this process has asked for
     assert app.run() == 2
     error, advice = capsys.readouterr().err.splitlines()
     assert message in error and hint in advice

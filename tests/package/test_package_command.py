@@ -40,7 +40,7 @@ def packaged(made: ByHand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         plan = made.plan.model_copy(update={"layers": layers})
         write_json(tmp_path / "plan.json", plan)
         monkeypatch.setattr(inputs, "read_inputs", lambda path: (plan, made.profile, made.catalog))
-        package.command(tmp_path / "plan.json", tmp_path / "out")
+        package.command(tmp_path / "plan.json", tmp_path / "out", yes=True)
 
     return command
 

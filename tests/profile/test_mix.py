@@ -26,8 +26,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, Profile]:
 
 @pytest.fixture(scope="module")
 def mixed(parts: tuple[Profile, Profile], tmp_path_factory: pytest.TempPathFactory) -> Profile:
-    mix({parts[0].path: 1.5, parts[1].path: 0.5}, tmp_path_factory.mktemp("mix") / "mix")
-    return read_profile(tmp_path_factory.getbasetemp() / next(tmp_path_factory.getbasetemp().glob("mix*")).name / "mix")
+    out = tmp_path_factory.mktemp("mixed") / "mix"
+    mix({parts[0].path: 1.5, parts[1].path: 0.5}, out)
+    return read_profile(out)
 
 
 def is_chat(profile: Profile) -> Any:

@@ -223,7 +223,7 @@ def measured(folder: str) -> None:
             np.testing.assert_array_equal(ours, theirs)
         for module, name, stand_in in ((latency, "now", clock), (latency, "_ROUND_S", 0.005), (pass_times, "_FORWARD_S", 0.02)):
             stack.enter_context(mock.patch.object(module, name, stand_in))
-        stack.enter_context(mock.patch.object(latency, "function_expert", lambda layers, packed: fit(latency._alone(layers), [PHYSICAL])))
+        stack.enter_context(mock.patch.object(latency, "function_expert", lambda layers, *_: fit(latency._alone(layers), [PHYSICAL])))
         sys.stdout.write(latency.measure(model, 1.0).model_dump_json())
 
 

@@ -33,6 +33,7 @@ from remoe_cli.plan.document import LayerPlan, Plan, Source
 from remoe_cli.profile.record import ModelRef, Profile, write_profile
 from remoe_cli.runtime import client
 from remoe_cli.runtime.device_choice import DeviceChoice
+from remoe_cli.runtime.direct import DirectClient
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support.families import save
 from tests.support.synthetic import plan_by_hand, synthetic_profile
@@ -271,9 +272,11 @@ def test_serving_calls_functions_by_the_accounts_own_session(
     assert last_resort.shards == "s3://remoe-x" and last_resort.environment()["AWS_ACCESS_KEY_ID"]
     assert book.folder.parts[-3:] == ("aws", "123456789012-us-east-1", "x")
     assert (name, server_json, host, port, asked.device) == ("x", tmp_path / "server.json", "127.0.0.1", 8080, DeviceChoice.CPU)
-    calls.clear()
-    client_of_it = connect(3, 5.0)
-    client_of_it.list_functions()
-    assert connect(3, 5.0).meta.events is not client_of_it.meta.events  # with credentials that were read again
-    assert calls == ["ListFunctions"] and client_of_it.meta.config.max_pool_connections == 3
+    caller = connect(3, 5.0)
+    assert isinstance(caller, DirectClient) and caller.endpoint_url == account.client("lambda").meta.endpoint_url
+    held = account.session.get_credentials()
+    assert (caller.credentials().access_key, caller.credentials().region) == (held.access_key, "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA-AFTER-A-NEW-LOGIN")
+    assert connect(3, 5.0).credentials().access_key == "AKIA-AFTER-A-NEW-LOGIN"  # read again
+    assert caller.credentials().access_key == held.access_key
     assert boto3.DEFAULT_SESSION is None
