@@ -21,12 +21,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from remoe_cli.errors import ModelError
-from remoe_cli.model import products
 from remoe_cli.model.adapters import adapt, hooked
 from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.gpu_experts import GpuExperts
@@ -258,8 +258,7 @@ def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
     up = "gate_up_proj" if m.has_gate else "up_proj"
 
     def linear(x: Tensor, name: str) -> Tensor:
-        weight = w[name][row]
-        y = products.linear(x, weight.t() if m.is_transposed else weight)
+        y = x @ w[name][row] if m.is_transposed else F.linear(x, w[name][row])
         return y + w[name + "_bias"][row] if m.has_bias else y
 
     h: Tensor = linear(x, up)

@@ -297,13 +297,9 @@ def _is_of(fingerprint: Path, inputs: Inputs) -> bool:
 def _load(checkpoint: Checkpoint, device_map: str | None, device: str) -> tuple[PreTrainedModel, float]:
     """Load the model; also returns the seconds that this took."""
     from remoe_cli.model.loader import load
-    from remoe_cli.model.products import choose_products
 
     start = time.perf_counter()
-    model = load(checkpoint, device_map=device_map, device=device)
-    seconds = time.perf_counter() - start
-    choose_products(model)
-    return model, seconds
+    return load(checkpoint, device_map=device_map, device=device), time.perf_counter() - start
 
 
 def record(

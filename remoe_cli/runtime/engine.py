@@ -23,7 +23,6 @@ from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import Attachment, attach
 from remoe_cli.model.generation import StopStrings, stop_strings, warning
 from remoe_cli.model.loader import copy_weights, load, load_gpu_experts
-from remoe_cli.model.products import choose_products
 from remoe_cli.model.shared_experts import start_early
 from remoe_cli.model.spec import ONE_AT_A_TIME, MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
@@ -303,7 +302,6 @@ def start_engine(
     try:
         with full_memory_named("Free the GPU, or serve on one with as much memory as the plan counts on."):
             model = load(checkpoint, local, device=at)
-            choose_products(model)
             dispatcher.gpu = load_gpu_experts(checkpoint, model, there, at)
         if copied:
             copy_weights(model)

@@ -9,16 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from remoe_cli.model import products
 from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert, run_experts
 from remoe_cli.model.grouping import add_slots, by_expert, device_sum, rows_of, weighted_sum
 from tests.support.families import EXPERTS, FAMILIES, build
-
-
-@pytest.fixture(autouse=True)
-def torchs_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other products may sum in another order (test_products.py), on machines without bfloat16 instructions."""
-    monkeypatch.setattr(products, "ways", lambda: products.Ways(own=False, widened=False))
 
 
 # Tokens, slots, and whether slots of a token may name the same expert.
