@@ -36,7 +36,7 @@ def measure_loss(
 
     What is attached to the model's experts hook is replaced by what runs them as they are. `report` gets the share that is done.
 
-    Raises: ModelError for prompts too short to predict anything, and what `quantise` raises.
+    Raises: ModelError for prompts too short to predict anything, for predictions that are no numbers, and what `quantise` raises.
     """
     if not any(len(prompt) > 1 for prompt in prompts):
         raise ModelError("The prompts have one token each, so what quantising loses cannot be measured.", "Profile with longer prompts.")
@@ -56,15 +56,38 @@ def measure_loss(
                 report((1 + (2 * number + 2) / len(batches)) / 3)
     finally:
         attach(model, plain)
+    return _loss(total, len(texts))
+
+
+def _loss(total: _Sums, prompts: int) -> QuantisationLoss:
+    """Compute the loss from its sums.
+
+    Raises: ModelError for sums that are no finite numbers: nothing compares with them, so they would pass every limit.
+    """
+    if not all(map(math.isfinite, (total.own_loss, total.quantised_loss, total.squares, total.divergence_bits))):
+        raise _no_numbers()
+    try:
+        own, quantised = (math.exp(loss / total.text_tokens) for loss in (total.own_loss, total.quantised_loss))
+        rise_error = total.rise_error
+    except OverflowError:
+        raise _no_numbers() from None
     return QuantisationLoss(
-        prompts=len(texts),
+        prompts=prompts,
         text_tokens=total.text_tokens,
         answer_tokens=total.answer_tokens,
-        unquantised_perplexity=math.exp(total.own_loss / total.text_tokens),
-        perplexity=math.exp(total.quantised_loss / total.text_tokens),
-        rise_error=total.rise_error,
+        unquantised_perplexity=own,
+        perplexity=quantised,
+        rise_error=rise_error,
         divergence_bits=max(0.0, total.divergence_bits) / total.answer_tokens,
         agreement=total.agreed / total.answer_tokens,
+    )
+
+
+def _no_numbers() -> ModelError:
+    return ModelError(
+        "What quantising loses cannot be measured: the probabilities that the model gives to tokens of the prompts and answers, with or "
+        "without quantised experts, are no finite numbers.",
+        "Profile without --experts, or with other prompts.",
     )
 
 
@@ -186,7 +209,7 @@ class _Sums:
             said = text.answer - 1  # from here on, what is predicted is the answer
             losses = [-x.gather(1, nexts)[:said].double() for x in (p, q)]
             middle = torch.logaddexp(p[said:], q[said:]) - math.log(2)
-            apart = sum(float((x[said:].exp() * (x[said:] - middle)).double().sum()) for x in (p, q))
+            apart = sum(float(_weighted(x[said:], middle).double().sum()) for x in (p, q))
             same = int((p[said:].argmax(dim=-1) == q[said:].argmax(dim=-1)).sum())
             total = _Sums(
                 total.text_tokens + said,
@@ -198,3 +221,11 @@ class _Sums:
                 total.agreed + same,
             )
         return total
+
+
+def _weighted(x: Tensor, middle: Tensor) -> Tensor:
+    """Compute the terms of x's divergence from `middle`, both log-probabilities; a token without probability has none.
+
+    Shapes: all [T, V].
+    """
+    return (x.exp() * (x - middle)).masked_fill(x == -math.inf, 0.0)

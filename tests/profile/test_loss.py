@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from remoe_cli.errors import ModelError, UsageError
 from remoe_cli.function.dequantise import dequantise
@@ -70,6 +73,57 @@ def test_it_is_what_a_second_model_with_quantised_experts_loses(monkeypatch: pyt
 def test_prompts_that_predict_nothing_are_refused() -> None:
     with pytest.raises(ModelError, match="one token each"):
         loss.measure_loss(build("mixtral", torch.float32), [[1], [2]], INT4)
+
+
+def measured_with(change: Callable[[Tensor, bool, int], None], monkeypatch: pytest.MonkeyPatch) -> QuantisationLoss:
+    """Measure a model whose logits are changed: `change` gets those of a text, whether experts are quantised, and where answers begin."""
+    monkeypatch.setattr(loss, "ANSWER_TOKENS", 3)
+    model, logits, passes = build("mixtral", torch.float32), loss._logits, itertools.count()
+
+    def changed(model: PreTrainedModel, batch: Sequence[loss._Text]) -> Tensor:
+        made, quantised = logits(model, batch).clone(), bool(next(passes) % 2)
+        for row, text in zip(made, batch, strict=True):
+            change(row, quantised, text.answer - 1)
+        return made
+
+    monkeypatch.setattr(loss, "_logits", changed)
+    return loss.measure_loss(model, PROMPTS[:2], INT4)
+
+
+def no_numbers(row: Tensor, quantised: bool, answer: int) -> None:
+    row[answer if quantised else len(row) :] = math.nan
+
+
+def all_no_numbers(row: Tensor, quantised: bool, answer: int) -> None:
+    row[:] = math.nan if quantised else row
+
+
+def infinite_loss(row: Tensor, quantised: bool, answer: int) -> None:
+    row[:, :50] = -math.inf  # the prompts' own tokens
+
+
+def unlikely(row: Tensor, quantised: bool, answer: int) -> None:
+    row[:, 0] = 1e30  # a perplexity that no float holds
+
+
+@pytest.mark.parametrize("change", [no_numbers, all_no_numbers, infinite_loss, unlikely])
+def test_predictions_that_are_no_numbers_never_pass(change: Callable[[Tensor, bool, int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="no finite numbers"):
+        measured_with(change, monkeypatch)
+
+
+def test_tokens_without_probability_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models mask what pads their vocabulary."""
+
+    def masked(row: Tensor, quantised: bool, answer: int) -> None:
+        row[:, -8:] = -math.inf
+
+    def nearly_masked(row: Tensor, quantised: bool, answer: int) -> None:
+        row[:, -8:] = -80.0
+
+    with monkeypatch.context() as patch:
+        found = measured_with(masked, patch)
+    assert found.divergence_bits == pytest.approx(measured_with(nearly_masked, monkeypatch).divergence_bits, rel=1e-4) != 0
 
 
 def lost(perplexity: float = 10.0, bits: float = 0.0, error: float = 0.001) -> QuantisationLoss:
