@@ -13,7 +13,6 @@ from remoe_cli.cli import output
 if TYPE_CHECKING:
     from remoe_cli.predict.train import PredictorRecord
     from remoe_cli.profile.latency_record import Latency
-    from remoe_cli.profile.loss_record import QuantisationLoss
     from remoe_cli.profile.record import Profile
 
 OutOption = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to write the profile to.")]
@@ -43,7 +42,7 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
         "experts_per_layer": record.spec.experts_per_layer,
         "top_k": record.spec.top_k,
         "stored": record.spec.stored and record.spec.stored.model_dump(),
-        **({} if record.loss is None else {"experts": record.spec.remote and record.spec.remote.form, "loss": loss_document(record.loss)}),
+        **({} if record.loss is None else {"experts": record.spec.remote and record.spec.remote.form, "loss": record.loss.document}),
         "routing": record.routing.model_dump(mode="json"),
         "prefill_tokens": int(arrays["prompt_tokens"].sum()),
         "decode_tokens": int(arrays["decode_tokens"].sum()),
@@ -75,10 +74,6 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
     for warning in warnings:
         output.say(f"warning: {warning}")
     output.result(document, show)
-
-
-def loss_document(loss: QuantisationLoss) -> dict[str, Any]:
-    return loss.model_dump() | {"perplexity_rise": loss.perplexity_rise, "excess": loss.excess}
 
 
 def trained_predictor(profile: Profile) -> PredictorRecord | None:

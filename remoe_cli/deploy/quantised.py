@@ -28,10 +28,9 @@ class Terms:
 
     @property
     def document(self) -> dict[str, Any]:
-        loss = self.loss and self.loss.model_dump() | {"perplexity_rise": self.loss.perplexity_rise, "excess": self.loss.excess}
         return {
             "experts": self.form,
-            "loss": loss,
+            "loss": self.loss and self.loss.document,
             "cost_usd_per_request": self.cost_usd,
             "unquantised_usd_per_request": self.unquantised_usd,
         }

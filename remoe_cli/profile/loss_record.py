@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from remoe_cli.artifacts import NonNegative, Part, Positive, Tokens
 from remoe_cli.errors import UsageError
 
@@ -61,6 +64,21 @@ class QuantisationLoss(Part):
                 f" {MOST_PERPLEXITY_RISE:.0%} is the most"
             )
         return None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The loss for programs, with what follows from its figures."""
+        return self.model_dump() | {"perplexity_rise": self.perplexity_rise, "excess": self.excess}
+
+
+def worst_loss(losses: Sequence[QuantisationLoss | None]) -> QuantisationLoss | None:
+    """Choose the loss that holds for all parts of a profile, in whatever order they are.
+
+    It is one over a limit; where none is, but one was not measured, None; else that of the largest divergence.
+    """
+    measured = [loss for loss in losses if loss is not None]
+    worst = max(measured, key=lambda loss: (loss.excess is not None, loss.divergence_bits, *loss.model_dump().values()), default=None)
+    return worst if worst is None or worst.excess is not None or len(measured) == len(losses) else None
 
 
 def refuse_loss(form: str, loss: QuantisationLoss | None, accepted: bool) -> None:

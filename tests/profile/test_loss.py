@@ -19,7 +19,7 @@ from remoe_cli.function.expert_ffn import widen
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.quantise import INT4, quantise
 from remoe_cli.profile import loss
-from remoe_cli.profile.loss_record import QuantisationLoss, refuse_loss
+from remoe_cli.profile.loss_record import QuantisationLoss, refuse_loss, worst_loss
 from tests.support.families import build
 
 PROMPTS = [list(range(1, 12)), [7, 3], [5], list(range(30, 50))]
@@ -137,6 +137,18 @@ def lost(perplexity: float = 10.0, bits: float = 0.0, error: float = 0.001) -> Q
         divergence_bits=bits,
         agreement=0.5,
     )
+
+
+def test_the_worst_loss_of_several_is_the_same_in_any_order() -> None:
+    small, larger, dear, much = lost(bits=0.001), lost(9.0, bits=0.002), lost(10.2, bits=0.0001), lost(bits=0.02)
+    for losses, worst in (
+        ((small, larger), larger),
+        ((small, dear, larger), dear),
+        ((dear, much, None), much),
+        ((small, None), None),
+        ((None, None), None),
+    ):
+        assert {worst_loss(order) for order in itertools.permutations(losses)} == {worst}
 
 
 def test_too_much_is_refused_unless_it_is_accepted() -> None:
