@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from remoe_cli.deploy.inputs import Inputs
-from remoe_cli.errors import InfeasibleError
+from remoe_cli.errors import InfeasibleError, OverBudgetError
 from remoe_cli.plan.document import Plan
 from remoe_cli.plan.problem.request import request_of
 from remoe_cli.plan.wording import dollars
@@ -55,7 +55,8 @@ class Terms:
 def terms(inputs: Inputs) -> Terms | None:
     """Work out what a plan's quantised experts lose and save; None where none are quantised on request.
 
-    The plan without is made for the same requests and targets; a forced placement is compared with one of as many remote experts.
+    The plan without is made for the same requests and targets, but for a budget that none keeps; a forced placement is compared with one
+    of as many remote experts.
     """
     plan, profile, catalog = inputs
     if (form := plan.model.experts) is None:
@@ -64,13 +65,19 @@ def terms(inputs: Inputs) -> Terms | None:
 
     other: float | None = None
     if (without := profile.unquantised()) is not None:
-        request = request_of(plan)
+        request = replace(request_of(plan), examine=False)
         if plan.method in ("forced", "given"):
             request = replace(request, remote_share=_remote_share(plan))
-        try:
-            other = make_plan(without, catalog, replace(request, examine=False)).cost_usd_per_request
-        except InfeasibleError:
-            other = None
+        # Over the budget, the cheapest plan tells what is saved.
+        cheapest = replace(request, aim=replace(request.aim, objective="cost", budget_usd=None))
+        for asked in (request, cheapest):
+            try:
+                other = make_plan(without, catalog, asked).cost_usd_per_request
+                break
+            except OverBudgetError:
+                continue
+            except InfeasibleError:
+                break
     return Terms(form, profile.record.loss, plan.cost_usd_per_request, other)
 
 
