@@ -131,7 +131,7 @@ def status(name: str) -> dict[str, Any]:
 
     Where no supervisor answers, `state` is deploying, dead, stopped, silent or elsewhere, and `hint` says what to do.
 
-    Raises: DeployError for an unknown name.
+    Raises: NoDeploymentError for an unknown name.
     """
     folder = known_dir(name)
     try:
