@@ -10,9 +10,9 @@
 A table is a command, a key is one of its options; `[plan]` is short for `[plan.make]`, as on the command line. A path begins at the file's
 folder. The command line goes before the project's file, and that before the user's.
 
-What agrees to costs, to a loss or to replacing files, opens a server to others, or shapes what is printed is said on the command line only. A project
-may be somebody else's, so what decides who may ask a server, which image runs in an account, or what is destroyed is not taken from its
-file.
+What agrees to costs, to a loss or to replacing files, opens a server to others, or shapes what is printed is said on the command line only.
+A project may be somebody else's, so what decides who may ask a server, which image runs in an account, or what is destroyed is not taken
+from its file.
 """
 
 from __future__ import annotations
