@@ -27,11 +27,13 @@ LATENCY_FROM = typer.Option(
 
 def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
     """Train the profile's predictor, and show what was made, with `remarks` among the warnings."""
+    from remoe_cli.profile.loss_record import loss_warning
+
     trained = None if made.record.dataset.shard else trained_predictor(made)
     record, arrays = made.record, made.arrays
     warnings = (*record.latency.warnings, *remarks)
-    if record.loss is not None and record.loss.excess is not None:
-        warnings = (*warnings, f"Quantised experts lose too much: {record.loss.excess}. A deployment needs --accept-loss.")
+    if record.spec.remote is not None and (warning := loss_warning(record.loss)) is not None:
+        warnings = (*warnings, warning)
     document: dict[str, Any] = {
         "path": str(out),
         "model": record.model.path,

@@ -81,6 +81,16 @@ def worst_loss(losses: Sequence[QuantisationLoss | None]) -> QuantisationLoss | 
     return worst if worst is None or worst.excess is not None or len(measured) == len(losses) else None
 
 
+def loss_warning(loss: QuantisationLoss | None) -> str | None:
+    """Warn of a loss that `refuse_loss` refuses; None where it does not."""
+    excess = _excess(loss)
+    return excess and f"A deployment of quantised experts needs --accept-loss here: {excess}."
+
+
+def _excess(loss: QuantisationLoss | None) -> str | None:
+    return "nobody has measured what they lose" if loss is None else loss.excess
+
+
 def refuse_loss(form: str, loss: QuantisationLoss | None, accepted: bool) -> None:
     """Refuse experts whose quantising loses too much, unless that is accepted.
 
@@ -88,8 +98,7 @@ def refuse_loss(form: str, loss: QuantisationLoss | None, accepted: bool) -> Non
     """
     if accepted:
         return
-    excess = "nobody has measured what that loses" if loss is None else loss.excess
-    if excess is not None:
+    if (excess := _excess(loss)) is not None:
         raise UsageError(
             f"Experts in {form.upper()} change the model too much: {excess}.",
             "Profile without --experts, or with another form; or accept it with --accept-loss.",
