@@ -18,13 +18,13 @@ from remoe_cli.profile.loss_record import QuantisationLoss, refuse_loss
 class Terms:
     """What quantised experts change.
 
-    unquantised_usd   cost of a request in the plan of the same request without; None where there is no such plan
+    as_stored_usd   cost of a request in the plan of the same request without; None where there is no such plan
     """
 
     form: str
     loss: QuantisationLoss | None
     cost_usd: float
-    unquantised_usd: float | None
+    as_stored_usd: float | None
 
     @property
     def document(self) -> dict[str, Any]:
@@ -32,7 +32,7 @@ class Terms:
             "experts": self.form,
             "loss": self.loss and self.loss.document,
             "cost_usd_per_request": self.cost_usd,
-            "unquantised_usd_per_request": self.unquantised_usd,
+            "as_stored_usd_per_request": self.as_stored_usd,
         }
 
     @property
@@ -43,12 +43,12 @@ class Terms:
 
     @property
     def _saved(self) -> str:
-        if self.unquantised_usd is None:
+        if self.as_stored_usd is None:
             return "there is no plan without it that keeps the targets"
-        if self.unquantised_usd <= 0:
+        if self.as_stored_usd <= 0:
             return "nothing, as requests cost nothing"
-        change = 1 - self.cost_usd / self.unquantised_usd
-        without = f"a request costs {dollars(self.cost_usd)}, and {dollars(self.unquantised_usd)} with experts as they are"
+        change = 1 - self.cost_usd / self.as_stored_usd
+        without = f"a request costs {dollars(self.cost_usd)}, and {dollars(self.as_stored_usd)} with experts as they are"
         return f"{change:.1%}; {without}" if change > 0 else f"nothing; {without}"
 
 
@@ -64,7 +64,7 @@ def terms(inputs: Inputs) -> Terms | None:
     from remoe_cli.plan.build import make_plan  # loads the solver, which nothing else needs here
 
     other: float | None = None
-    if (without := profile.unquantised()) is not None:
+    if (without := profile.as_stored()) is not None:
         request = replace(request_of(plan), examine=False)
         if plan.method in ("forced", "given"):
             request = replace(request, remote_share=_remote_share(plan))

@@ -38,22 +38,22 @@ def test_a_plan_says_which_loss_a_deployment_refuses(profile: Profile) -> None:
 
 @pytest.mark.parametrize("objective", ["cost", "ttft"])
 def test_a_budget_that_only_quantised_experts_keep_is_no_error(objective: Objective, profile: Profile) -> None:
-    without = profile.unquantised()
+    without = profile.as_stored()
     assert without is not None
     plan, cheapest = (plan_of(each, CATALOG, cold_share=0.2) for each in (profile, without))
     assert plan.cost_usd_per_request < cheapest.cost_usd_per_request
     budget = (plan.cost_usd_per_request + cheapest.cost_usd_per_request) / 2
     kept = plan_of(profile, CATALOG, cold_share=0.2, budget_usd=budget, objective=objective)
     found = terms((kept, profile, CATALOG))
-    assert found is not None and found.unquantised_usd == pytest.approx(cheapest.cost_usd_per_request)
+    assert found is not None and found.as_stored_usd == pytest.approx(cheapest.cost_usd_per_request)
     assert "with experts as they are" in found.sentences[1]
 
 
 def test_a_target_that_only_quantised_experts_keep(profile: Profile) -> None:
-    without = profile.unquantised()
+    without = profile.as_stored()
     assert without is not None
     plan, fastest = (plan_of(each, CATALOG, cold_share=0.2, objective="ttft") for each in (profile, without))
     assert plan.ttft_s < fastest.ttft_s
     kept = plan_of(profile, CATALOG, cold_share=0.2, ttft_s=(plan.ttft_s + fastest.ttft_s) / 2)
     found = terms((kept, profile, CATALOG))
-    assert found is not None and found.unquantised_usd is None and "no plan without it" in found.sentences[1]
+    assert found is not None and found.as_stored_usd is None and "no plan without it" in found.sentences[1]
