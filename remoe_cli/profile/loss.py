@@ -6,6 +6,7 @@ never in memory: where its pass comes to an expert, that one is quantised, used 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from remoe_cli import interrupts
 from remoe_cli.errors import ModelError
 from remoe_cli.function.dequantise import dequantise
 from remoe_cli.function.expert_ffn import widen
-from remoe_cli.model.experts import ExpertLayer, Runner, attach, run_expert, run_experts
+from remoe_cli.model.experts import ExpertLayer, Runner, attach, expert_layers, run_expert, run_experts
 from remoe_cli.model.ffn import from_storage, to_storage
 from remoe_cli.model.quantise import Integers, quantise
 from remoe_cli.profile.loss_record import QuantisationLoss
@@ -46,14 +47,13 @@ def measure_loss(
             attach(model, plain)
             texts = list(_answered(model, prompts))
             report(1 / 3)
-            batches = list(_batches(texts, model.config.get_text_config().vocab_size))
-            for number, batch in enumerate(batches):
+            batches = list(_batches(texts, model.config.get_text_config().vocab_size * model.dtype.itemsize))
+            counted = _counted(quantised_runner(to), len(batches) * len(expert_layers(model)), report)
+            for batch in batches:
                 attach(model, plain)
                 own = _logits(model, batch)
-                report((1 + (2 * number + 1) / len(batches)) / 3)
-                attach(model, quantised_runner(to))
+                attach(model, counted)
                 total = total.plus(batch, own, _logits(model, batch))
-                report((1 + (2 * number + 2) / len(batches)) / 3)
     finally:
         attach(model, plain)
     return _loss(total, len(texts))
@@ -111,6 +111,18 @@ def _plain() -> Runner:
     return run
 
 
+def _counted(run: Runner, calls: int, report: Callable[[float], None]) -> Runner:
+    """Report after each of so many calls of a runner, for two thirds of the work: quantising is most of it, so time left can be told."""
+    done = itertools.count(1)
+
+    def counted(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        out = run(layer, hidden, index, weights)
+        report((1 + 2 * next(done) / calls) / 3)
+        return out
+
+    return counted
+
+
 def quantised_runner(to: Integers) -> Runner:
     """Make a runner whose experts are quantised when they are used, and forgotten."""
 
@@ -160,9 +172,9 @@ def _answered(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Itera
         yield _Text((*prompt, *answer[:end]), len(prompt))
 
 
-def _batches(texts: Sequence[_Text], vocabulary: int) -> Iterator[list[_Text]]:
-    """Put texts of like length together, as many as the memory for their logits holds."""
-    most, batch = _LOGITS_BYTES // (4 * vocabulary), list[_Text]()
+def _batches(texts: Sequence[_Text], token_bytes: int) -> Iterator[list[_Text]]:
+    """Put texts of like length together, as many as the memory for their logits holds, `token_bytes` a token."""
+    most, batch = _LOGITS_BYTES // token_bytes, list[_Text]()
     for text in sorted(texts, key=lambda text: len(text.ids)):
         if batch and (len(batch) + 1) * len(text.ids) > most:
             yield batch
