@@ -9,6 +9,7 @@
      ├── HeldError            5
      ├── PartialDeployError   6
      ├── DeployError          1
+     │    └── NoDeploymentError
      └── InvokeError          1
 
 The message of an error says what happened and why. Its hint says what to do about it: a command, or a change.
@@ -94,6 +95,15 @@ class PartialDeployError(RemoeError):
 
 class DeployError(RemoeError):
     """A deployment failed, died or does not exist."""
+
+
+class NoDeploymentError(DeployError):
+    """There is no deployment of a name."""
+
+    @property
+    def kind(self) -> str:
+        """That of the class above: to programs this is no kind of its own."""
+        return "Deploy"
 
 
 class InvokeError(RemoeError):

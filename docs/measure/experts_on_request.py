@@ -39,9 +39,7 @@ def main() -> None:
                     str(demo_model(dtype)), some, Path(folder), max_new_tokens=8, max_prompt_tokens=128, batch_size=16, experts=form
                 )
                 found = terms((make_plan(made, catalog, PlanRequest(remote_share=SHARE)), made, catalog))
-            assert (
-                found is not None and found.loss is not None and found.unquantised_usd is not None and made.record.spec.remote is not None
-            )
+            assert found is not None and found.loss is not None and found.as_stored_usd is not None and made.record.spec.remote is not None
             loss, spec = found.loss, made.record.spec
             cells = (
                 f"demo, {dtype}",
@@ -50,7 +48,7 @@ def main() -> None:
                 f"{loss.unquantised_perplexity:.2f} -> {loss.perplexity:.2f} ({loss.perplexity_rise:+.2%} ± {loss.rise_error:.2%})",
                 f"{loss.divergence_bits:.4f}",
                 f"{loss.agreement:.1%} of {loss.answer_tokens}",
-                f"{dollars(found.unquantised_usd)} -> {dollars(found.cost_usd)}",
+                f"{dollars(found.as_stored_usd)} -> {dollars(found.cost_usd)}",
                 loss.excess or "yes",
             )
             print("|", " | ".join(cells), "|", flush=True)

@@ -90,7 +90,7 @@ def command(
         output.paragraph(sentence)
         output.line(f"{'profile':<{output.LABEL}}{out}")
         if compared is None or compared.worth:
-            output.line(f"{'next':<{output.LABEL}}{command_again(plan, str(out))}")
+            output.line(f"{'next':<{output.LABEL}}{command_again(plan, catalog, str(out))}")
 
     output.result(document, show)
 

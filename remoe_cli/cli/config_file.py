@@ -10,9 +10,9 @@
 A table is a command, a key is one of its options; `[plan]` is short for `[plan.make]`, as on the command line. A path begins at the file's
 folder. The command line goes before the project's file, and that before the user's.
 
-What agrees to costs or to replacing files, opens a server to others, or shapes what is printed is said on the command line only. A project
-may be somebody else's, so what decides who may ask a server, which image runs in an account, or what is destroyed is not taken from its
-file.
+What agrees to costs, to a loss or to replacing files, opens a server to others, or shapes what is printed is said on the command line only.
+A project may be somebody else's, so what decides who may ask a server, which image runs in an account, or what is destroyed is not taken
+from its file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from remoe_cli.errors import UsageError
 from remoe_cli.settings import config_dir
 
 NAME = "remoe.toml"
-COMMAND_LINE_ONLY = ("yes", "host", "csv", "json", "quiet", "verbose", "help", "version", "install-completion", "show-completion")
+COMMAND_LINE_ONLY = (
+    *("yes", "accept-loss", "host", "csv", "json", "quiet", "verbose", "help", "version", "install-completion", "show-completion"),
+)
 _USERS_ONLY = ("token-file", "endpoint-image")  # and all of `destroy`
 _TEXT_OR_FILE = ("data", "messages", "vectors_from")  # a path, or something else: a path if there is such a file
 _NAME_OR_FILE = ("catalog", "latency_from")  # a name of remoe's own, or the path of a .toml file (provenance.py)

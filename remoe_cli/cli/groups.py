@@ -13,6 +13,8 @@ from typer._click.exceptions import UsageError
 from typer.core import TyperCommand, TyperGroup
 
 from remoe_cli.cli import output
+from remoe_cli.cli.pipeline_files import meant
+from remoe_cli.errors import NoDeploymentError
 
 Panels = dict[str, list[tuple[str, str]]]
 _LARGE = 2**31
@@ -64,8 +66,15 @@ class _Plain:
 class Command(_Plain, TyperCommand):
     """A command of `remoe`.
 
-    No number that it takes is infinite, or a whole one too large for what computes with it.
+    No number that it takes is infinite, or a whole one too large for what computes with it. Where there is no deployment of its NAME, a
+    plan or profile of that name is told what it is.
     """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NoDeploymentError as error:
+            raise meant(ctx) or error from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from remoe_cli.cli import output
 from remoe_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from remoe_cli.plan.catalog.catalog import Catalog
     from remoe_cli.plan.document import Plan
     from remoe_cli.runtime.kept import Unreadable
     from remoe_cli.usage.again import Again
@@ -83,14 +85,18 @@ def verdict(made: Again | None, why_none: str) -> str:
     return f"The plan need not be made again: the best plan{forced} {saves}."
 
 
-def command_again(plan: Plan, profile: str) -> str:
-    """Write the command that plans again as `plan` was planned, for another profile.
+def command_again(plan: Plan, catalog: Catalog, profile: str) -> str:
+    """Write the command that plans again as `plan` was planned, with its catalog, for another profile.
 
-    Lengths of requests and a placement in a file are not in it: the plan does not know where they came from.
+    Lengths of requests, a placement in a file and prompts of standard input are not in it: the plan does not know where they came from. The
+    share of cold requests is in it where it is not the one that the traffic implies.
     """
     from remoe_cli.plan.problem.request import request_of
+    from remoe_cli.plan.problem.traffic import Traffic
 
-    asked, targets = request_of(plan), plan.targets
+    asked, targets, workload = request_of(plan), plan.targets, plan.workload
+    implied = Traffic(workload.lengths, workload.requests_per_hour).cold_share(catalog.function.idle_ttl_s)
+    prompts = None if workload.routing is None else workload.routing.prompts.path
     options: dict[str, float | str | None] = {
         "--catalog": None if plan.catalog.path == "local" else plan.catalog.path,
         "--minimize": None if plan.objective == "cost" else plan.objective,
@@ -98,9 +104,13 @@ def command_again(plan: Plan, profile: str) -> str:
         "--ttft-percentile": targets.ttft_percentile,
         "--tpot": None if targets.tpot_s is None else f"{targets.tpot_s:g}s",
         "--budget": targets.budget_usd,
-        "--requests-per-hour": plan.workload.requests_per_hour,
-        "--concurrency": None if plan.workload.concurrency == 1 else plan.workload.concurrency,
+        "--requests-per-hour": workload.requests_per_hour,
+        "--concurrency": None if workload.concurrency == 1 else workload.concurrency,
+        "--data": None if prompts == "standard input" else prompts,
+        "--cold-share": None if math.isclose(workload.cold_share, implied, rel_tol=1e-9) else workload.cold_share,
         "--remote-share": asked.remote_share,
+        "--solver": None if asked.solver == "exact" else asked.solver,
+        "--invocation": None if plan.invocations == "per-layer" else plan.invocations,
     }
     given = [
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {shlex.quote(str(value))}"

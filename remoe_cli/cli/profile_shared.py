@@ -13,7 +13,6 @@ from remoe_cli.cli import output
 if TYPE_CHECKING:
     from remoe_cli.predict.train import PredictorRecord
     from remoe_cli.profile.latency_record import Latency
-    from remoe_cli.profile.loss_record import QuantisationLoss
     from remoe_cli.profile.record import Profile
 
 OutOption = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to write the profile to.")]
@@ -28,11 +27,13 @@ LATENCY_FROM = typer.Option(
 
 def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
     """Train the profile's predictor, and show what was made, with `remarks` among the warnings."""
+    from remoe_cli.profile.loss_record import loss_warning
+
     trained = None if made.record.dataset.shard else trained_predictor(made)
     record, arrays = made.record, made.arrays
     warnings = (*record.latency.warnings, *remarks)
-    if record.loss is not None and record.loss.excess is not None:
-        warnings = (*warnings, f"Quantised experts lose too much: {record.loss.excess}. A deployment needs --accept-loss.")
+    if record.spec.remote is not None and (warning := loss_warning(record.loss)) is not None:
+        warnings = (*warnings, warning)
     document: dict[str, Any] = {
         "path": str(out),
         "model": record.model.path,
@@ -43,7 +44,7 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
         "experts_per_layer": record.spec.experts_per_layer,
         "top_k": record.spec.top_k,
         "stored": record.spec.stored and record.spec.stored.model_dump(),
-        **({} if record.loss is None else {"experts": record.spec.remote and record.spec.remote.form, "loss": loss_document(record.loss)}),
+        **({} if record.loss is None else {"experts": record.spec.remote and record.spec.remote.form, "loss": record.loss.document}),
         "routing": record.routing.model_dump(mode="json"),
         "prefill_tokens": int(arrays["prompt_tokens"].sum()),
         "decode_tokens": int(arrays["decode_tokens"].sum()),
@@ -75,10 +76,6 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
     for warning in warnings:
         output.say(f"warning: {warning}")
     output.result(document, show)
-
-
-def loss_document(loss: QuantisationLoss) -> dict[str, Any]:
-    return loss.model_dump() | {"perplexity_rise": loss.perplexity_rise, "excess": loss.excess}
 
 
 def trained_predictor(profile: Profile) -> PredictorRecord | None:

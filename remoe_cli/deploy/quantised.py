@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from remoe_cli.deploy.inputs import Inputs
-from remoe_cli.errors import InfeasibleError
+from remoe_cli.errors import InfeasibleError, OverBudgetError
 from remoe_cli.plan.document import Plan
 from remoe_cli.plan.problem.request import request_of
 from remoe_cli.plan.wording import dollars
@@ -18,22 +18,21 @@ from remoe_cli.profile.loss_record import QuantisationLoss, refuse_loss
 class Terms:
     """What quantised experts change.
 
-    unquantised_usd   cost of a request in the plan of the same request without; None where there is no such plan
+    as_stored_usd   cost of a request in the plan of the same request without; None where there is no such plan
     """
 
     form: str
     loss: QuantisationLoss | None
     cost_usd: float
-    unquantised_usd: float | None
+    as_stored_usd: float | None
 
     @property
     def document(self) -> dict[str, Any]:
-        loss = self.loss and self.loss.model_dump() | {"perplexity_rise": self.loss.perplexity_rise, "excess": self.loss.excess}
         return {
             "experts": self.form,
-            "loss": loss,
+            "loss": self.loss and self.loss.document,
             "cost_usd_per_request": self.cost_usd,
-            "unquantised_usd_per_request": self.unquantised_usd,
+            "as_stored_usd_per_request": self.as_stored_usd,
         }
 
     @property
@@ -44,19 +43,20 @@ class Terms:
 
     @property
     def _saved(self) -> str:
-        if self.unquantised_usd is None:
+        if self.as_stored_usd is None:
             return "there is no plan without it that keeps the targets"
-        if self.unquantised_usd <= 0:
+        if self.as_stored_usd <= 0:
             return "nothing, as requests cost nothing"
-        change = 1 - self.cost_usd / self.unquantised_usd
-        without = f"a request costs {dollars(self.cost_usd)}, and {dollars(self.unquantised_usd)} with experts as they are"
+        change = 1 - self.cost_usd / self.as_stored_usd
+        without = f"a request costs {dollars(self.cost_usd)}, and {dollars(self.as_stored_usd)} with experts as they are"
         return f"{change:.1%}; {without}" if change > 0 else f"nothing; {without}"
 
 
 def terms(inputs: Inputs) -> Terms | None:
     """Work out what a plan's quantised experts lose and save; None where none are quantised on request.
 
-    The plan without is made for the same requests and targets; a forced placement is compared with one of as many remote experts.
+    The plan without is made for the same requests and targets, but for a budget that none keeps; a forced placement is compared with one
+    of as many remote experts.
     """
     plan, profile, catalog = inputs
     if (form := plan.model.experts) is None:
@@ -64,14 +64,20 @@ def terms(inputs: Inputs) -> Terms | None:
     from remoe_cli.plan.build import make_plan  # loads the solver, which nothing else needs here
 
     other: float | None = None
-    if (without := profile.unquantised()) is not None:
-        request = request_of(plan)
+    if (without := profile.as_stored()) is not None:
+        request = replace(request_of(plan), examine=False)
         if plan.method in ("forced", "given"):
             request = replace(request, remote_share=_remote_share(plan))
-        try:
-            other = make_plan(without, catalog, replace(request, examine=False)).cost_usd_per_request
-        except InfeasibleError:
-            other = None
+        # Over the budget, the cheapest plan tells what is saved.
+        cheapest = replace(request, aim=replace(request.aim, objective="cost", budget_usd=None))
+        for asked in (request, cheapest):
+            try:
+                other = make_plan(without, catalog, asked).cost_usd_per_request
+                break
+            except OverBudgetError:
+                continue
+            except InfeasibleError:
+                break
     return Terms(form, profile.record.loss, plan.cost_usd_per_request, other)
 
 

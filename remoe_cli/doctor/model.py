@@ -23,11 +23,12 @@ def findings(model: str) -> Iterator[Finding]:
         return
     yield _experts(spec)
     yield Finding(name="sizes", ok=True, value=_sizes(spec))
+    is_served = spec.stored is None or spec.stored.served
     yield Finding(
         name="stored form",
-        ok=spec.stored is None,
+        ok=is_served,
         value=spec.stored_as or f"{spec.dtype}, as it is computed with",
-        hint="" if spec.stored is None else "It can be planned; to serve it, save a dequantised copy.",
+        hint="" if is_served else "It can be planned; to serve it, save a dequantised copy.",
     )
     yield _weights(checkpoint, spec)
     yield tried("chat template", lambda: _template(checkpoint))

@@ -102,7 +102,9 @@ def _integers(tensors: Tensors, columns: int, dtype: str) -> _Part:
     down, across = _shifts(scales.shape, len(codes), columns)
     if scale_kind == "F32":
         return _Part(_INTEGERS_FP32, len(codes), codes, scales, _NONE, down, across)
-    bits = 8 if kind == "I8" else 32 * codes.shape[1] // columns
+    bits = 8 if kind == "I8" else 32 * codes.shape[-1] // columns
+    if codes.ndim != 2 or codes.shape[1] * codes.itemsize * 8 != bits * columns or (kind, bits) not in _INTEGERS:
+        raise FormError(f"codes {list(codes.shape)} do not hold rows of {columns} weights of 4 or 8 bits")
     exact, rounds = _INTEGERS[kind, bits]
     # A product has the digits of both: those of a code, and those of bfloat16's 8 that the scale has.
     is_exact = not (scales & (0x7F if bits == 8 else 0x07)).any()

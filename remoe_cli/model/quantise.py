@@ -47,6 +47,8 @@ INT8, INT4 = Integers("int8", 8, "int8", 1), Integers("int4", 4, "words", 5)
 BY_NAME = {to.name: to for to in (INT8, INT4)}
 # Scales below these make weights that the type does not have; no trained group of 32 is that small.
 _LEAST_BIT = {"float16": -24, "bfloat16": -100, "float32": -100}
+# Scales above these make weights that the type, or a packed product of it (function/packed.py), does not have.
+_LARGEST_SCALE = {"float16": 2.0**8, "bfloat16": 2.0**100, "float32": 2.0**100}
 
 
 def quantised_bytes(layer: ExpertLayer, to: str, settings: Mapping[str, Any] | None) -> int:
@@ -86,7 +88,7 @@ def quantise(weights: Floats, to: Integers, dtype: str) -> dict[str, Stored]:
     >>> stored["codes"][1][0, [0, -1]].tolist(), narrow(np.array([2**-6], np.float32), "bfloat16") == stored["scales"][1][0]
     ([-64, 64], array([ True]))
 
-    Raises: ModelError for weights that are no numbers, and for rows that groups do not fill.
+    Raises: ModelError for weights that are no numbers or too large, and for rows that groups do not fill.
     """
     rows, columns = weights.shape
     if columns % GROUP or not columns:
@@ -102,6 +104,11 @@ def quantise(weights: Floats, to: Integers, dtype: str) -> dict[str, Stored]:
     # A fraction is at least 1/2, so one of `digits` digits is a whole number of 2 ** -digits.
     scales = np.ldexp(np.maximum(np.ceil(fraction * np.float32(steps)), np.float32(steps // 2)) / np.float32(steps), exponent)
     scales = scales.astype(np.float32)
+    if scales.max() > _LARGEST_SCALE[dtype]:
+        raise ModelError(
+            f"Some weights of experts are as large as {largest.max():.3g}, which {to.name.upper()} cannot hold in a model in {dtype}.",
+            "Leave --experts out.",
+        )
     codes = np.clip(np.rint(groups / scales[:, :, None]), -half, half - 1).reshape(rows, columns).astype(np.int8)
     stored: dict[str, Stored] = {"scales": ("BF16", narrow(scales, "bfloat16"))}
     if to.bits == 8:

@@ -51,6 +51,7 @@ from remoe_cli.plan.solve.infeasible import diagnose
 from remoe_cli.plan.solve.local_search import improve
 from remoe_cli.plan.solve.node import Task
 from remoe_cli.plan.solve.scan import scan
+from remoe_cli.profile.loss_record import loss_warning
 from remoe_cli.profile.record import Profile
 
 
@@ -127,7 +128,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         verdict=judgement.verdict,
         basis=judgement.basis,
         reason=judgement.reason,
-        notes=tuple([*notes(problem, chosen.placement, chosen.method, chosen.gain), *_bound_note(profile, chosen)]),
+        notes=tuple([*notes(problem, chosen.placement, chosen.method, chosen.gain), *_bound_note(profile, chosen), *_loss_note(profile)]),
         main=chosen.placement.main,
         instances=chosen.placement.instances,
         concurrency=problem.at_main(chosen.placement.main).concurrency,
@@ -289,6 +290,12 @@ def _workload_ref(workload: Workload, request: PlanRequest) -> WorkloadRef:
         waking=workload.waking,
         concurrency=request.concurrency,
     )
+
+
+def _loss_note(profile: Profile) -> list[str]:
+    """Say which loss of experts that are quantised on request a deployment refuses."""
+    warning = None if profile.record.spec.remote is None else loss_warning(profile.record.loss)
+    return [] if warning is None else [warning]
 
 
 def _bound_note(profile: Profile, chosen: _Chosen) -> list[str]:

@@ -6,6 +6,7 @@ never in memory: where its pass comes to an expert, that one is quantised, used 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from remoe_cli import interrupts
 from remoe_cli.errors import ModelError
 from remoe_cli.function.dequantise import dequantise
 from remoe_cli.function.expert_ffn import widen
-from remoe_cli.model.experts import ExpertLayer, Runner, attach, run_expert, run_experts
+from remoe_cli.model.experts import ExpertLayer, Runner, attach, expert_layers, run_expert, run_experts
 from remoe_cli.model.ffn import from_storage, to_storage
 from remoe_cli.model.quantise import Integers, quantise
 from remoe_cli.profile.loss_record import QuantisationLoss
@@ -36,7 +37,7 @@ def measure_loss(
 
     What is attached to the model's experts hook is replaced by what runs them as they are. `report` gets the share that is done.
 
-    Raises: ModelError for prompts too short to predict anything, and what `quantise` raises.
+    Raises: ModelError for prompts too short to predict anything, for predictions that are no numbers, and what `quantise` raises.
     """
     if not any(len(prompt) > 1 for prompt in prompts):
         raise ModelError("The prompts have one token each, so what quantising loses cannot be measured.", "Profile with longer prompts.")
@@ -46,25 +47,47 @@ def measure_loss(
             attach(model, plain)
             texts = list(_answered(model, prompts))
             report(1 / 3)
-            batches = list(_batches(texts, model.config.get_text_config().vocab_size))
-            for number, batch in enumerate(batches):
+            batches = list(_batches(texts, model.config.get_text_config().vocab_size * model.dtype.itemsize))
+            counted = _counted(quantised_runner(to), len(batches) * len(expert_layers(model)), report)
+            for batch in batches:
                 attach(model, plain)
                 own = _logits(model, batch)
-                report((1 + (2 * number + 1) / len(batches)) / 3)
-                attach(model, quantised_runner(to))
+                attach(model, counted)
                 total = total.plus(batch, own, _logits(model, batch))
-                report((1 + (2 * number + 2) / len(batches)) / 3)
     finally:
         attach(model, plain)
+    return _loss(total, len(texts))
+
+
+def _loss(total: _Sums, prompts: int) -> QuantisationLoss:
+    """Compute the loss from its sums.
+
+    Raises: ModelError for sums that are no finite numbers: nothing compares with them, so they would pass every limit.
+    """
+    if not all(map(math.isfinite, (total.own_loss, total.quantised_loss, total.squares, total.divergence_bits))):
+        raise _no_numbers()
+    try:
+        own, quantised = (math.exp(loss / total.text_tokens) for loss in (total.own_loss, total.quantised_loss))
+        rise_error = total.rise_error
+    except OverflowError:
+        raise _no_numbers() from None
     return QuantisationLoss(
-        prompts=len(texts),
+        prompts=prompts,
         text_tokens=total.text_tokens,
         answer_tokens=total.answer_tokens,
-        unquantised_perplexity=math.exp(total.own_loss / total.text_tokens),
-        perplexity=math.exp(total.quantised_loss / total.text_tokens),
-        rise_error=total.rise_error,
+        unquantised_perplexity=own,
+        perplexity=quantised,
+        rise_error=rise_error,
         divergence_bits=max(0.0, total.divergence_bits) / total.answer_tokens,
         agreement=total.agreed / total.answer_tokens,
+    )
+
+
+def _no_numbers() -> ModelError:
+    return ModelError(
+        "What quantising loses cannot be measured: the probabilities that the model gives to tokens of the prompts and answers, with or "
+        "without quantised experts, are no finite numbers.",
+        "Profile without --experts, or with other prompts.",
     )
 
 
@@ -86,6 +109,18 @@ def _plain() -> Runner:
         return out
 
     return run
+
+
+def _counted(run: Runner, calls: int, report: Callable[[float], None]) -> Runner:
+    """Report after each of so many calls of a runner, for two thirds of the work: quantising is most of it, so time left can be told."""
+    done = itertools.count(1)
+
+    def counted(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        out = run(layer, hidden, index, weights)
+        report((1 + 2 * next(done) / calls) / 3)
+        return out
+
+    return counted
 
 
 def quantised_runner(to: Integers) -> Runner:
@@ -137,9 +172,9 @@ def _answered(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Itera
         yield _Text((*prompt, *answer[:end]), len(prompt))
 
 
-def _batches(texts: Sequence[_Text], vocabulary: int) -> Iterator[list[_Text]]:
-    """Put texts of like length together, as many as the memory for their logits holds."""
-    most, batch = _LOGITS_BYTES // (4 * vocabulary), list[_Text]()
+def _batches(texts: Sequence[_Text], token_bytes: int) -> Iterator[list[_Text]]:
+    """Put texts of like length together, as many as the memory for their logits holds, `token_bytes` a token."""
+    most, batch = _LOGITS_BYTES // token_bytes, list[_Text]()
     for text in sorted(texts, key=lambda text: len(text.ids)):
         if batch and (len(batch) + 1) * len(text.ids) > most:
             yield batch
@@ -186,7 +221,7 @@ class _Sums:
             said = text.answer - 1  # from here on, what is predicted is the answer
             losses = [-x.gather(1, nexts)[:said].double() for x in (p, q)]
             middle = torch.logaddexp(p[said:], q[said:]) - math.log(2)
-            apart = sum(float((x[said:].exp() * (x[said:] - middle)).double().sum()) for x in (p, q))
+            apart = sum(float(_weighted(x[said:], middle).double().sum()) for x in (p, q))
             same = int((p[said:].argmax(dim=-1) == q[said:].argmax(dim=-1)).sum())
             total = _Sums(
                 total.text_tokens + said,
@@ -198,3 +233,11 @@ class _Sums:
                 total.agreed + same,
             )
         return total
+
+
+def _weighted(x: Tensor, middle: Tensor) -> Tensor:
+    """Compute the terms of x's divergence from `middle`, both log-probabilities; a token without probability has none.
+
+    Shapes: all [T, V].
+    """
+    return (x.exp() * (x - middle)).masked_fill(x == -math.inf, 0.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from remoe_cli.artifacts import NonNegative, Part, Positive, Tokens
 from remoe_cli.errors import UsageError
 
@@ -62,6 +65,31 @@ class QuantisationLoss(Part):
             )
         return None
 
+    @property
+    def document(self) -> dict[str, Any]:
+        """The loss for programs, with what follows from its figures."""
+        return self.model_dump() | {"perplexity_rise": self.perplexity_rise, "excess": self.excess}
+
+
+def worst_loss(losses: Sequence[QuantisationLoss | None]) -> QuantisationLoss | None:
+    """Choose the loss that holds for all parts of a profile, in whatever order they are.
+
+    It is one over a limit; where none is, but one was not measured, None; else that of the largest divergence.
+    """
+    measured = [loss for loss in losses if loss is not None]
+    worst = max(measured, key=lambda loss: (loss.excess is not None, loss.divergence_bits, *loss.model_dump().values()), default=None)
+    return worst if worst is None or worst.excess is not None or len(measured) == len(losses) else None
+
+
+def loss_warning(loss: QuantisationLoss | None) -> str | None:
+    """Warn of a loss that `refuse_loss` refuses; None where it does not."""
+    excess = _excess(loss)
+    return excess and f"A deployment of quantised experts needs --accept-loss here: {excess}."
+
+
+def _excess(loss: QuantisationLoss | None) -> str | None:
+    return "nobody has measured what they lose" if loss is None else loss.excess
+
 
 def refuse_loss(form: str, loss: QuantisationLoss | None, accepted: bool) -> None:
     """Refuse experts whose quantising loses too much, unless that is accepted.
@@ -70,8 +98,7 @@ def refuse_loss(form: str, loss: QuantisationLoss | None, accepted: bool) -> Non
     """
     if accepted:
         return
-    excess = "nobody has measured what that loses" if loss is None else loss.excess
-    if excess is not None:
+    if (excess := _excess(loss)) is not None:
         raise UsageError(
             f"Experts in {form.upper()} change the model too much: {excess}.",
             "Profile without --experts, or with another form; or accept it with --accept-loss.",

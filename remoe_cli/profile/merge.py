@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.profile.loss_record import worst_loss
 from remoe_cli.profile.record import AXES, IN_SHARD, WITH_TEXTS, Profile, ProfileRecord, read_profile, refuse_foreign, write_profile
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -23,8 +24,8 @@ _AXES = AXES | WITH_TEXTS | IN_SHARD
 def merge(profiles: Sequence[Path], out: Path) -> Profile:
     """Merge all shards of a run, in any order, into the profile of the whole dataset at `out`.
 
-    Latencies are the first shard's, because times of different machines cannot be mixed; so are the paths of model and dataset, and what
-    quantised experts lose, which all shards measure on the same prompts.
+    Latencies are the first shard's, because times of different machines cannot be mixed; so are the paths of model and dataset. What
+    quantised experts lose all shards measure on the same prompts; machines may differ in rounding, and the worst shard's is kept.
 
     Raises: UsageError when a shard is missing or given twice, or the shards belong to different runs.
     """
@@ -40,7 +41,8 @@ def merge(profiles: Sequence[Path], out: Path) -> Profile:
     if not np.array_equal(arrays.pop("prompt_index"), np.arange(first.record.dataset.prompts)):
         raise ArtifactError("The shards do not hold each prompt once.", "Profile all shards with the same version of remoe.")
     dataset = first.record.dataset.model_copy(update={"shard": None})
-    return write_profile(out, first.record.model_copy(update={"dataset": dataset}), arrays)
+    loss = worst_loss([shard.record.loss for shard in shards])
+    return write_profile(out, first.record.model_copy(update={"dataset": dataset, "loss": loss}), arrays)
 
 
 def join(parts: Sequence[Arrays]) -> Arrays:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.errors import UsageError
+from remoe_cli.profile.loss_record import worst_loss
 from remoe_cli.profile.merge import Arrays, join
 from remoe_cli.profile.record import AXES, WITH_TEXTS, Profile, ProfileRecord, read_profile, refuse_foreign, write_profile
 
@@ -33,7 +34,8 @@ Ints = npt.NDArray[np.int64]
 def mix(weights: Mapping[Path, float], out: Path) -> Profile:
     """Write the profile of requests that come from several profiles, with these shares.
 
-    Shares are divided by their sum. Times, and the paths of model and vectors, are the first profile's.
+    Shares are divided by their sum. Times, and the paths of model and vectors, are the first profile's. What quantised experts lose is
+    what they lose on the worst profile's prompts.
 
     Raises: UsageError for a share that is not above 0, for profiles of different models or recorded in different ways, for slices and for
     routing whose rows are not prompts, and where `out` is one of the profiles.
@@ -125,7 +127,11 @@ def _record(parts: Sequence[Profile], shares: Sequence[float], prompts: int) -> 
     dataset = first.dataset.model_copy(
         update={"source": source, "prompts": prompts, "sha256": hashlib.sha256(digests.encode()).hexdigest()}
     )
-    update: dict[str, Any] = {"dataset": dataset, "settings": first.settings and first.settings.model_copy(update=longest)}
+    update: dict[str, Any] = {
+        "dataset": dataset,
+        "settings": first.settings and first.settings.model_copy(update=longest),
+        "loss": worst_loss([part.record.loss for part in parts]),
+    }
     if first.routing.source == "imported":
         update["routing"] = first.routing.model_copy(update={"sha256": dataset.sha256})
     return first.model_copy(update=update)

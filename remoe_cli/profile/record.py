@@ -132,8 +132,8 @@ class Profile:
         """The digest of profile.json, which holds the digest of the arrays."""
         return artifacts.sha256_file(self.path / "profile.json")
 
-    def unquantised(self) -> Profile | None:
-        """Return the profile without experts that are quantised on request; None where none are."""
+    def as_stored(self) -> Profile | None:
+        """Return the profile of experts as they are stored; None where none are quantised on request."""
         record, latency = self.record, self.record.latency
         if record.spec.remote is None or latency.unquantised_expert is None:
             return None

@@ -84,6 +84,7 @@ def test_a_command_takes_what_the_file_says_and_the_command_line_goes_first(writ
         ("plan = 3", "has 'plan' as a value, but it is a command", "Write a table: [plan]."),
         ("x =", "is not TOML", "Correct it"),
         ("[deploy]\nyes = true", "sets 'yes', which is said on the command line only", "Remove it"),
+        ("[deploy]\naccept-loss = true", "sets 'accept-loss', which is said on the command line only", "Remove it"),
         ("[serve]\nhost = '0.0.0.0'", "sets 'host', which is said on the command line only", "Remove it"),
         ("[cost]\ncsv = true", "sets 'csv', which is said on the command line only", "Remove it"),
         ("[serve]\ntoken-file = 'token'", "sets 'token-file', which is not taken from a project's file", "Say it on the command line"),

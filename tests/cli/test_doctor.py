@@ -123,6 +123,21 @@ def test_a_model_is_judged_by_its_settings(tmp_path: Path) -> None:
     assert not found["weights"].ok and "no .safetensors file" in found["weights"].value
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_served"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, True),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, False),
+    ],
+)
+def test_a_quantised_checkpoint_is_right_where_it_is_served(settings: dict[str, Any], is_served: bool, tmp_path: Path) -> None:
+    save("qwen3_moe", torch.bfloat16, tmp_path, fused=False)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": settings}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = named(model.findings(str(tmp_path)))["stored form"]
+    assert (found.ok, bool(found.hint)) == (is_served, not is_served) and "The checkpoint is stored in" in found.value
+
+
 def test_a_model_without_experts_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}')
     (found,) = model.findings(str(tmp_path))

@@ -126,6 +126,23 @@ def test_who_takes_another_command_is_told_the_right_one(
     assert message in error and hint in advice
 
 
+def test_a_deployment_is_reached_where_a_profile_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def status() -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["remoe", "status", "olmoe"])
+        return app.run(), capsys.readouterr().err
+
+    synthetic_profile(tmp_path / "olmoe")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
+    code, message = status()
+    assert code == 2 and PROFILE.format("status", "NAME") in message
+    (tmp_path / "state" / "deployments" / "olmoe").mkdir(parents=True)  # one that was killed at its start
+    code, message = status()
+    assert code == 0, message
+
+
 @pytest.mark.parametrize("command", [(), ("plan",), ("plan", "show"), ("infer",)])
 def test_h_is_help(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     shown = []

@@ -125,7 +125,7 @@ def test_experts_that_are_quantised_on_request(folder: Path) -> None:
     packaged = remoe("package", str(plan), "--experts", "int8", "-o", str(folder / "package"))
     quantised = packaged["quantised"]
     assert quantised["experts"] == "int8" and quantised["loss"]["excess"] is None
-    assert quantised["cost_usd_per_request"] < quantised["unquantised_usd_per_request"]
+    assert quantised["cost_usd_per_request"] < quantised["as_stored_usd_per_request"]
     other = forked.remoe("package", str(plan), "--experts", "int4", "-o", str(folder / "other"))
     assert other.returncode == 2 and "is not a plan for experts in INT4" in other.stderr and "--experts int4" in other.stderr
     done = forked.remoe("deploy", str(plan), "--name", "q")

@@ -174,6 +174,21 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(FormError, match=r"do not fit|no packed product"):
             PackedMatrix.of([broken], "fp4", 64, "bfloat16")
+    words, integers = four(True)(8, 64, 0), quantise(np.ones((8, 64), np.float32), INT8, "bfloat16")
+    for form, good_one in (("words", words), ("int8", integers)):
+        kind, whole = good_one["codes"]
+        PackedMatrix.of([good_one], form, 64, "bfloat16")
+        for codes in (
+            whole[:, : whole.shape[1] // 2],
+            whole[:, :-1],
+            whole[:, :0],
+            np.tile(whole, 3),
+            whole[:, 0],
+            whole.ravel(),
+            whole[..., None],
+        ):
+            with pytest.raises(FormError, match=r"do not (hold|fit)|no packed product"):
+                PackedMatrix.of([{**good_one, "codes": (kind, np.ascontiguousarray(codes))}], form, 64, "bfloat16")
     for wide in (matrix(8, 96), nvfp4(8, 32, 0)):
         with pytest.raises(FormError, match="scales for 64 weights have no packed product"):
             PackedMatrix.of([good, wide], "fp4", 64, "bfloat16")

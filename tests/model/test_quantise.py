@@ -68,6 +68,9 @@ def test_what_cannot_be_quantised_is_named(tmp_path: Path) -> None:
         quantise(np.zeros((2, 40), np.float32), INT8, "bfloat16")
     with pytest.raises(ModelError, match="no finite numbers"):
         quantise(np.full((2, 32), np.nan, np.float32), INT8, "bfloat16")
+    for to, dtype, most in ((INT8, "float16", 65504), (INT4, "float16", 65504), (INT8, "bfloat16", 3e38), (INT4, "float32", 3e38)):
+        with pytest.raises(ModelError, match=f"weights of experts are as large as .*{to.name.upper()} cannot hold in a model in {dtype}"):
+            quantise(np.full((2, 32), most, np.float32), to, dtype)
     save_quantised("qwen3_moe", "fp8", tmp_path / "fp8")
     with pytest.raises(ModelError, match=r"quantised already \(fp8\), so its experts cannot be quantised to INT8"):
         read_spec(find(str(tmp_path / "fp8")), "int8")

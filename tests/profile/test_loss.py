@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from remoe_cli.errors import ModelError, UsageError
 from remoe_cli.function.dequantise import dequantise
@@ -16,7 +19,7 @@ from remoe_cli.function.expert_ffn import widen
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.quantise import INT4, quantise
 from remoe_cli.profile import loss
-from remoe_cli.profile.loss_record import QuantisationLoss, refuse_loss
+from remoe_cli.profile.loss_record import QuantisationLoss, refuse_loss, worst_loss
 from tests.support.families import build
 
 PROMPTS = [list(range(1, 12)), [7, 3], [5], list(range(30, 50))]
@@ -25,7 +28,7 @@ PROMPTS = [list(range(1, 12)), [7, 3], [5], list(range(30, 50))]
 def test_it_is_what_a_second_model_with_quantised_experts_loses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "ANSWER_TOKENS", 6)
     monkeypatch.setattr(loss, "_LOGITS_BYTES", 4 * 256 * 40)  # several batches
-    model = build("mixtral", torch.float32)
+    model = build("mixtral", torch.float32, num_hidden_layers=3)
     model.generation_config.eos_token_id = None
     other = copy.deepcopy(model)
     for layer in expert_layers(other):
@@ -64,12 +67,65 @@ def test_it_is_what_a_second_model_with_quantised_experts_loses(monkeypatch: pyt
     assert found.rise_error == pytest.approx(error, rel=1e-3)
     assert found.divergence_bits == pytest.approx(apart / answered, rel=1e-3) and found.divergence_bits > 0
     assert found.agreement == pytest.approx(same / answered)
-    assert shares == sorted(shares) and shares[-1] == pytest.approx(1) and len(shares) > 3
+    # Equal steps, one for each layer of each batch: what is left is told from how long the last ones took.
+    assert shares[0] == pytest.approx(1 / 3) and shares[-1] == pytest.approx(1)
+    assert (len(shares) - 1) % 3 == 0 and len(shares) > 4 and np.allclose(np.diff(shares), 2 / 3 / (len(shares) - 1))
 
 
 def test_prompts_that_predict_nothing_are_refused() -> None:
     with pytest.raises(ModelError, match="one token each"):
         loss.measure_loss(build("mixtral", torch.float32), [[1], [2]], INT4)
+
+
+def measured_with(change: Callable[[Tensor, bool, int], None], monkeypatch: pytest.MonkeyPatch) -> QuantisationLoss:
+    """Measure a model whose logits are changed: `change` gets those of a text, whether experts are quantised, and where answers begin."""
+    monkeypatch.setattr(loss, "ANSWER_TOKENS", 3)
+    model, logits, passes = build("mixtral", torch.float32), loss._logits, itertools.count()
+
+    def changed(model: PreTrainedModel, batch: Sequence[loss._Text]) -> Tensor:
+        made, quantised = logits(model, batch).clone(), bool(next(passes) % 2)
+        for row, text in zip(made, batch, strict=True):
+            change(row, quantised, text.answer - 1)
+        return made
+
+    monkeypatch.setattr(loss, "_logits", changed)
+    return loss.measure_loss(model, PROMPTS[:2], INT4)
+
+
+def no_numbers(row: Tensor, quantised: bool, answer: int) -> None:
+    row[answer if quantised else len(row) :] = math.nan
+
+
+def all_no_numbers(row: Tensor, quantised: bool, answer: int) -> None:
+    row[:] = math.nan if quantised else row
+
+
+def infinite_loss(row: Tensor, quantised: bool, answer: int) -> None:
+    row[:, :50] = -math.inf  # the prompts' own tokens
+
+
+def unlikely(row: Tensor, quantised: bool, answer: int) -> None:
+    row[:, 0] = 1e30  # a perplexity that no float holds
+
+
+@pytest.mark.parametrize("change", [no_numbers, all_no_numbers, infinite_loss, unlikely])
+def test_predictions_that_are_no_numbers_never_pass(change: Callable[[Tensor, bool, int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="no finite numbers"):
+        measured_with(change, monkeypatch)
+
+
+def test_tokens_without_probability_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models mask what pads their vocabulary."""
+
+    def masked(row: Tensor, quantised: bool, answer: int) -> None:
+        row[:, -8:] = -math.inf
+
+    def nearly_masked(row: Tensor, quantised: bool, answer: int) -> None:
+        row[:, -8:] = -80.0
+
+    with monkeypatch.context() as patch:
+        found = measured_with(masked, patch)
+    assert found.divergence_bits == pytest.approx(measured_with(nearly_masked, monkeypatch).divergence_bits, rel=1e-4) != 0
 
 
 def lost(perplexity: float = 10.0, bits: float = 0.0, error: float = 0.001) -> QuantisationLoss:
@@ -83,6 +139,18 @@ def lost(perplexity: float = 10.0, bits: float = 0.0, error: float = 0.001) -> Q
         divergence_bits=bits,
         agreement=0.5,
     )
+
+
+def test_the_worst_loss_of_several_is_the_same_in_any_order() -> None:
+    small, larger, dear, much = lost(bits=0.001), lost(9.0, bits=0.002), lost(10.2, bits=0.0001), lost(bits=0.02)
+    for losses, worst in (
+        ((small, larger), larger),
+        ((small, dear, larger), dear),
+        ((dear, much, None), much),
+        ((small, None), None),
+        ((None, None), None),
+    ):
+        assert {worst_loss(order) for order in itertools.permutations(losses)} == {worst}
 
 
 def test_too_much_is_refused_unless_it_is_accepted() -> None:

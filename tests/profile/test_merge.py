@@ -66,13 +66,19 @@ def test_one_shard_of_one_is_the_whole(model: Path, whole: Profile, tmp_path: Pa
     assert same_bytes(tmp_path / "merged", whole.path)
 
 
-def test_the_first_shards_latencies_are_kept(shards: list[Path], tmp_path: Path) -> None:
+def test_the_first_shards_latencies_are_kept_and_the_worst_loss(shards: list[Path], tmp_path: Path) -> None:
     for number in (2, 3):
         shutil.copytree(shards[number - 1], tmp_path / str(number))
         record = json.loads((tmp_path / str(number) / "profile.json").read_text())
         record["latency"]["load_s"] = 99.0
+        figures = {"text_tokens": 9, "answer_tokens": 9, "unquantised_perplexity": 9.0, "perplexity": 9.0, "rise_error": 0.0}
+        record["loss"] = {"prompts": 1, **figures, "divergence_bits": number / 10, "agreement": 1.0}
         (tmp_path / str(number) / "profile.json").write_text(json.dumps(record))
-    made = merge([tmp_path / "2", tmp_path / "3", shards[0]], tmp_path / "merged")
+    shutil.copytree(shards[0], tmp_path / "1")
+    record = json.loads((tmp_path / "1" / "profile.json").read_text()) | {"loss": record["loss"] | {"divergence_bits": 0.1}}
+    (tmp_path / "1" / "profile.json").write_text(json.dumps(record))
+    made = merge([tmp_path / "2", tmp_path / "3", tmp_path / "1"], tmp_path / "merged")
+    assert made.record.loss is not None and made.record.loss.divergence_bits == 0.3
     assert made.record.latency == read_profile(shards[0]).record.latency
 
 

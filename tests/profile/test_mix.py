@@ -11,6 +11,7 @@ import pytest
 
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.problem.workload import from_profile
+from remoe_cli.profile.loss_record import QuantisationLoss
 from remoe_cli.profile.mix import mix
 from remoe_cli.profile.record import Profile, read_profile, write_profile
 from tests.support.synthetic import synthetic_profile
@@ -100,6 +101,14 @@ def test_unlike_profiles_are_refused(parts: tuple[Profile, Profile], tmp_path: P
     with pytest.raises(UsageError, match="are no prompts"):
         mix({chat.path: 0.5, changed(code, tmp_path / "rows", routing=routing): 0.5}, tmp_path / "mix")
     assert not (tmp_path / "mix").exists()
+
+
+def test_it_loses_what_the_worst_part_loses(parts: tuple[Profile, Profile], tmp_path: Path) -> None:
+    figures = {"prompts": 1, "text_tokens": 9, "answer_tokens": 9, "unquantised_perplexity": 9.0, "perplexity": 9.0, "rise_error": 0.0}
+    losses = [QuantisationLoss(**figures, divergence_bits=bits, agreement=1.0) for bits in (0.001, 0.2)]  # type: ignore[arg-type]
+    paths = [changed(part, tmp_path / str(i), loss=loss) for i, (part, loss) in enumerate(zip(parts, losses, strict=True))]
+    for out, order in (("a", paths), ("b", paths[::-1])):
+        assert mix({path: 0.5 for path in order}, tmp_path / out).record.loss == losses[1]
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, float("nan"), float("inf")])

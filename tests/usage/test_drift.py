@@ -11,7 +11,7 @@ import pytest
 
 from remoe_cli.cli.kept import command_again, verdict
 from remoe_cli.errors import ArtifactError, DeployError
-from remoe_cli.plan.document import Plan
+from remoe_cli.plan.document import Plan, PredictedRouting
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime.observed import Observed
 from remoe_cli.usage.again import again
@@ -164,6 +164,23 @@ def test_the_best_plan_is_not_made_again(folder: Path) -> None:
     )
 
 
+def test_the_command_plans_again_as_it_was_asked(folder: Path) -> None:
+    profile, catalog = synthetic_profile(folder / "asked", **SHAPE), tiny_catalog()
+    one = {"path": "my prompts.jsonl", "sha256": "0" * 64}
+    more = {"count": 2, "predictor": "p", "validation_bits": None, "mixture_bits": 0.0, "recorded": (0, 1), "weights": (1, 1)}
+    routing = PredictedRouting.model_validate({"prompts": one, **more})
+    options: dict[str, tuple[dict[str, Any], str]] = {
+        "cold": ({"cold_share": 0.2}, " --cold-share 0.2"),
+        "traffic": ({"requests_per_hour": 30.0}, " --requests-per-hour 30"),
+        "cold traffic": ({"requests_per_hour": 30.0, "cold_share": 0.0}, " --requests-per-hour 30 --cold-share 0"),
+        "prompts": ({"routing": routing}, " --data 'my prompts.jsonl'"),
+        "solver": ({"solver": "scan", "invocations": "per-expert"}, " --solver scan --invocation per-expert"),
+    }
+    for asked, said in options.values():
+        command = command_again(plan_of(profile, catalog, **asked), catalog, "p")
+        assert command.removeprefix("remoe plan p -o plans/NAME.json") == said
+
+
 def test_a_target_that_is_missed_now_is_a_reason_to_plan_again(folder: Path) -> None:
     plan, profile, catalog = planned(folder / "target")
     between_s = (plan.tpot_s + plan_of(profile, catalog, objective="tpot").tpot_s) / 2
@@ -180,6 +197,6 @@ def test_a_forced_plan_is_compared_with_plans_that_force_the_same(folder: Path) 
     forced = again(plan, problem_of(profile, catalog))
     assert not forced.worth and forced.forced == "--remote-share 0.5"
     assert verdict(forced, "") == "The plan need not be made again: the best plan with --remote-share 0.5 saves 0.0% of the cost."
-    assert command_again(plan, "p q") == "remoe plan 'p q' -o plans/NAME.json --remote-share 0.5"
+    assert command_again(plan, catalog, "p q") == "remoe plan 'p q' -o plans/NAME.json --remote-share 0.5"
     given = again(plan.model_copy(update={"method": "given"}), problem_of(profile, catalog))
     assert given.best == given.deployed and "no other one was looked for" in verdict(given, "")

@@ -14,15 +14,15 @@ from remoe_cli.deploy.aws.events import STACK
 from remoe_cli.deploy.aws.session import Account, code_of, plain_errors
 from remoe_cli.deploy.aws.stack import Stack, StackState
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.errors import DeployError
+from remoe_cli.errors import DeployError, NoDeploymentError
 
 _AT_ONCE = 8
 _STREAMS = 5
 _COMPARED = ("MemorySize", "Timeout", "Runtime", "Handler")
 
 
-def unknown(account: Account, name: str) -> DeployError:
-    return DeployError(
+def unknown(account: Account, name: str) -> NoDeploymentError:
+    return NoDeploymentError(
         f"There is no deployment named '{name}' in account {account.id}, {account.region}.",
         "See --region and --profile, or make one with 'remoe deploy PLAN --target aws'.",
     )
@@ -35,7 +35,7 @@ def read(account: Account, name: str) -> dict[str, Any]:
     functions   as they are now; `drift` names what differs from the plan's template
     main        the main function as it is now: `kind` (sagemaker, lambda or lambda-gpu), name and state; None where the user runs it
 
-    Raises: DeployError for an unknown name.
+    Raises: NoDeploymentError for an unknown name.
     """
     with plain_errors(account.origin):
         stack, state = Stack(account, name), stack_state(account, name)
@@ -76,7 +76,7 @@ def deployed_names(account: Account) -> list[str]:
 def stack_state(account: Account, name: str) -> StackState:
     """Describe the stack alone; its outputs say what the main function is.
 
-    Raises: DeployError for an unknown name.
+    Raises: NoDeploymentError for an unknown name.
     """
     names.check_name(name)
     with plain_errors(account.origin):

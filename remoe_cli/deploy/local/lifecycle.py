@@ -25,7 +25,7 @@ from remoe_cli.deploy.local import folder as folders
 from remoe_cli.deploy.local import place, processes
 from remoe_cli.deploy.local.config import NAME_FORM, ChildrenRecord, HostRecord, MainConfig, ProcessRef, SupervisorRecord, TwinConfig
 from remoe_cli.deploy.local.logs import last_lines
-from remoe_cli.errors import ArtifactError, DeployError, HeldError, UsageError
+from remoe_cli.errors import ArtifactError, DeployError, HeldError, NoDeploymentError, UsageError
 from remoe_cli.runtime import peers
 
 FRONT_WAIT_S = 30.0
@@ -131,7 +131,7 @@ def status(name: str) -> dict[str, Any]:
 
     Where no supervisor answers, `state` is deploying, dead, stopped, silent or elsewhere, and `hint` says what to do.
 
-    Raises: DeployError for an unknown name.
+    Raises: NoDeploymentError for an unknown name.
     """
     folder = known_dir(name)
     try:
@@ -330,7 +330,7 @@ def _ask_status(port: int) -> bytes:
 def known_dir(name: str) -> Path:
     """Return the directory of a deployment that exists.
 
-    Raises: DeployError when there is none of this name, UsageError for a name that cannot be one.
+    Raises: NoDeploymentError when there is none of this name, UsageError for a name that cannot be one.
     """
     folder = state_dir(name)
     owned.refuse_place(folder)
@@ -339,6 +339,6 @@ def known_dir(name: str) -> Path:
     if not folder.is_dir():
         known = names()
         others = f"there are: {', '.join(known)}" if known else "no deployment runs here"
-        raise DeployError(f"There is no deployment named '{name}'; {others}.", "Make one with 'remoe deploy PLAN --target local'.")
+        raise NoDeploymentError(f"There is no deployment named '{name}'; {others}.", "Make one with 'remoe deploy PLAN --target local'.")
     folders.refuse_others(folder)
     return folder

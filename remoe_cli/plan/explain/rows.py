@@ -251,8 +251,6 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
             f"{_functions_mb(copy.layers):,} MB in all, not {_functions_mb(plan.layers):,}, and a cold start takes "
             f"{seconds(copy.cold_start_s)}, not {seconds(plan.cold_start_s)}. To have it, plan for that copy, of {whole:.1f} GB."
         )
-    elif plan.model.read_expert_bytes is not None and plan.scenarios and plan.method in ("exact", "scan"):
-        yield "the same for a copy that is not quantised: the fast scan finds no plan for it that keeps all limits."
     is_local = not any(layer.remote for layer in plan.layers)
     for name in unlike_baselines(plan):  # those of the table
         if name in HOW_TO and not (is_local and name == BaselineName.ALL_LOCAL):
