@@ -13,7 +13,6 @@ from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert, run_
 from remoe_cli.model.grouping import add_slots, by_expert, device_sum, rows_of, weighted_sum
 from tests.support.families import EXPERTS, FAMILIES, build
 
-
 # Tokens, slots, and whether slots of a token may name the same expert.
 SHAPES = [(1, 1, False), (1, 6, False), (1, 6, True), (3, 2, False), (40, 4, False), (40, 4, True)]
 
