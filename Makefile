@@ -84,6 +84,7 @@ audit: $(VENV)/.installed ## look up known vulnerabilities of everything that sh
 # TRACE is a file of requests with their times; without it, each client asks again at once.
 bench: $(VENV)/.installed ## print the tables of docs/benchmarks.md, half an hour on two quiet cores: make bench TRACE=FILE
 	$(BIN)/python docs/measure/batching.py
+	$(BIN)/python docs/measure/batching.py --rtt-ms 5 --rounds 1
 	$(BIN)/python -m docs.measure.faults --requests 50
 	$(BIN)/remoe demo --quiet
 	$(BIN)/remoe plan ~/.cache/remoe/demo/smolmoe-float32/profile -o $(BENCH)/load.json --remote-share 0.5 --concurrency 8 --yes --quiet
