@@ -17,7 +17,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from remoe_cli import bounded
-from remoe_cli.artifacts import shown
+from remoe_cli.artifacts import escaped, shown
 from remoe_cli.errors import ModelError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _refuse_other(file: str, key: str, value: Any, allowed: tuple[str, ...]) -> 
     for one in value.values() if isinstance(value, dict) and allowed else [value]:
         if one and not (isinstance(one, str) and one in allowed):
             raise ModelError(
-                f"{file} sets {key!r} to {one!r}, which remoe does not take.",
+                f"{file} sets {key!r} to {escaped(repr(one), 80)}, which remoe does not take.",
                 f"It may be {', '.join(allowed[:-1])} or {allowed[-1]}." if allowed else "Remove it.",
             )
 
@@ -138,4 +138,6 @@ def _refuse_tokenizer(file: str, name: Any) -> None:
         return
     kind = tokenizer_class_from_name(name) if isinstance(name, str) else name
     if kind is not None and not (isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerBase)):
-        raise ModelError(f"{file} sets 'tokenizer_class' to {name!r}, which is no tokenizer.", "Give the class of its tokenizer.")
+        raise ModelError(
+            f"{file} sets 'tokenizer_class' to {escaped(repr(name), 80)}, which is no tokenizer.", "Give the class of its tokenizer."
+        )

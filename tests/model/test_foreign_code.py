@@ -78,6 +78,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a model as tokenizer": (TOKENIZER, {"tokenizer_class": "AutoModelForCausalLM"}, "'AutoModelForCausalLM', which is no tokenizer"),
     "a function as tokenizer": (TOKENIZER, {"tokenizer_class": "pipeline"}, "'pipeline', which is no tokenizer"),
     "a number as tokenizer": (TOKENIZER, {"tokenizer_class": 7}, "7, which is no tokenizer"),
+    "a long list as tokenizer": (TOKENIZER, {"tokenizer_class": ["x" * 3000]}, "x..., which is no tokenizer"),
+    "a long list of kernels": (TOKENIZER, {"attn_implementation": ["y" * 3000]}, "y..., which remoe does not take"),
     "tokenizer of config.json": (CONFIG, {"tokenizer_class": "Trainer"}, "config.json sets 'tokenizer_class' to 'Trainer'"),
 }
 
