@@ -8,7 +8,6 @@ from typing import Any
 
 from remoe_cli.deploy.inputs import Inputs
 from remoe_cli.errors import InfeasibleError, OverBudgetError
-from remoe_cli.plan.document import Plan
 from remoe_cli.plan.problem.request import request_of
 from remoe_cli.plan.wording import dollars
 from remoe_cli.profile.loss_record import QuantisationLoss, refuse_loss
@@ -66,8 +65,8 @@ def terms(inputs: Inputs) -> Terms | None:
     other: float | None = None
     if (without := profile.as_stored()) is not None:
         request = replace(request_of(plan), examine=False)
-        if plan.method in ("forced", "given"):
-            request = replace(request, remote_share=_remote_share(plan))
+        if plan.method == "given":  # a forced share is asked for again as it is
+            request = replace(request, remote_share=plan.remote_share)
         # Over the budget, the cheapest plan tells what is saved.
         cheapest = replace(request, aim=replace(request.aim, objective="cost", budget_usd=None))
         for asked in (request, cheapest):
@@ -79,10 +78,6 @@ def terms(inputs: Inputs) -> Terms | None:
             except InfeasibleError:
                 break
     return Terms(form, profile.record.loss, plan.cost_usd_per_request, other)
-
-
-def _remote_share(plan: Plan) -> float:
-    return sum(len(layer.remote) for layer in plan.layers) / (plan.model.experts_per_layer * len(plan.layers))
 
 
 def agreed_terms(inputs: Inputs, accepted: bool, say: Callable[[str], None]) -> Terms | None:

@@ -36,7 +36,7 @@ from remoe_cli.plan.assess.verdict import judge, notes
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import Priced, evaluate, layer_outcomes
 from remoe_cli.plan.cost.prompts import cold_wait_s
-from remoe_cli.plan.cost.requests import first_broken, spread, with_timeouts
+from remoe_cli.plan.cost.requests import first_broken, holding_too, spread, with_timeouts
 from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
@@ -181,10 +181,9 @@ def _holding(problem: Problem, request: PlanRequest, others: Baselines) -> tuple
         broken = first_broken(problem, chosen.placement)
         if broken is None:
             return problem, chosen
-        held = problem.workload.also_held
-        if broken.size in held:  # the solver's tolerance and the check's differ
+        if (stricter := holding_too(problem, broken.size)) is None:
             raise InfeasibleError(f"The plan that was found does not hold: {broken.text}.", "Plan with other lengths, or with --cover.")
-        problem = replace(problem, workload=replace(problem.workload, also_held=(*held, broken.size)))
+        problem = stricter
 
 
 def _choose(problem: Problem, request: PlanRequest) -> _Chosen:

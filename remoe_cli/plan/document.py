@@ -266,6 +266,11 @@ class Plan(Document):
     unquantised: Unquantised | None = Field(default=None, exclude_if=is_none)
 
     @property
+    def remote_share(self) -> float:
+        """The share of all experts that are remote."""
+        return sum(len(layer.remote) for layer in self.layers) / max(1, self.model.experts_per_layer * len(self.layers))
+
+    @property
     def outcome(self) -> Outcome:
         """The plan's own cost and latency."""
         return Outcome(

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.cost.prompts import cold_wait_s
-from remoe_cli.plan.cost.requests import first_broken, with_timeouts
+from remoe_cli.plan.cost.requests import first_broken, holding_too, with_timeouts
 from remoe_cli.plan.document import Unquantised
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Placement, Problem
@@ -42,12 +42,10 @@ def unquantised(problem: Problem, aim: Aim) -> Unquantised | None:
 
 def _scanned(problem: Problem, aim: Aim) -> Placement | None:
     """Scan for a plan whose limits hold for every request, as `make_plan` does."""
-    while (found := scan(problem, aim)) is not None:
-        broken = first_broken(problem, found.placement)
+    asked: Problem | None = problem
+    while asked is not None and (found := scan(asked, aim)) is not None:
+        broken = first_broken(asked, found.placement)
         if broken is None:
             return found.placement
-        held = problem.workload.also_held
-        if broken.size in held:
-            return None
-        problem = replace(problem, workload=replace(problem.workload, also_held=(*held, broken.size)))
+        asked = holding_too(asked, broken.size)
     return None

@@ -10,7 +10,7 @@ Source: method.md, section 4, for the limits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,6 +93,15 @@ class Broken:
 def first_broken(problem: Problem, placement: Placement) -> Broken | None:
     """Find a request of the workload that breaks a limit of time or payload, if there is one."""
     return next(broken(problem, placement), None)
+
+
+def holding_too(problem: Problem, size: Size) -> Problem | None:
+    """Let solvers hold the limits for one more request.
+
+    None where they did already: then their tolerance and that of the check differ.
+    """
+    held = problem.workload.also_held
+    return None if size in held else replace(problem, workload=replace(problem.workload, also_held=(*held, size)))
 
 
 def broken(problem: Problem, placement: Placement) -> Iterator[Broken]:

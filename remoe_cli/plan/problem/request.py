@@ -125,7 +125,6 @@ def request_of(plan: Plan) -> PlanRequest:
     A share of experts that was forced out (--remote-share) is asked for again, and a placement that was given in a file is not.
     """
     workload, targets = plan.workload, plan.targets
-    remote, experts = sum(len(layer.remote) for layer in plan.layers), plan.model.experts_per_layer * len(plan.layers)
     longest = sizes_of(tuple((1 / len(workload.longest), *size) for size in workload.longest)) if workload.longest else None
     return PlanRequest(
         aim=Aim(plan.objective, targets.ttft_s, targets.tpot_s, targets.budget_usd, targets.ttft_percentile),
@@ -133,7 +132,7 @@ def request_of(plan: Plan) -> PlanRequest:
         cold_share=workload.cold_share,
         invocations=plan.invocations,
         solver=plan.method if plan.method in ("scan", "paper") else "exact",
-        remote_share=remote / max(1, experts) if plan.method == "forced" else None,
+        remote_share=plan.remote_share if plan.method == "forced" else None,
         routing=workload.routing,
         waking=workload.waking,
         concurrency=workload.concurrency,
