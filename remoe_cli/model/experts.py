@@ -28,6 +28,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from remoe_cli.errors import ModelError
 from remoe_cli.model.adapters import adapt, hooked
+from remoe_cli.model.blocked import product
 from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.gpu_experts import GpuExperts
 from remoe_cli.model.grouping import Grouping, by_expert, device_sum, rows_of, weighted_sum
@@ -56,6 +57,11 @@ class ExpertLayer:
         """Return the stacked expert parameters [rows, ...], one row for each expert that is held here."""
         own = self.module._parameters  # named_parameters takes as long as a small expert
         return {name: p for name in _WEIGHTS if (p := own.get(name)) is not None}
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether experts are in blocks, and not in the module's parameters (model/blocked.py)."""
+        return "blocked" in self.module.__dict__
 
     @property
     def width(self) -> int:
@@ -255,10 +261,16 @@ def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
     """Run one expert on rows x [n, H] as eager does, without the router's weights."""
     m: Any = layer.module
     w: Any = m._parameters  # a look-up for each, not a dictionary for each expert
+    blocked = m.__dict__.get("blocked", {})
     up = "gate_up_proj" if m.has_gate else "up_proj"
 
     def linear(x: Tensor, name: str) -> Tensor:
-        y = x @ w[name][row] if m.is_transposed else F.linear(x, w[name][row])
+        if blocked:
+            y = product(x, blocked[name][row])
+        elif m.is_transposed:
+            y = x @ w[name][row]
+        else:
+            y = F.linear(x, w[name][row])
         return y + w[name + "_bias"][row] if m.has_bias else y
 
     h: Tensor = linear(x, up)

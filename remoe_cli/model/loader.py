@@ -31,6 +31,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from remoe_cli.errors import ModelError
+from remoe_cli.model.blocked import blocked_bytes
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import expert_layers, refuse_unservable
 from remoe_cli.model.foreign_code import named_config, newer_version, read_object, refuse_foreign_code, refuse_foreign_config
@@ -387,4 +388,6 @@ def _mapped_files() -> list[tuple[int, int]]:
 
 def expert_bytes_held(model: PreTrainedModel) -> int:
     """Count the bytes of routed experts that this process holds, from the tensors themselves."""
-    return sum(p.numel() * p.element_size() for layer in expert_layers(model) for p in layer.parameters().values())
+    layers = expert_layers(model)
+    rows = sum(p.numel() * p.element_size() for layer in layers for p in layer.parameters().values())
+    return rows + sum(blocked_bytes(layer.module) for layer in layers)

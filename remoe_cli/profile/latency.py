@@ -27,6 +27,7 @@ import torch
 from transformers import PreTrainedModel
 
 from remoe_cli import interrupts
+from remoe_cli.model.blocked import block_weights
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
 from remoe_cli.model.gpu_experts import gpu_experts
@@ -47,16 +48,18 @@ def measure(model: PreTrainedModel, load_s: float, packed: Checkpoint | None = N
     """Measure all times of a loaded model, which takes about 10 s for a small one.
 
     `packed` is its checkpoint where expert functions compute from the stored bytes, `to` the form to which their experts are quantised.
-    What is attached to the model's experts hook is detached.
+    What is attached to the model's experts hook is detached, and its weights are in blocks afterwards.
     """
     layers = expert_layers(model)
+    on_cpu = _on_cpu(layers)
+    remote, unquantised = function_expert(on_cpu, packed, to), None if to is None else function_expert(on_cpu)
     with torch.inference_mode():
+        on_gpu = None if model.device.type == "cpu" else _on_gpu(on_cpu, model.device)
+        block_weights(model, [layer.module for layer in on_cpu])  # as the main function has them
         passes = time_passes(model)
-        on_cpu = _on_cpu(layers)
         alone = _alone(on_cpu)
         slower = _slower_in_passes(alone, passes)
         local = fit([_in_passes(point, slower) for point in alone], [EXPONENTIAL, PHYSICAL, ROOFLINE])
-        on_gpu = None if model.device.type == "cpu" else _on_gpu(on_cpu, model.device)
     nonexpert = passes.nonexpert
     totals = [sum(column) for column in zip(*nonexpert.seconds, strict=True)]
     return Latency(
@@ -69,8 +72,8 @@ def measure(model: PreTrainedModel, load_s: float, packed: Checkpoint | None = N
         nonexpert_layers=nonexpert,
         local_expert=local,
         slower_in_passes=slower,
-        remote_expert=function_expert(on_cpu, packed, to),
-        unquantised_expert=None if to is None else function_expert(on_cpu),
+        remote_expert=remote,
+        unquantised_expert=unquantised,
         gpu_expert=on_gpu,
         copy_s=fit_linear(*zip(*passes.copies, strict=True)) if passes.copies else Linear(fixed_s=0.0, per_token_s=0.0),
         load_s=load_s,

@@ -39,7 +39,7 @@ class RoutingRecorder:
 
     def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         self.seen.setdefault(layer.layer, []).append(index)
-        if next(iter(layer.parameters().values())).device != hidden.device:
+        if layer.is_blocked or next(iter(layer.parameters().values())).device != hidden.device:
             return run_experts(layer, hidden, index, weights, {e: e for e in range(layer.experts)}, lambda *_: dict, self._exchange)
         # The class's forward before transformers decorated it: the eager loop that every family, or its adapter, defines.
         eager: Any = type(layer.module).forward

@@ -150,6 +150,9 @@ def profile(
     if missing or not (latency or measured.is_file()) or not (experts is None or compared.is_file()):
         with progress(f"Loading {checkpoint.name}"):
             loaded, load_s = _load(checkpoint, device_map, device)
+        if experts is not None and not compared.is_file():
+            with progress("Measuring what quantised experts lose") as report:
+                artifacts.write_json(compared, _loss(loaded, tokenizer, inputs, prompts.texts, experts, report), recognise.ANY)
         if not (latency or measured.is_file()):
             from remoe_cli.model.quantise import BY_NAME
             from remoe_cli.profile.latency import measure
@@ -166,9 +169,6 @@ def profile(
             for batch in run:
                 done += _size(inputs, batch)
                 report(done, total)
-    if loaded is not None and experts is not None and not compared.is_file():
-        with progress("Measuring what quantised experts lose") as report:
-            artifacts.write_json(compared, _loss(loaded, tokenizer, inputs, prompts.texts, experts, report), recognise.ANY)
     del loaded
     with progress("Writing the profile"):
         arrays = join([_read_batch(_file(partial, batch)) for batch in batches])
@@ -319,6 +319,7 @@ def record(
     `on_part` is called while a batch runs: with the share of its work that is done, times its number of prompts.
     The texts `stop` end an answer.
     """
+    from remoe_cli.model.blocked import block_weights
     from remoe_cli.model.experts import ExpertLayer, attach
     from remoe_cli.model.generation import StopStrings
     from remoe_cli.profile.routing import RoutingRecorder, record_batch
@@ -336,6 +337,7 @@ def record(
         return recorder(layer, hidden, index, weights)
 
     attachment = attach(model, runner)
+    block_weights(model, [layer.module for layer in attachment.layers])
     trace = max(1, TRACE_TOKENS // inputs.dataset.prompts)
     for window, numbers in groupby(batches, key=lambda batch: batch // _WINDOW):
         first = window * _WINDOW * settings.batch_size
