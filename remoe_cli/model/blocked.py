@@ -47,8 +47,8 @@ def product(x: Tensor, blocked: Tensor, bias: Tensor | None = None) -> Tensor:
 def block_weights(model: nn.Module, experts: Iterable[nn.Module]) -> None:
     """Put the weights of a model's linear layers and of its experts modules into blocks, in place.
 
-    Only those on the CPU, and where this changes no bit. Weights that another module uses too, such as an embedding, stay as they are. What is in blocks is this
-    process's own memory, and no longer its file's. A second call changes nothing.
+    Only those on the CPU, and where this changes no bit. Weights that another module uses too, such as an embedding, stay as they are.
+    What is in blocks is this process's own memory, and no longer its file's. A second call changes nothing.
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
