@@ -11,14 +11,17 @@ not use oneDNN.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 _TRIED_ROWS = (1, 3, 8, 64)
+# Kept off the modules: a copy of a module with other weights must not compute with these.
+_experts: WeakKeyDictionary[nn.Module, dict[str, list[Tensor]]] = WeakKeyDictionary()
 _ATTRIBUTES: tuple[str, list[float], str] = ("none", [], "")  # nothing is done with the product
 
 
@@ -65,15 +68,12 @@ def block_weights(model: nn.Module, experts: Iterable[nn.Module]) -> None:
 
 
 def _block_experts(module: Any, same: _Same) -> None:
-    """Put a layer's experts into blocks, one by one; parameters of zero rows remain, which tell shapes.
-
-    `module.blocked[name]` then has the blocks of each row.
-    """
+    """Put a layer's experts into blocks, one by one; parameters of zero rows remain, which tell shapes."""
     weights = {name: w for name in ("gate_up_proj", "up_proj", "down_proj") if (w := module._parameters.get(name)) is not None and len(w)}
     if not all(same(_rows(module, w)[0], None) for w in weights.values()):
         return
     for name, w in weights.items():
-        module.__dict__.setdefault("blocked", {})[name] = [_reordered(row) for row in _rows(module, w)]
+        _experts.setdefault(module, {})[name] = [_reordered(row) for row in _rows(module, w)]
         module._parameters[name] = nn.Parameter(w.new_empty(0, *w.shape[1:]), requires_grad=False)
 
 
@@ -81,9 +81,14 @@ def _rows(module: Any, weights: Tensor) -> list[Tensor]:
     return [row.t() if module.is_transposed else row for row in weights]
 
 
+def blocks_of(module: nn.Module) -> Mapping[str, list[Tensor]]:
+    """Return the blocks of a layer's experts: by parameter, those of each row; nothing where they are not in blocks."""
+    return _experts.get(module, {})
+
+
 def blocked_bytes(module: nn.Module) -> int:
     """Count the bytes of a layer's experts that are in blocks."""
-    return sum(row.numel() * row.element_size() for rows in module.__dict__.get("blocked", {}).values() for row in rows)
+    return sum(row.numel() * row.element_size() for rows in blocks_of(module).values() for row in rows)
 
 
 def _reordered(weight: Tensor) -> Tensor:

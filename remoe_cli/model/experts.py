@@ -28,7 +28,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from remoe_cli.errors import ModelError
 from remoe_cli.model.adapters import adapt, hooked
-from remoe_cli.model.blocked import product
+from remoe_cli.model.blocked import blocks_of, product
 from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.gpu_experts import GpuExperts
 from remoe_cli.model.grouping import Grouping, by_expert, device_sum, rows_of, weighted_sum
@@ -61,7 +61,7 @@ class ExpertLayer:
     @property
     def is_blocked(self) -> bool:
         """Whether experts are in blocks, and not in the module's parameters (model/blocked.py)."""
-        return "blocked" in self.module.__dict__
+        return bool(blocks_of(self.module))
 
     @property
     def width(self) -> int:
@@ -261,7 +261,7 @@ def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
     """Run one expert on rows x [n, H] as eager does, without the router's weights."""
     m: Any = layer.module
     w: Any = m._parameters  # a look-up for each, not a dictionary for each expert
-    blocked = m.__dict__.get("blocked", {})
+    blocked = blocks_of(m)
     up = "gate_up_proj" if m.has_gate else "up_proj"
 
     def linear(x: Tensor, name: str) -> Tensor:

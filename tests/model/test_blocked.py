@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from transformers import PreTrainedModel
 
 from remoe_cli.model import blocked
 from remoe_cli.model.blocked import BlockedLinear, block_weights
-from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_experts
+from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert, run_experts
+from remoe_cli.model.gpu_experts import gpu_experts
 from remoe_cli.model.loader import expert_bytes_held
 from tests.support.families import FAMILIES, build
 
@@ -82,3 +84,13 @@ def test_a_blocked_layer_is_a_linear_layer() -> None:
         assert torch.equal(layer(x), expected)  # not contiguous
     assert torch.equal(layer.weight, weight)
     assert [name for name, _ in layer.named_parameters()] == (["bias"] if HERE else ["weight", "bias"])
+
+
+def test_a_copy_with_other_weights_computes_with_these() -> None:
+    model = build("mixtral", torch.bfloat16)
+    layer = expert_layers(model)[0]
+    x = torch.linspace(-1, 1, layer.width).to(torch.bfloat16)[None]
+    weights = {name: torch.randn_like(p[:1]) for name, p in layer.parameters().items()}
+    expected = run_expert(replace(layer, module=gpu_experts(layer.module, [0], weights, layer.experts).module), 0, x)
+    _block(model)
+    assert torch.equal(run_expert(replace(layer, module=gpu_experts(layer.module, [0], weights, layer.experts).module), 0, x), expected)
