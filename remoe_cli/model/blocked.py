@@ -82,7 +82,7 @@ def _rows(module: Any, weights: Tensor) -> list[Tensor]:
 
 
 def blocks_of(module: nn.Module) -> Mapping[str, list[Tensor]]:
-    """Return the blocks of a layer's experts: by parameter, those of each row; nothing where they are not in blocks."""
+    """Return the blocks of a layer's experts, by parameter those of each row; nothing without blocks."""
     return _experts.get(module, {})
 
 
