@@ -166,10 +166,13 @@ def test_a_full_instance_costs_and_takes_what_the_planner_says(concurrency: int,
 
 
 def by_steps(
-    step_s: list[float], token_usd: list[float], prompt_s: list[float], n_out: list[int], at_s: list[float]
+    step_s: list[float], token_usd: list[float], n_in: list[int], part: int, n_out: list[int], at_s: list[float]
 ) -> tuple[list[float], list[float], float]:
-    """Answer requests as runtime/batch.py does, step after step: when each has its first token and its last, and what steps cost."""
-    places, now_s, usd = len(step_s) - 1, 0.0, 0.0
+    """Answer requests as runtime/batch.py does, step after step: when each has its first token and its last, and what that costs.
+
+    Reading takes and costs 0.1 and a hundredth of the tokens.
+    """
+    places, now_s, usd, unread = len(step_s) - 1, 0.0, 0.0, list(n_in)
     first_s, end_s = [0.0] * len(at_s), [0.0] * len(at_s)
     waiting, reading, left = list(range(len(at_s))), list[int](), dict[int, int]()
     while waiting or reading or left:
@@ -179,8 +182,12 @@ def by_steps(
             reading.append(waiting.pop(0))
         if reading:
             number = reading.pop(0)
-            now_s += prompt_s[number]
-            first_s[number], left[number] = now_s, n_out[number]
+            read = min(part, unread[number]) if reading or left else unread[number]
+            now_s, usd, unread[number] = now_s + 0.1 + read / 100, usd + 0.1 + read / 100, unread[number] - read
+            if unread[number]:
+                reading.append(number)
+            else:
+                first_s[number], left[number] = now_s, n_out[number]
         if left:
             now_s, usd = now_s + step_s[len(left)], usd + len(left) * token_usd[len(left)]
             left = {number: tokens - 1 for number, tokens in left.items()}
@@ -189,15 +196,17 @@ def by_steps(
     return first_s, end_s, usd
 
 
+@pytest.mark.parametrize("part", [30, 256])
 @pytest.mark.parametrize("per_s", [0.05, 0.3, 3.0])
-def test_requests_that_share_steps_are_answered_as_step_after_step(per_s: float) -> None:
+def test_requests_that_share_steps_are_answered_as_step_after_step(per_s: float, part: int) -> None:
     random, count = np.random.default_rng(4), 300
     at_s = np.cumsum(random.exponential(1 / per_s, count))
     n_in, n_out = random.integers(1, 200, count), random.integers(1, 30, count)
     step_s, token_usd = np.array([0.0, 0.1, 0.13, 0.2]), np.array([0.0, 1.0, 0.7, 0.5])
-    made = Service("it", "it", 1, np.array([0.0, 200.0]), np.array([0.0, 2.0]), np.zeros(2), step_s, token_usd, at_once=3, most=10**9)
+    lengths, reading = np.array([0.0, 200.0]), np.array([0.1, 2.1])
+    made = Service("it", "it", 1, lengths, reading, reading, step_s, token_usd, at_once=3, part_tokens=part, most=10**9)
     served = run(made, Arrivals(at_s, n_in, n_out, float(at_s[-1])), 0)
-    first_s, end_s, usd = by_steps(step_s.tolist(), token_usd.tolist(), (n_in / 100).tolist(), n_out.tolist(), at_s.tolist())
+    first_s, end_s, usd = by_steps(step_s.tolist(), token_usd.tolist(), n_in.tolist(), part, n_out.tolist(), at_s.tolist())
     assert served.ttft_s == pytest.approx(np.array(first_s) - at_s)
     assert served.tpot_s == pytest.approx((np.array(end_s) - np.array(first_s)) / n_out)
     assert served.usd == pytest.approx(usd)
