@@ -23,6 +23,7 @@ from remoe_cli.plan.document import (
     ScenarioKind,
     WorkloadRef,
 )
+from remoe_cli.plan.explain.alternatives import BASELINE_TITLES, copy_title, unlike_baselines
 from remoe_cli.plan.wording import (
     BASELINE_NAMES,
     HOURS_PER_MONTH,
@@ -43,15 +44,6 @@ from remoe_cli.plan.wording import (
 
 LAYER_COLUMNS = ("layer", "remote experts", "count", "memory MB", "functions", "replicas")
 GPU_COLUMNS = ("experts on the GPU", "count", "on the CPU")  # where a plan has experts there
-BASELINE_TITLES = {
-    BaselineName.CPU: "whole model in CPU memory",
-    BaselineName.GPU: "whole model in GPU memory",
-    BaselineName.STORED_CPU: "quantised model in CPU memory",
-    BaselineName.STORED_GPU: "quantised model in GPU memory",
-    BaselineName.FETCH: "ideal offloading (cannot be bought)",
-    BaselineName.MIX: "all experts local, smallest main function",
-    BaselineName.ALL_LOCAL: "all experts local",
-}
 HOW_TO = {  # what to do for an alternative
     BaselineName.CPU: "run it with a server such as vLLM; remoe does not deploy it",
     BaselineName.GPU: "run it with a server such as vLLM; remoe does not deploy it",
@@ -195,7 +187,7 @@ def baseline_rows(plan: Plan) -> Rows:
     """
     rows = [
         (
-            f"the same for a copy in {copy.dtype}",
+            copy_title(copy),
             amount(copy.cost_usd_per_request, plan.workload),
             seconds(copy.ttft_s),
             f"{copy.tpot_s * 1e3:.4g} ms",
@@ -223,15 +215,6 @@ def baseline_columns(plan: Plan) -> tuple[str, ...]:
     return ("", unit, "TTFT", "TPOT", "runs on", "this plan,\nagainst it")
 
 
-def unlike_baselines(plan: Plan) -> dict[BaselineName, Baseline]:
-    """List the baselines of a plan, of equal ones only the first."""
-    unlike: dict[tuple[object, ...], BaselineName] = {}
-    for name in sorted(plan.baselines, key=list(BaselineName).index):
-        b = plan.baselines[name]
-        unlike.setdefault((b.cost_usd_per_request, b.usd_per_hour, b.ttft_s, b.tpot_s, b.spec, b.instances), name)
-    return {name: plan.baselines[name] for name in unlike.values()}
-
-
 def _cost(baseline: Baseline, workload: WorkloadRef) -> str:
     """Write what a baseline costs: in the unit of its column, or the month of an instance whose requests have no price."""
     if baseline.cost_usd_per_request is not None:
@@ -247,7 +230,7 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
     if (copy := plan.unquantised) is not None:
         whole = (plan.model.nonexpert_bytes + plan.model.expert_bytes * plan.model.experts_per_layer * len(plan.layers)) / 1e9
         yield (
-            f"the same for a copy in {copy.dtype}: the best plan for it that the fast scan finds. Its functions have "
+            f"{copy_title(copy)}: the best plan for it that the fast scan finds. Its functions have "
             f"{_functions_mb(copy.layers):,} MB in all, not {_functions_mb(plan.layers):,}, and a cold start takes "
             f"{seconds(copy.cold_start_s)}, not {seconds(plan.cold_start_s)}. To have it, plan for that copy, of {whole:.1f} GB."
         )
