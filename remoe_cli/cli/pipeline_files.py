@@ -34,9 +34,9 @@ _DESTROY = {  # the same for the command that deletes
 
 
 def refuse_other_file(context: typer.Context, parameter: Any, value: Any) -> Any:
-    """Refuse what is of another stage, such as a plan or a profile, where an argument takes something else; a callback of typer.
+    """Refuse what is of another stage, such as a plan, where an argument takes something else.
 
-    Where it may also be the name of a deployment, `meant` tells the refusal once there is no such deployment.
+    This is a callback of typer. Where it may also be the name of a deployment, `meant` tells the refusal once there is no such deployment.
 
     Raises: UsageError that names the command which takes it.
     """

@@ -122,7 +122,7 @@ def price_unit(plan: Plan) -> str:
 
 
 def priced_others(plan: Plan) -> list[tuple[str, str, Baseline | Unquantised, float]]:
-    """List (marker, title, what it is, price) of what has a price beside the plan: a copy that is not quantised, and baselines."""
+    """List (marker, title, what it is, price) of all beside the plan that has a price."""
     shown = [(title, one, one.cost_usd_per_request) for title, one in beside(plan).items() if one.cost_usd_per_request is not None]
     return [(shape, title, one, price_of(plan, usd)) for shape, (title, one, usd) in zip(markers(len(shown)), shown, strict=True)]
 

@@ -34,7 +34,7 @@ class Way:
 
 
 def ways_of(plan: Plan, table: Table | None) -> list[Way]:
-    """List the plan, that of a copy which is not quantised, and the baselines; without a table a cost has fewer parts."""
+    """List the plan and what is beside it; without a table a cost has fewer parts."""
     if table is not None:
         found = evaluate(table, Setting(per_hour=table.per_hour))
         copies = () if table.unquantised is None else (table.unquantised.main,)

@@ -145,7 +145,7 @@ class Figures:
 
 
 def evaluate(table: Table, setting: Setting) -> Mapping[str, Figures]:
-    """Add up what the plan, that of a copy which is not quantised, and each baseline cost and take at a setting, by their titles."""
+    """Add up what the plan and all that is beside it cost and take at a setting, by title."""
     overhead_s = table.overhead_s * setting.overhead
     cold, waking = _cold_share(table, setting.per_hour), _waking(table, setting.per_hour)
     plan_cold = _machine_cold(table.main.kind, cold, waking)

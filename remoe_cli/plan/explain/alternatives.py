@@ -30,6 +30,9 @@ def unlike_baselines(plan: Plan) -> dict[BaselineName, Baseline]:
 
 
 def beside(plan: Plan) -> dict[str, Baseline | Unquantised]:
-    """List what a plan is compared with by titles: the plan for a copy that is not quantised, and baselines that are unlike."""
+    """List what a plan is compared with, by title.
+
+    That is the plan for a copy that is not quantised, and of baselines that are alike only the first.
+    """
     copies: dict[str, Baseline | Unquantised] = {} if plan.unquantised is None else {copy_title(plan.unquantised): plan.unquantised}
     return copies | {BASELINE_TITLES[name]: one for name, one in unlike_baselines(plan).items()}

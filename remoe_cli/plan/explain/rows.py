@@ -41,6 +41,7 @@ from remoe_cli.plan.wording import (
     seconds,
     warm_and_cold,
 )
+from remoe_cli.units import size
 
 LAYER_COLUMNS = ("layer", "remote experts", "count", "memory MB", "functions", "replicas")
 GPU_COLUMNS = ("experts on the GPU", "count", "on the CPU")  # where a plan has experts there
@@ -140,8 +141,7 @@ def _local_text(plan: Plan) -> Iterator[str]:
     """Say how many local experts are on the GPU and in CPU memory, where some are on the GPU."""
     if _has_gpu_experts(plan):
         on_gpu, on_cpu = sum(len(layer.gpu) for layer in plan.layers), sum(_on_cpu(plan, layer) for layer in plan.layers)
-        gigabytes = on_gpu * plan.model.expert_bytes / 2**30
-        yield f"{on_gpu:,} on the GPU ({gigabytes:.1f} GB of its memory), {on_cpu:,} in CPU memory"
+        yield f"{on_gpu:,} on the GPU ({size(on_gpu * plan.model.expert_bytes)} of its memory), {on_cpu:,} in CPU memory"
 
 
 def _ttft(plan: Plan) -> str:
@@ -228,11 +228,11 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
     One instance may have two speeds; then a sentence says why.
     """
     if (copy := plan.unquantised) is not None:
-        whole = (plan.model.nonexpert_bytes + plan.model.expert_bytes * plan.model.experts_per_layer * len(plan.layers)) / 1e9
+        whole = plan.model.nonexpert_bytes + plan.model.expert_bytes * plan.model.experts_per_layer * len(plan.layers)
         yield (
             f"{copy_title(copy)}: the best plan for it that the fast scan finds. Its functions have "
             f"{_functions_mb(copy.layers):,} MB in all, not {_functions_mb(plan.layers):,}, and a cold start takes "
-            f"{seconds(copy.cold_start_s)}, not {seconds(plan.cold_start_s)}. To have it, plan for that copy, of {whole:.1f} GB."
+            f"{seconds(copy.cold_start_s)}, not {seconds(plan.cold_start_s)}. To have it, plan for that copy, of {size(whole)}."
         )
     is_local = not any(layer.remote for layer in plan.layers)
     for name in unlike_baselines(plan):  # those of the table
