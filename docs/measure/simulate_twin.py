@@ -168,7 +168,7 @@ def _compare(folder: Path, made: Profile, catalog: Catalog, at_once: int, count:
         predicted = of_placement(problem, Placement(plan.main, plan.layers, plan.instances), "the plan", n_in, float(shape["n_out"]))
         outcomes: dict[str, list[Outcome]] = {"twin": [], "predicted": [], "own times": []}
         for part in range(PARTS):
-            wanted = _arrivals(count // PARTS, seed + part, predicted)
+            wanted = _arrivals(count // PARTS, seed + part, asyncio.run(_each_s(address.url, at_once)))
             played = sorted(asyncio.run(_play(address.url, wanted)), key=lambda one: one.at_s)
             arrivals = _came(played, wanted.over_s)  # a busy machine sends some later than wanted
             outcomes["twin"].append(_measured(played, arrivals, predicted))
@@ -179,12 +179,10 @@ def _compare(folder: Path, made: Profile, catalog: Catalog, at_once: int, count:
     return _print(at_once, {each: _figures(some) for each, some in outcomes.items()})
 
 
-def _arrivals(count: int, seed: int, service: Service) -> Arrivals:
-    """Draw requests that load the twin as much as LOAD says, in bursts."""
+def _arrivals(count: int, seed: int, each_s: float) -> Arrivals:
+    """Draw requests that load the twin as much as LOAD says, in bursts, where one takes so long in the mean."""
     draw = np.random.default_rng(seed)
     n_in, n_out = (draw.integers(low, high + 1, count) for low, high in (PROMPTS, ANSWERS))
-    n = service.at_once
-    each_s = float((np.interp(n_in, service.prompts, service.prefill_s) + n_out * service.step_s[n] / n).mean())
     gaps_s = draw.gamma(1 / BURSTINESS**2, BURSTINESS**2, count)
     gaps_s *= each_s / LOAD / float(gaps_s.mean())
     at_s = np.cumsum(gaps_s) - gaps_s
@@ -215,10 +213,18 @@ def _client(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, timeout=300, trust_env=False, limits=httpx.Limits(max_connections=None))
 
 
+async def _each_s(url: str, at_once: int) -> float:
+    """Measure what a mean request takes of the twin's time now, where as many as it takes are answered at once."""
+    async with _client(url) as client:
+        await _ask(client, PROMPTS[0], 8, 0, 0.0)
+        begun_s = time.perf_counter()
+        await asyncio.gather(*(_ask(client, sum(PROMPTS) // 2, sum(ANSWERS) // 2, each, begun_s) for each in range(at_once)))
+        return (time.perf_counter() - begun_s) / at_once
+
+
 async def _play(url: str, arrivals: Arrivals) -> list[Asked]:
     """Ask each request at its time."""
     async with _client(url) as client:
-        await _ask(client, PROMPTS[0], 8, 0, 0.0)
         await asyncio.sleep(2 * IDLE_S)  # the simulation begins without any instance, too
         begun_s = time.perf_counter()
 

@@ -11,7 +11,9 @@ import pytest
 
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.cost.prompts import prefill_s
 from remoe_cli.plan.document import LayerPlan, Served
+from remoe_cli.plan.mains import PROMPT_PART_TOKENS
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.traffic import one_length
 from remoe_cli.profile.latency_record import ColdStart
@@ -270,6 +272,20 @@ def test_a_shared_step_takes_and_costs_what_so_many_requests_make_it(tmp_path: P
     for number in (1, 2, 4):
         assert (four.step_s[number], four.token_usd[number]) == (made(number).step_s[-1], made(number).token_usd[-1])
     assert four.step_s[2] < four.step_s[3] < four.step_s[4] and four.token_usd[2] > four.token_usd[3] > four.token_usd[4]
+
+
+def test_a_part_of_a_prompt_takes_what_a_prompt_of_its_length_does(tmp_path: Path) -> None:
+    """A long prompt is read in parts beside another request, which makes a step before each; where nobody else is, it is read whole."""
+    problem = problem_of(synthetic_profile(tmp_path), tiny_catalog(), n_in=50, n_out=40, concurrency=4)
+    layers = tuple(LayerPlan(layer=layer, remote=(0, 1, 2), memory_mb=256, replicas=1) for layer in problem.spec.moe_layers)
+    placement, lengths = Placement(problem.menu[0], layers), np.array([600.0, 1000.0])
+    made, alone = (of_placement(one, placement, "plan", lengths, 40.0) for one in (problem, replace(problem, concurrency=1)))
+    assert alone.part_tokens == math.inf and alone.prompts[0] == 600.0
+    whole_s, part_s, rest_s = np.interp((600.0, PROMPT_PART_TOKENS, 600.0 % PROMPT_PART_TOKENS), made.prompts, made.prefill_s).tolist()
+    assert part_s == pytest.approx(float(prefill_s(problem, placement, np.array([PROMPT_PART_TOKENS]))[0]), rel=1e-12)
+    served = run(replace(made, functions=None, start_s=0.0), Arrivals(np.zeros(2), np.array([600, 600]), np.array([40, 40]), 1.0), 0)
+    second_s = whole_s + 3 * float(made.step_s[1]) + 2 * part_s + rest_s
+    assert served.ttft_s.tolist() == pytest.approx([whole_s, second_s])
 
 
 def test_rented_instances_need_functions_each_however_few_requests_they_have(tmp_path: Path) -> None:
