@@ -50,8 +50,8 @@ def _weights(checkpoint: Checkpoint, spec: MoeSpec) -> Finding:
         return Finding(name="weights", ok=True, value=f"on the hub, {size(spec.stored_bytes)}", hint="'remoe profile' downloads them.")
 
     def count() -> Finding:
-        held = sum(file.stat().st_size for file in checkpoint.weight_files)
-        return Finding(name="weights", ok=True, value=f"{size(held)} in {len(checkpoint.weight_files)} files")
+        held, files = sum(file.stat().st_size for file in checkpoint.weight_files), len(checkpoint.weight_files)
+        return Finding(name="weights", ok=True, value=f"{size(held)} in {files} file{'' if files == 1 else 's'}")
 
     return tried("weights", count)
 
