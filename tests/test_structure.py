@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -29,6 +30,17 @@ def test_modules_are_short() -> None:
         file: len(file.read_text().splitlines()) for folder in ("remoe_cli", "tests", "docs") for file in (ROOT / folder).rglob("*.py")
     }
     assert {str(file.relative_to(ROOT)): lines for file, lines in counted.items() if lines > LONGEST_LINES} == {}
+
+
+def test_bytes_are_written_in_one_way() -> None:
+    """A fixed unit makes 0.0 GB of a small model; units.py chooses the one that fits. A function may import nothing else of remoe."""
+    fixed = re.compile(r"/ ?(?:1e9|1e6|1e3|2 ?\*\* ?[123]0|_?GB|1024)[^{}]*\} ?(?:GB|MB|kB)")
+    found = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "remoe_cli").rglob("*.py")
+        if "function" not in file.relative_to(ROOT / "remoe_cli").parts[:1] and fixed.search(file.read_text(encoding="utf-8"))
+    }
+    assert found == set()
 
 
 # Calls that delete, replace or write files, and the modules that may have them: all others go through owned.py.

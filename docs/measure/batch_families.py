@@ -26,7 +26,7 @@ TOKENS = 12
 
 def main() -> None:
     logging.disable(logging.CRITICAL)
-    batch._CHUNK_TOKENS = 9
+    batch.PROMPT_PART_TOKENS = 9
     print(f"{'family':<18}{'transformers, sdpa':<24}{'transformers, eager':<24}{'remoe':<16}remoe, drafts")
     for family in FAMILIES:
         engine = engine_of(family)

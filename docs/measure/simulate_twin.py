@@ -1,16 +1,19 @@
 """A simulation beside the local twin, under the same requests at the same times.
 
-    python docs/measure/simulate_twin.py [--requests 80] [--at-once 1,4] [--seed 0]
+    python docs/measure/simulate_twin.py [--requests 48] [--at-once 1,4] [--seed 0]
 
 A small random model is profiled, planned with half of its experts remote, deployed and calibrated. Then requests come at random, in
 bursts, so that some wait for others and some find the expert functions gone: the catalog keeps an idle instance for a few seconds only. The
 main function is rented. `remoe simulate` gets the same requests, twice:
 
     predicted   with the cost model's times, as the command has them: of the profile and of the calibration at the beginning
-    own times   with what the twin itself took for prompts, steps of 1, 2, .. requests, and starts of its functions: what is left is the
-                simulation of turns, queues, starts and idle instances
+    own times   with what prompts, steps of 1, 2, .. requests and starts of functions took the twin for these very requests: what is left
+                is the simulation of turns, queues, shared steps, starts and idle instances
 
-A machine that others use gets faster and slower, so requests come in parts, and the twin's own times are measured before and after each.
+Own times are those of the very requests because a machine that others use gets faster and slower, and what waits in a queue grows faster
+than the times: times measured before and after the requests, while little ran, gave a mean TTFT that was a fifth too low. Requests come in
+parts, each with times of its own. A round trip makes most of each call, so that other work on the machine changes less.
+
 Printed are ratios, simulated / measured. Exits with 1 where one of `own times` is more than 15% off.
 """
 
@@ -19,7 +22,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import os
 import random
 import statistics
@@ -29,6 +31,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +63,12 @@ OLMOE = {
     "num_key_value_heads": 8, "num_experts": 16, "num_experts_per_tok": 4, "max_position_embeddings": 1024,
     "pad_token_id": 1, "eos_token_id": None,
 }  # fmt: skip
-PROMPTS, ANSWERS = (8, 128), (16, 64)  # shortest and longest, in tokens
+PROMPTS, ANSWERS = (8, 128), (8, 32)  # shortest and longest, in tokens; answers without their first
 LOAD, BURSTINESS = 0.5, 1.5
 IDLE_S = 4.0
 MENU = f'[{{ name = "rented", memory_mb = 2048, vcpus = {os.cpu_count()}, usd_per_hour = 0.2 }}]'
-PARTS, ROUNDS = 4, 2  # parts of the requests; rounds of measuring the twin itself, before and after each part
+RTT_MS = 15.0
+PARTS = 3  # of the requests
 LIMIT = 0.15
 HERE = LocalTarget(SILENT)
 
@@ -85,15 +89,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Asked:
-    """What one answer took: seconds until the first token, and its receipt."""
+    """One answer: its prompt tokens, when it was asked for and when each token came, in seconds since the beginning, and its receipt."""
 
-    ttft_s: float
+    n_in: int
+    at_s: float
+    tokens_s: tuple[float, ...]
     receipt: dict[str, Any]
+
+    @property
+    def ttft_s(self) -> float:
+        return self.tokens_s[0] - self.at_s
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--requests", type=int, default=80)
+    parser.add_argument("--requests", type=int, default=48)
     parser.add_argument("--at-once", default="1,4")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -148,7 +158,7 @@ def _compare(folder: Path, made: Profile, catalog: Catalog, at_once: int, count:
     shape = {"n_in": sum(PROMPTS) // 2, "n_out": sum(ANSWERS) // 2}
     plan = make_plan(made, catalog, PlanRequest(**shape, requests_per_hour=1800.0, remote_share=0.5, concurrency=at_once, examine=False))
     artifacts.write_json(folder / f"{name}.json", plan)
-    HERE.deploy(folder / f"{name}.json", name, DeployOptions())
+    HERE.deploy(folder / f"{name}.json", name, DeployOptions(rtt_ms=RTT_MS))
     try:
         address = HERE.main_address(name)
         assert isinstance(address, Http)
@@ -157,26 +167,22 @@ def _compare(folder: Path, made: Profile, catalog: Catalog, at_once: int, count:
         n_in = np.array([float(tokens) for tokens in range(PROMPTS[0], PROMPTS[1] + 1)])
         predicted = of_placement(problem, Placement(plan.main, plan.layers, plan.instances), "the plan", n_in, float(shape["n_out"]))
         outcomes: dict[str, list[Outcome]] = {"twin": [], "predicted": [], "own times": []}
-        before = asyncio.run(_own(address.url, predicted))
         for part in range(PARTS):
-            arrivals = _arrivals(count // PARTS, seed + part, before)
-            played = asyncio.run(_play(address.url, arrivals))
-            after = asyncio.run(_own(address.url, predicted))
+            wanted = _arrivals(count // PARTS, seed + part, asyncio.run(_each_s(address.url, at_once)))
+            played = sorted(asyncio.run(_play(address.url, wanted)), key=lambda one: one.at_s)
+            arrivals = _came(played, wanted.over_s)  # a busy machine sends some later than wanted
             outcomes["twin"].append(_measured(played, arrivals, predicted))
             outcomes["predicted"].append(_simulated(predicted, arrivals, seed))
-            outcomes["own times"].append(_simulated(_mean(before, after), arrivals, seed))
-            before = after
+            outcomes["own times"].append(_simulated(_own(predicted, played, arrivals), arrivals, seed))
     finally:
         HERE.destroy(name)
     return _print(at_once, {each: _figures(some) for each, some in outcomes.items()})
 
 
-def _arrivals(count: int, seed: int, service: Service) -> Arrivals:
-    """Draw requests that load the twin as much as LOAD says, in bursts."""
+def _arrivals(count: int, seed: int, each_s: float) -> Arrivals:
+    """Draw requests that load the twin as much as LOAD says, in bursts, where one takes so long in the mean."""
     draw = np.random.default_rng(seed)
     n_in, n_out = (draw.integers(low, high + 1, count) for low, high in (PROMPTS, ANSWERS))
-    n = service.at_once
-    each_s = float((np.interp(n_in, service.prompts, service.prefill_s) + n_out * service.step_s[n] / n).mean())
     gaps_s = draw.gamma(1 / BURSTINESS**2, BURSTINESS**2, count)
     gaps_s *= each_s / LOAD / float(gaps_s.mean())
     at_s = np.cumsum(gaps_s) - gaps_s
@@ -186,23 +192,34 @@ def _arrivals(count: int, seed: int, service: Service) -> Arrivals:
 # The twin
 
 
-async def _ask(client: httpx.AsyncClient, n_in: int, n_out: int, seed: int) -> Asked:
+async def _ask(client: httpx.AsyncClient, n_in: int, n_out: int, seed: int, begun_s: float) -> Asked:
     """Ask for an answer of `n_out` tokens after the first."""
-    draw, begun_s, first_s = random.Random(seed), time.perf_counter(), 0.0
+    draw, at_s, tokens_s = random.Random(seed), time.perf_counter() - begun_s, list[float]()
     body = {"prompt_token_ids": [draw.randrange(2, 512) for _ in range(n_in)], "max_new_tokens": n_out + 1, "stream": True}
     async with client.stream("POST", "/invocations", json=body) as response:
         async for line in response.aiter_lines():
-            first_s = first_s or time.perf_counter()
             event = json.loads(line) if line else {}
             if "error" in event:
                 raise RuntimeError(event["error"]["message"])
             if "answer" in event:
-                return Asked(first_s - begun_s, event["answer"]["receipt"])
+                assert len(tokens_s) == n_out + 1, "each token is an event of its own"
+                return Asked(n_in, at_s, tuple(tokens_s), event["answer"]["receipt"])
+            if event:
+                tokens_s.append(time.perf_counter() - begun_s)
     raise RuntimeError("the stream ended without an answer")
 
 
 def _client(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, timeout=300, trust_env=False, limits=httpx.Limits(max_connections=None))
+
+
+async def _each_s(url: str, at_once: int) -> float:
+    """Measure what a mean request takes of the twin's time now, where as many as it takes are answered at once."""
+    async with _client(url) as client:
+        await _ask(client, PROMPTS[0], 8, 0, 0.0)
+        begun_s = time.perf_counter()
+        await asyncio.gather(*(_ask(client, sum(PROMPTS) // 2, sum(ANSWERS) // 2, each, begun_s) for each in range(at_once)))
+        return (time.perf_counter() - begun_s) / at_once
 
 
 async def _play(url: str, arrivals: Arrivals) -> list[Asked]:
@@ -213,55 +230,48 @@ async def _play(url: str, arrivals: Arrivals) -> list[Asked]:
 
         async def one(number: int) -> Asked:
             await asyncio.sleep(max(0.0, begun_s + float(arrivals.at_s[number]) - time.perf_counter()))
-            return await _ask(client, int(arrivals.n_in[number]), int(arrivals.n_out[number]), number)
+            return await _ask(client, int(arrivals.n_in[number]), int(arrivals.n_out[number]), number, begun_s)
 
         return list(await asyncio.gather(*(one(number) for number in range(len(arrivals.at_s)))))
 
 
-async def _own(url: str, service: Service) -> Service:
-    """Return the service with what the twin itself takes for prompts, steps and starts."""
-    warm_s: dict[int, list[float]] = {tokens: [] for tokens in PROMPTS}
+def _came(played: Sequence[Asked], over_s: float) -> Arrivals:
+    """Say when the requests really came."""
+    n_in, n_out = ([one.n_in for one in played], [len(one.tokens_s) - 1 for one in played])
+    return Arrivals(np.array([one.at_s for one in played]), np.array(n_in), np.array(n_out), max(over_s, played[-1].at_s))
+
+
+def _own(service: Service, played: Sequence[Asked], arrivals: Arrivals) -> Service:
+    """Return the service with what the twin took for the prompts, steps and starts of these requests.
+
+    A prompt is read from the last token of anybody before it, or from its arrival, to its own first token. What is between two tokens of a
+    request is a step, and the prompts that were read meanwhile.
+    """
+    firsts_s, every_s = np.array([one.tokens_s[0] for one in played]), np.sort([at_s for one in played for at_s in one.tokens_s])
+    last_s = np.array([one.tokens_s[-1] for one in played])
+    before_s = np.array([every_s[every_s < first_s].max(initial=0.0) for first_s in firsts_s.tolist()])
+    read_s = firsts_s - np.maximum(before_s, [one.at_s for one in played])
     steps_s: dict[int, list[float]] = {number: [] for number in range(1, service.at_once + 1)}
-    starts_s: list[float] = []
-    async with _client(url) as client:
-        await _ask(client, PROMPTS[0], 8, 0)
-        for _ in range(ROUNDS):
-            for tokens, seen in warm_s.items():
-                seen.append((await _ask(client, tokens, 8, tokens)).ttft_s)
-            for number, seen in steps_s.items():
-                answers = await asyncio.gather(*(_ask(client, PROMPTS[0], ANSWERS[1], each) for each in range(number)))
-                # Steps that all share begin when the last prompt is read, as the first answer to end is the first that began.
-                seen.append(statistics.median(each.receipt["tpot_s"] for each in answers))
-            await asyncio.sleep(1.5 * IDLE_S)
-            cold = await _ask(client, PROMPTS[0], 8, 1)
-            assert cold.receipt["cold_starts"], "the functions should be gone"
-            starts_s.append(cold.ttft_s)
-    prefill_s = {tokens: statistics.median(seen) for tokens, seen in warm_s.items()}
-    assert service.functions is not None
-    waits_s = np.maximum(0.0, np.array(starts_s) - prefill_s[PROMPTS[0]])
+    for one in played:
+        for begun_s, ended_s in pairwise(one.tokens_s):
+            meanwhile_s = float(read_s[(firsts_s > begun_s) & (firsts_s <= ended_s)].sum())
+            number = int(((firsts_s < ended_s) & (last_s >= ended_s)).sum())
+            steps_s[min(number, service.at_once)].append(ended_s - begun_s - meanwhile_s)
+    cold = np.array([bool(one.receipt["cold_starts"]) for one in played])
+    slope, least = np.polyfit(arrivals.n_in[~cold], read_s[~cold], 1)
     prompts = np.array(PROMPTS, dtype=np.float64)
-    # In an answer, the prompts of those beside it are read too.
-    alone_sd_s = statistics.stdev(steps_s[1])
-    step_s = [0.0, *(statistics.median(seen) - (number - 1) * prefill_s[PROMPTS[0]] / ANSWERS[1] / 2 for number, seen in steps_s.items())]
+    seen = [number for number, taken_s in steps_s.items() if taken_s]
+    step_s = np.interp(np.arange(service.at_once + 1.0), [0, *seen], [0.0, *(statistics.fmean(steps_s[number]) for number in seen)])
+    assert service.functions is not None
+    starts_s = (read_s - least - slope * arrivals.n_in)[cold]
     return replace(
         service,
         prompts=prompts,
-        prefill_s=np.array([prefill_s[tokens] for tokens in PROMPTS]),
+        prefill_s=least + slope * prompts,
         prefill_usd=np.interp(prompts, service.prompts, service.prefill_usd),
-        step_s=np.array(step_s),
-        token_sd_s=alone_sd_s * math.sqrt(ANSWERS[1]),
-        functions=replace(service.functions, waits_s=waits_s),
-    )
-
-
-def _mean(one: Service, other: Service) -> Service:
-    """Take the mean of what was measured before and after, as a machine that others use gets faster and slower."""
-    assert one.functions is not None and other.functions is not None
-    return replace(
-        one,
-        prefill_s=(one.prefill_s + other.prefill_s) / 2,
-        step_s=(one.step_s + other.step_s) / 2,
-        functions=replace(one.functions, waits_s=np.concatenate([one.functions.waits_s, other.functions.waits_s])),
+        step_s=step_s,
+        token_sd_s=statistics.stdev(steps_s[1]) if len(steps_s[1]) > 1 else 0.0,
+        functions=replace(service.functions, waits_s=np.array([float(starts_s.mean())])),
     )
 
 

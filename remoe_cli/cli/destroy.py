@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import typer
+
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
+from remoe_cli.cli.pipeline_files import meant
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, YesOption, pick
 
 EXAMPLES = examples("remoe destroy demo", "remoe destroy olmoe --target aws --yes")
 
 
 def command(
+    context: typer.Context,
     name: NameArgument,
     target: TargetOption = TargetName.local,
     region: RegionOption = None,
@@ -31,6 +35,8 @@ def command(
                 where = f"in account {document['account']}, {document['region']}"
             others = f" There are: {', '.join(known)}." if (known := place.names()) else ""
             output.paragraph(f"There is no deployment named '{name}' {where}.{others}")
+            if (other := meant(context)) is not None:
+                output.paragraph(f"{other.message} {other.hint}")
             return
         output.paragraph(f"{name} is gone." if document["left"] or document["kept"] else f"{name} is gone: nothing is left of it.")
         for each in document["kept"]:

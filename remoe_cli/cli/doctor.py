@@ -10,6 +10,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
+from remoe_cli.cli.pipeline_files import meant, refuse_other_file
 from remoe_cli.cli.target import ProfileOption, RegionOption, TargetName, TargetOption, only_on_aws, pick
 
 if TYPE_CHECKING:
@@ -23,8 +24,12 @@ EXAMPLES = examples(
 
 
 def command(
+    context: typer.Context,
     what: Annotated[
-        str | None, typer.Argument(metavar="[MODEL|PLAN|NAME]", help="A model, a plan file or a deployment; by default this machine.")
+        str | None,
+        typer.Argument(
+            metavar="[MODEL|PLAN|NAME]", callback=refuse_other_file, help="A model, a plan file or a deployment; by default this machine."
+        ),
     ] = None,
     target: TargetOption = TargetName.local,
     region: RegionOption = None,
@@ -37,14 +42,14 @@ def command(
     Nothing is changed. It exits with 1 if something is not. A model on the hub is judged by its settings: no weights are downloaded.
     """
     only_on_aws(target, region=region, profile=profile)
-    found = list(_look(what, target, region, profile))
+    found = list(_look(context, what, target, region, profile))
     ok = all(each.ok for each in found)
     output.result({"ok": ok, "findings": [each.model_dump() for each in found]}, lambda: _show(found))
     if not ok:
         raise typer.Exit(1)
 
 
-def _look(what: str | None, target: TargetName, region: str | None, profile: str | None) -> Iterator[Finding]:
+def _look(context: typer.Context, what: str | None, target: TargetName, region: str | None, profile: str | None) -> Iterator[Finding]:
     if what is None:
         from remoe_cli.doctor import account, machine
 
@@ -63,6 +68,8 @@ def _look(what: str | None, target: TargetName, region: str | None, profile: str
 
         yield from deployment.findings(place.status(what))
         return
+    if (refusal := meant(context)) is not None:
+        raise refusal
     from remoe_cli.doctor import model
 
     yield from model.findings(what)

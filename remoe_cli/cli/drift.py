@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.kept import SinceOption, reading, show_again, since_of, verdict
+from remoe_cli.cli.kept import SinceOption, command_again, reading, show_again, since_of, verdict
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import InfeasibleError, OverBudgetError
 
@@ -76,6 +76,7 @@ def command(
         output.paragraph(sentence)
         if found and (compared is None or compared.worth):
             output.line(f"{'next':<{output.LABEL}}remoe profile {shlex.quote(plan.model.name)} --data PROMPTS-LIKE-THOSE-SERVED -o DIR")
+            output.line(f"{'':<{output.LABEL}}{command_again(plan, catalog, 'DIR')}")
 
     output.result(document, show)
 

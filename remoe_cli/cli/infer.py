@@ -28,6 +28,7 @@ from remoe_cli.cli.sampling import (
 )
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import ArtifactError, DeployError, ModelError, RemoeError, UsageError
+from remoe_cli.units import size
 
 if TYPE_CHECKING:
     from remoe_cli.model.chat import Prompt
@@ -203,7 +204,7 @@ def show_receipt(receipt: dict[str, Any]) -> None:
         output.paragraph(
             f"{fallbacks} calls had no answer in time: the main function computed their experts itself. 'remoe logs NAME' says why."
         )
-    output.paragraph(f"{receipt['sent_bytes'] / 1e3:.0f} kB sent, {receipt['received_bytes'] / 1e3:.0f} kB received")
+    output.paragraph(f"{size(receipt['sent_bytes'])} sent, {size(receipt['received_bytes'])} received")
 
 
 def _main_rows(main: dict[str, Any], cost: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -28,6 +28,7 @@ import typer
 from remoe_cli.cli.visible import STEERING, SURROGATES, visible
 from remoe_cli.errors import RemoeError
 from remoe_cli.redaction import redacted
+from remoe_cli.units import size
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -270,7 +271,7 @@ class _Stage:
         self.done, self.total, self.what = done, total, what
 
     def amount(self, count: float) -> str:
-        return f"{count / 1e6:,.1f} MB" if self.of_bytes else f"{int(count):,}"
+        return size(count) if self.of_bytes else f"{int(count):,}"
 
     def state(self) -> str:
         now_s = time.monotonic()

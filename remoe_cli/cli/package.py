@@ -12,6 +12,7 @@ from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import AcceptLossOption, ExpertForm, PlanArgument
 from remoe_cli.cli.replacing import ReplaceOption, agree_to_replace
 from remoe_cli.errors import UsageError
+from remoe_cli.units import size
 
 EXAMPLES = examples(
     "remoe package plans/olmoe.json -o olmoe-package",
@@ -83,8 +84,8 @@ def _files(plan_path: Path, folder: Path, yes: bool, experts: str | None, accept
         document["quantised"] = quantised.document
 
     def show() -> None:
-        rows = [("main function", f"{share.bytes / 1e6:.1f}"), *((name, f"{size / 1e6:.1f}") for name, size in sizes.items())]
-        output.table(f"Packaged in {folder}", ("", "MB"), rows)
+        rows = [("main function", size(share.bytes)), *((name, size(count)) for name, count in sizes.items())]
+        output.table(f"Packaged in {folder}", ("", "bytes"), rows)
 
     output.result(document, show)
 

@@ -18,27 +18,51 @@ _NEXT = {  # by what an argument is and what the command takes: what to do inste
     ("profile", "NAME"): "Plan it with 'remoe plan {path} -o plans/{stem}.json', and deploy that.",
     ("table", "NAME"): "Give the NAME of a deployment. 'remoe cost NAME --by day --csv > {path}' writes such a file.",
     ("profile", "PLAN"): "Make a plan of it: 'remoe plan {path} -o plans/{stem}.json'.",
+    ("profile", "MODEL, PLAN or NAME"): "Make a plan of it, and give that: 'remoe plan {path} -o plans/{stem}.json'.",
+    **dict.fromkeys(
+        (("model", "NAME"), ("model", "PLAN"), ("model", "PROFILE")),
+        "Profile it first: 'remoe profile {path} --data PROMPTS -o profiles/{stem}'.",
+    ),
+    ("deployment", "PLAN"): "Give the plan that it was made of; the deployment keeps a copy, {plan}.",
+    ("deployment", "PROFILE"): "Give the profile of its plan: 'remoe plan show {plan}' names it.",
+}
+_DESTROY = {  # the same for the command that deletes
+    "plan": "A plan is a file, and yours to delete. If it is deployed, give the NAME: 'remoe list' shows all.",
+    "profile": "A profile is a folder, and yours to delete. 'remoe list' shows the names of deployments.",
+    "model": "A model is yours to delete. 'remoe list' shows the names of deployments.",
 }
 
 
 def refuse_other_file(context: typer.Context, parameter: Any, value: Any) -> Any:
-    """Refuse a plan or a profile where an argument takes something else; a callback of typer.
+    """Refuse what is of another stage, such as a plan, where an argument takes something else.
 
-    Where it may also be the name of a deployment, `meant` tells the refusal once there is no such deployment.
+    This is a callback of typer. Where it may also be the name of a deployment, `meant` tells the refusal once there is no such deployment.
 
     Raises: UsageError that names the command which takes it.
     """
     if context.resilient_parsing or value is None:
         return value
-    path, takes = Path(value), str(parameter.metavar)
-    found = _stage_of(path)
+    path, takes = Path(value), _words(str(parameter.metavar))
+    found, path = _stage_of(path)
     if (hint := _NEXT.get((found, takes))) is not None:
-        names = {"path": shlex.quote(str(path)), "stem": path.resolve().stem}
-        refusal = UsageError(f"{path} is a {found}, and '{context.command_path}' takes a {takes}.", hint.format(**names))
-        if takes != "NAME" or not _may_be_name(str(value)):
+        hint = _DESTROY.get(found, hint) if context.command.name == "destroy" else hint
+        plan = _deployment_of(path) / "plan.json" if found == "deployment" else path
+        names = {"path": shlex.quote(str(path)), "stem": path.resolve().stem, "plan": shlex.quote(str(plan))}
+        refusal = UsageError(f"{value} is a {found}, and '{context.command_path}' takes a {takes}.", hint.format(**names))
+        if "NAME" not in takes or not _may_be_name(str(value)):
             raise refusal
         context.meta[_REFUSAL] = refusal
     return value
+
+
+def _words(metavar: str) -> str:
+    """Write what an argument takes as words.
+
+    >>> _words("PLAN"), _words("[MODEL|PLAN|NAME]")
+    ('PLAN', 'MODEL, PLAN or NAME')
+    """
+    *first, last = metavar.strip("[]").split("|")
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def meant(context: typer.Context) -> UsageError | None:
@@ -53,11 +77,25 @@ def _may_be_name(text: str) -> bool:
     return re.fullmatch(NAME_FORM, text) is not None
 
 
-def _stage_of(path: Path) -> str:
+def _deployment_of(path: Path) -> Path:
+    from remoe_cli.deploy.local.lifecycle import state_root
+
+    return state_root() / path.name
+
+
+def _stage_of(path: Path) -> tuple[str, Path]:
+    """Say what stage a path is of, with the path that commands take of it."""
     from remoe_cli import owned, recognise
 
     if path.suffix == ".csv":
-        return "table"
+        return "table", path
     if path.suffix == ".json" and owned.is_made(path, recognise.document("remoe.plan")):
-        return "plan"
-    return "profile" if owned.is_made(path / "profile.json", recognise.document("remoe.profile")) else ""
+        return "plan", path
+    if path.name == "profile.json" and path.is_file():
+        path = path.parent
+    if owned.is_made(path / "profile.json", recognise.document("remoe.profile")):
+        return "profile", path
+    if (path / "config.json").is_file():
+        return "model", path
+    is_name = not path.exists() and _may_be_name(str(path))
+    return ("deployment" if is_name and _deployment_of(path).is_dir() else ""), path

@@ -11,6 +11,7 @@ from remoe_cli.cli.groups import examples
 from remoe_cli.cli.pipeline_files import refuse_other_file
 from remoe_cli.cli.target import ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import RemoeError
+from remoe_cli.units import size
 
 if TYPE_CHECKING:
     from remoe_cli.deploy.target import Target
@@ -56,7 +57,7 @@ def _show_all(documents: list[dict[str, Any]]) -> None:
         output.paragraph("No deployments. Make one with 'remoe deploy PLAN'.")
     for document in documents:
         main = document["main"]
-        held = f", main {main['resident_bytes'] / 1e6:.0f} MB" if main and "resident_bytes" in main else ""
+        held = f", main {size(main['resident_bytes'])}" if main and "resident_bytes" in main else ""
         output.paragraph(f"{document['name']} ({document['target']}): {document['state']}, {len(document['functions'])} functions{held}")
         if document.get("hint"):
             output.line(f"  {document['hint']}")

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from remoe_cli.errors import ArtifactError
 from remoe_cli.model.checkpoint import find_profiled
-from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
+from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Plan, read_plan
+from remoe_cli.plan.problem.request import catalog_of, inputs_of
 from remoe_cli.plan.verify.check import verify
-from remoe_cli.profile.record import Profile, read_profile_of
+from remoe_cli.profile.record import Profile
 from remoe_cli.progress import Progress
 
 Inputs = tuple[Plan, Profile, Catalog]
-_AGAIN = "Make the plan again with 'remoe plan'."
 
 
 def read_inputs(plan_path: Path) -> Inputs:
@@ -22,14 +22,10 @@ def read_inputs(plan_path: Path) -> Inputs:
     Raises: UsageError for a path that is not a plan's; ArtifactError for a plan that is damaged or that the verifier does not confirm, and
     for a profile or catalog that is missing or has changed.
     """
-    plan = read_plan(plan_path)
-    profile = read_profile_of(plan_path, Path(plan.profile.path))
-    catalog = _catalog_of(plan, plan_path)
-    if plan.profile.sha256 != profile.sha256:
-        raise ArtifactError(f"The profile has changed since {plan_path} was made.", _AGAIN)
+    plan, profile, catalog = inputs_of(plan_path)
     findings = verify(plan, profile, catalog)
     if findings:
-        raise ArtifactError(f"{plan_path} does not pass verification: {findings[0]}.", _AGAIN)
+        raise ArtifactError(f"{plan_path} does not pass verification: {findings[0]}.", "Make the plan again with 'remoe plan'.")
     return plan, profile, catalog
 
 
@@ -44,15 +40,8 @@ def read_without_profile(plan_path: Path) -> tuple[Plan, Catalog, str]:
     if (Path(plan.profile.path) / "profile.json").exists():
         plan, _, catalog = read_inputs(plan_path)
         return plan, catalog, ""
-    catalog = _catalog_of(plan, plan_path)
+    catalog = catalog_of(plan, plan_path)
     return plan, catalog, f"The plan was not verified, as its profile {plan.profile.path} is not on this machine; 'remoe deploy' needs it."
-
-
-def _catalog_of(plan: Plan, plan_path: Path) -> Catalog:
-    catalog = read_catalog(plan.catalog.path)
-    if plan.catalog.sha256 != catalog.file.sha256:
-        raise ArtifactError(f"The catalog has changed since {plan_path} was made.", _AGAIN)
-    return catalog
 
 
 def check_model(profile: Profile, progress: Progress) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from remoe_cli.doctor.finding import Finding, tried
+from remoe_cli.units import size
 
 if TYPE_CHECKING:
     from remoe_cli.deploy.aws.session import Account
@@ -39,5 +40,5 @@ def _limits(account: Account) -> Finding:
         limits = account.client("lambda").get_account_settings()["AccountLimit"]
     at_once = int(limits["ConcurrentExecutions"])
     hint = "" if at_once >= _USUAL_CONCURRENCY else "Many accounts have 1,000; ask for more 'Concurrent executions' in Service Quotas."
-    value = f"{at_once:,} instances at once, {limits['TotalCodeSize'] / 1e9:.0f} GB of code"
+    value = f"{at_once:,} instances at once, {size(limits['TotalCodeSize'])} of code"
     return Finding(name="Lambda's limits", ok=True, value=value, hint=hint)

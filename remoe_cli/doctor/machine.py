@@ -20,6 +20,7 @@ from remoe_cli import cages, settings
 from remoe_cli.doctor.finding import Finding, price_age, tried
 from remoe_cli.errors import RemoeError
 from remoe_cli.openmp import usable_cores
+from remoe_cli.units import size
 
 _PORT = 8080  # of `remoe serve`, unless --port names another one
 _LEAST_FREE_BYTES = 2e9  # the demo model and its deployment take less than half of it
@@ -83,7 +84,7 @@ def _device() -> Finding:
         why = error.message.partition(": ")[2].rstrip(".")
         return Finding(name="GPU", ok=True, value=f"none: {why}", hint="A plan with a GPU is not served here.")
     driver = f", driver {device.driver}" if device.driver else ""
-    return Finding(name="GPU", ok=device.kind == "cuda", value=f"{device.name}, {device.memory_bytes / 1e9:.0f} GB{driver}")
+    return Finding(name="GPU", ok=device.kind == "cuda", value=f"{device.name}, {size(device.memory_bytes)}{driver}")
 
 
 def _number_types() -> Finding:
@@ -109,13 +110,13 @@ def _number_types() -> Finding:
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return Finding(name="memory and cores", ok=True, value=f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB unused; {usable_cores()} cores")
+    return Finding(name="memory and cores", ok=True, value=f"{size(total)}, {size(free)} unused; {usable_cores()} cores")
 
 
 def _disk(name: str, folder: Path) -> Finding:
     parent = next(each for each in (folder, *folder.parents) if each.is_dir())
     free = shutil.disk_usage(parent).free
-    value = f"{folder}: {free / 1e9:.1f} GB free"
+    value = f"{folder}: {size(free)} free"
     if not os.access(parent, os.W_OK):
         variable = "REMOE_CACHE_DIR" if folder == settings.cache_dir() else "REMOE_STATE_DIR"
         return Finding(name=name, ok=False, value=f"{folder} cannot be written", hint=f"Set {variable} to a folder of yours.")

@@ -8,6 +8,7 @@ from remoe_cli.doctor.finding import Finding, tried
 from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import Checkpoint, find_settings
 from remoe_cli.model.spec import MoeSpec, read_spec
+from remoe_cli.units import size
 
 
 def findings(model: str) -> Iterator[Finding]:
@@ -40,20 +41,17 @@ def _experts(spec: MoeSpec) -> Finding:
 
 
 def _sizes(spec: MoeSpec) -> str:
-    experts, rest = spec.routed_bytes / 1e9, spec.nonexpert_bytes / 1e9
-    kv_cache = spec.kv_cache_bytes(4096) / 1e6
-    return f"experts {experts:.1f} GB, all else {rest:.1f} GB, KV cache of 4,096 tokens {kv_cache:.0f} MB"
+    experts, rest, kv_cache = map(size, (spec.routed_bytes, spec.nonexpert_bytes, spec.kv_cache_bytes(4096)))
+    return f"experts {experts}, all else {rest}, KV cache of 4,096 tokens {kv_cache}"
 
 
 def _weights(checkpoint: Checkpoint, spec: MoeSpec) -> Finding:
     if checkpoint.known is not None:
-        return Finding(
-            name="weights", ok=True, value=f"on the hub, {spec.stored_bytes / 1e9:.1f} GB", hint="'remoe profile' downloads them."
-        )
+        return Finding(name="weights", ok=True, value=f"on the hub, {size(spec.stored_bytes)}", hint="'remoe profile' downloads them.")
 
     def count() -> Finding:
-        held = sum(file.stat().st_size for file in checkpoint.weight_files)
-        return Finding(name="weights", ok=True, value=f"{held / 1e9:.1f} GB in {len(checkpoint.weight_files)} files")
+        held, files = sum(file.stat().st_size for file in checkpoint.weight_files), len(checkpoint.weight_files)
+        return Finding(name="weights", ok=True, value=f"{size(held)} in {files} file{'' if files == 1 else 's'}")
 
     return tried("weights", count)
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from remoe_cli.artifacts import MOST_EXPERTS, MOST_LAYERS, Bytes, LayerIndex, Part, is_none
 from remoe_cli.errors import ModelError
 from remoe_cli.model.stored import StoredWeights, quantisation, stored_weights
+from remoe_cli.units import size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,24 +172,24 @@ class MoeSpec(Part):
         """A sentence on what is quantised, in the checkpoint or on request; None where nothing is."""
         if self.remote is not None:
             return (
-                f"Expert functions have experts in {self.remote.form.upper()}, as was asked for: {self.remote.expert_bytes / 1e6:.3g} MB an"
-                f" expert, not {self.expert_bytes / 1e6:.3g}. The main function's experts stay as they are."
+                f"Expert functions have experts in {self.remote.form.upper()}, as was asked for: {size(self.remote.expert_bytes)} an"
+                f" expert, not {size(self.expert_bytes)}. The main function's experts stay as they are."
             )
         if self.stored is None:
             return None
-        whole = (self.nonexpert_bytes + self.routed_bytes) / 1e9
-        stored = f"The checkpoint is stored in {self.stored.format}, {self.stored_bytes / 1e9:.1f} GB."
+        whole = size(self.nonexpert_bytes + self.routed_bytes)
+        stored = f"The checkpoint is stored in {self.stored.format}, {size(self.stored_bytes)}."
         if self.is_packed:
             return (
-                f"{stored} It is sent and read in that form. Expert functions compute from it ({self.read_expert_bytes / 1e6:.1f} MB an"
-                f" expert, not {self.expert_bytes / 1e6:.1f}); the main function's part is dequantised to {self.dtype} in memory."
+                f"{stored} It is sent and read in that form. Expert functions compute from it ({size(self.read_expert_bytes)} an"
+                f" expert, not {size(self.expert_bytes)}); the main function's part is dequantised to {self.dtype} in memory."
             )
         if self.stored.served:
             return (
-                f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole:.1f} GB), also in"
+                f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole}), also in"
                 f" expert functions: they do not compute from {self.stored.format} as it is stored."
             )
-        return f"{stored} Expert functions compute with a {self.dtype} copy of {whole:.1f} GB, and 'remoe deploy' needs that copy."
+        return f"{stored} Expert functions compute with a {self.dtype} copy of {whole}, and 'remoe deploy' needs that copy."
 
     def kv_cache_bytes(self, tokens: int) -> int:
         """Count the bytes of KV cache after `tokens` tokens of one sequence.

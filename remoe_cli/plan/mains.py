@@ -9,6 +9,7 @@ from pydantic import Field
 from remoe_cli.artifacts import Part, is_false
 
 MOST_REQUESTS = 128  # that a main server answers or keeps waiting
+PROMPT_PART_TOKENS = 256  # of a prompt that are read at once while others are answered, so that no stream stops for long
 
 
 class MainKind(StrEnum):

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from remoe_cli.plan.assess.frontier import Point
-from remoe_cli.plan.document import Baseline, BaselineName, Plan
-from remoe_cli.plan.explain.rows import BASELINE_TITLES, unlike_baselines
+from remoe_cli.plan.document import Baseline, Plan, Unquantised
+from remoe_cli.plan.explain.alternatives import beside
 from remoe_cli.plan.wording import bought, dollars, month_usd, seconds, token_usd
 from remoe_cli.predict.pairs import Similarity
 from remoe_cli.report import svg
@@ -121,15 +121,15 @@ def price_unit(plan: Plan) -> str:
     return "USD per million output tokens" if plan.workload.requests_per_hour is None else "USD a month"
 
 
-def priced_baselines(plan: Plan) -> list[tuple[str, BaselineName, Baseline, float]]:
-    """List (marker, name, baseline, price) of the baselines that have a price."""
-    shown = [(name, one, one.cost_usd_per_request) for name, one in unlike_baselines(plan).items() if one.cost_usd_per_request is not None]
-    return [(shape, name, one, price_of(plan, usd)) for shape, (name, one, usd) in zip(markers(len(shown)), shown, strict=True)]
+def priced_others(plan: Plan) -> list[tuple[str, str, Baseline | Unquantised, float]]:
+    """List (marker, title, what it is, price) of all beside the plan that has a price."""
+    shown = [(title, one, one.cost_usd_per_request) for title, one in beside(plan).items() if one.cost_usd_per_request is not None]
+    return [(shape, title, one, price_of(plan, usd)) for shape, (title, one, usd) in zip(markers(len(shown)), shown, strict=True)]
 
 
 def frontier(points: Sequence[Point], plan: Plan) -> str:
     """Draw cost against TPOT: the frontier, the plan and its baselines."""
-    others = priced_baselines(plan)
+    others = priced_others(plan)
     here = (plan.tpot_s * 1e3, price_of(plan, plan.cost_usd_per_request))
     of_points = [(point.tpot_s * 1e3, price_of(plan, point.cost_usd)) for point in points]
     all_places = [*of_points, here, *((one.tpot_s * 1e3, usd) for _, _, one, usd in others)]
@@ -143,12 +143,12 @@ def frontier(points: Sequence[Point], plan: Plan) -> str:
     for (tpot, usd), point in zip(of_points, points, strict=True):
         hint = f"{tpot:.4g} ms, {dollars(usd)}: {point.remote:,} experts remote, main function on {point.main}"
         marks.append(svg.marker(x.x(tpot), y.y(usd), "dot", "warm", hint))
-    for shape, name, one, usd in others:
-        hint = f"{BASELINE_TITLES[name]}: {one.tpot_s * 1e3:.4g} ms, {dollars(usd)} on {bought(one.spec, one.instances)}"
+    for shape, title, one, usd in others:
+        hint = f"{title}: {one.tpot_s * 1e3:.4g} ms, {dollars(usd)} on {bought(one.spec, one.instances)}"
         marks.append(svg.marker(x.x(one.tpot_s * 1e3), y.y(usd), shape, "other", hint))
     marks.append(svg.marker(x.x(here[0]), y.y(here[1]), "star", "plan", f"this plan: {here[0]:.4g} ms, {dollars(here[1])}"))
     entries = [("star", "plan", "this plan"), ("line", "other", "least cost of each TPOT, by the scan")]
-    entries += [(shape, "other", BASELINE_TITLES[name]) for shape, name, _, _ in others]
+    entries += [(shape, "other", title) for shape, title, _, _ in others]
     rows = [
         (f"{point.tpot_s * 1e3:.4g} ms", dollars(price_of(plan, point.cost_usd)), seconds(point.ttft_s), f"{point.remote:,}", point.main)
         for point in points

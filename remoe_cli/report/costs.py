@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from remoe_cli.plan.document import Plan
-from remoe_cli.plan.explain.rows import BASELINE_TITLES, unlike_baselines
+from remoe_cli.plan.document import Baseline, Plan
+from remoe_cli.plan.explain.alternatives import beside
 from remoe_cli.plan.wording import amount, bought, capitalized, dollars, figure, seconds
 from remoe_cli.report import svg
 from remoe_cli.report.charts import price_of, price_unit
@@ -34,20 +34,21 @@ class Way:
 
 
 def ways_of(plan: Plan, table: Table | None) -> list[Way]:
-    """List the plan and its baselines; without a table a cost has fewer parts."""
+    """List the plan and what is beside it; without a table a cost has fewer parts."""
     if table is not None:
         found = evaluate(table, Setting(per_hour=table.per_hour))
-        return [Way(each.title, bought(each.spec), each.ideal, found[each.title]) for each in (table.main, *table.baselines)]
+        copies = () if table.unquantised is None else (table.unquantised.main,)
+        return [Way(each.title, bought(each.spec), each.ideal, found[each.title]) for each in (table.main, *copies, *table.baselines)]
     functions_usd = sum(plan.costs.layers_usd)
     own = Figures(plan.ttft_s, plan.tpot_s, plan.instances, plan.costs.main_usd, 0.0, functions_usd, 0.0)
     return [Way(THIS_PLAN, plan.main.name, False, own)] + [
         Way(
-            BASELINE_TITLES[name],
+            title,
             bought(one.spec),
-            one.ideal,
+            isinstance(one, Baseline) and one.ideal,
             Figures(one.ttft_s, one.tpot_s, one.instances, one.cost_usd_per_request, 0.0, 0.0, 0.0),
         )
-        for name, one in unlike_baselines(plan).items()
+        for title, one in beside(plan).items()
     ]
 
 
@@ -75,6 +76,7 @@ def section(plan: Plan, table: Table | None) -> str:
 def traffic(plan: Plan, table: Table) -> str:
     """Write the chart of cost against traffic, which page.js fills."""
     entries = [("line", "plan", THIS_PLAN)]
+    entries += [] if table.unquantised is None else [("line", "copy", table.unquantised.main.title)]
     entries += [("line", "ideal" if one.ideal else f"d{index}", one.title) for index, one in enumerate(table.baselines)]
     words = (
         "Cost of a month against requests an hour, of this plan and of each baseline. The table of costs has the figures of one traffic."

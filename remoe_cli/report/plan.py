@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from remoe_cli.plan.assess.frontier import Point
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.explain.rows import BASELINE_TITLES
 from remoe_cli.report import style
-from remoe_cli.report.charts import price_of, price_unit, priced_baselines
+from remoe_cli.report.charts import price_of, price_unit, priced_others
 from remoe_cli.report.picture import save_picture
 
 if TYPE_CHECKING:
@@ -43,8 +42,8 @@ def frontier_figure(points: Sequence[Point], plan: Plan) -> Figure:
         panel.fill_between(tpot_ms, bounds, costs, step="post", color=style.light("other"), alpha=0.2, linewidth=0)
     here = (plan.tpot_s * 1e3, price_of(plan, plan.cost_usd_per_request))
     panel.plot(*here, "*", color=style.light("plan"), markersize=13, label="this plan", zorder=3)
-    for shape, name, one, usd in priced_baselines(plan):
-        (point,) = panel.plot(one.tpot_s * 1e3, usd, style.matplotlib_marker(shape), color=style.light("text"), label=BASELINE_TITLES[name])
+    for shape, title, one, usd in priced_others(plan):
+        (point,) = panel.plot(one.tpot_s * 1e3, usd, style.matplotlib_marker(shape), color=style.light("text"), label=title)
         point.set(fillstyle="none", markersize=8)
     style.log_axes(panel, y="${x:,g}")
     panel.set_xlabel("TPOT, ms")

@@ -16,13 +16,14 @@ import numpy as np
 
 from remoe_cli.errors import ArtifactError
 from remoe_cli.plan.arrays import Floats, Ints
+from remoe_cli.plan.assess.unquantised import problem_of_copy
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import expert_functions, main_function, prices
 from remoe_cli.plan.cost.placement import Placement
 from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.cost.steps import own_step_s, step_times
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, LayerPlan, MainKind, MainSpec, Plan
-from remoe_cli.plan.explain.rows import BASELINE_TITLES, unlike_baselines
+from remoe_cli.plan.explain.alternatives import BASELINE_TITLES, beside, copy_title, unlike_baselines
 from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, owner_of
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.problem.traffic import Traffic
@@ -38,16 +39,29 @@ def table_of(plan: Plan, problem: Problem, catalog: Catalog) -> Table:
 
     Raises: ArtifactError where it does not give them.
     """
-    asked, problem = problem, problem.at_main(plan.main)
-    placement, side = Placement(plan.main, plan.layers, plan.instances), catalog.function
-    warm, zero = expert_functions.warm(problem), catalog.zero
+    table = _table(plan, problem, catalog, Placement(plan.main, plan.layers, plan.instances), THIS_PLAN)
+    baselines = tuple(_machine(plan, problem, BASELINE_TITLES[name], one) for name, one in unlike_baselines(plan).items())
+    unquantised = None
+    if (copy := plan.unquantised) is not None:
+        main = next(spec for spec in catalog.main.menu if spec.name == copy.spec)
+        placement = Placement(main, copy.layers, copy.instances)
+        unquantised = _table(plan, problem_of_copy(problem), catalog, placement, copy_title(copy))
+    table = table.model_copy(update={"baselines": baselines, "unquantised": unquantised})
+    _check(table, plan)
+    return table
+
+
+def _table(plan: Plan, problem: Problem, catalog: Catalog, placement: Placement, title: str) -> Table:
+    """Work out the table of one placement under a plan's requests, without what is beside it."""
+    problem = problem.at_main(placement.main)
+    side, warm, zero = catalog.function, expert_functions.warm(problem), catalog.zero
     implied = Traffic(plan.workload.lengths, plan.workload.requests_per_hour)
     waking = plan.workload.waking
     follows = math.isclose(implied.cold_share(side.idle_ttl_s), plan.workload.cold_share, rel_tol=_EXACT, abs_tol=_EXACT)
     wakes = zero is not None and waking is not None and implied.waking(zero.idle_s, zero.wake_s) == waking
-    beside = [index for index, layer in enumerate(plan.layers) if layer.parts]
-    always_on = replace(placement, main=plan.main.model_copy(update={"usd_per_hour": 1.0, "scales_to_zero": False}))
-    table = Table(
+    with_functions = [index for index, layer in enumerate(placement.layers) if layer.parts]
+    always_on = replace(placement, main=placement.main.model_copy(update={"usd_per_hour": 1.0, "scales_to_zero": False}))
+    return Table(
         n_out=plan.workload.n_out,
         overhead_s=warm.elapsed_s,
         billed_s=tuple(warm.billed_s.tolist()),
@@ -61,19 +75,16 @@ def table_of(plan: Plan, problem: Problem, catalog: Catalog) -> Table:
         wake=(zero.idle_s, zero.wake_s) if zero is not None and (wakes or plan.workload.requests_per_hour is None) else None,
         ttft=_ttft(problem, placement),
         step=_step(problem, placement) if problem.concurrency == 1 else _shared_step(problem, placement),
-        bill=_bill(problem, placement, beside),
+        bill=_bill(problem, placement, with_functions),
         functions_wait_s=cold_wait_s(problem, always_on),
-        main=_main(problem, placement),
-        baselines=tuple(_machine(plan, asked, BASELINE_TITLES[name], one) for name, one in unlike_baselines(plan).items()),
+        main=_main(problem, placement, title),
     )
-    _check(table, plan)
-    return table
 
 
 def _check(table: Table, plan: Plan) -> None:
     found = evaluate(table, Setting(per_hour=table.per_hour))
     stated: dict[str, tuple[float | None, float, float]] = {THIS_PLAN: (plan.cost_usd_per_request, plan.ttft_s, plan.tpot_s)}
-    stated |= {BASELINE_TITLES[name]: (one.cost_usd_per_request, one.ttft_s, one.tpot_s) for name, one in unlike_baselines(plan).items()}
+    stated |= {title: (one.cost_usd_per_request, one.ttft_s, one.tpot_s) for title, one in beside(plan).items()}
     for title, figures in stated.items():
         of_table = (found[title].usd, found[title].ttft_s, found[title].tpot_s)
         for one, other in zip(figures, of_table, strict=True):
@@ -214,10 +225,10 @@ def _decode_calls(problem: Problem, index: int, layer: LayerPlan) -> Iterator[tu
         yield inside_s, float(each[hit]) * (hit if one_by_one else 1)
 
 
-def _main(problem: Problem, placement: Placement) -> Machine:
+def _main(problem: Problem, placement: Placement, title: str) -> Machine:
     spec, found = placement.main, main_function.prices_of(problem, placement.bought)
     return Machine(
-        title=THIS_PLAN,
+        title=title,
         spec=spec.name,
         kind=spec.kind,
         usd_per_s=found.usd_per_s,

@@ -87,6 +87,7 @@ class Table(Part):
     ttft           what a mean warm prompt takes by itself
     step           a decode step of all requests that are served at once
     functions_wait_s   what a request waits beside a main function that is up if all functions are cold
+    unquantised    the same for the best known plan of a copy that is not quantised, beside that of a quantised checkpoint
     """
 
     n_out: float
@@ -105,7 +106,8 @@ class Table(Part):
     bill: Bill
     functions_wait_s: float
     main: Machine
-    baselines: tuple[Machine, ...]
+    baselines: tuple[Machine, ...] = ()
+    unquantised: Table | None = None
 
 
 class Setting(Part):
@@ -143,7 +145,7 @@ class Figures:
 
 
 def evaluate(table: Table, setting: Setting) -> Mapping[str, Figures]:
-    """Add up what the plan and each baseline cost and take at a setting, by their titles."""
+    """Add up what the plan and all that is beside it cost and take at a setting, by title."""
     overhead_s = table.overhead_s * setting.overhead
     cold, waking = _cold_share(table, setting.per_hour), _waking(table, setting.per_hour)
     plan_cold = _machine_cold(table.main.kind, cold, waking)
@@ -154,7 +156,9 @@ def evaluate(table: Table, setting: Setting) -> Mapping[str, Figures]:
     tpot_s = step_s + others * prompt_s / max(table.n_out, 1.0)
     functions_usd = setting.price * (_billed_usd(table, setting.overhead) + table.bill.calls * table.call_usd + cold * table.bill.cold_usd)
     functions_usd += table.bill.calls * table.log_usd + cold * table.bill.reads_usd
-    found = {THIS_PLAN: _priced(table, table.main, setting, ttft_s, late * table.functions_wait_s, tpot_s, functions_usd, cold, waking)}
+    late_s = late * table.functions_wait_s
+    found = {table.main.title: _priced(table, table.main, setting, ttft_s, late_s, tpot_s, functions_usd, cold, waking)}
+    found |= evaluate(table.unquantised, setting) if table.unquantised is not None else {}
     for machine in table.baselines:
         found[machine.title] = _priced(table, machine, setting, machine.ttft_s or 0.0, 0.0, machine.tpot_s or 0.0, 0.0, cold, waking)
     return found

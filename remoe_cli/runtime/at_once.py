@@ -8,6 +8,7 @@ from pathlib import Path
 from remoe_cli import bounded
 from remoe_cli.errors import UsageError
 from remoe_cli.runtime.main_function import MainFunction
+from remoe_cli.units import size
 
 _MEMORY, _MEMORY_LIMIT = Path("/proc/meminfo"), bounded.Limit(2**16)
 _KEPT_SHARE = 0.9  # of the memory that is free, for KV caches: steps need some too
@@ -42,8 +43,8 @@ def _refuse(main: MainFunction, asked: int) -> None:
     if asked * one > free:
         where = "on the GPU" if main.engine.device.kind == "cuda" else "in this machine's memory"
         raise UsageError(
-            f"{asked} requests of up to {tokens:,} tokens may take {asked * one / 1e9:.2f} GB of KV cache, "
-            f"and {free / 1e9:.2f} GB are free for it {where}.",
+            f"{asked} requests of up to {tokens:,} tokens may take {size(asked * one)} of KV cache, "
+            f"and {size(free)} are free for it {where}.",
             f"Give --concurrency {max(1, int(free // max(1, one)))} or less.",
         )
 

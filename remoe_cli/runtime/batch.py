@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from remoe_cli.model.batch_cache import can_continue, crop, croppable, join, keep, remember
+from remoe_cli.plan.mains import PROMPT_PART_TOKENS
 from remoe_cli.runtime.answer import Stop, deadline_of
 from remoe_cli.runtime.device import full_memory_named
 from remoe_cli.runtime.dispatch import Array, Dispatcher
@@ -35,7 +36,6 @@ from remoe_cli.runtime.sequence import TokenSequence
 from remoe_cli.runtime.shares import divide_call
 
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
-_CHUNK_TOKENS = 256
 _PLAN_LONGER = "Plan again for requests as long as those that come (--n-in, --n-out, --requests): the plan then has a GPU that holds them."
 
 
@@ -86,7 +86,7 @@ class Batch:
                 return [sequence]
             if not start:
                 sequence.cache = sequence.inputs.cache(self.model)
-            part = _CHUNK_TOKENS if others and can_continue(self.model, sequence.cache) else len(tokens)
+            part = PROMPT_PART_TOKENS if others and can_continue(self.model, sequence.cache) else len(tokens)
             with self._pass([sequence], others) as chosen:
                 logits = self._forward([sequence], [tokens[start : start + part]], sequence.cache, None)
             _count([sequence], chosen, [part])

@@ -24,6 +24,7 @@ from remoe_cli.bounded import DOCUMENT, read_stream
 from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.partial_checkpoint import MANIFEST, MainFile, MainManifest
+from remoe_cli.units import size
 
 _CONNECTIONS = 16
 RANGE_BYTES = 16 << 20
@@ -152,7 +153,7 @@ def _check(path: Path, file: MainFile, name: str) -> None:
 def _refuse_full(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise _no_room(folder, f"{needed_bytes / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
+        raise _no_room(folder, f"{size(needed_bytes)} are needed, {size(free)} are free")
 
 
 def _no_room(folder: Path, why: str) -> DeployError:

@@ -12,6 +12,7 @@ class Load:
     """The requests that a deployment takes, in the order of time.
 
     at_s        float64 [N]: when they come
+    n_in        int64 [N]: prompt tokens
     prompt_s    float64 [N]: reading the prompt, warm and alone
     prompt_usd  float64 [N]: expert functions meanwhile
     tpot_s      float64 [N]: a further token of a request that is served alone
@@ -21,6 +22,7 @@ class Load:
     """
 
     at_s: Floats
+    n_in: Ints
     prompt_s: Floats
     prompt_usd: Floats
     tpot_s: Floats

@@ -71,6 +71,7 @@ def _load(service: Service, arrivals: Arrivals, fits: Bools, random: np.random.G
     noise = random.standard_normal(len(n_out)) * service.token_sd_s / np.sqrt(np.maximum(1, n_out))
     return Load(
         at_s=arrivals.at_s[fits],
+        n_in=n_in,
         prompt_s=np.interp(n_in, service.prompts, service.prefill_s),
         prompt_usd=np.interp(n_in, service.prompts, service.prefill_usd),
         tpot_s=np.maximum(0.0, service.step_s[1] + noise),

@@ -19,7 +19,7 @@ from remoe_cli.plan.cost import expert_functions, main_function, prices
 from remoe_cli.plan.cost.prompts import cold_wait_s, functions_wait_s, prefill_s
 from remoe_cli.plan.cost.steps import layer_steps, step_times
 from remoe_cli.plan.document import Baseline, BaselineName, Plan, Served
-from remoe_cli.plan.mains import MOST_REQUESTS, places
+from remoe_cli.plan.mains import MOST_REQUESTS, PROMPT_PART_TOKENS, places
 from remoe_cli.plan.problem.hits import owner_of
 from remoe_cli.plan.problem.problem import Main, Placement, Problem
 from remoe_cli.plan.wording import BASELINE_NAMES, bought
@@ -54,6 +54,7 @@ class Service:
     instances            None: as many as requests need, each paid by use
     at_once              requests that one instance serves at once
     prompts, prefill_s, prefill_usd    prompt tokens [G], ascending; reading such a prompt, warm and alone, and its expert functions
+    part_tokens          of a prompt, read at once while the instance answers others
     step_s               [at_once + 1]: mean time of a decode step that so many requests share
     token_sd_s           standard deviation of the time of a token of a request that is served alone
     token_usd            [at_once + 1]: expert functions of one token of such a step
@@ -84,6 +85,7 @@ class Service:
     idle_s: float = math.inf
     most: int = MOST_REQUESTS
     at_once: int = 1
+    part_tokens: float = math.inf
     limit_s: float = math.inf
     longest: Served | None = None
     functions: Functions | None = None
@@ -94,12 +96,14 @@ def of_placement(problem: Problem, placement: Placement, name: str, n_in: Floats
 
     Where its instances serve several requests at once, a decode step takes as long as so many requests make it.
     """
-    main, prompts, problem = placement.main, _some_of(n_in), problem.at_main(placement.main)
+    main, problem = placement.main, problem.at_main(placement.main)
     has_functions = any(layer.parts for layer in placement.layers)
     money = main_function.prices_of(problem, Main(main, placement.instances))
     by_use, limit = main.usd_per_hour is None, problem.catalog.function.concurrency_limit
     at_once = max(len(layer.parts) * layer.replicas for layer in placement.layers)
     zero, at_a_time = problem.catalog.zero if main.scales_to_zero else None, problem.concurrency
+    part_tokens = PROMPT_PART_TOKENS if at_a_time > 1 else math.inf
+    prompts = _some_of(n_in, part_tokens)
     most = at_a_time * max(1, limit // (1 + at_once)) if by_use else places(at_a_time) * placement.instances
     steps = {number: _step(replace(problem, concurrency=number), placement) for number in _numbers(at_a_time)}
     full = steps[at_a_time]
@@ -108,6 +112,7 @@ def of_placement(problem: Problem, placement: Placement, name: str, n_in: Floats
         spec=bought(main.name, placement.instances),
         instances=None if by_use else placement.instances,
         at_once=at_a_time,
+        part_tokens=part_tokens,
         prompts=prompts,
         prefill_s=prefill_s(problem, placement, prompts.astype(np.int64)),
         prefill_usd=sum((_prefill_usd(problem, placement, at, prompts) for at in range(len(placement.layers))), np.zeros(len(prompts))),
@@ -186,10 +191,11 @@ def _between(priced: dict[int, float]) -> Floats:
     return every
 
 
-def _some_of(n_in: Floats) -> Floats:
-    """Choose up to _LENGTHS lengths from the shortest to the longest."""
+def _some_of(n_in: Floats, part_tokens: float = math.inf) -> Floats:
+    """Choose up to _LENGTHS lengths from the shortest to the longest, and of those read in parts: the part, and shorter ones."""
     least, most = float(np.min(n_in)), float(np.max(n_in))
-    return np.unique(np.round(np.geomspace(least, most, _LENGTHS)))
+    parts = [part_tokens] if most > part_tokens else []
+    return np.unique([*np.round(np.geomspace(1.0 if parts else least, most, _LENGTHS)), *parts])
 
 
 @dataclass(frozen=True)

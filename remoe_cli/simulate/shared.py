@@ -1,8 +1,9 @@
 """Requests arrive at instances that answer several at once, and share their steps.
 
 How long each takes depends on who else is answered. As in runtime/batch.py, an instance makes decode steps, each of which gives every
-request whose prompt is read its next token. Between two steps it reads one prompt, while the others wait. So events are the ends of steps
-at which a prompt is read, or a request ends; between them the requests of an instance stay the same, and so does the time of a step.
+request whose prompt is read its next token. Between two steps it reads one prompt, while the others wait, or a part of it where it is long:
+prompts take turns, and a part takes what a prompt of its length does. So events are the ends of steps at which a prompt is read, or a
+request ends; between them the requests of an instance stay the same, and so does the time of a step.
 
 - An instance paid by use takes a request while it has a free place, the youngest one first; else a new one starts, and beyond the account's
   limit a request is refused. It is paid while it answers anything.
@@ -59,7 +60,7 @@ class _Shared:
         self.service, self.load, self.warm = service, load, Warm(service.functions)
         self.step_s, self.token_usd = service.step_s.tolist(), service.token_usd.tolist()
         self.at_s, self.prompt_s, self.n_out = load.at_s.tolist(), load.prompt_s.tolist(), load.n_out.tolist()
-        self.prompt_usd, self.cold_s = load.prompt_usd.tolist(), load.cold_s.tolist()
+        self.prompt_usd, self.cold_s, self.unread = load.prompt_usd.tolist(), load.cold_s.tolist(), load.n_in.tolist()
         self.wait_s, self.first_s, self.end_s, self.begun_s = ([math.nan] * count for _ in range(4))
         self.taken, self.cut = [False] * count, [False] * count
         self.events: list[tuple[float, int, int, _Instance]] = []  # when, which request is ended by the platform (-1: none), looked
@@ -187,13 +188,28 @@ class _Shared:
             del instance.ends[number]
             self._ended(instance, number, at_s)
         if instance.reading and (instance.read_at <= instance.steps or not instance.ends):
-            number = instance.reading.popleft()
-            instance.at_s += self.wait_s[number] + self.prompt_s[number]
-            self.usd += self.prompt_usd[number]
-            self.first_s[number] = instance.at_s
-            instance.ends[number] = int(instance.steps) + self.n_out[number]
+            self._read(instance, instance.reading.popleft())
             instance.read_at = instance.steps + 1
         self._look(instance)
+
+    def _read(self, instance: _Instance, number: int) -> None:
+        """Read a prompt, or a part of it where it is long and others are answered, whose turn is next then."""
+        whole, unread = self.load.n_in[number], self.unread[number]
+        if unread == whole:
+            instance.at_s += self.wait_s[number]
+        part = min(unread, self.service.part_tokens) if instance.requests else unread
+        if part == whole:
+            seconds, usd = self.prompt_s[number], self.prompt_usd[number]
+        else:
+            seconds, usd = (float(np.interp(part, self.service.prompts, of)) for of in (self.service.prefill_s, self.service.prefill_usd))
+        instance.at_s += seconds
+        self.usd += usd
+        self.unread[number] -= part
+        if self.unread[number]:
+            instance.reading.append(number)
+            return
+        self.first_s[number] = instance.at_s
+        instance.ends[number] = int(instance.steps) + self.n_out[number]
 
     def _ended(self, instance: _Instance, number: int, at_s: float) -> None:
         """Free the place of a request."""

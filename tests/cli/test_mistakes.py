@@ -94,7 +94,7 @@ def test_an_option_without_its_value_points_to_the_commands_own_help(arguments: 
     assert json.loads(run.stdout)["error"] == {"kind": "Usage", "message": message, "hint": f"See '{command} --help'."}
 
 
-PLAN, PROFILE = "a plan, and 'remoe {}' takes a {}.", "a profile, and 'remoe {}' takes a {}."
+PLAN, PROFILE, MODEL = (f"a {what}, and 'remoe {{}}' takes a {{}}." for what in ("plan", "profile", "model"))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,19 @@ PLAN, PROFILE = "a plan, and 'remoe {}' takes a {}.", "a profile, and 'remoe {}'
         (("predict", "made.json", "--prompt", "x"), PLAN.format("predict", "PROFILE"), "'remoe deploy made.json' deploys it"),
         (("chat", "profile"), PROFILE.format("chat", "NAME"), "'remoe plan profile -o plans/profile.json', and deploy that."),
         (("deploy", "profile"), PROFILE.format("deploy", "PLAN"), "'remoe plan profile -o plans/profile.json'."),
+        (("logs", "profile/profile.json"), PROFILE.format("logs", "NAME"), "'remoe plan profile -o plans/profile.json', and deploy that."),
+        (("simulate", "profile/profile.json"), PROFILE.format("simulate", "PLAN"), "'remoe plan profile -o plans/profile.json'."),
+        (("doctor", "profile"), PROFILE.format("doctor", "MODEL, PLAN or NAME"), "'remoe plan profile -o plans/profile.json'."),
+        (("destroy", "made.json"), PLAN.format("destroy", "NAME"), "A plan is a file, and yours to delete."),
+        (("plan", "model"), MODEL.format("plan make", "PROFILE"), "'remoe profile model --data PROMPTS -o profiles/model'."),
+        (("deploy", "model"), MODEL.format("deploy", "PLAN"), "Profile it first"),
+        (("status", "model"), MODEL.format("status", "NAME"), "Profile it first"),
+        (("simulate", "olmoe"), "olmoe is a deployment, and 'remoe simulate' takes a PLAN.", "state/deployments/olmoe/plan.json."),
+        (
+            ("plan", "olmoe"),
+            "olmoe is a deployment, and 'remoe plan make' takes a PROFILE.",
+            "state/deployments/olmoe/plan.json' names it.",
+        ),
         (("cost", "--csv", "f.csv"), "f.csv is a table, and 'remoe cost' takes a NAME.", "--csv > f.csv' writes such a file."),
         (("cost", "demo", "--csv", "f.csv"), "f.csv is one argument too many.", "'remoe cost NAME --by day --csv > FILE'"),
         (("version",), "No such command 'version'.", "'remoe --version' prints it."),
@@ -118,12 +131,30 @@ def test_who_takes_another_command_is_told_the_right_one(
 ) -> None:
     write_json(tmp_path / "made.json", plan_by_hand(()))
     synthetic_profile(tmp_path / "profile")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "state" / "deployments" / "olmoe").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REMOE_STATE_DIR", "state")
     monkeypatch.setattr(sys, "argv", ["remoe", *arguments])
     monkeypatch.setattr(output, "_mode", output._Mode())  # without what an earlier command of this process has asked for
     assert app.run() == 2
     error, advice = capsys.readouterr().err.splitlines()
     assert message in error and hint in advice
+
+
+def test_who_destroys_a_profile_is_told_what_it_is_and_nothing_ends_in_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic_profile(tmp_path / "olmoe")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["remoe", "destroy", "olmoe"])
+    assert app.run() == 0
+    absent, hint = capsys.readouterr().out.splitlines()
+    assert absent.startswith("There is no deployment named 'olmoe' here")
+    assert hint.startswith("olmoe is a profile, and 'remoe destroy' takes a NAME. A profile is a folder, and yours to delete.")
 
 
 def test_a_deployment_is_reached_where_a_profile_has_its_name(

@@ -122,7 +122,7 @@ def test_the_time_left_is_that_of_this_runs_rate(
 def test_bytes_are_told_in_megabytes() -> None:
     stage = output._Stage("Uploading", of_bytes=True)
     stage.report(0, 93e6)
-    assert stage.state() == "0.0 MB of 93.0 MB"
+    assert stage.state() == "0 bytes of 93 MB"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (3600, "60 min"), (9000, "2.5 h")])

@@ -105,7 +105,7 @@ def test_a_request_that_the_plan_does_not_cover_is_refused_before_it_costs_anyth
 
 def test_a_profile_that_is_not_the_plans_predicts_nothing(inputs: ByHand) -> None:
     write_profile(inputs.profile.path, inputs.profile.record.model_copy(update={"settings": None}), inputs.profile.arrays)
-    with pytest.raises(ArtifactError, match=f"The profile {inputs.profile.path} has changed since the plan was made"):
+    with pytest.raises(ArtifactError, match=f"The profile {inputs.profile.path} has changed since the plan {inputs.plan_path} was made"):
         expected_cost(inputs.plan_path)
 
 

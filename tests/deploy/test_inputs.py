@@ -37,9 +37,12 @@ def test_a_dry_run_without_the_profile_says_that_nothing_was_verified(plan_path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"catalog": {"path": "aws-us-east-1", "sha256": "0" * 64}}, "The catalog has changed"),
+        (
+            {"catalog": {"path": "aws-us-east-1", "sha256": "0" * 64}},
+            r"The catalog aws-us-east-1 has changed since the plan \S+plan.json was made",
+        ),
         ({"tpot_s": 1.0}, "does not pass verification"),
-        (None, "The profile has changed"),
+        (None, r"The profile \S+ has changed since the plan \S+plan.json was made"),
     ],
 )
 def test_what_deploy_refuses_a_dry_run_refuses(plan_path: Path, changes: dict[str, object] | None, message: str) -> None:

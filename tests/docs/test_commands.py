@@ -76,7 +76,12 @@ QUICKLY = {
     "remoe predict profiles/gpt-oss --evaluate": ("--folds", "2"),
 }
 # Lines that are not commands of ours.
-OTHERS = ("source .venv/bin/activate", "curl http://127.0.0.1:PORT/", "python make_tiny.py")
+OTHERS = (
+    "source .venv/bin/activate",
+    "curl http://127.0.0.1:PORT/",
+    "python make_tiny.py",
+    "cp remoe_cli/demo_data/prompts.jsonl prompts.jsonl",
+)
 
 
 @dataclass(frozen=True)

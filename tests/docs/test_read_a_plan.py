@@ -12,7 +12,8 @@ import pytest
 from remoe_cli.artifacts import read_json
 from remoe_cli.cli import app
 from remoe_cli.plan.document import BaselineName, Plan
-from remoe_cli.plan.explain.rows import BASELINE_TITLES, summary_rows
+from remoe_cli.plan.explain.alternatives import BASELINE_TITLES
+from remoe_cli.plan.explain.rows import summary_rows
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs/how-to/read-a-plan.md"

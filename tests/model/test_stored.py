@@ -160,7 +160,7 @@ def test_the_whole_model_is_priced_as_it_is_stored(tmp_path: Path) -> None:
     assert whole.spec == "g5.xlarge" and packed.baselines[BaselineName.STORED_GPU].cost_usd_per_request < whole.cost_usd_per_request
     assert packed.baselines[BaselineName.GPU] == plain.baselines[BaselineName.GPU]
     assert verify(packed, quantised(made, stored), catalog) == ()
-    assert any("stored in MXFP4, 11.0 GB" in note and "bfloat16 copy of 42.5 GB" in note for note in packed.notes)
+    assert any("stored in MXFP4, 11 GB" in note and "bfloat16 copy of 42.5 GB" in note for note in packed.notes)
     for name in (BaselineName.STORED_GPU, BaselineName.STORED_CPU):
         off = packed.baselines[name].model_copy(update={"tpot_s": packed.baselines[name].tpot_s * 1.001})
         altered = packed.model_copy(update={"baselines": packed.baselines | {name: off}})

@@ -12,8 +12,8 @@ from remoe_cli import artifacts
 from remoe_cli.errors import ArtifactError, InfeasibleError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import BaselineName, BreakEven, LayerPlan, Outcome, Plan, Scenario, ScenarioKind
+from remoe_cli.plan.explain.alternatives import BASELINE_TITLES
 from remoe_cli.plan.explain.rows import (
-    BASELINE_TITLES,
     LAYER_COLUMNS,
     alternative_texts,
     baseline_rows,

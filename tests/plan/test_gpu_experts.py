@@ -29,6 +29,7 @@ from remoe_cli.plan.solve.scan import scan
 from remoe_cli.plan.verify.check import Finding, verify
 from remoe_cli.profile.hardware import latency_from, read_hardware, whole_on_gpu
 from remoe_cli.profile.record import Profile
+from remoe_cli.units import size
 from tests.support.synthetic import inverse, plan_of, problem_of, synthetic_profile, tiny_catalog
 
 MB = 2**20
@@ -128,7 +129,7 @@ def test_a_plan_has_three_tiers_and_says_so(tmp_path: Path) -> None:
     profile, catalog, plan = three_tiers(tmp_path)
     remote, gpu = (sum(len(getattr(layer, side)) for layer in plan.layers) for side in ("remote", "gpu"))
     assert remote > 0 and gpu > 0 and remote + gpu < 24
-    assert ("local experts", f"{gpu} on the GPU ({gpu * EXPERT_MB / 1024:.1f} GB of its memory), {24 - remote - gpu} in CPU memory") in (
+    assert ("local experts", f"{gpu} on the GPU ({size(gpu * EXPERT_MB * 2**20)} of its memory), {24 - remote - gpu} in CPU memory") in (
         summary_rows(plan)
     )
     rows = layer_rows(plan)

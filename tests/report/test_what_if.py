@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 
 from remoe_cli.errors import ArtifactError
+from remoe_cli.model.stored import StoredWeights
 from remoe_cli.plan.assess.baselines import all_local_on, instances_for
 from remoe_cli.plan.assess.robustness import dearer_functions, slower_calls
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.cost.placement import busy_s, layer_outcomes, total
 from remoe_cli.plan.cost.placement import evaluate as planned
 from remoe_cli.plan.document import BaselineName, Costs, LayerPlan, Lengths, MainKind, Plan
-from remoe_cli.plan.explain.rows import BASELINE_TITLES
+from remoe_cli.plan.explain.alternatives import BASELINE_TITLES, copy_title
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.plan.problem.traffic import Traffic
+from remoe_cli.profile.hardware import dequantised_times, latency_from
 from remoe_cli.profile.record import Profile
 from remoe_cli.report.terms import table_of
 from remoe_cli.report.what_if import THIS_PLAN, Setting, Table, evaluate
@@ -102,6 +104,19 @@ def one_at_a_time(path: Path) -> Case:
     return profile, catalog, plan
 
 
+def quantised(path: Path) -> Case:
+    """Beside the plan for a quantised checkpoint there is one for a copy that is not, on a main function of its own."""
+    made = synthetic_profile(path, layers=2, experts=8, skew=3.0, expert_mb=95, main_vcpus=1)
+    stored = StoredWeights(format="MXFP4", expert_bytes=25 * 2**20, nonexpert_bytes=100 * 2**20, served=True, packed=True)
+    spec = made.record.spec.model_copy(update={"stored": stored})
+    profile = replace(made, record=made.record.model_copy(update={"spec": spec, "latency": latency_from("lambda", spec)}))
+    catalog = tiny_catalog(memory_menu_mb=[128, 256, 512, 1024])
+    plan = plan_of(profile, catalog, examine=True, solver="scan", requests_per_hour=20.0)
+    assert plan.unquantised is not None and any(layer.remote for layer in plan.unquantised.layers)
+    assert plan.unquantised.layers != plan.layers
+    return profile, catalog, plan
+
+
 LENGTHS = (Lengths(share=0.3, n_in=7, n_out=40), Lengths(share=0.7, n_in=90, n_out=5))
 CASES = {
     "by use": lambda path: by_use(path, requests_per_hour=20.0),
@@ -117,6 +132,7 @@ CASES = {
     "at once, divided": lambda path: divided(path, concurrency=3),
     "at once, rented": rented_at_once,
     "one at a time": one_at_a_time,
+    "quantised": quantised,
 }
 
 
@@ -161,6 +177,20 @@ def test_the_table_gives_what_the_planner_gives(name: str, cases: dict[str, Case
         figures = (theirs.cost_usd_per_request, theirs.ttft_s, theirs.tpot_s)
         assert (ours.usd, ours.ttft_s, ours.tpot_s) == pytest.approx(figures, rel=1e-9), (price, overhead, per_hour)
         assert ours.instances == placement.instances
+
+
+def test_the_table_has_the_copy_that_is_not_quantised_too(cases: dict[str, Case]) -> None:
+    profile, catalog, plan = cases["quantised"]
+    copy, (table,) = plan.unquantised, tables({"quantised": cases["quantised"]}).values()
+    assert copy is not None
+    main = next(spec for spec in catalog.main.menu if spec.name == copy.spec)
+    spec, latency = profile.record.spec.model_copy(update={"stored": None}), dequantised_times(profile.record.latency, profile.record.spec)
+    for price, overhead, per_hour in itertools.product(PRICES, OVERHEADS, TRAFFICS):
+        problem = replace(at_traffic(cases["quantised"], per_hour), spec=spec, latency=latency)
+        theirs = planned(dearer_functions(slower_calls(problem, overhead), price), Placement(main, copy.layers, copy.instances))
+        ours = evaluate(table, Setting(price=price, overhead=overhead, per_hour=per_hour))[copy_title(copy)]
+        figures = (theirs.cost_usd_per_request, theirs.ttft_s, theirs.tpot_s)
+        assert (ours.usd, ours.ttft_s, ours.tpot_s) == pytest.approx(figures, rel=1e-9), (price, overhead, per_hour)
 
 
 @pytest.mark.parametrize("name", ["by use", "unknown traffic", "scaled to zero", "at once", "one at a time"])

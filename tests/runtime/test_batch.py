@@ -40,7 +40,7 @@ def test_each_answer_is_that_of_the_request_alone(family: str, monkeypatch: pyte
     engine = engine_of(family)
     asked = [Asked(step, prompt, tokens) for step, prompt, tokens in zip((0, 1, 3, 4), PROMPTS, (14, 4, 7, 12), strict=True)]
     expected = [alone(engine, each).token_ids for each in asked]
-    monkeypatch.setattr(batches, "_CHUNK_TOKENS", 9)
+    monkeypatch.setattr(batches, "PROMPT_PART_TOKENS", 9)
     assert engine.batches
     engine.attachment.calls.clear()
     made = together(engine, asked)
@@ -83,7 +83,7 @@ def test_one_that_is_cancelled_leaves_the_others_as_they_are() -> None:
 
 
 def test_one_that_is_cancelled_while_its_prompt_is_read_costs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_CHUNK_TOKENS", 8)
+    monkeypatch.setattr(batches, "PROMPT_PART_TOKENS", 8)
     engine, asked_for = engine_of("mixtral"), list[int]()
 
     def stopped() -> Stop | None:
@@ -135,7 +135,7 @@ def test_one_whose_client_fails_leaves_the_others_as_they_are() -> None:
 
 def test_a_long_prompt_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """While it is read in parts, each step gives the others a token; and a short prompt that comes later is read before it."""
-    monkeypatch.setattr(batches, "_CHUNK_TOKENS", 16)
+    monkeypatch.setattr(batches, "PROMPT_PART_TOKENS", 16)
     engine, notes = engine_of("mixtral"), list[list[int]]()
     long = [2 + i % 120 for i in range(16 * 10)]
     made = together(engine, [Asked(0, PROMPTS[0], 20), Asked(1, long, 4), Asked(3, PROMPTS[3], 8)], notes)
@@ -146,7 +146,7 @@ def test_a_long_prompt_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_prompt_alone_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_CHUNK_TOKENS", 4)
+    monkeypatch.setattr(batches, "PROMPT_PART_TOKENS", 4)
     engine = engine_of("mixtral")
     engine.attachment.calls.clear()
     alone(engine, Asked(0, PROMPTS[2], 3))

@@ -178,4 +178,4 @@ def test_the_status_counts_the_experts_on_the_gpu() -> None:
     main = {"kind": "server", "port": 1, "pid": 2, "state": "running", "resident_bytes": 3, "device": "cuda", **held}
     limits = {"memory": "cgroup-v2", "cpu": "cfs-quota"}
     status = {"name": "d", "state": "running", "endpoint": "http://127.0.0.1:3", "limits": limits, "main": main, "functions": []}
-    assert "  holds 5 of 8 experts (3 on the GPU): 0.0 MB" in "\n".join(overview.overview(status).above)
+    assert "  holds 5 of 8 experts (3 on the GPU): 1 byte" in "\n".join(overview.overview(status).above)

@@ -138,6 +138,7 @@ def test_turns_and_cold_starts_are_the_twins(engine: Engine) -> None:
     made = Service("it", "it", 1, np.ones(1), np.ones(1), np.zeros(1), np.zeros(2), np.zeros(2), functions=functions)
     load = Load(
         at_s=seen.at_s,
+        n_in=np.full(REQUESTS, len(PROMPT)),
         prompt_s=np.where(seen.cold, warm_s, seen.own_s),
         prompt_usd=np.zeros(REQUESTS),
         tpot_s=(seen.end_s - seen.first_s) / n_out,
@@ -161,7 +162,9 @@ def test_requests_that_share_steps_take_what_they_take_in_the_batch(engine: Engi
     steps_s = np.array([0.0, *(np.mean(each) for each in step_s.values())])
     made = Service("it", "it", 1, np.ones(1), np.ones(1), np.zeros(1), steps_s, np.zeros(at_once + 1), at_once=at_once)
     nothing = np.zeros(REQUESTS)
-    times = shared.serve(made, Load(seen.at_s, np.array(prompts_s), nothing, nothing, n_out, nothing, float(seen.at_s[-1])))
+    times = shared.serve(
+        made, Load(seen.at_s, np.full(REQUESTS, len(PROMPT)), np.array(prompts_s), nothing, nothing, n_out, nothing, float(seen.at_s[-1]))
+    )
     assert (times.first_s - seen.at_s).mean() == pytest.approx((seen.first_s - seen.at_s).mean(), rel=WITHIN)
     assert ((times.end_s - times.first_s) / n_out).mean() == pytest.approx(((seen.end_s - seen.first_s) / n_out).mean(), rel=WITHIN)
 

@@ -11,7 +11,9 @@ import pytest
 
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.cost.placement import evaluate
+from remoe_cli.plan.cost.prompts import prefill_s
 from remoe_cli.plan.document import LayerPlan, Served
+from remoe_cli.plan.mains import PROMPT_PART_TOKENS
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.traffic import one_length
 from remoe_cli.profile.latency_record import ColdStart
@@ -166,10 +168,13 @@ def test_a_full_instance_costs_and_takes_what_the_planner_says(concurrency: int,
 
 
 def by_steps(
-    step_s: list[float], token_usd: list[float], prompt_s: list[float], n_out: list[int], at_s: list[float]
+    step_s: list[float], token_usd: list[float], n_in: list[int], part: int, n_out: list[int], at_s: list[float]
 ) -> tuple[list[float], list[float], float]:
-    """Answer requests as runtime/batch.py does, step after step: when each has its first token and its last, and what steps cost."""
-    places, now_s, usd = len(step_s) - 1, 0.0, 0.0
+    """Answer requests as runtime/batch.py does, step after step: when each has its first token and its last, and what that costs.
+
+    Reading takes and costs 0.1 and a hundredth of the tokens.
+    """
+    places, now_s, usd, unread = len(step_s) - 1, 0.0, 0.0, list(n_in)
     first_s, end_s = [0.0] * len(at_s), [0.0] * len(at_s)
     waiting, reading, left = list(range(len(at_s))), list[int](), dict[int, int]()
     while waiting or reading or left:
@@ -179,8 +184,12 @@ def by_steps(
             reading.append(waiting.pop(0))
         if reading:
             number = reading.pop(0)
-            now_s += prompt_s[number]
-            first_s[number], left[number] = now_s, n_out[number]
+            read = min(part, unread[number]) if reading or left else unread[number]
+            now_s, usd, unread[number] = now_s + 0.1 + read / 100, usd + 0.1 + read / 100, unread[number] - read
+            if unread[number]:
+                reading.append(number)
+            else:
+                first_s[number], left[number] = now_s, n_out[number]
         if left:
             now_s, usd = now_s + step_s[len(left)], usd + len(left) * token_usd[len(left)]
             left = {number: tokens - 1 for number, tokens in left.items()}
@@ -189,15 +198,17 @@ def by_steps(
     return first_s, end_s, usd
 
 
+@pytest.mark.parametrize("part", [30, 256])
 @pytest.mark.parametrize("per_s", [0.05, 0.3, 3.0])
-def test_requests_that_share_steps_are_answered_as_step_after_step(per_s: float) -> None:
+def test_requests_that_share_steps_are_answered_as_step_after_step(per_s: float, part: int) -> None:
     random, count = np.random.default_rng(4), 300
     at_s = np.cumsum(random.exponential(1 / per_s, count))
     n_in, n_out = random.integers(1, 200, count), random.integers(1, 30, count)
     step_s, token_usd = np.array([0.0, 0.1, 0.13, 0.2]), np.array([0.0, 1.0, 0.7, 0.5])
-    made = Service("it", "it", 1, np.array([0.0, 200.0]), np.array([0.0, 2.0]), np.zeros(2), step_s, token_usd, at_once=3, most=10**9)
+    lengths, reading = np.array([0.0, 200.0]), np.array([0.1, 2.1])
+    made = Service("it", "it", 1, lengths, reading, reading, step_s, token_usd, at_once=3, part_tokens=part, most=10**9)
     served = run(made, Arrivals(at_s, n_in, n_out, float(at_s[-1])), 0)
-    first_s, end_s, usd = by_steps(step_s.tolist(), token_usd.tolist(), (n_in / 100).tolist(), n_out.tolist(), at_s.tolist())
+    first_s, end_s, usd = by_steps(step_s.tolist(), token_usd.tolist(), n_in.tolist(), part, n_out.tolist(), at_s.tolist())
     assert served.ttft_s == pytest.approx(np.array(first_s) - at_s)
     assert served.tpot_s == pytest.approx((np.array(end_s) - np.array(first_s)) / n_out)
     assert served.usd == pytest.approx(usd)
@@ -261,6 +272,20 @@ def test_a_shared_step_takes_and_costs_what_so_many_requests_make_it(tmp_path: P
     for number in (1, 2, 4):
         assert (four.step_s[number], four.token_usd[number]) == (made(number).step_s[-1], made(number).token_usd[-1])
     assert four.step_s[2] < four.step_s[3] < four.step_s[4] and four.token_usd[2] > four.token_usd[3] > four.token_usd[4]
+
+
+def test_a_part_of_a_prompt_takes_what_a_prompt_of_its_length_does(tmp_path: Path) -> None:
+    """A long prompt is read in parts beside another request, which makes a step before each; where nobody else is, it is read whole."""
+    problem = problem_of(synthetic_profile(tmp_path), tiny_catalog(), n_in=50, n_out=40, concurrency=4)
+    layers = tuple(LayerPlan(layer=layer, remote=(0, 1, 2), memory_mb=256, replicas=1) for layer in problem.spec.moe_layers)
+    placement, lengths = Placement(problem.menu[0], layers), np.array([600.0, 1000.0])
+    made, alone = (of_placement(one, placement, "plan", lengths, 40.0) for one in (problem, replace(problem, concurrency=1)))
+    assert alone.part_tokens == math.inf and alone.prompts[0] == 600.0
+    whole_s, part_s, rest_s = np.interp((600.0, PROMPT_PART_TOKENS, 600.0 % PROMPT_PART_TOKENS), made.prompts, made.prefill_s).tolist()
+    assert part_s == pytest.approx(float(prefill_s(problem, placement, np.array([PROMPT_PART_TOKENS]))[0]), rel=1e-12)
+    served = run(replace(made, functions=None, start_s=0.0), Arrivals(np.zeros(2), np.array([600, 600]), np.array([40, 40]), 1.0), 0)
+    second_s = whole_s + 3 * float(made.step_s[1]) + 2 * part_s + rest_s
+    assert served.ttft_s.tolist() == pytest.approx([whole_s, second_s])
 
 
 def test_rented_instances_need_functions_each_however_few_requests_they_have(tmp_path: Path) -> None:

@@ -160,6 +160,8 @@ def test_served_routing_is_compared_with_the_profile(made: ByHand, capsys: pytes
     assert whole["low"] <= whole["bits"] <= whole["high"] <= 1 and whole["floor"] < whole["floor_p99"] < whole["bits"]
     code, printed = remoe(capsys, "drift", "m", "-v")
     assert code == 0 and "bits from the profile's" in printed and "noise floor" in printed
+    profiled, planned = (line.split(maxsplit=1) for line in printed.splitlines()[-2:])
+    assert (profiled[0], planned) == ("next", ["remoe", "plan DIR -o plans/NAME.json --remote-share 1"])
 
 
 def test_receipts_outlive_the_deployment(made: ByHand, capsys: pytest.CaptureFixture[str]) -> None:

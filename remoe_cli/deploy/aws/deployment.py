@@ -24,6 +24,7 @@ from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.aws.tidy import tidy
 from remoe_cli.deploy.console import Console, Overview
 from remoe_cli.errors import DeployError, PartialDeployError, UsageError
+from remoe_cli.units import size
 
 
 def recorded_rules(account: Account, name: str, *, of_deleted: bool = False) -> AccountRules:
@@ -102,9 +103,9 @@ def apply(
                 there = {each.key for each in bucket.stored()}
                 rest = [each for each in objects if each in missing or each.key not in there]
                 changes = proposals[0].changes if proposals else ()
-                upload_mb = sum(each.size_bytes for each in rest) / 1e6
+                upload = size(sum(each.size_bytes for each in rest))
                 where = f"account {account.id}, {account.region}"
-                if not console.agree(f"Deploy '{name}' to {where}, uploading {upload_mb:,.1f} MB?", explain(changes)):
+                if not console.agree(f"Deploy '{name}' to {where}, uploading {upload}?", explain(changes)):
                     raise DeployError("Nothing was deployed, as you did not agree.", "")
                 holding = ExitStack()
                 holding.enter_context(lock.held(bucket, name, "deploys"))

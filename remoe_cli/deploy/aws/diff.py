@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from remoe_cli.deploy.aws.money import Money
 from remoe_cli.deploy.aws.stack import Change
 from remoe_cli.deploy.console import Table
+from remoe_cli.plan.wording import dollars
 
 _SIGNS = {"Add": "+", "Modify": "~", "Remove": "-"}
 
@@ -29,7 +30,7 @@ def _rows(changes: Sequence[Change], money: Money) -> Iterator[tuple[str, ...]]:
         kind, what = change.kind.removeprefix("AWS::"), ", ".join(change.what)
         line = lines.get(change.name)
         if line and change.action != "Remove":
-            yield f"{sign} {change.name}", kind, what, f"{line.idle_usd_per_month:,.2f}", f"{line.usd_per_request:.6f}"
+            yield f"{sign} {change.name}", kind, what, dollars(line.idle_usd_per_month), dollars(line.usd_per_request)
         else:
             alike[sign, kind, what].append(change.name)
     for (sign, kind, what), names in alike.items():
@@ -39,6 +40,5 @@ def _rows(changes: Sequence[Change], money: Money) -> Iterator[tuple[str, ...]]:
 def _beside(money: Money) -> Iterator[tuple[str, ...]]:
     for line in money.lines:
         if line.resource is None:
-            yield f"  {line.what}", "", "", f"{line.idle_usd_per_month:,.2f}", f"{line.usd_per_request:.6f}"
-    total = money.usd_per_request
-    yield "  whole deployment", "", "", f"{money.idle_usd_per_month:,.2f}", f"{total:.6f}"
+            yield f"  {line.what}", "", "", dollars(line.idle_usd_per_month), dollars(line.usd_per_request)
+    yield "  whole deployment", "", "", dollars(money.idle_usd_per_month), dollars(money.usd_per_request)

@@ -19,6 +19,7 @@ from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Plan
+from remoe_cli.units import size
 
 HOURS_PER_MONTH = 730
 _GB = 2**30
@@ -115,13 +116,13 @@ def _functions(plan: Plan, contents: Contents) -> Iterator[Line]:
 def _kept(plan: Plan, catalog: Catalog, contents: Contents, settings: AwsSettings) -> Iterator[Line]:
     """Price what costs money by existing."""
     main_bytes = 0 if settings.endpoint is Endpoint.none else contents.main_bytes
-    stored_gb = (sum(f.shard_bytes for f in contents.functions) + main_bytes + contents.code_bytes) / _GB
-    yield _line(f"S3, {stored_gb:.1f} GB", stored_gb * catalog.storage.usd_per_gb_month, "Weights and code.")
+    stored = sum(f.shard_bytes for f in contents.functions) + main_bytes + contents.code_bytes
+    yield _line(f"S3, {size(stored)}", stored / _GB * catalog.storage.usd_per_gb_month, "Weights and code.")
     if settings.endpoint is not Endpoint.none:
         estimates = aws_reference().estimates
         image_bytes = estimates.lambda_image_bytes if settings.endpoint is Endpoint.aws_lambda else estimates.sagemaker_image_bytes
         usd = image_bytes / _GB * aws_reference().prices.usd_per_image_gb_month
-        yield _line(f"image in ECR, about {image_bytes / _GB:.1f} GB", usd, "Yours: it outlives the deployment.")
+        yield _line(f"image in ECR, about {size(image_bytes)}", usd, "Yours: it outlives the deployment.")
     if settings.monthly_alert_usd is not None:
         yield _line("monthly alert", 0.0, "An account's first two budgets are free.")
     usd_per_month = _by_traffic(plan, _kept_logs_usd(plan, catalog, contents, settings))

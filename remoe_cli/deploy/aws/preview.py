@@ -17,7 +17,7 @@ from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.console import Overview, Table
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.wording import KIND_NAMES, VERDICT_WORDS, amount, bought, capitalized, figure, seconds
+from remoe_cli.plan.wording import KIND_NAMES, VERDICT_WORDS, amount, bought, capitalized, dollars, figure, seconds
 
 _NAMES = ("FunctionName", "LogGroupName", "EndpointName")
 
@@ -120,7 +120,7 @@ def _money_rows(money: Money) -> Iterator[tuple[str, ...]]:
 
 
 def _cells(what: str, idle_usd: float, request_usd: float, month_usd: float | None) -> tuple[str, ...]:
-    return what, f"{idle_usd:,.2f}", f"{request_usd:.6f}", "-" if month_usd is None else f"{month_usd:,.2f}"
+    return what, dollars(idle_usd), dollars(request_usd), "-" if month_usd is None else dollars(month_usd)
 
 
 def _quota_cells(quota: QuotaCheck) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from remoe_cli.deploy.aws.stack import Stack, StackState
 from remoe_cli.deploy.aws.storage import Bucket
 from remoe_cli.deploy.console import Console
 from remoe_cli.errors import RemoeError
+from remoe_cli.units import size
 
 _AT_ONCE = 1000  # objects of one request
 
@@ -45,7 +46,7 @@ def tidy(stack: Stack, bucket: Bucket, state: StackState, needed: Collection[str
     except RemoeError as error:
         why = error.message.rstrip(".")
     if gone_bytes:
-        console.say(f"Deleted from the bucket what earlier plans left there: {gone_bytes / 1e6:,.1f} MB.")
+        console.say(f"Deleted from the bucket what earlier plans left there: {size(gone_bytes)}.")
     if left:
-        console.say(f"{sum(each.size_bytes for each in left) / 1e6:,.1f} MB of other plans stay in the bucket: {why}.")
+        console.say(f"{size(sum(each.size_bytes for each in left))} of other plans stay in the bucket: {why}.")
     return gone_bytes

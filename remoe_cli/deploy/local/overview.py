@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from remoe_cli.deploy.console import Overview, Table
+from remoe_cli.units import size
 
 _COLUMNS = ("function", "MB", "instances", "invocations", "cold", "errors", "billed ms")
 
@@ -18,12 +19,12 @@ def overview(status: dict[str, Any]) -> Overview:
     above.append(f"  functions at {status['endpoint']}, limits: memory {limits['memory']}, cpu {limits['cpu']}")
     if main := status["main"]:
         what = f"server http://127.0.0.1:{main['port']}, pid {main['pid']}" if main["kind"] == "server" else f"function {main['name']}"
-        above.append(f"  main {what}, {main['state']}, {main['resident_bytes'] / 1e6:.0f} MB resident")
+        above.append(f"  main {what}, {main['state']}, {size(main['resident_bytes'])} resident")
         if "expert_bytes_held" in main:
             held, whole = main["expert_bytes_held"], main["expert_bytes_of_model"]
             there = f" ({on_gpu} on the GPU)" if (on_gpu := main.get("gpu_experts")) else ""
             experts = f"{main['local_experts']} of {main['experts_of_model']} experts{there}"
-            above.append(f"  holds {experts}: {held / 1e6:.1f} MB, {held / whole:.0%}; all else is on {_named(main['device'])}")
+            above.append(f"  holds {experts}: {size(held)}, {held / whole:.0%}; all else is on {_named(main['device'])}")
             above.append(f"  {_spent(main['spent'], sum(f['billed_ms'] for f in status['functions']))}")
     else:
         above.append(f"  no main function; 'remoe serve {status['name']}' runs it on this machine")
@@ -47,7 +48,7 @@ def _named(device: dict[str, Any] | str) -> str:
     if isinstance(device, str):  # of a main server that an earlier version has started
         return device
     driver = f", driver {device['driver']}" if device["driver"] else ""
-    return f"{device['kind']}: {device['name']}, {device['memory_bytes'] / 1e9:.0f} GB{driver}"
+    return f"{device['kind']}: {device['name']}, {size(device['memory_bytes'])}{driver}"
 
 
 def _spent(spent: dict[str, dict[str, Any]], metered_ms: int) -> str:

@@ -36,6 +36,7 @@ from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import MB, Main, Placement, Problem, local_layers
 from remoe_cli.plan.wording import request_tokens
 from remoe_cli.profile.hardware import Gpu, MainSpeed, as_stored, read_hardware, whole_on_cpu, whole_on_gpu
+from remoe_cli.units import size
 
 DIGITS = 12  # to which shares of tokens are rounded before they are compared
 _STORED = "weights are read as they are stored and computed with as if they were unpacked"
@@ -177,10 +178,9 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
         return _by_use(problem, spec, lambda n: float(nonexpert.seconds(n)) * slow, lambda n: expert.seconds(n, vcpus))
 
     holding = _holding(problem, bytes_needed)
-    size = f"{bytes_needed / 2**30:.1f} GB"
     if (best := _cheapest(aim, holding, outcome, read_s(problem))) is None and holding:
-        return f"no main function paid by use that holds the whole model of {size} {_in_time(problem)}"
-    return best or f"no main function paid by use holds the whole model of {size}"
+        return f"no main function paid by use that holds the whole model of {size(bytes_needed)} {_in_time(problem)}"
+    return best or f"no main function paid by use holds the whole model of {size(bytes_needed)}"
 
 
 def _paid_by_use(problem: Problem) -> Problem:
@@ -206,7 +206,7 @@ def _cpu_as_stored(problem: Problem, aim: Aim) -> Baseline | str:
         )
 
     best = _cheapest(aim, _holding(problem, bytes_needed), outcome, read_s(problem, True), assumed=_STORED)
-    return best or f"no main function paid by use holds the quantised model of {bytes_needed / 2**30:.1f} GB and answers in time"
+    return best or f"no main function paid by use holds the quantised model of {size(bytes_needed)} and answers in time"
 
 
 def _format(problem: Problem) -> str:
@@ -323,7 +323,7 @@ def _on_gpu(problem: Problem, aim: Aim, weights: int, cpu_bytes: int, ideal: boo
                 assumed=overhead,
                 ideal=ideal,
             )
-    memory = f"{gpu_bytes / 2**30:.1f} GB, with {cpu_needed / 2**30:.1f} GB of CPU memory"
+    memory = f"{size(gpu_bytes)}, with {size(cpu_needed)} of CPU memory"
     if best is None and options:
         return f"no GPU of the catalog that has {memory}, {_in_time(problem)}"
     known = f"on which a server is known to compute from {_format(problem)} " if as_it_is_stored else ""

@@ -25,19 +25,24 @@ def unquantised(problem: Problem, aim: Aim) -> Unquantised | None:
     """
     if not problem.spec.is_served_quantised:
         return None
-    spec, latency = problem.spec.model_copy(update={"stored": None}), dequantised_times(problem.latency, problem.spec)
-    problem = replace(problem, spec=spec, latency=latency)
+    problem = problem_of_copy(problem)
     placement = _scanned(problem, aim)
     if placement is None:
         return None
     return Unquantised(
         **evaluate(problem, placement).model_dump(),
-        dtype=spec.dtype,
+        dtype=problem.spec.dtype,
         spec=placement.main.name,
         instances=placement.instances,
         layers=with_timeouts(problem, placement.layers, placement.main),
         cold_start_s=cold_wait_s(problem, placement),
     )
+
+
+def problem_of_copy(problem: Problem) -> Problem:
+    """Pose the same problem for a copy of a quantised checkpoint that is not quantised."""
+    spec, latency = problem.spec.model_copy(update={"stored": None}), dequantised_times(problem.latency, problem.spec)
+    return replace(problem, spec=spec, latency=latency)
 
 
 def _scanned(problem: Problem, aim: Aim) -> Placement | None:

@@ -277,7 +277,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
         yield "An instance answers one request at a time here; a server that batches requests may need fewer."
     if catalog.storage.usd_per_gb_month:
         month = catalog.storage.usd_per_gb_month * problem.spec.read_bytes / 2**30
-        yield f"Storing the model costs another ${month:.2f} a month."
+        yield f"Storing the model costs another {dollars(month)} a month."
 
 
 def _unpaid_cores(problem: Problem, main: MainSpec) -> Iterator[str]:

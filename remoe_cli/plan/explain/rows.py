@@ -23,6 +23,7 @@ from remoe_cli.plan.document import (
     ScenarioKind,
     WorkloadRef,
 )
+from remoe_cli.plan.explain.alternatives import BASELINE_TITLES, copy_title, unlike_baselines
 from remoe_cli.plan.wording import (
     BASELINE_NAMES,
     HOURS_PER_MONTH,
@@ -40,18 +41,10 @@ from remoe_cli.plan.wording import (
     seconds,
     warm_and_cold,
 )
+from remoe_cli.units import size
 
 LAYER_COLUMNS = ("layer", "remote experts", "count", "memory MB", "functions", "replicas")
 GPU_COLUMNS = ("experts on the GPU", "count", "on the CPU")  # where a plan has experts there
-BASELINE_TITLES = {
-    BaselineName.CPU: "whole model in CPU memory",
-    BaselineName.GPU: "whole model in GPU memory",
-    BaselineName.STORED_CPU: "quantised model in CPU memory",
-    BaselineName.STORED_GPU: "quantised model in GPU memory",
-    BaselineName.FETCH: "ideal offloading (cannot be bought)",
-    BaselineName.MIX: "all experts local, smallest main function",
-    BaselineName.ALL_LOCAL: "all experts local",
-}
 HOW_TO = {  # what to do for an alternative
     BaselineName.CPU: "run it with a server such as vLLM; remoe does not deploy it",
     BaselineName.GPU: "run it with a server such as vLLM; remoe does not deploy it",
@@ -148,8 +141,7 @@ def _local_text(plan: Plan) -> Iterator[str]:
     """Say how many local experts are on the GPU and in CPU memory, where some are on the GPU."""
     if _has_gpu_experts(plan):
         on_gpu, on_cpu = sum(len(layer.gpu) for layer in plan.layers), sum(_on_cpu(plan, layer) for layer in plan.layers)
-        gigabytes = on_gpu * plan.model.expert_bytes / 2**30
-        yield f"{on_gpu:,} on the GPU ({gigabytes:.1f} GB of its memory), {on_cpu:,} in CPU memory"
+        yield f"{on_gpu:,} on the GPU ({size(on_gpu * plan.model.expert_bytes)} of its memory), {on_cpu:,} in CPU memory"
 
 
 def _ttft(plan: Plan) -> str:
@@ -195,7 +187,7 @@ def baseline_rows(plan: Plan) -> Rows:
     """
     rows = [
         (
-            f"the same for a copy in {copy.dtype}",
+            copy_title(copy),
             amount(copy.cost_usd_per_request, plan.workload),
             seconds(copy.ttft_s),
             f"{copy.tpot_s * 1e3:.4g} ms",
@@ -223,15 +215,6 @@ def baseline_columns(plan: Plan) -> tuple[str, ...]:
     return ("", unit, "TTFT", "TPOT", "runs on", "this plan,\nagainst it")
 
 
-def unlike_baselines(plan: Plan) -> dict[BaselineName, Baseline]:
-    """List the baselines of a plan, of equal ones only the first."""
-    unlike: dict[tuple[object, ...], BaselineName] = {}
-    for name in sorted(plan.baselines, key=list(BaselineName).index):
-        b = plan.baselines[name]
-        unlike.setdefault((b.cost_usd_per_request, b.usd_per_hour, b.ttft_s, b.tpot_s, b.spec, b.instances), name)
-    return {name: plan.baselines[name] for name in unlike.values()}
-
-
 def _cost(baseline: Baseline, workload: WorkloadRef) -> str:
     """Write what a baseline costs: in the unit of its column, or the month of an instance whose requests have no price."""
     if baseline.cost_usd_per_request is not None:
@@ -245,11 +228,11 @@ def alternative_texts(plan: Plan) -> Iterator[str]:
     One instance may have two speeds; then a sentence says why.
     """
     if (copy := plan.unquantised) is not None:
-        whole = (plan.model.nonexpert_bytes + plan.model.expert_bytes * plan.model.experts_per_layer * len(plan.layers)) / 1e9
+        whole = plan.model.nonexpert_bytes + plan.model.expert_bytes * plan.model.experts_per_layer * len(plan.layers)
         yield (
-            f"the same for a copy in {copy.dtype}: the best plan for it that the fast scan finds. Its functions have "
+            f"{copy_title(copy)}: the best plan for it that the fast scan finds. Its functions have "
             f"{_functions_mb(copy.layers):,} MB in all, not {_functions_mb(plan.layers):,}, and a cold start takes "
-            f"{seconds(copy.cold_start_s)}, not {seconds(plan.cold_start_s)}. To have it, plan for that copy, of {whole:.1f} GB."
+            f"{seconds(copy.cold_start_s)}, not {seconds(plan.cold_start_s)}. To have it, plan for that copy, of {size(whole)}."
         )
     is_local = not any(layer.remote for layer in plan.layers)
     for name in unlike_baselines(plan):  # those of the table

@@ -11,7 +11,8 @@ from remoe_cli.plan.cost import main_function, prices
 from remoe_cli.plan.cost.placement import busy_s, evaluate, layer_outcome, layer_outcomes
 from remoe_cli.plan.cost.requests import longest_s
 from remoe_cli.plan.document import MainKind, Plan, PredictedRouting
-from remoe_cli.plan.explain.rows import BASELINE_TITLES, Rows, scenario_rows
+from remoe_cli.plan.explain.alternatives import BASELINE_TITLES
+from remoe_cli.plan.explain.rows import Rows, scenario_rows
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Placement, Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem

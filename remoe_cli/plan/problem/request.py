@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from remoe_cli.artifacts import read_json
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.spec import ONE_AT_A_TIME
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
-from remoe_cli.plan.document import Method, Plan, PredictedRouting, TtftAt, Waking
+from remoe_cli.plan.document import Method, Plan, PredictedRouting, Source, TtftAt, Waking, read_plan
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Invocations, Problem
 from remoe_cli.plan.problem.sizes import sizes_of
@@ -102,16 +101,30 @@ def _ttft_at(workload: Workload, percentile: float | None) -> TtftAt | None:
 
 
 def inputs_of(plan_path: Path) -> tuple[Plan, Profile, Catalog]:
-    """Read a plan, its profile and its catalog.
+    """Read a plan with the profile and the catalog that it names.
 
-    Raises: ArtifactError for a profile or a catalog that is missing or has changed since.
+    Raises: what `read_plan` and `catalog_of` raise, and ArtifactError for a profile that is missing or has changed since.
     """
-    plan = read_json(plan_path, Plan)
-    profile, catalog = read_profile_of(plan_path, Path(plan.profile.path)), read_catalog(plan.catalog.path)
-    for what, planned, found in (("profile", plan.profile, profile.sha256), ("catalog", plan.catalog, catalog.file.sha256)):
-        if planned.sha256 != found:
-            raise ArtifactError(f"The {what} {planned.path} has changed since the plan was made.", "Plan and deploy again.")
+    plan = read_plan(plan_path)
+    profile, catalog = read_profile_of(plan_path, Path(plan.profile.path)), catalog_of(plan, plan_path)
+    _refuse_changed(plan_path, "profile", plan.profile, profile.sha256)
     return plan, profile, catalog
+
+
+def catalog_of(plan: Plan, plan_path: Path) -> Catalog:
+    """Read the catalog that a plan names.
+
+    Raises: ArtifactError for one that has changed since, and what `read_catalog` raises.
+    """
+    catalog = read_catalog(plan.catalog.path)
+    _refuse_changed(plan_path, "catalog", plan.catalog, catalog.file.sha256)
+    return catalog
+
+
+def _refuse_changed(plan_path: Path, what: str, planned: Source, sha256: str) -> None:
+    if planned.sha256 != sha256:
+        message = f"The {what} {planned.path} has changed since the plan {plan_path} was made."
+        raise ArtifactError(message, "Make the plan again with 'remoe plan', and deploy it.")
 
 
 def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:

@@ -67,6 +67,7 @@ function evaluate(table, setting) {
   const functions = setting.price * (billedUsd(table, setting.overhead) + table.bill.calls * table.call_usd + cold * table.bill.cold_usd)
     + table.bill.calls * table.log_usd + cold * table.bill.reads_usd;
   return [priced(table, table.main, setting, ttftS, late * table.functions_wait_s, tpotS, functions, cold, waking),
+    ...(table.unquantised ? evaluate(table.unquantised, setting) : []),
     ...table.baselines.map((machine) => priced(table, machine, setting, machine.ttft_s, 0, machine.tpot_s, 0, cold, waking))];
 }
 
@@ -129,7 +130,7 @@ function setUpWhatIf(table) {
   }
 
   function sentence(found, at) {
-    const [plan, ...others] = found;
+    const plan = found[0], others = found.slice(found.length - table.baselines.length);
     if (plan.usd === null) return "Without traffic, this plan's rented instance has no price for a request. Choose a traffic.";
     const price = (each) => dollars(cost(each.usd, table, at.perHour)) + " " + unit(at.perHour);
     const buyable = others.filter((each, index) => each.usd !== null && !table.baselines[index].ideal);
@@ -175,9 +176,10 @@ function drawTraffic(table, at) {
   element("path", { class: "axis", d: `M${left} ${top}V${height - bottom}H${width - right}` }, svg);
   element("text", { class: "label mid", x: (left + width - right) / 2, y: height - 8 }, svg).textContent = "requests an hour";
   element("text", { class: "label mid", transform: `translate(12 ${(top + height - bottom) / 2}) rotate(-90)` }, svg).textContent = "USD a month";
+  const classes = ["plan", ...(table.unquantised ? ["copy"] : []), ...table.baselines.map((each, index) => each.ideal ? "ideal" : "d" + index)];
   for (let index = lines[0].length - 1; index >= 0; index--) {
     const d = "M" + hours.map((perHour, step) => `${x(perHour).toFixed(1)} ${y(lines[step][index]).toFixed(1)}`).join("L");
-    element("path", { class: "line " + (index ? table.baselines[index - 1].ideal ? "ideal" : "d" + (index - 1) : "plan"), d }, svg);
+    element("path", { class: "line " + classes[index], d }, svg);
   }
   if (at.perHour === null) return;
   const here = evaluate(table, at)[0].usd * at.perHour * HOURS;

@@ -19,6 +19,7 @@ from remoe_cli.deploy.aws.template import templates
 from remoe_cli.deploy.endpoint import Endpoint
 from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import MainSpec, Plan, WorkloadRef
+from remoe_cli.plan.wording import dollars
 from tests.support import aws
 from tests.support.paths import PLANS
 
@@ -185,8 +186,8 @@ def test_tables_for_people() -> None:
         "logs kept for 14 days",
         "total",
     ]
-    assert usd.rows[1][2] == "0.005000"
-    assert usd.rows[-1][2] == f"{total.usd_per_request + total.beside_usd_per_request:.6f}"
+    assert usd.rows[1][2] == "$0.005"
+    assert usd.rows[-1][2] == dollars(total.usd_per_request + total.beside_usd_per_request)
     assert quota.rows[0] == ("time of a mean request", "1,001", "480", "s", "warning")
     assert all(len(row) == len(table.columns) for table in (kinds, usd, quota) for row in table.rows)
     assert any(remark.startswith("time of a mean request: Plan for a lower") for remark in preview.remarks(plan, rows, total))

@@ -48,7 +48,7 @@ def test_what_earlier_plans_left_goes_when_nothing_needs_it(account: Account, ca
     calls.clear()
     done = deploy(account, "tidy", a_plan(1024), say=messages.append)
     assert done["freed_bytes"] == OLD.size_bytes + sum(map(len, made("tidy", a_plan())[0].bodies.values()))
-    assert messages == ["Deleted from the bucket what earlier plans left there: 3.0 MB."]
+    assert messages == ["Deleted from the bucket what earlier plans left there: 3.01 MB."]
     assert keys(account, "tidy") == needed("tidy", a_plan(1024))
     lock_calls = ("PutObject", "DeleteObject")
     assert aws.changing(calls) == ["PutObject", "CreateChangeSet", lock_calls[0], "ExecuteChangeSet", lock_calls[1], "DeleteObjects"]
@@ -77,7 +77,7 @@ def test_what_others_may_need_stays(account: Account, calls: list[str]) -> None:
     proposal = propose(account, "keep", a_plan(1024))
     calls.clear()
     assert deploy(account, "keep", a_plan(), say=messages.append)["freed_bytes"] == 0
-    assert aws.changing(calls) == [] and messages[0].startswith("3.0 MB of other plans stay") and "somebody has proposed" in messages[0]
+    assert aws.changing(calls) == [] and messages[0].startswith("3.01 MB of other plans stay") and "somebody has proposed" in messages[0]
     Stack(account, "keep").withdraw(proposal)
     assert deploy(account, "keep", a_plan())["freed_bytes"] > OLD.size_bytes
     assert keys(account, "keep") == needed("keep", a_plan()) | set(made("keep", a_plan(1024))[0].bodies)
@@ -91,7 +91,7 @@ def test_objects_that_cannot_be_deleted_do_not_fail_a_deployment(account: Accoun
     monkeypatch.setattr(Bucket, "delete", lambda self, keys: storage._refused(refusal))
     done = deploy(account, "kept", a_plan(1024), say=messages.append)
     assert done["state"] == "running" and done["freed_bytes"] == 0
-    assert messages == [f"3.0 MB of other plans stay in the bucket: S3 does not delete {OLD.key}: No."]
+    assert messages == [f"3.01 MB of other plans stay in the bucket: S3 does not delete {OLD.key}: No."]
     destroy(account, "kept")
 
 
