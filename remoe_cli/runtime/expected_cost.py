@@ -99,11 +99,14 @@ class Predictor:
 def planned_costs(plan: Plan, profile: Profile, catalog: Catalog) -> PlannedCosts:
     """Work out what a main function has to know of a plan, its profile and its catalog."""
     placement = Placement(plan.main, plan.layers, plan.instances)
-    return told_of(problem_of(plan, profile, catalog).at_main(plan.main), placement)
+    return costs_of(problem_of(plan, profile, catalog).at_main(plan.main), placement)
 
 
-def told_of(problem: Problem, placement: Placement) -> PlannedCosts:
-    """Work out what a main function has to know of a placement; the problem is that of its main spec (`Problem.at_main`)."""
+def costs_of(problem: Problem, placement: Placement) -> PlannedCosts:
+    """Work out what a main function has to know of a placement.
+
+    The problem is that of its main spec (`Problem.at_main`).
+    """
     steps = [layer_step(problem, placement, index) for index in range(len(placement.layers))]
     main, side = placement.main, problem.catalog.main
     own = problem.described.get(main.name)

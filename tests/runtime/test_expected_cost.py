@@ -20,7 +20,7 @@ from remoe_cli.plan.problem.request import PlanRequest, inputs_of, make_problem
 from remoe_cli.plan.problem.sizes import sizes_of
 from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.profile.record import Profile
-from remoe_cli.runtime.expected_cost import PlannedCosts, cost_model, planned_costs, predictor, told_of
+from remoe_cli.runtime.expected_cost import PlannedCosts, cost_model, costs_of, planned_costs, predictor
 from tests.support.synthetic import plan_of, synthetic_profile
 
 KINDS = (Lengths(share=0.75, n_in=20, n_out=10), Lengths(share=0.25, n_in=200, n_out=50))
@@ -86,7 +86,7 @@ def test_what_a_main_function_is_told_says_what_the_cost_model_says(case: str, p
     problem = make_problem(profile, catalog, asked).at_main(spec)
     placement = Placement(spec, layers)
     prices = main_function.prices_of(problem, placement.bought)
-    told = PlannedCosts.model_validate_json(json_text(told_of(problem, placement)))
+    told = PlannedCosts.model_validate_json(json_text(costs_of(problem, placement)))
     predict = predictor(told, profile.record.spec, prices)
     each = []
     for n_in, n_out in ((1, 0), (20, 15), (20, 40), (300, 7)):
