@@ -17,7 +17,7 @@ from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.request import PlanRequest
 from remoe_cli.plan.problem.trace_requests import read_requests
-from remoe_cli.plan.problem.traffic import read_traffic
+from remoe_cli.plan.problem.trace_traffic import read_traffic
 from remoe_cli.plan.wording import bought, dollars
 from remoe_cli.profile.record import read_profile
 from remoe_cli.simulate.requests import source_of

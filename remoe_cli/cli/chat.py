@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.infer import ask, expected_cost_of, say_cut, show_receipt
+from remoe_cli.cli.infer import ask, say_cut, show_receipt
 from remoe_cli.cli.sampling import (
     MaxNewTokensOption,
     MinPOption,
@@ -53,10 +53,10 @@ def command(
     """
     sampling = sampling_of(temperature, top_p, top_k, min_p, seed, stop)
     deployed = pick(target, region, profile)
-    address, expected = deployed.main_address(name), expected_cost_of(deployed.deployed_plan(name))
+    address = deployed.main_address(name)
     with_system("", system)  # so that a wrong one is said now
     output.say(_HELP)
-    talk(lambda prompt: ask(address, prompt, max_new_tokens, expected, sampling), system, max_new_tokens)
+    talk(lambda prompt: ask(address, prompt, max_new_tokens, sampling), system, max_new_tokens)
 
 
 def talk(answer: Callable[[Prompt], dict[str, Any]], system: str | None, max_new_tokens: int) -> None:

@@ -97,7 +97,7 @@ def command(
     deployed = here.deploy(forced_path, name, DeployOptions())
     try:
         output.say(f"\n5/5 Ask: {QUESTION}\n")
-        document = infer.ask(here.main_address(name), QUESTION, _ANSWER_TOKENS, infer.expected_cost_of(forced_path))
+        document = infer.ask(here.main_address(name), QUESTION, _ANSWER_TOKENS)
     finally:
         here.destroy(name)
     _report(profile, forced, forced_path, document["receipt"], page)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from remoe_cli.model.chat import Prompt
     from remoe_cli.profile.prompts import PromptSet
     from remoe_cli.runtime.client import MainAddress
-    from remoe_cli.runtime.expected_cost import ExpectedCost
     from remoe_cli.runtime.sampling import Sampling
 
 _OF_ALL = (ArtifactError, DeployError, ModelError)  # what is the same for all prompts
@@ -73,13 +71,13 @@ def command(
         raise UsageError("Give either --prompt TEXT, --messages FILE or --data FILE.", "See 'remoe infer --help'.")
     sampling = sampling_of(temperature, top_p, top_k, min_p, seed, stop)
     deployed = pick(target, region, profile)
-    address, expected = deployed.main_address(name), expected_cost_of(deployed.deployed_plan(name))
+    address = deployed.main_address(name)
     prompts, failed = prompts_of(prompt, messages or data, field), Failed()
     if messages is not None and len(prompts.texts) != 1:
         raise UsageError(f"{messages} holds {len(prompts.texts)} conversations, not one.", "Give several with --data.")
     for index, text in enumerate(prompts.texts):
         try:
-            document = ask(address, with_system(text, system), max_new_tokens, expected, sampling)
+            document = ask(address, with_system(text, system), max_new_tokens, sampling)
         except RemoeError as error:
             if data is None:
                 raise
@@ -124,9 +122,7 @@ class Failed:
             raise typer.Exit(1)
 
 
-def ask(
-    address: MainAddress, prompt: Prompt, max_new_tokens: int, expected: ExpectedCost | None, sampling: Sampling | None = None
-) -> dict[str, Any]:
+def ask(address: MainAddress, prompt: Prompt, max_new_tokens: int, sampling: Sampling | None = None) -> dict[str, Any]:
     """Return the answer to one prompt with its receipt; without --json the text is printed as it comes."""
     from remoe_cli.runtime.client import answer
     from remoe_cli.runtime.sampling import GREEDY
@@ -144,7 +140,7 @@ def ask(
                 output.piece(piece)
 
         try:
-            return answer(address, prompt, max_new_tokens, on_text, sampling=sampling or GREEDY, expected=expected)
+            return answer(address, prompt, max_new_tokens, on_text, sampling=sampling or GREEDY)
         finally:
             if begun and not output.is_json():
                 output.line()  # what is said next is no part of the answer
@@ -157,21 +153,6 @@ def say_cut(document: dict[str, Any], max_new_tokens: int) -> None:
         return
     why = "its time was over" if reason == "time-limit" else "that is the longest that the model or its plan has room for"
     output.say(f"The answer was cut after {tokens} tokens ({'--max-new-tokens' if tokens >= max_new_tokens else why}).")
-
-
-def expected_cost_of(plan: Path) -> ExpectedCost | None:
-    """Return what predicts requests of the plan.
-
-    It is None, after a message, when the plan's profile is missing or has changed.
-    """
-    from remoe_cli.runtime.expected_cost import expected_cost
-
-    try:
-        with output.progress("Reading the plan's profile"):
-            return expected_cost(plan)
-    except RemoeError as error:
-        output.say(f"The receipt has no predicted figures: {error.message}")
-        return None
 
 
 def show_receipt(receipt: dict[str, Any]) -> None:
@@ -187,6 +168,8 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     ]
     output.line()
     output.table(f"Receipt, at the prices of catalog '{receipt['catalog']}'", ("", "measured", "predicted"), rows)
+    if not predicted:
+        output.paragraph("Nothing is predicted: an earlier version of remoe has deployed this plan. Deploy it again.")
     tokens = f"{receipt['prompt_tokens']} prompt tokens, {receipt['generated_tokens']} generated tokens"
     output.paragraph(f"{tokens}, {receipt['total_s']:.2f} s")
     if receipt["main_load_s"]:

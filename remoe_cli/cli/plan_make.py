@@ -186,7 +186,7 @@ def command(
     from remoe_cli.plan.document import Plan
     from remoe_cli.plan.problem.aim import Aim
     from remoe_cli.plan.problem.request import PlanRequest
-    from remoe_cli.plan.problem.traffic import read_traffic
+    from remoe_cli.plan.problem.trace_traffic import read_traffic
     from remoe_cli.plan.verify.check import verify
     from remoe_cli.profile.record import read_profile
 

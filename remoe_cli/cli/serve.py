@@ -11,7 +11,6 @@ import typer
 from remoe_cli import bounded
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.infer import expected_cost_of
 from remoe_cli.cli.options import DeviceOption, SpeculateOption
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import UsageError
@@ -55,8 +54,7 @@ def command(
 
     token, asked = _token(token_file), None if speculate is None else speculate_of(speculate)
     deployed = pick(target, region, profile)
-    expected = expected_cost_of(deployed.deployed_plan(name))
-    deployed.serve(name, host, port, ServeOptions(token, expected, device, concurrency, asked))
+    deployed.serve(name, host, port, ServeOptions(token, device, concurrency, asked))
 
 
 def _token(file: Path | None) -> str | None:

@@ -16,6 +16,7 @@ from remoe_cli.plan.problem.problem import Main
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime.draft import Speculate
+from remoe_cli.runtime.expected_cost import planned_costs
 from remoe_cli.runtime.receipt import Prices
 from remoe_cli.runtime.server_config import ServedFunction, ServerConfig
 
@@ -70,6 +71,7 @@ def server_config(
         served=plan.workload.served,
         concurrency=plan.concurrency,
         speculate=speculate,
+        planned=planned_costs(plan, profile, catalog),
     )
 
 

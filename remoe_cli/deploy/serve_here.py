@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +48,7 @@ def serve_here(
 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
-            loaded = keeping(lambda: load_here(server_json, connect, asked.device, last_resort), book)()
-        main = replace(loaded, expected=asked.expected)
+            main = keeping(lambda: load_here(server_json, connect, asked.device, last_resort), book)()
         return with_speculate(with_concurrency(main, asked.concurrency), asked.speculate)
 
     def ready(main: MainFunction) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from remoe_cli.deploy.account_rules import AccountRules
 from remoe_cli.deploy.console import Overview
@@ -17,9 +17,6 @@ from remoe_cli.runtime.client import MainAddress
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.kept import Book
-
-if TYPE_CHECKING:
-    from remoe_cli.runtime.expected_cost import ExpectedCost
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,12 @@ class ServeOptions:
     """What the user chooses about serving on this machine.
 
     token      that clients have to send; None: whoever may ask is answered
-    expected   predicts what a request takes and costs, for its receipt
     device     of everything but the experts; None: where the plan has it
     concurrency   requests that are answered at once; None: as many as the plan counts on
     speculate     how many draft tokens a pass may have; None: as deployed
     """
 
     token: str | None = field(default=None, repr=False)
-    expected: ExpectedCost | None = None
     device: DeviceChoice | None = None
     concurrency: int | None = None
     speculate: Speculate | None = None

@@ -1,8 +1,7 @@
 """Ask a deployed model: from `remoe infer NAME --prompt TEXT` to its receipt, stage by stage.
 
 1. The command. `cli/infer.command` picks the target (`cli/target.pick`). The target says where the main function takes requests
-   (`Target.main_address`, deploy/target.py) and gives the deployed plan (`Target.deployed_plan`). `expected_cost.expected_cost` turns the
-   plan into a function that predicts time and cost of a request.
+   (`Target.main_address`, deploy/target.py).
 
 2. The client. `client.answer` sends the prompt over HTTP, to a Lambda function or to a SageMaker endpoint, and passes text on as it comes.
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
-from typing import Literal
+from typing import Any, Literal
 
+from remoe_cli import bounded
 from remoe_cli.errors import DeployError
 from remoe_cli.runtime.draft import NO_DRAFTS, Drafted
 from remoe_cli.runtime.invoke import Invocation, Sample
@@ -72,29 +73,53 @@ class TokenLogprob:
 class ToolCall:
     """A call of a tool that the model asks for.
 
-    arguments   JSON as text
+    arguments   JSON as text; it is not complete where the answer ended in it
     """
 
     id: str
     name: str
     arguments: str
 
+    @property
+    def parsed(self) -> dict[str, Any] | None:
+        """Return the arguments; None where they are no JSON object."""
+        try:
+            found = bounded.parse_json(self.arguments, finite=True)
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
+
+
+@dataclass(frozen=True)
+class CallPiece:
+    """A piece of a call of a tool.
+
+    call          as far as it goes
+    delta         what of its arguments is new
+    first, last   whether the call begins, and ends, with this piece
+    """
+
+    call: ToolCall
+    delta: str
+    first: bool
+    last: bool
+
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of text as it becomes whole, or calls of tools.
+    """A piece of text as it becomes whole, or of a call of a tool.
 
     token_id     the token that completed it
     choice       which answer to the request it belongs to, where there are several
     logprobs     of all tokens since the piece before, where they were asked for
-    tool_calls   where the request asks for them to be read
+    call         where the request asks for calls to be read
     """
 
     token_id: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     choice: int = 0
-    tool_calls: tuple[ToolCall, ...] = ()
+    call: CallPiece | None = None
 
 
 @dataclass(frozen=True)

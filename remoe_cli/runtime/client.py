@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from pydantic import ValidationError
@@ -29,9 +29,6 @@ from remoe_cli.runtime.kept import Book, Ended
 from remoe_cli.runtime.observed import Observed
 from remoe_cli.runtime.receipt import Receipt, attach, receipt_of, unpriced_receipt, with_report
 from remoe_cli.runtime.sampling import GREEDY, Sampling
-
-if TYPE_CHECKING:
-    from remoe_cli.runtime.expected_cost import ExpectedCost
 
 # Errors keep their kind across the wire, so that the exit code is the same as in one process.
 _KINDS: dict[str, type[RemoeError]] = {
@@ -86,12 +83,11 @@ def answer(
     *,
     sampling: Sampling = GREEDY,
     calls: bool = False,
-    expected: ExpectedCost | None = None,
 ) -> dict[str, Any]:
     """Ask one prompt; call `on_text` with each piece of text; return the answer document.
 
-    `sampling` says how its tokens are chosen. With `calls` the document has the times of every invocation. With `expected` its receipt has
-    what the plan predicts for this request. The receipt is kept here, unless a main server keeps it itself.
+    `sampling` says how its tokens are chosen. With `calls` the document has the times of every invocation. The receipt is kept here,
+    unless a main server keeps it itself.
 
     Raises: UsageError for a request that is refused, InvokeError when an expert function fails, DeployError when the main function is not
     reached or ends before the answer is complete. The error carries the receipt of what was billed (receipt.receipt_of).
@@ -108,13 +104,9 @@ def answer(
         if book is not None and (receipt := receipt_of(error)) is not None:
             book.keep(Ended("failed", receipt))
         raise
-    receipt_document = document["receipt"]
-    if expected is not None:
-        tokens = receipt_document["prompt_tokens"], receipt_document["generated_tokens"] - 1
-        receipt_document["predicted"] = expected(*tokens).model_dump(mode="json")
     observed = document.pop("observed", None)
     if book is not None:
-        _keep(book, endpoint, receipt_document, observed)
+        _keep(book, endpoint, document["receipt"], observed)
     return document
 
 

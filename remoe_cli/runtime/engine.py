@@ -22,7 +22,7 @@ from remoe_cli.model.blocked import block_weights
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import Attachment, attach, expert_layers
-from remoe_cli.model.generation import StopStrings, stop_strings, warning
+from remoe_cli.model.generation import stop_strings, warning
 from remoe_cli.model.loader import copy_weights, load, load_gpu_experts
 from remoe_cli.model.shared_experts import start_early
 from remoe_cli.model.spec import ONE_AT_A_TIME, MoeSpec
@@ -154,7 +154,6 @@ class Engine:
         ids = tuple(prompt_ids)
         self.refuse(ids, max_new_tokens)
         chosen, noted = processors(sampling, len(ids), self.vocabulary, self.model.device, self.grammars.follow)
-        stop = StopStrings(self.tokenizer, (*self.stop, *sampling.stop)).begin(1, len(ids))
         settings = {} if sampling.repetition_penalty is None else {"repetition_penalty": 1.0}  # not the model's own too
         given, made = self._prepared(ids, max_new_tokens, chosen, settings)
         return TokenSequence(
@@ -163,11 +162,10 @@ class Engine:
             inputs=given,
             processors=made,
             ends=frozenset(self.ends),
-            stop=stop,
             stopped=stopped,
             strings=sampling.stop,
             hits=self.uncounted(),
-            stream=Stream(self.tokenizer, stop.strings, on_piece, noted, sampling.skip_special_tokens),
+            stream=Stream(self.tokenizer, (*self.stop, *sampling.stop), on_piece, noted, sampling.skip_special_tokens),
             drafts=Drafts(speculate),
         )
 

@@ -74,7 +74,7 @@ def load(
         raise
     calls = tuple(engine.dispatcher.take())
     loading = Loading(seconds=time.perf_counter() - begun_s, reads=reads)
-    main = MainFunction(config, engine, loading, calls)
+    main = MainFunction(config, engine, loading, calls, expected=config.predictor)
     main.spent.loading.add(main.loading_receipt)
     if main.concurrency < config.concurrency:
         _log.warning(

@@ -32,7 +32,7 @@ from remoe_cli.runtime.server_config import ServerConfig
 
 if TYPE_CHECKING:
     from remoe_cli.runtime.engine import Engine
-    from remoe_cli.runtime.expected_cost import ExpectedCost
+    from remoe_cli.runtime.expected_cost import Predictor
     from remoe_cli.runtime.sequence import TokenSequence
 
 
@@ -158,7 +158,7 @@ class MainFunction:
     loading         how it was loaded
     loading_calls   of expert functions, meanwhile
     spent           what expert functions have been billed
-    expected        predicts what a request takes and costs, where the plan's profile is at hand
+    expected        predicts what a request takes and costs; None in a deployment of an earlier version
     keep            keeps the receipt of each request; None where nobody does
     created         when it was loaded, in seconds since 1970
     """
@@ -168,7 +168,7 @@ class MainFunction:
     loading: Loading = NOT_LOADED
     loading_calls: tuple[Invocation, ...] = ()
     spent: Ledger = field(default_factory=Ledger)
-    expected: ExpectedCost | None = None
+    expected: Predictor | None = None
     keep: Keep | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -280,8 +280,9 @@ class MainFunction:
         receipt = receipt.model_copy(update={"main": receipt.main.model_copy(update={"device": self.engine.device})})
         left = made[-1].finish_reason == "cancelled"
         (self.spent.cancelled if left else self.spent.answers).add(receipt)
-        if self.expected and len(made) == 1:
-            receipt = receipt.model_copy(update={"predicted": self.expected(receipt.prompt_tokens, receipt.generated_tokens - 1)})
+        if self.expected:
+            further = [len(each.token_ids) - 1 for each in made if each.token_ids]
+            receipt = receipt.model_copy(update={"predicted": self.expected(receipt.prompt_tokens, *further)})
         observed = observe(made, self.config.model.revision) if self.keep or request.observed else None
         if self.keep:
             self.keep(Ended("cancelled" if left else "answered", receipt, request.user, observed))

@@ -116,7 +116,7 @@ class Receipt(Part):
     hedges, fallbacks   of all functions
     cost          None where the request ended before prices were known
     drafts, draft_tokens, accepted_tokens   passes that tried a draft, the tokens of all drafts, and those that the answer took over
-    predicted     what the plan predicts for this request; the client or `remoe serve` adds it (expected_cost.py)
+    predicted     what the plan predicts for this request, once it is answered (expected_cost.py)
     """
 
     prompt_tokens: int

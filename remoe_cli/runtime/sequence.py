@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.logits_process import LogitsProcessorList
 
-from remoe_cli.model.generation import StopStrings, visible
+from remoe_cli.model.generation import visible
 from remoe_cli.runtime.answer import FinishReason, Generated, Piece, Stop, TokenLogprob, why_not_begun
 from remoe_cli.runtime.choose import Noted
+from remoe_cli.runtime.detokenize import Detokenizer
 from remoe_cli.runtime.draft import Drafts
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.served_hits import DECODE, PREFILL, Hits
@@ -28,7 +29,10 @@ from remoe_cli.runtime.shares import Owed
 class Stream:
     """Collects the tokens of an answer, and passes on whole characters without stop strings.
 
+    Stop strings are looked for in the text with special tokens, as "<|im_end|>" is a usual one.
+
     skip_special   whether the text is without the tokenizer's special tokens
+    at_stop        whether a stop string is in the answer
     """
 
     tokenizer: Any
@@ -41,25 +45,42 @@ class Stream:
     times: list[float] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    at_stop: bool = False
     _shown: int = 0
+    _visible: Detokenizer = field(init=False)
+    _whole: Detokenizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._visible = Detokenizer(self.tokenizer, self.skip_special)
+        self._whole = Detokenizer(self.tokenizer, False)
 
     def put(self, token: int) -> None:
         self.times.append(time.perf_counter() - self.start)
         self.ids.append(token)
         if self.noted:
             self.logprobs.append(self._logprob(self.noted))
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=self.skip_special)
-        if not text.endswith("\ufffd"):
-            self._show(visible(text, self.stop, ended=None))
+        self._visible.put(token)
+        if self.stop:
+            seen = max(0, len(self._whole.text) - max(map(len, self.stop)) + 1)
+            self._whole.put(token)
+            self.at_stop = self.at_stop or any(self._whole.whole.find(each, seen) >= 0 for each in self.stop)
+        if not self._visible.pending:
+            self._show(visible(self._visible.text[len(self.text) :], self.stop, ended=None))
 
     def finish(self, *, stopped: bool) -> None:
         """Pass on the rest; `stopped` tells whether a stop string has ended the answer."""
-        self._show(visible(self.tokenizer.decode(self.ids, skip_special_tokens=self.skip_special), self.stop, ended=stopped))
+        self._show(visible(self._visible.whole[len(self.text) :], self.stop, ended=stopped))
+
+    def first_of(self, strings: Sequence[str]) -> str | None:
+        """Return which of some stop strings comes first in the answer, where one of all has ended it."""
+        text = self._whole.whole
+        return min((each for each in strings if each in text), key=text.find, default=None) if self.at_stop else None
 
     def _show(self, text: str) -> None:
-        if len(text) > len(self.text):
-            self.on_piece(Piece(self.ids[-1], text[len(self.text) :], tuple(self.logprobs[self._shown :])))
-            self.text, self._shown = text, len(self.logprobs)
+        """Pass on what comes next of the text. No stop string begins before it, as its beginning would have been held back."""
+        if text:
+            self.on_piece(Piece(self.ids[-1], text, tuple(self.logprobs[self._shown :])))
+            self.text, self._shown = self.text + text, len(self.logprobs)
 
     def _logprob(self, noted: Noted) -> TokenLogprob:
         token = self.ids[-1]
@@ -110,7 +131,6 @@ class TokenSequence:
     inputs: Inputs
     processors: LogitsProcessorList
     ends: frozenset[int]
-    stop: StopStrings
     stopped: Callable[[], Stop | None]
     strings: Sequence[str]
     hits: Hits
@@ -177,8 +197,7 @@ class TokenSequence:
         self.crowded = False
         self.in_draft.append(self.drafted)
         self.stream.put(token)
-        reason, count = self.stopped(), len(self.stream.ids)
-        at_stop_string = bool(self.stop(torch.tensor([self.tokens]), None)) if self.stop.strings else False
+        reason, count, at_stop_string = self.stopped(), len(self.stream.ids), self.stream.at_stop
         if at_stop_string or token in self.ends:
             self._finish("stop", at_stop_string)
         elif count >= self.max_new_tokens:
@@ -209,7 +228,7 @@ class TokenSequence:
             tuple(self.invocations),
             tuple(self.invoked),
             tuple(self.stream.logprobs),
-            self._stop_string() if self.stop.strings and bool(self.stop.ends.any()) else None,
+            self.stream.first_of(self.strings),
             shared=tuple(self.shared) if not self.alone else (),
             parts=tuple(self.parts) if not self.alone else None,
             main_s=self.main_s if not self.alone else None,
@@ -217,8 +236,3 @@ class TokenSequence:
             in_draft=tuple(self.in_draft) if self.drafts.made.passes else (),
             drafted=self.drafts.made,
         )
-
-    def _stop_string(self) -> str | None:
-        """Return the first of the request's own stop strings in an answer."""
-        text = self.stream.tokenizer.decode(self.stream.ids)
-        return min((each for each in self.strings if each in text), key=text.find, default=None)

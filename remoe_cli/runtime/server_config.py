@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from remoe_cli import artifacts
 from remoe_cli.errors import UsageError
@@ -12,6 +12,7 @@ from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.document import Served
 from remoe_cli.profile.record import ModelRef
 from remoe_cli.runtime.draft import Speculate, is_off
+from remoe_cli.runtime.expected_cost import PlannedCosts, Predictor, predictor
 from remoe_cli.runtime.receipt import Prices
 
 
@@ -45,6 +46,7 @@ class ServerConfig(artifacts.Document):
     speculate     how many draft tokens a pass may have (runtime/draft.py)
     gpu     whether the plan puts everything but the experts on a GPU
     gpu_experts   by hidden layer the experts that are on it too, ascending; layers without any are left out
+    planned       of what a request's predicted time and cost is made; None where an earlier version has deployed it
 
     Where functions are called, and where all shards are, is not in it; the program that starts the main function knows that.
     """
@@ -59,6 +61,19 @@ class ServerConfig(artifacts.Document):
     served: Served | None = None
     concurrency: artifacts.Concurrency = Field(default=1, exclude_if=artifacts.is_one)
     speculate: Speculate = Field(default="off", exclude_if=is_off)
+    planned: PlannedCosts | None = Field(default=None, exclude_if=artifacts.is_none)
+
+    @model_validator(mode="after")
+    def _layers_are_the_models(self) -> ServerConfig:
+        experts = [self.spec.experts_per_layer] * len(self.spec.moe_layers)
+        if self.planned is not None and (len(self.planned.layers) != len(experts) or [*map(len, self.planned.use)] != experts):
+            raise ValueError("planned is not of the model's layers and experts")
+        return self
+
+    @property
+    def predictor(self) -> Predictor | None:
+        """Return what predicts what a request takes and costs, where that is known."""
+        return None if self.planned is None else predictor(self.planned, self.spec, self.prices.main)
 
     def refuse_unserved(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Refuse a request that may take more than the plan has provided for.

@@ -29,9 +29,6 @@ class Target:
     def main_address(self, name: str) -> client.MainAddress:
         return client.Http("http://nowhere")
 
-    def deployed_plan(self, name: str) -> Path:
-        return Path("no-such-plan.json")
-
 
 @pytest.fixture
 def remoe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:

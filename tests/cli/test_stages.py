@@ -63,7 +63,7 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
             "p -o out.json --requests r.csv --data d",
             {
                 "profile.record.read_profile": "Reading the profile",
-                "plan.problem.traffic.read_traffic": "Reading the requests",
+                "plan.problem.trace_traffic.read_traffic": "Reading the requests",
                 **READING,
                 "plan.problem.predicted.predict_routing": "Predicting which experts the prompts use",
                 "plan.build.make_plan": "Solving",
@@ -173,18 +173,9 @@ def test_long_work_is_done_in_a_stage(
     for module in (infer, cost, calibrate, drift):
         monkeypatch.setattr(module, "pick", MagicMock())
     monkeypatch.setattr(cost, "_standing", MagicMock())
-    monkeypatch.setattr(infer, "expected_cost_of", MagicMock())
     for name in stages:
         module, _, function = f"remoe_cli.{name}".rpartition(".")
         monkeypatch.setattr(importlib.import_module(module), function, opened.stub(name, name == list(stages)[-1]))
     monkeypatch.setattr("sys.argv", ["remoe", *command.split(), *arguments.split()])
     assert app.run() == 1
     assert opened.calls == list(stages.items())
-
-
-def test_the_profile_behind_a_receipt_is_read_in_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Open()
-    monkeypatch.setattr(output, "progress", opened.progress)
-    monkeypatch.setattr("remoe_cli.runtime.expected_cost.expected_cost", opened.stub("expected_cost", ends=True))
-    assert infer.expected_cost_of(Path("plan.json")) is None
-    assert opened.calls == [("expected_cost", "Reading the plan's profile")]

@@ -24,12 +24,12 @@ from remoe_cli.plan.cost import expert_functions
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import LayerPlan, Outcome, Served
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import PlanRequest, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, inputs_of, make_problem
 from remoe_cli.profile.latency_record import CpuQuota, Curve, Exponential, Physical, Roofline
 from remoe_cli.profile.record import ModelRef, Profile, write_profile
 from remoe_cli.runtime import client
 from remoe_cli.runtime.dispatch import divide
-from remoe_cli.runtime.expected_cost import expected_cost
+from remoe_cli.runtime.expected_cost import cost_model
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support import other_user
 from tests.support.by_hand import PROMPT, ByHand, by_hand, on_twin
@@ -62,7 +62,7 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     assert served.prices.main.usd_per_s == pytest.approx(main_gb * catalog.main.usd_per_gb_second[catalog.architecture])
     assert served.prices.function.usd_per_gb_second == catalog.function.usd_per_gb_second[catalog.architecture]
     assert set(served.prices.storage_mb) == {f["name"] for f in status["functions"]}
-    answer = client.answer(HERE.main_address("d"), PROMPT, 16, lambda text: None, expected=expected_cost(inputs.plan_path))
+    answer = client.answer(HERE.main_address("d"), PROMPT, 16, lambda text: None)
     assert answer["token_ids"] == inputs.tokens()
     assert {f["name"] for f in answer["receipt"]["functions"]} == {f["name"] for f in status["functions"]}
     # A prompt and 15 tokens: at most one invocation of a function a pass, and of its second replica for the prompt.
@@ -75,6 +75,10 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     asked = {"prompt": PROMPT, "max_new_tokens": 16}
     document = httpx.post(f"http://127.0.0.1:{port}/invocations", json=asked, trust_env=False, timeout=60).json()
     assert document["token_ids"] == inputs.tokens()
+    assert document["receipt"]["predicted"] == answer["receipt"]["predicted"], "whoever asks gets it"
+    twice = httpx.post(f"http://127.0.0.1:{port}/invocations", json=asked | {"n": 2}, trust_env=False, timeout=60).json()["receipt"]
+    both = cost_model(inputs.plan, inputs.profile, inputs.catalog)(20, 15, 15)
+    assert Outcome(**twice["predicted"]) == both
     # Five tokens of a pass share one call of each function.
     again = asked | {"logit_bias": {"5": 100}}
     repeated = httpx.post(f"http://127.0.0.1:{port}/invocations", json=again, trust_env=False, timeout=60).json()
@@ -103,10 +107,10 @@ def test_a_request_that_the_plan_does_not_cover_is_refused_before_it_costs_anyth
     assert client.answer(address, PROMPT, 4, lambda text: None)["token_ids"] == inputs.tokens()[:4]
 
 
-def test_a_profile_that_is_not_the_plans_predicts_nothing(inputs: ByHand) -> None:
+def test_a_profile_that_is_not_the_plans_is_refused(inputs: ByHand) -> None:
     write_profile(inputs.profile.path, inputs.profile.record.model_copy(update={"settings": None}), inputs.profile.arrays)
     with pytest.raises(ArtifactError, match=f"The profile {inputs.profile.path} has changed since the plan {inputs.plan_path} was made"):
-        expected_cost(inputs.plan_path)
+        inputs_of(inputs.plan_path)
 
 
 def test_a_main_server_that_cannot_start_says_why_and_leaves_nothing(

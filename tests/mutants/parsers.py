@@ -31,7 +31,7 @@ from remoe_cli.package.partial_checkpoint import MainFile, MainManifest
 from remoe_cli.plan.catalog.catalog import catalog_text, read_catalog
 from remoe_cli.plan.cost.prices import MainPrices, function_prices
 from remoe_cli.plan.document import Source, read_plan
-from remoe_cli.plan.problem.traffic import read_traffic
+from remoe_cli.plan.problem.trace_traffic import read_traffic
 from remoe_cli.plan.solve.given import read_placement
 from remoe_cli.predict import ridge, train, tree
 from remoe_cli.profile.hardware import read_hardware

@@ -18,7 +18,8 @@ from remoe_cli.plan.document import Plan, Served, WorkloadRef
 from remoe_cli.plan.explain.rows import served_texts
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.sizes import Sizes, sizes_of
-from remoe_cli.plan.problem.traffic import Traffic, read_traffic
+from remoe_cli.plan.problem.trace_traffic import read_traffic
+from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.solve.given import read_placement
 from remoe_cli.plan.verify.check import verify

@@ -20,14 +20,14 @@ from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import Plan, PredictedRouting, ScenarioKind, Source
 from remoe_cli.plan.problem.predicted import predict_routing
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import PlanRequest, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, inputs_of, make_problem
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.predict.divergence import jensen_shannon
 from remoe_cli.predict.mixture import LARGEST, mixture
 from remoe_cli.predict.train import train
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import ModelRef, Profile, write_profile
-from remoe_cli.runtime.expected_cost import expected_cost
+from remoe_cli.runtime.expected_cost import cost_model
 from tests.profile.test_run import WORDS, save_checkpoint
 from tests.support import forked
 from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
@@ -139,7 +139,7 @@ def test_receipts_are_predicted_with_the_plans_routing(profile: Profile, tmp_pat
 
     plan = plan_of(profile, read_catalog("local"), remote_share=0.5, routing=mixed((0, 1), (3, 1)))
     artifacts.write_json(tmp_path / "plan.json", plan)
-    found = expected_cost(tmp_path / "plan.json")(round(plan.workload.n_in), round(plan.workload.n_out))
+    found = cost_model(*inputs_of(tmp_path / "plan.json"))(round(plan.workload.n_in), round(plan.workload.n_out))
     assert found.model_dump() == pytest.approx(plan.outcome.model_dump())
 
 

@@ -12,7 +12,7 @@ from remoe_cli.errors import UsageError
 from remoe_cli.plan.problem import trace_arrow, trace_counts
 from remoe_cli.plan.problem.sizes import sizes_of
 from remoe_cli.plan.problem.trace_counts import Trace, read_trace
-from remoe_cli.plan.problem.traffic import read_traffic
+from remoe_cli.plan.problem.trace_traffic import read_traffic
 
 ROWS = 400
 

@@ -16,7 +16,7 @@ import pytest
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.document import Lengths
 from remoe_cli.plan.problem import trace_counts, trace_rows
-from remoe_cli.plan.problem.traffic import KINDS, read_traffic
+from remoe_cli.plan.problem.trace_traffic import KINDS, read_traffic
 from tests.support.traces import TABLE, jsonl, kinds, read
 
 # Shapes

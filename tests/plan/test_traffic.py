@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from remoe_cli.errors import UsageError
-from remoe_cli.plan.problem.traffic import KINDS, one_length, read_traffic
+from remoe_cli.plan.problem.trace_traffic import KINDS, read_traffic
+from remoe_cli.plan.problem.traffic import one_length
 from tests.support.traces import AZURE, kinds, read
 
 

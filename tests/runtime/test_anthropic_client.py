@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.runtime.test_openai_client import CHAT, MODEL, words
+from tests.runtime.test_openai_client import CHAT, MODEL, generated, words
 from tests.support.api_server import serving, whole_model
 from tests.support.by_hand import PROMPT, ByHand, by_hand
 
@@ -55,6 +56,25 @@ def test_stop_sequences_systems_and_counts(client: anthropic.Anthropic, made: By
     counted = client.messages.count_tokens(model=MODEL, messages=[*USER, {"role": "assistant", "content": "w3"}], system=system)
     assert counted.input_tokens == 23
     assert client.messages.create(messages=USER, system=system, **GREEDY).usage.input_tokens == 22
+
+
+def test_a_chat_of_three_turns(client: anthropic.Anthropic) -> None:
+    messages: list[Any] = []
+    for turn in range(3):
+        messages.append({"role": "user", "content": f"w{turn + 1}"})
+        answer = client.messages.create(messages=messages, **GREEDY | {"max_tokens": 4})
+        assert answer.usage.input_tokens == 1 + 5 * turn
+        messages.append({"role": answer.role, "content": answer.content})  # the client's own objects, as people do
+
+
+def test_an_abandoned_stream_ends_at_the_next_token(client: anthropic.Anthropic) -> None:
+    before = generated(str(client.base_url))
+    with client.messages.create(messages=USER, stream=True, **GREEDY | {"max_tokens": 490}) as stream:
+        for _ in range(4):
+            next(stream)
+    while generated(str(client.base_url)) == before:
+        time.sleep(0.02)
+    assert 1 <= generated(str(client.base_url)) - before < 490
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -34,6 +34,7 @@ from remoe_cli.package.partial_checkpoint import MANIFEST, MainManifest, seal
 from remoe_cli.plan.document import Source
 from remoe_cli.runtime import client, fetch, sequence, server
 from remoe_cli.runtime.app import Limits, make_app
+from remoe_cli.runtime.expected_cost import cost_model
 from remoe_cli.runtime.load_main import load_packaged
 from remoe_cli.runtime.main_function import MainFunction
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand
@@ -167,7 +168,9 @@ def test_the_contract(stored: Stored, image: Path, tmp_path: Path, measured: Cal
 def _answers(stored: Stored, url: str) -> None:
     status, answer = _post(url, json={"prompt": PROMPT, "max_new_tokens": 16})
     assert status == 200 and answer["token_ids"] == stored.made.tokens() and answer["finish_reason"] == "length"
-    assert answer["prompt_token_ids"] == list(PROMPT_IDS) and answer["receipt"]["predicted"] is None
+    assert answer["prompt_token_ids"] == list(PROMPT_IDS)
+    predict = cost_model(stored.made.plan, stored.made.profile, stored.made.catalog)
+    assert answer["receipt"]["predicted"] == predict(20, 15).model_dump(mode="json")
     status, same = _post(url, json={"prompt_token_ids": PROMPT_IDS, "max_new_tokens": 16})
     assert status == 200 and same["token_ids"] == answer["token_ids"]
     with HTTP.stream("POST", f"{url}/invocations", json={"prompt": PROMPT, "max_new_tokens": 16, "stream": True}) as response:

@@ -19,8 +19,9 @@ SOLVERS = {"pulp", "highspy"}
 INFER = """
 from pathlib import Path
 import remoe_cli.cli.infer, remoe_cli.deploy.aws.target, remoe_cli.deploy.local.target, remoe_cli.runtime.client
-from remoe_cli.runtime.expected_cost import expected_cost
-result = expected_cost(Path(arguments[0]))(20, 15).ttft_s
+from remoe_cli.plan.problem.request import inputs_of
+from remoe_cli.runtime.expected_cost import cost_model
+result = cost_model(*inputs_of(Path(arguments[0])))(20, 15).ttft_s
 """
 SERVE = """
 import remoe_cli.cli.serve, remoe_cli.deploy.aws.access, remoe_cli.deploy.local.target, remoe_cli.runtime.container

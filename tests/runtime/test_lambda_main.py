@@ -30,7 +30,7 @@ from remoe_cli.package.partial_checkpoint import MANIFEST
 from remoe_cli.plan.document import LayerPlan, MainSpec, Source
 from remoe_cli.runtime import client, lambda_main
 from remoe_cli.runtime.engine import Engine
-from remoe_cli.runtime.expected_cost import expected_cost
+from remoe_cli.runtime.expected_cost import Predictor, cost_model
 from remoe_cli.runtime.kept import Book
 from remoe_cli.runtime.receipt import failed_receipt
 from remoe_cli.runtime.streamed import Streamed
@@ -50,6 +50,7 @@ HERE = target.LocalTarget(SILENT)
 class Deployed:
     made: ByHand
     status: dict[str, Any]
+    predicted: Predictor
 
     def ask(self, new_tokens: int = 16, on_text: Callable[[str], None] = lambda text: None, **more: Any) -> dict[str, Any]:
         return client.answer(HERE.main_address("l"), PROMPT, new_tokens, on_text, **more)
@@ -67,7 +68,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         patch.setattr(target, "read_inputs", lambda path: (plan, made.profile, catalog))
         status = HERE.deploy(made.plan_path, "l", DeployOptions(endpoint=Endpoint.aws_lambda))
         try:
-            yield Deployed(made, status)
+            yield Deployed(made, status, cost_model(plan, made.profile, catalog))
         finally:
             lifecycle.destroy("l")
 
@@ -79,19 +80,19 @@ def test_it_answers_through_its_functions_from_zero_to_zero_and_back(deployed: D
     pieces: list[str] = []
 
     begun = time.perf_counter()
-    cold = deployed.ask(on_text=pieces.append, expected=expected_cost(deployed.made.plan_path))
+    cold = deployed.ask(on_text=pieces.append)
     cold_s = time.perf_counter() - begun
     assert cold["token_ids"] == expected and tuple(cold["prompt_token_ids"]) == PROMPT_IDS
     assert "".join(pieces) == cold["text"] and len(pieces) == 16, "it streams"
     assert {f["name"] for f in cold["receipt"]["functions"]} == {f["name"] for f in deployed.status["functions"]}
     assert 1 < cold["receipt"]["main_load_s"] < cold_s
-    assert cold["receipt"]["predicted"]["ttft_s"] > 0
+    assert cold["receipt"]["predicted"] == deployed.predicted(20, 15).model_dump(mode="json")
 
     begun = time.perf_counter()
     warm = deployed.ask()
     measured(f"main function on Lambda: cold {cold_s:.1f} s, warm {time.perf_counter() - begun:.2f} s for 16 tokens")
     assert warm["token_ids"] == expected
-    assert (warm["receipt"]["main_load_s"], warm["receipt"]["predicted"]) == (0, None)
+    assert (warm["receipt"]["main_load_s"], warm["receipt"]["predicted"]) == (0, cold["receipt"]["predicted"])
     busy = lifecycle.status("l")
     assert (busy["main"]["state"], busy["main"]["cold_starts"], busy["main"]["invocations"]) == ("running", 1, 2)
     assert busy["main"]["resident_bytes"] > 1e8
@@ -131,16 +132,18 @@ def test_an_event_is_a_request_of_any_api(deployed: Deployed) -> None:
     answer = invoke(chat)
     receipt = answer["usage"]["remoe"]
     assert answer["choices"][0]["message"]["content"] == text and receipt["invocations"] > 0 and receipt["functions_called"] == 3
+    predicted = deployed.predicted(answer["usage"]["prompt_tokens"], 3).model_dump(mode="json")
+    assert receipt["predicted"] == predicted
     message = invoke(chat | {"anthropic_version": "2023-06-01"})
     assert message["content"] == [{"type": "text", "text": text}]
     for wrong, param in (({"temperature": -1}, "temperature"), ({"model": "other"}, "model")):
         assert invoke(chat | wrong)["error"]["param"] == param
         (refused,), ended = stream(chat | wrong)
         assert json.loads(refused)["error"]["param"] == param and "ErrorCode" not in ended
-    parts, ended = stream(chat)
+    parts, ended = stream(chat | {"stream_options": {"include_usage": True}})
     assert len(parts) >= 4 and "ErrorCode" not in ended, "each token is a part, the last one with what ends the answer"
-    *chunks, done = b"".join(parts).decode().strip().split("\n\n")
-    assert done == "data: [DONE]"
+    *chunks, usage, done = b"".join(parts).decode().strip().split("\n\n")
+    assert done == "data: [DONE]" and json.loads(usage.removeprefix("data: "))["usage"]["remoe"]["predicted"] == predicted
     deltas = [json.loads(chunk.removeprefix("data: "))["choices"][0]["delta"] for chunk in chunks]
     assert "".join(delta.get("content") or "" for delta in deltas) == text
     parts, _ = stream(chat | {"anthropic_version": "2023-06-01"})

@@ -171,18 +171,20 @@ def test_a_stop_string_across_tokens_ends_the_answer(client: openai.OpenAI, made
     assert (text, finish) == (whole[: whole.index(stop)], "stop")
 
 
-def test_an_abandoned_stream_ends_at_the_next_token(client: openai.OpenAI, url: str) -> None:
-    def generated() -> float:
-        lines = httpx.get(f"{url}/metrics", trust_env=False).text.splitlines()
-        return float(next(line for line in lines if line.startswith("vllm:generation_tokens_total")).split()[1])
+def generated(url: str) -> float:
+    """How many tokens a server has generated."""
+    lines = httpx.get(f"{url.rstrip('/')}/metrics", trust_env=False).text.splitlines()
+    return float(next(line for line in lines if line.startswith("vllm:generation_tokens_total")).split()[1])
 
-    before = generated()
+
+def test_an_abandoned_stream_ends_at_the_next_token(client: openai.OpenAI, url: str) -> None:
+    before = generated(url)
     with client.chat.completions.create(messages=USER, max_tokens=490, stream=True, **GREEDY) as stream:
         for _ in range(4):
             next(stream)
-    while generated() == before:
+    while generated(url) == before:
         time.sleep(0.02)
-    assert 3 <= generated() - before < 490
+    assert 3 <= generated(url) - before < 490
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_parsing import parse_response
+from transformers.utils.chat_parsing.response_templates import load_response_template
 
-from remoe_cli.runtime.answer import ToolCall
+from remoe_cli.runtime.answer import CallPiece, ToolCall
 from remoe_cli.runtime.follow import Grammars
 from remoe_cli.runtime.grammar import tools_grammar
 from remoe_cli.runtime.tool_calls import Reader
@@ -77,7 +83,13 @@ def read(form: ToolFormat, text: str, step: int, **more: Any) -> tuple[str, list
     for at in range(0, len(text), step):
         found += made.feed(text[at : at + step])
     found += made.finish()
-    assert [each for each in found if isinstance(each, ToolCall)] == made.calls
+    joined: list[ToolCall] = []
+    for piece in (each for each in found if isinstance(each, CallPiece)):
+        if piece.first:
+            joined.append(ToolCall(piece.call.id, piece.call.name, ""))
+        joined[-1] = replace(joined[-1], arguments=joined[-1].arguments + piece.delta)
+        assert joined[-1] == piece.call
+    assert joined == made.calls and all(isinstance(each, str) or each.last for each in found[-1:])
     return made.text, made.calls, "".join(each for each in found if isinstance(each, str))
 
 
@@ -130,7 +142,8 @@ def test_special_tokens_that_are_no_call_are_not_shown() -> None:
     pieces = ["<|channel|>", "analysis", "<|message|>", "Look", ".", "<|end|>", ALSO[0][1]]
     made = reader(row("gpt-oss"), hidden=("<|channel|>", "<|message|>", "<|end|>", "<|start|>"))
     found = [each for piece in pieces for each in made.feed(piece)] + made.finish()
-    assert found == ["analysis", "Look", ".", *made.calls] and made.text == "analysisLook." and len(made.calls) == 1
+    (call,) = made.calls
+    assert found == ["analysis", "Look", ".", CallPiece(call, call.arguments, True, True)] and made.text == "analysisLook."
 
 
 @pytest.mark.parametrize("several", [True, False])
@@ -172,13 +185,113 @@ def test_a_call_that_cannot_be_read_or_of_no_tool_stays_text() -> None:
         "<tool_call>\n{not json}\n</tool_call>",
         '<tool_call>{"name": "third", "arguments": {}}</tool_call>',
         "<tool_call>[1]</tool_call>",
+        f"<tool_call>{'[' * 10_000}</tool_call>",
     ):
-        for step in (1, 4):
+        for step in (1, 4) if len(wrong) < 100 else (500,):
             text, calls, passed = read(form, f"a {wrong} b\n{good}", step)
             assert (len(calls), text) == (1, passed), wrong
             assert wrong in text and text.startswith("a ") and " b" in text
-    cut = good[:-20]
-    assert read(form, f"a {cut}", 1)[:2] == (f"a {cut}", [])
+
+
+# What is passed on before a call is complete, and in how many pieces it comes if characters come one by one.
+STREAMED = {"qwen3-coder": 3, "glm": 3, "mistral": 1, "granite": 1}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_arguments_come_in_pieces_where_the_name_is_known(name: str) -> None:
+    form, text = row(name), WRITTEN[name]
+    made, found = reader(form), []
+    for character in text:
+        found += made.feed(character)
+    found += made.finish()
+    pieces = [each.delta for each in found if isinstance(each, CallPiece) and each.delta]
+    assert len(pieces) == STREAMED.get(name, len(JSON))
+    if name not in ("mistral", "granite"):
+        assert "days" not in pieces[0] and json.loads("".join(pieces)) == ARGUMENTS
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("step", [1, 5, 1000])
+def test_an_answer_that_ends_in_a_call_has_what_there_is_of_it(name: str, step: int) -> None:
+    form, whole = row(name), WRITTEN[name]
+    text = whole[: whole.index("Roma") + 4]
+    shown, calls, _ = read(form, text, step)
+    if name in ("mistral", "granite"):
+        assert (shown, calls) == (text, [])
+        return
+    (call,) = calls
+    begun = "" if name in ("qwen3-coder", "glm") else '{"city": "Rome, \\"Roma'
+    assert (call.name, call.arguments, call.parsed, shown.strip()) == ("weather", begun, None, "")
+
+
+CASTS = {
+    '{"days": "3"}': '{"days": 3}',
+    '{"city": "3", "days": "3" , "other": "3"}': '{"city": "3", "days": 3 , "other": "3"}',
+    '{"days": {"days": "3"}}': '{"days": {"days": "3"}}',
+    '{"days": "x\\"}", "city":"\\u00e9"}': '{"days": "x\\"}", "city":"\\u00e9"}',
+    '{"days":["3", "4"], "city": []}': '{"days":[3, 4], "city": []}',
+    '{"city": "\\\\", "days": "\\u00e9", "days": "7"}': '{"city": "\\\\", "days": "\\u00e9", "days": 7}',
+    '{"maybe": "3", "city": 1}': '{"maybe": 3, "city": 1}',
+    "{}": "{}",
+}
+MAYBE = {"maybe": {"anyOf": [{"type": "integer"}, {"type": "null"}]}}
+
+
+@pytest.mark.parametrize("written", CASTS)
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_arguments_are_as_written_but_for_those_that_the_schema_has_otherwise(written: str, step: int) -> None:
+    """So does transformers: what it makes of them is the same JSON."""
+    form = row("mistral, since its version 11")
+    text = f"[TOOL_CALLS]weather[ARGS]{written}"
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": SCHEMA | {"properties": SCHEMA["properties"] | MAYBE}}}]
+    made = Reader(form.field, tools)
+    for at in range(0, len(text), step):
+        made.feed(text[at : at + step])
+    assert made.finish() == [] and made.text == ""
+    (call,) = made.calls
+    assert call.arguments == CASTS[written]
+    template = load_response_template({"start_anchor": "\0", "fields": {"tool_calls": dict(form.field)}})
+    (of_transformers,) = parse_response(text, template, prefix="", tools=tools)["tool_calls"]
+    assert call.parsed == of_transformers["function"]["arguments"]
+
+
+def test_what_is_no_json_is_passed_on_as_it_is() -> None:
+    for arguments in ("{nonsense", '{"city": NaN}', '{"a" "b"}', '{"city": "x",, }'):
+        _, calls, _ = read(row("mistral, since its version 11"), f"[TOOL_CALLS]weather[ARGS]{arguments}", 1)
+        assert [(call.arguments, call.parsed) for call in calls] == [(arguments, None)]
+    for step in (1, 9):
+        shown, (call,), _ = read(row("mistral, since its version 11"), f"[TOOL_CALLS]weather[ARGS]{JSON} and more{{", step)
+        assert (call.parsed, shown) == (ARGUMENTS, " and more{")
+
+
+@given(
+    arguments=st.dictionaries(
+        st.sampled_from(["city", "days", "a", 'q"']),
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=5),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        ),
+        max_size=4,
+    ),
+    steps=st.lists(st.integers(1, 9), min_size=1, max_size=9),
+    ascii_only=st.booleans(),
+    name=st.sampled_from([name for name in WRITTEN if name not in STREAMED]),
+)
+def test_pieces_are_the_arguments_that_transformers_reads(arguments: dict[str, Any], steps: list[int], ascii_only: bool, name: str) -> None:
+    form, written = row(name), json.dumps(arguments, ensure_ascii=ascii_only)
+    text = WRITTEN[name].replace(JSON, written)
+    made, at, found = reader(form), 0, []
+    for step in itertools.cycle(steps):
+        found += made.feed(text[at : (at := at + step)])
+        if at >= len(text):
+            break
+    found += made.finish()
+    pieces = [each for each in found if isinstance(each, CallPiece)]
+    assert "".join(piece.delta for piece in pieces) == made.calls[0].arguments and pieces[-1].last
+    template = load_response_template({"start_anchor": "\0", "fields": {"tool_calls": dict(form.field)}})
+    wanted = parse_response(text, template, prefix="", tools=TOOLS)["tool_calls"]
+    (of_transformers,) = wanted if isinstance(wanted, list) else [wanted]
+    assert made.calls[0].parsed == of_transformers["function"]["arguments"]
 
 
 def test_a_checkpoints_own_template_is_used_first() -> None:

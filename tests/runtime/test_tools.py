@@ -78,6 +78,33 @@ def test_a_call_whole_and_streamed_and_the_turn_after_it(client: openai.OpenAI, 
     assert usage and usage.prompt_tokens == len(shown["input_ids"])
 
 
+def test_arguments_come_in_pieces(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    """Joined they are those of an answer that is not streamed, also where its length ends it among them."""
+    for most, pieces in ((200, ['{"a"', ": ", "1}"]), (6, ['{"a"', ": "])):
+        joined, cut = "".join(pieces), most == 6
+        chat: Any = ASKED | {"messages": USER, "tools": TOOLS, "max_tokens": most}
+        choice = client.chat.completions.create(**chat).choices[0]
+        assert choice.finish_reason == ("length" if cut else "tool_calls") and choice.message.tool_calls
+        assert [each.function.arguments for each in choice.message.tool_calls] == [joined]
+        deltas = [each for chunk in client.chat.completions.create(**chat, stream=True) for each in chunk.choices[0].delta.tool_calls or ()]
+        assert [(each.index, bool(each.id), each.function.name) for each in deltas] == [(0, True, "add"), *[(0, False, None)] * len(pieces)]
+        assert [each.function.arguments for each in deltas] == ["", *pieces]
+        options: Any = {"model": "", "tools": RESPONSES_TOOLS, "temperature": 0, "max_output_tokens": most, "input": "One and two?"}
+        item: Any = client.responses.create(**options).output[1]
+        assert (item.arguments, item.status) == (joined, "incomplete" if cut else "completed")
+        events: Any = list(client.responses.create(**options, stream=True))
+        assert [each.delta for each in events if each.type == "response.function_call_arguments.delta"] == pieces
+        (done,) = [each for each in events if each.type == "response.function_call_arguments.done"]
+        last: Any = events[-1].response.output[1]
+        assert done.arguments == last.arguments == joined and last.status == item.status
+        messages: Any = {"model": "", "messages": USER, "tools": ANTHROPIC_TOOLS, "max_tokens": most, "extra_body": {"temperature": 0}}
+        message = claude.messages.create(**messages)
+        use: Any = message.content[1]
+        assert (use.input, message.stop_reason) == ({"INVALID_JSON": joined}, "max_tokens") if cut else ({"a": 1}, "tool_use")
+        parts: Any = [each for each in claude.messages.create(**messages, stream=True) if each.type == "content_block_delta"]
+        assert [each.delta.partial_json for each in parts if each.delta.type == "input_json_delta"] == pieces
+
+
 def test_the_choice_of_a_tool(client: openai.OpenAI) -> None:
     def message(**more: Any) -> Any:
         options: Any = ASKED | {"temperature": 1, "seed": 3, "messages": USER, "tools": TOOLS} | more

@@ -47,7 +47,7 @@ class ByHand:
 
 
 def by_hand(folder: Path, layers: tuple[LayerPlan, ...], files: Mapping[str, str] = MappingProxyType({})) -> ByHand:
-    """All of it under `folder`. Tokens are w0, w1 ... The model also has `files`, by name."""
+    """All of it under `folder`. Tokens are w0, w1 ... The model also has `files`, by name. Other layers than `layers` are local."""
     model = save("mixtral", torch.float32, folder / "model", fused=False)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -56,11 +56,14 @@ def by_hand(folder: Path, layers: tuple[LayerPlan, ...], files: Mapping[str, str
         (folder / "model" / name).write_text(text)
     found = find(str(folder / "model"))
     synthetic = synthetic_profile(folder / "synthetic", experts=8)
-    update = {"model": ModelRef(path=found.name, revision=found.revision), "spec": read_spec(found)}
+    spec = read_spec(found)
+    update = {"model": ModelRef(path=found.name, revision=found.revision), "spec": spec}
     profile = write_profile(folder / "profile", synthetic.record.model_copy(update=update), synthetic.arrays)
     catalog = read_catalog("local")
+    given = {layer.layer: layer for layer in layers}
+    every = tuple(given.get(n, LayerPlan(layer=n, remote=(), memory_mb=0, replicas=0)) for n in spec.moe_layers)
     plan = plan_by_hand(
-        layers, profile=Source(path=str(profile.path), sha256=profile.sha256), catalog=catalog.file, main=catalog.main.menu[0]
+        every, profile=Source(path=str(profile.path), sha256=profile.sha256), catalog=catalog.file, main=catalog.main.menu[0]
     )
     write_json(folder / "plan.json", plan)
     return ByHand(folder / "plan.json", plan, profile, catalog, model)

@@ -29,7 +29,7 @@ TEMPLATE = """{%- if tools %}<|im_start|>system
 {% endfor %}<|im_start|>assistant
 """
 CALL = '{"name": "add", "arguments": {"a": 1}}'
-SAID = ("Let me ", "add.", "<tool_call>", '\n{"name": "add", ', '"arguments": {"a": 1}}\n', "</tool_call>", "<|im_end|>")
+SAID = ("Let me ", "add.", "<tool_call>", '\n{"name": "add", ', '"arguments": {"a"', ": ", "1}}\n", "</tool_call>", "<|im_end|>")
 _SPECIAL = ("<|im_start|>", "<|im_end|>")
 
 
@@ -41,7 +41,7 @@ def save_chatml(folder: Path, said: tuple[str, ...] = SAID) -> Path:
     tokens.decoder = decoders.ByteLevel()
     tokens.add_special_tokens(list(_SPECIAL))
     # Bytes already are tokens, and no text of `said` may be found in a prompt: it is in none, but for the tags.
-    tokens.add_tokens([AddedToken(text, special=False, normalized=False) for text in ("<tool_call>", "</tool_call>", "assistant\n", *said)])
+    tokens.add_tokens([AddedToken(text, special=False, normalized=False) for text in ("<tool_call>", "</tool_call>", "assistant", *said)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<|im_end|>", pad_token="<|im_end|>")
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
@@ -69,7 +69,7 @@ def save_chatml(folder: Path, said: tuple[str, ...] = SAID) -> Path:
         for name, weight in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj")):
                 weight.zero_()
-        chain = [tokens.token_to_id(text) for text in ("assistant\n", *said)]
+        chain = [tokens.token_to_id(text) for text in ("assistant", *said)]
         for now, following in itertools.pairwise(chain):
             head[following] += embeddings[now] / 4
     model.save_pretrained(folder)

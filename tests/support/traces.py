@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from remoe_cli.plan.problem.traffic import Traffic, read_traffic
+from remoe_cli.plan.problem.trace_traffic import read_traffic
+from remoe_cli.plan.problem.traffic import Traffic
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 TABLE = "n_in,n_out,timestamp\n10,4,0\n20,8,60\n20,8,180\n"

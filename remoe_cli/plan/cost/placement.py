@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from remoe_cli.plan.arrays import Ints
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.cost.prompts import cold_wait_s, prefill_s
 from remoe_cli.plan.cost.steps import layer_steps, step_times
-from remoe_cli.plan.document import MainSpec, Outcome
+from remoe_cli.plan.document import LayerPlan, MainSpec, Outcome
 from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, owner_of
 from remoe_cli.plan.problem.problem import Placement, Problem
 
@@ -110,26 +111,65 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
     """Compute the part of the layer at `index` among the MoE layers."""
     problem = problem.at_main(placement.main)
     workload, main, layer = problem.workload, placement.main, placement.layers[index]
+    prompts = [(kind.share, layer_prefill(problem, placement, index, kind.n_in)) for kind in workload.lengths]
+    step = layer_step(problem, placement, index)
+    usd = sum(share * prompt.usd for share, prompt in prompts)
+    cold_s = main_function.cold_expert_s(problem, main) * (problem.spec.experts_per_layer - len(layer.remote))
+    if layer.parts:
+        biggest = _biggest(layer)
+        usd += workload.n_out * step.usd
+        usd += float(expert_functions.cold_usd(problem, [layer.memory_mb], biggest, len(layer.parts) * layer.replicas)[0, 0])
+        late = main_function.late_functions(problem, main) * workload.cold_share
+        cold_s += late * float(expert_functions.cold_s(problem, biggest)[0])
+    most = workload.use[index] * main_function.most_rows(problem)
+    held = [float(expert_functions.function_memory_bytes(problem, len(part), most[list(part)].sum())) for part in layer.parts]
+    prefill_s = sum(share * prompt.seconds for share, prompt in prompts)
+    return LayerOutcome(prefill_s, step.seconds, cold_s, usd, max(held, default=0.0), step.calls)
+
+
+@dataclass(frozen=True)
+class LayerPrefill:
+    """The part of one layer in a prompt: its time, and the price of its invocations."""
+
+    seconds: float
+    usd: float
+
+
+@dataclass(frozen=True)
+class LayerStep:
+    """The part of one layer in a decode step.
+
+    seconds      its time
+    usd, calls   price and number of its invocations, by the requests that share it
+    """
+
+    seconds: float
+    usd: float
+    calls: float
+
+
+def layer_prefill(problem: Problem, placement: Placement, index: int, n_in: int) -> LayerPrefill:
+    """Compute the part of one layer in a prompt of `n_in` tokens."""
+    main, layer, tokens = placement.main, placement.layers[index], problem.workload.use[index] * n_in
+    owner = owner_of(problem.spec.experts_per_layer, layer.parts, layer.gpu)
+    local_s = float(main_function.expert_prefill_s(problem, main, tokens)[owner[0] == ON_CPU].sum())
+    if layer.gpu:
+        local_s = max(local_s, float(main_function.gpu_expert_prefill_s(problem, main, tokens)[owner[0] == ON_GPU].sum()))
+    if not layer.parts:
+        return LayerPrefill(local_s, 0.0)
+    at = expert_functions.shared_out(problem, owner, tokens, layer.replicas)
+    sent = expert_functions.prefill(problem, tokens, [layer.memory_mb], at, max(len(layer.parts), layer.replicas))
+    usd = expert_functions.bill_usd(problem, [layer.memory_mb], _biggest(layer), sent.billed_s, sent.calls)
+    return LayerPrefill(max(local_s, float(sent.zt_s[0, 0])), float(usd[0, 0]))
+
+
+def layer_step(problem: Problem, placement: Placement, index: int) -> LayerStep:
+    """Compute the part of one layer in a decode step of all requests that are served at once."""
+    workload, main, layer = problem.workload, placement.main, placement.layers[index]
     step_s, parts = main_function.expert_step_s(problem, main), layer.parts
-    owner = owner_of(problem.spec.experts_per_layer, parts, layer.gpu)
-    on_cpu, on_gpu = owner[0] == ON_CPU, owner[0] == ON_GPU
-    prefill_s, usd = 0.0, 0.0
-    biggest = np.array([max(map(len, parts), default=0)])
-    for kind in workload.lengths:
-        tokens = workload.use[index] * kind.n_in
-        local_s = float(main_function.expert_prefill_s(problem, main, tokens)[on_cpu].sum())
-        if layer.gpu:
-            local_s = max(local_s, float(main_function.gpu_expert_prefill_s(problem, main, tokens)[on_gpu].sum()))
-        if not parts:
-            prefill_s += kind.share * local_s
-            continue
-        at = expert_functions.shared_out(problem, owner, tokens, layer.replicas)
-        sent = expert_functions.prefill(problem, tokens, [layer.memory_mb], at, max(len(parts), layer.replicas))
-        prefill_s += kind.share * max(local_s, float(sent.zt_s[0, 0]))
-        usd += kind.share * float(expert_functions.bill_usd(problem, [layer.memory_mb], biggest, sent.billed_s, sent.calls)[0, 0])
-    cold_s, calls = main_function.cold_expert_s(problem, main) * int((owner[0] < 0).sum()), 0.0
     several, decode_s = problem.concurrency > 1, float(workload.decode_hits[index].sum()) * step_s
     if several:
+        owner = owner_of(problem.spec.experts_per_layer, parts, layer.gpu)
         steps = layer_steps(problem, index, owner, [layer.memory_mb], (step_times(problem, main),))
         decode_s = float(steps.seconds[0, 0, 0])
     elif parts or layer.gpu:
@@ -140,18 +180,18 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
         if parts:
             waits_s = np.maximum(waits_s, expert_functions.decode_wait_s(problem, layer.memory_mb, hits.busiest))
         decode_s = float(hits.shares[0] @ waits_s)
-    if parts:
-        if several:
-            calls = float(steps.calls[0, 0]) / problem.concurrency
-            billed = steps.billed_s / problem.concurrency, steps.calls / problem.concurrency
-        else:
-            each = np.arange(hits.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
-            calls = float((hits.calls[0] * each).sum())
-            billed = expert_functions.decode_billed(problem, [layer.memory_mb], hits)
-        usd += workload.n_out * float(expert_functions.bill_usd(problem, [layer.memory_mb], biggest, *billed)[0, 0])
-        usd += float(expert_functions.cold_usd(problem, [layer.memory_mb], biggest, len(parts) * layer.replicas)[0, 0])
-        late = main_function.late_functions(problem, main) * workload.cold_share
-        cold_s += late * float(expert_functions.cold_s(problem, biggest)[0])
-    most = workload.use[index] * main_function.most_rows(problem)
-    held = [float(expert_functions.function_memory_bytes(problem, len(part), most[list(part)].sum())) for part in parts]
-    return LayerOutcome(prefill_s, decode_s, cold_s, usd, max(held, default=0.0), calls)
+    if not parts:
+        return LayerStep(decode_s, 0.0, 0.0)
+    if several:
+        calls = float(steps.calls[0, 0]) / problem.concurrency
+        billed = steps.billed_s / problem.concurrency, steps.calls / problem.concurrency
+    else:
+        each = np.arange(hits.calls.shape[1]) if problem.invocations == "per-expert" else 1.0
+        calls = float((hits.calls[0] * each).sum())
+        billed = expert_functions.decode_billed(problem, [layer.memory_mb], hits)
+    usd = float(expert_functions.bill_usd(problem, [layer.memory_mb], _biggest(layer), *billed)[0, 0])
+    return LayerStep(decode_s, usd, calls)
+
+
+def _biggest(layer: LayerPlan) -> Ints:
+    return np.array([max(map(len, layer.parts), default=0)])

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from remoe_cli.runtime.answer import Piece, TokenLogprob, ToolCall
+from remoe_cli.runtime.answer import CallPiece, Piece, TokenLogprob, ToolCall
 from remoe_cli.runtime.api import openai_form, tool_use
 from remoe_cli.runtime.api.common import (
     Api,
@@ -188,19 +188,21 @@ async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[s
     def last(index: int, choice: Choice) -> str:
         return chunk(index, {}, choice.logprobs[sent.get(index, 0) :], _finish(choice))
 
-    def calling(event: Piece) -> Iterator[str]:
-        for call in event.tool_calls:
-            number = called[event.choice] = called.get(event.choice, -1) + 1
-            begun = _call(call) | {"function": {"name": call.name, "arguments": ""}}
-            yield chunk(event.choice, {"tool_calls": [{"index": number, **begun}]}, event.logprobs)
-            yield chunk(event.choice, {"tool_calls": [{"index": number, "function": {"arguments": call.arguments}}]})
+    def calling(choice: int, piece: CallPiece, tokens: Sequence[TokenLogprob]) -> Iterator[str]:
+        if piece.first:
+            called[choice] = called.get(choice, -1) + 1
+            begun = _call(piece.call) | {"function": {"name": piece.call.name, "arguments": ""}}
+            yield chunk(choice, {"tool_calls": [{"index": called[choice], **begun}]}, tokens)
+        if piece.delta:
+            delta = {"tool_calls": [{"index": called[choice], "function": {"arguments": piece.delta}}]}
+            yield chunk(choice, delta, () if piece.first else tokens)
 
     async for event in events:
         match event:
             case Piece():
                 if event.choice not in sent:
                     yield chunk(event.choice, {"role": "assistant", "content": ""})
-                for line in calling(event):
+                for line in calling(event.choice, event.call, event.logprobs) if event.call else ():
                     yield line
                 if event.text:
                     yield chunk(event.choice, {"content": event.text}, event.logprobs)

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from remoe_cli import bounded
-from remoe_cli.runtime.answer import Piece, ToolCall
+from remoe_cli.runtime.answer import CallPiece, Piece, ToolCall
 from remoe_cli.runtime.api import tool_use
 from remoe_cli.runtime.api.common import (
     Api,
@@ -212,8 +211,13 @@ def _message(asked: Asked, content: list[dict[str, Any]]) -> dict[str, Any]:
 def _whole(asked: Asked, answer: Answer) -> dict[str, Any]:
     tokens = {"input_tokens": answer.receipt.prompt_tokens, "output_tokens": answer.receipt.generated_tokens}
     text = [{"type": "text", "text": answer.text}] if answer.text or not answer.tool_calls else []
-    uses = [_use(call) | {"input": bounded.parse_json(call.arguments)} for call in answer.tool_calls]
+    uses = [_use(call) | {"input": _input(call)} for call in answer.tool_calls]
     return _message(asked, [*text, *uses]) | _stop(answer) | {"usage": tokens | {"remoe": usage_receipt(answer)}}
+
+
+def _input(call: ToolCall) -> dict[str, Any]:
+    """Return a call's arguments; those that are no JSON, or in which the answer ended, as Anthropic's guide wraps them."""
+    return {"INVALID_JSON": call.arguments} if call.parsed is None else call.parsed
 
 
 def _use(call: ToolCall) -> dict[str, Any]:
@@ -246,11 +250,13 @@ async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[s
             empty = {"stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 0, "output_tokens": 0}}
             yield event_of("message_start", message=_message(asked, []) | empty)
         match event:
-            case Piece(tool_calls=(call, *_)):
-                for line in block(_use(call)):
+            case Piece(call=CallPiece() as piece):
+                for line in block(_use(piece.call)) if piece.first else ():
                     yield line
-                yield delta("input_json_delta", partial_json=call.arguments)
-                yield event_of("content_block_stop", index=index)
+                if piece.delta:
+                    yield delta("input_json_delta", partial_json=piece.delta)
+                if piece.last:
+                    yield event_of("content_block_stop", index=index)
             case Piece():
                 for line in () if in_text else block(_EMPTY):
                     yield line

@@ -27,9 +27,11 @@ async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[s
     async for event in events:
         match event:
             case Piece():
+                if event.call is not None and not event.call.last and not event.logprobs:
+                    continue  # here a call comes when it is whole
                 line: dict[str, Any] = {"text": event.text, "token_id": event.token_id}
                 line |= {"choice": event.choice} if event.choice else {}
-                line |= {"tool_calls": [asdict(each) for each in event.tool_calls]} if event.tool_calls else {}
+                line |= {"tool_calls": [asdict(event.call.call)]} if event.call is not None and event.call.last else {}
                 line |= {"logprobs": [asdict(each) for each in event.logprobs]} if event.logprobs else {}
             case Answer():
                 line = {"answer": event.model_dump(mode="json")}

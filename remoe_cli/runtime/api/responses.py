@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from remoe_cli.runtime.answer import Piece, ToolCall
+from remoe_cli.runtime.answer import CallPiece, Piece, ToolCall
 from remoe_cli.runtime.api import openai_form, tool_use
 from remoe_cli.runtime.api.common import (
     Api,
@@ -143,8 +143,9 @@ def _item(asked: Asked, status: str, content: list[dict[str, Any]]) -> dict[str,
     return {"id": f"msg_{asked.id}", "type": "message", "role": "assistant", "status": status, "content": content}
 
 
-def _call(call: ToolCall, status: str) -> dict[str, Any]:
-    arguments = call.arguments if status == "completed" else ""
+def _call(call: ToolCall, *, begins: bool = False) -> dict[str, Any]:
+    arguments = "" if begins else call.arguments
+    status = "in_progress" if begins else "incomplete" if call.parsed is None else "completed"
     of = {"type": "function_call", "id": f"fc_{call.id}", "call_id": call.id}
     return {**of, "name": call.name, "arguments": arguments, "status": status}
 
@@ -180,7 +181,7 @@ def _response(asked: Asked, status: str, output: list[dict[str, Any]]) -> dict[s
 def _whole(asked: Asked, answer: Answer) -> dict[str, Any]:
     status = "incomplete" if answer.finish_reason in _INCOMPLETE else "completed"
     text = [_item(asked, status, [_part(answer.text)])] if answer.text or not answer.tool_calls else []
-    return _finished(asked, answer, [*text, *(_call(call, "completed") for call in answer.tool_calls)])
+    return _finished(asked, answer, [*text, *(_call(call) for call in answer.tool_calls)])
 
 
 def _finished(asked: Asked, answer: Answer, output: list[dict[str, Any]]) -> dict[str, Any]:
@@ -221,14 +222,20 @@ class _Stream:
         if text:
             yield self.event("response.output_text.delta", **self._at, delta=text, logprobs=[])
 
-    def call(self, call: ToolCall) -> Iterator[str]:
-        self._items.append(call)
+    def call(self, piece: CallPiece) -> Iterator[str]:
+        call = piece.call
+        if piece.first:
+            self._items.append(call)
         at = {"output_index": len(self._items) - 1}
         of = at | {"item_id": f"fc_{call.id}"}
-        yield self.event("response.output_item.added", **at, item=_call(call, "in_progress"))
-        yield self.event("response.function_call_arguments.delta", **of, delta=call.arguments)
-        yield self.event("response.function_call_arguments.done", **of, name=call.name, arguments=call.arguments)
-        yield self.event("response.output_item.done", **at, item=_call(call, "completed"))
+        if piece.first:
+            yield self.event("response.output_item.added", **at, item=_call(call, begins=True))
+        if piece.delta:
+            yield self.event("response.function_call_arguments.delta", **of, delta=piece.delta)
+        if piece.last:
+            self._items[-1] = call
+            yield self.event("response.function_call_arguments.done", **of, name=call.name, arguments=call.arguments)
+            yield self.event("response.output_item.done", **at, item=_call(call))
 
     def finish(self, answer: Answer) -> Iterator[str]:
         if not self._items:
@@ -239,7 +246,7 @@ class _Stream:
             yield self.event("response.output_text.done", **self._at, text=answer.text, logprobs=[])
             yield self.event("response.content_part.done", **self._at, part=_part(answer.text))
             yield self.event("response.output_item.done", output_index=self._items.index(None), item=message)
-        output = [message if item is None else _call(item, "completed") for item in self._items]
+        output = [message if item is None else _call(item) for item in self._items]
         yield self.event(f"response.{status}", response=_finished(self._asked, answer, output))
 
     def error(self, error: Exception) -> str:
@@ -259,8 +266,8 @@ async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[s
             begun = True
             lines += stream.begin()
         match event:
-            case Piece(tool_calls=(call, *_)):
-                lines += stream.call(call)
+            case Piece(call=CallPiece() as piece):
+                lines += stream.call(piece)
             case Piece():
                 lines += stream.text(event.text)
             case Answer():
