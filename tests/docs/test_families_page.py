@@ -22,6 +22,7 @@ STORED = sorted({NAMES[form] for _, form in PAIRS if is_packed_format(bits_per_w
 # Families with tests of their own, in tests/model/test_published_families.py.
 OWN = {
     "deepseek_v4": ("not tried", "yes", "not tried", "not tried"),
+    "longcat_flash": ("yes", "yes", "yes", "yes"),
     "gemma4 (text only)": ("yes", "yes", "not tried", "not tried"),
     **{f"{name} (text only)": ("yes", "yes", "yes", "yes") for name in ALSO_PICTURES},
     **{f"{name} (read as {family})": ("yes, as " + family, "yes", "not tried", "not tried") for name, family in ALIASES.items()},
