@@ -2,9 +2,10 @@
 
 An adapter gives a family's experts module the attributes that the interface gives to others, and lets its block call the hook.
 
-- Llama 4 multiplies an expert's input by the router's score, where all others multiply its output: so the hook gets scaled rows, and weights
-  of one. Its own code sends every token through every expert, those that were not chosen with zeros, which adds nothing.
-- LongCat-Flash has experts that return what they get. They have no weights, so the block adds them: after the others, as their ids are higher.
+- Llama 4 multiplies an expert's input by the router's score, where all others multiply its output: so the hook gets scaled rows, and
+  weights of one. Its own code sends every token through every expert, those that were not chosen with zeros, which adds nothing.
+- LongCat-Flash has experts that return what they get. They have no weights, so the block adds them, after the others, as their ids are
+  higher.
 - Step 3.5's and 3.7's experts lack the interface's attributes alone.
 """
 
@@ -42,6 +43,9 @@ class _Llama4Experts(_Adapted, Llama4TextExperts):  # type: ignore[misc]
     """Stacked, transposed matrices of gate and up, and of down."""
 
     is_transposed = True
+    gate_up_proj: nn.Parameter
+    down_proj: nn.Parameter
+    act_fn: nn.Module
 
     def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         out = torch.zeros_like(hidden)
@@ -66,6 +70,11 @@ class _Llama4Moe(Llama4TextMoe):  # type: ignore[misc]
 
 class _LongcatExperts(_Adapted, LongcatFlashExperts):  # type: ignore[misc]
     """The experts that have weights; higher ids are none of theirs."""
+
+    num_experts: int
+    gate_up_proj: nn.Parameter
+    down_proj: nn.Parameter
+    act_fn: nn.Module
 
     def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         out = torch.zeros_like(hidden)

@@ -62,7 +62,7 @@ def _shards(folder: Path, layers: Sequence[ExpertLayer], to: Integers | None = N
 
 def _packed_shards(folder: Path, layers: Sequence[ExpertLayer], checkpoint: Checkpoint) -> Iterator[Path]:
     """Write the same in the checkpoint's own bytes."""
-    each = read_spec(checkpoint).function_expert_bytes
+    each = read_spec(checkpoint).fetched_expert_bytes
     groups = {layer.layer: [experts] for layer, experts in _beyond_cache(layers, each)}
     return (shard.path for shard in write_shards(checkpoint, groups, each, folder))
 

@@ -43,10 +43,13 @@ _GPU_EXPERTS, _GPU_CALLS = 8, 20  # more weights than a GPU's cache holds, in tu
 _TOO_LONG_S = 2.0  # more tokens are not tried after a call this long
 
 
-def measure(model: PreTrainedModel, load_s: float, packed: Checkpoint | None = None, to: Integers | None = None) -> Latency:
+def measure(
+    model: PreTrainedModel, load_s: float, packed: Checkpoint | None = None, to: Integers | None = None, *, either: bool = False
+) -> Latency:
     """Measure all times of a loaded model, which takes about 10 s for a small one.
 
-    `packed` is its checkpoint where expert functions compute from the stored bytes, `to` the form to which their experts are quantised.
+    `packed` is its checkpoint where expert functions compute from the stored bytes, or may do `either` that or dequantise them. `to` is the
+    form to which their experts are quantised.
     What is attached to the model's experts hook is detached.
     """
     layers = expert_layers(model)
@@ -69,7 +72,8 @@ def measure(model: PreTrainedModel, load_s: float, packed: Checkpoint | None = N
         nonexpert_layers=nonexpert,
         local_expert=local,
         slower_in_passes=slower,
-        remote_expert=function_expert(on_cpu, packed, to),
+        remote_expert=function_expert(on_cpu, None if either else packed, to),
+        packed_expert=function_expert(on_cpu, packed) if either else None,
         unquantised_expert=None if to is None else function_expert(on_cpu),
         gpu_expert=on_gpu,
         copy_s=fit_linear(*zip(*passes.copies, strict=True)) if passes.copies else Linear(fixed_s=0.0, per_token_s=0.0),

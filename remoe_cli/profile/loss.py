@@ -2,8 +2,8 @@
 
 The model answers some prompts greedily. Then both models predict the same tokens: the prompts' and the answers'. The quantised model is
 never in memory: where its pass comes to an expert, that one is quantised, used for the rows of all texts, and forgotten.
-So each is quantised once. The logits of both models are in memory together: of the 16 texts of at most 160 tokens, with 262,144 tokens in the
-vocabulary, 1.3 GB each in 16 bits; the weights of such a model take many times that.
+So each is quantised once. The logits of both models are in memory together: of 16 texts of at most 160 tokens, with 262,144 tokens in
+the vocabulary, 1.3 GB each in 16 bits. The weights of such a model take many times that.
 """
 
 from __future__ import annotations

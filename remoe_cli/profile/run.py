@@ -156,7 +156,8 @@ def profile(
 
             with progress("Measuring how long things take on this machine"):
                 to = None if experts is None else BY_NAME[experts]
-                latency_here = measure(loaded, load_s, checkpoint if spec.is_packed and to is None else None, to)
+                either = spec.stored is not None and spec.stored.either
+                latency_here = measure(loaded, load_s, checkpoint if either or (spec.is_packed and to is None) else None, to, either=either)
                 artifacts.write_json(measured, latency_here, recognise.ANY)
     with progress("Profiling prompts") as report:
         report(done, total)

@@ -66,8 +66,8 @@ def import_profile(
 ) -> Profile:
     """Write the profile of a model whose routing is in `file`.
 
-    A folder with the model's config.json is enough for `model`. `experts` is the form to which expert functions' experts are quantised; what
-    that loses stays unknown, as the model is not run. `say` gets a sentence for each thing of the file that is left out.
+    A folder with the model's config.json is enough for `model`. `experts` is the form to which expert functions' experts are quantised;
+    what that loses stays unknown, as the model is not run. `say` gets a sentence for each thing of the file that is left out.
 
     Prompt vectors come from the embeddings of the checkpoint `vectors_from`, else of the model itself if its folder has weights and a
     tokenizer; prompts are cut to `max_prompt_tokens` for them. Without texts or embeddings their width is 0.
