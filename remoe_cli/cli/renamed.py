@@ -1,4 +1,4 @@
-"""Options that a command had in an earlier version, or that another command has, and the sentence that each of them ends in."""
+"""Options that a command had once, or that another one has, and the sentence that each ends in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Renamed(NamedTuple):
-    """An option that some commands had or do not have; its sentence names the option or the command to use."""
+    """An option that some commands had or never had; its sentence says what to use."""
 
     commands: tuple[str, ...]
     option: str
@@ -35,7 +35,7 @@ _COMMAND = re.compile(r"'(remoe profile \w+) ")
 
 
 def new_name(command: str, option: str) -> tuple[str, str] | None:
-    """Find the sentence for an option that `command` had once or does not have, and the command that explains it.
+    """Find the sentence for an option that a command lacks, and the command that explains it.
 
     `command` is a path such as "remoe plan".
     """

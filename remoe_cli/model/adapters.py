@@ -27,7 +27,10 @@ Hook = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
 class _Adapted(nn.Module):
-    """What the interface gives to an experts module; calls go to the hook, or to the family's `forward` where there is none."""
+    """What the interface gives to an experts module.
+
+    Calls go to the hook, or to the family's `forward` where there is none.
+    """
 
     has_gate = is_concatenated = True
     is_transposed = has_bias = has_post_expert_norm = _is_expert_parallel = False

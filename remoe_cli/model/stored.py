@@ -228,9 +228,9 @@ def is_packed_format(name: str, settings: Mapping[str, Any]) -> bool:
 
 
 def _fits(parameter: Tensor, block: tuple[int, int]) -> bool:
-    """Tell whether a matrix of each expert has the number type and the sides of packed products, and whole blocks of scales.
+    """Tell whether a matrix of each expert has a packed product.
 
-    The rows of gate and up are two matrices where they are stored.
+    It needs the number type, the sides, and whole blocks of scales. The rows of gate and up are two matrices where they are stored.
     """
     rows, columns = parameter.shape[1:]
     powers = all(side > 0 and not side & (side - 1) for side in block)
@@ -239,7 +239,7 @@ def _fits(parameter: Tensor, block: tuple[int, int]) -> bool:
 
 
 def _block(settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Read how many rows and columns share a scale of FP8: 1 and 1 where all of a row or of a matrix do."""
+    """Read how many rows and columns share a scale of FP8; 1 and 1 where there are no blocks."""
     block = settings.get("weight_block_size")
     if isinstance(block, list | tuple) and len(block) == 2 and all(isinstance(side, int) for side in block):
         return block[0], block[1]

@@ -174,8 +174,9 @@ def _refuse_hours_without_traffic(problem: Problem) -> None:
 
 
 def _best_form(problem: Problem, request: PlanRequest, others: Baselines) -> tuple[Problem, _Chosen]:
-    """Choose a placement for each form of experts, and keep the best: no plan in one form is better than the least bound.
+    """Choose a placement for each form of experts, and keep the best.
 
+    No plan in one form is better than the least bound.
     The exact solver looks for a plan in another form only below the value of the best so far.
 
     Raises: where no form has a plan, what `_holding` raises for the first.

@@ -180,7 +180,10 @@ def _answered(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Itera
 
 
 def _padded(texts: Sequence[_Text]) -> tuple[Tensor, Tensor]:
-    """Put texts into one batch, with its mask: [B, T] both. What is padded follows a text, so nothing before it sees it."""
+    """Put texts into one batch, with its mask: [B, T] both.
+
+    What is padded follows a text, so nothing before it sees it.
+    """
     length = max(len(text.ids) for text in texts)
     ids = torch.tensor([[*text.ids, *[0] * (length - len(text.ids))] for text in texts])
     return ids, torch.tensor([[1] * len(text.ids) + [0] * (length - len(text.ids)) for text in texts])

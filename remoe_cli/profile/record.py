@@ -120,7 +120,7 @@ class ProfileRecord(artifacts.Document):
 
 
 def packed_form(spec: MoeSpec, latency: Latency) -> tuple[MoeSpec, Latency]:
-    """Describe functions that compute from the stored bytes, where they may do either; else change nothing."""
+    """Describe functions that compute from stored bytes, where they may; else change nothing."""
     if spec.stored is None or not spec.stored.either or latency.packed_expert is None:
         return spec, latency
     times = {"remote_expert": latency.packed_expert, "packed_expert": None, "unquantised_expert": latency.remote_expert}

@@ -90,7 +90,7 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
 
 
 def forms_of(problem: Problem) -> tuple[Problem, ...]:
-    """List the problem for each form in which functions may compute experts; ready comes first where there are two."""
+    """List the problem for each form in which functions may compute experts, ready first."""
     spec, latency = packed_form(problem.spec, problem.latency)
     return (problem,) if spec is problem.spec else (problem, replace(problem, spec=spec, latency=latency))
 
@@ -121,7 +121,7 @@ def inputs_of(plan_path: Path) -> tuple[Plan, Profile, Catalog]:
 
 
 def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
-    """Pose the problem that a plan solves, of its own profile and catalog, with experts in the plan's form."""
+    """Pose the problem that a plan solves, of its profile and catalog, in the plan's form of experts."""
     return make_problem(profile.in_form(plan.model.packed), catalog, replace(request_of(plan), aim=Aim()))
 
 
