@@ -13,13 +13,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from remoe_cli import cages, interrupts, lambda_limits
 from remoe_cli.errors import ModelError
 from remoe_cli.function.errors import FunctionProcessorError
+from remoe_cli.function.packed import library
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer
 from remoe_cli.model.quantise import Integers, quantised_bytes
@@ -48,6 +49,16 @@ def function_expert(layers: Sequence[ExpertLayer], packed: Checkpoint | None = N
         shards = _shards(folder, layers, to) if packed is None else _packed_shards(folder, layers, packed)
         points = list(_points(list(shards), "ready" if packed is None and to is None else "packed"))
     return fit(points, [quota(PERIOD_S)])
+
+
+def computes_packed(say: Callable[[str], None]) -> bool:
+    """Tell whether FP8 experts can be timed as they are stored here, too; `say` why not."""
+    try:
+        library()
+    except FunctionProcessorError as error:
+        say(f"Experts are timed dequantised alone, so plans of this profile have functions dequantise them: {error}.")
+        return False
+    return True
 
 
 def _shards(folder: Path, layers: Sequence[ExpertLayer], to: Integers | None = None) -> Iterator[Path]:
