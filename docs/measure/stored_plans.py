@@ -57,7 +57,7 @@ def rows(path: Path) -> list[str]:
     )
     exact, exact_s = timed(lambda: make_plan(replace(profile, record=record), catalog, request))
     lines = []
-    form = f"{spec.stored.format if spec.stored else spec.dtype}, {'packed' if spec.is_packed else 'ready'}"
+    form = f"{spec.stored.format if spec.stored else spec.dtype}, {stored.model.expert_form}"
     for name, one, seconds in ((form, stored, stored_s), (f"{spec.dtype}, exact", exact, exact_s)):
         own = figures(bought(one.main.name, one.instances), one.layers, one.outcome, one.cold_start_s)
         lines.append(row((path.stem, name, *own, dollars(one.lower_bound_usd or 0.0), f"{seconds:.1f}")))

@@ -1,4 +1,4 @@
-"""Options that earlier versions had, and the sentence that each of them ends in today."""
+"""Options that a command had once, or that another one has, and the sentence that each ends in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Renamed(NamedTuple):
-    """An option that some commands had; its sentence names the option or the command of today."""
+    """An option that some commands had or never had; its sentence says what to use."""
 
     commands: tuple[str, ...]
     option: str
@@ -24,12 +24,18 @@ RENAMED = (
     Renamed(("profile run", "plan make"), "--routing", "--routing FILE is now 'remoe profile import MODEL FILE'."),
     Renamed(("profile run",), "--vectors-from", "--vectors-from is now an option of 'remoe profile import MODEL FILE'."),
     Renamed(("profile run",), "--target", "--target NAME is now 'remoe profile measure NAME'."),
+    Renamed(
+        ("profile merge", "profile measure", "plan make", "deploy"),
+        "--experts",
+        "--experts is an option of 'remoe profile run MODEL' and 'remoe profile import MODEL FILE': a profile has the form of its experts,"
+        " and what is made of it follows.",
+    ),
 )
 _COMMAND = re.compile(r"'(remoe profile \w+) ")
 
 
 def new_name(command: str, option: str) -> tuple[str, str] | None:
-    """Find the sentence for an option that `command` had once, and the command that explains it.
+    """Find the sentence for an option that a command lacks, and the command that explains it.
 
     `command` is a path such as "remoe plan".
     """

@@ -36,7 +36,7 @@ def server_config(
 
     `invoked` maps a bundle entry to the name of its function, `stored` to where its shard is, below the place of all shards.
     """
-    expert_rows = _expert_rows(profile)
+    expert_rows = _expert_rows(profile.in_form(plan.model.packed))
     # All functions of a layer have the /tmp that the fullest needs, as the plan is priced.
     problem, storage_mb = problem_of(plan, profile, catalog).at_main(plan.main), dict[int, float]()
     for f in bundle.functions:

@@ -113,16 +113,27 @@ def _gate_wide(h: Floats, spec: FfnSpec) -> Floats:
     return rounded(_ACTIVATIONS[spec.activation](gate) * up, spec.dtype)
 
 
+def _limit(spec: FfnSpec) -> Any:
+    """The limit in the model's type, in which torch clamps."""
+    return rounded(np.array([spec.limit], dtype=np.float32), spec.dtype)[0]
+
+
 def _clamp(h: Floats, spec: FfnSpec) -> tuple[Floats, Floats]:
     gate, up = _split(h, spec)
-    # torch clamps in the tensor's type, so the limit is rounded to it first.
-    limit = rounded(np.array([spec.limit], dtype=np.float32), spec.dtype)[0]
+    limit = _limit(spec)
     return np.minimum(gate, limit), np.clip(up, -limit, limit)
 
 
 def _gate_clamped(h: Floats, spec: FfnSpec) -> Floats:
     gate, up = _clamp(h, spec)
     return rounded(rounded(_ACTIVATIONS[spec.activation](gate), spec.dtype) * up, spec.dtype)
+
+
+def _gate_clamped_after(h: Floats, spec: FfnSpec) -> Floats:
+    gate, up = _split(h, spec)
+    limit = _limit(spec)
+    activated = np.minimum(rounded(_ACTIVATIONS[spec.activation](gate), spec.dtype), limit)
+    return rounded(activated * np.clip(up, -limit, limit), spec.dtype)
 
 
 def _gate_sigmoid(h: Floats, spec: FfnSpec) -> Floats:
@@ -137,6 +148,7 @@ _GATES: dict[str, Callable[[Floats, FfnSpec], Floats]] = {
     "standard": _gate_standard,  # act(gate) * up: nearly every family
     "wide": _gate_wide,  # the same without the rounding between: beam
     "clamped": _gate_clamped,  # clamps first: deepseek_v4, hy_v4
+    "clamped after": _gate_clamped_after,  # clamps the activation: step3p7
     "sigmoid": _gate_sigmoid,  # clamps, gate * sigmoid(alpha gate) * (up + 1): gpt_oss, minimax_m3
 }
 GATES, ACTIVATIONS = tuple(_GATES), tuple(_ACTIVATIONS)

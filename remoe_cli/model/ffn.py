@@ -6,6 +6,7 @@ when it is packaged: such a function would change tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +26,7 @@ _GATES: dict[str, tuple[str, str | None, str | None]] = {
     "MiniMaxM3VLExperts": ("sigmoid", "swiglu_limit", "swiglu_alpha"),
     "DeepseekV4Experts": ("clamped", "limit", None),
     "HYV4Experts": ("clamped", "swiglu_limit", None),
+    "_Step3p7Experts": ("clamped after", "limit", None),
     "BeamExperts": ("wide", None, None),
 }
 _TORCH_ACTIVATIONS = {
@@ -53,6 +55,8 @@ def describe(layer: ExpertLayer) -> FfnSpec:
     if m.has_post_expert_norm or (custom and kind not in _GATES):
         raise ModelError(f"The expert functions do not know the arithmetic of {kind}.", "Keep all experts local, or report the family.")
     gate, limit, alpha = _GATES.get(kind, ("standard" if m.has_gate else "none", None, None))
+    if gate == "clamped after" and math.isinf(m.limit):  # a layer without a limit
+        gate, limit = "standard", None
     function = getattr(m, "act_fn", torch.nn.functional.silu)  # gates without an activation of their own never read it
     name = getattr(function, "__name__", type(function).__name__)
     if name not in _TORCH_ACTIVATIONS:

@@ -257,6 +257,7 @@ def select(
         if absent := set(experts) - set(held[layer]):
             raise ModelError(f"{checkpoint.path} does not hold expert {min(absent)} of layer {layer}.", "Ask for experts that it holds.")
     owner = {f"{x.name}.{p}": x.layer for x in layers for p in x.parameters()}
+    unused = {f"{x.name}.{p}": int(getattr(x.module, "zero_expert_num", 0)) for x in layers for p in x.parameters()}
     state: dict[str, Any] = {}
     # By parameter and naming pattern of the checkpoint, the experts that have a tensor of their own.
     single: dict[tuple[str, str | None], set[int]] = defaultdict(set)
@@ -267,14 +268,14 @@ def select(
             continue
         layer, number = owner[target], re.search(r"experts\.(\d+)\.", key)
         if number is None:
-            _refuse_count(checkpoint, key, source.get_shape()[0], len(held[layer]))
+            _refuse_count(checkpoint, key, source.get_shape()[0], len(held[layer]), unused[target])
             state[key] = ExpertRows(source, [held[layer].index(e) for e in wanted[layer]], device)
             continue
         single[target, pattern].add(int(number[1]))
         if int(number[1]) in wanted[layer]:
             state[key] = source
     for (target, pattern), found in single.items():
-        _refuse_count(checkpoint, f"{target} ({pattern})", max(found) + 1, max(held[owner[target]], default=-1) + 1)
+        _refuse_count(checkpoint, f"{target} ({pattern})", max(found) + 1, max(held[owner[target]], default=-1) + 1, unused[target])
         if missing := set(wanted[owner[target]]) - found:
             raise ModelError(
                 f"The checkpoint {checkpoint.path} is missing expert {min(missing)} of {target} ({pattern}).",
@@ -294,8 +295,9 @@ def parameters_of(checkpoint: Checkpoint, probe: PreTrainedModel) -> Iterator[tu
         yield key, source, key if target not in meta and key in meta else target, pattern
 
 
-def _refuse_count(checkpoint: Checkpoint, name: str, found: int, experts: int) -> None:
-    if found != experts:
+def _refuse_count(checkpoint: Checkpoint, name: str, found: int, experts: int, unused: int) -> None:
+    """Refuse another number of experts; `unused` rows more may stand for experts without weights."""
+    if found not in (experts, experts + unused):
         raise ModelError(
             f"The checkpoint {checkpoint.path} has {found} experts in {name}, its config.json says {experts}.",
             "Check which of them is right.",

@@ -184,6 +184,11 @@ class MoeSpec(Part):
                 f"{stored} It is sent and read in that form. Expert functions compute from it ({size(self.read_expert_bytes)} an"
                 f" expert, not {size(self.expert_bytes)}); the main function's part is dequantised to {self.dtype} in memory."
             )
+        if self.stored.served and self.stored.either:
+            return (
+                f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole:.1f} GB), also in expert"
+                f" functions, unless a plan finds it better that they compute from {self.stored.format} as it is stored."
+            )
         if self.stored.served:
             return (
                 f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole}), also in"

@@ -33,6 +33,7 @@ class StoredWeights(Part):
     nonexpert_bytes everything else
     served          whether remoe serves this form: then it is what is stored, sent and read; otherwise a copy in the model's type is
     packed          whether expert functions compute from it (function/packed.py); otherwise they dequantise experts first
+    either          whether they can do both, and the planner chooses; `packed` is false then until it has
     """
 
     format: str
@@ -40,6 +41,7 @@ class StoredWeights(Part):
     nonexpert_bytes: int
     served: bool = Field(default=False, exclude_if=lambda served: not served)
     packed: bool = Field(default=False, exclude_if=lambda packed: not packed)
+    either: bool = Field(default=False, exclude_if=lambda either: not either)
 
 
 _LEFT_OUT = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules")
@@ -178,7 +180,7 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
         name = f"{name} with experts in FP4"
     left_out = [str(pattern) for key in _LEFT_OUT for pattern in settings.get(key) or ()]
     names = {id(module): path for path, module in model.named_modules()}
-    packed = (served := _unserved(settings) is None) and is_packed_format(of_experts, settings)
+    served, fits = _unserved(settings) is None, True
     expert = nonexpert = 0.0
     routed: set[int] = set()
     for layer in layers:
@@ -186,7 +188,7 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
         keeps = _is_left_out(names.get(id(layer.module), ""), left_out)
         for key, parameter in layer.parameters().items():
             plain = keeps or key.endswith("bias") or parameter.dim() < 3
-            packed = packed and (key.endswith("bias") or (not plain and _fits(parameter)))
+            fits = fits and (key.endswith("bias") or (not plain and _fits(parameter, _block(settings) if of_experts == "FP8" else (1, 1))))
             expert += parameter.numel() * (parameter.element_size() if plain else expert_bits / 8) / layer.experts / len(layers)
     head = model.get_output_embeddings()
     linear = {
@@ -197,13 +199,21 @@ def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: 
     for parameter in {id(parameter): parameter for parameter in model.parameters()}.values():
         if id(parameter) not in routed:
             nonexpert += parameter.numel() * (bits / 8 if id(parameter) in linear else parameter.element_size())
-    return StoredWeights(format=name, expert_bytes=round(expert), nonexpert_bytes=round(nonexpert), served=served, packed=packed)
+    return StoredWeights(
+        format=name,
+        expert_bytes=round(expert),
+        nonexpert_bytes=round(nonexpert),
+        served=served,
+        packed=served and fits and is_packed_format(of_experts, settings),
+        either=served and fits and of_experts == "FP8",
+    )
 
 
 def is_packed_format(name: str, settings: Mapping[str, Any]) -> bool:
     """Tell whether expert functions compute from matrices of a format as stored (function/packed.py).
 
-    FP8 could be: but dequantised experts take twice the memory and clearly less time, so neither is always better.
+    They always do then. From FP8 they can, and dequantised experts take twice the memory and less time: so neither is always better, and
+    the planner chooses.
 
     >>> is_packed_format("INT4", {"group_size": 32}), is_packed_format("INT4", {"group_size": 40}), is_packed_format("FP8", {})
     (True, False, False)
@@ -217,9 +227,23 @@ def is_packed_format(name: str, settings: Mapping[str, Any]) -> bool:
     return not isinstance(group, int) or group <= 0 or (group % 32 == 0 and not group & (group - 1))
 
 
-def _fits(parameter: Tensor) -> bool:
-    """Tell whether a matrix of each expert has the number type and the sides of packed products."""
-    return str(parameter.dtype) == "torch.bfloat16" and all(side % 32 == 0 for side in parameter.shape[1:])
+def _fits(parameter: Tensor, block: tuple[int, int]) -> bool:
+    """Tell whether a matrix of each expert has a packed product.
+
+    It needs the number type, the sides, and whole blocks of scales. The rows of gate and up are two matrices where they are stored.
+    """
+    rows, columns = parameter.shape[1:]
+    powers = all(side > 0 and not side & (side - 1) for side in block)
+    whole = powers and rows % (2 * block[0]) == 0 and columns % max(block[1], 32) == 0 and block[1] in (1, *(1 << n for n in range(5, 24)))
+    return whole and str(parameter.dtype) == "torch.bfloat16" and rows % 32 == 0
+
+
+def _block(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Read how many rows and columns share a scale of FP8; 1 and 1 where there are no blocks."""
+    block = settings.get("weight_block_size")
+    if isinstance(block, list | tuple) and len(block) == 2 and all(isinstance(side, int) for side in block):
+        return block[0], block[1]
+    return 1, 1
 
 
 def _is_left_out(path: str, patterns: list[str]) -> bool:

@@ -8,7 +8,8 @@
    `candidate_sets` lists the remote sets of each layer that are weighed, or `forced_sets` fixes them for --remote-share;
    `build_columns` prices every set at every memory size, number of functions and number of replicas;
    `scan` finds a good plan quickly, `solve` searches all main functions for the best one and proves a lower bound,
-   and `improve` exchanges single experts. Where no plan meets the targets, `diagnose` says which limit fails and what would do.
+   and `improve` exchanges single experts. `_best_form` does so for both forms where functions may compute experts in either. Where no
+   plan meets the targets, `diagnose` says which limit fails and what would do.
    `_or_all_local` keeps all experts local where that is no worse.
 4. **Judge.** `break_even_traffic` (assess/robustness.py) finds the traffic above which an always-on instance is cheaper, and `judge`
    (assess/verdict.py) says whether the plan is worth it, and why; `notes` says what was assumed.
@@ -24,8 +25,10 @@ Stages 2 to 5 share one cost model: `evaluate` (cost/placement.py) over cost/mai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from remoe_cli.errors import InfeasibleError, OverBudgetError, UsageError
 from remoe_cli.plan.assess.baselines import Baselines, baselines
@@ -40,7 +43,7 @@ from remoe_cli.plan.cost.requests import first_broken, holding_too, spread, with
 from remoe_cli.plan.document import Costs, Method, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
-from remoe_cli.plan.problem.request import PlanRequest, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, forms_of, make_problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS, Sets, candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
@@ -60,6 +63,7 @@ class _Chosen:
     """A placement, the method that chose it, and the lower bound of the objective where there is one.
 
     gain   share of the solver's value that exchanging single experts saved
+    is_beaten   whether this is only the plan in another form that was to be beaten, and was not
     """
 
     placement: Placement
@@ -67,6 +71,7 @@ class _Chosen:
     bound: float | None
     timed_out: bool
     gain: float = 0.0
+    is_beaten: bool = False
 
 
 def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = None) -> Plan:
@@ -80,7 +85,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
     problem, aim = make_problem(profile, catalog, request), request.aim
     _refuse_hours_without_traffic(problem)
     others = baselines(problem, aim)
-    problem, chosen = _holding(problem, request, others)
+    problem, chosen = _best_form(problem, request, others)
     outcome = evaluate(problem, chosen.placement)
     value = aim.value(outcome)
     bound = None if chosen.bound is None else min(chosen.bound, value)
@@ -168,6 +173,44 @@ def _refuse_hours_without_traffic(problem: Problem) -> None:
         )
 
 
+def _best_form(problem: Problem, request: PlanRequest, others: Baselines) -> tuple[Problem, _Chosen]:
+    """Choose a placement for each form of experts, and keep the best.
+
+    No plan in one form is better than the least bound.
+    The exact solver looks for a plan in another form only below the value of the best so far.
+
+    Raises: where no form has a plan, what `_holding` raises for the first.
+    """
+    best: tuple[Problem, _Chosen] | None = None
+    first: InfeasibleError | OverBudgetError | None = None
+    for form in forms_of(problem):
+        try:
+            if best is not None and best[1].method == "exact":
+                known = request.aim.value(evaluate(best[0], best[1].placement))
+                beat = Solution(best[1].placement.bought, best[1].placement.layers, known, 0.0, False)
+                beaten = _best_part(form, request.aim, partial(_exact_part, request=request, beat=beat))
+                if beaten.is_beaten:
+                    best = best[0], _within(best[1], beaten)
+                    continue
+            one = _holding(form, request, others)
+        except (InfeasibleError, OverBudgetError) as error:
+            first = first or error
+            continue
+        if best is not None:
+            better, other = sorted((best, one), key=lambda pair: request.aim.value(evaluate(pair[0], pair[1].placement)))
+            one = better[0], _within(better[1], other[1])
+        best = one
+    if best is None:
+        raise first or RuntimeError("a problem has no form")
+    return best
+
+
+def _within(chosen: _Chosen, other: _Chosen) -> _Chosen:
+    """Give a choice a bound that also holds for the search that made another one."""
+    bounds = [bound for bound in (chosen.bound, other.bound) if bound is not None]
+    return replace(chosen, bound=min(bounds, default=None), timed_out=chosen.timed_out or other.timed_out)
+
+
 def _holding(problem: Problem, request: PlanRequest, others: Baselines) -> tuple[Problem, _Chosen]:
     """Choose a placement whose limits hold for every request.
 
@@ -234,7 +277,7 @@ def _best_part(problem: Problem, aim: Aim, choose: Callable[[Problem], _Chosen])
         except (InfeasibleError, OverBudgetError) as error:
             failed.append(error)
             continue
-        found.append((aim.value(evaluate(part, chosen.placement)), chosen))
+        found.append((math.inf if chosen.is_beaten else aim.value(evaluate(part, chosen.placement)), chosen))
     if not found:
         raise min(reversed(failed), key=lambda error: (isinstance(error, InfeasibleError), error.shortfall))
     best = min(found, key=lambda pair: pair[0])[1]
@@ -242,9 +285,12 @@ def _best_part(problem: Problem, aim: Aim, choose: Callable[[Problem], _Chosen])
     return replace(best, bound=min(bounds, default=None), timed_out=any(one.timed_out for _, one in found))
 
 
-def _exact_part(problem: Problem, request: PlanRequest) -> _Chosen:
+def _exact_part(problem: Problem, request: PlanRequest, beat: Solution | None = None) -> _Chosen:
+    """Solve a part exactly; where `beat` is a plan in another form, only below its value."""
     candidates = candidate_sets(problem)
-    solution = solve_or_diagnose(problem, candidates, request.aim, request.time_limit_s, scan(problem, request.aim))
+    solution = solve_or_diagnose(problem, candidates, request.aim, request.time_limit_s, beat or scan(problem, request.aim))
+    if beat is not None and solution.value >= beat.value:
+        return replace(_of(solution, "exact"), is_beaten=True)
     enumerated = problem.spec.experts_per_layer <= ENUMERATED_EXPERTS
     better = solution if enumerated else improve(problem, request.aim, solution)
     return replace(_of(better, "exact"), bound=solution.lower_bound, gain=1 - better.value / solution.value if solution.value else 0.0)

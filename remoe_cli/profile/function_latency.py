@@ -13,13 +13,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from remoe_cli import cages, interrupts, lambda_limits
 from remoe_cli.errors import ModelError
 from remoe_cli.function.errors import FunctionProcessorError
+from remoe_cli.function.packed import library
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer
 from remoe_cli.model.quantise import Integers, quantised_bytes
@@ -50,6 +51,16 @@ def function_expert(layers: Sequence[ExpertLayer], packed: Checkpoint | None = N
     return fit(points, [quota(PERIOD_S)])
 
 
+def computes_packed(say: Callable[[str], None]) -> bool:
+    """Tell whether FP8 experts can be timed as they are stored here, too; `say` why not."""
+    try:
+        library()
+    except FunctionProcessorError as error:
+        say(f"Experts are timed dequantised alone, so plans of this profile have functions dequantise them: {error}.")
+        return False
+    return True
+
+
 def _shards(folder: Path, layers: Sequence[ExpertLayer], to: Integers | None = None) -> Iterator[Path]:
     """Write shards of experts until they are larger than a processor's cache."""
     each = sum(p.numel() * p.element_size() for p in layers[0].parameters().values()) // layers[0].experts
@@ -62,7 +73,7 @@ def _shards(folder: Path, layers: Sequence[ExpertLayer], to: Integers | None = N
 
 def _packed_shards(folder: Path, layers: Sequence[ExpertLayer], checkpoint: Checkpoint) -> Iterator[Path]:
     """Write the same in the checkpoint's own bytes."""
-    each = read_spec(checkpoint).function_expert_bytes
+    each = read_spec(checkpoint).fetched_expert_bytes
     groups = {layer.layer: [experts] for layer, experts in _beyond_cache(layers, each)}
     return (shard.path for shard in write_shards(checkpoint, groups, each, folder))
 

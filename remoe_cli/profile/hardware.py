@@ -25,6 +25,9 @@ from remoe_cli.profile.latency_record import Latency, Linear, Roofline, Timing
 from remoe_cli.provenance import Provenance, check_provenance, read_figures, shipped_names
 
 _SHIPPED = ("remoe_cli.profile", "hardware")
+# A packed product of FP8 with few rows takes so many times as long as one of bfloat16, and with many about as long, where both use AVX2
+# alone: docs/adr/0011-packed-experts.md, "Other forms".
+_PACKED_FP8 = 1.25
 _WEIGHT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -145,6 +148,7 @@ def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None) -> Latenc
         nonexpert_layers=None,
         local_expert=_timing(_expert_on_cpu(main, spec)),
         remote_expert=_timing(_expert_in_function(hardware.function, spec)),
+        packed_expert=_timing(_packed_in_function(hardware.function, spec)) if spec.stored is not None and spec.stored.either else None,
         unquantised_expert=None if spec.remote is None else _timing(_expert_on_cpu(hardware.function, spec)),
         gpu_expert=_timing(whole_on_gpu(hardware, spec)[1]) if gpu else None,
         copy_s=copied,
@@ -191,9 +195,11 @@ def as_stored(nonexpert: Linear, expert: Roofline, spec: MoeSpec) -> tuple[Linea
 def dequantised_times(latency: Latency, spec: MoeSpec) -> Latency:
     """Change the times of packed expert functions to those for a copy that is not quantised.
 
-    Described functions read more bytes. Measured times stay as they are: those of the copy are not known, and with one row they are longer
-    (docs/adr/0011-packed-experts.md).
+    They are those of dequantised experts where a profile has both. Else described functions read more bytes, and measured times stay as
+    they are: those of the copy are not known, and with one row they are longer (docs/adr/0011-packed-experts.md).
     """
+    if spec.remote is None and latency.unquantised_expert is not None:
+        return latency.model_copy(update={"remote_expert": latency.unquantised_expert, "unquantised_expert": None})
     curve = latency.remote_expert.curve
     if latency.source != "described" or not isinstance(curve, Roofline):
         return latency
@@ -223,6 +229,15 @@ def _expert_in_function(speed: FunctionSpeed, spec: MoeSpec) -> Roofline:
     """Time an expert in a function: a packed one is read as it is stored, and computed as if it were unpacked."""
     curve = _expert_on_cpu(speed, spec)
     return curve.model_copy(update={"weights_s": curve.weights_s * spec.function_expert_bytes / spec.expert_bytes})
+
+
+def _packed_in_function(speed: FunctionSpeed, spec: MoeSpec) -> Roofline:
+    """Time an expert in FP8 that is computed from its stored bytes.
+
+    Fewer bytes are read, but making numbers of them takes longer than reading them dequantised.
+    """
+    curve = _expert_on_cpu(speed, spec)
+    return curve.model_copy(update={"weights_s": curve.weights_s * _PACKED_FP8})
 
 
 def _roofline(

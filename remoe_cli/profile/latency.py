@@ -44,15 +44,20 @@ _GPU_EXPERTS, _GPU_CALLS = 8, 20  # more weights than a GPU's cache holds, in tu
 _TOO_LONG_S = 2.0  # more tokens are not tried after a call this long
 
 
-def measure(model: PreTrainedModel, load_s: float, packed: Checkpoint | None = None, to: Integers | None = None) -> Latency:
+def measure(
+    model: PreTrainedModel, load_s: float, packed: Checkpoint | None = None, to: Integers | None = None, *, either: bool = False
+) -> Latency:
     """Measure all times of a loaded model, which takes about 10 s for a small one.
 
-    `packed` is its checkpoint where expert functions compute from the stored bytes, `to` the form to which their experts are quantised.
-    What is attached to the model's experts hook is detached, and its weights are in blocks afterwards.
+    `packed` is its checkpoint where expert functions compute from the stored bytes, or may do `either` that or dequantise them. `to` is the
+    form to which their experts are quantised. What is attached to the model's experts hook is detached, and its weights are in blocks
+    afterwards.
     """
     layers = expert_layers(model)
     on_cpu = _on_cpu(layers)
-    remote, unquantised = function_expert(on_cpu, packed, to), None if to is None else function_expert(on_cpu)
+    remote = function_expert(on_cpu, None if either else packed, to)
+    packed_expert = function_expert(on_cpu, packed) if either else None
+    unquantised = None if to is None else function_expert(on_cpu)
     with torch.inference_mode():
         on_gpu = None if model.device.type == "cpu" else _on_gpu(on_cpu, model.device)
         block_weights(model, [layer.module for layer in on_cpu])  # as the main function has them
@@ -73,6 +78,7 @@ def measure(model: PreTrainedModel, load_s: float, packed: Checkpoint | None = N
         local_expert=local,
         slower_in_passes=slower,
         remote_expert=remote,
+        packed_expert=packed_expert,
         unquantised_expert=unquantised,
         gpu_expert=on_gpu,
         copy_s=fit_linear(*zip(*passes.copies, strict=True)) if passes.copies else Linear(fixed_s=0.0, per_token_s=0.0),

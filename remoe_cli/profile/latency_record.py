@@ -247,6 +247,7 @@ class Latency(Part):
     local_expert         one expert in the main function, on its CPUs: tau_c_l(w, n)
     gpu_expert           one expert alone on the main function's GPU, whatever its vCPUs are: tau_g_l(n). None where there is no GPU
     remote_expert        one expert by the arithmetic of the expert function: tau_c_l(y, n)
+    packed_expert        the same for an expert that is computed from its stored bytes, where functions may also dequantise it; else None
     unquantised_expert   the same for experts as the checkpoint stores them, where `remote_expert` is for quantised ones; else None
     slower_in_passes     how many times as long an expert of the main process takes in a forward pass as alone in a loop: with one token,
                          and with a prompt's. The points of `local_expert` are times in passes. None where this was not measured
@@ -266,6 +267,7 @@ class Latency(Part):
     nonexpert_layers: LayerTimes | None
     local_expert: Timing
     remote_expert: Timing
+    packed_expert: Timing | None = Field(default=None, exclude_if=is_none)
     unquantised_expert: Timing | None = Field(default=None, exclude_if=is_none)
     gpu_expert: Timing | None = Field(default=None, exclude_if=is_none)
     slower_in_passes: tuple[Positive, Positive] | None = Field(default=None, exclude_if=is_none)

@@ -76,7 +76,8 @@ def _run_of(record: ProfileRecord) -> dict[str, object]:
     """List what all shards of a run have in common. Paths may differ from machine to machine."""
     shard = record.dataset.shard
     return {
-        "model": (record.model.revision, record.spec),
+        "model": (record.model.revision, record.spec.model_copy(update={"remote": None})),
+        "form of experts (--experts)": record.spec.remote,
         "dataset": (record.dataset.sha256, record.dataset.prompts),
         "settings": record.settings,
         "number of shards": shard and shard.of,

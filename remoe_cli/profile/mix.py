@@ -157,7 +157,8 @@ def _kind_of(record: ProfileRecord) -> dict[str, object]:
     """List what all parts of a mix have in common; how long prompts and answers may be is the workload's own."""
     settings = record.settings
     return {
-        "model": (record.model.revision, record.spec),
+        "model": (record.model.revision, record.spec.model_copy(update={"remote": None})),
+        "form of experts (--experts)": record.spec.remote,
         "settings": settings and (settings.dtype, settings.chat_template),
         "routing": record.routing.model_copy(update={"sha256": None, "format": None}),
         "vectors": record.vectors and record.vectors.revision,

@@ -119,6 +119,15 @@ class ProfileRecord(artifacts.Document):
     arrays_sha256: str
 
 
+def packed_form(spec: MoeSpec, latency: Latency) -> tuple[MoeSpec, Latency]:
+    """Describe functions that compute from stored bytes, where they may; else change nothing."""
+    if spec.stored is None or not spec.stored.either or latency.packed_expert is None:
+        return spec, latency
+    times = {"remote_expert": latency.packed_expert, "packed_expert": None, "unquantised_expert": latency.remote_expert}
+    stored = spec.stored.model_copy(update={"packed": True, "either": False})
+    return spec.model_copy(update={"stored": stored}), latency.model_copy(update=times)
+
+
 @dataclass(frozen=True)
 class Profile:
     """A profile, and the directory that it is in."""
@@ -140,6 +149,14 @@ class Profile:
         times = latency.model_copy(update={"remote_expert": latency.unquantised_expert, "unquantised_expert": None})
         spec = record.spec.model_copy(update={"remote": None})
         return replace(self, record=record.model_copy(update={"spec": spec, "latency": times, "loss": None}))
+
+    def in_form(self, packed: bool) -> Profile:
+        """Return the profile of functions that compute experts as a plan says, where they may do either.
+
+        Their times are those of that form, and those of dequantised experts are `unquantised_expert` then.
+        """
+        spec, latency = packed_form(self.record.spec, self.record.latency) if packed else (self.record.spec, self.record.latency)
+        return replace(self, record=self.record.model_copy(update={"spec": spec, "latency": latency}))
 
     def counts(self, phase: Phase) -> npt.NDArray[np.int32]:
         """Get the counts [P, L, E] of a phase, or those of the other phase if it has no routing."""

@@ -155,11 +155,14 @@ def profile(
                 artifacts.write_json(compared, _loss(loaded, tokenizer, inputs, prompts.texts, experts, report), recognise.ANY)
         if not (latency or measured.is_file()):
             from remoe_cli.model.quantise import BY_NAME
+            from remoe_cli.profile.function_latency import computes_packed
             from remoe_cli.profile.latency import measure
 
             with progress("Measuring how long things take on this machine"):
                 to = None if experts is None else BY_NAME[experts]
-                latency_here = measure(loaded, load_s, checkpoint if spec.is_packed and to is None else None, to)
+                either = spec.stored is not None and spec.stored.either and computes_packed(say)
+                packed = checkpoint if either or (spec.is_packed and to is None) else None
+                latency_here = measure(loaded, load_s, packed, to, either=either)
                 artifacts.write_json(measured, latency_here, recognise.ANY)
     with progress("Profiling prompts") as report:
         report(done, total)

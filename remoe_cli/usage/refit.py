@@ -100,13 +100,13 @@ def refit(name: str, profile: Profile, plan: Plan, catalog: Catalog, observed: S
         cold_start = latency.cold_start
         remarks.append(f"{len(cold)} calls started an instance, which is too few, so the time of a cold start is as it was.")
     computed = [each for one in observed for each in one.computing]
-    remote, factor = _computing(latency.remote_expert, catalog, computed)
-    unquantised = latency.unquantised_expert  # nobody has served it: it changes as the other does
-    if unquantised is not None and factor != 1:
-        unquantised = unquantised.model_copy(update={"curve": _scaled(unquantised.curve, factor), "points": (), "residuals": ()})
-    latency = latency.model_copy(
-        update={"invocation": invocation, "cold_start": cold_start, "remote_expert": remote, "unquantised_expert": unquantised}
-    )
+    forms: dict[str, Timing | None] = {name: getattr(latency, name) for name in ("remote_expert", "packed_expert", "unquantised_expert")}
+    used = "packed_expert" if plan.model.packed and latency.packed_expert is not None else "remote_expert"
+    forms[used], factor = _computing(getattr(latency, used), catalog, computed)
+    for name, timing in forms.items():  # nobody has served the other forms: they change as this one does
+        if name != used and timing is not None and factor != 1:
+            forms[name] = timing.model_copy(update={"curve": _scaled(timing.curve, factor), "points": (), "residuals": ()})
+    latency = latency.model_copy(update={"invocation": invocation, "cold_start": cold_start, **forms})
     fitted = replace(profile, record=profile.record.model_copy(update={"latency": latency}))
     answers = [{"calls": each} for each in tokens[:: max(1, -(-len(tokens) // _ANSWERS))] if each]
     written = with_answers(fitted, out, plan, catalog, answers) if answers else write_profile(out, fitted.record, fitted.arrays)

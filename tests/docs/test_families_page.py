@@ -22,6 +22,7 @@ STORED = sorted({NAMES[form] for _, form in PAIRS if is_packed_format(bits_per_w
 # Families with tests of their own, in tests/model/test_published_families.py.
 OWN = {
     "deepseek_v4": ("not tried", "yes", "not tried", "not tried"),
+    "longcat_flash": ("yes", "yes", "yes", "yes"),
     "gemma4 (text only)": ("yes", "yes", "not tried", "not tried"),
     **{f"{name} (text only)": ("yes", "yes", "yes", "yes") for name in ALSO_PICTURES},
     **{f"{name} (read as {family})": ("yes, as " + family, "yes", "not tried", "not tried") for name, family in ALIASES.items()},
@@ -35,7 +36,8 @@ What the tests try with tiny random models, with transformers {transformers.__ve
 - **Planned, profiled, served**: by `remoe plan`, by running the model, and by a deployment or its parts.
 - **Quantised**: formats whose checkpoints give transformers' weights to the bit. Bold ones are also tried from profile to answer on the
   local twin. Other pairs of a family and a format are not tried; they go through the same code.
-- **In functions**, experts in {", ".join(STORED)} are computed as they are stored (packed). Those in other formats are dequantised first.
+- **In functions**, experts in {", ".join(STORED)} are computed as they are stored (packed). In FP8 that is so, or they are
+  dequantised first, as the plan finds better. Those in other formats are dequantised first.
 
 Families that are not listed are planned and served in the same way, untried, if they send their experts through transformers' experts
 interface.

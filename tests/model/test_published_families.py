@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashTopkRouter
 
 from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import find, reason
@@ -95,6 +98,12 @@ ALSO_PICTURES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, ...]]]
         _QWEN,
         (0, 1),
     ),
+    "step3p7": (
+        {"mlp_layer_types": ["dense", "sparse", "sparse"], "swiglu_limits": [None, 0.25, None], "share_expert_dim": 32}
+        | {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "sliding_window": 8},
+        {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4, "image_size": 16},
+        (1, 2),
+    ),
     "qwen3_vl_moe": ({"rope_parameters": _ROPE}, _QWEN, (0, 1, 2)),
 }
 
@@ -136,6 +145,47 @@ def test_the_text_of_a_family_of_pictures_is_served(family: str, tmp_path: Path)
     assert alone[0] == tokens[0, 20:26].tolist()
     made = together(engine, [Asked(2 * n, prompt, 6) for n, prompt in enumerate(prompts)])
     assert [list(each.stream.ids) for each in made] == alone
+
+
+LONGCAT: dict[str, Any] = {
+    **{"vocab_size": 128, "hidden_size": 64, "ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "num_layers": 2, "moe_topk": 3},
+    **{"num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8, "zero_expert_num": 4, "head_dim": 16, **_LATENT},
+    **{"max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None},
+}
+
+
+@pytest.mark.parametrize("layout", ["own names", "as transformers saves it", "as published"])
+def test_experts_without_weights_are_added_by_the_main_function(layout: str, tmp_path: Path) -> None:
+    """Of LongCat-Flash; published checkpoints have nothing of them, and those of transformers have gates that nobody uses."""
+    torch.manual_seed(0)
+    whole: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIG_MAPPING["longcat_flash"](**LONGCAT), dtype=torch.bfloat16)
+    with torch.no_grad():
+        for name, parameter in drawn(whole):
+            parameter.copy_(torch.randn(parameter.shape) * scale(name, parameter))
+    whole.eval().save_pretrained(tmp_path, save_original_format=layout != "own names")
+    if layout == "as published":
+        file = tmp_path / "model.safetensors"
+        kept = {k: t for k, t in load_file(file).items() if not re.search(r"experts\.(8|9|1\d)\.", k)}
+        save_file(kept, file, {"format": "pt"})
+    chosen: list[torch.Tensor] = []
+    for module in whole.modules():
+        if isinstance(module, LongcatFlashTopkRouter):
+            module.register_forward_hook(lambda _m, _a, out: chosen.append(out[2]))
+    wanted, tokens = logits(whole), greedy(whole)
+    assert any((index >= 8).any() and (index < 8).any() for index in chosen)
+    checkpoint = find(str(tmp_path))
+    spec = read_spec(checkpoint)
+    assert (spec.experts_per_layer, spec.top_k, spec.moe_layers, spec.expert_bytes) == (8, 3, (0, 1), 3 * 64 * 32 * 2)
+    keep = dict.fromkeys((0, 1), (0, 2, 4, 7))
+    part = load(checkpoint, keep)
+    serve(part, keep, (away := InProcessExperts(load(checkpoint))).send)
+    assert torch.equal(logits(part), wanted) and torch.equal(greedy(part), tokens) and away.rows
+    if layout == "as published":
+        assert len(list(write_shards(checkpoint, {0: ((1, 3),)}, 1, tmp_path))) == 1  # which compares the function's numbers
+        everything = load(checkpoint)
+        attach(everything, recorder := RoutingRecorder())  # profiling
+        assert torch.equal(logits(everything), wanted)
+        assert {layer: seen[0].shape for layer, seen in recorder.seen.items()} == dict.fromkeys((0, 1), (40, 3))
 
 
 def test_a_layer_with_two_sets_of_experts_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remoe_cli.plan.problem.hits import HitDistribution, owners
+from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, HitDistribution, owners
 from remoe_cli.plan.problem.traffic import one_length
 from remoe_cli.plan.problem.workload import Workload, patterns_of
 
@@ -131,3 +131,12 @@ def test_owners_are_balanced(data: st.DataObject, experts: int, functions: int) 
 def test_owners_by_hand() -> None:
     members = np.array([[True, True, False, True, True], [False, False, False, False, True]])
     assert owners(members, np.array([4, 0, 1, 3, 2]), 2).tolist() == [[1, 0, -1, 0, 1], [-1, -1, -1, -1, 0]]
+
+
+def test_sets_with_experts_on_the_gpu_are_counted_once_for_each_layer() -> None:
+    hits = workload_of([[[0, 1], [1, 2]], [[2, 3], [0, 3]]], 4).hits
+    owner = np.array([[ON_GPU, 0, ON_CPU, ON_CPU]])
+    found = hits.of_owners(0, owner)
+    assert hits.of_owners(0, owner.copy()) is found
+    assert pairs(hits.of_owners(1, owner), 0) != pairs(found, 0)
+    assert pairs(hits.of_owners(0, np.array([[ON_GPU, 0, 1, ON_CPU]])), 0) != pairs(found, 0)

@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from remoe_cli.errors import ArtifactError, RemoeError, UsageError
+from remoe_cli.model.checkpoint import find
+from remoe_cli.model.spec import read_spec
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.verify.check import verify
+from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.imports.draw import draw_trace
 from remoe_cli.profile.imports.importer import import_profile, import_routing
+from remoe_cli.profile.loss_record import refuse_loss
 from remoe_cli.profile.prompts import PromptSet, read_prompts
 from remoe_cli.profile.record import read_profile
 from tests.support import routing_files as made
@@ -222,6 +226,19 @@ def test_a_profile_of_a_folder_with_config_alone(model: Path, files: dict[str, P
     plan = plan_of(read, tiny_catalog(), remote_share=0.5)
     assert verify(plan, read, tiny_catalog()) == ()
     assert "The profile" not in plan.reason.replace("The profile traced", "")
+
+
+def test_a_profile_of_experts_that_are_quantised_on_request(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    """Planned in that form; nobody has measured what it loses, so it is refused unless that is accepted."""
+    spec = read_spec(find(str(model)), "int8")
+    latency = latency_from("paper", spec)
+    record = import_profile(str(model), files["ids.npz"], tmp_path / "p", latency=latency, experts="int8").record
+    assert record.spec == spec and spec.remote is not None and spec.remote.form == "int8" and record.loss is None
+    assert record.latency.unquantised_expert is not None
+    plan = plan_of(read_profile(tmp_path / "p"), tiny_catalog(), remote_share=0.5)
+    assert (plan.model.experts, plan.model.packed) == ("int8", True)
+    with pytest.raises(UsageError, match="nobody has measured what they lose"):
+        refuse_loss("int8", record.loss, accepted=False)
 
 
 CAVEATS = {

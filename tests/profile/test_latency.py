@@ -17,6 +17,7 @@ import torch
 
 from remoe_cli import cages
 from remoe_cli.errors import ModelError
+from remoe_cli.function.errors import FunctionProcessorError
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
 from remoe_cli.model.loader import load
@@ -160,8 +161,9 @@ def test_packed_experts_are_timed_as_functions_compute_them(monkeypatch: pytest.
     """From the checkpoint's own bytes: the process that times them cannot start where there is no packed product."""
     monkeypatch.setattr(cages, "probe", lambda label: cages.rlimit_only())
     save_quantised("gpt_oss", "mxfp4", tmp_path / "mxfp4")
+    save_quantised("qwen3_moe", "fp8", tmp_path / "fp8")
     save("qwen3_moe", torch.bfloat16, tmp_path / "plain", fused=False)
-    for form in ("mxfp4", "plain"):
+    for form in ("mxfp4", "fp8", "plain"):
         checkpoint = find(str(tmp_path / form))
         layers = expert_layers(load(checkpoint))
         with pytest.raises(ModelError, match=r"measured: the experts of .* it is not quantised") if form == "plain" else nullcontext():
@@ -188,6 +190,18 @@ def test_a_processor_that_cannot_compute_packed_experts_is_said_with_those_that_
     made = function_latency._failed(f"Traceback\n  File x\nremoe_cli.function.errors.FunctionProcessorError: {reason}\n")
     assert made.message == f"The time of the function's arithmetic cannot be measured: {reason}."
     assert "on an x86-64 processor with AVX2 and FMA or on arm64" in made.hint and "--latency-from" in made.hint
+
+
+def test_a_processor_without_packed_products_times_dequantised_experts_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    assert function_latency.computes_packed(said.append) and not said
+
+    def none() -> None:
+        raise FunctionProcessorError("this one lacks AVX2")
+
+    monkeypatch.setattr(function_latency, "library", none)
+    assert not function_latency.computes_packed(said.append)
+    assert said == ["Experts are timed dequantised alone, so plans of this profile have functions dequantise them: this one lacks AVX2."]
 
 
 def test_a_function_that_cannot_be_timed_is_one_sentence() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from remoe_cli.errors import UsageError
+from remoe_cli.model.spec import RemoteExperts
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.profile.loss_record import QuantisationLoss
 from remoe_cli.profile.mix import mix
@@ -92,6 +93,7 @@ def test_unlike_profiles_are_refused(parts: tuple[Profile, Profile], tmp_path: P
     assert settings is not None
     for name, update in (
         ("model", {"model": code.record.model.model_copy(update={"revision": "local:1"})}),
+        ("form of experts", {"spec": code.record.spec.model_copy(update={"remote": RemoteExperts(form="int8", expert_bytes=1)})}),
         ("settings", {"settings": settings.model_copy(update={"dtype": "float32"})}),
         ("routing", {"routing": code.record.routing.model_copy(update={"trace": "drawn"})}),
     ):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class HitDistribution:
 class HitCounter:
     """Count hits over the recorded tokens of all layers, and keep what is counted.
 
-    Solvers and scenarios ask for the same sets many times: `of_prefixes` and `of_parts` count each once.
+    Solvers and scenarios ask for the same sets many times, as plans do for other forms of experts and kinds of main functions. Each is
+    counted once: by `of_prefixes`, by `of_parts`, and by `of_owners` where experts are on the GPU.
 
     patterns   per layer
     ranks      int64 [L, E], 0 for the least used expert of a layer
@@ -52,12 +54,17 @@ class HitCounter:
     patterns: tuple[Pattern, ...]
     ranks: Ints
     _prefixes: dict[int, HitDistribution] = field(default_factory=dict, init=False, repr=False)
+    _with_gpu: dict[tuple[int, bytes], HitDistribution] = field(default_factory=dict, init=False, repr=False)
     _parts: dict[tuple[int, Parts, tuple[int, ...]], HitDistribution] = field(default_factory=dict, init=False, repr=False)
 
     def of_owners(self, layer: int, owner: Ints) -> HitDistribution:
         """Count for the sets `owner` [S, E] of one layer."""
-        count = _counted_with_gpu if (owner == ON_GPU).any() else _counted
-        return count(self.patterns[layer], owner)
+        if not (owner == ON_GPU).any():
+            return _counted(self.patterns[layer], owner)
+        key = layer, blake2b(owner.astype(np.int16).tobytes(), digest_size=16).digest()
+        if key not in self._with_gpu:
+            self._with_gpu[key] = _counted_with_gpu(self.patterns[layer], owner)
+        return self._with_gpu[key]
 
     def of_parts(self, layer: int, parts: Parts, gpu: tuple[int, ...] = ()) -> HitDistribution:
         """Count for one set (S = 1), given by the experts of each of its functions, and those on the GPU."""

@@ -15,7 +15,7 @@ from remoe_cli.plan.problem.sizes import sizes_of
 from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.plan.problem.workload import Workload, from_profile
 from remoe_cli.profile.hardware import latency_from
-from remoe_cli.profile.record import Profile, read_profile_of
+from remoe_cli.profile.record import Profile, packed_form, read_profile_of
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,12 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
     return Problem(spec, latency, catalog, workload, described, request.invocations, request.gpu_experts, at, request.concurrency)
 
 
+def forms_of(problem: Problem) -> tuple[Problem, ...]:
+    """List the problem for each form in which functions may compute experts, ready first."""
+    spec, latency = packed_form(problem.spec, problem.latency)
+    return (problem,) if spec is problem.spec else (problem, replace(problem, spec=spec, latency=latency))
+
+
 def _ttft_at(workload: Workload, percentile: float | None) -> TtftAt | None:
     """Find the request that has to be in time so that a percentage of the requests is.
 
@@ -128,8 +134,8 @@ def _refuse_changed(plan_path: Path, what: str, planned: Source, sha256: str) ->
 
 
 def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
-    """Pose the problem that a plan solves, of its own profile and catalog."""
-    return make_problem(profile, catalog, replace(request_of(plan), aim=Aim()))
+    """Pose the problem that a plan solves, of its profile and catalog, in the plan's form of experts."""
+    return make_problem(profile.in_form(plan.model.packed), catalog, replace(request_of(plan), aim=Aim()))
 
 
 def request_of(plan: Plan) -> PlanRequest:

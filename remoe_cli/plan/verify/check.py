@@ -55,6 +55,7 @@ def verify(plan: Plan, profile: Profile, catalog: Catalog, requests: Iterable[Re
 
     Limits are checked for the longest requests that the plan names, and one by one for the `requests` of its file, if they are given.
     """
+    profile = profile.in_form(plan.model.packed)
     structure = (*_sources(plan, profile, catalog), *_structure(plan, profile, catalog))
     if structure:  # numbers of a plan that is not well formed mean nothing
         return structure

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -61,11 +61,13 @@ def import_profile(
     prompts: PromptSet | None = None,
     vectors_from: str | None = None,
     max_prompt_tokens: int = 1024,
+    experts: Literal["int8", "int4"] | None = None,
     say: Callable[[str], object] = lambda remark: None,
 ) -> Profile:
     """Write the profile of a model whose routing is in `file`.
 
-    A folder with the model's config.json is enough for `model`. `say` gets a sentence for each thing of the file that is left out.
+    A folder with the model's config.json is enough for `model`. `experts` is the form to which expert functions' experts are quantised;
+    what that loses stays unknown, as the model is not run. `say` gets a sentence for each thing of the file that is left out.
 
     Prompt vectors come from the embeddings of the checkpoint `vectors_from`, else of the model itself if its folder has weights and a
     tokenizer; prompts are cut to `max_prompt_tokens` for them. Without texts or embeddings their width is 0.
@@ -74,7 +76,7 @@ def import_profile(
     """
     refuse_foreign(out)
     checkpoint = find_named(model)
-    spec = read_spec(checkpoint)
+    spec = read_spec(checkpoint, experts)
     imported = import_routing(file, spec, model=Path(checkpoint.name).name, prompts=prompts)
     prompts = imported.prompts
     embedding = find_named(vectors_from) if vectors_from else checkpoint if _has_embeddings(checkpoint) else None

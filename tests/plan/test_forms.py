@@ -1,0 +1,88 @@
+"""Where functions may dequantise experts or compute from stored bytes, the plan is the better of the plans with each form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from remoe_cli.model.stored import StoredWeights
+from remoe_cli.plan.document import Plan
+from remoe_cli.plan.problem.request import problem_of
+from remoe_cli.plan.verify.check import verify
+from remoe_cli.profile.hardware import latency_from
+from remoe_cli.profile.record import Profile, packed_form
+from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
+
+MB = 2**20
+EITHER = StoredWeights(format="FP8", expert_bytes=48 * MB, nonexpert_bytes=120 * MB, served=True, either=True)
+CATALOG = tiny_catalog(memory_menu_mb=[128, 256, 512, 1024])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    return synthetic_profile(tmp_path_factory.mktemp("profile"), layers=2, experts=8, skew=3.0, expert_mb=95, main_vcpus=1)
+
+
+def of(profile: Profile, slower: float) -> Profile:
+    """The profile of a checkpoint in FP8, whose packed experts take so many times as long as dequantised ones."""
+    spec = profile.record.spec.model_copy(update={"stored": EITHER})
+    latency = latency_from("lambda", spec)
+    ready = latency.remote_expert.curve
+    times = {name: getattr(ready, name) * slower for name in ("weights_s", "per_token_s")}
+    packed = latency.remote_expert.model_copy(update={"curve": ready.model_copy(update=times)})
+    return replace(
+        profile, record=profile.record.model_copy(update={"spec": spec, "latency": latency.model_copy(update={"packed_expert": packed})})
+    )
+
+
+def alone(profile: Profile, packed: bool) -> Profile:
+    """The same, of functions that have one form."""
+    spec, latency = profile.record.spec, profile.record.latency
+    if packed:
+        spec, latency = packed_form(spec, latency)
+    else:
+        stored = EITHER.model_copy(update={"either": False})
+        spec, latency = spec.model_copy(update={"stored": stored}), latency.model_copy(update={"packed_expert": None})
+    return replace(profile, record=profile.record.model_copy(update={"spec": spec, "latency": latency}))
+
+
+OPTIONS: dict[str, Any] = {"cold_share": 0.2, "n_in": 60, "n_out": 40}
+
+
+@pytest.mark.parametrize(("slower", "packed"), [(0.6, True), (3.0, False)])
+@pytest.mark.parametrize("solver", ["exact", "scan"])
+def test_the_better_form_is_chosen(made: Profile, slower: float, packed: bool, solver: str) -> None:
+    profile = of(made, slower)
+    plan = plan_of(profile, CATALOG, solver=solver, examine=True, **OPTIONS)
+    assert any(layer.remote for layer in plan.layers) and plan.model.packed is packed
+    one, other = (plan_of(alone(profile, form), CATALOG, solver=solver, **OPTIONS) for form in (packed, not packed))
+    assert (one.model.packed, other.model.packed) == (packed, not packed)
+    assert plan.layers == one.layers and plan.cost_usd_per_request == one.cost_usd_per_request < other.cost_usd_per_request
+    if solver == "exact":  # and no plan in either form is below the bound
+        assert plan.lower_bound_usd is not None and one.lower_bound_usd is not None and other.lower_bound_usd is not None
+        assert plan.lower_bound_usd <= one.lower_bound_usd and plan.lower_bound_usd <= other.lower_bound_usd
+        assert plan.lower_bound_usd >= 0.998 * one.cost_usd_per_request
+    assert verify(plan, profile, CATALOG) == ()
+    assert problem_of(plan, profile, CATALOG).spec.is_packed is packed
+    assert plan.unquantised is not None and plan.unquantised.tpot_s > 0
+    changed = plan.model_copy(update={"model": plan.model.model_copy(update={"packed": not packed})})
+    assert verify(changed, profile, CATALOG)
+
+
+def test_the_copy_beside_it_does_not_depend_on_the_form(made: Profile) -> None:
+    beside = [copy_of(plan_of(of(made, slower), CATALOG, solver="scan", examine=True, **OPTIONS)) for slower in (0.6, 3.0)]
+    assert beside[0] == beside[1]
+
+
+def copy_of(plan: Plan) -> Any:
+    assert plan.unquantised is not None
+    return plan.unquantised
+
+
+def test_a_plan_in_one_form_where_the_other_has_none(made: Profile) -> None:
+    """Dequantised experts need the memory for one more: no function of this menu has it."""
+    small = tiny_catalog(memory_menu_mb=[128, 180])
+    plan = plan_of(of(made, 20.0), small, remote_share=0.5, **OPTIONS)
+    assert plan.model.packed and any(layer.remote for layer in plan.layers) and verify(plan, of(made, 20.0), small) == ()
