@@ -84,8 +84,8 @@ def _measure(rtt_ms: float, folder: Path, options: argparse.Namespace) -> None:
 
     from remoe_cli.model.checkpoint import find_named
     from remoe_cli.model.demo import demo_model
+    from remoe_cli.model.draft import speculate_of
     from remoe_cli.model.tokens import encode, load_tokenizer
-    from remoe_cli.runtime.speculate import speculate_of
 
     checkpoint = find_named(str(demo_model("float32")))
     tokenizer = load_tokenizer(checkpoint)

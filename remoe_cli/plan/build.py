@@ -3,13 +3,14 @@
 1. **Ask.** `PlanRequest` (problem/request.py) holds what the command line asks for. `make_problem` turns it, a profile and a catalog into
    a `Problem`: the model's sizes, its measured or described times, prices, and the `Workload` (`from_profile`), which says how often
    requests come, how long they are, and how often experts are used. `Aim` says what shall be least, and under which targets.
-2. **Compare.** `baselines` (assess/baselines.py) prices the other ways to run the model.
-3. **Choose.** `_choose` takes the placement from a file (`read_placement`), from the paper's heuristic (`paper_plan`), or from the planner:
+2. **Choose.** `_choose` takes the placement from a file (`read_placement`), from the paper's heuristic (`paper_plan`), or from the planner:
    `candidate_sets` lists the remote sets of each layer that are weighed, or `forced_sets` fixes them for --remote-share;
    `build_columns` prices every set at every memory size, number of functions and number of replicas;
    `scan` finds a good plan quickly, `solve` searches all main functions for the best one and proves a lower bound,
    and `improve` exchanges single experts. Where no plan meets the targets, `diagnose` says which limit fails and what would do.
-   `_or_all_local` keeps all experts local where that is no worse.
+   `_or_all_local` keeps all experts local where that is no worse. Where the planner also chooses how many draft tokens a pass may have,
+   each number is a part of the problem (`Problem.parts`), with a bound of its own.
+3. **Compare.** `baselines` (assess/baselines.py) prices the other ways to run the model, with drafts of the same length.
 4. **Judge.** `break_even_traffic` (assess/robustness.py) finds the traffic above which an always-on instance is cheaper, and `judge`
    (assess/verdict.py) says whether the plan is worth it, and why; `notes` says what was assumed.
 5. **Doubt.** `by_kind` (assess/kinds.py) finds the best plan with each kind of main function.
@@ -24,10 +25,12 @@ Stages 2 to 5 share one cost model: `evaluate` (cost/placement.py) over cost/mai
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from remoe_cli.errors import InfeasibleError, OverBudgetError, UsageError
+from remoe_cli.model.draft import Speculate
 from remoe_cli.plan.assess.baselines import Baselines, baselines
 from remoe_cli.plan.assess.kinds import by_kind
 from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
@@ -59,7 +62,8 @@ from remoe_cli.profile.record import Profile
 class _Chosen:
     """A placement, the method that chose it, and the lower bound of the objective where there is one.
 
-    gain   share of the solver's value that exchanging single experts saved
+    gain        share of the solver's value that exchanging single experts saved
+    speculate   the length of drafts that it is for
     """
 
     placement: Placement
@@ -67,6 +71,7 @@ class _Chosen:
     bound: float | None
     timed_out: bool
     gain: float = 0.0
+    speculate: Speculate = "off"
 
 
 def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = None) -> Plan:
@@ -79,8 +84,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
     request = request or PlanRequest()
     problem, aim = make_problem(profile, catalog, request), request.aim
     _refuse_hours_without_traffic(problem)
-    others = baselines(problem, aim)
-    problem, chosen = _holding(problem, request, others)
+    problem, chosen, others = _holding(problem, request)
     outcome = evaluate(problem, chosen.placement)
     value = aim.value(outcome)
     bound = None if chosen.bound is None else min(chosen.bound, value)
@@ -132,6 +136,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         main=chosen.placement.main,
         instances=chosen.placement.instances,
         concurrency=problem.at_main(chosen.placement.main).concurrency,
+        speculate=problem.speculate,
         layers=with_timeouts(problem, chosen.placement.layers, chosen.placement.main),
         costs=_costs(problem, chosen.placement, outcome),
         baselines=others.priced,
@@ -155,7 +160,7 @@ def best_placement(problem: Problem, request: PlanRequest) -> Priced:
 
     Raises: InfeasibleError when no plan meets the limits.
     """
-    problem, chosen = _holding(problem, request, baselines(problem, request.aim))
+    problem, chosen, _ = _holding(problem, request)
     return Priced(chosen.placement, evaluate(problem, chosen.placement))
 
 
@@ -168,19 +173,24 @@ def _refuse_hours_without_traffic(problem: Problem) -> None:
         )
 
 
-def _holding(problem: Problem, request: PlanRequest, others: Baselines) -> tuple[Problem, _Chosen]:
+def _holding(problem: Problem, request: PlanRequest) -> tuple[Problem, _Chosen, Baselines]:
     """Choose a placement whose limits hold for every request.
 
     Solvers look at the longest ones. Should a shorter one break a limit, as it may where replicas share its experts in another way, they
-    choose again and look at that one too.
+    choose again and look at that one too. Also returns the problem with drafts of the length that was chosen, and the baselines with such.
 
     Raises: what `_choose` raises.
     """
+    compared: dict[Speculate, Baselines] = {}
     while True:
-        chosen = _or_all_local(problem, request.aim, _choose(problem, request), others)
-        broken = first_broken(problem, chosen.placement)
+        found = _choose(problem, request)
+        here = problem.with_drafts(found.speculate)
+        if found.speculate not in compared:
+            compared[found.speculate] = baselines(here, request.aim)
+        chosen = _or_all_local(here, request.aim, found, compared[found.speculate])
+        broken = first_broken(here, chosen.placement)
         if broken is None:
-            return problem, chosen
+            return here, chosen, compared[found.speculate]
         if (stricter := holding_too(problem, broken.size)) is None:
             raise InfeasibleError(f"The plan that was found does not hold: {broken.text}.", "Plan with other lengths, or with --cover.")
         problem = stricter
@@ -188,7 +198,11 @@ def _holding(problem: Problem, request: PlanRequest, others: Baselines) -> tuple
 
 def _choose(problem: Problem, request: PlanRequest) -> _Chosen:
     if request.placement_file is not None:
-        return _Chosen(read_placement(request.placement_file, problem), "given", None, False)
+        placement = read_placement(request.placement_file, problem)
+        return min(
+            (_Chosen(placement, "given", None, False, speculate=each) for each in problem.depths or (problem.speculate,)),
+            key=lambda one: request.aim.value(evaluate(problem.with_drafts(one.speculate), placement)),
+        )
     if request.remote_share is not None:
         return replace(_forced(problem, request, request.remote_share), bound=_exact(problem, request).bound)
     if request.solver == "exact":
@@ -197,10 +211,12 @@ def _choose(problem: Problem, request: PlanRequest) -> _Chosen:
         from remoe_cli.plan.paper.heuristic import paper_plan
 
         found = paper_plan(problem, request.aim)
+        each = [] if found is None else [(problem, found)]
     else:
-        found = scan(problem, request.aim)
-    if found is not None:
-        return replace(_of(found, request.solver), bound=None)
+        each = [(part, one) for part in problem.parts if (one := scan(part, request.aim)) is not None]
+    if each:
+        part, found = min(each, key=lambda pair: pair[1].value)
+        return replace(_of(found, request.solver), bound=None, speculate=part.speculate)
     exact = _exact(problem, request)  # raises the error that says what is impossible, where no plan meets the targets
     if request.solver == "scan":
         return exact
@@ -217,10 +233,6 @@ def _forced(problem: Problem, request: PlanRequest, remote_share: float) -> _Cho
     return _best_part(problem, request.aim, choose)
 
 
-def _exact(problem: Problem, request: PlanRequest) -> _Chosen:
-    return _best_part(problem, request.aim, lambda part: _exact_part(part, request))
-
-
 def _best_part(problem: Problem, aim: Aim, choose: Callable[[Problem], _Chosen]) -> _Chosen:
     """Choose for each part of the problem, and keep the best: no plan is better than the least bound.
 
@@ -230,24 +242,51 @@ def _best_part(problem: Problem, aim: Aim, choose: Callable[[Problem], _Chosen])
     failed: list[InfeasibleError | OverBudgetError] = []
     for part in problem.parts:
         try:
-            chosen = choose(part)
+            chosen = replace(choose(part), speculate=part.speculate)
         except (InfeasibleError, OverBudgetError) as error:
             failed.append(error)
             continue
         found.append((aim.value(evaluate(part, chosen.placement)), chosen))
     if not found:
-        raise min(reversed(failed), key=lambda error: (isinstance(error, InfeasibleError), error.shortfall))
+        raise _nearest(failed)
     best = min(found, key=lambda pair: pair[0])[1]
     bounds = [one.bound for _, one in found if one.bound is not None]
     return replace(best, bound=min(bounds, default=None), timed_out=any(one.timed_out for _, one in found))
 
 
-def _exact_part(problem: Problem, request: PlanRequest) -> _Chosen:
-    candidates = candidate_sets(problem)
-    solution = solve_or_diagnose(problem, candidates, request.aim, request.time_limit_s, scan(problem, request.aim))
-    enumerated = problem.spec.experts_per_layer <= ENUMERATED_EXPERTS
-    better = solution if enumerated else improve(problem, request.aim, solution)
-    return replace(_of(better, "exact"), bound=solution.lower_bound, gain=1 - better.value / solution.value if solution.value else 0.0)
+def _exact(problem: Problem, request: PlanRequest) -> _Chosen:
+    """Solve each part of the problem, with the best plan of all parts so far as the value to beat.
+
+    No plan is better than the least bound of the parts.
+
+    Raises: where no part has a plan, the error of the one that is nearest to its limits.
+    """
+    aim, until_s, failed = request.aim, time.monotonic() + request.time_limit_s, list[InfeasibleError | OverBudgetError]()
+    parts = [(part, scan(part, aim)) for part in problem.parts]
+    best, owner = min(((start, part) for part, start in parts if start is not None), key=lambda pair: pair[0].value, default=(None, None))
+    chosen: _Chosen | None = None
+    bounds, timed_out = list[float](), False
+    for part, _ in parts:
+        left_s = max(1.0, until_s - time.monotonic())
+        try:
+            solution = solve_or_diagnose(part, candidate_sets(part), aim, left_s, best)
+        except (InfeasibleError, OverBudgetError) as error:
+            failed.append(error)
+            continue
+        bounds, timed_out = [*bounds, solution.lower_bound], timed_out or solution.timed_out
+        if best is not None and solution.layers is best.layers and owner is not part:
+            continue  # nothing in this part is better
+        better = solution if problem.spec.experts_per_layer <= ENUMERATED_EXPERTS else improve(part, aim, solution)
+        gain = 1 - better.value / solution.value if solution.value else 0.0
+        chosen, best, owner = replace(_of(better, "exact"), gain=gain, speculate=part.speculate), better, part
+    if chosen is None:
+        raise _nearest(failed)
+    return replace(chosen, bound=min(bounds), timed_out=timed_out)
+
+
+def _nearest(failed: list[InfeasibleError | OverBudgetError]) -> InfeasibleError | OverBudgetError:
+    """Choose the error of the part that is nearest to its limits."""
+    return min(reversed(failed), key=lambda error: (isinstance(error, InfeasibleError), error.shortfall))
 
 
 def solve_or_diagnose(problem: Problem, candidates: tuple[Sets, ...], aim: Aim, time_limit_s: float, start: Solution | None) -> Solution:
@@ -288,6 +327,7 @@ def _workload_ref(workload: Workload, request: PlanRequest) -> WorkloadRef:
         routing=request.routing,
         waking=workload.waking,
         concurrency=request.concurrency,
+        speculate=request.speculate,
     )
 
 

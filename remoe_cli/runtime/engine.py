@@ -20,6 +20,7 @@ from remoe_cli.lambda_limits import read_timeout_s
 from remoe_cli.model.batch_cache import croppable, joinable
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, reason
+from remoe_cli.model.draft import Drafts, Speculate
 from remoe_cli.model.experts import Attachment, attach
 from remoe_cli.model.generation import StopStrings, stop_strings, warning
 from remoe_cli.model.loader import copy_weights, load, load_gpu_experts
@@ -32,7 +33,6 @@ from remoe_cli.runtime.choose import processors
 from remoe_cli.runtime.device import Device, choose, describe, full_memory_named
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
-from remoe_cli.runtime.draft import Drafts, Speculate
 from remoe_cli.runtime.follow import Grammars
 from remoe_cli.runtime.invoke import Connect, Invocation
 from remoe_cli.runtime.sampling import GREEDY, Sampling

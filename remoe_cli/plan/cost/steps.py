@@ -1,10 +1,10 @@
-"""Decode steps of several requests at once: time, and what functions are billed.
+"""Decode steps of several rows, of several requests at once or of drafts: time, and what functions are billed.
 
 Both are means over drawn steps (problem/batches.py).
 The rows that all requests have for a function go there in one invocation. A layer ends with the slowest of CPU, GPU and functions.
 
-Shapes: S sets of one layer, E experts, M drawn steps, V memory specs, K main specs, n requests at once.
-Source: method.md, section 11.
+Shapes: S sets of one layer, E experts, M drawn steps, V memory specs, K main specs, n rows of all requests at most.
+Source: method.md, sections 11 and 12.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def layer_steps(problem: Problem, layer: int, owner: Ints, memory_mb: npt.ArrayL
 
     Shapes: `memory_mb` [V], of each function.
     """
-    rows = problem.workload.step_rows(layer, problem.concurrency)
+    rows = problem.step_rows(layer)
     own_s = [own_step_s(owner, rows, times) for times in mains]
     functions, specs_mb = int(owner.max(initial=ON_CPU)) + 1, np.asarray(memory_mb, dtype=np.float64)
     if functions <= 0:
@@ -67,7 +67,7 @@ def layer_steps(problem: Problem, layer: int, owner: Ints, memory_mb: npt.ArrayL
     seconds, billed_s = np.empty((len(mains), len(owner), len(specs_mb))), np.zeros((len(owner), len(specs_mb)))
     elapsed_s = expert_functions.warm(problem).elapsed_s
     for place, each_mb in enumerate(specs_mb):
-        work_s = expert_functions.expert_work_s(problem, each_mb, np.arange(problem.concurrency + 1))[rows]
+        work_s = expert_functions.expert_work_s(problem, each_mb, np.arange(problem.step_tokens + 1))[rows]
         wait_s = np.zeros(sent[0].shape)
         for here, here_rows in zip(members, sent, strict=True):
             inside_s = expert_functions.inside_s(problem, each_mb, here @ work_s, here_rows)

@@ -101,7 +101,7 @@ class Columns:
         """
         times = [steps.step_times(problem, spec) for spec in specs]
         cpu_s, gpu_s = (min(each[device][1] for each in times) for device in (0, 1))
-        menu = steps.different_times(problem) if problem.concurrency > 1 else ()
+        menu = () if problem.is_one_token else steps.different_times(problem)
         which = [menu.index(each) for each in dict.fromkeys(times)] if menu else []
         each_s = [
             table.expected_s(cpu_s, gpu_s) if isinstance(table, DecodeTable) else table.seconds[which].min(axis=0)
@@ -169,7 +169,7 @@ def build_columns(
     empty = np.flatnonzero(count == 0)
     nowhere = np.repeat(owner_of(sets.shape[1], ()), len(empty), axis=0)
     tables: list[DecodeTable | StepTable] = []
-    if problem.concurrency == 1:
+    if problem.is_one_token:
         hit = workload.decode_hits[set_layer[empty]].sum(axis=1, keepdims=True)
         tables.append(DecodeTable(np.ones(1, dtype=np.int64), np.zeros((1, 1)), hit))
     elif len(empty):
@@ -179,7 +179,7 @@ def build_columns(
     taken = len(empty) + sum(_places(table) for table in more)
     for divided in _divided(problem, menu, members, set_layer):
         at, functions, memory_mb = divided.at, divided.functions, divided.memory_mb
-        if problem.concurrency > 1:
+        if not problem.is_one_token:
             several = steps_of(problem, divided.layer, divided.owner, divided.speeds_mb)
             tables.append(StepTable(several.seconds))
             billed = several.billed_s / problem.concurrency, several.calls / problem.concurrency
@@ -201,7 +201,8 @@ def build_columns(
                 "replicas": np.full(len(s), z),
                 "decode_at": taken + np.ravel_multi_index((s, v), memory_mb.shape),
             }
-            figures = {"bill_usd": (usd + workload.n_out * decode_usd)[s, v], "start_s": start_s[s], "zt_s": zt_s[:, s, v]}
+            bill_usd = usd + workload.n_out * problem.drafting.passes * decode_usd
+            figures = {"bill_usd": bill_usd[s, v], "start_s": start_s[s], "zt_s": zt_s[:, s, v]}
             priced.append(figures | {name: array.astype(np.int32) for name, array in small.items()})
         copied, more = spread_out(problem, variants, priced, at, divided.owner, divided.speeds_mb, taken)
         parts, tables = [*parts, *copied], [*tables, *more]
@@ -299,7 +300,7 @@ def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bo
     best = np.full((len(each), *divided.memory_mb.shape), np.inf)
     for z, number in enumerate(replicas):
         usable = (divided.memory_mb > 0) & (divided.biggest >= number)[:, None]  # more replicas than experts shorten nothing
-        if problem.concurrency > 1:
+        if not problem.is_one_token:
             usable &= step_fits[:, None]
         usd = expert_functions.cold_usd(problem, divided.memory_mb, divided.biggest, divided.functions * number)
         zt_s = np.empty_like(best)

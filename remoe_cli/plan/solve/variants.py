@@ -58,7 +58,7 @@ class DecodeTable:
 
 @dataclass(frozen=True)
 class StepTable:
-    """The mean time of a decode step of several requests.
+    """The mean time of a decode step of several rows.
 
     seconds   [K, S, V], beside main specs of each of K different speeds (`different_times` in cost/steps.py)
     """
@@ -112,7 +112,7 @@ def spread_out(
     after = begin + len(at) * speeds
     parts += [_copied(part, at, variants, there, begin, speeds, after) for part in priced]
     owner = np.where(variants.sets[there] == ON_GPU, hits.ON_GPU, owner[np.searchsorted(at, variants.remote_set[there])])
-    if problem.concurrency > 1:
+    if not problem.is_one_token:
         return parts, [StepTable(steps_of(problem, variants.layer[there], owner, np.zeros(1) if speeds_mb is None else speeds_mb).seconds)]
     found = hits_of(problem, variants.layer[there], owner)
     call_s = np.zeros((1, len(found.local)))
@@ -128,7 +128,7 @@ def hits_of(problem: Problem, layer: Small, owner: Ints) -> hits.HitDistribution
 
 
 def steps_of(problem: Problem, layer: Small, owner: Ints, speeds_mb: Ints | Floats) -> Steps:
-    """Price decode steps of several requests for the sets `owner` [S, E] of layers [S], which ascend."""
+    """Price decode steps of several rows for the sets `owner` [S, E] of layers [S], which ascend."""
     mains = different_times(problem)
     each = [layer_steps(problem, one, owner[layer == one], speeds_mb, mains) for one in np.unique(layer).tolist()]
     seconds, billed_s, calls = ([getattr(one, name) for one in each] for name in ("seconds", "billed_s", "calls"))
