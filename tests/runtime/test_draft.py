@@ -11,10 +11,10 @@ import torch
 
 from remoe_cli.artifacts import Part
 from remoe_cli.errors import InvokeError, UsageError
+from remoe_cli.model import draft
 from remoe_cli.model.draft import Acceptance, Drafts, Speculate, lookup, speculate_of
 from remoe_cli.profile.record import ModelRef
 from remoe_cli.runtime import batch as batches
-from remoe_cli.runtime import draft
 from remoe_cli.runtime.answer import Generated, Stop
 from remoe_cli.runtime.engine import Engine
 from remoe_cli.runtime.main_function import MainFunction, Request
