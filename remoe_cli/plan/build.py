@@ -262,11 +262,10 @@ def _exact(problem: Problem, request: PlanRequest) -> _Chosen:
     Raises: where no part has a plan, the error of the one that is nearest to its limits.
     """
     aim, until_s, failed = request.aim, time.monotonic() + request.time_limit_s, list[InfeasibleError | OverBudgetError]()
-    parts = [(part, scan(part, aim)) for part in problem.parts]
-    best, owner = min(((start, part) for part, start in parts if start is not None), key=lambda pair: pair[0].value, default=(None, None))
-    chosen: _Chosen | None = None
+    parts, chosen = problem.parts, None
+    best, owner = _start(parts, aim)
     bounds, timed_out = list[float](), False
-    for part, _ in parts:
+    for part in parts:
         left_s = max(1.0, until_s - time.monotonic())
         try:
             solution = solve_or_diagnose(part, candidate_sets(part), aim, left_s, best)
@@ -282,6 +281,16 @@ def _exact(problem: Problem, request: PlanRequest) -> _Chosen:
     if chosen is None:
         raise _nearest(failed)
     return replace(chosen, bound=min(bounds), timed_out=timed_out)
+
+
+def _start(parts: tuple[Problem, ...], aim: Aim) -> tuple[Solution | None, Problem | None]:
+    """Find a good plan by the scan, and its part: with drafts of the first length, and of the length with which such a plan is best."""
+    found = [(one, part) for part in parts if part.speculate == parts[0].speculate and (one := scan(part, aim)) is not None]
+    others = [part for part in parts if part.speculate != parts[0].speculate]
+    if others:
+        rest = min(others, key=lambda part: min((aim.value(evaluate(part, one.placement)) for one, _ in found), default=0.0))
+        found += [(one, part) for part in others if part.speculate == rest.speculate and (one := scan(part, aim)) is not None]
+    return min(found, key=lambda pair: pair[0].value, default=(None, None))
 
 
 def _nearest(failed: list[InfeasibleError | OverBudgetError]) -> InfeasibleError | OverBudgetError:

@@ -56,7 +56,7 @@ def merge(profiles: Sequence[Path], out: Path) -> Profile:
 
 
 def join(parts: Sequence[Arrays]) -> Arrays:
-    """Join the arrays that all parts have into those of one part, with the prompts in the order of the dataset."""
+    """Join the arrays that all parts have into one part, with the prompts in the order of the dataset."""
     prompts = [part["prompt_index"] for part in parts]
     owners = {"P": prompts, "T": [index[part["trace_prompt"]] for index, part in zip(prompts, parts, strict=True)]}
     if "bag_sizes" in parts[0]:

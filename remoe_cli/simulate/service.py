@@ -249,8 +249,8 @@ def _shared_token(problem: Problem, placement: Placement, index: int) -> _Token:
     """Look at one layer of steps of several rows: how long they take for a token, and a request's part of their calls."""
     layer, n, passes = placement.layers[index], problem.concurrency, problem.drafting.passes
     owner = owner_of(problem.spec.experts_per_layer, layer.parts, layer.gpu)
-    steps = layer_steps(problem, index, owner, [layer.memory_mb], (step_times(problem, placement.main),))
-    seconds, calls = passes * float(steps.seconds[0, 0, 0]), float(steps.calls[0, 0])
+    steps = layer_steps(problem, index, owner, layer.memory_mb, step_times(problem, placement.main))
+    seconds, calls = passes * float(steps.seconds[0]), float(steps.calls[0, 0])
     if not layer.parts:
         return _Token(seconds, 0.0, 0.0, 0.0, 0.0)
     usd = expert_functions.bill_usd(problem, [layer.memory_mb], _biggest(layer.parts), steps.billed_s / n, steps.calls / n)

@@ -129,8 +129,8 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
     cold_s, calls = main_function.cold_expert_s(problem, main) * int((owner[0] < 0).sum()), 0.0
     several, decode_s = not problem.is_one_token, float(workload.decode_hits[index].sum()) * step_s
     if several:
-        steps = layer_steps(problem, index, owner, [layer.memory_mb], (step_times(problem, main),))
-        decode_s = float(steps.seconds[0, 0, 0])
+        steps = layer_steps(problem, index, owner, layer.memory_mb, step_times(problem, main))
+        decode_s = float(steps.seconds[0])
     elif parts or layer.gpu:
         hits = workload.hits.of_parts(index, parts, layer.gpu)
         waits_s = hits.local * step_s

@@ -1,15 +1,15 @@
-"""Decode steps of several rows, of several requests at once or of drafts: time, and what functions are billed.
+"""Decode steps of several rows, of requests at once or of drafts: time, and what is billed.
 
 Both are means over drawn steps (problem/batches.py).
 The rows that all requests have for a function go there in one invocation. A layer ends with the slowest of CPU, GPU and functions.
 
-Shapes: S sets of one layer, E experts, M drawn steps, V memory specs, K main specs, n rows of all requests at most.
+Shapes: S sets of one layer, E experts, M drawn steps, n rows of all requests at most.
 Source: method.md, sections 11 and 12.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +28,9 @@ StepTimes = tuple[tuple[float, ...], tuple[float, ...]]  # of an expert by its r
 class Steps:
     """What decode steps of one layer take, for each set.
 
-    seconds    [K, S, V], mean time of the layer
-    billed_s   [S, V], mean billed time of all its invocations
+    seconds    [S], mean time of the layer
+    billed_s   [S, 1], mean billed time of all its invocations
     calls      [S, 1], how many there are in the mean
-
-    V is 1 where nothing is remote.
     """
 
     seconds: Floats
@@ -46,37 +44,64 @@ def step_times(problem: Problem, spec: MainSpec) -> StepTimes:
     return tuple(on_cpu.tolist()), tuple(on_gpu.tolist())
 
 
-def different_times(problem: Problem) -> tuple[StepTimes, ...]:
-    """List the different times of the menu's main specs."""
-    return tuple(dict.fromkeys(step_times(problem, spec) for spec in problem.menu))
+def least_times(several: Sequence[StepTimes]) -> tuple[StepTimes, ...]:
+    """Leave out times that others are nowhere slower than: a step takes no less time with them."""
+    different = tuple(dict.fromkeys(several))
+    return tuple(one for one in different if not any(other is not one and _nowhere_slower(other, one) for other in different))
 
 
-def layer_steps(problem: Problem, layer: int, owner: Ints, memory_mb: npt.ArrayLike, mains: Sequence[StepTimes]) -> Steps:
-    """Price the decode steps of the sets `owner` [S, E] of one layer, beside each of some main specs.
+def _nowhere_slower(one: StepTimes, other: StepTimes) -> bool:
+    return all(a <= b for devices in zip(one, other, strict=True) for a, b in zip(*devices, strict=True))
 
-    Shapes: `memory_mb` [V], of each function.
+
+@dataclass(frozen=True)
+class Sent:
+    """What drawn decode steps of one layer send to functions of one memory spec, for each set.
+
+    wait_s     [S, M], time of the slowest invocation
+    billed_s   [S], mean billed time of all invocations
     """
+
+    wait_s: Floats
+    billed_s: Floats
+
+
+def sent_of(problem: Problem, layer: int, owner: Ints, memory_mb: float) -> Sent:
+    """Price what the steps of the sets `owner` [S, E] of one layer send."""
     rows = problem.step_rows(layer)
-    own_s = [own_step_s(owner, rows, times) for times in mains]
-    functions, specs_mb = int(owner.max(initial=ON_CPU)) + 1, np.asarray(memory_mb, dtype=np.float64)
-    if functions <= 0:
-        none = np.zeros((len(owner), 1))
-        return Steps(np.array([seconds.mean(axis=1)[:, None] for seconds in own_s]), none, none)
-    members = [(owner == function).astype(np.float64) for function in range(functions)]
-    sent = [here @ rows for here in members]
-    seconds, billed_s = np.empty((len(mains), len(owner), len(specs_mb))), np.zeros((len(owner), len(specs_mb)))
     elapsed_s = expert_functions.warm(problem).elapsed_s
-    for place, each_mb in enumerate(specs_mb):
-        work_s = expert_functions.expert_work_s(problem, each_mb, np.arange(problem.step_tokens + 1))[rows]
-        wait_s = np.zeros(sent[0].shape)
-        for here, here_rows in zip(members, sent, strict=True):
-            inside_s = expert_functions.inside_s(problem, each_mb, here @ work_s, here_rows)
-            wait_s = np.maximum(wait_s, np.where(here_rows > 0, elapsed_s + inside_s, 0.0))
-            billed_s[:, place] += np.where(here_rows > 0, expert_functions.billed_s(problem, inside_s), 0.0).mean(axis=1)
-        for main, own in enumerate(own_s):
-            seconds[main, :, place] = np.maximum(own, wait_s).mean(axis=1)
-    calls = np.sum([(here_rows > 0).mean(axis=1) for here_rows in sent], axis=0)
-    return Steps(seconds, billed_s, calls[:, None])
+    wait_s, billed_s = np.zeros((len(owner), rows.shape[1])), np.zeros(len(owner))
+    for here, here_rows in _divided(owner, rows):
+        work_s = expert_functions.expert_work_s(problem, memory_mb, np.arange(problem.step_tokens + 1))[rows]
+        inside_s = expert_functions.inside_s(problem, memory_mb, here @ work_s, here_rows)
+        wait_s = np.maximum(wait_s, np.where(here_rows > 0, elapsed_s + inside_s, 0.0))
+        billed_s += np.where(here_rows > 0, expert_functions.billed_s(problem, inside_s), 0.0).mean(axis=1)
+    return Sent(wait_s, billed_s)
+
+
+def calls_of(problem: Problem, layer: int, owner: Ints) -> Floats:
+    """Count the mean invocations of the steps of some sets.
+
+    Shapes: `owner` [S, E]; [S, 1].
+    """
+    calls = np.zeros(len(owner))
+    for _, here_rows in _divided(owner, problem.step_rows(layer)):
+        calls += (here_rows > 0).mean(axis=1)
+    return calls[:, None]
+
+
+def _divided(owner: Ints, rows: npt.NDArray[np.int16]) -> Iterator[tuple[Floats, Floats]]:
+    """Iterate over the functions: their experts [S, E], and the rows that steps send them [S, M]."""
+    for function in range(int(owner.max(initial=ON_CPU)) + 1):
+        here = (owner == function).astype(np.float64)
+        yield here, here @ rows
+
+
+def layer_steps(problem: Problem, layer: int, owner: Ints, memory_mb: float, times: StepTimes) -> Steps:
+    """Price decode steps of the sets `owner` [S, E] of a layer, beside a main function of these times."""
+    own_s = own_step_s(owner, problem.step_rows(layer), times)
+    sent = sent_of(problem, layer, owner, memory_mb)
+    return Steps(np.maximum(own_s, sent.wait_s).mean(axis=1), sent.billed_s[:, None], calls_of(problem, layer, owner))
 
 
 def own_step_s(owner: Ints, rows: npt.NDArray[np.int16], times: StepTimes) -> Floats:

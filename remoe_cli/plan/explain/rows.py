@@ -33,6 +33,7 @@ from remoe_cli.plan.wording import (
     bought,
     capitalized,
     dollars,
+    drafts_text,
     figure,
     id_ranges,
     prices,
@@ -123,7 +124,7 @@ def summary_rows(plan: Plan) -> Rows:
         *(("times", text) for text in _spread_text(plan)),
         *(("requests", text) for text in served_texts(plan)),
         ("main function", f"{main}: {plan.main.memory_mb} MB, {_vcpus(plan.main)}{_at_once(plan)}"),
-        *(("drafts", text) for text in _drafts_text(plan)),
+        *(("drafts", text) for text in drafts_text(plan)),
         ("remote experts", f"{remote:,} of {experts:,}, in {with_remote} of {len(plan.layers)} layers" if remote else "none"),
         *(("local experts", text) for text in _local_text(plan)),
         ("optimality", _optimality(plan)),
@@ -139,20 +140,6 @@ def summary_rows(plan: Plan) -> Rows:
     age = (date.today() - date.fromisoformat(plan.prices_of)).days
     rows.append(("prices", f"of {plan.prices_of}, {age} days old ('remoe catalog update' looks them up)"))
     return tuple(rows)
-
-
-def _drafts_text(plan: Plan) -> Iterator[str]:
-    """Say how many draft tokens a pass may have, and who chose that."""
-    if plan.workload.speculate == "off":
-        return
-    chosen = ", as the planner chose" if plan.workload.speculate == "auto" else ""
-    match plan.speculate:
-        case "off":
-            yield f"none{chosen}"
-        case "auto":
-            yield f"as many tokens a pass as each answer's last drafts tell (--speculate auto){chosen}"
-        case tokens:
-            yield f"up to {tokens} token{'s' * (tokens > 1)} a pass{chosen}"
 
 
 def _at_once(plan: Plan) -> str:

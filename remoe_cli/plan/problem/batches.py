@@ -1,4 +1,4 @@
-"""Decode steps of several rows: which experts the tokens of several requests, or those of a draft, use together.
+"""Decode steps of several rows: which experts the tokens of requests or drafts use together.
 
 Requests that are served together are strangers to each other, so the tokens of one step are drawn from the recorded tokens independently.
 All combinations of tokens are far too many. So M steps are drawn, in a way that a second program can repeat: for each place in a step,

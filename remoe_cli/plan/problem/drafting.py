@@ -49,9 +49,10 @@ NO_DRAFTS = Drafting()
 
 
 def drafting_of(profile: Profile, recorded: Ints | None = None, weights: Floats | None = None) -> Mapping[Speculate, Drafting]:
-    """Read what drafts of each length would make of the recorded answers; empty where the profile does not know.
+    """Read what drafts of each length would make of the recorded answers.
 
-    `recorded` are some prompts, each of which counts by its weight, however long its answer is; by default all tokens count alike.
+    It is empty where the profile does not know. `recorded` are some prompts, each of which counts by its weight, however long its answer
+    is; by default all tokens count alike.
     """
     if "draft_passes" not in profile.arrays:
         return {}

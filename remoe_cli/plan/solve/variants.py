@@ -9,8 +9,9 @@ Shapes: X sets, U remote sets, E experts, S remote sets that are priced together
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ import numpy.typing as npt
 
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.cost import expert_functions
-from remoe_cli.plan.cost.steps import Steps, different_times, layer_steps
+from remoe_cli.plan.cost.steps import StepTimes, calls_of, own_step_s, sent_of
 from remoe_cli.plan.problem import hits
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.solve.candidates import ON_GPU, REMOTE, Sets
 
+KEPT_BYTES = 2**28  # of waits for functions that a table keeps: they are worked out anew for each main function otherwise
 Small = npt.NDArray[np.int32]
 Part = dict[str, Any]  # some columns, by the names of the fields of `Columns`
 
@@ -60,10 +62,55 @@ class DecodeTable:
 class StepTable:
     """The mean time of a decode step of several rows.
 
-    seconds   [K, S, V], beside main specs of each of K different speeds (`different_times` in cost/steps.py)
+    It is worked out for a main function when a solver asks.
+
+    layer, owner   [S], which ascend; [S, E], the function of each expert
+    speeds_mb      [V], a memory spec of each speed of the functions
     """
 
-    seconds: Floats
+    problem: Problem
+    layer: Small
+    owner: Ints
+    speeds_mb: Ints | Floats
+    _waits: dict[tuple[int, int], Floats] = field(default_factory=dict, init=False, repr=False)
+    _seconds: dict[StepTimes, Floats] = field(default_factory=dict, init=False, repr=False)
+
+    def billed(self) -> tuple[Floats, Floats]:
+        """Compute the mean billed time of a step's invocations, and their number.
+
+        Shapes: billed time [S, V], number [S, 1].
+        """
+        billed_s, calls, kept_bytes = np.zeros((len(self.layer), len(self.speeds_mb))), np.zeros((len(self.layer), 1)), 0
+        for one, here in self._by_layer():
+            calls[here] = calls_of(self.problem, one, self.owner[here])
+            for place, memory_mb in enumerate(self.speeds_mb.tolist()):
+                sent = sent_of(self.problem, one, self.owner[here], memory_mb)
+                billed_s[here, place] = sent.billed_s
+                if (kept_bytes := kept_bytes + sent.wait_s.nbytes) <= KEPT_BYTES:
+                    self._waits[one, place] = sent.wait_s
+        return billed_s, calls
+
+    def seconds(self, times: StepTimes) -> Floats:
+        """Compute the time beside a main function with these times.
+
+        Shapes: [S, V].
+        """
+        if times not in self._seconds:
+            found = np.empty((len(self.layer), len(self.speeds_mb)))
+            for one, here in self._by_layer():
+                own_s = own_step_s(self.owner[here], self.problem.step_rows(one), times)
+                for place, memory_mb in enumerate(self.speeds_mb.tolist()):
+                    wait_s = self._waits.get((one, place))
+                    if wait_s is None:
+                        wait_s = sent_of(self.problem, one, self.owner[here], memory_mb).wait_s
+                    found[here, place] = np.maximum(own_s, wait_s).mean(axis=1)
+            self._seconds[times] = found
+        return self._seconds[times]
+
+    def _by_layer(self) -> Iterator[tuple[int, slice]]:
+        starts = np.flatnonzero(np.diff(self.layer, prepend=-1)).tolist()
+        for start, end in pairwise([*starts, len(self.layer)]):
+            yield int(self.layer[start]), slice(start, end)
 
 
 @dataclass(frozen=True)
@@ -113,7 +160,7 @@ def spread_out(
     parts += [_copied(part, at, variants, there, begin, speeds, after) for part in priced]
     owner = np.where(variants.sets[there] == ON_GPU, hits.ON_GPU, owner[np.searchsorted(at, variants.remote_set[there])])
     if not problem.is_one_token:
-        return parts, [StepTable(steps_of(problem, variants.layer[there], owner, np.zeros(1) if speeds_mb is None else speeds_mb).seconds)]
+        return parts, [StepTable(problem, variants.layer[there], owner, np.zeros(1) if speeds_mb is None else speeds_mb)]
     found = hits_of(problem, variants.layer[there], owner)
     call_s = np.zeros((1, len(found.local)))
     if speeds_mb is not None:
@@ -125,14 +172,6 @@ def hits_of(problem: Problem, layer: Small, owner: Ints) -> hits.HitDistribution
     """Count what tokens hit of the sets `owner` [S, E] of layers [S], which ascend."""
     counter = problem.workload.hits
     return hits.joined([counter.of_owners(one, owner[layer == one]) for one in np.unique(layer).tolist()])
-
-
-def steps_of(problem: Problem, layer: Small, owner: Ints, speeds_mb: Ints | Floats) -> Steps:
-    """Price decode steps of several rows for the sets `owner` [S, E] of layers [S], which ascend."""
-    mains = different_times(problem)
-    each = [layer_steps(problem, one, owner[layer == one], speeds_mb, mains) for one in np.unique(layer).tolist()]
-    seconds, billed_s, calls = ([getattr(one, name) for one in each] for name in ("seconds", "billed_s", "calls"))
-    return Steps(np.concatenate(seconds, axis=1), np.concatenate(billed_s), np.concatenate(calls))
 
 
 def _copied(part: Part, at: Ints, variants: Variants, wanted: Ints, begin: int, speeds: int, after: int | None) -> Part:

@@ -97,7 +97,10 @@ def verifier_inputs(plan: Plan, profile: Profile, catalog: Catalog) -> VerifierI
 
 
 def share_of(routing: PredictedRouting | None) -> dict[int, float] | None:
-    """List the share of each prompt of a mixture; None where all of the profile's prompts count by their tokens."""
+    """List the share of each prompt of a mixture.
+
+    None where all of the profile's prompts count by their tokens.
+    """
     if routing is None:
         return None
     return {prompt: weight / sum(routing.weights) for prompt, weight in zip(routing.recorded, routing.weights, strict=True)}
@@ -123,7 +126,10 @@ def passes_of(plan: Plan, profile: Profile, routing: PredictedRouting | None) ->
 
 
 def order_of(profile: Profile, routing: PredictedRouting | None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
-    """Find the traced tokens of the prompts, and the weight of each; None where a prompt's are not its first ones in their order."""
+    """Find the traced tokens of the prompts, and the weight of each.
+
+    None where those of a prompt are not its first ones in their order.
+    """
     owners, shares = profile.arrays["trace_prompt"].tolist(), share_of(routing)
     traced, tokens = Counter(owners), profile.arrays["decode_tokens"].tolist()
     most = max(traced.values(), default=0)

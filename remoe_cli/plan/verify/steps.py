@@ -1,4 +1,4 @@
-"""For the verifier: decode steps of several rows, of requests at once or of drafts, and what they share.
+"""For the verifier: decode steps of several rows, of requests at once or of drafts.
 
 Steps are drawn from the recorded tokens in the way that method.md, sections 11 and 12, says, with code of its own.
 """
