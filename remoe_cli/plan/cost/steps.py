@@ -9,7 +9,7 @@ Source: method.md, sections 11 and 12.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from remoe_cli.plan.document import MainSpec
 from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU
 from remoe_cli.plan.problem.problem import Problem
 
+_SAME = 1e-12  # relative difference up to which each further row of an expert takes as long as the others
 StepTimes = tuple[tuple[float, ...], tuple[float, ...]]  # of an expert by its rows, from 0 to n: on the CPU, and on the GPU
 
 
@@ -55,53 +56,88 @@ def _nowhere_slower(one: StepTimes, other: StepTimes) -> bool:
 
 
 @dataclass(frozen=True)
-class Sent:
-    """What drawn decode steps of one layer send to functions of one memory spec, for each set.
+class Load:
+    """What drawn decode steps send to one function of a layer, for each set.
 
-    wait_s     [S, M], time of the slowest invocation
-    billed_s   [S], mean billed time of all invocations
+    here         [S, E], 1 for its experts
+    rows, hits   [S, M], rows that a step sends, and experts that they are for
     """
 
-    wait_s: Floats
-    billed_s: Floats
+    here: Floats
+    rows: Floats
+    hits: Floats
+
+    def work_s(self, each_s: Floats, step_rows: npt.NDArray[np.int16]) -> Floats:
+        """Add up the work of a step's experts, from that of an expert with 0, 1, 2, .. rows.
+
+        Shapes: `step_rows` [E, M]; [S, M].
+        """
+        further_s = np.diff(each_s[1:])
+        if not len(further_s) or np.abs(further_s - further_s[0]).max() <= _SAME * each_s[1]:
+            row_s = float(further_s[0]) if len(further_s) else 0.0
+            added: Floats = (each_s[1] - row_s) * self.hits + row_s * self.rows
+            return added
+        work_s: Floats = self.here @ each_s[step_rows]
+        return work_s
 
 
-def sent_of(problem: Problem, layer: int, owner: Ints, memory_mb: float) -> Sent:
-    """Price what the steps of the sets `owner` [S, E] of one layer send."""
-    rows = problem.step_rows(layer)
-    elapsed_s = expert_functions.warm(problem).elapsed_s
-    wait_s, billed_s = np.zeros((len(owner), rows.shape[1])), np.zeros(len(owner))
-    for here, here_rows in _divided(owner, rows):
-        work_s = expert_functions.expert_work_s(problem, memory_mb, np.arange(problem.step_tokens + 1))[rows]
-        inside_s = expert_functions.inside_s(problem, memory_mb, here @ work_s, here_rows)
-        wait_s = np.maximum(wait_s, np.where(here_rows > 0, elapsed_s + inside_s, 0.0))
-        billed_s += np.where(here_rows > 0, expert_functions.billed_s(problem, inside_s), 0.0).mean(axis=1)
-    return Sent(wait_s, billed_s)
-
-
-def calls_of(problem: Problem, layer: int, owner: Ints) -> Floats:
-    """Count the mean invocations of the steps of some sets.
-
-    Shapes: `owner` [S, E]; [S, 1].
-    """
-    calls = np.zeros(len(owner))
-    for _, here_rows in _divided(owner, problem.step_rows(layer)):
-        calls += (here_rows > 0).mean(axis=1)
-    return calls[:, None]
-
-
-def _divided(owner: Ints, rows: npt.NDArray[np.int16]) -> Iterator[tuple[Floats, Floats]]:
-    """Iterate over the functions: their experts [S, E], and the rows that steps send them [S, M]."""
+def loads_of(problem: Problem, layer: int, owner: Ints) -> tuple[Load, ...]:
+    """Count what the steps of the sets `owner` [S, E] of one layer send to each function."""
+    rows, loads = problem.step_rows(layer), []
     for function in range(int(owner.max(initial=ON_CPU)) + 1):
         here = (owner == function).astype(np.float64)
-        yield here, here @ rows
+        loads.append(Load(here, here @ rows, here @ (rows > 0)))
+    return tuple(loads)
+
+
+def insides_s(problem: Problem, layer: int, loads: Sequence[Load], memory_mb: float) -> list[Floats]:
+    """Compute the time of each function's invocation inside it, without its overhead.
+
+    Shapes: for each function [S, M].
+    """
+    if not loads:
+        return []
+    each_s, rows = expert_functions.expert_work_s(problem, memory_mb, np.arange(problem.step_tokens + 1)), problem.step_rows(layer)
+    return [expert_functions.inside_s(problem, memory_mb, load.work_s(each_s, rows), load.rows) for load in loads]
+
+
+def wait_s(problem: Problem, loads: Sequence[Load], inside_s: Sequence[Floats]) -> Floats:
+    """Compute the time of the slowest invocation of each step, for each set.
+
+    Shapes: [S, M]; 0 without functions.
+    """
+    elapsed_s, longest_s = expert_functions.warm(problem).elapsed_s, np.zeros(1)
+    for load, seconds in zip(loads, inside_s, strict=True):
+        longest_s = np.maximum(longest_s, np.where(load.rows > 0, elapsed_s + seconds, 0.0))
+    return longest_s
+
+
+def billed_s(problem: Problem, loads: Sequence[Load], inside_s: Sequence[Floats], sets: int) -> Floats:
+    """Compute the mean billed time of all invocations of a step, for each set.
+
+    Shapes: [S].
+    """
+    billed = np.zeros(sets)
+    for load, seconds in zip(loads, inside_s, strict=True):
+        billed += np.where(load.rows > 0, expert_functions.billed_s(problem, seconds), 0.0).mean(axis=1)
+    return billed
+
+
+def calls_of(loads: Sequence[Load], sets: int) -> Floats:
+    """Count the mean invocations of a step of each set.
+
+    Shapes: [S, 1].
+    """
+    calls: Floats = sum(((load.rows > 0).mean(axis=1) for load in loads), np.zeros(sets))[:, None]
+    return calls
 
 
 def layer_steps(problem: Problem, layer: int, owner: Ints, memory_mb: float, times: StepTimes) -> Steps:
     """Price decode steps of the sets `owner` [S, E] of a layer, beside a main function of these times."""
-    own_s = own_step_s(owner, problem.step_rows(layer), times)
-    sent = sent_of(problem, layer, owner, memory_mb)
-    return Steps(np.maximum(own_s, sent.wait_s).mean(axis=1), sent.billed_s[:, None], calls_of(problem, layer, owner))
+    own_s, loads = own_step_s(owner, problem.step_rows(layer), times), loads_of(problem, layer, owner)
+    inside_s = insides_s(problem, layer, loads, memory_mb)
+    seconds = np.maximum(own_s, wait_s(problem, loads, inside_s)).mean(axis=1)
+    return Steps(seconds, billed_s(problem, loads, inside_s, len(owner))[:, None], calls_of(loads, len(owner)))
 
 
 def own_step_s(owner: Ints, rows: npt.NDArray[np.int16], times: StepTimes) -> Floats:

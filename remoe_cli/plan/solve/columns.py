@@ -28,7 +28,7 @@ from remoe_cli.plan.problem.hits import owner_of, owners, positions
 from remoe_cli.plan.problem.problem import MB, Problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import ON_CPU, ON_GPU, REMOTE, Sets
-from remoe_cli.plan.solve.variants import DecodeTable, Small, StepTable, hits_of, spread_out, variants_of
+from remoe_cli.plan.solve.variants import DecodeTable, Small, StepTable, hits_of, kept, spread_out, variants_of
 
 _AT_ONCE = 2**19  # figures in one table of sets, speeds and invocations: larger tables take more memory and as much time
 
@@ -181,7 +181,8 @@ def build_columns(
     for divided in _divided(problem, menu, members, set_layer):
         at, functions, memory_mb = divided.at, divided.functions, divided.memory_mb
         if not problem.is_one_token:
-            several = StepTable(problem, divided.layer, divided.owner, divided.speeds_mb)
+            keeps = kept(len(members), len(divided.speeds_mb), functions, problem.step_rows(0).shape[1])
+            several = StepTable(problem, divided.layer, divided.owner, divided.speeds_mb, keeps)
             tables.append(several)
             billed_s, calls = several.billed()
             billed = billed_s / problem.concurrency, calls / problem.concurrency

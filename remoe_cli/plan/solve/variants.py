@@ -12,19 +12,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.cost import expert_functions
-from remoe_cli.plan.cost.steps import StepTimes, calls_of, own_step_s, sent_of
+from remoe_cli.plan.cost.steps import Load, StepTimes, billed_s, calls_of, insides_s, loads_of, own_step_s, wait_s
 from remoe_cli.plan.problem import hits
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.solve.candidates import ON_GPU, REMOTE, Sets
 
-KEPT_BYTES = 2**28  # of waits for functions that a table keeps: they are worked out anew for each main function otherwise
+_KEPT_BYTES = 2**30  # of all tables together
 Small = npt.NDArray[np.int32]
 Part = dict[str, Any]  # some columns, by the names of the fields of `Columns`
 
@@ -58,6 +58,16 @@ class DecodeTable:
         return seconds
 
 
+Keeps = Literal["waits", "loads", "nothing"]
+
+
+def kept(sets: int, speeds: int, functions: int, steps: int) -> Keeps:
+    """Choose what tables of so many sets keep, so that it fits memory."""
+    if 8 * sets * speeds * steps <= _KEPT_BYTES:
+        return "waits"
+    return "loads" if 16 * sets * functions * steps <= _KEPT_BYTES else "nothing"
+
+
 @dataclass(frozen=True)
 class StepTable:
     """The mean time of a decode step of several rows.
@@ -66,12 +76,15 @@ class StepTable:
 
     layer, owner   [S], which ascend; [S, E], the function of each expert
     speeds_mb      [V], a memory spec of each speed of the functions
+    keeps          what is not worked out anew for each main function: waits for functions, or at least what these are sent
     """
 
     problem: Problem
     layer: Small
     owner: Ints
     speeds_mb: Ints | Floats
+    keeps: Keeps = "nothing"
+    _loads: dict[int, tuple[Load, ...]] = field(default_factory=dict, init=False, repr=False)
     _waits: dict[tuple[int, int], Floats] = field(default_factory=dict, init=False, repr=False)
     _seconds: dict[StepTimes, Floats] = field(default_factory=dict, init=False, repr=False)
 
@@ -80,15 +93,18 @@ class StepTable:
 
         Shapes: billed time [S, V], number [S, 1].
         """
-        billed_s, calls, kept_bytes = np.zeros((len(self.layer), len(self.speeds_mb))), np.zeros((len(self.layer), 1)), 0
+        billed, calls = np.zeros((len(self.layer), len(self.speeds_mb))), np.zeros((len(self.layer), 1))
         for one, here in self._by_layer():
-            calls[here] = calls_of(self.problem, one, self.owner[here])
+            loads = loads_of(self.problem, one, self.owner[here])
+            calls[here] = calls_of(loads, here.stop - here.start)
             for place, memory_mb in enumerate(self.speeds_mb.tolist()):
-                sent = sent_of(self.problem, one, self.owner[here], memory_mb)
-                billed_s[here, place] = sent.billed_s
-                if (kept_bytes := kept_bytes + sent.wait_s.nbytes) <= KEPT_BYTES:
-                    self._waits[one, place] = sent.wait_s
-        return billed_s, calls
+                inside_s = insides_s(self.problem, one, loads, memory_mb)
+                billed[here, place] = billed_s(self.problem, loads, inside_s, here.stop - here.start)
+                if self.keeps == "waits":
+                    self._waits[one, place] = wait_s(self.problem, loads, inside_s)
+            if self.keeps == "loads":
+                self._loads[one] = loads
+        return billed, calls
 
     def seconds(self, times: StepTimes) -> Floats:
         """Compute the time beside a main function with these times.
@@ -99,13 +115,19 @@ class StepTable:
             found = np.empty((len(self.layer), len(self.speeds_mb)))
             for one, here in self._by_layer():
                 own_s = own_step_s(self.owner[here], self.problem.step_rows(one), times)
-                for place, memory_mb in enumerate(self.speeds_mb.tolist()):
-                    wait_s = self._waits.get((one, place))
-                    if wait_s is None:
-                        wait_s = sent_of(self.problem, one, self.owner[here], memory_mb).wait_s
-                    found[here, place] = np.maximum(own_s, wait_s).mean(axis=1)
+                for place, each_s in enumerate(self._waited(one, here)):
+                    found[here, place] = np.maximum(own_s, each_s).mean(axis=1)
             self._seconds[times] = found
         return self._seconds[times]
+
+    def _waited(self, layer: int, here: slice) -> Iterator[Floats]:
+        """Compute how long the steps of some sets of a layer wait at each speed, or read it."""
+        if (layer, 0) in self._waits:
+            yield from (self._waits[layer, place] for place in range(len(self.speeds_mb)))
+            return
+        loads = self._loads.get(layer) or loads_of(self.problem, layer, self.owner[here])
+        for memory_mb in self.speeds_mb.tolist():
+            yield wait_s(self.problem, loads, insides_s(self.problem, layer, loads, memory_mb))
 
     def _by_layer(self) -> Iterator[tuple[int, slice]]:
         starts = np.flatnonzero(np.diff(self.layer, prepend=-1)).tolist()
