@@ -17,7 +17,8 @@ from typing import Any
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from remoe_cli.runtime import batch, draft
+from remoe_cli.model import draft
+from remoe_cli.runtime import batch
 from tests.support.batching import PROMPTS, Asked, engine_of, guesses, together
 from tests.support.families import FAMILIES, build
 

@@ -37,7 +37,7 @@ def command(
             help="What runs the main function; by default a server here, on AWS what the plan chose; 'none' leaves it to 'remoe serve'."
         ),
     ] = None,
-    speculate: SpeculateOption = "off",
+    speculate: SpeculateOption = None,
     accept_loss: AcceptLossOption = False,
     endpoint_image: Annotated[
         str | None, typer.Option(metavar="URI", help="The main function's container image in ECR.", rich_help_panel=ON_AWS)
@@ -83,7 +83,7 @@ def command(
     """Create a plan's expert functions and its main function, on this machine or on AWS."""
     from remoe_cli.deploy.account_rules import account_rules
     from remoe_cli.deploy.target import DeployOptions
-    from remoe_cli.runtime.speculate import speculate_of
+    from remoe_cli.model.draft import speculate_of
 
     name = name or _name_of(plan)
     rules = {"permissions_boundary": permissions_boundary, "role_path": role_path, "kms_key": kms_key, "bucket": bucket}
@@ -102,7 +102,7 @@ def command(
         monthly_alert,
         alert_email,
         checked,
-        "off" if speculate is None else speculate_of(speculate),
+        None if speculate is None else speculate_of(speculate),
     )
     place = pick(target, region, profile, asks=None if dry_run else "deploy", yes=yes)
     if dry_run:

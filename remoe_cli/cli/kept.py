@@ -106,6 +106,7 @@ def command_again(plan: Plan, catalog: Catalog, profile: str) -> str:
         "--budget": targets.budget_usd,
         "--requests-per-hour": workload.requests_per_hour,
         "--concurrency": None if workload.concurrency == 1 else workload.concurrency,
+        "--speculate": None if workload.speculate == "off" else str(workload.speculate),
         "--data": None if prompts == "standard input" else prompts,
         "--cold-share": None if math.isclose(workload.cold_share, implied, rel_tol=1e-9) else workload.cold_share,
         "--remote-share": asked.remote_share,

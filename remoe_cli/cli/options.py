@@ -33,7 +33,7 @@ SpeculateOption = Annotated[
     str | None,
     typer.Option(
         metavar="auto|off|N",
-        help="Draft tokens that one forward pass may try, looked up in prompt and answer: as many as pay, none, or N.",
+        help="Draft tokens that one forward pass may try: as many as pay, none, or N; by default as planned or deployed.",
     ),
 ]
 # typer makes choices of enums only; the words are those of model/quantise.py.

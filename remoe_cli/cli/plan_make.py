@@ -119,6 +119,14 @@ def command(
             rich_help_panel=_REQUESTS,
         ),
     ] = 1,
+    speculate: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|off|N",
+            help="Draft tokens of a decode pass; auto: as many as are best, by the profile's answers.",
+            rich_help_panel=_REQUESTS,
+        ),
+    ] = "off",
     data: Annotated[
         str | None,
         typer.Option(
@@ -180,6 +188,7 @@ def command(
     """
     from remoe_cli.artifacts import made_as, write_json
     from remoe_cli.errors import RemoeError, UsageError
+    from remoe_cli.model.draft import speculate_of
     from remoe_cli.owned import refuse_file
     from remoe_cli.plan.build import make_plan
     from remoe_cli.plan.catalog.catalog import read_catalog
@@ -227,6 +236,7 @@ def command(
         routing=_routing(read, data, field, solver.value),
         time_limit_s=time_limit,
         concurrency=concurrency,
+        speculate=speculate_of(speculate),
     )
     with output.progress("Solving"):
         made = make_plan(read, prices, request)
@@ -280,7 +290,7 @@ def _frontier(document: dict[str, Any], made: Plan, read: Any, prices: Any, requ
     from remoe_cli.report.plan import draw_frontier
 
     with output.progress("Plans of the frontier") as progress:
-        points = frontier(read, prices, request, progress)
+        points = frontier(read, prices, request, progress, made.speculate)
     picture = _picture(out)
     draw_frontier(points, made, picture)
     document |= {"frontier": [point._asdict() for point in points], "frontier_picture": str(picture)}

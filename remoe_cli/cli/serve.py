@@ -50,7 +50,7 @@ def command(
     one. On loopback it answers processes of your user only, and no web page.
     """
     from remoe_cli.deploy.target import ServeOptions
-    from remoe_cli.runtime.speculate import speculate_of
+    from remoe_cli.model.draft import speculate_of
 
     token, asked = _token(token_file), None if speculate is None else speculate_of(speculate)
     deployed = pick(target, region, profile)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from remoe_cli import artifacts, owned
 from remoe_cli.model.checkpoint import find_profiled
+from remoe_cli.model.draft import Speculate
 from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.bundle import FunctionEntry, Manifest
 from remoe_cli.plan.catalog.catalog import Catalog
@@ -15,7 +16,6 @@ from remoe_cli.plan.document import Plan
 from remoe_cli.plan.problem.problem import Main
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.record import Profile
-from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.expected_cost import planned_costs
 from remoe_cli.runtime.receipt import Prices
 from remoe_cli.runtime.server_config import ServedFunction, ServerConfig
@@ -30,11 +30,12 @@ def server_config(
     bundle: Manifest,
     invoked: Callable[[str], str],
     stored: Callable[[FunctionEntry], str] = lambda entry: entry.shard,
-    speculate: Speculate = "off",
+    speculate: Speculate | None = None,
 ) -> ServerConfig:
     """Make the document server.json.
 
-    `invoked` maps a bundle entry to the name of its function, `stored` to where its shard is, below the place of all shards.
+    `invoked` maps a bundle entry to the name of its function, `stored` to where its shard is, below the place of all shards. `speculate`
+    is by default the plan's.
     """
     expert_rows = _expert_rows(profile.in_form(plan.model.packed))
     # All functions of a layer have the /tmp that the fullest needs, as the plan is priced.
@@ -70,7 +71,7 @@ def server_config(
         gpu_experts={layer.layer: layer.gpu for layer in plan.layers if layer.gpu},
         served=plan.workload.served,
         concurrency=plan.concurrency,
-        speculate=speculate,
+        speculate=plan.speculate if speculate is None else speculate,
         planned=planned_costs(plan, profile, catalog),
     )
 

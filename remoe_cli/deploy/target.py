@@ -5,6 +5,7 @@ deploy/local/target.py and deploy/aws/target.py implement it; cli/target.py pick
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any, Protocol
 from remoe_cli.deploy.account_rules import AccountRules
 from remoe_cli.deploy.console import Overview
 from remoe_cli.deploy.endpoint import Endpoint
+from remoe_cli.model.draft import Speculate
+from remoe_cli.plan.document import Plan
 from remoe_cli.runtime.client import MainAddress
 from remoe_cli.runtime.device_choice import DeviceChoice
-from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.kept import Book
 
 
@@ -28,7 +30,7 @@ class DeployOptions:
     accept_loss         whether experts may be quantised that lose more than is allowed
     image_uri           AWS: the main function's container image
     monthly_alert_usd   AWS: a month's spending in USD at which `alert_email` gets a mail; None: no mail
-    speculate           how many draft tokens a pass of the main function may have (runtime/draft.py)
+    speculate           how many draft tokens a pass of the main function may have (model/draft.py); None: as the plan says
     rules               AWS: what the account demands; what is not given is as in the deployment that stands
     """
 
@@ -39,7 +41,17 @@ class DeployOptions:
     monthly_alert_usd: float | None = None
     alert_email: str | None = None
     rules: AccountRules = field(default_factory=AccountRules)
-    speculate: Speculate = "off"
+    speculate: Speculate | None = None
+
+    def drafts(self, plan: Plan, say: Callable[[str], None]) -> Speculate:
+        """Return how many draft tokens a pass may have, and say where the plan counts on another number."""
+        if self.speculate is None or self.speculate == plan.speculate:
+            return plan.speculate
+        say(
+            f"warning: The plan is for --speculate {plan.speculate}, and the deployment has --speculate {self.speculate}: "
+            "what answers take and cost is not what the plan says."
+        )
+        return self.speculate
 
 
 @dataclass(frozen=True)

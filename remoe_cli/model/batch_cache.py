@@ -61,6 +61,11 @@ def croppable(cache: Any) -> bool:
     return joinable(cache) and all(type(layer) in _CROPPABLE for layer in cache.layers)
 
 
+def takes_drafts(model: PreTrainedModel) -> bool:
+    """Tell whether a pass of the model may take draft tokens: what is wrong of them can be taken back."""
+    return croppable(DynamicCache(config=model.config.get_text_config(decoder=True)))
+
+
 def remember(cache: Cache, *, all_tokens: bool) -> None:
     """Let sliding windows keep what they would forget in the next pass, so that `crop` finds it, or not."""
     for layer in cache.layers:

@@ -186,7 +186,7 @@ class MoeSpec(Part):
             )
         if self.stored.served and self.stored.either:
             return (
-                f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole:.1f} GB), also in expert"
+                f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole}), also in expert"
                 f" functions, unless a plan finds it better that they compute from {self.stored.format} as it is stored."
             )
         if self.stored.served:

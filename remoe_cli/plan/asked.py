@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from remoe_cli.artifacts import Concurrency, Part, is_none, is_one
+from remoe_cli.model.draft import Speculate, is_off
 
 
 class PlannedModel(Part):
@@ -134,6 +135,7 @@ class WorkloadRef(Part):
     routing             None: requests use experts as all of the profile's prompts together do
     waking              None where the catalog has no instance that scales to zero, or the traffic is unknown
     concurrency         requests that each instance of the main function shall serve at once; `Plan.concurrency` says how many it does
+    speculate           draft tokens that a decode pass shall have at most; auto: as many as the planner chose, `Plan.speculate`
     """
 
     n_in: float
@@ -146,6 +148,7 @@ class WorkloadRef(Part):
     routing: PredictedRouting | None = Field(default=None, exclude_if=is_none)
     waking: Waking | None = Field(default=None, exclude_if=is_none)
     concurrency: Concurrency = Field(default=1, exclude_if=is_one)
+    speculate: Speculate = Field(default="off", exclude_if=is_off)
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:

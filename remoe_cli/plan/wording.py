@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
-from remoe_cli.plan.document import GPU_BY_USE, BaselineName, BreakEvenTraffic, MainKind, Verdict
+from remoe_cli.plan.document import GPU_BY_USE, BaselineName, BreakEvenTraffic, MainKind, Plan, Verdict
 
 HOURS_PER_MONTH = 730
 
@@ -183,3 +184,17 @@ def bought(spec: str, instances: int = 1) -> str:
 def capitalized(text: str) -> str:
     """Write the first letter of a sentence as a capital."""
     return text[:1].upper() + text[1:]
+
+
+def drafts_text(plan: Plan) -> Iterator[str]:
+    """Say how many draft tokens a pass may have, and who chose that."""
+    if plan.workload.speculate == "off":
+        return
+    chosen = ", as the planner chose" if plan.workload.speculate == "auto" else ""
+    match plan.speculate:
+        case "off":
+            yield f"none{chosen}"
+        case "auto":
+            yield f"as many tokens a pass as each answer's last drafts tell (--speculate auto){chosen}"
+        case tokens:
+            yield f"up to {tokens} token{'s' * (tokens > 1)} a pass{chosen}"

@@ -15,10 +15,20 @@ import numpy.typing as npt
 
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.profile.loss_record import worst_loss
-from remoe_cli.profile.record import AXES, IN_SHARD, WITH_TEXTS, Profile, ProfileRecord, read_profile, refuse_foreign, write_profile
+from remoe_cli.profile.record import (
+    AXES,
+    IN_SHARD,
+    WITH_ANSWERS,
+    WITH_TEXTS,
+    Profile,
+    ProfileRecord,
+    read_profile,
+    refuse_foreign,
+    write_profile,
+)
 
 Arrays = dict[str, npt.NDArray[Any]]
-_AXES = AXES | WITH_TEXTS | IN_SHARD
+_AXES = AXES | WITH_TEXTS | WITH_ANSWERS | IN_SHARD
 
 
 def merge(profiles: Sequence[Path], out: Path) -> Profile:
@@ -46,13 +56,14 @@ def merge(profiles: Sequence[Path], out: Path) -> Profile:
 
 
 def join(parts: Sequence[Arrays]) -> Arrays:
-    """Join the arrays of parts into those of one part, with the prompts in the order of the dataset."""
+    """Join the arrays that all parts have into one part, with the prompts in the order of the dataset."""
     prompts = [part["prompt_index"] for part in parts]
     owners = {"P": prompts, "T": [index[part["trace_prompt"]] for index, part in zip(prompts, parts, strict=True)]}
     if "bag_sizes" in parts[0]:
         owners["N"] = [np.repeat(index, part["bag_sizes"]) for index, part in zip(prompts, parts, strict=True)]
     order = {axis: np.argsort(np.concatenate(owner), kind="stable") for axis, owner in owners.items()}
-    joined = {name: np.concatenate([part[name] for part in parts])[order[_AXES[name][0]]] for name in parts[0]}
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    joined = {name: np.concatenate([part[name] for part in parts])[order[_AXES[name][0]]] for name in names}
     traced = np.concatenate(owners["T"])[order["T"]]
     return joined | {"trace_prompt": np.searchsorted(joined["prompt_index"], traced).astype(np.int32)}
 

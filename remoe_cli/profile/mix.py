@@ -26,7 +26,7 @@ import numpy.typing as npt
 from remoe_cli.errors import UsageError
 from remoe_cli.profile.loss_record import worst_loss
 from remoe_cli.profile.merge import Arrays, join
-from remoe_cli.profile.record import AXES, WITH_TEXTS, Profile, ProfileRecord, read_profile, refuse_foreign, write_profile
+from remoe_cli.profile.record import AXES, WITH_ANSWERS, WITH_TEXTS, Profile, ProfileRecord, read_profile, refuse_foreign, write_profile
 
 Ints = npt.NDArray[np.int64]
 
@@ -53,7 +53,8 @@ def mix(weights: Mapping[Path, float], out: Path) -> Profile:
     rows = _alternating(counts)
     picked = [_picked(part, count) for part, count in zip(parts, counts, strict=True)]
     texts = all("bag_sizes" in part for part in picked)
-    names = [*AXES, *(WITH_TEXTS if texts else ())]
+    answers = all("draft_passes" in part for part in picked)
+    names = [*AXES, *(WITH_TEXTS if texts else ()), *(WITH_ANSWERS if answers else ())]
     traced = _evenly_traced(picked, parts[0].record)
     joined = join([{name: part[name] for name in names} | {"prompt_index": row} for part, row in zip(traced, rows, strict=True)])
     joined.pop("prompt_index")
@@ -99,7 +100,7 @@ def _picked(profile: Profile, count: int) -> Arrays:
     if "bag_sizes" in arrays:
         owner = np.repeat(np.arange(len(arrays["bag_sizes"])), arrays["bag_sizes"])
         kept["N"] = np.flatnonzero(np.isin(owner, prompts))
-    axes = AXES | (WITH_TEXTS if "bag_sizes" in arrays else {})
+    axes = AXES | (WITH_TEXTS if "bag_sizes" in arrays else {}) | (WITH_ANSWERS if "draft_passes" in arrays else {})
     picked = {name: arrays[name][kept[axis[0]]] for name, axis in axes.items()}
     return picked | {"trace_prompt": np.searchsorted(prompts, picked["trace_prompt"]).astype(np.int32)}
 

@@ -14,6 +14,8 @@ A profile is a directory:
         bag_sizes        int32 [P]         only with texts: distinct tokens of each prompt,
         bag_tokens       int32 [N]         their ids, prompt after prompt,
         bag_counts       int32 [N]         and how often each occurs (model/vectors.py)
+        draft_passes     int32 [P, D, W]   only where answers were recorded of a model that takes drafts: decode passes of 1, 2, .. W rows
+                                           that the answer would have had with drafts, for each length D of drafts (acceptance.py)
         prompt_index     int32 [P]         only in a shard: the place of each prompt in the whole dataset, ascending
 
 Recorded rows sum to less where the model skips slots. Imported routing may miss layers, phases, tokens or lengths. What is missing is
@@ -33,6 +35,7 @@ from pydantic import Field
 from remoe_cli import artifacts, owned, recognise
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.spec import MoeSpec
+from remoe_cli.profile.acceptance import MEASURED, MOST_ROWS
 from remoe_cli.profile.latency_record import Latency
 from remoe_cli.profile.loss_record import QuantisationLoss
 
@@ -219,6 +222,7 @@ AXES = {
     "trace_prompt": "T",
 }
 WITH_TEXTS = {"bag_sizes": "P", "bag_tokens": "N", "bag_counts": "N"}  # all or none
+WITH_ANSWERS = {"draft_passes": "PDW"}
 IN_SHARD = {"prompt_index": "P"}
 
 
@@ -262,7 +266,9 @@ def _check(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]
     letters = {name: (size or (0,))[0] for name, size in sizes.items()}
     letters |= {"L": len(spec.moe_layers), "E": spec.experts_per_layer, "k": spec.top_k}
     letters["N"] = int(arrays["bag_sizes"].sum()) if "bag_sizes" in arrays else 0
-    more = (WITH_TEXTS if WITH_TEXTS.keys() & arrays.keys() else {}) | (IN_SHARD if record.dataset.shard else {})
+    letters |= {"D": len(MEASURED), "W": MOST_ROWS}
+    more = {name: axes for kind in (WITH_TEXTS, WITH_ANSWERS) if kind.keys() & arrays.keys() for name, axes in kind.items()}
+    more |= IN_SHARD if record.dataset.shard else {}
     for name, axes in (AXES | more).items():
         shape = tuple(letters[axis] for axis in axes)
         if shapes.get(name) != shape:
@@ -279,6 +285,11 @@ def _check(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]
             raise ArtifactError(f"{path}: {phase}_counts hold routing that profile.json does not name.", "Profile again.")
         if routing.source == "imported" and (sums[:, there] != sums[:, there][:, :1]).any():
             raise ArtifactError(f"{path}: the sums of {phase}_counts differ between layers.", "Import the routing again.")
+    if "draft_passes" in arrays:
+        passes, tokens = arrays["draft_passes"].astype(np.int64), arrays["decode_tokens"][:, None]
+        rows = passes @ np.arange(1, MOST_ROWS + 1)
+        if (passes < 0).any() or (passes.sum(axis=2) > tokens).any() or (rows < tokens).any():
+            raise ArtifactError(f"{path}: draft_passes do not fit the decode tokens.", "Profile again.")
     traced = arrays["trace_ids"]
     if ((traced < -1) | (traced >= spec.experts_per_layer)).any() or (traced[:, ~there] != -1).any():
         raise ArtifactError(f"{path}: trace_ids holds ids that are not experts of the model.", "Profile again.")

@@ -23,9 +23,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
+from remoe_cli.model.batch_cache import takes_drafts
 from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.generation import StopStrings
+from remoe_cli.profile.acceptance import answer_passes
 
 Ints = npt.NDArray[np.int32]
 
@@ -56,6 +58,7 @@ class BatchRouting:
     decode_tokens: Ints
     trace_ids: npt.NDArray[np.int16]
     trace_prompt: Ints
+    draft_passes: Ints | None = None
 
 
 def record_batch(
@@ -85,10 +88,13 @@ def record_batch(
             pad_token_id=model.generation_config.pad_token_id or 0,
             stopping_criteria=StoppingCriteriaList([stop.begin(len(prompts), length)] if stop else []),
         )
-    decoded = _decode_steps(output[:, length:].cpu(), model.generation_config.eos_token_id)
+    eos = model.generation_config.eos_token_id
+    ends = [eos] if isinstance(eos, int) else eos or []
+    answers = output[:, length:].cpu()
+    decoded = _decode_steps(answers, ends)
     if stop is not None:
-        ends = stop.ends.numpy()
-        decoded = np.where(ends > 0, np.minimum(decoded, ends - length - 1), decoded)
+        stopped = stop.ends.numpy()
+        decoded = np.where(stopped > 0, np.minimum(decoded, stopped - length - 1), decoded)
     passes = [recorder.seen[layer] for layer in sorted(recorder.seen)]
     # [L, B, tokens, k] both
     prefill = np.stack([seen[0].reshape(len(prompts), length, -1).cpu().numpy() for seen in passes])
@@ -105,6 +111,14 @@ def record_batch(
         decode_tokens=decoded.astype(np.int32),
         trace_ids=np.where((trace_ids >= 0) & (trace_ids < experts), trace_ids, -1).astype(np.int16),
         trace_prompt=np.nonzero(traced)[0].astype(np.int32),
+        draft_passes=np.stack(
+            [
+                answer_passes(prompt, answer[: count + 1].tolist(), max_new_tokens, ends)
+                for prompt, answer, count in zip(prompts, answers.numpy(), decoded.tolist(), strict=True)
+            ]
+        )
+        if takes_drafts(model)
+        else None,
     )
 
 
@@ -113,9 +127,9 @@ def _stacked(passes: Sequence[Tensor], like: Tensor, batch: int) -> Tensor:
     return torch.stack(list(passes), dim=1) if passes else like.new_empty((batch, 0, like.shape[-1]))
 
 
-def _decode_steps(generated: Tensor, eos: int | list[int] | None) -> npt.NDArray[np.int64]:
+def _decode_steps(generated: Tensor, eos: list[int]) -> npt.NDArray[np.int64]:
     """Count the single-token passes of each sequence: N tokens up to its end take N - 1 of them."""
-    ends = torch.isin(generated, torch.tensor([eos] if isinstance(eos, int) else eos or [-1]))
+    ends = torch.isin(generated, torch.tensor(eos or [-1]))
     first_end = torch.where(ends.any(dim=1), ends.int().argmax(dim=1), generated.shape[1] - 1)
     return first_end.numpy().astype(np.int64)
 

@@ -61,7 +61,7 @@ class Inputs(artifacts.Document):
 
     A rerun may use the batches of an earlier run if their inputs are equal."""
 
-    schema_version: str = "remoe.profile-inputs/2"
+    schema_version: str = "remoe.profile-inputs/3"
     model: ModelRef
     dataset: DatasetRef
     settings: RecordingSettings
@@ -357,7 +357,8 @@ def record(
             experts, mine_ids = inputs.spec.experts_per_layer, [ids[p] for p in mine]
             routing = record_batch(model, recorder, mine_ids, experts, settings.max_new_tokens, trace, stopping)
             attachment.check_fired(max(attachment.calls.values(), default=0) or 1)
-            artifacts.write_arrays(_file(partial, batch), asdict(routing) | {"prompt_index": (first + mine).astype(np.int32)}, "batch")
+            known = {name: array for name, array in asdict(routing).items() if array is not None}
+            artifacts.write_arrays(_file(partial, batch), known | {"prompt_index": (first + mine).astype(np.int32)}, "batch")
             interrupts.check()
             yield batch
 

@@ -74,7 +74,8 @@ def _table(plan: Plan, problem: Problem, catalog: Catalog, placement: Placement,
         waking=(waking.wake_share, waking.up_share) if waking else None,
         wake=(zero.idle_s, zero.wake_s) if zero is not None and (wakes or plan.workload.requests_per_hour is None) else None,
         ttft=_ttft(problem, placement),
-        step=_step(problem, placement) if problem.concurrency == 1 else _shared_step(problem, placement),
+        step=_step(problem, placement) if problem.is_one_token else _shared_step(problem, placement),
+        passes=problem.drafting.passes,
         bill=_bill(problem, placement, with_functions),
         functions_wait_s=cold_wait_s(problem, always_on),
         main=_main(problem, placement, title),
@@ -152,12 +153,12 @@ def _step(problem: Problem, placement: Placement) -> Wait:
 
 
 def _shared_step(problem: Problem, placement: Placement) -> Wait:
-    """Write the decode step of several requests as a wait: each drawn step of a layer is a term."""
+    """Write the decode step of several rows as a wait: each drawn step of a layer is a term."""
     terms: dict[tuple[float, float, float], float] = defaultdict(float)
     constant_s = main_function.decode_rest_s(problem, placement.main)
     times = step_times(problem, placement.main)
     for index, layer in enumerate(placement.layers):
-        own_s = own_step_s(_owner(problem, layer), problem.workload.step_rows(index, problem.concurrency), times)[0]
+        own_s = own_step_s(_owner(problem, layer), problem.step_rows(index), times)[0]
         if not layer.parts:
             constant_s += float(own_s.mean())
             continue
@@ -175,9 +176,9 @@ def _step_calls(problem: Problem, index: int, layer: LayerPlan) -> Floats:
 
     Shapes: [functions, M].
     """
-    owner, rows = _owner(problem, layer)[0], problem.workload.step_rows(index, problem.concurrency)
+    owner, rows = _owner(problem, layer)[0], problem.step_rows(index)
     here = np.array([owner == function for function in range(len(layer.parts))], dtype=np.float64)
-    work_s = here @ expert_functions.expert_work_s(problem, layer.memory_mb, np.arange(problem.concurrency + 1))[rows]
+    work_s = here @ expert_functions.expert_work_s(problem, layer.memory_mb, np.arange(problem.step_tokens + 1))[rows]
     sent = here @ rows
     return np.where(sent > 0, expert_functions.inside_s(problem, layer.memory_mb, work_s, sent), -1.0)
 
@@ -203,9 +204,10 @@ def _bill(problem: Problem, placement: Placement, layers: list[int]) -> Bill:
             for inside_s in _prompt_calls(problem, index, layer, kind.n_in)[0].tolist():
                 terms[inside_s] += kind.share * usd_per_s
                 calls += kind.share
+        passes = problem.workload.n_out * problem.drafting.passes
         for inside_s, number in _decode_calls(problem, index, layer):
-            terms[inside_s] += problem.workload.n_out * number * usd_per_s
-            calls += problem.workload.n_out * number
+            terms[inside_s] += passes * number * usd_per_s
+            calls += passes * number
         instances = len(layer.parts) * layer.replicas
         cold_usd += instances * float(expert_functions.cold_s(problem, biggest)[0]) * usd_per_s
         all_cold_usd += float(expert_functions.cold_usd(all_cold, memory, biggest, instances)[0, 0])
@@ -215,7 +217,7 @@ def _bill(problem: Problem, placement: Placement, layers: list[int]) -> Bill:
 
 def _decode_calls(problem: Problem, index: int, layer: LayerPlan) -> Iterator[tuple[float, float]]:
     """Yield the seconds inside the function of the calls of a decode step, and how many of them a request has."""
-    if problem.concurrency > 1:
+    if not problem.is_one_token:
         inside = _step_calls(problem, index, layer)
         yield from ((_merged(one), 1 / (inside.shape[1] * problem.concurrency)) for one in inside[inside >= 0].tolist())
         return

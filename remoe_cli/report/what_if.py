@@ -9,8 +9,9 @@ does the same sums over the same numbers.
 - A machine costs its seconds, its hours divided by the requests, or the hours in which it is up.
 - Cold starts are a share of the requests, which depends on the traffic.
 - Requests that are served at once share a machine's time and its decode steps, but not what cold starts add.
+- With draft tokens, an answer has fewer decode steps than tokens.
 
-Source: method.md, sections 3, 4, 10 and 11.
+Source: method.md, sections 3, 4, 10, 11 and 12.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class Table(Part):
                    follow; None likewise
     ttft           what a mean warm prompt takes by itself
     step           a decode step of all requests that are served at once
+    passes         decode steps for a token of an answer; 1 without drafts
     functions_wait_s   what a request waits beside a main function that is up if all functions are cold
     unquantised    the same for the best known plan of a copy that is not quantised, beside that of a quantised checkpoint
     """
@@ -103,6 +105,7 @@ class Table(Part):
     wake: tuple[float, float] | None
     ttft: Wait
     step: Wait
+    passes: float = 1.0
     bill: Bill
     functions_wait_s: float
     main: Machine
@@ -153,7 +156,7 @@ def evaluate(table: Table, setting: Setting) -> Mapping[str, Figures]:
     prompt_s, step_s, others = _wait_s(table.ttft, overhead_s), _wait_s(table.step, overhead_s), table.main.at_once - 1
     # A step of the others goes before a prompt, and their prompts go between the steps.
     ttft_s = prompt_s + (step_s if others else 0.0)
-    tpot_s = step_s + others * prompt_s / max(table.n_out, 1.0)
+    tpot_s = table.passes * step_s + others * prompt_s / max(table.n_out, 1.0)
     functions_usd = setting.price * (_billed_usd(table, setting.overhead) + table.bill.calls * table.call_usd + cold * table.bill.cold_usd)
     functions_usd += table.bill.calls * table.log_usd + cold * table.bill.reads_usd
     late_s = late * table.functions_wait_s

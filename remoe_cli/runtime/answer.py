@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from remoe_cli import bounded
 from remoe_cli.errors import DeployError
-from remoe_cli.runtime.draft import NO_DRAFTS, Drafted
+from remoe_cli.model.draft import NO_DRAFTS, Drafted
 from remoe_cli.runtime.invoke import Invocation, Sample
 from remoe_cli.runtime.served_hits import Hits
 
@@ -137,7 +137,7 @@ class Generated:
     main_s          what it pays of the main function's time; None: all
     hits            how often its tokens chose each expert (runtime/served_hits.py); None where nobody counted
     in_draft        for each token, whether it is of a pass with a draft; empty where no pass had one
-    drafted         what became of the drafts (runtime/draft.py)
+    drafted         what became of the drafts (model/draft.py)
     """
 
     prompt_token_ids: tuple[int, ...]

@@ -21,6 +21,7 @@ from remoe_cli.model.batch_cache import croppable, joinable
 from remoe_cli.model.blocked import block_weights
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, reason
+from remoe_cli.model.draft import Drafts, Speculate
 from remoe_cli.model.experts import Attachment, attach, expert_layers
 from remoe_cli.model.generation import stop_strings, warning
 from remoe_cli.model.loader import copy_weights, load, load_gpu_experts
@@ -33,7 +34,6 @@ from remoe_cli.runtime.choose import processors
 from remoe_cli.runtime.device import Device, choose, describe, full_memory_named
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
-from remoe_cli.runtime.draft import Drafts, Speculate
 from remoe_cli.runtime.follow import Grammars
 from remoe_cli.runtime.invoke import Connect, Invocation
 from remoe_cli.runtime.sampling import GREEDY, Sampling

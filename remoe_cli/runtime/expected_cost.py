@@ -14,12 +14,14 @@ import numpy as np
 from pydantic import Field
 
 from remoe_cli.artifacts import MOST_EXPERTS, MOST_LAYERS, Concurrency, NonNegative, Part, is_none, is_one
+from remoe_cli.model.draft import Speculate, is_off
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import layer_prefill, layer_step
 from remoe_cli.plan.cost.prices import MainPrices, main_cost
 from remoe_cli.plan.document import LayerPlan, MainSpec, Outcome, Plan
+from remoe_cli.plan.problem.drafting import NO_DRAFTS, Drafting
 from remoe_cli.plan.problem.problem import Main, Placement, Problem
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.plan.problem.traffic import one_length
@@ -40,6 +42,7 @@ class PlannedCosts(Part):
     step_s         what the experts of all layers take of a decode step
     step_usd       what all invocations of a decode step cost, by the requests that share it
     concurrency    requests that are served at once
+    speculate      how many draft tokens a decode step may have; `drafting` says what these make of decode
     """
 
     catalog: Catalog
@@ -53,6 +56,8 @@ class PlannedCosts(Part):
     step_usd: NonNegative
     invocations: Literal["per-layer", "per-expert"] = Field(default="per-layer", exclude_if=lambda value: value == "per-layer")
     concurrency: Concurrency = Field(default=1, exclude_if=is_one)
+    speculate: Speculate = Field(default="off", exclude_if=is_off)
+    drafting: Drafting = Field(default=NO_DRAFTS, exclude_if=lambda value: value == NO_DRAFTS)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ class Predictor:
             further_s += tokens * tpots_s[-1]
             busy_s += main_function.busy_s(one, ttft_s, tpots_s[-1], 0.0)
         # As in its receipt: accelerator memory is that of the plan's longest request, and rented hours are shared as planned.
-        functions_usd = len(n_out) * sum(layer.usd for layer in layers) + sum(n_out) * planned.step_usd
+        steps = sum(n_out) * self.problem.drafting.passes
+        functions_usd = len(n_out) * sum(layer.usd for layer in layers) + steps * planned.step_usd
         return Outcome(
             cost_usd_per_request=main_cost(self.prices, busy_s).usd + functions_usd,
             ttft_s=ttft_s,
@@ -122,15 +128,18 @@ def costs_of(problem: Problem, placement: Placement) -> PlannedCosts:
         step_usd=sum(step.usd for step in steps),
         invocations=problem.invocations,
         concurrency=problem.concurrency,
+        speculate=problem.speculate,
+        drafting=problem.drafting,
     )
 
 
 def predictor(planned: PlannedCosts, spec: MoeSpec, prices: MainPrices) -> Predictor:
     """Return what predicts requests to a main function with these prices."""
     no_tokens = np.zeros((0, len(planned.layers), spec.top_k), dtype=np.int64)
-    workload = Workload(one_length(1, 1), 0.0, np.array(planned.use), no_tokens, ())
+    workload = Workload(one_length(1, 1), 0.0, np.array(planned.use), no_tokens, (), drafts={planned.speculate: planned.drafting})
     own = {} if planned.main_latency is None else {planned.main.name: planned.main_latency}
     problem = Problem(spec, planned.latency, planned.catalog, workload, own, planned.invocations, concurrency=planned.concurrency)
+    problem = problem.with_drafts(planned.speculate)
     return Predictor(planned, problem, prices)
 
 

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from remoe_cli import artifacts
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
+from remoe_cli.model.draft import Speculate
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, ToolCall, Until, together, why_not_begun
-from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.kept import LONGEST_USER, Ended, Keep
 from remoe_cli.runtime.ledger import Ledger

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from remoe_cli.model.draft import Speculate
 from remoe_cli.runtime.device import Device
-from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.ledger import Ledger
 from remoe_cli.runtime.server_config import ServerConfig
 

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.logits_process import LogitsProcessorList
 
+from remoe_cli.model.draft import Drafts
 from remoe_cli.model.generation import visible
 from remoe_cli.runtime.answer import FinishReason, Generated, Piece, Stop, TokenLogprob, why_not_begun
 from remoe_cli.runtime.choose import Noted
 from remoe_cli.runtime.detokenize import Detokenizer
-from remoe_cli.runtime.draft import Drafts
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.served_hits import DECODE, PREFILL, Hits
 from remoe_cli.runtime.shares import Owed

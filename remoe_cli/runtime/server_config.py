@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 
 from remoe_cli import artifacts
 from remoe_cli.errors import UsageError
+from remoe_cli.model.draft import Speculate, is_off
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.document import Served
 from remoe_cli.profile.record import ModelRef
-from remoe_cli.runtime.draft import Speculate, is_off
 from remoe_cli.runtime.expected_cost import PlannedCosts, Predictor, predictor
 from remoe_cli.runtime.receipt import Prices
 
@@ -43,7 +43,7 @@ class ServerConfig(artifacts.Document):
     model   the model that was profiled; a main function with packaged files reads only those
     served  the requests that the plan holds for; None where it names none
     concurrency   requests that are served at once, for which the plan has provided memory
-    speculate     how many draft tokens a pass may have (runtime/draft.py)
+    speculate     how many draft tokens a pass may have (model/draft.py)
     gpu     whether the plan puts everything but the experts on a GPU
     gpu_experts   by hidden layer the experts that are on it too, ascending; layers without any are left out
     planned       of what a request's predicted time and cost is made; None where an earlier version has deployed it

@@ -55,7 +55,7 @@ class Service:
     at_once              requests that one instance serves at once
     prompts, prefill_s, prefill_usd    prompt tokens [G], ascending; reading such a prompt, warm and alone, and its expert functions
     part_tokens          of a prompt, read at once while the instance answers others
-    step_s               [at_once + 1]: mean time of a decode step that so many requests share
+    step_s               [at_once + 1]: mean time of the decode steps for a token of each, that so many requests share
     token_sd_s           standard deviation of the time of a token of a request that is served alone
     token_usd            [at_once + 1]: expert functions of one token of such a step
     usd_per_hour         of all rented instances while they are up
@@ -156,11 +156,16 @@ def _on_gpu(problem: Problem, name: BaselineName, baseline: Baseline, n_in: Floa
         nonexpert, expert = as_stored(nonexpert, expert, problem.spec)
     prompts, use, n = _some_of(n_in), problem.workload.use, problem.concurrency
     prompt_s = np.array([float(nonexpert.seconds(tokens)) + float(expert.seconds(use * tokens, 1).sum()) for tokens in prompts.tolist()])
-    step_s = {1: float(nonexpert.seconds(1)) + float(problem.workload.decode_hits.sum()) * float(expert.seconds(1, 1))}
-    each_s, layers = expert.seconds(np.arange(n + 1.0), 1), range(len(problem.workload.patterns))
-    for number in _numbers(n)[1:]:
-        rows_s = (float(each_s[problem.workload.step_rows(layer, number)].sum(axis=0).mean()) for layer in layers)
-        step_s[number] = float(nonexpert.seconds(number)) + sum(rows_s)
+    step_s, layers = dict[int, float](), range(len(problem.workload.patterns))
+    for number in _numbers(n):
+        here = replace(problem, concurrency=number)
+        if here.is_one_token:
+            step_s[number] = float(nonexpert.seconds(1)) + float(problem.workload.decode_hits.sum()) * float(expert.seconds(1, 1))
+            continue
+        each_s = expert.seconds(np.arange(here.step_tokens + 1.0), 1)
+        rows_s = (float(each_s[here.step_rows(layer)].sum(axis=0).mean()) for layer in layers)
+        pass_s = main_function.mean_of_steps(here, lambda rows: float(nonexpert.seconds(rows))) + sum(rows_s)
+        step_s[number] = problem.drafting.passes * pass_s
     per_hour = problem.workload.requests_per_hour or 0.0
     request_s = float(np.interp(n_in, prompts, prompt_s).mean()) + (mean_out + (n > 1)) * step_s[n] / n
     instances = max(1, math.ceil(request_s * per_hour / 3600 - 1e-9))
@@ -211,7 +216,7 @@ class _Token:
 
 @dataclass(frozen=True)
 class _Step:
-    """A decode step: its time, the expert functions of one of its tokens, and its layers."""
+    """The decode steps for a token of each request: their time, the expert functions of one of the tokens, and the layers."""
 
     seconds: float
     usd: float
@@ -219,16 +224,16 @@ class _Step:
 
 
 def _step(problem: Problem, placement: Placement) -> _Step:
-    """Price a decode step of as many requests as the problem serves at once."""
+    """Price the decode steps of as many requests as the problem serves at once."""
     tokens = tuple(_token(problem, placement, index) for index in range(len(placement.layers)))
-    seconds = main_function.decode_rest_s(problem, placement.main) + sum(token.seconds for token in tokens)
+    seconds = problem.drafting.passes * main_function.decode_rest_s(problem, placement.main) + sum(token.seconds for token in tokens)
     return _Step(seconds, sum(token.usd for token in tokens), tokens)
 
 
 def _token(problem: Problem, placement: Placement, index: int) -> _Token:
     workload, main, layer = problem.workload, placement.main, placement.layers[index]
     step_s, parts = main_function.expert_step_s(problem, main), layer.parts
-    if problem.concurrency > 1:
+    if not problem.is_one_token:
         return _shared_token(problem, placement, index)
     if not parts and not layer.gpu:
         return _Token(float(workload.decode_hits[index].sum()) * step_s, 0.0, 0.0, 0.0, 0.0)
@@ -247,15 +252,16 @@ def _token(problem: Problem, placement: Placement, index: int) -> _Token:
 
 
 def _shared_token(problem: Problem, placement: Placement, index: int) -> _Token:
-    """Look at one layer of a step that several requests share: how long the step takes, and a request's part of its calls."""
-    layer, n = placement.layers[index], problem.concurrency
+    """Look at one layer of steps of several rows: how long they take for a token, and a request's part of their calls."""
+    layer, n, passes = placement.layers[index], problem.concurrency, problem.drafting.passes
     owner = owner_of(problem.spec.experts_per_layer, layer.parts, layer.gpu)
-    steps = layer_steps(problem, index, owner, [layer.memory_mb], (step_times(problem, placement.main),))
-    seconds, calls = float(steps.seconds[0, 0, 0]), float(steps.calls[0, 0])
+    steps = layer_steps(problem, index, owner, layer.memory_mb, step_times(problem, placement.main))
+    seconds, calls = passes * float(steps.seconds[0]), float(steps.calls[0, 0])
     if not layer.parts:
         return _Token(seconds, 0.0, 0.0, 0.0, 0.0)
     usd = expert_functions.bill_usd(problem, [layer.memory_mb], _biggest(layer.parts), steps.billed_s / n, steps.calls / n)
-    return _Token(seconds, 0.0, calls / n, float(steps.billed_s[0, 0]) / calls if calls else 0.0, float(usd[0, 0]))
+    call_s = float(steps.billed_s[0, 0]) / calls if calls else 0.0
+    return _Token(seconds, 0.0, passes * calls / n, call_s, passes * float(usd[0, 0]))
 
 
 def _moments(shares: Floats, seconds: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:

@@ -11,17 +11,17 @@ import torch
 
 from remoe_cli.artifacts import Part
 from remoe_cli.errors import InvokeError, UsageError
+from remoe_cli.model import draft
+from remoe_cli.model.draft import Acceptance, Drafts, Speculate, lookup, speculate_of
 from remoe_cli.profile.record import ModelRef
 from remoe_cli.runtime import batch as batches
-from remoe_cli.runtime import draft
 from remoe_cli.runtime.answer import Generated, Stop
-from remoe_cli.runtime.draft import Acceptance, Drafts, Speculate, lookup
 from remoe_cli.runtime.engine import Engine
 from remoe_cli.runtime.main_function import MainFunction, Request
 from remoe_cli.runtime.metrics import Metrics
 from remoe_cli.runtime.sampling import GREEDY, Sampling
 from remoe_cli.runtime.server_config import ServerConfig
-from remoe_cli.runtime.speculate import speculate_of, with_speculate
+from remoe_cli.runtime.speculate import with_speculate
 from tests.support.api_server import PRICES
 from tests.support.batching import PROMPTS, engine_of, guesses
 from tests.support.routing_files import SPEC

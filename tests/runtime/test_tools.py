@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from remoe_cli.runtime import draft
+from remoe_cli.model import draft
 from remoe_cli.runtime.grammar import json_grammar
 from remoe_cli.runtime.main_function import MainFunction
 from remoe_cli.runtime.sampling import Sampling

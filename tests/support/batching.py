@@ -12,11 +12,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from remoe_cli.model.draft import Speculate
 from remoe_cli.model.experts import attach, expert_layers
 from remoe_cli.runtime.answer import Generated, Stop
 from remoe_cli.runtime.device import describe
 from remoe_cli.runtime.dispatch import Dispatcher
-from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.engine import Engine
 from remoe_cli.runtime.sampling import GREEDY, Sampling
 from remoe_cli.runtime.sequence import TokenSequence
@@ -49,7 +49,7 @@ def engine_with(model: PreTrainedModel, dispatcher: Dispatcher) -> Engine:
 
 
 def guesses(answers: Sequence[Generated]) -> Callable[[Sequence[int], int], list[int]]:
-    """A lookup (runtime/draft.py) that gives drafts of every length up to the most, half of them with a wrong token in some place."""
+    """A lookup (model/draft.py) that gives drafts of every length up to the most, half of them with a wrong token in some place."""
     draw = random.Random(0)
 
     def guess(tokens: Sequence[int], most: int) -> list[int]:

@@ -3,7 +3,8 @@
 For each main function, every subset of each layer's experts, memory spec and number of replicas that fit; a set that no function of a
 memory spec holds is dealt out, least used first, over the fewest functions that do. Where an instance's GPU has room, any number of the
 most used other experts is on it. What a choice does without the main function is worked out once, and every time of the profile's curves
-once. Several requests at once are priced where none is cold.
+once. Several requests at once are priced where none is cold. `drafts` are passes for each token, and the share of passes with 1, 2, ..
+rows.
 """
 
 from __future__ import annotations
@@ -51,9 +52,14 @@ class Brute:
         per_expert: bool = False,
         concurrency: int = 1,
         drawn: tuple[int, int] = (1024, 64),
+        drafts: tuple[float, tuple[float, ...]] | None = None,
+        drafted: int = 512,
     ) -> None:
         assert concurrency == 1 or not cold_share
         self.n, self.drawn = concurrency, drawn
+        self.drafts, self.drafted = drafts, drafted
+        self.passes, self.widths = drafts or (1.0, (1.0,))
+        self.most = concurrency * len(self.widths)
         self.profile, self.catalog, self.kinds = profile, catalog, kinds
         self.per_hour, self.cold_share, self.per_expert = per_hour, cold_share, per_expert
         self.spec, self.latency = profile.record.spec, profile.record.latency
@@ -83,7 +89,7 @@ class Brute:
         if main.gpu_memory_mb is not None:
             spare = (main.gpu_memory_mb * (1 - side.gpu_hidden_share) - side.gpu_runtime_memory_mb) * 2**20 - base
             loading = side.gpu_load_factor
-            held += 2 * max(self.n, *(n_in for _, n_in, _ in self.kinds)) * spec.hidden_state_bytes
+            held += 2 * max(self.most, *(n_in for _, n_in, _ in self.kinds)) * spec.hidden_state_bytes
             if spare < 0:
                 return
         most = int(spare // spec.expert_bytes) if latency.gpu_expert else 0
@@ -94,8 +100,10 @@ class Brute:
         own = [seconds + (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s if by_use else 0.0) for seconds in rest]
         if by_use:
             ttft0 += self.cold_share * (side.cold_start_s + spec.nonexpert_bytes / side.load_bytes_per_s)
-        more = linear(latency.nonexpert_prefill, self.n) - linear(latency.nonexpert_prefill, 1)
-        tpot0 = (latency.nonexpert_decode_s + more) * slow + 2 * layers * linear(latency.copy_s, self.n)
+        tpot0 = 0.0
+        for width, share in enumerate(self.widths, 1):
+            more = linear(latency.nonexpert_prefill, self.n * width) - linear(latency.nonexpert_prefill, 1)
+            tpot0 += share * ((latency.nonexpert_decode_s + more) * slow + 2 * layers * linear(latency.copy_s, self.n * width))
         if any(not choices for choices in self.choices):
             return
         ttft, tpot, usd, local, there = (ttft0, tpot0, 0.0, 0.0, 0.0)
@@ -107,9 +115,10 @@ class Brute:
             usd, local = usd + c[:, 2].reshape(shape), local + c[:, 3].reshape(shape)
             there = there + c[:, 4].reshape(shape)
             own = [seconds + c[:, 5 + kind].reshape(shape) for kind, seconds in enumerate(own)]
+        step, tpot = tpot, self.passes * tpot
         if self.n > 1:
-            own = [seconds + tpot for seconds in own]
-            ttft, tpot = ttft + tpot, tpot + (self.n - 1) * ttft / self.n_out
+            own = [seconds + step for seconds in own]
+            ttft, tpot = ttft + step, tpot + (self.n - 1) * ttft / self.n_out
         request = (ttft + self.n_out * tpot) / self.n
         ends_s = side.timeout_s if by_use else side.rented_timeout_s or math.inf
         fits = (held + local * spec.expert_bytes * loading <= main.memory_mb * 2**20) & (there <= most)
@@ -135,15 +144,15 @@ class Brute:
     def beside(self, main: Any, vcpus: float, layer: int, most: int) -> list[tuple[float, ...]]:
         """Of one layer: (prefill with cold starts, decode, bill, experts on the CPU, on the GPU, prefill of each kind when cold) of
         everything that fits, beside this main function; up to `most` experts are on its GPU."""
-        gpu_step_s, gpu_s = [0.0] * (self.n + 1), [[0.0] * len(self.use[layer])] * len(self.kinds)
+        gpu_step_s, gpu_s = [0.0] * (self.most + 1), [[0.0] * len(self.use[layer])] * len(self.kinds)
         if most:
             timing = self.latency.gpu_expert.seconds
             gpu_step_s, gpu_s = (
-                [float(timing(rows, 1)) for rows in range(self.n + 1)],
+                [float(timing(rows, 1)) for rows in range(self.most + 1)],
                 [[float(timing(use * n_in, 1)) for use in self.use[layer]] for _, n_in, _ in self.kinds],
             )
         curve = self.latency.local_expert
-        step_s = [self.once(curve.seconds, rows, vcpus) for rows in range(self.n + 1)]
+        step_s = [self.once(curve.seconds, rows, vcpus) for rows in range(self.most + 1)]
         local_s = [[self.once(curve.seconds, use * n_in, vcpus) for use in self.use[layer]] for _, n_in, _ in self.kinds]
         cold_s = self.cold_share * self.spec.expert_bytes / self.catalog.main.load_bytes_per_s if main.usd_per_hour is None else 0.0
         out = []
@@ -176,7 +185,9 @@ class Brute:
         trace = self.profile.arrays["trace_ids"][:, layer].tolist()
         hit = [sum(e in token for token in trace) / len(trace) for e in experts]
         seen = Counter(tuple(sorted(e for e in token if e >= 0)) for token in trace)
-        if self.n > 1:
+        if self.drafts:
+            seen = self.drafted_steps(trace)
+        elif self.n > 1:
             seen = self.steps_of(seen)
         mean_in = sum(share * n_in for share, n_in, _ in self.kinds)
         order = sorted(experts, key=lambda e: (use[e] * mean_in + self.n_out * hit[e], e))
@@ -193,7 +204,7 @@ class Brute:
                         break
 
     def bytes(self, part: list[int], use: list[float]) -> float:
-        side, longest = self.catalog.function, max(self.n, *(n_in for _, n_in, _ in self.kinds))
+        side, longest = self.catalog.function, max(self.most, *(n_in for _, n_in, _ in self.kinds))
         held = side.runtime_memory_mb * 2**20 + len(part) * self.spec.expert_bytes * side.expert_memory_factor
         return held + sum(use[e] * longest for e in part) * self.spec.hidden_state_bytes
 
@@ -206,6 +217,21 @@ class Brute:
             for step, part in enumerate(np.random.RandomState(place).permutation(count)):
                 at = (part + (place + 1) * (math.sqrt(5) - 1) / 2 % 1) / count
                 steps[step] += tokens[int(at * len(tokens))]
+        return Counter(steps)
+
+    def drafted_steps(self, trace: list[list[int]]) -> Counter[tuple[int, ...]]:
+        """Draw steps with drafts: each request has some tokens of the trace that follow each other."""
+        steps: list[tuple[int, ...]] = [()] * self.drafted
+        golden = (math.sqrt(5) - 1) / 2
+        for request in range(self.n):
+            dealt = np.random.RandomState(65536 + request).permutation(self.drafted)
+            for step, part in enumerate(np.random.RandomState(request).permutation(self.drafted)):
+                width, at = 1, (dealt[step] + golden) / self.drafted
+                while width < len(self.widths) and at >= sum(self.widths[:width]):
+                    width += 1
+                first = int((part + (request + 1) * golden % 1) / self.drafted * len(trace))
+                for row in range(width):
+                    steps[step] += tuple(e for e in trace[(first + row) % len(trace)] if e >= 0)
         return Counter(steps)
 
     def choice(
@@ -244,7 +270,7 @@ class Brute:
                 longest = max([0.0, *(self.wait(t) for t in calls)])
             share = times / seen.total()
             steps.append((share, {e: rows for e, rows in Counter(token).items() if e not in remote}, longest))
-            usd += self.n_out * share * sum(self.bill(rate, t) for t in calls) / self.n
+            usd += self.n_out * self.passes * share * sum(self.bill(rate, t) for t in calls) / self.n
         start_s = 0.0
         if parts:
             measured = self.latency.cold_start
@@ -254,8 +280,8 @@ class Brute:
             reads = heads + max(map(len, parts)) * (math.ceil(self.spec.expert_bytes / side.bytes_per_read) if heads else 0)
             each = start_s * rate + reads * self.catalog.storage.usd_per_1000_reads / 1000
             usd += self.cold_share * len(parts) * replicas * each
-            rows, most = self.n * min(self.spec.top_k, max(map(len, parts))), max(map(len, parts))
-            if self.n > 1 and rows * self.spec.hidden_state_bytes * side.wire_expansion > side.payload_limit_bytes:
+            rows, most = self.most * min(self.spec.top_k, max(map(len, parts))), max(map(len, parts))
+            if (self.n > 1 or self.drafts) and rows * self.spec.hidden_state_bytes * side.wire_expansion > side.payload_limit_bytes:
                 return None
             top = [rows / min(rows, most)] * min(rows, most)
             if start_s + 4 * max(*waits, self.wait(self.inside(memory_mb, top))) > min(side.timeout_s, 900) * (1 + 1e-9):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from remoe_cli.deploy.account_rules import AccountRules
 from remoe_cli.deploy.aws import names
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.runtime.draft import Speculate
+from remoe_cli.model.draft import Speculate
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class AwsSettings:
     log_days            days that logs are kept
     monthly_alert_usd   a month's spending at which AWS sends a mail to `alert_email`; None: no mail
     concurrency         instances of all functions that the account may run at once; a new account has fewer than AWS's default
-    speculate           how many draft tokens a pass of the main function may have (runtime/draft.py)
+    speculate           how many draft tokens a pass of the main function may have (model/draft.py)
     rules               what the account demands of everything
     """
 

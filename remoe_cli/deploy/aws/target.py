@@ -53,7 +53,7 @@ class AwsTarget:
         if plan.model.experts is not None and not unverified:
             agreed_terms(read_inputs(plan_path), options.accept_loss, self.console.say)
         contents = expected(plan)
-        settings = _settings(plan, catalog, name, options)
+        settings = _settings(plan, catalog, name, options, self.console.say)
         settings = replace(settings, rules=options.rules.over(AccountRules()))
         said = (*((unverified,) if unverified else ()), *self._looked_up(settings))
         made = template.templates(plan, contents, settings)
@@ -87,7 +87,7 @@ class AwsTarget:
             plan, profile, catalog = inputs = read_inputs(plan_path)
         agreed_terms(inputs, options.accept_loss, self.console.say)
         check_model(profile, self.console.progress)
-        settings = _settings(plan, catalog, name, options)
+        settings = _settings(plan, catalog, name, options, self.console.say)
         settings = replace(settings, rules=options.rules.over(deployment.recorded_rules(account, name)))
         if settings.endpoint is not Endpoint.none and settings.image_uri is None:
             raise UsageError(
@@ -154,7 +154,7 @@ class AwsTarget:
         return deployment.destroy(self.account, name, self.console)
 
 
-def _settings(plan: Plan, catalog: Catalog, name: str, options: DeployOptions) -> AwsSettings:
+def _settings(plan: Plan, catalog: Catalog, name: str, options: DeployOptions, say: Callable[[str], None]) -> AwsSettings:
     return AwsSettings(
         name=name,
         architecture=catalog.architecture,
@@ -163,7 +163,7 @@ def _settings(plan: Plan, catalog: Catalog, name: str, options: DeployOptions) -
         image_uri=options.image_uri,
         monthly_alert_usd=options.monthly_alert_usd,
         alert_email=options.alert_email,
-        speculate=options.speculate,
+        speculate=options.drafts(plan, say),
     )
 
 

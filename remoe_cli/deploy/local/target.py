@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -79,6 +79,7 @@ class LocalTarget:
         with self.console.progress("Checking the plan"):
             inputs = read_inputs(plan_path)
         agreed_terms(inputs, options.accept_loss, self.console.say)
+        options = replace(options, speculate=options.drafts(inputs[0], self.console.say))
         check_model(inputs[1], self.console.progress)
         if not peers.known():
             self.console.say("This system does not tell whose a connection is: other users of this machine can ask the deployment.")

@@ -359,14 +359,15 @@ def _outcome(
     for kind in workload.lengths:
         ttft += kind.share * prefill_s(kind.n_in)
     turn_s = 0.0
-    if problem.concurrency == 1:
+    if problem.is_one_token:
         tpot = nonexpert_s(1) + float(workload.decode_hits.sum()) * float(expert_s(1))
     else:
-        times_s = expert_s(np.arange(problem.concurrency + 1.0))
+        times_s = expert_s(np.arange(problem.step_tokens + 1.0))
         layers = range(len(workload.patterns))
-        turn_s = nonexpert_s(problem.concurrency)
-        turn_s += sum(float(times_s[workload.step_rows(layer, problem.concurrency)].sum(axis=0).mean()) for layer in layers)
-        tpot = main_function.next_token_s(problem, ttft - cold_s, turn_s)
+        step_s = main_function.mean_of_steps(problem, nonexpert_s)
+        step_s += sum(float(times_s[problem.step_rows(layer)].sum(axis=0).mean()) for layer in layers)
+        tpot = main_function.next_token_s(problem, ttft - cold_s, step_s)
+        turn_s = step_s if problem.concurrency > 1 else 0.0
         ttft += turn_s
     ends_s = side.timeout_s if by_use else side.rented_timeout_s
     begin_s = start_s + turn_s

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from remoe_cli.model.draft import Speculate
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.problem.aim import Aim
@@ -40,12 +41,14 @@ class Point(NamedTuple):
     main: str
 
 
-def frontier(profile: Profile, catalog: Catalog, request: PlanRequest, progress: Callable[[int, int], None]) -> list[Point]:
+def frontier(
+    profile: Profile, catalog: Catalog, request: PlanRequest, progress: Callable[[int, int], None], speculate: Speculate = "off"
+) -> list[Point]:
     """Plan for TPOT targets between the least TPOT and that of the cheapest plan, under the other targets.
 
-    Plans that another one beats are left out. The frontier is empty when no plan meets the targets.
+    All plans have drafts of one length. Plans that another one beats are left out. The frontier is empty when no plan meets the targets.
     """
-    problem = make_problem(profile, catalog, request)
+    problem = make_problem(profile, catalog, request).with_drafts(speculate)
     parts = [(part, build_columns(part, candidate_sets(part))) for part in problem.parts]
     limits = replace(request.aim, objective="cost")
 

@@ -76,7 +76,8 @@ def flatter(problem: Problem, share: float) -> Problem:
         for sets, counts in workload.patterns
     )
     use = (1 - share) * workload.use + share * k / experts
-    return replace(problem, workload=replace(workload, use=use, patterns=patterns))
+    consecutive = None if workload.consecutive is None else replace(workload.consecutive, even_share=share)
+    return replace(problem, workload=replace(workload, use=use, patterns=patterns, consecutive=consecutive))
 
 
 CHANGES: dict[ScenarioKind, Callable[[Problem, float], Problem]] = {
@@ -140,7 +141,7 @@ def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | Non
     for name, array in profile.arrays.items():
         if name.startswith("trace_"):
             arrays[name] = array[tokens]
-        elif name in ("prefill_counts", "decode_counts", "prompt_tokens", "decode_tokens") and len(array) == len(rows):
+        elif name in ("prefill_counts", "decode_counts", "prompt_tokens", "decode_tokens", "draft_passes") and len(array) == len(rows):
             arrays[name] = array[rows]
     return _for_the_same(workload, from_profile(replace(profile, arrays=arrays), 1, 1))
 

@@ -273,6 +273,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
             "while AWS has no such GPU."
         )
     yield from _served_at_once(problem, placement)
+    yield from _with_drafts(problem)
     if placement.instances > 1 and problem.concurrency == 1:
         yield "An instance answers one request at a time here; a server that batches requests may need fewer."
     if catalog.storage.usd_per_gb_month:
@@ -313,6 +314,23 @@ def _served_at_once(problem: Problem, placement: Placement) -> Iterator[str]:
             f"At {figure(per_hour)} requests an hour, an instance has {figure(mean)} of them at once in the mean, not {asked}: they are "
             "answered sooner, but fewer share a call, so calls cost more than this plan says. Plan for fewer with --concurrency."
         )
+
+
+def _with_drafts(problem: Problem) -> Iterator[str]:
+    """Say what the plan takes drafts for."""
+    if problem.speculate == "off":
+        return
+    drafting = problem.drafting
+    routed = (
+        "are taken to use the experts of recorded tokens that follow each other"
+        if problem.workload.consecutive is not None
+        else "are taken to choose experts independently, because the profile has no recorded tokens that follow each other: real "
+        "ones share more experts, so calls are fewer"
+    )
+    yield (
+        f"The recorded answers would have taken {drafting.passes:.3g} passes for each token with such drafts, each of "
+        f"{drafting.mean_rows:.3g} rows in the mean; the plan assumes the same. The rows of a pass {routed}."
+    )
 
 
 def _gpu_note(problem: Problem, most: int) -> str:

@@ -179,7 +179,7 @@ def timeout_s(problem: Problem, experts: int, call_s: float) -> int:
 def longest_step_s(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.ArrayLike) -> Floats:
     """Compute the longest call of a decode step: all experts of each token are in one function.
 
-    The tokens of several requests share out their rows evenly among as many of these experts as they can hit.
+    Several tokens share out their rows evenly among as many of these experts as they can hit.
 
     Shapes: `memory_mb` [V], `experts` [S]; [S, V].
     """
@@ -192,7 +192,7 @@ def longest_step_s(problem: Problem, memory_mb: npt.ArrayLike, experts: npt.Arra
 
 def most_step_rows(problem: Problem, experts: npt.ArrayLike) -> Ints:
     """Count the hidden states of the largest call of a decode step, to a function with so many experts."""
-    rows: Ints = problem.concurrency * np.minimum(problem.spec.top_k, np.asarray(experts))
+    rows: Ints = problem.step_tokens * np.minimum(problem.spec.top_k, np.asarray(experts))
     return rows
 
 

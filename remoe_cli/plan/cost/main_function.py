@@ -9,13 +9,15 @@
 - A share of requests is cold: a main function paid by use then starts, and reads what it holds, before it answers, and is billed for it. A
   rented instance is always on, unless it scales to zero: then a share of the requests wakes it, and it costs the time that it is up.
 - Several requests at once (`Problem.concurrency`) share its time, and have each their own KV cache. Its decode steps have a row of each.
+- With drafts (`Problem.drafting`) a request has further rows in a decode step, and an answer has fewer steps than tokens.
 
-Source: method.md, sections 3, 4 and 11.
+Source: method.md, sections 3, 4, 11 and 12.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -71,12 +73,20 @@ def decode_rest_s(problem: Problem, spec: MainSpec) -> float:
 
     Each further row takes what a further token takes in prefill.
     """
-    latency, rows = problem.latency_of(spec), problem.concurrency
-    copies_s = 2 * len(problem.spec.moe_layers) * float(latency.copy_s.seconds(rows))
+    latency = problem.latency_of(spec)
+    copies_s = 2 * len(problem.spec.moe_layers) * mean_of_steps(problem, lambda rows: float(latency.copy_s.seconds(rows)))
     step_s = latency.nonexpert_decode_s
-    if rows > 1:
-        step_s += float(latency.nonexpert_prefill.seconds(rows) - latency.nonexpert_prefill.seconds(1))
+    if not problem.is_one_token:
+        step_s += mean_of_steps(problem, lambda rows: float(latency.nonexpert_prefill.seconds(rows) - latency.nonexpert_prefill.seconds(1)))
     return step_s * nonexpert_factor(problem, spec) + copies_s
+
+
+def mean_of_steps(problem: Problem, seconds: Callable[[int], float]) -> float:
+    """Compute the mean over decode steps of what depends on their rows."""
+    if problem.drafting.most_rows == 1:
+        return seconds(problem.concurrency)
+    each = enumerate(problem.drafting.rows, 1)
+    return sum(share * seconds(problem.concurrency * rows) for rows, share in each if share)
 
 
 def expert_prefill_s(problem: Problem, spec: MainSpec, tokens: Floats) -> Floats:
@@ -93,14 +103,14 @@ def expert_step_s(problem: Problem, spec: MainSpec) -> float:
 def expert_steps_s(problem: Problem, spec: MainSpec) -> Floats:
     """Compute the time of one local expert for each number of rows of a decode step, from 0 on.
 
-    Shapes: [concurrency + 1].
+    Shapes: [step_tokens + 1].
     """
-    return expert_prefill_s(problem, spec, np.arange(problem.concurrency + 1.0))
+    return expert_prefill_s(problem, spec, np.arange(problem.step_tokens + 1.0))
 
 
 def gpu_expert_steps_s(problem: Problem, spec: MainSpec) -> Floats:
     """Compute the same for an expert on the GPU; endless where none can be there."""
-    return gpu_expert_prefill_s(problem, spec, np.arange(problem.concurrency + 1.0))
+    return gpu_expert_prefill_s(problem, spec, np.arange(problem.step_tokens + 1.0))
 
 
 def has_gpu_tier(problem: Problem, spec: MainSpec) -> bool:
@@ -157,7 +167,7 @@ def main_memory_bytes(problem: Problem, spec: MainSpec, cpu_experts: int) -> flo
 
 def most_rows(problem: Problem) -> int:
     """Count the hidden states of the largest pass: the longest prompt, or a decode step."""
-    return max(problem.workload.most_in, problem.concurrency)
+    return max(problem.workload.most_in, problem.step_tokens)
 
 
 def cpu_expert_bytes(problem: Problem, spec: MainSpec) -> float:
@@ -283,12 +293,12 @@ def first_token_s(problem: Problem, warm_s: float, step_s: float) -> float:
 
 
 def next_token_s(problem: Problem, warm_s: float, step_s: float) -> float:
-    """Compute the mean TPOT: a decode step of all, and a part of the prompts of the others.
+    """Compute the mean TPOT: the decode steps of all for a token, and a part of the prompts of the others.
 
     These are computed between steps. Each of the others begins anew while a request lasts. `warm_s` is the mean prefill.
     """
     others = problem.concurrency - 1
-    return step_s + (others * warm_s / max(problem.workload.n_out, 1.0) if others else 0.0)
+    return problem.drafting.passes * step_s + (others * warm_s / max(problem.workload.n_out, 1.0) if others else 0.0)
 
 
 def busy_s(problem: Problem, ttft_s: float, tpot_s: float, cold_s: float) -> float:

@@ -1,9 +1,10 @@
 """Latency and cost of a whole placement: pure functions over main_function.py and expert_functions.py.
 
 TPOT takes E[max(CPU, GPU, remote)] over the recorded tokens, not the max of the means. TTFT, TPOT and cost are means over the workload's
-requests. Each instance serves as many requests at once as the problem says; where that is several, steps.py prices a decode step.
+requests. Each instance serves as many requests at once as the problem says; where that is several, or answers have drafts, steps.py prices
+a decode step.
 
-Source: method.md, sections 3, 4 and 11; the modules say where they differ.
+Source: method.md, sections 3, 4, 11 and 12; the modules say where they differ.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class LayerOutcome:
     cold_s                  what cold starts add to TTFT
     usd                     its invocations
     function_bytes          for the limit of function memory, with the longest prompt
-    calls_per_token         invocations of one decode step, by the requests that share it
+    calls_per_token         invocations of the decode steps for one token, by the requests that share them
     """
 
     prefill_s: float
@@ -77,11 +78,9 @@ def total(problem: Problem, placement: Placement, layers: list[LayerOutcome]) ->
     workload, main = problem.workload, placement.main
     rest_s = sum(kind.share * main_function.prefill_rest_s(problem, main, kind.n_in) for kind in workload.lengths)
     ttft = rest_s + (main_function.cold_rest_s(problem, main) + sum(layer.prefill_s + layer.cold_s for layer in layers))
-    tpot = step = main_function.decode_rest_s(problem, main) + sum(layer.decode_s for layer in layers)
-    if problem.concurrency > 1:
-        warm_s = rest_s + sum(layer.prefill_s for layer in layers)
-        ttft = main_function.first_token_s(problem, ttft, step)
-        tpot = main_function.next_token_s(problem, warm_s, step)
+    step = main_function.decode_rest_s(problem, main) + sum(layer.decode_s for layer in layers)
+    ttft = main_function.first_token_s(problem, ttft, step)
+    tpot = main_function.next_token_s(problem, rest_s + sum(layer.prefill_s for layer in layers), step)
     busy_s = main_function.busy_s(problem, ttft, tpot, cold_mean_s(problem, main, layers))
     main_usd = main_function.usd_per_s(problem, main) * busy_s + main_function.fixed_usd(problem, placement.bought)
     decided = None
@@ -117,14 +116,14 @@ def layer_outcome(problem: Problem, placement: Placement, index: int) -> LayerOu
     cold_s = main_function.cold_expert_s(problem, main) * (problem.spec.experts_per_layer - len(layer.remote))
     if layer.parts:
         biggest = _biggest(layer)
-        usd += workload.n_out * step.usd
+        usd += workload.n_out * problem.drafting.passes * step.usd
         usd += float(expert_functions.cold_usd(problem, [layer.memory_mb], biggest, len(layer.parts) * layer.replicas)[0, 0])
         late = main_function.late_functions(problem, main) * workload.cold_share
         cold_s += late * float(expert_functions.cold_s(problem, biggest)[0])
     most = workload.use[index] * main_function.most_rows(problem)
     held = [float(expert_functions.function_memory_bytes(problem, len(part), most[list(part)].sum())) for part in layer.parts]
     prefill_s = sum(share * prompt.seconds for share, prompt in prompts)
-    return LayerOutcome(prefill_s, step.seconds, cold_s, usd, max(held, default=0.0), step.calls)
+    return LayerOutcome(prefill_s, step.seconds, cold_s, usd, max(held, default=0.0), problem.drafting.passes * step.calls)
 
 
 @dataclass(frozen=True)
@@ -167,11 +166,11 @@ def layer_step(problem: Problem, placement: Placement, index: int) -> LayerStep:
     """Compute the part of one layer in a decode step of all requests that are served at once."""
     workload, main, layer = problem.workload, placement.main, placement.layers[index]
     step_s, parts = main_function.expert_step_s(problem, main), layer.parts
-    several, decode_s = problem.concurrency > 1, float(workload.decode_hits[index].sum()) * step_s
+    owner = owner_of(problem.spec.experts_per_layer, parts, layer.gpu)
+    several, decode_s = not problem.is_one_token, float(workload.decode_hits[index].sum()) * step_s
     if several:
-        owner = owner_of(problem.spec.experts_per_layer, parts, layer.gpu)
-        steps = layer_steps(problem, index, owner, [layer.memory_mb], (step_times(problem, main),))
-        decode_s = float(steps.seconds[0, 0, 0])
+        steps = layer_steps(problem, index, owner, layer.memory_mb, step_times(problem, main))
+        decode_s = float(steps.seconds[0])
     elif parts or layer.gpu:
         hits = workload.hits.of_parts(index, parts, layer.gpu)
         waits_s = hits.local * step_s

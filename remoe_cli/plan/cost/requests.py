@@ -122,8 +122,8 @@ def broken(problem: Problem, placement: Placement) -> Iterator[Broken]:
             text = f"a prompt of {prompts[at]} tokens sends {payload:.0f} bytes to layer {layer.layer}, and the limit is {limit}"
             yield Broken(_longest_of(n_in, n_out, int(prompts[at])), text)
         payload = float(expert_functions.payload_bytes(problem, expert_functions.most_step_rows(problem, experts)))
-        if problem.concurrency > 1 and payload > limit:
-            text = f"a token of each of {problem.concurrency} requests sends up to {payload:.0f} bytes to layer {layer.layer}"
+        if not problem.is_one_token and payload > limit:
+            text = f"a decode step of {problem.step_tokens} tokens sends up to {payload:.0f} bytes to layer {layer.layer}"
             yield Broken(requests.front[0], f"{text}, and the limit is {limit}")
         at = int(here.call_s.argmax())
         call_s = longest_call_s(problem, placement, index, prompts[at : at + 1])

@@ -1,10 +1,10 @@
-"""Decode steps of several requests at once: time, and what functions are billed.
+"""Decode steps of several rows, of requests at once or of drafts: time, and what is billed.
 
 Both are means over drawn steps (problem/batches.py).
 The rows that all requests have for a function go there in one invocation. A layer ends with the slowest of CPU, GPU and functions.
 
-Shapes: S sets of one layer, E experts, M drawn steps, V memory specs, K main specs, n requests at once.
-Source: method.md, section 11.
+Shapes: S sets of one layer, E experts, M drawn steps, n rows of all requests at most.
+Source: method.md, sections 11 and 12.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from remoe_cli.plan.document import MainSpec
 from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU
 from remoe_cli.plan.problem.problem import Problem
 
+_SAME = 1e-12  # relative difference up to which each further row of an expert takes as long as the others
 StepTimes = tuple[tuple[float, ...], tuple[float, ...]]  # of an expert by its rows, from 0 to n: on the CPU, and on the GPU
 
 
@@ -28,11 +29,9 @@ StepTimes = tuple[tuple[float, ...], tuple[float, ...]]  # of an expert by its r
 class Steps:
     """What decode steps of one layer take, for each set.
 
-    seconds    [K, S, V], mean time of the layer
-    billed_s   [S, V], mean billed time of all its invocations
+    seconds    [S], mean time of the layer
+    billed_s   [S, 1], mean billed time of all its invocations
     calls      [S, 1], how many there are in the mean
-
-    V is 1 where nothing is remote.
     """
 
     seconds: Floats
@@ -46,37 +45,99 @@ def step_times(problem: Problem, spec: MainSpec) -> StepTimes:
     return tuple(on_cpu.tolist()), tuple(on_gpu.tolist())
 
 
-def different_times(problem: Problem) -> tuple[StepTimes, ...]:
-    """List the different times of the menu's main specs."""
-    return tuple(dict.fromkeys(step_times(problem, spec) for spec in problem.menu))
+def least_times(several: Sequence[StepTimes]) -> tuple[StepTimes, ...]:
+    """Leave out times that others are nowhere slower than: a step takes no less time with them."""
+    different = tuple(dict.fromkeys(several))
+    return tuple(one for one in different if not any(other is not one and _nowhere_slower(other, one) for other in different))
 
 
-def layer_steps(problem: Problem, layer: int, owner: Ints, memory_mb: npt.ArrayLike, mains: Sequence[StepTimes]) -> Steps:
-    """Price the decode steps of the sets `owner` [S, E] of one layer, beside each of some main specs.
+def _nowhere_slower(one: StepTimes, other: StepTimes) -> bool:
+    return all(a <= b for devices in zip(one, other, strict=True) for a, b in zip(*devices, strict=True))
 
-    Shapes: `memory_mb` [V], of each function.
+
+@dataclass(frozen=True)
+class Load:
+    """What drawn decode steps send to one function of a layer, for each set.
+
+    here         [S, E], 1 for its experts
+    rows, hits   [S, M], rows that a step sends, and experts that they are for
     """
-    rows = problem.workload.step_rows(layer, problem.concurrency)
-    own_s = [own_step_s(owner, rows, times) for times in mains]
-    functions, specs_mb = int(owner.max(initial=ON_CPU)) + 1, np.asarray(memory_mb, dtype=np.float64)
-    if functions <= 0:
-        none = np.zeros((len(owner), 1))
-        return Steps(np.array([seconds.mean(axis=1)[:, None] for seconds in own_s]), none, none)
-    members = [(owner == function).astype(np.float64) for function in range(functions)]
-    sent = [here @ rows for here in members]
-    seconds, billed_s = np.empty((len(mains), len(owner), len(specs_mb))), np.zeros((len(owner), len(specs_mb)))
-    elapsed_s = expert_functions.warm(problem).elapsed_s
-    for place, each_mb in enumerate(specs_mb):
-        work_s = expert_functions.expert_work_s(problem, each_mb, np.arange(problem.concurrency + 1))[rows]
-        wait_s = np.zeros(sent[0].shape)
-        for here, here_rows in zip(members, sent, strict=True):
-            inside_s = expert_functions.inside_s(problem, each_mb, here @ work_s, here_rows)
-            wait_s = np.maximum(wait_s, np.where(here_rows > 0, elapsed_s + inside_s, 0.0))
-            billed_s[:, place] += np.where(here_rows > 0, expert_functions.billed_s(problem, inside_s), 0.0).mean(axis=1)
-        for main, own in enumerate(own_s):
-            seconds[main, :, place] = np.maximum(own, wait_s).mean(axis=1)
-    calls = np.sum([(here_rows > 0).mean(axis=1) for here_rows in sent], axis=0)
-    return Steps(seconds, billed_s, calls[:, None])
+
+    here: Floats
+    rows: Floats
+    hits: Floats
+
+    def work_s(self, each_s: Floats, step_rows: npt.NDArray[np.int16]) -> Floats:
+        """Add up the work of a step's experts, from that of an expert with 0, 1, 2, .. rows.
+
+        Shapes: `step_rows` [E, M]; [S, M].
+        """
+        further_s = np.diff(each_s[1:])
+        if not len(further_s) or np.abs(further_s - further_s[0]).max() <= _SAME * each_s[1]:
+            row_s = float(further_s[0]) if len(further_s) else 0.0
+            added: Floats = (each_s[1] - row_s) * self.hits + row_s * self.rows
+            return added
+        work_s: Floats = self.here @ each_s[step_rows]
+        return work_s
+
+
+def loads_of(problem: Problem, layer: int, owner: Ints) -> tuple[Load, ...]:
+    """Count what the steps of the sets `owner` [S, E] of one layer send to each function."""
+    rows, loads = problem.step_rows(layer), []
+    for function in range(int(owner.max(initial=ON_CPU)) + 1):
+        here = (owner == function).astype(np.float64)
+        loads.append(Load(here, here @ rows, here @ (rows > 0)))
+    return tuple(loads)
+
+
+def insides_s(problem: Problem, layer: int, loads: Sequence[Load], memory_mb: float) -> list[Floats]:
+    """Compute the time of each function's invocation inside it, without its overhead.
+
+    Shapes: for each function [S, M].
+    """
+    if not loads:
+        return []
+    each_s, rows = expert_functions.expert_work_s(problem, memory_mb, np.arange(problem.step_tokens + 1)), problem.step_rows(layer)
+    return [expert_functions.inside_s(problem, memory_mb, load.work_s(each_s, rows), load.rows) for load in loads]
+
+
+def wait_s(problem: Problem, loads: Sequence[Load], inside_s: Sequence[Floats]) -> Floats:
+    """Compute the time of the slowest invocation of each step, for each set.
+
+    Shapes: [S, M]; 0 without functions.
+    """
+    elapsed_s, longest_s = expert_functions.warm(problem).elapsed_s, np.zeros(1)
+    for load, seconds in zip(loads, inside_s, strict=True):
+        longest_s = np.maximum(longest_s, np.where(load.rows > 0, elapsed_s + seconds, 0.0))
+    return longest_s
+
+
+def billed_s(problem: Problem, loads: Sequence[Load], inside_s: Sequence[Floats], sets: int) -> Floats:
+    """Compute the mean billed time of all invocations of a step, for each set.
+
+    Shapes: [S].
+    """
+    billed = np.zeros(sets)
+    for load, seconds in zip(loads, inside_s, strict=True):
+        billed += np.where(load.rows > 0, expert_functions.billed_s(problem, seconds), 0.0).mean(axis=1)
+    return billed
+
+
+def calls_of(loads: Sequence[Load], sets: int) -> Floats:
+    """Count the mean invocations of a step of each set.
+
+    Shapes: [S, 1].
+    """
+    calls: Floats = sum(((load.rows > 0).mean(axis=1) for load in loads), np.zeros(sets))[:, None]
+    return calls
+
+
+def layer_steps(problem: Problem, layer: int, owner: Ints, memory_mb: float, times: StepTimes) -> Steps:
+    """Price decode steps of the sets `owner` [S, E] of a layer, beside a main function of these times."""
+    own_s, loads = own_step_s(owner, problem.step_rows(layer), times), loads_of(problem, layer, owner)
+    inside_s = insides_s(problem, layer, loads, memory_mb)
+    seconds = np.maximum(own_s, wait_s(problem, loads, inside_s)).mean(axis=1)
+    return Steps(seconds, billed_s(problem, loads, inside_s, len(owner))[:, None], calls_of(loads, len(owner)))
 
 
 def own_step_s(owner: Ints, rows: npt.NDArray[np.int16], times: StepTimes) -> Floats:

@@ -36,7 +36,7 @@ SECTIONS = {
 
 def explanation(plan: Plan, profile: Profile, catalog: Catalog, request: PlanRequest) -> dict[str, Rows]:
     """Explain a plan in rows of (name, text), by section; SECTIONS has the titles."""
-    whole = make_problem(profile.in_form(plan.model.packed), catalog, request)
+    whole = make_problem(profile.in_form(plan.model.packed), catalog, request).with_drafts(plan.speculate)
     problem = next(part for part in whole.parts if plan.main in part.menu)
     return {
         "inputs": tuple(input_rows(plan, profile, catalog)),

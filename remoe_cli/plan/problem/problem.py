@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from remoe_cli.model.draft import Speculate
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import LayerPlan, MainSpec, TtftAt
+from remoe_cli.plan.problem.batches import Rows
+from remoe_cli.plan.problem.drafting import NO_DRAFTS, Drafting
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.profile.latency_record import Latency
 
@@ -27,6 +30,8 @@ class Problem:
     ttft_at       the request whose TTFT is held against the target; None: the mean is
     invocations   per-layer: one call for all experts that a token hits in a function; per-expert: one call after another for each
     concurrency   requests that each instance of the main function serves at once, as far as the platform lets it (`at_main`)
+    speculate     how many draft tokens a decode pass may have
+    depths        what the planner may choose for that; empty where it is given
 
     Source: per-expert calls are equation 5 of method.md, section 3.
     """
@@ -40,6 +45,34 @@ class Problem:
     gpu_experts: bool = True
     ttft_at: TtftAt | None = None
     concurrency: int = 1
+    speculate: Speculate = "off"
+    depths: tuple[Speculate, ...] = ()
+
+    def with_drafts(self, speculate: Speculate) -> Problem:
+        """Look at the problem with drafts of one length."""
+        return replace(self, speculate=speculate, depths=())
+
+    @property
+    def drafting(self) -> Drafting:
+        """What drafts make of decode."""
+        return NO_DRAFTS if self.speculate == "off" else self.workload.drafts[self.speculate]
+
+    @property
+    def is_one_token(self) -> bool:
+        """Whether a decode step has one token: then its hits are known exactly, and no steps are drawn."""
+        return self.concurrency == 1 and self.speculate == "off"
+
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens of a decode step, of all requests together."""
+        return self.concurrency * self.drafting.most_rows
+
+    def step_rows(self, layer: int) -> Rows:
+        """Count the rows of each expert of a layer in drawn decode steps.
+
+        Shapes: int16 [E, M].
+        """
+        return self.workload.step_rows(layer, self.concurrency, self.drafting)
 
     def at_main(self, main: MainSpec) -> Problem:
         """Look at the problem of one main spec.
@@ -53,8 +86,12 @@ class Problem:
     def parts(self) -> tuple[Problem, ...]:
         """The same problem in parts, mostly in one.
 
-        All main functions of a part serve equally many requests at once.
+        All main functions of a part serve equally many requests at once, with drafts of the same length.
         """
+        return tuple(part for speculate in self.depths or (self.speculate,) for part in self.with_drafts(speculate)._parts)
+
+    @property
+    def _parts(self) -> tuple[Problem, ...]:
         many = {self.at_main(spec).concurrency for spec in self.menu}
         if many == {self.concurrency}:
             return (self,)

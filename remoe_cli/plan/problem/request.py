@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remoe_cli.errors import ArtifactError, UsageError
+from remoe_cli.model.draft import AUTO_TOKENS, Speculate
 from remoe_cli.model.spec import ONE_AT_A_TIME
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Method, Plan, PredictedRouting, Source, TtftAt, Waking, read_plan
@@ -36,6 +37,7 @@ class PlanRequest:
     time_limit_s        seconds after which the exact solver stops with the best plan that it has
     examine             also price scenarios and break-evens
     concurrency         requests that each instance of the main function serves at once
+    speculate           draft tokens that a decode pass may have; auto lets the planner choose
     """
 
     aim: Aim = field(default_factory=Aim)
@@ -54,12 +56,13 @@ class PlanRequest:
     time_limit_s: float = 120.0
     examine: bool = True
     concurrency: int = 1
+    speculate: Speculate = "off"
 
 
 def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Problem:
     """Pose the problem of a profile on a catalog.
 
-    Raises: what `from_profile` raises, and UsageError where only one request at a time can be planned for.
+    Raises: what `from_profile` raises, and UsageError where only one request at a time can be planned for, or no drafts can.
     """
     if request.concurrency > 1 and (family := profile.record.spec.family) in ONE_AT_A_TIME:
         raise UsageError(
@@ -85,7 +88,33 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
     at = _ttft_at(workload, request.aim.ttft_percentile)
     if at is not None:
         workload = replace(workload, also_priced=(at.n_in,))
-    return Problem(spec, latency, catalog, workload, described, request.invocations, request.gpu_experts, at, request.concurrency)
+    problem = Problem(spec, latency, catalog, workload, described, request.invocations, request.gpu_experts, at, request.concurrency)
+    if request.speculate == "off":
+        return problem
+    _refuse_drafts(profile, request, workload)
+    return replace(problem, depths=("off", *workload.drafts)) if request.speculate == "auto" else problem.with_drafts(request.speculate)
+
+
+def _refuse_drafts(profile: Profile, request: PlanRequest, workload: Workload) -> None:
+    """Raise UsageError where drafts cannot be priced."""
+    if request.solver == "paper" or request.invocations == "per-expert":
+        option = "--solver paper" if request.solver == "paper" else "--invocation per-expert"
+        raise UsageError(f"{option} is the paper's, which has no drafts.", f"Leave {option} or --speculate out.")
+    if not workload.drafts:
+        why = (
+            "its routing was imported, without tokens"
+            if profile.record.routing.source == "imported"
+            else "it was recorded by an earlier version of remoe, its answers have one token, or the model takes no drafts"
+        )
+        raise UsageError(
+            f"The profile {profile.path} does not know how many draft tokens answers accept: {why}.",
+            "Make a profile with 'remoe profile', or leave --speculate out.",
+        )
+    if request.speculate not in ("auto", *workload.drafts):
+        raise UsageError(
+            f"--speculate is {request.speculate}, and a profile knows drafts of at most {AUTO_TOKENS} tokens.",
+            f"Plan with --speculate auto, or with 1 to {AUTO_TOKENS}; 'remoe serve --speculate' takes more.",
+        )
 
 
 def forms_of(problem: Problem) -> tuple[Problem, ...]:
@@ -135,7 +164,11 @@ def _refuse_changed(plan_path: Path, what: str, planned: Source, sha256: str) ->
 
 def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
     """Pose the problem that a plan solves, of its profile and catalog, in the plan's form of experts."""
-    return make_problem(profile.in_form(plan.model.packed), catalog, replace(request_of(plan), aim=Aim()))
+    profile = profile.in_form(plan.model.packed)
+    problem = make_problem(profile, catalog, replace(request_of(plan), aim=Aim(), speculate="off"))
+    if plan.speculate != "off" and plan.speculate not in problem.workload.drafts:
+        raise ArtifactError(f"The profile {profile.path} does not know the drafts that the plan was made with.", "Plan again.")
+    return problem.with_drafts(plan.speculate)
 
 
 def request_of(plan: Plan) -> PlanRequest:
@@ -155,4 +188,5 @@ def request_of(plan: Plan) -> PlanRequest:
         routing=workload.routing,
         waking=workload.waking,
         concurrency=workload.concurrency,
+        speculate=workload.speculate,
     )

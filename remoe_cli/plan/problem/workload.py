@@ -6,17 +6,19 @@ Imported routing may lack a phase, single tokens or lengths. Something else then
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.errors import ArtifactError, InfeasibleError, UsageError
+from remoe_cli.model.draft import Speculate
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.document import Lengths, PredictedRouting, Waking
-from remoe_cli.plan.problem.batches import Rows, drawn_rows
+from remoe_cli.plan.problem.batches import Consecutive, Rows, drafted_rows, drawn_rows
+from remoe_cli.plan.problem.drafting import NO_DRAFTS, Drafting, drafting_of
 from remoe_cli.plan.problem.hits import HitCounter, Pattern
 from remoe_cli.plan.problem.sizes import Size
 from remoe_cli.plan.problem.traffic import Traffic, one_length
@@ -39,6 +41,8 @@ class Workload:
     assumptions        for people: sentences on what the profile lacks and what takes its place
     also_held          requests beside the longest ones for which solvers hold the limits
     also_priced        prompt lengths beside those of the kinds, for which prefill is computed
+    drafts             what drafts of each length make of decode; empty where the profile does not know
+    consecutive        the tokens of the trace in their order; None where they do not follow each other
 
     Shapes: `use` float64 [L, E], each row sums to top_k; `trace` int64 [T, L, k]; of `patterns` int64 [P, k], ids ascending, and [P].
     """
@@ -52,6 +56,8 @@ class Workload:
     also_held: tuple[Size, ...] = ()
     also_priced: tuple[int, ...] = ()
     waking: Waking | None = None
+    drafts: Mapping[Speculate, Drafting] = field(default_factory=dict)
+    consecutive: Consecutive | None = None
 
     def resized(self, n_in: int, n_out: int) -> Workload:
         """Change the requests to warm ones of one length; the routing stays.
@@ -136,17 +142,22 @@ class Workload:
         return HitCounter(self.patterns, self.ranks)
 
     @cached_property
-    def _drawn(self) -> dict[tuple[int, int], Rows]:
+    def _drawn(self) -> dict[tuple[int, int, Drafting], Rows]:
         return {}
 
-    def step_rows(self, layer: int, tokens: int) -> Rows:
-        """Count the rows of each expert of a layer in drawn decode steps of so many tokens.
+    def step_rows(self, layer: int, requests: int, drafting: Drafting = NO_DRAFTS) -> Rows:
+        """Count the rows of each expert of a layer in drawn decode steps of so many requests.
 
         Shapes: int16 [E, M].
         """
-        if (layer, tokens) not in self._drawn:
-            self._drawn[layer, tokens] = drawn_rows(self.patterns[layer], self.use.shape[1], tokens)
-        return self._drawn[layer, tokens]
+        if (key := (layer, requests, drafting)) not in self._drawn:
+            pattern, experts = self.patterns[layer], self.use.shape[1]
+            self._drawn[key] = (
+                drawn_rows(pattern, experts, requests)
+                if drafting is NO_DRAFTS
+                else drafted_rows(pattern, self.consecutive, layer, experts, requests, drafting.rows)
+            )
+        return self._drawn[key]
 
     @cached_property
     def decode_hits(self) -> Floats:
@@ -229,10 +240,22 @@ def from_profile(
             "Profile again with more prompts and a larger --max-new-tokens.",
         )
     use, weights = counts / totals * spec.top_k, None
+    follow, drafts = _follow(profile), drafting_of(profile)
     if routing is not None:
         use, trace, weights = _mixed(profile, trace, routing)
         assumptions += (_predicted(routing),)
-    return Workload(traffic, 0.0, use, trace, patterns_of(trace, use.shape[1], weights), assumptions)
+        drafts = drafting_of(profile, np.array(routing.recorded), np.array(routing.weights, dtype=np.float64))
+    consecutive = Consecutive(trace, weights) if follow else None
+    patterns = patterns_of(trace, use.shape[1], weights)
+    return Workload(traffic, 0.0, use, trace, patterns, assumptions, drafts=drafts, consecutive=consecutive)
+
+
+def _follow(profile: Profile) -> bool:
+    """Tell whether the traced tokens of each prompt are its first decode tokens, one after the other."""
+    routing, owner, tokens = profile.record.routing, profile.arrays["trace_prompt"], profile.arrays["decode_tokens"]
+    counts = np.bincount(owner, minlength=len(tokens))
+    whole = np.array_equal(counts, np.minimum(tokens, counts.max(initial=0)))
+    return routing.source == "recorded" and routing.trace == "decode" and whole and bool((np.diff(owner) >= 0).all())
 
 
 def _refuse_beyond_context(context: int | None, traffic: Traffic) -> None:

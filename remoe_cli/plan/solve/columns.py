@@ -28,7 +28,7 @@ from remoe_cli.plan.problem.hits import owner_of, owners, positions
 from remoe_cli.plan.problem.problem import MB, Problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import ON_CPU, ON_GPU, REMOTE, Sets
-from remoe_cli.plan.solve.variants import DecodeTable, Small, StepTable, hits_of, spread_out, steps_of, variants_of
+from remoe_cli.plan.solve.variants import DecodeTable, Small, StepTable, hits_of, kept, spread_out, variants_of
 
 _AT_ONCE = 2**19  # figures in one table of sets, speeds and invocations: larger tables take more memory and as much time
 
@@ -101,10 +101,11 @@ class Columns:
         """
         times = [steps.step_times(problem, spec) for spec in specs]
         cpu_s, gpu_s = (min(each[device][1] for each in times) for device in (0, 1))
-        menu = steps.different_times(problem) if problem.concurrency > 1 else ()
-        which = [menu.index(each) for each in dict.fromkeys(times)] if menu else []
+        fastest = steps.least_times(times)
         each_s = [
-            table.expected_s(cpu_s, gpu_s) if isinstance(table, DecodeTable) else table.seconds[which].min(axis=0)
+            table.expected_s(cpu_s, gpu_s)
+            if isinstance(table, DecodeTable)
+            else np.minimum.reduce([table.seconds(each) for each in fastest])
             for table in self.decode_tables
         ]
         return np.concatenate([seconds.ravel() for seconds in each_s])
@@ -169,20 +170,22 @@ def build_columns(
     empty = np.flatnonzero(count == 0)
     nowhere = np.repeat(owner_of(sets.shape[1], ()), len(empty), axis=0)
     tables: list[DecodeTable | StepTable] = []
-    if problem.concurrency == 1:
+    if problem.is_one_token:
         hit = workload.decode_hits[set_layer[empty]].sum(axis=1, keepdims=True)
         tables.append(DecodeTable(np.ones(1, dtype=np.int64), np.zeros((1, 1)), hit))
     elif len(empty):
-        tables.append(StepTable(steps_of(problem, set_layer[empty], nowhere, np.zeros(1)).seconds))
+        tables.append(StepTable(problem, set_layer[empty], nowhere, np.zeros(1)))
     parts, more = spread_out(problem, variants, [_nothing_remote(workload, empty)], empty, nowhere, None, 0)
     tables += more
     taken = len(empty) + sum(_places(table) for table in more)
     for divided in _divided(problem, menu, members, set_layer):
         at, functions, memory_mb = divided.at, divided.functions, divided.memory_mb
-        if problem.concurrency > 1:
-            several = steps_of(problem, divided.layer, divided.owner, divided.speeds_mb)
-            tables.append(StepTable(several.seconds))
-            billed = several.billed_s / problem.concurrency, several.calls / problem.concurrency
+        if not problem.is_one_token:
+            keeps = kept(len(members), len(divided.speeds_mb), functions, problem.step_rows(0).shape[1])
+            several = StepTable(problem, divided.layer, divided.owner, divided.speeds_mb, keeps)
+            tables.append(several)
+            billed_s, calls = several.billed()
+            billed = billed_s / problem.concurrency, calls / problem.concurrency
         else:
             counted = workload.hits.of_prefixes(divided.layer, count[at], functions) if prefixes else None
             hits = counted or hits_of(problem, divided.layer, divided.owner)
@@ -201,7 +204,8 @@ def build_columns(
                 "replicas": np.full(len(s), z),
                 "decode_at": taken + np.ravel_multi_index((s, v), memory_mb.shape),
             }
-            figures = {"bill_usd": (usd + workload.n_out * decode_usd)[s, v], "start_s": start_s[s], "zt_s": zt_s[:, s, v]}
+            bill_usd = usd + workload.n_out * problem.drafting.passes * decode_usd
+            figures = {"bill_usd": bill_usd[s, v], "start_s": start_s[s], "zt_s": zt_s[:, s, v]}
             priced.append(figures | {name: array.astype(np.int32) for name, array in small.items()})
         copied, more = spread_out(problem, variants, priced, at, divided.owner, divided.speeds_mb, taken)
         parts, tables = [*parts, *copied], [*tables, *more]
@@ -223,7 +227,7 @@ def build_columns(
 
 def _places(table: DecodeTable | StepTable) -> int:
     """Count the places of a table in the result of `decode_s`."""
-    return len(table.shares) * len(table.call_s) if isinstance(table, DecodeTable) else table.seconds[0].size
+    return len(table.shares) * len(table.call_s) if isinstance(table, DecodeTable) else len(table.layer) * len(table.speeds_mb)
 
 
 def _nothing_remote(workload: Workload, at: Ints) -> dict[str, Any]:
@@ -299,7 +303,7 @@ def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bo
     best = np.full((len(each), *divided.memory_mb.shape), np.inf)
     for z, number in enumerate(replicas):
         usable = (divided.memory_mb > 0) & (divided.biggest >= number)[:, None]  # more replicas than experts shorten nothing
-        if problem.concurrency > 1:
+        if not problem.is_one_token:
             usable &= step_fits[:, None]
         usd = expert_functions.cold_usd(problem, divided.memory_mb, divided.biggest, divided.functions * number)
         zt_s = np.empty_like(best)

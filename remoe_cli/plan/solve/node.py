@@ -173,13 +173,14 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
         for spec in specs
     )
     turn_s, turn_rest_s = np.zeros(len(sets)), 0.0  # that a prompt waits for the others
-    decode_s, tpot_rest_s = at_s[columns.decode_at[chosen]], min(main_function.decode_rest_s(problem, spec) for spec in specs)
+    step_s, step_rest_s = at_s[columns.decode_at[chosen]], min(main_function.decode_rest_s(problem, spec) for spec in specs)
+    decode_s, tpot_rest_s = problem.drafting.passes * step_s, problem.drafting.passes * step_rest_s
     if problem.concurrency > 1:
-        turn_s, turn_rest_s, cold_s = decode_s, tpot_rest_s, first_s - warm_s
+        turn_s, turn_rest_s, cold_s = step_s, step_rest_s, first_s - warm_s
         warm_rest_s = min(sum(k.share * main_function.prefill_rest_s(problem, s, k.n_in) for k in workload.lengths) for s in specs)
         cold_rest_s = min(main_function.cold_rest_s(problem, spec) for spec in specs)
         others = (problem.concurrency - 1) / max(workload.n_out, 1.0)
-        decode_s, tpot_rest_s = turn_s + others * warm_s, turn_rest_s + others * warm_rest_s
+        decode_s, tpot_rest_s = decode_s + others * warm_s, tpot_rest_s + others * warm_rest_s
         first_s, ttft_rest_s = first_s + turn_s, warm_rest_s + cold_rest_s + turn_rest_s
         shared_s = (
             warm_s + turn_s + workload.n_out * decode_s,

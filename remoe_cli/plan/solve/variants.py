@@ -9,20 +9,22 @@ Shapes: X sets, U remote sets, E experts, S remote sets that are priced together
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.cost import expert_functions
-from remoe_cli.plan.cost.steps import Steps, different_times, layer_steps
+from remoe_cli.plan.cost.steps import Load, StepTimes, billed_s, calls_of, insides_s, loads_of, own_step_s, wait_s
 from remoe_cli.plan.problem import hits
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.solve.candidates import ON_GPU, REMOTE, Sets
 
+_KEPT_BYTES = 2**30  # of all tables together
 Small = npt.NDArray[np.int32]
 Part = dict[str, Any]  # some columns, by the names of the fields of `Columns`
 
@@ -56,14 +58,81 @@ class DecodeTable:
         return seconds
 
 
+Keeps = Literal["waits", "loads", "nothing"]
+
+
+def kept(sets: int, speeds: int, functions: int, steps: int) -> Keeps:
+    """Choose what tables of so many sets keep, so that it fits memory."""
+    if 8 * sets * speeds * steps <= _KEPT_BYTES:
+        return "waits"
+    return "loads" if 16 * sets * functions * steps <= _KEPT_BYTES else "nothing"
+
+
 @dataclass(frozen=True)
 class StepTable:
-    """The mean time of a decode step of several requests.
+    """The mean time of a decode step of several rows.
 
-    seconds   [K, S, V], beside main specs of each of K different speeds (`different_times` in cost/steps.py)
+    It is worked out for a main function when a solver asks.
+
+    layer, owner   [S], which ascend; [S, E], the function of each expert
+    speeds_mb      [V], a memory spec of each speed of the functions
+    keeps          what is not worked out anew for each main function: waits for functions, or at least what these are sent
     """
 
-    seconds: Floats
+    problem: Problem
+    layer: Small
+    owner: Ints
+    speeds_mb: Ints | Floats
+    keeps: Keeps = "nothing"
+    _loads: dict[int, tuple[Load, ...]] = field(default_factory=dict, init=False, repr=False)
+    _waits: dict[tuple[int, int], Floats] = field(default_factory=dict, init=False, repr=False)
+    _seconds: dict[StepTimes, Floats] = field(default_factory=dict, init=False, repr=False)
+
+    def billed(self) -> tuple[Floats, Floats]:
+        """Compute the mean billed time of a step's invocations, and their number.
+
+        Shapes: billed time [S, V], number [S, 1].
+        """
+        billed, calls = np.zeros((len(self.layer), len(self.speeds_mb))), np.zeros((len(self.layer), 1))
+        for one, here in self._by_layer():
+            loads = loads_of(self.problem, one, self.owner[here])
+            calls[here] = calls_of(loads, here.stop - here.start)
+            for place, memory_mb in enumerate(self.speeds_mb.tolist()):
+                inside_s = insides_s(self.problem, one, loads, memory_mb)
+                billed[here, place] = billed_s(self.problem, loads, inside_s, here.stop - here.start)
+                if self.keeps == "waits":
+                    self._waits[one, place] = wait_s(self.problem, loads, inside_s)
+            if self.keeps == "loads":
+                self._loads[one] = loads
+        return billed, calls
+
+    def seconds(self, times: StepTimes) -> Floats:
+        """Compute the time beside a main function with these times.
+
+        Shapes: [S, V].
+        """
+        if times not in self._seconds:
+            found = np.empty((len(self.layer), len(self.speeds_mb)))
+            for one, here in self._by_layer():
+                own_s = own_step_s(self.owner[here], self.problem.step_rows(one), times)
+                for place, each_s in enumerate(self._waited(one, here)):
+                    found[here, place] = np.maximum(own_s, each_s).mean(axis=1)
+            self._seconds[times] = found
+        return self._seconds[times]
+
+    def _waited(self, layer: int, here: slice) -> Iterator[Floats]:
+        """Compute how long the steps of some sets of a layer wait at each speed, or read it."""
+        if (layer, 0) in self._waits:
+            yield from (self._waits[layer, place] for place in range(len(self.speeds_mb)))
+            return
+        loads = self._loads.get(layer) or loads_of(self.problem, layer, self.owner[here])
+        for memory_mb in self.speeds_mb.tolist():
+            yield wait_s(self.problem, loads, insides_s(self.problem, layer, loads, memory_mb))
+
+    def _by_layer(self) -> Iterator[tuple[int, slice]]:
+        starts = np.flatnonzero(np.diff(self.layer, prepend=-1)).tolist()
+        for start, end in pairwise([*starts, len(self.layer)]):
+            yield int(self.layer[start]), slice(start, end)
 
 
 @dataclass(frozen=True)
@@ -112,8 +181,8 @@ def spread_out(
     after = begin + len(at) * speeds
     parts += [_copied(part, at, variants, there, begin, speeds, after) for part in priced]
     owner = np.where(variants.sets[there] == ON_GPU, hits.ON_GPU, owner[np.searchsorted(at, variants.remote_set[there])])
-    if problem.concurrency > 1:
-        return parts, [StepTable(steps_of(problem, variants.layer[there], owner, np.zeros(1) if speeds_mb is None else speeds_mb).seconds)]
+    if not problem.is_one_token:
+        return parts, [StepTable(problem, variants.layer[there], owner, np.zeros(1) if speeds_mb is None else speeds_mb)]
     found = hits_of(problem, variants.layer[there], owner)
     call_s = np.zeros((1, len(found.local)))
     if speeds_mb is not None:
@@ -125,14 +194,6 @@ def hits_of(problem: Problem, layer: Small, owner: Ints) -> hits.HitDistribution
     """Count what tokens hit of the sets `owner` [S, E] of layers [S], which ascend."""
     counter = problem.workload.hits
     return hits.joined([counter.of_owners(one, owner[layer == one]) for one in np.unique(layer).tolist()])
-
-
-def steps_of(problem: Problem, layer: Small, owner: Ints, speeds_mb: Ints | Floats) -> Steps:
-    """Price decode steps of several requests for the sets `owner` [S, E] of layers [S], which ascend."""
-    mains = different_times(problem)
-    each = [layer_steps(problem, one, owner[layer == one], speeds_mb, mains) for one in np.unique(layer).tolist()]
-    seconds, billed_s, calls = ([getattr(one, name) for one in each] for name in ("seconds", "billed_s", "calls"))
-    return Steps(np.concatenate(seconds, axis=1), np.concatenate(billed_s), np.concatenate(calls))
 
 
 def _copied(part: Part, at: Ints, variants: Variants, wanted: Ints, begin: int, speeds: int, after: int | None) -> Part:

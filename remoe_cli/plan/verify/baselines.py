@@ -33,8 +33,8 @@ from remoe_cli.plan.verify.cost import (
     request_bytes,
     vcpus_of,
 )
-from remoe_cli.plan.verify.inputs import VerifierInputs, evenly, pooled
-from remoe_cli.plan.verify.steps import at_once, drawn
+from remoe_cli.plan.verify.inputs import VerifierInputs, as_profiled, evenly
+from remoe_cli.plan.verify.steps import at_once, drawn, is_drawn, mean_of_steps, most_tokens
 from remoe_cli.plan.verify.waking import holds, start_of
 from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_cpu, whole_on_gpu
 
@@ -83,7 +83,7 @@ def scenarios(inputs: VerifierInputs) -> dict[tuple[ScenarioKind, float | None],
         (ScenarioKind.EVEN_ROUTING, 0.5): evenly(inputs, 0.5),
     }
     if inputs.plan.workload.routing is not None:
-        changed[ScenarioKind.PROFILE_ROUTING, None] = replace(inputs, layers=pooled(inputs.profile)[0], hits={}, steps={})
+        changed[ScenarioKind.PROFILE_ROUTING, None] = as_profiled(inputs)
     return {key: outcome(other, other.plan.main, other.plan.instances, other.plan.layers) for key, other in changed.items()}
 
 
@@ -341,11 +341,14 @@ def _whole(
     ttft = sum(kind.share * prefill_s(kind.n_in) for kind in inputs.kinds)
     tpot = float(nonexpert_s(one).sum() + sum(layer.experts_per_token for layer in inputs.layers) * expert_s(one).sum())
     turn = 0.0
-    if (served := at_once(inputs.catalog, inputs.plan.workload, main)) > 1:
-        each_s = expert_s(np.arange(served + 1.0))
+    served = at_once(inputs.catalog, inputs.plan.workload, main)
+    if is_drawn(inputs, main):
+        each_s = expert_s(np.arange(most_tokens(inputs, main) + 1.0))
         steps = (drawn(inputs, index, layer, served) for index, layer in enumerate(inputs.layers))
-        turn = float(nonexpert_s(one * served).sum()) + sum(float(each_s[rows].sum()) / len(rows) for rows in steps)
-        tpot = turn + (served - 1) * ttft / max(1.0, inputs.n_out)
+        step = mean_of_steps(inputs, main, lambda rows: float(nonexpert_s(one * rows).sum()))
+        step += sum(float(each_s[rows].sum()) / len(rows) for rows in steps)
+        tpot = inputs.passes[0] * step + (served - 1) * ttft / max(1.0, inputs.n_out)
+        turn = step if served > 1 else 0.0
         ttft += turn
     side, start_s = inputs.catalog.main, _read_s(inputs, quantised) if by_use else 0.0
     ends_s = side.timeout_s if by_use else side.rented_timeout_s

@@ -95,6 +95,11 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
     )
     if workload.routing is not None:
         yield from _mixture(workload.routing, profile)
+    chosen = (plan.speculate,) if workload.speculate == "auto" else (workload.speculate,)
+    yield from require(plan.speculate in chosen, "speculate", plan.speculate, workload.speculate)
+    passes = profile.arrays.get("draft_passes")
+    known = passes is not None and bool(passes.any()) and (plan.speculate in ("auto", "off") or plan.speculate < passes.shape[1])
+    yield from require(plan.speculate == "off" or bool(known), "speculate", plan.speculate, "no such drafts in the profile")
     yield from placement(plan, profile, catalog)
 
 

@@ -2,9 +2,9 @@
 
 It shares nothing with the planner's, so that an error in the planner's arithmetic is not repeated here. One invocation carries a token's
 experts of a function, and TPOT takes E[max] over the recorded tokens. Experts on the GPU take their own time, beside those on the CPU.
-Where several requests are served at once, steps.py has their decode steps.
+Where several requests are served at once, or answers have drafts, steps.py has their decode steps.
 
-Source: method.md, sections 3, 4 and 11.
+Source: method.md, sections 3, 4, 11 and 12.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Costs, LayerPlan, MainSpec, Outcome
 from remoe_cli.plan.verify.inputs import Hits, Layer, VerifierInputs
-from remoe_cli.plan.verify.steps import at_once, drawn, several
+from remoe_cli.plan.verify.steps import at_once, drawn, is_drawn, mean_of_steps, most_tokens, several
 from remoe_cli.plan.verify.waking import hours_usd, start_of
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.latency_record import Latency, Roofline
@@ -78,7 +78,7 @@ def gpu_work_bytes(inputs: VerifierInputs, main: MainSpec) -> int:
 
 def largest_pass(inputs: VerifierInputs, main: MainSpec) -> int:
     """Count the rows of the longest prompt, or those of a decode step if they are more."""
-    return max(at_once(inputs.catalog, inputs.plan.workload, main), *(n_in for n_in, _ in inputs.longest))
+    return max(most_tokens(inputs, main), *(n_in for n_in, _ in inputs.longest))
 
 
 def gpu_seconds(latency: Latency, tokens: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -135,7 +135,7 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
         kind.share * (float(latency.nonexpert_prefill.seconds(kind.n_in)) * beside + copies * float(latency.copy_s.seconds(kind.n_in)))
         for kind in inputs.kinds
     )
-    tpot, cold = rest_step_s(inputs, main), 0.0
+    step, cold = rest_step_s(inputs, main), 0.0
     start, layers_usd, at = start_of(inputs.catalog, workload, main), [], inputs.plan.targets.ttft_at
     deciding = [] if at is None else [at.n_in]  # the prompt whose TTFT the target is held against, beside those of the kinds
     decided = sum(float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in deciding)
@@ -154,14 +154,14 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
             gpu_s = float(gpu_seconds(latency, gpu_use * kind.n_in))
             ttft += kind.share * max([local_s, gpu_s, *(waited for waited, _ in calls)])
             usd += kind.share * sum(billed for _, billed in calls)
-        if served > 1:
+        if is_drawn(inputs, main):
             rate = function_usd_per_s(inputs, layer) if layer.remote else 0.0
             usd_each = rate, inputs.price_factor * inputs.catalog.function.usd_per_request + logged_usd(inputs)
             step_s, step_usd = several(inputs, layer, drawn(inputs, index, routed, served), latency, vcpus, usd_each)
         else:
             step_s, step_usd = decode(inputs, layer, routed, local_step_s, gpu_step_s)
-        tpot += step_s
-        usd += inputs.n_out * step_usd / served
+        step += step_s
+        usd += inputs.n_out * inputs.passes[0] * step_usd / served
         if start is not None:
             cold += start.share * (len(local_use) + len(gpu)) * read_bytes(inputs)[1] / start.bytes_per_s
         if layer.remote:
@@ -172,8 +172,9 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
         layers_usd.append(usd)
     if start is not None:
         cold += start.share * start.wait_s(read_bytes(inputs)[0])
+    tpot = inputs.passes[0] * step
     if served > 1:  # a step goes before each prompt, and prompts of the others between the steps of an answer
-        tpot, ttft, decided = tpot + (served - 1) * ttft / max(1.0, inputs.n_out), ttft + tpot, decided + tpot
+        tpot, ttft, decided = tpot + (served - 1) * ttft / max(1.0, inputs.n_out), ttft + step, decided + step
     request_s, ttft = (ttft + inputs.n_out * tpot) / served + cold, ttft + cold
     costs = Costs(main_usd=main_usd(inputs, main, instances, request_s), layers_usd=tuple(layers_usd))
     usd = costs.main_usd + sum(layers_usd)
@@ -186,12 +187,12 @@ def rest_step_s(inputs: VerifierInputs, main: MainSpec) -> float:
 
     Each further row takes what a further token of a prompt takes.
     """
-    latency, rows = latency_of(inputs, main), at_once(inputs.catalog, inputs.plan.workload, main)
+    latency = latency_of(inputs, main)
     vcpus, useful = vcpus_of(latency, main)
     beside = 1.0 if accelerated(inputs, main) else useful / min(vcpus, useful)
-    more_s = float(latency.nonexpert_prefill.seconds(rows) - latency.nonexpert_prefill.seconds(1))
-    copies = 2 * len(inputs.profile.record.spec.moe_layers)
-    return (latency.nonexpert_decode_s + more_s) * beside + copies * float(latency.copy_s.seconds(rows))
+    more_s = mean_of_steps(inputs, main, lambda rows: float(latency.nonexpert_prefill.seconds(rows) - latency.nonexpert_prefill.seconds(1)))
+    copies_s = mean_of_steps(inputs, main, lambda rows: float(latency.copy_s.seconds(rows)))
+    return (latency.nonexpert_decode_s + more_s) * beside + 2 * len(inputs.profile.record.spec.moe_layers) * copies_s
 
 
 def turn_s(inputs: VerifierInputs) -> float:

@@ -33,7 +33,7 @@ from remoe_cli.plan.verify.cost import (
     waited_s,
 )
 from remoe_cli.plan.verify.inputs import Layer, VerifierInputs
-from remoe_cli.plan.verify.steps import at_once
+from remoe_cli.plan.verify.steps import is_drawn, most_tokens
 from remoe_cli.plan.verify.waking import start_of
 
 ROOM, LEAST_TIMEOUT_S = 4.0, 30  # a call may take so many times its predicted time; a shorter timeout than this saves nothing
@@ -76,7 +76,7 @@ def times(inputs: VerifierInputs, prompts: Sequence[int]) -> Times:
         for n_in, own_s, call_s, rows in zip(prompts, local_s.tolist(), *_sent(inputs, layer, routed, prompts), strict=True):
             warm_s[n_in] += max(own_s, call_s)
             longest_s, largest = max(longest_s, call_s), max(largest, (rows, n_in))
-        if layer.remote and at_once(inputs.catalog, plan.workload, plan.main) > 1:
+        if layer.remote and is_drawn(inputs, plan.main):
             largest = max(largest, (_step_rows(inputs, layer), 0))
         if (payload := largest[0] * wire_bytes) > most.payload_limit_bytes * (1 + TOLERANCE):
             sender = f"a prompt of {largest[1]} tokens" if largest[1] else "a decode step"
@@ -154,8 +154,7 @@ def _step_s(inputs: VerifierInputs, layer: LayerPlan) -> float:
 
 
 def _step_rows(inputs: VerifierInputs, layer: LayerPlan) -> int:
-    served = at_once(inputs.catalog, inputs.plan.workload, inputs.plan.main)
-    return served * min(inputs.profile.record.spec.top_k, max(map(len, layer.parts)))
+    return most_tokens(inputs, inputs.plan.main) * min(inputs.profile.record.spec.top_k, max(map(len, layer.parts)))
 
 
 def _timeout(inputs: VerifierInputs, index: int, layer: LayerPlan, longest_s: float) -> Iterator[Limit]:

@@ -63,7 +63,7 @@ function evaluate(table, setting) {
   const cold = coldShare(table, setting.perHour), waking = wakingOf(table, setting.perHour);
   const late = table.main.kind === "by-use" ? 0 : Math.max(0, cold - machineCold(table.main.kind, cold, waking));
   const promptS = waitS(table.ttft, overheadS), stepS = waitS(table.step, overheadS), others = table.main.at_once - 1;
-  const ttftS = promptS + (others ? stepS : 0), tpotS = stepS + others * promptS / Math.max(table.n_out, 1);
+  const ttftS = promptS + (others ? stepS : 0), tpotS = table.passes * stepS + others * promptS / Math.max(table.n_out, 1);
   const functions = setting.price * (billedUsd(table, setting.overhead) + table.bill.calls * table.call_usd + cold * table.bill.cold_usd)
     + table.bill.calls * table.log_usd + cold * table.bill.reads_usd;
   return [priced(table, table.main, setting, ttftS, late * table.functions_wait_s, tpotS, functions, cold, waking),

@@ -2,7 +2,7 @@
 
 Code that is changed, a text that is summed up or written in other words: their answers repeat parts of the prompt. So what came after the
 same last tokens before is a draft of the next ones. One forward pass takes all of a draft, and the answer accepts those tokens that it
-would have had anyway (batch.py): a wrong draft costs rows of experts, and never changes a token. Imports no torch.
+would have had anyway (runtime/batch.py): a wrong draft costs rows of experts, and never changes a token. Imports no torch.
 
 Source: A. Saxena, "Prompt Lookup Decoding", 2023; transformers' PromptLookupCandidateGenerator.
 """
@@ -17,11 +17,14 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from remoe_cli.errors import UsageError
+
 MOST_TOKENS = 32
 # How many draft tokens a pass may have: as many as pay, none, or a number.
 Speculate = Literal["auto", "off"] | Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+_WORDS: dict[str, Speculate] = {"auto": "auto", "off": "off"}
 _LONGEST_MATCH, _SHORTEST_MATCH = 8, 2
-_AUTO_TOKENS = 10
+AUTO_TOKENS = 10  # most tokens of a draft whose length is chosen as the answer goes
 _WORTH = 0.2  # the least chance with which the last token of a draft is accepted
 _FORGET = 0.9  # what an answer tells about its drafts counts so much less after each pass
 _PRIOR_ACCEPTED, _PRIOR_TRIED = 0.8, 1.0  # as if so much of a token had been accepted before: the first draft has seven
@@ -30,6 +33,19 @@ _PRIOR_ACCEPTED, _PRIOR_TRIED = 0.8, 1.0  # as if so much of a token had been ac
 def is_off(speculate: object) -> bool:
     """Tell whether a setting is left out of a document (`Field(exclude_if=is_off)`)."""
     return speculate == "off"
+
+
+def speculate_of(text: str) -> Speculate:
+    """Read the option --speculate; raises UsageError for what is none of its values.
+
+    >>> speculate_of("auto"), speculate_of("8")
+    ('auto', 8)
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if text.isascii() and text.isdecimal() and len(text) < 4 and 1 <= int(text) <= MOST_TOKENS:
+        return int(text)
+    raise UsageError(f"--speculate is {text!r:.100}, not 'auto', 'off' or a number of tokens.", f"Numbers are 1 to {MOST_TOKENS}.")
 
 
 def lookup(tokens: Sequence[int], most: int) -> list[int]:
@@ -60,6 +76,11 @@ def lookup(tokens: Sequence[int], most: int) -> list[int]:
     return [int(held[after + place % period]) for place in range(most)]
 
 
+def before_end(draft: list[int], ends: Collection[int]) -> list[int]:
+    """Cut a draft before its first token that would end an answer."""
+    return draft[: next((place for place, token in enumerate(draft) if token in ends), None)]
+
+
 @dataclass(frozen=True)
 class Acceptance:
     """What became of an answer's drafts lately, in tokens.
@@ -86,7 +107,7 @@ class Acceptance:
         (7, 10, 1)
         """
         share = self.accepted / self.tried
-        return min(_AUTO_TOKENS, math.floor(math.log(_WORTH) / math.log(share))) if share < 1 else _AUTO_TOKENS
+        return min(AUTO_TOKENS, math.floor(math.log(_WORTH) / math.log(share))) if share < 1 else AUTO_TOKENS
 
 
 class Drafted(NamedTuple):
@@ -108,12 +129,15 @@ class Drafts:
     acceptance: Acceptance = Acceptance()
     made: Drafted = NO_DRAFTS
 
+    def most(self, room: int) -> int:
+        """Return how many tokens the next draft may have, where the answer has room for so many."""
+        if self.speculate == "off":
+            return 0
+        return min(self.acceptance.tokens if self.speculate == "auto" else self.speculate, room)
+
     def next(self, tokens: Sequence[int], room: int, ends: Collection[int]) -> list[int]:
         """Return a draft of at most `room` tokens, none of which ends an answer."""
-        if self.speculate == "off":
-            return []
-        draft = lookup(tokens, min(self.acceptance.tokens if self.speculate == "auto" else self.speculate, room))
-        return draft[: next((place for place, token in enumerate(draft) if token in ends), None)]
+        return before_end(lookup(tokens, most), ends) if (most := self.most(room)) > 0 else []
 
     def learn(self, drafted: int, accepted: int) -> None:
         """Take note of a pass: of so many draft tokens the answer has accepted so many."""
