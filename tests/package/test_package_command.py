@@ -33,11 +33,13 @@ def made(tmp_path: Path) -> ByHand:
 
 @pytest.fixture
 def packaged(made: ByHand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
-    """Package a plan of these layers into the folder `out`."""
+    """Package a plan of these layers, and local ones, into the folder `out`."""
     monkeypatch.setattr(partial_checkpoint, "_FILE_BYTES", 50_000)
 
     def command(layers: tuple[LayerPlan, ...]) -> None:
-        plan = made.plan.model_copy(update={"layers": layers})
+        given = {layer.layer: layer for layer in layers}
+        local = [LayerPlan(layer=layer, remote=(), memory_mb=0, replicas=0) for layer in made.profile.record.spec.moe_layers]
+        plan = made.plan.model_copy(update={"layers": tuple(given.get(each.layer, each) for each in local)})
         write_json(tmp_path / "plan.json", plan)
         monkeypatch.setattr(inputs, "read_inputs", lambda path: (plan, made.profile, made.catalog))
         package.command(tmp_path / "plan.json", tmp_path / "out", yes=True)
