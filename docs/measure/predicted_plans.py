@@ -25,8 +25,8 @@ from paper_results import N_IN, N_OUT, _changed
 
 from remoe_cli.model.vectors import Bags
 from remoe_cli.plan.assess.baselines import baselines
-from remoe_cli.plan.build import solve_or_diagnose
 from remoe_cli.plan.catalog.catalog import read_catalog
+from remoe_cli.plan.choose import solve_or_diagnose
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import PredictedRouting, Source
 from remoe_cli.plan.paper.heuristic import paper_plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from remoe_cli.artifacts import Part
-from remoe_cli.plan.build import best_placement
+from remoe_cli.plan.choose import best_placement
 from remoe_cli.plan.cost.placement import Priced, evaluate
 from remoe_cli.plan.document import Objective, Outcome, Plan
 from remoe_cli.plan.problem.aim import meets
