@@ -88,7 +88,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
             queue.metrics = Metrics(loaded().name, lambda: scheduler.running, lambda: scheduler.waiting)
         return queue.metrics
 
-    async def events(main: MainFunction, asked: Asked, arrived_s: float, gone: threading.Event) -> AsyncGenerator[Event]:
+    async def events(main: MainFunction, asked: Asked, client: str, arrived_s: float, gone: threading.Event) -> AsyncGenerator[Event]:
         """Yield what happens to a request; when `gone` is set, generation stops at the next token or does not begin."""
         loop, count = asyncio.get_running_loop(), metrics()
         happened: asyncio.Queue[Event] = asyncio.Queue()
@@ -108,7 +108,7 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
                 count.failed(receipt_of(result))
             put(result)
 
-        job = Job(lambda: main.answering(asked.request, on_piece, until(limit_s, gone, ending)), ended)
+        job = Job(lambda: main.answering(asked.request, on_piece, until(limit_s, gone, ending)), ended, client)
         with queue.place(count, main.concurrency):
             scheduler.submit(job)
 
@@ -174,7 +174,8 @@ def make_app(loading: Future[MainFunction], model_thread: Executor, ending: thre
         asked = await asyncio.to_thread(_taken, api, body, main)
         gone = threading.Event()
         watching = asyncio.create_task(_watch(http, gone))
-        rest = _of_api(api, events(main, asked, arrived_s, gone))
+        client = f"{http.client.host if http.client else ''} {asked.request.user or ''}"
+        rest = _of_api(api, events(main, asked, client, arrived_s, gone))
         coming = asyncio.ensure_future(anext(rest))
         try:
             # What is wrong with a request is known before its first token, and has a status of its own also where it is streamed; but a

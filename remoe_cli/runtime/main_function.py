@@ -43,7 +43,7 @@ class Request(Sampling):
     messages, tools  as in OpenAI's chat API
     max_new_tokens   null: as many as the model has positions for, and the deployment's plan provides for
     n                answers to give, one after another
-    user             who asks; kept beside the receipt, and used for nothing else
+    user             who asks: kept beside the receipt, and users of one address take turns
     calls            tell the times of all calls of expert functions
     tool_calls       read calls of tools out of the answers
     observed         tell what the client keeps beside the receipt (runtime/observed.py)

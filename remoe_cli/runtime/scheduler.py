@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -30,17 +30,22 @@ class Job:
 
     begin     begins to answer it
     ended     called once, with its answer or why there is none
+    client    who asks, as far as that is known
     begun_s   when its turn came, by `time.monotonic()`
     """
 
     begin: Callable[[], Answering]
     ended: Callable[[Answer | Exception], None]
+    client: str = ""
     begun_s: float = 0.0
 
 
 @dataclass
 class Scheduler:
-    """Answers as many requests at once as the main function may, in the order in which they came.
+    """Answers as many requests at once as the main function may.
+
+    Clients take turns: the next request is the oldest of the client with the fewest that are answered, and of these of the client whose
+    last turn is longest ago. So a client with many requests delays others by those that are answered, and not by those that wait.
 
     thread   does one piece of work at a time
     main     the loaded main function
@@ -51,6 +56,7 @@ class Scheduler:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _waiting: deque[Job] = field(default_factory=deque)
     _running: dict[TokenSequence, tuple[Job, Answering]] = field(default_factory=dict)
+    _turns: dict[str, float] = field(default_factory=dict)
     _busy: bool = False
     _batch: Batch | None = None
 
@@ -108,7 +114,14 @@ class Scheduler:
 
     def _next(self) -> Job | None:
         with self._lock:
-            return self._waiting.popleft() if self._waiting else None
+            if not self._waiting:
+                return None
+            answered = Counter(job.client for job, _ in self._running.values())
+            job = min(self._waiting, key=lambda job: (answered[job.client], self._turns.get(job.client, 0.0)))
+            self._waiting.remove(job)
+            here = answered.keys() | {each.client for each in self._waiting}
+            self._turns = {client: turn_s for client, turn_s in self._turns.items() if client in here} | {job.client: time.monotonic()}
+            return job
 
     def _advance(self, main: MainFunction, job: Job, answering: Answering, go: Callable[[], TokenSequence]) -> None:
         """Go on with a request until it needs another sequence or ends."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from remoe_cli.errors import DeployError
 from remoe_cli.runtime import batch
 from remoe_cli.runtime.kept import Ended
-from remoe_cli.runtime.main_function import Answer, MainFunction, Request
+from remoe_cli.runtime.main_function import Answer, Answering, MainFunction, Request
 from remoe_cli.runtime.scheduler import Job, Scheduler
 from tests.support.api_server import whole_model
 from tests.support.by_hand import PROMPT_IDS, by_hand
@@ -38,6 +39,26 @@ def kept() -> list[Ended]:
 def thread() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(1) as pool:
         yield pool
+
+
+def test_clients_take_turns(main: MainFunction, thread: ThreadPoolExecutor) -> None:
+    """One that asks six times does not come six times before the others."""
+    alone = replace(main, config=main.config.model_copy(update={"concurrency": 1}))
+    scheduler, begun, every, started = Scheduler(thread, lambda: alone), list[str](), threading.Semaphore(0), threading.Event()
+    request = Request(prompt_token_ids=PROMPT_IDS, max_new_tokens=1)
+
+    def begin(client: str) -> Answering:
+        started.wait()  # until all are there
+        begun.append(client)
+        return alone.answering(request, lambda piece: None, lambda: None)
+
+    clients = ["many"] * 6 + ["two", "one", "two"]
+    for client in clients:
+        scheduler.submit(Job(partial(begin, client), lambda how: every.release(), client))
+    started.set()
+    for _ in clients:
+        assert every.acquire(timeout=60)
+    assert begun == ["many", "two", "one", "many", "two", "many", "many", "many", "many"]
 
 
 def answers(main: MainFunction, thread: ThreadPoolExecutor, count: int) -> list[Answer | Exception]:
