@@ -28,7 +28,7 @@ from remoe_cli.profile.latency_record import Roofline
 from remoe_cli.profile.record import read_profile
 
 TIMES = ((0.66, 1.15), (1.32, 1.15), (1.39, 1.15), (1.55, 1.22))  # of few rows, and of many, beside those of ready experts
-GAP, LIMIT_S = 1e-3, 120.0
+GAP, LIMIT_S = 1e-3, 1200.0
 NAMES = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "gpu", "bill_usd", "start_s")
 
 
