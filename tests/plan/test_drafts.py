@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from remoe_cli.artifacts import json_text
+from remoe_cli.cli.kept import command_again
+from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.draft import Speculate
 from remoe_cli.plan.catalog.catalog import Catalog
@@ -202,6 +204,17 @@ def test_what_is_predicted_and_shown_has_the_plan_s_drafts(profile: Profile) -> 
     table_of(plan, problem, catalog())  # raises where the page's formulas give other figures
     sections = explanation(plan, profile, catalog(), request_of(plan))
     assert any("calls for each token" in text for _, text in sections["money"])
+
+
+def test_a_deployment_has_the_plan_s_drafts_or_says_so(profile: Profile) -> None:
+    plan, said = forced(profile, 4), list[str]()
+    assert DeployOptions().drafts(plan, said.append) == DeployOptions(speculate=4).drafts(plan, said.append) == 4 and not said
+    assert DeployOptions(speculate="off").drafts(plan, said.append) == "off"
+    assert said == [
+        "warning: The plan is for --speculate 4, and the deployment has --speculate off: what answers take and cost is not what the plan "
+        "says."
+    ]
+    assert command_again(plan, catalog(), "p").endswith(" --speculate 4 --remote-share 0.5")
 
 
 def test_accepted_tokens_share_calls(profile: Profile) -> None:
