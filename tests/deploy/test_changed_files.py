@@ -6,8 +6,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from remoe_cli.artifacts import json_text, parse_document, read_json
@@ -22,6 +24,7 @@ from remoe_cli.function.weights import Head, read_head
 from remoe_cli.model import shards
 from remoe_cli.package import bundle
 from remoe_cli.plan.document import LayerPlan
+from remoe_cli.profile.acceptance import MEASURED, MOST_ROWS
 from remoe_cli.runtime import client
 from remoe_cli.runtime.load_main import load_here
 from remoe_cli.runtime.server_config import ServerConfig
@@ -70,6 +73,16 @@ def test_the_main_function_is_told_which_experts_are_on_its_gpu(made: ByHand, tm
     assert without == config.model_copy(update={"gpu_experts": {}})
     assert parse_document(json_text(config).encode(), ServerConfig, "server.json") == config
     assert "gpu_experts" not in json_text(without)
+
+
+def test_the_main_function_is_told_the_drafts_of_the_plan_unless_others_are_asked_for(made: ByHand, tmp_path: Path) -> None:
+    manifest = bundle.build(made.plan, made.plan_path, made.profile, tmp_path / "bundle")
+    passes = np.zeros((len(made.profile.arrays["decode_tokens"]), len(MEASURED), MOST_ROWS), dtype=np.int32)
+    passes[:, :, 0] = made.profile.arrays["decode_tokens"][:, None]
+    profile = replace(made.profile, arrays=made.profile.arrays | {"draft_passes": passes})
+    plan = made.plan.model_copy(update={"speculate": 3})
+    config, other = (main_files.server_config(plan, profile, made.catalog, manifest, str, speculate=each) for each in (None, "off"))
+    assert (config.speculate, other.speculate) == (3, "off")
 
 
 def test_the_main_function_is_told_how_many_requests_to_serve_at_once(made: ByHand, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from remoe_cli.profile.record import RoutingRef, write_profile
+from remoe_cli.profile.record import RoutingRef, read_profile, write_profile
+from tests.plan.test_drafts import with_answers
 from tests.support import forked
 from tests.support.synthetic import synthetic_profile
 
@@ -51,6 +52,15 @@ def test_several_requests_at_once(profile: Path, tmp_path: Path) -> None:
     assert costs == sorted(costs, reverse=True) and costs[-1] == pytest.approx(four["cost_usd_per_request"], rel=1e-3)
     assert "--concurrency" in plan(profile, tmp_path / "a.json", "--concurrency", "2", "--solver", "paper", code=2)["error"]["hint"]
     plan(profile, tmp_path / "a.json", "--concurrency", "0", code=2)
+
+
+def test_draft_tokens(profile: Path, tmp_path: Path) -> None:
+    asked = with_answers(read_profile(profile), 0.8, tmp_path / "answers").path
+    off, auto = (plan(asked, tmp_path / f"{said}.json", "--speculate", said) for said in ("off", "auto"))
+    assert "speculate" not in off and auto["speculate"] != "off" and auto["workload"]["speculate"] == "auto"
+    assert auto["cost_usd_per_request"] < off["cost_usd_per_request"] and auto["tpot_s"] < off["tpot_s"]
+    assert "does not know how many" in plan(profile, tmp_path / "a.json", "--speculate", "4", code=2)["error"]["message"]
+    assert "not 'auto', 'off' or a number" in plan(asked, tmp_path / "a.json", "--speculate", "many", code=2)["error"]["message"]
 
 
 def test_the_same_bytes_whatever_the_hash_seed(profile: Path, tmp_path: Path) -> None:

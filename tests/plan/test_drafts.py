@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 
 from remoe_cli.artifacts import json_text
+from remoe_cli.cli.kept import command_again
+from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.draft import Speculate
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.document import Plan
+from remoe_cli.plan.document import Plan, ScenarioKind
 from remoe_cli.plan.explain.rows import summary_rows
 from remoe_cli.plan.explain.why import explanation
 from remoe_cli.plan.problem import batches
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.drafting import Drafting, drafting_of
+from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import problem_of, request_of
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.solve.exact import solve
@@ -31,6 +34,7 @@ from remoe_cli.profile.acceptance import MEASURED, MOST_ROWS
 from remoe_cli.profile.record import Profile, write_profile
 from remoe_cli.report.terms import table_of
 from remoe_cli.runtime.expected_cost import cost_model
+from remoe_cli.simulate.service import of_placement
 from tests.plan.test_exact import FIELD, all_columns, checked, instance
 from tests.plan.test_predicted import mixed
 from tests.support.brute_force import Brute
@@ -148,6 +152,8 @@ def test_the_verifier_agrees(profile: Profile, options: dict[str, Any]) -> None:
     plan = plan_of(profile, catalog(), **({"examine": True} | options))
     assert plan.workload.speculate == options["speculate"] and plan.speculate != "off"
     assert verify(plan, profile, catalog()) == ()
+    for one in plan.scenarios:  # half of the prompts, with as many passes for a token
+        assert one.kind != ScenarioKind.HELD_OUT_PROMPTS or one.tpot_s < 1.3 * plan.tpot_s
     other: Speculate = 3 if plan.speculate != 3 else 5
     for update, field in (
         ({"speculate": other}, "tpot_s" if options["speculate"] == "auto" else "speculate"),
@@ -199,9 +205,25 @@ def test_what_is_predicted_and_shown_has_the_plan_s_drafts(profile: Profile) -> 
     assert predicted.tpot_s == pytest.approx(plan.tpot_s) and predicted.cost_usd_per_request == pytest.approx(plan.cost_usd_per_request)
     problem = problem_of(plan, profile, catalog())
     assert problem.speculate == 4 and request_of(plan).speculate == 4
+    placement = Placement(plan.main, plan.layers, plan.instances)
+    simulated = of_placement(problem, placement, "the plan", np.array([40.0]), plan.workload.n_out)
+    assert simulated.step_s[1] == pytest.approx(plan.tpot_s)
+    decode_usd = sum(plan.costs.layers_usd) - float(simulated.prefill_usd[0])
+    assert plan.workload.n_out * simulated.token_usd[1] == pytest.approx(decode_usd)
     table_of(plan, problem, catalog())  # raises where the page's formulas give other figures
     sections = explanation(plan, profile, catalog(), request_of(plan))
     assert any("calls for each token" in text for _, text in sections["money"])
+
+
+def test_a_deployment_has_the_plan_s_drafts_or_says_so(profile: Profile) -> None:
+    plan, said = forced(profile, 4), list[str]()
+    assert DeployOptions().drafts(plan, said.append) == DeployOptions(speculate=4).drafts(plan, said.append) == 4 and not said
+    assert DeployOptions(speculate="off").drafts(plan, said.append) == "off"
+    assert said == [
+        "warning: The plan is for --speculate 4, and the deployment has --speculate off: what answers take and cost is not what the plan "
+        "says."
+    ]
+    assert command_again(plan, catalog(), "p").endswith(" --speculate 4 --remote-share 0.5")
 
 
 def test_accepted_tokens_share_calls(profile: Profile) -> None:
