@@ -125,14 +125,23 @@ def distinct_rows(rows: npt.NDArray[Any]) -> tuple[Ints, Ints]:
 def _hits_of(patterns: Ints, owner: Ints, owners: Sequence[int]) -> Few:
     """Count the experts that each pattern hits of each of these owners.
 
+    The counts of several owners are added up as the digits of one number.
+
     Shapes: `owner` [S, E]; int16 [owners, S, P].
     """
-    with_none = np.concatenate([owner, np.full((len(owner), 1), ON_CPU)], axis=1).astype(np.int16)
-    hits = np.zeros((len(owners), len(owner), len(patterns)), dtype=np.int16)
-    for slot in patterns.T:
-        at = with_none[:, slot]
-        for index, one in enumerate(owners):
-            hits[index] += at == one
+    hits = np.empty((len(owners), len(owner), len(patterns)), dtype=np.int16)
+    bits = patterns.shape[1].bit_length()
+    at_once = 62 // bits
+    for begin in range(0, len(owners), at_once):
+        some = owners[begin : begin + at_once]
+        digit = np.zeros((len(owner), owner.shape[1] + 1), dtype=np.int16 if len(some) * bits < 16 else np.int64)  # the last: no expert
+        for index, one in enumerate(some):
+            digit[:, :-1][owner == one] = 1 << bits * index
+        number = np.zeros((len(owner), len(patterns)), dtype=digit.dtype)
+        for slot in patterns.T:
+            number += digit.take(slot, axis=1, mode="wrap")
+        for index in range(len(some)):
+            hits[begin + index] = number >> bits * index & (1 << bits) - 1
     return hits
 
 
@@ -167,12 +176,14 @@ def _counted_with_gpu(pattern: Pattern, owner: Ints) -> HitDistribution:
     on_gpu, divided = owner == ON_GPU, np.maximum(owner, ON_CPU)
     (first, of_divided), (first_gpu, of_gpu) = distinct_rows(divided), distinct_rows(on_gpu)
     hits = _hits_of(patterns, divided[first], range(functions))
-    busiest, kept = hits.max(axis=0, initial=0), (patterns >= 0).sum(axis=1) - hits.sum(axis=0)
-    gpu = _hits_of(patterns, on_gpu[first_gpu].astype(np.int64), (1,))[0].astype(np.int64)
+    kept = (patterns >= 0).sum(axis=1) - hits.sum(axis=0)
+    # What is hit, as one number (_of_codes): busiest + slots * (kept - gpu) + slots**2 * gpu.
+    remote_code = hits.max(axis=0, initial=0) + slots * kept
+    gpu_code = _hits_of(patterns, on_gpu[first_gpu].astype(np.int64), (1,))[0].astype(np.int64) * (slots**2 - slots)
     shares = np.empty((len(owner), slots**3))
     for index, (which, there) in enumerate(zip(of_divided.tolist(), of_gpu.tolist(), strict=True)):
-        code = busiest[which] + slots * (kept[which] - gpu[there]) + slots**2 * gpu[there]
-        shares[index] = np.bincount(code, counts, slots**3) / counts.sum()
+        shares[index] = np.bincount(remote_code[which] + gpu_code[there], counts, slots**3)
+    shares /= counts.sum()
     return _of_codes(shares, _calls(hits, counts, slots - 1)[of_divided])
 
 
