@@ -195,6 +195,8 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
     starts = f"{receipt['cold_starts']} cold start{'' if receipt['cold_starts'] == 1 else 's'}"
     output.paragraph(f"{calls}: {starts}, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
+    if ahead := receipt.get("starts_ahead"):
+        output.paragraph(f"Calls that only started a function, before the prompt came to its layer: {ahead}")
     if drafted := receipt.get("draft_tokens"):
         output.paragraph(f"{receipt.get('accepted_tokens', 0)} of {drafted} draft tokens accepted")
     if hedges := receipt.get("hedges"):

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from remoe_cli import artifacts, owned
 from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.bundle import FunctionEntry, Manifest
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.cost import main_function, prices
+from remoe_cli.plan.cost import expert_functions, main_function, prices
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.problem.problem import Main
+from remoe_cli.plan.problem.problem import Main, Problem
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.receipt import Prices
-from remoe_cli.runtime.server_config import ServedFunction, ServerConfig
+from remoe_cli.runtime.server_config import ServedFunction, ServerConfig, StartPolicy
 
 _MOST_EXPERT_ROWS = 1e6
+_WASTED_SHARE = 0.1  # of what a mean request costs, which starting its functions ahead may be expected to waste
 
 
 def server_config(
@@ -41,6 +44,8 @@ def server_config(
     for f in bundle.functions:
         own_mb = float(prices.function_storage_mb(catalog, bundle.spec.fetched_expert_bytes, len(f.experts)))
         storage_mb[f.layer] = max(storage_mb.get(f.layer, 0.0), own_mb)
+    token_share, usd_of_start = _token_shares(problem, bundle), _usd_of_start(problem)
+    function_prices = prices.function_prices(catalog)
     return ServerConfig(
         model=bundle.model,
         spec=bundle.spec,
@@ -56,13 +61,15 @@ def server_config(
                 head_bytes=f.head_bytes,
                 head_sha256=f.head_sha256,
                 form=f.form,
+                token_share=token_share[f.name],
+                start_usd=usd_of_start(f, storage_mb[f.layer]),
             )
             for f in bundle.functions
         ),
         prices=Prices(
             catalog=catalog.name,
             main=main_function.prices_of(problem, Main(plan.main, plan.instances)),
-            function=prices.function_prices(catalog),
+            function=function_prices,
             storage_mb={invoked(f.name): storage_mb[f.layer] for f in bundle.functions},
         ),
         gpu=main_function.on_gpu(problem, plan.main),
@@ -70,6 +77,13 @@ def server_config(
         served=plan.workload.served,
         concurrency=plan.concurrency,
         speculate=speculate,
+        start_ahead=StartPolicy(
+            idle_s=catalog.function.idle_ttl_s,
+            most_usd=_WASTED_SHARE * plan.outcome.cost_usd_per_request,
+            usd_per_call=function_prices.usd_per_call,
+        )
+        if bundle.functions
+        else None,
     )
 
 
@@ -91,6 +105,25 @@ def write_main_files(
     artifacts.write_json(folder / "server.json", config)
     owned.copy_file(plan_path, folder / "plan.json")
     return partial_checkpoint.seal(folder)
+
+
+def _token_shares(problem: Problem, bundle: Manifest) -> dict[str, float]:
+    """Compute the share of prompt tokens that need an expert of each function, by name, as if a token chose each expert by itself.
+
+    It chooses different ones, so the real share is a little larger.
+    """
+    use = dict(zip(problem.spec.moe_layers, problem.workload.use, strict=True))
+    return {f.name: 1.0 - float(np.prod(1.0 - np.clip(use[f.layer][list(f.experts)], 0.0, 1.0))) for f in bundle.functions}
+
+
+def _usd_of_start(problem: Problem) -> Callable[[FunctionEntry, float], float]:
+    """Return what prices the start of a function with so much /tmp: its time, and reading its shard's head."""
+    seconds, money = float(expert_functions.cold_s(problem, 0)), prices.function_prices(problem.catalog)
+
+    def usd(function: FunctionEntry, storage_mb: float) -> float:
+        return seconds * float(prices.function_usd_per_s(money, function.memory_mb, storage_mb)) + money.usd_per_read
+
+    return usd
 
 
 def _expert_rows(profile: Profile) -> float:

@@ -85,6 +85,7 @@ class Batch:
                 sequence.end(reason)
                 return [sequence]
             if not start:
+                self.dispatcher.start_ahead(len(tokens))
                 sequence.cache = sequence.inputs.cache(self.model)
             part = _CHUNK_TOKENS if others and can_continue(self.model, sequence.cache) else len(tokens)
             with self._pass([sequence], others) as chosen:

@@ -32,9 +32,9 @@ from remoe_cli.runtime.answer import Stop
 from remoe_cli.runtime.calls import Caller
 from remoe_cli.runtime.calls import RemoteFunction as RemoteFunction
 from remoe_cli.runtime.invoke import FailedCall, Invocation, ping
+from remoe_cli.runtime.server_config import StartPolicy
+from remoe_cli.runtime.start_ahead import ROWS_PER_REPLICA, Starts, chosen, instances
 
-# Fewer rows than this are not worth a second invocation.
-_ROWS_PER_REPLICA = 16
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 
@@ -52,6 +52,8 @@ class Dispatcher:
     stopped  asked while a layer waits for its calls: when the main function's own time ends, it waits no longer
     seen     called with each layer and the ids of the experts that its tokens chose
     filling  marks tokens of a pass that stand for nothing: no expert computes them. None: there are none
+    policy   when functions are started ahead; None: never
+    called_s   when each function was called last, by `time.monotonic()`
     deadline_s   when that is, by `time.monotonic()`: the latest of all requests that are being answered
     caller   makes the calls
     """
@@ -67,12 +69,16 @@ class Dispatcher:
     deadline_s: float = math.inf
     gpu: Mapping[int, GpuExperts] = field(default_factory=dict)
     starts: Mapping[int, Callable[[Tensor], None]] = field(default_factory=dict)
+    policy: StartPolicy | None = None
+    called_s: dict[str, float] = field(default_factory=dict)
     _exchange: Exchange = field(default_factory=Exchange)
     _under_way: dict[Future[Any], str] = field(default_factory=dict)
     caller: Caller = field(init=False)
+    _ahead: Starts = field(init=False)
 
     def __post_init__(self) -> None:
         self.caller = Caller(self.client, self.pool, self.sent)
+        self._ahead = Starts(lambda: self.caller.client, self.sent)
 
     def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         n = layer.layer
@@ -83,6 +89,7 @@ class Dispatcher:
 
     def take(self) -> list[Invocation]:
         """Return the invocations since the last call, and forget them."""
+        self._ahead.collect()
         sent = self.sent[:]
         del self.sent[: len(sent)]  # a try that ends late may add to it meanwhile, in a thread of its own
         return sent
@@ -98,10 +105,17 @@ class Dispatcher:
         self.sent += [calls.lost(self._under_way[call]) for call in late]
         self._under_way.clear()
         self.caller.settle(limit_s)
+        self._ahead.settle()
 
     def warm(self) -> list[Future[None]]:
         """Start one instance of every function at once, so that the first pass meets no cold start."""
         return [self._submit(self._ping, function.name) for functions in self.remote.values() for function in functions]
+
+    def start_ahead(self, tokens: int) -> None:
+        """Start the functions that a prompt of so many tokens will probably need, and that are probably gone (start_ahead.py)."""
+        if self.policy is not None:
+            for function in chosen(self.remote, self.called_s, time.monotonic(), tokens, self.policy):
+                self._ahead.begin(function, instances(function, tokens))
 
     def _submit(self, work: Callable[..., T], function: str, *arguments: Any) -> Future[T]:
         future = self.pool.submit(work, function, *arguments)
@@ -109,6 +123,7 @@ class Dispatcher:
         return future
 
     def _ping(self, function: str) -> None:
+        self.called_s[function] = time.monotonic()
         with self._recording():
             self.sent.append(ping(self.client, function))
 
@@ -130,7 +145,11 @@ class Dispatcher:
             if held:
                 batches += [(function, batch) for batch in divide(held, stored, function.replicas, function.expert_rows)]
         start = time.monotonic()
-        begun = [self.caller.begin(layer.layer, function, batch, start, self.deadline_s) for function, batch in batches]
+        self.called_s.update({function.name: start for function, _ in batches})
+        begun = [
+            self.caller.begin(layer.layer, function, batch, start, self.deadline_s, self._ahead.take(function.name))
+            for function, batch in batches
+        ]
 
         def wait() -> dict[int, Tensor]:
             parts: dict[int, list[Array]] = {}
@@ -160,7 +179,7 @@ def divide(rows: Mapping[int, Array], dtype: str, replicas: int, expert_rows: fl
     [(0,), (1, 2)]
     """
     total = sum(len(x) for x in rows.values())
-    bins = max(1, min(replicas, total // _ROWS_PER_REPLICA, len(rows)))
+    bins = max(1, min(replicas, total // ROWS_PER_REPLICA, len(rows)))
     loads = [0.0] * bins
     groups: list[dict[int, Array]] = [{} for _ in range(bins)]
     for expert in sorted(rows, key=lambda e: (-len(rows[e]), e)):

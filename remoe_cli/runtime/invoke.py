@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from remoe_cli import bounded
@@ -78,6 +78,8 @@ class Invocation:
     fallbacks       1 where the main function computed the rows itself, as the function did not
     late            a try of a call that had its answer before: it is billed, and tells nothing about calls
     experts, rows   that it was sent
+    starts_ahead    1 for a call that only starts an instance (start_ahead.py)
+    after_start     the first call of an instance that was started ahead: it makes experts ready, and may have waited
     """
 
     function: str
@@ -100,11 +102,14 @@ class Invocation:
     late: bool = False
     experts: int = 0
     rows: int = 0
+    starts_ahead: int = 0
+    after_start: bool = False
 
     @property
     def plain(self) -> bool:
         """Tell whether it was one try of a warm instance, as calls usually are."""
-        return self.init_ms is None and not (self.retries or self.hedges or self.fallbacks or self.late)
+        odd = self.retries or self.hedges or self.fallbacks or self.late or self.starts_ahead or self.after_start
+        return self.init_ms is None and not odd
 
     @property
     def sample(self) -> Sample:
@@ -218,6 +223,12 @@ def end_instance(client: Any, function: str) -> Attempt:
     That it has ended is the failure of this try.
     """
     return attempt(client, function, _END)
+
+
+def start_instance(client: Any, function: str) -> Invocation:
+    """Start an instance of a function ahead of its calls, if none is idle. A failure is in the result: the calls deal with it."""
+    made = attempt(client, function, _HEALTH)
+    return replace(together(function, _HEALTH, [made], made.elapsed_s), starts_ahead=1)
 
 
 def together(function: str, body: bytes, attempts: Sequence[Attempt], elapsed_s: float, retries: int | None = None) -> Invocation:

@@ -49,6 +49,7 @@ class FunctionLine(Part):
     reads          of S3
     hedges         second calls of the same rows, made because the first took long; they are in `invocations` where they ran
     fallbacks      calls whose rows the main function computed itself, from the function's shard
+    starts_ahead   calls that only started an instance, before rows came; they are in `invocations` where they ran
     """
 
     name: str
@@ -66,6 +67,7 @@ class FunctionLine(Part):
     received_bytes: int
     hedges: int = Field(default=0, exclude_if=is_zero)
     fallbacks: int = Field(default=0, exclude_if=is_zero)
+    starts_ahead: int = Field(default=0, exclude_if=is_zero)
 
 
 class MainLine(Part):
@@ -113,7 +115,7 @@ class Receipt(Part):
     tpot_s        mean time of a token after the first; None for an answer of one token
     main_load_s   time to load the main function, if this request waited for it and it is billed; in the cost, in no other time
     invocations, cold_starts, retries, billed_ms   of expert functions
-    hedges, fallbacks   of all functions
+    hedges, fallbacks, starts_ahead   of all functions
     cost          None where the request ended before prices were known
     drafts, draft_tokens, accepted_tokens   passes that tried a draft, the tokens of all drafts, and those that the answer took over
     predicted     what the plan predicts for this request; the client or `remoe serve` adds it (expected_cost.py)
@@ -140,6 +142,7 @@ class Receipt(Part):
     predicted: Outcome | None = None
     hedges: int = Field(default=0, exclude_if=is_zero)
     fallbacks: int = Field(default=0, exclude_if=is_zero)
+    starts_ahead: int = Field(default=0, exclude_if=is_zero)
     drafts: int = Field(default=0, exclude_if=is_zero)
     draft_tokens: int = Field(default=0, exclude_if=is_zero)
     accepted_tokens: int = Field(default=0, exclude_if=is_zero)
@@ -216,6 +219,7 @@ def failed_receipt(
         functions=lines,
         hedges=sum(line.hedges for line in lines),
         fallbacks=sum(line.fallbacks for line in lines),
+        starts_ahead=sum(line.starts_ahead for line in lines),
     )
 
 
@@ -275,6 +279,7 @@ def _line(name: str, every: Sequence[Invocation], loading: Sequence[Invocation],
         received_bytes=sum(c.response_bytes for c in calls),
         hedges=sum(c.hedges for c in calls),
         fallbacks=sum(c.fallbacks for c in calls),
+        starts_ahead=sum(c.starts_ahead for c in calls),
     )
 
 

@@ -22,6 +22,7 @@ class ServedFunction(artifacts.Part):
     shard                     where its experts are, below the place of all shards
     head_bytes, head_sha256   of the shard's head (function/weights.py)
     form                      in which it computes its experts: `ready` or `packed` (function/ready.py)
+    token_share, start_usd    of the prompt tokens of the plan's requests that need it, and what a start costs (runtime/start_ahead.py)
     """
 
     layer: artifacts.LayerIndex
@@ -34,6 +35,21 @@ class ServedFunction(artifacts.Part):
     head_bytes: artifacts.Bytes
     head_sha256: str
     form: Literal["ready", "packed"] = Field(default="ready", exclude_if=lambda form: form == "ready")
+    token_share: float = Field(default=0.0, ge=0, le=1, exclude_if=artifacts.is_zero)
+    start_usd: artifacts.NonNegative = Field(default=0.0, exclude_if=artifacts.is_zero)
+
+
+class StartPolicy(artifacts.Part):
+    """When functions are started ahead of their calls (runtime/start_ahead.py).
+
+    idle_s         an instance that had no call for so long is gone
+    most_usd       that the starts of a request may be expected to waste
+    usd_per_call   of a health call: its fee, and what Lambda logs of it
+    """
+
+    idle_s: artifacts.NonNegative
+    most_usd: artifacts.NonNegative
+    usd_per_call: artifacts.NonNegative
 
 
 class ServerConfig(artifacts.Document):
@@ -43,6 +59,7 @@ class ServerConfig(artifacts.Document):
     served  the requests that the plan holds for; None where it names none
     concurrency   requests that are served at once, for which the plan has provided memory
     speculate     how many draft tokens a pass may have (runtime/draft.py)
+    start_ahead   when functions are started before their calls; None: never
     gpu     whether the plan puts everything but the experts on a GPU
     gpu_experts   by hidden layer the experts that are on it too, ascending; layers without any are left out
 
@@ -59,6 +76,7 @@ class ServerConfig(artifacts.Document):
     served: Served | None = None
     concurrency: artifacts.Concurrency = Field(default=1, exclude_if=artifacts.is_one)
     speculate: Speculate = Field(default="off", exclude_if=is_off)
+    start_ahead: StartPolicy | None = Field(default=None, exclude_if=artifacts.is_none)
 
     def refuse_unserved(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Refuse a request that may take more than the plan has provided for.

@@ -1,0 +1,117 @@
+"""Start the expert functions that a prompt will need, before its forward pass comes to them.
+
+A function that had no call for some time has no running instance any more. A pass would find the functions of one layer cold, then those
+of the next, and wait for each start. So when a request begins, the functions that are probably gone and probably needed start at once,
+each by a health call, while the main function computes the first layers. A call of rows waits for the start of its function, as a second
+call would only start a second instance.
+
+A prompt of n tokens needs a function of which a token needs an expert with chance p with chance 1 - (1 - p)^n. p comes from the routing of
+the plan's prompts. Started are functions with a chance of at least one half, the likeliest first, as long as what this is expected to waste
+stays within a share of what a mean request costs. The first layer's functions are not among them: their own calls come as soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from remoe_cli.runtime.calls import RemoteFunction, lost
+from remoe_cli.runtime.invoke import Invocation, start_instance
+from remoe_cli.runtime.server_config import StartPolicy
+
+_LIKELY = 0.5
+_GONE = 0.9  # of the time without a call after which an instance is gone: the pass comes to it only some time later
+ROWS_PER_REPLICA = 16  # fewer are not worth a second invocation
+_AT_ONCE = 16  # starts: an account may have few concurrent calls, and a machine few cores
+_LATE_S = 0.25  # for starts under way at the end of a request
+
+
+def chance(function: RemoteFunction, tokens: int) -> float:
+    """Compute the chance that a prompt of so many tokens needs a function.
+
+    >>> round(chance(RemoteFunction("f", (0,), 1, 0.0, token_share=0.5), tokens=3), 3)
+    0.875
+    """
+    return 1.0 - (1.0 - function.token_share) ** tokens
+
+
+def chosen(
+    remote: Mapping[int, Sequence[RemoteFunction]], called_s: Mapping[str, float], now_s: float, tokens: int, policy: StartPolicy
+) -> list[RemoteFunction]:
+    """Choose the functions to start for a prompt, in the order of their layers.
+
+    A function that is not used after all wastes its start; a health call is wasted in any case. `called_s` tells when each was called last.
+    """
+    later = [f for layer in sorted(remote)[1:] for f in remote[layer]]
+    gone = [f for f in later if now_s - called_s.get(f.name, float("-inf")) >= _GONE * policy.idle_s]
+    likely = sorted((f for f in gone if chance(f, tokens) >= _LIKELY), key=lambda f: -chance(f, tokens))
+    left_usd, names = policy.most_usd, set[str]()
+    for f in likely:
+        left_usd -= instances(f, tokens) * (policy.usd_per_call + (1.0 - chance(f, tokens)) * f.start_usd)
+        if left_usd < 0:
+            break
+        names.add(f.name)
+    return [f for f in later if f.name in names]
+
+
+def instances(function: RemoteFunction, tokens: int) -> int:
+    """Count the instances among which the dispatcher will divide the rows of a prompt, if all its tokens need the function."""
+    return max(1, min(function.replicas, int(tokens * function.token_share) // ROWS_PER_REPLICA, len(function.experts)))
+
+
+@dataclass
+class Starts:
+    """Starts functions ahead, and knows which starts are under way.
+
+    client   makes the calls; asked each time
+    sent     gets an invocation for each start
+    """
+
+    client: Callable[[], Any]
+    sent: list[Invocation]
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_AT_ONCE, "start"))
+    _starting: dict[str, list[Future[Invocation]]] = field(default_factory=dict)
+    _untold: dict[Future[Invocation], str] = field(default_factory=dict)
+
+    def begin(self, function: RemoteFunction, count: int) -> None:
+        """Start so many instances of a function, unless some are being started."""
+        if any(not start.done() for start in self._starting.get(function.name, ())):
+            return
+        begun = [self._pool.submit(start_instance, self.client(), function.name) for _ in range(count)]
+        self._starting[function.name] = list(begun)
+        self._untold |= dict.fromkeys(begun, function.name)
+
+    def take(self, function: str) -> Future[Invocation] | None:
+        """Return the start that the next call of a function has to wait for; None where there is none.
+
+        A start that is over is returned once too: the call after it makes experts ready, and so is not one of a warm instance.
+        """
+        starts = self._starting.get(function)
+        if not starts:
+            return None
+        if len(starts) > 1:
+            return starts.pop(0)
+        if starts[0].done():
+            del self._starting[function]
+        return starts[0]
+
+    def collect(self) -> None:
+        """Note the starts that are over."""
+        for start in [start for start in self._untold if start.done()]:
+            del self._untold[start]
+            self.sent.append(start.result())
+
+    def settle(self) -> None:
+        """Wait a moment for what is under way, and note what all were billed.
+
+        What lasts on counts as unreported, and is noted when it ends.
+        """
+        wait_for(self._untold, _LATE_S)
+        self.collect()
+        for start, function in self._untold.items():
+            self.sent.append(replace(lost(function), starts_ahead=1))
+            start.add_done_callback(lambda done: self.sent.append(replace(done.result(), starts_ahead=0, late=True)))
+        self._untold.clear()
