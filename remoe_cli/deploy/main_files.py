@@ -44,7 +44,8 @@ def server_config(
     for f in bundle.functions:
         own_mb = float(prices.function_storage_mb(catalog, bundle.spec.fetched_expert_bytes, len(f.experts)))
         storage_mb[f.layer] = max(storage_mb.get(f.layer, 0.0), own_mb)
-    token_share, usd_of_start = _token_shares(problem, bundle), _usd_of_start(problem)
+    use = dict(zip(problem.spec.moe_layers, np.clip(problem.workload.use, 0.0, 1.0).round(6).tolist(), strict=True))
+    starts = {f.name: _start_usd(problem, f.memory_mb, storage_mb[f.layer]) for f in bundle.functions}
     function_prices = prices.function_prices(catalog)
     return ServerConfig(
         model=bundle.model,
@@ -61,8 +62,9 @@ def server_config(
                 head_bytes=f.head_bytes,
                 head_sha256=f.head_sha256,
                 form=f.form,
-                token_share=token_share[f.name],
-                start_usd=usd_of_start(f, storage_mb[f.layer]),
+                use=tuple(use[f.layer][expert] for expert in f.experts),
+                start_usd=starts[f.name][0],
+                expert_usd=starts[f.name][1],
             )
             for f in bundle.functions
         ),
@@ -80,6 +82,7 @@ def server_config(
         start_ahead=StartPolicy(
             idle_s=catalog.function.idle_ttl_s,
             most_usd=_WASTED_SHARE * plan.outcome.cost_usd_per_request,
+            n_in=round(problem.workload.n_in),
             usd_per_call=function_prices.usd_per_call,
         )
         if bundle.functions
@@ -107,23 +110,14 @@ def write_main_files(
     return partial_checkpoint.seal(folder)
 
 
-def _token_shares(problem: Problem, bundle: Manifest) -> dict[str, float]:
-    """Compute the share of prompt tokens that need an expert of each function, by name, as if a token chose each expert by itself.
-
-    It chooses different ones, so the real share is a little larger.
-    """
-    use = dict(zip(problem.spec.moe_layers, problem.workload.use, strict=True))
-    return {f.name: 1.0 - float(np.prod(1.0 - np.clip(use[f.layer][list(f.experts)], 0.0, 1.0))) for f in bundle.functions}
-
-
-def _usd_of_start(problem: Problem) -> Callable[[FunctionEntry, float], float]:
-    """Return what prices the start of a function with so much /tmp: its time, and reading its shard's head."""
-    seconds, money = float(expert_functions.cold_s(problem, 0)), prices.function_prices(problem.catalog)
-
-    def usd(function: FunctionEntry, storage_mb: float) -> float:
-        return seconds * float(prices.function_usd_per_s(money, function.memory_mb, storage_mb)) + money.usd_per_read
-
-    return usd
+def _start_usd(problem: Problem, memory_mb: int, storage_mb: float) -> tuple[float, float]:
+    """Price the start of a function with so much memory and /tmp, and reading an expert then."""
+    money, expert_bytes = prices.function_prices(problem.catalog), problem.spec.fetched_expert_bytes
+    usd_per_s = float(prices.function_usd_per_s(money, memory_mb, storage_mb))
+    seconds = [float(expert_functions.cold_s(problem, experts)) for experts in (0, 1)]
+    reads = [float(prices.function_reads(problem.catalog, expert_bytes, experts)) for experts in (0, 1)]
+    usd = [each_s * usd_per_s + count * money.usd_per_read for each_s, count in zip(seconds, reads, strict=True)]
+    return usd[0], usd[1] - usd[0]
 
 
 def _expert_rows(profile: Profile) -> float:

@@ -55,8 +55,9 @@ class RemoteFunction:
     expert_rows   the work of calling an expert besides its rows (mostly reading its weights), in rows
     timeout_s     after which the platform ends a call
     shard         where its experts are; answers must come from a function with that shard. None: nobody knows
-    token_share   of the prompt tokens of the plan's requests that need one of its experts; 0 where nobody knows
+    use           of each expert: the share of prompt tokens of the plan's requests that need it; empty where nobody knows
     start_usd     what starting an instance costs
+    expert_usd    what reading an expert then costs
     """
 
     name: str
@@ -65,8 +66,9 @@ class RemoteFunction:
     expert_rows: float
     timeout_s: int = MAX_TIMEOUT_S
     shard: ShardPlace | None = None
-    token_share: float = 0.0
+    use: tuple[float, ...] = ()
     start_usd: float = 0.0
+    expert_usd: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from remoe_cli.runtime.calls import Caller
 from remoe_cli.runtime.calls import RemoteFunction as RemoteFunction
 from remoe_cli.runtime.invoke import FailedCall, Invocation, ping
 from remoe_cli.runtime.server_config import StartPolicy
-from remoe_cli.runtime.start_ahead import ROWS_PER_REPLICA, Starts, chosen, instances
+from remoe_cli.runtime.start_ahead import ROWS_PER_REPLICA, Starts, chosen, instances, likely_experts
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -108,24 +108,28 @@ class Dispatcher:
         self._ahead.settle()
 
     def warm(self) -> list[Future[None]]:
-        """Start one instance of every function at once, so that the first pass meets no cold start."""
-        return [self._submit(self._ping, function.name) for functions in self.remote.values() for function in functions]
+        """Start one instance of every function at once, so that the first pass meets no cold start.
+
+        Each reads the experts that a prompt of the plan will probably need.
+        """
+        tokens = self.policy.n_in if self.policy else 0
+        return [self._submit(self._ping, f.name, likely_experts(f, tokens)) for functions in self.remote.values() for f in functions]
 
     def start_ahead(self, tokens: int) -> None:
         """Start the functions that a prompt of so many tokens will probably need, and that are probably gone (start_ahead.py)."""
         if self.policy is not None:
             for function in chosen(self.remote, self.called_s, time.monotonic(), tokens, self.policy):
-                self._ahead.begin(function, instances(function, tokens))
+                self._ahead.begin(function, instances(function, tokens), likely_experts(function, tokens))
 
     def _submit(self, work: Callable[..., T], function: str, *arguments: Any) -> Future[T]:
         future = self.pool.submit(work, function, *arguments)
         self._under_way = {call: name for call, name in self._under_way.items() if not call.done()} | {future: function}
         return future
 
-    def _ping(self, function: str) -> None:
+    def _ping(self, function: str, experts: Sequence[int]) -> None:
         self.called_s[function] = time.monotonic()
         with self._recording():
-            self.sent.append(ping(self.client, function))
+            self.sent.append(ping(self.client, function, experts))
 
     @contextmanager
     def _recording(self) -> Iterator[None]:

@@ -38,6 +38,7 @@ from remoe_cli.runtime.invoke import Connect, Invocation
 from remoe_cli.runtime.sampling import GREEDY, Sampling
 from remoe_cli.runtime.sequence import Inputs, Stream, TokenSequence
 from remoe_cli.runtime.served_hits import Hits
+from remoe_cli.runtime.server_config import StartPolicy
 from remoe_cli.runtime.tool_calls import Reader, Readers
 from remoe_cli.runtime.tool_formats import ToolFormat, format_of, why_none
 
@@ -270,13 +271,14 @@ def start_engine(
     device: DeviceChoice | None = None,
     copied: bool = False,
     sent: list[Invocation] | None = None,
+    policy: StartPolicy | None = None,
 ) -> Engine:
     """Load the main function's part of the model, and attach a dispatcher for the remote experts.
 
     `functions` is by hidden layer, and so is `gpu_experts`. With `gpu`, everything but the experts is on the machine's GPU, and
     `gpu_experts` too, unless `device` says otherwise; on a CPU they are local experts as the rest. With `copied`, no weight stays mapped
-    from its file. The expert functions start while the model loads (docs/reference/method.md, section 10). `sent` takes their calls, also
-    when this fails.
+    from its file. The expert functions start while the model loads (docs/reference/method.md, section 10), and read the experts that the
+    prompts of `policy` will probably need. `sent` takes their calls, also when this fails.
 
     Raises: InvokeError when an expert function cannot start, DeployError when there is no GPU that can be used, or its memory is full.
     """
@@ -296,6 +298,7 @@ def start_engine(
         # Threads only wait for answers, so there may be more of them than cores.
         pool=ThreadPoolExecutor(max_workers=2 * connections, thread_name_prefix="invoke"),
         sent=[] if sent is None else sent,
+        policy=policy,
     )
     dispatcher.caller.renew = client
     warming = dispatcher.warm()

@@ -225,10 +225,18 @@ def end_instance(client: Any, function: str) -> Attempt:
     return attempt(client, function, _END)
 
 
-def start_instance(client: Any, function: str) -> Invocation:
-    """Start an instance of a function ahead of its calls, if none is idle. A failure is in the result: the calls deal with it."""
-    made = attempt(client, function, _HEALTH)
-    return replace(together(function, _HEALTH, [made], made.elapsed_s), starts_ahead=1)
+def start_instance(client: Any, function: str, experts: Sequence[int]) -> Invocation:
+    """Start an instance of a function ahead of its calls, if none is idle, and let it read some experts.
+
+    A failure is in the result: the calls deal with it.
+    """
+    body = _health_event(experts)
+    made = attempt(client, function, body)
+    return replace(together(function, body, [made], made.elapsed_s), starts_ahead=1)
+
+
+def _health_event(experts: Sequence[int]) -> bytes:
+    return json.dumps({"health": True, "bring": list(experts)}).encode() if experts else _HEALTH
 
 
 def together(function: str, body: bytes, attempts: Sequence[Attempt], elapsed_s: float, retries: int | None = None) -> Invocation:
@@ -281,9 +289,9 @@ def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]
         ) from None
 
 
-def ping(client: Any, function: str) -> Invocation:
-    """Start an instance of the function if none is warm. Raises: what `invoke` raises."""
-    return _try(client, function, _HEALTH)[1]
+def ping(client: Any, function: str, experts: Sequence[int] = ()) -> Invocation:
+    """Start an instance of the function if none is warm, and let it read some experts. Raises: what `invoke` raises."""
+    return _try(client, function, _health_event(experts))[1]
 
 
 def health(client: Any, function: str) -> dict[str, Any]:

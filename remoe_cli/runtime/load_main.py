@@ -53,7 +53,7 @@ def load(
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
         at = ShardPlace.of(f)
-        called = RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s, at, f.token_share, f.start_usd)
+        called = RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s, at, f.use, f.start_usd, f.expert_usd)
         functions.setdefault(f.layer, []).append(called)
     sent: list[Invocation] = []
     try:
@@ -67,10 +67,10 @@ def load(
             device=device,
             copied=copied,
             sent=sent,
+            policy=config.start_ahead,
         )
         engine.warm_up()
         engine.dispatcher.caller.last_resort = last_resort
-        engine.dispatcher.policy = config.start_ahead
     except Exception as error:
         attach(error, failed_receipt(config.prices, 0.0, (), Loading(seconds=time.perf_counter() - begun_s, reads=reads), sent))
         raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -22,7 +22,8 @@ class ServedFunction(artifacts.Part):
     shard                     where its experts are, below the place of all shards
     head_bytes, head_sha256   of the shard's head (function/weights.py)
     form                      in which it computes its experts: `ready` or `packed` (function/ready.py)
-    token_share, start_usd    of the prompt tokens of the plan's requests that need it, and what a start costs (runtime/start_ahead.py)
+    use                       of each expert: the share of prompt tokens of the plan's requests that need it (runtime/start_ahead.py)
+    start_usd, expert_usd     what a start costs, and reading an expert
     """
 
     layer: artifacts.LayerIndex
@@ -35,8 +36,11 @@ class ServedFunction(artifacts.Part):
     head_bytes: artifacts.Bytes
     head_sha256: str
     form: Literal["ready", "packed"] = Field(default="ready", exclude_if=lambda form: form == "ready")
-    token_share: float = Field(default=0.0, ge=0, le=1, exclude_if=artifacts.is_zero)
+    use: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(max_length=artifacts.MOST_EXPERTS)] = Field(
+        default=(), exclude_if=artifacts.is_empty
+    )
     start_usd: artifacts.NonNegative = Field(default=0.0, exclude_if=artifacts.is_zero)
+    expert_usd: artifacts.NonNegative = Field(default=0.0, exclude_if=artifacts.is_zero)
 
 
 class StartPolicy(artifacts.Part):
@@ -44,11 +48,13 @@ class StartPolicy(artifacts.Part):
 
     idle_s         an instance that had no call for so long is gone
     most_usd       that the starts of a request may be expected to waste
+    n_in           prompt tokens of the plan's mean request: what functions read when the main function loads is for it
     usd_per_call   of a health call: its fee, and what Lambda logs of it
     """
 
     idle_s: artifacts.NonNegative
     most_usd: artifacts.NonNegative
+    n_in: artifacts.Tokens
     usd_per_call: artifacts.NonNegative
 
 

@@ -2,20 +2,22 @@
 
 A function that had no call for some time has no running instance any more. A pass would find the functions of one layer cold, then those
 of the next, and wait for each start. So when a request begins, the functions that are probably gone and probably needed start at once,
-each by a health call, while the main function computes the first layers. A call of rows waits for the start of its function, as a second
-call would only start a second instance.
+each by a health call, while the main function computes the first layers. In this call they also read the experts that the prompt will
+probably need. A call of rows waits for the start of its function, as a second call would only start a second instance.
 
-A prompt of n tokens needs a function of which a token needs an expert with chance p with chance 1 - (1 - p)^n. p comes from the routing of
-the plan's prompts. Started are functions with a chance of at least one half, the likeliest first, as long as what this is expected to waste
-stays within a share of what a mean request costs. The first layer's functions are not among them: their own calls come as soon.
+A prompt of n tokens needs an expert with chance 1 - (1 - p)^n, where p is the share of prompt tokens of the plan's requests that need it,
+and a function with the chance that it needs any of its experts. What has a chance of at least one half is started and read, the likeliest
+functions first, as long as what this is expected to waste stays within a share of what a mean request costs. The first layer's functions
+are not among them: their own calls come as soon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from remoe_cli.runtime.calls import RemoteFunction, lost
@@ -29,13 +31,25 @@ _AT_ONCE = 16  # starts: an account may have few concurrent calls, and a machine
 _LATE_S = 0.25  # for starts under way at the end of a request
 
 
-def chance(function: RemoteFunction, tokens: int) -> float:
-    """Compute the chance that a prompt of so many tokens needs a function.
+def chance(use: Iterable[float], tokens: int) -> float:
+    """Compute the chance that a prompt of so many tokens needs any of some experts, of each of which a token needs such a share.
 
-    >>> round(chance(RemoteFunction("f", (0,), 1, 0.0, token_share=0.5), tokens=3), 3)
+    >>> round(chance([0.5], tokens=3), 3)
     0.875
     """
-    return 1.0 - (1.0 - function.token_share) ** tokens
+    return 1.0 - prod(1.0 - share for share in use) ** tokens
+
+
+def likely_experts(function: RemoteFunction, tokens: int) -> tuple[int, ...]:
+    """List the experts of a function that a prompt of so many tokens will probably need."""
+    return tuple(e for e, share in zip(function.experts, function.use, strict=False) if chance([share], tokens) >= _LIKELY)
+
+
+def wasted_usd(function: RemoteFunction, tokens: int, policy: StartPolicy) -> float:
+    """Compute what starting an instance is expected to waste: a health call, a start in vain, and experts that are read in vain."""
+    unneeded = [1.0 - chance([share], tokens) for share in function.use]
+    in_vain = sum(each for each in unneeded if each <= 1.0 - _LIKELY)
+    return policy.usd_per_call + (1.0 - chance(function.use, tokens)) * function.start_usd + in_vain * function.expert_usd
 
 
 def chosen(
@@ -43,14 +57,15 @@ def chosen(
 ) -> list[RemoteFunction]:
     """Choose the functions to start for a prompt, in the order of their layers.
 
-    A function that is not used after all wastes its start; a health call is wasted in any case. `called_s` tells when each was called last.
+    `called_s` tells when each was called last.
     """
     later = [f for layer in sorted(remote)[1:] for f in remote[layer]]
     gone = [f for f in later if now_s - called_s.get(f.name, float("-inf")) >= _GONE * policy.idle_s]
-    likely = sorted((f for f in gone if chance(f, tokens) >= _LIKELY), key=lambda f: -chance(f, tokens))
+    chances = {f.name: chance(f.use, tokens) for f in gone}
+    likely = sorted((f for f in gone if chances[f.name] >= _LIKELY), key=lambda f: -chances[f.name])
     left_usd, names = policy.most_usd, set[str]()
     for f in likely:
-        left_usd -= instances(f, tokens) * (policy.usd_per_call + (1.0 - chance(f, tokens)) * f.start_usd)
+        left_usd -= instances(f, tokens) * wasted_usd(f, tokens, policy)
         if left_usd < 0:
             break
         names.add(f.name)
@@ -58,8 +73,8 @@ def chosen(
 
 
 def instances(function: RemoteFunction, tokens: int) -> int:
-    """Count the instances among which the dispatcher will divide the rows of a prompt, if all its tokens need the function."""
-    return max(1, min(function.replicas, int(tokens * function.token_share) // ROWS_PER_REPLICA, len(function.experts)))
+    """Count the instances among which the dispatcher will probably divide the rows of a prompt."""
+    return max(1, min(function.replicas, int(tokens * sum(function.use)) // ROWS_PER_REPLICA, len(function.experts)))
 
 
 @dataclass
@@ -74,29 +89,36 @@ class Starts:
     sent: list[Invocation]
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_AT_ONCE, "start"))
     _starting: dict[str, list[Future[Invocation]]] = field(default_factory=dict)
+    _awaited: set[Future[Invocation]] = field(default_factory=set)
     _untold: dict[Future[Invocation], str] = field(default_factory=dict)
 
-    def begin(self, function: RemoteFunction, count: int) -> None:
-        """Start so many instances of a function, unless some are being started."""
+    def begin(self, function: RemoteFunction, count: int, experts: Sequence[int]) -> None:
+        """Start so many instances of a function, unless some are being started, and let them read some experts."""
         if any(not start.done() for start in self._starting.get(function.name, ())):
             return
-        begun = [self._pool.submit(start_instance, self.client(), function.name) for _ in range(count)]
+        begun = [self._pool.submit(start_instance, self.client(), function.name, experts) for _ in range(count)]
         self._starting[function.name] = list(begun)
         self._untold |= dict.fromkeys(begun, function.name)
 
     def take(self, function: str) -> Future[Invocation] | None:
         """Return the start that the next call of a function has to wait for; None where there is none.
 
-        A start that is over is returned once too: the call after it makes experts ready, and so is not one of a warm instance.
+        One that is over is returned too, if no call has waited for it: the call after it still makes experts ready.
         """
         starts = self._starting.get(function)
         if not starts:
             return None
         if len(starts) > 1:
             return starts.pop(0)
-        if starts[0].done():
-            del self._starting[function]
-        return starts[0]
+        start = starts[0]
+        if not start.done():
+            self._awaited.add(start)
+            return start
+        del self._starting[function]
+        if start in self._awaited:
+            self._awaited.remove(start)
+            return None
+        return start
 
     def collect(self) -> None:
         """Note the starts that are over."""

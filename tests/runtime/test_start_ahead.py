@@ -16,25 +16,25 @@ import torch
 from remoe_cli.cages import Mechanism
 from remoe_cli.function.codec import Batch
 from remoe_cli.model.checkpoint import find
-from remoe_cli.runtime.answer import Generated
 from remoe_cli.runtime.calls import Caller, RemoteFunction
 from remoe_cli.runtime.engine import Engine
 from remoe_cli.runtime.hedging import size_class
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.receipt import make_receipt
 from remoe_cli.runtime.server_config import StartPolicy
-from remoe_cli.runtime.start_ahead import Starts, chosen, instances
+from remoe_cli.runtime.start_ahead import Starts, chosen, instances, likely_experts
 from tests.support.api_server import PRICES
 from tests.support.batching import engine_with
 from tests.support.endpoint import Endpoint, failed, ok
 from tests.support.families import EXPERTS, save
 from tests.support.split import split_model
 
-POLICY = StartPolicy(idle_s=300.0, most_usd=1.0, usd_per_call=0.0)
+POLICY = StartPolicy(idle_s=300.0, most_usd=1.0, n_in=20, usd_per_call=0.0)
 
 
-def function(name: str, token_share: float = 0.9, start_usd: float = 0.0, replicas: int = 1) -> RemoteFunction:
-    return RemoteFunction(name, tuple(range(8)), replicas, 0.0, token_share=token_share, start_usd=start_usd)
+def function(name: str, share: float = 0.9, start_usd: float = 0.0, replicas: int = 1, expert_usd: float = 0.0) -> RemoteFunction:
+    """A function of which a token needs, with that chance, the first of two experts."""
+    return RemoteFunction(name, (4, 7), replicas, 0.0, use=(share, 0.0), start_usd=start_usd, expert_usd=expert_usd)
 
 
 REMOTE = {
@@ -61,13 +61,19 @@ def test_what_is_gone_and_likely_and_within_the_cap_is_started(
 
 
 def test_a_start_that_may_be_in_vain_counts_by_its_chance() -> None:
-    remote = {0: [], 1: [function("f", 0.5, start_usd=1.0)]}
+    remote = {0: [], 1: [function("f", 0.5, start_usd=0.5, expert_usd=0.5)]}
     allowed = {most_usd: chosen(remote, {}, 0.0, 2, POLICY.model_copy(update={"most_usd": most_usd})) for most_usd in (0.2, 0.3)}
     assert not allowed[0.2] and allowed[0.3]  # a quarter of the prompts of 2 tokens do not need it
 
 
+def test_experts_are_read_that_a_prompt_will_probably_need() -> None:
+    remote = RemoteFunction("f", (3, 5, 6, 9), 1, 0.0, use=(0.1, 0.3, 0.02, 0.2))
+    assert [likely_experts(remote, tokens) for tokens in (1, 3, 8, 100)] == [(), (5,), (3, 5, 9), (3, 5, 6, 9)]
+    assert likely_experts(replace(remote, use=()), 100) == (), "an older deployment does not tell the use of its experts"
+
+
 def test_as_many_instances_start_as_the_rows_will_be_divided_among() -> None:
-    assert [instances(function("f", 0.5, replicas=4), tokens) for tokens in (4, 64, 1000)] == [1, 2, 4]
+    assert [instances(function("f", 0.5, replicas=2), tokens) for tokens in (4, 64, 1000)] == [1, 2, 2]
 
 
 @pytest.fixture
@@ -86,13 +92,13 @@ def test_a_call_is_sent_when_its_function_has_started(endpoint: Endpoint) -> Non
         starts = Starts(lambda: holding.wait(5) and endpoint.client, sent)
         endpoint.script = [ok(init=50.0, body=b"{}"), ok()]
         # The start begins in a thread of its own, which waits here for the client.
-        begun = ThreadPoolExecutor(1).submit(starts.begin, REMOTE[4][0], 1)
+        begun = ThreadPoolExecutor(1).submit(starts.begin, REMOTE[4][0], 1, (4,))
         holding.set()
         begun.result()
         call = caller.begin(4, REMOTE[4][0], BATCH, time.monotonic(), after=starts.take("always"))
         (answer,) = caller.finish([call], lambda: None)
         assert answer.data.tobytes() == BATCH.data.tobytes()
-        assert [body[:1] for _, _, body in endpoint.requests] == [b"{", b'"']
+        assert endpoint.requests[0][2] == b'{"health": true, "bring": [4]}' and endpoint.requests[1][2][:1] == b'"'
         starts.collect()
         (start,), (called,) = sent, caller.sent
         assert (start.starts_ahead, start.cold_tries, start.plain) == (1, 1, False)
@@ -105,7 +111,7 @@ def test_a_start_that_fails_leaves_the_call_its_own_tries(endpoint: Endpoint) ->
         caller, sent = Caller(endpoint.client, pool, []), list[Invocation]()
         starts = Starts(lambda: endpoint.client, sent)
         endpoint.script = [failed("Runtime.InitError"), ok()]
-        starts.begin(REMOTE[4][0], 1)
+        starts.begin(REMOTE[4][0], 1, (4,))
         call = caller.begin(4, REMOTE[4][0], BATCH, time.monotonic(), after=starts.take("always"))
         assert len(caller.finish([call], lambda: None)) == 1
         starts.settle()
@@ -119,7 +125,9 @@ def twin(tmp_path_factory: pytest.TempPathFactory, probed: Mechanism) -> Iterato
     every = {0: [tuple(range(EXPERTS))], 1: [tuple(range(4)), tuple(range(4, EXPERTS))]}
     with split_model(find(str(folder / "model")), {0: (), 1: ()}, every, Path(folder / "twin"), probed) as made:
         model, dispatcher = made
-        dispatcher.remote = {layer: [replace(f, token_share=0.9) for f in of_layer] for layer, of_layer in dispatcher.remote.items()}
+        dispatcher.remote = {
+            layer: [replace(f, use=(0.5,) * len(f.experts)) for f in of_layer] for layer, of_layer in dispatcher.remote.items()
+        }
         dispatcher.policy = POLICY
         yield engine_with(model, dispatcher)
 
