@@ -12,7 +12,7 @@ from remoe_cli import bounded
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.infer import expected_cost_of
-from remoe_cli.cli.options import DeviceOption, SpeculateOption
+from remoe_cli.cli.options import CacheOption, DeviceOption, SpeculateOption, caches
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import UsageError
 
@@ -41,6 +41,7 @@ def command(
         typer.Option(min=1, max=256, metavar="N", help="Requests that are answered at once; by default as the plan says."),
     ] = None,
     speculate: SpeculateOption = None,
+    cache_experts: CacheOption = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -56,7 +57,7 @@ def command(
     token, asked = _token(token_file), None if speculate is None else speculate_of(speculate)
     deployed = pick(target, region, profile)
     expected = expected_cost_of(deployed.deployed_plan(name))
-    deployed.serve(name, host, port, ServeOptions(token, expected, device, concurrency, asked))
+    deployed.serve(name, host, port, ServeOptions(token, expected, device, concurrency, asked, caches(cache_experts)))
 
 
 def _token(file: Path | None) -> str | None:

@@ -14,14 +14,16 @@ from remoe_cli.package.bundle import FunctionEntry, Manifest
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import expert_functions, main_function, prices
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.problem.problem import Main, Problem
+from remoe_cli.plan.problem.problem import MB, Main, Problem
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.record import Profile
+from remoe_cli.runtime import last_resort
 from remoe_cli.runtime.draft import Speculate
 from remoe_cli.runtime.receipt import Prices
 from remoe_cli.runtime.server_config import ServedFunction, ServerConfig, StartPolicy
 
 _MOST_EXPERT_ROWS = 1e6
+_RESERVED = 0.05  # of the main function's memory, which no experts are kept in that are remote
 _WASTED_SHARE = 0.1  # of what a mean request costs, which starting its functions ahead may be expected to waste
 
 
@@ -33,6 +35,7 @@ def server_config(
     invoked: Callable[[str], str],
     stored: Callable[[FunctionEntry], str] = lambda entry: entry.shard,
     speculate: Speculate = "off",
+    cache_experts: bool = False,
 ) -> ServerConfig:
     """Make the document server.json.
 
@@ -79,6 +82,8 @@ def server_config(
         served=plan.workload.served,
         concurrency=plan.concurrency,
         speculate=speculate,
+        cache_experts=cache_experts,
+        spare_experts=_spare_experts(problem, plan) if bundle.functions else 0,
         start_ahead=StartPolicy(
             idle_s=catalog.function.idle_ttl_s,
             most_usd=_WASTED_SHARE * plan.outcome.cost_usd_per_request,
@@ -108,6 +113,13 @@ def write_main_files(
     artifacts.write_json(folder / "server.json", config)
     owned.copy_file(plan_path, folder / "plan.json")
     return partial_checkpoint.seal(folder)
+
+
+def _spare_experts(problem: Problem, plan: Plan) -> int:
+    """Count the experts that fit the main function's CPU memory beside all that the plan puts there, less a reserve."""
+    local = problem.spec.experts - sum(len(layer.remote) + len(layer.gpu) for layer in plan.layers)
+    free_bytes = plan.main.memory_mb * MB * (1.0 - _RESERVED) - main_function.main_memory_bytes(problem, plan.main, local)
+    return max(0, int((free_bytes - last_resort.ROOM_BYTES) // main_function.cpu_expert_bytes(problem, plan.main)))
 
 
 def _start_usd(problem: Problem, memory_mb: int, storage_mb: float) -> tuple[float, float]:

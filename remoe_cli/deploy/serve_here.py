@@ -49,7 +49,7 @@ def serve_here(
 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
-            loaded = keeping(lambda: load_here(server_json, connect, asked.device, last_resort), book)()
+            loaded = keeping(lambda: load_here(server_json, connect, asked.device, last_resort, asked.cache_experts), book)()
         main = replace(loaded, expected=asked.expected)
         return with_speculate(with_concurrency(main, asked.concurrency), asked.speculate)
 

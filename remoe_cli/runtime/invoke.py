@@ -235,6 +235,11 @@ def start_instance(client: Any, function: str, experts: Sequence[int]) -> Invoca
     return replace(together(function, body, [made], made.elapsed_s), starts_ahead=1)
 
 
+def only_reads(function: str, reads: int) -> Invocation:
+    """Make what bills reads of S3 that no invocation made."""
+    return replace(together(function, b"", (), 0.0, retries=0), reads=reads, late=True)
+
+
 def _health_event(experts: Sequence[int]) -> bytes:
     return json.dumps({"health": True, "bring": list(experts)}).encode() if experts else _HEALTH
 

@@ -20,7 +20,7 @@ from remoe_cli.runtime.receipt import Loading, attach, failed_receipt
 from remoe_cli.runtime.server_config import ServerConfig
 
 if TYPE_CHECKING:
-    from remoe_cli.runtime.dispatch import RemoteFunction
+    from remoe_cli.runtime.calls import RemoteFunction
     from remoe_cli.runtime.last_resort import LastResort
 
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
@@ -45,10 +45,9 @@ def load(
     for a GPU finds none that it can use. The error carries the receipt of what was billed until then.
     """
     begun_s = time.perf_counter()  # importing torch is a part of loading
-    _import_engine()
-    from remoe_cli.runtime.dispatch import RemoteFunction
-    from remoe_cli.runtime.engine import start_engine
+    from remoe_cli.runtime.calls import RemoteFunction
     from remoe_cli.runtime.last_resort import ShardPlace
+    from remoe_cli.runtime.start_ahead import start_all
 
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
@@ -57,6 +56,13 @@ def load(
         functions.setdefault(f.layer, []).append(called)
     sent: list[Invocation] = []
     try:
+        # Functions start while torch is imported, unless it may show that there is no GPU: then nothing was spent.
+        on_cpu = not config.gpu and device in (None, "cpu")
+        starting = start_all(functions, connect, sent, config.start_ahead) if on_cpu else None
+        _import_engine()
+        from remoe_cli.runtime.engine import start_engine
+        from remoe_cli.runtime.expert_cache import cache_of
+
         engine = start_engine(
             checkpoint,
             config.spec,
@@ -68,9 +74,12 @@ def load(
             copied=copied,
             sent=sent,
             policy=config.start_ahead,
+            starting=starting,
         )
         engine.warm_up()
         engine.dispatcher.caller.last_resort = last_resort
+        if config.cache_experts and last_resort:
+            engine.dispatcher.cache = cache_of(config, functions, last_resort)
     except Exception as error:
         attach(error, failed_receipt(config.prices, 0.0, (), Loading(seconds=time.perf_counter() - begun_s, reads=reads), sent))
         raise
@@ -94,16 +103,22 @@ def load(
 
 
 def load_here(
-    server_json: Path, connect: Connect, device: DeviceChoice | None = None, last_resort: LastResort | None = None
+    server_json: Path,
+    connect: Connect,
+    device: DeviceChoice | None = None,
+    last_resort: LastResort | None = None,
+    cache_experts: bool | None = None,
 ) -> MainFunction:
     """Load from the checkpoint that was profiled, on this machine. The checkpoint may change afterwards.
 
     Everything but the experts is on `device`; None: where the plan has it. `last_resort` is by default that of a deployment of the twin,
-    whose bundle is beside server.json.
+    whose bundle is beside server.json. `cache_experts`: whether remote experts are kept in spare memory; None: as deployed.
 
     Raises: ArtifactError when the checkpoint has changed, and what `load` raises.
     """
     config = artifacts.read_json(server_json, ServerConfig)
+    if cache_experts is not None:
+        config = config.model_copy(update={"cache_experts": cache_experts})
     model = config.model
     checkpoint = find_profiled(model.path, model.revision)
     from remoe_cli.runtime.last_resort import LastResort

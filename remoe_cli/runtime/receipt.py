@@ -118,6 +118,7 @@ class Receipt(Part):
     hedges, fallbacks, starts_ahead   of all functions
     cost          None where the request ended before prices were known
     drafts, draft_tokens, accepted_tokens   passes that tried a draft, the tokens of all drafts, and those that the answer took over
+    saved_calls, saved_usd   calls that were not made as their experts were in memory (expert_cache.py), and what they would have cost
     predicted     what the plan predicts for this request; the client or `remoe serve` adds it (expected_cost.py)
     """
 
@@ -145,6 +146,8 @@ class Receipt(Part):
     starts_ahead: int = Field(default=0, exclude_if=is_zero)
     drafts: int = Field(default=0, exclude_if=is_zero)
     draft_tokens: int = Field(default=0, exclude_if=is_zero)
+    saved_calls: int = Field(default=0, exclude_if=is_zero)
+    saved_usd: float = Field(default=0.0, exclude_if=is_zero)
     accepted_tokens: int = Field(default=0, exclude_if=is_zero)
 
 
@@ -178,6 +181,7 @@ def make_receipt(answer: Generated, prices: Prices, loading: Loading = NOT_LOADE
     figures = {"generated_tokens": len(answer.token_ids), "answered": True, "ttft_s": answer.ttft_s, "tpot_s": answer.tpot_s}
     drafted = answer.drafted
     figures |= {"drafts": drafted.passes, "draft_tokens": drafted.tokens, "accepted_tokens": drafted.accepted}
+    figures |= {"saved_calls": answer.saved.calls, "saved_usd": answer.saved.usd}
     return receipt.model_copy(update=figures)
 
 

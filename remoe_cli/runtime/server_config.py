@@ -65,6 +65,8 @@ class ServerConfig(artifacts.Document):
     served  the requests that the plan holds for; None where it names none
     concurrency   requests that are served at once, for which the plan has provided memory
     speculate     how many draft tokens a pass may have (runtime/draft.py)
+    cache_experts, spare_experts   whether remote experts are kept in memory that the plan does not need, and how many fit
+                  (runtime/expert_cache.py)
     start_ahead   when functions are started before their calls; None: never
     gpu     whether the plan puts everything but the experts on a GPU
     gpu_experts   by hidden layer the experts that are on it too, ascending; layers without any are left out
@@ -82,6 +84,8 @@ class ServerConfig(artifacts.Document):
     served: Served | None = None
     concurrency: artifacts.Concurrency = Field(default=1, exclude_if=artifacts.is_one)
     speculate: Speculate = Field(default="off", exclude_if=is_off)
+    cache_experts: bool = Field(default=False, exclude_if=lambda value: not value)
+    spare_experts: artifacts.Tokens = Field(default=0, exclude_if=artifacts.is_zero)
     start_ahead: StartPolicy | None = Field(default=None, exclude_if=artifacts.is_none)
 
     def refuse_unserved(self, prompt_tokens: int, max_new_tokens: int) -> None:

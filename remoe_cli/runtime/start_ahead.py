@@ -17,17 +17,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import Any
 
+from remoe_cli.lambda_limits import read_timeout_s
 from remoe_cli.runtime.calls import RemoteFunction, lost
-from remoe_cli.runtime.invoke import Invocation, start_instance
+from remoe_cli.runtime.invoke import Connect, FailedCall, Invocation, ping, start_instance
 from remoe_cli.runtime.server_config import StartPolicy
 
 _LIKELY = 0.5
 _GONE = 0.9  # of the time without a call after which an instance is gone: the pass comes to it only some time later
 ROWS_PER_REPLICA = 16  # fewer are not worth a second invocation
 _AT_ONCE = 16  # starts: an account may have few concurrent calls, and a machine few cores
+# Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
+_CONNECTIONS = 8
 _LATE_S = 0.25  # for starts under way at the end of a request
 
 
@@ -75,6 +79,49 @@ def chosen(
 def instances(function: RemoteFunction, tokens: int) -> int:
     """Count the instances among which the dispatcher will probably divide the rows of a prompt."""
     return max(1, min(function.replicas, int(tokens * sum(function.use)) // ROWS_PER_REPLICA, len(function.experts)))
+
+
+@dataclass(frozen=True)
+class Starting:
+    """All functions of a main function that is being loaded, as they start, and what reaches them afterwards.
+
+    renew    makes a client with credentials that are read again
+    starts   one for each, by what is waited for
+    """
+
+    client: Any
+    renew: Callable[[], Any]
+    pool: ThreadPoolExecutor
+    sent: list[Invocation]
+    starts: dict[Future[None], str]
+
+
+def start_all(
+    functions: Mapping[int, Sequence[RemoteFunction]], connect: Connect, sent: list[Invocation], policy: StartPolicy | None
+) -> Starting:
+    """Start one instance of every function at once, so that the first pass meets no cold start.
+
+    Each reads the experts that a prompt of the plan will probably need. It goes on while torch is imported and the model loads.
+    """
+    every = [f for of_layer in functions.values() for f in of_layer]
+    connections = max(_CONNECTIONS, *(sum(f.replicas for f in of_layer) for of_layer in functions.values())) if functions else 1
+    # One client for all: each function's own timeout ends its calls, and none of them is given up before that.
+    longest_s = max((f.timeout_s for f in every), default=0)
+    # Twice the connections and threads: a try that nobody waits for any more keeps its own until it ends, as it is billed.
+    renew = partial(connect, 2 * connections, read_timeout_s(longest_s))
+    client = renew() if every else None
+    # Threads only wait for answers, so there may be more of them than cores.
+    pool = ThreadPoolExecutor(max_workers=2 * connections, thread_name_prefix="invoke")
+    tokens = policy.n_in if policy else 0
+
+    def start(function: RemoteFunction) -> None:
+        try:
+            sent.append(ping(client, function.name, likely_experts(function, tokens)))
+        except FailedCall as error:
+            sent.append(error.invocation)
+            raise
+
+    return Starting(client, renew, pool, sent, {pool.submit(start, function): function.name for function in every})
 
 
 @dataclass

@@ -96,7 +96,7 @@ def test_a_receipt_fits_a_narrow_terminal(columns: int, monkeypatch: pytest.Monk
     monkeypatch.setenv("COLUMNS", str(columns))
     generated = Generated((1,), (2, 3), "text", "length", (0.1, 0.11), ())
     receipt = make_receipt(generated, PRICES).model_copy(
-        update={"main_load_s": 2.0, "hedges": 3, "fallbacks": 2, "starts_ahead": 4, "unreported": 1}
+        update={"main_load_s": 2.0, "hedges": 3, "fallbacks": 2, "starts_ahead": 4, "saved_calls": 5, "saved_usd": 1e-6, "unreported": 1}
     )
     infer.show_receipt(receipt.model_dump(mode="json"))
     assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
