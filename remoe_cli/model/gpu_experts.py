@@ -69,7 +69,12 @@ def gpu_experts(module: nn.Module, ids: Sequence[int], weights: dict[str, Tensor
 
 
 def apart(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """Copy a module of experts with other weights, [experts, ...]: the class's arithmetic, activation and limits stay."""
+    """Copy a module of experts with other weights.
+
+    The class's arithmetic, activation and limits stay.
+
+    Shapes: weights [experts, ...].
+    """
     twin: Any = copy.copy(module)
     held = next(iter(weights.values()))
     twin._modules = {name: copy.deepcopy(child).to(held.device) for name, child in module.named_children()}

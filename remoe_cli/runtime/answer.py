@@ -99,7 +99,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Saved:
-    """Calls of expert functions that were not made, as their experts were at hand (expert_cache.py), and what they would have cost."""
+    """Calls that were not made, as their experts were at hand (expert_cache.py).
+
+    usd   what they would have cost
+    """
 
     calls: int = 0
     usd: float = 0.0

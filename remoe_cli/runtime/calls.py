@@ -27,7 +27,7 @@ from typing import Any
 
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import Batch, FrameError, check_of, from_wire, origin_of, pack, to_wire, unpack
-from remoe_cli.lambda_limits import MAX_TIMEOUT_S, read_timeout_s
+from remoe_cli.lambda_limits import read_timeout_s
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime import budget
 from remoe_cli.runtime.answer import Stop
@@ -36,7 +36,8 @@ from remoe_cli.runtime.budget import Budget
 from remoe_cli.runtime.failures import DAMAGED, EXPIRED_CREDENTIALS, failure, pause_s
 from remoe_cli.runtime.hedging import Latencies, size_class
 from remoe_cli.runtime.invoke import Attempt, Invocation, attempt, end_instance, failed_call, together
-from remoe_cli.runtime.last_resort import LastResort, LastResortError, ShardPlace
+from remoe_cli.runtime.last_resort import LastResort, LastResortError
+from remoe_cli.runtime.remote_function import RemoteFunction
 
 LOOK_S = 0.5  # between two looks at the clock while a layer waits
 LAST_S = 1.0  # for tries under way when time has ended
@@ -45,30 +46,6 @@ _SHARE = 0.5  # of the time that is left to a request, which its calls may take:
 _DAMAGED = 2  # damaged answers in a row, after each of which an instance is ended
 _SAY_AGAIN_S = 10.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RemoteFunction:
-    """An expert function of one MoE layer. No other function holds its `experts`.
-
-    replicas      instances of it that may run at once
-    expert_rows   the work of calling an expert besides its rows (mostly reading its weights), in rows
-    timeout_s     after which the platform ends a call
-    shard         where its experts are; answers must come from a function with that shard. None: nobody knows
-    use           of each expert: the share of prompt tokens of the plan's requests that need it; empty where nobody knows
-    start_usd     what starting an instance costs
-    expert_usd    what reading an expert then costs
-    """
-
-    name: str
-    experts: tuple[int, ...]
-    replicas: int
-    expert_rows: float
-    timeout_s: int = MAX_TIMEOUT_S
-    shard: ShardPlace | None = None
-    use: tuple[float, ...] = ()
-    start_usd: float = 0.0
-    expert_usd: float = 0.0
 
 
 @dataclass(frozen=True)

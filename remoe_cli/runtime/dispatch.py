@@ -29,9 +29,9 @@ from remoe_cli.model.gpu_experts import GpuExperts
 from remoe_cli.runtime import calls
 from remoe_cli.runtime.answer import NOTHING_SAVED, Saved, Stop
 from remoe_cli.runtime.calls import Caller
-from remoe_cli.runtime.calls import RemoteFunction as RemoteFunction
 from remoe_cli.runtime.expert_cache import ExpertCache, saved_of
 from remoe_cli.runtime.invoke import Invocation
+from remoe_cli.runtime.remote_function import RemoteFunction
 from remoe_cli.runtime.server_config import StartPolicy
 from remoe_cli.runtime.start_ahead import ROWS_PER_REPLICA, Starting, Starts, chosen, instances, likely_experts
 
@@ -125,7 +125,10 @@ class Dispatcher:
         self._under_way |= starting.starts
 
     def start_ahead(self, tokens: int) -> None:
-        """Start the functions that a prompt of so many tokens will probably need, and that are probably gone (start_ahead.py)."""
+        """Start the functions that a prompt of so many tokens will probably need.
+
+        Those that are probably still there are left out (start_ahead.py).
+        """
         if self.policy is not None:
             for function in chosen(self.remote, self.called_s, time.monotonic(), tokens, self.policy):
                 self._ahead.begin(function, instances(function, tokens), likely_experts(function, tokens))

@@ -29,10 +29,11 @@ from remoe_cli.runtime.batch import Batch
 from remoe_cli.runtime.choose import processors
 from remoe_cli.runtime.device import Device, choose, describe, full_memory_named
 from remoe_cli.runtime.device_choice import DeviceChoice
-from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
+from remoe_cli.runtime.dispatch import Dispatcher
 from remoe_cli.runtime.draft import Drafts, Speculate
 from remoe_cli.runtime.follow import Grammars
 from remoe_cli.runtime.invoke import Connect, Invocation
+from remoe_cli.runtime.remote_function import RemoteFunction
 from remoe_cli.runtime.sampling import GREEDY, Sampling
 from remoe_cli.runtime.sequence import Inputs, Stream, TokenSequence
 from remoe_cli.runtime.served_hits import Hits

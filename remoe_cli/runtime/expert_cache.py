@@ -26,10 +26,10 @@ from remoe_cli.model.gpu_experts import apart
 from remoe_cli.plan.cost.prices import calls_usd
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import NOTHING_SAVED, Saved
-from remoe_cli.runtime.calls import RemoteFunction
 from remoe_cli.runtime.hedging import size_class
 from remoe_cli.runtime.invoke import Invocation, only_reads
 from remoe_cli.runtime.last_resort import LastResort, ShardPlace
+from remoe_cli.runtime.remote_function import RemoteFunction
 from remoe_cli.runtime.server_config import ServerConfig
 
 _CLEARLY = 1.5
@@ -41,7 +41,9 @@ Key = tuple[int, int]  # hidden layer and expert
 
 @dataclass
 class ExpertCache:
-    """Experts that are used as local ones, although a function has them. Its `use` loads others in the background.
+    """Experts that are used as local ones, although a function has them.
+
+    `use` loads others in the background.
 
     remote   hidden layer -> its functions
     room     how many experts there is memory for
@@ -65,7 +67,10 @@ class ExpertCache:
     _failures: int = 0
 
     def use(self, layer: ExpertLayer, experts: Sequence[int]) -> dict[int, nn.Module]:
-        """Count the remote experts that a pass needs, and return those that are here; one that is not may be loaded for later passes."""
+        """Count the remote experts that a pass needs, and return those that are here.
+
+        One that is not may be loaded for later passes.
+        """
         keys = [(layer.layer, expert) for expert in experts]
         self._uses.update(keys)
         self._total += len(keys)
@@ -88,7 +93,10 @@ class ExpertCache:
             self._billed[key] = count + 1, billed_ms + call.billed_ms, call.memory_mb
 
     def saving(self, function: str, rows: int) -> Saved:
-        """Say what a call that is not made would have cost; its price is 0 where no call of its size was made before."""
+        """Say what a call that is not made would have cost.
+
+        Its price is 0 where no call of its size was made before.
+        """
         count, billed_ms, memory_mb = self._billed.get((function, size_class(rows)), (0, 0.0, 0))
         return Saved(1, self.usd(function, memory_mb, billed_ms / count) if count else 0.0)
 
@@ -155,7 +163,7 @@ def cache_of(config: ServerConfig, remote: Mapping[int, Sequence[RemoteFunction]
 
 
 def saved_of(cache: ExpertCache | None, function: RemoteFunction, rows: Mapping[int, Tensor], held: Mapping[int, nn.Module]) -> Saved:
-    """Say what a function's call of a pass would have cost, where the cache had all of its experts that the pass needs."""
+    """Say what a function's call of a pass would have cost, if the cache had all experts that it needs."""
     mine = [len(rows[expert]) for expert in function.experts if expert in rows]
     if cache is None or not mine or any(expert in rows and expert not in held for expert in function.experts):
         return NOTHING_SAVED

@@ -295,7 +295,10 @@ def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]
 
 
 def ping(client: Any, function: str, experts: Sequence[int] = ()) -> Invocation:
-    """Start an instance of the function if none is warm, and let it read some experts. Raises: what `invoke` raises."""
+    """Start an instance of the function if none is warm, and let it read some experts.
+
+    Raises: what `invoke` raises.
+    """
     return _try(client, function, _health_event(experts))[1]
 
 

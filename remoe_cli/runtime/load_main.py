@@ -20,8 +20,8 @@ from remoe_cli.runtime.receipt import Loading, attach, failed_receipt
 from remoe_cli.runtime.server_config import ServerConfig
 
 if TYPE_CHECKING:
-    from remoe_cli.runtime.calls import RemoteFunction
     from remoe_cli.runtime.last_resort import LastResort
+    from remoe_cli.runtime.remote_function import RemoteFunction
 
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
 
@@ -45,8 +45,8 @@ def load(
     for a GPU finds none that it can use. The error carries the receipt of what was billed until then.
     """
     begun_s = time.perf_counter()  # importing torch is a part of loading
-    from remoe_cli.runtime.calls import RemoteFunction
     from remoe_cli.runtime.last_resort import ShardPlace
+    from remoe_cli.runtime.remote_function import RemoteFunction
     from remoe_cli.runtime.start_ahead import start_all
 
     functions: dict[int, list[RemoteFunction]] = {}

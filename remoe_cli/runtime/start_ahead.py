@@ -13,17 +13,20 @@ are not among them: their own calls come as soon.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import prod
 from typing import Any
 
+import numpy as np
+
 from remoe_cli.lambda_limits import read_timeout_s
-from remoe_cli.runtime.calls import RemoteFunction, lost
+from remoe_cli.plan.arrays import Floats
+from remoe_cli.runtime.calls import lost
 from remoe_cli.runtime.invoke import Connect, FailedCall, Invocation, ping, start_instance
+from remoe_cli.runtime.remote_function import RemoteFunction
 from remoe_cli.runtime.server_config import StartPolicy
 
 _LIKELY = 0.5
@@ -35,25 +38,30 @@ _CONNECTIONS = 8
 _LATE_S = 0.25  # for starts under way at the end of a request
 
 
-def chance(use: Iterable[float], tokens: int) -> float:
-    """Compute the chance that a prompt of so many tokens needs any of some experts, of each of which a token needs such a share.
+def missed(function: RemoteFunction, tokens: int) -> Floats:
+    """Compute for each expert of a function the chance that a prompt of so many tokens does not need it.
 
-    >>> round(chance([0.5], tokens=3), 3)
-    0.875
+    There are none where nobody knows the use of its experts.
+
+    >>> missed(RemoteFunction("f", (0, 1), 1, 0.0, use=(0.5, 0.0)), tokens=3).tolist()
+    [0.125, 1.0]
     """
-    return 1.0 - prod(1.0 - share for share in use) ** tokens
+    chances: Floats = function.not_used**tokens
+    return chances
 
 
 def likely_experts(function: RemoteFunction, tokens: int) -> tuple[int, ...]:
     """List the experts of a function that a prompt of so many tokens will probably need."""
-    return tuple(e for e, share in zip(function.experts, function.use, strict=False) if chance([share], tokens) >= _LIKELY)
+    return tuple(function.experts[i] for i in np.flatnonzero(missed(function, tokens) <= 1.0 - _LIKELY).tolist())
 
 
-def wasted_usd(function: RemoteFunction, tokens: int, policy: StartPolicy) -> float:
-    """Compute what starting an instance is expected to waste: a health call, a start in vain, and experts that are read in vain."""
-    unneeded = [1.0 - chance([share], tokens) for share in function.use]
-    in_vain = sum(each for each in unneeded if each <= 1.0 - _LIKELY)
-    return policy.usd_per_call + (1.0 - chance(function.use, tokens)) * function.start_usd + in_vain * function.expert_usd
+def wasted_usd(function: RemoteFunction, miss: Floats, policy: StartPolicy) -> float:
+    """Compute what starting an instance is expected to waste.
+
+    That is a health call, a start in vain, and experts that are read in vain.
+    """
+    in_vain = float(miss[miss <= 1.0 - _LIKELY].sum())
+    return policy.usd_per_call + float(miss.prod()) * function.start_usd + in_vain * function.expert_usd
 
 
 def chosen(
@@ -65,11 +73,12 @@ def chosen(
     """
     later = [f for layer in sorted(remote)[1:] for f in remote[layer]]
     gone = [f for f in later if now_s - called_s.get(f.name, float("-inf")) >= _GONE * policy.idle_s]
-    chances = {f.name: chance(f.use, tokens) for f in gone}
-    likely = sorted((f for f in gone if chances[f.name] >= _LIKELY), key=lambda f: -chances[f.name])
+    miss = {f.name: missed(f, tokens) for f in gone}
+    unused = {name: float(of_experts.prod()) for name, of_experts in miss.items()}
+    likely = sorted((f for f in gone if unused[f.name] <= 1.0 - _LIKELY), key=lambda f: unused[f.name])
     left_usd, names = policy.most_usd, set[str]()
     for f in likely:
-        left_usd -= instances(f, tokens) * wasted_usd(f, tokens, policy)
+        left_usd -= instances(f, tokens) * wasted_usd(f, miss[f.name], policy)
         if left_usd < 0:
             break
         names.add(f.name)
@@ -83,8 +92,9 @@ def instances(function: RemoteFunction, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Starting:
-    """All functions of a main function that is being loaded, as they start, and what reaches them afterwards.
+    """The functions of a main function that is being loaded, as they start.
 
+    client   reaches them
     renew    makes a client with credentials that are read again
     starts   one for each, by what is waited for
     """
@@ -140,7 +150,7 @@ class Starts:
     _untold: dict[Future[Invocation], str] = field(default_factory=dict)
 
     def begin(self, function: RemoteFunction, count: int, experts: Sequence[int]) -> None:
-        """Start so many instances of a function, unless some are being started, and let them read some experts."""
+        """Start instances of a function, unless some are being started, and let them read some experts."""
         if any(not start.done() for start in self._starting.get(function.name, ())):
             return
         begun = [self._pool.submit(start_instance, self.client(), function.name, experts) for _ in range(count)]

@@ -22,8 +22,9 @@ from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert
 from remoe_cli.model.spec import read_spec
 from remoe_cli.runtime import calls, engine, start_ahead
-from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction, divide
+from remoe_cli.runtime.dispatch import Dispatcher, divide
 from remoe_cli.runtime.invoke import Invocation, make_client
+from remoe_cli.runtime.remote_function import RemoteFunction
 from remoe_cli.runtime.start_ahead import start_all
 from tests.support.endpoint import Endpoint, failed, ok, report
 from tests.support.families import build, save

@@ -16,11 +16,12 @@ import torch
 from remoe_cli.cages import Mechanism
 from remoe_cli.function.codec import Batch
 from remoe_cli.model.checkpoint import find
-from remoe_cli.runtime.calls import Caller, RemoteFunction
+from remoe_cli.runtime.calls import Caller
 from remoe_cli.runtime.engine import Engine
 from remoe_cli.runtime.hedging import size_class
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.receipt import make_receipt
+from remoe_cli.runtime.remote_function import RemoteFunction
 from remoe_cli.runtime.server_config import StartPolicy
 from remoe_cli.runtime.start_ahead import Starts, chosen, instances, likely_experts
 from tests.support.api_server import PRICES
