@@ -23,7 +23,7 @@ from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.receipt import make_receipt
 from remoe_cli.runtime.remote_function import RemoteFunction
 from remoe_cli.runtime.server_config import StartPolicy
-from remoe_cli.runtime.start_ahead import Starts, chosen, instances, likely_experts
+from remoe_cli.runtime.start_ahead import Starts, chosen, instances, likely_experts, start_all
 from tests.support.api_server import PRICES
 from tests.support.batching import engine_with
 from tests.support.endpoint import Endpoint, failed, ok
@@ -117,6 +117,16 @@ def test_a_start_that_fails_leaves_the_call_its_own_tries(endpoint: Endpoint) ->
         assert len(caller.finish([call], lambda: None)) == 1
         starts.settle()
         assert sent[0].failed and sent[0].starts_ahead == 1 and caller.sent[0].retries == 0
+
+
+def test_when_a_main_function_loads_all_functions_read_what_its_plans_prompts_need(endpoint: Endpoint) -> None:
+    endpoint.script, sent = [ok(init=50.0, body=b"{}")], list[Invocation]()
+    starting = start_all(REMOTE, lambda connections, timeout_s: endpoint.client, sent, POLICY.model_copy(update={"n_in": 8}))
+    with starting.pool:
+        assert [start.result() for start in starting.starts] == [None] * 4
+    bodies = {path.split("/")[3]: body for path, _, body in endpoint.requests}
+    reads, plain = b'{"health": true, "bring": [4]}', b'{"health": true}'
+    assert bodies == {"first": reads, "often": reads, "always": reads, "seldom": plain} and len(sent) == 4
 
 
 @pytest.fixture(scope="module")
