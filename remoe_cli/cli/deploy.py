@@ -10,7 +10,7 @@ import typer
 
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import AcceptLossOption, PlanArgument, SpeculateOption
+from remoe_cli.cli.options import AcceptLossOption, CacheChoice, CacheOption, PlanArgument, SpeculateOption, caches
 from remoe_cli.cli.target import ON_AWS, ProfileOption, RegionOption, TargetName, TargetOption, YesOption, only_on_aws, pick
 from remoe_cli.cli.times import time_in
 from remoe_cli.deploy.endpoint import Endpoint
@@ -38,6 +38,7 @@ def command(
         ),
     ] = None,
     speculate: SpeculateOption = None,
+    cache_experts: CacheOption = CacheChoice.off,
     accept_loss: AcceptLossOption = False,
     endpoint_image: Annotated[
         str | None, typer.Option(metavar="URI", help="The main function's container image in ECR.", rich_help_panel=ON_AWS)
@@ -103,6 +104,7 @@ def command(
         alert_email,
         checked,
         None if speculate is None else speculate_of(speculate),
+        bool(caches(cache_experts)),
     )
     place = pick(target, region, profile, asks=None if dry_run else "deploy", yes=yes)
     if dry_run:

@@ -179,6 +179,11 @@ def show_receipt(receipt: dict[str, Any]) -> None:
     calls = f"{receipt['invocations']} calls of {len(receipt['functions'])} expert functions"
     starts = f"{receipt['cold_starts']} cold start{'' if receipt['cold_starts'] == 1 else 's'}"
     output.paragraph(f"{calls}: {starts}, {receipt['retries']} retries, {receipt['billed_ms']} ms billed")
+    if ahead := receipt.get("starts_ahead"):
+        output.paragraph(f"Calls that only started a function, before the prompt came to its layer: {ahead}")
+    if saved := receipt.get("saved_calls"):
+        what = f"{saved} more calls were not made: the main function had their experts in memory."
+        output.paragraph(f"{what} They would have cost about {_usd(receipt.get('saved_usd', 0.0))} at a million such requests.")
     if drafted := receipt.get("draft_tokens"):
         output.paragraph(f"{receipt.get('accepted_tokens', 0)} of {drafted} draft tokens accepted")
     if hedges := receipt.get("hedges"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +36,22 @@ SpeculateOption = Annotated[
         help="Draft tokens that one forward pass may try: as many as pay, none, or N; by default as planned or deployed.",
     ),
 ]
+
+
+class CacheChoice(StrEnum):
+    """Whether remote experts are kept in spare memory."""
+
+    auto = "auto"
+    off = "off"
+
+
+CacheOption = Annotated[
+    CacheChoice | None,
+    typer.Option(
+        "--cache-experts",
+        help="Keep remote experts that are used most in memory of the main function that the plan does not need: as many as fit, or none.",
+    ),
+]
 # typer makes choices of enums only; the words are those of model/quantise.py.
 ExpertForm = Enum("ExpertForm", {name: name for name in ("int8", "int4")}, type=str)  # type: ignore[misc]
 AcceptLossOption = Annotated[
@@ -52,6 +68,11 @@ DataOption = Annotated[str | None, DATA]
 FIELD_HELP = "Field of --data that holds the prompt, such as a.b.0.c; by default also messages and other usual formats."
 FieldOption = Annotated[str, typer.Option(metavar="NAME", help=FIELD_HELP)]
 LimitOption = Annotated[int | None, typer.Option(min=1, metavar="PROMPTS", help="Read at most this many prompts of --data.")]
+
+
+def caches(choice: CacheChoice | None) -> bool | None:
+    """Tell what --cache-experts asks for; None where it is not given."""
+    return None if choice is None else choice is CacheChoice.auto
 
 
 def read_data(data: str, field: str, limit: int | None = None) -> PromptSet:

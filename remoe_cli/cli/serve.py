@@ -11,7 +11,7 @@ import typer
 from remoe_cli import bounded
 from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
-from remoe_cli.cli.options import DeviceOption, SpeculateOption
+from remoe_cli.cli.options import CacheOption, DeviceOption, SpeculateOption, caches
 from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, TargetName, TargetOption, pick
 from remoe_cli.errors import UsageError
 
@@ -40,6 +40,7 @@ def command(
         typer.Option(min=1, max=256, metavar="N", help="Requests that are answered at once; by default as the plan says."),
     ] = None,
     speculate: SpeculateOption = None,
+    cache_experts: CacheOption = None,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
 ) -> None:
@@ -54,7 +55,7 @@ def command(
 
     token, asked = _token(token_file), None if speculate is None else speculate_of(speculate)
     deployed = pick(target, region, profile)
-    deployed.serve(name, host, port, ServeOptions(token, device, concurrency, asked))
+    deployed.serve(name, host, port, ServeOptions(token, device, concurrency, asked, caches(cache_experts)))
 
 
 def _token(file: Path | None) -> str | None:

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from remoe_cli import artifacts, owned
 from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.model.draft import Speculate
 from remoe_cli.package import partial_checkpoint
 from remoe_cli.package.bundle import FunctionEntry, Manifest
 from remoe_cli.plan.catalog.catalog import Catalog
-from remoe_cli.plan.cost import main_function, prices
+from remoe_cli.plan.cost import expert_functions, main_function, prices
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.problem.problem import Main
+from remoe_cli.plan.problem.problem import MB, Main, Problem
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.record import Profile
+from remoe_cli.runtime import last_resort
 from remoe_cli.runtime.expected_cost import planned_costs
 from remoe_cli.runtime.receipt import Prices
-from remoe_cli.runtime.server_config import ServedFunction, ServerConfig
+from remoe_cli.runtime.server_config import ServedFunction, ServerConfig, StartPolicy
 
 _MOST_EXPERT_ROWS = 1e6
+_RESERVED = 0.05  # of the main function's memory, which no experts are kept in that are remote
+_WASTED_SHARE = 0.1  # of what a mean request costs, which starting its functions ahead may be expected to waste
 
 
 def server_config(
@@ -31,6 +36,7 @@ def server_config(
     invoked: Callable[[str], str],
     stored: Callable[[FunctionEntry], str] = lambda entry: entry.shard,
     speculate: Speculate | None = None,
+    cache_experts: bool = False,
 ) -> ServerConfig:
     """Make the document server.json.
 
@@ -43,6 +49,9 @@ def server_config(
     for f in bundle.functions:
         own_mb = float(prices.function_storage_mb(catalog, bundle.spec.fetched_expert_bytes, len(f.experts)))
         storage_mb[f.layer] = max(storage_mb.get(f.layer, 0.0), own_mb)
+    use = dict(zip(problem.spec.moe_layers, np.clip(problem.workload.use, 0.0, 1.0).round(6).tolist(), strict=True))
+    starts = {f.name: _start_usd(problem, f.memory_mb, storage_mb[f.layer]) for f in bundle.functions}
+    function_prices = prices.function_prices(catalog)
     return ServerConfig(
         model=bundle.model,
         spec=bundle.spec,
@@ -58,13 +67,16 @@ def server_config(
                 head_bytes=f.head_bytes,
                 head_sha256=f.head_sha256,
                 form=f.form,
+                use=tuple(use[f.layer][expert] for expert in f.experts),
+                start_usd=starts[f.name][0],
+                expert_usd=starts[f.name][1],
             )
             for f in bundle.functions
         ),
         prices=Prices(
             catalog=catalog.name,
             main=main_function.prices_of(problem, Main(plan.main, plan.instances)),
-            function=prices.function_prices(catalog),
+            function=function_prices,
             storage_mb={invoked(f.name): storage_mb[f.layer] for f in bundle.functions},
         ),
         gpu=main_function.on_gpu(problem, plan.main),
@@ -73,6 +85,16 @@ def server_config(
         concurrency=plan.concurrency,
         speculate=plan.speculate if speculate is None else speculate,
         planned=planned_costs(plan, profile, catalog),
+        cache_experts=cache_experts,
+        spare_experts=_spare_experts(problem, plan) if bundle.functions else 0,
+        start_ahead=StartPolicy(
+            idle_s=catalog.function.idle_ttl_s,
+            most_usd=_WASTED_SHARE * plan.outcome.cost_usd_per_request,
+            n_in=round(problem.workload.n_in),
+            usd_per_call=function_prices.usd_per_call,
+        )
+        if bundle.functions
+        else None,
     )
 
 
@@ -94,6 +116,23 @@ def write_main_files(
     artifacts.write_json(folder / "server.json", config)
     owned.copy_file(plan_path, folder / "plan.json")
     return partial_checkpoint.seal(folder)
+
+
+def _spare_experts(problem: Problem, plan: Plan) -> int:
+    """Count the experts that fit the main function's CPU memory beside all that the plan puts there, less a reserve."""
+    local = problem.spec.experts - sum(len(layer.remote) + len(layer.gpu) for layer in plan.layers)
+    free_bytes = plan.main.memory_mb * MB * (1.0 - _RESERVED) - main_function.main_memory_bytes(problem, plan.main, local)
+    return max(0, int((free_bytes - last_resort.ROOM_BYTES) // main_function.cpu_expert_bytes(problem, plan.main)))
+
+
+def _start_usd(problem: Problem, memory_mb: int, storage_mb: float) -> tuple[float, float]:
+    """Price the start of a function with so much memory and /tmp, and reading an expert then."""
+    money, expert_bytes = prices.function_prices(problem.catalog), problem.spec.fetched_expert_bytes
+    usd_per_s = float(prices.function_usd_per_s(money, memory_mb, storage_mb))
+    seconds = [float(expert_functions.cold_s(problem, experts)) for experts in (0, 1)]
+    reads = [float(prices.function_reads(problem.catalog, expert_bytes, experts)) for experts in (0, 1)]
+    usd = [each_s * usd_per_s + count * money.usd_per_read for each_s, count in zip(seconds, reads, strict=True)]
+    return usd[0], usd[1] - usd[0]
 
 
 def _expert_rows(profile: Profile) -> float:

@@ -48,7 +48,7 @@ def serve_here(
 
     def load() -> MainFunction:
         with console.progress("Loading the model"):
-            main = keeping(lambda: load_here(server_json, connect, asked.device, last_resort), book)()
+            main = keeping(lambda: load_here(server_json, connect, asked.device, last_resort, asked.cache_experts), book)()
         return with_speculate(with_concurrency(main, asked.concurrency), asked.speculate)
 
     def ready(main: MainFunction) -> None:

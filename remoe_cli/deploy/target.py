@@ -31,6 +31,7 @@ class DeployOptions:
     image_uri           AWS: the main function's container image
     monthly_alert_usd   AWS: a month's spending in USD at which `alert_email` gets a mail; None: no mail
     speculate           how many draft tokens a pass of the main function may have (model/draft.py); None: as the plan says
+    cache_experts       whether the main function keeps remote experts in spare memory (runtime/expert_cache.py)
     rules               AWS: what the account demands; what is not given is as in the deployment that stands
     """
 
@@ -42,6 +43,7 @@ class DeployOptions:
     alert_email: str | None = None
     rules: AccountRules = field(default_factory=AccountRules)
     speculate: Speculate | None = None
+    cache_experts: bool = False
 
     def drafts(self, plan: Plan, say: Callable[[str], None]) -> Speculate:
         """Return how many draft tokens a pass may have, and say where the plan counts on another number."""
@@ -62,12 +64,14 @@ class ServeOptions:
     device     of everything but the experts; None: where the plan has it
     concurrency   requests that are answered at once; None: as many as the plan counts on
     speculate     how many draft tokens a pass may have; None: as deployed
+    cache_experts   whether remote experts are kept in spare memory; None: as deployed
     """
 
     token: str | None = field(default=None, repr=False)
     device: DeviceChoice | None = None
     concurrency: int | None = None
     speculate: Speculate | None = None
+    cache_experts: bool | None = None
 
 
 SERVE_PLAINLY = ServeOptions()

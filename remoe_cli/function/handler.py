@@ -2,8 +2,8 @@
 
 Environment: REMOE_SHARD and REMOE_SHARD_HEADER name the function's shard (weights.py), REMOE_EXPERTS the form in which its experts are
 computed, `ready` or `packed` (ready.py). The event {"health": true} is answered with what this process has imported, and how long each step
-of its cold start took. The event {"end": true} ends this process: a caller sends it after damaged answers, and Lambda starts a new one for
-the next event.
+of its cold start took; with "bring", a list of experts, these are read before. The event {"end": true} ends this process: a caller sends it
+after damaged answers, and Lambda starts a new one for the next event.
 """
 
 from __future__ import annotations
@@ -110,6 +110,8 @@ def handle(event: Any, context: Any) -> bytes | str | dict[str, Any]:
             case str():
                 return to_wire(_answer(from_wire(f'"{event}"'.encode()), left_s))[1:-1].decode()
             case {"health": True}:
+                with _counted():
+                    _shard.bring([int(expert) for expert in event.get("bring", ())])
                 return _health()
             case {"end": True}:
                 os._exit(1)  # a tidy end would be reported as an error of this event, and the process would go on

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _TRIED_ROWS = (1, 3, 8, 64)
+_known: dict[tuple[torch.Size, bool], bool] = {}  # by size of a weight, and whether there is a bias
 # Kept off the modules: a copy of a module with other weights must not compute with these.
 _experts: WeakKeyDictionary[nn.Module, dict[str, list[Tensor]]] = WeakKeyDictionary()
 _ATTRIBUTES: tuple[str, list[float], str] = ("none", [], "")  # nothing is done with the product
@@ -55,22 +56,21 @@ def block_weights(model: nn.Module, experts: Iterable[nn.Module]) -> None:
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
-    same = _Same()
     modules = list(model.modules())
     uses = Counter(id(weight) for module in modules for weight in module.parameters(recurse=False))
     for module in modules:
-        if type(module) is nn.Linear and uses[id(module.weight)] == 1 and same(module.weight, module.bias):
+        if type(module) is nn.Linear and uses[id(module.weight)] == 1 and _same(module.weight, module.bias):
             blocked = _reordered(module.weight)
             del module._parameters["weight"]
             module.__class__, module.blocked = BlockedLinear, blocked
     for module in experts:
-        _block_experts(module, same)
+        _block_experts(module)
 
 
-def _block_experts(module: Any, same: _Same) -> None:
+def _block_experts(module: Any) -> None:
     """Put a layer's experts into blocks, one by one; parameters of zero rows remain, which tell shapes."""
     weights = {name: w for name in ("gate_up_proj", "up_proj", "down_proj") if (w := module._parameters.get(name)) is not None and len(w)}
-    if not all(same(_rows(module, w)[0], None) for w in weights.values()):
+    if not all(_same(_rows(module, w)[0], None) for w in weights.values()):
         return
     for name, w in weights.items():
         _experts.setdefault(module, {})[name] = [_reordered(row) for row in _rows(module, w)]
@@ -95,18 +95,13 @@ def _reordered(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 1)  # type: ignore[no-any-return]
 
 
-class _Same:
-    """Tells whether products keep their bits, and tries each size once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[torch.Size, bool], bool] = {}
-
-    def __call__(self, weight: Tensor, bias: Tensor | None) -> bool:
-        if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
-            return False
-        size = weight.shape, bias is not None
-        if size not in self._known:
-            blocked, noise = _reordered(weight), torch.Generator().manual_seed(0)
-            tried = (torch.randn(rows, weight.shape[1], generator=noise).to(weight.dtype) for rows in _TRIED_ROWS)
-            self._known[size] = all(torch.equal(F.linear(x, weight, bias), product(x, blocked, bias)) for x in tried)
-        return self._known[size]
+def _same(weight: Tensor, bias: Tensor | None) -> bool:
+    """Tell whether products keep their bits; each size is tried once."""
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+        return False
+    size = weight.shape, bias is not None
+    if size not in _known:
+        blocked, noise = _reordered(weight), torch.Generator().manual_seed(0)
+        tried = (torch.randn(rows, weight.shape[1], generator=noise).to(weight.dtype) for rows in _TRIED_ROWS)
+        _known[size] = all(torch.equal(F.linear(x, weight, bias), product(x, blocked, bias)) for x in tried)
+    return _known[size]

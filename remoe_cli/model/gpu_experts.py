@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,12 +60,24 @@ def _grouped_without_wait(weights: Tensor) -> bool:
 
 def gpu_experts(module: nn.Module, ids: Sequence[int], weights: dict[str, Tensor], experts: int) -> GpuExperts:
     """Make some experts of a module of `experts` from their weights on the GPU, [len(ids), ...]."""
-    twin: Any = copy.copy(module)  # the class's arithmetic, activation and limits, with weights of its own
+    twin: Any = apart(module, weights)
     device = next(iter(weights.values())).device
-    twin._modules = {name: copy.deepcopy(child).to(device) for name, child in module.named_children()}
-    twin._parameters = {name: nn.Parameter(w, requires_grad=False) for name, w in weights.items()}
-    twin.num_experts = len(ids)
     twin._is_expert_parallel = True  # rows from `num_experts` on mean "elsewhere"
     rows = torch.full((experts + 1,), len(ids), dtype=torch.long)
     rows[torch.tensor(ids, dtype=torch.long)] = torch.arange(len(ids))
     return GpuExperts(tuple(ids), twin, rows.to(device))
+
+
+def apart(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """Copy a module of experts with other weights.
+
+    The class's arithmetic, activation and limits stay.
+
+    Shapes: weights [experts, ...].
+    """
+    twin: Any = copy.copy(module)
+    held = next(iter(weights.values()))
+    twin._modules = {name: copy.deepcopy(child).to(held.device) for name, child in module.named_children()}
+    twin._parameters = {name: nn.Parameter(w, requires_grad=False) for name, w in weights.items()}
+    twin.num_experts = len(held)
+    return cast(nn.Module, twin)

@@ -1,4 +1,4 @@
-"""Choose a plan's placement: of all ways that the request allows, the best that holds for every request (`best_form`).
+"""Choose the best placement that a request allows and that holds for every request (`best_form`).
 
 build.py tells what of it is called when.
 """

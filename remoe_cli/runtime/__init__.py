@@ -14,8 +14,11 @@
    (batch.py, sequence.py). One hook replaces the experts of every MoE layer (model/experts.py): it calls the `Dispatcher` with the hidden
    states and the experts that the router chose.
 
+   A request that comes after a pause first starts the functions that it will probably need (start_ahead.py).
+
 5. Dispatch. `Dispatcher._send` packs the rows of remote experts into one batch for each expert function, or into more where replicas or
    the payload limit divide it (`dispatch.divide`). Threads send the batches while this thread computes the local experts.
+   Remote experts that are kept in spare memory are computed here too (expert_cache.py).
 
 6. One call. `calls.Caller` tries it, and again where `failures.FAILURES` says that the next try can differ and the budget allows it
    (budget.py). A slow call is made a second time (hedging.py). What no function answers, the main function computes (breaker.py,

@@ -123,6 +123,23 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """Calls that were not made, as their experts were at hand (expert_cache.py).
+
+    usd   what they would have cost
+    """
+
+    calls: int = 0
+    usd: float = 0.0
+
+    def __add__(self, other: Saved) -> Saved:
+        return Saved(self.calls + other.calls, self.usd + other.usd)
+
+
+NOTHING_SAVED = Saved()
+
+
+@dataclass(frozen=True)
 class Generated:
     """What the engine generated for one prompt.
 
@@ -138,6 +155,7 @@ class Generated:
     hits            how often its tokens chose each expert (runtime/served_hits.py); None where nobody counted
     in_draft        for each token, whether it is of a pass with a draft; empty where no pass had one
     drafted         what became of the drafts (model/draft.py)
+    saved           the answer's part of calls that were not made
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -156,6 +174,7 @@ class Generated:
     hits: Hits | None = field(default=None, compare=False, repr=False)
     in_draft: tuple[bool, ...] = ()
     drafted: Drafted = NO_DRAFTS
+    saved: Saved = NOTHING_SAVED
 
     @property
     def billed(self) -> tuple[Invocation, ...]:
@@ -227,4 +246,5 @@ def together(made: Sequence[Generated]) -> Generated:
         parts=tuple(part for each in made for part in each.billed) if shared else None,
         main_s=sum(each.paid_s for each in made) if shared else None,
         drafted=Drafted(*(map(sum, zip(*(each.drafted for each in made), strict=True)))),
+        saved=sum((each.saved for each in made), NOTHING_SAVED),
     )

@@ -33,7 +33,7 @@ from remoe_cli.runtime.answer import Stop, deadline_of
 from remoe_cli.runtime.device import full_memory_named
 from remoe_cli.runtime.dispatch import Array, Dispatcher
 from remoe_cli.runtime.sequence import TokenSequence
-from remoe_cli.runtime.shares import divide_call
+from remoe_cli.runtime.shares import divide_call, divide_saved
 
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
 _PLAN_LONGER = "Plan again for requests as long as those that come (--n-in, --n-out, --requests): the plan then has a GPU that holds them."
@@ -85,6 +85,7 @@ class Batch:
                 sequence.end(reason)
                 return [sequence]
             if not start:
+                self.dispatcher.start_ahead(len(tokens))
                 sequence.cache = sequence.inputs.cache(self.model)
             part = PROMPT_PART_TOKENS if others and can_continue(self.model, sequence.cache) else len(tokens)
             with self._pass([sequence], others) as chosen:
@@ -252,6 +253,8 @@ class Batch:
         for each, count in zip(sequences, tokens, strict=True):
             each.main_s += (now_s - self._since_s) * count / sum(tokens)
         self._since_s = now_s
+        for each, saved in zip(sequences, divide_saved(self.dispatcher.take_saved(), [each.owed for each in sequences]), strict=True):
+            each.saved += saved
         for call in self.dispatcher.take():
             rows = self._rows.get(call.function, [0] * len(sequences))
             parts = [call] if len(sequences) == 1 else divide_call(call, rows, [each.owed for each in sequences])

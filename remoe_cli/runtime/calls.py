@@ -27,7 +27,7 @@ from typing import Any
 
 from remoe_cli.errors import InvokeError
 from remoe_cli.function.codec import Batch, FrameError, check_of, from_wire, origin_of, pack, to_wire, unpack
-from remoe_cli.lambda_limits import MAX_TIMEOUT_S, read_timeout_s
+from remoe_cli.lambda_limits import read_timeout_s
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime import budget
 from remoe_cli.runtime.answer import Stop
@@ -36,7 +36,8 @@ from remoe_cli.runtime.budget import Budget
 from remoe_cli.runtime.failures import DAMAGED, EXPIRED_CREDENTIALS, failure, pause_s
 from remoe_cli.runtime.hedging import Latencies, size_class
 from remoe_cli.runtime.invoke import Attempt, Invocation, attempt, end_instance, failed_call, together
-from remoe_cli.runtime.last_resort import LastResort, LastResortError, ShardPlace
+from remoe_cli.runtime.last_resort import LastResort, LastResortError
+from remoe_cli.runtime.remote_function import RemoteFunction
 
 LOOK_S = 0.5  # between two looks at the clock while a layer waits
 LAST_S = 1.0  # for tries under way when time has ended
@@ -45,24 +46,6 @@ _SHARE = 0.5  # of the time that is left to a request, which its calls may take:
 _DAMAGED = 2  # damaged answers in a row, after each of which an instance is ended
 _SAY_AGAIN_S = 10.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RemoteFunction:
-    """An expert function of one MoE layer. No other function holds its `experts`.
-
-    replicas      instances of it that may run at once
-    expert_rows   the work of calling an expert besides its rows (mostly reading its weights), in rows
-    timeout_s     after which the platform ends a call
-    shard         where its experts are; answers must come from a function with that shard. None: nobody knows
-    """
-
-    name: str
-    experts: tuple[int, ...]
-    replicas: int
-    expert_rows: float
-    timeout_s: int = MAX_TIMEOUT_S
-    shard: ShardPlace | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +65,7 @@ class Call:
     running      its tries under way, and when each began
     ended        the others
     retry_at_s   when it is tried again, after a failure
+    after        the start of its function, which its tries wait for (start_ahead.py)
     """
 
     layer: int
@@ -91,6 +75,7 @@ class Call:
     check: int
     begun_s: float
     until_s: float = math.inf
+    after: Future[Invocation] | None = None
     running: dict[Future[Tried], float] = field(default_factory=dict)
     ended: list[Attempt] = field(default_factory=list)
     retries: int = 0
@@ -141,10 +126,18 @@ class Caller:
     _open: list[Call] = field(default_factory=list)
     _late: dict[Future[Tried], Call] = field(default_factory=dict)
 
-    def begin(self, layer: int, function: RemoteFunction, batch: Batch, begun_s: float, deadline_s: float = math.inf) -> Call:
-        """Start a call whose request has to be answered by `deadline_s`."""
+    def begin(
+        self,
+        layer: int,
+        function: RemoteFunction,
+        batch: Batch,
+        begun_s: float,
+        deadline_s: float = math.inf,
+        after: Future[Invocation] | None = None,
+    ) -> Call:
+        """Start a call whose request has to be answered by `deadline_s`. It is sent when `after` is over."""
         frame, now = pack(batch), time.monotonic()
-        call = Call(layer, function, batch, to_wire(frame), check_of(frame), begun_s)
+        call = Call(layer, function, batch, to_wire(frame), check_of(frame), begun_s, after=after)
         if self.last_resort:
             call.until_s = now + min(read_timeout_s(function.timeout_s), max(LAST_S, _SHARE * (deadline_s - now)))
         self._open.append(call)
@@ -232,7 +225,7 @@ class Caller:
         known, last = self._of(call), tried.attempts[-1]
         known.breaker, known.retries, known.damaged = CLOSED, known.retries.earned(), 0
         self._hedges = self._hedges.earned()
-        if last.report and last.report.init_ms is None:
+        if last.report and last.report.init_ms is None and call.after is None:
             known.latencies.setdefault(size_class(len(call.batch.data)), Latencies()).add(last.elapsed_s)
         call.answer = tried.batch
         self._abandon(call)
@@ -265,7 +258,13 @@ class Caller:
         known = self._of(call)
         taken = known.latencies.get(size_class(len(call.batch.data)))
         after_s = taken.hedge_after_s() if taken else None
-        if after_s is None or call.hedges or not (self._hedges.allows and known.retries.allows) or known.breaker.failures:
+        if (
+            after_s is None
+            or call.after is not None
+            or call.hedges
+            or not (self._hedges.allows and known.retries.allows)
+            or known.breaker.failures
+        ):
             return math.inf
         return min(call.running.values()) + after_s
 
@@ -308,7 +307,7 @@ class Caller:
         made = together(call.function.name, call.body if call.ended else b"", call.ended, time.monotonic() - call.begun_s, call.retries)
         computed_here = call.answer is not None and made.failed
         compute_s = call.answer.compute_us / 1e6 if call.answer is not None and not computed_here else 0.0
-        made = replace(made, experts=len(call.batch.experts), rows=sum(call.batch.rows))
+        made = replace(made, experts=len(call.batch.experts), rows=sum(call.batch.rows), after_start=call.after is not None)
         made = replace(made, compute_s=compute_s, hedges=call.hedges, fallbacks=int(computed_here), reads=made.reads + reads)
         self.sent.append(made)
         return made
@@ -332,6 +331,10 @@ def _try(client: Any, call: Call, end_first: bool) -> Tried:
     With `end_first`, an instance of the function is ended before that.
     """
     name = call.function.name
+    if call.after is not None:
+        wait_for([call.after])
+        if call.answer is not None:  # it was computed by the main function meanwhile
+            return Tried(())
     before = (end_instance(client, name),) if end_first else ()
     made = attempt(client, name, call.body)
     if made.answer is None:
@@ -366,5 +369,5 @@ def lost(function: str) -> Invocation:
 
 
 def _late(call: Call, tried: Tried) -> Invocation:
-    made = together(call.function.name, call.body, tried.attempts, 0.0, retries=0)
+    made = together(call.function.name, call.body if tried.attempts else b"", tried.attempts, 0.0, retries=0)
     return replace(made, late=call.answer is not None)

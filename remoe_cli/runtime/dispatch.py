@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -28,13 +27,14 @@ from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.ffn import from_storage, to_storage
 from remoe_cli.model.gpu_experts import GpuExperts
 from remoe_cli.runtime import calls
-from remoe_cli.runtime.answer import Stop
+from remoe_cli.runtime.answer import NOTHING_SAVED, Saved, Stop
 from remoe_cli.runtime.calls import Caller
-from remoe_cli.runtime.calls import RemoteFunction as RemoteFunction
-from remoe_cli.runtime.invoke import FailedCall, Invocation, ping
+from remoe_cli.runtime.expert_cache import ExpertCache, saved_of
+from remoe_cli.runtime.invoke import Invocation
+from remoe_cli.runtime.remote_function import RemoteFunction
+from remoe_cli.runtime.server_config import StartPolicy
+from remoe_cli.runtime.start_ahead import ROWS_PER_REPLICA, Starting, Starts, chosen, instances, likely_experts
 
-# Fewer rows than this are not worth a second invocation.
-_ROWS_PER_REPLICA = 16
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 
@@ -52,6 +52,9 @@ class Dispatcher:
     stopped  asked while a layer waits for its calls: when the main function's own time ends, it waits no longer
     seen     called with each layer and the ids of the experts that its tokens chose
     filling  marks tokens of a pass that stand for nothing: no expert computes them. None: there are none
+    policy   when functions are started ahead; None: never
+    called_s   when each function was called last, by `time.monotonic()`
+    cache    has remote experts that are used as local ones; None: there is none
     deadline_s   when that is, by `time.monotonic()`: the latest of all requests that are being answered
     caller   makes the calls
     """
@@ -67,12 +70,18 @@ class Dispatcher:
     deadline_s: float = math.inf
     gpu: Mapping[int, GpuExperts] = field(default_factory=dict)
     starts: Mapping[int, Callable[[Tensor], None]] = field(default_factory=dict)
+    policy: StartPolicy | None = None
+    called_s: dict[str, float] = field(default_factory=dict)
+    cache: ExpertCache | None = None
+    _saved: Saved = NOTHING_SAVED
     _exchange: Exchange = field(default_factory=Exchange)
     _under_way: dict[Future[Any], str] = field(default_factory=dict)
     caller: Caller = field(init=False)
+    _ahead: Starts = field(init=False)
 
     def __post_init__(self) -> None:
         self.caller = Caller(self.client, self.pool, self.sent)
+        self._ahead = Starts(lambda: self.caller.client, self.sent)
 
     def __call__(self, layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         n = layer.layer
@@ -83,9 +92,19 @@ class Dispatcher:
 
     def take(self) -> list[Invocation]:
         """Return the invocations since the last call, and forget them."""
+        self._ahead.collect()
         sent = self.sent[:]
         del self.sent[: len(sent)]  # a try that ends late may add to it meanwhile, in a thread of its own
+        if self.cache:
+            for call in sent:
+                self.cache.learn(call)
+            sent += self.cache.reads()
         return sent
+
+    def take_saved(self) -> Saved:
+        """Return the calls that the cache has saved since the last call, and forget them."""
+        saved, self._saved = self._saved, NOTHING_SAVED
+        return saved
 
     def settle(self) -> None:
         """Wait until no call is under way, so that whatever they are billed is in `sent`.
@@ -98,47 +117,48 @@ class Dispatcher:
         self.sent += [calls.lost(self._under_way[call]) for call in late]
         self._under_way.clear()
         self.caller.settle(limit_s)
+        self._ahead.settle()
 
-    def warm(self) -> list[Future[None]]:
-        """Start one instance of every function at once, so that the first pass meets no cold start."""
-        return [self._submit(self._ping, function.name) for functions in self.remote.values() for function in functions]
+    def started(self, starting: Starting) -> None:
+        """Take over the starts of all functions, so that `settle` waits for them."""
+        self.called_s.update(dict.fromkeys(starting.starts.values(), time.monotonic()))
+        self._under_way |= starting.starts
 
-    def _submit(self, work: Callable[..., T], function: str, *arguments: Any) -> Future[T]:
-        future = self.pool.submit(work, function, *arguments)
-        self._under_way = {call: name for call, name in self._under_way.items() if not call.done()} | {future: function}
-        return future
+    def start_ahead(self, tokens: int) -> None:
+        """Start the functions that a prompt of so many tokens will probably need.
 
-    def _ping(self, function: str) -> None:
-        with self._recording():
-            self.sent.append(ping(self.client, function))
-
-    @contextmanager
-    def _recording(self) -> Iterator[None]:
-        """Keep what a call was billed that fails inside."""
-        try:
-            yield
-        except FailedCall as error:
-            self.sent.append(error.invocation)
-            raise
+        Those that are probably still there are left out (start_ahead.py).
+        """
+        if self.policy is not None:
+            for function in chosen(self.remote, self.called_s, time.monotonic(), tokens, self.policy):
+                self._ahead.begin(function, instances(function, tokens), likely_experts(function, tokens))
 
     def _send(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
         dtype = next(iter(rows.values())).dtype
         stored = str(dtype).removeprefix("torch.")
+        cache = self.cache
+        here = cache.use(layer, list(rows)) if cache else {}
         batches: list[tuple[RemoteFunction, Batch]] = []
         for function in self.remote[layer.layer]:
-            held = {e: to_storage(rows[e]) for e in function.experts if e in rows}
-            if held:
-                batches += [(function, batch) for batch in divide(held, stored, function.replicas, function.expert_rows)]
+            there = {e: to_storage(rows[e]) for e in function.experts if e in rows and e not in here}
+            if there:
+                batches += [(function, batch) for batch in divide(there, stored, function.replicas, function.expert_rows)]
+            self._saved += saved_of(cache, function, rows, here)
         start = time.monotonic()
-        begun = [self.caller.begin(layer.layer, function, batch, start, self.deadline_s) for function, batch in batches]
+        self.called_s.update({function.name: start for function, _ in batches})
+        begun = [
+            self.caller.begin(layer.layer, function, batch, start, self.deadline_s, self._ahead.take(function.name))
+            for function, batch in batches
+        ]
 
         def wait() -> dict[int, Tensor]:
+            computed = {e: cache.run(layer, module, rows[e]) for e, module in here.items()} if cache else {}
             parts: dict[int, list[Array]] = {}
             for answer in self.caller.finish(begun, self.stopped):
                 ends = np.cumsum(answer.rows)
                 for expert, n, end in zip(answer.experts, answer.rows, ends, strict=True):
                     parts.setdefault(expert, []).append(answer.data[end - n : end])
-            return {e: from_storage(np.concatenate(p), dtype) for e, p in parts.items()}
+            return computed | {e: from_storage(np.concatenate(p), dtype) for e, p in parts.items()}
 
         return wait
 
@@ -160,7 +180,7 @@ def divide(rows: Mapping[int, Array], dtype: str, replicas: int, expert_rows: fl
     [(0,), (1, 2)]
     """
     total = sum(len(x) for x in rows.values())
-    bins = max(1, min(replicas, total // _ROWS_PER_REPLICA, len(rows)))
+    bins = max(1, min(replicas, total // ROWS_PER_REPLICA, len(rows)))
     loads = [0.0] * bins
     groups: list[dict[int, Array]] = [{} for _ in range(bins)]
     for expert in sorted(rows, key=lambda e: (-len(rows[e]), e)):

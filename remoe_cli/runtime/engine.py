@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -16,7 +15,6 @@ from transformers.cache_utils import Cache
 from transformers.generation.logits_process import LogitsProcessorList
 
 from remoe_cli.errors import ModelError, RemoeError, UsageError
-from remoe_cli.lambda_limits import read_timeout_s
 from remoe_cli.model.batch_cache import croppable, joinable
 from remoe_cli.model.blocked import block_weights
 from remoe_cli.model.chat import Prompt
@@ -33,17 +31,18 @@ from remoe_cli.runtime.batch import Batch
 from remoe_cli.runtime.choose import processors
 from remoe_cli.runtime.device import Device, choose, describe, full_memory_named
 from remoe_cli.runtime.device_choice import DeviceChoice
-from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
+from remoe_cli.runtime.dispatch import Dispatcher
 from remoe_cli.runtime.follow import Grammars
 from remoe_cli.runtime.invoke import Connect, Invocation
+from remoe_cli.runtime.remote_function import RemoteFunction
 from remoe_cli.runtime.sampling import GREEDY, Sampling
 from remoe_cli.runtime.sequence import Inputs, Stream, TokenSequence
 from remoe_cli.runtime.served_hits import Hits
+from remoe_cli.runtime.server_config import StartPolicy
+from remoe_cli.runtime.start_ahead import Starting, start_all
 from remoe_cli.runtime.tool_calls import Reader, Readers
 from remoe_cli.runtime.tool_formats import ToolFormat, format_of, why_none
 
-# Calls under way at once while functions start; in a forward pass there are at most as many as a layer has replicas, of all functions.
-_CONNECTIONS = 8
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
 
 
@@ -269,13 +268,15 @@ def start_engine(
     device: DeviceChoice | None = None,
     copied: bool = False,
     sent: list[Invocation] | None = None,
+    policy: StartPolicy | None = None,
+    starting: Starting | None = None,
 ) -> Engine:
     """Load the main function's part of the model, and attach a dispatcher for the remote experts.
 
     `functions` is by hidden layer, and so is `gpu_experts`. With `gpu`, everything but the experts is on the machine's GPU, and
     `gpu_experts` too, unless `device` says otherwise; on a CPU they are local experts as the rest. With `copied`, no weight stays mapped
-    from its file. The expert functions start while the model loads (docs/reference/method.md, section 10). `sent` takes their calls, also
-    when this fails.
+    from its file. The expert functions start while the model loads (docs/reference/method.md, section 10), and read the experts that the
+    prompts of `policy` will probably need; `starting`: they start already. `sent` takes their calls, also when this fails.
 
     Raises: InvokeError when an expert function cannot start, DeployError when there is no GPU that can be used, or its memory is full.
     """
@@ -283,21 +284,17 @@ def start_engine(
     there = {layer: tuple(sorted(experts)) for layer, experts in gpu_experts.items()} if at != "cpu" else {}
     elsewhere = {layer: tuple(e for f in remote for e in f.experts) for layer, remote in functions.items()}
     local = spec.local_experts({n: elsewhere.get(n, ()) + there.get(n, ()) for n in {*elsewhere, *there}})
-    connections = max(_CONNECTIONS, *(sum(f.replicas for f in remote) for remote in functions.values())) if functions else 1
-    # One client for all: each function's own timeout ends its calls, and none of them is given up before that.
-    longest_s = max((f.timeout_s for remote in functions.values() for f in remote), default=0)
-    # Twice the connections and threads: a try that nobody waits for any more keeps its own until it ends, as it is billed.
-    client = partial(connect, 2 * connections, read_timeout_s(longest_s))
+    starting = starting or start_all(functions, connect, [] if sent is None else sent, policy)
     dispatcher = Dispatcher(
-        client=client() if functions else None,
+        client=starting.client,
         local={layer: {e: row for row, e in enumerate(experts)} for layer, experts in local.items()},
         remote=functions,
-        # Threads only wait for answers, so there may be more of them than cores.
-        pool=ThreadPoolExecutor(max_workers=2 * connections, thread_name_prefix="invoke"),
-        sent=[] if sent is None else sent,
+        pool=starting.pool,
+        sent=starting.sent,
+        policy=policy,
     )
-    dispatcher.caller.renew = client
-    warming = dispatcher.warm()
+    dispatcher.caller.renew = starting.renew
+    dispatcher.started(starting)
     try:
         with full_memory_named("Free the GPU, or serve on one with as much memory as the plan counts on."):
             model = load(checkpoint, local, device=at)
@@ -307,7 +304,7 @@ def start_engine(
             copy_weights(model)
         if at != "cpu":
             dispatcher.starts = start_early(model)
-        for started in warming:
+        for started in starting.starts:
             started.result()
         tokenizer = load_tokenizer(checkpoint)
     finally:

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from remoe_cli import bounded
@@ -78,6 +78,8 @@ class Invocation:
     fallbacks       1 where the main function computed the rows itself, as the function did not
     late            a try of a call that had its answer before: it is billed, and tells nothing about calls
     experts, rows   that it was sent
+    starts_ahead    1 for a call that only starts an instance (start_ahead.py)
+    after_start     the first call of an instance that was started ahead: it makes experts ready, and may have waited
     """
 
     function: str
@@ -100,11 +102,14 @@ class Invocation:
     late: bool = False
     experts: int = 0
     rows: int = 0
+    starts_ahead: int = 0
+    after_start: bool = False
 
     @property
     def plain(self) -> bool:
         """Tell whether it was one try of a warm instance, as calls usually are."""
-        return self.init_ms is None and not (self.retries or self.hedges or self.fallbacks or self.late)
+        odd = self.retries or self.hedges or self.fallbacks or self.late or self.starts_ahead or self.after_start
+        return self.init_ms is None and not odd
 
     @property
     def sample(self) -> Sample:
@@ -220,6 +225,25 @@ def end_instance(client: Any, function: str) -> Attempt:
     return attempt(client, function, _END)
 
 
+def start_instance(client: Any, function: str, experts: Sequence[int]) -> Invocation:
+    """Start an instance of a function ahead of its calls, if none is idle, and let it read some experts.
+
+    A failure is in the result: the calls deal with it.
+    """
+    body = _health_event(experts)
+    made = attempt(client, function, body)
+    return replace(together(function, body, [made], made.elapsed_s), starts_ahead=1)
+
+
+def only_reads(function: str, reads: int) -> Invocation:
+    """Make what bills reads of S3 that no invocation made."""
+    return replace(together(function, b"", (), 0.0, retries=0), reads=reads, late=True)
+
+
+def _health_event(experts: Sequence[int]) -> bytes:
+    return json.dumps({"health": True, "bring": list(experts)}).encode() if experts else _HEALTH
+
+
 def together(function: str, body: bytes, attempts: Sequence[Attempt], elapsed_s: float, retries: int | None = None) -> Invocation:
     """Add up the tries of one call, of which the last one may have its answer.
 
@@ -270,9 +294,12 @@ def invoke(client: Any, function: str, frame: bytes) -> tuple[bytes, Invocation]
         ) from None
 
 
-def ping(client: Any, function: str) -> Invocation:
-    """Start an instance of the function if none is warm. Raises: what `invoke` raises."""
-    return _try(client, function, _HEALTH)[1]
+def ping(client: Any, function: str, experts: Sequence[int] = ()) -> Invocation:
+    """Start an instance of the function if none is warm, and let it read some experts.
+
+    Raises: what `invoke` raises.
+    """
+    return _try(client, function, _health_event(experts))[1]
 
 
 def health(client: Any, function: str) -> dict[str, Any]:

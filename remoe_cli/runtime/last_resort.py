@@ -118,15 +118,17 @@ class LastResort:
             raise LastResortError(f"{type(error).__name__}: {error}".rstrip(".")) from error
         return Batch(batch.dtype, batch.experts, batch.rows, np.concatenate(parts), int((time.perf_counter() - start) * 1e6))
 
+    def shard(self, place: ShardPlace) -> Shard:
+        """Open a shard anew. Raises: what the shards of function/weights.py raise."""
+        where = f"{self.shards}/{place.where}"
+        if where.startswith("s3://"):
+            return ShardObject(where, place.head_bytes, place.head_sha256, self.environment())
+        return ShardFile(Path(where), place.head_sha256)
+
     def _open(self, place: ShardPlace, batch: Batch) -> Shard:
         """Open a shard, if it is not, and bring the experts of a batch."""
         if place not in self._opened:
-            where = f"{self.shards}/{place.where}"
-            self._opened[place] = (
-                ShardObject(where, place.head_bytes, place.head_sha256, self.environment())
-                if where.startswith("s3://")
-                else ShardFile(Path(where), place.head_sha256)
-            )
+            self._opened[place] = self.shard(place)
         self._opened[place].bring(batch.experts)
         return self._opened[place]
 

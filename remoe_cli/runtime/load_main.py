@@ -20,8 +20,8 @@ from remoe_cli.runtime.receipt import Loading, attach, failed_receipt
 from remoe_cli.runtime.server_config import ServerConfig
 
 if TYPE_CHECKING:
-    from remoe_cli.runtime.dispatch import RemoteFunction
     from remoe_cli.runtime.last_resort import LastResort
+    from remoe_cli.runtime.remote_function import RemoteFunction
 
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
 
@@ -45,17 +45,24 @@ def load(
     for a GPU finds none that it can use. The error carries the receipt of what was billed until then.
     """
     begun_s = time.perf_counter()  # importing torch is a part of loading
-    _import_engine()
-    from remoe_cli.runtime.dispatch import RemoteFunction
-    from remoe_cli.runtime.engine import start_engine
     from remoe_cli.runtime.last_resort import ShardPlace
+    from remoe_cli.runtime.remote_function import RemoteFunction
+    from remoe_cli.runtime.start_ahead import start_all
 
     functions: dict[int, list[RemoteFunction]] = {}
     for f in config.functions:
-        called = RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s, ShardPlace.of(f))
+        at = ShardPlace.of(f)
+        called = RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s, at, f.use, f.start_usd, f.expert_usd)
         functions.setdefault(f.layer, []).append(called)
     sent: list[Invocation] = []
     try:
+        # Functions start while torch is imported, unless it may show that there is no GPU: then nothing was spent.
+        on_cpu = not config.gpu and device in (None, "cpu")
+        starting = start_all(functions, connect, sent, config.start_ahead) if on_cpu else None
+        _import_engine()
+        from remoe_cli.runtime.engine import start_engine
+        from remoe_cli.runtime.expert_cache import cache_of
+
         engine = start_engine(
             checkpoint,
             config.spec,
@@ -66,9 +73,13 @@ def load(
             device=device,
             copied=copied,
             sent=sent,
+            policy=config.start_ahead,
+            starting=starting,
         )
         engine.warm_up()
         engine.dispatcher.caller.last_resort = last_resort
+        if config.cache_experts and last_resort:
+            engine.dispatcher.cache = cache_of(config, functions, last_resort)
     except Exception as error:
         attach(error, failed_receipt(config.prices, 0.0, (), Loading(seconds=time.perf_counter() - begun_s, reads=reads), sent))
         raise
@@ -92,16 +103,22 @@ def load(
 
 
 def load_here(
-    server_json: Path, connect: Connect, device: DeviceChoice | None = None, last_resort: LastResort | None = None
+    server_json: Path,
+    connect: Connect,
+    device: DeviceChoice | None = None,
+    last_resort: LastResort | None = None,
+    cache_experts: bool | None = None,
 ) -> MainFunction:
     """Load from the checkpoint that was profiled, on this machine. The checkpoint may change afterwards.
 
     Everything but the experts is on `device`; None: where the plan has it. `last_resort` is by default that of a deployment of the twin,
-    whose bundle is beside server.json.
+    whose bundle is beside server.json. `cache_experts`: whether remote experts are kept in spare memory; None: as deployed.
 
     Raises: ArtifactError when the checkpoint has changed, and what `load` raises.
     """
     config = artifacts.read_json(server_json, ServerConfig)
+    if cache_experts is not None:
+        config = config.model_copy(update={"cache_experts": cache_experts})
     model = config.model
     checkpoint = find_profiled(model.path, model.revision)
     from remoe_cli.runtime.last_resort import LastResort

@@ -24,6 +24,7 @@ class MainState(BaseModel):
     resident_bytes, anonymous_bytes             of the process, as the kernel says
     device                                      where everything but the experts is
     concurrency                                 requests that are answered at once; 1 where the model's family cannot share a step
+    cached_experts                              remote experts that are kept in spare memory now (expert_cache.py)
     speculate                                   how many draft tokens a pass may have; off where the model's family takes no drafts
     spent                                       on expert functions, for loading and for requests
     """
@@ -34,6 +35,7 @@ class MainState(BaseModel):
     expert_bytes_of_model: int
     local_experts: int
     gpu_experts: int = 0
+    cached_experts: int = 0
     experts_of_model: int
     resident_bytes: int
     anonymous_bytes: int
@@ -49,12 +51,14 @@ def state_of(config: ServerConfig, engine: Engine, concurrency: int, speculate: 
 
     spec, dispatcher = config.spec, engine.dispatcher
     on_gpu, there = dispatcher.gpu, sum(len(held.ids) for held in dispatcher.gpu.values())
+    cached = len(dispatcher.cache.held) if dispatcher.cache else 0
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return MainState(
-        expert_bytes_held=expert_bytes_held(engine.model) + sum(held.bytes for held in on_gpu.values()),
+        expert_bytes_held=expert_bytes_held(engine.model) + sum(held.bytes for held in on_gpu.values()) + cached * spec.expert_bytes,
         expert_bytes_of_model=spec.routed_bytes,
         local_experts=sum(map(len, dispatcher.local.values())) + there,
         gpu_experts=there,
+        cached_experts=cached,
         experts_of_model=spec.experts,
         resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
         anonymous_bytes=int(status["RssAnon"].split()[0]) * 1024,

@@ -88,6 +88,8 @@ class Metrics:
         self._retries = counter("expert_retries", "Tries of calls of expert functions after the first.")
         self._hedges = counter("expert_hedges", "Second calls of the same rows, made because the first took long.")
         self._fallbacks = counter("expert_fallbacks", "Calls whose rows the main function computed itself, as no function answered.")
+        self._ahead = counter("expert_starts_ahead", "Calls that only started an expert function, before rows came.")
+        self._saved = counter("expert_calls_saved", "Calls that were not made, as their experts were in spare memory.")
         self._billed = counter("expert_billed_seconds", "Seconds that expert functions were billed.")
         self._usd = Counter("remoe_cost_usd", "Cost at list prices, by what was paid.", ("part",), registry=self.registry)
         for part in ("main", "functions"):
@@ -126,6 +128,8 @@ class Metrics:
         self._retries.inc(receipt.retries)
         self._hedges.inc(receipt.hedges)
         self._fallbacks.inc(receipt.fallbacks)
+        self._ahead.inc(receipt.starts_ahead)
+        self._saved.inc(receipt.saved_calls)
         self._billed.inc(receipt.billed_ms / 1000)
         if receipt.cost is not None:
             self._usd.labels("main").inc(receipt.cost.main_usd)

@@ -59,7 +59,11 @@ def observe(made: Sequence[Generated], revision: str) -> Observed:
     paid = [pair for each in made for pair in zip(each.invocations, each.billed, strict=True)]
     first = [call for each in made for call in each.invocations[: each.invoked[0] if each.invoked else 0] if _is_warm(call)]
     warm = [call for call, part in paid if _is_warm(call) and call.rows and part.billed_tries]
-    cold = [call for call, part in paid if call.init_ms is not None and not call.retries and not call.failed and part.cold_tries]
+    cold = [
+        call
+        for call, part in paid
+        if call.init_ms is not None and not (call.retries or call.failed or call.starts_ahead) and part.cold_tries
+    ]
     tokens = _few_calls([token for each in made for token in each.further])
     shared = [call for each in made for call in _shared_calls(each)]
     left = max(0, _CALLS - sum(len(of_token) for _, of_token in tokens))

@@ -49,6 +49,7 @@ class FunctionLine(Part):
     reads          of S3
     hedges         second calls of the same rows, made because the first took long; they are in `invocations` where they ran
     fallbacks      calls whose rows the main function computed itself, from the function's shard
+    starts_ahead   calls that only started an instance, before rows came; they are in `invocations` where they ran
     """
 
     name: str
@@ -66,6 +67,7 @@ class FunctionLine(Part):
     received_bytes: int
     hedges: int = Field(default=0, exclude_if=is_zero)
     fallbacks: int = Field(default=0, exclude_if=is_zero)
+    starts_ahead: int = Field(default=0, exclude_if=is_zero)
 
 
 class MainLine(Part):
@@ -113,9 +115,10 @@ class Receipt(Part):
     tpot_s        mean time of a token after the first; None for an answer of one token
     main_load_s   time to load the main function, if this request waited for it and it is billed; in the cost, in no other time
     invocations, cold_starts, retries, billed_ms   of expert functions
-    hedges, fallbacks   of all functions
+    hedges, fallbacks, starts_ahead   of all functions
     cost          None where the request ended before prices were known
     drafts, draft_tokens, accepted_tokens   passes that tried a draft, the tokens of all drafts, and those that the answer took over
+    saved_calls, saved_usd   calls that were not made as their experts were in memory (expert_cache.py), and what they would have cost
     predicted     what the plan predicts for this request, once it is answered (expected_cost.py)
     """
 
@@ -140,8 +143,11 @@ class Receipt(Part):
     predicted: Outcome | None = None
     hedges: int = Field(default=0, exclude_if=is_zero)
     fallbacks: int = Field(default=0, exclude_if=is_zero)
+    starts_ahead: int = Field(default=0, exclude_if=is_zero)
     drafts: int = Field(default=0, exclude_if=is_zero)
     draft_tokens: int = Field(default=0, exclude_if=is_zero)
+    saved_calls: int = Field(default=0, exclude_if=is_zero)
+    saved_usd: float = Field(default=0.0, exclude_if=is_zero)
     accepted_tokens: int = Field(default=0, exclude_if=is_zero)
 
 
@@ -175,6 +181,7 @@ def make_receipt(answer: Generated, prices: Prices, loading: Loading = NOT_LOADE
     figures = {"generated_tokens": len(answer.token_ids), "answered": True, "ttft_s": answer.ttft_s, "tpot_s": answer.tpot_s}
     drafted = answer.drafted
     figures |= {"drafts": drafted.passes, "draft_tokens": drafted.tokens, "accepted_tokens": drafted.accepted}
+    figures |= {"saved_calls": answer.saved.calls, "saved_usd": answer.saved.usd}
     return receipt.model_copy(update=figures)
 
 
@@ -216,6 +223,7 @@ def failed_receipt(
         functions=lines,
         hedges=sum(line.hedges for line in lines),
         fallbacks=sum(line.fallbacks for line in lines),
+        starts_ahead=sum(line.starts_ahead for line in lines),
     )
 
 
@@ -275,6 +283,7 @@ def _line(name: str, every: Sequence[Invocation], loading: Sequence[Invocation],
         received_bytes=sum(c.response_bytes for c in calls),
         hedges=sum(c.hedges for c in calls),
         fallbacks=sum(c.fallbacks for c in calls),
+        starts_ahead=sum(c.starts_ahead for c in calls),
     )
 
 

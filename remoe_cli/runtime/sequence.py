@@ -17,7 +17,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 
 from remoe_cli.model.draft import Drafts
 from remoe_cli.model.generation import visible
-from remoe_cli.runtime.answer import FinishReason, Generated, Piece, Stop, TokenLogprob, why_not_begun
+from remoe_cli.runtime.answer import NOTHING_SAVED, FinishReason, Generated, Piece, Saved, Stop, TokenLogprob, why_not_begun
 from remoe_cli.runtime.choose import Noted
 from remoe_cli.runtime.detokenize import Detokenizer
 from remoe_cli.runtime.invoke import Invocation
@@ -121,6 +121,7 @@ class TokenSequence:
     invocations  the calls of all steps it took part in; parts: its own part of each; owed: what the parts' rounding left over
     main_s       its part of the main function's time
     hits         how often its tokens chose each expert; counted: of how many tokens, so that what is read again counts once
+    saved        its part of calls that were not made (expert_cache.py)
     drafts       what it may try, and what became of it
     drafted      whether the pass of its next tokens has a draft; in_draft: so it had, for each token
     crowded      whether the main function has computed for others since its last token; shared: so it was, for each token
@@ -144,6 +145,7 @@ class TokenSequence:
     parts: list[Invocation] = field(default_factory=list)
     owed: Owed = field(default_factory=dict)
     main_s: float = 0.0
+    saved: Saved = NOTHING_SAVED
     drafts: Drafts = field(default_factory=Drafts)
     drafted: bool = False
     in_draft: list[bool] = field(default_factory=list)
@@ -235,4 +237,5 @@ class TokenSequence:
             hits=self.hits,
             in_draft=tuple(self.in_draft) if self.drafts.made.passes else (),
             drafted=self.drafts.made,
+            saved=self.saved,
         )

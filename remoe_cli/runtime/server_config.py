@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,8 @@ class ServedFunction(artifacts.Part):
     shard                     where its experts are, below the place of all shards
     head_bytes, head_sha256   of the shard's head (function/weights.py)
     form                      in which it computes its experts: `ready` or `packed` (function/ready.py)
+    use                       of each expert: the share of prompt tokens of the plan's requests that need it (runtime/start_ahead.py)
+    start_usd, expert_usd     what a start costs, and reading an expert
     """
 
     layer: artifacts.LayerIndex
@@ -35,6 +37,26 @@ class ServedFunction(artifacts.Part):
     head_bytes: artifacts.Bytes
     head_sha256: str
     form: Literal["ready", "packed"] = Field(default="ready", exclude_if=lambda form: form == "ready")
+    use: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(max_length=artifacts.MOST_EXPERTS)] = Field(
+        default=(), exclude_if=artifacts.is_empty
+    )
+    start_usd: artifacts.NonNegative = Field(default=0.0, exclude_if=artifacts.is_zero)
+    expert_usd: artifacts.NonNegative = Field(default=0.0, exclude_if=artifacts.is_zero)
+
+
+class StartPolicy(artifacts.Part):
+    """When functions are started ahead of their calls (runtime/start_ahead.py).
+
+    idle_s         an instance that had no call for so long is gone
+    most_usd       that the starts of a request may be expected to waste
+    n_in           prompt tokens of the plan's mean request: what functions read when the main function loads is for it
+    usd_per_call   of a health call: its fee, and what Lambda logs of it
+    """
+
+    idle_s: artifacts.NonNegative
+    most_usd: artifacts.NonNegative
+    n_in: artifacts.Tokens
+    usd_per_call: artifacts.NonNegative
 
 
 class ServerConfig(artifacts.Document):
@@ -44,6 +66,9 @@ class ServerConfig(artifacts.Document):
     served  the requests that the plan holds for; None where it names none
     concurrency   requests that are served at once, for which the plan has provided memory
     speculate     how many draft tokens a pass may have (model/draft.py)
+    cache_experts, spare_experts   whether remote experts are kept in memory that the plan does not need, and how many fit
+                  (runtime/expert_cache.py)
+    start_ahead   when functions are started before their calls; None: never
     gpu     whether the plan puts everything but the experts on a GPU
     gpu_experts   by hidden layer the experts that are on it too, ascending; layers without any are left out
     planned       of what a request's predicted time and cost is made; None where an earlier version has deployed it
@@ -61,6 +86,9 @@ class ServerConfig(artifacts.Document):
     served: Served | None = None
     concurrency: artifacts.Concurrency = Field(default=1, exclude_if=artifacts.is_one)
     speculate: Speculate = Field(default="off", exclude_if=is_off)
+    cache_experts: bool = Field(default=False, exclude_if=lambda value: not value)
+    spare_experts: artifacts.Tokens = Field(default=0, exclude_if=artifacts.is_zero)
+    start_ahead: StartPolicy | None = Field(default=None, exclude_if=artifacts.is_none)
     planned: PlannedCosts | None = Field(default=None, exclude_if=artifacts.is_none)
 
     @model_validator(mode="after")

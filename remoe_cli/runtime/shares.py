@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from math import floor
 from typing import Any
 
+from remoe_cli.runtime.answer import Saved
 from remoe_cli.runtime.invoke import Invocation
 
 _COUNTED = tuple(each.name for each in fields(Invocation) if each.type == "int" and each.name not in ("memory_mb", "experts", "rows"))
@@ -34,6 +35,12 @@ def divide_call(call: Invocation, rows: Sequence[int], owed: Sequence[Owed]) -> 
     weights = rows if any(rows) else [1] * len(owed)
     parts: dict[str, Any] = {name: _divide(getattr(call, name), weights, name, owed) for name in _COUNTED}
     return [replace(call, **{name: whole[i] for name, whole in parts.items()}) for i in range(len(owed))]
+
+
+def divide_saved(saved: Saved, owed: Sequence[Owed]) -> list[Saved]:
+    """Divide calls that were not made evenly, in whole calls. `owed` is brought up to date."""
+    calls = _divide(saved.calls, [1] * len(owed), "saved_calls", owed)
+    return [Saved(count, saved.usd / len(owed)) for count in calls]
 
 
 def _divide(count: int, weights: Sequence[int], name: str, owed: Sequence[Owed]) -> list[int]:

@@ -95,6 +95,8 @@ def test_sentences_are_wrapped_wherever_they_are_printed() -> None:
 def test_a_receipt_fits_a_narrow_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     generated = Generated((1,), (2, 3), "text", "length", (0.1, 0.11), ())
-    receipt = make_receipt(generated, PRICES).model_copy(update={"main_load_s": 2.0, "hedges": 3, "fallbacks": 2, "unreported": 1})
+    receipt = make_receipt(generated, PRICES).model_copy(
+        update={"main_load_s": 2.0, "hedges": 3, "fallbacks": 2, "starts_ahead": 4, "saved_calls": 5, "saved_usd": 1e-6, "unreported": 1}
+    )
     infer.show_receipt(receipt.model_dump(mode="json"))
     assert max(map(len, capsys.readouterr().out.splitlines())) <= columns

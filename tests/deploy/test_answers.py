@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -30,6 +31,9 @@ from remoe_cli.profile.record import ModelRef, Profile, write_profile
 from remoe_cli.runtime import client
 from remoe_cli.runtime.dispatch import divide
 from remoe_cli.runtime.expected_cost import cost_model
+from remoe_cli.runtime.invoke import make_caller
+from remoe_cli.runtime.load_main import load_here
+from remoe_cli.runtime.main_function import Request
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support import other_user
 from tests.support.by_hand import PROMPT, ByHand, by_hand, on_twin
@@ -79,6 +83,14 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     twice = httpx.post(f"http://127.0.0.1:{port}/invocations", json=asked | {"n": 2}, trust_env=False, timeout=60).json()["receipt"]
     both = cost_model(inputs.plan, inputs.profile, inputs.catalog)(20, 15, 15)
     assert Outcome(**twice["predicted"]) == both
+    served_here = load_here(lifecycle.state_dir("d") / "server.json", partial(make_caller, status["endpoint"]), cache_experts=True)
+    cache = served_here.engine.dispatcher.cache
+    assert not served.cache_experts and cache is not None and cache.room == served.spare_experts > 0
+    for _ in range(3):
+        here = served_here.answer(Request(prompt=PROMPT, max_new_tokens=16))
+        assert list(here.token_ids) == inputs.tokens()
+        cache.settle()
+    assert here.receipt.saved_calls and served_here.state().cached_experts == len(cache.held)
     # Five tokens of a pass share one call of each function.
     again = asked | {"logit_bias": {"5": 100}}
     repeated = httpx.post(f"http://127.0.0.1:{port}/invocations", json=again, trust_env=False, timeout=60).json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -23,9 +24,12 @@ from remoe_cli.errors import ArtifactError, InvokeError
 from remoe_cli.function.weights import Head, read_head
 from remoe_cli.model import shards
 from remoe_cli.package import bundle
+from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.document import LayerPlan
+from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.acceptance import MEASURED, MOST_ROWS
 from remoe_cli.runtime import client
+from remoe_cli.runtime.last_resort import ROOM_BYTES
 from remoe_cli.runtime.load_main import load_here
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support.by_hand import PROMPT, ByHand, by_hand, on_twin
@@ -70,7 +74,7 @@ def test_the_main_function_is_told_which_experts_are_on_its_gpu(made: ByHand, tm
     plan = made.plan.model_copy(update={"layers": layers})
     without, config = (main_files.server_config(each, made.profile, made.catalog, manifest, str) for each in (made.plan, plan))
     assert config.gpu_experts == {layer.layer: there}
-    assert without == config.model_copy(update={"gpu_experts": {}})
+    assert without == config.model_copy(update={"gpu_experts": {}, "spare_experts": without.spare_experts})
     assert parse_document(json_text(config).encode(), ServerConfig, "server.json") == config
     assert "gpu_experts" not in json_text(without)
 
@@ -89,9 +93,28 @@ def test_the_main_function_is_told_how_many_requests_to_serve_at_once(made: ByHa
     manifest = bundle.build(made.plan, made.plan_path, made.profile, tmp_path / "bundle")
     plan = made.plan.model_copy(update={"concurrency": 4, "workload": made.plan.workload.model_copy(update={"concurrency": 4})})
     without, config = (main_files.server_config(each, made.profile, made.catalog, manifest, str) for each in (made.plan, plan))
-    assert config.concurrency == 4 and without == config.model_copy(update={"concurrency": 1, "planned": without.planned})
+    same = {"concurrency": 1, "planned": without.planned, "spare_experts": without.spare_experts}
+    assert config.concurrency == 4 and without == config.model_copy(update=same)
+    assert config.spare_experts < without.spare_experts, "each request at once has a cache of its own"
     assert parse_document(json_text(config).encode(), ServerConfig, "server.json") == config
     assert '"concurrency"' not in json_text(without)
+
+
+def test_the_main_function_is_told_what_to_start_and_how_many_more_experts_fit(made: ByHand, tmp_path: Path) -> None:
+    manifest = bundle.build(made.plan, made.plan_path, made.profile, tmp_path / "bundle")
+    config = main_files.server_config(made.plan, made.profile, made.catalog, manifest, str)
+    problem, policy = problem_of(made.plan, made.profile, made.catalog), config.start_ahead
+    assert policy is not None and policy.idle_s == made.catalog.function.idle_ttl_s and policy.n_in == problem.workload.n_in
+    assert policy.most_usd == pytest.approx(made.plan.cost_usd_per_request / 10)
+    for function in config.functions:
+        assert function.use == pytest.approx(problem.workload.use[function.layer][list(function.experts)], abs=1e-6)
+        assert 0 < function.expert_usd < function.start_usd
+    experts = sum(8 - len(layer.remote) for layer in made.plan.layers)
+    limit = 0.95 * made.plan.main.memory_mb * 2**20 - ROOM_BYTES
+    held = [main_function.main_memory_bytes(problem, made.plan.main, experts + config.spare_experts + more) for more in (0, 1)]
+    assert held[0] <= limit < held[1], "the plan's longest requests, the reserve and local experts have their memory, and no more is left"
+    older = {"start_ahead": None, "spare_experts": 0, "functions": ()}
+    assert not {*older} & {*json.loads(json_text(config.model_copy(update=older)))} - {"functions"}
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)

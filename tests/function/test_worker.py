@@ -74,6 +74,7 @@ def test_no_framework_is_loaded(twin: Running, measured: Callable[[str], None]) 
     assert {"numpy", "numkong", "awslambdaric", "function"} <= set(health["modules"])
     assert {"torch", "transformers", "boto3", "safetensors", "remoe_cli"}.isdisjoint(health["modules"])
     assert health["experts"] == list(range(8)) and health["experts_ready"] == [3]
+    assert twin.call({"health": True, "bring": [1, 2]}, name="ours")["experts_ready"] == [3], "experts are read, and not made ready"
     split = health["cold_start"]
     assert set(split) == {"process_s", "imports_s", "weights_s", "first_result_s"} and all(0 < s < 5 for s in split.values())
     measured(
@@ -109,6 +110,7 @@ def test_it_starts_in_a_fifth_of_a_torch_workers_time(twin: Running, measured: C
         (to_wire(pack(Batch("float32", (3,), (1,), ROWS))), "FrameError", "this function's experts are bfloat16"),
         (to_wire(pack(Batch("bfloat16", (3,), (1,), narrow(ROWS[:, :8], "bfloat16")))), "FrameError", "width"),
         (b'"AAAA"', "FrameError", "shorter than its head"),
+        (b'{"health": true, "bring": [9]}', "WeightsError", "expert 9 is not in this function"),
         (b'{"health": false}', "FrameError", "neither a frame nor a request for health or for the end"),
     ],
 )

@@ -68,6 +68,7 @@ def test_other_types_and_shared_weights_stay_as_they_are() -> None:
 
 def test_a_product_with_other_bits_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     product = blocked.product
+    monkeypatch.setattr(blocked, "_known", {})
     monkeypatch.setattr(blocked, "product", lambda x, *rest: product(x, *rest) * (1.0 if len(x) == 1 else 1.01))
     model = build("mixtral", torch.bfloat16)
     _block(model)

@@ -16,11 +16,12 @@ from remoe_cli.errors import DeployError
 from remoe_cli.function.codec import Batch
 from remoe_cli.runtime.breaker import CLOSED, Breaker
 from remoe_cli.runtime.budget import HEDGES, RETRIES
-from remoe_cli.runtime.calls import Caller, RemoteFunction
+from remoe_cli.runtime.calls import Caller
 from remoe_cli.runtime.failures import LOG_IN
 from remoe_cli.runtime.hedging import Latencies
 from remoe_cli.runtime.invoke import FailedCall, make_client
 from remoe_cli.runtime.last_resort import LastResort, ShardPlace
+from remoe_cli.runtime.remote_function import RemoteFunction
 from tests.support.endpoint import Endpoint, failed, ok, refused
 
 FUNCTION = RemoteFunction("layer-003", (1,), 1, 0.0)

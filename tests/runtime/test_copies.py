@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from remoe_cli.profile.curves import PHYSICAL, fit
 from remoe_cli.profile.latency_record import Latency
 from remoe_cli.profile.routing import RoutingRecorder, record_batch
 from remoe_cli.runtime import engine
-from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
+from remoe_cli.runtime.dispatch import Dispatcher
+from remoe_cli.runtime.remote_function import RemoteFunction
+from remoe_cli.runtime.start_ahead import Starting
 from tests.support import forked
 from tests.support.families import EXPERTS, FAMILIES, save
 from tests.support.harness import PROMPT, InProcessExperts
@@ -90,7 +92,7 @@ def serve(folder: str, family: str, tiers: str, broken: str = "") -> dict[str, A
         for owner, name, stand_in in (
             (engine, "choose", lambda *_: NAME),
             (engine, "load_tokenizer", lambda _: None),
-            (Dispatcher, "warm", lambda _: []),
+            (engine, "start_all", lambda *_: Starting(None, lambda: None, ThreadPoolExecutor(1), [], {})),
             (Dispatcher, "_send", lambda _, *sent: remote.send(*sent)),
             *((gpu_experts, "_grouped_without_wait", lambda _: True) for _ in range(tiers == "three, grouped")),
             *((experts, *BREAKS[name]) for name in [broken] if name),

@@ -21,9 +21,11 @@ from remoe_cli.model import experts
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import ExpertLayer, attach, expert_layers, run_expert
 from remoe_cli.model.spec import read_spec
-from remoe_cli.runtime import calls, engine
-from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction, divide
-from remoe_cli.runtime.invoke import make_client
+from remoe_cli.runtime import calls, engine, start_ahead
+from remoe_cli.runtime.dispatch import Dispatcher, divide
+from remoe_cli.runtime.invoke import Invocation, make_client
+from remoe_cli.runtime.remote_function import RemoteFunction
+from remoe_cli.runtime.start_ahead import start_all
 from tests.support.endpoint import Endpoint, failed, ok, report
 from tests.support.families import build, save
 from tests.support.harness import InProcessExperts, greedy, logits
@@ -131,7 +133,7 @@ def test_all_functions_of_a_layer_compute_while_local_experts_do(tmp_path: Path,
         started[layer.layer].set()
         return run_expert(layer, row, x)
 
-    monkeypatch.setattr(engine, "_CONNECTIONS", 1)  # so that those of the layer's functions are all that there are
+    monkeypatch.setattr(start_ahead, "_CONNECTIONS", 1)  # so that those of the layer's functions are all that there are
     monkeypatch.setattr(engine, "load_tokenizer", lambda checkpoint: None)
     functions = remote(dict.fromkeys(layers, (0, 5)), 1, functions=3)
     with Answering(whole, hold) as endpoint:
@@ -177,11 +179,10 @@ def test_an_answer_with_a_nan_is_refused(endpoint: Endpoint) -> None:
 
 def test_warming_pings_every_function_once(endpoint: Endpoint) -> None:
     endpoint.script = [ok(120.0, body=b"{}")]
-    with ThreadPoolExecutor(4) as pool:
-        functions = remote({0: ()}, 1, functions=3) | remote({1: ()}, 2)
-        runner = Dispatcher(endpoint.client, {0: {}, 1: {}}, functions, pool)
-        assert [f.result() for f in runner.warm()] == [None] * 4
-        started = runner.take()
+    functions, started = remote({0: ()}, 1, functions=3) | remote({1: ()}, 2), list[Invocation]()
+    starting = start_all(functions, lambda connections, timeout_s: endpoint.client, started, None)
+    with starting.pool:
+        assert [f.result() for f in starting.starts] == [None] * 4
     assert sorted(c.function for c in started) == ["layer-000-0", "layer-000-1", "layer-000-2", "layer-001-0"]
     assert {c.init_ms for c in started} == {120.0}
     assert {body for _, _, body in endpoint.requests} == {b'{"health": true}'}

@@ -20,9 +20,10 @@ from remoe_cli.model.loader import load, load_gpu_experts
 from remoe_cli.model.shards import write_shards
 from remoe_cli.model.shared_experts import start_early
 from remoe_cli.package.bundle import HANDLER, function_zip
-from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
+from remoe_cli.runtime.dispatch import Dispatcher
 from remoe_cli.runtime.invoke import make_client
 from remoe_cli.runtime.last_resort import ShardPlace
+from remoe_cli.runtime.remote_function import RemoteFunction
 from tests.support.shards import shard_environment
 from tests.support.twin import Running, run_twin
 

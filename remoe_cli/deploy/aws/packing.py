@@ -55,6 +55,7 @@ def pack(plan: Plan, plan_path: Path, profile: Profile, catalog: Catalog, settin
         invoked=lambda entry: names.invoked(names.function(settings.name, entry)),
         stored=lambda entry: settings.key(names.shard_key(entry.name, entry.shard_sha256)),
         speculate=settings.speculate,
+        cache_experts=settings.cache_experts,
     )
     main_folder = folder / ("main-config" if settings.endpoint is Endpoint.none else "main")
     main = _main(config, plan_path, settings.endpoint, main_folder, console)

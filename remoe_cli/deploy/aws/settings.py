@@ -21,6 +21,7 @@ class AwsSettings:
     monthly_alert_usd   a month's spending at which AWS sends a mail to `alert_email`; None: no mail
     concurrency         instances of all functions that the account may run at once; a new account has fewer than AWS's default
     speculate           how many draft tokens a pass of the main function may have (model/draft.py)
+    cache_experts       whether the main function keeps remote experts in spare memory (runtime/expert_cache.py)
     rules               what the account demands of everything
     """
 
@@ -35,6 +36,7 @@ class AwsSettings:
     concurrency: int = 1000
     rules: AccountRules = field(default_factory=AccountRules)
     speculate: Speculate = "off"
+    cache_experts: bool = False
 
     @property
     def bucket(self) -> str:

@@ -164,6 +164,7 @@ def _settings(plan: Plan, catalog: Catalog, name: str, options: DeployOptions, s
         monthly_alert_usd=options.monthly_alert_usd,
         alert_email=options.alert_email,
         speculate=options.drafts(plan, say),
+        cache_experts=options.cache_experts,
     )
 
 

@@ -95,7 +95,15 @@ class LocalTarget:
         with self.console.progress("Checking packaged functions"):
             bundle.read(folder / "bundle")
         code = bundle.unpack_code(folder / "bundle")
-        config = main_files.server_config(plan, profile, catalog, manifest, lambda entry: f"{name}-{entry}", speculate=options.speculate)
+        config = main_files.server_config(
+            plan,
+            profile,
+            catalog,
+            manifest,
+            lambda entry: f"{name}-{entry}",
+            speculate=options.speculate,
+            cache_experts=options.cache_experts,
+        )
         artifacts.write_json(folder / "server.json", config)
         functions = tuple(
             FunctionConfig(

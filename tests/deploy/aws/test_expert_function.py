@@ -39,8 +39,9 @@ from remoe_cli.package import dependencies
 from remoe_cli.package.bundle import function_sources
 from remoe_cli.package.dependencies import RUNTIMES, FunctionPackage, function_package
 from remoe_cli.package.elf import stripped
-from remoe_cli.runtime.dispatch import Dispatcher, RemoteFunction
+from remoe_cli.runtime.dispatch import Dispatcher
 from remoe_cli.runtime.invoke import invoke, make_client
+from remoe_cli.runtime.remote_function import RemoteFunction
 from tests.support.families import HIDDEN_SIZE, build
 from tests.support.shards import shard_environment
 from tests.support.twin import run_twin

@@ -99,7 +99,7 @@ def remoe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_life_of_a_deployment(inputs: Inputs, account: Account, connected: None, remoe: Remoe) -> None:
-    plan, to = str(inputs.path), ("--target", "aws", "--endpoint", "none", "--speculate", "auto")
+    plan, to = str(inputs.path), ("--target", "aws", "--endpoint", "none", "--speculate", "auto", "--cache-experts", "auto")
     code, done = remoe("deploy", plan, *to, "--yes")
     assert code == 0 and done["state"] == "running" and done["main"] is None and len(done["changes"]) == 16
     names = ["thrifty-layer-000-0", "thrifty-layer-000-1", "thrifty-layer-001"]
@@ -113,6 +113,7 @@ def test_the_life_of_a_deployment(inputs: Inputs, account: Account, connected: N
     assert int(head_bytes) == 8 + int.from_bytes(shard[:8], "little")
     config = read_json(access.deployed_file(account, "thrifty", "server.json"), ServerConfig)
     assert [f.function for f in config.functions] == [f"{name}:live" for name in names] and config.speculate == "auto"
+    assert config.cache_experts
 
     # A stack of somebody else's is none of remoe's deployments, whatever its name is.
     body = json.dumps({"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}})
