@@ -122,7 +122,7 @@ def small_demo(arguments: tuple[str, ...]) -> None:
     from remoe_cli.profile.hardware import latency_from
 
     demo._EVERY = 80
-    latency.measure = lambda *_: latency_from("lambda", read_spec(find(str(demo_model("float32")))))
+    latency.measure = lambda *_, **__: latency_from("lambda", read_spec(find(str(demo_model("float32")))))
     sys.argv = ["remoe", "demo", *arguments]
     app.main()
 
