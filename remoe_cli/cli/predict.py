@@ -25,7 +25,8 @@ _PLACES = ("most used", "second", "third")
 _LEGEND = (
     "Divergence is that of the predicted use of experts from the counted one: less is better. Remote hits are the choices that go to "
     "remote experts if each layer's half that is predicted to be used least is remote. The noise floor is what a perfect predictor "
-    "would score, because a prompt's few tokens show its use only roughly. Ridge and neighbours are remoe's predictors; "
+    "would score if a prompt's tokens were drawn independently, because so few show its use only roughly; where many prompts begin "
+    "alike, a predictor may score less. Ridge and neighbours are remoe's predictors; "
     "docs/explanation/prediction.md describes the others."
 )
 

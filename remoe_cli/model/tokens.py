@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from remoe_cli.errors import ModelError, UsageError
 from remoe_cli.model.chat import Conversation, Prompt, as_text
@@ -29,6 +29,10 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             f"The tokenizer of {checkpoint.name} cannot be loaded: {reason(error)}",
             "Put its files into the checkpoint's folder.",
         ) from None
+    if not tokenizer("a word", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one where a family's files are missing
+        raise ModelError(
+            f"{checkpoint.name} has no tokenizer: its files are missing or empty.", "Put its files into the checkpoint's folder."
+        )
     _check_template(tokenizer, checkpoint)
     return tokenizer
 
@@ -87,6 +91,16 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
     if has_chat_template(tokenizer):
         with _refusals():
             _apply_template(tokenizer, prompt, tokenize=False)
+
+
+def refuse_unknown(ids: Sequence[Sequence[int]], model: PreTrainedModel) -> None:
+    """Raise ModelError for token ids that a model has no embeddings for: its tokenizer is another model's."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if (largest := max(map(max, ids))) >= rows:
+        raise ModelError(
+            f"The tokenizer makes the token {largest} of a prompt, and the model has embeddings for {rows} tokens.",
+            "Put the tokenizer of this model into its folder.",
+        )
 
 
 def content_ids(tokenizer: Any, prompt: Prompt, limit: int | None = None) -> list[int]:

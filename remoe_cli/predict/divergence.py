@@ -27,8 +27,8 @@ def _entropy(p: Floats) -> Floats:
 def noise_floor(frequencies: Floats, selections: npt.NDArray[np.int64], seed: int = 0) -> Floats:
     """Compute the divergence that remains for a perfect predictor, because a prompt has few tokens.
 
-    A prompt's frequencies are taken as the truth, and as many choices as it has are drawn from them again. Real tokens of one text depend
-    on each other, so the true floor is higher.
+    A prompt's frequencies are taken as the truth, and as many choices as it has are drawn from them again, independently. Real tokens of
+    one text depend on each other, so the true floor is mostly higher; that of prompts which share a template is lower.
 
     Shapes: frequencies [P, L, E], selections [P]; returns [P].
     """

@@ -30,13 +30,16 @@ class Similarity:
 
 
 def similarity_of(vectors: npt.NDArray[np.float32], frequencies: Floats, seed: int = 0, pairs: int = _PAIRS) -> Similarity:
-    """Compute the semantic and the activation similarity of random pairs of different prompts.
+    """Compute the semantic and the activation similarity of random pairs of different prompts, or of all where these are fewer.
 
     Shapes: vectors [P, d], frequencies [P, L, E].
     """
-    random = np.random.default_rng(seed)
-    a, b = random.integers(0, len(vectors), (2, pairs))
-    a, b = a[a != b], b[a != b]
+    count = len(vectors)
+    if count * (count - 1) // 2 <= pairs:
+        a, b = np.triu_indices(count, 1)
+    else:
+        a, b = np.random.default_rng(seed).integers(0, count, (2, pairs))
+        a, b = a[a != b], b[a != b]
     directions = unit(vectors)
     semantic = (directions[a] * directions[b]).sum(axis=1)
     activation = np.concatenate([1 - jensen_shannon(frequencies[x], frequencies[y]).mean(axis=1) for x, y in _chunks(a, b)])

@@ -197,7 +197,7 @@ def _loss(
 
     count = min(PROMPTS, len(texts))
     some = [texts[number * len(texts) // count] for number in range(count)]
-    ids = _encode(tokenizer, some, min(TEXT_TOKENS, inputs.settings.max_prompt_tokens))
+    ids = _encode(tokenizer, some, min(TEXT_TOKENS, inputs.settings.max_prompt_tokens), model)
     return measure_loss(model, ids, BY_NAME[experts], lambda share: report(share * count, count))
 
 
@@ -344,7 +344,7 @@ def record(
     trace = max(1, TRACE_TOKENS // inputs.dataset.prompts)
     for window, numbers in groupby(batches, key=lambda batch: batch // _WINDOW):
         first = window * _WINDOW * settings.batch_size
-        ids = _encode(tokenizer, texts[first : first + _WINDOW * settings.batch_size], settings.max_prompt_tokens)
+        ids = _encode(tokenizer, texts[first : first + _WINDOW * settings.batch_size], settings.max_prompt_tokens, model)
         # The longest first: what memory does not hold is found out at once.
         order = np.argsort([-len(i) for i in ids], kind="stable")
         for batch in numbers:
@@ -363,12 +363,14 @@ def record(
             yield batch
 
 
-def _encode(tokenizer: Any, texts: Sequence[Prompt], limit: int) -> list[list[int]]:
-    from remoe_cli.model.tokens import encode
+def _encode(tokenizer: Any, texts: Sequence[Prompt], limit: int, model: PreTrainedModel) -> list[list[int]]:
+    from remoe_cli.model.tokens import encode, refuse_unknown
     from remoe_cli.model.vectors import bags
 
     bags(tokenizer, texts, limit)  # refuses a text without tokens now, not when all is done and prompt_features finds it
-    return [encode(tokenizer, text, limit) for text in texts]
+    ids = [encode(tokenizer, text, limit) for text in texts]
+    refuse_unknown(ids, model)
+    return ids
 
 
 def _read_batch(file: Path) -> Arrays:

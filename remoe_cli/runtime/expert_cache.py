@@ -60,7 +60,7 @@ class ExpertCache:
     held: dict[Key, nn.Module] = field(default_factory=dict)
     _uses: Counter[Key] = field(default_factory=Counter)
     _total: int = 0
-    _billed: dict[tuple[str, int], tuple[int, float, int]] = field(default_factory=dict)
+    _billed: dict[str, dict[int, tuple[int, float, int]]] = field(default_factory=dict)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "cache"))
     _loading: Future[None] | None = None
     _read: list[Invocation] = field(default_factory=list)
@@ -89,17 +89,21 @@ class ExpertCache:
     def learn(self, call: Invocation) -> None:
         """Take note of what a call was billed."""
         if call.plain and not call.failed and call.rows:
-            key = call.function, size_class(call.rows)
-            count, billed_ms, _ = self._billed.get(key, (0, 0.0, 0))
-            self._billed[key] = count + 1, billed_ms + call.billed_ms, call.memory_mb
+            of_function, rows = self._billed.setdefault(call.function, {}), size_class(call.rows)
+            count, billed_ms, _ = of_function.get(rows, (0, 0.0, 0))
+            of_function[rows] = count + 1, billed_ms + call.billed_ms, call.memory_mb
 
     def saving(self, function: str, rows: int) -> Saved:
         """Say what a call that is not made would have cost.
 
-        Its price is 0 where no call of its size was made before.
+        Where the function was not called with about as many rows, that is what its calls of the next size were billed; where it was never
+        called, the fee of a call.
         """
-        count, billed_ms, memory_mb = self._billed.get((function, size_class(rows)), (0, 0.0, 0))
-        return Saved(1, self.usd(function, memory_mb, billed_ms / count) if count else 0.0)
+        sizes = self._billed.get(function, {})
+        if not sizes:
+            return Saved(1, self.usd(function, 0, 0.0))
+        count, billed_ms, memory_mb = sizes[min(sizes, key=lambda size: abs(size - size_class(rows)))]
+        return Saved(1, self.usd(function, memory_mb, billed_ms / count))
 
     def reads(self) -> list[Invocation]:
         """Return the reads of S3 since the last call, which are billed as those of calls."""

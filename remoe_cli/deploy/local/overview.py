@@ -23,7 +23,8 @@ def overview(status: dict[str, Any]) -> Overview:
         if "expert_bytes_held" in main:
             held, whole = main["expert_bytes_held"], main["expert_bytes_of_model"]
             there = f" ({on_gpu} on the GPU)" if (on_gpu := main.get("gpu_experts")) else ""
-            experts = f"{main['local_experts']} of {main['experts_of_model']} experts{there}"
+            cached = f", and {more} remote ones in spare memory" if (more := main.get("cached_experts")) else ""
+            experts = f"{main['local_experts']} of {main['experts_of_model']} experts{there}{cached}"
             above.append(f"  holds {experts}: {size(held)}, {held / whole:.0%}; all else is on {_named(main['device'])}")
             above.append(f"  {_spent(main['spent'], sum(f['billed_ms'] for f in status['functions']))}")
     else:

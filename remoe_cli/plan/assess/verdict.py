@@ -328,8 +328,8 @@ def _with_drafts(problem: Problem) -> Iterator[str]:
         "ones share more experts, so calls are fewer"
     )
     yield (
-        f"The recorded answers would have taken {drafting.passes:.3g} passes for each token with such drafts, each of "
-        f"{drafting.mean_rows:.3g} rows in the mean; the plan assumes the same. The rows of a pass {routed}."
+        f"With such drafts the recorded answers would have taken {1 - drafting.passes:.1%} fewer passes, each of "
+        f"{drafting.mean_rows:.2f} rows in the mean; the plan assumes the same. The rows of a pass {routed}."
     )
 
 
