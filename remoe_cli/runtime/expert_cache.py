@@ -126,16 +126,18 @@ class ExpertCache:
 
     def _bring(self, layer: ExpertLayer, key: Key, function: RemoteFunction, leaving: Key | None) -> None:
         """Read an expert, in the thread for that. What fails several times ends all loading, and is said once."""
-        place = function.shard
+        place, before = function.shard, 0  # the reads of a shard's head, when it is opened, count too
         try:
             assert place is not None, "nobody knows where its shard is"
+            if place in self._opened:
+                before = self._opened[place].reads
             shard = self._opened[place] if place in self._opened else self._opened.setdefault(place, self.shard(place))
-            before = shard.reads
             tensors = shard.tensors(key[1])
             dtype = next(iter(layer.parameters().values())).dtype
             weights = {name: from_storage(tensors[name], dtype).unsqueeze(0) for name in tensors}
-            if (reads := shard.reads - before) > 0:
-                self._read.append(only_reads(function.name, reads))
+            read = shard.reads
+            self._note_reads(function, read - before)
+            before = read
             if leaving is not None:
                 del self.held[leaving]  # before, not after: both would take more memory than there is
             module = apart(layer.module, weights)
@@ -144,12 +146,18 @@ class ExpertCache:
             self._failures = 0
         except Exception as error:
             if place in self._opened:
-                self._opened.pop(place).close()  # the next time it is opened with credentials that are read again
+                shard = self._opened.pop(place)
+                shard.close()  # the next time it is opened with credentials that are read again
+                self._note_reads(function, shard.reads - before)
             self._failures += 1
             if self._failures < _FAILURES:
                 return
             where = f"expert {key[1]} of layer {key[0]}"
             _log.warning("No more experts are kept: %s could not be read (%s: %s).", where, type(error).__name__, redacted(str(error)))
+
+    def _note_reads(self, function: RemoteFunction, reads: int) -> None:
+        if reads > 0:
+            self._read.append(only_reads(function.name, reads))
 
 
 def cache_of(config: ServerConfig, remote: Mapping[int, Sequence[RemoteFunction]], shards: LastResort) -> ExpertCache | None:
