@@ -128,15 +128,15 @@ def test_nothing_is_loaded_after_three_failures_and_the_log_says_so(
     assert "OSError: no such shard" in said
 
 
-def test_every_read_of_s3_is_billed(engine: Engine, cache: ExpertCache) -> None:
-    """Also those of a shard's head, and of a read that failed."""
+def test_every_read_of_s3_is_billed_and_no_shard_stays_open(engine: Engine, cache: ExpertCache) -> None:
+    """Also reads of a shard's head, and of an expert that cannot be read."""
     opened: list[Reading] = []
 
     class Reading:
         """A shard in S3, of which the first one that is opened cannot be read to its end."""
 
         def __init__(self, shard: Shard) -> None:
-            self.shard, self.reads, self.fails = shard, 1, not opened
+            self.shard, self.reads, self.fails, self.closed = shard, 1, not opened, False
             opened.append(self)
 
         def tensors(self, expert: int) -> Mapping[str, Array]:
@@ -146,15 +146,15 @@ def test_every_read_of_s3_is_billed(engine: Engine, cache: ExpertCache) -> None:
             return self.shard.tensors(expert)
 
         def close(self) -> None:
-            pass
+            self.closed = True
 
     shard = cache.shard
     cache.shard = lambda place: Reading(shard(place))  # type: ignore[assignment,return-value]
     for expert in (4, 4, 5):
         cache.use(expert_layers(engine.model)[0], [expert])
         cache.settle()
-    assert len(cache.held) == 2 and [each.reads for each in opened] == [4, 7]
-    assert sum(call.reads for call in cache.reads()) == 11 and not cache.reads()
+    assert len(cache.held) == 2 and all(each.closed for each in opened)
+    assert sum(call.reads for call in cache.reads()) == 4 + 4 + 4 and not cache.reads()
 
 
 def test_what_is_saved_is_divided_like_what_is_billed() -> None:
