@@ -363,6 +363,7 @@ class ShardObject(Shard):
 
     def close(self) -> None:
         self._object.close()
+        os.close(self._file)  # what was read stays in the map
 
     def _fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._object.fetch(ranges, self._write)

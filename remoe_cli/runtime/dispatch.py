@@ -53,7 +53,7 @@ class Dispatcher:
     seen     called with each layer and the ids of the experts that its tokens chose
     filling  marks tokens of a pass that stand for nothing: no expert computes them. None: there are none
     policy   when functions are started ahead; None: never
-    called_s   when each function was called last, by `time.monotonic()`
+    called_s   when each function was called or started last, by `time.monotonic()`
     cache    has remote experts that are used as local ones; None: there is none
     deadline_s   when that is, by `time.monotonic()`: the latest of all requests that are being answered
     caller   makes the calls
@@ -130,8 +130,10 @@ class Dispatcher:
         Those that are probably still there are left out (start_ahead.py).
         """
         if self.policy is not None:
-            for function in chosen(self.remote, self.called_s, time.monotonic(), tokens, self.policy):
+            now_s, held = time.monotonic(), self.cache.held if self.cache else {}
+            for function in chosen(self.remote, self.called_s, now_s, tokens, self.policy, held):
                 self._ahead.begin(function, instances(function, tokens), likely_experts(function, tokens))
+                self.called_s[function.name] = now_s
 
     def _send(self, layer: ExpertLayer, rows: dict[int, Tensor]) -> Callable[[], dict[int, Tensor]]:
         dtype = next(iter(rows.values())).dtype

@@ -64,7 +64,6 @@ class ExpertCache:
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "cache"))
     _loading: Future[None] | None = None
     _read: list[Invocation] = field(default_factory=list)
-    _opened: dict[ShardPlace, Shard] = field(default_factory=dict)
     _failures: int = 0
 
     def use(self, layer: ExpertLayer, experts: Sequence[int]) -> dict[int, nn.Module]:
@@ -129,17 +128,17 @@ class ExpertCache:
         self._loading = self._pool.submit(self._bring, layer, key, function, leaving)
 
     def _bring(self, layer: ExpertLayer, key: Key, function: RemoteFunction, leaving: Key | None) -> None:
-        """Read an expert, in the thread for that. What fails several times ends all loading, and is said once."""
-        place = function.shard
+        """Read an expert, in the thread for that. What fails several times ends all loading, and is said once.
+
+        No shard stays open: one in S3 has threads, connections and credentials that end, and there may be hundreds of them.
+        """
+        shard = None
         try:
-            assert place is not None, "nobody knows where its shard is"
-            shard = self._opened[place] if place in self._opened else self._opened.setdefault(place, self.shard(place))
-            before = shard.reads
+            assert function.shard is not None, "nobody knows where its shard is"
+            shard = self.shard(function.shard)
             tensors = shard.tensors(key[1])
             dtype = next(iter(layer.parameters().values())).dtype
-            weights = {name: from_storage(tensors[name], dtype).unsqueeze(0) for name in tensors}
-            if (reads := shard.reads - before) > 0:
-                self._read.append(only_reads(function.name, reads))
+            weights = {name: from_storage(tensors[name], dtype).unsqueeze(0).clone() for name in tensors}
             if leaving is not None:
                 del self.held[leaving]  # before, not after: both would take more memory than there is
             module = apart(layer.module, weights)
@@ -147,13 +146,16 @@ class ExpertCache:
             self.held[key] = module
             self._failures = 0
         except Exception as error:
-            if place in self._opened:
-                self._opened.pop(place).close()  # the next time it is opened with credentials that are read again
             self._failures += 1
             if self._failures < _FAILURES:
                 return
             where = f"expert {key[1]} of layer {key[0]}"
             _log.warning("No more experts are kept: %s could not be read (%s: %s).", where, type(error).__name__, redacted(str(error)))
+        finally:
+            if shard is not None:
+                shard.close()
+                if shard.reads:
+                    self._read.append(only_reads(function.name, shard.reads))
 
 
 def cache_of(config: ServerConfig, remote: Mapping[int, Sequence[RemoteFunction]], shards: LastResort) -> ExpertCache | None:

@@ -31,12 +31,13 @@ class Job:
     begin     begins to answer it
     ended     called once, with its answer or why there is none
     client    who asks, as far as that is known
-    begun_s   when its turn came, by `time.monotonic()`
+    asked_s, begun_s   when it came, and when its turn came, by `time.monotonic()`
     """
 
     begin: Callable[[], Answering]
     ended: Callable[[Answer | Exception], None]
     client: str = ""
+    asked_s: float = field(default_factory=time.monotonic)
     begun_s: float = 0.0
 
 
@@ -44,8 +45,9 @@ class Job:
 class Scheduler:
     """Answers as many requests at once as the main function may.
 
-    Clients take turns: the next request is the oldest of the client with the fewest that are answered, and of these of the client whose
-    last turn is longest ago. So a client with many requests delays others by those that are answered, and not by those that wait.
+    Clients take turns: the next request is the oldest of the client with the fewest that are answered, and of these of the one that waits
+    longest, since its last turn ended or since it came. So a client with many requests delays others by those that are answered, and not by
+    those that wait; and none waits for ever while others come and go.
 
     thread   does one piece of work at a time
     main     the loaded main function
@@ -117,7 +119,7 @@ class Scheduler:
             if not self._waiting:
                 return None
             answered = Counter(job.client for job, _ in self._running.values())
-            job = min(self._waiting, key=lambda job: (answered[job.client], self._turns.get(job.client, 0.0)))
+            job = min(self._waiting, key=lambda job: (answered[job.client], max(job.asked_s, self._turns.get(job.client, 0.0))))
             self._waiting.remove(job)
             here = answered.keys() | {each.client for each in self._waiting}
             self._turns = {client: turn_s for client, turn_s in self._turns.items() if client in here} | {job.client: time.monotonic()}
@@ -128,13 +130,16 @@ class Scheduler:
         try:
             sequence = go()
         except StopIteration as end:
-            _tell(job, end.value)
+            ended: Answer | Exception = end.value
         except Exception as error:
-            _tell(job, error)
+            ended = error
         else:
             self._batch = self._batch or main.engine.batch()
             self._batch.add(sequence)
             self._running[sequence] = job, answering
+            return
+        self._turns[job.client] = time.monotonic()
+        _tell(job, ended)
 
     def _fail_all(self, error: Exception) -> None:
         """End all requests with an error, with the receipt of what each was billed."""

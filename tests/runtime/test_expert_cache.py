@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from remoe_cli.cages import Mechanism
+from remoe_cli.function.weights import Array, Shard
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.runtime.answer import Generated, Saved, together
@@ -125,6 +126,35 @@ def test_nothing_is_loaded_after_three_failures_and_the_log_says_so(
     assert made[0].token_ids == made[1].token_ids and len(tried) == 3
     (said,) = [record.message for record in caplog.records if "No more experts are kept" in record.message]
     assert "OSError: no such shard" in said
+
+
+def test_every_read_of_s3_is_billed_and_no_shard_stays_open(engine: Engine, cache: ExpertCache) -> None:
+    """Also reads of a shard's head, and of an expert that cannot be read."""
+    opened: list[Reading] = []
+
+    class Reading:
+        """A shard in S3, of which the first one that is opened cannot be read to its end."""
+
+        def __init__(self, shard: Shard) -> None:
+            self.shard, self.reads, self.fails, self.closed = shard, 1, not opened, False
+            opened.append(self)
+
+        def tensors(self, expert: int) -> Mapping[str, Array]:
+            self.reads += 3
+            if self.fails:
+                raise OSError("the connection broke")
+            return self.shard.tensors(expert)
+
+        def close(self) -> None:
+            self.closed = True
+
+    shard = cache.shard
+    cache.shard = lambda place: Reading(shard(place))  # type: ignore[assignment,return-value]
+    for expert in (4, 4, 5):
+        cache.use(expert_layers(engine.model)[0], [expert])
+        cache.settle()
+    assert len(cache.held) == 2 and all(each.closed for each in opened)
+    assert sum(call.reads for call in cache.reads()) == 4 + 4 + 4 and not cache.reads()
 
 
 def test_what_is_saved_is_divided_like_what_is_billed() -> None:

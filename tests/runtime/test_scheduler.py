@@ -61,6 +61,33 @@ def test_clients_take_turns(main: MainFunction, thread: ThreadPoolExecutor) -> N
     assert begun == ["many", "two", "one", "many", "two", "many", "many", "many", "many"]
 
 
+def test_who_asked_before_others_came_is_not_overtaken_by_each_of_them(main: MainFunction, thread: ThreadPoolExecutor) -> None:
+    """Clients that ask again after each answer are new ones each time: one that had a turn already would wait for ever."""
+    alone = replace(main, config=main.config.model_copy(update={"concurrency": 1}))
+    scheduler, begun, every, started = Scheduler(thread, lambda: alone), list[str](), threading.Semaphore(0), threading.Event()
+    request = Request(prompt_token_ids=PROMPT_IDS, max_new_tokens=1)
+
+    def begin(client: str) -> Answering:
+        started.wait()  # until all are there
+        begun.append(client)
+        return alone.answering(request, lambda piece: None, lambda: None)
+
+    def ask(client: str) -> None:
+        scheduler.submit(Job(partial(begin, client), partial(end, client), client))
+
+    def end(client: str, how: Answer | Exception) -> None:
+        if client != "twice" and len(begun) < 12:
+            threading.Timer(0.005, ask, (client,)).start()  # when another one has its turn
+        every.release()
+
+    for client in ("twice", "twice", "one", "two", "three"):
+        ask(client)
+    started.set()
+    while len(begun) < 12:
+        assert every.acquire(timeout=60)
+    assert begun[:1] == ["twice"] and "twice" in begun[1:6]
+
+
 def answers(main: MainFunction, thread: ThreadPoolExecutor, count: int) -> list[Answer | Exception]:
     """Ask for the same answer several times at once, and wait for all ends."""
     scheduler, ended, every = Scheduler(thread, lambda: main), [], threading.Event()

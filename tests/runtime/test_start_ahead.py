@@ -17,6 +17,7 @@ from remoe_cli.cages import Mechanism
 from remoe_cli.function.codec import Batch
 from remoe_cli.model.checkpoint import find
 from remoe_cli.runtime.calls import Caller
+from remoe_cli.runtime.dispatch import Dispatcher
 from remoe_cli.runtime.engine import Engine
 from remoe_cli.runtime.hedging import size_class
 from remoe_cli.runtime.invoke import Invocation
@@ -65,6 +66,25 @@ def test_a_start_that_may_be_in_vain_counts_by_its_chance() -> None:
     remote = {0: [], 1: [function("f", 0.5, start_usd=0.5, expert_usd=0.5)]}
     allowed = {most_usd: chosen(remote, {}, 0.0, 2, POLICY.model_copy(update={"most_usd": most_usd})) for most_usd in (0.2, 0.3)}
     assert not allowed[0.2] and allowed[0.3]  # a quarter of the prompts of 2 tokens do not need it
+
+
+def test_a_function_is_not_started_for_experts_that_are_kept_here() -> None:
+    """By layer and number. Of a deployment that does not tell the use of its experts nothing is started anyway."""
+    assert [f.name for f in chosen(REMOTE, {}, 1000.0, 8, POLICY, held={(4, 4)})] == ["often"]
+    assert [f.name for f in chosen(REMOTE, {}, 1000.0, 8, POLICY, held={(3, 4), (4, 7)})] == ["always"]
+    unknown = {2: [], 3: [replace(function("old"), use=())]}
+    assert chosen(unknown, {}, 1000.0, 8, POLICY, held={(3, 4)}) == []
+
+
+def test_what_was_started_is_not_started_again_by_the_next_request(endpoint: Endpoint) -> None:
+    """Although the request before has not called it: its prompt needed none of the experts, or it was cancelled."""
+    endpoint.script = [ok(init=50.0, body=b"{}")]
+    with ThreadPoolExecutor(2) as pool:
+        dispatcher = Dispatcher(endpoint.client, {}, REMOTE, pool, policy=POLICY)
+        for _ in range(2):
+            dispatcher.start_ahead(8)
+            dispatcher.settle()
+    assert sorted(path.split("/")[3] for path, _, _ in endpoint.requests) == ["always", "often"]
 
 
 def test_experts_are_read_that_a_prompt_will_probably_need() -> None:
