@@ -23,6 +23,7 @@ import numpy as np
 from . import ENTERED_S
 from .codec import Batch, FrameError, from_wire, origin_of, pack, to_wire, unpack
 from .deadline import refuse_late
+from .errors import WeightsError
 from .expert_ffn import Array
 from .ready import ReadyExperts, form_of, room_bytes
 from .weights import open_shard
@@ -110,14 +111,24 @@ def handle(event: Any, context: Any) -> bytes | str | dict[str, Any]:
             case str():
                 return to_wire(_answer(from_wire(f'"{event}"'.encode()), left_s))[1:-1].decode()
             case {"health": True}:
-                with _counted():
-                    _shard.bring([int(expert) for expert in event.get("bring", ())])
+                _bring_ahead([int(expert) for expert in event.get("bring", ())])
                 return _health()
             case {"end": True}:
                 os._exit(1)  # a tidy end would be reported as an error of this event, and the process would go on
         raise FrameError("event is neither a frame nor a request for health or for the end")
     finally:
         _log_reads()
+
+
+def _bring_ahead(experts: list[int]) -> None:
+    """Read experts before they are asked for. One that cannot be read fails the calls that need it, and not the start."""
+    try:
+        with _counted():
+            _shard.bring(experts)
+    except Exception as error:
+        if type(error) is WeightsError:  # an expert that is not this function's: the request is wrong
+            raise
+        print(f"remoe: experts could not be read ahead: {type(error).__name__}: {error}", flush=True)
 
 
 def _log_reads() -> None:

@@ -10,6 +10,7 @@ not use oneDNN.
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 _TRIED_ROWS = (1, 3, 8, 64)
 _known: dict[tuple[torch.Size, bool], bool] = {}  # by size of a weight, and whether there is a bias
+_sources: dict[type[nn.Module], str] = {}
 # Kept off the modules: a copy of a module with other weights must not compute with these.
 _experts: WeakKeyDictionary[nn.Module, dict[str, list[Tensor]]] = WeakKeyDictionary()
 _ATTRIBUTES: tuple[str, list[float], str] = ("none", [], "")  # nothing is done with the product
@@ -51,20 +53,35 @@ def product(x: Tensor, blocked: Tensor, bias: Tensor | None = None) -> Tensor:
 def block_weights(model: nn.Module, experts: Iterable[nn.Module]) -> None:
     """Put the weights of a model's linear layers and of its experts modules into blocks, in place.
 
-    Only those on the CPU, and where this changes no bit. Weights that another module uses too, such as an embedding, stay as they are.
+    Only those on the CPU, and where this changes no bit. Weights that another module uses too, such as an embedding, stay as they are, and
+    so do those that the code of the module around looks at itself.
     What is in blocks is this process's own memory, and no longer its file's. A second call changes nothing.
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
     modules = list(model.modules())
     uses = Counter(id(weight) for module in modules for weight in module.parameters(recurse=False))
+    looked_at = {id(child) for module in modules for name, child in module.named_children() if f"self.{name}.weight" in _source(module)}
     for module in modules:
-        if type(module) is nn.Linear and uses[id(module.weight)] == 1 and _same(module.weight, module.bias):
+        if type(module) is not nn.Linear or uses[id(module.weight)] > 1 or id(module) in looked_at:
+            continue
+        if _same(module.weight, module.bias):
             blocked = _reordered(module.weight)
             del module._parameters["weight"]
             module.__class__, module.blocked = BlockedLinear, blocked
     for module in experts:
         _block_experts(module)
+
+
+def _source(module: nn.Module) -> str:
+    """Return the code of a module's class; empty where it has none that can be read."""
+    kind = type(module)
+    if kind not in _sources:
+        try:
+            _sources[kind] = inspect.getsource(kind)
+        except (OSError, TypeError):
+            _sources[kind] = ""
+    return _sources[kind]
 
 
 def _block_experts(module: Any) -> None:

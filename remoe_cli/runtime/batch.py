@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -53,7 +52,6 @@ class Batch:
     decoding: list[TokenSequence] = field(default_factory=list)
     cache: Cache | None = None
     _since_s: float = 0.0
-    _rows: dict[str, list[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.reading) + len(self.decoding)
@@ -233,7 +231,8 @@ class Batch:
             places = torch.arange(width, device=self.model.device)
             dispatcher.filling = (places >= torch.tensor(tokens, device=self.model.device).unsqueeze(1)).reshape(-1, 1)
         chosen: list[tuple[int, Array]] = []
-        dispatcher.seen = partial(self._see, sequences, chosen)
+        # A copy: the next layer may use the same memory.
+        dispatcher.seen = lambda layer, ids: chosen.append((layer, ids.copy()))
         try:
             with full_memory_named(_PLAN_LONGER):
                 yield chosen
@@ -245,34 +244,34 @@ class Batch:
             if crowded:
                 for each in (*sequences, *self.reading, *self.decoding):
                     each.crowded = True
-            self._bill(sequences, tokens)
+            self._bill(sequences, tokens, chosen)
 
-    def _bill(self, sequences: Sequence[TokenSequence], tokens: Sequence[int] = (1,)) -> None:
-        """Divide calls by rows, and time by the tokens that each sequence has in the pass."""
+    def _bill(self, sequences: Sequence[TokenSequence], tokens: Sequence[int] = (1,), chosen: Sequence[tuple[int, Array]] = ()) -> None:
+        """Divide calls by rows, and time by the tokens that each sequence has in the pass; `chosen` is what these have chosen."""
         now_s = time.perf_counter()
         for each, count in zip(sequences, tokens, strict=True):
             each.main_s += (now_s - self._since_s) * count / sum(tokens)
         self._since_s = now_s
         for each, saved in zip(sequences, divide_saved(self.dispatcher.take_saved(), [each.owed for each in sequences]), strict=True):
             each.saved += saved
+        sent = self._sent(len(sequences), chosen) if len(sequences) > 1 else {}
         for call in self.dispatcher.take():
-            rows = self._rows.get(call.function, [0] * len(sequences))
+            rows = sent.get(call.function, [0] * len(sequences))
             parts = [call] if len(sequences) == 1 else divide_call(call, rows, [each.owed for each in sequences])
             for each, part, mine in zip(sequences, parts, rows, strict=True):
                 if mine or not any(rows):
                     each.invocations.append(call)
                     each.parts.append(part)
-        self._rows.clear()
 
-    def _see(self, sequences: Sequence[TokenSequence], chosen: list[tuple[int, Array]], layer: int, ids: Array) -> None:
-        """Keep what the tokens of a pass chose in a layer, and count the rows that each sequence sends to its functions.
-
-        Shapes: ids [tokens, k], those of one sequence after those of another, which has as many.
-        """
-        chosen.append((layer, ids.copy()))  # the next layer may use the same memory
-        if len(sequences) > 1:
+    def _sent(self, sequences: int, chosen: Sequence[tuple[int, Array]]) -> dict[str, list[int]]:
+        """Count the rows that each sequence of a pass has sent to each function: those of experts that were not at hand."""
+        sent: dict[str, list[int]] = {}
+        for layer, ids in chosen:
+            at_hand = self.dispatcher.at_hand.get(layer, ())
             for function in self.dispatcher.remote.get(layer, ()):
-                self._rows[function.name] = np.isin(ids, function.experts).reshape(len(sequences), -1).sum(axis=1).tolist()
+                experts = [expert for expert in function.experts if expert not in at_hand]
+                sent[function.name] = np.isin(ids, experts).reshape(sequences, -1).sum(axis=1).tolist()
+        return sent
 
 
 def _filled(tokens: list[int], width: int) -> list[int]:

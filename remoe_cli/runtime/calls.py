@@ -66,6 +66,7 @@ class Call:
     ended        the others
     retry_at_s   when it is tried again, after a failure
     after        the start of its function, which its tries wait for (start_ahead.py)
+    abandoned    nobody waits for its tries any more
     """
 
     layer: int
@@ -82,6 +83,7 @@ class Call:
     hedges: int = 0
     retry_at_s: float | None = None
     renewed: bool = False
+    abandoned: bool = False
     answer: Batch | None = None
 
     @property
@@ -313,6 +315,7 @@ class Caller:
         return made
 
     def _abandon(self, call: Call) -> None:
+        call.abandoned = True
         self._late |= dict.fromkeys(call.running, call)
         call.running = {}
 
@@ -333,7 +336,7 @@ def _try(client: Any, call: Call, end_first: bool) -> Tried:
     name = call.function.name
     if call.after is not None:
         wait_for([call.after])
-        if call.answer is not None:  # it was computed by the main function meanwhile
+        if call.abandoned:  # nobody waits for it any more
             return Tried(())
     before = (end_instance(client, name),) if end_first else ()
     made = attempt(client, name, call.body)

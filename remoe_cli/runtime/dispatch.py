@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
@@ -55,6 +55,7 @@ class Dispatcher:
     policy   when functions are started ahead; None: never
     called_s   when each function was called or started last, by `time.monotonic()`
     cache    has remote experts that are used as local ones; None: there is none
+    at_hand  hidden layer -> remote experts of the last pass that the cache had
     deadline_s   when that is, by `time.monotonic()`: the latest of all requests that are being answered
     caller   makes the calls
     """
@@ -73,6 +74,7 @@ class Dispatcher:
     policy: StartPolicy | None = None
     called_s: dict[str, float] = field(default_factory=dict)
     cache: ExpertCache | None = None
+    at_hand: dict[int, Collection[int]] = field(default_factory=dict)
     _saved: Saved = NOTHING_SAVED
     _exchange: Exchange = field(default_factory=Exchange)
     _under_way: dict[Future[Any], str] = field(default_factory=dict)
@@ -140,6 +142,7 @@ class Dispatcher:
         stored = str(dtype).removeprefix("torch.")
         cache = self.cache
         here = cache.use(layer, list(rows)) if cache else {}
+        self.at_hand[layer.layer] = here.keys()
         batches: list[tuple[RemoteFunction, Batch]] = []
         for function in self.remote[layer.layer]:
             there = {e: to_storage(rows[e]) for e in function.experts if e in rows and e not in here}

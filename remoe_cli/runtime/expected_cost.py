@@ -155,7 +155,7 @@ def _curves(latency: Latency) -> Latency:
     def timing(of: Timing | None) -> Timing | None:
         return of and of.model_copy(update={"points": (), "residuals": (), "errors": {}})
 
-    names = ("local_expert", "remote_expert", "unquantised_expert", "gpu_expert")
+    names = ("local_expert", "remote_expert", "packed_expert", "unquantised_expert", "gpu_expert")
     invocation = latency.invocation and latency.invocation.model_copy(update={"samples": ()})
     update = {name: timing(getattr(latency, name)) for name in names} | {"nonexpert_layers": None, "invocation": invocation}
     return latency.model_copy(update=update)

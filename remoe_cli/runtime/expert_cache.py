@@ -27,6 +27,7 @@ from remoe_cli.model.gpu_experts import apart
 from remoe_cli.plan.cost.prices import calls_usd
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import NOTHING_SAVED, Saved
+from remoe_cli.runtime.at_once import available_bytes
 from remoe_cli.runtime.hedging import size_class
 from remoe_cli.runtime.invoke import Invocation, only_reads
 from remoe_cli.runtime.last_resort import LastResort, ShardPlace
@@ -34,6 +35,7 @@ from remoe_cli.runtime.remote_function import RemoteFunction
 from remoe_cli.runtime.server_config import ServerConfig
 
 _CLEARLY = 1.5
+_FREE_SHARE = 0.5  # of the memory that is free when the model is loaded: KV caches need some too
 _FAILURES = 3  # in a row, after which nothing is loaded any more
 _AGE = 256  # uses of each remote expert in the mean, after which all counts are halved
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
@@ -159,16 +161,24 @@ class ExpertCache:
 
 
 def cache_of(config: ServerConfig, remote: Mapping[int, Sequence[RemoteFunction]], shards: LastResort) -> ExpertCache | None:
-    """Make the cache of a main function; None, which the log says, where its plan has no memory for it."""
-    if not config.spare_experts or not remote:
-        _log.warning("No experts are kept in spare memory: the plan's main function has no room beside its longest requests.")
+    """Make the cache of a main function, of at most half of the memory that is free; None, which the log says, where it has no room."""
+    room = min(config.spare_experts, int(_FREE_SHARE * available_bytes() // config.spec.expert_bytes))
+    if not room or not remote:
+        why = (
+            "it has no expert functions"
+            if not remote
+            else "this machine has no memory for them"
+            if config.spare_experts
+            else "the plan's main function has no room beside its longest requests, or an earlier version of remoe has deployed it"
+        )
+        _log.warning("No experts are kept in spare memory: %s.", why)
         return None
     money = config.prices
 
     def usd(function: str, memory_mb: int, billed_ms: float) -> float:
         return calls_usd(money.function, memory_mb, money.storage_mb.get(function, 0.0), [billed_ms], 1)
 
-    return ExpertCache(remote, config.spare_experts, shards.shard, usd)
+    return ExpertCache(remote, room, shards.shard, usd)
 
 
 def saved_of(cache: ExpertCache | None, function: RemoteFunction, rows: Mapping[int, Tensor], held: Mapping[int, nn.Module]) -> Saved:

@@ -80,6 +80,8 @@ def load(
         engine.dispatcher.caller.last_resort = last_resort
         if config.cache_experts and last_resort:
             engine.dispatcher.cache = cache_of(config, functions, last_resort)
+        elif config.cache_experts:
+            _log.warning("No experts are kept in spare memory: nothing says where the shards are ($REMOE_SHARDS).")
     except Exception as error:
         attach(error, failed_receipt(config.prices, 0.0, (), Loading(seconds=time.perf_counter() - begun_s, reads=reads), sent))
         raise

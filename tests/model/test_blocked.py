@@ -66,6 +66,14 @@ def test_other_types_and_shared_weights_stay_as_they_are() -> None:
     assert tied.lm_head.weight is tied.get_input_embeddings().weight
 
 
+def test_weights_that_the_code_around_looks_at_stay_as_they_are() -> None:
+    """They would be put together from blocks in every pass."""
+    model: Any = build("jamba", torch.bfloat16)
+    _block(model)
+    assert type(model.model.layers[0].mamba.dt_proj) is nn.Linear
+    assert isinstance(model.model.layers[0].mamba.x_proj, BlockedLinear) == HERE
+
+
 def test_a_product_with_other_bits_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     product = blocked.product
     monkeypatch.setattr(blocked, "_known", {})

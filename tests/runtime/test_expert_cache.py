@@ -6,7 +6,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,9 +16,10 @@ from remoe_cli.cages import Mechanism
 from remoe_cli.function.weights import Array, Shard
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import expert_layers
+from remoe_cli.runtime import expert_cache
 from remoe_cli.runtime.answer import Generated, Saved, together
 from remoe_cli.runtime.engine import Engine
-from remoe_cli.runtime.expert_cache import ExpertCache
+from remoe_cli.runtime.expert_cache import ExpertCache, cache_of
 from remoe_cli.runtime.last_resort import LastResort, ShardPlace
 from remoe_cli.runtime.receipt import make_receipt
 from remoe_cli.runtime.shares import Owed, divide_saved
@@ -106,6 +109,30 @@ def test_an_expert_gives_its_place_to_one_that_is_used_clearly_more(engine: Engi
         cache.settle()
         held += [expert for _, expert in cache.held]
     assert held == [4, 4, 4, 4, 4, 4, 5, 5], "5 has to be used more than half as often again as 4"
+
+
+def test_a_batch_pays_calls_by_the_rows_that_were_sent(engine: Engine) -> None:
+    """One sequence's expert is at hand: it sends nothing, and pays nothing."""
+    batch = engine.batch()
+    (layer, (function, *_)) = next(iter(engine.dispatcher.remote.items()))
+    first, second = function.experts[:2]
+    chosen = [(layer, np.array([[first], [second]]))]
+    assert batch._sent(2, chosen)[function.name] == [1, 1]
+    engine.dispatcher.at_hand[layer] = {first}
+    assert batch._sent(2, chosen)[function.name] == [0, 1]
+
+
+def test_no_more_is_kept_than_half_of_the_free_memory(
+    engine: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(spare_experts=10, spec=SimpleNamespace(expert_bytes=1000), prices=None)
+    for free, room in ((9_000, 4), (1_000_000, 10)):
+        monkeypatch.setattr(expert_cache, "available_bytes", lambda free=free: free)
+        made = cache_of(config, engine.dispatcher.remote, LastResort("shards"))  # type: ignore[arg-type]
+        assert made is not None and made.room == room
+    monkeypatch.setattr(expert_cache, "available_bytes", lambda: 100)
+    assert cache_of(config, engine.dispatcher.remote, LastResort("shards")) is None  # type: ignore[arg-type]
+    assert "this machine has no memory for them" in caplog.text
 
 
 def test_nothing_is_loaded_after_three_failures_and_the_log_says_so(

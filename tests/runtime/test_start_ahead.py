@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 
 import numpy as np
 import pytest
@@ -172,3 +172,15 @@ def test_the_later_layers_start_at_once_and_every_start_is_billed_once(twin: Eng
     assert [call.init_ms for call in cold.invocations if call.after_start] == [None, None]
     receipt = make_receipt(warm, PRICES)
     assert (receipt.starts_ahead, receipt.cold_starts) == (0, 0) and "starts_ahead" not in receipt.model_dump_json()
+
+
+def test_a_call_that_nobody_waits_for_is_not_sent(endpoint: Endpoint) -> None:
+    """Its pass has failed while its function started."""
+    endpoint.script, start = [ok()], Future[Invocation]()
+    with ThreadPoolExecutor(1) as pool:
+        caller = Caller(endpoint.client, pool, [])
+        caller.begin(4, REMOTE[4][0], BATCH, time.monotonic(), after=start)
+        ends = Timer(0.1, start.set_result, [None])
+        ends.start()
+        caller.settle(None)
+    assert not endpoint.requests
