@@ -66,11 +66,11 @@ def best_form(whole: Problem, request: PlanRequest) -> tuple[Problem, Chosen, Ba
     No plan in one form is better than the least bound.
     The exact solver looks for a plan in another form only below the value of the best so far.
 
-    Raises: where no form has a plan, what `_holding` raises for the first.
+    Raises: where no form has a plan, what `_holding` raises for the one that is nearest to its limits.
     """
     compare = cache(lambda speculate: baselines(whole.with_drafts(speculate), request.aim))
     best: tuple[Problem, Chosen, Baselines] | None = None
-    first: InfeasibleError | OverBudgetError | None = None
+    failed: list[InfeasibleError | OverBudgetError] = []
     for form in forms_of(whole):
         try:
             if best is not None and best[1].method == "exact":
@@ -82,14 +82,14 @@ def best_form(whole: Problem, request: PlanRequest) -> tuple[Problem, Chosen, Ba
                     continue
             one = _holding(form, request, compare)
         except (InfeasibleError, OverBudgetError) as error:
-            first = first or error
+            failed.append(error)
             continue
         if best is not None:
             better, other = sorted((best, one), key=lambda found: request.aim.value(evaluate(found[0], found[1].placement)))
             one = better[0], _within(better[1], other[1]), better[2]
         best = one
     if best is None:
-        raise first or RuntimeError("a problem has no form")
+        raise _nearest(failed)
     return best
 
 
