@@ -290,7 +290,7 @@ def _frontier(document: dict[str, Any], made: Plan, read: Any, prices: Any, requ
     from remoe_cli.report.plan import draw_frontier
 
     with output.progress("Plans of the frontier") as progress:
-        points = frontier(read, prices, request, progress, made.speculate)
+        points = frontier(read.in_form(made.model.packed), prices, request, progress, made.speculate)
     picture = _picture(out)
     draw_frontier(points, made, picture)
     document |= {"frontier": [point._asdict() for point in points], "frontier_picture": str(picture)}

@@ -66,11 +66,11 @@ def best_form(whole: Problem, request: PlanRequest) -> tuple[Problem, Chosen, Ba
     No plan in one form is better than the least bound.
     The exact solver looks for a plan in another form only below the value of the best so far.
 
-    Raises: where no form has a plan, what `_holding` raises for the first.
+    Raises: where no form has a plan, what `_holding` raises for the one that is nearest to its limits.
     """
     compare = cache(lambda speculate: baselines(whole.with_drafts(speculate), request.aim))
     best: tuple[Problem, Chosen, Baselines] | None = None
-    first: InfeasibleError | OverBudgetError | None = None
+    failed: list[InfeasibleError | OverBudgetError] = []
     for form in forms_of(whole):
         try:
             if best is not None and best[1].method == "exact":
@@ -82,15 +82,21 @@ def best_form(whole: Problem, request: PlanRequest) -> tuple[Problem, Chosen, Ba
                     continue
             one = _holding(form, request, compare)
         except (InfeasibleError, OverBudgetError) as error:
-            first = first or error
+            failed.append(error)
             continue
         if best is not None:
-            better, other = sorted((best, one), key=lambda found: request.aim.value(evaluate(found[0], found[1].placement)))
+            better, other = sorted((best, one), key=lambda found: _rank(found[0], found[1], request.aim))
             one = better[0], _within(better[1], other[1]), better[2]
         best = one
     if best is None:
-        raise first or RuntimeError("a problem has no form")
+        raise _nearest(failed)
     return best
+
+
+def _rank(problem: Problem, chosen: Chosen, aim: Aim) -> tuple[bool, float]:
+    """Order choices: first those that meet the targets, which a given placement need not do, then by value."""
+    outcome = evaluate(problem, chosen.placement)
+    return not meets(aim, outcome), aim.value(outcome)
 
 
 def _within(chosen: Chosen, other: Chosen) -> Chosen:
@@ -122,10 +128,8 @@ def _holding(problem: Problem, request: PlanRequest, compare: _Compare) -> tuple
 def _choose(problem: Problem, request: PlanRequest) -> Chosen:
     if request.placement_file is not None:
         placement = read_placement(request.placement_file, problem)
-        return min(
-            (Chosen(placement, "given", None, False, speculate=each) for each in problem.depths or (problem.speculate,)),
-            key=lambda one: request.aim.value(evaluate(problem.with_drafts(one.speculate), placement)),
-        )
+        given = (Chosen(placement, "given", None, False, speculate=one) for one in problem.depths or (problem.speculate,))
+        return min(given, key=lambda one: _rank(problem.with_drafts(one.speculate), one, request.aim))
     if request.remote_share is not None:
         return replace(_forced(problem, request, request.remote_share), bound=_exact(problem, request).bound)
     if request.solver == "exact":

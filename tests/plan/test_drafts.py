@@ -270,3 +270,16 @@ def test_planner_and_verifier_draw_the_same_steps(profile: Profile) -> None:
         for layer in range(2):
             rows = steps.drawn(inputs, layer, inputs.layers[layer], requests)
             assert np.array_equal(rows.T, problem.step_rows(layer))
+
+
+def test_a_given_placement_has_drafts_that_meet_the_targets(tmp_path: Path) -> None:
+    """Where the cheapest length of drafts misses a target, a dearer one that meets it is chosen."""
+    made = synthetic_profile(tmp_path / "plain", experts=8, skew=3.0, expert_mb=95, main_vcpus=1)
+    profile, given = with_answers(made, 0.6, tmp_path / "answers"), tmp_path / "given.json"
+    prices = tiny_catalog(memory_menu_mb=[128, 256, 512, 1024], warm_unbilled_s=2e-3, warm_billed_s=7e-4)
+    options: dict[str, Any] = {"n_in": 20, "n_out": 60}
+    given.write_text(json_text(plan_of(profile, prices, remote_share=0.5, **options)))
+    options |= {"placement_file": given}
+    cheapest, fast = (plan_of(profile, prices, speculate=one, **options) for one in ("auto", 10))
+    assert cheapest.tpot_s > 1.05 * fast.tpot_s
+    assert plan_of(profile, prices, speculate="auto", tpot_s=fast.tpot_s, **options).tpot_s <= fast.tpot_s

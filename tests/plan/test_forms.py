@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from remoe_cli.cli.plan_make import _frontier
+from remoe_cli.errors import InfeasibleError, OverBudgetError
 from remoe_cli.model.stored import StoredWeights
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.problem.request import problem_of
+from remoe_cli.plan.problem.request import PlanRequest, problem_of
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.record import Profile, packed_form
@@ -86,3 +90,25 @@ def test_a_plan_in_one_form_where_the_other_has_none(made: Profile) -> None:
     small = tiny_catalog(memory_menu_mb=[128, 180])
     plan = plan_of(of(made, 20.0), small, remote_share=0.5, **OPTIONS)
     assert plan.model.packed and any(layer.remote for layer in plan.layers) and verify(plan, of(made, 20.0), small) == ()
+
+
+@pytest.mark.parametrize("limit", ["tpot_s", "budget_usd"])
+def test_what_is_impossible_is_so_in_both_forms(made: Profile, limit: str) -> None:
+    """What a refusal says to be the least suffices, and is that of the form that has less."""
+    profile, options = of(made, 0.6), OPTIONS | {"remote_share": 1.0}
+    best = plan_of(profile, CATALOG, objective="tpot" if limit == "tpot_s" else "cost", **options)
+    least = best.tpot_s if limit == "tpot_s" else best.cost_usd_per_request
+    assert best.model.packed
+    with pytest.raises((InfeasibleError, OverBudgetError)) as refused:
+        plan_of(profile, CATALOG, **options | {limit: 0.9 * least})
+    said = float(re.findall(r"least TPOT is (\S+) s|cheapest costs (\S+) USD", refused.value.message)[0][limit != "tpot_s"])
+    assert said == pytest.approx(least, rel=2e-3)
+
+
+def test_the_frontier_has_the_form_of_its_plan(made: Profile, tmp_path: Path) -> None:
+    profile = of(made, 0.6)
+    plan = plan_of(profile, CATALOG, **OPTIONS)
+    assert plan.model.packed
+    document: dict[str, Any] = {}
+    _frontier(document, plan, profile, CATALOG, PlanRequest(examine=False, **OPTIONS), tmp_path / "plan.json")
+    assert document["frontier"][-1]["cost_usd"] == pytest.approx(plan.cost_usd_per_request, rel=2e-3)
