@@ -43,7 +43,7 @@ def command(
     refuse_foreign(out)
     place, asked = pick(target, region, profile), since_of(since)
     deployed = place.deployed_plan(name)
-    from remoe_cli.plan.problem.request import inputs_of, problem_of
+    from remoe_cli.plan.problem.request import inputs_of, make_problem, problem_of, request_of
     from remoe_cli.usage.again import again
     from remoe_cli.usage.refit import refit, refuse_old
 
@@ -62,7 +62,8 @@ def command(
     with output.progress("Planning again"):
         compared, why_none = None, ""
         try:
-            compared = again(plan, problem_of(plan, made.profile, catalog))
+            whole = make_problem(made.profile, catalog, request_of(plan))
+            compared = again(plan, problem_of(plan, made.profile, catalog), whole)
         except (InfeasibleError, OverBudgetError) as error:
             why_none = error.message
     sentence, times = verdict(compared, why_none), _times(old.record.latency, made.profile.record.latency)
@@ -101,7 +102,7 @@ def _loading_remark(starts: int) -> list[str]:
         return []
     return [
         f"{starts} more functions started while the main function was loaded, and are not counted: so many at once "
-        "share what they start on, such as the cores of one machine, and a request starts those of one layer after another."
+        "share what they start on, such as the cores of one machine, and a request starts only those that it will probably need."
     ]
 
 

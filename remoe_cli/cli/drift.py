@@ -33,7 +33,7 @@ def command(
     """
     place, asked = pick(target, region, profile), since_of(since)
     deployed = place.deployed_plan(name)
-    from remoe_cli.plan.problem.request import inputs_of, problem_of
+    from remoe_cli.plan.problem.request import inputs_of, make_problem, problem_of, request_of
     from remoe_cli.usage.again import again
     from remoe_cli.usage.drift import drift, served_routing
     from remoe_cli.usage.served import with_routing
@@ -48,8 +48,9 @@ def command(
     with output.progress("Planning for the served routing"):
         compared, why_none = None, ""
         try:
-            problem = with_routing(problem_of(plan, recorded, catalog), *(phase.sum(axis=0) for phase in served.phases))
-            compared = again(plan, problem)
+            phases = [phase.sum(axis=0) for phase in served.phases]
+            own, whole = problem_of(plan, recorded, catalog), make_problem(recorded, catalog, request_of(plan))
+            compared = again(plan, with_routing(own, *phases), with_routing(whole, *phases))
         except (InfeasibleError, OverBudgetError) as error:
             why_none = error.message
     found = made.whole.is_drift

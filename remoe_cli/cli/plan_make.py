@@ -188,7 +188,7 @@ def command(
     """
     from remoe_cli.artifacts import made_as, write_json
     from remoe_cli.errors import RemoeError, UsageError
-    from remoe_cli.model.draft import speculate_of
+    from remoe_cli.model.draft import AUTO_TOKENS, speculate_of
     from remoe_cli.owned import refuse_file
     from remoe_cli.plan.build import make_plan
     from remoe_cli.plan.catalog.catalog import read_catalog
@@ -236,7 +236,7 @@ def command(
         routing=_routing(read, data, field, solver.value),
         time_limit_s=time_limit,
         concurrency=concurrency,
-        speculate=speculate_of(speculate),
+        speculate=speculate_of(speculate, AUTO_TOKENS),
     )
     with output.progress("Solving"):
         made = make_plan(read, prices, request)

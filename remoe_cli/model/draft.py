@@ -35,7 +35,7 @@ def is_off(speculate: object) -> bool:
     return speculate == "off"
 
 
-def speculate_of(text: str) -> Speculate:
+def speculate_of(text: str, most: int = MOST_TOKENS) -> Speculate:
     """Read the option --speculate; raises UsageError for what is none of its values.
 
     >>> speculate_of("auto"), speculate_of("8")
@@ -43,9 +43,9 @@ def speculate_of(text: str) -> Speculate:
     """
     if text in _WORDS:
         return _WORDS[text]
-    if text.isascii() and text.isdecimal() and len(text) < 4 and 1 <= int(text) <= MOST_TOKENS:
+    if text.isascii() and text.isdecimal() and len(text) < 4 and 1 <= int(text) <= most:
         return int(text)
-    raise UsageError(f"--speculate is {text!r:.100}, not 'auto', 'off' or a number of tokens.", f"Numbers are 1 to {MOST_TOKENS}.")
+    raise UsageError(f"--speculate is {text!r:.100}, not 'auto', 'off' or a number of tokens.", f"Numbers are 1 to {most}.")
 
 
 def lookup(tokens: Sequence[int], most: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,14 +93,18 @@ def check_prompt(tokenizer: Any, prompt: Prompt) -> None:
             _apply_template(tokenizer, prompt, tokenize=False)
 
 
-def refuse_unknown(ids: Sequence[Sequence[int]], model: PreTrainedModel) -> None:
-    """Raise ModelError for token ids that a model has no embeddings for: its tokenizer is another model's."""
+def known(ids: list[list[int]], model: PreTrainedModel) -> list[list[int]]:
+    """Return token ids of prompts; raise ModelError for those that the model has no embeddings for.
+
+    Its tokenizer is another model's then.
+    """
     rows = int(model.get_input_embeddings().weight.shape[0])
     if (largest := max(map(max, ids))) >= rows:
         raise ModelError(
             f"The tokenizer makes the token {largest} of a prompt, and the model has embeddings for {rows} tokens.",
             "Put the tokenizer of this model into its folder.",
         )
+    return ids
 
 
 def content_ids(tokenizer: Any, prompt: Prompt, limit: int | None = None) -> list[int]:

@@ -53,7 +53,7 @@ def best_placement(problem: Problem, request: PlanRequest) -> Priced:
 
     Raises: InfeasibleError when no plan meets the limits.
     """
-    problem, chosen, _ = _holding(problem, request, lambda speculate: baselines(problem.with_drafts(speculate), request.aim))
+    problem, chosen, _ = best_form(problem, request)
     return Priced(chosen.placement, evaluate(problem, chosen.placement))
 
 
@@ -64,23 +64,24 @@ def best_form(whole: Problem, request: PlanRequest) -> tuple[Problem, Chosen, Ba
     """Choose a placement for each form of experts, and keep the best.
 
     No plan in one form is better than the least bound.
-    The exact solver looks for a plan in another form only below the value of the best so far.
+    The exact solver looks for a plan in another form only below the value of the best so far. The time limit is for all forms.
 
     Raises: where no form has a plan, what `_holding` raises for the one that is nearest to its limits.
     """
     compare = cache(lambda speculate: baselines(whole.with_drafts(speculate), request.aim))
     best: tuple[Problem, Chosen, Baselines] | None = None
     failed: list[InfeasibleError | OverBudgetError] = []
+    until_s = time.monotonic() + request.time_limit_s
     for form in forms_of(whole):
         try:
             if best is not None and best[1].method == "exact":
                 known = request.aim.value(evaluate(best[0], best[1].placement))
                 beat = Solution(best[1].placement.bought, best[1].placement.layers, known, 0.0, False)
-                beaten = _exact(form, request, beat)
+                beaten = _exact(form, _until(request, until_s), beat)
                 if beaten.is_beaten:
                     best = best[0], _within(best[1], beaten), best[2]
                     continue
-            one = _holding(form, request, compare)
+            one = _holding(form, _until(request, until_s), compare)
         except (InfeasibleError, OverBudgetError) as error:
             failed.append(error)
             continue
@@ -91,6 +92,11 @@ def best_form(whole: Problem, request: PlanRequest) -> tuple[Problem, Chosen, Ba
     if best is None:
         raise _nearest(failed)
     return best
+
+
+def _until(request: PlanRequest, until_s: float) -> PlanRequest:
+    """Leave a request the time that is left until then, by `time.monotonic()`; a second at least."""
+    return replace(request, time_limit_s=max(1.0, until_s - time.monotonic()))
 
 
 def _rank(problem: Problem, chosen: Chosen, aim: Aim) -> tuple[bool, float]:
@@ -154,8 +160,11 @@ def _choose(problem: Problem, request: PlanRequest) -> Chosen:
 
 
 def _forced(problem: Problem, request: PlanRequest, remote_share: float) -> Chosen:
+    until_s = time.monotonic() + request.time_limit_s
+
     def choose(part: Problem) -> Chosen:
-        return _of(solve_or_diagnose(part, forced_sets(part, remote_share), request.aim, request.time_limit_s, None), "forced")
+        left_s = _until(request, until_s).time_limit_s
+        return _of(solve_or_diagnose(part, forced_sets(part, remote_share), request.aim, left_s, None), "forced")
 
     return _best_part(problem, request.aim, choose)
 
@@ -193,9 +202,8 @@ def _exact(problem: Problem, request: PlanRequest, beat: Solution | None = None)
     best, owner = _start(parts, aim) if beat is None else (beat, None)
     bounds, timed_out = list[float](), False
     for part in parts:
-        left_s = max(1.0, until_s - time.monotonic())
         try:
-            solution = solve_or_diagnose(part, candidate_sets(part), aim, left_s, best)
+            solution = solve_or_diagnose(part, candidate_sets(part), aim, _until(request, until_s).time_limit_s, best)
         except (InfeasibleError, OverBudgetError) as error:
             failed.append(error)
             continue

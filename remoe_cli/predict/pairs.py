@@ -30,7 +30,9 @@ class Similarity:
 
 
 def similarity_of(vectors: npt.NDArray[np.float32], frequencies: Floats, seed: int = 0, pairs: int = _PAIRS) -> Similarity:
-    """Compute the semantic and the activation similarity of random pairs of different prompts, or of all where these are fewer.
+    """Compute the semantic and the activation similarity of random pairs of different prompts.
+
+    Of all pairs, where these are no more than `pairs`.
 
     Shapes: vectors [P, d], frequencies [P, L, E].
     """

@@ -364,13 +364,11 @@ def record(
 
 
 def _encode(tokenizer: Any, texts: Sequence[Prompt], limit: int, model: PreTrainedModel) -> list[list[int]]:
-    from remoe_cli.model.tokens import encode, refuse_unknown
+    from remoe_cli.model.tokens import encode, known
     from remoe_cli.model.vectors import bags
 
     bags(tokenizer, texts, limit)  # refuses a text without tokens now, not when all is done and prompt_features finds it
-    ids = [encode(tokenizer, text, limit) for text in texts]
-    refuse_unknown(ids, model)
-    return ids
+    return known([encode(tokenizer, text, limit) for text in texts], model)
 
 
 def _read_batch(file: Path) -> Arrays:

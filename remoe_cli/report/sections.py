@@ -67,6 +67,8 @@ def _cards(content: Content) -> Iterator[tuple[str, str]]:
         experts = plan.model.experts_per_layer * len(plan.layers)
         yield f"{remote:,} of {experts:,}", "experts in functions"
         yield bought(plan.main.name, plan.instances), "main function"
+        if plan.speculate != "off":
+            yield str(plan.speculate), "draft tokens of a pass"
     elif routing is not None:
         yield f"{routing.prompts:,}", "prompts"
         yield f"{routing.tokens:,}", "tokens with routing"

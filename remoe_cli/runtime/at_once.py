@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from remoe_cli import bounded
 from remoe_cli.errors import UsageError
+from remoe_cli.runtime.free_memory import available_bytes
 from remoe_cli.runtime.main_function import MainFunction
 from remoe_cli.units import size
 
-_MEMORY, _MEMORY_LIMIT = Path("/proc/meminfo"), bounded.Limit(2**16)
 _KEPT_SHARE = 0.9  # of the memory that is free, for KV caches: steps need some too
 
 
@@ -55,10 +53,3 @@ def _free_bytes(main: MainFunction) -> int:
 
         return int(torch.cuda.mem_get_info()[0])
     return available_bytes()
-
-
-def available_bytes() -> int:
-    """Read how much memory of this machine is free."""
-    # Not what nothing uses: what the kernel keeps of files makes room.
-    lines = dict(line.split(":", 1) for line in bounded.read_bytes(_MEMORY, _MEMORY_LIMIT).decode().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -27,7 +27,7 @@ from remoe_cli.model.gpu_experts import apart
 from remoe_cli.plan.cost.prices import calls_usd
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import NOTHING_SAVED, Saved
-from remoe_cli.runtime.at_once import available_bytes
+from remoe_cli.runtime.free_memory import available_bytes
 from remoe_cli.runtime.hedging import size_class
 from remoe_cli.runtime.invoke import Invocation, only_reads
 from remoe_cli.runtime.last_resort import LastResort, ShardPlace
@@ -161,7 +161,10 @@ class ExpertCache:
 
 
 def cache_of(config: ServerConfig, remote: Mapping[int, Sequence[RemoteFunction]], shards: LastResort) -> ExpertCache | None:
-    """Make the cache of a main function, of at most half of the memory that is free; None, which the log says, where it has no room."""
+    """Make the cache of a main function, of at most half of the memory that is free.
+
+    None, which the log says, where it has no room.
+    """
     room = min(config.spare_experts, int(_FREE_SHARE * available_bytes() // config.spec.expert_bytes))
     if not room or not remote:
         why = (

@@ -42,15 +42,17 @@ class Again(Part):
     worth: bool
 
 
-def again(plan: Plan, problem: Problem) -> Again:
-    """Compare the deployed placement with the best one of a problem.
+def again(plan: Plan, problem: Problem, whole: Problem) -> Again:
+    """Compare the deployed placement with the best one.
+
+    `problem` is that of the plan's own form of experts and drafts; `whole` leaves open what the plan was asked to choose.
 
     Raises: InfeasibleError where no placement meets the plan's targets any more.
     """
     request = request_of(plan)
     placement = Placement(plan.main, plan.layers, plan.instances)
     deployed = evaluate(problem, placement)
-    best = Priced(placement, deployed) if plan.method == "given" else best_placement(problem, request)
+    best = Priced(placement, deployed) if plan.method == "given" else best_placement(whole, request)
     now, then = request.aim.value(deployed), request.aim.value(best.outcome)
     kept, better = meets(request.aim, deployed), then < now
     saved_usd = deployed.cost_usd_per_request - best.outcome.cost_usd_per_request

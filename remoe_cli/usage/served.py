@@ -29,13 +29,15 @@ def with_routing(problem: Problem, prefill: Ints, decode: Ints) -> Problem:
     Shapes: prefill and decode [L, E].
     """
     workload, use, patterns = problem.workload, problem.workload.use, problem.workload.patterns
+    consecutive = workload.consecutive
     if prefill.sum(axis=1).all():
         use = prefill / prefill.sum(axis=1, keepdims=True) * problem.spec.top_k
     if decode.sum(axis=1).all():
         # One token of the profile is added, so that no expert of its tokens is never used.
         wanted = decode + workload.decode_hits
         patterns = tuple(tilted(pattern, row) for pattern, row in zip(patterns, wanted, strict=True))
-    return replace(problem, workload=replace(workload, use=use, patterns=patterns))
+        consecutive = None  # which tokens followed each other, serving does not tell: rows of a draft are drawn independently
+    return replace(problem, workload=replace(workload, use=use, patterns=patterns, consecutive=consecutive))
 
 
 def tilted(pattern: Pattern, wanted: Floats) -> Pattern:

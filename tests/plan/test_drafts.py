@@ -16,6 +16,7 @@ from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.draft import Speculate
 from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import Plan, ScenarioKind
 from remoe_cli.plan.explain.rows import summary_rows
 from remoe_cli.plan.explain.why import explanation
@@ -23,7 +24,7 @@ from remoe_cli.plan.problem import batches
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.drafting import Drafting, drafting_of
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import problem_of, request_of
+from remoe_cli.plan.problem.request import make_problem, problem_of, request_of
 from remoe_cli.plan.problem.workload import from_profile
 from remoe_cli.plan.solve.exact import solve
 from remoe_cli.plan.solve.node import Task
@@ -35,6 +36,8 @@ from remoe_cli.profile.record import Profile, write_profile
 from remoe_cli.report.terms import table_of
 from remoe_cli.runtime.expected_cost import cost_model
 from remoe_cli.simulate.service import of_placement
+from remoe_cli.usage.again import again
+from remoe_cli.usage.served import with_routing
 from tests.plan.test_exact import FIELD, all_columns, checked, instance
 from tests.plan.test_predicted import mixed
 from tests.support.brute_force import Brute
@@ -283,3 +286,22 @@ def test_a_given_placement_has_drafts_that_meet_the_targets(tmp_path: Path) -> N
     cheapest, fast = (plan_of(profile, prices, speculate=one, **options) for one in ("auto", 10))
     assert cheapest.tpot_s > 1.05 * fast.tpot_s
     assert plan_of(profile, prices, speculate="auto", tpot_s=fast.tpot_s, **options).tpot_s <= fast.tpot_s
+
+
+def test_planning_again_weighs_all_lengths_and_the_served_routing(tmp_path: Path) -> None:
+    """A call that takes 50 ms more makes another length the best; experts that are served more cost more, with drafts too."""
+    made = with_answers(synthetic_profile(tmp_path / "a", layers=2, experts=8, skew=3.0, expert_mb=95, main_vcpus=1), 0.3, tmp_path / "b")
+    catalogs = [tiny_catalog(memory_menu_mb=[128, 256, 512, 1024], warm_unbilled_s=s, warm_billed_s=s) for s in (1e-4, 5e-2)]
+    asked: dict[str, Any] = {"cold_share": 0.0, "n_in": 60, "n_out": 40, "objective": "tpot", "remote_share": 0.5, "speculate": "auto"}
+    plan, new = (plan_of(made, catalog, **asked) for catalog in catalogs)
+    assert plan.speculate != new.speculate
+    now = again(plan, problem_of(plan, made, catalogs[1]), make_problem(made, catalogs[1], request_of(plan)))
+    assert now.best.tpot_s == pytest.approx(new.tpot_s, rel=1e-3)
+
+    served = np.ones((2, 8), dtype=np.int64)
+    for row, layer in zip(served, new.layers, strict=True):
+        row[list(layer.remote)] = 1000
+    drafted = plan_of(made, catalogs[0], **asked | {"speculate": 4})
+    problem, placement = problem_of(drafted, made, catalogs[0]), Placement(drafted.main, drafted.layers, drafted.instances)
+    before, after = (evaluate(each, placement) for each in (problem, with_routing(problem, 0 * served, served)))
+    assert after.tpot_s > 1.05 * before.tpot_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ import pytest
 from remoe_cli.cli.plan_make import _frontier
 from remoe_cli.errors import InfeasibleError, OverBudgetError
 from remoe_cli.model.stored import StoredWeights
+from remoe_cli.plan import choose
 from remoe_cli.plan.document import Plan
 from remoe_cli.plan.problem.request import PlanRequest, problem_of
+from remoe_cli.plan.solve.exact import Solution
+from remoe_cli.plan.solve.node import Task
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.record import Profile, packed_form
@@ -112,3 +116,17 @@ def test_the_frontier_has_the_form_of_its_plan(made: Profile, tmp_path: Path) ->
     document: dict[str, Any] = {}
     _frontier(document, plan, profile, CATALOG, PlanRequest(examine=False, **OPTIONS), tmp_path / "plan.json")
     assert document["frontier"][-1]["cost_usd"] == pytest.approx(plan.cost_usd_per_request, rel=2e-3)
+
+
+def test_the_time_limit_is_for_all_forms(made: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed wins here, and is solved to beat the other form and then alone."""
+    limits, solve = list[float](), choose.solve
+
+    def slow(task: Task, gap: float, limit_s: float, start: Solution | None) -> Solution | None:
+        limits.append(limit_s)
+        return solve(task, gap, limit_s, start)
+
+    monkeypatch.setattr(choose, "time", SimpleNamespace(monotonic=lambda: 3.0 * len(limits)))
+    monkeypatch.setattr(choose, "solve", slow)
+    assert plan_of(of(made, 0.6), CATALOG, time_limit_s=7.0, **OPTIONS).model.packed
+    assert limits == [7.0, 4.0, 1.0]

@@ -12,9 +12,10 @@ import pytest
 from remoe_cli.cli.kept import command_again, verdict
 from remoe_cli.errors import ArtifactError, DeployError
 from remoe_cli.plan.document import Plan, PredictedRouting
+from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime.observed import Observed
-from remoe_cli.usage.again import again
+from remoe_cli.usage.again import Again, again
 from remoe_cli.usage.drift import LEAST_REQUESTS, Routing, drift, served_routing
 from remoe_cli.usage.served import tilted, with_routing
 from tests.support.synthetic import plan_of, problem_of, synthetic_profile, tiny_catalog
@@ -136,13 +137,17 @@ def planned(folder: Path) -> tuple[Plan, Profile, Any]:
     return plan_of(profile, catalog, remote_share=0.5), profile, catalog
 
 
+def compared(plan: Plan, problem: Problem) -> Again:
+    return again(plan, problem, problem)
+
+
 def test_planning_again_pays_where_the_popular_experts_are_remote_now(folder: Path) -> None:
     plan, profile, catalog = planned(folder / "again")
     problem = problem_of(profile, catalog)
     hot = np.ones((3, 8), dtype=np.int64)
     for row, layer in zip(hot, plan.layers, strict=True):
         row[list(layer.remote)] = 1000
-    now = again(plan, with_routing(problem, hot, hot))
+    now = compared(plan, with_routing(problem, hot, hot))
     assert now.planned == plan.outcome and now.deployed.cost_usd_per_request > 1.2 * now.planned.cost_usd_per_request
     assert (
         now.worth
@@ -155,7 +160,7 @@ def test_planning_again_pays_where_the_popular_experts_are_remote_now(folder: Pa
 def test_the_best_plan_is_not_made_again(folder: Path) -> None:
     _, profile, catalog = planned(folder / "best")
     plan = plan_of(profile, catalog, requests_per_hour=30.0)
-    now = again(plan, problem_of(profile, catalog, requests_per_hour=30.0))
+    now = compared(plan, problem_of(profile, catalog, requests_per_hour=30.0))
     assert (
         not now.worth
         and now.meets
@@ -185,18 +190,18 @@ def test_a_target_that_is_missed_now_is_a_reason_to_plan_again(folder: Path) -> 
     plan, profile, catalog = planned(folder / "target")
     between_s = (plan.tpot_s + plan_of(profile, catalog, objective="tpot").tpot_s) / 2
     tight = plan.model_copy(update={"method": "exact", "targets": plan.targets.model_copy(update={"tpot_s": between_s})})
-    now = again(tight, problem_of(profile, catalog))
+    now = compared(tight, problem_of(profile, catalog))
     assert not now.meets and now.worth and now.moved > 0 and now.best.tpot_s <= between_s * (1 + 1e-9) < now.deployed.tpot_s
 
 
 def test_a_forced_plan_is_compared_with_plans_that_force_the_same(folder: Path) -> None:
     """Calibrating says nothing of what the user's own option costs: that would be no reason to plan again."""
     plan, profile, catalog = planned(folder / "forced")
-    free = again(plan.model_copy(update={"method": "exact"}), problem_of(profile, catalog))
+    free = compared(plan.model_copy(update={"method": "exact"}), problem_of(profile, catalog))
     assert free.worth and verdict(free, "").startswith("Plan again: the best plan saves ")
-    forced = again(plan, problem_of(profile, catalog))
+    forced = compared(plan, problem_of(profile, catalog))
     assert not forced.worth and forced.forced == "--remote-share 0.5"
     assert verdict(forced, "") == "The plan need not be made again: the best plan with --remote-share 0.5 saves 0.0% of the cost."
     assert command_again(plan, catalog, "p q") == "remoe plan 'p q' -o plans/NAME.json --remote-share 0.5"
-    given = again(plan.model_copy(update={"method": "given"}), problem_of(profile, catalog))
+    given = compared(plan.model_copy(update={"method": "given"}), problem_of(profile, catalog))
     assert given.best == given.deployed and "no other one was looked for" in verdict(given, "")
