@@ -54,6 +54,11 @@ def _free_bytes(main: MainFunction) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info()[0])
+    return available_bytes()
+
+
+def available_bytes() -> int:
+    """Return how much of this machine's memory programs may still take."""
     # Not what nothing uses: what the kernel keeps of files makes room.
     lines = dict(line.split(":", 1) for line in bounded.read_bytes(_MEMORY, _MEMORY_LIMIT).decode().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024
