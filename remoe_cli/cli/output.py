@@ -380,9 +380,11 @@ def _billed(error: RemoeError) -> dict[str, Any]:
 
 
 def _what_was_billed(receipt: Mapping[str, Any]) -> str:
+    from remoe_cli.plan.wording import dollars
+
     calls = receipt["invocations"] + receipt["main"]["invocations"]
     billed = f"{receipt['billed_ms'] + receipt['main']['billed_ms']} ms of {calls} calls were billed"
-    return f"{billed}, ${receipt['cost']['total_usd']:.2g} in all." if receipt["cost"] else f"{billed}."
+    return f"{billed}, {dollars(receipt['cost']['total_usd'])} in all." if receipt["cost"] else f"{billed}."
 
 
 def trace() -> None:

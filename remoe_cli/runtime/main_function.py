@@ -19,6 +19,7 @@ from remoe_cli import artifacts
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.draft import Speculate
+from remoe_cli.plan.wording import dollars
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, ToolCall, Until, together, why_not_begun
 from remoe_cli.runtime.invoke import Invocation
@@ -182,7 +183,7 @@ class MainFunction:
     def loading_billed(self) -> str:
         """Say what loading was billed, which is in no receipt of a main function that is always on."""
         spent = self.spent.loading
-        return f"Expert functions were billed {spent.billed_ms} ms in {spent.invocations} calls meanwhile, ${spent.usd:.2g} in all."
+        return f"Expert functions were billed {spent.billed_ms} ms in {spent.invocations} calls meanwhile, {dollars(spent.usd)} in all."
 
     @property
     def loading_receipt(self) -> Receipt:
