@@ -1,4 +1,4 @@
-"""How wide the columns of a table are, so that a narrow terminal cuts no figure and breaks no word. Pure."""
+"""How wide the columns of a table are, so that a narrow terminal cuts no figure. Pure."""
 
 from __future__ import annotations
 

@@ -65,7 +65,10 @@ def _functions(inputs: Inputs) -> Finding:
 
 
 def on_aws(dry_run: Callable[[], dict[str, Any]]) -> Iterator[Finding]:
-    """Look at the notes and the quotas of a deployment's dry run; that AWS can run nothing of the plan is a finding too."""
+    """Look at the notes and the quotas of a deployment's dry run.
+
+    That AWS can run nothing of the plan is a finding too.
+    """
     try:
         document = dry_run()
     except RemoeError as error:

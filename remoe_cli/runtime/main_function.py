@@ -119,6 +119,8 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
         ) from None
     if [request.prompt, request.messages, request.prompt_token_ids].count(None) != 2:
         raise UsageError("A request has either 'prompt' or 'prompt_token_ids', or 'messages'.", "Give one of the three.")
+    if request.messages == ():
+        raise UsageError("A request has 'messages' that are empty.", "Give at least one message.")
     if request.tools is not None and request.messages is None:
         raise UsageError("A request has 'tools' without 'messages'.", "Give 'messages', or leave 'tools' out.")
     request.asked()  # so that messages that are none are refused now

@@ -105,6 +105,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "prompt a list": ({"prompt": ["w1"]}, "'prompt'"),
     "prompt a number": ({"prompt": 7}, "'prompt'"),
     "messages an object": ({"messages": {"role": "user", "content": "w1"}}, "'messages'"),
+    "messages empty": ({"messages": []}, "'messages' that are empty"),
     "message a text": ({"messages": ["w1"]}, "'messages.0'"),
     "tools alone": ({"prompt": "w1", "tools": []}, "'tools' without 'messages'"),
     "refused by the template": ({"messages": [{"role": "system", "content": "w1"}]}, "refuses the prompt: No system role."),
