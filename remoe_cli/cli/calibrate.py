@@ -68,10 +68,8 @@ def command(
             compared = again(plan, problem_of(plan, made.profile, catalog))
         except (InfeasibleError, OverBudgetError) as error:
             why_none = error.message
-    sentence, times = (
-        verdict(compared, why_none),
-        _times(old.record.latency, made.profile.record.latency, problem_of(plan, old, catalog), plan),
-    )
+        times = _times(old.record.latency, made.profile.record.latency, problem_of(plan, old, catalog), plan)
+    sentence = verdict(compared, why_none)
     document: dict[str, Any] = {
         "path": str(out),
         "requests": len(observed),
@@ -112,7 +110,10 @@ def _loading_remark(starts: int) -> list[str]:
 
 
 def _times(old: Latency, new: Latency, problem: Problem, plan: Plan) -> list[tuple[str, float, float]]:
-    """List the fitted times, each beside the one that the plan was made with: the profile's, or the catalog's where it has none."""
+    """List the fitted times, each beside the one that the plan was made with.
+
+    That is the profile's, or the catalog's where the profile has none.
+    """
     from remoe_cli.plan.cost.expert_functions import cold_s
 
     before, now, side = old.invocation, new.invocation, problem.catalog.function
