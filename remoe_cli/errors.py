@@ -2,6 +2,7 @@
 
     RemoeError
      ├── UsageError           2
+     │    └── LongRequestError
      ├── ModelError           1
      ├── ArtifactError        1
      ├── InfeasibleError      3
@@ -48,6 +49,15 @@ class UsageError(RemoeError):
     """
 
     exit_code = 2
+
+
+class LongRequestError(UsageError):
+    """A request has more tokens than the model or the deployment takes."""
+
+    @property
+    def kind(self) -> str:
+        """That of the class above: to programs this is no kind of its own."""
+        return "Usage"
 
 
 class ModelError(RemoeError):

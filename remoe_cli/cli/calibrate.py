@@ -15,6 +15,8 @@ from remoe_cli.cli.target import NameArgument, ProfileOption, RegionOption, Targ
 from remoe_cli.errors import InfeasibleError, OverBudgetError
 
 if TYPE_CHECKING:
+    from remoe_cli.plan.document import Plan
+    from remoe_cli.plan.problem.problem import Problem
     from remoe_cli.profile.latency_record import Latency
 
 EXAMPLES = examples(
@@ -45,11 +47,12 @@ def command(
     deployed = place.deployed_plan(name)
     from remoe_cli.plan.problem.request import inputs_of, make_problem, problem_of, request_of
     from remoe_cli.usage.again import again
-    from remoe_cli.usage.refit import refit, refuse_old
+    from remoe_cli.usage.refit import refit, refuse_all_local, refuse_old
 
     with output.progress("Reading the profile"):
         plan, old, catalog = inputs_of(deployed)
     refuse_old(out, old.path)
+    refuse_all_local(name, plan)
     agree_to_replace(yes, out / "profile.json")
     with reading() as unreadable:
         receipts, begin = place.receipts(name), asked or place.deployed_at(name)
@@ -66,7 +69,8 @@ def command(
             compared = again(plan, problem_of(plan, made.profile, catalog), whole)
         except (InfeasibleError, OverBudgetError) as error:
             why_none = error.message
-    sentence, times = verdict(compared, why_none), _times(old.record.latency, made.profile.record.latency)
+        times = _times(old.record.latency, made.profile.record.latency, problem_of(plan, old, catalog), plan)
+    sentence = verdict(compared, why_none)
     document: dict[str, Any] = {
         "path": str(out),
         "requests": len(observed),
@@ -81,7 +85,7 @@ def command(
 
     def show() -> None:
         output.paragraph(f"{len(observed)} requests told of {made.calls} warm calls and {made.cold_starts} cold starts.")
-        output.table("Times of calls", ("", "profile", "served"), [(what, _ms(before), _ms(now)) for what, before, now in times])
+        output.table("Times of calls", ("", "planned with", "served"), [(what, _ms(before), _ms(now)) for what, before, now in times])
         output.paragraph(f"Computing in a function takes {made.computing:.2f} times as long as in the profile.")
         for remark in remarks:
             output.paragraph(remark)
@@ -106,18 +110,24 @@ def _loading_remark(starts: int) -> list[str]:
     ]
 
 
-def _times(old: Latency, new: Latency) -> list[tuple[str, float | None, float | None]]:
-    """List the fitted times, each beside the profile's."""
-    before, now = old.invocation, new.invocation
-    cold_s = [None if each is None else each.total_s for each in (old.cold_start, new.cold_start)]
+def _times(old: Latency, new: Latency, problem: Problem, plan: Plan) -> list[tuple[str, float, float]]:
+    """List the fitted times, each beside the one that the plan was made with.
+
+    That is the profile's, or the catalog's where the profile has none.
+    """
+    from remoe_cli.plan.cost.expert_functions import cold_s
+
+    before, now, side = old.invocation, new.invocation, problem.catalog.function
     assert now is not None, "it has been fitted"
+    parts = [len(part) for layer in plan.layers for part in layer.parts]
+    start_s = old.cold_start.total_s if old.cold_start else float(cold_s(problem, sum(parts) / len(parts)))
     return [
-        ("a warm call, outside the function", None if before is None else before.unbilled_s.mean, now.unbilled_s.mean),
-        ("a warm call, inside, besides computing", None if before is None else before.billed_s.mean, now.billed_s.mean),
-        ("a megabyte of payload", None if before is None else 1e6 / before.bytes_per_s, 1e6 / now.bytes_per_s),
-        ("a cold start", cold_s[0], cold_s[1]),
+        ("a warm call, outside the function", before.unbilled_s.mean if before else side.warm_unbilled_s, now.unbilled_s.mean),
+        ("a warm call, inside, besides computing", before.billed_s.mean if before else side.warm_billed_s, now.billed_s.mean),
+        ("a megabyte of payload", 1e6 / (before.bytes_per_s if before else side.network_bytes_per_s), 1e6 / now.bytes_per_s),
+        ("a cold start", start_s, new.cold_start.total_s if new.cold_start else start_s),
     ]
 
 
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1e3:.1f} ms"
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"

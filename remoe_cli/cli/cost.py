@@ -25,6 +25,7 @@ EXAMPLES = examples(
     "remoe cost olmoe --target aws --since 2026-11-01 --by user",
     "remoe cost olmoe --by function --csv > november.csv",
 )
+_SPARE = ("GB-s", "billed s", "cold", "calls")  # columns that a narrow terminal does without, one after another
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
 
 
@@ -130,12 +131,12 @@ def _show(name: str, made: CostReport, meter: dict[str, int] | None) -> None:
         *(("idle",) if rented else ()),
     )
     rows = [_cells(row, rented) for row in (*made.rows, made.total.model_copy(update={"of": "all"}))]
-    output.table("", (*columns, "in all"), rows)
-    if made.loading_ms:
-        output.paragraph(
-            f"Of that, loading is {dollars(made.loading_usd)}, with {made.loading_ms} ms of expert functions that started meanwhile: "
-            "each has a receipt of its own."
-        )
+    output.table("", (*columns, "in all"), rows, _SPARE)
+    if made.loading_usd or made.loading_ms:
+        meanwhile = f", with {made.loading_ms} ms of expert functions that started meanwhile" if made.loading_ms else ""
+        output.paragraph(f"Of that, loading is {dollars(made.loading_usd)}{meanwhile}: each has a receipt of its own.")
+    if unanswered := _unanswered(made.total):
+        output.paragraph(f"Of the {made.total.requests:,} requests, {unanswered}.")
     if rented:
         output.paragraph(f"Rented main functions were idle for {made.total.idle_s / 3600:,.1f} hours.")
     if made.total.unreported:
@@ -152,6 +153,11 @@ def _show(name: str, made: CostReport, meter: dict[str, int] | None) -> None:
         elsewhere = f"and {meter['other_ms']} ms are in no receipt: other callers, or requests that a server did not end"
         others = elsewhere if meter["other_ms"] else "which is all"
         output.paragraph(f"The twin has billed {meter['metered_ms']} ms: {meter['kept_ms']} ms are in receipts, {others}.")
+
+
+def _unanswered(total: CostRow) -> str:
+    counts = {"failed or were refused": total.failed, "were cancelled": total.cancelled}
+    return " and ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 
 def _cells(row: CostRow, rented: bool) -> tuple[str, ...]:

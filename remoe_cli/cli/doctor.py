@@ -12,8 +12,10 @@ from remoe_cli.cli import output
 from remoe_cli.cli.groups import examples
 from remoe_cli.cli.pipeline_files import meant, refuse_other_file
 from remoe_cli.cli.target import ProfileOption, RegionOption, TargetName, TargetOption, only_on_aws, pick
+from remoe_cli.errors import NoDeploymentError, RemoeError, UsageError
 
 if TYPE_CHECKING:
+    from remoe_cli.deploy.target import Target
     from remoe_cli.doctor.finding import Finding
 
 EXAMPLES = examples(
@@ -60,7 +62,7 @@ def _look(context: typer.Context, what: str | None, target: TargetName, region: 
             yield from account.findings(region, profile)
         return
     if what.endswith(".json"):
-        yield from _plan(Path(what), target)
+        yield from _plan(Path(what), target, region, profile)
         return
     place = pick(target, region, profile)
     if target is TargetName.aws or what in place.names():
@@ -72,18 +74,35 @@ def _look(context: typer.Context, what: str | None, target: TargetName, region: 
         raise refusal
     from remoe_cli.doctor import model
 
-    yield from model.findings(what)
+    try:
+        yield from model.findings(what)
+    except UsageError as error:
+        raise _nothing_named(place, what, error) from None
 
 
-def _plan(path: Path, target: TargetName) -> Iterator[Finding]:
+def _nothing_named(place: Target, what: str, error: UsageError) -> UsageError:
+    """Add which deployments there are to what a model's name has wrong, where it may be one of a deployment."""
+    try:
+        place.status(what)
+    except NoDeploymentError as unknown:
+        return UsageError(
+            f"{unknown.message} {error.message}",
+            "Give the NAME of a deployment, a plan's .json file, a model's folder or a hub id OWNER/NAME.",
+        )
+    except RemoeError:
+        pass
+    return error
+
+
+def _plan(path: Path, target: TargetName, region: str | None, profile: str | None) -> Iterator[Finding]:
     from remoe_cli.deploy.target import DeployOptions
-    from remoe_cli.doctor import plan
+    from remoe_cli.doctor import account, plan
 
     found = list(plan.findings(path, output.progress, here=target is TargetName.local))
     yield from found
     if target is TargetName.aws and found[0].ok:
-        document, _ = pick(target, None, None).preview(path, "doctor", DeployOptions())
-        yield from plan.on_aws(document)
+        yield from plan.on_aws(lambda: pick(target, region, profile).preview(path, "doctor", DeployOptions())[0])
+        yield from account.findings(region, profile)
 
 
 def _show(found: list[Finding]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 _WRONG = {
     "float_parsing": ", not a number",
     "int_parsing": ", not a whole number",
-    "greater_than_equal": "; it must be {ge:g} or more",
-    "less_than_equal": "; it must be {le:g} or less",
+    "greater_than_equal": "; it must be {ge} or more",
+    "less_than_equal": "; it must be {le} or less",
 }
 _NO_COMMAND = re.compile(r"No such command '(\S+)'\.(.*)", re.DOTALL)
 _INSTEAD = {  # what people write who know other programs, and the command for it
@@ -30,7 +31,10 @@ _INSTEAD = {  # what people write who know other programs, and the command for i
     "ps": "'remoe list' shows the deployments.",
     "rm": "'remoe destroy NAME' removes a deployment.",
 }
-_CSV = "--csv takes no file, and prints the rows: 'remoe cost NAME --by day --csv > FILE'."
+_OTHERWISE = {  # what is meant by one argument too many, and how it is given
+    "remoe cost": "--csv takes no file, and prints the rows: 'remoe cost NAME --by day --csv > FILE'.",
+    "remoe infer": "--prompt takes the prompt: 'remoe infer NAME --prompt TEXT'.",
+}
 _VLLM = "vLLM reads no placement and no expert loads: its load balancer (--enable-eplb) counts them while it serves."
 _EXTRA = re.compile(r"Got unexpected extra argument\(s\) \((.*)\)", re.DOTALL)
 
@@ -70,7 +74,7 @@ def usage_error(error: TyperException) -> UsageError:
         return UsageError(message, _INSTEAD[unknown[1]])
     if extra := _EXTRA.fullmatch(message):
         one = " " not in extra[1]
-        hint = f"{_CSV} {hint}" if command == "remoe cost" else hint
+        hint = f"{_OTHERWISE[command]} {hint}" if command in _OTHERWISE else hint
         return UsageError(f"{extra[1]} is one argument too many." if one else f"These arguments are too many: {extra[1]}.", hint)
     return UsageError(message, hint)
 
@@ -91,13 +95,22 @@ def _wrong_time(error: TyperException) -> WrongTimeError | None:
     return cause if isinstance(cause, WrongTimeError) else None
 
 
+def _plain(limit: Any) -> Any:
+    """Write a number without an exponent.
+
+    >>> _plain(1e-06), _plain(0.01), _plain(1e6), _plain(3)
+    ('0.000001', '0.01', '1000000', '3')
+    """
+    return f"{Decimal(f'{limit:g}'):f}" if isinstance(limit, int | float) else limit
+
+
 def _wrong_value(name: str, error: TyperException) -> str | None:
     """Word pydantic's first error, the cause of typer's; None where it is of another kind."""
     details = getattr(error.__cause__, "errors", None)
     if details is None:
         return None
     first = details()[0]
-    value, limits = first["input"], first.get("ctx", {})
+    value, limits = first["input"], {name: _plain(limit) for name, limit in first.get("ctx", {}).items()}
     if first["type"] == "value_error":  # a choice; the reason begins with the value
         return f"{name}: {limits['error']}"
     if words := _WRONG.get(first["type"]):

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from remoe_cli.progress import Report
 
 LABEL = 16  # columns of a label before its text
-_UNWRAPPED = 20  # columns of a figure or a name in a table, which a narrow terminal does not break
 HEARTBEAT_S = 14.0  # without a line on stderr, after which a stage of work prints one where there is no terminal
 
 
@@ -182,22 +181,44 @@ def piece(text: str) -> None:
     print(_for(sys.stdout, text), end="", flush=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on stdout, the first column aligned left and all others right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> None:
+    """Print a table on stdout, the first column aligned left and all others right.
+
+    Where it does not fit, the columns that `spare` names are left out one after another, and a line says so; where that is not enough,
+    each row is printed as lines.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i, column in enumerate(_for(sys.stdout, column) for column in columns):
-        short = i > 0 and all(len(row[i]) <= _UNWRAPPED for row in rows)
-        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=short)
-    for row in rows:
-        grid.add_row(*(_for(sys.stdout, cell) for cell in row))
+    from remoe_cli.cli.table_widths import fitted
+
+    columns, rows = [_for(sys.stdout, column) for column in columns], [[_for(sys.stdout, cell) for cell in row] for row in rows]
+    widths = fitted(columns, rows, width(), spare)
     console = Console(highlight=False, markup=False, emoji=False, width=width())
     if title:  # not the table's own title, which is wrapped to the table
         console.print(_for(sys.stdout, title), style="bold")
+    if widths is None:
+        _blocks(columns, rows)
+        return
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for i, columns_wide in widths.items():
+        grid.add_column(columns[i], justify="right" if i else "left", overflow="fold", width=columns_wide)
+    for row in rows:
+        grid.add_row(*(row[i] for i in widths))
     console.print(grid)
+    if dropped := [column for i, column in enumerate(columns) if i not in widths]:
+        paragraph(f"{width()} columns have no room for: {', '.join(dropped)}. --json has everything.")
+
+
+def _blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print each row as lines, a figure in each, under the cell of its first column."""
+    for row in rows:
+        line()
+        paragraph(row[0], rest="  ")
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            paragraph(f"{' '.join(column.split())}: {cell}", "  ", "    ")
+    line()
 
 
 def ask(question: str) -> bool:
@@ -359,9 +380,11 @@ def _billed(error: RemoeError) -> dict[str, Any]:
 
 
 def _what_was_billed(receipt: Mapping[str, Any]) -> str:
+    from remoe_cli.plan.wording import dollars
+
     calls = receipt["invocations"] + receipt["main"]["invocations"]
     billed = f"{receipt['billed_ms'] + receipt['main']['billed_ms']} ms of {calls} calls were billed"
-    return f"{billed}, ${receipt['cost']['total_usd']:.2g} in all." if receipt["cost"] else f"{billed}."
+    return f"{billed}, {dollars(receipt['cost']['total_usd'])} in all." if receipt["cost"] else f"{billed}."
 
 
 def trace() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,8 +25,11 @@ LATENCY_FROM = typer.Option(
 )
 
 
-def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
-    """Train the profile's predictor, and show what was made, with `remarks` among the warnings."""
+def finish(made: Profile, out: Path, remarks: Sequence[str] = (), measured: Mapping[str, tuple[float, str]] | None = None) -> None:
+    """Train the profile's predictor, and show what was made, with `remarks` among the warnings.
+
+    `measured` are medians in seconds that were measured now, each with what it is of.
+    """
     from remoe_cli.profile.loss_record import loss_warning
 
     trained = None if made.record.dataset.shard else trained_predictor(made)
@@ -53,8 +56,13 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = ()) -> None:
         "latency": record.latency.source,
         "warnings": list(warnings),
     }
+    if measured is not None:
+        document["measured"] = {what: {"median_s": median_s, "of": of} for what, (median_s, of) in measured.items()}
 
     def show() -> None:
+        if measured is not None:
+            rows = [(what, f"{median_s * 1e3:,.1f} ms", of) for what, (median_s, of) in measured.items()]
+            output.table("Measured", ("", "median", "of"), rows)
         output.paragraph(
             f"{document['prompts']} prompts: {document['prefill_tokens']:,} prefill and {document['decode_tokens']:,} decode tokens"
         )

@@ -48,9 +48,9 @@ def command(
 
         refuse_pictures(png)
         places += picture_paths(png)
-    agree_to_replace(yes, *places)
     with output.progress("Reading the inputs"):
         read = read_inputs(inputs)
+    agree_to_replace(yes, *places)
     from remoe_cli.report.content import content_of
 
     content = content_of(read, output.progress)

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import statistics
+import subprocess
 import time
 from collections.abc import Iterator
 from importlib.metadata import requires, version
@@ -27,6 +28,7 @@ _LEAST_FREE_BYTES = 2e9  # the demo model and its deployment take less than half
 _LIBRARIES = ("torch", "transformers", "pulp", "highspy", "numkong", "boto3")
 _PRODUCT = (1024, 4096)  # rows and columns of a weight matrix that the caches do not hold twice, times a prompt of _ROWS tokens
 _ROWS, _ROUNDS = 16, 5
+_DOCKER_S = 5.0  # for an answer of its server
 
 
 def findings() -> Iterator[Finding]:
@@ -108,9 +110,11 @@ def _number_types() -> Finding:
 
 
 def _memory() -> Finding:
+    from remoe_cli.runtime.free_memory import available_bytes
+
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return Finding(name="memory and cores", ok=True, value=f"{size(total)}, {size(free)} unused; {usable_cores()} cores")
+    value = f"{size(total)}, {size(available_bytes())} available; {usable_cores()} cores"
+    return Finding(name="memory and cores", ok=True, value=value)
 
 
 def _disk(name: str, folder: Path) -> Finding:
@@ -151,8 +155,22 @@ def _port() -> Finding:
 
 def _docker() -> Finding:
     found = shutil.which("docker")
-    hint = "" if found else "It is needed only to build a main function's image for AWS."
-    return Finding(name="docker", ok=True, value=found or "not installed", hint=hint)
+    server = found and _docker_server(found)
+    if server:
+        return Finding(name="docker", ok=True, value=f"{found}, server {server}")
+    why = f"{found}, but its server does not answer" if found else "not installed"
+    return Finding(name="docker", ok=True, value=why, hint="It is needed only to build a main function's image for AWS.")
+
+
+def _docker_server(docker: str) -> str:
+    """Return the version of the server that builds images; empty where none answers in time."""
+    try:
+        answer = subprocess.run(
+            [docker, "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, errors="replace", timeout=_DOCKER_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
 def _prices() -> Iterator[Finding]:

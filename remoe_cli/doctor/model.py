@@ -10,6 +10,8 @@ from remoe_cli.model.checkpoint import Checkpoint, find_settings
 from remoe_cli.model.spec import MoeSpec, read_spec
 from remoe_cli.units import size
 
+_KV_CACHE_TOKENS = 4096  # of which the size is told, if the model has as many positions
+
 
 def findings(model: str) -> Iterator[Finding]:
     """Look at the model of a folder or a hub id; of the hub, only settings are fetched.
@@ -41,8 +43,9 @@ def _experts(spec: MoeSpec) -> Finding:
 
 
 def _sizes(spec: MoeSpec) -> str:
-    experts, rest, kv_cache = map(size, (spec.routed_bytes, spec.nonexpert_bytes, spec.kv_cache_bytes(4096)))
-    return f"experts {experts}, all else {rest}, KV cache of 4,096 tokens {kv_cache}"
+    tokens = min(_KV_CACHE_TOKENS, spec.context_tokens or _KV_CACHE_TOKENS)
+    experts, rest, kv_cache = map(size, (spec.routed_bytes, spec.nonexpert_bytes, spec.kv_cache_bytes(tokens)))
+    return f"experts {experts}, all else {rest}, KV cache of {tokens:,} tokens {kv_cache}"
 
 
 def _weights(checkpoint: Checkpoint, spec: MoeSpec) -> Finding:

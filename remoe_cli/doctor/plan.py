@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,18 @@ def _functions(inputs: Inputs) -> Finding:
     return Finding(name="expert functions", ok=True, value=f"{count} with {experts} experts, up to {most:,} MB each" if count else "none")
 
 
-def on_aws(document: dict[str, Any]) -> Iterator[Finding]:
-    """Look at the quotas of a deployment's dry run."""
+def on_aws(dry_run: Callable[[], dict[str, Any]]) -> Iterator[Finding]:
+    """Look at the notes and the quotas of a deployment's dry run.
+
+    That AWS can run nothing of the plan is a finding too.
+    """
+    try:
+        document = dry_run()
+    except RemoeError as error:
+        yield Finding(name="on AWS", ok=False, value=error.message, hint=error.hint)
+        return
+    for note in document["cost"]["notes"]:
+        yield Finding(name="on AWS", ok=True, value=note)
     for quota in document["quotas"]:
         of = "" if quota["limit"] is None else f" of {quota['limit']:,.0f}"
         yield Finding(name=quota["name"], ok=quota["ok"], value=f"{quota['used']:,.0f}{of} {quota['unit']}", hint=quota["hint"])

@@ -15,7 +15,7 @@ from remoe_cli.artifacts import NonNegative, Tokens, first_mistake
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.plan.document import Plan, read_plan
 from remoe_cli.profile.record import Profile, read_profile
-from remoe_cli.runtime.kept import Book, Unreadable
+from remoe_cli.runtime.kept import Book, Unreadable, book_of
 
 _HINT = "Give a profile's folder, a plan, the JSON lines that 'remoe infer --json' prints, or the folder of a deployment's receipts."
 _KEPT = b'"remoe.kept-receipt/'  # in a file of kept receipts
@@ -140,9 +140,17 @@ def _read(path: Path) -> bytes:
     try:
         return bounded.read_bytes(path, bounded.RESPONSE)
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"There is no file or folder {path}.", _HINT) from None
+        raise UsageError(f"There is no file or folder {path}.", _hint_of_name(path)) from None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}.", _HINT) from None
+
+
+def _hint_of_name(path: Path) -> str:
+    """Say where the receipts of a deployment are, where its name was given instead of their folder."""
+    if path != Path(path.name) or path.suffix:
+        return _HINT
+    book = book_of("local", path.name)
+    return f"The receipts of the deployment '{path}' are in {book.folder}: give that folder." if book.exists else _HINT
 
 
 def _receipts(path: Path, content: bytes) -> Receipts:

@@ -264,7 +264,7 @@ def _model(main: MainFunction) -> dict[str, Any]:
 
 
 def _failed(api: Api, error: Exception, headers: Any = None) -> Response:
-    fault = fault_of(error)
+    fault = fault_of(error, api.prompt)
     return JSONResponse(api.error(fault), status_code=fault.status, headers={**(headers or {}), **fault.headers})
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.generation.logits_process import LogitsProcessorList
 
-from remoe_cli.errors import ModelError, RemoeError, UsageError
+from remoe_cli.errors import LongRequestError, ModelError, RemoeError, UsageError
 from remoe_cli.model.batch_cache import croppable, joinable
 from remoe_cli.model.blocked import block_weights
 from remoe_cli.model.chat import Prompt
@@ -251,7 +251,7 @@ class Engine:
         if new < 1:
             raise UsageError(f"max_new_tokens is {new}, but an answer has at least one token.", "Give 1 or more.")
         if limit is not None and prompt + new > limit:
-            raise UsageError(
+            raise LongRequestError(
                 f"{prompt} prompt tokens and {new} new ones exceed the model's {limit} positions.",
                 "Shorten the prompt, or ask for fewer new tokens.",
             )

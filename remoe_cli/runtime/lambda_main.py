@@ -60,7 +60,7 @@ def handle(event: Any, context: Any) -> dict[str, Any] | Streamed:
     except Exception as error:
         if _main is not None:
             _bill(_main, error, begun_s, first=first)
-        return api.error(fault_of(error))
+        return api.error(fault_of(error, api.prompt))
 
 
 def _stream(

@@ -19,6 +19,7 @@ from remoe_cli import artifacts
 from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.model.chat import Prompt, conversation
 from remoe_cli.model.draft import Speculate
+from remoe_cli.plan.wording import dollars
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Generated, Piece, Stop, TokenCalls, TokenLogprob, ToolCall, Until, together, why_not_begun
 from remoe_cli.runtime.invoke import Invocation
@@ -118,6 +119,8 @@ def parse(body: bytes | Mapping[str, Any]) -> Request:
         ) from None
     if [request.prompt, request.messages, request.prompt_token_ids].count(None) != 2:
         raise UsageError("A request has either 'prompt' or 'prompt_token_ids', or 'messages'.", "Give one of the three.")
+    if request.messages == ():
+        raise UsageError("A request has 'messages' that are empty.", "Give at least one message.")
     if request.tools is not None and request.messages is None:
         raise UsageError("A request has 'tools' without 'messages'.", "Give 'messages', or leave 'tools' out.")
     request.asked()  # so that messages that are none are refused now
@@ -182,7 +185,7 @@ class MainFunction:
     def loading_billed(self) -> str:
         """Say what loading was billed, which is in no receipt of a main function that is always on."""
         spent = self.spent.loading
-        return f"Expert functions were billed {spent.billed_ms} ms in {spent.invocations} calls meanwhile, ${spent.usd:.2g} in all."
+        return f"Expert functions were billed {spent.billed_ms} ms in {spent.invocations} calls meanwhile, {dollars(spent.usd)} in all."
 
     @property
     def loading_receipt(self) -> Receipt:

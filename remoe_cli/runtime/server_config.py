@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from remoe_cli import artifacts
-from remoe_cli.errors import UsageError
+from remoe_cli.errors import LongRequestError
 from remoe_cli.model.draft import Speculate, is_off
 from remoe_cli.model.spec import MoeSpec
 from remoe_cli.plan.document import Served
@@ -114,7 +114,7 @@ class ServerConfig(artifacts.Document):
         within = prompt_tokens <= served.n_in and max_new_tokens <= served.n_out + 1
         if within and prompt_tokens + max_new_tokens <= served.tokens + 1:
             return
-        raise UsageError(
+        raise LongRequestError(
             f"The request has {prompt_tokens:,} prompt tokens and may have {max_new_tokens:,} new ones, but this deployment's plan serves "
             f"requests of up to {served.tokens + 1:,} tokens in all, with prompts of up to {served.n_in:,} and up to {served.n_out + 1:,} "
             "new ones.",

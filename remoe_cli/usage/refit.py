@@ -56,12 +56,25 @@ def refuse_old(out: Path, profile: Path) -> None:
     refuse_foreign(out)
 
 
+def refuse_all_local(name: str, plan: Plan) -> None:
+    """Refuse a deployment whose plan has no expert function, and so no call.
+
+    Raises: DeployError.
+    """
+    if not any(layer.remote for layer in plan.layers):
+        raise DeployError(
+            f"The deployment '{name}' has no expert functions whose calls could be fitted: its plan keeps every expert local.",
+            "Deploy a plan with remote experts, for example one made with --remote-share 0.25.",
+        )
+
+
 def refit(name: str, profile: Profile, plan: Plan, catalog: Catalog, observed: Sequence[Observed], out: Path) -> Refit:
     """Write a copy of the profile with the times of calls that served requests told.
 
-    Raises: DeployError where they told of too few warm calls, UsageError where the copy cannot be written.
+    Raises: DeployError where they told of too few warm calls or there are no functions, UsageError where the copy cannot be written.
     """
     refuse_old(out, profile.path)
+    refuse_all_local(name, plan)
     tokens = [[token for token in each.tokens if token[1]] for each in observed]
     alone = [call for each in tokens for _, calls in each for call in calls]
     shared = [call for each in observed for call in each.shared]

@@ -12,11 +12,15 @@ import torch
 from moto import mock_aws
 
 from remoe_cli import cages
+from remoe_cli.artifacts import write_json
 from remoe_cli.cli import app
 from remoe_cli.doctor import account, deployment, machine, model
 from remoe_cli.doctor.finding import Finding
+from remoe_cli.plan.build import make_plan
+from remoe_cli.plan.catalog.catalog import read_catalog
+from remoe_cli.plan.problem.request import PlanRequest
 from tests.support.families import save
-from tests.support.synthetic import plan_by_hand
+from tests.support.synthetic import plan_by_hand, synthetic_profile
 
 
 def doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -166,3 +170,66 @@ def test_the_device_of_a_deployment_is_named() -> None:
     assert found["main function"].value == "running, on cuda: NVIDIA L4"
     dead = named(deployment.findings(status | {"state": "dead", "hint": "Deploy again."}))
     assert (dead["deployment"].ok, dead["deployment"].hint) == (False, "Deploy again.")
+
+
+def test_the_memory_that_the_kernel_gives_back_is_available() -> None:
+    """What is kept of files looks used, and makes room."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    shown = machine._memory().value
+    assert "available" in shown
+    measured, unit = shown.partition(", ")[2].split()[:2]
+    assert float(measured.replace(",", "")) * {"GB": 1e9, "MB": 1e6}[unit] == pytest.approx(available, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("script", "value"),
+    [
+        ("echo 27.1", "docker, server 27.1"),
+        ("echo down >&2; exit 1", "docker, but its server does not answer"),
+        ("exec sleep 60", "docker, but its server does not answer"),
+    ],
+)
+def test_docker_is_asked_whether_it_builds(script: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "docker"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(machine, "_DOCKER_S", 0.5)
+    found = machine._docker()
+    assert found.value.endswith(value) and found.ok and bool(found.hint) is value.endswith("answer")
+
+
+def test_a_kv_cache_has_no_more_tokens_than_the_model_has_positions(tmp_path: Path) -> None:
+    save("qwen2_moe", torch.float32, tmp_path, fused=False)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "KV cache of 512 tokens" in named(model.findings(str(tmp_path)))["sizes"].value
+
+
+def test_a_name_that_is_nothing_is_told_the_deployments(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code, document = doctor(capsys, monkeypatch, "my-remot")
+    assert (
+        code == 2 and "There is no deployment named 'my-remot'; no deployment runs here. There is no folder" in document["error"]["message"]
+    )
+    assert "NAME of a deployment" in document["error"]["hint"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_plan_that_is_not_for_aws_has_rows_that_say_so(
+    share: float, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    profile, catalog = synthetic_profile(tmp_path / "profile"), read_catalog("local")
+    write_json(tmp_path / "plan.json", make_plan(profile, catalog, PlanRequest(remote_share=share)))
+    code, document = doctor(capsys, monkeypatch, str(tmp_path / "plan.json"), "--target", "aws")
+    assert code == 1
+    rows = {each["name"]: (each["ok"], each["value"]) for each in reversed(document["findings"])}  # the first of each name
+    assert rows["AWS credentials"] == (False, "No AWS region is set.")
+    ok, said = rows["on AWS"]
+    assert (ok, said.split(":")[0]) == (
+        (True, "The prices of the catalog local are not AWS's") if share else (False, "Nothing of this plan runs on AWS")
+    )
+    assert ("reserved concurrency" in rows) is bool(share) and "largest payload" not in rows

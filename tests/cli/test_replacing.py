@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from remoe_cli import recognise
 from remoe_cli.artifacts import write_arrays, write_json
 from remoe_cli.cli import app
 from remoe_cli.plan.export import export
@@ -82,6 +83,14 @@ def test_what_is_new_or_empty_needs_no_answer(remoe: Run, tmp_path: Path) -> Non
     (tmp_path / "empty.json").touch()
     for name in ("empty.json", "new.json"):
         assert remoe("plan", "profile", "-o", name)[0] == 0
+
+
+def test_a_report_of_nothing_asks_nothing(remoe: Run, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_bytes(recognise._REPORT)
+    code, said = remoe("report", "my-remote", typed="n\n")
+    assert code == 2 and "There is no file or folder my-remote." in said and "Replace" not in said
+    code, said = remoe("report", "plan.json", typed="n\n")
+    assert code == 1 and "Replace report.html?" in said
 
 
 def test_every_command_with_an_output_asks() -> None:

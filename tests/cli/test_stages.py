@@ -102,6 +102,7 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
             {
                 "plan.problem.request.inputs_of": "Reading the profile",
                 "usage.refit.refuse_old": "",  # quick, and before receipts are read
+                "usage.refit.refuse_all_local": "",
                 "usage.refit.refit": "Fitting the times",
                 "plan.problem.request.problem_of": "Planning again",
                 "usage.again.again": "Planning again",

@@ -100,3 +100,18 @@ def test_a_receipt_fits_a_narrow_terminal(columns: int, monkeypatch: pytest.Monk
     )
     infer.show_receipt(receipt.model_dump(mode="json"))
     assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("columns", [34, 54, 100])
+def test_a_table_cuts_no_figure_and_breaks_no_word_at_any_width(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Spare columns go first; where that is not enough, each row is printed as lines."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    row = ("the whole model on ml.g4dn.xlarge", "2026-11-30", "$0.000433", "12,345,678.9", "$1,086,000")
+    output.table("Alternatives", ("", "day", "functions", "GB-s", "in all"), [row], ("GB-s",))
+    shown = capsys.readouterr().out
+    kept = [*row[0].split(), *(cell for cell in row[1:] if columns in (34, 100) or cell != "12,345,678.9")]
+    assert {*kept} <= {*shown.split()} and max(map(len, shown.splitlines())) <= columns
+    assert ("columns have no room for: GB-s. --json has everything." in " ".join(shown.split())) is (columns == 54)
+    assert ("  GB-s: 12,345,678.9\n" in shown) is (columns == 34)

@@ -135,7 +135,9 @@ def test_a_plan_has_three_tiers_and_says_so(tmp_path: Path) -> None:
     rows = layer_rows(plan)
     assert {len(row) for row in rows} == {len(layer_columns(plan))} and [row[7] for row in rows] == [str(len(x.gpu)) for x in plan.layers]
     assert "experts on the GPU" in dict(binding_rows(problem_of(profile, catalog, requests_per_hour=20.0), Aim(), plan))
-    assert any("most used experts on the GPU" in note for note in plan.notes)
+    assert any(note.startswith("The bound is also for plans with each layer's most used experts on the GPU") for note in plan.notes)
+    few = gpu_plan(gpu_profile(tmp_path / "few", experts=4), gpu_catalog())  # all of whose remote sets are weighed, so no note is before
+    assert any(note.startswith("The lower bound is for plans with each layer's most used experts on the GPU") for note in few.notes)
     without = gpu_plan(profile, catalog, tpot_s=0.05, gpu_experts=False)
     assert not any(layer.gpu for layer in without.layers) and plan.tpot_s < without.tpot_s
     assert not any("on the GPU" in note for note in without.notes)

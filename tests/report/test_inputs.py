@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from remoe_cli.artifacts import write_json
-from remoe_cli.errors import RemoeError
+from remoe_cli.errors import RemoeError, UsageError
 from remoe_cli.plan.cost.prices import FunctionPrices, MainPrices
 from remoe_cli.report import inputs
 from remoe_cli.report.inputs import read_inputs
@@ -100,6 +100,14 @@ def test_a_folder_without_a_receipt_of_a_request_is_refused(book: Book) -> None:
     for given in (path, book.folder):
         with pytest.raises(RemoeError, match="holds no receipt"):
             read_inputs([given])
+
+
+def test_a_deployments_name_is_told_where_its_receipts_are(book: Book, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMOE_STATE_DIR", str(tmp_path))
+    for name, is_one in (("mine", True), ("other", False), ("mine.json", False)):
+        with pytest.raises(UsageError, match=f"There is no file or folder {name}") as raised:
+            read_inputs([Path(name)])
+        assert (raised.value.hint == f"The receipts of the deployment 'mine' are in {book.folder}: give that folder.") is is_one
 
 
 def test_what_is_no_input_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,19 +13,21 @@ import pytest
 import torch
 
 from remoe_cli.cages import Mechanism
+from remoe_cli.cli import app
 from remoe_cli.deploy.local import processes
 from remoe_cli.deploy.local.config import FunctionConfig
 from remoe_cli.errors import DeployError, InvokeError
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.shards import write_shard
 from remoe_cli.package.bundle import HANDLER, function_zip
+from remoe_cli.profile.latency_record import ColdStart
 from remoe_cli.profile.record import read_profile
 from remoe_cli.runtime import calibrate
 from remoe_cli.runtime.calibrate import measure_target, quantiles, with_target
 from remoe_cli.runtime.invoke import make_client
 from tests.support.families import build
 from tests.support.shards import shard_environment
-from tests.support.synthetic import synthetic_profile
+from tests.support.synthetic import invocation, synthetic_profile
 from tests.support.twin import Running, run_twin
 
 RTT_S = 0.03
@@ -124,3 +127,26 @@ def test_tenths_are_equally_likely_values_with_the_right_mean() -> None:
     assert spread.mean == pytest.approx(seconds.mean(), rel=1e-12)
     assert len(spread.tenths) == 10 and list(spread.tenths) == sorted(spread.tenths)
     assert quantiles(np.array([-1e-4, 3e-3])).tenths == pytest.approx([0.0] * 5 + [3e-3] * 5)
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_what_was_measured_is_printed(
+    data: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The measurement itself, whose test is above, takes seconds."""
+    profile = synthetic_profile(tmp_path / "profile")
+    warm = invocation(0).model_copy(update={"samples": ((80, 0.02, 0.01, 0.001),) * 1234})
+    cold = ColdStart(starts=7, process_s=0.1, imports_s=0.9, weights_s=0.1, first_result_s=0.1, total_s=1.25)
+    monkeypatch.setattr("remoe_cli.deploy.local.calibrate.calibrate", lambda name, out, *_: with_target(profile, out, warm, cold))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    arguments = ["remoe", "profile", "measure", "mine", *(("--data", str(tmp_path / "prompts.jsonl")) if data else ()), "-o"]
+    monkeypatch.setattr("sys.argv", [*arguments, str(tmp_path / "a")])
+    assert app.run() == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    of = "the calls of 2 answers" if data else "the smallest of 1,234 calls"
+    assert f"a warm call, outside the function {warm.unbilled_s.p50 * 1e3:.1f} ms {of}" in shown
+    assert "a cold start 1,250.0 ms 7 starts" in shown
+    monkeypatch.setattr("sys.argv", [*arguments, str(tmp_path / "b"), "--json"])
+    assert app.run() == 0
+    measured = json.loads(capsys.readouterr().out)["measured"]
+    assert measured["a cold start"] == {"median_s": 1.25, "of": "7 starts"} and len(measured) == 3

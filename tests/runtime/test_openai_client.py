@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,8 +238,17 @@ def test_other_errors_are_the_clients_own_classes(client: openai.OpenAI, url: st
         client.models.retrieve("other")
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model=MODEL, input="w1")
-    with pytest.raises(openai.BadRequestError, match="exceed the model's 512 positions"):
-        client.chat.completions.create(model=MODEL, messages=USER, max_tokens=600)
+    long: list[tuple[str, Callable[[], object]]] = [
+        ("messages", lambda: client.chat.completions.create(model=MODEL, messages=USER, max_tokens=600)),
+        ("prompt", lambda: client.completions.create(model=MODEL, prompt=[1] * 600)),
+        ("input", lambda: client.responses.create(model=MODEL, input="w1 " * 600, max_output_tokens=1)),
+    ]
+    for param, ask in long:
+        with pytest.raises(openai.BadRequestError, match="exceed the model's 512 positions") as caught:
+            ask()
+        assert caught.value.param == param
+    with pytest.raises(openai.BadRequestError, match="The parameter 'messages' is empty"):
+        client.chat.completions.create(model=MODEL, messages=[])
     with pytest.raises(openai.APIStatusError) as large:
         client.completions.create(model=MODEL, prompt="w1 " * 3_000_000)
     assert large.value.status_code == 413

@@ -213,7 +213,7 @@ def test_people_read_what_is_billed_and_what_is_measured(capsys: pytest.CaptureF
     error = InvokeError("It is gone.", "Look.")
     attach(error, failed_receipt(PRICES, 2.0, (call("a", 900, 1024),)))
     output.fail(error)
-    assert "cost: 900 ms of 1 calls were billed, $0.17 in all." in capsys.readouterr().err
+    assert "cost: 900 ms of 1 calls were billed, $0.173 in all." in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["remoe", "infer", "--json"])
     output.fail(error)
     assert json.loads(capsys.readouterr().out)["error"]["receipt"]["billed_ms"] == 900

@@ -105,6 +105,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "prompt a list": ({"prompt": ["w1"]}, "'prompt'"),
     "prompt a number": ({"prompt": 7}, "'prompt'"),
     "messages an object": ({"messages": {"role": "user", "content": "w1"}}, "'messages'"),
+    "messages empty": ({"messages": []}, "'messages' that are empty"),
     "message a text": ({"messages": ["w1"]}, "'messages.0'"),
     "tools alone": ({"prompt": "w1", "tools": []}, "'tools' without 'messages'"),
     "refused by the template": ({"messages": [{"role": "system", "content": "w1"}]}, "refuses the prompt: No system role."),
@@ -356,6 +357,8 @@ def test_the_printed_url_has_brackets(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_what_loading_was_billed_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A program of its own logs it; 'remoe serve' says it, and with --quiet nobody does."""
+    spent = SimpleNamespace(loading=SimpleNamespace(billed_ms=3, invocations=1, usd=1.2e-6))
+    assert str(MainFunction.loading_billed.fget(SimpleNamespace(spent=spent))).endswith(" $0.0000012 in all.")  # type: ignore[attr-defined]
     main: Any = type("Main", (), {"loading_billed": "Billed 3 ms."})()
     monkeypatch.setattr(server._Server, "run", lambda self, sockets: time.sleep(0.1))
     told: list[Any] = []

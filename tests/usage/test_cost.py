@@ -162,3 +162,19 @@ def test_a_request_without_prices_is_counted_and_in_no_sum_of_money() -> None:
     receipt = unknown.receipt.model_copy(update={"cost": None, "main": unknown.receipt.main.model_copy(update={"prices": None})})
     made = report([unknown.model_copy(update={"receipt": receipt})], By.day)
     assert (made.total.requests, made.total.unpriced, made.usd) == (1, 1, 0.0)
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "100"])
+def test_what_is_printed_has_every_sum_whole_and_says_what_had_no_answer(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading is told too where a deployment has no expert functions."""
+    monkeypatch.setenv("COLUMNS", columns)
+    _show(
+        "m", report([line(0, 60, kind="loading"), line(1, 10), *[line(2, 30, kind="failed")] * 3, line(3, kind="cancelled")], By.day), None
+    )
+    shown = capsys.readouterr().out
+    assert {"2026-11-29", "15", "$0.16", "$10.7", "$10.9"} <= {*shown.split()} and max(map(len, shown.splitlines())) <= int(columns)
+    text = " ".join(shown.split())
+    assert "Of that, loading is $0.06: each has a receipt of its own." in text
+    assert "Of the 5 requests, 3 failed or were refused and 1 were cancelled." in text

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from remoe_cli.cli.calibrate import _times
 from remoe_cli.errors import DeployError, UsageError
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.expert_functions import function_vcpus
 from remoe_cli.plan.document import Plan
+from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.latency_record import ColdStart
 from remoe_cli.profile.record import Profile, read_profile
 from remoe_cli.runtime.observed import Observed
@@ -114,6 +116,25 @@ def test_cold_starts_are_summarised(tmp_path: Path, known: bool) -> None:
     assert found is not None and (found.starts, found.total_s, found.waits_s) == (10, 2.0, (2.0,) * 10)
     assert found.process_s + found.imports_s == pytest.approx(0.8) and found.weights_s + found.first_result_s == pytest.approx(0.1)
     assert found.process_s == pytest.approx(0.2 if known else 0.0)
+
+
+def test_what_was_fitted_stands_beside_what_the_plan_was_made_with(tmp_path: Path) -> None:
+    """That is the catalog's time where the profile has none, as for cold starts of which too few were seen."""
+    profile, plan, catalog = planned(tmp_path / "p", invocation=None, cold_start=None)
+    made = refit("m", profile, plan, catalog, told(), tmp_path / "new")
+    side, found = catalog.function, _times(profile.record.latency, made.profile.record.latency, problem_of(plan, profile, catalog), plan)
+    assert [before for _, before, _ in found][:3] == [side.warm_unbilled_s, side.warm_billed_s, 1e6 / side.network_bytes_per_s]
+    assert found[0][2] == pytest.approx(ELAPSED_S - INSIDE_S, rel=0.1) and found[3][1] == found[3][2] > side.cold_start_s
+    measured = _times(made.profile.record.latency, made.profile.record.latency, problem_of(plan, made.profile, catalog), plan)
+    assert all(before == now for _, before, now in measured) and measured[0] != found[0]
+
+
+def test_a_deployment_without_functions_has_nothing_to_calibrate(tmp_path: Path) -> None:
+    profile, plan, catalog = planned(tmp_path / "p")
+    plan = plan.model_copy(update={"layers": tuple(layer.model_copy(update={"remote": (), "functions": ()}) for layer in plan.layers)})
+    with pytest.raises(DeployError, match="'m' has no expert functions whose calls could be fitted") as raised:
+        refit("m", profile, plan, catalog, told(), tmp_path / "new")
+    assert "--remote-share" in raised.value.hint
 
 
 def test_too_few_calls_and_the_old_profiles_place_are_refused(tmp_path: Path) -> None:

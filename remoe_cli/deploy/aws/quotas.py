@@ -17,7 +17,6 @@ from remoe_cli.deploy.aws.functions import Resource
 from remoe_cli.deploy.aws.settings import AwsSettings
 from remoe_cli.deploy.aws.template import Templates
 from remoe_cli.deploy.endpoint import Endpoint
-from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
 from remoe_cli.plan.document import Plan
 
 CALLS_PER_FUNCTION = 4  # of Lambda's API: create it, reserve concurrency, publish a version, create its alias
@@ -64,8 +63,6 @@ def _functions(plan: Plan, contents: Contents, settings: AwsSettings) -> Iterato
     yield code if contents.code_bytes else replace(code, hint="Not packaged yet, so its size is not known.")
     longest = max(len(names.function(settings.name, f.entry)) for f in contents.functions)
     yield _within("longest name of a function", longest, quota.name_characters, "characters", "error", "Choose a shorter --name.")
-    # The dispatcher divides what is larger.
-    yield _within("largest payload", PAYLOAD_LIMIT_BYTES, quota.payload_bytes, "bytes", "error", "")
     yield _concurrency(plan, contents, settings)
 
 

@@ -231,11 +231,12 @@ def _able(priced: dict[BaselineName, Baseline]) -> dict[BaselineName, float]:
 def notes(problem: Problem, placement: Placement, method: Method, gain: float) -> Iterator[str]:
     """Say in sentences what was assumed, and what the figures leave out."""
     workload, catalog = problem.workload, problem.catalog
-    if method in ("exact", "forced") and problem.spec.experts_per_layer > ENUMERATED_EXPERTS:
+    is_some = method in ("exact", "forced") and problem.spec.experts_per_layer > ENUMERATED_EXPERTS
+    if is_some:
         searched = f"; exchanging single experts then saves {gain:.2%} more" if method == "exact" else ""
         yield f"The lower bound is for plans that make each layer's least used experts remote{searched}."
     if method in ("exact", "forced") and (most := main_function.most_gpu_experts(problem)):
-        yield _gpu_note(problem, most)
+        yield _gpu_note(problem, most, "The bound is also" if is_some else "The lower bound is")
     yield from workload.assumptions
     if problem.spec.remote is not None:
         yield f"{problem.spec.stored_as} The profile says what that loses."
@@ -333,13 +334,13 @@ def _with_drafts(problem: Problem) -> Iterator[str]:
     )
 
 
-def _gpu_note(problem: Problem, most: int) -> str:
+def _gpu_note(problem: Problem, most: int, bound: str) -> str:
     """Say among which plans with experts on a GPU the bound holds."""
     experts, layers = problem.spec.experts_per_layer, len(problem.spec.moe_layers)
     sizes = " / ".join(map(str, gpu_sizes(experts, layers, most)))
     beside = remote_sizes_beside_gpu(experts)
     steps = f", beside {' / '.join(map(str, beside))} remote ones" if experts > ENUMERATED_EXPERTS else ""
-    return f"The bound is also for plans with each layer's most used experts on the GPU, {sizes} or all that are not remote{steps}."
+    return f"{bound} for plans with each layer's most used experts on the GPU, {sizes} or all that are not remote{steps}."
 
 
 def _cheapest_remote_expert(problem: Problem, local: Baseline) -> str:

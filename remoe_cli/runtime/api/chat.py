@@ -215,7 +215,7 @@ async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[s
                     yield sse(_document(asked, "chat.completion.chunk", []) | {"usage": openai_form.usage(event)})
                 yield "data: [DONE]\n\n"
             case _:
-                yield sse(openai_form.error(fault_of(event)))
+                yield sse(openai_form.error(fault_of(event, "messages")))
 
 
-CHAT = Api("text/event-stream", _parse, _whole, _stream, openai_form.error)
+CHAT = Api("text/event-stream", _parse, _whole, _stream, openai_form.error, "messages")

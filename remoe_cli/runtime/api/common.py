@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from remoe_cli.artifacts import escaped
-from remoe_cli.errors import DeployError, RemoeError, UsageError
+from remoe_cli.errors import DeployError, LongRequestError, RemoeError, UsageError
 from remoe_cli.runtime.answer import Piece
 from remoe_cli.runtime.main_function import Answer, MainFunction, Request, described
 from remoe_cli.runtime.receipt import receipt_of
@@ -93,9 +93,10 @@ def log_fault(error: Exception) -> None:
     _log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_list(traceback.extract_tb(error.__traceback__))))
 
 
-def fault_of(error: Exception) -> Fault:
+def fault_of(error: Exception, prompt: str | None = None) -> Fault:
     """Describe an error for a client, and log what is no error of remoe.
 
+    `prompt` is the parameter that holds the prompt: it is the wrong one where a request is too long.
     A client must not repeat what has failed after it was billed.
     """
     status = next(status for kind, status in _STATUS if isinstance(error, kind))
@@ -107,6 +108,8 @@ def fault_of(error: Exception) -> Fault:
             return Fault(error.status, described(error), error.param, error.code, headers)
         case BusyError():
             return Fault(status, described(error), headers={"retry-after": str(error.retry_s)})
+        case LongRequestError():
+            return Fault(status, described(error), prompt, headers=headers)
     return Fault(status, described(error), headers=headers)
 
 
@@ -133,6 +136,7 @@ class Api:
     whole    the document of an answer
     stream   what happens -> lines as they are sent
     error    the document of an error
+    prompt   the parameter that holds the prompt; None where errors name no parameter
     comment  a line that clients of a stream read over
     """
 
@@ -141,6 +145,7 @@ class Api:
     whole: Callable[[Asked, Answer], dict[str, Any]]
     stream: Callable[[Asked, AsyncIterator[Event]], AsyncIterator[str]]
     error: Callable[[Fault], dict[str, Any]]
+    prompt: str | None = None
     comment: str = ": still here\n\n"
 
 
@@ -183,6 +188,8 @@ def _refusal(error: ValidationError, names: Mapping[str, str] | None = None) -> 
     param = ".".join(where)[:100] or None
     if param is None:
         return Refusal(f"The request is wrong: {first['msg']}.", "It is a JSON object.")
+    if first["type"] == "too_short" and not first["input"]:
+        return Refusal(f"The parameter '{param}' is empty.", "Give at least one item.", param=param)
     if first["type"] == "extra_forbidden":
         return Refusal(f"The parameter '{param}' is not supported.", "Leave it out.", param=param, code="unsupported_parameter")
     if first["type"] in ("literal_error", "none_required", "too_long") and "Input should be" in first["msg"]:

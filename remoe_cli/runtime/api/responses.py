@@ -250,7 +250,7 @@ class _Stream:
         yield self.event(f"response.{status}", response=_finished(self._asked, answer, output))
 
     def error(self, error: Exception) -> str:
-        of = openai_form.error(fault_of(error))["error"]
+        of = openai_form.error(fault_of(error, "input"))["error"]
         return self.event("error", code=of["code"], message=of["message"], param=of["param"])
 
     @property
@@ -278,4 +278,4 @@ async def _stream(asked: Asked, events: AsyncIterator[Event]) -> AsyncIterator[s
             yield line
 
 
-RESPONSES = Api("text/event-stream", _parse, _whole, _stream, openai_form.error)
+RESPONSES = Api("text/event-stream", _parse, _whole, _stream, openai_form.error, "input")
