@@ -24,12 +24,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     refuse_foreign_code(checkpoint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
+        empty = not tokenizer("a word", add_special_tokens=False)["input_ids"]  # as made where a family's files are missing
     except Exception as error:  # a damaged tokenizer.json surfaces as a bare Exception of the tokenizers library
         raise ModelError(
             f"The tokenizer of {checkpoint.name} cannot be loaded: {reason(error)}",
             "Put its files into the checkpoint's folder.",
         ) from None
-    if not tokenizer("a word", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one where a family's files are missing
+    if empty:
         raise ModelError(
             f"{checkpoint.name} has no tokenizer: its files are missing or empty.", "Put its files into the checkpoint's folder."
         )

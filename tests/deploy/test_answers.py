@@ -91,6 +91,7 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
         assert list(here.token_ids) == inputs.tokens()
         cache.settle()
     assert here.receipt.saved_calls and served_here.state().cached_experts == len(cache.held)
+    served_here.engine.dispatcher.caller.client.close()
     # Five tokens of a pass share one call of each function.
     again = asked | {"logit_bias": {"5": 100}}
     repeated = httpx.post(f"http://127.0.0.1:{port}/invocations", json=again, trust_env=False, timeout=60).json()

@@ -141,8 +141,7 @@ def test_no_expert_computes_what_fills_a_row_up(monkeypatch: pytest.MonkeyPatch)
         batch.add(engine.sequence(prompt, 12, speculate=speculate))  # type: ignore[arg-type]
         batch._read(batch.reading.popleft())
     seen: list[Any] = []
-    see = batch._see
-    monkeypatch.setattr(batch, "_see", lambda sequences, chosen, layer, ids: (seen.append(ids.copy()), see(sequences, chosen, layer, ids)))
+    monkeypatch.setattr(batch, "_sent", lambda sequences, chosen: seen.extend(ids for _, ids in chosen) or {})
     with torch.inference_mode():
         batch._decode()
     assert len(seen) == len(engine.attachment.layers)
