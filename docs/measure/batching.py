@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,16 +134,43 @@ def _ask(main, prompts: Sequence[Sequence[int]], clients: int, tokens: int) -> R
 THREAD = ThreadPoolExecutor(1, "model")
 
 
+def expert_functions(checkpoint, spec, remote: Mapping[int, tuple[int, ...]], at: Path, use: tuple[float, ...] = ()):  # type: ignore[no-untyped-def]
+    """Write the shard and the code of one function for each layer; return them for the twin, and as a main function knows them."""
+    from remoe_cli.artifacts import sha256_bytes
+    from remoe_cli.deploy.local.config import FunctionConfig
+    from remoe_cli.function.weights import read_head
+    from remoe_cli.model.shards import write_shards
+    from remoe_cli.package.bundle import HANDLER, function_zip
+    from remoe_cli.runtime.server_config import ServedFunction
+
+    functions: list[FunctionConfig] = []
+    served: list[ServedFunction] = []
+    zipfile.ZipFile(io.BytesIO(function_zip())).extractall(at / "code")
+    shards = write_shards(checkpoint, {layer: [experts] for layer, experts in remote.items()}, spec.expert_bytes, at / "bundle")
+    for (layer, experts), shard in zip(remote.items(), shards, strict=True):
+        head = read_head(shard.path)
+        environment = {"REMOE_SHARD": str(shard.path), "REMOE_SHARD_HEADER": f"{len(head)}:{sha256_bytes(head)}"}
+        served.append(
+            ServedFunction(
+                layer=layer, function=shard.path.stem, experts=experts, replicas=1, expert_rows=1.0, timeout_s=60,
+                shard=shard.path.name, head_bytes=len(head), head_sha256=sha256_bytes(head), use=use,
+            )
+        )  # fmt: skip
+        functions.append(
+            FunctionConfig(
+                name=shard.path.stem, handler=HANDLER, code_dir=str(at / "code"), environment=environment, memory_mb=MEMORY_MB,
+                timeout_s=60, reserved_concurrency=1,
+            )
+        )  # fmt: skip
+    return functions, served
+
+
 @contextmanager
 def serving(name, checkpoint, folder: Path, options: argparse.Namespace) -> Iterator[object]:  # type: ignore[no-untyped-def]
     """Deploy every second expert on the twin, and load the rest."""
-    from remoe_cli.artifacts import sha256_bytes
     from remoe_cli.deploy.local import lifecycle
-    from remoe_cli.deploy.local.config import FunctionConfig, TwinConfig
-    from remoe_cli.function.weights import read_head
-    from remoe_cli.model.shards import write_shards
+    from remoe_cli.deploy.local.config import TwinConfig
     from remoe_cli.model.spec import read_spec
-    from remoe_cli.package.bundle import HANDLER, function_zip
     from remoe_cli.plan.catalog.catalog import read_catalog
     from remoe_cli.plan.cost import prices
     from remoe_cli.profile.record import ModelRef
@@ -154,27 +181,11 @@ def serving(name, checkpoint, folder: Path, options: argparse.Namespace) -> Iter
 
     spec, catalog = read_spec(checkpoint), read_catalog("local")
     remote = {layer: tuple(range(1, spec.experts_per_layer, 2)) for layer in spec.local_experts({})}
-    functions: list[FunctionConfig] = []
     served: list[ServedFunction] = []
 
     def prepare(at: Path) -> TwinConfig:
-        zipfile.ZipFile(io.BytesIO(function_zip())).extractall(at / "code")
-        shards = write_shards(checkpoint, {layer: [experts] for layer, experts in remote.items()}, spec.expert_bytes, at / "bundle")
-        for (layer, experts), shard in zip(remote.items(), shards, strict=True):
-            head = read_head(shard.path)
-            environment = {"REMOE_SHARD": str(shard.path), "REMOE_SHARD_HEADER": f"{len(head)}:{sha256_bytes(head)}"}
-            served.append(
-                ServedFunction(
-                    layer=layer, function=shard.path.stem, experts=experts, replicas=1, expert_rows=1.0, timeout_s=60,
-                    shard=shard.path.name, head_bytes=len(head), head_sha256=sha256_bytes(head),
-                )
-            )  # fmt: skip
-            functions.append(
-                FunctionConfig(
-                    name=shard.path.stem, handler=HANDLER, code_dir=str(at / "code"), environment=environment, memory_mb=MEMORY_MB,
-                    timeout_s=60, reserved_concurrency=1,
-                )
-            )  # fmt: skip
+        functions, more = expert_functions(checkpoint, spec, remote, at)
+        served.extend(more)
         return TwinConfig(name=name, functions=tuple(functions), rtt_ms=options.rtt_ms, python=sys.executable)
 
     status = lifecycle.start(name, prepare)

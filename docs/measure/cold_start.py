@@ -12,7 +12,6 @@ take turns. On the twin all share one disk and this machine's cores.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -21,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
@@ -34,7 +32,6 @@ MODEL = {
     "pad_token_id": 1, "eos_token_id": None,
 }  # fmt: skip
 PARTS = ("process", "imports", "model", "functions", "own token", "first token")
-MEMORY_MB = 1769
 
 
 def main() -> None:
@@ -160,15 +157,13 @@ def _checkpoint(folder: Path):  # type: ignore[no-untyped-def]
 @contextmanager
 def _deployed(checkpoint, share: float, scratch: Path) -> Iterator[tuple[Path, object]]:  # type: ignore[no-untyped-def]
     """Deploy the last experts of each layer on the twin, and yield a settings file for `_start` and what makes all cold."""
+    from batching import expert_functions
+
     from remoe_cli import artifacts
-    from remoe_cli.artifacts import sha256_bytes
     from remoe_cli.deploy.local import lifecycle
     from remoe_cli.deploy.local.calibrate import restart
     from remoe_cli.deploy.local.config import FunctionConfig, TwinConfig
-    from remoe_cli.function.weights import read_head
-    from remoe_cli.model.shards import write_shards
     from remoe_cli.model.spec import read_spec
-    from remoe_cli.package.bundle import HANDLER, function_zip
     from remoe_cli.plan.catalog.catalog import read_catalog
     from remoe_cli.plan.cost import prices
     from remoe_cli.profile.record import ModelRef
@@ -184,24 +179,10 @@ def _deployed(checkpoint, share: float, scratch: Path) -> Iterator[tuple[Path, o
     files: list[Path] = list(checkpoint.weight_files)
 
     def prepare(at: Path) -> TwinConfig:
-        zipfile.ZipFile(io.BytesIO(function_zip())).extractall(at / "code")
-        shards = write_shards(checkpoint, {layer: [experts] for layer, experts in remote.items()}, spec.expert_bytes, at / "bundle")
-        for (layer, experts), shard in zip(remote.items(), shards, strict=True):
-            head = read_head(shard.path)
-            environment = {"REMOE_SHARD": str(shard.path), "REMOE_SHARD_HEADER": f"{len(head)}:{sha256_bytes(head)}"}
-            served.append(
-                ServedFunction(
-                    layer=layer, function=shard.path.stem, experts=experts, replicas=1, expert_rows=1.0, timeout_s=60,
-                    shard=shard.path.name, head_bytes=len(head), head_sha256=sha256_bytes(head), use=use,
-                )
-            )  # fmt: skip
-            functions.append(
-                FunctionConfig(
-                    name=shard.path.stem, handler=HANDLER, code_dir=str(at / "code"), environment=environment, memory_mb=MEMORY_MB,
-                    timeout_s=60, reserved_concurrency=1,
-                )
-            )  # fmt: skip
-            files.append(at / "bundle" / shard.path.name)
+        made, more = expert_functions(checkpoint, spec, remote, at, use)
+        functions.extend(made)
+        served.extend(more)
+        files.extend(at / "bundle" / each.shard for each in more)
         return TwinConfig(name=name, functions=tuple(functions), python=sys.executable)
 
     status = lifecycle.start(name, prepare)

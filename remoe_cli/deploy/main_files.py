@@ -15,11 +15,11 @@ from remoe_cli.package.bundle import FunctionEntry, Manifest
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import expert_functions, main_function, prices
 from remoe_cli.plan.document import Plan
-from remoe_cli.plan.problem.problem import MB, Main, Problem
+from remoe_cli.plan.problem.problem import MB, Main, Placement, Problem
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime import last_resort
-from remoe_cli.runtime.expected_cost import planned_costs
+from remoe_cli.runtime.expected_cost import costs_of
 from remoe_cli.runtime.receipt import Prices
 from remoe_cli.runtime.server_config import ServedFunction, ServerConfig, StartPolicy
 
@@ -84,7 +84,7 @@ def server_config(
         served=plan.workload.served,
         concurrency=plan.concurrency,
         speculate=plan.speculate if speculate is None else speculate,
-        planned=planned_costs(plan, profile, catalog),
+        planned=costs_of(problem, Placement(plan.main, plan.layers, plan.instances)),
         cache_experts=cache_experts,
         spare_experts=_spare_experts(problem, plan) if bundle.functions else 0,
         start_ahead=StartPolicy(

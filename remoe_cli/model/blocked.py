@@ -11,8 +11,10 @@ not use oneDNN.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,7 +24,6 @@ from torch import Tensor, nn
 
 _TRIED_ROWS = (1, 3, 8, 64)
 _known: dict[tuple[torch.Size, bool], bool] = {}  # by size of a weight, and whether there is a bias
-_sources: dict[type[nn.Module], str] = {}
 # Kept off the modules: a copy of a module with other weights must not compute with these.
 _experts: WeakKeyDictionary[nn.Module, dict[str, list[Tensor]]] = WeakKeyDictionary()
 _ATTRIBUTES: tuple[str, list[float], str] = ("none", [], "")  # nothing is done with the product
@@ -54,14 +55,15 @@ def block_weights(model: nn.Module, experts: Iterable[nn.Module]) -> None:
     """Put the weights of a model's linear layers and of its experts modules into blocks, in place.
 
     Only those on the CPU, and where this changes no bit. Weights that another module uses too, such as an embedding, stay as they are, and
-    so do those that the code of the module around looks at itself.
+    so do those that the code around looks at itself.
     What is in blocks is this process's own memory, and no longer its file's. A second call changes nothing.
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
     modules = list(model.modules())
     uses = Counter(id(weight) for module in modules for weight in module.parameters(recurse=False))
-    looked_at = {id(child) for module in modules for name, child in module.named_children() if f"self.{name}.weight" in _source(module)}
+    children = ((name, child, _source(type(module).__module__)) for module in modules for name, child in module.named_children())
+    looked_at = {id(child) for name, child, source in children if f"self.{name}.weight" in source}
     for module in modules:
         if type(module) is not nn.Linear or uses[id(module.weight)] > 1 or id(module) in looked_at:
             continue
@@ -73,15 +75,13 @@ def block_weights(model: nn.Module, experts: Iterable[nn.Module]) -> None:
         _block_experts(module)
 
 
-def _source(module: nn.Module) -> str:
-    """Return the code of a module's class; empty where it has none that can be read."""
-    kind = type(module)
-    if kind not in _sources:
-        try:
-            _sources[kind] = inspect.getsource(kind)
-        except (OSError, TypeError):
-            _sources[kind] = ""
-    return _sources[kind]
+@cache
+def _source(file: str) -> str:
+    """Return the code of a module of Python; empty where it has none that can be read."""
+    try:
+        return inspect.getsource(sys.modules[file])
+    except (OSError, TypeError):
+        return ""
 
 
 def _block_experts(module: Any) -> None:

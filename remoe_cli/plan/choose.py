@@ -77,11 +77,11 @@ def best_form(whole: Problem, request: PlanRequest) -> tuple[Problem, Chosen, Ba
             if best is not None and best[1].method == "exact":
                 known = request.aim.value(evaluate(best[0], best[1].placement))
                 beat = Solution(best[1].placement.bought, best[1].placement.layers, known, 0.0, False)
-                beaten = _exact(form, _until(request, until_s), beat)
+                beaten = _exact(form, replace(request, time_limit_s=_left_s(until_s)), beat)
                 if beaten.is_beaten:
                     best = best[0], _within(best[1], beaten), best[2]
                     continue
-            one = _holding(form, _until(request, until_s), compare)
+            one = _holding(form, replace(request, time_limit_s=_left_s(until_s)), compare)
         except (InfeasibleError, OverBudgetError) as error:
             failed.append(error)
             continue
@@ -94,9 +94,9 @@ def best_form(whole: Problem, request: PlanRequest) -> tuple[Problem, Chosen, Ba
     return best
 
 
-def _until(request: PlanRequest, until_s: float) -> PlanRequest:
-    """Leave a request the time that is left until then, by `time.monotonic()`; a second at least."""
-    return replace(request, time_limit_s=max(1.0, until_s - time.monotonic()))
+def _left_s(until_s: float) -> float:
+    """Tell the time that is left until then, by `time.monotonic()`; a second at least."""
+    return max(1.0, until_s - time.monotonic())
 
 
 def _rank(problem: Problem, chosen: Chosen, aim: Aim) -> tuple[bool, float]:
@@ -163,8 +163,7 @@ def _forced(problem: Problem, request: PlanRequest, remote_share: float) -> Chos
     until_s = time.monotonic() + request.time_limit_s
 
     def choose(part: Problem) -> Chosen:
-        left_s = _until(request, until_s).time_limit_s
-        return _of(solve_or_diagnose(part, forced_sets(part, remote_share), request.aim, left_s, None), "forced")
+        return _of(solve_or_diagnose(part, forced_sets(part, remote_share), request.aim, _left_s(until_s), None), "forced")
 
     return _best_part(problem, request.aim, choose)
 
@@ -203,7 +202,7 @@ def _exact(problem: Problem, request: PlanRequest, beat: Solution | None = None)
     bounds, timed_out = list[float](), False
     for part in parts:
         try:
-            solution = solve_or_diagnose(part, candidate_sets(part), aim, _until(request, until_s).time_limit_s, best)
+            solution = solve_or_diagnose(part, candidate_sets(part), aim, _left_s(until_s), best)
         except (InfeasibleError, OverBudgetError) as error:
             failed.append(error)
             continue

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +29,13 @@ from remoe_cli.model.gpu_experts import GpuExperts
 from remoe_cli.runtime import calls
 from remoe_cli.runtime.answer import NOTHING_SAVED, Saved, Stop
 from remoe_cli.runtime.calls import Caller
-from remoe_cli.runtime.expert_cache import ExpertCache, saved_of
+from remoe_cli.runtime.expert_cache import ExpertCache
 from remoe_cli.runtime.invoke import Invocation
 from remoe_cli.runtime.remote_function import RemoteFunction
 from remoe_cli.runtime.server_config import StartPolicy
 from remoe_cli.runtime.start_ahead import ROWS_PER_REPLICA, Starting, Starts, chosen, instances, likely_experts
 
 Array = npt.NDArray[Any]
-T = TypeVar("T")
 
 
 @dataclass
@@ -145,10 +144,11 @@ class Dispatcher:
         self.at_hand[layer.layer] = here.keys()
         batches: list[tuple[RemoteFunction, Batch]] = []
         for function in self.remote[layer.layer]:
-            there = {e: to_storage(rows[e]) for e in function.experts if e in rows and e not in here}
-            if there:
+            needed = [e for e in function.experts if e in rows]
+            if there := {e: to_storage(rows[e]) for e in needed if e not in here}:
                 batches += [(function, batch) for batch in divide(there, stored, function.replicas, function.expert_rows)]
-            self._saved += saved_of(cache, function, rows, here)
+            elif needed and cache:
+                self._saved += cache.saving(function.name, sum(len(rows[e]) for e in needed))
         start = time.monotonic()
         self.called_s.update({function.name: start for function, _ in batches})
         begun = [

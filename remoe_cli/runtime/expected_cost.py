@@ -22,7 +22,7 @@ from remoe_cli.plan.cost.placement import layer_prefill, layer_step
 from remoe_cli.plan.cost.prices import MainPrices, main_cost
 from remoe_cli.plan.document import LayerPlan, MainSpec, Outcome, Plan
 from remoe_cli.plan.problem.drafting import NO_DRAFTS, Drafting
-from remoe_cli.plan.problem.problem import Main, Placement, Problem
+from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.plan.problem.traffic import one_length
 from remoe_cli.plan.problem.workload import Workload
@@ -102,12 +102,6 @@ class Predictor:
         )
 
 
-def planned_costs(plan: Plan, profile: Profile, catalog: Catalog) -> PlannedCosts:
-    """Work out what a main function has to know of a plan, its profile and its catalog."""
-    placement = Placement(plan.main, plan.layers, plan.instances)
-    return costs_of(problem_of(plan, profile, catalog).at_main(plan.main), placement)
-
-
 def costs_of(problem: Problem, placement: Placement) -> PlannedCosts:
     """Work out what a main function has to know of a placement.
 
@@ -145,8 +139,8 @@ def predictor(planned: PlannedCosts, spec: MoeSpec, prices: MainPrices) -> Predi
 
 def cost_model(plan: Plan, profile: Profile, catalog: Catalog) -> Predictor:
     """Return what predicts requests of a plan, as its main function does."""
-    prices = main_function.prices_of(problem_of(plan, profile, catalog).at_main(plan.main), Main(plan.main, plan.instances))
-    return predictor(planned_costs(plan, profile, catalog), profile.record.spec, prices)
+    problem, placement = problem_of(plan, profile, catalog).at_main(plan.main), Placement(plan.main, plan.layers, plan.instances)
+    return predictor(costs_of(problem, placement), profile.record.spec, main_function.prices_of(problem, placement.bought))
 
 
 def _curves(latency: Latency) -> Latency:

@@ -26,7 +26,7 @@ from remoe_cli.model.ffn import from_storage
 from remoe_cli.model.gpu_experts import apart
 from remoe_cli.plan.cost.prices import calls_usd
 from remoe_cli.redaction import redacted
-from remoe_cli.runtime.answer import NOTHING_SAVED, Saved
+from remoe_cli.runtime.answer import Saved
 from remoe_cli.runtime.free_memory import available_bytes
 from remoe_cli.runtime.hedging import size_class
 from remoe_cli.runtime.invoke import Invocation, only_reads
@@ -182,11 +182,3 @@ def cache_of(config: ServerConfig, remote: Mapping[int, Sequence[RemoteFunction]
         return calls_usd(money.function, memory_mb, money.storage_mb.get(function, 0.0), [billed_ms], 1)
 
     return ExpertCache(remote, room, shards.shard, usd)
-
-
-def saved_of(cache: ExpertCache | None, function: RemoteFunction, rows: Mapping[int, Tensor], held: Mapping[int, nn.Module]) -> Saved:
-    """Say what a function's call of a pass would have cost, if the cache had all experts that it needs."""
-    mine = [len(rows[expert]) for expert in function.experts if expert in rows]
-    if cache is None or not mine or any(expert in rows and expert not in held for expert in function.experts):
-        return NOTHING_SAVED
-    return cache.saving(function.name, sum(mine))

@@ -13,7 +13,7 @@ are not among them: their own calls come as soon.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
@@ -70,25 +70,26 @@ def chosen(
     now_s: float,
     tokens: int,
     policy: StartPolicy,
-    held: Container[tuple[int, int]] = (),
+    held: Collection[tuple[int, int]] = (),
 ) -> list[RemoteFunction]:
     """Choose the functions to start for a prompt, in the order of their layers.
 
     `called_s` tells when each was called or started last. Experts that are `held` here, by layer and number, need no function.
     """
-    later = [f for layer in sorted(remote)[1:] for f in remote[layer]]
-    gone = [f for f in later if now_s - called_s.get(f.name, float("-inf")) >= _GONE * policy.idle_s]
-    here = {f.name: [(layer, expert) in held for expert in f.experts] for layer in remote for f in remote[layer] if f.use}
-    miss = {f.name: np.where(here[f.name], 1.0, missed(f, tokens)) if f.use else missed(f, tokens) for f in gone}
+    later = [(layer, f) for layer in sorted(remote)[1:] for f in remote[layer]]
+    gone = [(layer, f) for layer, f in later if now_s - called_s.get(f.name, float("-inf")) >= _GONE * policy.idle_s]
+    miss = {f.name: missed(f, tokens) for _, f in gone}
+    if held:
+        miss |= {f.name: np.where([(layer, e) in held for e in f.experts], 1.0, miss[f.name]) for layer, f in gone if f.use}
     unused = {name: float(of_experts.prod()) for name, of_experts in miss.items()}
-    likely = sorted((f for f in gone if unused[f.name] <= 1.0 - _LIKELY), key=lambda f: unused[f.name])
+    likely = sorted((f for _, f in gone if unused[f.name] <= 1.0 - _LIKELY), key=lambda f: unused[f.name])
     left_usd, names = policy.most_usd, set[str]()
     for f in likely:
         left_usd -= instances(f, tokens) * wasted_usd(f, miss[f.name], policy)
         if left_usd < 0:
             break
         names.add(f.name)
-    return [f for f in later if f.name in names]
+    return [f for _, f in later if f.name in names]
 
 
 def instances(function: RemoteFunction, tokens: int) -> int:

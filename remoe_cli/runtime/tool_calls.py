@@ -59,8 +59,11 @@ class Reader:
     _arguments: JsonArguments | TagArguments | None = None
     _templates: tuple[ResponseTemplate, ResponseTemplate] = field(init=False)  # that reads calls, and one that finds where they are
     _parser: ResponseParser = field(init=False)
+    _begin: re.Pattern[str] | None = field(init=False)
+    _tag: re.Pattern[str] | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self._begin, self._tag = json_begin(self.region), tag_of(self.region)
         bounds = {key: value for key, value in self.region.items() if key.startswith(("open", "close")) or key == "repeats"}
         text = {"content": "text", "content_args": {"strip": False}, "transform": {"text": "{content}"}}
         self._templates = _template(self.region), _template(bounds | text)
@@ -109,9 +112,8 @@ class Reader:
 
     def _begun(self) -> tuple[ToolCall, JsonArguments | TagArguments, str] | None:
         """Begin a call whose name is known and whose arguments have begun; returns it with their text so far."""
-        begin, tag = json_begin(self.region), tag_of(self.region)
-        opened = self._opened()
-        at = begin.match(self._body) if begin else None
+        opened, tag = self._opened(), self._tag
+        at = self._begin.match(self._body) if self._begin else None
         if opened is None or (at is None and tag is None):
             return None
         name = _text(at["name"]) if at and "name" in at.groupdict() else opened.groupdict().get("name")

@@ -66,7 +66,7 @@ def answer() -> list[int]:
 
 def test_the_main_function_is_told_which_experts_are_on_its_gpu(made: ByHand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By layer, in server.json; its text is what it was where none are. Nobody knows what an expert takes on the GPU of this plan."""
-    monkeypatch.setattr(main_files, "planned_costs", lambda plan, profile, catalog: None)
+    monkeypatch.setattr(main_files, "costs_of", lambda problem, placement: None)
     manifest = bundle.build(made.plan, made.plan_path, made.profile, tmp_path / "bundle")
     layer = next(layer for layer in made.plan.layers if len(layer.remote) < made.plan.model.experts_per_layer)
     there = tuple(e for e in range(made.plan.model.experts_per_layer) if e not in layer.remote)[-1:]

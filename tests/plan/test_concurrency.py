@@ -16,16 +16,12 @@ from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Plan, ScenarioKind
 from remoe_cli.plan.explain.why import money_rows
 from remoe_cli.plan.problem import batches
-from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.workload import from_profile
-from remoe_cli.plan.solve.exact import solve
-from remoe_cli.plan.solve.node import Task
-from remoe_cli.plan.solve.scan import scan
 from remoe_cli.plan.verify import steps
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime.expected_cost import cost_model
-from tests.plan.test_exact import FIELD, all_columns, checked, instance
+from tests.plan.test_exact import held_against, instance
 from tests.plan.test_predicted import mixed
 from tests.support.brute_force import Brute
 from tests.support.synthetic import plan_of, problem_of, synthetic_profile, tiny_catalog
@@ -52,20 +48,7 @@ def test_exact_is_brute_force(seed: int, requests: int, tmp_path: Path, monkeypa
     assert problem.workload.cold_share == 0 and problem.invocations == "per-layer"
     problem = replace(problem, concurrency=requests)
     brute = Brute(alone.profile, alone.catalog, alone.kinds, alone.per_hour, concurrency=requests, drawn=(40, 8))
-    plans, columns = brute.all(), all_columns(problem)
-    if not len(plans):
-        assert solve(Task(problem, columns, Aim())) is None
-        return
-    loose = 1.1 * np.quantile(plans, 0.05, axis=0)
-    for aim in (Aim(), Aim("tpot"), Aim("ttft"), Aim(ttft_s=loose[1], tpot_s=loose[2]), Aim("tpot", budget_usd=loose[0])):
-        limits = np.array([x if x is not None else np.inf for x in (aim.budget_usd, aim.ttft_s, aim.tpot_s)])
-        meets = np.all(plans <= limits * (1 + 1e-9), axis=1)
-        solution = checked(Task(problem, columns, aim), 0.0, scan(problem, aim))
-        assert (solution is not None) == meets.any(), aim
-        if solution is not None:
-            best = plans[meets, FIELD[aim.objective]].min()
-            assert best * (1 - 1e-9) <= solution.value <= best * (1 + 1e-6), aim
-            assert solution.lower_bound <= best * (1 + 1e-6)
+    held_against(brute, problem)
 
 
 @pytest.mark.parametrize("requests", [2, 8, 40])

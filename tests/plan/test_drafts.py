@@ -26,9 +26,6 @@ from remoe_cli.plan.problem.drafting import Drafting, drafting_of
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import make_problem, problem_of, request_of
 from remoe_cli.plan.problem.workload import from_profile
-from remoe_cli.plan.solve.exact import solve
-from remoe_cli.plan.solve.node import Task
-from remoe_cli.plan.solve.scan import scan
 from remoe_cli.plan.verify import steps
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.acceptance import MEASURED, MOST_ROWS
@@ -38,7 +35,7 @@ from remoe_cli.runtime.expected_cost import cost_model
 from remoe_cli.simulate.service import of_placement
 from remoe_cli.usage.again import again
 from remoe_cli.usage.served import with_routing
-from tests.plan.test_exact import FIELD, all_columns, checked, instance
+from tests.plan.test_exact import held_against, instance
 from tests.plan.test_predicted import mixed
 from tests.support.brute_force import Brute
 from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
@@ -91,19 +88,7 @@ def test_exact_is_brute_force(seed: int, requests: int, tmp_path: Path, monkeypa
         drafts=(0.6, drafts.rows),
         drafted=24,
     )
-    plans, columns = brute.all(), all_columns(problem)
-    if not len(plans):
-        assert solve(Task(problem, columns, Aim())) is None
-        return
-    loose = 1.1 * np.quantile(plans, 0.05, axis=0)
-    for aim in (Aim(), Aim("tpot"), Aim(ttft_s=loose[1], tpot_s=loose[2]), Aim("tpot", budget_usd=loose[0])):
-        limits = np.array([x if x is not None else np.inf for x in (aim.budget_usd, aim.ttft_s, aim.tpot_s)])
-        meets = np.all(plans <= limits * (1 + 1e-9), axis=1)
-        solution = checked(Task(problem, columns, aim), 0.0, scan(problem, aim))
-        assert (solution is not None) == meets.any(), aim
-        if solution is not None:
-            best = plans[meets, FIELD[aim.objective]].min()
-            assert best * (1 - 1e-9) <= solution.value <= best * (1 + 1e-6), aim
+    held_against(brute, problem)
 
 
 def test_drawn_steps_are_recorded_tokens_that_follow_each_other(profile: Profile) -> None:

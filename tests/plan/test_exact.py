@@ -138,6 +138,24 @@ def checked(task: Task, gap: float, start: Solution | None) -> Solution | None:
     return solution
 
 
+def held_against(brute: Brute, problem: Problem) -> None:
+    """Solve under several aims, and compare each with the best of all plans."""
+    plans, columns = brute.all(), all_columns(problem)
+    if not len(plans):
+        assert solve(Task(problem, columns, Aim())) is None
+        return
+    loose = 1.1 * np.quantile(plans, 0.05, axis=0)
+    for aim in (Aim(), Aim("tpot"), Aim("ttft"), Aim(ttft_s=loose[1], tpot_s=loose[2]), Aim("tpot", budget_usd=loose[0])):
+        limits = np.array([x if x is not None else np.inf for x in (aim.budget_usd, aim.ttft_s, aim.tpot_s)])
+        meets = np.all(plans <= limits * (1 + 1e-9), axis=1)
+        solution = checked(Task(problem, columns, aim), 0.0, scan(problem, aim))
+        assert (solution is not None) == meets.any(), aim
+        if solution is not None:
+            best = plans[meets, FIELD[aim.objective]].min()
+            assert best * (1 - 1e-9) <= solution.value <= best * (1 + 1e-6), aim
+            assert solution.lower_bound <= best * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("seed", range(INSTANCES))
 def test_exact_is_brute_force(seed: int, tmp_path: Path) -> None:
     brute, problem = instance(seed, tmp_path)

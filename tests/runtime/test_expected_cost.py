@@ -16,11 +16,11 @@ from remoe_cli.plan.cost.placement import busy_s, layer_outcomes, total
 from remoe_cli.plan.cost.prices import main_cost
 from remoe_cli.plan.document import LayerPlan, Lengths
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import PlanRequest, inputs_of, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, inputs_of, make_problem, problem_of
 from remoe_cli.plan.problem.sizes import sizes_of
 from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.profile.record import Profile
-from remoe_cli.runtime.expected_cost import PlannedCosts, cost_model, costs_of, planned_costs, predictor
+from remoe_cli.runtime.expected_cost import PlannedCosts, cost_model, costs_of, predictor
 from tests.support.synthetic import plan_of, synthetic_profile
 
 KINDS = (Lengths(share=0.75, n_in=20, n_out=10), Lengths(share=0.25, n_in=200, n_out=50))
@@ -107,6 +107,8 @@ def test_what_a_main_function_is_told_says_what_the_cost_model_says(case: str, p
 
 def test_nothing_measured_and_no_prompt_is_told(profile: Profile) -> None:
     catalog = read_catalog("aws-us-east-1")
-    text = json_text(planned_costs(plan_of(profile, catalog, remote_share=0.5), profile, catalog))
+    plan = plan_of(profile, catalog, remote_share=0.5)
+    problem, placement = problem_of(plan, profile, catalog).at_main(plan.main), Placement(plan.main, plan.layers, plan.instances)
+    text = json_text(costs_of(problem, placement))
     assert len(text) < 40_000 and not re.search(r'"(points|residuals|samples)": \[[^]]', text)
     assert str(profile.path) not in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -41,51 +41,58 @@ def thread() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+class Turns:
+    """A scheduler with one turn at a time. `begun` has the clients whose requests were begun, none before `go`."""
+
+    def __init__(self, main: MainFunction, thread: ThreadPoolExecutor) -> None:
+        self.main = replace(main, config=main.config.model_copy(update={"concurrency": 1}))
+        self.scheduler, self.begun = Scheduler(thread, lambda: self.main), list[str]()
+        self.every, self.started = threading.Semaphore(0), threading.Event()
+
+    def ask(self, client: str, end: Callable[[str], None] = lambda client: None) -> None:
+        def ended(how: Answer | Exception) -> None:
+            end(client)
+            self.every.release()
+
+        self.scheduler.submit(Job(partial(self._begin, client), ended, client))
+
+    def go(self) -> None:
+        self.started.set()
+
+    def wait(self) -> None:
+        assert self.every.acquire(timeout=60)
+
+    def _begin(self, client: str) -> Answering:
+        self.started.wait()  # until all are there
+        self.begun.append(client)
+        return self.main.answering(Request(prompt_token_ids=PROMPT_IDS, max_new_tokens=1), lambda piece: None, lambda: None)
+
+
 def test_clients_take_turns(main: MainFunction, thread: ThreadPoolExecutor) -> None:
     """One that asks six times does not come six times before the others."""
-    alone = replace(main, config=main.config.model_copy(update={"concurrency": 1}))
-    scheduler, begun, every, started = Scheduler(thread, lambda: alone), list[str](), threading.Semaphore(0), threading.Event()
-    request = Request(prompt_token_ids=PROMPT_IDS, max_new_tokens=1)
-
-    def begin(client: str) -> Answering:
-        started.wait()  # until all are there
-        begun.append(client)
-        return alone.answering(request, lambda piece: None, lambda: None)
-
-    clients = ["many"] * 6 + ["two", "one", "two"]
+    turns, clients = Turns(main, thread), ["many"] * 6 + ["two", "one", "two"]
     for client in clients:
-        scheduler.submit(Job(partial(begin, client), lambda how: every.release(), client))
-    started.set()
+        turns.ask(client)
+    turns.go()
     for _ in clients:
-        assert every.acquire(timeout=60)
-    assert begun == ["many", "two", "one", "many", "two", "many", "many", "many", "many"]
+        turns.wait()
+    assert turns.begun == ["many", "two", "one", "many", "two", "many", "many", "many", "many"]
 
 
 def test_who_asked_before_others_came_is_not_overtaken_by_each_of_them(main: MainFunction, thread: ThreadPoolExecutor) -> None:
     """Clients that ask again after each answer are new ones each time: one that had a turn already would wait for ever."""
-    alone = replace(main, config=main.config.model_copy(update={"concurrency": 1}))
-    scheduler, begun, every, started = Scheduler(thread, lambda: alone), list[str](), threading.Semaphore(0), threading.Event()
-    request = Request(prompt_token_ids=PROMPT_IDS, max_new_tokens=1)
+    turns = Turns(main, thread)
 
-    def begin(client: str) -> Answering:
-        started.wait()  # until all are there
-        begun.append(client)
-        return alone.answering(request, lambda piece: None, lambda: None)
-
-    def ask(client: str) -> None:
-        scheduler.submit(Job(partial(begin, client), partial(end, client), client))
-
-    def end(client: str, how: Answer | Exception) -> None:
-        if client != "twice" and len(begun) < 12:
-            threading.Timer(0.005, ask, (client,)).start()  # when another one has its turn
-        every.release()
+    def again(client: str) -> None:
+        if client != "twice" and len(turns.begun) < 12:
+            threading.Timer(0.005, turns.ask, (client, again)).start()  # when another one has its turn
 
     for client in ("twice", "twice", "one", "two", "three"):
-        ask(client)
-    started.set()
-    while len(begun) < 12:
-        assert every.acquire(timeout=60)
-    assert begun[:1] == ["twice"] and "twice" in begun[1:6]
+        turns.ask(client, again)
+    turns.go()
+    while len(turns.begun) < 12:
+        turns.wait()
+    assert turns.begun[:1] == ["twice"] and "twice" in turns.begun[1:6]
 
 
 def answers(main: MainFunction, thread: ThreadPoolExecutor, count: int) -> list[Answer | Exception]:

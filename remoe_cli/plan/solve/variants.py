@@ -24,7 +24,7 @@ from remoe_cli.plan.problem import hits
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.solve.candidates import ON_GPU, REMOTE, Sets
 
-_KEPT_BYTES = 2**30  # of all tables together
+_KEPT_BYTES = 2**30  # of one table
 Small = npt.NDArray[np.int32]
 Part = dict[str, Any]  # some columns, by the names of the fields of `Columns`
 
@@ -62,7 +62,7 @@ Keeps = Literal["waits", "loads", "nothing"]
 
 
 def kept(sets: int, speeds: int, functions: int, steps: int) -> Keeps:
-    """Choose what tables of so many sets keep, so that it fits memory."""
+    """Choose what a table of so many sets keeps, so that it fits memory."""
     if 8 * sets * speeds * steps <= _KEPT_BYTES:
         return "waits"
     return "loads" if 16 * sets * functions * steps <= _KEPT_BYTES else "nothing"
