@@ -1,4 +1,4 @@
-"""What weights in blocks are worth (remoe_cli/model/blocked.py), beside torch's products and transformers' eager passes, in turns.
+"""What remoe's products are worth (remoe_cli/model/products.py), beside torch's and transformers' eager passes, in turns.
 
     python docs/measure/products.py [--rounds 5] [--threads 1] [--models demo,olmoe]
 
@@ -13,21 +13,22 @@ import argparse
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date
+from itertools import cycle
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel
 
-from remoe_cli.model.blocked import BlockedLinear, block_weights, product
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.demo import demo_model
 from remoe_cli.model.experts import attach, expert_layers, run_experts
 from remoe_cli.model.loader import load
+from remoe_cli.model.products import prepare_products
 
 OLMOE = {
     "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 16,
@@ -51,7 +52,7 @@ def main() -> None:
     print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, load {load_now:.1f}, {options.threads} threads of torch")
     with torch.inference_mode():
         print(f"memory is read at {_memory_gb_s(clock, options.rounds):.1f} GB/s")
-        print("weights        rows   torch, ms   blocks, ms   ratio   GB/s of blocks   same bits")
+        print("weights        rows   torch, ms    remoe, ms   ratio    GB/s of remoe   same bits")
         for size in SIZES:
             _products(size, clock, options.rounds)
         print("model   pass             transformers, ms   remoe, ms   ratio   same logits")
@@ -79,31 +80,27 @@ def _memory_gb_s(clock: Callable[[], float], rounds: int) -> float:
 def _products(size: tuple[int, int], clock: Callable[[], float], rounds: int) -> None:
     each_bytes = size[0] * size[1] * 2
     count = max(1, BEYOND_CACHES // each_bytes)
-    plain = [torch.randn(size, dtype=torch.bfloat16) for _ in range(count)]
-    blocked = [_blocked(weight) for weight in plain]
+    with torch.inference_mode(False):  # as models are loaded: torch multiplies by weights that are made in inference mode in another way
+        plain = [torch.randn(size, dtype=torch.bfloat16) for _ in range(count)]
+        ours = [_prepared(weight) for weight in plain]
     for rows in ROWS:
         x = torch.randn(rows, size[1], dtype=torch.bfloat16)
-        weights, blocks = _forever(plain), _forever(blocked)
-        works = {"torch": lambda: F.linear(x, next(weights)), "blocks": lambda: product(x, next(blocks))}  # noqa: B023 (used at once)
+        weights, layers = cycle(plain), cycle(ours)
+        works = {"torch": lambda: F.linear(x, next(weights)), "remoe": lambda: next(layers)(x)}  # noqa: B023 (used at once)
         ms = _in_turns(works, clock, rounds, max(1, count // rows))
-        same = torch.equal(F.linear(x, plain[0]), product(x, blocked[0]))
-        gb_s = each_bytes / 1e6 / ms["blocks"]
+        same = torch.equal(F.linear(x, plain[0]), ours[0](x))
+        gb_s = each_bytes / 1e6 / ms["remoe"]
         print(
-            f"{size[0]:>5} x {size[1]:<5}{rows:>6}{ms['torch']:>12.3f}{ms['blocks']:>13.3f}{ms['torch'] / ms['blocks']:>8.2f}"
+            f"{size[0]:>5} x {size[1]:<5}{rows:>6}{ms['torch']:>12.3f}{ms['remoe']:>13.3f}{ms['torch'] / ms['remoe']:>8.2f}"
             f"{gb_s:>17.1f}   {same}"
         )
 
 
-def _blocked(weight: Tensor) -> Tensor:
+def _prepared(weight: Tensor) -> torch.nn.Module:
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
-    layer.weight.copy_(weight)
-    block_weights(layer, [])
-    return cast(BlockedLinear, layer).blocked
-
-
-def _forever(weights: list[Tensor]) -> Iterator[Tensor]:
-    while True:
-        yield from weights
+    layer.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+    prepare_products(layer, [])
+    return layer
 
 
 def _passes(name: str, clock: Callable[[], float], rounds: int) -> None:
@@ -112,7 +109,7 @@ def _passes(name: str, clock: Callable[[], float], rounds: int) -> None:
     layers = expert_layers(ours)
     local = {expert: expert for expert in range(layers[0].experts)}
     attach(ours, lambda layer, hidden, index, weights: run_experts(layer, hidden, index, weights, local, lambda *_: dict))
-    block_weights(ours, [layer.module for layer in layers])
+    prepare_products(ours, [layer.module for layer in layers])
     for tokens in (64, 512):
         prompt = torch.randint(3, 40000, (1, tokens), generator=torch.Generator().manual_seed(tokens))
         _compare(name, f"prompt of {tokens}", theirs, ours, clock, rounds, 1, input_ids=prompt)
@@ -150,7 +147,7 @@ def _compare(
     print(f"{name:<8}{label:<17}{ms['theirs']:>16.1f}{ms['ours']:>12.1f}{ms['theirs'] / ms['ours']:>8.2f}   {same}")
 
 
-@torch.inference_mode(False)  # as models are loaded: torch multiplies parameters that are made in inference mode in another way
+@torch.inference_mode(False)
 def _demo() -> PreTrainedModel:
     return load(find(str(demo_model("bfloat16"))))
 

@@ -4,7 +4,8 @@ A bfloat16 model gives the same tokens only if every intermediate is rounded to 
 bias, activation and product (with float32 intermediates greedy tokens differ, as measured). So values are float32 arrays that hold
 numbers of the model's type, and `rounded` is called at these points.
 
-numkong multiplies matrices of 16-bit weights (float32 accumulation, weights made ready once), numpy those of float32 weights.
+numkong multiplies matrices of 16-bit weights (float32 accumulation, weights made ready once), numpy those of float32 weights, and
+products.py those of bfloat16 where the processor has no instructions for it.
 docs/adr/0003-function-arithmetic.md has the measurement behind this choice. Quantised weights may stay as they are stored (packed.py).
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .codec import STORAGE
+from .products import are_needed, fits, multiply, order_for
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[Any]  # float32; numpy's stubs widen float32 expressions to float64
@@ -157,7 +159,7 @@ GATES, ACTIVATIONS = tuple(_GATES), tuple(_ACTIVATIONS)
 class Product(Protocol):
     """A weight matrix [rows, columns] to multiply by.
 
-    It is a `Matrix` that was made ready, or a `PackedMatrix` (packed.py).
+    It is a `Matrix` or an `OrderedMatrix` that was made ready, or a `PackedMatrix` (packed.py).
     """
 
     @property
@@ -199,13 +201,41 @@ class Matrix:
         return rounded(product, self.dtype)
 
 
+@dataclass(frozen=True)
+class OrderedMatrix:
+    """A weight matrix in bfloat16 [rows, columns], whose products add up in torch's order (products.py)."""
+
+    stored: Array
+
+    @property
+    def rows(self) -> int:
+        return len(self.stored)
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of its weights."""
+        return self.stored.nbytes
+
+    def apply(self, x: Floats) -> Floats:
+        """Multiply x [n, in] to [n, out], rounded once."""
+        narrowed = narrow(x, "bfloat16")
+        y = np.empty((len(x), len(self.stored)), dtype=np.uint16)
+        if len(x):
+            sizes = (len(self.stored), self.stored.shape[1], len(x))
+            multiply(order_for(len(x)), self.stored.ctypes.data, None, narrowed.ctypes.data, y.ctypes.data, sizes)
+        return widen(y, "bfloat16")
+
+
 def _tensor(stored: Array, dtype: str) -> Any:
     owner = np.ascontiguousarray(stored)
     return numkong.from_pointer(owner.ctypes.data, owner.shape, _NUMKONG[dtype], owner=owner)
 
 
 def _product(stored: Any, spec: FfnSpec) -> Product:
-    product: Product = Matrix.of(stored, spec) if isinstance(stored, np.ndarray) else stored
+    product: Product = stored
+    if isinstance(stored, np.ndarray):
+        ordered = spec.dtype == "bfloat16" and are_needed() and fits(stored.shape[0 if spec.transposed else 1])
+        product = OrderedMatrix(np.array(stored.T if spec.transposed else stored, order="C")) if ordered else Matrix.of(stored, spec)
     return product
 
 

@@ -21,7 +21,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -32,6 +31,7 @@ from remoe_cli.model.blocked import blocks_of, product
 from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.gpu_experts import GpuExperts
 from remoe_cli.model.grouping import Grouping, by_expert, device_sum, rows_of, weighted_sum
+from remoe_cli.model.ordered import linear as ordered_linear
 
 IMPLEMENTATION = "remoe"
 _WEIGHTS = ("gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
@@ -278,7 +278,7 @@ def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
         elif m.is_transposed:
             y = x @ w[name][row]
         else:
-            y = F.linear(x, w[name][row])
+            y = ordered_linear(x, w[name][row])
         return y + w[name + "_bias"][row] if m.has_bias else y
 
     h: Tensor = linear(x, up)

@@ -27,10 +27,10 @@ import torch
 from transformers import PreTrainedModel
 
 from remoe_cli import interrupts
-from remoe_cli.model.blocked import block_weights
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
 from remoe_cli.model.gpu_experts import gpu_experts
+from remoe_cli.model.products import prepare_products
 from remoe_cli.model.quantise import Integers
 from remoe_cli.openmp import usable_cores
 from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, ROOFLINE, fit, fit_linear
@@ -60,7 +60,7 @@ def measure(
     unquantised = None if to is None else function_expert(on_cpu)
     with torch.inference_mode():
         on_gpu = None if model.device.type == "cpu" else _on_gpu(on_cpu, model.device)
-        block_weights(model, [layer.module for layer in on_cpu])  # as the main function has them
+        prepare_products(model, [layer.module for layer in on_cpu])  # as the main function has them
         passes = time_passes(model)
         alone = _alone(on_cpu)
         slower = _slower_in_passes(alone, passes)

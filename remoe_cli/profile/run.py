@@ -322,9 +322,9 @@ def record(
     `on_part` is called while a batch runs: with the share of its work that is done, times its number of prompts.
     The texts `stop` end an answer.
     """
-    from remoe_cli.model.blocked import block_weights
     from remoe_cli.model.experts import ExpertLayer, attach
     from remoe_cli.model.generation import StopStrings
+    from remoe_cli.model.products import prepare_products
     from remoe_cli.profile.routing import RoutingRecorder, record_batch
 
     stopping = StopStrings(tokenizer, stop) if stop else None
@@ -340,7 +340,7 @@ def record(
         return recorder(layer, hidden, index, weights)
 
     attachment = attach(model, runner)
-    block_weights(model, [layer.module for layer in attachment.layers])
+    prepare_products(model, [layer.module for layer in attachment.layers])
     trace = max(1, TRACE_TOKENS // inputs.dataset.prompts)
     for window, numbers in groupby(batches, key=lambda batch: batch // _WINDOW):
         first = window * _WINDOW * settings.batch_size

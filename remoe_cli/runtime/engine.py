@@ -16,13 +16,13 @@ from transformers.generation.logits_process import LogitsProcessorList
 
 from remoe_cli.errors import LongRequestError, ModelError, RemoeError, UsageError
 from remoe_cli.model.batch_cache import croppable, joinable
-from remoe_cli.model.blocked import block_weights
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.draft import Drafts, Speculate
 from remoe_cli.model.experts import Attachment, attach, expert_layers
 from remoe_cli.model.generation import stop_strings, warning
 from remoe_cli.model.loader import copy_weights, load, load_gpu_experts
+from remoe_cli.model.products import prepare_products
 from remoe_cli.model.shared_experts import start_early
 from remoe_cli.model.spec import ONE_AT_A_TIME, MoeSpec
 from remoe_cli.model.tokens import encode, load_tokenizer
@@ -299,7 +299,7 @@ def start_engine(
         with full_memory_named("Free the GPU, or serve on one with as much memory as the plan counts on."):
             model = load(checkpoint, local, device=at)
             dispatcher.gpu = load_gpu_experts(checkpoint, model, there, at)
-        block_weights(model, [layer.module for layer in expert_layers(model)])
+        prepare_products(model, [layer.module for layer in expert_layers(model)])
         if copied:
             copy_weights(model)
         if at != "cpu":

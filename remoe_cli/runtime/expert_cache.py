@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from remoe_cli.function.weights import Shard
-from remoe_cli.model.blocked import block_weights
 from remoe_cli.model.experts import ExpertLayer, run_expert
 from remoe_cli.model.ffn import from_storage
 from remoe_cli.model.gpu_experts import apart
+from remoe_cli.model.products import prepare_products
 from remoe_cli.plan.cost.prices import calls_usd
 from remoe_cli.redaction import redacted
 from remoe_cli.runtime.answer import Saved
@@ -144,7 +144,7 @@ class ExpertCache:
             if leaving is not None:
                 del self.held[leaving]  # before, not after: both would take more memory than there is
             module = apart(layer.module, weights)
-            block_weights(module, [module])
+            prepare_products(module, [module])
             self.held[key] = module
             self._failures = 0
         except Exception as error:

@@ -307,11 +307,13 @@ def test_a_processor_without_what_it_needs_is_named(monkeypatch: pytest.MonkeyPa
 def test_the_libraries_are_those_that_were_built_from_the_source() -> None:
     """`make kernel` builds them again and says whether the bytes are the same."""
     lines = [line.split("  ") for line in (FUNCTION / "kernel" / "SHA256SUMS").read_text().splitlines()]
-    assert {name for _, name in lines} == {*("kernel/build.py", "kernel/packed.c", "packed-aarch64.so", "packed-x86_64.so")}
+    sources = {"packed", "products"}
+    libraries = {f"{source}-{machine}.so": number for source in sources for machine, number in (("x86_64", 62), ("aarch64", 183))}
+    assert {name for _, name in lines} == {"kernel/build.py", *(f"kernel/{source}.c" for source in sources), *libraries}
     for digest, name in lines:
         assert hashlib.sha256((FUNCTION / name).read_bytes()).hexdigest() == digest, f"{name} has changed: run 'make kernel'"
-    for machine, number in (("x86_64", 62), ("aarch64", 183)):  # the processor in the head of an ELF file
-        assert (FUNCTION / f"packed-{machine}.so").read_bytes()[18] == number
+    for name, number in libraries.items():  # the processor in the head of an ELF file
+        assert (FUNCTION / name).read_bytes()[18] == number
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from remoe_cli.model.blocked import block_weights
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.experts import expert_layers
 from remoe_cli.model.loader import load
+from remoe_cli.model.products import prepare_products
 from tests.support.families import FAMILIES, save
 from tests.support.harness import InProcessExperts, clear_steps, greedy, logits, serve
 
@@ -33,7 +33,7 @@ def test_half_remote_gives_the_reference_tokens(family: str, dtype: str, fused: 
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="eager")
     local = _stay(reference)
     split = load(find(str(tmp_path)), local)
-    block_weights(split, [layer.module for layer in expert_layers(split)])
+    prepare_products(split, [layer.module for layer in expert_layers(split)])
     remote = InProcessExperts(reference)
     attachment = serve(split, local, remote.send)
 

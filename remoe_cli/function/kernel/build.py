@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -15,34 +16,35 @@ from pathlib import Path
 COMPILER = "0.17.1"
 HERE = Path(__file__).resolve().parent
 LIBRARIES = HERE.parent
-SOURCE = HERE / "packed.c"
+SOURCES = ("packed", "products")
 # Lambda's functions have glibc 2.34; 2.17 lets every machine of a user load the libraries. The processor is the least one: the products of
 # x86_64 ask for AVX2 themselves, after it was looked whether it is there.
 TARGETS = {"x86_64": ("x86_64-linux-gnu.2.17", "x86_64"), "aarch64": ("aarch64-linux-gnu.2.17", "generic")}
 OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra", "-Werror")
 
 
-def build(machine: str, to: Path) -> None:
-    """Build the library for one kind of processor."""
+def build(source: str, machine: str, to: Path) -> None:
+    """Build one library for one kind of processor."""
     target, processor = TARGETS[machine]
     command = [sys.executable, "-P", "-m", "ziglang", "cc", *OPTIONS, "-target", target, f"-mcpu={processor}", "-shared", "-s"]
-    subprocess.run([*command, SOURCE.name, "-o", str(to)], check=True, cwd=HERE)
+    subprocess.run([*command, f"{source}.c", "-o", str(to)], check=True, cwd=HERE)
 
 
 def digests() -> str:
-    """Return the digests of the source, of this script and of the libraries, as sha256sum writes them."""
-    files = (SOURCE, Path(__file__).resolve(), *(LIBRARIES / f"packed-{machine}.so" for machine in sorted(TARGETS)))
+    """Return the digests of the sources, of this script and of the libraries, as sha256sum writes them."""
+    libraries = (LIBRARIES / f"{source}-{machine}.so" for source in SOURCES for machine in sorted(TARGETS))
+    files = (*(HERE / f"{source}.c" for source in SOURCES), Path(__file__).resolve(), *libraries)
     return "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(HERE.parent)}\n" for file in files)
 
 
 def main() -> None:
     if (found := importlib.metadata.version("ziglang")) != COMPILER:
         raise SystemExit(f"ziglang {found} is installed, and the libraries are built with {COMPILER}.")
-    for machine in TARGETS:
-        name = f"packed-{machine}.so"
+    for source, machine in itertools.product(SOURCES, TARGETS):
+        name = f"{source}-{machine}.so"
         with tempfile.TemporaryDirectory() as folder:
             built = Path(folder) / name
-            build(machine, built)
+            build(source, machine, built)
             before = (LIBRARIES / name).read_bytes() if (LIBRARIES / name).exists() else b""
             same = before == built.read_bytes()
             if not same:
