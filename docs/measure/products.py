@@ -1,10 +1,11 @@
 """What remoe's products are worth (remoe_cli/model/products.py), beside torch's and transformers' eager passes, in turns.
 
-    python docs/measure/products.py [--rounds 5] [--threads 1] [--models demo,olmoe]
+    python docs/measure/products.py [--rounds 5] [--threads 1] [--models demo,olmoe] [--as-avx2]
 
 First products in bfloat16 alone: ms of one, of weights that no cache holds, and whether both have the same bits. Then passes of whole
 models with all experts local: the demo model, and a random one of about 1 GB with OLMoE's layers. Times are the processor's of one
-thread, so that other programs count little; with more threads they are the clock's.
+thread, so that other programs count little; with more threads they are the clock's. With --as-avx2 torch computes as on a processor
+that has AVX2 and nothing later.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -24,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel
 
+from remoe_cli.function.products import Order, are_needed, orders
 from remoe_cli.model.checkpoint import find
 from remoe_cli.model.demo import demo_model
 from remoe_cli.model.experts import attach, expert_layers, run_experts
@@ -45,11 +48,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--models", default="demo,olmoe")
+    parser.add_argument("--as-avx2", action="store_true")
     options = parser.parse_args()
+    if options.as_avx2:
+        if os.environ.get("ATEN_CPU_CAPABILITY") != "avx2":  # torch reads it when it is loaded
+            os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"})
+        torch._C._set_mkldnn_enabled(False)  # oneDNN has no products in bfloat16 there
     torch.set_num_threads(options.threads)
     clock = time.thread_time if options.threads == 1 else time.perf_counter
     load_now = os.getloadavg()[0]
-    print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, load {load_now:.1f}, {options.threads} threads of torch")
+    print(f"{date.today()}, {platform.machine()}, {_instructions(options.as_avx2)}, {os.cpu_count()} cores, load {load_now:.1f}")
+    print(f"{options.threads} threads of torch")
     with torch.inference_mode():
         print(f"memory is read at {_memory_gb_s(clock, options.rounds):.1f} GB/s")
         print("weights        rows   torch, ms    remoe, ms   ratio    GB/s of remoe   same bits")
@@ -58,6 +67,12 @@ def main() -> None:
         print("model   pass             transformers, ms   remoe, ms   ratio   same logits")
         for name in options.models.split(","):
             _passes(name, clock, options.rounds)
+
+
+def _instructions(as_avx2: bool) -> str:
+    if not are_needed():
+        return "instructions for bfloat16"
+    return "as with AVX2 only" if as_avx2 else "AVX-512 without bfloat16" if Order.BLOCKS in orders() else "AVX2"
 
 
 def _in_turns(works: dict[str, Callable[[], Any]], clock: Callable[[], float], rounds: int, times: int) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Products in bfloat16 with torch's bits, where the processor has no instructions for bfloat16.
 
 Such a processor widens the numbers to float32, which is exact, so a product is torch's if it adds up in torch's order. Of the two orders
-one is that of torch's own loops, the other that of oneDNN's: kernel/products.c says which, and computes both in less time.
+one is that of torch's own loops, the other that of oneDNN's: kernel/products.c says which, and computes both in less time. Only x86_64.
 
 docs/adr/0015-weights-in-blocks.md has the measurements. Imports no torch.
 """

@@ -14,6 +14,7 @@ from remoe_cli.model.ordered import order_weights
 def prepare_products(model: nn.Module, experts: Iterable[nn.Module]) -> None:
     """Make the linear layers and experts modules of a loaded model ready, in place.
 
-    A second call changes nothing. With instructions for bfloat16 their weights go into oneDNN's blocks, without them products of our own follow torch's order.
+    With instructions for bfloat16 their weights go into oneDNN's blocks, without them products of our own follow torch's order.
+    A second call changes nothing.
     """
     (order_weights if are_needed() else block_weights)(model, experts)

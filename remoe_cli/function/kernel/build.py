@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import itertools
 import subprocess
 import sys
 import tempfile
@@ -15,11 +14,11 @@ from pathlib import Path
 
 COMPILER = "0.17.1"
 HERE = Path(__file__).resolve().parent
-LIBRARIES = HERE.parent
-SOURCES = ("packed", "products")
+BESIDE = HERE.parent
 # Lambda's functions have glibc 2.34; 2.17 lets every machine of a user load the libraries. The processor is the least one: the products of
 # x86_64 ask for AVX2 themselves, after it was looked whether it is there.
 TARGETS = {"x86_64": ("x86_64-linux-gnu.2.17", "x86_64"), "aarch64": ("aarch64-linux-gnu.2.17", "generic")}
+LIBRARIES = (("packed", "aarch64"), ("packed", "x86_64"), ("products", "x86_64"))  # a source, and a processor that it is built for
 OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra", "-Werror")
 
 
@@ -32,24 +31,24 @@ def build(source: str, machine: str, to: Path) -> None:
 
 def digests() -> str:
     """Return the digests of the sources, of this script and of the libraries, as sha256sum writes them."""
-    libraries = (LIBRARIES / f"{source}-{machine}.so" for source in SOURCES for machine in sorted(TARGETS))
-    files = (*(HERE / f"{source}.c" for source in SOURCES), Path(__file__).resolve(), *libraries)
+    sources = (HERE / f"{source}.c" for source in sorted({source for source, _ in LIBRARIES}))
+    files = (*sources, Path(__file__).resolve(), *(BESIDE / f"{source}-{machine}.so" for source, machine in LIBRARIES))
     return "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(HERE.parent)}\n" for file in files)
 
 
 def main() -> None:
     if (found := importlib.metadata.version("ziglang")) != COMPILER:
         raise SystemExit(f"ziglang {found} is installed, and the libraries are built with {COMPILER}.")
-    for source, machine in itertools.product(SOURCES, TARGETS):
+    for source, machine in LIBRARIES:
         name = f"{source}-{machine}.so"
         with tempfile.TemporaryDirectory() as folder:
             built = Path(folder) / name
             build(source, machine, built)
-            before = (LIBRARIES / name).read_bytes() if (LIBRARIES / name).exists() else b""
+            before = (BESIDE / name).read_bytes() if (BESIDE / name).exists() else b""
             same = before == built.read_bytes()
             if not same:
-                (LIBRARIES / name).write_bytes(built.read_bytes())
-        print(f"{name}: {(LIBRARIES / name).stat().st_size} bytes, {'the same as before' if same else 'changed'}")
+                (BESIDE / name).write_bytes(built.read_bytes())
+        print(f"{name}: {(BESIDE / name).stat().st_size} bytes, {'the same as before' if same else 'changed'}")
     (HERE / "SHA256SUMS").write_text(digests())
 
 

@@ -10,17 +10,13 @@
            another begins. So oneDNN's gemm does it where AVX-512 is there and has no instructions for bfloat16.
 
    What is widened is laid out for the loops once: rows of x for all of W, and some rows of W for all of x. */
+#include <cpuid.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <cpuid.h>
+
 #define DOTS_TARGET __attribute__((target("avx2,fma")))
 #define BLOCKS_TARGET __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
-#else
-#include <sys/auxv.h>
-#define DOTS_TARGET
-#endif
 #define INLINE static inline __attribute__((always_inline))
 #define ALL _Pragma("clang loop unroll(full)") /* loops over registers are none */
 
@@ -180,7 +176,6 @@ DOTS_TARGET static void dots_of(const struct job *job, const uint16_t *x, float 
       }
 }
 
-#if defined(__x86_64__)
 /* BLOCKS. A register has a number of y for 16 rows of x, which lie side by side, and 32 where there are more. */
 typedef float many __attribute__((vector_size(64)));
 typedef uint32_t many_words __attribute__((vector_size(64)));
@@ -241,10 +236,8 @@ BLOCKS_TARGET static void blocks_of(const struct job *job, const uint16_t *x, fl
   for (int64_t r = 0; r < job->rows; r++)
     for (int64_t k = 0; k < job->in; k++) wide_x[(r / side * job->in + k) * side + r % side] = wide(x[r * job->in + k]);
 }
-#endif
 
 static int orders(void) {
-#if defined(__x86_64__)
   const uint32_t needed = 1u << 12 | 1u << 27 | 1u << 28, avx2 = 1u << 5; /* FMA, OSXSAVE, AVX */
   const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;      /* F, DQ, BW, VL */
   uint32_t a, b, c, d, saved, high;
@@ -253,9 +246,6 @@ static int orders(void) {
   __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0)); /* whether the system keeps the registers */
   if ((saved & 6) != 6) return 0;
   return 1 << DOTS | ((b & avx512) == avx512 && (saved & 0xe6) == 0xe6) << BLOCKS;
-#else
-  return 1 << DOTS;
-#endif
 }
 
 /* Return a bit for each order that this processor can do. It is asked once: a virtual machine takes microseconds for each answer. */
@@ -267,13 +257,9 @@ __attribute__((visibility("default"))) int remoe_product_orders(void) {
 
 /* Return 1 if this processor has instructions for products in bfloat16, whose sums are of another order. */
 __attribute__((visibility("default"))) int remoe_has_bfloat16(void) {
-#if defined(__x86_64__)
   uint32_t a, b, c, d;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1) return 1; /* AMX_BF16 */
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 5 & 1;         /* AVX512_BF16 */
-#else
-  return getauxval(AT_HWCAP2) >> 14 & 1; /* HWCAP2_BF16 */
-#endif
 }
 
 /* Compute y [rows, out] = x [rows, in] W [out, in]^T + bias [out] (NULL: none), all in bfloat16, by `threads` threads that `team` starts
@@ -290,12 +276,8 @@ __attribute__((visibility("default"))) int remoe_product(
   float *wide_x = room(&job, padded * in);
   if (!wide_x) return 2;
   memset(wide_x + whole * in, 0, (padded - whole) * in * sizeof *wide_x);
-  work *part = rows > 4 ? dots_of_many : dots_of_few;
-#if defined(__x86_64__)
-  if (order == BLOCKS) blocks_of(&job, x, wide_x), part = blocks;
-  else
-#endif
-    dots_of(&job, x, wide_x);
+  work *part = order == BLOCKS ? blocks : rows > 4 ? dots_of_many : dots_of_few;
+  (order == BLOCKS ? blocks_of : dots_of)(&job, x, wide_x);
   job.x = wide_x;
   if (team && threads > 1) team(part, &job, threads, 0);
   else part(&job);
