@@ -2,7 +2,8 @@
 
 `make measure` runs it.
 
-All in one run, one thread, medians of interleaved repetitions over several experts, so that weights come from memory.
+All in one run, one thread (the processor's time), medians of interleaved repetitions over several experts, so that weights come from
+memory. What a function takes here is marked.
 `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2` before the command holds torch to AVX2; numkong takes what the CPU has.
 """
 
@@ -19,7 +20,8 @@ from datetime import date
 import numpy as np
 import torch
 
-from remoe_cli.function.expert_ffn import Expert, FfnSpec, Matrix, narrow, widen
+from remoe_cli.function.expert_ffn import Expert, FfnSpec, Matrix, OrderedMatrix, Product, narrow, widen
+from remoe_cli.function.products import are_needed, orders
 
 torch.set_num_threads(1)
 BF16 = FfnSpec("bfloat16", "standard")
@@ -53,8 +55,22 @@ def _numpy(x: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
     return narrow(r(r(gate / (1 + np.exp(-gate))) * value) @ down.T, "bfloat16")
 
 
+def by(matrix: Callable[[np.ndarray], Product]) -> Callable[[dict[str, np.ndarray]], Callable[[np.ndarray], object]]:
+    """Make an expert whose matrices are multiplied in one way."""
+
+    def expert(tensors: dict[str, np.ndarray]) -> Callable[[np.ndarray], object]:
+        up, down = matrix(tensors["gate_up_proj"]), matrix(tensors["down_proj"])
+        return Expert(BF16, down.rows, up, down, None, None).run
+
+    return expert
+
+
+PRODUCTS: dict[str, Callable[[np.ndarray], Product]] = {"numkong": lambda stored: Matrix.of(stored, BF16)}
+if orders():
+    PRODUCTS["in torch's order"] = OrderedMatrix
+CHOSEN = "in torch's order" if are_needed() else "numkong"
 WAYS: dict[str, Callable[[dict[str, np.ndarray]], Callable[[np.ndarray], object]]] = {
-    "numkong (chosen)": lambda tensors: Expert.of(tensors, BF16).run,
+    **{f"{name}{' (taken)' * (name == CHOSEN)}": by(matrix) for name, matrix in PRODUCTS.items()},
     "numpy, widened once": numpy_widened_once,
     "numpy, widened each call": numpy_widened_each_call,
     "torch bfloat16": torch_expert,
@@ -77,9 +93,9 @@ def main() -> None:
             times: dict[str, list[float]] = {name: [] for name in WAYS}
             for turn in range(40):
                 for name, expert in ready.items():
-                    start = time.perf_counter()
+                    start = time.thread_time()
                     expert[turn % experts](x)
-                    times[name].append((time.perf_counter() - start) * 1000)
+                    times[name].append((time.thread_time() - start) * 1000)
             medians = [statistics.median(times[name][8:]) for name in WAYS]
             cells = [f"{ms:.3f} ({6 * hidden * inner * rows / ms / 1e6:.0f})" for ms in medians]
             print(f"{f'{hidden} x {inner}':<16}{rows:>5}" + "".join(f"{cell:>26}" for cell in cells))
@@ -87,16 +103,17 @@ def main() -> None:
 
 def numbers() -> None:
     """How many numbers of 30 up projections of 576 x 192 differ from torch's, by rows."""
-    print("\nrows    numbers that differ from torch's")
+    print(f"\nnumbers that differ from torch's\nrows   of{''.join(f'{name:>20}' for name in PRODUCTS)}")
     generator = torch.Generator().manual_seed(0)
     for rows in (1, 8, 16, 32, 33, 64, 200):
-        differ = 0
+        differ = dict.fromkeys(PRODUCTS, 0)
         for _ in range(30):
             weights = (torch.randn((192, 576), generator=generator) / 24).bfloat16()
             x = (torch.randn((rows, 576), generator=generator) * 3).bfloat16()
-            ours = Matrix.of(weights.view(torch.uint16).numpy(), BF16).apply(x.float().numpy())
-            differ += int((torch.nn.functional.linear(x, weights).float().numpy() != ours).sum())
-        print(f"{rows:<8}{differ} of {30 * rows * 192:,}")
+            theirs = torch.nn.functional.linear(x, weights).float().numpy()
+            for name, matrix in PRODUCTS.items():
+                differ[name] += int((theirs != matrix(weights.view(torch.uint16).numpy()).apply(x.float().numpy())).sum())
+        print(f"{rows:<5}{30 * rows * 192:>9,}{''.join(f'{count:>20}' for count in differ.values())}")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,9 @@ INLINE DOTS_TARGET void finish(const struct job *job, int64_t r, int64_t o, cons
   for (int64_t i = 0; i < least(4, job->rows - r); i++) job->y[(r + i) * job->out + o] = bits[i];
 }
 
+/* Weights are asked for before they are needed, for rows of W follow each other in memory: so many ahead, or the next rows of a block. */
+#define AHEAD 2048
+
 /* Up to four rows of x: each weight is used where it is widened. As many slots at once as there are registers for. */
 #define FEW(R, AT_ONCE)                                                                                      \
   DOTS_TARGET static void few_##R(struct job *job, int64_t o) {                                              \
@@ -101,11 +104,13 @@ INLINE DOTS_TARGET void finish(const struct job *job, int64_t r, int64_t o, cons
     lanes sums[SLOTS][4] = {{{0}}};                                                                          \
     for (int slot = 0; slot < 8; slot += AT_ONCE) {                                                          \
       lanes s[R][AT_ONCE] = {{{0}}};                                                                         \
-      for (int64_t k = 8 * slot; k < end; k += 64)                                                           \
+      for (int64_t k = 8 * slot; k < end; k += 64) {                                                         \
+        if (slot == 0) __builtin_prefetch(w + k + AHEAD), __builtin_prefetch(w + k + AHEAD + 32);            \
         ALL for (int i = 0; i < AT_ONCE; i++) {                                                              \
           const lanes v = widened(w + k + 8 * i);                                                            \
           ALL for (int r = 0; r < R; r++) s[r][i] += v * *(const lanes *)(job->x + r * in + k + 8 * i);      \
         }                                                                                                    \
+      }                                                                                                      \
       ALL for (int r = 0; r < R; r++)                                                                        \
         ALL for (int i = 0; i < AT_ONCE; i++) sums[slot + i][r] = s[r][i];                                   \
     }                                                                                                        \
@@ -148,7 +153,11 @@ DOTS_TARGET static void dots_of_many(void *at) {
     lanes *to = block;
     for (int slot = 0; slot < SLOTS; slot++)
       for (int64_t i = 0; i < length(in, slot); i++, to += DOWN)
-        for (int64_t j = 0; j < DOWN; j++) to[j] = widened(job->w + least(o + j, job->out - 1) * in + place(in, slot, i));
+        for (int64_t j = 0; j < DOWN; j++) {
+          const uint16_t *from = job->w + least(o + j, job->out - 1) * in + place(in, slot, i);
+          if (slot % 4 == 0) __builtin_prefetch(from + DOWN * in);
+          to[j] = widened(from);
+        }
     for (int64_t first = 0; first < job->rows; first += CHUNK) {
       const int64_t rows = least(CHUNK, job->rows - first), panels = (rows + ACROSS - 1) / ACROSS;
       const lanes *w = block;
@@ -212,7 +221,12 @@ BLOCKS_TARGET static void blocks(void *at) {
     const int64_t high = least(HIGH, job->out - o);
     for (int64_t j = 0; j < HIGH; j++) {
       const uint16_t *from = job->w + least(o + j, job->out - 1) * in;
-      for (int64_t k = 0; k < in; k++) w[j * stride + k] = wide(from[k]);
+      for (int64_t k = 0; k < in; k += 16) {
+        many_shorts v;
+        memcpy(&v, from + k, sizeof v);
+        __builtin_prefetch(from + HIGH * in + k);
+        *(many *)(w + j * stride + k) = (many)(__builtin_convertvector(v, many_words) << 16);
+      }
     }
     for (int64_t r = 0; r < job->rows; r += job->side) {
       many sums[HIGH][2];
