@@ -90,17 +90,22 @@ def _device() -> Finding:
 
 
 def _number_types() -> Finding:
-    """Time one product in each number type, in turns, as ratios to float32."""
+    """Time one product in each number type, in turns, as ratios to float32, by what a main function multiplies with."""
     import torch
 
+    from remoe_cli.model.products import prepare_products
+
     types = (torch.float32, torch.bfloat16, torch.float16)
-    drawn = torch.Generator().manual_seed(0)
-    pairs = [[torch.randn(shape, generator=drawn).to(kind) for shape in ((_ROWS, _PRODUCT[1]), _PRODUCT[::-1])] for kind in types]
+    pairs = []
+    for kind in types:
+        layer = torch.nn.Linear(_PRODUCT[1], _PRODUCT[0], bias=False, dtype=kind).requires_grad_(False)
+        prepare_products(layer, [])
+        pairs.append((layer, torch.ones(_ROWS, _PRODUCT[1], dtype=kind)))
     seconds: list[list[float]] = [[] for _ in types]
     for _ in range(_ROUNDS):
-        for (x, weights), times in zip(pairs, seconds, strict=True):
+        for (layer, x), times in zip(pairs, seconds, strict=True):
             start = time.perf_counter()
-            x @ weights
+            layer(x)
             times.append(time.perf_counter() - start)
     base, *others = map(statistics.median, seconds)
     ratios = ", ".join(f"{str(kind).removeprefix('torch.')} {found / base:.1f}" for kind, found in zip(types[1:], others, strict=True))
