@@ -234,7 +234,7 @@ def _tensor(stored: Array, dtype: str) -> Any:
 def _product(stored: Any, spec: FfnSpec) -> Product:
     product: Product = stored
     if isinstance(stored, np.ndarray):
-        ordered = spec.dtype == "bfloat16" and are_needed() and fits(stored.shape[0 if spec.transposed else 1])
+        ordered = spec.dtype == "bfloat16" and are_needed() and fits(*(stored.T if spec.transposed else stored).shape)
         product = OrderedMatrix(np.array(stored.T if spec.transposed else stored, order="C")) if ordered else Matrix.of(stored, spec)
     return product
 

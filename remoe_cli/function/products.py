@@ -1,7 +1,7 @@
 """Products in bfloat16 with torch's bits, where the processor has no instructions for bfloat16.
 
-Such a processor widens the numbers to float32, which is exact, so a product is torch's if it adds up in torch's order. Of the two orders
-one is that of torch's own loops, the other that of oneDNN's: kernel/products.c says which, and computes both in less time. Only x86_64.
+Such a processor widens the numbers to float32, which is exact, so a product is torch's if it adds up in torch's order. Two orders are those
+of torch's own loops, one is that of oneDNN's: kernel/products.c says which, and computes them in less time. Only x86_64.
 
 docs/adr/0015-weights-in-blocks.md has the measurements. Imports no torch.
 """
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_MULTIPLE = 16  # numbers in a row of a matrix
+_ROW, _COLUMN = 16, 8  # the numbers in a row of a matrix are a multiple, and in FOURS those in a column
 
 
 class Order(IntEnum):
@@ -23,6 +23,7 @@ class Order(IntEnum):
 
     DOTS = 0
     BLOCKS = 1
+    FOURS = 2
 
 
 @cache
@@ -53,9 +54,12 @@ def are_needed() -> bool:
     return bool(orders()) and not _library().remoe_has_bfloat16()
 
 
-def fits(columns: int) -> bool:
-    """Tell whether rows of this many weights have such a product."""
-    return columns > 0 and columns % _MULTIPLE == 0
+def fits(out: int, columns: int, *, transposed: bool = False) -> bool:
+    """Tell whether a matrix [out, columns] has such a product.
+
+    One that is stored transposed has only FOURS.
+    """
+    return columns > 0 and columns % _ROW == 0 and not (transposed and out % _COLUMN)
 
 
 def order_for(rows: int) -> Order:
@@ -76,7 +80,7 @@ def multiply(
     """Compute y = x W^T + bias, all in bfloat16, rounded once.
 
     weights, bias, x, y   addresses of numbers that follow each other, row after row
-    sizes                 out, in, rows: W [out, in], bias [out], x [rows, in], y [rows, out]
+    sizes                 out, in, rows: W [out, in] (in FOURS it is stored [in, out]), bias [out], x [rows, in], y [rows, out]
     team                  the address of GOMP_parallel, which starts `threads` threads
 
     Raises: ValueError for sizes and orders that there are not; MemoryError.

@@ -31,6 +31,7 @@ from remoe_cli.model.blocked import blocks_of, product
 from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.gpu_experts import GpuExperts
 from remoe_cli.model.grouping import Grouping, by_expert, device_sum, rows_of, weighted_sum
+from remoe_cli.model.ordered import across
 from remoe_cli.model.ordered import linear as ordered_linear
 
 IMPLEMENTATION = "remoe"
@@ -276,7 +277,7 @@ def run_expert(layer: ExpertLayer, row: int, x: Tensor) -> Tensor:
         if blocked:
             y = product(x, blocked[name][row])
         elif m.is_transposed:
-            y = x @ w[name][row]
+            y = across(x, w[name][row])
         else:
             y = ordered_linear(x, w[name][row])
         return y + w[name + "_bias"][row] if m.has_bias else y

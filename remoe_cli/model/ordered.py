@@ -25,7 +25,7 @@ _TRIED_ROWS = (2, 3, 4, 6, 8, 16, 48, 130)
 _TRIED_WEIGHTS = 1 << 18  # of a larger matrix the first rows are tried
 _NO_ROWS = 1 << 30
 _ALONE = 1 << 17  # a product of less is over before another thread has begun
-_Key = tuple[torch.Size, bool, int]  # the size of a weight, whether there is a bias, and torch's threads
+_Size = tuple[torch.Size, bool, bool]  # of a weight, whether there is a bias, and whether the weight is [in, out]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class _Known:
 
 
 _NONE = _Known(None, None, 0)
-_sizes: set[tuple[torch.Size, bool]] = set()  # those of models that were made ready
-_known: dict[_Key, _Known] = {}
+_sizes: set[_Size] = set()  # those of models that were made ready
+_known: dict[tuple[_Size, int], _Known] = {}  # for a number of torch's threads
 
 
 class OrderedLinear(nn.Linear):
@@ -54,15 +54,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Shapes: x [..., in], weight [out, in], bias [out]; returns [..., out].
     """
-    size = weight.shape, bias is not None
+    order = _order(x, weight, bias is not None, False)
+    return F.linear(x, weight, bias) if order is None else _product(order, x.contiguous(), weight, bias)
+
+
+def across(x: Tensor, weight: Tensor) -> Tensor:
+    """Do what x @ weight does, by torch where nothing else has its bits.
+
+    Shapes: x [n, in], weight [in, out]; returns [n, out].
+    """
+    order = _order(x, weight, False, True)
+    return x @ weight if order is None else _product(order, x.contiguous(), weight, None)
+
+
+def _order(x: Tensor, weight: Tensor, has_bias: bool, transposed: bool) -> Order | None:
+    """Return the order with torch's bits for these rows; None for none."""
+    size = weight.shape, has_bias, transposed
     if size not in _sizes or not (_is_plain(weight) and _is_plain(x)):
-        return F.linear(x, weight, bias)
-    known = _orders(*size)
-    rows = x.numel() // weight.shape[1]
-    order = known.one if rows == 1 else known.many if rows >= known.least_rows else None
-    if order is None or not rows:
-        return F.linear(x, weight, bias)
-    return _product(order, x.contiguous(), weight, bias)
+        return None
+    known, rows = _orders(size), x.numel() // weight.shape[not transposed]
+    if rows == 1:
+        return known.one
+    return known.many if rows >= known.least_rows and rows else None
 
 
 def order_weights(model: nn.Module, experts: Iterable[nn.Module]) -> None:
@@ -76,32 +89,36 @@ def order_weights(model: nn.Module, experts: Iterable[nn.Module]) -> None:
     for module in experts:
         for name in ("gate_up_proj", "up_proj", "down_proj"):
             stacked = module._parameters.get(name)
-            if stacked is not None and len(stacked) and not module.is_transposed:
-                _take(stacked[0], False)
+            if stacked is not None and len(stacked):
+                _take(stacked[0], False, bool(module.is_transposed))
 
 
 def _is_plain(tensor: Tensor) -> bool:
     return tensor.dtype == torch.bfloat16 and tensor.is_cpu
 
 
-def _take(weight: Tensor, has_bias: bool) -> bool:
+def _take(weight: Tensor, has_bias: bool, transposed: bool = False) -> bool:
     """Try a size, and remember it if any rows have torch's bits."""
-    if not (_is_plain(weight) and weight.is_contiguous() and fits(weight.shape[1])):
+    size = weight.shape, has_bias, transposed
+    if not (_is_plain(weight) and weight.is_contiguous() and fits(*_sides(size), transposed=transposed)):
         return False
-    if _orders(weight.shape, has_bias) == _NONE:
+    if _orders(size) == _NONE:
         return False
-    _sizes.add((weight.shape, has_bias))
+    _sizes.add(size)
     return True
 
 
-def _orders(shape: torch.Size, has_bias: bool) -> _Known:
+def _sides(size: _Size) -> tuple[int, int]:
+    """Return the numbers that a product has, and that it adds up for each."""
+    shape, _, transposed = size
+    return (shape[1], shape[0]) if transposed else (shape[0], shape[1])
+
+
+def _orders(size: _Size) -> _Known:
     """Find out in which orders products of a size have torch's bits, once for each number of threads."""
-    key = shape, has_bias, torch.get_num_threads()
+    key = size, torch.get_num_threads()
     if key not in _known:
-        out = min(shape[0], max(1, _TRIED_WEIGHTS // shape[1]))
-        with torch.inference_mode(False):  # where torch multiplies as by the weights of a model
-            weight, bias = _hard(out, shape[1], 1), _hard(1, out, 2)[0] if has_bias else None
-        _known[key] = _NONE if key[2] > 1 and _team() is None else _tried(weight, bias)
+        _known[key] = _NONE if key[1] > 1 and _team() is None else _tried(size)
     return _known[key]
 
 
@@ -109,32 +126,39 @@ def _hard(rows: int, columns: int, seed: int) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
 
 
-def _tried(w: Tensor, bias: Tensor | None) -> _Known:
-    """Compare with F.linear.
+def _tried(size: _Size) -> _Known:
+    """Compare with torch.
 
     Half of what is added up takes the other half nearly away, so that a sum tells its order.
     """
-    in_pairs = w.shape[1] // 2
-    w[:, in_pairs:] = -w[:, :in_pairs] * 1.01
+    (out, columns), (_, has_bias, transposed) = _sides(size), size
+    out = min(out, max(8, _TRIED_WEIGHTS // columns // 8 * 8))
+    half = columns // 2
+    with torch.inference_mode(False):  # where torch multiplies as by the weights of a model
+        w, bias = _hard(out, columns, 1), _hard(1, out, 2)[0] if has_bias else None
+        w[:, half:] = -w[:, :half] * 1.01
+        w = w.t().contiguous() if transposed else w
 
     def same(order: Order, rows: int) -> bool:
-        x = _hard(rows, w.shape[1], rows)
-        x[:, in_pairs:] = x[:, :in_pairs]
-        return torch.equal(F.linear(x, w, bias), _product(order, x, w, bias))
+        x = _hard(rows, columns, rows)
+        x[:, half:] = x[:, :half]
+        theirs = x @ w if transposed else F.linear(x, w, bias)
+        return torch.equal(theirs, _product(order, x, w, bias))
 
     def least(order: Order) -> int:
         """Find from how many rows on all have torch's bits."""
         equal = takewhile(partial(same, order), reversed(_TRIED_ROWS))
         return min(equal, default=_NO_ROWS)
 
-    one = next((order for order in sorted(orders()) if same(order, 1)), None)
-    least_rows, many = min(((least(order), order) for order in orders()), default=(_NO_ROWS, None))
+    some = sorted(order for order in orders() if (order is Order.FOURS) == transposed)
+    one = next((order for order in some if same(order, 1)), None)
+    least_rows, many = min(((least(order), order) for order in some), default=(_NO_ROWS, None))
     return _Known(one, many, least_rows) if least_rows < _NO_ROWS else _Known(one, None, 0)
 
 
 def _product(order: Order, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Shapes: x [..., in] and weight [out, in], contiguous."""
-    out, columns = weight.shape
+    """Shapes: x [..., in] and weight [out, in], in FOURS [in, out], contiguous."""
+    out, columns = weight.shape if order is not Order.FOURS else weight.shape[::-1]
     y = x.new_empty(*x.shape[:-1], out)
     rows = x.numel() // columns
     threads = torch.get_num_threads() if out * columns * rows >= _ALONE else 1

@@ -59,10 +59,21 @@ def _blocks(x: Floats, w: Floats) -> Floats:
     return total
 
 
-_ADDED = {Order.DOTS: _dots, Order.BLOCKS: _blocks}
+def _fours(x: Floats, w: Floats) -> Floats:
+    """Add up in the order FOURS, as torch's gemm_notrans_ does."""
+    sums = np.zeros((4, len(x), len(w)), dtype=np.float32)
+    for k in range(x.shape[1]):
+        sums[k % 4] = _fused(sums[k % 4], x[:, None, k], w[None, :, k])
+    return np.asarray(((sums[0] + sums[1]) + sums[2]) + sums[3])
+
+
+_ADDED = {Order.DOTS: _dots, Order.BLOCKS: _blocks, Order.FOURS: _fours}
+_OUT = {Order.DOTS: 13, Order.BLOCKS: 13, Order.FOURS: 24}
 
 
 def _multiply(order: Order, x: Array, w: Array, bias: Array | None = None) -> Array:
+    """Multiply by w [out, in], which is stored as the order wants it."""
+    w = np.ascontiguousarray(w.T).T if order is Order.FOURS else w
     y = np.full((len(x), len(w)), 0xDEAD, dtype=np.uint16)
     at = None if bias is None else bias.ctypes.data
     multiply(order, w.ctypes.data, at, x.ctypes.data, y.ctypes.data, (len(w), w.shape[1], len(x)))
@@ -73,7 +84,8 @@ def _multiply(order: Order, x: Array, w: Array, bias: Array | None = None) -> Ar
 @pytest.mark.parametrize("columns", [16, 64, 80, 384, 400, 576, 1552])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 16, 17, 33, 66])
 def test_every_number_is_added_up_in_the_order(order: Order, columns: int, rows: int) -> None:
-    x, w, bias = _hard(rows, columns, 2), _hard(13, columns, 1), _hard(1, 13, 3)[0]
+    x, w, bias = _hard(rows, columns, 2), _hard(_OUT[order], columns, 1), _hard(1, _OUT[order] // 2 * 2, 3)[0]
+    bias = np.resize(bias, _OUT[order])
     sums = _ADDED[order](widen(x, "bfloat16"), widen(w, "bfloat16"))
     assert np.array_equal(_multiply(order, x, w), narrow(sums, "bfloat16"))
     assert np.array_equal(_multiply(order, x, w, bias), narrow(widen(bias, "bfloat16") + sums, "bfloat16"))
@@ -82,13 +94,13 @@ def test_every_number_is_added_up_in_the_order(order: Order, columns: int, rows:
 def test_the_orders_differ() -> None:
     """Or the test above would tell nothing."""
     x, w = (widen(_hard(64, 576, seed), "bfloat16") for seed in (2, 1))
-    assert not np.array_equal(narrow(_dots(x, w), "bfloat16"), narrow(_blocks(x, w), "bfloat16"))
-    assert not np.array_equal(narrow(_dots(x, w), "bfloat16"), narrow(x @ w.T, "bfloat16"))
+    found = [narrow(added(x, w), "bfloat16").tobytes() for added in _ADDED.values()]
+    assert len({*found, narrow(x @ w.T, "bfloat16").tobytes()}) == 4
 
 
 @pytest.mark.parametrize("order", sorted(orders()))
 def test_what_is_no_number_stays_so(order: Order) -> None:
-    x, w = _hard(6, 64, 2), _hard(7, 64, 1)
+    x, w = _hard(6, 64, 2), _hard(8, 64, 1)
     x[1, 5], x[2, 9], w[3, 1] = 0x7FC0, 0x7F80, 0xFF80  # NaN, infinity and minus infinity
     with np.errstate(invalid="ignore", over="ignore"):
         expected = _ADDED[order](widen(x, "bfloat16"), widen(w, "bfloat16"))
@@ -101,11 +113,13 @@ def test_what_is_no_number_stays_so(order: Order) -> None:
 @pytest.mark.parametrize("order", sorted(orders()))
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_only_the_product_is_written(order: Order, rows: int) -> None:
-    held = np.full(rows * 13 + 64, 0xBEEF, dtype=np.uint16)
-    x, w = _hard(rows, 48, 2), _hard(13, 48, 1)
-    multiply(order, w.ctypes.data, None, x.ctypes.data, held[32:].ctypes.data, (13, 48, rows))
+    out = _OUT[order]
+    held = np.full(rows * out + 64, 0xBEEF, dtype=np.uint16)
+    x, w = _hard(rows, 48, 2), _hard(out, 48, 1)
+    stored = np.ascontiguousarray(w.T if order is Order.FOURS else w)
+    multiply(order, stored.ctypes.data, None, x.ctypes.data, held[32:].ctypes.data, (out, 48, rows))
     assert (held[:32] == 0xBEEF).all() and (held[-32:] == 0xBEEF).all()
-    assert np.array_equal(held[32:-32].reshape(rows, 13), _multiply(order, x, w))
+    assert np.array_equal(held[32:-32].reshape(rows, out), _multiply(order, x, w))
 
 
 @pytest.mark.parametrize("sizes", [(0, 64, 1), (8, 0, 1), (8, 24, 1), (8, 64, 0), (8, 64, -1), (1 << 40, 64, 1)])
@@ -113,10 +127,13 @@ def test_sizes_that_there_is_no_product_for_are_refused(sizes: tuple[int, int, i
     x = _hard(8, 64, 2)
     with pytest.raises(ValueError, match="no product of"):
         multiply(Order.DOTS, x.ctypes.data, None, x.ctypes.data, x.ctypes.data, sizes)
+    with pytest.raises(ValueError, match="in the order FOURS"):
+        multiply(Order.FOURS, x.ctypes.data, None, x.ctypes.data, x.ctypes.data, (12, 64, 1))
 
 
 def test_which_sizes_fit() -> None:
-    assert [columns for columns in (0, 8, 16, 100, 576) if fits(columns)] == [16, 576]
+    assert [columns for columns in (0, 8, 16, 100, 576) if fits(9, columns)] == [16, 576]
+    assert [out for out in (8, 9, 24) if fits(out, 64, transposed=True)] == [8, 24]
 
 
 def test_the_order_is_torchs_for_one_thread() -> None:

@@ -61,18 +61,37 @@ def test_where_they_are_needed_most_products_are_taken(threads: int, has_bias: b
     assert {1, 8, 40, 100} <= set(asked)
 
 
-def test_torchs_own_loops_add_up_in_dots() -> None:
-    """So does a processor that oneDNN has no products in bfloat16 for."""
+@pytest.fixture
+def without_onednn() -> Iterator[None]:
+    """As on a processor that oneDNN has no products in bfloat16 for: torch's own loops."""
     if not are_needed():
         pytest.skip("with instructions for bfloat16 torch's loops use them")
-    torch.set_num_threads(1)
-    layer: Any = nn.Linear(592, 200, dtype=torch.bfloat16).requires_grad_(False)
     torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags warns of another setting
-    try:
-        order_weights(layer, [])
-    finally:
-        torch._C._set_mkldnn_enabled(True)
-    assert ordered._orders(layer.weight.shape, True) == ordered._Known(Order.DOTS, Order.DOTS, 2)
+    yield
+    torch._C._set_mkldnn_enabled(True)
+
+
+@pytest.mark.usefixtures("without_onednn")
+def test_torchs_own_loops_add_up_in_dots_and_in_fours() -> None:
+    layer: Any = nn.Linear(592, 200, dtype=torch.bfloat16).requires_grad_(False)
+    order_weights(layer, [])
+    assert ordered._orders((layer.weight.shape, True, False)) == ordered._Known(Order.DOTS, Order.DOTS, 2)
+    assert ordered._orders((torch.Size([592, 200]), False, True)) == ordered._Known(Order.FOURS, Order.FOURS, 2)
+
+
+@pytest.mark.usefixtures("without_onednn")
+def test_experts_that_are_stored_the_other_way_round_are_taken_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("gpt_oss", torch.bfloat16)
+    attach(model, _all_local)
+    layers = expert_layers(model)
+    assert layers[0].module.is_transposed
+    expected = _logits(model)
+    order_weights(model, [layer.module for layer in layers])
+    taken: list[Order] = []
+    product = ordered._product
+    monkeypatch.setattr(ordered, "_product", lambda order, *rest: (taken.append(order), product(order, *rest))[1])
+    assert torch.equal(_logits(model), expected)
+    assert {Order.DOTS, Order.FOURS} == set(taken)
 
 
 def test_a_size_that_was_tried_with_other_threads_is_tried_again() -> None:
@@ -83,7 +102,7 @@ def test_a_size_that_was_tried_with_other_threads_is_tried_again() -> None:
     x = torch.randn(5, 64, dtype=torch.bfloat16)
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
     if isinstance(layer, OrderedLinear):
-        assert {threads for *_, threads in ordered._known} == {1, 2}
+        assert {threads for _, threads in ordered._known} == {1, 2}
 
 
 def test_a_product_with_other_bits_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,12 +156,12 @@ def test_without_torchs_team_more_threads_stay_with_torch(monkeypatch: pytest.Mo
 
 def test_a_team_of_threads_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ordered, "_ALONE", 1)
-    weight = torch.randn(203, 64, dtype=torch.bfloat16)
+    weight = torch.randn(208, 64, dtype=torch.bfloat16)
     for order in orders():
         for rows in (1, 3, 5, 40):
             x = torch.randn(rows, 64, dtype=torch.bfloat16)
             found: list[Tensor] = []
             for threads in (1, 2):
                 torch.set_num_threads(threads)
-                found.append(ordered._product(order, x, weight, None))
+                found.append(ordered._product(order, x, weight.t().contiguous() if order is Order.FOURS else weight, None))
             assert torch.equal(*found)

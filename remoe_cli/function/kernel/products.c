@@ -1,13 +1,15 @@
 /* Products in bfloat16 that add up in the order in which torch does: y = x W^T + bias, the same bits, in less time. README.md says how this
    file is built.
 
-   A processor without instructions for bfloat16 makes float32 of it first, which is exact, so only the order of the sums tells results apart.
-   torch has two:
+   A processor without instructions for bfloat16 makes float32 of it first, which is exact, and so is the product of two such numbers. So only
+   the order of the sums tells results apart. torch has three:
 
    DOTS    eight sums of 8 numbers each go through the 64 next products in turns, a ninth through what is left; then all are added up in
            pairs. So its own loops do it: those for one row, and for any where it does not ask oneDNN.
    BLOCKS  a sum for each number of y, through pairs of products, the second of a pair first; after up to 768 products it is put aside and
            another begins. So oneDNN's gemm does it where AVX-512 is there and has no instructions for bfloat16.
+   FOURS   four sums for each number of y take the products in turns, and are added up one after another. So torch's own loops do it for a W
+           that is stored [in, out].
 
    What is widened is laid out for the loops once: rows of x for all of W, and some rows of W for all of x. */
 #include <cpuid.h>
@@ -26,7 +28,7 @@ typedef uint16_t shorts __attribute__((vector_size(16)));
 typedef void work(void *);
 typedef void parallel(work *, void *, unsigned, unsigned); /* GOMP_parallel */
 
-enum order { DOTS, BLOCKS };
+enum order { DOTS, BLOCKS, FOURS };
 struct job {
   const uint16_t *w, *bias;
   uint16_t *y;
@@ -251,6 +253,54 @@ BLOCKS_TARGET static void blocks_of(const struct job *job, const uint16_t *x, fl
     for (int64_t k = 0; k < job->in; k++) wide_x[(r / side * job->in + k) * side + r % side] = wide(x[r * job->in + k]);
 }
 
+/* FOURS. W is stored [in, out]. Some numbers of y are gone through with DEEP rows of W at a time, each for two rows of x; their sums stay in
+   the cache meanwhile. */
+#define DEEP 16
+#define WIDE 512
+
+DOTS_TARGET static void deep(const uint16_t *w, int64_t out, int64_t n, const float *x[2], lanes *sums[2]) {
+  for (int64_t i = 0; i < n; i += 8) {
+    lanes s[2][4];
+    ALL for (int r = 0; r < 2; r++)
+      ALL for (int turn = 0; turn < 4; turn++) s[r][turn] = sums[r][i / 2 + turn];
+    ALL for (int l = 0; l < DEEP; l++) {
+      const lanes v = widened(w + l * out + i);
+      ALL for (int r = 0; r < 2; r++) s[r][l % 4] += v * x[r][l];
+    }
+    ALL for (int r = 0; r < 2; r++)
+      ALL for (int turn = 0; turn < 4; turn++) sums[r][i / 2 + turn] = s[r][turn];
+  }
+}
+
+DOTS_TARGET static void fours(void *at) {
+  struct job *job = at;
+  const int64_t in = job->in, rows = (job->rows + 1) / 2 * 2, row = WIDE / 8 * 4;
+  lanes *sums = (lanes *)room(job, rows * row * 8);
+  if (!sums) return;
+  for (int64_t o; (o = taken(job, WIDE)) < job->out;) {
+    const int64_t n = least(WIDE, job->out - o);
+    memset(sums, 0, rows * row * sizeof *sums);
+    for (int64_t k = 0; k < in; k += DEEP)
+      for (int64_t r = 0; r < rows; r += 2) {
+        const float *x = job->x + r * in + k;
+        deep(job->w + k * job->out + o, job->out, n, (const float *[2]){x, x + in}, (lanes *[2]){sums + r * row, sums + (r + 1) * row});
+      }
+    for (int64_t r = 0; r < job->rows; r++)
+      for (int64_t i = 0; i < n; i += 8) {
+        const lanes *s = sums + r * row + i / 2;
+        lanes v = ((s[0] + s[1]) + s[2]) + s[3];
+        for (int j = 0; job->bias && j < 8; j++) v[j] = wide(job->bias[o + i + j]) + v[j];
+        const shorts bits = NEAREST(words, shorts, v);
+        memcpy(job->y + r * job->out + o + i, &bits, sizeof bits);
+      }
+  }
+  free(sums);
+}
+
+DOTS_TARGET static void rows_of(const struct job *job, const uint16_t *x, float *wide_x) {
+  for (int64_t i = 0; i < job->rows * job->in; i += 8) *(lanes *)(wide_x + i) = widened(x + i);
+}
+
 static int orders(void) {
   const uint32_t needed = 1u << 12 | 1u << 27 | 1u << 28, avx2 = 1u << 5; /* FMA, OSXSAVE, AVX */
   const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;      /* F, DQ, BW, VL */
@@ -259,7 +309,7 @@ static int orders(void) {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & avx2)) return 0;
   __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0)); /* whether the system keeps the registers */
   if ((saved & 6) != 6) return 0;
-  return 1 << DOTS | ((b & avx512) == avx512 && (saved & 0xe6) == 0xe6) << BLOCKS;
+  return 1 << DOTS | 1 << FOURS | ((b & avx512) == avx512 && (saved & 0xe6) == 0xe6) << BLOCKS;
 }
 
 /* Return a bit for each order that this processor can do. It is asked once: a virtual machine takes microseconds for each answer. */
@@ -277,21 +327,22 @@ __attribute__((visibility("default"))) int remoe_has_bfloat16(void) {
 }
 
 /* Compute y [rows, out] = x [rows, in] W [out, in]^T + bias [out] (NULL: none), all in bfloat16, by `threads` threads that `team` starts
-   (NULL: by the one that calls). Return 0; 1, and leave y, for what there is no order for; 2 without memory. */
+   (NULL: by the one that calls). For FOURS W is stored [in, out]. Return 0; 1, and leave y, for what there is no order for; 2 without memory. */
 __attribute__((visibility("default"))) int remoe_product(
     int order, const uint16_t *w, const uint16_t *bias, const uint16_t *x, uint16_t *y, int64_t out, int64_t in, int64_t rows,
     parallel *team, unsigned threads) {
   const int64_t most = 1 << 24;
   if (out < 1 || out > most || in < 16 || in > most || in % 16 || rows < 1 || rows > most) return 1;
-  if (order < DOTS || order > BLOCKS || !(remoe_product_orders() >> order & 1)) return 1;
-  struct job job = {.w = w, .bias = bias, .y = y, .out = out, .in = in, .rows = rows};
-  job.side = order == BLOCKS ? (rows > 16 ? 32 : 16) : rows > 4 ? ACROSS : 1;
-  const int64_t whole = rows / job.side * job.side, padded = whole < rows ? whole + job.side : whole;
+  if (order < DOTS || order > FOURS || !(remoe_product_orders() >> order & 1)) return 1;
+  if (order == FOURS && out % 8) return 1;
+  work *part = order == FOURS ? fours : order == BLOCKS ? blocks : rows > 4 ? dots_of_many : dots_of_few;
+  const int64_t side = order == FOURS ? 2 : order == BLOCKS ? (rows > SIDE ? 2 * SIDE : SIDE) : rows > 4 ? ACROSS : 1;
+  struct job job = {.w = w, .bias = bias, .y = y, .out = out, .in = in, .rows = rows, .side = side};
+  const int64_t whole = rows / side * side, padded = whole < rows ? whole + side : whole;
   float *wide_x = room(&job, padded * in);
   if (!wide_x) return 2;
   memset(wide_x + whole * in, 0, (padded - whole) * in * sizeof *wide_x);
-  work *part = order == BLOCKS ? blocks : rows > 4 ? dots_of_many : dots_of_few;
-  (order == BLOCKS ? blocks_of : dots_of)(&job, x, wide_x);
+  (order == FOURS ? rows_of : order == BLOCKS ? blocks_of : dots_of)(&job, x, wide_x);
   job.x = wide_x;
   if (team && threads > 1) team(part, &job, threads, 0);
   else part(&job);
