@@ -55,6 +55,8 @@ def _sizes(spec: MoeSpec) -> str:
 
 def _quantising(checkpoint: Checkpoint, spec: MoeSpec) -> Finding:
     """Say whether experts of functions can be quantised on request; nothing is wrong where they cannot."""
+    if spec.stored is not None:
+        return Finding(name="quantising", ok=True, value=f"not on request: the checkpoint is quantised already ({spec.stored.format})")
     try:
         each = read_spec(checkpoint, "int4").fetched_expert_bytes
     except ModelError as error:

@@ -140,6 +140,7 @@ def test_a_quantised_checkpoint_is_right_where_it_is_served(settings: dict[str, 
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = named(model.findings(str(tmp_path)))["stored form"]
     assert (found.ok, bool(found.hint)) == (is_served, not is_served) and "The checkpoint is stored in" in found.value
+    assert "quantised already" in named(model.findings(str(tmp_path)))["quantising"].value
 
 
 def test_whether_experts_can_be_quantised_is_told_by_the_settings(tmp_path: Path) -> None:
