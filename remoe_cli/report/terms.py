@@ -59,7 +59,7 @@ def table_of(plan: Plan, problem: Problem, catalog: Catalog, report: Report = no
         return table
     others, most = [table], ""
     for done, number in enumerate(_NUMBERS):
-        report(done, len(_NUMBERS), f"{number} at once")
+        report(done, len(_NUMBERS))
         if number == problem.concurrency:
             continue
         at = replace(problem, concurrency=number)

@@ -1,8 +1,8 @@
 """Up to how many requests an hour a plan is cheaper than what is always on, by their burstiness.
 
 The plan and its alternatives that are rented by the hour meet the same requests in `run`, at several traffics. Between the two traffics
-where the cheaper one changes, the line is straight in logarithms. With more traffic, what is rented gets instances as the mean needs them,
-the plan's main function too where it is rented.
+where the cheaper one changes, a tenth of a decade apart, the line is straight in logarithms. With more traffic, what is rented gets
+instances as the mean needs them, the plan's main function too where it is rented.
 """
 
 from __future__ import annotations

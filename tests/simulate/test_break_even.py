@@ -101,3 +101,4 @@ def test_it_says_how_long_requests_wait_there(tmp_path: Path) -> None:
     for one in found:
         assert 0 < one.ttft_s[0] <= one.ttft_s[1] and 0 < one.against_ttft_s[0] <= one.against_ttft_s[1]
     assert not any(math.isnan(each) for one in found for each in one.ttft_s)
+    assert at(found, 6.0).per_hour.mean < 0.7 * at(found, 1.0).per_hour.mean  # a request that meets another one starts more
