@@ -134,8 +134,16 @@ async def figures(tab: Browser) -> list[str]:
     if stored == "null":
         return []
     table, worst, faults = Table.model_validate_json(stored), 0.0, []
-    for setting in SETTINGS:
-        asked = json.dumps({"price": setting.price, "overhead": setting.overhead, "perHour": setting.per_hour})
+    settings = [one.model_copy(update={"concurrency": number}) for one in SETTINGS for number in table.numbers]
+    for setting in settings:
+        asked = json.dumps(
+            {
+                "price": setting.price,
+                "overhead": setting.overhead,
+                "perHour": setting.per_hour,
+                "concurrency": setting.concurrency,
+            }
+        )
         page = await tab.value(f"evaluate(data.table, {asked})")
         for each, (title, ours) in zip(page, evaluate(table, setting).items(), strict=True):
             for name, value in (("usd", ours.usd), ("ttftS", ours.ttft_s), ("tpotS", ours.tpot_s), ("instances", ours.instances)):
@@ -143,12 +151,12 @@ async def figures(tab: Browser) -> list[str]:
                 worst = max(worst, off)
                 if not math.isclose(each[name] or 0, value or 0, rel_tol=1e-9):
                     faults.append(f"{title}, {name} at {setting}: the page says {each[name]}, the package {value}")
-    print(f"{len(SETTINGS)} settings of the sliders: the page differs by at most {worst:.1e} of a figure")
+    print(f"{len(settings)} settings of the sliders: the page differs by at most {worst:.1e} of a figure")
     return faults
 
 
 async def keyboard(tab: Browser) -> list[str]:
-    """Move through each map, and move the first slider, with keys alone."""
+    """Move through each map, and move each slider to its ends, with keys alone."""
     faults = []
     for index in range(await tab.value("document.querySelectorAll('canvas').length")):
         await tab.value(f"document.querySelectorAll('canvas')[{index}].focus()")
@@ -159,11 +167,14 @@ async def keyboard(tab: Browser) -> list[str]:
         print("by keyboard:", said)
         faults += [] if said.startswith("Layer ") else [f"map {index} says nothing to the keyboard"]
     if await tab.value("!!document.querySelector('.sliders input')"):
-        before = await tab.value("document.querySelector('.sliders input').focus(), document.getElementById('now').textContent")
-        await tab.call("Input.dispatchKeyEvent", type="keyDown", key="End", code="End", windowsVirtualKeyCode=35)
-        after = await tab.value("document.getElementById('now').textContent")
-        print("slider at its end:", after)
-        faults += ["the slider does nothing with the keyboard"] if before == after else []
+        for slider in await tab.value("[...document.querySelectorAll('.sliders input')].map((each) => each.id)"):
+            before = await tab.value(f"document.getElementById('{slider}').focus(), document.querySelector('table.costs').innerText")
+            for key, code in (("End", 35), ("Home", 36)):
+                await tab.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code)
+                after = await tab.value("document.querySelector('table.costs').innerText")
+                print(slider, key, await tab.value("document.getElementById('now').textContent"))
+                faults += [f"{slider} does nothing at its {key}"] if key == "End" and before == after else []
+            await tab.value("document.getElementById('reset').click()")
     return faults
 
 

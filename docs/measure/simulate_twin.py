@@ -7,12 +7,13 @@ bursts, so that some wait for others and some find the expert functions gone: th
 main function is rented. `remoe simulate` gets the same requests, twice:
 
     predicted   with the cost model's times, as the command has them: of the profile and of the calibration at the beginning
-    own times   with what prompts, steps of 1, 2, .. requests and starts of functions took the twin for these very requests: what is left
-                is the simulation of turns, queues, shared steps, starts and idle instances
+    own times   with what the prompt, the start of functions and, one at a time, the steps of each of these requests took the twin; where
+                several share steps, with the mean time of steps of 1, 2, .. requests, and with what calls of warm requests cost: what is
+                left is the simulation of turns, queues, shared steps, starts and idle instances
 
-Own times are those of the very requests because a machine that others use gets faster and slower, and what waits in a queue grows faster
-than the times: times measured before and after the requests, while little ran, gave a mean TTFT that was a fifth too low. Requests come in
-parts, each with times of its own. A round trip makes most of each call, so that other work on the machine changes less.
+Own times are those of each request because a machine that others use gets faster and slower, and what waits in a queue grows faster than
+the times: times measured before and after the requests, while little ran, gave a mean TTFT that was a fifth too low. Requests come in
+parts, each with times of steps of its own. A round trip makes most of each call, so that other work on the machine changes less.
 
 Printed are ratios, simulated / measured. Exits with 1 where one of `own times` is more than 15% off.
 """
@@ -54,8 +55,9 @@ from remoe_cli.profile.prompts import PromptSet  # noqa: E402
 from remoe_cli.profile.record import Profile  # noqa: E402
 from remoe_cli.profile.run import profile  # noqa: E402
 from remoe_cli.runtime.client import Http  # noqa: E402
+from remoe_cli.simulate.load import Load  # noqa: E402
 from remoe_cli.simulate.requests import Arrivals  # noqa: E402
-from remoe_cli.simulate.run import run  # noqa: E402
+from remoe_cli.simulate.run import Run, run, run_load  # noqa: E402
 from remoe_cli.simulate.service import Service, of_placement  # noqa: E402
 
 OLMOE = {
@@ -172,8 +174,8 @@ def _compare(folder: Path, made: Profile, catalog: Catalog, at_once: int, count:
             played = sorted(asyncio.run(_play(address.url, wanted)), key=lambda one: one.at_s)
             arrivals = _came(played, wanted.over_s)  # a busy machine sends some later than wanted
             outcomes["twin"].append(_measured(played, arrivals, predicted))
-            outcomes["predicted"].append(_simulated(predicted, arrivals, seed))
-            outcomes["own times"].append(_simulated(_own(predicted, played, arrivals), arrivals, seed))
+            outcomes["predicted"].append(_outcome(predicted, run(predicted, arrivals, seed)))
+            outcomes["own times"].append(_with_own_times(predicted, played, arrivals))
     finally:
         HERE.destroy(name)
     return _print(at_once, {each: _figures(some) for each, some in outcomes.items()})
@@ -241,11 +243,11 @@ def _came(played: Sequence[Asked], over_s: float) -> Arrivals:
     return Arrivals(np.array([one.at_s for one in played]), np.array(n_in), np.array(n_out), max(over_s, played[-1].at_s))
 
 
-def _own(service: Service, played: Sequence[Asked], arrivals: Arrivals) -> Service:
-    """Return the service with what the twin took for the prompts, steps and starts of these requests.
+def _with_own_times(service: Service, played: Sequence[Asked], arrivals: Arrivals) -> Outcome:
+    """Simulate with what the twin took for the prompts, steps and starts of these requests, and for calls of warm ones.
 
     A prompt is read from the last token of anybody before it, or from its arrival, to its own first token. What is between two tokens of a
-    request is a step, and the prompts that were read meanwhile.
+    request is a step, and the prompts that were read meanwhile. Calls that take longer are billed longer, by the same factor for all.
     """
     firsts_s, every_s = np.array([one.tokens_s[0] for one in played]), np.sort([at_s for one in played for at_s in one.tokens_s])
     last_s = np.array([one.tokens_s[-1] for one in played])
@@ -259,20 +261,26 @@ def _own(service: Service, played: Sequence[Asked], arrivals: Arrivals) -> Servi
             steps_s[min(number, service.at_once)].append(ended_s - begun_s - meanwhile_s)
     cold = np.array([bool(one.receipt["cold_starts"]) for one in played])
     slope, least = np.polyfit(arrivals.n_in[~cold], read_s[~cold], 1)
-    prompts = np.array(PROMPTS, dtype=np.float64)
     seen = [number for number, taken_s in steps_s.items() if taken_s]
     step_s = np.interp(np.arange(service.at_once + 1.0), [0, *seen], [0.0, *(statistics.fmean(steps_s[number]) for number in seen)])
-    assert service.functions is not None
-    starts_s = (read_s - least - slope * arrivals.n_in)[cold]
-    return replace(
-        service,
-        prompts=prompts,
-        prefill_s=least + slope * prompts,
-        prefill_usd=np.interp(prompts, service.prompts, service.prefill_usd),
-        step_s=step_s,
-        token_sd_s=statistics.stdev(steps_s[1]) if len(steps_s[1]) > 1 else 0.0,
-        functions=replace(service.functions, waits_s=np.array([float(starts_s.mean())])),
+    warm_s = least + slope * arrivals.n_in
+    starts_s = read_s - warm_s
+    calls = np.average(service.token_usd[1:], weights=[len(steps_s[number]) for number in range(1, service.at_once + 1)])
+    prompt_usd = np.interp(arrivals.n_in, service.prompts, service.prefill_usd)
+    billed_usd = sum(one.receipt["cost"]["functions_usd"] for one in played if not one.receipt["cold_starts"])
+    dearer = billed_usd / float((prompt_usd + arrivals.n_out * calls)[~cold].sum())
+    load = Load(
+        at_s=arrivals.at_s,
+        n_in=arrivals.n_in,
+        prompt_s=np.where(cold, warm_s, read_s),
+        prompt_usd=dearer * prompt_usd,
+        tpot_s=(last_s - firsts_s) / arrivals.n_out,
+        n_out=arrivals.n_out,
+        cold_s=np.where(cold, starts_s, float(starts_s[cold].mean())),
+        over_s=arrivals.over_s,
     )
+    own = replace(service, step_s=step_s, token_usd=dearer * service.token_usd)
+    return _outcome(own, run_load(own, arrivals, np.ones(len(played), dtype=bool), load))
 
 
 # What comes of it
@@ -286,8 +294,7 @@ def _measured(played: Sequence[Asked], arrivals: Arrivals, service: Service) -> 
     return Outcome(ttft_s, tpot_s, cold, (functions_usd, service.usd_per_hour * over_s / 3600))
 
 
-def _simulated(service: Service, arrivals: Arrivals, seed: int) -> Outcome:
-    served = run(service, arrivals, seed)
+def _outcome(service: Service, served: Run) -> Outcome:
     hours_usd = service.usd_per_hour * served.up_share * served.over_s / 3600
     return Outcome(served.ttft_s, served.tpot_s, served.cold, (served.usd - hours_usd, hours_usd))
 

@@ -9,7 +9,6 @@ random times (burstiness 1), and with the trace's own, which come in bursts. The
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from remoe_cli.plan.build import make_plan
@@ -20,7 +19,7 @@ from remoe_cli.plan.problem.trace_requests import read_requests
 from remoe_cli.plan.problem.trace_traffic import read_traffic
 from remoe_cli.plan.wording import bought, dollars
 from remoe_cli.profile.record import read_profile
-from remoe_cli.simulate.requests import source_of
+from remoe_cli.simulate.requests import served_of, source_of
 from remoe_cli.simulate.summary import Summary, simulated
 from remoe_cli.simulate.ways import ways
 
@@ -51,12 +50,7 @@ def main() -> None:
         plan = make_plan(profile, catalog, asked)
         remote = sum(len(layer.remote) for layer in plan.layers)
         for name, burstiness in _BURSTS.items():
-            source = source_of(timed, rate, burstiness)
-            served = traffic.served
-            if served is not None:  # the same requests for all: those that the plan is for
-                fits = (source.n_in <= served.n_in) & (source.n_out <= served.n_out) & (source.n_in + source.n_out <= served.tokens)
-                gaps_s = None if source.gaps_s is None else source.gaps_s[fits]
-                source = replace(source, n_in=source.n_in[fits], n_out=source.n_out[fits], gaps_s=gaps_s)
+            source = served_of(source_of(timed, rate, burstiness), traffic.served)  # the same requests for all: those that the plan is for
             own, *rest = simulated(ways((plan, profile, catalog), source), source, _COUNT, _SEEDS)
             best = min(rest, key=lambda one: (one.refused.mean > 0.01, one.usd_per_hour.mean))
             print(

@@ -75,9 +75,11 @@ def _look(context: typer.Context, what: str | None, target: TargetName, region: 
     from remoe_cli.doctor import model
 
     try:
-        yield from model.findings(what)
+        with output.progress("Looking at the model"):
+            found = list(model.findings(what))
     except UsageError as error:
         raise _nothing_named(place, what, error) from None
+    yield from found
 
 
 def _nothing_named(place: Target, what: str, error: UsageError) -> UsageError:

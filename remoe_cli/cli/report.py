@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "remoe report plans/olmoe.json   # with its profile, where that is on this machine",
     "remoe report profiles/olmoe -o olmoe.html --png figures/",
-    "remoe report plans/olmoe.json answers.jsonl -o answers.html",
+    "remoe report plans/olmoe.json answers.jsonl --trace trace.csv -o answers.html",
 )
 
 
@@ -29,6 +29,10 @@ def command(
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page to write.")] = Path("report.html"),
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE", help="Requests with their times: break-even traffic is also that of their bursts."),
+    ] = None,
     png: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Also draw pictures for papers here, as .png.")] = None,
     yes: ReplaceOption = False,
     json: output.JsonOption = False,
@@ -36,7 +40,8 @@ def command(
 ) -> None:
     """Show a profile, a plan or receipts as one HTML page that opens anywhere and loads nothing.
 
-    Sliders in it work out the plan's costs again for other prices, round trips and traffic. Prompts and answers are not in it.
+    Sliders in it work out the plan's costs again for other prices, round trips, traffic and requests at once. Prompts and answers are not
+    in it.
     """
     from remoe_cli.report.inputs import read_inputs
     from remoe_cli.report.page import refuse_page, write_page
@@ -49,9 +54,10 @@ def command(
         refuse_pictures(png)
         places += picture_paths(png)
     with output.progress("Reading the inputs"):
-        read = read_inputs(inputs)
+        read = read_inputs(inputs, trace)
     agree_to_replace(yes, *places)
     from remoe_cli.report.content import content_of
+    from remoe_cli.report.summary import break_even_document
 
     content = content_of(read, output.progress)
     with output.progress("Drawing"):
@@ -68,6 +74,7 @@ def command(
         "bytes": out.stat().st_size,
         "pictures": [str(path) for path in pictures],
         "model": content.model,
+        "break_even": [break_even_document(one) for one in content.bursts],
         "left_out": [*content.left_out, *content.details],
     }
     output.result(document, lambda: _show(content, out, pictures))

@@ -9,7 +9,7 @@ import numpy as np
 from remoe_cli.plan.assess.frontier import Point
 from remoe_cli.plan.document import Baseline, Plan, Unquantised
 from remoe_cli.plan.explain.alternatives import beside
-from remoe_cli.plan.wording import bought, dollars, month_usd, seconds, token_usd
+from remoe_cli.plan.wording import bought, capitalized, dollars, figure, month_usd, seconds, token_usd
 from remoe_cli.predict.pairs import Similarity
 from remoe_cli.report import svg
 from remoe_cli.report.cold_start import STEPS, Start
@@ -17,6 +17,7 @@ from remoe_cli.report.content import Predictors
 from remoe_cli.report.inputs import ReceiptFigures
 from remoe_cli.report.routing import Routing
 from remoe_cli.report.style import markers
+from remoe_cli.simulate.break_even import LEAST_PER_HOUR, MOST_PER_HOUR, MOST_REFUSED, BreakEvenBursts
 
 BINS = 28  # of a chart of pairs, each way
 MOST_MARKS = 2000
@@ -160,6 +161,63 @@ def frontier(points: Sequence[Point], plan: Plan) -> str:
         + svg.legend(entries)
         + svg.details("Figures", svg.table("Least cost of each TPOT", columns, rows))
     )
+
+
+def bursts(found: Sequence[BreakEvenBursts], plan: Plan | None) -> str:
+    """Draw the traffic up to which the plan is cheaper than what is always on, against burstiness."""
+    drawn, trace = [one for one in found if not one.own], next((one for one in found if one.own), None)
+    per_hour = None if plan is None else plan.workload.requests_per_hour
+    x = svg.linear("burstiness of the requests", 0, max(one.burstiness for one in found) * 1.05)
+    known = [traffic for one in found for traffic in (one.per_hour.least, one.per_hour.most)]
+    y = svg.logarithmic("requests an hour", [*known, *([per_hour] if per_hour else [])])
+    least, mean, most = ([(x.x(one.burstiness), y.y(getattr(one.per_hour, at))) for one in drawn] for at in ("least", "mean", "most"))
+    marks, entries = [svg.area(most, least, "other"), svg.line(mean, "plan")], [("line", "plan", "both cost the same")]
+    if trace is not None:
+        marks.append(svg.marker(x.x(trace.burstiness), y.y(trace.per_hour.mean), "diamond", "other", f"{trace.per_hour.mean:.4g} an hour"))
+        entries.append(("diamond", "other", "both cost the same at the times of the trace"))
+    if per_hour:
+        marks.append(svg.marker(x.x(trace.burstiness if trace else 1.0), y.y(per_hour), "star", "plan", f"{per_hour:.4g} an hour"))
+        entries.append(("star", "plan", "the plan's traffic"))
+    columns = ("burstiness", "cheaper up to, an hour", "single runs", "TTFT there, p50 / p99", "always on", "its TTFT, p50 / p99")
+    return (
+        svg.chart("Break-even traffic", x, y, marks, bursts_sentence(found))
+        + svg.legend(entries)
+        + svg.details("Figures", svg.table("Traffic at which both cost the same", columns, map(_bursts_row, found)))
+    )
+
+
+def _bursts_row(one: BreakEvenBursts) -> tuple[str, ...]:
+    ttft, other = (" / ".join(seconds(each) if each == each else "-" for each in pair) for pair in (one.ttft_s, one.against_ttft_s))
+    least, most = (figure(float(f"{each:.3g}")) for each in (one.per_hour.least, one.per_hour.most))
+    name = f"{one.burstiness:.3g}{', of the trace' if one.own else ''}"
+    return (name, _traffic(one), f"{least} to {most}", ttft, one.against or "nothing", other)
+
+
+def _traffic(one: BreakEvenBursts) -> str:
+    if one.per_hour.mean <= LEAST_PER_HOUR:
+        return "never"
+    return "always" if one.per_hour.mean >= MOST_PER_HOUR else figure(float(f"{one.per_hour.mean:.3g}"))
+
+
+def bursts_sentence(found: Sequence[BreakEvenBursts]) -> str:
+    """Say up to which traffic the plan is cheaper: at random, in bursts, and at a trace's times."""
+    at_random = next(one for one in found if one.burstiness == 1 and not one.own)
+    in_bursts, trace = max((one for one in found if not one.own), key=lambda one: one.burstiness), [one for one in found if one.own]
+    asked = [("at random", at_random), (f"in bursts (burstiness {in_bursts.burstiness:g})", in_bursts)]
+    asked += [(f"at the times of the trace (burstiness {one.burstiness:.2g})", one) for one in trace]
+    return capitalized("; ".join(f"where requests come {how}, {_cheaper(one)}" for how, one in asked) + ".")
+
+
+def _cheaper(one: BreakEvenBursts) -> str:
+    match _traffic(one):
+        case "never" if one.refused > MOST_REFUSED:
+            return f"this plan leaves {one.refused:.0%} of them without an answer"
+        case "never":
+            return f"what is always on costs less from {LEAST_PER_HOUR:g} requests an hour on"
+        case "always":
+            return f"this plan costs less up to {MOST_PER_HOUR:,.0f} requests an hour and more"
+        case traffic:
+            return f"this plan costs less up to {traffic} requests an hour"
 
 
 def cold_starts(starts: Sequence[Start]) -> str:

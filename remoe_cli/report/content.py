@@ -26,6 +26,8 @@ from remoe_cli.report.inputs import Inputs, Receipts
 from remoe_cli.report.routing import Routing, routing_of
 from remoe_cli.report.terms import table_of
 from remoe_cli.report.what_if import Table
+from remoe_cli.simulate.break_even import BreakEvenBursts, break_even_bursts
+from remoe_cli.simulate.requests import Source, served_of, source_of, source_of_traffic
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Content:
     predictors: Predictors | None = None
     table: Table | None = None
     frontier: tuple[Point, ...] = ()
+    bursts: tuple[BreakEvenBursts, ...] = ()
     starts: tuple[Start, ...] = ()
     receipts: Receipts | None = None
     left_out: tuple[str, ...] = ()
@@ -78,16 +81,20 @@ def content_of(inputs: Inputs, stage: Progress) -> Content:
         problem = problem_of(inputs.plan, profile, catalog)
         content = replace(content, starts=starts_of(inputs.plan, problem) or content.starts)
         try:
-            content = replace(content, table=table_of(inputs.plan, problem, catalog))
+            with stage("Costs for the sliders") as progress:
+                content = replace(content, table=table_of(inputs.plan, problem, catalog, progress))
         except RemoeError as error:
             why = "There are no sliders, because the page's formulas do not give the figures of the plan. Make it again with this version."
             content = replace(content, left_out=(why,), details=(*content.details, error.message))
         with stage("Plans of the frontier") as progress:
             content = replace(content, frontier=_frontier(inputs.plan, problem, progress))
+        with stage("Break-even traffic") as progress:
+            source = _source(inputs, problem)
+            content = replace(content, bursts=break_even_bursts((inputs.plan, profile, catalog), source, progress))
     return content
 
 
-_WITHOUT = "There are no sliders and no frontier, because"
+_WITHOUT = "There are no sliders, no frontier and no break-even traffic, because"
 
 
 def _inputs_of_plan(inputs: Inputs) -> tuple[Content, Profile | None, Catalog | None]:
@@ -132,6 +139,15 @@ def _frontier(plan: Plan, problem: Problem, progress: Report) -> tuple[Point, ..
         if local is not None and local.cost_usd_per_request is not None:
             known.append(Point(local.tpot_s, local.ttft_s, local.cost_usd_per_request, 0.0, 0, local.spec))
     return tuple(unbeaten([*found, *known]))
+
+
+def _source(inputs: Inputs, problem: Problem) -> Source:
+    """Take the requests of the trace that the plan is for, or else those of the plan."""
+    workload = problem.workload
+    per_hour = workload.requests_per_hour or 1.0
+    if inputs.trace is None:
+        return source_of_traffic(workload.traffic, per_hour, 1.0)
+    return served_of(source_of(inputs.trace, per_hour, None), inputs.plan.workload.served if inputs.plan else None)
 
 
 def _predictors(profile: Profile) -> Predictors | None:

@@ -38,7 +38,7 @@ def ways_of(plan: Plan, table: Table | None) -> list[Way]:
     if table is not None:
         found = evaluate(table, Setting(per_hour=table.per_hour))
         copies = () if table.unquantised is None else (table.unquantised.main,)
-        return [Way(each.title, bought(each.spec), each.ideal, found[each.title]) for each in (table.main, *copies, *table.baselines)]
+        return [Way(each.title, each.spec, each.ideal, found[each.title]) for each in (table.main, *copies, *table.baselines)]
     functions_usd = sum(plan.costs.layers_usd)
     own = Figures(plan.ttft_s, plan.tpot_s, plan.instances, plan.costs.main_usd, 0.0, functions_usd, 0.0)
     return [Way(THIS_PLAN, plan.main.name, False, own)] + [
@@ -103,7 +103,7 @@ def _row(index: int, way: Way, most: float, plan: Plan, table: Table | None) -> 
     cells = (("usd", "cost", usd), ("ttft", "TTFT", seconds(figures.ttft_s)), ("tpot", "TPOT", f"{figure(figures.tpot_s * 1e3)} ms"))
     return (
         f'<tr role="row" id="way-{index}" class="{kind}"><th role="rowheader" scope="row">{svg.escape(capitalized(way.title))}'
-        f"<span><i data-instances>{count}</i>{svg.escape(way.spec)}</span></th>"
+        f"<span><i data-instances>{count}</i><i data-spec>{svg.escape(way.spec)}</i></span></th>"
         f'<td role="cell" class="bars"><svg aria-hidden="true">{boxes}</svg></td>'
         + "".join(f'<td role="cell" data-name="{name}" data-value="{value}">{svg.escape(text)}</td>' for value, name, text in cells)
         + "</tr>"
@@ -116,14 +116,16 @@ def _sliders(table: Table) -> str:
     rows = [("traffic", "Traffic", first, TRAFFIC_STEPS[1], step)]
     if table.bill.calls:
         rows = [("price", "Price of expert functions", -30, 30, 0), ("overhead", "Round trip of a call (overhead)", -40, 40, 0), *rows]
-    hidden = [name for name in ("price", "overhead") if not table.bill.calls]
+    if len(numbers := table.numbers) > 1:
+        rows.append(("concurrency", "Requests at once", 0, len(numbers) - 1, numbers.index(table.concurrency)))
+    hidden = {"price", "overhead", "concurrency"} - {name for name, *_ in rows}
     return (
         "<p>Move the sliders: the page works out costs and times again with the planner's formulas, for these experts where they are. "
         "Another placement may then be the best one; <code>remoe plan</code> finds it.</p>"
         '<div class="sliders">'
         + "".join(_slider(*row) for row in rows)
         + "</div>"
-        + "".join(f'<input type="hidden" id="slider-{name}" value="0">' for name in hidden)
+        + "".join(f'<input type="hidden" id="slider-{name}" value="0">' for name in sorted(hidden))
         + '<p class="now" id="now" role="status"></p><p class="controls"><button type="button" id="reset">As planned</button></p>'
         + "".join(f'<p class="small">{svg.escape(text)}</p>' for text in _kept(table))
     )
@@ -137,8 +139,12 @@ def _slider(name: str, words: str, low: int, high: int, value: int) -> str:
 
 
 def _kept(table: Table) -> Iterator[str]:
-    """Say what does not follow the slider of the traffic."""
+    """Say what does not follow the sliders of traffic and of requests at once."""
     if table.cold_after_s is None:
         yield f"The share of cold requests stays that of the plan, {table.cold_share:.1%}, at any traffic."
     if table.waking is not None and table.wake is None:
         yield "How often an instance that scales to zero wakes stays as in the plan's trace, at any traffic."
+    if table.others and all(one.main.at_once == 1 for one in (table, *table.others)):
+        yield f"{table.main.spec} answers one request at a time and starts another instance for the next one: only what is rented follows."
+    if table.most:
+        yield table.most

@@ -14,6 +14,7 @@ from remoe_cli import bounded, journal, owned
 from remoe_cli.artifacts import NonNegative, Tokens, first_mistake
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.plan.document import Plan, read_plan
+from remoe_cli.plan.problem.trace_requests import TimedRequests, read_requests
 from remoe_cli.profile.record import Profile, read_profile
 from remoe_cli.runtime.kept import Book, Unreadable, book_of
 
@@ -85,12 +86,14 @@ class Inputs:
     plan: Plan | None
     plan_path: Path | None
     receipts: Receipts | None
+    trace: TimedRequests | None = None
 
 
-def read_inputs(paths: Sequence[Path]) -> Inputs:
+def read_inputs(paths: Sequence[Path], trace: Path | None = None) -> Inputs:
     """Read everything that was given.
 
-    Raises: UsageError for what is none of these, and for two of a kind that a report has one of; what the readers raise.
+    Raises: UsageError for what is none of these, for two of a kind that a report has one of, and for a trace without a plan; what the
+    readers raise.
     """
     if not paths:
         raise UsageError("There is nothing to report on.", _HINT)
@@ -109,7 +112,9 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
             plan, plan_path = read_plan(path), path
         else:
             read.append(_receipts(path, content))
-    return Inputs(profile, plan, plan_path, _together(read) if read else None)
+    if trace is not None and plan is None:
+        raise UsageError(f"{trace} says when requests come to a plan, and there is no plan.", "Give a plan too, or leave --trace out.")
+    return Inputs(profile, plan, plan_path, _together(read) if read else None, None if trace is None else read_requests(trace))
 
 
 def _together(read: Sequence[Receipts]) -> Receipts:

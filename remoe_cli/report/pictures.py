@@ -209,6 +209,26 @@ def _frontier(content: Content) -> Figure | None:
     return frontier_figure(content.frontier, content.plan) if content.plan is not None and content.frontier else None
 
 
+def _break_even(content: Content) -> Figure | None:
+    if not content.bursts:
+        return None
+    drawn = [one for one in content.bursts if not one.own]
+    x = [one.burstiness for one in drawn]
+    figure, (panel,) = _figure(_SMALL)
+    least, most = ([getattr(one.per_hour, end) for one in drawn] for end in ("least", "most"))
+    panel.fill_between(x, least, most, color=style.light("other"), alpha=0.25, linewidth=0, label="range of the runs")
+    panel.plot(x, [one.per_hour.mean for one in drawn], color=style.light("plan"), linewidth=2, label="both cost the same")
+    for one in content.bursts:
+        if one.own:
+            panel.plot(one.burstiness, one.per_hour.mean, "D", color=style.light("other"), label="the same, at the times of the trace")
+    panel.set_yscale("log")
+    panel.yaxis.set_major_formatter("{x:,g}")
+    panel.set(xlabel="burstiness (coefficient of variation)", ylabel="requests an hour", xlim=(0, None))
+    panel.grid()
+    panel.legend(loc="best")
+    return figure
+
+
 def _cold_starts(content: Content) -> Figure | None:
     if not content.starts:
         return None
@@ -262,6 +282,7 @@ PICTURES: dict[str, Callable[[Content], Figure | None]] = {
     "costs": _costs,
     "placement": _placement,
     "activation": _activation,
+    "break-even": _break_even,
     "frontier": _frontier,
     "skew": _skew,
     "pairs": _pairs,

@@ -90,6 +90,14 @@ def sections(content: Content) -> Iterator[Section]:
     if plan is not None and table is not None:
         words = "What a month costs, whatever the traffic. Instances are added as the requests need them. It follows the sliders above."
         yield Section("by-traffic", "Traffic", "Cost against traffic", _p(words) + costs.traffic(plan, table))
+    if content.bursts:
+        words = (
+            "Below the line this plan costs less than the cheapest instance that is always on and answers the requests; above it, that "
+            "instance does. Burstiness is the coefficient of variation of the times between requests: 1 is random, more are bursts. Each "
+            "point is simulated; the band is the range of its runs."
+        )
+        inner = _p(words) + _p(charts.bursts_sentence(content.bursts)) + charts.bursts(content.bursts, plan)
+        yield Section("break-even", "Break-even", "Up to which traffic it is cheaper", inner)
     if plan is not None and content.frontier:
         words = "No point below the line was found. To the left plans are faster, and dearer."
         yield Section("frontier", "Frontier", "Cost of each TPOT", _p(words) + charts.frontier(content.frontier, plan))

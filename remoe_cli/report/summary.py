@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from remoe_cli.plan.explain.rows import baseline_columns, baseline_rows
 from remoe_cli.plan.wording import VERDICT_WORDS, bought, prices, seconds
-from remoe_cli.report.charts import measured_rows
+from remoe_cli.report.charts import bursts_sentence, measured_rows
 from remoe_cli.report.content import Content
+from remoe_cli.simulate.break_even import LEAST_PER_HOUR, MOST_PER_HOUR, BreakEvenBursts
 
 Rows = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
@@ -30,6 +32,8 @@ def labels(content: Content) -> Iterator[tuple[str, str]]:
     if (found := content.predictors) is not None:
         name = found.record.default
         yield "predictor", f"{name}, {found.record.validation_bits[name]:.4f} bits (noise floor {found.floor_bits:.4f})"
+    if content.bursts:
+        yield "break-even", bursts_sentence(content.bursts)
     for start in content.starts:
         yield "cold start", f"{start.what}: {seconds(start.total_s)}"
 
@@ -45,3 +49,20 @@ def measured_table(content: Content) -> Rows | None:
         return None
     columns = ("", "requests", "measured", "predicted", "measured /\npredicted", "95%\nwithin")
     return "Medians of the receipts", columns, tuple(measured_rows(content.receipts.figures))
+
+
+def break_even_document(one: BreakEvenBursts) -> dict[str, Any]:
+    """Write a break-even traffic as JSON.
+
+    The requests an hour are null where they are not between the ends of what was looked at.
+    """
+    least, most = LEAST_PER_HOUR, MOST_PER_HOUR
+    inside = least < one.per_hour.mean < most
+    return {
+        "burstiness": one.burstiness,
+        "of_trace": one.own,
+        "requests_per_hour": one.per_hour._asdict() if inside else None,
+        "cheaper": "below" if inside else "always" if one.per_hour.mean >= most else "never",
+        "refused": one.refused,
+        "against": one.against,
+    }

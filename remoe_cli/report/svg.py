@@ -107,7 +107,7 @@ def chart(title: str, x: Axis, y: Axis, marks: Iterable[str], description: str) 
     middle = (_TOP + bottom) / 2
     labels = [
         f'<text x="{(_LEFT + right) / 2}" y="{HEIGHT - 8}" class="label mid">{escape(x.label)}</text>',
-        f'<text transform="translate(12 {middle}) rotate(-90)" class="label mid">{escape(y.label)}</text>',
+        f'<text transform="translate(9 {middle}) rotate(-90)" class="label mid">{escape(y.label)}</text>',
     ]
     frame = f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>'
     return picture(title, description, WIDTH, HEIGHT, [*grid, frame, *marks, *texts, *labels])

@@ -1,6 +1,6 @@
 """The numbers of a plan's table for what-if questions, worked out with the planner's own functions.
 
-A table that does not give the plan's own figures is refused.
+A table that does not give the planner's own figures is refused.
 
 Source: method.md, sections 3, 4, 10 and 11.
 """
@@ -9,51 +9,109 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from remoe_cli.errors import ArtifactError
+from remoe_cli.model.spec import ONE_AT_A_TIME
 from remoe_cli.plan.arrays import Floats, Ints
+from remoe_cli.plan.assess.baselines import baselines
 from remoe_cli.plan.assess.unquantised import problem_of_copy
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import expert_functions, main_function, prices
 from remoe_cli.plan.cost.placement import Placement
+from remoe_cli.plan.cost.placement import evaluate as planned
 from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.cost.steps import own_step_s, step_times
-from remoe_cli.plan.document import GPU_BY_USE, Baseline, LayerPlan, MainKind, MainSpec, Plan
+from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, LayerPlan, MainKind, MainSpec, Outcome, Plan, Unquantised
 from remoe_cli.plan.explain.alternatives import BASELINE_TITLES, beside, copy_title, unlike_baselines
 from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, owner_of
 from remoe_cli.plan.problem.problem import Problem
+from remoe_cli.plan.problem.request import request_of
 from remoe_cli.plan.problem.traffic import Traffic
+from remoe_cli.plan.solve.given import broken_limits
+from remoe_cli.plan.wording import bought
+from remoe_cli.progress import Report, no_report
 from remoe_cli.report.what_if import THIS_PLAN, Bill, Machine, Setting, Table, Wait, evaluate
+from remoe_cli.simulate.ways import placed, with_instances
 
 _EXACT = 1e-9  # relative difference that floating-point noise explains
 _NOISE_DIGITS = 15  # of seconds
-_SAME = 1e-6  # relative difference at which a figure of the table is not the plan's
+_SAME = 1e-6  # relative difference at which a figure of the table is not the planner's
+_NUMBERS = (1, 2, 4, 8, 16, 32)  # requests at once that tables are for, beside the plan's own number
+Figures = Outcome | Baseline | Unquantised
 
 
-def table_of(plan: Plan, problem: Problem, catalog: Catalog) -> Table:
-    """Work out the table of a plan, and hold it against the plan's own figures.
+def table_of(plan: Plan, problem: Problem, catalog: Catalog, report: Report = no_report) -> Table:
+    """Work out the tables of a plan, one for each number of requests at once.
 
-    Raises: ArtifactError where it does not give them.
+    Each is held against the planner's own figures.
+
+    Raises: ArtifactError where a table does not give them.
     """
-    table = _table(plan, problem, catalog, Placement(plan.main, plan.layers, plan.instances), THIS_PLAN)
-    baselines = tuple(_machine(plan, problem, BASELINE_TITLES[name], one) for name, one in unlike_baselines(plan).items())
-    unquantised = None
-    if (copy := plan.unquantised) is not None:
-        main = next(spec for spec in catalog.main.menu if spec.name == copy.spec)
-        placement = Placement(main, copy.layers, copy.instances)
-        unquantised = _table(plan, problem_of_copy(problem), catalog, placement, copy_title(copy))
-    table = table.model_copy(update={"baselines": baselines, "unquantised": unquantised})
-    _check(table, plan)
+    placement = placed(plan)
+    table = _with_ways(plan, problem, catalog, placement, unlike_baselines(plan), plan.unquantised)
+    own = Outcome(cost_usd_per_request=plan.cost_usd_per_request, ttft_s=plan.ttft_s, tpot_s=plan.tpot_s)
+    _check(table, {THIS_PLAN: own, **beside(plan)})
+    if problem.invocations == "per-expert" or plan.method == "paper" or problem.spec.family in ONE_AT_A_TIME:
+        return table
+    others, most = [table], ""
+    for done, number in enumerate(_NUMBERS):
+        report(done, len(_NUMBERS))
+        if number == problem.concurrency:
+            continue
+        at = replace(problem, concurrency=number)
+        placement = with_instances(at, placement)
+        if number > problem.concurrency and (limits := broken_limits(at, placement)):
+            most = f"The slider ends where {number} requests at once would break a limit: {limits[0]}."
+            break
+        others.append(_at_once(plan, at, catalog, placement))
+    report(len(_NUMBERS), len(_NUMBERS))
+    if all(machine.at_once == 1 for one in others for machine in (one.main, *one.baselines)):
+        return table
+    return table.model_copy(update={"others": tuple(others[1:]), "most": most})
+
+
+def _at_once(plan: Plan, problem: Problem, catalog: Catalog, placement: Placement) -> Table:
+    """Work out the table for another number of requests at once, without ways that cannot serve so many.
+
+    A baseline is the best one of its kind for that number, as the planner finds it.
+    """
+    found = baselines(problem, request_of(plan).aim).priced
+    known = {name: found[name] for name in unlike_baselines(plan) if name in found}
+    copy, own = plan.unquantised, planned(problem, placement)
+    stated: dict[str, Figures] = {THIS_PLAN: own} | {BASELINE_TITLES[name]: one for name, one in known.items()}
+    if copy is not None:
+        of_copy = problem_of_copy(problem)
+        elsewhere = with_instances(of_copy, _placement_of(copy, catalog))
+        stated[copy_title(copy)] = planned(of_copy, elsewhere)
+        copy = None if broken_limits(of_copy, elsewhere) else copy
+    table = _with_ways(plan, problem, catalog, placement, known, copy)
+    _check(table, stated)
     return table
+
+
+def _placement_of(copy: Unquantised, catalog: Catalog) -> Placement:
+    return Placement(next(spec for spec in catalog.main.menu if spec.name == copy.spec), copy.layers, copy.instances)
+
+
+def _with_ways(
+    plan: Plan, problem: Problem, catalog: Catalog, placement: Placement, known: Mapping[BaselineName, Baseline], copy: Unquantised | None
+) -> Table:
+    """Work out the table of a plan's placement, of baselines, and of a copy's placement."""
+    of_copy = None
+    if copy is not None:
+        of_copy = _table(plan, problem_of_copy(problem), catalog, _placement_of(copy, catalog), copy_title(copy))
+    machines = tuple(_machine(plan, problem, BASELINE_TITLES[name], one) for name, one in known.items())
+    table = _table(plan, problem, catalog, placement, THIS_PLAN)
+    return table.model_copy(update={"baselines": machines, "unquantised": of_copy})
 
 
 def _table(plan: Plan, problem: Problem, catalog: Catalog, placement: Placement, title: str) -> Table:
     """Work out the table of one placement under a plan's requests, without what is beside it."""
-    problem = problem.at_main(placement.main)
+    concurrency, problem = problem.concurrency, problem.at_main(placement.main)
     side, warm, zero = catalog.function, expert_functions.warm(problem), catalog.zero
     implied = Traffic(plan.workload.lengths, plan.workload.requests_per_hour)
     waking = plan.workload.waking
@@ -62,6 +120,7 @@ def _table(plan: Plan, problem: Problem, catalog: Catalog, placement: Placement,
     with_functions = [index for index, layer in enumerate(placement.layers) if layer.parts]
     always_on = replace(placement, main=placement.main.model_copy(update={"usd_per_hour": 1.0, "scales_to_zero": False}))
     return Table(
+        concurrency=concurrency,
         n_out=plan.workload.n_out,
         overhead_s=warm.elapsed_s,
         billed_s=tuple(warm.billed_s.tolist()),
@@ -82,23 +141,30 @@ def _table(plan: Plan, problem: Problem, catalog: Catalog, placement: Placement,
     )
 
 
-def _check(table: Table, plan: Plan) -> None:
-    found = evaluate(table, Setting(per_hour=table.per_hour))
-    stated: dict[str, tuple[float | None, float, float]] = {THIS_PLAN: (plan.cost_usd_per_request, plan.ttft_s, plan.tpot_s)}
-    stated |= {title: (one.cost_usd_per_request, one.ttft_s, one.tpot_s) for title, one in beside(plan).items()}
-    for title, figures in stated.items():
-        of_table = (found[title].usd, found[title].ttft_s, found[title].tpot_s)
-        for one, other in zip(figures, of_table, strict=True):
-            if (one is None) != (other is None) or (one is not None and not math.isclose(one, other or 0.0, rel_tol=_SAME)):
+def _check(table: Table, stated: Mapping[str, Figures]) -> None:
+    for title, ours in evaluate(table, Setting(per_hour=table.per_hour)).items():
+        theirs = stated[title]
+        pairs = ((ours.usd, theirs.cost_usd_per_request), (ours.ttft_s, theirs.ttft_s), (ours.tpot_s, theirs.tpot_s))
+        for one, other in pairs:
+            if (one is None) != (other is None) or (other is not None and not math.isclose(other, one or 0.0, rel_tol=_SAME)):
                 raise ArtifactError(
-                    f"The formulas of the page give {other} for '{title}', and the plan states {one}.",
+                    f"The formulas of the page give {one} for '{title}', and the plan states {other}.",
                     "Make the plan again with this version of remoe.",
                 )
 
 
+def _wait(constant_s: float, calls: Iterable[tuple[float, float, float, float]]) -> Wait:
+    """Write the sum of weight * max(floor, base + slope * overhead) as a wait."""
+    terms: dict[float, float] = defaultdict(float)
+    for weight, floor_s, base_s, slope in calls:
+        constant_s += weight * max(floor_s, base_s)
+        terms[_merged(max(0.0, (floor_s - base_s) / slope))] += weight * slope
+    return Wait(constant_s=constant_s, terms=tuple((weight, slack_s) for slack_s, weight in terms.items()))
+
+
 def _ttft(problem: Problem, placement: Placement) -> Wait:
     """Write TTFT of a mean warm request as a wait."""
-    terms: dict[tuple[float, float, float], float] = defaultdict(float)
+    calls = []
     constant_s = sum(kind.share * main_function.prefill_rest_s(problem, placement.main, kind.n_in) for kind in problem.workload.lengths)
     for index, layer in enumerate(placement.layers):
         owner = owner_of(problem.spec.experts_per_layer, layer.parts, layer.gpu)[0]
@@ -109,10 +175,10 @@ def _ttft(problem: Problem, placement: Placement) -> Wait:
                 local_s = max(local_s, float(main_function.gpu_expert_prefill_s(problem, placement.main, tokens)[owner == ON_GPU].sum()))
             inside_s, _ = _prompt_calls(problem, index, layer, kind.n_in)
             if len(inside_s):
-                terms[local_s, float(inside_s.max()), 1.0] += kind.share
+                calls.append((kind.share, local_s, float(inside_s.max()), 1.0))
             else:
                 constant_s += kind.share * local_s
-    return Wait(constant_s=constant_s, terms=tuple((weight, *at) for at, weight in terms.items()))
+    return _wait(constant_s, calls)
 
 
 def _prompt_calls(problem: Problem, index: int, layer: LayerPlan, n_in: int) -> tuple[Floats, Floats]:
@@ -130,8 +196,8 @@ def _prompt_calls(problem: Problem, index: int, layer: LayerPlan, n_in: int) -> 
 
 
 def _step(problem: Problem, placement: Placement) -> Wait:
-    """Write the decode step of one request as a wait: each pair of what a token hits is a term."""
-    terms: dict[tuple[float, float, float], float] = defaultdict(float)
+    """Write the decode step of one request as a wait: each pair of what a token hits is a call."""
+    calls = []
     step_s = main_function.expert_step_s(problem, placement.main)
     constant_s = main_function.decode_rest_s(problem, placement.main)
     for index, layer in enumerate(placement.layers):
@@ -147,14 +213,16 @@ def _step(problem: Problem, placement: Placement) -> Wait:
             if not remote:
                 constant_s += share * least_s
                 continue
-            inside_s = float(expert_functions.decode_inside_s(problem, layer.memory_mb, 1 if one_by_one else remote))
-            terms[least_s, inside_s * (remote if one_by_one else 1), float(remote if one_by_one else 1)] += share
-    return Wait(constant_s=constant_s, terms=tuple((weight, *at) for at, weight in terms.items()))
+            inside_s, number = float(expert_functions.decode_inside_s(problem, layer.memory_mb, 1 if one_by_one else remote)), 1.0
+            if one_by_one:
+                inside_s, number = inside_s * remote, float(remote)
+            calls.append((share, least_s, inside_s, number))
+    return _wait(constant_s, calls)
 
 
 def _shared_step(problem: Problem, placement: Placement) -> Wait:
-    """Write the decode step of several rows as a wait: each drawn step of a layer is a term."""
-    terms: dict[tuple[float, float, float], float] = defaultdict(float)
+    """Write the decode step of several rows as a wait: each drawn step of a layer is a call."""
+    calls = []
     constant_s = main_function.decode_rest_s(problem, placement.main)
     times = step_times(problem, placement.main)
     for index, layer in enumerate(placement.layers):
@@ -167,8 +235,8 @@ def _shared_step(problem: Problem, placement: Placement) -> Wait:
             if inside_s < 0:
                 constant_s += least_s / len(own_s)
             else:
-                terms[_merged(least_s), _merged(inside_s), 1.0] += 1 / len(own_s)
-    return Wait(constant_s=constant_s, terms=tuple((weight, *at) for at, weight in terms.items()))
+                calls.append((1 / len(own_s), least_s, inside_s, 1.0))
+    return _wait(constant_s, calls)
 
 
 def _step_calls(problem: Problem, index: int, layer: LayerPlan) -> Floats:
@@ -257,7 +325,7 @@ def _machine(plan: Plan, problem: Problem, title: str, baseline: Baseline) -> Ma
     by_use_usd = (baseline.cost_usd_per_request or 0.0) - fee_usd - cold * reads_usd
     return Machine(
         title=title,
-        spec=baseline.spec,
+        spec=bought(baseline.spec),
         kind=kind,
         ideal=baseline.ideal,
         ttft_s=baseline.ttft_s - cold_s,

@@ -4,11 +4,13 @@ A page has no planner. What a placement costs is a sum of few kinds of terms in 
 the traffic. terms.py works the numbers of these terms out with the planner's own functions, and `evaluate` adds the terms up. page.js
 does the same sums over the same numbers.
 
-- A wait is the sum of weight * max(floor, base + slope * overhead): a layer ends with its slower side.
+- A wait is a constant and the sum of weight * max(0, overhead - slack): a layer ends with its slower side, and slack is what the main
+  function's own experts take longer than the rest of the call.
 - A bill is the sum of weight * (overhead inside the function + work), each rounded up to the billing granularity.
 - A machine costs its seconds, its hours divided by the requests, or the hours in which it is up.
 - Cold starts are a share of the requests, which depends on the traffic.
-- Requests that are served at once share a machine's time and its decode steps, but not what cold starts add.
+- Requests that are served at once share a machine's time and its decode steps, but not what cold starts add. Each number of them has a
+  table of its own, as other experts meet in a step.
 - With draft tokens, an answer has fewer decode steps than tokens.
 
 Source: method.md, sections 3, 4, 10, 11 and 12.
@@ -29,11 +31,11 @@ THIS_PLAN = "this plan"
 class Wait(Part):
     """A time that depends on the overhead of a call.
 
-    It is constant_s and, for each term (weight, floor_s, base_s, slope), weight * max(floor_s, base_s + slope * overhead).
+    It is constant_s and, for each term (weight, slack_s), weight * max(0, overhead - slack_s).
     """
 
     constant_s: float
-    terms: tuple[tuple[float, float, float, float], ...]
+    terms: tuple[tuple[float, float], ...]
 
 
 class Bill(Part):
@@ -77,6 +79,7 @@ class Machine(Part):
 class Table(Part):
     """Everything that `evaluate` needs.
 
+    concurrency    requests at once that the table is for; a main function that is paid by use may serve fewer (`Machine.at_once`)
     overhead_s     of a warm call (t_rem), as planned
     billed_s       part of it inside the function, as equally likely values
     call_usd       fee of a call at the price of functions; log_usd is what is logged of it, which has a price of its own
@@ -90,8 +93,11 @@ class Table(Part):
     passes         decode steps for a token of an answer; 1 without drafts
     functions_wait_s   what a request waits beside a main function that is up if all functions are cold
     unquantised    the same for the best known plan of a copy that is not quantised, beside that of a quantised checkpoint
+    others         the same for other numbers of requests at once
+    most           for people: why no larger number of them is in `others`
     """
 
+    concurrency: int = 1
     n_out: float
     overhead_s: float
     billed_s: tuple[float, ...]
@@ -111,17 +117,30 @@ class Table(Part):
     main: Machine
     baselines: tuple[Machine, ...] = ()
     unquantised: Table | None = None
+    others: tuple[Table, ...] = ()
+    most: str = ""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of requests at once that there are tables for, ascending."""
+        return tuple(sorted(one.concurrency for one in (self, *self.others)))
+
+    def at(self, concurrency: int | None) -> Table:
+        """Look up the table for so many requests at once; None: as many as the plan is for."""
+        return self if concurrency is None else next(one for one in (self, *self.others) if one.concurrency == concurrency)
 
 
 class Setting(Part):
     """What the sliders say.
 
-    They are factors on the price of functions and on the overhead of a call, and requests an hour (None: unknown).
+    They are factors on the price of functions and on the overhead of a call, requests an hour (None: unknown), and requests at once (None:
+    as many as the plan is for).
     """
 
     price: float = 1.0
     overhead: float = 1.0
     per_hour: float | None = None
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +167,11 @@ class Figures:
 
 
 def evaluate(table: Table, setting: Setting) -> Mapping[str, Figures]:
-    """Add up what the plan and all that is beside it cost and take at a setting, by title."""
+    """Add up what the plan and all that is beside it cost and take at a setting, by title.
+
+    What cannot serve so many requests at once is left out.
+    """
+    table = table.at(setting.concurrency)
     overhead_s = table.overhead_s * setting.overhead
     cold, waking = _cold_share(table, setting.per_hour), _waking(table, setting.per_hour)
     plan_cold = _machine_cold(table.main.kind, cold, waking)
@@ -161,7 +184,7 @@ def evaluate(table: Table, setting: Setting) -> Mapping[str, Figures]:
     functions_usd += table.bill.calls * table.log_usd + cold * table.bill.reads_usd
     late_s = late * table.functions_wait_s
     found = {table.main.title: _priced(table, table.main, setting, ttft_s, late_s, tpot_s, functions_usd, cold, waking)}
-    found |= evaluate(table.unquantised, setting) if table.unquantised is not None else {}
+    found |= evaluate(table.unquantised, setting.model_copy(update={"concurrency": None})) if table.unquantised is not None else {}
     for machine in table.baselines:
         found[machine.title] = _priced(table, machine, setting, machine.ttft_s or 0.0, 0.0, machine.tpot_s or 0.0, 0.0, cold, waking)
     return found
@@ -216,7 +239,7 @@ def _waking(table: Table, per_hour: float | None) -> tuple[float, float]:
 
 
 def _wait_s(wait: Wait, overhead_s: float) -> float:
-    return wait.constant_s + sum(weight * max(floor_s, base_s + slope * overhead_s) for weight, floor_s, base_s, slope in wait.terms)
+    return wait.constant_s + sum(weight * max(0.0, overhead_s - slack_s) for weight, slack_s in wait.terms)
 
 
 def _billed_usd(table: Table, factor: float) -> float:

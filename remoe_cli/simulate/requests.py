@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.arrays import Floats, Ints
+from remoe_cli.plan.document import Served
 from remoe_cli.plan.problem.trace_requests import TimedRequests
 from remoe_cli.plan.problem.traffic import Traffic
 
@@ -73,6 +74,20 @@ def source_of_traffic(traffic: Traffic, per_hour: float | None, burstiness: floa
     copies = np.maximum(1, np.round(1000 * np.array([kind.share for kind in traffic.lengths]))).astype(np.int64)
     n_in, n_out = (np.repeat([getattr(kind, name) for kind in traffic.lengths], copies) for name in ("n_in", "n_out"))
     return Source(None, n_in, n_out, rate, 1.0 if burstiness is None else burstiness)
+
+
+def own_burstiness(source: Source) -> float | None:
+    """Compute the burstiness of a trace's own times; None without times."""
+    return None if source.gaps_s is None else float(source.gaps_s.std() / source.gaps_s.mean())
+
+
+def served_of(source: Source, served: Served | None) -> Source:
+    """Leave out requests that are longer than those that a plan is for."""
+    if served is None:
+        return source
+    fits = (source.n_in <= served.n_in) & (source.n_out <= served.n_out) & (source.n_in + source.n_out <= served.tokens)
+    gaps_s = None if source.gaps_s is None else source.gaps_s[fits]
+    return replace(source, n_in=source.n_in[fits], n_out=source.n_out[fits], gaps_s=gaps_s)
 
 
 def drawn(source: Source, count: int, seed: int) -> Arrivals:

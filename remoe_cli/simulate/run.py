@@ -45,7 +45,11 @@ class Run:
 def run(service: Service, arrivals: Arrivals, seed: int) -> Run:
     """Simulate one way of serving."""
     fits = _fits(service, arrivals)
-    load = _load(service, arrivals, fits, np.random.default_rng(seed))
+    return run_load(service, arrivals, fits, _load(service, arrivals, fits, np.random.default_rng(seed)))
+
+
+def run_load(service: Service, arrivals: Arrivals, fits: Bools, load: Load) -> Run:
+    """Simulate one way of serving where it is known what each of the requests that fit takes."""
     times = alone.serve(service, load) if service.at_once == 1 else shared.serve(service, load)
     answered, cold, first_s, end_s = (_among(fits, each) for each in (times.answered, times.cold, times.first_s, times.end_s))
     usd = times.functions_usd + service.usd_per_request * int(times.taken.sum()) + service.usd_per_s * times.paid_s

@@ -140,6 +140,17 @@ def test_a_quantised_checkpoint_is_right_where_it_is_served(settings: dict[str, 
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = named(model.findings(str(tmp_path)))["stored form"]
     assert (found.ok, bool(found.hint)) == (is_served, not is_served) and "The checkpoint is stored in" in found.value
+    assert "quantised already" in named(model.findings(str(tmp_path)))["quantising"].value
+
+
+def test_whether_experts_can_be_quantised_is_told_by_the_settings(tmp_path: Path) -> None:
+    save("qwen3_moe", torch.bfloat16, tmp_path, fused=False)
+    found = named(model.findings(str(tmp_path)))["quantising"]
+    assert found.ok and found.value.startswith("experts of functions can be in INT8 or INT4, which takes ") and "--experts" in found.hint
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"moe_intermediate_size": 40}))
+    found = named(model.findings(str(tmp_path)))["quantising"]
+    assert found.ok and "have 40 weights, which groups of 32 do not divide" in found.value and not found.hint
 
 
 def test_a_model_without_experts_is_refused_with_the_reason(tmp_path: Path) -> None:

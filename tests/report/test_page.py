@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,12 +21,15 @@ from remoe_cli.plan.catalog.catalog import read_catalog
 from remoe_cli.plan.document import LayerPlan, Source
 from remoe_cli.progress import no_progress
 from remoe_cli.report import style
+from remoe_cli.report.charts import bursts_sentence
 from remoe_cli.report.content import Content, content_of
 from remoe_cli.report.inputs import Inputs, ReceiptFigures, Receipts, read_inputs
 from remoe_cli.report.page import page, write_page
 from remoe_cli.report.pictures import PICTURES, draw_pictures
 from remoe_cli.report.routing import Routing, Skew, Use, routing_of
-from remoe_cli.report.summary import labels, measured_table
+from remoe_cli.report.summary import break_even_document, labels, measured_table
+from remoe_cli.simulate.break_even import LEAST_PER_HOUR, MOST_PER_HOUR, BreakEvenBursts
+from remoe_cli.simulate.summary import Figure
 from tests.support.synthetic import plan_by_hand, plan_of, synthetic_profile, tiny_catalog
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
@@ -74,7 +79,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Content:
         return content_of(inputs, no_progress)
 
 
-SECTIONS = ["costs", "placement", "activation", "by-traffic", "frontier", "skew", "pairs", "cold-start", "measured"]
+SECTIONS = ["costs", "placement", "activation", "by-traffic", "break-even", "frontier", "skew", "pairs", "cold-start", "measured"]
 
 
 def test_every_section_is_there_and_is_named_in_the_navigation(whole: Content) -> None:
@@ -86,10 +91,10 @@ def test_every_section_is_there_and_is_named_in_the_navigation(whole: Content) -
 
 def test_what_is_not_there_has_no_section(whole: Content) -> None:
     assert whole.receipts is not None
-    of_profile = replace(whole, plan=None, table=None, frontier=(), starts=(), receipts=None)
+    of_profile = replace(whole, plan=None, table=None, frontier=(), bursts=(), starts=(), receipts=None)
     assert Read(page(of_profile)).ids("section") == ["activation", "skew", "pairs"]
     assert Read(page(Content("", (), receipts=whole.receipts))).ids("section") == ["measured"]
-    alone = replace(whole, routing=None, table=None, frontier=(), starts=(), receipts=None)
+    alone = replace(whole, routing=None, table=None, frontier=(), bursts=(), starts=(), receipts=None)
     text = page(alone)
     assert Read(text).ids("section") == ["costs", "placement"] and 'id="slider-price"' not in text.partition("<script")[0]
 
@@ -110,6 +115,29 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script(whole: Content) -> 
     assert not re.search(r"(?:https?:)?//(?!www\.w3\.org/2000/svg)\w+\.\w", re.sub(r"(?m)^\s*//.*$", "", text)), "an address"
 
 
+def test_the_line_of_bursts_is_drawn_and_told(whole: Content) -> None:
+    points = (
+        BreakEvenBursts(1.0, False, Figure(48.2, 45.0, 51.0), 0.0, (1.0, 9.0), "all experts local, box", (0.5, 2.0)),
+        BreakEvenBursts(6.0, False, Figure(MOST_PER_HOUR, MOST_PER_HOUR, MOST_PER_HOUR), 0.0, (1.0, math.nan), None, (math.nan, math.nan)),
+        BreakEvenBursts(2.5, True, Figure(LEAST_PER_HOUR, LEAST_PER_HOUR, LEAST_PER_HOUR), 0.0, (1.0, 9.0), "a GPU", (0.5, 2.0)),
+    )
+    said = bursts_sentence(points)
+    at_random, in_bursts, of_trace = said.split("; ")
+    assert at_random == "Where requests come at random, this plan costs less up to 48.2 requests an hour"
+    assert in_bursts == "where requests come in bursts (burstiness 6), this plan costs less up to 100,000 requests an hour and more"
+    assert of_trace.endswith("the trace (burstiness 2.5), what is always on costs less from 0.1 requests an hour on.")
+    failing = (*points[:2], replace(points[2], refused=0.3))
+    assert bursts_sentence(failing).endswith("this plan leaves 30% of them without an answer.")
+    text = page(replace(whole, bursts=points))
+    drawn = text.partition('id="break-even"')[2].partition("</section>")[0]
+    assert html.escape(said) in drawn and drawn.count('class="line plan"') == 2  # with that of the legend
+    for row in ("48.2</td><td>45 to 51</td><td>1 s / 9 s", "always</td>", "<td>nothing</td><td>- / -", "2.5, of the trace</th><td>never"):
+        assert row in drawn, row
+    found = [break_even_document(one) for one in points]
+    assert [one["cheaper"] for one in found] == ["below", "always", "never"] and found[0]["requests_per_hour"]["mean"] == 48.2
+    json.dumps(found, allow_nan=False)
+
+
 def test_texts_are_no_markup(whole: Content) -> None:
     assert whole.plan is not None and whole.table is not None and whole.routing is not None and whole.receipts is not None
     plan = whole.plan.model_copy(
@@ -123,6 +151,7 @@ def test_texts_are_no_markup(whole: Content) -> None:
         plan=plan,
         table=whole.table.model_copy(update={"main": whole.table.main.model_copy(update={"spec": EVIL}), "baselines": machines}),
         frontier=tuple(point._replace(main=EVIL) for point in whole.frontier),
+        bursts=tuple(replace(one, against=EVIL) for one in whole.bursts),
         starts=tuple(replace(start, what=EVIL) for start in whole.starts),
         routing=replace(whole.routing, uses=tuple(Use(EVIL, use.shares) for use in whole.routing.uses)),
         left_out=(EVIL,),

@@ -15,24 +15,26 @@ import pytest
 
 from remoe_cli.errors import ArtifactError
 from remoe_cli.model.stored import StoredWeights
-from remoe_cli.plan.assess.baselines import all_local_on, instances_for
+from remoe_cli.plan.assess.baselines import all_local_on, baselines
 from remoe_cli.plan.assess.robustness import dearer_functions, slower_calls
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
-from remoe_cli.plan.cost.placement import busy_s, layer_outcomes, total
 from remoe_cli.plan.cost.placement import evaluate as planned
+from remoe_cli.plan.cost.placement import layer_outcomes
 from remoe_cli.plan.document import BaselineName, Costs, LayerPlan, Lengths, MainKind, Plan
-from remoe_cli.plan.explain.alternatives import BASELINE_TITLES, copy_title
+from remoe_cli.plan.explain.alternatives import BASELINE_TITLES, copy_title, unlike_baselines
 from remoe_cli.plan.problem.problem import Placement, Problem
-from remoe_cli.plan.problem.request import problem_of
+from remoe_cli.plan.problem.request import problem_of, request_of
 from remoe_cli.plan.problem.traffic import Traffic
 from remoe_cli.profile.hardware import dequantised_times, latency_from
 from remoe_cli.profile.record import Profile
 from remoe_cli.report.terms import table_of
 from remoe_cli.report.what_if import THIS_PLAN, Setting, Table, evaluate
+from remoe_cli.simulate.ways import with_instances
 from tests.support.paths import ROOT
 from tests.support.synthetic import inverse, invocation, plan_of, synthetic_profile, tiny_catalog
 
 PRICES, OVERHEADS, TRAFFICS = (0.25, 1.0, 3.0), (0.1, 1.0, 8.0), (0.5, 20.0, 4000.0)
+AT_ONCE = (1, 4, 32)
 Case = tuple[Profile, Catalog, Plan]
 
 
@@ -156,27 +158,52 @@ def at_traffic(case: Case, per_hour: float) -> Problem:
     return problem_of(plan.model_copy(update={"workload": workload.model_copy(update=update)}), profile, catalog)
 
 
-def with_instances(problem: Problem, placement: Placement) -> Placement:
-    """As many rented instances as the traffic needs."""
-    if placement.main.usd_per_hour is None:
-        return placement
-    layers = layer_outcomes(problem, placement)
-    own_s = busy_s(problem, placement, total(problem, placement, layers), layers)
-    return replace(placement, instances=instances_for(problem, own_s))
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_the_table_gives_what_the_planner_gives(name: str, cases: dict[str, Case]) -> None:
     profile, catalog, plan = cases[name]
     table = tables({name: cases[name]})[name]
-    for price, overhead, per_hour in itertools.product(PRICES, OVERHEADS, (*TRAFFICS, plan.workload.requests_per_hour)):
+    traffics = (*TRAFFICS, plan.workload.requests_per_hour)
+    numbers = [number for number in AT_ONCE if number in table.numbers]
+    whole = [(*each, None) for each in itertools.product(PRICES, OVERHEADS, traffics)]
+    for price, overhead, per_hour, number in [*whole, *itertools.product((3.0,), (0.1, 8.0), TRAFFICS[1:], numbers)]:
         problem = at_traffic(cases[name], per_hour) if per_hour else problem_of(plan, profile, catalog)
+        problem = problem if number is None else replace(problem, concurrency=number)
         changed = dearer_functions(slower_calls(problem, overhead), price)
         placement = with_instances(changed, Placement(plan.main, plan.layers, plan.instances))
-        ours, theirs = evaluate(table, Setting(price=price, overhead=overhead, per_hour=per_hour))[THIS_PLAN], planned(changed, placement)
-        figures = (theirs.cost_usd_per_request, theirs.ttft_s, theirs.tpot_s)
-        assert (ours.usd, ours.ttft_s, ours.tpot_s) == pytest.approx(figures, rel=1e-9), (price, overhead, per_hour)
+        setting, theirs = Setting(price=price, overhead=overhead, per_hour=per_hour, concurrency=number), planned(changed, placement)
+        ours, figures = evaluate(table, setting)[THIS_PLAN], (theirs.cost_usd_per_request, theirs.ttft_s, theirs.tpot_s)
+        assert (ours.usd, ours.ttft_s, ours.tpot_s) == pytest.approx(figures, rel=1e-9), setting
         assert ours.instances == placement.instances
+
+
+def test_the_slider_of_requests_at_once_has_what_the_plan_can_serve(cases: dict[str, Case], tmp_path: Path) -> None:
+    found = {name: table.numbers for name, table in tables(cases).items()}
+    assert found["by use"] == found["at once"] == found["one at a time"] == (1, 2, 4, 8, 16, 32)
+    assert found["at once, divided"] == (1, 2, 3, 4, 8, 16, 32)
+    assert found["per-expert"] == (1,)
+    # 35 MB of KV cache and hidden states for each request: the main function holds them for eight, and not for 16.
+    profile, catalog = (
+        synthetic_profile(tmp_path, layers=2, experts=8),
+        tiny_catalog({"menu": [{"name": "m", "memory_mb": 1250, "vcpus": 1.0}]}),
+    )
+    plan = plan_of(profile, catalog, remote_share=0.5, requests_per_hour=20.0, n_in=100, n_out=6700)
+    table = table_of(plan, problem_of(plan, profile, catalog), catalog)
+    assert table.numbers == (1, 2, 4, 8)
+    assert table.most.startswith("The slider ends where 16 requests at once would break a limit: m holds ")
+
+
+def test_baselines_are_those_that_the_planner_finds_for_so_many_requests_at_once(cases: dict[str, Case]) -> None:
+    """Of each kind the best one, on another instance than for one request where more memory or time is needed."""
+    profile, catalog, plan = cases["at once, rented"]
+    (table,) = tables({"": cases["at once, rented"]}).values()
+    for number in AT_ONCE:
+        found = baselines(replace(problem_of(plan, profile, catalog), concurrency=number), request_of(plan).aim).priced
+        ours = evaluate(table, Setting(per_hour=table.per_hour, concurrency=number))
+        for name in unlike_baselines(plan):
+            theirs = found[name]
+            figures = (theirs.cost_usd_per_request, theirs.ttft_s, theirs.tpot_s, theirs.instances)
+            one = ours[BASELINE_TITLES[name]]
+            assert (one.usd, one.ttft_s, one.tpot_s, one.instances) == pytest.approx(figures, rel=1e-9), (number, name)
 
 
 def test_the_table_has_the_copy_that_is_not_quantised_too(cases: dict[str, Case]) -> None:
@@ -228,24 +255,39 @@ def test_a_table_that_does_not_give_the_plans_figures_is_refused(cases: dict[str
         table_of(bent, problem_of(plan, profile, catalog), catalog)
 
 
+def page_setting(setting: Setting) -> dict[str, float | None]:
+    """Write a setting as the page has it."""
+    return {
+        "price": setting.price,
+        "overhead": setting.overhead,
+        "perHour": setting.per_hour,
+        "concurrency": setting.concurrency,
+    }
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed; docs/measure/report_page.py does the same in a browser")
 def test_the_pages_sums_are_those_of_the_table(cases: dict[str, Case]) -> None:
     made = tables(cases)
-    settings = [Setting(price=p, overhead=o, per_hour=h) for p, o, h in itertools.product(PRICES, OVERHEADS, (*TRAFFICS, None))]
+    chosen = list(itertools.product(PRICES, OVERHEADS, (*TRAFFICS, None)))
+    settings = {
+        name: [Setting(price=p, overhead=o, per_hour=h) for p, o, h in chosen]
+        + [Setting(price=3.0, overhead=o, per_hour=20.0, concurrency=n) for o in OVERHEADS for n in table.numbers]
+        for name, table in made.items()
+    }
     asked = {
         "tables": {name: table.model_dump(mode="json") for name, table in made.items()},
-        "settings": [{"price": one.price, "overhead": one.overhead, "perHour": one.per_hour} for one in settings],
+        "settings": {name: [page_setting(one) for one in some] for name, some in settings.items()},
     }
     stubs = "const module = {}; const document = { getElementById: () => ({ textContent: '{}' }) }; const matchMedia = () => ({});"
     script = (ROOT / "remoe_cli/report/page_files/page.js").read_text(encoding="utf-8")
     ask = (
         "const asked = JSON.parse(require('fs').readFileSync(0)); const found = {};"
-        "for (const name in asked.tables) found[name] = asked.settings.map((one) => evaluate(asked.tables[name], one));"
+        "for (const name in asked.tables) found[name] = asked.settings[name].map((one) => evaluate(asked.tables[name], one));"
         "console.log(JSON.stringify(found));"
     )
     run = subprocess.run(["node", "-e", f"{stubs}\n{script}\n{ask}"], input=json.dumps(asked), capture_output=True, text=True, check=True)
     for name, of_page in json.loads(run.stdout).items():
-        for setting, ways in zip(settings, of_page, strict=True):
+        for setting, ways in zip(settings[name], of_page, strict=True):
             for theirs, (title, ours) in zip(ways, evaluate(made[name], setting).items(), strict=True):
                 assert theirs["title"] == title and theirs["instances"] == ours.instances
                 assert (theirs["usd"] is None) == (ours.usd is None)

@@ -10,7 +10,7 @@ const colours = () => data.colours[printing ? "print" : dark.matches ? "dark" : 
 
 function waitS(wait, overheadS) {
   let sum = 0;
-  for (const [weight, floor, base, slope] of wait.terms) sum += weight * Math.max(floor, base + slope * overheadS);
+  for (const [weight, slack] of wait.terms) sum += weight * Math.max(0, overheadS - slack);
   return wait.constant_s + sum;
 }
 
@@ -54,12 +54,15 @@ function priced(table, machine, setting, warmS, lateS, tpotS, functionsUsd, cold
     }
   }
   const fees = machine.fee_usd + ownCold * machine.reads_usd;
-  return { title: machine.title, ttftS, tpotS, instances, busy, idle, functions: functionsUsd, fees,
+  return { title: machine.title, spec: machine.spec, ttftS, tpotS, instances, busy, idle, functions: functionsUsd, fees,
     usd: busy === null ? null : busy + idle + functionsUsd + fees };
 }
 
-function evaluate(table, setting) {
-  const overheadS = table.overhead_s * setting.overhead;
+const numbersOf = (table) => [table, ...table.others].map((each) => each.concurrency).sort((a, b) => a - b);
+const atOnce = (table, number) => number === null ? table : [table, ...table.others].find((each) => each.concurrency === number);
+
+function evaluate(plan, setting) {
+  const table = atOnce(plan, setting.concurrency), overheadS = table.overhead_s * setting.overhead;
   const cold = coldShare(table, setting.perHour), waking = wakingOf(table, setting.perHour);
   const late = table.main.kind === "by-use" ? 0 : Math.max(0, cold - machineCold(table.main.kind, cold, waking));
   const promptS = waitS(table.ttft, overheadS), stepS = waitS(table.step, overheadS), others = table.main.at_once - 1;
@@ -67,7 +70,7 @@ function evaluate(table, setting) {
   const functions = setting.price * (billedUsd(table, setting.overhead) + table.bill.calls * table.call_usd + cold * table.bill.cold_usd)
     + table.bill.calls * table.log_usd + cold * table.bill.reads_usd;
   return [priced(table, table.main, setting, ttftS, late * table.functions_wait_s, tpotS, functions, cold, waking),
-    ...(table.unquantised ? evaluate(table.unquantised, setting) : []),
+    ...(table.unquantised ? evaluate(table.unquantised, { ...setting, concurrency: null }) : []),
     ...table.baselines.map((machine) => priced(table, machine, setting, machine.ttft_s, 0, machine.tpot_s, 0, cold, waking))];
 }
 
@@ -84,7 +87,7 @@ function dollars(usd) {
 function seconds(s) { return s >= 99.95 ? Math.round(s).toLocaleString("en-US") + " s" : s >= 9.95 ? s.toFixed(1) + " s" : digits(s, 2) + " s"; }
 function milliseconds(s) { return (s * 1e3 >= 1000 ? Math.round(s * 1e3).toLocaleString("en-US") : digits(s * 1e3, 3)) + " ms"; }
 function count(value) { return value >= 1000 ? Math.round(value).toLocaleString("en-US") : String(digits(value, 3)); }
-function percent(share) { return (share * 100 >= 10 ? (share * 100).toFixed(0) : digits(share * 100, 2)) + "%"; }
+function percent(share) { return (share * 100 >= 10 && share < .995 ? (share * 100).toFixed(0) : digits(share * 100, share < .1 ? 2 : 3)) + "%"; }
 
 const HOURS = 730;
 function cost(usd, table, perHour) { return perHour === null ? usd / (table.n_out + 1) * 1e6 : usd * perHour * HOURS; }
@@ -94,23 +97,37 @@ function unit(perHour) { return perHour === null ? "per million output tokens" :
 
 function setUpWhatIf(table) {
   const sliders = {};
-  for (const name of ["price", "overhead", "traffic"]) sliders[name] = document.getElementById("slider-" + name);
+  for (const name of ["price", "overhead", "traffic", "concurrency"]) sliders[name] = document.getElementById("slider-" + name);
+  const numbers = numbersOf(table), titles = evaluate(table, { price: 1, overhead: 1, perHour: table.per_hour, concurrency: null }).map((each) => each.title);
   const start = Object.fromEntries(Object.entries(sliders).map(([name, slider]) => [name, slider.value]));
   const perHourAt = (step) => Number(step) < 0 ? null : String(step) === start.traffic && table.per_hour !== null ? table.per_hour : 10 ** (step / 20 - 1);
-  const setting = () => ({ price: 2 ** (sliders.price.value / 10), overhead: 2 ** (sliders.overhead.value / 10), perHour: perHourAt(sliders.traffic.value) });
-  const say = (name, text) => { one("output", sliders[name].parentElement).textContent = text; sliders[name].setAttribute("aria-valuetext", text); };
+  const setting = () => ({ price: 2 ** (sliders.price.value / 10), overhead: 2 ** (sliders.overhead.value / 10), perHour: perHourAt(sliders.traffic.value),
+    concurrency: numbers[sliders.concurrency.value] });
+  const say = (name, text) => {
+    if (sliders[name].type === "hidden") return;
+    one("output", sliders[name].parentElement).textContent = text;
+    sliders[name].setAttribute("aria-valuetext", text);
+  };
 
   function show() {
-    const at = setting(), found = evaluate(table, at);
+    const at = setting(), ways = evaluate(table, at), found = titles.map((title) => ways.find((each) => each.title === title) ?? null);
     const times = (factor) => factor === 1 ? "as planned" : digits(factor, 3) + " × the plan's";
     say("price", times(at.price));
     say("overhead", milliseconds(table.overhead_s * at.overhead) + (at.overhead === 1 ? ", as planned" : ""));
     say("traffic", at.perHour === null ? "unknown" : count(at.perHour) + " requests an hour");
-    const most = Math.max(...found.map((each) => each.usd ?? 0)) || 1;
+    say("concurrency", at.concurrency === 1 ? "one at a time" : at.concurrency + " at once");
+    const most = Math.max(...ways.map((each) => each.usd ?? 0)) || 1;
     found.forEach((each, index) => {
       const row = document.getElementById("way-" + index);
-      const instances = one("[data-instances]", row);
-      if (instances) instances.textContent = each.instances > 1 ? each.instances + " × " : "";
+      row.classList.toggle("gone", each === null);
+      if (each === null) {
+        for (const box of row.querySelectorAll("rect")) box.setAttribute("width", 0);
+        one("[data-value=usd]", row).textContent = "cannot serve so many at once";
+        for (const name of ["ttft", "tpot"]) one("[data-value=" + name + "]", row).textContent = "-";
+        return;
+      }
+      one("[data-instances]", row).textContent = each.instances > 1 ? each.instances + " × " : "";
+      one("[data-spec]", row).textContent = each.spec;
       let left = 0;
       for (const part of ["busy", "functions", "idle", "fees"]) {
         const share = each.usd === null ? 0 : each[part] / most * 100;
@@ -125,15 +142,15 @@ function setUpWhatIf(table) {
       one("[data-value=tpot]", row).textContent = milliseconds(each.tpotS);
     });
     one("[data-unit]").textContent = "USD " + unit(at.perHour);
-    one("#now").textContent = sentence(found, at);
+    one("#now").textContent = sentence(ways, at);
     drawTraffic(table, at);
   }
 
   function sentence(found, at) {
-    const plan = found[0], others = found.slice(found.length - table.baselines.length);
+    const { baselines } = atOnce(table, at.concurrency), plan = found[0], others = found.slice(found.length - baselines.length);
     if (plan.usd === null) return "Without traffic, this plan's rented instance has no price for a request. Choose a traffic.";
     const price = (each) => dollars(cost(each.usd, table, at.perHour)) + " " + unit(at.perHour);
-    const buyable = others.filter((each, index) => each.usd !== null && !table.baselines[index].ideal);
+    const buyable = others.filter((each, index) => each.usd !== null && !baselines[index].ideal);
     const best = buyable.reduce((least, each) => least === null || each.usd < least.usd ? each : least, null);
     const begin = "This plan costs " + price(plan) + ", TPOT " + milliseconds(plan.tpotS) + ", TTFT " + seconds(plan.ttftS) + ".";
     if (best === null) return begin + " Nothing else can be bought.";
@@ -159,6 +176,7 @@ function drawTraffic(table, at) {
   const svg = one("#traffic"), width = 400, height = 290, left = 62, right = 14, top = 12, bottom = 48;
   svg.replaceChildren();
   const hours = Array.from({ length: 121 }, (_, step) => 10 ** (step / 20 - 1));
+  const now = atOnce(table, at.concurrency), titles = evaluate(table, at).map((each) => each.title);
   const lines = hours.map((perHour) => evaluate(table, { ...at, perHour }).map((each) => each.usd * perHour * HOURS));
   const all = lines.flat().filter((usd) => usd > 0);
   const low = Math.min(...all), high = Math.max(...all) * 1.2;
@@ -175,8 +193,9 @@ function drawTraffic(table, at) {
   }
   element("path", { class: "axis", d: `M${left} ${top}V${height - bottom}H${width - right}` }, svg);
   element("text", { class: "label mid", x: (left + width - right) / 2, y: height - 8 }, svg).textContent = "requests an hour";
-  element("text", { class: "label mid", transform: `translate(12 ${(top + height - bottom) / 2}) rotate(-90)` }, svg).textContent = "USD a month";
-  const classes = ["plan", ...(table.unquantised ? ["copy"] : []), ...table.baselines.map((each, index) => each.ideal ? "ideal" : "d" + index)];
+  element("text", { class: "label mid", transform: `translate(9 ${(top + height - bottom) / 2}) rotate(-90)` }, svg).textContent = "USD a month";
+  const drawn = Object.fromEntries(table.baselines.map((each, index) => [each.title, each.ideal ? "ideal" : "d" + index]));
+  const classes = titles.map((title) => title === now.main.title ? "plan" : drawn[title] ?? "copy");
   for (let index = lines[0].length - 1; index >= 0; index--) {
     const d = "M" + hours.map((perHour, step) => `${x(perHour).toFixed(1)} ${y(lines[step][index]).toFixed(1)}`).join("L");
     element("path", { class: "line " + classes[index], d }, svg);
