@@ -38,13 +38,15 @@ IMPLEMENTATION = "remoe"
 _WEIGHTS = ("gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
 # Why families have no adapter (adapters.py), by the name of their experts.
 _REASONS = {
-    "DbrxExperts": ", and its checkpoints have no tensor or row for each of them",
     "DogeCDMoE": ", and they are single rows of an embedding, too small to be sent to",
-    "JetMoeMoE": ", and its attention has experts too",
     "Llama4TextExperts": ", and a token goes to several of them",
 }
 # Eager sums an expert's outputs in the hidden states' type, except in these classes (None: the router weights' type).
-_ACCUMULATE: dict[str, torch.dtype | None] = {"Inkling2Experts": torch.float32, "NemotronHExperts": None}
+_ACCUMULATE: dict[str, torch.dtype | None] = {
+    "Inkling2Experts": torch.float32,
+    "NemotronHExperts": None,
+    "_JetMoeExperts": torch.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def expert_layers(model: PreTrainedModel) -> tuple[ExpertLayer, ...]:
         raise ModelError(
             f"remoe cannot serve the family '{family}': its experts ({foreign[0]}) do not go through transformers' experts interface"
             f"{_REASONS.get(foreign[0], '')}.",
-            "Use a family that does, such as mixtral, qwen3_moe, deepseek_v3 or gpt_oss (dbrx, doge and jetmoe do not).",
+            "Use a family that does, such as mixtral, qwen3_moe, deepseek_v3 or gpt_oss (doge does not).",
         )
     if len({layer.layer for layer in found}) < len(found):  # ernie4_5_vl_moe has others for pictures
         raise ModelError(

@@ -31,6 +31,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from remoe_cli.errors import ModelError
+from remoe_cli.model.adapters import by_expert
 from remoe_cli.model.blocked import blocked_bytes
 from remoe_cli.model.checkpoint import Checkpoint, reason
 from remoe_cli.model.experts import expert_layers, refuse_unservable
@@ -38,6 +39,7 @@ from remoe_cli.model.foreign_code import named_config, newer_version, read_objec
 from remoe_cli.model.generation import read_generation_config
 from remoe_cli.model.gpu_experts import GpuExperts, gpu_experts
 from remoe_cli.model.quantised import QuantisedMatrix, fold
+from remoe_cli.model.stored import quantisation
 
 # remoe shows its own progress, and reports what goes wrong as one ModelError.
 disable_progress_bar()
@@ -90,6 +92,7 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     Raises: ModelError when transformers cannot read it.
     """
     refuse_foreign_code(checkpoint)
+    quantisation(checkpoint.path)  # refuses what transformers would stumble over
     try:
         config = named_config(checkpoint) or AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
         refuse_foreign_config(config, checkpoint)
@@ -292,7 +295,7 @@ def parameters_of(checkpoint: Checkpoint, probe: PreTrainedModel) -> Iterator[tu
     meta = probe.state_dict()
     for key, source in fold(checkpoint, open_weights(checkpoint), probe.dtype).items():
         target, pattern = rename_source_key(key, renamings, converters, probe.base_model_prefix, meta)
-        yield key, source, key if target not in meta and key in meta else target, pattern
+        yield key, by_expert(probe, key, source), key if target not in meta and key in meta else target, pattern
 
 
 def _refuse_count(checkpoint: Checkpoint, name: str, found: int, experts: int, unused: int) -> None:

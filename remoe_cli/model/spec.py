@@ -177,24 +177,29 @@ class MoeSpec(Part):
             )
         if self.stored is None:
             return None
-        whole = size(self.nonexpert_bytes + self.routed_bytes)
-        stored = f"The checkpoint is stored in {self.stored.format}, {size(self.stored_bytes)}."
+        if not self.stored.served:
+            whole = size(self.nonexpert_bytes + self.routed_bytes)
+            copy = f"Expert functions compute with a {self.dtype} copy of {whole}, and 'remoe deploy' needs that copy."
+            return f"The checkpoint is stored in {self.stored.format}, {size(self.stored_bytes)}. {copy}"
         if self.is_packed:
-            return (
-                f"{stored} It is sent and read in that form. Expert functions compute from it ({size(self.read_expert_bytes)} an"
-                f" expert, not {size(self.expert_bytes)}); the main function's part is dequantised to {self.dtype} in memory."
-            )
-        if self.stored.served and self.stored.either:
-            return (
-                f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole}), also in expert"
-                f" functions, unless a plan finds it better that they compute from {self.stored.format} as it is stored."
-            )
-        if self.stored.served:
-            return (
-                f"{stored} It is sent and read in that form, and dequantised to {self.dtype} in memory ({whole}), also in"
-                f" expert functions: they do not compute from {self.stored.format} as it is stored."
-            )
-        return f"{stored} Expert functions compute with a {self.dtype} copy of {whole}, and 'remoe deploy' needs that copy."
+            computed = f"Expert functions compute from it ({size(self.read_expert_bytes)} an expert, not {size(self.expert_bytes)})."
+        elif self.stored.expert_bytes == self.expert_bytes:
+            computed = "Experts are not quantised."
+        elif self.stored.either:
+            computed = "Expert functions can compute from it, or dequantise experts first: a plan says which is better."
+        else:
+            computed = f"Expert functions dequantise experts first: they do not compute from {self.stored.format} as it is stored here."
+        return f"{self.read_as} {computed}"
+
+    @property
+    def read_as(self) -> str | None:
+        """A sentence on how the weights are stored and read, where both are quantised; None elsewhere."""
+        if self.stored is None or not self.stored.served:
+            return None
+        return (
+            f"The checkpoint is stored in {self.stored.format}, {size(self.stored_bytes)}. It is sent and read in that form; the main"
+            f" function's part is dequantised to {self.dtype} in memory."
+        )
 
     def kv_cache_bytes(self, tokens: int) -> int:
         """Count the bytes of KV cache after `tokens` tokens of one sequence.

@@ -7,7 +7,8 @@ and of linear layers, but for those that the configuration leaves out; biases, n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,17 +45,31 @@ class StoredWeights(Part):
     either: bool = Field(default=False, exclude_if=lambda either: not either)
 
 
+_SETTINGS = ("quantization_config", "compression_config")  # the latter in early versions of compressed-tensors
 _LEFT_OUT = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules")
 _PACKED = {"mxfp4": ("MXFP4", 4, 32, 8), "nvfp4": ("NVFP4", 4, 16, 8), "mxfp8": ("MXFP8", 8, 32, 8)}  # name, bits, group, bits of its scale
+_SAID = ("quant_algo", "format", "fmt", "quant_type", "weights", "dtype")  # settings whose text has the name of a format
+_WIDTHS = ("num_bits", "bits", "w_bit", "weight_bits", "nbits")
+_NESTED = (("quant_config", "weight_quant_params"), ("global_quant_config", "weight"))  # where HQQ and Quark have those of weights
 _BLOCK = 128 * 128  # weights that share a scale where a configuration does not say
 
 
 def quantisation(folder: Path) -> dict[str, Any] | None:
-    """Find the quantisation of a checkpoint: in its config.json, or in NVIDIA's hf_quant_config.json."""
+    """Find the quantisation of a checkpoint: in its config.json, or in NVIDIA's hf_quant_config.json.
+
+    Raises: ModelError where a configuration has something else in its place.
+    """
     config = _read(folder / "config.json")
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    own = next((part["quantization_config"] for part in parts if isinstance(part.get("quantization_config"), dict)), None)
-    if own is not None:
+    key, own = next(((key, part[key]) for key in _SETTINGS for part in parts if part.get(key) is not None), ("", {}))
+    if not isinstance(own, dict):
+        raise ModelError(
+            f"{folder}/config.json sets '{key}' to {escaped(repr(own), 80)}, which says nothing of how its weights are quantised.",
+            "Remove it if they are not, or write the settings of the tool that quantised them.",
+        )
+    if isinstance(config.get("quantization"), dict) and not own.get("quant_method"):
+        return {"quant_method": "mlx", **config["quantization"]}
+    if key:
         experts = next((part["expert_dtype"] for part in parts if part.get("expert_dtype")), None)
         return {**own, "expert_dtype": experts}  # DeepSeek-V4 says of its experts what differs
     beside = _read(folder / "hf_quant_config.json").get("quantization")
@@ -73,6 +88,7 @@ def _read(file: Path) -> dict[str, Any]:
 _SERVED: dict[str, tuple[str, tuple[str, ...]]] = {
     "fp8": ("fmt", ("", "e4m3", "e5m2")),
     "mxfp4": ("", ("",)),
+    "mxfp8": ("", ("",)),
     "modelopt": ("quant_algo", ("nvfp4", "fp8", "fp8_pb_wo")),
     "compressed-tensors": (
         "format",
@@ -80,7 +96,8 @@ _SERVED: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 _SERVED_NAMES = (
-    "FP8 (fp8), MXFP4 (mxfp4), NVFP4 and FP8 (modelopt), and integers of 4 and 8 bits, FP8, NVFP4 and MXFP4 (compressed-tensors)"
+    "FP8 (fp8), MXFP4 (mxfp4), MXFP8 (mxfp8), NVFP4 and FP8 (modelopt), and integers of 4 and 8 bits, FP8, NVFP4 and MXFP4"
+    " (compressed-tensors)"
 )
 
 
@@ -111,8 +128,9 @@ def _unserved(settings: Mapping[str, Any]) -> str | None:
     sparsity = settings.get("sparsity_config")
     if isinstance(sparsity, Mapping) and sparsity.get("format", "dense") != "dense":
         return f"{method} with sparse weights"
-    if method == "compressed-tensors" and (bits := _weights(settings).get("num_bits")) not in (4, 8):
-        return f"{method} with {escaped(bits, 40)} bits a weight"
+    others = [bits for one in _schemes(settings) or [dict(settings)] if (bits := one.get("num_bits")) not in (4, 8)]
+    if method == "compressed-tensors" and others:
+        return f"{method} {'with no number of' if others[0] is None else f'with {escaped(others[0], 40)}'} bits a weight"
     return None
 
 
@@ -135,77 +153,198 @@ def bits_per_weight(settings: Mapping[str, Any]) -> tuple[str, float]:
     ('an unknown format (x), counted as 8 bits a weight', 8.0)
     """
     method = str(settings.get("quant_method", "")).lower()
-    algorithm = f"{method} {settings.get('quant_algo', '')} {settings.get('format', '')} {settings.get('fmt', '')}".lower()
+    weights = _weights(settings)
+    algorithm = " ".join([method, *(str(weights.get(key, "")) for key in _SAID)]).lower()
     for known, (name, bits, group, scale) in _PACKED.items():
         if known in algorithm:
             return name, bits + scale / group
-    weights = _weights(settings)
-    width = next((int(weights[key]) for key in ("num_bits", "bits", "w_bit", "weight_bits") if isinstance(weights.get(key), int)), None)
+    width = next((one for key in _WIDTHS if isinstance(one := weights.get(key), int | float) and 1 < one <= 64), None)
     if width is None:
-        if settings.get("load_in_4bit") or "int4" in algorithm or "4bit" in algorithm:
+        if settings.get("load_in_4bit") or any(word in algorithm for word in ("int4", "4bit", "fp4")):
             width = 4
         elif settings.get("load_in_8bit") or "8" in algorithm:
             width = 8
         else:
-            return f"an unknown format ({method or 'no quant_method'}), counted as 8 bits a weight", 8.0
-    is_float = any(word in f"{algorithm} {weights.get('type', '')}" for word in ("float", "fp8", "e4m3", "fbgemm"))
+            return f"an unknown format ({escaped(method, 40) or 'no quant_method'}), counted as 8 bits a weight", 8.0
+    is_float = any(word in f"{algorithm} {weights.get('type', '')}" for word in ("float", "fp8", "fp4", "e4m3", "fbgemm"))
     if is_float and width == 4 and weights.get("group_size") == 16:
         return "NVFP4", 4.5
-    block = settings.get("weight_block_size")
+    rows, columns = _block(weights)
     together = weights.get("group_size") or weights.get("q_group_size")
-    if isinstance(block, list | tuple) and all(isinstance(side, int) and side > 0 for side in block):
-        return f"FP{width}", width + 32 / (block[0] * block[-1])
+    if rows * columns > 1:
+        return f"{'FP' if is_float else 'INT'}{width:g}", width + 32 / (rows * columns)
     if isinstance(together, int) and together > 0:
-        return f"{'FP' if is_float else 'INT'}{width}", width + (16 + (0 if is_float else width)) / together
-    return f"{'FP' if is_float else 'INT'}{width}", width + 32 / _BLOCK
+        return f"{'FP' if is_float else 'INT'}{width:g}", width + (16 + (0 if is_float else width)) / together
+    return f"{'FP' if is_float else 'INT'}{width:g}", width + 32 / _BLOCK
 
 
 def _weights(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Find the settings of weights: a group's of compressed-tensors, or all."""
-    groups = settings.get("config_groups")
-    for group in groups.values() if isinstance(groups, Mapping) else ():
-        if isinstance(group, Mapping) and isinstance(group.get("weights"), Mapping):
-            return {**settings, **group["weights"]}
+    """Find the settings of weights.
+
+    They are those of the first group of compressed-tensors, those of a nested object, or all.
+    """
+    for one in _schemes(settings):
+        return one
+    for outer, inner in _NESTED:
+        if isinstance(found := settings.get(outer), Mapping) and isinstance(found.get(inner), Mapping):
+            return {**settings, **found[inner]}
     return settings
+
+
+def _schemes(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the settings of weights of each group of compressed-tensors, with the group's `targets`."""
+    groups = settings.get("config_groups")
+    some = [group for group in groups.values() if isinstance(group, Mapping)] if isinstance(groups, Mapping) else []
+    whole = {key: value for key, value in settings.items() if key != "config_groups"}
+    return [
+        {
+            **whole,
+            **({"format": group["format"]} if group.get("format") else {}),
+            **_whole(group["weights"]),
+            "targets": group.get("targets"),
+        }
+        for group in some
+        if isinstance(group.get("weights"), Mapping)
+    ]
+
+
+def _whole(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Read whole numbers that are written as text, as transformers does."""
+    return {key: int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value for key, value in weights.items()}
+
+
+@dataclass(frozen=True)
+class _Patterns:
+    """Patterns of modules' names, which stand for what is in a module too.
+
+    parts         names, or parts of them
+    globs         with *
+    expressions   written after `re:`
+    """
+
+    parts: frozenset[str]
+    globs: tuple[str, ...]
+    expressions: tuple[re.Pattern[str], ...]
+
+    @classmethod
+    def of(cls, listed: Iterable[Any]) -> _Patterns:
+        texts = [text for some in listed for text in ([some] if isinstance(some, str) else some if isinstance(some, list) else [])]
+        names = [str(text) for text in texts]
+        plain = frozenset(name for name in names if not name.startswith("re:") and "*" not in name)
+        return cls(plain, tuple(name for name in names if not name.startswith("re:") and "*" in name), tuple(_expressions(names)))
+
+    def match(self, names: Iterable[str]) -> bool:
+        """Tell whether a pattern stands for a module that has one of these names."""
+        return any(self._matches(name) for name in names)
+
+    def _matches(self, name: str) -> bool:
+        steps = name.split(".")
+        spans = (".".join(steps[first:last]) for first in range(len(steps)) for last in range(first + 1, len(steps) + 1))
+        return (
+            any(span in self.parts for span in spans)
+            or any(fnmatch(name, glob) or fnmatch(name, glob + ".*") for glob in self.globs)
+            or any(expression.match(name) is not None for expression in self.expressions)
+        )
+
+
+def _expressions(names: Iterable[str]) -> Iterator[re.Pattern[str]]:
+    for name in names:
+        if name.startswith("re:"):
+            try:
+                yield re.compile(name[3:])
+            except re.error:
+                continue
+
+
+class _Scheme:
+    """Which settings hold for the weights of a module, by its names."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings, self._left_out = settings, _Patterns.of(settings.get(key) for key in _LEFT_OUT)
+        self._schemes = [(_Patterns.of([one["targets"]]), one) for one in _schemes(settings)]
+
+    def of(self, names: Iterable[str]) -> Mapping[str, Any] | None:
+        """Find those of a module that has these names in checkpoints; None where it is not quantised."""
+        names = tuple(names)
+        if self._left_out.match(names):
+            return None
+        if not self._schemes:
+            return self._settings
+        named = (one for patterns, one in self._schemes if patterns.match(names))
+        return next(named, next((one for patterns, one in self._schemes if not one["targets"] or "Linear" in patterns.parts), None))
+
+    def of_expert(self, names: Iterable[str]) -> Mapping[str, Any] | None:
+        """Find those of a matrix of experts.
+
+        Where no group names it, it has the first one's: checkpoints may name experts otherwise.
+        """
+        names = tuple(names)
+        if str(self._settings.get("expert_dtype")).lower() in ("fp4", "mxfp4"):
+            return None if self._left_out.match(names) else {"quant_method": "mxfp4"}
+        found = self.of(names)
+        return found if found is not None or self._left_out.match(names) else _weights(self._settings)
+
+
+# By the beginning of a parameter's name, what checkpoints call the matrices of one expert that are in it.
+_MATRICES = {"gate_up": ("gate_proj", "up_proj", "gate_up_proj", "w1", "w3"), "up": ("up_proj", "w1"), "down": ("down_proj", "w2")}
+
+
+def _called(path: str, parameter: str) -> tuple[str, ...]:
+    """List what a checkpoint may call the matrices of a parameter of an experts module.
+
+    They are in the module as such, or in its first expert.
+    """
+    known = next((of for start, of in _MATRICES.items() if parameter.startswith(start + "_proj")), ())
+    paths = dict.fromkeys((path, path.replace(".mlp.", ".block_sparse_moe.")))
+    return tuple(name for one in paths for name in (one, f"{one}.{parameter}", *(f"{one}.0.{matrix}" for matrix in known)))
 
 
 def stored_weights(settings: Mapping[str, Any], model: PreTrainedModel, layers: tuple[ExpertLayer, ...]) -> StoredWeights:
     """Count the bytes of a model's weights as they are stored."""
     from torch import nn
 
-    name, bits = bits_per_weight(settings)
-    of_experts, expert_bits = name, bits
-    if str(settings.get("expert_dtype")).lower() in ("fp4", "mxfp4"):
-        of_experts, expert_bits = bits_per_weight({"quant_method": "mxfp4"})
-        name = f"{name} with experts in FP4"
-    left_out = [str(pattern) for key in _LEFT_OUT for pattern in settings.get(key) or ()]
-    names = {id(module): path for path, module in model.named_modules()}
-    served, fits = _unserved(settings) is None, True
+    scheme, paths = _Scheme(settings), {id(module): path for path, module in model.named_modules()}
+    served, fits, packed = _unserved(settings) is None, True, True
     expert = nonexpert = 0.0
     routed: set[int] = set()
+    of_experts, of_linear = dict[str, None](), dict[str, None]()
     for layer in layers:
-        routed |= {id(parameter) for parameter in layer.parameters().values()}
-        keeps = _is_left_out(names.get(id(layer.module), ""), left_out)
         for key, parameter in layer.parameters().items():
-            plain = keeps or key.endswith("bias") or parameter.dim() < 3
-            fits = fits and (key.endswith("bias") or (not plain and _fits(parameter, _block(settings) if of_experts == "FP8" else (1, 1))))
-            expert += parameter.numel() * (parameter.element_size() if plain else expert_bits / 8) / layer.experts / len(layers)
+            routed.add(id(parameter))
+            is_matrix = not key.endswith("bias") and parameter.dim() == 3
+            found = scheme.of_expert(_called(paths.get(id(layer.module), ""), key)) if is_matrix else None
+            each = parameter.numel() / layer.experts / len(layers)
+            if found is None:
+                fits = fits and key.endswith("bias")
+                expert += each * parameter.element_size()
+                continue
+            name, bits = bits_per_weight(found)
+            of_experts[name] = None
+            fits = fits and _fits(parameter, _block(found) if name == "FP8" else (1, 1))
+            packed = packed and is_packed_format(name, found)
+            expert += each * bits / 8
     head = model.get_output_embeddings()
     linear = {
-        id(module.weight)
+        id(module.weight): found
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and not _is_left_out(path, left_out)
+        if isinstance(module, nn.Linear) and module is not head and (found := scheme.of([path])) is not None
     }
     for parameter in {id(parameter): parameter for parameter in model.parameters()}.values():
-        if id(parameter) not in routed:
-            nonexpert += parameter.numel() * (bits / 8 if id(parameter) in linear else parameter.element_size())
+        if id(parameter) not in routed and (found := linear.get(id(parameter))) is not None:
+            name, bits = bits_per_weight(found)
+            of_linear[name] = None
+            nonexpert += parameter.numel() * bits / 8
+        elif id(parameter) not in routed:
+            nonexpert += parameter.numel() * parameter.element_size()
+    own = " and ".join(of_experts) or (str(model.dtype).removeprefix("torch.") if of_linear else bits_per_weight(settings)[0])
+    others = "" if of_linear.keys() <= of_experts.keys() else f"{' and '.join(of_linear)} with experts in "
     return StoredWeights(
-        format=name,
+        format=f"{others}{own}",
         expert_bytes=round(expert),
         nonexpert_bytes=round(nonexpert),
         served=served,
-        packed=served and fits and is_packed_format(of_experts, settings),
-        either=served and fits and of_experts == "FP8",
+        packed=served and fits and packed and bool(of_experts),
+        either=served and fits and list(of_experts) == ["FP8"],
     )
 
 
@@ -240,23 +379,8 @@ def _fits(parameter: Tensor, block: tuple[int, int]) -> bool:
 
 def _block(settings: Mapping[str, Any]) -> tuple[int, int]:
     """Read how many rows and columns share a scale of FP8; 1 and 1 where there are no blocks."""
-    block = settings.get("weight_block_size")
-    if isinstance(block, list | tuple) and len(block) == 2 and all(isinstance(side, int) for side in block):
-        return block[0], block[1]
+    for key in ("weight_block_size", "block_structure"):
+        block = settings.get(key)
+        if isinstance(block, list | tuple) and len(block) == 2 and all(isinstance(side, int) and side > 0 for side in block):
+            return block[0], block[1]
     return 1, 1
-
-
-def _is_left_out(path: str, patterns: list[str]) -> bool:
-    """Tell whether a module, or one that it is in, is named by a pattern: a part of a name, a glob, or `re:` and a regular expression."""
-    return any(_matches(path, pattern) for pattern in patterns)
-
-
-def _matches(path: str, pattern: str) -> bool:
-    if pattern.startswith("re:"):
-        try:
-            return re.match(pattern[3:], path) is not None
-        except re.error:
-            return False
-    if "*" in pattern:
-        return fnmatch(path, pattern) or fnmatch(path, pattern + ".*")
-    return path == pattern or path.startswith(pattern + ".") or f".{pattern}." in f".{path}."

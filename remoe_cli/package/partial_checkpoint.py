@@ -75,6 +75,7 @@ def write_partial_checkpoint(
     Raises: ModelError for a checkpoint that is not whole, UsageError for a folder that is not empty.
     """
     owned.require_empty(folder)
+    from remoe_cli.model.adapters import rows_each
     from remoe_cli.model.experts import expert_layers
     from remoe_cli.model.loader import ExpertRows, read_config, select, skeleton, stored_names
 
@@ -82,7 +83,7 @@ def write_partial_checkpoint(
     kept = {x.layer: tuple(keep.get(x.layer, ())) for x in expert_layers(probe)}
     tensors = select(checkpoint, probe, kept)
     rows = {
-        stored: tensor.rows if isinstance(tensor, ExpertRows) else None
+        stored: (tensor.rows, rows_each(tensor.source)) if isinstance(tensor, ExpertRows) else None
         for name, tensor in tensors.items()
         for stored in stored_names(name, tensor)
     }
@@ -137,21 +138,24 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
         return bounded.parse_json(source.read(length), bounded.INDEX), 8 + length
 
 
-def _pieces(file: Path, rows: Mapping[str, Sequence[int] | None]) -> Iterator[_Piece]:
-    """Yield the kept tensors of a file, some with only these rows, in the file's order, which aligns them."""
+def _pieces(file: Path, kept: Mapping[str, tuple[Sequence[int], int] | None]) -> Iterator[_Piece]:
+    """Yield the kept tensors of a file, in the file's order, which aligns them.
+
+    Of some only the given experts are kept, each of so many rows.
+    """
     header, data = _header(file)
     header.pop("__metadata__", None)
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        kept_rows = rows.get(name)
-        if name not in rows or kept_rows == []:
+        experts, each = kept.get(name) or (None, 1)
+        if name not in kept or experts == []:
             continue
         first, last = (data + offset for offset in entry["data_offsets"])
         shape: tuple[int, ...] = tuple(entry["shape"])
         ranges: tuple[tuple[int, int], ...] = ((first, last),)
-        if kept_rows is not None:
-            row_bytes = (last - first) // shape[0]
-            ranges = tuple((start, start + row_bytes) for start in (first + row * row_bytes for row in kept_rows))
-            shape = (len(kept_rows), *shape[1:])
+        if experts is not None:
+            expert_bytes = (last - first) // shape[0] * each
+            ranges = tuple((start, start + expert_bytes) for start in (first + expert * expert_bytes for expert in experts))
+            shape = (len(experts) * each, *shape[1:])
         yield _Piece(name, entry["dtype"], shape, ranges)
 
 

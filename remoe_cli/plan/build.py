@@ -12,7 +12,8 @@
    many draft tokens a pass may have, each number is a part of the problem (`Problem.parts`), with a bound of its own.
 3. **Compare.** `baselines` (assess/baselines.py) prices the other ways to run the model, with drafts of the same length.
 4. **Judge.** `break_even_traffic` (assess/robustness.py) finds the traffic above which an always-on instance is cheaper, and `judge`
-   (assess/verdict.py) says whether the plan is worth it, and why; `notes` says what was assumed.
+   (assess/verdict.py) says whether the plan is worth it, and why; `notes` says what was assumed, and `form_notes`
+   (assess/form.py) what is quantised, in which form functions compute it, and why.
 5. **Doubt.** `by_kind` (assess/kinds.py) finds the best plan with each kind of main function.
    `unquantised` (assess/unquantised.py) does so for a copy that is not quantised, where the checkpoint is.
    `scenarios`, `held_out`, `unpredicted` and `break_evens` (assess/robustness.py) price the plan where calls, prices or routing
@@ -26,6 +27,7 @@ Stages 2 to 5 share one cost model: `evaluate` (cost/placement.py) over cost/mai
 from __future__ import annotations
 
 from remoe_cli.errors import UsageError
+from remoe_cli.plan.assess.form import form_notes
 from remoe_cli.plan.assess.kinds import by_kind
 from remoe_cli.plan.assess.robustness import break_even_traffic, break_evens, held_out, scenarios, unpredicted
 from remoe_cli.plan.assess.unquantised import unquantised
@@ -52,9 +54,9 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
     Raises: InfeasibleError when no plan meets the limits, and what `from_profile`, `forced_sets` and `read_placement` raise.
     """
     request = request or PlanRequest()
-    problem, aim = make_problem(profile, catalog, request), request.aim
-    _refuse_hours_without_traffic(problem)
-    problem, chosen, others = best_form(problem, request)
+    whole, aim = make_problem(profile, catalog, request), request.aim
+    _refuse_hours_without_traffic(whole)
+    problem, chosen, others = best_form(whole, request)
     outcome = evaluate(problem, chosen.placement)
     value = aim.value(outcome)
     bound = None if chosen.bound is None else min(chosen.bound, value)
@@ -64,6 +66,7 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
     if examined or problem.workload.requests_per_hour is None:
         traffic = break_even_traffic(problem, aim, chosen.placement, others.priced)
     asked = request.remote_share is not None or request.placement_file is not None
+    forms = form_notes(whole, problem, chosen.placement, aim, searched=examined and chosen.method in ("exact", "scan"))
     judgement = judge(problem, aim, chosen.placement, outcome, others, traffic, asked=asked)
     plan = Plan(
         profile=Source(path=str(profile.path), sha256=profile.sha256),
@@ -102,7 +105,9 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         verdict=judgement.verdict,
         basis=judgement.basis,
         reason=judgement.reason,
-        notes=tuple([*notes(problem, chosen.placement, chosen.method, chosen.gain), *_bound_note(profile, chosen), *_loss_note(profile)]),
+        notes=tuple(
+            [*notes(problem, chosen.placement, chosen.method, chosen.gain), *forms, *_bound_note(profile, chosen), *_loss_note(profile)]
+        ),
         main=chosen.placement.main,
         instances=chosen.placement.instances,
         concurrency=problem.at_main(chosen.placement.main).concurrency,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from remoe_cli.plan.document import GPU_BY_USE, BaselineName, BreakEvenTraffic, MainKind, Plan, Verdict
+from remoe_cli.units import size
 
 HOURS_PER_MONTH = 730
 
@@ -184,6 +185,20 @@ def bought(spec: str, instances: int = 1) -> str:
 def capitalized(text: str) -> str:
     """Write the first letter of a sentence as a capital."""
     return text[:1].upper() + text[1:]
+
+
+def form_text(plan: Plan) -> Iterator[str]:
+    """Say in which form expert functions compute quantised experts.
+
+    Nothing where none are quantised, or none is remote.
+    """
+    model = plan.model
+    if model.fetched_expert_bytes == model.expert_bytes or not any(layer.remote for layer in plan.layers):
+        return
+    if model.packed:
+        yield f"packed: functions compute from the stored bytes, {size(model.fetched_expert_bytes)} an expert"
+    else:
+        yield f"ready: functions dequantise each expert when they load it, {size(model.expert_bytes)} an expert"
 
 
 def drafts_text(plan: Plan) -> Iterator[str]:

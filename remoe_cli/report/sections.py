@@ -13,7 +13,7 @@ import numpy as np
 from remoe_cli import __version__
 from remoe_cli.plan.document import Plan
 from remoe_cli.plan.explain.rows import layer_columns, layer_rows
-from remoe_cli.plan.wording import VERDICT_WORDS, bought, capitalized, figure, prices, seconds
+from remoe_cli.plan.wording import VERDICT_WORDS, bought, capitalized, figure, form_text, prices, seconds
 from remoe_cli.report import charts, costs, svg
 from remoe_cli.report.content import Content
 from remoe_cli.report.routing import Routing
@@ -144,7 +144,8 @@ def _placement(plan: Plan, routing: Routing | None) -> str:
     order = _ORDER.format(checked=" checked") if routing is not None else ""
     rest = "Point at an expert, or move with the arrow keys, to see where it is and what that costs. Layers are numbered as in the model."
     return (
-        svg.legend(("box", kind, f"{count:,} {words}") for kind, words, count in there)
+        "".join(_p(f"Form of the experts in functions: {text}.") for text in form_text(plan))
+        + svg.legend(("box", kind, f"{count:,} {words}") for kind, words, count in there)
         + _figure("placement", "Where each expert of each layer is", rest, f'<div class="controls">{order}</div>')
         + svg.details("Layers as a table", svg.table("Layers", layer_columns(plan), layer_rows(plan)))
     )

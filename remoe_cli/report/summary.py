@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from remoe_cli.plan.explain.rows import baseline_columns, baseline_rows
-from remoe_cli.plan.wording import VERDICT_WORDS, bought, prices, seconds
+from remoe_cli.plan.wording import VERDICT_WORDS, bought, form_text, prices, seconds
 from remoe_cli.report.charts import bursts_sentence, measured_rows
 from remoe_cli.report.content import Content
 from remoe_cli.simulate.break_even import LEAST_PER_HOUR, MOST_PER_HOUR, BreakEvenBursts
@@ -25,6 +25,7 @@ def labels(content: Content) -> Iterator[tuple[str, str]]:
         yield "times", f"TTFT {seconds(plan.ttft_s)}, TPOT {plan.tpot_s * 1e3:.4g} ms"
         yield "main function", bought(plan.main.name, plan.instances)
         yield "remote experts", f"{remote:,} of {plan.model.experts_per_layer * len(plan.layers):,}"
+        yield from (("expert form", text) for text in form_text(plan))
     if (routing := content.routing) is not None:
         yield "routing", f"{routing.prompts:,} prompts; {routing.skew.half()} of {routing.experts} experts take half of a layer's choices"
         if routing.pairs is not None:

@@ -8,7 +8,7 @@ import transformers
 
 from remoe_cli.model.foreign_code import ALIASES
 from remoe_cli.model.stored import bits_per_weight, is_packed_format
-from tests.model.test_published_families import ALSO_PICTURES
+from tests.model.test_published_families import ALSO_PICTURES, OTHER_LAYOUTS
 from tests.model.test_quantised import OTHERS
 from tests.model.test_spec import UNSERVABLE
 from tests.support.families import FAMILIES
@@ -16,13 +16,22 @@ from tests.support.paths import ROOT
 from tests.support.quantised import FORMATS, PAIRS
 
 PAGE = ROOT / "docs/reference/families.md"
-NAMES = {"fp8": "FP8 blocks", "fp8-channels": "FP8 rows", "mxfp4": "MXFP4", "nvfp4": "NVFP4", "int4": "INT4", "int8": "INT8"}
+NAMES = {
+    "fp8": "FP8 blocks",
+    "fp8-channels": "FP8 rows",
+    "mxfp4": "MXFP4",
+    "mxfp8": "MXFP8",
+    "nvfp4": "NVFP4",
+    "int4": "INT4",
+    "int8": "INT8",
+}
 SAID = {name: form.config or {"quant_method": "modelopt", **(form.beside or {})["quantization"]} for name, form in FORMATS.items()}
 STORED = sorted({NAMES[form] for _, form in PAIRS if is_packed_format(bits_per_weight(SAID[form])[0], SAID[form])})
 # Families with tests of their own, in tests/model/test_published_families.py.
 OWN = {
     "deepseek_v4": ("not tried", "yes", "not tried", "not tried"),
     "longcat_flash": ("yes", "yes", "yes", "yes"),
+    **{name: ("yes", "yes", "yes", "yes") for name in OTHER_LAYOUTS},
     "gemma4 (text only)": ("yes", "yes", "not tried", "not tried"),
     **{f"{name} (text only)": ("yes", "yes", "yes", "yes") for name in ALSO_PICTURES},
     **{f"{name} (read as {family})": ("yes, as " + family, "yes", "not tried", "not tried") for name, family in ALIASES.items()},

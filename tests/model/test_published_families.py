@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,11 +16,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashTopkRouter
 
 from remoe_cli.errors import ModelError
+from remoe_cli.function.weights import ShardFile
 from remoe_cli.model.checkpoint import find, reason
 from remoe_cli.model.experts import attach, expert_layers
-from remoe_cli.model.loader import load, skeleton
+from remoe_cli.model.ffn import to_storage
+from remoe_cli.model.loader import load, load_gpu_experts, skeleton
 from remoe_cli.model.shards import write_shards
 from remoe_cli.model.spec import read_spec
+from remoe_cli.package.partial_checkpoint import write_partial_checkpoint
 from remoe_cli.profile.routing import RoutingRecorder
 from tests.support.batching import Asked, engine_around, together
 from tests.support.families import drawn, save, scale
@@ -186,6 +190,74 @@ def test_experts_without_weights_are_added_by_the_main_function(layout: str, tmp
         attach(everything, recorder := RoutingRecorder())  # profiling
         assert torch.equal(logits(everything), wanted)
         assert {layer: seen[0].shape for layer, seen in recorder.seen.items()} == dict.fromkeys((0, 1), (40, 3))
+
+
+# Families whose modules have their experts in another layout; each checkpoint has a tensor with all experts of a layer.
+OTHER_LAYOUTS: dict[str, dict[str, Any]] = {
+    "dbrx": {"d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 128, "max_seq_len": 512, "eos_token_id": None}
+    | {"ffn_config": {"hidden_size": 64, "ffn_hidden_size": 32, "moe_num_experts": 8, "moe_top_k": 3}}
+    | {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "jetmoe": {"hidden_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 2, "kv_channels": 16, "intermediate_size": 32}
+    | {"num_local_experts": 8, "num_experts_per_tok": 3, "vocab_size": 128, "max_position_embeddings": 512, "eos_token_id": None},
+}
+
+
+def other_layout(family: str, folder: Path) -> PreTrainedModel:
+    """Save a tiny checkpoint of such a family, and return its model, which is transformers' own."""
+    torch.manual_seed(0)
+    whole: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**OTHER_LAYOUTS[family]), dtype=torch.bfloat16)
+    with torch.no_grad():
+        for name, parameter in drawn(whole):
+            parameter.copy_(torch.randn(parameter.shape) * scale(name, parameter))
+    whole.eval().save_pretrained(folder)
+    return whole
+
+
+@pytest.mark.parametrize("family", OTHER_LAYOUTS)
+def test_experts_in_another_layout_are_served(family: str, tmp_path: Path) -> None:
+    """With half of them remote, from the whole checkpoint and from a partial one, alone and in a batch."""
+    whole, checkpoint = other_layout(family, tmp_path / "model"), find(str(tmp_path / "model"))
+    wanted, tokens = logits(whole), greedy(whole)
+    assert len(set(tokens[:, 20:].flatten().tolist())) > 4
+    spec = read_spec(checkpoint)
+    assert (spec.family, spec.experts_per_layer, spec.top_k, spec.moe_layers) == (family, 8, 3, (0, 1))
+    assert spec.expert_bytes == 3 * 64 * 32 * 2 and spec.nonexpert_bytes + spec.routed_bytes == 2 * whole.num_parameters()
+    keep = dict.fromkeys((0, 1), (0, 2, 4, 7))
+    write_partial_checkpoint(checkpoint, keep, tmp_path / "share")
+    for held in (checkpoint, find(str(tmp_path / "share"))):
+        part = load(held, keep)
+        serve(part, keep, (away := InProcessExperts(load(checkpoint))).send)
+        assert torch.equal(logits(part), wanted) and torch.equal(greedy(part), tokens) and away.rows
+    (written,) = write_shards(checkpoint, {0: ((1, 3),)}, 1, tmp_path)  # which compares the function's numbers
+    everything = load(checkpoint)
+    assert torch.equal(logits(everything), wanted)  # by the adapter's own loop, without a hook
+    weights = {x.layer: x.parameters() for x in expert_layers(everything)}
+    held_there = ShardFile(written.path).tensors(3)
+    assert held_there.keys() == {"gate_up_proj", "down_proj"}
+    assert all(np.array_equal(held_there[name], to_storage(parameter[3])) for name, parameter in weights[0].items())
+    on_device = load_gpu_experts(checkpoint, everything, {1: (2, 5)}, "cpu")[1]
+    assert on_device.ids == (2, 5)
+    assert all(torch.equal(on_device.module._parameters[name], parameter[[2, 5]]) for name, parameter in weights[1].items())
+    attach(everything, recorder := RoutingRecorder())  # profiling
+    assert torch.equal(logits(everything), wanted)
+    assert {layer: seen[0].shape for layer, seen in recorder.seen.items()} == dict.fromkeys((0, 1), (40, 3))
+    engine = engine_around(everything)
+    prompts = [row[:length].tolist() for row, length in zip(tokens, (20, 13), strict=True)]
+    alone = [list(engine.generate(prompt, 6).token_ids) for prompt in prompts]
+    assert alone[0] == tokens[0, 20:26].tolist()
+    made = together(engine, [Asked(2 * n, prompt, 6) for n, prompt in enumerate(prompts)])
+    assert [list(each.stream.ids) for each in made] == alone
+
+
+def test_a_matrix_of_all_experts_has_a_whole_number_of_them(tmp_path: Path) -> None:
+    other_layout("dbrx", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = "transformer.blocks.0.ffn.experts.mlp.v1"
+    for change in (tensors[name][:-1].contiguous(), tensors[name].to(torch.float8_e4m3fn)):
+        save_file(tensors | {name: change}, file, {"format": "pt"})
+        with pytest.raises(ModelError, match=f"{name} of the checkpoint is .*32 rows for each expert"):
+            load(find(str(tmp_path)))
 
 
 def test_a_layer_with_two_sets_of_experts_is_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from remoe_cli.package.partial_checkpoint import write_partial_checkpoint
 from tests.support.harness import InProcessExperts, serve
 from tests.support.quantised import PAIRS, compressed, dequantised, save_quantised
 
-OTHERS = [("qwen3_moe", form) for form in ("int4", "int8", "fp8-channels")]
+OTHERS = [("qwen3_moe", form) for form in ("int4", "int8", "fp8-channels", "mxfp8")]
 
 
 class FromShards(InProcessExperts):

@@ -147,10 +147,6 @@ def test_the_configs_dtype_wins_over_the_stored_one(tmp_path: Path) -> None:
 
 
 UNSERVABLE: dict[str, dict[str, Any]] = {
-    "jetmoe": _SMALL | {"kv_channels": 16, "intermediate_size": 64, "num_local_experts": 4},
-    "dbrx": {"d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 128}
-    | {"ffn_config": {"hidden_size": 64, "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}}
-    | {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
     "doge": _SMALL | {"intermediate_size": 64, "is_moe": True, "num_experts": 16, "num_experts_per_tok": 2},
 }
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from remoe_cli.errors import ModelError
 from remoe_cli.model.checkpoint import Checkpoint
 from remoe_cli.model.spec import read_spec
-from remoe_cli.model.stored import StoredWeights, bits_per_weight
+from remoe_cli.model.stored import StoredWeights, bits_per_weight, quantisation, refuse_format
 from remoe_cli.plan.cost import expert_functions
 from remoe_cli.plan.document import BaselineName
 from remoe_cli.plan.verify.check import verify
@@ -94,6 +95,106 @@ def test_what_is_left_out_keeps_its_dtype(
     assert spec.expert_bytes == EXPERT * 2 and spec.nonexpert_bytes == (LINEAR + REST) * 2  # what remoe computes with
     assert spec.stored_as is not None and format in spec.stored_as and "dequantised to bfloat16 in memory" in spec.stored_as
     assert ("Expert functions compute from it" if spec.is_packed else f"do not compute from {format}") in spec.stored_as
+
+
+def of_groups(*groups: dict[str, Any], ignore: Any = ("lm_head",), **more: Any) -> dict[str, Any]:
+    """The configuration of compressed-tensors with these groups; what they leave out are the weights of whole numbers of 4 bits."""
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "group_size": 32}
+    whole = {str(number): group | {"weights": weights | group.get("weights", {})} for number, group in enumerate(groups)}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": whole, "ignore": list(ignore)} | more
+
+
+ALL, EIGHT, FLOATS = {"targets": ["Linear"]}, {"num_bits": 8, "group_size": 32}, {"num_bits": 8, "type": "float", "group_size": None}
+INT4, INT8, ROWS = 4 + 20 / 32, 8 + 24 / 32, 8 + 32 / 128**2
+BLOCKS = {"num_bits": 8, "type": "float", "group_size": None, "strategy": "block", "block_structure": [32, 32]}
+THIRD = 1 / 3  # of an expert's weights are in down
+
+
+@pytest.mark.parametrize(
+    ("quantization", "format", "expert_bits", "linear_bits", "form"),
+    [
+        (  # FP8 for attention, integers for experts
+            of_groups({"targets": ["re:.*self_attn.*"], "weights": FLOATS}, {"targets": ["re:.*experts.*"]}),
+            *("FP8 with experts in INT4", INT4, ROWS, "packed"),
+        ),
+        (  # a scheme for each layer, by name before class
+            of_groups(ALL, {"targets": ["re:model\\.layers\\.0\\..*"], "weights": EIGHT}),
+            *("INT8 and INT4", (INT4 + INT8) / 2, (INT4 + INT8) / 2, "packed"),
+        ),
+        (of_groups({"targets": ["re:.*experts.*"]}), "INT4", INT4, 16, "packed"),
+        (of_groups({"targets": ["re:.*self_attn.*"]}, ignore=["re:.*experts.*"]), "INT4 with experts in bfloat16", 16, INT4, "ready"),
+        (of_groups(ALL, ignore=["model.layers.0"]), "INT4", (INT4 + 16) / 2, (INT4 + 16) / 2, "ready"),
+        (of_groups(ALL, ignore=["re:.*experts.*w2"]), "INT4", INT4 * (1 - THIRD) + 16 * THIRD, INT4, "ready"),
+        (of_groups(ALL, ignore=[f"model.layers.{x}.block_sparse_moe.experts.{e}.w1" for x in (0, 1) for e in range(4)]), "INT4",
+         INT4 * THIRD + 16 * (1 - THIRD), INT4, "ready"),
+        (of_groups({"targets": ["Linear"], "weights": BLOCKS}, format="float-quantized"), "FP8", 8 + 32 / 1024, 8 + 32 / 1024, "either"),
+        (of_groups({"targets": ["Linear"], "weights": BLOCKS | {"block_structure": [128, 128]}}, format="float-quantized"),
+         "FP8", 8 + 32 / 128**2, 8 + 32 / 128**2, "ready"),  # blocks that an expert of 64 x 96 does not fill
+        ({"quant_method": "fp8", "ignored_layers": "self_attn"}, "FP8", ROWS, 16, "either"),
+        ({"quant_method": "mxfp8"}, "MXFP8", 8.25, 8.25, "ready"),
+    ],
+)  # fmt: skip
+def test_each_module_has_the_scheme_that_names_it(
+    quantization: dict[str, Any], format: str, expert_bits: float, linear_bits: float, form: str, tmp_path: Path
+) -> None:
+    spec = read_spec(checkpoint(tmp_path / "tiny", quantization))
+    assert spec.stored == StoredWeights(
+        format=format,
+        expert_bytes=round(EXPERT * expert_bits / 8),
+        nonexpert_bytes=round(LINEAR * linear_bits / 8 + REST * 2),
+        served=True,
+        packed=form == "packed",
+        either=form == "either",
+    )
+    assert (spec.stored_as or "").count(".") >= 2 and ("not quantised" in str(spec.stored_as)) == (expert_bits == 16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "format", "method"),
+    [
+        (
+            {"quantization_config": {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}}},
+            "INT4",
+            "hqq",
+        ),
+        (
+            {"quantization_config": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}},
+            "INT4",
+            "torchao",
+        ),
+        ({"quantization_config": {"quant_method": "torchao", "quant_type": "int8_weight_only"}}, "INT8", "torchao"),
+        ({"quantization_config": {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3"}}}}, "FP8", "quark"),
+        ({"quantization_config": {"quant_method": "quanto", "weights": "int8"}}, "INT8", "quanto"),
+        ({"compression_config": {"quant_method": "gptq", "bits": 4}}, "INT4", "gptq"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "INT4", "mlx"),
+        ({"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"group_size": 64, "bits": 4}}, "INT4", "mlx"),
+        ({"quantization_config": {"quant_method": "exl3", "bits": 3.5}}, "INT3.5", "exl3"),
+    ],
+)
+def test_what_is_not_served_is_known_by_its_tool(settings: dict[str, Any], format: str, method: str, tmp_path: Path) -> None:
+    made = checkpoint(tmp_path / "tiny", None)
+    (made.path / "config.json").write_text(json.dumps(json.loads((made.path / "config.json").read_text()) | settings))
+    spec = read_spec(made)
+    assert spec.stored is not None and (spec.stored.format, spec.stored.served) == (format, False)
+    found = quantisation(made.path)
+    assert found is not None
+    with pytest.raises(ModelError, match=f"quantised by '{method}', which remoe does not serve"):
+        refuse_format(found)
+
+
+@pytest.mark.parametrize("value", ["fp8", [1], False, 7])
+def test_a_quantisation_without_settings_is_refused(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"sets 'quantization_config' to .*, which says nothing of how its weights are quantised"):
+        read_spec(checkpoint(tmp_path / "tiny", value))
+
+
+def test_each_group_is_of_bits_that_are_served() -> None:
+    for bits in (4, "8"):
+        refuse_format(of_groups({"targets": ["Linear"], "weights": {"num_bits": bits}}))
+    with pytest.raises(ModelError, match="compressed-tensors with no number of bits a weight, which"):
+        refuse_format(of_groups({"targets": ["Linear"], "weights": {"num_bits": None}}))
+    with pytest.raises(ModelError, match="compressed-tensors with 3 bits a weight"):
+        refuse_format(of_groups({"targets": ["re:.*self_attn.*"]}, {"targets": ["Linear"], "weights": {"num_bits": 3}}))
 
 
 def test_only_matrices_that_can_be_multiplied_as_they_are_stored_are_packed(tmp_path: Path) -> None:

@@ -15,12 +15,18 @@ from remoe_cli.errors import InfeasibleError, OverBudgetError
 from remoe_cli.model.stored import StoredWeights
 from remoe_cli.plan import choose
 from remoe_cli.plan.document import Plan
+from remoe_cli.plan.explain.rows import summary_rows
+from remoe_cli.plan.explain.why import explanation
 from remoe_cli.plan.problem.request import PlanRequest, problem_of
 from remoe_cli.plan.solve.exact import Solution
 from remoe_cli.plan.solve.node import Task
 from remoe_cli.plan.verify.check import verify
+from remoe_cli.plan.wording import dollars
 from remoe_cli.profile.hardware import latency_from
 from remoe_cli.profile.record import Profile, packed_form
+from remoe_cli.report.content import Content
+from remoe_cli.report.sections import sections
+from remoe_cli.report.summary import labels
 from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
 
 MB = 2**20
@@ -77,6 +83,61 @@ def test_the_better_form_is_chosen(made: Profile, slower: float, packed: bool, s
     assert plan.unquantised is not None and plan.unquantised.tpot_s > 0
     changed = plan.model_copy(update={"model": plan.model.model_copy(update={"packed": not packed})})
     assert verify(changed, profile, CATALOG)
+
+
+@pytest.mark.parametrize(("slower", "packed"), [(0.6, True), (3.0, False)])
+def test_a_plan_says_which_form_it_has_and_why(made: Profile, slower: float, packed: bool) -> None:
+    """The note has the other form's best scanned plan; the command, the explanation and the report name the form."""
+    profile = of(made, slower)
+    plan = plan_of(profile, CATALOG, examine=True, **OPTIONS)
+    (note,) = (text for text in plan.notes if text.startswith("Expert functions have their experts"))
+    other = plan_of(alone(profile, not packed), CATALOG, solver="scan", **OPTIONS).cost_usd_per_request
+    more = other / plan.cost_usd_per_request - 1
+    weighed = f"weighed too: the best plan with them that the fast scan finds costs {dollars(other)} a request, {more:.1%} more."
+    assert note.endswith(f"{'Ready' if packed else 'Packed'} ones were {weighed}") and more > 0.001
+    assert f"experts {'packed' if packed else 'ready'}: " in note
+    form = dict(summary_rows(plan))["expert form"]
+    takes = {True: "packed: functions compute from the stored bytes, 50.3 MB an expert", False: "ready: functions dequantise each expert"}
+    assert form.startswith(takes[packed])
+    inputs = dict(explanation(plan, profile, CATALOG, PlanRequest(**OPTIONS))["inputs"])["expert form"]
+    ready_ms, packed_ms = (1e3 * float(form.record.latency.remote_expert.seconds(1, 1.0)) for form in (profile, profile.in_form(True)))
+    each = [f"packed, 50.3 MB and {packed_ms:.3g} ms", f"ready, 99.6 MB and {ready_ms:.3g} ms"]
+    assert inputs == f"{form}; in memory, and for a token on one vCPU, an expert takes: {'; '.join(each if packed else each[::-1])}"
+    content = Content("model", (), plan=plan)
+    assert dict(labels(content))["expert form"] == form
+    assert any(f"Form of the experts in functions: {form}." in section.inner for section in sections(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"packed": True, "either": False, "format": "MXFP4"}, "Experts in MXFP4 always are, for the memory that this saves."),
+        ({"either": False}, "They cannot be packed: functions have no product for FP8 as this checkpoint stores it."),
+        ({}, "The profile has no times of packed ones, so only this form could be weighed."),
+    ],
+)
+def test_the_only_form_has_its_reason(made: Profile, change: dict[str, Any], why: str) -> None:
+    profile = alone(of(made, 1.0), packed=False)
+    spec = profile.record.spec.model_copy(update={"stored": EITHER.model_copy(update=change)})
+    profile = replace(profile, record=profile.record.model_copy(update={"spec": spec}))
+    plan = plan_of(profile, CATALOG, remote_share=0.5, **OPTIONS)
+    (note,) = (text for text in plan.notes if text.startswith("Expert functions have their experts"))
+    assert note.endswith(why) and plan.model.packed == bool(change.get("packed"))
+
+
+def test_what_has_no_form_says_none(made: Profile) -> None:
+    """Where no expert is remote, and where none is quantised."""
+    local, plain = plan_of(of(made, 1.0), CATALOG, remote_share=0.0, **OPTIONS), plan_of(made, CATALOG, remote_share=0.5, **OPTIONS)
+    for plan in (local, plain):
+        assert "expert form" not in dict(summary_rows(plan)) and not any("their experts" in note for note in plan.notes)
+    assert any(note.startswith("The checkpoint is stored in FP8") for note in local.notes)
+    assert not any("stored in" in note for note in plain.notes)
+
+
+@pytest.mark.parametrize(("objective", "said"), [("tpot", "has a TPOT of"), ("ttft", "has a TTFT of")])
+def test_forms_are_compared_by_what_was_asked_for(made: Profile, objective: str, said: str) -> None:
+    plan = plan_of(of(made, 3.0), CATALOG, examine=True, objective=objective, **OPTIONS)
+    assert any(f"the fast scan finds {said}" in note for note in plan.notes) == any(layer.remote for layer in plan.layers)
 
 
 def test_the_copy_beside_it_does_not_depend_on_the_form(made: Profile) -> None:

@@ -42,6 +42,14 @@ def fp8(name: str, weight: Tensor, block: int = 128) -> Tensors:
     return {name: (weight.float() / every).to(torch.float8_e4m3fn), f"{name}_scale_inv": scales}
 
 
+def mxfp8(name: str, weight: Tensor) -> Tensors:
+    """One exponent of two for 32 neighbours of a row."""
+    grouped = weight.float().unflatten(-1, (-1, 32))
+    exponents = (grouped.abs().amax(dim=-1).clamp_min(1e-6) / 448).log2().ceil()
+    codes = (grouped / exponents.exp2()[..., None]).to(torch.float8_e4m3fn).flatten(-2)
+    return {name: codes, f"{name}_scale_inv": (exponents + 127).to(torch.uint8)}
+
+
 def mxfp4(name: str, weight: Tensor) -> Tensors:
     """The fused parameter [experts, in, out] as blocks [experts, out, in / 32, 16]."""
     grouped = weight.float().transpose(1, 2).unflatten(-1, (-1, 32))
@@ -129,6 +137,7 @@ class Format:
 FORMATS = {
     "fp8": Format(fp8, {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}),
     "mxfp4": Format(mxfp4, {"quant_method": "mxfp4", "modules_to_not_convert": ["self_attn", "router", "embed_tokens", "lm_head"]}),
+    "mxfp8": Format(mxfp8, {"quant_method": "mxfp8", "modules_to_not_convert": ["lm_head", "gate"]}),
     "nvfp4": Format(nvfp4, None, {"quantization": {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["lm_head", "*gate"]}}),
     "int4": Format(packed(4, 32), compressed("pack-quantized", 4, "int", 32)),
     "int8": Format(packed(8, None), compressed("pack-quantized", 8, "int", None)),

@@ -26,7 +26,7 @@ def unquantised(problem: Problem, aim: Aim) -> Unquantised | None:
     if not problem.spec.is_served_quantised:
         return None
     problem = problem_of_copy(problem)
-    placement = _scanned(problem, aim)
+    placement = scanned(problem, aim)
     if placement is None:
         return None
     return Unquantised(
@@ -45,7 +45,7 @@ def problem_of_copy(problem: Problem) -> Problem:
     return replace(problem, spec=spec, latency=latency)
 
 
-def _scanned(problem: Problem, aim: Aim) -> Placement | None:
+def scanned(problem: Problem, aim: Aim) -> Placement | None:
     """Scan for a plan whose limits hold for every request, as `make_plan` does."""
     asked: Problem | None = problem
     while asked is not None and (found := scan(asked, aim)) is not None:

@@ -238,11 +238,6 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
     if method in ("exact", "forced") and (most := main_function.most_gpu_experts(problem)):
         yield _gpu_note(problem, most, "The bound is also" if is_some else "The lower bound is")
     yield from workload.assumptions
-    if problem.spec.remote is not None:
-        yield f"{problem.spec.stored_as} The profile says what that loses."
-    elif (stored := problem.spec.stored_as) is not None:
-        yield stored if problem.spec.is_served_quantised else f"{stored} So this plan is for the copy."
-        yield "Whole models that stay quantised are among the alternatives."
     latency = problem.latency_of(placement.main)
     if latency is not problem.latency:
         yield f"Times of {placement.main.name} are those of the description '{latency.machine}', not measured."

@@ -36,6 +36,7 @@ from remoe_cli.plan.wording import (
     dollars,
     drafts_text,
     figure,
+    form_text,
     id_ranges,
     prices,
     request_tokens,
@@ -119,6 +120,7 @@ def summary_rows(plan: Plan) -> Rows:
         ("main function", f"{main}: {plan.main.memory_mb} MB, {_vcpus(plan.main)}{_at_once(plan)}"),
         *(("drafts", text) for text in drafts_text(plan)),
         ("remote experts", f"{remote:,} of {experts:,}, in {with_remote} of {len(plan.layers)} layers" if remote else "none"),
+        *(("expert form", text) for text in form_text(plan)),
         *(("local experts", text) for text in _local_text(plan)),
         ("optimality", _optimality(plan)),
     ]

@@ -20,8 +20,9 @@ from remoe_cli.plan.solve.candidates import candidate_sets
 from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.solve.exact import multipliers
 from remoe_cli.plan.solve.node import Task
-from remoe_cli.plan.wording import figure, per_million, request_tokens
+from remoe_cli.plan.wording import figure, form_text, per_million, request_tokens
 from remoe_cli.profile.record import Profile
+from remoe_cli.units import size
 
 BINDS = 1e-3  # a plan is at a limit of which less than this share is left
 ROOMS = {"memory": "the main function's memory", "storage": "its /tmp", "gpu memory": "the GPU's memory, beside the rest of the model,"}
@@ -55,6 +56,7 @@ def input_rows(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[tuple
     if workload.routing:
         yield "prompts", _predicted(workload.routing)
     yield "times", f"{latency.source}: {latency.machine}, {latency.measured_on}"
+    yield from _forms(plan, profile)
     yield "call overhead", latency.invocation.target if latency.invocation else f"catalog {catalog.name}"
     traffic = "unknown" if workload.requests_per_hour is None else f"{figure(workload.requests_per_hour)} requests an hour"
     yield "requests", f"{request_tokens(workload.n_in, workload.n_out)}; traffic {traffic}; {workload.cold_share:.1%} cold"
@@ -65,6 +67,18 @@ def input_rows(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[tuple
             yield BASELINE_TITLES[name], baseline.assumed
     for day, source, fields in sorted({(entry.date.isoformat(), entry.source, ", ".join(entry.of)) for entry in catalog.provenance}):
         yield f"catalog, {day}", f"{source.rstrip('.')}. It gives {fields}."
+
+
+def _forms(plan: Plan, profile: Profile) -> Iterator[tuple[str, str]]:
+    """Say what a quantised expert takes in each form that functions may compute, the plan's first."""
+    found = {record.spec.is_packed: record for record in (profile.in_form(True).record, profile.record)}
+    for text in form_text(plan):
+        takes = [
+            f"{'packed' if packed else 'ready'}, {size(record.spec.function_expert_bytes)} and "
+            f"{float(record.latency.remote_expert.seconds(1, 1.0)) * 1e3:.3g} ms"
+            for packed, record in sorted(found.items(), key=lambda pair: pair[0] != plan.model.packed)
+        ]
+        yield "expert form", f"{text}; in memory, and for a token on one vCPU, an expert takes: {'; '.join(takes)}"
 
 
 def _predicted(routing: PredictedRouting) -> str:
