@@ -37,10 +37,10 @@ def both(ready: Columns, packed: Columns) -> Columns:
     places = sum(table.shares.shape[0] * table.call_s.shape[0] for table in ready.decode_tables if isinstance(table, DecodeTable))
     kept = np.flatnonzero(packed.functions > 0)
     whole = {name: np.concatenate([getattr(ready, name), getattr(packed, name)[kept]]) for name in NAMES}
-    whole["decode_at"] = np.concatenate([ready.decode_at, packed.decode_at[kept] + places]).astype(np.int32)
+    whole["decode_at"] = np.concatenate([ready.decode_at, packed.decode_at[:, kept] + places], axis=1).astype(np.int32)
     whole["zt_s"] = np.concatenate([ready.zt_s, packed.zt_s[:, kept]], axis=1)
     form = np.repeat((0, 1), (len(ready.layer), len(kept)))
-    order = np.lexsort((whole["replicas"], form, whole["memory_mb"], whole["at_set"]))
+    order = np.lexsort((whole["replicas"], form, whole["functions"], whole["memory_mb"], whole["at_set"]))
     whole = {name: figures[..., order] for name, figures in whole.items()}
     starts = np.searchsorted(whole["layer"], np.arange(len(ready.starts)))
     return replace(ready, starts=starts, decode_tables=ready.decode_tables + packed.decode_tables, **whole)

@@ -20,7 +20,7 @@ from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import PlanRequest, forms_of
 from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS, Sets, candidate_sets
-from remoe_cli.plan.solve.columns import build_columns
+from remoe_cli.plan.solve.columns import build_columns, weighed_functions
 from remoe_cli.plan.solve.exact import GAP, Solution, solve
 from remoe_cli.plan.solve.forced import forced_sets
 from remoe_cli.plan.solve.given import read_placement
@@ -236,7 +236,7 @@ def _nearest(failed: list[InfeasibleError | OverBudgetError]) -> InfeasibleError
 
 def solve_or_diagnose(problem: Problem, candidates: tuple[Sets, ...], aim: Aim, time_limit_s: float, start: Solution | None) -> Solution:
     """Solve over the candidate sets, or raise the error that says which limit fails and what would do."""
-    columns = build_columns(problem, candidates)
+    columns = build_columns(problem, candidates, functions=weighed_functions(problem, aim))
     solution = None if columns.empty_layers else solve(Task(problem, columns, aim), GAP, time_limit_s, start)
     if solution is None:
         raise diagnose(problem, candidates, aim, time_limit_s)

@@ -18,7 +18,7 @@ class LayerPlan(Part):
     layer       its index among all hidden layers
     remote      ids of the remote experts, ascending
     gpu         ids of the experts on the main function's GPU, ascending; none of them is remote
-    functions   the experts of each function, where one function of `memory_mb` does not hold them all; else empty
+    functions   the experts of each function, where there are several; else empty
     replicas    instances that share the experts of a prompt; 1 where there are several functions
     timeout_s   after which the platform ends an invocation: the longest call of the plan's requests, with room; 0 without experts. By
                 default the longest that there is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from remoe_cli.plan.cost import expert_functions
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.document import LayerPlan, Outcome, Served
 from remoe_cli.plan.problem.problem import Placement
-from remoe_cli.plan.problem.request import PlanRequest, inputs_of, make_problem
+from remoe_cli.plan.problem.request import PlanRequest, inputs_of, make_problem, problem_of
+from remoe_cli.plan.solve.columns import fewest_functions
 from remoe_cli.profile.latency_record import CpuQuota, Curve, Exponential, Physical, Roofline
 from remoe_cli.profile.record import ModelRef, Profile, write_profile
 from remoe_cli.runtime import client
@@ -37,7 +39,7 @@ from remoe_cli.runtime.main_function import Request
 from remoe_cli.runtime.server_config import ServerConfig
 from tests.support import other_user
 from tests.support.by_hand import PROMPT, ByHand, by_hand, on_twin
-from tests.support.synthetic import synthetic_profile
+from tests.support.synthetic import plan_of, synthetic_profile
 
 HERE = target.LocalTarget(SILENT)
 LAYERS = (
@@ -103,6 +105,19 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     problem = make_problem(inputs.profile, catalog, PlanRequest(n_in=20, n_out=15))
     outcome, predicted = evaluate(problem, Placement(inputs.plan.main, LAYERS)), Outcome(**answer["receipt"]["predicted"])
     assert predicted.model_dump() == pytest.approx(outcome.model_dump(), rel=1e-12)
+
+
+def test_layers_with_more_functions_than_memory_needs_answer_as_transformers_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = by_hand(tmp_path, LAYERS)
+    plan = plan_of(made.profile, made.catalog, remote_share=0.75, objective="tpot")
+    problem = problem_of(plan, made.profile, made.catalog)
+    assert all(len(layer.functions) > fewest_functions(problem, at, layer) == 1 for at, layer in enumerate(plan.layers))
+    with on_twin(replace(made, plan=plan), tmp_path, monkeypatch) as inputs:
+        status = HERE.deploy(inputs.plan_path, "d", DeployOptions())
+        assert len(status["functions"]) == sum(len(layer.functions) for layer in plan.layers)
+        answer = client.answer(HERE.main_address("d"), PROMPT, 16, lambda text: None)
+        assert answer["token_ids"] == inputs.tokens()
+        assert {f["name"] for f in answer["receipt"]["functions"]} == {f["name"] for f in status["functions"]}
 
 
 def test_a_request_that_the_plan_does_not_cover_is_refused_before_it_costs_anything(

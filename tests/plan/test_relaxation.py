@@ -37,18 +37,20 @@ def test_a_growing_programme_by_hand() -> None:
 @pytest.mark.parametrize("seed", [2, 5])
 def test_a_merged_column_is_as_good_as_the_best_it_stands_for(seed: int, tmp_path: Path) -> None:
     """Two kinds of requests and divided layers; replicas that are cheaper than one, as each keeps within its CPU quota."""
-    columns = all_columns(instance(seed, tmp_path)[1])
+    problem = instance(seed, tmp_path)[1]
+    columns = all_columns(problem)
     merged, firsts = columns.merged()
     assert len(firsts) < len(columns.layer)
+    decode_s, least_s = (each.decode_s(problem, problem.menu[:1]) for each in (columns, merged))
     assert (columns.functions > 1).any() if seed == 2 else (merged.bill_usd < columns.bill_usd[firsts]).any()
     for at, (first, end) in enumerate(zip(firsts, np.append(firsts[1:], len(columns.layer)), strict=True)):
-        same = [
-            (columns.layer[i], columns.at_set[i], columns.memory_mb[i], columns.functions[i], columns.count[i]) for i in range(first, end)
-        ]
-        assert set(same) == {(merged.layer[at], merged.at_set[at], merged.memory_mb[at], merged.functions[at], merged.count[at])}
+        same = [(columns.layer[i], columns.at_set[i], columns.memory_mb[i], columns.count[i]) for i in range(first, end)]
+        assert set(same) == {(merged.layer[at], merged.at_set[at], merged.memory_mb[at], merged.count[at])}
         assert merged.zt_s[:, at].tolist() == columns.zt_s[:, first:end].min(axis=1).tolist()
         assert merged.bill_usd[at] == columns.bill_usd[first:end].min()
-        assert merged.decode_at[at] == columns.decode_at[first]
+        assert merged.start_s[at] == columns.start_s[first:end].min()
+        assert set(merged.decode_at[:, at]) == set(columns.decode_at[0, first:end])
+        assert least_s[at] == decode_s[first:end].min()
     assert (firsts[merged.starts] == columns.starts).all()
 
 

@@ -1,10 +1,9 @@
 """Every plan of a tiny problem, by plain loops: shares no code with the planner or the verifier.
 
-For each main function, every subset of each layer's experts, memory spec and number of replicas that fit; a set that no function of a
-memory spec holds is dealt out, least used first, over the fewest functions that do. Where an instance's GPU has room, any number of the
-most used other experts is on it. What a choice does without the main function is worked out once, and every time of the profile's curves
-once. Several requests at once are priced where none is cold. `drafts` are passes for each token, and the share of passes with 1, 2, ..
-rows.
+For each main function, every subset of each layer's experts, memory spec, and number of replicas or functions that fit; a set is dealt
+out to several functions in turn, least used first. Where an instance's GPU has room, any number of the most used other experts is on it.
+What a choice does without the main function is worked out once, and every time of the profile's curves once. Several requests at once are
+priced where none is cold. `drafts` are passes for each token, and the share of passes with 1, 2, .. rows.
 """
 
 from __future__ import annotations
@@ -195,13 +194,12 @@ class Brute:
             if not remote:
                 yield self.choice(use, seen, order, [], 0, 0)  # type: ignore[misc]
             for memory_mb in side.memory_menu_mb if remote else ():
-                for functions in range(1, side.max_functions + 1):
-                    parts = [part for j in range(functions) if (part := list(remote[j::functions]))]
+                for functions in range(1, min(side.max_functions, len(remote)) + 1):
+                    parts = [list(remote[j::functions]) for j in range(functions)]
                     if all(self.bytes(part, use) <= memory_mb * 2**20 for part in parts):
                         for replicas in range(1, (side.max_replicas if functions == 1 else 1) + 1):
                             found = self.choice(use, seen, order, parts, memory_mb, replicas)
                             yield from [found] if found else []
-                        break
 
     def bytes(self, part: list[int], use: list[float]) -> float:
         side, longest = self.catalog.function, max(self.most, *(n_in for _, n_in, _ in self.kinds))

@@ -19,7 +19,7 @@ from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import GB_MB, MB, Placement, Problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS, gpu_sizes, remote_sizes_beside_gpu
-from remoe_cli.plan.solve.columns import build_columns
+from remoe_cli.plan.solve.columns import build_columns, fewest_functions
 from remoe_cli.plan.wording import (
     BASELINE_NAMES,
     HOURS_PER_MONTH,
@@ -237,6 +237,7 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
         yield f"The lower bound is for plans that make each layer's least used experts remote{searched}."
     if method in ("exact", "forced") and (most := main_function.most_gpu_experts(problem)):
         yield _gpu_note(problem, most, "The bound is also" if is_some else "The lower bound is")
+    yield from _more_functions(problem.at_main(placement.main), placement)
     yield from workload.assumptions
     latency = problem.latency_of(placement.main)
     if latency is not problem.latency:
@@ -275,6 +276,17 @@ def notes(problem: Problem, placement: Placement, method: Method, gain: float) -
     if catalog.storage.usd_per_gb_month:
         month = catalog.storage.usd_per_gb_month * problem.spec.read_bytes / 2**30
         yield f"Storing the model costs another {dollars(month)} a month."
+
+
+def _more_functions(problem: Problem, placement: Placement) -> Iterator[str]:
+    """Say how many layers have more functions than memory needs, and what for."""
+    numbers = [(len(layer.parts), fewest_functions(problem, index, layer)) for index, layer in enumerate(placement.layers)]
+    if more := sum(one > fewest for one, fewest in numbers):
+        functions, needed = (sum(each) for each in zip(*numbers, strict=True))
+        yield (
+            f"{more} of {len(numbers)} layers have more expert functions than memory needs, {functions} in all instead of {needed}: they "
+            "compute a token's experts at the same time, for more calls."
+        )
 
 
 def _unpaid_cores(problem: Problem, main: MainSpec) -> Iterator[str]:

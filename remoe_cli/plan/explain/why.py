@@ -17,7 +17,7 @@ from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Placement, Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.solve.candidates import candidate_sets
-from remoe_cli.plan.solve.columns import build_columns
+from remoe_cli.plan.solve.columns import build_columns, weighed_functions
 from remoe_cli.plan.solve.exact import multipliers
 from remoe_cli.plan.solve.node import Task
 from remoe_cli.plan.wording import figure, form_text, per_million, request_tokens
@@ -123,7 +123,8 @@ def binding_rows(problem: Problem, aim: Aim, plan: Plan) -> Iterator[tuple[str, 
     Savings come from the duals of the relaxation at this main spec.
     """
     main = Main(plan.main, plan.instances)
-    prices = multipliers(Task(problem, build_columns(problem, candidate_sets(problem)), aim), main)
+    columns = build_columns(problem, candidate_sets(problem), functions=weighed_functions(problem, aim))
+    prices = multipliers(Task(problem, columns, aim), main)
     outcome = plan.outcome
     placement = Placement(plan.main, plan.layers, plan.instances)
     request_s = busy_s(problem, placement, outcome, layer_outcomes(problem, placement))

@@ -24,6 +24,11 @@ class Aim:
     budget_usd: float | None = None
     ttft_percentile: float | None = None
 
+    @property
+    def is_for_tpot(self) -> bool:
+        """Tell whether TPOT is the objective or has a limit."""
+        return self.objective == "tpot" or self.tpot_s is not None
+
     def value(self, outcome: Outcome) -> float:
         """Read the objective from an outcome, in USD or seconds.
 

@@ -2,9 +2,10 @@
 
 A choice is a set (which experts are remote, and which are on the GPU), a memory spec, a number of functions and a number of replicas. With
 the main spec fixed, its part of TTFT, TPOT and cost is a constant, so the max() and the products of the paper's non-linear programme
-disappear. The C columns of all layers lie one after the other, those of one set together. Remote experts that no single function of a
-memory spec holds are divided over the fewest functions that do; only undivided ones have replicas. What is on the GPU changes nothing of
-the functions: sets with the same remote experts are priced once, and differ in the main function's times only.
+disappear. The C columns of all layers lie one after the other, those of one set together. Remote experts are in one function, or divided
+over as many as the catalog allows: where no single one holds them, or because several compute a token's experts at once. Only undivided
+ones have replicas. What is on the GPU changes nothing of the functions: sets with the same remote experts are priced once, and differ in
+the main function's times only.
 
 Source: planning.md, section 'Columns'.
 """
@@ -12,8 +13,9 @@ Source: planning.md, section 'Columns'.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -22,14 +24,16 @@ import numpy as np
 from remoe_cli.plan.arrays import Bools, Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function, steps
 from remoe_cli.plan.cost.expert_functions import Places
+from remoe_cli.plan.cost.steps import StepTimes
 from remoe_cli.plan.document import LayerPlan, MainSpec
-from remoe_cli.plan.problem.aim import SLACK
+from remoe_cli.plan.problem.aim import SLACK, Aim
 from remoe_cli.plan.problem.hits import owner_of, owners, positions
 from remoe_cli.plan.problem.problem import MB, Problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import ON_CPU, ON_GPU, REMOTE, Sets
 from remoe_cli.plan.solve.variants import DecodeTable, Small, StepTable, hits_of, kept, spread_out, variants_of
 
+_KEPT = 4  # so many times are kept of what `decode_s` works out for a range of main functions
 _AT_ONCE = 2**19  # figures in one table of sets, speeds and invocations: larger tables take more memory and as much time
 
 
@@ -45,9 +49,10 @@ class Columns:
     zt_s                  [B, C], remote prefill of each length of prompts
     bill_usd              [C], invocations of a request, with cold starts of functions
     start_s               [C], wait for functions that start, in the mean request (only beside an always-on main function)
-    decode_at             [C], place of the column in the result of `decode_s`
+    decode_at             [D, C], places of the column in `decode_tables`; the least of them is its decode time
 
-    Shapes: C columns, X sets, L layers, E experts, B lengths of prompts (`Workload.prompts`). Small integers are int32.
+    Shapes: C columns, X sets, L layers, E experts, B lengths of prompts (`Workload.prompts`); D is 1 unless columns are merged. Small
+    integers are int32.
     """
 
     sets: Sets
@@ -65,6 +70,7 @@ class Columns:
     start_s: Floats
     decode_at: Small
     decode_tables: tuple[DecodeTable | StepTable, ...]
+    _decode_s: dict[tuple[StepTimes, ...], Floats] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def empty_layers(self) -> list[int]:
@@ -94,32 +100,43 @@ class Columns:
             out.append(seconds)
         return np.array(out)
 
-    def decode_s(self, problem: Problem, specs: Sequence[MainSpec]) -> Floats:
-        """Compute the mean time of a decode step, the least of the specs.
+    def decode_s(self, problem: Problem, specs: Sequence[MainSpec], at: Ints | None = None) -> Floats:
+        """Compute the mean time of a decode step of the columns `at`, or of all: the least of the specs.
 
-        Shapes: for the places that `decode_at` names.
+        Shapes: [C].
         """
-        times = [steps.step_times(problem, spec) for spec in specs]
-        cpu_s, gpu_s = (min(each[device][1] for each in times) for device in (0, 1))
-        fastest = steps.least_times(times)
-        each_s = [
-            table.expected_s(cpu_s, gpu_s)
-            if isinstance(table, DecodeTable)
-            else np.minimum.reduce([table.seconds(each) for each in fastest])
-            for table in self.decode_tables
-        ]
-        return np.concatenate([seconds.ravel() for seconds in each_s])
+        fastest = steps.least_times([steps.step_times(problem, spec) for spec in specs])
+        if fastest not in self._decode_s:
+            cpu_s, gpu_s = (min(each[device][1] for each in fastest) for device in (0, 1))
+            each_s = [
+                table.expected_s(cpu_s, gpu_s)
+                if isinstance(table, DecodeTable)
+                else np.minimum.reduce([table.seconds(each) for each in fastest])
+                for table in self.decode_tables
+            ]
+            while len(self._decode_s) >= _KEPT:
+                del self._decode_s[next(iter(self._decode_s))]
+            self._decode_s[fastest] = np.concatenate([seconds.ravel() for seconds in each_s])
+        seconds = self._decode_s[fastest]
+        least: Floats = reduce(np.minimum, (seconds[places if at is None else places[at]] for places in self.decode_at))
+        return least
 
     def merged(self) -> tuple[Columns, Ints]:
-        """Merge columns that differ only in replicas into one optimistic column (elementwise minimum).
+        """Merge columns that differ only in functions and replicas into one optimistic column.
 
-        Its bound is valid for each of them. Also returns where the columns of each merged one begin among these.
+        It has the least of each figure, so its bound is valid for each. Also returns where the columns of each merged one begin.
         """
-        firsts = np.flatnonzero(np.diff(self.decode_at, prepend=-1))
-        names = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "gpu", "start_s", "decode_at")
+        firsts = np.flatnonzero(np.diff(self.at_set, prepend=-1) | np.diff(self.memory_mb, prepend=-1))
+        names = ("layer", "at_set", "memory_mb", "functions", "replicas", "count", "gpu")
         same: dict[str, Any] = {name: getattr(self, name)[firsts] for name in names}
-        zt_s, bill_usd = np.minimum.reduceat(self.zt_s, firsts, axis=1), np.minimum.reduceat(self.bill_usd, firsts)
-        return replace(self, starts=np.searchsorted(firsts, self.starts), zt_s=zt_s, bill_usd=bill_usd, **same), firsts
+        least: dict[str, Any] = {
+            name: np.minimum.reduceat(getattr(self, name), firsts, axis=-1) for name in ("zt_s", "bill_usd", "start_s")
+        }
+        within = np.cumsum(np.diff(self.decode_at[0], prepend=-1) != 0)  # numbers the different places
+        within -= np.repeat(within[firsts], np.diff(np.append(firsts, len(within))))
+        places = np.repeat(self.decode_at[:, firsts], within.max(initial=0) + 1, axis=0)
+        places[within, np.repeat(np.arange(len(firsts)), np.diff(np.append(firsts, len(within))))] = self.decode_at[0]
+        return replace(self, starts=np.searchsorted(firsts, self.starts), decode_at=places, **same, **least), firsts
 
     def layer_plans(self, problem: Problem, chosen: Ints) -> tuple[LayerPlan, ...]:
         """Write one chosen column per layer, in order, as the layers of a plan."""
@@ -147,13 +164,14 @@ def build_columns(
     candidates: tuple[Sets, ...],
     *,
     memory_menu_mb: tuple[int, ...] | None = None,
+    functions: Collection[int] | None = None,
     replicas: tuple[int, ...] | None = None,
     payload_limited: bool = True,
 ) -> Columns:
-    """Price the candidate sets of each layer at every memory spec and number of replicas, or at some.
+    """Price the candidate sets of each layer at every memory spec and number of functions and replicas.
 
-    Left out is what does not fit the function's memory, its time or the payload, and what cannot be better: memory that makes a function
-    no faster, and replicas that do not shorten prefill.
+    Or at some; the fewest functions that hold a set are always among them. Left out is what does not fit the function's memory, its time
+    or the payload, and what cannot be better: memory that makes a function no faster, and replicas that do not shorten prefill.
 
     Shapes: `candidates` per layer [S, E].
     """
@@ -178,16 +196,16 @@ def build_columns(
     parts, more = spread_out(problem, variants, [_nothing_remote(workload, empty)], empty, nowhere, None, 0)
     tables += more
     taken = len(empty) + sum(_places(table) for table in more)
-    for divided in _divided(problem, menu, members, set_layer):
-        at, functions, memory_mb = divided.at, divided.functions, divided.memory_mb
+    for divided in _divided(problem, menu, members, set_layer, range(1, side.max_functions + 1) if functions is None else functions):
+        at, number, memory_mb = divided.at, divided.functions, divided.memory_mb
         if not problem.is_one_token:
-            keeps = kept(len(members), len(divided.speeds_mb), functions, problem.step_rows(0).shape[1])
+            keeps = kept(len(members), len(divided.speeds_mb), number, problem.step_rows(0).shape[1])
             several = StepTable(problem, divided.layer, divided.owner, divided.speeds_mb, keeps)
             tables.append(several)
             billed_s, calls = several.billed()
             billed = billed_s / problem.concurrency, calls / problem.concurrency
         else:
-            counted = workload.hits.of_prefixes(divided.layer, count[at], functions) if prefixes else None
+            counted = workload.hits.of_prefixes(divided.layer, count[at], number) if prefixes else None
             hits = counted or hits_of(problem, divided.layer, divided.owner)
             wait_s = expert_functions.decode_wait_s(problem, divided.speeds_mb[:, None], hits.busiest)
             tables.append(DecodeTable(hits.local, wait_s, hits.shares))
@@ -195,12 +213,12 @@ def build_columns(
         decode_usd = expert_functions.bill_usd(problem, memory_mb, divided.biggest, *billed)
         start_s = workload.cold_share * expert_functions.cold_s(problem, divided.biggest)
         priced = []
-        for z, quicker, zt_s, usd in _instances(divided, numbers if functions == 1 else (1,), payload_limited):
+        for z, quicker, zt_s, usd in _instances(divided, numbers if number == 1 else (1,), payload_limited):
             s, v = np.nonzero(quicker)
             small = {
                 "at_set": at[s],
                 "memory_mb": memory_mb[s, v],
-                "functions": np.full(len(s), functions),
+                "functions": np.full(len(s), number),
                 "replicas": np.full(len(s), z),
                 "decode_at": taken + np.ravel_multi_index((s, v), memory_mb.shape),
             }
@@ -210,8 +228,9 @@ def build_columns(
         copied, more = spread_out(problem, variants, priced, at, divided.owner, divided.speeds_mb, taken)
         parts, tables = [*parts, *copied], [*tables, *more]
         taken += memory_mb.size + sum(_places(table) for table in more)
-    order = np.lexsort([np.concatenate([part[name] for part in parts]) for name in ("replicas", "memory_mb", "at_set")])
+    order = np.lexsort([np.concatenate([part[name] for part in parts]) for name in ("replicas", "functions", "memory_mb", "at_set")])
     whole = {name: np.concatenate([part.pop(name) for part in parts], axis=-1)[..., order] for name in tuple(parts[0])}
+    whole["decode_at"] = whole["decode_at"][None]
     layer = layer_of_set[whole["at_set"]]
     return Columns(
         sets=sets,
@@ -223,6 +242,24 @@ def build_columns(
         decode_tables=tuple(tables),
         **whole,
     )
+
+
+def weighed_functions(problem: Problem, aim: Aim) -> Collection[int]:
+    """List the numbers of functions that are weighed for an aim besides the fewest that hold a set.
+
+    These are all if it is for TPOT, else none.
+    """
+    return range(1, problem.catalog.function.max_functions + 1) if aim.is_for_tpot else ()
+
+
+def fewest_functions(problem: Problem, index: int, layer: LayerPlan) -> int:
+    """Count the functions that the MoE layer at `index` needs at its memory; 0 where none is remote."""
+    members = np.isin(np.arange(problem.spec.experts_per_layer), layer.remote)[None]
+    for functions in range(1, len(layer.parts)):
+        owner = owners(members, problem.workload.ranks[index], functions)
+        if _function_loads(problem, np.array([index]), owner, functions)[1][0] <= layer.memory_mb * MB:
+            return functions
+    return len(layer.parts)
 
 
 def _places(table: DecodeTable | StepTable) -> int:
@@ -246,7 +283,7 @@ class _Divided:
     owner       [S, E], the function of each expert, -1 for local
     biggest     [S], experts of the fullest function
     speeds_mb   [V], a memory spec of each number of vCPUs that there is
-    memory_mb   [S, V], the least spec of that speed that holds the set in so many functions and in no fewer; 0 where there is none
+    memory_mb   [S, V], the least spec of that speed that holds the set in so many functions; 0 where there is none
     """
 
     problem: Problem
@@ -265,19 +302,24 @@ class _Divided:
             yield int(self.layer[start]), slice(start, end)
 
 
-def _divided(problem: Problem, menu: Ints, members: Bools, set_layer: Small) -> Iterator[_Divided]:
-    """Divide the sets over one function, then over two, and so on, a limited number of sets at a time."""
-    side = problem.catalog.function
+def _divided(problem: Problem, menu: Ints, members: Bools, set_layer: Small, numbers: Collection[int]) -> Iterator[_Divided]:
+    """Divide the sets over one function, then over two, and so on, a limited number of sets at a time.
+
+    A number that is not among `numbers` counts only where fewer functions do not hold the set.
+    """
+    side, count = problem.catalog.function, members.sum(axis=1)
     place_in_set = positions(members, problem.workload.ranks[set_layer])
     first = np.flatnonzero(np.diff(expert_functions.function_vcpus(side, menu), prepend=0.0))  # [V]: the least spec of each speed
-    # [X, V]: from this spec on, fewer functions hold the set
-    end = np.where(members.any(axis=1, keepdims=True), np.append(first[1:], len(menu)), first)
+    faster = np.append(first[1:], len(menu))  # [V]: the least spec of the next speed
+    end = np.repeat(faster[None], len(members), axis=0)  # [X, V]: from this spec on, fewer functions hold the set
     for functions in range(1, side.max_functions + 1):
-        at = np.flatnonzero((first < end).any(axis=1))
+        wanted = functions in numbers
+        at = np.flatnonzero((count >= functions) & (wanted | (first < end).any(axis=1)))  # no function is empty
+        before = faster if wanted else end[at]
         owner = np.where(members[at], place_in_set[at] % functions, -1)
         biggest, held = _function_loads(problem, set_layer[at], owner, functions)
         place = np.maximum(np.searchsorted(menu * MB, held)[:, None], first)
-        memory_mb = np.where(place < end[at], np.append(menu, 0)[place], 0)
+        memory_mb = np.where(place < before, np.append(menu, 0)[place], 0)
         end[at] = np.minimum(place, end[at])
         fit = np.flatnonzero(memory_mb.any(axis=1))
         step = max(1, _AT_ONCE // (len(first) * max(functions, side.max_replicas)))

@@ -17,7 +17,7 @@ from remoe_cli.plan.document import MainSpec, Objective
 from remoe_cli.plan.problem.aim import SLACK, Aim
 from remoe_cli.plan.problem.problem import MB, Problem
 from remoe_cli.plan.solve.candidates import REMOTE, Sets
-from remoe_cli.plan.solve.columns import Columns, build_columns
+from remoe_cli.plan.solve.columns import Columns, build_columns, weighed_functions
 from remoe_cli.plan.solve.exact import solve
 from remoe_cli.plan.solve.node import Task
 from remoe_cli.plan.wording import request_tokens
@@ -34,7 +34,7 @@ def diagnose(problem: Problem, candidates: tuple[Sets, ...], aim: Aim, time_limi
 
 
 def _diagnosed(problem: Problem, candidates: tuple[Sets, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
-    columns = build_columns(problem, candidates)
+    columns = build_columns(problem, candidates, functions=weighed_functions(problem, aim))
     if not _roomy(problem, columns):
         return _memory_or_payload(problem, candidates, columns)
 

@@ -32,8 +32,8 @@ ROUNDS, WORTH = 12, 1e-5  # at most so often, and only while so large a share is
 def improve(problem: Problem, aim: Aim, solution: Solution) -> Solution:
     """Exchange single experts of each layer once, layer after layer, where that lowers the objective.
 
-    The layers keep the plan's memory specs; replicas are chosen again. Returns the same solution when no exchange pays. With experts on the
-    GPU, whose numbers were chosen in steps, this is repeated while it pays.
+    The layers keep the plan's memory specs and numbers of functions; replicas are chosen again. Returns the same solution when no exchange
+    pays. With experts on the GPU, whose numbers were chosen in steps, this is repeated while it pays.
     """
     for _ in range(ROUNDS):
         better = _improved(problem, aim, solution)
@@ -46,12 +46,14 @@ def improve(problem: Problem, aim: Aim, solution: Solution) -> Solution:
 def _improved(problem: Problem, aim: Aim, solution: Solution) -> Solution:
     sets = tuple(_exchanges(rank, layer) for rank, layer in zip(problem.workload.ranks, solution.layers, strict=True))
     menu = tuple(sorted({layer.memory_mb for layer in solution.layers} - {0}))
-    columns = build_columns(problem, sets, memory_menu_mb=menu)
+    parts = [len(layer.parts) for layer in solution.layers]
+    columns = build_columns(problem, sets, memory_menu_mb=menu, functions=set(parts) if aim.is_for_tpot else ())
     node = make_node(Task(problem, columns, aim), (solution.main,))
     first = np.searchsorted(columns.set_layer, columns.layer)  # the layer as it is
     memory_mb, replicas = np.array([(layer.memory_mb, layer.replicas) for layer in solution.layers]).T[:, columns.layer]
+    here = (columns.at_set == first) & (columns.memory_mb == memory_mb) & (columns.functions == np.array(parts)[columns.layer])
     # Columns leave out replicas that shorten nothing, which only the scan may have: then take the next fewer.
-    alike = np.flatnonzero((columns.at_set == first) & (columns.memory_mb == memory_mb) & (columns.replicas <= replicas))
+    alike = np.flatnonzero(here & (columns.replicas <= replicas))
     now = alike[np.diff(columns.layer[alike], append=len(sets)) > 0]
     assert node is not None and len(now) == len(sets)
     better = polished(node, now)

@@ -156,7 +156,6 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
     chosen: Any = slice(None) if at is None else at
     sets = columns.at_set[chosen]
     local = np.minimum.reduce([columns.local_s(problem, spec) for spec in specs])
-    at_s = columns.decode_s(problem, specs)
     prefill_s = [np.maximum(local_s[sets], zt_s[chosen]) for local_s, zt_s in zip(local, columns.zt_s, strict=True)]
     first_s = sum(kind.share * seconds for kind, seconds in zip(workload.lengths, prefill_s, strict=False)) + np.zeros(len(sets))
     warm_s, local_experts = first_s, problem.spec.experts_per_layer - columns.count[chosen]
@@ -173,7 +172,7 @@ def _figures(problem: Problem, columns: Columns, bought: tuple[Main, ...], at: I
         for spec in specs
     )
     turn_s, turn_rest_s = np.zeros(len(sets)), 0.0  # that a prompt waits for the others
-    step_s, step_rest_s = at_s[columns.decode_at[chosen]], min(main_function.decode_rest_s(problem, spec) for spec in specs)
+    step_s, step_rest_s = columns.decode_s(problem, specs, at), min(main_function.decode_rest_s(problem, spec) for spec in specs)
     decode_s, tpot_rest_s = problem.drafting.passes * step_s, problem.drafting.passes * step_rest_s
     if problem.concurrency > 1:
         turn_s, turn_rest_s, cold_s = step_s, step_rest_s, first_s - warm_s

@@ -6,7 +6,7 @@ are worth a look, and one is rounded from it. The plan meets the limits and is g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.problem.aim import Aim
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.solve.candidates import Sets, gpu_sizes, prefix_sets, with_gpu
-from remoe_cli.plan.solve.columns import build_columns
+from remoe_cli.plan.solve.columns import build_columns, weighed_functions
 from remoe_cli.plan.solve.exact import NodeBound, Solution, bound_node
 from remoe_cli.plan.solve.node import Task, mains, make_node
 from remoe_cli.plan.solve.rounding import rounded
@@ -31,13 +31,14 @@ _CLOSE = 1e-5  # relative distance to the relaxation's value at which a bound is
 
 @dataclass(frozen=True)
 class _Grid:
-    """Sizes of remote sets, memory specs and replicas that a pass looks at.
+    """Sizes of remote sets, memory specs, numbers of functions and replicas that a pass looks at.
 
     closer   by how much nearer to each other its main functions are than those of the first pass
     """
 
     sizes: tuple[int, ...]
     menu: tuple[int, ...]
+    functions: Collection[int]
     replicas: tuple[int, ...]
     closer: int = 1
 
@@ -53,26 +54,32 @@ def scan(problem: Problem, aim: Aim, least: int = 0) -> Solution | None:
 
 def _scan(problem: Problem, aim: Aim, least: int) -> Solution | None:
     """Find such a plan where all main functions serve equally many requests at once."""
-    best = _pass(problem, aim, _grid(problem, least, None, 1), None) or _pass(problem, aim, _everything(problem, least), None)
+    best = _pass(problem, aim, _grid(problem, aim, least, None, 1), None) or _pass(problem, aim, _everything(problem, aim, least), None)
     for closer in CLOSER:
         if best is not None:
-            best = _pass(problem, aim, _grid(problem, least, best, closer), best)
+            best = _pass(problem, aim, _grid(problem, aim, least, best, closer), best)
     return best
 
 
-def _grid(problem: Problem, least: int, best: Solution | None, closer: int) -> _Grid:
+def _grid(problem: Problem, aim: Aim, least: int, best: Solution | None, closer: int) -> _Grid:
     """Lay a grid far apart, or around what the best plan uses."""
     used, side, most = best.layers if best else (), problem.catalog.function, problem.spec.experts_per_layer
     sizes = {least, *_picked(range(least, most + 1), {len(layer.remote) for layer in used}, SIZES, closer), most}
     menu = _picked(side.memory_menu_mb, {layer.memory_mb for layer in used}, SPECS, closer)
-    near = {layer.replicas + more for layer in used if layer.replicas for more in (-1, 0, 1)}
-    replicas = tuple(n for n in range(1, side.max_replicas + 1) if (n in near if near else n & (n - 1) == 0))
-    return _Grid(tuple(sorted(sizes)), menu, replicas, closer)
+    functions = _doubled(side.max_functions, {len(layer.parts) for layer in used}) if aim.is_for_tpot else ()
+    return _Grid(tuple(sorted(sizes)), menu, functions, _doubled(side.max_replicas, {layer.replicas for layer in used}), closer)
 
 
-def _everything(problem: Problem, least: int) -> _Grid:
+def _doubled(most: int, used: set[int]) -> tuple[int, ...]:
+    """List 1, 2, 4 .. up to `most`, or the numbers next to the `used` ones."""
+    near = {number + more for number in used - {0} for more in (-1, 0, 1)}
+    return tuple(n for n in range(1, most + 1) if (n in near if near else n & (n - 1) == 0))
+
+
+def _everything(problem: Problem, aim: Aim, least: int) -> _Grid:
     sizes, side = range(least, problem.spec.experts_per_layer + 1), problem.catalog.function
-    return _Grid(_picked(sizes, set(), FEW, 1), side.memory_menu_mb, tuple(range(1, side.max_replicas + 1)))
+    replicas = tuple(range(1, side.max_replicas + 1))
+    return _Grid(_picked(sizes, set(), FEW, 1), side.memory_menu_mb, weighed_functions(problem, aim), replicas)
 
 
 def _pass(problem: Problem, aim: Aim, grid: _Grid, best: Solution | None) -> Solution | None:
@@ -80,7 +87,8 @@ def _pass(problem: Problem, aim: Aim, grid: _Grid, best: Solution | None) -> Sol
 
     Main functions are those near that of `best`, if there is one.
     """
-    columns = build_columns(problem, _sets(problem, grid, best), memory_menu_mb=grid.menu, replicas=grid.replicas)
+    sets = _sets(problem, grid, best)
+    columns = build_columns(problem, sets, memory_menu_mb=grid.menu, functions=grid.functions, replicas=grid.replicas)
     here = Task(problem, columns, aim)
     cutoff = best.value if best else np.inf
     bound: NodeBound | None = None
