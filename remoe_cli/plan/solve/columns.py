@@ -252,7 +252,7 @@ class _Divided:
     problem: Problem
     at: Ints
     layer: Small
-    owner: Ints
+    owner: Places
     functions: int
     biggest: Ints
     speeds_mb: Ints
@@ -268,7 +268,7 @@ class _Divided:
 def _divided(problem: Problem, menu: Ints, members: Bools, set_layer: Small) -> Iterator[_Divided]:
     """Divide the sets over one function, then over two, and so on, a limited number of sets at a time."""
     side = problem.catalog.function
-    place_in_set = positions(members, problem.workload.ranks[set_layer])
+    place_in_set = positions(members, problem.workload.ranks[set_layer]).astype(np.int16)
     first = np.flatnonzero(np.diff(expert_functions.function_vcpus(side, menu), prepend=0.0))  # [V]: the least spec of each speed
     # [X, V]: from this spec on, fewer functions hold the set
     end = np.where(members.any(axis=1, keepdims=True), np.append(first[1:], len(menu)), first)
@@ -328,7 +328,7 @@ def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bo
         yield number, quicker, zt_s, usd
 
 
-def _shared(divided: _Divided, tokens: Floats, replicas: tuple[int, ...]) -> Ints | Places:
+def _shared(divided: _Divided, tokens: Floats, replicas: tuple[int, ...]) -> Places:
     """Assign each expert to an invocation of a prompt. Divided sets have no replicas.
 
     Shapes: [Z, S, E].
@@ -340,7 +340,7 @@ def _shared(divided: _Divided, tokens: Floats, replicas: tuple[int, ...]) -> Int
     return np.concatenate(each, axis=1)
 
 
-def _function_loads(problem: Problem, layer: Small, owner: Ints, functions: int) -> tuple[Ints, Floats]:
+def _function_loads(problem: Problem, layer: Small, owner: Places, functions: int) -> tuple[Ints, Floats]:
     """Count the experts of the fullest function, and the bytes that the largest one needs.
 
     Shapes: [S].
