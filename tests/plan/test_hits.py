@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, HitDistribution, owners
+from remoe_cli.plan.problem import hits
+from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, HitCounter, HitDistribution, HitShares, owners
 from remoe_cli.plan.problem.traffic import one_length
 from remoe_cli.plan.problem.workload import Workload, patterns_of
 
@@ -133,10 +134,41 @@ def test_owners_by_hand() -> None:
     assert owners(members, np.array([4, 0, 1, 3, 2]), 2).tolist() == [[1, 0, -1, 0, 1], [-1, -1, -1, -1, 0]]
 
 
-def test_sets_with_experts_on_the_gpu_are_counted_once_for_each_layer() -> None:
-    hits = workload_of([[[0, 1], [1, 2]], [[2, 3], [0, 3]]], 4).hits
-    owner = np.array([[ON_GPU, 0, ON_CPU, ON_CPU]])
-    found = hits.of_owners(0, owner)
-    assert hits.of_owners(0, owner.copy()) is found
-    assert pairs(hits.of_owners(1, owner), 0) != pairs(found, 0)
-    assert pairs(hits.of_owners(0, np.array([[ON_GPU, 0, 1, ON_CPU]])), 0) != pairs(found, 0)
+def asked(counter: HitCounter, layers: Any, owner: Any) -> HitShares:
+    """Sets with experts on the GPU, each with rows of its own."""
+    every = np.arange(len(owner))
+    return counter.beside_gpu(layers, np.where(owner == ON_GPU, ON_CPU, owner), every, owner == ON_GPU, every)
+
+
+@CHECK
+@given(made=traces(), data=st.data())
+def test_hits_on_the_gpu_are_what_tokens_do_however_often_they_are_asked_for(made: tuple[Any, int], data: st.DataObject) -> None:
+    trace, experts = made
+    workload = workload_of(trace, experts)
+    places = st.lists(st.integers(ON_GPU, 2), min_size=experts, max_size=experts)
+    owner = np.array(data.draw(st.lists(places, min_size=2, max_size=6)))
+    owner[:, 0] = ON_GPU
+    layers = np.sort(np.array(data.draw(st.lists(st.integers(0, trace.shape[1] - 1), min_size=len(owner), max_size=len(owner)))))
+    asked(workload.hits, layers[: len(owner) // 2], owner[: len(owner) // 2])
+    hits = asked(workload.hits, layers, owner)
+    assert hits.gpu is not None
+    for at, (layer, one) in enumerate(zip(layers.tolist(), owner, strict=True)):
+        seen: Counter[tuple[int, int, int]] = Counter()
+        for token in trace[:, layer].tolist():
+            places_hit = Counter(int(one[e]) for e in token if e >= 0)
+            seen[places_hit[ON_CPU], max((n for place, n in places_hit.items() if place >= 0), default=0), places_hit[ON_GPU]] += 1
+        each = zip(hits.local.tolist(), hits.busiest.tolist(), hits.gpu.tolist(), hits.shares[at].tolist(), strict=True)
+        found = {(local, busiest, gpu): share for local, busiest, gpu, share in each if share}
+        assert found == pytest.approx({kind: tokens / len(trace) for kind, tokens in seen.items()})
+
+
+def test_sets_with_experts_on_the_gpu_are_counted_once_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, counted = workload_of([[[0, 1], [1, 2]], [[2, 3], [0, 3]]], 4).hits, list[int]()
+    add_up = hits._beside
+    monkeypatch.setattr(hits, "_beside", lambda *some: (counted.append(len(some[2])), add_up(*some))[1])
+    owner = np.array([[ON_GPU, 0, ON_CPU, ON_CPU], [ON_GPU, ON_GPU, 0, ON_CPU]])
+    for layers in ([0, 0], [0, 1]):
+        asked(counter, np.array(layers), owner)
+    assert sum(counted) == 3  # the first set of the first layer is known by then
+    first, other = asked(counter, np.array([0, 1]), owner[[0, 0]]).shares
+    assert first.tolist() != other.tolist()

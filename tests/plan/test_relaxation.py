@@ -11,6 +11,7 @@ import pytest
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.problem.aim import Aim, meets
 from remoe_cli.plan.problem.problem import Placement
+from remoe_cli.plan.solve.columns import build_columns
 from remoe_cli.plan.solve.exact import bound_node
 from remoe_cli.plan.solve.local_search import improve
 from remoe_cli.plan.solve.master_lp import RestrictedMaster
@@ -52,6 +53,17 @@ def test_a_merged_column_is_as_good_as_the_best_it_stands_for(seed: int, tmp_pat
         assert set(merged.decode_at[:, at]) == set(columns.decode_at[0, first:end])
         assert least_s[at] == decode_s[first:end].min()
     assert (firsts[merged.starts] == columns.starts).all()
+
+
+def test_nothing_is_priced_where_no_main_function_holds_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile, priced = synthetic_profile(tmp_path / "profile", experts=6), list[object]()
+    monkeypatch.setattr(
+        "remoe_cli.plan.solve.scan.build_columns", lambda *some, **more: priced.append(some) or build_columns(*some, **more)
+    )
+    for memory_mb in (100, 5000):
+        menu = [{"name": "only", "memory_mb": memory_mb, "vcpus": 1.0}]
+        found = scan(problem_of(profile, tiny_catalog({"menu": menu}), n_in=20, n_out=10), Aim())
+        assert (found is None, bool(priced)) == ((True, False) if memory_mb == 100 else (False, True))
 
 
 def some_node(seed: int, layers: int, width: int, limits: int) -> Node:

@@ -210,8 +210,7 @@ def break_even_traffic(problem: Problem, aim: Aim, by_use: Placement, whole: Map
         used: Priced | None = Priced(by_use, evaluate(idle_free, by_use))
     else:
         used = best_of(idle_free, replace(aim, objective="cost", budget_usd=None), MainKind.BY_USE)
-    rented = _cheapest_hour(idle_free, aim, whole)
-    if used is None or rented is None:
+    if used is None or (rented := _cheapest_hour(idle_free, aim, whole)) is None:
         return None
     busy_s = main_function.busy_s(idle_free, rented.ttft_s, rented.tpot_s, 0.0)
     spare_usd = used.outcome.cost_usd_per_request - rented.functions_usd

@@ -228,8 +228,9 @@ def lpt_for_each(work_s: Floats, members: Bools, replicas: Sequence[int]) -> Pla
     load = np.where(np.arange(most) < np.repeat(replicas, sets)[:, None], 0.0, np.inf)
     flat, firsts = load.reshape(-1), np.arange(len(load)) * most
     added = np.tile(np.where(members, work_s, 0.0).T, len(replicas))  # [E, Z S]
+    some = members.any(axis=0) & (work_s > 0)
     for expert in np.argsort(-work_s, kind="stable"):
-        if work_s[expert] > 0:
+        if some[expert]:
             at[expert] = least = load.argmin(axis=1)
             flat[firsts + least] += added[expert]
     at[added == 0] = -1
@@ -268,7 +269,7 @@ def loads(tokens: Floats, work_s: Floats, at: Ints | Places, parts: int) -> tupl
 
     Shapes: `tokens` [E], `work_s` [E, Y], `at` [S, E]; work [parts, S, Y], rows [parts, S].
     """
-    here = (at == np.arange(parts)[:, None, None]).astype(np.float64)  # [parts, S, E]
+    here = (at == np.arange(parts, dtype=at.dtype)[:, None, None]).astype(np.float64)  # [parts, S, E]
     return here @ work_s, here @ tokens
 
 

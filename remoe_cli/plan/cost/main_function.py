@@ -145,8 +145,7 @@ def base_bytes(problem: Problem) -> int:
 
     Source: method.md, section 4.
     """
-    spec, tokens = problem.spec, problem.workload.most_tokens.tokens
-    return spec.nonexpert_bytes + (spec.kv_cache_bytes(tokens) + spec.hidden_state_bytes * tokens) * problem.concurrency
+    return problem.spec.nonexpert_bytes + problem.request_bytes * problem.concurrency
 
 
 def main_memory_bytes(problem: Problem, spec: MainSpec, cpu_experts: int) -> float:

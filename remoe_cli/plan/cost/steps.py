@@ -18,7 +18,7 @@ import numpy.typing as npt
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.cost import expert_functions, main_function
 from remoe_cli.plan.document import MainSpec
-from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU
+from remoe_cli.plan.problem.hits import ON_CPU, ON_GPU, Few
 from remoe_cli.plan.problem.problem import Problem
 
 _SAME = 1e-12  # relative difference up to which each further row of an expert takes as long as the others
@@ -81,7 +81,7 @@ class Load:
         return work_s
 
 
-def loads_of(problem: Problem, layer: int, owner: Ints) -> tuple[Load, ...]:
+def loads_of(problem: Problem, layer: int, owner: Ints | Few) -> tuple[Load, ...]:
     """Count what the steps of the sets `owner` [S, E] of one layer send to each function."""
     rows, loads = problem.step_rows(layer), []
     for function in range(int(owner.max(initial=ON_CPU)) + 1):
@@ -132,7 +132,7 @@ def calls_of(loads: Sequence[Load], sets: int) -> Floats:
     return calls
 
 
-def layer_steps(problem: Problem, layer: int, owner: Ints, memory_mb: float, times: StepTimes) -> Steps:
+def layer_steps(problem: Problem, layer: int, owner: Ints | Few, memory_mb: float, times: StepTimes) -> Steps:
     """Price decode steps of the sets `owner` [S, E] of a layer, beside a main function of these times."""
     own_s, loads = own_step_s(owner, problem.step_rows(layer), times), loads_of(problem, layer, owner)
     inside_s = insides_s(problem, layer, loads, memory_mb)
@@ -140,7 +140,7 @@ def layer_steps(problem: Problem, layer: int, owner: Ints, memory_mb: float, tim
     return Steps(seconds, billed_s(problem, loads, inside_s, len(owner))[:, None], calls_of(loads, len(owner)))
 
 
-def own_step_s(owner: Ints, rows: npt.NDArray[np.int16], times: StepTimes) -> Floats:
+def own_step_s(owner: Ints | Few, rows: npt.NDArray[np.int16], times: StepTimes) -> Floats:
     """Compute the time of the main function's own experts in each step: CPU and GPU work at the same time.
 
     Shapes: [S, M].

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -24,20 +23,28 @@ ON_CPU, ON_GPU = -1, -2  # owners that are no function
 
 
 @dataclass(frozen=True)
-class HitDistribution:
-    """What one decode token of one layer hits, for each of S remote sets.
+class HitShares:
+    """What one decode token of one layer hits, for each of S sets.
 
     local, busiest   int64 [P], pairs that occur: experts hit in CPU memory, and in the function that is hit most
     shares           float64 [S, P], share of tokens with that pair
-    calls            float64 [S, k + 1], expected functions that are hit in so many experts; column 0 is 0
     gpu              int64 [P], experts hit on the GPU, with each pair; None where no set has any there
     """
 
     local: Ints
     busiest: Ints
     shares: Floats
+    gpu: Ints | None
+
+
+@dataclass(frozen=True)
+class HitDistribution(HitShares):
+    """The same, and what functions are hit.
+
+    calls   float64 [S, k + 1], expected functions that are hit in so many experts; column 0 is 0
+    """
+
     calls: Floats
-    gpu: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class HitCounter:
     """Count hits over the recorded tokens of all layers, and keep what is counted.
 
     Solvers and scenarios ask for the same sets many times, as plans do for other forms of experts and kinds of main functions. Each is
-    counted once: by `of_prefixes`, by `of_parts`, and by `of_owners` where experts are on the GPU.
+    counted once: by `of_prefixes`, by `of_parts`, and by `beside_gpu`.
 
     patterns   per layer
     ranks      int64 [L, E], 0 for the least used expert of a layer
@@ -54,23 +61,54 @@ class HitCounter:
     patterns: tuple[Pattern, ...]
     ranks: Ints
     _prefixes: dict[int, HitDistribution] = field(default_factory=dict, init=False, repr=False)
-    _with_gpu: dict[tuple[int, bytes], HitDistribution] = field(default_factory=dict, init=False, repr=False)
     _parts: dict[tuple[int, Parts, tuple[int, ...]], HitDistribution] = field(default_factory=dict, init=False, repr=False)
+    _rows: dict[bytes, int] = field(default_factory=dict, init=False, repr=False)  # a number for each row of `beside_gpu`
+    _beside: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict, init=False, repr=False)  # a row of a batch
+    _batches: list[tuple[Ints, Floats]] = field(default_factory=list, init=False, repr=False)  # codes that occur, and their shares
 
-    def of_owners(self, layer: int, owner: Ints) -> HitDistribution:
-        """Count for the sets `owner` [S, E] of one layer."""
-        if not (owner == ON_GPU).any():
-            return _counted(self.patterns[layer], owner)
-        key = layer, blake2b(owner.astype(np.int16).tobytes(), digest_size=16).digest()
-        if key not in self._with_gpu:
-            self._with_gpu[key] = _counted_with_gpu(self.patterns[layer], owner)
-        return self._with_gpu[key]
+    def of_owners(self, layer: int, owner: Ints | Few) -> HitDistribution:
+        """Count for the sets `owner` [S, E] of one layer, without experts on the GPU."""
+        return _counted(self.patterns[layer], owner)
 
     def of_parts(self, layer: int, parts: Parts, gpu: tuple[int, ...] = ()) -> HitDistribution:
         """Count for one set (S = 1), given by the experts of each of its functions, and those on the GPU."""
         if (layer, parts, gpu) not in self._parts:
-            self._parts[layer, parts, gpu] = self.of_owners(layer, owner_of(self.ranks.shape[1], parts, gpu))
+            found = self.of_owners(layer, owner_of(self.ranks.shape[1], parts))
+            if gpu:
+                one, on_gpu = np.zeros(1, dtype=np.int64), owner_of(self.ranks.shape[1], (), gpu) == ON_GPU
+                beside = self.beside_gpu(one + layer, owner_of(self.ranks.shape[1], parts), one, on_gpu, one)
+                found = HitDistribution(beside.local, beside.busiest, beside.shares, beside.gpu, found.calls)
+            self._parts[layer, parts, gpu] = found
         return self._parts[layer, parts, gpu]
+
+    def beside_gpu(self, layers: npt.NDArray[Any], divided: Ints | Few, remote: Ints, on_gpu: Bools, there: Ints) -> HitShares:
+        """Count for sets of layers [S], which ascend, with experts on the GPU.
+
+        Many sets share their remote experts or those on the GPU: `remote` and `there` [S] say which of the rows below are a set's.
+
+        Shapes: `divided` [R, E], the function of each remote expert, else ON_CPU; `on_gpu` [G, E].
+        """
+        slots = self.patterns[0][0].shape[1] + 1
+        numbers, numbers_gpu = self._numbered(divided.astype(np.int16)), self._numbered(np.packbits(on_gpu, axis=1))
+        shares = np.zeros((len(layers), slots**3))
+        for layer, begin in zip(*np.unique(layers, return_index=True), strict=True):
+            here = slice(begin, int(np.searchsorted(layers, layer, side="right")))
+            keys = [(int(layer), *key) for key in zip(numbers[remote[here]].tolist(), numbers_gpu[there[here]].tolist(), strict=True)]
+            if missing := {key: begin + place for place, key in enumerate(keys) if key not in self._beside}:
+                new = np.array(list(missing.values()))
+                counted = _beside(self.patterns[layer], divided, remote[new], on_gpu, there[new])
+                self._beside.update({key: (len(self._batches), row) for row, key in enumerate(missing)})
+                self._batches.append(((codes := np.flatnonzero(counted.any(axis=0))), counted[:, codes]))
+            batches, rows = np.array([self._beside[key] for key in keys]).T
+            for batch in np.unique(batches).tolist():
+                of_batch = np.flatnonzero(batches == batch)
+                codes, known = self._batches[batch]
+                shares[begin + of_batch[:, None], codes] = known[rows[of_batch]]
+        return HitShares(*_of_codes(shares, slots, True))
+
+    def _numbered(self, rows: npt.NDArray[Any]) -> Ints:
+        """Give equal rows the same number, in all calls."""
+        return np.array([self._rows.setdefault(row.tobytes(), len(self._rows)) for row in rows], dtype=np.int64)
 
     def of_prefixes(self, layer: npt.ArrayLike, sizes: Ints, functions: int) -> HitDistribution:
         """Count for the `sizes` [S] least used experts of a layer, or of layers [S], divided by `owners`.
@@ -81,7 +119,7 @@ class HitCounter:
             each = zip(self.patterns, self.ranks, strict=True)
             self._prefixes[functions] = joined([_all_prefixes(pattern, rank, functions) for pattern, rank in each])
         hits, at = self._prefixes[functions], np.asarray(layer) * (self.ranks.shape[1] + 1) + sizes
-        return HitDistribution(hits.local, hits.busiest, hits.shares[at], hits.calls[at])
+        return HitDistribution(hits.local, hits.busiest, hits.shares[at], None, hits.calls[at])
 
 
 def owner_of(experts: int, parts: Parts, gpu: tuple[int, ...] = ()) -> Ints:
@@ -122,7 +160,7 @@ def distinct_rows(rows: npt.NDArray[Any]) -> tuple[Ints, Ints]:
     return first, each
 
 
-def _hits_of(patterns: Ints, owner: Ints, owners: Sequence[int]) -> Few:
+def _hits_of(patterns: Ints, owner: Ints | Few, owners: Sequence[int]) -> Few:
     """Count the experts that each pattern hits of each of these owners.
 
     The counts of several owners are added up as the digits of one number.
@@ -134,7 +172,8 @@ def _hits_of(patterns: Ints, owner: Ints, owners: Sequence[int]) -> Few:
     at_once = 62 // bits
     for begin in range(0, len(owners), at_once):
         some = owners[begin : begin + at_once]
-        digit = np.zeros((len(owner), owner.shape[1] + 1), dtype=np.int16 if len(some) * bits < 16 else np.int64)  # the last: no expert
+        narrowest = next(kind for kind in (np.int16, np.int32, np.int64) if len(some) * bits < np.iinfo(kind).bits)
+        digit = np.zeros((len(owner), owner.shape[1] + 1), dtype=narrowest)  # the last: no expert
         for index, one in enumerate(some):
             digit[:, :-1][owner == one] = 1 << bits * index
         number = np.zeros((len(owner), len(patterns)), dtype=digit.dtype)
@@ -153,58 +192,69 @@ def _calls(hits: Few, counts: Ints | Floats, k: int) -> Floats:
     return calls
 
 
-def _counted(pattern: Pattern, owner: Ints) -> HitDistribution:
+def _counted(pattern: Pattern, owner: Ints | Few) -> HitDistribution:
     patterns, counts = pattern
     k, functions = patterns.shape[1], int(owner.max(initial=-1)) + 1
-    used = (patterns >= 0).sum(axis=1)
     hits = _hits_of(patterns, owner, range(functions))
-    calls = _calls(hits, counts, k)
-    busiest = hits.max(axis=0, initial=0)
-    code = busiest + (k + 1) * (used[None, :] - hits.sum(axis=0))
+    busiest, kept = _busiest_and_kept(patterns, hits)
+    code = busiest + (k + 1) * kept.astype(np.int64)
     pairs = np.unique(code)
     shares = np.stack([(code == pair) @ counts for pair in pairs], axis=1) / counts.sum()
-    return HitDistribution(pairs // (k + 1), pairs % (k + 1), shares, calls)
+    return HitDistribution(pairs // (k + 1), pairs % (k + 1), shares, None, _calls(hits, counts, k))
 
 
-def _counted_with_gpu(pattern: Pattern, owner: Ints) -> HitDistribution:
-    """Count as `_counted` does where experts are on the GPU.
+def _busiest_and_kept(patterns: Ints, hits: Few) -> tuple[Few, Few]:
+    """Find the most hits of a function, and count those of no function.
 
-    Many sets share their remote experts or those on the GPU, so both are counted once, and each set only adds up tokens.
+    Shapes: `hits` [functions, S, P]; int16 [S, P].
+    """
+    used = (patterns >= 0).sum(axis=1, dtype=np.int16)
+    return hits.max(axis=0, initial=0), used - hits.sum(axis=0, dtype=np.int16)
+
+
+def _beside(pattern: Pattern, divided: Ints | Few, remote: Ints, on_gpu: Bools, there: Ints) -> Floats:
+    """Add up the tokens of sets of one layer by what they hit, as one number (`_of_codes`).
+
+    Shapes: as in `HitCounter.beside_gpu`; [S, (k + 1) ** 3].
     """
     patterns, counts = pattern
-    slots, functions = patterns.shape[1] + 1, int(owner.max(initial=-1)) + 1
-    on_gpu, divided = owner == ON_GPU, np.maximum(owner, ON_CPU)
-    (first, of_divided), (first_gpu, of_gpu) = distinct_rows(divided), distinct_rows(on_gpu)
-    hits = _hits_of(patterns, divided[first], range(functions))
-    kept = (patterns >= 0).sum(axis=1) - hits.sum(axis=0)
-    # What is hit, as one number (_of_codes): busiest + slots * (kept - gpu) + slots**2 * gpu.
-    remote_code = hits.max(axis=0, initial=0) + slots * kept
-    gpu_code = _hits_of(patterns, on_gpu[first_gpu].astype(np.int64), (1,))[0].astype(np.int64) * (slots**2 - slots)
-    shares = np.empty((len(owner), slots**3))
-    for index, (which, there) in enumerate(zip(of_divided.tolist(), of_gpu.tolist(), strict=True)):
-        shares[index] = np.bincount(remote_code[which] + gpu_code[there], counts, slots**3)
+    (rows, which), (rows_gpu, which_gpu) = (np.unique(one, return_inverse=True) for one in (remote, there))
+    slots, functions = patterns.shape[1] + 1, int(divided[rows].max(initial=-1)) + 1
+    busiest, kept = _busiest_and_kept(patterns, _hits_of(patterns, divided[rows], range(functions)))
+    # What is hit: busiest + slots * (kept - gpu) + slots**2 * gpu.
+    remote_code = busiest + slots * kept.astype(np.int64)
+    gpu_code = _hits_of(patterns, on_gpu[rows_gpu].astype(np.int16), (1,))[0].astype(np.int64) * (slots**2 - slots)
+    shares, weights = np.empty((len(remote), slots**3)), _weights(counts)
+    for index, (one, other) in enumerate(zip(which.tolist(), which_gpu.tolist(), strict=True)):
+        shares[index] = np.bincount(remote_code[one] + gpu_code[other], weights, slots**3)
     shares /= counts.sum()
-    return _of_codes(shares, _calls(hits, counts, slots - 1)[of_divided])
+    return shares
+
+
+def _weights(counts: Ints | Floats) -> Floats | None:
+    """Write counts as `np.bincount` adds them up; None where all are 1, which is quicker."""
+    return None if (counts == 1).all() else counts.astype(np.float64)
 
 
 def joined(several: Sequence[HitDistribution]) -> HitDistribution:
-    """Join the distributions of several layers into one, with the sets of one layer after the other's."""
-    slots, has_gpu = several[0].calls.shape[1], any(hits.gpu is not None for hits in several)
-    shares = np.zeros((sum(len(hits.shares) for hits in several), slots ** (3 if has_gpu else 2)))
-    for hits, end in zip(several, np.cumsum([len(hits.shares) for hits in several]), strict=True):
-        code = hits.local * slots + hits.busiest + (0 if hits.gpu is None else hits.gpu * slots**2)
-        shares[end - len(hits.shares) : end, code] = hits.shares
-    return _of_codes(shares, np.concatenate([hits.calls for hits in several]))
+    """Join the distributions of several layers, with the sets of one layer after the other's.
 
-
-def _of_codes(shares: Floats, calls: Floats) -> HitDistribution:
-    """Make a distribution of shares by what is hit, as one number: GPU, local and busiest, in that order.
-
-    Shapes: `shares` [S, (k + 1) ** 2] without a GPU, else [S, (k + 1) ** 3].
+    None of them has experts on the GPU.
     """
-    slots, present = calls.shape[1], np.flatnonzero(shares.any(axis=0))
-    gpu = present // slots**2 if shares.shape[1] > slots**2 else None
-    return HitDistribution(present // slots % slots, present % slots, shares[:, present], calls, gpu)
+    slots = several[0].calls.shape[1]
+    shares = np.zeros((sum(len(hits.shares) for hits in several), slots**2))
+    for hits, end in zip(several, np.cumsum([len(hits.shares) for hits in several]), strict=True):
+        shares[end - len(hits.shares) : end, hits.local * slots + hits.busiest] = hits.shares
+    return HitDistribution(*_of_codes(shares, slots, False), np.concatenate([hits.calls for hits in several]))
+
+
+def _of_codes(shares: Floats, slots: int, has_gpu: bool) -> tuple[Ints, Ints, Floats, Ints | None]:
+    """Write shares by what is hit, as one number (GPU, local and busiest, in that order), as the fields of `HitShares`.
+
+    Shapes: `shares` [S, slots ** 2] without a GPU, else [S, slots ** 3].
+    """
+    present = np.flatnonzero(shares.any(axis=0))
+    return present // slots % slots, present % slots, shares[:, present], present // slots**2 if has_gpu else None
 
 
 def _all_prefixes(pattern: Pattern, rank: Ints, functions: int) -> HitDistribution:
@@ -221,22 +271,28 @@ def _all_prefixes(pattern: Pattern, rank: Ints, functions: int) -> HitDistributi
     ranks = np.ascontiguousarray(np.sort(rank[patterns], axis=1).T)  # [k, T]
     begin = np.concatenate([np.zeros((1, tokens), dtype=np.int64), ranks + 1])  # [k + 1, T]: size from which so many are remote
     function = (ranks % functions).astype(np.int8)
-    own = np.zeros((k, tokens), dtype=np.int64)  # hits of its function, with each next expert
+    own = np.zeros((k, tokens), dtype=np.int8 if k < 128 else np.int64)  # hits of its function, with each next expert
     for slot in range(k):
         own[slot:] += function[slot:] == function[slot]
+    own = own.astype(np.int64)
     busiest = np.concatenate([begin[:1], np.maximum.accumulate(own)])
     local = np.maximum((ranks < experts).sum(axis=0) - np.arange(k + 1)[:, None], 0)
     rows = (busiest + (k + 1) * local) * width
-    weights = np.tile(counts.astype(np.float64), k + 1)
+    of_token = _weights(counts)
+    weights = None if of_token is None else np.tile(of_token, k + 1)
 
     def table(height: int, more: Ints, less: Ints) -> Floats:
         """Add and subtract tokens at those places, and sum up over sizes."""
-        plus, minus = (np.bincount(at.ravel(), weights[: at.size], height * width) for at in (more, less))
+        plus, minus = (
+            np.bincount(at.ravel(), None if weights is None else weights[: at.size], height * width).astype(np.float64)
+            for at in (more, less)
+        )
         return np.cumsum((plus - minus).reshape(height, width), axis=1)[:, :-1]
 
     states = table((k + 1) ** 2, rows + begin, rows[:-1] + begin[1:])
-    calls = table(k + 1, own * width + begin[1:], (own - 1) * width + begin[1:])
+    enters = own * width + begin[1:]
+    calls = table(k + 1, enters, enters - width)
     calls[0] = 0.0
     present = np.flatnonzero(states.any(axis=1))
     total = counts.sum()
-    return HitDistribution(present // (k + 1), present % (k + 1), states[present].T / total, calls.T / total)
+    return HitDistribution(present // (k + 1), present % (k + 1), states[present].T / total, None, calls.T / total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from remoe_cli.model.draft import Speculate
@@ -61,6 +62,12 @@ class Problem:
     def is_one_token(self) -> bool:
         """Whether a decode step has one token: then its hits are known exactly, and no steps are drawn."""
         return self.concurrency == 1 and self.speculate == "off"
+
+    @cached_property
+    def request_bytes(self) -> int:
+        """Memory of the KV cache and the hidden states of the request with most tokens."""
+        tokens = self.workload.most_tokens.tokens
+        return self.spec.kv_cache_bytes(tokens) + self.spec.hidden_state_bytes * tokens
 
     @property
     def step_tokens(self) -> int:

@@ -289,7 +289,7 @@ class _Divided:
     problem: Problem
     at: Ints
     layer: Small
-    owner: Ints
+    owner: Places
     functions: int
     biggest: Ints
     speeds_mb: Ints
@@ -308,7 +308,7 @@ def _divided(problem: Problem, menu: Ints, members: Bools, set_layer: Small, num
     A number that is not among `numbers` counts only where fewer functions do not hold the set.
     """
     side, count = problem.catalog.function, members.sum(axis=1)
-    place_in_set = positions(members, problem.workload.ranks[set_layer])
+    place_in_set = positions(members, problem.workload.ranks[set_layer]).astype(np.int16)
     first = np.flatnonzero(np.diff(expert_functions.function_vcpus(side, menu), prepend=0.0))  # [V]: the least spec of each speed
     faster = np.append(first[1:], len(menu))  # [V]: the least spec of the next speed
     end = np.repeat(faster[None], len(members), axis=0)  # [X, V]: from this spec on, fewer functions hold the set
@@ -370,7 +370,7 @@ def _instances(divided: _Divided, replicas: tuple[int, ...], payload_limited: bo
         yield number, quicker, zt_s, usd
 
 
-def _shared(divided: _Divided, tokens: Floats, replicas: tuple[int, ...]) -> Ints | Places:
+def _shared(divided: _Divided, tokens: Floats, replicas: tuple[int, ...]) -> Places:
     """Assign each expert to an invocation of a prompt. Divided sets have no replicas.
 
     Shapes: [Z, S, E].
@@ -382,7 +382,7 @@ def _shared(divided: _Divided, tokens: Floats, replicas: tuple[int, ...]) -> Int
     return np.concatenate(each, axis=1)
 
 
-def _function_loads(problem: Problem, layer: Small, owner: Ints, functions: int) -> tuple[Ints, Floats]:
+def _function_loads(problem: Problem, layer: Small, owner: Places, functions: int) -> tuple[Ints, Floats]:
     """Count the experts of the fullest function, and the bytes that the largest one needs.
 
     Shapes: [S].

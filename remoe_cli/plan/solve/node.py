@@ -103,20 +103,27 @@ def mains(task: Task, cutoff: float = math.inf) -> tuple[Main, ...]:
     return tuple(main for spec in task.problem.menu for main in _counts(task, spec, cutoff))
 
 
+def holds_rest(problem: Problem, spec: MainSpec) -> bool:
+    """Tell whether a main function has room for all but the experts."""
+    return main_function.local_capacity(problem, spec) >= 0 and main_function.fetch_capacity(problem, spec) >= 0
+
+
 def _counts(task: Task, spec: MainSpec, cutoff: float) -> Iterator[Main]:
     problem = task.problem
-    if main_function.local_capacity(problem, spec) < 0 or main_function.fetch_capacity(problem, spec) < 0:
+    if not holds_rest(problem, spec):
         return
     most = MOST_INSTANCES if main_function.always_on(problem, spec) else 1
     for instances in range(1, MOST_INSTANCES + 1):
         main = Main(spec, instances)
+        if task.aim.objective == "cost" and main_function.fixed_usd(problem, main) > cutoff:
+            return
         if instances == 2 and most > 1:
             at = _usable(task, (main,), None)
             figures, layer = _figures(problem, task.columns, (main,), at), task.columns.layer[slice(None) if at is None else at]
             starts = np.flatnonzero(np.diff(layer, prepend=-1))
             slowest_s = figures.busy[1] + float(np.maximum.reduceat(figures.busy[0], starts).sum())
             most = math.ceil(slowest_s * (problem.workload.requests_per_hour or 0.0) / 3600)
-        if instances > most or (task.aim.objective == "cost" and main_function.fixed_usd(problem, main) > cutoff):
+        if instances > most:
             return
         yield main
 

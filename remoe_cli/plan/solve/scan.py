@@ -18,7 +18,7 @@ from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.solve.candidates import Sets, gpu_sizes, prefix_sets, with_gpu
 from remoe_cli.plan.solve.columns import build_columns, weighed_functions
 from remoe_cli.plan.solve.exact import NodeBound, Solution, bound_node
-from remoe_cli.plan.solve.node import Task, mains, make_node
+from remoe_cli.plan.solve.node import Task, holds_rest, mains, make_node
 from remoe_cli.plan.solve.rounding import rounded
 
 T = TypeVar("T")
@@ -54,6 +54,8 @@ def scan(problem: Problem, aim: Aim, least: int = 0) -> Solution | None:
 
 def _scan(problem: Problem, aim: Aim, least: int) -> Solution | None:
     """Find such a plan where all main functions serve equally many requests at once."""
+    if not any(holds_rest(problem, spec) for spec in problem.menu):
+        return None  # no column needs to be priced to know
     best = _pass(problem, aim, _grid(problem, aim, least, None, 1), None) or _pass(problem, aim, _everything(problem, aim, least), None)
     for closer in CLOSER:
         if best is not None:

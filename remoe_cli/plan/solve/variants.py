@@ -81,7 +81,7 @@ class StepTable:
 
     problem: Problem
     layer: Small
-    owner: Ints
+    owner: Ints | hits.Few
     speeds_mb: Ints | Floats
     keeps: Keeps = "nothing"
     _loads: dict[int, tuple[Load, ...]] = field(default_factory=dict, init=False, repr=False)
@@ -142,12 +142,16 @@ class Variants:
     sets, layer   [X, E], [X]: all sets, and their layers
     first         [U], the first set with each remote set; ascending
     remote_set    [X], the remote set of each set, as a place in `first`
+    first_gpu     [G], the first set with each row of experts on the GPU; ascending
+    gpu_row       [X], that row of each set, as a place in `first_gpu`
     """
 
     sets: Sets
     layer: Small
     first: Ints
     remote_set: Ints
+    first_gpu: Ints
+    gpu_row: Ints
 
 
 def variants_of(sets: Sets, layer: Small) -> Variants:
@@ -157,12 +161,14 @@ def variants_of(sets: Sets, layer: Small) -> Variants:
     """
     every = np.arange(len(sets))
     if not (sets == ON_GPU).any():
-        return Variants(sets, layer, every, every)
-    return Variants(sets, layer, *hits.distinct_rows(np.concatenate([layer[:, None], sets == REMOTE], axis=1)))
+        return Variants(sets, layer, every, every, every[:1], 0 * every)
+    remote, on_gpu = (np.packbits(sets == one, axis=1) for one in (REMOTE, ON_GPU))  # short rows are quick to compare
+    of_layer = np.ascontiguousarray(layer[:, None]).view(np.uint8)
+    return Variants(sets, layer, *hits.distinct_rows(np.concatenate([of_layer, remote], axis=1)), *hits.distinct_rows(on_gpu))
 
 
 def spread_out(
-    problem: Problem, variants: Variants, priced: Sequence[Part], at: Ints, owner: Ints, speeds_mb: Ints | None, begin: int
+    problem: Problem, variants: Variants, priced: Sequence[Part], at: Ints, owner: Ints | hits.Few, speeds_mb: Ints | None, begin: int
 ) -> tuple[list[Part], list[DecodeTable | StepTable]]:
     """Copy the columns of some remote sets for the sets that have these.
 
@@ -180,18 +186,21 @@ def spread_out(
         return parts, []
     after = begin + len(at) * speeds
     parts += [_copied(part, at, variants, there, begin, speeds, after) for part in priced]
-    owner = np.where(variants.sets[there] == ON_GPU, hits.ON_GPU, owner[np.searchsorted(at, variants.remote_set[there])])
+    remote = np.searchsorted(at, variants.remote_set[there])
     if not problem.is_one_token:
+        owner = np.where(variants.sets[there] == ON_GPU, hits.ON_GPU, owner[remote])
         return parts, [StepTable(problem, variants.layer[there], owner, np.zeros(1) if speeds_mb is None else speeds_mb)]
-    found = hits_of(problem, variants.layer[there], owner)
+    (used, remote), (used_gpu, row) = (np.unique(each, return_inverse=True) for each in (remote, variants.gpu_row[there]))
+    on_gpu = variants.sets[variants.first_gpu[used_gpu]] == ON_GPU
+    found = problem.workload.hits.beside_gpu(variants.layer[there], owner[used], remote, on_gpu, row)
     call_s = np.zeros((1, len(found.local)))
     if speeds_mb is not None:
         call_s = expert_functions.decode_wait_s(problem, speeds_mb[:, None], found.busiest)
     return parts, [DecodeTable(found.local, call_s, found.shares, found.gpu)]
 
 
-def hits_of(problem: Problem, layer: Small, owner: Ints) -> hits.HitDistribution:
-    """Count what tokens hit of the sets `owner` [S, E] of layers [S], which ascend."""
+def hits_of(problem: Problem, layer: Small, owner: Ints | hits.Few) -> hits.HitDistribution:
+    """Count what tokens hit of the sets `owner` [S, E] of layers [S], which ascend; none on the GPU."""
     counter = problem.workload.hits
     return hits.joined([counter.of_owners(one, owner[layer == one]) for one in np.unique(layer).tolist()])
 

@@ -10,7 +10,7 @@ Source: method.md, sections 3, 4, 11 and 12.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
@@ -359,11 +359,13 @@ def hit_shares(inputs: VerifierInputs, layer: LayerPlan, routed: Layer) -> Hits:
 
 def count_hits(layer: LayerPlan, choices: Mapping[tuple[int, ...], float]) -> Hits:
     """Count the tokens of each such kind."""
-    holder = {expert: part for part, experts in enumerate(layer.parts) for expert in experts}
-    seen: defaultdict[tuple[int, int, tuple[int, ...]], float] = defaultdict(float)
+    placed = dict.fromkeys(layer.gpu, -1) | {expert: part for part, experts in enumerate(layer.parts) for expert in experts}
+    where, alike = defaultdict(lambda: -2, placed), defaultdict[tuple[int, ...], float](float)
     for choice, tokens in choices.items():
-        hit, gpu = [holder[e] for e in choice if e in holder], sum(e in layer.gpu for e in choice)
-        seen[len(choice) - len(hit) - gpu, gpu, tuple(sorted(map(hit.count, set(hit)))) if hit else ()] += tokens
+        alike[tuple(sorted(map(where.__getitem__, choice)))] += tokens
+    seen: defaultdict[tuple[int, int, tuple[int, ...]], float] = defaultdict(float)
+    for counts, tokens in ((Counter(places), tokens) for places, tokens in alike.items()):
+        seen[counts.pop(-2, 0), counts.pop(-1, 0), tuple(sorted(counts.values()))] += tokens
     return seen
 
 
