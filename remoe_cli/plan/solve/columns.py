@@ -256,7 +256,7 @@ def fewest_functions(problem: Problem, index: int, layer: LayerPlan) -> int:
     """Count the functions that the MoE layer at `index` needs at its memory; 0 where none is remote."""
     members = np.isin(np.arange(problem.spec.experts_per_layer), layer.remote)[None]
     for functions in range(1, len(layer.parts)):
-        owner = owners(members, problem.workload.ranks[index], functions)
+        owner = owners(members, problem.workload.ranks[index], functions).astype(np.int16)
         if _function_loads(problem, np.array([index]), owner, functions)[1][0] <= layer.memory_mb * MB:
             return functions
     return len(layer.parts)
