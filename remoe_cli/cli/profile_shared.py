@@ -95,10 +95,17 @@ def trained_predictor(profile: Profile) -> PredictorRecord | None:
         return train(profile)
 
 
-def described_latency(model: str, latency_from: str, experts: Literal["int8", "int4"] | None = None) -> Latency:
+def described_latency(
+    model: str, latency_from: str, experts: Literal["int8", "int4"] | None = None, assistant: str | None = None
+) -> Latency:
     from remoe_cli.model.checkpoint import find_named
     from remoe_cli.model.spec import read_spec
     from remoe_cli.profile.hardware import latency_from as described
 
     with output.progress("Finding the model"):
-        return described(latency_from, read_spec(find_named(model), experts))
+        beside = None
+        if assistant is not None:
+            from remoe_cli.model.assistant import read_assistant_spec
+
+            beside = read_assistant_spec(find_named(assistant))
+        return described(latency_from, read_spec(find_named(model), experts), assistant=beside)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from remoe_cli.plan.document import GPU_BY_USE, BaselineName, BreakEvenTraffic, MainKind, Plan, Verdict
+from remoe_cli.units import size
 
 HOURS_PER_MONTH = 730
 
@@ -191,6 +192,8 @@ def drafts_text(plan: Plan) -> Iterator[str]:
     if plan.workload.speculate == "off":
         return
     chosen = ", as the planner chose" if plan.workload.speculate == "auto" else ""
+    if (assistant := plan.assistant) is not None:
+        chosen += f"; where the text has none, {assistant.name} drafts them ({size(assistant.bytes)} in the main function)"
     match plan.speculate:
         case "off":
             yield f"none{chosen}"
