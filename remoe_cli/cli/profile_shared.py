@@ -56,6 +56,8 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = (), measured: Mapp
         "latency": record.latency.source,
         "warnings": list(warnings),
     }
+    if (assistant := assistant_figures(made)) is not None:
+        document["assistant"] = assistant
     if measured is not None:
         document["measured"] = {what: {"median_s": median_s, "of": of} for what, (median_s, of) in measured.items()}
 
@@ -71,6 +73,11 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = (), measured: Mapp
             output.line(record.spec.stored_as)
         if record.loss is not None:
             output.line(f"What that loses: {record.loss.sentence}")
+        if assistant is not None:
+            output.line(
+                f"Assistant {assistant['path']}: {assistant['decode_s'] * 1e3:.3g} ms for a drafted token. With --speculate auto a "
+                f"token of an answer takes {assistant['passes']:.2f} passes with it, {assistant['passes_without']:.2f} without."
+            )
         output.line(f"Times {record.latency.source}: {record.latency.machine}, {record.latency.measured_on}")
         if trained:
             scores = ", ".join(f"{name} {bits:.3f}" for name, bits in trained.validation_bits.items())
@@ -85,6 +92,17 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = (), measured: Mapp
     for warning in warnings:
         output.say(f"warning: {warning}")
     output.result(document, show)
+
+
+def assistant_figures(made: Profile) -> dict[str, Any] | None:
+    """Say what an assistant takes for a drafted token, and what its drafts do; None if unknown."""
+    from remoe_cli.plan.problem.drafting import Assisted, drafting_of
+
+    reference, times, known = made.record.assistant, made.record.latency.assistant, drafting_of(made)
+    if reference is None or times is None or Assisted("auto") not in known:
+        return None
+    passes, without = known[Assisted("auto")].passes, known["auto"].passes
+    return {"path": reference.path, "decode_s": times.decode_s, "passes": passes, "passes_without": without}
 
 
 def trained_predictor(profile: Profile) -> PredictorRecord | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from remoe_cli.cli.profile_shared import assistant_figures
 from remoe_cli.errors import UsageError
 from remoe_cli.model.assistant import Assistant, read_assistant_spec
 from remoe_cli.model.checkpoint import find
@@ -105,6 +106,15 @@ def test_a_profile_counts_what_an_assistant_drafts(model: Path, small: Path, tmp
         itself.arrays["decode_tokens"].sum(),
     )
     right, wrong = passes
+    figures, its = (assistant_figures(each) for each in (itself, plain))
+    assert (
+        its is None
+        and figures is not None
+        and own.assistant is not None
+        and figures["path"] == str(model)
+        and figures["decode_s"] == own.assistant.decode_s
+    )
+    assert figures["passes"] == itself.arrays["assisted_passes"][:, 0].sum() / tokens < figures["passes_without"]
     assert right <= 0.5 * tokens < wrong <= tokens
     assert (made.arrays["assistant_tokens"][:, :, 0].sum(axis=1) > 0).all() and len(TEXTS) == 7
 
